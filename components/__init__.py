@@ -1,0 +1,1 @@
+"""One Kubeflow component a file: thin, typed, no logic."""

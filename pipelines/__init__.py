@@ -1,0 +1,1 @@
+"""How components are wired, and how a pipeline runs on one machine."""

@@ -1,0 +1,195 @@
+"""Frozen dataclass configs: JSON both ways, a digest, and strict ``path=value`` overrides.
+
+Every config derives from :class:`Config`. Field types are those that JSON can hold: ``bool``,
+``int``, ``float``, ``str``, ``Literal``, ``tuple[T, ...]``, ``dict[str, T]``, another Config,
+and any of these ``| None``.
+"""
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from clipmill.errors import ConfigError
+from clipmill.digest import digest_json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Base of every config."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, nested configs included."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, value: object, path: str = "") -> Self:
+        """Build from plain JSON values; a missing, unknown or ill-typed field is a ConfigError."""
+        if not isinstance(value, dict):
+            raise _wrong_type(path or cls.__name__, value, cls)
+        hints = get_type_hints(cls)
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for name in value:
+            if name not in fields:
+                raise _unknown(_dotted(path, name), cls)
+        kwargs = {}
+        for name, field in fields.items():
+            if name in value:
+                kwargs[name] = _parse(value[name], hints[name], _dotted(path, name))
+            elif _is_required(field):
+                raise ConfigError(
+                    f"{_dotted(path, name)} is missing",
+                    expected=f"a value of type {_type_name(hints[name])}",
+                    action=f"give {_dotted(path, name)}",
+                )
+        return cls(**kwargs)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of all fields (hex)."""
+        return digest_json(self.to_json())
+
+    def override(self, assignments: Sequence[str]) -> Self:
+        """A copy with each ``path.to.field=value`` applied, left to right.
+
+        A value is read as JSON where the field isn't a string (``1e-3``, ``true``, ``[1, 2]``,
+        ``null``); for a string field it is taken as it stands.
+        """
+        config = self
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            if not equals or not path:
+                raise ConfigError(
+                    f"{assignment!r} is not an override",
+                    expected="path.to.field=value",
+                    action="write it as --set path.to.field=value",
+                )
+            config = _set(config, path.strip().split("."), text, "")
+        return config
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
+    name, *rest = path
+    here = _dotted(done, name)
+    hints = get_type_hints(type(config))
+    if name not in hints:
+        raise _unknown(here, type(config))
+    if not rest:
+        return dataclasses.replace(config, **{name: _parse(_read(text, hints[name]), hints[name], here)})
+    child = getattr(config, name)
+    if not isinstance(child, Config):
+        raise ConfigError(
+            f"{here} has no fields, so {'.'.join([here, *rest])} can't be set",
+            expected=f"a value of type {_type_name(hints[name])} for {here}",
+            action=f"set {here}=value",
+        )
+    return dataclasses.replace(config, **{name: _set(child, rest, text, here)})
+
+
+def _read(text: str, hint: Any) -> object:
+    kinds = _alternatives(hint)
+    if type(None) in kinds and text in {"null", "none", "None"}:
+        return None
+    if str in kinds or any(get_origin(kind) is Literal for kind in kinds):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _parse(value: object, hint: Any, path: str) -> object:
+    for kind in _alternatives(hint):
+        found, parsed = _parse_one(value, kind, path)
+        if found:
+            return parsed
+    raise _wrong_type(path, value, hint)
+
+
+def _parse_one(value: object, kind: Any, path: str) -> tuple[bool, object]:
+    """Whether ``value`` fits ``kind``, and the value that the field then holds."""
+    origin = get_origin(kind)
+    if kind is type(None):
+        return value is None, None
+    if origin is Literal:
+        return value in get_args(kind), value
+    if origin is tuple:
+        return _parse_tuple(value, get_args(kind), path)
+    if origin is dict:
+        if not isinstance(value, dict):
+            return False, None
+        item = get_args(kind)[1]
+        return True, {str(k): _parse(v, item, _dotted(path, str(k))) for k, v in value.items()}
+    if isinstance(kind, type) and issubclass(kind, Config):
+        if isinstance(value, kind):
+            return True, value
+        return isinstance(value, dict), kind.from_json(value, path) if isinstance(value, dict) else None
+    if kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return fits, float(value) if fits else None  # type: ignore[arg-type]  # narrowed by `fits`
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, kind), value
+
+
+def _parse_tuple(value: object, items: tuple[Any, ...], path: str) -> tuple[bool, object]:
+    if not isinstance(value, list | tuple):
+        return False, None
+    if len(items) == 2 and items[1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        return False, None
+    return True, tuple(
+        _parse(v, kind, f"{path}[{i}]") for i, (v, kind) in enumerate(zip(value, items, strict=True))
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Config):
+        return value.to_json()
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in {Union, types.UnionType} else (hint,)
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _dotted(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _unknown(path: str, cls: type[Config]) -> ConfigError:
+    hints = get_type_hints(cls)
+    parent = path.rpartition(".")[0]
+    names = ", ".join(_dotted(parent, f.name) for f in dataclasses.fields(cls))
+    return ConfigError(
+        f"{path} is not a field of {cls.__name__}",
+        expected=f"one of {names}" if hints else "no field at all",
+        action="correct the path; nothing was changed",
+    )
+
+
+def _wrong_type(path: str, value: object, hint: Any) -> ConfigError:
+    return ConfigError(
+        f"{path} was {value!r}",
+        expected=f"a value of type {_type_name(hint)}",
+        action=f"give {path} such a value",
+    )

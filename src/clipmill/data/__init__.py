@@ -1,0 +1,1 @@
+"""From image-text pairs to a dataset: sources, shards, layers, captioners, the loader."""

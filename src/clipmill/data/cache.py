@@ -1,0 +1,104 @@
+"""Verified local files: each copied or checked once per machine, the copies bounded in bytes.
+
+A cache is a folder with one entry a file, named by the file's SHA-256; an entry's time says when
+it was used last. Any number of processes share it.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from clipmill.storage.archive import fetch
+from clipmill.storage.atomic import replacing
+from clipmill.storage.local import LocalStore
+from clipmill.storage.store import open_store, split_uri
+
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+
+
+def is_remote(uri: str) -> bool:
+    """Whether what lies below ``uri`` has to be copied to be read."""
+    return not isinstance(open_store(uri), LocalStore)
+
+
+def open_copy(uri: str, sha256: str, cache: Path) -> BinaryIO:
+    """Open the file at ``uri``, copied to ``cache`` if it's remote, verified either way.
+
+    A local file is read for its digest once, and again if it was written since. Processes that
+    want the same remote file wait for one of them to download it. Raises NotFoundError,
+    StorageError; ArtifactError where the SHA-256 differs.
+    """
+    store, key = split_uri(uri)
+    if isinstance(store, LocalStore):
+        return _open_local(store.path(key), uri, sha256, cache)
+    while True:
+        try:
+            with _lock(cache / sha256):
+                return fetch(uri, sha256, cache).open("rb")
+        except FileNotFoundError:
+            # Another process trimmed the entry away just now.
+            continue
+
+
+def trim(cache: Path, limit_bytes: int) -> None:
+    """Delete the entries used longest ago until the others fit in ``limit_bytes``.
+
+    A file that some process has open stays readable to it. What isn't named as an entry stays.
+    """
+    entries = [entry for entry in cache.iterdir() if _ENTRY.fullmatch(entry.name)]
+    total = 0
+    for entry in sorted(entries, key=_last_use, reverse=True):
+        total += _size(entry)
+        if total > limit_bytes:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _open_local(path: Path, uri: str, sha256: str, cache: Path) -> BinaryIO:
+    note = cache / sha256 / "verified"
+    try:
+        is_verified = note.read_text() == _state(path)
+    except FileNotFoundError:
+        is_verified = False
+    if not is_verified:
+        fetch(uri, sha256, cache)
+        with replacing(note) as temporary:
+            temporary.write_text(_state(path))
+    return path.open("rb")
+
+
+def _state(path: Path) -> str:
+    """What changes when a file is written or replaced."""
+    stat = path.stat()
+    return f"{path} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
+
+
+@contextmanager
+def _lock(entry: Path) -> Iterator[None]:
+    """Own an entry of the cache, and mark it as used now."""
+    entry.mkdir(parents=True, exist_ok=True)
+    folder = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        os.utime(entry)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _last_use(entry: Path) -> float:
+    try:
+        return entry.stat().st_mtime
+    except FileNotFoundError:  # another process trims too
+        return 0.0
+
+
+def _size(entry: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in entry.iterdir())
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,157 @@
+"""A dataset: immutable WebDataset shards, and the layers computed over them since.
+
+``dataset.json`` lists both. The digest is that of the shard list: it names the pairs, and stays
+what it is when a layer is added, so that what was made from the dataset before can still be
+traced to it. Each layer has a digest of its own.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from clipmill.digest import digest_json
+from clipmill.errors import ArtifactError, NotFoundError
+from clipmill.storage.lineage import Parent
+from clipmill.storage.store import join, open_store, read_json
+
+FORMAT = 1
+MANIFEST = "dataset.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One shard, as the dataset's list names it."""
+
+    name: str
+    """File name below ``shards/``, such as ``00000.tar``."""
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """One committed layer, as the dataset's list names it."""
+
+    name: str
+    """Kind and maker, such as ``captions/coca-1a2b3c4d``."""
+    digest: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What ``dataset.json`` says; the samples themselves are read by ``read_shard``."""
+
+    uri: str
+    """Absolute, so that what is made from the dataset can name it."""
+    shards: tuple[ShardInfo, ...]
+    layers: Mapping[str, LayerInfo]
+    quarantine: Mapping[str, int]
+    """Number of items left out, by reason (see ``sources.REASONS``)."""
+    parents: tuple[Parent, ...]
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Read the dataset at ``uri``.
+
+        Raises ArtifactError if there is none, or its list is foreign, cut or inconsistent.
+        """
+        uri = open_store(uri).uri
+        try:
+            value = read_json(join(uri, MANIFEST))
+        except NotFoundError as error:
+            raise ArtifactError(
+                f"there is no dataset at {uri}",
+                expected=f"a folder with {MANIFEST}, which is written when all shards are",
+                action="correct the URI, or run (or rerun) `clipmill data shard`",
+            ) from error
+        check_kind(value, "dataset", uri)
+        try:
+            dataset = cls(
+                uri=uri,
+                shards=tuple(ShardInfo(**shard) for shard in value["shards"]),
+                layers={n: LayerInfo(name=n, **v) for n, v in value["layers"].items()},
+                quarantine=dict(value["quarantine"]),
+                parents=tuple(Parent.from_json(parent) for parent in value["parents"]),
+            )
+            consistent = value["digest"] == dataset.digest
+        except (AttributeError, KeyError, TypeError) as error:
+            raise inconsistent(join(uri, MANIFEST), f"lacks a part: {error!r}") from error
+        if not consistent:
+            raise inconsistent(join(uri, MANIFEST), "doesn't match its own digest")
+        return dataset
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the shard list: equal for equal samples, whatever the layers."""
+        return digest_json([asdict(shard) for shard in self.shards])
+
+    def uids(self, index: int) -> list[str]:
+        """The uids of the samples in shard ``index``, in order, without reading the shard.
+
+        Raises ArtifactError if the shard's sidecar isn't of the shard that is listed.
+        """
+        sidecar = read_sidecar(self.uri, index)
+        if sidecar["sha256"] != self.shards[index].sha256:
+            raise inconsistent(sidecar_uri(self.uri, index), "speaks of another shard")
+        uids: list[str] = sidecar["uids"]
+        return uids
+
+    def shard_uri(self, index: int) -> str:
+        """The URI of shard ``index``."""
+        return join(self.uri, "shards", self.shards[index].name)
+
+    def layer_uri(self, layer: str) -> str:
+        """The URI of a layer's folder, whether or not it exists."""
+        return join(self.uri, "layers", layer)
+
+
+def sidecar_uri(uri: str, index: int) -> str:
+    """Where the record beside shard ``index`` of the dataset at ``uri`` lies."""
+    return join(uri, "shards", f"{index:05d}.json")
+
+
+def read_sidecar(uri: str, index: int) -> dict[str, Any]:
+    """The record beside shard ``index``: uids in order, counts, digest, quarantined items."""
+    sidecar: dict[str, Any] = read_json(sidecar_uri(uri, index))
+    check_kind(sidecar, "shard", sidecar_uri(uri, index))
+    return sidecar
+
+
+def layer_list(layers: Iterable[LayerInfo]) -> dict[str, Any]:
+    """The ``layers`` entry of ``dataset.json``."""
+    return {v.name: {"digest": v.digest, "num_bytes": v.num_bytes} for v in layers}
+
+
+def check_kind(value: object, kind: str, uri: str) -> None:
+    """Raise ArtifactError unless ``value`` is a record of this kind and format."""
+    found = (value.get("kind"), value.get("format")) if isinstance(value, dict) else (None, None)
+    if found != (kind, FORMAT):
+        raise ArtifactError(
+            f"{uri} holds kind {found[0]!r} in format {found[1]!r}",
+            expected=f"kind {kind!r} in format {FORMAT}",
+            action="point at an artifact that this version of clipmill wrote",
+        )
+
+
+def inconsistent(uri: str, trouble: str) -> ArtifactError:
+    """The error for an artifact that was damaged or edited."""
+    return ArtifactError(
+        f"{uri} {trouble}",
+        expected="the file as clipmill wrote it",
+        action="delete it and run the step that writes it again",
+    )
+
+
+def cache_folder() -> Path:
+    """Where local copies are kept by default: ``CLIPMILL_CACHE``, or ~/.cache/clipmill."""
+    default = Path.home() / ".cache" / "clipmill"
+    return Path(os.environ.get("CLIPMILL_CACHE") or default)

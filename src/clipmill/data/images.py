@@ -1,0 +1,99 @@
+"""Image bytes to RGB pixels, with the size known before anything is decoded.
+
+The files come from the web, so a header is read by hand first: Pillow's decoders may allocate
+the whole canvas on opening, and its own guard is a process-wide setting.
+"""
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from clipmill.errors import BadSampleError
+
+# What Pillow accepts without a warning; a larger limit of ours would meet Pillow's.
+MAX_PIXELS = 89_478_485
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+# Start-of-frame markers of JPEG (ITU-T T.81, table B.1): C0..CF without DHT, JPG and DAC.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers that stand alone, without a length (T.81, B.1.1.3): TEM, RST0..7, SOI.
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) in pixels from the header of a JPEG, PNG or WebP file.
+
+    Raises BadSampleError (``unreadable-image``) for anything else, or a header that is cut.
+    """
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return _jpeg_size(data)
+        if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR":
+            width, height = struct.unpack_from(">II", data, 16)
+            return width, height
+        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            return _webp_size(data)
+    except (IndexError, struct.error) as error:
+        raise BadSampleError("unreadable-image", "the file ends within its header") from error
+    raise BadSampleError("unreadable-image", "neither JPEG, PNG nor WebP")
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """Return the decoded picture in mode RGB, upright (EXIF orientation applied).
+
+    Transparent pixels are laid over white, and 16-bit grey is scaled to 8 bits. Raises
+    BadSampleError (``unreadable-image``) if any part of the file can't be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
+            return _to_rgb(upright)
+    except UnidentifiedImageError as error:
+        # Pillow's words hold the address of a buffer, and records must be the same in every run.
+        raise BadSampleError("unreadable-image", "not a picture behind its header") from error
+    except Exception as error:  # decoders raise whatever a broken file provokes
+        raise BadSampleError("unreadable-image", str(error)) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.uint32) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    position = 2
+    while True:
+        if data[position] != 0xFF:
+            raise BadSampleError("unreadable-image", "a JPEG marker is missing")
+        while data[position] == 0xFF:  # any number of fill bytes may precede a marker
+            position += 1
+        marker = data[position]
+        position += 1
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, position + 3)
+            return width, height
+        if marker not in _JPEG_BARE:
+            position += struct.unpack_from(">H", data, position)[0]
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Read the canvas size of the three kinds of WebP (RFC 9649, sections 2.4 to 2.7)."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))
+        return width, height
+    if kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise BadSampleError("unreadable-image", f"a WebP chunk of unknown kind {kind!r}")

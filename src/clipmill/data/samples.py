@@ -1,0 +1,71 @@
+"""Endless batches of labelled samples, in an order that depends on the seed alone."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Load = Callable[[int, np.random.Generator], dict[str, np.ndarray]]
+"""Sample ``index``, augmented by the generator, as arrays by name."""
+
+
+def sample_batches(
+    load: Load,
+    num_samples: int,
+    *,
+    batch_size: int,
+    seed: int,
+    cursor: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[dict[str, Tensor]]:
+    """This rank's batches from step ``cursor`` on; epoch follows epoch without a break.
+
+    ``batch_size`` counts all ranks. Workers have no say in what a batch holds.
+    """
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        _Batches(load, num_samples, batch_size, seed, rank, world_size),
+        batch_size=None,
+        sampler=StepsFrom(cursor),
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+class StepsFrom(torch.utils.data.Sampler[int]):
+    """The numbers of all global steps from ``cursor`` on."""
+
+    def __init__(self, cursor: int) -> None:
+        self._cursor = cursor
+
+    def __iter__(self) -> Iterator[int]:
+        step = self._cursor
+        while True:
+            yield step
+            step += 1
+
+
+@dataclass
+class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
+    load: Load
+    num_samples: int
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        samples = [self._sample(p) for p in positions[self.rank :: self.world_size]]
+        return {k: torch.from_numpy(np.stack([s[k] for s in samples])) for k in samples[0]}
+
+    def _sample(self, position: int) -> dict[str, np.ndarray]:
+        epoch, place = divmod(position, self.num_samples)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
+        generator = np.random.default_rng((self.seed, epoch, place))
+        return self.load(int(order[place]), generator)

@@ -1,0 +1,270 @@
+"""What is in a scene: a room, a camera in it, a sun, and objects that stand about.
+
+World frame: metres, x right, y up, z ahead; the camera hangs above the origin, looks along +z and
+down. Everything is drawn from (seed, index) alone, so a scene's world is the same at any image
+size and whichever others are drawn.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.config import Config
+from clipmill.data.scenes.shapes import SHAPES, Shape
+from clipmill.errors import ConfigError
+
+RGB = tuple[float, float, float]
+
+COLOURS: dict[str, RGB] = {
+    "red": (0.66, 0.035, 0.03),
+    "orange": (0.86, 0.25, 0.015),
+    "yellow": (0.87, 0.66, 0.03),
+    "green": (0.05, 0.37, 0.06),
+    "blue": (0.03, 0.10, 0.60),
+    "purple": (0.27, 0.05, 0.42),
+    "white": (0.80, 0.80, 0.80),
+    "black": (0.022, 0.022, 0.024),
+}
+"""Linear RGB of each named colour an object can have."""
+MATERIALS = ("matte", "glossy", "striped", "checkered")
+WALLS: dict[str, RGB] = {
+    "grey": (0.42, 0.43, 0.45),
+    "beige": (0.64, 0.54, 0.40),
+    "teal": (0.16, 0.40, 0.40),
+    "pink": (0.66, 0.40, 0.40),
+    "brick": (0.42, 0.20, 0.14),
+}
+"""Linear RGB of each wall finish; none shares a name with an object's colour."""
+FLOORS: dict[str, RGB] = {
+    "wooden": (0.42, 0.26, 0.14),
+    "tiled": (0.36, 0.37, 0.36),
+    "carpeted": (0.30, 0.27, 0.33),
+    "concrete": (0.36, 0.36, 0.35),
+}
+"""Linear RGB of each floor finish."""
+OBJECTS = tuple(SHAPES)
+CLASSES = ("floor", "wall", *OBJECTS)
+"""Semantic classes: value k of a class mask is ``CLASSES[k - 1]``, 0 is unlabelled (unused)."""
+
+MAX_OBJECTS = 8
+_ATTEMPTS = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneConfig(Config):
+    """A family of scenes; with an index it determines one scene."""
+
+    size: int = 64
+    """Image height and width, pixels: 32 to 1024."""
+    seed: int = 0
+    """Family of scenes: indices of different seeds share nothing."""
+    min_objects: int = 1
+    """Fewest objects placed in a room (a crowded room may hide one from sight)."""
+    max_objects: int = 4
+    """Most objects placed in a room, 8 at most; a room without space for them gets fewer."""
+    supersample: int = 2
+    """Samples a pixel along each side: 1 (fastest, jagged), or an even number to 8."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be drawn."""
+        _check("size", self.size, 32 <= self.size <= 1024, "a whole number from 32 to 1024")
+        _check("seed", self.seed, self.seed >= 0, "a whole number from 0")
+        _check(
+            "max_objects",
+            self.max_objects,
+            1 <= self.max_objects <= MAX_OBJECTS,
+            f"a whole number from 1 to {MAX_OBJECTS}",
+        )
+        _check(
+            "min_objects",
+            self.min_objects,
+            1 <= self.min_objects <= self.max_objects,
+            "a whole number from 1 to max_objects",
+        )
+        _check(
+            "supersample", self.supersample, self.supersample in {1, 2, 4, 6, 8}, "1, 2, 4, 6, 8"
+        )
+
+
+def _check(name: str, value: int, fits: bool, expected: str) -> None:
+    if not fits:
+        raise ConfigError(f"SceneConfig.{name} = {value}", expected=expected, action=f"set {name}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Camera:
+    """A pinhole camera above the origin."""
+
+    height: float
+    """Metres above the floor."""
+    pitch: float
+    """Radians below the horizon."""
+    tan_half: float
+    """Tangent of half the field of view, which is square."""
+
+    def rotation(self) -> NDArray[np.float64]:
+        """World from camera (3, 3): columns are its right, up and forward directions."""
+        s, c = math.sin(self.pitch), math.cos(self.pitch)
+        return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+
+    def depth(self, y: float, z: float) -> float:
+        """Distance (metres) along the optical axis of any point (x, y, z)."""
+        return (self.height - y) * math.sin(self.pitch) + z * math.cos(self.pitch)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """A floor and three walls: the camera never sees the fourth, nor the ceiling."""
+
+    yaw: float
+    """Radians by which the room is turned about the vertical against the camera."""
+    distances: tuple[float, float, float]
+    """Metres from the origin to the back, right and left wall."""
+    wall: str
+    """Key of WALLS."""
+    floor: str
+    """Key of FLOORS."""
+
+    def wall_normals(self) -> tuple[tuple[float, float], ...]:
+        """Outward (x, z) directions of the back, right and left wall."""
+        s, c = math.sin(self.yaw), math.cos(self.yaw)
+        return (s, c), (c, -s), (-c, s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """An object in its place."""
+
+    name: str
+    """Key of SHAPES."""
+    colour: str
+    """Key of COLOURS."""
+    material: str
+    """One of MATERIALS."""
+    shape: Shape
+    """Its solids."""
+    size: float
+    """Metres, as the shape's builder took it."""
+    x: float
+    """Metres to the right."""
+    z: float
+    """Metres ahead."""
+    yaw: float
+    """Radians about the vertical."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """All that a picture shows."""
+
+    camera: Camera
+    """Where it is seen from."""
+    room: Room
+    """What closes it."""
+    sun: tuple[float, float, float]
+    """Unit direction towards the light."""
+    warmth: float
+    """0 for neutral light to 1 for warm light."""
+    objects: tuple[Placed, ...]
+    """In order of placement."""
+
+
+def sample_world(config: SceneConfig, index: int) -> World:
+    """World of scene ``index`` (from 0)."""
+    rng = np.random.default_rng([config.seed, index])
+    u = rng.random(16).tolist()
+    camera = Camera(
+        height=_between(1.05, 1.7, u[0]),
+        pitch=math.radians(_between(11, 21, u[1])),
+        tan_half=math.tan(math.radians(_between(25, 29, u[2]))),
+    )
+    room = Room(
+        yaw=math.radians(_between(-24, 24, u[3])),
+        distances=(_between(4.6, 7.4, u[4]), _between(1.9, 3.4, u[5]), _between(1.9, 3.4, u[6])),
+        wall=_choose(tuple(WALLS), u[7]),
+        floor=_choose(tuple(FLOORS), u[8]),
+    )
+    side, rise = _between(-1.9, 1.9, u[9]), math.radians(_between(35, 62, u[10]))
+    sun = (
+        math.sin(side) * math.cos(rise),
+        math.sin(rise),
+        -math.cos(side) * math.cos(rise),
+    )
+    wanted = config.min_objects + int(u[11] * (config.max_objects - config.min_objects + 1))
+    objects: list[Placed] = []
+    for slot in range(wanted):
+        placed = _find_place(rng, camera, room, objects, needed=slot < config.min_objects)
+        if placed is not None:
+            objects.append(placed)
+    return World(camera=camera, room=room, sun=sun, warmth=u[12], objects=tuple(objects))
+
+
+def _between(low: float, high: float, u: float) -> float:
+    return low + (high - low) * u
+
+
+def _choose(options: tuple[str, ...], u: float) -> str:
+    return options[int(u * len(options))]
+
+
+def _find_place(
+    rng: np.random.Generator, camera: Camera, room: Room, others: list[Placed], *, needed: bool
+) -> Placed | None:
+    """An object where it fits, or None; one that is needed shrinks until it does."""
+    kind, hue, finish = rng.random(3).tolist()
+    # One class for all attempts, or wide classes, which fit in fewer places, would be rarer.
+    name = _choose(OBJECTS, kind)
+    # Two objects of one class differ in colour, so that a caption can tell them apart.
+    taken = {other.colour for other in others if other.name == name}
+    colour = _choose(tuple(c for c in COLOURS if c not in taken), hue)
+    for attempt in itertools.count():
+        if attempt >= _ATTEMPTS and not needed:
+            return None
+        shrink = 0.93 ** max(0, attempt - _ATTEMPTS)
+        u = rng.random(5).tolist()
+        z = _between(1.9, min(5.8, room.distances[0] - 0.7), u[0])
+        # Not so small that far objects vanish from a 64-pixel picture.
+        size = max(_between(0.55, 1.25, u[1]), 0.38 * z * camera.tan_half) * shrink
+        placed = Placed(
+            name=name,
+            colour=colour,
+            material=_choose(MATERIALS, finish),
+            shape=SHAPES[name](size, u[2]),
+            size=size,
+            x=_between(-0.82, 0.82, u[3]) * z * camera.tan_half,
+            z=z,
+            yaw=2 * math.pi * u[4],
+        )
+        if _fits(placed, camera, room, others, shrink):
+            return placed
+    raise AssertionError("itertools.count ended")
+
+
+def _fits(new: Placed, camera: Camera, room: Room, others: list[Placed], shrink: float) -> bool:
+    reach = new.shape.reach
+    for (nx, nz), distance in zip(room.wall_normals(), room.distances, strict=True):
+        if nx * new.x + nz * new.z + reach > distance - 0.08:
+            return False
+    # The whole height must lie in the frame, and the nearest side beyond half a metre.
+    top = new.shape.height
+    depth = camera.depth(top, new.z)
+    sine, cosine = math.sin(camera.pitch), math.cos(camera.pitch)
+    above = (top - camera.height) * cosine + new.z * sine
+    below = -camera.height * cosine + (new.z - reach) * sine
+    near = camera.depth(0.0, new.z - reach)
+    if above > 0.97 * depth * camera.tan_half or below < -1.05 * near * camera.tan_half:
+        return False
+    return all(_apart(new, other, shrink) for other in others)
+
+
+def _apart(a: Placed, b: Placed, shrink: float) -> bool:
+    """Neither touch nor hide one another for the most part."""
+    if math.hypot(a.x - b.x, a.z - b.z) < a.shape.reach + b.shape.reach + 0.05 * shrink:
+        return False
+    near, far = (a, b) if a.z < b.z else (b, a)
+    gap = abs(math.atan2(a.x, a.z) - math.atan2(b.x, b.z))
+    wide_near, wide_far = near.shape.reach / near.z, far.shape.reach / far.z
+    return gap > wide_near - 0.3 * wide_far

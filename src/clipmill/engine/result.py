@@ -1,0 +1,39 @@
+"""Where a run's result lies: an address made of its config and its parents."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from clipmill.config import Config
+from clipmill.digest import digest_json
+from clipmill.engine.loop import Trained
+from clipmill.engine.state import drop_state
+from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.storage import Parent, join, read_bytes, write_bytes
+
+_LOG = "log.jsonl"
+
+
+def result_uri(
+    store: str, kind: str, name: str, config: Config, parents: Sequence[Parent]
+) -> str:
+    """``store/kind/name-key``: the same config on the same parents always has the same key."""
+    key = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
+    return join(store, kind, f"{name}-{key[:12]}")
+
+
+def save_result(
+    uri: str, card: ModelCard, tensors: Mapping[str, Tensor], trained: Trained
+) -> ModelCard:
+    """Write log and checkpoint, then drop the state that resuming needed."""
+    lines = "".join(json.dumps(record) + "\n" for record in trained.log)
+    write_bytes(join(uri, _LOG), lines.encode())
+    card = save_checkpoint(uri, card, tensors)
+    drop_state(join(uri, "state"))
+    return card
+
+
+def read_log(uri: str) -> list[dict[str, float]]:
+    """The log of the run that wrote the checkpoint at ``uri``."""
+    return [json.loads(line) for line in read_bytes(join(uri, _LOG)).decode().splitlines()]

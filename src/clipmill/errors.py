@@ -1,0 +1,81 @@
+"""The error hierarchy.
+
+ClipmillError
+├── UserError               the caller can mend it: exit code 2
+│   ├── ConfigError         an unknown field, a wrong type, a value out of range
+│   ├── SourceError         a folder or list of samples that can't be used at all
+│   ├── StorageError        a store that is missing, refuses us, or stays unreachable
+│   │   └── NotFoundError   nothing lies at that URI
+│   ├── ArtifactError       a dataset, layer or checkpoint that is cut, foreign or inconsistent
+│   ├── GateError           a model that may not be promoted
+│   ├── ServerError         a server that can't start or doesn't answer
+│   └── TrainingError       a run that can't go on
+└── BadSampleError          one sample that can't be used: counted by reason, never fatal
+"""
+
+
+class ClipmillError(Exception):
+    """Root of every error that clipmill raises on purpose."""
+
+
+class UserError(ClipmillError):
+    """Something the caller can mend, said as: what it was, what was expected, what to do."""
+
+    def __init__(self, what: str, *, expected: str, action: str) -> None:
+        self.what = what
+        self.expected = expected
+        self.action = action
+        super().__init__(f"{what}\n  expected: {expected}\n  what to do: {action}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the keyword arguments when the error crosses a process boundary."""
+        return _rebuild, (type(self), self.what, self.expected, self.action)
+
+
+def _rebuild(kind: type[UserError], what: str, expected: str, action: str) -> UserError:
+    return kind(what, expected=expected, action=action)
+
+
+class ConfigError(UserError):
+    """An unknown field, a wrong type, or a value out of range."""
+
+
+class SourceError(UserError):
+    """A folder or list of samples that can't be used at all."""
+
+
+class StorageError(UserError):
+    """A store that is missing, refuses us, or stays unreachable."""
+
+
+class NotFoundError(StorageError):
+    """Nothing lies at that URI."""
+
+
+class ArtifactError(UserError):
+    """A dataset, layer or checkpoint that is cut, foreign or inconsistent."""
+
+
+class GateError(UserError):
+    """A model that may not be promoted."""
+
+
+class ServerError(UserError):
+    """A server that can't start or doesn't answer."""
+
+
+class BadSampleError(ClipmillError):
+    """One sample that can't be used; ``reason`` is the counter it falls under."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild from both arguments when the error crosses a process boundary."""
+        return type(self), (self.reason, self.detail)
+
+
+class TrainingError(UserError):
+    """A run that can't go on."""

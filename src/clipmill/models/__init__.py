@@ -1,0 +1,1 @@
+"""Towers, tokenizer, the dense-encoder interface, the feature pyramid, checkpoints."""

@@ -1,0 +1,151 @@
+"""Checkpoints: a folder with ``model.safetensors`` and, written last, ``model.json``.
+
+The JSON names the format, what the model is, how it was made and from what; nothing is ever
+unpickled. A folder without its JSON is no checkpoint.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from clipmill.digest import digest_json, sha256_bytes
+from clipmill.errors import ArtifactError
+from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+_TENSORS = "model.safetensors"
+_CARD = "model.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What a checkpoint's JSON says."""
+
+    kind: str
+    """``clip``, ``coca`` or ``task``."""
+    architecture: dict[str, Any]
+    """All that is needed to build the model without its weights."""
+    recipe: dict[str, Any]
+    """The config that trained it."""
+    parents: tuple[Parent, ...] = ()
+    """The artifacts that it was made from."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Last values of training, by name."""
+    summary: dict[str, str] = field(default_factory=dict)
+    """A few words for people, shown in the lineage."""
+    tensors_sha256: str = ""
+    """SHA-256 of the tensor file; set when the checkpoint is saved."""
+    uri: str = ""
+    """Where it was read from or saved to."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over weights, architecture, recipe and parents' digests: not places or metrics."""
+        return digest_json(
+            {
+                "format": FORMAT,
+                "kind": self.kind,
+                "architecture": self.architecture,
+                "recipe": self.recipe,
+                "parents": sorted([p.role, p.digest] for p in self.parents),
+                "tensors": self.tensors_sha256,
+            }
+        )
+
+    def as_parent(self, role: str) -> Parent:
+        """This model as another artifact's parent."""
+        return Parent(role=role, uri=self.uri, digest=self.digest)
+
+
+def save_checkpoint(uri: str, card: ModelCard, tensors: Mapping[str, "Tensor"]) -> ModelCard:
+    """Write both files, the JSON last, and return the card with its digest's parts filled in."""
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    card = replace(card, tensors_sha256=sha256_bytes(data), uri=uri)
+    write_bytes(join(uri, _TENSORS), data)
+    write_json(join(uri, _CARD), _to_json(card, len(data)))
+    return card
+
+
+def has_checkpoint(uri: str) -> bool:
+    """Whether a whole checkpoint lies at ``uri``."""
+    return exists(join(uri, _CARD))
+
+
+def read_card(uri: str) -> ModelCard:
+    """The card alone.
+
+    Raises:
+        NotFoundError: nothing lies there.
+        ArtifactError: the JSON is foreign, or of another format.
+    """
+    value = read_json(join(uri, _CARD))
+    try:
+        if value["format"] != FORMAT:
+            raise ArtifactError(
+                f"{uri} is a checkpoint of format {value['format']}",
+                expected=f"format {FORMAT}",
+                action="make it again with this version of clipmill",
+            )
+        card = ModelCard(
+            kind=value["kind"],
+            architecture=value["architecture"],
+            recipe=value["recipe"],
+            parents=tuple(Parent.from_json(p) for p in value["parents"]),
+            metrics=value["metrics"],
+            summary=value["summary"],
+            tensors_sha256=value["tensors"]["sha256"],
+            uri=uri,
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{uri}/{_CARD} isn't a checkpoint's JSON: {error!r}",
+            expected="a file written by clipmill",
+            action="give the URI of a checkpoint",
+        ) from error
+    if card.digest != value["digest"]:
+        raise ArtifactError(
+            f"{uri}/{_CARD} doesn't match its digest {value['digest'][:12]}",
+            expected=f"an unchanged file; its content gives {card.digest[:12]}",
+            action="restore the checkpoint or make it again",
+        )
+    return card
+
+
+def load_checkpoint(uri: str) -> tuple[ModelCard, dict[str, "Tensor"]]:
+    """Card and tensors, verified against the card's SHA-256.
+
+    Raises:
+        NotFoundError: nothing lies there.
+        ArtifactError: either file is foreign, cut or changed.
+    """
+    from safetensors.torch import load
+
+    card = read_card(uri)
+    data = read_bytes(join(uri, _TENSORS))
+    found = sha256_bytes(data)
+    if found != card.tensors_sha256:
+        raise ArtifactError(
+            f"{uri}/{_TENSORS} has SHA-256 {found[:12]}",
+            expected=f"{card.tensors_sha256[:12]}, as {_CARD} says",
+            action="restore the checkpoint or make it again",
+        )
+    return card, load(data)
+
+
+def _to_json(card: ModelCard, num_bytes: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "kind": card.kind,
+        "digest": card.digest,
+        "architecture": card.architecture,
+        "recipe": card.recipe,
+        "parents": [p.to_json() for p in card.parents],
+        "metrics": card.metrics,
+        "summary": card.summary,
+        "tensors": {"file": _TENSORS, "sha256": card.tensors_sha256, "bytes": num_bytes},
+    }

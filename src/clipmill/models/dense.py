@@ -1,0 +1,223 @@
+"""The dense-encoder interface: any image tower as a list of feature maps with strides.
+
+Shapes: B batch, D width, h w a map's height and width, N tokens.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipmill.config import Config
+from clipmill.errors import ArtifactError, ConfigError
+from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.normalization import CLIP_MEAN, CLIP_STD, Normalize
+from clipmill.models.towers import VisionConfig, vision_kwargs
+from clipmill.storage import Parent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig(Config):
+    """An image tower to be used for dense features."""
+
+    vision: VisionConfig = VisionConfig()
+    """The tower as it was pretrained."""
+    mean: tuple[float, float, float] = CLIP_MEAN
+    """Mean of the images that it was pretrained on, by channel, in 0..1."""
+    std: tuple[float, float, float] = CLIP_STD
+    """Their standard deviation, by channel."""
+
+
+class DenseEncoder(nn.Module, ABC):
+    """Images (B, 3, H, W) in 0..1 to maps (B, channels[i], H / strides[i], W / strides[i])."""
+
+    strides: tuple[int, ...]
+    """Stride of each map, pixels, ascending."""
+    channels: tuple[int, ...]
+    """Width of each map."""
+    num_layers: int
+    """Number of layers for layer-wise learning-rate decay: 0 is the stem, ``num_layers`` the top."""
+
+    @abstractmethod
+    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
+        """The maps, finest first."""
+
+    @abstractmethod
+    def layer_of(self, parameter: str) -> int:
+        """Which layer a parameter (by its name in this module) belongs to: 0 .. num_layers."""
+
+
+class ViTEncoder(DenseEncoder):
+    """open_clip's ViT: one map, from the last block, class token left out."""
+
+    def __init__(self, config: EncoderConfig, drop_path: float) -> None:
+        from open_clip.model import _build_vision_tower
+
+        super().__init__()
+        self.normalize = Normalize(config.mean, config.std)
+        self.trunk = _build_vision_tower(1, vision_kwargs(config.vision))
+        self.trunk.proj = None
+        self.trunk.ln_post = nn.Identity()
+        self.norm = nn.LayerNorm(config.vision.width, eps=1e-5)
+        self.strides = (config.vision.patch_size,)
+        self.channels = (config.vision.width,)
+        self.num_layers = config.vision.layers + 1
+        self._grid = config.vision.image_size // config.vision.patch_size
+        blocks = config.vision.layers
+        self._drop = [drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
+
+    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
+        """One map (B, D, H / patch, W / patch)."""
+        patches_BDhw = self.trunk.conv1(self.normalize(images_B3HW))
+        height, width = patches_BDhw.shape[-2:]
+        tokens_BND = patches_BDhw.flatten(2).transpose(1, 2)
+        class_B1D = self.trunk.class_embedding.expand(tokens_BND.shape[0], 1, -1)
+        tokens_BND = torch.cat([class_B1D, tokens_BND], dim=1) + self._positions(height, width)
+        tokens_BND = self.trunk.ln_pre(tokens_BND)
+        for block, drop in zip(self.trunk.transformer.resblocks, self._drop, strict=True):
+            tokens_BND = _drop_path(tokens_BND, block(tokens_BND), drop if self.training else 0.0)
+        tokens_BND = self.norm(tokens_BND[:, 1:])
+        return [tokens_BND.transpose(1, 2).unflatten(2, (height, width))]
+
+    def layer_of(self, parameter: str) -> int:
+        """Patches and positions are layer 0, block i is layer i + 1, the last norm the top."""
+        if "resblocks." in parameter:
+            return int(parameter.split("resblocks.")[1].split(".")[0]) + 1
+        return self.num_layers if parameter.startswith("norm.") else 0
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """Position embeddings (1 + h * w, D), interpolated where the grid differs."""
+        positions: Tensor = self.trunk.positional_embedding
+        if (height, width) == (self._grid, self._grid):
+            return positions
+        grid_1Dhw = positions[1:].T.unflatten(1, (self._grid, self._grid))[None]
+        grid_1Dhw = F.interpolate(grid_1Dhw, (height, width), mode="bicubic", antialias=True)
+        return torch.cat([positions[:1], grid_1Dhw[0].flatten(1).T])
+
+
+class TimmEncoder(DenseEncoder):
+    """Any timm model: its stages' maps, or the last block's for a plain ViT."""
+
+    def __init__(self, config: EncoderConfig, drop_path: float) -> None:
+        import timm
+
+        super().__init__()
+        self.normalize = Normalize(config.mean, config.std)
+        self.trunk = timm.create_model(
+            config.vision.timm_model, num_classes=0, drop_path_rate=drop_path
+        )
+        stages = self.trunk.feature_info
+        by_stride = {stage["reduction"]: i for i, stage in enumerate(stages)}
+        self._indices = sorted(by_stride.values())[-4:]
+        self.strides = tuple(stages[i]["reduction"] for i in self._indices)
+        self.channels = tuple(stages[i]["num_chs"] for i in self._indices)
+        self._stages = [stage["module"] for stage in stages]
+        self.num_layers = len(self._stages)
+
+    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
+        """The last map of each stride, four at most."""
+        maps: list[Tensor] = self.trunk.forward_intermediates(
+            self.normalize(images_B3HW), indices=self._indices, intermediates_only=True
+        )
+        return maps
+
+    def layer_of(self, parameter: str) -> int:
+        """The stem is layer 0; a stage's parameters carry its number, from 1."""
+        name = parameter.removeprefix("trunk.")
+        for number, stage in enumerate(self._stages, start=1):
+            if name.startswith(stage + "."):
+                return number
+        return 0
+
+
+def build_dense(config: EncoderConfig, *, drop_path: float = 0.0) -> DenseEncoder:
+    """The encoder, with fresh weights."""
+    return (TimmEncoder if config.vision.timm_model else ViTEncoder)(config, drop_path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainedEncoder:
+    """Where fine-tuning starts: an architecture, and its weights if it has any."""
+
+    config: EncoderConfig
+    """What to build."""
+    tensors: Mapping[str, Tensor]
+    """Weights under a DenseEncoder's names; empty when training starts from scratch."""
+    parent: Parent
+    """What it is in a lineage."""
+
+    def load_into(self, encoder: DenseEncoder) -> None:
+        """Copy the weights in; what a dense encoder adds (its last norm) keeps its start values."""
+        if not self.tensors:
+            return
+        found = encoder.load_state_dict(self.tensors, strict=False)
+        strange = [*found.unexpected_keys, *(k for k in found.missing_keys if k[:5] != "norm.")]
+        if strange:
+            raise ArtifactError(
+                f"{self.parent.uri} doesn't fit its architecture at {strange[:3]}",
+                expected="one tensor for each parameter of the image tower",
+                action="give another encoder",
+            )
+
+
+def open_encoder(name: str) -> PretrainedEncoder:
+    """An encoder by the URI of a CLIP checkpoint, ``timm:MODEL`` or ``open_clip:MODEL``.
+
+    The latter two start from scratch: weights come from our own checkpoints only.
+    """
+    scheme, _, model = name.partition(":")
+    if scheme in {"timm", "open_clip"}:
+        vision = VisionConfig(timm_model=model) if scheme == "timm" else _open_clip_vision(model)
+        config = EncoderConfig(vision=vision)
+        parent = Parent(role="encoder", uri=name, digest=config.digest)
+        return PretrainedEncoder(config=config, tensors={}, parent=parent)
+    card, tensors = load_checkpoint(name)
+    if card.kind != "clip":
+        raise ArtifactError(
+            f"{name} is a checkpoint of kind {card.kind!r}",
+            expected="a CLIP checkpoint, as pretrain makes",
+            action="give the URI of an encoder",
+        )
+    vision = VisionConfig.from_json(card.architecture["vision"])
+    kept = {
+        "trunk." + key.removeprefix("visual.").removeprefix("trunk."): tensor
+        for key, tensor in tensors.items()
+        if key.startswith("visual.") and not key.startswith(("visual.head.", "visual.ln_post."))
+    }
+    kept.pop("trunk.proj", None)
+    if not vision.timm_model:
+        kept |= {
+            f"norm.{part}": tensors[f"visual.ln_post.{part}"] for part in ("weight", "bias")
+        }
+    return PretrainedEncoder(
+        config=EncoderConfig(vision=vision), tensors=kept, parent=card.as_parent("encoder")
+    )
+
+
+def _open_clip_vision(model: str) -> VisionConfig:
+    import open_clip
+
+    config: dict[str, Any] | None = open_clip.get_model_config(model)
+    if config is None:
+        raise ConfigError(
+            f"open_clip has no model named {model!r}",
+            expected="a name that open_clip.list_models() gives",
+            action="correct the name",
+        )
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        return VisionConfig(image_size=vision["image_size"], timm_model=vision["timm_model_name"])
+    names = ("image_size", "patch_size", "width", "layers", "head_width")
+    return VisionConfig(**{name: vision[name] for name in names if name in vision})
+
+
+def _drop_path(before: Tensor, after: Tensor, rate: float) -> Tensor:
+    """Skip a block's whole update for a share ``rate`` of samples (Huang et al. 2016)."""
+    if rate == 0.0:
+        return after
+    kept = torch.rand(after.shape[0], 1, 1, device=after.device) >= rate
+    return before + (after - before) * kept / (1 - rate)

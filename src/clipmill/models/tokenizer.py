@@ -1,0 +1,68 @@
+"""CLIP's byte-pair tokenizer, whole or cut to its most frequent merges.
+
+Merges are ordered by frequency, so the first N of them are a smaller vocabulary of the same kind:
+512 byte symbols, N merges, then start and end of text. A miniature uses a few thousand; the full
+49,408 are CLIP's own and give open_clip's token ids exactly.
+"""
+
+import gzip
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmill.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+CLIP_VOCAB_SIZE = 49408
+_NUM_BYTE_SYMBOLS = 512
+_NUM_SPECIAL = 2
+
+
+class Tokenizer:
+    """Text to token ids and back; immutable, picklable."""
+
+    def __init__(self, *, vocab_size: int = CLIP_VOCAB_SIZE, context_length: int = 77) -> None:
+        if not _NUM_BYTE_SYMBOLS + _NUM_SPECIAL <= vocab_size <= CLIP_VOCAB_SIZE:
+            raise ConfigError(
+                f"vocab_size was {vocab_size}",
+                expected=f"{_NUM_BYTE_SYMBOLS + _NUM_SPECIAL} to {CLIP_VOCAB_SIZE}",
+                action="choose a size in that range",
+            )
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.pad_id = 0
+        self.start_id = vocab_size - 2
+        self.end_id = vocab_size - 1
+
+    def __call__(self, texts: Sequence[str]) -> "torch.Tensor":
+        """Token ids (B, T) int64: start, text cut to fit, end, then ``pad_id``."""
+        tokens_BT: torch.Tensor = _bpe(self.vocab_size)(list(texts), self.context_length)
+        return tokens_BT
+
+    def decode(self, tokens_T: "torch.Tensor") -> str:
+        """The text between start and end."""
+        words = []
+        for token in tokens_T.tolist():
+            if token == self.end_id:
+                break
+            if token not in {self.start_id, self.pad_id}:
+                words.append(token)
+        return str(_bpe(self.vocab_size).decode(words)).strip()
+
+
+@lru_cache(maxsize=4)
+def _bpe(vocab_size: int):  # type: ignore[no-untyped-def]  # noqa: ANN202  # open_clip is untyped
+    from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
+    if vocab_size == CLIP_VOCAB_SIZE:
+        return SimpleTokenizer()
+    header_and_merges = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")
+    num_merges = vocab_size - _NUM_BYTE_SYMBOLS - _NUM_SPECIAL
+    with tempfile.NamedTemporaryFile(suffix=".txt.gz") as file:
+        kept = "\n".join(header_and_merges[: 1 + num_merges])
+        Path(file.name).write_bytes(gzip.compress(kept.encode()))
+        return SimpleTokenizer(bpe_path=file.name)

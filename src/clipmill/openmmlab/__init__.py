@@ -1,0 +1,1 @@
+"""The only importer of mm*: the ops bridge, heads and metrics."""

@@ -1,0 +1,112 @@
+"""UPerNet's training heads and losses: mmseg's own, built of plain arguments.
+
+Shapes: B batch, H W label height and width.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipmill.openmmlab.mean_iou import IGNORE_INDEX
+from clipmill.openmmlab.ops import importing_openmmlab
+
+AUXILIARY_WEIGHT = 0.4
+"""Weight of the auxiliary head's loss (mmseg's UPerNet configs)."""
+
+# Said on building a head: both settings are meant.
+_NOTICES = ("Default ``avg_non_ignore`` is False", "For binary segmentation, we suggest")
+
+
+class UperNetTraining(nn.Module):
+    """UPerNet (Xiao et al. 2018) on four maps, with an FCN head on the third to help it train.
+
+    ``decode_head``'s state dict is that of :class:`clipmill.models.upernet.UperNetHead`.
+    """
+
+    def __init__(
+        self,
+        in_channels: tuple[int, int, int, int],
+        channels: int,
+        num_classes: int,
+        *,
+        aux_channels: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        with importing_openmmlab():
+            from mmseg.models.decode_heads.fcn_head import FCNHead
+            from mmseg.models.decode_heads.uper_head import UPerHead
+        common: dict[str, Any] = {
+            "num_classes": num_classes,
+            "dropout_ratio": dropout,
+            "norm_cfg": {"type": "SyncBN" if _on_several_gpus() else "BN", "requires_grad": True},
+            "align_corners": False,
+            "ignore_index": IGNORE_INDEX,
+        }
+        with warnings.catch_warnings():
+            for notice in _NOTICES:
+                warnings.filterwarnings("ignore", notice, UserWarning)
+            self.decode_head = UPerHead(
+                in_channels=list(in_channels),
+                in_index=[0, 1, 2, 3],
+                channels=channels,
+                pool_scales=(1, 2, 3, 6),
+                loss_decode=_cross_entropy(1.0),
+                **common,
+            )
+            self.auxiliary_head = FCNHead(
+                in_channels=in_channels[2],
+                in_index=2,
+                channels=aux_channels,
+                num_convs=1,
+                concat_input=False,
+                loss_decode=_cross_entropy(AUXILIARY_WEIGHT),
+                **common,
+            )
+        for head in (self.decode_head, self.auxiliary_head):
+            # As the heads' init_weights would, which logs each parameter; the rest is set already.
+            nn.init.normal_(head.conv_seg.weight, std=0.01)
+            nn.init.zeros_(head.conv_seg.bias)
+
+    def loss(self, maps: list[Tensor], labels_BHW: Tensor) -> dict[str, Tensor]:
+        """Losses ``decode`` and ``auxiliary``, already weighted: their sum is to be minimised.
+
+        Labels are int64, 255 where unknown. As in mmseg's configs, cross-entropy is divided by all
+        pixels, unknown ones too: an image of which little is known counts for little. While
+        training a batch needs two images or more, for batch norm sees one value of each at the
+        coarsest pooling.
+        """
+        samples = _data_samples(labels_BHW)
+        return {
+            "decode": _loss(self.decode_head, maps, samples),
+            "auxiliary": _loss(self.auxiliary_head, maps, samples),
+        }
+
+
+def _cross_entropy(weight: float) -> dict[str, Any]:
+    return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight}
+
+
+def _on_several_gpus() -> bool:
+    """Whether batch statistics are to be shared: torch's SyncBatchNorm works on GPUs alone."""
+    distributed = torch.distributed
+    return distributed.is_initialized() and distributed.get_backend() == "nccl"
+
+
+def _data_samples(labels_BHW: Tensor) -> list[Any]:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    samples = []
+    for labels_HW in labels_BHW:
+        sample = SegDataSample()
+        sample.gt_sem_seg = PixelData(data=labels_HW[None])
+        samples.append(sample)
+    return samples
+
+
+def _loss(head: Any, maps: list[Tensor], samples: list[Any]) -> Tensor:
+    loss: Tensor = head.loss_by_feat(head(maps), samples)["loss_ce"]
+    return loss

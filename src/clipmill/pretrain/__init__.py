@@ -1,0 +1,1 @@
+"""What the loop trains before any task: CLIP and CoCa."""

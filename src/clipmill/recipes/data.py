@@ -1,0 +1,29 @@
+"""Sources and shards."""
+
+from clipmill.data.scenes.source import ScenesSourceConfig
+from clipmill.data.shards import ShardConfig
+
+
+def scenes_miniature() -> ScenesSourceConfig:
+    """Procedural scenes enough for the demo, at 64 px.
+
+    Source: ours.
+    Command: ``clipmill data scenes --recipe scenes-miniature --store URI``
+    """
+    return ScenesSourceConfig()
+
+
+def shards() -> ShardConfig:
+    """Shards of a web-sized dataset: a thousand samples each.
+
+    Source: ours.
+    """
+    return ShardConfig(min_side=16)
+
+
+def shards_miniature() -> ShardConfig:
+    """Small shards, so that the demo has several.
+
+    Source: ours, derived from :func:`shards`.
+    """
+    return ShardConfig(samples_per_shard=256, min_side=16)

@@ -1,0 +1,45 @@
+"""Recipes by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from clipmill.config import Config
+from clipmill.errors import ConfigError
+from clipmill.recipes import captioner, clip, data, dense
+
+RECIPES: Mapping[str, Callable[[], Config]] = {
+    "clip-miniature": clip.clip_miniature,
+    "clip-vit-b16": clip.clip_vit_b16,
+    "coca-miniature": captioner.coca_miniature,
+    "coca-vit-l14": captioner.coca_vit_l14,
+    "depth-miniature": dense.depth_miniature,
+    "depth-vit-b16": dense.depth_vit_b16,
+    "recaption-beam": captioner.recaption_beam,
+    "recaption-miniature": captioner.recaption_miniature,
+    "scenes-miniature": data.scenes_miniature,
+    "shards": data.shards,
+    "shards-miniature": data.shards_miniature,
+    "upernet-miniature": dense.upernet_miniature,
+    "upernet-vit-b16": dense.upernet_vit_b16,
+}
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def recipe(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
+    """The recipe's config with overrides applied.
+
+    Raises:
+        ConfigError: there is no such recipe, it makes another kind of config, or an override is
+            wrong.
+    """
+    known = sorted(n for n, make in RECIPES.items() if isinstance(make(), kind))
+    if name not in known:
+        raise ConfigError(
+            f"{name!r} is not a recipe for this command",
+            expected=f"one of {', '.join(known)}",
+            action="choose one, and change it with --set path=value",
+        )
+    config = RECIPES[name]()
+    assert isinstance(config, kind)
+    return config.override(overrides)

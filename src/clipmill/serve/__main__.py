@@ -1,0 +1,50 @@
+"""``python -m clipmill.serve SETTINGS``: an endpoint in a process of its own.
+
+``SETTINGS`` is the JSON of ProcessSettings.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+
+from clipmill.errors import UserError
+from clipmill.serve.process import ProcessSettings
+from clipmill.telemetry import configure_logging
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; 2 is the exit code of a mistake that the user can mend."""
+    settings = ProcessSettings.from_json(json.loads(sys.argv[1]))
+    configure_logging("INFO", json=settings.json_logs)
+    if settings.stop_with_parent:
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
+    try:
+        from clipmill.serve.server import serve
+
+        serve(
+            settings.models,
+            host=settings.host,
+            http_port=settings.http_port,
+            grpc_port=settings.grpc_port,
+            config=settings.config,
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _stop_with_parent() -> None:
+    """Stop when the other end of our standard input is closed, as it is when the parent ends.
+
+    Unlike Linux's PR_SET_PDEATHSIG it doesn't depend on the thread that started us.
+    """
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

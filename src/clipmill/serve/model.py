@@ -1,0 +1,140 @@
+"""A task model as KServe serves it.
+
+Shapes: n images in a request, H W an image's height and width.
+"""
+
+import asyncio
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.serve.batching import Batcher
+from clipmill.serve.codecs import DATATYPES, Source, decode_source, sources_in_tensor
+from clipmill.serve.config import ServeConfig
+from clipmill.serve.framework import InferOutput, InferRequest, InferResponse, InvalidInput, Model
+from clipmill.serve.refusal import BadRequestError
+from clipmill.serve.wire import sources_in_instances
+from clipmill.tasks.predictor import Predictor
+from clipmill.telemetry import serving_metrics
+
+
+class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
+    """One checkpoint under one name. Ready once it has answered a first image."""
+
+    def __init__(self, name: str, uri: str, config: ServeConfig) -> None:
+        """Load the checkpoint at ``uri``.
+
+        Raises:
+            NotFoundError: nothing lies there.
+            ArtifactError: it is cut, changed, or no task model.
+        """
+        super().__init__(name)
+        self._config = config
+        self.predictor = Predictor(uri)
+        side = config.warmup_side
+        self.predictor.predict([np.zeros((side, side, 3), np.uint8)])
+        self.batcher = Batcher(self.predictor.predict, model=name, config=config)
+        metrics = serving_metrics()
+        card = self.predictor.card
+        metrics.info.labels(name, self.predictor.task.name, card.digest).set(1)
+        self._preprocess_seconds = metrics.preprocess_seconds.labels(name)
+        self.ready = True
+
+    async def healthy(self) -> bool:
+        """Whether requests are answered now."""
+        return bool(self.ready) and self.batcher.is_running
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """The input: encoded images. UINT8 pixels are taken too, which V2 has no word for."""
+        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """The output, of the images' size."""
+        output = self.predictor.output
+        datatype = DATATYPES[output.dtype]
+        return [{"name": output.name, "datatype": datatype, "shape": [-1, -1, -1]}]
+
+    def lineage(self) -> dict[str, Any]:
+        """What is served here, and what it was made of."""
+        predictor, card = self.predictor, self.predictor.card
+        return {
+            "name": self.name,
+            "task": predictor.task.name,
+            "digest": card.digest,
+            "parents": [parent.to_json() for parent in card.parents],
+            "classes": list(predictor.classes),
+            "output": {"name": predictor.output.name, "unit": predictor.output.unit},
+            "metrics": card.metrics,
+            "summary": card.summary,
+        }
+
+    async def predict(
+        self,
+        payload: InferRequest | dict[str, Any],
+        headers: Mapping[str, str] | None = None,  # noqa: ARG002  # KServe passes them
+        response_headers: dict[str, str] | None = None,  # noqa: ARG002
+    ) -> InferResponse | dict[str, Any]:
+        """Answer a V2 request with one array (n, H, W), a V1 request with one array an instance.
+
+        Raises:
+            BadRequestError: it can't be understood or is beyond a limit.
+            BusyError: there is no room for it now.
+        """
+        output = self.predictor.output
+        if isinstance(payload, dict):
+            outputs = await self._outputs(sources_in_instances(payload), one_size=False)
+            return {"predictions": [{output.name: output_HW} for output_HW in outputs]}
+        for requested in payload.request_outputs or ():
+            if requested.name != output.name:
+                raise BadRequestError("protocol", f"the only output is {output.name!r}")
+        output_nHW = np.stack(await self._outputs(_sources(payload), one_size=True))
+        return InferResponse(
+            response_id=payload.id or str(uuid4()),
+            model_name=self.name,
+            infer_outputs=[
+                InferOutput(
+                    name=output.name,
+                    shape=list(output_nHW.shape),
+                    datatype=DATATYPES[output.dtype],
+                    data=output_nHW,
+                )
+            ],
+            parameters={"digest": self.predictor.card.digest},
+        )
+
+    async def _outputs(
+        self, sources: Sequence[Source], *, one_size: bool
+    ) -> list[NDArray[np.generic]]:
+        with self.batcher.admit(len(sources)):
+            with self._preprocess_seconds.time():
+                images = await asyncio.to_thread(self._decode, sources)
+            sizes = {image.shape[:2] for image in images}
+            if one_size and len(sizes) > 1:
+                raise BadRequestError(
+                    "image_shape",
+                    f"the images of a V2 request must have one size; got {sorted(sizes)} (H, W)",
+                )
+            return await self.batcher.predict(images)
+
+    def _decode(self, sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
+        return [decode_source(source, self._config) for source in sources]
+
+
+def _sources(request: InferRequest) -> list[Source]:
+    if len(request.inputs) != 1 or request.inputs[0].name != "image":
+        raise BadRequestError("protocol", "the request must have one input, 'image'")
+    tensor = request.inputs[0]
+    try:
+        if isinstance(tensor.data, list) and tensor.data:
+            values = np.asarray(tensor.data, object if tensor.datatype == "BYTES" else None)
+        else:
+            values = tensor.as_numpy()
+    except (InvalidInput, ValueError, TypeError, OverflowError, struct.error) as error:
+        raise BadRequestError(
+            "tensor", f"'image' doesn't hold {tensor.datatype} of shape {list(tensor.shape)}"
+        ) from error
+    return sources_in_tensor(tensor.datatype, tensor.shape, values)

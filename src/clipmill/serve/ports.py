@@ -1,0 +1,28 @@
+"""TCP ports: one that is free, and the check that one is."""
+
+import socket
+
+from clipmill.errors import ServerError
+
+
+def free_port(host: str) -> int:
+    """A port of ``host`` that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise ServerError if ``port`` can't be listened on: servers find out only after loading."""
+    with socket.socket() as probe:
+        # As servers do: a connection that's closing down doesn't hold a port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise ServerError(
+                f"{host}:{port} can't be listened on: {error}",
+                expected="an address of this machine and a free port",
+                action="stop what listens there, or give another port",
+            ) from error

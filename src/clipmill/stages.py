@@ -1,0 +1,113 @@
+"""A stage of a run: its progress while it lasts, and its time in the store when it ends.
+
+Progress goes as JSON lines to the file that ``CLIPMILL_EVENTS`` names, where a person's terminal
+follows it; without that variable it is plain lines on standard error.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from clipmill.storage import join, open_store, read_json, write_json
+
+EVENTS_VARIABLE = "CLIPMILL_EVENTS"
+_QUIET_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRecord:
+    """What a finished stage leaves."""
+
+    name: str
+    """Which stage."""
+    label: str
+    """Which of several that run it, such as ``G``; empty where there is one."""
+    started: float
+    """Unix time, seconds."""
+    seconds: float
+    """How long it took."""
+    reused: bool
+    """Whether its result was there already."""
+    output: str
+    """URI of what it made, or found."""
+
+
+class Stage:
+    """Context manager around a stage's work; ``report`` is what the library calls."""
+
+    def __init__(self, name: str, *, store: str = "", run: str = "", label: str = "") -> None:
+        self.name = name
+        self.label = label
+        self._place = join(store, "runs", run) if store and run else ""
+        self._started = 0.0
+        self._told = 0.0
+        self._worked = False
+        self._output = ""
+
+    def __enter__(self) -> Self:
+        self._started = time.time()
+        self._emit({"event": "start"})
+        return self
+
+    def report(self, done: int, total: int, words: str) -> None:
+        """Progress: ``done`` of ``total``. Its first call says that there is work to do."""
+        self._worked = True
+        now = time.time()
+        if now - self._told < _QUIET_SECONDS and done < total:
+            return
+        self._told = now
+        self._emit({"event": "progress", "done": done, "total": total, "words": words})
+
+    def made(self, output: str) -> str:
+        """Note the URI of the stage's output, and hand it back."""
+        self._output = output
+        return output
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        seconds = time.time() - self._started
+        if error is not None:
+            self._emit({"event": "failed", "seconds": seconds, "words": str(error)})
+            return
+        if self._place:
+            value = {
+                "name": self.name,
+                "label": self.label,
+                "started": self._started,
+                "seconds": seconds,
+                "reused": not self._worked,
+                "output": self._output,
+            }
+            name = f"{self.name}-{self.label}.json" if self.label else f"{self.name}.json"
+            write_json(join(self._place, name), value)
+        self._emit({"event": "end", "seconds": seconds, "reused": not self._worked})
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        event = {"stage": self.name, "label": self.label, "time": time.time(), **event}
+        path = os.environ.get(EVENTS_VARIABLE)
+        if path:
+            with Path(path).open("a") as file:
+                file.write(json.dumps(event) + "\n")
+            return
+        name = f"{self.name} {self.label}".strip()
+        if event["event"] == "progress":
+            print(f"{name}: {event['done']}/{event['total']} {event['words']}", file=sys.stderr)
+        elif event["event"] == "end":
+            state = "reused" if event["reused"] else "done"
+            print(f"{name}: {state} in {event['seconds']:.1f} s", file=sys.stderr)
+
+
+def read_stages(store: str, run: str) -> list[StageRecord]:
+    """The finished stages of a run, in the order in which they began."""
+    place = join(store, "runs", run)
+    records = [StageRecord(**read_json(join(place, key))) for key in open_store(place).list()]
+    return sorted(records, key=lambda record: record.started)

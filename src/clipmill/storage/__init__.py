@@ -1,0 +1,38 @@
+"""Bytes at a URI: a local folder or S3, what is packed there, and where it came from."""
+
+from clipmill.storage.archive import fetch, get_tree, put_tree
+from clipmill.storage.atomic import replacing
+from clipmill.storage.lineage import Node, Parent, lineage, render
+from clipmill.storage.seaweed import SeaweedServer
+from clipmill.storage.store import (
+    Store,
+    exists,
+    join,
+    open_store,
+    read_bytes,
+    read_json,
+    split_uri,
+    write_bytes,
+    write_json,
+)
+
+__all__ = [
+    "Node",
+    "Parent",
+    "SeaweedServer",
+    "Store",
+    "exists",
+    "fetch",
+    "get_tree",
+    "join",
+    "lineage",
+    "open_store",
+    "put_tree",
+    "read_bytes",
+    "read_json",
+    "render",
+    "replacing",
+    "split_uri",
+    "write_bytes",
+    "write_json",
+]

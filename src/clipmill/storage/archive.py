@@ -1,0 +1,160 @@
+"""A folder as one tar at a URI, and local, verified copies of what lies at URIs."""
+
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from clipmill.digest import sha256_bytes, sha256_file
+from clipmill.errors import ArtifactError, NotFoundError, StorageError
+from clipmill.storage.atomic import TEMPORARY_PREFIX, replacing, temporary_beside
+from clipmill.storage.local import LocalStore
+from clipmill.storage.store import split_uri
+
+
+def put_tree(folder: Path, uri: str) -> str:
+    """Pack ``folder`` into a tar at ``uri`` and return the tar's SHA-256 as hex digits.
+
+    Equal trees give equal bytes: names are sorted; times, owners and all of the modes but the
+    executable bit are left out; links to files are packed as those files. The digest is kept
+    beside the tar, at ``uri`` + ``.sha256``: a second call for the same tree uploads nothing.
+
+    Raises ArtifactError for anything but files and folders, or another ending than ``.tar``.
+    """
+    store, key = split_uri(uri)
+    if not key.endswith(".tar"):
+        raise ArtifactError(
+            f"can't pack a folder into {uri}",
+            expected="a URI that ends in .tar",
+            action="add .tar to the URI",
+        )
+    with tempfile.TemporaryDirectory(prefix="clipmill-pack-") as scratch:
+        tar = Path(scratch) / "tree.tar"
+        _pack(folder, tar)
+        sha256 = sha256_file(tar)
+        digest_line = f"{sha256}\n".encode()
+        digest_key = f"{key}.sha256"
+        if not (store.exists(key) and store.exists(digest_key)) or (
+            store.get(digest_key) != digest_line or store.size(key) != tar.stat().st_size
+        ):
+            # The digest comes last: where it lies, the tar it speaks of is whole.
+            store.put_file(key, tar)
+            store.put(digest_key, digest_line)
+    return sha256
+
+
+def get_tree(uri: str, cache: Path) -> Path:
+    """Return a folder under ``cache`` with what ``put_tree`` packed at ``uri``.
+
+    It's unpacked once for each URI and digest, and shared by all processes: don't write in
+    it. Raises NotFoundError, StorageError; ArtifactError where the tar isn't the one that its
+    digest speaks of, or would unpack outside its folder.
+    """
+    store, key = split_uri(uri)
+    sha256 = _check_hex(store.get(f"{key}.sha256").decode("ascii", "replace").strip(), uri)
+    folder = cache / f"{sha256_bytes(uri.encode())[:16]}-{sha256}"
+    if folder.is_dir():
+        return folder
+    unpacked = temporary_beside(folder)
+    try:
+        unpacked.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=TEMPORARY_PREFIX) as scratch:
+            _unpack(fetch(uri, sha256, Path(scratch)), unpacked, uri)
+        try:
+            unpacked.rename(folder)
+        except OSError:
+            # Another process was first; its folder holds the same bytes.
+            if not folder.is_dir():
+                raise
+    except OSError as error:
+        raise StorageError(
+            f"can't unpack {uri} into {cache}: {error}",
+            expected="a folder that this process may write in, on a disk with free space",
+            action="mend the folder's permissions or disk, or give another cache folder",
+        ) from error
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    return folder
+
+
+def fetch(uri: str, sha256: str, cache: Path) -> Path:
+    """Return a local file with the bytes at ``uri``, whose digest is ``sha256``.
+
+    A file in a local folder is returned where it lies, after its digest is checked; any other
+    is copied once to ``cache``. Raises NotFoundError, StorageError; ArtifactError where the
+    digest differs.
+    """
+    store, key = split_uri(uri)
+    if isinstance(store, LocalStore):
+        store.size(key)  # NotFoundError, where there is nothing to check
+        path = store.path(key)
+        _check_digest(path, sha256, uri)
+        return path
+    path = cache / _check_hex(sha256, uri) / key
+    if not path.is_file():
+        with replacing(path) as temporary:
+            store.get_file(key, temporary)
+            _check_digest(temporary, sha256, uri)
+    return path
+
+
+def _check_hex(sha256: str, uri: str) -> str:
+    # It becomes the name of a folder, and may come from a file that anyone can write.
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ArtifactError(
+            f"{uri} has a recorded digest {sha256[:80]!r}",
+            expected="a SHA-256 in 64 lower-case hex digits",
+            action="write it again with the step that made it",
+        )
+    return sha256
+
+
+def _check_digest(path: Path, sha256: str, uri: str) -> None:
+    actual = sha256_file(path)
+    if actual != sha256:
+        raise ArtifactError(
+            f"{uri} has the SHA-256 {actual}",
+            expected=sha256,
+            action="it was cut or replaced: write it again with the step that made it",
+        )
+
+
+def _pack(folder: Path, tar: Path) -> None:
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"there is no folder {folder}",
+            expected="a folder to pack",
+            action="check the path",
+        )
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
+        for path in sorted(folder.rglob("*")):
+            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            if path.is_dir() and not path.is_symlink():
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(info)
+            elif path.is_file():
+                info.size = path.stat().st_size
+                info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
+                with path.open("rb") as file:
+                    archive.addfile(info, file)
+            else:
+                raise ArtifactError(
+                    f"can't pack {path}",
+                    expected="files and folders only: no links to folders, no sockets or devices",
+                    action="remove it from the folder, or copy what it points at in its place",
+                )
+
+
+def _unpack(tar: Path, folder: Path, uri: str) -> None:
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            # The data filter refuses absolute names, '..', links that lead out, and devices.
+            archive.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise ArtifactError(
+            f"{uri} can't be unpacked: {error}",
+            expected="a tar of files and folders below one root",
+            action="pack it again with clipmill, and don't unpack this one elsewhere",
+        ) from error

@@ -1,0 +1,1 @@
+"""One Task contract, one file a task."""

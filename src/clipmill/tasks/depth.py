@@ -1,0 +1,180 @@
+"""Depth estimation as Xie et al. 2023 do it (CLIP-QC, Table 15).
+
+Shapes: B batch, H W image. Depth is along the optical axis, in metres.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor, nn
+
+from clipmill.config import Config
+from clipmill.models.dense import DenseEncoder, EncoderConfig, build_dense
+from clipmill.models.depth_decoder import DepthDecoder
+from clipmill.tasks.canvas import run_at
+from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
+from clipmill.tasks.depth_metrics import DepthMetrics
+from clipmill.tasks.palette import depth_colours
+
+if TYPE_CHECKING:
+    from clipmill.tasks.dense_objective import DenseObjective
+
+MAX_DEPTH_METRES = 10.0
+"""NYUv2's range, and the sigmoid's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthConfig(Config):
+    """Decoder, crop and augmentation."""
+
+    crop_size: int = 480
+    """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 15)."""
+    drop_path: float = 0.1
+    """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 15)."""
+    head_channels: int = 0
+    """Width of the head; 0 takes the encoder's (Xie et al. 2023)."""
+    silog_lambda: float = 0.5
+    """Share of the mean's square that the loss forgives (Xie et al. 2023)."""
+    cut_depth_every: int = 4
+    """CutDepth touches one sample in this many (Xie et al. 2023)."""
+    flip_test: bool = True
+    """Average with the mirrored image's prediction at test (Xie et al. 2023)."""
+    num_workers: int = 4
+    """Processes that load samples; 0 loads in the training process."""
+
+
+class DepthNetwork(nn.Module):
+    """Encoder and decoder: images (B, 3, H, W) in 0..1 to metres (B, H, W)."""
+
+    def __init__(self, config: DepthConfig, encoder: DenseEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = DepthDecoder(
+            encoder.channels[-1],
+            config.head_channels or encoder.channels[-1],
+            encoder.strides[-1],
+            MAX_DEPTH_METRES,
+        )
+        self._short_side = config.crop_size
+        self._flip_test = config.flip_test
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Depth at any image size, float32."""
+        depth_B1HW = self._at_trained_size(images_B3HW)
+        if self._flip_test:
+            depth_B1HW = (depth_B1HW + self._at_trained_size(images_B3HW.flip(-1)).flip(-1)) / 2
+        return depth_B1HW[:, 0].float()
+
+    def depth(self, images_B3HW: Tensor) -> Tensor:
+        """Depth (B, 1, H, W) of images whose sides the encoder's stride divides."""
+        depth_B1HW: Tensor = self.decoder(self.encoder(images_B3HW)[-1])
+        return depth_B1HW
+
+    def _at_trained_size(self, images_B3HW: Tensor) -> Tensor:
+        return run_at(images_B3HW, self._short_side, self.encoder.strides[-1], self.depth)
+
+
+class DepthTask(Task[DepthConfig]):
+    """NYUv2's layout in, metres out, judged by RMSE."""
+
+    name = "depth"
+    metric = Metric(name="rmse", unit="m", higher_is_better=False)
+    output = OutputSpec(name="depth_metres", dtype="float32", unit="metres")
+    config_type = DepthConfig
+
+    def classes(self, folder: Path) -> tuple[str, ...]:
+        """Depth has no classes."""
+        del folder
+        return ()
+
+    def objective(
+        self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]
+    ) -> "DenseObjective":
+        """The scale-invariant logarithmic loss."""
+        from clipmill.tasks.depth_objective import DepthObjective
+
+        del classes
+        return DepthObjective(config, encoder)
+
+    def batches(
+        self,
+        config: DepthConfig,
+        folder: Path,
+        *,
+        batch_size: int,
+        seed: int,
+        cursor: int,
+        rank: int,
+        world_size: int,
+    ) -> Iterator[dict[str, Tensor]]:
+        """``images`` (B, H, W, 3) uint8 and ``depth`` (B, H, W) float32, 0 where unknown."""
+        from clipmill.data import dense_augmentation as augment
+        from clipmill.data.labelled import NyuFolder
+        from clipmill.data.samples import sample_batches
+
+        samples = NyuFolder.open(folder, "train")
+
+        def load(index: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+            image, depth = samples.image_HW3(index), samples.depth_HW(index)
+            if generator.integers(config.cut_depth_every) == 0:
+                image = augment.cut_depth(image, depth, MAX_DEPTH_METRES, generator)
+            image, depth = augment.flip_pair(image, depth, generator)
+            image, depth = augment.crop_pair(image, depth, config.crop_size, generator, fill=0)
+            image = augment.change_colours(image, augment.PhotometricConfig(), generator)
+            return {"images": image, "depth": depth}
+
+        return sample_batches(
+            load,
+            len(samples),
+            batch_size=batch_size,
+            seed=seed,
+            cursor=cursor,
+            num_workers=config.num_workers,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def network(
+        self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]
+    ) -> nn.Module:
+        """The network that was trained."""
+        del classes
+        return DepthNetwork(config, build_dense(encoder))
+
+    def served_name(self, trained_name: str) -> str | None:
+        """Training holds the very network, with its encoder under its own name."""
+        return trained_name
+
+    def evaluate(
+        self,
+        predict: Callable[[np.ndarray], np.ndarray],
+        config: DepthConfig,
+        folder: Path,
+        *,
+        num_samples: int,
+        report: Callable[[int, int, str], None],
+    ) -> Evaluation:
+        """The usual nine figures, each computed per image and averaged over the test list."""
+        from clipmill.data.labelled import NyuFolder
+
+        del config
+        data = NyuFolder.open(folder, "test")
+        metrics = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES)
+        samples = []
+        for index in range(len(data)):
+            image, truth = data.image_HW3(index), data.depth_HW(index)
+            found = predict(image)
+            metrics.update(found, truth)
+            if index < num_samples:
+                samples.append(
+                    EvaluatedSample(image_HW3=image, truth_HW=truth, prediction_HW=found)
+                )
+            report(index + 1, len(data), "evaluated")
+        return Evaluation(metrics=metrics.result(), samples=tuple(samples))
+
+    def draw(self, output_HW: np.ndarray) -> np.ndarray:
+        """Near is bright, far is dark."""
+        return depth_colours(output_HW, MAX_DEPTH_METRES)

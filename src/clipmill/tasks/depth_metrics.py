@@ -1,0 +1,45 @@
+"""Depth's figures of merit, per image and averaged over images (Eigen et al. 2014).
+
+Shapes: H image height, W image width; depths in metres.
+"""
+
+import numpy as np
+
+_MIN_DEPTH_METRES = 1e-3
+
+
+class DepthMetrics:
+    """Collects images; pixels whose truth lies outside the range don't count."""
+
+    def __init__(self, *, max_depth_metres: float) -> None:
+        self._max = max_depth_metres
+        self._images: list[dict[str, float]] = []
+
+    def update(self, prediction_HW: np.ndarray, truth_HW: np.ndarray) -> None:
+        """Add an image; one without any valid pixel is left out."""
+        valid = (truth_HW > _MIN_DEPTH_METRES) & (truth_HW < self._max)
+        if not valid.any():
+            return
+        truth = truth_HW[valid].astype(np.float64)
+        found = np.clip(prediction_HW[valid].astype(np.float64), _MIN_DEPTH_METRES, self._max)
+        ratio = np.maximum(truth / found, found / truth)
+        log_difference = np.log(found) - np.log(truth)
+        difference = found - truth
+        self._images.append(
+            {
+                "d1": float((ratio < 1.25).mean()),
+                "d2": float((ratio < 1.25**2).mean()),
+                "d3": float((ratio < 1.25**3).mean()),
+                "abs_rel": float((np.abs(difference) / truth).mean()),
+                "sq_rel": float((difference**2 / truth).mean()),
+                "rmse": float(np.sqrt((difference**2).mean())),
+                "rmse_log": float(np.sqrt((log_difference**2).mean())),
+                "log10": float(np.abs(np.log10(found) - np.log10(truth)).mean()),
+                "silog": float(np.sqrt((log_difference**2).mean() - 0.5 * log_difference.mean() ** 2)),
+            }
+        )
+
+    def result(self) -> dict[str, float]:
+        """Each figure's mean over images: d1, d2, d3 as shares, rmse in metres, the rest as such."""
+        names = self._images[0] if self._images else {}
+        return {name: float(np.mean([image[name] for image in self._images])) for name in names}

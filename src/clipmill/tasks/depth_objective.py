@@ -1,0 +1,33 @@
+"""Depth's training objective."""
+
+import torch
+from torch import Tensor
+
+from clipmill.models.dense import EncoderConfig, build_dense
+from clipmill.tasks.dense_objective import DenseObjective
+from clipmill.tasks.depth import DepthConfig, DepthNetwork
+
+
+class DepthObjective(DenseObjective):
+    """SiLog over the pixels whose depth is known."""
+
+    def __init__(self, config: DepthConfig, encoder: EncoderConfig) -> None:
+        super().__init__()
+        network = DepthNetwork(config, build_dense(encoder, drop_path=config.drop_path))
+        self.encoder = network.encoder
+        self.decoder = network.decoder
+        self._lambda = config.silog_lambda
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss ``silog``."""
+        images_B3HW = batch["images"].permute(0, 3, 1, 2).float() / 255
+        depth_B1HW = self.decoder(self.encoder(images_B3HW)[-1])
+        return {"silog": silog(depth_B1HW[:, 0].float(), batch["depth"], self._lambda)}
+
+
+def silog(prediction_BHW: Tensor, truth_BHW: Tensor, forgiven: float) -> Tensor:
+    """sqrt(mean(d^2) - forgiven mean(d)^2), d = log truth - log prediction (Eigen et al. 2014)."""
+    known = truth_BHW > 0
+    difference = torch.log(truth_BHW[known]) - torch.log(prediction_BHW[known] + 1e-7)
+    loss: Tensor = torch.sqrt((difference**2).mean() - forgiven * difference.mean() ** 2)
+    return loss

@@ -1,0 +1,107 @@
+"""Evaluating a task model: metrics, and a few samples to look at, as an artifact."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from clipmill.data.folder import open_folder
+from clipmill.digest import digest_json
+from clipmill.engine.loop import Report
+from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_bytes, write_json
+from clipmill.tasks.predictor import Predictor
+
+_RESULT = "evaluation.json"
+NUM_SAMPLES = 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """What an evaluation's artifact says."""
+
+    uri: str
+    """Where it lies."""
+    digest: str
+    """Its digest."""
+    task: str
+    """The task's name."""
+    model: Parent
+    """The model that was judged."""
+    data: Parent
+    """The data that it was judged on."""
+    metrics: dict[str, float]
+    """Figures by name."""
+    num_samples: int
+    """Samples whose pictures are kept."""
+
+    def picture(self, index: int, name: str) -> bytes:
+        """PNG of sample ``index``: ``image``, ``truth`` or ``prediction``."""
+        return read_bytes(join(self.uri, f"{index:02d}-{name}.png"))
+
+
+def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
+    """Judge the model on the data's test split; the URI of the result, under ``store``.
+
+    A result that is there already is returned at once.
+    """
+    predictor = Predictor(model)
+    task = predictor.task
+    folder, data_parent = open_folder(data, "data")
+    parents = [predictor.card.as_parent("model"), data_parent]
+    digest = digest_json([task.name, [[p.role, p.digest] for p in parents]])
+    uri = join(store, "evaluations", f"{task.name}-{digest[:12]}")
+    if exists(join(uri, _RESULT)):
+        return uri
+    found = task.evaluate(
+        lambda image_HW3: predictor.predict([image_HW3])[0],
+        task.config_type.from_json(predictor.card.architecture["config"]),
+        folder,
+        num_samples=NUM_SAMPLES,
+        report=report,
+    )
+    for index, sample in enumerate(found.samples):
+        pictures = {
+            "image": sample.image_HW3,
+            "truth": task.draw(sample.truth_HW),
+            "prediction": task.draw(sample.prediction_HW),
+        }
+        for name, picture_HW3 in pictures.items():
+            write_bytes(join(uri, f"{index:02d}-{name}.png"), to_png(picture_HW3))
+    figure = found.metrics[task.metric.name]
+    write_json(
+        join(uri, _RESULT),
+        {
+            "format": 1,
+            "kind": "evaluation",
+            "digest": digest,
+            "task": task.name,
+            "metrics": found.metrics,
+            "num_samples": len(found.samples),
+            "parents": [p.to_json() for p in parents],
+            "summary": {task.metric.name: f"{figure:.3f} {task.metric.unit}"},
+        },
+    )
+    return uri
+
+
+def read_evaluation(uri: str) -> EvaluationResult:
+    """The result at ``uri``."""
+    value = read_json(join(uri, _RESULT))
+    model, data = (Parent.from_json(p) for p in value["parents"])
+    return EvaluationResult(
+        uri=uri,
+        digest=value["digest"],
+        task=value["task"],
+        model=model,
+        data=data,
+        metrics=value["metrics"],
+        num_samples=value["num_samples"],
+    )
+
+
+def to_png(picture_HW3: np.ndarray) -> bytes:
+    """A picture (H, W, 3) uint8 as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture_HW3).save(buffer, format="PNG")
+    return buffer.getvalue()

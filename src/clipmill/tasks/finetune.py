@@ -1,0 +1,81 @@
+"""Fine-tuning: an encoder and labelled data in, a task model out."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from clipmill.config import Config
+from clipmill.data.folder import open_folder
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.loop import Report, TrainConfig, train
+from clipmill.engine.objective import Objective
+from clipmill.engine.result import result_uri, save_result
+from clipmill.models.checkpoint import ModelCard, has_checkpoint
+from clipmill.models.dense import open_encoder
+from clipmill.tasks.registry import task_named
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig(Config):
+    """A fine-tuning run of any task."""
+
+    task: str
+    """Name of the task."""
+    model: Config
+    """The task's own config."""
+    train: TrainConfig
+    """Length, rate, precision."""
+
+
+def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, report: Report) -> str:
+    """Train a task model; the URI of its checkpoint, under ``store``.
+
+    ``encoder`` is the URI of a CLIP checkpoint, ``timm:MODEL`` or ``open_clip:MODEL``; ``data`` a
+    folder in the task's layout, or the URI of one packed as a tar. A checkpoint that is there
+    already is returned at once; an unfinished run goes on.
+    """
+    task = task_named(config.task)
+    start = open_encoder(encoder)
+    folder, data_parent = open_folder(data, "data")
+    parents = (start.parent, data_parent)
+    uri = result_uri(store, "models", task.name, config, parents)
+    if has_checkpoint(uri):
+        return uri
+    classes = task.classes(folder)
+
+    def objective(here: Ranks) -> Objective:
+        del here
+        made = task.objective(config.model, start.config, classes)
+        start.load_into(made.encoder)
+        return made
+
+    def batches(cursor: int, here: Ranks) -> Iterator[Any]:
+        return task.batches(
+            config.model,
+            folder,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            cursor=cursor,
+            rank=here.rank,
+            world_size=here.world_size,
+        )
+
+    trained = train(
+        objective, batches, config.train, name=task.name, state_uri=f"{uri}/state", report=report
+    )
+    card = ModelCard(
+        kind="task",
+        architecture={
+            "task": task.name,
+            "classes": list(classes),
+            "encoder": start.config.to_json(),
+            "config": config.model.to_json(),
+        },
+        recipe=config.to_json(),
+        parents=parents,
+        metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
+        summary={"task": task.name, "steps": f"{config.train.steps:,}"},
+    )
+    served = {task.served_name(name): tensor for name, tensor in trained.tensors.items()}
+    save_result(uri, card, {k: v for k, v in served.items() if k is not None}, trained)
+    return uri

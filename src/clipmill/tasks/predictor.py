@@ -1,0 +1,72 @@
+"""A trained task model, ready to be asked: images in, arrays of their size out."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clipmill.errors import ArtifactError
+from clipmill.models.checkpoint import ModelCard, load_checkpoint
+from clipmill.models.dense import EncoderConfig
+from clipmill.tasks.contract import OutputSpec, Task
+from clipmill.tasks.registry import task_named
+
+
+class Predictor:
+    """One model on one device. Not thread-safe: call it from one thread at a time."""
+
+    def __init__(self, uri: str) -> None:
+        """Load and verify the checkpoint at ``uri``.
+
+        Raises:
+            NotFoundError: nothing lies there.
+            ArtifactError: it is cut, changed, or no task model.
+        """
+        import torch
+
+        card, tensors = load_checkpoint(uri)
+        if card.kind != "task":
+            raise ArtifactError(
+                f"{uri} is a checkpoint of kind {card.kind!r}",
+                expected="a task model, as finetune makes",
+                action="fine-tune the encoder first and give that URI",
+            )
+        self.card: ModelCard = card
+        self.task: Task[Any] = task_named(card.architecture["task"])
+        self.classes: tuple[str, ...] = tuple(card.architecture["classes"])
+        """Class names by id; empty where the task has none."""
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = self.task.network(
+            self.task.config_type.from_json(card.architecture["config"]),
+            EncoderConfig.from_json(card.architecture["encoder"]),
+            self.classes,
+        )
+        self._network.load_state_dict(tensors)
+        self._network.eval().to(self._device)
+
+    @property
+    def output(self) -> OutputSpec:
+        """Name, type and unit of what :meth:`predict` gives."""
+        return self.task.output
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """An output (H, W) for each image (H, W, 3) uint8; sizes may differ."""
+        import torch
+
+        by_size = defaultdict(list)
+        for index, image_HW3 in enumerate(images):
+            by_size[image_HW3.shape].append(index)
+        outputs: list[np.ndarray] = [np.empty(0)] * len(images)
+        for indices in by_size.values():
+            batch = torch.from_numpy(np.stack([images[i] for i in indices]))
+            images_B3HW = batch.to(self._device).permute(0, 3, 1, 2).float() / 255
+            with torch.inference_mode():
+                found = self._network(images_B3HW).cpu().numpy()
+            for index, output_HW in zip(indices, found, strict=True):
+                outputs[index] = output_HW.astype(self.output.dtype)
+        return outputs
+
+    def draw(self, output_HW: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) uint8 of an output."""
+        return self.task.draw(output_HW)

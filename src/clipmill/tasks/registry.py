@@ -1,0 +1,21 @@
+"""The tasks that there are, by name."""
+
+from typing import Any
+
+from clipmill.errors import ConfigError
+from clipmill.tasks.contract import Task
+from clipmill.tasks.depth import DepthTask
+from clipmill.tasks.segmentation import SegmentationTask
+
+TASKS: dict[str, Task[Any]] = {task.name: task for task in (SegmentationTask(), DepthTask())}
+
+
+def task_named(name: str) -> Task[Any]:
+    """The task of that name, or a ConfigError that lists them."""
+    if name not in TASKS:
+        raise ConfigError(
+            f"{name!r} is not a task",
+            expected=f"one of {', '.join(TASKS)}",
+            action="give one of these names",
+        )
+    return TASKS[name]

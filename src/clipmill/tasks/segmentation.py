@@ -1,0 +1,179 @@
+"""Semantic segmentation: UperNet on any encoder (CLIP-QC, Table 14).
+
+Trained with mmseg's heads and losses; served by the same head in plain PyTorch.
+Shapes: B batch, H W image, C classes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipmill.config import Config
+from clipmill.models.dense import EncoderConfig, build_dense
+from clipmill.models.neck import build_neck
+from clipmill.models.upernet import UperNetHead
+from clipmill.tasks.canvas import run_at
+from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
+from clipmill.tasks.palette import class_colours
+
+if TYPE_CHECKING:
+    from clipmill.tasks.dense_objective import DenseObjective
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentationConfig(Config):
+    """UperNet: heads, crop and augmentation."""
+
+    crop_size: int = 512
+    """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 14)."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Random resize before the crop, lowest and highest factor (mmseg's ADE20K pipeline)."""
+    drop_path: float = 0.1
+    """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 14)."""
+    pyramid_channels: int = 256
+    """Width of the simple feature pyramid's maps (ViTDet)."""
+    head_channels: int = 512
+    """Width of UPerHead (mmseg)."""
+    auxiliary_channels: int = 256
+    """Width of the auxiliary FCN head (mmseg); its loss weighs 0.4."""
+    num_workers: int = 4
+    """Processes that load samples; 0 loads in the training process."""
+
+
+class SegmentationNetwork(nn.Module):
+    """Encoder, pyramid and UPerHead: images (B, 3, H, W) in 0..1 to class ids (B, H, W)."""
+
+    def __init__(
+        self, config: SegmentationConfig, encoder: EncoderConfig, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.encoder = build_dense(encoder)
+        self.pyramid = build_neck(self.encoder, config.pyramid_channels)
+        self.head = UperNetHead(self.pyramid.channels, config.head_channels, num_classes)
+        self._short_side = config.crop_size
+        # The pyramid's coarsest map halves a plain encoder's.
+        self._multiple = 2 * max(self.encoder.strides)
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """The likeliest class of each pixel, uint8."""
+        logits_BCHW = run_at(images_B3HW, self._short_side, self._multiple, self._logits)
+        return logits_BCHW.argmax(dim=1).to(torch.uint8)
+
+    def _logits(self, images_B3HW: Tensor) -> Tensor:
+        coarse_BChw = self.head(self.pyramid(self.encoder(images_B3HW)))
+        return F.interpolate(
+            coarse_BChw, images_B3HW.shape[-2:], mode="bilinear", align_corners=False
+        )
+
+
+class SegmentationTask(Task[SegmentationConfig]):
+    """ADE20K's layout in, class maps out, judged by mean IoU."""
+
+    name = "segmentation"
+    metric = Metric(name="mIoU", unit="%", higher_is_better=True)
+    output = OutputSpec(name="classes", dtype="uint8", unit="class id")
+    config_type = SegmentationConfig
+
+    def classes(self, folder: Path) -> tuple[str, ...]:
+        """Names of the folder's classes."""
+        from clipmill.data.labelled import ade20k_classes
+
+        return ade20k_classes(folder)
+
+    def objective(
+        self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
+    ) -> "DenseObjective":
+        """UPerHead's and the auxiliary head's cross-entropy."""
+        from clipmill.tasks.segmentation_objective import SegmentationObjective
+
+        return SegmentationObjective(config, encoder, len(classes))
+
+    def batches(
+        self,
+        config: SegmentationConfig,
+        folder: Path,
+        *,
+        batch_size: int,
+        seed: int,
+        cursor: int,
+        rank: int,
+        world_size: int,
+    ) -> Iterator[dict[str, Tensor]]:
+        """``images`` (B, H, W, 3) uint8 and ``labels`` (B, H, W) uint8."""
+        from clipmill.data import dense_augmentation as augment
+        from clipmill.data.labelled import IGNORED, Ade20kFolder
+        from clipmill.data.samples import sample_batches
+
+        samples = Ade20kFolder.open(folder, "training")
+
+        def load(index: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+            image, label = samples.image_HW3(index), samples.classes_HW(index)
+            image, label = augment.resize_pair(image, label, generator.uniform(*config.scale))
+            image, label = augment.crop_pair(
+                image, label, config.crop_size, generator, fill=IGNORED
+            )
+            image, label = augment.flip_pair(image, label, generator)
+            image = augment.change_colours(image, augment.PhotometricConfig(), generator)
+            return {"images": image, "labels": label}
+
+        return sample_batches(
+            load,
+            len(samples),
+            batch_size=batch_size,
+            seed=seed,
+            cursor=cursor,
+            num_workers=config.num_workers,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def network(
+        self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
+    ) -> nn.Module:
+        """UperNet without its auxiliary head."""
+        return SegmentationNetwork(config, encoder, len(classes))
+
+    def served_name(self, trained_name: str) -> str | None:
+        """mmseg's decode head is our head; the auxiliary head stays behind."""
+        if trained_name.startswith("heads."):
+            head, _, rest = trained_name.removeprefix("heads.").partition(".")
+            return f"head.{rest}" if head == "decode_head" else None
+        return trained_name
+
+    def evaluate(
+        self,
+        predict: Callable[[np.ndarray], np.ndarray],
+        config: SegmentationConfig,
+        folder: Path,
+        *,
+        num_samples: int,
+        report: Callable[[int, int, str], None],
+    ) -> Evaluation:
+        """mIoU, mAcc and aAcc over the validation split, by mmseg's computation."""
+        from clipmill.data.labelled import Ade20kFolder
+        from clipmill.openmmlab.segmentation import MeanIoU
+
+        del config
+        data = Ade20kFolder.open(folder, "validation")
+        mean_iou = MeanIoU(num_classes=len(self.classes(folder)))
+        samples = []
+        for index in range(len(data)):
+            image, truth = data.image_HW3(index), data.classes_HW(index)
+            found = predict(image)
+            mean_iou.update(found, truth)
+            if index < num_samples:
+                samples.append(
+                    EvaluatedSample(image_HW3=image, truth_HW=truth, prediction_HW=found)
+                )
+            report(index + 1, len(data), "evaluated")
+        return Evaluation(metrics=mean_iou.result(), samples=tuple(samples))
+
+    def draw(self, output_HW: np.ndarray) -> np.ndarray:
+        """Each class in its colour."""
+        return class_colours(output_HW)

@@ -1,0 +1,169 @@
+"""Every Prometheus metric name, structured logs, and the ``/metrics`` server of a job.
+
+Metrics are registered by the first call of their section's function, so that a process exposes
+only the sections that it uses.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from json import dumps
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from clipmill.errors import ServerError
+
+_FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_STEP_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainMetrics:
+    """What the training loop reports."""
+
+    loss: Gauge
+    """Last value; labels ``objective``, ``kind`` (``total``, or one term of it)."""
+    samples: Counter
+    """Samples seen."""
+    step_seconds: Histogram
+    """Wall time of an optimiser step."""
+    learning_rate: Gauge
+    """Largest of the parameter groups."""
+    gradient_norm: Gauge
+    """Before clipping."""
+    step: Gauge
+    """Optimiser steps done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataMetrics:
+    """What reading and writing samples reports."""
+
+    samples: Counter
+    """Samples that came through."""
+    quarantined: Counter
+    """Samples set aside; label ``reason``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServingMetrics:
+    """What an endpoint reports. Each has the label ``model``."""
+
+    queue_depth: Gauge
+    """Images that wait for a batch."""
+    queue_wait_seconds: Histogram
+    """Time from an image's arrival to the start of its batch."""
+    batch_size: Histogram
+    """Images in a batch."""
+    preprocess_seconds: Histogram
+    """Decoding of a request's images."""
+    infer_seconds: Histogram
+    """The network's time for a batch."""
+    postprocess_seconds: Histogram
+    """Encoding of a request's answer."""
+    requests: Counter
+    """Requests answered; label ``code``, the HTTP status."""
+    rejected: Counter
+    """Requests refused; label ``reason``."""
+    info: Gauge
+    """1 for each model served; labels ``task`` and ``digest``."""
+
+
+@cache
+def train_metrics() -> TrainMetrics:
+    """The training section, registered once."""
+    return TrainMetrics(
+        loss=Gauge("clipmill_train_loss", "Last loss", ["objective", "kind"]),
+        samples=Counter("clipmill_train_samples_total", "Samples seen"),
+        step_seconds=Histogram(
+            "clipmill_train_step_seconds", "Wall time of an optimiser step", buckets=_STEP_SECONDS
+        ),
+        learning_rate=Gauge("clipmill_train_learning_rate", "Largest learning rate of the groups"),
+        gradient_norm=Gauge("clipmill_train_gradient_norm", "Gradient norm before clipping"),
+        step=Gauge("clipmill_train_step", "Optimiser steps done"),
+    )
+
+
+@cache
+def data_metrics() -> DataMetrics:
+    """The data section, registered once."""
+    return DataMetrics(
+        samples=Counter("clipmill_data_samples_total", "Samples that came through"),
+        quarantined=Counter("clipmill_data_quarantined_total", "Samples set aside", ["reason"]),
+    )
+
+
+@cache
+def serving_metrics() -> ServingMetrics:
+    """The serving section, registered once."""
+
+    def seconds(name: str, meaning: str) -> Histogram:
+        return Histogram(
+            f"clipmill_serve_{name}_seconds", meaning, ["model"], buckets=_FAST_SECONDS
+        )
+
+    return ServingMetrics(
+        queue_depth=Gauge("clipmill_serve_queue_depth", "Images that wait for a batch", ["model"]),
+        queue_wait_seconds=seconds("queue_wait", "Wait of an image for its batch"),
+        batch_size=Histogram(
+            "clipmill_serve_batch_size", "Images in a batch", ["model"], buckets=_BATCH_SIZES
+        ),
+        preprocess_seconds=seconds("preprocess", "Decoding of a request"),
+        infer_seconds=seconds("infer", "Network time of a batch"),
+        postprocess_seconds=seconds("postprocess", "Encoding of an answer"),
+        requests=Counter(
+            "clipmill_serve_requests_total", "Requests answered, by HTTP status", ["model", "code"]
+        ),
+        rejected=Counter(
+            "clipmill_serve_rejected_total", "Requests refused, by reason", ["model", "reason"]
+        ),
+        info=Gauge("clipmill_serve_model_info", "1 for each model", ["model", "task", "digest"]),
+    )
+
+
+def serve_metrics(port: int, *, host: str = "127.0.0.1") -> int:
+    """Serve ``/metrics`` from a daemon thread and return its port (a free one where 0 is given).
+
+    Raises:
+        ServerError: the port is taken.
+    """
+    try:
+        server, _ = start_http_server(port, addr=host)
+    except OSError as error:
+        raise ServerError(
+            f"metrics can't be served at {host}:{port}: {error.strerror}",
+            expected="a free port",
+            action="give another port, or stop what listens there",
+        ) from error
+    bound: int = server.server_port
+    return bound
+
+
+def configure_logging(level: str = "INFO", *, json: bool = False) -> None:
+    """Send every log record to stderr, as one line of text or of JSON each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if json else logging.Formatter(_TEXT_FORMAT))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+_TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line: the standard fields, then whatever ``extra=`` brought."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        extra = {k: v for k, v in vars(record).items() if k not in _STANDARD_FIELDS}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return dumps(line | extra | line, default=str)  # the standard fields come first, and win

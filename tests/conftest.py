@@ -1,0 +1,23 @@
+"""Fixtures that several areas share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from clipmill.storage import SeaweedServer
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Start a real SeaweedFS, point the AWS_* variables at it, and return them.
+
+    Only the first test that asks for it pays for its start (each worker of xdist has its own).
+    """
+    with (
+        SeaweedServer(tmp_path_factory.mktemp("seaweed")) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_SESSION_TOKEN", raising=False)
+        yield server.environment

@@ -1,0 +1,170 @@
+"""Layers: their bytes, their commits, and their misuse."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipmill.data.dataset import Dataset
+from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
+from clipmill.errors import ArtifactError, ConfigError
+from clipmill.storage.lineage import Parent, lineage
+
+MakeDataset = Callable[..., Dataset]
+CaptionTable = Callable[[Dataset, int], pa.Table]
+AddCaptions = Callable[[Dataset, str], Dataset]
+LAYER = "captions/test-1"
+
+
+def test_rows_come_back(
+    tmp_path: Path, make_dataset: MakeDataset, caption_table: CaptionTable
+) -> None:
+    dataset = make_dataset()
+    for index in range(len(dataset.shards)):
+        assert not has_layer_shard(dataset, LAYER, index)
+        write_layer_shard(dataset, LAYER, index, caption_table(dataset, index))
+        assert has_layer_shard(dataset, LAYER, index)
+    captioner = Parent(role="captioner", uri="model", digest="abc")
+    committed = commit_layer(dataset, LAYER, parents=(captioner,), detail={"method": "beam"})
+    assert list(committed.layers) == [LAYER]
+    assert Dataset.open(dataset.uri) == committed
+    for index in range(len(dataset.shards)):
+        table = read_layer(committed, LAYER, index, tmp_path / "cache")
+        assert table.equals(caption_table(dataset, index))
+        # Any Parquet reader finds it under its plain name.
+        path = Path(dataset.uri) / "layers" / LAYER / f"{index:05d}.parquet"
+        assert pq.read_table(path).equals(table)
+    node = lineage(dataset.layer_uri(LAYER))
+    assert node.digest == committed.layers[LAYER].digest
+    assert node.detail["method"] == "beam"
+    assert [parent.role for parent in node.parents] == ["dataset", "captioner"]
+
+
+def test_bytes_follow_the_rows_alone(
+    make_dataset: MakeDataset, caption_table: CaptionTable
+) -> None:
+    dataset = make_dataset()
+    table = caption_table(dataset, 0)
+    chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    noted = chunked.replace_schema_metadata({"made": "2020-01-01"})
+    path = Path(dataset.uri) / "layers" / LAYER / "00000.parquet"
+    files = []
+    for rows in (table, noted):
+        write_layer_shard(dataset, LAYER, 0, rows)
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda table: table.drop_columns("uid"),
+        lambda table: table.slice(1),
+        lambda table: table.take(list(range(len(table)))[::-1]),
+        lambda table: pa.concat_tables([table, table.slice(0, 1)]),
+    ],
+    ids=["no uid", "a row too few", "another order", "a row too many"],
+)
+def test_foreign_rows_are_refused(
+    make_dataset: MakeDataset,
+    caption_table: CaptionTable,
+    spoil: Callable[[pa.Table], pa.Table],
+) -> None:
+    dataset = make_dataset()
+    with pytest.raises(ArtifactError, match="doesn't have the shard's uids"):
+        write_layer_shard(dataset, LAYER, 0, spoil(caption_table(dataset, 0)))
+    assert not has_layer_shard(dataset, LAYER, 0)
+
+
+@pytest.mark.parametrize("captions", [None, [], [" "], ["a cat", ""], ["a cat", None]])
+def test_captions_layer_needs_captions(
+    make_dataset: MakeDataset, captions: list[str | None] | None
+) -> None:
+    dataset = make_dataset()
+    uids = dataset.uids(0)
+    column = pa.array([["a dog"]] * (len(uids) - 1) + [captions], pa.list_(pa.string()))
+    table = pa.table({"uid": uids, "captions": column})
+    with pytest.raises(ArtifactError, match="row 3 of shard 0 of layer .* lacks a caption"):
+        write_layer_shard(dataset, LAYER, 0, table)
+    with pytest.raises(ArtifactError, match="lacks a caption"):
+        write_layer_shard(dataset, LAYER, 0, table.drop_columns("captions"))
+    write_layer_shard(dataset, "score/test", 0, table)
+
+
+@pytest.mark.parametrize("name", ["", "captions", "captions/", "../x", "captions/../x", "a/b c"])
+def test_names(make_dataset: MakeDataset, caption_table: CaptionTable, name: str) -> None:
+    dataset = make_dataset()
+    with pytest.raises(ConfigError, match="is not the name of a layer"):
+        write_layer_shard(dataset, name, 0, caption_table(dataset, 0))
+
+
+def test_commit_needs_every_shard(make_dataset: MakeDataset, caption_table: CaptionTable) -> None:
+    dataset = make_dataset()
+    write_layer_shard(dataset, LAYER, 1, caption_table(dataset, 1))
+    with pytest.raises(ArtifactError, match="lacks shards 0, 2, 3, 4, 5"):
+        commit_layer(dataset, LAYER, parents=(), detail={})
+
+
+def test_cut_file_counts_as_missing(make_dataset: MakeDataset, caption_table: CaptionTable) -> None:
+    dataset = make_dataset()
+    write_layer_shard(dataset, LAYER, 0, caption_table(dataset, 0))
+    path = Path(dataset.uri) / "layers" / LAYER / "00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not has_layer_shard(dataset, LAYER, 0)
+
+
+def test_committed_layer_stays_as_it_is(
+    make_dataset: MakeDataset, caption_table: CaptionTable, add_captions: AddCaptions
+) -> None:
+    dataset = add_captions(make_dataset(), LAYER)
+    table = caption_table(dataset, 0)
+    write_layer_shard(dataset, LAYER, 0, table)
+    others = pa.table({"uid": table["uid"], "captions": [["another"]] * len(table)})
+    with pytest.raises(ArtifactError, match="is committed, and shard 0 of it differs"):
+        write_layer_shard(dataset, LAYER, 0, others)
+    assert commit_layer(dataset, LAYER, parents=(), detail={"other": "words"}) == dataset
+
+
+def test_commits_at_once_all_count(make_dataset: MakeDataset, caption_table: CaptionTable) -> None:
+    dataset = make_dataset(count=4)
+    names = [f"captions/test-{i}" for i in range(8)]
+    for name in names:
+        write_layer_shard(dataset, name, 0, caption_table(dataset, 0))
+    barrier = threading.Barrier(len(names))
+
+    def commit(name: str) -> None:
+        barrier.wait()
+        commit_layer(dataset, name, parents=(), detail={})
+
+    threads = [threading.Thread(target=commit, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(Dataset.open(dataset.uri).layers) == names
+
+
+def test_reading_what_is_not_there(
+    tmp_path: Path, make_dataset: MakeDataset, add_captions: AddCaptions
+) -> None:
+    dataset = add_captions(make_dataset(), LAYER)
+    with pytest.raises(ArtifactError, match="has no layer captions/other"):
+        read_layer(dataset, "captions/other", 0, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("file", ["00000.parquet", "layer.json"])
+def test_reading_what_was_changed(
+    tmp_path: Path, make_dataset: MakeDataset, add_captions: AddCaptions, file: str
+) -> None:
+    dataset = add_captions(make_dataset(), LAYER)
+    path = Path(dataset.uri) / "layers" / LAYER / file
+    data = path.read_bytes()
+    if file == "layer.json":
+        path.write_bytes(data.replace(b'"num_rows": 4', b'"num_rows": 5'))
+    else:
+        path.write_bytes(data[:40] + b"\xff" + data[41:])
+    with pytest.raises(ArtifactError):
+        read_layer(dataset, LAYER, 0, tmp_path / "cache")

@@ -1,0 +1,263 @@
+"""Shards as other tools read them, and what reruns, crashes and rivals make of them."""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clipmill.data.dataset import Dataset
+from clipmill.data.shards import (
+    ShardConfig,
+    ShardPlan,
+    finish_shards,
+    plan_shards,
+    shard,
+    shard_range,
+)
+from clipmill.errors import ConfigError, NotFoundError, SourceError
+from clipmill.storage.archive import put_tree
+from clipmill.storage.lineage import Parent
+
+WritePairs = Callable[[Path, int], Path]
+CONFIG = ShardConfig(samples_per_shard=4)
+
+
+def tree_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its relative name, but for what killed writers left."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".clipmill-tmp-")
+    }
+
+
+def test_tars_are_webdataset(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    uri = Path(shard(CONFIG, str(source), str(tmp_path / "store")))
+    seen = {}
+    for path in sorted(uri.glob("shards/*.tar")):
+        samples: dict[str, dict[str, bytes]] = {}
+        with tarfile.open(path) as tar:
+            for member in tar:
+                # WebDataset's rule: the key goes up to the first dot.
+                key, _, suffix = member.name.partition(".")
+                samples.setdefault(key, {})[suffix] = tar.extractfile(member).read()
+        for uid, sample in samples.items():
+            record = json.loads(sample.pop("json"))
+            text = sample.pop("txt").decode()
+            ((suffix, image),) = sample.items()
+            assert record["uid"] == uid
+            assert (source / record["origin"]).read_bytes() == image
+            assert (source / record["origin"]).with_suffix(".txt").read_text() == text
+            assert record["origin"].endswith(suffix)
+            assert (record["width"], record["height"]) == (8, 6 + int(text.split()[1]) % 3)
+            seen[record["origin"]] = uid
+    assert len(seen) == len(set(seen.values())) == 10
+
+
+def test_dataset_lists_what_lies_there(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    (source / "part0" / "lone.txt").write_text("no image")
+    (source / "part0" / "000.jpg").write_bytes(b"")
+    dataset = Dataset.open(shard(CONFIG, str(source), str(tmp_path / "store")))
+    assert dataset.num_samples == 9
+    assert [s.num_samples for s in dataset.shards] == [3, 3, 3]
+    assert dataset.quarantine == {"empty-file": 1, "caption-without-image": 1}
+    assert dataset.parents == (
+        Parent(role="source", uri=str(source), digest=dataset.parents[0].digest),
+    )
+    for info in dataset.shards:
+        data = (Path(dataset.uri) / "shards" / info.name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (info.num_bytes, info.sha256)
+    quarantined = json.loads((Path(dataset.uri) / "dataset.json").read_text())["quarantined"]
+    assert [(bad["origin"], bad["reason"]) for bad in quarantined] == [
+        ("part0/000.jpg", "empty-file"),
+        ("part0/lone.txt", "caption-without-image"),
+    ]
+
+
+def test_equal_sources_give_equal_bytes(tmp_path: Path, write_pairs: WritePairs) -> None:
+    trees = []
+    for name, num_threads in (("one", 1), ("two", 3)):
+        source = write_pairs(tmp_path / name / "source", 10)
+        (source / "broken.jpg").write_text("<html>")
+        (source / "broken.txt").write_text("broken")
+        parent = Parent(role="source", uri="somewhere", digest="0")
+        store = tmp_path / name / "store"
+        shard(CONFIG, str(source), str(store), source_parents=(parent,), num_threads=num_threads)
+        trees.append(tree_bytes(store))
+    assert trees[0] == trees[1]
+
+
+def test_archive_of_a_folder_is_the_same_source(
+    tmp_path: Path, write_pairs: WritePairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
+    source = write_pairs(tmp_path / "source", 10)
+    put_tree(source, str(tmp_path / "source.tar"))
+    uris = [
+        shard(CONFIG, uri, str(tmp_path / name))
+        for name, uri in (("one", str(source)), ("two", str(tmp_path / "source.tar")))
+    ]
+    first, second = (Dataset.open(uri) for uri in uris)
+    assert Path(first.uri).name == Path(second.uri).name
+    assert first.digest == second.digest
+    assert second.parents[0].uri == str(tmp_path / "source.tar")
+
+
+def test_address_follows_config_and_source(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 3)
+    store = str(tmp_path / "store")
+    uri = shard(CONFIG, str(source), store)
+    assert shard(ShardConfig(samples_per_shard=2), str(source), store) != uri
+    (source / "part0" / "000.txt").write_text("another caption")
+    assert shard(CONFIG, str(source), store) != uri
+
+
+def test_rerun_writes_nothing(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    uri = Path(shard(CONFIG, str(source), str(tmp_path / "store")))
+    times = {path: path.stat().st_mtime_ns for path in uri.rglob("*")}
+    shard(CONFIG, str(source), str(tmp_path / "store"))
+    assert {path: path.stat().st_mtime_ns for path in uri.rglob("*")} == times
+
+
+def test_cut_or_lost_tar_is_made_again(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    uri = Path(shard(CONFIG, str(source), str(tmp_path / "store")))
+    whole = tree_bytes(uri)
+    (uri / "dataset.json").unlink()
+    (uri / "shards" / "00000.tar").unlink()
+    (uri / "shards" / "00001.tar").write_bytes(b"cut")
+    shard(CONFIG, str(source), str(tmp_path / "store"))
+    assert tree_bytes(uri) == whole
+
+
+def test_ranges_in_any_order_make_the_same_dataset(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    whole = shard(CONFIG, str(source), str(tmp_path / "whole"))
+    plan = plan_shards(CONFIG, str(source), str(tmp_path / "parts"))
+    plan = ShardPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert plan.num_shards == 3
+    calls: list[tuple[int, int]] = []
+    shard_range(plan, 1, 3, progress=lambda *counts: calls.append(counts))
+    assert calls == [(4, 6), (6, 6)]
+    with pytest.raises(NotFoundError):
+        finish_shards(plan)
+    shard_range(plan, 0, 2)
+    finish_shards(plan)
+    assert tree_bytes(Path(plan.uri)) == tree_bytes(Path(whole))
+
+
+def test_source_that_grew_is_noticed(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 3)
+    plan = plan_shards(CONFIG, str(source), str(tmp_path / "store"))
+    write_pairs(source, 4)
+    with pytest.raises(SourceError, match="has 4 items, and had 3"):
+        shard_range(plan, 0, 1)
+
+
+def test_nothing_usable(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 3)
+    (source / "part0" / "000.txt").unlink()
+    config = dataclasses.replace(CONFIG, min_side=100)
+    with pytest.raises(SourceError, match="2 image-too-small, 1 no-caption"):
+        shard(config, str(source), str(tmp_path / "store"))
+
+
+def test_remote_folder_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="neither a local folder"):
+        shard(CONFIG, "s3://bucket/images", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "values", [{"samples_per_shard": 0}, {"max_pixels": 10**9}, {"min_side": 0}]
+)
+def test_config_out_of_range(values: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        ShardConfig(**values)
+
+
+# Runs shard() in children that kill themselves at the n-th call of a function, for each n that
+# occurs; then once more to the end. Prints the number of children that were killed.
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.sources import FolderSource
+
+owner, name = {"rename": (Path, "replace"), "read": (FolderSource, "read")}[sys.argv[1]]
+source, store = sys.argv[2:]
+real = getattr(owner, name)
+
+def child(target, kill_at):
+    pid = os.fork()
+    if not pid:
+        count = 0
+        def counting(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+        setattr(owner, name, counting)
+        shard(ShardConfig(samples_per_shard=4), source, target, num_threads=1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+killed = 0
+for kill_at in range(1, 100):
+    target = f"{store}/{kill_at}"
+    status = child(target, kill_at)
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    killed += 1
+    assert child(target, 0) == 0
+print(killed)
+"""
+
+
+# 3 shards: a rename for each tar, each sidecar and dataset.json; a read for each of 10 items.
+@pytest.mark.parametrize(("at", "num_points"), [("rename", 7), ("read", 10)])
+def test_kill_at_any_point_then_rerun(
+    tmp_path: Path, write_pairs: WritePairs, at: str, num_points: int
+) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    whole = Path(shard(CONFIG, str(source), str(tmp_path / "whole")))
+    command = [sys.executable, "-c", KILLER, at, str(source), str(tmp_path / "killed")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(num_points)]
+    for n in range(1, num_points + 1):
+        rerun = tmp_path / "killed" / str(n) / "datasets" / whole.name
+        assert tree_bytes(rerun) == tree_bytes(whole)
+
+
+def test_rivals_make_one_dataset(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    whole = Path(shard(CONFIG, str(source), str(tmp_path / "whole")))
+    program = (
+        "import sys; from clipmill.data.shards import ShardConfig, shard;"
+        "shard(ShardConfig(samples_per_shard=4), sys.argv[1], sys.argv[2])"
+    )
+    store = tmp_path / "rivals"
+    command = [sys.executable, "-c", program, str(source), str(store)]
+    rivals = [subprocess.Popen(command) for _ in range(3)]
+    assert [rival.wait() for rival in rivals] == [0, 0, 0]
+    assert tree_bytes(store / "datasets" / whole.name) == tree_bytes(whole)
+
+
+def test_dataset_in_s3_is_the_same(
+    tmp_path: Path, write_pairs: WritePairs, s3: dict[str, str]
+) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    local = Dataset.open(shard(CONFIG, str(source), str(tmp_path / "store")))
+    uri = shard(CONFIG, str(source), f"s3://tests/{tmp_path.name}")
+    assert Dataset.open(uri).digest == local.digest
+    assert shard(CONFIG, str(source), f"s3://tests/{tmp_path.name}") == uri
