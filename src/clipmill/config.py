@@ -80,7 +80,9 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
     if name not in hints:
         raise _unknown(here, type(config))
     if not rest:
-        return dataclasses.replace(config, **{name: _parse(_read(text, hints[name]), hints[name], here)})
+        return dataclasses.replace(
+            config, **{name: _parse(_read(text, hints[name]), hints[name], here)}
+        )
     child = getattr(config, name)
     if not isinstance(child, Config):
         raise ConfigError(
@@ -128,9 +130,13 @@ def _parse_one(value: object, kind: Any, path: str) -> tuple[bool, object]:
     if isinstance(kind, type) and issubclass(kind, Config):
         if isinstance(value, kind):
             return True, value
-        return isinstance(value, dict), kind.from_json(value, path) if isinstance(value, dict) else None
+        return isinstance(value, dict), kind.from_json(value, path) if isinstance(
+            value, dict
+        ) else None
     if kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        fits = (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
         return fits, float(value) if fits else None  # type: ignore[arg-type]  # narrowed by `fits`
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool), value
@@ -145,7 +151,8 @@ def _parse_tuple(value: object, items: tuple[Any, ...], path: str) -> tuple[bool
     if len(items) != len(value):
         return False, None
     return True, tuple(
-        _parse(v, kind, f"{path}[{i}]") for i, (v, kind) in enumerate(zip(value, items, strict=True))
+        _parse(v, kind, f"{path}[{i}]")
+        for i, (v, kind) in enumerate(zip(value, items, strict=True))
     )
 
 

@@ -8,12 +8,17 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from clipmill.errors import UserError
 from clipmill.storage import join, open_store, read_json, write_json
+
+Report = Callable[[int, int, str], None]
+"""Progress: how much is done, of how much, and a few words."""
 
 EVENTS_VARIABLE = "CLIPMILL_EVENTS"
 _QUIET_SECONDS = 0.2
@@ -76,7 +81,11 @@ class Stage:
     ) -> None:
         seconds = time.time() - self._started
         if error is not None:
-            self._emit({"event": "failed", "seconds": seconds, "words": str(error)})
+            user = (
+                [error.what, error.expected, error.action] if isinstance(error, UserError) else None
+            )
+            words = f"{type(error).__name__}: {error}"
+            self._emit({"event": "failed", "seconds": seconds, "words": words, "user": user})
             return
         if self._place:
             value = {

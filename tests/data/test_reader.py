@@ -11,9 +11,10 @@ from clipmill.data.cache import open_copy, trim
 from clipmill.data.dataset import Dataset
 from clipmill.data.reader import read_shard
 from clipmill.data.shard_tar import index_tar
+from clipmill.data.shards import ShardConfig, shard
 from clipmill.digest import sha256_bytes
 from clipmill.errors import ArtifactError, NotFoundError
-from clipmill.storage.store import open_store
+from clipmill.storage import open_store
 
 MakeDataset = Callable[..., Dataset]
 
@@ -46,16 +47,11 @@ def test_nothing_is_written_beside_a_local_shard(tmp_path: Path, make_dataset: M
     assert sorted(Path(dataset.uri).rglob("*")) == before
 
 
-def test_empty_shard(tmp_path: Path, make_dataset: MakeDataset) -> None:
-    for path in (tmp_path / "source").glob("part0/*.txt"):
-        path.unlink()
-    make_dataset(count=4, samples_per_shard=2)
-    for path in (tmp_path / "source").glob("part0/*.txt"):
+def test_empty_shard(tmp_path: Path, write_pairs: Callable[[Path, int], Path]) -> None:
+    source = write_pairs(tmp_path / "source", 4)
+    for path in (source / "part0").glob("*.txt"):
         path.write_text("")
-    from clipmill.data.shards import ShardConfig, shard
-
-    config = ShardConfig(samples_per_shard=2)
-    uri = shard(config, str(tmp_path / "source"), str(tmp_path / "store"))
+    uri = shard(ShardConfig(samples_per_shard=2), str(source), str(tmp_path / "store"))
     dataset = Dataset.open(uri)
     assert [info.num_samples for info in dataset.shards] == [0, 2]
     with read_shard(dataset, 0, tmp_path / "cache") as reader:
@@ -85,7 +81,7 @@ def test_foreign_tar_has_no_index(tmp_path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         for name in ("a.jpg", "a.txt", "b.json"):
             tar.add(tmp_path / name, name)
-    with path.open("rb") as file, pytest.raises(ArtifactError, match="members a.jpg"):
+    with path.open("rb") as file, pytest.raises(ArtifactError, match="members a"):
         index_tar(file)
     path.write_bytes(b"not a tar" * 100)
     with path.open("rb") as file, pytest.raises(ArtifactError, match="is not a shard"):

@@ -1,8 +1,10 @@
 """Shards as other tools read them, and what reruns, crashes and rivals make of them."""
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from clipmill.data import shards as shards_module
 from clipmill.data.dataset import Dataset
 from clipmill.data.shards import (
     ShardConfig,
@@ -20,9 +23,8 @@ from clipmill.data.shards import (
     shard,
     shard_range,
 )
-from clipmill.errors import ConfigError, NotFoundError, SourceError
-from clipmill.storage.archive import put_tree
-from clipmill.storage.lineage import Parent
+from clipmill.errors import ConfigError, NotFoundError, SourceError, StorageError
+from clipmill.storage import Parent, put_tree
 
 WritePairs = Callable[[Path, int], Path]
 CONFIG = ShardConfig(samples_per_shard=4)
@@ -155,6 +157,18 @@ def test_ranges_in_any_order_make_the_same_dataset(tmp_path: Path, write_pairs: 
     assert tree_bytes(Path(plan.uri)) == tree_bytes(Path(whole))
 
 
+def test_finishing_again_keeps_the_layers(
+    tmp_path: Path,
+    write_pairs: WritePairs,
+    add_captions: Callable[[Dataset, str], Dataset],
+) -> None:
+    source = write_pairs(tmp_path / "source", 3)
+    plan = plan_shards(CONFIG, str(source), str(tmp_path / "store"))
+    shard_range(plan, 0, 1)
+    dataset = add_captions(finish_shards(plan), "captions/test-1")
+    assert finish_shards(plan) == dataset == Dataset.open(plan.uri)
+
+
 def test_source_that_grew_is_noticed(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 3)
     plan = plan_shards(CONFIG, str(source), str(tmp_path / "store"))
@@ -169,6 +183,19 @@ def test_nothing_usable(tmp_path: Path, write_pairs: WritePairs) -> None:
     config = dataclasses.replace(CONFIG, min_side=100)
     with pytest.raises(SourceError, match="2 image-too-small, 1 no-caption"):
         shard(config, str(source), str(tmp_path / "store"))
+
+
+def test_full_disk(
+    tmp_path: Path, write_pairs: WritePairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_pairs(tmp_path / "source", 3)
+
+    def full(path: Path, pairs: object) -> list[str]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shards_module, "write_tar", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        shard(CONFIG, str(source), str(tmp_path / "store"))
 
 
 def test_remote_folder_is_no_source(tmp_path: Path) -> None:

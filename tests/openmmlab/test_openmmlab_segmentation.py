@@ -67,7 +67,7 @@ def test_a_batch_of_unknown_pixels_weighs_nothing(training, maps, labels):
 
 def test_classifiers_start_as_mmseg_starts_them(training):
     for head in (training.decode_head, training.auxiliary_head):
-        assert float(head.conv_seg.weight.std()) == pytest.approx(0.01, rel=0.5)
+        assert head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.5)
         assert not head.conv_seg.bias.any()
 
 

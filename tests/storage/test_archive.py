@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import resource
 import tarfile
 import threading
 from collections.abc import Callable
@@ -88,6 +89,25 @@ def test_links_to_folders_and_to_nothing_are_refused(
     with pytest.raises(ArtifactError, match=r"can't pack .*/link"):
         put_tree(tree, str(tmp_path / "x.tar"))
     assert not (tmp_path / "x.tar").exists()
+
+
+def test_a_disk_without_room_to_pack_is_an_error(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A sparse file of a tebibyte fits in a folder, but its tar not on a disk; nothing is
+    # written of it, since the limit on a file's size stands for the disk's end.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with (tree / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(StorageError, match="can't pack"):
+            put_tree(tree, str(tmp_path / "x.tar"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "x.tar").exists()
+    assert not list(tmp_path.glob("clipmill-pack-*"))
 
 
 def test_a_second_put_writes_nothing(tree: Path, tmp_path: Path) -> None:

@@ -93,6 +93,14 @@ def test_the_grpc_twin_of_a_port_must_be_free_too(tmp_path: Path) -> None:
             SeaweedServer(tmp_path, port=port - 10_000).start()
 
 
+def test_a_foreign_credentials_file_is_refused_and_kept(tmp_path: Path) -> None:
+    for text in ('{"type": "service_account", "project_id": "x"}', "[1, 2]", "not JSON"):
+        (tmp_path / "credentials.json").write_text(text)
+        with pytest.raises(StorageError, match=r"credentials\.json doesn't hold"):
+            SeaweedServer(tmp_path).start()
+        assert (tmp_path / "credentials.json").read_text() == text
+
+
 def test_a_folder_has_one_server(tmp_path: Path) -> None:
     with SeaweedServer(tmp_path) as first:
         with pytest.raises(ServerError, match="another SeaweedFS is running on"):

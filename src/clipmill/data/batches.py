@@ -94,6 +94,11 @@ class BatchDataset(torch.utils.data.Dataset[PairBatch | ClipmillError]):
         except ClipmillError as error:
             return error
 
+    def close(self) -> None:
+        """Close the shards that this process has open."""
+        while self._shards:
+            self._shards.popitem()[1].reader.close()
+
     def _batch(self, step: int) -> PairBatch:
         start = (step * self.world_size + self.rank) * self.part_size
         images, real, synthetic, uids = [], [], [], []

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from clipmill.storage.archive import fetch
-from clipmill.storage.atomic import replacing
+from clipmill.storage import fetch, open_store, replacing, split_uri
 from clipmill.storage.local import LocalStore
-from clipmill.storage.store import open_store, split_uri
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 

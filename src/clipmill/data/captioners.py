@@ -38,8 +38,6 @@ class GenerateConfig(Config):
 class Captioner(Protocol):
     """What turns pictures into captions."""
 
-    name: str
-    """Short name, part of the layer's."""
     parent: Parent
     """The model, as the layer's parent."""
 
@@ -51,9 +49,11 @@ class Captioner(Protocol):
 class CocaCaptioner:
     """A CoCa checkpoint of ours."""
 
-    def __init__(self, uri: str, config: GenerateConfig) -> None:
+    def __init__(self, uri: str, config: GenerateConfig, *, num_threads: int = 0) -> None:
         import torch
 
+        if num_threads:
+            torch.set_num_threads(num_threads)
         card, tensors = load_checkpoint(uri)
         if card.kind != "coca":
             raise ArtifactError(
@@ -62,7 +62,6 @@ class CocaCaptioner:
                 action="give the URI of a captioner",
             )
         architecture = CocaConfig.from_json(card.architecture)
-        self.name = "coca"
         self.parent = card.as_parent("captioner")
         self._config = config
         self._size = architecture.clip.vision.image_size

@@ -13,8 +13,7 @@ from typing import Any, Self
 
 from clipmill.digest import digest_json
 from clipmill.errors import ArtifactError, NotFoundError
-from clipmill.storage.lineage import Parent
-from clipmill.storage.store import join, open_store, read_json
+from clipmill.storage import Parent, join, open_store, read_json
 
 FORMAT = 1
 MANIFEST = "dataset.json"

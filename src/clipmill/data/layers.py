@@ -27,8 +27,7 @@ from clipmill.data.dataset import (
 )
 from clipmill.digest import digest_json, sha256_bytes
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage.lineage import Parent
-from clipmill.storage.store import exists, join, open_store, read_json, write_json
+from clipmill.storage import Parent, exists, join, open_store, read_json, write_json
 
 LAYER_MANIFEST = "layer.json"
 _NAME = re.compile(r"[a-z]+(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
@@ -176,9 +175,8 @@ def _read_record(folder: str, shard_index: int) -> dict[str, Any]:
 def _to_parquet(table: pa.Table) -> bytes:
     """Parquet bytes that depend on the rows and types alone, not on chunks or metadata."""
     plain = pa.schema([field.remove_metadata() for field in table.schema])
-    rows = pa.Table.from_arrays([c.combine_chunks() for c in table.columns], schema=plain)
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
+    pq.write_table(pa.Table.from_arrays(table.columns, schema=plain), buffer, compression="zstd")
     return buffer.getvalue()
 
 

@@ -127,10 +127,13 @@ class PairLoader:
             # Without one of its own, a DataLoader draws from the training's random stream.
             generator=torch.Generator(),
         )
-        for batch in loader:
-            if isinstance(batch, ClipmillError):
-                raise batch
-            yield batch
+        try:
+            for batch in loader:
+                if isinstance(batch, ClipmillError):
+                    raise batch
+                yield batch
+        finally:
+            self._batches.close()
 
 
 class _StepsFrom(torch.utils.data.Sampler[int]):

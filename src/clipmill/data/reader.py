@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clipmill.data.cache import open_copy
 from clipmill.data.dataset import Dataset
 from clipmill.data.shard_tar import INDEX_DTYPE, index_tar
-from clipmill.storage.atomic import replacing
+from clipmill.storage import replacing
 
 
 class ShardReader:

@@ -12,6 +12,8 @@ from clipmill.data.images import decode_rgb
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
 from clipmill.data.reader import read_shard
 from clipmill.digest import digest_json
+from clipmill.models.checkpoint import read_card
+from clipmill.stages import Report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,23 +33,21 @@ def recaption(
     dataset: str,
     captioner: str,
     *,
-    report: Callable[[int, int, str], None],
+    report: Report,
 ) -> str:
     """Caption each picture of the dataset with the model at ``captioner``; the layer's name.
 
     Shards that are captioned already are left as they are. Where the model says nothing, the real
     caption stands in, and the layer's column ``fallback`` says so.
     """
-    import torch
-
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
     opened = Dataset.open(dataset)
-    model: Captioner = CocaCaptioner(captioner, config.generate)
-    key = digest_json([model.parent.digest, config.generate.digest])
-    layer = f"captions/{model.name}-{key[:8]}"
+    card = read_card(captioner)
+    key = digest_json([card.digest, config.generate.digest])
+    layer = f"captions/{card.kind}-{key[:8]}"
     if layer in opened.layers:
         return layer
+    report(0, opened.num_samples, "loading the captioner")
+    model: Captioner = CocaCaptioner(captioner, config.generate, num_threads=config.num_threads)
     done = 0
     for index, shard in enumerate(opened.shards):
         if not has_layer_shard(opened, layer, index):

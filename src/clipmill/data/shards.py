@@ -28,13 +28,13 @@ from clipmill.data.images import MAX_PIXELS
 from clipmill.data.shard_tar import write_tar
 from clipmill.data.sources import FolderSource, Pair
 from clipmill.digest import digest_json, sha256_file
-from clipmill.errors import BadSampleError, ConfigError, SourceError
-from clipmill.storage.archive import get_tree
-from clipmill.storage.lineage import Parent
-from clipmill.storage.store import Store, exists, join, open_store, write_json
+from clipmill.errors import BadSampleError, ConfigError, SourceError, StorageError
+from clipmill.storage import Parent, Store, exists, get_tree, join, open_store, write_json
 
 # The quarantined items that dataset.json shows; the sidecars of the shards name all.
 _QUARANTINE_SHOWN = 1000
+# Decoding is somewhat more than half of the work, and all of it that runs in parallel.
+_MOST_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +98,8 @@ def shard(
 
     ``source`` is a folder or the URI of a ``.tar`` made by ``put_tree``. ``source_parents``
     replace the plain reference to it in the lineage. ``progress`` is called with the number of
-    items done and of all. ``num_threads`` decode at once (0: one a CPU). What an earlier run has
+    items done and of all. ``num_threads`` decode at once (0: one a CPU, up to
+    the few that help). What an earlier run has
     finished is kept. Raises SourceError if nothing in the source can be used.
     """
     plan = plan_shards(config, source, store)
@@ -143,7 +144,7 @@ def shard_range(
     store = open_store(plan.uri)
     size = plan.config.samples_per_shard
     first, last = start * size, min(stop * size, plan.num_items)
-    num_threads = num_threads or len(os.sched_getaffinity(0))
+    num_threads = num_threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
     with ThreadPoolExecutor(num_threads) as pool:
         for index in range(start, stop):
             items = range(index * size, min((index + 1) * size, last))
@@ -160,7 +161,8 @@ def shard_range(
 def finish_shards(plan: ShardPlan, *, source_parents: tuple[Parent, ...] = ()) -> Dataset:
     """List the finished shards in ``dataset.json``, which makes them a dataset.
 
-    One that is listed already is left as it is, with its layers. Raises NotFoundError if a shard is missing, SourceError if no shard has any sample.
+    A dataset that is listed already is left as it is, with its layers. Raises NotFoundError if
+    a shard is missing, SourceError if no shard has any sample.
     """
     if exists(join(plan.uri, MANIFEST)):
         return Dataset.open(plan.uri)
@@ -216,7 +218,7 @@ def finish_shards(plan: ShardPlan, *, source_parents: tuple[Parent, ...] = ()) -
 
 def _open_source(source: str) -> FolderSource:
     if source.endswith(".tar"):
-        return FolderSource(get_tree(source, cache_folder() / "trees"))
+        return FolderSource(get_tree(source, cache_folder()))
     if "://" in source:
         raise SourceError(
             f"{source} is neither a local folder nor a .tar",
@@ -260,7 +262,14 @@ def _make_shard(
 
     with tempfile.TemporaryDirectory(prefix="clipmill-shard-") as folder:
         path = Path(folder) / "shard.tar"
-        uids = write_tar(path, good_pairs())
+        try:
+            uids = write_tar(path, good_pairs())
+        except OSError as error:
+            raise StorageError(
+                f"can't write a shard to {folder}: {error.strerror}",
+                expected="space for a shard in the folder for temporary files",
+                action="free some, or set TMPDIR to a folder on a larger disk",
+            ) from error
         sidecar = {
             "format": FORMAT,
             "kind": "shard",

@@ -13,7 +13,7 @@ from clipmill.config import Config
 from clipmill.data.dataset import Dataset
 from clipmill.digest import digest_json
 from clipmill.errors import ConfigError
-from clipmill.storage.lineage import Parent
+from clipmill.storage import Parent
 
 # Sidecars are small and far away, so waiting for several at once is what counts.
 _NUM_READERS = 16

@@ -17,9 +17,7 @@ def num_samples(batch: Any) -> int:
 
 def move(batch: Any, device: torch.device) -> Any:
     """The batch on ``device``; copies from pinned memory don't block."""
-    return _map(
-        batch, lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
-    )
+    return _map(batch, lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v)
 
 
 def split(batch: Any, num_pieces: int) -> list[Any]:

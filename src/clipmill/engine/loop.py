@@ -17,10 +17,8 @@ from clipmill.engine.optimizer import AdamWConfig, build_optimizer, clip_gradien
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.engine.state import Progress, load_state, save_state
 from clipmill.errors import TrainingError
+from clipmill.stages import Report
 from clipmill.telemetry import train_metrics
-
-Report = Callable[[int, int, str], None]
-"""Called with steps done, steps in all, and a few words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

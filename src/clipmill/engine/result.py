@@ -15,9 +15,7 @@ from clipmill.storage import Parent, join, read_bytes, write_bytes
 _LOG = "log.jsonl"
 
 
-def result_uri(
-    store: str, kind: str, name: str, config: Config, parents: Sequence[Parent]
-) -> str:
+def result_uri(store: str, kind: str, name: str, config: Config, parents: Sequence[Parent]) -> str:
     """``store/kind/name-key``: the same config on the same parents always has the same key."""
     key = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
     return join(store, kind, f"{name}-{key[:12]}")

@@ -190,9 +190,7 @@ def open_encoder(name: str) -> PretrainedEncoder:
     }
     kept.pop("trunk.proj", None)
     if not vision.timm_model:
-        kept |= {
-            f"norm.{part}": tensors[f"visual.ln_post.{part}"] for part in ("weight", "bias")
-        }
+        kept |= {f"norm.{part}": tensors[f"visual.ln_post.{part}"] for part in ("weight", "bias")}
     return PretrainedEncoder(
         config=EncoderConfig(vision=vision), tensors=kept, parent=card.as_parent("encoder")
     )

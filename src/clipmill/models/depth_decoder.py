@@ -21,7 +21,9 @@ _NUM_DECONVS = 3
 class DepthDecoder(nn.Module):
     """A map (B, D, H / stride, W / stride) to depth in metres (B, 1, H, W)."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, max_depth_metres: float) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, max_depth_metres: float
+    ) -> None:
         super().__init__()
         num_doublings = int(math.log2(stride))
         num_deconvs = min(_NUM_DECONVS, num_doublings)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class VisionConfig(Config):
     """An image tower: a ViT of the given size, or any timm model by name."""
@@ -130,4 +129,3 @@ def vision_kwargs(config: VisionConfig) -> dict[str, Any]:
         "layers": config.layers,
         "head_width": config.head_width,
     }
-

@@ -15,13 +15,14 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.loader import PairBatch
 from clipmill.data.view import View, ViewConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import Report, TrainConfig, train
+from clipmill.engine.loop import TrainConfig, train
 from clipmill.engine.objective import Forward, Objective, synchronizing
 from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
 from clipmill.models.normalization import Normalize
 from clipmill.models.towers import MAX_LOGIT_SCALE, ClipConfig, build_clip
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
+from clipmill.stages import Report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,9 +86,7 @@ class ClipObjective(Objective):
                 found[kind] = self.clip.encode_text(tokens_BT, normalize=True)
         return {kind: value.float() for kind, value in found.items()}
 
-    def accumulate(
-        self, micro_batches: Sequence[PairBatch], forward: Forward
-    ) -> dict[str, Tensor]:
+    def accumulate(self, micro_batches: Sequence[PairBatch], forward: Forward) -> dict[str, Tensor]:
         """Exactly the whole batch's gradients: features are cached first, then replayed in pieces.
 
         Each piece's loss over the whole batch has gradients for its own rows alone, so that the

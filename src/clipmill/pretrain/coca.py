@@ -16,13 +16,14 @@ from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.loader import PairBatch
 from clipmill.data.view import View, ViewConfig
-from clipmill.engine.loop import Report, TrainConfig, train
+from clipmill.engine.loop import TrainConfig, train
 from clipmill.engine.objective import Objective
 from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
 from clipmill.models.normalization import Normalize
 from clipmill.models.towers import MAX_LOGIT_SCALE, CocaConfig, build_coca
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
+from clipmill.stages import Report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -59,7 +59,7 @@ def coca_miniature() -> CaptionerConfig:
                 vision=VisionConfig(
                     image_size=64, patch_size=8, width=128, layers=3, head_width=32
                 ),
-                text=TextConfig(context_length=39, vocab_size=4096, width=128, heads=4, layers=1),
+                text=TextConfig(context_length=16, vocab_size=4096, width=128, heads=4, layers=1),
             ),
             decoder_layers=2,
             num_queries=32,
@@ -95,7 +95,7 @@ def recaption_miniature() -> RecaptionConfig:
     Source: ours, derived from :func:`recaption_beam`.
     """
     return RecaptionConfig(
-        generate=GenerateConfig(method="top_k", top_k=1, max_tokens=38),
+        generate=GenerateConfig(method="top_k", top_k=1, max_tokens=15),
         batch_size=128,
         num_threads=2,
     )

@@ -46,7 +46,7 @@ def clip_miniature() -> PretrainConfig:
         model=ClipConfig(
             embed_dim=128,
             vision=VisionConfig(image_size=64, patch_size=8, width=128, layers=4, head_width=32),
-            text=TextConfig(context_length=40, vocab_size=4096, width=128, heads=4, layers=2),
+            text=TextConfig(context_length=20, vocab_size=4096, width=128, heads=4, layers=2),
         ),
         load=LoadConfig(num_workers=0),
         train=replace(

@@ -24,9 +24,7 @@ def upernet_vit_b16() -> FinetuneConfig:
         train=TrainConfig(
             steps=160_000,
             batch_size=16,
-            schedule=ScheduleConfig(
-                shape="polynomial", peak=1e-4, minimum=0.0, warmup_steps=1_500
-            ),
+            schedule=ScheduleConfig(shape="polynomial", peak=1e-4, minimum=0.0, warmup_steps=1_500),
             optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01),
             precision="bf16",
         ),

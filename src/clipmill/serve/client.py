@@ -38,12 +38,14 @@ def query(
     try:
         with urllib.request.urlopen(request, timeout=timeout_seconds) as response:  # noqa: S310
             answer = cast("HTTPResponse", response)
-            return read_answer(answer.read(), int(answer.headers[_HEADER_LENGTH]))[0]
+            output_1HW = read_answer(answer.read(), int(answer.headers[_HEADER_LENGTH]))
     except urllib.error.HTTPError as error:
         text = error.read(_SHOWN_BYTES).decode("utf-8", "replace")
         raise _failure(address, f"answered {error.code}: {text}") from error
     except OSError as error:
         raise _failure(address, f"can't be asked: {error}") from error
+    output_HW: NDArray[Any] = output_1HW[0]
+    return output_HW
 
 
 def binary_request(image: bytes) -> tuple[bytes, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
@@ -38,6 +39,8 @@ def serve(
             require_free(host, port)
     # It tells every request's every stage, health probes' too; metrics say it better.
     logging.getLogger("kserve.trace").setLevel(logging.WARNING)
+    # KServe's choice of a response class is no concern of whoever reads our log.
+    warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")
     loaded = [TaskModel(name, uri, config) for name, uri in models.items()]
     Routes({model.name: model for model in loaded}, config).add_to(app)
     _TaskServer(loaded, host=host, http_port=http_port, grpc_port=grpc_port, config=config).run()

@@ -32,7 +32,14 @@ def put_tree(folder: Path, uri: str) -> str:
         )
     with tempfile.TemporaryDirectory(prefix="clipmill-pack-") as scratch:
         tar = Path(scratch) / "tree.tar"
-        _pack(folder, tar)
+        try:
+            _pack(folder, tar)
+        except OSError as error:
+            raise StorageError(
+                f"can't pack {folder}: {error}",
+                expected="files that this process may read, and space in the temporary folder",
+                action="mend their permissions, or set TMPDIR to a folder on a larger disk",
+            ) from error
         sha256 = sha256_file(tar)
         digest_line = f"{sha256}\n".encode()
         digest_key = f"{key}.sha256"
@@ -150,7 +157,7 @@ def _pack(folder: Path, tar: Path) -> None:
 def _unpack(tar: Path, folder: Path, uri: str) -> None:
     try:
         with tarfile.open(tar, "r:") as archive:
-            # The data filter refuses absolute names, '..', links that lead out, and devices.
+            # The data filter refuses what would land outside the folder, and devices.
             archive.extractall(folder, filter="data")
     except tarfile.TarError as error:
         raise ArtifactError(

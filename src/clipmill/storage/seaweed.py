@@ -3,9 +3,7 @@
 import fcntl
 import json
 import os
-import random
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -14,16 +12,12 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TextIO
+from typing import Final, Self
 
 from clipmill.errors import ServerError, StorageError
+from clipmill.storage.ports import HOST, free_ports, with_twins
 
-_HOST: Final = "127.0.0.1"
-# Each server of SeaweedFS also answers gRPC, at its port plus this.
-_GRPC_OFFSET: Final = 10_000
-# Both it and its gRPC twin lie below the ports that Linux gives to outgoing connections.
-_PORTS: Final = range(11_000, 22_000)
-_MAX_PORT: Final = 65_535
+# S3, master, volume, filer, admin.
 _NUM_PORTS: Final = 5
 _PORT_ATTEMPTS: Final = 3
 _START_SECONDS: Final = 60.0
@@ -88,18 +82,19 @@ class SeaweedServer:
         or stays silent; StorageError where the folder can't be written.
         """
         assert self._process is None, "already started"
-        with _locked_credentials(self.folder / _CREDENTIALS_FILE) as file:
-            access_key, secret_key = json.load(file)
+        credentials = self.folder / _CREDENTIALS_FILE
+        with _locked(credentials) as lock:
+            access_key, secret_key = _read_credentials(credentials)
             for attempt in range(1, _PORT_ATTEMPTS + 1):
-                self._ports = _free_ports(self.port)
+                self._ports = free_ports(_NUM_PORTS, self.port)
                 self.environment = {
                     "AWS_ACCESS_KEY_ID": access_key,
                     "AWS_SECRET_ACCESS_KEY": secret_key,
-                    "AWS_ENDPOINT_URL": f"http://{_HOST}:{self._ports[0]}",
+                    "AWS_ENDPOINT_URL": f"http://{HOST}:{self._ports[0]}",
                     "AWS_REGION": "us-east-1",
                 }
                 try:
-                    self._launch(file.fileno())
+                    self._launch(lock)
                 except _EarlyEndError:
                     if self.port is not None or attempt == _PORT_ATTEMPTS:
                         raise
@@ -118,7 +113,7 @@ class SeaweedServer:
             self._process.kill()
             self._process.wait()
         self._process = None
-        for port in self._ports:
+        for port in with_twins(self._ports):
             for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
                 path.unlink(missing_ok=True)
 
@@ -150,8 +145,8 @@ class SeaweedServer:
             "-logtostderr=true",
             "mini",
             f"-dir={self.folder}",
-            f"-ip={_HOST}",
-            f"-ip.bind={_HOST}",
+            f"-ip={HOST}",
+            f"-ip.bind={HOST}",
             f"-s3.port={s3}",
             f"-master.port={master}",
             f"-volume.port={volume}",
@@ -204,8 +199,8 @@ class SeaweedServer:
 
 
 @contextmanager
-def _locked_credentials(path: Path) -> Iterator[TextIO]:
-    """Yield the file that keeps ``[access key, secret key]``, made if new, and lock it."""
+def _locked(path: Path) -> Iterator[int]:
+    """Lock the file that keeps ``[access key, secret key]``, made if new; yield its descriptor."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -215,7 +210,7 @@ def _locked_credentials(path: Path) -> Iterator[TextIO]:
             expected="a folder that this process may write in",
             action="mend its permissions, or give another folder",
         ) from error
-    with os.fdopen(descriptor, "r+", encoding="ascii") as file:
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -224,43 +219,22 @@ def _locked_credentials(path: Path) -> Iterator[TextIO]:
                 expected="one server a folder",
                 action="stop the other server, or give another folder",
             ) from error
-        if not file.read():
+        if not path.stat().st_size:
             json.dump([secrets.token_hex(10), secrets.token_hex(20)], file)
             file.flush()
-        file.seek(0)
-        yield file
+        yield descriptor
 
 
-def _free_ports(s3_port: int | None) -> list[int]:
-    """Return the ports for S3, master, volume, filer and admin, each free with its gRPC twin."""
-    if s3_port is not None and not _is_free(s3_port):
-        raise ServerError(
-            f"port {s3_port}, or {s3_port + _GRPC_OFFSET} which goes with it, can't be used",
-            expected=f"a free port from 1024 to {_MAX_PORT - _GRPC_OFFSET}",
-            action="stop the server that uses it, or give another port, or none to have one found",
-        )
-    ports = [] if s3_port is None else [s3_port]
-    # A random order, so that servers which start at the same moment seldom want the same ones.
-    for port in random.sample(_PORTS, len(_PORTS)):
-        if len(ports) == _NUM_PORTS:
-            break
-        if port not in ports and _is_free(port):
-            ports.append(port)
-    return ports
-
-
-def _is_free(port: int) -> bool:
-    if not 0 < port <= _MAX_PORT - _GRPC_OFFSET:
-        return False
-    for number in (port, port + _GRPC_OFFSET):
-        with socket.socket() as listener:
-            # As servers do: a connection that's closing down doesn't hold a port.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((_HOST, number))
-            except OSError:
-                return False
-    return True
+def _read_credentials(path: Path) -> tuple[str, str]:
+    with suppress(ValueError):
+        match json.loads(path.read_text("ascii")):
+            case [str(access_key), str(secret_key)]:
+                return access_key, secret_key
+    raise StorageError(
+        f"{path} doesn't hold SeaweedFS's credentials",
+        expected="the file that SeaweedServer wrote: [access key, secret key]",
+        action="give another folder, or remove the file to have new credentials made",
+    )
 
 
 def _weed_path() -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from clipmill.config import Config
+from clipmill.stages import Report
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,7 +129,7 @@ class Task(ABC, Generic[TaskConfigT]):
         folder: Path,
         *,
         num_samples: int,
-        report: Callable[[int, int, str], None],
+        report: Report,
     ) -> Evaluation:
         """Metrics over the folder's test split, and its first ``num_samples`` samples.
 

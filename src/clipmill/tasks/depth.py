@@ -18,6 +18,7 @@ from clipmill.tasks.canvas import run_at
 from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
 from clipmill.tasks.depth_metrics import DepthMetrics
 from clipmill.tasks.palette import depth_colours
+from clipmill.stages import Report
 
 if TYPE_CHECKING:
     from clipmill.tasks.dense_objective import DenseObjective
@@ -155,7 +156,7 @@ class DepthTask(Task[DepthConfig]):
         folder: Path,
         *,
         num_samples: int,
-        report: Callable[[int, int, str], None],
+        report: Report,
     ) -> Evaluation:
         """The usual nine figures, each computed per image and averaged over the test list."""
         from clipmill.data.labelled import NyuFolder

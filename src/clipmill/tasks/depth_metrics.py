@@ -35,7 +35,9 @@ class DepthMetrics:
                 "rmse": float(np.sqrt((difference**2).mean())),
                 "rmse_log": float(np.sqrt((log_difference**2).mean())),
                 "log10": float(np.abs(np.log10(found) - np.log10(truth)).mean()),
-                "silog": float(np.sqrt((log_difference**2).mean() - 0.5 * log_difference.mean() ** 2)),
+                "silog": float(
+                    np.sqrt((log_difference**2).mean() - 0.5 * log_difference.mean() ** 2)
+                ),
             }
         )
 

@@ -1,15 +1,13 @@
 """Evaluating a task model: metrics, and a few samples to look at, as an artifact."""
 
-import io
 from dataclasses import dataclass
-
-import numpy as np
-from PIL import Image
 
 from clipmill.data.folder import open_folder
 from clipmill.digest import digest_json
-from clipmill.engine.loop import Report
+from clipmill.models.checkpoint import read_card
+from clipmill.stages import Report
 from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_bytes, write_json
+from clipmill.tasks.palette import to_png
 from clipmill.tasks.predictor import Predictor
 
 _RESULT = "evaluation.json"
@@ -45,14 +43,15 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
 
     A result that is there already is returned at once.
     """
-    predictor = Predictor(model)
-    task = predictor.task
+    card = read_card(model)
     folder, data_parent = open_folder(data, "data")
-    parents = [predictor.card.as_parent("model"), data_parent]
-    digest = digest_json([task.name, [[p.role, p.digest] for p in parents]])
-    uri = join(store, "evaluations", f"{task.name}-{digest[:12]}")
+    parents = [card.as_parent("model"), data_parent]
+    digest = digest_json([[p.role, p.digest] for p in parents])
+    uri = join(store, "evaluations", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
+    predictor = Predictor(model)
+    task = predictor.task
     found = task.evaluate(
         lambda image_HW3: predictor.predict([image_HW3])[0],
         task.config_type.from_json(predictor.card.architecture["config"]),
@@ -98,10 +97,3 @@ def read_evaluation(uri: str) -> EvaluationResult:
         metrics=value["metrics"],
         num_samples=value["num_samples"],
     )
-
-
-def to_png(picture_HW3: np.ndarray) -> bytes:
-    """A picture (H, W, 3) uint8 as PNG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture_HW3).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -7,12 +7,13 @@ from typing import Any
 from clipmill.config import Config
 from clipmill.data.folder import open_folder
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import Report, TrainConfig, train
+from clipmill.engine.loop import TrainConfig, train
 from clipmill.engine.objective import Objective
 from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
 from clipmill.models.dense import open_encoder
 from clipmill.tasks.registry import task_named
+from clipmill.stages import Report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

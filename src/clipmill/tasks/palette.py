@@ -1,8 +1,10 @@
-"""Colours for classes and for depth."""
+"""Pictures: colours for classes and for depth, as PNG."""
 
 import colorsys
+import io
 
 import numpy as np
+from PIL import Image
 
 IGNORED_COLOUR = (28, 28, 32)
 
@@ -43,3 +45,10 @@ def depth_colours(depth_HW: np.ndarray, max_depth_metres: float) -> np.ndarray:
     steps = np.arange(len(_RAMP))
     channels = [np.interp(place, steps, _RAMP[:, c]) for c in range(3)]
     return (np.stack(channels, axis=-1) * 255).astype(np.uint8)
+
+
+def to_png(picture_HW3: np.ndarray) -> bytes:
+    """A picture (H, W, 3) uint8 as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture_HW3).save(buffer, format="PNG")
+    return buffer.getvalue()

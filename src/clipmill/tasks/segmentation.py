@@ -21,6 +21,7 @@ from clipmill.models.upernet import UperNetHead
 from clipmill.tasks.canvas import run_at
 from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
 from clipmill.tasks.palette import class_colours
+from clipmill.stages import Report
 
 if TYPE_CHECKING:
     from clipmill.tasks.dense_objective import DenseObjective
@@ -153,7 +154,7 @@ class SegmentationTask(Task[SegmentationConfig]):
         folder: Path,
         *,
         num_samples: int,
-        report: Callable[[int, int, str], None],
+        report: Report,
     ) -> Evaluation:
         """mIoU, mAcc and aAcc over the validation split, by mmseg's computation."""
         from clipmill.data.labelled import Ade20kFolder

@@ -57,6 +57,10 @@ _REMARKS = (
 )
 
 
+# What a viewer sees at a glance: a difference in depth, and one in place as a share of the width.
+_PLAIN_METRES, _PLAIN_SHIFT = 0.6, 0.08
+
+
 def alt_text(subjects: list[Subject], u: list[float]) -> str:
     """Alt-text that is often beside the point; ``u`` are four numbers in [0, 1)."""
     kind, form, pick, number = u
@@ -121,11 +125,11 @@ def relations(subject: Subject, other: Subject) -> list[str]:
     """
     found = []
     shift = subject.middle - other.middle
-    if abs(shift) > 0.08:
+    if abs(shift) > _PLAIN_SHIFT:
         found.append("left of" if shift < 0 else "right of")
     gap = subject.distance - other.distance
     overlap = subject.left < other.right and other.left < subject.right
-    if abs(gap) > 0.4:
+    if abs(gap) > _PLAIN_METRES:
         if overlap:
             found.append("in front of" if gap < 0 else "behind")
         else:

@@ -77,7 +77,7 @@ def render(world: World, size: int, supersample: int) -> Picture:
         view = np.s_[top:bottom]
         picture.image_HW3[view] = _expose(light, s)
         middles = np.s_[centre : s * (bottom - top) : s, centre : s * size : s]
-        picture.object_HW[view] = owners[hits.solid[middles] + 1]
+        picture.object_HW[view] = owners.take(hits.solid[middles] + 1)
         picture.floor_HW[view] = hits.plane[middles] == 0
         picture.depth_HW[view] = hits.depth[middles]
     return picture

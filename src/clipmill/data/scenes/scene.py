@@ -66,13 +66,13 @@ def draw(config: SceneConfig, index: int) -> Scene:
         if seen is not None:
             objects.append(seen)
             instance_of[k] = len(objects)
-    classes = np.where(picture.object_HW > 0, ids[picture.object_HW], room)
+    classes = np.where(picture.object_HW > 0, ids.take(picture.object_HW), room)
     subjects = _subjects(tuple(objects), config.size)
     rng = np.random.default_rng([config.seed, index, 1])
     return Scene(
         image_HW3=picture.image_HW3,
         classes_HW=classes,
-        instances_HW=instance_of[picture.object_HW],
+        instances_HW=instance_of.take(picture.object_HW),
         depth_HW=picture.depth_HW,
         objects=tuple(objects),
         captions={

@@ -65,7 +65,9 @@ def shade(stage: Stage, hits: Hits, jitter: tuple[Floats, Floats], spread: float
     owners = np.array([-1] * _PLANES + [item.owner for item in stage.solids], np.int16)
     looks = np.empty((2, *shape), np.float32)
     looks[0], looks[1] = jitter[1], jitter[0][:, None]
-    cast_shadows(stage, sun, surfaces.p, owners[surface], looks.reshape(2, -1), order)
+    cast_shadows(
+        stage, sun, surfaces.p, owners[surface], jitter_2N=looks.reshape(2, -1), order_N=order
+    )
     np.maximum(sun, 0, out=sun)
 
     out = np.empty_like(surfaces.p)
@@ -210,7 +212,7 @@ def _gloss(stage: Stage, n: Floats, view: Floats, lit: NDArray[np.bool_]) -> Flo
     fresnel = np.square(np.square(1 - towards_eye))
     fresnel = np.float32(0.10) + np.float32(1.2) * fresnel
     fresnel *= np.float32(0.45) + np.float32(0.5) * np.minimum(np.maximum(2 * mirrored, -0.7), 1)
-    gloss: Floats = np.float32(1.1) * _sunlight(stage) * shine + _SKY * fresnel
+    gloss: Floats = np.float32(0.8) * _sunlight(stage) * shine + _SKY * fresnel
     return gloss
 
 

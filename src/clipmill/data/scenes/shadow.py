@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from clipmill.data.scenes.shapes import Axis
 from clipmill.data.scenes.solids import INTERSECT, Floats, Triple
-from clipmill.data.scenes.trace import Stage, rotate
+from clipmill.data.scenes.trace import Stage, rotate, triple
 
 # Tangent of half the angle that the sun spans: how soft shadows are.
 _SUN_SPREAD = 0.05
@@ -19,6 +19,7 @@ def cast_shadows(
     facing_N: Floats,
     position_3N: Floats,
     owner_N: NDArray[np.int16],
+    *,
     jitter_2N: Floats,
     order_N: NDArray[np.intp],
 ) -> None:
@@ -64,10 +65,8 @@ def cast_shadows(
             if item.part.axis not in rays:
                 rays[item.part.axis] = rotate(inward, p), _towards(inward @ frame, shift_2P)
             o, d = rays[item.part.axis]
-            start = np.float32(_OFFSET) * (inward @ sun) - inward @ item.centre
-            t = INTERSECT[item.part.solid](
-                (o[0] + start[0], o[1] + start[1], o[2] + start[2]), d, item.part.size
-            )
+            start = inward @ (np.float32(_OFFSET) * sun - item.centre)
+            t = INTERSECT[item.part.solid](triple(o + start[:, None]), d, item.part.size)
             blocked |= (t > 0) & (t < np.inf)
         facing_N[points[blocked]] = 0
 
@@ -83,5 +82,4 @@ def _sun_frame(stage: Stage) -> Floats:
 
 def _towards(frame: Floats, shift_2P: Floats) -> Triple:
     """Directions to points of the sun that lie off its middle by ``shift_2P``."""
-    x, y, z = (row[0] + row[1] * shift_2P[0] + row[2] * shift_2P[1] for row in frame)
-    return x, y, z
+    return triple(frame[:, :1] + rotate(frame[:, 1:], shift_2P))

@@ -15,6 +15,7 @@ from clipmill.data.scenes.formats import write_ade20k, write_caption_folder, wri
 from clipmill.data.scenes.world import CLASSES, SceneConfig
 from clipmill.digest import digest_json
 from clipmill.storage import exists, join, put_tree, write_json
+from clipmill.stages import Report
 
 _RESULT = "source.json"
 
@@ -49,9 +50,7 @@ SEGMENTATION = "ade20k.tar"
 DEPTH = "nyu_depth_v2.tar"
 
 
-def draw_source(
-    config: ScenesSourceConfig, store: str, *, report: Callable[[int, int, str], None]
-) -> str:
+def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> str:
     """Draw all sets and pack each as a tar; the folder's URI, under ``store``.
 
     The sets draw on disjoint scenes, but for the two labelled ones, which show the same.

@@ -156,7 +156,7 @@ def trace(stage: Stage, u: Floats, v: Floats) -> Hits:
             continue
         rows, columns = view
         t = INTERSECT[item.part.solid](
-            _triple(item.eye), _directions(item.rays, u[columns], v[rows]), item.part.size
+            triple(item.eye), _directions(item.rays, u[columns], v[rows]), item.part.size
         )
         nearer = t < depth[view]
         np.copyto(depth[view], t, where=nearer)
@@ -184,11 +184,13 @@ def rotate(matrix: Floats, vectors_3P: Floats) -> Floats:
     return rotated
 
 
-def _triple(point: Floats) -> Triple:
-    return point[0], point[1], point[2]
+def triple(vectors: Floats) -> Triple:
+    """The three components of vectors (3, ...)."""
+    return vectors[0], vectors[1], vectors[2]
 
 
 def _directions(matrix: Floats, u: Floats, v: Floats) -> Triple:
     """``matrix @ (u, v, 1)`` over a grid."""
-    x, y, z = (row[0] * u[None, :] + (row[1] * v[:, None] + row[2]) for row in matrix)
-    return x, y, z
+    by_row = matrix[:, 1:2] * v + matrix[:, 2:3]
+    by_column = matrix[:, 0:1] * u
+    return triple(by_row[:, :, None] + by_column[:, None, :])

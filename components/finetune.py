@@ -1,0 +1,15 @@
+"""Component: a task model from an encoder."""
+
+from kfp import dsl
+
+from clipmill.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def finetune(
+    encoder: str, data: str, recipe: str, overrides: list, store: str, run: str, label: str
+) -> str:
+    """Fine-tune ``encoder`` on labelled data; the model's URI."""
+    from clipmill.recipes.run import finetune as stage
+
+    return stage(recipe, overrides, encoder, data, store, run, label)

@@ -1,0 +1,13 @@
+"""Component: promoted models started and asked."""
+
+from kfp import dsl
+
+from clipmill.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def probe(segmentation: str, depth: str, store: str, run: str) -> str:
+    """Start the models in a KServe server and query each; the answers' URI."""
+    from clipmill.recipes.run import probe as stage
+
+    return stage([segmentation, depth], store, run)

@@ -1,0 +1,13 @@
+"""Component: the gate before serving."""
+
+from kfp import dsl
+
+from clipmill.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def promote(task: str, threshold: float, evaluations: list, store: str, run: str) -> str:
+    """Let the best model of ``task`` serve, if it may; the promotion's URI."""
+    from clipmill.recipes.run import promote as stage
+
+    return stage(task, threshold, evaluations, store, run)

@@ -1,0 +1,33 @@
+"""Component: one page about a run."""
+
+from kfp import dsl
+
+from clipmill.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def report(
+    dataset: str,
+    layer: str,
+    captioner: str,
+    encoders: list,
+    segmentations: list,
+    depths: list,
+    segmentation: str,
+    depth: str,
+    probed: str,
+    store: str,
+    run: str,
+    page: dsl.Output[dsl.HTML],
+) -> str:
+    """Draw the page, for the UI's viewer too; the report's URI."""
+    from pathlib import Path
+
+    from clipmill.recipes.run import report as stage
+    from clipmill.storage import read_bytes
+
+    made_of = (dataset, layer, captioner, encoders, [*segmentations, *depths])
+    served = {"promotions": [segmentation, depth], "probe_uri": probed}
+    uri = stage(*made_of, store, run, **served)
+    Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
+    return uri

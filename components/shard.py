@@ -1,0 +1,13 @@
+"""Component: a folder of pairs into a dataset."""
+
+from kfp import dsl
+
+from clipmill.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def shard(source: str, recipe: str, overrides: list, store: str, run: str, label: str = "") -> str:
+    """Cut ``source`` into shards; the dataset's URI."""
+    from clipmill.recipes.run import shard as stage
+
+    return stage(recipe, overrides, source, store, run, label)

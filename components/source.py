@@ -1,0 +1,24 @@
+"""Component: what a run starts from."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from clipmill.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def source(pairs: str, recipe: str, overrides: list, store: str, run: str) -> NamedTuple(
+    "Sources", [("pairs", str), ("captioning", str), ("ade20k", str), ("nyu", str)]
+):
+    """Draw scenes; ``pairs``, where given, takes the place of theirs."""
+    from typing import NamedTuple
+
+    from clipmill.data.scenes import source as files
+    from clipmill.recipes.run import scenes as stage
+
+    drawn = stage(recipe, overrides, store, run)
+    names = (files.PAIRS, files.CAPTIONING, files.SEGMENTATION, files.DEPTH)
+    uris = [f"{drawn}/{name}" for name in names]
+    made = NamedTuple("Sources", pairs=str, captioning=str, ade20k=str, nyu=str)
+    return made(pairs or uris[0], *uris[1:])

@@ -1,0 +1,13 @@
+"""Component: a captioner from well-captioned pairs."""
+
+from kfp import dsl
+
+from clipmill.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_captioner(dataset: str, recipe: str, overrides: list, store: str, run: str) -> str:
+    """Train a CoCa; the captioner's URI."""
+    from clipmill.recipes.run import train_captioner as stage
+
+    return stage(recipe, overrides, dataset, store, run)

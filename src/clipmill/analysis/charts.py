@@ -1,0 +1,171 @@
+"""Line charts as inline SVG. Each line is named at its end, in its colour."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipmill.analysis.page import Html, tag, together
+from clipmill.analysis.style import series_colour
+
+_WIDTH, _HEIGHT = 460, 250
+_LEFT, _TOP, _BOTTOM = 38, 12, 38
+_LABEL_HEIGHT = 15
+_CHARACTER_WIDTH = 7.2
+_MAX_POINTS = 400
+_SMOOTHED_FROM = 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One curve."""
+
+    label: str
+    """Written at its end."""
+    x: tuple[float, ...]
+    """Ascending."""
+    y: tuple[float, ...]
+    """As many."""
+    series: int
+    """Index of its colour."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """A value to compare the curves with."""
+
+    label: str
+    """What it is."""
+    y: float
+    """Where it lies."""
+
+
+def line_chart(
+    title: str,
+    note: str,
+    lines: Sequence[Line],
+    *,
+    x_name: str,
+    reference: Reference | None = None,
+) -> Html:
+    """A figure with the curves; one of many points is smoothed, over its faint raw values.
+
+    ``title`` says what the vertical axis holds. Each line needs at least one point.
+    """
+    curves = [_Curve(line) for line in lines]
+    values = [v for curve in curves for v in curve.raw] + ([reference.y] if reference else [])
+    ticks_y = ticks(min(values), max(values), 5)
+    last_x = max(curve.x[-1] for curve in curves)
+    right = _WIDTH - 12 - max(len(curve.words) for curve in curves) * _CHARACTER_WIDTH
+    base = _HEIGHT - _BOTTOM
+
+    def at_x(x: float) -> float:
+        return _LEFT + (right - _LEFT) * x / last_x
+
+    def at_y(y: float) -> float:
+        return base - (base - _TOP) * (y - ticks_y[0]) / (ticks_y[-1] - ticks_y[0])
+
+    marks = [_grid_line(at_y(v), f"{v:g}", right) for v in ticks_y]
+    for x in ticks(0, last_x, 5):
+        if x <= last_x:
+            marks.append(_text(f"{x:,g}", at_x(x), base + 18, text_anchor="middle"))
+    marks.append(_text(x_name, (_LEFT + right) / 2, base + 36, text_anchor="middle"))
+    if reference:
+        y = _px(at_y(reference.y))
+        marks.append(tag("line", x1=_LEFT, x2=_px(right), y1=y, y2=y, class_="reference"))
+        marks.append(_text(reference.label, right, at_y(reference.y) - 5, text_anchor="end"))
+    for curve in curves:
+        stroke = f"stroke: {curve.colour}"
+        places = [at_x(x) for x in curve.x]
+        if len(curve.x) >= _SMOOTHED_FROM:
+            points = _points(places, [at_y(y) for y in curve.raw])
+            marks.append(tag("polyline", points=points, style=stroke, class_="raw"))
+        points = _points(places, [at_y(y) for y in curve.y])
+        marks.append(tag("polyline", points=points, style=stroke))
+    for curve, place in zip(curves, _apart([at_y(curve.y[-1]) for curve in curves]), strict=True):
+        x, fill = at_x(curve.x[-1]) + 8, f"fill: {curve.colour}"
+        marks.append(_text(curve.words, x, place + 4, class_="end", style=fill))
+    said = "; ".join(f"{c.line.label} from {c.y[0]:.3g} to {c.y[-1]:.3g}" for c in curves)
+    chart = tag(
+        "svg",
+        marks,
+        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+        role="img",
+        aria_label=f"{title}, over {x_name}: {said}",
+    )
+    return tag("figure", tag("figcaption", title, tag("small", note)), chart)
+
+
+class _Curve:
+    """A line as it is drawn: thinned to what can be seen, and smoothed if it has many points."""
+
+    def __init__(self, line: Line) -> None:
+        pieces = min(len(line.x), _MAX_POINTS)
+        self.line = line
+        self.x, self.raw = (
+            [float(piece.mean()) for piece in np.array_split(np.array(values), pieces)]
+            for values in (line.x, line.y)
+        )
+        self.y = _smoothed(self.raw) if pieces >= _SMOOTHED_FROM else self.raw
+        self.words = f"{line.label} {self.y[-1]:.2f}"
+        self.colour = series_colour(line.series)
+
+
+def ticks(low: float, high: float, at_most: int) -> list[float]:
+    """At most so many round values, evenly apart, from at or below ``low`` to at or above ``high``.
+
+    Steps are 1, 2 or 5 times a power of ten. ``at_most`` is 3 or more.
+    """
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    exponent = math.floor(math.log10((high - low) / at_most))
+    for power in range(exponent, exponent + 3):
+        for digit in (1, 2, 5):
+            step = digit * 10.0**power
+            first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+            if last - first < at_most:
+                return [round(i * step, 12) for i in range(first, last + 1)]
+    raise AssertionError((low, high, at_most))
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """A centred moving average, over fewer values towards the ends."""
+    reach = max(1, len(values) // 24)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    near = np.minimum(reach, np.minimum(at, len(values) - 1 - at))
+    smooth: list[float] = ((sums[at + near + 1] - sums[at - near]) / (2 * near + 1)).tolist()
+    return smooth
+
+
+def _apart(places: Sequence[float]) -> list[float]:
+    """The places moved so that labels don't overlap nor leave the plot, in their order."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = list(places)
+    lowest = -math.inf
+    for i in order:
+        moved[i] = max(moved[i], lowest)
+        lowest = moved[i] + _LABEL_HEIGHT
+    highest = float(_HEIGHT - _BOTTOM)
+    for i in reversed(order):
+        moved[i] = min(moved[i], highest)
+        highest = moved[i] - _LABEL_HEIGHT
+    return moved
+
+
+def _grid_line(y: float, words: str, right: float) -> Html:
+    line = tag("line", x1=_LEFT, x2=_px(right), y1=_px(y), y2=_px(y), class_="grid")
+    return together(line, _text(words, _LEFT - 8, y + 4, text_anchor="end"))
+
+
+def _text(words: str, x: float, y: float, **attributes: str) -> Html:
+    return tag("text", words, x=_px(x), y=_px(y), **attributes)
+
+
+def _points(x: Sequence[float], y: Sequence[float]) -> str:
+    return " ".join(f"{_px(a)},{_px(b)}" for a, b in zip(x, y, strict=True))
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}"

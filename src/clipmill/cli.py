@@ -1,0 +1,241 @@
+"""The ``clipmill`` command: each subcommand a thin call into the library."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipmill.errors import ClipmillError, UserError
+
+USER_ERROR_CODE = 2
+
+app = typer.Typer(
+    help="Quality-captioned CLIP encoders: made, fine-tuned for dense tasks, and served.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="From image-text pairs to a captioned dataset.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Store = Annotated[
+    str, typer.Option("--store", help="Folder or s3:// URI that everything is written under.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from clipmill import __version__
+
+        typer.echo(f"clipmill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    del version, debug
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path(".clipmill"),
+    images: Annotated[
+        Path | None, typer.Option(help="Pictures with .txt captions to pretrain on.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the encoders and task models.")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave store and endpoints up.")] = False,
+    port: Annotated[int | None, typer.Option(help="HTTP port of the endpoints kept up.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole way on this machine, from captions to queried endpoints."""
+    from clipmill.demo import DemoOptions, show_demo
+
+    options = DemoOptions(folder=folder, images=images, seed=seed, keep=keep, port=port)
+    show_demo(options, as_json=as_json)
+
+
+@data.command("scenes")
+def data_scenes(store: Store, recipe: str = "scenes-miniature", sets: Set = None) -> None:
+    """Draw procedural scenes with captions and labels."""
+    from clipmill.recipes import run
+
+    typer.echo(run.scenes(recipe, sets or [], store))
+
+
+@data.command("shard")
+def data_shard(
+    source: Annotated[str, typer.Argument(help="A folder, or the URI of one packed as .tar.")],
+    store: Store,
+    recipe: str = "shards",
+    sets: Set = None,
+) -> None:
+    """Cut a folder of pictures with captions into a dataset."""
+    from clipmill.recipes import run
+
+    typer.echo(run.shard(recipe, sets or [], source, store))
+
+
+@data.command("train-captioner")
+def data_train_captioner(
+    dataset: Annotated[str, typer.Argument(help="URI of a dataset with good captions.")],
+    store: Store,
+    recipe: str = "coca-miniature",
+    sets: Set = None,
+) -> None:
+    """Train a CoCa captioner."""
+    from clipmill.recipes import run
+
+    typer.echo(run.train_captioner(recipe, sets or [], dataset, store))
+
+
+@data.command("recaption")
+def data_recaption(
+    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    captioner: Annotated[str, typer.Option(help="URI of a CoCa checkpoint.")],
+    recipe: str = "recaption-miniature",
+    sets: Set = None,
+) -> None:
+    """Write synthetic captions as a layer beside a dataset's shards; prints the layer's name."""
+    from clipmill.recipes import run
+
+    typer.echo(run.recaption(recipe, sets or [], dataset, captioner, store=""))
+
+
+@app.command()
+def pretrain(
+    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    store: Store,
+    captions: Annotated[str, typer.Option(help="real, synthetic or both.")] = "real",
+    layer: Annotated[str, typer.Option(help="Layer of synthetic captions.")] = "",
+    recipe: str = "clip-miniature",
+    sets: Set = None,
+) -> None:
+    """Pretrain a CLIP encoder; prints its URI."""
+    from clipmill.recipes import run
+
+    made = run.pretrain(recipe, sets or [], dataset, store, captions=captions, layer=layer)
+    typer.echo(made)
+
+
+@app.command()
+def finetune(
+    encoder: Annotated[str, typer.Option(help="URI of an encoder, timm:MODEL or open_clip:MODEL.")],
+    data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
+    store: Store,
+    recipe: str = "upernet-miniature",
+    sets: Set = None,
+) -> None:
+    """Fine-tune an encoder for the recipe's task; prints the model's URI."""
+    from clipmill.recipes import run
+
+    typer.echo(run.finetune(recipe, sets or [], encoder, data_uri, store))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="URI of a task model.")],
+    data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
+    store: Store,
+    as_json: Json = False,
+) -> None:
+    """Judge a task model on its data's test split."""
+    from clipmill.recipes import run
+    from clipmill.tasks.evaluation import read_evaluation
+
+    found = read_evaluation(run.evaluate(model, data_uri, store))
+    if as_json:
+        typer.echo(json.dumps({"uri": found.uri, "task": found.task, "metrics": found.metrics}))
+        return
+    typer.echo(found.uri)
+    for name, value in found.metrics.items():
+        typer.echo(f"  {name:<10}{value:10.4f}")
+
+
+@app.command()
+def report(
+    dataset: Annotated[str, typer.Option(help="URI of the dataset.")],
+    layer: Annotated[str, typer.Option(help="Layer of synthetic captions.")],
+    captioner: Annotated[str, typer.Option(help="URI of the captioner.")],
+    encoder: Annotated[list[str], typer.Option(help="URI of an encoder; repeatable.")],
+    evaluation: Annotated[list[str], typer.Option(help="URI of an evaluation; repeatable.")],
+    store: Store,
+    output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
+) -> None:
+    """Put encoders and their evaluations on one page."""
+    from clipmill.recipes import run
+    from clipmill.storage import join, read_bytes
+
+    made = run.report(dataset, layer, captioner, encoder, evaluation, store)
+    output.write_bytes(read_bytes(join(made, "report.html")))
+    typer.echo(str(output))
+
+
+@app.command()
+def serve(
+    models: Annotated[list[str], typer.Argument(help="NAME=URI of task models.")],
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    grpc_port: int | None = None,
+) -> None:
+    """Serve task models with KServe: Open Inference Protocol V2 and V1."""
+    from clipmill.serve.config import ServeConfig
+    from clipmill.serve.server import serve as run
+
+    named = dict(model.partition("=")[::2] for model in models)
+    run(named, host=host, http_port=port, grpc_port=grpc_port, config=ServeConfig())
+
+
+@app.command()
+def lineage(
+    uri: Annotated[str, typer.Argument(help="URI of any artifact.")], as_json: Json = False
+) -> None:
+    """Draw what an artifact was made from, back to source files and captioner."""
+    import dataclasses
+
+    from clipmill.storage.lineage import lineage as trace
+    from clipmill.storage.lineage import render
+
+    node = trace(uri)
+    typer.echo(json.dumps(dataclasses.asdict(node), indent=2) if as_json else render(node))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
+) -> None:
+    """List the recipes, or show one as JSON."""
+    from clipmill.config import Config
+    from clipmill.recipes.registry import RECIPES, recipe
+
+    if name:
+        typer.echo(json.dumps(recipe(name, Config).to_json(), indent=2))
+        return
+    for known, make in RECIPES.items():
+        first = (make.__doc__ or "").strip().splitlines()[0]
+        typer.echo(f"{known:<22}{first}")
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one clear message and exit code 2."""
+    try:
+        app()
+    except ClipmillError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(USER_ERROR_CODE if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        sys.exit(130)

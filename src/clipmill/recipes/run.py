@@ -1,0 +1,184 @@
+"""Each stage with its recipe: what a command and a pipeline's component both call.
+
+Every function takes the recipe's name with overrides, the URIs of what it reads, the store to write
+to, and the run's name if its times are to be kept there. It returns the URI of what it made.
+"""
+
+from collections.abc import Sequence
+
+from clipmill.recipes.registry import recipe
+from clipmill.stages import Stage
+from clipmill.storage import join
+
+LABELS = {"real": "G", "synthetic": "S", "both": "G+S"}
+"""The paper's names of the caption choices (CLIP-QC, Table 2)."""
+
+
+def scenes(name: str, overrides: Sequence[str], store: str, run: str = "") -> str:
+    """Draw procedural scenes; the folder with its tars."""
+    from clipmill.data.scenes.source import ScenesSourceConfig, draw_source
+
+    config = recipe(name, ScenesSourceConfig, overrides)
+    with Stage("scenes", store=store, run=run) as stage:
+        return stage.made(draw_source(config, store, report=stage.report))
+
+
+def shard(
+    name: str, overrides: Sequence[str], source: str, store: str, run: str = "", label: str = ""
+) -> str:
+    """Cut a folder, or one packed as a tar, into a dataset."""
+    from clipmill.data.shards import ShardConfig
+    from clipmill.data.shards import shard as make
+
+    config = recipe(name, ShardConfig, overrides)
+    with Stage("shard", store=store, run=run, label=label) as stage:
+        return stage.made(
+            make(config, source, store, progress=lambda d, n: stage.report(d, n, "samples"))
+        )
+
+
+def train_captioner(
+    name: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
+) -> str:
+    """Train a captioner on a dataset with good captions."""
+    from clipmill.pretrain.coca import CaptionerConfig
+    from clipmill.pretrain.coca import train_captioner as make
+
+    config = recipe(name, CaptionerConfig, overrides)
+    with Stage("captioner", store=store, run=run) as stage:
+        return stage.made(make(config, dataset, store, report=stage.report))
+
+
+def recaption(
+    name: str, overrides: Sequence[str], dataset: str, captioner: str, store: str, run: str = ""
+) -> str:
+    """Caption a dataset's pictures; the name of the layer."""
+    from clipmill.data.recaption import RecaptionConfig
+    from clipmill.data.recaption import recaption as make
+
+    config = recipe(name, RecaptionConfig, overrides)
+    with Stage("recaption", store=store, run=run) as stage:
+        layer = make(config, dataset, captioner, report=stage.report)
+        stage.made(join(dataset, "layers", layer))
+        return layer
+
+
+def pretrain(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    store: str,
+    run: str = "",
+    *,
+    captions: str = "real",
+    layer: str = "",
+) -> str:
+    """Pretrain CLIP on real captions, synthetic ones, or both."""
+    from clipmill.pretrain.clip import PretrainConfig
+    from clipmill.pretrain.clip import pretrain as make
+
+    view = [f"view.layer={'' if captions == 'real' else layer}", f"view.captions={captions}"]
+    config = recipe(name, PretrainConfig, [*view, *overrides])
+    with Stage("pretrain", store=store, run=run, label=LABELS[captions]) as stage:
+        return stage.made(make(config, dataset, store, report=stage.report))
+
+
+def finetune(
+    name: str,
+    overrides: Sequence[str],
+    encoder: str,
+    data: str,
+    store: str,
+    run: str = "",
+    label: str = "",
+) -> str:
+    """Fine-tune an encoder for the recipe's task."""
+    from clipmill.tasks.finetune import FinetuneConfig
+    from clipmill.tasks.finetune import finetune as make
+
+    config = recipe(name, FinetuneConfig, overrides)
+    with Stage(
+        f"finetune {config.task}", store=store, run=run, label=LABELS.get(label, label)
+    ) as stage:
+        return stage.made(make(config, encoder, data, store, report=stage.report))
+
+
+def evaluate(model: str, data: str, store: str, run: str = "", label: str = "") -> str:
+    """Judge a task model on its data's test split."""
+    from clipmill.models.checkpoint import read_card
+    from clipmill.tasks.evaluation import evaluate as judge
+
+    task = read_card(model).architecture.get("task", "")
+    with Stage(f"evaluate {task}", store=store, run=run, label=LABELS.get(label, label)) as stage:
+        return stage.made(judge(model, data, store, report=stage.report))
+
+
+def promote(
+    task: str, threshold: float, evaluations: Sequence[str], store: str, run: str = ""
+) -> str:
+    """Let the best judged model of a task serve, if it passes; the promotion that holds now."""
+    from clipmill.tasks.promotion import GateConfig
+    from clipmill.tasks.promotion import promote as decide
+
+    with Stage("promote", store=store, run=run, label=task) as stage:
+        stage.report(0, 1, "comparing")
+        gate = GateConfig(task=task, threshold=threshold)
+        return stage.made(decide(gate, evaluations, store).uri)
+
+
+def probe(promotions: Sequence[str], store: str, run: str = "") -> str:
+    """Start the promoted models in a KServe server and query each."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from clipmill.serve.probe import ProbedModel
+    from clipmill.serve.probe import probe as ask
+    from clipmill.tasks.promotion import read_promotion
+
+    results = [read_promotion(uri).evaluation for uri in promotions]
+    models = tuple(ProbedModel(task=r.task, model=r.model) for r in results)
+    image = Image.open(io.BytesIO(results[0].picture(0, "image")))
+    with Stage("serve", store=store, run=run) as stage:
+        return stage.made(ask(models, np.asarray(image), store, report=stage.report))
+
+
+def report(
+    dataset: str,
+    layer: str,
+    captioner: str,
+    encoders: Sequence[str],
+    evaluations: Sequence[str],
+    store: str,
+    run: str = "",
+    *,
+    promotions: Sequence[str] = (),
+    probe_uri: str = "",
+) -> str:
+    """Put everything on one page; the folder of ``report.html`` and ``report.json``."""
+    from clipmill.analysis.report import ReportInputs
+    from clipmill.analysis.report import report as make
+    from clipmill.models.checkpoint import read_card
+    from clipmill.tasks.evaluation import read_evaluation
+
+    cards = [read_card(uri) for uri in encoders]
+    labels = {card.digest: LABELS[card.recipe["view"]["captions"]] for card in cards}
+    judged: dict[str, list[str]] = {label: [] for label in labels.values()}
+    for uri in evaluations:
+        model = read_card(read_evaluation(uri).model.uri)
+        encoder = next(p for p in model.parents if p.role == "encoder")
+        judged[labels[encoder.digest]].append(uri)
+    inputs = ReportInputs(
+        dataset=dataset,
+        layer=layer,
+        captioner=captioner,
+        encoders={labels[card.digest]: card.uri for card in cards},
+        evaluations={label: tuple(uris) for label, uris in judged.items()},
+        promotions=tuple(promotions),
+        probe=probe_uri,
+        run=run,
+    )
+    with Stage("report", store=store, run=run) as stage:
+        stage.report(0, 1, "drawing")
+        return stage.made(make(inputs, store))

@@ -1,0 +1,126 @@
+"""A look at endpoints: start them, ask each about a few pictures, keep what they answered."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+
+from clipmill.digest import digest_json
+from clipmill.serve.client import binary_request, curl_command, query
+from clipmill.serve.process import ServerProcess
+from clipmill.storage import Parent, exists, join, read_json, write_bytes, write_json
+from clipmill.tasks.palette import to_png
+from clipmill.tasks.registry import task_named
+from clipmill.stages import Report
+
+_RESULT = "probe.json"
+_NUM_TIMED = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbedModel:
+    """A model to start and ask."""
+
+    task: str
+    """Its task, also its name as an endpoint."""
+    model: Parent
+    """Where it lies, and its digest."""
+
+
+def probe(
+    models: tuple[ProbedModel, ...],
+    image_HW3: np.ndarray,
+    store: str,
+    *,
+    report: Report,
+) -> str:
+    """Start all models in one KServe server, and query each over HTTP with binary tensors.
+
+    The URI of what was found, under ``store``: the answers drawn, median times, and the lines of
+    ``/metrics`` that are ours. It is kept by digest of models and picture.
+
+    Raises:
+        ServerError: the server doesn't start, or doesn't answer.
+    """
+    parents = [m.model for m in models]
+    digest = digest_json([[p.digest for p in parents], to_png(image_HW3).hex()])
+    uri = join(store, "probes", digest[:12])
+    if exists(join(uri, _RESULT)):
+        return uri
+    report(0, len(models), "starting")
+    with tempfile.TemporaryDirectory(prefix="clipmill-probe-") as scratch:
+        named = {m.task: m.model.uri for m in models}
+        with ServerProcess(named, log_path=Path(scratch) / "server.log") as server:
+            endpoints = []
+            for number, model in enumerate(models, start=1):
+                endpoints.append(_ask(server.url, model, image_HW3, uri))
+                report(number, len(models), f"{model.task} answered")
+            metrics = scrape(server.url)
+    write_json(
+        join(uri, _RESULT),
+        {
+            "format": 1,
+            "kind": "probe",
+            "digest": digest,
+            "endpoints": endpoints,
+            "metrics": metrics,
+            "parents": [p.to_json() for p in parents],
+        },
+    )
+    return uri
+
+
+def read_probe(uri: str) -> dict[str, Any]:
+    """What the probe at ``uri`` found."""
+    found: dict[str, Any] = read_json(join(uri, _RESULT))
+    return found
+
+
+def scrape(url: str) -> str:
+    """The lines of the server's ``/metrics`` that tell of our models."""
+    with urlopen(f"{url}/metrics", timeout=10) as response:  # noqa: S310  # a server of ours
+        lines = response.read().decode().splitlines()
+    return "\n".join(line for line in lines if "clipmill_serve" in line and "_created" not in line)
+
+
+def curl_lines(url: str, models: Mapping[str, str], image_png: bytes, folder: Path) -> list[str]:
+    """Write a request body for a picture into ``folder``; the line that asks each model."""
+    body, headers = binary_request(image_png)
+    path = folder / "request.bin"
+    path.write_bytes(body)
+    length = int(headers["Inference-Header-Content-Length"])
+    return [
+        curl_command(
+            url,
+            name,
+            body_path=path,
+            header_length=length,
+            output_path=folder / f"{name}-answer.bin",
+        )
+        for name in models
+    ]
+
+
+def _ask(url: str, model: ProbedModel, image_HW3: np.ndarray, uri: str) -> dict[str, Any]:
+    seconds = []
+    for _ in range(_NUM_TIMED):
+        started = time.perf_counter()
+        answer_HW = query(url, model.task, image_HW3)
+        seconds.append(time.perf_counter() - started)
+    write_bytes(join(uri, f"{model.task}-image.png"), to_png(image_HW3))
+    picture = to_png(task_named(model.task).draw(answer_HW))
+    write_bytes(join(uri, f"{model.task}-answer.png"), picture)
+    return {
+        "name": model.task,
+        "task": model.task,
+        "model": model.model.uri,
+        "digest": model.model.digest,
+        "milliseconds": median(seconds) * 1000,
+        "request": f"POST /v2/models/{model.task}/infer",
+    }

@@ -1,0 +1,94 @@
+"""Two small task models with real architectures and random weights, and a server of both."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipmill.serve.ports import free_port
+from clipmill.serve.process import ServerProcess
+from clipmill.tasks.predictor import Predictor
+
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "segmentation": {"crop_size": 64, "pyramid_channels": 16, "head_channels": 16},
+    "depth": {"crop_size": 64},
+}
+
+
+def save_model(uri: str, task_name: str, *, crop_size: int = 64) -> str:
+    """Write a checkpoint as fine-tuning does, with weights that tell pixels apart."""
+    import torch
+
+    from clipmill.models.checkpoint import ModelCard, save_checkpoint
+    from clipmill.models.dense import EncoderConfig
+    from clipmill.models.towers import VisionConfig
+    from clipmill.tasks.registry import task_named
+
+    encoder = EncoderConfig(
+        vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=2, head_width=16)
+    )
+    task = task_named(task_name)
+    config = task.config_type.from_json(_CONFIGS[task_name] | {"crop_size": crop_size})
+    classes = ("ground", "cube", "ball") if task_name == "segmentation" else ()
+    network = task.network(config, encoder, classes)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3, generator=generator)
+    card = ModelCard(
+        kind="task",
+        architecture={
+            "task": task_name,
+            "classes": list(classes),
+            "encoder": encoder.to_json(),
+            "config": config.to_json(),
+        },
+        recipe={},
+        metrics={"loss": 0.5},
+        summary={"task": task_name},
+    )
+    save_checkpoint(uri, card, network.state_dict())
+    return uri
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """URIs of a segmentation and a depth model, by the names under which they are served."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "seg": save_model(str(folder / "seg"), "segmentation"),
+        "depth": save_model(str(folder / "depth"), "depth"),
+    }
+
+
+@pytest.fixture(scope="session")
+def server(
+    models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A server of both, REST and gRPC."""
+    log_path = tmp_path_factory.mktemp("server") / "server.log"
+    grpc_port = free_port("127.0.0.1")
+    with ServerProcess(models, log_path=log_path, grpc_port=grpc_port) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def predictors(models: dict[str, str]) -> dict[str, Predictor]:
+    """The same models in this process: what the server must answer."""
+    return {name: Predictor(uri) for name, uri in models.items()}
+
+
+@pytest.fixture(scope="session")
+def picture() -> np.ndarray:
+    """An RGB image (48, 64, 3): noise over a ramp, so that outputs differ across it."""
+    noise = np.random.default_rng(7).integers(0, 128, (48, 64, 3))
+    return (noise + np.linspace(0, 127, 64).astype(int)[:, None]).astype(np.uint8)
+
+
+@pytest.fixture
+def log_path(tmp_path: Path) -> Path:
+    """Where a test's own server logs."""
+    return tmp_path / "server.log"

@@ -1,0 +1,102 @@
+"""A real server that has too much to do stays quick to say so."""
+
+import json
+import socket
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import save_model
+
+from clipmill.errors import ServerError
+from clipmill.serve.client import query
+from clipmill.serve.config import ServeConfig
+from clipmill.serve.process import ServerProcess
+
+PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+@pytest.fixture
+def slow_server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A model of a good part of a second an image, and places for two."""
+    uri = save_model(str(tmp_path / "slow"), "segmentation", crop_size=512)
+    config = ServeConfig(max_batch_size=1, max_queue_images=2, max_receive_seconds=3)
+    with ServerProcess({"slow": uri}, log_path=tmp_path / "log", config=config) as process:
+        yield process
+
+
+def is_up(server: ServerProcess, what: str) -> bool:
+    with urllib.request.urlopen(f"{server.url}/v2/health/{what}", timeout=30) as response:
+        return bool(json.loads(response.read())[what])
+
+
+def ask_at_once(server: ServerProcess, pool: ThreadPoolExecutor, number: int) -> list[Future]:
+    return [pool.submit(query, server.url, "slow", PIXELS) for _ in range(number)]
+
+
+def test_more_requests_than_places(slow_server: ServerProcess) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = ask_at_once(slow_server, pool, 8)
+        # The first answers are the refusals; the probes come through while the model works.
+        while not any(answer.done() for answer in answers):
+            wait(answers, timeout=0.05)
+        assert is_up(slow_server, "live")
+        assert is_up(slow_server, "ready")
+        assert not all(answer.done() for answer in answers)
+        errors = [answer.exception() for answer in answers]
+    refusals = [error for error in errors if error is not None]
+    assert 1 <= len(refusals) <= 6
+    assert all(isinstance(error, ServerError) and "503" in error.what for error in refusals)
+    # Once they are through there is room again.
+    assert query(slow_server.url, "slow", PIXELS).shape == (32, 32)
+
+
+def test_clients_that_stall_hold_places_for_a_while_only(slow_server: ServerProcess) -> None:
+    head = b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    address = (slow_server.host, slow_server.http_port)
+    with socket.create_connection(address) as one, socket.create_connection(address) as two:
+        one.sendall(head)
+        two.sendall(head)
+        assert is_up(slow_server, "live")
+        request = urllib.request.Request(f"{slow_server.url}/v2/models/slow/infer", b"{}")
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            urllib.request.urlopen(request, timeout=30)
+        assert refusal.value.code == 503
+        assert refusal.value.headers["Retry-After"] == "1"
+        assert "error" in json.loads(refusal.value.read())
+        for stalled in (one, two):
+            stalled.settimeout(30)
+            assert stalled.recv(100).startswith(b"HTTP/1.1 400")
+    assert query(slow_server.url, "slow", PIXELS).shape == (32, 32)
+
+
+def test_a_body_beyond_the_limit_isnt_read_to_its_end(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    config = ServeConfig(max_request_bytes=10_000)
+    with ServerProcess(models, log_path=tmp_path / "log", config=config) as server:
+        address = (server.host, server.http_port)
+        with socket.create_connection(address, timeout=30) as connection:
+            head = (
+                "POST /v2/models/seg/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+            )
+            connection.sendall(head.encode() + bytes(20_000))
+            assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_stopping_finishes_what_was_taken_in(slow_server: ServerProcess) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        (answer,) = ask_at_once(slow_server, pool, 1)
+        started = 'clipmill_serve_batch_size_count{model="slow"} 1.0'
+        while started not in _metrics(slow_server):
+            assert not answer.done()
+        slow_server.stop()
+        assert answer.result().shape == (32, 32)
+
+
+def _metrics(server: ServerProcess) -> str:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as response:
+        return str(response.read().decode())
