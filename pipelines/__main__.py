@@ -5,13 +5,23 @@ JSON object of the pipeline's parameters; the tasks' lines go to standard output
 """
 
 import json
+import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
 
+def _end_with_parent() -> None:
+    """End the whole group, tasks included, once whoever started us has closed our input."""
+    sys.stdin.read()
+    os.killpg(0, signal.SIGKILL)
+
+
 def main(arguments: str, folder: str) -> None:
     """Run to the end; tasks keep their scratch files under ``folder``."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # It would have every local user read that images are not used locally.
     warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
     from kfp import local

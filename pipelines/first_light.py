@@ -2,16 +2,11 @@
 
 from kfp import dsl
 
-from clipmill.components.evaluate import evaluate
-from clipmill.components.finetune import finetune
-from clipmill.components.pretrain import pretrain
-from clipmill.components.probe import probe
-from clipmill.components.promote import promote
 from clipmill.components.recaption import recaption
-from clipmill.components.report import report
 from clipmill.components.shard import shard
 from clipmill.components.source import source
 from clipmill.components.train_captioner import train_captioner
+from clipmill.pipelines.compare_captions import compare_captions
 
 
 @dsl.pipeline(name="first-light")
@@ -49,43 +44,18 @@ def first_light(
     layer = recaption(
         dataset=dataset, captioner=captioner, recipe=recaption_recipe, overrides=[], **at
     ).output
-    with dsl.ParallelFor(items=["real", "both"], parallelism=2) as captions:
-        encoder = pretrain(
-            dataset=dataset,
-            captions=captions,
-            layer=layer,
-            recipe=clip_recipe,
-            overrides=clip_overrides,
-            **at,
-        ).output
-        tuning = {"encoder": encoder, "overrides": finetune_overrides, "label": captions, **at}
-        segmenter = finetune(data=data["ade20k"], recipe=segmentation_recipe, **tuning).output
-        segmented = evaluate(model=segmenter, data=data["ade20k"], label=captions, **at)
-        measurer = finetune(data=data["nyu"], recipe=depth_recipe, **tuning).output
-        measured = evaluate(model=measurer, data=data["nyu"], label=captions, **at)
-    # A dsl.Collected serves one reader.
-    segmentation = promote(
-        task="segmentation",
-        threshold=min_miou,
-        evaluations=dsl.Collected(segmented.outputs["Output"]),
-        **at,
-    ).output
-    depth = promote(
-        task="depth",
-        threshold=max_rmse_metres,
-        evaluations=dsl.Collected(measured.outputs["Output"]),
-        **at,
-    ).output
-    probed = probe(segmentation=segmentation, depth=depth, **at).output
-    return report(
+    return compare_captions(
         dataset=dataset,
         layer=layer,
         captioner=captioner,
-        encoders=dsl.Collected(encoder),
-        segmentations=dsl.Collected(segmented.outputs["Output"]),
-        depths=dsl.Collected(measured.outputs["Output"]),
-        segmentation=segmentation,
-        depth=depth,
-        probed=probed,
+        ade20k=data["ade20k"],
+        nyu=data["nyu"],
+        clip_recipe=clip_recipe,
+        clip_overrides=clip_overrides,
+        segmentation_recipe=segmentation_recipe,
+        depth_recipe=depth_recipe,
+        finetune_overrides=finetune_overrides,
+        min_miou=min_miou,
+        max_rmse_metres=max_rmse_metres,
         **at,
-    ).outputs["Output"]
+    ).output

@@ -112,7 +112,7 @@ def _group(
     process = subprocess.Popen(
         command,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # closed with us: that ends the group even after a kill -9
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,

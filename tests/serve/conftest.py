@@ -55,6 +55,12 @@ def save_model(uri: str, task_name: str, *, crop_size: int = 64) -> str:
 
 
 @pytest.fixture(scope="session")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of a model that takes a good part of a second for an image."""
+    return save_model(str(tmp_path_factory.mktemp("slow")), "segmentation", crop_size=512)
+
+
+@pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """URIs of a segmentation and a depth model, by the names under which they are served."""
     folder = tmp_path_factory.mktemp("models")
@@ -92,3 +98,15 @@ def picture() -> np.ndarray:
 def log_path(tmp_path: Path) -> Path:
     """Where a test's own server logs."""
     return tmp_path / "server.log"
+
+
+@pytest.fixture(params=["seg", "depth"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def expected(name: str, predictors: dict[str, Predictor], picture: np.ndarray) -> np.ndarray:
+    output_HW = predictors[name].predict([picture])[0]
+    assert len(np.unique(output_HW)) > 1, "an answer that can't be mistaken for another"
+    return output_HW

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_model
 
 from clipmill.errors import ServerError
 from clipmill.serve.client import query
@@ -19,12 +18,18 @@ from clipmill.serve.process import ServerProcess
 PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
 
 
-@pytest.fixture
-def slow_server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A model of a good part of a second an image, and places for two."""
-    uri = save_model(str(tmp_path / "slow"), "segmentation", crop_size=512)
-    config = ServeConfig(max_batch_size=1, max_queue_images=2, max_receive_seconds=3)
-    with ServerProcess({"slow": uri}, log_path=tmp_path / "log", config=config) as process:
+CONFIG = ServeConfig(
+    max_batch_size=1, max_queue_images=2, max_receive_seconds=3, max_request_bytes=10_000
+)
+
+
+@pytest.fixture(scope="module")
+def slow_server(
+    slow_model: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A slow model with places for two images."""
+    log_path = tmp_path_factory.mktemp("slow") / "server.log"
+    with ServerProcess({"slow": slow_model}, log_path=log_path, config=CONFIG) as process:
         yield process
 
 
@@ -73,27 +78,24 @@ def test_clients_that_stall_hold_places_for_a_while_only(slow_server: ServerProc
     assert query(slow_server.url, "slow", PIXELS).shape == (32, 32)
 
 
-def test_a_body_beyond_the_limit_isnt_read_to_its_end(
-    models: dict[str, str], tmp_path: Path
-) -> None:
-    config = ServeConfig(max_request_bytes=10_000)
-    with ServerProcess(models, log_path=tmp_path / "log", config=config) as server:
-        address = (server.host, server.http_port)
-        with socket.create_connection(address, timeout=30) as connection:
-            head = (
-                "POST /v2/models/seg/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
-            )
-            connection.sendall(head.encode() + bytes(20_000))
-            assert connection.recv(100).startswith(b"HTTP/1.1 413")
+def test_a_body_beyond_the_limit_isnt_read_to_its_end(slow_server: ServerProcess) -> None:
+    address = (slow_server.host, slow_server.http_port)
+    with socket.create_connection(address, timeout=30) as connection:
+        head = b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+        connection.sendall(head + bytes(20_000))
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_stopping_finishes_what_was_taken_in(slow_server: ServerProcess) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        (answer,) = ask_at_once(slow_server, pool, 1)
+def test_stopping_finishes_what_was_taken_in(slow_model: str, log_path: Path) -> None:
+    with (
+        ServerProcess({"slow": slow_model}, log_path=log_path, config=CONFIG) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        (answer,) = ask_at_once(server, pool, 1)
         started = 'clipmill_serve_batch_size_count{model="slow"} 1.0'
-        while started not in _metrics(slow_server):
+        while started not in _metrics(server):
             assert not answer.done()
-        slow_server.stop()
+        server.stop()
         assert answer.result().shape == (32, 32)
 
 

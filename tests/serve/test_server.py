@@ -1,7 +1,6 @@
-"""A real server over HTTP and gRPC. What it answers must be what its Predictor gives."""
+"""A real server over HTTP. What it answers must be what its Predictor gives."""
 
 import base64
-import io
 import json
 import struct
 import urllib.error
@@ -9,16 +8,14 @@ import urllib.request
 from http.client import HTTPMessage
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
-from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from clipmill.errors import ServerError
 from clipmill.serve.client import binary_request, query, read_answer, v1_request
-from clipmill.serve.framework import InferInput, InferRequest, InferResponse
 from clipmill.serve.process import ServerProcess
+from clipmill.tasks.palette import to_png
 from clipmill.tasks.predictor import Predictor
 
 LENGTH = "Inference-Header-Content-Length"
@@ -41,24 +38,6 @@ def get(url: str) -> bytes:
     return data
 
 
-def png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
-
-
-@pytest.fixture(params=["seg", "depth"])
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def expected(name: str, predictors: dict[str, Predictor], picture: np.ndarray) -> np.ndarray:
-    output_HW = predictors[name].predict([picture])[0]
-    assert len(np.unique(output_HW)) > 1, "an answer that can't be mistaken for another"
-    return output_HW
-
-
 def test_pixels_in_array_out(
     server: ServerProcess, name: str, picture: np.ndarray, expected: np.ndarray
 ) -> None:
@@ -70,7 +49,7 @@ def test_pixels_in_array_out(
 def test_a_file_in_array_out(
     server: ServerProcess, name: str, picture: np.ndarray, expected: np.ndarray
 ) -> None:
-    body, headers = binary_request(png(picture))
+    body, headers = binary_request(to_png(picture))
     status, data, answer = post(f"{server.url}/v2/models/{name}/infer", body, headers)
     assert status == 200
     assert answer["Content-Type"] == "application/octet-stream"
@@ -89,7 +68,7 @@ def test_plain_json_in_and_out(
     tensor: dict[str, Any] = {"name": "image", "datatype": "UINT8", "shape": [48, 64, 3]}
     tensor["data"] = picture.ravel().tolist()
     if encoded:
-        text = base64.b64encode(png(picture)).decode()
+        text = base64.b64encode(to_png(picture)).decode()
         tensor |= {"datatype": "BYTES", "shape": [1], "data": [text]}
     body = json.dumps({"id": "7", "inputs": [tensor]}).encode()
     status, data, headers = post(
@@ -111,7 +90,9 @@ def test_v1(
     predictors: dict[str, Predictor],
     expected: np.ndarray,
 ) -> None:
-    instances = [json.loads(v1_request(png(i)))["instances"][0] for i in (picture, picture[:, :50])]
+    instances = [
+        json.loads(v1_request(to_png(i)))["instances"][0] for i in (picture, picture[:, :50])
+    ]
     body = json.dumps({"instances": instances}).encode()
     status, data, headers = post(f"{server.url}/v1/models/{name}:predict", body)
     assert (status, headers["Content-Type"]) == (200, "application/json")
@@ -158,17 +139,17 @@ _NOISE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
 
 
 def _bad_bodies() -> dict[str, bytes]:
-    sizes = [base64.b64encode(png(_NOISE[:side])).decode() for side in (32, 64)]
+    sizes = [base64.b64encode(to_png(_NOISE[:side])).decode() for side in (32, 64)]
     wrong_output = json.loads(_tensor()) | {"outputs": [{"name": "depth"}]}
     # A PNG of which only the header is read: 30000 x 30000 pixels.
-    huge = png(_NOISE)
+    huge = to_png(_NOISE)
     huge = huge[:16] + struct.pack(">II", 30_000, 30_000) + huge[24:]
     return {
         "empty": b"",
         "no JSON": b"{",
         "no object": b"[1]",
         "no inputs": b"{}",
-        "truncated file": _file(png(_NOISE)[:2000]),
+        "truncated file": _file(to_png(_NOISE)[:2000]),
         "empty file": _file(b""),
         "huge header": _file(huge),
         "wrong datatype": _tensor(datatype="FP64"),
@@ -237,7 +218,7 @@ def test_it_describes_its_models(
     assert lineage["digest"] == predictor.card.digest
     assert tuple(lineage["classes"]) == predictor.classes
     assert lineage["output"]["unit"] == predictor.output.unit
-    body, headers = binary_request(png(picture))
+    body, headers = binary_request(to_png(picture))
     _, data, answer = post(f"{server.url}/v2/models/{name}/infer", body, headers)
     header = json.loads(data[: int(answer[LENGTH])])
     assert header["parameters"] == {"digest": predictor.card.digest}
@@ -277,51 +258,3 @@ def test_its_metrics_count_what_happened(server: ServerProcess, picture: np.ndar
     digest = json.loads(get(f"{server.url}/v2/models/depth/lineage"))["digest"]
     info = ("clipmill_serve_model_info", f"digest={digest}", "model=depth", "task=depth")
     assert after[info] == 1
-
-
-class _Rpc:
-    """KServe's gRPC client in its simplest form."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
-        from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-
-        self.messages = messages
-        self.channel = grpc.insecure_channel(f"{server.host}:{server.grpc_port}")
-        self.stub = GRPCInferenceServiceStub(self.channel)
-
-    def infer(self, model: str, values: np.ndarray, datatype: str) -> np.ndarray:
-        tensor = InferInput("image", list(values.shape), datatype)
-        tensor.set_data_from_numpy(values, binary_data=True)
-        request = InferRequest(model, [tensor]).to_grpc()
-        answer = InferResponse.from_grpc(self.stub.ModelInfer(request, timeout=30))
-        array: np.ndarray = answer.outputs[0].as_numpy()
-        return array
-
-
-def test_grpc(server: ServerProcess, name: str, picture: np.ndarray, expected: np.ndarray) -> None:
-    rpc = _Rpc(server)
-    with rpc.channel:
-        for values, datatype in (
-            (picture, "UINT8"),
-            (np.array([png(picture)], object), "BYTES"),
-        ):
-            np.testing.assert_array_equal(rpc.infer(name, values, datatype)[0], expected)
-        assert rpc.stub.ServerReady(rpc.messages.ServerReadyRequest(), timeout=30).ready
-
-
-@pytest.mark.parametrize(
-    ("model", "values", "status"),
-    [
-        ("seg", np.array([b"no image"], object), grpc.StatusCode.INVALID_ARGUMENT),
-        ("nobody", np.array([b"no image"], object), grpc.StatusCode.NOT_FOUND),
-    ],
-)
-def test_grpc_refuses(
-    server: ServerProcess, model: str, values: np.ndarray, status: grpc.StatusCode
-) -> None:
-    rpc = _Rpc(server)
-    with rpc.channel, pytest.raises(grpc.RpcError) as refusal:
-        rpc.infer(model, values, "BYTES")
-    assert refusal.value.code() == status
-    assert "Traceback" not in refusal.value.details()

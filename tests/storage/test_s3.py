@@ -59,7 +59,7 @@ class ScriptedServer:
                     self.wfile.write(data)
                 self.close_connection = len(data) != int(fields.get("Content-Length", len(data)))
 
-            do_GET = do_PUT = do_HEAD = answer  # noqa: N815
+            do_GET = do_PUT = do_HEAD = answer
 
             def log_message(self, *_: object) -> None:
                 """Keep the tests' output clean."""

@@ -23,6 +23,7 @@ from clipmill.storage import (
     write_bytes,
     write_json,
 )
+from clipmill.storage.atomic import TEMPORARY_PREFIX
 
 MANY_PARTS = 40_000_000  # bytes: past the size at which S3 uploads go in parts
 
@@ -35,7 +36,7 @@ names = st.text(
     st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="/\\"),
     min_size=1,
     max_size=30,
-).filter(lambda name: name.strip() not in {"", ".", ".."})
+).filter(lambda name: name.strip() not in {"", ".", ".."} and not name.startswith(TEMPORARY_PREFIX))
 keys = st.lists(names, min_size=1, max_size=3).map("/".join)
 
 

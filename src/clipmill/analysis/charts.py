@@ -55,7 +55,7 @@ def line_chart(
     """
     curves = [_Curve(line) for line in lines]
     values = [v for curve in curves for v in curve.raw] + ([reference.y] if reference else [])
-    ticks_y = ticks(min(values), max(values), 5)
+    ticks_y = ticks(min(values), max(values), 6)
     last_x = max(curve.x[-1] for curve in curves)
     right = _WIDTH - 12 - max(len(curve.words) for curve in curves) * _CHARACTER_WIDTH
     base = _HEIGHT - _BOTTOM
@@ -67,9 +67,11 @@ def line_chart(
         return base - (base - _TOP) * (y - ticks_y[0]) / (ticks_y[-1] - ticks_y[0])
 
     marks = [_grid_line(at_y(v), f"{v:g}", right) for v in ticks_y]
-    for x in ticks(0, last_x, 5):
-        if x <= last_x:
-            marks.append(_text(f"{x:,g}", at_x(x), base + 18, text_anchor="middle"))
+    marks += [
+        _text(f"{x:,.10g}", at_x(x), base + 18, text_anchor="middle")
+        for x in ticks(0, last_x, 7 if last_x < 10_000 else 4)  # longer numbers need more room
+        if x <= last_x
+    ]
     marks.append(_text(x_name, (_LEFT + right) / 2, base + 36, text_anchor="middle"))
     if reference:
         y = _px(at_y(reference.y))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from clipmill.analysis.comparison import TaskComparison
 from clipmill.analysis.figures import Figure, figure_named
-from clipmill.analysis.page import Html, details, missing, paragraph, section, table, tag
+from clipmill.analysis.page import Html, Section, details, missing, section, table, tag
 from clipmill.analysis.pictures import picture, strip
 from clipmill.errors import NotFoundError
 from clipmill.storage import exists, join, read_bytes, read_json
@@ -46,8 +46,8 @@ class Endpoint:
     """Median time of a request."""
     request: str
     """Method and path."""
-    curl: str
-    """The request as a command."""
+    curl: str = ""
+    """The request as a command; empty where the probe didn't keep it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +72,7 @@ def read_probe(uri: str) -> Probe | None:
         value = read_json(join(uri, "probe.json"))
     except NotFoundError:
         return None
-    names = Endpoint.__dataclass_fields__
-    endpoints = tuple(
-        Endpoint(**{name: found[name] for name in names}) for found in value["endpoints"]
-    )
+    endpoints = tuple(Endpoint(**found) for found in value["endpoints"])
     return Probe(uri=uri, digest=value["digest"], endpoints=endpoints, metrics=value["metrics"])
 
 
@@ -100,7 +97,7 @@ def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> t
     return tuple(served)
 
 
-def endpoint_section(probe: Probe | None, served: Sequence[Served]) -> Html:
+def endpoint_section(probe: Probe | None, served: Sequence[Served]) -> Section:
     """The section ``Endpoint``."""
     parts = [_promoted(served)] if served else [missing("No model was promoted.")]
     if probe is None:
@@ -130,7 +127,7 @@ def _promoted(served: Sequence[Served]) -> Html:
             ]
         )
     head = ["Task", "Promoted", "Judged", "Gate", "Model digest"]
-    return table("Models that passed their gate and serve.", head, rows)
+    return table("Models that passed their gate and serve.", head, rows, class_="tight")
 
 
 def _answer(probe: Probe, found: Endpoint, promoted: str | None) -> Html:
@@ -155,14 +152,15 @@ def _answer(probe: Probe, found: Endpoint, promoted: str | None) -> Html:
         tag("h3", found.name.capitalize()),
         strip(cells),
         tag(
-            "div",
-            tag(
-                "dl",
-                ((tag("dt", name), tag("dd", value)) for name, value in pairs.items()),
-                class_="pairs",
-            ),
-            paragraph("Ask it yourself:", class_="ask"),
-            tag("pre", found.curl, class_="copy", tabindex=0),
+            "dl",
+            ((tag("dt", name), tag("dd", value)) for name, value in pairs.items()),
+            class_="pairs",
         ),
+        _command(found.curl) if found.curl else "",
         class_="endpoint",
     )
+
+
+def _command(curl: str) -> Html:
+    words = tag("small", "The request as a command; a click selects it.", class_="soft")
+    return tag("div", words, tag("pre", curl, class_="copy", tabindex=0), class_="wide")

@@ -14,7 +14,7 @@ _MEANT_TO_DIFFER = frozenset({"view.captions", "view.layer"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One condition of a fair comparison."""
+    """One condition of a fair comparison, or several that hold."""
 
     fair: bool
     """Whether it holds."""
@@ -29,73 +29,68 @@ def check_fairness(
 ) -> tuple[Check, ...]:
     """The checks; ``encoders`` by label, ``models`` by label and task."""
     cards = list(encoders.values())
-    checks = [
-        _same(
-            "The encoders",
-            [_without(_flat(card.recipe), _MEANT_TO_DIFFER) for card in cards],
-            "share one recipe, but for the captions",
-        ),
-        _one(
-            [_parents(card).get("dataset", "") for card in cards],
-            "The encoders saw the pairs of one dataset",
-            "The encoders were trained on different datasets",
-        ),
-    ]
+    differing = _differing([card.recipe for card in cards]) - _MEANT_TO_DIFFER
+    checks = _summed_up(
+        "The encoders share",
+        {
+            "the same pairs": ""
+            if _equal(_parent(card, "dataset") for card in cards)
+            else "The encoders were trained on different datasets",
+            "one recipe, captions aside": f"The encoders also differ in {_names(differing)}"
+            if differing
+            else "",
+        },
+    )
     for task in tasks:
-        judged = {label: models[label, task.task] for label in task.evaluations}
-        checks += [
-            _same(
-                f"The {task.task} models",
-                [_flat(card.recipe) for card in judged.values()],
-                "share one recipe",
-            ),
-            _one(
-                [_parents(card).get("data", "") for card in judged.values()],
-                f"The {task.task} models were trained on the same labelled data",
-                f"The {task.task} models were trained on different labelled data",
-            ),
-            _one(
-                [result.data.digest for result in task.evaluations.values()],
-                f"They were judged on the same {task.task} test data",
-                f"They were judged on different {task.task} test data",
-            ),
-        ]
-        strangers = [
-            label
-            for label, card in judged.items()
-            if label not in encoders or _parents(card).get("encoder") != encoders[label].digest
-        ]
-        checks.append(
-            Check(
-                fair=not strangers,
-                words=f"Each {task.task} model grew from the encoder of its label"
-                if not strangers
-                else f"The {task.task} model of {listed(strangers)} did not grow from the encoder "
-                "of that label",
-            )
-        )
+        checks += _task_checks(task, encoders, models)
     return tuple(checks)
 
 
-def _same(whose: str, recipes: Sequence[Mapping[str, object]], words: str) -> Check:
-    names = sorted({name for recipe in recipes for name in recipe})
-    differing = [n for n in names if any(r.get(n) != recipes[0].get(n) for r in recipes)]
-    if not differing:
-        return Check(fair=True, words=f"{whose} {words}")
-    return Check(fair=False, words=f"{whose} also differ in {listed(differing)}")
+def _task_checks(
+    task: TaskComparison,
+    encoders: Mapping[str, ModelCard],
+    models: Mapping[tuple[str, str], ModelCard],
+) -> list[Check]:
+    judged = {label: models[label, task.task] for label in task.evaluations}
+    cards = list(judged.values())
+    differing = _differing([card.recipe for card in cards])
+    strangers = [
+        label
+        for label, card in judged.items()
+        if label not in encoders or _parent(card, "encoder") != encoders[label].digest
+    ]
+    found = {
+        "one recipe": f"The {task.task} models also differ in {_names(differing)}"
+        if differing
+        else "",
+        "training data": ""
+        if _equal(_parent(card, "data") for card in cards)
+        else f"The {task.task} models were trained on different data",
+        "test data": ""
+        if _equal(result.data.digest for result in task.evaluations.values())
+        else f"The {task.task} models were judged on different test data",
+    }
+    checks = _summed_up(f"The {task.task} models share", found)
+    if strangers:
+        words = f"The {task.task} model of {listed(strangers)} isn't made from that label's encoder"
+        checks.append(Check(fair=False, words=words))
+    else:
+        words = f"Each {task.task} model is made from the encoder of its label"
+        checks.append(Check(fair=True, words=words))
+    return checks
 
 
-def _one(digests: Sequence[str], same: str, differ: str) -> Check:
-    fair = len(set(digests)) <= 1
-    return Check(fair=fair, words=same if fair else differ)
+def _summed_up(start: str, found: Mapping[str, str]) -> list[Check]:
+    """What holds in one sentence, and a sentence for each trouble; ``found`` maps to troubles."""
+    held = [words for words, trouble in found.items() if not trouble]
+    good = [Check(fair=True, words=f"{start} {listed(held)}")] if held else []
+    return good + [Check(fair=False, words=trouble) for trouble in found.values() if trouble]
 
 
-def _parents(card: ModelCard) -> dict[str, str]:
-    return {parent.role: parent.digest for parent in card.parents}
-
-
-def _flat(value: Mapping[str, Any]) -> dict[str, object]:
-    return dict(_leaves("", value))
+def _differing(recipes: Sequence[Mapping[str, Any]]) -> set[str]:
+    flat = [dict(_leaves("", recipe)) for recipe in recipes]
+    names = {name for recipe in flat for name in recipe}
+    return {name for name in names if any(r.get(name) != flat[0].get(name) for r in flat)}
 
 
 def _leaves(path: str, value: object) -> Iterator[tuple[str, object]]:
@@ -106,5 +101,13 @@ def _leaves(path: str, value: object) -> Iterator[tuple[str, object]]:
         yield path, value
 
 
-def _without(recipe: dict[str, object], names: frozenset[str]) -> dict[str, object]:
-    return {name: value for name, value in recipe.items() if name not in names}
+def _names(names: set[str]) -> str:
+    return listed(sorted(names))
+
+
+def _equal(digests: Iterator[str]) -> bool:
+    return len(set(digests)) <= 1
+
+
+def _parent(card: ModelCard, role: str) -> str:
+    return next((parent.digest for parent in card.parents if parent.role == role), "")

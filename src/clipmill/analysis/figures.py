@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 NO_BREAK = "\u00a0"
+MINUS = "\u2212"
 _DECIMALS = {"%": 1}
 _OTHER_DECIMALS = 3
 
@@ -38,13 +39,17 @@ class Figure:
         return round(change if self.higher_is_better else -change, self.decimals)
 
     def change(self, value: float, over: float) -> str:
-        """The signed difference: ``+2.8 points``, ``−0.032 m``, ``±0``."""
+        """The signed difference of what is shown, without its unit: ``+2.8``, ``±0``."""
         change = round(round(value, self.decimals) - round(over, self.decimals), self.decimals)
-        unit = "points" if self.unit == "%" else self.unit
         if change == 0:
             return "±0"
-        sign = "+" if change > 0 else "−"
-        return f"{sign}{abs(change):.{self.decimals}f}{NO_BREAK}{unit}".rstrip()
+        sign = "+" if change > 0 else MINUS
+        return f"{sign}{abs(change):.{self.decimals}f}"
+
+    @property
+    def change_unit(self) -> str:
+        """Unit of a difference; that of two percentages is in points."""
+        return "points" if self.unit == "%" else self.unit
 
 
 _FIGURES = {

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from clipmill.analysis.charts import Line, Reference, line_chart
-from clipmill.analysis.page import Html, missing, paragraph, section, tag
+from clipmill.analysis.page import Html, Section, missing, paragraph, section, tag
 from clipmill.analysis.verdict import listed
 from clipmill.engine.result import read_log
 from clipmill.errors import NotFoundError
@@ -13,7 +13,7 @@ from clipmill.models.checkpoint import ModelCard
 Log = list[dict[str, float]]
 
 
-def losses_section(encoders: Mapping[str, ModelCard], captioner: ModelCard | None) -> Html:
+def losses_section(encoders: Mapping[str, ModelCard], captioner: ModelCard | None) -> Section:
     """The section ``Losses``: contrastive losses by kind of caption, totals, the captioner's."""
     logs = {label: _log(card) for label, card in encoders.items()}
     charts = _encoder_charts(encoders, {label: log for label, log in logs.items() if log})
@@ -23,7 +23,9 @@ def losses_section(encoders: Mapping[str, ModelCard], captioner: ModelCard | Non
     notes = [missing(f"{listed(absent)} left no log.")] if absent else []
     if captioner is None:
         notes.append(missing("No captioner was given."))
-    intro = paragraph("Thin lines are the logged values, bold ones a moving average of them.")
+    intro = paragraph(
+        "Where many values were logged, a bold line is their moving average, over the raw ones."
+    )
     return section("losses", "Losses", intro, notes, tag("div", charts, class_="charts"))
 
 

@@ -1,7 +1,9 @@
 """HTML as values: text is escaped on its way in, so that no caption or file name is ever markup."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
+from typing import TypeAlias
 
 from clipmill.analysis.style import STYLE
 
@@ -16,11 +18,11 @@ class Html(str):
     __slots__ = ()
 
 
-Child = str | Iterable[str]
+Child: TypeAlias = "str | Iterable[Child]"
 """Text, markup, or several of them."""
 
 
-def tag(name: str, *children: Child, **attributes: str | float) -> Html:
+def tag(name: str, /, *children: Child, **attributes: str | float) -> Html:
     """An element; ``class_`` is spelled ``class``, and ``stroke_width`` ``stroke-width``."""
     spelled = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
@@ -45,9 +47,21 @@ def together(*children: Child) -> Html:
     return Html("".join(parts))
 
 
-def section(anchor: str, heading: str, *children: Child) -> Html:
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page."""
+
+    anchor: str
+    """Its name in links."""
+    heading: str
+    """Its heading, and its entry in the contents."""
+    body: Html
+    """What follows the heading."""
+
+
+def section(anchor: str, heading: str, *children: Child) -> Section:
     """A part of the page with its heading."""
-    return tag("section", tag("h2", heading), *children, id=anchor)
+    return Section(anchor, heading, together(*children))
 
 
 def table(
@@ -91,14 +105,14 @@ def missing(words: str) -> Html:
     return paragraph(words, class_="missing")
 
 
-def document(title: str, header: Html, sections: Sequence[tuple[str, Html]]) -> str:
-    """A whole page; ``sections`` pair the words for the list of contents with a section."""
-    anchors = [(words, part.split('id="', 1)[1].split('"', 1)[0]) for words, part in sections]
+def document(title: str, header: Html, sections: Sequence[Section]) -> str:
+    """A whole page."""
     contents = tag(
         "nav",
-        (tag("a", words, href=f"#{anchor}") for words, anchor in anchors),
+        (tag("a", part.heading, href=f"#{part.anchor}") for part in sections),
         aria_label="Contents",
     )
+    parts = (tag("section", tag("h2", p.heading), p.body, id=p.anchor) for p in sections)
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -107,5 +121,5 @@ def document(title: str, header: Html, sections: Sequence[tuple[str, Html]]) -> 
         tag("title", title),
         tag("style", Html(STYLE)),
     )
-    body = tag("body", tag("main", header, contents, (part for _, part in sections)))
+    body = tag("body", tag("main", header, contents, parts))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipmill.analysis.comparison import TaskComparison
-from clipmill.analysis.page import Html, missing, section, tag, together
+from clipmill.analysis.page import Html, Section, missing, section, tag, together
 from clipmill.analysis.pictures import picture, strip
 from clipmill.models.checkpoint import ModelCard
 from clipmill.tasks.depth import MAX_DEPTH_METRES
@@ -15,7 +16,7 @@ from clipmill.tasks.palette import class_palette, depth_colours
 
 def predictions_section(
     tasks: Sequence[TaskComparison], models: Mapping[tuple[str, str], ModelCard]
-) -> Html:
+) -> Section:
     """The section ``Predictions``; ``models`` by label and task."""
     parts = []
     for task in tasks:
@@ -89,5 +90,5 @@ def _depth_bar() -> Html:
     )
 
 
-def _css(colour: np.ndarray) -> str:
+def _css(colour: NDArray[np.uint8]) -> str:
     return f"rgb({', '.join(str(int(c)) for c in colour)})"

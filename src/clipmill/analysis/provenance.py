@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from clipmill.analysis.page import Html, paragraph, section, tag
+from clipmill.analysis.page import Html, Section, paragraph, section, tag
 from clipmill.storage import Node, lineage
 
 _PACKAGES = (
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 def provenance_section(
     artifacts: Sequence[tuple[str, str]], store: str, known: Mapping[str, str], date: str
-) -> Html:
+) -> Section:
     """The section ``Provenance``.
 
     ``artifacts`` pair words with the URI of an artifact; ``known`` is the environment.
@@ -64,19 +64,14 @@ def provenance_section(
 
 
 def _tree(node: Node, store: str, seen: set[str]) -> Html:
-    role = f"{node.role}: " if node.role else ""
+    role = f"{node.role}: " if node.role not in {"", node.kind} else ""
     place = node.uri.removeprefix(f"{store.rstrip('/')}/")
-    words = [
-        tag("b", f"{role}{node.kind}"),
-        " ",
-        tag("code", f"{place} ({node.digest[:12]})"),
-        _detail(node),
-    ]
+    words = [tag("b", f"{role}{node.kind}"), " ", tag("code", f"{place} ({node.digest[:12]})")]
     if node.parents and node.uri in seen:
         return tag("li", words, tag("span", " · as above", class_="soft"))
     seen.add(node.uri)
     parents = [_tree(parent, store, seen) for parent in node.parents]
-    return tag("li", words, tag("ul", parents) if parents else "")
+    return tag("li", words, _detail(node), tag("ul", parents) if parents else "")
 
 
 def _detail(node: Node) -> Html:

@@ -1,6 +1,6 @@
 """The items that the dataset left out, by reason."""
 
-from clipmill.analysis.page import Html, paragraph, section, table, tag
+from clipmill.analysis.page import Html, Section, paragraph, section, table, tag
 from clipmill.data.dataset import MANIFEST, Dataset
 from clipmill.data.sources import REASONS
 from clipmill.storage import join, read_json
@@ -8,7 +8,7 @@ from clipmill.storage import join, read_json
 _NUM_NAMES = 3
 
 
-def quarantine_section(dataset: Dataset) -> Html:
+def quarantine_section(dataset: Dataset) -> Section:
     """The section ``Bad samples``."""
     if not dataset.quarantine:
         return section("quarantine", "Bad samples", paragraph("None: every item could be used."))
@@ -17,8 +17,7 @@ def quarantine_section(dataset: Dataset) -> Html:
         names.setdefault(bad["reason"], []).append(bad["origin"])
     rows = [
         [
-            reason,
-            REASONS.get(reason, ""),
+            tag("span", reason, tag("small", REASONS.get(reason, ""))),
             f"{count:,}",
             _names(names.get(reason, []), count),
         ]
@@ -30,7 +29,7 @@ def quarantine_section(dataset: Dataset) -> Html:
     return section(
         "quarantine",
         "Bad samples",
-        table(caption, ["Reason", "Meaning", "Items", "Among them"], rows),
+        table(caption, ["Reason", "Items", "Among them"], rows),
     )
 
 

@@ -78,6 +78,7 @@ def report(inputs: ReportInputs, store: str) -> str:
             "digest": digest,
             "parents": [parent.to_json() for parent in parents],
             "summary": {"verdict": found.verdict.headline},
+            "verdict": found.verdict.text,
             "results": _results(found),
             "environment": known,
             "date": date,
@@ -190,14 +191,14 @@ def _page(found: _Found, known: Mapping[str, str], date: str) -> str:
         ),
     )
     sections = [
-        ("Results", results_section(found.tasks, found.checks)),
-        ("Samples", samples_section(found.dataset, found.inputs.layer, captioner)),
-        ("Losses", losses_section(found.encoders, found.captioner)),
-        ("Predictions", predictions_section(found.tasks, found.models)),
-        ("Endpoint", endpoint_section(found.probe, found.served)),
-        ("Bad samples", quarantine_section(found.dataset)),
-        ("Time", timing_section(found.stages)),
-        ("Provenance", provenance_section(artifacts, found.store, known, date)),
+        results_section(found.tasks, found.checks),
+        samples_section(found.dataset, found.inputs.layer, captioner),
+        losses_section(found.encoders, found.captioner),
+        predictions_section(found.tasks, found.models),
+        endpoint_section(found.probe, found.served),
+        quarantine_section(found.dataset),
+        timing_section(found.stages, tuple(found.encoders)),
+        provenance_section(artifacts, found.store, known, date),
     ]
     return document(f"{found.verdict.headline} · clipmill report", header, sections)
 
@@ -206,11 +207,15 @@ def _facts(found: _Found) -> list[tuple[str, str]]:
     """The size of the run at a glance."""
     facts = [("Image-text pairs", f"{found.dataset.num_samples:,}")]
     facts.append(("Set aside as bad", f"{sum(found.dataset.quarantine.values()):,}"))
-    for label, card in found.encoders.items():
-        train = card.recipe.get("train", {})
-        if "steps" in train and "batch_size" in train:
-            seen = f"{train['steps'] * train['batch_size']:,}"
-            facts.append((f"Pictures seen by {label}", seen))
+    seen = {
+        label: f"{train['steps'] * train['batch_size']:,}"
+        for label, card in found.encoders.items()
+        if {"steps", "batch_size"} <= (train := card.recipe.get("train", {})).keys()
+    }
+    if len(set(seen.values())) == 1:
+        facts.append(("Pictures seen by an encoder", next(iter(seen.values()))))
+    else:
+        facts += [(f"Pictures seen by {label}", number) for label, number in seen.items()]
     if found.stages:
         facts.append(("From start to end", duration(wall_seconds(found.stages))))
     return facts
@@ -219,7 +224,6 @@ def _facts(found: _Found) -> list[tuple[str, str]]:
 def _results(found: _Found) -> dict[str, Any]:
     """The page's numbers, for programs."""
     return {
-        "verdict": asdict(found.verdict),
         "tasks": {
             task.task: {
                 "metric": asdict(task.metric),

@@ -4,26 +4,26 @@ from collections.abc import Sequence
 
 from clipmill.analysis.comparison import TaskComparison
 from clipmill.analysis.fairness import Check
-from clipmill.analysis.figures import Figure, figure_named
-from clipmill.analysis.page import Html, details, missing, section, table, tag
+from clipmill.analysis.figures import MINUS, Figure, figure_named
+from clipmill.analysis.page import Html, Section, details, missing, section, table, tag
 from clipmill.analysis.verdict import listed
 
 
-def results_section(tasks: Sequence[TaskComparison], checks: Sequence[Check]) -> Html:
+def results_section(tasks: Sequence[TaskComparison], checks: Sequence[Check]) -> Section:
     """The section ``Results``."""
     if not tasks:
         return section("results", "Results", missing("No evaluation was given."))
     labels = tasks[0].labels
-    head = ["Task", "Metric", *labels, *_difference_names(labels), "Better"]
+    head = ["Task", *labels, *_difference_names(labels), "Better"]
     main = table(
         "Each task's metric on its test data; the best is marked.",
         head,
         [_row(task) for task in tasks],
-        class_="large",
+        class_="large two" if len(labels) == 2 else "large",
     )
     others = table(
         "All figures of the evaluations.",
-        ["Task", "Figure", *labels, *_difference_names(labels)],
+        ["Figure", *labels, *_difference_names(labels)],
         [row for task in tasks for row in _other_rows(task)],
         class_="small",
     )
@@ -44,13 +44,13 @@ def results_section(tasks: Sequence[TaskComparison], checks: Sequence[Check]) ->
 def _difference_names(labels: Sequence[str]) -> list[str]:
     if len(labels) == 2:
         return ["Difference"]
-    return [f"{label} − {labels[0]}" for label in labels[1:]]
+    return [f"{label} {MINUS} {labels[0]}" for label in labels[1:]]
 
 
 def _row(task: TaskComparison) -> list[str]:
     figure, best = task.figure, task.best()
     direction = "higher is better" if figure.higher_is_better else "lower is better"
-    metric = tag("td", figure.title, " ", tag("small", direction, class_="soft"))
+    name = tag("span", task.task, tag("small", f"{figure.title}, {direction}"))
     values = [
         tag(
             "td",
@@ -62,11 +62,8 @@ def _row(task: TaskComparison) -> list[str]:
     differences = [
         _difference(figure, task.value(k), task.value(task.labels[0])) for k in task.labels[1:]
     ]
-    if best:
-        better = listed(best)
-    else:
-        better = "tied" if len(task.evaluations) > 1 else "—"
-    return [task.task, metric, *values, *differences, better]
+    tied = "tied" if len(task.evaluations) > 1 else "—"
+    return [name, *values, *differences, listed(best) if best else tied]
 
 
 def _other_rows(task: TaskComparison) -> list[list[str]]:
@@ -80,7 +77,8 @@ def _other_rows(task: TaskComparison) -> list[list[str]]:
         ]
         shown = ["—" if value is None else figure.text(value) for value in found]
         differences = [_difference(figure, value, found[0]) for value in found[1:]]
-        rows.append([task.task, figure.title, *shown, *differences])
+        heading = tag("span", figure.title, tag("small", task.task))
+        rows.append([heading, *shown, *differences])
     return rows
 
 

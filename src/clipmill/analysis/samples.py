@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipmill.analysis.page import Html, missing, paragraph, section, tag, together
+from clipmill.analysis.page import Html, Section, missing, paragraph, section, tag, together
 from clipmill.analysis.pictures import picture
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
@@ -25,7 +25,7 @@ class _Sample:
     """Whether the captioner said nothing, and the real caption stands in."""
 
 
-def samples_section(dataset: Dataset, layer: str, captioner: str) -> Html:
+def samples_section(dataset: Dataset, layer: str, captioner: str) -> Section:
     """The section ``Samples``; ``captioner`` is whose the synthetic captions are."""
     known = layer in dataset.layers
     samples = list(_samples(dataset, layer if known else ""))

@@ -11,7 +11,7 @@ STYLE = """
   --series-0: #44658f; --series-1: #c05a16; --series-2: #23795a;
   --series-3: #7a4fb0; --series-4: #a8385d; --series-5: #5b6570;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --paper: #14161a; --ink: #e9e7e2; --soft: #9ba2ad; --line: #2c3037; --card: #1c1f25;
     --accent: #f09a5c; --good: #62c493; --bad: #ee8778;
@@ -50,8 +50,8 @@ section { margin-top: 78px; scroll-margin-top: 24px; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(142px, 1fr));
   gap: 20px 28px; margin: 34px 0 0; }
 .facts dt { color: var(--soft); font-size: .82rem; }
-.facts dd { margin: 2px 0 0; font-size: 1.2rem; font-weight: 600; font-variant-numeric: tabular-nums;
-  line-height: 1.3; }
+.facts dd { margin: 2px 0 0; font-size: 1.2rem; font-weight: 600; line-height: 1.3;
+  font-variant-numeric: tabular-nums; }
 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -62,10 +62,12 @@ th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--soft); font-weight: 500; font-size: .85rem; }
 tbody th { font-weight: 600; }
 td.best { font-weight: 680; }
-td.best::before { content: ""; display: inline-block; width: .5em; height: .5em; margin: 0 .5em .1em 0;
-  border-radius: 50%; background: var(--good); }
+td.best::before { content: ""; display: inline-block; width: .5em; height: .5em;
+  margin: 0 .5em .1em 0; border-radius: 50%; background: var(--good); }
 .better { color: var(--good); } .worse { color: var(--bad); } .soft { color: var(--soft); }
-table.large td, table.large tbody th { font-size: 1.22rem; padding-block: 15px; }
+th small { display: block; color: var(--soft); font-size: .84rem; font-weight: 400; }
+table.large td, table.large tbody th { font-size: 1.22rem; padding-block: 14px; }
+table.large td, table.tight td { white-space: nowrap; }
 table.small { font-size: .9rem; }
 
 details { margin-top: 22px; }
@@ -91,8 +93,8 @@ img.pixels { image-rendering: pixelated; }
 .strip { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 6px; }
 .strip figcaption { color: var(--soft); font-size: .78rem; line-height: 1.35; margin-bottom: 5px;
   white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.key { display: flex; flex-wrap: wrap; gap: 6px 18px; list-style: none; margin: 0 0 18px; padding: 0;
-  font-size: .86rem; color: var(--soft); }
+.key { display: flex; flex-wrap: wrap; gap: 6px 18px; list-style: none; margin: 0 0 18px;
+  padding: 0; font-size: .86rem; color: var(--soft); }
 .key i { display: inline-block; width: .95em; height: .95em; border-radius: 3px; margin-right: .5em;
   vertical-align: -.1em; }
 .bar { max-width: 420px; margin: 0 0 18px; font-size: .82rem; color: var(--soft); }
@@ -110,26 +112,31 @@ svg polyline { fill: none; stroke-linejoin: round; stroke-linecap: round; stroke
 svg polyline.raw { stroke-width: 1; opacity: .3; }
 svg text.end { font-weight: 600; }
 
+.endpoint .strip { grid-auto-flow: row; grid-template-columns: repeat(3, 1fr); }
+.endpoint > .wide { grid-column: 1 / -1; }
 .endpoint { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 18px 40px;
   margin-bottom: 40px; align-items: start; }
 .endpoint h3 { grid-column: 1 / -1; margin-bottom: 0; }
-.pairs { display: grid; grid-template-columns: auto 1fr; gap: 6px 18px; margin: 0; font-size: .94rem; }
+.pairs { display: grid; grid-template-columns: auto 1fr; gap: 6px 18px; margin: 0;
+  font-size: .94rem; }
 .pairs dt { color: var(--soft); }
 .pairs dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 code, pre { font: .86em/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: var(--card); border-radius: 6px; padding: 14px 16px; margin: 10px 0 0;
   overflow-x: auto; max-height: 420px; }
-pre.copy { user-select: all; -webkit-user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre.copy { user-select: all; -webkit-user-select: all; margin-top: 4px; }
+pre:focus-visible { outline: 2px solid var(--accent); }
 
-.time td, .time tbody th { padding-block: 6px; }
+.time td, .time tbody th { padding-block: 6px; vertical-align: middle; }
 .time td:nth-child(2) { width: 58%; padding-right: 22px; }
 .time td:last-child, .time th:last-child { text-align: right; white-space: nowrap; }
 .time tbody th { font-weight: 500; white-space: nowrap; }
-.track { position: relative; height: 18px; }
+.track { position: relative; height: 18px; color: var(--soft); }
 .track i { position: absolute; inset-block: 2px; min-width: 3px; border-radius: 3px;
-  background: var(--series-0); }
-.track i.reused { background: repeating-linear-gradient(135deg, var(--soft) 0 2px, transparent 2px 6px);
-  outline: 1px solid var(--soft); outline-offset: -1px; min-width: 14px; }
+  background: currentColor; }
+.track i.reused {
+  background: repeating-linear-gradient(135deg, currentColor 0 2px, transparent 2px 6px);
+  outline: 1px solid currentColor; outline-offset: -1px; min-width: 14px; }
 .track span { position: absolute; transform: translateX(-50%); white-space: nowrap; }
 .track span:first-child { transform: none; }
 
@@ -146,16 +153,18 @@ footer { margin-top: 60px; color: var(--soft); font-size: .86rem; }
   .samples { grid-template-columns: 1fr 1fr; gap: 26px 16px; }
   .strips, .charts, .endpoint { grid-template-columns: minmax(0, 1fr); }
   .facts { grid-template-columns: 1fr 1fr; }
-  table.large td, table.large tbody th { font-size: 1.02rem; }
-  th, td { padding-right: 14px; }
+  table.large td, table.large tbody th { font-size: .92rem; }
+  td.best::before { margin-right: .3em; }
+  table.two td:last-child, table.two th:last-child { display: none; }
+  th, td { padding-right: 9px; }
+  svg text { font-size: 14px; }
+  .track span:nth-child(even) { display: none; }
+  .tree ul { margin-left: 4px; padding-left: 12px; }
   .time td:nth-child(2) { width: 44%; padding-right: 12px; }
   .time tbody th { white-space: normal; }
 }
 @media print {
-  :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #555; --line: #ccc; --card: #f4f4f4;
-    --accent: #b4500f; --good: #1c7347; --bad: #ab3526;
-    --series-0: #44658f; --series-1: #c05a16; --series-2: #23795a;
-    --series-3: #7a4fb0; --series-4: #a8385d; --series-5: #5b6570; }
+  :root { color-scheme: light; --paper: #fff; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   main { max-width: none; padding: 0; }
   body { font-size: 11pt; }

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from clipmill.analysis.charts import ticks
-from clipmill.analysis.page import Html, missing, paragraph, section, table, tag
+from clipmill.analysis.page import Html, Section, missing, paragraph, section, table, tag
+from clipmill.analysis.style import series_colour
 from clipmill.stages import StageRecord
 
 
-def timing_section(stages: Sequence[StageRecord]) -> Html:
-    """The section ``Where time went``."""
+def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Section:
+    """The section ``Where time went``; stages of one of the labels are in its colour."""
     if not stages:
         return section("time", "Where time went", missing("No stage of a run was recorded."))
     total = wall_seconds(stages)
@@ -16,7 +16,7 @@ def timing_section(stages: Sequence[StageRecord]) -> Html:
     rows = [
         [
             f"{stage.name} {stage.label}".strip(),
-            tag("td", _track(stage, start, total)),
+            tag("td", _track(stage, start, total, labels)),
             "reused" if stage.reused else duration(stage.seconds),
         ]
         for stage in stages
@@ -62,19 +62,35 @@ def duration(seconds: float) -> str:
     return f"{hours}\u00a0h {minutes:02d}\u00a0min"
 
 
-def _track(stage: StageRecord, start: float, total: float) -> Html:
+def _track(stage: StageRecord, start: float, total: float, labels: Sequence[str]) -> Html:
     left, width = (_percent(v, total) for v in (stage.started - start, stage.seconds))
-    bar = tag("i", style=f"left: {left}; width: {width}", class_="reused" if stage.reused else "")
+    style = f"left: {left}; width: {width}"
+    if stage.label in labels:
+        style += f"; color: {series_colour(labels.index(stage.label))}"
+    bar = tag("i", style=style, class_="reused" if stage.reused else "")
     return tag("div", bar, class_="track")
 
 
 def _axis(total: float) -> Html:
     marks = (
-        tag("span", duration(v) if v else "0", style=f"left: {_percent(v, total)}")
-        for v in ticks(0, total, 5)
-        if v <= total
+        tag("span", _round_duration(v), style=f"left: {_percent(v, total)}")
+        for v in range(0, int(total) + 1, _step_seconds(total))
     )
     return tag("div", marks, class_="track soft", aria_hidden="true")
+
+
+def _step_seconds(total: float) -> int:
+    """A round step of which at most five fit."""
+    units = (1, 60, 3600, 86400, 864000, 8640000)
+    steps = [unit * digit for unit in units for digit in (1, 2, 5, 10, 30)]
+    return next((step for step in steps if total / step <= 5), steps[-1])
+
+
+def _round_duration(seconds: int) -> str:
+    for name, unit in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds and seconds % unit == 0:
+            return f"{seconds // unit}\u00a0{name}"
+    return "0"
 
 
 def _percent(part: float, total: float) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipmill.analysis.comparison import TaskComparison
+from clipmill.analysis.figures import NO_BREAK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +18,11 @@ class Verdict:
     """The figures, a sentence a label."""
     caveat: str
     """How much they can be trusted."""
+
+    @property
+    def text(self) -> str:
+        """All three in a row."""
+        return f"{self.headline}. {self.findings} {self.caveat}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,9 +103,10 @@ def _change(task: TaskComparison, value: float, over: float) -> str:
     gain = figure.gain(value, over)
     if gain == 0:
         return f"{name} stayed at {figure.text(value)}"
-    change = figure.change(value, over)
+    change = f"{figure.change(value, over)}{NO_BREAK}{figure.change_unit}".rstrip()
     if not figure.higher_is_better:
-        change = f"{'better' if gain > 0 else 'worse'} by {change.lstrip('+−')}"
+        # A sign would have to be read together with the direction of better.
+        change = f"{'better' if gain > 0 else 'worse'} by {change[1:]}"
     return f"{name} went from {figure.text(over)} to {figure.text(value)} ({change})"
 
 
@@ -109,8 +116,8 @@ def _caveat(circumstances: Circumstances) -> str:
         return "The seeds aren't recorded, so an effect can't be told from luck."
     where = " in a miniature world of drawn scenes" if circumstances.drawn else ""
     if len(seeds) == 1:
-        said = f"One seed ({seeds.pop()}){where}: "
-        return said + "a single pair of runs can't tell an effect from luck."
+        runs = "a single pair of runs" if len(circumstances.seeds) == 2 else "single runs"
+        return f"One seed ({seeds.pop()}){where}: {runs} can't tell an effect from luck."
     each = ", ".join(
         f"{label} {listed([str(seed) for seed in found])}"
         for label, found in circumstances.seeds.items()

@@ -5,7 +5,9 @@ to, and the run's name if its times are to be kept there. It returns the URI of 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
 from clipmill.stages import Stage
 from clipmill.storage import join
@@ -74,11 +76,18 @@ def pretrain(
     layer: str = "",
 ) -> str:
     """Pretrain CLIP on real captions, synthetic ones, or both."""
+    from clipmill.data.view import ViewConfig
     from clipmill.pretrain.clip import PretrainConfig
     from clipmill.pretrain.clip import pretrain as make
 
-    view = [f"view.layer={'' if captions == 'real' else layer}", f"view.captions={captions}"]
-    config = recipe(name, PretrainConfig, [*view, *overrides])
+    if captions not in LABELS:
+        raise ConfigError(
+            f"captions was {captions!r}",
+            expected=f"one of {', '.join(LABELS)}",
+            action="choose one of these",
+        )
+    view = ViewConfig(captions=captions, layer="" if captions == "real" else layer)
+    config = replace(recipe(name, PretrainConfig), view=view).override(overrides)
     with Stage("pretrain", store=store, run=run, label=LABELS[captions]) as stage:
         return stage.made(make(config, dataset, store, report=stage.report))
 

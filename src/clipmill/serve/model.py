@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from clipmill.serve.batching import Batcher
 from clipmill.serve.codecs import DATATYPES, Source, decode_source, sources_in_tensor
 from clipmill.serve.config import ServeConfig
-from clipmill.serve.framework import InferOutput, InferRequest, InferResponse, InvalidInput, Model
+from clipmill.serve.framework import (
+    InferInput,
+    InferOutput,
+    InferRequest,
+    InferResponse,
+    InvalidInput,
+    Model,
+)
 from clipmill.serve.refusal import BadRequestError
 from clipmill.serve.wire import sources_in_instances
 from clipmill.tasks.predictor import Predictor
@@ -90,12 +97,14 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
         """
         output = self.predictor.output
         if isinstance(payload, dict):
-            outputs = await self._outputs(sources_in_instances(payload), one_size=False)
+            sources = await asyncio.to_thread(sources_in_instances, payload)
+            outputs = await self._outputs(sources, one_size=False)
             return {"predictions": [{output.name: output_HW} for output_HW in outputs]}
         for requested in payload.request_outputs or ():
             if requested.name != output.name:
                 raise BadRequestError("protocol", f"the only output is {output.name!r}")
-        output_nHW = np.stack(await self._outputs(_sources(payload), one_size=True))
+        sources = await asyncio.to_thread(_sources, payload)
+        output_nHW = np.stack(await self._outputs(sources, one_size=True))
         return InferResponse(
             response_id=payload.id or str(uuid4()),
             model_name=self.name,
@@ -133,12 +142,19 @@ def _sources(request: InferRequest) -> list[Source]:
         raise BadRequestError("protocol", "the request must have one input, 'image'")
     tensor = request.inputs[0]
     try:
-        if isinstance(tensor.data, list) and tensor.data:
-            values = np.asarray(tensor.data, object if tensor.datatype == "BYTES" else None)
-        else:
-            values = tensor.as_numpy()
+        return sources_in_tensor(tensor.datatype, tensor.shape, _values(tensor))
     except (InvalidInput, ValueError, TypeError, OverflowError, struct.error) as error:
         raise BadRequestError(
             "tensor", f"'image' doesn't hold {tensor.datatype} of shape {list(tensor.shape)}"
         ) from error
-    return sources_in_tensor(tensor.datatype, tensor.shape, values)
+
+
+def _values(tensor: InferInput) -> NDArray[Any]:
+    """The elements of a tensor that came as a list, or as binary data."""
+    if not isinstance(tensor.data, list) or not tensor.data:
+        array: NDArray[Any] = tensor.as_numpy()
+        return array
+    if tensor.datatype == "UINT8" and isinstance(tensor.data[0], int):
+        # Five times as fast as NumPy, and stricter: it takes 0 to 255 alone.
+        return np.frombuffer(bytes(tensor.data), np.uint8)
+    return np.asarray(tensor.data, object if tensor.datatype == "BYTES" else None)

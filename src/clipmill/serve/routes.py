@@ -112,14 +112,15 @@ class Routes:
 
 
 async def _answer_v2(model: TaskModel, body: bytes, headers: Mapping[str, str]) -> Body:
-    request = read_v2(body, headers.get(HEADER_LENGTH), model.name)
+    # In a thread, as all that takes as long as a body is large: the loop stays free for probes.
+    request = await asyncio.to_thread(read_v2, body, headers.get(HEADER_LENGTH), model.name)
     response, _ = await model(request)
     with serving_metrics().postprocess_seconds.labels(model.name).time():
         return await asyncio.to_thread(write_v2, response, binary=_wants_binary(request))
 
 
 async def _answer_v1(model: TaskModel, body: bytes, _: Mapping[str, str]) -> Body:
-    request: dict[str, Any] = read_v1(body)
+    request: dict[str, Any] = await asyncio.to_thread(read_v1, body)
     response, _ = await model(request)
     with serving_metrics().postprocess_seconds.labels(model.name).time():
         return await asyncio.to_thread(write_v1, response)

@@ -19,7 +19,9 @@ ARTIFACT_FILES: Final = (
     "report.json",
     "source.json",
     "layer.json",
+    "evaluation.json",
     "promotion.json",
+    "probe.json",
 )
 
 

@@ -158,7 +158,7 @@ class SegmentationTask(Task[SegmentationConfig]):
     ) -> Evaluation:
         """mIoU, mAcc and aAcc over the validation split, by mmseg's computation."""
         from clipmill.data.labelled import Ade20kFolder
-        from clipmill.openmmlab.segmentation import MeanIoU
+        from clipmill.openmmlab.mean_iou import MeanIoU
 
         del config
         data = Ade20kFolder.open(folder, "validation")

@@ -50,8 +50,10 @@ class Scene:
 def draw(config: SceneConfig, index: int) -> Scene:
     """Scene ``index`` (from 0) of a family: the same whichever others are drawn, byte for byte.
 
-    Another size shows the same world, sampled finer or coarser. Raises ConfigError for a negative
-    index.
+    That holds for one version of numpy on one kind of processor; elsewhere last bits may differ.
+    Another size shows the same world, sampled finer or coarser; captions speak of objects that
+    fill enough of the picture, so one at the edge of that may be told at one size only. Raises
+    ConfigError for a negative index.
     """
     if index < 0:
         raise ConfigError(f"scene index {index}", expected="0 or more", action="count from 0")

@@ -1,0 +1,61 @@
+"""What else differs between the labels."""
+
+from dataclasses import replace
+
+from clipmill.analysis.comparison import compare
+from clipmill.analysis.fairness import Check, check_fairness
+from clipmill.models.checkpoint import ModelCard, read_card
+from clipmill.storage import Parent
+
+
+def check(run, models: dict[tuple[str, str], ModelCard] | None = None) -> tuple[Check, ...]:
+    encoders = {label: read_card(uri) for label, uri in run.inputs.encoders.items()}
+    return check_fairness(compare(run.inputs.evaluations), encoders, models or run.models)
+
+
+def troubles(checks: tuple[Check, ...]) -> list[str]:
+    return [check.words for check in checks if not check.fair]
+
+
+def test_runs_that_differ_in_captions_alone_are_fair(make_run) -> None:
+    checks = check(make_run())
+    assert troubles(checks) == []
+    assert checks[0].words == "The encoders share the same pairs and one recipe, captions aside"
+
+
+def test_other_differences_of_the_encoders_are_named(make_run) -> None:
+    found = check(make_run(seeds={"G+S": 1}, steps={"G": 60}))
+    assert troubles(found) == ["The encoders also differ in train.seed and train.steps"]
+    assert found[0].words == "The encoders share the same pairs"
+
+
+def test_other_differences_of_the_task_models_are_named(make_run) -> None:
+    run = make_run()
+    card = run.models["G+S", "depth"]
+    recipe = card.recipe | {"train": card.recipe["train"] | {"batch_size": 8}}
+    parents = (card.parents[0], Parent(role="data", uri="elsewhere", digest="9" * 64))
+    changed = replace(card, recipe=recipe, parents=parents)
+    assert troubles(check(run, {**run.models, ("G+S", "depth"): changed})) == [
+        "The depth models also differ in train.batch_size",
+        "The depth models were trained on different data",
+    ]
+
+
+def test_a_model_of_another_encoder_is_found(make_run) -> None:
+    run = make_run()
+    swapped = {**run.models, ("G", "depth"): run.models["G+S", "depth"]}
+    assert troubles(check(run, swapped)) == [
+        "The depth model of G isn't made from that label's encoder"
+    ]
+
+
+def test_other_test_data_is_found(make_run) -> None:
+    run = make_run()
+    tasks = list(compare(run.inputs.evaluations))
+    found = tasks[0].evaluations["G"]
+    other = replace(found, data=replace(found.data, digest="9" * 64))
+    tasks[0] = replace(tasks[0], evaluations={**tasks[0].evaluations, "G": other})
+    encoders = {label: read_card(uri) for label, uri in run.inputs.encoders.items()}
+    assert troubles(check_fairness(tasks, encoders, run.models)) == [
+        "The segmentation models were judged on different test data"
+    ]

@@ -1,0 +1,21 @@
+"""The README shows the tree as it is."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_path_in_the_readme_exists():
+    table = (ROOT / "README.md").read_text().split("## The tree")[1].split("\n## ")[0]
+    paths = re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
+    assert len(paths) > 20
+    assert [p for p in paths if not (ROOT / p).exists()] == []
+
+
+def test_every_package_and_top_folder_is_in_the_readme():
+    table = (ROOT / "README.md").read_text().split("## The tree")[1].split("\n## ")[0]
+    packages = [p.parent for p in (ROOT / "src" / "clipmill").glob("*/__init__.py")]
+    folders = [ROOT / n for n in ("components", "pipelines", "benchmarks", "tests", "requirements")]
+    shown = [str(p.relative_to(ROOT)) + "/" for p in (*packages, *folders)]
+    assert [p for p in shown if f"`{p}`" not in table] == []
