@@ -1,0 +1,75 @@
+"""Two processes that share a batch train as one process does with all of it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from two_ranks import CASES, gradients_of
+
+from clipmill.engine.distributed import Ranks, ranks
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    """What each rank of two computes, by case: started as torchrun starts processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes, errors = [], []
+    try:
+        for rank in range(2):
+            errors.append(folder / f"{rank}.txt")
+            with errors[rank].open("wb") as file:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, SCRIPT, folder],
+                        env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stderr=file,
+                    )
+                )
+        codes = [process.wait(300) for process in processes]
+        assert codes == [0, 0], "\n".join(path.read_text() for path in errors)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_one_process(gradients, case):
+    expected = gradients_of(case, Ranks())
+    assert expected
+    for rank in range(2):
+        found = gradients[rank][case]
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            message = f"rank {rank}, {name}"
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5, msg=message)
+
+
+def test_trained_weights_are_those_of_one_process(gradients, tmp_path):
+    from two_ranks import trained_weights
+
+    expected = trained_weights(tmp_path)
+    for rank in range(2):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(gradients[rank]["weights"][name], tensor, msg=name)
+
+
+def test_a_process_alone_is_rank_0_of_1(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    module = torch.nn.Linear(1, 1)
+    with ranks() as here:
+        assert (here.rank, here.world_size) == (0, 1)
+        assert here.wrap(module) is module
+        assert not torch.distributed.is_initialized()

@@ -1,0 +1,63 @@
+"""Where results lie, and what is left there."""
+
+import pytest
+import torch
+
+from clipmill.engine.loop import TrainConfig, Trained
+from clipmill.engine.result import read_log, result_uri, save_result
+from clipmill.errors import NotFoundError
+from clipmill.models.checkpoint import ModelCard, load_checkpoint
+from clipmill.storage import Parent
+
+CONFIG = TrainConfig(steps=3, batch_size=2)
+DATA = Parent(role="data", uri="/data", digest="d" * 64)
+ENCODER = Parent(role="encoder", uri="/encoder", digest="e" * 64)
+
+
+def uri_of(config=CONFIG, parents=(DATA, ENCODER)):
+    return result_uri("s3://bucket/", "models", "depth", config, parents)
+
+
+def test_address():
+    folder, _, name = uri_of().rpartition("/")
+    assert folder == "s3://bucket/models"
+    assert name.startswith("depth-")
+    assert len(name) == len("depth-") + 12
+
+
+def test_same_work_has_the_same_address():
+    moved = Parent(role="data", uri="/elsewhere", digest=DATA.digest)
+    assert uri_of() == uri_of(parents=(ENCODER, moved)) == uri_of(TrainConfig(steps=3, batch_size=2))
+
+
+@pytest.mark.parametrize(
+    ("config", "parents"),
+    [
+        (TrainConfig(steps=4, batch_size=2), (DATA, ENCODER)),
+        (CONFIG, (DATA,)),
+        (CONFIG, (DATA, Parent(role="encoder", uri="/encoder", digest="f" * 64))),
+        (CONFIG, (DATA, Parent(role="captions", uri="/encoder", digest=ENCODER.digest))),
+    ],
+)
+def test_other_work_has_another(config, parents):
+    assert uri_of(config, parents) != uri_of()
+
+
+def test_saved_result(tmp_path):
+    uri = str(tmp_path)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "step-00000001.json").write_text("{}")
+    log = ({"step": 1, "loss": 0.5}, {"step": 2, "loss": 1e-9})
+    tensors = {"w": torch.arange(3.0)}
+    card = ModelCard(kind="clip", architecture={}, recipe=CONFIG.to_json())
+    saved = save_result(uri, card, tensors, Trained(tensors=tensors, log=log))
+    loaded, found = load_checkpoint(uri)
+    assert loaded == saved
+    assert torch.equal(found["w"], tensors["w"])
+    assert read_log(uri) == list(log)
+    assert not list(tmp_path.glob("state/*"))
+
+
+def test_no_log(tmp_path):
+    with pytest.raises(NotFoundError):
+        read_log(str(tmp_path))

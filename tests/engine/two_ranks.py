@@ -1,0 +1,111 @@
+"""What test_distributed.py computes in one process and in two; a script for each of the two."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+from regression import Regression, regression_batches
+from torch import Tensor
+
+from clipmill.data.loader import PairBatch
+from clipmill.engine.batch import split
+from clipmill.engine.distributed import Ranks, ranks
+from clipmill.engine.loop import TrainConfig, train
+from clipmill.engine.objective import Objective
+from clipmill.engine.schedule import ScheduleConfig
+from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.pretrain.clip import ClipObjective
+from clipmill.pretrain.coca import CaptionerConfig, CocaObjective
+
+CLIP = ClipConfig(
+    embed_dim=16,
+    vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, head_width=8),
+    text=TextConfig(context_length=10, vocab_size=600, width=16, heads=2, layers=1),
+)
+COCA = CocaConfig(clip=CLIP, decoder_layers=1, num_queries=4)
+TRAIN = TrainConfig(
+    steps=3, batch_size=8, schedule=ScheduleConfig(peak=1e-2), checkpoint_steps=2, log_steps=1
+)
+
+CASES = {
+    "CLIP": ("clip", 1),
+    "CLIP in 2 pieces": ("clip", 2),
+    "CoCa": ("coca", 1),
+    "CoCa without its contrastive loss": ("captions", 1),
+}
+"""An objective, and the pieces that each rank's share is computed in."""
+
+
+def gradients_of(case: str, here: Ranks) -> dict[str, Tensor]:
+    """Gradients of two steps on one global batch: the second shows what the first left behind."""
+    kind, num_pieces = CASES[case]
+    torch.manual_seed(0)
+    objective = _objective(kind, here)
+    forward = here.wrap(objective)
+    share = _batch(16 // here.world_size * here.rank, 16 // here.world_size)
+    for _ in range(2):
+        objective.zero_grad(set_to_none=True)
+        objective.accumulate(split(share, num_pieces), forward)
+    return {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+
+
+def trained_weights(folder: Path) -> dict[str, Tensor]:
+    """Weights after a run of the loop that resumes once."""
+
+    def batches(cursor: int, here: Ranks):
+        size = TRAIN.batch_size // here.world_size
+        for batch in regression_batches(cursor, TRAIN.batch_size):
+            yield {k: v[here.rank * size :][:size] for k, v in batch.items()}
+
+    def run() -> dict[str, Tensor]:
+        return train(
+            lambda _: Regression(dropout=0.0, norm=False),
+            batches,
+            TRAIN,
+            name="test",
+            state_uri=str(folder / "state"),
+            report=lambda *_: None,
+        ).tensors
+
+    run()
+    return run()
+
+
+def _objective(kind: str, here: Ranks) -> Objective:
+    if kind == "clip":
+        return ClipObjective(CLIP, here)
+    weight = 1.0 if kind == "coca" else 0.0
+    config = CaptionerConfig(model=COCA, contrastive_weight=weight, train=TRAIN)
+    return CocaObjective(config)
+
+
+def _batch(start: int, size: int) -> PairBatch:
+    """These rows of one global batch of 16; all captions are equally long."""
+    generator = torch.Generator().manual_seed(0)
+    texts = [f"{a} {b}" for a in ("cube", "ball", "hats", "dogs") for b in ("red", "sky", "sea", "ice")]
+    tokens_BT = CLIP.text.tokenizer()(texts)
+    batch = PairBatch(
+        images_B3HW=torch.randint(0, 256, (16, 3, 16, 16), generator=generator),
+        real_BT=tokens_BT,
+        synthetic_BT=tokens_BT.roll(3, 0),
+        uids=tuple(texts),
+    )
+    rows = slice(start, start + size)
+    return dataclasses.replace(
+        batch,
+        images_B3HW=batch.images_B3HW[rows],
+        real_BT=batch.real_BT[rows],
+        synthetic_BT=batch.synthetic_BT[rows],
+        uids=batch.uids[rows],
+    )
+
+
+def main(folder: Path) -> None:
+    with ranks() as here:
+        found = {case: gradients_of(case, here) for case in CASES}
+    torch.save({**found, "weights": trained_weights(folder)}, folder / f"{here.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

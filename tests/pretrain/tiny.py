@@ -1,0 +1,30 @@
+"""The smallest CLIP and CoCa, and batches for them."""
+
+import torch
+
+from clipmill.data.loader import PairBatch
+from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
+
+CLIP = ClipConfig(
+    embed_dim=16,
+    vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=2, head_width=8),
+    text=TextConfig(context_length=12, vocab_size=600, width=16, heads=2, layers=1),
+)
+COCA = CocaConfig(clip=CLIP, decoder_layers=1, num_queries=4)
+CAPTIONS = ["a red cube", "two cones", "a dog", "it rains", "blue ball", "a wall", "sky", "hat"]
+
+
+def pair_batch(kinds=("real", "synthetic"), num_samples=8, seed=0):
+    """Random pictures with captions of these kinds."""
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = CLIP.text.tokenizer()
+    texts = (CAPTIONS * num_samples)[:num_samples]
+    synthetic = [f"{text} by night {i}" for i, text in enumerate(texts)]
+    return PairBatch(
+        images_B3HW=torch.randint(
+            0, 256, (num_samples, 3, 16, 16), dtype=torch.uint8, generator=generator
+        ),
+        real_BT=tokenizer(texts) if "real" in kinds else None,
+        synthetic_BT=tokenizer(synthetic) if "synthetic" in kinds else None,
+        uids=tuple(f"{i:04d}" for i in range(num_samples)),
+    )
