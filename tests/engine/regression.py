@@ -33,4 +33,3 @@ def regression_batches(cursor: int, num_samples: int = 8) -> Iterator[dict[str, 
         generator = torch.Generator().manual_seed(1000 + step)
         x = torch.randn(num_samples, 5, generator=generator)
         yield {"x": x, "y": x.sum(1).sin()}
-

@@ -27,7 +27,9 @@ def test_address():
 
 def test_same_work_has_the_same_address():
     moved = Parent(role="data", uri="/elsewhere", digest=DATA.digest)
-    assert uri_of() == uri_of(parents=(ENCODER, moved)) == uri_of(TrainConfig(steps=3, batch_size=2))
+    assert (
+        uri_of() == uri_of(parents=(ENCODER, moved)) == uri_of(TrainConfig(steps=3, batch_size=2))
+    )
 
 
 @pytest.mark.parametrize(

@@ -77,13 +77,15 @@ def _objective(kind: str, here: Ranks) -> Objective:
         return ClipObjective(CLIP, here)
     weight = 1.0 if kind == "coca" else 0.0
     config = CaptionerConfig(model=COCA, contrastive_weight=weight, train=TRAIN)
-    return CocaObjective(config)
+    return CocaObjective(config, here)
 
 
 def _batch(start: int, size: int) -> PairBatch:
     """These rows of one global batch of 16; all captions are equally long."""
     generator = torch.Generator().manual_seed(0)
-    texts = [f"{a} {b}" for a in ("cube", "ball", "hats", "dogs") for b in ("red", "sky", "sea", "ice")]
+    texts = [
+        f"{a} {b}" for a in ("cube", "ball", "hats", "dogs") for b in ("red", "sky", "sea", "ice")
+    ]
     tokens_BT = CLIP.text.tokenizer()(texts)
     batch = PairBatch(
         images_B3HW=torch.randint(0, 256, (16, 3, 16, 16), generator=generator),

@@ -5,6 +5,7 @@ Shapes: B batch, T text length, D embedding width, N image tokens, V vocabulary.
 
 import dataclasses
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clipmill.config import Config
@@ -75,7 +76,9 @@ class CocaConfig(Config):
     decoder_layers: int = 12
     """Number of the multimodal decoder's blocks."""
     num_queries: int = 256
-    """Number of image tokens that the attentional pooler hands to the decoder."""
+    """Number of image tokens that a ViT's attentional pooler hands to the decoder."""
+    token_stride: int = 16
+    """Stride of a timm tower's map whose places are the image tokens, pixels."""
 
 
 def build_clip(config: ClipConfig) -> "nn.Module":
@@ -92,14 +95,19 @@ def build_clip(config: ClipConfig) -> "nn.Module":
 
 
 def build_coca(config: CocaConfig) -> "nn.Module":
-    """open_clip's CoCa; its forward gives ``logits`` (B, T-1, V) and ``labels`` (B, T-1)."""
+    """open_clip's CoCa; its forward gives ``logits`` (B, T-1, V) and ``labels`` (B, T-1).
+
+    open_clip has image tokens from ViTs only; a timm tower's come from :class:`TimmTokens`.
+    """
     from open_clip.coca_model import CoCa
+
+    from clipmill.models.timm_tokens import TimmTokens
 
     # The text tower appends a class token of its own after the context.
     text = config.clip.text.to_json() | {"embed_cls": True, "output_tokens": True}
     model: nn.Module = CoCa(
         embed_dim=config.clip.embed_dim,
-        vision_cfg=vision_kwargs(config.clip.vision)
+        vision_cfg=vision_kwargs(replace(config.clip.vision, timm_model=""))
         | {
             "attentional_pool": True,
             "attn_pooler_queries": config.num_queries,
@@ -115,6 +123,14 @@ def build_coca(config: CocaConfig) -> "nn.Module":
             "layers": config.decoder_layers,
         },
     )
+    if config.clip.vision.timm_model:
+        model.visual = TimmTokens(
+            config.clip.vision.timm_model,
+            image_size=config.clip.vision.image_size,
+            stride=config.token_stride,
+            width=config.clip.text.width,
+            embed_dim=config.clip.embed_dim,
+        )
     return model
 
 

@@ -16,6 +16,7 @@ from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.loader import PairBatch
 from clipmill.data.view import View, ViewConfig
+from clipmill.engine.distributed import Ranks
 from clipmill.engine.loop import TrainConfig, train
 from clipmill.engine.objective import Objective
 from clipmill.engine.result import result_uri, save_result
@@ -47,15 +48,23 @@ class CaptionerConfig(Config):
 class CocaObjective(Objective):
     """Contrastive and captioning loss of (image, real caption)."""
 
-    def __init__(self, config: CaptionerConfig) -> None:
+    def __init__(self, config: CaptionerConfig, here: Ranks) -> None:
         from open_clip.loss import CoCaLoss
 
         super().__init__()
         self.normalize = Normalize()
         self.coca = build_coca(config.model)
+        self._weights = (config.contrastive_weight, config.captioning_weight)
+        # Weighted here: at weight 0 open_clip leaves parameters without a gradient, for which
+        # gradients averaged over ranks would wait.
         self._loss = CoCaLoss(
-            caption_loss_weight=config.captioning_weight,
-            clip_loss_weight=config.contrastive_weight,
+            caption_loss_weight=1.0,
+            clip_loss_weight=1.0,
+            local_loss=True,
+            gather_with_grad=True,
+            cache_labels=True,
+            rank=here.rank,
+            world_size=here.world_size,
         )
 
     def forward(self, batch: PairBatch) -> dict[str, Tensor]:
@@ -69,7 +78,10 @@ class CocaObjective(Objective):
             found["labels"],
             found["logit_scale"],
         )
-        return {"contrastive": contrastive, "captioning": captioning}
+        return {
+            "contrastive": contrastive * self._weights[0],
+            "captioning": captioning * self._weights[1],
+        }
 
     def after_step(self) -> None:
         """Keep the logit scale within CLIP's bounds."""
@@ -88,7 +100,7 @@ def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report
         return uri
     clip = config.model.clip
     trained = train(
-        lambda _: CocaObjective(config),
+        lambda here: CocaObjective(config, here),
         lambda cursor, here: pair_batches(
             view,
             config.load,

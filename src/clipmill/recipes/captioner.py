@@ -44,7 +44,7 @@ def coca_vit_l14() -> CaptionerConfig:
 
 
 def coca_miniature() -> CaptionerConfig:
-    """A CoCa of 2 M parameters at 64 px, from scratch on well-captioned scenes.
+    """A CoCa of 1.6 M parameters at 64 px, from scratch on well-captioned scenes.
 
     Source: ours, derived from :func:`coca_vit_l14`.
     Command: ``clipmill data train-captioner --recipe coca-miniature ...``
@@ -56,24 +56,22 @@ def coca_miniature() -> CaptionerConfig:
         model=CocaConfig(
             clip=ClipConfig(
                 embed_dim=128,
-                vision=VisionConfig(
-                    image_size=64, patch_size=8, width=128, layers=3, head_width=32
-                ),
-                text=TextConfig(context_length=16, vocab_size=4096, width=128, heads=4, layers=1),
+                vision=VisionConfig(image_size=64, timm_model="test_resnet"),
+                text=TextConfig(context_length=18, vocab_size=2048, width=128, heads=4, layers=1),
             ),
-            decoder_layers=2,
-            num_queries=32,
+            decoder_layers=1,
+            token_stride=8,
         ),
         crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
         load=LoadConfig(num_workers=0),
         train=replace(
             full.train,
-            steps=220,
-            batch_size=64,
-            schedule=ScheduleConfig(peak=2e-3, minimum=1e-5, warmup_steps=20),
+            steps=450,
+            batch_size=24,
+            schedule=ScheduleConfig(peak=5e-3, minimum=1e-5, warmup_steps=20),
             optimizer=AdamWConfig(betas=(0.9, 0.98), weight_decay=0.05, clip_norm=1.0),
             precision="fp32",
-            checkpoint_steps=25,
+            checkpoint_steps=50,
             log_steps=10,
             num_threads=2,
         ),
@@ -95,7 +93,7 @@ def recaption_miniature() -> RecaptionConfig:
     Source: ours, derived from :func:`recaption_beam`.
     """
     return RecaptionConfig(
-        generate=GenerateConfig(method="top_k", top_k=1, max_tokens=15),
+        generate=GenerateConfig(method="top_k", top_k=1, max_tokens=17),
         batch_size=128,
         num_threads=2,
     )

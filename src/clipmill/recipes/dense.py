@@ -52,9 +52,9 @@ def upernet_miniature() -> FinetuneConfig:
         ),
         train=replace(
             full.train,
-            steps=120,
-            batch_size=16,
-            schedule=ScheduleConfig(shape="polynomial", peak=2e-3, minimum=0.0, warmup_steps=10),
+            steps=300,
+            batch_size=8,
+            schedule=ScheduleConfig(shape="polynomial", peak=8e-3, minimum=0.0, warmup_steps=20),
             precision="fp32",
             checkpoint_steps=30,
             log_steps=10,
@@ -100,8 +100,8 @@ def depth_miniature() -> FinetuneConfig:
         model=DepthConfig(crop_size=64, drop_path=0.0, head_channels=32, num_workers=0),
         train=replace(
             full.train,
-            steps=120,
-            batch_size=16,
+            steps=240,
+            batch_size=8,
             schedule=replace(full.train.schedule, peak=2e-3),
             precision="fp32",
             checkpoint_steps=30,

@@ -10,6 +10,7 @@ from clipmill.recipes import captioner, clip, data, dense
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "clip-miniature": clip.clip_miniature,
     "clip-vit-b16": clip.clip_vit_b16,
+    "clip-vit-miniature": clip.clip_vit_miniature,
     "coca-miniature": captioner.coca_miniature,
     "coca-vit-l14": captioner.coca_vit_l14,
     "depth-miniature": dense.depth_miniature,

@@ -20,6 +20,7 @@ from clipmill.tasks.registry import task_named
 from clipmill.stages import Report
 
 _RESULT = "probe.json"
+_REQUEST = "request.bin"
 _NUM_TIMED = 20
 
 
@@ -92,19 +93,8 @@ def scrape(url: str) -> str:
 def curl_lines(url: str, models: Mapping[str, str], image_png: bytes, folder: Path) -> list[str]:
     """Write a request body for a picture into ``folder``; the line that asks each model."""
     body, headers = binary_request(image_png)
-    path = folder / "request.bin"
-    path.write_bytes(body)
-    length = int(headers["Inference-Header-Content-Length"])
-    return [
-        curl_command(
-            url,
-            name,
-            body_path=path,
-            header_length=length,
-            output_path=folder / f"{name}-answer.bin",
-        )
-        for name in models
-    ]
+    (folder / _REQUEST).write_bytes(body)
+    return [_curl_line(url, name, headers, folder) for name in models]
 
 
 def _ask(url: str, model: ProbedModel, image_HW3: np.ndarray, uri: str) -> dict[str, Any]:
@@ -114,6 +104,8 @@ def _ask(url: str, model: ProbedModel, image_HW3: np.ndarray, uri: str) -> dict[
         answer_HW = query(url, model.task, image_HW3)
         seconds.append(time.perf_counter() - started)
     write_bytes(join(uri, f"{model.task}-image.png"), to_png(image_HW3))
+    body, headers = binary_request(to_png(image_HW3))
+    write_bytes(join(uri, _REQUEST), body)
     picture = to_png(task_named(model.task).draw(answer_HW))
     write_bytes(join(uri, f"{model.task}-answer.png"), picture)
     return {
@@ -123,4 +115,15 @@ def _ask(url: str, model: ProbedModel, image_HW3: np.ndarray, uri: str) -> dict[
         "digest": model.model.digest,
         "milliseconds": median(seconds) * 1000,
         "request": f"POST /v2/models/{model.task}/infer",
+        "curl": _curl_line("http://127.0.0.1:8080", model.task, headers, Path()),
     }
+
+
+def _curl_line(url: str, name: str, headers: Mapping[str, str], folder: Path) -> str:
+    return curl_command(
+        url,
+        name,
+        body_path=folder / _REQUEST,
+        header_length=int(headers["Inference-Header-Content-Length"]),
+        output_path=folder / f"{name}-answer.bin",
+    )

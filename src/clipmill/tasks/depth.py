@@ -177,5 +177,5 @@ class DepthTask(Task[DepthConfig]):
         return Evaluation(metrics=metrics.result(), samples=tuple(samples))
 
     def draw(self, output_HW: np.ndarray) -> np.ndarray:
-        """Near is bright, far is dark."""
+        """Near is bright, far is dark; what isn't known is grey."""
         return depth_colours(output_HW, MAX_DEPTH_METRES)

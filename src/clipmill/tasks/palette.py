@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 IGNORED_COLOUR = (28, 28, 32)
+UNKNOWN_COLOUR = (128, 128, 128)
 
 # Turbo-like ramp from near (warm, bright) to far (cool, dark), as RGB in 0..1 at even steps.
 _RAMP = np.array(
@@ -22,15 +23,20 @@ _RAMP = np.array(
 )
 
 
+# The first classes of a list are mostly surroundings: two quiet colours, then lively ones.
+_FIRST = "c9b89a 8d9bb0 e4572e f3b61f 2e86ab 76b041 a23b72 17bebb 6a4c93 ff8fab 8c564b c5d86d 3d5a80 f26419"
+
+
 def class_palette(num_classes: int = 256) -> np.ndarray:
-    """Colours (C, 3) uint8; hues a golden ratio apart, so that neighbours differ."""
-    colours = [
-        colorsys.hsv_to_rgb((0.08 + i * 0.618034) % 1, (0.5, 0.75)[i % 2], (0.92, 0.72)[i // 2 % 2])
-        for i in range(num_classes)
+    """Colours (C, 3) uint8: chosen ones, then hues a golden ratio apart; 255 is ignored."""
+    chosen = [tuple(bytes.fromhex(colour)) for colour in _FIRST.split()]
+    drawn = [
+        tuple(int(255 * c) for c in colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.5, 0.75)[i % 2], 0.85))
+        for i in range(len(chosen), 256)
     ]
-    colours_C3 = (np.array(colours) * 255).astype(np.uint8)
-    colours_C3[255:] = IGNORED_COLOUR
-    return colours_C3
+    colours_C3 = np.array([*chosen, *drawn], dtype=np.uint8)
+    colours_C3[255] = IGNORED_COLOUR
+    return colours_C3[:num_classes]
 
 
 def class_colours(classes_HW: np.ndarray) -> np.ndarray:
@@ -40,11 +46,13 @@ def class_colours(classes_HW: np.ndarray) -> np.ndarray:
 
 
 def depth_colours(depth_HW: np.ndarray, max_depth_metres: float) -> np.ndarray:
-    """A picture (H, W, 3) uint8 of depth in metres, near bright and far dark."""
+    """A picture (H, W, 3) uint8 of depth in metres: near bright, far dark, 0 (unknown) grey."""
     place = np.clip(depth_HW / max_depth_metres, 0, 1) * (len(_RAMP) - 1)
     steps = np.arange(len(_RAMP))
     channels = [np.interp(place, steps, _RAMP[:, c]) for c in range(3)]
-    return (np.stack(channels, axis=-1) * 255).astype(np.uint8)
+    picture_HW3 = (np.stack(channels, axis=-1) * 255).astype(np.uint8)
+    picture_HW3[depth_HW == 0] = UNKNOWN_COLOUR
+    return picture_HW3
 
 
 def to_png(picture_HW3: np.ndarray) -> bytes:

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,8 @@ class ScenesSourceConfig(Config):
     """Pictures with labels to fine-tune on."""
     num_test: int = 128
     """Pictures with labels to evaluate on."""
+    labelled_objects: tuple[int, int] = (4, 8)
+    """Fewest and most objects in a picture with labels: crowded, so that they fill it."""
 
 
 _SCENES_A_JOB = 128
@@ -59,6 +61,8 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
     if exists(join(uri, _RESULT)):
         return uri
     scene = SceneConfig(size=config.size, seed=config.seed)
+    fewest, most = config.labelled_objects
+    crowd = replace(scene, min_objects=fewest, max_objects=most)
     counts = (config.num_pairs, config.num_captioning, config.num_labelled, config.num_test)
     starts = [sum(counts[:i]) for i in range(5)]
     pairs, captioning, labelled, test = (range(a, b) for a, b in itertools.pairwise(starts))
@@ -70,11 +74,11 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
             *_cut(
                 write_caption_folder, scene, captioning, root / "good", config.captioning_quality
             ),
-            *_cut(write_ade20k, scene, labelled, ade20k, "training"),
-            *_cut(write_ade20k, scene, test, ade20k, "validation"),
+            *_cut(write_ade20k, crowd, labelled, ade20k, "training"),
+            *_cut(write_ade20k, crowd, test, ade20k, "validation"),
             # A list of NYU's is one file, and so the work of one job.
-            (partial(write_nyu, scene, labelled, nyu, "train"), len(labelled)),
-            (partial(write_nyu, scene, test, nyu, "test"), len(test)),
+            (partial(write_nyu, crowd, labelled, nyu, "train"), len(labelled)),
+            (partial(write_nyu, crowd, test, nyu, "test"), len(test)),
         ]
         total, done = sum(size for _, size in jobs), 0
         with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
