@@ -1,8 +1,7 @@
 """Component: a CLIP encoder from a dataset."""
 
-from kfp import dsl
-
 from clipmill.components import IMAGE
+from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

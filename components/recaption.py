@@ -1,8 +1,7 @@
 """Component: synthetic captions beside a dataset's real ones."""
 
-from kfp import dsl
-
 from clipmill.components import IMAGE
+from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -24,9 +24,8 @@ def main(arguments: str, folder: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # It would have every local user read that images are not used locally.
     warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
-    from kfp import local
-
     from clipmill.pipelines.first_light import first_light
+    from kfp import local
 
     root = Path(folder)
     local.init(

@@ -1,13 +1,12 @@
 """From one dataset with a layer of synthetic captions to served models and a report."""
 
-from kfp import dsl
-
 from clipmill.components.evaluate import evaluate
 from clipmill.components.finetune import finetune
 from clipmill.components.pretrain import pretrain
 from clipmill.components.probe import probe
 from clipmill.components.promote import promote
 from clipmill.components.report import report
+from kfp import dsl
 
 
 @dsl.pipeline(name="compare-captions")

@@ -12,9 +12,8 @@ MANIFESTS = Path(__file__).resolve().parent.parent / "manifests"
 
 def compile_all(folder: Path) -> list[Path]:
     """Compile each pipeline to a YAML file of its name; the files."""
-    from kfp import compiler
-
     from clipmill.pipelines.first_light import first_light
+    from kfp import compiler
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []

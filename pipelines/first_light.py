@@ -1,12 +1,11 @@
 """The whole way: pictures with captions in, queried endpoints and a report out."""
 
-from kfp import dsl
-
 from clipmill.components.recaption import recaption
 from clipmill.components.shard import shard
 from clipmill.components.source import source
 from clipmill.components.train_captioner import train_captioner
 from clipmill.pipelines.compare_captions import compare_captions
+from kfp import dsl
 
 
 @dsl.pipeline(name="first-light")

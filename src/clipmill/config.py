@@ -12,8 +12,8 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from clipmill.errors import ConfigError
 from clipmill.digest import digest_json
+from clipmill.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,5 @@
 """Recaptioning: a Parquet layer of captions beside a dataset's shards."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa

@@ -15,7 +15,7 @@ from clipmill.engine.distributed import Ranks, ranks
 from clipmill.engine.objective import Objective
 from clipmill.engine.optimizer import AdamWConfig, build_optimizer, clip_gradients, set_rate
 from clipmill.engine.schedule import ScheduleConfig
-from clipmill.engine.state import Progress, load_state, save_state
+from clipmill.engine.state import load_state, save_state
 from clipmill.errors import TrainingError
 from clipmill.stages import Report
 from clipmill.telemetry import train_metrics
@@ -171,7 +171,7 @@ class _Run:
         decay = min(self._config.average_decay, (1 + step) / (10 + step))
         current = self.objective.state_dict()
         floating = [k for k, v in self.averaged.items() if v.is_floating_point()]
-        torch._foreach_lerp_(  # noqa: SLF001  # has no public name yet
+        torch._foreach_lerp_(  # has no public name yet
             [self.averaged[k] for k in floating], [current[k] for k in floating], 1 - decay
         )
         for key in self.averaged.keys() - set(floating):

@@ -86,7 +86,7 @@ class ViTEncoder(DenseEncoder):
     def layer_of(self, parameter: str) -> int:
         """Patches and positions are layer 0, block i is layer i + 1, the last norm the top."""
         if "resblocks." in parameter:
-            return int(parameter.split("resblocks.")[1].split(".")[0]) + 1
+            return int(parameter.split("resblocks.")[1].split(".", maxsplit=1)[0]) + 1
         return self.num_layers if parameter.startswith("norm.") else 0
 
     def _positions(self, height: int, width: int) -> Tensor:

@@ -52,7 +52,7 @@ def upernet_miniature() -> FinetuneConfig:
         ),
         train=replace(
             full.train,
-            steps=300,
+            steps=260,
             batch_size=8,
             schedule=ScheduleConfig(shape="polynomial", peak=8e-3, minimum=0.0, warmup_steps=20),
             precision="fp32",
@@ -100,7 +100,7 @@ def depth_miniature() -> FinetuneConfig:
         model=DepthConfig(crop_size=64, drop_path=0.0, head_channels=32, num_workers=0),
         train=replace(
             full.train,
-            steps=240,
+            steps=200,
             batch_size=8,
             schedule=replace(full.train.schedule, peak=2e-3),
             precision="fp32",

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,10 +14,10 @@ import numpy as np
 from clipmill.digest import digest_json
 from clipmill.serve.client import binary_request, curl_command, query
 from clipmill.serve.process import ServerProcess
+from clipmill.stages import Report
 from clipmill.storage import Parent, exists, join, read_json, write_bytes, write_json
 from clipmill.tasks.palette import to_png
 from clipmill.tasks.registry import task_named
-from clipmill.stages import Report
 
 _RESULT = "probe.json"
 _REQUEST = "request.bin"

@@ -17,8 +17,8 @@ from clipmill.stages import Report
 if TYPE_CHECKING:
     from torch import nn
 
-    from clipmill.tasks.dense_objective import DenseObjective
     from clipmill.models.dense import EncoderConfig
+    from clipmill.tasks.dense_objective import DenseObjective
 
 TaskConfigT = TypeVar("TaskConfigT", bound=Config)
 

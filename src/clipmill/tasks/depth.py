@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from clipmill.config import Config
 from clipmill.models.dense import DenseEncoder, EncoderConfig, build_dense
 from clipmill.models.depth_decoder import DepthDecoder
+from clipmill.stages import Report
 from clipmill.tasks.canvas import run_at
 from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
 from clipmill.tasks.depth_metrics import DepthMetrics
 from clipmill.tasks.palette import depth_colours
-from clipmill.stages import Report
 
 if TYPE_CHECKING:
     from clipmill.tasks.dense_objective import DenseObjective

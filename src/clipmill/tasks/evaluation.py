@@ -50,7 +50,7 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
     uri = join(store, "evaluations", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
-    predictor = Predictor(model)
+    predictor = Predictor(model, num_threads=card.recipe["train"]["num_threads"])
     task = predictor.task
     found = task.evaluate(
         lambda image_HW3: predictor.predict([image_HW3])[0],

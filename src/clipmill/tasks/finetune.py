@@ -12,8 +12,8 @@ from clipmill.engine.objective import Objective
 from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
 from clipmill.models.dense import open_encoder
-from clipmill.tasks.registry import task_named
 from clipmill.stages import Report
+from clipmill.tasks.registry import task_named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,8 +16,8 @@ from clipmill.tasks.registry import task_named
 class Predictor:
     """One model on one device. Not thread-safe: call it from one thread at a time."""
 
-    def __init__(self, uri: str) -> None:
-        """Load and verify the checkpoint at ``uri``.
+    def __init__(self, uri: str, *, num_threads: int = 0) -> None:
+        """Load and verify the checkpoint at ``uri``; 0 threads leaves PyTorch's choice.
 
         Raises:
             NotFoundError: nothing lies there.
@@ -25,6 +25,8 @@ class Predictor:
         """
         import torch
 
+        if num_threads:
+            torch.set_num_threads(num_threads)
         card, tensors = load_checkpoint(uri)
         if card.kind != "task":
             raise ArtifactError(

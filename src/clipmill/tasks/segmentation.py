@@ -18,10 +18,10 @@ from clipmill.config import Config
 from clipmill.models.dense import EncoderConfig, build_dense
 from clipmill.models.neck import build_neck
 from clipmill.models.upernet import UperNetHead
+from clipmill.stages import Report
 from clipmill.tasks.canvas import run_at
 from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
 from clipmill.tasks.palette import class_colours
-from clipmill.stages import Report
 
 if TYPE_CHECKING:
     from clipmill.tasks.dense_objective import DenseObjective

@@ -14,8 +14,8 @@ from clipmill.config import Config
 from clipmill.data.scenes.formats import write_ade20k, write_caption_folder, write_nyu
 from clipmill.data.scenes.world import CLASSES, SceneConfig
 from clipmill.digest import digest_json
-from clipmill.storage import exists, join, put_tree, write_json
 from clipmill.stages import Report
+from clipmill.storage import exists, join, put_tree, write_json
 
 _RESULT = "source.json"
 
