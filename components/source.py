@@ -19,5 +19,5 @@ def source(pairs: str, recipe: str, overrides: list, store: str, run: str) -> Na
     drawn = stage(recipe, overrides, store, run)
     names = (files.PAIRS, files.CAPTIONING, files.SEGMENTATION, files.DEPTH)
     uris = [f"{drawn}/{name}" for name in names]
-    made = NamedTuple("Sources", pairs=str, captioning=str, ade20k=str, nyu=str)
+    made = NamedTuple("Sources", [(name, str) for name in ("pairs", "captioning", "ade20k", "nyu")])
     return made(pairs or uris[0], *uris[1:])

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.config import Config
@@ -28,7 +29,7 @@ def random_resized_crop(
     size: int,
     config: RandomResizedCropConfig,
     generator: np.random.Generator,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """A crop (size, size, 3) uint8, bicubic, as torchvision's RandomResizedCrop draws it."""
     width, height = image.size
     area = width * height
@@ -63,7 +64,7 @@ class CropTransform:
         return torch.from_numpy(crop_HW3.copy()).permute(2, 0, 1)
 
 
-def center_resize(image: Image.Image, size: int) -> np.ndarray:
+def center_resize(image: Image.Image, size: int) -> NDArray[Any]:
     """The largest central square, resized to (size, size, 3) uint8, bicubic."""
     width, height = image.size
     side = min(width, height)

@@ -4,8 +4,10 @@ Shapes: H image height, W image width; labels are (H, W).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.config import Config
@@ -30,8 +32,8 @@ class PhotometricConfig(Config):
 
 
 def resize_pair(
-    image_HW3: np.ndarray, label_HW: np.ndarray, factor: float
-) -> tuple[np.ndarray, np.ndarray]:
+    image_HW3: NDArray[Any], label_HW: NDArray[Any], factor: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Both resized by ``factor``: the image bilinear, the label by its nearest pixel."""
     height, width = label_HW.shape
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -41,13 +43,13 @@ def resize_pair(
 
 
 def crop_pair(
-    image_HW3: np.ndarray,
-    label_HW: np.ndarray,
+    image_HW3: NDArray[Any],
+    label_HW: NDArray[Any],
     size: int,
     generator: np.random.Generator,
     *,
     fill: float,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """A random square of side ``size``; beyond the edge, black and label ``fill``."""
     missing = [max(0, size - side) for side in label_HW.shape]
     if any(missing):
@@ -62,8 +64,8 @@ def crop_pair(
 
 
 def flip_pair(
-    image_HW3: np.ndarray, label_HW: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+    image_HW3: NDArray[Any], label_HW: NDArray[Any], generator: np.random.Generator
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Both mirrored left to right, half of the time."""
     if generator.random() < 0.5:
         return image_HW3[:, ::-1], label_HW[:, ::-1]
@@ -71,8 +73,11 @@ def flip_pair(
 
 
 def cut_depth(
-    image_HW3: np.ndarray, depth_HW: np.ndarray, max_depth: float, generator: np.random.Generator
-) -> np.ndarray:
+    image_HW3: NDArray[Any],
+    depth_HW: NDArray[Any],
+    max_depth: float,
+    generator: np.random.Generator,
+) -> NDArray[Any]:
     """Vertical CutDepth: a band of columns shows the depth in place of the picture.
 
     From column a W, max((W - a W) b 0.75, 1) columns wide; a and b uniform in 0..1 (Ishii and
@@ -89,8 +94,8 @@ def cut_depth(
 
 
 def change_colours(
-    image_HW3: np.ndarray, config: PhotometricConfig, generator: np.random.Generator
-) -> np.ndarray:
+    image_HW3: NDArray[Any], config: PhotometricConfig, generator: np.random.Generator
+) -> NDArray[Any]:
     """Brightness and contrast, gamma, then hue and saturation: each perhaps."""
     image = image_HW3.astype(np.float32) / 255
     if generator.random() < config.probability:

@@ -5,8 +5,10 @@ Shapes: H image height, W image width.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.data.images import decode_rgb
@@ -23,7 +25,7 @@ class LabelledFolder:
     images: tuple[Path, ...]
     labels: tuple[Path, ...]
 
-    def image_HW3(self, index: int) -> np.ndarray:
+    def image_HW3(self, index: int) -> NDArray[Any]:
         """RGB, uint8."""
         return np.asarray(decode_rgb(self.images[index].read_bytes()))
 
@@ -43,7 +45,7 @@ class Ade20kFolder(LabelledFolder):
         labels = [folder / "annotations" / split / f"{p.stem}.png" for p in images]
         return cls(**_checked(folder, f"images/{split}/*.jpg", images, labels))
 
-    def classes_HW(self, index: int) -> np.ndarray:
+    def classes_HW(self, index: int) -> NDArray[Any]:
         """Class ids from 0, uint8; ``IGNORED`` where the annotation says 0."""
         with Image.open(self.labels[index]) as image:
             # 0 wraps to 255, as mmseg's reduce_zero_label has it.
@@ -70,7 +72,7 @@ class NyuFolder(LabelledFolder):
         labels = [root / depth.lstrip("/") for _, depth in pairs]
         return cls(**_checked(folder, listed.name, images, labels))
 
-    def depth_HW(self, index: int) -> np.ndarray:
+    def depth_HW(self, index: int) -> NDArray[Any]:
         """Depth in metres, float32; 0 where it isn't known."""
         with Image.open(self.labels[index]) as image:
             return np.asarray(image).astype(np.float32) / _MILLIMETRES

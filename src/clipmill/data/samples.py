@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-Load = Callable[[int, np.random.Generator], dict[str, np.ndarray]]
+Load = Callable[[int, np.random.Generator], dict[str, NDArray[Any]]]
 """Sample ``index``, augmented by the generator, as arrays by name."""
 
 
@@ -64,7 +65,7 @@ class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         samples = [self._sample(p) for p in positions[self.rank :: self.world_size]]
         return {k: torch.from_numpy(np.stack([s[k] for s in samples])) for k in samples[0]}
 
-    def _sample(self, position: int) -> dict[str, np.ndarray]:
+    def _sample(self, position: int) -> dict[str, NDArray[Any]]:
         epoch, place = divmod(position, self.num_samples)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
         generator = np.random.default_rng((self.seed, epoch, place))

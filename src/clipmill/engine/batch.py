@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,10 +32,12 @@ def split(batch: Any, num_pieces: int) -> list[Any]:
             expected="batch_size divisible by micro_batches and the number of ranks",
             action="change one of them",
         )
-    return [
-        _map(batch, lambda v, at=i * size: None if v is None else v[at : at + size])
-        for i in range(num_pieces)
-    ]
+    windows = [slice(i * size, (i + 1) * size) for i in range(num_pieces)]
+    return [_map(batch, partial(_cut, window=window)) for window in windows]
+
+
+def _cut(value: Any, window: slice) -> Any:
+    return None if value is None else value[window]
 
 
 def _items(batch: Any) -> dict[str, Any]:

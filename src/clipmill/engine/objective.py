@@ -36,7 +36,7 @@ class Objective(nn.Module, ABC):
         for number, micro_batch in enumerate(micro_batches, start=1):
             with synchronizing(forward, last=number == len(micro_batches)):
                 losses = {k: v / len(micro_batches) for k, v in forward(micro_batch).items()}
-                torch.stack(list(losses.values())).sum().backward()
+                torch.autograd.backward(torch.stack(list(losses.values())).sum())
             for name, value in losses.items():
                 totals[name] = totals.get(name, value.new_zeros(())) + value.detach()
         return totals

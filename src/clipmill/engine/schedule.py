@@ -28,7 +28,8 @@ class ScheduleConfig(Config):
         if self.shape == "rise-and-fall":
             half = num_steps / 2
             progress = step / half if step < half else (num_steps - step) / half
-            return self.minimum + (self.peak - self.minimum) * progress**self.power
+            share = progress**self.power
+            return float(self.minimum + (self.peak - self.minimum) * share)
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(num_steps - self.warmup_steps, 1)
@@ -36,4 +37,4 @@ class ScheduleConfig(Config):
             share = (1 + math.cos(math.pi * progress)) / 2
         else:
             share = (1 - progress) ** self.power
-        return self.minimum + (self.peak - self.minimum) * share
+        return float(self.minimum + (self.peak - self.minimum) * share)

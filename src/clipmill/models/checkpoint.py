@@ -43,7 +43,7 @@ class ModelCard:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over weights, architecture, recipe and parents' digests: not places or metrics."""
+        """SHA-256 over weights, architecture, recipe, parents' digests; not places or metrics."""
         return digest_json(
             {
                 "format": FORMAT,

@@ -40,7 +40,7 @@ class DenseEncoder(nn.Module, ABC):
     channels: tuple[int, ...]
     """Width of each map."""
     num_layers: int
-    """Number of layers for layer-wise learning-rate decay: 0 is the stem, ``num_layers`` the top."""
+    """Layers for layer-wise learning-rate decay: 0 is the stem, ``num_layers`` the top."""
 
     @abstractmethod
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
@@ -81,7 +81,7 @@ class ViTEncoder(DenseEncoder):
         for block, drop in zip(self.trunk.transformer.resblocks, self._drop, strict=True):
             tokens_BND = _drop_path(tokens_BND, block(tokens_BND), drop if self.training else 0.0)
         tokens_BND = self.norm(tokens_BND[:, 1:])
-        return [tokens_BND.transpose(1, 2).unflatten(2, (height, width))]
+        return [tokens_BND.transpose(1, 2).reshape(-1, self.channels[0], height, width)]
 
     def layer_of(self, parameter: str) -> int:
         """Patches and positions are layer 0, block i is layer i + 1, the last norm the top."""
@@ -94,7 +94,7 @@ class ViTEncoder(DenseEncoder):
         positions: Tensor = self.trunk.positional_embedding
         if (height, width) == (self._grid, self._grid):
             return positions
-        grid_1Dhw = positions[1:].T.unflatten(1, (self._grid, self._grid))[None]
+        grid_1Dhw = positions[1:].T.reshape(1, -1, self._grid, self._grid)
         grid_1Dhw = F.interpolate(grid_1Dhw, (height, width), mode="bicubic", antialias=True)
         return torch.cat([positions[:1], grid_1Dhw[0].flatten(1).T])
 

@@ -11,6 +11,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Normalize(nn.Module):
     """``(images - mean) / std`` by channel; holds no state that a checkpoint would save."""
 
+    mean_C11: Tensor
+    std_C11: Tensor
+
     def __init__(
         self,
         mean: tuple[float, float, float] = CLIP_MEAN,

@@ -6,13 +6,10 @@ Shapes: B batch, T text length, D embedding width, N image tokens, V vocabulary.
 import dataclasses
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipmill.config import Config
 from clipmill.models.tokenizer import CLIP_VOCAB_SIZE, Tokenizer
-
-if TYPE_CHECKING:
-    from torch import nn
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
 
@@ -81,20 +78,19 @@ class CocaConfig(Config):
     """Stride of a timm tower's map whose places are the image tokens, pixels."""
 
 
-def build_clip(config: ClipConfig) -> "nn.Module":
-    """open_clip's CLIP: ``encode_image(B3HW) -> BD``, ``encode_text(BT) -> BD``, ``logit_scale``."""
+def build_clip(config: ClipConfig) -> Any:
+    """open_clip's CLIP: ``encode_image``, ``encode_text`` (both give (B, D)), ``logit_scale``."""
     import open_clip
 
-    model: nn.Module = open_clip.CLIP(
+    return open_clip.CLIP(
         embed_dim=config.embed_dim,
         vision_cfg=vision_kwargs(config.vision),
         text_cfg=config.text.to_json(),
         output_dict=True,
     )
-    return model
 
 
-def build_coca(config: CocaConfig) -> "nn.Module":
+def build_coca(config: CocaConfig) -> Any:
     """open_clip's CoCa; its forward gives ``logits`` (B, T-1, V) and ``labels`` (B, T-1).
 
     open_clip has image tokens from ViTs only; a timm tower's come from :class:`TimmTokens`.
@@ -105,7 +101,7 @@ def build_coca(config: CocaConfig) -> "nn.Module":
 
     # The text tower appends a class token of its own after the context.
     text = config.clip.text.to_json() | {"embed_cls": True, "output_tokens": True}
-    model: nn.Module = CoCa(
+    model = CoCa(
         embed_dim=config.clip.embed_dim,
         vision_cfg=vision_kwargs(replace(config.clip.vision, timm_model=""))
         | {

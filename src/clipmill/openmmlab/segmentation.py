@@ -27,7 +27,7 @@ class UperNetTraining(nn.Module):
 
     def __init__(
         self,
-        in_channels: tuple[int, int, int, int],
+        in_channels: tuple[int, ...],
         channels: int,
         num_classes: int,
         *,

@@ -101,10 +101,10 @@ class ClipObjective(Objective):
         for number, micro_batch in enumerate(micro_batches, start=1):
             with synchronizing(forward, last=number == len(micro_batches)):
                 losses = forward(micro_batch, cached=(whole, start))
-                torch.stack(list(losses.values())).sum().backward()
+                torch.autograd.backward(torch.stack(list(losses.values())).sum())
             start += len(micro_batch.images_B3HW)
         # The scale's gradient was added once a piece, each time over the whole batch.
-        self.clip.logit_scale.grad /= len(micro_batches)
+        self.clip.logit_scale.grad.div_(len(micro_batches))
         return {kind: value.detach() for kind, value in losses.items()}
 
     def after_step(self) -> None:

@@ -66,7 +66,7 @@ def coca_miniature() -> CaptionerConfig:
         load=LoadConfig(num_workers=0),
         train=replace(
             full.train,
-            steps=450,
+            steps=400,
             batch_size=24,
             schedule=ScheduleConfig(peak=5e-3, minimum=1e-5, warmup_steps=20),
             optimizer=AdamWConfig(betas=(0.9, 0.98), weight_decay=0.05, clip_norm=1.0),

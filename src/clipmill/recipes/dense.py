@@ -14,7 +14,7 @@ def upernet_vit_b16() -> FinetuneConfig:
     """UperNet on ADE20K.
 
     Source: CLIP-QC, Table 14; one point of its sweep (drop path 0.0 to 0.2, rate 5e-4 to 1e-4).
-    Command: ``clipmill finetune --recipe upernet-vit-b16 --encoder URI --data ADEChallengeData2016``
+    Command: ``clipmill finetune --recipe upernet-vit-b16 --encoder URI --data FOLDER``
     Hardware and hours: not run.
     Expected: 52.5 mIoU from DataComp, 53.9 from DataCompDR (CLIP-QC, Table 1).
     """

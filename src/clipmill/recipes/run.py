@@ -7,7 +7,6 @@ to, and the run's name if its times are to be kept there. It returns the URI of 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
 from clipmill.stages import Stage
 from clipmill.storage import join
@@ -80,13 +79,9 @@ def pretrain(
     from clipmill.pretrain.clip import PretrainConfig
     from clipmill.pretrain.clip import pretrain as make
 
-    if captions not in LABELS:
-        raise ConfigError(
-            f"captions was {captions!r}",
-            expected=f"one of {', '.join(LABELS)}",
-            action="choose one of these",
-        )
-    view = ViewConfig(captions=captions, layer="" if captions == "real" else layer)
+    view = ViewConfig.from_json(
+        {"captions": captions, "layer": "" if captions == "real" else layer}
+    )
     config = replace(recipe(name, PretrainConfig), view=view).override(overrides)
     with Stage("pretrain", store=store, run=run, label=LABELS[captions]) as stage:
         return stage.made(make(config, dataset, store, report=stage.report))

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 from urllib.request import urlopen
 
-import numpy as np
+from numpy.typing import NDArray
 
 from clipmill.digest import digest_json
 from clipmill.serve.client import binary_request, curl_command, query
@@ -36,7 +36,7 @@ class ProbedModel:
 
 def probe(
     models: tuple[ProbedModel, ...],
-    image_HW3: np.ndarray,
+    image_HW3: NDArray[Any],
     store: str,
     *,
     report: Report,
@@ -97,7 +97,7 @@ def curl_lines(url: str, models: Mapping[str, str], image_png: bytes, folder: Pa
     return [_curl_line(url, name, headers, folder) for name in models]
 
 
-def _ask(url: str, model: ProbedModel, image_HW3: np.ndarray, uri: str) -> dict[str, Any]:
+def _ask(url: str, model: ProbedModel, image_HW3: NDArray[Any], uri: str) -> dict[str, Any]:
     seconds = []
     for _ in range(_NUM_TIMED):
         started = time.perf_counter()

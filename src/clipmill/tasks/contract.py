@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import numpy as np
+from numpy.typing import NDArray
 
 from clipmill.config import Config
 from clipmill.stages import Report
@@ -65,11 +65,11 @@ class Evaluation:
 class EvaluatedSample:
     """A test image with its truth and what the model said."""
 
-    image_HW3: np.ndarray
+    image_HW3: NDArray[Any]
     """RGB, uint8."""
-    truth_HW: np.ndarray
+    truth_HW: NDArray[Any]
     """The label, as the task's output holds it."""
-    prediction_HW: np.ndarray
+    prediction_HW: NDArray[Any]
     """The model's output."""
 
 
@@ -124,7 +124,7 @@ class Task(ABC, Generic[TaskConfigT]):
     @abstractmethod
     def evaluate(
         self,
-        predict: Callable[[np.ndarray], np.ndarray],
+        predict: Callable[[NDArray[Any]], NDArray[Any]],
         config: TaskConfigT,
         folder: Path,
         *,
@@ -137,5 +137,5 @@ class Task(ABC, Generic[TaskConfigT]):
         """
 
     @abstractmethod
-    def draw(self, output_HW: np.ndarray) -> np.ndarray:
+    def draw(self, output_HW: NDArray[Any]) -> NDArray[Any]:
         """A picture (H, W, 3) uint8 of a label or prediction."""

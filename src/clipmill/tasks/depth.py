@@ -6,9 +6,10 @@ Shapes: B batch, H W image. Depth is along the optical axis, in metres.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipmill.config import Config
@@ -118,7 +119,7 @@ class DepthTask(Task[DepthConfig]):
 
         samples = NyuFolder.open(folder, "train")
 
-        def load(index: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
             image, depth = samples.image_HW3(index), samples.depth_HW(index)
             if generator.integers(config.cut_depth_every) == 0:
                 image = augment.cut_depth(image, depth, MAX_DEPTH_METRES, generator)
@@ -151,7 +152,7 @@ class DepthTask(Task[DepthConfig]):
 
     def evaluate(
         self,
-        predict: Callable[[np.ndarray], np.ndarray],
+        predict: Callable[[NDArray[Any]], NDArray[Any]],
         config: DepthConfig,
         folder: Path,
         *,
@@ -176,6 +177,6 @@ class DepthTask(Task[DepthConfig]):
             report(index + 1, len(data), "evaluated")
         return Evaluation(metrics=metrics.result(), samples=tuple(samples))
 
-    def draw(self, output_HW: np.ndarray) -> np.ndarray:
+    def draw(self, output_HW: NDArray[Any]) -> NDArray[Any]:
         """Near is bright, far is dark; what isn't known is grey."""
         return depth_colours(output_HW, MAX_DEPTH_METRES)

@@ -3,7 +3,10 @@
 Shapes: H image height, W image width; depths in metres.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 _MIN_DEPTH_METRES = 1e-3
 
@@ -15,7 +18,7 @@ class DepthMetrics:
         self._max = max_depth_metres
         self._images: list[dict[str, float]] = []
 
-    def update(self, prediction_HW: np.ndarray, truth_HW: np.ndarray) -> None:
+    def update(self, prediction_HW: NDArray[Any], truth_HW: NDArray[Any]) -> None:
         """Add an image; one without any valid pixel is left out."""
         valid = (truth_HW > _MIN_DEPTH_METRES) & (truth_HW < self._max)
         if not valid.any():
@@ -42,6 +45,6 @@ class DepthMetrics:
         )
 
     def result(self) -> dict[str, float]:
-        """Each figure's mean over images: d1, d2, d3 as shares, rmse in metres, the rest as such."""
+        """Each figure's mean over images: d1, d2, d3 are shares, rmse is in metres."""
         names = self._images[0] if self._images else {}
         return {name: float(np.mean([image[name] for image in self._images])) for name in names}

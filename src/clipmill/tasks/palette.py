@@ -2,8 +2,10 @@
 
 import colorsys
 import io
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 IGNORED_COLOUR = (28, 28, 32)
@@ -24,10 +26,13 @@ _RAMP = np.array(
 
 
 # The first classes of a list are mostly surroundings: two quiet colours, then lively ones.
-_FIRST = "c9b89a 8d9bb0 e4572e f3b61f 2e86ab 76b041 a23b72 17bebb 6a4c93 ff8fab 8c564b c5d86d 3d5a80 f26419"
+_FIRST = (
+    "c9b89a 8d9bb0 e4572e f3b61f 2e86ab 76b041 a23b72 17bebb "
+    "6a4c93 ff8fab 8c564b c5d86d 3d5a80 f26419"
+)
 
 
-def class_palette(num_classes: int = 256) -> np.ndarray:
+def class_palette(num_classes: int = 256) -> NDArray[Any]:
     """Colours (C, 3) uint8: chosen ones, then hues a golden ratio apart; 255 is ignored."""
     chosen = [tuple(bytes.fromhex(colour)) for colour in _FIRST.split()]
     drawn = [
@@ -39,13 +44,13 @@ def class_palette(num_classes: int = 256) -> np.ndarray:
     return colours_C3[:num_classes]
 
 
-def class_colours(classes_HW: np.ndarray) -> np.ndarray:
+def class_colours(classes_HW: NDArray[Any]) -> NDArray[Any]:
     """A picture (H, W, 3) uint8 of class ids; 255 is ignored."""
-    picture: np.ndarray = class_palette()[classes_HW]
+    picture: NDArray[Any] = class_palette()[classes_HW]
     return picture
 
 
-def depth_colours(depth_HW: np.ndarray, max_depth_metres: float) -> np.ndarray:
+def depth_colours(depth_HW: NDArray[Any], max_depth_metres: float) -> NDArray[Any]:
     """A picture (H, W, 3) uint8 of depth in metres: near bright, far dark, 0 (unknown) grey."""
     place = np.clip(depth_HW / max_depth_metres, 0, 1) * (len(_RAMP) - 1)
     steps = np.arange(len(_RAMP))
@@ -55,7 +60,7 @@ def depth_colours(depth_HW: np.ndarray, max_depth_metres: float) -> np.ndarray:
     return picture_HW3
 
 
-def to_png(picture_HW3: np.ndarray) -> bytes:
+def to_png(picture_HW3: NDArray[Any]) -> bytes:
     """A picture (H, W, 3) uint8 as PNG bytes."""
     buffer = io.BytesIO()
     Image.fromarray(picture_HW3).save(buffer, format="PNG")

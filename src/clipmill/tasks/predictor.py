@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import ModelCard, load_checkpoint
@@ -52,14 +53,14 @@ class Predictor:
         """Name, type and unit of what :meth:`predict` gives."""
         return self.task.output
 
-    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def predict(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """An output (H, W) for each image (H, W, 3) uint8; sizes may differ."""
         import torch
 
         by_size = defaultdict(list)
         for index, image_HW3 in enumerate(images):
             by_size[image_HW3.shape].append(index)
-        outputs: list[np.ndarray] = [np.empty(0)] * len(images)
+        outputs: list[NDArray[Any]] = [np.empty(0)] * len(images)
         for indices in by_size.values():
             batch = torch.from_numpy(np.stack([images[i] for i in indices]))
             images_B3HW = batch.to(self._device).permute(0, 3, 1, 2).float() / 255
@@ -69,6 +70,6 @@ class Predictor:
                 outputs[index] = output_HW.astype(self.output.dtype)
         return outputs
 
-    def draw(self, output_HW: np.ndarray) -> np.ndarray:
+    def draw(self, output_HW: NDArray[Any]) -> NDArray[Any]:
         """A picture (H, W, 3) uint8 of an output."""
         return self.task.draw(output_HW)

@@ -7,10 +7,11 @@ Shapes: B batch, H W image, C classes.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -113,7 +114,7 @@ class SegmentationTask(Task[SegmentationConfig]):
 
         samples = Ade20kFolder.open(folder, "training")
 
-        def load(index: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
             image, label = samples.image_HW3(index), samples.classes_HW(index)
             image, label = augment.resize_pair(image, label, generator.uniform(*config.scale))
             image, label = augment.crop_pair(
@@ -149,7 +150,7 @@ class SegmentationTask(Task[SegmentationConfig]):
 
     def evaluate(
         self,
-        predict: Callable[[np.ndarray], np.ndarray],
+        predict: Callable[[NDArray[Any]], NDArray[Any]],
         config: SegmentationConfig,
         folder: Path,
         *,
@@ -175,6 +176,6 @@ class SegmentationTask(Task[SegmentationConfig]):
             report(index + 1, len(data), "evaluated")
         return Evaluation(metrics=mean_iou.result(), samples=tuple(samples))
 
-    def draw(self, output_HW: np.ndarray) -> np.ndarray:
+    def draw(self, output_HW: NDArray[Any]) -> NDArray[Any]:
         """Each class in its colour."""
         return class_colours(output_HW)

@@ -69,7 +69,7 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
     with tempfile.TemporaryDirectory(prefix="clipmill-scenes-") as scratch:
         root = Path(scratch)
         ade20k, nyu = root / "ade20k", root / "nyu"
-        jobs = [
+        jobs: list[tuple[Callable[[], None], int]] = [
             *_cut(write_caption_folder, scene, pairs, root / "pairs", config.quality),
             *_cut(
                 write_caption_folder, scene, captioning, root / "good", config.captioning_quality
@@ -82,7 +82,8 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
         ]
         total, done = sum(size for _, size in jobs), 0
         with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for future, size in [(pool.submit(job), size) for job, size in jobs]:
+            submitted = [(pool.submit(job), size) for job, size in jobs]
+            for future, size in submitted:
                 future.result()
                 done += size
                 report(done, total, "scenes drawn")
