@@ -32,7 +32,7 @@ def test_other_differences_of_the_encoders_are_named(make_run) -> None:
 def test_other_differences_of_the_task_models_are_named(make_run) -> None:
     run = make_run()
     card = run.models["G+S", "depth"]
-    recipe = card.recipe | {"train": card.recipe["train"] | {"batch_size": 8}}
+    recipe = card.recipe | {"train": card.recipe["train"] | {"batch_size": 7}}
     parents = (card.parents[0], Parent(role="data", uri="elsewhere", digest="9" * 64))
     changed = replace(card, recipe=recipe, parents=parents)
     assert troubles(check(run, {**run.models, ("G+S", "depth"): changed})) == [

@@ -77,7 +77,7 @@ def test_the_page_tells_the_run(make_run) -> None:
         assert words in found["results"]
     assert found["samples"].count("a red cone in front of a wall") == 4
     assert found["samples"].count("said nothing") == 1
-    assert "guessing, ln 64" in found["losses"]
+    assert "guessing, ln 32" in found["losses"]
     assert "floor" in found["predictions"]
     assert "10 m" in found["predictions"]
     assert "12.3 ms" in found["endpoint"]

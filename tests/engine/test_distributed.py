@@ -23,6 +23,7 @@ def gradients(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common["GLOO_SOCKET_IFNAME"] = "lo"  # a host name need not resolve
     processes, errors = [], []
     try:
         for rank in range(2):
@@ -35,7 +36,7 @@ def gradients(tmp_path_factory):
                         stderr=file,
                     )
                 )
-        codes = [process.wait(300) for process in processes]
+        codes = [process.wait(120) for process in processes]
         assert codes == [0, 0], "\n".join(path.read_text() for path in errors)
     finally:
         for process in processes:

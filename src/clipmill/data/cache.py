@@ -53,7 +53,7 @@ def trim(cache: Path, limit_bytes: int) -> None:
     for entry in sorted(entries, key=_last_use, reverse=True):
         total += _size(entry)
         if total > limit_bytes:
-            shutil.rmtree(entry, ignore_errors=True)
+            _delete_unless_in_use(entry)
 
 
 def _open_local(path: Path, uri: str, sha256: str, cache: Path) -> BinaryIO:
@@ -84,6 +84,21 @@ def _lock(entry: Path) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_EX)
         os.utime(entry)
         yield
+    finally:
+        os.close(folder)
+
+
+def _delete_unless_in_use(entry: Path) -> None:
+    """Leave an entry that some process is filling: it is about to be used."""
+    try:
+        folder = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:  # another process trims too
+        return
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(entry, ignore_errors=True)
+    except BlockingIOError:
+        pass
     finally:
         os.close(folder)
 
