@@ -1,0 +1,49 @@
+"""The command as a person meets it, in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+RUN = [sys.executable, "-c", "from clipmill.cli import main; main()"]
+
+
+def clipmill(*arguments):
+    return subprocess.run([*RUN, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys; import clipmill.cli; print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert "'typer'" in loaded
+    assert not [name for name in ("'torch'", "'kfp'", "'pyarrow'") if name in loaded]
+
+
+def test_the_version():
+    assert clipmill("--version").stdout.startswith("clipmill 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data", "shard", "no/such/folder", "--store", "out"], "no/such/folder"),
+        (["data", "scenes", "--store", "out", "--set", "num_pair=1"], "num_pairs"),
+        (["data", "scenes", "--store", "ftp://host/x"], "ftp"),
+        (["recipes", "clip-vit-b17"], "clip-vit-b16"),
+        (["lineage", "nothing/here"], "nothing/here"),
+        (["demo", "--images", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_message_and_code_2(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = clipmill(*arguments)
+    assert found.returncode == 2
+    assert said in found.stderr
+    assert "expected:" in found.stderr
+    assert "what to do:" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Traceback" in clipmill("--debug", "lineage", "nothing/here").stderr
