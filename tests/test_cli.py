@@ -14,7 +14,9 @@ def clipmill(*arguments):
 
 def test_help_loads_nothing_heavy():
     code = "import sys; import clipmill.cli; print(sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert "'typer'" in loaded
     assert not [name for name in ("'torch'", "'kfp'", "'pyarrow'") if name in loaded]
 

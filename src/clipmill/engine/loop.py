@@ -128,7 +128,10 @@ class _Run:
             self._here.device.type, torch.bfloat16, enabled=config.precision == "bf16"
         ):
             losses = self.objective.accumulate(pieces, self._forward)
-        norm = clip_gradients(self.objective, config.optimizer.clip_norm)
+        is_logged = (step + 1) % config.log_steps == 0 or step + 1 == config.steps
+        norm = math.nan  # costs a pass over all gradients, so only where it's wanted
+        if is_logged or config.optimizer.clip_norm is not None:
+            norm = clip_gradients(self.objective, config.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.after_step()
