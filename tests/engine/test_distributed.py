@@ -45,6 +45,7 @@ def gradients(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_one_process(gradients, case):
     expected = gradients_of(case, Ranks())
@@ -57,6 +58,7 @@ def test_gradients_are_those_of_one_process(gradients, case):
             torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5, msg=message)
 
 
+@pytest.mark.slow
 def test_trained_weights_are_those_of_one_process(gradients, tmp_path):
     from two_ranks import trained_weights
 
