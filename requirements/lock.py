@@ -34,7 +34,11 @@ def lock(extra: str) -> None:
         *("--output-file", str(path), str(ROOT / "pyproject.toml")),
     ]
     subprocess.run(command, check=True, env=os.environ | {"MMCV_WITH_OPS": "0"})
-    lines = [line for line in path.read_text().splitlines() if not line.startswith(("--", "#"))]
+    lines = [
+        line
+        for line in path.read_text().splitlines()
+        if not line.startswith(("--", "#", "clipmill"))
+    ]
     path.write_text(stamp() + "\n".join(lines) + "\n")
 
 
