@@ -1,7 +1,13 @@
-from dataclasses import dataclass
+"""Configs: JSON both ways, strict overrides, digests."""
+
+import contextlib
+import json
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
@@ -57,6 +63,166 @@ def test_the_digest_changes_with_any_field():
     assert config.digest == Outer(steps=3).digest
     changed = [config.override([a]) for a in ("steps=4", "inner.rate=0.2", "name=x", "sizes=[]")]
     assert len({config.digest, *(c.digest for c in changed)}) == 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Everything(Config):
+    """A field of every type that a config may have."""
+
+    flag: bool = False
+    count: int = 0
+    rate: float = 0.0
+    text: str = ""
+    word: Literal["a", "b"] | None = None
+    limit: float | None = None
+    either: int | str = 0
+    pair: tuple[int, float] = (0, 0.0)
+    names: tuple[str, ...] = ()
+    table: dict[str, float] = field(default_factory=dict)
+    inner: Inner = Inner()
+    spare: Inner | None = None
+    several: tuple[Inner, ...] = ()
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+inners = st.builds(Inner, rate=finite, mode=st.sampled_from(["a", "b"]))
+everything = st.builds(
+    Everything,
+    flag=st.booleans(),
+    count=st.integers(),
+    rate=finite,
+    text=st.text(),
+    word=st.sampled_from(["a", "b", None]),
+    limit=st.none() | finite,
+    either=st.integers() | st.text(),
+    pair=st.tuples(st.integers(), finite),
+    names=st.lists(st.text(), max_size=3).map(tuple),
+    table=st.dictionaries(st.text(max_size=3), finite, max_size=3),
+    inner=inners,
+    spare=st.none() | inners,
+    several=st.lists(inners, max_size=2).map(tuple),
+)
+
+
+@given(everything)
+def test_any_config_survives_json_text(config):
+    again = Everything.from_json(json.loads(json.dumps(config.to_json())))
+    assert again == config
+    assert again.digest == config.digest
+
+
+@given(everything, everything)
+def test_two_configs_have_one_digest_only_if_equal(first, second):
+    # -0.0 equals 0.0, and is another text.
+    same = json.dumps(first.to_json()) == json.dumps(second.to_json())
+    assert (first.digest == second.digest) == same
+
+
+@given(everything)
+def test_any_value_can_be_set(config):
+    """A config's own JSON, set field by field on the defaults, gives the config."""
+    found = Everything()
+    for name, value in config.to_json().items():
+        kept_text = name in {"text", "either", "word"} and isinstance(value, str)
+        found = found.override([f"{name}={value if kept_text else json.dumps(value)}"])
+    # A text that could also be a number stays what the field's first type makes of it.
+    assert {k: v for k, v in found.to_json().items() if k != "either"} == {
+        k: v for k, v in config.to_json().items() if k != "either"
+    }
+
+
+@given(st.text(), st.text())
+def test_nonsense_is_a_config_error_or_a_config(path, text):
+    """Whatever a person types, it is no other kind of error."""
+    for assignment in (f"{path}={text}", f"rate={text}", f"pair={text}", f"inner={text}", path):
+        with contextlib.suppress(ConfigError):
+            assert isinstance(Everything().override([assignment]), Everything)
+
+
+def test_whole_configs_and_tuples_of_them_are_set_as_json():
+    found = Everything().override(
+        ['spare={"rate": 2}', 'several=[{"mode": "b"}]', "pair=[3, 4]", 'table={"x": 1}']
+    )
+    assert found.spare == Inner(rate=2.0)
+    assert found.several == (Inner(mode="b"),)
+    assert found.pair == (3, 4.0)
+    assert isinstance(found.pair[1], float)
+    assert found.table == {"x": 1.0}
+    assert found.override(["spare.rate=3", "spare=null"]).spare is None
+
+
+@pytest.mark.parametrize("word", ["null", "none", "None"])
+def test_nothing_where_it_is_allowed(word):
+    assert Everything(limit=1.0, word="a").override([f"limit={word}", f"word={word}"]) == (
+        Everything()
+    )
+    with pytest.raises(ConfigError, match="rate was"):
+        Everything().override([f"rate={word}"])
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "pair=[1]",
+        "pair=[1, 2, 3]",
+        "pair=[1.5, 2]",
+        "names=[1]",
+        "names=x",
+        'table={"x": "y"}',
+        "several=[1]",
+        'inner={"rat": 1}',
+        "inner=3",
+        "flag=1",
+        "flag=yes",
+        "word=c",
+        "rate=inf",
+        f"rate=1{'0' * 400}",
+        f"count=1{'0' * 5000}",
+        "rate=[",
+        "spare.rate=1",
+        "inner.rate.more=1",
+        ".rate=1",
+        "inner.=1",
+        "=1",
+    ],
+)
+def test_wrong_values(assignment):
+    before = Everything()
+    with pytest.raises(ConfigError) as caught:
+        before.override([assignment])
+    assert caught.value.expected
+    assert before == Everything()
+
+
+def test_an_unknown_path_lists_what_there_is():
+    with pytest.raises(ConfigError) as caught:
+        Everything().override(["inner.speed=1"])
+    assert caught.value.what == "inner.speed is not a field of Inner"
+    assert caught.value.expected == "one of inner.rate, inner.mode"
+
+
+def test_later_overrides_win_and_equals_signs_are_kept():
+    found = Everything().override(["count=1", "count=2", "text=a=b=c", "text= x "])
+    assert (found.count, found.text) == (2, " x ")
+    assert Everything().override(["text=a=b"]).text == "a=b"
+
+
+def test_ints_become_the_floats_that_they_are_set_for():
+    """So that a digest doesn't depend on how a number is written."""
+    assert Everything().override(["rate=2"]).digest == Everything(rate=2.0).digest
+    assert Everything.from_json({"rate": 2}).digest == Everything(rate=2.0).digest
+
+
+@pytest.mark.parametrize("value", [None, 3, [], "text"])
+def test_json_that_is_no_object(value):
+    with pytest.raises(ConfigError, match="expected"):
+        Everything.from_json(value)
+
+
+def test_the_path_of_a_wrong_value_is_named():
+    value = {"several": [{"rate": 1}, {"rate": "fast"}]}
+    with pytest.raises(ConfigError, match=r"several\[1\]\.rate was 'fast'"):
+        Everything.from_json(value)
 
 
 def test_a_missing_field_and_an_unknown_one_are_named():

@@ -7,7 +7,7 @@ and any of these ``| None``.
 
 import dataclasses
 import json
-import math
+import sys
 import types
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -101,7 +101,8 @@ def _read(text: str, hint: Any) -> object:
         return text
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:
+        # Not JSON, or an integer of too many digits to be read as one.
         return text
 
 
@@ -134,9 +135,9 @@ def _parse_one(value: object, kind: Any, path: str) -> tuple[bool, object]:
             value, dict
         ) else None
     if kind is float:
-        fits = (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # False for NaN, infinities, and integers that no float can hold.
+        fits = is_number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
         return fits, float(value) if fits else None  # type: ignore[arg-type]  # narrowed by `fits`
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool), value

@@ -1,16 +1,16 @@
 """Two processes that share a batch train as one process does with all of it."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from two_ranks import CASES, gradients_of
+from two_ranks import CASES, gradients_of, trained_weights
 
 from clipmill.engine.distributed import Ranks, ranks
+from clipmill.storage.ports import free_ports
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
@@ -19,10 +19,8 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 def gradients(tmp_path_factory):
     """What each rank of two computes, by case: started as torchrun starts processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ports = [str(port) for port in free_ports(3)]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     common["GLOO_SOCKET_IFNAME"] = "lo"  # a host name need not resolve
     processes, errors = [], []
     try:
@@ -31,7 +29,7 @@ def gradients(tmp_path_factory):
             with errors[rank].open("wb") as file:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, SCRIPT, folder],
+                        [sys.executable, SCRIPT, folder, *ports],
                         env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                         stderr=file,
                     )
@@ -45,7 +43,6 @@ def gradients(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_one_process(gradients, case):
     expected = gradients_of(case, Ranks())
@@ -58,14 +55,12 @@ def test_gradients_are_those_of_one_process(gradients, case):
             torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5, msg=message)
 
 
-@pytest.mark.slow
-def test_trained_weights_are_those_of_one_process(gradients, tmp_path):
-    from two_ranks import trained_weights
-
+@pytest.mark.parametrize("run", ["weights", "resumed weights"])
+def test_trained_weights_are_those_of_one_process(gradients, tmp_path, run):
     expected = trained_weights(tmp_path)
     for rank in range(2):
         for name, tensor in expected.items():
-            torch.testing.assert_close(gradients[rank]["weights"][name], tensor, msg=name)
+            torch.testing.assert_close(gradients[rank][run][name], tensor, msg=name)
 
 
 def test_a_process_alone_is_rank_0_of_1(monkeypatch):

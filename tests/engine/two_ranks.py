@@ -1,6 +1,7 @@
 """What test_distributed.py computes in one process and in two; a script for each of the two."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -51,25 +52,21 @@ def gradients_of(case: str, here: Ranks) -> dict[str, Tensor]:
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:
-    """Weights after a run of the loop that resumes once."""
+    """Weights after a run of the loop, which goes on from a saved state if there is one."""
 
     def batches(cursor: int, here: Ranks):
         size = TRAIN.batch_size // here.world_size
         for batch in regression_batches(cursor, TRAIN.batch_size):
             yield {k: v[here.rank * size :][:size] for k, v in batch.items()}
 
-    def run() -> dict[str, Tensor]:
-        return train(
-            lambda _: Regression(dropout=0.0, norm=False),
-            batches,
-            TRAIN,
-            name="test",
-            state_uri=str(folder / "state"),
-            report=lambda *_: None,
-        ).tensors
-
-    run()
-    return run()
+    return train(
+        lambda _: Regression(dropout=0.0, norm=False),
+        batches,
+        TRAIN,
+        name="test",
+        state_uri=str(folder / "state"),
+        report=lambda *_: None,
+    ).tensors
 
 
 def _objective(kind: str, here: Ranks) -> Objective:
@@ -103,11 +100,18 @@ def _batch(start: int, size: int) -> PairBatch:
     )
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, ports: list[str]) -> None:
+    """Each group of processes meets at a port of its own, as each run of torchrun does."""
+    found = {}
+    os.environ["MASTER_PORT"] = ports[0]
     with ranks() as here:
-        found = {case: gradients_of(case, here) for case in CASES}
-    torch.save({**found, "weights": trained_weights(folder)}, folder / f"{here.rank}.pt")
+        for case in CASES:
+            found[case] = gradients_of(case, here)
+    for name, port in zip(("weights", "resumed weights"), ports[1:], strict=True):
+        os.environ["MASTER_PORT"] = port
+        found[name] = trained_weights(folder)
+    torch.save(found, folder / f"{here.rank}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

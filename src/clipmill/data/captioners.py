@@ -8,11 +8,14 @@ from PIL import Image
 
 from clipmill.config import Config
 from clipmill.data.augmentation import center_resize
-from clipmill.errors import ArtifactError
+from clipmill.errors import ArtifactError, ConfigError
 from clipmill.models.checkpoint import load_checkpoint
 from clipmill.models.normalization import Normalize
 from clipmill.models.towers import CocaConfig, build_coca
 from clipmill.storage import Parent
+
+# open_clip's ``generate`` lets no caption end before this many.
+_MIN_TOKENS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +65,13 @@ class CocaCaptioner:
                 action="give the URI of a captioner",
             )
         architecture = CocaConfig.from_json(card.architecture)
+        longest = architecture.clip.text.context_length
+        if not _MIN_TOKENS < config.max_tokens <= longest:
+            raise ConfigError(
+                f"max_tokens was {config.max_tokens}",
+                expected=f"{_MIN_TOKENS + 1} to {longest}, this captioner's longest text",
+                action="set generate.max_tokens",
+            )
         self.parent = card.as_parent("captioner")
         self._config = config
         self._size = architecture.clip.vision.image_size
@@ -82,6 +92,7 @@ class CocaCaptioner:
         tokens_BT = self._coca.generate(
             self._normalize(pixels_B3HW),
             seq_len=self._config.max_tokens,
+            min_seq_len=_MIN_TOKENS,
             generation_type=self._config.method,
             num_beams=self._config.num_beams,
             num_beam_groups=self._config.num_beam_groups,

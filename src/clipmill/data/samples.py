@@ -34,6 +34,8 @@ def sample_batches(
         sampler=StepsFrom(cursor),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        # Without one of its own, a DataLoader draws from the training's random stream.
+        generator=torch.Generator(),
     )
     return iter(loader)
 

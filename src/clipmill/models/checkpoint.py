@@ -101,15 +101,16 @@ def read_card(uri: str) -> ModelCard:
             tensors_sha256=value["tensors"]["sha256"],
             uri=uri,
         )
+        stated = str(value["digest"])
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"{uri}/{_CARD} isn't a checkpoint's JSON: {error!r}",
             expected="a file written by clipmill",
             action="give the URI of a checkpoint",
         ) from error
-    if card.digest != value["digest"]:
+    if card.digest != stated:
         raise ArtifactError(
-            f"{uri}/{_CARD} doesn't match its digest {value['digest'][:12]}",
+            f"{uri}/{_CARD} doesn't match its digest {stated[:12]}",
             expected=f"an unchanged file; its content gives {card.digest[:12]}",
             action="restore the checkpoint or make it again",
         )

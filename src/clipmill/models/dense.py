@@ -5,7 +5,7 @@ Shapes: B batch, D width, h w a map's height and width, N tokens.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class DenseEncoder(nn.Module, ABC):
     """Stride of each map, pixels, ascending."""
     channels: tuple[int, ...]
     """Width of each map."""
+    pruned: frozenset[str] = frozenset()
+    """Tensors of the pretrained tower that its maps don't need and this module doesn't have."""
     num_layers: int
     """Layers for layer-wise learning-rate decay: 0 is the stem, ``num_layers`` the top."""
 
@@ -107,31 +109,32 @@ class TimmEncoder(DenseEncoder):
 
         super().__init__()
         self.normalize = Normalize(config.mean, config.std)
-        self.trunk = timm.create_model(
-            config.vision.timm_model, num_classes=0, drop_path_rate=drop_path
-        )
+        name = config.vision.timm_model
+        with torch.device("meta"):
+            has_fixed_size = hasattr(timm.create_model(name), "dynamic_img_size")
+        any_size = {"dynamic_img_size": True} if has_fixed_size else {}
+        self.trunk = timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **any_size)
         stages = self.trunk.feature_info
         by_stride = {stage["reduction"]: i for i, stage in enumerate(stages)}
         self._indices = sorted(by_stride.values())[-4:]
         self.strides = tuple(stages[i]["reduction"] for i in self._indices)
         self.channels = tuple(stages[i]["num_chs"] for i in self._indices)
-        self._stages = [stage["module"] for stage in stages]
-        self.num_layers = len(self._stages)
+        self.num_layers = len(stages)
+        before = set(self.trunk.state_dict())
+        self.trunk.prune_intermediate_layers(self._indices)
+        self.pruned = frozenset(f"trunk.{name}" for name in before - set(self.trunk.state_dict()))
+        self._layers = _layers_of(self.trunk, [stage["module"] for stage in stages])
 
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
         """The last map of each stride, four at most."""
         maps: list[Tensor] = self.trunk.forward_intermediates(
-            self.normalize(images_B3HW), indices=self._indices, intermediates_only=True
+            self.normalize(images_B3HW), indices=self._indices, norm=True, intermediates_only=True
         )
         return maps
 
     def layer_of(self, parameter: str) -> int:
         """The stem is layer 0; a stage's parameters carry its number, from 1."""
-        name = parameter.removeprefix("trunk.")
-        for number, stage in enumerate(self._stages, start=1):
-            if name.startswith(stage + "."):
-                return number
-        return 0
+        return self._layers[parameter.removeprefix("trunk.")]
 
 
 def build_dense(config: EncoderConfig, *, drop_path: float = 0.0) -> DenseEncoder:
@@ -154,7 +157,8 @@ class PretrainedEncoder:
         """Copy the weights in; what a dense encoder adds (its last norm) keeps its start values."""
         if not self.tensors:
             return
-        found = encoder.load_state_dict(self.tensors, strict=False)
+        needed = {k: v for k, v in self.tensors.items() if k not in encoder.pruned}
+        found = encoder.load_state_dict(needed, strict=False)
         strange = [*found.unexpected_keys, *(k for k in found.missing_keys if k[:5] != "norm.")]
         if strange:
             raise ArtifactError(
@@ -211,6 +215,17 @@ def _open_clip_vision(model: str) -> VisionConfig:
         return VisionConfig(image_size=vision["image_size"], timm_model=vision["timm_model_name"])
     names = ("image_size", "patch_size", "width", "layers", "head_width")
     return VisionConfig(**{name: vision[name] for name in names if name in vision})
+
+
+def _layers_of(trunk: nn.Module, stages: Sequence[str]) -> dict[str, int]:
+    """Layer by parameter's name: what lies between two stages goes with the later one."""
+    layers, reached = {}, 0
+    for name, _ in trunk.named_parameters():
+        own = [n for n, stage in enumerate(stages, start=1) if name.startswith(f"{stage}.")]
+        between = min(reached + 1, len(stages)) if reached else 0
+        layers[name] = own[0] if own else between
+        reached = max(reached, *own, 0)
+    return layers
 
 
 def _drop_path(before: Tensor, after: Tensor, rate: float) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipmill.errors import ConfigError
+
 _DECONV_CHANNELS = 32
 _INIT_STD = 0.001
 _NUM_DECONVS = 3
@@ -26,6 +28,12 @@ class DepthDecoder(nn.Module):
     ) -> None:
         super().__init__()
         num_doublings = int(math.log2(stride))
+        if 2**num_doublings != stride:
+            raise ConfigError(
+                f"depth from a map of stride {stride}",
+                expected="a power of two, for the decoder doubles sizes",
+                action="choose an encoder of another patch size",
+            )
         num_deconvs = min(_NUM_DECONVS, num_doublings)
         self._factor = 2 ** (num_doublings - num_deconvs)
         self._max_depth_metres = max_depth_metres

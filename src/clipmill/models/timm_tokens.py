@@ -32,6 +32,8 @@ class TimmTokens(nn.Module):
                 action="change token_stride",
             )
         self._index = len(strides) - 1 - strides[::-1].index(stride)
+        # Nothing above the map is run, so nothing above it is kept.
+        self.trunk.prune_intermediate_layers([self._index], prune_norm=True)
         side = image_size // stride
         self.to_tokens = nn.Linear(self.trunk.feature_info[self._index]["num_chs"], width)
         self.positions = nn.Parameter(0.02 * torch.randn(side * side, width))

@@ -96,6 +96,7 @@ def build_coca(config: CocaConfig) -> Any:
     open_clip has image tokens from ViTs only; a timm tower's come from :class:`TimmTokens`.
     """
     from open_clip.coca_model import CoCa
+    from torch import nn
 
     from clipmill.models.timm_tokens import TimmTokens
 
@@ -119,6 +120,8 @@ def build_coca(config: CocaConfig) -> Any:
             "layers": config.decoder_layers,
         },
     )
+    # open_clip leaves it as the memory was.
+    nn.init.normal_(model.text_decoder.text_projection, std=config.clip.text.width**-0.5)
     if config.clip.vision.timm_model:
         model.visual = TimmTokens(
             config.clip.vision.timm_model,

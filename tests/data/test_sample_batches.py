@@ -1,0 +1,79 @@
+"""Batches of labelled samples: batch k is the same whoever reads it, and wherever they begin."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from clipmill.data.samples import sample_batches
+
+NUM_SAMPLES = 7
+
+
+def load(index, generator):
+    return {"index": np.array(index), "noise": generator.random(2)}
+
+
+def take(count, **options):
+    options = {"batch_size": 4, "seed": 0, **options}
+    return list(itertools.islice(sample_batches(load, NUM_SAMPLES, **options), count))
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ("index", "noise"))
+
+
+@pytest.mark.parametrize(("cursor", "num_workers"), [(0, 2), (1, 0), (3, 1), (4, 2)])
+def test_begun_anywhere_by_any_number_of_workers(cursor, num_workers):
+    assert_same(take(5, cursor=cursor, num_workers=num_workers), take(9)[cursor : cursor + 5])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_batch(world_size):
+    whole = take(6)
+    parts = [take(6, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, batch in enumerate(whole):
+        for rank in range(world_size):
+            expected = {name: values[rank::world_size] for name, values in batch.items()}
+            assert_same([parts[rank][step]], [expected])
+
+
+def test_each_epoch_shows_every_sample_once_in_another_order():
+    indices = [i for batch in take(28) for i in batch["index"].tolist()]
+    epochs = [tuple(indices[n : n + NUM_SAMPLES]) for n in range(0, len(indices), NUM_SAMPLES)]
+    assert all(sorted(epoch) == list(range(NUM_SAMPLES)) for epoch in epochs)
+    assert len(set(epochs)) > 10
+
+
+def test_a_batch_larger_than_the_data():
+    (batch,) = take(1, batch_size=21)
+    assert set(Counter(batch["index"].tolist()).values()) == {3}
+
+
+def test_each_pass_draws_anew():
+    noise = [tuple(n) for batch in take(20) for n in batch["noise"].tolist()]
+    assert len(set(noise)) == len(noise)
+
+
+def test_seeds_differ():
+    first, second = (torch.cat([b["index"] for b in take(7, seed=seed)]) for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_late_steps_cost_no_more():
+    (batch,) = take(1, cursor=10**12)
+    assert len(batch["index"]) == 4
+
+
+def test_training_random_stream_is_left_alone():
+    """Or dropout would differ after a run is resumed."""
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    take(2)
+    take(2, num_workers=1)
+    assert torch.equal(torch.rand(3), expected)

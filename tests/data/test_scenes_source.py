@@ -1,0 +1,94 @@
+"""Scenes as a source: four sets, which share no scene where they mustn't."""
+
+import pytest
+
+from clipmill.data.labelled import Ade20kFolder, NyuFolder
+from clipmill.data.scenes.source import (
+    CAPTIONING,
+    DEPTH,
+    PAIRS,
+    SEGMENTATION,
+    ScenesSourceConfig,
+    draw_source,
+)
+from clipmill.storage import get_tree, join, lineage, read_json
+
+CONFIG = ScenesSourceConfig(size=32, num_pairs=5, num_captioning=4, num_labelled=3, num_test=2)
+
+
+def silent(done, total, words):
+    pass
+
+
+def fail(done, total, words):
+    pytest.fail("worked again")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    told = []
+    uri = draw_source(CONFIG, str(store), report=lambda done, total, _: told.append((done, total)))
+    assert told[-1] == (19, 19)  # 5 + 4 + 3 + 2, and the labelled ones twice
+    return uri
+
+
+def numbers(paths):
+    return sorted(int(path.stem.rpartition("_")[2]) for path in paths)
+
+
+def test_sets(source, tmp_path):
+    folders = {
+        name: get_tree(join(source, name), tmp_path)
+        for name in (PAIRS, CAPTIONING, SEGMENTATION, DEPTH)
+    }
+    assert numbers(folders[PAIRS].glob("*.jpg")) == list(range(5))
+    assert numbers(folders[CAPTIONING].glob("*.jpg")) == list(range(5, 9))
+    ade20k = {
+        split: Ade20kFolder.open(folders[SEGMENTATION], split)
+        for split in ("training", "validation")
+    }
+    assert numbers(ade20k["training"].images) == [9, 10, 11]
+    assert numbers(ade20k["validation"].images) == [12, 13]
+    for theirs, split in (("training", "train"), ("validation", "test")):
+        nyu = NyuFolder.open(folders[DEPTH], split)
+        assert numbers(nyu.images) == numbers(ade20k[theirs].images)
+        for index in range(len(nyu)):
+            assert (nyu.image_HW3(index) == ade20k[theirs].image_HW3(index)).all()
+            assert nyu.depth_HW(index).shape == (32, 32)
+
+
+def test_captions_are_of_the_quality_asked_for(source, tmp_path):
+    """The captioner's set speaks of what is seen; alt text, half of the time, of nothing true."""
+    from clipmill.data.scenes import SceneConfig, draw
+
+    pairs, good = (get_tree(join(source, name), tmp_path) for name in (PAIRS, CAPTIONING))
+    scene = SceneConfig(size=32, seed=0)
+    assert (pairs / "000003.txt").read_text() == draw(scene, 3).captions["alt"]
+    assert (good / "000007.txt").read_text() == draw(scene, 7).captions["terse"]
+
+
+def test_done_once(source):
+    store = source.rpartition("/sources/")[0]
+    assert draw_source(CONFIG, store, report=fail) == source
+
+
+def test_other_scenes_lie_elsewhere(source):
+    store = source.rpartition("/sources/")[0]
+    config = CONFIG.override(["seed=1", "num_pairs=1", "num_captioning=1"])
+    other = draw_source(config, store, report=silent)
+    assert other != source
+    digests = [read_json(join(uri, "source.json"))["digest"] for uri in (source, other)]
+    assert digests[0] != digests[1]
+
+
+def test_equal_configs_give_equal_bytes(source, tmp_path):
+    again = draw_source(CONFIG, str(tmp_path), report=silent)
+    digests = [read_json(join(uri, "source.json"))["files"] for uri in (source, again)]
+    assert digests[0] == digests[1]
+
+
+def test_lineage_ends_here(source):
+    node = lineage(source)
+    assert (node.kind, node.parents) == ("source", ())
+    assert node.detail["captions"] == "alt; captioner's: terse"

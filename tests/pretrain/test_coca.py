@@ -1,0 +1,111 @@
+"""CoCa's objective against open_clip's loss, and a captioner from training to captions."""
+
+import pytest
+import torch
+from open_clip.loss import CoCaLoss
+from tiny import CLIP, COCA, pair_batch
+
+from clipmill.data.dataset import Dataset
+from clipmill.data.layers import read_layer
+from clipmill.data.recaption import RecaptionConfig, recaption
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.loop import TrainConfig
+from clipmill.engine.schedule import ScheduleConfig
+from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.normalization import Normalize
+from clipmill.models.towers import build_coca
+from clipmill.pretrain.coca import CaptionerConfig, CocaObjective, train_captioner
+from clipmill.pretrain.pairs import LoadConfig
+
+CONFIG = CaptionerConfig(
+    model=COCA,
+    load=LoadConfig(num_workers=0),
+    train=TrainConfig(
+        steps=3,
+        batch_size=6,
+        schedule=ScheduleConfig(peak=1e-3),
+        checkpoint_steps=2,
+        log_steps=1,
+    ),
+)
+
+
+def silent(done, total, words):
+    pass
+
+
+def fail(done, total, words):
+    pytest.fail("worked again")
+
+
+@pytest.mark.parametrize("weights", [(1.0, 2.0), (0.5, 1.0), (0.0, 1.0)])
+def test_losses_are_open_clips(weights):
+    contrastive, captioning = weights
+    torch.manual_seed(0)
+    config = CaptionerConfig(
+        model=COCA,
+        contrastive_weight=contrastive,
+        captioning_weight=captioning,
+        train=CONFIG.train,
+    )
+    objective, batch = CocaObjective(config, Ranks()), pair_batch(("real",))
+    found = objective(batch)
+    outputs = objective.coca(Normalize()(batch.images_B3HW / 255), batch.real_BT)
+    expected = CoCaLoss(caption_loss_weight=captioning, clip_loss_weight=contrastive)(
+        outputs["image_features"],
+        outputs["text_features"],
+        outputs["logits"],
+        outputs["labels"],
+        outputs["logit_scale"],
+    )
+    assert tuple(found) == ("contrastive", "captioning")
+    for ours, theirs in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs.float())
+    sum(found.values()).backward()
+    # Ranks that average gradients wait for all of them.
+    assert [n for n, p in objective.named_parameters() if p.grad is None] == []
+
+
+def test_padding_is_not_learnt():
+    """Captions are judged up to their end: at chance, each of their tokens costs log V."""
+    torch.manual_seed(0)
+    objective, batch = CocaObjective(CONFIG, Ranks()), pair_batch(("real",))
+    with torch.no_grad():
+        objective.coca.text_decoder.text_projection.zero_()
+    found = objective(batch)["captioning"].item()
+    assert found == pytest.approx(2.0 * torch.tensor(float(CLIP.text.vocab_size)).log().item())
+
+
+@pytest.mark.parametrize(("before", "after"), [(6.0, 4.6051702), (-1.0, 0.0)])
+def test_logit_scale_stays_within_clips_bounds(before, after):
+    objective = CocaObjective(CONFIG, Ranks())
+    with torch.no_grad():
+        objective.coca.logit_scale.fill_(before)
+    objective.after_step()
+    assert objective.coca.logit_scale.item() == pytest.approx(after)
+
+
+def test_from_training_to_a_layer_of_captions(dataset_uri, tmp_path):
+    uri = train_captioner(CONFIG, dataset_uri, str(tmp_path), report=silent)
+    assert train_captioner(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
+    card, tensors = load_checkpoint(uri)
+    assert (card.kind, CaptionerConfig.from_json(card.recipe)) == ("coca", CONFIG)
+    build_coca(COCA).load_state_dict(tensors)  # strict
+    config = RecaptionConfig().override(["generate.method=top_k", "generate.max_tokens=11"])
+    layer = recaption(config, dataset_uri, uri, report=silent)
+    dataset = Dataset.open(dataset_uri)
+    assert layer in dataset.layers
+    rows = read_layer(dataset, layer, 0, tmp_path / "cache").to_pylist()
+    assert [row["uid"] for row in rows] == dataset.uids(0)
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
+    def stop(done, total, words):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    straight = train_captioner(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
+    with pytest.raises(KeyboardInterrupt):
+        train_captioner(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
+    resumed = train_captioner(CONFIG, dataset_uri, str(tmp_path / "b"), report=silent)
+    assert load_checkpoint(resumed)[0].digest == load_checkpoint(straight)[0].digest

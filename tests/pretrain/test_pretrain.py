@@ -1,0 +1,104 @@
+"""A whole pretraining run, and one that is interrupted."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CLIP
+
+from clipmill.data.dataset import Dataset
+from clipmill.data.view import ViewConfig
+from clipmill.engine.loop import TrainConfig
+from clipmill.engine.result import read_log
+from clipmill.engine.schedule import ScheduleConfig
+from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.dense import open_encoder
+from clipmill.models.towers import build_clip
+from clipmill.pretrain.clip import PretrainConfig, pretrain
+from clipmill.pretrain.pairs import LoadConfig
+
+CONFIG = PretrainConfig(
+    model=CLIP,
+    view=ViewConfig(captions="both", layer="captions/test-1"),
+    load=LoadConfig(num_workers=0, shuffle_shards=2),
+    train=TrainConfig(
+        steps=4,
+        batch_size=6,
+        micro_batches=2,
+        schedule=ScheduleConfig(peak=1e-3),
+        average_decay=0.9,
+        checkpoint_steps=2,
+        log_steps=1,
+    ),
+)
+
+
+def silent(done, total, words):
+    pass
+
+
+def fail(done, total, words):
+    pytest.fail("worked again")
+
+
+def test_a_run(dataset_uri, tmp_path):
+    uri = pretrain(CONFIG, dataset_uri, str(tmp_path), report=silent)
+    assert pretrain(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
+    card, tensors = load_checkpoint(uri)
+    assert (card.kind, card.architecture) == ("clip", CLIP.to_json())
+    assert PretrainConfig.from_json(card.recipe) == CONFIG
+    dataset = Dataset.open(dataset_uri)
+    assert {p.role: p.digest for p in card.parents} == {
+        "dataset": dataset.digest,
+        "captions": dataset.layers["captions/test-1"].digest,
+    }
+    build_clip(CLIP).load_state_dict(tensors)  # strict
+    open_encoder(uri)
+    log = read_log(uri)
+    assert [record["step"] for record in log] == [1, 2, 3, 4]
+    assert {"loss/real", "loss/synthetic"} <= log[0].keys()
+    assert card.metrics["loss"] == log[-1]["loss"]
+    assert not list(tmp_path.glob("encoders/*/state/*"))
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
+    def stop(done, total, words):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    straight = pretrain(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
+    steps = []
+    resumed = pretrain(
+        CONFIG, dataset_uri, str(tmp_path / "b"), report=lambda done, *_: steps.append(done)
+    )
+    assert steps == [3, 4]
+    expected, found = (load_checkpoint(uri)[1] for uri in (straight, resumed))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    losses = [[record["loss"] for record in read_log(uri)] for uri in (straight, resumed)]
+    assert losses[0] == losses[1]
+
+
+def test_micro_batches_change_no_weight(dataset_uri, tmp_path):
+    whole = replace(CONFIG, train=replace(CONFIG.train, micro_batches=1))
+    uris = [pretrain(c, dataset_uri, str(tmp_path), report=silent) for c in (CONFIG, whole)]
+    assert uris[0] != uris[1]
+    pieces, one = (load_checkpoint(uri)[1] for uri in uris)
+    # Adam's first steps divide gradients by their size, so rounding shows where they are tiny.
+    close = [
+        torch.isclose(pieces[n], t, rtol=1e-3, atol=1e-4).float().mean() for n, t in one.items()
+    ]
+    assert min(close) > 0.98
+
+
+@pytest.mark.parametrize("captions", ["real", "synthetic", "both"])
+def test_each_choice_of_captions_is_a_run_of_its_own(dataset_uri, tmp_path, captions):
+    layer = "" if captions == "real" else "captions/test-1"
+    config = replace(CONFIG, view=ViewConfig(captions=captions, layer=layer)).override(
+        ["train.steps=1"]
+    )
+    uri = pretrain(config, dataset_uri, str(tmp_path), report=silent)
+    assert uri.startswith(f"{tmp_path}/encoders/{captions}-")
+    roles = [p.role for p in load_checkpoint(uri)[0].parents]
+    assert roles == (["dataset"] if captions == "real" else ["dataset", "captions"])

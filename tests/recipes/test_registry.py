@@ -1,0 +1,138 @@
+"""Recipes by name, with overrides."""
+
+import pytest
+import torch
+
+from clipmill.config import Config
+from clipmill.data.recaption import RecaptionConfig
+from clipmill.data.shards import ShardConfig
+from clipmill.digest import digest_json
+from clipmill.engine.distributed import Ranks
+from clipmill.errors import ConfigError
+from clipmill.models.dense import EncoderConfig, build_dense
+from clipmill.models.towers import VisionConfig, build_clip, build_coca
+from clipmill.pretrain.clip import ClipObjective, PretrainConfig
+from clipmill.pretrain.coca import CaptionerConfig
+from clipmill.recipes.registry import RECIPES, recipe
+from clipmill.tasks.finetune import FinetuneConfig
+from clipmill.tasks.registry import task_named
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_resolves_and_says_where_it_comes_from(name):
+    config = recipe(name, Config)
+    assert recipe(name, type(config)) == config
+    assert name.replace("-", "_") == RECIPES[name].__name__
+    assert "Source:" in RECIPES[name].__doc__
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_goes_through_json(name):
+    """And keeps its digest: an address mustn't depend on whether 1 or 1.0 was written."""
+    config = recipe(name, Config)
+    value = config.to_json()
+    if isinstance(config, FinetuneConfig):
+        model = task_named(config.task).config_type.from_json(value.pop("model"))
+        assert model == config.model
+        assert model.digest == config.model.digest
+        train = type(config.train).from_json(value["train"])
+        assert (train, train.digest) == (config.train, config.train.digest)
+    else:
+        again = type(config).from_json(value)
+        assert again == config
+        assert digest_json(again.to_json()) == config.digest
+
+
+def test_no_two_recipes_are_the_same():
+    digests = {digest_json([type(make()).__name__, make().to_json()]) for make in RECIPES.values()}
+    assert len(digests) == len(RECIPES)
+
+
+def test_overrides():
+    config = recipe("clip-vit-b16", PretrainConfig, ["train.steps=9", "train.schedule.peak=1e-2"])
+    assert (config.train.steps, config.train.schedule.peak) == (9, 0.01)
+    assert config.override(["train.steps=200000", "train.schedule.peak=1e-3"]) == recipe(
+        "clip-vit-b16", PretrainConfig
+    )
+
+
+@pytest.mark.parametrize("assignment", ["model.crop_size=64", "model.scale=[1, 1]"])
+def test_a_tasks_own_config_can_be_overridden(assignment):
+    config = recipe("upernet-vit-b16", FinetuneConfig, [assignment])
+    assert config.model != recipe("upernet-vit-b16", FinetuneConfig).model
+
+
+def test_a_wrong_override_of_a_task_lists_its_fields():
+    with pytest.raises(ConfigError, match=r"one of model\.crop_size, model\.drop_path"):
+        recipe("depth-vit-b16", FinetuneConfig, ["model.crop=1"])
+
+
+def test_a_recipe_of_another_command():
+    with pytest.raises(ConfigError, match="one of recaption-beam, recaption-miniature"):
+        recipe("clip-vit-b16", RecaptionConfig)
+    with pytest.raises(ConfigError, match="one of shards, shards-miniature"):
+        recipe("no-such-recipe", ShardConfig)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in RECIPES if isinstance(RECIPES[n](), PretrainConfig | CaptionerConfig)]
+)
+def test_towers_can_be_built(name):
+    config = RECIPES[name]()
+    with torch.device("meta"):
+        if isinstance(config, CaptionerConfig):
+            build_coca(config.model)
+        else:
+            build_clip(config.model)
+    assert config.train.batch_size % config.train.micro_batches == 0
+
+
+def test_miniature_towers_are_as_small_as_their_recipes_say():
+    sizes = {
+        "clip-vit-miniature": ("visual", 0.9e6),
+        "clip-miniature": ("visual", 0.4e6),
+        "coca-miniature": ("", 1.2e6),
+    }
+    for name, (part, expected) in sizes.items():
+        config = RECIPES[name]()
+        with torch.device("meta"):
+            model = (build_coca if "coca" in name else build_clip)(config.model)
+        module = model.get_submodule(part)
+        found = sum(p.numel() for p in module.parameters())
+        assert found == pytest.approx(expected, rel=0.15), (name, found)
+
+
+def test_miniature_can_learn_a_batch():
+    """A few steps at the recipe's own rate bring the loss of one batch down."""
+    config = recipe("clip-miniature", PretrainConfig)
+    torch.manual_seed(0)
+    objective = ClipObjective(config.model, Ranks())
+    optimizer = torch.optim.AdamW(objective.parameters(), config.train.schedule.peak)
+    from clipmill.data.loader import PairBatch
+
+    texts = [f"a {colour} thing" for colour in ("red", "blue", "green", "grey")]
+    batch = PairBatch(
+        images_B3HW=torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8),
+        real_BT=config.model.text.tokenizer()(texts),
+        synthetic_BT=None,
+        uids=("a", "b", "c", "d"),
+    )
+    losses = []
+    for _ in range(12):
+        loss = objective(batch)["real"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["upernet-vit-b16", "depth-vit-b16"])
+def test_dense_networks_can_be_built_on_the_full_encoder(name):
+    config = recipe(name, FinetuneConfig)
+    task = task_named(config.task)
+    encoder = EncoderConfig(vision=VisionConfig())
+    with torch.device("meta"):
+        assert build_dense(encoder).channels == (768,)
+        network = task.network(config.model, encoder, ("a", "b"))
+    assert sum(p.numel() for p in network.parameters()) > 86e6

@@ -1,0 +1,139 @@
+"""Depth: network, batches, evaluation."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_task import CONV, DEPTH, VIT
+
+from clipmill.data.labelled import NyuFolder
+from clipmill.models.dense import build_dense
+from clipmill.tasks.depth import MAX_DEPTH_METRES, DepthNetwork, DepthTask
+from clipmill.tasks.depth_metrics import DepthMetrics
+
+TASK = DepthTask()
+
+
+def silent(done, total, words):
+    pass
+
+
+def network(encoder=VIT, **changes):
+    """With weights as large as those that training leaves."""
+    torch.manual_seed(0)
+    made = DepthNetwork(replace(DEPTH, **changes), build_dense(encoder)).eval()
+    with torch.no_grad():
+        for name, parameter in made.decoder.named_parameters():
+            if name.endswith("weight"):
+                parameter.normal_(std=0.3)
+    return made
+
+
+def batches(folder, config=DEPTH, **changes):
+    options = {"batch_size": 2, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
+    return TASK.batches(config, folder, **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", [VIT, CONV])
+def test_network_gives_metres_at_the_images_size(encoder):
+    made = network(encoder)
+    for size in ((32, 32), (33, 50), (16, 20), (64, 40)):
+        depth = made(torch.rand(2, 3, *size))
+        assert depth.shape == (2, *size)
+        assert depth.dtype == torch.float32
+        assert 0 <= depth.min() < depth.max() <= MAX_DEPTH_METRES
+
+
+@torch.no_grad()
+def test_flip_test_averages_both_directions():
+    images = torch.rand(1, 3, 32, 32)
+    plain, flipped = network(flip_test=False), network(flip_test=True)
+    expected = (plain(images) + plain(images.flip(-1)).flip(-1)) / 2
+    torch.testing.assert_close(flipped(images), expected)
+    torch.testing.assert_close(flipped(images.flip(-1)), expected.flip(-1))
+    assert not torch.allclose(plain(images), expected, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", [VIT, CONV])
+def test_objectives_tensors_are_the_networks(encoder):
+    torch.manual_seed(0)
+    objective = TASK.objective(DEPTH, encoder, ())
+    trained = {TASK.served_name(k): v for k, v in objective.state_dict().items()}
+    served = TASK.network(DEPTH, encoder, ())
+    served.load_state_dict(trained)
+    images = torch.rand(2, 3, 32, 32)
+    expected = objective.eval().decoder(objective.encoder(images)[-1])
+    torch.testing.assert_close(served.eval().depth(images), expected)
+
+
+def test_without_a_width_the_head_takes_the_encoders():
+    config = replace(DEPTH, head_channels=0)
+    made = DepthNetwork(config, build_dense(VIT))
+    assert made.decoder.head[0].in_channels == VIT.vision.width
+
+
+def test_batches(nyu_folder):
+    (batch,) = itertools.islice(batches(nyu_folder), 1)
+    assert batch["images"].shape == (2, 32, 32, 3)
+    assert batch["images"].dtype == torch.uint8
+    assert batch["depth"].shape == (2, 32, 32)
+    assert batch["depth"].dtype == torch.float32
+    assert batch["depth"].min() > 0.4
+
+
+def test_depth_moves_with_its_picture(nyu_folder):
+    """Every label is that of a scene or its mirror image."""
+    data = NyuFolder.open(nyu_folder, "train")
+    truths = [data.depth_HW(i) for i in range(len(data))]
+    known = [*truths, *(t[:, ::-1] for t in truths)]
+    found = [d for b in itertools.islice(batches(nyu_folder), 8) for d in b["depth"].numpy()]
+    matches = [[np.array_equal(d, k) for k in known].index(True) for d in found]
+    assert {m < len(truths) for m in matches} == {True, False}
+
+
+def test_a_crop_larger_than_the_picture_is_filled_with_unknown(nyu_folder):
+    (batch,) = itertools.islice(batches(nyu_folder, replace(DEPTH, crop_size=40)), 1)
+    depth = batch["depth"]
+    assert depth.shape == (2, 40, 40)
+    assert (depth[:, 32:] == 0).all()
+    assert (depth[:, :32, :32] > 0).all()
+
+
+def test_evaluation_by_a_prediction_that_is_right_but_for_a_factor(nyu_folder):
+    data = NyuFolder.open(nyu_folder, "test")
+    truths = {data.image_HW3(i).tobytes(): data.depth_HW(i) for i in range(len(data))}
+    found = TASK.evaluate(
+        lambda image: truths[image.tobytes()] * 1.1, DEPTH, nyu_folder, num_samples=1, report=silent
+    )
+    expected = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES)
+    for truth in truths.values():
+        expected.update(truth * 1.1, truth)
+    assert found.metrics == expected.result()
+    # Where the truth is at most 10 / 1.1 m nothing is clipped.
+    assert found.metrics["d1"] == 1
+    assert found.metrics["abs_rel"] == pytest.approx(0.1, abs=0.01)
+    assert found.metrics["log10"] == pytest.approx(math.log10(1.1), abs=0.005)
+    (sample,) = found.samples
+    assert np.array_equal(sample.truth_HW, data.depth_HW(0))
+    assert np.array_equal(sample.image_HW3, data.image_HW3(0))
+
+
+def test_evaluation_reports_each_picture(nyu_folder):
+    told = []
+    TASK.evaluate(
+        lambda image: np.ones(image.shape[:2], np.float32),
+        DEPTH,
+        nyu_folder,
+        num_samples=9,
+        report=lambda *words: told.append(words[:2]),
+    )
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_less_is_better():
+    assert TASK.metric.gain(0.3, over=0.4) == pytest.approx(0.1)

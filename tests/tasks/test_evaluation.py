@@ -1,0 +1,104 @@
+"""An evaluation as an artifact: figures, pictures, where it lies."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_task import DEPTH, VIT
+
+from clipmill.data.labelled import NyuFolder
+from clipmill.errors import NotFoundError, SourceError
+from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.storage import lineage
+from clipmill.tasks.depth import DepthTask
+from clipmill.tasks.depth_metrics import DepthMetrics
+from clipmill.tasks.evaluation import evaluate, read_evaluation
+from clipmill.tasks.predictor import Predictor
+
+
+def silent(done, total, words):
+    pass
+
+
+def fail(done, total, words):
+    pytest.fail("worked again")
+
+
+@pytest.fixture
+def model(tmp_path):
+    return save_model(tmp_path / "model", seed=0)
+
+
+def save_model(folder, seed):
+    torch.manual_seed(seed)
+    task = DepthTask()
+    architecture = {"task": "depth", "classes": [], "encoder": VIT.to_json()}
+    card = ModelCard(
+        kind="task",
+        architecture=architecture | {"config": DEPTH.to_json()},
+        recipe={"train": {"num_threads": 0}},
+    )
+    return save_checkpoint(str(folder), card, task.network(DEPTH, VIT, ()).state_dict())
+
+
+def test_figures_are_those_of_the_models_predictions(model, nyu_folder, tmp_path):
+    uri = evaluate(model.uri, str(nyu_folder), str(tmp_path), report=silent)
+    found = read_evaluation(uri)
+    predictor, data = Predictor(model.uri), NyuFolder.open(nyu_folder, "test")
+    expected = DepthMetrics(max_depth_metres=10.0)
+    for index in range(len(data)):
+        (prediction,) = predictor.predict([data.image_HW3(index)])
+        expected.update(prediction, data.depth_HW(index))
+    assert found.metrics == pytest.approx(expected.result())
+    assert found.task == "depth"
+    assert found.model == model.as_parent("model")
+    assert found.data.uri == str(nyu_folder)
+
+
+def test_pictures_are_kept(model, nyu_folder, tmp_path):
+    uri = evaluate(model.uri, str(nyu_folder), str(tmp_path), report=silent)
+    found, data = read_evaluation(uri), NyuFolder.open(nyu_folder, "test")
+    assert found.num_samples == len(data) == 2
+    task = DepthTask()
+    for index in range(2):
+        shown = {
+            name: np.asarray(Image.open(io.BytesIO(found.picture(index, name))))
+            for name in ("image", "truth", "prediction")
+        }
+        assert np.array_equal(shown["image"], data.image_HW3(index))
+        assert np.array_equal(shown["truth"], task.draw(data.depth_HW(index)))
+        (prediction,) = Predictor(model.uri).predict([data.image_HW3(index)])
+        difference = shown["prediction"].astype(int) - task.draw(prediction)
+        assert abs(difference).max() <= 1
+    with pytest.raises(NotFoundError):
+        found.picture(2, "image")
+
+
+def test_done_once(model, nyu_folder, tmp_path):
+    uri = evaluate(model.uri, str(nyu_folder), str(tmp_path), report=silent)
+    assert evaluate(model.uri, str(nyu_folder), str(tmp_path), report=fail) == uri
+
+
+def test_another_model_is_judged_elsewhere(model, nyu_folder, tmp_path):
+    other = save_model(tmp_path / "other", seed=1)
+    uris = {evaluate(m.uri, str(nyu_folder), str(tmp_path), report=silent) for m in (model, other)}
+    assert len(uris) == 2
+
+
+def test_lineage_leads_to_model_and_data(model, nyu_folder, tmp_path):
+    node = lineage(evaluate(model.uri, str(nyu_folder), str(tmp_path), report=silent))
+    assert node.kind == "evaluation"
+    assert [(p.role, p.kind) for p in node.parents] == [("model", "task"), ("data", "folder")]
+    assert node.detail["rmse"].endswith(" m")
+
+
+def test_no_model(nyu_folder, tmp_path):
+    with pytest.raises(NotFoundError):
+        evaluate(str(tmp_path / "nothing"), str(nyu_folder), str(tmp_path), report=silent)
+
+
+def test_no_data(model, tmp_path):
+    with pytest.raises(SourceError, match="is not a folder"):
+        evaluate(model.uri, str(tmp_path / "nothing"), str(tmp_path), report=silent)

@@ -1,0 +1,93 @@
+"""A saved task model, asked."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_task import CLASSES, DEPTH, SEGMENTATION, VIT
+
+from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.registry import task_named
+
+CONFIGS = {"depth": DEPTH, "segmentation": SEGMENTATION}
+
+
+@pytest.fixture(params=["depth", "segmentation"])
+def saved(request, tmp_path):
+    """A network with random weights, and its checkpoint."""
+    torch.manual_seed(0)
+    task, config = task_named(request.param), CONFIGS[request.param]
+    classes = CLASSES if request.param == "segmentation" else ()
+    network = task.network(config, VIT, classes).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    card = ModelCard(
+        kind="task",
+        architecture={
+            "task": task.name,
+            "classes": list(classes),
+            "encoder": VIT.to_json(),
+            "config": config.to_json(),
+        },
+        recipe={},
+    )
+    return network, save_checkpoint(str(tmp_path), card, network.state_dict())
+
+
+def pictures():
+    random = np.random.default_rng(0)
+    sizes = [(32, 32), (40, 25), (32, 32), (32, 40), (40, 25)]
+    return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def test_gives_what_the_network_gives(saved):
+    network, card = saved
+    predictor = Predictor(card.uri)
+    found = predictor.predict(pictures())
+    assert [f.dtype.name for f in found] == [predictor.output.dtype] * 5
+    for image, output in zip(pictures(), found, strict=True):
+        with torch.no_grad():
+            expected = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0]
+        assert output.shape == image.shape[:2]
+        np.testing.assert_allclose(output, expected.numpy(), rtol=1e-4, atol=1e-4)
+    assert len(np.unique(found[0])) > 1
+
+
+def test_company_changes_nothing(saved):
+    """A picture's output is the same alone and among others of its size."""
+    predictor = Predictor(saved[1].uri)
+    together = predictor.predict(pictures())
+    for image, output in zip(pictures(), together, strict=True):
+        (alone,) = predictor.predict([image])
+        np.testing.assert_allclose(alone, output, rtol=1e-4, atol=1e-4)
+    assert predictor.predict([]) == []
+
+
+def test_says_what_it_is(saved):
+    _, card = saved
+    predictor = Predictor(card.uri)
+    assert predictor.card == card
+    assert predictor.classes == tuple(card.architecture["classes"])
+    picture = predictor.draw(predictor.predict(pictures()[:1])[0])
+    assert picture.shape == (32, 32, 3)
+    assert picture.dtype == np.uint8
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(NotFoundError):
+        Predictor(str(tmp_path))
+
+
+def test_an_encoder_is_no_task_model(tmp_path):
+    save_checkpoint(str(tmp_path), ModelCard(kind="clip", architecture={}, recipe={}), {})
+    with pytest.raises(ArtifactError, match="of kind 'clip'"):
+        Predictor(str(tmp_path))
+
+
+def test_a_task_of_a_later_version(tmp_path):
+    card = ModelCard(kind="task", architecture={"task": "flow"}, recipe={})
+    save_checkpoint(str(tmp_path), card, {})
+    with pytest.raises(ConfigError, match="'flow' is not a task"):
+        Predictor(str(tmp_path))

@@ -1,0 +1,124 @@
+"""Promotion: who may serve, who replaces whom."""
+
+import pytest
+
+from clipmill.errors import ConfigError, GateError
+from clipmill.storage import exists, join, lineage, read_json, write_json
+from clipmill.tasks.evaluation import read_evaluation
+from clipmill.tasks.promotion import GateConfig, promote, read_promotion
+
+DEPTH = GateConfig(task="depth", threshold=1.0)
+SEGMENTATION = GateConfig(task="segmentation", threshold=40.0)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return str(tmp_path)
+
+
+@pytest.fixture
+def judged(store):
+    """Write an evaluation as ``evaluate`` does."""
+
+    def write(name, figure, task="depth", data="d"):
+        uri = join(store, "evaluations", name)
+        metric = {"depth": "rmse", "segmentation": "mIoU"}[task]
+        write_json(
+            join(uri, "evaluation.json"),
+            {
+                "format": 1,
+                "kind": "evaluation",
+                "digest": f"digest of {name}",
+                "task": task,
+                "metrics": {metric: figure},
+                "num_samples": 0,
+                "parents": [
+                    {"role": "model", "uri": f"/models/{name}", "digest": f"model {name}"},
+                    {"role": "data", "uri": "/data", "digest": data * 64},
+                ],
+                "summary": {},
+            },
+        )
+        return uri
+
+    return write
+
+
+def serving(store, task="depth"):
+    return read_promotion(join(store, "serving", task)).evaluation.model.uri
+
+
+def test_the_best_serves(store, judged):
+    uris = [judged("a", 0.8), judged("b", 0.5), judged("c", 0.9)]
+    found = promote(DEPTH, uris, store)
+    assert found.replaced
+    assert found.uri == join(store, "serving", "depth")
+    assert found.evaluation == read_evaluation(uris[1])
+    assert serving(store) == "/models/b"
+
+
+def test_more_is_better_where_the_metric_says_so(store, judged):
+    uris = [judged("a", 45.0, "segmentation"), judged("b", 52.0, "segmentation")]
+    promote(SEGMENTATION, uris, store)
+    assert serving(store, "segmentation") == "/models/b"
+
+
+@pytest.mark.parametrize(
+    ("gate", "figure", "said"),
+    [
+        (DEPTH, 1.001, "the best rmse is 1.001\n  expected: at most 1 m"),
+        (SEGMENTATION, 39.9, "the best mIoU is 39.9\n  expected: at least 40 %"),
+    ],
+)
+def test_a_model_that_fails_the_gate(store, judged, gate, figure, said):
+    with pytest.raises(GateError, match=said):
+        promote(gate, [judged("a", figure, gate.task)], store)
+    assert not exists(join(store, "serving", gate.task, "promotion.json"))
+
+
+@pytest.mark.parametrize("gate", [DEPTH, SEGMENTATION])
+def test_reaching_the_gate_is_enough(store, judged, gate):
+    assert promote(gate, [judged("a", gate.threshold, gate.task)], store).replaced
+
+
+@pytest.mark.parametrize(("figure", "replaces"), [(0.4, True), (0.5, False), (0.6, False)])
+def test_only_a_better_one_replaces(store, judged, figure, replaces):
+    promote(DEPTH, [judged("a", 0.5)], store)
+    found = promote(DEPTH, [judged("b", figure)], store)
+    assert found.replaced == replaces
+    assert serving(store) == found.evaluation.model.uri == f"/models/{'b' if replaces else 'a'}"
+
+
+def test_failing_the_gate_leaves_what_serves(store, judged):
+    promote(DEPTH, [judged("a", 0.5)], store)
+    found = promote(DEPTH, [judged("b", 1.5)], store)
+    assert not found.replaced
+    assert found.evaluation.model.uri == serving(store) == "/models/a"
+
+
+def test_judged_on_other_data_the_gate_alone_decides(store, judged):
+    promote(DEPTH, [judged("a", 0.5)], store)
+    assert promote(DEPTH, [judged("b", 0.9, data="e")], store).replaced
+    assert serving(store) == "/models/b"
+
+
+def test_other_tasks_are_left_out(store, judged):
+    uris = [judged("a", 0.001, "segmentation"), judged("b", 0.9)]
+    assert promote(DEPTH, uris, store).evaluation.model.uri == "/models/b"
+    with pytest.raises(GateError, match="none was judged"):
+        promote(SEGMENTATION, uris[1:], store)
+    assert serving(store) == "/models/b"
+
+
+def test_its_lineage(store, judged):
+    uri = judged("a", 0.5)
+    node = lineage(promote(DEPTH, [uri], store).uri)
+    assert node.kind == "promotion"
+    assert node.detail == {"rmse": "0.500 m"}
+    assert [(p.role, p.uri) for p in node.parents] == [("model", "/models/a"), ("evaluation", uri)]
+    assert read_json(join(store, "serving", "depth", "promotion.json"))["gate"] == DEPTH.to_json()
+
+
+def test_a_task_that_there_is_none_of(store):
+    with pytest.raises(ConfigError, match="one of segmentation, depth"):
+        promote(GateConfig(task="detection", threshold=1), [], store)

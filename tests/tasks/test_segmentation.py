@@ -1,0 +1,133 @@
+"""Segmentation: what is trained is what is served; batches and evaluation on real scenes."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
+from torch.nn import functional as F
+
+from clipmill.data.labelled import IGNORED, Ade20kFolder
+from clipmill.data.scenes import CLASSES as SCENE_CLASSES
+from clipmill.tasks.segmentation import SegmentationTask
+
+TASK = SegmentationTask()
+
+
+def silent(done, total, words):
+    pass
+
+
+def batches(folder, config=SEGMENTATION, **changes):
+    options = {"batch_size": 2, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
+    return TASK.batches(config, folder, **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", [VIT, CONV])
+def test_served_network_equals_the_trained_heads(encoder):
+    """mmseg's head as it was trained, its logits brought to the picture's size."""
+    torch.manual_seed(0)
+    objective = TASK.objective(SEGMENTATION, encoder, CLASSES)
+    for name, buffer in objective.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+    # The classifier starts so small that all logits would be alike.
+    objective.heads.decode_head.conv_seg.weight.normal_()
+    objective.eval()
+    trained = {TASK.served_name(k): v for k, v in objective.state_dict().items()}
+    left = {k for k in objective.state_dict() if TASK.served_name(k) is None}
+    assert left
+    assert all(name.startswith("heads.auxiliary_head.") for name in left)
+    trained.pop(None)
+    served = TASK.network(SEGMENTATION, encoder, CLASSES)
+    served.load_state_dict(trained)  # strict: not one too many, none missing
+    served.eval()
+
+    images = torch.rand(2, 3, 64, 64)
+    served._short_side = 64
+    logits = objective.heads.decode_head(objective.pyramid(objective.encoder(images)))
+    logits = F.interpolate(logits, (64, 64), mode="bilinear")
+    torch.testing.assert_close(served._logits(images), logits, rtol=1e-5, atol=1e-5)
+    assert torch.equal(served(images), logits.argmax(1).to(torch.uint8))
+    assert len(served(images).unique()) > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(32, 32), (33, 50), (20, 16)])
+def test_network_gives_class_ids_at_the_images_size(size):
+    torch.manual_seed(0)
+    served = TASK.network(SEGMENTATION, VIT, CLASSES).eval()
+    found = served(torch.rand(2, 3, *size))
+    assert found.shape == (2, *size)
+    assert found.dtype == torch.uint8
+    assert found.max() < len(CLASSES)
+
+
+def test_batches(ade20k_folder):
+    (batch,) = itertools.islice(batches(ade20k_folder), 1)
+    assert batch["images"].shape == (2, 32, 32, 3)
+    assert batch["images"].dtype == batch["labels"].dtype == torch.uint8
+    assert batch["labels"].shape == (2, 32, 32)
+    known = batch["labels"][batch["labels"] != IGNORED]
+    assert known.max() < len(SCENE_CLASSES)
+
+
+def test_a_picture_smaller_than_the_crop_is_filled_with_ignored(ade20k_folder):
+    config = replace(SEGMENTATION, scale=(0.5, 0.5))
+    (batch,) = itertools.islice(batches(ade20k_folder, config), 1)
+    for labels in batch["labels"]:
+        known = labels != IGNORED
+        if not known[0, 0]:  # mirrored
+            known = known.flip(1)
+        assert known[:16, :16].all()
+        assert known.sum() == 16 * 16
+
+
+def test_ranks_share_a_batch(ade20k_folder):
+    whole = list(itertools.islice(batches(ade20k_folder, batch_size=4), 3))
+    parts = [
+        list(itertools.islice(batches(ade20k_folder, batch_size=4, rank=r, world_size=2), 3))
+        for r in range(2)
+    ]
+    for step, batch in enumerate(whole):
+        for rank in range(2):
+            for name, tensor in batch.items():
+                assert torch.equal(parts[rank][step][name], tensor[rank::2])
+
+
+def test_the_truth_is_judged_perfect(ade20k_folder):
+    data = Ade20kFolder.open(ade20k_folder, "validation")
+    truths = {data.image_HW3(i).tobytes(): data.classes_HW(i) for i in range(len(data))}
+    found = TASK.evaluate(
+        lambda image: truths[image.tobytes()],
+        SEGMENTATION,
+        ade20k_folder,
+        num_samples=5,
+        report=silent,
+    )
+    assert found.metrics["mIoU"] == pytest.approx(100)
+    assert found.metrics["aAcc"] == pytest.approx(100)
+    assert len(found.samples) == 2
+
+
+def test_one_class_everywhere_is_judged_by_its_share(ade20k_folder):
+    data = Ade20kFolder.open(ade20k_folder, "validation")
+    floor = np.mean([data.classes_HW(i) == 0 for i in range(len(data))])
+    seen = {c for i in range(len(data)) for c in np.unique(data.classes_HW(i)).tolist()}
+    found = TASK.evaluate(
+        lambda image: np.zeros(image.shape[:2], np.uint8),
+        SEGMENTATION,
+        ade20k_folder,
+        num_samples=0,
+        report=silent,
+    )
+    assert found.metrics["aAcc"] == pytest.approx(100 * floor, abs=0.01)
+    assert found.metrics["mIoU"] == pytest.approx(100 * floor / len(seen), abs=0.01)
+    assert found.samples == ()
+
+
+def test_classes(ade20k_folder):
+    assert TASK.classes(ade20k_folder) == SCENE_CLASSES
