@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli.data import data
+from clipmill.cli.options import Json, Set, Store
 from clipmill.errors import ClipmillError, UserError
 
 USER_ERROR_CODE = 2
@@ -17,17 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="From image-text pairs to a captioned dataset.", no_args_is_help=True)
 app.add_typer(data, name="data")
-
-Store = Annotated[
-    str, typer.Option("--store", help="Folder or s3:// URI that everything is written under.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe; repeatable."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _version(asked: bool) -> None:
@@ -64,53 +56,6 @@ def demo(
 
     options = DemoOptions(folder=folder, images=images, seed=seed, keep=keep, port=port)
     show_demo(options, as_json=as_json)
-
-
-@data.command("scenes")
-def data_scenes(store: Store, recipe: str = "scenes-miniature", sets: Set = None) -> None:
-    """Draw procedural scenes with captions and labels."""
-    from clipmill.recipes import run
-
-    typer.echo(run.scenes(recipe, sets or [], store))
-
-
-@data.command("shard")
-def data_shard(
-    source: Annotated[str, typer.Argument(help="A folder, or the URI of one packed as .tar.")],
-    store: Store,
-    recipe: str = "shards",
-    sets: Set = None,
-) -> None:
-    """Cut a folder of pictures with captions into a dataset."""
-    from clipmill.recipes import run
-
-    typer.echo(run.shard(recipe, sets or [], source, store))
-
-
-@data.command("train-captioner")
-def data_train_captioner(
-    dataset: Annotated[str, typer.Argument(help="URI of a dataset with good captions.")],
-    store: Store,
-    recipe: str = "coca-miniature",
-    sets: Set = None,
-) -> None:
-    """Train a CoCa captioner."""
-    from clipmill.recipes import run
-
-    typer.echo(run.train_captioner(recipe, sets or [], dataset, store))
-
-
-@data.command("recaption")
-def data_recaption(
-    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
-    captioner: Annotated[str, typer.Option(help="URI of a CoCa checkpoint.")],
-    recipe: str = "recaption-miniature",
-    sets: Set = None,
-) -> None:
-    """Write synthetic captions as a layer beside a dataset's shards; prints the layer's name."""
-    from clipmill.recipes import run
-
-    typer.echo(run.recaption(recipe, sets or [], dataset, captioner, store=""))
 
 
 @app.command()
