@@ -11,9 +11,9 @@ import torch
 from regression import Regression, regression_batches
 from torch.nn import functional as F
 
-from clipmill.engine.loop import TrainConfig, train
+from clipmill.engine.config import AdamWConfig, TrainConfig
+from clipmill.engine.loop import train
 from clipmill.engine.objective import Objective
-from clipmill.engine.optimizer import AdamWConfig
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.errors import ConfigError, TrainingError
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from clipmill.engine.config import AdamWConfig
 from clipmill.engine.objective import Objective
-from clipmill.engine.optimizer import AdamWConfig, build_optimizer, clip_gradients, set_rate
+from clipmill.engine.optimizer import build_optimizer, clip_gradients, set_rate
 from clipmill.errors import ConfigError
 
 

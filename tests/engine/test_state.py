@@ -4,7 +4,8 @@ import pytest
 import torch
 from regression import Regression, regression_batches
 
-from clipmill.engine.optimizer import AdamWConfig, build_optimizer, set_rate
+from clipmill.engine.config import AdamWConfig
+from clipmill.engine.optimizer import build_optimizer, set_rate
 from clipmill.engine.state import Progress, drop_state, load_state, save_state
 
 

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from clipmill.data.loader import PairBatch
 from clipmill.engine.batch import split
+from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks, ranks
-from clipmill.engine.loop import TrainConfig, train
+from clipmill.engine.loop import train
 from clipmill.engine.objective import Objective
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
-from clipmill.pretrain.clip import ClipObjective
-from clipmill.pretrain.coca import CaptionerConfig, CocaObjective
+from clipmill.pretrain.clip_objective import ClipObjective
+from clipmill.pretrain.coca import CaptionerConfig
+from clipmill.pretrain.coca_objective import CocaObjective
 
 CLIP = ClipConfig(
     embed_dim=16,

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.dense import EncoderConfig, build_dense, open_encoder
-from clipmill.models.normalization import CLIP_MEAN, CLIP_STD
-from clipmill.models.towers import VisionConfig, build_clip
+from clipmill.models.dense import build_dense
+from clipmill.models.encoders import EncoderConfig, open_encoder
+from clipmill.models.towers import CLIP_MEAN, CLIP_STD, VisionConfig, build_clip
 
 TIMM_MODELS = [
     "resnet10t",
@@ -200,7 +200,7 @@ def test_timm_gets_the_rate_of_drop_path():
 def test_encoders_from_scratch(name, vision):
     found = open_encoder(name)
     assert found.config.vision == vision
-    assert found.tensors == {}
+    assert not found.has_weights
     assert (found.parent.role, found.parent.uri) == ("encoder", name)
     assert found.parent.digest == found.config.digest
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_towers import VIT
 
-from clipmill.models.dense import EncoderConfig, build_dense
+from clipmill.models.dense import build_dense
+from clipmill.models.encoders import EncoderConfig
 from clipmill.models.neck import build_neck
 from clipmill.models.towers import VisionConfig
 

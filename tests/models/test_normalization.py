@@ -3,7 +3,8 @@
 import torch
 from torchvision.transforms import functional
 
-from clipmill.models.normalization import CLIP_MEAN, CLIP_STD, Normalize
+from clipmill.models.normalization import Normalize
+from clipmill.models.towers import CLIP_MEAN, CLIP_STD
 
 
 def test_equals_torchvisions():

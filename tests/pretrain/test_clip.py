@@ -7,8 +7,8 @@ from tiny import CLIP, pair_batch
 
 from clipmill.engine.batch import split
 from clipmill.engine.distributed import Ranks
-from clipmill.models.normalization import CLIP_MEAN, CLIP_STD
-from clipmill.pretrain.clip import ClipObjective
+from clipmill.models.towers import CLIP_MEAN, CLIP_STD
+from clipmill.pretrain.clip_objective import ClipObjective
 
 G, S, G_S = ("real",), ("synthetic",), ("real", "synthetic")
 

@@ -8,13 +8,14 @@ from tiny import CLIP, COCA, pair_batch
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.recaption import RecaptionConfig, recaption
+from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.models.checkpoint import load_checkpoint
 from clipmill.models.normalization import Normalize
 from clipmill.models.towers import build_coca
-from clipmill.pretrain.coca import CaptionerConfig, CocaObjective, train_captioner
+from clipmill.pretrain.coca import CaptionerConfig, train_captioner
+from clipmill.pretrain.coca_objective import CocaObjective
 from clipmill.pretrain.pairs import LoadConfig
 
 CONFIG = CaptionerConfig(

@@ -8,11 +8,11 @@ from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.view import ViewConfig
-from clipmill.engine.loop import TrainConfig
+from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import read_log
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.dense import open_encoder
+from clipmill.models.encoders import open_encoder
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import PretrainConfig, pretrain
 from clipmill.pretrain.pairs import LoadConfig

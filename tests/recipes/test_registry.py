@@ -9,9 +9,11 @@ from clipmill.data.shards import ShardConfig
 from clipmill.digest import digest_json
 from clipmill.engine.distributed import Ranks
 from clipmill.errors import ConfigError
-from clipmill.models.dense import EncoderConfig, build_dense
+from clipmill.models.dense import build_dense
+from clipmill.models.encoders import EncoderConfig
 from clipmill.models.towers import VisionConfig, build_clip, build_coca
-from clipmill.pretrain.clip import ClipObjective, PretrainConfig
+from clipmill.pretrain.clip import PretrainConfig
+from clipmill.pretrain.clip_objective import ClipObjective
 from clipmill.pretrain.coca import CaptionerConfig
 from clipmill.recipes.registry import RECIPES, recipe
 from clipmill.tasks.finetune import FinetuneConfig
@@ -31,16 +33,9 @@ def test_every_recipe_goes_through_json(name):
     """And keeps its digest: an address mustn't depend on whether 1 or 1.0 was written."""
     config = recipe(name, Config)
     value = config.to_json()
-    if isinstance(config, FinetuneConfig):
-        model = task_named(config.task).config_type.from_json(value.pop("model"))
-        assert model == config.model
-        assert model.digest == config.model.digest
-        train = type(config.train).from_json(value["train"])
-        assert (train, train.digest) == (config.train, config.train.digest)
-    else:
-        again = type(config).from_json(value)
-        assert again == config
-        assert digest_json(again.to_json()) == config.digest
+    again = type(config).from_json(value)
+    assert again == config
+    assert digest_json(again.to_json()) == config.digest
 
 
 def test_no_two_recipes_are_the_same():

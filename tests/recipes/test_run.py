@@ -1,5 +1,9 @@
 """Every stage with its miniature, one after the other, as a pipeline runs them."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from clipmill.data.dataset import Dataset
@@ -65,6 +69,36 @@ def test_a_second_run_makes_nothing_anew(journey):
     assert second == first
     # But promotion, which looks at what serves each time.
     assert [r.name for r in read_stages(store, "second") if not r.reused] == ["promote", "promote"]
+
+
+def test_finding_a_result_loads_nothing_heavy(journey):
+    """A pipeline's reused stages are processes that should last no longer than a look."""
+    store, first, _ = journey
+    nyu = join(first["scenes"], "nyu_depth_v2.tar")
+    calls = [
+        ("train_captioner", ["coca-miniature", COCA, first["shard good"], store]),
+        (
+            "recaption",
+            ["recaption-miniature", ["num_threads=1"], first["shard "], first["captioner"], store],
+        ),
+        ("pretrain", ["clip-miniature", CLIP, first["shard "], store]),
+        ("finetune", ["depth-miniature", DENSE, first["pretrain both"], nyu, store]),
+        ("evaluate", [first["finetune depth"], nyu, store]),
+    ]
+    code = f"""
+import json, sys
+from clipmill.recipes import run
+found = [getattr(run, name)(*arguments) for name, arguments in {calls!r}]
+heavy = [m for m in ("torch", "open_clip", "timm", "kserve", "mmseg") if m in sys.modules]
+print(json.dumps([found, heavy]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
+    found, heavy = json.loads(done.stdout)
+    names = ("captioner", "layer", "pretrain real", "finetune depth", "evaluate depth")
+    assert found == [first[name] for name in names]
+    assert heavy == []
 
 
 def test_each_stage_leaves_its_time_and_place(journey):

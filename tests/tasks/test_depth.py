@@ -11,8 +11,9 @@ from tiny_task import CONV, DEPTH, VIT
 
 from clipmill.data.labelled import NyuFolder
 from clipmill.models.dense import build_dense
-from clipmill.tasks.depth import MAX_DEPTH_METRES, DepthNetwork, DepthTask
+from clipmill.tasks.depth import MAX_DEPTH_METRES, DepthTask
 from clipmill.tasks.depth_metrics import DepthMetrics
+from clipmill.tasks.depth_network import DepthNetwork
 
 TASK = DepthTask()
 

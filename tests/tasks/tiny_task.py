@@ -1,6 +1,6 @@
 """The smallest encoders and tasks."""
 
-from clipmill.models.dense import EncoderConfig
+from clipmill.models.encoders import EncoderConfig
 from clipmill.models.towers import VisionConfig
 from clipmill.tasks.depth import DepthConfig
 from clipmill.tasks.segmentation import SegmentationConfig

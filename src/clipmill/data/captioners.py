@@ -10,7 +10,6 @@ from clipmill.config import Config
 from clipmill.data.augmentation import center_resize
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.normalization import Normalize
 from clipmill.models.towers import CocaConfig, build_coca
 from clipmill.storage import Parent
 
@@ -54,6 +53,8 @@ class CocaCaptioner:
 
     def __init__(self, uri: str, config: GenerateConfig, *, num_threads: int = 0) -> None:
         import torch
+
+        from clipmill.models.normalization import Normalize
 
         if num_threads:
             torch.set_num_threads(num_threads)

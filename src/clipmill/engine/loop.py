@@ -4,54 +4,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipmill.config import Config
 from clipmill.engine.batch import move, num_samples, split
+from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks, ranks
 from clipmill.engine.objective import Objective
-from clipmill.engine.optimizer import AdamWConfig, build_optimizer, clip_gradients, set_rate
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.optimizer import build_optimizer, clip_gradients, set_rate
 from clipmill.engine.state import load_state, save_state
 from clipmill.errors import TrainingError
 from clipmill.stages import Report
 from clipmill.telemetry import train_metrics
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig(Config):
-    """How long and how a model is trained."""
-
-    steps: int
-    """Number of updates."""
-    batch_size: int
-    """Samples of an update, over all ranks."""
-    micro_batches: int = 1
-    """Pieces that a rank's share of a batch is computed in."""
-    seed: int = 0
-    """Seed of weights, order and augmentation."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    """Learning rate."""
-    optimizer: AdamWConfig = AdamWConfig()
-    """AdamW's constants."""
-    average_decay: float | None = None
-    """Decay of the weights' moving average, which is what's saved; null saves the last weights."""
-    precision: Literal["bf16", "fp32"] = "fp32"
-    """``bf16`` computes under autocast; weights stay fp32."""
-    checkpoint_steps: int = 1000
-    """Updates between two saved states."""
-    log_steps: int = 50
-    """Updates between two records of the log."""
-    num_threads: int = 0
-    """CPU threads of a rank; 0 leaves PyTorch's choice."""
-
-    @property
-    def num_seen_samples(self) -> int:
-        """Global batch times updates, as the paper counts seen samples."""
-        return self.steps * self.batch_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +28,8 @@ class Trained:
     """Weights to use: the moving average if there is one."""
     log: tuple[dict[str, float], ...]
     """Records: step, losses, learning rate, gradient norm, samples a second."""
+    rank: int = 0
+    """Whose this is; all ranks hold the same weights, and the first one saves them."""
 
 
 def train(
@@ -100,7 +68,7 @@ def train(
                 saved = replace(progress, step=done, log=tuple(log))
                 save_state(state_uri, saved, objective, run.optimizer, run.averaged)
         tensors = run.averaged or {k: v.detach() for k, v in objective.state_dict().items()}
-        return Trained(tensors=tensors, log=tuple(log))
+        return Trained(tensors=tensors, log=tuple(log), rank=here.rank)
 
 
 class _Run:

@@ -1,29 +1,12 @@
 """AdamW over groups: what decays, what doesn't, and how the rate falls with depth."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 
-from clipmill.config import Config
+from clipmill.engine.config import AdamWConfig
 from clipmill.engine.objective import Objective
 from clipmill.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdamWConfig(Config):
-    """AdamW's constants; the rate itself is the schedule's."""
-
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the two moments (CLIP-QC, Table 11)."""
-    epsilon: float = 1e-6
-    """Added to the root of the second moment (open_clip's value for ViT)."""
-    weight_decay: float = 0.2
-    """Decoupled decay of matrices and kernels (CLIP-QC, Table 11)."""
-    layer_decay: float = 1.0
-    """Factor of the rate from a layer to the one below it."""
-    clip_norm: float | None = None
-    """Largest norm of the whole gradient; null for no clipping."""
 
 
 def build_optimizer(objective: Objective, config: AdamWConfig) -> torch.optim.AdamW:

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from clipmill.config import Config
 from clipmill.digest import digest_json
-from clipmill.engine.loop import Trained
-from clipmill.engine.state import drop_state
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.storage import Parent, join, read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clipmill.engine.loop import Trained
 
 _LOG = "log.jsonl"
 
@@ -22,14 +24,17 @@ def result_uri(store: str, kind: str, name: str, config: Config, parents: Sequen
 
 
 def save_result(
-    uri: str, card: ModelCard, tensors: Mapping[str, Tensor], trained: Trained
-) -> ModelCard:
-    """Write log and checkpoint, then drop the state that resuming needed."""
+    uri: str, card: ModelCard, tensors: Mapping[str, "Tensor"], trained: "Trained"
+) -> None:
+    """Write log and checkpoint, then drop the state that resuming needed; the first rank does."""
+    from clipmill.engine.state import drop_state
+
+    if trained.rank:
+        return
     lines = "".join(json.dumps(record) + "\n" for record in trained.log)
     write_bytes(join(uri, _LOG), lines.encode())
-    card = save_checkpoint(uri, card, tensors)
+    save_checkpoint(uri, card, tensors)
     drop_state(join(uri, "state"))
-    return card
 
 
 def read_log(uri: str) -> list[dict[str, float]]:

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-# OpenAI CLIP's statistics, open_clip's default for every tower but MobileCLIP's.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from clipmill.models.towers import CLIP_MEAN, CLIP_STD
 
 
 class Normalize(nn.Module):

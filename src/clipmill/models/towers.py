@@ -12,6 +12,9 @@ from clipmill.config import Config
 from clipmill.models.tokenizer import CLIP_VOCAB_SIZE, Tokenizer
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
+# OpenAI CLIP's image statistics, open_clip's default for every tower but MobileCLIP's.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clipmill.config import Config
 from clipmill.data.augmentation import CropTransform
-from clipmill.data.loader import LoaderConfig, PairBatch, PairLoader
 from clipmill.data.view import View
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import TrainConfig
+from clipmill.engine.config import TrainConfig
 from clipmill.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from clipmill.data.batches import PairBatch
+    from clipmill.engine.distributed import Ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +34,12 @@ def pair_batches(
     *,
     crop: CropTransform,
     tokenizer: Tokenizer,
-    here: Ranks,
+    here: "Ranks",
     cursor: int,
-) -> Iterator[PairBatch]:
+) -> Iterator["PairBatch"]:
     """This rank's batches from update ``cursor`` on."""
+    from clipmill.data.loader import LoaderConfig, PairLoader
+
     config = LoaderConfig(
         batch_size=train.batch_size,
         seed=train.seed,

@@ -5,8 +5,7 @@ from dataclasses import replace
 from clipmill.data.augmentation import RandomResizedCropConfig
 from clipmill.data.captioners import GenerateConfig
 from clipmill.data.recaption import RecaptionConfig
-from clipmill.engine.loop import TrainConfig
-from clipmill.engine.optimizer import AdamWConfig
+from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
 from clipmill.pretrain.coca import CaptionerConfig

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from clipmill.engine.loop import TrainConfig
-from clipmill.engine.optimizer import AdamWConfig
+from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig
 from clipmill.pretrain.clip import PretrainConfig

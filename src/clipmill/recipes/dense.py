@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from clipmill.engine.loop import TrainConfig
-from clipmill.engine.optimizer import AdamWConfig
+from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.tasks.depth import DepthConfig
 from clipmill.tasks.finetune import FinetuneConfig

@@ -17,7 +17,7 @@ from clipmill.stages import Report
 if TYPE_CHECKING:
     from torch import nn
 
-    from clipmill.models.dense import EncoderConfig
+    from clipmill.models.encoders import EncoderConfig
     from clipmill.tasks.dense_objective import DenseObjective
 
 TaskConfigT = TypeVar("TaskConfigT", bound=Config)

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from clipmill.config import Config
-from clipmill.models.dense import DenseEncoder, EncoderConfig, build_dense
-from clipmill.models.depth_decoder import DepthDecoder
+from clipmill.models.encoders import EncoderConfig
 from clipmill.stages import Report
-from clipmill.tasks.canvas import run_at
 from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
 from clipmill.tasks.depth_metrics import DepthMetrics
 from clipmill.tasks.palette import depth_colours
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from clipmill.tasks.dense_objective import DenseObjective
 
 MAX_DEPTH_METRES = 10.0
@@ -46,37 +45,6 @@ class DepthConfig(Config):
     """Average with the mirrored image's prediction at test (Xie et al. 2023)."""
     num_workers: int = 4
     """Processes that load samples; 0 loads in the training process."""
-
-
-class DepthNetwork(nn.Module):
-    """Encoder and decoder: images (B, 3, H, W) in 0..1 to metres (B, H, W)."""
-
-    def __init__(self, config: DepthConfig, encoder: DenseEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = DepthDecoder(
-            encoder.channels[-1],
-            config.head_channels or encoder.channels[-1],
-            encoder.strides[-1],
-            MAX_DEPTH_METRES,
-        )
-        self._short_side = config.crop_size
-        self._flip_test = config.flip_test
-
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Depth at any image size, float32."""
-        depth_B1HW = self._at_trained_size(images_B3HW)
-        if self._flip_test:
-            depth_B1HW = (depth_B1HW + self._at_trained_size(images_B3HW.flip(-1)).flip(-1)) / 2
-        return depth_B1HW[:, 0].float()
-
-    def depth(self, images_B3HW: Tensor) -> Tensor:
-        """Depth (B, 1, H, W) of images whose sides the encoder's stride divides."""
-        depth_B1HW: Tensor = self.decoder(self.encoder(images_B3HW)[-1])
-        return depth_B1HW
-
-    def _at_trained_size(self, images_B3HW: Tensor) -> Tensor:
-        return run_at(images_B3HW, self._short_side, self.encoder.strides[-1], self.depth)
 
 
 class DepthTask(Task[DepthConfig]):
@@ -111,7 +79,7 @@ class DepthTask(Task[DepthConfig]):
         cursor: int,
         rank: int,
         world_size: int,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> Iterator[dict[str, "Tensor"]]:
         """``images`` (B, H, W, 3) uint8 and ``depth`` (B, H, W) float32, 0 where unknown."""
         from clipmill.data import dense_augmentation as augment
         from clipmill.data.labelled import NyuFolder
@@ -141,8 +109,11 @@ class DepthTask(Task[DepthConfig]):
 
     def network(
         self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]
-    ) -> nn.Module:
+    ) -> "nn.Module":
         """The network that was trained."""
+        from clipmill.models.dense import build_dense
+        from clipmill.tasks.depth_network import DepthNetwork
+
         del classes
         return DepthNetwork(config, build_dense(encoder))
 

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from clipmill.models.dense import EncoderConfig, build_dense
+from clipmill.models.dense import build_dense
+from clipmill.models.encoders import EncoderConfig
 from clipmill.tasks.dense_objective import DenseObjective
-from clipmill.tasks.depth import DepthConfig, DepthNetwork
+from clipmill.tasks.depth import DepthConfig
+from clipmill.tasks.depth_network import DepthNetwork
 
 
 class DepthObjective(DenseObjective):

@@ -8,7 +8,6 @@ from clipmill.models.checkpoint import read_card
 from clipmill.stages import Report
 from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_bytes, write_json
 from clipmill.tasks.palette import to_png
-from clipmill.tasks.predictor import Predictor
 
 _RESULT = "evaluation.json"
 NUM_SAMPLES = 6
@@ -50,6 +49,8 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
     uri = join(store, "evaluations", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
+    from clipmill.tasks.predictor import Predictor
+
     predictor = Predictor(model, num_threads=card.recipe["train"]["num_threads"])
     task = predictor.task
     found = task.evaluate(

@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from clipmill.config import Config
 from clipmill.data.folder import open_folder
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import TrainConfig, train
-from clipmill.engine.objective import Objective
+from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
-from clipmill.models.dense import open_encoder
+from clipmill.models.encoders import open_encoder
 from clipmill.stages import Report
 from clipmill.tasks.registry import task_named
+
+if TYPE_CHECKING:
+    from clipmill.engine.distributed import Ranks
+    from clipmill.engine.objective import Objective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +28,16 @@ class FinetuneConfig(Config):
     """The task's own config."""
     train: TrainConfig
     """Length, rate, precision."""
+
+    @classmethod
+    def from_json(cls, value: object, path: str = "") -> Self:
+        """Build from plain JSON values; ``task`` says of what kind ``model`` is."""
+        if isinstance(value, dict) and isinstance(value.get("task"), str) and "model" in value:
+            kind = task_named(value["task"]).config_type
+            where = f"{path}.model" if path else "model"
+            value = {**value, "model": kind.from_json(value["model"], where)}
+        # A dataclass with slots is another class than the one that ``super()`` remembers.
+        return super(FinetuneConfig, cls).from_json(value, path)
 
 
 def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, report: Report) -> str:
@@ -42,15 +54,17 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     uri = result_uri(store, "models", task.name, config, parents)
     if has_checkpoint(uri):
         return uri
+    from clipmill.engine.loop import train
+
     classes = task.classes(folder)
 
-    def objective(here: Ranks) -> Objective:
+    def objective(here: "Ranks") -> "Objective":
         del here
         made = task.objective(config.model, start.config, classes)
         start.load_into(made.encoder)
         return made
 
-    def batches(cursor: int, here: Ranks) -> Iterator[Any]:
+    def batches(cursor: int, here: "Ranks") -> Iterator[Any]:
         return task.batches(
             config.model,
             folder,

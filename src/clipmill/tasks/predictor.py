@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import ModelCard, load_checkpoint
-from clipmill.models.dense import EncoderConfig
+from clipmill.models.encoders import EncoderConfig
 from clipmill.tasks.contract import OutputSpec, Task
 from clipmill.tasks.registry import task_named
 

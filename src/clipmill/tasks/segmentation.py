@@ -10,21 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipmill.config import Config
-from clipmill.models.dense import EncoderConfig, build_dense
-from clipmill.models.neck import build_neck
-from clipmill.models.upernet import UperNetHead
+from clipmill.models.encoders import EncoderConfig
 from clipmill.stages import Report
-from clipmill.tasks.canvas import run_at
 from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
 from clipmill.tasks.palette import class_colours
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from clipmill.tasks.dense_objective import DenseObjective
 
 
@@ -46,32 +42,6 @@ class SegmentationConfig(Config):
     """Width of the auxiliary FCN head (mmseg); its loss weighs 0.4."""
     num_workers: int = 4
     """Processes that load samples; 0 loads in the training process."""
-
-
-class SegmentationNetwork(nn.Module):
-    """Encoder, pyramid and UPerHead: images (B, 3, H, W) in 0..1 to class ids (B, H, W)."""
-
-    def __init__(
-        self, config: SegmentationConfig, encoder: EncoderConfig, num_classes: int
-    ) -> None:
-        super().__init__()
-        self.encoder = build_dense(encoder)
-        self.pyramid = build_neck(self.encoder, config.pyramid_channels)
-        self.head = UperNetHead(self.pyramid.channels, config.head_channels, num_classes)
-        self._short_side = config.crop_size
-        # The pyramid's coarsest map halves a plain encoder's.
-        self._multiple = 2 * max(self.encoder.strides)
-
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """The likeliest class of each pixel, uint8."""
-        logits_BCHW = run_at(images_B3HW, self._short_side, self._multiple, self._logits)
-        return logits_BCHW.argmax(dim=1).to(torch.uint8)
-
-    def _logits(self, images_B3HW: Tensor) -> Tensor:
-        coarse_BChw = self.head(self.pyramid(self.encoder(images_B3HW)))
-        return F.interpolate(
-            coarse_BChw, images_B3HW.shape[-2:], mode="bilinear", align_corners=False
-        )
 
 
 class SegmentationTask(Task[SegmentationConfig]):
@@ -106,7 +76,7 @@ class SegmentationTask(Task[SegmentationConfig]):
         cursor: int,
         rank: int,
         world_size: int,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> Iterator[dict[str, "Tensor"]]:
         """``images`` (B, H, W, 3) uint8 and ``labels`` (B, H, W) uint8."""
         from clipmill.data import dense_augmentation as augment
         from clipmill.data.labelled import IGNORED, Ade20kFolder
@@ -137,8 +107,10 @@ class SegmentationTask(Task[SegmentationConfig]):
 
     def network(
         self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
-    ) -> nn.Module:
+    ) -> "nn.Module":
         """UperNet without its auxiliary head."""
+        from clipmill.tasks.segmentation_network import SegmentationNetwork
+
         return SegmentationNetwork(config, encoder, len(classes))
 
     def served_name(self, trained_name: str) -> str | None:

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from clipmill.models.dense import EncoderConfig, build_dense
+from clipmill.models.dense import build_dense
+from clipmill.models.encoders import EncoderConfig
 from clipmill.models.neck import build_neck
 from clipmill.openmmlab.segmentation import UperNetTraining
 from clipmill.tasks.dense_objective import DenseObjective

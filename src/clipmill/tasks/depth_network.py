@@ -1,0 +1,42 @@
+"""The depth network: an encoder and Xie et al.'s decoder.
+
+Shapes: B batch, H W image.
+"""
+
+from torch import Tensor, nn
+
+from clipmill.models.dense import DenseEncoder
+from clipmill.models.depth_decoder import DepthDecoder
+from clipmill.tasks.canvas import run_at
+from clipmill.tasks.depth import MAX_DEPTH_METRES, DepthConfig
+
+
+class DepthNetwork(nn.Module):
+    """Encoder and decoder: images (B, 3, H, W) in 0..1 to metres (B, H, W)."""
+
+    def __init__(self, config: DepthConfig, encoder: DenseEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = DepthDecoder(
+            encoder.channels[-1],
+            config.head_channels or encoder.channels[-1],
+            encoder.strides[-1],
+            MAX_DEPTH_METRES,
+        )
+        self._short_side = config.crop_size
+        self._flip_test = config.flip_test
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Depth at any image size, float32."""
+        depth_B1HW = self._at_trained_size(images_B3HW)
+        if self._flip_test:
+            depth_B1HW = (depth_B1HW + self._at_trained_size(images_B3HW.flip(-1)).flip(-1)) / 2
+        return depth_B1HW[:, 0].float()
+
+    def depth(self, images_B3HW: Tensor) -> Tensor:
+        """Depth (B, 1, H, W) of images whose sides the encoder's stride divides."""
+        depth_B1HW: Tensor = self.decoder(self.encoder(images_B3HW)[-1])
+        return depth_B1HW
+
+    def _at_trained_size(self, images_B3HW: Tensor) -> Tensor:
+        return run_at(images_B3HW, self._short_side, self.encoder.strides[-1], self.depth)

@@ -1,0 +1,41 @@
+"""The segmentation network that serves: encoder, pyramid and UPerHead in plain PyTorch.
+
+Shapes: B batch, H W image, h w a coarser map, C classes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipmill.models.dense import build_dense
+from clipmill.models.encoders import EncoderConfig
+from clipmill.models.neck import build_neck
+from clipmill.models.upernet import UperNetHead
+from clipmill.tasks.canvas import run_at
+from clipmill.tasks.segmentation import SegmentationConfig
+
+
+class SegmentationNetwork(nn.Module):
+    """Encoder, pyramid and UPerHead: images (B, 3, H, W) in 0..1 to class ids (B, H, W)."""
+
+    def __init__(
+        self, config: SegmentationConfig, encoder: EncoderConfig, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.encoder = build_dense(encoder)
+        self.pyramid = build_neck(self.encoder, config.pyramid_channels)
+        self.head = UperNetHead(self.pyramid.channels, config.head_channels, num_classes)
+        self._short_side = config.crop_size
+        # The pyramid's coarsest map halves a plain encoder's.
+        self._multiple = 2 * max(self.encoder.strides)
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """The likeliest class of each pixel, uint8."""
+        logits_BCHW = run_at(images_B3HW, self._short_side, self._multiple, self._logits)
+        return logits_BCHW.argmax(dim=1).to(torch.uint8)
+
+    def _logits(self, images_B3HW: Tensor) -> Tensor:
+        coarse_BChw = self.head(self.pyramid(self.encoder(images_B3HW)))
+        return F.interpolate(
+            coarse_BChw, images_B3HW.shape[-2:], mode="bilinear", align_corners=False
+        )
