@@ -17,13 +17,13 @@ def first_light(
     scenes_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
     shards_recipe: str = "shards-miniature",
     captioner_recipe: str = "coca-miniature",
-    captioner_overrides: list = [],  # noqa: B006
+    captioner_overrides: list = [],  # noqa: B006  # as above
     recaption_recipe: str = "recaption-miniature",
     clip_recipe: str = "clip-miniature",
-    clip_overrides: list = [],  # noqa: B006
+    clip_overrides: list = [],  # noqa: B006  # as above
     segmentation_recipe: str = "upernet-miniature",
     depth_recipe: str = "depth-miniature",
-    finetune_overrides: list = [],  # noqa: B006
+    finetune_overrides: list = [],  # noqa: B006  # as above
     min_miou: float = 5.0,
     max_rmse_metres: float = 3.0,
 ) -> str:

@@ -34,6 +34,10 @@ def test_the_version():
         (["recipes", "clip-vit-b17"], "clip-vit-b16"),
         (["lineage", "nothing/here"], "nothing/here"),
         (["demo", "--images", "no/such/folder"], "no/such/folder"),
+        (["serve", "depth"], "'depth' is not a model with its name"),
+        (["serve", "depth=a", "depth=b"], "names a model twice"),
+        (["serve", "depth=a", "--set", "max_batch=2"], "max_batch_size"),
+        (["promote", "deth", "a", "--threshold", "1", "--store", "out"], "depth"),
     ],
 )
 def test_a_mistake_is_one_message_and_code_2(arguments, said, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipmill.errors import SourceError
 from clipmill.tasks.depth_metrics import DepthMetrics
 
 
@@ -64,7 +65,11 @@ def test_each_image_weighs_the_same():
 def test_an_image_without_truth_is_left_out():
     judged = ([[2.0]], [[1.0]])
     assert figures(judged, ([[2.0]], [[0.0]])) == figures(judged)
-    assert figures(([[2.0]], [[0.0]])) == {}
+
+
+def test_nothing_to_judge_is_the_datas_fault():
+    with pytest.raises(SourceError, match="no test image has a pixel of known depth"):
+        figures(([[2.0]], [[0.0]]))
 
 
 def reference(prediction, truth, max_depth):

@@ -217,7 +217,9 @@ def _facts(found: _Found) -> list[tuple[str, str]]:
     else:
         facts += [(f"Pictures seen by {label}", number) for label, number in seen.items()]
     if found.stages:
-        facts.append(("From start to end", duration(wall_seconds(found.stages))))
+        reused = sum(stage.reused for stage in found.stages)
+        note = f", {reused} of {len(found.stages)} stages reused" if reused else ""
+        facts.append(("From start to end", duration(wall_seconds(found.stages)) + note))
     return facts
 
 

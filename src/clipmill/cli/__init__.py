@@ -128,18 +128,44 @@ def report(
 
 
 @app.command()
+def promote(
+    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    evaluations: Annotated[list[str], typer.Argument(help="URIs of evaluations; the best wins.")],
+    threshold: Annotated[float, typer.Option(help="What the task's metric must reach.")],
+    store: Store,
+) -> None:
+    """Let the best judged model of a task serve, if it passes the gate; prints what serves."""
+    from clipmill.recipes import run
+    from clipmill.tasks.promotion import read_promotion
+
+    typer.echo(
+        read_promotion(run.promote(task, threshold, evaluations, store)).evaluation.model.uri
+    )
+
+
+@app.command()
 def serve(
     models: Annotated[list[str], typer.Argument(help="NAME=URI of task models.")],
     host: str = "127.0.0.1",
     port: int = 8080,
     grpc_port: int | None = None,
+    sets: Set = None,
+    json_logs: Annotated[bool, typer.Option("--json-logs", help="Log as JSON lines.")] = False,
 ) -> None:
     """Serve task models with KServe: Open Inference Protocol V2 and V1."""
     from clipmill.serve.config import ServeConfig
+    from clipmill.serve.server import named_models
     from clipmill.serve.server import serve as run
+    from clipmill.telemetry import configure_logging
 
-    named = dict(model.partition("=")[::2] for model in models)
-    run(named, host=host, http_port=port, grpc_port=grpc_port, config=ServeConfig())
+    configure_logging(json=json_logs)
+    run(
+        named_models(models),
+        host=host,
+        http_port=port,
+        grpc_port=grpc_port,
+        config=ServeConfig().override(sets or []),
+    )
 
 
 @app.command()

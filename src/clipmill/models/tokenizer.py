@@ -49,7 +49,7 @@ class Tokenizer:
         for token in tokens_T.tolist():
             if token == self.end_id:
                 break
-            if token not in {self.start_id, self.pad_id}:
+            if token != self.start_id:
                 words.append(token)
         return str(_bpe(self.vocab_size).decode(words)).strip()
 

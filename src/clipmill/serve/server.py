@@ -1,7 +1,7 @@
 """``serve``: what can be wrong is found before the libraries and models are loaded."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from clipmill.errors import ConfigError
 from clipmill.serve.config import ServeConfig
@@ -37,6 +37,22 @@ def serve(
 
     loaded = [TaskModel(name, uri, config) for name, uri in models.items()]
     Endpoint(loaded, host=host, http_port=http_port, grpc_port=grpc_port, config=config).run()
+
+
+def named_models(assignments: Sequence[str]) -> dict[str, str]:
+    """URI by name of models given as ``NAME=URI``; ConfigError where one isn't, or comes twice."""
+    models: dict[str, str] = {}
+    for assignment in assignments:
+        name, _, uri = assignment.partition("=")
+        if not name or not uri or name in models:
+            raise ConfigError(
+                f"{assignment!r} "
+                + ("names a model twice" if uri and name else "is not a model with its name"),
+                expected="NAME=URI, each name once",
+                action="give the model a name of its own, such as depth=s3://bucket/models/depth-1",
+            )
+        models[name] = uri
+    return models
 
 
 def _check_names(models: Mapping[str, str]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.errors import SourceError
+
 _MIN_DEPTH_METRES = 1e-3
 
 
@@ -45,6 +47,16 @@ class DepthMetrics:
         )
 
     def result(self) -> dict[str, float]:
-        """Each figure's mean over images: d1, d2, d3 are shares, rmse is in metres."""
-        names = self._images[0] if self._images else {}
+        """Each figure's mean over images: d1, d2, d3 are shares, rmse is in metres.
+
+        Raises:
+            SourceError: no image has a valid pixel.
+        """
+        if not self._images:
+            raise SourceError(
+                "no test image has a pixel of known depth",
+                expected=f"depths above {_MIN_DEPTH_METRES} and below {self._max} metres",
+                action="check the unit of the depth files: NYU's PNGs hold millimetres",
+            )
+        names = self._images[0]
         return {name: float(np.mean([image[name] for image in self._images])) for name in names}
