@@ -23,7 +23,7 @@ from clipmill.data.view import View, ViewConfig
 from clipmill.digest import digest_json
 from clipmill.engine.loop import Trained
 from clipmill.engine.result import save_result
-from clipmill.models.checkpoint import ModelCard
+from clipmill.models.checkpoint import ModelCard, read_card
 from clipmill.recipes.captioner import coca_miniature
 from clipmill.recipes.clip import clip_miniature
 from clipmill.recipes.dense import depth_miniature, upernet_miniature
@@ -205,7 +205,8 @@ def _save(
         log.append({"step": step, "loss": sum(terms.values()), **named})
     tensors = {"weight": torch.full((2,), float(seed))}
     trained = Trained(tensors=tensors, log=tuple(log))
-    return save_result(join(store, place), card, tensors, trained)
+    save_result(join(store, place), card, tensors, trained)
+    return read_card(join(store, place))
 
 
 def _evaluation(
