@@ -127,6 +127,8 @@ def _group(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if process.stdin:
+            process.stdin.close()
 
 
 def _failure(failed: dict[str, Any] | None, log: Path) -> ClipmillError:
