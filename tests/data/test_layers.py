@@ -89,7 +89,7 @@ def test_captions_layer_needs_captions(
     table = pa.table({"uid": uids, "captions": column})
     with pytest.raises(ArtifactError, match="row 3 of shard 0"):
         write_layer_shard(dataset, LAYER, 0, table)
-    with pytest.raises(ArtifactError, match="lacks a caption"):
+    with pytest.raises(ArtifactError, match="column captions of layer captions/test-1 was missing"):
         write_layer_shard(dataset, LAYER, 0, table.drop_columns("captions"))
     write_layer_shard(dataset, "score/test", 0, table)
 
