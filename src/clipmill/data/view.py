@@ -99,7 +99,7 @@ class View:
 
     @property
     def parents(self) -> tuple[Parent, ...]:
-        """What a model trained on this view was made from: ``dataset``, ``captions``, ``select``s."""
+        """What a model trained on this view was made from: the dataset and the layers used."""
         dataset = self.dataset
         used = [("captions", self.config.layer)] if self.config.layer else []
         used += [("select", name) for name in self.config.select]
