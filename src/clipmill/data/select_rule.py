@@ -40,13 +40,21 @@ class FilterStep(Config):
                 expected=f"one of {', '.join(FILTERS)}",
                 action="correct its name",
             )
-        # One spelling for each meaning, so that equal steps have equal digests.
+        # Spelled out, so that equal steps have equal digests.
         object.__setattr__(self, "settings", self.config.to_json())
 
     @property
     def config(self) -> FilterConfig:
         """The filter's own config."""
         return FILTERS[self.filter].from_json(self.settings, self.filter)
+
+
+def steps(*filters: FilterConfig) -> tuple[FilterStep, ...]:
+    """The filters as a rule's steps."""
+    names = {kind: name for name, kind in FILTERS.items()}
+    return tuple(
+        FilterStep(filter=names[type(config)], settings=config.to_json()) for config in filters
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
