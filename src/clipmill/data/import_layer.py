@@ -65,7 +65,8 @@ def import_layer(
         num_unknown = 0
         for number, uri in enumerate(files):
             path = local_table(uri, Path(folder) / str(number))
-            parents.append(Parent(role="import", uri=uri, digest=sha256_file(path)))
+            place = uri if "://" in uri else str(path.absolute())
+            parents.append(Parent(role="import", uri=place, digest=sha256_file(path)))
             for batch in read_table(path, uri, config.uid_column, config.columns):
                 known = places.find(batch, uri)
                 num_unknown += len(batch) - len(known)

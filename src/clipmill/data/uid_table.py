@@ -15,8 +15,17 @@ _BATCH_ROWS = 65_536
 
 
 def local_table(uri: str, path: Path) -> Path:
-    """The table as a local file; a remote one is copied to ``path``, under its own suffix."""
+    """The table as a local file; a remote one is copied to ``path``, under its own suffix.
+
+    Raises SourceError, or NotFoundError, if nothing lies there.
+    """
     if "://" not in uri:
+        if not Path(uri).is_file():
+            raise SourceError(
+                f"there is no file at {uri}",
+                expected="a table in Parquet, CSV (.csv) or TSV (.tsv)",
+                action="correct its path",
+            )
         return Path(uri)
     store, key = split_uri(uri)
     copy = path.with_suffix(Path(key).suffix)

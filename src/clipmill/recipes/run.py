@@ -141,14 +141,19 @@ def pretrain(
     *,
     captions: str = "real",
     layer: str = "",
+    select: Sequence[str] = (),
 ) -> str:
-    """Pretrain CLIP on real captions, synthetic ones, or both."""
+    """Pretrain CLIP on real captions, synthetic ones, both, or those that a rule chose."""
     from clipmill.data.view import ViewConfig
     from clipmill.pretrain.clip import PretrainConfig
     from clipmill.pretrain.clip import pretrain as make
 
     view = ViewConfig.from_json(
-        {"captions": captions, "layer": "" if captions == "real" else layer}
+        {
+            "captions": captions,
+            "layer": layer if captions in {"synthetic", "both"} else "",
+            "select": list(select),
+        }
     )
     config = replace(recipe(name, PretrainConfig), view=view).override(overrides)
     with Stage("pretrain", store=store, run=run, label=LABELS[captions]) as stage:

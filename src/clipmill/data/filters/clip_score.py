@@ -42,5 +42,7 @@ class ClipScoreFilter(FilterConfig):
         return RowJudge(self._keeps)
 
     def _keeps(self, block: Block) -> NDArray[np.bool_]:
-        keep: NDArray[np.bool_] = block.caption_numbers(self.layer, self.captions) >= self.threshold
+        # Both in the scores' own precision: 0.7 in fp32 is below 0.7.
+        scores = block.caption_numbers(self.layer, self.captions).astype(np.float32)
+        keep: NDArray[np.bool_] = scores >= np.float32(self.threshold)
         return keep

@@ -68,7 +68,8 @@ class Block:
             index[rows] = before + offsets[rows] + self.place[rows]
             lacks[rows] = offsets[rows] + self.place[rows] >= offsets[rows + 1]
             before += len(lists.flatten())
-        values = pa.concat_arrays([parts[0], *(lists.flatten() for lists in parts[1:])])
+        kind = parts[0].type  # a table from elsewhere may mix float and double
+        values = pa.concat_arrays([parts[0], *(lists.flatten().cast(kind) for lists in parts[1:])])
         return values.take(pa.array(index, mask=lacks))
 
     def caption_numbers(self, layer: str, of: CaptionOf) -> NDArray[np.float64]:
