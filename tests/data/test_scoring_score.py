@@ -1,6 +1,7 @@
 """Scoring a real dataset: what the layers say, and that work is done once."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -298,6 +299,20 @@ def test_an_empty_shard_has_the_columns(make_dataset, tmp_path):
         assert tables[0].schema == tables[1].schema
 
 
+def test_from_a_store_within_a_bounded_cache(s3, make_dataset, tmp_path, monkeypatch):
+    del s3
+    dataset = make_dataset(count=12, store=f"s3://score-{os.getpid()}/store")
+    most = max(shard.num_bytes for shard in dataset.shards)
+    config = ScoreConfig(image=ImageScoreConfig(), text=TextScoreConfig(), cache_bytes=2 * most)
+    score(config, dataset.uri, report=silent)
+    copies = sum(f.stat().st_size for f in (tmp_path / "cache").rglob("*") if f.is_file())
+    assert copies <= 2 * most
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "other"))
+    local = make_dataset(count=12)
+    for layer in score(config, local.uri, report=silent):
+        assert Dataset.open(dataset.uri).layers[layer] == Dataset.open(local.uri).layers[layer]
+
+
 def make_dataset_again(source, tmp_path):
     from clipmill.data.shards import ShardConfig, shard
 
@@ -340,7 +355,7 @@ def test_what_is_no_judge(make_dataset, tmp_path, tiny_open_clip):
             score(ScoreConfig(clip=clip), dataset.uri, report=silent)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "num_threads"])
+@pytest.mark.parametrize("name", ["batch_size", "num_threads", "cache_bytes"])
 def test_values_out_of_range(name):
     with pytest.raises(ConfigError, match=name):
         ScoreConfig(**{name: 0})

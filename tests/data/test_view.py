@@ -11,7 +11,7 @@ from bare_dataset import add_layer
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.view import View, ViewConfig, in_fraction
-from clipmill.errors import ConfigError
+from clipmill.errors import ArtifactError, ConfigError
 
 MakeDataset = Callable[..., Dataset]
 AddCaptions = Callable[[Dataset, str], Dataset]
@@ -144,6 +144,16 @@ def test_chosen_captions(
     assert found[0].synthetic is None
     plain = View(dataset, ViewConfig(select=(SELECT,)))
     assert plain.open_shard(0, first, tmp_path / "cache").chosen is None
+
+
+def test_a_choice_of_a_caption_that_is_not_there(
+    make_dataset: MakeDataset, add_captions: AddCaptions, tmp_path: Path
+) -> None:
+    dataset = add_captions(make_dataset(count=2), LAYER)
+    dataset = select_layer(dataset, SELECT, [True] * 2, [None, 3])
+    view = View(dataset, ViewConfig(captions="chosen", select=(SELECT,)))
+    with pytest.raises(ArtifactError, match="chose a caption that its layer doesn't have"):
+        view.open_shard(0, dataset.uids(0), tmp_path / "cache")
 
 
 def test_digest_and_parents_follow_the_selection(make_dataset: MakeDataset) -> None:

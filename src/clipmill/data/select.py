@@ -20,7 +20,8 @@ from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
 from clipmill.data.select_rule import Rule, SelectConfig, resolve_rule
 from clipmill.stages import Report
 
-_NUM_READERS = 8
+# Files are small, and disks and stores far away, so waiting for several at once is what counts.
+_NUM_THREADS = 8
 
 
 def select(
@@ -39,9 +40,14 @@ def select(
     report(0, total, "selecting")
     state = _State(opened)
     _run(rule, opened, state)
-    for index in range(len(opened.shards)):
-        write_layer_shard(opened, rule.layer, index, state.table(index, config.labels, rule.kinds))
-        report(min(state.starts[index + 1], total - 1), total, "written")
+
+    def write(index: int) -> None:
+        table = state.table(index, config.labels, rule.kinds)
+        write_layer_shard(opened, rule.layer, index, table)
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for index, _ in enumerate(pool.map(write, range(len(opened.shards)))):
+            report(min(state.starts[index + 1], total - 1), total, "written")
     counts = np.bincount(state.refused, minlength=len(config.labels) + 1)
     refused = dict(zip(config.labels, counts[1:].tolist(), strict=True))
     detail = {"kept": str(counts[0]), "of": str(total)} | {
@@ -109,10 +115,10 @@ def _blocks(rule: Rule, dataset: Dataset, state: _State, steps: range) -> Iterat
         for wanted, columns in rule.columns(step).items():
             needed.setdefault(wanted, set()).update(columns)
     pending: deque[Future[Block]] = deque()
-    with ThreadPoolExecutor(_NUM_READERS) as pool:
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for index in range(len(dataset.shards)):
             pending.append(pool.submit(_block, rule, dataset, state, needed, index))
-            if len(pending) == 2 * _NUM_READERS:
+            if len(pending) == 2 * _NUM_THREADS:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

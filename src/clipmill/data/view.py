@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clipmill.config import Config
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.digest import digest_json
-from clipmill.errors import ConfigError
+from clipmill.errors import ArtifactError, ConfigError
 from clipmill.storage import Parent
 
 if TYPE_CHECKING:
@@ -176,10 +176,17 @@ class View:
             kind: read_layer(self.dataset, kind, index, cache, columns=["captions"])["captions"]
             for kind in set(kinds) - {REAL}
         }
-        return tuple(
-            None if kind == REAL else texts[kind][row].values[place].as_py()
-            for row, (kind, place) in enumerate(zip(kinds, places, strict=True))
-        )
+        try:
+            return tuple(
+                None if kind == REAL else texts[kind][row].values[place].as_py()
+                for row, (kind, place) in enumerate(zip(kinds, places, strict=True))
+            )
+        except IndexError as error:
+            raise ArtifactError(
+                f"{self.config.select[-1]} chose a caption that its layer doesn't have: {error}",
+                expected="scores of the captions that the layer has",
+                action="score the captions again, then select again",
+            ) from error
 
     def _check_layer(self, field: str, name: str, prefix: str, remedy: str) -> None:
         if not (name.startswith(prefix) and name in self.dataset.layers):

@@ -13,6 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from clipmill.config import Config
+from clipmill.data.cache import is_remote, trim
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.images import decode_rgb
 from clipmill.data.layer_names import find_layer
@@ -56,10 +57,12 @@ class ScoreConfig(Config):
     """Rows read together."""
     num_threads: int = 4
     """Threads that decode pictures."""
+    cache_bytes: int = 100_000_000_000
+    """Most bytes of local disk that copies of remote shards and layers take."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        for name in ("batch_size", "num_threads"):
+        for name in ("batch_size", "num_threads", "cache_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",
@@ -92,6 +95,8 @@ def score(
                 }
                 if pending:
                     _score_shard(config, opened, index, pending, kinds, pool)
+                    if is_remote(opened.uri):
+                        trim(cache_folder(), config.cache_bytes)
                 done += opened.shards[index].num_samples
                 report(done, total, "scored")
     if shards is None:

@@ -1,8 +1,8 @@
-"""Selecting against a script that reads the same Parquet files with pyarrow, and pandas if it's there.
+"""Selecting against scripts that read the same Parquet files with pyarrow and with pandas.
 
 The peers read all columns into memory at once and write one mask; ours reads shard by shard,
 verifies every file, sets the first refusing filter, and writes a layer that a view can follow. A
-second table is for near-duplicates, ours alone. Run: ``python benchmarks/select.py [NUM_ROWS]``.
+second table is for near-duplicates, ours alone. Run: ``python benchmarks/selection.py [NUM_ROWS]``.
 """
 
 import importlib.util
@@ -129,11 +129,16 @@ def scores(random: np.random.Generator, uids: list[str]) -> dict[str, pa.Table]:
     }
 
 
+def files(folder: Path, score: str) -> list[Path]:
+    """A layer's Parquet files."""
+    return sorted((folder / f"score/{score}-1").glob("*.parquet"))
+
+
 def by_arrow(folder: Path) -> np.ndarray:
     """The rule as a plain script."""
-    clip = pq.read_table(folder / "score/clip-1", columns=["real"])["real"].to_numpy()
-    text = pq.read_table(folder / "score/text-1", columns=["real"])["real"].combine_chunks()
-    image = pq.read_table(folder / "score/image-1", columns=["width", "height"])
+    clip = pq.read_table(files(folder, "clip"), columns=["real"])["real"].to_numpy()
+    text = pq.read_table(files(folder, "text"), columns=["real"])["real"].combine_chunks()
+    image = pq.read_table(files(folder, "image"), columns=["width", "height"])
     width, height = (image[name].to_numpy() for name in ("width", "height"))
     keep = clip >= -np.sort(-clip)[int(len(clip) * 0.3)]
     keep &= pc.equal(pc.struct_field(text, "language"), "en").to_numpy(zero_copy_only=False)
@@ -149,9 +154,13 @@ def by_pandas(folder: Path) -> np.ndarray:
     """The rule as DataComp's baselines are written."""
     import pandas as pd
 
-    clip = pd.read_parquet(folder / "score/clip-1", columns=["real"])["real"]
-    text = pd.read_parquet(folder / "score/text-1", columns=["real"])["real"]
-    image = pd.read_parquet(folder / "score/image-1", columns=["width", "height"])
+    clip, text = (
+        pd.concat(pd.read_parquet(f, columns=["real"]) for f in files(folder, name))["real"]
+        for name in ("clip", "text")
+    )
+    image = pd.concat(
+        pd.read_parquet(f, columns=["width", "height"]) for f in files(folder, "image")
+    )
     keep = clip >= -np.sort(-clip.to_numpy())[int(len(clip) * 0.3)]
     keep &= text.apply(lambda t: t["language"]) == "en"
     keep &= (text.apply(lambda t: t["words"]) > 2) & (text.apply(lambda t: t["characters"]) > 5)
