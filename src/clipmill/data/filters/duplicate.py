@@ -49,7 +49,7 @@ class _DuplicateFilter(FilterConfig):
         raise NotImplementedError
 
     def start(self, num_rows: int) -> Judge:
-        """Takes a pass to collect the hashes; 24 to 32 bytes a row stay in memory until then."""
+        """Takes a pass to collect the hashes; 32 to 40 bytes a row stay in memory until then."""
         return _Judge(self, num_rows)
 
     def find(self, hashes: NDArray[np.generic], rank: NDArray[np.int64]) -> NDArray[np.bool_]:
