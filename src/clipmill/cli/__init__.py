@@ -62,15 +62,26 @@ def demo(
 def pretrain(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
     store: Store,
-    captions: Annotated[str, typer.Option(help="real, synthetic or both.")] = "real",
+    captions: Annotated[str, typer.Option(help="real, synthetic, both or chosen.")] = "real",
     layer: Annotated[str, typer.Option(help="Layer of synthetic captions.")] = "",
+    select: Annotated[
+        list[str] | None, typer.Option(help="Select layer to follow; repeatable.")
+    ] = None,
     recipe: str = "clip-miniature",
     sets: Set = None,
 ) -> None:
     """Pretrain a CLIP encoder; prints its URI."""
     from clipmill.recipes import run
 
-    made = run.pretrain(recipe, sets or [], dataset, store, captions=captions, layer=layer)
+    made = run.pretrain(
+        recipe,
+        sets or [],
+        dataset,
+        store,
+        captions=captions,
+        layer=layer,
+        select=select or [],
+    )
     typer.echo(made)
 
 

@@ -54,3 +54,59 @@ def data_recaption(
     from clipmill.recipes import run
 
     typer.echo(run.recaption(recipe, sets or [], dataset, captioner, store=""))
+
+
+@data.command("score")
+def data_score(
+    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    model: Annotated[
+        str, typer.Option(help="CLIP that judges: URI of a checkpoint, or open_clip:NAME.")
+    ] = "",
+    shards: Annotated[
+        str, typer.Option(help="START:STOP, this task's part; run once more without it at the end.")
+    ] = "",
+    recipe: str = "score-basic",
+    sets: Set = None,
+) -> None:
+    """Measure pictures and captions as layers; prints their names."""
+    from clipmill.recipes import run
+
+    layers = run.score(recipe, sets or [], dataset, store="", model=model, shards=shards)
+    typer.echo("\n".join(layers))
+
+
+@data.command("select")
+def data_select(
+    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="A layer to use where a filter's name fits several; repeatable."),
+    ] = None,
+    recipe: str = "select-datacomp-basic",
+    sets: Set = None,
+) -> None:
+    """Judge a dataset's samples by their scores, for views to follow; prints the layer's name."""
+    from clipmill.recipes import run
+
+    typer.echo(run.select(recipe, sets or [], dataset, store="", layers=layer or []))
+
+
+@data.command("import-layer")
+def data_import_layer(
+    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    layer: Annotated[str, typer.Argument(help="Name of the layer, such as score/aesthetic.")],
+    files: Annotated[list[str], typer.Argument(help="URIs of .parquet, .csv or .tsv tables.")],
+    uid_column: Annotated[str, typer.Option(help="The table's column of uids.")] = "uid",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OURS=THEIRS", help="A column to take; repeatable; default all."),
+    ] = None,
+    missing: Annotated[str, typer.Option(help="Samples without a row: error or fill.")] = "error",
+) -> None:
+    """Join other tools' tables to a dataset by uid, as a layer."""
+    from clipmill.recipes import run
+
+    made = run.import_layer(
+        dataset, layer, files, uid_column=uid_column, columns=column or [], missing=missing
+    )
+    typer.echo(made)

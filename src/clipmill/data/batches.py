@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from clipmill.data.cache import is_remote, trim
 from clipmill.data.images import decode_rgb
-from clipmill.data.layers import read_layer
 from clipmill.data.order import EpochOrder
 from clipmill.data.reader import ShardReader, read_shard
-from clipmill.data.view import View
+from clipmill.data.view import ShardView, View
 from clipmill.errors import ClipmillError
 
 Transform = Callable[[Image.Image, np.random.Generator], Tensor]
@@ -38,7 +35,7 @@ class PairBatch:
 
     images_B3HW: Tensor
     real_BT: Tensor | None
-    """Tokens of the real captions, if the view has them."""
+    """Tokens of the real captions, or of those that a select layer chose, if the view has them."""
     synthetic_BT: Tensor | None
     """Tokens of the synthetic captions, if the view has them."""
     uids: tuple[str, ...]
@@ -56,10 +53,8 @@ class _OpenShard:
     """What a worker keeps of a shard while it reads there."""
 
     reader: ShardReader
-    rows: NDArray[np.int64]
-    """The rows that the view selects."""
-    captions: pa.ChunkedArray | None
-    """The synthetic captions of every row."""
+    view: ShardView
+    """The rows that the view selects, and their captions."""
 
 
 @dataclass
@@ -106,17 +101,18 @@ class BatchDataset(torch.utils.data.Dataset[PairBatch | ClipmillError]):
             shard, row = self._find(position)
             image = decode_rgb(shard.reader.image(row))
             images.append(self.transform(image, self._random(position, _AUGMENTATION)))
-            real.append(shard.reader.caption(row))
+            chosen = shard.view.chosen[row] if shard.view.chosen else None
+            real.append(shard.reader.caption(row) if chosen is None else chosen)
             uids.append(shard.reader.uid(row))
-            if shard.captions is not None:
-                choices = shard.captions[row].as_py()
+            if shard.view.synthetic is not None:
+                choices = shard.view.synthetic[row].as_py()
                 drawn = self._random(position, _CAPTION).integers(len(choices))
                 synthetic.append(choices[drawn])
         kind = self.view.config.captions
         return PairBatch(
             images_B3HW=torch.stack(images),
             real_BT=None if kind == "synthetic" else self.tokenize(real),
-            synthetic_BT=None if kind == "real" else self.tokenize(synthetic),
+            synthetic_BT=self.tokenize(synthetic) if kind in {"synthetic", "both"} else None,
             uids=tuple(uids),
         )
 
@@ -133,7 +129,7 @@ class BatchDataset(torch.utils.data.Dataset[PairBatch | ClipmillError]):
             self._prefetch(epoch, block + 1)
         index, selected = order.locate(place)
         shard = self._shard(index)
-        return shard, int(shard.rows[selected])
+        return shard, int(shard.view.rows[selected])
 
     def _order(self, epoch: int) -> EpochOrder:
         if epoch not in self._orders:
@@ -155,12 +151,8 @@ class BatchDataset(torch.utils.data.Dataset[PairBatch | ClipmillError]):
         return self._shards[index]
 
     def _open(self, index: int) -> _OpenShard:
-        dataset, config = self.view.dataset, self.view.config
-        reader = read_shard(dataset, index, self.cache)
-        captions = None
-        if config.captions != "real":
-            captions = read_layer(dataset, config.layer, index, self.cache)["captions"]
-        return _OpenShard(reader, self.view.select(reader.uids), captions)
+        reader = read_shard(self.view.dataset, index, self.cache)
+        return _OpenShard(reader, self.view.open_shard(index, reader.uids, self.cache))
 
     def _prefetch(self, epoch: int, block: int) -> None:
         """Download a block's shards in the background, shared among this rank's workers."""

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
-from clipmill.recipes import captioner, clip, data, dense
+from clipmill.recipes import captioner, clip, data, dense, selection
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "clip-miniature": clip.clip_miniature,
@@ -18,6 +18,17 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "recaption-beam": captioner.recaption_beam,
     "recaption-miniature": captioner.recaption_miniature,
     "scenes-miniature": data.scenes_miniature,
+    "score-basic": selection.score_basic,
+    "score-clip": selection.score_clip,
+    "score-clip-l14": selection.score_clip_l14,
+    "score-concepts": selection.score_concepts,
+    "select-best-captions": selection.select_best_captions,
+    "select-clip-top30": selection.select_clip_top30,
+    "select-datacomp-basic": selection.select_datacomp_basic,
+    "select-deduplicated": selection.select_deduplicated,
+    "select-laion2b": selection.select_laion2b,
+    "select-metaclip": selection.select_metaclip,
+    "select-mixed-captions": selection.select_mixed_captions,
     "shards": data.shards,
     "shards-miniature": data.shards_miniature,
     "upernet-miniature": dense.upernet_miniature,

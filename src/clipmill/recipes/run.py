@@ -7,12 +7,13 @@ to, and the run's name if its times are to be kept there. It returns the URI of 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
 from clipmill.stages import Stage
 from clipmill.storage import join
 
-LABELS = {"real": "G", "synthetic": "S", "both": "G+S"}
-"""The paper's names of the caption choices (CLIP-QC, Table 2)."""
+LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
+"""The paper's names of the caption choices (CLIP-QC, Table 2), and of the choice by a layer."""
 
 
 def scenes(name: str, overrides: Sequence[str], store: str, run: str = "") -> str:
@@ -64,6 +65,73 @@ def recaption(
         return layer
 
 
+def score(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    store: str,
+    run: str = "",
+    *,
+    model: str = "",
+    shards: str = "",
+) -> list[str]:
+    """Measure a dataset's pictures and captions; the names of the layers.
+
+    ``model`` replaces the recipe's CLIP; ``shards`` such as ``0:100`` is a part, left uncommitted.
+    """
+    from clipmill.data.scoring.score import ScoreConfig
+    from clipmill.data.scoring.score import score as make
+
+    given = [f"clip.model={model}"] if model else []
+    config = recipe(name, ScoreConfig, [*given, *overrides])
+    with Stage("score", store=store, run=run, label=name.removeprefix("score-")) as stage:
+        layers = make(config, dataset, shards=_span(shards), report=stage.report)
+        stage.made(join(dataset, "layers", layers[-1]))
+        return list(layers)
+
+
+def select(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    store: str,
+    run: str = "",
+    *,
+    layers: Sequence[str] = (),
+) -> str:
+    """Judge a dataset's samples by their scores; the name of the layer."""
+    from clipmill.data.select import select as make
+    from clipmill.data.select_rule import SelectConfig
+
+    config = recipe(name, SelectConfig, overrides)
+    with Stage("select", store=store, run=run, label=config.name) as stage:
+        layer = make(config, dataset, layers=layers, report=stage.report)
+        stage.made(join(dataset, "layers", layer))
+        return layer
+
+
+def import_layer(
+    dataset: str,
+    layer: str,
+    files: Sequence[str],
+    *,
+    uid_column: str = "uid",
+    columns: Sequence[str] = (),
+    missing: str = "error",
+) -> str:
+    """Join other tools' tables to a dataset as a layer; ``columns`` are ``OURS=THEIRS``."""
+    from clipmill.data.import_layer import ImportConfig
+    from clipmill.data.import_layer import import_layer as make
+
+    named = {ours: theirs for ours, _, theirs in (c.partition("=") for c in columns)}
+    renamed = {ours: theirs or ours for ours, theirs in named.items()}
+    config = ImportConfig.from_json(
+        {"uid_column": uid_column, "columns": renamed, "missing": missing}
+    )
+    with Stage("import") as stage:
+        return stage.made(make(config, dataset, layer, files, report=stage.report))
+
+
 def pretrain(
     name: str,
     overrides: Sequence[str],
@@ -73,14 +141,19 @@ def pretrain(
     *,
     captions: str = "real",
     layer: str = "",
+    select: Sequence[str] = (),
 ) -> str:
-    """Pretrain CLIP on real captions, synthetic ones, or both."""
+    """Pretrain CLIP on real captions, synthetic ones, both, or those that a rule chose."""
     from clipmill.data.view import ViewConfig
     from clipmill.pretrain.clip import PretrainConfig
     from clipmill.pretrain.clip import pretrain as make
 
     view = ViewConfig.from_json(
-        {"captions": captions, "layer": "" if captions == "real" else layer}
+        {
+            "captions": captions,
+            "layer": layer if captions in {"synthetic", "both"} else "",
+            "select": list(select),
+        }
     )
     config = replace(recipe(name, PretrainConfig), view=view).override(overrides)
     with Stage("pretrain", store=store, run=run, label=LABELS[captions]) as stage:
@@ -186,3 +259,17 @@ def report(
     with Stage("report", store=store, run=run) as stage:
         stage.report(0, 1, "drawing")
         return stage.made(make(inputs, store))
+
+
+def _span(text: str) -> range | None:
+    """The shards of ``START:STOP``, or None for all of them."""
+    if not text:
+        return None
+    start, colon, stop = text.partition(":")
+    if not (colon and start.isdecimal() and stop.isdecimal()):
+        raise ConfigError(
+            f"shards was {text!r}",
+            expected="START:STOP, the first shard and the one after the last",
+            action="write it like 0:100",
+        )
+    return range(int(start), int(stop))
