@@ -25,3 +25,8 @@ def pairs(tmp_path: Path) -> Callable[[int], Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "default-cache"))
