@@ -36,7 +36,7 @@ EXPORT = ExportConfig(
     view=ViewConfig(captions="both", layer=CAPTIONS), several="each", samples_per_tar=5
 )
 # Kills before a dataset is finished: some die while they mend what others left.
-MOST_KILLS = 4
+MOST_KILLS = 3
 
 
 def layer_rows(dataset: Dataset, index: int, layer: str, cache: Path) -> pa.Table:
@@ -143,8 +143,9 @@ def main(source: str, folder: Path, num_kills: int, seed: int) -> None:
             shutil.rmtree(cache)
         left = num_events
         for _ in range(rng.randint(1, MOST_KILLS)):
-            # Rivals die too, or they'd leave nothing to the next.
-            points = [rng.randrange(1, left) for _ in range(rng.choice((1, 1, 2)))]
+            # Rivals die too, or they'd leave nothing to the next. Early points are likelier, or
+            # most datasets would be past their shards.
+            points = [1 + int(left * rng.random() ** 2) for _ in range(rng.choice((1, 1, 2)))]
             dead = [was_killed(w) for w in [start(source, str(store), cache, p) for p in points]]
             kills[stage_of(store)] += sum(dead)
             left = max(left - max(points), 1000)

@@ -1,5 +1,6 @@
 """A dataset's statistics on a terminal."""
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -50,8 +51,12 @@ def _facts(stats: DatasetStats) -> Table:
     return table
 
 
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
 def _distributions(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = _table(title)
     table.add_column(first)
     for name in ("number", "mean", "least", *(f"{q:.0%}" for q in QUANTILES), "most"):
         table.add_column(name, justify="right")
@@ -84,7 +89,7 @@ def spark(bins: tuple[int, ...]) -> str:
 def _verdicts(stats: DatasetStats) -> list[Table]:
     if not stats.verdicts:
         return []
-    table = Table("layer", "kept", "refused", "by", title="Verdicts", title_justify="left")
+    table = _table("Verdicts", "layer", "kept", "refused", "by")
     for layer, verdict in stats.verdicts.items():
         by = ", ".join(f"{count:,} {reason}" for reason, count in verdict.reasons.items())
         table.add_row(layer, f"{verdict.kept:,}", f"{verdict.refused:,}", by)
@@ -94,7 +99,7 @@ def _verdicts(stats: DatasetStats) -> list[Table]:
 def _layers(stats: DatasetStats) -> list[Table]:
     if not stats.layers:
         return []
-    table = Table("layer", "digest", "MB", "columns", title="Layers", title_justify="left")
+    table = _table("Layers", "layer", "digest", "MB", "columns")
     for name, layer in stats.layers.items():
         columns = ", ".join(f"{column}: {kind}" for column, kind in layer.columns.items())
         table.add_row(name, layer.digest[:12], f"{layer.num_bytes / 1e6:,.2f}", columns)
