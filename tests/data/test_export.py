@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -187,8 +188,6 @@ TINY = {
 @pytest.fixture
 def open_clip_python() -> str:
     """An interpreter that has open_clip_train and webdataset."""
-    import sys
-
     python = os.environ.get("CLIPMILL_OPEN_CLIP_PYTHON", sys.executable)
     probe = [python, "-c", "import open_clip_train, webdataset"]
     if subprocess.run(probe, check=False, capture_output=True).returncode:
@@ -199,6 +198,7 @@ def open_clip_python() -> str:
     return python
 
 
+@pytest.mark.slow
 def test_open_clip_trains_on_it(
     dataset: Dataset, cache: Path, tmp_path: Path, open_clip_python: str
 ) -> None:
