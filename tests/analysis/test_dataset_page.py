@@ -192,7 +192,7 @@ def test_without_layers(tmp_path: Path, cache: Path) -> None:
     plain = Dataset.open(shard(ShardConfig(), str(source), str(tmp_path / "plain-store")))
     found = page(plain, cache)
     assert len(found.samples) == 1
-    assert "… 24,099 more characters" in found.text
+    assert "… 24,499 more characters" in found.text
     assert "Scores" not in found.text
 
 

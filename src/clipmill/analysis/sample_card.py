@@ -11,7 +11,7 @@ from clipmill.data.distribution import Distribution
 from clipmill.errors import BadSampleError
 
 # Characters of a caption that are shown: some are as long as a book.
-_MOST_CHARACTERS = 900
+_MOST_CHARACTERS = 500
 
 Scores = Mapping[str, Mapping[str, Distribution]]
 
