@@ -4,9 +4,14 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli import look
 from clipmill.cli.options import Set, Store
 
 data = typer.Typer(help="From image-text pairs to a captioned dataset.", no_args_is_help=True)
+data.command("stats")(look.stats)
+data.command("view")(look.view)
+data.command("verify")(look.verify)
+data.command("export")(look.export)
 
 
 @data.command("scenes")

@@ -77,7 +77,7 @@ class Dataset:
                 parents=tuple(Parent.from_json(parent) for parent in value["parents"]),
             )
             consistent = value["digest"] == dataset.digest
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise inconsistent(join(uri, MANIFEST), f"lacks a part: {error!r}") from error
         if not consistent:
             raise inconsistent(join(uri, MANIFEST), "doesn't match its own digest")

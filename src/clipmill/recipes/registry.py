@@ -15,6 +15,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "coca-vit-l14": captioner.coca_vit_l14,
     "depth-miniature": dense.depth_miniature,
     "depth-vit-b16": dense.depth_vit_b16,
+    "export": data.export,
     "recaption-beam": captioner.recaption_beam,
     "recaption-miniature": captioner.recaption_miniature,
     "scenes-miniature": data.scenes_miniature,

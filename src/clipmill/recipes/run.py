@@ -6,6 +6,7 @@ to, and the run's name if its times are to be kept there. It returns the URI of 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
@@ -14,6 +15,14 @@ from clipmill.storage import join
 
 LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
 """The paper's names of the caption choices (CLIP-QC, Table 2), and of the choice by a layer."""
+
+
+if TYPE_CHECKING:
+    from clipmill.data.stats import DatasetStats
+    from clipmill.data.verify import Verification
+
+LABELS = {"real": "G", "synthetic": "S", "both": "G+S"}
+"""The paper's names of the caption choices (CLIP-QC, Table 2)."""
 
 
 def scenes(name: str, overrides: Sequence[str], store: str, run: str = "") -> str:
@@ -273,3 +282,61 @@ def _span(text: str) -> range | None:
             action="write it like 0:100",
         )
     return range(int(start), int(stop))
+
+
+def data_stats(dataset: str, *, max_shards: int = 0) -> "DatasetStats":
+    """Look at a dataset's shards and layers."""
+    from clipmill.data.dataset import Dataset, cache_folder
+    from clipmill.data.stats import dataset_stats
+
+    with Stage("stats") as stage:
+        opened = Dataset.open(dataset)
+        return dataset_stats(opened, cache_folder(), max_shards=max_shards, report=stage.report)
+
+
+def data_verify(dataset: str, *, contents: bool = True) -> "Verification":
+    """Check every digest of a dataset."""
+    from clipmill.data.verify import verify
+
+    with Stage("verify") as stage:
+        return verify(dataset, contents=contents, report=stage.report)
+
+
+def data_view(
+    dataset: str,
+    *,
+    uids: Sequence[str] = (),
+    best: str = "",
+    worst: str = "",
+    count: int = 24,
+    seed: int = 0,
+) -> str:
+    """Samples of a dataset on one HTML page."""
+    from clipmill.analysis.dataset_page import PageConfig, dataset_page
+    from clipmill.data.dataset import Dataset, cache_folder
+
+    config = PageConfig(uids=tuple(uids), best=best, worst=worst, count=count, seed=seed)
+    with Stage("view") as stage:
+        return dataset_page(Dataset.open(dataset), config, cache_folder(), report=stage.report)
+
+
+def data_export(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    store: str,
+    *,
+    captions: str = "real",
+    layer: str = "",
+) -> str:
+    """Bake a view into WebDataset tars; their folder."""
+    from clipmill.data.dataset import cache_folder
+    from clipmill.data.export import ExportConfig, export
+    from clipmill.data.view import ViewConfig
+
+    view = ViewConfig.from_json(
+        {"captions": captions, "layer": "" if captions == "real" else layer}
+    )
+    config = replace(recipe(name, ExportConfig), view=view).override(overrides)
+    with Stage("export") as stage:
+        return stage.made(export(config, dataset, store, cache_folder(), report=stage.report))
