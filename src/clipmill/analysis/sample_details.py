@@ -12,7 +12,7 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.reader import read_shard
 from clipmill.data.shard_records import SampleRecord, read_records
-from clipmill.data.stats import REAL, score_columns
+from clipmill.data.stats import REAL, numbers, score_columns
 
 _SCALARS = (bool, int, float, str)
 
