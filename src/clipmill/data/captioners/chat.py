@@ -114,7 +114,7 @@ class ChatCaptioner:
         fatal: BaseException | None = None
         try:
             futures = {
-                pool.submit(self._caption_one, endpoint, sample, stop): index
+                pool.submit(self._caption_or_stop, endpoint, sample, stop): index
                 for index, sample in enumerate(inputs)
             }
             for future in as_completed(futures):
@@ -123,7 +123,6 @@ class ChatCaptioner:
                     yield futures[future], future.result()
                 elif fatal is None and not isinstance(trouble, StoppedError):
                     fatal = trouble
-                    stop.set()
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -135,6 +134,18 @@ class ChatCaptioner:
         if self._endpoint is not None:
             self._endpoint.close()
             self._endpoint = None
+
+    def _caption_or_stop(
+        self, endpoint: Endpoint, sample: CaptionInput, stop: Event
+    ) -> CaptionOutput:
+        if stop.is_set():
+            raise StoppedError
+        try:
+            return self._caption_one(endpoint, sample, stop)
+        except BaseException:
+            # At once, before this thread takes the next sample.
+            stop.set()
+            raise
 
     def _caption_one(self, endpoint: Endpoint, sample: CaptionInput, stop: Event) -> CaptionOutput:
         config = self._config

@@ -191,11 +191,19 @@ class _Model:
         logs_NT = speaker.compute_transition_scores(
             found.sequences, found.scores, beams, normalize_logits=True
         )
-        # Past a text's end come paddings: 0 in a search, minus infinity in sampling.
-        said_NT = torch.isfinite(logs_NT) & (logs_NT < 0)
-        sums = torch.where(said_NT, logs_NT, 0.0).sum(1) / said_NT.sum(1).clamp(min=1)
+        tokens_NT = found.sequences[:, -logs_NT.shape[1] :]
+        ends_NT = torch.isin(tokens_NT, torch.tensor(self._end_ids(), device=tokens_NT.device))
+        # Up to the first end, that one included; what follows is padding, likely or not.
+        said_NT = ends_NT.cumsum(1) - ends_NT.long() == 0
+        sums = torch.where(said_NT, logs_NT, 0.0).sum(1) / said_NT.sum(1)
         scores: list[float] = sums.float().tolist()
         return scores
+
+    def _end_ids(self) -> list[int]:
+        tokenizer = self._processor.tokenizer
+        ends = self._model.generation_config.eos_token_id
+        ids = [*(ends if isinstance(ends, list) else [ends])]
+        return [i for i in (*ids, tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None]
 
     def _without_prompt(self, text: str) -> str:
         plain, prompt = text.strip(), self._config.prompt.strip().lower()
