@@ -69,7 +69,8 @@ def save_blip(folder):
     text = tokenizer(folder)
     ids = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
     config = BlipConfig(
-        vision_config={**SIZES, "image_size": 16, "patch_size": 8},
+        # BLIP's own range is so small that no picture would differ from another.
+        vision_config={**SIZES, "image_size": 16, "patch_size": 8, "initializer_range": 0.02},
         text_config={
             **SIZES,
             **ids,
@@ -106,9 +107,7 @@ def folder(request, tmp_path_factory):
     with torch.no_grad():
         # So large that what is said depends on the picture.
         for name, parameter in model.named_parameters():
-            if name.endswith(("class_embedding", "position_embedding")):
-                parameter.mul_(0.1)
-            elif "norm" not in name.lower():
+            if "norm" not in name.lower():
                 parameter.mul_(8)
     model.save_pretrained(made)
     processor.save_pretrained(made)

@@ -85,10 +85,10 @@ def recaption(
     report(done, total, "loading the captioner")
     counts: Counter[str] = Counter()
     with closing(model), ThreadPoolExecutor(_NUM_DECODERS) as decoders:
+        worker = _Worker(opened, layer, model, config.batch_size, decoders)
         for index in shards:
             if not has_layer_shard(opened, layer, index):
-                work = _ShardWork(opened, layer, index, model, config.batch_size, decoders)
-                counts.update(work.run())
+                counts.update(worker.caption_shard(index))
             done += opened.shards[index].num_samples
             failed = sum(count for reason, count in counts.items() if reason)
             report(done, total, f"captioned, {failed} left as they were" if failed else "captioned")
@@ -99,31 +99,29 @@ def recaption(
     return layer
 
 
-class _ShardWork:
-    """The captions of one shard."""
+class _Worker:
+    """Captions shards, one after the other."""
 
     def __init__(
         self,
         dataset: Dataset,
         layer: str,
-        index: int,
         model: Captioner,
         batch_size: int,
         decoders: ThreadPoolExecutor,
     ) -> None:
         self._dataset = dataset
         self._layer = layer
-        self._index = index
         self._model = model
         self._batch_size = batch_size
         self._decoders = decoders
         self._outputs: dict[str, CaptionOutput] = {}
+        self._has_worked = False
 
-    def run(self) -> Counter[str]:
+    def caption_shard(self, index: int) -> Counter[str]:
         """Write the shard's rows; how many samples had each reason, the empty one included."""
-        dataset, layer, index = self._dataset, self._layer, self._index
-        if self._model.is_costly:
-            self._outputs = read_part(dataset, layer, index)
+        dataset, layer = self._dataset, self._layer
+        self._outputs = read_part(dataset, layer, index) if self._model.is_costly else {}
         with read_shard(dataset, index, cache_folder()) as reader:
             missing = [r for r, uid in enumerate(reader.uids) if uid not in self._outputs]
             for batch in self._batches(reader, missing):
@@ -169,8 +167,8 @@ class _ShardWork:
             return
         _log.warning("%d samples failed together, so each goes alone: %r", len(batch), trouble)
         failed = [sample for sample in batch if self._try([sample]) is not None]
-        if len(failed) == len(batch) and not any(out.texts for out in self._outputs.values()):
-            # Not one sample's fault.
+        if not self._has_worked:
+            # Nothing says that it's these samples' fault.
             raise trouble
         for sample in failed:
             self._outputs[sample.uid] = CaptionOutput(reason="failed")
@@ -184,6 +182,7 @@ class _ShardWork:
             raise
         except Exception as error:  # noqa: BLE001  # a model may raise anything over an odd sample
             return error
+        self._has_worked = True
         return None
 
     def _table(self, reader: ShardReader) -> tuple[pa.Table, Counter[str]]:
