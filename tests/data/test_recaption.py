@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,20 @@ def rows_of(dataset, layer, tmp_path):
         for index in range(len(opened.shards))
         for row in read_layer(opened, layer, index, tmp_path / "cache").to_pylist()
     ]
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """A captioner that loads nothing: every sample shows a cube."""
+
+    def make(dataset):
+        file = tmp_path / "labels.jsonl"
+        uids = [uid for index in range(len(dataset.shards)) for uid in dataset.uids(index)]
+        rows = [{"uid": uid, "labels": ["cube"]} for uid in uids]
+        file.write_text("\n".join(json.dumps(row) for row in rows))
+        return f"template:{file}"
+
+    return make
 
 
 def summary_of(dataset, layer):
@@ -216,6 +232,28 @@ def test_ranges_that_are_none(make_dataset, captioner, start, stop):
     dataset = make_dataset(count=20, samples_per_shard=4)
     with pytest.raises(ConfigError, match=r"the range of shards was .* to"):
         recaption(CONFIG, dataset.uri, captioner.uri, report=silent, start=start, stop=stop)
+
+
+def test_the_command_captions_a_range_of_an_s3_dataset(s3, make_dataset, labels, tmp_path):
+    """What lies there afterwards is what lies here, the places of datasets aside."""
+    local = make_dataset(count=10)
+    remote = make_dataset(count=10, store=f"s3://tests/{tmp_path.name}")
+    done = []
+    for dataset in (local, remote):
+        for shards in (["--start", "1", "--stop", "3"], []):
+            command = ["data", "recaption", dataset.uri, "--captioner", labels(local), *shards]
+            done.append(
+                subprocess.run(
+                    [sys.executable, "-c", "from clipmill.cli import main; main()", *command],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                ).stdout.strip()
+            )
+    assert len(set(done)) == 1
+    layers = [Dataset.open(dataset.uri).layers[done[0]] for dataset in (local, remote)]
+    assert layers[0] == layers[1]
+    assert rows_of(remote, done[0], tmp_path) == rows_of(local, done[0], tmp_path)
 
 
 # Single bad samples.

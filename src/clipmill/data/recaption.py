@@ -131,7 +131,9 @@ class _Worker:
                     if self._model.is_costly:
                         write_part(dataset, layer, index, self._outputs)
             table, counts = self._table(reader)
-        write_layer_shard(dataset, layer, index, table)
+        # Another worker may have done it meanwhile, in other words where sampling isn't decided.
+        if not has_layer_shard(dataset, layer, index):
+            write_layer_shard(dataset, layer, index, table)
         if self._model.is_costly:
             drop_part(dataset, layer, index)
         for reason, count in counts.items():

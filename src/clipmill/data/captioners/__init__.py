@@ -17,6 +17,7 @@ from clipmill.data.captioners.huggingface import HuggingFaceCaptioner, HuggingFa
 from clipmill.data.captioners.rewrite import RewriteCaptioner, RewriteConfig
 from clipmill.data.captioners.template import TemplateCaptioner, TemplateConfig
 from clipmill.data.captioners.vlm import VlmCaptioner, VlmConfig
+from clipmill.errors import ConfigError
 
 __all__ = [
     "CAPTIONERS",
@@ -93,6 +94,12 @@ def open_captioner(name: str, config: CaptionersConfig) -> tuple[str, Captioner]
     Imports no model library. Raises UserErrors, as the captioner's class says.
     """
     kind, colon, uri = name.partition(":")
-    if colon and kind in CAPTIONERS:
-        return kind, CAPTIONERS[kind](uri, config)
-    return "coca", CAPTIONERS["coca"](name, config)
+    if not colon or uri.startswith("//") or not kind.isalpha():
+        return "coca", CAPTIONERS["coca"](name, config)
+    if kind not in CAPTIONERS:
+        raise ConfigError(
+            f"there is no captioner of kind {kind!r}",
+            expected=f"one of {', '.join(CAPTIONERS)}",
+            action="write it as KIND:URI, or give the URI of a CoCa checkpoint",
+        )
+    return kind, CAPTIONERS[kind](uri, config)

@@ -4,6 +4,7 @@ It keeps to a pace and a budget, tries again what may pass, and says of what can
 sample is at fault (BadSampleError) or all of them would be (ServerError, BudgetError).
 """
 
+import logging
 import random
 import re
 import time
@@ -114,6 +115,8 @@ class Endpoint:
             timeout=config.timeout_seconds,
             limits=httpx.Limits(max_connections=config.concurrency),
         )
+        # Otherwise it logs every request, a line a caption.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         self._pace = Pace(config.requests_per_minute)
         self._budget = Budget(config.max_requests, config.max_total_tokens)
         self._streak = Streak(config.max_failures_in_a_row)
