@@ -2,14 +2,14 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from chat_server import ChatServer
+from typer.testing import CliRunner
 
+from clipmill.cli import app
 from clipmill.data.captioners import (
     CaptionInput,
     CocaCaptioner,
@@ -242,14 +242,9 @@ def test_the_command_captions_a_range_of_an_s3_dataset(s3, make_dataset, labels,
     for dataset in (local, remote):
         for shards in (["--start", "1", "--stop", "3"], []):
             command = ["data", "recaption", dataset.uri, "--captioner", labels(local), *shards]
-            done.append(
-                subprocess.run(
-                    [sys.executable, "-c", "from clipmill.cli import main; main()", *command],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                ).stdout.strip()
-            )
+            said = CliRunner().invoke(app, command, catch_exceptions=False)
+            assert said.exit_code == 0
+            done.append(said.stdout.strip())
     assert len(set(done)) == 1
     layers = [Dataset.open(dataset.uri).layers[done[0]] for dataset in (local, remote)]
     assert layers[0] == layers[1]
