@@ -49,6 +49,18 @@ class DataMetrics:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionMetrics:
+    """What recaptioning reports."""
+
+    samples: Counter
+    """Samples that were captioned; label ``outcome``: ``captioned``, or why not."""
+    requests: Counter
+    """Attempts at an endpoint; label ``outcome``: ``answered``, a status, or what went wrong."""
+    tokens: Counter
+    """Tokens that an endpoint counted, of prompts and answers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServingMetrics:
     """What an endpoint reports. Each has the label ``model``."""
 
@@ -93,6 +105,18 @@ def data_metrics() -> DataMetrics:
     return DataMetrics(
         samples=Counter("clipmill_data_samples_total", "Samples that came through"),
         quarantined=Counter("clipmill_data_quarantined_total", "Samples set aside", ["reason"]),
+    )
+
+
+@cache
+def caption_metrics() -> CaptionMetrics:
+    """The captioning section, registered once."""
+    return CaptionMetrics(
+        samples=Counter("clipmill_caption_samples_total", "Samples, by outcome", ["outcome"]),
+        requests=Counter(
+            "clipmill_caption_requests_total", "Attempts at an endpoint, by outcome", ["outcome"]
+        ),
+        tokens=Counter("clipmill_caption_tokens_total", "Tokens that an endpoint counted"),
     )
 
 

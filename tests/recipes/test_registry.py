@@ -63,7 +63,7 @@ def test_a_wrong_override_of_a_task_lists_its_fields():
 
 
 def test_a_recipe_of_another_command():
-    with pytest.raises(ConfigError, match="one of recaption-beam, recaption-miniature"):
+    with pytest.raises(ConfigError, match="one of recaption-beam, recaption-blip, recaption-coca"):
         recipe("clip-vit-b16", RecaptionConfig)
     with pytest.raises(ConfigError, match="one of shards, shards-miniature"):
         recipe("no-such-recipe", ShardConfig)

@@ -206,7 +206,7 @@ def recipes(
         return
     for known, make in RECIPES.items():
         first = (make.__doc__ or "").strip().splitlines()[0]
-        typer.echo(f"{known:<22}{first}")
+        typer.echo(f"{known:<26}{first}")
 
 
 def main() -> None:

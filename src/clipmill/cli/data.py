@@ -51,14 +51,23 @@ def data_train_captioner(
 @data.command("recaption")
 def data_recaption(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
-    captioner: Annotated[str, typer.Option(help="URI of a CoCa checkpoint.")],
+    captioner: Annotated[
+        str,
+        typer.Option(
+            help="KIND:URI, such as coca:FOLDER, coca:coca_ViT-L-14@WEIGHTS, blip:FOLDER, "
+            "vlm:http://HOST/v1 or rewrite:http://HOST/v1; a URI alone is a CoCa checkpoint."
+        ),
+    ],
     recipe: str = "recaption-miniature",
+    start: Annotated[int, typer.Option(help="First shard.")] = 0,
+    stop: Annotated[int | None, typer.Option(help="Shard to stop before.")] = None,
     sets: Set = None,
 ) -> None:
     """Write synthetic captions as a layer beside a dataset's shards; prints the layer's name."""
     from clipmill.recipes import run
 
-    typer.echo(run.recaption(recipe, sets or [], dataset, captioner, store=""))
+    layer = run.recaption(recipe, sets or [], dataset, captioner, "", start=start, stop=stop)
+    typer.echo(layer)
 
 
 @data.command("score")

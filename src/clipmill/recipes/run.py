@@ -61,15 +61,23 @@ def train_captioner(
 
 
 def recaption(
-    name: str, overrides: Sequence[str], dataset: str, captioner: str, store: str, run: str = ""
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    captioner: str,
+    store: str,
+    run: str = "",
+    *,
+    start: int = 0,
+    stop: int | None = None,
 ) -> str:
-    """Caption a dataset's pictures; the name of the layer."""
+    """Caption a dataset's pictures, or those of some of its shards; the name of the layer."""
     from clipmill.data.recaption import RecaptionConfig
     from clipmill.data.recaption import recaption as make
 
     config = recipe(name, RecaptionConfig, overrides)
     with Stage("recaption", store=store, run=run) as stage:
-        layer = make(config, dataset, captioner, report=stage.report)
+        layer = make(config, dataset, captioner, report=stage.report, start=start, stop=stop)
         stage.made(join(dataset, "layers", layer))
         return layer
 
