@@ -1,0 +1,166 @@
+"""The loader at 224 px with two processes: ours from local shards and from S3, and its peers.
+
+``python benchmarks/loader.py --peers PYTHON``, where that interpreter has open_clip_torch with
+its training extra, mosaicml-streaming and litdata; without it, ours alone is measured. All read
+the same 512 px JPEG files, crop and resize alike and tokenize captions. Each contender runs in a
+process of its own, one after another, several rounds: the table holds medians.
+
+The peers hand out normalized floats; ours hands out bytes, since a GPU normalizes for nothing.
+The row "ours, normalized" does that in this process too.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.data.dataset import Dataset
+from clipmill.data.loader import LoaderConfig, PairBatch, PairLoader
+from clipmill.data.scenes import SceneConfig, draw
+from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.view import View, ViewConfig
+from clipmill.models.normalization import Normalize
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.storage import SeaweedServer
+
+_DRAWN, _PICTURE_SIZE, _QUALITY = 192, 512, 90
+_SHARD_SAMPLES = 256
+OURS = ("ours", "ours, normalized", "ours, S3")
+PEERS = ("open_clip", "streaming", "litdata")
+
+
+def write_source(folder: Path, count: int) -> None:
+    """Pairs of pictures that were drawn, each many times, with a caption of its own."""
+    folder.mkdir(parents=True)
+    drawn = []
+    for index in range(min(count, _DRAWN)):
+        scene = draw(SceneConfig(size=_PICTURE_SIZE, supersample=1), index)
+        buffer = io.BytesIO()
+        Image.fromarray(scene.image_HW3).save(buffer, "JPEG", quality=_QUALITY)
+        drawn.append((buffer.getvalue(), scene.captions["rich"]))
+    for number in range(count):
+        data, caption = drawn[number % len(drawn)]
+        (folder / f"{number:06d}.jpg").write_bytes(data)
+        (folder / f"{number:06d}.txt").write_text(f"{caption} ({number})")
+
+
+def our_batches(uri: str, options: argparse.Namespace) -> Iterator[PairBatch]:
+    """The loader as training sets it up."""
+    loader = PairLoader(
+        View(Dataset.open(uri), ViewConfig()),
+        LoaderConfig(batch_size=options.batch_size, num_workers=options.workers),
+        transform=CropTransform(options.size, RandomResizedCropConfig()),
+        tokenize=Tokenizer(),
+        cache=options.folder / "cache",
+    )
+    return iter(loader)
+
+
+def measure_ours(contender: str, options: argparse.Namespace) -> float:
+    """Images a second, as ``loader_peers`` counts them."""
+    uri = options.s3 if contender == "ours, S3" else options.local
+    if contender == "ours, S3":  # an epoch, after which the cache is warm
+        num_batches = -(-Dataset.open(uri).num_samples // options.batch_size)
+        for _ in islice(our_batches(uri, options), num_batches):
+            pass
+    batches = our_batches(uri, options)
+    normalize = Normalize()
+    for _ in islice(batches, options.warmup):
+        pass
+    started, count = time.perf_counter(), 0
+    for batch in islice(batches, options.batches):
+        if contender == "ours, normalized":
+            normalize(batch.images_B3HW.float() / 255)
+        count += len(batch.uids)
+    return count / (time.perf_counter() - started)
+
+
+def run(contender: str, options: argparse.Namespace) -> float:
+    """One round of one contender, in a process of its own."""
+    here = Path(__file__)
+    names = ("size", "batch_size", "workers", "warmup", "batches")
+    numbers = [f"--{n.replace('_', '-')}={getattr(options, n)}" for n in names]
+    if contender in PEERS:
+        program = [options.peers, str(here.with_name("loader_peers.py")), contender]
+        command = [*program, str(options.folder), *numbers]
+    else:
+        command = [sys.executable, str(here), "--contender", contender, *numbers]
+        command += ["--folder", str(options.folder), "--local", options.local, "--s3", options.s3]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    result: float = json.loads(done.stdout.splitlines()[-1])["images_per_second"]
+    return result
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Write the files, let all contenders take turns, print the table."""
+    source = options.folder / "source"
+    write_source(source, options.samples)
+    config = ShardConfig(samples_per_shard=_SHARD_SAMPLES)
+    options.local = shard(config, str(source), str(options.folder / "store"))
+    options.s3 = shard(config, str(source), options.s3) if options.s3 else ""
+    contenders = [c for c in OURS if options.s3 or c != "ours, S3"]
+    contenders += PEERS if options.peers else ()
+    rates: dict[str, list[float]] = {contender: [] for contender in contenders}
+    for _ in range(options.rounds):
+        for contender in contenders:
+            rates[contender].append(run(contender, options))
+    title = f"Images/s at {options.size} px, {options.workers} workers, {os.cpu_count()} CPUs"
+    table = Table(title=f"{title}, load {os.getloadavg()[0]:.1f}")
+    for heading in ("loader", "median", "lowest", "highest", "ours / it"):
+        table.add_column(heading, justify="left" if heading == "loader" else "right")
+    ours = statistics.median(rates["ours"])
+    for contender, values in rates.items():
+        median = statistics.median(values)
+        row = [f"{v:.0f}" for v in (median, min(values), max(values))]
+        table.add_row(contender, *row, f"{ours / median:.2f}")
+    Console().print(table)
+
+
+def main() -> None:
+    """Compare, or be one contender."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", default="", help="interpreter that has the peers")
+    parser.add_argument("--samples", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--no-s3", action="store_true", help="leave S3 out")
+    parser.add_argument("--contender", choices=OURS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--local", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--s3", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contender:
+        torch.set_num_threads(1)
+        print(json.dumps({"images_per_second": measure_ours(options.contender, options)}))
+        return
+    with ExitStack() as stack:
+        options.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if not options.no_s3:
+            server = stack.enter_context(SeaweedServer(options.folder / "weed"))
+            os.environ.update(server.environment)
+            options.s3 = "s3://benchmark/store"
+        compare(options)
+
+
+if __name__ == "__main__":
+    main()

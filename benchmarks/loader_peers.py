@@ -1,0 +1,187 @@
+"""One peer's loader at work, for ``benchmarks/loader.py``: run by the interpreter that has it.
+
+Reads a folder of JPEG files with captions in the peer's own format, which ``prepare`` writes
+once, and prints images a second as JSON. Needs open_clip_torch[training], mosaicml-streaming or
+litdata, and nothing of clipmill.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import AugmentationCfg, image_transform
+
+SCALE, RATIO = (0.9, 1.0), (0.75, 1.33)
+_SHARD_SAMPLES = 256
+
+
+def pairs(source: Path) -> Iterator[tuple[str, bytes, str]]:
+    """Names, files and captions in a folder."""
+    for path in sorted(source.glob("*.jpg")):
+        yield path.stem, path.read_bytes(), path.with_suffix(".txt").read_text()
+
+
+def transform_pil(size: int) -> Any:
+    """open_clip's transform for training; its aspects are RATIO, and can't be set."""
+    return image_transform(size, is_train=True, aug_cfg=AugmentationCfg(scale=SCALE))
+
+
+def prepare_open_clip(source: Path, target: Path) -> None:
+    """WebDataset tars."""
+    import webdataset
+
+    target.mkdir(parents=True)
+    pattern = str(target / "%05d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=_SHARD_SAMPLES, verbose=0) as writer:
+        for name, data, caption in pairs(source):
+            writer.write({"__key__": name, "jpg": data, "txt": caption})
+
+
+def batches_open_clip(target: Path, options: argparse.Namespace) -> Iterable[Any]:
+    """``get_wds_dataset`` as open_clip's own training calls it."""
+    from open_clip_train import data
+
+    # webdataset has since begun to mark the ends of tars, which open_clip's grouping stumbles on.
+    data.tar_file_expander = partial(data.tar_file_expander, eof_value=None)
+    num_shards = len(list(target.glob("*.tar")))
+    settings = SimpleNamespace(
+        train_data=str(target / f"{{00000..{num_shards - 1:05d}}}.tar"),
+        train_num_samples=100_000_000,
+        train_data_upsampling_factors=None,
+        dataset_resampled=False,
+        seed=0,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        world_size=1,
+    )
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    info = data.get_wds_dataset(settings, transform_pil(options.size), True, tokenizer=tokenizer)
+    return info.dataloader
+
+
+def prepare_streaming(source: Path, target: Path) -> None:
+    """MDS shards."""
+    from streaming import MDSWriter
+
+    with MDSWriter(out=str(target), columns={"image": "bytes", "caption": "str"}) as writer:
+        for _, data, caption in pairs(source):
+            writer.write({"image": data, "caption": caption})
+
+
+def batches_streaming(target: Path, options: argparse.Namespace) -> Iterator[Any]:
+    """A StreamingDataset under torch's DataLoader, epoch after epoch."""
+    import io
+
+    from PIL import Image
+    from streaming import StreamingDataset
+
+    tokenizer, transform = open_clip.get_tokenizer("ViT-B-32"), transform_pil(options.size)
+
+    class Pairs(StreamingDataset):
+        def __getitem__(self, index: int) -> Any:
+            sample = super().__getitem__(index)
+            image = Image.open(io.BytesIO(sample["image"]))
+            return transform(image), tokenizer(sample["caption"])[0]
+
+    dataset = Pairs(local=str(target), shuffle=True, batch_size=options.batch_size)
+    loader = torch.utils.data.DataLoader(
+        dataset, options.batch_size, num_workers=options.workers, persistent_workers=True
+    )
+    while True:
+        yield from loader
+
+
+def _litdata_item(path: str) -> dict[str, Any]:
+    from PIL import Image
+
+    return {"image": Image.open(path), "caption": Path(path).with_suffix(".txt").read_text()}
+
+
+def prepare_litdata(source: Path, target: Path) -> None:
+    """Chunks, with JPEG files kept as they are."""
+    from litdata import optimize
+
+    optimize(
+        _litdata_item,
+        [str(path) for path in sorted(source.glob("*.jpg"))],
+        output_dir=str(target),
+        chunk_bytes="16MB",
+        num_workers=1,
+    )
+
+
+def batches_litdata(target: Path, options: argparse.Namespace) -> Iterator[Any]:
+    """A StreamingDataLoader; it decodes to tensors, which torchvision's v2 transforms take."""
+    from litdata import StreamingDataLoader, StreamingDataset
+    from torchvision.transforms import InterpolationMode, v2
+
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                options.size, SCALE, RATIO, InterpolationMode.BICUBIC, antialias=True
+            ),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+        ]
+    )
+
+    class Pairs(StreamingDataset):
+        def __getitem__(self, index: Any) -> Any:
+            sample = super().__getitem__(index)
+            return transform(sample["image"]), tokenizer(sample["caption"])[0]
+
+    loader = StreamingDataLoader(
+        Pairs(str(target), shuffle=True),
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+        persistent_workers=True,
+    )
+    while True:
+        yield from loader
+
+
+def images_per_second(batches: Iterable[Any], options: argparse.Namespace) -> float:
+    """Over ``options.batches`` batches, after as many as fill the queues."""
+    iterator = iter(batches)
+    for _ in islice(iterator, options.warmup):
+        pass
+    started, count = time.perf_counter(), 0
+    for images, _ in islice(iterator, options.batches):
+        count += len(images)
+    return count / (time.perf_counter() - started)
+
+
+PEERS = {
+    "open_clip": (prepare_open_clip, batches_open_clip),
+    "streaming": (prepare_streaming, batches_streaming),
+    "litdata": (prepare_litdata, batches_litdata),
+}
+
+
+def main() -> None:
+    """Prepare where that is yet to do, or measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("folder", type=Path)
+    for name in ("size", "batch-size", "workers", "warmup", "batches"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    prepare, batches = PEERS[options.peer]
+    target = options.folder / options.peer
+    if not target.exists():
+        prepare(options.folder / "source", target)
+    print(json.dumps({"images_per_second": images_per_second(batches(target, options), options)}))
+
+
+if __name__ == "__main__":
+    main()
