@@ -17,13 +17,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
 import torch
+from loader_peers import rates
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -71,26 +71,24 @@ def our_batches(uri: str, options: argparse.Namespace) -> Iterator[PairBatch]:
     return iter(loader)
 
 
-def measure_ours(contender: str, options: argparse.Namespace) -> float:
-    """Images a second, as ``loader_peers`` counts them."""
+def measure_ours(contender: str, options: argparse.Namespace) -> dict[str, float]:
+    """The rates of one of OURS."""
     uri = options.s3 if contender == "ours, S3" else options.local
     if contender == "ours, S3":  # an epoch, after which the cache is warm
         num_batches = -(-Dataset.open(uri).num_samples // options.batch_size)
         for _ in islice(our_batches(uri, options), num_batches):
             pass
-    batches = our_batches(uri, options)
     normalize = Normalize()
-    for _ in islice(batches, options.warmup):
-        pass
-    started, count = time.perf_counter(), 0
-    for batch in islice(batches, options.batches):
+
+    def count(batch: PairBatch) -> int:
         if contender == "ours, normalized":
             normalize(batch.images_B3HW.float() / 255)
-        count += len(batch.uids)
-    return count / (time.perf_counter() - started)
+        return len(batch.uids)
+
+    return rates(our_batches(uri, options), count, options)
 
 
-def run(contender: str, options: argparse.Namespace) -> float:
+def run(contender: str, options: argparse.Namespace) -> dict[str, float]:
     """One round of one contender, in a process of its own."""
     here = Path(__file__)
     names = ("size", "batch_size", "workers", "warmup", "batches")
@@ -103,8 +101,8 @@ def run(contender: str, options: argparse.Namespace) -> float:
         command += ["--folder", str(options.folder), "--local", options.local, "--s3", options.s3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    result: float = json.loads(done.stdout.splitlines()[-1])["images_per_second"]
-    return result
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -116,19 +114,26 @@ def compare(options: argparse.Namespace) -> None:
     options.s3 = shard(config, str(source), options.s3) if options.s3 else ""
     contenders = [c for c in OURS if options.s3 or c != "ours, S3"]
     contenders += PEERS if options.peers else ()
-    rates: dict[str, list[float]] = {contender: [] for contender in contenders}
+    found: dict[str, list[dict[str, float]]] = {contender: [] for contender in contenders}
     for _ in range(options.rounds):
         for contender in contenders:
-            rates[contender].append(run(contender, options))
-    title = f"Images/s at {options.size} px, {options.workers} workers, {os.cpu_count()} CPUs"
+            found[contender].append(run(contender, options))
+    title = f"Images at {options.size} px, {options.workers} workers, {os.cpu_count()} CPUs"
     table = Table(title=f"{title}, load {os.getloadavg()[0]:.1f}")
-    for heading in ("loader", "median", "lowest", "highest", "ours / it"):
-        table.add_column(heading, justify="left" if heading == "loader" else "right")
-    ours = statistics.median(rates["ours"])
-    for contender, values in rates.items():
-        median = statistics.median(values)
-        row = [f"{v:.0f}" for v in (median, min(values), max(values))]
-        table.add_row(contender, *row, f"{ours / median:.2f}")
+    table.add_column("loader")
+    units = ("second", "processor second")
+    for unit in units:
+        table.add_column(f"a {unit}", justify="right")
+        table.add_column("ours / it", justify="right")
+    medians = {
+        contender: [statistics.median(rate[unit] for rate in rounds) for unit in units]
+        for contender, rounds in found.items()
+    }
+    for contender, values in medians.items():
+        cells = []
+        for value, ours in zip(values, medians["ours"], strict=True):
+            cells += [f"{value:.0f}", f"{ours / value:.2f}"]
+        table.add_row(contender, *cells)
     Console().print(table)
 
 
@@ -151,7 +156,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.contender:
         torch.set_num_threads(1)
-        print(json.dumps({"images_per_second": measure_ours(options.contender, options)}))
+        print(json.dumps(measure_ours(options.contender, options)))
         return
     with ExitStack() as stack:
         options.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

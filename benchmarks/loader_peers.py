@@ -7,8 +7,9 @@ litdata, and nothing of clipmill.
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -124,7 +125,7 @@ def batches_litdata(target: Path, options: argparse.Namespace) -> Iterator[Any]:
     from torchvision.transforms import InterpolationMode, v2
 
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    transform = v2.Compose(
+    augment = v2.Compose(
         [
             v2.RandomResizedCrop(
                 options.size, SCALE, RATIO, InterpolationMode.BICUBIC, antialias=True
@@ -134,13 +135,11 @@ def batches_litdata(target: Path, options: argparse.Namespace) -> Iterator[Any]:
         ]
     )
 
-    class Pairs(StreamingDataset):
-        def __getitem__(self, index: Any) -> Any:
-            sample = super().__getitem__(index)
-            return transform(sample["image"]), tokenizer(sample["caption"])[0]
+    def transform(sample: dict[str, Any]) -> Any:
+        return augment(sample["image"]), tokenizer(sample["caption"])[0]
 
     loader = StreamingDataLoader(
-        Pairs(str(target), shuffle=True),
+        StreamingDataset(str(target), shuffle=True, transform=transform),
         batch_size=options.batch_size,
         num_workers=options.workers,
         persistent_workers=True,
@@ -149,15 +148,36 @@ def batches_litdata(target: Path, options: argparse.Namespace) -> Iterator[Any]:
         yield from loader
 
 
-def images_per_second(batches: Iterable[Any], options: argparse.Namespace) -> float:
-    """Over ``options.batches`` batches, after as many as fill the queues."""
+def rates(
+    batches: Iterable[Any], count: Callable[[Any], int], options: argparse.Namespace
+) -> dict[str, float]:
+    """Images a second, and a second of processor time, over ``options.batches`` batches.
+
+    They come after as many as fill the queues; ``count`` tells how many images are in one. The
+    processor's time, of this process and its workers, is what counts on a busy machine.
+    """
     iterator = iter(batches)
     for _ in islice(iterator, options.warmup):
         pass
-    started, count = time.perf_counter(), 0
-    for images, _ in islice(iterator, options.batches):
-        count += len(images)
-    return count / (time.perf_counter() - started)
+    started, processor, images = time.perf_counter(), processor_seconds(), 0
+    for batch in islice(iterator, options.batches):
+        images += count(batch)
+    return {
+        "second": images / (time.perf_counter() - started),
+        "processor second": images / (processor_seconds() - processor),
+    }
+
+
+def processor_seconds() -> float:
+    """Spent so far by this process and its children."""
+    me = Path("/proc/self").resolve()
+    processes = [me.name, *(me / "task" / me.name / "children").read_text().split()]
+    ticks = 0
+    for process in processes:
+        # The name, in brackets, may hold spaces; user and system time are fields 14 and 15.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 PEERS = {
@@ -180,7 +200,7 @@ def main() -> None:
     target = options.folder / options.peer
     if not target.exists():
         prepare(options.folder / "source", target)
-    print(json.dumps({"images_per_second": images_per_second(batches(target, options), options)}))
+    print(json.dumps(rates(batches(target, options), lambda batch: len(batch[0]), options)))
 
 
 if __name__ == "__main__":

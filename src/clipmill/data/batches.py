@@ -1,11 +1,12 @@
 """One rank's part of any global batch, put together from the shards by its step.
 
-Shapes: B batch (of this rank), H W height and width, T text length.
+Shapes: B batch (of this rank), H W height and width, T text length, E the teachers' widths
+together.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from clipmill.data.order import EpochOrder
 from clipmill.data.shard_pool import ShardPool
+from clipmill.data.teacher_rows import Lesson, Teaching, draw_lesson
 from clipmill.data.view import View
 from clipmill.errors import ArtifactError, BadSampleError, ClipmillError
 
@@ -37,12 +39,19 @@ class PairBatch:
     synthetic_BT: Tensor | None
     """Tokens of the synthetic captions, if the view has them."""
     uids: tuple[str, ...]
+    teacher_image_BE: Tensor | None = None
+    """The teachers' embeddings (fp16) of the very augmentation that the batch holds, if asked."""
+    teacher_real_BE: Tensor | None = None
+    """Those of the real captions, if the batch has them."""
+    teacher_synthetic_BE: Tensor | None = None
+    """Those of the synthetic captions that were drawn, if the batch has them."""
 
     def pin_memory(self) -> "PairBatch":
         """Move the tensors to page-locked memory; the DataLoader calls this."""
-        self.images_B3HW = self.images_B3HW.pin_memory()
-        self.real_BT = None if self.real_BT is None else self.real_BT.pin_memory()
-        self.synthetic_BT = None if self.synthetic_BT is None else self.synthetic_BT.pin_memory()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                setattr(self, field.name, value.pin_memory())
         return self
 
 
@@ -63,6 +72,7 @@ class _Sample:
     real: str
     synthetic: str
     uid: str
+    lesson: Lesson | None
 
 
 @dataclass
@@ -80,6 +90,7 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
     shuffle_shards: int
     transform: Transform
     tokenize: Tokenize
+    teaching: Teaching | None
     cache: Path
     cache_bytes: int
 
@@ -88,6 +99,7 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
         self._orders: OrderedDict[int, EpochOrder] = OrderedDict()
         self._pool = ShardPool(
             self.view,
+            teacher=self.teaching.layer if self.teaching else "",
             cache=self.cache,
             cache_bytes=self.cache_bytes,
             # A batch may straddle two blocks.
@@ -119,6 +131,14 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
             synthetic_BT=None if kind == "real" else self.tokenize([s.synthetic for s in samples]),
             uids=tuple(sample.uid for sample in samples),
         )
+        lessons = [sample.lesson for sample in samples if sample.lesson]
+        if lessons:
+            batch.teacher_image_BE = torch.stack([lesson.image_E for lesson in lessons])
+            if batch.real_BT is not None:
+                batch.teacher_real_BE = torch.stack([lesson.real_E for lesson in lessons])
+            if batch.synthetic_BT is not None:
+                drawn = [lesson.synthetic_E for lesson in lessons if lesson.synthetic_E is not None]
+                batch.teacher_synthetic_BE = torch.stack(drawn)
         return batch, skipped
 
     def _sample(self, position: int, skipped: list[Skipped]) -> _Sample:
@@ -158,16 +178,22 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
     def _read(self, position: int, index: int, selected: int) -> _Sample:
         shard = self._pool[index]
         row = int(shard.rows[selected])
-        synthetic = ""
+        synthetic, caption = "", None
         if shard.captions is not None:
             choices = shard.captions[row].as_py()
-            synthetic = choices[self._random(position, _CAPTION).integers(len(choices))]
-        return _Sample(
-            self.transform(shard.reader.image(row), self._random(position, _AUGMENTATION)),
-            shard.reader.caption(row),
-            synthetic,
-            shard.reader.uid(row),
-        )
+            caption = int(self._random(position, _CAPTION).integers(len(choices)))
+            synthetic = choices[caption]
+        generator = self._random(position, _AUGMENTATION)
+        lesson = None
+        if shard.teacher is not None:
+            lesson = draw_lesson(shard.teacher, row, caption, generator)
+        data = shard.reader.image(row)
+        if self.teaching and lesson and lesson.augmentation_K is not None:
+            image_3HW = self.teaching.replay(data, lesson.augmentation_K)
+        else:
+            image_3HW = self.transform(data, generator)
+        real, uid = shard.reader.caption(row), shard.reader.uid(row)
+        return _Sample(image_3HW, real, synthetic, uid, lesson)
 
     def _random(self, position: int, label: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, position, label))

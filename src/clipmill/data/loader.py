@@ -19,6 +19,7 @@ from clipmill.data.batches import BatchDataset, PairBatch, Skipped, Tokenize, Tr
 from clipmill.data.cache import is_remote
 from clipmill.data.dataset import cache_folder
 from clipmill.data.steps import StepsFrom, check_ranks
+from clipmill.data.teacher_rows import Teaching
 from clipmill.data.view import View
 from clipmill.errors import ClipmillError, ConfigError
 from clipmill.telemetry import data_metrics
@@ -74,6 +75,7 @@ class PairLoader:
         *,
         transform: Transform,
         tokenize: Tokenize,
+        teaching: Teaching | None = None,
         rank: int = 0,
         world_size: int = 1,
         cursor: int = 0,
@@ -82,13 +84,21 @@ class PairLoader:
         """Prepare to read; ``cursor`` is the number of global batches consumed already.
 
         ``transform`` makes a 3HW tensor of an image file with a random generator of its own,
-        ``tokenize`` a BT tensor of B texts; both run in the workers. ``cache`` holds local
-        copies of remote shards (default: ``cache_folder()``). Raises ConfigError if
-        the ranks can't share the batch evenly, the view is empty, or the shards that are needed
-        at once don't fit in ``cache_bytes``.
+        ``tokenize`` a BT tensor of B texts; both run in the workers. With ``teaching``, batches
+        hold stored augmentations and what teachers made of them. ``cache`` holds local copies of
+        remote shards (default: ``cache_folder()``). Raises ConfigError if the ranks can't share
+        the batch evenly, the view is empty, the teacher layer isn't there, or the shards that are
+        needed at once don't fit in ``cache_bytes``.
         """
         check_ranks(config.batch_size, world_size)
         _check_cache(view, config)
+        if teaching and teaching.layer not in view.dataset.layers:
+            names = sorted(name for name in view.dataset.layers if name.startswith("teacher/"))
+            raise ConfigError(
+                f"the teacher layer was {teaching.layer!r}",
+                expected=f"one of {', '.join(names)}" if names else "a layer, but there is none",
+                action="name such a layer, or compute one first",
+            )
         self.config = config
         self.cursor = cursor
         self.skipped: Counter[str] = Counter()
@@ -104,6 +114,7 @@ class PairLoader:
             shuffle_shards=config.shuffle_shards,
             transform=transform,
             tokenize=tokenize,
+            teaching=teaching,
             cache=cache or cache_folder(),
             cache_bytes=config.cache_bytes,
         )
@@ -122,6 +133,8 @@ class PairLoader:
     def __iter__(self) -> Iterator[PairBatch]:
         """Yield the batches of steps ``cursor``, ``cursor + 1`` and so on, without end."""
         workers = self.config.num_workers
+        # What a tokenizer reads at its first call, the workers then inherit.
+        self._batches.tokenize([""])
         loader = torch.utils.data.DataLoader(
             self._batches,
             batch_size=None,

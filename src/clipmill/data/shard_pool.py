@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.data.cache import is_remote, trim
+from clipmill.data.layer_map import map_layer
 from clipmill.data.layers import read_layer
 from clipmill.data.reader import ShardReader, read_shard
 from clipmill.data.view import View
@@ -21,20 +22,25 @@ from clipmill.errors import ArtifactError, BadSampleError, ClipmillError
 class OpenShard:
     """What is kept of a shard while samples are read from it."""
 
-    name: str
     reader: ShardReader
     rows: NDArray[np.int64]
     """The rows that the view selects."""
     captions: pa.ChunkedArray | None
     """The synthetic captions of every row."""
+    teacher: pa.Table | None
+    """What teachers made of every row (see ``teacher_rows``)."""
 
 
 class ShardPool:
     """Up to ``capacity`` open shards of a view; the one used longest ago gives way."""
 
-    def __init__(self, view: View, *, cache: Path, cache_bytes: int, capacity: int) -> None:
+    def __init__(
+        self, view: View, *, teacher: str, cache: Path, cache_bytes: int, capacity: int
+    ) -> None:
+        """``teacher`` is the name of a teacher layer, or empty."""
         self.is_remote = is_remote(view.dataset.uri)
         self._view = view
+        self._teacher = teacher
         self._cache = cache
         self._cache_bytes = cache_bytes
         self._capacity = capacity
@@ -76,9 +82,9 @@ class ShardPool:
         captions = None
         if config.captions != "real":
             captions = read_layer(dataset, config.layer, index, self._cache)["captions"]
+        teacher = map_layer(dataset, self._teacher, index, self._cache) if self._teacher else None
         reader = read_shard(dataset, index, self._cache)
-        name = dataset.shards[index].name
-        return OpenShard(name, reader, self._view.select(reader.uids), captions)
+        return OpenShard(reader, self._view.select(reader.uids), captions, teacher)
 
     def _download(self, shards: list[int]) -> None:
         for index in shards:
