@@ -90,19 +90,23 @@ def measure_ours(contender: str, options: argparse.Namespace) -> dict[str, float
 
 def run(contender: str, options: argparse.Namespace) -> dict[str, float]:
     """One round of one contender, in a process of its own."""
-    here = Path(__file__)
     names = ("size", "batch_size", "workers", "warmup", "batches")
     numbers = [f"--{n.replace('_', '-')}={getattr(options, n)}" for n in names]
     if contender in PEERS:
-        program = [options.peers, str(here.with_name("loader_peers.py")), contender]
-        command = [*program, str(options.folder), *numbers]
+        command = [*peer(contender, options), *numbers]
     else:
-        command = [sys.executable, str(here), "--contender", contender, *numbers]
+        command = [sys.executable, __file__, "--contender", contender, *numbers]
         command += ["--folder", str(options.folder), "--local", options.local, "--s3", options.s3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def peer(contender: str, options: argparse.Namespace) -> list[str]:
+    """The command that runs a peer."""
+    program = Path(__file__).with_name("loader_peers.py")
+    return [options.peers, str(program), contender, str(options.folder)]
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -114,6 +118,8 @@ def compare(options: argparse.Namespace) -> None:
     options.s3 = shard(config, str(source), options.s3) if options.s3 else ""
     contenders = [c for c in OURS if options.s3 or c != "ours, S3"]
     contenders += PEERS if options.peers else ()
+    for contender in PEERS if options.peers else ():
+        subprocess.run([*peer(contender, options), "--prepare"], check=True)
     found: dict[str, list[dict[str, float]]] = {contender: [] for contender in contenders}
     for _ in range(options.rounds):
         for contender in contenders:

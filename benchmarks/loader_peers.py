@@ -1,6 +1,6 @@
 """One peer's loader at work, for ``benchmarks/loader.py``: run by the interpreter that has it.
 
-Reads a folder of JPEG files with captions in the peer's own format, which ``prepare`` writes
+Reads a folder of JPEG files with captions in the peer's own format, which ``--prepare`` writes
 once, and prints images a second as JSON. Needs open_clip_torch[training], mosaicml-streaming or
 litdata, and nothing of clipmill.
 """
@@ -188,18 +188,20 @@ PEERS = {
 
 
 def main() -> None:
-    """Prepare where that is yet to do, or measure."""
+    """Prepare, or measure: litdata changes how processes start when it has prepared."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--prepare", action="store_true")
     for name in ("size", "batch-size", "workers", "warmup", "batches"):
-        parser.add_argument(f"--{name}", type=int, required=True)
+        parser.add_argument(f"--{name}", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
     prepare, batches = PEERS[options.peer]
     target = options.folder / options.peer
-    if not target.exists():
+    if options.prepare:
         prepare(options.folder / "source", target)
+        return
     print(json.dumps(rates(batches(target, options), lambda batch: len(batch[0]), options)))
 
 
