@@ -1,0 +1,40 @@
+"""Reading the images that a table names: local paths or ``s3://`` objects."""
+
+from pathlib import Path
+
+from clipmill.data.sources.files import read_file
+from clipmill.errors import BadSampleError, NotFoundError
+from clipmill.storage import join, read_bytes
+
+
+class ImageFiles:
+    """Files by the names that a table gives them."""
+
+    def __init__(self, base: str) -> None:
+        """``base``: the folder or ``s3://`` URI that relative names are relative to."""
+        self.base = base if "://" in base else str(Path(base).absolute())
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an image; raises BadSampleError (``missing-image``) if it isn't there.
+
+        SourceError and StorageError where it is, and can't be read.
+        """
+        uri = name if "://" in name or name.startswith("/") else join(self.base, name)
+        try:
+            if "://" in uri:
+                return read_bytes(uri)
+        except NotFoundError as error:
+            raise BadSampleError("missing-image", f"nothing lies at {name}") from error
+        if not Path(uri).is_file():
+            raise BadSampleError("missing-image", f"nothing lies at {name}")
+        return read_file(Path(uri))
+
+
+def image_suffix(name: str, data: bytes) -> str:
+    """The suffix of an image's name in lower case, or what its first bytes say without one."""
+    suffix = Path(name).suffix.lower()
+    if suffix in (".jpg", ".jpeg", ".png", ".webp"):
+        return suffix
+    if data.startswith(b"\x89PNG"):
+        return ".png"
+    return ".webp" if data[8:12] == b"WEBP" else ".jpg"
