@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from clipmill.cli import app
 from clipmill.data.dataset import Dataset
 from clipmill.data.shard_tar import TarWriter
 from clipmill.data.shards import (
     ShardConfig,
     ShardPlan,
     finish_shards,
+    parse_worker,
     plan_shards,
     read_plan,
     shard,
@@ -221,9 +224,29 @@ def test_workers_share_all_shards(num_shards: int, count: int) -> None:
     assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
 
 
+def test_planned_on_the_command_line(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    store = str(tmp_path / "store")
+
+    def run(*arguments: str) -> str:
+        return CliRunner().invoke(app, ["data", *arguments]).stdout.strip()
+
+    sets = ("--set", "samples_per_shard=4", "--set", "min_side=1")
+    uri = run("plan", str(source), "--store", store, *sets)
+    for part in (["--worker", "0/2"], ["--start", "1", "--stop", "2"], ["--start", "2"]):
+        assert run("shard", "--plan", uri, *part) == uri
+    assert run("finish", uri) == uri
+    whole = shard(CONFIG, str(source), str(tmp_path / "whole"))
+    assert tree_bytes(Path(uri)) == tree_bytes(Path(whole))
+
+
 def test_worker_out_of_range() -> None:
     with pytest.raises(ConfigError, match="worker 3 of 3"):
         worker_range(10, 3, 3)
+    assert parse_worker("3/8") == (3, 8)
+    for text in ("3", "a/b", "-1/2", "1/"):
+        with pytest.raises(ConfigError, match="I/N"):
+            parse_worker(text)
 
 
 def test_nothing_usable(tmp_path: Path, write_pairs: WritePairs) -> None:

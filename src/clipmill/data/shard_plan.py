@@ -206,5 +206,17 @@ def worker_range(num_shards: int, index: int, count: int) -> tuple[int, int]:
     return index * num_shards // count, (index + 1) * num_shards // count
 
 
+def parse_worker(text: str) -> tuple[int, int]:
+    """``"3/8"`` as (3, 8); raises ConfigError for anything else."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+        raise ConfigError(
+            f"worker {text!r}",
+            expected="I/N: a number from 0, and the count of workers",
+            action="give a worker such as 0/8, the first of eight",
+        )
+    return int(index), int(count)
+
+
 def _splits_name(number: int) -> str:
     return f"splits-{number:05d}.json"

@@ -27,7 +27,7 @@ def scenes(name: str, overrides: Sequence[str], store: str, run: str = "") -> st
 def shard(
     name: str, overrides: Sequence[str], source: str, store: str, run: str = "", label: str = ""
 ) -> str:
-    """Cut a folder, or one packed as a tar, into a dataset."""
+    """Cut a source into a dataset."""
     from clipmill.data.shards import ShardConfig
     from clipmill.data.shards import shard as make
 
@@ -36,6 +36,35 @@ def shard(
         return stage.made(
             make(config, source, store, progress=lambda d, n: stage.report(d, n, "samples"))
         )
+
+
+def plan(name: str, overrides: Sequence[str], source: str, store: str) -> str:
+    """Plan a dataset for workers to make; the URI that it will have."""
+    from clipmill.data.shards import ShardConfig, plan_shards
+
+    with Stage("plan") as stage:
+        return stage.made(plan_shards(recipe(name, ShardConfig, overrides), source, store).uri)
+
+
+def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | None = None) -> str:
+    """Make a part of a planned dataset: that of ``worker`` ("I/N"), or a range of shards."""
+    from clipmill.data.shards import parse_worker, read_plan, shard_range, worker_range
+
+    planned = read_plan(dataset)
+    if worker:
+        start, stop = worker_range(planned.num_shards, *parse_worker(worker))
+    stop = planned.num_shards if stop is None else min(stop, planned.num_shards)
+    with Stage("shard", label=f"{start}-{stop}") as stage:
+        shard_range(planned, start, stop, progress=lambda d, n: stage.report(d, n, "samples"))
+        return stage.made(planned.uri)
+
+
+def finish(dataset: str) -> str:
+    """Make a planned dataset of its finished shards."""
+    from clipmill.data.shards import finish_shards, read_plan
+
+    with Stage("finish") as stage:
+        return stage.made(finish_shards(read_plan(dataset)).uri)
 
 
 def train_captioner(

@@ -7,7 +7,6 @@ release are understood (see ``reinforced.py``).
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -130,11 +129,23 @@ def _captions(found: dict[str, Member], read: Callable[[str], bytes]) -> list[by
 
 
 def _samples(file: Descriptor, start: int, stop: int) -> Iterator[Sample]:
-    found = ((_key(member.name), member) for member in members(file, start, stop))
-    for key, group in groupby(found, key=lambda pair: pair[0][0]):
-        parts = [(kind, member) for (_, kind), member in group]
-        if any(kind for kind, _ in parts):
+    """Yield the samples of a range; where the tar is cut, those before it, then CutTarError."""
+    key: str | None = None
+    parts: list[tuple[str, Member]] = []
+    try:
+        for member in members(file, start, stop):
+            following, kind = _key(member.name)
+            if following != key:
+                if key is not None:
+                    yield key, parts
+                key, parts = following, []
+            parts.append((kind, member))
+    except CutTarError:
+        if key is not None:
             yield key, parts
+        raise
+    if key is not None:
+        yield key, parts
 
 
 def _key(name: str) -> tuple[str, str]:
