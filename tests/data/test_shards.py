@@ -368,3 +368,15 @@ def test_dataset_in_s3_is_the_same(
     uri = shard(CONFIG, str(source), f"s3://tests/{tmp_path.name}")
     assert Dataset.open(uri).digest == local.digest
     assert shard(CONFIG, str(source), f"s3://tests/{tmp_path.name}") == uri
+
+
+def test_workers_of_a_plan_in_s3(
+    tmp_path: Path, write_pairs: WritePairs, s3: dict[str, str]
+) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    local = Dataset.open(shard(CONFIG, str(source), str(tmp_path / "store")))
+    uri = plan_shards(CONFIG, str(source), f"s3://tests/{tmp_path.name}").uri
+    for index in range(2):
+        plan = read_plan(uri)
+        shard_range(plan, *worker_range(plan.num_shards, index, 2))
+    assert finish_shards(read_plan(uri)).digest == local.digest

@@ -114,8 +114,12 @@ def test_parquet_of_paths(tmp_path: Path, images: Path, row_group_size: int) -> 
     entries = read_all(source, 4)
     assert [entry.origin for entry in entries] == table["path"].to_pylist()
     assert reason(entries.pop(5)) == "no-caption"
+    (one,) = read_all(open_source(f"parquet:{tmp_path}/pairs.parquet?id=url"))[:1]
+    assert one.origin == "http://x/0"
     wanted = [i for i in range(10) if i != 5]
-    assert [e.load() for e in entries] == [RawPair(jpeg(i), ".jpg", f"picture {i}") for i in wanted]
+    assert [e.load() for e in entries] == [
+        RawPair(jpeg(i), ".jpg", b"picture %d" % i) for i in wanted
+    ]
 
 
 def test_parquet_of_bytes_in_many_files(tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ def test_parquet_of_bytes_in_many_files(tmp_path: Path) -> None:
         f"{k}.parquet#{row}" for k in range(2) for row in range(3)
     ]
     assert [e.load() for e in entries] == [
-        RawPair(jpeg(i), ".jpg", f"picture {i}") for i in range(6)
+        RawPair(jpeg(i), ".jpg", b"picture %d" % i) for i in range(6)
     ]
 
 
@@ -229,11 +233,47 @@ def test_hugging_face_folder(tmp_path: Path, write: Callable[[Path], None]) -> N
     entries = read_all(source, 3)
     assert len({entry.origin for entry in entries}) == 10
     assert [e.load() for e in entries] == [
-        RawPair(jpeg(i), ".jpg", f"picture {i}") for i in range(10)
+        RawPair(jpeg(i), ".jpg", b"picture %d" % i) for i in range(10)
     ]
 
 
 def test_broken_parquet(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 cut")
-    with pytest.raises(SourceError, match="can't be read as Parquet"):
+    with pytest.raises(SourceError, match="can't be read as a table"):
         open_source(str(tmp_path / "x.parquet"))
+
+
+def test_text_that_is_not_utf8(tmp_path: Path, images: Path) -> None:
+    texts = pa.array([b"caf\xe9", b"a cat"]).view(pa.string())
+    paths = pa.array([b"images/0.jpg", b"\xff.jpg"]).view(pa.string())
+    pq.write_table(pa.table({"path": paths, "caption": texts}), tmp_path / "x.parquet")
+    first, second = read_all(open_source(str(tmp_path / "x.parquet")))
+    assert first.load().caption == b"caf\xe9"
+    assert second.origin == "\\xff.jpg"
+    assert reason(second) == "missing-image"
+
+
+def test_half_a_character_in_json(tmp_path: Path, images: Path) -> None:
+    path = write_coco(tmp_path / "annotations")
+    path.write_text(path.read_text().replace("later", "\\ud83d").replace("8.jpg", "\\ud83d.jpg"))
+    entries = {entry.origin: entry for entry in read_all(open_source(str(path)))}
+    assert reason(entries["9.jpg"]) == "caption-not-utf8"
+    assert reason(entries["\\ud83d.jpg"]) == "no-caption"
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\0b.jpg", "..", "images"])
+def test_name_that_no_file_can_have(tmp_path: Path, images: Path, name: str) -> None:
+    pq.write_table(pa.table({"path": [name], "caption": ["a cat"]}), tmp_path / "x.parquet")
+    (entry,) = read_all(open_source(str(tmp_path / "x.parquet")))
+    assert reason(entry) == "missing-image"
+
+
+def test_damaged_pages_of_parquet(tmp_path: Path) -> None:
+    columns = {"jpg": [jpeg(i) for i in range(20)], "caption": ["a cat"] * 20}
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[30:3000] = bytes(2970)
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match="can't be read as a table"):
+        read_all(open_source(str(path)))

@@ -4,10 +4,12 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from make_sources import jpeg, plain_samples, reinforced_sample, write_tar
 from source_reading import plan, read_all
 
+from clipmill.data.shards import ShardConfig
 from clipmill.data.sources import RawPair, Source, open_source
 from clipmill.data.sources.contract import Entry
 from clipmill.data.sources.files import Descriptor
@@ -273,3 +275,24 @@ def test_digest_follows_the_bytes(tmp_path: Path) -> None:
     path.write_bytes(data)
     assert source.digest("content") != content
     assert source.digest("listing") != listing
+
+
+def test_flipped_bytes_spoil_samples_and_nothing_else(tmp_path: Path) -> None:
+    members_of_four = [m for i in range(4) for m in reinforced_sample(i)]
+    path = write_tar(tmp_path / "a.tar", members_of_four)
+    data = path.read_bytes()
+    source = open_source(str(path))
+    read = ShardConfig().admission.read
+    random = np.random.default_rng(0)
+    reasons = set()
+    for _ in range(150):
+        broken = bytearray(data)
+        for position in random.integers(0, len(data), 20):
+            broken[position] = random.integers(256)
+        path.write_bytes(broken)
+        for entry in read_all(source, 2):
+            try:
+                read(entry)
+            except BadSampleError as bad:
+                reasons.add(bad.reason)
+    assert {"cut-tar", "unreadable-image", "broken-record"} <= reasons

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 # One sample: half a SHA-256 of its id, and one of its image's bytes.
 FINGERPRINT = np.dtype([("id", "<u8", (2,)), ("image", "<u8", (2,))])
 _SPILLED = np.dtype([("high", "<u8"), ("low", "<u8"), ("position", "<i8")])
+# Each sample has a row for its id and one for its image.
+BYTES_SPILLED_PER_SAMPLE = 2 * _SPILLED.itemsize
 _ROWS_PER_FILE = 1_000_000
 _MOST_FILES = 512
 

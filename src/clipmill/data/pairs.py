@@ -55,7 +55,9 @@ class Admission:
         data = raw.image_bytes
         width, height = check_image(data, self.limits)
         origin = entry.origin.encode()
-        uid = hashlib.sha256(origin + b"\0" + data).hexdigest()[:UID_LENGTH]
+        named = hashlib.sha256(origin + b"\0")
+        named.update(data)
+        uid = named.hexdigest()[:UID_LENGTH]
         halves = (hashlib.sha256(part).digest()[:FINGERPRINT_BYTES] for part in (origin, data))
         fingerprint = b"".join(halves)
         suffix = raw.suffix

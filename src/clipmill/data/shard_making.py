@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -26,14 +27,17 @@ from clipmill.data.sources import Entry
 from clipmill.errors import BadSampleError, StorageError
 from clipmill.storage import Store, open_store, replacing, write_json
 from clipmill.storage.local import LocalStore
+from clipmill.telemetry import data_metrics
 
 Read = Callable[[Entry], Pair]
+# Entries a thread takes at once: handing over one at a time costs as much as hashing it.
+_BATCH = 8
 
 
 def make_shard(
     plan: ShardPlan, index: int, entries: Iterable[Entry], read: Read, pool: Executor, ahead: int
 ) -> None:
-    """Put shard ``index``: ``entries`` are read in the pool, ``ahead`` of them at once.
+    """Put shard ``index``: the pool reads the entries, ``ahead`` batches before they're written.
 
     The tar goes first and its sidecar after, so a sidecar says "whole". Raises SourceError,
     StorageError.
@@ -45,11 +49,11 @@ def make_shard(
     rows: list[Any] = []
     with staged(store, tar_key(index)) as path, path.open("wb") as file:
         tar = TarWriter(file)
-        for origin, result in _in_order(pool, read, entries, ahead):
-            try:
-                pair = _unless_seen(result.result(), uids)
-            except BadSampleError as bad:
-                quarantined.append({"origin": origin, "reason": bad.reason, "detail": bad.detail})
+        for origin, found in _in_order(pool, read, entries, ahead):
+            pair = found if isinstance(found, BadSampleError) else _unless_seen(found, uids)
+            if isinstance(pair, BadSampleError):
+                bad = {"origin": origin, "reason": pair.reason, "detail": pair.detail}
+                quarantined.append(bad)
                 continue
             tar.add(pair)
             uids[pair.uid] = None
@@ -69,6 +73,10 @@ def make_shard(
     }
     write_json(sidecar_uri(plan.uri, index), record)
     _put_layers(plan, index, record, rows)
+    metrics = data_metrics()
+    metrics.samples.inc(len(uids))
+    for bad in quarantined:
+        metrics.quarantined.labels(bad["reason"]).inc()
 
 
 def is_whole(plan: ShardPlan, index: int) -> bool:
@@ -128,10 +136,10 @@ def staged(store: Store, key: str) -> Iterator[Path]:
         store.put_file(key, path)
 
 
-def _unless_seen(pair: Pair, uids: Container[str]) -> Pair:
+def _unless_seen(pair: Pair, uids: Container[str]) -> Pair | BadSampleError:
     """Refuse a second pair of one uid: a tar can't hold two members of one name."""
     if pair.uid in uids:
-        raise BadSampleError("duplicate-id", f"the same as sample {pair.uid}")
+        return BadSampleError("duplicate-id", f"the same as sample {pair.uid}")
     return pair
 
 
@@ -168,11 +176,23 @@ def read_staged_rows(plan: ShardPlan, layer: str, index: int) -> pa.Table:
 
 def _in_order(
     pool: Executor, read: Read, entries: Iterable[Entry], ahead: int
-) -> Iterator[tuple[str, Future[Pair]]]:
-    """Read the entries in the pool, at most ``ahead`` of them before the caller takes one."""
-    pending: deque[tuple[str, Future[Pair]]] = deque()
-    for entry in entries:
-        pending.append((entry.origin, pool.submit(read, entry)))
+) -> Iterator[tuple[str, Pair | BadSampleError]]:
+    """Origin of each entry and what came of it; the pool is at most ``ahead`` batches ahead."""
+    iterator = iter(entries)
+    pending: deque[Future[list[tuple[str, Pair | BadSampleError]]]] = deque()
+    while batch := list(itertools.islice(iterator, _BATCH)):
+        pending.append(pool.submit(_read_batch, read, batch))
         if len(pending) == ahead:
-            yield pending.popleft()
-    yield from pending
+            yield from pending.popleft().result()
+    for future in pending:
+        yield from future.result()
+
+
+def _read_batch(read: Read, batch: list[Entry]) -> list[tuple[str, Pair | BadSampleError]]:
+    results: list[tuple[str, Pair | BadSampleError]] = []
+    for entry in batch:
+        try:
+            results.append((entry.origin, read(entry)))
+        except BadSampleError as bad:  # one bad sample must not end its batch
+            results.append((entry.origin, bad))
+    return results

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.data.pairs import UID_LENGTH, Pair
-from clipmill.digest import canonical_json
 from clipmill.errors import ArtifactError
 
 # Where each part of a sample lies in the tar: offset and length in bytes.
@@ -35,15 +34,14 @@ class TarWriter:
 
     def add(self, pair: Pair) -> None:
         """Append a pair."""
-        record = {
-            "uid": pair.uid,
-            "width": pair.width,
-            "height": pair.height,
-            "origin": pair.origin,
-        }
+        # The canonical JSON of these fields, in a fraction of the encoder's time.
+        record = (
+            f'{{"height":{pair.height},"origin":{json.dumps(pair.origin)},'
+            f'"uid":"{pair.uid}","width":{pair.width}}}'
+        )
         self._add(pair.uid + pair.suffix, pair.image_bytes)
         self._add(f"{pair.uid}.txt", pair.caption.encode())
-        self._add(f"{pair.uid}.json", canonical_json(record).encode())
+        self._add(f"{pair.uid}.json", record.encode())
 
     def copy(self, members: Iterable[tuple[str, bytes]]) -> None:
         """Append members of another shard as they are."""

@@ -40,8 +40,8 @@ __all__ = [
 
 # Checking is most of the work, and all of it that runs in parallel.
 _MOST_THREADS = 4
-# Entries that wait for a thread, or for the one that writes, a thread.
-_AHEAD = 8
+# Batches that wait for a thread, or for the one that writes, a thread.
+_AHEAD = 2
 
 
 def shard(

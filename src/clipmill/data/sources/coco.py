@@ -15,7 +15,7 @@ from clipmill.data.sources.contract import (
     Split,
 )
 from clipmill.data.sources.files import files_digest, read_file
-from clipmill.data.sources.image_files import ImageFiles, image_suffix
+from clipmill.data.sources.image_files import ImageFiles, image_suffix, spell
 from clipmill.data.sources.listing import read_listing, write_listing
 from clipmill.errors import BadSampleError, SourceError
 
@@ -52,13 +52,15 @@ class CocoSource(Source):
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
         """The images of a range of the listing."""
         for name, *captions in read_listing(split, listing):
-            yield Entry(name, partial(self._load, name, captions))
+            yield Entry(spell(name), partial(self._load, name, captions))
 
     def _load(self, name: str, captions: list[str]) -> RawPair:
         if not captions:
             raise BadSampleError("no-caption", "no annotation speaks of the image")
         data = self._images.read(name)
         texts = [text for text in captions if text.strip()]
+        if any(spell(text) != text for text in texts):
+            raise BadSampleError("caption-not-utf8", "one of the captions has half a character")
         rows = {LAYER: {"captions": texts, "fallback": not texts}}
         return RawPair(data, image_suffix(name, data), captions[0], rows)
 

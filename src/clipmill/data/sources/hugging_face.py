@@ -62,7 +62,7 @@ class ArrowSource(Source):
         """The rows of a range."""
         with _Table(self._files[split.piece]) as table:
             batches = (batch.select(self.columns.names) for batch in table.batches())
-            for row, values in rows_between(batches, 0, split.start, split.stop):
+            for row, values in rows_between(batches, 0, split.start, split.stop, split.piece):
                 yield self.columns.entry(f"{split.piece}#{row}", values, self._images)
 
 

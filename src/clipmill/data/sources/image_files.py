@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from clipmill.data.sources.files import read_file
-from clipmill.errors import BadSampleError, NotFoundError
+from clipmill.errors import BadSampleError, NotFoundError, StorageError
 from clipmill.storage import join, read_bytes
+from clipmill.storage.store import check_key
 
 
 class ImageFiles:
@@ -20,14 +21,28 @@ class ImageFiles:
         SourceError and StorageError where it is, and can't be read.
         """
         uri = name if "://" in name or name.startswith("/") else join(self.base, name)
+        if not _could_exist(uri):
+            raise BadSampleError("missing-image", f"nothing lies at {spell(name)}")
         try:
-            if "://" in uri:
-                return read_bytes(uri)
+            return read_bytes(uri) if "://" in uri else read_file(uri)
         except NotFoundError as error:
-            raise BadSampleError("missing-image", f"nothing lies at {name}") from error
-        if not Path(uri).is_file():
-            raise BadSampleError("missing-image", f"nothing lies at {name}")
-        return read_file(Path(uri))
+            raise BadSampleError("missing-image", f"nothing lies at {spell(name)}") from error
+
+
+def _could_exist(uri: str) -> bool:
+    """Whether a local file is there, or an object may be: a bad name is its row's fault."""
+    try:
+        if "://" in uri:
+            check_key(uri.partition("://")[2].partition("/")[2])
+            return True
+        return Path(uri).is_file()
+    except (OSError, StorageError):
+        return False
+
+
+def spell(name: str) -> str:
+    r"""``name`` with all that UTF-8 can't hold as ``\xNN`` or ``\uNNNN``, for records."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def image_suffix(name: str, data: bytes) -> str:

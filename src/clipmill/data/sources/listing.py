@@ -11,9 +11,10 @@ LISTING = "listing"
 
 def write_listing(items: Iterable[list[Any]], size: int, listing: BinaryIO) -> Iterator[Split]:
     """Write each item as a line, and yield a split every ``size`` items."""
+    encode = json.JSONEncoder(separators=(",", ":")).encode
     start = position = count = 0
     for item in items:
-        position += listing.write(json.dumps(item, separators=(",", ":")).encode() + b"\n")
+        position += listing.write(encode(item).encode() + b"\n")
         count += 1
         if count == size:
             yield Split(LISTING, start, position, count)

@@ -1,5 +1,6 @@
 """Parquet tables: of paths and captions, or of images and captions themselves."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -78,7 +79,7 @@ class ParquetSource(Source):
         batches = file.iter_batches(
             _BATCH_ROWS, row_groups=groups, columns=self.columns.names, use_threads=False
         )
-        for row, values in rows_between(batches, first, split.start, split.stop):
+        for row, values in rows_between(batches, first, split.start, split.stop, split.piece):
             yield self.columns.entry(f"{split.piece}#{row}", values, self._images)
 
 
@@ -107,48 +108,69 @@ class RowColumns:
         texts = [f.name for f in schema if _is_text(f.type) or _is_texts(f.type)]
         self.caption = choose(texts, caption, CAPTION_NAMES, "caption", "caption")
         self.id = choose(schema.names, id, (), "id", "id") if id else ""
+        self._of_paths = self.image in paths
         self.names = sorted({self.image, self.caption, *([self.id] if self.id else [])})
 
     def entry(self, place: str, values: dict[str, Any], images: ImageFiles) -> Entry:
         """The row at ``place``, which is its id if it has no other."""
         image = values[self.image]
-        if self.id:
-            origin = str(values[self.id])
-        elif isinstance(image, str):
-            origin = image or place
-        else:
-            origin = place
-        return Entry(origin, partial(_load, image, values[self.caption], images))
+        path = image.get("path") if isinstance(image, dict) else image if self._of_paths else None
+        data = image.get("bytes") if isinstance(image, dict) else None if self._of_paths else image
+        name = values[self.id] if self.id else path if self._of_paths else None
+        origin = place if name in (None, b"") else _spell(name)
+        return Entry(origin, partial(_load, path, data, values[self.caption], images))
 
 
-def _load(image: Any, caption: Any, images: ImageFiles) -> RawPair:
-    path = image.get("path") or "" if isinstance(image, dict) else ""
-    data = image.get("bytes") if isinstance(image, dict) else image
-    if isinstance(data, str) or (data is None and path):
-        path = data or path
-        data = images.read(path) if path else None
+def _load(path: bytes | None, data: bytes | None, caption: Any, images: ImageFiles) -> RawPair:
+    name = os.fsdecode(path or b"")
     if data is None:
-        raise BadSampleError("missing-image", "the row has no image")
+        if not name:
+            raise BadSampleError("missing-image", "the row has no image")
+        data = images.read(name)
     if isinstance(caption, list):
         caption = next((text for text in caption if text), None)
     if caption is None:
         raise BadSampleError("no-caption", "the row's caption is null")
-    return RawPair(data, image_suffix(path, data), caption)
+    return RawPair(data, image_suffix(name, data), caption)
+
+
+def _spell(value: object) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def rows_between(
-    batches: Iterator[pa.RecordBatch], first: int, start: int, stop: int
+    batches: Iterator[pa.RecordBatch], first: int, start: int, stop: int, name: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield number and values of the rows ``start`` to ``stop``; batches begin at ``first``."""
-    for batch in batches:
-        low, high = max(start - first, 0), min(stop - first, len(batch))
-        for step in range(low, high, _BATCH_ROWS):
-            part = batch.slice(step, min(_BATCH_ROWS, high - step))
-            for offset, values in enumerate(part.to_pylist()):
-                yield first + step + offset, values
-        first += len(batch)
-        if first >= stop:
-            return
+    """Yield number and values of the rows ``start`` to ``stop``; batches begin at ``first``.
+
+    Text comes as bytes, since what a file calls text need not be UTF-8. Raises SourceError, which
+    says ``name``, where the file is damaged.
+    """
+    try:
+        for batch in batches:
+            low, high = max(start - first, 0), min(stop - first, len(batch))
+            for step in range(low, high, _BATCH_ROWS):
+                part = batch.slice(step, min(_BATCH_ROWS, high - step))
+                columns = [column.cast(_as_bytes(column.type)).to_pylist() for column in part]
+                for offset, values in enumerate(zip(*columns, strict=True)):
+                    yield first + step + offset, dict(zip(part.schema.names, values, strict=True))
+            first += len(batch)
+            if first >= stop:
+                return
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(name, error) from error
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The type with all text in it as bytes."""
+    if _is_text(kind):
+        return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+    if _is_texts(kind):
+        return pa.list_(_as_bytes(kind.value_type))
+    if pa.types.is_struct(kind):
+        fields = (kind.field(i) for i in range(kind.num_fields))
+        return pa.struct([(field.name, _as_bytes(field.type)) for field in fields])
+    return kind
 
 
 def read_schema(path: Path) -> pa.Schema:
@@ -160,11 +182,15 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(
-            f"{path} can't be read as Parquet: {error}",
-            expected="a whole Parquet file",
-            action="write the file again, or leave it out of the source",
-        ) from error
+        raise _damaged(str(path), error) from error
+
+
+def _damaged(name: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"{name} can't be read as a table: {error}",
+        expected="a whole Parquet or Arrow file",
+        action="write the file again, or leave it out of the source",
+    )
 
 
 def _groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:

@@ -59,7 +59,7 @@ def layer_rows(
     try:
         if f"captions/{name}" in layers:
             texts = json.loads(read("syn.json"))["syn_text"] if "syn.json" in found else []
-            texts = [text for text in texts if text.strip()]
+            texts = [text for text in texts if text.encode().strip()]
             rows[f"captions/{name}"] = {"captions": texts, "fallback": not texts}
         if f"augmentation/{name}" in layers:
             value = json.loads(read("paug.json"))["param_aug"] if "paug.json" in found else None
