@@ -1,5 +1,6 @@
 """WebDataset tars: plain ones, DataCompDR's keys, and tars that are damaged or mean harm."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -205,31 +206,33 @@ def test_link_is_no_image(tmp_path: Path) -> None:
 def test_reinforced_samples_bring_layers(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [m for i in range(3) for m in reinforced_sample(i)])
     source = open_source(str(tmp_path / "a.tar"))
-    assert source.layers == (
-        "augmentation/datacompdr",
-        "captions/datacompdr",
-        "teacher/datacompdr",
-    )
+    assert source.layers == ("captions/datacompdr", "teacher/datacompdr")
     raw = read_all(source)[1].load()
     assert raw.caption == b"picture 1"
     assert raw.rows["captions/datacompdr"] == {
         "captions": [f"synthetic 1 {k}" for k in range(3)],
         "fallback": False,
     }
-    assert json.loads(raw.rows["augmentation/datacompdr"]["parameters"])[1][0] == [1, 1, 9, 9]
     teacher = raw.rows["teacher/datacompdr"]
-    assert [len(teacher[f"{kind}_embeddings"]) for kind in ("image", "text")] == [2, 4]
-    assert teacher["num_real_captions"] == 1
+    assert [teacher[kind].shape for kind in ("image", "text")] == [(2, 8), (4, 8)]
+    assert teacher["augmentation"] == [[1, k, 9, 9, 1, 0.5] for k in range(2)]
 
 
-def test_several_real_captions(tmp_path: Path) -> None:
-    sample = [(n, d) for n, d in reinforced_sample(0) if not n.endswith("0.txt")]
-    sample.append(("00000.txt", b'["first", "second"]'))
+def test_embeddings_stay_with_their_captions(tmp_path: Path) -> None:
+    """Two real captions, of which the first counts, and a synthetic one that is blank."""
+    changed = {
+        "00000.txt": b'["first", "second"]',
+        "00000.syn.json": json.dumps({"syn_text": ["  ", "kept"]}).encode(),
+    }
+    sample = [(name, changed.get(name, data)) for name, data in reinforced_sample(0)]
     write_tar(tmp_path / "a.tar", sample)
     (entry,) = read_all(open_source(str(tmp_path / "a.tar")))
     raw = entry.load()
     assert raw.caption == "first"
-    assert raw.rows["teacher/datacompdr"]["num_real_captions"] == 2
+    assert raw.rows["captions/datacompdr"]["captions"] == ["kept"]
+    stored = np.load(io.BytesIO(dict(sample)["00000.npz"]))["text_emb"].astype(np.float16)
+    found = raw.rows["teacher/datacompdr"]["text"]
+    np.testing.assert_array_equal(found, stored[[0, 3]])
 
 
 @pytest.mark.parametrize(
@@ -240,6 +243,8 @@ def test_several_real_captions(tmp_path: Path) -> None:
         ("npz", b"PK\x03\x04 cut"),
         ("npz", b"not a zip"),
         ("paug.json", b"[]"),
+        ("paug.json", b'{"param_aug": [[[1, 1, 2, 2], []]]}'),
+        ("syn.json", b'{"syn_text": ["one of four"]}'),
     ],
 )
 def test_broken_records(tmp_path: Path, key: str, data: bytes) -> None:

@@ -5,16 +5,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-_TYPES = {
-    "captions": {"captions": pa.list_(pa.string()), "fallback": pa.bool_()},
-    "augmentation": {"parameters": pa.string()},
-    "teacher": {
-        "image_embeddings": pa.list_(pa.list_(pa.float16())),
-        "text_embeddings": pa.list_(pa.list_(pa.float16())),
-        "num_real_captions": pa.int32(),
-    },
-}
+_NUMBERS = pa.list_(pa.list_(pa.float32()))
 
 
 def layer_table(
@@ -26,25 +19,27 @@ def layer_table(
     """The rows of one of a source's layers for the samples of a shard.
 
     Where a sample has no synthetic caption, its real one (``captions``) stands in, and the column
-    ``fallback`` says so.
+    ``fallback`` says so. Embeddings are lists of fixed-size lists of halffloat.
     """
-    kind = layer.partition("/")[0]
     columns: dict[str, pa.Array] = {"uid": pa.array(uids, pa.string())}
-    for name, column_type in _TYPES[kind].items():
-        values = [row.get(name) for row in rows]
-        if name == "captions":
-            values = [v or [real] for v, real in zip(values, captions, strict=True)]
-        is_vectors = column_type == pa.list_(pa.list_(pa.float16()))
-        columns[name] = _vectors(values) if is_vectors else pa.array(values, column_type)
+    if layer.startswith("captions/"):
+        texts = [row["captions"] or [real] for row, real in zip(rows, captions, strict=True)]
+        columns["captions"] = pa.array(texts, pa.list_(pa.string()))
+        columns["fallback"] = pa.array([row["fallback"] for row in rows], pa.bool_())
+    else:
+        assert layer.startswith("teacher/"), layer
+        for name in ("image", "text"):
+            columns[name] = _embeddings([row[name] for row in rows])
+        columns["augmentation"] = pa.array([row["augmentation"] for row in rows], _NUMBERS)
     return pa.table(columns)
 
 
-def _vectors(values: Sequence[list[Any] | None]) -> pa.Array:
-    """Lists of float16 vectors, built from whole arrays: a Python object a number takes minutes."""
-    vectors = [vector for row in values for vector in row or []]
-    flat = np.concatenate(vectors) if vectors else np.empty(0, np.float16)
-    inner = np.cumsum([0, *(len(vector) for vector in vectors)], dtype=np.int32)
-    outer = np.cumsum([0, *(len(row or []) for row in values)], dtype=np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(inner), pa.array(flat, pa.float16()))
-    absent = pa.array([row is None for row in values], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(outer), lists, mask=absent)
+def _embeddings(values: Sequence[NDArray[np.float16] | None]) -> pa.Array:
+    """Each value's rows as a list, built from whole arrays: number by number takes minutes."""
+    given = [value for value in values if value is not None]
+    flat = np.concatenate(given) if given else np.empty((0, 1), np.float16)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    lengths = [0 if value is None else len(value) for value in values]
+    offsets = np.cumsum([0, *lengths], dtype=np.int32)
+    absent = pa.array([value is None for value in values], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), vectors, mask=absent)

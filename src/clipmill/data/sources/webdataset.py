@@ -21,7 +21,7 @@ from clipmill.data.sources.contract import (
 )
 from clipmill.data.sources.files import Descriptor, files_digest
 from clipmill.data.sources.paths import matching_files, relative_names
-from clipmill.data.sources.reinforced import brought_layers, layer_rows
+from clipmill.data.sources.reinforced import Reinforcement, layer_rows, see_reinforcement
 from clipmill.data.sources.tar_members import CutTarError, Member, members
 from clipmill.errors import BadSampleError
 
@@ -41,8 +41,8 @@ class WebDatasetSource(Source):
         self._tars = relative_names(base, files)
         self.uri = f"webdataset:{Path(path).absolute()}?layers={layers}"
         self._name = layers
-        kinds = [kind for kind, _ in self._first_sample()]
-        self.layers = brought_layers(kinds, layers) if layers else ()
+        self._kind = self._see() if layers else None
+        self.layers = self._kind.layers if self._kind else ()
 
     def digest(self, identity: Identity) -> str:
         """SHA-256 (hex) over the tars."""
@@ -79,32 +79,35 @@ class WebDatasetSource(Source):
 
     def _load(self, file: Descriptor, parts: list[tuple[str, Member]]) -> RawPair:
         found = dict(reversed(parts))  # of two members of one name, the first counts
-
-        def read(kind: str) -> bytes:
-            member = found[kind]
-            data = file.read(member.offset, member.size)
-            if len(data) < member.size:
-                raise BadSampleError("cut-tar", f"{member.name} ends early")
-            return data
-
+        read = partial(_read, file, found)
         image = next((kind for kind, _ in parts if f".{kind.lower()}" in IMAGE_SUFFIXES), None)
         texts = _captions(found, read)
         if image is None:
             raise BadSampleError("caption-without-image", "the sample's members hold no image")
         if not texts:
             raise BadSampleError("no-caption", "neither a txt member nor a caption in json")
-        rows = layer_rows(self.layers, self._name, set(found), read, texts)
+        rows = layer_rows(self._kind, found, read, len(texts)) if self._kind else {}
         return RawPair(read(image), f".{image.lower()}", texts[0], rows)
 
-    def _first_sample(self) -> list[tuple[str, Member]]:
+    def _see(self) -> Reinforcement | None:
+        """What the first sample brings."""
         for path in self._tars.values():
             file = Descriptor(path)
             try:
                 for _, parts in _samples(file, 0, file.size):
-                    return parts
+                    found = dict(reversed(parts))
+                    return see_reinforcement(found, partial(_read, file, found), self._name)
             except CutTarError:
                 continue
-        return []
+        return None
+
+
+def _read(file: Descriptor, found: dict[str, Member], kind: str) -> bytes:
+    member = found[kind]
+    data = file.read(member.offset, member.size)
+    if len(data) < member.size:
+        raise BadSampleError("cut-tar", f"{member.name} ends early")
+    return data
 
 
 def _captions(found: dict[str, Member], read: Callable[[str], bytes]) -> list[bytes | str]:
