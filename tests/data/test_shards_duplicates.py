@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from make_sources import jpeg, reinforced_sample, write_tar
 
 from clipmill.data import duplicates as duplicates_module
+from clipmill.data import shards as shards_module
 from clipmill.data.dataset import Dataset
 from clipmill.data.duplicates import FINGERPRINT, find_duplicates
 from clipmill.data.layers import read_layer
@@ -178,6 +179,31 @@ def test_late_workers_change_nothing_that_was_dropped(tmp_path: Path, source: st
     (Path(plan.uri) / "dataset.json").unlink()
     shard_range(plan, 0, plan.num_shards)
     assert finish_shards(plan).shards == before.shards
+
+
+def test_worker_that_finishing_overtook_tidies_up(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ShardConfig(samples_per_shard=3, duplicates="drop")
+    plan = plan_shards(config, source, str(tmp_path / "store"))
+    shard_range(plan, 0, plan.num_shards)
+    finish_shards(plan)
+    names = sorted(path.name for path in (Path(plan.uri) / "shards").iterdir())
+    (Path(plan.uri) / "dataset.json").unlink()
+    monkeypatch.setattr(shards_module, "is_whole", lambda *_: False)
+    shard_range(plan, 1, plan.num_shards)
+    assert sorted(path.name for path in (Path(plan.uri) / "shards").iterdir()) == names
+
+
+def test_finishing_again_tidies_up_after_a_worker_that_died(tmp_path: Path, source: str) -> None:
+    config = ShardConfig(samples_per_shard=3, duplicates="drop")
+    plan = plan_shards(config, source, str(tmp_path / "store"))
+    shard_range(plan, 0, plan.num_shards)
+    finish_shards(plan)
+    late = Path(plan.uri) / "shards" / "00001.tar"
+    late.write_bytes(b"put before the worker died")
+    finish_shards(plan)
+    assert not late.exists()
 
 
 def test_same_id_within_a_shard_is_left_out(tmp_path: Path) -> None:

@@ -42,10 +42,17 @@ def test_kind_that_two_could_be(tmp_path: Path) -> None:
     assert len(read_all(open_source(f"folder:{tmp_path}"))) == 1
 
 
-@pytest.mark.parametrize("spec", ["{}/none", "{}/x.json", "tfrecord:{}"])
-def test_no_source_of_a_known_kind(tmp_path: Path, spec: str) -> None:
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [
+        ("{}/x.json", "no source of a known kind"),
+        ("{}/none", "doesn't exist"),
+        ("tfrecord:{}", "doesn't exist"),
+    ],
+)
+def test_no_source_of_a_known_kind(tmp_path: Path, spec: str, what: str) -> None:
     (tmp_path / "x.json").write_text("[1]")
-    with pytest.raises(SourceError, match="no source of a known kind"):
+    with pytest.raises(SourceError, match=what):
         open_source(spec.format(tmp_path))
 
 

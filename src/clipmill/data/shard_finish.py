@@ -4,11 +4,11 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from clipmill.data.dataset import FORMAT, MANIFEST, Dataset
+from clipmill.data.dataset import FORMAT, MANIFEST, UNIQUE, Dataset
 from clipmill.data.duplicates import find_duplicates
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
 from clipmill.data.shard_list import ShardList, summary
-from clipmill.data.shard_making import read_staged_rows, staged_rows_key
+from clipmill.data.shard_making import delete_original, read_staged_rows, staged_rows_key
 from clipmill.data.shard_plan import ShardPlan
 from clipmill.errors import SourceError
 from clipmill.storage import Parent, exists, join, open_store, write_json
@@ -30,10 +30,19 @@ def finish_shards(plan: ShardPlan, *, source_parents: tuple[Parent, ...] = ()) -
             if is_staged:
                 _write_staged_rows(plan, dataset, layer)
             dataset = commit_layer(dataset, layer, parents=(source,), detail={"from": "source"})
-        if is_staged:
-            for index in range(plan.num_shards):
-                open_store(plan.uri).delete(staged_rows_key(layer, index))
+    if is_staged:
+        _tidy(plan, dataset)
     return dataset
+
+
+def _tidy(plan: ShardPlan, dataset: Dataset) -> None:
+    """Delete what only finishing needed, and what a worker may have put since and then died."""
+    store = open_store(plan.uri)
+    for index, info in enumerate(dataset.shards):
+        for layer in plan.layers:
+            store.delete(staged_rows_key(layer, index))
+        if info.name.endswith(f"{UNIQUE}.tar"):
+            delete_original(store, index)
 
 
 def _write_manifest(plan: ShardPlan, parents: tuple[Parent, ...]) -> None:

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from clipmill.data.dataset import UNIQUE, ShardInfo, read_sidecar, sidecar_uri
 from clipmill.data.duplicates import Duplicates
-from clipmill.data.shard_making import fingerprints_of, shard_info, staged, tar_key
+from clipmill.data.shard_making import (
+    delete_original,
+    fingerprints_of,
+    shard_info,
+    staged,
+    tar_key,
+)
 from clipmill.data.shard_plan import ShardPlan
 from clipmill.data.shard_tar import TarWriter, read_members
 from clipmill.errors import NotFoundError
@@ -69,8 +75,7 @@ class ShardList:
                 if not exists(sidecar_uri(self._plan.uri, index, UNIQUE)):
                     self._write_unique(index, doubles, range(first, last))
                 # The version with doubles goes last, when nothing needs it any more.
-                self._store.delete(f"shards/{index:05d}.json")
-                self._store.delete(tar_key(index))
+                delete_original(self._store, index)
             self._note(index, *self._sidecar(index))
 
     def _note(self, index: int, mark: str, sidecar: dict[str, Any]) -> None:

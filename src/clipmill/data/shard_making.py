@@ -73,6 +73,9 @@ def make_shard(
     }
     write_json(sidecar_uri(plan.uri, index), record)
     _put_layers(plan, index, record, rows)
+    if plan.config.duplicates == "drop" and store.exists(f"shards/{index:05d}{UNIQUE}.json"):
+        # Somebody finished meanwhile, and needs this version no more.
+        delete_original(store, index)
     metrics = data_metrics()
     metrics.samples.inc(len(uids))
     for bad in quarantined:
@@ -89,6 +92,12 @@ def is_whole(plan: ShardPlan, index: int) -> bool:
             if store.exists(tar) and store.size(tar) == size:
                 return bool(mark) or all(_has_rows(plan, layer, index) for layer in plan.layers)
     return False
+
+
+def delete_original(store: Store, index: int) -> None:
+    """Delete the version of a shard that has doubles; the record first, which says "whole"."""
+    store.delete(f"shards/{index:05d}.json")
+    store.delete(tar_key(index))
 
 
 def tar_key(index: int, mark: str = "") -> str:

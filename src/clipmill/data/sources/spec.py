@@ -55,7 +55,10 @@ def _see_kind(path: str, kinds: list[str]) -> str:
         found = ["coco"] if suffix == ".json" and _is_coco(here) else []
     if len(found) == 1:
         return found[0]
-    what = "could be any of " + ", ".join(found) if found else "is no source of a known kind"
+    if found:
+        what = "could be any of " + ", ".join(found)
+    else:
+        what = "is no source of a known kind" if here.exists() else "doesn't exist"
     raise SourceError(
         f"{path} {what}",
         expected="a folder of images with .txt files, a table (.csv, .tsv, .parquet), a COCO "
