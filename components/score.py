@@ -12,9 +12,11 @@ def score(
     store: str,
     run: str,
     model: str = "",
-    shards: str = "",
+    start: int = 0,
+    stop: int = 0,
 ) -> list:
-    """Score every sample, or those of some shards; the layers' names."""
+    """Score every sample of shards ``start`` to ``stop`` (0: all); the layers' names."""
     from clipmill.recipes.run import score as stage
 
-    return stage(recipe, overrides, dataset, store, run, model=model, shards=shards)
+    part = {"start": start, "stop": stop or None}
+    return stage(recipe, overrides, dataset, store, run, model=model, **part)

@@ -229,13 +229,16 @@ def test_parts_by_several_workers_make_the_whole(make_dataset, add_captions, jud
         image=ImageScoreConfig(), text=TextScoreConfig(), clip=ClipScoreConfig(model=judge)
     )
     # Two of them work on the same shards.
-    spans = [range(4, 6), range(2), range(1, 4), range(1, 4)]
-    with ThreadPoolExecutor(4) as workers:
-        names = list(
-            workers.map(lambda s: score(config, dataset.uri, shards=s, report=silent), spans)
-        )
-    assert len(set(names)) == 1
+    spans = [(4, 6), (0, 2), (1, 4), (1, 4)]
+
+    def part(span):
+        return score(config, dataset.uri, report=silent, start=span[0], stop=span[1])
+
+    assert part((4, 5)) == part((0, 1))
     assert Dataset.open(dataset.uri).layers.keys() == {LAYER}
+    with ThreadPoolExecutor(4) as workers:
+        names = list(workers.map(part, spans))
+    assert len(set(names)) == 1
     files = sorted(Path(dataset.uri).glob("layers/score/*/*.parquet"))
     assert len(files) == 3 * 6
     written = [file.stat().st_mtime_ns for file in files]

@@ -5,7 +5,12 @@ from typing import Annotated
 import typer
 
 from clipmill.cli import look
-from clipmill.cli.options import Set, Store
+from clipmill.cli.options import OptionalStore, Set, Store
+
+_SOURCE_HELP = (
+    "A folder of images with .txt files, a .csv, .tsv or .parquet table, a COCO captions .json, "
+    "WebDataset .tar files, an img2dataset or Hugging Face folder; or KIND:PATH?OPTION=VALUE."
+)
 
 data = typer.Typer(help="From image-text pairs to a captioned dataset.", no_args_is_help=True)
 data.command("stats")(look.stats)
@@ -22,17 +27,57 @@ def data_scenes(store: Store, recipe: str = "scenes-miniature", sets: Set = None
     typer.echo(run.scenes(recipe, sets or [], store))
 
 
-@data.command("shard")
-def data_shard(
-    source: Annotated[str, typer.Argument(help="A folder, or the URI of one packed as .tar.")],
+@data.command("plan")
+def data_plan(
+    source: Annotated[str, typer.Argument(help=_SOURCE_HELP)],
     store: Store,
     recipe: str = "shards",
     sets: Set = None,
 ) -> None:
-    """Cut a folder of pictures with captions into a dataset."""
+    """Fix which part of a source each shard holds; prints the URI that the dataset will have."""
     from clipmill.recipes import run
 
-    typer.echo(run.shard(recipe, sets or [], source, store))
+    typer.echo(run.plan(recipe, sets or [], source, store))
+
+
+@data.command("shard")
+def data_shard(
+    source: Annotated[str, typer.Argument(help=_SOURCE_HELP)] = "",
+    store: OptionalStore = "",
+    recipe: str = "shards",
+    sets: Set = None,
+    plan: Annotated[
+        str, typer.Option(help="Work on this planned dataset instead: what `plan` printed.")
+    ] = "",
+    worker: Annotated[
+        str, typer.Option(metavar="I/N", help="Which part of a plan: worker I (from 0) of N.")
+    ] = "",
+    start: Annotated[int, typer.Option(help="Or: the first shard of a plan to make.")] = 0,
+    stop: Annotated[int | None, typer.Option(help="Where to stop (exclusive).")] = None,
+) -> None:
+    """Cut a source of pictures with captions into a dataset, or make a part of a planned one.
+
+    Plain `shard SOURCE --store URI` does it all. With many workers: `plan` once, then
+    `shard --plan URI --worker I/N` in each, then `finish`.
+    """
+    from clipmill.recipes import run
+
+    if plan:
+        typer.echo(run.shard_part(plan, worker=worker, start=start, stop=stop))
+    elif source and store:
+        typer.echo(run.shard(recipe, sets or [], source, store))
+    else:
+        raise typer.BadParameter("give SOURCE and --store, or --plan")
+
+
+@data.command("finish")
+def data_finish(
+    dataset: Annotated[str, typer.Argument(help="URI of a planned dataset, all shards made.")],
+) -> None:
+    """List a planned dataset's shards, find doubles, and add the source's layers."""
+    from clipmill.recipes import run
+
+    typer.echo(run.finish(dataset))
 
 
 @data.command("train-captioner")
@@ -76,16 +121,15 @@ def data_score(
     model: Annotated[
         str, typer.Option(help="CLIP that judges: URI of a checkpoint, or open_clip:NAME.")
     ] = "",
-    shards: Annotated[
-        str, typer.Option(help="START:STOP, this task's part; run once more without it at the end.")
-    ] = "",
+    start: Annotated[int, typer.Option(help="First shard.")] = 0,
+    stop: Annotated[int | None, typer.Option(help="Shard to stop before.")] = None,
     recipe: str = "score-basic",
     sets: Set = None,
 ) -> None:
     """Measure pictures and captions as layers; prints their names."""
     from clipmill.recipes import run
 
-    layers = run.score(recipe, sets or [], dataset, store="", model=model, shards=shards)
+    layers = run.score(recipe, sets or [], dataset, "", model=model, start=start, stop=stop)
     typer.echo("\n".join(layers))
 
 

@@ -28,7 +28,7 @@ from clipmill.data.images import decode_rgb
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
 from clipmill.data.reader import ShardReader, read_shard
 from clipmill.data.recaption_parts import drop_part, read_part, write_part
-from clipmill.errors import BadSampleError, ClipmillError, ConfigError
+from clipmill.errors import BadSampleError, ClipmillError
 from clipmill.stages import Report
 from clipmill.storage import open_store
 from clipmill.telemetry import caption_metrics
@@ -80,7 +80,7 @@ def recaption(
     layer = f"captions/{kind}-{model.identity[:8]}"
     if layer in opened.layers:
         return layer
-    shards = _range(opened, start, stop)
+    shards = opened.shard_range(start, stop)
     total, done = sum(opened.shards[index].num_samples for index in shards), 0
     report(done, total, "loading the captioner")
     counts: Counter[str] = Counter()
@@ -198,18 +198,6 @@ class _Worker:
             "reason": [out.reason for out in outputs],
         }
         return pa.table(columns, SCHEMA), Counter(out.reason for out in outputs)
-
-
-def _range(dataset: Dataset, start: int, stop: int | None) -> range:
-    count = len(dataset.shards)
-    last = count if stop is None else stop
-    if not 0 <= start < last <= count:
-        raise ConfigError(
-            f"the range of shards was {start} to {last}",
-            expected=f"a start from 0 to {count - 1}, and a stop above it, at most {count}",
-            action="correct --start or --stop",
-        )
-    return range(start, last)
 
 
 def _failures(dataset: Dataset, layer: str) -> str:

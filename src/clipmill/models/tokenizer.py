@@ -51,7 +51,8 @@ class Tokenizer:
         for token in tokens_T.tolist():
             if token == self.end_id:
                 break
-            if token != self.start_id:
+            # The id of padding is also that of "!" within a word, which is far rarer.
+            if token not in {self.start_id, self.pad_id}:
                 words.append(token)
         return str(_bpe(self.vocab_size).decode(words)).strip()
 

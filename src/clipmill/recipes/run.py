@@ -8,21 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
 from clipmill.stages import Stage
 from clipmill.storage import join
-
-LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
-"""The paper's names of the caption choices (CLIP-QC, Table 2), and of the choice by a layer."""
-
 
 if TYPE_CHECKING:
     from clipmill.data.stats import DatasetStats
     from clipmill.data.verify import Verification
 
-LABELS = {"real": "G", "synthetic": "S", "both": "G+S"}
-"""The paper's names of the caption choices (CLIP-QC, Table 2)."""
+LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
+"""The paper's names of the caption choices (CLIP-QC, Table 2), and of the choice by a layer."""
 
 
 def scenes(name: str, overrides: Sequence[str], store: str, run: str = "") -> str:
@@ -37,7 +32,7 @@ def scenes(name: str, overrides: Sequence[str], store: str, run: str = "") -> st
 def shard(
     name: str, overrides: Sequence[str], source: str, store: str, run: str = "", label: str = ""
 ) -> str:
-    """Cut a folder, or one packed as a tar, into a dataset."""
+    """Cut a source into a dataset."""
     from clipmill.data.shards import ShardConfig
     from clipmill.data.shards import shard as make
 
@@ -46,6 +41,35 @@ def shard(
         return stage.made(
             make(config, source, store, progress=lambda d, n: stage.report(d, n, "samples"))
         )
+
+
+def plan(name: str, overrides: Sequence[str], source: str, store: str) -> str:
+    """Plan a dataset for workers to make; the URI that it will have."""
+    from clipmill.data.shards import ShardConfig, plan_shards
+
+    with Stage("plan") as stage:
+        return stage.made(plan_shards(recipe(name, ShardConfig, overrides), source, store).uri)
+
+
+def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | None = None) -> str:
+    """Make a part of a planned dataset: that of ``worker`` ("I/N"), or a range of shards."""
+    from clipmill.data.shards import parse_worker, read_plan, shard_range, worker_range
+
+    planned = read_plan(dataset)
+    if worker:
+        start, stop = worker_range(planned.num_shards, *parse_worker(worker))
+    stop = planned.num_shards if stop is None else min(stop, planned.num_shards)
+    with Stage("shard", label=f"{start}-{stop}") as stage:
+        shard_range(planned, start, stop, progress=lambda d, n: stage.report(d, n, "samples"))
+        return stage.made(planned.uri)
+
+
+def finish(dataset: str) -> str:
+    """Make a planned dataset of its finished shards."""
+    from clipmill.data.shards import finish_shards, read_plan
+
+    with Stage("finish") as stage:
+        return stage.made(finish_shards(read_plan(dataset)).uri)
 
 
 def train_captioner(
@@ -90,11 +114,12 @@ def score(
     run: str = "",
     *,
     model: str = "",
-    shards: str = "",
+    start: int = 0,
+    stop: int | None = None,
 ) -> list[str]:
-    """Measure a dataset's pictures and captions; the names of the layers.
+    """Measure shards ``start`` to ``stop`` of a dataset; the names of the layers.
 
-    ``model`` replaces the recipe's CLIP; ``shards`` such as ``0:100`` is a part, left uncommitted.
+    ``model`` replaces the recipe's CLIP.
     """
     from clipmill.data.scoring.score import ScoreConfig
     from clipmill.data.scoring.score import score as make
@@ -102,7 +127,7 @@ def score(
     given = [f"clip.model={model}"] if model else []
     config = recipe(name, ScoreConfig, [*given, *overrides])
     with Stage("score", store=store, run=run, label=name.removeprefix("score-")) as stage:
-        layers = make(config, dataset, shards=_span(shards), report=stage.report)
+        layers = make(config, dataset, report=stage.report, start=start, stop=stop)
         stage.made(join(dataset, "layers", layers[-1]))
         return list(layers)
 
@@ -276,20 +301,6 @@ def report(
     with Stage("report", store=store, run=run) as stage:
         stage.report(0, 1, "drawing")
         return stage.made(make(inputs, store))
-
-
-def _span(text: str) -> range | None:
-    """The shards of ``START:STOP``, or None for all of them."""
-    if not text:
-        return None
-    start, colon, stop = text.partition(":")
-    if not (colon and start.isdecimal() and stop.isdecimal()):
-        raise ConfigError(
-            f"shards was {text!r}",
-            expected="START:STOP, the first shard and the one after the last",
-            action="write it like 0:100",
-        )
-    return range(int(start), int(stop))
 
 
 def data_stats(dataset: str, *, max_shards: int = 0) -> "DatasetStats":

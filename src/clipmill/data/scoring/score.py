@@ -72,19 +72,25 @@ class ScoreConfig(Config):
 
 
 def score(
-    config: ScoreConfig, dataset: str, *, shards: range | None = None, report: Report
+    config: ScoreConfig,
+    dataset: str,
+    *,
+    report: Report,
+    start: int = 0,
+    stop: int | None = None,
 ) -> tuple[str, ...]:
-    """Measure the dataset at that URI; the names of the layers, in the order of SCORERS.
+    """Measure shards ``start`` to ``stop`` (exclusive) of the dataset at that URI.
 
-    ``shards`` is this task's part: then nothing is committed, and a run without it does that
-    once all are there. Raises ConfigError if nothing is asked for, or a caption kind isn't known.
+    The names of the layers, in the order of SCORERS. A layer is part of the dataset once all of
+    its shards are scored, whoever did that. Raises ConfigError if nothing is asked for, a caption
+    kind isn't known, or the range isn't one.
     """
     opened = Dataset.open(dataset)
     kinds = _kinds(config, opened)
     scorers = {_layer(opened, n, config, s, kinds): s for n, s in _scorers(config).items()}
     missing = {name: s for name, s in scorers.items() if name not in opened.layers}
+    part = opened.shard_range(start, stop)
     if missing:
-        part = range(len(opened.shards)) if shards is None else shards
         total = sum(opened.shards[index].num_samples for index in part)
         report(0, total, "scoring")
         done = 0
@@ -99,8 +105,9 @@ def score(
                         trim(cache_folder(), config.cache_bytes)
                 done += opened.shards[index].num_samples
                 report(done, total, "scored")
-    if shards is None:
-        for name, scorer in missing.items():
+    others = [index for index in range(len(opened.shards)) if index not in part]
+    for name, scorer in missing.items():
+        if all(has_layer_shard(opened, name, index) for index in others):
             commit_layer(opened, name, parents=scorer.parents, detail=scorer.detail)
     return tuple(scorers)
 
