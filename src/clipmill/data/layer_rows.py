@@ -75,10 +75,7 @@ def _check_teacher(layer: str, shard_index: int, table: pa.Table) -> None:
     widths = {}
     for name in ("image", "text"):
         column = _column(layer, table, name, expected)
-        if pa.types.is_list(column.type):
-            column = column.flatten()
-        else:
-            column = column.drop_null()
+        column = column.flatten() if pa.types.is_list(column.type) else column.drop_null()
         kind = column.type
         if not (pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type)):
             raise _wrong_column(layer, name, str(table[name].type), expected)
