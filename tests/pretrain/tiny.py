@@ -4,6 +4,7 @@ import torch
 
 from clipmill.data.loader import PairBatch
 from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.pretrain.reinforced import ReinforcedBatch
 
 CLIP = ClipConfig(
     embed_dim=16,
@@ -27,4 +28,21 @@ def pair_batch(kinds=("real", "synthetic"), num_samples=8, seed=0):
         real_BT=tokenizer(texts) if "real" in kinds else None,
         synthetic_BT=tokenizer(synthetic) if "synthetic" in kinds else None,
         uids=tuple(f"{i:04d}" for i in range(num_samples)),
+    )
+
+
+def reinforced_batch(num_samples=8, width=10):
+    """The same with embeddings of teachers, ``width`` numbers together."""
+    batch = pair_batch(num_samples=num_samples)
+    image, real, synthetic = torch.randn(
+        3, num_samples, width, generator=torch.Generator().manual_seed(1)
+    )
+    return ReinforcedBatch(
+        images_B3HW=batch.images_B3HW,
+        real_BT=batch.real_BT,
+        synthetic_BT=batch.synthetic_BT,
+        uids=batch.uids,
+        teacher_image_BE=image,
+        teacher_real_BE=real,
+        teacher_synthetic_BE=synthetic,
     )

@@ -8,10 +8,9 @@ from clipmill.config import Config
 from clipmill.data.augmentation import CropTransform
 from clipmill.data.view import View
 from clipmill.engine.config import TrainConfig
-from clipmill.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from clipmill.data.batches import PairBatch
+    from clipmill.data.batches import PairBatch, Tokenize
     from clipmill.engine.distributed import Ranks
 
 
@@ -33,7 +32,7 @@ def pair_batches(
     train: TrainConfig,
     *,
     crop: CropTransform,
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenize",
     here: "Ranks",
     cursor: int,
 ) -> Iterator["PairBatch"]:
