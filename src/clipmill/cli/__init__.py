@@ -74,6 +74,19 @@ def pretrain(
     typer.echo(made)
 
 
+@app.command("pretrain-mae")
+def pretrain_mae(
+    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    store: Store,
+    recipe: str = "mae-miniature",
+    sets: Set = None,
+) -> None:
+    """Pretrain a masked autoencoder on a dataset's pictures; prints its URI."""
+    from clipmill.recipes import run
+
+    typer.echo(run.pretrain_mae(recipe, sets or [], dataset, store))
+
+
 @app.command()
 def finetune(
     encoder: Annotated[str, typer.Option(help="URI of an encoder, timm:MODEL or open_clip:MODEL.")],
@@ -169,7 +182,7 @@ def recipes(
         return
     for known, make in RECIPES.items():
         first = (make.__doc__ or "").strip().splitlines()[0]
-        typer.echo(f"{known:<22}{first}")
+        typer.echo(f"{known:<30}{first}")
 
 
 def main() -> None:

@@ -86,20 +86,26 @@ def open_encoder(name: str) -> PretrainedEncoder:
     return PretrainedEncoder(config=config, has_weights=True, parent=card.as_parent("encoder"))
 
 
+def head_prefixes(vision: VisionConfig) -> tuple[str, ...]:
+    """How names of tensors above an image tower's features begin: projections and classifiers."""
+    if not vision.timm_model:
+        return ("visual.proj",)
+    import timm
+
+    own = timm.models.get_pretrained_cfg_value(vision.timm_model, "classifier")
+    return ("visual.head.", f"visual.trunk.{own}.")
+
+
 def _dense_names(tensors: dict[str, "Tensor"], vision: VisionConfig) -> dict[str, "Tensor"]:
     """The image tower's tensors of a checkpoint under a DenseEncoder's names."""
     kept = {
         "trunk." + key.removeprefix("visual.").removeprefix("trunk."): tensor
         for key, tensor in tensors.items()
-        if key.startswith("visual.") and not key.startswith(("visual.head.", "visual.ln_post."))
+        if key.startswith("visual.")
+        and not key.startswith((*head_prefixes(vision), "visual.ln_post."))
     }
-    kept.pop("trunk.proj", None)
     if vision.timm_model:
-        import timm
-
-        # A head of the model's own: a classifier's, or MobileCLIP's projection.
-        head = timm.models.get_pretrained_cfg_value(vision.timm_model, "classifier")
-        return {k: v for k, v in kept.items() if not k.startswith(f"trunk.{head}.")}
+        return kept
     return kept | {f"norm.{part}": tensors[f"visual.ln_post.{part}"] for part in ("weight", "bias")}
 
 

@@ -1,5 +1,6 @@
 """CLIP with quality captions: contrastive pretraining on real and synthetic captions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clipmill.config import Config
@@ -8,9 +9,12 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
+from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
-from clipmill.models.towers import ClipConfig
+from clipmill.models.towers import ClipConfig, TowerOptions
+from clipmill.pretrain.distillation import DistillationConfig, teacher_parent
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
+from clipmill.pretrain.start import find_start
 from clipmill.stages import Report
 
 
@@ -20,14 +24,30 @@ class PretrainConfig(Config):
 
     model: ClipConfig = ClipConfig()
     """The two towers."""
+    init: str = ""
+    """Weights to start from: a checkpoint's URI, a file, ``open_clip:NAME/TAG`` or ``timm:NAME``;
+    empty for scratch."""
+    towers: TowerOptions = TowerOptions()
+    """How the towers are run."""
+    distillation: DistillationConfig | None = None
+    """Learning from a teacher layer; null to learn from captions alone."""
     view: ViewConfig = ViewConfig()
     """Which captions of which samples."""
     crop: RandomResizedCropConfig = RandomResizedCropConfig()
-    """Augmentation."""
+    """Augmentation; with distillation the layer's own is replayed instead."""
     load: LoadConfig = LoadConfig()
     """Where samples are read and decoded."""
     train: TrainConfig
     """Length, rate, precision."""
+
+    def __post_init__(self) -> None:
+        """Refuse losses that don't go together (ConfigError)."""
+        if self.distillation is not None and self.model.loss == "sigmoid":
+            raise ConfigError(
+                "model.loss was 'sigmoid', with distillation",
+                expected="softmax: teachers give a distribution over a batch",
+                action="set model.loss=softmax, or distillation=null",
+            )
 
 
 def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report) -> str:
@@ -36,23 +56,56 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
     A checkpoint that is there already is returned at once; an unfinished run goes on.
     """
     view = View(Dataset.open(dataset), config.view)
-    uri = result_uri(store, "encoders", config.view.captions, config, view.parents)
+    start = find_start(config.init)
+    parents = view.parents
+    if start is not None:
+        parents += (start.parent,)
+    if config.distillation is not None:
+        parents += (teacher_parent(view, config.distillation),)
+    uri = result_uri(store, "encoders", config.view.captions, config, parents)
     if has_checkpoint(uri):
         return uri
+    from clipmill.data.loader import PairBatch
+    from clipmill.engine.distributed import Ranks
     from clipmill.engine.loop import train
     from clipmill.pretrain.clip_objective import ClipObjective
+    from clipmill.pretrain.reinforced_loader import reinforced_batches
+    from clipmill.pretrain.start_weights import load_start
 
-    trained = train(
-        lambda here: ClipObjective(config.model, here),
-        lambda cursor, here: pair_batches(
+    def objective(here: Ranks) -> ClipObjective:
+        made = ClipObjective(
+            config.model, here, options=config.towers, distillation=config.distillation
+        )
+        if start is not None:
+            load_start(start, made.clip, config.model)
+        return made
+
+    def batches(cursor: int, here: Ranks) -> Iterator[PairBatch]:
+        size, tokenizer = config.model.vision.image_size, config.model.text.tokenizer()
+        if config.distillation is not None:
+            return reinforced_batches(
+                view,
+                config.distillation,
+                config.load,
+                config.train,
+                image_size=size,
+                tokenizer=tokenizer,
+                here=here,
+                cursor=cursor,
+            )
+        return pair_batches(
             view,
             config.load,
             config.train,
-            crop=CropTransform(config.model.vision.image_size, config.crop),
-            tokenizer=config.model.text.tokenizer(),
+            crop=CropTransform(size, config.crop),
+            tokenizer=tokenizer,
             here=here,
             cursor=cursor,
-        ),
+        )
+
+    trained = train(
+        objective,
+        batches,
         config.train,
         name="clip",
         state_uri=f"{uri}/state",
@@ -62,7 +115,7 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
         kind="clip",
         architecture=config.model.to_json(),
         recipe=config.to_json(),
-        parents=view.parents,
+        parents=parents,
         metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
         summary={
             "captions": config.view.captions,

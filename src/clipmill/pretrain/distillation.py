@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 from clipmill.config import Config
+from clipmill.data.layers import LAYER_MANIFEST
+from clipmill.data.view import View
 from clipmill.errors import ConfigError
+from clipmill.storage import Parent, join, read_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,3 +33,36 @@ class DistillationConfig(Config):
                 expected="a contrastive_weight of at least 0, and a weight above 0",
                 action="leave distillation null to train without teachers",
             )
+
+
+def teacher_parent(view: View, distillation: DistillationConfig) -> Parent:
+    """The teacher layer as a run's parent.
+
+    Raises:
+        ConfigError: it is missing, or of other captions or widths.
+    """
+    dataset, layer = view.dataset, distillation.layer
+    if layer not in dataset.layers:
+        known = ", ".join(n for n in dataset.layers if n.startswith("teacher/"))
+        raise ConfigError(
+            f"distillation.layer was {layer!r}",
+            expected=f"one of {known}" if known else "a teacher layer, but the dataset has none",
+            action="name such a layer, or make one with `clipmill data teacher`",
+        )
+    manifest = read_json(join(dataset.layer_uri(layer), LAYER_MANIFEST))
+    widths = tuple(int(w) for w in manifest["summary"]["widths"].split(","))
+    if widths != distillation.teacher_widths:
+        raise ConfigError(
+            f"distillation.teacher_widths was {distillation.teacher_widths}",
+            expected=f"{widths}, as in {layer}",
+            action=f"set distillation.teacher_widths={list(widths)}",
+        )
+    embedded = [p["digest"] for p in manifest["parents"] if p["role"] == "captions"]
+    if view.config.layer and dataset.layers[view.config.layer].digest not in embedded:
+        raise ConfigError(
+            f"{layer} has no embeddings of {view.config.layer}",
+            expected="a teacher layer that was made with the view's captions",
+            action="make one, or train on captions=real",
+        )
+    digest = dataset.layers[layer].digest
+    return Parent(role="teacher", uri=dataset.layer_uri(layer), digest=digest)

@@ -5,21 +5,45 @@ from typing import TypeVar
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
-from clipmill.recipes import captioner, clip, data, dense
+from clipmill.recipes import captioner, clip, data, dense, mae, mobile
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
+    "clip-mci0-12.8b": mobile.clip_mci0_12_8b,
+    "clip-mci0-12m": mobile.clip_mci0_12m,
+    "clip-mci0-miniature": mobile.clip_mci0_miniature,
+    "clip-mci1-12.8b": mobile.clip_mci1_12_8b,
+    "clip-mci2-12.8b": mobile.clip_mci2_12_8b,
     "clip-miniature": clip.clip_miniature,
-    "clip-vit-b16": clip.clip_vit_b16,
+    "clip-vit-b16-12.8b": clip.clip_vit_b16_12_8b,
+    "clip-vit-b16-12m": clip.clip_vit_b16_12m,
+    "clip-vit-b16-2.05b": clip.clip_vit_b16_2_05b,
+    "clip-vit-b16-5b": clip.clip_vit_b16_5b,
+    "clip-vit-b16-after-mae": clip.clip_vit_b16_after_mae,
+    "clip-vit-b16-scaling-1.28b": clip.clip_vit_b16_scaling_1_28b,
+    "clip-vit-b16-scaling-1.28m": clip.clip_vit_b16_scaling_1_28m,
+    "clip-vit-b16-scaling-12.8m": clip.clip_vit_b16_scaling_12_8m,
+    "clip-vit-b16-scaling-128m": clip.clip_vit_b16_scaling_128m,
+    "clip-vit-b16-distilled-12.8b": mobile.clip_vit_b16_distilled_12_8b,
+    "clip-vit-b32-12.8b": clip.clip_vit_b32_12_8b,
+    "clip-vit-l14-12.8b": clip.clip_vit_l14_12_8b,
     "clip-vit-miniature": clip.clip_vit_miniature,
+    "clip-vit-s16-12.8b": clip.clip_vit_s16_12_8b,
+    "clip-vit-ti16-12.8b": clip.clip_vit_ti16_12_8b,
     "coca-miniature": captioner.coca_miniature,
     "coca-vit-l14": captioner.coca_vit_l14,
     "depth-miniature": dense.depth_miniature,
     "depth-vit-b16": dense.depth_vit_b16,
+    "mae-miniature": mae.mae_miniature,
+    "mae-vit-b16-2.05b": mae.mae_vit_b16_2_05b,
+    "mae-vit-b16-5b": mae.mae_vit_b16_5b,
     "recaption-beam": captioner.recaption_beam,
     "recaption-miniature": captioner.recaption_miniature,
     "scenes-miniature": data.scenes_miniature,
     "shards": data.shards,
     "shards-miniature": data.shards_miniature,
+    "siglip-vit-b16-12.8b": clip.siglip_vit_b16_12_8b,
+    "teacher-datacompdr": mobile.teacher_datacompdr,
+    "teacher-miniature": mobile.teacher_miniature,
     "upernet-miniature": dense.upernet_miniature,
     "upernet-vit-b16": dense.upernet_vit_b16,
 }

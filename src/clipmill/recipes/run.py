@@ -64,6 +64,24 @@ def recaption(
         return layer
 
 
+def teacher(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    captions: str,
+    store: str,
+    run: str = "",
+) -> str:
+    """Embed a dataset's pictures and captions with a teacher ensemble; the name of the layer."""
+    from clipmill.pretrain.teacher import TeacherConfig, make_teacher_layer
+
+    config = recipe(name, TeacherConfig, overrides)
+    with Stage("teacher", store=store, run=run) as stage:
+        layer = make_teacher_layer(config, dataset, captions, report=stage.report)
+        stage.made(join(dataset, "layers", layer))
+        return layer
+
+
 def pretrain(
     name: str,
     overrides: Sequence[str],
@@ -79,11 +97,23 @@ def pretrain(
     from clipmill.pretrain.clip import PretrainConfig
     from clipmill.pretrain.clip import pretrain as make
 
-    view = ViewConfig.from_json(
-        {"captions": captions, "layer": "" if captions == "real" else layer}
-    )
-    config = replace(recipe(name, PretrainConfig), view=view).override(overrides)
+    chosen = recipe(name, PretrainConfig)
+    kinds = {"captions": captions, "layer": "" if captions == "real" else layer}
+    view = ViewConfig.from_json(chosen.view.to_json() | kinds)
+    config = replace(chosen, view=view).override(overrides)
     with Stage("pretrain", store=store, run=run, label=LABELS[captions]) as stage:
+        return stage.made(make(config, dataset, store, report=stage.report))
+
+
+def pretrain_mae(
+    name: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
+) -> str:
+    """Pretrain a masked autoencoder on a dataset's pictures."""
+    from clipmill.pretrain.mae import MaePretrainConfig
+    from clipmill.pretrain.mae import pretrain_mae as make
+
+    config = recipe(name, MaePretrainConfig, overrides)
+    with Stage("pretrain", store=store, run=run, label="MAE") as stage:
         return stage.made(make(config, dataset, store, report=stage.report))
 
 
