@@ -48,18 +48,19 @@ def reinforced_batches(
     cursor: int,
 ) -> Iterator[ReinforcedBatch]:
     """This rank's batches from update ``cursor`` on."""
+    batches = _Batches(
+        view=view,
+        layer=distillation.layer,
+        seed=train.seed,
+        batch_size=train.batch_size,
+        shuffle_shards=load.shuffle_shards,
+        image_size=image_size,
+        tokenize=tokenizer,
+        rank=here.rank,
+        world_size=here.world_size,
+    )
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        _Batches(
-            view=view,
-            layer=distillation.layer,
-            seed=train.seed,
-            batch_size=train.batch_size,
-            shuffle_shards=load.shuffle_shards,
-            image_size=image_size,
-            tokenize=tokenizer,
-            rank=here.rank,
-            world_size=here.world_size,
-        ),
+        batches,
         batch_size=None,
         sampler=StepsFrom(cursor),
         num_workers=load.num_workers,
@@ -68,7 +69,10 @@ def reinforced_batches(
         # Without one of its own, a DataLoader draws from the training's random stream.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    try:
+        yield from loader
+    finally:
+        batches.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,11 @@ class _Batches(torch.utils.data.Dataset[ReinforcedBatch]):
                 torch.stack(column["teacher_synthetic"]) if has_synthetic else None
             ),
         )
+
+    def close(self) -> None:
+        """Close the shards that this process has open."""
+        while self._shards:
+            self._shards.popitem()[1].reader.close()
 
     def _sample(self, position: int) -> dict[str, Any]:
         epoch, place = divmod(position, sum(self._sizes))
