@@ -10,6 +10,7 @@ from open_clip.coca_model import CoCa
 from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
 from clipmill.pretrain.clip import PretrainConfig
 from clipmill.pretrain.mae import MaePretrainConfig
+from clipmill.pretrain.supervised import SupervisedConfig
 from clipmill.pretrain.teacher import TeacherConfig
 from clipmill.recipes.captioner import coca_vit_l14, recaption_beam
 from clipmill.recipes.dense import depth_vit_b16, upernet_vit_b16
@@ -186,6 +187,25 @@ def test_mae_is_its_papers(name, seen):
 def test_clip_after_mae_has_maes_tower():
     mae = recipe("mae-vit-b16-5b", MaePretrainConfig).model.vision
     assert recipe("clip-vit-b16-after-mae", PretrainConfig).model.vision == mae
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_supervised_baseline_is_fastvits(size):
+    """apple/ml-fastvit's README and the defaults of its train.py."""
+    config = recipe(f"supervised-mci{size}", SupervisedConfig)
+    assert config.vision.timm_model == f"fastvit_mci{size}"
+    assert config.vision.image_size == 256
+    assert (config.mixup, config.cutmix, config.erased) == (0.2, 1.0, 0.25)
+    assert config.label_smoothing == 0.1
+    assert config.augmentation.crop.scale == (0.08, 1.0)
+    assert (config.augmentation.magnitude, config.augmentation.magnitude_deviation) == (9.0, 0.5)
+    train = config.train
+    assert train.batch_size == 8 * 128
+    assert train.num_seen_samples == pytest.approx(300 * 1_281_167, rel=1e-3)
+    assert train.schedule.warmup_steps == 5 * (1_281_167 // 1024)
+    assert (train.schedule.peak, train.schedule.minimum) == (1e-3, 1e-5)
+    assert train.optimizer.weight_decay == 0.05
+    assert train.average_decay == 0.9995
 
 
 def test_datacompdrs_teachers():

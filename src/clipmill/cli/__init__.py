@@ -87,6 +87,19 @@ def pretrain_mae(
     typer.echo(run.pretrain_mae(recipe, sets or [], dataset, store))
 
 
+@app.command("pretrain-supervised")
+def pretrain_supervised(
+    data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
+    store: Store,
+    recipe: str = "supervised-miniature",
+    sets: Set = None,
+) -> None:
+    """Pretrain an image tower on labelled images, train/CLASS/*; prints its URI."""
+    from clipmill.recipes import run
+
+    typer.echo(run.pretrain_supervised(recipe, sets or [], data_uri, store))
+
+
 @app.command()
 def finetune(
     encoder: Annotated[str, typer.Option(help="URI of an encoder, timm:MODEL or open_clip:MODEL.")],

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
-from clipmill.recipes import captioner, clip, data, dense, mae, mobile
+from clipmill.recipes import captioner, clip, data, dense, mae, mobile, supervised
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "clip-mci0-12.8b": mobile.clip_mci0_12_8b,
@@ -42,6 +42,10 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "shards": data.shards,
     "shards-miniature": data.shards_miniature,
     "siglip-vit-b16-12.8b": clip.siglip_vit_b16_12_8b,
+    "supervised-mci0": supervised.supervised_mci0,
+    "supervised-mci1": supervised.supervised_mci1,
+    "supervised-mci2": supervised.supervised_mci2,
+    "supervised-miniature": supervised.supervised_miniature,
     "teacher-datacompdr": mobile.teacher_datacompdr,
     "teacher-miniature": mobile.teacher_miniature,
     "upernet-miniature": dense.upernet_miniature,

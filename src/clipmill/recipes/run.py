@@ -117,6 +117,18 @@ def pretrain_mae(
         return stage.made(make(config, dataset, store, report=stage.report))
 
 
+def pretrain_supervised(
+    name: str, overrides: Sequence[str], data: str, store: str, run: str = ""
+) -> str:
+    """Pretrain an image tower on a folder of labelled images."""
+    from clipmill.pretrain.supervised import SupervisedConfig
+    from clipmill.pretrain.supervised import pretrain_supervised as make
+
+    config = recipe(name, SupervisedConfig, overrides)
+    with Stage("pretrain", store=store, run=run, label="supervised") as stage:
+        return stage.made(make(config, data, store, report=stage.report))
+
+
 def finetune(
     name: str,
     overrides: Sequence[str],
