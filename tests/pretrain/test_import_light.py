@@ -11,9 +11,9 @@ MODULES = ("clip", "mae", "supervised", "teacher", "coca", "start", "distillatio
 @pytest.mark.parametrize("module", MODULES)
 def test_configs_and_stages_import_without_torch(module):
     code = f"import sys, clipmill.pretrain.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_recipes_import_without_torch():
     code = "import sys, clipmill.recipes.registry; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
