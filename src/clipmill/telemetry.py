@@ -46,6 +46,8 @@ class DataMetrics:
     """Samples that came through."""
     quarantined: Counter
     """Samples set aside; label ``reason``."""
+    skipped: Counter
+    """Bad samples that a loader met and replaced; label ``reason``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +95,9 @@ def data_metrics() -> DataMetrics:
     return DataMetrics(
         samples=Counter("clipmill_data_samples_total", "Samples that came through"),
         quarantined=Counter("clipmill_data_quarantined_total", "Samples set aside", ["reason"]),
+        skipped=Counter(
+            "clipmill_data_skipped_total", "Samples that a loader replaced", ["reason"]
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clipmill.data import loader as loader_module
 from clipmill.data.dataset import Dataset
+from clipmill.data.images import decode_rgb
 from clipmill.data.loader import LoaderConfig, PairBatch, PairLoader
 from clipmill.data.order import EpochOrder
 from clipmill.data.reader import read_shard
@@ -26,9 +27,9 @@ LAYER = "captions/test-1"
 TEXT_LENGTH = 48
 
 
-def transform(image: Image.Image, random: np.random.Generator) -> Tensor:
+def transform(data: bytes, random: np.random.Generator) -> Tensor:
     """Give the first pixel (3 x 1 x 1), and a random number in place of its blue."""
-    pixel = torch.tensor(image.getpixel((0, 0)), dtype=torch.float64)
+    pixel = torch.tensor(decode_rgb(data).getpixel((0, 0)), dtype=torch.float64)
     pixel[2] = random.random()
     return pixel.reshape(3, 1, 1)
 
