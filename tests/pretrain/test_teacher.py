@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from tiny import CLIP
 
-from clipmill.data.augmentation import RandomResizedCropConfig
+from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.images import decode_rgb
 from clipmill.data.layers import read_layer
 from clipmill.data.reader import read_shard
-from clipmill.data.stored_augmentation import StoredAugmentationConfig, replay
+from clipmill.data.stored_augmentation import ReplayTransform, StoredAugmentationConfig, replay
+from clipmill.data.teacher_rows import Teaching
 from clipmill.data.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
@@ -24,8 +25,7 @@ from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoi
 from clipmill.models.towers import VisionConfig, build_clip
 from clipmill.pretrain.clip import PretrainConfig, pretrain
 from clipmill.pretrain.distillation import DistillationConfig, teacher_parent
-from clipmill.pretrain.pairs import LoadConfig
-from clipmill.pretrain.reinforced_loader import reinforced_batches
+from clipmill.pretrain.pairs import LoadConfig, pair_batches
 from clipmill.pretrain.teacher import TeacherConfig, make_teacher_layer
 from clipmill.pretrain.teachers import load_teacher
 
@@ -93,12 +93,12 @@ ALONE = Ranks()
 
 
 def batches(view, distillation, here=ALONE, cursor=0):
-    return reinforced_batches(
+    return pair_batches(
         view,
-        distillation,
         LOAD,
         TRAIN,
-        image_size=16,
+        crop=CropTransform(16, RandomResizedCropConfig()),
+        teaching=Teaching(distillation.layer, ReplayTransform(16)),
         tokenizer=CLIP.text.tokenizer(),
         here=here,
         cursor=cursor,

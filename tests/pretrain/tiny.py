@@ -4,7 +4,6 @@ import torch
 
 from clipmill.data.loader import PairBatch
 from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
-from clipmill.pretrain.reinforced import ReinforcedBatch
 
 CLIP = ClipConfig(
     embed_dim=16,
@@ -37,7 +36,7 @@ def reinforced_batch(num_samples=8, width=10):
     image, real, synthetic = torch.randn(
         3, num_samples, width, generator=torch.Generator().manual_seed(1)
     )
-    return ReinforcedBatch(
+    return PairBatch(
         images_B3HW=batch.images_B3HW,
         real_BT=batch.real_BT,
         synthetic_BT=batch.synthetic_BT,

@@ -10,13 +10,18 @@ number and signed strength of each operation.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from clipmill.config import Config
 from clipmill.data.augmentation import RandomResizedCropConfig
+from clipmill.data.images import decode_rgb
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CROP_NUMBERS = 4
 _FILL = (124, 116, 104)  # timm's, the mean of ImageNet
@@ -63,6 +68,20 @@ def replay(image: Image.Image, size: int, numbers: Sequence[float]) -> Image.Ima
     for operation, level in zip(operations[::2], operations[1::2], strict=True):
         image = list(_OPERATIONS.values())[int(operation)](image, level)
     return image
+
+
+class ReplayTransform:
+    """A loader's replay: an image file and stored numbers to a (3, size, size) uint8 tensor."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __call__(self, data: bytes, numbers_K: NDArray[np.float32]) -> "Tensor":
+        """The augmentation of these numbers; BadSampleError if the file can't be decoded."""
+        import torch
+
+        picture = replay(decode_rgb(data), self._size, numbers_K.tolist())
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _draw_crop(

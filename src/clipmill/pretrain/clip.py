@@ -1,11 +1,11 @@
 """CLIP with quality captions: contrastive pretraining on real and synthetic captions."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clipmill.config import Config
 from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
+from clipmill.data.stored_augmentation import ReplayTransform
 from clipmill.data.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
@@ -65,11 +65,10 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
     uri = result_uri(store, "encoders", config.view.captions, config, parents)
     if has_checkpoint(uri):
         return uri
-    from clipmill.data.loader import PairBatch
+    from clipmill.data.teacher_rows import Teaching
     from clipmill.engine.distributed import Ranks
     from clipmill.engine.loop import train
     from clipmill.pretrain.clip_objective import ClipObjective
-    from clipmill.pretrain.reinforced_loader import reinforced_batches
     from clipmill.pretrain.start_weights import load_start
 
     def objective(here: Ranks) -> ClipObjective:
@@ -80,32 +79,22 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
             load_start(start, made.clip, config.model)
         return made
 
-    def batches(cursor: int, here: Ranks) -> Iterator[PairBatch]:
-        size, tokenizer = config.model.vision.image_size, config.model.text.tokenizer()
-        if config.distillation is not None:
-            return reinforced_batches(
-                view,
-                config.distillation,
-                config.load,
-                config.train,
-                image_size=size,
-                tokenizer=tokenizer,
-                here=here,
-                cursor=cursor,
-            )
-        return pair_batches(
+    size = config.model.vision.image_size
+    teaching = None
+    if config.distillation is not None:
+        teaching = Teaching(config.distillation.layer, ReplayTransform(size))
+    trained = train(
+        objective,
+        lambda cursor, here: pair_batches(
             view,
             config.load,
             config.train,
             crop=CropTransform(size, config.crop),
-            tokenizer=tokenizer,
+            tokenizer=config.model.text.tokenizer(),
+            teaching=teaching,
             here=here,
             cursor=cursor,
-        )
-
-    trained = train(
-        objective,
-        batches,
+        ),
         config.train,
         name="clip",
         state_uri=f"{uri}/state",

@@ -15,7 +15,6 @@ from clipmill.models.normalization import Normalize
 from clipmill.models.towers import MAX_LOGIT_SCALE, ClipConfig, TowerOptions, build_clip
 from clipmill.pretrain.contrastive import CaptionLosses
 from clipmill.pretrain.distillation import DistillationConfig
-from clipmill.pretrain.reinforced import teacher_embeddings
 from clipmill.pretrain.replay import random_state, set_random_state, without_statistics
 
 
@@ -127,5 +126,16 @@ class ClipObjective(Objective):
     def _teachers(self, batches: Sequence[PairBatch]) -> dict[str, Tensor]:
         if not self._is_distilled:
             return {}
-        found = [teacher_embeddings(batch) for batch in batches]
+        found = [_teacher_embeddings(batch) for batch in batches]
         return {name: torch.cat([f[name] for f in found]).float() for name in found[0]}
+
+
+def _teacher_embeddings(batch: PairBatch) -> dict[str, Tensor]:
+    """The teachers' embeddings (B, E) by name: ``image``, and one for each kind of caption."""
+    assert batch.teacher_image_BE is not None, "distillation needs batches with teacher embeddings"
+    found = {
+        "image": batch.teacher_image_BE,
+        "real": batch.teacher_real_BE,
+        "synthetic": batch.teacher_synthetic_BE,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -11,6 +11,7 @@ from clipmill.engine.config import TrainConfig
 
 if TYPE_CHECKING:
     from clipmill.data.batches import PairBatch, Tokenize
+    from clipmill.data.teacher_rows import Teaching
     from clipmill.engine.distributed import Ranks
 
 
@@ -33,10 +34,11 @@ def pair_batches(
     *,
     crop: CropTransform,
     tokenizer: "Tokenize",
+    teaching: "Teaching | None" = None,
     here: "Ranks",
     cursor: int,
 ) -> Iterator["PairBatch"]:
-    """This rank's batches from update ``cursor`` on."""
+    """This rank's batches from update ``cursor`` on, with teachers' embeddings if asked."""
     from clipmill.data.loader import LoaderConfig, PairLoader
 
     config = LoaderConfig(
@@ -52,6 +54,7 @@ def pair_batches(
             config,
             transform=crop,
             tokenize=tokenizer,
+            teaching=teaching,
             rank=here.rank,
             world_size=here.world_size,
             cursor=cursor,
