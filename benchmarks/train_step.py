@@ -21,7 +21,7 @@ from clipmill.data.loader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.loop import _Run
 from clipmill.models.towers import build_clip
-from clipmill.pretrain.clip import ClipObjective
+from clipmill.pretrain.clip_objective import ClipObjective
 from clipmill.recipes.clip import clip_vit_miniature
 
 

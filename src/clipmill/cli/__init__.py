@@ -85,6 +85,32 @@ def pretrain(
     typer.echo(made)
 
 
+@app.command("pretrain-mae")
+def pretrain_mae(
+    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    store: Store,
+    recipe: str = "mae-miniature",
+    sets: Set = None,
+) -> None:
+    """Pretrain a masked autoencoder on a dataset's pictures; prints its URI."""
+    from clipmill.recipes import run
+
+    typer.echo(run.pretrain_mae(recipe, sets or [], dataset, store))
+
+
+@app.command("pretrain-supervised")
+def pretrain_supervised(
+    data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
+    store: Store,
+    recipe: str = "supervised-miniature",
+    sets: Set = None,
+) -> None:
+    """Pretrain an image tower on labelled images, train/CLASS/*; prints its URI."""
+    from clipmill.recipes import run
+
+    typer.echo(run.pretrain_supervised(recipe, sets or [], data_uri, store))
+
+
 @app.command()
 def finetune(
     encoder: Annotated[str, typer.Option(help="URI of an encoder, timm:MODEL or open_clip:MODEL.")],
@@ -206,7 +232,7 @@ def recipes(
         return
     for known, make in RECIPES.items():
         first = (make.__doc__ or "").strip().splitlines()[0]
-        typer.echo(f"{known:<26}{first}")
+        typer.echo(f"{known:<30}{first}")
 
 
 def main() -> None:

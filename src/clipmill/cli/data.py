@@ -93,6 +93,19 @@ def data_train_captioner(
     typer.echo(run.train_captioner(recipe, sets or [], dataset, store))
 
 
+@data.command("teacher")
+def data_teacher(
+    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    captions: Annotated[str, typer.Option(help="Layer of synthetic captions to embed too.")] = "",
+    recipe: str = "teacher-datacompdr",
+    sets: Set = None,
+) -> None:
+    """Embed pictures and captions with a teacher ensemble, as a layer; prints its name."""
+    from clipmill.recipes import run
+
+    typer.echo(run.teacher(recipe, sets or [], dataset, captions, store=""))
+
+
 @data.command("recaption")
 def data_recaption(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],

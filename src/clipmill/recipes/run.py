@@ -152,6 +152,24 @@ def select(
         return layer
 
 
+def teacher(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    captions: str,
+    store: str,
+    run: str = "",
+) -> str:
+    """Embed a dataset's pictures and captions with a teacher ensemble; the name of the layer."""
+    from clipmill.pretrain.teacher import TeacherConfig, make_teacher_layer
+
+    config = recipe(name, TeacherConfig, overrides)
+    with Stage("teacher", store=store, run=run) as stage:
+        layer = make_teacher_layer(config, dataset, captions, report=stage.report)
+        stage.made(join(dataset, "layers", layer))
+        return layer
+
+
 def import_layer(
     dataset: str,
     layer: str,
@@ -190,16 +208,40 @@ def pretrain(
     from clipmill.pretrain.clip import PretrainConfig
     from clipmill.pretrain.clip import pretrain as make
 
-    view = ViewConfig.from_json(
-        {
-            "captions": captions,
-            "layer": layer if captions in {"synthetic", "both"} else "",
-            "select": list(select),
-        }
-    )
-    config = replace(recipe(name, PretrainConfig), view=view).override(overrides)
+    chosen = recipe(name, PretrainConfig)
+    kinds = {
+        "captions": captions,
+        "layer": layer if captions in {"synthetic", "both"} else "",
+        "select": list(select),
+    }
+    view = ViewConfig.from_json(chosen.view.to_json() | kinds)
+    config = replace(chosen, view=view).override(overrides)
     with Stage("pretrain", store=store, run=run, label=LABELS[captions]) as stage:
         return stage.made(make(config, dataset, store, report=stage.report))
+
+
+def pretrain_mae(
+    name: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
+) -> str:
+    """Pretrain a masked autoencoder on a dataset's pictures."""
+    from clipmill.pretrain.mae import MaePretrainConfig
+    from clipmill.pretrain.mae import pretrain_mae as make
+
+    config = recipe(name, MaePretrainConfig, overrides)
+    with Stage("pretrain", store=store, run=run, label="MAE") as stage:
+        return stage.made(make(config, dataset, store, report=stage.report))
+
+
+def pretrain_supervised(
+    name: str, overrides: Sequence[str], data: str, store: str, run: str = ""
+) -> str:
+    """Pretrain an image tower on a folder of labelled images."""
+    from clipmill.pretrain.supervised import SupervisedConfig
+    from clipmill.pretrain.supervised import pretrain_supervised as make
+
+    config = recipe(name, SupervisedConfig, overrides)
+    with Stage("pretrain", store=store, run=run, label="supervised") as stage:
+        return stage.made(make(config, data, store, report=stage.report))
 
 
 def finetune(
