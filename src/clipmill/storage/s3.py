@@ -61,7 +61,7 @@ class S3Store(Store):
             return b""
         return b"".join(self._chunks(key, start, length))
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         """Write an object from bytes."""
         self._upload(key, io.BytesIO(data), len(data))
 
