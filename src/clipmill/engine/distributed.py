@@ -36,7 +36,7 @@ class Ranks:
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             # Only statistics change by themselves; anything else is the same on all ranks.
-            broadcast_buffers=any(isinstance(m, _BatchNorm) for m in module.modules()),
+            forward_sync_buffers=any(isinstance(m, _BatchNorm) for m in module.modules()),
             gradient_as_bucket_view=True,
         )
 

@@ -120,7 +120,11 @@ class _Run:
             with self._watchdog:
                 batches = make_batches(progress.step, self._here)
                 while self._step < self._config.steps:
-                    self._advance(batches)
+                    try:
+                        self._advance(batches)
+                    except RuntimeError as error:
+                        self._blame(error)
+                        raise
                 if verdict := self._updater.guard.last():
                     self._heed(verdict)
                 averaged = self._updater.averaged
@@ -142,11 +146,7 @@ class _Run:
         batch = self._next(batches)
         waited = time.perf_counter() - started
         self._watchdog.at(step, "compute")
-        try:
-            update = self._updater.update(step, batch, stopping=self._stop.requested)
-        except RuntimeError as error:
-            self._blame(error)
-            raise
+        update = self._updater.update(step, batch, stopping=self._stop.requested)
         self._step = done = step + 1
         self._metrics.samples.inc(update.num_samples)
         self._metrics.step_seconds.observe(time.perf_counter() - started)

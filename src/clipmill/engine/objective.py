@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 Forward = Callable[..., dict[str, Tensor]]
 
 
 def synchronizing(forward: Forward, *, last: bool) -> contextlib.AbstractContextManager[None]:
     """Where gradients are averaged over ranks, do so only with a step's last backward pass."""
-    module: object = forward
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(last)
+    if hasattr(forward, "set_requires_gradient_sync"):  # sharded by FSDP2
+        forward.set_requires_gradient_sync(last)
     if last or not isinstance(forward, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()
     unsynchronized: contextlib.AbstractContextManager[None] = forward.no_sync()

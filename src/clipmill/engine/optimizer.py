@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from clipmill.engine.config import AdamWConfig
 from clipmill.engine.objective import Objective
-from clipmill.engine.sharded import norm_of
+from clipmill.engine.sharded import is_sharded, norm_of
 from clipmill.errors import ConfigError
 
 
@@ -31,7 +30,7 @@ def build_optimizer(objective: Objective, config: AdamWConfig) -> torch.optim.Ad
         layer = objective.layer_of(name)
         depth = 0 if layer is None else objective.num_layers - layer
         # The kernel takes sharded parameters or whole ones, not both at once.
-        key = (config.layer_decay**depth, decay, isinstance(parameter, DTensor))
+        key = (config.layer_decay**depth, decay, is_sharded(parameter))
         groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [

@@ -1,12 +1,13 @@
-"""FSDP2: an objective whose weights, gradients and moments are shared out among ranks."""
+"""FSDP2: an objective whose weights, gradients and moments are shared out among ranks.
+
+Its modules take seconds to import, so that only those who shard do.
+"""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from clipmill.engine.distributed import Ranks
 
@@ -20,11 +21,14 @@ def shard(objective: nn.Module, here: Ranks) -> nn.Module:
     Scalars (a logit scale) can't be sharded: they stay whole, and :func:`average_scalars` must
     follow each backward pass.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     mesh = init_device_mesh(here.device.type, (here.world_size,))
     scalars = {p for p in objective.parameters() if p.ndim == 0}
     for stack in [m for m in objective.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]:
         for block in stack:
-            sizes = [p.numel() for p in block.parameters() if not isinstance(p, DTensor)]
+            sizes = [p.numel() for p in block.parameters() if not is_sharded(p)]
             if sum(sizes) >= _MIN_BLOCK_PARAMETERS:
                 fully_shard(block, mesh=mesh, ignored_params=scalars)
     fully_shard(objective, mesh=mesh, ignored_params=scalars)
@@ -37,7 +41,7 @@ def shard(objective: nn.Module, here: Ranks) -> nn.Module:
 def average_scalars(objective: nn.Module, here: Ranks) -> None:
     """Average over ranks the gradients that FSDP leaves alone."""
     gradients = [
-        p.grad for p in objective.parameters() if p.grad is not None and not _is_shared(p.grad)
+        p.grad for p in objective.parameters() if p.grad is not None and not is_sharded(p.grad)
     ]
     if gradients:
         mean = here.total(torch.stack(gradients)) / here.world_size
@@ -47,7 +51,9 @@ def average_scalars(objective: nn.Module, here: Ranks) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor as one process has it; all ranks must ask for it together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    kind: Any = tensor
+    found: Tensor = kind.full_tensor() if is_sharded(tensor) else tensor
+    return found
 
 
 def whole_all(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -58,19 +64,24 @@ def whole_all(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def like(value: Tensor, model: Tensor) -> Tensor:
     """A whole tensor laid out as ``model`` is, on its device."""
     value = value.to(model.device)
-    if isinstance(model, DTensor):
-        return distribute_tensor(value, model.device_mesh, model.placements)
+    if is_sharded(model):
+        from torch.distributed.tensor import distribute_tensor
+
+        layout: Any = model
+        # Every rank has the whole of it, so none need send a part.
+        return distribute_tensor(value, layout.device_mesh, layout.placements, src_data_rank=None)
     return value
 
 
 def norm_of(tensors: Iterable[Tensor]) -> Tensor:
     """The norm over all of them, the same on each rank."""
     tensors = list(tensors)
-    shared = [t for t in tensors if _is_shared(t)]
-    plain = [t for t in tensors if not _is_shared(t)]
+    shared = [t for t in tensors if is_sharded(t)]
+    plain = [t for t in tensors if not is_sharded(t)]
     norms = [whole(torch.nn.utils.get_total_norm(part)) for part in (shared, plain) if part]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
-def _is_shared(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor)
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which this rank has a part."""
+    return hasattr(tensor, "full_tensor")
