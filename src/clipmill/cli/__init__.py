@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli import models
 from clipmill.cli.data import data
 from clipmill.cli.options import Json, Set, Store
 from clipmill.errors import ClipmillError, StoppedError, UserError
@@ -21,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
+app.command()(models.runs)
+app.command()(models.export)
 
 
 def _version(asked: bool) -> None:
