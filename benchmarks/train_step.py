@@ -7,6 +7,7 @@ medians, and the ratios of speed and memory: ``python benchmarks/train_step.py``
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -66,7 +67,7 @@ def ours(options: argparse.Namespace) -> list[float]:
             state_uri=folder,
             report=lambda *_: None,
         )
-    return [b - a for a, b in zip(laps, laps[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(laps)]
 
 
 def open_clips(options: argparse.Namespace) -> list[float]:
@@ -114,10 +115,10 @@ def open_clips(options: argparse.Namespace) -> list[float]:
         world_size=1,
         wandb=False,
     )
-    data = {"train": SimpleNamespace(dataloader=Batches(), set_epoch=lambda epoch: None)}
+    data = {"train": SimpleNamespace(dataloader=Batches(), set_epoch=lambda _: None)}
     schedule = cosine_lr(optimizer, _PEAK, 10, num_steps)
     train_one_epoch(model, data, ClipLoss(), 0, optimizer, None, schedule, None, arguments)
-    return [b - a for a, b in zip(laps, laps[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(laps)]
 
 
 _LOOPS = {"clipmill": ours, "open_clip_train": open_clips}
