@@ -6,6 +6,7 @@ import torch
 from clipmill.config import Config
 from clipmill.data.recaption import RecaptionConfig
 from clipmill.data.shards import ShardConfig
+from clipmill.digest import digest_json
 from clipmill.engine.distributed import Ranks
 from clipmill.errors import ConfigError
 from clipmill.models.dense import build_dense
