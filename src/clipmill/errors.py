@@ -11,6 +11,7 @@ ClipmillError
 │   ├── ServerError         a server that can't start or doesn't answer
 │   ├── BudgetError         a limit on cost that was reached
 │   └── TrainingError       a run that can't go on
+├── StoppedError            a run that was told to stop, and did, its state saved: exit code 75
 └── BadSampleError          one sample that can't be used: counted by reason, never fatal
 """
 
@@ -84,3 +85,7 @@ class BadSampleError(ClipmillError):
 
 class TrainingError(UserError):
     """A run that can't go on."""
+
+
+class StoppedError(ClipmillError):
+    """A run that was told to stop and saved its state; the same command goes on from there."""

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli import models
 from clipmill.cli.data import data
 from clipmill.cli.options import Json, Set, Store
-from clipmill.errors import ClipmillError, UserError
+from clipmill.errors import ClipmillError, StoppedError, UserError
 
 USER_ERROR_CODE = 2
+STOPPED_CODE = 75  # sysexits.h: a temporary failure, to be tried again
 
 app = typer.Typer(
     help="Quality-captioned CLIP encoders: made, fine-tuned for dense tasks, and served.",
@@ -20,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
+app.command()(models.runs)
+app.command()(models.export)
 
 
 def _version(asked: bool) -> None:
@@ -236,13 +240,18 @@ def recipes(
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one clear message and exit code 2."""
+    """Run the command; a user's mistake is one clear message and exit code 2.
+
+    A training run that SIGTERM stopped has saved its state and ends with exit code 75.
+    """
     try:
         app()
     except ClipmillError as error:
         if "--debug" in sys.argv:
             raise
         sys.stderr.write(f"error: {error}\n")
+        if isinstance(error, StoppedError):
+            sys.exit(STOPPED_CODE)
         sys.exit(USER_ERROR_CODE if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")

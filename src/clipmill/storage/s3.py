@@ -70,7 +70,7 @@ class S3Store(Store):
         self._download(key, buffer, start, length)
         return buffer.getvalue()
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         """Write an object from bytes."""
         self._upload(key, io.BytesIO(data), len(data))
 
