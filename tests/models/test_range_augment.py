@@ -10,12 +10,12 @@ from clipmill.errors import ConfigError
 from clipmill.models.range_augment import (
     LearnableRange,
     RangeAugment,
-    RangeAugmentConfig,
     add_noise,
     change_brightness,
     change_contrast,
     squared_error,
 )
+from clipmill.models.range_augment_config import RangeAugmentConfig
 
 
 def images(count=4, side=6):
@@ -66,7 +66,8 @@ def test_loss_by_hand():
     before = torch.full((2, 3, 4, 4), 0.5)
     after = before + torch.tensor([20 / 255, -30 / 255]).reshape(2, 1, 1, 1)
     expected = ((250.25 - 0.5) + (249.75 - 0.5)) / 2 * 100 / 65025
-    assert augment.loss(after, before, 1.0).item() == pytest.approx(expected, rel=1e-3)
+    augment.aim(1.0)
+    assert augment.loss(after, before).item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_starts_where_ml_cvnets_does():
@@ -170,7 +171,8 @@ def test_training_draws_the_error_to_the_target():
     errors = []
     for _ in range(150):
         found = augment(pixels, generator)
-        loss = augment.loss(found, pixels, 1.0)
+        augment.aim(1.0)
+        loss = augment.loss(found, pixels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -10,6 +10,7 @@ from tiny import CLIP, pair_batch, reinforced_batch
 from clipmill.engine.batch import split
 from clipmill.engine.distributed import Ranks
 from clipmill.errors import ConfigError
+from clipmill.models.range_augment_config import RangeAugmentConfig
 from clipmill.models.towers import CLIP_MEAN, CLIP_STD, TowerOptions, VisionConfig
 from clipmill.pretrain.clip_objective import ClipObjective
 from clipmill.pretrain.distillation import DistillationConfig
@@ -95,17 +96,47 @@ def test_dropped_patches_are_the_same_in_both_passes(monkeypatch):
     made = objective(options=TowerOptions(patch_dropout=0.5))
     seen = []
 
-    def features(batch, original=made.features):
-        found = original(batch)
+    def embed(images, batch, original=made._embed):
+        found = original(images, batch)
         seen.append(found["image"].detach().clone())
         return found
 
-    monkeypatch.setattr(made, "features", features)
+    monkeypatch.setattr(made, "_embed", embed)
     gradients(made, pair_batch(G), 2)
     assert torch.equal(seen[0], seen[2])
     assert torch.equal(seen[1], seen[3])
     gradients(made, pair_batch(G), 2)
     assert not torch.equal(seen[0], seen[4])
+
+
+def test_learnt_augmentation_in_pieces_is_that_of_all_features_at_once():
+    """Its loss, and every gradient: of what it does to the images and of its own ranges."""
+    made, batch = objective(range_augment=RangeAugmentConfig()), pair_batch(G_S)
+    made.before_step(0.3)
+    made.zero_grad(set_to_none=True)
+    torch.manual_seed(5)
+    found = made.accumulate(split(batch, 2), made)
+    gradient = {name: p.grad.clone() for name, p in made.named_parameters()}
+    made.zero_grad(set_to_none=True)
+    torch.manual_seed(5)
+    pieces = [made(piece, features_only=True) for piece in split(batch, 2)]
+    whole = {kind: torch.cat([p[kind] for p in pieces]) for kind in ("image", *G_S)}
+    loss = torch.stack([p["range_augment"] for p in pieces]).mean()
+    scale = made.clip.logit_scale.exp()
+    contrastive = [ClipLoss()(whole["image"], whole[kind], scale) for kind in G_S]
+    (sum(contrastive) + loss).backward()
+    assert tuple(found) == (*G_S, "range_augment")
+    torch.testing.assert_close(found["range_augment"], loss.detach())
+    assert gradient["range_augment.brightness.raw_high"].abs() > 0
+    for name, parameter in made.named_parameters():
+        torch.testing.assert_close(gradient[name], parameter.grad, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_learnt_augmentation_is_for_training():
+    plain, made = objective().eval(), objective(range_augment=RangeAugmentConfig()).eval()
+    made.clip.load_state_dict(plain.clip.state_dict())
+    batch = pair_batch(G)
+    assert made(batch) == plain(batch)
 
 
 def test_running_statistics_move_once_a_micro_batch():

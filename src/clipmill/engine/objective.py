@@ -43,6 +43,9 @@ class Objective(nn.Module, ABC):
                 totals[name] = totals.get(name, value.new_zeros(())) + value.detach()
         return totals
 
+    def before_step(self, progress: float) -> None:
+        """What follows training's progress, from 0 at its first update on; nothing by default."""
+
     def after_step(self) -> None:
         """What must hold after each update (a clamp, say); nothing by default."""
 

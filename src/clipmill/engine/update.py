@@ -86,6 +86,7 @@ class Updater:
             if self.flops is None and self.peak is not None:
                 self.flops = 3 * forward_flops(self.objective, pieces[0]) * len(pieces)
             torch.manual_seed(_seed(config.seed, step, self._here.rank))
+            self.objective.before_step(step / (config.steps + 1))
             statistics = self._statistics()
             losses = self.objective.accumulate(pieces, self._forward)
         if self._is_shared:

@@ -11,43 +11,11 @@ Shapes: B batch, H W height and width. Images are in 0..1.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from clipmill.config import Config
-from clipmill.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RangeAugmentConfig(Config):
-    """How far images are driven from their originals."""
-
-    start_psnr_decibels: float = 40.0
-    """Target at the first step (CLIP-QC, Table 11)."""
-    end_psnr_decibels: float = 20.0
-    """Target at the last step (CLIP-QC, Table 11)."""
-    weight: float = 100.0
-    """Of the loss, which is over squared errors in units of 255 squared (ml-cvnets)."""
-    chance: float = 0.5
-    """Share of a batch that each operator is applied to (ml-cvnets)."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range (ConfigError)."""
-        for name in ("start_psnr_decibels", "end_psnr_decibels"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected="above 0",
-                    action=f"give {name} such a value",
-                )
-        if not 0 <= self.chance <= 1:
-            raise ConfigError(
-                f"chance was {self.chance}",
-                expected="from 0 to 1",
-                action="give chance such a value",
-            )
+from clipmill.models.range_augment_config import RangeAugmentConfig
 
 
 class LearnableRange(nn.Module):
@@ -81,6 +49,8 @@ class LearnableRange(nn.Module):
 class RangeAugment(nn.Module):
     """Brightness, contrast and noise in random order, each on a random part of the batch."""
 
+    target: Tensor
+
     def __init__(self, config: RangeAugmentConfig) -> None:
         super().__init__()
         self.config = config
@@ -88,6 +58,8 @@ class RangeAugment(nn.Module):
         self.brightness = LearnableRange((0.1, 0.9), (1.1, 10.0), (0.5, 1.5))
         self.contrast = LearnableRange((0.1, 0.9), (1.1, 10.0), (0.5, 1.5))
         self.noise = LearnableRange((0.0, 5e-5), (1e-4, 1.0), (0.0, 0.1))
+        self.register_buffer("target", torch.zeros(()), persistent=False)
+        self.aim(0.0)
 
     def forward(self, images_B3HW: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Augmented images in 0..1; the very images in evaluation.
@@ -110,8 +82,13 @@ class RangeAugment(nn.Module):
             found_B3HW = found_B3HW.index_copy(0, chosen, changed.to(found_B3HW.dtype))
         return found_B3HW.clamp(0, 1)
 
-    def loss(self, augmented_B3HW: Tensor, images_B3HW: Tensor, progress: float) -> Tensor:
-        """How far the images' squared errors are from the target at ``progress`` (0..1).
+    def aim(self, progress: float) -> None:
+        """Take the target of the loss at ``progress`` (0..1) through training."""
+        # In a tensor, so that a compiled step doesn't hold it for a constant.
+        self.target.fill_(self.target_error(progress))
+
+    def loss(self, augmented_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
+        """How far the images' squared errors are from the target that was aimed at.
 
         Smooth L1 between the mean squared error of each image, in units of 1/255, and the
         target's; mean over the batch, times ``weight`` / 255^2 (ml-cvnets,
@@ -119,8 +96,7 @@ class RangeAugment(nn.Module):
         """
         difference = 255 * (augmented_B3HW.float() - images_B3HW.float())
         error_B = difference.square().mean(dim=(1, 2, 3))
-        target_B = torch.full_like(error_B, self.target_error(progress))
-        loss: Tensor = nn.functional.smooth_l1_loss(error_B, target_B)
+        loss: Tensor = nn.functional.smooth_l1_loss(error_B, self.target.expand_as(error_B))
         return loss * self.config.weight / 255**2
 
     def target_error(self, progress: float) -> float:

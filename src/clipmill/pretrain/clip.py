@@ -11,8 +11,10 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
+from clipmill.models.range_augment_config import RangeAugmentConfig
 from clipmill.models.towers import ClipConfig, TowerOptions
 from clipmill.pretrain.distillation import DistillationConfig, teacher_parent
+from clipmill.pretrain.in_training_evaluation import InTrainingConfig, clip_evaluations
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
 from clipmill.pretrain.start import find_start
 from clipmill.stages import Report
@@ -35,8 +37,12 @@ class PretrainConfig(Config):
     """Which captions of which samples."""
     crop: RandomResizedCropConfig = RandomResizedCropConfig()
     """Augmentation; with distillation the layer's own is replayed instead."""
+    range_augment: RangeAugmentConfig | None = None
+    """Learnt photometric augmentation on the device; null for none."""
     load: LoadConfig = LoadConfig()
     """Where samples are read and decoded."""
+    evaluation: InTrainingConfig = InTrainingConfig(every_steps=0)
+    """What is judged while it trains."""
     train: TrainConfig
     """Length, rate, precision."""
 
@@ -47,6 +53,12 @@ class PretrainConfig(Config):
                 "model.loss was 'sigmoid', with distillation",
                 expected="softmax: teachers give a distribution over a batch",
                 action="set model.loss=softmax, or distillation=null",
+            )
+        if self.distillation is not None and self.range_augment is not None:
+            raise ConfigError(
+                "range_augment was given, with distillation",
+                expected="null: teachers speak of the stored augmentation, not of a changed one",
+                action="set range_augment=null, or distillation=null",
             )
 
 
@@ -73,7 +85,11 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
 
     def objective(here: Ranks) -> ClipObjective:
         made = ClipObjective(
-            config.model, here, options=config.towers, distillation=config.distillation
+            config.model,
+            here,
+            options=config.towers,
+            range_augment=config.range_augment,
+            distillation=config.distillation,
         )
         if start is not None:
             load_start(start, made.clip, config.model)
@@ -99,6 +115,7 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
         name="clip",
         state_uri=f"{uri}/state",
         report=report,
+        evaluations=clip_evaluations(config.evaluation, view, config.model.text.tokenizer(), size),
     )
     card = ModelCard(
         kind="clip",

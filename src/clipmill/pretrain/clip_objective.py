@@ -12,10 +12,14 @@ from clipmill.data.loader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Forward, Objective, synchronizing
 from clipmill.models.normalization import Normalize
+from clipmill.models.range_augment import RangeAugment
+from clipmill.models.range_augment_config import RangeAugmentConfig
 from clipmill.models.towers import MAX_LOGIT_SCALE, ClipConfig, TowerOptions, build_clip
 from clipmill.pretrain.contrastive import CaptionLosses
 from clipmill.pretrain.distillation import DistillationConfig
 from clipmill.pretrain.replay import random_state, set_random_state, without_statistics
+
+_AUGMENTATION = "range_augment"
 
 
 class ClipObjective(Objective):
@@ -31,9 +35,11 @@ class ClipObjective(Objective):
         here: Ranks,
         *,
         options: TowerOptions = TowerOptions(),  # noqa: B008  # frozen
+        range_augment: RangeAugmentConfig | None = None,
         distillation: DistillationConfig | None = None,
     ) -> None:
         super().__init__()
+        self.range_augment = None if range_augment is None else RangeAugment(range_augment)
         self.normalize = Normalize(config.vision.mean, config.vision.std)
         self.clip = build_clip(config, options)
         self._is_distilled = distillation is not None
@@ -46,24 +52,38 @@ class ClipObjective(Objective):
         features_only: bool = False,
         gradients: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses by caption kind.
+        """Losses by caption kind, and RangeAugment's where there is one.
 
         With ``features_only`` what :meth:`features` gives. With ``gradients`` (of the losses, by
         the features' names and those of the temperature) one number whose gradients are those
         that the losses would have for this micro-batch.
         """
-        features = self.features(batch)
+        images_B3HW, augmentation = self._augmented(batch)
+        features = self._embed(images_B3HW, batch)
         if features_only:
-            return features
+            return features | augmentation
         if gradients is not None:
-            found = features | self._temperature()
+            found = features | self._temperature() | augmentation
             parts = [(found[name] * gradient).sum() for name, gradient in gradients.items()]
             return {"replay": torch.stack(parts).sum()}
-        return self._losses_of(features, self._temperature(), self._teachers([batch]))
+        losses = self._losses_of(features, self._temperature(), self._teachers([batch]))
+        return losses | augmentation
 
     def features(self, batch: PairBatch) -> dict[str, Tensor]:
         """Unit embeddings (B, D): ``image``, and one for each kind of caption."""
-        images_B3HW = self.normalize(batch.images_B3HW.float() / 255)
+        return self._embed(batch.images_B3HW.float() / 255, batch)
+
+    def _augmented(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images (B, 3, H, W) in 0..1, and the loss that learns how far to change them."""
+        images_B3HW = batch.images_B3HW.float() / 255
+        if self.range_augment is None or not self.training:
+            return images_B3HW, {}
+        augmented_B3HW = self.range_augment(images_B3HW)
+        loss = self.range_augment.loss(augmented_B3HW, images_B3HW)
+        return augmented_B3HW, {_AUGMENTATION: loss}
+
+    def _embed(self, images_B3HW: Tensor, batch: PairBatch) -> dict[str, Tensor]:
+        images_B3HW = self.normalize(images_B3HW)
         found = {"image": self.clip.encode_image(images_B3HW, normalize=True)}
         for kind, tokens_BT in (("real", batch.real_BT), ("synthetic", batch.synthetic_BT)):
             if tokens_BT is not None:
@@ -85,6 +105,7 @@ class ClipObjective(Objective):
             for micro_batch in micro_batches:
                 states.append(random_state(device))
                 pieces.append(forward(micro_batch, features_only=True))
+        augmentation = [piece.pop(_AUGMENTATION) for piece in pieces if _AUGMENTATION in piece]
         whole = {k: torch.cat([p[k] for p in pieces]).requires_grad_() for k in pieces[0]}
         temperature = {k: v.detach().requires_grad_() for k, v in self._temperature().items()}
         losses = self._losses_of(whole, temperature, self._teachers(micro_batches))
@@ -96,12 +117,21 @@ class ClipObjective(Objective):
             after = start + len(micro_batch.images_B3HW)
             own = {k: gradients[k][start:after] for k in whole}
             own |= {k: gradients[k] / len(micro_batches) for k in temperature}
+            if augmentation:
+                own[_AUGMENTATION] = torch.ones((), device=device) / len(micro_batches)
             # Patch dropout and the like must fall as they fell before.
             set_random_state(states[number - 1], device)
             with synchronizing(forward, last=number == len(micro_batches)):
                 torch.autograd.backward(forward(micro_batch, gradients=own)["replay"])
             start = after
+        if augmentation:
+            losses[_AUGMENTATION] = torch.stack(augmentation).mean()
         return {kind: value.detach() for kind, value in losses.items()}
+
+    def before_step(self, progress: float) -> None:
+        """Let RangeAugment's target follow its curriculum."""
+        if self.range_augment is not None:
+            self.range_augment.aim(progress)
 
     def after_step(self) -> None:
         """Keep the logit scale within CLIP's bounds."""

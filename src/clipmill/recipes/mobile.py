@@ -61,7 +61,7 @@ def clip_vit_b16_distilled_12_8b() -> PretrainConfig:
     """
     full = clip_vit_b16_12_8b()
     weights = DistillationConfig(contrastive_weight=0.25, weight=0.75)
-    return replace(full, distillation=weights)
+    return replace(full, range_augment=None, distillation=weights)
 
 
 def clip_mci0_miniature() -> PretrainConfig:
@@ -75,6 +75,7 @@ def clip_mci0_miniature() -> PretrainConfig:
     return replace(
         small,
         model=replace(small.model, vision=vision),
+        range_augment=None,
         distillation=DistillationConfig(teacher_widths=(128,)),
         train=replace(small.train, steps=60),
     )
@@ -118,6 +119,7 @@ def _distilled(config: PretrainConfig, timm_model: str) -> PretrainConfig:
         config,
         model=ClipConfig(vision=vision, text=TextConfig(is_causal=False)),
         towers=TowerOptions(gradient_checkpointing=False),
+        range_augment=None,
         distillation=DistillationConfig(contrastive_weight=0.0, weight=1.0),
         train=replace(train, optimizer=replace(train.optimizer, clip_norm=1.0)),
     )
