@@ -101,6 +101,7 @@ def test_scores_and_verdicts(make_dataset: Callable[..., Dataset], tmp_path: Pat
             "hamming": list(range(n)),
             "captions/coca-1": [[row - 1.0, float(row)] if row else [None] for row in range(n)],
             "comment": ["x"] * n,
+            "hash": pa.array([2**64 - 1] * n, pa.uint64()),
         },
     )
     dataset = add_layer(

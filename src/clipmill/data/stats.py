@@ -161,7 +161,8 @@ def score_columns(table: pa.Table) -> list[str]:
     """The columns of a layer's table that hold a number a sample, or one a caption of it."""
 
     def is_number(kind: pa.DataType) -> bool:
-        return bool(pt.is_floating(kind) or pt.is_integer(kind))
+        # A hash fills 64 bits, and is more or less than nothing.
+        return bool(pt.is_floating(kind) or (pt.is_integer(kind) and not pt.is_uint64(kind)))
 
     return [
         field.name
