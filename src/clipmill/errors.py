@@ -9,6 +9,7 @@ ClipmillError
 │   ├── ArtifactError       a dataset, layer or checkpoint that is cut, foreign or inconsistent
 │   ├── GateError           a model that may not be promoted
 │   ├── ServerError         a server that can't start or doesn't answer
+│   ├── ClusterError        a Kubernetes API that isn't there, or refuses us
 │   └── TrainingError       a run that can't go on
 └── BadSampleError          one sample that can't be used: counted by reason, never fatal
 """
@@ -62,6 +63,10 @@ class GateError(UserError):
 
 class ServerError(UserError):
     """A server that can't start or doesn't answer."""
+
+
+class ClusterError(UserError):
+    """A Kubernetes API that isn't there, or refuses us."""
 
 
 class BadSampleError(ClipmillError):

@@ -36,6 +36,28 @@ class TrainMetrics:
     """Before clipping."""
     step: Gauge
     """Optimiser steps done."""
+    samples_per_second: Gauge
+    """Samples of all ranks a second, since the last record of the log."""
+    utilization: Gauge
+    """Model FLOPs utilisation, 0 to 1, since the last record; absent where the peak isn't known."""
+    logit_scale: Gauge
+    """What cosines are multiplied with."""
+    data_wait_seconds: Counter
+    """Time that this rank waited for its batches."""
+    rank_data_wait_seconds: Gauge
+    """The same of every rank, as the first one hears; label ``rank``."""
+    skipped_updates: Counter
+    """Updates that were left out; label ``reason``."""
+    skipped_samples: Counter
+    """Samples of those updates."""
+    checkpoint_seconds: Histogram
+    """Time of a saved state; label ``part``: ``stall`` of the training, or ``write`` beside it."""
+    checkpoints: Counter
+    """States written; label ``result``: ``saved`` or ``failed``."""
+    hangs: Counter
+    """Steps that took longer than they may, or ranks not heard of."""
+    evaluation: Gauge
+    """Last value of an evaluation during training; labels ``evaluation`` and ``metric``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +106,38 @@ def train_metrics() -> TrainMetrics:
         learning_rate=Gauge("clipmill_train_learning_rate", "Largest learning rate of the groups"),
         gradient_norm=Gauge("clipmill_train_gradient_norm", "Gradient norm before clipping"),
         step=Gauge("clipmill_train_step", "Optimiser steps done"),
+        samples_per_second=Gauge(
+            "clipmill_train_samples_per_second", "Samples of all ranks a second"
+        ),
+        utilization=Gauge("clipmill_train_mfu_ratio", "Model FLOPs utilisation, 0 to 1"),
+        logit_scale=Gauge("clipmill_train_logit_scale", "What cosines are multiplied with"),
+        data_wait_seconds=Counter(
+            "clipmill_train_data_wait_seconds_total", "Time that this rank waited for batches"
+        ),
+        rank_data_wait_seconds=Gauge(
+            "clipmill_train_rank_data_wait_seconds", "Wait for batches, by rank", ["rank"]
+        ),
+        skipped_updates=Counter(
+            "clipmill_train_skipped_updates_total", "Updates left out, by reason", ["reason"]
+        ),
+        skipped_samples=Counter(
+            "clipmill_train_skipped_samples_total", "Samples of updates left out"
+        ),
+        checkpoint_seconds=Histogram(
+            "clipmill_train_checkpoint_seconds",
+            "Time of a saved state: stall of the training, or write beside it",
+            ["part"],
+            buckets=_STEP_SECONDS,
+        ),
+        checkpoints=Counter(
+            "clipmill_train_checkpoints_total", "States written, by result", ["result"]
+        ),
+        hangs=Counter("clipmill_train_hangs_total", "Steps too long, or ranks not heard of"),
+        evaluation=Gauge(
+            "clipmill_train_evaluation",
+            "Last value of an evaluation during training",
+            ["evaluation", "metric"],
+        ),
     )
 
 
