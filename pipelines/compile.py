@@ -1,40 +1,62 @@
-"""``python -m clipmill.pipelines.compile``: write the compiled pipelines into ``manifests/``.
+"""``python -m clipmill.pipelines.compile``: write every generated file of the repository.
 
-``--check`` compiles elsewhere and fails where a file differs from the one in the repository.
+The compiled pipelines into ``manifests/`` and the chart, the chart's rules and dashboards from
+``telemetry.py``, the table of pools from the chart's values, and the chart rendered into
+``manifests/`` for those without Helm. ``--check`` makes them anew and fails where one differs.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-MANIFESTS = Path(__file__).resolve().parent.parent / "manifests"
+ROOT = Path(__file__).resolve().parent.parent
+MANIFESTS = ROOT / "manifests"
+CHART = ROOT / "helm" / "clipmill"
 
 
 def compile_all(folder: Path) -> list[Path]:
     """Compile each pipeline to a YAML file of its name; the files."""
+    from clipmill.pipelines.end_to_end import end_to_end
     from clipmill.pipelines.first_light import first_light
     from kfp import compiler
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for pipeline in (first_light,):
+    for pipeline in (first_light, end_to_end):
         files.append(folder / f"{pipeline.name}.yaml")
         compiler.Compiler().compile(pipeline, str(files[-1]))
     return files
 
 
-def main() -> int:
-    """Write the manifests, or check that they are current."""
-    if "--check" not in sys.argv:
-        compile_all(MANIFESTS)
-        return 0
+def generated() -> dict[Path, str]:
+    """Text of every generated file, by its path in the repository."""
+    from clipmill.cluster.monitoring.files import files
+    from clipmill.cluster.tables import pools_json
+
+    made = {
+        ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")
+    }
+    made |= {CHART / "files" / name: text for name, text in files().items()}
     with tempfile.TemporaryDirectory() as scratch:
-        stale = [
-            file.name
-            for file in compile_all(Path(scratch))
-            if not (MANIFESTS / file.name).exists()
-            or (MANIFESTS / file.name).read_text() != file.read_text()
-        ]
+        for file in compile_all(Path(scratch)):
+            for folder in (MANIFESTS, CHART / "files" / "pipelines"):
+                made[folder / file.name] = file.read_text()
+    return made
+
+
+def main() -> int:
+    """Write the generated files, or check that they are current."""
+    made = generated()
+    if "--check" not in sys.argv:
+        for file, text in made.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return 0
+    stale = [
+        str(file.relative_to(ROOT))
+        for file, text in made.items()
+        if not file.exists() or file.read_text() != text
+    ]
     if stale:
         sys.stderr.write(f"stale: {', '.join(stale)}; run python -m clipmill.pipelines.compile\n")
     return bool(stale)
