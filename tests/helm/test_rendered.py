@@ -79,7 +79,7 @@ def test_a_version_of_a_pipeline_is_named_by_what_it_is():
 def test_the_pools_of_the_values_reach_pipelines_runtimes_and_queues():
     pool = {
         "gpus": 4, "cpu": 40, "memoryGibibytes": 400, "sharedMemoryGibibytes": 99,
-        "nodeSelector": {"cloud/pool": "a100"},
+        "nodeSelector": {"cloud/pool": "a100", "clipmill.io/pool": None},
         "tolerations": [{"key": "a100", "operator": "Exists", "effect": "NoSchedule"}],
     }  # fmt: skip
     values = deep(deep(profile(""), "pools.gpu", pool), "kueue.enabled", True)

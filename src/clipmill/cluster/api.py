@@ -43,7 +43,7 @@ class ClusterApi:
         """The resource, or None where there is none."""
         return self._call("GET", _path(kind, namespace, name), missing_is_none=True)
 
-    def list(self, kind: Kind, namespace: str, selector: str = "") -> list[dict[str, Any]]:
+    def find(self, kind: Kind, namespace: str, selector: str = "") -> list[dict[str, Any]]:
         """Resources of a namespace that bear the selected labels."""
         query = [("labelSelector", selector)] if selector else []
         found = self._call("GET", _path(kind, namespace), query=query)

@@ -61,7 +61,7 @@ def _script(job: TrainingJobConfig, pool: PoolConfig) -> str:
     command = shlex.join(job.command).replace("$", "$$")
     # exec, so that SIGTERM reaches torchrun, which hands it on to the processes.
     return (
-        f"exec torchrun --nnodes={nodes} --nproc-per-node={processes_per_node(job, pool)}"
+        f"exec python -m torch.distributed.run --nnodes={nodes} --nproc-per-node={processes_per_node(job, pool)}"
         f" --rdzv-endpoint={first} --no-python clipmill {command}"
     )
 

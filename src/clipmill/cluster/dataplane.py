@@ -62,6 +62,19 @@ def ranges(num_shards: int, shards_per_pod: int) -> list[tuple[int, int]]:
     ]
 
 
+def num_shards(config: DataWorkflowConfig) -> int:
+    """Shards of the dataset that the stage is about; 0 for ``shard``, whose plan decides it.
+
+    Raises:
+        NotFoundError: there is no such dataset.
+    """
+    if config.stage == "shard":
+        return 0
+    from clipmill.data.dataset import Dataset
+
+    return len(Dataset.open(config.subject).shards)
+
+
 def parts(config: DataWorkflowConfig, num_shards: int) -> list[list[str]]:
     """The arguments by which each pod knows its part."""
     if config.stage == "shard":

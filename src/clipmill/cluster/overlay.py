@@ -6,6 +6,9 @@ from clipmill.cluster.job import TrainingJobConfig
 from clipmill.cluster.names import CONTAINER_SECURITY, POD_SECURITY, STORE_SECRET
 from clipmill.cluster.pools import PoolConfig
 
+_SHARED_MEMORY = "dshm"
+"""TorchX's name of the volume at ``/dev/shm``."""
+
 
 def pod_overlay(job: TrainingJobConfig, pool: PoolConfig) -> dict[str, Any]:
     """Fields to merge into the pod that TorchX's ``kubernetes`` scheduler makes of a node."""
@@ -16,8 +19,13 @@ def pod_overlay(job: TrainingJobConfig, pool: PoolConfig) -> dict[str, Any]:
         "image": job.image,
         "securityContext": CONTAINER_SECURITY,
         "envFrom": [{"secretRef": {"name": STORE_SECRET, "optional": True}}],
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108  # the pod's own
+        # TorchX's own mount again: a list inside a joined item takes the other's place.
+        "volumeMounts": [
+            {"name": _SHARED_MEMORY, "mountPath": "/dev/shm"},  # noqa: S108  # the pod's own
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # as above
+        ],
     }
+    shared = {"medium": "Memory", "sizeLimit": f"{pool.shared_memory_gibibytes}Gi"}
     return {
         "spec": {
             "automountServiceAccountToken": False,
@@ -25,7 +33,10 @@ def pod_overlay(job: TrainingJobConfig, pool: PoolConfig) -> dict[str, Any]:
             "securityContext": POD_SECURITY,
             "terminationGracePeriodSeconds": job.grace_seconds,
             "tolerations": [dict(toleration) for toleration in pool.tolerations],
-            "volumes": [{"name": "tmp", "emptyDir": {}}],
+            JOIN("volumes", on="name"): [
+                {"name": _SHARED_MEMORY, "emptyDir": shared},
+                {"name": "tmp", "emptyDir": {}},
+            ],
             JOIN("containers", on="image"): [container],
         }
     }

@@ -127,7 +127,7 @@ class TrainerScheduler(Scheduler[TrainerOptions]):
             ListAppResponse(
                 app_id=f"{namespace}:{found['metadata']['name']}", state=job_state(found)[0]
             )
-            for found in self.api.list(TRAIN_JOB, namespace, _MANAGED)
+            for found in self.api.find(TRAIN_JOB, namespace, _MANAGED)
         ]
 
     def _cancel_existing(self, app_id: str) -> None:
