@@ -12,5 +12,5 @@ def deploy(promotion: str, endpoint: str, namespace: str, runtime: str, promethe
     from clipmill.cluster.serving import EndpointConfig
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
-    place = EndpointConfig.from_json(settings)
-    return deploy_promotion(promotion, place, RolloutConfig(), prometheus).digest
+    place = EndpointConfig.from_json({**settings, "prometheus": prometheus})
+    return deploy_promotion(promotion, place, RolloutConfig()).digest

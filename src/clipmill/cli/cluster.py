@@ -153,6 +153,6 @@ def cluster_deploy(
     from clipmill.cluster.serving import EndpointConfig
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
-    place = EndpointConfig.from_json(settings)
+    place = EndpointConfig.from_json({**settings, "prometheus": prometheus})
     rollout = RolloutConfig().override(sets or [])
-    typer.echo(deploy_promotion(promotion, place, rollout, prometheus).digest)
+    typer.echo(deploy_promotion(promotion, place, rollout).digest)

@@ -1,6 +1,7 @@
 """From a promotion's record to an endpoint that serves its model."""
 
 import io
+from dataclasses import replace
 
 from clipmill.cluster.api import ClusterApi
 from clipmill.cluster.prometheus import Prometheus
@@ -15,7 +16,6 @@ def deploy_promotion(
     promotion: str,
     endpoint: EndpointConfig,
     config: RolloutConfig,
-    prometheus: str = "",
     *,
     api: ClusterApi | None = None,
 ) -> Rollout:
@@ -27,14 +27,14 @@ def deploy_promotion(
         ClusterError: the cluster or Prometheus can't be reached.
     """
     result = read_promotion(promotion).evaluation
-    server = Prometheus(prometheus) if prometheus else None
+    server = Prometheus(endpoint.prometheus) if endpoint.prometheus else None
     return roll_out(
         endpoint,
         served_model(result),
         api=api or ClusterApi(),
         smoke=lambda url: _ask(url, endpoint.name, result),
         error_ratio=server.error_ratio if server else lambda _endpoint, _track: 0.0,
-        config=config if server else _unwatched(config),
+        config=config if server else replace(config, watch_seconds=0.0),
     )
 
 
@@ -58,9 +58,3 @@ def _ask(url: str, model: str, result: EvaluationResult) -> None:
 
     image = Image.open(io.BytesIO(result.picture(0, "image"))).convert("RGB")
     query(url, model, np.asarray(image))
-
-
-def _unwatched(config: RolloutConfig) -> RolloutConfig:
-    from dataclasses import replace
-
-    return replace(config, watch_seconds=0.0)

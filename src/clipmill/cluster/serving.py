@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from clipmill.cluster.names import DOMAIN, TRACK_LABEL
+from clipmill.cluster.monitoring.expressions import QUEUE_DEPTH
+from clipmill.cluster.names import DOMAIN, POD_SECURITY, TRACK_LABEL
 from clipmill.config import Config
 from clipmill.errors import ConfigError
 
@@ -47,6 +48,10 @@ class EndpointConfig(Config):
     """Most pods."""
     service_account: str = "clipmill-serve"
     """Service account of the pods; it may read the models' bucket."""
+    prometheus: str = ""
+    """URL of a Prometheus by which KEDA scales the pods; empty for a fixed number of pods."""
+    target_queue_depth: int = 8
+    """Images that wait in one pod before another is started."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -83,8 +88,7 @@ def inference_service(endpoint: EndpointConfig, model: ServedModel) -> dict[str,
             },
             "annotations": {
                 "serving.kserve.io/deploymentMode": "Standard",
-                # KEDA scales it, by the depth of the queue.
-                "serving.kserve.io/autoscalerClass": "external",
+                "serving.kserve.io/autoscalerClass": "keda" if endpoint.prometheus else "none",
                 **lineage_annotations(model),
             },
         },
@@ -94,11 +98,14 @@ def inference_service(endpoint: EndpointConfig, model: ServedModel) -> dict[str,
 
 def predictor(endpoint: EndpointConfig, model: ServedModel) -> dict[str, Any]:
     """What serves the model once it is stable."""
-    return {
+    made = {
         **_serving(endpoint, model, "stable"),
         "minReplicas": endpoint.min_replicas,
         "maxReplicas": endpoint.max_replicas,
     }
+    if endpoint.prometheus:
+        made["autoScaling"] = {"metrics": [_queue_metric(endpoint)]}
+    return made
 
 
 def canary(endpoint: EndpointConfig, model: ServedModel, traffic_percent: int) -> dict[str, Any]:
@@ -126,13 +133,28 @@ def _serving(endpoint: EndpointConfig, model: ServedModel, track: str) -> dict[s
         "labels": {TRACK_LABEL: track, f"{DOMAIN}/endpoint": endpoint.name},
         "annotations": {DIGEST_ANNOTATION: model.digest},
         "serviceAccountName": endpoint.service_account,
+        "automountServiceAccountToken": False,
+        "securityContext": POD_SECURITY,
         "model": {
+            # A canary's definition wants the container's name; it is the runtime's.
+            "name": "kserve-container",
             "modelFormat": {"name": MODEL_FORMAT},
             "runtime": RUNTIMES[endpoint.runtime],
             "protocolVersion": "v2",
             "storageUri": model.uri,
         },
     }
+
+
+def _queue_metric(endpoint: EndpointConfig) -> dict[str, Any]:
+    chosen = f'namespace="{endpoint.namespace}",model="{endpoint.name}"'
+    metric = {
+        "backend": "prometheus",
+        "serverAddress": endpoint.prometheus,
+        "query": f"sum({QUEUE_DEPTH}{{{chosen}}})",
+    }
+    target = {"type": "AverageValue", "averageValue": str(endpoint.target_queue_depth)}
+    return {"type": "External", "external": {"metric": metric, "target": target}}
 
 
 def _key(text: str) -> str:

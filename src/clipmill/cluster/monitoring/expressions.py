@@ -4,6 +4,7 @@ from typing import Final
 
 SERVED_REQUESTS: Final = "clipmill_serve_requests_total"
 REJECTED: Final = "clipmill_serve_rejected_total"
+QUEUE_DEPTH: Final = "clipmill_serve_queue_depth"
 QUEUE_WAIT: Final = "clipmill_serve_queue_wait_seconds_bucket"
 INFERENCE: Final = "clipmill_serve_infer_seconds_bucket"
 LOSS: Final = "clipmill_train_loss"
