@@ -5,7 +5,7 @@ from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def finish_run(store: str, run: str, status: dsl.PipelineTaskFinalStatus):
+def finish_run(store: str, run: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """Keep the run's end beside the times of its stages."""
     from clipmill.storage import join, write_json
 

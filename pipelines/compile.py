@@ -33,9 +33,7 @@ def generated() -> dict[Path, str]:
     from clipmill.cluster.monitoring.files import files
     from clipmill.cluster.tables import pools_json
 
-    made = {
-        ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")
-    }
+    made = {ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")}
     made |= {CHART / "files" / name: text for name, text in files().items()}
     with tempfile.TemporaryDirectory() as scratch:
         for file in compile_all(Path(scratch)):

@@ -25,7 +25,7 @@ def end_to_end(
     namespace: str = "",
     runtime: str = "cpu",
     prometheus: str = "",
-):
+) -> None:
     """Pretrain, fine-tune, judge, and deploy what passes its gate.
 
     ``namespace`` is where the endpoints are; without one nothing is deployed. However the run

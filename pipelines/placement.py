@@ -6,9 +6,10 @@ own table of pools in the place of these, so a cluster's names are never compile
 
 from typing import Literal
 
+from kfp import dsl, kubernetes
+
 from clipmill.cluster.names import POOL_LABEL, STORE_SECRET, STORE_VARIABLES
 from clipmill.cluster.pools import load_pools, pool_named
-from kfp import dsl, kubernetes
 
 PoolName = Literal["cpu", "gpu"]
 """Pools that the pipelines' tasks choose from."""

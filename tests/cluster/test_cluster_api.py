@@ -30,12 +30,12 @@ def test_resources_come_and_go(cluster):
 def test_what_the_api_says_is_passed_on(cluster):
     api = cluster.api()
     api.create(TRAIN_JOB, "ml", job("a"))
-    with pytest.raises(ClusterError, match="409 to POST .*: a already exists"):
+    with pytest.raises(ClusterError, match=r"409 to POST .*: a already exists"):
         api.create(TRAIN_JOB, "ml", job("a"))
     with pytest.raises(ClusterError, match="404 to PATCH"):
         api.patch(TRAIN_JOB, "ml", "b", {})
     cluster.forbidden = {"POST"}
-    with pytest.raises(ClusterError, match="cannot do that(.|\n)*ask for it, or use one"):
+    with pytest.raises(ClusterError, match=r"cannot do that(.|\n)*ask for it, or use one"):
         api.create(TRAIN_JOB, "ml", job("c"))
 
 

@@ -28,7 +28,17 @@ def test_a_trainjob_can_be_looked_at_without_a_cluster():
 
 
 def test_a_workflow_can_be_looked_at_without_a_cluster():
-    text = run("data", "shard", "s3://b/raw", "--dry-run", "--set", "num_workers=7", "--", "--store", "s3://b")
+    text = run(
+        "data",
+        "shard",
+        "s3://b/raw",
+        "--dry-run",
+        "--set",
+        "num_workers=7",
+        "--",
+        "--store",
+        "s3://b",
+    )
     workflow = json.loads(text)
     assert workflow["kind"] == "Workflow"
     tasks = {t["name"]: t for t in workflow["spec"]["templates"][-1]["dag"]["tasks"]}

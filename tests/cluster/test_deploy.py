@@ -5,7 +5,7 @@ import pytest
 from clipmill.cluster.deploy import deploy_promotion
 from clipmill.cluster.rollout import RolloutConfig
 from clipmill.cluster.serving import EndpointConfig
-from clipmill.errors import GateError, NotFoundError
+from clipmill.errors import GateError, NotFoundError, ServerError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.storage import Parent, join, write_bytes, write_json
 from clipmill.tasks.palette import to_png
@@ -22,9 +22,7 @@ def promotion(tmp_path):
 
     store = str(tmp_path)
     parents = (Parent(role="encoder", uri="e", digest="abc"),)
-    card = ModelCard(
-        kind="task-model", architecture={"task": "depth"}, recipe={}, parents=parents
-    )
+    card = ModelCard(kind="task-model", architecture={"task": "depth"}, recipe={}, parents=parents)
     card = save_checkpoint(join(store, "models/m"), card, {"w": torch.zeros(1)})
     evaluation = join(store, "evaluations/e")
     write_bytes(join(evaluation, "00-image.png"), to_png(np.zeros((8, 8, 3), np.uint8)))
@@ -46,7 +44,7 @@ def test_the_model_is_created_with_its_lineage_and_asked(cluster, promotion):
         resource["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
 
     cluster.on_change = ready
-    with pytest.raises(Exception, match="depth-m.*-predictor.ml"):
+    with pytest.raises(ServerError, match=r"depth-m.*-predictor\.ml"):
         deploy_promotion(promotion, ENDPOINT, QUICK, api=cluster.api())
     (made,) = cluster.resources.values()
     annotations = made["metadata"]["annotations"]

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 
 from torchx.specs import AppState
 
@@ -26,7 +27,7 @@ def test_two_processes_run_and_a_stop_lets_them_save(tmp_path, monkeypatch):
     program.parent.mkdir()
     program.write_text(WORKER.format(python=sys.executable))
     program.chmod(0o755)
-    folders = [str(program.parent), os.path.dirname(sys.executable), os.environ["PATH"]]
+    folders = [str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
     monkeypatch.setenv("PATH", os.pathsep.join(folders))
     fields = {
         "pool": "cpu",

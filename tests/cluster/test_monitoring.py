@@ -117,4 +117,5 @@ def test_dashboards_are_what_grafana_reads():
         places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in dashboard["panels"]]
         assert len(places) == len(set(places))
         for panel in dashboard["panels"]:
-            assert panel["title"] and panel["targets"]
+            assert panel["title"]
+            assert panel["targets"]

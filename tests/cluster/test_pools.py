@@ -34,7 +34,9 @@ def test_an_installed_table_takes_their_place(tmp_path):
         pool_named("gpu", pools)
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": {"cores": 3}}', '{"a": {"cpu": 0}}', '{"a": {"gpus": -1}}'])
+@pytest.mark.parametrize(
+    "text", ["{", '{"a": {"cores": 3}}', '{"a": {"cpu": 0}}', '{"a": {"gpus": -1}}']
+)
 def test_a_bad_table_is_said(tmp_path, text):
     file = tmp_path / "pools.json"
     file.write_text(text)

@@ -61,7 +61,7 @@ def test_states(status, state):
 def test_the_newest_pod_of_a_node_is_read(cluster, torchx):
     handle = submit.submit(JOB, trainer_scheduler.NAME, namespace="ml", torchx=torchx)
     name = handle.rpartition(":")[2]
-    with pytest.raises(ClusterError, match="node 1 of ml:.* has no pod"):
+    with pytest.raises(ClusterError, match=r"node 1 of ml:.* has no pod"):
         list(submit.logs(handle, 1, follow=False, torchx=torchx))
     for number, (pod, day) in enumerate([("old", 1), ("new", 2)]):
         labels = {

@@ -27,9 +27,7 @@ class Kind:
 
 
 TRAIN_JOB = Kind(group="trainer.kubeflow.org", version="v1alpha1", plural="trainjobs")
-INFERENCE_SERVICE = Kind(
-    group="serving.kserve.io", version="v1beta1", plural="inferenceservices"
-)
+INFERENCE_SERVICE = Kind(group="serving.kserve.io", version="v1beta1", plural="inferenceservices")
 WORKFLOW = Kind(group="argoproj.io", version="v1alpha1", plural="workflows")
 
 
@@ -54,9 +52,7 @@ class ClusterApi:
         query = [("fieldValidation", "Strict")]
         return self._call("POST", _path(kind, namespace), body=resource, query=query) or {}
 
-    def patch(
-        self, kind: Kind, namespace: str, name: str, patch: dict[str, Any]
-    ) -> dict[str, Any]:
+    def patch(self, kind: Kind, namespace: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
         """Merge fields into the resource (RFC 7396); lists are replaced."""
         query = [("fieldValidation", "Strict")]
         path = _path(kind, namespace, name)
@@ -99,7 +95,12 @@ class ClusterApi:
     ) -> dict[str, Any] | None:
         try:
             response = self._raw(
-                method, path, query=query or [], body=body, content=content, timeout=_TIMEOUT_SECONDS
+                method,
+                path,
+                query=query or [],
+                body=body,
+                content=content,
+                timeout=_TIMEOUT_SECONDS,
             )
         except _NotThereError:
             if missing_is_none:

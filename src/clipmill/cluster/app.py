@@ -61,8 +61,9 @@ def _script(job: TrainingJobConfig, pool: PoolConfig) -> str:
     command = shlex.join(job.command).replace("$", "$$")
     # exec, so that SIGTERM reaches torchrun, which hands it on to the processes.
     return (
-        f"exec python -m torch.distributed.run --nnodes={nodes} --nproc-per-node={processes_per_node(job, pool)}"
-        f" --rdzv-endpoint={first} --no-python clipmill {command}"
+        f"exec python -m torch.distributed.run --nnodes={nodes}"
+        f" --nproc-per-node={processes_per_node(job, pool)} --rdzv-endpoint={first}"
+        f" --no-python clipmill {command}"
     )
 
 

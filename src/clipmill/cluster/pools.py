@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ class PoolConfig(Config):
     """Memory of a node that a job uses, GiB."""
     shared_memory_gibibytes: int = 2
     """Size of ``/dev/shm``, GiB; part of the memory."""
-    node_selector: dict[str, str] = None  # type: ignore[assignment]  # set in __post_init__
+    node_selector: dict[str, str] = field(default_factory=dict)
     """Labels that the pool's nodes bear."""
     tolerations: tuple[dict[str, str], ...] = ()
     """Taints of the pool's nodes that a job tolerates."""
@@ -45,8 +45,6 @@ class PoolConfig(Config):
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        if self.node_selector is None:
-            object.__setattr__(self, "node_selector", {})
         for name, least in (("gpus", 0), ("cpu", 1), ("memory_gibibytes", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(

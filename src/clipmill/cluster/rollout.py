@@ -86,10 +86,9 @@ def roll_out(
         _await(lambda: _is_ready(api.get(*place)), config, f"endpoint {endpoint.name}")
         smoke(_service_url(endpoint, model))
         return Rollout(endpoint=endpoint.name, digest=model.digest, changed=True)
-    if (
-        found["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION) == model.digest
-        and not found["spec"].get("canary")
-    ):
+    if found["metadata"].get("annotations", {}).get(
+        DIGEST_ANNOTATION
+    ) == model.digest and not found["spec"].get("canary"):
         return Rollout(endpoint=endpoint.name, digest=model.digest, changed=False)
     try:
         for percent in config.traffic_percents:

@@ -46,7 +46,7 @@ def submit(
     """
     app = training_app(job, pool_named(job.pool, load_pools()))
     _check(scheduler)
-    return torchx.run(app, scheduler, _options(job, scheduler, namespace))
+    return str(torchx.run(app, scheduler, _options(job, scheduler, namespace)))
 
 
 def describe(job: TrainingJobConfig, scheduler: str, *, namespace: str, torchx: "Runner") -> str:

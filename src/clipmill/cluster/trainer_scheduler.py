@@ -40,7 +40,7 @@ _MANAGED = "app.kubernetes.io/managed-by=torchx"
 
 
 @dataclass
-class TrainerOptions(StructuredOpts):
+class TrainerOptions(StructuredOpts):  # type: ignore[misc]  # TorchX has no types
     """What a submission says beside the AppDef."""
 
     job: str
@@ -61,7 +61,7 @@ class TrainJobRequest:
         return json.dumps(self.resource, indent=2)
 
 
-class TrainerScheduler(Scheduler[TrainerOptions]):
+class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as above
     """Submits, describes, follows and cancels TrainJobs; an app's id is ``namespace:name``."""
 
     def __init__(self, session_name: str, api: ClusterApi | None = None) -> None:

@@ -1,6 +1,7 @@
 """Hera's side of a data workflow: its containers, and the order in which they run."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from clipmill.cluster.names import CONTAINER_SECURITY, DOMAIN, POD_SECURITY, STORE_SECRET
@@ -76,7 +77,7 @@ def workflow(
             Task(name="part", template="part", arguments=[*each, *planned], with_items=list(items))
         )
         tasks.append(Task(name="finish", template="finish", arguments=planned))
-        for first, second in zip(tasks, tasks[1:], strict=False):
+        for first, second in pairwise(tasks):
             first >> second
     made: dict[str, Any] = Workflow(
         generate_name=f"clipmill-{config.stage}-",
@@ -96,9 +97,7 @@ def workflow(
     return made
 
 
-def _memory(
-    config: "DataWorkflowConfig", command: Sequence[str], parameters: Sequence[str]
-) -> Any:
+def _memory(config: "DataWorkflowConfig", command: Sequence[str], parameters: Sequence[str]) -> Any:
     """Equal work has an equal key in any workflow: a subject's URI holds its digest."""
     from hera.workflows import models as m
 

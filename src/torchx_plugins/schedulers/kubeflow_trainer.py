@@ -5,7 +5,7 @@ from torchx.plugins import register
 from clipmill.cluster.trainer_scheduler import TrainerScheduler, create_scheduler
 
 
-@register.scheduler()
+@register.scheduler()  # type: ignore[untyped-decorator]  # TorchX has no types
 def kubeflow_trainer(session_name: str, **options: object) -> TrainerScheduler:
     """Kubeflow Trainer 2.3."""
     return create_scheduler(session_name, **options)

@@ -141,7 +141,8 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         name="CheckpointFailed",
-        expression=f'sum by (namespace, job) (increase({e.CHECKPOINTS}{{result="failed"}}[30m])) > 0',
+        expression="sum by (namespace, job) "
+        f'(increase({e.CHECKPOINTS}{{result="failed"}}[30m])) > 0',
         lasting="0m",
         severity="ticket",
         summary="{{ $labels.job }} couldn't save its state",

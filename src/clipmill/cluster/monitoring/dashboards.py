@@ -74,7 +74,11 @@ def _chart(title: str, lines: dict[str, str], name: str) -> dict[str, Any]:
         "targets": [
             {"refId": chr(ord("A") + i), "expr": expression, "legendFormat": prefix + "__auto"}
             if prefix == ""
-            else {"refId": chr(ord("A") + i), "expr": expression, "legendFormat": f"{prefix}{{{{model}}}}"}
+            else {
+                "refId": chr(ord("A") + i),
+                "expr": expression,
+                "legendFormat": f"{prefix}{{{{model}}}}",
+            }
             for i, (prefix, expression) in enumerate(lines.items())
         ],
     }

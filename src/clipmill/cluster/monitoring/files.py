@@ -36,7 +36,7 @@ def rule_tests(rule_file: str) -> dict[str, Any]:
                 ],
                 "promql_expr_test": [
                     {
-                        "expr": f'count(ALERTS{{alertname="{alert.name}",alertstate="firing"}}) or vector(0)',
+                        "expr": f"count({_firing(alert)}) or vector(0)",
                         "eval_time": alert.after,
                         "exp_samples": [{"labels": "{}", "value": int(firing)}],
                     }
@@ -54,6 +54,10 @@ def files() -> dict[str, str]:
     for name, dashboard in dashboards().items():
         made[f"dashboards/{name}.json"] = json.dumps(dashboard, indent=1) + "\n"
     return made
+
+
+def _firing(alert: Alert) -> str:
+    return f'ALERTS{{alertname="{alert.name}",alertstate="firing"}}'
 
 
 def _rule(alert: Alert) -> dict[str, Any]:

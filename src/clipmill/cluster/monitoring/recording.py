@@ -27,7 +27,8 @@ RECORDINGS: tuple[Recording, ...] = (
     *(
         Recording(
             name=error_ratio(window),
-            expression=f'sum by (namespace, model) (rate({e.SERVED_REQUESTS}{{code=~"5.."}}[{window}]))'
+            expression="sum by (namespace, model) "
+            f'(rate({e.SERVED_REQUESTS}{{code=~"5.."}}[{window}]))'
             f" / sum by (namespace, model) (rate({e.SERVED_REQUESTS}[{window}]))",
         )
         for window in BURN_WINDOWS
