@@ -30,6 +30,7 @@ def compile_all(folder: Path) -> list[Path]:
 
 def generated() -> dict[Path, str]:
     """Text of every generated file, by its path in the repository."""
+    from clipmill.cluster.examples import examples
     from clipmill.cluster.monitoring.files import files
     from clipmill.cluster.tables import pools_json
 
@@ -39,22 +40,37 @@ def generated() -> dict[Path, str]:
         for file in compile_all(Path(scratch)):
             for folder in (MANIFESTS, CHART / "files" / "pipelines"):
                 made[folder / file.name] = file.read_text()
+    made |= {MANIFESTS / "examples" / name: text for name, text in examples().items()}
     return made
+
+
+def rendered() -> dict[Path, str]:
+    """Text of what Helm makes of the chart as it is now, by path."""
+    from clipmill.pipelines.kustomize import kustomize_files
+
+    return {MANIFESTS / name: text for name, text in kustomize_files(CHART).items()}
+
+
+def _write(made: dict[Path, str], *, check: bool) -> list[str]:
+    """Write the files, or only say which differ."""
+    stale = []
+    for file, text in made.items():
+        if check:
+            if not file.exists() or file.read_text() != text:
+                stale.append(str(file.relative_to(ROOT)))
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return stale
 
 
 def main() -> int:
     """Write the generated files, or check that they are current."""
-    made = generated()
-    if "--check" not in sys.argv:
-        for file, text in made.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+    check = "--check" in sys.argv
+    # The chart is rendered with the files that were made for it just before.
+    stale = [*_write(generated(), check=check), *_write(rendered(), check=check)]
+    if not check:
         return 0
-    stale = [
-        str(file.relative_to(ROOT))
-        for file, text in made.items()
-        if not file.exists() or file.read_text() != text
-    ]
     if stale:
         sys.stderr.write(f"stale: {', '.join(stale)}; run python -m clipmill.pipelines.compile\n")
     return bool(stale)

@@ -12,12 +12,12 @@ TARGETS = ("data", "train", "serve")
 
 
 def stage(name: str) -> str:
-    return re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM|\Z)", TEXT, re.S | re.M)[1]
+    return re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM|\Z)", TEXT, re.DOTALL | re.MULTILINE)[1]
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_ends_as_a_plain_user(target):
-    assert re.findall(r"^USER (.*)$", stage(target), re.M) == ["10001:10001"]
+    assert re.findall(r"^USER (.*)$", stage(target), re.MULTILINE) == ["10001:10001"]
     assert "sbom.json" in stage(target)
 
 

@@ -33,9 +33,9 @@ def deep(values: dict, path: str, value) -> dict:
     return {**values, name: deep(values.get(name) or {}, rest, value)}
 
 
-def render(values: dict, *, namespace: str = "ml") -> list[dict]:
+def render(values: dict, *, name: str = "mill", namespace: str = "ml") -> list[dict]:
     """Every resource; templates' order."""
-    texts = chart().render(values, name="mill", namespace=namespace)
+    texts = chart().render(values, name=name, namespace=namespace)
     return [
         resource
         for path, text in sorted(texts.items())

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from importlib.metadata import distributions
+from importlib.metadata import PackageMetadata, distributions
 from typing import Any
 
 
@@ -19,11 +19,15 @@ def bill_of_materials() -> dict[str, Any]:
                 "name": name,
                 "version": d.version,
                 "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{d.version}",
-                **_licence(d.metadata.get("License-Expression") or ""),
+                **_licence(_field(d.metadata, "License-Expression")),
             }
             for name, d in sorted(found.items(), key=lambda pair: pair[0].lower())
         ],
     }
+
+
+def _field(metadata: PackageMetadata, name: str) -> str:
+    return metadata[name] if name in metadata else ""  # noqa: SIM401  # it has no get
 
 
 def _licence(expression: str) -> dict[str, Any]:

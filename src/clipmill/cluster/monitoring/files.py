@@ -3,11 +3,10 @@
 import json
 from typing import Any
 
-import yaml
-
 from clipmill.cluster.monitoring.alerts import ALERTS, RUNBOOKS, Alert
 from clipmill.cluster.monitoring.dashboards import dashboards
 from clipmill.cluster.monitoring.recording import RECORDINGS
+from clipmill.cluster.yaml_text import yaml_text
 
 
 def rules() -> dict[str, Any]:
@@ -50,7 +49,7 @@ def rule_tests(rule_file: str) -> dict[str, Any]:
 
 def files() -> dict[str, str]:
     """Text by path, under the chart's ``files/``."""
-    made = {"rules.yaml": yaml.safe_dump(rules(), sort_keys=False, width=1000)}
+    made = {"rules.yaml": yaml_text(rules())}
     for name, dashboard in dashboards().items():
         made[f"dashboards/{name}.json"] = json.dumps(dashboard, indent=1) + "\n"
     return made
