@@ -52,6 +52,7 @@ def test_a_workflow_can_be_looked_at_without_a_cluster():
         (("submit", "--name", "a", "--nodes", "0", "--", "x"), ConfigError, "nodes were 0:0"),
         (("submit", "--name", "a"), ConfigError, "the job has no command"),
         (("data", "bake", "s3://b/d"), ConfigError, "stage was 'bake'"),
+        (("capacity", "score"), ConfigError, "samples_per_second was ''"),
         (("status", "kubeflow_trainer://clipmill/name"), ClusterError, "is no job's id"),
     ],
 )
@@ -74,3 +75,9 @@ def test_no_cluster_is_one_message(monkeypatch, tmp_path):
     ):
         with pytest.raises(ClusterError, match="no cluster is configured"):
             run(*arguments)
+
+
+def test_capacity_is_a_table():
+    head, line = run("capacity", "recaption=300", "--hours", "48").splitlines()
+    assert head.split() == ["stage", "pods", "hours", "requests/s", "MB/s", "price"]
+    assert line.split()[:2] == ["recaption", "31"]

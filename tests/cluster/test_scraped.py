@@ -75,9 +75,7 @@ def test_every_panel_has_data(tmp_path):
     }
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules()).replace("interval: 30s", ""))
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(settings))
-    wanted = {
-        (name, query) for name, board in dashboards().items() for query in queries(board)
-    }
+    wanted = {(name, query) for name, board in dashboards().items() for query in queries(board)}
     assert len(wanted) > 30
     with (
         running(sys.executable, "-c", JOB, str(job)),

@@ -156,3 +156,36 @@ def cluster_deploy(
     place = EndpointConfig.from_json({**settings, "prometheus": prometheus})
     rollout = RolloutConfig().override(sets or [])
     typer.echo(deploy_promotion(promotion, place, rollout).digest)
+
+
+@cluster.command("capacity")
+def cluster_capacity(
+    stages: Annotated[
+        list[str], typer.Argument(help="STAGE=RATE, samples a second of one pod, as measured.")
+    ],
+    pairs: Annotated[float, typer.Option(help="Pairs of the dataset.")] = 1.28e9,
+    samples_per_shard: Annotated[int, typer.Option(help="Samples of a shard.")] = 10_000,
+    hours: Annotated[float, typer.Option(help="Within which each stage shall be done.")] = 24.0,
+    price: Annotated[float, typer.Option(help="Of a pod's hour.")] = 0.0,
+) -> None:
+    """Tell what stages over a whole dataset take: pods, hours, requests on the store."""
+    from clipmill.cluster.capacity import StageLoad, demand
+
+    typer.echo(f"{'stage':<12}{'pods':>7}{'hours':>8}{'requests/s':>12}{'MB/s':>10}{'price':>12}")
+    for assignment in stages:
+        name, _, rate = assignment.partition("=")
+        fields = {"name": name, "pod_hour_price": price}
+        load = StageLoad.from_json({**fields, "samples_per_second": _number(rate)})
+        found = demand(load, num_pairs=int(pairs), samples_per_shard=samples_per_shard, hours=hours)
+        typer.echo(
+            f"{name:<12}{found.pods:>7}{found.hours:>8.1f}{found.requests_per_second:>12.1f}"
+            f"{found.bytes_per_second / 1e6:>10.0f}{found.price:>12.0f}"
+        )
+
+
+def _number(text: str) -> float | str:
+    """The number, or the text for the config to refuse."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
