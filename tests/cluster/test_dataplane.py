@@ -5,7 +5,13 @@ from itertools import pairwise
 import pytest
 from strict_schemas import findings
 
-from clipmill.cluster.data_runs import data_phase, submit_data, suspend_data, wait_for_data
+from clipmill.cluster.data_runs import (
+    data_phase,
+    fan_out,
+    submit_data,
+    suspend_data,
+    wait_for_data,
+)
 from clipmill.cluster.dataplane import DataWorkflowConfig, data_workflow, parts, ranges
 from clipmill.errors import ClusterError, ConfigError
 
@@ -113,6 +119,24 @@ def test_a_workflows_life(cluster):
         wait_for_data("ml", name, api=api)
     with pytest.raises(ClusterError, match="there is no workflow ml/other"):
         suspend_data("ml", "other", api=api)
+
+
+def test_a_stage_is_submitted_over_a_datasets_shards_and_waited_for(cluster, tmp_path):
+    from clipmill.errors import ArtifactError
+
+    where = {"pool": "cpu", "namespace": "ml", "poll_seconds": 0.01}
+    with pytest.raises(ArtifactError, match="there is no dataset"):
+        fan_out("score", str(tmp_path / "none"), [], api=cluster.api(), **where)
+    assert cluster.resources == {}
+    with pytest.raises(ConfigError, match="stage was 'bake'"):
+        fan_out("bake", "d", [], api=cluster.api(), **where)
+
+    def ended(resource):
+        resource["status"] = {"phase": "Succeeded", "progress": "1/1"}
+
+    cluster.on_change = ended
+    fan_out("shard", "s3://b/raw", ["--store", "s3://b"], api=cluster.api(), **where)
+    assert len(cluster.resources) == 1
 
 
 def resource_at(cluster):

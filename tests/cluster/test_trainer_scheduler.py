@@ -45,6 +45,23 @@ def test_a_jobs_life(cluster, torchx):
         submit.status(handle, torchx=torchx)
 
 
+def test_a_job_is_waited_for_and_its_failure_is_said(cluster, torchx):
+    def ended(kind, message):
+        def change(resource):
+            resource.update(condition(kind, message))
+
+        return change
+
+    where = {"pool": "gpu", "nodes": "1:2", "namespace": "ml", "torchx": torchx}
+    cluster.on_change = ended("Complete", "")
+    submit.run_to_end("clip", ["pretrain", "d"], poll_seconds=0.01, **where)
+    (resource,) = cluster.resources.values()
+    assert resource["spec"]["trainer"]["numNodes"] == 2
+    cluster.on_change = ended("Failed", "out of restarts")
+    with pytest.raises(ClusterError, match="ended as FAILED: out of restarts"):
+        submit.run_to_end("clip", ["pretrain", "d"], poll_seconds=0.01, **where)
+
+
 @pytest.mark.parametrize(
     ("status", "state"),
     [

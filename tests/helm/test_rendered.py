@@ -72,7 +72,7 @@ def test_a_version_of_a_pipeline_is_named_by_what_it_is():
     first, again = names(profile("")), names(profile(""))
     other = names(deep(profile(""), "images.train", {"repository": "mine/train", "tag": "2"}))
     assert first == again
-    assert len(first) == len(other) == 2
+    assert len(first) == len(other) == 3
     assert not first & other
 
 

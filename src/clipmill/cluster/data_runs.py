@@ -1,10 +1,10 @@
 """Data workflows from submission to end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from clipmill.cluster.api import WORKFLOW, ClusterApi
-from clipmill.cluster.dataplane import DataWorkflowConfig, data_workflow
+from clipmill.cluster.dataplane import DataWorkflowConfig, data_workflow, num_shards
 from clipmill.errors import ClusterError
 
 _ENDED = ("Succeeded", "Failed", "Error")
@@ -14,6 +14,36 @@ def submit_data(config: DataWorkflowConfig, num_shards: int, *, api: ClusterApi)
     """Submit the workflow; its name."""
     made = api.create(WORKFLOW, config.namespace, data_workflow(config, num_shards))
     return str(made["metadata"]["name"])
+
+
+def fan_out(
+    stage: str,
+    dataset: str,
+    arguments: Sequence[str],
+    *,
+    pool: str,
+    namespace: str,
+    api: ClusterApi | None = None,
+    poll_seconds: float = 30.0,
+) -> None:
+    """Submit a stage over all shards of a dataset, and return when it is done.
+
+    Raises:
+        ArtifactError: there is no such dataset.
+        ClusterError: the workflow failed, or the cluster can't be reached.
+    """
+    fields = {
+        "stage": stage,
+        "subject": dataset,
+        "arguments": list(arguments),
+        "pool": pool,
+        "namespace": namespace,
+    }
+    config = DataWorkflowConfig.from_json(fields)
+    count = num_shards(config)
+    api = api or ClusterApi()
+    name = submit_data(config, count, api=api)
+    wait_for_data(namespace, name, api=api, poll_seconds=poll_seconds)
 
 
 def data_phase(namespace: str, name: str, *, api: ClusterApi) -> tuple[str, str]:

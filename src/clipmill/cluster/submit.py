@@ -1,12 +1,13 @@
 """Training jobs from submission to end, on whichever scheduler."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipmill.cluster.app import ROLE, training_app
-from clipmill.cluster.job import TrainingJobConfig
+from clipmill.cluster.job import TrainingJobConfig, parse_nodes
 from clipmill.cluster.pools import load_pools, pool_named
 from clipmill.errors import ClusterError
 
@@ -47,6 +48,47 @@ def submit(
     app = training_app(job, pool_named(job.pool, load_pools()))
     _check(scheduler)
     return str(torchx.run(app, scheduler, _options(job, scheduler, namespace)))
+
+
+def run_to_end(
+    name: str,
+    command: Sequence[str],
+    pool: str,
+    nodes: str,
+    queue: str = "",
+    namespace: str = "default",
+    *,
+    torchx: "Runner | None" = None,
+    poll_seconds: float = 30.0,
+) -> None:
+    """Submit a TrainJob of the ``clipmill`` command, and return when it has succeeded.
+
+    Raises:
+        ConfigError: the job makes no sense.
+        ClusterError: it failed, is gone, or the cluster can't be reached.
+    """
+    if torchx is None:
+        with runner() as made:
+            run_to_end(name, command, pool, nodes, queue, namespace, torchx=made)
+        return
+    least, most = parse_nodes(nodes)
+    job = TrainingJobConfig(
+        name=name,
+        command=tuple(command),
+        pool=pool,
+        min_nodes=least,
+        max_nodes=most,
+        queue=queue,
+    )
+    handle = submit(job, "kubeflow_trainer", namespace=namespace, torchx=torchx)
+    while not (found := status(handle, torchx=torchx)).is_terminal():
+        time.sleep(poll_seconds)
+    if found.state.name != "SUCCEEDED":
+        raise ClusterError(
+            f"{handle} ended as {found.state.name}: {found.msg}",
+            expected="SUCCEEDED",
+            action=f"read `clipmill cluster logs {handle}`; a new one goes on from its checkpoint",
+        )
 
 
 def describe(job: TrainingJobConfig, scheduler: str, *, namespace: str, torchx: "Runner") -> str:
