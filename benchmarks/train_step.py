@@ -1,90 +1,195 @@
-"""A CLIP training step: ours against the same model in open_clip's own step, in one run.
+"""CLIP training: our loop against open_clip's own, on one model and the same data.
 
-Ours is what the loop does (objective, clipping's norm, AdamW groups, averaging off); open_clip's is
-the body of its ``train_one_epoch``: autocast context, forward, ClipLoss, backward, AdamW over its
-two groups, clamp. Steps alternate, so that both meet the same machine. Prints medians and a ratio.
+``train`` of clipmill.engine and ``train_one_epoch`` of open_clip_train, whole, each in processes of
+its own that take turns, so that both meet the same machine and each has a peak of memory. open_clip
+gets its images normalised already, as its loader makes them; we normalise in the step. Prints
+medians, and the ratios of speed and memory: ``python benchmarks/train_step.py``. Where other work
+shares the machine, processor time is what can be compared.
 """
 
 import argparse
-import math
+import itertools
+import json
+import logging
 import os
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from open_clip.loss import ClipLoss
 from rich.console import Console
 from rich.table import Table
+from towers import SMALL, hardware, pairs
 
 from clipmill.data.loader import PairBatch
+from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import _Run
+from clipmill.engine.loop import train
+from clipmill.engine.schedule import ScheduleConfig
+from clipmill.models.normalization import Normalize
 from clipmill.models.towers import build_clip
-from clipmill.pretrain.clip import ClipObjective
-from clipmill.recipes.clip import clip_vit_miniature
+from clipmill.pretrain.clip_objective import ClipObjective
+
+_WARM = 2
+_PEAK = 1e-3
 
 
-def open_clip_step(
-    model: Any, loss: ClipLoss, optimizer: torch.optim.Optimizer, batch: PairBatch
-) -> None:
-    """One step as open_clip's training loop takes it, on normalised images."""
-    optimizer.zero_grad()
-    found = model(batch.images_B3HW, batch.real_BT)
-    total = loss(found["image_features"], found["text_features"], found["logit_scale"])
-    total.backward()
-    optimizer.step()
-    with torch.no_grad():
-        model.logit_scale.clamp_(0, math.log(100))
+Lap = tuple[float, float]
+"""Seconds on the wall, and of the processor."""
 
 
-def main() -> None:
-    """Time both."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+def now() -> Lap:
+    """Both clocks."""
+    return time.perf_counter(), time.process_time()
+
+
+def between(laps: list[Lap]) -> list[Lap]:
+    """The time of each step."""
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(laps)]
+
+
+def ours(options: argparse.Namespace) -> list[Lap]:
+    """Seconds of each step of our loop."""
+    laps: list[Lap] = []
+    batch = pairs(SMALL, options.batch)
+
+    def batches(cursor: int, here: Ranks) -> Iterator[PairBatch]:
+        del cursor, here
+        while True:
+            laps.append(now())
+            yield batch
+
+    config = TrainConfig(
+        steps=options.steps + _WARM,
+        batch_size=options.batch,
+        schedule=ScheduleConfig(peak=_PEAK, warmup_steps=10),
+        optimizer=AdamWConfig(weight_decay=0.2),
+        precision=options.precision,
+        num_threads=options.threads,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            lambda here: ClipObjective(SMALL, here),
+            batches,
+            config,
+            name="clip",
+            state_uri=folder,
+            report=lambda *_: None,
+        )
+    return between(laps)
+
+
+def open_clips(options: argparse.Namespace) -> list[Lap]:
+    """Seconds of each step of open_clip's loop."""
+    from open_clip.loss import ClipLoss
+    from open_clip_train.scheduler import cosine_lr
+    from open_clip_train.train import train_one_epoch
+
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    recipe = clip_vit_miniature()
-    config = recipe.train.override(["average_decay=null"])
-    size = recipe.model.vision.image_size
-    tokens = recipe.model.text.tokenizer()(["a red cube and a blue sphere"] * config.batch_size)
-    pixels = torch.randint(0, 255, (config.batch_size, 3, size, size), dtype=torch.uint8)
-    ours = _Run(ClipObjective(recipe.model, Ranks()), config, "clip", Ranks())
-    raw = PairBatch(pixels, tokens, None, ())
-    model = build_clip(recipe.model)
+    model: Any = build_clip(SMALL)
+    raw = pairs(SMALL, options.batch)
+    images = Normalize()(raw.images_B3HW.float() / 255)
+    laps: list[Lap] = []
+    num_steps = options.steps + _WARM
+
+    class Batches:
+        num_batches, num_samples = num_steps, num_steps * options.batch
+
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+            for _ in range(num_steps):
+                laps.append(now())
+                yield images, raw.real_BT
+
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}],
-        lr=1e-3,
+        lr=_PEAK,
         betas=(0.9, 0.95),
         eps=1e-6,
     )
-    normalized = PairBatch(torch.randn(pixels.shape), tokens, None, ())
-    loss = ClipLoss()
-    seconds: dict[str, list[float]] = {"clipmill": [], "open_clip": []}
-    for step in range(options.steps + 2):
-        for name, times in seconds.items():
-            started = time.perf_counter()
-            if name == "clipmill":
-                ours.update(step, raw)
-            else:
-                open_clip_step(model, loss, optimizer, normalized)
-            if step >= 2:
-                times.append(time.perf_counter() - started)
-    table = Table(title=f"CLIP step, batch {config.batch_size}, {os.cpu_count()} CPUs")
-    table.add_column("loop")
-    table.add_column("median ms", justify="right")
-    table.add_column("images/s", justify="right")
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        table.add_row(name, f"{median * 1000:.0f}", f"{config.batch_size / median:.0f}")
+    arguments = SimpleNamespace(
+        device="cpu",
+        precision="amp_bf16" if options.precision == "bf16" else "fp32",
+        distill=False,
+        accum_freq=1,
+        skip_scheduler=False,
+        grad_clip_norm=None,
+        rank=0,
+        local_rank=0,
+        log_local=False,
+        log_every_n_steps=100,
+        batch_size=options.batch,
+        world_size=1,
+        wandb=False,
+    )
+    data = {"train": SimpleNamespace(dataloader=Batches(), set_epoch=lambda _: None)}
+    schedule = cosine_lr(optimizer, _PEAK, 10, num_steps)
+    train_one_epoch(model, data, ClipLoss(), 0, optimizer, None, schedule, None, arguments)
+    return between(laps)
+
+
+_LOOPS = {"clipmill": ours, "open_clip_train": open_clips}
+
+
+def child(name: str, options: argparse.Namespace) -> None:
+    """Print what one process measured."""
+    logging.disable()
+    laps = _LOOPS[name](options)[_WARM:]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": laps, "peak_bytes": peak}))
+
+
+def main() -> None:
+    """Take turns, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=8, help="of a turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--child", choices=sorted(_LOOPS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.child:
+        child(options.child, options)
+        return
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in _LOOPS}
+    for _ in range(options.turns):
+        for name, turns in found.items():
+            command = [sys.executable, __file__, *sys.argv[1:], "--child", name]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+            turns.append(json.loads(done.stdout.splitlines()[-1]))
+    title = f"CLIP training, ViT-Ti/16 at 112 px, batch {options.batch}, {options.precision}"
+    table = Table(title=title, caption=hardware())
+    for heading in ("loop", "ms", "CPU ms", "samples/CPU s", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "loop" else "right")
+    wall, cpu = (
+        {
+            n: statistics.median(s[clock] for t in ts for s in t["seconds"])
+            for n, ts in found.items()
+        }
+        for clock in (0, 1)
+    )
+    peaks = {n: statistics.median(t["peak_bytes"] for t in ts) for n, ts in found.items()}
+    for name in found:
+        speed = f"{options.batch / cpu[name]:.1f}"
+        times = (f"{wall[name] * 1000:.0f}", f"{cpu[name] * 1000:.0f}")
+        table.add_row(name, *times, speed, f"{peaks[name] / 1e6:.0f}")
     console = Console()
     console.print(table)
-    ratio = statistics.median(seconds["open_clip"]) / statistics.median(seconds["clipmill"])
-    console.print(f"clipmill / open_clip speed: {ratio:.2f}")
+    mine, theirs = _LOOPS
+    console.print(f"{mine} / {theirs} speed: {wall[theirs] / wall[mine]:.2f}")
+    console.print(f"{mine} / {theirs} speed by processor time: {cpu[theirs] / cpu[mine]:.2f}")
+    console.print(f"{mine} / {theirs} peak memory: {peaks[mine] / peaks[theirs]:.2f}")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,17 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def recaption(
-    dataset: str, captioner: str, recipe: str, overrides: list, store: str, run: str
+    dataset: str,
+    captioner: str,
+    recipe: str,
+    overrides: list,
+    store: str,
+    run: str,
+    start: int = 0,
+    stop: int = 0,
 ) -> str:
-    """Caption every picture; the layer's name."""
+    """Caption every picture of shards ``start`` to ``stop`` (0: all); the layer's name."""
     from clipmill.recipes.run import recaption as stage
 
-    return stage(recipe, overrides, dataset, captioner, store, run)
+    shards = {"start": start, "stop": stop or None}
+    return stage(recipe, overrides, dataset, captioner, store, run, **shards)

@@ -1,4 +1,4 @@
-"""Component: a folder of pairs into a dataset."""
+"""Component: a source of pairs into a dataset."""
 
 from clipmill.components import IMAGE
 from kfp import dsl

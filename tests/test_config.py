@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.config import Config
+from clipmill.config import Config, operational
 from clipmill.errors import ConfigError
 
 
@@ -230,3 +230,25 @@ def test_a_missing_field_and_an_unknown_one_are_named():
         Outer.from_json({})
     with pytest.raises(ConfigError, match="step is not a field"):
         Outer.from_json({"steps": 1, "step": 2})
+
+
+def test_operational_fields_are_left_out_of_the_digest_alone():
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Inner(Config):
+        size: int = 1
+        port: int = operational(0)
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Outer(Config):
+        inners: tuple[Inner, ...] = (Inner(),)
+        named: dict[str, Inner] = field(default_factory=lambda: {"a": Inner()})
+        folder: str = operational("")
+
+    config = Outer()
+    moved = Outer(inners=(Inner(port=5),), named={"a": Inner(port=6)}, folder="elsewhere")
+    assert moved.digest == config.digest
+    assert moved != config
+    assert Outer(inners=(Inner(size=2),)).digest != config.digest
+    assert moved.to_json()["inners"] == [{"size": 1, "port": 5}]
+    assert Outer.from_json(config.to_json()).digest == config.digest
+    assert config.override(["folder=x"]).folder == "x"

@@ -105,3 +105,15 @@ def test_without_a_file_for_events_they_go_to_the_terminal(monkeypatch, capsys):
     assert lines[0] == "pretrain G: 3/3 loss 0.5"
     assert lines[1].startswith("pretrain G: done in ")
     assert lines[2].startswith("shard: reused in ")
+
+
+def test_the_time_left_is_told_from_the_pace_since_the_first_report(monkeypatch, capsys):
+    monkeypatch.delenv("CLIPMILL_EVENTS", raising=False)
+    clock = iter([100.0, 100.0, 100.0, 110.0, 110.0, 120.0])
+    monkeypatch.setattr("clipmill.stages.time.time", lambda: next(clock, 130.0))
+    with Stage("pretrain") as stage:
+        stage.report(50, 100, "resumed")  # at 100 s
+        stage.report(60, 100, "on")  # at 110 s: ten in ten seconds
+    told = capsys.readouterr().err
+    assert "50/100 resumed\n" in told
+    assert "60/100 on, 40 s left" in told

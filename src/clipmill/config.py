@@ -2,7 +2,8 @@
 
 Every config derives from :class:`Config`. Field types are those that JSON can hold: ``bool``,
 ``int``, ``float``, ``str``, ``Literal``, ``tuple[T, ...]``, ``dict[str, T]``, another Config,
-and any of these ``| None``.
+and any of these ``| None``. A field made by :func:`operational` says how work is carried out, not
+what comes out of it, and is left out of the digest.
 """
 
 import dataclasses
@@ -14,6 +15,16 @@ from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get
 
 from clipmill.digest import digest_json
 from clipmill.errors import ConfigError
+
+_OPERATIONAL = "operational"
+
+ValueT = TypeVar("ValueT")
+
+
+def operational(default: ValueT) -> ValueT:
+    """A field with this default that doesn't count in the digest: an interval, a port, a folder."""
+    made: ValueT = dataclasses.field(default=default, metadata={_OPERATIONAL: True})
+    return made
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +59,8 @@ class Config:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON of all fields (hex)."""
-        return digest_json(self.to_json())
+        """SHA-256 over the canonical JSON of all fields but the operational ones (hex)."""
+        return digest_json(_identity(self))
 
     def override(self, assignments: Sequence[str]) -> Self:
         """A copy with each ``path.to.field=value`` applied, left to right.
@@ -164,6 +175,18 @@ def _plain(value: object) -> object:
         return [_plain(v) for v in value]
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def _identity(value: object) -> object:
+    """As :func:`_plain`, without operational fields."""
+    if isinstance(value, Config):
+        fields = (f for f in dataclasses.fields(value) if _OPERATIONAL not in f.metadata)
+        return {f.name: _identity(getattr(value, f.name)) for f in fields}
+    if isinstance(value, tuple | list):
+        return [_identity(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _identity(v) for k, v in value.items()}
     return value
 
 

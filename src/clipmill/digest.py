@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """SHA-256 of ``data`` (hex)."""
     return hashlib.sha256(data).hexdigest()
 

@@ -10,7 +10,9 @@ ClipmillError
 │   ├── GateError           a model that may not be promoted
 │   ├── ServerError         a server that can't start or doesn't answer
 │   ├── ClusterError        a Kubernetes API that isn't there, or refuses us
+│   ├── BudgetError         a limit on cost that was reached
 │   └── TrainingError       a run that can't go on
+├── StoppedError            a run that was told to stop, and did, its state saved: exit code 75
 └── BadSampleError          one sample that can't be used: counted by reason, never fatal
 """
 
@@ -69,6 +71,10 @@ class ClusterError(UserError):
     """A Kubernetes API that isn't there, or refuses us."""
 
 
+class BudgetError(UserError):
+    """A limit on cost that was reached; what was paid for is kept."""
+
+
 class BadSampleError(ClipmillError):
     """One sample that can't be used; ``reason`` is the counter it falls under."""
 
@@ -84,3 +90,7 @@ class BadSampleError(ClipmillError):
 
 class TrainingError(UserError):
     """A run that can't go on."""
+
+
+class StoppedError(ClipmillError):
+    """A run that was told to stop and saved its state; the same command goes on from there."""

@@ -44,11 +44,12 @@ def follow(
                 bar = progress.add_task(name, total=None, words="", seconds=0.0)
                 bars[name] = (bar, event["time"])
             elif kind == "progress":
+                left = event["remaining_seconds"]
                 progress.update(
                     bars[name][0],
                     completed=event["done"],
                     total=event["total"],
-                    words=event["words"],
+                    words=event["words"] + ("" if left is None else f", {left:.0f} s left"),
                 )
             else:
                 progress.remove_task(bars.pop(name)[0])

@@ -52,6 +52,7 @@ class Stage:
         self._started = 0.0
         self._told = 0.0
         self._worked = False
+        self._first: tuple[int, float] | None = None
         self._output = ""
 
     def __enter__(self) -> Self:
@@ -66,7 +67,18 @@ class Stage:
         if now - self._told < _QUIET_SECONDS and done < total:
             return
         self._told = now
-        self._emit({"event": "progress", "done": done, "total": total, "words": words})
+        event = {"event": "progress", "done": done, "total": total, "words": words}
+        self._emit(event | {"remaining_seconds": self._remaining(done, total, now)})
+
+    def _remaining(self, done: int, total: int, now: float) -> float | None:
+        """Time to the end at the pace since the first report; None while there is no pace yet.
+
+        A resumed run's first report comes late in it, so the pace isn't counted from its start.
+        """
+        if self._first is None or done < self._first[0]:
+            self._first = (done, now)
+        first, since = self._first
+        return (total - done) * (now - since) / (done - first) if done > first else None
 
     def made(self, output: str) -> str:
         """Note the URI of the stage's output, and hand it back."""
@@ -109,7 +121,9 @@ class Stage:
             return
         name = f"{self.name} {self.label}".strip()
         if event["event"] == "progress":
-            print(f"{name}: {event['done']}/{event['total']} {event['words']}", file=sys.stderr)
+            left = event["remaining_seconds"]
+            words = event["words"] if left is None else f"{event['words']}, {left:.0f} s left"
+            print(f"{name}: {event['done']}/{event['total']} {words}", file=sys.stderr)
         elif event["event"] == "end":
             state = "reused" if event["reused"] else "done"
             print(f"{name}: {state} in {event['seconds']:.1f} s", file=sys.stderr)

@@ -68,6 +68,20 @@ class DataMetrics:
     """Samples that came through."""
     quarantined: Counter
     """Samples set aside; label ``reason``."""
+    skipped: Counter
+    """Bad samples that a loader met and replaced; label ``reason``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionMetrics:
+    """What recaptioning reports."""
+
+    samples: Counter
+    """Samples that were captioned; label ``outcome``: ``captioned``, or why not."""
+    requests: Counter
+    """Attempts at an endpoint; label ``outcome``: ``answered``, a status, or what went wrong."""
+    tokens: Counter
+    """Tokens that an endpoint counted, of prompts and answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +161,21 @@ def data_metrics() -> DataMetrics:
     return DataMetrics(
         samples=Counter("clipmill_data_samples_total", "Samples that came through"),
         quarantined=Counter("clipmill_data_quarantined_total", "Samples set aside", ["reason"]),
+        skipped=Counter(
+            "clipmill_data_skipped_total", "Samples that a loader replaced", ["reason"]
+        ),
+    )
+
+
+@cache
+def caption_metrics() -> CaptionMetrics:
+    """The captioning section, registered once."""
+    return CaptionMetrics(
+        samples=Counter("clipmill_caption_samples_total", "Samples, by outcome", ["outcome"]),
+        requests=Counter(
+            "clipmill_caption_requests_total", "Attempts at an endpoint, by outcome", ["outcome"]
+        ),
+        tokens=Counter("clipmill_caption_tokens_total", "Tokens that an endpoint counted"),
     )
 
 

@@ -1,15 +1,23 @@
 """Layers: their bytes, their commits, and their misuse."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bare_dataset import add_layer, bare_dataset
 
 from clipmill.data import layers as layers_module
 from clipmill.data.dataset import Dataset
-from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
+from clipmill.data.layers import (
+    commit_layer,
+    has_layer_shard,
+    layer_schema,
+    read_layer,
+    write_layer_shard,
+)
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.storage import Parent, lineage
 
@@ -89,7 +97,7 @@ def test_captions_layer_needs_captions(
     table = pa.table({"uid": uids, "captions": column})
     with pytest.raises(ArtifactError, match="row 3 of shard 0"):
         write_layer_shard(dataset, LAYER, 0, table)
-    with pytest.raises(ArtifactError, match="lacks a caption"):
+    with pytest.raises(ArtifactError, match="column captions of layer captions/test-1 was missing"):
         write_layer_shard(dataset, LAYER, 0, table.drop_columns("captions"))
     write_layer_shard(dataset, "score/test", 0, table)
 
@@ -170,3 +178,59 @@ def test_reading_what_was_changed(
         path.write_bytes(data[:40] + b"\xff" + data[41:])
     with pytest.raises(ArtifactError):
         read_layer(dataset, LAYER, 0, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "label"),
+    [((3, 3), "u"), ((3, 2), "v"), ((3,), "u"), ((2, 3), "u")],
+    ids=["another row count", "other uids", "a shard too few", "another cut"],
+)
+def test_a_layer_of_other_samples_cannot_be_attached(
+    tmp_path: Path, sizes: tuple[int, ...], label: str
+) -> None:
+    """Not even as whole folders copied from there."""
+    dataset = bare_dataset(tmp_path / "here", (3, 2))
+    other = bare_dataset(tmp_path / "there", sizes, label)
+    other = add_layer(other, "score/x", {"x": range(sum(sizes))})
+    shutil.copytree(other.layer_uri("score/x"), dataset.layer_uri("score/x"))
+    with pytest.raises(ArtifactError, match="describes other samples than"):
+        commit_layer(dataset, "score/x", parents=(), detail={})
+    assert not Dataset.open(dataset.uri).layers
+
+
+def test_a_layer_of_the_same_samples_can_be_attached(tmp_path: Path) -> None:
+    dataset, other = (bare_dataset(tmp_path / name, (3, 2)) for name in ("here", "there"))
+    other = add_layer(other, "score/x", {"x": range(5)})
+    shutil.copytree(other.layer_uri("score/x"), dataset.layer_uri("score/x"))
+    attached = commit_layer(dataset, "score/x", parents=(), detail={})
+    assert attached.layers == other.layers
+    assert read_layer(attached, "score/x", 1, tmp_path / "cache")["x"].to_pylist() == [3, 4]
+
+
+def test_rows_of_another_shard_count_as_missing(tmp_path: Path) -> None:
+    """What was computed before a dataset was made anew, in the same place."""
+    dataset = bare_dataset(tmp_path / "d", (2, 2))
+    uids = dataset.uids(0)
+    write_layer_shard(dataset, "score/x", 0, pa.table({"uid": uids, "x": [0, 1]}))
+    layers = Path(dataset.uri) / "layers"
+    layers.rename(tmp_path / "layers")
+    shutil.rmtree(dataset.uri)
+    anew = bare_dataset(tmp_path / "d", (2, 2), label="v")
+    (tmp_path / "layers").rename(layers)
+    assert not has_layer_shard(anew, "score/x", 0)
+    with pytest.raises(ArtifactError, match="lacks shards 0, 1"):
+        commit_layer(anew, "score/x", parents=(), detail={})
+
+
+def test_columns_are_read_alone(tmp_path: Path) -> None:
+    dataset = bare_dataset(tmp_path / "d", (2,))
+    columns = {"captions/a": [[1.0], [2.0, 3.0]], "captions/a.b": [[4.0], []], "y": [1, 2]}
+    dataset = add_layer(dataset, "score/x", columns)
+    read = [
+        read_layer(dataset, "score/x", 0, tmp_path / "cache", columns=wanted).to_pydict()
+        for wanted in (["captions/a.b"], ["y"], ["y", "uid"])
+    ]
+    assert read[0] == {"captions/a.b": [[4.0], []]}
+    assert read[1] == {"y": [1, 2]}
+    assert read[2] == {"y": [1, 2], "uid": ["u0", "u1"]}
+    assert layer_schema(dataset, "score/x", tmp_path / "cache").names == ["uid", *columns]

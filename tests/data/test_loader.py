@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from bare_dataset import add_layer
 from PIL import Image
 from torch import Tensor
 
 from clipmill.data import loader as loader_module
 from clipmill.data.dataset import Dataset
+from clipmill.data.images import decode_rgb
 from clipmill.data.loader import LoaderConfig, PairBatch, PairLoader
 from clipmill.data.order import EpochOrder
 from clipmill.data.reader import read_shard
@@ -26,9 +29,9 @@ LAYER = "captions/test-1"
 TEXT_LENGTH = 48
 
 
-def transform(image: Image.Image, random: np.random.Generator) -> Tensor:
+def transform(data: bytes, random: np.random.Generator) -> Tensor:
     """Give the first pixel (3 x 1 x 1), and a random number in place of its blue."""
-    pixel = torch.tensor(image.getpixel((0, 0)), dtype=torch.float64)
+    pixel = torch.tensor(decode_rgb(data).getpixel((0, 0)), dtype=torch.float64)
     pixel[2] = random.random()
     return pixel.reshape(3, 1, 1)
 
@@ -258,3 +261,31 @@ def test_empty_view(make_dataset: MakeDataset, tmp_path: Path) -> None:
 def test_config_out_of_range(values: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="at least"):
         LoaderConfig(**values)
+
+
+def test_chosen_captions_of_selected_samples(
+    make_dataset: MakeDataset, add_captions: AddCaptions, tmp_path: Path
+) -> None:
+    dataset = add_captions(make_dataset(), LAYER)
+    keep = [row % 3 != 0 for row in range(23)]
+    columns = {
+        "keep": keep,
+        "refused_by": pa.array([None if k else "test" for k in keep], pa.string()),
+        "caption": ["real" if row % 2 else LAYER for row in range(23)],
+        "caption_index": pa.array([0 if row % 2 else row % 3 for row in range(23)], pa.int32()),
+    }
+    dataset = add_layer(dataset, "select/x", columns)
+    expected = {}
+    for index in range(len(dataset.shards)):
+        with read_shard(dataset, index, tmp_path / "cache") as reader:
+            for row in range(len(reader)):
+                number, uid = 4 * index + row, reader.uid(row)
+                text = reader.caption(row) if number % 2 else f"synthetic {uid} {number % 3}"
+                if keep[number]:
+                    expected[uid] = text
+    view = View(dataset, ViewConfig(captions="chosen", select=("select/x",)))
+    loader = make_loader(view, tmp_path, batch_size=len(expected))
+    assert loader.num_samples == len(expected)
+    (batch,) = take(loader, 1)
+    assert batch.synthetic_BT is None
+    assert dict(zip(batch.uids, texts_of(batch.real_BT), strict=True)) == expected

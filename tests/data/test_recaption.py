@@ -1,18 +1,31 @@
-"""Recaptioning a real dataset with a small CoCa."""
+"""Recaptioning a real dataset with a small CoCa, and with captioners at a real endpoint."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from chat_server import ChatServer
+from typer.testing import CliRunner
 
-from clipmill.data.captioners import CocaCaptioner, GenerateConfig
+from clipmill.cli import app
+from clipmill.data.captioners import (
+    CaptionInput,
+    CocaCaptioner,
+    EndpointConfig,
+    GenerateConfig,
+    RewriteConfig,
+    VlmConfig,
+)
 from clipmill.data.dataset import Dataset
 from clipmill.data.images import decode_rgb
 from clipmill.data.layers import read_layer
 from clipmill.data.reader import read_shard
 from clipmill.data.recaption import RecaptionConfig, recaption
 from clipmill.data.view import View, ViewConfig
+from clipmill.digest import digest_json, sha256_bytes
+from clipmill.errors import BudgetError, ConfigError, ServerError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig, build_coca
 
@@ -71,6 +84,29 @@ def rows_of(dataset, layer, tmp_path):
     ]
 
 
+@pytest.fixture
+def labels(tmp_path):
+    """A captioner that loads nothing: every sample shows a cube."""
+
+    def make(dataset):
+        file = tmp_path / "labels.jsonl"
+        uids = [uid for index in range(len(dataset.shards)) for uid in dataset.uids(index)]
+        rows = [{"uid": uid, "labels": ["cube"]} for uid in uids]
+        file.write_text("\n".join(json.dumps(row) for row in rows))
+        return f"template:{file}"
+
+    return make
+
+
+def summary_of(dataset, layer):
+    return json.loads((Path(dataset.layer_uri(layer)) / "layer.json").read_text())["summary"]
+
+
+def layer_files(dataset, layer):
+    folder = Path(dataset.layer_uri(layer))
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "layer.json"}
+
+
 def test_each_row_is_what_the_captioner_says_of_its_picture(make_dataset, captioner, tmp_path):
     dataset = make_dataset(count=10)
     layer = recaption(CONFIG, dataset.uri, captioner.uri, report=silent)
@@ -80,9 +116,18 @@ def test_each_row_is_what_the_captioner_says_of_its_picture(make_dataset, captio
     for index in range(len(dataset.shards)):
         with read_shard(dataset, index, tmp_path / "cache") as reader:
             for row in range(len(reader)):
-                (said,) = model.caption([decode_rgb(reader.image(row))], seed=index)
-                shown = said or reader.caption(row)
-                expected.append({"uid": reader.uid(row), "captions": [shown], "fallback": not said})
+                uid, real = reader.uid(row), reader.caption(row)
+                image = decode_rgb(reader.image(row))
+                ((_, said),) = model.caption([CaptionInput(uid=uid, caption=real, image=image)])
+                expected.append(
+                    {
+                        "uid": uid,
+                        "captions": list(said.texts) or [real],
+                        "scores": [pytest.approx(s, abs=1e-5) for s in said.scores] or [None],
+                        "fallback": not said.texts,
+                        "reason": said.reason,
+                    }
+                )
     assert rows == expected
     assert len(rows) == 10
 
@@ -95,7 +140,10 @@ def test_the_layer_can_be_trained_on_and_names_its_maker(make_dataset, captioner
     record = json.loads((Path(opened.layer_uri(layer)) / "layer.json").read_text())
     roles = {parent["role"]: parent["digest"] for parent in record["parents"]}
     assert roles == {"dataset": dataset.digest, "captioner": captioner.digest}
-    assert record["summary"]["method"] == "top_k"
+    summary = record["summary"]
+    assert json.loads(summary["sampling"]) == CONFIG.generate.to_json()
+    assert (summary["model"], summary["seed"]) == (captioner.uri, "0")
+    assert summary["left as they were"] == "none"
 
 
 def test_done_once(make_dataset, captioner):
@@ -126,7 +174,7 @@ def test_other_ways_and_models_make_other_layers(make_dataset, captioner, tmp_pa
     other = save_captioner(tmp_path / "other", seed=1)
     changed = CONFIG.override(["generate.max_tokens=9"])
     layers = {
-        recaption(CONFIG, dataset.uri, captioner.uri, report=silent),
+        recaption(CONFIG, dataset.uri, f"coca:{captioner.uri}", report=silent),
         recaption(changed, dataset.uri, captioner.uri, report=silent),
         recaption(CONFIG, dataset.uri, other.uri, report=silent),
     }
@@ -142,7 +190,238 @@ def test_where_nothing_is_said_the_real_caption_stands_in(make_dataset, tmp_path
     silent_model = save_captioner(tmp_path / "silent", token=0)
     dataset = make_dataset(count=5)
     layer = recaption(CONFIG, dataset.uri, silent_model.uri, report=silent)
+    assert summary_of(dataset, layer)["left as they were"] == "5 empty"
     for row in rows_of(dataset, layer, tmp_path):
-        assert row["fallback"]
+        assert (row["fallback"], row["reason"], row["scores"]) == (True, "empty", [None])
         (text,) = row["captions"]
         assert text.startswith("picture ")
+
+
+# Ranges of shards.
+
+
+def test_workers_share_a_dataset_and_the_last_one_completes_the_layer(make_dataset, captioner):
+    dataset = make_dataset(count=20, samples_per_shard=4)
+    assert len(dataset.shards) == 5
+    done = []
+
+    def note(count, total, words):
+        done.append((count, total))
+
+    def work(start, stop):
+        done.clear()
+        return recaption(CONFIG, dataset.uri, captioner.uri, report=note, start=start, stop=stop)
+
+    layer = work(3, 5)
+    assert done[-1] == (8, 8)
+    assert sorted(layer_files(dataset, layer)) == [
+        f"0000{k}.{suffix}" for k in (3, 4) for suffix in ("json", "parquet")
+    ]
+    assert work(0, 2) == layer
+    assert not Dataset.open(dataset.uri).layers
+    folder = Path(dataset.layer_uri(layer))
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    # It overlaps with the first, whose shards are left alone.
+    assert work(2, 4) == layer
+    assert layer in Dataset.open(dataset.uri).layers
+    assert all(path.stat().st_mtime_ns == then for path, then in written.items())
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 2), (0, 9), (5, None)])
+def test_ranges_that_are_none(make_dataset, captioner, start, stop):
+    dataset = make_dataset(count=20, samples_per_shard=4)
+    with pytest.raises(ConfigError, match=r"the range of shards was .* to"):
+        recaption(CONFIG, dataset.uri, captioner.uri, report=silent, start=start, stop=stop)
+
+
+def test_the_command_captions_a_range_of_an_s3_dataset(s3, make_dataset, labels, tmp_path):
+    """What lies there afterwards is what lies here, the places of datasets aside."""
+    local = make_dataset(count=10)
+    remote = make_dataset(count=10, store=f"s3://tests/{tmp_path.name}")
+    done = []
+    for dataset in (local, remote):
+        for shards in (["--start", "1", "--stop", "3"], []):
+            command = ["data", "recaption", dataset.uri, "--captioner", labels(local), *shards]
+            said = CliRunner().invoke(app, command, catch_exceptions=False)
+            assert said.exit_code == 0
+            done.append(said.stdout.strip())
+    assert len(set(done)) == 1
+    layers = [Dataset.open(dataset.uri).layers[done[0]] for dataset in (local, remote)]
+    assert layers[0] == layers[1]
+    assert rows_of(remote, done[0], tmp_path) == rows_of(local, done[0], tmp_path)
+
+
+# Single bad samples.
+
+
+def break_image(dataset, index, row):
+    """Overwrite an image in its shard, and make the dataset's list agree to it."""
+    root = Path(dataset.uri)
+    with read_shard(dataset, index, root / "unused-cache") as reader:
+        good = reader.image(row)
+    tar = root / "shards" / dataset.shards[index].name
+    data = tar.read_bytes().replace(good, b"\x00" * len(good))
+    tar.write_bytes(data)
+    for name in ("dataset.json", f"shards/{index:05d}.json"):
+        text = (root / name).read_text().replace(dataset.shards[index].sha256, sha256_bytes(data))
+        (root / name).write_text(text)
+    value = json.loads((root / "dataset.json").read_text())
+    value["digest"] = digest_json(value["shards"])
+    (root / "dataset.json").write_text(json.dumps(value))
+    return Dataset.open(dataset.uri)
+
+
+def test_an_image_that_cannot_be_decoded_stops_nothing(make_dataset, captioner, tmp_path):
+    dataset = break_image(make_dataset(count=9), 0, 1)
+    layer = recaption(CONFIG, dataset.uri, captioner.uri, report=silent)
+    rows = rows_of(dataset, layer, tmp_path)
+    assert [row["reason"] for row in rows].count("unreadable-image") == 1
+    assert rows[1]["reason"] == "unreadable-image"
+    assert rows[1]["captions"][0].startswith("picture ")
+    assert "1 unreadable-image" in summary_of(dataset, layer)["left as they were"]
+    # Most of the rest is captioned, with no regard to the one that is broken.
+    whole = [row for row in rows if not row["fallback"]]
+    assert len(whole) >= 6
+
+
+def test_a_sample_that_a_model_trips_over_stops_nothing(
+    make_dataset, captioner, tmp_path, monkeypatch
+):
+    """The model raises whenever a picture is of a certain height, alone or among others."""
+    dataset = make_dataset(count=9)
+    caption = CocaCaptioner.caption
+
+    def trip(self, inputs):
+        if any(i.image.height == 7 for i in inputs):
+            raise RuntimeError("odd shape")
+        return caption(self, inputs)
+
+    monkeypatch.setattr(CocaCaptioner, "caption", trip)
+    layer = recaption(CONFIG, dataset.uri, captioner.uri, report=silent)
+    rows = rows_of(dataset, layer, tmp_path)
+    assert [row["reason"] for row in rows].count("failed") == 3
+    assert sum(not row["reason"] for row in rows) >= 5
+
+
+def test_a_model_that_fails_on_everything_is_no_samples_fault(make_dataset, captioner, monkeypatch):
+    def fail_always(self, inputs):
+        raise RuntimeError("broken driver")
+
+    monkeypatch.setattr(CocaCaptioner, "caption", fail_always)
+    dataset = make_dataset(count=9)
+    with pytest.raises(RuntimeError, match="broken driver"):
+        recaption(CONFIG, dataset.uri, captioner.uri, report=silent)
+    assert not Dataset.open(dataset.uri).layers
+
+
+# Endpoints.
+
+KEY = "sk-Very_Secret-123"
+ENDPOINT = EndpointConfig(
+    backoff_seconds=0.001, attempts=2, timeout_seconds=5, concurrency=2, max_failures_in_a_row=4
+)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def rewriting(**endpoint):
+    changes = [f"{name}={value}" for name, value in endpoint.items()]
+    return RecaptionConfig(
+        rewrite=RewriteConfig(model="m", prompt="{caption}", num_captions=2),
+        endpoint=ENDPOINT.override(changes),
+        batch_size=3,
+    )
+
+
+def test_rewrites_become_a_layer(make_dataset, tmp_path, no_proxy):
+    dataset = make_dataset(count=10)
+    with ChatServer() as server:
+        layer = recaption(rewriting(), dataset.uri, f"rewrite:{server.url}", report=silent)
+        assert layer.startswith("captions/rewrite-")
+        rows = rows_of(dataset, layer, tmp_path)
+        assert recaption(rewriting(), dataset.uri, f"rewrite:{server.url}", report=fail) == layer
+        assert sum(server.counts().values()) == 10
+    for row in rows:
+        assert re.fullmatch(r"about picture \d, take 0", row["captions"][0])
+        assert row["captions"][1] == row["captions"][0].removesuffix("0") + "1"
+        assert row["scores"] == [-0.5, -1.5]
+        assert not row["fallback"]
+    summary = summary_of(dataset, layer)
+    assert (summary["model"], summary["endpoint"]) == ("m", server.url)
+    assert not list(Path(dataset.uri).rglob("*.part.json"))
+    View(Dataset.open(dataset.uri), ViewConfig(captions="synthetic", layer=layer))
+
+
+def test_pictures_that_the_endpoint_refuses_keep_their_caption(make_dataset, tmp_path, no_proxy):
+    dataset = break_image(make_dataset(count=10), 1, 0)
+    config = RecaptionConfig(vlm=VlmConfig(model="m"), endpoint=ENDPOINT, batch_size=4)
+    with ChatServer(["ok", (400, {}), "filtered", "ok", (500, {}), "malformed"]) as server:
+        layer = recaption(config, dataset.uri, f"vlm:{server.url}", report=silent)
+    reasons = sorted(row["reason"] for row in rows_of(dataset, layer, tmp_path) if row["reason"])
+    assert reasons == ["refused", "refused", "unreadable-image"]
+    assert summary_of(dataset, layer)["left as they were"] == "2 refused, 1 unreadable-image"
+
+
+def test_a_spent_budget_stops_cleanly_and_every_run_goes_on(make_dataset, tmp_path, no_proxy):
+    """No budget is enough for a shard, and yet nothing is asked twice."""
+    dataset = make_dataset(count=23, samples_per_shard=10)
+    runs = 0
+    with ChatServer() as server:
+        while True:
+            runs += 1
+            config = rewriting(max_requests=5)
+            try:
+                layer = recaption(config, dataset.uri, f"rewrite:{server.url}", report=silent)
+                break
+            except BudgetError:
+                assert not Dataset.open(dataset.uri).layers
+        assert len(server.bodies) == 23
+        assert set(server.counts().values()) == {1}
+    assert runs == 5
+    assert len(rows_of(dataset, layer, tmp_path)) == 23
+    other = make_dataset(count=23, samples_per_shard=10, store=str(tmp_path / "other"))
+    with ChatServer() as server:
+        recaption(rewriting(), other.uri, f"rewrite:{server.url}", report=silent)
+    assert layer_files(other, layer) == layer_files(dataset, layer)
+
+
+def test_an_endpoint_that_goes_down_leaves_no_trace_of_it(make_dataset, tmp_path, no_proxy):
+    dataset = make_dataset(count=12, samples_per_shard=12)
+    with ChatServer(["ok"] * 5 + [(500, {})] * 50) as server:
+        uri = f"rewrite:{server.url}"
+        with pytest.raises(ServerError, match="4 samples in a row"):
+            recaption(rewriting(), dataset.uri, uri, report=silent)
+    with ChatServer() as server:
+        layer = recaption(rewriting(), dataset.uri, f"rewrite:{server.url}", report=silent)
+        assert len(server.bodies) == 7
+    assert not any(row["fallback"] for row in rows_of(dataset, layer, tmp_path))
+
+
+def test_the_key_lies_in_no_file_and_no_message(
+    make_dataset, tmp_path, no_proxy, monkeypatch, caplog, capfd
+):
+    monkeypatch.setenv("MODEL_KEY", KEY)
+    caplog.set_level("DEBUG")
+    dataset = make_dataset(count=6)
+    config = rewriting(key_variable="MODEL_KEY", max_requests=4)
+    with ChatServer(answer=lambda body, k: f"{KEY} leaks {k}") as server:
+        messages = []
+        for _ in range(3):
+            try:
+                recaption(config, dataset.uri, f"rewrite:{server.url}", report=silent)
+            except BudgetError as error:
+                messages.append(str(error))
+        assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert messages
+    assert Dataset.open(dataset.uri).layers
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    # Parquet may compress what it holds.
+    (layer,) = Dataset.open(dataset.uri).layers
+    assert KEY not in repr(rows_of(dataset, layer, tmp_path))
+    out, err = capfd.readouterr()
+    assert KEY not in caplog.text + out + err + "".join(messages)

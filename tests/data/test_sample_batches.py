@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clipmill.data.samples import sample_batches
+from clipmill.errors import ConfigError
 
 NUM_SAMPLES = 7
 
@@ -67,6 +68,11 @@ def test_seeds_differ():
 def test_late_steps_cost_no_more():
     (batch,) = take(1, cursor=10**12)
     assert len(batch["index"]) == 4
+
+
+def test_ranks_must_share_evenly():
+    with pytest.raises(ConfigError, match="multiple of the number of ranks"):
+        take(1, world_size=3)
 
 
 def test_training_random_stream_is_left_alone():

@@ -12,18 +12,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from clipmill.data import shards as shards_module
+from clipmill.cli import app
 from clipmill.data.dataset import Dataset
+from clipmill.data.shard_tar import TarWriter
 from clipmill.data.shards import (
     ShardConfig,
     ShardPlan,
     finish_shards,
+    parse_worker,
     plan_shards,
+    read_plan,
     shard,
     shard_range,
+    worker_range,
 )
-from clipmill.errors import ConfigError, NotFoundError, SourceError, StorageError
+from clipmill.errors import (
+    ArtifactError,
+    ConfigError,
+    NotFoundError,
+    SourceError,
+    StorageError,
+)
 from clipmill.storage import Parent, put_tree
 
 WritePairs = Callable[[Path, int], Path]
@@ -31,11 +42,12 @@ CONFIG = ShardConfig(samples_per_shard=4)
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by its relative name, but for what killed writers left."""
+    """Every file of a dataset by its relative name, but for its plan and killed writers' rests."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        name: path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith(".clipmill-tmp-")
+        if not (name := str(path.relative_to(folder))).startswith("plan/")
     }
 
 
@@ -169,12 +181,72 @@ def test_finishing_again_keeps_the_layers(
     assert finish_shards(plan) == dataset == Dataset.open(plan.uri)
 
 
-def test_source_that_grew_is_noticed(tmp_path: Path, write_pairs: WritePairs) -> None:
+def test_what_came_after_the_plan_is_left_out(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 3)
     plan = plan_shards(CONFIG, str(source), str(tmp_path / "store"))
-    write_pairs(source, 4)
-    with pytest.raises(SourceError, match="has 4 items, and had 3"):
-        shard_range(plan, 0, 1)
+    write_pairs(source / "late", 4)
+    shard_range(plan, 0, 1)
+    assert finish_shards(plan).num_samples == 3
+
+
+def test_late_worker_finds_nothing_to_do(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    plan = plan_shards(CONFIG, str(source), str(tmp_path / "store"))
+    shard_range(plan, 0, 3)
+    finish_shards(plan)
+    (Path(plan.uri) / "shards" / "00001.tar").unlink()
+    shard_range(plan, 0, 3)
+    assert not (Path(plan.uri) / "shards" / "00001.tar").exists()
+
+
+def test_plan_is_found_beside_the_dataset(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    plan = plan_shards(CONFIG, str(source), str(tmp_path / "store"))
+    assert read_plan(plan.uri) == plan
+    with pytest.raises(ArtifactError, match="no plan"):
+        read_plan(str(tmp_path))
+
+
+def test_equal_sources_give_equal_plans(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    stores = [tmp_path / name for name in ("one", "two")]
+    plans = [plan_shards(CONFIG, str(source), str(store)) for store in stores]
+    splits = [list(plan.splits(0, plan.num_shards)) for plan in plans]
+    assert splits[0] == splits[1]
+    assert [split.num_items for split in splits[0]] == [4, 4, 2]
+    assert list(plans[0].splits(1, 2)) == splits[0][1:2]
+
+
+@pytest.mark.parametrize(("num_shards", "count"), [(10, 3), (2, 5), (1, 1), (1000, 7)])
+def test_workers_share_all_shards(num_shards: int, count: int) -> None:
+    ranges = [range(*worker_range(num_shards, index, count)) for index in range(count)]
+    assert [index for part in ranges for index in part] == list(range(num_shards))
+    assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+def test_planned_on_the_command_line(tmp_path: Path, write_pairs: WritePairs) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    store = str(tmp_path / "store")
+
+    def run(*arguments: str) -> str:
+        return CliRunner().invoke(app, ["data", *arguments]).stdout.strip()
+
+    sets = ("--set", "samples_per_shard=4", "--set", "min_side=1")
+    uri = run("plan", str(source), "--store", store, *sets)
+    for part in (["--worker", "0/2"], ["--start", "1", "--stop", "2"], ["--start", "2"]):
+        assert run("shard", "--plan", uri, *part) == uri
+    assert run("finish", uri) == uri
+    whole = shard(CONFIG, str(source), str(tmp_path / "whole"))
+    assert tree_bytes(Path(uri)) == tree_bytes(Path(whole))
+
+
+def test_worker_out_of_range() -> None:
+    with pytest.raises(ConfigError, match="worker 3 of 3"):
+        worker_range(10, 3, 3)
+    assert parse_worker("3/8") == (3, 8)
+    for text in ("3", "a/b", "-1/2", "1/"):
+        with pytest.raises(ConfigError, match="I/N"):
+            parse_worker(text)
 
 
 def test_nothing_usable(tmp_path: Path, write_pairs: WritePairs) -> None:
@@ -190,21 +262,28 @@ def test_full_disk(
 ) -> None:
     source = write_pairs(tmp_path / "source", 3)
 
-    def full(path: Path, pairs: object) -> list[str]:
+    def full(tar: TarWriter, pair: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shards_module, "write_tar", full)
+    monkeypatch.setattr(TarWriter, "add", full)
     with pytest.raises(StorageError, match="No space left on device"):
         shard(CONFIG, str(source), str(tmp_path / "store"))
 
 
 def test_remote_folder_is_no_source(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="neither a local folder"):
-        shard(CONFIG, "s3://bucket/images", str(tmp_path))
+    with pytest.raises(SourceError, match="neither a local path"):
+        shard(CONFIG, "folder:s3://bucket/images", str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "values", [{"samples_per_shard": 0}, {"max_pixels": 10**9}, {"min_side": 0}]
+    "values",
+    [
+        {"samples_per_shard": 0},
+        {"max_pixels": 10**9},
+        {"min_side": 0},
+        {"jpeg_quality": 101},
+        {"jpeg_quality": 0, "shorter_side": 64},
+    ],
 )
 def test_config_out_of_range(values: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
@@ -216,10 +295,10 @@ def test_config_out_of_range(values: dict[str, int]) -> None:
 KILLER = """
 import os, signal, sys
 from pathlib import Path
+from clipmill.data.pairs import Admission
 from clipmill.data.shards import ShardConfig, shard
-from clipmill.data.sources import FolderSource
 
-owner, name = {"rename": (Path, "replace"), "read": (FolderSource, "read")}[sys.argv[1]]
+owner, name = {"rename": (Path, "replace"), "read": (Admission, "read")}[sys.argv[1]]
 source, store = sys.argv[2:]
 real = getattr(owner, name)
 
@@ -251,8 +330,9 @@ print(killed)
 """
 
 
-# 3 shards: a rename for each tar, each sidecar and dataset.json; a read for each of 10 items.
-@pytest.mark.parametrize(("at", "num_points"), [("rename", 7), ("read", 10)])
+# A rename for splits, listing and plan; for the tars and sidecars of 3 shards; for dataset.json.
+# A read for each of 10 items.
+@pytest.mark.parametrize(("at", "num_points"), [("rename", 3 + 6 + 1), ("read", 10)])
 def test_kill_at_any_point_then_rerun(
     tmp_path: Path, write_pairs: WritePairs, at: str, num_points: int
 ) -> None:
@@ -288,3 +368,15 @@ def test_dataset_in_s3_is_the_same(
     uri = shard(CONFIG, str(source), f"s3://tests/{tmp_path.name}")
     assert Dataset.open(uri).digest == local.digest
     assert shard(CONFIG, str(source), f"s3://tests/{tmp_path.name}") == uri
+
+
+def test_workers_of_a_plan_in_s3(
+    tmp_path: Path, write_pairs: WritePairs, s3: dict[str, str]
+) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    local = Dataset.open(shard(CONFIG, str(source), str(tmp_path / "store")))
+    uri = plan_shards(CONFIG, str(source), f"s3://tests/{tmp_path.name}").uri
+    for index in range(2):
+        plan = read_plan(uri)
+        shard_range(plan, *worker_range(plan.num_shards, index, 2))
+    assert finish_shards(read_plan(uri)).digest == local.digest

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from source_reading import read_all
 
-from clipmill.data.sources import REASONS, FolderSource, Pair
+from clipmill.data.image_check import ImageLimits
+from clipmill.data.pairs import Admission, Pair
+from clipmill.data.sources import FolderSource
 from clipmill.errors import BadSampleError, SourceError
 
 WritePairs = Callable[[Path, int], Path]
@@ -20,9 +23,17 @@ def save(path: Path, size: tuple[int, int] = (8, 6), **options: object) -> bytes
     return path.read_bytes()
 
 
+ADMISSION = Admission(
+    limits=ImageLimits(max_pixels=10_000, min_side=4),
+    max_caption_bytes=100,
+    shorter_side=0,
+    jpeg_quality=0,
+)
+
+
 def read(source: FolderSource, origin: str) -> Pair:
-    index = [item.origin for item in source.items].index(origin)
-    return source.read(index, max_pixels=10_000, min_side=4)
+    entries = {entry.origin: entry for entry in read_all(source)}
+    return ADMISSION.read(entries[origin])
 
 
 def no_caption(folder: Path) -> str:
@@ -44,6 +55,12 @@ def empty_caption(folder: Path) -> str:
 def caption_not_utf8(folder: Path) -> str:
     save(folder / "a.jpg")
     (folder / "a.txt").write_bytes("café".encode("latin-1"))
+    return "a.jpg"
+
+
+def giant_caption(folder: Path) -> str:
+    save(folder / "a.jpg")
+    (folder / "a.txt").write_text("a cat " * 20)
     return "a.jpg"
 
 
@@ -103,6 +120,7 @@ BAD: list[tuple[str, Callable[[Path], str]]] = [
     ("caption-without-image", caption_without_image),
     ("empty-caption", empty_caption),
     ("caption-not-utf8", caption_not_utf8),
+    ("caption-too-long", giant_caption),
     ("empty-file", empty_file),
     ("unreadable-image", truncated_jpeg),
     ("unreadable-image", web_page),
@@ -123,10 +141,6 @@ def test_bad_sample_by_its_reason(tmp_path: Path, reason: str, make: Callable[[P
         read(source, origin)
     assert caught.value.reason == reason
     assert read(source, "good.jpg").caption == "a dog"
-
-
-def test_every_reason_is_covered() -> None:
-    assert {reason for reason, _ in BAD} == set(REASONS)
 
 
 def test_bomb_is_refused_unopened(tmp_path: Path) -> None:
@@ -176,7 +190,7 @@ def test_items_are_sorted_and_others_passed_over(tmp_path: Path, write_pairs: Wr
     (tmp_path / ".cache").mkdir()
     save(tmp_path / ".cache" / "x.jpg")
     (tmp_path / "loop").symlink_to(tmp_path)
-    origins = [item.origin for item in FolderSource(tmp_path).items]
+    origins = [item[0] for item in FolderSource(tmp_path).items()]
     assert origins == [
         "part0/000.jpg",
         "part0/002.webp",
@@ -198,15 +212,15 @@ def test_name_that_is_not_utf8(tmp_path: Path) -> None:
 def test_digest_follows_names_and_contents(tmp_path: Path, write_pairs: WritePairs) -> None:
     write_pairs(tmp_path / "one", 5)
     write_pairs(tmp_path / "two", 5)
-    digest = FolderSource(tmp_path / "one").digest()
-    assert FolderSource(tmp_path / "two").digest() == digest
+    digest = FolderSource(tmp_path / "one").digest("content")
+    assert FolderSource(tmp_path / "two").digest("content") == digest
     caption = tmp_path / "two" / "part0" / "000.txt"
     caption.write_text("another")
-    assert FolderSource(tmp_path / "two").digest() != digest
+    assert FolderSource(tmp_path / "two").digest("content") != digest
     caption.write_text("picture 0")
-    assert FolderSource(tmp_path / "two").digest() == digest
+    assert FolderSource(tmp_path / "two").digest("content") == digest
     caption.rename(caption.with_name("moved.txt"))
-    assert FolderSource(tmp_path / "two").digest() != digest
+    assert FolderSource(tmp_path / "two").digest("content") != digest
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -217,12 +231,12 @@ def test_missing_folder(tmp_path: Path) -> None:
 def test_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a cat")
     with pytest.raises(SourceError, match="holds no image"):
-        FolderSource(tmp_path)
+        read_all(FolderSource(tmp_path))
 
 
 def test_file_that_vanishes_is_not_a_bad_sample(tmp_path: Path, write_pairs: WritePairs) -> None:
     write_pairs(tmp_path, 1)
-    source = FolderSource(tmp_path)
+    (entry,) = read_all(FolderSource(tmp_path))
     (tmp_path / "part0" / "000.jpg").unlink()
     with pytest.raises(SourceError, match="can't be read"):
-        read(source, "part0/000.jpg")
+        entry.load()

@@ -2,13 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from bare_dataset import add_layer
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.view import View, ViewConfig, in_fraction
-from clipmill.errors import ConfigError
+from clipmill.errors import ArtifactError, ConfigError
 
 MakeDataset = Callable[..., Dataset]
 AddCaptions = Callable[[Dataset, str], Dataset]
@@ -72,3 +75,118 @@ def test_fraction_out_of_range(fraction: float) -> None:
 def test_layer_for_real_captions_is_a_contradiction() -> None:
     with pytest.raises(ConfigError, match="no layer for real captions"):
         ViewConfig(captions="real", layer=LAYER)
+
+
+SELECT = "select/test-1"
+
+
+def select_layer(
+    dataset: Dataset, name: str, keep: list[bool], chosen: list[int | None]
+) -> Dataset:
+    """Commit a select layer; ``chosen`` is a place among the synthetic captions, None for real."""
+    columns = {
+        "keep": keep,
+        "refused_by": pa.array([None if k else "test" for k in keep], pa.string()),
+        "caption": ["real" if c is None else LAYER for c in chosen],
+        "caption_index": pa.array([c or 0 for c in chosen], pa.int32()),
+    }
+    return add_layer(dataset, name, columns)
+
+
+def test_select_layers_narrow_a_view(
+    make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
+    dataset = make_dataset(count=23)
+    keeps = {
+        "select/odd-1": [row % 2 == 1 for row in range(23)],
+        "select/third-1": [row % 3 == 0 for row in range(23)],
+    }
+    for name, keep in keeps.items():
+        dataset = select_layer(dataset, name, keep, [None] * 23)
+    uids = [uid for index in range(6) for uid in dataset.uids(index)]
+    for names in (["select/odd-1"], ["select/third-1"], list(keeps)):
+        for fraction in (1.0, 0.5):
+            view = View(dataset, ViewConfig(select=tuple(names), fraction=fraction))
+            found = []
+            for index in range(6):
+                own = dataset.uids(index)
+                rows = view.open_shard(index, own, tmp_path / "cache").rows
+                found.append([own[row] for row in rows])
+            assert view.shard_sizes() == [len(part) for part in found]
+            assert [uid for part in found for uid in part] == [
+                uid
+                for row, uid in enumerate(uids)
+                if all(keeps[name][row] for name in names) and in_fraction(uid, fraction)
+            ]
+
+
+def test_sizes_of_one_selection_are_known_without_its_files(
+    make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
+    dataset = select_layer(make_dataset(count=9), SELECT, [row > 5 for row in range(9)], [None] * 9)
+    for file in Path(dataset.layer_uri(SELECT)).glob("*.parquet"):
+        file.unlink()
+    assert View(dataset, ViewConfig(select=(SELECT,))).shard_sizes() == [0, 2, 1]
+
+
+def test_chosen_captions(
+    make_dataset: MakeDataset, add_captions: AddCaptions, tmp_path: Path
+) -> None:
+    dataset = add_captions(make_dataset(count=6), LAYER)
+    dataset = select_layer(dataset, SELECT, [True] * 6, [None, 0, 2, None, None, 1])
+    view = View(dataset, ViewConfig(captions="chosen", select=(SELECT,)))
+    found = [view.open_shard(index, dataset.uids(index), tmp_path / "cache") for index in range(2)]
+    first, second = (dataset.uids(index) for index in range(2))
+    assert found[0].chosen == (None, f"synthetic {first[1]} 0", f"synthetic {first[2]} 2", None)
+    assert found[1].chosen == (None, f"synthetic {second[1]} 1")
+    assert found[0].synthetic is None
+    plain = View(dataset, ViewConfig(select=(SELECT,)))
+    assert plain.open_shard(0, first, tmp_path / "cache").chosen is None
+
+
+def test_a_choice_of_a_caption_that_is_not_there(
+    make_dataset: MakeDataset, add_captions: AddCaptions, tmp_path: Path
+) -> None:
+    dataset = add_captions(make_dataset(count=2), LAYER)
+    dataset = select_layer(dataset, SELECT, [True] * 2, [None, 3])
+    view = View(dataset, ViewConfig(captions="chosen", select=(SELECT,)))
+    with pytest.raises(ArtifactError, match="chose a caption that its layer doesn't have"):
+        view.open_shard(0, dataset.uids(0), tmp_path / "cache")
+
+
+def test_digest_and_parents_follow_the_selection(make_dataset: MakeDataset) -> None:
+    dataset = select_layer(make_dataset(count=5), SELECT, [True] * 5, [None] * 5)
+    view = View(dataset, ViewConfig(select=(SELECT,)))
+    assert [(p.role, p.uri, p.digest) for p in view.parents] == [
+        ("dataset", dataset.uri, dataset.digest),
+        ("select", dataset.layer_uri(SELECT), dataset.layers[SELECT].digest),
+    ]
+    other = select_layer(dataset, "select/test-2", [False] * 5, [None] * 5)
+    digests = {
+        View(other, config).digest
+        for config in (
+            ViewConfig(),
+            view.config,
+            ViewConfig(select=("select/test-2",)),
+            ViewConfig(captions="chosen", select=(SELECT,)),
+            ViewConfig(select=(SELECT,), fraction=0.5),
+        )
+    }
+    assert len(digests) == 5
+    assert view.digest in digests
+
+
+def test_select_layers_need_to_be_there(
+    make_dataset: MakeDataset, add_captions: AddCaptions
+) -> None:
+    dataset = add_captions(make_dataset(count=3), LAYER)
+    with pytest.raises(ConfigError, match="select was 'select/none'"):
+        View(dataset, ViewConfig(select=("select/none",)))
+    with pytest.raises(ConfigError, match=f"select was '{LAYER}'"):
+        View(dataset, ViewConfig(select=(LAYER,)))
+    with pytest.raises(ConfigError, match="select was empty"):
+        ViewConfig(captions="chosen")
+    with pytest.raises(ConfigError, match="nor for chosen ones"):
+        ViewConfig(captions="chosen", select=(SELECT,), layer=LAYER)

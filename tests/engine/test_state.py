@@ -1,26 +1,52 @@
-"""Saved states: whole or passed over, the last two kept, dropped at the end."""
+"""Saved states: whole or passed over, by name, dropped at the end."""
+
+import json
 
 import pytest
 import torch
 from regression import Regression, regression_batches
+from safetensors.torch import load_file
 
-from clipmill.engine.config import AdamWConfig
+from clipmill.engine.config import AdamWConfig, GuardConfig
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.guard import Guard
 from clipmill.engine.optimizer import build_optimizer, set_rate
-from clipmill.engine.state import Progress, drop_state, load_state, save_state
+from clipmill.engine.snapshot import Snapshot
+from clipmill.engine.state import (
+    Moving,
+    Progress,
+    drop_state,
+    keep_last,
+    newest_state,
+    read_state,
+    state_steps,
+    write_state,
+)
+from clipmill.errors import ArtifactError
 
 
-def stepped(num_steps):
-    """Objective, optimiser and average after so many steps."""
+def stepped(num_steps, **kwargs):
+    """Objective, optimiser, average and guard after so many steps."""
     torch.manual_seed(num_steps)
-    objective = Regression()
+    objective = Regression(**kwargs)
     optimizer = build_optimizer(objective, AdamWConfig())
+    guard = Guard(GuardConfig(), Ranks())
     set_rate(optimizer, 0.01)
-    for _, batch in zip(range(num_steps), regression_batches(0), strict=False):
-        objective(batch)["squared"].backward()
+    for step, batch in zip(range(num_steps), regression_batches(0), strict=False):
+        loss = objective(batch)["squared"]
+        loss.backward()
+        guard.judge(step, loss, torch.ones(()), stopping=False)
         optimizer.step()
         optimizer.zero_grad()
     averaged = {k: v.detach() * 2 for k, v in objective.state_dict().items()}
-    return objective, optimizer, averaged
+    return Moving(objective=objective, optimizer=optimizer, averaged=averaged, guard=guard)
+
+
+def save(uri, step, moving=None):
+    tensors = (moving or stepped(step)).tensors()
+    snapshot = Snapshot(tensors)
+    snapshot.fill(tensors)
+    write_state(str(uri), Progress(step=step, log=({"step": step, "loss": 0.1},)), snapshot.data)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -34,54 +60,121 @@ def uri(request, tmp_path):
 
 def test_round_trip(uri):
     saved = stepped(3)
-    progress = Progress(step=3, log=({"step": 3, "loss": 0.1},))
-    save_state(uri, progress, *saved)
-    expected_random = torch.rand(4)
-
-    objective, optimizer, averaged = loaded = stepped(1)
-    assert load_state(uri, *loaded) == progress
-    assert torch.equal(torch.rand(4), expected_random)
-    for name, tensor in saved[0].state_dict().items():
-        assert torch.equal(objective.state_dict()[name], tensor), name
-        assert torch.equal(averaged[name], saved[2][name]), name
-    for index, values in saved[1].state_dict()["state"].items():
-        for name, tensor in values.items():
-            assert torch.equal(optimizer.state_dict()["state"][index][name], tensor), name
-
-
-def test_without_a_state_all_stays_as_it_was(uri):
+    save(uri, 3, saved)
+    progress, tensors = newest_state(uri)
+    assert progress == Progress(step=3, log=({"step": 3, "loss": 0.1},))
     loaded = stepped(1)
-    before = {k: v.clone() for k, v in loaded[0].state_dict().items()}
-    assert load_state(uri, *loaded) == Progress(step=0, log=())
-    assert all(torch.equal(before[k], v) for k, v in loaded[0].state_dict().items())
+    loaded.fill(tensors)
+    expected, found = saved.tensors(), loaded.tensors()
+    assert "optimizer/network.0.weight/exp_avg_sq" in expected
+    assert expected["guard/memory"][1] == 3
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+        assert found[name].dtype == tensor.dtype
 
 
-def test_the_last_two_are_kept(tmp_path):
+def test_a_run_goes_on_as_the_one_that_was_saved(tmp_path):
+    """The optimiser's counters and its moments are those that it would have had."""
+    saved, loaded = stepped(3), stepped(0)
+    save(tmp_path, 3, saved)
+    loaded.fill(newest_state(str(tmp_path))[1])
+    for moving in (saved, loaded):
+        torch.manual_seed(9)
+        moving.objective(next(regression_batches(3)))["squared"].backward()
+        set_rate(moving.optimizer, 0.01)
+        moving.optimizer.step()
+    for name, tensor in saved.tensors().items():
+        assert torch.equal(loaded.tensors()[name], tensor), name
+
+
+def test_the_file_is_one_that_safetensors_reads(tmp_path):
+    tensors = {
+        "half": torch.arange(3).bfloat16(),
+        "wide": torch.arange(6, dtype=torch.float64).view(2, 3),
+        "flag": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 4),
+        "cut": torch.arange(12.0).view(3, 4).T,
+    }
+    snapshot = Snapshot(tensors)
+    snapshot.fill(tensors)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(snapshot.data)
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert snapshot.fits(tensors)
+    assert not snapshot.fits(tensors | {"scalar": torch.zeros(2)})
+    assert not snapshot.fits({"scalar": tensors["scalar"]})
+
+
+def test_without_a_state_there_is_none(uri):
+    assert newest_state(uri) is None
+    assert state_steps(uri) == []
+
+
+def test_the_last_are_kept_and_what_failed_is_swept(tmp_path):
     for step in (1, 2, 3, 10):
-        save_state(str(tmp_path), Progress(step=step), *stepped(1))
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {f"step-{n:08d}.{s}" for n in (3, 10) for s in ("json", "safetensors")}
+        save(tmp_path, step)
+    (tmp_path / "step-00000007.safetensors").write_bytes(b"a write that was cut off")
+    (tmp_path / "run.json").write_text("{}")
+    keep_last(str(tmp_path), 2)
+    states = {f"step-{n:08d}.{s}" for n in (3, 10) for s in ("json", "safetensors")}
+    assert {path.name for path in tmp_path.iterdir()} == {*states, "run.json"}
+    assert state_steps(str(tmp_path)) == [3, 10]
 
 
-def test_a_changed_state_is_passed_over(tmp_path):
-    for step in (1, 2):
-        save_state(str(tmp_path), Progress(step=step), *stepped(step))
-    path = tmp_path / "step-00000002.safetensors"
+def _flip(path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert load_state(str(tmp_path), *stepped(4)).step == 1
 
 
-def test_tensors_without_their_record_are_no_state(tmp_path):
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: _flip(folder / "step-00000002.safetensors"),
+        lambda folder: (folder / "step-00000002.safetensors").unlink(),
+        lambda folder: (folder / "step-00000002.json").unlink(),
+        lambda folder: (folder / "step-00000002.json").write_text("{"),
+        lambda folder: (folder / "step-00000002.json").write_text('{"format": 1}'),
+    ],
+    ids=["changed", "no tensors", "no record", "cut record", "old format"],
+)
+def test_a_state_that_is_not_whole_is_passed_over(tmp_path, harm):
     for step in (1, 2):
-        save_state(str(tmp_path), Progress(step=step), *stepped(step))
-    (tmp_path / "step-00000002.json").unlink()
-    assert load_state(str(tmp_path), *stepped(4)).step == 1
+        save(tmp_path, step)
+    harm(tmp_path)
+    progress, _ = newest_state(str(tmp_path))
+    assert progress.step == 1
+
+
+def test_a_changed_state_asked_for_is_an_error(tmp_path):
+    save(tmp_path, 1)
+    _flip(tmp_path / "step-00000001.safetensors")
+    with pytest.raises(ArtifactError, match="isn't what its record says"):
+        read_state(str(tmp_path), 1)
+
+
+def test_the_state_of_another_model_is_refused(tmp_path):
+    save(tmp_path, 1)
+    _, tensors = newest_state(str(tmp_path))
+    with pytest.raises(ArtifactError, match="that of another model"):
+        stepped(0, norm=False).fill(tensors)
 
 
 def test_dropped(uri):
-    save_state(uri, Progress(step=1), *stepped(1))
+    save(uri, 1)
     drop_state(uri)
-    assert load_state(uri, *stepped(1)).step == 0
+    assert newest_state(uri) is None
     drop_state(uri)  # a second time does nothing
+
+
+def test_the_record_is_json_that_people_read(tmp_path):
+    save(tmp_path, 1)
+    record = json.loads((tmp_path / "step-00000001.json").read_text())
+    assert record["step"] == 1
+    assert record["log"] == [{"loss": 0.1, "step": 1}]

@@ -194,7 +194,10 @@ def test_timm_gets_the_rate_of_drop_path():
     [
         ("timm:test_vit", VisionConfig(timm_model="test_vit")),
         ("open_clip:ViT-B-32", VisionConfig(patch_size=32)),
-        ("open_clip:MobileCLIP-S1", VisionConfig(image_size=256, timm_model="fastvit_mci1")),
+        (
+            "open_clip:MobileCLIP-S1",
+            VisionConfig(image_size=256, timm_model="fastvit_mci1", head="classifier"),
+        ),
     ],
 )
 def test_encoders_from_scratch(name, vision):

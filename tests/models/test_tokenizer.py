@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipmill.errors import ConfigError
+from clipmill.models import tokenizer as tokenizer_module
 from clipmill.models.tokenizer import CLIP_VOCAB_SIZE, Tokenizer
 
 SIZES = [514, 600, 2048, 4096, CLIP_VOCAB_SIZE]
@@ -92,3 +93,15 @@ def test_pickled_it_gives_the_same():
 def test_size_out_of_range(vocab_size):
     with pytest.raises(ConfigError, match=f"vocab_size was {vocab_size}"):
         Tokenizer(vocab_size=vocab_size)
+
+
+def test_memory_for_words_is_bounded_and_changes_nothing(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "_REMEMBERED_WORDS", 12)
+    tokenizer = Tokenizer(vocab_size=1000)
+    texts = [f"{a}{b}word {a}{b} <end_of_text>" for a in "abcdef" for b in "uvwxyz"]
+    first = tokenizer(texts)
+    assert len(tokenizer_module._bpe(1000).cache) <= 12
+    assert torch.equal(tokenizer(texts[::-1]), first.flip(0))
+    monkeypatch.setattr(tokenizer_module, "_REMEMBERED_WORDS", 10**6)
+    tokenizer_module._bpe.cache_clear()
+    assert torch.equal(tokenizer(texts), first)

@@ -28,3 +28,20 @@ def pair_batch(kinds=("real", "synthetic"), num_samples=8, seed=0):
         synthetic_BT=tokenizer(synthetic) if "synthetic" in kinds else None,
         uids=tuple(f"{i:04d}" for i in range(num_samples)),
     )
+
+
+def reinforced_batch(num_samples=8, width=10):
+    """The same with embeddings of teachers, ``width`` numbers together."""
+    batch = pair_batch(num_samples=num_samples)
+    image, real, synthetic = torch.randn(
+        3, num_samples, width, generator=torch.Generator().manual_seed(1)
+    )
+    return PairBatch(
+        images_B3HW=batch.images_B3HW,
+        real_BT=batch.real_BT,
+        synthetic_BT=batch.synthetic_BT,
+        uids=batch.uids,
+        teacher_image_BE=image,
+        teacher_real_BE=real,
+        teacher_synthetic_BE=synthetic,
+    )

@@ -1,36 +1,220 @@
 """The full recipes, line by line against the tables that they cite (CLIP-QC)."""
 
+import inspect
+
+import open_clip
 import pytest
+import torch
+from open_clip.coca_model import CoCa
 
+from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
+from clipmill.pretrain.clip import PretrainConfig
+from clipmill.pretrain.mae import MaePretrainConfig
+from clipmill.pretrain.supervised import SupervisedConfig
+from clipmill.pretrain.teacher import TeacherConfig
 from clipmill.recipes.captioner import coca_vit_l14, recaption_beam
-from clipmill.recipes.clip import clip_vit_b16
 from clipmill.recipes.dense import depth_vit_b16, upernet_vit_b16
+from clipmill.recipes.registry import recipe
 
+BATCH = 65_536
 
-def test_clip_vit_b16_is_table_11():
-    config = clip_vit_b16()
-    assert config.model.vision.image_size == 224
-    assert config.model.vision.patch_size == 16
-    assert config.model.text.context_length == 77
-    assert config.crop.scale == (0.9, 1.0)
-    assert config.crop.ratio == (0.75, 1.33)
-    assert config.train.steps == 200_000
-    assert config.train.schedule.warmup_steps == 2_000
-    assert config.train.batch_size == 65_536
-    assert config.train.optimizer.betas == (0.9, 0.95)
-    assert config.train.schedule.peak == 1e-3
-    assert config.train.schedule.minimum == 1e-6
-    assert config.train.schedule.shape == "cosine"
-    assert config.train.optimizer.weight_decay == 0.2
-    assert config.train.precision == "bf16"
-    assert config.train.average_decay == 0.9995
+TABLE_11 = {
+    "model.vision.image_size": 224,
+    "model.text.context_length": 77,
+    "crop.scale": (0.9, 1.0),
+    "crop.ratio": (0.75, 1.33),
+    "train.steps": 200_000,
+    "train.schedule.warmup_steps": 2_000,
+    "train.batch_size": BATCH,
+    "train.optimizer.betas": (0.9, 0.95),
+    "train.schedule.peak": 1e-3,
+    "train.schedule.minimum": 1e-6,
+    "train.schedule.shape": "cosine",
+    "train.optimizer.weight_decay": 0.2,
+    "train.precision": "bf16",
+    "train.average_decay": 0.9995,
+}
+"""Every line but RangeAugment's."""
+
+LENGTHS = {
     # The text's 12.8 B, rounded: 200k times 65,536 is 13.1 B.
-    assert config.train.num_seen_samples == pytest.approx(12.8e9, rel=0.03)
-    # Nothing that the table doesn't have.
+    "clip-vit-b16-12.8b": 12.8e9,
+    "clip-vit-b16-5b": 5.0e9,
+    "clip-vit-b16-2.05b": 2.05e9,
+    "clip-vit-b16-after-mae": 5.0e9,
+    "clip-vit-b32-12.8b": 12.8e9,
+    "clip-vit-l14-12.8b": 12.8e9,
+    "clip-vit-s16-12.8b": 12.8e9,
+    "clip-vit-ti16-12.8b": 12.8e9,
+    "siglip-vit-b16-12.8b": 12.8e9,
+    "clip-vit-b16-distilled-12.8b": 12.8e9,
+    "clip-mci0-12.8b": 12.8e9,
+    "clip-mci1-12.8b": 12.8e9,
+    "clip-mci2-12.8b": 12.8e9,
+}
+"""Seen samples of the runs at the paper's batch."""
+
+SCALING = {
+    "clip-vit-b16-scaling-1.28m": 0.001,
+    "clip-vit-b16-scaling-12.8m": 0.01,
+    "clip-vit-b16-scaling-128m": 0.1,
+    "clip-vit-b16-scaling-1.28b": 1.0,
+}
+"""Parts of 1.28 B pairs (CLIP-QC, Figure 2)."""
+
+
+def at(config, path):
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+@pytest.mark.parametrize("line", TABLE_11)
+def test_clip_vit_b16_is_table_11(line):
+    assert at(recipe("clip-vit-b16-12.8b", PretrainConfig), line) == TABLE_11[line]
+
+
+def test_clip_vit_b16_has_nothing_that_table_11_lacks():
+    config = recipe("clip-vit-b16-12.8b", PretrainConfig)
+    assert config.model.vision.patch_size == 16
     assert config.train.optimizer.layer_decay == 1.0
     assert config.train.optimizer.clip_norm is None
-    assert config.view.captions == "real"
-    assert config.view.fraction == 1.0
+    assert (config.view.captions, config.view.fraction) == ("real", 1.0)
+    assert (config.init, config.distillation) == ("", None)
+    assert config.towers.patch_dropout == 0.0
+
+
+@pytest.mark.parametrize("name", [*LENGTHS, *SCALING])
+def test_other_runs_differ_from_table_11_by_what_they_are_named_after(name):
+    config = recipe(name, PretrainConfig)
+    is_mobile = "mci" in name
+    differing = {p for p, v in TABLE_11.items() if at(config, p) != v}
+    allowed = {"train.steps"} | ({"model.vision.image_size"} if is_mobile else set())
+    assert differing <= allowed
+    if name in LENGTHS:
+        assert config.train.num_seen_samples == pytest.approx(LENGTHS[name], rel=0.03)
+        assert config.view.fraction == 1.0
+    else:
+        assert config.train.steps == 20_000
+        assert config.view.fraction == SCALING[name]
+    assert config.train.optimizer.clip_norm == (1.0 if is_mobile else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("clip-vit-b16-12.8b", "ViT-B-16"),
+        ("clip-vit-b32-12.8b", "ViT-B-32"),
+        ("clip-vit-l14-12.8b", "ViT-L-14"),
+        ("clip-vit-s16-12.8b", "ViT-S-16"),
+    ],
+)
+def test_towers_are_open_clips(name, theirs):
+    expected = open_clip.get_model_config(theirs)
+    model = recipe(name, PretrainConfig).model
+    assert model.embed_dim == expected["embed_dim"]
+    assert {k: getattr(model.vision, k) for k in expected["vision_cfg"]} == expected["vision_cfg"]
+    assert {k: getattr(model.text, k) for k in expected["text_cfg"]} == expected["text_cfg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("clip-mci0-12.8b", "MobileCLIP2-S0"),
+        ("clip-mci1-12.8b", "MobileCLIP-S1"),
+        ("clip-mci2-12.8b", "MobileCLIP-S2"),
+    ],
+)
+def test_mobile_towers_are_open_clips(name, theirs):
+    """Whose weights a model of ours takes, tensor by tensor."""
+    expected = open_clip.get_model_config(theirs)
+    model = recipe(name, PretrainConfig).model
+    assert vision_kwargs(model.vision).items() <= expected["vision_cfg"].items()
+    assert text_kwargs(model.text) == expected["text_cfg"]
+    with torch.device("meta"):
+        ours = build_clip(model).state_dict()
+        built = open_clip.CustomTextCLIP(
+            embed_dim=expected["embed_dim"],
+            vision_cfg=expected["vision_cfg"],
+            text_cfg=expected["text_cfg"],
+        )
+    shapes = {k.removeprefix("text."): v.shape for k, v in built.state_dict().items()}
+    assert {k: v.shape for k, v in ours.items()} == shapes
+    # MobileCLIP's image statistics.
+    assert (model.vision.mean, model.vision.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("clip-mci0-12.8b", (0.0, 1.0)),
+        ("clip-mci0-12m", (0.0, 1.0)),
+        ("clip-vit-b16-distilled-12.8b", (0.25, 0.75)),
+    ],
+)
+def test_distillation_is_mobileclips(name, weights):
+    config = recipe(name, PretrainConfig).distillation
+    assert (config.contrastive_weight, config.weight) == weights
+    assert (config.teacher_widths, config.teacher_scale) == ((768, 768), 100.0)
+
+
+@pytest.mark.parametrize("name", ["clip-vit-b16-12m", "clip-mci0-12m"])
+def test_runs_on_12_million_pairs_are_mobileclips(name):
+    train = recipe(name, PretrainConfig).train
+    assert (train.steps, train.batch_size, train.schedule.warmup_steps) == (30_000, 8_192, 1_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"), [("mae-vit-b16-2.05b", 2.05e9), ("mae-vit-b16-5b", 5.0e9)]
+)
+def test_mae_is_its_papers(name, seen):
+    """He et al. 2022, Table 8, at CLIP's seen samples."""
+    config = recipe(name, MaePretrainConfig)
+    model, train = config.model, config.train
+    assert model.mask_ratio == 0.75
+    assert (model.decoder_width, model.decoder_layers, model.decoder_heads) == (512, 8, 16)
+    vision = model.vision
+    assert (vision.image_size, vision.patch_size, vision.width, vision.layers) == (224, 16, 768, 12)
+    assert config.crop.scale == (0.2, 1.0)
+    assert train.batch_size == 4096
+    assert train.schedule.peak == pytest.approx(1.5e-4 * 4096 / 256)
+    assert train.schedule.warmup_steps == pytest.approx(40 * 1_281_167 / 4096, abs=1)
+    assert (train.optimizer.betas, train.optimizer.weight_decay) == ((0.9, 0.95), 0.05)
+    assert train.average_decay is None
+    assert train.num_seen_samples == pytest.approx(seen, rel=1e-5)
+
+
+def test_clip_after_mae_has_maes_tower():
+    mae = recipe("mae-vit-b16-5b", MaePretrainConfig).model.vision
+    assert recipe("clip-vit-b16-after-mae", PretrainConfig).model.vision == mae
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_supervised_baseline_is_fastvits(size):
+    """apple/ml-fastvit's README and the defaults of its train.py."""
+    config = recipe(f"supervised-mci{size}", SupervisedConfig)
+    assert config.vision.timm_model == f"fastvit_mci{size}"
+    assert config.vision.image_size == 256
+    assert (config.mixup, config.cutmix, config.erased) == (0.2, 1.0, 0.25)
+    assert config.label_smoothing == 0.1
+    assert config.augmentation.crop.scale == (0.08, 1.0)
+    assert (config.augmentation.magnitude, config.augmentation.magnitude_deviation) == (9.0, 0.5)
+    train = config.train
+    assert train.batch_size == 8 * 128
+    assert train.num_seen_samples == pytest.approx(300 * 1_281_167, rel=1e-3)
+    assert train.schedule.warmup_steps == 5 * (1_281_167 // 1024)
+    assert (train.schedule.peak, train.schedule.minimum) == (1e-3, 1e-5)
+    assert train.optimizer.weight_decay == 0.05
+    assert train.average_decay == 0.9995
+
+
+def test_datacompdrs_teachers():
+    config = recipe("teacher-datacompdr", TeacherConfig)
+    assert config.num_augmentations == 30
+    known = open_clip.list_pretrained()
+    for name in config.models:
+        assert tuple(name.removeprefix("open_clip:").split("/")) in known
+    assert len(config.models) == 2
 
 
 def test_upernet_vit_b16_is_table_14():
@@ -66,11 +250,6 @@ def test_depth_vit_b16_is_table_15():
 
 def test_captioner_is_open_clips():
     """coca_ViT-L-14's own config, and generation at open_clip's defaults."""
-    import inspect
-
-    import open_clip
-    from open_clip.coca_model import CoCa
-
     theirs = open_clip.get_model_config("coca_ViT-L-14")
     clip = coca_vit_l14().model.clip
     assert clip.embed_dim == theirs["embed_dim"]

@@ -105,8 +105,8 @@ def missing(words: str) -> Html:
     return paragraph(words, class_="missing")
 
 
-def document(title: str, header: Html, sections: Sequence[Section]) -> str:
-    """A whole page."""
+def document(title: str, header: Html, sections: Sequence[Section], *, style: str = "") -> str:
+    """A whole page; ``style`` is what it adds to the style sheet."""
     contents = tag(
         "nav",
         (tag("a", part.heading, href=f"#{part.anchor}") for part in sections),
@@ -119,7 +119,7 @@ def document(title: str, header: Html, sections: Sequence[Section]) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("title", title),
-        tag("style", Html(STYLE)),
+        tag("style", Html(STYLE + style)),
     )
     body = tag("body", tag("main", header, contents, parts))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli import models
 from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
 from clipmill.cli.options import Json, Set, Store
-from clipmill.errors import ClipmillError, UserError
+from clipmill.errors import ClipmillError, StoppedError, UserError
 
 USER_ERROR_CODE = 2
+STOPPED_CODE = 75  # sysexits.h: a temporary failure, to be tried again
 
 app = typer.Typer(
     help="Quality-captioned CLIP encoders: made, fine-tuned for dense tasks, and served.",
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(cluster, name="cluster")
+app.command()(models.runs)
+app.command()(models.export)
 
 
 def _version(asked: bool) -> None:
@@ -64,16 +68,53 @@ def demo(
 def pretrain(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
     store: Store,
-    captions: Annotated[str, typer.Option(help="real, synthetic or both.")] = "real",
+    captions: Annotated[str, typer.Option(help="real, synthetic, both or chosen.")] = "real",
     layer: Annotated[str, typer.Option(help="Layer of synthetic captions.")] = "",
+    select: Annotated[
+        list[str] | None, typer.Option(help="Select layer to follow; repeatable.")
+    ] = None,
     recipe: str = "clip-miniature",
     sets: Set = None,
 ) -> None:
     """Pretrain a CLIP encoder; prints its URI."""
     from clipmill.recipes import run
 
-    made = run.pretrain(recipe, sets or [], dataset, store, captions=captions, layer=layer)
+    made = run.pretrain(
+        recipe,
+        sets or [],
+        dataset,
+        store,
+        captions=captions,
+        layer=layer,
+        select=select or [],
+    )
     typer.echo(made)
+
+
+@app.command("pretrain-mae")
+def pretrain_mae(
+    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    store: Store,
+    recipe: str = "mae-miniature",
+    sets: Set = None,
+) -> None:
+    """Pretrain a masked autoencoder on a dataset's pictures; prints its URI."""
+    from clipmill.recipes import run
+
+    typer.echo(run.pretrain_mae(recipe, sets or [], dataset, store))
+
+
+@app.command("pretrain-supervised")
+def pretrain_supervised(
+    data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
+    store: Store,
+    recipe: str = "supervised-miniature",
+    sets: Set = None,
+) -> None:
+    """Pretrain an image tower on labelled images, train/CLASS/*; prints its URI."""
+    from clipmill.recipes import run
+
+    typer.echo(run.pretrain_supervised(recipe, sets or [], data_uri, store))
 
 
 @app.command()
@@ -197,17 +238,22 @@ def recipes(
         return
     for known, make in RECIPES.items():
         first = (make.__doc__ or "").strip().splitlines()[0]
-        typer.echo(f"{known:<22}{first}")
+        typer.echo(f"{known:<30}{first}")
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one clear message and exit code 2."""
+    """Run the command; a user's mistake is one clear message and exit code 2.
+
+    A training run that SIGTERM stopped has saved its state and ends with exit code 75.
+    """
     try:
         app()
     except ClipmillError as error:
         if "--debug" in sys.argv:
             raise
         sys.stderr.write(f"error: {error}\n")
+        if isinstance(error, StoppedError):
+            sys.exit(STOPPED_CODE)
         sys.exit(USER_ERROR_CODE if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")

@@ -7,6 +7,9 @@ import typer
 Store = Annotated[
     str, typer.Option("--store", help="Folder or s3:// URI that everything is written under.")
 ]
+OptionalStore = Annotated[
+    str, typer.Option("--store", help="Folder or s3:// URI that everything is written under.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

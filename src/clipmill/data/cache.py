@@ -34,13 +34,19 @@ def open_copy(uri: str, sha256: str, cache: Path) -> BinaryIO:
     store, key = split_uri(uri)
     if isinstance(store, LocalStore):
         return _open_local(store.path(key), uri, sha256, cache)
-    while True:
-        try:
-            with _lock(cache / sha256):
-                return fetch(uri, sha256, cache).open("rb")
-        except FileNotFoundError:
-            # Another process trimmed the entry away just now.
-            continue
+    with owned(cache / sha256):
+        return fetch(uri, sha256, cache).open("rb")
+
+
+@contextmanager
+def owned(entry: Path) -> Iterator[None]:
+    """Own an entry of the cache, which is marked as used now; no process trims it meanwhile."""
+    folder = _locked(entry)
+    try:
+        os.utime(entry)
+        yield
+    finally:
+        os.close(folder)
 
 
 def trim(cache: Path, limit_bytes: int) -> None:
@@ -63,9 +69,10 @@ def _open_local(path: Path, uri: str, sha256: str, cache: Path) -> BinaryIO:
     except FileNotFoundError:
         is_verified = False
     if not is_verified:
-        fetch(uri, sha256, cache)
-        with replacing(note) as temporary:
-            temporary.write_text(_state(path))
+        with owned(note.parent):
+            fetch(uri, sha256, cache)
+            with replacing(note) as temporary:
+                temporary.write_text(_state(path))
     return path.open("rb")
 
 
@@ -75,16 +82,21 @@ def _state(path: Path) -> str:
     return f"{path} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
 
 
-@contextmanager
-def _lock(entry: Path) -> Iterator[None]:
-    """Own an entry of the cache, and mark it as used now."""
-    entry.mkdir(parents=True, exist_ok=True)
-    folder = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+def _locked(entry: Path) -> int:
+    """A descriptor of the entry's folder, which holds the lock until it's closed."""
+    while True:
+        entry.mkdir(parents=True, exist_ok=True)
+        try:
+            folder = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # trimmed just now
+            continue
         fcntl.flock(folder, fcntl.LOCK_EX)
-        os.utime(entry)
-        yield
-    finally:
+        try:
+            if entry.stat().st_ino == os.fstat(folder).st_ino:
+                return folder
+        except FileNotFoundError:
+            pass
+        # While this process waited for the lock, its owner trimmed the entry.
         os.close(folder)
 
 

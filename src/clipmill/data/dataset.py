@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from clipmill.digest import digest_json
-from clipmill.errors import ArtifactError, NotFoundError
+from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.storage import Parent, join, open_store, read_json
 
 FORMAT = 1
 MANIFEST = "dataset.json"
+# In the names of shards from which doubles of earlier samples were dropped. They have a name of
+# their own so that a late worker, who writes the shard as it was, changes nothing.
+UNIQUE = "-unique"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class ShardInfo:
     """One shard, as the dataset's list names it."""
 
     name: str
-    """File name below ``shards/``, such as ``00000.tar``."""
+    """File name below ``shards/``: ``00000.tar``, or ``00000-unique.tar`` (see UNIQUE)."""
     num_samples: int
     num_bytes: int
     sha256: str
@@ -77,7 +80,7 @@ class Dataset:
                 parents=tuple(Parent.from_json(parent) for parent in value["parents"]),
             )
             consistent = value["digest"] == dataset.digest
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise inconsistent(join(uri, MANIFEST), f"lacks a part: {error!r}") from error
         if not consistent:
             raise inconsistent(join(uri, MANIFEST), "doesn't match its own digest")
@@ -98,11 +101,27 @@ class Dataset:
 
         Raises ArtifactError if the shard's sidecar isn't of the shard that is listed.
         """
-        sidecar = read_sidecar(self.uri, index)
+        mark = UNIQUE if self.shards[index].name.endswith(f"{UNIQUE}.tar") else ""
+        sidecar = read_sidecar(self.uri, index, mark)
         if sidecar["sha256"] != self.shards[index].sha256:
-            raise inconsistent(sidecar_uri(self.uri, index), "speaks of another shard")
+            raise inconsistent(sidecar_uri(self.uri, index, mark), "speaks of another shard")
         uids: list[str] = sidecar["uids"]
         return uids
+
+    def shard_range(self, start: int, stop: int | None) -> range:
+        """Shards ``start`` to ``stop`` (exclusive; None: to the end).
+
+        Raises ConfigError where that isn't a range of them.
+        """
+        count = len(self.shards)
+        last = count if stop is None else stop
+        if not 0 <= start < last <= count:
+            raise ConfigError(
+                f"the range of shards was {start} to {last}",
+                expected=f"a start from 0 to {count - 1}, and a stop above it, at most {count}",
+                action="correct --start or --stop",
+            )
+        return range(start, last)
 
     def shard_uri(self, index: int) -> str:
         """The URI of shard ``index``."""
@@ -113,15 +132,19 @@ class Dataset:
         return join(self.uri, "layers", layer)
 
 
-def sidecar_uri(uri: str, index: int) -> str:
-    """Where the record beside shard ``index`` of the dataset at ``uri`` lies."""
-    return join(uri, "shards", f"{index:05d}.json")
+def sidecar_uri(uri: str, index: int, mark: str = "") -> str:
+    """Where the record beside shard ``index`` of the dataset at ``uri`` lies.
+
+    ``mark``: UNIQUE for the shard's version without doubles of earlier samples.
+    """
+    return join(uri, "shards", f"{index:05d}{mark}.json")
 
 
-def read_sidecar(uri: str, index: int) -> dict[str, Any]:
+def read_sidecar(uri: str, index: int, mark: str = "") -> dict[str, Any]:
     """The record beside shard ``index``: uids in order, counts, digest, quarantined items."""
-    sidecar: dict[str, Any] = read_json(sidecar_uri(uri, index))
-    check_kind(sidecar, "shard", sidecar_uri(uri, index))
+    place = sidecar_uri(uri, index, mark)
+    sidecar: dict[str, Any] = read_json(place)
+    check_kind(sidecar, "shard", place)
     return sidecar
 
 

@@ -8,11 +8,15 @@ dataset and unchangeable.
 import io
 import json
 import re
-from functools import lru_cache
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipmill.data.cache import open_copy
@@ -25,20 +29,23 @@ from clipmill.data.dataset import (
     inconsistent,
     layer_list,
 )
+from clipmill.data.layer_rows import check_rows
 from clipmill.digest import digest_json, sha256_bytes
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.storage import Parent, exists, join, open_store, read_json, write_json
 
 LAYER_MANIFEST = "layer.json"
 _NAME = re.compile(r"[a-z]+(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
+# Records are small and far away, so waiting for several at once is what counts.
+_NUM_READERS = 16
 
 
 def write_layer_shard(dataset: Dataset, layer: str, shard_index: int, table: pa.Table) -> None:
     """Put the rows of ``layer`` for one shard; equal tables give equal bytes.
 
-    ``table`` needs a string column ``uid`` with the shard's uids in their order. In a layer
-    below ``captions/``, a column ``captions`` (list of strings) needs a caption in each row,
-    none blank. Raises ArtifactError otherwise, or if the layer is committed with another file.
+    ``table`` needs a string column ``uid`` with the shard's uids in their order, and the columns
+    of its kind (see ``layer_rows``). Raises ArtifactError otherwise, or if the layer is committed
+    with another file.
     """
     _check_name(layer)
     uids = dataset.uids(shard_index)
@@ -48,10 +55,17 @@ def write_layer_shard(dataset: Dataset, layer: str, shard_index: int, table: pa.
             expected=f"a column uid with the shard's {len(uids)} uids, in the shard's order",
             action="compute the table from read_shard(dataset, index, cache), row by row",
         )
-    if layer.startswith("captions/"):
-        _check_captions(layer, shard_index, table)
+    check_rows(layer, shard_index, table)
     data = _to_parquet(table)
-    record = {"num_rows": len(table), "num_bytes": len(data), "sha256": sha256_bytes(data)}
+    record = {
+        "num_rows": len(table),
+        "num_bytes": len(data),
+        "sha256": sha256_bytes(data),
+        "shard": dataset.shards[shard_index].sha256,
+    }
+    if layer.startswith("select/"):
+        # So that a view knows its size without reading every file.
+        record["num_kept"] = pc.sum(table["keep"]).as_py() or 0
     folder = dataset.layer_uri(layer)
     if exists(join(folder, LAYER_MANIFEST)):
         if _read_record(folder, shard_index) != record:
@@ -66,14 +80,15 @@ def write_layer_shard(dataset: Dataset, layer: str, shard_index: int, table: pa.
 
 
 def has_layer_shard(dataset: Dataset, layer: str, shard_index: int) -> bool:
-    """Whether the rows of ``layer`` for this shard are there, whole."""
+    """Whether the rows of ``layer`` for this shard, as the dataset lists it, are there, whole."""
     store = open_store(dataset.layer_uri(_check_name(layer)))
     name = f"{shard_index:05d}.parquet"
     if not (store.exists(f"{shard_index:05d}.json") and store.exists(name)):
         return False
+    record = _read_record(store.uri, shard_index)
     # Two processes that computed different rows at once may leave one's file, another's record.
-    size: int = _read_record(store.uri, shard_index)["num_bytes"]
-    return store.size(name) == size
+    is_whole: bool = store.size(name) == record["num_bytes"]
+    return is_whole and record.get("shard") == dataset.shards[shard_index].sha256
 
 
 def commit_layer(
@@ -83,12 +98,18 @@ def commit_layer(
 
     ``parents`` are what made it beside the dataset, which is added; ``detail`` is shown with
     its lineage. Commits of several layers at once are safe, and so is a repeated one. Raises
-    ArtifactError if a shard's file is missing.
+    ArtifactError if a shard's file is missing, or was computed over another shard than the
+    dataset's.
     """
     folder = dataset.layer_uri(_check_name(layer))
     if not exists(join(folder, LAYER_MANIFEST)):
         shards = range(len(dataset.shards))
-        missing = [index for index in shards if not has_layer_shard(dataset, layer, index)]
+        with ThreadPoolExecutor(_NUM_READERS) as readers:
+            present = list(readers.map(partial(has_layer_shard, dataset, layer), shards))
+            files = list(
+                readers.map(partial(_read_record, folder), filter(present.__getitem__, shards))
+            )
+        missing = [index for index in shards if not present[index]]
         if missing:
             raise ArtifactError(
                 f"layer {layer} lacks shards {', '.join(map(str, missing[:10]))}"
@@ -96,7 +117,6 @@ def commit_layer(
                 expected=f"a file for each of the {len(shards)} shards",
                 action="run the step that computes the layer again: it keeps what is there",
             )
-        files = [_read_record(folder, index) for index in shards]
         on = Parent(role="dataset", uri=dataset.uri, digest=dataset.digest)
         rows, size = (sum(file[key] for file in files) for key in ("num_rows", "num_bytes"))
         record = {
@@ -112,22 +132,38 @@ def commit_layer(
     return _list_layers(dataset)
 
 
-def read_layer(dataset: Dataset, layer: str, shard_index: int, cache: Path) -> pa.Table:
+def read_layer(
+    dataset: Dataset,
+    layer: str,
+    shard_index: int,
+    cache: Path,
+    *,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
     """The rows of a committed layer for one shard, in the order of its samples.
 
-    Raises ArtifactError if the dataset lists no such layer, or the file isn't the listed one.
+    ``columns`` are those wanted, by their names (default: all). Raises ArtifactError if the
+    dataset lists no such layer, or the file isn't the listed one.
     """
-    if layer not in dataset.layers:
-        raise ArtifactError(
-            f"{dataset.uri} has no layer {layer}",
-            expected=f"one of its layers: {', '.join(sorted(dataset.layers)) or 'it has none'}",
-            action="correct the name, or compute and commit the layer first",
-        )
-    folder = dataset.layer_uri(layer)
-    sha256 = _listed_files(folder, dataset.layers[layer].digest)[shard_index]
-    with open_copy(join(folder, f"{shard_index:05d}.parquet"), sha256, cache) as file:
+    files = _files(dataset, layer)
+    uri = join(dataset.layer_uri(layer), f"{shard_index:05d}.parquet")
+    with open_copy(uri, files[shard_index].sha256, cache) as file:
         # One thread: readers run in the loader's forked workers, where Arrow's pool isn't safe.
-        return pq.read_table(file, use_threads=False)
+        parquet = pq.ParquetFile(file)
+        wanted = None if columns is None else list(columns)
+        return parquet.read(columns=wanted, use_threads=False)
+
+
+def layer_schema(dataset: Dataset, layer: str, cache: Path) -> pa.Schema:
+    """The columns of a committed layer; raises ArtifactError as ``read_layer`` does."""
+    uri = join(dataset.layer_uri(layer), f"{0:05d}.parquet")
+    with open_copy(uri, _files(dataset, layer)[0].sha256, cache) as file:
+        return pq.read_schema(file)
+
+
+def num_kept(dataset: Dataset, layer: str) -> tuple[int, ...]:
+    """How many samples of each shard a committed select layer keeps."""
+    return tuple(file.num_kept for file in _files(dataset, layer))
 
 
 def _list_layers(dataset: Dataset) -> Dataset:
@@ -151,20 +187,50 @@ def _committed_layers(dataset: Dataset) -> list[LayerInfo]:
     for key in store.list("layers/"):
         if key.endswith(f"/{LAYER_MANIFEST}"):
             value = json.loads(store.get(key))
-            check_kind(value, "layer", join(dataset.uri, key))
+            _check_attachable(dataset, value, join(dataset.uri, key))
             size = value["summary"]["num_bytes"]
             found.append(LayerInfo(name=value["name"], digest=value["digest"], num_bytes=size))
     return found
 
 
+def _check_attachable(dataset: Dataset, value: Any, uri: str) -> None:
+    """Refuse a layer's manifest that was written for other samples, as one copied here would be."""
+    check_kind(value, "layer", uri)
+    on = [parent["digest"] for parent in value["parents"] if parent["role"] == "dataset"]
+    shards = [(file.get("shard"), file["num_rows"]) for file in value["files"]]
+    if dataset.digest not in on or shards != [(s.sha256, s.num_samples) for s in dataset.shards]:
+        raise ArtifactError(
+            f"{uri} describes other samples than {dataset.uri} has",
+            expected=f"a layer over the dataset with digest {dataset.digest[:12]}, and "
+            f"{dataset.num_samples} rows in {len(dataset.shards)} shards",
+            action="delete that layer's folder, and compute it here (or use data import-layer)",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerFile:
+    sha256: str
+    num_kept: int
+
+
+def _files(dataset: Dataset, layer: str) -> tuple[_LayerFile, ...]:
+    if layer not in dataset.layers:
+        raise ArtifactError(
+            f"{dataset.uri} has no layer {layer}",
+            expected=f"one of its layers: {', '.join(sorted(dataset.layers)) or 'it has none'}",
+            action="correct the name, or compute and commit the layer first",
+        )
+    return _listed_files(dataset.layer_uri(layer), dataset.layers[layer].digest)
+
+
 @lru_cache(16)
-def _listed_files(folder: str, digest: str) -> tuple[str, ...]:
-    """The SHA-256 of each file of a committed layer, which must have this digest."""
+def _listed_files(folder: str, digest: str) -> tuple[_LayerFile, ...]:
+    """The files of a committed layer, which must have this digest."""
     value = read_json(join(folder, LAYER_MANIFEST))
     check_kind(value, "layer", folder)
     if digest_json({"name": value["name"], "files": value["files"]}) != digest:
         raise inconsistent(join(folder, LAYER_MANIFEST), "isn't the one that the dataset lists")
-    return tuple(file["sha256"] for file in value["files"])
+    return tuple(_LayerFile(file["sha256"], file.get("num_kept", 0)) for file in value["files"])
 
 
 def _read_record(folder: str, shard_index: int) -> dict[str, Any]:
@@ -188,14 +254,3 @@ def _check_name(layer: str) -> str:
             action="correct the name",
         )
     return layer
-
-
-def _check_captions(layer: str, shard_index: int, table: pa.Table) -> None:
-    captions = table["captions"].to_pylist() if "captions" in table.column_names else []
-    for row in range(len(table)):
-        if not captions or not captions[row] or not all(c and c.strip() for c in captions[row]):
-            raise ArtifactError(
-                f"row {row} of shard {shard_index} of layer {layer} lacks a caption",
-                expected="a column captions: in each row a list of at least one, none blank",
-                action="give such a sample a caption, for instance its real one",
-            )

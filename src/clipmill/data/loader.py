@@ -2,9 +2,12 @@
 
 The epochs follow one another as one endless sequence of samples, and the global batch ``k`` is
 its positions ``k * B`` to ``(k + 1) * B``, whoever reads it. So a run resumes at any step with
-nothing but the step's number.
+nothing but the step's number. A sample that turns out to be bad is replaced by another, which its
+position alone decides.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +15,18 @@ from pathlib import Path
 import torch
 
 from clipmill.config import Config
-from clipmill.data.batches import BatchDataset, PairBatch, Tokenize, Transform
+from clipmill.data.batches import BatchDataset, PairBatch, Skipped, Tokenize, Transform
 from clipmill.data.cache import is_remote
 from clipmill.data.dataset import cache_folder
+from clipmill.data.steps import StepsFrom, check_ranks
+from clipmill.data.teacher_rows import Teaching
 from clipmill.data.view import View
 from clipmill.errors import ClipmillError, ConfigError
+from clipmill.telemetry import data_metrics
 
 __all__ = ["LoaderConfig", "PairBatch", "PairLoader"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +75,7 @@ class PairLoader:
         *,
         transform: Transform,
         tokenize: Tokenize,
+        teaching: Teaching | None = None,
         rank: int = 0,
         world_size: int = 1,
         cursor: int = 0,
@@ -74,24 +83,36 @@ class PairLoader:
     ) -> None:
         """Prepare to read; ``cursor`` is the number of global batches consumed already.
 
-        ``transform`` makes a 3HW tensor of an RGB image with a random generator of its own,
-        ``tokenize`` a BT tensor of B texts; both run in the workers. ``cache`` holds local
-        copies of remote shards (default: ``cache_folder()``). Raises ConfigError if
-        the ranks can't share the batch evenly, the view is empty, or the shards that are needed
-        at once don't fit in ``cache_bytes``.
+        ``transform`` makes a 3HW tensor of an image file with a random generator of its own,
+        ``tokenize`` a BT tensor of B texts; both run in the workers. With ``teaching``, batches
+        hold stored augmentations and what teachers made of them. ``cache`` holds local copies of
+        remote shards (default: ``cache_folder()``). Raises ConfigError if the ranks can't share
+        the batch evenly, the view is empty, the teacher layer isn't there, or the shards that are
+        needed at once don't fit in ``cache_bytes``.
         """
-        if config.batch_size % world_size:
-            raise ConfigError(
-                f"batch_size was {config.batch_size}, with {world_size} ranks",
-                expected="a multiple of the number of ranks",
-                action="change batch_size, or the number of ranks",
-            )
+        check_ranks(config.batch_size, world_size)
         _check_cache(view, config)
+        if teaching and teaching.layer not in view.dataset.layers:
+            names = sorted(name for name in view.dataset.layers if name.startswith("teacher/"))
+            raise ConfigError(
+                f"the teacher layer was {teaching.layer!r}",
+                expected=f"one of {', '.join(names)}" if names else "a layer, but there is none",
+                action="name such a layer, or compute one first",
+            )
+        if teaching and view.config.captions == "chosen":
+            raise ConfigError(
+                f"captions was 'chosen', with the teacher layer {teaching.layer!r}",
+                expected="real, synthetic or both: teachers embed no caption that a rule chose",
+                action="choose other captions, or train without a teacher",
+            )
         self.config = config
         self.cursor = cursor
+        self.skipped: Counter[str] = Counter()
+        """Bad samples that this rank met and replaced, by reason."""
+        self._told: set[tuple[str, str]] = set()
         self._batches = BatchDataset(
             view=view,
-            shard_sizes=view.shard_sizes(),
+            shard_sizes=view.shard_sizes(cache),
             part_size=config.batch_size // world_size,
             rank=rank,
             world_size=world_size,
@@ -99,6 +120,7 @@ class PairLoader:
             shuffle_shards=config.shuffle_shards,
             transform=transform,
             tokenize=tokenize,
+            teaching=teaching,
             cache=cache or cache_folder(),
             cache_bytes=config.cache_bytes,
         )
@@ -117,10 +139,12 @@ class PairLoader:
     def __iter__(self) -> Iterator[PairBatch]:
         """Yield the batches of steps ``cursor``, ``cursor + 1`` and so on, without end."""
         workers = self.config.num_workers
+        # What a tokenizer reads at its first call, the workers then inherit.
+        self._batches.tokenize([""])
         loader = torch.utils.data.DataLoader(
             self._batches,
             batch_size=None,
-            sampler=_StepsFrom(self.cursor),
+            sampler=StepsFrom(self.cursor),
             num_workers=workers,
             prefetch_factor=self.config.prefetch_batches if workers else None,
             pin_memory=torch.cuda.is_available(),
@@ -131,22 +155,26 @@ class PairLoader:
             for batch in loader:
                 if isinstance(batch, ClipmillError):
                     raise batch
-                yield batch
+                pairs, skipped = batch
+                self._count(skipped)
+                yield pairs
         finally:
             self._batches.close()
 
-
-class _StepsFrom(torch.utils.data.Sampler[int]):
-    """The numbers of all global steps from ``cursor`` on."""
-
-    def __init__(self, cursor: int) -> None:
-        self._cursor = cursor
-
-    def __iter__(self) -> Iterator[int]:
-        step = self._cursor
-        while True:
-            yield step
-            step += 1
+    def _count(self, skipped: list[Skipped]) -> None:
+        for bad in skipped:
+            self.skipped[bad.reason] += 1
+            data_metrics().skipped.labels(bad.reason).inc()
+            # One line for each shard and reason: a damaged shard would say thousands.
+            if (bad.shard, bad.reason) not in self._told:
+                self._told.add((bad.shard, bad.reason))
+                _log.warning(
+                    "shard %s, sample %d: %s: %s; another sample takes its place",
+                    bad.shard,
+                    bad.row,
+                    bad.reason,
+                    bad.detail,
+                )
 
 
 def _check_cache(view: View, config: LoaderConfig) -> None:

@@ -50,11 +50,17 @@ class EpochOrder:
         first = block * self._shuffle_shards
         return [int(shard) for shard in self._shards[first : first + self._shuffle_shards]]
 
+    def block_range(self, block: int) -> tuple[int, int]:
+        """The first position of a block, and the one past its last."""
+        first = block * self._shuffle_shards
+        last = min(first + self._shuffle_shards, len(self._shards))
+        return int(self._ends[first]), int(self._ends[last])
+
     def locate(self, position: int) -> tuple[int, int]:
         """The (shard, row) of the sample at ``position``, from 0 to ``len(self) - 1``."""
         assert 0 <= position < len(self), position
         block = self.block_of(position)
-        start = int(self._ends[block * self._shuffle_shards])
+        start, _ = self.block_range(block)
         target = start + int(self._block_order(block)[position - start])
         slot = self._slot(target)
         return int(self._shards[slot]), target - int(self._ends[slot])
@@ -64,7 +70,5 @@ class EpochOrder:
         return int(np.searchsorted(self._ends, position, side="right")) - 1
 
     def _permute_block(self, block: int) -> NDArray[np.int64]:
-        first = block * self._shuffle_shards
-        last = min(first + self._shuffle_shards, len(self._shards))
-        size = int(self._ends[last] - self._ends[first])
-        return np.random.default_rng((*self._key, _BLOCK, block)).permutation(size)
+        start, end = self.block_range(block)
+        return np.random.default_rng((*self._key, _BLOCK, block)).permutation(end - start)

@@ -8,9 +8,10 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.data.cache import open_copy
+from clipmill.data.cache import open_copy, owned
 from clipmill.data.dataset import Dataset
 from clipmill.data.shard_tar import INDEX_DTYPE, index_tar
+from clipmill.errors import BadSampleError
 from clipmill.storage import replacing
 
 
@@ -39,8 +40,11 @@ class ShardReader:
         return self._read("image", row)
 
     def caption(self, row: int) -> str:
-        """The real caption of sample ``row``."""
-        return self._read("caption", row).decode()
+        """The real caption of sample ``row``; BadSampleError if it isn't UTF-8 any more."""
+        try:
+            return self._read("caption", row).decode()
+        except UnicodeDecodeError as error:
+            raise BadSampleError("caption-not-utf8", str(error)) from error
 
     def close(self) -> None:
         """Close the file; the reader can't be used any more."""
@@ -59,7 +63,10 @@ class ShardReader:
 
     def _read(self, part: str, row: int) -> bytes:
         offset, length = self._index[part][row]
-        return os.pread(self._file.fileno(), length, offset)
+        data = os.pread(self._file.fileno(), length, offset)
+        if len(data) != length:
+            raise BadSampleError("damaged-shard", f"{self._file.name} was cut while it was open")
+        return data
 
 
 def read_shard(dataset: Dataset, index: int, cache: Path) -> ShardReader:
@@ -78,11 +85,12 @@ def read_shard(dataset: Dataset, index: int, cache: Path) -> ShardReader:
 
 
 def _load_index(tar: BinaryIO, path: Path) -> NDArray[np.void]:
-    try:
-        index: NDArray[np.void] = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        index = index_tar(tar)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, index, allow_pickle=False)
+    with owned(path.parent):
+        try:
+            index: NDArray[np.void] = np.load(path, allow_pickle=False)
+        except FileNotFoundError:
+            index = index_tar(tar)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, index, allow_pickle=False)
     assert index.dtype == INDEX_DTYPE, path
     return index

@@ -1,30 +1,61 @@
-"""Recaptioning: a Parquet layer of captions beside a dataset's shards."""
+"""Recaptioning: a Parquet layer of captions beside a dataset's shards.
 
+Any number of workers may caption ranges of one dataset's shards; the one that finds no shard
+missing makes the layer part of the dataset. Work is kept by shard, that of a costly captioner by
+batch.
+"""
+
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from clipmill.config import Config
-from clipmill.data.captioners import Captioner, CocaCaptioner, GenerateConfig
+from clipmill.data.captioners import (
+    Captioner,
+    CaptionersConfig,
+    CaptionInput,
+    CaptionOutput,
+    open_captioner,
+)
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.images import decode_rgb
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
-from clipmill.data.reader import read_shard
-from clipmill.digest import digest_json
-from clipmill.models.checkpoint import read_card
+from clipmill.data.reader import ShardReader, read_shard
+from clipmill.data.recaption_parts import drop_part, read_part, write_part
+from clipmill.errors import BadSampleError, ClipmillError
 from clipmill.stages import Report
+from clipmill.storage import open_store
+from clipmill.telemetry import caption_metrics
+
+_log = logging.getLogger(__name__)
+
+SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("fallback", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
+"""Columns of the layer: several captions a sample with their scores (null where unknown); whether
+the real caption stands in, and for which of ``captioners.REASONS``, or the empty text."""
+
+# Decoding runs beside the captioner, which has the other cores or waits for the network.
+_NUM_DECODERS = 4
+# Files are small and may be far away, so waiting for several at once is what counts.
+_NUM_READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RecaptionConfig(Config):
+class RecaptionConfig(CaptionersConfig):
     """How a dataset is recaptioned."""
-
-    generate: GenerateConfig = GenerateConfig()
-    """How captions are drawn."""
-    batch_size: int = 64
-    """Pictures captioned together."""
-    num_threads: int = 0
-    """CPU threads; 0 leaves PyTorch's choice."""
 
 
 def recaption(
@@ -33,37 +64,153 @@ def recaption(
     captioner: str,
     *,
     report: Report,
+    start: int = 0,
+    stop: int | None = None,
 ) -> str:
-    """Caption each picture of the dataset with the model at ``captioner``; the layer's name.
+    """Caption the samples of shards ``start`` to ``stop`` (exclusive); the layer's name.
 
-    Shards that are captioned already are left as they are. Where the model says nothing, the real
-    caption stands in, and the layer's column ``fallback`` says so.
+    ``captioner`` is ``KIND:URI`` (see ``CAPTIONERS``), or the URI of a CoCa checkpoint. Shards that
+    are captioned already are left as they are. The layer is part of the dataset once all of its
+    shards are captioned, whoever did that. A sample without a caption of the captioner's keeps its
+    real one, with the reason. Raises ConfigError for a range that isn't one, BudgetError and
+    ServerError where an endpoint's captions end early: running it again goes on from there.
     """
     opened = Dataset.open(dataset)
-    card = read_card(captioner)
-    key = digest_json([card.digest, config.generate.digest])
-    layer = f"captions/{card.kind}-{key[:8]}"
+    kind, model = open_captioner(captioner, config)
+    layer = f"captions/{kind}-{model.identity[:8]}"
     if layer in opened.layers:
         return layer
-    report(0, opened.num_samples, "loading the captioner")
-    model: Captioner = CocaCaptioner(captioner, config.generate, num_threads=config.num_threads)
-    done = 0
-    for index, shard in enumerate(opened.shards):
-        if not has_layer_shard(opened, layer, index):
-            table = _caption_shard(opened, index, model, config.batch_size)
-            write_layer_shard(opened, layer, index, table)
-        done += shard.num_samples
-        report(done, opened.num_samples, "captioned")
-    commit_layer(opened, layer, parents=(model.parent,), detail={"method": config.generate.method})
+    shards = opened.shard_range(start, stop)
+    total, done = sum(opened.shards[index].num_samples for index in shards), 0
+    report(done, total, "loading the captioner")
+    counts: Counter[str] = Counter()
+    with closing(model), ThreadPoolExecutor(_NUM_DECODERS) as decoders:
+        worker = _Worker(opened, layer, model, config.batch_size, decoders)
+        for index in shards:
+            if not has_layer_shard(opened, layer, index):
+                counts.update(worker.caption_shard(index))
+            done += opened.shards[index].num_samples
+            failed = sum(count for reason, count in counts.items() if reason)
+            report(done, total, f"captioned, {failed} left as they were" if failed else "captioned")
+    others = (index for index in range(len(opened.shards)) if index not in shards)
+    if all(has_layer_shard(opened, layer, index) for index in others):
+        detail = {**model.detail, "left as they were": _failures(opened, layer)}
+        commit_layer(opened, layer, parents=model.parents, detail=detail)
     return layer
 
 
-def _caption_shard(dataset: Dataset, index: int, model: Captioner, batch_size: int) -> pa.Table:
-    captions: list[str] = []
-    with read_shard(dataset, index, cache_folder()) as reader:
-        for start in range(0, len(reader), batch_size):
-            rows = range(start, min(start + batch_size, len(reader)))
-            captions += model.caption([decode_rgb(reader.image(r)) for r in rows], seed=index)
-        shown = [[text or reader.caption(row)] for row, text in enumerate(captions)]
-        fallback = [not text for text in captions]
-        return pa.table({"uid": reader.uids, "captions": shown, "fallback": fallback})
+class _Worker:
+    """Captions shards, one after the other."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        layer: str,
+        model: Captioner,
+        batch_size: int,
+        decoders: ThreadPoolExecutor,
+    ) -> None:
+        self._dataset = dataset
+        self._layer = layer
+        self._model = model
+        self._batch_size = batch_size
+        self._decoders = decoders
+        self._outputs: dict[str, CaptionOutput] = {}
+        self._has_worked = False
+
+    def caption_shard(self, index: int) -> Counter[str]:
+        """Write the shard's rows; how many samples had each reason, the empty one included."""
+        dataset, layer = self._dataset, self._layer
+        self._outputs = read_part(dataset, layer, index) if self._model.is_costly else {}
+        with read_shard(dataset, index, cache_folder()) as reader:
+            missing = [r for r, uid in enumerate(reader.uids) if uid not in self._outputs]
+            for batch in self._batches(reader, missing):
+                try:
+                    self._caption(batch)
+                finally:
+                    if self._model.is_costly:
+                        write_part(dataset, layer, index, self._outputs)
+            table, counts = self._table(reader)
+        # Another worker may have done it meanwhile, in other words where sampling isn't decided.
+        if not has_layer_shard(dataset, layer, index):
+            write_layer_shard(dataset, layer, index, table)
+        if self._model.is_costly:
+            drop_part(dataset, layer, index)
+        for reason, count in counts.items():
+            caption_metrics().samples.labels(reason or "captioned").inc(count)
+        return counts
+
+    def _batches(self, reader: ShardReader, rows: Sequence[int]) -> Iterator[list[CaptionInput]]:
+        """Samples whose images decode, the next batch being decoded while one is captioned."""
+        cuts = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]
+
+        def submit(cut: Sequence[int]) -> list[Future[CaptionInput]]:
+            return [self._decoders.submit(self._read, reader, row) for row in cut]
+
+        ahead = submit(cuts[0]) if cuts else []
+        for k, cut in enumerate(cuts):
+            current, ahead = ahead, submit(cuts[k + 1]) if k + 1 < len(cuts) else []
+            batch = []
+            for row, future in zip(cut, current, strict=True):
+                try:
+                    batch.append(future.result())
+                except BadSampleError as error:
+                    self._outputs[reader.uid(row)] = CaptionOutput(reason=error.reason)
+            if batch:
+                yield batch
+
+    def _read(self, reader: ShardReader, row: int) -> CaptionInput:
+        image = decode_rgb(reader.image(row)) if self._model.looks_at_images else None
+        return CaptionInput(uid=reader.uid(row), caption=reader.caption(row), image=image)
+
+    def _caption(self, batch: Sequence[CaptionInput]) -> None:
+        trouble = self._try(batch)
+        if trouble is None:
+            return
+        _log.warning("%d samples failed together, so each goes alone: %r", len(batch), trouble)
+        failed = [sample for sample in batch if self._try([sample]) is not None]
+        if not self._has_worked:
+            # Nothing says that it's these samples' fault.
+            raise trouble
+        for sample in failed:
+            self._outputs[sample.uid] = CaptionOutput(reason="failed")
+
+    def _try(self, batch: Sequence[CaptionInput]) -> Exception | None:
+        """Note the batch's captions, or say what its model raised."""
+        try:
+            for i, output in self._model.caption(batch):
+                self._outputs[batch[i].uid] = output
+        except ClipmillError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a model may raise anything over an odd sample
+            return error
+        self._has_worked = True
+        return None
+
+    def _table(self, reader: ShardReader) -> tuple[pa.Table, Counter[str]]:
+        outputs = [self._outputs[uid] for uid in reader.uids]
+        real = {row: reader.caption(row) for row, out in enumerate(outputs) if not out.texts}
+        columns = {
+            "uid": reader.uids,
+            "captions": [list(out.texts) or [real[row]] for row, out in enumerate(outputs)],
+            "scores": [list(out.scores) or [None] for out in outputs],
+            "fallback": [not out.texts for out in outputs],
+            "reason": [out.reason for out in outputs],
+        }
+        return pa.table(columns, SCHEMA), Counter(out.reason for out in outputs)
+
+
+def _failures(dataset: Dataset, layer: str) -> str:
+    """How many samples keep their real caption for each reason, over the whole layer."""
+    store = open_store(dataset.layer_uri(layer))
+
+    def reasons(index: int) -> Counter[str]:
+        data = io.BytesIO(store.get(f"{index:05d}.parquet"))
+        return Counter(pq.read_table(data, columns=["reason"])["reason"].to_pylist())
+
+    counts: Counter[str] = Counter()
+    with ThreadPoolExecutor(_NUM_READERS) as readers:
+        for found in readers.map(reasons, range(len(dataset.shards))):
+            counts.update(found)
+    del counts[""]
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from clipmill.data.steps import StepsFrom, check_ranks
 
 Load = Callable[[int, np.random.Generator], dict[str, NDArray[Any]]]
 """Sample ``index``, augmented by the generator, as arrays by name."""
@@ -26,8 +29,10 @@ def sample_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """This rank's batches from step ``cursor`` on; epoch follows epoch without a break.
 
-    ``batch_size`` counts all ranks. Workers have no say in what a batch holds.
+    ``batch_size`` counts all ranks. Workers have no say in what a batch holds. Raises
+    ConfigError if the ranks can't share the batch evenly.
     """
+    check_ranks(batch_size, world_size)
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         _Batches(load, num_samples, batch_size, seed, rank, world_size),
         batch_size=None,
@@ -40,19 +45,6 @@ def sample_batches(
     return iter(loader)
 
 
-class StepsFrom(torch.utils.data.Sampler[int]):
-    """The numbers of all global steps from ``cursor`` on."""
-
-    def __init__(self, cursor: int) -> None:
-        self._cursor = cursor
-
-    def __iter__(self) -> Iterator[int]:
-        step = self._cursor
-        while True:
-            yield step
-            step += 1
-
-
 @dataclass
 class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     load: Load
@@ -62,6 +54,10 @@ class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     rank: int
     world_size: int
 
+    def __post_init__(self) -> None:
+        # A batch may straddle two epochs.
+        self._order = lru_cache(2)(self._permute)
+
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         samples = [self._sample(p) for p in positions[self.rank :: self.world_size]]
@@ -69,6 +65,8 @@ class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def _sample(self, position: int) -> dict[str, NDArray[Any]]:
         epoch, place = divmod(position, self.num_samples)
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
         generator = np.random.default_rng((self.seed, epoch, place))
-        return self.load(int(order[place]), generator)
+        return self.load(int(self._order(epoch)[place]), generator)
+
+    def _permute(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)

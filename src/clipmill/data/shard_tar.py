@@ -4,17 +4,17 @@
 UTF-8) and ``<uid>.json`` (uid, width, height, origin), in this order.
 """
 
-import io
+import hashlib
+import json
 import tarfile
-from collections.abc import Iterable
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.data.sources import UID_LENGTH, Pair
-from clipmill.digest import canonical_json
+from clipmill.data.pairs import UID_LENGTH, Pair
 from clipmill.errors import ArtifactError
 
 # Where each part of a sample lies in the tar: offset and length in bytes.
@@ -23,22 +23,64 @@ INDEX_DTYPE = np.dtype(
 )
 
 
-def write_tar(path: Path, pairs: Iterable[Pair]) -> list[str]:
-    """Write the pairs as a tar whose bytes depend on them alone, and return their uids."""
-    uids = []
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for pair in pairs:
-            record = {
-                "uid": pair.uid,
-                "width": pair.width,
-                "height": pair.height,
-                "origin": pair.origin,
-            }
-            _add(tar, pair.uid + pair.suffix, pair.image_bytes)
-            _add(tar, f"{pair.uid}.txt", pair.caption.encode())
-            _add(tar, f"{pair.uid}.json", canonical_json(record).encode())
-            uids.append(pair.uid)
-    return uids
+class TarWriter:
+    """Writes pairs as a tar whose bytes depend on them alone, hashed on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """``file``: open for writing, and empty."""
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.num_bytes = 0
+
+    def add(self, pair: Pair) -> None:
+        """Append a pair."""
+        # The canonical JSON of these fields, in a fraction of the encoder's time.
+        record = (
+            f'{{"height":{pair.height},"origin":{json.dumps(pair.origin)},'
+            f'"uid":"{pair.uid}","width":{pair.width}}}'
+        )
+        self._add(pair.uid + pair.suffix, pair.image_bytes)
+        self._add(f"{pair.uid}.txt", pair.caption.encode())
+        self._add(f"{pair.uid}.json", record.encode())
+
+    def copy(self, members: Iterable[tuple[str, bytes]]) -> None:
+        """Append members of another shard as they are."""
+        for name, data in members:
+            self._add(name, data)
+
+    def finish(self) -> str:
+        """Write the end mark, and return the SHA-256 of the tar (hex)."""
+        end = self.num_bytes + 2 * tarfile.BLOCKSIZE
+        self._write(bytes(end - self.num_bytes + -end % tarfile.RECORDSIZE))
+        return self._hash.hexdigest()
+
+    def _add(self, name: str, data: bytes) -> None:
+        self._write(_header(name, len(data)) + data + bytes(-len(data) % tarfile.BLOCKSIZE))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.num_bytes += len(data)
+
+
+def read_members(file: BinaryIO) -> Iterator[tuple[dict[str, Any], list[tuple[str, bytes]]]]:
+    """Yield the record of each sample of an open shard, in order, and its members' names and bytes.
+
+    Raises ArtifactError if the tar is cut or isn't laid out as above.
+    """
+    members: list[tuple[str, bytes]] = []
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content is None:
+                    raise _foreign(file, f"member {member.name} is no file")
+                members.append((member.name, content.read()))
+                if len(members) == 3:
+                    yield json.loads(members[2][1]), members
+                    members = []
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise _foreign(file, str(error)) from error
 
 
 def index_tar(file: BinaryIO) -> NDArray[np.void]:
@@ -67,11 +109,33 @@ def index_tar(file: BinaryIO) -> NDArray[np.void]:
     return index
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+@cache
+def _template() -> tuple[bytes, int]:
+    """The header of an empty file without a name, and the sum of its bytes but the checksum's."""
     # A fresh TarInfo has zero times, no owner and mode 0644.
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+    header = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+    return header, sum(header) - sum(header[_CHECKSUM])
+
+
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
+
+
+def _header(name: str, size: int) -> bytes:
+    """The header as ``tarfile`` writes it, in a fraction of its time (POSIX ustar)."""
+    template, total = _template()
+    encoded, octal = name.encode(), b"%011o" % size
+    assert len(encoded) <= 100, name
+    assert len(octal) == 11, size
+    # The checksum is taken with its own field as eight spaces; the template's size is zeros.
+    total += sum(encoded) + sum(octal) - 11 * ord("0") + 8 * ord(" ")
+    return (
+        encoded.ljust(_NAME.stop, b"\0")
+        + template[_NAME.stop : _SIZE.start]
+        + octal
+        + template[_SIZE.stop - 1 : _CHECKSUM.start]
+        + b"%06o\0 " % total
+        + template[_CHECKSUM.stop :]
+    )
 
 
 def _foreign(file: BinaryIO, trouble: str) -> ArtifactError:

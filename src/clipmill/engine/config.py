@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from clipmill.config import Config
+from clipmill.config import Config, operational
+from clipmill.engine.operation import OperationConfig
 from clipmill.engine.schedule import ScheduleConfig
+from clipmill.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +23,18 @@ class AdamWConfig(Config):
     """Factor of the rate from a layer to the one below it."""
     clip_norm: float | None = None
     """Largest norm of the whole gradient; null for no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuardConfig(Config):
+    """Which updates are skipped, and when a run gives up."""
+
+    spike_ratio: float | None = None
+    """An update whose loss is above this many times its running mean is skipped; null for none.
+
+    One whose loss or gradient isn't finite is always skipped."""
+    max_skipped: int = 20
+    """Updates skipped in a row after which the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +57,27 @@ class TrainConfig(Config):
     """Decay of the weights' moving average, which is what's saved; null saves the last weights."""
     precision: Literal["bf16", "fp32"] = "fp32"
     """``bf16`` computes under autocast; weights stay fp32."""
-    checkpoint_steps: int = 1000
+    guard: GuardConfig = GuardConfig()
+    """What becomes of updates that would do harm."""
+    checkpoint_steps: int = operational(1000)
     """Updates between two saved states."""
-    log_steps: int = 50
+    log_steps: int = operational(50)
     """Updates between two records of the log."""
     num_threads: int = 0
     """CPU threads of a rank; 0 leaves PyTorch's choice."""
+    operation: OperationConfig = operational(OperationConfig())
+    """How the run is carried out and watched."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        names = ("steps", "batch_size", "micro_batches", "checkpoint_steps", "log_steps")
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected="at least 1",
+                    action=f"give {name} such a value",
+                )
 
     @property
     def num_seen_samples(self) -> int:

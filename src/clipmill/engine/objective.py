@@ -13,6 +13,8 @@ Forward = Callable[..., dict[str, Tensor]]
 
 def synchronizing(forward: Forward, *, last: bool) -> contextlib.AbstractContextManager[None]:
     """Where gradients are averaged over ranks, do so only with a step's last backward pass."""
+    if hasattr(forward, "set_requires_gradient_sync"):  # sharded by FSDP2
+        forward.set_requires_gradient_sync(last)
     if last or not isinstance(forward, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()
     unsynchronized: contextlib.AbstractContextManager[None] = forward.no_sync()
@@ -43,6 +45,11 @@ class Objective(nn.Module, ABC):
 
     def after_step(self) -> None:
         """What must hold after each update (a clamp, say); nothing by default."""
+
+    def gauges(self) -> dict[str, Tensor]:
+        """Numbers to watch beside the losses, by name: the logit scale of a contrastive model."""
+        found = [p for name, p in self.named_parameters() if name.endswith("logit_scale")]
+        return {"logit_scale": found[0].detach().exp()} if found else {}
 
     def layer_of(self, parameter: str) -> int | None:
         """Layer of a parameter for layer-wise decay; None where the rate isn't scaled."""

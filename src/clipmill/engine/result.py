@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from clipmill.engine.loop import Trained
 
-_LOG = "log.jsonl"
+LOG_FILE = "log.jsonl"
+"""A run's records; of an unfinished one, in its folder ``state``."""
+RUN_FILE = "run.json"
+"""How an unfinished run stands, in the same folder."""
 
 
 def result_uri(store: str, kind: str, name: str, config: Config, parents: Sequence[Parent]) -> str:
@@ -31,12 +34,16 @@ def save_result(
 
     if trained.rank:
         return
-    lines = "".join(json.dumps(record) + "\n" for record in trained.log)
-    write_bytes(join(uri, _LOG), lines.encode())
+    write_bytes(join(uri, LOG_FILE), log_lines(trained.log))
     save_checkpoint(uri, card, tensors)
     drop_state(join(uri, "state"))
 
 
 def read_log(uri: str) -> list[dict[str, float]]:
     """The log of the run that wrote the checkpoint at ``uri``."""
-    return [json.loads(line) for line in read_bytes(join(uri, _LOG)).decode().splitlines()]
+    return [json.loads(line) for line in read_bytes(join(uri, LOG_FILE)).decode().splitlines()]
+
+
+def log_lines(log: Sequence[Mapping[str, float]]) -> bytes:
+    """Records as JSON lines."""
+    return "".join(json.dumps(record) + "\n" for record in log).encode()

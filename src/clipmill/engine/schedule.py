@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipmill.config import Config
+from clipmill.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,16 @@ class ScheduleConfig(Config):
     """Steps of the linear warm-up from 0."""
     power: float = 1.0
     """Exponent of the polynomial shapes."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates that no run survives (ConfigError)."""
+        for name in ("peak", "minimum", "power"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected="a finite number, at least 0",
+                    action=f"give {name} such a value",
+                )
 
     def at(self, step: int, num_steps: int) -> float:
         """Learning rate of update ``step`` (from 0) of ``num_steps``."""

@@ -1,17 +1,25 @@
-"""A run's state between two steps: all that makes a resumed run equal to one never stopped."""
+"""A run's state between two steps: all that makes a resumed run equal to one never stopped.
+
+Random numbers are no part of it: each step seeds them from the run's seed, its own number and the
+rank. Tensors go by their parameters' names and whole, so that another number of ranks, sharded or
+not, goes on from them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipmill.digest import sha256_bytes
+from clipmill.engine.guard import Guard
 from clipmill.engine.objective import Objective
+from clipmill.engine.sharded import like, whole_all
+from clipmill.errors import ArtifactError, StorageError
 from clipmill.storage import join, open_store, read_bytes, read_json, write_bytes, write_json
 
-NUM_KEPT = 2
+FORMAT = 2
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,62 +32,117 @@ class Progress:
     """Records logged so far."""
 
 
-def save_state(
-    uri: str,
-    progress: Progress,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    averaged: Mapping[str, Tensor],
-) -> None:
-    """Write the state of ``progress.step``, whole or not at all; keep the last two."""
-    from safetensors.torch import save
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moving:
+    """What an update changes."""
 
-    tensors = {f"model/{k}": v for k, v in objective.state_dict().items()}
-    tensors |= {f"average/{k}": v for k, v in averaged.items()}
-    tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{k}": v for k, v in values.items()}
-    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-    name = f"step-{progress.step:08d}"
-    write_bytes(join(uri, f"{name}.safetensors"), data)
-    value = {"step": progress.step, "log": list(progress.log), "sha256": sha256_bytes(data)}
-    write_json(join(uri, f"{name}.json"), value)
-    store = open_store(uri)
-    for old in _steps(uri)[:-NUM_KEPT]:
-        for suffix in ("json", "safetensors"):
-            store.delete(f"{old}.{suffix}")
+    objective: Objective
+    """Weights and buffers."""
+    optimizer: torch.optim.Optimizer
+    """Moments."""
+    averaged: Mapping[str, Tensor]
+    """The moving average of weights and buffers, or nothing."""
+    guard: Guard
+    """The running mean of the loss."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, each tensor whole; all ranks must ask for it together."""
+        found = {f"model/{k}": v for k, v in self.objective.state_dict().items()}
+        found |= {f"average/{k}": v for k, v in self.averaged.items()}
+        for name, parameter in self.objective.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            found |= {f"optimizer/{name}/{k}": v for k, v in moments.items()}
+        found["guard/memory"] = self.guard.memory
+        return {k: v.detach() for k, v in whole_all(found).items()}
+
+    @torch.no_grad()
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Become what :meth:`tensors` gave.
+
+        Raises:
+            ArtifactError: the tensors are those of another model.
+        """
+        places = {f"model/{k}": v for k, v in self.objective.state_dict().items()}
+        places |= {f"average/{k}": v for k, v in self.averaged.items()}
+        places["guard/memory"] = self.guard.memory
+        parameters = dict(self.objective.named_parameters())
+        moments = {k: v for k, v in tensors.items() if k.startswith("optimizer/")}
+        if places.keys() != tensors.keys() - moments.keys() or any(
+            places[name].shape != tensors[name].shape for name in places
+        ):
+            raise ArtifactError(
+                "the saved state of this run is that of another model",
+                expected=f"{len(places)} tensors of weights, as this version of the model has them",
+                action="remove the run's folder named state, or go on with the version of clipmill "
+                "that began it",
+            )
+        for name, place in places.items():
+            place.copy_(like(tensors[name], place))
+        for key, value in moments.items():
+            name, _, field = key.removeprefix("optimizer/").rpartition("/")
+            parameter = parameters[name]
+            kept = value.to(parameter.device) if value.ndim == 0 else like(value, parameter)
+            # A copy: the optimiser changes it, and the file's bytes aren't ours to change.
+            self.optimizer.state[parameter][field] = kept.clone()
 
 
-def load_state(
-    uri: str,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    averaged: dict[str, Tensor],
-) -> Progress:
-    """Bring everything to the last whole state; a run without one stands at its start."""
+def write_state(uri: str, progress: Progress, data: bytes | memoryview) -> None:
+    """Write a state whose tensors' file is ``data``: the record comes last, and makes it whole."""
+    name = _name(progress.step)
+    write_bytes(join(uri, f"{name}{_SUFFIX}"), data)
+    record = {
+        "format": FORMAT,
+        "step": progress.step,
+        "log": list(progress.log),
+        "sha256": sha256_bytes(data),
+    }
+    write_json(join(uri, f"{name}.json"), record)
+
+
+def read_state(uri: str, step: int) -> tuple[Progress, dict[str, Tensor]]:
+    """The state of that step.
+
+    Raises:
+        ArtifactError: it is cut, changed, or of another format.
+        NotFoundError: it isn't there.
+    """
     from safetensors.torch import load
 
-    for name in reversed(_steps(uri)):
-        value = read_json(join(uri, f"{name}.json"))
-        data = read_bytes(join(uri, f"{name}.safetensors"))
-        if sha256_bytes(data) != value["sha256"]:
+    name = _name(step)
+    record = read_json(join(uri, f"{name}.json"))
+    data = read_bytes(join(uri, f"{name}{_SUFFIX}"))
+    if record.get("format") != FORMAT or sha256_bytes(data) != record.get("sha256"):
+        raise ArtifactError(
+            f"{join(uri, name)}{_SUFFIX} isn't what its record says",
+            expected=f"a whole state of format {FORMAT}",
+            action="remove it; the run goes on from an earlier one, or from its start",
+        )
+    return Progress(step=record["step"], log=tuple(record["log"])), load(data)
+
+
+def newest_state(uri: str) -> tuple[Progress, dict[str, Tensor]] | None:
+    """The last state that is whole, or None; those that aren't are passed over."""
+    for step in reversed(state_steps(uri)):
+        try:
+            return read_state(uri, step)
+        except (ArtifactError, StorageError):
             continue
-        tensors = load(data)
-        objective.load_state_dict(_under(tensors, "model/"))
-        for key, tensor in _under(tensors, "average/").items():
-            averaged[key].copy_(tensor)
-        state: dict[int, dict[str, Any]] = {}
-        for key, tensor in _under(tensors, "optimizer/").items():
-            index, _, field = key.partition("/")
-            state.setdefault(int(index), {})[field] = tensor
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-        torch.set_rng_state(tensors["random/cpu"])
-        if torch.cuda.is_available() and "random/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random/cuda"])
-        return Progress(step=value["step"], log=tuple(value["log"]))
-    return Progress()
+    return None
+
+
+def state_steps(uri: str) -> list[int]:
+    """The steps whose states have their record, ascending."""
+    names = (key.removesuffix(".json") for key in open_store(uri).list("step-"))
+    return sorted(int(n.removeprefix("step-")) for n in names if not n.endswith(_SUFFIX))
+
+
+def keep_last(uri: str, num_kept: int) -> None:
+    """Remove all states but the last ones, and what was left of writes that failed."""
+    store = open_store(uri)
+    kept = {_name(step) for step in state_steps(uri)[-num_kept:]}
+    for key in sorted(store.list("step-")):  # a record goes before its tensors
+        if key.rpartition(".")[0] not in kept:
+            store.delete(key)
 
 
 def drop_state(uri: str) -> None:
@@ -89,9 +152,5 @@ def drop_state(uri: str) -> None:
         store.delete(key)
 
 
-def _steps(uri: str) -> list[str]:
-    return sorted(k.removesuffix(".json") for k in open_store(uri).list() if k.endswith(".json"))
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def _name(step: int) -> str:
+    return f"step-{step:08d}"

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from clipmill.models.dense import DenseEncoder
 
 
+ENCODER_KINDS = ("clip", "mae", "supervised")
+"""Kinds of checkpoints that hold an image tower, under ``visual.``."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig(Config):
     """An image tower to be used for dense features."""
@@ -47,7 +51,7 @@ class PretrainedEncoder:
         if not self.has_weights:
             return
         _, tensors = load_checkpoint(self.parent.uri)
-        kept = _dense_names(tensors, is_vit=not self.config.vision.timm_model)
+        kept = _dense_names(tensors, self.config.vision)
         needed = {k: v for k, v in kept.items() if k not in encoder.pruned}
         found = encoder.load_state_dict(needed, strict=False)
         strange = [*found.unexpected_keys, *(k for k in found.missing_keys if k[:5] != "norm.")]
@@ -60,7 +64,7 @@ class PretrainedEncoder:
 
 
 def open_encoder(name: str) -> PretrainedEncoder:
-    """An encoder by the URI of a CLIP checkpoint, ``timm:MODEL`` or ``open_clip:MODEL``.
+    """An encoder by the URI of a checkpoint, ``timm:MODEL`` or ``open_clip:MODEL``.
 
     The latter two start from scratch: weights come from our own checkpoints only.
     """
@@ -71,29 +75,38 @@ def open_encoder(name: str) -> PretrainedEncoder:
         parent = Parent(role="encoder", uri=name, digest=config.digest)
         return PretrainedEncoder(config=config, has_weights=False, parent=parent)
     card = read_card(name)
-    if card.kind != "clip":
+    if card.kind not in ENCODER_KINDS:
         raise ArtifactError(
             f"{name} is a checkpoint of kind {card.kind!r}",
-            expected="a CLIP checkpoint, as pretrain makes",
+            expected=f"one of {', '.join(ENCODER_KINDS)}, as the pretrain commands make",
             action="give the URI of an encoder",
         )
     vision = VisionConfig.from_json(card.architecture["vision"])
-    return PretrainedEncoder(
-        config=EncoderConfig(vision=vision), has_weights=True, parent=card.as_parent("encoder")
-    )
+    config = EncoderConfig(vision=vision, mean=vision.mean, std=vision.std)
+    return PretrainedEncoder(config=config, has_weights=True, parent=card.as_parent("encoder"))
 
 
-def _dense_names(tensors: dict[str, "Tensor"], *, is_vit: bool) -> dict[str, "Tensor"]:
-    """The image tower's tensors of a CLIP checkpoint under a DenseEncoder's names."""
+def head_prefixes(vision: VisionConfig) -> tuple[str, ...]:
+    """How names of tensors above an image tower's features begin: projections and classifiers."""
+    if not vision.timm_model:
+        return ("visual.proj",)
+    import timm
+
+    own = timm.models.get_pretrained_cfg_value(vision.timm_model, "classifier")
+    return ("visual.head.", f"visual.trunk.{own}.")
+
+
+def _dense_names(tensors: dict[str, "Tensor"], vision: VisionConfig) -> dict[str, "Tensor"]:
+    """The image tower's tensors of a checkpoint under a DenseEncoder's names."""
     kept = {
         "trunk." + key.removeprefix("visual.").removeprefix("trunk."): tensor
         for key, tensor in tensors.items()
-        if key.startswith("visual.") and not key.startswith(("visual.head.", "visual.ln_post."))
+        if key.startswith("visual.")
+        and not key.startswith((*head_prefixes(vision), "visual.ln_post."))
     }
-    kept.pop("trunk.proj", None)
-    if is_vit:
-        kept |= {f"norm.{part}": tensors[f"visual.ln_post.{part}"] for part in ("weight", "bias")}
-    return kept
+    if vision.timm_model:
+        return kept
+    return kept | {f"norm.{part}": tensors[f"visual.ln_post.{part}"] for part in ("weight", "bias")}
 
 
 def _open_clip_vision(model: str) -> VisionConfig:
@@ -108,6 +121,10 @@ def _open_clip_vision(model: str) -> VisionConfig:
         )
     vision = config["vision_cfg"]
     if "timm_model_name" in vision:
-        return VisionConfig(image_size=vision["image_size"], timm_model=vision["timm_model_name"])
+        return VisionConfig(
+            image_size=vision["image_size"],
+            timm_model=vision["timm_model_name"],
+            head="projection" if vision.get("timm_proj", "linear") else "classifier",
+        )
     names = ("image_size", "patch_size", "width", "layers", "head_width")
     return VisionConfig(**{name: vision[name] for name in names if name in vision})

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CLIP_VOCAB_SIZE = 49408
 _NUM_BYTE_SYMBOLS = 512
 _NUM_SPECIAL = 2
+# The web has tens of millions of distinct words, and open_clip would remember each it meets.
+_REMEMBERED_WORDS = 100_000
 
 
 class Tokenizer:
@@ -49,13 +51,34 @@ class Tokenizer:
         for token in tokens_T.tolist():
             if token == self.end_id:
                 break
-            if token != self.start_id:
+            # The id of padding is also that of "!" within a word, which is far rarer.
+            if token not in {self.start_id, self.pad_id}:
                 words.append(token)
         return str(_bpe(self.vocab_size).decode(words)).strip()
 
 
+class _WordMemory(dict[str, str]):
+    """Words in pieces, as open_clip caches them; forgets all but special tokens when it's full."""
+
+    def __init__(self, special: dict[str, str]) -> None:
+        super().__init__(special)
+        self._special = dict(special)
+
+    def __setitem__(self, word: str, pieces: str) -> None:
+        if len(self) >= _REMEMBERED_WORDS:
+            self.clear()
+            self.update(self._special)
+        super().__setitem__(word, pieces)
+
+
 @lru_cache(maxsize=4)
 def _bpe(vocab_size: int):  # type: ignore[no-untyped-def]  # noqa: ANN202  # open_clip is untyped
+    tokenizer = _simple_tokenizer(vocab_size)
+    tokenizer.cache = _WordMemory(tokenizer.cache)
+    return tokenizer
+
+
+def _simple_tokenizer(vocab_size: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
     from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
     if vocab_size == CLIP_VOCAB_SIZE:

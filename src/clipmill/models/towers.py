@@ -6,9 +6,10 @@ Shapes: B batch, T text length, D embedding width, N image tokens, V vocabulary.
 import dataclasses
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from clipmill.config import Config
+from clipmill.errors import ConfigError
 from clipmill.models.tokenizer import CLIP_VOCAB_SIZE, Tokenizer
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
@@ -33,11 +34,20 @@ class VisionConfig(Config):
     """Width of an attention head."""
     timm_model: str = ""
     """Name of a timm model that replaces the ViT; empty for the ViT."""
+    has_input_norm: bool = True
+    """Whether a ViT's tokens are normalised before the first block: CLIP's are, MAE's aren't."""
+    head: Literal["projection", "classifier"] = "projection"
+    """How a timm model reaches the embedding: a projection of the pooled features, or the model's
+    own classifier (MobileCLIP)."""
+    mean: tuple[float, float, float] = CLIP_MEAN
+    """Mean of the images that the tower reads, by channel, in 0..1."""
+    std: tuple[float, float, float] = CLIP_STD
+    """Their standard deviation, by channel."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TextConfig(Config):
-    """A causal text transformer."""
+    """A text transformer."""
 
     context_length: int = 77
     """Longest text, tokens (CLIP-QC, Table 11)."""
@@ -49,6 +59,8 @@ class TextConfig(Config):
     """Number of attention heads."""
     layers: int = 12
     """Number of blocks."""
+    is_causal: bool = True
+    """Whether a token sees only those before it; MobileCLIP's see all."""
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer whose ids this tower reads."""
@@ -65,6 +77,28 @@ class ClipConfig(Config):
     """The image tower."""
     text: TextConfig = TextConfig()
     """The text tower."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """What similarities are made for; ``sigmoid`` adds a learnable bias to them (SigLIP, Zhai et
+    al. 2023)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TowerOptions(Config):
+    """How towers are run in training; their weights fit any choice."""
+
+    patch_dropout: float = 0.0
+    """Share of an image's patches that a step leaves out (FLIP, Li et al. 2023)."""
+    gradient_checkpointing: bool = False
+    """Whether blocks run again in the backward pass, to save their activations' memory."""
+
+    def __post_init__(self) -> None:
+        """Refuse a share out of range (ConfigError)."""
+        if not 0 <= self.patch_dropout < 1:
+            raise ConfigError(
+                f"patch_dropout was {self.patch_dropout}",
+                expected="at least 0 and below 1",
+                action="use 0.5 to 0.75, or 0 for none",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,16 +115,35 @@ class CocaConfig(Config):
     """Stride of a timm tower's map whose places are the image tokens, pixels."""
 
 
-def build_clip(config: ClipConfig) -> Any:
-    """open_clip's CLIP: ``encode_image``, ``encode_text`` (both give (B, D)), ``logit_scale``."""
+def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> Any:
+    """open_clip's CLIP: ``encode_image``, ``encode_text`` (both give (B, D)), ``logit_scale``.
+
+    Raises:
+        ConfigError: the image tower has no patches to drop.
+    """
     import open_clip
 
-    return open_clip.CLIP(
-        embed_dim=config.embed_dim,
-        vision_cfg=vision_kwargs(config.vision),
-        text_cfg=config.text.to_json(),
-        output_dict=True,
-    )
+    sigmoid = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}  # SigLIP, section 3.2
+    try:
+        model = open_clip.CLIP(
+            embed_dim=config.embed_dim,
+            vision_cfg=vision_kwargs(config.vision) | {"patch_dropout": options.patch_dropout},
+            text_cfg=text_kwargs(config.text),
+            output_dict=True,
+            **(sigmoid if config.loss == "sigmoid" else {}),
+        )
+    except TypeError as error:
+        if "patch_drop" not in str(error):
+            raise
+        raise ConfigError(
+            f"patch_dropout was {options.patch_dropout}, and {config.vision.timm_model} has no "
+            "patches to drop",
+            expected="0 for such a tower",
+            action="set towers.patch_dropout=0.0",
+        ) from error
+    if options.gradient_checkpointing:
+        model.set_grad_checkpointing()
+    return model
 
 
 def build_coca(config: CocaConfig) -> Any:
@@ -104,7 +157,7 @@ def build_coca(config: CocaConfig) -> Any:
     from clipmill.models.timm_tokens import TimmTokens
 
     # The text tower appends a class token of its own after the context.
-    text = config.clip.text.to_json() | {"embed_cls": True, "output_tokens": True}
+    text = text_kwargs(config.clip.text) | {"embed_cls": True, "output_tokens": True}
     model = CoCa(
         embed_dim=config.clip.embed_dim,
         vision_cfg=vision_kwargs(replace(config.clip.vision, timm_model=""))
@@ -140,10 +193,24 @@ def vision_kwargs(config: VisionConfig) -> dict[str, Any]:
     """The image tower in open_clip's words."""
     kwargs: dict[str, Any] = {"image_size": config.image_size}
     if config.timm_model:
-        return kwargs | {"timm_model_name": config.timm_model, "timm_pool": "avg"}
+        names: dict[str, Any] = {"timm_model_name": config.timm_model, "timm_pool": "avg"}
+        return kwargs | names | ({"timm_proj": None} if config.head == "classifier" else {})
     return kwargs | {
         "patch_size": config.patch_size,
         "width": config.width,
         "layers": config.layers,
         "head_width": config.head_width,
+        "no_ln_pre": not config.has_input_norm,
+    }
+
+
+def text_kwargs(config: TextConfig) -> dict[str, Any]:
+    """The text tower in open_clip's words."""
+    return {
+        "context_length": config.context_length,
+        "vocab_size": config.vocab_size,
+        "width": config.width,
+        "heads": config.heads,
+        "layers": config.layers,
+        "no_causal_mask": not config.is_causal,
     }

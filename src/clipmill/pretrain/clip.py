@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from clipmill.config import Config
 from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
+from clipmill.data.stored_augmentation import ReplayTransform
 from clipmill.data.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
+from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
-from clipmill.models.towers import ClipConfig
+from clipmill.models.towers import ClipConfig, TowerOptions
+from clipmill.pretrain.distillation import DistillationConfig, teacher_parent
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
+from clipmill.pretrain.start import find_start
 from clipmill.stages import Report
 
 
@@ -20,14 +24,30 @@ class PretrainConfig(Config):
 
     model: ClipConfig = ClipConfig()
     """The two towers."""
+    init: str = ""
+    """Weights to start from: a checkpoint's URI, a file, ``open_clip:NAME/TAG`` or ``timm:NAME``;
+    empty for scratch."""
+    towers: TowerOptions = TowerOptions()
+    """How the towers are run."""
+    distillation: DistillationConfig | None = None
+    """Learning from a teacher layer; null to learn from captions alone."""
     view: ViewConfig = ViewConfig()
     """Which captions of which samples."""
     crop: RandomResizedCropConfig = RandomResizedCropConfig()
-    """Augmentation."""
+    """Augmentation; with distillation the layer's own is replayed instead."""
     load: LoadConfig = LoadConfig()
     """Where samples are read and decoded."""
     train: TrainConfig
     """Length, rate, precision."""
+
+    def __post_init__(self) -> None:
+        """Refuse losses that don't go together (ConfigError)."""
+        if self.distillation is not None and self.model.loss == "sigmoid":
+            raise ConfigError(
+                "model.loss was 'sigmoid', with distillation",
+                expected="softmax: teachers give a distribution over a batch",
+                action="set model.loss=softmax, or distillation=null",
+            )
 
 
 def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report) -> str:
@@ -36,20 +56,42 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
     A checkpoint that is there already is returned at once; an unfinished run goes on.
     """
     view = View(Dataset.open(dataset), config.view)
-    uri = result_uri(store, "encoders", config.view.captions, config, view.parents)
+    start = find_start(config.init)
+    parents = view.parents
+    if start is not None:
+        parents += (start.parent,)
+    if config.distillation is not None:
+        parents += (teacher_parent(view, config.distillation),)
+    uri = result_uri(store, "encoders", config.view.captions, config, parents)
     if has_checkpoint(uri):
         return uri
+    from clipmill.data.teacher_rows import Teaching
+    from clipmill.engine.distributed import Ranks
     from clipmill.engine.loop import train
     from clipmill.pretrain.clip_objective import ClipObjective
+    from clipmill.pretrain.start_weights import load_start
 
+    def objective(here: Ranks) -> ClipObjective:
+        made = ClipObjective(
+            config.model, here, options=config.towers, distillation=config.distillation
+        )
+        if start is not None:
+            load_start(start, made.clip, config.model)
+        return made
+
+    size = config.model.vision.image_size
+    teaching = None
+    if config.distillation is not None:
+        teaching = Teaching(config.distillation.layer, ReplayTransform(size))
     trained = train(
-        lambda here: ClipObjective(config.model, here),
+        objective,
         lambda cursor, here: pair_batches(
             view,
             config.load,
             config.train,
-            crop=CropTransform(config.model.vision.image_size, config.crop),
+            crop=CropTransform(size, config.crop),
             tokenizer=config.model.text.tokenizer(),
+            teaching=teaching,
             here=here,
             cursor=cursor,
         ),
@@ -62,7 +104,7 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
         kind="clip",
         architecture=config.model.to_json(),
         recipe=config.to_json(),
-        parents=view.parents,
+        parents=parents,
         metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
         summary={
             "captions": config.view.captions,

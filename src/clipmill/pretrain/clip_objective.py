@@ -12,44 +12,54 @@ from clipmill.data.loader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Forward, Objective, synchronizing
 from clipmill.models.normalization import Normalize
-from clipmill.models.towers import MAX_LOGIT_SCALE, ClipConfig, build_clip
+from clipmill.models.towers import MAX_LOGIT_SCALE, ClipConfig, TowerOptions, build_clip
+from clipmill.pretrain.contrastive import CaptionLosses
+from clipmill.pretrain.distillation import DistillationConfig
+from clipmill.pretrain.replay import random_state, set_random_state, without_statistics
 
 
 class ClipObjective(Objective):
-    """The contrastive loss of (image, caption) for each kind of caption that a batch brings.
+    """The loss of (image, caption) for each kind of caption that a batch brings.
 
-    G + S of CLIP-QC: both losses are added, and share the image pass.
+    G + S of CLIP-QC: both losses are added, and share the image pass. With distillation, the
+    batch brings the teachers' embeddings too.
     """
 
-    def __init__(self, config: ClipConfig, here: Ranks) -> None:
-        from open_clip.loss import ClipLoss
-
+    def __init__(
+        self,
+        config: ClipConfig,
+        here: Ranks,
+        *,
+        options: TowerOptions = TowerOptions(),  # noqa: B008  # frozen
+        distillation: DistillationConfig | None = None,
+    ) -> None:
         super().__init__()
-        self.normalize = Normalize()
-        self.clip = build_clip(config)
-        self._loss = ClipLoss(
-            local_loss=True,
-            gather_with_grad=True,
-            cache_labels=True,
-            rank=here.rank,
-            world_size=here.world_size,
-        )
+        self.normalize = Normalize(config.vision.mean, config.vision.std)
+        self.clip = build_clip(config, options)
+        self._is_distilled = distillation is not None
+        self._losses = CaptionLosses(config.loss, here, distillation)
 
     def forward(
-        self, batch: PairBatch, cached: tuple[dict[str, Tensor], int] | None = None
+        self,
+        batch: PairBatch,
+        *,
+        features_only: bool = False,
+        gradients: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Losses by caption kind.
 
-        With ``cached`` (features of the whole batch, and where this micro-batch starts in it),
-        the micro-batch's fresh features stand in their place among the cached ones.
+        With ``features_only`` what :meth:`features` gives. With ``gradients`` (of the losses, by
+        the features' names and those of the temperature) one number whose gradients are those
+        that the losses would have for this micro-batch.
         """
         features = self.features(batch)
-        if cached is not None:
-            whole, start = cached
-            features = {k: _replace_rows(whole[k], v, start) for k, v in features.items()}
-        image_BD = features.pop("image")
-        scale = self.clip.logit_scale.exp()
-        return {kind: self._loss(image_BD, v, scale) for kind, v in features.items()}
+        if features_only:
+            return features
+        if gradients is not None:
+            found = features | self._temperature()
+            parts = [(found[name] * gradient).sum() for name, gradient in gradients.items()]
+            return {"replay": torch.stack(parts).sum()}
+        return self._losses_of(features, self._temperature(), self._teachers([batch]))
 
     def features(self, batch: PairBatch) -> dict[str, Tensor]:
         """Unit embeddings (B, D): ``image``, and one for each kind of caption."""
@@ -61,24 +71,36 @@ class ClipObjective(Objective):
         return {kind: value.float() for kind, value in found.items()}
 
     def accumulate(self, micro_batches: Sequence[PairBatch], forward: Forward) -> dict[str, Tensor]:
-        """Exactly the whole batch's gradients: features are cached first, then replayed in pieces.
+        """Exactly the whole batch's gradients, with one micro-batch's activations at a time.
 
-        Each piece's loss over the whole batch has gradients for its own rows alone, so that the
-        sum over pieces is the gradient of the whole (GradCache; Gao et al. 2021).
+        Features are computed first, without gradients; the loss over all of them gives each
+        feature's gradient; then each piece runs again and takes its own part of these (GradCache;
+        Gao et al. 2021). The loss and its exchange between ranks happen once a step.
         """
         if len(micro_batches) == 1:
             return super().accumulate(micro_batches, forward)
-        with torch.no_grad():
-            pieces = [self.features(m) for m in micro_batches]
-        whole = {kind: torch.cat([p[kind] for p in pieces]) for kind in pieces[0]}
-        start, losses = 0, {}
+        device = micro_batches[0].images_B3HW.device
+        states, pieces = [], []
+        with torch.no_grad(), without_statistics(self):
+            for micro_batch in micro_batches:
+                states.append(random_state(device))
+                pieces.append(forward(micro_batch, features_only=True))
+        whole = {k: torch.cat([p[k] for p in pieces]).requires_grad_() for k in pieces[0]}
+        temperature = {k: v.detach().requires_grad_() for k, v in self._temperature().items()}
+        losses = self._losses_of(whole, temperature, self._teachers(micro_batches))
+        leaves = whole | temperature
+        found = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(leaves.values()))
+        gradients = dict(zip(leaves, found, strict=True))
+        start = 0
         for number, micro_batch in enumerate(micro_batches, start=1):
+            after = start + len(micro_batch.images_B3HW)
+            own = {k: gradients[k][start:after] for k in whole}
+            own |= {k: gradients[k] / len(micro_batches) for k in temperature}
+            # Patch dropout and the like must fall as they fell before.
+            set_random_state(states[number - 1], device)
             with synchronizing(forward, last=number == len(micro_batches)):
-                losses = forward(micro_batch, cached=(whole, start))
-                torch.autograd.backward(torch.stack(list(losses.values())).sum())
-            start += len(micro_batch.images_B3HW)
-        # The scale's gradient was added once a piece, each time over the whole batch.
-        self.clip.logit_scale.grad.div_(len(micro_batches))
+                torch.autograd.backward(forward(micro_batch, gradients=own)["replay"])
+            start = after
         return {kind: value.detach() for kind, value in losses.items()}
 
     def after_step(self) -> None:
@@ -86,7 +108,34 @@ class ClipObjective(Objective):
         with torch.no_grad():
             self.clip.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
+    def _temperature(self) -> dict[str, Tensor]:
+        """Factor of the similarities, and what is added to them if anything is."""
+        found = {"scale": self.clip.logit_scale.exp()}
+        if self.clip.logit_bias is not None:
+            found["bias"] = self.clip.logit_bias
+        return found
 
-def _replace_rows(whole_BD: Tensor, fresh_bD: Tensor, start: int) -> Tensor:
-    after = start + len(fresh_bD)
-    return torch.cat([whole_BD[:start], fresh_bD, whole_BD[after:]])
+    def _losses_of(
+        self,
+        features: dict[str, Tensor],
+        temperature: dict[str, Tensor],
+        teachers: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        return self._losses(features, temperature["scale"], temperature.get("bias"), teachers)
+
+    def _teachers(self, batches: Sequence[PairBatch]) -> dict[str, Tensor]:
+        if not self._is_distilled:
+            return {}
+        found = [_teacher_embeddings(batch) for batch in batches]
+        return {name: torch.cat([f[name] for f in found]).float() for name in found[0]}
+
+
+def _teacher_embeddings(batch: PairBatch) -> dict[str, Tensor]:
+    """The teachers' embeddings (B, E) by name: ``image``, and one for each kind of caption."""
+    assert batch.teacher_image_BE is not None, "distillation needs batches with teacher embeddings"
+    found = {
+        "image": batch.teacher_image_BE,
+        "real": batch.teacher_real_BE,
+        "synthetic": batch.teacher_synthetic_BE,
+    }
+    return {name: value for name, value in found.items() if value is not None}

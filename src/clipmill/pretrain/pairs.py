@@ -8,10 +8,10 @@ from clipmill.config import Config
 from clipmill.data.augmentation import CropTransform
 from clipmill.data.view import View
 from clipmill.engine.config import TrainConfig
-from clipmill.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from clipmill.data.batches import PairBatch
+    from clipmill.data.batches import PairBatch, Tokenize
+    from clipmill.data.teacher_rows import Teaching
     from clipmill.engine.distributed import Ranks
 
 
@@ -33,11 +33,12 @@ def pair_batches(
     train: TrainConfig,
     *,
     crop: CropTransform,
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenize",
+    teaching: "Teaching | None" = None,
     here: "Ranks",
     cursor: int,
 ) -> Iterator["PairBatch"]:
-    """This rank's batches from update ``cursor`` on."""
+    """This rank's batches from update ``cursor`` on, with teachers' embeddings if asked."""
     from clipmill.data.loader import LoaderConfig, PairLoader
 
     config = LoaderConfig(
@@ -53,6 +54,7 @@ def pair_batches(
             config,
             transform=crop,
             tokenize=tokenizer,
+            teaching=teaching,
             rank=here.rank,
             world_size=here.world_size,
             cursor=cursor,

@@ -1,9 +1,15 @@
-"""Training a CoCa captioner."""
+"""Training a CoCa captioner, and captioning with it or with another's model."""
 
 from dataclasses import replace
 
 from clipmill.data.augmentation import RandomResizedCropConfig
-from clipmill.data.captioners import GenerateConfig
+from clipmill.data.captioners import (
+    EndpointConfig,
+    GenerateConfig,
+    HuggingFaceConfig,
+    RewriteConfig,
+    VlmConfig,
+)
 from clipmill.data.recaption import RecaptionConfig
 from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
@@ -84,6 +90,101 @@ def recaption_beam() -> RecaptionConfig:
     Hardware and hours: not run.
     """
     return RecaptionConfig()
+
+
+def recaption_coca() -> RecaptionConfig:
+    """Five captions an image from a CoCa, by nucleus sampling.
+
+    Source: MobileCLIP (Vasu et al. 2024), whose DataCompDR has five captions an image from
+    open_clip's CoCa ViT-L/14; the sampling parameters are ours.
+    Command: ``clipmill data recaption DATASET --captioner coca:coca_ViT-L-14@WEIGHTS
+    --recipe recaption-coca``
+    Hardware and hours: not run.
+    """
+    return RecaptionConfig(
+        generate=GenerateConfig(method="top_p", top_p=0.9, num_captions=5), batch_size=128
+    )
+
+
+def recaption_blip() -> RecaptionConfig:
+    """BLIP's captions: three beams, as its authors evaluate it on COCO captions.
+
+    Source: BLIP (Li et al. 2022), the captioning configuration of its code: 3 beams, lengths up to
+    20 tokens, the prompt "a picture of ".
+    Command: ``clipmill data recaption DATASET --captioner blip:FOLDER --recipe recaption-blip``
+    Hardware and hours: not run.
+    """
+    return RecaptionConfig(
+        huggingface=HuggingFaceConfig(num_beams=3, max_new_tokens=20, prompt="a picture of")
+    )
+
+
+def recaption_git() -> RecaptionConfig:
+    """GIT's captions by beam search.
+
+    Source: ours, for the models of GIT (Wang et al. 2022), which take no prompt.
+    Command: ``clipmill data recaption DATASET --captioner git:FOLDER --recipe recaption-git``
+    Hardware and hours: not run.
+    """
+    return RecaptionConfig(huggingface=HuggingFaceConfig(num_beams=4, max_new_tokens=30))
+
+
+def recaption_vlm_vecap() -> RecaptionConfig:
+    """A vision-language model describes the image, and keeps what the real caption knows.
+
+    Source: VeCLIP (Lai et al. 2023). There one model describes the image and another fuses that
+    with the real caption; here one that can do both is asked once, in words of ours.
+    Command: ``clipmill data recaption DATASET --captioner vlm:http://HOST:8000/v1
+    --recipe recaption-vlm-vecap --set vlm.model=NAME``
+    Hardware and hours: not run.
+    """
+    return RecaptionConfig(
+        vlm=VlmConfig(
+            prompt=(
+                "This image was found on a web page with the text below. Describe what the image "
+                "shows in one or two plain sentences of at most 40 words. Where the text names "
+                "something that can be seen, such as a place, a person, a product or a species, "
+                "use that name. Leave out whatever the image doesn't show, and don't mention the "
+                "text.\n\nText: {caption}"
+            ),
+            max_tokens=96,
+            temperature=0.2,
+        ),
+        endpoint=EndpointConfig(concurrency=32),
+        batch_size=256,
+    )
+
+
+def recaption_rewrite_laclip() -> RecaptionConfig:
+    """Four rewrites of each caption by a language model that doesn't see the image.
+
+    Source: LaCLIP (Fan et al. 2023): rewrites in the manner of a few examples, one of which each
+    training step draws at random; four rewrites a caption as in its released data. The examples
+    are ours.
+    Command: ``clipmill data recaption DATASET --captioner rewrite:http://HOST:8000/v1
+    --recipe recaption-rewrite-laclip --set rewrite.model=NAME``
+    Hardware and hours: not run.
+    """
+    return RecaptionConfig(
+        rewrite=RewriteConfig(
+            system="You rewrite image captions. You answer with the new caption alone.",
+            prompt=(
+                "Rewrite the last caption in the manner of the examples: other words and another "
+                "order, the same facts.\n\n"
+                "Caption: old wooden boat on lake at sunset stock photo\n"
+                "Rewrite: At dusk, a weathered rowing boat made of wood rests on a calm lake.\n\n"
+                "Caption: my dog Rex playing fetch\n"
+                "Rewrite: Rex, a dog, runs after a ball that was thrown for him.\n\n"
+                "Caption: {caption}\n"
+                "Rewrite:"
+            ),
+            num_captions=4,
+            max_tokens=77,
+            temperature=0.9,
+        ),
+        endpoint=EndpointConfig(concurrency=64),
+        batch_size=512,
+    )
 
 
 def recaption_miniature() -> RecaptionConfig:

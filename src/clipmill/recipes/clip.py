@@ -1,26 +1,29 @@
-"""CLIP pretraining: the paper's recipe, and the miniature that two CPU cores can run."""
+"""CLIP pretraining: the paper's recipe, its schedules and sizes, and what two CPU cores can run."""
 
 from dataclasses import replace
 
 from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.towers import ClipConfig, TextConfig, TowerOptions, VisionConfig
 from clipmill.pretrain.clip import PretrainConfig
 from clipmill.pretrain.pairs import LoadConfig
 
+BATCH_SIZE = 65_536
+"""Global batch (CLIP-QC, Table 11)."""
 
-def clip_vit_b16() -> PretrainConfig:
+
+def clip_vit_b16_12_8b() -> PretrainConfig:
     """ViT-B/16, 12.8 B seen samples.
 
     Source: CLIP-QC, Table 11, but for RangeAugment (target 40, 20), which is not built yet.
-    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain --recipe clip-vit-b16 ...``
+    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain --recipe clip-vit-b16-12.8b ...``
     Hardware and hours: not run.
     Expected, on DataCompDR: UperNet 53.9 mIoU, NYUv2 RMSE 0.339 m (CLIP-QC, Table 1).
     """
     return PretrainConfig(
         train=TrainConfig(
             steps=200_000,
-            batch_size=65_536,
+            batch_size=BATCH_SIZE,
             micro_batches=4,
             schedule=ScheduleConfig(peak=1e-3, minimum=1e-6, warmup_steps=2_000),
             optimizer=AdamWConfig(betas=(0.9, 0.95), weight_decay=0.2),
@@ -32,14 +35,186 @@ def clip_vit_b16() -> PretrainConfig:
     )
 
 
+def clip_vit_b16_5b() -> PretrainConfig:
+    """ViT-B/16, 5 B seen samples.
+
+    Source: CLIP-QC, Table 11 and the comparison with MAE; derived from
+    :func:`clip_vit_b16_12_8b`.
+    Hardware and hours: not run.
+    Expected, on DataCompDR: UperNet 52.5 mIoU, NYUv2 RMSE 0.351 m.
+    """
+    return _seeing(clip_vit_b16_12_8b(), 5.0e9)
+
+
+def clip_vit_b16_2_05b() -> PretrainConfig:
+    """ViT-B/16, 2.05 B seen samples.
+
+    Source: CLIP-QC, Table 11 and the comparison with MAE; derived from
+    :func:`clip_vit_b16_12_8b`.
+    Hardware and hours: not run.
+    Expected, on DataCompDR: UperNet 51.7 mIoU, NYUv2 RMSE 0.366 m.
+    """
+    return _seeing(clip_vit_b16_12_8b(), 2.05e9)
+
+
+def clip_vit_b16_after_mae() -> PretrainConfig:
+    """ViT-B/16 that starts from a masked autoencoder: ``--set init=URI``, 5 B seen samples.
+
+    Source: CLIP-QC, the comparison with MAWS (MAE, then weakly supervised, 10 B together);
+    derived from :func:`clip_vit_b16_5b`.
+    Hardware and hours: not run.
+    Expected, of MAWS on IG-3B: UperNet 50.4 mIoU, NYUv2 RMSE 0.371 m.
+    """
+    full = clip_vit_b16_5b()
+    vision = replace(full.model.vision, has_input_norm=False)
+    return replace(full, model=replace(full.model, vision=vision))
+
+
+def clip_vit_b16_scaling_1_28b() -> PretrainConfig:
+    """ViT-B/16, 20k iterations on all of 1.28 B pairs.
+
+    Source: CLIP-QC, data-scaling study (Figure 2); derived from :func:`clip_vit_b16_12_8b`.
+    Hardware and hours: not run.
+    """
+    full = clip_vit_b16_12_8b()
+    return replace(full, train=replace(full.train, steps=20_000))
+
+
+def clip_vit_b16_scaling_128m() -> PretrainConfig:
+    """The same on a tenth of the pairs.
+
+    Source: CLIP-QC, Figure 2; derived from :func:`clip_vit_b16_scaling_1_28b`.
+    Hardware and hours: not run.
+    Expected, on DataComp: detection 44.6 mAP.
+    """
+    return _on_part(clip_vit_b16_scaling_1_28b(), 0.1)
+
+
+def clip_vit_b16_scaling_12_8m() -> PretrainConfig:
+    """The same on a hundredth of the pairs.
+
+    Source: CLIP-QC, Figure 2; derived from :func:`clip_vit_b16_scaling_1_28b`.
+    Hardware and hours: not run.
+    Expected, on DataCompDR: detection 44.2 mAP.
+    """
+    return _on_part(clip_vit_b16_scaling_1_28b(), 0.01)
+
+
+def clip_vit_b16_scaling_1_28m() -> PretrainConfig:
+    """The same on a thousandth of the pairs.
+
+    Source: CLIP-QC, Figure 2; derived from :func:`clip_vit_b16_scaling_1_28b`.
+    Hardware and hours: not run.
+    """
+    return _on_part(clip_vit_b16_scaling_1_28b(), 0.001)
+
+
+def clip_vit_b16_12m() -> PretrainConfig:
+    """ViT-B/16 on a set of 12 M pairs: 30k iterations at batch 8,192.
+
+    Source: MobileCLIP's run on DataCompDR-12M, at CLIP-QC's Table 11; derived from
+    :func:`clip_vit_b16_12_8b`.
+    Hardware and hours: not run.
+    Expected, on DataComp-12M with CoCa's captions, G+S: UperNet 47.8 mIoU.
+    """
+    full = clip_vit_b16_12_8b()
+    schedule = replace(full.train.schedule, warmup_steps=1_000)
+    return replace(
+        full,
+        train=replace(
+            full.train, steps=30_000, batch_size=8_192, micro_batches=1, schedule=schedule
+        ),
+    )
+
+
+def clip_vit_b32_12_8b() -> PretrainConfig:
+    """ViT-B/32, 12.8 B seen samples.
+
+    Source: open_clip's ViT-B-32, with CLIP-QC's Table 11.
+    Hardware and hours: not run.
+    """
+    full = clip_vit_b16_12_8b()
+    return replace(
+        full,
+        model=ClipConfig(vision=VisionConfig(patch_size=32)),
+        train=replace(full.train, micro_batches=2),
+    )
+
+
+def clip_vit_l14_12_8b() -> PretrainConfig:
+    """ViT-L/14, 12.8 B seen samples.
+
+    Source: open_clip's ViT-L-14, with CLIP-QC's Table 11.
+    Hardware and hours: not run.
+    """
+    full = clip_vit_b16_12_8b()
+    return replace(
+        full,
+        model=ClipConfig(
+            embed_dim=768,
+            vision=VisionConfig(patch_size=14, width=1024, layers=24),
+            text=TextConfig(width=768, heads=12),
+        ),
+        towers=TowerOptions(gradient_checkpointing=True),
+        train=replace(full.train, micro_batches=16),
+    )
+
+
+def clip_vit_s16_12_8b() -> PretrainConfig:
+    """ViT-S/16, 12.8 B seen samples.
+
+    Source: open_clip's ViT-S-16, with CLIP-QC's Table 11.
+    Hardware and hours: not run.
+    """
+    full = clip_vit_b16_12_8b()
+    return replace(
+        full,
+        model=ClipConfig(
+            embed_dim=384,
+            vision=VisionConfig(width=384),
+            text=TextConfig(width=384, heads=6),
+        ),
+        train=replace(full.train, micro_batches=2),
+    )
+
+
+def clip_vit_ti16_12_8b() -> PretrainConfig:
+    """ViT-Ti/16, 12.8 B seen samples.
+
+    Source: DeiT-Ti's image tower (Touvron et al. 2021) with a text tower half as wide as
+    ViT-B/16's; CLIP-QC's Table 11.
+    Hardware and hours: not run.
+    """
+    full = clip_vit_b16_12_8b()
+    return replace(
+        full,
+        model=ClipConfig(
+            embed_dim=256,
+            vision=VisionConfig(width=192),
+            text=TextConfig(width=256, heads=4),
+        ),
+        train=replace(full.train, micro_batches=1),
+    )
+
+
+def siglip_vit_b16_12_8b() -> PretrainConfig:
+    """ViT-B/16 with SigLIP's loss, 12.8 B seen samples.
+
+    Source: Zhai et al. 2023 for the loss; all else from :func:`clip_vit_b16_12_8b`.
+    Hardware and hours: not run.
+    """
+    full = clip_vit_b16_12_8b()
+    return replace(full, model=replace(full.model, loss="sigmoid"))
+
+
 def clip_vit_miniature() -> PretrainConfig:
     """A ViT of 0.9 M parameters at 64 px: the same functions on two cores.
 
-    Source: ours, derived from :func:`clip_vit_b16`.
+    Source: ours, derived from :func:`clip_vit_b16_12_8b`.
     Command: ``clipmill pretrain --recipe clip-vit-miniature ...``
     Hardware and time: see docs/log.md.
     """
-    full = clip_vit_b16()
+    full = clip_vit_b16_12_8b()
     return replace(
         full,
         model=ClipConfig(
@@ -75,3 +250,14 @@ def clip_miniature() -> PretrainConfig:
     vit = clip_vit_miniature()
     vision = VisionConfig(image_size=64, timm_model="test_resnet")
     return replace(vit, model=replace(vit.model, vision=vision))
+
+
+def _seeing(config: PretrainConfig, num_samples: float) -> PretrainConfig:
+    """The same for as many updates as show this many samples."""
+    steps = round(num_samples / config.train.batch_size)
+    return replace(config, train=replace(config.train, steps=steps))
+
+
+def _on_part(config: PretrainConfig, fraction: float) -> PretrainConfig:
+    """The same on this part of the samples; a smaller part is inside any larger one."""
+    return replace(config, view=replace(config.view, fraction=fraction))

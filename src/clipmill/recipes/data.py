@@ -1,5 +1,6 @@
 """Sources and shards."""
 
+from clipmill.data.export import ExportConfig
 from clipmill.data.scenes.source import ScenesSourceConfig
 from clipmill.data.shards import ShardConfig
 
@@ -27,3 +28,11 @@ def shards_miniature() -> ShardConfig:
     Source: ours, derived from :func:`shards`.
     """
     return ShardConfig(samples_per_shard=256, min_side=16)
+
+
+def export() -> ExportConfig:
+    """Plain WebDataset tars of a thousand samples, one caption each.
+
+    Source: ours.
+    """
+    return ExportConfig()

@@ -6,13 +6,18 @@ to, and the run's name if its times are to be kept there. It returns the URI of 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from clipmill.recipes.registry import recipe
 from clipmill.stages import Stage
 from clipmill.storage import join
 
-LABELS = {"real": "G", "synthetic": "S", "both": "G+S"}
-"""The paper's names of the caption choices (CLIP-QC, Table 2)."""
+if TYPE_CHECKING:
+    from clipmill.data.stats import DatasetStats
+    from clipmill.data.verify import Verification
+
+LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
+"""The paper's names of the caption choices (CLIP-QC, Table 2), and of the choice by a layer."""
 
 
 def scenes(name: str, overrides: Sequence[str], store: str, run: str = "") -> str:
@@ -27,7 +32,7 @@ def scenes(name: str, overrides: Sequence[str], store: str, run: str = "") -> st
 def shard(
     name: str, overrides: Sequence[str], source: str, store: str, run: str = "", label: str = ""
 ) -> str:
-    """Cut a folder, or one packed as a tar, into a dataset."""
+    """Cut a source into a dataset."""
     from clipmill.data.shards import ShardConfig
     from clipmill.data.shards import shard as make
 
@@ -36,6 +41,35 @@ def shard(
         return stage.made(
             make(config, source, store, progress=lambda d, n: stage.report(d, n, "samples"))
         )
+
+
+def plan(name: str, overrides: Sequence[str], source: str, store: str) -> str:
+    """Plan a dataset for workers to make; the URI that it will have."""
+    from clipmill.data.shards import ShardConfig, plan_shards
+
+    with Stage("plan") as stage:
+        return stage.made(plan_shards(recipe(name, ShardConfig, overrides), source, store).uri)
+
+
+def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | None = None) -> str:
+    """Make a part of a planned dataset: that of ``worker`` ("I/N"), or a range of shards."""
+    from clipmill.data.shards import parse_worker, read_plan, shard_range, worker_range
+
+    planned = read_plan(dataset)
+    if worker:
+        start, stop = worker_range(planned.num_shards, *parse_worker(worker))
+    stop = planned.num_shards if stop is None else min(stop, planned.num_shards)
+    with Stage("shard", label=f"{start}-{stop}") as stage:
+        shard_range(planned, start, stop, progress=lambda d, n: stage.report(d, n, "samples"))
+        return stage.made(planned.uri)
+
+
+def finish(dataset: str) -> str:
+    """Make a planned dataset of its finished shards."""
+    from clipmill.data.shards import finish_shards, read_plan
+
+    with Stage("finish") as stage:
+        return stage.made(finish_shards(read_plan(dataset)).uri)
 
 
 def train_captioner(
@@ -51,17 +85,111 @@ def train_captioner(
 
 
 def recaption(
-    name: str, overrides: Sequence[str], dataset: str, captioner: str, store: str, run: str = ""
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    captioner: str,
+    store: str,
+    run: str = "",
+    *,
+    start: int = 0,
+    stop: int | None = None,
 ) -> str:
-    """Caption a dataset's pictures; the name of the layer."""
+    """Caption a dataset's pictures, or those of some of its shards; the name of the layer."""
     from clipmill.data.recaption import RecaptionConfig
     from clipmill.data.recaption import recaption as make
 
     config = recipe(name, RecaptionConfig, overrides)
     with Stage("recaption", store=store, run=run) as stage:
-        layer = make(config, dataset, captioner, report=stage.report)
+        layer = make(config, dataset, captioner, report=stage.report, start=start, stop=stop)
         stage.made(join(dataset, "layers", layer))
         return layer
+
+
+def score(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    store: str,
+    run: str = "",
+    *,
+    model: str = "",
+    start: int = 0,
+    stop: int | None = None,
+) -> list[str]:
+    """Measure shards ``start`` to ``stop`` of a dataset; the names of the layers.
+
+    ``model`` replaces the recipe's CLIP.
+    """
+    from clipmill.data.scoring.score import ScoreConfig
+    from clipmill.data.scoring.score import score as make
+
+    given = [f"clip.model={model}"] if model else []
+    config = recipe(name, ScoreConfig, [*given, *overrides])
+    with Stage("score", store=store, run=run, label=name.removeprefix("score-")) as stage:
+        layers = make(config, dataset, report=stage.report, start=start, stop=stop)
+        stage.made(join(dataset, "layers", layers[-1]))
+        return list(layers)
+
+
+def select(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    store: str,
+    run: str = "",
+    *,
+    layers: Sequence[str] = (),
+) -> str:
+    """Judge a dataset's samples by their scores; the name of the layer."""
+    from clipmill.data.select import select as make
+    from clipmill.data.select_rule import SelectConfig
+
+    config = recipe(name, SelectConfig, overrides)
+    with Stage("select", store=store, run=run, label=config.name) as stage:
+        layer = make(config, dataset, layers=layers, report=stage.report)
+        stage.made(join(dataset, "layers", layer))
+        return layer
+
+
+def teacher(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    captions: str,
+    store: str,
+    run: str = "",
+) -> str:
+    """Embed a dataset's pictures and captions with a teacher ensemble; the name of the layer."""
+    from clipmill.pretrain.teacher import TeacherConfig, make_teacher_layer
+
+    config = recipe(name, TeacherConfig, overrides)
+    with Stage("teacher", store=store, run=run) as stage:
+        layer = make_teacher_layer(config, dataset, captions, report=stage.report)
+        stage.made(join(dataset, "layers", layer))
+        return layer
+
+
+def import_layer(
+    dataset: str,
+    layer: str,
+    files: Sequence[str],
+    *,
+    uid_column: str = "uid",
+    columns: Sequence[str] = (),
+    missing: str = "error",
+) -> str:
+    """Join other tools' tables to a dataset as a layer; ``columns`` are ``OURS=THEIRS``."""
+    from clipmill.data.import_layer import ImportConfig
+    from clipmill.data.import_layer import import_layer as make
+
+    named = {ours: theirs for ours, _, theirs in (c.partition("=") for c in columns)}
+    renamed = {ours: theirs or ours for ours, theirs in named.items()}
+    config = ImportConfig.from_json(
+        {"uid_column": uid_column, "columns": renamed, "missing": missing}
+    )
+    with Stage("import") as stage:
+        return stage.made(make(config, dataset, layer, files, report=stage.report))
 
 
 def pretrain(
@@ -73,18 +201,47 @@ def pretrain(
     *,
     captions: str = "real",
     layer: str = "",
+    select: Sequence[str] = (),
 ) -> str:
-    """Pretrain CLIP on real captions, synthetic ones, or both."""
+    """Pretrain CLIP on real captions, synthetic ones, both, or those that a rule chose."""
     from clipmill.data.view import ViewConfig
     from clipmill.pretrain.clip import PretrainConfig
     from clipmill.pretrain.clip import pretrain as make
 
-    view = ViewConfig.from_json(
-        {"captions": captions, "layer": "" if captions == "real" else layer}
-    )
-    config = replace(recipe(name, PretrainConfig), view=view).override(overrides)
+    chosen = recipe(name, PretrainConfig)
+    kinds = {
+        "captions": captions,
+        "layer": layer if captions in {"synthetic", "both"} else "",
+        "select": list(select),
+    }
+    view = ViewConfig.from_json(chosen.view.to_json() | kinds)
+    config = replace(chosen, view=view).override(overrides)
     with Stage("pretrain", store=store, run=run, label=LABELS[captions]) as stage:
         return stage.made(make(config, dataset, store, report=stage.report))
+
+
+def pretrain_mae(
+    name: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
+) -> str:
+    """Pretrain a masked autoencoder on a dataset's pictures."""
+    from clipmill.pretrain.mae import MaePretrainConfig
+    from clipmill.pretrain.mae import pretrain_mae as make
+
+    config = recipe(name, MaePretrainConfig, overrides)
+    with Stage("pretrain", store=store, run=run, label="MAE") as stage:
+        return stage.made(make(config, dataset, store, report=stage.report))
+
+
+def pretrain_supervised(
+    name: str, overrides: Sequence[str], data: str, store: str, run: str = ""
+) -> str:
+    """Pretrain an image tower on a folder of labelled images."""
+    from clipmill.pretrain.supervised import SupervisedConfig
+    from clipmill.pretrain.supervised import pretrain_supervised as make
+
+    config = recipe(name, SupervisedConfig, overrides)
+    with Stage("pretrain", store=store, run=run, label="supervised") as stage:
+        return stage.made(make(config, data, store, report=stage.report))
 
 
 def finetune(
@@ -186,3 +343,61 @@ def report(
     with Stage("report", store=store, run=run) as stage:
         stage.report(0, 1, "drawing")
         return stage.made(make(inputs, store))
+
+
+def data_stats(dataset: str, *, max_shards: int = 0) -> "DatasetStats":
+    """Look at a dataset's shards and layers."""
+    from clipmill.data.dataset import Dataset, cache_folder
+    from clipmill.data.stats import dataset_stats
+
+    with Stage("stats") as stage:
+        opened = Dataset.open(dataset)
+        return dataset_stats(opened, cache_folder(), max_shards=max_shards, report=stage.report)
+
+
+def data_verify(dataset: str, *, contents: bool = True) -> "Verification":
+    """Check every digest of a dataset."""
+    from clipmill.data.verify import verify
+
+    with Stage("verify") as stage:
+        return verify(dataset, contents=contents, report=stage.report)
+
+
+def data_view(
+    dataset: str,
+    *,
+    uids: Sequence[str] = (),
+    best: str = "",
+    worst: str = "",
+    count: int = 24,
+    seed: int = 0,
+) -> str:
+    """Samples of a dataset on one HTML page."""
+    from clipmill.analysis.dataset_page import PageConfig, dataset_page
+    from clipmill.data.dataset import Dataset, cache_folder
+
+    config = PageConfig(uids=tuple(uids), best=best, worst=worst, count=count, seed=seed)
+    with Stage("view") as stage:
+        return dataset_page(Dataset.open(dataset), config, cache_folder(), report=stage.report)
+
+
+def data_export(
+    name: str,
+    overrides: Sequence[str],
+    dataset: str,
+    store: str,
+    *,
+    captions: str = "real",
+    layer: str = "",
+) -> str:
+    """Bake a view into WebDataset tars; their folder."""
+    from clipmill.data.dataset import cache_folder
+    from clipmill.data.export import ExportConfig, export
+    from clipmill.data.view import ViewConfig
+
+    view = ViewConfig.from_json(
+        {"captions": captions, "layer": "" if captions == "real" else layer}
+    )
+    config = replace(recipe(name, ExportConfig), view=view).override(overrides)
+    with Stage("export") as stage:
+        return stage.made(export(config, dataset, store, cache_folder(), report=stage.report))

@@ -19,6 +19,7 @@ ARTIFACT_FILES: Final = (
     "report.json",
     "source.json",
     "layer.json",
+    "export.json",
     "evaluation.json",
     "promotion.json",
     "probe.json",

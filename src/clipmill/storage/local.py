@@ -41,7 +41,7 @@ class LocalStore(Store):
             file.seek(start)
             return file.read(length)
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         """Write a file from bytes."""
         with replacing(self.path(key)) as temporary:
             temporary.write_bytes(data)

@@ -1,28 +1,33 @@
 """A store in an S3 bucket: SeaweedFS, Amazon's, or any other that speaks the protocol."""
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 
 import urllib3
 from minio import Minio
-from minio.error import MinioException, S3Error
+from minio.error import S3Error
 from minio.helpers import DictType, check_bucket_name
 
 from clipmill.errors import NotFoundError, StorageError
 from clipmill.storage.atomic import replacing
 from clipmill.storage.s3_client import RetryPolicy, S3Settings, client_for
+from clipmill.storage.s3_errors import S3_ERRORS, is_garbled, storage_error, store_failed
 from clipmill.storage.store import Store, check_key
 
 __all__ = ["RetryPolicy", "S3Settings", "S3Store"]
 
+_T = TypeVar("_T")
 # A file past this goes up in parts, three at once; no part is visible before the last is in.
 _PART_BYTES: Final = 16 << 20
 # S3 allows this many parts to an object.
 _MAX_PARTS: Final = 10_000
 _CHUNK_BYTES: Final = 1 << 20
+_CONTENT_RANGE: Final = re.compile(r"bytes \d+-(\d+)/")
 
 
 class S3Store(Store):
@@ -50,7 +55,9 @@ class S3Store(Store):
 
     def get(self, key: str) -> bytes:
         """Return the bytes of an object."""
-        return b"".join(self._chunks(key))
+        buffer = io.BytesIO()
+        self._download(key, buffer)
+        return buffer.getvalue()
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return part of the bytes of an object."""
@@ -59,16 +66,18 @@ class S3Store(Store):
             # HTTP can't ask for a range of no bytes; that the object exists is still checked.
             self.size(key)
             return b""
-        return b"".join(self._chunks(key, start, length))
+        buffer = io.BytesIO()
+        self._download(key, buffer, start, length)
+        return buffer.getvalue()
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         """Write an object from bytes."""
         self._upload(key, io.BytesIO(data), len(data))
 
     def get_file(self, key: str, path: Path) -> None:
         """Copy an object to a local file."""
         with replacing(path) as temporary, temporary.open("wb") as file:
-            file.writelines(self._chunks(key))
+            self._download(key, file)
 
     def put_file(self, key: str, path: Path) -> None:
         """Write an object from a local file."""
@@ -109,24 +118,31 @@ class S3Store(Store):
         """Yield the keys of objects that start with ``prefix``, sorted."""
         try:
             with self._asking(prefix, is_key=False) as (client, start):
-                entries = client.list_objects(self.bucket, prefix=start, recursive=True)
-                names = [entry.object_name or "" for entry in entries if not entry.is_dir]
+                names = self._repeated(partial(self._listed, client, start))
         except NotFoundError:
             return
         # Not every server lists by code point: SeaweedFS goes folder by folder.
         yield from sorted(name.removeprefix(self.prefix) for name in names)
 
+    def _listed(self, client: Minio, start: str) -> Sequence[str]:
+        entries = client.list_objects(self.bucket, prefix=start, recursive=True)
+        return [entry.object_name or "" for entry in entries if not entry.is_dir]
+
     def _upload(self, key: str, file: BinaryIO, num_bytes: int) -> None:
-        part_bytes = max(_PART_BYTES, -(-num_bytes // _MAX_PARTS))
         with self._asking(key) as (client, name):
-            try:
-                client.put_object(self.bucket, name, file, num_bytes, part_size=part_bytes)
-            except S3Error as error:
-                if error.code != "NoSuchBucket":
-                    raise
-                self._make_bucket(client)
-                file.seek(0)
-                client.put_object(self.bucket, name, file, num_bytes, part_size=part_bytes)
+            self._repeated(partial(self._put, client, name, file, num_bytes))
+
+    def _put(self, client: Minio, name: str, file: BinaryIO, num_bytes: int) -> None:
+        part_bytes = max(_PART_BYTES, -(-num_bytes // _MAX_PARTS))
+        try:
+            file.seek(0)
+            client.put_object(self.bucket, name, file, num_bytes, part_size=part_bytes)
+        except S3Error as error:
+            if error.code != "NoSuchBucket":
+                raise
+            self._make_bucket(client)
+            file.seek(0)
+            client.put_object(self.bucket, name, file, num_bytes, part_size=part_bytes)
 
     def _make_bucket(self, client: Minio) -> None:
         try:
@@ -136,7 +152,20 @@ class S3Store(Store):
             if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise
 
-    def _chunks(self, key: str, start: int = 0, length: int = 0) -> Iterator[bytes]:
+    def _download(self, key: str, file: BinaryIO, start: int = 0, length: int = 0) -> None:
+        """Write an object's bytes to ``file``; anew, where its version changed on the way."""
+        for _ in range(self.policy.attempts):
+            file.seek(0)
+            file.truncate()
+            try:
+                file.writelines(self._chunks(key, start, length))
+            except _OtherVersionError:
+                continue
+            return
+        what = f"its version changed in each of {self.policy.attempts} attempts to read it"
+        raise self._failed(f"{self.prefix}{key}", what)
+
+    def _chunks(self, key: str, start: int, length: int) -> Iterator[bytes]:
         """Yield an object's bytes (all from ``start`` if ``length`` is 0).
 
         The client repeats a failed request; here a body that breaks off is taken up where it
@@ -146,23 +175,18 @@ class S3Store(Store):
         while not length or position < end:
             before = position
             with self._asking(key) as (client, name):
-                # Without If-Match, the rest of another version could follow the part we have.
-                headers: DictType = {"If-Match": etag} if etag else {}
-                rest = end - position if length else 0
+                response = self._repeated(
+                    partial(self._open_part, client, name, position, end, etag)
+                )
+                if response is None:
+                    return
                 try:
-                    response = client.get_object(self.bucket, name, position, rest, headers)
-                except S3Error as error:
-                    if error.response.status == 416:  # the range starts past the end
-                        return
-                    raise
-                try:
-                    if (position or rest) and response.status != 206:
-                        what = f"HTTP {response.status} where part of an object was asked for"
-                        raise self._failed(f"s3://{self.bucket}/{name}", what)
                     etag = response.headers.get("ETag", "")
                     for chunk in response.stream(_CHUNK_BYTES):
                         position += len(chunk)
                         yield chunk
+                    if _is_cut(response.headers.get("Content-Range", ""), position):
+                        raise urllib3.exceptions.ProtocolError("an answer shorter than it says")
                 except urllib3.exceptions.HTTPError:
                     fruitless = fruitless + 1 if position == before else 0
                     if fruitless >= self.policy.attempts:
@@ -173,43 +197,72 @@ class S3Store(Store):
                     response.close()
                     response.release_conn()
 
+    def _open_part(
+        self, client: Minio, name: str, position: int, end: int, etag: str
+    ) -> urllib3.BaseHTTPResponse | None:
+        """The answer with an object's bytes from ``position`` on; None past the object's end.
+
+        ``etag`` is of the version whose first part we have: without If-Match, the rest of another
+        one could follow. Raises _OtherVersionError if there is another by now.
+        """
+        headers: DictType = {"If-Match": etag} if etag else {}
+        rest = max(0, end - position)
+        if not (position or rest):
+            # The answer to a range says how long it is, whatever cuts it on its way.
+            headers["Range"] = "bytes=0-"
+        try:
+            response = client.get_object(self.bucket, name, position, rest, headers)
+        except S3Error as error:
+            if error.response.status == 416:
+                return None
+            if error.response.status == 412 and etag:
+                raise _OtherVersionError from error
+            raise
+        if (position or rest) and response.status != 206:
+            trouble = f"HTTP {response.status} where part of an object was asked for"
+        elif etag and response.headers.get("ETag", "") != etag:
+            trouble = ""
+        else:
+            return response
+        response.close()
+        response.release_conn()
+        if trouble:
+            raise self._failed(name, trouble)
+        raise _OtherVersionError
+
+    def _repeated(self, work: Callable[[], _T]) -> _T:
+        """Do the work again, where an answer came that can't be understood.
+
+        The client itself repeats requests that failed or weren't answered.
+        """
+        attempt = 1
+        while True:
+            try:
+                return work()
+            except S3_ERRORS as error:
+                if attempt == self.policy.attempts or not is_garbled(error):
+                    raise
+                attempt += 1
+
     @contextmanager
     def _asking(self, key: str, *, is_key: bool = True) -> Iterator[tuple[Minio, str]]:
         """Yield the client and the object's full name; tell its errors in our own."""
         name = self.prefix + (check_key(key) if is_key else key)
-        uri = f"s3://{self.bucket}/{name}"
         try:
             yield client_for(self.settings, self.policy), name
-        except S3Error as error:
-            status = error.response.status
-            if status == 404:
-                raise NotFoundError(
-                    f"there is no object {uri} at {self.settings.endpoint}",
-                    expected="an object that was written before",
-                    action="check the URI, and that the step which writes it has run",
-                ) from error
-            if status in (401, 403):
-                raise StorageError(
-                    f"{self.settings.endpoint} refuses {uri}: {error.code}: {error.message}",
-                    expected=f"access key {self.settings.access_key!r} with the right secret, "
-                    "and the right to use this bucket",
-                    action="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN "
-                    "and AWS_ENDPOINT_URL",
-                ) from error
-            raise self._failed(uri, f"{error.code}: {error.message}") from error
-        except urllib3.exceptions.MaxRetryError as error:
-            raise StorageError(
-                f"can't reach the S3 store at {self.settings.endpoint}: {error.reason}",
-                expected="a server that answers within "
-                f"{self.policy.attempts} attempts of {self.policy.connect_timeout_seconds:g} s",
-                action="start the store, or correct AWS_ENDPOINT_URL",
-            ) from error
-        except (MinioException, urllib3.exceptions.HTTPError) as error:
-            raise self._failed(uri, str(error)) from error
+        except S3_ERRORS as error:
+            uri = f"s3://{self.bucket}/{name}"
+            raise storage_error(error, uri, self.settings, self.policy) from error
 
-    def _failed(self, uri: str, reason: str) -> StorageError:
-        return StorageError(
-            f"{self.settings.endpoint} failed on {uri}: {reason}",
-            expected="an S3 store in working order",
-            action="look at the store's own log, then run again: what is done already is kept",
-        )
+    def _failed(self, name: str, reason: str) -> StorageError:
+        return store_failed(f"s3://{self.bucket}/{name}", reason, self.settings)
+
+
+class _OtherVersionError(Exception):
+    """The object isn't the one any more of which we have a part."""
+
+
+def _is_cut(content_range: str, position: int) -> bool:
+    """Whether a body ended at ``position``, before the end that its header speaks of."""
+    match = _CONTENT_RANGE.match(content_range)
+    return match is not None and position <= int(match[1])

@@ -40,7 +40,7 @@ class Store(ABC):
         """Return ``length`` bytes from ``start`` on, fewer where the object ends before."""
 
     @abstractmethod
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         """Write an object, atomically: a reader sees the old bytes or the new, never a part."""
 
     @abstractmethod
@@ -136,7 +136,7 @@ def read_bytes(uri: str) -> bytes:
     return store.get(key)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes | memoryview) -> None:
     """Write the bytes at ``uri``, atomically; raises StorageError."""
     store, key = split_uri(uri)
     store.put(key, data)

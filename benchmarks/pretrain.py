@@ -1,0 +1,133 @@
+"""What a CLIP run costs beside its arithmetic: ``python benchmarks/pretrain.py``.
+
+Prints the step time of G + S over that of G (CLIP-QC trains on real and synthetic captions
+together), the utilisation against a plain product of matrices, the stall of a checkpoint, and the
+time from a saved state to the first step. Steps of what is compared alternate.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from towers import BASE, SMALL, hardware, matmul_flops, pairs, synchronize
+
+from clipmill.engine.checkpointer import Checkpointer
+from clipmill.engine.config import TrainConfig
+from clipmill.engine.distributed import Ranks, ranks
+from clipmill.engine.flops import forward_flops
+from clipmill.engine.state import Progress
+from clipmill.engine.update import Updater
+from clipmill.models.towers import ClipConfig
+from clipmill.pretrain.clip_objective import ClipObjective
+
+_CHECKPOINT_STEPS = 100
+
+
+def updater(model: ClipConfig, config: TrainConfig, here: Ranks) -> Updater:
+    """A fresh model and what trains it."""
+    torch.manual_seed(config.seed)
+    return Updater(ClipObjective(model, here).to(here.device).train(), config, here)
+
+
+def step_seconds(
+    model: ClipConfig, config: TrainConfig, here: Ranks, steps: int
+) -> dict[str, float]:
+    """Median seconds of a step on one kind of caption, and on both."""
+    batches = {
+        "G": pairs(model, config.batch_size),
+        "G + S": pairs(model, config.batch_size, synthetic=True),
+    }
+    updaters = {name: updater(model, config, here) for name in batches}
+    laps: dict[str, list[float]] = {name: [] for name in batches}
+    for step in range(steps + 1):
+        for name, batch in batches.items():
+            synchronize(here.device)
+            started = time.perf_counter()
+            updaters[name].update(step, batch)
+            synchronize(here.device)
+            if step:
+                laps[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in laps.items()}
+
+
+def checkpoint(config: TrainConfig, here: Ranks, steps: int) -> dict[str, float]:
+    """Seconds: of a step, of one while a state is written, of the stall, of a resume."""
+    batch = pairs(SMALL, config.batch_size)
+    run = updater(SMALL, config, here)
+    plain, busy, stalls = [], [], []
+
+    def lap(step: int) -> float:
+        started = time.perf_counter()
+        run.update(step, batch)
+        return time.perf_counter() - started
+
+    lap(0)
+    with tempfile.TemporaryDirectory() as folder:
+        states = Checkpointer(folder, run.moving, here, num_kept=2)
+        for step in range(1, steps + 1):
+            plain.append(lap(step))
+            started = time.perf_counter()
+            states.save(Progress(step=step))
+            stalls.append(time.perf_counter() - started)
+            busy.append(lap(step))
+            states.finish(must=True)
+        started = time.perf_counter()
+        again = updater(SMALL, config, here)
+        built = time.perf_counter()
+        Checkpointer(folder, again.moving, here, num_kept=2).restore()
+        restored = time.perf_counter()
+        again.update(steps, batch)
+    names = {"step": plain, "step while a state is written": busy, "stall": stalls}
+    found = {name: statistics.median(values) for name, values in names.items()}
+    found["building the model"] = built - started
+    found["state to first step done"] = time.perf_counter() - built
+    found["of which loading"] = restored - built
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--skip-base", action="store_true", help="leave ViT-B/16 out")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console()
+    config = TrainConfig(steps=1000, batch_size=options.batch, precision=options.precision)
+    with ranks() as here:
+        model, title = (SMALL, "ViT-Ti/16 at 112 px") if options.skip_base else (BASE, "ViT-B/16")
+        seconds = step_seconds(model, config, here, options.steps)
+        table = Table(title=f"{title}, batch {options.batch}, {options.precision}")
+        table.add_column("captions")
+        table.add_column("s/step", justify="right")
+        for name, value in seconds.items():
+            table.add_row(name, f"{value:.2f}")
+        console.print(table)
+        console.print(f"G + S / G step time: {seconds['G + S'] / seconds['G']:.2f}")
+        flops = 3 * forward_flops(
+            ClipObjective(model, here).to(here.device), pairs(model, options.batch)
+        )
+        dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+        peak = matmul_flops(here.device, dtype, 2048)
+        console.print(
+            f"G: {flops / seconds['G'] / 1e9:.0f} GFLOP/s of a plain product's {peak / 1e9:.0f}: "
+            f"utilisation {flops / seconds['G'] / peak:.2f}"
+        )
+        found = checkpoint(config, here, options.steps)
+        for name, value in found.items():
+            console.print(f"{name}: {value * 1000:.0f} ms")
+        extra = found["stall"] + max(found["step while a state is written"] - found["step"], 0)
+        share = extra / (_CHECKPOINT_STEPS * found["step"])
+        console.print(f"a checkpoint every {_CHECKPOINT_STEPS} steps: {100 * share:.2f} % of time")
+    console.print(hardware())
+
+
+if __name__ == "__main__":
+    main()

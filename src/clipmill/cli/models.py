@@ -1,0 +1,50 @@
+"""Commands about runs and models: what there is, and how it leaves."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipmill.cli.options import Json
+
+
+def runs(
+    store: Annotated[str, typer.Argument(help="Folder or s3:// URI of a store.")],
+    page: Annotated[Path | None, typer.Option(help="Write a page with curves there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List a store's training runs, finished or not, and compare them."""
+    from clipmill.analysis.runs import differing, list_runs, runs_page, shown
+
+    found = list_runs(store)
+    if page is not None:
+        page.write_text(runs_page(store, found))
+    if as_json:
+        typer.echo(json.dumps([run.to_json() for run in found], indent=2))
+        return
+    width = max((len(run.name) for run in found), default=0)
+    for run in found:
+        speed = shown(run.last.get("samples_per_second"), 0)
+        typer.echo(
+            f"{run.name:<{width}}  {run.status:<8}  {run.step:>9,} of {run.steps:>9,}  "
+            f"loss {shown(run.last.get('loss'), 3):>8}  {speed:>8} samples/s  {run.words}".rstrip()
+        )
+    for path, values in differing(found).items():
+        typer.echo(f"{path}: {', '.join(str(value) for value in values)}")
+    if page is not None:
+        typer.echo(str(page))
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="URI of a CLIP checkpoint.")],
+    output: Annotated[Path, typer.Option(help="Folder that is made.")],
+    to: Annotated[str, typer.Option("--format", help="open_clip or timm.")] = "open_clip",
+) -> None:
+    """Write an encoder as open_clip or timm load it; prints the name to give them."""
+    from clipmill.models.export import export as write
+
+    made = write(model, output, to)
+    typer.echo(made.name)
+    for note in made.notes:
+        typer.echo(note, err=True)

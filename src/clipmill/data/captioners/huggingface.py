@@ -1,0 +1,230 @@
+"""Image-to-text models of Hugging Face transformers (BLIP, GIT, ...), from a local folder."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clipmill.config import Config
+from clipmill.data.captioners.contract import CaptionInput, CaptionOutput, output_of, sample_seed
+from clipmill.digest import canonical_json, digest_json, sha256_file
+from clipmill.errors import ArtifactError, ConfigError
+from clipmill.storage import Parent
+
+# What may decide what the model says; a folder often holds a README and other weights too.
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HuggingFaceConfig(Config):
+    """How captions are drawn by transformers' ``generate``."""
+
+    method: Literal["beam_search", "top_p"] = "beam_search"
+    """Deterministic beams, or nucleus sampling."""
+    num_captions: int = 1
+    """Captions drawn a sample; at most ``num_beams`` of a beam search. Equal ones count once."""
+    num_beams: int = 3
+    """Beams of a search; 1 is greedy."""
+    top_p: float = 0.9
+    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
+    temperature: float = 1.0
+    """Sampling divides logits by this."""
+    max_new_tokens: int = 30
+    """Longest caption, tokens, without the prompt."""
+    prompt: str = ""
+    """Beginning of each caption (BLIP) or instruction; it is cut from captions that repeat it."""
+    seed: int = 0
+    """Seed of sampling, with the uid of the first sample of a batch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing (ConfigError)."""
+        most = self.num_beams if self.method == "beam_search" else self.num_captions
+        for name, fits, expected in (
+            ("num_captions", 1 <= self.num_captions <= most, f"1 to {most}"),
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected=expected,
+                    action=f"give {name} such a value",
+                )
+
+
+class HuggingFaceCaptioner:
+    """The model whose folder (``save_pretrained``) lies at ``uri``.
+
+    Only safetensors are read, no code of the folder is run, and nothing is downloaded. ``kind``
+    other than ``huggingface`` must be what the folder's ``model_type`` begins with. Raises
+    ArtifactError for any other folder.
+    """
+
+    looks_at_images = True
+    is_costly = False
+
+    def __init__(
+        self,
+        uri: str,
+        config: HuggingFaceConfig,
+        *,
+        kind: str = "huggingface",
+        batch_size: int = 1,
+        num_threads: int = 0,
+    ) -> None:
+        self._folder = Path(uri).absolute()
+        self._config = config
+        self._num_threads = num_threads
+        self._model: _Model | None = None
+        model_type = _model_type(self._folder)
+        if kind != "huggingface" and not model_type.startswith(kind):
+            raise ArtifactError(
+                f"{uri} holds a model of type {model_type!r}",
+                expected=f"a model of type {kind!r}",
+                action=f"name it huggingface:{uri}, or give another folder",
+            )
+        files = sorted({path for pattern in _FILES for path in self._folder.glob(pattern)})
+        digest = digest_json([[path.name, sha256_file(path)] for path in files])
+        self.parents: tuple[Parent, ...] = (
+            Parent(role="captioner", uri=str(self._folder), digest=digest),
+        )
+        # A batch is sampled with one stream of random numbers.
+        drawn_together = batch_size if config.method == "top_p" else 0
+        self.identity = digest_json([digest, config.digest, drawn_together])
+        self.detail: Mapping[str, str] = {
+            "model": f"{model_type} {self._folder}",
+            "prompt": config.prompt,
+            "sampling": canonical_json(config.to_json()),
+            "seed": str(config.seed),
+        }
+
+    def caption(self, inputs: Sequence[CaptionInput]) -> Iterator[tuple[int, CaptionOutput]]:
+        """Captions of the whole batch at once."""
+        model = self._model = self._model or _Model(self._folder, self._config, self._num_threads)
+        images = [i.image for i in inputs if i.image is not None]
+        assert len(images) == len(inputs)
+        found = model.generate(images, sample_seed(self._config.seed, inputs[0].uid))
+        for index, (texts, scores) in enumerate(found):
+            yield index, output_of(texts, scores)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+
+class _Model:
+    """The loaded model with its processor."""
+
+    def __init__(self, folder: Path, config: HuggingFaceConfig, num_threads: int) -> None:
+        import torch
+        import transformers
+
+        # Their classes are made at import, so nothing is known of their types.
+        auto: Any = transformers
+
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        self._config = config
+        on_gpu = torch.cuda.is_available()
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            self._processor = auto.AutoProcessor.from_pretrained(folder, **local)
+            self._model = auto.AutoModelForImageTextToText.from_pretrained(
+                folder, use_safetensors=True, torch_dtype=self._dtype, **local
+            )
+        except Exception as error:  # a foreign folder makes transformers raise anything
+            raise ArtifactError(
+                f"{folder} can't be loaded: {str(error).splitlines()[0]}",
+                expected="an image-to-text model with its processor, saved by save_pretrained",
+                action="give the folder of such a model, whole",
+            ) from error
+        self._model.to(self._device).eval()
+
+    def generate(self, images: Sequence[Any], seed: int) -> list[tuple[list[str], list[float]]]:
+        """For each image its texts, and of each the mean log probability of its tokens."""
+        import torch
+
+        config = self._config
+        prompt = {"text": [config.prompt] * len(images)} if config.prompt else {}
+        encoded = self._processor(
+            # Said outright: of a picture three pixels high it would be guessed wrong.
+            images=list(images),
+            input_data_format="channels_last",
+            return_tensors="pt",
+            **prompt,
+        )
+        encoded = encoded.to(self._device)
+        encoded["pixel_values"] = encoded["pixel_values"].to(self._dtype)
+        sampling = {"do_sample": True, "top_p": config.top_p, "temperature": config.temperature}
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            found = self._model.generate(
+                **encoded,
+                max_new_tokens=config.max_new_tokens,
+                num_return_sequences=config.num_captions,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **(sampling if config.method == "top_p" else {"num_beams": config.num_beams}),
+            )
+            scores = self._scores(found)
+        texts = self._processor.batch_decode(found.sequences, skip_special_tokens=True)
+        texts = [self._without_prompt(text) for text in texts]
+        count = config.num_captions
+        return [
+            (texts[start : start + count], scores[start : start + count])
+            for start in range(0, len(texts), count)
+        ]
+
+    def _scores(self, found: Any) -> list[float]:
+        import torch
+
+        beams = getattr(found, "beam_indices", None)
+        # BLIP generates with a decoder of its own, which alone knows its vocabulary.
+        speaker = getattr(self._model, "text_decoder", self._model)
+        logs_NT = speaker.compute_transition_scores(
+            found.sequences, found.scores, beams, normalize_logits=True
+        )
+        tokens_NT = found.sequences[:, -logs_NT.shape[1] :]
+        ends_NT = torch.isin(tokens_NT, torch.tensor(self._end_ids(), device=tokens_NT.device))
+        # Up to the first end, that one included; what follows is padding, likely or not.
+        said_NT = ends_NT.cumsum(1) - ends_NT.long() == 0
+        sums = torch.where(said_NT, logs_NT, 0.0).sum(1) / said_NT.sum(1)
+        scores: list[float] = sums.float().tolist()
+        return scores
+
+    def _end_ids(self) -> list[int]:
+        tokenizer = self._processor.tokenizer
+        ends = self._model.generation_config.eos_token_id
+        ids = [*(ends if isinstance(ends, list) else [ends])]
+        return [i for i in (*ids, tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None]
+
+    def _without_prompt(self, text: str) -> str:
+        plain, prompt = text.strip(), self._config.prompt.strip().lower()
+        return plain[len(prompt) :].strip() if plain.lower().startswith(prompt) else plain
+
+
+def _model_type(folder: Path) -> str:
+    import json
+
+    try:
+        model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder} is not the folder of a model: {type(error).__name__}",
+            expected="a local folder with config.json, *.safetensors, and the processor's files",
+            action="save the model there with save_pretrained",
+        ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise ArtifactError(
+            f"{folder} holds no safetensors",
+            expected="weights in *.safetensors: pickles can run code when they are read",
+            action="save the model again with save_pretrained(..., safe_serialization=True)",
+        )
+    return str(model_type)

@@ -1,0 +1,217 @@
+"""A layer from another tool's table: Parquet or CSV whose rows carry uids, in any order.
+
+Rows are spilled to disk by the range of shards that they belong to, then written range by range:
+memory holds the dataset's uids (about 40 bytes each) and one range's rows.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipmill.config import Config
+from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.layers import commit_layer, write_layer_shard
+from clipmill.data.reader import read_shard
+from clipmill.data.uid_table import local_table, read_table
+from clipmill.digest import sha256_file
+from clipmill.errors import ArtifactError, SourceError
+from clipmill.stages import Report
+from clipmill.storage import Parent
+
+_MOST_RANGES = 64
+# Where a row goes, beside the columns that are imported.
+_SHARD, _ROW = "clipmill shard", "clipmill row"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportConfig(Config):
+    """How a table's rows become a layer's."""
+
+    uid_column: str = "uid"
+    """The table's column with the samples' uids."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The table's column for each column of the layer; empty for all under their own names."""
+    missing: Literal["error", "fill"] = "error"
+    """What to do with samples that the table lacks: give up, or fill with null (captions: with
+    the real one, which the column ``fallback`` then says)."""
+
+
+def import_layer(
+    config: ImportConfig, dataset: str, layer: str, files: Sequence[str], *, report: Report
+) -> str:
+    """Join the tables at these URIs to the dataset's samples by uid, as a layer of that name.
+
+    Rows of uids that the dataset doesn't have are passed over; the layer's lineage says how many,
+    and how many samples were filled. Raises SourceError if a table can't be read, or names a uid
+    twice; ArtifactError if samples are missing, or the rows aren't what the layer's kind holds.
+    """
+    opened = Dataset.open(dataset)
+    total = opened.num_samples
+    report(0, total, "reading")
+    places = _Places(opened)
+    with (
+        tempfile.TemporaryDirectory(prefix="clipmill-import-") as folder,
+        closing(_Spill(Path(folder), opened)) as spill,
+    ):
+        parents = []
+        num_unknown = 0
+        for number, uri in enumerate(files):
+            path = local_table(uri, Path(folder) / str(number))
+            place = uri if "://" in uri else str(path.absolute())
+            parents.append(Parent(role="import", uri=place, digest=sha256_file(path)))
+            for batch in read_table(path, uri, config.uid_column, config.columns):
+                known = places.find(batch, uri)
+                num_unknown += len(batch) - len(known)
+                spill.add(known, uri)
+        num_missing = places.num_missing
+        if num_missing and config.missing == "error":
+            raise ArtifactError(
+                f"{num_missing} of {total} samples aren't in the table, such as {places.missing}",
+                expected="a row for each sample",
+                action="complete the table, or fill with --missing fill",
+            )
+        done = 0
+        for index, table in spill.tables():
+            write_layer_shard(opened, layer, index, _complete(opened, layer, index, table))
+            done += opened.shards[index].num_samples
+            report(min(done, total - 1), total, "written")
+    detail = {"missing": str(num_missing), "unknown": str(num_unknown)}
+    commit_layer(opened, layer, parents=tuple(parents), detail=detail)
+    report(total, total, "imported")
+    return layer
+
+
+class _Places:
+    """Where each uid of the dataset lies, and which were met."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        parts = [np.array(dataset.uids(i), dtype=bytes) for i in range(len(dataset.shards))]
+        uids = np.concatenate([part for part in parts if len(part)])
+        sizes = [shard.num_samples for shard in dataset.shards]
+        self._order = np.argsort(uids, kind="stable")
+        self._uids = uids[self._order]
+        self._shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[self._order]
+        self._row = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[self._order]
+        self._met = np.zeros(len(uids), bool)
+
+    @property
+    def num_missing(self) -> int:
+        """How many uids no table had."""
+        return int((~self._met).sum())
+
+    @property
+    def missing(self) -> str:
+        """Some of them."""
+        return ", ".join(uid.decode() for uid in self._uids[~self._met][:3])
+
+    def find(self, batch: pa.Table, uri: str) -> pa.Table:
+        """The rows whose uids are known, with where they go."""
+        wanted = np.array([uid.encode() for uid in batch["uid"].to_pylist()], dtype=bytes)
+        place = np.minimum(np.searchsorted(self._uids, wanted), len(self._uids) - 1)
+        known = np.flatnonzero(self._uids[place] == wanted)
+        place = place[known]
+        _, first = np.unique(place, return_index=True)
+        is_again = self._met[place]
+        is_again[np.setdiff1d(np.arange(len(place)), first)] = True
+        if is_again.any():
+            uid = self._uids[place[is_again][0]].decode()
+            raise SourceError(
+                f"uid {uid} is in the table twice, the second time in {uri}",
+                expected="one row a sample",
+                action="drop one of the rows",
+            )
+        self._met[place] = True
+        return (
+            batch.take(pa.array(known))
+            .drop_columns("uid")
+            .append_column(_SHARD, pa.array(self._shard[place]))
+            .append_column(_ROW, pa.array(self._row[place]))
+        )
+
+
+class _Spill:
+    """Rows on disk by the range of shards that they go to."""
+
+    def __init__(self, folder: Path, dataset: Dataset) -> None:
+        self._folder = folder
+        self._num_shards = len(dataset.shards)
+        self._size = -(-self._num_shards // _MOST_RANGES)
+        self._writers: dict[int, Any] = {}
+        self._schema: pa.Schema | None = None
+        self._rows = [shard.num_samples for shard in dataset.shards]
+
+    def close(self) -> None:
+        """Write no more."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def add(self, table: pa.Table, uri: str) -> None:
+        """Write rows to their ranges."""
+        self._schema = self._schema or table.schema
+        try:
+            table = table.select(self._schema.names).cast(self._schema)
+        except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise SourceError(
+                f"{uri} has other columns than the table before it: {error}",
+                expected=f"columns {self._schema}",
+                action="give tables of equal columns and types",
+            ) from error
+        ranges = table[_SHARD].to_numpy() // self._size
+        for number in np.unique(ranges).tolist():
+            if number not in self._writers:
+                path = str(self._folder / f"range-{number}.arrow")
+                self._writers[number] = pa.ipc.new_stream(path, self._schema)
+            self._writers[number].write_table(table.filter(pa.array(ranges == number)))
+
+    def tables(self) -> Iterator[tuple[int, pa.Table]]:
+        """The rows of each shard in its order, null where one is missing."""
+        self.close()
+        if self._schema is None:
+            return
+        for start in range(0, self._num_shards, self._size):
+            path = self._folder / f"range-{start // self._size}.arrow"
+            table = self._schema.empty_table()
+            if path.exists():
+                with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+                    table = stream.read_all().combine_chunks()
+            shards = table[_SHARD].to_numpy()
+            for index in range(start, min(start + self._size, self._num_shards)):
+                found = np.flatnonzero(shards == index)
+                rows = table[_ROW].to_numpy()[found]
+                source = np.zeros(self._rows[index], np.int64)
+                lacks = np.ones(self._rows[index], bool)
+                source[rows], lacks[rows] = found, False
+                yield index, table.take(pa.array(source, mask=lacks)).drop_columns([_SHARD, _ROW])
+
+
+def _complete(dataset: Dataset, layer: str, index: int, table: pa.Table) -> pa.Table:
+    """The layer's rows of a shard, with their uids, and captions in the form of a layer's."""
+    if layer.startswith("captions/") and "captions" in table.column_names:
+        table = _with_captions(dataset, index, table)
+    return table.add_column(0, "uid", pa.array(dataset.uids(index), pa.string()))
+
+
+def _with_captions(dataset: Dataset, index: int, table: pa.Table) -> pa.Table:
+    column = table["captions"].combine_chunks()
+    lacks: NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False)
+    texts = [[text] if isinstance(text, str) else text for text in column.to_pylist()]
+    if lacks.any():
+        with read_shard(dataset, index, cache_folder()) as reader:
+            for row in np.flatnonzero(lacks).tolist():
+                texts[row] = [reader.caption(row)]
+    place = table.column_names.index("captions")
+    table = table.set_column(place, "captions", pa.array(texts, pa.list_(pa.string())))
+    fallback = pa.array(lacks)
+    if "fallback" not in table.column_names:
+        return table.append_column("fallback", fallback)
+    place = table.column_names.index("fallback")
+    said = pc.or_(table["fallback"].combine_chunks().fill_null(False), fallback)
+    return table.set_column(place, "fallback", said)

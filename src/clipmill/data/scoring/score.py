@@ -1,0 +1,213 @@
+"""Scoring: layers of measures beside a dataset's shards, all scorers in one reading.
+
+A task owns a range of shards. What it has written stays, so any number of tasks may share a
+dataset, be killed, and run twice.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from clipmill.config import Config
+from clipmill.data.cache import is_remote, trim
+from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.images import decode_rgb
+from clipmill.data.layer_names import find_layer
+from clipmill.data.layer_rows import REAL
+from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
+from clipmill.data.reader import ShardReader, read_shard
+from clipmill.data.scoring.clip import ClipScoreConfig, ClipScorer
+from clipmill.data.scoring.concepts import ConceptScoreConfig, ConceptScorer
+from clipmill.data.scoring.contract import Captions, Rows, Scorer
+from clipmill.data.scoring.image import ImageScoreConfig, ImageScorer
+from clipmill.data.scoring.text import TextScoreConfig, TextScorer
+from clipmill.digest import digest_json
+from clipmill.errors import BadSampleError, ConfigError
+from clipmill.stages import Report
+from clipmill.telemetry import data_metrics
+
+SCORERS: Mapping[str, Callable[[Any], Scorer]] = {
+    "image": ImageScorer,
+    "text": TextScorer,
+    "concepts": ConceptScorer,
+    "clip": ClipScorer,
+}
+"""By the field of ScoreConfig that asks for it; its layer is ``score/<field>-<digest>``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig(Config):
+    """What is measured."""
+
+    captions: tuple[str, ...] = ()
+    """Caption kinds: ``real`` and captions layers; empty for all that the dataset has."""
+    image: ImageScoreConfig | None = None
+    """Size, aspect and hashes of the picture."""
+    text: TextScoreConfig | None = None
+    """Length and language of the captions."""
+    concepts: ConceptScoreConfig | None = None
+    """Which concepts of a list the captions name."""
+    clip: ClipScoreConfig | None = None
+    """Similarity of picture and captions."""
+    batch_size: int = 256
+    """Rows read together."""
+    num_threads: int = 4
+    """Threads that decode pictures."""
+    cache_bytes: int = 100_000_000_000
+    """Most bytes of local disk that copies of remote shards and layers take."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        for name in ("batch_size", "num_threads", "cache_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected="at least 1",
+                    action=f"give {name} such a value",
+                )
+
+
+def score(
+    config: ScoreConfig,
+    dataset: str,
+    *,
+    report: Report,
+    start: int = 0,
+    stop: int | None = None,
+) -> tuple[str, ...]:
+    """Measure shards ``start`` to ``stop`` (exclusive) of the dataset at that URI.
+
+    The names of the layers, in the order of SCORERS. A layer is part of the dataset once all of
+    its shards are scored, whoever did that. Raises ConfigError if nothing is asked for, a caption
+    kind isn't known, or the range isn't one.
+    """
+    opened = Dataset.open(dataset)
+    kinds = _kinds(config, opened)
+    scorers = {_layer(opened, n, config, s, kinds): s for n, s in _scorers(config).items()}
+    missing = {name: s for name, s in scorers.items() if name not in opened.layers}
+    part = opened.shard_range(start, stop)
+    if missing:
+        total = sum(opened.shards[index].num_samples for index in part)
+        report(0, total, "scoring")
+        done = 0
+        with ThreadPoolExecutor(config.num_threads) as pool:
+            for index in part:
+                pending = {
+                    n: s for n, s in missing.items() if not has_layer_shard(opened, n, index)
+                }
+                if pending:
+                    _score_shard(config, opened, index, pending, kinds, pool)
+                    if is_remote(opened.uri):
+                        trim(cache_folder(), config.cache_bytes)
+                done += opened.shards[index].num_samples
+                report(done, total, "scored")
+    others = [index for index in range(len(opened.shards)) if index not in part]
+    for name, scorer in missing.items():
+        if all(has_layer_shard(opened, name, index) for index in others):
+            commit_layer(opened, name, parents=scorer.parents, detail=scorer.detail)
+    return tuple(scorers)
+
+
+def _scorers(config: ScoreConfig) -> dict[str, Scorer]:
+    asked = {name: getattr(config, name) for name in SCORERS}
+    scorers = {name: SCORERS[name](c) for name, c in asked.items() if c is not None}
+    if not scorers:
+        raise ConfigError(
+            "the recipe asks for no score",
+            expected=f"one of {', '.join(SCORERS)}",
+            action="choose a recipe that does",
+        )
+    return scorers
+
+
+def _kinds(config: ScoreConfig, dataset: Dataset) -> tuple[str, ...]:
+    layers = sorted(name for name in dataset.layers if name.startswith("captions/"))
+    if not config.captions:
+        return (REAL, *layers)
+    named = {kind if kind == REAL else find_layer(layers, kind) for kind in config.captions}
+    return tuple(kind for kind in (REAL, *layers) if kind in named)
+
+
+def _layer(
+    dataset: Dataset, name: str, config: ScoreConfig, scorer: Scorer, kinds: Sequence[str]
+) -> str:
+    """The layer's name: what it depends on gives its digest."""
+    captions = [] if name == "image" else [[k, _digest(dataset, k)] for k in kinds]
+    judges = [parent.digest for parent in scorer.parents]
+    settings = _settings(name, getattr(config, name))
+    return f"score/{name}-{digest_json([settings, captions, judges])[:8]}"
+
+
+def _settings(name: str, config: Config) -> dict[str, Any]:
+    """The config's fields that change what is measured, those that name a place left out."""
+    speed_or_place = {
+        "clip": {"model", "weights", "seed", "batch_size", "num_threads"},
+        "concepts": {"concepts"},
+    }
+    value = config.to_json()
+    return {k: v for k, v in value.items() if k not in speed_or_place.get(name, set())}
+
+
+def _digest(dataset: Dataset, kind: str) -> str:
+    return "" if kind == REAL else dataset.layers[kind].digest
+
+
+def _score_shard(
+    config: ScoreConfig,
+    dataset: Dataset,
+    index: int,
+    scorers: Mapping[str, Scorer],
+    kinds: Sequence[str],
+    pool: Executor,
+) -> None:
+    parts: dict[str, list[dict[str, pa.Array]]] = {name: [] for name in scorers}
+    wants_images = any(scorer.wants_images for scorer in scorers.values())
+    with read_shard(dataset, index, cache_folder()) as reader:
+        uids = reader.uids
+        captions = {kind: _captions(dataset, index, kind, reader) for kind in kinds}
+        # An empty shard is scored as well: its file needs the columns.
+        for start in range(0, len(uids) or 1, config.batch_size):
+            span = range(start, min(start + config.batch_size, len(uids)))
+            rows = _read(reader, span, captions, pool, wants_images=wants_images)
+            for name, scorer in scorers.items():
+                parts[name].append(scorer.score(rows))
+    for name, found in parts.items():
+        columns = {c: pa.chunked_array([part[c] for part in found]) for c in found[0]}
+        table = pa.table({"uid": pa.array(uids, pa.string()), **columns})
+        write_layer_shard(dataset, name, index, table)
+
+
+def _captions(dataset: Dataset, index: int, kind: str, reader: ShardReader) -> Captions:
+    if kind == REAL:
+        return Captions([reader.caption(row) for row in range(len(reader))], None)
+    column = read_layer(dataset, kind, index, cache_folder(), columns=["captions"])["captions"]
+    lists = column.to_pylist()
+    return Captions([text for texts in lists for text in texts], [len(texts) for texts in lists])
+
+
+def _read(
+    reader: ShardReader,
+    rows: range,
+    captions: Mapping[str, Captions],
+    pool: Executor,
+    *,
+    wants_images: bool,
+) -> Rows:
+    data = images = None
+    if wants_images:
+        data = [reader.image(row) for row in rows]
+        images = list(pool.map(_decode, data))
+    part = {kind: c.slice(rows.start, rows.stop) for kind, c in captions.items()}
+    return Rows(len(rows), data, images, part)
+
+
+def _decode(data: bytes) -> Image.Image | None:
+    try:
+        return decode_rgb(data)
+    except BadSampleError as bad:
+        data_metrics().quarantined.labels(bad.reason).inc()
+        return None

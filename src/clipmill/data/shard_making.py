@@ -1,0 +1,207 @@
+"""Making one shard: its tar, the record beside it, and the rows of the source's layers."""
+
+import base64
+import io
+import itertools
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from clipmill.data.dataset import FORMAT, UNIQUE, Dataset, ShardInfo, read_sidecar, sidecar_uri
+from clipmill.data.layers import has_layer_shard, write_layer_shard
+from clipmill.data.pairs import Pair
+from clipmill.data.shard_duplicates import FINGERPRINT
+from clipmill.data.shard_plan import ShardPlan
+from clipmill.data.shard_tar import TarWriter
+from clipmill.data.source_layers import layer_table
+from clipmill.data.sources import Entry
+from clipmill.errors import BadSampleError, StorageError
+from clipmill.storage import Store, open_store, replacing, write_json
+from clipmill.storage.local import LocalStore
+from clipmill.telemetry import data_metrics
+
+Read = Callable[[Entry], Pair]
+# Entries a thread takes at once: handing over one at a time costs as much as hashing it.
+_BATCH = 8
+
+
+def make_shard(
+    plan: ShardPlan, index: int, entries: Iterable[Entry], read: Read, pool: Executor, ahead: int
+) -> None:
+    """Put shard ``index``: the pool reads the entries, ``ahead`` batches before they're written.
+
+    The tar goes first and its sidecar after, so a sidecar says "whole". Raises SourceError,
+    StorageError.
+    """
+    store = open_store(plan.uri)
+    quarantined: list[dict[str, str]] = []
+    uids: dict[str, None] = {}
+    fingerprints: list[bytes] = []
+    rows: list[Any] = []
+    with staged(store, tar_key(index)) as path, path.open("wb") as file:
+        tar = TarWriter(file)
+        for origin, found in _in_order(pool, read, entries, ahead):
+            pair = found if isinstance(found, BadSampleError) else _unless_seen(found, uids)
+            if isinstance(pair, BadSampleError):
+                bad = {"origin": origin, "reason": pair.reason, "detail": pair.detail}
+                quarantined.append(bad)
+                continue
+            tar.add(pair)
+            uids[pair.uid] = None
+            fingerprints.append(pair.fingerprint)
+            if plan.layers:
+                rows.append((pair.caption, pair.rows))
+        sha256 = tar.finish()
+    record = {
+        "format": FORMAT,
+        "kind": "shard",
+        "num_samples": len(uids),
+        "num_bytes": tar.num_bytes,
+        "sha256": sha256,
+        "uids": list(uids),
+        "quarantined": quarantined,
+        "fingerprints": base64.b64encode(b"".join(fingerprints)).decode(),
+    }
+    write_json(sidecar_uri(plan.uri, index), record)
+    _put_layers(plan, index, record, rows)
+    if plan.config.duplicates == "drop" and store.exists(f"shards/{index:05d}{UNIQUE}.json"):
+        # Somebody finished meanwhile, and needs this version no more.
+        delete_original(store, index)
+    metrics = data_metrics()
+    metrics.samples.inc(len(uids))
+    for bad in quarantined:
+        metrics.quarantined.labels(bad["reason"]).inc()
+
+
+def is_whole(plan: ShardPlan, index: int) -> bool:
+    """Whether shard ``index`` is there, in either version, with its layers' rows."""
+    store = open_store(plan.uri)
+    for mark in (UNIQUE, "") if plan.config.duplicates == "drop" else ("",):
+        if store.exists(f"shards/{index:05d}{mark}.json"):
+            size: int = read_sidecar(store.uri, index, mark)["num_bytes"]
+            tar = tar_key(index, mark)
+            if store.exists(tar) and store.size(tar) == size:
+                return bool(mark) or all(_has_rows(plan, layer, index) for layer in plan.layers)
+    return False
+
+
+def delete_original(store: Store, index: int) -> None:
+    """Delete the version of a shard that has doubles; the record first, which says "whole"."""
+    store.delete(f"shards/{index:05d}.json")
+    store.delete(tar_key(index))
+
+
+def tar_key(index: int, mark: str = "") -> str:
+    """Where the tar of a shard lies in its dataset."""
+    return f"shards/{index:05d}{mark}.tar"
+
+
+def shard_info(index: int, sidecar: dict[str, Any], mark: str = "") -> ShardInfo:
+    """The entry of a dataset's list for a shard with this sidecar."""
+    return ShardInfo(
+        name=f"{index:05d}{mark}.tar",
+        num_samples=sidecar["num_samples"],
+        num_bytes=sidecar["num_bytes"],
+        sha256=sidecar["sha256"],
+    )
+
+
+def fingerprints_of(sidecar: dict[str, Any]) -> NDArray[np.void]:
+    """The fingerprints of the samples that a shard had when it was made."""
+    return np.frombuffer(base64.b64decode(sidecar["fingerprints"]), FINGERPRINT)
+
+
+def staged_rows_key(layer: str, index: int) -> str:
+    """Where a layer's rows wait until the doubles are known, if these are to be dropped."""
+    return f"plan/rows/{layer}/{index:05d}.parquet"
+
+
+@contextmanager
+def staged(store: Store, key: str) -> Iterator[Path]:
+    """Yield a path to write a file at, which is put at ``key`` when the block ends well."""
+    if isinstance(store, LocalStore):
+        with replacing(store.path(key)) as path:
+            yield path
+        return
+    with TemporaryDirectory(prefix="clipmill-shard-") as folder:
+        path = Path(folder) / "shard.tar"
+        try:
+            yield path
+        except OSError as error:
+            raise StorageError(
+                f"can't write a shard to {folder}: {error.strerror}",
+                expected="space for a shard in the folder for temporary files",
+                action="free some, or set TMPDIR to a folder on a larger disk",
+            ) from error
+        store.put_file(key, path)
+
+
+def _unless_seen(pair: Pair, uids: Container[str]) -> Pair | BadSampleError:
+    """Refuse a second pair of one uid: a tar can't hold two members of one name."""
+    if pair.uid in uids:
+        return BadSampleError("duplicate-id", f"the same as sample {pair.uid}")
+    return pair
+
+
+def _put_layers(plan: ShardPlan, index: int, record: dict[str, Any], rows: list[Any]) -> None:
+    captions = [caption for caption, _ in rows]
+    for layer in plan.layers:
+        table = layer_table(layer, record["uids"], captions, [row[layer] for _, row in rows])
+        if plan.config.duplicates == "drop":
+            buffer = io.BytesIO()
+            pq.write_table(table, buffer, compression="zstd")
+            open_store(plan.uri).put(staged_rows_key(layer, index), buffer.getvalue())
+        else:
+            write_layer_shard(_so_far(plan, index, shard_info(index, record)), layer, index, table)
+
+
+def _has_rows(plan: ShardPlan, layer: str, index: int) -> bool:
+    if plan.config.duplicates == "drop":
+        return open_store(plan.uri).exists(staged_rows_key(layer, index))
+    info = shard_info(index, read_sidecar(plan.uri, index))
+    return has_layer_shard(_so_far(plan, index, info), layer, index)
+
+
+def _so_far(plan: ShardPlan, index: int, info: ShardInfo) -> Dataset:
+    """The dataset as far as the maker of one shard knows it: that shard, in its place."""
+    shards = (info,) * (index + 1)
+    return Dataset(uri=plan.uri, shards=shards, layers={}, quarantine={}, parents=())
+
+
+def read_staged_rows(plan: ShardPlan, layer: str, index: int) -> pa.Table:
+    """A layer's rows as they wait (see ``staged_rows_key``)."""
+    data = open_store(plan.uri).get(staged_rows_key(layer, index))
+    return pq.read_table(io.BytesIO(data), use_threads=False)
+
+
+def _in_order(
+    pool: Executor, read: Read, entries: Iterable[Entry], ahead: int
+) -> Iterator[tuple[str, Pair | BadSampleError]]:
+    """Origin of each entry and what came of it; the pool is at most ``ahead`` batches ahead."""
+    iterator = iter(entries)
+    pending: deque[Future[list[tuple[str, Pair | BadSampleError]]]] = deque()
+    while batch := list(itertools.islice(iterator, _BATCH)):
+        pending.append(pool.submit(_read_batch, read, batch))
+        if len(pending) == ahead:
+            yield from pending.popleft().result()
+    for future in pending:
+        yield from future.result()
+
+
+def _read_batch(read: Read, batch: list[Entry]) -> list[tuple[str, Pair | BadSampleError]]:
+    results: list[tuple[str, Pair | BadSampleError]] = []
+    for entry in batch:
+        try:
+            results.append((entry.origin, read(entry)))
+        except BadSampleError as bad:  # one bad sample must not end its batch
+            results.append((entry.origin, bad))
+    return results

@@ -1,0 +1,94 @@
+"""COCO captions: a JSON file of images and annotations, and the folder of the images."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from clipmill.data.sources.contract import (
+    Entry,
+    Identity,
+    RawPair,
+    ReadListing,
+    Source,
+    Split,
+)
+from clipmill.data.sources.files import files_digest, read_file
+from clipmill.data.sources.image_files import ImageFiles, image_suffix, spell
+from clipmill.data.sources.listing import read_listing, write_listing
+from clipmill.errors import BadSampleError, SourceError
+
+LAYER = "captions/coco"
+
+
+class CocoSource(Source):
+    """An item an image, in the order of their file names.
+
+    The real caption is that of the lowest annotation id; all of an image's captions are the
+    layer ``captions/coco``, in the order of their ids.
+    """
+
+    layers = (LAYER,)
+
+    def __init__(self, path: str, *, images: str = "") -> None:
+        """``images``: the folder or ``s3://`` URI of the images.
+
+        Without one they are looked for where COCO's own archives put them: in a folder that the
+        JSON's name ends in, beside the JSON's folder. Raises SourceError if they aren't there.
+        """
+        self._path = Path(path).absolute()
+        self._images = ImageFiles(images or str(_usual_folder(self._path)))
+        self.uri = f"coco:{self._path}?images={self._images.base}"
+
+    def digest(self, identity: Identity) -> str:
+        """SHA-256 (hex) over the JSON file alone: it speaks for its images."""
+        return files_digest([(self._path.name, self._path)], identity, "coco")
+
+    def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
+        """Read the whole file, which COCO's format demands, and list its images."""
+        return write_listing(self._items(), size, listing)
+
+    def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
+        """The images of a range of the listing."""
+        for name, *captions in read_listing(split, listing):
+            yield Entry(spell(name), partial(self._load, name, captions))
+
+    def _load(self, name: str, captions: list[str]) -> RawPair:
+        if not captions:
+            raise BadSampleError("no-caption", "no annotation speaks of the image")
+        data = self._images.read(name)
+        texts = [text for text in captions if text.strip()]
+        if any(spell(text) != text for text in texts):
+            raise BadSampleError("caption-not-utf8", "one of the captions has half a character")
+        rows = {LAYER: {"captions": texts, "fallback": not texts}}
+        return RawPair(data, image_suffix(name, data), captions[0], rows)
+
+    def _items(self) -> Iterator[list[Any]]:
+        try:
+            value = json.loads(read_file(self._path))
+            names = {image["id"]: image["file_name"] for image in value["images"]}
+            found: dict[Any, list[tuple[int, str]]] = {key: [] for key in names}
+            for annotation in value["annotations"]:
+                found[annotation["image_id"]].append((annotation["id"], annotation["caption"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SourceError(
+                f"{self._path} is not a COCO captions file: {type(error).__name__} {error}",
+                expected="JSON with `images` (id, file_name) and `annotations` "
+                "(id, image_id, caption)",
+                action="point at the captions_*.json of the dataset",
+            ) from error
+        for name, key in sorted((name, key) for key, name in names.items()):
+            yield [name, *(caption for _, caption in sorted(found[key]))]
+
+
+def _usual_folder(path: Path) -> Path:
+    """Where COCO puts the images of ``annotations/captions_train2017.json``: ``train2017``."""
+    folder = path.parent.parent / path.stem.rpartition("_")[2]
+    if not folder.is_dir():
+        raise SourceError(
+            f"the images of {path} aren't in {folder}",
+            expected="the folder of the images",
+            action=f"name it in the source: coco:{path}?images=FOLDER",
+        )
+    return folder

@@ -1,0 +1,170 @@
+"""Image-text pairs in a folder: ``name.jpg`` with its caption in ``name.txt`` beside it."""
+
+import hashlib
+import heapq
+import os
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from clipmill.data.sources.contract import (
+    CAPTION_SUFFIX,
+    IMAGE_SUFFIXES,
+    Entry,
+    Identity,
+    RawPair,
+    ReadListing,
+    Source,
+    Split,
+)
+from clipmill.data.sources.files import read_file, unreadable
+from clipmill.data.sources.listing import read_listing, write_listing
+from clipmill.data.sources.sorting import sorted_records
+from clipmill.errors import BadSampleError, SourceError
+
+_SUFFIXES = frozenset(map(os.fsencode, (*IMAGE_SUFFIXES, CAPTION_SUFFIX)))
+_CAPTION = CAPTION_SUFFIX.encode()
+
+
+class FolderSource(Source):
+    """The pairs in a folder and its subfolders, in the order of their relative names.
+
+    Hidden files and folders, files of other suffixes, and folders that are symbolic links are
+    passed over.
+    """
+
+    def __init__(self, folder: Path, uri: str = "") -> None:
+        """Raise SourceError if ``folder`` is missing; ``uri`` is the source's name elsewhere."""
+        if not folder.is_dir():
+            raise SourceError(
+                f"{folder} is not a folder",
+                expected="a folder of images, each with its caption in a .txt file beside it",
+                action="correct the path of the source",
+            )
+        self.folder = folder
+        self._prefix = f"{folder}/"
+        self.uri = uri or str(folder.absolute())
+
+    def digest(self, identity: Identity) -> str:
+        """SHA-256 (hex) over every image and caption: name and content, or name, size, time."""
+        total = hashlib.sha256(b"" if identity == "content" else b"listing\0")
+        for _, image, caption in self.items():
+            for name in (image, caption):
+                encoded = os.fsencode(name)
+                fact = _fact(self._prefix + name, identity) if name else b""
+                total.update(len(encoded).to_bytes(4, "big") + encoded + fact)
+        return total.hexdigest()
+
+    def items(self) -> Iterator[tuple[str, str, str]]:
+        """Yield origin, image name and caption name of each item; a missing name is empty.
+
+        The origin is the image's (or lone caption's) name, relative to the folder.
+        """
+        for key, image, caption in _walk(os.fsencode(self.folder), b""):
+            yield key.decode(), os.fsdecode(image), os.fsdecode(caption)
+
+    def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
+        """List the folder; raises SourceError if it holds no image."""
+        found = False
+
+        def items() -> Iterator[list[Any]]:
+            nonlocal found
+            for item in self.items():
+                found = found or bool(item[1])
+                yield list(item)
+
+        yield from write_listing(items(), size, listing)
+        if not found:
+            raise SourceError(
+                f"{self.folder} holds no image",
+                expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}, in any subfolder",
+                action="correct the path of the source, or convert the images",
+            )
+
+    def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
+        """The items of a range of the listing."""
+        for origin, image, caption in read_listing(split, listing):
+            yield Entry(origin, partial(self._load, origin, image, caption))
+
+    def _load(self, origin: str, image: str, caption: str) -> RawPair:
+        if not image:
+            raise BadSampleError("caption-without-image", f"no image beside {origin}")
+        if not caption:
+            raise BadSampleError("no-caption", f"no {CAPTION_SUFFIX} file beside {origin}")
+        text = read_file(self._prefix + caption)
+        suffix = image[image.rindex(".") :].lower()
+        return RawPair(read_file(self._prefix + image), suffix, text)
+
+
+def _fact(path: str, identity: Identity) -> bytes:
+    if identity == "content":
+        return hashlib.sha256(read_file(path)).digest()
+    try:
+        stat = os.stat(path)  # noqa: PTH116  # a Path would cost more than the call
+    except OSError as error:
+        raise unreadable(Path(path), error) from error
+    return b"%d %d" % (stat.st_size, stat.st_mtime_ns)
+
+
+def _walk(root: bytes, below: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Yield (origin, image, caption) under ``root/below``, sorted by origin.
+
+    Sorted by its name, with a slash after a folder's, each folder gives the order of whole
+    paths; so that one folder's names are all that has to be sorted at once.
+    """
+    folders: list[tuple[bytes, bytes]] = []
+    pairs = _pair_up(_files(root, below, folders), below)
+    # Reading the files fills in the folders, so the first pair has to be drawn before.
+    ordered = sorted_records(pairs)
+    first = next(ordered, None)
+    folders.sort()
+    in_folders = ((key, name, b"/") for key, name in folders)
+    start = () if first is None else (first,)
+    for key, image, caption in heapq.merge(start, ordered, in_folders):
+        if caption == b"/":
+            yield from _walk(root, image)
+        else:
+            yield key, image, caption
+
+
+def _files(
+    root: bytes, below: bytes, folders: list[tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Yield (stem, suffix in lower case, name) of the files in one folder; note its folders."""
+    folder = os.path.join(root, below)  # noqa: PTH118  # bytes: names need not be UTF-8
+    try:
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                name = entry.name
+                if name.startswith(b"."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    path = below + name + b"/"
+                    folders.append((_spell(path), path))
+                    continue
+                stem, _, suffix = name.rpartition(b".")
+                if b"." + suffix.lower() in _SUFFIXES and entry.is_file():
+                    yield stem, b"." + suffix.lower(), name
+    except OSError as error:
+        raise unreadable(Path(os.fsdecode(folder)), error) from error
+
+
+def _pair_up(
+    files: Iterator[tuple[bytes, bytes, bytes]], below: bytes
+) -> Iterator[tuple[bytes, bytes, bytes]]:
+    for _, group in groupby(sorted_records(files), key=lambda record: record[0]):
+        named = [(suffix, below + name) for _, suffix, name in group]
+        captions = [name for suffix, name in named if suffix == _CAPTION]
+        images = [name for suffix, name in named if suffix != _CAPTION]
+        caption = captions[-1] if captions else b""
+        for image in images:
+            yield _spell(image), image, caption
+        if not images:
+            yield _spell(caption), b"", caption
+
+
+def _spell(name: bytes) -> bytes:
+    r"""UTF-8 for any name: a byte that isn't is spelled ``\xNN``, so that records can hold it."""
+    return name.decode("utf-8", "backslashreplace").encode()

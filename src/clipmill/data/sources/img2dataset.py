@@ -1,0 +1,101 @@
+"""The output folder of img2dataset: tars, folders or Parquet files, each with its record.
+
+Beside each of its shards lie ``NNNNN.parquet`` (a row an URL, with what became of it) and
+``NNNNN_stats.json``. What it failed to download is counted here too, so that a dataset says what
+it lost on the whole way from the list of URLs.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow.parquet as pq
+
+from clipmill.data.sources.contract import (
+    Entry,
+    Identity,
+    RawPair,
+    ReadListing,
+    Source,
+    Split,
+)
+from clipmill.data.sources.files import files_digest, read_file
+from clipmill.data.sources.folder import FolderSource
+from clipmill.data.sources.parquet import ParquetSource, read_schema
+from clipmill.data.sources.paths import matching_files, relative_names
+from clipmill.data.sources.webdataset import WebDatasetSource
+from clipmill.digest import digest_json
+from clipmill.errors import BadSampleError, SourceError
+
+STATS = "_stats.json"
+# A piece that begins so is a record of losses rather than of pairs.
+_LOSSES = "losses of "
+_COLUMNS = ["key", "status", "error_message"]
+
+
+class Img2datasetSource(Source):
+    """The pairs of an output folder, and after them what its records say was lost."""
+
+    def __init__(self, path: str) -> None:
+        """Raises SourceError if ``path`` isn't such a folder."""
+        folder = Path(path).absolute()
+        stats = sorted(folder.glob(f"*{STATS}"))
+        if not stats:
+            raise SourceError(
+                f"{folder} is not an output folder of img2dataset",
+                expected=f"files NNNNN{STATS}, as it writes beside its shards",
+                action="choose another kind of source, such as webdataset: or folder:",
+            )
+        self._stats = relative_names(folder, stats)
+        self.uri = f"img2dataset:{folder}"
+        self._pairs = _pairs_source(folder)
+        self.layers = self._pairs.layers
+        self._records = {
+            name: folder / name
+            for stats_name in self._stats
+            if (folder / (name := stats_name.removesuffix(STATS) + ".parquet")).is_file()
+        }
+
+    def digest(self, identity: Identity) -> str:
+        """SHA-256 (hex) over the pairs and the records."""
+        records = files_digest((self._stats | self._records).items(), identity)
+        return digest_json([self._pairs.digest(identity), records])
+
+    def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
+        """The splits of the pairs, then those of the losses, which the stats count."""
+        yield from self._pairs.splits(size, listing)
+        if isinstance(self._pairs, ParquetSource):
+            return  # its rows without an image are the losses
+        for stats_name, path in self._stats.items():
+            name = stats_name.removesuffix(STATS) + ".parquet"
+            value = json.loads(read_file(path))
+            num_lost = value["count"] - value["successes"]
+            if num_lost and name in self._records:
+                num_rows = pq.read_metadata(self._records[name]).num_rows
+                yield Split(f"{_LOSSES}{name}", 0, num_rows, num_lost)
+
+    def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
+        """The pairs of a range, or a record's losses."""
+        if not split.piece.startswith(_LOSSES):
+            yield from self._pairs.entries(split, listing)
+            return
+        name = split.piece.removeprefix(_LOSSES)
+        table = pq.read_table(self._records[name], columns=_COLUMNS, use_threads=False)
+        for row in table.slice(split.start, split.stop - split.start).to_pylist():
+            if row["status"] != "success":
+                yield Entry(f"{name}/{row['key']}", partial(_lost, row))
+
+
+def _pairs_source(folder: Path) -> Source:
+    if any(folder.glob("*.tar")):
+        return WebDatasetSource(str(folder / "*.tar"))
+    _, files = matching_files(str(folder), (".parquet",))
+    if {"jpg", "png", "webp"} & set(read_schema(files[0]).names):
+        return ParquetSource(str(folder), id="key")
+    return FolderSource(folder)
+
+
+def _lost(row: dict[str, str | None]) -> RawPair:
+    raise BadSampleError("not-downloaded", f"{row['status']}: {row['error_message']}")

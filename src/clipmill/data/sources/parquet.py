@@ -1,0 +1,223 @@
+"""Parquet tables: of paths and captions, or of images and captions themselves."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipmill.data.sources.columns import (
+    BYTES_NAMES,
+    CAPTION_NAMES,
+    IMAGE_NAMES,
+    choose,
+)
+from clipmill.data.sources.contract import (
+    Entry,
+    Identity,
+    RawPair,
+    ReadListing,
+    Source,
+    Split,
+)
+from clipmill.data.sources.files import files_digest
+from clipmill.data.sources.image_files import ImageFiles, image_suffix
+from clipmill.data.sources.paths import matching_files, relative_names
+from clipmill.errors import BadSampleError, SourceError
+
+# Rows held at once while a range is read.
+_BATCH_ROWS = 256
+
+
+class ParquetSource(Source):
+    """The rows of one Parquet file or many.
+
+    The image column holds paths (text), bytes, or the Hugging Face struct of both. An id is the
+    row's path if it has one or the value of the column ``id``, and else its file and number.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        image: str = "",
+        caption: str = "",
+        id: str = "",  # noqa: A002  # the option's name in a source spec
+        images: str = "",
+        kind: str = "parquet",
+    ) -> None:
+        """``image``, ``caption``, ``id``: names of columns; ``images``: see ``ImageFiles``."""
+        base, files = matching_files(path, (".parquet",))
+        self._files = relative_names(base, files)
+        schema = read_schema(files[0])
+        self.columns = RowColumns(schema, image=image, caption=caption, id=id)
+        self._images = ImageFiles(images or str(base))
+        options = {"image": image, "caption": caption, "id": id, "images": images}
+        self._salt = repr(sorted(options.items()))
+        text = "&".join(f"{key}={value}" for key, value in options.items() if value)
+        self.uri = f"{kind}:{Path(path).absolute()}" + (f"?{text}" if text else "")
+
+    def digest(self, identity: Identity) -> str:
+        """SHA-256 (hex) over the files; images that they only name aren't read."""
+        return files_digest(self._files.items(), identity, self._salt)
+
+    def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
+        """Read the footers alone; a split is a range of one file's rows."""
+        for name, path in self._files.items():
+            num_rows = _open(path).metadata.num_rows
+            for start in range(0, num_rows, size):
+                stop = min(start + size, num_rows)
+                yield Split(name, start, stop, stop - start)
+
+    def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:  # noqa: ARG002
+        """The rows of a range, from the row groups that hold it."""
+        file = _open(self._files[split.piece])
+        groups, first = _groups(file.metadata, split.start, split.stop)
+        batches = file.iter_batches(
+            _BATCH_ROWS, row_groups=groups, columns=self.columns.names, use_threads=False
+        )
+        for row, values in rows_between(batches, first, split.start, split.stop, split.piece):
+            yield self.columns.entry(f"{split.piece}#{row}", values, self._images)
+
+
+class RowColumns:
+    """The columns of a pair in a table of Arrow's types."""
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        *,
+        image: str = "",
+        caption: str = "",
+        id: str = "",  # noqa: A002
+    ) -> None:
+        """Raises SourceError where the columns can't be told or have another type."""
+        paths = [f.name for f in schema if _is_text(f.type)]
+        blobs = [f.name for f in schema if _is_binary(f.type) or _is_image_struct(f.type)]
+        if image or not blobs:
+            self.image = choose(
+                [*blobs, *paths], image, (*BYTES_NAMES, *IMAGE_NAMES), "image", "image"
+            )
+        else:
+            self.image = (
+                blobs[0] if len(blobs) == 1 else choose(blobs, "", BYTES_NAMES, "image", "image")
+            )
+        texts = [f.name for f in schema if _is_text(f.type) or _is_texts(f.type)]
+        self.caption = choose(texts, caption, CAPTION_NAMES, "caption", "caption")
+        self.id = choose(schema.names, id, (), "id", "id") if id else ""
+        self._of_paths = self.image in paths
+        self.names = sorted({self.image, self.caption, *([self.id] if self.id else [])})
+
+    def entry(self, place: str, values: dict[str, Any], images: ImageFiles) -> Entry:
+        """The row at ``place``, which is its id if it has no other."""
+        image = values[self.image]
+        path = image.get("path") if isinstance(image, dict) else image if self._of_paths else None
+        data = image.get("bytes") if isinstance(image, dict) else None if self._of_paths else image
+        name = values[self.id] if self.id else path if self._of_paths else None
+        origin = place if name in (None, b"") else _spell(name)
+        return Entry(origin, partial(_load, path, data, values[self.caption], images))
+
+
+def _load(path: bytes | None, data: bytes | None, caption: Any, images: ImageFiles) -> RawPair:
+    name = os.fsdecode(path or b"")
+    if data is None:
+        if not name:
+            raise BadSampleError("missing-image", "the row has no image")
+        data = images.read(name)
+    if isinstance(caption, list):
+        caption = next((text for text in caption if text), None)
+    if caption is None:
+        raise BadSampleError("no-caption", "the row's caption is null")
+    return RawPair(data, image_suffix(name, data), caption)
+
+
+def _spell(value: object) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def rows_between(
+    batches: Iterator[pa.RecordBatch], first: int, start: int, stop: int, name: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and values of the rows ``start`` to ``stop``; batches begin at ``first``.
+
+    Text comes as bytes, since what a file calls text need not be UTF-8. Raises SourceError, which
+    says ``name``, where the file is damaged.
+    """
+    try:
+        for batch in batches:
+            low, high = max(start - first, 0), min(stop - first, len(batch))
+            for step in range(low, high, _BATCH_ROWS):
+                part = batch.slice(step, min(_BATCH_ROWS, high - step))
+                columns = [column.cast(_as_bytes(column.type)).to_pylist() for column in part]
+                for offset, values in enumerate(zip(*columns, strict=True)):
+                    yield first + step + offset, dict(zip(part.schema.names, values, strict=True))
+            first += len(batch)
+            if first >= stop:
+                return
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(name, error) from error
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The type with all text in it as bytes."""
+    if _is_text(kind):
+        return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+    if _is_texts(kind):
+        return pa.list_(_as_bytes(kind.value_type))
+    if pa.types.is_struct(kind):
+        fields = (kind.field(i) for i in range(kind.num_fields))
+        return pa.struct([(field.name, _as_bytes(field.type)) for field in fields])
+    return kind
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """The schema of a Parquet file; raises SourceError if it isn't one."""
+    return _open(path).schema_arrow
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(str(path), error) from error
+
+
+def _damaged(name: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"{name} can't be read as a table: {error}",
+        expected="a whole Parquet or Arrow file",
+        action="write the file again, or leave it out of the source",
+    )
+
+
+def _groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
+    """The row groups that hold rows ``start`` to ``stop``, and the first row that these hold."""
+    groups: list[int] = []
+    first = row = 0
+    for group in range(metadata.num_row_groups):
+        following = row + metadata.row_group(group).num_rows
+        if row < stop and following > start:
+            first = first if groups else row
+            groups.append(group)
+        row = following
+    return groups, first
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_texts(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list and _is_text(kind.value_type))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_image_struct(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)

@@ -1,0 +1,186 @@
+"""The ``teacher`` stage: what an ensemble of CLIP models makes of a dataset, as a layer.
+
+Row of the layer: ``image``, an embedding for each stored augmentation; ``text``, one for the real
+caption, then one for each synthetic caption of a layer; ``augmentation``, the numbers that replay
+each (:mod:`clipmill.data.stored_augmentation`). An embedding holds the teachers' unit embeddings
+side by side, fp16.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipmill.config import Config
+from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.images import decode_rgb
+from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
+from clipmill.data.reader import read_shard
+from clipmill.data.stored_augmentation import StoredAugmentationConfig, draw_augmentation, replay
+from clipmill.digest import digest_json
+from clipmill.errors import ConfigError
+from clipmill.pretrain.start import find_start
+from clipmill.stages import Report
+from clipmill.storage import Parent
+
+if TYPE_CHECKING:
+    from clipmill.pretrain.teachers import Teacher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherConfig(Config):
+    """An ensemble, and what it looks at."""
+
+    models: tuple[str, ...] = ()
+    """The teachers: URIs of our CLIP checkpoints, or ``open_clip:NAME/TAG`` (TAG may be a file)."""
+    num_augmentations: int = 30
+    """Augmentations stored a sample (DataCompDR-12M)."""
+    augmentation: StoredAugmentationConfig = StoredAugmentationConfig()
+    """What they are drawn from."""
+    seed: int = 0
+    """Seed of augmentations, with each sample's uid."""
+    batch_size: int = 64
+    """Pictures or texts embedded together."""
+
+
+def make_teacher_layer(
+    config: TeacherConfig, dataset: str, captions: str = "", *, report: Report
+) -> str:
+    """Embed the dataset's pictures and captions; the layer's name.
+
+    ``captions`` names the layer of synthetic captions to embed beside the real ones. Shards that
+    are done already are left as they are.
+
+    Raises:
+        ConfigError: there is no teacher, or no such layer of captions.
+    """
+    opened = Dataset.open(dataset)
+    if not config.models:
+        raise ConfigError(
+            "models was empty",
+            expected="at least one teacher",
+            action='set models=["open_clip:ViT-L-14/openai"], or URIs of checkpoints',
+        )
+    parents = [_parent(name) for name in config.models]
+    if captions:
+        if captions not in opened.layers:
+            raise ConfigError(
+                f"{dataset} has no layer {captions!r}",
+                expected=f"one of {', '.join(opened.layers) or 'none: it has no layers'}",
+                action="name a layer of captions, or leave it empty",
+            )
+        digest = opened.layers[captions].digest
+        parents.append(Parent(role="captions", uri=opened.layer_uri(captions), digest=digest))
+    plain = config.to_json() | {"batch_size": 0}  # how many at a time changes nothing
+    layer = f"teacher/ensemble-{digest_json([plain, [p.digest for p in parents]])[:8]}"
+    if layer in opened.layers:
+        return layer
+    from clipmill.pretrain.teachers import load_teacher
+
+    report(0, opened.num_samples, "loading the teachers")
+    teachers = [load_teacher(name) for name in config.models]
+    done = 0
+    for index, shard in enumerate(opened.shards):
+        if not has_layer_shard(opened, layer, index):
+            table = _embed_shard(config, opened, index, captions, teachers)
+            write_layer_shard(opened, layer, index, table)
+        done += shard.num_samples
+        report(done, opened.num_samples, "embedded")
+    widths = ",".join(str(teacher.width) for teacher in teachers)
+    detail = {"widths": widths, "teachers": ", ".join(config.models)}
+    commit_layer(opened, layer, parents=tuple(parents), detail=detail)
+    return layer
+
+
+def _parent(name: str) -> Parent:
+    start = find_start(name)
+    if start is None or start.source not in {"clip", "open_clip"}:
+        raise ConfigError(
+            f"models had {name!r}",
+            expected="URIs of CLIP checkpoints, or open_clip:NAME/TAG",
+            action="name models with both an image and a text tower",
+        )
+    return Parent(role="teacher", uri=start.parent.uri, digest=start.parent.digest)
+
+
+def _embed_shard(
+    config: TeacherConfig,
+    dataset: Dataset,
+    index: int,
+    captions: str,
+    teachers: "Sequence[Teacher]",
+) -> pa.Table:
+    with read_shard(dataset, index, cache_folder()) as reader:
+        texts = [[reader.caption(row)] for row in range(len(reader))]
+        if captions:
+            synthetic = read_layer(dataset, captions, index, cache_folder())["captions"]
+            texts = [own + more for own, more in zip(texts, synthetic.to_pylist(), strict=True)]
+        numbers, images = [], []
+        for row in range(len(reader)):
+            picture = decode_rgb(reader.image(row))
+            drawn = _draw(config, reader.uid(row), picture)
+            numbers.append(drawn)
+            images.append(_embed_picture(picture, drawn, teachers, config.batch_size))
+        flat = [text for own in texts for text in own]
+        pieces = [flat[i : i + config.batch_size] for i in range(0, len(flat), config.batch_size)]
+        rows = np.concatenate(
+            [np.concatenate([t.embed_texts(piece) for t in teachers], axis=1) for piece in pieces]
+        )
+        starts = np.cumsum([0, *(len(own) for own in texts)])
+        return pa.table(
+            {
+                "uid": reader.uids,
+                "image": _lists(images),
+                "text": _lists([rows[a:b] for a, b in itertools.pairwise(starts)]),
+                "augmentation": pa.array(numbers, pa.list_(pa.list_(pa.float32()))),
+            }
+        )
+
+
+def _draw(config: TeacherConfig, uid: str, picture: Image.Image) -> list[list[float]]:
+    """This sample's augmentations; they depend on seed and uid alone."""
+    key = int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8], "big")
+    generator = np.random.default_rng((config.seed, key))
+    return [
+        # As stored: a replay from the layer must be what the teacher saw.
+        np.array(
+            draw_augmentation(picture.width, picture.height, config.augmentation, generator),
+            np.float32,
+        ).tolist()
+        for _ in range(config.num_augmentations)
+    ]
+
+
+def _embed_picture(
+    picture: Image.Image,
+    drawn: Sequence[Sequence[float]],
+    teachers: "Sequence[Teacher]",
+    batch_size: int,
+) -> NDArray[Any]:
+    """Embeddings (augmentations, widths together)."""
+    columns = []
+    for teacher in teachers:
+        pieces = [drawn[i : i + batch_size] for i in range(0, len(drawn), batch_size)]
+        columns.append(
+            np.concatenate(
+                [
+                    teacher.embed_images([replay(picture, teacher.image_size, n) for n in piece])
+                    for piece in pieces
+                ]
+            )
+        )
+    return np.concatenate(columns, axis=1)
+
+
+def _lists(rows: Sequence[NDArray[Any]]) -> pa.Array:
+    """A list of fp16 embeddings a sample."""
+    together = np.concatenate(list(rows)).astype(np.float16)
+    embeddings = pa.FixedSizeListArray.from_arrays(pa.array(together.ravel()), together.shape[1])
+    offsets = np.cumsum([0, *(len(r) for r in rows)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), embeddings)

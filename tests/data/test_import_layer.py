@@ -1,0 +1,225 @@
+"""Tables of other tools, joined by uid."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from bare_dataset import add_layer, bare_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipmill.data import import_layer as module
+from clipmill.data.dataset import Dataset
+from clipmill.data.import_layer import ImportConfig, import_layer
+from clipmill.data.layers import read_layer
+from clipmill.data.reader import read_shard
+from clipmill.errors import ArtifactError, ConfigError, SourceError
+from clipmill.storage import lineage, open_store
+
+FILL = ImportConfig(missing="fill")
+
+
+def silent(done, total, words):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
+
+
+def rows_of(dataset, layer, tmp_path):
+    opened = Dataset.open(dataset.uri)
+    return [
+        row
+        for index in range(len(opened.shards))
+        for row in read_layer(opened, layer, index, tmp_path / "cache").to_pylist()
+    ]
+
+
+def write(path, table):
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        options = pa_csv.WriteOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+        pa_csv.write_csv(table, path, options)
+    return str(path)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=9).filter(sum),
+    st.sampled_from([".parquet", ".csv", ".tsv"]),
+    st.integers(0, 10**6),
+    st.integers(1, 3),
+)
+def test_rows_find_their_samples(tmp_path_factory, sizes, suffix, seed, num_files):
+    folder = tmp_path_factory.mktemp("import")
+    random = np.random.default_rng(seed)
+    dataset = bare_dataset(folder / "d", sizes)
+    given_ = random.permutation(sum(sizes) + 3)
+    values = random.random(len(given_)).round(3)
+    parts = np.array_split(np.arange(len(given_)), num_files)
+    files = []
+    for number, part in enumerate(parts):
+        table = pa.table({"uid": [f"u{n}" for n in given_[part]], "aesthetic": values[part]})
+        files.append(write(folder / f"{number}{suffix}", table))
+    layer = import_layer(ImportConfig(), dataset.uri, "score/other", files, report=silent)
+    expected = [
+        {"uid": f"u{n}", "aesthetic": values[list(given_).index(n)]} for n in range(sum(sizes))
+    ]
+    assert rows_of(dataset, layer, folder) == expected
+    node = lineage(dataset.layer_uri(layer))
+    assert (node.detail["missing"], node.detail["unknown"]) == ("0", "3")
+    assert [p.role for p in node.parents] == ["dataset", *["import"] * num_files]
+
+
+def test_many_ranges_of_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_RANGES", 3)
+    dataset = bare_dataset(tmp_path / "d", (2,) * 11)
+    file = write(
+        tmp_path / "t.parquet",
+        pa.table({"uid": [f"u{n}" for n in range(21, -1, -1)], "x": range(22)}),
+    )
+    import_layer(ImportConfig(), dataset.uri, "score/x", [file], report=silent)
+    assert [row["x"] for row in rows_of(dataset, "score/x", tmp_path)] == list(range(21, -1, -1))
+
+
+def test_missing_samples(tmp_path):
+    dataset = bare_dataset(tmp_path / "d", (3, 2))
+    file = write(tmp_path / "t.parquet", pa.table({"uid": ["u4", "u1"], "x": [4.0, 1.0]}))
+    with pytest.raises(ArtifactError, match="3 of 5 samples aren't in the table, such as u0, u2"):
+        import_layer(ImportConfig(), dataset.uri, "score/x", [file], report=silent)
+    assert not list((tmp_path / "d").glob("layers/**/*.parquet"))
+    import_layer(FILL, dataset.uri, "score/x", [file], report=silent)
+    assert [row["x"] for row in rows_of(dataset, "score/x", tmp_path)] == [None, 1, None, None, 4]
+    assert lineage(dataset.layer_uri("score/x")).detail["missing"] == "3"
+
+
+def test_twice_is_once(tmp_path):
+    dataset = bare_dataset(tmp_path / "d", (3, 2))
+    table = pa.table({"uid": [f"u{n}" for n in range(5)], "x": range(5)})
+    file = write(tmp_path / "t.parquet", table)
+    for _ in range(2):
+        import_layer(ImportConfig(), dataset.uri, "score/x", [file], report=silent)
+    other = write(tmp_path / "o.parquet", table.set_column(1, "x", pa.array(range(1, 6))))
+    with pytest.raises(ArtifactError, match="is committed, and shard 0 of it differs"):
+        import_layer(ImportConfig(), dataset.uri, "score/x", [other], report=silent)
+
+
+def test_names_are_chosen(tmp_path):
+    dataset = bare_dataset(tmp_path / "d", (2,), label="")
+    table = pa.table({"key": ["1", "0"], "a": [1.5, 0.5], "b": ["x", "y"]})
+    file = write(tmp_path / "t.csv", table)
+    config = ImportConfig(uid_column="key", columns={"real": "a"})
+    import_layer(config, dataset.uri, "score/x", [file], report=silent)
+    assert rows_of(dataset, "score/x", tmp_path) == [
+        {"uid": "0", "real": 0.5},
+        {"uid": "1", "real": 1.5},
+    ]
+
+
+def test_captions_come_in_either_form(make_dataset, tmp_path):
+    """One a row, or a list; a missing one is the real one, which ``fallback`` says."""
+    dataset = make_dataset(count=6)
+    uids = [uid for index in range(2) for uid in dataset.uids(index)]
+    with read_shard(dataset, 1, tmp_path / "cache") as reader:
+        real = [reader.caption(row) for row in range(2)]
+    one = write(tmp_path / "1.csv", pa.table({"uid": uids[:4], "captions": ["a", "b", "c", "d"]}))
+    import_layer(FILL, dataset.uri, "captions/one", [one], report=silent)
+    rows = rows_of(dataset, "captions/one", tmp_path)
+    assert [row["captions"] for row in rows] == [["a"], ["b"], ["c"], ["d"], [real[0]], [real[1]]]
+    assert [row["fallback"] for row in rows] == [False] * 4 + [True] * 2
+    lists = [["a"], ["b", "c"], ["d"], ["e"], None, ["f"]]
+    several = pa.table({"uid": uids, "captions": lists, "fallback": [True] + [False] * 5})
+    file = write(tmp_path / "2.parquet", several)
+    import_layer(FILL, dataset.uri, "captions/two", [file], report=silent)
+    rows = rows_of(dataset, "captions/two", tmp_path)
+    assert [row["captions"] for row in rows] == [*lists[:4], [real[0]], lists[5]]
+    assert [row["fallback"] for row in rows] == [True, False, False, False, True, False]
+
+
+def test_a_remote_table(s3, tmp_path):
+    del s3
+    bucket = f"import-{os.getpid()}"
+    store = open_store(f"s3://{bucket}/tables")
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"uid": ["u1", "u0"], "x": [1, 0]}), path)
+    store.put_file("t.parquet", path)
+    dataset = bare_dataset(tmp_path / "d", (2,))
+    files = [f"s3://{bucket}/tables/t.parquet"]
+    import_layer(ImportConfig(), dataset.uri, "score/x", files, report=silent)
+    assert [row["x"] for row in rows_of(dataset, "score/x", tmp_path)] == [0, 1]
+
+
+def tables(tmp_path):
+    """Names of tables, each wrong in its way."""
+    good = pa.table({"uid": ["u0", "u1"], "x": [0, 1]})
+    (tmp_path / "text.parquet").write_text("no parquet")
+    (tmp_path / "table.xls").write_text("x")
+    return {
+        "twice": write(tmp_path / "twice.parquet", pa.concat_tables([good, good])),
+        "number": write(tmp_path / "n.parquet", pa.table({"uid": [0, 1], "x": [0, 1]})),
+        "null": write(tmp_path / "null.parquet", pa.table({"uid": ["u0", None], "x": [0, 1]})),
+        "other": write(tmp_path / "other.parquet", pa.table({"key": ["u0"]})),
+        "text": str(tmp_path / "text.parquet"),
+        "kind": str(tmp_path / "table.xls"),
+        "absent": str(tmp_path / "absent.csv"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("twice", "uid u0 is in the table twice"),
+        ("number", "has type int64"),
+        ("null", "rows without a uid"),
+        ("other", "has no column uid"),
+        ("text", "can't be read"),
+        ("kind", "is a table of unknown kind"),
+        ("absent", "there is no file at .*absent.csv"),
+    ],
+)
+def test_tables_that_are_no_good(tmp_path, name, words):
+    dataset = bare_dataset(tmp_path / "d", (2,))
+    with pytest.raises(SourceError, match=words):
+        import_layer(FILL, dataset.uri, "score/x", [tables(tmp_path)[name]], report=silent)
+
+
+def test_tables_that_do_not_fit_together(tmp_path):
+    dataset = bare_dataset(tmp_path / "d", (2,))
+    files = [
+        write(tmp_path / "a.parquet", pa.table({"uid": ["u0"], "x": [1]})),
+        write(tmp_path / "b.parquet", pa.table({"uid": ["u1"], "y": [1]})),
+    ]
+    with pytest.raises(SourceError, match="has other columns than the table before it"):
+        import_layer(FILL, dataset.uri, "score/x", files, report=silent)
+
+
+def test_names_of_layers(tmp_path):
+    dataset = bare_dataset(tmp_path / "d", (1,))
+    file = write(tmp_path / "t.parquet", pa.table({"uid": ["u0"], "x": [1]}))
+    with pytest.raises(ConfigError, match="is not the name of a layer"):
+        import_layer(ImportConfig(), dataset.uri, "x", [file], report=silent)
+
+
+def test_a_score_from_elsewhere_can_be_selected_by(tmp_path):
+    from clipmill.data.filters.clip_score import ClipScoreFilter
+    from clipmill.data.select import select
+    from clipmill.data.select_rule import SelectConfig, steps
+
+    dataset = bare_dataset(tmp_path / "d", (2, 2))
+    add_layer(dataset, "score/clip-1", {"real": np.zeros(4, np.float32)})
+    table = pa.table({"uid": [f"u{n}" for n in range(3)], "similarity": [0.1, 0.5, 0.9]})
+    file = write(tmp_path / "t.parquet", table)
+    config = ImportConfig(columns={"real": "similarity"}, missing="fill")
+    import_layer(config, dataset.uri, "score/datacomp", [file], report=silent)
+    rule = SelectConfig(
+        name="x", filters=steps(ClipScoreFilter(threshold=0.5, layer="score/datacomp"))
+    )
+    layer = select(rule, dataset.uri, report=silent)
+    keep = [row["keep"] for row in rows_of(dataset, layer, tmp_path)]
+    assert keep == [False, True, True, False]

@@ -1,0 +1,137 @@
+"""States written beside the training; a disk that is full loses none that is there."""
+
+import contextlib
+import logging
+import resource
+import threading
+import time
+
+import pytest
+import torch
+from regression import Regression
+
+from clipmill.engine import checkpointer as module
+from clipmill.engine.checkpointer import Checkpointer
+from clipmill.engine.config import TrainConfig
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.state import Progress, state_steps, write_state
+from clipmill.engine.update import Updater
+from clipmill.errors import StorageError
+from clipmill.telemetry import train_metrics
+
+
+def made(folder, num_kept=2):
+    torch.manual_seed(0)
+    updater = Updater(Regression(), TrainConfig(steps=9, batch_size=8), Ranks())
+    return updater, Checkpointer(str(folder), updater.moving, Ranks(), num_kept=num_kept)
+
+
+@contextlib.contextmanager
+def no_room(num_bytes):
+    """No file can grow past that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def saved(states, step):
+    states.save(Progress(step=step))
+    states.finish(must=True)
+
+
+def test_the_state_is_that_of_the_moment_it_was_saved(tmp_path, monkeypatch):
+    """Training goes on while it's written."""
+    may_write = threading.Event()
+
+    def slow(*arguments):
+        assert may_write.wait(30)
+        write_state(*arguments)
+
+    monkeypatch.setattr(module, "write_state", slow)
+    updater, states = made(tmp_path)
+    expected = {k: v.clone() for k, v in updater.moving.tensors().items()}
+    states.save(Progress(step=1))
+    with torch.no_grad():
+        for parameter in updater.objective.parameters():
+            parameter.add_(1)
+    assert state_steps(str(tmp_path)) == []  # it came back before anything was written
+    may_write.set()
+    states.finish(must=True)
+    other, restored = made(tmp_path)
+    assert restored.restore() == Progress(step=1)
+    for name, tensor in other.moving.tensors().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_states_are_written_one_after_another_and_the_last_are_kept(tmp_path):
+    _, states = made(tmp_path, num_kept=3)
+    for step in range(1, 7):
+        states.save(Progress(step=step))
+    states.finish(must=True)
+    assert state_steps(str(tmp_path)) == [4, 5, 6]
+
+
+def test_a_full_disk_is_a_warning_and_the_last_state_stays(tmp_path, caplog):
+    failed = train_metrics().checkpoints.labels(result="failed")
+    before = failed._value.get()
+    _, states = made(tmp_path)
+    saved(states, 1)
+    with no_room(500), caplog.at_level(logging.WARNING):
+        states.save(Progress(step=2))
+        states.finish(must=False)
+    assert "the state of step 2 wasn't saved" in caplog.text
+    assert "whole states are there of steps [1]" in caplog.text
+    assert failed._value.get() == before + 1
+    assert states.restore().step == 1
+    assert not [p for p in tmp_path.iterdir() if "00000001" not in p.name]
+    saved(states, 3)  # there is room again
+    assert state_steps(str(tmp_path)) == [1, 3]
+
+
+def test_older_states_make_room_for_a_new_one(tmp_path, monkeypatch):
+    """All but the last, which nothing gives up."""
+    _, states = made(tmp_path, num_kept=3)
+    for step in (1, 2, 3):
+        saved(states, step)
+
+    def while_room(uri, progress, data):
+        if len(state_steps(uri)) > 1:
+            raise StorageError("full", expected="room", action="make some")
+        write_state(uri, progress, data)
+
+    monkeypatch.setattr(module, "write_state", while_room)
+    saved(states, 4)
+    assert state_steps(str(tmp_path)) == [3, 4]
+
+
+def test_a_state_that_must_be_saved_and_is_not_is_an_error(tmp_path):
+    _, states = made(tmp_path)
+    with no_room(500):
+        states.save(Progress(step=2))
+        with pytest.raises(StorageError, match="can't write"):
+            states.finish(must=True)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    def wrong(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "write_state", wrong)
+    _, states = made(tmp_path)
+    states.save(Progress(step=1))
+    with pytest.raises(ZeroDivisionError):
+        states.finish(must=False)
+
+
+def test_the_stall_and_the_write_are_measured(tmp_path):
+    stall, write = (train_metrics().checkpoint_seconds.labels(part=p) for p in ("stall", "write"))
+    before = stall._sum.get(), write._sum.get()
+    _, states = made(tmp_path)
+    started = time.perf_counter()
+    saved(states, 1)
+    lasted = time.perf_counter() - started
+    assert 0 < stall._sum.get() - before[0] < lasted
+    assert 0 < write._sum.get() - before[1] < lasted

@@ -1,0 +1,112 @@
+"""Retrieval and zero-shot accuracy while a run lasts."""
+
+import pytest
+import torch
+from PIL import Image
+from tiny import CLIP
+
+from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.data.dataset import Dataset
+from clipmill.data.view import View, ViewConfig, in_fraction
+from clipmill.engine.config import TrainConfig
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.loop import train
+from clipmill.errors import ConfigError
+from clipmill.pretrain.clip_objective import ClipObjective
+from clipmill.pretrain.in_training_evaluation import InTrainingConfig, clip_evaluations, recall
+from clipmill.pretrain.pairs import LoadConfig, pair_batches
+
+
+def test_recall_by_hand():
+    """Texts of the first two pairs are exchanged; the third is its image's second best."""
+    image = torch.eye(3)
+    text = torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0.9, 0.8]])
+    found = recall(image, text)
+    assert found["image_to_text_r1"] == pytest.approx(1 / 3)
+    assert found["text_to_image_r1"] == 0
+    assert found["text_to_image_r5"] == found["image_to_text_r10"] == 1
+
+
+def test_a_model_that_maps_all_to_one_place_finds_nothing():
+    same = torch.ones(20, 4)
+    assert set(recall(same, same).values()) == {0.0}
+
+
+def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
+    dataset = Dataset.open(dataset_uri)
+    view = View(dataset, ViewConfig(fraction=0.5))
+    uids = [uid for index in range(len(dataset.shards)) for uid in dataset.uids(index)]
+    held_out = sum(not in_fraction(uid, 0.5) for uid in uids)
+    assert 0 < held_out < 12
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 16), colour).save(tmp_path / "classes" / name / "1.png")
+    config = InTrainingConfig(
+        every_steps=2, class_folder=str(tmp_path / "classes"), templates=("a {}", "{} things")
+    )
+    tokenizer = CLIP.text.tokenizer()
+    evaluations = clip_evaluations(config, view, tokenizer, CLIP.vision.image_size)
+    config_of_run = TrainConfig(steps=4, batch_size=4, log_steps=4)
+    trained = train(
+        lambda here: ClipObjective(CLIP, here),
+        lambda cursor, here: pair_batches(
+            view,
+            LoadConfig(num_workers=0),
+            config_of_run,
+            crop=CropTransform(16, RandomResizedCropConfig()),
+            tokenizer=tokenizer,
+            here=here,
+            cursor=cursor,
+        ),
+        config_of_run,
+        name="clip",
+        state_uri=str(tmp_path / "state"),
+        report=lambda *_: None,
+        evaluations=evaluations,
+    )
+    assert [record["step"] for record in trained.log] == [2, 4]
+    for record in trained.log:
+        assert record["zero-shot/top1"] in {0, 0.5, 1}
+        assert round(record["retrieval/image_to_text_r1"] * held_out, 4) % 1 == 0
+        assert record["retrieval/text_to_image_r10"] >= min(10, held_out) / held_out - 0.5
+
+
+def test_a_colour_that_the_model_knows_is_named(tmp_path):
+    """A model whose embeddings are told what to be."""
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (16, 16), colour).save(tmp_path / name / f"{number}.png")
+
+    class Knowing(torch.nn.Module):
+        clip = normalize = property(lambda self: self)
+
+        def __call__(self, images):
+            return images
+
+        def encode_image(self, images, normalize):
+            return images.mean((2, 3))
+
+        def encode_text(self, tokens, normalize):
+            return torch.tensor([[0.0, 0, 1], [1, 0, 0]])  # classes in the order of their names
+
+    config = InTrainingConfig(num_pairs=0, class_folder=str(tmp_path))
+    (evaluation,) = clip_evaluations(config, None, CLIP.text.tokenizer(), 16)
+    assert evaluation.judge(Knowing(), Ranks()) == {"top1": 1.0}
+
+
+def test_a_view_that_holds_nothing_out(dataset_uri):
+    view = View(Dataset.open(dataset_uri), ViewConfig())
+    with pytest.raises(ConfigError, match="no pair is held out"):
+        clip_evaluations(InTrainingConfig(), view, CLIP.text.tokenizer(), 16)
+
+
+def test_a_folder_without_pictures(tmp_path):
+    config = InTrainingConfig(num_pairs=0, class_folder=str(tmp_path))
+    with pytest.raises(ConfigError, match="has no picture"):
+        clip_evaluations(config, None, CLIP.text.tokenizer(), 16)
+
+
+def test_none_are_wanted():
+    config = InTrainingConfig(every_steps=0)
+    assert clip_evaluations(config, None, CLIP.text.tokenizer(), 16) == ()

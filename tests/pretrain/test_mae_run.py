@@ -1,0 +1,124 @@
+"""A masked autoencoder's whole run, and CLIP that starts from it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CLIP
+
+from clipmill.data.dataset import Dataset
+from clipmill.data.loader import PairBatch
+from clipmill.engine.config import TrainConfig
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.schedule import ScheduleConfig
+from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.dense import build_dense
+from clipmill.models.encoders import open_encoder
+from clipmill.models.mae import MaskedAutoencoder
+from clipmill.models.mae_config import MaeConfig
+from clipmill.pretrain.clip import PretrainConfig, pretrain
+from clipmill.pretrain.mae import MaePretrainConfig, pretrain_mae
+from clipmill.pretrain.mae_objective import MaeObjective
+from clipmill.pretrain.pairs import LoadConfig
+
+VISION = replace(CLIP.vision, has_input_norm=False)
+CONFIG = MaePretrainConfig(
+    model=MaeConfig(
+        vision=VISION, mask_ratio=0.5, decoder_width=16, decoder_layers=1, decoder_heads=2
+    ),
+    load=LoadConfig(num_workers=0, shuffle_shards=2),
+    train=TrainConfig(
+        steps=4, batch_size=6, schedule=ScheduleConfig(peak=1e-3), checkpoint_steps=2, log_steps=1
+    ),
+)
+
+
+def silent(done, total, words):
+    pass
+
+
+def fail(done, total, words):
+    pytest.fail("worked again")
+
+
+def test_a_run_and_clip_after_it(dataset_uri, tmp_path):
+    uri = pretrain_mae(CONFIG, dataset_uri, str(tmp_path), report=silent)
+    assert pretrain_mae(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
+    card, tensors = load_checkpoint(uri)
+    assert (card.kind, card.architecture) == ("mae", CONFIG.model.to_json())
+    assert [p.digest for p in card.parents] == [Dataset.open(dataset_uri).digest]
+    MaskedAutoencoder(CONFIG.model).load_state_dict(tensors)  # strict
+    clip = PretrainConfig(
+        model=replace(CLIP, vision=VISION),
+        init=uri,
+        load=CONFIG.load,
+        train=replace(CONFIG.train, steps=1, schedule=ScheduleConfig(peak=0.0, minimum=0.0)),
+    )
+    started = pretrain(clip, dataset_uri, str(tmp_path), report=silent)
+    card, begun = load_checkpoint(started)
+    assert {"start", "dataset"} == {p.role for p in card.parents}
+    name = "visual.transformer.resblocks.0.attn.in_proj_weight"
+    assert torch.equal(begun[name], tensors[name])
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
+    def stop(done, total, words):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    straight = pretrain_mae(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_mae(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
+    resumed = pretrain_mae(CONFIG, dataset_uri, str(tmp_path / "b"), report=silent)
+    expected, found = (load_checkpoint(uri)[1] for uri in (straight, resumed))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_its_tower_can_be_fine_tuned(dataset_uri, tmp_path):
+    """The dense encoder's map is the tower's own, after its last norm."""
+    uri = pretrain_mae(CONFIG, dataset_uri, str(tmp_path), report=silent)
+    pretrained = open_encoder(uri)
+    assert pretrained.config.vision == VISION
+    encoder = build_dense(pretrained.config).eval()
+    pretrained.load_into(encoder)
+    mae = MaskedAutoencoder(CONFIG.model).eval()
+    mae.load_state_dict(load_checkpoint(uri)[1])
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        (found_BDhw,) = encoder(images)
+        tokens_BND = mae.visual.ln_post(
+            mae.visual.transformer(mae.visual._embeds(encoder.normalize(images)))
+        )
+    torch.testing.assert_close(found_BDhw.flatten(2).transpose(1, 2), tokens_BND[:, 1:])
+
+
+def test_it_learns_a_picture():
+    torch.manual_seed(0)
+    objective = MaeObjective(CONFIG, Ranks())
+    rows = torch.arange(16.0).mul(15).to(torch.uint8)
+    picture = rows.expand(3, 16, 16)
+    batch = PairBatch(picture.expand(8, 3, 16, 16), None, None, ())
+    optimizer = torch.optim.AdamW(objective.parameters(), 1e-2)
+    losses = []
+    for _ in range(80):
+        loss = objective(batch)["reconstruction"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_half_of_the_pictures_are_mirrored(monkeypatch):
+    objective, seen = MaeObjective(CONFIG, Ranks()), []
+    forward = objective.mae.forward
+
+    def noting(images):
+        seen.append(images)
+        return forward(images)
+
+    monkeypatch.setattr(objective.mae, "forward", noting)
+    picture = torch.arange(16).mul(15).to(torch.uint8).expand(400, 3, 16, 16)
+    objective(PairBatch(picture, None, None, ()))
+    is_mirrored = seen[0][:, 0, 0, 0] > seen[0][:, 0, 0, -1]
+    assert 150 < is_mirrored.sum() < 250

@@ -1,0 +1,166 @@
+"""Starts of a CLIP run: our checkpoints, files that open_clip saved, and names."""
+
+from dataclasses import replace
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import CLIP
+
+from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.mae import MaskedAutoencoder
+from clipmill.models.mae_config import MaeConfig
+from clipmill.models.towers import TextConfig, VisionConfig, build_clip, text_kwargs, vision_kwargs
+from clipmill.pretrain.start import find_start
+from clipmill.pretrain.start_weights import load_start
+
+VISION = replace(CLIP.vision, has_input_norm=False)
+MAE = MaeConfig(vision=VISION, decoder_width=16, decoder_layers=1, decoder_heads=2)
+
+
+def built(seed, config=CLIP):
+    torch.manual_seed(seed)
+    return build_clip(config)
+
+
+def started(name, config=CLIP):
+    """A model that began with this start."""
+    made = built(1, config)
+    load_start(find_start(str(name)), made, config)
+    return made
+
+
+def assert_same(found, expected):
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+
+
+def checkpoint(folder, kind, architecture, tensors):
+    card = ModelCard(kind=kind, architecture=architecture.to_json(), recipe={})
+    return save_checkpoint(str(folder / kind), card, tensors).uri
+
+
+def test_scratch():
+    assert find_start("") is None
+
+
+def test_our_checkpoint(tmp_path):
+    expected = built(0)
+    uri = checkpoint(tmp_path, "clip", CLIP, expected.state_dict())
+    assert_same(started(uri), expected)
+    parent = find_start(uri).parent
+    assert (parent.role, parent.uri) == ("start", uri)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize("form", ["plain", "training"])
+def test_a_file_that_open_clip_saved(tmp_path, suffix, form):
+    expected, path = built(0), tmp_path / f"weights.{suffix}"
+    tensors = dict(expected.state_dict())
+    if form == "training":  # as its trainer writes them, under DDP
+        tensors = {f"module.{k}": v for k, v in tensors.items()}
+    if suffix == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save({"epoch": 3, "state_dict": tensors} if form == "training" else tensors, path)
+    assert_same(started(path), expected)
+
+
+def test_a_file_of_towers_with_their_text_apart(tmp_path):
+    """As MobileCLIP's are in open_clip; the outputs are the same, too."""
+    torch.manual_seed(0)
+    text = replace(CLIP.text, is_causal=False)
+    config = replace(CLIP, text=text)
+    theirs = open_clip.CustomTextCLIP(
+        embed_dim=CLIP.embed_dim,
+        vision_cfg=vision_kwargs(CLIP.vision),
+        text_cfg=text_kwargs(text),
+    )
+    save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
+    ours = started(tmp_path / "weights.safetensors", config)
+    images, tokens = torch.randn(2, 3, 16, 16), text.tokenizer()(["a cube", "two red hats"])
+    torch.testing.assert_close(ours.encode_text(tokens), theirs.encode_text(tokens))
+    torch.testing.assert_close(ours.encode_image(images), theirs.encode_image(images))
+
+
+def test_an_image_tower_of_mae(tmp_path):
+    mae = MaskedAutoencoder(MAE)
+    uri = checkpoint(tmp_path, "mae", MAE, mae.state_dict())
+    config = replace(CLIP, vision=VISION)
+    found, fresh = started(uri, config).state_dict(), built(1, config).state_dict()
+    for name, tensor in mae.visual.state_dict().items():
+        assert torch.equal(found[f"visual.{name}"], tensor), name
+    for name in ("visual.proj", "token_embedding.weight", "logit_scale"):
+        assert torch.equal(found[name], fresh[name]), name
+    assert not torch.equal(found["visual.conv1.weight"], fresh["visual.conv1.weight"])
+
+
+def test_a_tower_without_input_norm_doesnt_fit_one_with_it(tmp_path):
+    uri = checkpoint(tmp_path, "mae", MAE, MaskedAutoencoder(MAE).state_dict())
+    with pytest.raises(ArtifactError, match=r"doesn't fit the model at visual\.ln_pre"):
+        started(uri)
+
+
+def test_softmax_and_sigmoid_start_from_one_another(tmp_path):
+    siglip = replace(CLIP, loss="sigmoid")
+    expected = built(0, siglip)
+    uri = checkpoint(tmp_path, "clip", siglip, expected.state_dict())
+    assert torch.equal(started(uri).visual.proj, expected.visual.proj)
+    save_file(built(0).state_dict(), tmp_path / "softmax.safetensors")
+    assert started(tmp_path / "softmax.safetensors", siglip).logit_bias.item() == -10
+
+
+def test_weights_of_another_size(tmp_path):
+    uri = checkpoint(tmp_path, "clip", CLIP, built(0).state_dict())
+    with pytest.raises(ArtifactError, match="doesn't fit the model at"):
+        started(uri, replace(CLIP, text=TextConfig(context_length=12, vocab_size=600, width=32)))
+    with pytest.raises(ArtifactError, match="doesn't fit the model at"):
+        started(uri, replace(CLIP, vision=VisionConfig(timm_model="test_resnet")))
+
+
+def test_a_file_that_would_run_code(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"model": built(0)}, path)
+    with pytest.raises(ArtifactError, match="can't be read as weights"):
+        started(path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_cut_file(tmp_path, suffix):
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "pt":
+        torch.save(built(0).state_dict(), path)
+    else:
+        save_file(built(0).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ArtifactError, match="can't be read as weights"):
+        started(path)
+
+
+def test_a_file_of_something_else(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ArtifactError, match="holds a list"):
+        started(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize("name", ["open_clip:ViT-B-16", "open_clip:", "timm:"])
+def test_names_that_lack_a_part(name):
+    with pytest.raises(ConfigError, match="init was"):
+        find_start(name)
+
+
+def test_what_isnt_there(tmp_path):
+    for name in (tmp_path / "none.pt", tmp_path / "none"):
+        with pytest.raises(NotFoundError):
+            find_start(str(name))
+    with pytest.raises(NotFoundError, match="can't be had"):
+        started("open_clip:ViT-B-32/no-such-tag")
+
+
+def test_a_captioner_is_no_start(tmp_path):
+    uri = checkpoint(tmp_path, "coca", CLIP, {})
+    with pytest.raises(ArtifactError, match="of kind 'coca'"):
+        find_start(uri)

@@ -1,0 +1,114 @@
+"""Scoring and selecting as a person runs them, on procedural scenes."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from clipmill.data.dataset import Dataset
+from clipmill.data.layers import read_layer
+from clipmill.data.select_rule import SelectConfig
+from clipmill.errors import ConfigError
+from clipmill.models.checkpoint import ModelCard, read_card, save_checkpoint
+from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.recipes import run
+from clipmill.recipes.registry import RECIPES
+from clipmill.storage import join, lineage
+
+CLIP = ClipConfig(
+    embed_dim=8,
+    vision=VisionConfig(image_size=16, patch_size=8, width=8, layers=1, head_width=8),
+    text=TextConfig(context_length=12, vocab_size=600, width=8, heads=2, layers=1),
+)
+SCENES = ["size=32", "num_pairs=40", "num_captioning=6", "num_labelled=4", "num_test=2"]
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory):
+    """A dataset of scenes with captions and scores, and the layers' names."""
+    folder = tmp_path_factory.mktemp("selection")
+    store = str(folder / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPMILL_CACHE", str(folder / "cache"))
+        scenes = run.scenes("scenes-miniature", SCENES, store)
+        small = ["samples_per_shard=16"]
+        dataset = run.shard("shards-miniature", small, join(scenes, "pairs.tar"), store)
+        opened = Dataset.open(dataset)
+        uids = [uid for index in range(len(opened.shards)) for uid in opened.uids(index)]
+        captions = [f"a scene with number {n}" for n in range(len(uids))]
+        table = pa.table({"uid": uids[::-1], "text": captions})
+        pq.write_table(table, folder / "captions.parquet")
+        layer = run.import_layer(
+            dataset, "captions/x", [str(folder / "captions.parquet")], columns=["captions=text"]
+        )
+        torch.manual_seed(0)
+        card = ModelCard(kind="clip", architecture=CLIP.to_json(), recipe={})
+        judge = save_checkpoint(str(folder / "judge"), card, build_clip(CLIP).state_dict()).uri
+        (folder / "concepts").write_text("red\nblue\nsphere\na\n")
+        concepts = f"concepts.concepts={folder / 'concepts'}"
+        layers = [
+            layer,
+            *run.score("score-basic", [], dataset, ""),
+            *run.score("score-clip", [], dataset, "", model=judge),
+            *run.score("score-concepts", [concepts], dataset, ""),
+        ]
+        yield folder, dataset, layers
+
+
+def rows_of(dataset, layer, folder):
+    opened = Dataset.open(dataset)
+    tables = [
+        read_layer(opened, layer, index, folder / "cache") for index in range(len(opened.shards))
+    ]
+    return pa.concat_tables(tables)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if isinstance(RECIPES[name](), SelectConfig)]
+)
+def test_every_rule_runs(journey, name):
+    folder, dataset, _ = journey
+    layer = run.select(name, [], dataset, "")
+    table = rows_of(dataset, layer, folder)
+    assert len(table) == 40
+    assert run.select(name, [], dataset, "") == layer
+    kept = np.array(table["keep"].to_pylist())
+    if name == "select-clip-top30":
+        assert kept.sum() == 13  # the place int(40 * 0.3), counted from 0, is in
+    if name in {"select-datacomp-basic", "select-deduplicated"}:
+        assert not kept.any()  # scenes of 32 pixels
+    if name == "select-best-captions":
+        assert set(table["caption"].to_pylist()) == {"real", "captions/x"}
+
+
+def test_an_encoder_trains_on_what_was_chosen(journey):
+    folder, dataset, _ = journey
+    layer = run.select("select-mixed-captions", [], dataset, "")
+    small = ["train.steps=2", "train.batch_size=4", "train.log_steps=1"]
+    tower = ["model.vision.image_size=32", "model.text.vocab_size=600"]
+    uri = run.pretrain(
+        "clip-miniature",
+        [*small, *tower],
+        dataset,
+        str(folder / "store"),
+        captions="chosen",
+        select=[layer],
+    )
+    view = read_card(uri).recipe["view"]
+    assert (view["captions"], view["select"]) == ("chosen", [layer])
+
+    def kinds(node):
+        return {node.kind} | {kind for parent in node.parents for kind in kinds(parent)}
+
+    roles = {p.role: p for p in lineage(uri).parents}
+    assert roles["select"].detail["of"] == "40"
+    assert "clip" in kinds(roles["select"])
+
+
+def test_parts_of_a_score(journey):
+    _, dataset, layers = journey
+    for start, stop in ((0, 0), (-1, 1), (0, 99)):
+        with pytest.raises(ConfigError, match="the range of shards was"):
+            run.score("score-basic", [], dataset, "", start=start, stop=stop)
+    assert run.score("score-basic", [], dataset, "", start=0, stop=1) == layers[1:3]
