@@ -6,6 +6,7 @@ from clipmill.components.pretrain import pretrain
 from clipmill.components.probe import probe
 from clipmill.components.promote import promote
 from clipmill.components.report import report
+from clipmill.pipelines.placement import on_pool
 from kfp import dsl
 
 
@@ -33,42 +34,50 @@ def compare_captions(
     """
     at = {"store": store, "run": run}
     with dsl.ParallelFor(items=["real", "both"], parallelism=2) as captions:
-        encoder = pretrain(
+        pretrained = pretrain(
             dataset=dataset,
             captions=captions,
             layer=layer,
             recipe=clip_recipe,
             overrides=clip_overrides,
             **at,
-        ).output
+        )
+        encoder = on_pool(pretrained, "gpu").output
         tuning = {"encoder": encoder, "overrides": finetune_overrides, "label": captions, **at}
-        segmenter = finetune(data=ade20k, recipe=segmentation_recipe, **tuning).output
-        segmented = evaluate(model=segmenter, data=ade20k, label=captions, **at)
-        measurer = finetune(data=nyu, recipe=depth_recipe, **tuning).output
-        measured = evaluate(model=measurer, data=nyu, label=captions, **at)
+        segmenter = finetune(data=ade20k, recipe=segmentation_recipe, **tuning)
+        segmented = evaluate(
+            model=on_pool(segmenter, "gpu").output, data=ade20k, label=captions, **at
+        )
+        measurer = finetune(data=nyu, recipe=depth_recipe, **tuning)
+        measured = evaluate(model=on_pool(measurer, "gpu").output, data=nyu, label=captions, **at)
+        for task in (segmented, measured):
+            on_pool(task, "gpu")
     # A dsl.Collected serves one reader.
     segmentation = promote(
         task="segmentation",
         threshold=min_miou,
         evaluations=dsl.Collected(segmented.outputs["Output"]),
         **at,
-    ).output
+    )
     depth = promote(
         task="depth",
         threshold=max_rmse_metres,
         evaluations=dsl.Collected(measured.outputs["Output"]),
         **at,
-    ).output
-    probed = probe(segmentation=segmentation, depth=depth, **at).output
-    return report(
+    )
+    promoted = {
+        "segmentation": on_pool(segmentation, "cpu").output,
+        "depth": on_pool(depth, "cpu").output,
+    }
+    page = report(
         dataset=dataset,
         layer=layer,
         captioner=captioner,
         encoders=dsl.Collected(encoder),
         segmentations=dsl.Collected(segmented.outputs["Output"]),
         depths=dsl.Collected(measured.outputs["Output"]),
-        segmentation=segmentation,
-        depth=depth,
-        probed=probed,
+        probed=on_pool(probe(**promoted, **at), "cpu").output,
+        **promoted,
         **at,
-    ).outputs["Output"]
+    )
+    return on_pool(page, "cpu").outputs["Output"]

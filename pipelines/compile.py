@@ -1,40 +1,77 @@
-"""``python -m clipmill.pipelines.compile``: write the compiled pipelines into ``manifests/``.
+"""``python -m clipmill.pipelines.compile``: write every generated file of the repository.
 
-``--check`` compiles elsewhere and fails where a file differs from the one in the repository.
+The compiled pipelines into ``manifests/`` and the chart, the chart's rules and dashboards from
+``telemetry.py``, the table of pools from the chart's values, and the chart rendered into
+``manifests/`` for those without Helm. ``--check`` makes them anew and fails where one differs.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-MANIFESTS = Path(__file__).resolve().parent.parent / "manifests"
+ROOT = Path(__file__).resolve().parent.parent
+MANIFESTS = ROOT / "manifests"
+CHART = ROOT / "helm" / "clipmill"
 
 
 def compile_all(folder: Path) -> list[Path]:
     """Compile each pipeline to a YAML file of its name; the files."""
+    from clipmill.pipelines.end_to_end import end_to_end
     from clipmill.pipelines.first_light import first_light
+    from clipmill.pipelines.pretrain_at_scale import pretrain_at_scale
     from kfp import compiler
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for pipeline in (first_light,):
+    for pipeline in (first_light, end_to_end, pretrain_at_scale):
         files.append(folder / f"{pipeline.name}.yaml")
         compiler.Compiler().compile(pipeline, str(files[-1]))
     return files
 
 
-def main() -> int:
-    """Write the manifests, or check that they are current."""
-    if "--check" not in sys.argv:
-        compile_all(MANIFESTS)
-        return 0
+def generated() -> dict[Path, str]:
+    """Text of every generated file, by its path in the repository."""
+    from clipmill.cluster.examples import examples
+    from clipmill.cluster.monitoring.files import files
+    from clipmill.cluster.tables import pools_json
+
+    made = {ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")}
+    made |= {CHART / "files" / name: text for name, text in files().items()}
     with tempfile.TemporaryDirectory() as scratch:
-        stale = [
-            file.name
-            for file in compile_all(Path(scratch))
-            if not (MANIFESTS / file.name).exists()
-            or (MANIFESTS / file.name).read_text() != file.read_text()
-        ]
+        for file in compile_all(Path(scratch)):
+            for folder in (MANIFESTS, CHART / "files" / "pipelines"):
+                made[folder / file.name] = file.read_text()
+    made |= {MANIFESTS / "examples" / name: text for name, text in examples().items()}
+    return made
+
+
+def rendered() -> dict[Path, str]:
+    """Text of what Helm makes of the chart as it is now, by path."""
+    from clipmill.pipelines.kustomize import kustomize_files
+
+    return {MANIFESTS / name: text for name, text in kustomize_files(CHART).items()}
+
+
+def _write(made: dict[Path, str], *, check: bool) -> list[str]:
+    """Write the files, or only say which differ."""
+    stale = []
+    for file, text in made.items():
+        if check:
+            if not file.exists() or file.read_text() != text:
+                stale.append(str(file.relative_to(ROOT)))
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return stale
+
+
+def main() -> int:
+    """Write the generated files, or check that they are current."""
+    check = "--check" in sys.argv
+    # The chart is rendered with the files that were made for it just before.
+    stale = [*_write(generated(), check=check), *_write(rendered(), check=check)]
+    if not check:
+        return 0
     if stale:
         sys.stderr.write(f"stale: {', '.join(stale)}; run python -m clipmill.pipelines.compile\n")
     return bool(stale)

@@ -5,6 +5,7 @@ from clipmill.components.shard import shard
 from clipmill.components.source import source
 from clipmill.components.train_captioner import train_captioner
 from clipmill.pipelines.compare_captions import compare_captions
+from clipmill.pipelines.placement import on_pool
 from kfp import dsl
 
 
@@ -33,16 +34,19 @@ def first_light(
     Both encoders are fine-tuned for segmentation and depth; the better models are served.
     """
     at = {"store": store, "run": run}
-    data = source(pairs=pairs, recipe=scenes_recipe, overrides=scenes_overrides, **at).outputs
+    drawn = source(pairs=pairs, recipe=scenes_recipe, overrides=scenes_overrides, **at)
+    data = on_pool(drawn, "cpu").outputs
     shards = {"recipe": shards_recipe, "overrides": [], **at}
-    dataset = shard(source=data["pairs"], label="pairs", **shards).output
-    captioned = shard(source=data["captioning"], label="captioning", **shards).output
-    captioner = train_captioner(
-        dataset=captioned, recipe=captioner_recipe, overrides=captioner_overrides, **at
-    ).output
-    layer = recaption(
+    dataset = on_pool(shard(source=data["pairs"], label="pairs", **shards), "cpu").output
+    captioned = on_pool(shard(source=data["captioning"], label="captioning", **shards), "cpu")
+    trained = train_captioner(
+        dataset=captioned.output, recipe=captioner_recipe, overrides=captioner_overrides, **at
+    )
+    captioner = on_pool(trained, "gpu").output
+    recaptioned = recaption(
         dataset=dataset, captioner=captioner, recipe=recaption_recipe, overrides=[], **at
-    ).output
+    )
+    layer = on_pool(recaptioned, "gpu").output
     return compare_captions(
         dataset=dataset,
         layer=layer,

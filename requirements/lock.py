@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("serve", "demo", "dev")
+EXTRAS = ("data", "serve", "train-image", "demo", "dev")
 
 
 def stamp() -> str:

@@ -9,6 +9,7 @@ ClipmillError
 │   ├── ArtifactError       a dataset, layer or checkpoint that is cut, foreign or inconsistent
 │   ├── GateError           a model that may not be promoted
 │   ├── ServerError         a server that can't start or doesn't answer
+│   ├── ClusterError        a Kubernetes API that isn't there, or refuses us
 │   ├── BudgetError         a limit on cost that was reached
 │   └── TrainingError       a run that can't go on
 ├── StoppedError            a run that was told to stop, and did, its state saved: exit code 75
@@ -64,6 +65,10 @@ class GateError(UserError):
 
 class ServerError(UserError):
     """A server that can't start or doesn't answer."""
+
+
+class ClusterError(UserError):
+    """A Kubernetes API that isn't there, or refuses us."""
 
 
 class BudgetError(UserError):

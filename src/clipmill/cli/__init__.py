@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clipmill.cli import models
+from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
 from clipmill.cli.options import Json, Set, Store
 from clipmill.errors import ClipmillError, StoppedError, UserError
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
+app.add_typer(cluster, name="cluster")
 app.command()(models.runs)
 app.command()(models.export)
 

@@ -1,0 +1,13 @@
+"""Component: how a run ended, whatever happened in it."""
+
+from clipmill.components import IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def finish_run(store: str, run: str, status: dsl.PipelineTaskFinalStatus) -> None:
+    """Keep the run's end beside the times of its stages."""
+    from clipmill.storage import join, write_json
+
+    record = {"state": status.state, "error": status.error_message or ""}
+    write_json(join(store, "runs", run, "end.json"), record)

@@ -1,0 +1,114 @@
+{{/* Whether an API is there: dict "root" $ "api" "group/version/Kind". */}}
+{{- define "clipmill.has" -}}
+{{- if or (eq .root.Values.crds "assume") (.root.Capabilities.APIVersions.Has .api) -}}yes{{- end -}}
+{{- end -}}
+
+{{- define "clipmill.labels" -}}
+app.kubernetes.io/name: {{ .Values.nameOverride | default .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* An image's full name: dict "root" $ "image" .Values.images.train. */}}
+{{- define "clipmill.image" -}}
+{{- $tag := .image.tag | default .root.Chart.AppVersion -}}
+{{- with .root.Values.images.registry }}{{ . }}/{{ end }}{{ .image.repository }}:{{ $tag }}
+{{- end -}}
+
+{{- define "clipmill.podSecurity" -}}
+runAsNonRoot: true
+{{- if not .Values.openshift }}
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+{{- end }}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "clipmill.containerSecurity" -}}
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+readOnlyRootFilesystem: true
+{{- end -}}
+
+{{/* The chosen pool, or an end with the names there are: dict "root" $ "name" N "what" W. */}}
+{{- define "clipmill.pool" -}}
+{{- $pool := index .root.Values.pools .name -}}
+{{- if not $pool -}}
+{{- fail (printf "%s needs the pool %q, which isn't in pools; there are: %s" .what .name (join ", " (keys .root.Values.pools | sortAlpha))) -}}
+{{- end -}}
+{{- toYaml $pool -}}
+{{- end -}}
+
+{{/* Requests and limits of a pool's node share. */}}
+{{- define "clipmill.poolResources" -}}
+{{- $amounts := dict "cpu" (toString .cpu) "memory" (printf "%vGi" .memoryGibibytes) -}}
+{{- with .gpus }}{{ $_ := set $amounts (default "nvidia.com/gpu" $.gpuResource) (toString .) }}{{ end -}}
+{{- $fabric := default "none" .fabric -}}
+{{- if and (ne $fabric "none") .fabricDevices -}}
+{{- $_ := set $amounts (ternary "vpc.amazonaws.com/efa" "rdma/hca" (eq $fabric "efa")) (toString .fabricDevices) -}}
+{{- end -}}
+requests: {{- toYaml $amounts | nindent 2 }}
+limits: {{- toYaml $amounts | nindent 2 }}
+{{- end -}}
+
+{{/*
+The pipeline tasks' platform, with the pools' own nodes in the place of the compiled names, and the
+pipeline's spec with the pools' share and the installed images: dict "root" $ "file" F.
+*/}}
+{{- define "clipmill.pipeline" -}}
+{{- $root := .root -}}
+{{- $documents := splitList "\n---\n" ($root.Files.Get .file) -}}
+{{- $spec := index $documents 0 | fromYaml -}}
+{{- $platform := index $documents 1 | fromYaml -}}
+{{- $executors := $spec.deploymentSpec.executors -}}
+{{- range $name, $placed := $platform.platforms.kubernetes.deploymentSpec.executors -}}
+{{- $label := index $placed.nodeSelector.labels "clipmill.io/pool" -}}
+{{- $what := printf "pipeline %s" $spec.pipelineInfo.name -}}
+{{- /* A cluster without GPUs runs every task on the pool it has. */ -}}
+{{- $chosen := $label -}}
+{{- if and (eq $label "gpu") (not (hasKey $root.Values.pools "gpu")) -}}{{- $chosen = "cpu" -}}{{- end -}}
+{{- $pool := include "clipmill.pool" (dict "root" $root "name" $chosen "what" $what) | fromYaml -}}
+{{- if $pool.nodeSelector -}}
+{{- $_ := set $placed "nodeSelector" (dict "labels" $pool.nodeSelector) -}}
+{{- else -}}
+{{- $_ := unset $placed "nodeSelector" -}}
+{{- end -}}
+{{- $_ := set $placed "tolerations" ($pool.tolerations | default list) -}}
+{{- range $placed.emptyDirMounts -}}
+{{- $_ := set . "sizeLimit" (printf "%vGi" ($pool.sharedMemoryGibibytes | default 2)) -}}
+{{- end -}}
+{{- $container := (index $executors $name).container -}}
+{{- $_ := set $container "image" (include "clipmill.image" (dict "root" $root "image" $root.Values.images.train)) -}}
+{{- $cpu := toString $pool.cpu -}}
+{{- $memory := printf "%vGi" $pool.memoryGibibytes -}}
+{{- $resources := dict "resourceCpuRequest" $cpu "resourceCpuLimit" $cpu "resourceMemoryRequest" $memory "resourceMemoryLimit" $memory -}}
+{{- with $pool.gpus -}}
+{{- $type := default "nvidia.com/gpu" $pool.gpuResource -}}
+{{- $_ := set $resources "accelerator" (dict "resourceType" $type "resourceCount" (toString .)) -}}
+{{- end -}}
+{{- $_ := set $container "resources" $resources -}}
+{{- end -}}
+{{- toYaml (dict "pipelineSpec" $spec "platformSpec" $platform) -}}
+{{- end -}}
+
+{{/* Parts that are on and whose CRDs are missing, for the notes: a comma-separated list. */}}
+{{- define "clipmill.missing" -}}
+{{- $missing := list -}}
+{{- $parts := list
+  (list .Values.pipelines.enabled "pipelines" "pipelines.kubeflow.org/v2beta1/PipelineVersion")
+  (list .Values.training.enabled "training" "trainer.kubeflow.org/v1alpha1/ClusterTrainingRuntime")
+  (list .Values.serving.enabled "serving" "serving.kserve.io/v1beta1/InferenceService")
+  (list .Values.monitoring.enabled "monitoring" "monitoring.coreos.com/v1/PodMonitor")
+  (list .Values.kueue.enabled "kueue" "kueue.x-k8s.io/v1beta2/ClusterQueue")
+  (list .Values.autoscaling.enabled "autoscaling" "keda.sh/v1alpha1/ScaledObject")
+  (list .Values.dataPlane.enabled "dataPlane" "argoproj.io/v1alpha1/Workflow") -}}
+{{- range $parts -}}
+{{- if and (index . 0) (not (include "clipmill.has" (dict "root" $ "api" (index . 2)))) -}}
+{{- $missing = append $missing (printf "%s (needs %s)" (index . 1) (index . 2)) -}}
+{{- end -}}
+{{- end -}}
+{{- join ", " $missing -}}
+{{- end -}}

@@ -1,0 +1,13 @@
+#!/bin/sh
+# install.sh NAME [TORCH_INDEX]: what requirements/NAME.txt pins, for an image. torch and torchvision
+# come from TORCH_INDEX, where one is given, and the rest then without CUDA.
+set -eu
+file=requirements/$1.txt
+index=${2:-}
+if [ -n "$index" ]; then
+    grep -oE '^(torch|torchvision)==[^ ]+' "$file" | xargs pip install --no-deps --index-url "$index"
+    python3 requirements/without_torch.py "$file" > requirements/rest.txt
+    file=requirements/rest.txt
+fi
+# Hashes in the file make pip check them.
+pip install --no-deps -r "$file"

@@ -1,0 +1,191 @@
+"""``clipmill cluster``: training jobs, data workflows and endpoints on Kubernetes."""
+
+from typing import Annotated
+
+import typer
+
+from clipmill.cli.options import Set
+
+cluster = typer.Typer(
+    help="Training jobs, data workflows and endpoints on Kubernetes.", no_args_is_help=True
+)
+
+Namespace = Annotated[str, typer.Option("-n", "--namespace", help="Kubernetes namespace.")]
+Handle = Annotated[str, typer.Argument(help="What `cluster submit` printed.")]
+Workflow = Annotated[str, typer.Argument(help="Name of the workflow.")]
+_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@cluster.command("submit", context_settings=_THROUGH)
+def cluster_submit(
+    context: typer.Context,
+    name: Annotated[str, typer.Option(help="Name of the job.")],
+    on: Annotated[
+        str, typer.Option(help="local_cwd, kubernetes (Volcano) or kubeflow_trainer.")
+    ] = "kubeflow_trainer",
+    pool: Annotated[str, typer.Option(help="Pool of nodes.")] = "gpu",
+    nodes: Annotated[str, typer.Option(help="N, or MIN:MAX to go on when nodes are lost.")] = "1",
+    queue: Annotated[str, typer.Option(help="Kueue's or Volcano's queue.")] = "",
+    namespace: Namespace = "default",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent.")] = False,
+    sets: Set = None,
+) -> None:
+    """Run a clipmill command on GPU nodes: submit --name a --pool gpu -- pretrain DATASET ..."""
+    from clipmill.cluster import submit
+    from clipmill.cluster.job import TrainingJobConfig, parse_nodes
+
+    least, most = parse_nodes(nodes)
+    job = TrainingJobConfig(
+        name=name,
+        command=tuple(context.args),
+        pool=pool,
+        min_nodes=least,
+        max_nodes=most,
+        queue=queue,
+    ).override(sets or [])
+    with submit.runner() as torchx:
+        run = submit.describe if dry_run else submit.submit
+        typer.echo(run(job, on, namespace=namespace, torchx=torchx))
+
+
+@cluster.command("status")
+def cluster_status(handle: Handle) -> None:
+    """Print a job's state."""
+    from clipmill.cluster import submit
+
+    with submit.runner() as torchx:
+        found = submit.status(handle, torchx=torchx)
+    typer.echo(f"{found.state.name} {found.msg}".strip())
+
+
+@cluster.command("logs")
+def cluster_logs(
+    handle: Handle,
+    node: Annotated[int, typer.Option(help="Number of the node.")] = 0,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Until it ends.")] = False,
+) -> None:
+    """Print the log of one of a job's nodes."""
+    from clipmill.cluster import submit
+
+    with submit.runner() as torchx:
+        for line in submit.logs(handle, node, follow=follow, torchx=torchx):
+            typer.echo(line, nl=False)
+
+
+@cluster.command("cancel")
+def cluster_cancel(handle: Handle) -> None:
+    """Stop a job; its processes save their state first."""
+    from clipmill.cluster import submit
+
+    with submit.runner() as torchx:
+        submit.cancel(handle, torchx=torchx)
+
+
+@cluster.command("data", context_settings=_THROUGH)
+def cluster_data(
+    context: typer.Context,
+    stage: Annotated[str, typer.Argument(help="shard, recaption or score.")],
+    subject: Annotated[str, typer.Argument(help="URI of the dataset, or the source to shard.")],
+    namespace: Namespace = "default",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the Workflow.")] = False,
+    sets: Set = None,
+) -> None:
+    """Fan a stage out on Argo: data recaption DATASET -- --captioner URI. Prints its name."""
+    import json
+
+    from clipmill.cluster.api import ClusterApi
+    from clipmill.cluster.data_runs import submit_data
+    from clipmill.cluster.dataplane import DataWorkflowConfig, data_workflow, num_shards
+
+    fields = {
+        "stage": stage,
+        "subject": subject,
+        "arguments": list(context.args),
+        "namespace": namespace,
+    }
+    config = DataWorkflowConfig.from_json(fields).override(sets or [])
+    count = num_shards(config)
+    if dry_run:
+        typer.echo(json.dumps(data_workflow(config, count), indent=2))
+        return
+    typer.echo(submit_data(config, count, api=ClusterApi()))
+
+
+@cluster.command("data-status")
+def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") -> None:
+    """Print a data workflow's phase, and how many of its pods are done."""
+    from clipmill.cluster.api import ClusterApi
+    from clipmill.cluster.data_runs import data_phase
+
+    typer.echo(" ".join(data_phase(namespace, workflow, api=ClusterApi())))
+
+
+@cluster.command("suspend")
+def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> None:
+    """Start no further pods of a data workflow."""
+    from clipmill.cluster.api import ClusterApi
+    from clipmill.cluster.data_runs import suspend_data
+
+    suspend_data(namespace, workflow, api=ClusterApi())
+
+
+@cluster.command("resume")
+def cluster_resume(workflow: Workflow, namespace: Namespace = "default") -> None:
+    """Go on with a suspended data workflow."""
+    from clipmill.cluster.api import ClusterApi
+    from clipmill.cluster.data_runs import suspend_data
+
+    suspend_data(namespace, workflow, api=ClusterApi(), suspended=False)
+
+
+@cluster.command("deploy")
+def cluster_deploy(
+    promotion: Annotated[str, typer.Argument(help="URI of a promotion.")],
+    endpoint: Annotated[str, typer.Option(help="Name of the endpoint.")],
+    namespace: Namespace = "default",
+    runtime: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    prometheus: Annotated[str, typer.Option(help="URL that tells the canary's errors.")] = "",
+    sets: Set = None,
+) -> None:
+    """Let a promoted model take over an endpoint as a canary; prints its digest."""
+    from clipmill.cluster.deploy import deploy_promotion
+    from clipmill.cluster.rollout import RolloutConfig
+    from clipmill.cluster.serving import EndpointConfig
+
+    settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
+    place = EndpointConfig.from_json({**settings, "prometheus": prometheus})
+    rollout = RolloutConfig().override(sets or [])
+    typer.echo(deploy_promotion(promotion, place, rollout).digest)
+
+
+@cluster.command("capacity")
+def cluster_capacity(
+    stages: Annotated[
+        list[str], typer.Argument(help="STAGE=RATE, samples a second of one pod, as measured.")
+    ],
+    pairs: Annotated[float, typer.Option(help="Pairs of the dataset.")] = 1.28e9,
+    samples_per_shard: Annotated[int, typer.Option(help="Samples of a shard.")] = 10_000,
+    hours: Annotated[float, typer.Option(help="Within which each stage shall be done.")] = 24.0,
+    price: Annotated[float, typer.Option(help="Of a pod's hour.")] = 0.0,
+) -> None:
+    """Tell what stages over a whole dataset take: pods, hours, requests on the store."""
+    from clipmill.cluster.capacity import StageLoad, demand
+
+    typer.echo(f"{'stage':<12}{'pods':>7}{'hours':>8}{'requests/s':>12}{'MB/s':>10}{'price':>12}")
+    for assignment in stages:
+        name, _, rate = assignment.partition("=")
+        fields = {"name": name, "pod_hour_price": price}
+        load = StageLoad.from_json({**fields, "samples_per_second": _number(rate)})
+        found = demand(load, num_pairs=int(pairs), samples_per_shard=samples_per_shard, hours=hours)
+        typer.echo(
+            f"{name:<12}{found.pods:>7}{found.hours:>8.1f}{found.requests_per_second:>12.1f}"
+            f"{found.bytes_per_second / 1e6:>10.0f}{found.price:>12.0f}"
+        )
+
+
+def _number(text: str) -> float | str:
+    """The number, or the text for the config to refuse."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

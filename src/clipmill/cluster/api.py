@@ -1,0 +1,193 @@
+"""The Kubernetes API, as far as clipmill needs it, with errors that say what to do."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clipmill.errors import ClusterError
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+_TIMEOUT_SECONDS = 30
+_MERGE_PATCH = "application/merge-patch+json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """A kind of custom resource."""
+
+    group: str
+    """API group."""
+    version: str
+    """Version of the group."""
+    plural: str
+    """How the API's paths name it."""
+
+
+TRAIN_JOB = Kind(group="trainer.kubeflow.org", version="v1alpha1", plural="trainjobs")
+INFERENCE_SERVICE = Kind(group="serving.kserve.io", version="v1beta1", plural="inferenceservices")
+WORKFLOW = Kind(group="argoproj.io", version="v1alpha1", plural="workflows")
+
+
+class ClusterApi:
+    """One cluster, reached as kubectl would, or from inside it."""
+
+    def __init__(self, client: "ApiClient | None" = None) -> None:
+        self._client = client if client is not None else _client()
+
+    def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
+        """The resource, or None where there is none."""
+        return self._call("GET", _path(kind, namespace, name), missing_is_none=True)
+
+    def find(self, kind: Kind, namespace: str, selector: str = "") -> list[dict[str, Any]]:
+        """Resources of a namespace that bear the selected labels."""
+        query = [("labelSelector", selector)] if selector else []
+        found = self._call("GET", _path(kind, namespace), query=query)
+        return list((found or {}).get("items", []))
+
+    def create(self, kind: Kind, namespace: str, resource: dict[str, Any]) -> dict[str, Any]:
+        """Make the resource; unknown fields are refused, not dropped."""
+        query = [("fieldValidation", "Strict")]
+        return self._call("POST", _path(kind, namespace), body=resource, query=query) or {}
+
+    def patch(self, kind: Kind, namespace: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
+        """Merge fields into the resource (RFC 7396); lists are replaced."""
+        query = [("fieldValidation", "Strict")]
+        path = _path(kind, namespace, name)
+        return self._call("PATCH", path, body=patch, query=query, content=_MERGE_PATCH) or {}
+
+    def delete(self, kind: Kind, namespace: str, name: str) -> None:
+        """Remove the resource and what belongs to it; nothing where there is none."""
+        query = [("propagationPolicy", "Foreground")]
+        self._call("DELETE", _path(kind, namespace, name), query=query, missing_is_none=True)
+
+    def pods(self, namespace: str, selector: str) -> list[dict[str, Any]]:
+        """Pods that bear the selected labels."""
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        found = self._call("GET", path, query=[("labelSelector", selector)])
+        return list((found or {}).get("items", []))
+
+    def log(
+        self, namespace: str, pod: str, container: str, *, follow: bool = False
+    ) -> Iterator[str]:
+        """A container's lines, without their ends; all that come until it ends with ``follow``."""
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
+        query = [("container", container), ("follow", str(follow).lower())]
+        response = self._raw("GET", path, query=query, timeout=None if follow else _TIMEOUT_SECONDS)
+        rest = ""
+        for chunk in response.stream(decode_content=True):
+            *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
+            yield from lines
+        if rest:
+            yield rest
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: list[tuple[str, str]] | None = None,
+        body: dict[str, Any] | None = None,
+        content: str = "application/json",
+        missing_is_none: bool = False,
+    ) -> dict[str, Any] | None:
+        try:
+            response = self._raw(
+                method,
+                path,
+                query=query or [],
+                body=body,
+                content=content,
+                timeout=_TIMEOUT_SECONDS,
+            )
+        except _NotThereError:
+            if missing_is_none:
+                return None
+            raise
+        answer: dict[str, Any] = json.loads(response.data)
+        return answer
+
+    def _raw(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: list[tuple[str, str]],
+        timeout: float | None,
+        body: dict[str, Any] | None = None,
+        content: str = "application/json",
+    ) -> Any:
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return self._client.call_api(
+                path,
+                method,
+                query_params=query,
+                header_params={"Accept": "application/json, */*", "Content-Type": content},
+                body=body,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=timeout,
+            )
+        except ApiException as error:
+            raise _refused(method, path, error.status, error.body) from error
+        except (HTTPError, OSError) as error:
+            host = self._client.configuration.host
+            raise ClusterError(
+                f"the cluster at {host} can't be reached: {error}",
+                expected="a Kubernetes API that answers",
+                action="check `kubectl cluster-info`, and the context that KUBECONFIG has current",
+            ) from error
+
+
+class _NotThereError(ClusterError):
+    """The API answered 404."""
+
+
+def _path(kind: Kind, namespace: str, name: str = "") -> str:
+    base = f"/apis/{kind.group}/{kind.version}/namespaces/{namespace}/{kind.plural}"
+    return f"{base}/{name}" if name else base
+
+
+def _client() -> "ApiClient":
+    from kubernetes import client, config
+
+    configuration = client.Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        try:
+            config.load_kube_config(client_configuration=configuration)
+        except config.ConfigException as error:
+            raise ClusterError(
+                f"no cluster is configured: {error}",
+                expected="a service account inside a cluster, or a kubeconfig",
+                action="log in to the cluster, or set KUBECONFIG",
+            ) from error
+    # One try: urllib3's own retries would hide for a minute that nobody listens.
+    configuration.retries = False
+    return client.ApiClient(configuration)
+
+
+def _refused(method: str, path: str, status: int, body: str | bytes | None) -> ClusterError:
+    try:
+        message = json.loads(body or "")["message"]
+    except (ValueError, KeyError, TypeError):
+        message = str(body or "")[:300]
+    expected, action = {
+        401: ("credentials that the cluster knows", "log in to the cluster again"),
+        403: ("the right to do that", "ask for it, or use one of the chart's service accounts"),
+        404: ("a resource of that name, and its CRD", "check the name, and what is installed"),
+        409: ("a name that isn't taken", "delete the old one, or choose another name"),
+    }.get(status, ("an answer of 2xx", "mend what the message names"))
+    kind = _NotThereError if status == 404 else ClusterError
+    return kind(
+        f"the cluster answered {status} to {method} {path}: {message}",
+        expected=expected,
+        action=action,
+    )

@@ -1,0 +1,85 @@
+"""Rendered examples of what clipmill sends to a cluster, for people to read."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from clipmill.cluster.app import training_app
+from clipmill.cluster.dataplane import DataWorkflowConfig, data_workflow
+from clipmill.cluster.job import TrainingJobConfig
+from clipmill.cluster.pools import load_pools, pool_named
+from clipmill.cluster.serving import EndpointConfig, ServedModel, canary, inference_service
+from clipmill.cluster.trainjob import train_job
+from clipmill.cluster.yaml_text import yaml_text
+
+_STORE = "s3://clipmill/store"
+
+
+def examples() -> dict[str, str]:
+    """YAML by file name."""
+    made = {
+        "trainjob.yaml": _train_job(),
+        "volcano-job.yaml": _volcano_job(),
+        "recaption-workflow.yaml": data_workflow(
+            DataWorkflowConfig(
+                stage="recaption",
+                subject=f"{_STORE}/datasets/DIGEST",
+                arguments=("--captioner", f"coca:{_STORE}/captioners/DIGEST"),
+                pool="gpu",
+            ),
+            100,
+        ),
+        "inferenceservice-canary.yaml": _endpoint(),
+    }
+    return {name: yaml_text(value) for name, value in made.items()}
+
+
+def _job() -> TrainingJobConfig:
+    return TrainingJobConfig(
+        name="clip-vit-b16",
+        command=(
+            *("pretrain", f"{_STORE}/datasets/DIGEST", "--store", _STORE),
+            *("--captions", "both", "--layer", "captions/LAYER", "--recipe", "clip-vit-b16"),
+        ),
+        pool="gpu-8x",
+        min_nodes=2,
+        max_nodes=4,
+        queue="clipmill",
+        topology="topology.kubernetes.io/zone",
+        grace_seconds=300,
+    )
+
+
+def _train_job() -> dict[str, Any]:
+    job = _job()
+    pool = pool_named(job.pool, load_pools({}))
+    return train_job(training_app(job, pool), job, pool, name=job.name, namespace="clipmill")
+
+
+def _volcano_job() -> Mapping[str, Any]:
+    from torchx.schedulers.kubernetes_scheduler import app_to_resource, sanitize_for_serialization
+
+    job = _job()
+    app = training_app(job, pool_named(job.pool, load_pools({})))
+    made = app_to_resource(app, job.queue, job.service_account, None, 0, 0, None)
+    # TorchX gives each submission a name of its own.
+    text = json.dumps(sanitize_for_serialization(made)).replace(made["metadata"]["name"], job.name)
+    renamed: dict[str, Any] = json.loads(text)
+    return renamed
+
+
+def _endpoint() -> dict[str, Any]:
+    endpoint = EndpointConfig(
+        name="depth", namespace="clipmill", prometheus="http://prometheus-operated.monitoring:9090"
+    )
+    stable = ServedModel(
+        uri=f"{_STORE}/models/STABLE",
+        digest="0" * 64,
+        task="depth",
+        metrics={"rmse": 0.61},
+        parents={"encoder": "e" * 64, "data": "d" * 64},
+    )
+    better = ServedModel(uri=f"{_STORE}/models/BETTER", digest="1" * 64, task="depth")
+    made = inference_service(endpoint, stable)
+    made["spec"]["canary"] = [canary(endpoint, better, 10)]
+    return made

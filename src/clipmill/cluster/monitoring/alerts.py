@@ -1,0 +1,212 @@
+"""Alerts: what each asks, what whoever is woken should do, and the series that try it.
+
+Each brings an input that must fire it and one that mustn't; promtool runs them in the tests.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clipmill.cluster.monitoring import expressions as e
+from clipmill.cluster.monitoring.recording import error_ratio
+
+RUNBOOKS = "https://github.com/clipmill/clipmill/blob/main/docs/runbooks"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alert:
+    """An alert with the input that tries it."""
+
+    name: str
+    """Name; its runbook is the file of that name in docs/runbooks."""
+    expression: str
+    """PromQL that has a value while something is wrong."""
+    lasting: str
+    """How long it must be so."""
+    severity: Literal["page", "ticket"]
+    """Whether someone is woken."""
+    summary: str
+    """One line; may hold Prometheus' templates."""
+    fires: dict[str, str]
+    """Values by series, a minute apart, that must fire it at ``after``."""
+    silent: dict[str, str]
+    """Values by series that mustn't."""
+    after: str = "30m"
+    """When the input is judged."""
+
+
+_FEW = 1 - e.OBJECTIVE
+_ERRORS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="503"}}'
+_ANSWERS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}'
+
+
+def _burn(short: str, long: str, factor: float) -> str:
+    budget = f"{factor * _FEW:.4g}"
+    return f"{error_ratio(long)} > {budget} and {error_ratio(short)} > {budget}"
+
+
+def _train(name: str, **labels: str) -> str:
+    text = ",".join(f'{k}="{v}"' for k, v in {"job": "j", "namespace": "n", **labels}.items())
+    return f"{name}{{{text}}}"
+
+
+ALERTS: tuple[Alert, ...] = (
+    Alert(
+        name="EndpointFastBurn",
+        # Google's SRE workbook, chapter 5: 2% of a month's budget within an hour.
+        expression=_burn("5m", "1h", 14.4),
+        lasting="2m",
+        severity="page",
+        summary="{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests",
+        fires={_ERRORS: "0+30x90", _ANSWERS: "0+70x90"},
+        silent={_ERRORS: "0+1x90", _ANSWERS: "0+999x90"},
+        after="80m",
+    ),
+    Alert(
+        name="EndpointSlowBurn",
+        # The same chapter: 5% of the budget within six hours.
+        expression=_burn("30m", "6h", 6),
+        lasting="15m",
+        severity="ticket",
+        summary="{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests",
+        fires={_ERRORS: "0+10x420", _ANSWERS: "0+90x420"},
+        silent={_ERRORS: "0+1x420", _ANSWERS: "0+99x420"},
+        after="400m",
+    ),
+    Alert(
+        name="EndpointQueueSaturated",
+        expression=f"sum by (namespace, model) (rate({e.REJECTED}[5m])) > 0.1",
+        lasting="10m",
+        severity="ticket",
+        summary="{{ $labels.model }} turns requests away: its queue is full",
+        fires={f'{e.REJECTED}{{model="depth",namespace="n",reason="queue-full"}}': "0+60x40"},
+        silent={f'{e.REJECTED}{{model="depth",namespace="n",reason="queue-full"}}': "0+1x40"},
+    ),
+    Alert(
+        name="TrainingStalled",
+        # A step counter that stands still while the process is still scraped.
+        expression=f"changes({e.STEP}[20m]) == 0 and {e.STEP} > 0",
+        lasting="5m",
+        severity="page",
+        summary="{{ $labels.job }} has done no step for 20 minutes",
+        fires={_train(e.STEP): "100x60"},
+        silent={_train(e.STEP): "100+1x60"},
+        after="40m",
+    ),
+    Alert(
+        name="TrainingHang",
+        expression=f"increase({e.HANGS}[15m]) > 0",
+        lasting="1m",
+        severity="page",
+        summary="{{ $labels.job }} reports a rank that isn't heard of, or a step that hangs",
+        fires={_train(e.HANGS): "0x20 1x20"},
+        silent={_train(e.HANGS): "1x40"},
+    ),
+    Alert(
+        name="TrainingStraggler",
+        # One rank that waits for its batches much longer than the middle one holds up all.
+        expression=f"max by (namespace, job) (deriv({e.DATA_WAIT}[10m])) > "
+        f"0.2 + 3 * quantile by (namespace, job) (0.5, deriv({e.DATA_WAIT}[10m]))",
+        lasting="10m",
+        severity="ticket",
+        summary="a rank of {{ $labels.job }} waits for data while the others don't",
+        fires={
+            _train(e.DATA_WAIT, rank="0"): "0+1x60",
+            _train(e.DATA_WAIT, rank="1"): "0+1x60",
+            _train(e.DATA_WAIT, rank="2"): "0+40x60",
+        },
+        silent={
+            _train(e.DATA_WAIT, rank="0"): "0+20x60",
+            _train(e.DATA_WAIT, rank="1"): "0+21x60",
+            _train(e.DATA_WAIT, rank="2"): "0+22x60",
+        },
+    ),
+    Alert(
+        name="TrainingLossNotFinite",
+        # NaN is the one value that differs from itself.
+        expression=f"({e.LOSS} != {e.LOSS}) or (abs({e.LOSS}) == Inf)",
+        lasting="0m",
+        severity="page",
+        summary="the {{ $labels.kind }} loss of {{ $labels.job }} is {{ $value }}",
+        fires={_train(e.LOSS, objective="clip", kind="total"): "2x10" + " NaN" * 30},
+        silent={_train(e.LOSS, objective="clip", kind="total"): "2x40"},
+    ),
+    Alert(
+        name="TrainingUpdatesSkipped",
+        expression=f"sum by (namespace, job, reason) (increase({e.SKIPPED}[15m])) > 10",
+        lasting="0m",
+        severity="ticket",
+        summary="{{ $labels.job }} leaves updates out: {{ $labels.reason }}",
+        fires={_train(e.SKIPPED, reason="not-finite"): "0+5x40"},
+        silent={_train(e.SKIPPED, reason="not-finite"): "0x20 1x20"},
+    ),
+    Alert(
+        name="CheckpointFailed",
+        expression="sum by (namespace, job) "
+        f'(increase({e.CHECKPOINTS}{{result="failed"}}[30m])) > 0',
+        lasting="0m",
+        severity="ticket",
+        summary="{{ $labels.job }} couldn't save its state",
+        fires={_train(e.CHECKPOINTS, result="failed"): "0x10 1x30"},
+        silent={_train(e.CHECKPOINTS, result="saved"): "0+1x40"},
+    ),
+    Alert(
+        name="CheckpointLate",
+        expression=f'sum by (namespace, job) (increase({e.CHECKPOINTS}{{result="saved"}}[2h])) == 0'
+        f" and on (namespace, job) changes({e.STEP}[2h]) > 0",
+        lasting="10m",
+        severity="ticket",
+        summary="{{ $labels.job }} has saved nothing for two hours",
+        fires={
+            _train(e.CHECKPOINTS, result="saved"): "1x200",
+            _train(e.STEP): "0+10x200",
+        },
+        silent={
+            _train(e.CHECKPOINTS, result="saved"): "0+0.1x200",
+            _train(e.STEP): "0+10x200",
+        },
+        after="150m",
+    ),
+    Alert(
+        name="ShardErrorsHigh",
+        expression="job:clipmill_data_quarantined:ratio_rate15m > 0.1",
+        lasting="15m",
+        severity="ticket",
+        summary="{{ $labels.job }} sets {{ $value | humanizePercentage }} of its samples aside",
+        fires={
+            _train(e.SAMPLES): "0+80x60",
+            _train(e.QUARANTINED, reason="undecodable"): "0+20x60",
+        },
+        silent={
+            _train(e.SAMPLES): "0+99x60",
+            _train(e.QUARANTINED, reason="undecodable"): "0+1x60",
+        },
+        after="50m",
+    ),
+    Alert(
+        name="PipelineFailed",
+        expression='increase(argo_workflows_total_count{phase=~"Failed|Error"}[15m]) > 0',
+        lasting="0m",
+        severity="ticket",
+        summary="a pipeline run or data workflow ended as {{ $labels.phase }}",
+        fires={'argo_workflows_total_count{phase="Failed"}': "0x20 1x20"},
+        silent={'argo_workflows_total_count{phase="Succeeded"}': "0+1x40"},
+    ),
+    Alert(
+        name="EndpointRestarts",
+        expression="increase(kube_pod_container_status_restarts_total"
+        '{container="kserve-container"}[30m]) > 2',
+        lasting="0m",
+        severity="ticket",
+        summary="{{ $labels.pod }} keeps restarting",
+        fires={
+            'kube_pod_container_status_restarts_total{container="kserve-container",pod="p"}': (
+                "0x5 1x5 2x5 4x30"
+            )
+        },
+        silent={
+            'kube_pod_container_status_restarts_total{container="kserve-container",pod="p"}': (
+                "3x40"
+            )
+        },
+    ),
+)

@@ -1,0 +1,119 @@
+"""Grafana dashboards: one a section of telemetry, with a panel a metric, and one of promotion.
+
+A new metric needs no work here: its section's dashboard gets a panel for it.
+"""
+
+from typing import Any
+
+from clipmill.cluster.monitoring.catalogue import Metric, sections
+from clipmill.cluster.monitoring.recording import error_ratio
+
+_WIDTH, _HEIGHT, _COLUMNS = 12, 8, 2
+_QUANTILES = (0.5, 0.9, 0.99)
+_CHOSEN = 'namespace=~"$namespace"'
+
+
+def dashboards() -> dict[str, dict[str, Any]]:
+    """Dashboards as Grafana's JSON, by file name without its end."""
+    found = {
+        f"clipmill-{name}": _dashboard(name, [_panel(metric) for metric in metrics])
+        for name, metrics in sections().items()
+    }
+    return found | {"clipmill-promotion": _dashboard("promotion", _promotion())}
+
+
+def queries(dashboard: dict[str, Any]) -> list[str]:
+    """Every PromQL expression of a dashboard."""
+    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+def _panel(metric: Metric) -> dict[str, Any]:
+    selected = f"{metric.name}{{{_CHOSEN}}}"
+    if metric.kind == "gauge":
+        return _chart(metric.meaning, {"": selected}, metric.name)
+    if metric.kind == "counter":
+        title = f"{metric.meaning}, a second"
+        return _chart(title, {"": f"rate({selected}[$__rate_interval])"}, metric.name)
+    bucket = f"{metric.name}_bucket{{{_CHOSEN}}}"
+    # "without" keeps whatever labels the metric has, now or later.
+    rate = f"sum without (pod, instance, endpoint) (rate({bucket}[$__rate_interval]))"
+    lines = {f"p{q * 100:g} ": f"histogram_quantile({q}, {rate})" for q in _QUANTILES}
+    return _chart(metric.meaning, lines, metric.name)
+
+
+def _promotion() -> list[dict[str, Any]]:
+    by_track = "namespace, model, clipmill_io_track"
+    requests = f"clipmill_serve_requests_total{{{_CHOSEN}}}"
+    failed = f'clipmill_serve_requests_total{{{_CHOSEN},code=~"5.."}}'
+    return [
+        _chart("Models that serve", {"": f"clipmill_serve_model_info{{{_CHOSEN}}}"}, ""),
+        _chart(
+            "Requests a second, stable and canary",
+            {"": f"sum by ({by_track}) (rate({requests}[5m]))"},
+            "",
+        ),
+        _chart(
+            "Failed share, stable and canary",
+            {
+                "": f"sum by ({by_track}) (rate({failed}[5m]))"
+                f" / sum by ({by_track}) (rate({requests}[5m]))"
+            },
+            "clipmill_serve_failed_seconds_ratio",
+        ),
+        _chart("Failed share, an hour", {"": f"{error_ratio('1h')}{{{_CHOSEN}}}"}, "_ratio"),
+    ]
+
+
+def _chart(title: str, lines: dict[str, str], name: str) -> dict[str, Any]:
+    unit = "percentunit" if name.endswith("_ratio") else "s" if "_seconds" in name else "short"
+    return {
+        "title": title,
+        "type": "timeseries",
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
+        "targets": [
+            {"refId": chr(ord("A") + i), "expr": expression, "legendFormat": prefix + "__auto"}
+            if prefix == ""
+            else {
+                "refId": chr(ord("A") + i),
+                "expr": expression,
+                "legendFormat": f"{prefix}{{{{model}}}}",
+            }
+            for i, (prefix, expression) in enumerate(lines.items())
+        ],
+    }
+
+
+def _dashboard(name: str, panels: list[dict[str, Any]]) -> dict[str, Any]:
+    for i, panel in enumerate(panels):
+        panel["id"] = i + 1
+        row, column = divmod(i, _COLUMNS)
+        panel["gridPos"] = {
+            "x": column * _WIDTH,
+            "y": row * _HEIGHT,
+            "w": _WIDTH,
+            "h": _HEIGHT,
+        }
+    return {
+        "uid": f"clipmill-{name}",
+        "title": f"clipmill: {name}",
+        "tags": ["clipmill"],
+        "schemaVersion": 39,
+        "time": {"from": "now-6h", "to": "now"},
+        "refresh": "30s",
+        "templating": {
+            "list": [
+                {"name": "datasource", "type": "datasource", "query": "prometheus"},
+                {
+                    "name": "namespace",
+                    "type": "query",
+                    "datasource": {"type": "prometheus", "uid": "${datasource}"},
+                    "query": "label_values(up, namespace)",
+                    "multi": True,
+                    "includeAll": True,
+                    "allValue": ".*",
+                },
+            ]
+        },
+        "panels": panels,
+    }

@@ -1,0 +1,56 @@
+"""Our side of the Kubernetes API, against a server that speaks it over HTTP."""
+
+import socket
+
+import pytest
+from api_server import client_at
+
+from clipmill.cluster.api import TRAIN_JOB, ClusterApi
+from clipmill.errors import ClusterError
+
+
+def job(name, **labels):
+    return {"metadata": {"name": name, "labels": labels}, "spec": {}}
+
+
+def test_resources_come_and_go(cluster):
+    api = cluster.api()
+    assert api.get(TRAIN_JOB, "ml", "a") is None
+    api.create(TRAIN_JOB, "ml", job("a", team="x"))
+    api.create(TRAIN_JOB, "ml", job("b", team="y"))
+    assert [r["metadata"]["name"] for r in api.find(TRAIN_JOB, "ml", "team=y")] == ["b"]
+    api.patch(TRAIN_JOB, "ml", "a", {"spec": {"suspend": True}, "metadata": {"labels": None}})
+    found = api.get(TRAIN_JOB, "ml", "a")
+    assert found == {"metadata": {"name": "a"}, "spec": {"suspend": True}}
+    api.delete(TRAIN_JOB, "ml", "a")
+    api.delete(TRAIN_JOB, "ml", "a")
+    assert api.get(TRAIN_JOB, "ml", "a") is None
+
+
+def test_what_the_api_says_is_passed_on(cluster):
+    api = cluster.api()
+    api.create(TRAIN_JOB, "ml", job("a"))
+    with pytest.raises(ClusterError, match=r"409 to POST .*: a already exists"):
+        api.create(TRAIN_JOB, "ml", job("a"))
+    with pytest.raises(ClusterError, match="404 to PATCH"):
+        api.patch(TRAIN_JOB, "ml", "b", {})
+    cluster.forbidden = {"POST"}
+    with pytest.raises(ClusterError, match=r"cannot do that(.|\n)*ask for it, or use one"):
+        api.create(TRAIN_JOB, "ml", job("c"))
+
+
+def test_nobody_there_is_said_with_the_address():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    api = ClusterApi(client_at(f"http://127.0.0.1:{port}"))
+    with pytest.raises(ClusterError, match=f"http://127.0.0.1:{port} can't be reached"):
+        api.get(TRAIN_JOB, "ml", "a")
+
+
+def test_no_kubeconfig_is_said(monkeypatch, tmp_path):
+    from kubernetes.config import kube_config
+
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    with pytest.raises(ClusterError, match="no cluster is configured"):
+        ClusterApi()

@@ -1,0 +1,37 @@
+"""What the pages tell people to write is what the chart takes."""
+
+import re
+
+import pytest
+import yaml
+from rendering import ROOT, chart, profile, render
+from strict_schemas import findings
+
+
+def blocks():
+    for page in ("install.md", "how-to.md"):
+        text = (ROOT / "docs" / page).read_text()
+        for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)):
+            yield pytest.param(yaml.safe_load(block), id=f"{page} {number}")
+
+
+@pytest.mark.parametrize("values", list(blocks()))
+def test_values_of_the_pages_render(values):
+    chart().validate_schema(chart().merge_values(values))
+    both = {**profile("gpu"), **values, "kueue": {"enabled": True, **values.get("kueue", {})}}
+    rendered = render(both)
+    assert [f for r in rendered for f in findings(r)] == []
+    runtimes = {r["metadata"]["name"] for r in rendered if r["kind"] == "ClusterTrainingRuntime"}
+    assert {f"clipmill-{name}" for name in values["pools"]} <= runtimes
+
+
+def test_commands_of_the_pages_exist():
+    import typer
+
+    from clipmill.cli import app
+
+    commands = typer.main.get_command(app).commands["cluster"].commands
+    text = "\n".join(p.read_text() for p in sorted((ROOT / "docs").rglob("*.md")))
+    named = set(re.findall(r"clipmill cluster ([a-z-]+)", text))
+    assert len(named) > 5
+    assert named <= commands.keys()

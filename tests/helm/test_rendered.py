@@ -1,0 +1,137 @@
+"""Every rendered resource is what its schema allows, in all profiles, each option on and off."""
+
+import pytest
+from rendering import ENDPOINT, PROFILES, STORE, chart, deep, kinds, notes, profile, render
+from strict_schemas import findings
+
+OPTIONS = {
+    "pipelines.enabled": (True, False),
+    "training.enabled": (True, False),
+    "training.gang": ("none", "volcano", "coscheduling"),
+    "dataPlane.enabled": (True, False),
+    "serving.enabled": (True, False),
+    "serving.endpoints": ([], [ENDPOINT]),
+    "autoscaling.enabled": (True, False),
+    "kueue.enabled": (True, False),
+    "kueue.topologyLevels": ([], ["kubernetes.io/hostname"]),
+    "kueue.cohort": ("", "all"),
+    "monitoring.enabled": (True, False),
+    "monitoring.alerts": (True, False),
+    "monitoring.dashboards": (True, False),
+    "networkPolicies.enabled": (True, False),
+    "openshift": (True, False),
+    "images.registry": ("", "registry.example.com:5000/ml"),
+    "images.pullSecrets": ([], [{"name": "pull"}]),
+    "objectStore.embedded.storageClass": ("", "fast"),
+    "serviceAccounts.train.annotations": ({}, {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/r"}),
+}
+
+
+def checked(values: dict) -> list[dict]:
+    resources = render(values)
+    found = [finding for resource in resources for finding in findings(resource)]
+    assert found == []
+    return resources
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_each_profile_with_all_parts(name):
+    values = deep(profile(name), "serving.endpoints", [ENDPOINT])
+    for part in ("autoscaling", "kueue"):
+        values = deep(values, f"{part}.enabled", True)
+    resources = checked(values)
+    assert {"PipelineVersion", "ClusterTrainingRuntime", "InferenceService"} <= kinds(resources)
+    assert {"ClusterQueue", "PodMonitor", "PrometheusRule", "ServingRuntime"} <= kinds(resources)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(path, value) for path, values in OPTIONS.items() for value in values]
+)
+def test_each_option(path, value):
+    values = deep(profile("gpu"), "serving.endpoints", [ENDPOINT])
+    values = deep(values, "objectStore", {**STORE, "embedded": {"enabled": True}})
+    checked(deep(values, path, value))
+
+
+def test_nothing_of_a_missing_crd_is_rendered_and_the_notes_say_so():
+    values = deep({}, "kueue.enabled", True)
+    resources = render(values)
+    assert kinds(resources) <= {
+        "ServiceAccount", "Role", "RoleBinding", "ConfigMap", "NetworkPolicy",
+    }  # fmt: skip
+    text = notes(values)
+    for part in ("pipelines", "training", "serving", "monitoring", "kueue"):
+        assert f"{part} (needs " in text
+    assert "Left out" not in notes(profile(""))
+
+
+def test_a_version_of_a_pipeline_is_named_by_what_it_is():
+    def names(values):
+        return {r["metadata"]["name"] for r in render(values) if r["kind"] == "PipelineVersion"}
+
+    first, again = names(profile("")), names(profile(""))
+    other = names(deep(profile(""), "images.train", {"repository": "mine/train", "tag": "2"}))
+    assert first == again
+    assert len(first) == len(other) == 3
+    assert not first & other
+
+
+def test_the_pools_of_the_values_reach_pipelines_runtimes_and_queues():
+    pool = {
+        "gpus": 4, "cpu": 40, "memoryGibibytes": 400, "sharedMemoryGibibytes": 99,
+        "nodeSelector": {"cloud/pool": "a100", "clipmill.io/pool": None},
+        "tolerations": [{"key": "a100", "operator": "Exists", "effect": "NoSchedule"}],
+    }  # fmt: skip
+    values = deep(deep(profile(""), "pools.gpu", pool), "kueue.enabled", True)
+    by_name = {(r["kind"], r["metadata"]["name"]): r for r in render(values)}
+    (version,) = [r for (k, n), r in by_name.items() if k == "PipelineVersion" and "end" in n]
+    placed = version["spec"]["platformSpec"]["platforms"]["kubernetes"]["deploymentSpec"]
+    executor = placed["executors"]["exec-pretrain"]
+    assert executor["nodeSelector"] == {"labels": {"cloud/pool": "a100"}}
+    assert executor["tolerations"] == pool["tolerations"]
+    assert executor["emptyDirMounts"][0]["sizeLimit"] == "99Gi"
+    container = version["spec"]["pipelineSpec"]["deploymentSpec"]["executors"]["exec-pretrain"]
+    assert container["container"]["resources"]["accelerator"] == {
+        "resourceType": "nvidia.com/gpu",
+        "resourceCount": "4",
+    }
+    assert "nodeSelector" not in placed["executors"]["exec-shard"]
+    runtime = by_name["ClusterTrainingRuntime", "clipmill-gpu"]
+    pod = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    assert pod["spec"]["nodeSelector"] == {"cloud/pool": "a100"}
+    flavour = by_name["ResourceFlavor", "clipmill-gpu"]
+    assert flavour["spec"]["nodeLabels"] == {"cloud/pool": "a100"}
+
+
+def test_placeholders_of_pipelines_survive_the_chart():
+    (version,) = [
+        r for r in render(profile("")) if r["metadata"]["name"].startswith("first-light-")
+    ]
+    commands = version["spec"]["pipelineSpec"]["deploymentSpec"]["executors"]
+    assert "{{$}}" in commands["exec-shard"]["container"]["args"]
+
+
+def test_an_upgrade_keeps_what_serves_and_what_ran():
+    values = deep(profile(""), "serving.endpoints", [ENDPOINT])
+    kept = {
+        r["kind"]
+        for r in render(values)
+        if r["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
+    }
+    assert kept == {"InferenceService", "PipelineVersion"}
+
+
+def test_the_lint_is_clean():
+    from helm_python.chart import lint
+
+    for name in PROFILES:
+        report = lint(str(chart_path()), profile(name), strict=True)
+        assert report["errors"] == []
+        assert [m for m in report["messages"] if m["severity"] > 1] == []
+
+
+def chart_path():
+    from rendering import CHART
+
+    assert chart().name == "clipmill"
+    return CHART

@@ -1,0 +1,69 @@
+"""A wrong value is one clear message, before anything is installed."""
+
+import pytest
+from helm_python.errors import HelmError
+from rendering import ENDPOINT, STORE, chart, deep, profile, render
+
+WRONG = {
+    "unknown key": ("servng", {}, "servng"),
+    "unknown key within": ("training.graceSecond", 30, "graceSecond"),
+    "bucket without scheme": ("objectStore.uri", "bucket/prefix", "/objectStore/uri"),
+    "endpoint without scheme": ("objectStore.endpoint", "minio:9000", "/objectStore/endpoint"),
+    "zero replicas": ("serving.endpoints", [{**ENDPOINT, "minReplicas": 0}], "minReplicas"),
+    "model without scheme": ("serving.endpoints", [{**ENDPOINT, "modelUri": "m"}], "modelUri"),
+    "endpoint's name": ("serving.endpoints", [{**ENDPOINT, "name": "My_Model"}], "name"),
+    "endpoint's runtime": ("serving.endpoints", [{**ENDPOINT, "runtime": "tpu"}], "runtime"),
+    "pool without memory": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 0}, "memoryGibibytes"),
+    "pool's fabric": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 1, "fabric": "roce"}, "fabric"),
+    "negative GPUs": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 1, "gpus": -1}, "gpus"),
+    "no time to stop": ("training.graceSeconds", 5, "graceSeconds"),
+    "scheduler": ("training.gang", "yunikorn", "gang"),
+    "text for a switch": ("kueue.enabled", "yes", "/kueue/enabled"),
+    "image by digest only": ("objectStore.embedded.image", "seaweedfs", "image"),
+    "service account": ("serviceAccounts.root", {}, "root"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_schema_names_what_is_wrong(case):
+    path, value, words = WRONG[case]
+    with pytest.raises(HelmError) as caught:
+        chart().validate_schema(chart().merge_values(deep({}, path, value)))
+    assert words in str(caught.value)
+
+
+IMPOSSIBLE = {
+    "queue of a pool that isn't there": (
+        deep({}, "kueue", {"enabled": True, "nodes": {"tpu": 1}}),
+        'kueue.nodes needs the pool "tpu", which isn\'t in pools; there are: cpu, gpu, gpu-8x',
+    ),
+    "endpoint on GPUs that aren't there": (
+        deep(profile("laptop"), "serving.endpoints", [{**ENDPOINT, "runtime": "gpu"}]),
+        'endpoint "depth" wants a GPU, but pools has no pool gpu',
+    ),
+    "replicas": (
+        deep({}, "serving.endpoints", [{**ENDPOINT, "minReplicas": 5}]),
+        'endpoint "depth": minReplicas 5 is above maxReplicas 3',
+    ),
+    "secret without keys": (
+        deep({}, "objectStore", {**STORE, "secretKey": ""}),
+        "accessKey or secretKey is empty",
+    ),
+    "embedded store without keys": (
+        deep({}, "objectStore.embedded", {"enabled": True}),
+        "objectStore.createSecret must be true",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_values_that_contradict_end_the_rendering_with_one_message(case):
+    values, words = IMPOSSIBLE[case]
+    with pytest.raises(HelmError) as caught:
+        render({**values, "crds": "assume"})
+    assert words in str(caught.value)
+
+
+def test_the_profiles_are_valid():
+    for name in ("laptop", "gpu", "openshift"):
+        chart().validate_schema(chart().merge_values(profile(name)))
