@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -357,8 +358,11 @@ def test_rewrites_become_a_layer(make_dataset, tmp_path, no_proxy):
 
 def test_pictures_that_the_endpoint_refuses_keep_their_caption(make_dataset, tmp_path, no_proxy):
     dataset = break_image(make_dataset(count=10), 1, 0)
-    config = RecaptionConfig(vlm=VlmConfig(model="m"), endpoint=ENDPOINT, batch_size=4)
-    with ChatServer(["ok", (400, {}), "filtered", "ok", (500, {}), "malformed"]) as server:
+    # One request after the other, so that the answers come in the script's order.
+    endpoint = replace(ENDPOINT, concurrency=1)
+    config = RecaptionConfig(vlm=VlmConfig(model="m"), endpoint=endpoint, batch_size=4)
+    script = ["ok", (400, {}), "filtered", "ok", (500, {}), "ok", "malformed"]
+    with ChatServer(script) as server:
         layer = recaption(config, dataset.uri, f"vlm:{server.url}", report=silent)
     reasons = sorted(row["reason"] for row in rows_of(dataset, layer, tmp_path) if row["reason"])
     assert reasons == ["refused", "refused", "unreadable-image"]

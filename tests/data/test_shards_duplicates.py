@@ -19,6 +19,7 @@ from clipmill.data.layers import read_layer
 from clipmill.data.reader import read_shard
 from clipmill.data.shard_duplicates import FINGERPRINT, find_duplicates
 from clipmill.data.shards import ShardConfig, finish_shards, plan_shards, shard, shard_range
+from clipmill.data.verify import verify
 
 
 def fingerprint(pairs: list[tuple[int, int]]) -> np.ndarray:
@@ -126,6 +127,8 @@ def test_doubles_are_dropped(tmp_path: Path, source: str) -> None:
         "00002-unique.tar",
         "00003-unique.tar",
     ]
+    found = verify(dataset.uri)
+    assert (found.faults, found.notes) == ((), ())
     files = {path.name for path in (Path(dataset.uri) / "shards").iterdir()}
     assert files == {
         f"{i:05d}{m}.{s}"

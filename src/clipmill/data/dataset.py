@@ -101,10 +101,9 @@ class Dataset:
 
         Raises ArtifactError if the shard's sidecar isn't of the shard that is listed.
         """
-        mark = UNIQUE if self.shards[index].name.endswith(f"{UNIQUE}.tar") else ""
-        sidecar = read_sidecar(self.uri, index, mark)
+        sidecar = read_sidecar(self.uri, index, self._mark(index))
         if sidecar["sha256"] != self.shards[index].sha256:
-            raise inconsistent(sidecar_uri(self.uri, index, mark), "speaks of another shard")
+            raise inconsistent(self.sidecar_uri(index), "speaks of another shard")
         uids: list[str] = sidecar["uids"]
         return uids
 
@@ -123,9 +122,16 @@ class Dataset:
             )
         return range(start, last)
 
+    def sidecar_uri(self, index: int) -> str:
+        """Where the sidecar of shard ``index`` lies."""
+        return sidecar_uri(self.uri, index, self._mark(index))
+
     def shard_uri(self, index: int) -> str:
         """The URI of shard ``index``."""
         return join(self.uri, "shards", self.shards[index].name)
+
+    def _mark(self, index: int) -> str:
+        return UNIQUE if self.shards[index].name.endswith(f"{UNIQUE}.tar") else ""
 
     def layer_uri(self, layer: str) -> str:
         """The URI of a layer's folder, whether or not it exists."""

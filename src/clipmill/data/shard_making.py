@@ -24,6 +24,7 @@ from clipmill.data.shard_plan import ShardPlan
 from clipmill.data.shard_tar import TarWriter
 from clipmill.data.source_layers import layer_table
 from clipmill.data.sources import Entry
+from clipmill.digest import sha256_bytes
 from clipmill.errors import BadSampleError, StorageError
 from clipmill.storage import Store, open_store, replacing, write_json
 from clipmill.storage.local import LocalStore
@@ -61,6 +62,7 @@ def make_shard(
             if plan.layers:
                 rows.append((pair.caption, pair.rows))
         sha256 = tar.finish()
+    encoded = base64.b64encode(b"".join(fingerprints)).decode()
     record = {
         "format": FORMAT,
         "kind": "shard",
@@ -69,7 +71,8 @@ def make_shard(
         "sha256": sha256,
         "uids": list(uids),
         "quarantined": quarantined,
-        "fingerprints": base64.b64encode(b"".join(fingerprints)).decode(),
+        "fingerprints": encoded,
+        "fingerprints_sha256": sha256_bytes(encoded.encode()),
     }
     write_json(sidecar_uri(plan.uri, index), record)
     _put_layers(plan, index, record, rows)

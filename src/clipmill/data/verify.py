@@ -6,17 +6,17 @@ aren't looked at.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from clipmill.data.dataset import MANIFEST, Dataset, read_sidecar, sidecar_uri
+from clipmill.data.dataset import MANIFEST, Dataset
 from clipmill.data.uid_index import UidIndex
 from clipmill.data.verify_file import Fault, check_file, read_record
 from clipmill.data.verify_layer import LayerCheck, unlisted_layers
 from clipmill.data.verify_tar import tar_faults
+from clipmill.digest import sha256_bytes
 from clipmill.errors import ArtifactError
 from clipmill.stages import Report
-from clipmill.storage import join, open_store
+from clipmill.storage import join, open_store, read_json
 
 __all__ = ["Fault", "Verification", "verify"]
 
@@ -123,7 +123,7 @@ class _Verifier:
         return uids
 
     def _check_sidecar(self, index: int) -> list[str] | None:
-        uri, info = sidecar_uri(self._dataset.uri, index), self._dataset.shards[index]
+        uri, info = self._dataset.sidecar_uri(index), self._dataset.shards[index]
         sidecar, faults = read_record(uri, "shard")
         self._count(1, 0, faults)
         if sidecar is None:
@@ -132,7 +132,9 @@ class _Verifier:
             uids: list[str] = [str(uid) for uid in sidecar["uids"]]
             said = {name: sidecar[name] for name in ("num_samples", "num_bytes", "sha256")}
             self._quarantined += [dict(bad) for bad in sidecar["quarantined"]]
-        except (KeyError, TypeError, ValueError) as error:
+            if sidecar["fingerprints_sha256"] != sha256_bytes(sidecar["fingerprints"].encode()):
+                self._faults.append(Fault(uri, "has other fingerprints than it was written with"))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             self._faults.append(Fault(uri, f"lacks a part: {error!r}"))
             return None
         for name, value in said.items():
@@ -173,19 +175,17 @@ class _Verifier:
             yield Fault(uri, "names other items left out than the sidecars")
 
     def _doubled(self) -> Iterator[Fault]:
-        read = partial(_read_uids, self._dataset.uri)
-        for uid, shards in self._uids.doubled(read):
+        for uid, shards in self._uids.doubled(self._read_uids):
             names = " and ".join(self._dataset.shards[index].name for index in shards)
             yield Fault(join(self._dataset.uri, "shards"), f"hold {uid} more than once: {names}")
 
+    def _read_uids(self, index: int) -> list[str]:
+        uids: list[str] = read_json(self._dataset.sidecar_uri(index))["uids"]
+        return uids
+
     def _unlisted_files(self) -> Iterator[str]:
         shards = self._dataset.shards
-        known = {shard.name for shard in shards} | {f"{i:05d}.json" for i in range(len(shards))}
+        known = {name for s in shards for name in (s.name, f"{s.name.removesuffix('.tar')}.json")}
         for key in open_store(self._dataset.uri).list("shards/"):
             if key.removeprefix("shards/") not in known:
                 yield f"{join(self._dataset.uri, key)} is listed nowhere"
-
-
-def _read_uids(uri: str, index: int) -> list[str]:
-    uids: list[str] = read_sidecar(uri, index)["uids"]
-    return uids
