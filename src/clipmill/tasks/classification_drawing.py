@@ -32,7 +32,7 @@ def draw_classes(
     for place, label in enumerate(likeliest.tolist()):
         above, long = top + place * row, float(probabilities_C[label]) * width
         if long >= 1:
-            canvas.rectangle((0, above, long - 1, above + row - 2), fill=_BAR)
+            canvas.rectangle((0, above, long - 1, above + max(0, row - 2)), fill=_BAR)
         if classes and row == _ROW:
             canvas.text((2, above), classes[label], fill="black")
     return np.asarray(picture)
