@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli import judge
 from clipmill.cli.data import data
 from clipmill.cli.options import Json, Set, Store
 from clipmill.errors import ClipmillError, UserError
@@ -20,6 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
+app.command("zero-shot")(judge.zero_shot)
+app.command("retrieval")(judge.retrieval)
 
 
 def _version(asked: bool) -> None:

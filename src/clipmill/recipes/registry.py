@@ -5,7 +5,17 @@ from typing import TypeVar
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
-from clipmill.recipes import captioner, clip, data, dense, mae, mobile, selection, supervised
+from clipmill.recipes import (
+    captioner,
+    clip,
+    data,
+    dense,
+    mae,
+    mobile,
+    selection,
+    supervised,
+    zero_shot,
+)
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "clip-mci0-12.8b": mobile.clip_mci0_12_8b,
@@ -44,6 +54,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "recaption-miniature": captioner.recaption_miniature,
     "recaption-rewrite-laclip": captioner.recaption_rewrite_laclip,
     "recaption-vlm-vecap": captioner.recaption_vlm_vecap,
+    "retrieval": zero_shot.retrieval,
     "scenes-miniature": data.scenes_miniature,
     "score-basic": selection.score_basic,
     "score-clip": selection.score_clip,
@@ -67,6 +78,8 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "teacher-miniature": mobile.teacher_miniature,
     "upernet-miniature": dense.upernet_miniature,
     "upernet-vit-b16": dense.upernet_vit_b16,
+    "zero-shot": zero_shot.zero_shot,
+    "zero-shot-imagenet": zero_shot.zero_shot_imagenet,
 }
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -274,6 +274,38 @@ def evaluate(model: str, data: str, store: str, run: str = "", label: str = "") 
         return stage.made(judge(model, data, store, report=stage.report))
 
 
+def zero_shot(
+    name: str,
+    overrides: Sequence[str],
+    model: str,
+    data: str,
+    store: str,
+    run: str = "",
+    *,
+    classes: str = "",
+) -> str:
+    """Judge a CLIP on labelled pictures by the names of their classes."""
+    from clipmill.tasks.zero_shot import zero_shot as judge
+    from clipmill.tasks.zero_shot_config import ZeroShotConfig
+
+    given = [f"clip.model={model}", *([f"classes={classes}"] if classes else [])]
+    config = recipe(name, ZeroShotConfig, [*given, *overrides])
+    with Stage("zero-shot", store=store, run=run) as stage:
+        return stage.made(judge(config, data, store, report=stage.report))
+
+
+def retrieval(
+    name: str, overrides: Sequence[str], model: str, data: str, store: str, run: str = ""
+) -> str:
+    """Judge a CLIP by how it finds captions and pictures."""
+    from clipmill.tasks.zero_shot_config import RetrievalConfig
+    from clipmill.tasks.zero_shot_retrieval import retrieve
+
+    config = recipe(name, RetrievalConfig, [f"clip.model={model}", *overrides])
+    with Stage("retrieval", store=store, run=run) as stage:
+        return stage.made(retrieve(config, data, store, report=stage.report))
+
+
 def promote(
     task: str, threshold: float, evaluations: Sequence[str], store: str, run: str = ""
 ) -> str:
