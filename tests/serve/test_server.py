@@ -123,7 +123,9 @@ def test_a_batch_of_one_size(
     )
     assert status == 200
     found = read_answer(data, int(headers[LENGTH]))
-    np.testing.assert_array_equal(found, np.stack(predictors["seg"].predict(list(batch))))
+    np.testing.assert_array_equal(
+        found, np.stack([p["classes"] for p in predictors["seg"].predict(list(batch))])
+    )
 
 
 def _tensor(**changes: Any) -> bytes:
@@ -211,13 +213,13 @@ def test_it_describes_its_models(
     described = json.loads(get(f"{server.url}/v2/models/{name}"))
     assert described["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
     datatype = {"seg": "UINT8", "depth": "FP32"}[name]
-    output = {"name": predictor.output.name, "datatype": datatype, "shape": [-1, -1, -1]}
+    output = {"name": predictor.outputs[0].name, "datatype": datatype, "shape": [-1, -1, -1]}
     assert described["outputs"] == [output]
 
     lineage = json.loads(get(f"{server.url}/v2/models/{name}/lineage"))
     assert lineage["digest"] == predictor.card.digest
     assert tuple(lineage["classes"]) == predictor.classes
-    assert lineage["output"]["unit"] == predictor.output.unit
+    assert lineage["outputs"][0]["unit"] == predictor.outputs[0].unit
     body, headers = binary_request(to_png(picture))
     _, data, answer = post(f"{server.url}/v2/models/{name}/infer", body, headers)
     header = json.loads(data[: int(answer[LENGTH])])

@@ -102,7 +102,7 @@ def test_the_truth_is_judged_perfect(ade20k_folder):
     data = Ade20kFolder.open(ade20k_folder, "validation")
     truths = {data.image_HW3(i).tobytes(): data.classes_HW(i) for i in range(len(data))}
     found = TASK.evaluate(
-        lambda image: truths[image.tobytes()],
+        lambda image: {"classes": truths[image.tobytes()]},
         SEGMENTATION,
         ade20k_folder,
         num_samples=5,

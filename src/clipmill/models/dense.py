@@ -15,25 +15,30 @@ from clipmill.models.normalization import Normalize
 from clipmill.models.towers import vision_kwargs
 
 
-class DenseEncoder(nn.Module, ABC):
+class Encoder(nn.Module, ABC):
+    """A pretrained image tower, its tensors under ``trunk.`` (and ``norm.``), in layers."""
+
+    pruned: frozenset[str] = frozenset()
+    """Tensors of the pretrained tower that aren't needed here and that this module doesn't have."""
+    num_layers: int
+    """Layers for layer-wise learning-rate decay: 0 is the stem, ``num_layers`` the top."""
+
+    @abstractmethod
+    def layer_of(self, parameter: str) -> int:
+        """Which layer a parameter (by its name in this module) belongs to: 0 .. num_layers."""
+
+
+class DenseEncoder(Encoder):
     """Images (B, 3, H, W) in 0..1 to maps (B, channels[i], H / strides[i], W / strides[i])."""
 
     strides: tuple[int, ...]
     """Stride of each map, pixels, ascending."""
     channels: tuple[int, ...]
     """Width of each map."""
-    pruned: frozenset[str] = frozenset()
-    """Tensors of the pretrained tower that its maps don't need and this module doesn't have."""
-    num_layers: int
-    """Layers for layer-wise learning-rate decay: 0 is the stem, ``num_layers`` the top."""
 
     @abstractmethod
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
         """The maps, finest first."""
-
-    @abstractmethod
-    def layer_of(self, parameter: str) -> int:
-        """Which layer a parameter (by its name in this module) belongs to: 0 .. num_layers."""
 
 
 class ViTEncoder(DenseEncoder):

@@ -1,7 +1,7 @@
 """Batches formed in the process, by size and time, from a bounded intake.
 
 ``predict`` runs in a thread of its own, so that the event loop stays free for health probes.
-Shapes: an Image is (H, W, 3), its Output (H, W).
+Shapes: an Image is (H, W, 3), its Output an array by name.
 """
 
 import asyncio
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.refusal import BadRequestError, BusyError
+from clipmill.tasks.contract import Prediction
 from clipmill.telemetry import serving_metrics
 
 Image = NDArray[np.uint8]
-Output = NDArray[np.generic]
+Output = Prediction
 Predict = Callable[[Sequence[Image]], list[Output]]
 
 
@@ -160,6 +161,6 @@ class Batcher:
             elif not batch[0].output.done():
                 batch[0].output.set_exception(error)
             return
-        for item, output_HW in zip(batch, outputs, strict=True):
+        for item, output in zip(batch, outputs, strict=True):
             if not item.output.done():
-                item.output.set_result(output_HW)
+                item.output.set_result(output)

@@ -20,7 +20,7 @@ from clipmill.serve.refusal import BadRequestError
 Source = bytes | NDArray[np.uint8]
 """An image as it came: an encoded file, or pixels (H, W, 3)."""
 
-DATATYPES: Final = {"uint8": "UINT8", "float32": "FP32"}
+DATATYPES: Final = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
 """Open Inference Protocol's name of each NumPy type that an output may have."""
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP")

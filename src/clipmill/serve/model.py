@@ -25,6 +25,7 @@ from clipmill.serve.framework import (
 )
 from clipmill.serve.refusal import BadRequestError
 from clipmill.serve.wire import sources_in_instances
+from clipmill.tasks.contract import Prediction
 from clipmill.tasks.predictor import Predictor
 from clipmill.telemetry import serving_metrics
 
@@ -60,10 +61,15 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
         return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        """The output, of the images' size."""
-        output = self.predictor.output
-        datatype = DATATYPES[output.dtype]
-        return [{"name": output.name, "datatype": datatype, "shape": [-1, -1, -1]}]
+        """The outputs; -1 for the number of images, and for each axis that varies with them."""
+        return [
+            {
+                "name": output.name,
+                "datatype": DATATYPES[output.dtype],
+                "shape": [-1, *(n if isinstance(n, int) else -1 for n in output.shape)],
+            }
+            for output in self.predictor.outputs
+        ]
 
     def validate(self, payload: object) -> object:
         """Leave it to ``predict``: KServe's own check looks at V1's outermost list alone."""
@@ -78,7 +84,7 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
             "digest": card.digest,
             "parents": [parent.to_json() for parent in card.parents],
             "classes": list(predictor.classes),
-            "output": {"name": predictor.output.name, "unit": predictor.output.unit},
+            "outputs": [{"name": o.name, "unit": o.unit} for o in predictor.outputs],
             "metrics": card.metrics,
             "summary": card.summary,
         }
@@ -89,39 +95,41 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
         headers: Mapping[str, str] | None = None,  # noqa: ARG002  # KServe passes them
         response_headers: dict[str, str] | None = None,  # noqa: ARG002
     ) -> InferResponse | dict[str, Any]:
-        """Answer a V2 request with one array (n, H, W), a V1 request with one array an instance.
+        """Answer V2 with one array (n, ...) for each output, V1 with one object for each image.
+
+        Where images have different numbers of things, V2's arrays are filled up with zeros.
 
         Raises:
             BadRequestError: it can't be understood or is beyond a limit.
             BusyError: there is no room for it now.
         """
-        output = self.predictor.output
+        outputs = self.predictor.outputs
         if isinstance(payload, dict):
             sources = await asyncio.to_thread(sources_in_instances, payload)
-            outputs = await self._outputs(sources, one_size=False)
-            return {"predictions": [{output.name: output_HW} for output_HW in outputs]}
+            return {"predictions": await self._predictions(sources, one_size=False)}
         for requested in payload.request_outputs or ():
-            if requested.name != output.name:
-                raise BadRequestError("protocol", f"the only output is {output.name!r}")
+            if requested.name not in {output.name for output in outputs}:
+                names = ", ".join(repr(output.name) for output in outputs)
+                raise BadRequestError("protocol", f"the only output is {names}")
         sources = await asyncio.to_thread(_sources, payload)
-        output_nHW = np.stack(await self._outputs(sources, one_size=True))
+        predictions = await self._predictions(sources, one_size=True)
+        stacked = {o.name: _stack([p[o.name] for p in predictions]) for o in outputs}
         return InferResponse(
             response_id=payload.id or str(uuid4()),
             model_name=self.name,
             infer_outputs=[
                 InferOutput(
                     name=output.name,
-                    shape=list(output_nHW.shape),
+                    shape=list(stacked[output.name].shape),
                     datatype=DATATYPES[output.dtype],
-                    data=output_nHW,
+                    data=stacked[output.name],
                 )
+                for output in outputs
             ],
             parameters={"digest": self.predictor.card.digest},
         )
 
-    async def _outputs(
-        self, sources: Sequence[Source], *, one_size: bool
-    ) -> list[NDArray[np.generic]]:
+    async def _predictions(self, sources: Sequence[Source], *, one_size: bool) -> list[Prediction]:
         with self.batcher.admit(len(sources)):
             with self._preprocess_seconds.time():
                 images = await asyncio.to_thread(self._decode, sources)
@@ -135,6 +143,17 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
 
     def _decode(self, sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
         return [decode_source(source, self._config) for source in sources]
+
+
+def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """One array of all, each filled up with zeros to the longest."""
+    longest = np.max([array.shape for array in arrays], axis=0)
+    return np.stack(
+        [
+            np.pad(array, [(0, size - own) for size, own in zip(longest, array.shape, strict=True)])
+            for array in arrays
+        ]
+    )
 
 
 def _sources(request: InferRequest) -> list[Source]:

@@ -63,8 +63,8 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
     for index, sample in enumerate(found.samples):
         pictures = {
             "image": sample.image_HW3,
-            "truth": task.draw(sample.truth_HW),
-            "prediction": task.draw(sample.prediction_HW),
+            "truth": task.draw(sample.truth, sample.image_HW3, predictor.classes),
+            "prediction": task.draw(sample.prediction, sample.image_HW3, predictor.classes),
         }
         for name, picture_HW3 in pictures.items():
             write_bytes(join(uri, f"{index:02d}-{name}.png"), to_png(picture_HW3))
