@@ -108,10 +108,13 @@ def _samples(tar: Path) -> Iterator[LabelledImage | BadSampleError]:
                 sample = {}
             key = f"{folder}{slash}{stem}"
             sample.setdefault(kind.lower(), member)
+        cut = None
     except CutTarError as error:
-        yield BadSampleError("cut-tar", f"{tar}: {error}")
+        cut = BadSampleError("cut-tar", f"{tar}: {error}")
     if sample:
         yield _read(file, key, sample)
+    if cut:
+        yield cut
 
 
 def _read(file: Descriptor, key: str, sample: dict[str, Member]) -> LabelledImage | BadSampleError:
