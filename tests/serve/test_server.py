@@ -96,7 +96,7 @@ def test_v1(
     body = json.dumps({"instances": instances}).encode()
     status, data, headers = post(f"{server.url}/v1/models/{name}:predict", body)
     assert (status, headers["Content-Type"]) == (200, "application/json")
-    key = predictors[name].output.name
+    key = predictors[name].outputs[0].name
     first, second = (np.array(p[key], expected.dtype) for p in json.loads(data)["predictions"])
     np.testing.assert_array_equal(first, expected)
     assert second.shape == (48, 50)
