@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clipmill.cli import judge
+from clipmill.cli import sweep as sweeping
 from clipmill.cli.data import data
 from clipmill.cli.options import Json, Set, Store
 from clipmill.errors import ClipmillError, UserError
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.command("zero-shot")(judge.zero_shot)
 app.command("retrieval")(judge.retrieval)
+app.command("sweep")(sweeping.sweep)
 
 
 def _version(asked: bool) -> None:

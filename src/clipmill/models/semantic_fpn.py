@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipmill.errors import ConfigError
+from clipmill.models.fpn import StageFpn
 from clipmill.models.upernet import ConvBnRelu
 
 
@@ -32,7 +33,7 @@ class SemanticFpnHead(nn.Module):
         num_classes: int,
     ) -> None:
         super().__init__()
-        self.neck = Fpn(in_channels, width)
+        self.neck = StageFpn(in_channels, width)
         self.scale_heads = nn.ModuleList(
             _scale_head(width, channels, doublings) for doublings in num_doublings(strides)
         )
@@ -41,7 +42,7 @@ class SemanticFpnHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Logits (B, C, h, w) from maps (B, in_channels[i], h_i, w_i); h, w are the first's."""
         levels = [
-            head(level) for head, level in zip(self.scale_heads, self.neck(maps), strict=True)
+            head(level) for head, level in zip(self.scale_heads, self.neck(list(maps)), strict=True)
         ]
         sum_BDhw = levels[0]
         for level in levels[1:]:
@@ -50,23 +51,6 @@ class SemanticFpnHead(nn.Module):
             )
         logits_BChw: Tensor = self.conv_seg(sum_BDhw)
         return logits_BChw
-
-
-class Fpn(nn.Module):
-    """A feature pyramid: each level is its own map's plus what comes from above, smoothed."""
-
-    def __init__(self, in_channels: Sequence[int], width: int) -> None:
-        super().__init__()
-        self.lateral_convs = nn.ModuleList(_Conv(channels, width, 1) for channels in in_channels)
-        self.fpn_convs = nn.ModuleList(_Conv(width, width, 3) for _ in in_channels)
-
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, width, h_i, w_i)."""
-        levels = [conv(m) for conv, m in zip(self.lateral_convs, maps, strict=True)]
-        for i in range(len(levels) - 1, 0, -1):
-            above = functional.interpolate(levels[i], levels[i - 1].shape[-2:], mode="nearest")
-            levels[i - 1] = levels[i - 1] + above
-        return [conv(level) for conv, level in zip(self.fpn_convs, levels, strict=True)]
 
 
 def num_doublings(strides: Sequence[int]) -> list[int]:
@@ -83,19 +67,6 @@ def num_doublings(strides: Sequence[int]) -> list[int]:
             action="choose another encoder, or head=upernet",
         )
     return doublings
-
-
-class _Conv(nn.Module):
-    """A convolution that keeps the size, with bias; parameters named as in mmcv's."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-
-    def forward(self, map_BDhw: Tensor) -> Tensor:
-        """(B, in_channels, h, w) to (B, out_channels, h, w)."""
-        found: Tensor = self.conv(map_BDhw)
-        return found
 
 
 def _scale_head(width: int, channels: int, doublings: int) -> nn.Sequential:

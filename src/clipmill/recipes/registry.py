@@ -14,6 +14,7 @@ from clipmill.recipes import (
     mobile,
     selection,
     supervised,
+    sweeps,
     zero_shot,
 )
 
@@ -78,6 +79,11 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "supervised-mci1": supervised.supervised_mci1,
     "supervised-mci2": supervised.supervised_mci2,
     "supervised-miniature": supervised.supervised_miniature,
+    "sweep-depth-miniature": sweeps.sweep_depth_miniature,
+    "sweep-depth-vit-b16": sweeps.sweep_depth_vit_b16,
+    "sweep-semantic-fpn": sweeps.sweep_semantic_fpn,
+    "sweep-upernet-miniature": sweeps.sweep_upernet_miniature,
+    "sweep-upernet-vit-b16": sweeps.sweep_upernet_vit_b16,
     "teacher-datacompdr": mobile.teacher_datacompdr,
     "teacher-miniature": mobile.teacher_miniature,
     "upernet-miniature": dense.upernet_miniature,
