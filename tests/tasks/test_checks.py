@@ -176,6 +176,14 @@ def test_an_encoder_whose_stride_does_not_fit(nyu):
     narrow = FinetuneConfig(task="depth", model=DEPTH.override(["crop_size=40"]), train=TRAIN)
     check, by_reason = found("depth", nyu, encoder="timm:test_resnet", config=narrow)
     assert faults(check) == {"stride": 1}
+    check, by_reason = found(
+        "depth",
+        nyu,
+        encoder="timm:test_vit_relpos",
+        config=FinetuneConfig(task="depth", model=DEPTH, train=TRAIN),
+    )
+    assert faults(check) == {"size": 1}
+    assert "crops of 32 pixels" in by_reason["size"].examples[0]
     with pytest.raises(ConfigError, match="the recipe is one of depth"):
         found("segmentation", nyu, encoder="timm:test_resnet", config=config)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clipmill.models.dense import build_dense
 from clipmill.models.encoders import EncoderConfig
-from clipmill.models.neck import build_neck, map_strides
+from clipmill.models.neck import PyramidNeck, build_neck, map_strides
 from clipmill.models.semantic_fpn import SemanticFpnHead
 from clipmill.models.upernet import UperNetHead
 from clipmill.tasks.canvas import run_at, run_in_windows
@@ -39,8 +39,9 @@ class SegmentationNetwork(nn.Module):
         self._test = config.test
         self._stride = config.test_stride
         self._short_side = config.crop_size
-        # The pyramid's coarsest map halves a plain encoder's.
-        self._multiple = 2 * max(self.encoder.strides)
+        # A pyramid's coarsest map halves a plain encoder's.
+        halved = 2 if isinstance(self.pyramid, PyramidNeck) else 1
+        self._multiple = halved * max(self.encoder.strides)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """The likeliest class of each pixel, uint8."""

@@ -30,6 +30,11 @@ def check_encoder(config: FinetuneConfig, encoder: str, folder: Path, findings: 
             f"{encoder} has a map of stride {max(strides)}, by which the crop's side of {side} "
             "can't be divided",
         )
+    elif strides:
+        try:
+            objective.encoder.eval()(torch.empty(1, 3, side, side, device="meta"))
+        except AssertionError as error:  # how timm's models refuse a size
+            findings.fault("size", f"{encoder} can't see crops of {side} pixels: {error}")
 
 
 def check_model(model: str, folder: Path, findings: Findings) -> None:
