@@ -4,6 +4,7 @@ Shapes: H W an image's height and width, M its objects.
 """
 
 import json
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,5 +224,8 @@ def _mask_HW(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
         return np.repeat(values, counts).astype(np.uint8).reshape(width, height).T
     from pycocotools import mask as coco_mask
 
-    decoded: NDArray[np.uint8] = coco_mask.decode(segmentation)
+    with warnings.catch_warnings():
+        # pycocotools knows no NumPy 2 yet, and works with it.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        decoded: NDArray[np.uint8] = coco_mask.decode(segmentation)
     return decoded

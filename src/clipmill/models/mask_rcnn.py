@@ -220,7 +220,7 @@ def _detections(
     """An image's detections: every class of every region by itself, the best kept."""
     num_classes = scores_NC.shape[1] - 1
     region, label = (scores_NC[:, :num_classes] > limits.score).nonzero(as_tuple=True)
-    by_class_NK4 = deltas_N.reshape(len(deltas_N), -1, 4)
+    by_class_NK4 = torch.unflatten(deltas_N, 1, (-1, 4))
     own = label if by_class_NK4.shape[1] > 1 else torch.zeros_like(label)
     boxes = move(boxes_N4[region], by_class_NK4[region, own], stds, size)
     scores = scores_NC[region, label]

@@ -124,7 +124,7 @@ class MaskRcnnTraining(nn.Module):
         )
         found = dict(found) | self.roi_head.loss(maps, proposals, samples)
         return {
-            name: torch.stack(list(value)).sum() if isinstance(value, list) else value
+            name: torch.stack(value).sum() if isinstance(value, list) else value.sum()
             for name, value in found.items()
             if "loss" in name
         }
