@@ -227,19 +227,27 @@ def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
     assert {p.role for p in lineage(uri).parents} == {"encoder", "data", "best"}
 
 
-def test_the_papers_grids():
-    """CLIP-QC, Tables 14 and 15."""
-    for name, rates in (
-        ("sweep-upernet-vit-b16", (5e-4, 2e-4, 1e-4)),
-        ("sweep-semantic-fpn", (5e-4, 2e-4, 1e-4)),
-        ("sweep-depth-vit-b16", (7e-4, 5e-4, 2e-4, 1e-4)),
-    ):
-        config = recipe(name, SweepConfig)
-        assert config.grid == {
-            "model.drop_path": (0.0, 0.05, 0.1, 0.15, 0.2),
-            "train.schedule.peak": rates,
-        }
-        assert config.rungs[-1] == 1
-        assert {config.at(p, len(config.rungs) - 1).task for p in config.points()} == {
-            config.finetune.task
-        }
+TO_20 = (0.0, 0.05, 0.1, 0.15, 0.2)
+TO_30 = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "drop_paths", "rates"),
+    [
+        ("sweep-mask-rcnn-1x", TO_30, (5e-4, 2e-4, 1e-4)),
+        ("sweep-cascade-mask-rcnn-3x", TO_30, (5e-4, 2e-4, 1e-4)),
+        ("sweep-upernet-vit-b16", TO_20, (5e-4, 2e-4, 1e-4)),
+        ("sweep-semantic-fpn", TO_20, (5e-4, 2e-4, 1e-4)),
+        ("sweep-depth-vit-b16", TO_20, (7e-4, 5e-4, 2e-4, 1e-4)),
+    ],
+)
+def test_the_papers_grids(name, drop_paths, rates):
+    """CLIP-QC, Tables 13, 14 and 15."""
+    config = recipe(name, SweepConfig)
+    assert config.grid == {"model.drop_path": drop_paths, "train.schedule.peak": rates}
+    last = len(config.rungs) - 1
+    assert config.rungs[last] == 1
+    found = [config.at(point, last) for point in config.points()]
+    assert {(c.model.drop_path, c.train.schedule.peak) for c in found} == {
+        (drop, rate) for drop in drop_paths for rate in rates
+    }

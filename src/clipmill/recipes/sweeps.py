@@ -7,10 +7,12 @@ from clipmill.recipes.dense import (
     upernet_miniature,
     upernet_vit_b16,
 )
+from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x
 from clipmill.tasks.sweep_config import SweepConfig
 
 DROP_PATH, RATE = "model.drop_path", "train.schedule.peak"
 _TO_20 = (0.0, 0.05, 0.1, 0.15, 0.2)
+_TO_30 = (*_TO_20, 0.25, 0.3)
 
 
 def sweep_upernet_vit_b16() -> SweepConfig:
@@ -34,6 +36,28 @@ def sweep_semantic_fpn() -> SweepConfig:
     """
     return SweepConfig(
         finetune=semantic_fpn_mci0(), grid={DROP_PATH: _TO_20, RATE: (5e-4, 2e-4, 1e-4)}
+    )
+
+
+def sweep_mask_rcnn_1x() -> SweepConfig:
+    """Mask R-CNN on COCO, twenty-one points.
+
+    Source: CLIP-QC, Table 13; the halving is ours.
+    Command: ``clipmill sweep --recipe sweep-mask-rcnn-1x --encoder URI --data FOLDER``
+    Hardware and hours: not run.
+    """
+    return SweepConfig(finetune=mask_rcnn_1x(), grid={DROP_PATH: _TO_30, RATE: (5e-4, 2e-4, 1e-4)})
+
+
+def sweep_cascade_mask_rcnn_3x() -> SweepConfig:
+    """Cascade Mask R-CNN on COCO, twenty-one points.
+
+    Source: CLIP-QC, Table 13; the halving is ours.
+    Command: ``clipmill sweep --recipe sweep-cascade-mask-rcnn-3x --encoder URI --data FOLDER``
+    Hardware and hours: not run.
+    """
+    return SweepConfig(
+        finetune=cascade_mask_rcnn_3x(), grid={DROP_PATH: _TO_30, RATE: (5e-4, 2e-4, 1e-4)}
     )
 
 
