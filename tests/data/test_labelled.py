@@ -38,9 +38,60 @@ def test_ade20k(ade20k, split, first, count):
 
 def test_unlabelled_is_ignored(ade20k):
     (path, _) = sorted((ade20k / "annotations" / "training").iterdir())
-    Image.fromarray(np.array([[0, 1], [150, 2]], np.uint8)).save(path)
+    Image.fromarray(np.array([[0, 1], [14, 2]], np.uint8)).save(path)
     found = Ade20kFolder.open(ade20k, "training").classes_HW(0)
-    assert found.tolist() == [[IGNORED, 0], [149, 1]]
+    assert found.tolist() == [[IGNORED, 0], [13, 1]]
+
+
+def test_an_id_outside_of_the_list(ade20k):
+    (path, _) = sorted((ade20k / "annotations" / "training").iterdir())
+    Image.fromarray(np.array([[0, 1], [15, 2]], np.uint8)).save(path)
+    with pytest.raises(SourceError, match=rf"{path.name} has the value 15\n.*to 14"):
+        Ade20kFolder.open(ade20k, "training").classes_HW(0)
+
+
+def test_a_mask_of_colours_or_16_bits(ade20k):
+    (path, _) = sorted((ade20k / "annotations" / "training").iterdir())
+    for values in (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint16)):
+        Image.fromarray(values).save(path)
+        with pytest.raises(SourceError, match="is no map of class ids"):
+            Ade20kFolder.open(ade20k, "training").classes_HW(0)
+    path.write_bytes(b"broken")
+    with pytest.raises(SourceError, match=f"{path.name} can't be decoded"):
+        Ade20kFolder.open(ade20k, "training").classes_HW(0)
+
+
+def test_a_palettes_indices_are_ids(ade20k):
+    (path, _) = sorted((ade20k / "annotations" / "training").iterdir())
+    image = Image.fromarray(np.array([[0, 1], [3, 2]], np.uint8))
+    image.putpalette([*range(256)] * 3)
+    image.save(path)
+    found = Ade20kFolder.open(ade20k, "training").classes_HW(0)
+    assert found.tolist() == [[IGNORED, 0], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("per_metre", "is_right"), [(1, False), (100, False), (1000, True), (10_000, False)]
+)
+def test_the_unit_of_depth(nyu, per_metre, is_right):
+    """Metres, centimetres and tenths of millimetres are told from millimetres."""
+    data = NyuFolder.open(nyu, "train")
+    Image.fromarray(np.full((4, 4), 2.5 * per_metre).astype(np.uint16)).save(data.labels[0])
+    if is_right:
+        assert (data.depth_HW(0) == 2.5).all()
+    else:
+        with pytest.raises(SourceError, match="median depth"):
+            data.depth_HW(0)
+
+
+def test_bts_lists_images_without_depth(nyu):
+    listed = nyu / "train_list.txt"
+    whole = len(NyuFolder.open(nyu, "train"))
+    listed.write_text(listed.read_text() + "/x/rgb_1.jpg None 518.8579\n")
+    assert len(NyuFolder.open(nyu, "train")) == whole
+    listed.write_text(listed.read_text() + "/x/rgb_1.jpg\n")
+    with pytest.raises(SourceError, match=r"names no depth in entry 4: '/x/rgb_1\.jpg'"):
+        NyuFolder.open(nyu, "train")
 
 
 @pytest.mark.parametrize(("split", "first", "count"), [("train", 0, 2), ("test", 2, 3)])

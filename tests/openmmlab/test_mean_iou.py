@@ -18,7 +18,7 @@ def test_by_hand():
     metric = MeanIoU(4)
     metric.update(prediction, truth)
     # Class 0: 2 of 3; class 1: 2 of 4; class 2: 1 of 2; class 3 is nowhere, and counts nowhere.
-    ious = metric.per_class()
+    ious = {c: iou for c, (iou, _) in metric.per_class().items()}
     assert [ious[c] for c in range(3)] == pytest.approx([200 / 3, 50, 50])
     assert math.isnan(ious[3])
     expected = {
@@ -39,7 +39,9 @@ def test_images_are_summed_not_averaged():
     metric = MeanIoU(2)
     metric.update(np.zeros((1, 8), int), np.zeros((1, 8), int))
     metric.update(np.ones((1, 2), int), np.zeros((1, 2), int))
-    assert metric.per_class() == pytest.approx({0: 80.0, 1: 0.0})
+    assert {c: iou for c, (iou, _) in metric.per_class().items()} == pytest.approx(
+        {0: 80.0, 1: 0.0}
+    )
 
 
 @given(
@@ -96,3 +98,58 @@ def test_read_only_labels_are_taken():
 def test_impossible_number_of_classes(num_classes):
     with pytest.raises(ConfigError, match=f"labels of {num_classes} classes"):
         MeanIoU(num_classes)
+
+
+def mmsegs(images, num_classes):
+    """mmseg's own metric over whole images, through its public door."""
+    from mmengine.logging import MMLogger
+
+    from clipmill.openmmlab.ops import importing_openmmlab
+
+    with importing_openmmlab():
+        from mmseg.evaluation import IoUMetric
+    MMLogger.get_instance("mmengine").setLevel("ERROR")
+    metric = IoUMetric(ignore_index=255)
+    metric.dataset_meta = {"classes": [str(c) for c in range(num_classes)]}
+    for prediction, truth in images:
+        sample = {
+            "pred_sem_seg": {"data": torch.from_numpy(prediction).long()[None]},
+            "gt_sem_seg": {"data": torch.from_numpy(truth).long()[None]},
+        }
+        metric.process({}, [sample])
+    return metric.evaluate(len(images))
+
+
+def random_images(seed, count=4, num_classes=7):
+    random = np.random.default_rng(seed)
+    for _ in range(count):
+        truth = random.integers(0, num_classes, (9, 11)).astype(np.uint8)
+        truth[random.random(truth.shape) < 0.2] = 255
+        yield random.integers(0, num_classes, (9, 11)).astype(np.uint8), truth
+
+
+FULL = np.full((5, 5), 255, np.uint8)
+ZERO, ONE = np.zeros((5, 5), np.uint8), np.ones((5, 5), np.uint8)
+ADVERSARIAL = {
+    "random": list(random_images(0)),
+    "classes that never occur": [
+        (p % 3, np.where(t == 255, 255, t % 3)) for p, t in random_images(1)
+    ],
+    "an image of unknown alone": [(ZERO, FULL), (ZERO, ONE), (ONE, ONE)],
+    "nothing right": [(ONE, ZERO), (ZERO, ONE)],
+    "a class predicted only": [(ONE * 5, ZERO), (ZERO, ZERO)],
+    "images of different sizes": [
+        (ZERO, ZERO),
+        (np.ones((1, 3), np.uint8), np.zeros((1, 3), np.uint8)),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", ADVERSARIAL)
+def test_equals_mmsegs_metric(case):
+    metric = MeanIoU(7)
+    for prediction, truth in ADVERSARIAL[case]:
+        metric.update(prediction, truth)
+    # mmseg rounds to two places.
+    expected = mmsegs(ADVERSARIAL[case], 7)
+    assert metric.result() == pytest.approx(expected, abs=0.00501, nan_ok=True)

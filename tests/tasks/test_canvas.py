@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipmill.tasks.canvas import run_at
+from clipmill.tasks.canvas import run_at, run_in_squares, run_in_windows
 
 
 def spy(seen):
@@ -58,3 +58,74 @@ def test_a_ramp_stays_where_it_was():
     found = run_at(images, 60, 16, lambda x: x)
     inner = (..., slice(4, -4), slice(4, -4))
     torch.testing.assert_close(found[inner], images[inner], rtol=0, atol=1e-4)
+
+
+def places(seen):
+    """Remembers where each window began, by values that say where a pixel is."""
+
+    def network(images):
+        seen.append(tuple(int(v) for v in images[0, :, 0, 0]) + tuple(images.shape[-2:]))
+        return images * len(seen)
+
+    return network
+
+
+def coordinates(height, width):
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([rows, columns]).float()[None]
+
+
+def test_nyus_two_squares():
+    """Xie et al.'s shifted windows: 640 columns as 0..480 and 160..640, the middle averaged."""
+    seen = []
+    found = run_in_squares(coordinates(480, 640), 2, places(seen))
+    assert seen == [(0, 0, 480, 480), (0, 160, 480, 480)]
+    ratio = (found / coordinates(480, 640))[0, 1, 5]
+    assert ratio[1:160].unique().tolist() == [1.0]
+    assert ratio[160:480].unique().tolist() == [1.5]
+    assert ratio[480:].unique().tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("size", "number", "expected"),
+    [
+        ((8, 8), 2, [(0, 0)]),
+        ((8, 12), 1, [(0, 0)]),
+        ((8, 15), 3, [(0, 0), (0, 3), (0, 7)]),  # 7 / 2 = 3.5
+        ((12, 8), 2, [(0, 0), (4, 0)]),
+        ((4, 15), 2, [(0, 0), (0, 3), (0, 7), (0, 11)]),  # two couldn't cover it
+    ],
+)
+def test_squares_cover_the_image(size, number, expected):
+    seen = []
+    found = run_in_squares(coordinates(*size), number, places(seen))
+    assert [window[:2] for window in seen] == expected
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("size", [(10, 10), (10, 23), (31, 17), (7, 25), (5, 6)])
+def test_windows_are_mmsegs(size):
+    """mmseg's own slide_inference, on a model whose logits depend on what a window holds."""
+    from mmengine.config import ConfigDict
+
+    from clipmill.openmmlab.ops import importing_openmmlab
+
+    with importing_openmmlab():
+        from mmseg.models.segmentors import EncoderDecoder
+
+    def network(images):
+        return torch.cat([images, images.mean((2, 3), keepdim=True) + 0 * images], dim=1)
+
+    class Model(EncoderDecoder):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.test_cfg = ConfigDict(stride=(7, 7), crop_size=(10, 10))
+            self.out_channels = 6
+
+        def encode_decode(self, inputs, batch_img_metas):
+            return network(inputs)
+
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, *size)
+    expected = Model().slide_inference(images, [{"img_shape": size}])
+    torch.testing.assert_close(run_in_windows(images, 10, 7, network), expected)

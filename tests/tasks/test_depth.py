@@ -118,7 +118,7 @@ def test_evaluation_by_a_prediction_that_is_right_but_for_a_factor(nyu_folder):
     expected = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES)
     for truth in truths.values():
         expected.update(truth * 1.1, truth)
-    assert found.metrics == expected.result()
+    assert found.metrics == expected.result() | {"num_eigen_cropped": 0}
     # Where the truth is at most 10 / 1.1 m nothing is clipped.
     assert found.metrics["d1"] == 1
     assert found.metrics["abs_rel"] == pytest.approx(0.1, abs=0.01)
@@ -142,3 +142,39 @@ def test_evaluation_reports_each_picture(nyu_folder):
 
 def test_less_is_better():
     assert TASK.metric.gain(0.3, over=0.4) == pytest.approx(0.1)
+
+
+@torch.no_grad()
+def test_an_image_longer_than_high_is_seen_as_two_squares():
+    """Each square, mirrored too, as Xie et al. test NYUv2."""
+    made = network(num_windows=2, flip_test=True)
+    images = torch.rand(1, 3, 32, 48)
+    total, count = torch.zeros(1, 32, 48), torch.zeros(32, 48)
+    for start in (0, 16):
+        square = images[..., start : start + 32]
+        both = (made.depth(square) + made.depth(square.flip(-1)).flip(-1)) / 2
+        total[..., start : start + 32] += both[:, 0]
+        count[:, start : start + 32] += 1
+    torch.testing.assert_close(made(images), total / count)
+    whole = network(num_windows=1, flip_test=True)
+    assert not torch.allclose(made(images), whole(images), atol=1e-3)
+
+
+def test_layers_learn_slower_the_deeper_they_lie():
+    """The rate of a ViT's block is 0.8 times that of the one above (CLIP-QC, Table 15)."""
+    from clipmill.engine.config import AdamWConfig
+    from clipmill.engine.optimizer import build_optimizer
+
+    objective = TASK.objective(DEPTH, VIT, ())
+    optimizer = build_optimizer(objective, AdamWConfig(layer_decay=0.8, weight_decay=0.05))
+    scales = {
+        id(p): group["rate_scale"] for group in optimizer.param_groups for p in group["params"]
+    }
+    rate = {name: scales[id(p)] for name, p in objective.named_parameters()}
+    blocks = VIT.vision.layers
+    assert rate["decoder.head.0.weight"] == 1
+    assert rate["encoder.norm.weight"] == pytest.approx(0.8)
+    for i in range(blocks):
+        name = f"encoder.trunk.transformer.resblocks.{i}.mlp.c_fc.weight"
+        assert rate[name] == pytest.approx(0.8 ** (blocks + 1 - i))
+    assert rate["encoder.trunk.conv1.weight"] == pytest.approx(0.8 ** (blocks + 2))

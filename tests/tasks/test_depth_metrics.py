@@ -102,3 +102,32 @@ def test_equals_the_reference(seed, max_depth):
     prediction = random.uniform(-1, 14, (7, 5)).astype(np.float32)
     found = figures((prediction, truth), max_depth_metres=max_depth)
     assert found == pytest.approx(reference(prediction, truth, max_depth), rel=1e-5, abs=1e-7)
+
+
+def test_eigens_crop_by_hand():
+    """Rows 45 to 470 and columns 41 to 600 of NYUv2's images, and of no other size."""
+    truth = np.full((480, 640), 2.0, np.float32)
+    prediction = np.full((480, 640), 9.0, np.float32)
+    prediction[45:471, 41:601] = 3.0
+    cropped = DepthMetrics(max_depth_metres=10, eigen_crop=True)
+    cropped.update(prediction, truth)
+    assert cropped.result()["rmse"] == 1.0
+    assert cropped.num_cropped == 1
+    for size in ((479, 640), (480, 641)):
+        whole = DepthMetrics(max_depth_metres=10, eigen_crop=True)
+        whole.update(np.resize(prediction, size), np.full(size, 2.0, np.float32))
+        assert whole.num_cropped == 0
+        assert whole.result()["rmse"] > 1.0
+    # The corners of the crop are within, what's beside them isn't.
+    for row, column, counts in ((45, 41, 1), (470, 600, 1), (44, 41, 0), (470, 601, 0)):
+        truth = np.zeros((480, 640), np.float32)
+        truth[row, column] = 1
+        metrics = DepthMetrics(max_depth_metres=10, eigen_crop=True)
+        metrics.update(np.ones_like(truth), truth)
+        assert metrics.num_cropped == counts
+
+
+def test_predictions_that_are_no_numbers():
+    """As GLPDepth: NaN is the nearest depth, infinity the farthest."""
+    assert figures(([[math.nan]], [[1]]))["rmse"] == pytest.approx(0.999)
+    assert figures(([[math.inf]], [[9]]))["rmse"] == pytest.approx(1.0)

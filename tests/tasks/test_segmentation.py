@@ -26,11 +26,13 @@ def batches(folder, config=SEGMENTATION, **changes):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("head", ["upernet", "semantic-fpn"])
 @pytest.mark.parametrize("encoder", [VIT, CONV])
-def test_served_network_equals_the_trained_heads(encoder):
+def test_served_network_equals_the_trained_heads(encoder, head):
     """mmseg's head as it was trained, its logits brought to the picture's size."""
     torch.manual_seed(0)
-    objective = TASK.objective(SEGMENTATION, encoder, CLASSES)
+    config = replace(SEGMENTATION, head=head)
+    objective = TASK.objective(config, encoder, CLASSES)
     for name, buffer in objective.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(std=0.1)
@@ -39,16 +41,19 @@ def test_served_network_equals_the_trained_heads(encoder):
     objective.eval()
     trained = {TASK.served_name(k): v for k, v in objective.state_dict().items()}
     left = {k for k in objective.state_dict() if TASK.served_name(k) is None}
-    assert left
+    assert bool(left) == (head == "upernet")
     assert all(name.startswith("heads.auxiliary_head.") for name in left)
-    trained.pop(None)
-    served = TASK.network(SEGMENTATION, encoder, CLASSES)
+    trained.pop(None, None)
+    served = TASK.network(config, encoder, CLASSES)
     served.load_state_dict(trained)  # strict: not one too many, none missing
     served.eval()
 
     images = torch.rand(2, 3, 64, 64)
     served._short_side = 64
-    logits = objective.heads.decode_head(objective.pyramid(objective.encoder(images)))
+    maps = objective.pyramid(objective.encoder(images))
+    if head == "semantic-fpn":
+        maps = objective.heads.neck(maps)
+    logits = objective.heads.decode_head(maps)
     logits = F.interpolate(logits, (64, 64), mode="bilinear")
     torch.testing.assert_close(served._logits(images), logits, rtol=1e-5, atol=1e-5)
     assert torch.equal(served(images), logits.argmax(1).to(torch.uint8))
@@ -131,3 +136,50 @@ def test_one_class_everywhere_is_judged_by_its_share(ade20k_folder):
 
 def test_classes(ade20k_folder):
     assert TASK.classes(ade20k_folder) == SCENE_CLASSES
+
+
+@torch.no_grad()
+def test_sliding_test():
+    """A longer image is the average of its windows' logits; a square one is seen whole."""
+    torch.manual_seed(0)
+    config = replace(SEGMENTATION, test="slide", test_stride=16)
+    served = TASK.network(config, VIT, CLASSES).eval()
+    served.head.conv_seg.weight.normal_()
+    images = torch.rand(2, 3, 32, 64)
+    parts = [served._logits(images[..., start : start + 32]) for start in (0, 16, 32)]
+    first, middle, last = parts
+    expected = torch.cat(
+        [
+            first[..., :16],
+            (first[..., 16:] + middle[..., :16]) / 2,
+            (middle[..., 16:] + last[..., :16]) / 2,
+            last[..., 16:],
+        ],
+        dim=-1,
+    )
+    torch.testing.assert_close(served._slide(images), expected)
+    assert torch.equal(served(images), expected.argmax(1).to(torch.uint8))
+    served._test = "whole"
+    assert not torch.equal(served(images), expected.argmax(1).to(torch.uint8))
+
+
+def test_the_table_by_class(ade20k_folder):
+    """Hand-counted, for one class guessed everywhere."""
+    data = Ade20kFolder.open(ade20k_folder, "validation")
+    truths = [data.classes_HW(i) for i in range(len(data))]
+    found = TASK.evaluate(
+        lambda image: {"classes": np.zeros(image.shape[:2], np.uint8)},
+        SEGMENTATION,
+        ade20k_folder,
+        num_samples=0,
+        report=silent,
+    ).metrics
+    seen = {c for truth in truths for c in np.unique(truth).tolist()} - {IGNORED}
+    assert {k.removeprefix("IoU.") for k in found if k.startswith("IoU.")} == {
+        SCENE_CLASSES[c] for c in seen
+    }
+    known = sum((truth != IGNORED).sum() for truth in truths)
+    floor = sum((truth == 0).sum() for truth in truths)
+    assert found[f"IoU.{SCENE_CLASSES[0]}"] == pytest.approx(100 * floor / known)
+    assert found[f"Acc.{SCENE_CLASSES[0]}"] == 100
+    assert {found[f"Acc.{SCENE_CLASSES[c]}"] for c in seen - {0}} == {0.0}

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from clipmill.cli import models
+from clipmill.cli import judge, models
+from clipmill.cli import sweep as sweeping
 from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
 from clipmill.cli.options import Json, Set, Store
@@ -26,6 +27,9 @@ app.add_typer(data, name="data")
 app.add_typer(cluster, name="cluster")
 app.command()(models.runs)
 app.command()(models.export)
+app.command("zero-shot")(judge.zero_shot)
+app.command("retrieval")(judge.retrieval)
+app.command("sweep")(sweeping.sweep)
 
 
 def _version(asked: bool) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from clipmill.cli import look
+from clipmill.cli import check, look
 from clipmill.cli.options import OptionalStore, Set, Store
 
 _SOURCE_HELP = (
@@ -17,6 +17,7 @@ data.command("stats")(look.stats)
 data.command("view")(look.view)
 data.command("verify")(look.verify)
 data.command("export")(look.export)
+data.command("check")(check.check)
 
 
 @data.command("scenes")

@@ -35,3 +35,14 @@ class StageNeck(nn.Module):
 def build_neck(encoder: DenseEncoder, width: int) -> PyramidNeck | StageNeck:
     """A pyramid of that width where the encoder has fewer than four maps, else its stages."""
     return StageNeck(encoder) if len(encoder.strides) == 4 else PyramidNeck(encoder, width)
+
+
+def map_strides(encoder: DenseEncoder) -> tuple[int, ...]:
+    """Strides of the four maps that ``build_neck``'s neck gives, in quarters of a pixel.
+
+    A pyramid's finest map has a quarter of its encoder's stride, which for a patch of 14 pixels is
+    no whole number.
+    """
+    if len(encoder.strides) == 4:
+        return tuple(4 * stride for stride in encoder.strides)
+    return tuple(round(encoder.strides[-1] * 4 * factor) for factor in (0.25, 0.5, 1, 2))

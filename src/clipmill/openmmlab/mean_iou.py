@@ -61,9 +61,15 @@ class MeanIoU:
             "aAcc": _mean_percent(by_class["aAcc"]),
         }
 
-    def per_class(self) -> dict[int, float]:
-        """IoU of each class in percent; NaN for one that's neither in truth nor predicted."""
-        return {c: 100 * float(iou) for c, iou in enumerate(self._by_class()["IoU"])}
+    def per_class(self) -> dict[int, tuple[float, float]]:
+        """IoU and accuracy (recall) of each class in percent.
+
+        NaN of a class that's neither in truth nor predicted, and the accuracy of one that isn't in
+        truth.
+        """
+        metrics = self._by_class()
+        pairs = zip(metrics["IoU"], metrics["Acc"], strict=True)
+        return {c: (100 * float(iou), 100 * float(acc)) for c, (iou, acc) in enumerate(pairs)}
 
     def _by_class(self) -> dict[str, NDArray[np.float64]]:
         metrics: dict[str, NDArray[np.float64]] = self._metric.total_area_to_metrics(

@@ -1,9 +1,11 @@
-"""UPerNet's training heads and losses: mmseg's own, built of plain arguments.
+"""UPerNet's and SemanticFPN's training heads and losses: mmseg's own, built of plain arguments.
 
 Shapes: B batch, H W label height and width.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,16 +40,8 @@ class UperNetTraining(nn.Module):
         with importing_openmmlab():
             from mmseg.models.decode_heads.fcn_head import FCNHead
             from mmseg.models.decode_heads.uper_head import UPerHead
-        common: dict[str, Any] = {
-            "num_classes": num_classes,
-            "dropout_ratio": dropout,
-            "norm_cfg": {"type": "SyncBN" if _on_several_gpus() else "BN", "requires_grad": True},
-            "align_corners": False,
-            "ignore_index": IGNORE_INDEX,
-        }
-        with warnings.catch_warnings():
-            for notice in _NOTICES:
-                warnings.filterwarnings("ignore", notice, UserWarning)
+        common = _common(num_classes, dropout)
+        with _building():
             self.decode_head = UPerHead(
                 in_channels=list(in_channels),
                 in_index=[0, 1, 2, 3],
@@ -83,6 +77,69 @@ class UperNetTraining(nn.Module):
             "decode": _loss(self.decode_head, maps, samples),
             "auxiliary": _loss(self.auxiliary_head, maps, samples),
         }
+
+
+class SemanticFpnTraining(nn.Module):
+    """SemanticFPN (Kirillov et al. 2019) on maps of the given strides.
+
+    ``neck`` and ``decode_head`` have the names of
+    :class:`clipmill.models.semantic_fpn.SemanticFpnHead`.
+    """
+
+    def __init__(
+        self,
+        in_channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        width: int,
+        channels: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        with importing_openmmlab():
+            from mmseg.models.decode_heads.fpn_head import FPNHead
+            from mmseg.models.necks.fpn import FPN
+        with _building():
+            self.neck = FPN(list(in_channels), width, num_outs=len(in_channels))
+            self.decode_head = FPNHead(
+                feature_strides=[stride // strides[0] for stride in strides],
+                in_channels=[width] * len(in_channels),
+                in_index=list(range(len(in_channels))),
+                channels=channels,
+                loss_decode=_cross_entropy(1.0),
+                **_common(num_classes, dropout),
+            )
+        # As init_weights would have it: Xavier's in the neck, a small classifier.
+        for module in self.neck.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.decode_head.conv_seg.weight, std=0.01)
+        nn.init.zeros_(self.decode_head.conv_seg.bias)
+
+    def loss(self, maps: list[Tensor], labels_BHW: Tensor) -> dict[str, Tensor]:
+        """Loss ``decode``; labels are int64, 255 where unknown (see :class:`UperNetTraining`)."""
+        return {"decode": _loss(self.decode_head, self.neck(maps), _data_samples(labels_BHW))}
+
+
+@contextlib.contextmanager
+def _building() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for notice in _NOTICES:
+            warnings.filterwarnings("ignore", notice, UserWarning)
+        yield
+
+
+def _common(num_classes: int, dropout: float) -> dict[str, Any]:
+    return {
+        "num_classes": num_classes,
+        "dropout_ratio": dropout,
+        "norm_cfg": {"type": "SyncBN" if _on_several_gpus() else "BN", "requires_grad": True},
+        "align_corners": False,
+        "ignore_index": IGNORE_INDEX,
+    }
 
 
 def _cross_entropy(weight: float) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from clipmill.recipes import (
     mobile,
     selection,
     supervised,
+    sweeps,
+    zero_shot,
 )
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
@@ -64,6 +66,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "recaption-miniature": captioner.recaption_miniature,
     "recaption-rewrite-laclip": captioner.recaption_rewrite_laclip,
     "recaption-vlm-vecap": captioner.recaption_vlm_vecap,
+    "retrieval": zero_shot.retrieval,
     "scenes-miniature": data.scenes_miniature,
     "score-basic": selection.score_basic,
     "score-clip": selection.score_clip,
@@ -76,6 +79,10 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "select-laion2b": selection.select_laion2b,
     "select-metaclip": selection.select_metaclip,
     "select-mixed-captions": selection.select_mixed_captions,
+    "semantic-fpn-mci0": dense.semantic_fpn_mci0,
+    "semantic-fpn-mci1": dense.semantic_fpn_mci1,
+    "semantic-fpn-mci2": dense.semantic_fpn_mci2,
+    "semantic-fpn-miniature": dense.semantic_fpn_miniature,
     "shards": data.shards,
     "shards-miniature": data.shards_miniature,
     "siglip-vit-b16-12.8b": clip.siglip_vit_b16_12_8b,
@@ -83,10 +90,19 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "supervised-mci1": supervised.supervised_mci1,
     "supervised-mci2": supervised.supervised_mci2,
     "supervised-miniature": supervised.supervised_miniature,
+    "sweep-cascade-mask-rcnn-3x": sweeps.sweep_cascade_mask_rcnn_3x,
+    "sweep-depth-miniature": sweeps.sweep_depth_miniature,
+    "sweep-depth-vit-b16": sweeps.sweep_depth_vit_b16,
+    "sweep-mask-rcnn-1x": sweeps.sweep_mask_rcnn_1x,
+    "sweep-semantic-fpn": sweeps.sweep_semantic_fpn,
+    "sweep-upernet-miniature": sweeps.sweep_upernet_miniature,
+    "sweep-upernet-vit-b16": sweeps.sweep_upernet_vit_b16,
     "teacher-datacompdr": mobile.teacher_datacompdr,
     "teacher-miniature": mobile.teacher_miniature,
     "upernet-miniature": dense.upernet_miniature,
     "upernet-vit-b16": dense.upernet_vit_b16,
+    "zero-shot": zero_shot.zero_shot,
+    "zero-shot-imagenet": zero_shot.zero_shot_imagenet,
 }
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -15,6 +15,7 @@ from clipmill.storage import join
 if TYPE_CHECKING:
     from clipmill.data.stats import DatasetStats
     from clipmill.data.verify import Verification
+    from clipmill.tasks.checks import DataCheck
 
 LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
 """The paper's names of the caption choices (CLIP-QC, Table 2), and of the choice by a layer."""
@@ -264,6 +265,36 @@ def finetune(
         return stage.made(make(config, encoder, data, store, report=stage.report))
 
 
+def sweep(
+    name: str,
+    overrides: Sequence[str],
+    encoder: str,
+    data: str,
+    store: str,
+    run: str = "",
+    *,
+    workers: int = 1,
+    gate: float | None = None,
+) -> str:
+    """Try a grid of fine-tunings, and draw it; with ``gate`` the best may be promoted."""
+    from clipmill.analysis.sweep_page import sweep_page
+    from clipmill.storage import exists, write_bytes
+    from clipmill.tasks.sweep import read_sweep
+    from clipmill.tasks.sweep import sweep as search
+    from clipmill.tasks.sweep_config import SweepConfig
+
+    config = recipe(name, SweepConfig, overrides)
+    with Stage("sweep", store=store, run=run, label=config.finetune.task) as stage:
+        uri = search(config, encoder, data, store, workers=workers, report=stage.report)
+        page = join(uri, "sweep.html")
+        if not exists(page):
+            write_bytes(page, sweep_page(read_sweep(uri)).encode())
+        stage.made(uri)
+    if gate is not None:
+        promote(config.finetune.task, gate, [read_sweep(uri).best.evaluation], store, run)
+    return uri
+
+
 def evaluate(model: str, data: str, store: str, run: str = "", label: str = "") -> str:
     """Judge a task model on its data's test split."""
     from clipmill.models.checkpoint import read_card
@@ -272,6 +303,38 @@ def evaluate(model: str, data: str, store: str, run: str = "", label: str = "") 
     task = read_card(model).architecture.get("task", "")
     with Stage(f"evaluate {task}", store=store, run=run, label=LABELS.get(label, label)) as stage:
         return stage.made(judge(model, data, store, report=stage.report))
+
+
+def zero_shot(
+    name: str,
+    overrides: Sequence[str],
+    model: str,
+    data: str,
+    store: str,
+    run: str = "",
+    *,
+    classes: str = "",
+) -> str:
+    """Judge a CLIP on labelled pictures by the names of their classes."""
+    from clipmill.tasks.zero_shot import zero_shot as judge
+    from clipmill.tasks.zero_shot_config import ZeroShotConfig
+
+    given = [f"clip.model={model}", *([f"classes={classes}"] if classes else [])]
+    config = recipe(name, ZeroShotConfig, [*given, *overrides])
+    with Stage("zero-shot", store=store, run=run) as stage:
+        return stage.made(judge(config, data, store, report=stage.report))
+
+
+def retrieval(
+    name: str, overrides: Sequence[str], model: str, data: str, store: str, run: str = ""
+) -> str:
+    """Judge a CLIP by how it finds captions and pictures."""
+    from clipmill.tasks.zero_shot_config import RetrievalConfig
+    from clipmill.tasks.zero_shot_retrieval import retrieve
+
+    config = recipe(name, RetrievalConfig, [f"clip.model={model}", *overrides])
+    with Stage("retrieval", store=store, run=run) as stage:
+        return stage.made(retrieve(config, data, store, report=stage.report))
 
 
 def promote(
@@ -401,3 +464,19 @@ def data_export(
     config = replace(recipe(name, ExportConfig), view=view).override(overrides)
     with Stage("export") as stage:
         return stage.made(export(config, dataset, store, cache_folder(), report=stage.report))
+
+
+def data_check(
+    task: str, data: str, *, encoder: str = "", name: str = "", model: str = ""
+) -> "DataCheck":
+    """Look through a task's data before training on it."""
+    from clipmill.data.folder import open_folder
+    from clipmill.tasks.checks import check_data
+    from clipmill.tasks.finetune import FinetuneConfig
+
+    config = recipe(name, FinetuneConfig) if name else None
+    with Stage("check", label=task) as stage:
+        folder, _ = open_folder(data, "data")
+        return check_data(
+            task, folder, encoder=encoder, config=config, model=model, report=stage.report
+        )

@@ -21,6 +21,7 @@ ARTIFACT_FILES: Final = (
     "layer.json",
     "export.json",
     "evaluation.json",
+    "sweep.json",
     "promotion.json",
     "probe.json",
 )

@@ -51,6 +51,11 @@ class DepthConfig(Config):
     """CutDepth touches one sample in this many (Xie et al. 2023)."""
     flip_test: bool = True
     """Average with the mirrored image's prediction at test (Xie et al. 2023)."""
+    num_windows: int = 2
+    """Squares that an image longer than high is seen as at test, spread evenly, overlaps averaged
+    (Xie et al. 2023); 1 sees it whole."""
+    eigen_crop: bool = True
+    """Judge NYUv2's images within Eigen et al.'s crop, as Xie et al. 2023 do."""
     num_workers: int = 4
     """Processes that load samples; 0 loads in the training process."""
 
@@ -138,12 +143,14 @@ class DepthTask(Task[DepthConfig]):
         num_samples: int,
         report: Report,
     ) -> Evaluation:
-        """The usual nine figures, each computed per image and averaged over the test list."""
+        """The usual nine figures, each computed per image and averaged over the test list.
+
+        ``num_eigen_cropped`` says how many images were judged within Eigen et al.'s crop.
+        """
         from clipmill.data.labelled import NyuFolder
 
-        del config
         data = NyuFolder.open(folder, "test")
-        metrics = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES)
+        metrics = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES, eigen_crop=config.eigen_crop)
         samples = []
         for index in range(len(data)):
             image, truth = data.image_HW3(index), data.depth_HW(index)
@@ -158,7 +165,8 @@ class DepthTask(Task[DepthConfig]):
                     )
                 )
             report(index + 1, len(data), "evaluated")
-        return Evaluation(metrics=metrics.result(), samples=tuple(samples))
+        cropped = {"num_eigen_cropped": float(metrics.num_cropped)}
+        return Evaluation(metrics=metrics.result() | cropped, samples=tuple(samples))
 
     def draw(
         self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]

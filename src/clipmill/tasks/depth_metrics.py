@@ -12,21 +12,42 @@ from clipmill.errors import SourceError
 
 _MIN_DEPTH_METRES = 1e-3
 
+EIGEN_SIZE = (480, 640)
+EIGEN_CROP = (slice(45, 471), slice(41, 601))
+"""Rows and columns of NYUv2's images that are judged (Eigen et al. 2014). GLPDepth judges NYUv2 by
+them whatever its options say, and Xie et al. 2023 took its evaluation over."""
+
 
 class DepthMetrics:
-    """Collects images; pixels whose truth lies outside the range don't count."""
+    """Collects images; pixels whose truth lies outside the range don't count.
 
-    def __init__(self, *, max_depth_metres: float) -> None:
+    With ``eigen_crop``, nor do those of a 480x640 image outside of Eigen et al.'s crop; the crop is
+    defined for that size alone, and images of another are judged whole.
+    """
+
+    def __init__(self, *, max_depth_metres: float, eigen_crop: bool = False) -> None:
         self._max = max_depth_metres
+        self._eigen_crop = eigen_crop
         self._images: list[dict[str, float]] = []
+        self.num_cropped = 0
+        """Images that were judged within Eigen et al.'s crop."""
 
     def update(self, prediction_HW: NDArray[Any], truth_HW: NDArray[Any]) -> None:
         """Add an image; one without any valid pixel is left out."""
+        assert prediction_HW.shape == truth_HW.shape
+        is_cropped = self._eigen_crop and truth_HW.shape == EIGEN_SIZE
+        if is_cropped:
+            prediction_HW, truth_HW = prediction_HW[EIGEN_CROP], truth_HW[EIGEN_CROP]
         valid = (truth_HW > _MIN_DEPTH_METRES) & (truth_HW < self._max)
         if not valid.any():
             return
+        self.num_cropped += is_cropped
         truth = truth_HW[valid].astype(np.float64)
-        found = np.clip(prediction_HW[valid].astype(np.float64), _MIN_DEPTH_METRES, self._max)
+        # As GLPDepth has it: what isn't a number is nearest, what is infinite farthest.
+        found = np.nan_to_num(
+            prediction_HW[valid].astype(np.float64), nan=_MIN_DEPTH_METRES, posinf=self._max
+        )
+        found = np.clip(found, _MIN_DEPTH_METRES, self._max)
         ratio = np.maximum(truth / found, found / truth)
         log_difference = np.log(found) - np.log(truth)
         difference = found - truth

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clipmill.models.dense import DenseEncoder
 from clipmill.models.depth_decoder import DepthDecoder
-from clipmill.tasks.canvas import run_at
+from clipmill.tasks.canvas import run_at, run_in_squares
 from clipmill.tasks.depth import MAX_DEPTH_METRES, DepthConfig
 
 
@@ -24,6 +24,7 @@ class DepthNetwork(nn.Module):
             MAX_DEPTH_METRES,
         )
         self._short_side = config.crop_size
+        self._num_windows = config.num_windows
         self._flip_test = config.flip_test
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
@@ -39,4 +40,14 @@ class DepthNetwork(nn.Module):
         return depth_B1HW
 
     def _at_trained_size(self, images_B3HW: Tensor) -> Tensor:
-        return run_at(images_B3HW, self._short_side, self.encoder.strides[-1], self.depth)
+        return run_at(
+            images_B3HW,
+            self._short_side,
+            1,
+            lambda scaled: run_in_squares(scaled, self._num_windows, self._padded),
+        )
+
+    def _padded(self, images_B3HW: Tensor) -> Tensor:
+        """Depth of images of any size, as they are."""
+        side = min(images_B3HW.shape[-2:])
+        return run_at(images_B3HW, side, self.encoder.strides[-1], self.depth)

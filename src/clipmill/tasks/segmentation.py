@@ -1,13 +1,14 @@
-"""Semantic segmentation: UperNet on any encoder (CLIP-QC, Table 14).
+"""Semantic segmentation: UperNet or SemanticFPN on any encoder (CLIP-QC, Table 14).
 
 Trained with mmseg's heads and losses; served by the same head in plain PyTorch.
 Shapes: B batch, H W image, C classes.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +30,16 @@ from clipmill.tasks.palette import class_colours
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from clipmill.openmmlab.mean_iou import MeanIoU
     from clipmill.tasks.dense_objective import DenseObjective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentationConfig(Config):
-    """UperNet: heads, crop and augmentation."""
+    """Head, crop, augmentation and test."""
 
+    head: Literal["upernet", "semantic-fpn"] = "upernet"
+    """UPerNet for ViTs, SemanticFPN for mobile encoders (CLIP-QC, Table 14)."""
     crop_size: int = 512
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 14)."""
     scale: tuple[float, float] = (0.5, 2.0)
@@ -43,11 +47,15 @@ class SegmentationConfig(Config):
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 14)."""
     pyramid_channels: int = 256
-    """Width of the simple feature pyramid's maps (ViTDet)."""
+    """Width of the simple feature pyramid's maps (ViTDet), and of SemanticFPN's."""
     head_channels: int = 512
-    """Width of UPerHead (mmseg)."""
+    """Width of the head (mmseg: 512 of UPerHead, 128 of FPNHead)."""
     auxiliary_channels: int = 256
-    """Width of the auxiliary FCN head (mmseg); its loss weighs 0.4."""
+    """Width of UPerNet's auxiliary FCN head (mmseg); its loss weighs 0.4."""
+    test: Literal["whole", "slide"] = "whole"
+    """How an image is seen at test: whole, or through windows of the crop's size (mmseg)."""
+    test_stride: int = 341
+    """Pixels from one window to the next (mmseg: two thirds of 512)."""
     num_workers: int = 4
     """Processes that load samples; 0 loads in the training process."""
 
@@ -69,7 +77,7 @@ class SegmentationTask(Task[SegmentationConfig]):
     def objective(
         self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "DenseObjective":
-        """UPerHead's and the auxiliary head's cross-entropy."""
+        """The head's and the auxiliary head's cross-entropy."""
         from clipmill.tasks.segmentation_objective import SegmentationObjective
 
         return SegmentationObjective(config, encoder, len(classes))
@@ -116,16 +124,16 @@ class SegmentationTask(Task[SegmentationConfig]):
     def network(
         self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "nn.Module":
-        """UperNet without its auxiliary head."""
+        """The network without an auxiliary head."""
         from clipmill.tasks.segmentation_network import SegmentationNetwork
 
         return SegmentationNetwork(config, encoder, len(classes))
 
     def served_name(self, trained_name: str) -> str | None:
-        """mmseg's decode head is our head; the auxiliary head stays behind."""
+        """mmseg's neck and decode head are our head; the auxiliary head stays behind."""
         if trained_name.startswith("heads."):
             head, _, rest = trained_name.removeprefix("heads.").partition(".")
-            return f"head.{rest}" if head == "decode_head" else None
+            return {"decode_head": f"head.{rest}", "neck": f"head.neck.{rest}"}.get(head)
         return trained_name
 
     def evaluate(
@@ -137,13 +145,17 @@ class SegmentationTask(Task[SegmentationConfig]):
         num_samples: int,
         report: Report,
     ) -> Evaluation:
-        """mIoU, mAcc and aAcc over the validation split, by mmseg's computation."""
+        """mIoU, mAcc and aAcc over the validation split, by mmseg's computation, percent.
+
+        ``IoU.CLASS`` and ``Acc.CLASS`` for each class that is in the truth.
+        """
         from clipmill.data.labelled import Ade20kFolder
         from clipmill.openmmlab.mean_iou import MeanIoU
 
         del config
         data = Ade20kFolder.open(folder, "validation")
-        mean_iou = MeanIoU(num_classes=len(self.classes(folder)))
+        classes = self.classes(folder)
+        mean_iou = MeanIoU(num_classes=len(classes))
         samples = []
         for index in range(len(data)):
             image, truth = data.image_HW3(index), data.classes_HW(index)
@@ -156,7 +168,8 @@ class SegmentationTask(Task[SegmentationConfig]):
                     )
                 )
             report(index + 1, len(data), "evaluated")
-        return Evaluation(metrics=mean_iou.result(), samples=tuple(samples))
+        metrics = mean_iou.result() | _by_class(mean_iou, classes)
+        return Evaluation(metrics=metrics, samples=tuple(samples))
 
     def draw(
         self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
@@ -164,3 +177,16 @@ class SegmentationTask(Task[SegmentationConfig]):
         """Each class in its colour."""
         del image_HW3, classes
         return class_colours(prediction["classes"])
+
+
+def _by_class(mean_iou: "MeanIoU", classes: tuple[str, ...]) -> dict[str, float]:
+    """A row of the per-class table a class; two of one name are told apart by their ids."""
+    found: dict[str, float] = {}
+    for number, (iou, accuracy) in mean_iou.per_class().items():
+        name = classes[number]
+        if classes.count(name) > 1:
+            name = f"{name} ({number})"
+        # A class that isn't in the truth has no accuracy, and its IoU says nothing of it.
+        if not math.isnan(accuracy):
+            found |= {f"IoU.{name}": iou, f"Acc.{name}": accuracy}
+    return found

@@ -1,4 +1,4 @@
-"""The segmentation network that serves: encoder, pyramid and UPerHead in plain PyTorch.
+"""The segmentation network that serves: encoder, pyramid and head in plain PyTorch.
 
 Shapes: B batch, H W image, h w a coarser map, C classes.
 """
@@ -9,14 +9,15 @@ from torch.nn import functional as F
 
 from clipmill.models.dense import build_dense
 from clipmill.models.encoders import EncoderConfig
-from clipmill.models.neck import build_neck
+from clipmill.models.neck import PyramidNeck, build_neck, map_strides
+from clipmill.models.semantic_fpn import SemanticFpnHead
 from clipmill.models.upernet import UperNetHead
-from clipmill.tasks.canvas import run_at
+from clipmill.tasks.canvas import run_at, run_in_windows
 from clipmill.tasks.segmentation import SegmentationConfig
 
 
 class SegmentationNetwork(nn.Module):
-    """Encoder, pyramid and UPerHead: images (B, 3, H, W) in 0..1 to class ids (B, H, W)."""
+    """Encoder, pyramid and head: images (B, 3, H, W) in 0..1 to class ids (B, H, W)."""
 
     def __init__(
         self, config: SegmentationConfig, encoder: EncoderConfig, num_classes: int
@@ -24,15 +25,38 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.encoder = build_dense(encoder)
         self.pyramid = build_neck(self.encoder, config.pyramid_channels)
-        self.head = UperNetHead(self.pyramid.channels, config.head_channels, num_classes)
+        self.head: UperNetHead | SemanticFpnHead
+        if config.head == "upernet":
+            self.head = UperNetHead(self.pyramid.channels, config.head_channels, num_classes)
+        else:
+            self.head = SemanticFpnHead(
+                self.pyramid.channels,
+                map_strides(self.encoder),
+                config.pyramid_channels,
+                config.head_channels,
+                num_classes,
+            )
+        self._test = config.test
+        self._stride = config.test_stride
         self._short_side = config.crop_size
-        # The pyramid's coarsest map halves a plain encoder's.
-        self._multiple = 2 * max(self.encoder.strides)
+        # A pyramid's coarsest map halves a plain encoder's.
+        halved = 2 if isinstance(self.pyramid, PyramidNeck) else 1
+        self._multiple = halved * max(self.encoder.strides)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """The likeliest class of each pixel, uint8."""
-        logits_BCHW = run_at(images_B3HW, self._short_side, self._multiple, self._logits)
+        if self._test == "whole":
+            logits_BCHW = self._whole(images_B3HW)
+        else:
+            logits_BCHW = run_at(images_B3HW, self._short_side, 1, self._slide)
         return logits_BCHW.argmax(dim=1).to(torch.uint8)
+
+    def _whole(self, images_B3HW: Tensor) -> Tensor:
+        return run_at(images_B3HW, self._short_side, self._multiple, self._logits)
+
+    def _slide(self, images_B3HW: Tensor) -> Tensor:
+        """Logits averaged over the training crop's windows, at the size that the image has."""
+        return run_in_windows(images_B3HW, self._short_side, self._stride, self._whole)
 
     def _logits(self, images_B3HW: Tensor) -> Tensor:
         coarse_BChw = self.head(self.pyramid(self.encoder(images_B3HW)))

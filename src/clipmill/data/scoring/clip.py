@@ -54,15 +54,15 @@ class ClipScorer:
 
     def __init__(self, config: ClipScoreConfig) -> None:
         self._config = config
-        self.parents: tuple[Parent, ...] = (_judge(config),)
+        self.parents: tuple[Parent, ...] = (clip_parent(config, "judge"),)
         self.detail = {"model": config.model, "precision": config.precision}
-        self._towers: _Towers | None = None
+        self._towers: ClipTowers | None = None
 
     def score(self, rows: Rows) -> dict[str, pa.Array]:
         """The columns above."""
         assert rows.images is not None
         if self._towers is None:
-            self._towers = _Towers(self._config)
+            self._towers = ClipTowers(self._config)
         has_image = np.array([image is not None for image in rows.images])
         images_BD = np.zeros((rows.num_rows, 1), np.float32)
         if has_image.any():
@@ -89,7 +89,7 @@ class ClipScorer:
         return pa.array(scores, mask=~has_image[row_C])
 
 
-class _Towers:
+class ClipTowers:
     """A CLIP on this machine's device; embeddings come back as unit vectors in fp32."""
 
     def __init__(self, config: ClipScoreConfig) -> None:
@@ -97,6 +97,8 @@ class _Towers:
 
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
+        self.batch_size = config.batch_size
+        """Most captions to be encoded together."""
         model, self._preprocess, self._tokenize = (
             _open_clip(config) if config.model.startswith(OPEN_CLIP) else _ours(config.model)
         )
@@ -131,8 +133,11 @@ class _Towers:
         return unit
 
 
-def _judge(config: ClipScoreConfig) -> Parent:
-    """What judges, by digest; nothing heavy is imported."""
+def clip_parent(config: ClipScoreConfig, role: str) -> Parent:
+    """What judges, by digest; nothing heavy is imported.
+
+    Raises ConfigError without a model, ArtifactError where another kind of checkpoint lies.
+    """
     if not config.model:
         raise ConfigError(
             "clip.model was empty",
@@ -142,7 +147,7 @@ def _judge(config: ClipScoreConfig) -> Parent:
     if config.model.startswith(OPEN_CLIP):
         weights = sha256_bytes(read_bytes(config.weights)) if config.weights else config.seed
         digest = digest_json([config.model, weights])
-        return Parent(role="judge", uri=config.weights or config.model, digest=digest)
+        return Parent(role=role, uri=config.weights or config.model, digest=digest)
     card = read_card(config.model)
     if card.kind != "clip":
         raise ArtifactError(
@@ -150,7 +155,7 @@ def _judge(config: ClipScoreConfig) -> Parent:
             expected="a CLIP checkpoint",
             action="give the URI of one that `clipmill pretrain` made",
         )
-    return card.as_parent("judge")
+    return card.as_parent(role)
 
 
 def _open_clip(config: ClipScoreConfig) -> tuple[Any, Any, Any]:
@@ -201,7 +206,7 @@ def _ours(uri: str) -> tuple[Any, Any, Any]:
     config = ClipConfig.from_json(card.architecture)
     model = build_clip(config)
     model.load_state_dict(tensors)
-    normalize = Normalize()
+    normalize = Normalize(config.vision.mean, config.vision.std)
 
     def preprocess(image: Image.Image) -> "Tensor":
         pixels_HW3 = torch.from_numpy(center_resize(image, config.vision.image_size).copy())

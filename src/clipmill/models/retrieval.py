@@ -1,0 +1,65 @@
+"""Image-text retrieval: how often an embedding's partner is among its nearest.
+
+Shapes: B images, C captions, D embedding width.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RANKS = (1, 5, 10)
+_BLOCK_ROWS = 1024
+
+
+def recall(
+    image_BD: "Tensor", text_CD: "Tensor", owner_C: "Tensor | None" = None
+) -> dict[str, float]:
+    """R@1, R@5 and R@10 both ways, as shares: ``image_to_text_r1``, ``text_to_image_r1``, ...
+
+    ``owner_C`` says to which image a caption belongs; without it caption i is image i's. An image
+    is found by the nearest of its captions (as on COCO's five captions an image, Karpathy and
+    Fei-Fei 2015). An image without a caption isn't asked for, but it can be found in error.
+    A tie counts against: a model that maps everything to one place finds nothing.
+    """
+    import torch
+
+    if owner_C is None:
+        owner_C = torch.arange(len(text_CD))
+    owner_C = owner_C.to(text_CD.device)
+    asked_B = torch.unique(owner_C)
+    ranks = {
+        "image_to_text": torch.cat(list(_text_ranks(image_BD, text_CD, owner_C, asked_B))),
+        "text_to_image": torch.cat(list(_image_ranks(image_BD, text_CD, owner_C))),
+    }
+    return {
+        f"{way}_r{k}": float((found < k).double().mean())
+        for way, found in ranks.items()
+        for k in RANKS
+    }
+
+
+def _text_ranks(
+    image_BD: "Tensor", text_CD: "Tensor", owner_C: "Tensor", asked_B: "Tensor"
+) -> "Iterator[Tensor]":
+    """For each image that has captions, how many foreign ones are as near as its nearest."""
+    import torch
+
+    for rows in torch.split(asked_B, _BLOCK_ROWS):
+        similarity_RC = image_BD[rows] @ text_CD.T
+        own_RC = owner_C[None] == rows[:, None]
+        best_R1 = similarity_RC.masked_fill(~own_RC, -float("inf")).amax(1, keepdim=True)
+        yield ((similarity_RC >= best_R1) & ~own_RC).sum(1)
+
+
+def _image_ranks(image_BD: "Tensor", text_CD: "Tensor", owner_C: "Tensor") -> "Iterator[Tensor]":
+    """For each caption, how many other images are as near as its own."""
+    import torch
+
+    for texts_RD, owners_R in zip(
+        torch.split(text_CD, _BLOCK_ROWS), torch.split(owner_C, _BLOCK_ROWS), strict=True
+    ):
+        similarity_RB = texts_RD @ image_BD.T
+        own_R1 = similarity_RB.gather(1, owners_R[:, None])
+        yield (similarity_RB >= own_R1).sum(1) - 1

@@ -1,0 +1,175 @@
+"""Sweeps: a grid's points in processes of this machine, the hopeless stopped early."""
+
+import math
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from clipmill.data.folder import open_folder
+from clipmill.digest import digest_json
+from clipmill.errors import TrainingError
+from clipmill.models.encoders import open_encoder
+from clipmill.stages import Report
+from clipmill.storage import Parent, exists, join, read_json, write_json
+from clipmill.tasks.evaluation import read_evaluation
+from clipmill.tasks.registry import task_named
+from clipmill.tasks.sweep_config import Point, SweepConfig
+from clipmill.tasks.sweep_point import run_point, run_quietly
+
+_RESULT = "sweep.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """A point at a rung."""
+
+    point: Point
+    """Its values by path."""
+    rung: int
+    """Which rung, from 0."""
+    evaluation: str
+    """URI of its evaluation; empty where training diverged."""
+    figure: float | None
+    """The task's metric, in its unit; None where training diverged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepResult:
+    """What a sweep found."""
+
+    uri: str
+    """Where it lies."""
+    task: str
+    """The task's name."""
+    config: SweepConfig
+    """What was swept."""
+    trials: tuple[Trial, ...]
+    """Every point at every rung that it reached, rung by rung."""
+
+    @property
+    def best(self) -> Trial:
+        """The best of the last rung."""
+        last = [t for t in self.trials if t.rung == len(self.config.rungs) - 1]
+        return _ranked(last, self.task)[0]
+
+    def reached(self, point: Point) -> Trial:
+        """A point's trial at the highest rung that it came to."""
+        return max((t for t in self.trials if t.point == point), key=lambda t: t.rung)
+
+
+def sweep(
+    config: SweepConfig, encoder: str, data: str, store: str, *, workers: int = 1, report: Report
+) -> str:
+    """Try the grid's points; the URI of the result, under ``store``.
+
+    ``workers`` processes try points side by side (1: all in this one). What a sweep that was
+    killed had finished is found again: a point's model and evaluation are artifacts of their own,
+    and a training that was cut off goes on from its last state. How many workers there are
+    changes nothing in the result. A result that is there already is returned at once.
+
+    Raises:
+        TrainingError: every point of a rung diverged.
+        ConfigError: the grid names a field that there isn't.
+    """
+    parents = (open_encoder(encoder).parent, open_folder(data, "data")[1])
+    digest = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
+    uri = join(store, "sweeps", f"{config.finetune.task}-{digest[:12]}")
+    if exists(join(uri, _RESULT)):
+        return uri
+    points = list(config.points())
+    trials: list[Trial] = []
+    for rung in range(len(config.rungs)):
+        tried = _try(config, points, rung, (encoder, data, store), workers, report)
+        trials += tried
+        ranked = _ranked(tried, config.finetune.task)
+        points = [trial.point for trial in ranked[: config.num_kept(len(tried))]]
+    result = SweepResult(uri=uri, task=config.finetune.task, config=config, trials=tuple(trials))
+    write_json(join(uri, _RESULT), _to_json(result, digest, parents))
+    return uri
+
+
+def read_sweep(uri: str) -> SweepResult:
+    """The result at ``uri``."""
+    value = read_json(join(uri, _RESULT))
+    return SweepResult(
+        uri=uri,
+        task=value["task"],
+        config=SweepConfig.from_json(value["config"]),
+        trials=tuple(Trial(**trial) for trial in value["trials"]),
+    )
+
+
+def _try(
+    config: SweepConfig,
+    points: list[Point],
+    rung: int,
+    where: tuple[str, str, str],
+    workers: int,
+    report: Report,
+) -> list[Trial]:
+    """Every point at a rung, in the points' order."""
+    configs = [config.at(point, rung) for point in points]
+    words = f"points tried, rung {rung + 1} of {len(config.rungs)}"
+    evaluations: dict[int, str] = {}
+    if workers == 1:
+        for i, point in enumerate(configs):
+            evaluations[i] = run_point(point, *where, report)
+            report(i + 1, len(points), words)
+    else:
+        # A process that forks after torch has started threads may hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            running: Mapping[Future[str], int] = {
+                pool.submit(run_quietly, point.to_json(), *where): i
+                for i, point in enumerate(configs)
+            }
+            for done, future in enumerate(as_completed(running), start=1):
+                evaluations[running[future]] = future.result()
+                report(done, len(points), words)
+    metric = task_named(config.finetune.task).metric.name
+    return [
+        Trial(
+            point=point,
+            rung=rung,
+            evaluation=evaluations[i],
+            figure=read_evaluation(evaluations[i]).metrics[metric] if evaluations[i] else None,
+        )
+        for i, point in enumerate(points)
+    ]
+
+
+def _ranked(trials: list[Trial], task: str) -> list[Trial]:
+    """Those that converged, the best first; of equals the first of the grid."""
+    metric = task_named(task).metric
+    found = [t for t in trials if t.figure is not None and not math.isnan(t.figure)]
+    if not found:
+        raise TrainingError(
+            f"all {len(trials)} points of the sweep diverged",
+            expected="at least one that can be judged",
+            action="lower the rates of the grid",
+        )
+    return sorted(found, key=lambda t: -metric.gain(t.figure or 0.0, 0.0))
+
+
+def _to_json(result: SweepResult, digest: str, parents: tuple[Parent, ...]) -> dict[str, object]:
+    best = result.best
+    metric = task_named(result.task).metric
+    judged = [Parent(role="best", uri=best.evaluation, digest=_digest(best.evaluation))]
+    return {
+        "format": 1,
+        "kind": "sweep",
+        "digest": digest,
+        "task": result.task,
+        "config": result.config.to_json(),
+        "trials": [
+            {"point": t.point, "rung": t.rung, "evaluation": t.evaluation, "figure": t.figure}
+            for t in result.trials
+        ],
+        "parents": [p.to_json() for p in (*parents, *judged)],
+        "summary": {metric.name: f"{best.figure:.3f} {metric.unit}"},
+    }
+
+
+def _digest(evaluation: str) -> str:
+    return read_evaluation(evaluation).digest

@@ -1,0 +1,35 @@
+"""How a CLIP model is judged without training."""
+
+from dataclasses import dataclass
+
+from clipmill.config import Config
+from clipmill.data.scoring.clip import ClipScoreConfig
+from clipmill.tasks.zero_shot_prompts import PromptSet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroShotConfig(Config):
+    """Zero-shot classification."""
+
+    clip: ClipScoreConfig = ClipScoreConfig()
+    """The CLIP that is judged."""
+    prompts: PromptSet = "openai-80"
+    """Sentences whose mean embedding stands for a class (Radford et al. 2021, section 3.1.4)."""
+    templates: tuple[str, ...] = ()
+    """The sentences of ``prompts=given``, each with ``{}`` for the class's name."""
+    classes: str = ""
+    """Text file of class names, ``imagenet``, or empty for the data's own."""
+    split: str = "val"
+    """Folder of a picture folder's split; empty where the classes' folders are at the top."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalConfig(Config):
+    """Image-text retrieval."""
+
+    clip: ClipScoreConfig = ClipScoreConfig()
+    """The CLIP that is judged."""
+    captions_per_image: int = 5
+    """Most captions of an image that count (5: Karpathy and Fei-Fei's COCO split)."""
+    num_images: int = 0
+    """Images that are judged, from the first; 0 for all."""

@@ -1,0 +1,161 @@
+"""Image-text retrieval by a CLIP, on a dataset of ours or any source of captioned pictures."""
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.images import decode_rgb
+from clipmill.data.reader import read_shard
+from clipmill.data.scoring.clip import ClipTowers, clip_parent
+from clipmill.data.sources import Source, open_source
+from clipmill.errors import BadSampleError, SourceError
+from clipmill.models.retrieval import recall
+from clipmill.stages import Report
+from clipmill.storage import Parent, exists, join
+from clipmill.tasks.zero_shot_config import RetrievalConfig
+from clipmill.tasks.zero_shot_result import is_judged, result_place, write_result
+
+_COCO_LAYER = "captions/coco"
+_BATCH = 64
+
+Pair = tuple[Image.Image, list[str]]
+
+
+def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Report) -> str:
+    """Judge a CLIP on captioned pictures; the URI of the evaluation, under ``store``.
+
+    ``data`` is a dataset's URI, or a source as ``clipmill data shard`` takes it; a COCO captions
+    file brings all captions of an image. Metrics: R@1, R@5 and R@10 both ways, percent
+    (``image_to_text_r1`` ...), the counts of both, and ``skipped.REASON``. A result that is there
+    already is returned at once.
+
+    Raises:
+        SourceError: no pair can be used.
+        ConfigError: there is no such model.
+    """
+    import torch
+
+    opened: Dataset | Source = (
+        Dataset.open(data) if exists(join(data, "dataset.json")) else open_source(data)
+    )
+    digest = opened.digest if isinstance(opened, Dataset) else opened.digest("listing")
+    parents = (
+        clip_parent(config.clip, "model"),
+        Parent(role="data", uri=opened.uri, digest=digest),
+    )
+    place = result_place(store, "retrieval", config, parents)
+    if is_judged(place):
+        return place.uri
+    towers = ClipTowers(config.clip)
+    skipped: Counter[str] = Counter()
+    images, texts, owners = _embed(towers, _pairs(opened, config, skipped), report)
+    if not images:
+        raise SourceError(
+            f"{data} has no pair that can be used",
+            expected="pictures with captions",
+            action=f"mend the data; left out were {dict(skipped)}",
+        )
+    found = recall(
+        torch.from_numpy(np.concatenate(images)),
+        torch.from_numpy(np.concatenate(texts)),
+        torch.tensor(owners),
+    )
+    metrics = {k: 100 * v for k, v in found.items()}
+    metrics |= {"num_images": float(owners[-1] + 1), "num_captions": float(len(owners))}
+    metrics |= {f"skipped.{reason}": float(count) for reason, count in sorted(skipped.items())}
+    words = {
+        "image to text": f"R@1 {metrics['image_to_text_r1']:.2f} %",
+        "text to image": f"R@1 {metrics['text_to_image_r1']:.2f} %",
+    }
+    return write_result(place, metrics, words)
+
+
+def _embed(
+    towers: ClipTowers, pairs: Iterator[Pair], report: Report
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], list[int]]:
+    """Embeddings of images and of captions, and the number of the image of each caption."""
+    images: list[NDArray[np.float32]] = []
+    texts: list[NDArray[np.float32]] = []
+    owners: list[int] = []
+    batch: list[Pair] = []
+
+    def embed() -> None:
+        first = owners[-1] + 1 if owners else 0
+        images.append(towers.encode_images([image for image, _ in batch]))
+        sentences = [text for _, captions in batch for text in captions]
+        texts.append(towers.encode_texts(sentences))
+        owners.extend(i for i, (_, captions) in enumerate(batch, first) for _ in captions)
+        batch.clear()
+        report(owners[-1] + 1, owners[-1] + 1, "embedded")
+
+    for pair in pairs:
+        batch.append(pair)
+        if len(batch) == _BATCH:
+            embed()
+    if batch:
+        embed()
+    return images, texts, owners
+
+
+def _pairs(
+    opened: Dataset | Source, config: RetrievalConfig, skipped: Counter[str]
+) -> Iterator[Pair]:
+    raw = _of_dataset(opened) if isinstance(opened, Dataset) else _of_source(opened)
+    count = 0
+    for found in raw:
+        if isinstance(found, BadSampleError):
+            skipped[found.reason] += 1
+            continue
+        data, captions = found
+        try:
+            image = decode_rgb(data)
+        except BadSampleError as error:
+            skipped[error.reason] += 1
+            continue
+        yield image, list(captions[: config.captions_per_image])
+        count += 1
+        if count == config.num_images:
+            return
+
+
+Raw = tuple[bytes, Sequence[str]] | BadSampleError
+
+
+def _of_dataset(dataset: Dataset) -> Iterator[Raw]:
+    for index in range(len(dataset.shards)):
+        with read_shard(dataset, index, cache_folder()) as reader:
+            for row in range(len(reader)):
+                try:
+                    yield reader.image(row), [reader.caption(row)]
+                except BadSampleError as error:
+                    yield error
+
+
+def _of_source(source: Source) -> Iterator[Raw]:
+    with tempfile.TemporaryFile() as listing:
+        splits = list(source.splits(1024, listing))
+        listing.flush()
+
+        def read(start: int, length: int) -> bytes:
+            return os.pread(listing.fileno(), length, start)
+
+        for split in splits:
+            for entry in source.entries(split, read):
+                try:
+                    pair = entry.load()
+                    own = pair.caption
+                    caption = own if isinstance(own, str) else own.decode()
+                except BadSampleError as error:
+                    yield error
+                    continue
+                except UnicodeDecodeError as error:
+                    yield BadSampleError("caption-not-utf8", str(error))
+                    continue
+                all_of = pair.rows.get(_COCO_LAYER, {}).get("captions") or [caption]
+                yield pair.image_bytes, all_of

@@ -1,0 +1,215 @@
+"""Every kind of bad data is found before training, with its file, and good data is fit."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_task import DEPTH, SEGMENTATION
+from typer.testing import CliRunner
+
+from clipmill.cli import app
+from clipmill.data.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
+from clipmill.engine.config import TrainConfig
+from clipmill.errors import ConfigError
+from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.tasks.checks import check_data
+from clipmill.tasks.finetune import FinetuneConfig
+
+SCENES = SceneConfig(size=32)
+TRAIN = TrainConfig(steps=1, batch_size=2)
+
+
+def silent(done, total, words):
+    pass
+
+
+def found(task, folder, **options):
+    check = check_data(task, folder, report=silent, **options)
+    return check, {f.reason: f for f in check.findings}
+
+
+def faults(check):
+    return {f.reason: f.count for f in check.findings if f.is_fatal}
+
+
+@pytest.fixture
+def ade20k(tmp_path):
+    for split, indices in (("training", range(3)), ("validation", range(3, 5))):
+        write_ade20k(SCENES, indices, tmp_path, split)
+    return tmp_path
+
+
+@pytest.fixture
+def nyu(tmp_path):
+    for split, indices in (("train", range(3)), ("test", range(3, 5))):
+        write_nyu(SCENES, indices, tmp_path, split)
+    return tmp_path
+
+
+@pytest.fixture
+def coco(tmp_path):
+    for split, indices in (("train2017", range(3)), ("val2017", range(3, 5))):
+        write_coco(SCENES, indices, tmp_path, split)
+    return tmp_path
+
+
+@pytest.fixture
+def classes(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "1.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("task", "layout", "splits"),
+    [
+        ("segmentation", "ade20k", {"training": 3, "validation": 2}),
+        ("depth", "nyu", {"train": 3, "test": 2}),
+        ("detection", "coco", {"train2017": 3, "val2017": 2}),
+        ("classification", "classes", {"train": 2, "val": 2}),
+    ],
+)
+def test_good_data_is_fit(task, layout, splits, request):
+    check, _ = found(task, request.getfixturevalue(layout))
+    assert check.is_fit
+    assert check.num_samples == splits
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth", "detection", "classification"])
+def test_an_empty_folder_says_what_was_looked_for(task, tmp_path):
+    check, by_reason = found(task, tmp_path)
+    assert not check.is_fit
+    looked_for = {
+        "segmentation": "objectInfo150.txt",
+        "depth": "train_list.txt",
+        "detection": "annotations/instances_train*.json",
+        "classification": "train/CLASS/*.jpg",
+    }
+    assert looked_for[task] in by_reason["layout"].examples[0]
+
+
+def test_segmentation(ade20k):
+    masks = sorted((ade20k / "annotations" / "training").iterdir())
+    images = sorted((ade20k / "images" / "training").iterdir())
+    Image.fromarray(np.full((32, 32), 15, np.uint8)).save(masks[0])
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(masks[1])
+    Image.fromarray(np.ones((16, 32), np.uint8)).save(masks[2])
+    images[1].write_bytes(images[1].read_bytes()[:300])
+    (lost, _) = sorted((ade20k / "annotations" / "validation").iterdir())
+    lost.unlink()
+    check, by_reason = found("segmentation", ade20k)
+    assert faults(check) == {
+        "layout": 1,
+        "mask": 1,
+        "mask-of-another-size": 1,
+        "unreadable-image": 1,
+    }
+    assert by_reason["layout"].examples == (f"{lost} is missing",)
+    assert by_reason["mask"].examples == (f"{masks[0]} has the value 15",)
+    assert str(images[1]) in by_reason["unreadable-image"].examples[0]
+    # All classes but the one in the last mask.
+    assert by_reason["class-without-pixels"].count == 13
+
+
+def test_depth(nyu):
+    maps = sorted((nyu / "scenes_0000").glob("*.png"))
+    Image.fromarray(np.full((32, 32), 2, np.uint16)).save(maps[0])  # metres
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save(maps[1])
+    Image.fromarray(np.full((32, 32), 12_000, np.uint16)).save(maps[2])
+    check, by_reason = found("depth", nyu)
+    assert faults(check) == {"depth": 1}
+    assert "median depth of 0.002 m" in by_reason["depth"].examples[0]
+    assert by_reason["no-depth-known"].examples == (str(maps[1]),)
+    assert by_reason["mostly-out-of-range"].count == 1
+
+
+def test_detection(coco):
+    path = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    annotations = content["annotations"]
+    annotations[0]["bbox"][2] = 0
+    annotations[1]["category_id"] = 99
+    annotations[2]["image_id"] = 77
+    annotations[3]["bbox"] = [30, 30, 20, 20]
+    annotations[3]["image_id"] = annotations[0]["image_id"]
+    lonely = content["images"][-1]["id"]
+    content["annotations"] = [a for a in annotations if a["image_id"] != lonely]
+    path.write_text(json.dumps(content))
+    (coco / "val2017" / f"{3:012d}.jpg").unlink()
+    file = io.BytesIO()
+    Image.new("RGB", (20, 32)).save(file, "JPEG")
+    (coco / "val2017" / f"{4:012d}.jpg").write_bytes(file.getvalue())
+    check, by_reason = found("detection", coco)
+    assert faults(check) == {
+        "image-of-another-size": 1,
+        "missing-image": 1,
+        "unknown-category": 1,
+        "unknown-image": 1,
+    }
+    assert "category_id 99" in by_reason["unknown-category"].examples[0]
+    assert by_reason["degenerate-box"].count == 1
+    assert by_reason["box-out-of-image"].count == 1
+    assert by_reason["image-without-annotation"].examples == (f"{lonely:012d}.jpg",)
+    path.write_text("[]")
+    assert "not-coco" in found("detection", coco)[1]
+
+
+def test_classification(classes):
+    (classes / "val" / "cat" / "1.jpg").write_bytes(b"broken")
+    (classes / "val" / "cow").mkdir()
+    check, by_reason = found("classification", classes)
+    assert faults(check) == {"unreadable-image": 1, "class-not-trained": 1}
+    assert by_reason["class-without-pictures"].examples == ("val/cow",)
+
+
+def test_an_encoder_whose_stride_does_not_fit(nyu):
+    config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
+    fits = {"timm:test_resnet": True, "timm:vit_tiny_patch16_224": True}
+    for encoder, fit in fits.items():
+        assert found("depth", nyu, encoder=encoder, config=config)[0].is_fit == fit
+    check, by_reason = found("depth", nyu, encoder="timm:vit_small_patch14_dinov2", config=config)
+    assert "stride 14" in by_reason["encoder"].examples[0]
+    narrow = FinetuneConfig(task="depth", model=DEPTH.override(["crop_size=40"]), train=TRAIN)
+    check, by_reason = found("depth", nyu, encoder="timm:test_resnet", config=narrow)
+    assert faults(check) == {"stride": 1}
+    check, by_reason = found(
+        "depth",
+        nyu,
+        encoder="timm:test_vit_relpos",
+        config=FinetuneConfig(task="depth", model=DEPTH, train=TRAIN),
+    )
+    assert faults(check) == {"size": 1}
+    assert "crops of 32 pixels" in by_reason["size"].examples[0]
+    with pytest.raises(ConfigError, match="the recipe is one of depth"):
+        found("segmentation", nyu, encoder="timm:test_resnet", config=config)
+
+
+def test_a_model_for_another_list_of_classes(ade20k):
+    uri = str(ade20k / "model")
+    architecture = {"task": "segmentation", "classes": ["floor", "sky"]}
+    card = ModelCard(kind="task", architecture=architecture, recipe=SEGMENTATION.to_json())
+    save_checkpoint(uri, card, {})
+    check, by_reason = found("segmentation", ade20k, model=uri)
+    assert faults(check) == {"another-class-list": 1}
+    assert (
+        "2 classes and the data 14; class 1 is 'sky'" in by_reason["another-class-list"].examples[0]
+    )
+
+
+def test_command(ade20k):
+    command = CliRunner()
+    answer = command.invoke(app, ["data", "check", "segmentation", str(ade20k)])
+    assert answer.exit_code == 0, answer.output
+    assert "training: 3 samples" in answer.stdout
+    (mask, *_) = sorted((ade20k / "annotations" / "training").iterdir())
+    Image.fromarray(np.full((32, 32), 15, np.uint8)).save(mask)
+    answer = command.invoke(app, ["data", "check", "segmentation", str(ade20k)])
+    assert "fault: mask, 1 times" in answer.stdout
+    assert mask.name in answer.stdout
+    assert "can't be used for segmentation: mask (1)" in str(answer.exception)
+    with pytest.raises(ConfigError, match="no check of data for 'saliency'"):
+        check_data("saliency", ade20k, report=silent)
