@@ -32,11 +32,17 @@ class Limits:
     """What is kept at test (mmdet's Mask R-CNN)."""
 
     proposals_per_level: int = 1000
+    """Best proposals of a map."""
     proposals: int = 1000
+    """Best proposals of an image."""
     proposal_overlap: float = 0.7
+    """Overlap with a better proposal of its map beyond which one is dropped."""
     score: float = 0.05
+    """Probability above which something is a detection."""
     overlap: float = 0.5
+    """Overlap with a better detection of its class beyond which one is dropped."""
     detections: int = 100
+    """Best detections of an image."""
 
 
 class ProposalHead(nn.Module):
@@ -145,19 +151,20 @@ class RegionHeads(nn.Module):
         image_N = torch.arange(len(counts), device=maps[0].device).repeat_interleave(
             torch.tensor(counts, device=maps[0].device)
         )
-        boxes_N4, total = torch.cat(proposals), torch.zeros(())
+        boxes_N4, stages = torch.cat(proposals), []
         deltas = boxes_N4
         for stage, head in enumerate(self.bbox_head):
             logits, deltas = head(self._regions(maps, image_N, boxes_N4, BOX_SIZE))
-            total = total.to(logits) + logits / len(self.bbox_head)
+            stages.append(logits)
             if stage + 1 < len(self.bbox_head):
                 boxes_N4 = move(boxes_N4, deltas, STAGE_STDS[stage], size)
+        scores_NC = torch.stack(stages).mean(dim=0).softmax(dim=1)
         stds = STAGE_STDS[len(self.bbox_head) - 1]
         return [
             _detections(boxes, scores, change, stds, size, limits)
             for boxes, scores, change in zip(
                 torch.split(boxes_N4, counts),
-                torch.split(total.softmax(dim=1), counts),
+                torch.split(scores_NC, counts),
                 torch.split(deltas, counts),
                 strict=True,
             )
