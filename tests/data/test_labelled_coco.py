@@ -99,6 +99,14 @@ def test_another_picture_than_the_annotated_one(tmp_path):
         CocoFolder.open(folder, "val").image_HW3(0)
 
 
+def test_a_broken_picture_is_named(tmp_path):
+    folder = written(tmp_path, [annotation()])
+    whole = (folder / "val" / "a.jpg").read_bytes()
+    (folder / "val" / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SourceError, match=r"a\.jpg can't be decoded"):
+        CocoFolder.open(folder, "val").image_HW3(0)
+
+
 def test_wrong_layouts(tmp_path):
     with pytest.raises(SourceError, match=r"no annotations/instances_val\.json"):
         CocoFolder.open(tmp_path, "val")
