@@ -182,22 +182,29 @@ def promote(
 
 @app.command()
 def serve(
-    models: Annotated[list[str], typer.Argument(help="NAME=URI of task models.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="NAME=URI or NAME@VERSION=URI of models.")
+    ] = None,
+    models_file: Annotated[
+        Path | None,
+        typer.Option(help="JSON object that lists them instead; served anew when it changes."),
+    ] = None,
     host: str = "127.0.0.1",
     port: int = 8080,
     grpc_port: int | None = None,
     sets: Set = None,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log as JSON lines.")] = False,
 ) -> None:
-    """Serve task models with KServe: Open Inference Protocol V2 and V1."""
+    """Serve task models and CLIPs with KServe: Open Inference Protocol V2 and V1, and a page."""
     from clipmill.serve.config import ServeConfig
-    from clipmill.serve.server import named_models
+    from clipmill.serve.listing import named_models
     from clipmill.serve.server import serve as run
     from clipmill.telemetry import configure_logging
 
     configure_logging(json=json_logs)
     run(
-        named_models(models),
+        named_models(models or []),
+        models_file=models_file,
         host=host,
         http_port=port,
         grpc_port=grpc_port,
