@@ -213,6 +213,27 @@ def serve(
 
 
 @app.command()
+def query(
+    url: Annotated[str, typer.Argument(help="Address of an endpoint.")],
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG or WebP file.", exists=True)],
+    model: Annotated[str, typer.Option(help="Model to ask; the only one if left out.")] = "",
+    label: Annotated[
+        list[str] | None, typer.Option(help="What a CLIP may choose from; repeatable.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the drawn answer goes.")] = Path("answer.png"),
+) -> None:
+    """Ask an endpoint about a picture; prints the answer and draws it over the picture."""
+    from clipmill.serve.query import ask
+
+    answer = ask(url, image.read_bytes(), model=model, labels=tuple(label or ()))
+    for line in answer.lines:
+        typer.echo(line)
+    if answer.drawn_png:
+        output.write_bytes(answer.drawn_png)
+        typer.echo(str(output))
+
+
+@app.command()
 def lineage(
     uri: Annotated[str, typer.Argument(help="URI of any artifact.")], as_json: Json = False
 ) -> None:
