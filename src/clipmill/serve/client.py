@@ -113,8 +113,7 @@ def query(
     Raises:
         ServerError: nobody listens there, or the answer isn't 200.
     """
-    tensor = {"name": "image", "datatype": "UINT8", "shape": list(image_HW3.shape)}
-    body, headers = _request([(tensor, image_HW3.tobytes())])
+    body, headers = pixels_request(image_HW3)
     client = Client(url, timeout_seconds=timeout_seconds)
     data, length = client._ask(f"{_path(model)}/infer", body, headers)  # noqa: SLF001  # this file
     output_HW: NDArray[Any] = read_answer(data, length)[0]
@@ -124,6 +123,12 @@ def query(
 def binary_request(image: bytes) -> tuple[bytes, dict[str, str]]:
     """A V2 body that carries an encoded image, and its HTTP headers."""
     return _request([_bytes_input("image", [image])])
+
+
+def pixels_request(image_HW3: NDArray[np.uint8]) -> tuple[bytes, dict[str, str]]:
+    """A V2 body that carries an RGB image's pixels, and its HTTP headers."""
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(image_HW3.shape)}
+    return _request([(tensor, image_HW3.tobytes())])
 
 
 def read_answer(body: bytes, header_length: int) -> NDArray[Any]:
