@@ -47,7 +47,7 @@ def serve_plainly(uri: str, port: int) -> None:
             self.ready = True
 
         def predict(self, payload: InferRequest, *_: Any) -> InferResponse:
-            (output_HW,) = self.predictor.predict([payload.inputs[0].as_numpy()])
+            (output_HW,) = self.predictor.predict([payload.inputs[0].as_numpy()])[0].values()
             output = InferOutput("output", [1, *output_HW.shape], "UINT8")
             output.set_data_from_numpy(output_HW[None], binary_data=True)
             return InferResponse("1", "model", [output], use_binary_outputs=True)

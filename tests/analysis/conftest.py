@@ -220,8 +220,8 @@ def _evaluation(
         truth = scene.classes_HW - 1 if task == "segmentation" else scene.depth_HW
         pictures = {
             "image": scene.image_HW3,
-            "truth": contract.draw(truth),
-            "prediction": contract.draw(_blurred(truth, reach)),
+            "truth": _drawn(task, truth),
+            "prediction": _drawn(task, _blurred(truth, reach)),
         }
         for name, picture_HW3 in pictures.items():
             write_bytes(join(uri, f"{index:02d}-{name}.png"), to_png(picture_HW3))
@@ -243,6 +243,11 @@ def _evaluation(
         },
     )
     return uri
+
+
+def _drawn(task: str, array_HW: np.ndarray) -> np.ndarray:
+    contract = task_named(task)
+    return contract.draw({contract.outputs[0].name: array_HW}, np.zeros((*array_HW.shape, 3)), ())
 
 
 def _blurred(truth_HW: np.ndarray, reach: int) -> np.ndarray:
@@ -284,11 +289,10 @@ def _probe(store: str, scene: Scene, models: Mapping[tuple[str, str], ModelCard]
             }
         )
         truth = scene.classes_HW - 1 if task == "segmentation" else scene.depth_HW
-        drawn = task_named(task).draw
         write_bytes(join(uri, f"{task}-image.png"), to_png(scene.image_HW3))
-        write_bytes(join(uri, f"{task}-answer.png"), to_png(drawn(_blurred(truth, 3))))
+        write_bytes(join(uri, f"{task}-answer.png"), to_png(_drawn(task, _blurred(truth, 3))))
         if task == "segmentation":
-            write_bytes(join(uri, f"{task}-truth.png"), to_png(drawn(truth)))
+            write_bytes(join(uri, f"{task}-truth.png"), to_png(_drawn(task, truth)))
     value = {
         "format": 1,
         "kind": "probe",

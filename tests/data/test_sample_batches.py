@@ -83,3 +83,15 @@ def test_training_random_stream_is_left_alone():
     take(2)
     take(2, num_workers=1)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_arrays_of_several_lengths_are_filled_up():
+    def ragged(index, generator):
+        return {"index": np.array(index), "values": np.full((index, 2), index, np.int64)}
+
+    options = {"batch_size": 4, "seed": 0, "fills": {"values": -1}}
+    for batch in itertools.islice(sample_batches(ragged, NUM_SAMPLES, **options), 3):
+        assert batch["values"].shape == (4, batch["index"].max(), 2)
+        for index, values in zip(batch["index"].tolist(), batch["values"], strict=True):
+            assert (values[:index] == index).all()
+            assert (values[index:] == -1).all()

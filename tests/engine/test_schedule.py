@@ -35,6 +35,11 @@ def test_rise_and_fall():
     assert found == pytest.approx([*up, 1.0, *up[:0:-1]])
 
 
+def test_step_falls_to_a_tenth_at_each_milestone():
+    found = rates(12, shape="step", peak=1.0, warmup_steps=2, milestones=(8 / 12, 11 / 12))
+    assert found == pytest.approx([0.5, *[1.0] * 7, *[0.1] * 3, 0.01])
+
+
 @pytest.mark.parametrize("shape", ["cosine", "polynomial"])
 def test_peak_ends_the_warm_up_and_minimum_the_run(shape):
     schedule = ScheduleConfig(shape=shape, peak=1e-3, minimum=1e-6, warmup_steps=2_000)

@@ -79,11 +79,22 @@ def test_batched_nms_keeps_classes_apart():
 
 
 def test_an_absent_operation_names_itself():
-    from mmcv.ops import RoIAlign
+    from mmcv.ops import RoIPool
 
-    with pytest.raises(UserError, match="operation 'roi_align_forward'") as raised:
-        RoIAlign(7)(torch.zeros(1, 1, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]]))
+    with pytest.raises(UserError, match="operation 'roi_pool_forward'") as raised:
+        RoIPool(7)(torch.zeros(1, 1, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]]))
     assert "use_torchvision=True" in raised.value.expected
+
+
+def test_masks_are_cut_out_as_torchvision_does():
+    from mmcv.ops.roi_align import roi_align
+
+    masks_B1HW = (torch.rand(2, 1, 20, 30) > 0.5).float()
+    rois_N5 = torch.tensor([[0.0, 2.5, 3.0, 17.0, 12.0], [1.0, 0.0, 0.0, 30.0, 20.0]])
+    found = roi_align(masks_B1HW, rois_N5, (7, 5), 1.0, 0, "avg", True)
+    expected = torchvision.ops.roi_align(masks_B1HW, rois_N5, (7, 5), 1.0, 0, aligned=True)
+    assert torch.equal(found, expected)
+    assert 0 < found.mean() < 1
 
 
 def test_registering_again_changes_nothing():

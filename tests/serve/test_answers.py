@@ -140,7 +140,9 @@ def test_classes_as_png_have_their_palette(
     (data,) = Client(server.url).infer("seg", images=[picture], output="png")["classes"]
     with Image.open(io.BytesIO(data)) as image:
         assert image.mode == "P"
-        np.testing.assert_array_equal(np.asarray(image), predictors["seg"].predict([picture])[0])
+        np.testing.assert_array_equal(
+            np.asarray(image), predictors["seg"].predict([picture])[0]["classes"]
+        )
         colours = class_palette()[np.asarray(image)]
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colours)
 
@@ -149,7 +151,7 @@ def test_depth_as_png_is_in_millimetres(
     server: ServerProcess, picture: np.ndarray, predictors: dict[str, Predictor]
 ) -> None:
     (data,) = Client(server.url).infer("depth", images=[picture], output="png")["depth_metres"]
-    expected = predictors["depth"].predict([picture])[0]
+    expected = predictors["depth"].predict([picture])[0]["depth_metres"]
     with Image.open(io.BytesIO(data)) as image:
         found = np.asarray(image)
     assert found.max() > 255
@@ -161,7 +163,7 @@ def test_depth_at_half_the_size(
 ) -> None:
     found = Client(server.url).infer("depth", images=[picture], output="float16")["depth_metres"]
     assert found.dtype == np.float16
-    expected = predictors["depth"].predict([picture])[0]
+    expected = predictors["depth"].predict([picture])[0]["depth_metres"]
     np.testing.assert_array_equal(found[0], expected.astype(np.float16))
 
 
@@ -175,7 +177,8 @@ def test_images_of_several_sizes_in_a_request(
 ) -> None:
     images = [picture, picture[:40], picture, picture[:, :33]]
     found = Client(server.url).dense(name, images, output=output)
-    for one, expected in zip(found, predictors[name].predict(images), strict=True):
+    for one, prediction in zip(found, predictors[name].predict(images), strict=True):
+        (expected,) = prediction.values()
         if output == "png" and name == "depth":
             np.testing.assert_allclose(one, expected, atol=0.00051)
         else:
@@ -224,7 +227,7 @@ def test_metadata_says_what_an_answer_means(server: ServerProcess, models: dict[
     seg = client.metadata("seg")["parameters"]
     assert seg["classes"] == ["ground", "cube", "ball"]
     assert seg["palette"] == class_palette(3).tolist()
-    assert client.metadata("depth")["parameters"]["output"]["unit"] == "metres"
+    assert client.metadata("depth")["parameters"]["outputs"][0]["unit"] == "metres"
     with urllib.request.urlopen(f"{server.url}/v2/models/seg/lineage", timeout=30) as response:
         lineage = json.loads(response.read())
     assert lineage["ancestry"]["digest"] == seg["digest"]

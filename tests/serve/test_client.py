@@ -34,7 +34,7 @@ def jpeg(picture: np.ndarray) -> bytes:
 @pytest.fixture
 def expected(jpeg: bytes, predictors: dict[str, Predictor]) -> np.ndarray:
     decoded = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
-    return predictors["depth"].predict([decoded])[0]
+    return predictors["depth"].predict([decoded])[0]["depth_metres"]
 
 
 def run(command: str) -> str:

@@ -62,4 +62,4 @@ def test_png(server: ServerProcess, picture: np.ndarray, predictors: dict[str, A
     request = request_for("seg", file_of(picture), "BYTES", output="png")
     (data,) = asyncio.run(over_grpc(server, request)).outputs[0].as_numpy()
     found = np.asarray(Image.open(io.BytesIO(data)))
-    np.testing.assert_array_equal(found, predictors["seg"].predict([picture])[0])
+    np.testing.assert_array_equal(found, predictors["seg"].predict([picture])[0]["classes"])

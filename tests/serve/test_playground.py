@@ -134,7 +134,7 @@ def test_drop_a_picture_see_the_mask_then_the_depth(
     browser.wait_for('document.querySelectorAll("#models input").length === 2')
     browser.value(_DROP % json.dumps(base64.b64encode(to_png(picture)).decode()))
     browser.wait_for(_ANSWERED)
-    classes_HW = predictors["seg"].predict([picture])[0]
+    classes_HW = predictors["seg"].predict([picture])[0]["classes"]
     shown = np.array(browser.value(_PIXELS), np.uint8).reshape(48, 64, 3)
     np.testing.assert_array_equal(shown, class_palette()[classes_HW])
     legend = browser.value('document.getElementById("legend").innerText')
@@ -147,7 +147,7 @@ def test_drop_a_picture_see_the_mask_then_the_depth(
     browser.wait_for(f'{_ANSWERED} && !document.getElementById("scale").hidden')
     press(browser, "ArrowRight")
     reading = browser.wait_for('document.getElementById("reading").textContent')
-    metres = predictors["depth"].predict([picture])[0][24, 32]
+    metres = predictors["depth"].predict([picture])[0]["depth_metres"][24, 32]
     assert reading == f"{np.float16(metres):.2f} metres at 32, 24"
 
     assert browser.requested

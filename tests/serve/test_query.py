@@ -17,7 +17,7 @@ def test_the_answer_is_drawn_over_the_picture(
     server: ServerProcess, picture: np.ndarray, predictors: dict[str, Predictor]
 ) -> None:
     answer = ask(server.url, to_png(picture), model="seg")
-    classes_HW = predictors["seg"].predict([picture])[0]
+    classes_HW = predictors["seg"].predict([picture])[0]["classes"]
     expected = np.rint(0.4 * picture + 0.6 * class_palette()[classes_HW])
     found = np.asarray(Image.open(io.BytesIO(answer.drawn_png)))
     np.testing.assert_allclose(found, expected, atol=1)
@@ -34,7 +34,7 @@ def test_depth_is_told_in_metres(
     command = ["query", server.url, str(tmp_path / "in.png"), "--model", "depth"]
     done = CliRunner().invoke(app, [*command, "--output", str(output)], catch_exceptions=False)
     assert done.exit_code == 0
-    depth_HW = predictors["depth"].predict([picture])[0]
+    depth_HW = predictors["depth"].predict([picture])[0]["depth_metres"]
     assert f"nearest  {depth_HW.min():.2f} m" in done.stdout
     with Image.open(output) as drawn:
         assert drawn.size == (64, 48)

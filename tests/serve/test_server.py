@@ -96,7 +96,7 @@ def test_v1(
     body = json.dumps({"instances": instances}).encode()
     status, data, headers = post(f"{server.url}/v1/models/{name}:predict", body)
     assert (status, headers["Content-Type"]) == (200, "application/json")
-    key = predictors[name].output.name
+    key = predictors[name].outputs[0].name
     first, second = (np.array(p[key], expected.dtype) for p in json.loads(data)["predictions"])
     np.testing.assert_array_equal(first, expected)
     assert second.shape == (48, 50)
@@ -123,7 +123,9 @@ def test_a_batch_of_one_size(
     )
     assert status == 200
     found = read_answer(data, int(headers[LENGTH]))
-    np.testing.assert_array_equal(found, np.stack(predictors["seg"].predict(list(batch))))
+    np.testing.assert_array_equal(
+        found, np.stack([p["classes"] for p in predictors["seg"].predict(list(batch))])
+    )
 
 
 def _tensor(**changes: Any) -> bytes:
@@ -209,13 +211,13 @@ def test_it_describes_its_models(
     described = json.loads(get(f"{server.url}/v2/models/{name}"))
     assert described["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
     datatype = {"seg": "UINT8", "depth": "FP32"}[name]
-    output = {"name": predictor.output.name, "datatype": datatype, "shape": [-1, -1, -1]}
+    output = {"name": predictor.outputs[0].name, "datatype": datatype, "shape": [-1, -1, -1]}
     assert described["outputs"] == [output]
 
     lineage = json.loads(get(f"{server.url}/v2/models/{name}/lineage"))
     assert lineage["digest"] == predictor.card.digest
     assert tuple(lineage["classes"]) == predictor.classes
-    assert lineage["output"]["unit"] == predictor.output.unit
+    assert lineage["outputs"][0]["unit"] == predictor.outputs[0].unit
     body, headers = binary_request(to_png(picture))
     _, data, answer = post(f"{server.url}/v2/models/{name}/infer", body, headers)
     header = json.loads(data[: int(answer[LENGTH])])

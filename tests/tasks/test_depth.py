@@ -109,7 +109,11 @@ def test_evaluation_by_a_prediction_that_is_right_but_for_a_factor(nyu_folder):
     data = NyuFolder.open(nyu_folder, "test")
     truths = {data.image_HW3(i).tobytes(): data.depth_HW(i) for i in range(len(data))}
     found = TASK.evaluate(
-        lambda image: truths[image.tobytes()] * 1.1, DEPTH, nyu_folder, num_samples=1, report=silent
+        lambda image: {"depth_metres": truths[image.tobytes()] * 1.1},
+        DEPTH,
+        nyu_folder,
+        num_samples=1,
+        report=silent,
     )
     expected = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES)
     for truth in truths.values():
@@ -120,14 +124,14 @@ def test_evaluation_by_a_prediction_that_is_right_but_for_a_factor(nyu_folder):
     assert found.metrics["abs_rel"] == pytest.approx(0.1, abs=0.01)
     assert found.metrics["log10"] == pytest.approx(math.log10(1.1), abs=0.005)
     (sample,) = found.samples
-    assert np.array_equal(sample.truth_HW, data.depth_HW(0))
+    assert np.array_equal(sample.truth["depth_metres"], data.depth_HW(0))
     assert np.array_equal(sample.image_HW3, data.image_HW3(0))
 
 
 def test_evaluation_reports_each_picture(nyu_folder):
     told = []
     TASK.evaluate(
-        lambda image: np.ones(image.shape[:2], np.float32),
+        lambda image: {"depth_metres": np.ones(image.shape[:2], np.float32)},
         DEPTH,
         nyu_folder,
         num_samples=9,

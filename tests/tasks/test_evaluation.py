@@ -50,7 +50,7 @@ def test_figures_are_those_of_the_models_predictions(model, nyu_folder, tmp_path
     expected = DepthMetrics(max_depth_metres=10.0)
     for index in range(len(data)):
         (prediction,) = predictor.predict([data.image_HW3(index)])
-        expected.update(prediction, data.depth_HW(index))
+        expected.update(prediction["depth_metres"], data.depth_HW(index))
     assert found.metrics == pytest.approx(expected.result())
     assert found.task == "depth"
     assert found.model == model.as_parent("model")
@@ -68,9 +68,11 @@ def test_pictures_are_kept(model, nyu_folder, tmp_path):
             for name in ("image", "truth", "prediction")
         }
         assert np.array_equal(shown["image"], data.image_HW3(index))
-        assert np.array_equal(shown["truth"], task.draw(data.depth_HW(index)))
+        assert np.array_equal(
+            shown["truth"], task.draw({"depth_metres": data.depth_HW(index)}, shown["image"], ())
+        )
         (prediction,) = Predictor(model.uri).predict([data.image_HW3(index)])
-        difference = shown["prediction"].astype(int) - task.draw(prediction)
+        difference = shown["prediction"].astype(int) - task.draw(prediction, shown["image"], ())
         assert abs(difference).max() <= 1
     with pytest.raises(NotFoundError):
         found.picture(2, "image")

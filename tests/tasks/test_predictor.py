@@ -46,13 +46,16 @@ def test_gives_what_the_network_gives(saved):
     network, card = saved
     predictor = Predictor(card.uri)
     found = predictor.predict(pictures())
-    assert [f.dtype.name for f in found] == [predictor.output.dtype] * 5
-    for image, output in zip(pictures(), found, strict=True):
+    (spec,) = predictor.outputs
+    assert [list(f) for f in found] == [[spec.name]] * 5
+    assert [f[spec.name].dtype.name for f in found] == [spec.dtype] * 5
+    for image, prediction in zip(pictures(), found, strict=True):
+        output = prediction[spec.name]
         with torch.no_grad():
             expected = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0]
         assert output.shape == image.shape[:2]
         np.testing.assert_allclose(output, expected.numpy(), rtol=1e-4, atol=1e-4)
-    assert len(np.unique(found[0])) > 1
+    assert len(np.unique(found[0][spec.name])) > 1
 
 
 def test_company_changes_nothing(saved):
@@ -61,7 +64,8 @@ def test_company_changes_nothing(saved):
     together = predictor.predict(pictures())
     for image, output in zip(pictures(), together, strict=True):
         (alone,) = predictor.predict([image])
-        np.testing.assert_allclose(alone, output, rtol=1e-4, atol=1e-4)
+        for name, array in output.items():
+            np.testing.assert_allclose(alone[name], array, rtol=1e-4, atol=1e-4)
     assert predictor.predict([]) == []
 
 
@@ -70,7 +74,7 @@ def test_says_what_it_is(saved):
     predictor = Predictor(card.uri)
     assert predictor.card == card
     assert predictor.classes == tuple(card.architecture["classes"])
-    picture = predictor.draw(predictor.predict(pictures()[:1])[0])
+    picture = predictor.draw(predictor.predict(pictures()[:1])[0], pictures()[0])
     assert picture.shape == (32, 32, 3)
     assert picture.dtype == np.uint8
 

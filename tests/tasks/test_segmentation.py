@@ -102,7 +102,7 @@ def test_the_truth_is_judged_perfect(ade20k_folder):
     data = Ade20kFolder.open(ade20k_folder, "validation")
     truths = {data.image_HW3(i).tobytes(): data.classes_HW(i) for i in range(len(data))}
     found = TASK.evaluate(
-        lambda image: truths[image.tobytes()],
+        lambda image: {"classes": truths[image.tobytes()]},
         SEGMENTATION,
         ade20k_folder,
         num_samples=5,
@@ -118,7 +118,7 @@ def test_one_class_everywhere_is_judged_by_its_share(ade20k_folder):
     floor = np.mean([data.classes_HW(i) == 0 for i in range(len(data))])
     seen = {c for i in range(len(data)) for c in np.unique(data.classes_HW(i)).tolist()}
     found = TASK.evaluate(
-        lambda image: np.zeros(image.shape[:2], np.uint8),
+        lambda image: {"classes": np.zeros(image.shape[:2], np.uint8)},
         SEGMENTATION,
         ade20k_folder,
         num_samples=0,

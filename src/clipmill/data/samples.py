@@ -1,8 +1,9 @@
 """Endless batches of labelled samples, in an order that depends on the seed alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,17 @@ def sample_batches(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    fills: Mapping[str, float] = MappingProxyType({}),
 ) -> Iterator[dict[str, Tensor]]:
     """This rank's batches from step ``cursor`` on; epoch follows epoch without a break.
 
-    ``batch_size`` counts all ranks. Workers have no say in what a batch holds. Raises
-    ConfigError if the ranks can't share the batch evenly.
+    Arrays named in ``fills`` may differ in their first axis: each is filled up with that value to
+    the longest of its batch. ``batch_size`` counts all ranks. Workers have no say in what a batch
+    holds. Raises ConfigError if the ranks can't share the batch evenly.
     """
     check_ranks(batch_size, world_size)
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        _Batches(load, num_samples, batch_size, seed, rank, world_size),
+        _Batches(load, num_samples, batch_size, seed, rank, world_size, dict(fills)),
         batch_size=None,
         sampler=StepsFrom(cursor),
         num_workers=num_workers,
@@ -53,6 +56,7 @@ class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     seed: int
     rank: int
     world_size: int
+    fills: dict[str, float]
 
     def __post_init__(self) -> None:
         # A batch may straddle two epochs.
@@ -61,6 +65,10 @@ class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         samples = [self._sample(p) for p in positions[self.rank :: self.world_size]]
+        for name, fill in self.fills.items():
+            longest = max(len(sample[name]) for sample in samples)
+            for sample in samples:
+                sample[name] = _filled(sample[name], longest, fill)
         return {k: torch.from_numpy(np.stack([s[k] for s in samples])) for k in samples[0]}
 
     def _sample(self, position: int) -> dict[str, NDArray[Any]]:
@@ -70,3 +78,8 @@ class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def _permute(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
+
+
+def _filled(array: NDArray[Any], length: int, fill: float) -> NDArray[Any]:
+    widths = [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
+    return np.pad(array, widths, constant_values=fill)

@@ -5,6 +5,7 @@ Shapes: B batch, D width, h w a map's height and width, N tokens.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,29 +16,34 @@ from clipmill.models.normalization import Normalize
 from clipmill.models.towers import vision_kwargs
 
 
-class DenseEncoder(nn.Module, ABC):
-    """Images (B, 3, H, W) in 0..1 to maps (B, channels[i], H / strides[i], W / strides[i])."""
+class Encoder(nn.Module, ABC):
+    """A pretrained image tower, its tensors under ``trunk.`` (and ``norm.``), in layers."""
 
-    strides: tuple[int, ...]
-    """Stride of each map, pixels, ascending."""
-    channels: tuple[int, ...]
-    """Width of each map."""
     pruned: frozenset[str] = frozenset()
-    """Tensors of the pretrained tower that its maps don't need and this module doesn't have."""
+    """Tensors of the pretrained tower that aren't needed here and that this module doesn't have."""
     num_layers: int
     """Layers for layer-wise learning-rate decay: 0 is the stem, ``num_layers`` the top."""
-
-    @abstractmethod
-    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
-        """The maps, finest first."""
 
     @abstractmethod
     def layer_of(self, parameter: str) -> int:
         """Which layer a parameter (by its name in this module) belongs to: 0 .. num_layers."""
 
 
-class ViTEncoder(DenseEncoder):
-    """open_clip's ViT: one map, from the last block, class token left out."""
+class DenseEncoder(Encoder):
+    """Images (B, 3, H, W) in 0..1 to maps (B, channels[i], H / strides[i], W / strides[i])."""
+
+    strides: tuple[int, ...]
+    """Stride of each map, pixels, ascending."""
+    channels: tuple[int, ...]
+    """Width of each map."""
+
+    @abstractmethod
+    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
+        """The maps, finest first."""
+
+
+class ViTTokens(Encoder):
+    """open_clip's ViT up to its last norm."""
 
     def __init__(self, config: EncoderConfig, drop_path: float) -> None:
         from open_clip.model import _build_vision_tower
@@ -48,15 +54,13 @@ class ViTEncoder(DenseEncoder):
         self.trunk.proj = None
         self.trunk.ln_post = nn.Identity()
         self.norm = nn.LayerNorm(config.vision.width, eps=1e-5)
-        self.strides = (config.vision.patch_size,)
-        self.channels = (config.vision.width,)
         self.num_layers = config.vision.layers + 1
         self._grid = config.vision.image_size // config.vision.patch_size
         blocks = config.vision.layers
         self._drop = [drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
 
-    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
-        """One map (B, D, H / patch, W / patch)."""
+    def tokens(self, images_B3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Normalised tokens (B, 1 + h * w, D), the class token first, and (h, w)."""
         patches_BDhw = self.trunk.conv1(self.normalize(images_B3HW))
         height, width = patches_BDhw.shape[-2:]
         tokens_BND = patches_BDhw.flatten(2).transpose(1, 2)
@@ -64,9 +68,8 @@ class ViTEncoder(DenseEncoder):
         tokens_BND = torch.cat([class_B1D, tokens_BND], dim=1) + self._positions(height, width)
         tokens_BND = self.trunk.ln_pre(tokens_BND)
         for block, drop in zip(self.trunk.transformer.resblocks, self._drop, strict=True):
-            tokens_BND = _drop_path(tokens_BND, block(tokens_BND), drop if self.training else 0.0)
-        tokens_BND = self.norm(tokens_BND[:, 1:])
-        return [tokens_BND.transpose(1, 2).reshape(-1, self.channels[0], height, width)]
+            tokens_BND = skip_block(tokens_BND, block(tokens_BND), drop if self.training else 0.0)
+        return self.norm(tokens_BND), (height, width)
 
     def layer_of(self, parameter: str) -> int:
         """Patches and positions are layer 0, block i is layer i + 1, the last norm the top."""
@@ -84,19 +87,27 @@ class ViTEncoder(DenseEncoder):
         return torch.cat([positions[:1], grid_1Dhw[0].flatten(1).T])
 
 
+class ViTEncoder(ViTTokens, DenseEncoder):
+    """open_clip's ViT: one map, from the last block, class token left out."""
+
+    def __init__(self, config: EncoderConfig, drop_path: float) -> None:
+        super().__init__(config, drop_path)
+        self.strides = (config.vision.patch_size,)
+        self.channels = (config.vision.width,)
+
+    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
+        """One map (B, D, H / patch, W / patch)."""
+        tokens_BND, (height, width) = self.tokens(images_B3HW)
+        return [tokens_BND[:, 1:].transpose(1, 2).reshape(-1, self.channels[0], height, width)]
+
+
 class TimmEncoder(DenseEncoder):
     """Any timm model: its stages' maps, or the last block's for a plain ViT."""
 
     def __init__(self, config: EncoderConfig, drop_path: float) -> None:
-        import timm
-
         super().__init__()
         self.normalize = Normalize(config.mean, config.std)
-        name = config.vision.timm_model
-        with torch.device("meta"):
-            has_fixed_size = hasattr(timm.create_model(name), "dynamic_img_size")
-        any_size = {"dynamic_img_size": True} if has_fixed_size else {}
-        self.trunk = timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **any_size)
+        self.trunk = timm_trunk(config.vision.timm_model, drop_path)
         stages = self.trunk.feature_info
         by_stride = {stage["reduction"]: i for i, stage in enumerate(stages)}
         self._indices = sorted(by_stride.values())[-4:]
@@ -106,7 +117,7 @@ class TimmEncoder(DenseEncoder):
         before = set(self.trunk.state_dict())
         self.trunk.prune_intermediate_layers(self._indices)
         self.pruned = frozenset(f"trunk.{name}" for name in before - set(self.trunk.state_dict()))
-        self._layers = _layers_of(self.trunk, [stage["module"] for stage in stages])
+        self._layers = layers_of(self.trunk, [stage["module"] for stage in stages])
 
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
         """The last map of each stride, four at most."""
@@ -125,7 +136,17 @@ def build_dense(config: EncoderConfig, *, drop_path: float = 0.0) -> DenseEncode
     return (TimmEncoder if config.vision.timm_model else ViTEncoder)(config, drop_path)
 
 
-def _layers_of(trunk: nn.Module, stages: Sequence[str]) -> dict[str, int]:
+def timm_trunk(name: str, drop_path: float) -> Any:
+    """A timm model without a classifier, for images of any size."""
+    import timm
+
+    with torch.device("meta"):
+        has_fixed_size = hasattr(timm.create_model(name), "dynamic_img_size")
+    any_size = {"dynamic_img_size": True} if has_fixed_size else {}
+    return timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **any_size)
+
+
+def layers_of(trunk: nn.Module, stages: Sequence[str]) -> dict[str, int]:
     """Layer by parameter's name: what lies between two stages goes with the later one."""
     layers, reached = {}, 0
     for name, _ in trunk.named_parameters():
@@ -136,7 +157,7 @@ def _layers_of(trunk: nn.Module, stages: Sequence[str]) -> dict[str, int]:
     return layers
 
 
-def _drop_path(before: Tensor, after: Tensor, rate: float) -> Tensor:
+def skip_block(before: Tensor, after: Tensor, rate: float) -> Tensor:
     """Skip a block's whole update for a share ``rate`` of samples (Huang et al. 2016)."""
     if rate == 0.0:
         return after

@@ -12,7 +12,7 @@ from clipmill.storage import Parent
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipmill.models.dense import DenseEncoder
+    from clipmill.models.dense import Encoder
 
 
 ENCODER_KINDS = ("clip", "mae", "supervised")
@@ -42,8 +42,8 @@ class PretrainedEncoder:
     parent: Parent
     """What it is in a lineage."""
 
-    def load_into(self, encoder: "DenseEncoder") -> None:
-        """Copy the weights in; what a dense encoder adds (its last norm) keeps its start values.
+    def load_into(self, encoder: "Encoder") -> None:
+        """Copy the weights in; what an encoder adds (its last norm) keeps its start values.
 
         Raises:
             ArtifactError: the weights don't fit the architecture.

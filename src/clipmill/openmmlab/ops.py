@@ -1,9 +1,9 @@
 """mmcv without its compiled operations: what torchvision has takes their place.
 
 mmcv's operations take half an hour to compile and need a compiler in every image. Of all of them
-the heads used here need two, and torchvision brings both, for CPU and CUDA: ``nms``, which is put
-in place here, and RoIAlign, which mmcv itself takes from torchvision when a config says
-``use_torchvision=True``.
+the heads used here need two, and torchvision brings both, for CPU and CUDA: ``nms``, and RoIAlign,
+which mmcv itself takes from torchvision when a config says ``use_torchvision=True``, but not where
+masks are cut out as targets, which needs no gradient.
 """
 
 import contextlib
@@ -45,6 +45,28 @@ class _TorchvisionOps(types.ModuleType):
         far_corner = boxes.new_tensor([0, 0, offset, offset])
         kept: Tensor = nms(boxes + far_corner, scores, iou_threshold)
         return kept
+
+    @staticmethod
+    def roi_align_forward(
+        images: Tensor,
+        rois: Tensor,
+        output: Tensor,
+        _argmax_y: Tensor,
+        _argmax_x: Tensor,
+        *,
+        aligned_height: int,
+        aligned_width: int,
+        spatial_scale: float,
+        sampling_ratio: int,
+        pool_mode: int,
+        aligned: bool,
+    ) -> None:
+        """Average images (B, D, H, W) over a grid of each of ``rois`` (N, 5), into ``output``."""
+        from torchvision.ops import roi_align
+
+        assert pool_mode == 1, "torchvision averages"
+        size = (aligned_height, aligned_width)
+        output.copy_(roi_align(images, rois, size, spatial_scale, sampling_ratio, aligned))
 
     def __getattr__(self, name: str) -> Callable[..., NoReturn]:
         """A function for each other operation: mmcv checks at import that all exist."""

@@ -5,9 +5,25 @@ from typing import TypeVar
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
-from clipmill.recipes import captioner, clip, data, dense, mae, mobile, selection, supervised
+from clipmill.recipes import (
+    captioner,
+    classification,
+    clip,
+    data,
+    dense,
+    detection,
+    mae,
+    mobile,
+    selection,
+    supervised,
+)
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
+    "cascade-mask-rcnn-3x": detection.cascade_mask_rcnn_3x,
+    "cascade-mask-rcnn-miniature": detection.cascade_mask_rcnn_miniature,
+    "classification-miniature": classification.classification_miniature,
+    "classification-vit-b16": classification.classification_vit_b16,
+    "classification-vit-b16-384": classification.classification_vit_b16_384,
     "clip-mci0-12.8b": mobile.clip_mci0_12_8b,
     "clip-mci0-12m": mobile.clip_mci0_12m,
     "clip-mci0-miniature": mobile.clip_mci0_miniature,
@@ -34,9 +50,13 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "depth-miniature": dense.depth_miniature,
     "depth-vit-b16": dense.depth_vit_b16,
     "export": data.export,
+    "linear-probe-miniature": classification.linear_probe_miniature,
+    "linear-probe-vit-b16": classification.linear_probe_vit_b16,
     "mae-miniature": mae.mae_miniature,
     "mae-vit-b16-2.05b": mae.mae_vit_b16_2_05b,
     "mae-vit-b16-5b": mae.mae_vit_b16_5b,
+    "mask-rcnn-1x": detection.mask_rcnn_1x,
+    "mask-rcnn-miniature": detection.mask_rcnn_miniature,
     "recaption-beam": captioner.recaption_beam,
     "recaption-blip": captioner.recaption_blip,
     "recaption-coca": captioner.recaption_coca,

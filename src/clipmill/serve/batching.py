@@ -14,13 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.refusal import BadRequestError, BusyError
 from clipmill.telemetry import serving_metrics
 
-Output = NDArray[Any]
+Output = Any
 Predict = Callable[[Sequence[Any]], list[Output]]
 Bucket = Callable[[Any], Hashable]
 

@@ -72,7 +72,7 @@ class ClipServed(Served):
     def describe(self) -> dict[str, Any]:
         """What similarities mean here."""
         return {
-            "output": {"name": "image_embedding", "unit": "unit vector"},
+            "outputs": [{"name": "image_embedding", "unit": "unit vector"}],
             "codings": ["raw", "float16"],
             "classes": [],
             "palette": [],

@@ -27,12 +27,11 @@ _DRIFT_PIXELS: Final = 64
 class DenseServed(Served):
     """Class ids (uint8) or metres (float32) for every pixel."""
 
-    def __init__(self, uri: str) -> None:
-        """Load the task model at ``uri``; errors as :class:`Predictor`'s."""
-        self.predictor = Predictor(uri)
-        self.card = self.predictor.card
-        self.kind = self.predictor.task.name
-        self._output = self.predictor.output
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.card = predictor.card
+        self.kind = predictor.task.name
+        (self._output,) = predictor.outputs
         self._is_classes = self._output.dtype == "uint8"
 
     def inputs(self) -> list[dict[str, Any]]:
@@ -48,7 +47,7 @@ class DenseServed(Served):
         """Class names and their colours, or the unit of depth."""
         classes = list(self.predictor.classes)
         return {
-            "output": {"name": self._output.name, "unit": self._output.unit},
+            "outputs": [{"name": self._output.name, "unit": self._output.unit}],
             "codings": ["raw", "png"] if self._is_classes else ["raw", "float16", "png"],
             "classes": classes,
             "palette": class_palette(len(classes)).tolist() if classes else [],
@@ -62,7 +61,8 @@ class DenseServed(Served):
 
     def predict(self, items: Sequence[Item]) -> list[NDArray[Any]]:
         """An output (H, W) for each image."""
-        return self.predictor.predict(cast("Sequence[NDArray[np.uint8]]", items))
+        predictions = self.predictor.predict(cast("Sequence[NDArray[np.uint8]]", items))
+        return [prediction[self._output.name] for prediction in predictions]
 
     def answer(self, asked: Asked, results: Sequence[NDArray[Any]], options: Options) -> Tensors:
         """The output as (n, H, W), or as BYTES (n,) for PNG.

@@ -185,7 +185,7 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
             if requested.name not in names:
                 raise BadRequestError("protocol", f"there is no such output; there are {names}")
 
-    async def _results(self, asked: Asked, options: Options) -> list[NDArray[Any]]:
+    async def _results(self, asked: Asked, options: Options) -> list[Any]:
         with self.batcher.admit(asked.num_items):
             items: list[Item] = []
             if asked.sources:

@@ -106,7 +106,8 @@ def _ask(url: str, model: ProbedModel, image_HW3: NDArray[Any], uri: str) -> dic
     write_bytes(join(uri, f"{model.task}-image.png"), to_png(image_HW3))
     body, headers = binary_request(to_png(image_HW3))
     write_bytes(join(uri, _REQUEST), body)
-    picture = to_png(task_named(model.task).draw(answer_HW))
+    task = task_named(model.task)
+    picture = to_png(task.draw({task.outputs[0].name: answer_HW}, image_HW3, ()))
     write_bytes(join(uri, f"{model.task}-answer.png"), picture)
     return {
         "name": model.task,

@@ -60,22 +60,22 @@ class Served(ABC):
         return asked.texts
 
     @abstractmethod
-    def predict(self, items: Sequence[Item]) -> list[NDArray[Any]]:
+    def predict(self, items: Sequence[Item]) -> list[Any]:
         """A result for each item."""
 
     @abstractmethod
-    def answer(self, asked: Asked, results: Sequence[NDArray[Any]], options: Options) -> Tensors:
+    def answer(self, asked: Asked, results: Sequence[Any], options: Options) -> Tensors:
         """V2's output tensors; ``results`` belong to images first, then to words."""
 
     def answer_each(
-        self, asked: Asked, results: Sequence[NDArray[Any]], options: Options
+        self, asked: Asked, results: Sequence[Any], options: Options
     ) -> list[dict[str, Any]]:
         """V1's predictions, one an image or text: V2's tensors without their first axis."""
         tensors = self.answer(asked, results, options)
         num_images = len(asked.sources) or len(asked.texts)
         return [{name: array[i] for name, array in tensors.items()} for i in range(num_images)]
 
-    def observe(self, model: str, results: Sequence[NDArray[Any]]) -> None:
+    def observe(self, model: str, results: Sequence[Any]) -> None:
         """Count answers' values under the model's name, so that their drift shows."""
         del model, results
 
@@ -96,8 +96,12 @@ def load_served(uri: str) -> Served:
     kind = read_card(uri).kind
     if kind == "task":
         from clipmill.serve.dense import DenseServed
+        from clipmill.serve.predictions import PredictionServed
+        from clipmill.tasks.predictor import Predictor
 
-        return DenseServed(uri)
+        predictor = Predictor(uri)
+        is_dense = [output.shape for output in predictor.outputs] == [("H", "W")]
+        return DenseServed(predictor) if is_dense else PredictionServed(predictor)
     if kind == "clip":
         from clipmill.serve.clip import ClipServed
 

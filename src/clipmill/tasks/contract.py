@@ -1,10 +1,10 @@
 """The contract that every task fulfils: data, training objective, network, metrics, drawing.
 
-Shapes: B batch, H W image height and width, C classes.
+Shapes: B batch, H W image height and width, C classes, N things found in an image.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from clipmill.models.encoders import EncoderConfig
-    from clipmill.tasks.dense_objective import DenseObjective
+    from clipmill.tasks.encoder_objective import EncoderObjective
 
 TaskConfigT = TypeVar("TaskConfigT", bound=Config)
+
+Prediction = Mapping[str, NDArray[Any]]
+"""What a model says of one image, or the truth in the same form: an array for each output."""
+
+Predict = Callable[[NDArray[Any]], Prediction]
+"""An image (H, W, 3) uint8 to its prediction."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +47,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputSpec:
-    """One array of a prediction, the size of its image."""
+    """One array of a prediction."""
 
     name: str
     """Key in the prediction."""
@@ -49,6 +55,9 @@ class OutputSpec:
     """NumPy name of its type."""
     unit: str
     """Unit of a value, or what it indexes."""
+    shape: tuple[str | int, ...] = ("H", "W")
+    """Its axes: ``H`` and ``W`` are the image's, ``C`` the number of classes; of any other letter
+    (``N``) each image has as many as it has, the same in all outputs; a number is itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,18 +76,18 @@ class EvaluatedSample:
 
     image_HW3: NDArray[Any]
     """RGB, uint8."""
-    truth_HW: NDArray[Any]
-    """The label, as the task's output holds it."""
-    prediction_HW: NDArray[Any]
-    """The model's output."""
+    truth: Prediction
+    """The label, in a prediction's form."""
+    prediction: Prediction
+    """What the model said."""
 
 
 class Task(ABC, Generic[TaskConfigT]):
-    """A dense task: how its data is read, a model trained, run, judged and drawn."""
+    """A task: how its data is read, a model trained, run, judged and drawn."""
 
     name: ClassVar[str]
     metric: ClassVar[Metric]
-    output: ClassVar[OutputSpec]
+    outputs: ClassVar[tuple[OutputSpec, ...]]
     config_type: type[TaskConfigT]
 
     @abstractmethod
@@ -88,7 +97,7 @@ class Task(ABC, Generic[TaskConfigT]):
     @abstractmethod
     def objective(
         self, config: TaskConfigT, encoder: "EncoderConfig", classes: tuple[str, ...]
-    ) -> "DenseObjective":
+    ) -> "EncoderObjective":
         """The module that the loop trains; its encoder is ``encoder``."""
 
     @abstractmethod
@@ -114,7 +123,8 @@ class Task(ABC, Generic[TaskConfigT]):
     ) -> "nn.Module":
         """The network to serve, with fresh weights and without any training library.
 
-        Its forward takes images (B, 3, H, W) in 0..1 and gives outputs (B, H, W).
+        Its forward takes images (B, 3, H, W) in 0..1, and gives the output (B, ...) where the task
+        has but one, else a list with a dict of outputs for each image.
         """
 
     @abstractmethod
@@ -124,18 +134,17 @@ class Task(ABC, Generic[TaskConfigT]):
     @abstractmethod
     def evaluate(
         self,
-        predict: Callable[[NDArray[Any]], NDArray[Any]],
+        predict: Predict,
         config: TaskConfigT,
         folder: Path,
         *,
         num_samples: int,
         report: Report,
     ) -> Evaluation:
-        """Metrics over the folder's test split, and its first ``num_samples`` samples.
-
-        ``predict`` takes an image (H, W, 3) uint8 and gives the output (H, W).
-        """
+        """Metrics over the folder's test split, and its first ``num_samples`` samples."""
 
     @abstractmethod
-    def draw(self, output_HW: NDArray[Any]) -> NDArray[Any]:
-        """A picture (H, W, 3) uint8 of a label or prediction."""
+    def draw(
+        self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
+    ) -> NDArray[Any]:
+        """A picture (H, W, 3) uint8 of a label or prediction, on or instead of its image."""

@@ -1,21 +1,10 @@
-"""What the objectives of dense tasks share: an encoder and a rate that falls with depth."""
+"""What the objectives of dense tasks share: an encoder of feature maps."""
 
-from clipmill.engine.objective import Objective
 from clipmill.models.dense import DenseEncoder
+from clipmill.tasks.encoder_objective import EncoderObjective
 
 
-class DenseObjective(Objective):
+class DenseObjective(EncoderObjective):
     """An objective over a dense encoder, held as ``encoder``."""
 
     encoder: DenseEncoder
-
-    def layer_of(self, parameter: str) -> int | None:
-        """The encoder's layers; whatever stands on it learns at the full rate."""
-        if parameter.startswith("encoder."):
-            return self.encoder.layer_of(parameter.removeprefix("encoder."))
-        return None
-
-    @property
-    def num_layers(self) -> int:
-        """One above the encoder's own top layer, as in BEiT's and MAE's layer decay."""
-        return self.encoder.num_layers + 1

@@ -3,7 +3,7 @@
 Shapes: B batch, H W image. Depth is along the optical axis, in metres.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from clipmill.config import Config
 from clipmill.models.encoders import EncoderConfig
 from clipmill.stages import Report
-from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
+from clipmill.tasks.contract import (
+    EvaluatedSample,
+    Evaluation,
+    Metric,
+    OutputSpec,
+    Predict,
+    Prediction,
+    Task,
+)
 from clipmill.tasks.depth_metrics import DepthMetrics
 from clipmill.tasks.palette import depth_colours
 
@@ -52,7 +60,7 @@ class DepthTask(Task[DepthConfig]):
 
     name = "depth"
     metric = Metric(name="rmse", unit="m", higher_is_better=False)
-    output = OutputSpec(name="depth_metres", dtype="float32", unit="metres")
+    outputs = (OutputSpec(name="depth_metres", dtype="float32", unit="metres"),)
     config_type = DepthConfig
 
     def classes(self, folder: Path) -> tuple[str, ...]:
@@ -123,7 +131,7 @@ class DepthTask(Task[DepthConfig]):
 
     def evaluate(
         self,
-        predict: Callable[[NDArray[Any]], NDArray[Any]],
+        predict: Predict,
         config: DepthConfig,
         folder: Path,
         *,
@@ -139,15 +147,22 @@ class DepthTask(Task[DepthConfig]):
         samples = []
         for index in range(len(data)):
             image, truth = data.image_HW3(index), data.depth_HW(index)
-            found = predict(image)
+            found = predict(image)["depth_metres"]
             metrics.update(found, truth)
             if index < num_samples:
                 samples.append(
-                    EvaluatedSample(image_HW3=image, truth_HW=truth, prediction_HW=found)
+                    EvaluatedSample(
+                        image_HW3=image,
+                        truth={"depth_metres": truth},
+                        prediction={"depth_metres": found},
+                    )
                 )
             report(index + 1, len(data), "evaluated")
         return Evaluation(metrics=metrics.result(), samples=tuple(samples))
 
-    def draw(self, output_HW: NDArray[Any]) -> NDArray[Any]:
+    def draw(
+        self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
+    ) -> NDArray[Any]:
         """Near is bright, far is dark; what isn't known is grey."""
-        return depth_colours(output_HW, MAX_DEPTH_METRES)
+        del image_HW3, classes
+        return depth_colours(prediction["depth_metres"], MAX_DEPTH_METRES)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from clipmill.data.folder import open_folder
 from clipmill.digest import digest_json
+from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import read_card
 from clipmill.stages import Report
 from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_bytes, write_json
@@ -53,6 +54,7 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
 
     predictor = Predictor(model, num_threads=card.recipe["train"]["num_threads"])
     task = predictor.task
+    _check_classes(model, predictor.classes, task.classes(folder))
     found = task.evaluate(
         lambda image_HW3: predictor.predict([image_HW3])[0],
         task.config_type.from_json(predictor.card.architecture["config"]),
@@ -63,8 +65,8 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
     for index, sample in enumerate(found.samples):
         pictures = {
             "image": sample.image_HW3,
-            "truth": task.draw(sample.truth_HW),
-            "prediction": task.draw(sample.prediction_HW),
+            "truth": task.draw(sample.truth, sample.image_HW3, predictor.classes),
+            "prediction": task.draw(sample.prediction, sample.image_HW3, predictor.classes),
         }
         for name, picture_HW3 in pictures.items():
             write_bytes(join(uri, f"{index:02d}-{name}.png"), to_png(picture_HW3))
@@ -83,6 +85,22 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
         },
     )
     return uri
+
+
+def _check_classes(model: str, known: tuple[str, ...], found: tuple[str, ...]) -> None:
+    if found == known:
+        return
+    number = next(
+        (n for n, (a, b) in enumerate(zip(known, found, strict=False)) if a != b),
+        min(len(known), len(found)),
+    )
+    names = [repr(c[number]) if number < len(c) else "missing" for c in (known, found)]
+    raise ArtifactError(
+        f"{model} knows {len(known)} classes, the data has {len(found)}; "
+        f"class {number} is {names[0]} there and {names[1]} here",
+        expected="a model that was trained for the data's class list",
+        action="give the data that it was made for, or fine-tune on this",
+    )
 
 
 def read_evaluation(uri: str) -> EvaluationResult:

@@ -1,8 +1,8 @@
-"""A trained task model, ready to be asked: images in, arrays of their size out."""
+"""A trained task model, ready to be asked: images in, named arrays for each out."""
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import ModelCard, load_checkpoint
 from clipmill.models.encoders import EncoderConfig
-from clipmill.tasks.contract import OutputSpec, Task
+from clipmill.tasks.contract import OutputSpec, Prediction, Task
 from clipmill.tasks.registry import task_named
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Predictor:
@@ -49,27 +52,37 @@ class Predictor:
         self._network.eval().to(self._device)
 
     @property
-    def output(self) -> OutputSpec:
-        """Name, type and unit of what :meth:`predict` gives."""
-        return self.task.output
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """Names, types, units and shapes of what :meth:`predict` gives."""
+        return self.task.outputs
 
-    def predict(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """An output (H, W) for each image (H, W, 3) uint8; sizes may differ."""
+    def predict(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
+        """A prediction for each image (H, W, 3) uint8; sizes may differ."""
         import torch
 
         by_size = defaultdict(list)
         for index, image_HW3 in enumerate(images):
             by_size[image_HW3.shape].append(index)
-        outputs: list[NDArray[Any]] = [np.empty(0)] * len(images)
+        predictions: list[Prediction] = [{}] * len(images)
         for indices in by_size.values():
             batch = torch.from_numpy(np.stack([images[i] for i in indices]))
             images_B3HW = batch.to(self._device).permute(0, 3, 1, 2).float() / 255
             with torch.inference_mode():
-                found = self._network(images_B3HW).cpu().numpy()
-            for index, output_HW in zip(indices, found, strict=True):
-                outputs[index] = output_HW.astype(self.output.dtype)
-        return outputs
+                found = self._network(images_B3HW)
+            for index, prediction in zip(indices, self._by_image(found), strict=True):
+                predictions[index] = prediction
+        return predictions
 
-    def draw(self, output_HW: NDArray[Any]) -> NDArray[Any]:
-        """A picture (H, W, 3) uint8 of an output."""
-        return self.task.draw(output_HW)
+    def draw(self, prediction: Prediction, image_HW3: NDArray[Any]) -> NDArray[Any]:
+        """A picture (H, W, 3) uint8 of a prediction, on or instead of its image."""
+        return self.task.draw(prediction, image_HW3, self.classes)
+
+    def _by_image(self, found: "Tensor | list[dict[str, Tensor]]") -> list[Prediction]:
+        """What the network gave, as arrays of the promised types."""
+        if not isinstance(found, list):
+            (output,) = self.outputs
+            found = [{output.name: tensor} for tensor in found.cpu()]
+        return [
+            {o.name: tensors[o.name].cpu().numpy().astype(o.dtype) for o in self.outputs}
+            for tensors in found
+        ]

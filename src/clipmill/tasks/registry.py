@@ -3,11 +3,16 @@
 from typing import Any
 
 from clipmill.errors import ConfigError
+from clipmill.tasks.classification import ClassificationTask
 from clipmill.tasks.contract import Task
 from clipmill.tasks.depth import DepthTask
+from clipmill.tasks.detection import DetectionTask
 from clipmill.tasks.segmentation import SegmentationTask
 
-TASKS: dict[str, Task[Any]] = {task.name: task for task in (SegmentationTask(), DepthTask())}
+TASKS: dict[str, Task[Any]] = {
+    task.name: task
+    for task in (ClassificationTask(), DetectionTask(), SegmentationTask(), DepthTask())
+}
 
 
 def task_named(name: str) -> Task[Any]:

@@ -4,7 +4,7 @@ Trained with mmseg's heads and losses; served by the same head in plain PyTorch.
 Shapes: B batch, H W image, C classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from clipmill.config import Config
 from clipmill.models.encoders import EncoderConfig
 from clipmill.stages import Report
-from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
+from clipmill.tasks.contract import (
+    EvaluatedSample,
+    Evaluation,
+    Metric,
+    OutputSpec,
+    Predict,
+    Prediction,
+    Task,
+)
 from clipmill.tasks.palette import class_colours
 
 if TYPE_CHECKING:
@@ -49,7 +57,7 @@ class SegmentationTask(Task[SegmentationConfig]):
 
     name = "segmentation"
     metric = Metric(name="mIoU", unit="%", higher_is_better=True)
-    output = OutputSpec(name="classes", dtype="uint8", unit="class id")
+    outputs = (OutputSpec(name="classes", dtype="uint8", unit="class id"),)
     config_type = SegmentationConfig
 
     def classes(self, folder: Path) -> tuple[str, ...]:
@@ -122,7 +130,7 @@ class SegmentationTask(Task[SegmentationConfig]):
 
     def evaluate(
         self,
-        predict: Callable[[NDArray[Any]], NDArray[Any]],
+        predict: Predict,
         config: SegmentationConfig,
         folder: Path,
         *,
@@ -139,15 +147,20 @@ class SegmentationTask(Task[SegmentationConfig]):
         samples = []
         for index in range(len(data)):
             image, truth = data.image_HW3(index), data.classes_HW(index)
-            found = predict(image)
+            found = predict(image)["classes"]
             mean_iou.update(found, truth)
             if index < num_samples:
                 samples.append(
-                    EvaluatedSample(image_HW3=image, truth_HW=truth, prediction_HW=found)
+                    EvaluatedSample(
+                        image_HW3=image, truth={"classes": truth}, prediction={"classes": found}
+                    )
                 )
             report(index + 1, len(data), "evaluated")
         return Evaluation(metrics=mean_iou.result(), samples=tuple(samples))
 
-    def draw(self, output_HW: NDArray[Any]) -> NDArray[Any]:
+    def draw(
+        self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
+    ) -> NDArray[Any]:
         """Each class in its colour."""
-        return class_colours(output_HW)
+        del image_HW3, classes
+        return class_colours(prediction["classes"])

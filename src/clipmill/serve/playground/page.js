@@ -117,12 +117,13 @@ async function ask() {
 function identify() {
   const model = chosen();
   if (!model) return;
-  const { task, digest } = models[model].parameters;
+  const { task, digest, codings } = models[model].parameters;
   at("identity").textContent = `${task} · digest ${digest.slice(0, 12)}`;
   at("zero-shot").hidden = task !== "clip";
-  const wishes = task === "clip" ? query(model) : new URLSearchParams({ output: "png" });
+  const isDrawn = codings.includes("png");
+  const wishes = isDrawn ? new URLSearchParams({ output: "png" }) : query(model);
   const type = picture?.blob.type ?? "image/jpeg";
-  const output = task === "clip" ? "" : " \\\n  --output answer.png";
+  const output = isDrawn ? " \\\n  --output answer.png" : "";
   at("curl").textContent =
     `curl --data-binary @${picture?.name ?? "picture.jpg"} \\\n  --header 'Content-Type: ${type}'${output} \\\n  '${location.origin}/v2/models/${model}/infer?${wishes}'`;
 }
@@ -134,6 +135,8 @@ function show(model, answer, bytes) {
   at("answer").hidden = task === "clip";
   found = null;
   if (task === "clip") return showLabels(answer);
+  at("answer").hidden = answer.outputs[0].shape.length !== 3;
+  if (at("answer").hidden) throw new Error(`${task} is answered, but this page can't draw it; take the line below.`);
   const [tensor] = answer.outputs;
   const [, height, width] = tensor.shape;
   const values = tensor.datatype === "UINT8" ? new Uint8Array(bytes) : halves(new Uint16Array(bytes));

@@ -1,0 +1,228 @@
+"""Mask R-CNN's and Cascade Mask R-CNN's heads in plain PyTorch, to serve what mmdet's trained.
+
+Mask R-CNN (He et al. 2017, arXiv:1703.06870); Cascade R-CNN (Cai and Vasconcelos 2018,
+arXiv:1712.00726). Parameters are named as in mmdet's heads.
+
+Shapes: B images, N boxes, C classes, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipmill.models.boxes import ANCHOR_RATIOS, anchors, move, suppress
+
+STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+"""Standard deviations of a cascade stage's deltas; Mask R-CNN is its first stage (mmdet)."""
+
+BOX_SIZE, MASK_SIZE = 7, 14
+"""Side of a region's features in the box and in the mask head."""
+NUM_REGION_LEVELS = 4
+"""Maps that regions are read from; the fifth is for proposals alone."""
+REGION_UNIT = 14
+"""A region of this many finest strides, or less than twice that, is read from the finest map."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What is kept at test (mmdet's Mask R-CNN)."""
+
+    proposals_per_level: int = 1000
+    proposals: int = 1000
+    proposal_overlap: float = 0.7
+    score: float = 0.05
+    overlap: float = 0.5
+    detections: int = 100
+
+
+class ProposalHead(nn.Module):
+    """Where something might be."""
+
+    def __init__(self, width: int, strides: Sequence[int], anchor_scale: float) -> None:
+        super().__init__()
+        self.rpn_conv = nn.Conv2d(width, width, 3, padding=1)
+        self.rpn_cls = nn.Conv2d(width, len(ANCHOR_RATIOS), 1)
+        self.rpn_reg = nn.Conv2d(width, 4 * len(ANCHOR_RATIOS), 1)
+        self._strides = strides
+        self._scale = anchor_scale
+
+    def forward(self, maps: list[Tensor], size: tuple[int, int], limits: Limits) -> list[Tensor]:
+        """Boxes (N, 4) for each image, best first, within ``size`` (H, W)."""
+        found = [
+            self._of_level(m, s, size, limits) for m, s in zip(maps, self._strides, strict=True)
+        ]
+        return [
+            self._kept([level[image] for level in found], limits)
+            for image in range(maps[0].shape[0])
+        ]
+
+    def _of_level(
+        self, map_BDhw: Tensor, stride: int, size: tuple[int, int], limits: Limits
+    ) -> list[tuple[Tensor, Tensor]]:
+        height, width = map_BDhw.shape[-2:]
+        hidden_BDhw = F.relu(self.rpn_conv(map_BDhw))
+        anchors_A4 = anchors((height, width), stride, self._scale, map_BDhw)
+        scores_BA = self.rpn_cls(hidden_BDhw).permute(0, 2, 3, 1).flatten(1).sigmoid()
+        deltas_BA4 = self.rpn_reg(hidden_BDhw).permute(0, 2, 3, 1).reshape(*scores_BA.shape, 4)
+        found = []
+        for scores_A, deltas_A4 in zip(scores_BA, deltas_BA4, strict=True):
+            best = scores_A.argsort(descending=True)[: limits.proposals_per_level]
+            boxes = move(anchors_A4[best], deltas_A4[best], (1.0,) * 4, size)
+            found.append((boxes, scores_A[best]))
+        return found
+
+    @staticmethod
+    def _kept(levels: list[tuple[Tensor, Tensor]], limits: Limits) -> Tensor:
+        boxes_N4 = torch.cat([boxes for boxes, _ in levels])
+        scores_N = torch.cat([scores for _, scores in levels])
+        level_N = torch.cat([torch.full_like(s, n) for n, (_, s) in enumerate(levels)])
+        real = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(dim=1)
+        boxes_N4 = boxes_N4[real]
+        kept = suppress(boxes_N4, scores_N[real], level_N[real], limits.proposal_overlap)
+        return boxes_N4[kept[: limits.proposals]]
+
+
+class BoxHead(nn.Module):
+    """What a region holds, and how its box should move."""
+
+    def __init__(self, width: int, hidden: int, num_classes: int, *, by_class: bool) -> None:
+        super().__init__()
+        self.shared_fcs = nn.ModuleList(
+            [nn.Linear(width * BOX_SIZE**2, hidden), nn.Linear(hidden, hidden)]
+        )
+        self.fc_cls = nn.Linear(hidden, num_classes + 1)  # the last is "nothing"
+        self.fc_reg = nn.Linear(hidden, 4 * num_classes if by_class else 4)
+
+    def forward(self, regions_NDss: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, C + 1), and deltas (N, 4) or (N, 4 C)."""
+        hidden = regions_NDss.flatten(1)
+        for layer in self.shared_fcs:
+            hidden = F.relu(layer(hidden))
+        return self.fc_cls(hidden), self.fc_reg(hidden)
+
+
+class MaskHead(nn.Module):
+    """A region's mask for each class."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.ModuleDict({"conv": nn.Conv2d(width, width, 3, padding=1)}) for _ in range(4)
+        )
+        self.upsample = nn.ConvTranspose2d(width, width, 2, stride=2)
+        self.conv_logits = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, regions_NDss: Tensor) -> Tensor:
+        """Logits (N, C, 28, 28)."""
+        for convolution in self.convs:
+            regions_NDss = F.relu(convolution["conv"](regions_NDss))  # type: ignore[index]
+        logits_NCss: Tensor = self.conv_logits(F.relu(self.upsample(regions_NDss)))
+        return logits_NCss
+
+
+class RegionHeads(nn.Module):
+    """One stage (Mask R-CNN), or three that refine one another's boxes (Cascade)."""
+
+    def __init__(
+        self, width: int, hidden: int, num_classes: int, *, num_stages: int, strides: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.bbox_head = nn.ModuleList(
+            BoxHead(width, hidden, num_classes, by_class=num_stages == 1) for _ in range(num_stages)
+        )
+        self.mask_head = nn.ModuleList(MaskHead(width, num_classes) for _ in range(num_stages))
+        self._strides = tuple(strides[:NUM_REGION_LEVELS])
+
+    def boxes(
+        self, maps: list[Tensor], proposals: list[Tensor], size: tuple[int, int], limits: Limits
+    ) -> list[dict[str, Tensor]]:
+        """``boxes`` (N, 4), ``scores`` (N,) and ``labels`` (N,) for each image, best first."""
+        counts = [len(boxes) for boxes in proposals]
+        image_N = torch.arange(len(counts), device=maps[0].device).repeat_interleave(
+            torch.tensor(counts, device=maps[0].device)
+        )
+        boxes_N4, total = torch.cat(proposals), torch.zeros(())
+        deltas = boxes_N4
+        for stage, head in enumerate(self.bbox_head):
+            logits, deltas = head(self._regions(maps, image_N, boxes_N4, BOX_SIZE))
+            total = total.to(logits) + logits / len(self.bbox_head)
+            if stage + 1 < len(self.bbox_head):
+                boxes_N4 = move(boxes_N4, deltas, STAGE_STDS[stage], size)
+        stds = STAGE_STDS[len(self.bbox_head) - 1]
+        return [
+            _detections(boxes, scores, change, stds, size, limits)
+            for boxes, scores, change in zip(
+                torch.split(boxes_N4, counts),
+                torch.split(total.softmax(dim=1), counts),
+                torch.split(deltas, counts),
+                strict=True,
+            )
+        ]
+
+    def masks(self, maps: list[Tensor], found: list[dict[str, Tensor]]) -> list[Tensor]:
+        """Each detection's mask (N, 28, 28) within its box, as probabilities."""
+        counts = [len(f["labels"]) for f in found]
+        boxes_N4 = torch.cat([f["boxes"] for f in found])
+        labels_N = torch.cat([f["labels"] for f in found])
+        image_N = torch.cat([torch.full_like(f["labels"], image) for image, f in enumerate(found)])
+        regions_NDss = self._regions(maps, image_N, boxes_N4, MASK_SIZE)
+        place_N = torch.arange(len(labels_N), device=labels_N.device)
+        stages = [head(regions_NDss)[place_N, labels_N].sigmoid() for head in self.mask_head]
+        return list(torch.split(torch.stack(stages).mean(dim=0), counts))
+
+    def _regions(self, maps: list[Tensor], image_N: Tensor, boxes_N4: Tensor, side: int) -> Tensor:
+        """Features (N, D, side, side), each from the map that suits its box's size."""
+        from torchvision.ops import roi_align
+
+        rois_N5 = torch.cat([image_N[:, None].to(boxes_N4), boxes_N4], dim=1)
+        scale_N = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(dim=1).sqrt()
+        finest = REGION_UNIT * self._strides[0]
+        level_N = (scale_N / finest + 1e-6).log2().floor().clamp(0, NUM_REGION_LEVELS - 1)
+        regions_NDss = maps[0].new_zeros(len(boxes_N4), maps[0].shape[1], side, side)
+        for level, stride in enumerate(self._strides):
+            here = level_N == level
+            regions_NDss[here] = roi_align(
+                maps[level], rois_N5[here], side, 1 / stride, sampling_ratio=0, aligned=True
+            )
+        return regions_NDss
+
+
+def paste(masks_Nss: Tensor, boxes_N4: Tensor, height: int, width: int) -> Tensor:
+    """Masks (N, H, W) uint8 of an image, each stretched over its box and cut at one half."""
+    pasted_NHW = masks_Nss.new_zeros(len(masks_Nss), height, width, dtype=torch.uint8)
+    for pasted_HW, mask_ss, box in zip(pasted_NHW, masks_Nss, boxes_N4, strict=True):
+        x1, y1, x2, y2 = box.tolist()
+        left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)
+        right, bottom = min(int(x2) + 2, width), min(int(y2) + 2, height)
+        x_w = (torch.arange(left, right, device=box.device) + 0.5 - x1) / max(x2 - x1, 1e-6)
+        y_h = (torch.arange(top, bottom, device=box.device) + 0.5 - y1) / max(y2 - y1, 1e-6)
+        grid_hw2 = torch.stack(
+            [x_w.expand(len(y_h), -1), y_h[:, None].expand(-1, len(x_w))], dim=-1
+        )
+        if grid_hw2.numel():
+            seen = F.grid_sample(mask_ss[None, None], grid_hw2[None] * 2 - 1, align_corners=False)
+            pasted_HW[top:bottom, left:right] = seen[0, 0] >= 0.5
+    return pasted_NHW
+
+
+def _detections(
+    boxes_N4: Tensor,
+    scores_NC: Tensor,
+    deltas_N: Tensor,
+    stds: tuple[float, ...],
+    size: tuple[int, int],
+    limits: Limits,
+) -> dict[str, Tensor]:
+    """An image's detections: every class of every region by itself, the best kept."""
+    num_classes = scores_NC.shape[1] - 1
+    region, label = (scores_NC[:, :num_classes] > limits.score).nonzero(as_tuple=True)
+    by_class_NK4 = torch.unflatten(deltas_N, 1, (-1, 4))
+    own = label if by_class_NK4.shape[1] > 1 else torch.zeros_like(label)
+    boxes = move(boxes_N4[region], by_class_NK4[region, own], stds, size)
+    scores = scores_NC[region, label]
+    kept: Any = suppress(boxes, scores, label, limits.overlap)[: limits.detections]
+    return {"boxes": boxes[kept], "scores": scores[kept], "labels": label[kept]}

@@ -1,0 +1,56 @@
+"""Classification's training objective.
+
+Shapes: B batch, S image side, C classes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipmill.models.encoders import EncoderConfig
+from clipmill.models.pooled import PooledEncoder, build_pooled
+from clipmill.pretrain.mixing import erase, mix
+from clipmill.tasks.classification import ClassificationConfig
+from clipmill.tasks.encoder_objective import EncoderObjective
+
+
+class ClassificationObjective(EncoderObjective):
+    """Cross-entropy of smooth, perhaps mixed labels."""
+
+    encoder: PooledEncoder
+
+    def __init__(
+        self, config: ClassificationConfig, encoder: EncoderConfig, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.encoder = build_pooled(encoder, drop_path=config.drop_path)
+        self.head = nn.Linear(self.encoder.width, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        self._config = config
+        if config.is_frozen:
+            self.encoder.requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> "ClassificationObjective":
+        """A frozen encoder stays as it is used: no drop path, and batch norms that don't move."""
+        super().train(mode)
+        if self._config.is_frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss ``classification``."""
+        config, num_classes = self._config, self.head.out_features
+        images_B3SS = batch["images"].permute(0, 3, 1, 2).float() / 255
+        targets_BC = F.one_hot(batch["labels"].long(), num_classes).float()
+        targets_BC = torch.lerp(
+            targets_BC, torch.full_like(targets_BC, 1 / num_classes), config.label_smoothing
+        )
+        if config.erased:
+            images_B3SS = erase(images_B3SS, config.erased)
+        images_B3SS, targets_BC = mix(
+            images_B3SS, targets_BC, mixup=config.mixup, cutmix=config.cutmix
+        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not config.is_frozen):
+            pooled_BD = self.encoder(images_B3SS)
+        return {"classification": F.cross_entropy(self.head(pooled_BD).float(), targets_BC)}

@@ -1,0 +1,109 @@
+"""A task in one file: which pixels belong to an object, learnt from ADE20K's layout.
+
+Shapes: B batch, H W image, S side.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+from torch.nn import functional as F
+
+from clipmill.config import Config
+from clipmill.models.dense import build_dense
+from clipmill.tasks.canvas import run_at
+from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
+from clipmill.tasks.dense_objective import DenseObjective
+
+NUM_GROUNDS = 2  # a scene's first classes are its floor and wall
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaliencyConfig(Config):
+    """Size alone."""
+
+    size: int = 64
+    """Side of a training picture, pixels."""
+
+
+class SaliencyNetwork(nn.Module):
+    def __init__(self, config, encoder):
+        super().__init__()
+        self.encoder = build_dense(encoder)
+        self.head = nn.Conv2d(self.encoder.channels[-1], 1, 1)
+        self._size = config.size
+
+    def logits(self, images_B3HW):
+        coarse = self.head(self.encoder(images_B3HW)[-1])
+        return F.interpolate(coarse, images_B3HW.shape[-2:], mode="bilinear")
+
+    def forward(self, images_B3HW):
+        return run_at(images_B3HW, self._size, self.encoder.strides[-1], self.logits)[
+            :, 0
+        ].sigmoid()
+
+
+class SaliencyObjective(DenseObjective):
+    def __init__(self, config, encoder):
+        super().__init__()
+        network = SaliencyNetwork(config, encoder)
+        self.encoder, self.head = network.encoder, network.head
+        self._logits = network.logits
+
+    def forward(self, batch):
+        logits = self._logits(batch["images"].permute(0, 3, 1, 2).float() / 255)[:, 0]
+        return {"saliency": F.binary_cross_entropy_with_logits(logits, batch["salient"])}
+
+
+class SaliencyTask(Task[SaliencyConfig]):
+    name = "saliency"
+    metric = Metric(name="mae", unit="", higher_is_better=False)
+    outputs = (OutputSpec(name="saliency", dtype="float32", unit="probability"),)
+    config_type = SaliencyConfig
+
+    def classes(self, folder):
+        return ()
+
+    def objective(self, config, encoder, classes):
+        return SaliencyObjective(config, encoder)
+
+    def batches(self, config, folder, **options):
+        from clipmill.data.dense_augmentation import crop_pair
+        from clipmill.data.labelled import Ade20kFolder
+        from clipmill.data.samples import sample_batches
+
+        data = Ade20kFolder.open(folder, "training")
+
+        def load(index, generator):
+            salient = (data.classes_HW(index) >= NUM_GROUNDS).astype(np.float32)
+            image, salient = crop_pair(
+                data.image_HW3(index), salient, config.size, generator, fill=0
+            )
+            return {"images": image, "salient": salient}
+
+        return sample_batches(load, len(data), **options)
+
+    def network(self, config, encoder, classes):
+        return SaliencyNetwork(config, encoder)
+
+    def served_name(self, trained_name):
+        return trained_name
+
+    def evaluate(self, predict, config, folder, *, num_samples, report):
+        from clipmill.data.labelled import Ade20kFolder
+
+        data = Ade20kFolder.open(folder, "validation")
+        errors, samples = [], []
+        for index in range(len(data)):
+            image = data.image_HW3(index)
+            truth = {"saliency": (data.classes_HW(index) >= NUM_GROUNDS).astype(np.float32)}
+            found = predict(image)
+            errors.append(abs(found["saliency"] - truth["saliency"]).mean())
+            samples.append(EvaluatedSample(image_HW3=image, truth=truth, prediction=found))
+            report(index + 1, len(data), "evaluated")
+        return Evaluation(
+            metrics={"mae": float(np.mean(errors))}, samples=tuple(samples[:num_samples])
+        )
+
+    def draw(self, prediction, image_HW3, classes):
+        return (image_HW3 * prediction["saliency"][..., None]).astype(np.uint8)

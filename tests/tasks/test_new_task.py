@@ -1,0 +1,44 @@
+"""A new task is one file: saliency, from data to a promoted model, touching no other room."""
+
+import numpy as np
+import pytest
+from saliency import SaliencyConfig, SaliencyTask
+
+from clipmill.engine.config import TrainConfig
+from clipmill.tasks.evaluation import evaluate, read_evaluation
+from clipmill.tasks.finetune import FinetuneConfig, finetune
+from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.promotion import GateConfig, promote
+from clipmill.tasks.registry import TASKS
+
+
+def silent(done, total, words):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """What the one line in the registry's dict does."""
+    monkeypatch.setitem(TASKS, "saliency", SaliencyTask())
+
+
+@pytest.mark.parametrize("encoder", ["timm:test_vit", "timm:test_resnet"])
+def test_saliency_from_an_encoder_to_a_gate(encoder, ade20k_folder, tmp_path):
+    data, store = str(ade20k_folder), str(tmp_path)
+    config = FinetuneConfig(
+        task="saliency",
+        model=SaliencyConfig(size=32),
+        train=TrainConfig(steps=3, batch_size=2, log_steps=1),
+    )
+    assert FinetuneConfig.from_json(config.to_json()) == config
+    model = finetune(config, encoder, data, store, report=silent)
+    judged = evaluate(model, data, store, report=silent)
+    found = read_evaluation(judged)
+    assert 0 <= found.metrics["mae"] <= 1
+    assert found.picture(0, "prediction").startswith(b"\x89PNG")
+    assert promote(GateConfig(task="saliency", threshold=1), [judged], store).replaced
+    predictor = Predictor(model)
+    image = np.zeros((40, 50, 3), np.uint8)
+    (prediction,) = predictor.predict([image])
+    assert prediction["saliency"].shape == (40, 50)
+    assert predictor.draw(prediction, image).shape == (40, 50, 3)
