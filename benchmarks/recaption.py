@@ -21,8 +21,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from clipmill.data.augmentation import center_resize
 from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
+from clipmill.models.center_resize import center_resize
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.models.normalization import Normalize
 from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig, build_coca

@@ -18,6 +18,9 @@ from clipmill.errors import ServerError
 _FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STEP_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_PIXELS = tuple(4**n for n in range(3, 13))
+_BRIGHTNESS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+_METRES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40.0, 80.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +89,7 @@ class CaptionMetrics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServingMetrics:
-    """What an endpoint reports. Each has the label ``model``."""
+    """What an endpoint reports. Each but ``reloads`` has the label ``model``."""
 
     queue_depth: Gauge
     """Images that wait for a batch."""
@@ -101,11 +104,23 @@ class ServingMetrics:
     postprocess_seconds: Histogram
     """Encoding of a request's answer."""
     requests: Counter
-    """Requests answered; label ``code``, the HTTP status."""
+    """Requests answered; labels ``version``, and ``code``, the HTTP status."""
     rejected: Counter
     """Requests refused; label ``reason``."""
     info: Gauge
-    """1 for each model served; labels ``task`` and ``digest``."""
+    """1 for each model served; labels ``version``, ``task`` and ``digest``."""
+    loaded_bytes: Gauge
+    """Size of a model's tensors; label ``version``."""
+    reloads: Counter
+    """Changes of the file of models; label ``outcome``: ``swapped`` or ``failed``."""
+    image_pixels: Histogram
+    """Input drift: size of an image."""
+    image_brightness: Histogram
+    """Input drift: mean of an image, 0 to 1."""
+    predicted_share: Counter
+    """Prediction drift: share of an image that a class has, summed; label ``class``."""
+    predicted_metres: Histogram
+    """Prediction drift: depth of a few pixels of each answer."""
 
 
 @cache
@@ -198,12 +213,41 @@ def serving_metrics() -> ServingMetrics:
         infer_seconds=seconds("infer", "Network time of a batch"),
         postprocess_seconds=seconds("postprocess", "Encoding of an answer"),
         requests=Counter(
-            "clipmill_serve_requests_total", "Requests answered, by HTTP status", ["model", "code"]
+            "clipmill_serve_requests_total",
+            "Requests answered, by HTTP status",
+            ["model", "version", "code"],
         ),
         rejected=Counter(
             "clipmill_serve_rejected_total", "Requests refused, by reason", ["model", "reason"]
         ),
-        info=Gauge("clipmill_serve_model_info", "1 for each model", ["model", "task", "digest"]),
+        info=Gauge(
+            "clipmill_serve_model_info",
+            "1 for each model",
+            ["model", "version", "task", "digest"],
+        ),
+        loaded_bytes=Gauge(
+            "clipmill_serve_loaded_bytes", "Size of a model's tensors", ["model", "version"]
+        ),
+        reloads=Counter(
+            "clipmill_serve_reloads_total", "Changes of the file of models", ["outcome"]
+        ),
+        image_pixels=Histogram(
+            "clipmill_serve_image_pixels", "Pixels of an image", ["model"], buckets=_PIXELS
+        ),
+        image_brightness=Histogram(
+            "clipmill_serve_image_brightness", "Mean of an image", ["model"], buckets=_BRIGHTNESS
+        ),
+        predicted_share=Counter(
+            "clipmill_serve_predicted_share_total",
+            "Share of images that a class has, summed",
+            ["model", "class"],
+        ),
+        predicted_metres=Histogram(
+            "clipmill_serve_predicted_metres",
+            "Depth of a few pixels of each answer",
+            ["model"],
+            buckets=_METRES,
+        ),
     )
 
 

@@ -14,13 +14,13 @@ from clipmill.data.augmentation import (
     Box,
     CropTransform,
     RandomResizedCropConfig,
-    center_resize,
     crop_to_square,
     draw_crop,
 )
 from clipmill.data.decode import EncodedImage
 from clipmill.data.images import decode_rgb
 from clipmill.data.scenes import SceneConfig, draw
+from clipmill.models.center_resize import center_resize
 
 
 def coordinates(width, height):

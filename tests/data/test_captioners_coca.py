@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import TopPLogitsWarper
 
-from clipmill.data.augmentation import center_resize
 from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
 from clipmill.data.captioners.coca_decoding import Decoder, draw
 from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.models.center_resize import center_resize
 from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
 from clipmill.models.normalization import Normalize
 from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig, build_coca

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipmill.data.augmentation import center_resize
 from clipmill.data.dataset import Dataset
 from clipmill.data.images import decode_rgb
 from clipmill.data.layers import read_layer
@@ -24,6 +23,7 @@ from clipmill.data.scoring.score import ScoreConfig, score
 from clipmill.data.scoring.text import TextScoreConfig, language_of
 from clipmill.digest import sha256_bytes
 from clipmill.errors import ArtifactError, BadSampleError, ConfigError
+from clipmill.models.center_resize import center_resize
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.models.normalization import Normalize
 from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip

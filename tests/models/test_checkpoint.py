@@ -15,7 +15,7 @@ from clipmill.models.checkpoint import (
     read_card,
     save_checkpoint,
 )
-from clipmill.storage import Parent, lineage
+from clipmill.storage import Parent, join, lineage, read_bytes
 
 DATA = Parent(role="dataset", uri="/data", digest="d" * 64)
 CARD = ModelCard(
@@ -47,7 +47,9 @@ def test_round_trip(uri):
     saved = save_checkpoint(uri, CARD, TENSORS)
     assert has_checkpoint(uri)
     card, tensors = load_checkpoint(uri)
-    assert card == saved == replace(CARD, uri=uri, tensors_sha256=saved.tensors_sha256)
+    size = len(read_bytes(join(uri, "model.safetensors")))
+    expected = replace(CARD, uri=uri, tensors_sha256=saved.tensors_sha256, tensors_bytes=size)
+    assert card == saved == expected
     assert read_card(uri) == saved
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():

@@ -144,7 +144,9 @@ def test_files_in_a_tensor_are_bytes_or_base64() -> None:
 @pytest.mark.parametrize(
     ("datatype", "shape", "values"),
     [
-        ("FP32", [2, 2, 3], np.zeros(12, np.float32)),
+        ("FP64", [2, 2, 3], np.zeros(12)),
+        ("FP32", [1, 1, 3], np.array([0, 0.5, np.nan], np.float32)),
+        ("FP32", [1, 1, 3], np.array([0, 0.5, 1.5], np.float32)),
         ("UINT8", [12], np.zeros(12, np.uint8)),
         ("UINT8", [2, 2, 4], np.zeros(16, np.uint8)),
         ("UINT8", [2, 2, 3], np.zeros(11, np.uint8)),

@@ -64,7 +64,7 @@ def test_a_missing_model_is_the_stores_error(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("models", [{}, {"a/b": "x"}, {"": "x"}, {"a:predict": "x"}])
+@pytest.mark.parametrize("models", [{}, {"a/b": "x"}, {"": "x"}, {"a:predict": "x"}, {"a@": "x"}])
 def test_a_name_that_fits_no_url_is_refused(models: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         serve(models, http_port=free_port("127.0.0.1"), grpc_port=None, config=ServeConfig())

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipmill.serve.asked import asked_v1, asked_v2
+from clipmill.serve.config import ServeConfig
 from clipmill.serve.framework import (
     InferInput,
     InferOutput,
@@ -14,7 +16,7 @@ from clipmill.serve.framework import (
     RequestedOutput,
 )
 from clipmill.serve.refusal import BadRequestError
-from clipmill.serve.wire import HEADER_LENGTH, read_v1, read_v2, sources_in_instances, write_v2
+from clipmill.serve.wire import HEADER_LENGTH, read_v1, read_v2, write_v2
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -69,8 +71,8 @@ _GOOD = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2
         {},
         {"inputs": []},
         {"inputs": "image"},
-        {"inputs": [_GOOD, _GOOD]},
-        {"inputs": [_GOOD | {"name": "picture"}]},
+        {"inputs": [_GOOD] * 4},
+        {"inputs": [_GOOD | {"name": 3}]},
         {"inputs": [_GOOD | {"datatype": 3}]},
         {"inputs": [_GOOD | {"shape": [1, -1, 3]}]},
         {"inputs": [_GOOD | {"shape": [1, "1", 3]}]},
@@ -111,6 +113,6 @@ _JSON = st.recursive(
 def test_any_json_is_read_or_refused(value: object, rest: bytes) -> None:
     header = json.dumps(value).encode()
     with suppress(BadRequestError):
-        read_v2(header + rest, str(len(header)), "seg")
+        asked_v2(read_v2(header + rest, str(len(header)), "seg"), ServeConfig())
     with suppress(BadRequestError):
-        sources_in_instances(read_v1(header))
+        asked_v1(read_v1(header), ServeConfig())

@@ -120,5 +120,5 @@ def test_its_lineage(store, judged):
 
 
 def test_a_task_that_there_is_none_of(store):
-    with pytest.raises(ConfigError, match="one of .*depth"):
+    with pytest.raises(ConfigError, match=r"one of .*depth"):
         promote(GateConfig(task="saliency", threshold=1), [], store)

@@ -192,27 +192,55 @@ def promote(
 
 @app.command()
 def serve(
-    models: Annotated[list[str], typer.Argument(help="NAME=URI of task models.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="NAME=URI or NAME@VERSION=URI of models.")
+    ] = None,
+    models_file: Annotated[
+        Path | None,
+        typer.Option(help="JSON object that lists them instead; served anew when it changes."),
+    ] = None,
     host: str = "127.0.0.1",
     port: int = 8080,
     grpc_port: int | None = None,
     sets: Set = None,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log as JSON lines.")] = False,
 ) -> None:
-    """Serve task models with KServe: Open Inference Protocol V2 and V1."""
+    """Serve task models and CLIPs with KServe: Open Inference Protocol V2 and V1, and a page."""
     from clipmill.serve.config import ServeConfig
-    from clipmill.serve.server import named_models
+    from clipmill.serve.listing import named_models
     from clipmill.serve.server import serve as run
     from clipmill.telemetry import configure_logging
 
     configure_logging(json=json_logs)
     run(
-        named_models(models),
+        named_models(models or []),
+        models_file=models_file,
         host=host,
         http_port=port,
         grpc_port=grpc_port,
         config=ServeConfig().override(sets or []),
     )
+
+
+@app.command()
+def query(
+    url: Annotated[str, typer.Argument(help="Address of an endpoint.")],
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG or WebP file.", exists=True)],
+    model: Annotated[str, typer.Option(help="Model to ask; the only one if left out.")] = "",
+    label: Annotated[
+        list[str] | None, typer.Option(help="What a CLIP may choose from; repeatable.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the drawn answer goes.")] = Path("answer.png"),
+) -> None:
+    """Ask an endpoint about a picture; prints the answer and draws it over the picture."""
+    from clipmill.serve.query import ask
+
+    answer = ask(url, image.read_bytes(), model=model, labels=tuple(label or ()))
+    for line in answer.lines:
+        typer.echo(line)
+    if answer.drawn_png:
+        output.write_bytes(answer.drawn_png)
+        typer.echo(str(output))
 
 
 @app.command()

@@ -2,11 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from clipmill.config import Config
 from clipmill.data.decode import REDUCTIONS, EncodedImage
@@ -106,15 +104,6 @@ def _reduction(image: EncodedImage, box: Box, size: int) -> int:
             if min(window.width, window.height) >= size * reduction:
                 return reduction
     return 1
-
-
-def center_resize(image: Image.Image, size: int) -> NDArray[Any]:
-    """The largest central square, resized to (size, size, 3) uint8, bicubic."""
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def _central_crop(width: int, height: int, ratio: tuple[float, float]) -> Box:

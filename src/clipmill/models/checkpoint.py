@@ -38,6 +38,8 @@ class ModelCard:
     """A few words for people, shown in the lineage."""
     tensors_sha256: str = ""
     """SHA-256 of the tensor file; set when the checkpoint is saved."""
+    tensors_bytes: int = 0
+    """Size of the tensor file; set when the checkpoint is saved."""
     uri: str = ""
     """Where it was read from or saved to."""
 
@@ -65,9 +67,9 @@ def save_checkpoint(uri: str, card: ModelCard, tensors: Mapping[str, "Tensor"]) 
     from safetensors.torch import save
 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    card = replace(card, tensors_sha256=sha256_bytes(data), uri=uri)
+    card = replace(card, tensors_sha256=sha256_bytes(data), tensors_bytes=len(data), uri=uri)
     write_bytes(join(uri, _TENSORS), data)
-    write_json(join(uri, _CARD), _to_json(card, len(data)))
+    write_json(join(uri, _CARD), _to_json(card))
     return card
 
 
@@ -99,6 +101,7 @@ def read_card(uri: str) -> ModelCard:
             metrics=value["metrics"],
             summary=value["summary"],
             tensors_sha256=value["tensors"]["sha256"],
+            tensors_bytes=value["tensors"]["bytes"],
             uri=uri,
         )
         stated = str(value["digest"])
@@ -138,7 +141,7 @@ def load_checkpoint(uri: str) -> tuple[ModelCard, dict[str, "Tensor"]]:
     return card, load(data)
 
 
-def _to_json(card: ModelCard, num_bytes: int) -> dict[str, Any]:
+def _to_json(card: ModelCard) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kind": card.kind,
@@ -148,5 +151,5 @@ def _to_json(card: ModelCard, num_bytes: int) -> dict[str, Any]:
         "parents": [p.to_json() for p in card.parents],
         "metrics": card.metrics,
         "summary": card.summary,
-        "tensors": {"file": _TENSORS, "sha256": card.tensors_sha256, "bytes": num_bytes},
+        "tensors": {"file": _TENSORS, "sha256": card.tensors_sha256, "bytes": card.tensors_bytes},
     }

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.config import Config
-from clipmill.data.augmentation import center_resize
 from clipmill.data.dataset import cache_folder
 from clipmill.data.images import decode_rgb
 from clipmill.data.reader import read_shard
 from clipmill.data.view import View, in_fraction
 from clipmill.errors import BadSampleError, ConfigError
+from clipmill.models.center_resize import center_resize
 from clipmill.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from clipmill.errors import UserError
 from clipmill.serve.process import ProcessSettings
@@ -26,6 +27,7 @@ def main() -> int:
 
         serve(
             settings.models,
+            models_file=None if settings.models_file is None else Path(settings.models_file),
             host=settings.host,
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,

@@ -1,46 +1,50 @@
 """Batches formed in the process, by size and time, from a bounded intake.
 
 ``predict`` runs in a thread of its own, so that the event loop stays free for health probes.
-Shapes: an Image is (H, W, 3), its Output an array by name.
+A batch holds items of one bucket, such as images of one size: they take the network one pass.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.refusal import BadRequestError, BusyError
-from clipmill.tasks.contract import Prediction
 from clipmill.telemetry import serving_metrics
 
-Image = NDArray[np.uint8]
-Output = Prediction
-Predict = Callable[[Sequence[Image]], list[Output]]
+Output = Any
+Predict = Callable[[Sequence[Any]], list[Output]]
+Bucket = Callable[[Any], Hashable]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """An image, when it came (event-loop seconds), and where its output goes."""
+    """An item, its bucket, when it came (event-loop seconds), and where its output goes."""
 
-    image: Image
+    item: Any
+    bucket: Hashable
     arrived_seconds: float
     output: "asyncio.Future[Output]"
 
 
 class Batcher:
-    """Runs ``predict`` on batches of images that come one by one, while it is entered."""
+    """Runs ``predict`` on batches of items that come one by one, while it is entered."""
 
-    def __init__(self, predict: Predict, *, model: str, config: ServeConfig) -> None:
+    def __init__(
+        self, predict: Predict, *, model: str, config: ServeConfig, bucket: Bucket = np.shape
+    ) -> None:
         self._predict = predict
         self._config = config
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._bucket = bucket
+        self._queue: deque[_Waiting] = deque()
+        self._has_come = asyncio.Event()
         self._num_admitted = 0
         self._is_closing = False
         self._is_idle = asyncio.Event()
@@ -106,61 +110,81 @@ class Batcher:
             if self._num_admitted == 0:
                 self._is_idle.set()
 
-    async def predict(self, images: Sequence[Image]) -> list[Output]:
-        """The outputs of admitted images; an exception of ``predict`` comes through."""
-        assert self._queue.qsize() + len(images) <= self._num_admitted, "admit images first"
+    async def predict(self, items: Sequence[Any]) -> list[Output]:
+        """The outputs of admitted items; an exception of ``predict`` comes through."""
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(image, loop.time(), loop.create_future()) for image in images]
-        for item in waiting:
-            self._queue.put_nowait(item)
-        self._depth.set(self._queue.qsize())
+        waiting = [
+            _Waiting(item, self._bucket(item), loop.time(), loop.create_future()) for item in items
+        ]
+        self._queue.extend(waiting)
+        self._has_come.set()
+        self._depth.set(len(self._queue))
         try:
-            return await asyncio.gather(*(item.output for item in waiting))
+            return await asyncio.gather(*(place.output for place in waiting))
         finally:
             # Where one failed, or the client left, the others needn't be run.
-            for item in waiting:
-                item.output.cancel()
+            for place in waiting:
+                place.output.cancel()
 
     async def _form_batches(self) -> None:
         while True:
             batch = await self._next_batch()
-            self._depth.set(self._queue.qsize())
-            wanted = [item for item in batch if not item.output.done()]
-            if wanted:
-                await self._run(wanted)
+            self._depth.set(len(self._queue))
+            if batch:
+                await self._run(batch)
 
     async def _next_batch(self) -> list[_Waiting]:
-        batch = [await self._queue.get()]
-        # Counted from the first one's arrival: what queued up during the last batch goes at once.
-        deadline = batch[0].arrived_seconds + self._config.max_wait_seconds
-        while len(batch) < self._config.max_batch_size:
-            if self._queue.empty():
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        batch.append(await self._queue.get())
-                except TimeoutError:
-                    break
-            else:
-                batch.append(self._queue.get_nowait())
+        """The oldest item and others of its bucket; empty where all have left meanwhile."""
+        oldest = await self._oldest()
+        loop = asyncio.get_running_loop()
+        # Counted from its arrival: what queued up during the last batch goes at once.
+        deadline = oldest.arrived_seconds + self._config.max_wait_seconds
+        while self._num_of(oldest.bucket) < self._config.max_batch_size and loop.time() < deadline:
+            self._has_come.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._has_come.wait()
+            except TimeoutError:
+                break
+        batch: list[_Waiting] = []
+        rest: deque[_Waiting] = deque()
+        for place in self._queue:
+            if place.output.done():
+                continue
+            is_mate = place.bucket == oldest.bucket and len(batch) < self._config.max_batch_size
+            (batch if is_mate else rest).append(place)
+        self._queue = rest
         return batch
+
+    async def _oldest(self) -> _Waiting:
+        while True:
+            while self._queue and self._queue[0].output.done():
+                self._queue.popleft()
+            if self._queue:
+                return self._queue[0]
+            self._has_come.clear()
+            await self._has_come.wait()
+
+    def _num_of(self, bucket: Hashable) -> int:
+        return sum(place.bucket == bucket for place in self._queue)
 
     async def _run(self, batch: Sequence[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
-        for item in batch:
-            self._wait_seconds.observe(loop.time() - item.arrived_seconds)
+        for place in batch:
+            self._wait_seconds.observe(loop.time() - place.arrived_seconds)
         self._batch_size.observe(len(batch))
-        images = [item.image for item in batch]
+        items = [place.item for place in batch]
         try:
             with self._infer_seconds.time():
-                outputs = await loop.run_in_executor(self._executor, self._predict, images)
+                outputs = await loop.run_in_executor(self._executor, self._predict, items)
         except Exception as error:  # noqa: BLE001  # it belongs to whoever sent the image
             if len(batch) > 1:
                 # One image must not fail its neighbours' requests.
-                for item in batch:
-                    await self._run([item])
+                for place in batch:
+                    await self._run([place])
             elif not batch[0].output.done():
                 batch[0].output.set_exception(error)
             return
-        for item, output in zip(batch, outputs, strict=True):
-            if not item.output.done():
-                item.output.set_result(output)
+        for place, output in zip(batch, outputs, strict=True):
+            if not place.output.done():
+                place.output.set_result(output)

@@ -1,68 +1,159 @@
-"""Asking an endpoint, with the standard library and NumPy alone, or with curl.
+"""Asking an endpoint, with the standard library, NumPy and Pillow alone, or with curl.
 
 Shapes: H W the image's height and width.
 """
 
 import base64
+import io
 import json
 import shlex
 import struct
 import urllib.error
 import urllib.request
-from http.client import HTTPResponse
+from collections.abc import Iterator, Mapping, Sequence
+from http.client import HTTPException, HTTPResponse
+from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, cast
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from clipmill.errors import ServerError
+from clipmill.tasks.palette import to_png
 
 _HEADER_LENGTH: Final = "Inference-Header-Content-Length"
-_TYPES: Final = {"UINT8": "<u1", "FP32": "<f4"}
+_TYPES: Final = {"UINT8": "<u1", "FP16": "<f2", "FP32": "<f4", "INT64": "<i8"}
 _SHOWN_BYTES: Final = 300
+
+
+Images = Sequence[NDArray[np.uint8] | bytes]
+"""Pixels (H, W, 3), or encoded files."""
+
+
+class Client:
+    """One endpoint, over REST with binary tensors."""
+
+    def __init__(self, url: str, *, timeout_seconds: float = 60.0) -> None:
+        """``url`` is the endpoint's address, without a path."""
+        self.url = url.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+
+    def models(self) -> list[str]:
+        """Names of the models that are served there; errors as :meth:`infer`'s."""
+        return list(json.loads(self._ask("/v2/models")[0])["models"])
+
+    def metadata(self, model: str, *, version: str = "") -> dict[str, Any]:
+        """Inputs, outputs, classes, palette, units, digest; errors as :meth:`infer`'s."""
+        found: dict[str, Any] = json.loads(self._ask(_path(model, version))[0])
+        return found
+
+    def infer(
+        self,
+        model: str,
+        *,
+        images: Images = (),
+        texts: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        output: str = "raw",
+        version: str = "",
+        parameters: Mapping[str, str | int] = MappingProxyType({}),
+    ) -> dict[str, NDArray[Any]]:
+        """Output arrays by name; those of BYTES hold ``bytes``.
+
+        Raises:
+            ServerError: nobody listens there, or the answer isn't 200.
+        """
+        inputs = {"image": _encoded(images), "text": _utf8(texts), "labels": _utf8(labels)}
+        body, headers = _request(
+            [_bytes_input(name, files) for name, files in inputs.items() if files],
+            {"output": output, **parameters},
+        )
+        data, length = self._ask(f"{_path(model, version)}/infer", body, headers)
+        return read_outputs(data, length)
+
+    def dense(
+        self, model: str, images: Images, *, output: str = "raw", version: str = ""
+    ) -> list[NDArray[Any]]:
+        """An output (H, W) for each image, in metres or class ids; errors as :meth:`infer`'s."""
+        found = self.infer(model, images=images, output=output, version=version)
+        (name,) = found.keys() - {"sizes"}
+        if output == "png":
+            return [_from_png(data) for data in found[name]]
+        if "sizes" not in found:
+            return list(found[name])
+        ends = np.cumsum(found["sizes"].prod(axis=1))[:-1]
+        parts = np.split(found[name], ends)
+        return [part.reshape(size) for part, size in zip(parts, found["sizes"], strict=True)]
+
+    def _ask(
+        self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[bytes, int]:
+        address = self.url + path
+        request = urllib.request.Request(address, body, dict(headers or {}))  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_seconds) as response:  # noqa: S310
+                answer = cast("HTTPResponse", response)
+                return answer.read(), int(answer.headers.get(_HEADER_LENGTH, 0))
+        except urllib.error.HTTPError as error:
+            text = error.read(_SHOWN_BYTES).decode("utf-8", "replace")
+            raise _failure(address, f"answered {error.code}: {text}") from error
+        except (OSError, HTTPException) as error:
+            raise _failure(address, f"can't be asked: {error}") from error
 
 
 def query(
     url: str, model: str, image_HW3: NDArray[np.uint8], *, timeout_seconds: float = 60.0
 ) -> NDArray[Any]:
-    """The model's output (H, W) for an RGB image.
+    """The model's output (H, W) for an RGB image, sent as pixels.
 
     Raises:
         ServerError: nobody listens there, or the answer isn't 200.
     """
-    tensor = {"datatype": "UINT8", "shape": list(image_HW3.shape)}
-    body, headers = _request(tensor, image_HW3.tobytes())
-    address = f"{url}/v2/models/{model}/infer"
-    request = urllib.request.Request(address, body, headers)  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_seconds) as response:  # noqa: S310
-            answer = cast("HTTPResponse", response)
-            output_1HW = read_answer(answer.read(), int(answer.headers[_HEADER_LENGTH]))
-    except urllib.error.HTTPError as error:
-        text = error.read(_SHOWN_BYTES).decode("utf-8", "replace")
-        raise _failure(address, f"answered {error.code}: {text}") from error
-    except OSError as error:
-        raise _failure(address, f"can't be asked: {error}") from error
-    output_HW: NDArray[Any] = output_1HW[0]
+    body, headers = pixels_request(image_HW3)
+    client = Client(url, timeout_seconds=timeout_seconds)
+    data, length = client._ask(f"{_path(model)}/infer", body, headers)  # noqa: SLF001  # this file
+    output_HW: NDArray[Any] = read_answer(data, length)[0]
     return output_HW
 
 
 def binary_request(image: bytes) -> tuple[bytes, dict[str, str]]:
     """A V2 body that carries an encoded image, and its HTTP headers."""
-    tensor = {"datatype": "BYTES", "shape": [1]}
-    return _request(tensor, struct.pack("<I", len(image)) + image)
+    return _request([_bytes_input("image", [image])])
+
+
+def pixels_request(image_HW3: NDArray[np.uint8]) -> tuple[bytes, dict[str, str]]:
+    """A V2 body that carries an RGB image's pixels, and its HTTP headers."""
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(image_HW3.shape)}
+    return _request([(tensor, image_HW3.tobytes())])
 
 
 def read_answer(body: bytes, header_length: int) -> NDArray[Any]:
-    """The array (n, H, W) of a binary V2 response.
+    """The array (n, H, W) of a binary V2 response with one output.
 
     ``header_length`` is its Inference-Header-Content-Length; the array is what follows it.
     """
-    (output,) = json.loads(body[:header_length])["outputs"]
-    dtype = np.dtype(_TYPES[output["datatype"]])
-    array: NDArray[Any] = np.frombuffer(body, dtype, offset=header_length)
-    return array.reshape(output["shape"])
+    (array,) = read_outputs(body, header_length).values()
+    return array
+
+
+def read_outputs(body: bytes, header_length: int) -> dict[str, NDArray[Any]]:
+    """All arrays of a binary V2 response by name; those of BYTES hold ``bytes``."""
+    arrays: dict[str, NDArray[Any]] = {}
+    place = header_length
+    for output in json.loads(body[:header_length])["outputs"]:
+        data = body[place : place + output["parameters"]["binary_data_size"]]
+        place += len(data)
+        if output["datatype"] == "BYTES":
+            array = np.empty(prod(output["shape"]), object)
+            array[:] = list(_byte_strings(data))
+        else:
+            array = np.frombuffer(data, _TYPES[output["datatype"]])
+        arrays[output["name"]] = array.reshape(output["shape"])
+    return arrays
 
 
 def curl_command(
@@ -104,11 +195,49 @@ def _curl(address: str, headers: dict[str, str], *, body_path: Path, output_path
     return shlex.join(words)
 
 
-def _request(tensor: dict[str, Any], data: bytes) -> tuple[bytes, dict[str, str]]:
-    described = {"name": "image", **tensor, "parameters": {"binary_data_size": len(data)}}
-    request = {"inputs": [described], "parameters": {"binary_data_output": True}}
+def _path(model: str, version: str = "") -> str:
+    path = f"/v2/models/{quote(model, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _encoded(images: Images) -> list[bytes]:
+    return [image if isinstance(image, bytes) else to_png(image) for image in images]
+
+
+def _utf8(texts: Sequence[str]) -> list[bytes]:
+    return [text.encode() for text in texts]
+
+
+def _bytes_input(name: str, values: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
+    tensor = {"name": name, "datatype": "BYTES", "shape": [len(values)]}
+    return tensor, b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+def _byte_strings(data: bytes) -> Iterator[bytes]:
+    place = 0
+    while place < len(data):
+        (length,) = struct.unpack_from("<I", data, place)
+        yield data[place + 4 : place + 4 + length]
+        place += 4 + length
+
+
+def _from_png(data: bytes) -> NDArray[Any]:
+    """Class ids, or metres from millimetres."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        values_HW = np.asarray(image)
+    return values_HW if image.mode == "P" else values_HW.astype(np.float32) / 1000
+
+
+def _request(
+    inputs: Sequence[tuple[dict[str, Any], bytes]],
+    parameters: Mapping[str, str | int] = MappingProxyType({}),
+) -> tuple[bytes, dict[str, str]]:
+    described = [
+        {**tensor, "parameters": {"binary_data_size": len(data)}} for tensor, data in inputs
+    ]
+    request = {"inputs": described, "parameters": {"binary_data_output": True, **parameters}}
     header = json.dumps(request).encode()
-    return header + data, {
+    return header + b"".join(data for _, data in inputs), {
         "Content-Type": "application/octet-stream",
         _HEADER_LENGTH: str(len(header)),
     }

@@ -20,26 +20,33 @@ from clipmill.serve.refusal import BadRequestError
 Source = bytes | NDArray[np.uint8]
 """An image as it came: an encoded file, or pixels (H, W, 3)."""
 
-DATATYPES: Final = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
+DATATYPES: Final = {
+    "uint8": "UINT8",
+    "float16": "FP16",
+    "float32": "FP32",
+    "int64": "INT64",
+    "object": "BYTES",
+}
 """Open Inference Protocol's name of each NumPy type that an output may have."""
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP")
 
 
 def sources_in_tensor(datatype: str, shape: Sequence[int], values: NDArray[Any]) -> list[Source]:
-    """The images of an input tensor: BYTES (n,), or UINT8 (H, W, 3) or (n, H, W, 3).
+    """The images of an input tensor: BYTES (n,), or UINT8 or FP32 (H, W, 3) or (n, H, W, 3).
 
-    ``values`` holds the tensor's elements in order; text among BYTES is base64, as JSON needs.
+    FP32 pixels are 0 to 1. ``values`` holds the tensor's elements in order; text among BYTES is
+    base64, as JSON needs.
 
     Raises:
         BadRequestError: another datatype or shape, or values that don't fit them.
     """
-    num_dimensions = {"BYTES": (1,), "UINT8": (3, 4)}.get(datatype, ())
-    if len(shape) not in num_dimensions or (datatype == "UINT8" and shape[-1] != 3):
+    num_dimensions = {"BYTES": (1,), "UINT8": (3, 4), "FP32": (3, 4)}.get(datatype, ())
+    if len(shape) not in num_dimensions or (datatype != "BYTES" and shape[-1] != 3):
         raise BadRequestError(
             "tensor",
-            f"'image' was {datatype} {list(shape)}; "
-            "expected BYTES [n], UINT8 [H, W, 3] or UINT8 [n, H, W, 3]",
+            f"'image' was {datatype[:20]} {str(list(shape))[:60]}; "
+            "expected BYTES [n], or UINT8 or FP32 [H, W, 3] or [n, H, W, 3]",
         )
     if values.size != np.prod(shape, dtype=object) or values.size == 0:
         raise BadRequestError(
@@ -47,10 +54,19 @@ def sources_in_tensor(datatype: str, shape: Sequence[int], values: NDArray[Any])
         )
     if datatype == "BYTES":
         return [v if isinstance(v, bytes) else decode_base64(v) for v in values.ravel()]
+    if datatype == "FP32":
+        values = _bytes_of_floats(values)
     if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
         raise BadRequestError("tensor", "'image' is UINT8, but not all values are 0 to 255")
     images_nHW3 = values.astype(np.uint8, copy=False).reshape(-1, *shape[-3:])
     return list(images_nHW3)
+
+
+def _bytes_of_floats(values: NDArray[Any]) -> NDArray[np.uint8]:
+    if values.dtype.kind not in "fiu" or not ((values >= 0) & (values <= 1)).all():
+        raise BadRequestError("tensor", "'image' is FP32, but not all values are 0 to 1")
+    pixels: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    return pixels
 
 
 def decode_base64(text: object) -> bytes:

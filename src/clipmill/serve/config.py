@@ -32,6 +32,19 @@ class ServeConfig(Config):
     """Side of the square image that a model predicts before it is called ready, pixels."""
     grace_seconds: int = 30
     """How long a stopping server finishes what it has taken in, seconds."""
+    drain_seconds: float = 0.3
+    """How long a stopping server, unready by then, still takes in requests, seconds: until load
+    balancers have heard of it. A few seconds on a cluster."""
+    max_request_seconds: float = 30.0
+    """Longest that an answer may take; a request may ask for less, never for more, seconds."""
+    max_texts: int = 256
+    """Most texts or labels in a request."""
+    max_text_length: int = 1000
+    """Longest text or label, characters."""
+    num_codec_threads: int = 4
+    """Threads that decode images and encode answers, for all models together."""
+    reload_seconds: float = 1.0
+    """How often the file of models is looked at, seconds."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

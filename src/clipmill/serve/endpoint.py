@@ -1,15 +1,30 @@
 """KServe's ``ModelServer`` on the address that we choose, with our routes in front of its own."""
 
+import asyncio
 import logging
+import signal
 import warnings
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
 
+from clipmill.serve.catalogue import Catalogue
 from clipmill.serve.config import ServeConfig
-from clipmill.serve.framework import ModelRepositoryExtension, ModelServer, app
+from clipmill.serve.framework import (
+    ModelRepository,
+    ModelRepositoryExtension,
+    ModelServer,
+    app,
+)
+from clipmill.serve.listing import ListedModel
 from clipmill.serve.model import TaskModel
+from clipmill.serve.playground import Playground
+from clipmill.serve.reloading import Reloader
 from clipmill.serve.routes import Routes
 from clipmill.serve.rpc import RpcServer, TaskDataPlane
+
+_logger = logging.getLogger(__name__)
 
 
 class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
@@ -17,17 +32,23 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
 
     def __init__(
         self,
-        models: Sequence[TaskModel],
+        models: tuple[ListedModel, ...],
         *,
+        models_file: Path | None,
         host: str,
         http_port: int,
         grpc_port: int | None,
         config: ServeConfig,
     ) -> None:
+        """Load the models; errors as :class:`TaskModel`'s."""
         # KServe's choice of a response class is no concern of whoever reads our log.
         warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")
+        self._config = config
+        self._codec = ThreadPoolExecutor(config.num_codec_threads, thread_name_prefix="codec")
+        self._catalogue = Catalogue([self._load(listed) for listed in models])
         super().__init__(
             http_port=http_port,
+            registered_models=_Shelf(self._catalogue),
             enable_grpc=False,  # KServe's listens on every interface; ours is below
             workers=1,
             enable_latency_logging=False,
@@ -35,9 +56,12 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
         )
         # It tells every request's every stage, health probes' too; metrics say it better.
         logging.getLogger("kserve.trace").setLevel(logging.WARNING)
-        self.dataplane = TaskDataPlane(self.registered_models)
+        self._reloader = Reloader(models_file, self._load, self._catalogue, config)
+        self._is_stopping = False
+        self.dataplane = TaskDataPlane(
+            self.registered_models, self._catalogue, lambda: self._is_stopping
+        )
         self.model_repository_extension = _FixedRepository(self.registered_models)
-        self._models = models
         self._host = host
         self._rpc = (
             RpcServer(
@@ -46,28 +70,77 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
             if grpc_port is not None
             else None
         )
-        Routes({model.name: model for model in models}, config).add_to(app)
+        Routes(self._catalogue, config, lambda: self._is_stopping).add_to(app)
+        Playground().add_to(app)
 
     def run(self) -> None:
         """Serve until a signal, then finish what was taken in."""
-        self.start(list(self._models))
+        self.start([self._catalogue.model(name) for name in self._catalogue.names])
+        self._codec.shutdown()
+
+    def _load(self, listed: ListedModel) -> TaskModel:
+        return TaskModel(listed.name, listed.uri, self._config, self._codec, listed.version)
 
     async def _serve(self) -> None:
         self._rest_server.config.host = self._host
+        self._announce_stop_first()
         if self._rpc is not None:
             self._grpc_server = self._rpc  # KServe stops it with the rest
             self.servers.append(self._rpc.start())
-        async with AsyncExitStack() as stack:
-            for model in self._models:
-                await stack.enter_async_context(model.batcher)
+        for model in self._catalogue:
+            await model.batcher.__aenter__()
+        reloading = asyncio.create_task(self._reloader.run())
+        try:
             await super()._serve()
+        finally:
+            reloading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reloading
+            await self._catalogue.swap([])
+
+    def _announce_stop_first(self) -> None:
+        """Let a first signal make the server unready; only then does it take in no more.
+
+        Load balancers go on sending for a moment after they could know.
+        """
+        server = self._rest_server._server  # noqa: SLF001  # KServe has no other way to it
+        loop = asyncio.get_running_loop()
+        stop_taking_in = server.handle_exit
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            seconds = 0.0 if self._is_stopping else self._config.drain_seconds
+            self._is_stopping = True
+            _logger.info("%s: not ready any more", signal.Signals(number).name)
+            loop.call_soon_threadsafe(loop.call_later, seconds, stop_taking_in, number, frame)
+
+        server.handle_exit = stop
+
+
+class _Shelf(ModelRepository):  # type: ignore[misc]  # KServe has no types
+    """KServe's view of the catalogue: each name's default. KServe itself changes nothing in it."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        super().__init__()
+        self._catalogue = catalogue
+
+    def get_models(self) -> dict[str, TaskModel]:
+        return {name: self._catalogue.model(name) for name in self._catalogue.names}
+
+    def get_model(self, name: str) -> TaskModel | None:
+        return self.get_models().get(name)
+
+    def update(self, model: TaskModel, name: str | None = None) -> None:
+        pass
+
+    def unload(self, name: str) -> None:
+        pass
 
 
 class _FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]  # KServe has no types
     """No loading and unloading over the network: whoever may ask a model may not remove it."""
 
     async def load(self, model_name: str) -> None:
-        raise NotImplementedError(f"{model_name} can't be loaded: models are fixed at the start")
+        raise NotImplementedError(f"{model_name[:80]} can't be loaded over the network")
 
     async def unload(self, model_name: str) -> None:
-        raise NotImplementedError(f"{model_name} can't be unloaded: models are fixed at the start")
+        raise NotImplementedError(f"{model_name[:80]} can't be unloaded over the network")

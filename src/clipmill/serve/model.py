@@ -1,75 +1,108 @@
-"""A task model as KServe serves it.
-
-Shapes: n images in a request, H W an image's height and width.
-"""
+"""A served model as KServe sees it: one checkpoint under one name and version."""
 
 import asyncio
-import struct
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.serve.asked import Asked, asked_v1, asked_v2
 from clipmill.serve.batching import Batcher
-from clipmill.serve.codecs import DATATYPES, Source, decode_source, sources_in_tensor
+from clipmill.serve.codecs import DATATYPES, Source, decode_source
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.framework import (
-    InferInput,
     InferOutput,
     InferRequest,
     InferResponse,
-    InvalidInput,
     Model,
+    to_http_parameters,
 )
-from clipmill.serve.refusal import BadRequestError
-from clipmill.serve.wire import sources_in_instances
-from clipmill.tasks.contract import Prediction
-from clipmill.tasks.predictor import Predictor
+from clipmill.serve.options import Options
+from clipmill.serve.refusal import BadRequestError, BusyError
+from clipmill.serve.served import Item, load_served
+from clipmill.storage.lineage import Node
+from clipmill.storage.lineage import lineage as trace
 from clipmill.telemetry import serving_metrics
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
     """One checkpoint under one name. Ready once it has answered a first image."""
 
-    def __init__(self, name: str, uri: str, config: ServeConfig) -> None:
-        """Load the checkpoint at ``uri``.
+    def __init__(
+        self, name: str, uri: str, config: ServeConfig, codec: Executor, version: str = ""
+    ) -> None:
+        """Load the checkpoint at ``uri``; ``codec`` runs what takes time and isn't inference.
+
+        A version that isn't named is called by its digest's first 12 characters.
 
         Raises:
             NotFoundError: nothing lies there.
-            ArtifactError: it is cut, changed, or no task model.
+            ArtifactError: it is cut, changed, or of a kind that can't be served.
         """
         super().__init__(name)
+        self.uri = uri
         self._config = config
-        self.predictor = Predictor(uri)
+        self._codec = codec
+        self.served = load_served(uri)
+        self.card = self.served.card
+        self._ancestry = _without_places(trace(uri))
+        self.version = version or self.card.digest[:12]
         side = config.warmup_side
-        self.predictor.predict([np.zeros((side, side, 3), np.uint8)])
-        self.batcher = Batcher(self.predictor.predict, model=name, config=config)
+        self.served.predict([self.served.prepare(np.zeros((side, side, 3), np.uint8))])
+        self.batcher = Batcher(
+            self.served.predict, model=name, config=config, bucket=self.served.bucket
+        )
+        self._num_leases = 0
+        self._is_free = asyncio.Event()
+        self._is_free.set()
         metrics = serving_metrics()
-        card = self.predictor.card
-        metrics.info.labels(name, self.predictor.task.name, card.digest).set(1)
         self._preprocess_seconds = metrics.preprocess_seconds.labels(name)
+        self._postprocess_seconds = metrics.postprocess_seconds.labels(name)
+        self._pixels = metrics.image_pixels.labels(name)
+        self._brightness = metrics.image_brightness.labels(name)
         self.ready = True
 
     async def healthy(self) -> bool:
         """Whether requests are answered now."""
         return bool(self.ready) and self.batcher.is_running
 
+    @contextmanager
+    def leased(self) -> Iterator[None]:
+        """Keep the model from being retired while a request holds it."""
+        self._num_leases += 1
+        self._is_free.clear()
+        try:
+            yield
+        finally:
+            self._num_leases -= 1
+            if not self._num_leases:
+                self._is_free.set()
+
+    async def retire(self) -> None:
+        """Once nobody can reach it any more: answer those who hold it, then stop."""
+        await self._is_free.wait()
+        await self.batcher.__aexit__(None, None, None)
+        self.ready = False
+
+    async def offload(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``work`` off the event loop, which stays free for probes."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._codec, lambda: work(*args, **kwargs))
+
     def get_input_types(self) -> list[dict[str, Any]]:
-        """The input: encoded images. UINT8 pixels are taken too, which V2 has no word for."""
-        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+        """V2's description of the inputs."""
+        return self.served.inputs()
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        """The outputs; -1 for the number of images, and for each axis that varies with them."""
-        return [
-            {
-                "name": output.name,
-                "datatype": DATATYPES[output.dtype],
-                "shape": [-1, *(n if isinstance(n, int) else -1 for n in output.shape)],
-            }
-            for output in self.predictor.outputs
-        ]
+        """V2's description of the outputs."""
+        return self.served.outputs()
 
     def validate(self, payload: object) -> object:
         """Leave it to ``predict``: KServe's own check looks at V1's outermost list alone."""
@@ -77,16 +110,16 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
 
     def lineage(self) -> dict[str, Any]:
         """What is served here, and what it was made of."""
-        predictor, card = self.predictor, self.predictor.card
         return {
             "name": self.name,
-            "task": predictor.task.name,
-            "digest": card.digest,
-            "parents": [parent.to_json() for parent in card.parents],
-            "classes": list(predictor.classes),
-            "outputs": [{"name": o.name, "unit": o.unit} for o in predictor.outputs],
-            "metrics": card.metrics,
-            "summary": card.summary,
+            "version": self.version,
+            "task": self.served.kind,
+            "digest": self.card.digest,
+            "parents": [parent.to_json() for parent in self.card.parents],
+            "ancestry": self._ancestry,
+            "metrics": self.card.metrics,
+            "summary": self.card.summary,
+            **self.served.describe(),
         }
 
     async def predict(
@@ -95,85 +128,105 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
         headers: Mapping[str, str] | None = None,  # noqa: ARG002  # KServe passes them
         response_headers: dict[str, str] | None = None,  # noqa: ARG002
     ) -> InferResponse | dict[str, Any]:
-        """Answer V2 with one array (n, ...) for each output, V1 with one object for each image.
-
-        Where images have different numbers of things, V2's arrays are filled up with zeros.
+        """Answer a V2 request with tensors, a V1 request with an object an instance.
 
         Raises:
             BadRequestError: it can't be understood or is beyond a limit.
-            BusyError: there is no room for it now.
+            BusyError: there is no room for it now, or its deadline has passed.
         """
-        outputs = self.predictor.outputs
+        options = Options.from_parameters(_parameters(payload))
+        limit = self._config.max_request_seconds
+        try:
+            async with asyncio.timeout(min(limit, options.deadline_seconds or limit)):
+                return await self._answer(payload, options)
+        except TimeoutError:
+            raise BusyError(
+                "deadline",
+                "the deadline passed before the answer was there",
+                retry_after_seconds=self._config.retry_after_seconds,
+            ) from None
+
+    async def _answer(
+        self, payload: InferRequest | dict[str, Any], options: Options
+    ) -> InferResponse | dict[str, Any]:
+        served = self.served
         if isinstance(payload, dict):
-            sources = await asyncio.to_thread(sources_in_instances, payload)
-            return {"predictions": await self._predictions(sources, one_size=False)}
-        for requested in payload.request_outputs or ():
-            if requested.name not in {output.name for output in outputs}:
-                names = ", ".join(repr(output.name) for output in outputs)
-                raise BadRequestError("protocol", f"the only output is {names}")
-        sources = await asyncio.to_thread(_sources, payload)
-        predictions = await self._predictions(sources, one_size=True)
-        stacked = {o.name: _stack([p[o.name] for p in predictions]) for o in outputs}
+            asked = await self.offload(asked_v1, payload, self._config)
+            served.check(asked, options)
+            results = await self._results(asked, options)
+            with self._postprocess_seconds.time():
+                each = await self.offload(served.answer_each, asked, results, options)
+            return {"predictions": each}
+        asked = await self.offload(asked_v2, payload, self._config)
+        served.check(asked, options)
+        self._check_outputs(payload)
+        results = await self._results(asked, options)
+        with self._postprocess_seconds.time():
+            tensors = await self.offload(served.answer, asked, results, options)
         return InferResponse(
             response_id=payload.id or str(uuid4()),
             model_name=self.name,
+            model_version=self.version,
             infer_outputs=[
                 InferOutput(
-                    name=output.name,
-                    shape=list(stacked[output.name].shape),
-                    datatype=DATATYPES[output.dtype],
-                    data=stacked[output.name],
+                    name=name,
+                    shape=list(array.shape),
+                    datatype=DATATYPES[array.dtype.name],
+                    data=array,
                 )
-                for output in outputs
+                for name, array in tensors.items()
             ],
-            parameters={"digest": self.predictor.card.digest},
+            parameters={"digest": self.card.digest},
         )
 
-    async def _predictions(self, sources: Sequence[Source], *, one_size: bool) -> list[Prediction]:
-        with self.batcher.admit(len(sources)):
-            with self._preprocess_seconds.time():
-                images = await asyncio.to_thread(self._decode, sources)
-            sizes = {image.shape[:2] for image in images}
-            if one_size and len(sizes) > 1:
-                raise BadRequestError(
-                    "image_shape",
-                    f"the images of a V2 request must have one size; got {sorted(sizes)} (H, W)",
-                )
-            return await self.batcher.predict(images)
+    def _check_outputs(self, request: InferRequest) -> None:
+        names = [str(output["name"]) for output in self.served.outputs()]
+        for requested in request.request_outputs or ():
+            if requested.name not in names:
+                raise BadRequestError("protocol", f"there is no such output; there are {names}")
+
+    async def _results(self, asked: Asked, options: Options) -> list[Any]:
+        with self.batcher.admit(asked.num_items):
+            items: list[Item] = []
+            if asked.sources:
+                with self._preprocess_seconds.time():
+                    items += await self.offload(self._decode, asked.sources)
+            words = self.served.words(asked, options)
+            results = await self.batcher.predict([*items, words] if words else items)
+        await self.offload(self.served.observe, self.name, results)
+        return results
 
     def _decode(self, sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
-        return [decode_source(source, self._config) for source in sources]
+        images = []
+        for source in sources:
+            image_HW3 = decode_source(source, self._config)
+            self._pixels.observe(image_HW3.shape[0] * image_HW3.shape[1])
+            # A few hundred pixels tell brightness as well as millions.
+            step = max(1, min(image_HW3.shape[:2]) // 16)
+            self._brightness.observe(float(image_HW3[::step, ::step].mean()) / 255)
+            images.append(self.served.prepare(image_HW3))
+        return images
 
 
-def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """One array of all, each filled up with zeros to the longest."""
-    longest = np.max([array.shape for array in arrays], axis=0)
-    return np.stack(
-        [
-            np.pad(array, [(0, size - own) for size, own in zip(longest, array.shape, strict=True)])
-            for array in arrays
-        ]
-    )
+def _without_places(node: Node) -> dict[str, Any]:
+    """A lineage by kind and digest: where its artifacts lie is no concern of a client."""
+    return {
+        "role": node.role,
+        "kind": node.kind,
+        "digest": node.digest,
+        "detail": {name: text for name, text in node.detail.items() if name != "problem"},
+        "parents": [_without_places(parent) for parent in node.parents],
+    }
 
 
-def _sources(request: InferRequest) -> list[Source]:
-    if len(request.inputs) != 1 or request.inputs[0].name != "image":
-        raise BadRequestError("protocol", "the request must have one input, 'image'")
-    tensor = request.inputs[0]
-    try:
-        return sources_in_tensor(tensor.datatype, tensor.shape, _values(tensor))
-    except (InvalidInput, ValueError, TypeError, OverflowError, struct.error) as error:
-        raise BadRequestError(
-            "tensor", f"'image' doesn't hold {tensor.datatype} of shape {list(tensor.shape)}"
-        ) from error
-
-
-def _values(tensor: InferInput) -> NDArray[Any]:
-    """The elements of a tensor that came as a list, or as binary data."""
-    if not isinstance(tensor.data, list) or not tensor.data:
-        array: NDArray[Any] = tensor.as_numpy()
-        return array
-    if tensor.datatype == "UINT8" and isinstance(tensor.data[0], int):
-        # Five times as fast as NumPy, and stricter: it takes 0 to 255 alone.
-        return np.frombuffer(bytes(tensor.data), np.uint8)
-    return np.asarray(tensor.data, object if tensor.datatype == "BYTES" else None)
+def _parameters(payload: InferRequest | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(payload, dict):
+        parameters = payload.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise BadRequestError("protocol", "'parameters' must be an object")
+        return parameters
+    parameters = dict(to_http_parameters(payload.parameters or {}))
+    for output in payload.request_outputs or ():
+        asked = to_http_parameters(output.parameters or {})
+        parameters |= {name: value for name, value in asked.items() if name != "binary_data"}
+    return parameters

@@ -26,7 +26,9 @@ class ProcessSettings(Config):
     """What the child is told."""
 
     models: dict[str, str]
-    """URI of a task model by the name under which it is served."""
+    """URI of a model by the name, or ``NAME@VERSION``, under which it is served."""
+    models_file: str | None = None
+    """Path of a file that lists them instead."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     http_port: int
@@ -53,6 +55,7 @@ class ServerProcess:
         models: Mapping[str, str],
         *,
         log_path: Path,
+        models_file: Path | None = None,
         host: str = "127.0.0.1",
         http_port: int | None = None,
         grpc_port: int | None = None,
@@ -67,6 +70,7 @@ class ServerProcess:
         self.log_path = log_path
         self._settings = ProcessSettings(
             models=dict(models),
+            models_file=None if models_file is None else str(models_file),
             host=host,
             http_port=self.http_port,
             grpc_port=grpc_port,

@@ -4,6 +4,7 @@ RefusedError
 ├── BadRequestError    400: the request can't be understood or is beyond a limit
 ├── UnknownModelError  404
 ├── TooLargeError      413: the body alone is beyond the limit
+├── GoneError          499: nobody waits for the answer any more
 └── BusyError          503: try again later
 """
 
@@ -16,7 +17,7 @@ from clipmill.errors import ClipmillError
 class RefusedError(ClipmillError):
     """A request that is refused; the text is for the client, ``reason`` for the metrics."""
 
-    status: ClassVar[HTTPStatus]
+    status: ClassVar[int]
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
@@ -40,6 +41,12 @@ class TooLargeError(RefusedError):
     """A body beyond the limit; it wasn't read to its end."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class GoneError(RefusedError):
+    """The client left; nobody reads the answer, and the status is for the metrics alone."""
+
+    status = 499
 
 
 class BusyError(RefusedError):

@@ -2,88 +2,125 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from clipmill.serve.catalogue import Catalogue
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.framework import InferRequest
 from clipmill.serve.model import TaskModel
+from clipmill.serve.openapi import INFER, PREDICT
+from clipmill.serve.picture import is_picture, picture_body, picture_request
 from clipmill.serve.refusal import (
     BadRequestError,
     BusyError,
+    GoneError,
     RefusedError,
     TooLargeError,
-    UnknownModelError,
 )
 from clipmill.serve.wire import HEADER_LENGTH, Body, read_v1, read_v2, write_v1, write_v2
 from clipmill.telemetry import serving_metrics
 
 _logger = logging.getLogger(__name__)
 
-_Answer = Callable[[TaskModel, bytes, Mapping[str, str]], Awaitable[Body]]
+_Answer = Callable[[TaskModel, bytes, Request], Coroutine[Any, Any, Body]]
+_SMALL_BYTES: Final = 64 * 1024
+T = TypeVar("T")
 
 
 class Routes:
     """Reads bodies within bounds, has them answered, and counts what came of it."""
 
-    def __init__(self, models: Mapping[str, TaskModel], config: ServeConfig) -> None:
-        self._models = models
+    def __init__(
+        self, catalogue: Catalogue, config: ServeConfig, is_stopping: Callable[[], bool]
+    ) -> None:
+        self._catalogue = catalogue
         self._config = config
+        self._is_stopping = is_stopping
         self._num_open = 0
 
     def add_to(self, app: FastAPI) -> None:
         """Register the routes; those that are registered first win."""
+        v2 = "/v2/models/{name}"
+        for base in (v2, v2 + "/versions/{version}"):
+            app.add_api_route(
+                base + "/infer",
+                self.infer,
+                methods=["POST"],
+                response_model=None,
+                openapi_extra=INFER,
+            )
+            app.add_api_route(base + "/lineage", self.lineage, response_model=None)
+            app.add_api_route(base, self.metadata, response_model=None)
         app.add_api_route(
-            "/v2/models/{name}/infer", self.infer, methods=["POST"], response_model=None
+            "/v1/models/{name}:predict",
+            self.predict,
+            methods=["POST"],
+            response_model=None,
+            openapi_extra=PREDICT,
         )
-        app.add_api_route(
-            "/v1/models/{name}:predict", self.predict, methods=["POST"], response_model=None
-        )
-        app.add_api_route("/v2/models/{name}/lineage", self.lineage, response_model=None)
+        app.add_api_route("/v2/models", self.models, response_model=None)
 
-    async def infer(self, name: str, request: Request) -> Response:
-        """Open Inference Protocol V2."""
-        return await self._respond(name, request, _answer_v2)
+    async def infer(self, name: str, request: Request, version: str = "") -> Response:
+        """Answer by Open Inference Protocol V2: JSON, or JSON and binary tensors."""
+        return await self._respond(name, version, request, _answer_v2)
 
     async def predict(self, name: str, request: Request) -> Response:
-        """V1."""
-        return await self._respond(name, request, _answer_v1)
+        """Answer by V1: plain JSON."""
+        return await self._respond(name, "", request, _answer_v1)
 
-    async def lineage(self, name: str) -> Response:
-        """What the model is and what it was made of."""
+    async def models(self) -> Response:
+        """List the models that are served."""
+        return JSONResponse({"models": self._catalogue.names})
+
+    async def lineage(self, name: str, version: str = "") -> Response:
+        """Tell what the model is and what it was made of, back to the captions."""
         try:
-            return JSONResponse(self._model(name).lineage())
+            return JSONResponse(self._catalogue.model(name, version).lineage())
         except RefusedError as refusal:
             return _refusal_response(refusal)
 
-    async def _respond(self, name: str, request: Request, answer: _Answer) -> Response:
+    async def metadata(self, name: str, version: str = "") -> Response:
+        """Describe inputs, outputs, classes, palette and units."""
+        try:
+            return JSONResponse(metadata(self._catalogue, name, version))
+        except RefusedError as refusal:
+            return _refusal_response(refusal)
+
+    async def _respond(
+        self, name: str, version: str, request: Request, answer: _Answer
+    ) -> Response:
         metrics = serving_metrics()
-        label = name if name in self._models else "unknown"
+        label, label_version = "unknown", ""
         self._num_open += 1
         try:
-            model = self._model(name)
-            body = await answer(model, await self._read(request), request.headers)
-            response = Response(body.data, headers=body.headers)
+            self._catalogue.model(name, version)  # before a body is read for nobody
+            label = name
+            body = await self._read(request)
+            # Resolved again: another version may have come while the body did.
+            model = self._catalogue.model(name, version)
+            label_version = model.version
+            with model.leased():
+                found = await _while_connected(request, answer(model, body, request))
+            response = Response(found.data, headers=found.headers)
         except RefusedError as refusal:
             metrics.rejected.labels(label, refusal.reason).inc()
             response = _refusal_response(refusal)
         except Exception:
-            _logger.exception("model %s failed on a request", name)
+            _logger.exception("model %s failed on a request", label)
             text = "the model failed on this request; the server's log says why"
             response = JSONResponse({"error": text}, status_code=500)
         finally:
             self._num_open -= 1
-        metrics.requests.labels(label, str(response.status_code)).inc()
+        if self._is_stopping():
+            # So that a client's next request goes to another server.
+            response.headers["Connection"] = "close"
+        metrics.requests.labels(label, label_version, str(response.status_code)).inc()
         return response
-
-    def _model(self, name: str) -> TaskModel:
-        if name not in self._models:
-            raise UnknownModelError("unknown_model", f"no model named {name!r} is served here")
-        return self._models[name]
 
     async def _read(self, request: Request) -> bytes:
         """The body. Bodies in memory are bounded in size and number, as images are later."""
@@ -107,23 +144,65 @@ class Routes:
         except TimeoutError:
             raise BadRequestError("slow", "the request's body came too slowly") from None
         except ClientDisconnect:
-            raise BadRequestError("disconnected", "the client left") from None
+            raise GoneError("disconnected", "the client left") from None
         return bytes(received)
 
 
-async def _answer_v2(model: TaskModel, body: bytes, headers: Mapping[str, str]) -> Body:
-    # In a thread, as all that takes as long as a body is large: the loop stays free for probes.
-    request = await asyncio.to_thread(read_v2, body, headers.get(HEADER_LENGTH), model.name)
-    response, _ = await model(request)
-    with serving_metrics().postprocess_seconds.labels(model.name).time():
-        return await asyncio.to_thread(write_v2, response, binary=_wants_binary(request))
+def metadata(catalogue: Catalogue, name: str, version: str = "") -> dict[str, Any]:
+    """V2's description of a model; UnknownModelError if it isn't served."""
+    model = catalogue.model(name, version)
+    return {
+        "name": name,
+        "versions": list(catalogue.versions(name)),
+        "platform": "clipmill",
+        "inputs": model.get_input_types(),
+        "outputs": model.get_output_types(),
+        "parameters": {
+            "task": model.served.kind,
+            "version": model.version,
+            "digest": model.card.digest,
+            **model.served.describe(),
+        },
+    }
 
 
-async def _answer_v1(model: TaskModel, body: bytes, _: Mapping[str, str]) -> Body:
-    request: dict[str, Any] = await asyncio.to_thread(read_v1, body)
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` gives; it is cancelled where the client leaves (GoneError)."""
+    answering = asyncio.ensure_future(work)
+    # The body was read to its end, so that all which can come is the end of the connection.
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        raise GoneError("disconnected", "the client left")
+    finally:
+        leaving.cancel()
+        answering.cancel()
+
+
+async def _answer_v2(model: TaskModel, body: bytes, asking: Request) -> Body:
+    if is_picture(asking.headers):
+        request = picture_request(body, asking.query_params, model.name)
+        response, _ = await model(request)
+        picture = picture_body(response)
+        if picture is not None:
+            return picture
+        return await model.offload(write_v2, response, binary=_wants_binary(request))
+    length = asking.headers.get(HEADER_LENGTH)
+    if len(body) <= _SMALL_BYTES:
+        request = read_v2(body, length, model.name)
+    else:
+        # What takes as long as a body is large leaves the loop free for probes.
+        request = await model.offload(read_v2, body, length, model.name)
     response, _ = await model(request)
-    with serving_metrics().postprocess_seconds.labels(model.name).time():
-        return await asyncio.to_thread(write_v1, response)
+    return await model.offload(write_v2, response, binary=_wants_binary(request))
+
+
+async def _answer_v1(model: TaskModel, body: bytes, _: Request) -> Body:
+    request: dict[str, Any] = await model.offload(read_v1, body)
+    response, _headers = await model(request)
+    return await model.offload(write_v1, response)
 
 
 def _wants_binary(request: InferRequest) -> bool:

@@ -1,10 +1,13 @@
 """The gRPC side of an endpoint: KServe's servicer on the address that we choose."""
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 from grpc_interceptor.exceptions import GrpcException
 
+from clipmill.serve.catalogue import Catalogue
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.framework import (
     DataPlane,
@@ -12,11 +15,13 @@ from clipmill.serve.framework import (
     InferenceServicer,
     InferRequest,
     InferResponse,
+    ModelNotFound,
+    ModelRepository,
     ModelRepositoryExtension,
     add_GRPCInferenceServiceServicer_to_server,
 )
-from clipmill.serve.model import TaskModel
-from clipmill.serve.refusal import BusyError, RefusedError
+from clipmill.serve.refusal import RefusedError
+from clipmill.serve.routes import metadata
 from clipmill.telemetry import serving_metrics
 
 _STATUSES = {
@@ -28,41 +33,62 @@ _STATUSES = {
 
 
 class TaskDataPlane(DataPlane):  # type: ignore[misc]  # KServe has no types
-    """KServe's data plane, ready only while its models answer. Only gRPC infers through it."""
+    """KServe's data plane over our catalogue. Only gRPC infers through it."""
+
+    def __init__(
+        self, repository: ModelRepository, catalogue: Catalogue, is_stopping: Callable[[], bool]
+    ) -> None:
+        super().__init__(repository)
+        self._catalogue = catalogue
+        self._is_stopping = is_stopping
 
     async def ready(self) -> bool:
         """Whether every model answers; never while the server stops."""
-        models = list(self.model_registry.get_models().values())
-        return bool(models) and all([await model.healthy() for model in models])
+        return not self._is_stopping() and all([await model.healthy() for model in self._catalogue])
 
-    async def get_model(self, name: str) -> TaskModel:
-        """The model; KServe would load one that isn't ready, on the event loop."""
-        model: TaskModel = self.get_model_from_registry(name)
-        if not await model.healthy():
-            raise BusyError("stopping", "the server is stopping", retry_after_seconds=1)
-        return model
+    async def model_ready(
+        self,
+        model_name: str,
+        disable_predictor_health_check: bool = False,  # noqa: ARG002  # KServe passes it
+    ) -> bool:
+        """Whether the model answers; ModelNotFound if it isn't served."""
+        if model_name not in self._catalogue.names:
+            raise ModelNotFound(model_name[:80])
+        return not self._is_stopping() and await self._catalogue.model(model_name).healthy()
+
+    async def model_metadata(self, model_name: str) -> dict[str, Any]:
+        """V2's description; gRPC's message has no place for parameters."""
+        if model_name not in self._catalogue.names:
+            raise ModelNotFound(model_name[:80])
+        return metadata(self._catalogue, model_name)
 
     async def infer(
-        self, model_name: str, request: InferRequest, headers: dict[str, str] | None = None
+        self,
+        model_name: str,
+        request: InferRequest,
+        headers: dict[str, str] | None = None,  # noqa: ARG002  # KServe passes them
     ) -> tuple[InferResponse, dict[str, str]]:
         """The answer, its tensors binary; a refusal becomes a gRPC status."""
         metrics = serving_metrics()
-        code = "500"
+        name, version, code = "unknown", "", "500"
         try:
-            answer: tuple[InferResponse, dict[str, str]] = await super().infer(
-                model_name, request, headers
-            )
+            model = self._catalogue.model(model_name, request.model_version)
+            name, version = model.name, model.version
+            with model.leased():
+                answer: InferResponse = (await model(request))[0]
             code = "200"
+        except asyncio.CancelledError:
+            code = "499"
+            metrics.rejected.labels(name, "disconnected").inc()
+            raise
         except RefusedError as refusal:
-            code = str(refusal.status.value)
-            metrics.rejected.labels(model_name, refusal.reason).inc()
+            code = str(int(refusal.status))
+            metrics.rejected.labels(name, refusal.reason).inc()
             raise GrpcException(refusal.message, _STATUSES[refusal.status]) from refusal
         else:
-            return answer
+            return answer, {}
         finally:
-            if self.model_registry.get_model(model_name) is None:
-                model_name, code = "unknown", "404"
-            metrics.requests.labels(model_name, code).inc()
+            metrics.requests.labels(name, version, code).inc()
 
 
 class RpcServer:

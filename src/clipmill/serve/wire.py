@@ -5,18 +5,22 @@ Python lists of numbers; and it writes JSON through per-element Python. So bodie
 written here, and the rest of the protocol is KServe's.
 """
 
+import base64
+import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from clipmill.serve.codecs import Source, decode_base64
 from clipmill.serve.framework import InferInput, InferRequest, InferResponse, RequestedOutput
 from clipmill.serve.refusal import BadRequestError
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 """HTTP header: length of the JSON that comes before binary tensors, bytes."""
+
+_MAX_INPUTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Body:
 
 
 def read_v2(body: bytes, header_length: str | None, model: str) -> InferRequest:
-    """A V2 request with its one input; ``header_length`` is the HTTP header, None for plain JSON.
+    """A V2 request; ``header_length`` is the HTTP header, None for plain JSON.
 
     Raises:
         BadRequestError: it isn't such a request.
@@ -41,16 +45,25 @@ def read_v2(body: bytes, header_length: str | None, model: str) -> InferRequest:
         raise BadRequestError("protocol", f"{HEADER_LENGTH} isn't the length of the body's JSON")
     request = _json_object(body[:num_json_bytes])
     inputs = request.get("inputs")
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise BadRequestError("protocol", "'inputs' must list one tensor, 'image'")
-    tensor, binary = _input_tensor(inputs[0], body[num_json_bytes:])
+    if not isinstance(inputs, list) or not 0 < len(inputs) <= _MAX_INPUTS:
+        raise BadRequestError("protocol", f"'inputs' must list 1 to {_MAX_INPUTS} tensors")
+    tensors, binaries, place = [], [], num_json_bytes
+    for value in inputs:
+        tensor, num_bytes = _input_tensor(value, len(body) - place)
+        tensors.append(tensor)
+        binaries.append(None if num_bytes is None else body[place : place + num_bytes])
+        place += num_bytes or 0
+    if place != len(body):
+        raise BadRequestError(
+            "tensor", f"{len(body) - place} bytes follow the JSON that no 'binary_data_size' claims"
+        )
     identity = request.get("id")
     return InferRequest(
         model_name=model,
         request_id=None if identity is None else str(identity),
         parameters=_parameters(request),
-        infer_inputs=[tensor],
-        raw_inputs=None if binary is None else [binary],
+        infer_inputs=tensors,
+        raw_inputs=binaries,
         request_outputs=_requested_outputs(request.get("outputs")),
     )
 
@@ -62,14 +75,16 @@ def write_v2(response: InferResponse, *, binary: bool) -> Body:
         described = {"name": output.name, "shape": output.shape, "datatype": output.datatype}
         array = np.ascontiguousarray(output.data)
         if binary:
-            described["parameters"] = {"binary_data_size": array.nbytes}
-            tensors.append(array.tobytes())
+            data = _bytes_tensor(array) if output.datatype == "BYTES" else array.tobytes()
+            described["parameters"] = {"binary_data_size": len(data)}
+            tensors.append(data)
         else:
-            described["data"] = array.ravel()
+            described["data"] = _json_values(array)
         outputs.append(described)
     header = _dump(
         {
             "model_name": response.model_name,
+            "model_version": response.model_version,
             "id": response.id,
             "parameters": response.parameters,
             "outputs": outputs,
@@ -89,23 +104,42 @@ def read_v1(body: bytes) -> dict[str, Any]:
 
 
 def write_v1(response: dict[str, Any]) -> Body:
-    """A V1 response, its arrays as nested lists."""
-    return Body(_dump(response), {"Content-Type": "application/json"})
+    """A V1 response: arrays as nested lists, files as ``{"b64": ...}``."""
+    predictions = [
+        {name: _v1_value(value) for name, value in each.items()} for each in response["predictions"]
+    ]
+    return Body(_dump({"predictions": predictions}), {"Content-Type": "application/json"})
 
 
-def sources_in_instances(request: dict[str, Any]) -> list[Source]:
-    """The encoded images of ``{"instances": [{"image_bytes": {"b64": "..."}}]}``.
+def _v1_value(value: object) -> object:
+    if isinstance(value, bytes):
+        return {"b64": base64.b64encode(value).decode("ascii")}
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return [label.decode() for label in value]
+    if isinstance(value, np.ndarray) and value.dtype == np.float16:
+        return value.astype(np.float32)
+    return value
 
-    Raises:
-        BadRequestError: it has another form.
-    """
+
+def _bytes_tensor(array: NDArray[Any]) -> bytes:
+    """Each element with its length before it, as the protocol has BYTES."""
+    return b"".join(struct.pack("<I", len(value)) + value for value in array.ravel())
+
+
+def _json_values(array: NDArray[Any]) -> object:
+    if array.dtype == np.float16:
+        return array.ravel().astype(np.float32)
+    if array.dtype == object:
+        return [_text(value) for value in array.ravel()]
+    return array.ravel()
+
+
+def _text(value: bytes) -> str:
+    """JSON has no bytes: labels are text, files come as base64."""
     try:
-        texts = [instance["image_bytes"]["b64"] for instance in request["instances"]]
-    except (KeyError, TypeError) as error:
-        raise BadRequestError(
-            "protocol", 'expected {"instances": [{"image_bytes": {"b64": "..."}}]}'
-        ) from error
-    return [decode_base64(text) for text in texts]
+        return value.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(value).decode("ascii")
 
 
 def _json_object(data: bytes) -> dict[str, Any]:
@@ -118,25 +152,27 @@ def _json_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _input_tensor(value: dict[str, Any], rest: bytes) -> tuple[InferInput, bytes | None]:
-    """The tensor, and its binary data if it comes after the JSON, in ``rest``."""
+def _input_tensor(value: object, num_left: int) -> tuple[InferInput, int | None]:
+    """The tensor, and how many of the bytes left after the JSON are its binary data, if any."""
+    if not isinstance(value, dict):
+        raise BadRequestError("protocol", "an input must be an object")
     name, datatype, shape = value.get("name"), value.get("datatype"), value.get("shape")
-    if name != "image" or not isinstance(datatype, str):
-        raise BadRequestError("protocol", "the input must be 'image', with a datatype")
+    if not isinstance(name, str) or not isinstance(datatype, str):
+        raise BadRequestError("protocol", "an input must have a name and a datatype")
     if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
-        raise BadRequestError("tensor", "the input's shape must be a list of numbers above zero")
+        raise BadRequestError("tensor", "an input's shape must be a list of numbers above zero")
     data, parameters = value.get("data"), _parameters(value)
     tensor = InferInput(name=name, shape=shape, datatype=datatype, data=data, parameters=parameters)
     if isinstance(data, list):
         return tensor, None
     num_bytes = parameters.get("binary_data_size")
-    if type(num_bytes) is not int or num_bytes != len(rest):
+    if type(num_bytes) is not int or not 0 <= num_bytes <= num_left:
         raise BadRequestError(
             "tensor",
-            f"'image' has neither 'data' nor a 'binary_data_size' of the {len(rest)} bytes "
-            "that follow the JSON",
+            f"{name[:40]!r} has neither 'data' nor a 'binary_data_size' within the {num_left} "
+            "bytes that are left after the JSON",
         )
-    return tensor, rest
+    return tensor, num_bytes
 
 
 def _requested_outputs(value: object) -> list[RequestedOutput] | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipmill.config import Config
-from clipmill.data.augmentation import center_resize
 from clipmill.data.captioners.contract import CaptionInput, CaptionOutput, output_of, sample_seed
 from clipmill.digest import canonical_json, digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.models.center_resize import center_resize
 from clipmill.models.checkpoint import load_checkpoint, read_card
 from clipmill.models.towers import CocaConfig, build_coca
 from clipmill.storage import Parent

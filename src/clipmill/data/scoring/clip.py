@@ -197,7 +197,7 @@ def _load(model: Any, uri: str) -> None:
 def _ours(uri: str) -> tuple[Any, Any, Any]:
     import torch
 
-    from clipmill.data.augmentation import center_resize
+    from clipmill.models.center_resize import center_resize
     from clipmill.models.checkpoint import load_checkpoint
     from clipmill.models.normalization import Normalize
     from clipmill.models.towers import ClipConfig, build_clip

@@ -1,0 +1,169 @@
+"""CLIP checkpoints: embeddings of images and texts, and choice among the caller's own labels.
+
+Shapes: B images, M texts, L labels, D embedding width, n images in a request.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipmill.models.center_resize import center_resize
+from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.towers import ClipConfig
+from clipmill.serve.asked import Asked
+from clipmill.serve.options import Options
+from clipmill.serve.refusal import BadRequestError
+from clipmill.serve.served import Item, Served, Tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MAX_REMEMBERED: Final = 4096
+
+
+class ClipServed(Served):
+    """Both towers; embeddings are unit vectors."""
+
+    kind = "clip"
+
+    def __init__(self, uri: str) -> None:
+        """Load and verify the CLIP checkpoint at ``uri``; branches of its towers are fused.
+
+        Raises:
+            NotFoundError: nothing lies there.
+            ArtifactError: it is cut or changed.
+        """
+        import torch
+
+        from clipmill.models.normalization import Normalize
+        from clipmill.models.reparameterise import reparameterised
+        from clipmill.models.towers import build_clip
+
+        self.card, tensors = load_checkpoint(uri)
+        self._config = ClipConfig.from_json(self.card.architecture)
+        model = build_clip(self._config)
+        model.load_state_dict(tensors)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = reparameterised(model).to(self._device)
+        vision = self._config.vision
+        self._normalize = Normalize(vision.mean, vision.std).to(self._device)
+        self._tokenize = self._config.text.tokenizer()
+        self._scale = float(model.logit_scale.exp())
+        self._bias = 0.0 if model.logit_bias is None else float(model.logit_bias)
+        self._remembered: dict[str, NDArray[np.float32]] = {}
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """Images, texts, and labels for the images; any of them may be left out."""
+        names = ("image", "text", "labels")
+        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """An embedding an image and text; with labels, their probabilities."""
+        width = self._config.embed_dim
+        return [
+            {"name": "image_embedding", "datatype": "FP32", "shape": [-1, width]},
+            {"name": "text_embedding", "datatype": "FP32", "shape": [-1, width]},
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, -1]},
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """What similarities mean here."""
+        return {
+            "outputs": [{"name": "image_embedding", "unit": "unit vector"}],
+            "codings": ["raw", "float16"],
+            "classes": [],
+            "palette": [],
+            "loss": self._config.loss,
+            "logit_scale": self._scale,
+            "logit_bias": self._bias,
+            "image_side": self._config.vision.image_size,
+        }
+
+    def check(self, asked: Asked, options: Options) -> None:
+        """Images, texts or both; labels for images alone."""
+        if asked.labels and (asked.texts or not asked.sources):
+            raise BadRequestError("protocol", "'labels' go with 'image', and without 'text'")
+        if not asked.num_items:
+            raise BadRequestError("protocol", "the request has neither 'image' nor 'text'")
+        if options.output == "png":
+            raise BadRequestError("parameter", "embeddings have no PNG: take 'raw' or 'float16'")
+        if options.top_k and not asked.labels:
+            raise BadRequestError("parameter", "'top_k' goes with 'labels'")
+
+    def prepare(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The central square at the tower's size."""
+        return center_resize(Image.fromarray(image_HW3), self._config.vision.image_size)
+
+    def words(self, asked: Asked, options: Options) -> tuple[str, ...]:
+        """Texts as they are, labels in their sentence."""
+        return asked.texts or tuple(options.template.replace("{}", name) for name in asked.labels)
+
+    def predict(self, items: Sequence[Item]) -> list[NDArray[Any]]:
+        """(D,) for an image, (M, D) for a request's texts."""
+        import torch
+
+        images = [item for item in items if isinstance(item, np.ndarray)]
+        results: list[NDArray[Any]] = []
+        if images:
+            pixels_B3HW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+            with torch.inference_mode():
+                found = self._model.encode_image(self._normalize(pixels_B3HW.to(self._device)))
+            results = list(_unit(found))
+        texts = [item for item in items if not isinstance(item, np.ndarray)]
+        self._remember({word for words in texts for word in words})
+        of_texts = iter([np.stack([self._remembered[w] for w in words]) for words in texts])
+        of_images = iter(results)
+        return [next(of_images if isinstance(i, np.ndarray) else of_texts) for i in items]
+
+    def answer(self, asked: Asked, results: Sequence[NDArray[Any]], options: Options) -> Tensors:
+        """Embeddings (n, D) and (M, D), or (n, L) probabilities, or the ``top_k`` of them."""
+        dtype = np.float16 if options.output == "float16" else np.float32
+        num_images = len(asked.sources)
+        tensors: Tensors = {}
+        if num_images and not asked.labels:
+            tensors["image_embedding"] = np.stack(results[:num_images]).astype(dtype)
+        if asked.texts:
+            tensors["text_embedding"] = results[num_images].astype(dtype)
+        if not asked.labels:
+            return tensors
+        cosine_nL = np.stack(results[:num_images]) @ results[num_images].T
+        probabilities_nL = self._probabilities(cosine_nL.astype(np.float64))
+        if not options.top_k:
+            return {"probabilities": probabilities_nL.astype(dtype)}
+        best_nk = np.argsort(-probabilities_nL, axis=1, kind="stable")[:, : options.top_k]
+        names = np.array([label.encode() for label in asked.labels], object)
+        scores_nk = np.take_along_axis(probabilities_nL, best_nk, axis=1)
+        return {"top_labels": names[best_nk], "top_probabilities": scores_nk.astype(dtype)}
+
+    def _probabilities(self, cosine_nL: NDArray[np.float64]) -> NDArray[np.float64]:
+        """As the loss meant similarities: over the labels together, or each by itself."""
+        logits_nL = self._scale * cosine_nL + self._bias
+        if self._config.loss == "sigmoid":
+            each: NDArray[np.float64] = 1 / (1 + np.exp(-logits_nL))
+            return each
+        raised_nL = np.exp(logits_nL - logits_nL.max(axis=1, keepdims=True))
+        together: NDArray[np.float64] = raised_nL / raised_nL.sum(axis=1, keepdims=True)
+        return together
+
+    def _remember(self, words: set[str]) -> None:
+        """Run those texts that aren't known: labels come again with each image."""
+        import torch
+
+        if len(self._remembered) + len(words) > _MAX_REMEMBERED:
+            self._remembered.clear()
+        new = sorted(words - self._remembered.keys())
+        if not new:
+            return
+        with torch.inference_mode():
+            found = self._model.encode_text(self._tokenize(new).to(self._device))
+        self._remembered.update(zip(new, _unit(found), strict=True))
+
+
+def _unit(embedding_BD: "Tensor") -> NDArray[np.float32]:
+    from torch.nn import functional as F
+
+    unit_BD: NDArray[np.float32] = F.normalize(embedding_BD.float(), dim=-1).cpu().numpy()
+    return unit_BD

@@ -1,0 +1,108 @@
+"""Detection, classification, and any task whose prediction isn't an array of the image's size.
+
+Shapes: n images in a request, N objects of an image, C classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.serve.asked import Asked
+from clipmill.serve.codecs import DATATYPES
+from clipmill.serve.options import Options
+from clipmill.serve.refusal import BadRequestError
+from clipmill.serve.served import Item, Served, Tensors, refuse_words
+from clipmill.tasks.contract import OutputSpec, Prediction
+from clipmill.tasks.palette import class_palette
+from clipmill.tasks.predictor import Predictor
+
+
+class PredictionServed(Served):
+    """The arrays that a task names, with ``counts`` where each image has a number of its own."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self.card = predictor.card
+        self.kind = predictor.task.name
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """Encoded images."""
+        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """The task's arrays, all images' together."""
+        described = [
+            {
+                "name": output.name,
+                "datatype": DATATYPES[output.dtype],
+                "shape": [-1] * (len(output.shape) + (not _is_counted(output))),
+            }
+            for output in self._predictor.outputs
+        ]
+        if any(_is_counted(output) for output in self._predictor.outputs):
+            described.append({"name": "counts", "datatype": "INT64", "shape": [-1]})
+        return described
+
+    def describe(self) -> dict[str, Any]:
+        """Units and axes of the arrays; class names and colours."""
+        outputs, classes = self._predictor.outputs, list(self._predictor.classes)
+        return {
+            "outputs": [
+                {"name": o.name, "unit": o.unit, "axes": [str(axis) for axis in o.shape]}
+                for o in outputs
+            ],
+            "codings": ["raw"],
+            "classes": classes,
+            "palette": class_palette(len(classes)).tolist() if classes else [],
+        }
+
+    def check(self, asked: Asked, options: Options) -> None:
+        """Images alone, raw answers alone."""
+        refuse_words(asked)
+        if options.output != "raw":
+            raise BadRequestError("parameter", f"{self.kind} answers 'raw' alone")
+
+    def predict(self, items: Sequence[Item]) -> list[Any]:
+        """A prediction for each image."""
+        return list(self._predictor.predict(cast("Sequence[NDArray[np.uint8]]", items)))
+
+    def answer(self, asked: Asked, results: Sequence[Any], options: Options) -> Tensors:
+        """Arrays of all images together; see :func:`together`."""
+        del asked, options
+        return together(self._predictor.outputs, results)
+
+    def answer_each(
+        self, asked: Asked, results: Sequence[Any], options: Options
+    ) -> list[dict[str, Any]]:
+        """Each image's own arrays."""
+        del asked, options
+        return [dict(prediction) for prediction in results]
+
+
+def together(outputs: Sequence[OutputSpec], predictions: Sequence[Prediction]) -> Tensors:
+    """Arrays of several images as one each.
+
+    What an image has N of comes end to end, with ``counts`` (n,): how many are each image's.
+
+    Raises:
+        BadRequestError: the images' sizes differ, and so do their masks'.
+    """
+    tensors: Tensors = {}
+    for output in outputs:
+        arrays = [prediction[output.name] for prediction in predictions]
+        counted = _is_counted(output)
+        if len({array.shape[1:] if counted else array.shape for array in arrays}) > 1:
+            raise BadRequestError(
+                "image_shape", f"{output.name!r} needs images of one size in a V2 request"
+            )
+        tensors[output.name] = np.concatenate(arrays) if counted else np.stack(arrays)
+        if counted:
+            tensors["counts"] = np.array([len(array) for array in arrays], np.int64)
+    return tensors
+
+
+def _is_counted(output: OutputSpec) -> bool:
+    """Whether the first axis is a number that each image has for itself."""
+    return output.shape[0] not in {"H", "W", "C"} and isinstance(output.shape[0], str)
