@@ -27,11 +27,12 @@ def kustomize_files(chart: Path) -> dict[str, str]:
         folder = f"overlays/{name}"
         made[f"{folder}/kustomization.yaml"] = yaml_text(
             _kustomization(
-                resources=["../../base", "added.yaml"], patches=[{"path": "changed.yaml"}]
+                # One by one: several in a file crash older kustomize where one of them deletes.
+                resources=["../../base", "added.yaml"],
+                patches=[{"patch": yaml_text(patch)} for patch in patches],
             )
         )
         made[f"{folder}/added.yaml"] = yaml_text(*added)
-        made[f"{folder}/changed.yaml"] = yaml_text(*patches)
     return made
 
 
