@@ -46,8 +46,11 @@ REASONS = {
 
 def start(folder, images):
     options = f"folder=Path({str(folder)!r}), images=Path({str(images)!r}), overrides={OVERRIDES!r}"
+    # A shell that starts the tests in the background has SIGINT ignored by all that come of them.
     code = f"""
+import signal
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from clipmill.demo import DemoOptions, show_demo
 show_demo(DemoOptions({options}), as_json=True)
 """
