@@ -7,6 +7,6 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def shard(source: str, recipe: str, overrides: list, store: str, run: str, label: str = "") -> str:
     """Cut ``source`` into shards; the dataset's URI."""
-    from clipmill.recipes.run import shard as stage
+    from clipmill.recipes.run_data import shard as stage
 
     return stage(recipe, overrides, source, store, run, label)

@@ -14,7 +14,7 @@ def source(pairs: str, recipe: str, overrides: list, store: str, run: str) -> Na
     from typing import NamedTuple
 
     from clipmill.data.scenes import source as files
-    from clipmill.recipes.run import scenes as stage
+    from clipmill.recipes.run_data import scenes as stage
 
     drawn = stage(recipe, overrides, store, run)
     names = (files.PAIRS, files.CAPTIONING, files.SEGMENTATION, files.DEPTH)

@@ -12,8 +12,9 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.loop import train
 from clipmill.errors import ConfigError
+from clipmill.models.retrieval import recall
 from clipmill.pretrain.clip_objective import ClipObjective
-from clipmill.pretrain.in_training_evaluation import InTrainingConfig, clip_evaluations, recall
+from clipmill.pretrain.in_training_evaluation import InTrainingConfig, clip_evaluations
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from clipmill.data.dataset import Dataset
 from clipmill.models.checkpoint import read_card
-from clipmill.recipes import run
+from clipmill.recipes import run, run_data
 from clipmill.stages import EVENTS_VARIABLE, read_stages
 from clipmill.storage import join, lineage, read_json
 
@@ -37,16 +37,18 @@ def journey(tmp_path_factory):
 
 
 def _all_stages(store, name):
-    made = {"scenes": run.scenes("scenes-miniature", SCENES, store, name)}
+    made = {"scenes": run_data.scenes("scenes-miniature", SCENES, store, name)}
     folder = made["scenes"]
     for label, tar in (("", "pairs.tar"), ("good", "captioning.tar")):
         shards = ["samples_per_shard=5"]
-        made[f"shard {label}"] = run.shard(
+        made[f"shard {label}"] = run_data.shard(
             "shards-miniature", shards, join(folder, tar), store, name, label
         )
-    made["captioner"] = run.train_captioner("coca-miniature", COCA, made["shard good"], store, name)
+    made["captioner"] = run_data.train_captioner(
+        "coca-miniature", COCA, made["shard good"], store, name
+    )
     dataset = made["shard "]
-    layer = made["layer"] = run.recaption(
+    layer = made["layer"] = run_data.recaption(
         "recaption-miniature", ["num_threads=1"], dataset, made["captioner"], store, name
     )
     for captions in ("real", "synthetic", "both"):
@@ -87,8 +89,8 @@ def test_finding_a_result_loads_nothing_heavy(journey):
     ]
     code = f"""
 import json, sys
-from clipmill.recipes import run
-found = [getattr(run, name)(*arguments) for name, arguments in {calls!r}]
+from clipmill.recipes import run, run_data
+found = [getattr(run if hasattr(run, name) else run_data, name)(*arguments) for name, arguments in {calls!r}]
 heavy = [m for m in ("torch", "open_clip", "timm", "kserve", "mmseg") if m in sys.modules]
 print(json.dumps([found, heavy]))
 """

@@ -12,7 +12,7 @@ from clipmill.data.select_rule import SelectConfig
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, read_card, save_checkpoint
 from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
-from clipmill.recipes import run
+from clipmill.recipes import run, run_data
 from clipmill.recipes.registry import RECIPES
 from clipmill.storage import join, lineage
 
@@ -31,15 +31,15 @@ def journey(tmp_path_factory):
     store = str(folder / "store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPMILL_CACHE", str(folder / "cache"))
-        scenes = run.scenes("scenes-miniature", SCENES, store)
+        scenes = run_data.scenes("scenes-miniature", SCENES, store)
         small = ["samples_per_shard=16"]
-        dataset = run.shard("shards-miniature", small, join(scenes, "pairs.tar"), store)
+        dataset = run_data.shard("shards-miniature", small, join(scenes, "pairs.tar"), store)
         opened = Dataset.open(dataset)
         uids = [uid for index in range(len(opened.shards)) for uid in opened.uids(index)]
         captions = [f"a scene with number {n}" for n in range(len(uids))]
         table = pa.table({"uid": uids[::-1], "text": captions})
         pq.write_table(table, folder / "captions.parquet")
-        layer = run.import_layer(
+        layer = run_data.import_layer(
             dataset, "captions/x", [str(folder / "captions.parquet")], columns=["captions=text"]
         )
         torch.manual_seed(0)
@@ -49,9 +49,9 @@ def journey(tmp_path_factory):
         concepts = f"concepts.concepts={folder / 'concepts'}"
         layers = [
             layer,
-            *run.score("score-basic", [], dataset, ""),
-            *run.score("score-clip", [], dataset, "", model=judge),
-            *run.score("score-concepts", [concepts], dataset, ""),
+            *run_data.score("score-basic", [], dataset, ""),
+            *run_data.score("score-clip", [], dataset, "", model=judge),
+            *run_data.score("score-concepts", [concepts], dataset, ""),
         ]
         yield folder, dataset, layers
 
@@ -69,10 +69,10 @@ def rows_of(dataset, layer, folder):
 )
 def test_every_rule_runs(journey, name):
     folder, dataset, _ = journey
-    layer = run.select(name, [], dataset, "")
+    layer = run_data.select(name, [], dataset, "")
     table = rows_of(dataset, layer, folder)
     assert len(table) == 40
-    assert run.select(name, [], dataset, "") == layer
+    assert run_data.select(name, [], dataset, "") == layer
     kept = np.array(table["keep"].to_pylist())
     if name == "select-clip-top30":
         assert kept.sum() == 13  # the place int(40 * 0.3), counted from 0, is in
@@ -84,7 +84,7 @@ def test_every_rule_runs(journey, name):
 
 def test_an_encoder_trains_on_what_was_chosen(journey):
     folder, dataset, _ = journey
-    layer = run.select("select-mixed-captions", [], dataset, "")
+    layer = run_data.select("select-mixed-captions", [], dataset, "")
     small = ["train.steps=2", "train.batch_size=4", "train.log_steps=1"]
     tower = ["model.vision.image_size=32", "model.text.vocab_size=600"]
     uri = run.pretrain(
@@ -110,5 +110,5 @@ def test_parts_of_a_score(journey):
     _, dataset, layers = journey
     for start, stop in ((0, 0), (-1, 1), (0, 99)):
         with pytest.raises(ConfigError, match="the range of shards was"):
-            run.score("score-basic", [], dataset, "", start=start, stop=stop)
-    assert run.score("score-basic", [], dataset, "", start=0, stop=1) == layers[1:3]
+            run_data.score("score-basic", [], dataset, "", start=start, stop=stop)
+    assert run_data.score("score-basic", [], dataset, "", start=0, stop=1) == layers[1:3]

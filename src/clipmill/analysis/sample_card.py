@@ -88,7 +88,7 @@ def _of_kind(columns: Mapping[str, Distribution], kind: str) -> Distribution | N
 
 
 def _score(name: str, value: float | None, distribution: Distribution | None) -> Html:
-    if value is None or value != value:  # noqa: PLR0124  # NaN
+    if value is None:
         return tag("li", tag("span", name, class_="name"), tag("span", "missing", class_="missing"))
     gauge: Html | str = ""
     if distribution and distribution.count:
@@ -106,10 +106,10 @@ def _about(details: SampleDetails, scores: Scores) -> Html:
     for name, value in details.scores.items():
         layer, _, column = name.partition(": ")
         distribution = scores.get(layer, {}).get(column)
-        shown = "missing" if value is None or value != value else number(value)  # noqa: PLR0124
+        shown = "missing" if value is None else number(value)
         share = (
             f", above {share_below(value, distribution):.0%}"
-            if shown != "missing" and value is not None and distribution and distribution.count
+            if value is not None and distribution and distribution.count
             else ""
         )
         parts.append(tag("span", f"{name} {shown}{share}"))

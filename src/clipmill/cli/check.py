@@ -21,7 +21,7 @@ def check(
     """Look at every file of a task's data; exit code 2 if training couldn't use it."""
     from clipmill.recipes import run
 
-    found = run.data_check(task, data_uri, encoder=encoder, name=recipe, model=model)
+    found = run.check_data(task, data_uri, encoder=encoder, name=recipe, model=model)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found) | {"is_fit": found.is_fit}, indent=2))
     else:

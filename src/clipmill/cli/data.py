@@ -23,7 +23,7 @@ data.command("check")(check.check)
 @data.command("scenes")
 def data_scenes(store: Store, recipe: str = "scenes-miniature", sets: Set = None) -> None:
     """Draw procedural scenes with captions and labels."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     typer.echo(run.scenes(recipe, sets or [], store))
 
@@ -36,7 +36,7 @@ def data_plan(
     sets: Set = None,
 ) -> None:
     """Fix which part of a source each shard holds; prints the URI that the dataset will have."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     typer.echo(run.plan(recipe, sets or [], source, store))
 
@@ -61,7 +61,7 @@ def data_shard(
     Plain `shard SOURCE --store URI` does it all. With many workers: `plan` once, then
     `shard --plan URI --worker I/N` in each, then `finish`.
     """
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     if plan:
         typer.echo(run.shard_part(plan, worker=worker, start=start, stop=stop))
@@ -76,7 +76,7 @@ def data_finish(
     dataset: Annotated[str, typer.Argument(help="URI of a planned dataset, all shards made.")],
 ) -> None:
     """List a planned dataset's shards, find doubles, and add the source's layers."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     typer.echo(run.finish(dataset))
 
@@ -89,7 +89,7 @@ def data_train_captioner(
     sets: Set = None,
 ) -> None:
     """Train a CoCa captioner."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     typer.echo(run.train_captioner(recipe, sets or [], dataset, store))
 
@@ -102,7 +102,7 @@ def data_teacher(
     sets: Set = None,
 ) -> None:
     """Embed pictures and captions with a teacher ensemble, as a layer; prints its name."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     typer.echo(run.teacher(recipe, sets or [], dataset, captions, store=""))
 
@@ -123,7 +123,7 @@ def data_recaption(
     sets: Set = None,
 ) -> None:
     """Write synthetic captions as a layer beside a dataset's shards; prints the layer's name."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     layer = run.recaption(recipe, sets or [], dataset, captioner, "", start=start, stop=stop)
     typer.echo(layer)
@@ -141,7 +141,7 @@ def data_score(
     sets: Set = None,
 ) -> None:
     """Measure pictures and captions as layers; prints their names."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     layers = run.score(recipe, sets or [], dataset, "", model=model, start=start, stop=stop)
     typer.echo("\n".join(layers))
@@ -158,7 +158,7 @@ def data_select(
     sets: Set = None,
 ) -> None:
     """Judge a dataset's samples by their scores, for views to follow; prints the layer's name."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     typer.echo(run.select(recipe, sets or [], dataset, store="", layers=layer or []))
 
@@ -176,7 +176,7 @@ def data_import_layer(
     missing: Annotated[str, typer.Option(help="Samples without a row: error or fill.")] = "error",
 ) -> None:
     """Join other tools' tables to a dataset by uid, as a layer."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
     made = run.import_layer(
         dataset, layer, files, uid_column=uid_column, columns=column or [], missing=missing

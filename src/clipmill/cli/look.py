@@ -18,9 +18,9 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """Count pairs, measure captions and pictures, draw scores; by kind and layer."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
-    found = run.data_stats(dataset, max_shards=shards)
+    found = run.stats(dataset, max_shards=shards)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
         return
@@ -44,9 +44,9 @@ def view(
 
     Random ones, unless --uid, --best or --worst says which.
     """
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
-    page = run.data_view(dataset, uids=uid or [], best=best, worst=worst, count=count, seed=seed)
+    page = run.view(dataset, uids=uid or [], best=best, worst=worst, count=count, seed=seed)
     output.write_text(page, encoding="utf-8")
     typer.echo(str(output))
 
@@ -59,9 +59,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every digest, count and uid of a dataset; exit code 1 if it's damaged."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
-    found = run.data_verify(dataset, contents=not sizes_only)
+    found = run.verify(dataset, contents=not sizes_only)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
@@ -85,6 +85,6 @@ def export(
     sets: Set = None,
 ) -> None:
     """Bake captions into plain WebDataset tars for open_clip; prints their folder's URI."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_data as run
 
-    typer.echo(run.data_export(recipe, sets or [], dataset, store, captions=captions, layer=layer))
+    typer.echo(run.export(recipe, sets or [], dataset, store, captions=captions, layer=layer))

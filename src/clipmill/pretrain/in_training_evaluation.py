@@ -15,6 +15,7 @@ from clipmill.data.reader import read_shard
 from clipmill.data.view import View, in_fraction
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.models.center_resize import center_resize
+from clipmill.models.retrieval import recall
 from clipmill.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from clipmill.engine.evaluation import Evaluation
     from clipmill.engine.objective import Objective
 
-_RANKS = (1, 5, 10)
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
@@ -85,21 +85,6 @@ def clip_evaluations(
 
         found.append(Evaluation(name="zero-shot", every_steps=config.every_steps, judge=zero_shot))
     return tuple(found)
-
-
-def recall(image_BD: "Tensor", text_BD: "Tensor") -> dict[str, float]:
-    """Share of pairs whose partner is among the nearest 1, 5, 10, both ways.
-
-    A tie counts against: a model that maps everything to one place finds nothing.
-    """
-    found = {}
-    similarity_BB = image_BD @ text_BD.T
-    for name, rows_BB in (("image_to_text", similarity_BB), ("text_to_image", similarity_BB.T)):
-        own_B1 = rows_BB.diagonal()[:, None]
-        better_B = (rows_BB >= own_B1).sum(1) - 1
-        for rank in _RANKS:
-            found[f"{name}_r{rank}"] = float((better_B < rank).float().mean())
-    return found
 
 
 def _image_encoder(objective: Any, images_B3HW: "Tensor") -> "Tensor":
