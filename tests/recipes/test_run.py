@@ -90,7 +90,8 @@ def test_finding_a_result_loads_nothing_heavy(journey):
     code = f"""
 import json, sys
 from clipmill.recipes import run, run_data
-found = [getattr(run if hasattr(run, name) else run_data, name)(*arguments) for name, arguments in {calls!r}]
+stages = {{**vars(run_data), **vars(run)}}
+found = [stages[name](*arguments) for name, arguments in {calls!r}]
 heavy = [m for m in ("torch", "open_clip", "timm", "kserve", "mmseg") if m in sys.modules]
 print(json.dumps([found, heavy]))
 """
