@@ -18,8 +18,8 @@ from clipmill.data.augmentation import (
     draw_crop,
 )
 from clipmill.data.decode import EncodedImage
-from clipmill.data.images import decode_rgb
 from clipmill.data.scenes import SceneConfig, draw
+from clipmill.images import decode_rgb
 from clipmill.models.center_resize import center_resize
 
 

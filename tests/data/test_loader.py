@@ -16,12 +16,12 @@ from torch import Tensor
 
 from clipmill.data import loader as loader_module
 from clipmill.data.dataset import Dataset
-from clipmill.data.images import decode_rgb
 from clipmill.data.loader import LoaderConfig, PairBatch, PairLoader
 from clipmill.data.order import EpochOrder
 from clipmill.data.reader import read_shard
 from clipmill.data.view import View, ViewConfig, in_fraction
 from clipmill.errors import ArtifactError, ConfigError
+from clipmill.images import decode_rgb
 
 MakeDataset = Callable[..., Dataset]
 AddCaptions = Callable[[Dataset, str], Dataset]

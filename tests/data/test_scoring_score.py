@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.images import decode_rgb
 from clipmill.data.layers import read_layer
 from clipmill.data.reader import read_shard
 from clipmill.data.scoring import score as score_module
@@ -23,6 +22,7 @@ from clipmill.data.scoring.score import ScoreConfig, score
 from clipmill.data.scoring.text import TextScoreConfig, language_of
 from clipmill.digest import sha256_bytes
 from clipmill.errors import ArtifactError, BadSampleError, ConfigError
+from clipmill.images import decode_rgb
 from clipmill.models.center_resize import center_resize
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.models.normalization import Normalize

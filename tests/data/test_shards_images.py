@@ -11,12 +11,12 @@ from PIL import Image
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.image_check import ImageLimits, check_image
-from clipmill.data.images import decode_rgb
 from clipmill.data.pairs import Pair
 from clipmill.data.reader import read_shard
 from clipmill.data.shard_tar import TarWriter
 from clipmill.data.shards import ShardConfig, shard
 from clipmill.errors import BadSampleError
+from clipmill.images import decode_rgb
 
 LIMITS = ImageLimits(max_pixels=10_000_000, min_side=1)
 

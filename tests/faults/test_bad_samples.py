@@ -11,12 +11,12 @@ from bad_samples import GOOD, KINDS, write_corpus
 
 from clipmill.data.dataset import Dataset, read_sidecar
 from clipmill.data.export import ExportConfig, export
-from clipmill.data.images import decode_rgb
 from clipmill.data.layers import commit_layer, write_layer_shard
 from clipmill.data.reader import read_shard
 from clipmill.data.shards import ShardConfig, shard
 from clipmill.data.stats import dataset_stats
 from clipmill.data.verify import verify
+from clipmill.images import decode_rgb
 
 CONFIG = ShardConfig(samples_per_shard=100, min_side=8)
 

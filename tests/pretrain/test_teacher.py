@@ -10,7 +10,6 @@ from tiny import CLIP
 
 from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.images import decode_rgb
 from clipmill.data.layers import read_layer
 from clipmill.data.reader import read_shard
 from clipmill.data.stored_augmentation import ReplayTransform, StoredAugmentationConfig, replay
@@ -21,6 +20,7 @@ from clipmill.engine.distributed import Ranks
 from clipmill.engine.result import read_log
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.errors import ConfigError
+from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
 from clipmill.models.towers import VisionConfig, build_clip
 from clipmill.pretrain.clip import PretrainConfig, pretrain

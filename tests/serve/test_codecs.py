@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipmill.data.images import decode_rgb
+from clipmill.images import decode_rgb
 from clipmill.serve.codecs import decode_source, sources_in_tensor
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.refusal import BadRequestError

@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipmill.cli import app
-from clipmill.data.images import decode_rgb
 from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers
 from clipmill.errors import ArtifactError, ConfigError, SourceError
+from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.models.retrieval import recall
 from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip

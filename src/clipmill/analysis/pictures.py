@@ -6,7 +6,7 @@ import io
 from PIL import Image
 
 from clipmill.analysis.page import Html, tag
-from clipmill.data.images import decode_rgb
+from clipmill.images import decode_rgb
 
 _MAX_SIDE = 384
 """Pixels of the longer side that are kept: what the page shows at most, on a dense screen."""

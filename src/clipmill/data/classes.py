@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipmill.data.images import decode_rgb
 from clipmill.errors import SourceError
+from clipmill.images import decode_rgb
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 

@@ -13,8 +13,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.data.images import MAX_PIXELS, decode_rgb, image_size
 from clipmill.errors import BadSampleError
+from clipmill.images import MAX_PIXELS, decode_rgb, image_size
 
 REDUCTIONS = (8, 4, 2, 1)
 """How many pixels of a side may become one while decoding, most first."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import simplejpeg
 from PIL import ExifTags, Image
 
-from clipmill.data.images import decode_rgb, image_size
 from clipmill.errors import BadSampleError
+from clipmill.images import decode_rgb, image_size
 
 _SCALE = 8
 _JPEG = b"\xff\xd8"

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.data.images import decode_rgb
 from clipmill.errors import SourceError
+from clipmill.images import decode_rgb
 
 IGNORED = 255
 _MILLIMETRES = 1000

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from clipmill.data.images import decode_rgb
 from clipmill.errors import BadSampleError, SourceError
+from clipmill.images import decode_rgb
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,11 +24,11 @@ from clipmill.data.captioners import (
     open_captioner,
 )
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.images import decode_rgb
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
 from clipmill.data.reader import ShardReader, read_shard
 from clipmill.data.recaption_parts import drop_part, read_part, write_part
 from clipmill.errors import BadSampleError, ClipmillError
+from clipmill.images import decode_rgb
 from clipmill.stages import Report
 from clipmill.storage import open_store
 from clipmill.telemetry import caption_metrics

@@ -4,7 +4,7 @@ import io
 
 from PIL import Image
 
-from clipmill.data.images import decode_rgb
+from clipmill.images import decode_rgb
 
 # Pillow shrinks by a whole factor first where that can't be seen in the result.
 _REDUCING_GAP = 3.0

@@ -16,13 +16,13 @@ from typing import Literal
 from clipmill.config import Config
 from clipmill.data.dataset import FORMAT, check_kind
 from clipmill.data.image_check import ImageLimits
-from clipmill.data.images import MAX_PIXELS
 from clipmill.data.pairs import Admission
 from clipmill.data.sources import Identity, Source, Split, open_source
 from clipmill.data.sources.contract import ReadListing
 from clipmill.data.sources.listing import LISTING
 from clipmill.digest import canonical_json, digest_json
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError, SourceError
+from clipmill.images import MAX_PIXELS
 from clipmill.storage import join, open_store, read_json, write_json
 
 PLAN = "plan.json"

@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from clipmill.config import Config
 from clipmill.data.augmentation import RandomResizedCropConfig
-from clipmill.data.images import decode_rgb
+from clipmill.images import decode_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,10 +8,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.data.images import decode_rgb
 from clipmill.data.shard_tar import index_tar
 from clipmill.data.verify_file import Fault
 from clipmill.errors import ArtifactError, BadSampleError
+from clipmill.images import decode_rgb
 
 # Samples that are named; the others are counted.
 _NUM_NAMED = 5

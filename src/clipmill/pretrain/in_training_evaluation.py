@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.config import Config
 from clipmill.data.dataset import cache_folder
-from clipmill.data.images import decode_rgb
 from clipmill.data.reader import read_shard
 from clipmill.data.view import View, in_fraction
 from clipmill.errors import BadSampleError, ConfigError
+from clipmill.images import decode_rgb
 from clipmill.models.center_resize import center_resize
 from clipmill.models.retrieval import recall
 from clipmill.models.tokenizer import Tokenizer

@@ -19,12 +19,12 @@ from PIL import Image
 
 from clipmill.config import Config
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.images import decode_rgb
 from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
 from clipmill.data.reader import read_shard
 from clipmill.data.stored_augmentation import StoredAugmentationConfig, draw_augmentation, replay
 from clipmill.digest import digest_json
 from clipmill.errors import ConfigError
+from clipmill.images import decode_rgb
 from clipmill.pretrain.start import find_start
 from clipmill.stages import Report
 from clipmill.storage import Parent

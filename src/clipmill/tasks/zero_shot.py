@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.data.images import decode_rgb
 from clipmill.data.scoring.clip import ClipTowers, clip_parent
 from clipmill.errors import BadSampleError, SourceError
+from clipmill.images import decode_rgb
 from clipmill.stages import Report
 from clipmill.tasks.zero_shot_config import ZeroShotConfig
 from clipmill.tasks.zero_shot_data import ClassPictures, open_pictures

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.images import decode_rgb
 from clipmill.data.reader import read_shard
 from clipmill.data.scoring.clip import ClipTowers, clip_parent
 from clipmill.data.sources import Source, open_source
 from clipmill.errors import BadSampleError, SourceError
+from clipmill.images import decode_rgb
 from clipmill.models.retrieval import recall
 from clipmill.stages import Report
 from clipmill.storage import Parent, exists, join

@@ -15,7 +15,6 @@ from PIL import Image
 from clipmill.config import Config
 from clipmill.data.cache import is_remote, trim
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.images import decode_rgb
 from clipmill.data.layer_names import find_layer
 from clipmill.data.layer_rows import REAL
 from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
@@ -27,6 +26,7 @@ from clipmill.data.scoring.image import ImageScoreConfig, ImageScorer
 from clipmill.data.scoring.text import TextScoreConfig, TextScorer
 from clipmill.digest import digest_json
 from clipmill.errors import BadSampleError, ConfigError
+from clipmill.images import decode_rgb
 from clipmill.stages import Report
 from clipmill.telemetry import data_metrics
 

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipmill.data.images import image_size
 from clipmill.data.labelled_coco import coco_split
+from clipmill.images import image_size
 from clipmill.stages import Report
 from clipmill.tasks.checks.findings import Findings
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipmill.data.images import MAX_PIXELS, decode_rgb, image_size
 from clipmill.errors import BadSampleError
+from clipmill.images import MAX_PIXELS, decode_rgb, image_size
 
 WIDTH, HEIGHT = 37, 21
 

@@ -44,18 +44,23 @@ def decode_rgb(data: bytes) -> Image.Image:
     """Return the decoded picture in mode RGB, upright (EXIF orientation applied).
 
     Transparent pixels are laid over white, and 16-bit grey is scaled to 8 bits. Raises
-    BadSampleError (``unreadable-image``) if any part of the file can't be decoded.
+    BadSampleError (``unreadable-image``) if any part of the file can't be decoded, or the decoder
+    sees another size than ``image_size``.
     """
+    size = image_size(data)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
-            return _to_rgb(upright)
+            if image.size == size:
+                image.load()
+                upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
+                return _to_rgb(upright)
     except UnidentifiedImageError as error:
         # Pillow's words hold the address of a buffer, and records must be the same in every run.
         raise BadSampleError("unreadable-image", "not a picture behind its header") from error
     except Exception as error:  # decoders raise whatever a broken file provokes
         raise BadSampleError("unreadable-image", str(error)) from error
+    # Whoever judged the file by its size looked at another picture.
+    raise BadSampleError("unreadable-image", "its headers disagree about its size")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
