@@ -66,7 +66,7 @@ def by_hand(
     coca: torch.nn.Module, pictures: list[Image.Image], config: GenerateConfig
 ) -> list[list[str]]:
     """Texts of each picture, as a script around open_clip would make them."""
-    tokenizer = SMALL.clip.text.tokenizer()
+    tokenizer = SMALL.clip.text.tokenizer(is_padded=True)
     size = SMALL.clip.vision.image_size
     pixels = torch.from_numpy(np.stack([center_resize(picture, size) for picture in pictures]))
     images = Normalize()(pixels.permute(0, 3, 1, 2).float() / 255)

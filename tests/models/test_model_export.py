@@ -40,7 +40,7 @@ def test_open_clip_loads_both_towers_with_equal_outputs(tmp_path, images, config
     ours = saved(tmp_path / "ours", config)
     made = export(str(tmp_path / "ours"), tmp_path / "out", "open_clip")
     theirs, preprocess = open_clip.create_model_from_pretrained(made.name)
-    tokens = config.text.tokenizer()(["a red cube", "two balls"])
+    tokens = config.text.tokenizer(is_padded=True)(["a red cube", "two balls"])
     with torch.no_grad():
         found, expected = theirs.eval()(images, tokens), ours(images, tokens)
     names = ("image_features", "text_features", "logit_scale")
@@ -56,7 +56,7 @@ def test_open_clips_tokenizer_gives_our_ids_where_the_vocabulary_is_whole(tmp_pa
     made = export(str(tmp_path / "ours"), tmp_path / "out", "open_clip")
     texts = ["A red cube, on a blue ground.", "naïve café"]
     found = open_clip.get_tokenizer(made.name)(texts)
-    assert torch.equal(found, FULL_VOCABULARY.text.tokenizer()(texts))
+    assert torch.equal(found, FULL_VOCABULARY.text.tokenizer(is_padded=True)(texts))
 
 
 @pytest.mark.parametrize("config", [CLIP, NO_INPUT_NORM])

@@ -64,6 +64,15 @@ def test_a_long_text_is_cut_and_still_ends(vocab_size):
     assert tokenizer.decode(tokens) == "a b c d e f"
 
 
+@pytest.mark.parametrize(("num_words", "length"), [(1, 8), (6, 8), (7, 16), (40, 20)])
+def test_trimmed_a_batch_is_as_long_as_its_longest_text(num_words, length):
+    texts = ["a", " ".join("a" * num_words), ""]
+    whole = Tokenizer(vocab_size=600, context_length=20)(texts)
+    trimmed = Tokenizer(vocab_size=600, context_length=20, is_trimmed=True)(texts)
+    assert torch.equal(trimmed, whole[:, :length])
+    assert not whole[:, length:].any()
+
+
 def test_fewer_merges_need_more_tokens():
     lengths = []
     for size in SIZES:

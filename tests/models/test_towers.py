@@ -135,3 +135,26 @@ def test_every_parameter_of_coca_is_trained():
     captioning = F.cross_entropy(found["logits"].transpose(1, 2), found["labels"])
     (contrastive + captioning).backward()
     assert [n for n, p in coca.named_parameters() if p.grad is None] == []
+
+
+def test_trimmed_texts_embed_as_padded_ones_do_in_open_clip():
+    torch.manual_seed(0)
+    clip = build_clip(CLIP).eval()
+    texts = ["a cube", "b", "!"]
+    padded = CLIP.text.tokenizer(is_padded=True)(texts)
+    trimmed = CLIP.text.tokenizer()(texts)
+    assert trimmed.shape[1] < padded.shape[1]
+    with torch.no_grad():
+        expected = open_clip.CLIP.encode_text(clip, padded, normalize=True)
+        found = clip.encode_text(trimmed, normalize=True)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_a_tower_that_sees_padding_gets_it():
+    both_ways = replace(CLIP, text=replace(CLIP.text, is_causal=False))
+    tokens = both_ways.text.tokenizer()(["a cube"])
+    assert tokens.shape[1] == both_ways.text.context_length
+    torch.manual_seed(0)
+    clip = build_clip(both_ways).eval()
+    with torch.no_grad():
+        assert torch.equal(clip.encode_text(tokens), open_clip.CLIP.encode_text(clip, tokens))

@@ -20,14 +20,25 @@ if TYPE_CHECKING:
 CLIP_VOCAB_SIZE = 49408
 _NUM_BYTE_SYMBOLS = 512
 _NUM_SPECIAL = 2
+_LENGTH_STEP = 8
 # The web has tens of millions of distinct words, and open_clip would remember each it meets.
 _REMEMBERED_WORDS = 100_000
 
 
 class Tokenizer:
-    """Text to token ids and back; immutable, picklable."""
+    """Text to token ids and back; immutable, picklable.
 
-    def __init__(self, *, vocab_size: int = CLIP_VOCAB_SIZE, context_length: int = 77) -> None:
+    With ``is_trimmed`` a batch is only as long as its longest text: a causal tower computes
+    nothing else from what comes after a text's end.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = CLIP_VOCAB_SIZE,
+        context_length: int = 77,
+        is_trimmed: bool = False,
+    ) -> None:
         if not _NUM_BYTE_SYMBOLS + _NUM_SPECIAL <= vocab_size <= CLIP_VOCAB_SIZE:
             raise ConfigError(
                 f"vocab_size was {vocab_size}",
@@ -36,14 +47,22 @@ class Tokenizer:
             )
         self.vocab_size = vocab_size
         self.context_length = context_length
+        self.is_trimmed = is_trimmed
         self.pad_id = 0
         self.start_id = vocab_size - 2
         self.end_id = vocab_size - 1
 
     def __call__(self, texts: Sequence[str]) -> "torch.Tensor":
-        """Token ids (B, T) int64: start, text cut to fit, end, then ``pad_id``."""
+        """Token ids (B, T) int64: start, text cut to fit, end, then ``pad_id``.
+
+        T is the context's length or, trimmed, a multiple of 8 (which matrix units like, and
+        which keeps the number of shapes small) up to it.
+        """
         tokens_BT: torch.Tensor = _bpe(self.vocab_size)(list(texts), self.context_length)
-        return tokens_BT
+        if not self.is_trimmed or not len(tokens_BT):
+            return tokens_BT
+        longest = int((tokens_BT == self.end_id).int().argmax(dim=1).max()) + 1
+        return tokens_BT[:, : -(-longest // _LENGTH_STEP) * _LENGTH_STEP].contiguous()
 
     def decode(self, tokens_T: "torch.Tensor") -> str:
         """The text between start and end."""

@@ -62,9 +62,13 @@ class TextConfig(Config):
     is_causal: bool = True
     """Whether a token sees only those before it; MobileCLIP's see all."""
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer whose ids this tower reads."""
-        return Tokenizer(vocab_size=self.vocab_size, context_length=self.context_length)
+    def tokenizer(self, *, is_padded: bool = False) -> Tokenizer:
+        """The tokenizer whose ids this tower reads; ``is_padded`` always fills the context."""
+        return Tokenizer(
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            is_trimmed=self.is_causal and not is_padded,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,16 +120,16 @@ class CocaConfig(Config):
 
 
 def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> Any:
-    """open_clip's CLIP: ``encode_image``, ``encode_text`` (both give (B, D)), ``logit_scale``.
+    """A :class:`~clipmill.models.clip.Clip` of the config's towers.
 
     Raises:
         ConfigError: the image tower has no patches to drop.
     """
-    import open_clip
+    from clipmill.models.clip import Clip
 
     sigmoid = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}  # SigLIP, section 3.2
     try:
-        model = open_clip.CLIP(
+        model = Clip(
             embed_dim=config.embed_dim,
             vision_cfg=vision_kwargs(config.vision) | {"patch_dropout": options.patch_dropout},
             text_cfg=text_kwargs(config.text),

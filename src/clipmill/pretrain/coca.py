@@ -55,7 +55,7 @@ def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report
             config.load,
             config.train,
             crop=CropTransform(clip.vision.image_size, config.crop),
-            tokenizer=clip.text.tokenizer(),
+            tokenizer=clip.text.tokenizer(is_padded=True),
             here=here,
             cursor=cursor,
         ),

@@ -148,7 +148,7 @@ class CocaCaptioner:
         coca.load_state_dict(tensors)
         return Decoder(
             coca,
-            architecture.clip.text.tokenizer(),
+            architecture.clip.text.tokenizer(is_padded=True),
             Normalize(),
             self._config,
             image_size=architecture.clip.vision.image_size,
