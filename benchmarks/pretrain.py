@@ -36,10 +36,13 @@ def updater(model: ClipConfig, config: TrainConfig, here: Ranks) -> Updater:
 def step_seconds(
     model: ClipConfig, config: TrainConfig, here: Ranks, steps: int
 ) -> dict[str, float]:
-    """Median seconds of a step on one kind of caption, and on both."""
+    """Median seconds of a step on one kind of caption and on both, of usual and of full lengths."""
     batches = {
-        "G": pairs(model, config.batch_size),
-        "G + S": pairs(model, config.batch_size, synthetic=True),
+        f"{kind}{lengths}": pairs(
+            model, config.batch_size, synthetic=kind == "G + S", is_padded=bool(lengths)
+        )
+        for lengths in ("", ", whole context")
+        for kind in ("G", "G + S")
     }
     updaters = {name: updater(model, config, here) for name in batches}
     laps: dict[str, list[float]] = {name: [] for name in batches}
@@ -110,7 +113,9 @@ def main() -> None:
         for name, value in seconds.items():
             table.add_row(name, f"{value:.2f}")
         console.print(table)
-        console.print(f"G + S / G step time: {seconds['G + S'] / seconds['G']:.2f}")
+        for lengths in ("", ", whole context"):
+            ratio = seconds[f"G + S{lengths}"] / seconds[f"G{lengths}"]
+            console.print(f"G + S / G step time{lengths}: {ratio:.2f}")
         flops = 3 * forward_flops(
             ClipObjective(model, here).to(here.device), pairs(model, options.batch)
         )

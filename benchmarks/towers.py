@@ -41,11 +41,18 @@ def hardware() -> str:
     )
 
 
-def pairs(config: ClipConfig, size: int, *, synthetic: bool = False, seed: int = 0) -> PairBatch:
-    """A batch of noise with captions of usual lengths."""
+def pairs(
+    config: ClipConfig,
+    size: int,
+    *,
+    synthetic: bool = False,
+    is_padded: bool = False,
+    seed: int = 0,
+) -> PairBatch:
+    """A batch of noise with captions of usual lengths, padded to the context if asked."""
     generator = torch.Generator().manual_seed(seed)
     side = config.vision.image_size
-    tokenizer = config.text.tokenizer()
+    tokenizer = config.text.tokenizer(is_padded=is_padded)
     texts = [f"{_CAPTIONS[i % len(_CAPTIONS)]} {i}" for i in range(size)]
     return PairBatch(
         images_B3HW=torch.randint(

@@ -2,9 +2,10 @@
 
 ``train`` of clipmill.engine and ``train_one_epoch`` of open_clip_train, whole, each in processes of
 its own that take turns, so that both meet the same machine and each has a peak of memory. open_clip
-gets its images normalised already, as its loader makes them; we normalise in the step. Prints
-medians, and the ratios of speed and memory: ``python benchmarks/train_step.py``. Where other work
-shares the machine, processor time is what can be compared.
+gets its images normalised already and its texts padded to the context, as its loader makes them;
+we normalise in the step, and our texts are as long as the batch's longest. Prints medians, and the
+ratios of speed and memory: ``python benchmarks/train_step.py``. Where other work shares the
+machine, processor time is what can be compared.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def open_clips(options: argparse.Namespace) -> list[Lap]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model: Any = build_clip(SMALL)
-    raw = pairs(SMALL, options.batch)
+    raw = pairs(SMALL, options.batch, is_padded=True)
     images = Normalize()(raw.images_B3HW.float() / 255)
     laps: list[Lap] = []
     num_steps = options.steps + _WARM
