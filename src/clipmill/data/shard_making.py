@@ -2,11 +2,10 @@
 
 import base64
 import io
-import itertools
-from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from clipmill.data.dataset import FORMAT, UNIQUE, Dataset, ShardInfo, read_sidecar, sidecar_uri
 from clipmill.data.layers import has_layer_shard, write_layer_shard
+from clipmill.data.ordered_map import ordered_map
 from clipmill.data.pairs import Pair
 from clipmill.data.shard_duplicates import FINGERPRINT
 from clipmill.data.shard_plan import ShardPlan
@@ -31,14 +31,17 @@ from clipmill.storage.local import LocalStore
 from clipmill.telemetry import data_metrics
 
 Read = Callable[[Entry], Pair]
-# Entries a thread takes at once: handing over one at a time costs as much as hashing it.
-_BATCH = 8
 
 
 def make_shard(
-    plan: ShardPlan, index: int, entries: Iterable[Entry], read: Read, pool: Executor, ahead: int
+    plan: ShardPlan,
+    index: int,
+    entries: Iterable[Entry],
+    read: Read,
+    pool: Executor,
+    num_threads: int,
 ) -> None:
-    """Put shard ``index``: the pool reads the entries, ``ahead`` batches before they're written.
+    """Put shard ``index``, its entries read by the ``num_threads`` of a pool.
 
     The tar goes first and its sidecar after, so a sidecar says "whole". Raises SourceError,
     StorageError.
@@ -50,7 +53,7 @@ def make_shard(
     rows: list[Any] = []
     with staged(store, tar_key(index)) as path, path.open("wb") as file:
         tar = TarWriter(file)
-        for origin, found in _in_order(pool, read, entries, ahead):
+        for origin, found in ordered_map(pool, num_threads, partial(_read_entry, read), entries):
             pair = found if isinstance(found, BadSampleError) else _unless_seen(found, uids)
             if isinstance(pair, BadSampleError):
                 bad = {"origin": origin, "reason": pair.reason, "detail": pair.detail}
@@ -186,25 +189,9 @@ def read_staged_rows(plan: ShardPlan, layer: str, index: int) -> pa.Table:
     return pq.read_table(io.BytesIO(data), use_threads=False)
 
 
-def _in_order(
-    pool: Executor, read: Read, entries: Iterable[Entry], ahead: int
-) -> Iterator[tuple[str, Pair | BadSampleError]]:
-    """Origin of each entry and what came of it; the pool is at most ``ahead`` batches ahead."""
-    iterator = iter(entries)
-    pending: deque[Future[list[tuple[str, Pair | BadSampleError]]]] = deque()
-    while batch := list(itertools.islice(iterator, _BATCH)):
-        pending.append(pool.submit(_read_batch, read, batch))
-        if len(pending) == ahead:
-            yield from pending.popleft().result()
-    for future in pending:
-        yield from future.result()
-
-
-def _read_batch(read: Read, batch: list[Entry]) -> list[tuple[str, Pair | BadSampleError]]:
-    results: list[tuple[str, Pair | BadSampleError]] = []
-    for entry in batch:
-        try:
-            results.append((entry.origin, read(entry)))
-        except BadSampleError as bad:  # one bad sample must not end its batch
-            results.append((entry.origin, bad))
-    return results
+def _read_entry(read: Read, entry: Entry) -> tuple[str, Pair | BadSampleError]:
+    """The entry's origin and what came of it: one bad sample must not end its shard."""
+    try:
+        return entry.origin, read(entry)
+    except BadSampleError as bad:
+        return entry.origin, bad

@@ -5,12 +5,12 @@ process, at any time, twice over; the store is all that workers share. What a wo
 already it passes over.
 """
 
-import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from clipmill.data.dataset import MANIFEST, Dataset
+from clipmill.data.ordered_map import default_threads
 from clipmill.data.shard_finish import finish_shards
 from clipmill.data.shard_making import is_whole, make_shard
 from clipmill.data.shard_plan import (
@@ -37,11 +37,6 @@ __all__ = [
     "shard_range",
     "worker_range",
 ]
-
-# Checking is most of the work, and all of it that runs in parallel.
-_MOST_THREADS = 4
-# Batches that wait for a thread, or for the one that writes, a thread.
-_AHEAD = 2
 
 
 def shard(
@@ -88,14 +83,14 @@ def shard_range(
         return  # a late worker: all shards were whole
     source = open_source(plan.source)
     read, listing = plan.config.admission.read, plan.read_listing
-    num_threads = num_threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    num_threads = num_threads or default_threads()
     total = sum(split.num_items for split in plan.splits(start, stop))
     done = 0
     with ThreadPoolExecutor(num_threads) as pool:
         for index, split in enumerate(plan.splits(start, stop), start):
             if not is_whole(plan, index):
                 entries = source.entries(split, listing)
-                make_shard(plan, index, entries, read, pool, _AHEAD * num_threads)
+                make_shard(plan, index, entries, read, pool, num_threads)
             done += split.num_items
             if progress:
                 progress(done, total)

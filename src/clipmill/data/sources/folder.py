@@ -4,11 +4,13 @@ import hashlib
 import heapq
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from clipmill.data.ordered_map import default_threads, ordered_map
 from clipmill.data.sources.contract import (
     CAPTION_SUFFIX,
     IMAGE_SUFFIXES,
@@ -50,12 +52,21 @@ class FolderSource(Source):
     def digest(self, identity: Identity) -> str:
         """SHA-256 (hex) over every image and caption: name and content, or name, size, time."""
         total = hashlib.sha256(b"" if identity == "content" else b"listing\0")
-        for _, image, caption in self.items():
-            for name in (image, caption):
-                encoded = os.fsencode(name)
-                fact = _fact(self._prefix + name, identity) if name else b""
-                total.update(len(encoded).to_bytes(4, "big") + encoded + fact)
+        num_threads = default_threads()
+        with ThreadPoolExecutor(num_threads) as pool:
+            facts = partial(self._facts, identity)
+            for found in ordered_map(pool, num_threads, facts, self.items()):
+                total.update(found)
         return total.hexdigest()
+
+    def _facts(self, identity: Identity, item: tuple[str, str, str]) -> bytes:
+        """What tells an item from others: its files' names, and their contents or sizes, times."""
+        found = b""
+        for name in item[1:]:
+            encoded = os.fsencode(name)
+            fact = _fact(self._prefix + name, identity) if name else b""
+            found += len(encoded).to_bytes(4, "big") + encoded + fact
+        return found
 
     def items(self) -> Iterator[tuple[str, str, str]]:
         """Yield origin, image name and caption name of each item; a missing name is empty.
