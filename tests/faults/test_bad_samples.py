@@ -1,13 +1,16 @@
 """A thousand bad samples: each let in or left out for its reason, none lost, none counted twice."""
 
+import io
 import json
+import os
+import random
 import tarfile
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from bad_samples import GOOD, KINDS, write_corpus
+from bad_samples import GOOD, KINDS, encoded, picture, write_corpus
 
 from clipmill.data.dataset import Dataset, read_sidecar
 from clipmill.data.export import ExportConfig, export
@@ -109,3 +112,27 @@ def test_a_tar_packed_of_them_unpacks_to_them(tmp_path: Path) -> None:
         for name in ("source", "source.tar")
     )
     assert (direct.digest, direct.quarantine) == (packed.digest, packed.quarantine)
+
+
+def test_tars_cut_in_a_header_give_what_precedes_the_cut(tmp_path: Path) -> None:
+    random_ = random.Random(3)
+    source = tmp_path / "source"
+    source.mkdir()
+    image, num_whole = encoded(picture(random_)), 0
+    for number in range(60):
+        path = source / f"{number:02d}.tar"
+        with tarfile.open(path, "w") as tar:
+            for row in range(5):
+                for suffix, data in ((".jpg", image), (".txt", b"a cat")):
+                    member = tarfile.TarInfo(f"{number}-{row}{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        with tarfile.open(path) as tar:
+            headers = [member.offset for member in tar]
+        # A picture without the caption that was cut off is a bad sample of its own.
+        which = random_.randrange(0, len(headers), 2)
+        os.truncate(path, headers[which] + random_.randrange(1, tarfile.BLOCKSIZE))
+        num_whole += which // 2
+    dataset = Dataset.open(shard(CONFIG, f"webdataset:{source}", str(tmp_path / "store")))
+    assert dataset.num_samples == num_whole
+    assert dataset.quarantine == {"cut-tar": 60}
