@@ -1,27 +1,23 @@
 """Image-text retrieval by a CLIP, on a dataset of ours or any source of captioned pictures."""
 
-import os
-import tempfile
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.reader import read_shard
+from clipmill.data.captioned_pictures import captioned_pictures, open_pictures
+from clipmill.data.dataset import Dataset
 from clipmill.data.scoring.clip import ClipTowers, clip_parent
-from clipmill.data.sources import Source, open_source
-from clipmill.errors import BadSampleError, SourceError
-from clipmill.images import decode_rgb
+from clipmill.errors import SourceError
 from clipmill.models.retrieval import recall
 from clipmill.stages import Report
-from clipmill.storage import Parent, exists, join
+from clipmill.storage import Parent
 from clipmill.tasks.zero_shot_config import RetrievalConfig
 from clipmill.tasks.zero_shot_result import is_judged, result_place, write_result
 
-_COCO_LAYER = "captions/coco"
 _BATCH = 64
 
 Pair = tuple[Image.Image, list[str]]
@@ -41,9 +37,7 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Report) 
     """
     import torch
 
-    opened: Dataset | Source = (
-        Dataset.open(data) if exists(join(data, "dataset.json")) else open_source(data)
-    )
+    opened = open_pictures(data)
     digest = opened.digest if isinstance(opened, Dataset) else opened.digest("listing")
     parents = (
         clip_parent(config.clip, "model"),
@@ -54,19 +48,24 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Report) 
         return place.uri
     towers = ClipTowers(config.clip)
     skipped: Counter[str] = Counter()
-    images, texts, owners = _embed(towers, _pairs(opened, config, skipped), report)
+    found = captioned_pictures(opened, skipped)
+    pairs = (
+        (image, captions[: config.captions_per_image])
+        for image, captions in itertools.islice(found, config.num_images or None)
+    )
+    images, texts, owners = _embed(towers, pairs, report)
     if not images:
         raise SourceError(
             f"{data} has no pair that can be used",
             expected="pictures with captions",
             action=f"mend the data; left out were {dict(skipped)}",
         )
-    found = recall(
+    recalls = recall(
         torch.from_numpy(np.concatenate(images)),
         torch.from_numpy(np.concatenate(texts)),
         torch.tensor(owners),
     )
-    metrics = {k: 100 * v for k, v in found.items()}
+    metrics = {k: 100 * v for k, v in recalls.items()}
     metrics |= {"num_images": float(owners[-1] + 1), "num_captions": float(len(owners))}
     metrics |= {f"skipped.{reason}": float(count) for reason, count in sorted(skipped.items())}
     words = {
@@ -101,61 +100,3 @@ def _embed(
     if batch:
         embed()
     return images, texts, owners
-
-
-def _pairs(
-    opened: Dataset | Source, config: RetrievalConfig, skipped: Counter[str]
-) -> Iterator[Pair]:
-    raw = _of_dataset(opened) if isinstance(opened, Dataset) else _of_source(opened)
-    count = 0
-    for found in raw:
-        if isinstance(found, BadSampleError):
-            skipped[found.reason] += 1
-            continue
-        data, captions = found
-        try:
-            image = decode_rgb(data)
-        except BadSampleError as error:
-            skipped[error.reason] += 1
-            continue
-        yield image, list(captions[: config.captions_per_image])
-        count += 1
-        if count == config.num_images:
-            return
-
-
-Raw = tuple[bytes, Sequence[str]] | BadSampleError
-
-
-def _of_dataset(dataset: Dataset) -> Iterator[Raw]:
-    for index in range(len(dataset.shards)):
-        with read_shard(dataset, index, cache_folder()) as reader:
-            for row in range(len(reader)):
-                try:
-                    yield reader.image(row), [reader.caption(row)]
-                except BadSampleError as error:
-                    yield error
-
-
-def _of_source(source: Source) -> Iterator[Raw]:
-    with tempfile.TemporaryFile() as listing:
-        splits = list(source.splits(1024, listing))
-        listing.flush()
-
-        def read(start: int, length: int) -> bytes:
-            return os.pread(listing.fileno(), length, start)
-
-        for split in splits:
-            for entry in source.entries(split, read):
-                try:
-                    pair = entry.load()
-                    own = pair.caption
-                    caption = own if isinstance(own, str) else own.decode()
-                except BadSampleError as error:
-                    yield error
-                    continue
-                except UnicodeDecodeError as error:
-                    yield BadSampleError("caption-not-utf8", str(error))
-                    continue
-                all_of = pair.rows.get(_COCO_LAYER, {}).get("captions") or [caption]
-                yield pair.image_bytes, all_of
