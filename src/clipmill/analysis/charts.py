@@ -1,7 +1,7 @@
 """Line charts as inline SVG. Each line is named at its end, in its colour."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,24 +55,9 @@ def line_chart(
     """
     curves = [_Curve(line) for line in lines]
     values = [v for curve in curves for v in curve.raw] + ([reference.y] if reference else [])
-    ticks_y = ticks(min(values), max(values), 6)
     last_x = max(curve.x[-1] for curve in curves)
     right = _WIDTH - 12 - max(len(curve.words) for curve in curves) * _CHARACTER_WIDTH
-    base = _HEIGHT - _BOTTOM
-
-    def at_x(x: float) -> float:
-        return _LEFT + (right - _LEFT) * x / last_x
-
-    def at_y(y: float) -> float:
-        return base - (base - _TOP) * (y - ticks_y[0]) / (ticks_y[-1] - ticks_y[0])
-
-    marks = [_grid_line(at_y(v), f"{v:g}", right) for v in ticks_y]
-    marks += [
-        _text(f"{x:,.10g}", at_x(x), base + 18, text_anchor="middle")
-        for x in ticks(0, last_x, 7 if last_x < 10_000 else 4)  # longer numbers need more room
-        if x <= last_x
-    ]
-    marks.append(_text(x_name, (_LEFT + right) / 2, base + 36, text_anchor="middle"))
+    marks, at_x, at_y = _axes((0, last_x), (min(values), max(values)), right, x_name)
     if reference:
         y = _px(at_y(reference.y))
         marks.append(tag("line", x1=_LEFT, x2=_px(right), y1=y, y2=y, class_="reference"))
@@ -89,12 +74,69 @@ def line_chart(
         x, fill = at_x(curve.x[-1]) + 8, f"fill: {curve.colour}"
         marks.append(_text(curve.words, x, place + 4, class_="end", style=fill))
     said = "; ".join(f"{c.line.label} from {c.y[0]:.3g} to {c.y[-1]:.3g}" for c in curves)
+    return _figure(title, note, marks, f"over {x_name}: {said}")
+
+
+def dot_chart(
+    title: str,
+    note: str,
+    columns: Sequence[Sequence[float]],
+    *,
+    x_name: str,
+    limits: tuple[float, float],
+    series: int,
+) -> Html:
+    """A figure with a dot for each value, over the number of its column from 1.
+
+    ``limits`` are the lowest and highest value that the axis has to show, so that figures beside
+    one another can be compared.
+    """
+    right = _WIDTH - 24.0
+    marks, at_x, at_y = _axes((0.5, len(columns) + 0.5), limits, right, x_name)
+    fill = f"fill: {series_colour(series)}"
+    marks += [
+        tag("circle", cx=_px(at_x(number)), cy=_px(at_y(value)), r=4, style=fill, opacity=0.65)
+        for number, column in enumerate(columns, start=1)
+        for value in column
+    ]
+    said = "; ".join(f"{min(c):.3g} to {max(c):.3g}" for c in columns)
+    return _figure(title, note, marks, f"by {x_name}: {said}")
+
+
+_Place = Callable[[float], float]
+
+
+def _axes(
+    limits_x: tuple[float, float], limits_y: tuple[float, float], right: float, x_name: str
+) -> tuple[list[Html], _Place, _Place]:
+    """Grid and labels, and where on the figure a value of either axis lies."""
+    base = _HEIGHT - _BOTTOM
+    ticks_y = ticks(*limits_y, 6)
+    first_x, last_x = limits_x
+
+    def at_x(x: float) -> float:
+        return _LEFT + (right - _LEFT) * (x - first_x) / (last_x - first_x)
+
+    def at_y(y: float) -> float:
+        return base - (base - _TOP) * (y - ticks_y[0]) / (ticks_y[-1] - ticks_y[0])
+
+    marks = [_grid_line(at_y(v), f"{v:g}", right) for v in ticks_y]
+    marks += [
+        _text(f"{x:,.10g}", at_x(x), base + 18, text_anchor="middle")
+        for x in ticks(0, last_x, 7 if last_x < 10_000 else 4)  # longer numbers need more room
+        if first_x <= x <= last_x
+    ]
+    marks.append(_text(x_name, (_LEFT + right) / 2, base + 36, text_anchor="middle"))
+    return marks, at_x, at_y
+
+
+def _figure(title: str, note: str, marks: list[Html], said: str) -> Html:
     chart = tag(
         "svg",
         marks,
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
         role="img",
-        aria_label=f"{title}, over {x_name}: {said}",
+        aria_label=f"{title}, {said}",
     )
     return tag("figure", tag("figcaption", title, tag("small", note)), chart)
 

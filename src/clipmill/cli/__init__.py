@@ -29,6 +29,7 @@ app.command()(models.runs)
 app.command()(models.export)
 app.command("zero-shot")(judge.zero_shot)
 app.command("retrieval")(judge.retrieval)
+app.command()(judge.attention)
 app.command("sweep")(sweeping.sweep)
 
 

@@ -1,6 +1,7 @@
-"""``clipmill zero-shot`` and ``clipmill retrieval``: a CLIP judged without training."""
+"""``clipmill zero-shot``, ``retrieval`` and ``attention``: an encoder judged without training."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +44,37 @@ def retrieval(
     from clipmill.recipes import run
 
     _show(run.retrieval(recipe, sets or [], model, data_uri, store), as_json)
+
+
+def attention(
+    encoders: Annotated[
+        list[str], typer.Argument(help="URIs of ViTs of ours, timm:MODEL or open_clip:MODEL.")
+    ],
+    data_uri: Annotated[str, typer.Option("--data", help="Dataset, or any source of pictures.")],
+    num_images: Annotated[int, typer.Option(help="Pictures to look at, from the first.")] = 256,
+    page: Annotated[Path | None, typer.Option(help="Write a page with the heads there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how far the heads of ViTs look, and how differently (CLIP-QC, Figure 3)."""
+    from clipmill.analysis.attention import attention_json, attention_page
+    from clipmill.recipes import run
+
+    found = run.attention(encoders, data_uri, num_images=num_images)
+    if page is not None:
+        page.write_text(attention_page(found), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps({name: attention_json(one) for name, one in found.items()}))
+        return
+    for name, one in found.items():
+        typer.echo(name)
+        for layer, distances in enumerate(one.distance_LH.tolist(), start=1):
+            typer.echo(
+                f"  layer {layer:>3}  {sum(distances) / len(distances):8.2f} px  "
+                f"spread {one.spread_L[layer - 1]:7.2f} px  "
+                f"divergence {one.divergence_L[layer - 1]:7.4f} nats"
+            )
+    if page is not None:
+        typer.echo(str(page))
 
 
 def _show(uri: str, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from clipmill.stages import Stage
 from clipmill.storage import join
 
 if TYPE_CHECKING:
+    from clipmill.models.attention import AttentionStatistics
     from clipmill.tasks.checks import DataCheck
 
 LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
@@ -163,6 +164,21 @@ def retrieval(
     config = recipe(name, RetrievalConfig, [f"clip.model={model}", *overrides])
     with Stage("retrieval", store=store, run=run) as stage:
         return stage.made(retrieve(config, data, store, report=stage.report))
+
+
+def attention(
+    encoders: Sequence[str], data: str, *, num_images: int
+) -> "dict[str, AttentionStatistics]":
+    """How far the heads of ViTs look, by the encoders' names."""
+    from clipmill.analysis.attention import measure_attention
+
+    found = {}
+    with Stage("attention") as stage:
+        for encoder in encoders:
+            found[encoder] = measure_attention(
+                encoder, data, num_images=num_images, report=stage.report
+            )
+    return found
 
 
 def promote(
