@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-RUN = [sys.executable, "-c", "from clipmill.cli import main; main()"]
+# As torchrun -m clipmill starts it.
+RUN = [sys.executable, "-m", "clipmill"]
 
 
 def clipmill(*arguments):
