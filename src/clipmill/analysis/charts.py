@@ -1,4 +1,4 @@
-"""Line charts as inline SVG. Each line is named at its end, in its colour."""
+"""Charts as inline SVG. Each line is named at the margin, in its colour."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class Line:
     """One curve."""
 
     label: str
-    """Written at its end."""
+    """Written at the margin, with its last value."""
     x: tuple[float, ...]
     """Ascending."""
     y: tuple[float, ...]
@@ -71,8 +71,9 @@ def line_chart(
         points = _points(places, [at_y(y) for y in curve.y])
         marks.append(tag("polyline", points=points, style=stroke))
     for curve, place in zip(curves, _apart([at_y(curve.y[-1]) for curve in curves]), strict=True):
-        x, fill = at_x(curve.x[-1]) + 8, f"fill: {curve.colour}"
-        marks.append(_text(curve.words, x, place + 4, class_="end", style=fill))
+        # All at the margin: beside the end of a short line, others would run through it.
+        fill = f"fill: {curve.colour}"
+        marks.append(_text(curve.words, right + 8, place + 4, class_="end", style=fill))
     said = "; ".join(f"{c.line.label} from {c.y[0]:.3g} to {c.y[-1]:.3g}" for c in curves)
     return _figure(title, note, marks, f"over {x_name}: {said}")
 
@@ -152,7 +153,7 @@ class _Curve:
             for values in (line.x, line.y)
         )
         self.y = _smoothed(self.raw) if pieces >= _SMOOTHED_FROM else self.raw
-        self.words = f"{line.label} {self.y[-1]:.2f}"
+        self.words = f"{line.label} {self.y[-1]:.3g}"
         self.colour = series_colour(line.series)
 
 

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipmill.analysis.charts import Line, line_chart
-from clipmill.analysis.page import Html, Section, document, missing, section, table, tag, together
+from clipmill.analysis.page import (
+    Html,
+    Section,
+    details,
+    document,
+    missing,
+    section,
+    table,
+    tag,
+    together,
+)
 from clipmill.engine.result import LOG_FILE, RUN_FILE, read_log
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
 from clipmill.models.checkpoint import read_card
@@ -77,10 +87,12 @@ def list_runs(store: str) -> list[TrainingRun]:
 
 
 def differing(runs: Sequence[TrainingRun]) -> dict[str, list[Any]]:
-    """The settings in which runs differ, with the value of each run."""
-    paths = sorted({path for run in runs for path in run.settings})
-    values = {path: [run.settings.get(path) for run in runs] for path in paths}
-    return {path: found for path, found in values.items() if len({str(v) for v in found}) > 1}
+    """The settings in which runs that have them differ, with the value of each run."""
+    found = {}
+    for path in sorted({path for run in runs for path in run.settings}):
+        if len({str(run.settings[path]) for run in runs if path in run.settings}) > 1:
+            found[path] = [run.settings.get(path) for run in runs]
+    return found
 
 
 def runs_page(store: str, runs: Sequence[TrainingRun]) -> str:
@@ -88,7 +100,7 @@ def runs_page(store: str, runs: Sequence[TrainingRun]) -> str:
     header = tag(
         "header", tag("h1", "Training runs"), tag("p", f"{len(runs)} under {store}", class_="lead")
     )
-    return document("Training runs", header, [_table(runs), _settings(runs), _curves(runs)])
+    return document("Training runs", header, [_table(runs), _curves(runs), _settings(runs)])
 
 
 def _finished(store: str, name: str) -> TrainingRun:
@@ -159,7 +171,7 @@ def _settings(runs: Sequence[TrainingRun]) -> Section:
     rows = [[path, *(_plain(v) for v in values)] for path, values in found.items()]
     head = ["Setting", *(run.name for run in runs)]
     body = table("Settings that aren't the same in all runs.", head, rows, class_="small")
-    return section("settings", "What sets them apart", body)
+    return section("settings", "What sets them apart", details(f"{len(rows)} settings", body))
 
 
 def _curves(runs: Sequence[TrainingRun]) -> Section:
