@@ -123,6 +123,21 @@ def test_a_head_that_sees_only_itself_looks_no_distance_and_an_even_one_the_mean
     assert even.item() == pytest.approx(8 * patch_distances(4).mean().item())
 
 
+def test_equal_heads_do_not_diverge():
+    class Equal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn_drop, self.fused_attn = nn.Identity(), True
+
+        def forward(self, images):
+            one = torch.rand(len(images), 1, 196, 196).softmax(-1)
+            return self.attn_drop(one.expand(-1, 6, -1, -1))
+
+    meter = AttentionMeter(Equal(), patch_size=16)
+    meter.add(torch.rand(16, 3, 224, 224))
+    assert meter.result().divergence_L[0].item() == pytest.approx(0, abs=1e-12)
+
+
 def test_what_has_no_attention_over_patches_is_refused():
     with pytest.raises(ConfigError, match="no attention over patches"):
         AttentionMeter(nn.Conv2d(3, 3, 1), patch_size=8)

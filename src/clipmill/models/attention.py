@@ -175,8 +175,10 @@ def _divergence(maps_BHPP: Tensor) -> Tensor:
     heads = maps_BHPP.shape[1]
     if heads == 1:
         return maps_BHPP.new_zeros(())
+    # Heads that agree differ by less than single precision leaves of sums this long.
+    maps_BHPP = maps_BHPP.double()
     # A probability that underflowed is nothing to the sum, but its logarithm would be.
-    logs_BHPP = maps_BHPP.clamp_min(torch.finfo(torch.float32).tiny).log()
+    logs_BHPP = maps_BHPP.clamp_min(torch.finfo(torch.float64).tiny).log()
     crossed_HH = torch.einsum("bhqk,bgqk->hg", maps_BHPP, logs_BHPP)
     own_H1 = crossed_HH.diagonal()[:, None]
     queries = maps_BHPP.shape[0] * maps_BHPP.shape[2]
