@@ -12,6 +12,7 @@ from clipmill.cli import sweep as sweeping
 from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
 from clipmill.cli.options import Json, Set, Store
+from clipmill.cli.study import study
 from clipmill.errors import ClipmillError, StoppedError, UserError
 
 USER_ERROR_CODE = 2
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(cluster, name="cluster")
+app.add_typer(study, name="study")
 app.command()(models.runs)
 app.command()(models.export)
 app.command("zero-shot")(judge.zero_shot)

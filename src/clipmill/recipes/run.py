@@ -181,6 +181,25 @@ def attention(
     return found
 
 
+def study(
+    name: str, overrides: Sequence[str], store: str, run: str = "", *, workers: int = 1
+) -> str:
+    """Compare captions by what encoders learn from them; draws the page too."""
+    from clipmill.storage import exists, write_bytes
+    from clipmill.study.config import StudyConfig
+    from clipmill.study.page import study_page
+    from clipmill.study.result import read_study
+    from clipmill.study.run import run_study
+
+    config = recipe(name, StudyConfig, overrides)
+    with Stage("study", store=store, run=run) as stage:
+        uri = run_study(config, store, workers=workers, report=stage.report)
+        page = join(uri, "study.html")
+        if not exists(page):
+            write_bytes(page, study_page(read_study(uri)).encode())
+        return stage.made(uri)
+
+
 def promote(
     task: str, threshold: float, evaluations: Sequence[str], store: str, run: str = ""
 ) -> str:

@@ -1,0 +1,176 @@
+"""A study, carried out: each condition and seed by the same library calls as the commands.
+
+Every artifact lies where its command would put it, by digest; so a study that was killed goes on
+where it was, and any of its numbers can be followed to the run that made it.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+
+from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.folder import open_folder
+from clipmill.data.layers import read_layer
+from clipmill.data.recaption import recaption
+from clipmill.data.scenes.source import CAPTIONING, DEPTH, PAIRS, SEGMENTATION, draw_source
+from clipmill.data.shards import shard
+from clipmill.data.view import ViewConfig
+from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.coca import train_captioner
+from clipmill.stages import Report
+from clipmill.storage import exists, join, write_json
+from clipmill.study.config import COCA, ConditionConfig, StudyConfig
+from clipmill.study.result import RESULT, CaptionQuality, StudyResult, StudyRun
+from clipmill.study.scene_captions import (
+    SceneCaptions,
+    add_scene_layers,
+    draw_captions,
+    true_share,
+)
+from clipmill.tasks.evaluation import evaluate, read_evaluation
+from clipmill.tasks.finetune import finetune
+
+_DATA = {"segmentation": SEGMENTATION, "depth": DEPTH}
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    """What all conditions share; picklable."""
+
+    source: str
+    dataset: str
+    layers: dict[str, str]
+    """Full names of layers."""
+    store: str
+
+
+def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Report) -> str:
+    """Carry a study out; the URI of its result, under ``store``.
+
+    ``workers`` processes train side by side. What is there already isn't made again.
+    """
+    uri = join(store, "studies", f"captions-{config.digest[:12]}")
+    if exists(join(uri, RESULT)):
+        return uri
+    started = time.monotonic()
+    world, scenes = _prepare(config, store, report)
+    asked = [(condition, seed) for condition in config.conditions for seed in config.seeds]
+    runs: dict[_Asked, StudyRun] = {}
+    for pair, run in _made(config, asked, world, workers):
+        runs[pair] = run
+        report(len(runs), len(asked), f"runs; last {run.condition}, seed {run.seed}")
+    result = StudyResult(
+        uri=uri,
+        config=config,
+        runs=tuple(runs[pair] for pair in asked),
+        quality=_quality(world, scenes),
+        seconds=time.monotonic() - started,
+    )
+    write_json(join(uri, RESULT), result.to_json())
+    return uri
+
+
+def _prepare(config: StudyConfig, store: str, report: Report) -> tuple[_World, list[SceneCaptions]]:
+    source = draw_source(config.scenes, store, report=report)
+    dataset = _sharded(config, join(source, PAIRS), store)
+    asked = sorted({condition.layer for condition in config.conditions} - {""})
+    scenes = draw_captions(config.scenes)
+    names = [name for name in asked if name != COCA]
+    layers = add_scene_layers(dataset, scenes, names, report=report)
+    if COCA in asked:
+        captioned = _sharded(config, join(source, CAPTIONING), store)
+        captioner = train_captioner(config.captioner, captioned, store, report=report)
+        layers[COCA] = recaption(config.recaption, dataset, captioner, report=report)
+    return _World(source, dataset, layers, store), scenes
+
+
+def _sharded(config: StudyConfig, tar: str, store: str) -> str:
+    folder, parent = open_folder(tar, "source")
+    return shard(config.shards, str(folder), store, source_parents=(parent,))
+
+
+_Asked = tuple[ConditionConfig, int]
+"""A condition, and a seed."""
+
+
+def _made(
+    config: StudyConfig, asked: list[_Asked], world: _World, workers: int
+) -> Iterator[tuple[_Asked, StudyRun]]:
+    """Every run, as they end; in this process if ``workers`` is 1."""
+    value = config.to_json()
+    if workers == 1:
+        for condition, seed in asked:
+            yield (condition, seed), _run(value, condition.to_json(), seed, world)
+        return
+    # A process that forks after torch has started threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        running = {
+            pool.submit(_run, value, condition.to_json(), seed, world): (condition, seed)
+            for condition, seed in asked
+        }
+        for future in as_completed(running):
+            yield running[future], future.result()
+
+
+def _run(value: object, condition_value: object, seed: int, world: _World) -> StudyRun:
+    """One condition with one seed, in a process of its own, which gets configs as JSON."""
+    config = StudyConfig.from_json(value)
+    condition = ConditionConfig.from_json(condition_value)
+    encoder = pretrain(
+        replace(
+            config.pretrain,
+            view=_view(condition, world),
+            train=replace(config.pretrain.train, seed=seed),
+        ),
+        world.dataset,
+        world.store,
+        report=_silent,
+    )
+    evaluations = {}
+    for asked in config.finetunes:
+        seeded = replace(asked, train=replace(asked.train, seed=seed))
+        data = join(world.source, _DATA[asked.task])
+        model = finetune(seeded, encoder, data, world.store, report=_silent)
+        evaluations[asked.task] = evaluate(model, data, world.store, report=_silent)
+    return StudyRun(
+        condition=condition.name,
+        seed=seed,
+        encoder=encoder,
+        evaluations=evaluations,
+        metrics={task: dict(read_evaluation(uri).metrics) for task, uri in evaluations.items()},
+    )
+
+
+def _view(condition: ConditionConfig, world: _World) -> ViewConfig:
+    layer = world.layers[condition.layer] if condition.captions != "real" else ""
+    return ViewConfig(captions=condition.captions, layer=layer)
+
+
+def _quality(world: _World, scenes: list[SceneCaptions]) -> dict[str, CaptionQuality]:
+    dataset = Dataset.open(world.dataset)
+    found = {"real": [scene.alt for scene in scenes]}
+    found |= {name: _captions(dataset, layer) for name, layer in world.layers.items()}
+    return {
+        name: CaptionQuality(
+            true_share=true_share(captions, scenes),
+            num_words=sum(len(caption.split()) for caption in captions) / len(captions),
+            num_different=len(set(captions)),
+        )
+        for name, captions in found.items()
+    }
+
+
+def _captions(dataset: Dataset, layer: str) -> list[str]:
+    """The first caption of each sample, in order."""
+    return [
+        captions[0]
+        for index in range(len(dataset.shards))
+        for captions in read_layer(dataset, layer, index, cache_folder())["captions"].to_pylist()
+    ]
+
+
+def _silent(done: int, total: int, words: str) -> None:
+    del done, total, words

@@ -1,0 +1,65 @@
+"""What a few seeds allow to say: intervals, and tests that assume no distribution."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_RESAMPLES = 10_000
+_MOST_EXACT = 16
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A mean with its bounds."""
+
+    mean: float
+    """Of the values."""
+    low: float
+    """Lower bound, 95 %."""
+    high: float
+    """Upper bound, 95 %."""
+
+
+def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """The mean's percentile bootstrap interval (Efron 1979). Few values make it too narrow."""
+    found = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(found), size=(_RESAMPLES, len(found)))
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(found[picks].mean(axis=1), [tail, 1 - tail])
+    return Interval(mean=float(found.mean()), low=float(low), high=float(high))
+
+
+def sign_flip_p(differences: Sequence[float], *, seed: int = 0) -> float:
+    """Two-sided p-value of paired differences being even about 0 (Fisher 1935).
+
+    All 2^n sign patterns are counted up to 16 differences, else 10,000 drawn ones. With n
+    differences it can't fall below 2 / 2^n.
+    """
+    found = np.asarray(differences, dtype=np.float64)
+    n = len(found)
+    if n <= _MOST_EXACT:
+        signs = np.array(list(itertools.product((-1, 1), repeat=n)))
+    else:
+        signs = np.random.default_rng(seed).choice((-1, 1), size=(_RESAMPLES, n))
+    sums = np.abs(signs @ found)
+    # Rounding must not make the observed pattern rarer than itself.
+    return float((sums >= abs(found.sum()) * (1 - 1e-12)).mean())
+
+
+def trend_p(figures: Sequence[Sequence[float]], *, seed: int = 0) -> float:
+    """Two-sided p-value of a monotone trend (Page's L, by permutation within seeds).
+
+    ``figures[i][s]`` is what dose ``i``, in ascending order, gave with seed ``s``.
+    """
+    values = np.asarray(figures, dtype=np.float64)
+    ranks = values.argsort(axis=0).argsort(axis=0).astype(np.float64)
+    doses = np.arange(len(values)) - (len(values) - 1) / 2
+    observed = abs(doses @ ranks.sum(axis=1))
+    random = np.random.default_rng(seed)
+    shuffled = random.permuted(np.broadcast_to(ranks, (_RESAMPLES, *ranks.shape)), axis=1)
+    found = np.abs(np.einsum("d,rds->r", doses, shuffled))
+    # The observed order is one of those possible.
+    return float(((found >= observed - 1e-9).sum() + 1) / (_RESAMPLES + 1))
