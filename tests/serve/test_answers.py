@@ -20,6 +20,8 @@ from clipmill.serve.process import ServerProcess
 from clipmill.tasks.palette import class_palette, to_png
 from clipmill.tasks.predictor import Predictor
 
+pytestmark = pytest.mark.xdist_group("answers")
+
 CONFIG = ClipConfig(
     embed_dim=16,
     vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=2, head_width=16),
