@@ -1,6 +1,7 @@
 """``serve``: what can be wrong is found before the libraries and models are loaded."""
 
 import gc
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from clipmill.serve.config import ServeConfig
 from clipmill.serve.listing import listed_models, read_models_file
 from clipmill.serve.ports import require_free
 
+_SWITCH_SECONDS: Final = 0.0005
 _UNUSED: Final = (
     "httpx._main",  # its command line, with rich
     "huggingface_hub",  # of timm; we load weights from our own store
@@ -70,4 +72,6 @@ def serve(
     )
     # A collection that looked at all that libraries have made would stall probes.
     gc.freeze()
+    # Threads that decode give way to the event loop sooner than Python's 5 ms.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     endpoint.run()
