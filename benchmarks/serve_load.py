@@ -14,7 +14,6 @@ liveness and, beside it, a server that does nothing.
 import argparse
 import http.client
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -184,12 +183,12 @@ def sums_of(url: str) -> dict[str, float]:
     return found | {"count": float(values['clipmill_serve_infer_seconds_count{model="model"}'])}
 
 
-def start_peer(kind: str, python: str, uri: str, log_path: Path, stack: ExitStack) -> list[int]:
+def start_peer(python: str, file: str, uri: str, log_path: Path, stack: ExitStack) -> list[int]:
     """Port and process id of a peer; it ends with ``stack``."""
     port = free_port(HOST)
-    command = [python, str(Path(__file__).with_name("serve_peers.py")), kind, str(port), uri]
-    log = stack.enter_context(log_path.with_suffix(f".{kind}").open("wb"))
-    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ})
+    command = [python, str(Path(__file__).with_name(file)), str(port), uri]
+    log = stack.enter_context(log_path.with_name(f"{port}.log").open("wb"))
+    process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def stop() -> None:
         children = _tree(process.pid)[1:]
@@ -235,12 +234,12 @@ def main() -> None:
         binary = pixels_request(image_HW3)
         infer, live = "/v2/models/model/infer", "/v2/health/live"
         targets = {"clipmill": Target(ours.http_port, ours.pid, infer, live, *binary)}
-        peer = start_peer("plain", sys.executable, options.model, log_path, stack)
+        peer = start_peer(sys.executable, "serve_plain.py", options.model, log_path, stack)
         targets["plain"] = Target(*peer, infer, live, *binary)
         if options.litserve:
-            peer = start_peer("litserve", options.litserve, options.model, log_path, stack)
+            peer = start_peer(options.litserve, "serve_litserve.py", options.model, log_path, stack)
             targets["litserve"] = Target(*peer, "/predict", "/health", *as_form(image_HW3))
-        control_port, _ = start_peer("control", sys.executable, "", log_path, stack)
+        control_port, _ = start_peer(sys.executable, "serve_nothing.py", "", log_path, stack)
         for target in targets.values():
             target.wait()
         measure(targets, predictor, image_HW3, ours.url, control_port, options)
