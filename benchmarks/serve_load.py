@@ -69,7 +69,7 @@ class Target:
 
     def wait(self) -> None:
         """Return once it answers."""
-        for _ in range(1200):
+        for _ in range(3000):
             if self.ask()[0] == 200:
                 return
             time.sleep(0.1)

@@ -131,6 +131,11 @@ def answer_many(server: ServerProcess, number: int) -> None:
     connection.close()
 
 
+def test_a_path_with_a_slash_too_many_isnt_redirected(server: ServerProcess) -> None:
+    assert ask(server, 0, Hostile("GET", "/playground/%2e%2e%2f", b"", {})) == "REST 404"
+    assert ask(server, 0, Hostile("POST", "/v2/models/seg/infer/", b"", {})) == "REST 404"
+
+
 def test_it_refuses_a_flood_of_headers(server: ServerProcess) -> None:
     connection = http.client.HTTPConnection(server.host, server.http_port, timeout=30)
     headers = {f"X-{n}": "v" * 1000 for n in range(99)}

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from clipmill.tasks.contract import Prediction
 from clipmill.tasks.palette import class_palette
 
-_SHOWN_SCORE = 0.3
+SHOWN_SCORE = 0.3
 _OPACITY = 0.5
 _NAMED_SIDE = 160  # a smaller picture has no room for names
 
@@ -23,7 +23,7 @@ def draw_detections(
     """The image (H, W, 3) with masks, boxes, and on large ones names; the likeliest on top."""
     colours = class_palette()
     picture_HW3 = image_HW3.astype(np.float32)
-    shown = np.flatnonzero(prediction["scores"] >= _SHOWN_SCORE)
+    shown = np.flatnonzero(prediction["scores"] >= SHOWN_SCORE)
     shown = shown[np.argsort(prediction["scores"][shown], kind="stable")]
     for n in shown:
         here = prediction["masks"][n] > 0
