@@ -36,6 +36,9 @@ def ask(server: ServerProcess, number: int, request: Hostile) -> str:
     )
     if response.status == 200:
         return "REST 200"  # a change that changed nothing, or a right GET
+    if response.status == 503 and b"deadline_milliseconds" in request.body:
+        assert b"the deadline passed" in data, told
+        return "REST 503, its own deadline"
     assert response.status in REFUSED, told
     message = json.dumps(json.loads(data))
     assert 0 < len(message) < 400, told

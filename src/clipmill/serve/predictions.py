@@ -17,6 +17,7 @@ from clipmill.serve.refusal import BadRequestError
 from clipmill.serve.rle import encode_rle
 from clipmill.serve.served import Item, Served, Tensors, likeliest, refuse_words
 from clipmill.tasks.contract import OutputSpec, Prediction
+from clipmill.tasks.detection_drawing import object_colour
 from clipmill.tasks.palette import class_palette
 from clipmill.tasks.predictor import Predictor
 
@@ -66,7 +67,7 @@ class PredictionServed(Served):
             ],
             "codings": ["raw", "rle"] if self._has(_MASKS) else ["raw"],
             "classes": classes,
-            "palette": class_palette(len(classes)).tolist() if classes else [],
+            "palette": class_palette()[[object_colour(n) for n in range(len(classes))]].tolist(),
         }
 
     def check(self, asked: Asked, options: Options) -> None:
