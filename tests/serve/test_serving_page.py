@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import save_model
 from PIL import Image
 
 from clipmill.serve.process import ServerProcess
@@ -23,10 +24,11 @@ BLOCKS = [block for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if 
 def page_server(
     models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    """A server of the two models under the names that the page gives them."""
-    log_path = tmp_path_factory.mktemp("page") / "server.log"
-    named = {"segmentation": models["seg"], "depth": models["depth"]}
-    with ServerProcess(named, log_path=log_path) as process:
+    """A server of models under the names that the page gives them."""
+    folder = tmp_path_factory.mktemp("page")
+    detection = save_model(str(folder / "detection"), "detection")
+    named = {"segmentation": models["seg"], "depth": models["depth"], "detection": detection}
+    with ServerProcess(named, log_path=folder / "server.log") as process:
         yield process
 
 
@@ -44,11 +46,15 @@ def run(block: str, server: ServerProcess, folder: Path) -> str:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_lines_run_as_pasted(page_server: ServerProcess, tmp_path: Path) -> None:
-    pictures, about, v1 = BLOCKS
+    pictures, objects, about, v1 = BLOCKS
     run(pictures, page_server, tmp_path)
     for file, mode in (("classes.png", "P"), ("depth.png", "I;16")):
         with Image.open(tmp_path / file) as image:
             assert (image.size, image.mode) == ((60, 40), mode)
+
+    run(objects, page_server, tmp_path)
+    outputs = json.loads((tmp_path / "objects.json").read_text())["outputs"]
+    assert [o["name"] for o in outputs] == ["boxes", "counts", "scores", "labels", "masks"]
 
     answers = json.JSONDecoder()
     text, found = run(about, page_server, tmp_path), []
@@ -57,7 +63,7 @@ def test_lines_run_as_pasted(page_server: ServerProcess, tmp_path: Path) -> None
         found.append(value)
         text = text[end:].lstrip()
     listed, metadata, lineage = found
-    assert listed == {"models": ["segmentation", "depth"]}
+    assert listed == {"models": ["segmentation", "depth", "detection"]}
     assert metadata["parameters"]["digest"] == lineage["digest"]
 
     run(v1, page_server, tmp_path)
