@@ -4,7 +4,7 @@
         [--litserve PYTHON]
 
 ``MODEL_URI`` is a segmentation model. The peers are a plain KServe model and, run by the given
-interpreter, LitServe; rounds alternate between the servers. Prints of each: p50 over the bare
+interpreter, LitServe; they are measured by turns. Prints of each: p50 over the bare
 forward with one client, images a second with 32 clients that ask one after another, and the CPU
 time that the server took for one; of ours where the time of a request goes. Then an open loop
 sends at ten times its own rate, whether answers come or not, while a process of its own probes
@@ -35,6 +35,7 @@ from clipmill.serve.probe import scrape
 from clipmill.serve.process import ServerProcess
 from clipmill.tasks.predictor import Predictor
 
+NUM_ALONE = 40
 NUM_CLIENTS = 32
 OVERLOAD = 10
 HOST = "127.0.0.1"
@@ -87,11 +88,6 @@ def _tree(pid: int) -> list[int]:
         for child in (task / "children").read_text().split()
     ]
     return [pid, *(n for child in children for n in _tree(child))]
-
-
-def one_client(target: Target, number: int = 40) -> list[float]:
-    """Seconds of requests with nobody else there."""
-    return [target.ask()[1] for _ in range(number)]
 
 
 def closed_loop(target: Target, seconds: float) -> tuple[float, float]:
@@ -160,18 +156,14 @@ def _ms(seconds: float) -> float:
 
 
 def _p99(seconds: list[float]) -> float | None:
-    return _ms(quantiles(seconds, n=100)[98]) if len(seconds) > 1 else None
+    return _ms(quantiles(seconds, n=100, method="inclusive")[98]) if len(seconds) > 1 else None
 
 
-def bare_forward(predictor: Predictor, image_HW3: np.ndarray, number: int = 40) -> list[float]:
+def bare_forward(predictor: Predictor, image_HW3: np.ndarray) -> float:
     """Seconds of the network without a server."""
-
-    def run() -> float:
-        started = time.perf_counter()
-        predictor.predict([image_HW3])
-        return time.perf_counter() - started
-
-    return [run() for _ in range(number)]
+    started = time.perf_counter()
+    predictor.predict([image_HW3])
+    return time.perf_counter() - started
 
 
 def sums_of(url: str) -> dict[str, float]:
@@ -253,19 +245,19 @@ def measure(
     control_port: int,
     options: argparse.Namespace,
 ) -> None:
-    """Rounds of bare forward, one client and 32 clients of each server, then the overload."""
+    """Rounds of bare forward and one client by turns, and of 32 clients; then the overload."""
     forward: list[float] = []
     alone: dict[str, list[float]] = {name: [] for name in targets}
     loops: dict[str, list[tuple[float, float]]] = {name: [] for name in targets}
     parts: Counter[str] = Counter()
     for _ in range(options.rounds):
-        forward += bare_forward(predictor, image_HW3)
-        for name, target in targets.items():
-            before = Counter(sums_of(url))
-            alone[name] += one_client(target)
-            if name == "clipmill":
-                parts.update(sums_of(url))
-                parts.subtract(before)
+        before = Counter(sums_of(url))
+        for _ in range(NUM_ALONE):
+            forward.append(bare_forward(predictor, image_HW3))
+            for name, target in targets.items():
+                alone[name].append(target.ask()[1])
+        parts.update(sums_of(url))
+        parts.subtract(before)
         for name, target in targets.items():
             loops[name].append(closed_loop(target, options.seconds))
     forward_ms = _ms(median(forward))

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from hostile import PIXELS, PNG, REFUSED, Hostile, hostile, hostile_image
+from hostile import LENGTH, PIXELS, PNG, REFUSED, Hostile, hostile, hostile_image
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
@@ -137,6 +137,12 @@ def answer_many(server: ServerProcess, number: int) -> None:
 def test_a_path_with_a_slash_too_many_isnt_redirected(server: ServerProcess) -> None:
     assert ask(server, 0, Hostile("GET", "/playground/%2e%2e%2f", b"", {})) == "REST 404"
     assert ask(server, 0, Hostile("POST", "/v2/models/seg/infer/", b"", {})) == "REST 404"
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "٣", "1_0", "+5"])
+def test_a_length_that_is_no_length(server: ServerProcess, length: str) -> None:
+    headers = {LENGTH: length.encode()}
+    assert ask(server, 0, Hostile("POST", "/v2/models/seg/infer", b"{}", headers)) == "REST 400"
 
 
 def test_it_refuses_a_flood_of_headers(server: ServerProcess) -> None:
