@@ -1,11 +1,14 @@
-"""Load on an endpoint, beside a plain KServe model with the same network and codec.
+"""Load on an endpoint, beside other servers with the same network and codec.
 
-    python benchmarks/serve_load.py MODEL_URI [--side 256] [--seconds 5]
+    python benchmarks/serve_load.py MODEL_URI [--side 512] [--seconds 5] [--rounds 3]
+        [--litserve PYTHON]
 
-``MODEL_URI`` is a task model. Prints, for both servers: p50 over the bare forward with one client,
-images a second with 32 clients that ask one after another, and what comes of an open loop, which
-sends at ten times that rate whether answers come or not, while liveness is asked ten times a
-second.
+``MODEL_URI`` is a segmentation model. The peers are a plain KServe model and, run by the given
+interpreter, LitServe; they are measured by turns. Prints of each: p50 over the bare
+forward with one client, images a second with 32 clients that ask one after another, and the CPU
+time that the server took for one; of ours where the time of a request goes. Then an open loop
+sends at ten times its own rate, whether answers come or not, while a process of its own probes
+liveness and, beside it, a server that does nothing.
 """
 
 import argparse
@@ -17,49 +20,36 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
+from serve_start import cpu_seconds
 
 from clipmill.serve.client import pixels_request
 from clipmill.serve.ports import free_port
+from clipmill.serve.probe import scrape
 from clipmill.serve.process import ServerProcess
 from clipmill.tasks.predictor import Predictor
 
+NUM_ALONE = 40
 NUM_CLIENTS = 32
 OVERLOAD = 10
 HOST = "127.0.0.1"
-
-
-def serve_plainly(uri: str, port: int) -> None:
-    """KServe as its documentation has it: a synchronous predict, no batches, no limits."""
-    sys.argv = sys.argv[:1]
-    from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
-
-    class Plain(Model):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__("model")
-            self.predictor = Predictor(uri)
-            self.ready = True
-
-        def predict(self, payload: InferRequest, *_: Any) -> InferResponse:
-            (output_HW,) = self.predictor.predict([payload.inputs[0].as_numpy()])[0].values()
-            output = InferOutput("output", [1, *output_HW.shape], "UINT8")
-            output.set_data_from_numpy(output_HW[None], binary_data=True)
-            return InferResponse("1", "model", [output], use_binary_outputs=True)
-
-    ModelServer(http_port=port, enable_grpc=False, workers=1).start([Plain()])
+PARTS = ("preprocess", "queue_wait", "infer", "postprocess")
 
 
 class Target:
     """A server under load."""
 
-    def __init__(self, port: int, body: bytes, headers: dict[str, str]) -> None:
-        self.port, self._body, self._headers = port, body, headers
+    def __init__(
+        self, port: int, pid: int, path: str, live: str, body: bytes, headers: dict[str, str]
+    ) -> None:
+        self.port, self.pid, self.live = port, pid, live
+        self._path, self._body, self._headers = path, body, headers
         self._local = threading.local()
 
     def ask(self) -> tuple[int, float]:
@@ -69,7 +59,7 @@ class Target:
         started = time.perf_counter()
         try:
             connection = self._local.connection
-            connection.request("POST", "/v2/models/model/infer", self._body, self._headers)
+            connection.request("POST", self._path, self._body, self._headers)
             response = connection.getresponse()
             response.read()
             status = response.status
@@ -78,23 +68,31 @@ class Target:
             status = -1
         return status, time.perf_counter() - started
 
-    def live_seconds(self) -> float:
-        """How long a liveness probe takes."""
-        started = time.perf_counter()
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
-        connection.request("GET", "/v2/health/live")
-        connection.getresponse().read()
-        connection.close()
-        return time.perf_counter() - started
+    def wait(self) -> None:
+        """Return once it answers."""
+        for _ in range(3000):
+            if self.ask()[0] == 200:
+                return
+            time.sleep(0.1)
+        raise SystemExit(f"the server at {self.port} doesn't answer")
+
+    def cpu_seconds(self) -> float:
+        """CPU time of its processes so far."""
+        return sum(map(cpu_seconds, _tree(self.pid)))
 
 
-def one_client(target: Target, number: int = 40) -> float:
-    """Median milliseconds of a request with nobody else there."""
-    return median(target.ask()[1] for _ in range(number)) * 1000
+def _tree(pid: int) -> list[int]:
+    children = [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+    return [pid, *(n for child in children for n in _tree(child))]
 
 
-def closed_loop(target: Target, seconds: float) -> float:
-    """Images a second with 32 clients."""
+def closed_loop(target: Target, seconds: float) -> tuple[float, float]:
+    """Images a second with 32 clients, and CPU seconds an image."""
+    before = target.cpu_seconds()
     end = time.perf_counter() + seconds
 
     def run(_: int) -> int:
@@ -103,21 +101,18 @@ def closed_loop(target: Target, seconds: float) -> float:
             count += target.ask()[0] == 200
         return count
 
+    started = time.perf_counter()
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        return sum(pool.map(run, range(NUM_CLIENTS))) / seconds
+        count = sum(pool.map(run, range(NUM_CLIENTS)))
+    rate = count / (time.perf_counter() - started)
+    return rate, (target.cpu_seconds() - before) / max(count, 1)
 
 
-def open_loop(target: Target, rate: float, seconds: float) -> dict[str, Any]:
+def open_loop(target: Target, control_port: int, rate: float, seconds: float) -> dict[str, Any]:
     """What comes of ``rate`` requests a second, and of liveness probes meanwhile."""
-    probes: list[float] = []
-    is_done = threading.Event()
-
-    def probe() -> None:
-        while not is_done.wait(0.1):
-            probes.append(target.live_seconds())
-
-    prober = threading.Thread(target=probe)
-    prober.start()
+    addresses = [f"{target.port}{target.live}", f"{control_port}/"]
+    command = [sys.executable, __file__, "--probe", *addresses]
+    prober = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     started = time.perf_counter()
     with ThreadPoolExecutor(256) as pool:
         answers = []
@@ -125,8 +120,7 @@ def open_loop(target: Target, rate: float, seconds: float) -> dict[str, Any]:
             time.sleep(max(0.0, started + index / rate - time.perf_counter()))
             answers.append(pool.submit(target.ask))
         found = [answer.result() for answer in answers]
-    is_done.set()
-    prober.join()
+    ours, control = json.loads(prober.communicate()[0])
     served = [seconds for status, seconds in found if status == 200]
     refused = [seconds for status, seconds in found if status == 503]
     return {
@@ -134,80 +128,159 @@ def open_loop(target: Target, rate: float, seconds: float) -> dict[str, Any]:
         "statuses": dict(Counter(status for status, _ in found)),
         "p99_200_ms": _p99(served),
         "p99_503_ms": _p99(refused),
-        "p99_live_ms": _p99(probes),
-        "max_live_ms": round(max(probes, default=0) * 1000, 1),
+        "live_ms": {"p99": _p99(ours), "max": _ms(max(ours))},
+        "control_live_ms": {"p99": _p99(control), "max": _ms(max(control))},
+        "num_probes": len(ours),
     }
+
+
+def probe(addresses: list[str]) -> None:
+    """Ask each twenty times a second until standard input closes; print the seconds they took."""
+    is_done = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), is_done.set()), daemon=True).start()
+    seconds: list[list[float]] = [[] for _ in addresses]
+    while not is_done.wait(0.05):
+        for address, found in zip(addresses, seconds, strict=True):
+            port, _, path = address.partition("/")
+            started = time.perf_counter()
+            connection = http.client.HTTPConnection(HOST, int(port), timeout=60)
+            connection.request("GET", f"/{path}")
+            connection.getresponse().read()
+            connection.close()
+            found.append(time.perf_counter() - started)
+    print(json.dumps(seconds))
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)
 
 
 def _p99(seconds: list[float]) -> float | None:
-    return round(quantiles(seconds, n=100)[98] * 1000, 1) if len(seconds) > 1 else None
+    return _ms(quantiles(seconds, n=100, method="inclusive")[98]) if len(seconds) > 1 else None
 
 
-def measure(target: Target, forward_ms: float, seconds: float) -> dict[str, Any]:
-    """All figures of one server."""
-    alone = one_client(target)
-    rate = closed_loop(target, seconds)
-    return {
-        "p50_ms": round(alone, 2),
-        "over_forward_ms": round(alone - forward_ms, 2),
-        "images_per_second": round(rate, 1),
-        "overload": open_loop(target, OVERLOAD * rate, seconds / 2),
+def bare_forward(predictor: Predictor, image_HW3: np.ndarray) -> float:
+    """Seconds of the network without a server."""
+    started = time.perf_counter()
+    predictor.predict([image_HW3])
+    return time.perf_counter() - started
+
+
+def sums_of(url: str) -> dict[str, float]:
+    """Total seconds of each part of our requests so far, and their number."""
+    values = dict(line.rsplit(" ", 1) for line in scrape(url).splitlines() if line[0] != "#")
+    found = {
+        part: float(values[f'clipmill_serve_{part}_seconds_sum{{model="model"}}']) for part in PARTS
     }
+    return found | {"count": float(values['clipmill_serve_infer_seconds_count{model="model"}'])}
 
 
-def bare_forward(uri: str, image_HW3: np.ndarray, number: int = 40) -> float:
-    """Median milliseconds of the network without a server."""
-    predictor = Predictor(uri)
+def start_peer(python: str, file: str, uri: str, log_path: Path, stack: ExitStack) -> list[int]:
+    """Port and process id of a peer; it ends with ``stack``."""
+    port = free_port(HOST)
+    command = [python, str(Path(__file__).with_name(file)), str(port), uri]
+    log = stack.enter_context(log_path.with_name(f"{port}.log").open("wb"))
+    process = subprocess.Popen(command, stdout=log, stderr=log)
 
-    def run() -> float:
-        started = time.perf_counter()
-        predictor.predict([image_HW3])
-        return time.perf_counter() - started
-
-    return median(run() for _ in range(number)) * 1000
-
-
-def wait_for(is_up: Callable[[], object]) -> None:
-    """Return once it doesn't raise any more."""
-    for _ in range(600):
+    def stop() -> None:
+        children = _tree(process.pid)[1:]
+        process.terminate()
         try:
-            is_up()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in children:
+            subprocess.run(["kill", "-9", str(child)], check=False, stderr=subprocess.DEVNULL)
+
+    stack.callback(stop)
+    return [port, process.pid]
+
+
+def as_form(image_HW3: np.ndarray) -> tuple[bytes, dict[str, str]]:
+    """The pixels as a file of a form, which is LitServe's way to take bytes."""
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
+    body = head + image_HW3.tobytes() + b"\r\n--b--\r\n"
+    return body, {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 def main() -> None:
-    """Measure both, one after the other, and print what was found."""
+    """Measure all in turn, and print what was found."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--plain-port", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--litserve", help="a Python that has LitServe and clipmill")
+    parser.add_argument("--probe", nargs="+")
     options = parser.parse_args()
-    if options.plain_port:
-        serve_plainly(options.model, options.plain_port)
+    if options.probe:
+        probe(options.probe)
         return
-    side = options.side
-    image_HW3 = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    body, headers = pixels_request(image_HW3)
-    forward_ms = bare_forward(options.model, image_HW3)
-    results: dict[str, Any] = {"forward_ms": round(forward_ms, 2)}
-    with tempfile.TemporaryDirectory() as folder:
+    shape = (options.side, options.side, 3)
+    image_HW3 = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    predictor = Predictor(options.model)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         log_path = Path(folder) / "log"
-        with ServerProcess({"model": options.model}, log_path=log_path) as server:
-            ours = Target(server.http_port, body, headers)
-            results["clipmill"] = measure(ours, forward_ms, options.seconds)
-        port = free_port(HOST)
-        command = [sys.executable, __file__, options.model, "--plain-port", str(port)]
-        with log_path.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as plain:
-            target = Target(port, body, headers)
-            wait_for(target.live_seconds)
-            results["plain"] = measure(target, forward_ms, options.seconds)
-            plain.kill()
-    ratio = results["clipmill"]["images_per_second"] / results["plain"]["images_per_second"]
-    results["images_per_second_ratio"] = round(ratio, 2)
+        ours = ServerProcess({"model": options.model}, log_path=log_path)
+        stack.enter_context(ours)
+        binary = pixels_request(image_HW3)
+        infer, live = "/v2/models/model/infer", "/v2/health/live"
+        targets = {"clipmill": Target(ours.http_port, ours.pid, infer, live, *binary)}
+        peer = start_peer(sys.executable, "serve_plain.py", options.model, log_path, stack)
+        targets["plain"] = Target(*peer, infer, live, *binary)
+        if options.litserve:
+            peer = start_peer(options.litserve, "serve_litserve.py", options.model, log_path, stack)
+            targets["litserve"] = Target(*peer, "/predict", "/health", *as_form(image_HW3))
+        control_port, _ = start_peer(sys.executable, "serve_nothing.py", "", log_path, stack)
+        for target in targets.values():
+            target.wait()
+        measure(targets, predictor, image_HW3, ours.url, control_port, options)
+
+
+def measure(
+    targets: dict[str, Target],
+    predictor: Predictor,
+    image_HW3: np.ndarray,
+    url: str,
+    control_port: int,
+    options: argparse.Namespace,
+) -> None:
+    """Rounds of bare forward and one client by turns, and of 32 clients; then the overload."""
+    forward: list[float] = []
+    alone: dict[str, list[float]] = {name: [] for name in targets}
+    loops: dict[str, list[tuple[float, float]]] = {name: [] for name in targets}
+    parts: Counter[str] = Counter()
+    for _ in range(options.rounds):
+        before = Counter(sums_of(url))
+        for _ in range(NUM_ALONE):
+            forward.append(bare_forward(predictor, image_HW3))
+            for name, target in targets.items():
+                alone[name].append(target.ask()[1])
+        parts.update(sums_of(url))
+        parts.subtract(before)
+        for name, target in targets.items():
+            loops[name].append(closed_loop(target, options.seconds))
+    forward_ms = _ms(median(forward))
+    results: dict[str, Any] = {"forward_ms": forward_ms}
+    for name, target in targets.items():
+        rate = median(rate for rate, _ in loops[name])
+        results[name] = {
+            "p50_ms": _ms(median(alone[name])),
+            "over_forward_ms": round(_ms(median(alone[name])) - forward_ms, 2),
+            "images_per_second": [round(rate, 1) for rate, _ in loops[name]],
+            "cpu_ms_per_image": _ms(median(cpu for _, cpu in loops[name])),
+            "overload": open_loop(target, control_port, OVERLOAD * rate, options.seconds / 2),
+        }
+    shares = {part: parts[part] / parts["count"] for part in PARTS}
+    rest = sum(alone["clipmill"]) / len(alone["clipmill"]) - sum(shares.values())
+    results["clipmill"]["mean_ms"] = {name: _ms(s) for name, s in {**shares, "rest": rest}.items()}
+    for name in targets.keys() - {"clipmill"}:
+        pairs = zip(loops["clipmill"], loops[name], strict=True)
+        ratios = [(a[0] / b[0], b[1] / a[1]) for a, b in pairs]
+        results[f"over_{name}"] = {
+            "images_per_second": round(median(r for r, _ in ratios), 2),
+            "images_per_cpu_second": round(median(r for _, r in ratios), 2),
+        }
     print(json.dumps(results, indent=2))
 
 

@@ -14,6 +14,8 @@ from clipmill.tasks.predictor import Predictor
 _CONFIGS: dict[str, dict[str, Any]] = {
     "segmentation": {"crop_size": 64, "pyramid_channels": 16, "head_channels": 16},
     "depth": {"crop_size": 64},
+    "detection": {"image_size": 64, "neck_channels": 16, "hidden_width": 16, "num_proposals": 30},
+    "classification": {},
 }
 
 
@@ -30,8 +32,9 @@ def save_model(uri: str, task_name: str, *, crop_size: int = 64) -> str:
         vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=2, head_width=16)
     )
     task = task_named(task_name)
-    config = task.config_type.from_json(_CONFIGS[task_name] | {"crop_size": crop_size})
-    classes = ("ground", "cube", "ball") if task_name == "segmentation" else ()
+    side = {"crop_size": crop_size} if task_name in {"segmentation", "depth"} else {}
+    config = task.config_type.from_json(_CONFIGS[task_name] | side)
+    classes = () if task_name == "depth" else ("ground", "cube", "ball")
     network = task.network(config, encoder, classes)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -46,7 +46,7 @@ class Hostile:
     method: str
     path: str
     body: bytes
-    headers: dict[str, str]
+    headers: dict[str, str | bytes]
 
 
 def hostile(number: int) -> Hostile:

@@ -91,18 +91,39 @@ def test_images_that_queue_up_during_a_batch_share_the_next() -> None:
     assert recorder.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
-def test_a_batch_waits_for_company() -> None:
+def test_a_batch_waits_for_what_is_being_decoded() -> None:
     recorder = Recorder()
 
     async def run() -> None:
         async with batcher_of(recorder, max_batch_size=2, max_wait_seconds=30) as batcher:
-            first = asyncio.create_task(ask(batcher, [1]))
-            await asyncio.sleep(0.05)
-            assert not first.done()
-            await asyncio.gather(first, ask(batcher, [2]))
+            with batcher.admit(1):
+                first = asyncio.create_task(ask(batcher, [1]))
+                await asyncio.sleep(0.05)
+                assert not first.done()
+                await asyncio.gather(first, batcher.predict([image(2)]))
 
     asyncio.run(run())
     assert recorder.batches == [[1, 2]]
+
+
+def test_a_batch_doesnt_wait_for_nobody() -> None:
+    recorder = Recorder()
+
+    async def run() -> None:
+        async with (
+            asyncio.timeout(10),
+            batcher_of(recorder, max_batch_size=8, max_wait_seconds=30) as batcher,
+        ):
+            assert await ask(batcher, [1]) == [2]
+            with batcher.admit(1):
+                second = asyncio.create_task(ask(batcher, [2]))
+                await asyncio.sleep(0.05)
+                assert not second.done()
+            # The one that was being decoded turned out to be no image.
+            assert await second == [4]
+
+    asyncio.run(run())
+    assert recorder.batches == [[1], [2]]
 
 
 def test_beyond_its_limit_it_refuses_at_once_and_has_room_again_later() -> None:

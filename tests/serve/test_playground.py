@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import save_model
 from websockets.sync.client import ClientConnection, connect
 
 from clipmill.serve.process import ServerProcess
@@ -185,3 +186,38 @@ def test_what_is_no_picture_is_said(browser: Browser, server: ServerProcess) -> 
     browser.value(_DROP % json.dumps(base64.b64encode(b"no picture").decode()))
     browser.wait_for('document.getElementById("status").textContent.includes("no picture")')
     assert not browser.value('!document.getElementById("answer").hidden')
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Predictor]]:
+    """A server of a detection model whose random weights are sure of what they see."""
+    folder = tmp_path_factory.mktemp("detector")
+    uri = save_model(str(folder / "model"), "detection")
+    with ServerProcess({"objects": uri}, log_path=folder / "server.log") as process:
+        yield process, Predictor(uri)
+
+
+def test_objects_are_masked_boxed_and_listed(
+    browser: Browser, detector: tuple[ServerProcess, Predictor], picture: np.ndarray
+) -> None:
+    server, predictor = detector
+    (found,) = predictor.predict([picture])
+    shown = found["scores"] >= 0.3
+    assert shown.any()
+    browser.send("Page.navigate", url=server.url)
+    browser.wait_for('document.querySelectorAll("#models input").length === 1')
+    browser.value(_DROP % json.dumps(base64.b64encode(to_png(picture)).decode()))
+    browser.wait_for(_ANSWERED)
+    legend = browser.value('document.getElementById("legend").innerText').split("\n")
+    names = [line for line in legend if line in predictor.classes]
+    assert names == [predictor.classes[label] for label in found["labels"][shown]]
+    opaque = """[...document.getElementById("answer").getContext("2d")
+      .getImageData(0, 0, 64, 48).data].filter((_, index) => index % 4 === 3)"""
+    alpha_HW = np.array(browser.value(opaque), np.uint8).reshape(48, 64)
+    assert (alpha_HW[found["masks"][shown].any(axis=0)] == 255).all()
+    boxed_HW = np.zeros((48, 64), bool)
+    for x1, y1, x2, y2 in found["boxes"][shown].astype(int):
+        boxed_HW[max(0, y1 - 2) : y2 + 3, max(0, x1 - 2) : x2 + 3] = True
+    assert not alpha_HW[~boxed_HW & ~found["masks"][shown].any(axis=0)].any()
+    assert "output=rle" in browser.value('document.getElementById("curl").textContent')
+    assert not browser.complaints

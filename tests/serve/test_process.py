@@ -154,3 +154,17 @@ print(sorted(foreign & sys.modules.keys()))
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_it_starts_without_what_it_doesnt_use(
+    models: dict[str, str], log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the time to readiness; it goes when a library imports these in another way."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    with ServerProcess(models, log_path=log_path) as server:
+        query(server.url, "seg", np.zeros((32, 32, 3), np.uint8))
+    imported = {line.rpartition("|")[2].strip() for line in log_path.read_text().splitlines()}
+    assert {"torch", "timm", "kserve.model_server"} <= imported
+    heavy = {"torch._dynamo.convert_frame", "sympy", "pandas.core", "kubernetes.client", "scipy"}
+    heavy |= {"transformers.utils", "huggingface_hub.hf_api", "rich.console"}
+    assert not heavy & imported

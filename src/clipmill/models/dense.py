@@ -140,10 +140,11 @@ def timm_trunk(name: str, drop_path: float) -> Any:
     """A timm model without a classifier, for images of any size."""
     import timm
 
-    with torch.device("meta"):
-        has_fixed_size = hasattr(timm.create_model(name), "dynamic_img_size")
-    any_size = {"dynamic_img_size": True} if has_fixed_size else {}
-    return timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **any_size)
+    options = {"num_classes": 0, "drop_path_rate": drop_path}
+    try:
+        return timm.create_model(name, dynamic_img_size=True, **options)
+    except TypeError:  # it has no such option, since any size fits it, or none but its own
+        return timm.create_model(name, **options)
 
 
 def layers_of(trunk: nn.Module, stages: Sequence[str]) -> dict[str, int]:

@@ -46,6 +46,7 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self._has_come = asyncio.Event()
         self._num_admitted = 0
+        self._num_handed_in = 0
         self._is_closing = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -107,6 +108,7 @@ class Batcher:
             yield
         finally:
             self._num_admitted -= num_images
+            self._has_come.set()  # nobody need wait for them any more
             if self._num_admitted == 0:
                 self._is_idle.set()
 
@@ -117,11 +119,13 @@ class Batcher:
             _Waiting(item, self._bucket(item), loop.time(), loop.create_future()) for item in items
         ]
         self._queue.extend(waiting)
+        self._num_handed_in += len(waiting)
         self._has_come.set()
         self._depth.set(len(self._queue))
         try:
             return await asyncio.gather(*(place.output for place in waiting))
         finally:
+            self._num_handed_in -= len(waiting)
             # Where one failed, or the client left, the others needn't be run.
             for place in waiting:
                 place.output.cancel()
@@ -139,7 +143,11 @@ class Batcher:
         loop = asyncio.get_running_loop()
         # Counted from its arrival: what queued up during the last batch goes at once.
         deadline = oldest.arrived_seconds + self._config.max_wait_seconds
-        while self._num_of(oldest.bucket) < self._config.max_batch_size and loop.time() < deadline:
+        while (
+            self._num_on_their_way
+            and self._num_of(oldest.bucket) < self._config.max_batch_size
+            and loop.time() < deadline
+        ):
             self._has_come.clear()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -164,6 +172,11 @@ class Batcher:
                 return self._queue[0]
             self._has_come.clear()
             await self._has_come.wait()
+
+    @property
+    def _num_on_their_way(self) -> int:
+        """Images that were taken in and are being decoded."""
+        return self._num_admitted - self._num_handed_in
 
     def _num_of(self, bucket: Hashable) -> int:
         return sum(place.bucket == bucket for place in self._queue)

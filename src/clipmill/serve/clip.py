@@ -16,7 +16,7 @@ from clipmill.models.towers import ClipConfig
 from clipmill.serve.asked import Asked
 from clipmill.serve.options import Options
 from clipmill.serve.refusal import BadRequestError
-from clipmill.serve.served import Item, Served, Tensors
+from clipmill.serve.served import Item, Served, Tensors, likeliest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,8 +88,11 @@ class ClipServed(Served):
             raise BadRequestError("protocol", "'labels' go with 'image', and without 'text'")
         if not asked.num_items:
             raise BadRequestError("protocol", "the request has neither 'image' nor 'text'")
-        if options.output == "png":
-            raise BadRequestError("parameter", "embeddings have no PNG: take 'raw' or 'float16'")
+        if options.output in {"png", "rle"}:
+            raise BadRequestError(
+                "parameter",
+                f"embeddings have no {options.output.upper()}: take 'raw' or 'float16'",
+            )
         if options.top_k and not asked.labels:
             raise BadRequestError("parameter", "'top_k' goes with 'labels'")
 
@@ -133,10 +136,8 @@ class ClipServed(Served):
         probabilities_nL = self._probabilities(cosine_nL.astype(np.float64))
         if not options.top_k:
             return {"probabilities": probabilities_nL.astype(dtype)}
-        best_nk = np.argsort(-probabilities_nL, axis=1, kind="stable")[:, : options.top_k]
-        names = np.array([label.encode() for label in asked.labels], object)
-        scores_nk = np.take_along_axis(probabilities_nL, best_nk, axis=1)
-        return {"top_labels": names[best_nk], "top_probabilities": scores_nk.astype(dtype)}
+        names_nk, scores_nk = likeliest(asked.labels, probabilities_nL, options.top_k)
+        return {"top_labels": names_nk, "top_probabilities": scores_nk.astype(dtype)}
 
     def _probabilities(self, cosine_nL: NDArray[np.float64]) -> NDArray[np.float64]:
         """As the loss meant similarities: over the labels together, or each by itself."""

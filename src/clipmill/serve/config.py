@@ -13,7 +13,7 @@ class ServeConfig(Config):
     max_batch_size: int = 8
     """Most images that the network sees at once."""
     max_wait_seconds: float = 0.005
-    """Longest that an image waits for others to share its batch, seconds."""
+    """Longest that an image waits for those that are being decoded to share its batch, seconds."""
     max_queue_images: int = 32
     """Most images taken in and not yet answered; a request beyond them gets a 503."""
     retry_after_seconds: int = 1

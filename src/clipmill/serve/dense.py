@@ -56,6 +56,8 @@ class DenseServed(Served):
     def check(self, asked: Asked, options: Options) -> None:
         """Images alone, in a coding that the output has."""
         refuse_words(asked)
+        if options.output == "rle":
+            raise BadRequestError("parameter", "'rle' is a coding of objects' masks")
         if self._is_classes and options.output == "float16":
             raise BadRequestError("parameter", "class ids are whole numbers: take 'raw' or 'png'")
 

@@ -70,6 +70,8 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
             if grpc_port is not None
             else None
         )
+        # A path that isn't one is a 404, not a redirection to wherever the Host header says.
+        app.router.redirect_slashes = False
         Routes(self._catalogue, config, lambda: self._is_stopping).add_to(app)
         Playground().add_to(app)
 

@@ -155,14 +155,16 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
             served.check(asked, options)
             results = await self._results(asked, options)
             with self._postprocess_seconds.time():
-                each = await self.offload(served.answer_each, asked, results, options)
+                each = await self.offload(
+                    self._observed, served.answer_each, asked, results, options
+                )
             return {"predictions": each}
         asked = await self.offload(asked_v2, payload, self._config)
         served.check(asked, options)
         self._check_outputs(payload)
         results = await self._results(asked, options)
         with self._postprocess_seconds.time():
-            tensors = await self.offload(served.answer, asked, results, options)
+            tensors = await self.offload(self._observed, served.answer, asked, results, options)
         return InferResponse(
             response_id=payload.id or str(uuid4()),
             model_name=self.name,
@@ -192,9 +194,17 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
                 with self._preprocess_seconds.time():
                     items += await self.offload(self._decode, asked.sources)
             words = self.served.words(asked, options)
-            results = await self.batcher.predict([*items, words] if words else items)
-        await self.offload(self.served.observe, self.name, results)
-        return results
+            return await self.batcher.predict([*items, words] if words else items)
+
+    def _observed(
+        self,
+        answer: Callable[[Asked, Sequence[Any], Options], T],
+        asked: Asked,
+        results: Sequence[Any],
+        options: Options,
+    ) -> T:
+        self.served.observe(self.name, results)
+        return answer(asked, results, options)
 
     def _decode(self, sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
         images = []

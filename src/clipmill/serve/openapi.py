@@ -35,8 +35,9 @@ _TENSOR: Final = {
 _PARAMETERS: Final = {
     "type": "object",
     "properties": {
-        "output": {"enum": ["raw", "float16", "png"]},
+        "output": {"enum": ["raw", "float16", "png", "rle"]},
         "top_k": {"type": "integer"},
+        "threshold": {"type": "number", "minimum": 0, "maximum": 1},
         "template": {"type": "string"},
         "deadline_milliseconds": {"type": "integer"},
         "binary_data_output": {"type": "boolean"},

@@ -3,6 +3,7 @@
 ``POST /v2/models/NAME/infer?output=png`` with ``Content-Type: image/jpeg`` answers with a PNG.
 """
 
+import re
 import struct
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,6 +12,7 @@ from clipmill.serve.framework import InferInput, InferRequest, InferResponse
 from clipmill.serve.wire import Body
 
 _NUMBERS: Final = frozenset({"top_k", "deadline_milliseconds"})
+_FRACTION: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
 
 
 def is_picture(headers: Mapping[str, str]) -> bool:
@@ -26,6 +28,8 @@ def picture_request(body: bytes, query: Mapping[str, str], model: str) -> InferR
             parameters[name] = text == "true"
         elif name in _NUMBERS and text.isascii() and text.isdigit() and len(text) <= 9:
             parameters[name] = int(text)
+        elif name == "threshold" and _FRACTION.fullmatch(text):
+            parameters[name] = float(text)
         elif name != "labels":
             parameters[name] = text
     inputs = [InferInput(name="image", datatype="BYTES", shape=[1])]

@@ -1,22 +1,29 @@
 """Detection, classification, and any task whose prediction isn't an array of the image's size.
 
-Shapes: n images in a request, N objects of an image, C classes.
+Shapes: n images in a request, N objects of an image, C classes, k of them named.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from clipmill.serve.asked import Asked
 from clipmill.serve.codecs import DATATYPES
 from clipmill.serve.options import Options
 from clipmill.serve.refusal import BadRequestError
-from clipmill.serve.served import Item, Served, Tensors, refuse_words
+from clipmill.serve.rle import encode_rle
+from clipmill.serve.served import Item, Served, Tensors, likeliest, refuse_words
 from clipmill.tasks.contract import OutputSpec, Prediction
+from clipmill.tasks.detection_drawing import object_colour
 from clipmill.tasks.palette import class_palette
 from clipmill.tasks.predictor import Predictor
+
+_MASKS: Final = "masks"
+_SCORES: Final = "scores"
+_PROBABILITIES: Final = "probabilities"
 
 
 class PredictionServed(Served):
@@ -43,6 +50,11 @@ class PredictionServed(Served):
         ]
         if any(_is_counted(output) for output in self._predictor.outputs):
             described.append({"name": "counts", "datatype": "INT64", "shape": [-1]})
+        if self._has(_PROBABILITIES):
+            described += [
+                {"name": "top_labels", "datatype": "BYTES", "shape": [-1, -1]},
+                {"name": "top_probabilities", "datatype": "FP32", "shape": [-1, -1]},
+            ]
         return described
 
     def describe(self) -> dict[str, Any]:
@@ -53,32 +65,70 @@ class PredictionServed(Served):
                 {"name": o.name, "unit": o.unit, "axes": [str(axis) for axis in o.shape]}
                 for o in outputs
             ],
-            "codings": ["raw"],
+            "codings": ["raw", "rle"] if self._has(_MASKS) else ["raw"],
             "classes": classes,
-            "palette": class_palette(len(classes)).tolist() if classes else [],
+            "palette": class_palette()[[object_colour(n) for n in range(len(classes))]].tolist(),
         }
 
     def check(self, asked: Asked, options: Options) -> None:
-        """Images alone, raw answers alone."""
+        """Images alone; a threshold, and run lengths, for objects alone."""
         refuse_words(asked)
-        if options.output != "raw":
-            raise BadRequestError("parameter", f"{self.kind} answers 'raw' alone")
+        if options.output not in self.describe()["codings"]:
+            raise BadRequestError(
+                "parameter", f"{self.kind} answers {self.describe()['codings']} alone"
+            )
+        if options.threshold and not self._has(_SCORES):
+            raise BadRequestError("parameter", f"{self.kind} has no 'threshold'")
 
     def predict(self, items: Sequence[Item]) -> list[Any]:
         """A prediction for each image."""
         return list(self._predictor.predict(cast("Sequence[NDArray[np.uint8]]", items)))
 
     def answer(self, asked: Asked, results: Sequence[Any], options: Options) -> Tensors:
-        """Arrays of all images together; see :func:`together`."""
-        del asked, options
-        return together(self._predictor.outputs, results)
+        """Arrays of all images together; see :func:`together`.
+
+        With ``rle`` each of the ``masks`` (N,) is the JSON of an :class:`~clipmill.serve.rle.Rle`.
+        With ``top_k`` a classification is ``top_labels`` and ``top_probabilities`` (n, k).
+        """
+        del asked
+        if options.top_k and self._has(_PROBABILITIES):
+            probabilities_nC = np.stack([prediction[_PROBABILITIES] for prediction in results])
+            names_nk, scores_nk = likeliest(
+                self._predictor.classes, probabilities_nC, options.top_k
+            )
+            return {"top_labels": names_nk, "top_probabilities": scores_nk}
+        kept = [self._kept(prediction, options) for prediction in results]
+        if options.output == "rle":
+            kept = [{**prediction, _MASKS: _rle_files(prediction[_MASKS])} for prediction in kept]
+        return together(self._predictor.outputs, kept)
 
     def answer_each(
         self, asked: Asked, results: Sequence[Any], options: Options
     ) -> list[dict[str, Any]]:
-        """Each image's own arrays."""
-        del asked, options
-        return [dict(prediction) for prediction in results]
+        """Each image's own arrays; with ``rle`` its masks as COCO's objects."""
+        if options.top_k and self._has(_PROBABILITIES):
+            return super().answer_each(asked, results, options)
+        each = [self._kept(prediction, options) for prediction in results]
+        if options.output == "rle":
+            return [{**one, _MASKS: [encode_rle(mask) for mask in one[_MASKS]]} for one in each]
+        return each
+
+    def _kept(self, prediction: Prediction, options: Options) -> dict[str, Any]:
+        """The objects that are asked for; a prediction names the best first."""
+        if not self._has(_SCORES):
+            return dict(prediction)
+        chosen = np.flatnonzero(prediction[_SCORES] >= options.threshold)
+        chosen = chosen[: options.top_k or None]
+        return {name: array[chosen] for name, array in prediction.items()}
+
+    def _has(self, name: str) -> bool:
+        return any(output.name == name for output in self._predictor.outputs)
+
+
+def _rle_files(masks_NHW: NDArray[Any]) -> NDArray[Any]:
+    files = np.empty(len(masks_NHW), object)
+    files[:] = [orjson.dumps(encode_rle(mask_HW)) for mask_HW in masks_NHW]
+    return files
 
 
 def together(outputs: Sequence[OutputSpec], predictions: Sequence[Prediction]) -> Tensors:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from clipmill.errors import ConfigError
 from clipmill.serve.client import Client
+from clipmill.tasks.detection_drawing import SHOWN_SCORE, draw_detections
 from clipmill.tasks.palette import class_palette, depth_colours, to_png
 
 _ANSWER_SHARE: Final = 0.6
@@ -23,7 +24,7 @@ class Answer:
     model: str
     """The model that was asked."""
     lines: tuple[str, ...]
-    """It in words: classes with their share, the range of depth, or labels with probabilities."""
+    """It in words: shares of classes, range of depth, objects, or labels with probabilities."""
     drawn_png: bytes
     """It over the picture; empty where there is nothing to draw."""
 
@@ -40,6 +41,10 @@ def ask(url: str, image: bytes, *, model: str = "", labels: tuple[str, ...] = ()
     about = client.metadata(name)["parameters"]
     if about["task"] == "clip":
         return _choice(client, name, image, labels)
+    if about["task"] == "classification":
+        return _classification(client, name, image, len(about["classes"]))
+    if about["task"] == "detection":
+        return _objects(client, name, image, tuple(about["classes"]))
     (output_HW,) = client.dense(name, [image])
     if about["classes"]:
         lines, colours_HW3 = _classes(output_HW, about["classes"])
@@ -68,9 +73,28 @@ def _choice(client: Client, model: str, image: bytes, labels: tuple[str, ...]) -
     found = client.infer(
         model, images=[image], labels=labels, parameters={"top_k": min(_NUM_LABELS, len(labels))}
     )
+    return _named(model, found)
+
+
+def _classification(client: Client, model: str, image: bytes, num_classes: int) -> Answer:
+    wishes = {"top_k": min(_NUM_LABELS, num_classes)}
+    return _named(model, client.infer(model, images=[image], parameters=wishes))
+
+
+def _named(model: str, found: dict[str, NDArray[Any]]) -> Answer:
     best = zip(found["top_labels"][0], found["top_probabilities"][0], strict=True)
     lines = tuple(f"{share:7.1%}  {label.decode()}" for label, share in best)
     return Answer(model=model, lines=lines, drawn_png=b"")
+
+
+def _objects(client: Client, model: str, image: bytes, classes: tuple[str, ...]) -> Answer:
+    (found,) = client.objects(model, [image], threshold=SHOWN_SCORE)
+    lines = tuple(
+        f"{score:7.1%}  {classes[label]} at {', '.join(f'{side:.0f}' for side in box)}"
+        for score, label, box in zip(found["scores"], found["labels"], found["boxes"], strict=True)
+    )
+    drawn_HW3 = draw_detections(found, _pixels(image), classes)
+    return Answer(model=model, lines=lines, drawn_png=to_png(drawn_HW3))
 
 
 def _classes(
@@ -97,9 +121,12 @@ def _depth(depth_HW: NDArray[Any]) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
 
 
 def _over(image: bytes, colours_HW3: NDArray[np.uint8]) -> bytes:
+    mixed_HW3 = (1 - _ANSWER_SHARE) * _pixels(image) + _ANSWER_SHARE * colours_HW3
+    return to_png(np.rint(mixed_HW3).astype(np.uint8))
+
+
+def _pixels(image: bytes) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
     with Image.open(io.BytesIO(image)) as opened:
-        under_HW3 = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), np.float32)
-    mixed_HW3 = (1 - _ANSWER_SHARE) * under_HW3 + _ANSWER_SHARE * colours_HW3
-    return to_png(np.rint(mixed_HW3).astype(np.uint8))
+        return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))

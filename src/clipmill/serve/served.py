@@ -80,6 +80,15 @@ class Served(ABC):
         del model, results
 
 
+def likeliest(
+    names: Sequence[str], probabilities_nC: NDArray[Any], num: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The ``num`` best names (n, num), as bytes, and their probabilities (n, num), best first."""
+    best_nk = np.argsort(-probabilities_nC, axis=1, kind="stable")[:, :num]
+    encoded = np.array([name.encode() for name in names], object)
+    return encoded[best_nk], np.take_along_axis(probabilities_nC, best_nk, axis=1)
+
+
 def refuse_words(asked: Asked) -> None:
     """For models that take images alone (BadRequestError)."""
     if asked.texts or asked.labels or not asked.sources:

@@ -6,6 +6,7 @@ written here, and the rest of the protocol is KServe's.
 """
 
 import base64
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +21,7 @@ from clipmill.serve.refusal import BadRequestError
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 """HTTP header: length of the JSON that comes before binary tensors, bytes."""
 
+_LENGTH: Final = re.compile("[0-9]{1,12}")  # Python refuses to read a number of 5,000 digits
 _MAX_INPUTS: Final = 3
 
 
@@ -39,7 +41,7 @@ def read_v2(body: bytes, header_length: str | None, model: str) -> InferRequest:
     """
     if header_length is None:
         num_json_bytes = len(body)
-    elif header_length.isascii() and header_length.isdigit() and int(header_length) <= len(body):
+    elif _LENGTH.fullmatch(header_length) and int(header_length) <= len(body):
         num_json_bytes = int(header_length)
     else:
         raise BadRequestError("protocol", f"{HEADER_LENGTH} isn't the length of the body's JSON")

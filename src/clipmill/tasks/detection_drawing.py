@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from clipmill.tasks.contract import Prediction
 from clipmill.tasks.palette import class_palette
 
-_SHOWN_SCORE = 0.3
+SHOWN_SCORE = 0.3
 _OPACITY = 0.5
 _NAMED_SIDE = 160  # a smaller picture has no room for names
 
@@ -23,17 +23,17 @@ def draw_detections(
     """The image (H, W, 3) with masks, boxes, and on large ones names; the likeliest on top."""
     colours = class_palette()
     picture_HW3 = image_HW3.astype(np.float32)
-    shown = np.flatnonzero(prediction["scores"] >= _SHOWN_SCORE)
+    shown = np.flatnonzero(prediction["scores"] >= SHOWN_SCORE)
     shown = shown[np.argsort(prediction["scores"][shown], kind="stable")]
     for n in shown:
         here = prediction["masks"][n] > 0
-        colour = colours[_colour(prediction["labels"][n])]
+        colour = colours[object_colour(prediction["labels"][n])]
         picture_HW3[here] = (1 - _OPACITY) * picture_HW3[here] + _OPACITY * colour
     picture = Image.fromarray(picture_HW3.astype(np.uint8))
     canvas = ImageDraw.Draw(picture)
     for n in shown:
         label = int(prediction["labels"][n])
-        rgb = tuple(colours[_colour(label)].tolist())
+        rgb = tuple(colours[object_colour(label)].tolist())
         x1, y1, x2, y2 = prediction["boxes"][n].tolist()
         canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=rgb)
         if classes and min(picture.size) >= _NAMED_SIDE:
@@ -42,6 +42,6 @@ def draw_detections(
     return np.asarray(picture)
 
 
-def _colour(label: int) -> int:
+def object_colour(label: int) -> int:
     """The palette's first two colours are quiet, for grounds, and its last marks the ignored."""
     return 2 + int(label) % 253

@@ -80,9 +80,17 @@ function query(model) {
   if (task === "clip") {
     wishes.set("labels", at("labels").value);
     wishes.set("top_k", "10");
-  } else wishes.set("output", codings.includes("float16") ? "float16" : "raw");
+  } else if (codings.includes("rle")) {
+    wishes.set("output", "rle");
+    wishes.set("threshold", "0.3");
+    wishes.set("top_k", "100");
+  } else if (isMap(model)) wishes.set("output", codings.includes("float16") ? "float16" : "raw");
+  else wishes.set("top_k", "10");
   return wishes;
 }
+
+// Whether the answer is an array of the picture's size.
+const isMap = (model) => models[model].parameters.codings.includes("png");
 
 async function ask() {
   const model = chosen();
@@ -90,7 +98,7 @@ async function ask() {
   if (!picture || !model) return;
   const mine = ++turn;
   const wishes = query(model);
-  const binary = models[model].parameters.task !== "clip";
+  const binary = isMap(model);
   if (binary) wishes.set("binary_data_output", "true");
   say("Asking …");
   const started = performance.now();
@@ -117,10 +125,10 @@ async function ask() {
 function identify() {
   const model = chosen();
   if (!model) return;
-  const { task, digest, codings } = models[model].parameters;
+  const { task, digest } = models[model].parameters;
   at("identity").textContent = `${task} · digest ${digest.slice(0, 12)}`;
   at("zero-shot").hidden = task !== "clip";
-  const isDrawn = codings.includes("png");
+  const isDrawn = isMap(model);
   const wishes = isDrawn ? new URLSearchParams({ output: "png" }) : query(model);
   const type = picture?.blob.type ?? "image/jpeg";
   const output = isDrawn ? " \\\n  --output answer.png" : "";
@@ -129,14 +137,14 @@ function identify() {
 }
 
 function show(model, answer, bytes) {
-  const { task, classes, palette } = models[model].parameters;
+  const { classes, palette, codings } = models[model].parameters;
+  const isObjects = codings.includes("rle");
   at("legend").replaceChildren();
   at("scale").hidden = true;
-  at("answer").hidden = task === "clip";
+  at("answer").hidden = !isMap(model) && !isObjects;
   found = null;
-  if (task === "clip") return showLabels(answer);
-  at("answer").hidden = answer.outputs[0].shape.length !== 3;
-  if (at("answer").hidden) throw new Error(`${task} is answered, but this page can't draw it; take the line below.`);
+  if (at("answer").hidden) return showLabels(answer);
+  if (isObjects) return showObjects(answer, classes, palette);
   const [tensor] = answer.outputs;
   const [, height, width] = tensor.shape;
   const values = tensor.datatype === "UINT8" ? new Uint8Array(bytes) : halves(new Uint16Array(bytes));
@@ -153,8 +161,8 @@ function draw(colourOf) {
   canvas.height = found.height;
   const image = new ImageData(found.width, found.height);
   found.values.forEach((value, index) => {
-    const [red, green, blue] = colourOf(value);
-    image.data.set([red, green, blue, 255], index * 4);
+    const [red, green, blue, opacity = 255] = colourOf(value);
+    image.data.set([red, green, blue, opacity], index * 4);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
@@ -171,6 +179,52 @@ function showClasses(palette) {
     item.append(swatch, make("span", found.classes[value] ?? `class ${value}`), make("span", `${share.toFixed(1)} %`, "share"));
     at("legend").append(item);
   }
+}
+
+function showObjects(answer, classes, palette) {
+  const { boxes, scores, labels, masks } = Object.fromEntries(answer.outputs.map((output) => [output.name, output.data]));
+  const { width, height } = at("picture");
+  const owners = new Uint8Array(width * height); // number of the object at a pixel, from 1
+  for (let n = scores.length - 1; n >= 0; n--) { // the likeliest on top
+    let place = 0, isInside = false;
+    for (const run of runLengths(JSON.parse(masks[n]).counts)) {
+      if (isInside) for (let k = place; k < place + run; k++) owners[(k % height) * width + Math.floor(k / height)] = n + 1;
+      place += run;
+      isInside = !isInside;
+    }
+  }
+  const named = labels.map((label, n) => `${classes[label]}, ${(100 * scores[n]).toFixed(0)} %`);
+  found = { isClasses: true, width, height, values: owners, classes: ["no object", ...named] };
+  draw((owner) => (owner ? palette[labels[owner - 1]] : [0, 0, 0, 0]));
+  const context = at("answer").getContext("2d");
+  context.lineWidth = Math.max(2, Math.round(width / 250));
+  labels.forEach((label, n) => {
+    const [left, top, right, bottom] = boxes.slice(4 * n, 4 * n + 4);
+    context.strokeStyle = `rgb(${palette[label].join(" ")})`;
+    context.strokeRect(left, top, right - left, bottom - top);
+    const item = make("li"), swatch = make("span", undefined, "swatch");
+    item.dataset.value = n + 1;
+    swatch.style.backgroundColor = context.strokeStyle;
+    item.append(swatch, make("span", classes[label]), make("span", `${(100 * scores[n]).toFixed(0)} %`, "share"));
+    at("legend").append(item);
+  });
+  if (!labels.length) at("legend").append(make("li", "Nothing likelier than 30 % was found."));
+  read();
+}
+
+function runLengths(text) { // of a mask, by columns, as COCO compresses them
+  const runs = [];
+  let value = 0, shift = 0;
+  for (let index = 0; index < text.length; index++) {
+    const group = text.charCodeAt(index) - 48;
+    value |= (group & 31) << shift;
+    shift += 5;
+    if (group & 32) continue;
+    if (group & 16) value -= 2 ** shift;
+    runs.push(runs.length > 2 ? value + runs.at(-2) : value);
+    value = shift = 0;
+  }
+  return runs;
 }
 
 function showLabels(answer) {
