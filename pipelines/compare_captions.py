@@ -19,13 +19,13 @@ def compare_captions(
     captioner: str,
     ade20k: str,
     nyu: str,
-    clip_recipe: str,
-    clip_overrides: list,
-    segmentation_recipe: str,
-    depth_recipe: str,
-    finetune_overrides: list,
-    min_miou: float,
-    max_rmse_metres: float,
+    clip_recipe: str = "clip-miniature",
+    clip_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
+    segmentation_recipe: str = "upernet-miniature",
+    depth_recipe: str = "depth-miniature",
+    finetune_overrides: list = [],  # noqa: B006  # as above
+    min_miou: float = 5.0,
+    max_rmse_metres: float = 3.0,
 ) -> str:
     """Pretrain on real captions, and on real and synthetic ones; fine-tune, judge and serve.
 

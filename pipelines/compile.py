@@ -16,14 +16,12 @@ CHART = ROOT / "helm" / "clipmill"
 
 def compile_all(folder: Path) -> list[Path]:
     """Compile each pipeline to a YAML file of its name; the files."""
-    from clipmill.pipelines.end_to_end import end_to_end
-    from clipmill.pipelines.first_light import first_light
-    from clipmill.pipelines.pretrain_at_scale import pretrain_at_scale
+    from clipmill.pipelines.registry import PIPELINES
     from kfp import compiler
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for pipeline in (first_light, end_to_end, pretrain_at_scale):
+    for pipeline in PIPELINES.values():
         files.append(folder / f"{pipeline.name}.yaml")
         compiler.Compiler().compile(pipeline, str(files[-1]))
     return files
