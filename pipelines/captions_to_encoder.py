@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from clipmill.components.compare import compare
 from clipmill.components.finish_run import finish_run
 from clipmill.pipelines.inputs import inputs_for, with_inputs_of
 from clipmill.pipelines.pieces import captioned, pretrained, sharded
@@ -15,7 +16,8 @@ def captions_to_encoder(store: str, run: str, **given: Any) -> None:
     """Shard, recaption, score, select, and pretrain on ``captions``.
 
     Without ``pairs`` and ``captioner`` procedural scenes are drawn, and a captioner trained on
-    theirs. The encoder's URI is the last task's output.
+    theirs. The encoder's URI is the output of the task ``pretrain``; ``compare`` draws its curves
+    beside those of the store's other runs.
     """
     at = {"store": store, "run": run}
     with dsl.ExitHandler(on_pool(finish_run(**at), "cpu", cached=False), name="all"):
@@ -23,6 +25,7 @@ def captions_to_encoder(store: str, run: str, **given: Any) -> None:
         made = captioned(
             dataset=data.dataset, captioning=data.captioning, **at, **inputs_for(captioned, given)
         )
-        pretrained(
+        encoder = pretrained(
             dataset=data.dataset, written=made.written, **at, **inputs_for(pretrained, given)
         )
+        on_pool(compare(store=store).after(encoder), "cpu", cached=False)

@@ -52,6 +52,10 @@ def compare_captions(
         measured = evaluate(model=on_pool(measurer, "gpu").output, data=nyu, label=captions, **at)
         for task in (segmented, measured):
             on_pool(task, "gpu")
+        for task, name in ((segmenter, "finetune"), (segmented, "evaluate")):
+            task.set_display_name(f"{name} segmentation")
+        for task, name in ((measurer, "finetune"), (measured, "evaluate")):
+            task.set_display_name(f"{name} depth")
     # A dsl.Collected serves one reader.
     segmentation = promote(
         task="segmentation",
@@ -66,9 +70,11 @@ def compare_captions(
         **at,
     )
     promoted = {
-        "segmentation": on_pool(segmentation, "cpu").output,
-        "depth": on_pool(depth, "cpu").output,
+        "segmentation": on_pool(segmentation, "cpu", cached=False).output,
+        "depth": on_pool(depth, "cpu", cached=False).output,
     }
+    segmentation.set_display_name("promote segmentation")
+    depth.set_display_name("promote depth")
     page = report(
         dataset=dataset,
         layer=layer,
@@ -76,8 +82,8 @@ def compare_captions(
         encoders=dsl.Collected(encoder),
         segmentations=dsl.Collected(segmented.outputs["Output"]),
         depths=dsl.Collected(measured.outputs["Output"]),
-        probed=on_pool(probe(**promoted, **at), "cpu").output,
+        probed=on_pool(probe(**promoted, **at), "cpu", cached=False).output,
         **promoted,
         **at,
     )
-    return on_pool(page, "cpu").outputs["Output"]
+    return on_pool(page, "cpu", cached=False).outputs["Output"]

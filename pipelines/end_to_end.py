@@ -37,4 +37,5 @@ def end_to_end(
                     runtime=runtime,
                     prometheus=prometheus,
                 ).after(made)
+                deployed.set_display_name(f"deploy {task}")
                 on_pool(deployed, "cpu", cached=False)

@@ -57,6 +57,7 @@ def sharded(
     # What lies at a URI of raw data may have changed since.
     dataset = on_pool(shard(source=data["pairs"], label="pairs", **shards), "cpu", cached=False)
     captioning = on_pool(shard(source=data["captioning"], label="captioning", **shards), "cpu")
+    captioning.set_display_name("shard for captioning")
     outputs = (dataset.outputs["Output"], captioning.outputs["Output"])
     return Sharded(*outputs, ade20k=data["ade20k"], nyu=data["nyu"])
 
@@ -104,8 +105,8 @@ def pretrained(
     captions: str = "both",
     clip_recipe: str = "clip-miniature",
     clip_overrides: list = [],  # noqa: B006  # as above
-) -> Channel:
-    """Score and select ``dataset``'s samples, and pretrain on those; the encoder's URI.
+) -> Any:
+    """Score and select ``dataset``'s samples, and pretrain on those; the task that does.
 
     ``written`` is the task that captioned them: its captions are scored too.
     """
@@ -127,4 +128,4 @@ def pretrained(
         overrides=clip_overrides,
         **at,
     )
-    return on_pool(encoder, "gpu").outputs["Output"]
+    return on_pool(encoder, "gpu")

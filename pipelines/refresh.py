@@ -34,6 +34,8 @@ def refresh(store: str, run: str, tasks: list, **given: Any) -> None:
             encoder = pretrained(
                 dataset=data.dataset, written=made.written, **at, **inputs_for(pretrained, given)
             )
-            tuned = tune_tasks(encoder=encoder, tasks=tasks, **at, **inputs_for(tune_tasks, given))
+            tuned = tune_tasks(
+                encoder=encoder.output, tasks=tasks, **at, **inputs_for(tune_tasks, given)
+            )
             done = remember(dataset=data.dataset, **at).after(tuned)
             on_pool(done, "cpu", cached=False)

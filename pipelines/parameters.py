@@ -1,0 +1,123 @@
+"""A pipeline's parameters, looked through before anything is started."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipmill.config import Config
+from clipmill.data.dataset import Dataset
+from clipmill.data.recaption import RecaptionConfig
+from clipmill.data.scenes.source import ScenesSourceConfig
+from clipmill.data.scoring.score import ScoreConfig
+from clipmill.data.select_rule import SelectConfig
+from clipmill.data.shards import ShardConfig
+from clipmill.errors import ConfigError, NotFoundError, StorageError
+from clipmill.models.encoders import open_encoder
+from clipmill.pretrain.clip import PretrainConfig
+from clipmill.pretrain.coca import CaptionerConfig
+from clipmill.recipes.registry import recipe
+from clipmill.recipes.run import LABELS
+from clipmill.recipes.wanted import WantedTask
+from clipmill.tasks.finetune import FinetuneConfig
+
+KINDS: Mapping[str, type[Config]] = {
+    "captioner": CaptionerConfig,
+    "clip": PretrainConfig,
+    "depth": FinetuneConfig,
+    "recaption": RecaptionConfig,
+    "scenes": ScenesSourceConfig,
+    "score": ScoreConfig,
+    "segmentation": FinetuneConfig,
+    "select": SelectConfig,
+    "shards": ShardConfig,
+}
+"""What the recipe of a parameter ``NAME_recipe`` makes; ``NAME_overrides`` change it."""
+_TYPES = {"STRING": str, "LIST": list, "STRUCT": dict, "NUMBER_DOUBLE": float}
+
+
+def parse(pipeline: Any, assignments: Sequence[str]) -> dict[str, Any]:
+    """Parameters from ``NAME=VALUE``; lists, dicts and numbers are JSON.
+
+    Raises:
+        ConfigError: there is no such parameter, a value is of another type, or one is missing.
+    """
+    inputs = pipeline.pipeline_spec.root.input_definitions.parameters
+    kinds = {name: _TYPES[_kind_name(spec)] for name, spec in inputs.items()}
+    found = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in kinds:
+            raise ConfigError(
+                f"{pipeline.name} has no parameter {name!r}",
+                expected=f"one of {', '.join(sorted(kinds))}",
+                action="correct its name",
+            )
+        found[name] = _value(name, text, kinds[name])
+    missing = sorted(n for n, spec in inputs.items() if not spec.is_optional and n not in found)
+    if missing:
+        raise ConfigError(
+            f"{pipeline.name} lacks {', '.join(missing)}",
+            expected="a value for each parameter without a default",
+            action=f"give --set {missing[0]}=VALUE",
+        )
+    return found
+
+
+def check(pipeline: Any, parameters: Mapping[str, Any]) -> None:
+    """Find what a task would stop at.
+
+    Raises:
+        ConfigError: a recipe, override, caption choice or wanted task that makes no sense.
+        NotFoundError: an artifact that isn't there. A store that can't be read from here is left
+            to the tasks.
+    """
+    inputs = pipeline.pipeline_spec.root.input_definitions.parameters
+    every = {name: spec.default_value.string_value for name, spec in inputs.items()}
+    every |= parameters
+    for name, kind in KINDS.items():
+        if f"{name}_recipe" in every:
+            changes = every.get(f"{name}_overrides") or []
+            if name in {"segmentation", "depth"}:
+                changes = every.get("finetune_overrides") or []
+            recipe(every[f"{name}_recipe"], kind, changes)
+    if "captions" in every and every["captions"] not in LABELS:
+        raise ConfigError(
+            f"captions was {every['captions']!r}",
+            expected=f"one of {', '.join(LABELS)}",
+            action="correct it",
+        )
+    for number, wanted in enumerate(parameters.get("tasks", [])):
+        _ = WantedTask.from_json(wanted, f"tasks[{number}]").sweep
+    try:
+        if "encoder" in parameters:
+            open_encoder(parameters["encoder"])
+        if "dataset" in parameters:
+            Dataset.open(parameters["dataset"])
+    except NotFoundError:
+        raise
+    except StorageError:
+        return
+
+
+def _kind_name(spec: Any) -> str:
+    from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
+
+    return str(ParameterType.ParameterTypeEnum.Name(spec.parameter_type))
+
+
+def _value(name: str, text: str, kind: type) -> Any:
+    if kind is str:
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"{name} was {text!r}",
+            expected={list: "a JSON list", dict: "a JSON object", float: "a number"}[kind],
+            action="write it as JSON, in single quotes for the shell",
+        )
+    return value
