@@ -4,34 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipmill.config import Config
 from clipmill.data.dataset import Dataset
-from clipmill.data.recaption import RecaptionConfig
-from clipmill.data.scenes.source import ScenesSourceConfig
-from clipmill.data.scoring.score import ScoreConfig
-from clipmill.data.select_rule import SelectConfig
-from clipmill.data.shards import ShardConfig
 from clipmill.errors import ConfigError, NotFoundError, StorageError
 from clipmill.models.encoders import open_encoder
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.coca import CaptionerConfig
-from clipmill.recipes.registry import recipe
+from clipmill.recipes.registry import RECIPES, recipe
 from clipmill.recipes.run import LABELS
 from clipmill.recipes.wanted import WantedTask
 from clipmill.tasks.finetune import FinetuneConfig
 
-KINDS: Mapping[str, type[Config]] = {
-    "captioner": CaptionerConfig,
-    "clip": PretrainConfig,
-    "depth": FinetuneConfig,
-    "recaption": RecaptionConfig,
-    "scenes": ScenesSourceConfig,
-    "score": ScoreConfig,
-    "segmentation": FinetuneConfig,
-    "select": SelectConfig,
-    "shards": ShardConfig,
-}
-"""What the recipe of a parameter ``NAME_recipe`` makes; ``NAME_overrides`` change it."""
 _TYPES = {"STRING": str, "LIST": list, "STRUCT": dict, "NUMBER_DOUBLE": float}
 
 
@@ -74,12 +54,14 @@ def check(pipeline: Any, parameters: Mapping[str, Any]) -> None:
     inputs = pipeline.pipeline_spec.root.input_definitions.parameters
     every = {name: spec.default_value.string_value for name, spec in inputs.items()}
     every |= parameters
-    for name, kind in KINDS.items():
-        if f"{name}_recipe" in every:
-            changes = every.get(f"{name}_overrides") or []
-            if name in {"segmentation", "depth"}:
-                changes = every.get("finetune_overrides") or []
-            recipe(every[f"{name}_recipe"], kind, changes)
+    for name, spec in inputs.items():
+        if not name.endswith("_recipe"):
+            continue
+        kind = type(RECIPES[spec.default_value.string_value]())
+        # Fine-tunings share their overrides.
+        shared = "finetune_overrides" if kind is FinetuneConfig else ""
+        overrides = name.replace("_recipe", "_overrides")
+        recipe(every[name], kind, parameters.get(overrides, parameters.get(shared, [])))
     if "captions" in every and every["captions"] not in LABELS:
         raise ConfigError(
             f"captions was {every['captions']!r}",

@@ -1,11 +1,14 @@
 """Pipelines started on a server that speaks Kubeflow's API, and what is refused before."""
 
 import json
+import re
+import shlex
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import typer
+from clipmill.pipelines.compile import DRAWINGS
 from clipmill.pipelines.parameters import check
 from clipmill.pipelines.registry import PIPELINES
 from clipmill.pipelines.submit import submit
@@ -121,6 +124,14 @@ def test_a_pipelines_defaults_are_right():
         check(pipeline, {})
 
 
+def test_the_pages_commands_pass_the_check():
+    page = (DRAWINGS / "README.md").read_text().replace("\\\n", " ")
+    blocks = re.findall(r"(?ms)^python -m clipmill.pipelines.submit (.*?)^```", page)
+    assert len(blocks) == 3
+    for block in blocks:
+        assert run(*shlex.split(block), "--check") == ""
+
+
 @pytest.mark.parametrize(
     ("pipeline", "sets", "kind", "words"),
     [
@@ -133,6 +144,7 @@ def test_a_pipelines_defaults_are_right():
         ("refresh", ['clip_overrides=["train.steps=-1"]'], ConfigError, "steps was -1"),
         ("refresh", ['tasks=[{"recipe": "a", "data": "b"}]'], ConfigError, r"tasks\[0\].gate"),
         ("refresh", [f"tasks={TASKS.replace('depth-mini', 'mini')}"], ConfigError, "miniature"),
+        ("end-to-end", ['finetune_overrides=["model.crop=1"]'], ConfigError, "model.crop"),
         ("end-to-end", ["min_miou=high"], ConfigError, "min_miou was 'high'"),
     ],
 )
