@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipmill.data.captioners import captioner_kind
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError, NotFoundError, StorageError
 from clipmill.models.encoders import open_encoder
@@ -48,8 +49,8 @@ def check(pipeline: Any, parameters: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: a recipe, override, caption choice or wanted task that makes no sense.
-        NotFoundError: an artifact that isn't there. A store that can't be read from here is left
-            to the tasks.
+        NotFoundError, ArtifactError: an encoder or dataset that isn't there. A store that can't be
+            read from here is left to the tasks.
     """
     inputs = pipeline.pipeline_spec.root.input_definitions.parameters
     every = {name: spec.default_value.string_value for name, spec in inputs.items()}
@@ -68,6 +69,8 @@ def check(pipeline: Any, parameters: Mapping[str, Any]) -> None:
             expected=f"one of {', '.join(LABELS)}",
             action="correct it",
         )
+    if parameters.get("captioner"):
+        captioner_kind(parameters["captioner"])
     for number, wanted in enumerate(parameters.get("tasks", [])):
         _ = WantedTask.from_json(wanted, f"tasks[{number}]").sweep
     try:

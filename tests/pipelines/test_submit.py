@@ -140,6 +140,7 @@ def test_the_pages_commands_pass_the_check():
         ("refresh", ["store=s3://b"], ConfigError, "refresh lacks run, tasks"),
         ("refresh", ["tasks=depth"], ConfigError, "tasks was 'depth'"),
         ("refresh", ["captions=all"], ConfigError, "captions was 'all'"),
+        ("refresh", ["captioner=blop:x"], ConfigError, "no captioner of kind 'blop'"),
         ("refresh", ["clip_recipe=depth-miniature"], ConfigError, "depth-miniature"),
         ("refresh", ['clip_overrides=["train.steps=-1"]'], ConfigError, "steps was -1"),
         ("refresh", ['tasks=[{"recipe": "a", "data": "b"}]'], ConfigError, r"tasks\[0\].gate"),
@@ -166,6 +167,6 @@ def test_an_artifact_that_is_not_there_is_one_message(tmp_path):
     with pytest.raises(NotFoundError, match="both-000000000000"):
         run("encoder-to-tasks", "--endpoint", NOWHERE, *at,
             "--set", f"encoder={gone}", "--set", f"tasks={TASKS}")  # fmt: skip
-    with pytest.raises((NotFoundError, ArtifactError), match="0000"):
+    with pytest.raises(ArtifactError, match="there is no dataset at .*0000"):
         run("pretrain-at-scale", "--endpoint", NOWHERE, *at, "--set", "captioner=c",
             "--set", "namespace=n", "--set", f"dataset={tmp_path}/datasets/0000")  # fmt: skip

@@ -8,13 +8,13 @@ def is_new(dataset: str, store: str) -> bool:
     """Whether no refresh of ``store`` has been finished with this dataset.
 
     Raises:
-        NotFoundError: there is no such dataset.
+        ArtifactError: there is no such dataset.
     """
     return not exists(_record(Dataset.open(dataset).digest, store))
 
 
 def remember(dataset: str, store: str, run: str) -> None:
-    """Keep that ``run`` was finished with this dataset; NotFoundError where there is none."""
+    """Keep that ``run`` was finished with this dataset; ArtifactError where there is none."""
     opened = Dataset.open(dataset)
     value = {"dataset": opened.uri, "digest": opened.digest, "run": run}
     write_json(_record(opened.digest, store), value)

@@ -221,9 +221,12 @@ def report(
     """Put everything on one page; the folder of ``report.html`` and ``report.json``."""
     from clipmill.analysis.report import ReportInputs
     from clipmill.analysis.report import report as make
+    from clipmill.data.captioners import captioner_kind
     from clipmill.models.checkpoint import read_card
     from clipmill.tasks.evaluation import read_evaluation
 
+    # Only a CoCa of ours has a log to show; the page has the layer's name in any case.
+    kind, checkpoint = captioner_kind(captioner) if captioner else ("", "")
     cards = [read_card(uri) for uri in encoders]
     labels = {card.digest: LABELS[card.recipe["view"]["captions"]] for card in cards}
     judged: dict[str, list[str]] = {label: [] for label in labels.values()}
@@ -234,7 +237,7 @@ def report(
     inputs = ReportInputs(
         dataset=dataset,
         layer=layer,
-        captioner=captioner,
+        captioner=checkpoint if kind == "coca" else "",
         encoders={labels[card.digest]: card.uri for card in cards},
         evaluations={label: tuple(uris) for label, uris in judged.items()},
         promotions=tuple(promotions),
