@@ -7,7 +7,6 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def finish_run(store: str, run: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """Keep the run's end beside the times of its stages."""
-    from clipmill.storage import join, write_json
+    from clipmill.stages import write_end
 
-    record = {"state": status.state, "error": status.error_message or ""}
-    write_json(join(store, "runs", run, "end.json"), record)
+    write_end(store, run, status.state, status.error_message or "")

@@ -6,9 +6,11 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def pretrain(
-    dataset: str, captions: str, layer: str, recipe: str, overrides: list, store: str, run: str
-) -> str:
-    """Pretrain on ``captions``: real, synthetic or both; the encoder's URI."""
+    dataset: str, captions: str, layer: str, recipe: str, overrides: list, store: str, run: str,
+    select: str = "",
+) -> str:  # fmt: skip
+    """Pretrain on ``captions`` of what the layer ``select`` keeps; the encoder's URI."""
     from clipmill.recipes.run import pretrain as stage
 
-    return stage(recipe, overrides, dataset, store, run, captions=captions, layer=layer)
+    seen = {"captions": captions, "layer": layer, "select": [select] if select else []}
+    return stage(recipe, overrides, dataset, store, run, **seen)

@@ -1,4 +1,4 @@
-"""``python -m clipmill.pipelines ARGUMENTS``: run the first-light pipeline on this machine.
+"""``python -m clipmill.pipelines ARGUMENTS``: run the end-to-end pipeline on this machine.
 
 A process of its own, so that whoever starts it can end it with all its tasks. ``ARGUMENTS`` is a
 JSON object of the pipeline's parameters; the tasks' lines go to standard output.
@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from pathlib import Path
 
 
@@ -22,18 +21,10 @@ def _end_with_parent() -> None:
 def main(arguments: str, folder: str) -> None:
     """Run to the end; tasks keep their scratch files under ``folder``."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # It would have every local user read that images are not used locally.
-    warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
-    from clipmill.pipelines.first_light import first_light
-    from kfp import local
+    from clipmill.pipelines.end_to_end import end_to_end
+    from clipmill.pipelines.local import run_here
 
-    root = Path(folder)
-    local.init(
-        runner=local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(root / "kfp"),
-        workspace_root=str(root / "workspace"),
-    )
-    first_light(**json.loads(arguments))
+    run_here(end_to_end, json.loads(arguments), Path(folder))
 
 
 if __name__ == "__main__":

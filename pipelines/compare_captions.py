@@ -19,13 +19,13 @@ def compare_captions(
     captioner: str,
     ade20k: str,
     nyu: str,
-    clip_recipe: str,
-    clip_overrides: list,
-    segmentation_recipe: str,
-    depth_recipe: str,
-    finetune_overrides: list,
-    min_miou: float,
-    max_rmse_metres: float,
+    clip_recipe: str = "clip-miniature",
+    clip_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
+    segmentation_recipe: str = "upernet-miniature",
+    depth_recipe: str = "depth-miniature",
+    finetune_overrides: list = [],  # noqa: B006  # as above
+    min_miou: float = 5.0,
+    max_rmse_metres: float = 3.0,
 ) -> str:
     """Pretrain on real captions, and on real and synthetic ones; fine-tune, judge and serve.
 
@@ -52,6 +52,10 @@ def compare_captions(
         measured = evaluate(model=on_pool(measurer, "gpu").output, data=nyu, label=captions, **at)
         for task in (segmented, measured):
             on_pool(task, "gpu")
+        for task, name in ((segmenter, "finetune"), (segmented, "evaluate")):
+            task.set_display_name(f"{name} segmentation")
+        for task, name in ((measurer, "finetune"), (measured, "evaluate")):
+            task.set_display_name(f"{name} depth")
     # A dsl.Collected serves one reader.
     segmentation = promote(
         task="segmentation",
@@ -66,9 +70,11 @@ def compare_captions(
         **at,
     )
     promoted = {
-        "segmentation": on_pool(segmentation, "cpu").output,
-        "depth": on_pool(depth, "cpu").output,
+        "segmentation": on_pool(segmentation, "cpu", cached=False).output,
+        "depth": on_pool(depth, "cpu", cached=False).output,
     }
+    segmentation.set_display_name("promote segmentation")
+    depth.set_display_name("promote depth")
     page = report(
         dataset=dataset,
         layer=layer,
@@ -76,8 +82,8 @@ def compare_captions(
         encoders=dsl.Collected(encoder),
         segmentations=dsl.Collected(segmented.outputs["Output"]),
         depths=dsl.Collected(measured.outputs["Output"]),
-        probed=on_pool(probe(**promoted, **at), "cpu").output,
+        probed=on_pool(probe(**promoted, **at), "cpu", cached=False).output,
         **promoted,
         **at,
     )
-    return on_pool(page, "cpu").outputs["Output"]
+    return on_pool(page, "cpu", cached=False).outputs["Output"]

@@ -1,29 +1,31 @@
 """``python -m clipmill.pipelines.compile``: write every generated file of the repository.
 
-The compiled pipelines into ``manifests/`` and the chart, the chart's rules and dashboards from
-``telemetry.py``, the table of pools from the chart's values, and the chart rendered into
-``manifests/`` for those without Helm. ``--check`` makes them anew and fails where one differs.
+The compiled pipelines into ``manifests/`` and the chart, a drawing of each into ``docs/``, the
+chart's rules and dashboards from ``telemetry.py``, the table of pools from the chart's values, and
+the chart rendered into ``manifests/`` for those without Helm. ``--check`` makes them anew and fails
+where one differs.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 MANIFESTS = ROOT / "manifests"
 CHART = ROOT / "helm" / "clipmill"
+DRAWINGS = ROOT / "docs" / "pipelines"
 
 
 def compile_all(folder: Path) -> list[Path]:
     """Compile each pipeline to a YAML file of its name; the files."""
-    from clipmill.pipelines.end_to_end import end_to_end
-    from clipmill.pipelines.first_light import first_light
-    from clipmill.pipelines.pretrain_at_scale import pretrain_at_scale
+    from clipmill.pipelines.registry import PIPELINES
     from kfp import compiler
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for pipeline in (first_light, end_to_end, pretrain_at_scale):
+    for pipeline in PIPELINES.values():
         files.append(folder / f"{pipeline.name}.yaml")
         compiler.Compiler().compile(pipeline, str(files[-1]))
     return files
@@ -31,6 +33,8 @@ def compile_all(folder: Path) -> list[Path]:
 
 def generated() -> dict[Path, str]:
     """Text of every generated file, by its path in the repository."""
+    from clipmill.pipelines.drawing import draw
+
     from clipmill.cluster.examples import examples
     from clipmill.cluster.monitoring.files import files
     from clipmill.cluster.tables import pools_json
@@ -39,8 +43,10 @@ def generated() -> dict[Path, str]:
     made |= {CHART / "files" / name: text for name, text in files().items()}
     with tempfile.TemporaryDirectory() as scratch:
         for file in compile_all(Path(scratch)):
+            text = file.read_text()
             for folder in (MANIFESTS, CHART / "files" / "pipelines"):
-                made[folder / file.name] = file.read_text()
+                made[folder / file.name] = text
+            made[DRAWINGS / f"{file.stem}.svg"] = draw(*yaml.safe_load_all(text))
     made |= {MANIFESTS / "examples" / name: text for name, text in examples().items()}
     return made
 

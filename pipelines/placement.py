@@ -17,8 +17,12 @@ PoolName = Literal["cpu", "gpu"]
 _RETRIES = 3
 
 
-def on_pool(task: dsl.PipelineTask, pool: PoolName) -> dsl.PipelineTask:
-    """Place ``task`` on nodes of the pool, with shared memory, the store's secret and retries."""
+def on_pool(task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True) -> dsl.PipelineTask:
+    """Place ``task`` on nodes of the pool, with shared memory, the store's secret and retries.
+
+    ``cached=False`` runs it each time: for what reads or changes things that no digest names. All
+    others are called with URIs that hold digests, so that equal inputs mean equal outputs.
+    """
     nodes = pool_named(pool, load_pools())
     kubernetes.add_node_selector(task, POOL_LABEL, pool)
     kubernetes.add_toleration(task, key=POOL_LABEL, operator="Equal", value=pool)
@@ -39,6 +43,7 @@ def on_pool(task: dsl.PipelineTask, pool: PoolName) -> dsl.PipelineTask:
     task.set_memory_request(memory).set_memory_limit(memory)
     if nodes.gpus:
         task.set_accelerator_type(nodes.gpu_resource).set_accelerator_limit(nodes.gpus)
+    task.set_caching_options(enable_caching=cached)
     # A stage's work is idempotent: a second try goes on where the first one ended.
     return task.set_retry(
         _RETRIES, backoff_duration="60s", backoff_factor=2, backoff_max_duration="3600s"

@@ -17,7 +17,7 @@ def pretrain_at_scale(
     recaption_recipe: str = "recaption-beam",
     recaption_pool: str = "gpu",
     captions: str = "both",
-    clip_recipe: str = "clip-vit-b16",
+    clip_recipe: str = "clip-vit-b16-12.8b",
     clip_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
     pool: str = "gpu-8x",
     nodes: str = "1",
@@ -29,7 +29,7 @@ def pretrain_at_scale(
     wait; the work is a workflow's and a TrainJob's, which find what is done when tried again.
     """
     at = {"store": store, "run": run}
-    with dsl.ExitHandler(on_pool(finish_run(**at), "cpu"), name="all"):
+    with dsl.ExitHandler(on_pool(finish_run(**at), "cpu", cached=False), name="all"):
         layer = recaption_on_argo(
             dataset=dataset,
             captioner=captioner,

@@ -22,6 +22,7 @@ Report = Callable[[int, int, str], None]
 
 EVENTS_VARIABLE = "CLIPMILL_EVENTS"
 _QUIET_SECONDS = 0.2
+_END = "end.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,8 +130,14 @@ class Stage:
             print(f"{name}: {state} in {event['seconds']:.1f} s", file=sys.stderr)
 
 
+def write_end(store: str, run: str, state: str, error: str) -> None:
+    """Keep how a run ended, beside the times of its stages."""
+    write_json(join(store, "runs", run, _END), {"state": state, "error": error})
+
+
 def read_stages(store: str, run: str) -> list[StageRecord]:
     """The finished stages of a run, in the order in which they began."""
     place = join(store, "runs", run)
-    records = [StageRecord(**read_json(join(place, key))) for key in open_store(place).list()]
+    keys = [key for key in open_store(place).list() if key != _END]
+    records = [StageRecord(**read_json(join(place, key))) for key in keys]
     return sorted(records, key=lambda record: record.started)

@@ -39,7 +39,7 @@ def _job() -> TrainingJobConfig:
         name="clip-vit-b16",
         command=(
             *("pretrain", f"{_STORE}/datasets/DIGEST", "--store", _STORE),
-            *("--captions", "both", "--layer", "captions/LAYER", "--recipe", "clip-vit-b16"),
+            *("--captions", "both", "--layer", "captions/LAYER", "--recipe", "clip-vit-b16-12.8b"),
         ),
         pool="gpu-8x",
         min_nodes=2,

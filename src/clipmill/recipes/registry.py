@@ -79,6 +79,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "select-deduplicated": selection.select_deduplicated,
     "select-laion2b": selection.select_laion2b,
     "select-metaclip": selection.select_metaclip,
+    "select-miniature": selection.select_miniature,
     "select-mixed-captions": selection.select_mixed_captions,
     "semantic-fpn-mci0": dense.semantic_fpn_mci0,
     "semantic-fpn-mci1": dense.semantic_fpn_mci1,

@@ -17,6 +17,7 @@ from clipmill.storage import join
 if TYPE_CHECKING:
     from clipmill.models.attention import AttentionStatistics
     from clipmill.tasks.checks import DataCheck
+    from clipmill.tasks.sweep_config import SweepConfig
 
 LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
 """The paper's names of the caption choices (CLIP-QC, Table 2), and of the choice by a layer."""
@@ -106,22 +107,31 @@ def sweep(
     gate: float | None = None,
 ) -> str:
     """Try a grid of fine-tunings, and draw it; with ``gate`` the best may be promoted."""
+    from clipmill.tasks.sweep import read_sweep
+    from clipmill.tasks.sweep_config import SweepConfig
+
+    config = recipe(name, SweepConfig, overrides)
+    uri = drawn_sweep(config, encoder, data, store, run, workers=workers)
+    if gate is not None:
+        promote(config.finetune.task, gate, [read_sweep(uri).best.evaluation], store, run)
+    return uri
+
+
+def drawn_sweep(
+    config: "SweepConfig", encoder: str, data: str, store: str, run: str = "", *, workers: int = 1
+) -> str:
+    """Try a grid of fine-tunings, and draw it."""
     from clipmill.analysis.sweep_page import sweep_page
     from clipmill.storage import exists, write_bytes
     from clipmill.tasks.sweep import read_sweep
     from clipmill.tasks.sweep import sweep as search
-    from clipmill.tasks.sweep_config import SweepConfig
 
-    config = recipe(name, SweepConfig, overrides)
     with Stage("sweep", store=store, run=run, label=config.finetune.task) as stage:
         uri = search(config, encoder, data, store, workers=workers, report=stage.report)
         page = join(uri, "sweep.html")
         if not exists(page):
             write_bytes(page, sweep_page(read_sweep(uri)).encode())
-        stage.made(uri)
-    if gate is not None:
-        promote(config.finetune.task, gate, [read_sweep(uri).best.evaluation], store, run)
-    return uri
+        return stage.made(uri)
 
 
 def evaluate(model: str, data: str, store: str, run: str = "", label: str = "") -> str:
@@ -246,9 +256,12 @@ def report(
     """Put everything on one page; the folder of ``report.html`` and ``report.json``."""
     from clipmill.analysis.report import ReportInputs
     from clipmill.analysis.report import report as make
+    from clipmill.data.captioners import captioner_kind
     from clipmill.models.checkpoint import read_card
     from clipmill.tasks.evaluation import read_evaluation
 
+    # Only a CoCa of ours has a log to show; the page has the layer's name in any case.
+    kind, checkpoint = captioner_kind(captioner) if captioner else ("", "")
     cards = [read_card(uri) for uri in encoders]
     labels = {card.digest: LABELS[card.recipe["view"]["captions"]] for card in cards}
     judged: dict[str, list[str]] = {label: [] for label in labels.values()}
@@ -259,7 +272,7 @@ def report(
     inputs = ReportInputs(
         dataset=dataset,
         layer=layer,
-        captioner=captioner,
+        captioner=checkpoint if kind == "coca" else "",
         encoders={labels[card.digest]: card.uri for card in cards},
         evaluations={label: tuple(uris) for label, uris in judged.items()},
         promotions=tuple(promotions),
@@ -269,6 +282,21 @@ def report(
     with Stage("report", store=store, run=run) as stage:
         stage.report(0, 1, "drawing")
         return stage.made(make(inputs, store))
+
+
+def report_tasks(
+    encoder: str,
+    evaluations: Sequence[str],
+    promotions: Sequence[str],
+    store: str,
+    run: str = "",
+) -> str:
+    """Put an encoder's tasks on one page; the folder of ``report.html`` and ``report.json``."""
+    from clipmill.analysis.tasks_report import tasks_report as make
+
+    with Stage("report", store=store, run=run, label="tasks") as stage:
+        stage.report(0, 1, "drawing")
+        return stage.made(make(encoder, evaluations, promotions, store))
 
 
 def check_data(

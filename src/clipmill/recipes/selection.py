@@ -73,6 +73,17 @@ def select_datacomp_basic() -> SelectConfig:
     return SelectConfig(name="datacomp-basic", filters=steps(*_BASIC))
 
 
+def select_miniature() -> SelectConfig:
+    """No caption under three words, no picture twice: what small pictures can be judged by.
+
+    Source: ours, derived from :func:`select_datacomp_basic`.
+    Command: ``clipmill data select DATASET --recipe select-miniature``
+    """
+    return SelectConfig(
+        name="miniature", filters=steps(CaptionLengthFilter(min_words=3), ExactDuplicateFilter())
+    )
+
+
 def select_clip_top30() -> SelectConfig:
     """The 30 % with the highest CLIP score.
 

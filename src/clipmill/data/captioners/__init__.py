@@ -37,6 +37,7 @@ __all__ = [
     "TemplateConfig",
     "VlmCaptioner",
     "VlmConfig",
+    "captioner_kind",
     "open_captioner",
 ]
 
@@ -88,18 +89,28 @@ CAPTIONERS: Mapping[str, Callable[[str, CaptionersConfig], Captioner]] = {
 }
 
 
-def open_captioner(name: str, config: CaptionersConfig) -> tuple[str, Captioner]:
-    """Kind and captioner of ``KIND:URI``; a URI alone is that of a CoCa checkpoint.
+def captioner_kind(name: str) -> tuple[str, str]:
+    """Kind and URI of ``KIND:URI``; a URI alone is that of a CoCa checkpoint.
 
-    Imports no model library. Raises UserErrors, as the captioner's class says.
+    Raises:
+        ConfigError: there is no such kind.
     """
     kind, colon, uri = name.partition(":")
     if not colon or uri.startswith("//") or not kind.isalpha():
-        return "coca", CAPTIONERS["coca"](name, config)
+        return "coca", name
     if kind not in CAPTIONERS:
         raise ConfigError(
             f"there is no captioner of kind {kind!r}",
             expected=f"one of {', '.join(CAPTIONERS)}",
             action="write it as KIND:URI, or give the URI of a CoCa checkpoint",
         )
+    return kind, uri
+
+
+def open_captioner(name: str, config: CaptionersConfig) -> tuple[str, Captioner]:
+    """Kind and captioner of what :func:`captioner_kind` reads.
+
+    Imports no model library. Raises UserErrors, as the captioner's class says.
+    """
+    kind, uri = captioner_kind(name)
     return kind, CAPTIONERS[kind](uri, config)

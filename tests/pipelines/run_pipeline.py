@@ -1,0 +1,12 @@
+"""``python run_pipeline.py NAME ARGUMENTS FOLDER``: a pipeline in a process that ends with it."""
+
+import json
+import sys
+from pathlib import Path
+
+from clipmill.pipelines.local import run_here
+from clipmill.pipelines.registry import PIPELINES
+
+if __name__ == "__main__":
+    name, arguments, folder = sys.argv[1:]
+    run_here(PIPELINES[name], json.loads(arguments), Path(folder))

@@ -1,0 +1,150 @@
+"""Pipelines run to their end on this machine, in processes, as small as can be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipmill.recipes import run_data
+from clipmill.recipes.run import pretrain
+from clipmill.recipes.wanted import WantedTask, sweep_point
+from clipmill.stages import read_stages
+
+RUN = Path(__file__).with_name("run_pipeline.py")
+STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
+SCENES = ["size=32", "num_pairs=6", "num_captioning=6", "num_labelled=4", "num_test=2"]
+CAPTIONS = {
+    "scenes_overrides": SCENES,
+    "captioner_overrides": [
+        *STEPS,
+        "model.clip.vision.image_size=32",
+        "model.clip.text.vocab_size=600",
+    ],
+    "clip_overrides": [*STEPS, "model.vision.image_size=32", "model.text.vocab_size=600"],
+}
+TUNING = [*STEPS, "model.crop_size=32"]
+
+
+def run(name, arguments, folder):
+    """The finished process; its lines are on standard output."""
+    return subprocess.run(
+        [sys.executable, RUN, name, json.dumps(arguments), folder],
+        env={**os.environ, "CLIPMILL_CACHE": str(folder / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def finish(name, arguments, folder):
+    """Names of the stages that worked, and of those that found their result, by a pipeline."""
+    done = run(name, arguments, folder)
+    assert done.returncode == 0, done.stdout
+    end = json.loads((folder / "store" / "runs" / arguments["run"] / "end.json").read_text())
+    assert end == {"state": "SUCCEEDED", "error": ""}
+    stages = read_stages(arguments["store"], arguments["run"])
+    made = {s.name for s in stages if not s.reused}
+    return made, {s.name for s in stages} - made
+
+
+def wanted_tasks(source):
+    """A sweep of two points, and a plain fine-tuning."""
+    depth = {
+        "recipe": "sweep-depth-miniature",
+        "data": f"{source}/nyu_depth_v2.tar",
+        "gate": 99.0,
+        "overrides": [
+            *(f"finetune.{override}" for override in TUNING),
+            'grid={"train.schedule.peak": [0.004, 0.002]}',
+            "rungs=[1.0]",
+        ],
+    }
+    segmentation = {
+        "recipe": "upernet-miniature",
+        "data": f"{source}/ade20k.tar",
+        "gate": 0.0,
+        "overrides": TUNING,
+    }
+    return [depth, segmentation]
+
+
+def prepare(store, source, tasks):
+    """Do here what takes a model library, once for all processes; the encoder."""
+    dataset, good = (
+        run_data.shard("shards-miniature", [], f"{source}/{name}.tar", store)
+        for name in ("pairs", "captioning")
+    )
+    captioner = run_data.train_captioner(
+        "coca-miniature", CAPTIONS["captioner_overrides"], good, store
+    )
+    layer = run_data.recaption("recaption-miniature", [], dataset, captioner, store)
+    scores = run_data.score("score-basic", [], dataset, store)
+    kept = run_data.select("select-miniature", [], dataset, store, layers=scores)
+    encoder = pretrain(
+        "clip-miniature",
+        CAPTIONS["clip_overrides"],
+        dataset,
+        store,
+        captions="both",
+        layer=layer,
+        select=[kept],
+    )
+    for wanted in map(WantedTask.from_json, tasks):
+        for point in wanted.sweep.points():
+            assert sweep_point(wanted, point, encoder, store)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    "prepared", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["found", "made"]
+)
+def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
+    store = str(tmp_path / "store")
+    source = run_data.scenes("scenes-miniature", SCENES, store)
+    tasks = wanted_tasks(source)
+    encoder = prepare(store, source, tasks) if prepared else ""
+    heavy = {"captioner", "recaption", "score", "select", "pretrain", "sweep point"}
+
+    news = {"store": store, "run": "first", "tasks": tasks, **CAPTIONS}
+    made, found = finish("refresh", news, tmp_path)
+    # What is found is what the same parameters made elsewhere: they reach every task.
+    assert (found if prepared else made) >= heavy
+    assert {path.parent.name for path in Path(store, "serving").glob("*/promotion.json")} == {
+        "depth",
+        "segmentation",
+    }
+    (page,) = Path(store, "reports").glob("*/report.html")
+    assert "Serves now" in page.read_text()
+
+    # The same data again is no news: nothing after the dataset is so much as looked at.
+    made, found = finish("refresh", {**news, "run": "second"}, tmp_path)
+    assert (made, found) == (set(), {"scenes", "shard"})
+
+    _, found = finish("captions-to-encoder", {"store": store, "run": "third", **CAPTIONS}, tmp_path)
+    assert found == {"scenes", "shard", *heavy} - {"sweep point"}
+    (pretrained,) = (s.output for s in read_stages(store, "third") if s.name == "pretrain")
+    assert not prepared or pretrained == encoder
+
+    tuning = {"store": store, "run": "fourth", "encoder": pretrained, "tasks": tasks}
+    made, found = finish("encoder-to-tasks", tuning, tmp_path)
+    assert (made, found) == ({"promote", "report"}, {"sweep point", "sweep"})
+    points = [s for s in read_stages(store, "fourth") if s.name == "sweep point"]
+    assert sorted(s.label.partition("-")[0] for s in points) == ["depth", "depth", "segmentation"]
+
+
+def test_a_failed_run_says_why_once_and_that_it_failed(tmp_path):
+    wanted = {"recipe": "depth-miniature", "data": str(tmp_path), "gate": 1.0}
+    gone = f"{tmp_path}/store/encoders/both-000000000000"
+    arguments = {"store": f"{tmp_path}/store", "run": "r", "encoder": gone, "tasks": [wanted]}
+    done = run("encoder-to-tasks", arguments, tmp_path)
+    assert done.returncode == 1
+    reasons = [line for line in done.stdout.splitlines() if "clipmill.errors." in line]
+    assert len(reasons) == 1
+    assert f"NotFoundError: there is no file {gone}/model.json" in reasons[0]
+    end = json.loads((tmp_path / "store" / "runs" / "r" / "end.json").read_text())
+    assert end["state"] == "FAILED"

@@ -1,0 +1,172 @@
+"""Pipelines started on a server that speaks Kubeflow's API, and what is refused before."""
+
+import json
+import re
+import shlex
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import typer
+from clipmill.pipelines.compile import DRAWINGS
+from clipmill.pipelines.parameters import check
+from clipmill.pipelines.registry import PIPELINES
+from clipmill.pipelines.submit import submit
+from typer.testing import CliRunner
+
+from clipmill.errors import ArtifactError, ClusterError, ConfigError, NotFoundError
+
+TASKS = '[{"recipe": "depth-miniature", "data": "s3://b/nyu.tar", "gate": 0.5}]'
+REFRESH = ("--set", "store=s3://b", "--set", "run=nightly", "--set", f"tasks={TASKS}")
+NOWHERE = "http://127.0.0.1:9"
+
+
+class Server(ThreadingHTTPServer):
+    """The answers of Kubeflow Pipelines, as far as a submission asks."""
+
+    daemon_threads = True
+
+    def __init__(self, pipelines):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.pipelines = pipelines
+        self.made = []
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def answer(self, value, code=200):
+        data = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        path = self.path.partition("?")[0].removeprefix("/apis/v2beta1/")
+        known = {
+            "healthz": {"multi_user": False},
+            "pipelines": {"pipelines": self.server.pipelines},
+            "pipelines/p1/versions": {
+                "pipeline_versions": [{"pipeline_id": "p1", "pipeline_version_id": "v7"}]
+            },
+            "experiments": {"experiments": [{"experiment_id": "e1", "display_name": "clipmill"}]},
+        }
+        if path in known:
+            self.answer(known[path])
+        else:
+            self.answer({"error": f"no {path}"}, 404)
+
+    def do_POST(self):
+        path = self.path.partition("?")[0].removeprefix("/apis/v2beta1/")
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.made.append((path, body))
+        names = {"runs": "run_id", "recurringruns": "recurring_run_id"}
+        self.answer({names.get(path, "experiment_id"): "made-1"})
+
+
+@pytest.fixture
+def kubeflow():
+    with Server([{"pipeline_id": "p1", "display_name": "refresh"}]) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def run(*arguments):
+    app = typer.Typer()
+    app.command()(submit)
+    result = CliRunner().invoke(app, arguments)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_a_run_and_a_recurring_one_are_of_the_installed_version(kubeflow):
+    assert run("refresh", "--endpoint", kubeflow.url, *REFRESH).strip().endswith("made-1")
+    run("refresh", "--endpoint", kubeflow.url, *REFRESH, "--every", "0 0 3 * * *")
+    (once, made), (again, nightly) = kubeflow.made
+    assert (once, again) == ("runs", "recurringruns")
+    for body in (made, nightly):
+        assert body["pipeline_version_reference"] == {
+            "pipeline_id": "p1",
+            "pipeline_version_id": "v7",
+        }
+        assert body["runtime_config"]["parameters"] == {
+            "store": "s3://b",
+            "run": "nightly",
+            "tasks": json.loads(TASKS),
+        }
+    assert nightly["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *"}}
+    assert (nightly["max_concurrency"], nightly["no_catchup"]) == (1, True)
+
+
+def test_a_pipeline_that_is_not_installed(kubeflow):
+    kubeflow.pipelines = []
+    with pytest.raises(ClusterError, match="has no pipeline 'refresh'"):
+        run("refresh", "--endpoint", kubeflow.url, *REFRESH)
+    assert kubeflow.made == []
+
+
+def test_no_cluster_is_one_message():
+    with pytest.raises(ClusterError, match=f"{NOWHERE} can't be reached"):
+        run("refresh", "--endpoint", NOWHERE, *REFRESH)
+
+
+def test_a_pipelines_defaults_are_right():
+    for pipeline in PIPELINES.values():
+        check(pipeline, {})
+
+
+def test_the_pages_commands_pass_the_check():
+    page = (DRAWINGS / "README.md").read_text().replace("\\\n", " ")
+    blocks = re.findall(r"(?ms)^python -m clipmill.pipelines.submit (.*?)^```", page)
+    assert len(blocks) == 3
+    for block in blocks:
+        assert run(*shlex.split(block), "--check") == ""
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "sets", "kind", "words"),
+    [
+        ("refesh", [], ConfigError, "there is no pipeline 'refesh'"),
+        ("refresh", ["shop=s3://b"], ConfigError, "refresh has no parameter 'shop'"),
+        ("refresh", ["store=s3://b"], ConfigError, "refresh lacks run, tasks"),
+        ("refresh", ["tasks=depth"], ConfigError, "tasks was 'depth'"),
+        ("refresh", ["captions=all"], ConfigError, "captions was 'all'"),
+        ("refresh", ["captioner=blop:x"], ConfigError, "no captioner of kind 'blop'"),
+        ("refresh", ["clip_recipe=depth-miniature"], ConfigError, "depth-miniature"),
+        ("refresh", ['clip_overrides=["train.steps=-1"]'], ConfigError, "steps was -1"),
+        ("refresh", ['tasks=[{"recipe": "a", "data": "b"}]'], ConfigError, r"tasks\[0\].gate"),
+        ("refresh", [f"tasks={TASKS.replace('depth-mini', 'mini')}"], ConfigError, "miniature"),
+        ("end-to-end", ['finetune_overrides=["model.crop=1"]'], ConfigError, "model.crop"),
+        ("end-to-end", ["min_miou=high"], ConfigError, "min_miou was 'high'"),
+    ],
+)
+def test_a_wrong_parameter_is_one_message(pipeline, sets, kind, words):
+    given = dict(s.partition("=")[::2] for s in REFRESH[1::2] if pipeline == "refresh")
+    if "store=s3://b" in sets:
+        given = {}
+    if pipeline == "end-to-end":
+        given = {"store": "s3://b", "run": "r"}
+    given |= dict(s.partition("=")[::2] for s in sets)
+    options = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
+    with pytest.raises(kind, match=words):
+        run(pipeline, "--endpoint", NOWHERE, *options)
+
+
+def test_an_artifact_that_is_not_there_is_one_message(tmp_path):
+    at = ("--set", f"store={tmp_path}", "--set", "run=r")
+    gone = f"{tmp_path}/encoders/both-000000000000"
+    with pytest.raises(NotFoundError, match="both-000000000000"):
+        run("encoder-to-tasks", "--endpoint", NOWHERE, *at,
+            "--set", f"encoder={gone}", "--set", f"tasks={TASKS}")  # fmt: skip
+    with pytest.raises(ArtifactError, match=r"there is no dataset at .*0000"):
+        run("pretrain-at-scale", "--endpoint", NOWHERE, *at, "--set", "captioner=c",
+            "--set", "namespace=n", "--set", f"dataset={tmp_path}/datasets/0000")  # fmt: skip
