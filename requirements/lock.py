@@ -13,7 +13,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("data", "serve", "train-image", "demo", "dev")
+IMAGES = ("data", "serve", "train-image")
+"""Extras that images install: pip checks the hash of each file. A virtual environment may take
+wheels of its user's own instead."""
+EXTRAS = (*IMAGES, "demo", "dev")
 
 
 def stamp() -> str:
@@ -31,6 +34,7 @@ def lock(extra: str) -> None:
         *(sys.executable, "-m", "piptools", "compile", "--quiet", "--strip-extras"),
         *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
         *("--no-emit-trusted-host", "--allow-unsafe", "--extra", extra),
+        *(["--generate-hashes"] if extra in IMAGES else []),
         *("--output-file", str(path), str(ROOT / "pyproject.toml")),
     ]
     subprocess.run(command, check=True, env=os.environ | {"MMCV_WITH_OPS": "0"})
