@@ -78,7 +78,7 @@ def test_a_service_monitor_finds_the_services_that_find_the_pods():
     resources = render(deep(profile(""), "monitoring.kind", "ServiceMonitor"))
     services = [r for r in resources if r["kind"] == "Service"]
     monitors = [r for r in resources if r["kind"] == "ServiceMonitor"]
-    assert len(services) == len(monitors) == 2
+    assert len(services) == len(monitors) == 3
     assert "PodMonitor" not in kinds(resources)
     for monitor in monitors:
         wanted = monitor["spec"]["selector"]["matchLabels"].items()
