@@ -7,6 +7,7 @@ pyproject.toml has now.
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -41,7 +42,11 @@ def lock(extra: str) -> None:
     # clipmill's own extras name clipmill; it is installed from the checkout.
     left_out = ("--", "#", "clipmill @")
     lines = [line for line in path.read_text().splitlines() if not line.startswith(left_out)]
-    path.write_text(stamp() + "\n".join(lines) + "\n")
+    text = "\n".join(lines) + "\n"
+    if extra in IMAGES:
+        # Its twin opencv-python-headless is pinned too, and wants no library of a screen's.
+        text = re.sub(r"^opencv-python==.*\n(?: .*\n)*", "", text, flags=re.MULTILINE)
+    path.write_text(stamp() + text)
 
 
 def main() -> int:
