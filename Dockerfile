@@ -9,7 +9,9 @@
 # TORCH_INDEX  where torch and torchvision come from. Empty: PyPI, whose Linux wheels bring CUDA.
 #
 # Layers go from what seldom changes to what often does: packages, torch, requirements, clipmill.
-# A pip.conf of yours comes in as a secret, and stays out of the image:
+# Every file that pip takes must have a hash of requirements/, torch from an index of its own
+# excepted. Downloads are kept between builds, beside the image. A pip.conf of yours comes in as a
+# secret, and stays out too:
 #   docker build --secret id=pip,src=$HOME/.config/pip/pip.conf ...
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
@@ -25,7 +27,7 @@ RUN groupadd --gid 10001 clipmill \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin clipmill
 
 FROM base AS builder
-ENV MMCV_WITH_OPS=0 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV MMCV_WITH_OPS=0 PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1
 # pip compiles nothing: one pass at the end does, with a fixed time, so that layers reproduce.
 ENV PIP_NO_COMPILE=1 SOURCE_DATE_EPOCH=0
 RUN python3 -m venv /opt/clipmill
@@ -35,26 +37,26 @@ COPY requirements /build/requirements
 FROM builder AS data-build
 ARG TORCH_INDEX=
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
+    --mount=type=cache,target=/var/cache/pip \
     sh requirements/install.sh data "$TORCH_INDEX"
 COPY . /build
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
-    sh requirements/finish.sh
+RUN sh requirements/finish.sh
 
 FROM builder AS train-build
 ARG TORCH_INDEX=
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
+    --mount=type=cache,target=/var/cache/pip \
     sh requirements/install.sh train-image "$TORCH_INDEX"
 COPY . /build
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
-    sh requirements/finish.sh
+RUN sh requirements/finish.sh
 
 FROM builder AS serve-build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
+    --mount=type=cache,target=/var/cache/pip \
     sh requirements/install.sh serve "$TORCH_INDEX"
 COPY . /build
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
-    sh requirements/finish.sh
+RUN sh requirements/finish.sh
 
 FROM base AS labelled
 ARG VERSION=0.1.0

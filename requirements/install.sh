@@ -1,6 +1,7 @@
 #!/bin/sh
 # install.sh NAME [TORCH_INDEX]: what requirements/NAME.txt pins, for an image. torch and torchvision
-# come from TORCH_INDEX, where one is given, and the rest then without CUDA.
+# come from TORCH_INDEX, where one is given, and the rest then without CUDA: its wheels aren't those
+# whose hashes we know.
 set -eu
 file=requirements/$1.txt
 index=${2:-}
@@ -9,5 +10,4 @@ if [ -n "$index" ]; then
     python3 requirements/without_torch.py "$file" > requirements/rest.txt
     file=requirements/rest.txt
 fi
-# Hashes in the file make pip check them.
-pip install --no-deps -r "$file"
+pip install --no-deps --require-hashes -r "$file"

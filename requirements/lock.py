@@ -7,13 +7,17 @@ pyproject.toml has now.
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("data", "serve", "train-image", "demo", "dev")
+IMAGES = ("data", "serve", "train-image")
+"""Extras that images install: pip checks the hash of each file. A virtual environment may take
+wheels of its user's own instead."""
+EXTRAS = (*IMAGES, "demo", "dev")
 
 
 def stamp() -> str:
@@ -31,13 +35,18 @@ def lock(extra: str) -> None:
         *(sys.executable, "-m", "piptools", "compile", "--quiet", "--strip-extras"),
         *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
         *("--no-emit-trusted-host", "--allow-unsafe", "--extra", extra),
+        *(["--generate-hashes"] if extra in IMAGES else []),
         *("--output-file", str(path), str(ROOT / "pyproject.toml")),
     ]
     subprocess.run(command, check=True, env=os.environ | {"MMCV_WITH_OPS": "0"})
     # clipmill's own extras name clipmill; it is installed from the checkout.
     left_out = ("--", "#", "clipmill @")
     lines = [line for line in path.read_text().splitlines() if not line.startswith(left_out)]
-    path.write_text(stamp() + "\n".join(lines) + "\n")
+    text = "\n".join(lines) + "\n"
+    if extra in IMAGES:
+        # Its twin opencv-python-headless is pinned too, and wants no library of a screen's.
+        text = re.sub(r"^opencv-python==.*\n(?: .*\n)*", "", text, flags=re.MULTILINE)
+    path.write_text(stamp() + text)
 
 
 def main() -> int:

@@ -36,7 +36,15 @@ def test_nothing_is_installed_that_isnt_pinned():
     spec = importlib.util.spec_from_file_location("lock", ROOT / "requirements" / "lock.py")
     lock = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lock)
-    assert set(files) <= set(lock.EXTRAS)
+    assert set(files) == set(lock.IMAGES)
+    for name in files:
+        text = (ROOT / "requirements" / f"{name}.txt").read_text()
+        pins = re.findall(
+            r"^([\w.-]+)==\S+(?: \\\n    --hash=sha256:[0-9a-f]{64})+$", text, re.MULTILINE
+        )
+        assert len(pins) == len(re.findall(r"^\w", text, re.MULTILINE)) > 50
+        assert "@ file:" not in text
+    assert "--require-hashes" in scripts[0]
 
 
 def test_what_is_copied_isnt_ignored():

@@ -1,12 +1,15 @@
 """Stages: what they tell while they run, and leave when they end."""
 
 import json
+import urllib.request
 
 import pytest
 
 from clipmill.errors import ConfigError
-from clipmill.stages import EVENTS_VARIABLE, Stage, StageRecord, read_stages
+from clipmill.serve.ports import free_port
+from clipmill.stages import EVENTS_VARIABLE, METRICS_VARIABLE, Stage, StageRecord, read_stages
 from clipmill.storage import exists, join
+from clipmill.telemetry import data_metrics
 
 
 @pytest.fixture
@@ -117,3 +120,20 @@ def test_the_time_left_is_told_from_the_pace_since_the_first_report(monkeypatch,
     told = capsys.readouterr().err
     assert "50/100 resumed\n" in told
     assert "60/100 on, 40 s left" in told
+
+
+def test_metrics_are_served_where_the_environment_says(monkeypatch):
+    port = free_port("127.0.0.1")
+    monkeypatch.setenv(METRICS_VARIABLE, f"127.0.0.1:{port}")
+    for _ in range(2):
+        with Stage("shard"):
+            pass
+    data_metrics()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        assert b"clipmill_data_samples_total" in answer.read()
+
+
+def test_a_malformed_address_of_metrics_is_refused(monkeypatch):
+    monkeypatch.setenv(METRICS_VARIABLE, "9090")
+    with pytest.raises(ConfigError, match="CLIPMILL_METRICS is '9090'"), Stage("shard"):
+        pass

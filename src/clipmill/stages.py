@@ -1,7 +1,8 @@
 """A stage of a run: its progress while it lasts, and its time in the store when it ends.
 
 Progress goes as JSON lines to the file that ``CLIPMILL_EVENTS`` names, where a person's terminal
-follows it; without that variable it is plain lines on standard error.
+follows it; without that variable it is plain lines on standard error. Where ``CLIPMILL_METRICS``
+is ``HOST:PORT``, the process serves ``/metrics`` there from its first stage on.
 """
 
 import json
@@ -10,17 +11,20 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from clipmill.errors import UserError
+from clipmill.errors import ConfigError, UserError
 from clipmill.storage import join, open_store, read_json, write_json
+from clipmill.telemetry import serve_metrics
 
 Report = Callable[[int, int, str], None]
 """Progress: how much is done, of how much, and a few words."""
 
 EVENTS_VARIABLE = "CLIPMILL_EVENTS"
+METRICS_VARIABLE = "CLIPMILL_METRICS"
 _QUIET_SECONDS = 0.2
 _END = "end.json"
 
@@ -57,6 +61,9 @@ class Stage:
         self._output = ""
 
     def __enter__(self) -> Self:
+        """Begin; raises ConfigError or ServerError where metrics can't be served as asked."""
+        if address := os.environ.get(METRICS_VARIABLE):
+            _serve_metrics(address)
         self._started = time.time()
         self._emit({"event": "start"})
         return self
@@ -141,3 +148,16 @@ def read_stages(store: str, run: str) -> list[StageRecord]:
     keys = [key for key in open_store(place).list() if key != _END]
     records = [StageRecord(**read_json(join(place, key))) for key in keys]
     return sorted(records, key=lambda record: record.started)
+
+
+@cache
+def _serve_metrics(address: str) -> None:
+    """Once a process: its stages follow one another."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ConfigError(
+            f"{METRICS_VARIABLE} is {address!r}",
+            expected="HOST:PORT, such as 0.0.0.0:9090",
+            action=f"correct {METRICS_VARIABLE}, or unset it",
+        )
+    serve_metrics(int(port), host=host)

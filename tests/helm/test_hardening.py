@@ -1,5 +1,7 @@
 """What kube-linter and polaris would say, as far as it matters here."""
 
+import re
+
 import pytest
 from rendering import ENDPOINT, PROFILES, deep, pod_specs, profile, render
 
@@ -7,7 +9,9 @@ CONTAINER_KINDS = ("containers", "initContainers")
 
 
 def resources(name):
-    return render(deep(profile(name), "serving.endpoints", [ENDPOINT]))
+    values = deep(profile(name), "serving.endpoints", [ENDPOINT])
+    models = {"depth": ENDPOINT["modelUri"]}
+    return render(deep(values, "playground", {"enabled": True, "models": models}))
 
 
 def containers(rendered):
@@ -62,9 +66,9 @@ def test_containers_are_restricted_and_bounded(name):
 
 def test_whatever_serves_is_probed():
     rendered = resources("laptop")
-    servers = [c for who, c in containers(rendered) if "clipmill-store" in who or "cpu" in who]
-    servers = [c for c in servers if c["name"] in {"seaweedfs", "kserve-container"}]
-    assert len(servers) == 2
+    servers = [c for who, c in containers(rendered) if re.search("store|cpu|playground", who)]
+    servers = [c for c in servers if c["name"] in {"seaweedfs", "kserve-container", "serve"}]
+    assert len(servers) == 3
     for container in servers:
         assert {"readinessProbe", "livenessProbe"} <= container.keys()
 
@@ -94,8 +98,12 @@ def test_selectors_find_the_pods_that_they_are_for():
     (store,) = [r for r in rendered if r["kind"] == "StatefulSet"]
     labels = store["spec"]["template"]["metadata"]["labels"].items()
     assert store["spec"]["selector"]["matchLabels"].items() <= labels
-    (service,) = [r for r in rendered if r["kind"] == "Service"]
-    assert service["spec"]["selector"].items() <= labels
+    services = {r["metadata"]["name"]: r for r in rendered if r["kind"] == "Service"}
+    assert services["clipmill-store"]["spec"]["selector"].items() <= labels
+    (playground,) = [r for r in rendered if r["kind"] == "Deployment"]
+    labels = playground["spec"]["template"]["metadata"]["labels"].items()
+    assert playground["spec"]["selector"]["matchLabels"].items() <= labels
+    assert services["clipmill-playground"]["spec"]["selector"].items() <= labels
 
 
 def test_names_are_unique_and_every_resource_is_labelled():

@@ -1,5 +1,6 @@
 """The manifests for those without Helm are the chart's, and examples are what a cluster takes."""
 
+import re
 import shutil
 import subprocess
 
@@ -28,6 +29,7 @@ def test_kustomize_builds_what_helm_renders(name):
     assert done.returncode == 0, done.stderr
     built = by_name(yaml.safe_load_all(done.stdout))
     wanted = by_name(render(profile(name), name="clipmill", namespace="clipmill"))
+    wanted = {key: r for key, r in wanted.items() if r["kind"] != "Secret"}
     for resource in wanted.values():
         resource["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "kustomize"
     assert built.keys() == wanted.keys()
@@ -37,6 +39,11 @@ def test_kustomize_builds_what_helm_renders(name):
 def test_the_files_are_current():
     for name, text in kustomize_files(CHART).items():
         assert (MANIFESTS / name).read_text() == text, name
+
+
+def test_no_secret_is_in_the_repository():
+    files = [*MANIFESTS.rglob("*.yaml"), *CHART.glob("values*.yaml")]
+    assert not [f for f in files if re.search(r"^kind: Secret$|secretKey: [^\"A]", f.read_text(), re.M)]
 
 
 def test_examples_are_what_a_cluster_takes():

@@ -20,6 +20,15 @@ OPTIONS = {
     "monitoring.enabled": (True, False),
     "monitoring.alerts": (True, False),
     "monitoring.dashboards": (True, False),
+    "monitoring.kind": ("PodMonitor", "ServiceMonitor"),
+    "playground": (
+        {"enabled": True, "models": {"depth": "s3://bucket/models/depth-1"}},
+        {
+            "enabled": True,
+            "models": {"depth": "s3://bucket/models/depth-1"},
+            "route": {"host": "mill.example.com", "gateway": "public", "gatewayNamespace": "edge"},
+        },
+    ),
     "networkPolicies.enabled": (True, False),
     "openshift": (True, False),
     "images.registry": ("", "registry.example.com:5000/ml"),
@@ -65,6 +74,37 @@ def test_nothing_of_a_missing_crd_is_rendered_and_the_notes_say_so():
     for part in ("pipelines", "training", "serving", "monitoring", "kueue"):
         assert f"{part} (needs " in text
     assert "Left out" not in notes(profile(""))
+
+
+def test_a_service_monitor_finds_the_services_that_find_the_pods():
+    resources = render(deep(profile(""), "monitoring.kind", "ServiceMonitor"))
+    services = [r for r in resources if r["kind"] == "Service"]
+    monitors = [r for r in resources if r["kind"] == "ServiceMonitor"]
+    assert len(services) == len(monitors) == 3
+    assert "PodMonitor" not in kinds(resources)
+    for monitor in monitors:
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        (found,) = [s for s in services if wanted <= s["metadata"]["labels"].items()]
+        assert found["spec"]["ports"][0]["name"] == monitor["spec"]["endpoints"][0]["port"]
+        assert found["spec"]["selector"]["app.kubernetes.io/component"] in found["metadata"]["name"]
+
+
+def secret(values: dict) -> dict[str, str]:
+    (found,) = [r for r in checked(values) if r["kind"] == "Secret"]
+    return found["stringData"]
+
+
+def test_with_a_role_there_are_no_keys():
+    values = deep(profile("gpu"), "objectStore", {"role": True, "region": "eu-west-1"})
+    found = secret(values)
+    assert found["AWS_ACCESS_KEY_ID"] == found["AWS_SECRET_ACCESS_KEY"] == ""
+    assert found["AWS_REGION"] == "eu-west-1"
+
+
+def test_an_embedded_store_draws_its_keys():
+    first, second = secret(profile("laptop")), secret(profile("laptop"))
+    assert len(first["AWS_SECRET_ACCESS_KEY"]) == 40
+    assert first["AWS_SECRET_ACCESS_KEY"] != second["AWS_SECRET_ACCESS_KEY"]
 
 
 def test_a_version_of_a_pipeline_is_named_by_what_it_is():

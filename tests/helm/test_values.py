@@ -20,6 +20,8 @@ WRONG = {
     "scheduler": ("training.gang", "yunikorn", "gang"),
     "text for a switch": ("kueue.enabled", "yes", "/kueue/enabled"),
     "image by digest only": ("objectStore.embedded.image", "seaweedfs", "image"),
+    "kind of monitor": ("monitoring.kind", "Probe", "kind"),
+    "playground's model": ("playground.models", {"depth": "models/depth"}, "depth"),
     "service account": ("serviceAccounts.root", {}, "root"),
 }
 
@@ -49,9 +51,17 @@ IMPOSSIBLE = {
         deep({}, "objectStore", {**STORE, "secretKey": ""}),
         "accessKey or secretKey is empty",
     ),
-    "embedded store without keys": (
+    "embedded store without a secret": (
         deep({}, "objectStore.embedded", {"enabled": True}),
         "objectStore.createSecret must be true",
+    ),
+    "role with keys": (
+        deep({}, "objectStore", {**STORE, "role": True}),
+        "objectStore.role is true, so there are no keys",
+    ),
+    "playground of nothing": (
+        deep({}, "playground", {"enabled": True}),
+        "playground.models is empty",
     ),
 }
 

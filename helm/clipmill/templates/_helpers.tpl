@@ -33,6 +33,21 @@ capabilities: {drop: [ALL]}
 readOnlyRootFilesystem: true
 {{- end -}}
 
+{{/* How a server says that it is well. */}}
+{{- define "clipmill.probes" -}}
+startupProbe:
+  httpGet: {path: /v2/health/ready, port: 8080}
+  periodSeconds: 5
+  failureThreshold: 120
+readinessProbe:
+  httpGet: {path: /v2/health/ready, port: 8080}
+  periodSeconds: 5
+livenessProbe:
+  httpGet: {path: /v2/health/live, port: 8080}
+  periodSeconds: 10
+  timeoutSeconds: 5
+{{- end -}}
+
 {{/* The chosen pool, or an end with the names there are: dict "root" $ "name" N "what" W. */}}
 {{- define "clipmill.pool" -}}
 {{- $pool := index .root.Values.pools .name -}}
@@ -104,6 +119,7 @@ pipeline's spec with the pools' share and the installed images: dict "root" $ "f
   (list .Values.monitoring.enabled "monitoring" "monitoring.coreos.com/v1/PodMonitor")
   (list .Values.kueue.enabled "kueue" "kueue.x-k8s.io/v1beta2/ClusterQueue")
   (list .Values.autoscaling.enabled "autoscaling" "keda.sh/v1alpha1/ScaledObject")
+  (list (and .Values.playground.enabled .Values.playground.route.gateway) "playground.route" "gateway.networking.k8s.io/v1/HTTPRoute")
   (list .Values.dataPlane.enabled "dataPlane" "argoproj.io/v1alpha1/Workflow") -}}
 {{- range $parts -}}
 {{- if and (index . 0) (not (include "clipmill.has" (dict "root" $ "api" (index . 2)))) -}}

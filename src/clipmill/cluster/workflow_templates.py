@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.cluster.names import CONTAINER_SECURITY, DOMAIN, POD_SECURITY, STORE_SECRET
 from clipmill.cluster.pools import PoolConfig, container_resources
 from clipmill.digest import digest_json
+from clipmill.stages import METRICS_VARIABLE
 
 if TYPE_CHECKING:
     from hera.workflows import Container
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 USER_ERROR_CODE = 2
 """Exit code of ``clipmill`` for what no retry mends."""
 _PLANNED = "planned"
+_METRICS_PORT = 9090
 _WEEK_SECONDS = 7 * 24 * 3600
 
 
@@ -42,6 +44,8 @@ def container(
         args=[*command, *options],
         inputs=[Parameter(name=p) for p in parameters],
         outputs=[done] if inputs else None,
+        env=[m.EnvVar(name=METRICS_VARIABLE, value=f"0.0.0.0:{_METRICS_PORT}")],
+        ports=[m.ContainerPort(name="metrics", container_port=_METRICS_PORT)],
         env_from=[m.EnvFromSource(secret_ref=m.SecretEnvSource(name=STORE_SECRET, optional=True))],
         resources=m.ResourceRequirements(**container_resources(pool)),
         security_context=m.SecurityContext.model_validate(CONTAINER_SECURITY),
@@ -79,10 +83,12 @@ def workflow(
         tasks.append(Task(name="finish", template="finish", arguments=planned))
         for first, second in pairwise(tasks):
             first >> second
+    labels = {"app.kubernetes.io/name": "clipmill", f"{DOMAIN}/stage": config.stage}
     made: dict[str, Any] = Workflow(
         generate_name=f"clipmill-{config.stage}-",
         namespace=config.namespace,
-        labels={"app.kubernetes.io/name": "clipmill", f"{DOMAIN}/stage": config.stage},
+        labels=labels,
+        pod_metadata=m.Metadata(labels=labels | {"app.kubernetes.io/component": "data"}),
         entrypoint="all",
         templates=[*containers, graph],
         parallelism=config.parallelism,

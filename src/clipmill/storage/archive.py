@@ -157,11 +157,27 @@ def _pack(folder: Path, tar: Path) -> None:
 def _unpack(tar: Path, folder: Path, uri: str) -> None:
     try:
         with tarfile.open(tar, "r:") as archive:
-            # The data filter refuses what would land outside the folder, and devices.
-            archive.extractall(folder, filter="data")
+            for member in archive:
+                _extract(archive, member, folder)
     except tarfile.TarError as error:
         raise ArtifactError(
             f"{uri} can't be unpacked: {error}",
             expected="a tar of files and folders below one root",
             action="pack it again with clipmill, and don't unpack this one elsewhere",
         ) from error
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Write one member. Python 3.11.2, which is Debian's, has no filters for ``extractall``."""
+    path = folder / member.name.lstrip("/")
+    if ".." in Path(member.name).parts or not (member.isfile() or member.isdir()):
+        raise tarfile.TarError(f"{member.name!r} is no file or folder below the root")
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = archive.extractfile(member)
+    assert source is not None, member.name
+    with source, path.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    path.chmod(0o755 if member.mode & 0o100 else 0o644)

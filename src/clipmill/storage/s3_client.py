@@ -11,6 +11,7 @@ import urllib3
 from minio import Minio
 
 from clipmill.errors import StorageError
+from clipmill.storage.s3_roles import Role, RoleProvider, find_role
 
 # Answers after which the same request may well succeed: too many requests, and server faults.
 _TRANSIENT_STATUSES = (429, 500, 502, 503, 504)
@@ -42,12 +43,14 @@ class S3Settings:
 
     endpoint: str
     """``http://host:port`` or ``https://host``."""
-    access_key: str
-    """The access key's public half."""
-    secret_key: str = field(repr=False)
+    access_key: str = ""
+    """The access key's public half; empty where a role gives it."""
+    secret_key: str = field(default="", repr=False)
     """The access key's secret half."""
     session_token: str | None = field(default=None, repr=False)
     """Third part of temporary credentials."""
+    role: Role | None = None
+    """Where credentials come from that aren't given here."""
     region: str = "us-east-1"
     """Region that requests are signed for."""
 
@@ -64,22 +67,28 @@ class S3Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """Read the AWS_* variables; raises StorageError where one is missing or malformed.
 
-        Without AWS_ENDPOINT_URL the store is Amazon's in AWS_REGION.
+        Without AWS_ENDPOINT_URL the store is Amazon's in AWS_REGION. Without keys a role is looked
+        for (see s3_roles); it isn't asked before the first request.
         """
         required = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         missing = [name for name in required if not environment.get(name)]
-        if missing:
+        role = find_role(environment) if len(missing) == len(required) else None
+        if missing and not role:
             raise StorageError(
                 f"an s3:// URI needs credentials, but {' and '.join(missing)} isn't set",
                 expected=f"{' and '.join(required)}, and AWS_ENDPOINT_URL if it isn't Amazon's S3",
-                action="set these environment variables, or use a local folder",
+                action="set these environment variables, give this process a role, "
+                "or use a local folder",
             )
-        region = environment.get("AWS_REGION") or "us-east-1"
+        region = (
+            environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1"
+        )
         return cls(
             endpoint=environment.get("AWS_ENDPOINT_URL") or f"https://s3.{region}.amazonaws.com",
-            access_key=environment["AWS_ACCESS_KEY_ID"],
-            secret_key=environment["AWS_SECRET_ACCESS_KEY"],
+            access_key=environment.get("AWS_ACCESS_KEY_ID", ""),
+            secret_key=environment.get("AWS_SECRET_ACCESS_KEY", ""),
             session_token=environment.get("AWS_SESSION_TOKEN") or None,
+            role=role,
             region=region,
         )
 
@@ -111,15 +120,17 @@ def _client(settings: S3Settings, policy: RetryPolicy, process_id: int) -> Minio
         connect=policy.connect_timeout_seconds, read=policy.read_timeout_seconds
     )
     url = urlsplit(settings.endpoint)
+    http = urllib3.PoolManager(timeout=timeout, retries=retries, maxsize=16)
     try:
         return Minio(
             url.netloc,
-            access_key=settings.access_key,
-            secret_key=settings.secret_key,
+            access_key=settings.access_key or None,
+            secret_key=settings.secret_key or None,
             session_token=settings.session_token,
+            credentials=RoleProvider(settings.role, http) if settings.role else None,
             region=settings.region,
             secure=url.scheme == "https",
-            http_client=urllib3.PoolManager(timeout=timeout, retries=retries, maxsize=16),
+            http_client=http,
         )
     except ValueError as error:
         raise StorageError(

@@ -46,9 +46,10 @@ def storage_error(
         if status in (401, 403):
             return StorageError(
                 f"{settings.endpoint} refuses {uri}: {error.code}: {error.message}",
-                expected=f"access key {settings.access_key!r} with the right secret, "
-                "and the right to use this bucket",
-                action="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN "
+                expected=f"{_who(settings)}, and the right to use this bucket",
+                action="check AWS_ENDPOINT_URL, and the role's policy"
+                if settings.role
+                else "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN "
                 "and AWS_ENDPOINT_URL",
             )
         return store_failed(uri, f"{error.code}: {error.message}", settings)
@@ -60,6 +61,12 @@ def storage_error(
             action="start the store, or correct AWS_ENDPOINT_URL",
         )
     return store_failed(uri, str(error), settings)
+
+
+def _who(settings: S3Settings) -> str:
+    if settings.role:
+        return f"the credentials that the role ({settings.role}) gives"
+    return f"access key {settings.access_key!r} with the right secret"
 
 
 def store_failed(uri: str, reason: str, settings: S3Settings) -> StorageError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipmill.cluster.monitoring import expressions as e
-from clipmill.cluster.monitoring.recording import error_ratio
+from clipmill.cluster.monitoring.recording import drift, error_ratio
 
 RUNBOOKS = "https://github.com/clipmill/clipmill/blob/main/docs/runbooks"
 
@@ -35,6 +35,8 @@ class Alert:
 
 
 _FEW = 1 - e.OBJECTIVE
+# A distance of distributions, 0 to 1: two halves of one stream stay below a tenth.
+_DRIFTED = 0.25
 _ERRORS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="503"}}'
 _ANSWERS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}'
 
@@ -42,6 +44,32 @@ _ANSWERS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}'
 def _burn(short: str, long: str, factor: float) -> str:
     budget = f"{factor * _FEW:.4g}"
     return f"{error_ratio(long)} > {budget} and {error_ratio(short)} > {budget}"
+
+
+def _drifted(*metrics: str) -> str:
+    """Far from the day before in any of them, where the hour brought enough images to tell."""
+    images = f"sum by (namespace, model) (increase({e.BRIGHTNESS}_count[1h]))"
+    far = " or ".join(f"{drift(metric)} > {_DRIFTED}" for metric in metrics)
+    return f"({far}) and on (namespace, model) {images} > 200"
+
+
+def _bucketed(metric: str, low: str, high: str) -> dict[str, str]:
+    """A histogram of two buckets, by the values of its lower one and of all."""
+    labels = 'model="depth",namespace="n"'
+    return {
+        f'{metric}_bucket{{{labels},le="0.5"}}': low,
+        f'{metric}_bucket{{{labels},le="+Inf"}}': high,
+        f"{metric}_count{{{labels}}}": high,
+    }
+
+
+def _shares(floor: str, wall: str) -> dict[str, str]:
+    labels = 'model="depth",namespace="n"'
+    return {
+        f'{e.CLASS_SHARE}{{{labels},class="floor"}}': floor,
+        f'{e.CLASS_SHARE}{{{labels},class="wall"}}': wall,
+        f"{e.BRIGHTNESS}_count{{{labels}}}": "0+10x360",
+    }
 
 
 def _train(name: str, **labels: str) -> str:
@@ -80,6 +108,27 @@ ALERTS: tuple[Alert, ...] = (
         summary="{{ $labels.model }} turns requests away: its queue is full",
         fires={f'{e.REJECTED}{{model="depth",namespace="n",reason="queue-full"}}': "0+60x40"},
         silent={f'{e.REJECTED}{{model="depth",namespace="n",reason="queue-full"}}': "0+1x40"},
+    ),
+    Alert(
+        name="InputDrift",
+        expression=_drifted(e.PIXELS, e.BRIGHTNESS),
+        lasting="30m",
+        severity="ticket",
+        summary="images sent to {{ $labels.model }} are unlike those of the day before",
+        # Four hours of half dark, half bright images; then dark ones alone.
+        fires=_bucketed(e.BRIGHTNESS, "0+5x240 1210+10x120", "0+10x360"),
+        silent=_bucketed(e.BRIGHTNESS, "0+5x240 1206+6x120", "0+10x360"),
+        after="330m",
+    ),
+    Alert(
+        name="PredictionDrift",
+        expression=_drifted(e.METRES, e.CLASS_SHARE),
+        lasting="30m",
+        severity="ticket",
+        summary="what {{ $labels.model }} predicts is unlike the day before",
+        fires=_shares("0+5x240 1209+9x120", "0+5x240 1201+1x120"),
+        silent=_shares("0+5x240 1206+6x120", "0+5x240 1204+4x120"),
+        after="330m",
     ),
     Alert(
         name="TrainingStalled",

@@ -6,6 +6,8 @@ from clipmill.cluster.monitoring import expressions as e
 
 BURN_WINDOWS = ("5m", "30m", "1h", "6h")
 """Windows of the error ratio: two pairs, for a fast burn and a slow one."""
+_HOUR = "[1h]"
+_DAY_BEFORE = "[1d] offset 1h"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +18,43 @@ class Recording:
     """Name of the series, ``level:metric:operation``."""
     expression: str
     """PromQL."""
+
+
+def drift(metric: str) -> str:
+    """Name of the recorded distance between a metric's last hour and the day before it, 0 to 1."""
+    return f"model:{metric.removesuffix('_total')}:drift1h"
+
+
+def _histogram_drift(metric: str) -> Recording:
+    """Kolmogorov and Smirnov's distance: the largest gap between two cumulative shares."""
+
+    def shares(when: str) -> str:
+        return (
+            f"sum by (namespace, model, le) (rate({metric}_bucket{when}))"
+            " / on (namespace, model) group_left ()"
+            f" sum by (namespace, model) (rate({metric}_count{when}))"
+        )
+
+    hour, day = shares(_HOUR), shares(_DAY_BEFORE)
+    return Recording(
+        name=drift(metric), expression=f"max by (namespace, model) (abs({hour} - ({day})))"
+    )
+
+
+def _class_drift(metric: str) -> Recording:
+    """Total variation distance: half of what the classes' shares differ by, summed."""
+
+    def shares(when: str) -> str:
+        rate = f"rate({metric}{when})"
+        return (
+            f"sum by (namespace, model, class) ({rate})"
+            f" / on (namespace, model) group_left () sum by (namespace, model) ({rate})"
+        )
+
+    hour, day = shares(_HOUR), shares(_DAY_BEFORE)
+    return Recording(
+        name=drift(metric), expression=f"sum by (namespace, model) (abs({hour} - ({day}))) / 2"
+    )
 
 
 def error_ratio(window: str) -> str:
@@ -52,4 +91,6 @@ RECORDINGS: tuple[Recording, ...] = (
         f"(sum by (namespace, job) (rate({e.SAMPLES}[15m]))"
         f" + sum by (namespace, job) (rate({e.QUARANTINED}[15m])))",
     ),
+    *(_histogram_drift(metric) for metric in (e.PIXELS, e.BRIGHTNESS, e.METRES)),
+    _class_drift(e.CLASS_SHARE),
 )

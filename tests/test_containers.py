@@ -1,0 +1,166 @@
+"""The images, built and then run as restricted as a cluster runs them: ``pytest -m containers -s``.
+
+CLIPMILL_BASE_IMAGE names a base that podman has, where the Dockerfile's own can't be had, and
+CLIPMILL_BUILD_OPTIONS what else ``podman build`` needs here, such as ``--build-arg TORCH_INDEX=``.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import save_model
+from test_demo import OVERRIDES
+
+from clipmill.serve.client import Client
+from clipmill.tasks.predictor import Predictor
+
+ROOT = Path(__file__).resolve().parent.parent
+RESTRICTED = (
+    *("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=10001:10001"),
+    *("--tmpfs=/tmp:rw,size=2g,mode=1777", "--shm-size=1g"),
+)
+
+pytestmark = pytest.mark.containers
+
+
+def podman(*arguments, check=True):
+    done = subprocess.run(
+        ["podman", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert not check or done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done
+
+
+@cache
+def base_image():
+    own = re.search(r"^ARG BASE_IMAGE=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
+    name = os.environ.get("CLIPMILL_BASE_IMAGE", own)
+    if shutil.which("podman") is None:
+        pytest.skip("podman isn't installed")
+    there = ("image", "exists", name), ("pull", "--quiet", name)
+    if all(podman(*command, check=False).returncode for command in there):
+        pytest.skip(f"the base image {name} can't be had: set CLIPMILL_BASE_IMAGE")
+    return name
+
+
+@cache
+def image(target):
+    """An image of the Dockerfile's, built once; what it took is printed."""
+    base, started = base_image(), time.monotonic()
+    name = f"localhost/clipmill-test/{target}"
+    podman(
+        # HEALTHCHECK is in Docker's format only.
+        *("build", "--format=docker", f"--build-arg=BASE_IMAGE={base}"),
+        *shlex.split(os.environ.get("CLIPMILL_BUILD_OPTIONS", "")),
+        *(f"--target={target}", f"--tag={name}", "."),
+    )
+    seconds, size = time.monotonic() - started, inspected(name)["Size"]
+    sys.stdout.write(f"\n{target}: built in {seconds:.0f} s, {size / 1e9:.2f} GB\n")
+    return name
+
+
+def inspected(name):
+    (found,) = json.loads(podman("image", "inspect", name).stdout)
+    return found
+
+
+def inside(name, code):
+    """What a Python program prints in a restricted container without a network."""
+    command = ("run", "--rm", "--network=none", *RESTRICTED, "--entrypoint=python", name)
+    return podman(*command, "-c", code).stdout
+
+
+@contextmanager
+def running(*arguments):
+    """A container's id; it is removed afterwards, whatever happens."""
+    identity = podman("run", "--detach", *arguments).stdout.strip()
+    try:
+        yield identity
+    finally:
+        sys.stdout.write(podman("logs", identity, check=False).stderr[-2000:])
+        podman("rm", "--force", "--time=5", identity)
+
+
+@pytest.mark.parametrize("target", ["data", "train", "serve"])
+def test_an_image_holds_what_is_pinned_and_nothing_else(target):
+    name = image(target)
+    found = inspected(name)
+    assert found["User"] == "10001:10001"
+    assert found["Labels"]["org.opencontainers.image.title"] == "clipmill"
+    read = "print(open('/usr/share/clipmill/sbom.json').read())"
+    components = json.loads(inside(name, read))["components"]
+    held = {normal(c["name"]): c["version"].split("+")[0] for c in components}
+    file = {"train": "train-image"}.get(target, target)
+    text = (ROOT / "requirements" / f"{file}.txt").read_text()
+    pinned = {normal(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+    # A torch from an index of its own brings no CUDA.
+    optional = {n for n in pinned if re.match(r"triton|nvidia-|cuda-", n)}
+    assert pinned.keys() - optional <= held.keys() <= pinned.keys() | {"clipmill", "pip"}
+    assert {n: v for n, v in held.items() if pinned.get(n, v) != v} == {}
+    if not optional & held.keys():
+        assert found["Size"] < 2e9
+
+
+def normal(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def test_serve_answers_restricted_as_it_does_here(tmp_path):
+    uri = save_model(str(tmp_path / "depth"), "depth")
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    image_HW3 = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    options = (*RESTRICTED, f"--volume={uri}:/models/depth:ro", "--publish=127.0.0.1::8080")
+    command = ("serve", "depth=/models/depth", "--host=0.0.0.0", "--port=8080")
+    name, started = image("serve"), time.monotonic()
+    with running(*options, name, *command) as identity:
+        address = f"http://{podman('port', identity, '8080').stdout.strip()}"
+        while not ready(address):
+            assert time.monotonic() < started + 120
+            time.sleep(0.2)
+        sys.stdout.write(f"\nserve: ready after {time.monotonic() - started:.1f} s\n")
+        (depth_HW,) = Client(address).dense("depth", [image_HW3])
+        assert podman("healthcheck", "run", identity, check=False).returncode == 0
+        assert podman("exec", identity, "id", "-u").stdout.strip() == "10001"
+        assert podman("exec", identity, "touch", "/x", check=False).returncode != 0
+        capabilities = podman("exec", identity, "grep", "CapEff", "/proc/1/status").stdout
+        assert int(capabilities.split()[1], 16) == 0
+    (here,) = Predictor(uri).predict([image_HW3])
+    (depth_here_HW,) = here.values()
+    np.testing.assert_allclose(depth_HW, depth_here_HW, rtol=1e-3)
+
+
+def ready(address):
+    try:
+        with urllib.request.urlopen(f"{address}/v2/health/ready", timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def test_the_demo_runs_restricted_and_without_a_network(tmp_path):
+    tmp_path.chmod(0o777)
+    code = (
+        "from pathlib import Path\n"
+        "from clipmill.demo import DemoOptions, show_demo\n"
+        f"show_demo(DemoOptions(folder=Path('/out'), overrides={OVERRIDES!r}), as_json=True)"
+    )
+    started = time.monotonic()
+    done = podman(
+        *("run", "--rm", "--network=none", *RESTRICTED, f"--volume={tmp_path}:/out"),
+        *("--entrypoint=python", image("train"), "-c", code),
+    )
+    sys.stdout.write(f"\ntrain: the smallest demo took {time.monotonic() - started:.0f} s\n")
+    assert set(json.loads(done.stdout)["models"]) == {"segmentation", "depth"}
+    assert "<svg" in (tmp_path / "report.html").read_text()
