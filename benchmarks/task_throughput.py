@@ -66,9 +66,9 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in {"network", "form"} else "right")
     for name in options.networks:
         eager = network(*NETWORKS[name])
-        forms: dict[str, nn.Module] = {"eager": eager, "reparameterised": reparameterised(eager)}
+        forms: dict[str, nn.Module] = {"eager": eager, "fused": reparameterised(eager)}
         if options.compile:
-            forms["compiled"] = torch.compile(forms["reparameterised"])
+            forms["compiled"] = torch.compile(forms["fused"])
         for run in forms.values():
             run(image)
         laps: dict[str, list[tuple[float, float]]] = {form: [] for form in forms}
