@@ -6,11 +6,12 @@ the whole canvas on opening, and its own guard is a process-wide setting.
 
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clipmill.errors import BadSampleError
+from clipmill.errors import BadSampleError, SourceError
 
 # What Pillow accepts without a warning; a larger limit of ours would meet Pillow's.
 MAX_PIXELS = 89_478_485
@@ -61,6 +62,18 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise BadSampleError("unreadable-image", str(error)) from error
     # Whoever judged the file by its size looked at another picture.
     raise BadSampleError("unreadable-image", "its headers disagree about its size")
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Return what ``decode_rgb`` makes of a file; SourceError, with its name, if it can't."""
+    try:
+        return decode_rgb(path.read_bytes())
+    except BadSampleError as error:
+        raise SourceError(
+            f"{path} can't be decoded: {error.detail}",
+            expected="a whole JPEG, PNG or WebP file",
+            action="restore the image, or take it and its label out",
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

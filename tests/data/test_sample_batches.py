@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from clipmill.data.classes import ClassFolder
 from clipmill.data.samples import sample_batches
-from clipmill.errors import ConfigError
+from clipmill.errors import ConfigError, SourceError
 
 NUM_SAMPLES = 7
 
@@ -95,3 +96,18 @@ def test_arrays_of_several_lengths_are_filled_up():
         for index, values in zip(batch["index"].tolist(), batch["values"], strict=True):
             assert (values[:index] == index).all()
             assert (values[index:] == -1).all()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_picture_is_named(num_workers, tmp_path):
+    path = tmp_path / "train" / "cat" / "broken.jpg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no picture")
+    folder = ClassFolder.open(tmp_path, "train")
+
+    def load(index, generator):
+        return {"image": np.asarray(folder.image(index))}
+
+    batches = sample_batches(load, 1, batch_size=1, seed=0, num_workers=num_workers)
+    with pytest.raises(SourceError, match=r"cat/broken\.jpg can't be decoded: neither JPEG"):
+        next(batches)

@@ -1,17 +1,24 @@
 """Scenes as a source: four sets, which share no scene where they mustn't."""
 
+from dataclasses import replace
+
 import pytest
 
+from clipmill.data.classes import ClassFolder
 from clipmill.data.labelled import Ade20kFolder, NyuFolder
+from clipmill.data.labelled_coco import CocoFolder
+from clipmill.data.scenes import SceneConfig, draw
 from clipmill.data.scenes.source import (
     CAPTIONING,
+    CLASSIFICATION,
     DEPTH,
+    DETECTION,
     PAIRS,
     SEGMENTATION,
     ScenesSourceConfig,
     draw_source,
 )
-from clipmill.storage import get_tree, join, lineage, read_json
+from clipmill.storage import exists, get_tree, join, lineage, read_json
 
 CONFIG = ScenesSourceConfig(size=32, num_pairs=5, num_captioning=4, num_labelled=3, num_test=2)
 
@@ -31,6 +38,21 @@ def source(tmp_path_factory):
     uri = draw_source(CONFIG, str(store), report=lambda done, total, _: told.append((done, total)))
     assert told[-1] == (19, 19)  # 5 + 4 + 3 + 2, and the labelled ones twice
     return uri
+
+
+def test_labels_of_every_task(tmp_path, monkeypatch):
+    config = replace(CONFIG, num_captioning=0, tasks=("detection", "classification"))
+    uri = draw_source(config, str(tmp_path), report=silent)
+    assert not exists(join(uri, CAPTIONING))
+    coco = get_tree(join(uri, DETECTION), tmp_path / "copies")
+    shown = get_tree(join(uri, CLASSIFICATION), tmp_path / "copies")
+    for split, ours, count in (("train2017", "train", 3), ("val2017", "val", 2)):
+        assert len(CocoFolder.open(coco, split)) == count
+        pictures = ClassFolder.open(shown, ours)
+        assert len(pictures) == count
+        for path, label in zip(pictures.images, pictures.labels, strict=True):
+            seen = draw(SceneConfig(size=32, min_objects=1, max_objects=1), int(path.stem)).objects
+            assert [o.name for o in seen] == [pictures.classes[label]]
 
 
 def numbers(paths):

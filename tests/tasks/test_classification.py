@@ -158,13 +158,13 @@ def test_from_an_encoder_to_a_judged_model(name, folder, tmp_path):
 
 
 def test_drawing():
-    image = np.zeros((120, 160, 3), np.uint8)
+    image = np.zeros((160, 200, 3), np.uint8)
     probabilities = np.array([0.1, 0.7, 0.2], np.float32)
     drawn = TASK.draw({"probabilities": probabilities}, image, CLASSES)
     assert drawn.shape == image.shape
-    assert not drawn[:80].any()
+    assert not drawn[:124].any()
     blue = (drawn == (46, 134, 171)).all(-1).sum(1)
-    likeliest = blue[84:96].max()
-    assert 0.5 * 160 < likeliest <= 0.7 * 160 + 1  # names cover some of the bar
+    likeliest = blue[124:136].max()
+    assert 0.5 * 200 < likeliest <= 0.7 * 200 + 1  # names cover some of the bar
     tiny = TASK.draw({"probabilities": probabilities}, image[:8, :8], ())
-    assert tiny.shape == (8, 8, 3)
+    assert tiny.shape == (160, 160, 3)

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipmill.errors import SourceError
-from clipmill.images import decode_rgb
+from clipmill.images import read_rgb
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 
@@ -27,8 +27,8 @@ class ClassFolder:
         return len(self.images)
 
     def image(self, index: int) -> Image.Image:
-        """Picture ``index``, RGB; BadSampleError if it can't be decoded."""
-        return decode_rgb(self.images[index].read_bytes())
+        """Picture ``index``, RGB; SourceError if it can't be decoded."""
+        return read_rgb(self.images[index])
 
     @classmethod
     def open(cls, folder: Path, split: str) -> "ClassFolder":

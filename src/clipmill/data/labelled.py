@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.errors import SourceError
-from clipmill.images import decode_rgb
+from clipmill.images import read_rgb
 
 IGNORED = 255
 _MILLIMETRES = 1000
@@ -29,8 +29,8 @@ class LabelledFolder:
     labels: tuple[Path, ...]
 
     def image_HW3(self, index: int) -> NDArray[Any]:
-        """RGB, uint8."""
-        return np.asarray(decode_rgb(self.images[index].read_bytes()))
+        """RGB, uint8; SourceError if it can't be decoded."""
+        return np.asarray(read_rgb(self.images[index]))
 
     def __len__(self) -> int:
         return len(self.images)

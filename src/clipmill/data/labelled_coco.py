@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from clipmill.errors import BadSampleError, SourceError
-from clipmill.images import decode_rgb
+from clipmill.errors import SourceError
+from clipmill.images import read_rgb
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,14 +72,7 @@ class CocoFolder:
     def image_HW3(self, index: int) -> NDArray[Any]:
         """RGB, uint8; SourceError if it's broken, or not of the size that was annotated."""
         image = self.images[index]
-        try:
-            pixels_HW3 = np.asarray(decode_rgb(image.path.read_bytes()))
-        except BadSampleError as error:
-            raise SourceError(
-                f"{image.path} can't be decoded: {error.detail}",
-                expected="a whole JPEG, PNG or WebP file",
-                action="restore the image, or take it out of the annotations",
-            ) from error
+        pixels_HW3 = np.asarray(read_rgb(image.path))
         if pixels_HW3.shape[:2] != (image.height, image.width):
             raise SourceError(
                 f"{image.path} is {pixels_HW3.shape[1]} x {pixels_HW3.shape[0]} pixels",

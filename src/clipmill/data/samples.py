@@ -1,6 +1,6 @@
 """Endless batches of labelled samples, in an order that depends on the seed alone."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipmill.data.steps import StepsFrom, check_ranks
+from clipmill.errors import ClipmillError
 
 Load = Callable[[int, np.random.Generator], dict[str, NDArray[Any]]]
 """Sample ``index``, augmented by the generator, as arrays by name."""
@@ -33,7 +34,7 @@ def sample_batches(
 
     Arrays named in ``fills`` may differ in their first axis: each is filled up with that value to
     the longest of its batch. ``batch_size`` counts all ranks. Workers have no say in what a batch
-    holds. Raises ConfigError if the ranks can't share the batch evenly.
+    holds. Raises ConfigError if the ranks can't share the batch evenly, and what ``load`` raises.
     """
     check_ranks(batch_size, world_size)
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
@@ -45,11 +46,18 @@ def sample_batches(
         # Without one of its own, a DataLoader draws from the training's random stream.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    return _raised(loader)
+
+
+def _raised(loader: Iterable[dict[str, Tensor] | ClipmillError]) -> Iterator[dict[str, Tensor]]:
+    for made in loader:
+        if isinstance(made, ClipmillError):
+            raise made
+        yield made
 
 
 @dataclass
-class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
+class _Batches(torch.utils.data.Dataset[dict[str, Tensor] | ClipmillError]):
     load: Load
     num_samples: int
     batch_size: int
@@ -62,7 +70,14 @@ class _Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         # A batch may straddle two epochs.
         self._order = lru_cache(2)(self._permute)
 
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
+    def __getitem__(self, step: int) -> dict[str, Tensor] | ClipmillError:
+        try:
+            return self._batch(step)
+        except ClipmillError as error:
+            # Raised here, a DataLoader would make it a RuntimeError of its worker's traceback.
+            return error
+
+    def _batch(self, step: int) -> dict[str, Tensor]:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         samples = [self._sample(p) for p in positions[self.rank :: self.world_size]]
         for name, fill in self.fills.items():

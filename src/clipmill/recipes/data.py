@@ -14,6 +14,15 @@ def scenes_miniature() -> ScenesSourceConfig:
     return ScenesSourceConfig()
 
 
+def scenes_every_task() -> ScenesSourceConfig:
+    """The same with labels for all four tasks.
+
+    Source: ours, derived from :func:`scenes_miniature`.
+    Command: ``clipmill data scenes --recipe scenes-every-task --store URI``
+    """
+    return ScenesSourceConfig(tasks=("classification", "detection", "segmentation", "depth"))
+
+
 def shards() -> ShardConfig:
     """Shards of a web-sized dataset: a thousand samples each.
 

@@ -68,6 +68,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "recaption-rewrite-laclip": captioner.recaption_rewrite_laclip,
     "recaption-vlm-vecap": captioner.recaption_vlm_vecap,
     "retrieval": zero_shot.retrieval,
+    "scenes-every-task": data.scenes_every_task,
     "scenes-miniature": data.scenes_miniature,
     "score-basic": selection.score_basic,
     "score-clip": selection.score_clip,

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from clipmill.tasks.palette import enlarged, enlarging
+
 _SHOWN = 5
 _ROW = 12  # pixels: a line of Pillow's own font
 _BAR = (46, 134, 171)
@@ -20,19 +22,19 @@ def draw_classes(
 ) -> NDArray[Any]:
     """The picture (H, W, 3) with bars of the likeliest five over its lower edge.
 
-    Bars are as long as probable; names stand in them where the classes are known.
+    Bars are as long as probable; names stand in them where the classes are known. A small picture
+    is enlarged, or they would have no room.
     """
-    picture = Image.fromarray(image_HW3.astype(np.uint8))
+    picture = Image.fromarray(enlarged(image_HW3.astype(np.uint8), enlarging(image_HW3)))
     canvas = ImageDraw.Draw(picture)
     width, height = picture.size
-    row = min(_ROW, max(1, height // (2 * _SHOWN)))
     likeliest = np.argsort(-probabilities_C, kind="stable")[:_SHOWN]
-    top = height - row * len(likeliest)
+    top = height - _ROW * len(likeliest)
     canvas.rectangle((0, top, width, height), fill=_GROUND)
     for place, label in enumerate(likeliest.tolist()):
-        above, long = top + place * row, float(probabilities_C[label]) * width
+        above, long = top + place * _ROW, float(probabilities_C[label]) * width
         if long >= 1:
-            canvas.rectangle((0, above, long - 1, above + max(0, row - 2)), fill=_BAR)
-        if classes and row == _ROW:
+            canvas.rectangle((0, above, long - 1, above + _ROW - 2), fill=_BAR)
+        if classes:
             canvas.text((2, above), classes[label], fill="black")
     return np.asarray(picture)

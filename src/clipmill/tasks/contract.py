@@ -147,4 +147,7 @@ class Task(ABC, Generic[TaskConfigT]):
     def draw(
         self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
     ) -> NDArray[Any]:
-        """A picture (H, W, 3) uint8 of a label or prediction, on or instead of its image."""
+        """A picture (H, W, 3) uint8 of a label or prediction, on or instead of its image.
+
+        It may be larger than the image, by a whole factor.
+        """

@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from clipmill.tasks.contract import Prediction
-from clipmill.tasks.palette import class_palette
+from clipmill.tasks.palette import class_palette, enlarged, enlarging
 
 SHOWN_SCORE = 0.3
 _OPACITY = 0.5
-_NAMED_SIDE = 160  # a smaller picture has no room for names
 
 
 def draw_detections(
     prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
 ) -> NDArray[Any]:
-    """The image (H, W, 3) with masks, boxes, and on large ones names; the likeliest on top."""
-    colours = class_palette()
+    """The image (H, W, 3), a small one enlarged, with masks, boxes and names; likeliest on top."""
+    colours, factor = class_palette(), enlarging(image_HW3)
     picture_HW3 = image_HW3.astype(np.float32)
     shown = np.flatnonzero(prediction["scores"] >= SHOWN_SCORE)
     shown = shown[np.argsort(prediction["scores"][shown], kind="stable")]
@@ -29,14 +28,14 @@ def draw_detections(
         here = prediction["masks"][n] > 0
         colour = colours[object_colour(prediction["labels"][n])]
         picture_HW3[here] = (1 - _OPACITY) * picture_HW3[here] + _OPACITY * colour
-    picture = Image.fromarray(picture_HW3.astype(np.uint8))
+    picture = Image.fromarray(enlarged(picture_HW3.astype(np.uint8), factor))
     canvas = ImageDraw.Draw(picture)
     for n in shown:
         label = int(prediction["labels"][n])
         rgb = tuple(colours[object_colour(label)].tolist())
-        x1, y1, x2, y2 = prediction["boxes"][n].tolist()
+        x1, y1, x2, y2 = (prediction["boxes"][n] * factor).tolist()
         canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=rgb)
-        if classes and min(picture.size) >= _NAMED_SIDE:
+        if classes:
             place = (x1 + 2, y1 + 1)
             canvas.text(place, classes[label], fill="white", stroke_width=1, stroke_fill="black")
     return np.asarray(picture)

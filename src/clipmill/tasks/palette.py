@@ -10,6 +10,7 @@ from PIL import Image
 
 IGNORED_COLOUR = (28, 28, 32)
 UNKNOWN_COLOUR = (128, 128, 128)
+_NAMED_SIDE = 160  # pixels: a smaller picture has no room for names
 
 # Turbo-like ramp from near (warm, bright) to far (cool, dark), as RGB in 0..1 at even steps.
 _RAMP = np.array(
@@ -58,6 +59,16 @@ def depth_colours(depth_HW: NDArray[Any], max_depth_metres: float) -> NDArray[An
     picture_HW3 = (np.stack(channels, axis=-1) * 255).astype(np.uint8)
     picture_HW3[depth_HW == 0] = UNKNOWN_COLOUR
     return picture_HW3
+
+
+def enlarging(image_HW3: NDArray[Any]) -> int:
+    """By how much a picture must grow, a whole number, to have room for names."""
+    return -(-_NAMED_SIDE // min(image_HW3.shape[:2]))
+
+
+def enlarged(values_HW: NDArray[Any], factor: int) -> NDArray[Any]:
+    """A picture (H, W, ...) with each pixel as a square of that side."""
+    return values_HW.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def to_png(picture_HW3: NDArray[Any]) -> bytes:

@@ -7,6 +7,7 @@ shade.py how they look, captions.py what is written about them, formats.py how t
 from clipmill.data.scenes.formats import (
     write_ade20k,
     write_caption_folder,
+    write_class_folder,
     write_coco,
     write_nyu,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "draw",
     "write_ade20k",
     "write_caption_folder",
+    "write_class_folder",
     "write_coco",
     "write_nyu",
 ]

@@ -1,4 +1,4 @@
-"""Scenes written as the datasets that real data comes in: caption folder, ADE20K, NYU, COCO.
+"""Scenes written as the datasets that real data comes in: captions, ImageNet, ADE20K, NYU, COCO.
 
 Each file is written under a temporary name and moved into place, so that a run that was killed can
 be run again; every file is written again, none is skipped. ``progress`` is called after each scene
@@ -39,6 +39,25 @@ def write_caption_folder(
         _write(folder / f"{index:06d}.txt", scene.captions[quality].encode())
         # The image last: a folder's samples are its images.
         _write(folder / f"{index:06d}.jpg", _jpeg(scene, jpeg_quality))
+
+
+def write_class_folder(
+    config: SceneConfig,
+    indices: Iterable[int],
+    folder: Path,
+    split: str,
+    *,
+    jpeg_quality: int = 92,
+    progress: Progress = None,
+) -> None:
+    """The layout of ImageNet: ``<split>/CLASS/000123.jpg``, by the object that shows most.
+
+    A scene in which none can be seen is left out.
+    """
+    for index, scene in _drawn(config, indices, progress):
+        if scene.objects:
+            main = max(scene.objects, key=lambda seen: seen.visible_pixels)
+            _write(folder / split / main.name / f"{index:06d}.jpg", _jpeg(scene, jpeg_quality))
 
 
 def write_ade20k(

@@ -3,7 +3,7 @@
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipmill.config import Config
-from clipmill.data.scenes.formats import write_ade20k, write_caption_folder, write_nyu
+from clipmill.data.scenes.formats import (
+    write_ade20k,
+    write_caption_folder,
+    write_class_folder,
+    write_coco,
+    write_nyu,
+)
 from clipmill.data.scenes.world import CLASSES, SceneConfig
 from clipmill.digest import digest_json
 from clipmill.stages import Report
@@ -42,20 +48,30 @@ class ScenesSourceConfig(Config):
     """Pictures with labels to evaluate on."""
     labelled_objects: tuple[int, int] = (4, 8)
     """Fewest and most objects in a picture with labels: crowded, so that they fill it."""
+    tasks: tuple[Literal["classification", "detection", "segmentation", "depth"], ...] = (
+        "segmentation",
+        "depth",
+    )
+    """Tasks that labels are written for; pictures to classify show one object each."""
 
 
 _SCENES_A_JOB = 128
+
+Job = tuple[Callable[[], None], int]
+"""Work, and its number of scenes."""
 
 PAIRS = "pairs.tar"
 CAPTIONING = "captioning.tar"
 SEGMENTATION = "ade20k.tar"
 DEPTH = "nyu_depth_v2.tar"
+DETECTION = "coco.tar"
+CLASSIFICATION = "imagenet.tar"
 
 
 def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> str:
     """Draw all sets and pack each as a tar; the folder's URI, under ``store``.
 
-    The sets draw on disjoint scenes, but for the two labelled ones, which show the same.
+    The sets draw on disjoint scenes, but for the labelled ones of dense tasks, which show the same.
     """
     uri = join(store, "sources", f"scenes-{config.digest[:12]}")
     if exists(join(uri, _RESULT)):
@@ -68,18 +84,25 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
     pairs, captioning, labelled, test = (range(a, b) for a, b in itertools.pairwise(starts))
     with tempfile.TemporaryDirectory(prefix="clipmill-scenes-") as scratch:
         root = Path(scratch)
-        ade20k, nyu = root / "ade20k", root / "nyu"
-        jobs: list[tuple[Callable[[], None], int]] = [
-            *_cut(write_caption_folder, scene, pairs, root / "pairs", config.quality),
-            *_cut(
-                write_caption_folder, scene, captioning, root / "good", config.captioning_quality
-            ),
-            *_cut(write_ade20k, crowd, labelled, ade20k, "training"),
-            *_cut(write_ade20k, crowd, test, ade20k, "validation"),
-            # A list of NYU's is one file, and so the work of one job.
-            (partial(write_nyu, crowd, labelled, nyu, "train"), len(labelled)),
-            (partial(write_nyu, crowd, test, nyu, "test"), len(test)),
-        ]
+        alone = replace(scene, min_objects=1, max_objects=1)
+        writers: dict[str, list[Job]] = {
+            name: _cut(write_caption_folder, scene, indices, root / name, quality)
+            for name, indices, quality in (
+                (PAIRS, pairs, config.quality),
+                (CAPTIONING, captioning, config.captioning_quality),
+            )
+        }
+        for task in config.tasks:
+            name, write, splits, is_cut = _LABELLED[task]
+            kind = alone if task == "classification" else crowd
+            writers[name] = [
+                job
+                for split, indices in zip(splits, (labelled, test), strict=True)
+                for job in _cut(
+                    write, kind, indices, root / name, split, size=_SCENES_A_JOB if is_cut else 0
+                )
+            ]
+        jobs = [job for found in writers.values() for job in found]
         total, done = sum(size for _, size in jobs), 0
         with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             submitted = [(pool.submit(job), size) for job, size in jobs]
@@ -88,13 +111,7 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
                 done += size
                 report(done, total, "scenes drawn")
         packed = {
-            name: put_tree(folder, join(uri, name))
-            for name, folder in (
-                (PAIRS, root / "pairs"),
-                (CAPTIONING, root / "good"),
-                (SEGMENTATION, ade20k),
-                (DEPTH, nyu),
-            )
+            name: put_tree(root / name, join(uri, name)) for name, found in writers.items() if found
         }
     write_json(
         join(uri, _RESULT),
@@ -114,9 +131,23 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
 
 
 def _cut(
-    write: Callable[..., None], scene: SceneConfig, indices: range, *arguments: Any
-) -> Iterator[tuple[Callable[[], None], int]]:
-    """The writing of ``indices`` as jobs of equal size, each with its number of scenes."""
-    for start in range(0, len(indices), _SCENES_A_JOB):
-        piece = indices[start : start + _SCENES_A_JOB]
-        yield partial(write, scene, piece, *arguments), len(piece)
+    write: Callable[..., None],
+    scene: SceneConfig,
+    indices: range,
+    *arguments: Any,
+    size: int = _SCENES_A_JOB,
+) -> list[Job]:
+    """The writing of ``indices`` as jobs of ``size`` scenes; one job where that is 0."""
+    step = size or max(1, len(indices))
+    pieces = [indices[start : start + step] for start in range(0, len(indices), step)]
+    return [(partial(write, scene, piece, *arguments), len(piece)) for piece in pieces]
+
+
+# By task: its tar, its writer, the splits' names, and whether several may write a split: lists of
+# NYU's and COCO's annotations are one file each.
+_LABELLED: dict[str, tuple[str, Callable[..., None], tuple[str, str], bool]] = {
+    "classification": (CLASSIFICATION, write_class_folder, ("train", "val"), True),
+    "detection": (DETECTION, write_coco, ("train2017", "val2017"), False),
+    "segmentation": (SEGMENTATION, write_ade20k, ("training", "validation"), True),
+    "depth": (DEPTH, write_nyu, ("train", "test"), False),
+}

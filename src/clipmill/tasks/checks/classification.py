@@ -20,8 +20,7 @@ def check_classification(folder: Path, findings: Findings, report: Report) -> No
         for number in set(range(len(data.classes))) - set(data.labels):
             findings.note("class-without-pictures", f"{split}/{data.classes[number]}")
         for i in range(len(data)):
-            path = data.images[i]
-            findings.attempt("image", partial(data.image, i), str(path))
+            findings.attempt("unreadable-image", partial(data.image, i))
             report(i + 1, len(data), f"{split} looked at")
     for name in sorted(set(classes.get("val", ())) - set(classes.get("train", ()))):
         findings.fault("class-not-trained", f"val/{name} isn't in train")

@@ -24,7 +24,7 @@ def check_depth(folder: Path, findings: Findings, report: Report) -> None:
 def _check_pair(data: NyuFolder, index: int, findings: Findings) -> None:
     name = str(data.labels[index])
     depth = findings.attempt("depth", lambda: data.depth_HW(index))
-    image = findings.attempt("image", lambda: data.image_HW3(index), str(data.images[index]))
+    image = findings.attempt("unreadable-image", lambda: data.image_HW3(index))
     if depth is None or image is None:
         return
     if depth.shape != image.shape[:2]:

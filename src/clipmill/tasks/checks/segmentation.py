@@ -36,7 +36,7 @@ def _check_pair(
 ) -> None:
     name = str(data.labels[index])
     labels = findings.attempt("mask", lambda: data.classes_HW(index))
-    image = findings.attempt("image", lambda: data.image_HW3(index), str(data.images[index]))
+    image = findings.attempt("unreadable-image", lambda: data.image_HW3(index))
     if labels is None or image is None:
         return
     if labels.shape != image.shape[:2]:
