@@ -31,10 +31,10 @@ format: $(VENV)/dev.installed
 lock: $(VENV)/dev.installed
 	$(BIN)/python requirements/lock.py
 
-# A virtual environment with everything pinned, then clipmill itself without asking for more.
+# A virtual environment of what is pinned, which is everything, and then clipmill itself.
 $(VENV)/%.installed: requirements/%.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r $<
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r $<
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -e .
 	touch $@
 

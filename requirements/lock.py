@@ -43,9 +43,8 @@ def lock(extra: str) -> None:
     left_out = ("--", "#", "clipmill @")
     lines = [line for line in path.read_text().splitlines() if not line.startswith(left_out)]
     text = "\n".join(lines) + "\n"
-    if extra in IMAGES:
-        # Its twin opencv-python-headless is pinned too, and wants no library of a screen's.
-        text = re.sub(r"^opencv-python==.*\n(?: .*\n)*", "", text, flags=re.MULTILINE)
+    # Its twin opencv-python-headless is pinned too, and wants no library of a screen's.
+    text = re.sub(r"^opencv-python==.*\n(?: .*\n)*", "", text, flags=re.MULTILINE)
     path.write_text(stamp() + text)
 
 
