@@ -142,7 +142,8 @@ def detection(
     size = (config.image_size, config.image_size)
     pipeline = [
         {"type": "LoadImageFromFile"},
-        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True, "poly2mask": False},
+        # As bitmaps: run lengths kept as they are would all count as crowds.
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
         {"type": "RandomResize", "scale": size, "ratio_range": config.scale, "keep_ratio": True},
         {"type": "RandomCrop", "crop_size": size, "crop_type": "absolute", "recompute_bbox": True},
         {"type": "RandomFlip", "prob": 0.5},
