@@ -71,6 +71,13 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({names.get(path, "experiment_id"): "made-1"})
 
 
+@pytest.fixture(autouse=True)
+def without_a_store(monkeypatch):
+    """That another test of the process may have left in the environment."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def kubeflow():
     with Server([{"pipeline_id": "p1", "display_name": "refresh"}]) as server:

@@ -126,7 +126,7 @@ def test_the_likeliest_classes(objects: Any, picture: np.ndarray) -> None:
 def test_query_draws_objects_and_names_classes(objects: Any, picture: np.ndarray) -> None:
     answer = ask(objects[0].url, to_png(picture), model="detection")
     with Image.open(io.BytesIO(answer.drawn_png)) as drawn:
-        assert drawn.size == (64, 48)
+        assert drawn.size == (256, 192)  # enlarged, so that names fit
     lines = ask(objects[0].url, to_png(picture), model="classification").lines
     assert sum(float(line.split("%")[0]) for line in lines) == pytest.approx(100, abs=0.3)
 

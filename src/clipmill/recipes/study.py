@@ -20,7 +20,10 @@ _DOSED = (
     ConditionConfig(name="terse, true", captions="synthetic", layer="terse", dose=0.0),
     *(
         ConditionConfig(
-            name=f"{percent} % wrong", captions="synthetic", layer=f"wrong-{percent}", dose=percent
+            name=f"{percent} % wrong",
+            captions="synthetic",
+            layer=f"wrong-{percent}",
+            dose=float(percent),
         )
         for percent in DOSES
     ),
