@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # OpenMMLab's compiled operators aren't needed: torchvision's stand in (docs/dependencies.md).
 export MMCV_WITH_OPS := 0
-# Workers run side by side: one thread each; what a group of tests shares is made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Workers run side by side: one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test check format lock clean
 

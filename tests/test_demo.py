@@ -14,7 +14,6 @@ from PIL import Image
 from clipmill.data.scenes.formats import write_caption_folder
 from clipmill.data.scenes.world import SceneConfig
 
-pytestmark = pytest.mark.xdist_group("demo")
 
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
 OVERRIDES = {
@@ -96,23 +95,17 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def runs(images, tmp_path_factory):
-    """Folder, JSON and progress of two runs, one after the other."""
-    folder = tmp_path_factory.mktemp("demo")
+def test_two_runs_give_a_page_that_lists_what_was_bad_and_leave_nothing_running(images, tmp_path):
+    """One test: workers of xdist would each make a fixture's runs anew, minutes of them."""
     found = []
     for _ in range(2):
-        process = start(folder, images)
+        process = start(tmp_path, images)
         output, progress = process.communicate(timeout=600)
         assert process.returncode == 0, progress
         found.append((json.loads(output), progress))
-    return folder, *found
-
-
-def test_the_page_compares_both_captions_and_lists_what_was_bad(runs):
-    folder, (first, progress), _ = runs
-    page = (folder / "report.html").read_text()
-    assert first["page"] == str(folder / "report.html")
+    (first, progress), (second, second_progress) = found
+    page = (tmp_path / "report.html").read_text()
+    assert first["page"] == str(tmp_path / "report.html")
     assert set(first["models"]) == {"depth", "segmentation"}
     for task in ("depth", "segmentation"):
         assert set(first["results"]["tasks"][task]["metrics"]) == {"G", "G+S"}
@@ -120,19 +113,12 @@ def test_the_page_compares_both_captions_and_lists_what_was_bad(runs):
     assert [reason for reason in REASONS if reason not in page] == []
     assert "pretrain G+S" in progress
 
-
-def test_a_second_run_finds_everything(runs):
-    _, (first, _), (second, progress) = runs
     assert second["models"] == first["models"]
     assert second["results"]["tasks"] == first["results"]["tasks"]
     stages = second["results"]["stages"]
     assert {stage["name"] for stage in stages if not stage["reused"]} == {"promote"}
-    assert progress.count("reused") == len([stage for stage in stages if stage["reused"]])
-
-
-def test_nothing_is_left_running(runs):
-    folder, *_ = runs
-    assert living(folder) == []
+    assert second_progress.count("reused") == len([stage for stage in stages if stage["reused"]])
+    assert living(tmp_path) == []
 
 
 def test_an_interrupted_run_leaves_nothing_behind(images, tmp_path):

@@ -12,7 +12,6 @@ from loss_ranks import CASES, NAMES, computed
 from clipmill.engine.distributed import Ranks
 from clipmill.storage.ports import free_ports
 
-pytestmark = pytest.mark.xdist_group("loss_at_scale")
 
 SCRIPT = Path(__file__).with_name("loss_ranks.py")
 

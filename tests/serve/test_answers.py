@@ -20,7 +20,6 @@ from clipmill.serve.process import ServerProcess
 from clipmill.tasks.palette import class_palette, to_png
 from clipmill.tasks.predictor import Predictor
 
-pytestmark = pytest.mark.xdist_group("answers")
 
 CONFIG = ClipConfig(
     embed_dim=16,
