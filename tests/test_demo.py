@@ -14,7 +14,6 @@ from PIL import Image
 from clipmill.data.scenes.formats import write_caption_folder
 from clipmill.data.scenes.world import SceneConfig
 
-
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
 OVERRIDES = {
     "scenes_overrides": [

@@ -18,7 +18,6 @@ from clipmill.engine.state import newest_state
 from clipmill.errors import ConfigError
 from clipmill.storage.ports import free_ports
 
-
 SCRIPT = Path(__file__).with_name("ranks_drill.py")
 
 

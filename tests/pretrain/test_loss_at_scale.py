@@ -12,7 +12,6 @@ from loss_ranks import CASES, NAMES, computed
 from clipmill.engine.distributed import Ranks
 from clipmill.storage.ports import free_ports
 
-
 SCRIPT = Path(__file__).with_name("loss_ranks.py")
 
 

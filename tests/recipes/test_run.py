@@ -12,7 +12,6 @@ from clipmill.recipes import run, run_data
 from clipmill.stages import EVENTS_VARIABLE, read_stages
 from clipmill.storage import join, lineage, read_json
 
-
 SCENES = ["size=32", "num_pairs=12", "num_captioning=6", "num_labelled=4", "num_test=2"]
 SMALL = ["train.steps=2", "train.batch_size=4", "train.log_steps=1"]
 COCA = [

@@ -20,7 +20,6 @@ from clipmill.serve.process import ServerProcess
 from clipmill.tasks.palette import class_palette, to_png
 from clipmill.tasks.predictor import Predictor
 
-
 CONFIG = ClipConfig(
     embed_dim=16,
     vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=2, head_width=16),

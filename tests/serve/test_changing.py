@@ -22,7 +22,6 @@ from clipmill.serve.config import ServeConfig
 from clipmill.serve.process import ServerProcess
 from clipmill.tasks.palette import to_png
 
-
 PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
 BODY, HEADERS = binary_request(to_png(PIXELS))
 CONFIG = ServeConfig(reload_seconds=0.1, drain_seconds=1.0)

@@ -15,7 +15,6 @@ from clipmill.serve.client import query
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.process import ServerProcess
 
-
 PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
 
 
