@@ -4,6 +4,8 @@ Each becomes a layer beside the dataset's shards, so that all conditions see the
 """
 
 import csv
+import multiprocessing
+import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -84,7 +86,9 @@ SCENE_CAPTIONS: dict[str, Callable[[list[SceneCaptions], int], str]] = {
 def draw_captions(config: ScenesSourceConfig) -> list[SceneCaptions]:
     """What is said of each scene that is pretrained on, in order."""
     scene = SceneConfig(size=config.size, seed=config.seed)
-    with ProcessPoolExecutor() as pool:
+    # A process that forks after torch has started threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
         return list(pool.map(partial(_said, scene), range(config.num_pairs), chunksize=64))
 
 

@@ -1,6 +1,7 @@
 """Scenes as a source: what a user's own data would be, drawn and packed into the store."""
 
 import itertools
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -104,7 +105,9 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
             ]
         jobs = [job for found in writers.values() for job in found]
         total, done = sum(size for _, size in jobs), 0
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        # A process that forks after torch has started threads may hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
             submitted = [(pool.submit(job), size) for job, size in jobs]
             for future, size in submitted:
                 future.result()
