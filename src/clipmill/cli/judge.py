@@ -25,7 +25,7 @@ def zero_shot(
     as_json: Json = False,
 ) -> None:
     """Classify pictures by the names of their classes alone."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_judge as run
 
     _show(run.zero_shot(recipe, sets or [], model, data_uri, store, classes=classes), as_json)
 
@@ -41,7 +41,7 @@ def retrieval(
     as_json: Json = False,
 ) -> None:
     """Find captions by pictures and pictures by captions."""
-    from clipmill.recipes import run
+    from clipmill.recipes import run_judge as run
 
     _show(run.retrieval(recipe, sets or [], model, data_uri, store), as_json)
 
@@ -57,7 +57,7 @@ def attention(
 ) -> None:
     """Measure how far the heads of ViTs look, and how differently (CLIP-QC, Figure 3)."""
     from clipmill.analysis.attention import attention_json, attention_page
-    from clipmill.recipes import run
+    from clipmill.recipes import run_judge as run
 
     found = run.attention(encoders, data_uri, num_images=num_images)
     if page is not None:

@@ -28,7 +28,7 @@ def captions(
 
     A study that was stopped goes on where it was when the same command runs again.
     """
-    from clipmill.recipes import run
+    from clipmill.recipes import run_judge as run
     from clipmill.study.page import markdown, rows, verdict
     from clipmill.study.result import read_study
 

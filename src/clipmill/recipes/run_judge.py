@@ -1,0 +1,80 @@
+"""What judges encoders, and captions by encoders, without a model that is to serve.
+
+As in :mod:`clipmill.recipes.run`, which has the way to an endpoint.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clipmill.recipes.registry import recipe
+from clipmill.stages import Stage
+from clipmill.storage import join
+
+if TYPE_CHECKING:
+    from clipmill.models.attention import AttentionStatistics
+
+
+def zero_shot(
+    name: str,
+    overrides: Sequence[str],
+    model: str,
+    data: str,
+    store: str,
+    run: str = "",
+    *,
+    classes: str = "",
+) -> str:
+    """Judge a CLIP on labelled pictures by the names of their classes."""
+    from clipmill.tasks.zero_shot import zero_shot as judge
+    from clipmill.tasks.zero_shot_config import ZeroShotConfig
+
+    given = [f"clip.model={model}", *([f"classes={classes}"] if classes else [])]
+    config = recipe(name, ZeroShotConfig, [*given, *overrides])
+    with Stage("zero-shot", store=store, run=run) as stage:
+        return stage.made(judge(config, data, store, report=stage.report))
+
+
+def retrieval(
+    name: str, overrides: Sequence[str], model: str, data: str, store: str, run: str = ""
+) -> str:
+    """Judge a CLIP by how it finds captions and pictures."""
+    from clipmill.tasks.zero_shot_config import RetrievalConfig
+    from clipmill.tasks.zero_shot_retrieval import retrieve
+
+    config = recipe(name, RetrievalConfig, [f"clip.model={model}", *overrides])
+    with Stage("retrieval", store=store, run=run) as stage:
+        return stage.made(retrieve(config, data, store, report=stage.report))
+
+
+def attention(
+    encoders: Sequence[str], data: str, *, num_images: int
+) -> "dict[str, AttentionStatistics]":
+    """How far the heads of ViTs look, by the encoders' names."""
+    from clipmill.analysis.attention import measure_attention
+
+    found = {}
+    with Stage("attention") as stage:
+        for encoder in encoders:
+            found[encoder] = measure_attention(
+                encoder, data, num_images=num_images, report=stage.report
+            )
+    return found
+
+
+def study(
+    name: str, overrides: Sequence[str], store: str, run: str = "", *, workers: int = 1
+) -> str:
+    """Compare captions by what encoders learn from them; draws the page too."""
+    from clipmill.storage import exists, write_bytes
+    from clipmill.study.config import StudyConfig
+    from clipmill.study.page import study_page
+    from clipmill.study.result import read_study
+    from clipmill.study.run import run_study
+
+    config = recipe(name, StudyConfig, overrides)
+    with Stage("study", store=store, run=run) as stage:
+        uri = run_study(config, store, workers=workers, report=stage.report)
+        page = join(uri, "study.html")
+        if not exists(page):
+            write_bytes(page, study_page(read_study(uri)).encode())
+        return stage.made(uri)
