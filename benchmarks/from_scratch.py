@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from towers import hardware
 
-from clipmill.data.scenes.source import CLASSIFICATION, DEPTH, DETECTION, PAIRS, SEGMENTATION
+from clipmill.data.scenes.source import LABELS, PAIRS
 from clipmill.recipes import run, run_data
 from clipmill.storage import join
 from clipmill.tasks.evaluation import read_evaluation
@@ -23,11 +23,11 @@ from clipmill.tasks.registry import task_named
 
 # The architecture of ``clip-miniature``'s image tower.
 SCRATCH = "timm:test_resnet"
-TASKS = {
-    "classification": ("classification-miniature", CLASSIFICATION),
-    "detection": ("mask-rcnn-miniature", DETECTION),
-    "segmentation": ("upernet-miniature", SEGMENTATION),
-    "depth": ("depth-miniature", DEPTH),
+RECIPES = {
+    "classification": "classification-miniature",
+    "detection": "mask-rcnn-miniature",
+    "segmentation": "upernet-miniature",
+    "depth": "depth-miniature",
 }
 # A rich caption is longer than the miniature's texts.
 PRETRAINING = ("model.text.context_length=64", "train.batch_size=64", "train.average_decay=0.99")
@@ -42,7 +42,7 @@ def pretrained(options: argparse.Namespace, source: str) -> str:
 
 def figure(options: argparse.Namespace, task: str, encoder: str, source: str, seed: int) -> float:
     """The task's metric after fine-tuning this encoder."""
-    recipe, data = TASKS[task]
+    recipe, data = RECIPES[task], LABELS[task]
     changes = [f"train.seed={seed}", *options.set]
     model = run.finetune(recipe, changes, encoder, join(source, data), options.store)
     judged = read_evaluation(run.evaluate(model, join(source, data), options.store))
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8192, help="pictures to pretrain on")
     parser.add_argument("--pretraining-steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
     parser.add_argument("--set", action="append", default=[], help="change of every fine-tuning")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

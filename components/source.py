@@ -17,7 +17,7 @@ def source(pairs: str, recipe: str, overrides: list, store: str, run: str) -> Na
     from clipmill.recipes.run_data import scenes as stage
 
     drawn = stage(recipe, overrides, store, run)
-    names = (files.PAIRS, files.CAPTIONING, files.SEGMENTATION, files.DEPTH)
+    names = (files.PAIRS, files.CAPTIONING, files.LABELS["segmentation"], files.LABELS["depth"])
     uris = [f"{drawn}/{name}" for name in names]
     made = NamedTuple("Sources", [(name, str) for name in ("pairs", "captioning", "ade20k", "nyu")])
     return made(pairs or uris[0], *uris[1:])

@@ -10,11 +10,8 @@ from clipmill.data.labelled_coco import CocoFolder
 from clipmill.data.scenes import SceneConfig, draw
 from clipmill.data.scenes.source import (
     CAPTIONING,
-    CLASSIFICATION,
-    DEPTH,
-    DETECTION,
+    LABELS,
     PAIRS,
-    SEGMENTATION,
     ScenesSourceConfig,
     draw_source,
 )
@@ -44,8 +41,8 @@ def test_labels_of_every_task(tmp_path, monkeypatch):
     config = replace(CONFIG, num_captioning=0, tasks=("detection", "classification"))
     uri = draw_source(config, str(tmp_path), report=silent)
     assert not exists(join(uri, CAPTIONING))
-    coco = get_tree(join(uri, DETECTION), tmp_path / "copies")
-    shown = get_tree(join(uri, CLASSIFICATION), tmp_path / "copies")
+    coco = get_tree(join(uri, LABELS["detection"]), tmp_path / "copies")
+    shown = get_tree(join(uri, LABELS["classification"]), tmp_path / "copies")
     for split, ours, count in (("train2017", "train", 3), ("val2017", "val", 2)):
         assert len(CocoFolder.open(coco, split)) == count
         pictures = ClassFolder.open(shown, ours)
@@ -62,18 +59,18 @@ def numbers(paths):
 def test_sets(source, tmp_path):
     folders = {
         name: get_tree(join(source, name), tmp_path)
-        for name in (PAIRS, CAPTIONING, SEGMENTATION, DEPTH)
+        for name in (PAIRS, CAPTIONING, LABELS["segmentation"], LABELS["depth"])
     }
     assert numbers(folders[PAIRS].glob("*.jpg")) == list(range(5))
     assert numbers(folders[CAPTIONING].glob("*.jpg")) == list(range(5, 9))
     ade20k = {
-        split: Ade20kFolder.open(folders[SEGMENTATION], split)
+        split: Ade20kFolder.open(folders[LABELS["segmentation"]], split)
         for split in ("training", "validation")
     }
     assert numbers(ade20k["training"].images) == [9, 10, 11]
     assert numbers(ade20k["validation"].images) == [12, 13]
     for theirs, split in (("training", "train"), ("validation", "test")):
-        nyu = NyuFolder.open(folders[DEPTH], split)
+        nyu = NyuFolder.open(folders[LABELS["depth"]], split)
         assert numbers(nyu.images) == numbers(ade20k[theirs].images)
         for index in range(len(nyu)):
             assert (nyu.image_HW3(index) == ade20k[theirs].image_HW3(index)).all()

@@ -136,5 +136,7 @@ def test_scene_captions_are_as_good_as_their_names_say(scenes):
 def test_a_layer_that_nobody_makes_is_refused():
     with pytest.raises(ConfigError, match="takes the layer 'nonsense'"):
         ConditionConfig(name="x", captions="synthetic", layer="nonsense")
+    with pytest.raises(ConfigError, match="no labels are drawn for depth"):
+        replace(tiny(), scenes=replace(SCENES, tasks=("segmentation",)))
     with pytest.raises(ConfigError, match="conditions was"):
         replace(tiny(), conditions=())

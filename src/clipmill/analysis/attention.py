@@ -79,7 +79,9 @@ def attention_json(found: "AttentionStatistics") -> dict[str, Any]:
 
 def attention_page(found: Mapping[str, "AttentionStatistics"]) -> str:
     """A page of HTML: each encoder's heads, and how diverse they are, by layer."""
-    found = {name.rstrip("/").rpartition("/")[2]: one for name, one in found.items()}
+    short = [name.rstrip("/").rpartition("/")[2] for name in found]
+    if len(set(short)) == len(short):
+        found = dict(zip(short, found.values(), strict=True))
     header = together(
         paragraph("clipmill attention", class_="kicker"),
         tag("h1", "How far the heads look"),

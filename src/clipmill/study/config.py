@@ -64,6 +64,13 @@ class StudyConfig(Config):
 
     def __post_init__(self) -> None:
         """Refuse names that stand twice, and nothing to compare (ConfigError)."""
+        unlabelled = {finetune.task for finetune in self.finetunes} - set(self.scenes.tasks)
+        if unlabelled:
+            raise ConfigError(
+                f"no labels are drawn for {', '.join(sorted(unlabelled))}",
+                expected=f"tasks among scenes.tasks: {', '.join(self.scenes.tasks)}",
+                action="add the task to scenes.tasks",
+            )
         for field, names in (
             ("conditions", [c.name for c in self.conditions]),
             ("seeds", list(map(str, self.seeds))),

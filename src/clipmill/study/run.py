@@ -14,7 +14,7 @@ from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.folder import open_folder
 from clipmill.data.layers import read_layer
 from clipmill.data.recaption import recaption
-from clipmill.data.scenes.source import CAPTIONING, DEPTH, PAIRS, SEGMENTATION, draw_source
+from clipmill.data.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
 from clipmill.data.shards import shard
 from clipmill.data.view import ViewConfig
 from clipmill.pretrain.clip import pretrain
@@ -31,8 +31,6 @@ from clipmill.study.scene_captions import (
 )
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
-
-_DATA = {"segmentation": SEGMENTATION, "depth": DEPTH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ def _run(value: object, condition_value: object, seed: int, world: _World) -> St
     evaluations = {}
     for asked in config.finetunes:
         seeded = replace(asked, train=replace(asked.train, seed=seed))
-        data = join(world.source, _DATA[asked.task])
+        data = join(world.source, LABELS[asked.task])
         model = finetune(seeded, encoder, data, world.store, report=_silent)
         evaluations[asked.task] = evaluate(model, data, world.store, report=_silent)
     return StudyRun(

@@ -63,10 +63,13 @@ Job = tuple[Callable[[], None], int]
 
 PAIRS = "pairs.tar"
 CAPTIONING = "captioning.tar"
-SEGMENTATION = "ade20k.tar"
-DEPTH = "nyu_depth_v2.tar"
-DETECTION = "coco.tar"
-CLASSIFICATION = "imagenet.tar"
+LABELS = {
+    "classification": "imagenet.tar",
+    "detection": "coco.tar",
+    "segmentation": "ade20k.tar",
+    "depth": "nyu_depth_v2.tar",
+}
+"""The tar with each task's labels."""
 
 
 def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> str:
@@ -94,7 +97,7 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
             )
         }
         for task in config.tasks:
-            name, write, splits, is_cut = _LABELLED[task]
+            name, (write, splits, is_cut) = LABELS[task], _LABELLED[task]
             kind = alone if task == "classification" else crowd
             writers[name] = [
                 job
@@ -146,11 +149,11 @@ def _cut(
     return [(partial(write, scene, piece, *arguments), len(piece)) for piece in pieces]
 
 
-# By task: its tar, its writer, the splits' names, and whether several may write a split: lists of
+# By task: its writer, the splits' names, and whether several may write a split: lists of
 # NYU's and COCO's annotations are one file each.
-_LABELLED: dict[str, tuple[str, Callable[..., None], tuple[str, str], bool]] = {
-    "classification": (CLASSIFICATION, write_class_folder, ("train", "val"), True),
-    "detection": (DETECTION, write_coco, ("train2017", "val2017"), False),
-    "segmentation": (SEGMENTATION, write_ade20k, ("training", "validation"), True),
-    "depth": (DEPTH, write_nyu, ("train", "test"), False),
+_LABELLED: dict[str, tuple[Callable[..., None], tuple[str, str], bool]] = {
+    "classification": (write_class_folder, ("train", "val"), True),
+    "detection": (write_coco, ("train2017", "val2017"), False),
+    "segmentation": (write_ade20k, ("training", "validation"), True),
+    "depth": (write_nyu, ("train", "test"), False),
 }
