@@ -4,10 +4,9 @@ Every artifact lies where its command would put it, by digest; so a study that w
 where it was, and any of its numbers can be followed to the run that made it.
 """
 
-import multiprocessing
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 
 from clipmill.data.dataset import Dataset, cache_folder
@@ -19,6 +18,7 @@ from clipmill.data.shards import shard
 from clipmill.data.view import ViewConfig
 from clipmill.pretrain.clip import pretrain
 from clipmill.pretrain.coca import train_captioner
+from clipmill.processes import process_pool
 from clipmill.stages import Report
 from clipmill.storage import exists, join, write_json
 from clipmill.study.config import COCA, ConditionConfig, StudyConfig
@@ -102,9 +102,7 @@ def _made(
         for condition, seed in asked:
             yield (condition, seed), _run(value, condition.to_json(), seed, world)
         return
-    # A process that forks after torch has started threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with process_pool(workers) as pool:
         running = {
             pool.submit(_run, value, condition.to_json(), seed, world): (condition, seed)
             for condition, seed in asked

@@ -4,11 +4,8 @@ Each becomes a layer beside the dataset's shards, so that all conditions see the
 """
 
 import csv
-import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from clipmill.data.scenes.source import ScenesSourceConfig
 from clipmill.data.scenes.world import COLOURS, OBJECTS
 from clipmill.digest import digest_json
 from clipmill.errors import ArtifactError
+from clipmill.processes import process_pool
 from clipmill.stages import Report
 
 DOSES = (25, 50, 75, 100)
@@ -86,9 +84,7 @@ SCENE_CAPTIONS: dict[str, Callable[[list[SceneCaptions], int], str]] = {
 def draw_captions(config: ScenesSourceConfig) -> list[SceneCaptions]:
     """What is said of each scene that is pretrained on, in order."""
     scene = SceneConfig(size=config.size, seed=config.seed)
-    # A process that forks after torch has started threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
+    with process_pool() as pool:
         return list(pool.map(partial(_said, scene), range(config.num_pairs), chunksize=64))
 
 

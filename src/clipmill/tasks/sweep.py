@@ -1,15 +1,15 @@
 """Sweeps: a grid's points in processes of this machine, the hopeless stopped early."""
 
 import math
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 
 from clipmill.data.folder import open_folder
 from clipmill.digest import digest_json
 from clipmill.errors import TrainingError
 from clipmill.models.encoders import open_encoder
+from clipmill.processes import process_pool
 from clipmill.stages import Report
 from clipmill.storage import Parent, exists, join, read_json, write_json
 from clipmill.tasks.evaluation import read_evaluation
@@ -117,9 +117,7 @@ def _try(
             evaluations[i] = run_point(point, *where, report)
             report(i + 1, len(points), words)
     else:
-        # A process that forks after torch has started threads may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with process_pool(workers) as pool:
             running: Mapping[Future[str], int] = {
                 pool.submit(run_quietly, point.to_json(), *where): i
                 for i, point in enumerate(configs)

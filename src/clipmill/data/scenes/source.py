@@ -1,11 +1,8 @@
 """Scenes as a source: what a user's own data would be, drawn and packed into the store."""
 
 import itertools
-import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +18,7 @@ from clipmill.data.scenes.formats import (
 )
 from clipmill.data.scenes.world import CLASSES, SceneConfig
 from clipmill.digest import digest_json
+from clipmill.processes import process_pool
 from clipmill.stages import Report
 from clipmill.storage import exists, join, put_tree, write_json
 
@@ -108,9 +106,7 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
             ]
         jobs = [job for found in writers.values() for job in found]
         total, done = sum(size for _, size in jobs), 0
-        # A process that forks after torch has started threads may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
+        with process_pool() as pool:
             submitted = [(pool.submit(job), size) for job, size in jobs]
             for future, size in submitted:
                 future.result()
