@@ -94,9 +94,8 @@ def test_from_a_pretrained_vit_on_data_packed_in_a_store(task, ade20k, nyu, tmp_
     card = ModelCard(kind="clip", architecture=clip.to_json(), recipe={})
     encoder = save_checkpoint(f"{store}/encoder", card, weights).uri
 
-    # At a rate of 0 what is saved is what training began with.
-    frozen = ["train.schedule.peak=0", "train.schedule.minimum=0"]
-    config = recipe(f"{task}-miniature", FinetuneConfig, [*TINY, *frozen])
+    # Of a frozen encoder, what is saved is what training began with.
+    config = recipe(f"{task}-miniature", FinetuneConfig, [*TINY, "model.is_frozen=true"])
     model = finetune(config, encoder, data, store, report=quiet)
     assert finetune(config, encoder, data, store, report=fail) == model
     card, tensors = load_checkpoint(model)

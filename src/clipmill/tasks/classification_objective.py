@@ -22,21 +22,12 @@ class ClassificationObjective(EncoderObjective):
     def __init__(
         self, config: ClassificationConfig, encoder: EncoderConfig, num_classes: int
     ) -> None:
-        super().__init__()
-        self.encoder = build_pooled(encoder, drop_path=config.drop_path)
+        super().__init__(is_frozen=config.is_frozen)
+        self.encoder = self.held(build_pooled(encoder, drop_path=config.drop_path))
         self.head = nn.Linear(self.encoder.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         self._config = config
-        if config.is_frozen:
-            self.encoder.requires_grad_(requires_grad=False)
-
-    def train(self, mode: bool = True) -> "ClassificationObjective":
-        """A frozen encoder stays as it is used: no drop path, and batch norms that don't move."""
-        super().train(mode)
-        if self._config.is_frozen:
-            self.encoder.eval()
-        return self
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss ``classification``."""
@@ -51,6 +42,5 @@ class ClassificationObjective(EncoderObjective):
         images_B3SS, targets_BC = mix(
             images_B3SS, targets_BC, mixup=config.mixup, cutmix=config.cutmix
         )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not config.is_frozen):
-            pooled_BD = self.encoder(images_B3SS)
-        return {"classification": F.cross_entropy(self.head(pooled_BD).float(), targets_BC)}
+        logits_BC = self.head(self.encoder(images_B3SS)).float()
+        return {"classification": F.cross_entropy(logits_BC, targets_BC)}

@@ -41,6 +41,8 @@ class DepthConfig(Config):
 
     crop_size: int = 480
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 15)."""
+    is_frozen: bool = False
+    """Whether the encoder stays as it is: a probe of its features."""
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 15)."""
     head_channels: int = 0

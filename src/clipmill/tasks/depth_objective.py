@@ -14,8 +14,9 @@ class DepthObjective(DenseObjective):
     """SiLog over the pixels whose depth is known."""
 
     def __init__(self, config: DepthConfig, encoder: EncoderConfig) -> None:
-        super().__init__()
-        network = DepthNetwork(config, build_dense(encoder, drop_path=config.drop_path))
+        super().__init__(is_frozen=config.is_frozen)
+        held = self.held(build_dense(encoder, drop_path=config.drop_path))
+        network = DepthNetwork(config, held)
         self.encoder = network.encoder
         self.decoder = network.decoder
         self._lambda = config.silog_lambda

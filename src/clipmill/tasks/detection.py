@@ -40,6 +40,8 @@ class DetectionConfig(Config):
     """Side of the training canvas, and the longer side at test, pixels (ViTDet)."""
     scale: tuple[float, float] = (0.1, 2.0)
     """Large-scale jitter: lowest and highest factor, of the picture that fits the canvas."""
+    is_frozen: bool = False
+    """Whether the encoder stays as it is: a probe of its features."""
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.3; CLIP-QC, Table 13)."""
     neck_channels: int = 256

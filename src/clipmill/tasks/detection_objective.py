@@ -18,8 +18,8 @@ class DetectionObjective(DenseObjective):
     """Losses of proposals, and of each stage's classes, boxes and masks."""
 
     def __init__(self, config: DetectionConfig, encoder: EncoderConfig, num_classes: int) -> None:
-        super().__init__()
-        self.encoder = build_detector(encoder, drop_path=config.drop_path)
+        super().__init__(is_frozen=config.is_frozen)
+        self.encoder = self.held(build_detector(encoder, drop_path=config.drop_path))
         self.neck = DetectionNeck(self.encoder, config.neck_channels)
         self.heads = MaskRcnnTraining(
             config.neck_channels,

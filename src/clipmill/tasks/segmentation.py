@@ -44,6 +44,8 @@ class SegmentationConfig(Config):
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 14)."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Random resize before the crop, lowest and highest factor (mmseg's ADE20K pipeline)."""
+    is_frozen: bool = False
+    """Whether the encoder stays as it is: a probe of its features."""
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 14)."""
     pyramid_channels: int = 256

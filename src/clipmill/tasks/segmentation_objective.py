@@ -16,8 +16,8 @@ class SegmentationObjective(DenseObjective):
     def __init__(
         self, config: SegmentationConfig, encoder: EncoderConfig, num_classes: int
     ) -> None:
-        super().__init__()
-        self.encoder = build_dense(encoder, drop_path=config.drop_path)
+        super().__init__(is_frozen=config.is_frozen)
+        self.encoder = self.held(build_dense(encoder, drop_path=config.drop_path))
         self.pyramid = build_neck(self.encoder, config.pyramid_channels)
         self.heads: UperNetTraining | SemanticFpnTraining
         if config.head == "upernet":
