@@ -23,6 +23,12 @@ from clipmill.telemetry import serve_metrics
 Report = Callable[[int, int, str], None]
 """Progress: how much is done, of how much, and a few words."""
 
+
+def silent(done: int, total: int, words: str) -> None:
+    """A report for work whose progress nobody follows."""
+    del done, total, words
+
+
 EVENTS_VARIABLE = "CLIPMILL_EVENTS"
 METRICS_VARIABLE = "CLIPMILL_METRICS"
 _QUIET_SECONDS = 0.2

@@ -141,7 +141,26 @@ def test_as_many_objects_as_asked_for() -> None:
     alone = SceneConfig(min_objects=1, max_objects=1)
     assert {len(sample_world(alone, i).objects) for i in range(30)} == {1}
     full = SceneConfig(min_objects=8, max_objects=8)
-    assert {len(sample_world(full, i).objects) for i in range(30)} == {8}
+    counts = [len(sample_world(full, i).objects) for i in range(30)]
+    assert max(counts) == 8
+    assert sum(counts) / len(counts) > 6
+
+
+def test_objects_stand_as_near_and_are_as_large_as_asked_for() -> None:
+    near = SceneConfig(farthest_metres=2.6, smallest_metres=1.0)
+    found = [placed for i in range(60) for placed in sample_world(near, i).objects]
+    assert 2.3 < max(placed.z for placed in found) <= 2.6
+    # One in a room that has no other space may have shrunk.
+    assert sorted(placed.size for placed in found)[len(found) // 20] >= 1.0
+
+
+def test_a_room_that_is_full_stays_with_fewer_objects() -> None:
+    full = SceneConfig(min_objects=8, max_objects=8, farthest_metres=2.5, smallest_metres=1.25)
+    counts = {len(sample_world(full, i).objects) for i in range(30)}
+    assert min(counts) >= 1
+    assert max(counts) < 8
+    scene = draw(full, 0)
+    assert all(seen.visible_pixels > 10 for seen in scene.objects)
 
 
 def rays_of(world: World, size: int) -> np.ndarray:
@@ -480,9 +499,11 @@ def test_coco_reads_back(tmp_path: Path) -> None:
         {"min_objects": 3, "max_objects": 2},
         {"max_objects": 9},
         {"supersample": 3},
+        {"farthest_metres": 6.0},
+        {"smallest_metres": 0.1},
     ],
 )
-def test_configs_that_cant_be_drawn_are_refused(fields: dict[str, int]) -> None:
+def test_configs_that_cant_be_drawn_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(fields))):
         SceneConfig(**fields)
 

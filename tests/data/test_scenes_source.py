@@ -17,7 +17,9 @@ from clipmill.data.scenes.source import (
 )
 from clipmill.storage import exists, get_tree, join, lineage, read_json
 
-CONFIG = ScenesSourceConfig(size=32, num_pairs=5, num_captioning=4, num_labelled=3, num_test=2)
+CONFIG = ScenesSourceConfig(
+    size=32, labelled_size=48, num_pairs=5, num_captioning=4, num_labelled=3, num_test=2
+)
 
 
 def silent(done, total, words):
@@ -48,7 +50,7 @@ def test_labels_of_every_task(tmp_path, monkeypatch):
         pictures = ClassFolder.open(shown, ours)
         assert len(pictures) == count
         for path, label in zip(pictures.images, pictures.labels, strict=True):
-            seen = draw(SceneConfig(size=32, min_objects=1, max_objects=1), int(path.stem)).objects
+            seen = draw(SceneConfig(size=48, min_objects=1, max_objects=1), int(path.stem)).objects
             assert [o.name for o in seen] == [pictures.classes[label]]
 
 
@@ -74,7 +76,7 @@ def test_sets(source, tmp_path):
         assert numbers(nyu.images) == numbers(ade20k[theirs].images)
         for index in range(len(nyu)):
             assert (nyu.image_HW3(index) == ade20k[theirs].image_HW3(index)).all()
-            assert nyu.depth_HW(index).shape == (32, 32)
+            assert nyu.depth_HW(index).shape == (48, 48)
 
 
 def test_captions_are_of_the_quality_asked_for(source, tmp_path):

@@ -6,15 +6,23 @@ import pytest
 
 from clipmill.data.scenes.source import ScenesSourceConfig
 from clipmill.errors import ConfigError
+from clipmill.models.checkpoint import read_card
 from clipmill.recipes.study import study_captions
 from clipmill.study.config import ConditionConfig, StudyConfig
-from clipmill.study.page import markdown, rows, study_page, verdict
+from clipmill.study.page import study_page
 from clipmill.study.result import StudyResult, StudyRun, read_study
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import DOSES, SCENE_CAPTIONS, draw_captions, true_share
+from clipmill.study.words import latex, markdown, rows, verdict
 from clipmill.tasks.evaluation import read_evaluation
 
-SCENES = ScenesSourceConfig(num_pairs=24, num_captioning=8, num_labelled=4, num_test=2)
+SCENES = ScenesSourceConfig(
+    num_pairs=24,
+    num_captioning=8,
+    num_labelled=4,
+    num_test=2,
+    tasks=("segmentation", "depth", "classification"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +36,9 @@ def scenes():
 
 
 def tiny() -> StudyConfig:
-    """The recipe with two steps of everything."""
+    """The recipe with two steps of everything, and some of its conditions."""
     whole = study_captions()
+    kept = ("G", "G+S (CoCa)", "rich, true", "from scratch", "labels", "G, 10%")
 
     def short(config):
         train = replace(config.train, steps=2, batch_size=2)
@@ -39,15 +48,23 @@ def tiny() -> StudyConfig:
         whole,
         scenes=SCENES,
         captioner=short(whole.captioner),
-        pretrain=short(whole.pretrain),
-        finetunes=tuple(short(finetune) for finetune in whole.finetunes),
+        clips={name: short(clip) for name, clip in whole.clips.items()},
+        maes={name: short(mae) for name, mae in whole.maes.items()},
+        supervised={name: short(labels) for name, labels in whole.supervised.items()},
+        transfers={
+            name: short(whole.transfers[name]) for name in ("segmentation", "depth, frozen")
+        },
         conditions=(
-            ConditionConfig(name="G"),
-            ConditionConfig(name="G+S", captions="both", layer="coca"),
-            ConditionConfig(name="rich", captions="synthetic", layer="rich"),
+            *(c for c in whole.conditions if c.name in kept),
+            next(c for c in whole.conditions if c.encoder == "mae"),
         ),
+        attention=tuple(c.name for c in whole.conditions if c.encoder == "mae")[:1],
         seeds=(0, 1),
     )
+
+
+def uri_of(evaluation: str) -> str:
+    return read_evaluation(evaluation).model.uri
 
 
 def quietly(done, total, words):
@@ -69,18 +86,21 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     assert len(before) == 2
     result = read_study(run_study(config, store, report=quietly))
     assert before.items() <= {p: p.stat().st_mtime_ns for p in before}.items()
-    assert [(run.condition, run.seed) for run in result.runs] == [
-        (name, seed) for name in ("G", "G+S", "rich") for seed in (0, 1)
-    ]
-    assert len({run.encoder for run in result.runs}) == 6
+    names = [c.name for c in config.conditions]
+    assert [(r.condition, r.seed) for r in result.runs] == [(n, s) for n in names for s in (0, 1)]
+    # Each condition and seed has an encoder of its own, but for random weights, which have none.
+    assert len({run.encoder for run in result.runs}) == 2 * len(names) - 1
     assert result.quality.keys() == {"real", "coca", "rich"}
     assert result.quality["rich"].true_share == 100
     assert result.quality["real"].true_share < 60
     for run in result.runs:
-        for task, uri in run.evaluations.items():
-            assert read_evaluation(uri).metrics == run.metrics[task]
+        for name, uri in run.evaluations.items():
+            assert read_evaluation(uri).metrics == run.metrics[name]
+            assert read_card(uri_of(uri)).recipe["model"]["is_frozen"] == ("frozen" in name)
+    assert read_card(result.runs[-1].encoder).kind == "mae"
+    assert result.attention.keys() == set(config.attention)
     page = study_page(result)
-    for name in ("G+S", "rich"):
+    for name in names:
         assert name in page
     assert read_study(result.uri) == result
     assert len(rows(result)) == sum(len(m) for run in result.runs for m in run.metrics.values())
@@ -88,32 +108,38 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
 
 def known(figures: dict[str, list[float]]) -> StudyResult:
     """A result whose depth errors are given, segmentation being without any difference."""
-    config = replace(
-        tiny(), conditions=tuple(ConditionConfig(name=n) for n in figures), seeds=(0, 1, 2, 3)
-    )
+    tables = ("sources", "objectives")
+    conditions = tuple(ConditionConfig(name=n, tables=tables) for n in figures)
+    config = replace(tiny(), conditions=conditions, attention=(), seeds=(0, 1, 2, 3))
     runs = tuple(
         StudyRun(
             condition=name,
             seed=seed,
             encoder=f"encoders/{name}-{seed}",
-            evaluations={"segmentation": "s", "depth": "d"},
-            metrics={"segmentation": {"mIoU": 10.0 + seed}, "depth": {"rmse": value}},
+            evaluations={"segmentation": "s", "depth, frozen": "d"},
+            metrics={"segmentation": {"mIoU": 10.0 + seed}, "depth, frozen": {"rmse": value}},
         )
         for name, values in figures.items()
         for seed, value in enumerate(values)
     )
-    return StudyResult(uri="studies/x", config=config, runs=runs, quality={}, seconds=1.0)
+    return StudyResult(
+        uri="studies/x", config=config, runs=runs, quality={}, attention={}, seconds=1.0
+    )
 
 
 def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
     first = [0.80, 0.82, 0.81, 0.83]
     found = known({"G": first, "less": [x - 0.1 for x in first], "same": first[::-1]})
-    assert verdict(found) == ["less is better than G at depth by 0.100 m."]
+    assert verdict(found) == ["less is better than G at depth, frozen (by 0.100 m)."]
     page = study_page(found)
-    assert "+0.100 m (+0.100 to +0.100), +12.3 %, p = 0.125" in page
-    assert "| less | 11.500 % [" in markdown(found)
+    assert "+0.100 (+0.100 to +0.100)</small><small>+12.3 %, p = 0.125; 0.705 to 0.725" in page
+    # The paper's figures stand where whole encoders are fine-tuned.
+    assert '<td class="paper">43.9</td><td class="paper"></td>' in page
+    assert '<td class="paper">0.383</td>' not in page
+    assert "| less | 11.5 [" in markdown(found)
+    assert r"less & 11.5 [10.5, 12.5] & 0.715 [0.705, 0.725] \\" in latex(found)
     assert verdict(known({"G": first, "same": first})) == [
-        "No condition differs from G by more than its interval."
+        "No source differs from G by more than its interval."
     ]
 
 
@@ -136,7 +162,50 @@ def test_scene_captions_are_as_good_as_their_names_say(scenes):
 def test_a_layer_that_nobody_makes_is_refused():
     with pytest.raises(ConfigError, match="takes the layer 'nonsense'"):
         ConditionConfig(name="x", captions="synthetic", layer="nonsense")
+    with pytest.raises(ConfigError, match=r"has a share of 1\.5"):
+        ConditionConfig(name="x", budget=1.5)
+    with pytest.raises(ConfigError, match="takes the encoder 'nothing'"):
+        replace(tiny(), conditions=(ConditionConfig(name="x", encoder="nothing"),))
     with pytest.raises(ConfigError, match="no labels are drawn for depth"):
         replace(tiny(), scenes=replace(SCENES, tasks=("segmentation",)))
     with pytest.raises(ConfigError, match="conditions was"):
         replace(tiny(), conditions=())
+
+
+def scaled(figures: dict[str, dict[float, float]]) -> StudyResult:
+    """A result of two kinds of captions, by the share of pictures."""
+    conditions = tuple(
+        ConditionConfig(
+            name=f"{name} {fraction}",
+            tables=("scaling",),
+            fraction=fraction,
+            captions="real" if name == "G" else "synthetic",
+            layer="" if name == "G" else "terse",
+        )
+        for name, values in figures.items()
+        for fraction in values
+    )
+    config = replace(tiny(), conditions=conditions, attention=(), seeds=(0,))
+    runs = tuple(
+        StudyRun(
+            condition=f"{name} {fraction}",
+            seed=0,
+            encoder="e",
+            evaluations={"segmentation": "s", "depth, frozen": "d"},
+            metrics={"segmentation": {"mIoU": value}, "depth, frozen": {"rmse": 1 - value / 100}},
+        )
+        for name, values in figures.items()
+        for fraction, value in values.items()
+    )
+    return StudyResult(
+        uri="studies/x", config=config, runs=runs, quality={}, attention={}, seconds=1.0
+    )
+
+
+def test_scaling_says_how_many_pictures_quality_saves():
+    """On lines of one slope, 10 points a decade, 10 points more are worth a factor of ten."""
+    found = scaled({"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 20.0, 1.0: 30.0}})
+    page = study_page(found)
+    assert page.count("<td>2</td><td>10.0</td>") == 2  # of 24 pictures, 2.4
+    falling = scaled({"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 30.0, 1.0: 20.0}})
+    assert "more pictures don&#x27;t help here" in study_page(falling)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clipmill.analysis.charts import Line, dot_chart, line_chart
-from clipmill.analysis.page import Section, document, paragraph, section, table, tag, together
+from clipmill.analysis.page import Html, Section, document, paragraph, section, table, tag, together
 from clipmill.errors import ConfigError, SourceError
 from clipmill.models.encoders import open_encoder
 from clipmill.stages import Report
@@ -75,6 +75,26 @@ def attention_json(found: "AttentionStatistics") -> dict[str, Any]:
         "patch_size": found.patch_size,
         "image_size": found.image_size,
     }
+
+
+def attention_from_json(value: Mapping[str, Any]) -> "AttentionStatistics":
+    """What :func:`attention_json` gave."""
+    import torch
+
+    from clipmill.models.attention import AttentionStatistics
+
+    return AttentionStatistics(
+        distance_LH=torch.tensor(value["distance_px"]),
+        divergence_L=torch.tensor(value["divergence_nats"]),
+        num_images=value["num_images"],
+        patch_size=value["patch_size"],
+        image_size=value["image_size"],
+    )
+
+
+def attention_charts(found: Mapping[str, "AttentionStatistics"]) -> Html:
+    """Each encoder's heads by layer, and how diverse they are, without headings."""
+    return together(_heads(found).body, _diversity(found).body)
 
 
 def attention_page(found: Mapping[str, "AttentionStatistics"]) -> str:

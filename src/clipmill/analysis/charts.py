@@ -1,7 +1,7 @@
 """Charts as inline SVG. Each line is named at the margin, in its colour."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,20 @@ class Line:
     """As many."""
     series: int
     """Index of its colour."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """A mean with its bounds at one place."""
+
+    x: float
+    """Where it stands."""
+    low: float
+    """Lower bound."""
+    mean: float
+    """Between them."""
+    high: float
+    """Upper bound."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,11 +118,57 @@ def dot_chart(
     return _figure(title, note, marks, f"by {x_name}: {said}")
 
 
+def spread_chart(
+    title: str,
+    note: str,
+    spreads: Mapping[str, Sequence[Spread]],
+    *,
+    x_name: str,
+    x_labels: Mapping[float, str] | None = None,
+) -> Html:
+    """A figure with means and their bounds, those of one label joined, from left to right.
+
+    ``x_labels`` are what is written at which places of the axis; without it, round numbers.
+    """
+    everything = [spread for group in spreads.values() for spread in group]
+    right = _WIDTH - 12 - max(len(label) for label in spreads) * _CHARACTER_WIDTH
+    low_x, high_x = min(s.x for s in everything), max(s.x for s in everything)
+    room = 0.06 * (high_x - low_x) or 0.5
+    marks, at_x, at_y = _axes(
+        (low_x - room, high_x + room),
+        (min(s.low for s in everything), max(s.high for s in everything)),
+        right,
+        x_name,
+        x_labels,
+    )
+    for series, group in enumerate(spreads.values()):
+        colour = series_colour(series)
+        places = [at_x(s.x) for s in group]
+        points = _points(places, [at_y(s.mean) for s in group])
+        marks.append(tag("polyline", points=points, style=f"stroke: {colour}"))
+        for x, spread in zip(places, group, strict=True):
+            y1, y2 = _px(at_y(spread.low)), _px(at_y(spread.high))
+            line = {"x1": _px(x), "x2": _px(x), "y1": y1, "y2": y2}
+            marks.append(tag("line", **line, style=f"stroke: {colour}", stroke_width=1.5))
+            mean = _px(at_y(spread.mean))
+            marks.append(tag("circle", cx=_px(x), cy=mean, r=3.5, style=f"fill: {colour}"))
+    ends = _apart([at_y(group[-1].mean) for group in spreads.values()])
+    for series, (label, place) in enumerate(zip(spreads, ends, strict=True)):
+        fill = f"fill: {series_colour(series)}"
+        marks.append(_text(label, right + 8, place + 4, class_="end", style=fill))
+    said = "; ".join(f"{name} ends at {group[-1].mean:.3g}" for name, group in spreads.items())
+    return _figure(title, note, marks, f"over {x_name}: {said}")
+
+
 _Place = Callable[[float], float]
 
 
 def _axes(
-    limits_x: tuple[float, float], limits_y: tuple[float, float], right: float, x_name: str
+    limits_x: tuple[float, float],
+    limits_y: tuple[float, float],
+    right: float,
+    x_name: str,
+    x_labels: Mapping[float, str] | None = None,
 ) -> tuple[list[Html], _Place, _Place]:
     """Grid and labels, and where on the figure a value of either axis lies."""
     base = _HEIGHT - _BOTTOM
@@ -122,10 +182,12 @@ def _axes(
         return base - (base - _TOP) * (y - ticks_y[0]) / (ticks_y[-1] - ticks_y[0])
 
     marks = [_grid_line(at_y(v), f"{v:g}", right) for v in ticks_y]
+    if x_labels is None:
+        # Longer numbers need more room.
+        round_x = ticks(0, last_x, 7 if last_x < 10_000 else 4)
+        x_labels = {x: f"{x:,.10g}" for x in round_x if first_x <= x <= last_x}
     marks += [
-        _text(f"{x:,.10g}", at_x(x), base + 18, text_anchor="middle")
-        for x in ticks(0, last_x, 7 if last_x < 10_000 else 4)  # longer numbers need more room
-        if first_x <= x <= last_x
+        _text(words, at_x(x), base + 18, text_anchor="middle") for x, words in x_labels.items()
     ]
     marks.append(_text(x_name, (_LEFT + right) / 2, base + 36, text_anchor="middle"))
     return marks, at_x, at_y

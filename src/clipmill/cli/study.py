@@ -23,14 +23,15 @@ def captions(
     sets: Set = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print every figure as CSV.")] = False,
+    as_latex: Annotated[bool, typer.Option("--latex", help="Print the table for a paper.")] = False,
 ) -> None:
     """Compare caption sources by what encoders learn from them; prints where the page is.
 
     A study that was stopped goes on where it was when the same command runs again.
     """
     from clipmill.recipes import run_judge as run
-    from clipmill.study.page import markdown, rows, verdict
     from clipmill.study.result import read_study
+    from clipmill.study.words import latex, markdown, rows, verdict
 
     name = "study-captions-quick" if quick else recipe
     uri = run.study(name, sets or [], store, workers=workers)
@@ -41,6 +42,8 @@ def captions(
         table = csv.DictWriter(sys.stdout, list(rows(found)[0]))
         table.writeheader()
         table.writerows(rows(found))
+    elif as_latex:
+        typer.echo(latex(found), nl=False)
     else:
         typer.echo(markdown(found))
         typer.echo("\n".join(verdict(found)))

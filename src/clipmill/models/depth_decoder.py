@@ -16,15 +16,22 @@ from torch.nn import functional as F
 from clipmill.errors import ConfigError
 
 _DECONV_CHANNELS = 32
-_INIT_STD = 0.001
 _NUM_DECONVS = 3
+START_STD = 0.001
+"""Standard deviation of start weights (Xie et al. 2023)."""
 
 
 class DepthDecoder(nn.Module):
     """A map (B, D, H / stride, W / stride) to depth in metres (B, 1, H, W)."""
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, max_depth_metres: float
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        max_depth_metres: float,
+        *,
+        start_std: float = START_STD,
     ) -> None:
         super().__init__()
         num_doublings = int(math.log2(stride))
@@ -59,7 +66,7 @@ class DepthDecoder(nn.Module):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.normal_(module.weight, std=_INIT_STD)
+                nn.init.normal_(module.weight, std=start_std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

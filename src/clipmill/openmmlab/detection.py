@@ -40,6 +40,7 @@ class MaskRcnnTraining(nn.Module):
         anchor_scale: float,
         num_proposals: int = 1000,
         regions_per_image: int = 512,
+        start_std: float = 0.01,
     ) -> None:
         super().__init__()
         with importing_openmmlab():
@@ -98,7 +99,7 @@ class MaskRcnnTraining(nn.Module):
         self._proposals = ConfigDict(
             _proposals(2 * num_proposals if is_cascade else num_proposals, 2 * num_proposals)
         )
-        _initialise(self)
+        _initialise(self, start_std)
 
     def loss(
         self,
@@ -255,15 +256,15 @@ def _region_test() -> dict[str, Any]:
     return {"score_thr": 0.05, "nms": nms, "max_per_img": 100, "mask_thr_binary": 0.5}
 
 
-def _initialise(heads: nn.Module) -> None:
+def _initialise(heads: nn.Module, std: float) -> None:
     """As the heads' init_weights would, which logs each parameter; convolutions are set already."""
     for name, parameter in heads.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
         elif "rpn_head" in name or "fc_cls" in name:
-            nn.init.normal_(parameter, std=0.01)
+            nn.init.normal_(parameter, std=std)
         elif "fc_reg" in name:
-            nn.init.normal_(parameter, std=0.001)
+            nn.init.normal_(parameter, std=std / 10)
         elif "shared_fcs" in name:
             nn.init.xavier_uniform_(parameter)
         elif "upsample" in name or "conv_logits" in name:

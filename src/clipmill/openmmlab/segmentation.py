@@ -35,6 +35,7 @@ class UperNetTraining(nn.Module):
         *,
         aux_channels: int = 256,
         dropout: float = 0.1,
+        classifier_std: float = 0.01,
     ) -> None:
         super().__init__()
         with importing_openmmlab():
@@ -61,7 +62,7 @@ class UperNetTraining(nn.Module):
             )
         for head in (self.decode_head, self.auxiliary_head):
             # As the heads' init_weights would, which logs each parameter; the rest is set already.
-            nn.init.normal_(head.conv_seg.weight, std=0.01)
+            nn.init.normal_(head.conv_seg.weight, std=classifier_std)
             nn.init.zeros_(head.conv_seg.bias)
 
     def loss(self, maps: list[Tensor], labels_BHW: Tensor) -> dict[str, Tensor]:
@@ -95,6 +96,7 @@ class SemanticFpnTraining(nn.Module):
         num_classes: int,
         *,
         dropout: float = 0.1,
+        classifier_std: float = 0.01,
     ) -> None:
         super().__init__()
         with importing_openmmlab():
@@ -116,7 +118,7 @@ class SemanticFpnTraining(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.decode_head.conv_seg.weight, std=0.01)
+        nn.init.normal_(self.decode_head.conv_seg.weight, std=classifier_std)
         nn.init.zeros_(self.decode_head.conv_seg.bias)
 
     def loss(self, maps: list[Tensor], labels_BHW: Tensor) -> dict[str, Tensor]:

@@ -222,7 +222,7 @@ def clip_vit_miniature() -> PretrainConfig:
         model=ClipConfig(
             embed_dim=128,
             vision=VisionConfig(image_size=64, patch_size=8, width=128, layers=4, head_width=32),
-            text=TextConfig(context_length=20, vocab_size=2048, width=128, heads=4, layers=1),
+            text=TextConfig(context_length=64, vocab_size=2048, width=64, heads=2, layers=1),
         ),
         range_augment=None,
         load=LoadConfig(num_workers=0),

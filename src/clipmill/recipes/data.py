@@ -1,17 +1,23 @@
 """Sources and shards."""
 
+from dataclasses import replace
+
 from clipmill.data.export import ExportConfig
-from clipmill.data.scenes.source import ScenesSourceConfig
+from clipmill.data.scenes.source import ScenesSourceConfig, TaskName
 from clipmill.data.shards import ShardConfig
 
 
 def scenes_miniature() -> ScenesSourceConfig:
-    """Procedural scenes enough for the demo, at 64 px.
+    """Procedural scenes enough for the demo, at 64 px, near enough to tell what stands there.
+
+    Those with labels are larger, as ADE20K's and NYUv2's pictures are.
 
     Source: ours.
     Command: ``clipmill data scenes --recipe scenes-miniature --store URI``
     """
-    return ScenesSourceConfig()
+    return ScenesSourceConfig(
+        farthest_metres=3.3, smallest_metres=0.75, labelled_size=128, labelled_objects=(1, 4)
+    )
 
 
 def scenes_every_task() -> ScenesSourceConfig:
@@ -20,7 +26,8 @@ def scenes_every_task() -> ScenesSourceConfig:
     Source: ours, derived from :func:`scenes_miniature`.
     Command: ``clipmill data scenes --recipe scenes-every-task --store URI``
     """
-    return ScenesSourceConfig(tasks=("classification", "detection", "segmentation", "depth"))
+    tasks: tuple[TaskName, ...] = ("classification", "detection", "segmentation", "depth")
+    return replace(scenes_miniature(), tasks=tasks)
 
 
 def shards() -> ShardConfig:

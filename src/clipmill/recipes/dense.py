@@ -2,11 +2,15 @@
 
 from dataclasses import replace
 
+from clipmill.data.dense_augmentation import PhotometricConfig
 from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.tasks.depth import DepthConfig
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.segmentation import SegmentationConfig
+
+# In minutes, shapes are learnt sooner without.
+_AS_THEY_ARE = PhotometricConfig(probability=0.0)
 
 
 def upernet_vit_b16() -> FinetuneConfig:
@@ -42,7 +46,9 @@ def upernet_miniature() -> FinetuneConfig:
         full,
         model=SegmentationConfig(
             crop_size=64,
-            scale=(0.9, 1.3),
+            scale=(0.45, 0.65),
+            photometric=_AS_THEY_ARE,
+            classifier_std=0.1,
             drop_path=0.0,
             pyramid_channels=48,
             head_channels=48,
@@ -51,9 +57,9 @@ def upernet_miniature() -> FinetuneConfig:
         ),
         train=replace(
             full.train,
-            steps=260,
-            batch_size=8,
-            schedule=ScheduleConfig(shape="polynomial", peak=8e-3, minimum=0.0, warmup_steps=20),
+            steps=300,
+            batch_size=16,
+            schedule=ScheduleConfig(shape="polynomial", peak=4e-3, minimum=0.0, warmup_steps=20),
             precision="fp32",
             checkpoint_steps=30,
             log_steps=10,
@@ -112,7 +118,7 @@ def semantic_fpn_miniature() -> FinetuneConfig:
     Command: ``clipmill finetune --recipe semantic-fpn-miniature --encoder URI --data URI``
     Hardware and time: see docs/log.md.
     """
-    return upernet_miniature().override(["model.head=semantic-fpn"])
+    return upernet_miniature().override(["model.head=semantic-fpn", "train.steps=400"])
 
 
 def depth_vit_b16() -> FinetuneConfig:
@@ -140,7 +146,7 @@ def depth_vit_b16() -> FinetuneConfig:
 
 
 def depth_miniature() -> FinetuneConfig:
-    """Depth at 64 px, half a minute of one core.
+    """Depth at 128 px, half a minute of one core.
 
     Source: ours, derived from :func:`depth_vit_b16`.
     Command: ``clipmill finetune --recipe depth-miniature --encoder URI --data URI``
@@ -149,7 +155,14 @@ def depth_miniature() -> FinetuneConfig:
     full = depth_vit_b16()
     return replace(
         full,
-        model=DepthConfig(crop_size=64, drop_path=0.0, head_channels=32, num_workers=0),
+        model=DepthConfig(
+            crop_size=128,
+            photometric=_AS_THEY_ARE,
+            start_std=0.1,
+            drop_path=0.0,
+            head_channels=32,
+            num_workers=0,
+        ),
         train=replace(
             full.train,
             steps=200,

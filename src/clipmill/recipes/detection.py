@@ -91,6 +91,7 @@ def _miniature(full: FinetuneConfig, *, num_stages: int, steps: int) -> Finetune
             hidden_width=64,
             num_stages=num_stages,
             anchor_scale=4.0,
+            start_std=0.1,
             num_proposals=100,
             regions_per_image=64,
             num_workers=0,

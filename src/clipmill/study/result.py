@@ -5,6 +5,8 @@ from typing import Any
 
 from clipmill.storage import join, read_json
 from clipmill.study.config import StudyConfig
+from clipmill.study.statistics import Gain, paired_gain
+from clipmill.tasks.contract import Metric
 from clipmill.tasks.registry import task_named
 
 RESULT = "study.json"
@@ -21,13 +23,9 @@ class StudyRun:
     encoder: str
     """URI of what was pretrained."""
     evaluations: dict[str, str]
-    """URI of each task's evaluation."""
+    """URI of the evaluation by each transfer's name."""
     metrics: dict[str, dict[str, float]]
-    """All metrics by task."""
-
-    def figure(self, task: str) -> float:
-        """The task's own metric, in its unit."""
-        return self.metrics[task][task_named(task).metric.name]
+    """All metrics, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,18 +52,28 @@ class StudyResult:
     """Condition by condition, seed by seed."""
     quality: dict[str, CaptionQuality]
     """Of ``real`` captions and of each layer's."""
+    attention: dict[str, dict[str, Any]]
+    """By condition, as :func:`clipmill.analysis.attention.attention_json` has it."""
     seconds: float
     """From the start to the end of what was left to do, by the clock."""
 
-    @property
-    def tasks(self) -> list[str]:
-        """The tasks' names."""
-        return [finetune.task for finetune in self.config.finetunes]
+    def metric(self, transfer: str) -> Metric:
+        """The figure that a transfer is judged by."""
+        return task_named(self.config.transfers[transfer].task).metric
 
-    def figures(self, condition: str, task: str) -> list[float]:
-        """A condition's figure for each seed, in the order of the seeds."""
-        found = {run.seed: run.figure(task) for run in self.runs if run.condition == condition}
+    def figures(self, condition: str, transfer: str) -> list[float]:
+        """A condition's figure for each seed, in its metric's unit and the order of the seeds."""
+        name = self.metric(transfer).name
+        found = {
+            run.seed: run.metrics[transfer][name] for run in self.runs if run.condition == condition
+        }
         return [found[seed] for seed in self.config.seeds]
+
+    def gain(self, condition: str, over: str, transfer: str) -> Gain:
+        """How much better a condition is than another, paired by seed."""
+        metric = self.metric(transfer)
+        own, theirs = self.figures(condition, transfer), self.figures(over, transfer)
+        return paired_gain([metric.gain(a, b) for a, b in zip(own, theirs, strict=True)], theirs)
 
     def to_json(self) -> dict[str, Any]:
         """What ``study.json`` holds."""
@@ -76,6 +84,7 @@ class StudyResult:
             "config": self.config.to_json(),
             "runs": [asdict(run) for run in self.runs],
             "quality": {name: asdict(found) for name, found in self.quality.items()},
+            "attention": self.attention,
             "seconds": self.seconds,
             "parents": [],
         }
@@ -89,5 +98,6 @@ def read_study(uri: str) -> StudyResult:
         config=StudyConfig.from_json(value["config"]),
         runs=tuple(StudyRun(**run) for run in value["runs"]),
         quality={name: CaptionQuality(**found) for name, found in value["quality"].items()},
+        attention=value["attention"],
         seconds=value["seconds"],
     )

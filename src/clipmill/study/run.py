@@ -7,21 +7,22 @@ where it was, and any of its numbers can be followed to the run that made it.
 import time
 from collections.abc import Iterator
 from concurrent.futures import as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
+from clipmill.analysis.attention import attention_json, measure_attention
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.folder import open_folder
 from clipmill.data.layers import read_layer
 from clipmill.data.recaption import recaption
 from clipmill.data.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
 from clipmill.data.shards import shard
-from clipmill.data.view import ViewConfig
-from clipmill.pretrain.clip import pretrain
 from clipmill.pretrain.coca import train_captioner
 from clipmill.processes import process_pool
-from clipmill.stages import Report
+from clipmill.stages import Report, silent
 from clipmill.storage import exists, join, write_json
 from clipmill.study.config import COCA, ConditionConfig, StudyConfig
+from clipmill.study.encoders import World, make_encoder
 from clipmill.study.result import RESULT, CaptionQuality, StudyResult, StudyRun
 from clipmill.study.scene_captions import (
     SceneCaptions,
@@ -32,16 +33,7 @@ from clipmill.study.scene_captions import (
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
 
-
-@dataclass(frozen=True, slots=True)
-class _World:
-    """What all conditions share; picklable."""
-
-    source: str
-    dataset: str
-    layers: dict[str, str]
-    """Full names of layers."""
-    store: str
+_ATTENTION_IMAGES = 256
 
 
 def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Report) -> str:
@@ -64,13 +56,14 @@ def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Repo
         config=config,
         runs=tuple(runs[pair] for pair in asked),
         quality=_quality(world, scenes),
+        attention=_attention(config, runs, world),
         seconds=time.monotonic() - started,
     )
     write_json(join(uri, RESULT), result.to_json())
     return uri
 
 
-def _prepare(config: StudyConfig, store: str, report: Report) -> tuple[_World, list[SceneCaptions]]:
+def _prepare(config: StudyConfig, store: str, report: Report) -> tuple[World, list[SceneCaptions]]:
     source = draw_source(config.scenes, store, report=report)
     dataset = _sharded(config, join(source, PAIRS), store)
     asked = sorted({condition.layer for condition in config.conditions} - {""})
@@ -81,7 +74,7 @@ def _prepare(config: StudyConfig, store: str, report: Report) -> tuple[_World, l
         captioned = _sharded(config, join(source, CAPTIONING), store)
         captioner = train_captioner(config.captioner, captioned, store, report=report)
         layers[COCA] = recaption(config.recaption, dataset, captioner, report=report)
-    return _World(source, dataset, layers, store), scenes
+    return World(source, dataset, layers, store), scenes
 
 
 def _sharded(config: StudyConfig, tar: str, store: str) -> str:
@@ -94,7 +87,7 @@ _Asked = tuple[ConditionConfig, int]
 
 
 def _made(
-    config: StudyConfig, asked: list[_Asked], world: _World, workers: int
+    config: StudyConfig, asked: list[_Asked], world: World, workers: int
 ) -> Iterator[tuple[_Asked, StudyRun]]:
     """Every run, as they end; in this process if ``workers`` is 1."""
     value = config.to_json()
@@ -111,41 +104,45 @@ def _made(
             yield running[future], future.result()
 
 
-def _run(value: object, condition_value: object, seed: int, world: _World) -> StudyRun:
+def _run(value: object, condition_value: object, seed: int, world: World) -> StudyRun:
     """One condition with one seed, in a process of its own, which gets configs as JSON."""
     config = StudyConfig.from_json(value)
     condition = ConditionConfig.from_json(condition_value)
-    encoder = pretrain(
-        replace(
-            config.pretrain,
-            view=_view(condition, world),
-            train=replace(config.pretrain.train, seed=seed),
-        ),
-        world.dataset,
-        world.store,
-        report=_silent,
-    )
+    encoder = make_encoder(config, condition, seed, world)
     evaluations = {}
-    for asked in config.finetunes:
+    for name, asked in config.transfers.items():
         seeded = replace(asked, train=replace(asked.train, seed=seed))
         data = join(world.source, LABELS[asked.task])
-        model = finetune(seeded, encoder, data, world.store, report=_silent)
-        evaluations[asked.task] = evaluate(model, data, world.store, report=_silent)
+        model = finetune(seeded, encoder, data, world.store, report=silent)
+        evaluations[name] = evaluate(model, data, world.store, report=silent)
     return StudyRun(
         condition=condition.name,
         seed=seed,
         encoder=encoder,
         evaluations=evaluations,
-        metrics={task: dict(read_evaluation(uri).metrics) for task, uri in evaluations.items()},
+        metrics={name: dict(read_evaluation(uri).metrics) for name, uri in evaluations.items()},
     )
 
 
-def _view(condition: ConditionConfig, world: _World) -> ViewConfig:
-    layer = world.layers[condition.layer] if condition.captions != "real" else ""
-    return ViewConfig(captions=condition.captions, layer=layer)
+def _attention(
+    config: StudyConfig, runs: dict[_Asked, StudyRun], world: World
+) -> dict[str, dict[str, Any]]:
+    encoders = {
+        condition.name: run.encoder
+        for (condition, seed), run in runs.items()
+        if seed == config.seeds[0]
+    }
+    return {
+        name: attention_json(
+            measure_attention(
+                encoders[name], world.dataset, num_images=_ATTENTION_IMAGES, report=silent
+            )
+        )
+        for name in config.attention
+    }
 
 
-def _quality(world: _World, scenes: list[SceneCaptions]) -> dict[str, CaptionQuality]:
+def _quality(world: World, scenes: list[SceneCaptions]) -> dict[str, CaptionQuality]:
     dataset = Dataset.open(world.dataset)
     found = {"real": [scene.alt for scene in scenes]}
     found |= {name: _captions(dataset, layer) for name, layer in world.layers.items()}
@@ -166,7 +163,3 @@ def _captions(dataset: Dataset, layer: str) -> list[str]:
         for index in range(len(dataset.shards))
         for captions in read_layer(dataset, layer, index, cache_folder())["captions"].to_pylist()
     ]
-
-
-def _silent(done: int, total: int, words: str) -> None:
-    del done, total, words

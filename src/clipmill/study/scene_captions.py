@@ -83,9 +83,8 @@ SCENE_CAPTIONS: dict[str, Callable[[list[SceneCaptions], int], str]] = {
 
 def draw_captions(config: ScenesSourceConfig) -> list[SceneCaptions]:
     """What is said of each scene that is pretrained on, in order."""
-    scene = SceneConfig(size=config.size, seed=config.seed)
     with process_pool() as pool:
-        return list(pool.map(partial(_said, scene), range(config.num_pairs), chunksize=64))
+        return list(pool.map(partial(_said, config.scene), range(config.num_pairs), chunksize=64))
 
 
 def _said(config: SceneConfig, index: int) -> SceneCaptions:

@@ -23,6 +23,32 @@ class Interval:
     """Upper bound, 95 %."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """How much better one condition is than another, over seeds."""
+
+    change: Interval
+    """Mean difference, positive where it is better."""
+    percent: float
+    """The mean difference, of the other's mean."""
+    p: float
+    """Of a sign-flip test."""
+    num_seeds: int
+    """How many pairs there are."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval leaves 0 out; of one seed nothing is sure."""
+        return self.num_seeds > 1 and not self.change.low <= 0 <= self.change.high
+
+
+def paired_gain(gains: Sequence[float], others: Sequence[float]) -> Gain:
+    """Of gains seed by seed over ``others``."""
+    change = bootstrap(gains)
+    percent = 100 * change.mean / float(np.mean(others))
+    return Gain(change=change, percent=percent, p=sign_flip_p(gains), num_seeds=len(gains))
+
+
 def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     """The mean's percentile bootstrap interval (Efron 1979). Few values make it too narrow."""
     found = np.asarray(values, dtype=np.float64)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.config import Config
+from clipmill.data.dense_augmentation import PhotometricConfig
 from clipmill.models.encoders import EncoderConfig
 from clipmill.stages import Report
 from clipmill.tasks.contract import (
@@ -41,12 +42,17 @@ class DepthConfig(Config):
 
     crop_size: int = 480
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 15)."""
+    photometric: PhotometricConfig = PhotometricConfig()
+    """Changes of colour."""
     is_frozen: bool = False
     """Whether the encoder stays as it is: a probe of its features."""
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 15)."""
     head_channels: int = 0
     """Width of the head; 0 takes the encoder's (Xie et al. 2023)."""
+    start_std: float = 0.001
+    """Standard deviation of the head's start weights (Xie et al. 2023). A head far narrower than
+    theirs wants larger ones, or it long finds nothing but the mean."""
     silog_lambda: float = 0.5
     """Share of the mean's square that the loss forgives (Xie et al. 2023)."""
     cut_depth_every: int = 4
@@ -108,7 +114,7 @@ class DepthTask(Task[DepthConfig]):
                 image = augment.cut_depth(image, depth, MAX_DEPTH_METRES, generator)
             image, depth = augment.flip_pair(image, depth, generator)
             image, depth = augment.crop_pair(image, depth, config.crop_size, generator, fill=0)
-            image = augment.change_colours(image, augment.PhotometricConfig(), generator)
+            image = augment.change_colours(image, config.photometric, generator)
             return {"images": image, "depth": depth}
 
         return sample_batches(

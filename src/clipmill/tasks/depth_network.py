@@ -22,6 +22,7 @@ class DepthNetwork(nn.Module):
             config.head_channels or encoder.channels[-1],
             encoder.strides[-1],
             MAX_DEPTH_METRES,
+            start_std=config.start_std,
         )
         self._short_side = config.crop_size
         self._num_windows = config.num_windows

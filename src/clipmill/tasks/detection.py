@@ -57,6 +57,9 @@ class DetectionConfig(Config):
     map in training, and in all for the cascade (mmdet)."""
     regions_per_image: int = 512
     """Regions that an image trains the heads with, a quarter of them objects (mmdet)."""
+    start_std: float = 0.01
+    """Standard deviation of the classifiers' start weights, ten times that of the boxes' (mmdet).
+    Heads far narrower than mmdet's want larger ones."""
     num_workers: int = 4
     """Processes that load samples; 0 loads in the training process."""
 

@@ -30,6 +30,7 @@ class DetectionObjective(DenseObjective):
             anchor_scale=config.anchor_scale,
             num_proposals=config.num_proposals,
             regions_per_image=config.regions_per_image,
+            start_std=config.start_std,
         )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

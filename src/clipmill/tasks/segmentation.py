@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.config import Config
+from clipmill.data.dense_augmentation import PhotometricConfig
 from clipmill.models.encoders import EncoderConfig
 from clipmill.stages import Report
 from clipmill.tasks.contract import (
@@ -44,6 +45,8 @@ class SegmentationConfig(Config):
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 14)."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Random resize before the crop, lowest and highest factor (mmseg's ADE20K pipeline)."""
+    photometric: PhotometricConfig = PhotometricConfig()
+    """Changes of colour."""
     is_frozen: bool = False
     """Whether the encoder stays as it is: a probe of its features."""
     drop_path: float = 0.1
@@ -54,6 +57,9 @@ class SegmentationConfig(Config):
     """Width of the head (mmseg: 512 of UPerHead, 128 of FPNHead)."""
     auxiliary_channels: int = 256
     """Width of UPerNet's auxiliary FCN head (mmseg); its loss weighs 0.4."""
+    classifier_std: float = 0.01
+    """Standard deviation of the last layer's start weights (mmseg). A head far narrower than
+    mmseg's wants larger ones, or it long finds nothing but the commonest classes."""
     test: Literal["whole", "slide"] = "whole"
     """How an image is seen at test: whole, or through windows of the crop's size (mmseg)."""
     test_stride: int = 341
@@ -109,7 +115,7 @@ class SegmentationTask(Task[SegmentationConfig]):
                 image, label, config.crop_size, generator, fill=IGNORED
             )
             image, label = augment.flip_pair(image, label, generator)
-            image = augment.change_colours(image, augment.PhotometricConfig(), generator)
+            image = augment.change_colours(image, config.photometric, generator)
             return {"images": image, "labels": label}
 
         return sample_batches(

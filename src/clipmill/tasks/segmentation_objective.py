@@ -26,6 +26,7 @@ class SegmentationObjective(DenseObjective):
                 channels=config.head_channels,
                 num_classes=num_classes,
                 aux_channels=config.auxiliary_channels,
+                classifier_std=config.classifier_std,
             )
         else:
             self.heads = SemanticFpnTraining(
@@ -34,6 +35,7 @@ class SegmentationObjective(DenseObjective):
                 width=config.pyramid_channels,
                 channels=config.head_channels,
                 num_classes=num_classes,
+                classifier_std=config.classifier_std,
             )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

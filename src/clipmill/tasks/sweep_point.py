@@ -1,7 +1,7 @@
 """One point of a sweep: fine-tuned, judged, and never twice."""
 
 from clipmill.errors import TrainingError
-from clipmill.stages import Report
+from clipmill.stages import Report, silent
 from clipmill.tasks.evaluation import evaluate
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 
@@ -21,8 +21,4 @@ def run_point(config: FinetuneConfig, encoder: str, data: str, store: str, repor
 
 def run_quietly(value: object, encoder: str, data: str, store: str) -> str:
     """``run_point`` in a process of its own, which gets the config as JSON."""
-    return run_point(FinetuneConfig.from_json(value), encoder, data, store, _silent)
-
-
-def _silent(done: int, total: int, words: str) -> None:
-    del done, total, words
+    return run_point(FinetuneConfig.from_json(value), encoder, data, store, silent)

@@ -24,6 +24,9 @@ from clipmill.storage import exists, join, put_tree, write_json
 
 _RESULT = "source.json"
 
+TaskName = Literal["classification", "detection", "segmentation", "depth"]
+"""A task that scenes have labels for."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesSourceConfig(Config):
@@ -45,13 +48,26 @@ class ScenesSourceConfig(Config):
     """Pictures with labels to fine-tune on."""
     num_test: int = 128
     """Pictures with labels to evaluate on."""
+    labelled_size: int = 64
+    """Side of a picture with labels, pixels."""
     labelled_objects: tuple[int, int] = (4, 8)
     """Fewest and most objects in a picture with labels: crowded, so that they fill it."""
-    tasks: tuple[Literal["classification", "detection", "segmentation", "depth"], ...] = (
-        "segmentation",
-        "depth",
-    )
+    farthest_metres: float = 5.8
+    """Farthest that an object stands from the camera."""
+    smallest_metres: float = 0.55
+    """Smallest size of an object."""
+    tasks: tuple[TaskName, ...] = ("segmentation", "depth")
     """Tasks that labels are written for; pictures to classify show one object each."""
+
+    @property
+    def scene(self) -> SceneConfig:
+        """The scenes of the pairs."""
+        return SceneConfig(
+            size=self.size,
+            seed=self.seed,
+            farthest_metres=self.farthest_metres,
+            smallest_metres=self.smallest_metres,
+        )
 
 
 _SCENES_A_JOB = 128
@@ -78,15 +94,16 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
     uri = join(store, "sources", f"scenes-{config.digest[:12]}")
     if exists(join(uri, _RESULT)):
         return uri
-    scene = SceneConfig(size=config.size, seed=config.seed)
+    scene = config.scene
+    to_label = replace(scene, size=config.labelled_size)
     fewest, most = config.labelled_objects
-    crowd = replace(scene, min_objects=fewest, max_objects=most)
+    crowd = replace(to_label, min_objects=fewest, max_objects=most)
     counts = (config.num_pairs, config.num_captioning, config.num_labelled, config.num_test)
     starts = [sum(counts[:i]) for i in range(5)]
     pairs, captioning, labelled, test = (range(a, b) for a, b in itertools.pairwise(starts))
     with tempfile.TemporaryDirectory(prefix="clipmill-scenes-") as scratch:
         root = Path(scratch)
-        alone = replace(scene, min_objects=1, max_objects=1)
+        alone = replace(to_label, min_objects=1, max_objects=1)
         writers: dict[str, list[Job]] = {
             name: _cut(write_caption_folder, scene, indices, root / name, quality)
             for name, indices, quality in (

@@ -50,7 +50,10 @@ CLASSES = ("floor", "wall", *OBJECTS)
 """Semantic classes: value k of a class mask is ``CLASSES[k - 1]``, 0 is unlabelled (unused)."""
 
 MAX_OBJECTS = 8
+_LARGEST_METRES = 1.25
 _ATTEMPTS = 30
+# Smaller than this no object is made to fit: a room that is so full stays without it.
+_SMALLEST_SHRINK = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +65,13 @@ class SceneConfig(Config):
     seed: int = 0
     """Family of scenes: indices of different seeds share nothing."""
     min_objects: int = 1
-    """Fewest objects placed in a room (a crowded room may hide one from sight)."""
+    """Fewest objects placed in a room that has space for them (one may be hidden from sight)."""
     max_objects: int = 4
     """Most objects placed in a room, 8 at most; a room without space for them gets fewer."""
+    farthest_metres: float = 5.8
+    """Farthest that an object stands from the camera: 2.5 to 5.8."""
+    smallest_metres: float = 0.55
+    """Smallest size of an object: 0.3 to 1.25. One that is far is never too small to be seen."""
     supersample: int = 2
     """Samples a pixel along each side: 1 (fastest, jagged), or an even number to 8."""
 
@@ -85,11 +92,23 @@ class SceneConfig(Config):
             "a whole number from 1 to max_objects",
         )
         _check(
+            "farthest_metres",
+            self.farthest_metres,
+            2.5 <= self.farthest_metres <= 5.8,
+            "2.5 to 5.8",
+        )
+        _check(
+            "smallest_metres",
+            self.smallest_metres,
+            0.3 <= self.smallest_metres <= _LARGEST_METRES,
+            f"0.3 to {_LARGEST_METRES}",
+        )
+        _check(
             "supersample", self.supersample, self.supersample in {1, 2, 4, 6, 8}, "1, 2, 4, 6, 8"
         )
 
 
-def _check(name: str, value: int, fits: bool, expected: str) -> None:
+def _check(name: str, value: float, fits: bool, expected: str) -> None:
     if not fits:
         raise ConfigError(f"SceneConfig.{name} = {value}", expected=expected, action=f"set {name}")
 
@@ -196,7 +215,8 @@ def sample_world(config: SceneConfig, index: int) -> World:
     wanted = config.min_objects + int(u[11] * (config.max_objects - config.min_objects + 1))
     objects: list[Placed] = []
     for slot in range(wanted):
-        placed = _find_place(rng, camera, room, objects, needed=slot < config.min_objects)
+        needed = slot < config.min_objects
+        placed = _find_place(rng, config, camera, room, objects, needed=needed)
         if placed is not None:
             objects.append(placed)
     return World(camera=camera, room=room, sun=sun, warmth=u[12], objects=tuple(objects))
@@ -211,9 +231,15 @@ def _choose(options: tuple[str, ...], u: float) -> str:
 
 
 def _find_place(
-    rng: np.random.Generator, camera: Camera, room: Room, others: list[Placed], *, needed: bool
+    rng: np.random.Generator,
+    config: SceneConfig,
+    camera: Camera,
+    room: Room,
+    others: list[Placed],
+    *,
+    needed: bool,
 ) -> Placed | None:
-    """An object where it fits, or None; one that is needed shrinks until it does."""
+    """An object where it fits, or None; one that is needed shrinks before it is given up."""
     kind, hue, finish = rng.random(3).tolist()
     # One class for all attempts, or wide classes, which fit in fewer places, would be rarer.
     name = _choose(OBJECTS, kind)
@@ -224,10 +250,13 @@ def _find_place(
         if attempt >= _ATTEMPTS and not needed:
             return None
         shrink = 0.93 ** max(0, attempt - _ATTEMPTS)
+        if shrink < _SMALLEST_SHRINK:
+            return None
         u = rng.random(5).tolist()
-        z = _between(1.9, min(5.8, room.distances[0] - 0.7), u[0])
+        z = _between(1.9, min(config.farthest_metres, room.distances[0] - 0.7), u[0])
         # Not so small that far objects vanish from a 64-pixel picture.
-        size = max(_between(0.55, 1.25, u[1]), 0.38 * z * camera.tan_half) * shrink
+        drawn = _between(config.smallest_metres, _LARGEST_METRES, u[1])
+        size = max(drawn, 0.38 * z * camera.tan_half) * shrink
         placed = Placed(
             name=name,
             colour=colour,

@@ -1,0 +1,139 @@
+"""A study's pictures: caption quality against transfer, dose and response, data scaling."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from clipmill.analysis.charts import Spread, spread_chart
+from clipmill.analysis.page import Html, paragraph, table, tag, together
+from clipmill.study.config import ConditionConfig
+from clipmill.study.result import StudyResult
+from clipmill.study.statistics import bootstrap, trend_p
+from clipmill.study.tables import heading, signed
+
+
+def dose_charts(result: StudyResult) -> Html:
+    """Each transfer over the share of wrong captions."""
+    dosed = sorted(result.config.table("dose"), key=lambda c: c.dose or 0.0)
+    return tag("div", [_dose(result, dosed, t) for t in result.config.transfers], class_="charts")
+
+
+def _dose(result: StudyResult, dosed: list[ConditionConfig], transfer: str) -> Html:
+    figures = [result.figures(c.name, transfer) for c in dosed]
+    spreads = [_spread(c.dose or 0.0, values) for c, values in zip(dosed, figures, strict=True)]
+    note = f"monotone trend: p = {trend_p(figures):.2g}"
+    return spread_chart(
+        heading(result, transfer), note, {"": spreads}, x_name="wrong captions, percent"
+    )
+
+
+def quality_charts(result: StudyResult) -> Html:
+    """Each transfer over the share of pictures about which the captions say nothing false."""
+    sources = [c for c in result.config.table("sources") if quality_of(result, c) is not None]
+    charts = []
+    for transfer in result.config.transfers:
+        spreads = {
+            c.name: [_spread(quality_of(result, c) or 0.0, result.figures(c.name, transfer))]
+            for c in sources
+        }
+        charts.append(
+            spread_chart(
+                heading(result, transfer), "", spreads, x_name="pictures truly described, percent"
+            )
+        )
+    return tag("div", charts, class_="charts")
+
+
+def quality_of(result: StudyResult, condition: ConditionConfig) -> float | None:
+    """Truth of a condition's captions, percent; the mean of both kinds where it has both."""
+    names = {"real": ["real"], "synthetic": [condition.layer], "both": ["real", condition.layer]}
+    found = [result.quality[n].true_share for n in names[condition.captions] if n in result.quality]
+    return sum(found) / len(found) if found else None
+
+
+def scaling(result: StudyResult) -> Html:
+    """Each transfer over the number of pictures, by captions; what quality is worth in pictures."""
+    series = dict(_by_captions(result.config.table("scaling")))
+    whole = result.config.scenes.num_pairs
+    charts, rows = [], []
+    first = next(iter(series))
+    for transfer in result.config.transfers:
+        spreads = {
+            name: [
+                _spread(math.log10(whole * c.fraction), result.figures(c.name, transfer))
+                for c in conditions
+            ]
+            for name, conditions in series.items()
+        }
+        labels = {s.x: f"{10**s.x:,.0f}" for group in spreads.values() for s in group}
+        note = "pictures on a logarithmic axis"
+        charts.append(
+            spread_chart(
+                heading(result, transfer), note, spreads, x_name="pictures", x_labels=labels
+            )
+        )
+        better = 1 if result.metric(transfer).higher_is_better else -1
+        rows += [
+            [f"{heading(result, transfer)}, {name}", *_worth(spreads[first], group, better)]
+            for name, group in spreads.items()
+            if name != first and len(group) > 1
+        ]
+    words = f"Pictures that it needs for what {first} reaches with all {whole:,}, and the factor"
+    return together(
+        tag("div", charts, class_="charts"),
+        paragraph(
+            "A straight line is fitted to each over the logarithm of the number of pictures.",
+            class_="caveat",
+        ),
+        table(f"{words} saved.", ["Transfer, captions", "Pictures", "Factor"], rows),
+    )
+
+
+def _by_captions(conditions: list[ConditionConfig]) -> Iterator[tuple[str, list[ConditionConfig]]]:
+    """Conditions that differ in their share of pictures alone, under the name of the whole."""
+    for whole in conditions:
+        if whole.fraction == 1:
+            same = [
+                c
+                for c in conditions
+                if (c.captions, c.layer, c.encoder) == (whole.captions, whole.layer, whole.encoder)
+            ]
+            yield whole.name, sorted(same, key=lambda c: c.fraction)
+
+
+def _worth(first: list[Spread], own: list[Spread], better: int) -> list[str]:
+    """Pictures on the own line at which the first line's end is reached, and the factor saved."""
+    slope, base = np.polyfit([s.x for s in own], [s.mean for s in own], 1)
+    if slope * better <= 0:
+        return ["more pictures don't help here", ""]
+    needed = (first[-1].mean - base) / slope
+    return [f"{10**needed:,.0f}", f"{10 ** (first[-1].x - needed):.1f}"]
+
+
+def truth_and_detail(result: StudyResult, noisy: str, terse: str, rich: str) -> Html:
+    """What truth alone adds to noisy captions, and what detail adds to true ones."""
+    rows = []
+    for transfer in result.config.transfers:
+        truth, detail = result.gain(terse, noisy, transfer), result.gain(rich, terse, transfer)
+        metric = result.metric(transfer)
+        rows.append(
+            [
+                heading(result, transfer),
+                *(
+                    f"{signed(g.change.mean, metric)} "
+                    f"({signed(g.change.low, metric)} to {signed(g.change.high, metric)})"
+                    for g in (truth, detail)
+                ),
+            ]
+        )
+    return table(
+        "Gains, paired by seed, with 95 % bootstrap intervals.",
+        ["Transfer", f"Truth: {terse} over {noisy}", f"Detail: {rich} over {terse}"],
+        rows,
+    )
+
+
+def _spread(x: float, values: list[float]) -> Spread:
+    found = bootstrap(values)
+    return Spread(x=x, low=found.low, mean=found.mean, high=found.high)
