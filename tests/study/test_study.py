@@ -87,7 +87,7 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     result = read_study(run_study(config, store, report=quietly))
     assert before.items() <= {p: p.stat().st_mtime_ns for p in before}.items()
     names = [c.name for c in config.conditions]
-    assert [(r.condition, r.seed) for r in result.runs] == [(n, s) for n in names for s in (0, 1)]
+    assert [(r.condition, r.seed) for r in result.runs] == [(n, s) for s in (0, 1) for n in names]
     # Each condition and seed has an encoder of its own, but for random weights, which have none.
     assert len({run.encoder for run in result.runs}) == 2 * len(names) - 1
     assert result.quality.keys() == {"real", "coca", "rich"}
@@ -165,7 +165,7 @@ def test_a_layer_that_nobody_makes_is_refused():
     with pytest.raises(ConfigError, match=r"has a share of 1\.5"):
         ConditionConfig(name="x", budget=1.5)
     with pytest.raises(ConfigError, match="takes the encoder 'nothing'"):
-        replace(tiny(), conditions=(ConditionConfig(name="x", encoder="nothing"),))
+        replace(tiny(), attention=(), conditions=(ConditionConfig(name="x", encoder="nothing"),))
     with pytest.raises(ConfigError, match="no labels are drawn for depth"):
         replace(tiny(), scenes=replace(SCENES, tasks=("segmentation",)))
     with pytest.raises(ConfigError, match="conditions was"):

@@ -49,7 +49,7 @@ class StudyResult:
     config: StudyConfig
     """What was asked."""
     runs: tuple[StudyRun, ...]
-    """Condition by condition, seed by seed."""
+    """Seed by seed, condition by condition."""
     quality: dict[str, CaptionQuality]
     """Of ``real`` captions and of each layer's."""
     attention: dict[str, dict[str, Any]]

@@ -46,7 +46,8 @@ def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Repo
         return uri
     started = time.monotonic()
     world, scenes = _prepare(config, store, report)
-    asked = [(condition, seed) for condition in config.conditions for seed in config.seeds]
+    # Seed by seed, so that a study that is stopped has compared all conditions with some.
+    asked = [(condition, seed) for seed in config.seeds for condition in config.conditions]
     runs: dict[_Asked, StudyRun] = {}
     for pair, run in _made(config, asked, world, workers):
         runs[pair] = run
