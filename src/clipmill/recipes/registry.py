@@ -91,6 +91,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "siglip-vit-b16-12.8b": clip.siglip_vit_b16_12_8b,
     "study-captions": study.study_captions,
     "study-captions-quick": study.study_captions_quick,
+    "study-from-scratch": study.study_from_scratch,
     "supervised-mci0": supervised.supervised_mci0,
     "supervised-mci1": supervised.supervised_mci1,
     "supervised-mci2": supervised.supervised_mci2,

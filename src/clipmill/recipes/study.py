@@ -132,6 +132,27 @@ def study_captions_quick() -> StudyConfig:
     )
 
 
+def study_from_scratch() -> StudyConfig:
+    """What pretraining is worth: each task from a pretrained encoder and from random weights.
+
+    Source: ours.
+    Command: ``clipmill study captions --recipe study-from-scratch --store URI --workers 2``
+    """
+    whole = study_captions()
+    tasks = ("segmentation", "depth", "detection", "classification")
+    scratch, pretrained = (
+        next(c for c in whole.conditions if c.name == name)
+        for name in ("from scratch", "terse, true")
+    )
+    return replace(
+        whole,
+        transfers={name: whole.transfers[name] for name in tasks},
+        conditions=(scratch, replace(pretrained, tables=("objectives",))),
+        attention=(),
+        seeds=(0, 1, 2),
+    )
+
+
 def _long(config: PretrainConfig) -> PretrainConfig:
     schedule = ScheduleConfig(peak=1e-3, minimum=1e-6, warmup_steps=50)
     return replace(config, train=replace(_seen(config.train), schedule=schedule))
