@@ -9,8 +9,9 @@ from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes.study import study_captions
 from clipmill.study.config import ConditionConfig, StudyConfig
+from clipmill.study.findings import StudyRun
 from clipmill.study.page import study_page
-from clipmill.study.result import StudyResult, StudyRun, read_study
+from clipmill.study.result import StudyResult, read_study
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import DOSES, SCENE_CAPTIONS, draw_captions, true_share
 from clipmill.study.words import latex, markdown, rows, verdict
@@ -63,6 +64,16 @@ def tiny() -> StudyConfig:
     )
 
 
+def uris(result: StudyResult, condition: str) -> list[str]:
+    return [
+        uri for run in result.runs if run.condition == condition for uri in run.evaluations.values()
+    ]
+
+
+def segmented(result: StudyResult) -> list[str]:
+    return [run.evaluations["segmentation"] for run in result.runs]
+
+
 def uri_of(evaluation: str) -> str:
     return read_evaluation(evaluation).model.uri
 
@@ -103,7 +114,9 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     for name in names:
         assert name in page
     assert read_study(result.uri) == result
-    assert len(rows(result)) == sum(len(m) for run in result.runs for m in run.metrics.values())
+    assert len(rows(result.findings())) == sum(
+        len(m) for run in result.runs for m in run.metrics.values()
+    )
 
 
 def known(figures: dict[str, list[float]]) -> StudyResult:
@@ -130,16 +143,16 @@ def known(figures: dict[str, list[float]]) -> StudyResult:
 def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
     first = [0.80, 0.82, 0.81, 0.83]
     found = known({"G": first, "less": [x - 0.1 for x in first], "same": first[::-1]})
-    assert verdict(found) == ["less is better than G at depth, frozen (by 0.100 m)."]
+    assert verdict(found.findings()) == ["less is better than G at depth, frozen (by 0.100 m)."]
     page = study_page(found)
     assert "+0.100 (+0.100 to +0.100)</small><small>+12.3 %, p = 0.125; 0.705 to 0.725" in page
     # The paper's figures stand where whole encoders are fine-tuned.
     assert '<td class="paper">43.9</td><td class="paper"></td>' in page
     assert '<td class="paper">0.383</td>' not in page
-    assert "| less | 11.5 [" in markdown(found)
-    assert r"less & 11.5 [10.5, 12.5] & 0.715 [0.705, 0.725] \\" in latex(found)
-    assert verdict(known({"G": first, "same": first})) == [
-        "No source differs from G by more than its interval."
+    assert "| less | 11.5 [" in markdown(found.findings())
+    assert r"less & 11.5 [10.5, 12.5] & 0.715 [0.705, 0.725] \\" in latex(found.findings())
+    assert verdict(known({"G": first, "same": first}).findings()) == [
+        "No condition differs from G by more than its interval."
     ]
 
 

@@ -3,11 +3,19 @@
 import csv
 import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipmill.cli.options import Json, Set, Store
+from clipmill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from clipmill.study.findings import Findings
+
+Csv = Annotated[bool, typer.Option("--csv", help="Print every figure as CSV.")]
+Latex = Annotated[bool, typer.Option("--latex", help="Print the table for a paper.")]
 
 study = typer.Typer(no_args_is_help=True, help="Experiments on what captions do, with error bars.")
 
@@ -22,8 +30,8 @@ def captions(
     workers: Annotated[int, typer.Option(help="Runs that train side by side.")] = 1,
     sets: Set = None,
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print every figure as CSV.")] = False,
-    as_latex: Annotated[bool, typer.Option("--latex", help="Print the table for a paper.")] = False,
+    as_csv: Csv = False,
+    as_latex: Latex = False,
 ) -> None:
     """Compare caption sources by what encoders learn from them; prints where the page is.
 
@@ -31,14 +39,57 @@ def captions(
     """
     from clipmill.recipes import run_judge as run
     from clipmill.study.result import read_study
-    from clipmill.study.words import latex, markdown, rows, verdict
 
     name = "study-captions-quick" if quick else recipe
     uri = run.study(name, sets or [], store, workers=workers)
     found = read_study(uri)
     if as_json:
         typer.echo(json.dumps(found.to_json()))
-    elif as_csv:
+        return
+    _tell(found.findings(), as_csv=as_csv, as_latex=as_latex)
+    if not as_csv and not as_latex:
+        typer.echo(f"{uri}/study.html")
+
+
+@study.command("tables")
+def tables(
+    evaluations: Annotated[
+        list[str], typer.Argument(help="CONDITION=URI of evaluations; the first is the reference.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Write a page too, with the paper's figures beside.")
+    ] = None,
+    as_csv: Csv = False,
+    as_latex: Latex = False,
+) -> None:
+    """Compare anybody's evaluations as the study does: by condition, paired by seed."""
+    from clipmill.study.findings import gather
+    from clipmill.study.page import findings_page
+
+    found = gather(_by_condition(evaluations))
+    if output is not None:
+        output.write_text(findings_page(found), encoding="utf-8")
+    _tell(found, as_csv=as_csv, as_latex=as_latex)
+
+
+def _by_condition(assignments: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for assignment in assignments:
+        condition, _, uri = assignment.partition("=")
+        if not condition or not uri:
+            raise ConfigError(
+                f"{assignment!r} is no evaluation of a condition",
+                expected="CONDITION=URI",
+                action="write it as 'G=out/evaluations/0123456789ab'",
+            )
+        found.setdefault(condition, []).append(uri)
+    return found
+
+
+def _tell(found: "Findings", *, as_csv: bool, as_latex: bool) -> None:
+    from clipmill.study.words import latex, markdown, rows, verdict
+
+    if as_csv:
         table = csv.DictWriter(sys.stdout, list(rows(found)[0]))
         table.writeheader()
         table.writerows(rows(found))
@@ -47,4 +98,3 @@ def captions(
     else:
         typer.echo(markdown(found))
         typer.echo("\n".join(verdict(found)))
-        typer.echo(f"{uri}/study.html")

@@ -15,7 +15,9 @@ from clipmill.analysis.page import (
 from clipmill.analysis.provenance import environment
 from clipmill.study import plots, tables
 from clipmill.study.config import TableName
-from clipmill.study.result import StudyResult, StudyRun
+from clipmill.study.findings import Findings
+from clipmill.study.paper import PAPER
+from clipmill.study.result import StudyResult
 from clipmill.study.words import verdict
 
 _CAVEAT = (
@@ -34,14 +36,17 @@ _HEADINGS: dict[TableName, tuple[str, str]] = {
 
 def study_page(result: StudyResult) -> str:
     """A self-contained HTML page."""
+    judged = result.findings("sources" if result.config.table("sources") else None)
     header = together(
         paragraph("clipmill study captions", class_="kicker"),
         tag("h1", "Does caption quality make better dense features?"),
-        paragraph(" ".join(verdict(result)), class_="lead"),
+        paragraph(" ".join(verdict(judged)), class_="lead"),
         paragraph(_CAVEAT, class_="caveat"),
     )
     parts = [
-        section(name, title, paragraph(words), tables.comparison(result, name))
+        section(
+            name, title, paragraph(words), tables.comparison(result.findings(name), PAPER[name])
+        )
         for name, (title, words) in _HEADINGS.items()
         if len(result.config.table(name)) > 1
     ]
@@ -80,7 +85,7 @@ def _plots(result: StudyResult) -> list[Section]:
     names = {c.layer: c.name for c in result.config.table("sources")}
     if {"terse", "rich"} <= names.keys():
         first = result.config.table("sources")[0].name
-        pair = plots.truth_and_detail(result, first, names["terse"], names["rich"])
+        pair = plots.truth_and_detail(result.findings(), first, names["terse"], names["rich"])
         found.append(section("detail", "Truth and detail", pair))
     return found
 
@@ -96,28 +101,44 @@ def _quality(result: StudyResult) -> Section:
 
 
 def _traces(result: StudyResult) -> Section:
-    runs = [
-        [f"{run.condition}, seed {run.seed}", tag("td", tag("code", run.encoder)), *_uris(run)]
-        for run in result.runs
-    ]
-    head = ["Run", "Encoder", *(f"Evaluation, {name}" for name in result.config.transfers)]
-    facts = [[name, value] for name, value in environment().items()]
-    facts += [
+    facts = [
         ["study", result.uri],
         ["digest of its config", result.config.digest],
         ["hours of this run", f"{result.seconds / 3600:.2f}"],
     ]
+    return _sources(result.findings(), facts)
+
+
+def _sources(found: Findings, facts: list[list[str]]) -> Section:
+    runs = [
+        [f"{run.condition}, seed {run.seed}", *_codes(run.encoder, *run.evaluations.values())]
+        for run in found.runs
+    ]
+    head = ["Run", "Encoder", *(f"Evaluation, {name}" for name in found.transfers)]
+    facts = [[name, value] for name, value in environment().items()] + facts
     return section(
         "traces",
         "Where each number comes from",
         table("What it was made with.", ["Fact", "Value"], facts, class_="small"),
         details(
-            f"All {len(result.runs)} runs",
+            f"All {len(runs)} runs",
             paragraph("clipmill lineage URI draws any of them back to source files."),
-            table("By condition and seed.", head, runs, class_="small"),
+            table("By seed and condition.", head, runs, class_="small"),
         ),
     )
 
 
-def _uris(run: StudyRun) -> list[Html]:
-    return [tag("td", tag("code", uri)) for uri in run.evaluations.values()]
+def _codes(*uris: str) -> list[Html]:
+    return [tag("td", tag("code", uri)) for uri in uris]
+
+
+def findings_page(found: Findings) -> str:
+    """The table of anybody's evaluations, beside the paper's."""
+    header = together(
+        paragraph("clipmill study tables", class_="kicker"),
+        tag("h1", f"{len(found.conditions)} encoders side by side"),
+        paragraph(" ".join(verdict(found)), class_="lead"),
+    )
+    paper = [row for name in ("sources", "objectives") for row in PAPER[name]]
+    parts = [section("results", "Results", tables.comparison(found, paper)), _sources(found, [])]
+    return document("Encoders side by side", header, parts, style=tables.STYLE)

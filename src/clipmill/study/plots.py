@@ -8,6 +8,7 @@ import numpy as np
 from clipmill.analysis.charts import Spread, spread_chart
 from clipmill.analysis.page import Html, paragraph, table, tag, together
 from clipmill.study.config import ConditionConfig
+from clipmill.study.findings import Findings
 from clipmill.study.result import StudyResult
 from clipmill.study.statistics import bootstrap, trend_p
 from clipmill.study.tables import heading, signed
@@ -16,30 +17,31 @@ from clipmill.study.tables import heading, signed
 def dose_charts(result: StudyResult) -> Html:
     """Each transfer over the share of wrong captions."""
     dosed = sorted(result.config.table("dose"), key=lambda c: c.dose or 0.0)
-    return tag("div", [_dose(result, dosed, t) for t in result.config.transfers], class_="charts")
+    found = result.findings()
+    return tag("div", [_dose(found, dosed, t) for t in found.transfers], class_="charts")
 
 
-def _dose(result: StudyResult, dosed: list[ConditionConfig], transfer: str) -> Html:
-    figures = [result.figures(c.name, transfer) for c in dosed]
+def _dose(found: Findings, dosed: list[ConditionConfig], transfer: str) -> Html:
+    figures = [found.figures(c.name, transfer) for c in dosed]
     spreads = [_spread(c.dose or 0.0, values) for c, values in zip(dosed, figures, strict=True)]
     note = f"monotone trend: p = {trend_p(figures):.2g}"
     return spread_chart(
-        heading(result, transfer), note, {"": spreads}, x_name="wrong captions, percent"
+        heading(found, transfer), note, {"": spreads}, x_name="wrong captions, percent"
     )
 
 
 def quality_charts(result: StudyResult) -> Html:
     """Each transfer over the share of pictures about which the captions say nothing false."""
     sources = [c for c in result.config.table("sources") if quality_of(result, c) is not None]
-    charts = []
-    for transfer in result.config.transfers:
+    found, charts = result.findings(), []
+    for transfer in found.transfers:
         spreads = {
-            c.name: [_spread(quality_of(result, c) or 0.0, result.figures(c.name, transfer))]
+            c.name: [_spread(quality_of(result, c) or 0.0, found.figures(c.name, transfer))]
             for c in sources
         }
         charts.append(
             spread_chart(
-                heading(result, transfer), "", spreads, x_name="pictures truly described, percent"
+                heading(found, transfer), "", spreads, x_name="pictures truly described, percent"
             )
         )
     return tag("div", charts, class_="charts")
@@ -56,12 +58,12 @@ def scaling(result: StudyResult) -> Html:
     """Each transfer over the number of pictures, by captions; what quality is worth in pictures."""
     series = dict(_by_captions(result.config.table("scaling")))
     whole = result.config.scenes.num_pairs
+    found, first = result.findings(), next(iter(series))
     charts, rows = [], []
-    first = next(iter(series))
-    for transfer in result.config.transfers:
+    for transfer in found.transfers:
         spreads = {
             name: [
-                _spread(math.log10(whole * c.fraction), result.figures(c.name, transfer))
+                _spread(math.log10(whole * c.fraction), found.figures(c.name, transfer))
                 for c in conditions
             ]
             for name, conditions in series.items()
@@ -70,12 +72,12 @@ def scaling(result: StudyResult) -> Html:
         note = "pictures on a logarithmic axis"
         charts.append(
             spread_chart(
-                heading(result, transfer), note, spreads, x_name="pictures", x_labels=labels
+                heading(found, transfer), note, spreads, x_name="pictures", x_labels=labels
             )
         )
-        better = 1 if result.metric(transfer).higher_is_better else -1
+        better = 1 if found.metric(transfer).higher_is_better else -1
         rows += [
-            [f"{heading(result, transfer)}, {name}", *_worth(spreads[first], group, better)]
+            [f"{heading(found, transfer)}, {name}", *_worth(spreads[first], group, better)]
             for name, group in spreads.items()
             if name != first and len(group) > 1
         ]
@@ -111,15 +113,15 @@ def _worth(first: list[Spread], own: list[Spread], better: int) -> list[str]:
     return [f"{10**needed:,.0f}", f"{10 ** (first[-1].x - needed):.1f}"]
 
 
-def truth_and_detail(result: StudyResult, noisy: str, terse: str, rich: str) -> Html:
+def truth_and_detail(found: Findings, noisy: str, terse: str, rich: str) -> Html:
     """What truth alone adds to noisy captions, and what detail adds to true ones."""
     rows = []
-    for transfer in result.config.transfers:
-        truth, detail = result.gain(terse, noisy, transfer), result.gain(rich, terse, transfer)
-        metric = result.metric(transfer)
+    for transfer in found.transfers:
+        truth, detail = found.gain(terse, noisy, transfer), found.gain(rich, terse, transfer)
+        metric = found.metric(transfer)
         rows.append(
             [
-                heading(result, transfer),
+                heading(found, transfer),
                 *(
                     f"{signed(g.change.mean, metric)} "
                     f"({signed(g.change.low, metric)} to {signed(g.change.high, metric)})"

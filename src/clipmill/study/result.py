@@ -4,28 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clipmill.storage import join, read_json
-from clipmill.study.config import StudyConfig
-from clipmill.study.statistics import Gain, paired_gain
-from clipmill.tasks.contract import Metric
-from clipmill.tasks.registry import task_named
+from clipmill.study.config import StudyConfig, TableName
+from clipmill.study.findings import Findings, StudyRun
 
 RESULT = "study.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudyRun:
-    """One condition with one seed."""
-
-    condition: str
-    """Its name."""
-    seed: int
-    """Of weights and order."""
-    encoder: str
-    """URI of what was pretrained."""
-    evaluations: dict[str, str]
-    """URI of the evaluation by each transfer's name."""
-    metrics: dict[str, dict[str, float]]
-    """All metrics, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,23 +39,15 @@ class StudyResult:
     seconds: float
     """From the start to the end of what was left to do, by the clock."""
 
-    def metric(self, transfer: str) -> Metric:
-        """The figure that a transfer is judged by."""
-        return task_named(self.config.transfers[transfer].task).metric
-
-    def figures(self, condition: str, transfer: str) -> list[float]:
-        """A condition's figure for each seed, in its metric's unit and the order of the seeds."""
-        name = self.metric(transfer).name
-        found = {
-            run.seed: run.metrics[transfer][name] for run in self.runs if run.condition == condition
-        }
-        return [found[seed] for seed in self.config.seeds]
-
-    def gain(self, condition: str, over: str, transfer: str) -> Gain:
-        """How much better a condition is than another, paired by seed."""
-        metric = self.metric(transfer)
-        own, theirs = self.figures(condition, transfer), self.figures(over, transfer)
-        return paired_gain([metric.gain(a, b) for a, b in zip(own, theirs, strict=True)], theirs)
+    def findings(self, table: TableName | None = None) -> Findings:
+        """The runs of a table's conditions, or of all."""
+        conditions = self.config.conditions if table is None else self.config.table(table)
+        return Findings(
+            conditions=tuple(c.name for c in conditions),
+            transfers=self.config.transfers,
+            seeds=self.config.seeds,
+            runs=self.runs,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What ``study.json`` holds."""

@@ -23,7 +23,8 @@ from clipmill.stages import Report, silent
 from clipmill.storage import exists, join, write_json
 from clipmill.study.config import COCA, ConditionConfig, StudyConfig
 from clipmill.study.encoders import World, make_encoder
-from clipmill.study.result import RESULT, CaptionQuality, StudyResult, StudyRun
+from clipmill.study.findings import StudyRun
+from clipmill.study.result import RESULT, CaptionQuality, StudyResult
 from clipmill.study.scene_captions import (
     SceneCaptions,
     add_scene_layers,

@@ -1,9 +1,10 @@
 """A study's tables: conditions against the first of each, and the paper's figures in grey."""
 
+from collections.abc import Sequence
+
 from clipmill.analysis.page import Html, table, tag
-from clipmill.study.config import TableName
-from clipmill.study.paper import PAPER, PaperRow
-from clipmill.study.result import StudyResult
+from clipmill.study.findings import Findings
+from clipmill.study.paper import PaperRow
 from clipmill.study.statistics import bootstrap
 from clipmill.tasks.contract import Metric
 
@@ -15,29 +16,27 @@ td.sure.lost small:first-of-type { color: var(--bad); }
 """
 
 
-def comparison(result: StudyResult, name: TableName) -> Html:
-    """A table of the conditions that are compared there, and the paper's of the same kind."""
-    first, *others = result.config.table(name)
-    transfers = list(result.config.transfers)
-    body = [[first.name, *(_figure(result, first.name, t) for t in transfers)]]
-    body += [
-        [c.name, *(_changed(result, c.name, first.name, t) for t in transfers)] for c in others
-    ]
-    seeds = len(result.config.seeds)
+def comparison(found: Findings, paper: Sequence[PaperRow] = ()) -> Html:
+    """A table of all conditions, and of what the paper found."""
+    first, *others = found.conditions
+    body = [[first, *(_figure(found, first, t) for t in found.transfers)]]
+    body += [[c, *(_changed(found, c, first, t) for t in found.transfers)] for c in others]
+    seeds = len(found.seeds)
     note = (
         f"Mean over {seeds} seed{'s' if seeds != 1 else ''} (95 % bootstrap interval). Below it, "
-        f"how much better than {first.name}, paired by seed; p is a sign-flip test's, which "
+        f"how much better than {first}, paired by seed; p is a sign-flip test's, which "
         f"{seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured where the interval leaves "
-        "0 out. In grey, the paper's ViT-B/16 on photographs."
+        "0 out."
     )
-    head = ["Encoder from", *(heading(result, t) for t in transfers)]
-    grey = [_paper_row(result, row) for row in PAPER.get(name, ())]
-    return table(note, head, [*body, *grey])
+    if paper:
+        note += " In grey, the paper's ViT-B/16 on photographs."
+    head = ["Encoder from", *(heading(found, t) for t in found.transfers)]
+    return table(note, head, [*body, *(_paper_row(found, row) for row in paper)])
 
 
-def heading(result: StudyResult, transfer: str) -> str:
+def heading(found: Findings, transfer: str) -> str:
     """A transfer with its metric and unit."""
-    metric = result.metric(transfer)
+    metric = found.metric(transfer)
     return f"{transfer}: {metric.name} {metric.unit}".strip()
 
 
@@ -51,18 +50,17 @@ def signed(value: float, metric: Metric) -> str:
     return ("+" if value >= 0 else "-") + plain(abs(value), metric)
 
 
-def _figure(result: StudyResult, condition: str, transfer: str) -> Html:
-    found = bootstrap(result.figures(condition, transfer))
-    metric = result.metric(transfer)
-    bounds = f"{plain(found.low, metric)} to {plain(found.high, metric)}"
-    return tag("td", plain(found.mean, metric), tag("small", bounds))
+def _figure(found: Findings, condition: str, transfer: str) -> Html:
+    own, metric = bootstrap(found.figures(condition, transfer)), found.metric(transfer)
+    bounds = f"{plain(own.low, metric)} to {plain(own.high, metric)}"
+    return tag("td", plain(own.mean, metric), tag("small", bounds))
 
 
-def _changed(result: StudyResult, condition: str, over: str, transfer: str) -> Html:
-    gain = result.gain(condition, over, transfer)
+def _changed(found: Findings, condition: str, over: str, transfer: str) -> Html:
+    gain = found.gain(condition, over, transfer)
     change = gain.change
-    own = bootstrap(result.figures(condition, transfer))
-    metric = result.metric(transfer)
+    own = bootstrap(found.figures(condition, transfer))
+    metric = found.metric(transfer)
     bounds = f"{plain(own.low, metric)} to {plain(own.high, metric)}"
     mean, low, high = (signed(v, metric) for v in (change.mean, change.low, change.high))
     words = f"{mean} ({low} to {high})"
@@ -76,10 +74,10 @@ def _changed(result: StudyResult, condition: str, over: str, transfer: str) -> H
     )
 
 
-def _paper_row(result: StudyResult, row: PaperRow) -> list[str]:
+def _paper_row(found: Findings, row: PaperRow) -> list[str]:
     """The paper's figures stand where an encoder is fine-tuned as a whole."""
     cells = []
-    for asked in result.config.transfers.values():
-        found = None if asked.model.to_json()["is_frozen"] else row.figures.get(asked.task)
-        cells.append(tag("td", "" if found is None else f"{found:g}", class_="paper"))
+    for transfer, asked in found.transfers.items():
+        figure = None if found.is_frozen(transfer) else row.figures.get(asked.task)
+        cells.append(tag("td", "" if figure is None else f"{figure:g}", class_="paper"))
     return [tag("span", row.name, class_="soft"), *cells]
