@@ -109,6 +109,7 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
             assert read_evaluation(uri).metrics == run.metrics[name]
             assert read_card(uri_of(uri)).recipe["model"]["is_frozen"] == ("frozen" in name)
     assert read_card(result.runs[-1].encoder).kind == "mae"
+    assert [sample.captions.keys() for sample in result.samples] == [result.quality.keys()] * 8
     assert result.attention.keys() == set(config.attention)
     page = study_page(result)
     for name in names:
@@ -136,7 +137,7 @@ def known(figures: dict[str, list[float]]) -> StudyResult:
         for seed, value in enumerate(values)
     )
     return StudyResult(
-        uri="studies/x", config=config, runs=runs, quality={}, attention={}, seconds=1.0
+        uri="studies/x", config=config, runs=runs, quality={}, samples=(), attention={}, seconds=1.0
     )
 
 
@@ -211,7 +212,7 @@ def scaled(figures: dict[str, dict[float, float]]) -> StudyResult:
         for fraction, value in values.items()
     )
     return StudyResult(
-        uri="studies/x", config=config, runs=runs, quality={}, attention={}, seconds=1.0
+        uri="studies/x", config=config, runs=runs, quality={}, samples=(), attention={}, seconds=1.0
     )
 
 

@@ -1,5 +1,7 @@
 """A study on one page: tables with error bars beside the paper's, plots, samples, traces."""
 
+import base64
+
 from clipmill.analysis.attention import attention_charts, attention_from_json
 from clipmill.analysis.page import (
     Html,
@@ -12,6 +14,7 @@ from clipmill.analysis.page import (
     tag,
     together,
 )
+from clipmill.analysis.pictures import picture
 from clipmill.analysis.provenance import environment
 from clipmill.study import plots, tables
 from clipmill.study.config import TableName
@@ -51,7 +54,7 @@ def study_page(result: StudyResult) -> str:
         if len(result.config.table(name)) > 1
     ]
     parts += _plots(result)
-    parts += [_quality(result), _traces(result)]
+    parts += [_quality(result), _samples(result), _traces(result)]
     return document("Study of captions", header, parts, style=tables.STYLE)
 
 
@@ -98,6 +101,16 @@ def _quality(result: StudyResult) -> Section:
     head = ["Captions", "Pictures with true words alone", "Words", "Different captions"]
     note = "Colours and objects named, against those that the picture shows."
     return section("quality", "Quality of the captions", table(note, head, body))
+
+
+def _samples(result: StudyResult) -> Section:
+    cards = []
+    for number, sample in enumerate(result.samples, start=1):
+        captions = [(tag("dt", kind), tag("dd", text)) for kind, text in sample.captions.items()]
+        image = picture(base64.b64decode(sample.image_base64), f"Picture {number}")
+        cards.append(tag("figure", image, tag("figcaption", tag("dl", captions))))
+    words = "Evenly apart in the first shard rather than picked."
+    return section("samples", "Samples", paragraph(words), tag("div", cards, class_="samples"))
 
 
 def _traces(result: StudyResult) -> Section:

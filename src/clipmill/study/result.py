@@ -23,6 +23,16 @@ class CaptionQuality:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionSample:
+    """A picture and all that is said of it."""
+
+    image_base64: str
+    """Its file, in base64."""
+    captions: dict[str, str]
+    """By kind, ``real`` and layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
     """Every run of a study."""
 
@@ -34,6 +44,8 @@ class StudyResult:
     """Seed by seed, condition by condition."""
     quality: dict[str, CaptionQuality]
     """Of ``real`` captions and of each layer's."""
+    samples: tuple[CaptionSample, ...]
+    """A few pictures with every kind of caption."""
     attention: dict[str, dict[str, Any]]
     """By condition, as :func:`clipmill.analysis.attention.attention_json` has it."""
     seconds: float
@@ -58,6 +70,7 @@ class StudyResult:
             "config": self.config.to_json(),
             "runs": [asdict(run) for run in self.runs],
             "quality": {name: asdict(found) for name, found in self.quality.items()},
+            "samples": [asdict(sample) for sample in self.samples],
             "attention": self.attention,
             "seconds": self.seconds,
             "parents": [],
@@ -72,6 +85,7 @@ def read_study(uri: str) -> StudyResult:
         config=StudyConfig.from_json(value["config"]),
         runs=tuple(StudyRun(**run) for run in value["runs"]),
         quality={name: CaptionQuality(**found) for name, found in value["quality"].items()},
+        samples=tuple(CaptionSample(**sample) for sample in value["samples"]),
         attention=value["attention"],
         seconds=value["seconds"],
     )

@@ -11,9 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from clipmill.analysis.attention import attention_json, measure_attention
-from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.folder import open_folder
-from clipmill.data.layers import read_layer
 from clipmill.data.recaption import recaption
 from clipmill.data.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
 from clipmill.data.shards import shard
@@ -21,15 +19,15 @@ from clipmill.pretrain.coca import train_captioner
 from clipmill.processes import process_pool
 from clipmill.stages import Report, silent
 from clipmill.storage import exists, join, write_json
+from clipmill.study.caption_quality import caption_quality, caption_samples, captions_by_kind
 from clipmill.study.config import COCA, ConditionConfig, StudyConfig
 from clipmill.study.encoders import World, make_encoder
 from clipmill.study.findings import StudyRun
-from clipmill.study.result import RESULT, CaptionQuality, StudyResult
+from clipmill.study.result import RESULT, StudyResult
 from clipmill.study.scene_captions import (
     SceneCaptions,
     add_scene_layers,
     draw_captions,
-    true_share,
 )
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
@@ -53,11 +51,13 @@ def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Repo
     for pair, run in _made(config, asked, world, workers):
         runs[pair] = run
         report(len(runs), len(asked), f"runs; last {run.condition}, seed {run.seed}")
+    captions = captions_by_kind(world, scenes)
     result = StudyResult(
         uri=uri,
         config=config,
         runs=tuple(runs[pair] for pair in asked),
-        quality=_quality(world, scenes),
+        quality=caption_quality(captions, scenes),
+        samples=caption_samples(world.dataset, captions),
         attention=_attention(config, runs, world),
         seconds=time.monotonic() - started,
     )
@@ -142,26 +142,3 @@ def _attention(
         )
         for name in config.attention
     }
-
-
-def _quality(world: World, scenes: list[SceneCaptions]) -> dict[str, CaptionQuality]:
-    dataset = Dataset.open(world.dataset)
-    found = {"real": [scene.alt for scene in scenes]}
-    found |= {name: _captions(dataset, layer) for name, layer in world.layers.items()}
-    return {
-        name: CaptionQuality(
-            true_share=true_share(captions, scenes),
-            num_words=sum(len(caption.split()) for caption in captions) / len(captions),
-            num_different=len(set(captions)),
-        )
-        for name, captions in found.items()
-    }
-
-
-def _captions(dataset: Dataset, layer: str) -> list[str]:
-    """The first caption of each sample, in order."""
-    return [
-        captions[0]
-        for index in range(len(dataset.shards))
-        for captions in read_layer(dataset, layer, index, cache_folder())["captions"].to_pylist()
-    ]
