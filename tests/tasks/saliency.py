@@ -83,6 +83,11 @@ class SaliencyTask(Task[SaliencyConfig]):
 
         return sample_batches(load, len(data), **options)
 
+    def training_images(self, folder):
+        from clipmill.data.labelled import Ade20kFolder
+
+        return Ade20kFolder.open(folder, "training")
+
     def network(self, config, encoder, classes):
         return SaliencyNetwork(config, encoder)
 

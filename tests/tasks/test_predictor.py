@@ -44,7 +44,7 @@ def pictures():
 
 def test_gives_what_the_network_gives(saved):
     network, card = saved
-    predictor = Predictor(card.uri)
+    predictor = Predictor.open(card.uri)
     found = predictor.predict(pictures())
     (spec,) = predictor.outputs
     assert [list(f) for f in found] == [[spec.name]] * 5
@@ -60,7 +60,7 @@ def test_gives_what_the_network_gives(saved):
 
 def test_company_changes_nothing(saved):
     """A picture's output is the same alone and among others of its size."""
-    predictor = Predictor(saved[1].uri)
+    predictor = Predictor.open(saved[1].uri)
     together = predictor.predict(pictures())
     for image, output in zip(pictures(), together, strict=True):
         (alone,) = predictor.predict([image])
@@ -71,7 +71,7 @@ def test_company_changes_nothing(saved):
 
 def test_says_what_it_is(saved):
     _, card = saved
-    predictor = Predictor(card.uri)
+    predictor = Predictor.open(card.uri)
     assert predictor.card == card
     assert predictor.classes == tuple(card.architecture["classes"])
     picture = predictor.draw(predictor.predict(pictures()[:1])[0], pictures()[0])
@@ -81,17 +81,17 @@ def test_says_what_it_is(saved):
 
 def test_nothing_there(tmp_path):
     with pytest.raises(NotFoundError):
-        Predictor(str(tmp_path))
+        Predictor.open(str(tmp_path))
 
 
 def test_an_encoder_is_no_task_model(tmp_path):
     save_checkpoint(str(tmp_path), ModelCard(kind="clip", architecture={}, recipe={}), {})
     with pytest.raises(ArtifactError, match="of kind 'clip'"):
-        Predictor(str(tmp_path))
+        Predictor.open(str(tmp_path))
 
 
 def test_a_task_of_a_later_version(tmp_path):
     card = ModelCard(kind="task", architecture={"task": "flow"}, recipe={})
     save_checkpoint(str(tmp_path), card, {})
     with pytest.raises(ConfigError, match="'flow' is not a task"):
-        Predictor(str(tmp_path))
+        Predictor.open(str(tmp_path))

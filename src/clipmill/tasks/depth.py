@@ -17,6 +17,7 @@ from clipmill.stages import Report
 from clipmill.tasks.contract import (
     EvaluatedSample,
     Evaluation,
+    Images,
     Metric,
     OutputSpec,
     Predict,
@@ -119,6 +120,12 @@ class DepthTask(Task[DepthConfig]):
             rank=rank,
             world_size=world_size,
         )
+
+    def training_images(self, folder: Path) -> Images:
+        """The training split's images."""
+        from clipmill.data.labelled import NyuFolder
+
+        return NyuFolder.open(folder, "train")
 
     def network(
         self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]

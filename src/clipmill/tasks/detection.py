@@ -18,6 +18,7 @@ from clipmill.stages import Report
 from clipmill.tasks.contract import (
     EvaluatedSample,
     Evaluation,
+    Images,
     Metric,
     OutputSpec,
     Predict,
@@ -132,6 +133,12 @@ class DetectionTask(Task[DetectionConfig]):
             world_size=world_size,
             fills={"boxes": 0, "labels": -1, "is_crowd": 0, "masks": 0},
         )
+
+    def training_images(self, folder: Path) -> Images:
+        """The training split's images."""
+        from clipmill.data.labelled_coco import CocoFolder, coco_split
+
+        return CocoFolder.open(folder, coco_split(folder, "train"))
 
     def network(
         self, config: DetectionConfig, encoder: EncoderConfig, classes: tuple[str, ...]

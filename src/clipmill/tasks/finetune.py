@@ -55,6 +55,8 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     if has_checkpoint(uri):
         return uri
     from clipmill.engine.loop import train
+    from clipmill.tasks.embedding import training_embedding
+    from clipmill.tasks.predictor import Predictor
 
     classes = task.classes(folder)
 
@@ -91,6 +93,13 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
         metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
         summary={"task": task.name, "steps": f"{config.train.steps:,}"},
     )
-    served = {task.served_name(name): tensor for name, tensor in trained.tensors.items()}
-    save_result(uri, card, {k: v for k, v in served.items() if k is not None}, trained)
+    named = {task.served_name(name): tensor for name, tensor in trained.tensors.items()}
+    served = {name: tensor for name, tensor in named.items() if name is not None}
+    save_result(
+        uri,
+        card,
+        served,
+        trained,
+        embed=lambda: training_embedding(Predictor(card, served), folder),
+    )
     return uri

@@ -19,6 +19,7 @@ from clipmill.stages import Report
 from clipmill.tasks.contract import (
     EvaluatedSample,
     Evaluation,
+    Images,
     Metric,
     OutputSpec,
     Predict,
@@ -120,6 +121,12 @@ class SegmentationTask(Task[SegmentationConfig]):
             rank=rank,
             world_size=world_size,
         )
+
+    def training_images(self, folder: Path) -> Images:
+        """The training split's images."""
+        from clipmill.data.labelled import Ade20kFolder
+
+        return Ade20kFolder.open(folder, "training")
 
     def network(
         self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
