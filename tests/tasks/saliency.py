@@ -64,6 +64,9 @@ class SaliencyTask(Task[SaliencyConfig]):
     def classes(self, folder):
         return ()
 
+    def sides(self, config):
+        return (config.size,)
+
     def objective(self, config, encoder, classes):
         return SaliencyObjective(config, encoder)
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_task import CLASSES, DEPTH, SEGMENTATION, VIT
+from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.encoders import open_encoder
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.registry import task_named
 
@@ -67,6 +69,41 @@ def test_company_changes_nothing(saved):
         for name, array in output.items():
             np.testing.assert_allclose(alone[name], array, rtol=1e-4, atol=1e-4)
     assert predictor.predict([]) == []
+
+
+def test_branches_of_a_mobile_encoder_are_fused(tmp_path):
+    """What is asked has fewer convolutions than what was trained, and gives the same."""
+    torch.manual_seed(0)
+    encoder, config = open_encoder("timm:fastvit_mci0").config, DEPTH.override(["crop_size=64"])
+    network = task_named("depth").network(config, encoder, ())
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 2.0)
+    for parameter in network.decoder.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    card = ModelCard(
+        kind="task",
+        architecture={
+            "task": "depth",
+            "classes": [],
+            "encoder": encoder.to_json(),
+            "config": config.to_json(),
+        },
+        recipe={},
+    )
+    predictor = Predictor(card, network.state_dict())
+    sizes = [
+        sum(isinstance(module, nn.Conv2d) for module in made.modules())
+        for made in (network, predictor._network)
+    ]
+    assert sizes[1] < sizes[0]
+    (image, *_) = pictures()
+    with torch.no_grad():
+        expected_1HW = network.eval()(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    (found,) = predictor.predict([image])
+    np.testing.assert_allclose(found["depth_metres"], expected_1HW[0], rtol=1e-4, atol=1e-4)
+    assert np.ptp(found["depth_metres"]) > 0.01
 
 
 def test_says_what_it_is(saved):

@@ -80,6 +80,10 @@ class ClassificationTask(Task[ClassificationConfig]):
         split = "train" if (folder / "train").is_dir() else "val"
         return ClassFolder.open(folder, split).classes
 
+    def sides(self, config: ClassificationConfig) -> tuple[int, ...]:
+        """The training crop's and the test's."""
+        return (config.image_size, config.test_size)
+
     def objective(
         self, config: ClassificationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "EncoderObjective":

@@ -104,6 +104,10 @@ class Task(ABC, Generic[TaskConfigT]):
         """Names of the data's classes, in the order of their ids; empty where there are none."""
 
     @abstractmethod
+    def sides(self, config: TaskConfigT) -> tuple[int, ...]:
+        """Sides of the square images that the encoder sees, in training or at test, pixels."""
+
+    @abstractmethod
     def objective(
         self, config: TaskConfigT, encoder: "EncoderConfig", classes: tuple[str, ...]
     ) -> "EncoderObjective":

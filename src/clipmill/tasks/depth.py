@@ -74,6 +74,10 @@ class DepthTask(Task[DepthConfig]):
         del folder
         return ()
 
+    def sides(self, config: DepthConfig) -> tuple[int, ...]:
+        """The crop's."""
+        return (config.crop_size,)
+
     def objective(
         self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "DenseObjective":

@@ -79,6 +79,10 @@ class DetectionTask(Task[DetectionConfig]):
 
         return coco_classes(folder)
 
+    def sides(self, config: DetectionConfig) -> tuple[int, ...]:
+        """The canvas's."""
+        return (config.image_size,)
+
     def objective(
         self, config: DetectionConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "EncoderObjective":

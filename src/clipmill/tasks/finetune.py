@@ -46,6 +46,10 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     ``encoder`` is the URI of a CLIP checkpoint, ``timm:MODEL`` or ``open_clip:MODEL``; ``data`` a
     folder in the task's layout, or the URI of one packed as a tar. A checkpoint that is there
     already is returned at once; an unfinished run goes on.
+
+    Raises:
+        ConfigError: the encoder's stride doesn't fit the recipe's images.
+        StoppedError, TrainingError, StorageError: as the training loop does.
     """
     task = task_named(config.task)
     start = open_encoder(encoder)
@@ -63,6 +67,8 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     def objective(here: "Ranks") -> "Objective":
         del here
         made = task.objective(config.model, start.config, classes)
+        for side in task.sides(config.model):
+            made.encoder.check_side(side)
         start.load_into(made.encoder)
         return made
 

@@ -75,6 +75,10 @@ class SegmentationTask(Task[SegmentationConfig]):
 
         return ade20k_classes(folder)
 
+    def sides(self, config: SegmentationConfig) -> tuple[int, ...]:
+        """The crop's."""
+        return (config.crop_size,)
+
     def objective(
         self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "DenseObjective":
