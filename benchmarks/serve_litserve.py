@@ -30,7 +30,7 @@ class Lit(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         """Load the network, in the worker."""
         del device
-        self._predictor = Predictor(self._uri)
+        self._predictor = Predictor.open(self._uri)
 
     def decode_request(self, request):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
         """Pixels (S, S, 3). A type here would be what FastAPI reads the body as."""

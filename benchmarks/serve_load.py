@@ -218,7 +218,7 @@ def main() -> None:
         return
     shape = (options.side, options.side, 3)
     image_HW3 = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    predictor = Predictor(options.model)
+    predictor = Predictor.open(options.model)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         log_path = Path(folder) / "log"
         ours = ServerProcess({"model": options.model}, log_path=log_path)

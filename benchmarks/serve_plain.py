@@ -19,7 +19,7 @@ class Plain(Model):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__("model")
-        self._predictor = Predictor(_uri)
+        self._predictor = Predictor.open(_uri)
         self.ready = True
 
     def predict(self, payload: InferRequest, *_: Any) -> InferResponse:

@@ -136,7 +136,7 @@ def test_serve_answers_restricted_as_it_does_here(tmp_path):
         assert podman("exec", identity, "touch", "/x", check=False).returncode != 0
         capabilities = podman("exec", identity, "grep", "CapEff", "/proc/1/status").stdout
         assert int(capabilities.split()[1], 16) == 0
-    (here,) = Predictor(uri).predict([image_HW3])
+    (here,) = Predictor.open(uri).predict([image_HW3])
     (depth_here_HW,) = here.values()
     np.testing.assert_allclose(depth_HW, depth_here_HW, rtol=1e-3)
 

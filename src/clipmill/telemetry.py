@@ -117,6 +117,9 @@ class ServingMetrics:
     """Input drift: size of an image."""
     image_brightness: Histogram
     """Input drift: mean of an image, 0 to 1."""
+    embedding_distance: Gauge
+    """Input drift: how far the mean embedding of the last images is from the training images',
+    as a multiple of single ones' usual distance from theirs; label ``version``."""
     predicted_share: Counter
     """Prediction drift: share of an image that a class has, summed; label ``class``."""
     predicted_metres: Histogram
@@ -236,6 +239,11 @@ def serving_metrics() -> ServingMetrics:
         ),
         image_brightness=Histogram(
             "clipmill_serve_image_brightness", "Mean of an image", ["model"], buckets=_BRIGHTNESS
+        ),
+        embedding_distance=Gauge(
+            "clipmill_serve_embedding_distance",
+            "Distance of the last images' mean embedding from the training's, in its spreads",
+            ["model", "version"],
         ),
         predicted_share=Counter(
             "clipmill_serve_predicted_share_total",

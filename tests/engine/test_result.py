@@ -7,7 +7,8 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.loop import Trained
 from clipmill.engine.result import read_log, result_uri, save_result
 from clipmill.errors import NotFoundError
-from clipmill.models.checkpoint import ModelCard, load_checkpoint
+from clipmill.models.checkpoint import ModelCard, load_checkpoint, read_embedding
+from clipmill.models.embedding import EmbeddingStatistics
 from clipmill.storage import Parent
 
 CONFIG = TrainConfig(steps=3, batch_size=2)
@@ -53,8 +54,10 @@ def test_saved_result(tmp_path):
     log = ({"step": 1, "loss": 0.5}, {"step": 2, "loss": 1e-9})
     tensors = {"w": torch.arange(3.0)}
     card = ModelCard(kind="clip", architecture={}, recipe=CONFIG.to_json())
-    save_result(uri, card, tensors, Trained(tensors=tensors, log=log))
+    embedding = EmbeddingStatistics(mean=(0.5, 1e-9), spread=2.0, num_images=3)
+    save_result(uri, card, tensors, Trained(tensors=tensors, log=log), embed=lambda: embedding)
     loaded, found = load_checkpoint(uri)
+    assert read_embedding(loaded) == embedding
     assert (loaded.kind, loaded.recipe, loaded.uri) == ("clip", CONFIG.to_json(), uri)
     assert torch.equal(found["w"], tensors["w"])
     assert read_log(uri) == list(log)
@@ -68,5 +71,11 @@ def test_no_log(tmp_path):
 
 def test_only_the_first_rank_writes(tmp_path):
     card = ModelCard(kind="clip", architecture={}, recipe={})
-    save_result(str(tmp_path), card, {}, Trained(tensors={}, log=(), rank=1))
+    save_result(
+        str(tmp_path),
+        card,
+        {},
+        Trained(tensors={}, log=(), rank=1),
+        embed=lambda: pytest.fail("another rank embeds"),
+    )
     assert not list(tmp_path.iterdir())

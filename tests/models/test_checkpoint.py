@@ -13,8 +13,10 @@ from clipmill.models.checkpoint import (
     has_checkpoint,
     load_checkpoint,
     read_card,
+    read_embedding,
     save_checkpoint,
 )
+from clipmill.models.embedding import EmbeddingStatistics
 from clipmill.storage import Parent, join, lineage, read_bytes
 
 DATA = Parent(role="dataset", uri="/data", digest="d" * 64)
@@ -55,6 +57,27 @@ def test_round_trip(uri):
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
+
+
+EMBEDDING = EmbeddingStatistics(mean=(0.1, -2.0), spread=0.3, num_images=64)
+
+
+def test_statistics_of_embeddings_lie_beside_it(uri):
+    """They change no digest, and a checkpoint without them is read as ever."""
+    bare = save_checkpoint(uri, CARD, TENSORS)
+    assert read_embedding(bare) is None
+    saved = save_checkpoint(uri, CARD, TENSORS, EMBEDDING)
+    assert saved == bare
+    assert read_embedding(load_checkpoint(uri)[0]) == EMBEDDING
+
+
+@pytest.mark.parametrize("change", [{"tensors_sha256": "0" * 64}, {"mean": None}, {"more": 1}])
+def test_statistics_of_another_model(tmp_path, change):
+    card = save_checkpoint(str(tmp_path), CARD, TENSORS, EMBEDDING)
+    path = tmp_path / "embedding.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ArtifactError, match=r"embedding\.json isn't about the model beside it"):
+        read_embedding(card)
 
 
 def test_views_and_gradients_are_saved_as_plain_tensors(tmp_path):

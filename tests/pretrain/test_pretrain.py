@@ -7,12 +7,16 @@ import torch
 from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.view import ViewConfig
+from clipmill.data.reader import read_shard
+from clipmill.data.view import ViewConfig, in_fraction
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import read_log
 from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.checkpoint import load_checkpoint
+from clipmill.images import decode_rgb
+from clipmill.models.center_resize import center_resize
+from clipmill.models.checkpoint import load_checkpoint, read_embedding
 from clipmill.models.encoders import open_encoder
+from clipmill.models.normalization import Normalize
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import PretrainConfig, pretrain
 from clipmill.pretrain.pairs import LoadConfig
@@ -78,6 +82,29 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     losses = [[record["loss"] for record in read_log(uri)] for uri in (straight, resumed)]
     assert losses[0] == losses[1]
+    embeddings = [read_embedding(load_checkpoint(uri)[0]) for uri in (straight, resumed)]
+    assert embeddings[0] == embeddings[1]
+
+
+def test_embeddings_of_the_views_images_are_kept(dataset_uri, tmp_path):
+    config = CONFIG.override(["view.fraction=0.6"])
+    card, tensors = load_checkpoint(pretrain(config, dataset_uri, str(tmp_path), report=silent))
+    model, size = build_clip(CLIP).eval(), CLIP.vision.image_size
+    model.load_state_dict(tensors)
+    dataset, found = Dataset.open(dataset_uri), []
+    for index in range(len(dataset.shards)):
+        with read_shard(dataset, index, tmp_path / "cache") as reader:
+            for row in range(len(reader)):
+                if in_fraction(reader.uid(row), 0.6):
+                    square = center_resize(decode_rgb(reader.image(row)), size)
+                    image = Normalize()(torch.tensor(square).permute(2, 0, 1)[None] / 255)
+                    found.append(model.encode_image(image, normalize=True).detach())
+    images_ND = torch.cat(found)
+    kept = read_embedding(card)
+    assert 2 < kept.num_images == len(images_ND) < 12
+    torch.testing.assert_close(torch.tensor(kept.mean), images_ND.mean(0), rtol=1e-4, atol=1e-5)
+    squares_N = ((images_ND - images_ND.mean(0)) ** 2).sum(1)
+    assert kept.spread == pytest.approx(float(squares_N.mean() ** 0.5), rel=1e-3)
 
 
 def test_micro_batches_change_no_weight(dataset_uri, tmp_path):

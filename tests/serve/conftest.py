@@ -42,7 +42,7 @@ def server(
 @pytest.fixture(scope="session")
 def predictors(models: dict[str, str]) -> dict[str, Predictor]:
     """The same models in this process: what the server must answer."""
-    return {name: Predictor(uri) for name, uri in models.items()}
+    return {name: Predictor.open(uri) for name, uri in models.items()}
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from clipmill.serve.client import binary_request, query
 from clipmill.serve.process import ServerProcess
+from clipmill.tasks.palette import to_png
 
 REFUSED_RPC = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -112,6 +113,15 @@ def test_ten_thousand_hostile_requests_leave_no_trace(server: ServerProcess) -> 
     assert after < before + 64 * 2**20
 
 
+def test_hundreds_of_requests_leave_memory_flat(server: ServerProcess) -> None:
+    """An image kept of every three would show: each is 192 KiB."""
+    image = to_png(np.random.default_rng(6).integers(0, 256, (256, 256, 3), np.uint8))
+    answer_many(server, 50, image)
+    before = resident_bytes(server)
+    answer_many(server, 250, image)
+    assert resident_bytes(server) < before + 16 * 2**20
+
+
 @pytest.mark.slow
 def test_twenty_thousand_requests_leave_memory_flat(server: ServerProcess) -> None:
     answer_many(server, 2000)
@@ -122,9 +132,9 @@ def test_twenty_thousand_requests_leave_memory_flat(server: ServerProcess) -> No
     assert resident_bytes(server) < before + 32 * 2**20
 
 
-def answer_many(server: ServerProcess, number: int) -> None:
-    """Small right requests, over a connection that is kept."""
-    body, headers = binary_request(PNG)
+def answer_many(server: ServerProcess, number: int, image: bytes = PNG) -> None:
+    """Right requests, over a connection that is kept."""
+    body, headers = binary_request(image)
     connection = http.client.HTTPConnection(server.host, server.http_port, timeout=30)
     for _ in range(number):
         connection.request("POST", "/v2/models/seg/infer", body, headers)

@@ -35,7 +35,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerPr
     uris = {task: save_model(str(folder / task), task) for task in ("detection", "classification")}
     port = free_port("127.0.0.1")
     with ServerProcess(uris, log_path=folder / "server.log", grpc_port=port) as server:
-        yield server, {task: Predictor(uri) for task, uri in uris.items()}
+        yield server, {task: Predictor.open(uri) for task, uri in uris.items()}
 
 
 @pytest.fixture

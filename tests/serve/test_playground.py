@@ -194,7 +194,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerP
     folder = tmp_path_factory.mktemp("detector")
     uri = save_model(str(folder / "model"), "detection")
     with ServerProcess({"objects": uri}, log_path=folder / "server.log") as process:
-        yield process, Predictor(uri)
+        yield process, Predictor.open(uri)
 
 
 def test_objects_are_masked_boxed_and_listed(

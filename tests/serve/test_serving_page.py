@@ -1,4 +1,4 @@
-"""The shell lines of docs/serving.md run as pasted, against a server as the page starts it."""
+"""The lines of docs/serving.md run as pasted, against a server as the page starts it."""
 
 import base64
 import io
@@ -17,6 +17,7 @@ from small_models import save_model
 from clipmill.serve.process import ServerProcess
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+(PYTHON,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 BLOCKS = [block for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "curl" in block]
 
 
@@ -70,3 +71,13 @@ def test_lines_run_as_pasted(page_server: ServerProcess, tmp_path: Path) -> None
     (prediction,) = json.loads((tmp_path / "answer.json").read_text())["predictions"]
     with Image.open(io.BytesIO(base64.b64decode(prediction["depth_metres"]["b64"]))) as image:
         assert image.size == (60, 40)
+
+
+def test_python_runs_as_pasted(
+    page_server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, np.ndarray] = {}
+    exec(PYTHON.replace("http://localhost:8080", page_server.url), found)
+    assert found["classes_HW"].shape == (40, 60)

@@ -64,6 +64,9 @@ class SaliencyTask(Task[SaliencyConfig]):
     def classes(self, folder):
         return ()
 
+    def sides(self, config):
+        return (config.size,)
+
     def objective(self, config, encoder, classes):
         return SaliencyObjective(config, encoder)
 
@@ -82,6 +85,11 @@ class SaliencyTask(Task[SaliencyConfig]):
             return {"images": image, "salient": salient}
 
         return sample_batches(load, len(data), **options)
+
+    def training_images(self, folder):
+        from clipmill.data.labelled import Ade20kFolder
+
+        return Ade20kFolder.open(folder, "training")
 
     def network(self, config, encoder, classes):
         return SaliencyNetwork(config, encoder)

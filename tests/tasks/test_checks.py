@@ -15,7 +15,9 @@ from clipmill.engine.config import TrainConfig
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.tasks.checks import check_data
-from clipmill.tasks.finetune import FinetuneConfig
+from clipmill.tasks.classification import ClassificationConfig
+from clipmill.tasks.detection import DetectionConfig
+from clipmill.tasks.finetune import FinetuneConfig, finetune
 
 SCENES = SceneConfig(size=32)
 TRAIN = TrainConfig(steps=1, batch_size=2)
@@ -23,6 +25,10 @@ TRAIN = TrainConfig(steps=1, batch_size=2)
 
 def silent(done, total, words):
     pass
+
+
+def fail(done, total, words):
+    pytest.fail("trained")
 
 
 def found(task, folder, **options):
@@ -166,26 +172,60 @@ def test_classification(classes):
     assert by_reason["class-without-pictures"].examples == ("val/cow",)
 
 
-def test_an_encoder_whose_stride_does_not_fit(nyu):
+LAYOUTS = {
+    "classification": ("classes", ClassificationConfig(num_workers=0, drop_path=0.0)),
+    "depth": ("nyu", DEPTH),
+    "detection": (
+        "coco",
+        DetectionConfig(neck_channels=8, hidden_width=8, num_workers=0, drop_path=0.0),
+    ),
+    "segmentation": ("ade20k", SEGMENTATION),
+}
+SIDES = {
+    "classification": ("image_size", "test_size"),
+    "depth": ("crop_size",),
+    "detection": ("image_size",),
+    "segmentation": ("crop_size",),
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "field"), [(task, field) for task, fields in SIDES.items() for field in fields]
+)
+def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
+    """The check says so, and training refuses before its first step."""
+    fixture, model = LAYOUTS[task]
+    folder, encoder = request.getfixturevalue(fixture), "open_clip:ViT-B-16"
+    for side, is_fit in ((48, True), (40, False)):
+        sides = [f"{other}=48" for other in SIDES[task]] + [f"{field}={side}"]
+        config = FinetuneConfig(task=task, model=model.override(sides), train=TRAIN)
+        check, by_reason = found(task, folder, encoder=encoder, config=config)
+        assert faults(check) == ({} if is_fit else {"encoder": 1})
+    assert "images of 40 pixels a side, on an encoder of stride 16" in str(by_reason)
+    with pytest.raises(ConfigError, match="of 40 pixels a side, on an encoder of stride 16"):
+        finetune(config, encoder, str(folder), str(tmp_path / "store"), report=fail)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        ("timm:test_resnet", ""),
+        ("timm:vit_tiny_patch16_224", ""),
+        ("timm:vit_small_patch14_dinov2", "stride 14"),
+        ("timm:test_vit_relpos", "can't see the recipe's images"),
+    ],
+)
+def test_encoders_of_other_families(encoder, words, nyu):
     config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
-    fits = {"timm:test_resnet": True, "timm:vit_tiny_patch16_224": True}
-    for encoder, fit in fits.items():
-        assert found("depth", nyu, encoder=encoder, config=config)[0].is_fit == fit
-    check, by_reason = found("depth", nyu, encoder="timm:vit_small_patch14_dinov2", config=config)
-    assert "stride 14" in by_reason["encoder"].examples[0]
-    narrow = FinetuneConfig(task="depth", model=DEPTH.override(["crop_size=40"]), train=TRAIN)
-    check, by_reason = found("depth", nyu, encoder="timm:test_resnet", config=narrow)
-    assert faults(check) == {"stride": 1}
-    check, by_reason = found(
-        "depth",
-        nyu,
-        encoder="timm:test_vit_relpos",
-        config=FinetuneConfig(task="depth", model=DEPTH, train=TRAIN),
-    )
-    assert faults(check) == {"size": 1}
-    assert "crops of 32 pixels" in by_reason["size"].examples[0]
+    check, by_reason = found("depth", nyu, encoder=encoder, config=config)
+    assert check.is_fit == (not words)
+    assert words in str(by_reason)
+
+
+def test_a_recipe_of_another_task(ade20k):
+    config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
     with pytest.raises(ConfigError, match="the recipe is one of depth"):
-        found("segmentation", nyu, encoder="timm:test_resnet", config=config)
+        found("segmentation", ade20k, encoder="timm:test_resnet", config=config)
 
 
 def test_a_model_for_another_list_of_classes(ade20k):

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_task import CONV, VIT
 
 from clipmill.errors import SourceError
-from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.checkpoint import load_checkpoint, read_embedding
 from clipmill.recipes.registry import recipe
 from clipmill.tasks.classification import ClassificationConfig, ClassificationTask
 from clipmill.tasks.classification_metrics import TopK
@@ -155,6 +155,7 @@ def test_from_an_encoder_to_a_judged_model(name, folder, tmp_path):
     card, tensors = load_checkpoint(model)
     assert card.architecture["classes"] == list(CLASSES)
     assert tensors["head.weight"].shape[0] == 3
+    assert read_embedding(card).num_images == 18
 
 
 def test_drawing():

@@ -13,6 +13,7 @@ from tiny_task import CONV, VIT
 from clipmill.data.labelled_coco import CocoFolder
 from clipmill.data.scenes import OBJECTS, SceneConfig, write_coco
 from clipmill.errors import ArtifactError
+from clipmill.models.checkpoint import read_embedding
 from clipmill.recipes.registry import recipe
 from clipmill.tasks.detection import DetectionConfig, DetectionTask
 from clipmill.tasks.detection_objective import unpack
@@ -164,7 +165,9 @@ def test_from_an_encoder_to_a_judged_model(name, coco_folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         finetune(config, "timm:test_vit", str(coco_folder), f"{store}2", report=stop_after_one)
     resumed = finetune(config, "timm:test_vit", str(coco_folder), f"{store}2", report=silent)
-    assert Predictor(resumed).card.digest == Predictor(straight).card.digest
+    cards = [Predictor.open(uri).card for uri in (straight, resumed)]
+    assert cards[0].digest == cards[1].digest
+    assert read_embedding(cards[0]) == read_embedding(cards[1]) is not None
     judged = read_evaluation(evaluate(straight, str(coco_folder), store, report=silent))
     assert 0 <= judged.metrics["box_mAP"] <= 100
     other = tmp_path / "other"

@@ -46,7 +46,7 @@ def save_model(folder, seed):
 def test_figures_are_those_of_the_models_predictions(model, nyu_folder, tmp_path):
     uri = evaluate(model.uri, str(nyu_folder), str(tmp_path), report=silent)
     found = read_evaluation(uri)
-    predictor, data = Predictor(model.uri), NyuFolder.open(nyu_folder, "test")
+    predictor, data = Predictor.open(model.uri), NyuFolder.open(nyu_folder, "test")
     expected = DepthMetrics(max_depth_metres=10.0)
     for index in range(len(data)):
         (prediction,) = predictor.predict([data.image_HW3(index)])
@@ -71,7 +71,7 @@ def test_pictures_are_kept(model, nyu_folder, tmp_path):
         assert np.array_equal(
             shown["truth"], task.draw({"depth_metres": data.depth_HW(index)}, shown["image"], ())
         )
-        (prediction,) = Predictor(model.uri).predict([data.image_HW3(index)])
+        (prediction,) = Predictor.open(model.uri).predict([data.image_HW3(index)])
         difference = shown["prediction"].astype(int) - task.draw(prediction, shown["image"], ())
         assert abs(difference).max() <= 1
     with pytest.raises(NotFoundError):

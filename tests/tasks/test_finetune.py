@@ -1,15 +1,25 @@
 """From an encoder to a promoted model, on a few real scenes."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from clipmill.data.labelled import NyuFolder
 from clipmill.errors import GateError
-from clipmill.models.checkpoint import ModelCard, has_checkpoint, load_checkpoint, save_checkpoint
+from clipmill.models.checkpoint import (
+    ModelCard,
+    has_checkpoint,
+    load_checkpoint,
+    read_embedding,
+    save_checkpoint,
+)
 from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
 from clipmill.recipes.registry import recipe
 from clipmill.storage import lineage, put_tree
+from clipmill.tasks.embedding import training_embedding
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
@@ -70,14 +80,39 @@ def test_a_run_is_resumed_with_equal_weights(task, ade20k, nyu, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         finetune(config, "timm:test_vit", data, str(tmp_path / "b"), report=stop_after_two)
     resumed = finetune(config, "timm:test_vit", data, str(tmp_path / "b"), report=quiet)
-    assert Predictor(resumed).card.digest == Predictor(straight).card.digest
+    cards = [Predictor.open(uri).card for uri in (straight, resumed)]
+    assert cards[0].digest == cards[1].digest
+    assert read_embedding(cards[0]) == read_embedding(cards[1])
+
+
+def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
+    """As the served network makes them; an image that broke after training is passed over."""
+    config = recipe("depth-miniature", FinetuneConfig, TINY)
+    predictor = Predictor.open(
+        finetune(config, "timm:test_vit", nyu, str(tmp_path / "store"), report=quiet)
+    )
+    kept = read_embedding(predictor.card)
+    found = []
+    predictor.watch(found.append)
+    data = NyuFolder.open(Path(nyu), "train")
+    predictor.predict([data.image_HW3(index) for index in range(len(data))])
+    embeddings_NC = np.concatenate(found)
+    assert embeddings_NC.shape == (kept.num_images, len(kept.mean)) == (4, 64)
+    np.testing.assert_allclose(embeddings_NC.mean(0), kept.mean, rtol=1e-3, atol=1e-5)
+
+    broken = tmp_path / "broken"
+    shutil.copytree(nyu, broken)
+    NyuFolder.open(broken, "train").images[1].write_bytes(b"broken")
+    fewer = training_embedding(Predictor.open(predictor.card.uri), broken)
+    assert fewer.num_images == 3
+    assert "no embedding of training image 1" in caplog.text
 
 
 def test_a_prediction_has_its_images_size(nyu, tmp_path):
     config = recipe("depth-miniature", FinetuneConfig, TINY)
     model = finetune(config, "timm:test_resnet", nyu, str(tmp_path), report=quiet)
     images = [torch.randint(0, 255, size, dtype=torch.uint8).numpy() for size in SIZES]
-    found = [p["depth_metres"] for p in Predictor(model).predict(images)]
+    found = [p["depth_metres"] for p in Predictor.open(model).predict(images)]
     assert [f.shape for f in found] == [size[:2] for size in SIZES]
     assert all((f > 0).all() and (f < 10).all() for f in found)
 

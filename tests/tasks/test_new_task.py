@@ -37,7 +37,7 @@ def test_saliency_from_an_encoder_to_a_gate(encoder, ade20k_folder, tmp_path):
     assert 0 <= found.metrics["mae"] <= 1
     assert found.picture(0, "prediction").startswith(b"\x89PNG")
     assert promote(GateConfig(task="saliency", threshold=1), [judged], store).replaced
-    predictor = Predictor(model)
+    predictor = Predictor.open(model)
     image = np.zeros((40, 50, 3), np.uint8)
     (prediction,) = predictor.predict([image])
     assert prediction["saliency"].shape == (40, 50)

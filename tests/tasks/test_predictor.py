@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_task import CLASSES, DEPTH, SEGMENTATION, VIT
+from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.encoders import open_encoder
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.registry import task_named
 
@@ -44,7 +46,7 @@ def pictures():
 
 def test_gives_what_the_network_gives(saved):
     network, card = saved
-    predictor = Predictor(card.uri)
+    predictor = Predictor.open(card.uri)
     found = predictor.predict(pictures())
     (spec,) = predictor.outputs
     assert [list(f) for f in found] == [[spec.name]] * 5
@@ -60,7 +62,7 @@ def test_gives_what_the_network_gives(saved):
 
 def test_company_changes_nothing(saved):
     """A picture's output is the same alone and among others of its size."""
-    predictor = Predictor(saved[1].uri)
+    predictor = Predictor.open(saved[1].uri)
     together = predictor.predict(pictures())
     for image, output in zip(pictures(), together, strict=True):
         (alone,) = predictor.predict([image])
@@ -69,9 +71,44 @@ def test_company_changes_nothing(saved):
     assert predictor.predict([]) == []
 
 
+def test_branches_of_a_mobile_encoder_are_fused(tmp_path):
+    """What is asked has fewer convolutions than what was trained, and gives the same."""
+    torch.manual_seed(0)
+    encoder, config = open_encoder("timm:fastvit_mci0").config, DEPTH.override(["crop_size=64"])
+    network = task_named("depth").network(config, encoder, ())
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 2.0)
+    for parameter in network.decoder.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    card = ModelCard(
+        kind="task",
+        architecture={
+            "task": "depth",
+            "classes": [],
+            "encoder": encoder.to_json(),
+            "config": config.to_json(),
+        },
+        recipe={},
+    )
+    predictor = Predictor(card, network.state_dict())
+    sizes = [
+        sum(isinstance(module, nn.Conv2d) for module in made.modules())
+        for made in (network, predictor._network)
+    ]
+    assert sizes[1] < sizes[0]
+    (image, *_) = pictures()
+    with torch.no_grad():
+        expected_1HW = network.eval()(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    (found,) = predictor.predict([image])
+    np.testing.assert_allclose(found["depth_metres"], expected_1HW[0], rtol=1e-4, atol=1e-4)
+    assert np.ptp(found["depth_metres"]) > 0.01
+
+
 def test_says_what_it_is(saved):
     _, card = saved
-    predictor = Predictor(card.uri)
+    predictor = Predictor.open(card.uri)
     assert predictor.card == card
     assert predictor.classes == tuple(card.architecture["classes"])
     picture = predictor.draw(predictor.predict(pictures()[:1])[0], pictures()[0])
@@ -81,17 +118,17 @@ def test_says_what_it_is(saved):
 
 def test_nothing_there(tmp_path):
     with pytest.raises(NotFoundError):
-        Predictor(str(tmp_path))
+        Predictor.open(str(tmp_path))
 
 
 def test_an_encoder_is_no_task_model(tmp_path):
     save_checkpoint(str(tmp_path), ModelCard(kind="clip", architecture={}, recipe={}), {})
     with pytest.raises(ArtifactError, match="of kind 'clip'"):
-        Predictor(str(tmp_path))
+        Predictor.open(str(tmp_path))
 
 
 def test_a_task_of_a_later_version(tmp_path):
     card = ModelCard(kind="task", architecture={"task": "flow"}, recipe={})
     save_checkpoint(str(tmp_path), card, {})
     with pytest.raises(ConfigError, match="'flow' is not a task"):
-        Predictor(str(tmp_path))
+        Predictor.open(str(tmp_path))

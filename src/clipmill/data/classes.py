@@ -5,7 +5,10 @@ Shapes: H image height, W image width.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.errors import SourceError
@@ -29,6 +32,10 @@ class ClassFolder:
     def image(self, index: int) -> Image.Image:
         """Picture ``index``, RGB; SourceError if it can't be decoded."""
         return read_rgb(self.images[index])
+
+    def image_HW3(self, index: int) -> NDArray[Any]:
+        """The same as an array, uint8."""
+        return np.asarray(self.image(index))
 
     @classmethod
     def open(cls, folder: Path, split: str) -> "ClassFolder":

@@ -1,7 +1,7 @@
 """Where a run's result lies: an address made of its config and its parents."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from clipmill.config import Config
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clipmill.engine.loop import Trained
+    from clipmill.models.embedding import EmbeddingStatistics
 
 LOG_FILE = "log.jsonl"
 """A run's records; of an unfinished one, in its folder ``state``."""
@@ -27,15 +28,23 @@ def result_uri(store: str, kind: str, name: str, config: Config, parents: Sequen
 
 
 def save_result(
-    uri: str, card: ModelCard, tensors: Mapping[str, "Tensor"], trained: "Trained"
+    uri: str,
+    card: ModelCard,
+    tensors: Mapping[str, "Tensor"],
+    trained: "Trained",
+    *,
+    embed: "Callable[[], EmbeddingStatistics | None]" = lambda: None,
 ) -> None:
-    """Write log and checkpoint, then drop the state that resuming needed; the first rank does."""
+    """Write log and checkpoint, then drop the state that resuming needed; the first rank does.
+
+    ``embed`` says what the model makes of its training images; it is asked there alone.
+    """
     from clipmill.engine.state import drop_state
 
     if trained.rank:
         return
     write_bytes(join(uri, LOG_FILE), log_lines(trained.log))
-    save_checkpoint(uri, card, tensors)
+    save_checkpoint(uri, card, tensors, embed())
     drop_state(join(uri, "state"))
 
 

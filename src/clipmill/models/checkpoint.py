@@ -1,15 +1,17 @@
 """Checkpoints: a folder with ``model.safetensors`` and, written last, ``model.json``.
 
 The JSON names the format, what the model is, how it was made and from what; nothing is ever
-unpickled. A folder without its JSON is no checkpoint.
+unpickled. A folder without its JSON is no checkpoint. ``embedding.json`` may lie beside them: what
+the model's embeddings of its training images are like.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from clipmill.digest import digest_json, sha256_bytes
 from clipmill.errors import ArtifactError
+from clipmill.models.embedding import EmbeddingStatistics
 from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 _TENSORS = "model.safetensors"
 _CARD = "model.json"
+_EMBEDDING = "embedding.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +65,21 @@ class ModelCard:
         return Parent(role=role, uri=self.uri, digest=self.digest)
 
 
-def save_checkpoint(uri: str, card: ModelCard, tensors: Mapping[str, "Tensor"]) -> ModelCard:
-    """Write both files, the JSON last, and return the card with its digest's parts filled in."""
+def save_checkpoint(
+    uri: str,
+    card: ModelCard,
+    tensors: Mapping[str, "Tensor"],
+    embedding: EmbeddingStatistics | None = None,
+) -> ModelCard:
+    """Write the files, the card last, and return the card with its digest's parts filled in."""
     from safetensors.torch import save
 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     card = replace(card, tensors_sha256=sha256_bytes(data), tensors_bytes=len(data), uri=uri)
     write_bytes(join(uri, _TENSORS), data)
+    if embedding is not None:
+        of_model = {"tensors_sha256": card.tensors_sha256}
+        write_json(join(uri, _EMBEDDING), of_model | asdict(embedding))
     write_json(join(uri, _CARD), _to_json(card))
     return card
 
@@ -139,6 +150,30 @@ def load_checkpoint(uri: str) -> tuple[ModelCard, dict[str, "Tensor"]]:
             action="restore the checkpoint or make it again",
         )
     return card, load(data)
+
+
+def read_embedding(card: ModelCard) -> EmbeddingStatistics | None:
+    """What the model's embeddings of its training images are like, if that was kept with it.
+
+    Raises:
+        ArtifactError: the file is foreign, or another model's.
+    """
+    uri = join(card.uri, _EMBEDDING)
+    if not exists(uri):
+        return None
+    value = read_json(uri)
+    try:
+        is_its_own = value.pop("tensors_sha256") == card.tensors_sha256
+        found = EmbeddingStatistics(**value | {"mean": tuple(map(float, value["mean"]))})
+    except (AttributeError, KeyError, TypeError, ValueError):
+        is_its_own = False
+    if not is_its_own:
+        raise ArtifactError(
+            f"{uri} isn't about the model beside it",
+            expected="the file that was written with the checkpoint",
+            action="restore it, or remove it and do without its metric",
+        )
+    return found
 
 
 def _to_json(card: ModelCard) -> dict[str, Any]:

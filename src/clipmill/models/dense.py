@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipmill.errors import ConfigError
 from clipmill.models.encoders import EncoderConfig
 from clipmill.models.normalization import Normalize
 from clipmill.models.towers import vision_kwargs
@@ -23,6 +24,17 @@ class Encoder(nn.Module, ABC):
     """Tensors of the pretrained tower that aren't needed here and that this module doesn't have."""
     num_layers: int
     """Layers for layer-wise learning-rate decay: 0 is the stem, ``num_layers`` the top."""
+    stride: int = 1
+    """What the sides of images must be multiples of, pixels."""
+
+    def check_side(self, side: int) -> None:
+        """Refuse square images of a side that the stride doesn't divide (ConfigError)."""
+        if side % self.stride:
+            raise ConfigError(
+                f"images of {side} pixels a side, on an encoder of stride {self.stride}",
+                expected=f"a multiple of {self.stride}",
+                action="change the size in the recipe, or take another encoder",
+            )
 
     @abstractmethod
     def layer_of(self, parameter: str) -> int:
@@ -55,6 +67,7 @@ class ViTTokens(Encoder):
         self.trunk.ln_post = nn.Identity()
         self.norm = nn.LayerNorm(config.vision.width, eps=1e-5)
         self.num_layers = config.vision.layers + 1
+        self.stride = config.vision.patch_size
         self._grid = config.vision.image_size // config.vision.patch_size
         blocks = config.vision.layers
         self._drop = [drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
@@ -113,6 +126,7 @@ class TimmEncoder(DenseEncoder):
         self._indices = sorted(by_stride.values())[-4:]
         self.strides = tuple(stages[i]["reduction"] for i in self._indices)
         self.channels = tuple(stages[i]["num_chs"] for i in self._indices)
+        self.stride = max(self.strides)
         self.num_layers = len(stages)
         before = set(self.trunk.state_dict())
         self.trunk.prune_intermediate_layers(self._indices)

@@ -81,6 +81,7 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
     from clipmill.engine.distributed import Ranks
     from clipmill.engine.loop import train
     from clipmill.pretrain.clip_objective import ClipObjective
+    from clipmill.pretrain.embedding import training_embedding
     from clipmill.pretrain.start_weights import load_start
 
     def objective(here: Ranks) -> ClipObjective:
@@ -132,5 +133,11 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
     tensors = {
         k.removeprefix("clip."): v for k, v in trained.tensors.items() if k.startswith("clip.")
     }
-    save_result(uri, card, tensors, trained)
+    save_result(
+        uri,
+        card,
+        tensors,
+        trained,
+        embed=lambda: training_embedding(config.model, tensors, view),
+    )
     return uri

@@ -56,6 +56,7 @@ class Catalogue:
             metrics = serving_metrics()
             metrics.info.remove(model.name, model.version, model.served.kind, model.card.digest)
             metrics.loaded_bytes.remove(model.name, model.version)
+            metrics.embedding_distance.remove(model.name, model.version)
         self._show(models)
         await asyncio.gather(*(model.retire() for model in gone))
 
@@ -67,4 +68,7 @@ class Catalogue:
             kind, digest = model.served.kind, model.card.digest
             metrics.info.labels(model.name, model.version, kind, digest).set(1)
             metrics.loaded_bytes.labels(model.name, model.version).set(model.card.tensors_bytes)
+            if model.drift is not None:
+                distance = metrics.embedding_distance.labels(model.name, model.version)
+                distance.set_function(model.drift.distance)
         self._models = shown

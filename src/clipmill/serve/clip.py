@@ -4,22 +4,20 @@ Shapes: B images, M texts, L labels, D embedding width, n images in a request.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.models.center_resize import center_resize
 from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.clip_embedder import ClipEmbedder
+from clipmill.models.embedding import Listener
 from clipmill.models.towers import ClipConfig
 from clipmill.serve.asked import Asked
 from clipmill.serve.options import Options
 from clipmill.serve.refusal import BadRequestError
 from clipmill.serve.served import Item, Served, Tensors, likeliest
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _MAX_REMEMBERED: Final = 4096
 
@@ -36,23 +34,10 @@ class ClipServed(Served):
             NotFoundError: nothing lies there.
             ArtifactError: it is cut or changed.
         """
-        import torch
-
-        from clipmill.models.normalization import Normalize
-        from clipmill.models.reparameterise import reparameterised
-        from clipmill.models.towers import build_clip
-
         self.card, tensors = load_checkpoint(uri)
         self._config = ClipConfig.from_json(self.card.architecture)
-        model = build_clip(self._config)
-        model.load_state_dict(tensors)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = reparameterised(model).to(self._device)
-        vision = self._config.vision
-        self._normalize = Normalize(vision.mean, vision.std).to(self._device)
-        self._tokenize = self._config.text.tokenizer()
-        self._scale = float(model.logit_scale.exp())
-        self._bias = 0.0 if model.logit_bias is None else float(model.logit_bias)
+        self._embedder = ClipEmbedder(self._config, tensors)
+        self._listeners: list[Listener] = []
         self._remembered: dict[str, NDArray[np.float32]] = {}
 
     def inputs(self) -> list[dict[str, Any]]:
@@ -77,8 +62,8 @@ class ClipServed(Served):
             "classes": [],
             "palette": [],
             "loss": self._config.loss,
-            "logit_scale": self._scale,
-            "logit_bias": self._bias,
+            "logit_scale": self._embedder.scale,
+            "logit_bias": self._embedder.bias,
             "image_side": self._config.vision.image_size,
         }
 
@@ -98,7 +83,7 @@ class ClipServed(Served):
 
     def prepare(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The central square at the tower's size."""
-        return center_resize(Image.fromarray(image_HW3), self._config.vision.image_size)
+        return self._embedder.prepare(Image.fromarray(image_HW3))
 
     def words(self, asked: Asked, options: Options) -> tuple[str, ...]:
         """Texts as they are, labels in their sentence."""
@@ -106,20 +91,22 @@ class ClipServed(Served):
 
     def predict(self, items: Sequence[Item]) -> list[NDArray[Any]]:
         """(D,) for an image, (M, D) for a request's texts."""
-        import torch
-
         images = [item for item in items if isinstance(item, np.ndarray)]
         results: list[NDArray[Any]] = []
         if images:
-            pixels_B3HW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-            with torch.inference_mode():
-                found = self._model.encode_image(self._normalize(pixels_B3HW.to(self._device)))
-            results = list(_unit(found))
+            embedded_BD = self._embedder.images(images)
+            for listener in self._listeners:
+                listener(embedded_BD)
+            results = list(embedded_BD)
         texts = [item for item in items if not isinstance(item, np.ndarray)]
         self._remember({word for words in texts for word in words})
         of_texts = iter([np.stack([self._remembered[w] for w in words]) for words in texts])
         of_images = iter(results)
         return [next(of_images if isinstance(i, np.ndarray) else of_texts) for i in items]
+
+    def watch(self, listener: Listener) -> None:
+        """Tell ``listener`` each image's embedding."""
+        self._listeners.append(listener)
 
     def answer(self, asked: Asked, results: Sequence[NDArray[Any]], options: Options) -> Tensors:
         """Embeddings (n, D) and (M, D), or (n, L) probabilities, or the ``top_k`` of them."""
@@ -141,7 +128,7 @@ class ClipServed(Served):
 
     def _probabilities(self, cosine_nL: NDArray[np.float64]) -> NDArray[np.float64]:
         """As the loss meant similarities: over the labels together, or each by itself."""
-        logits_nL = self._scale * cosine_nL + self._bias
+        logits_nL = self._embedder.scale * cosine_nL + self._embedder.bias
         if self._config.loss == "sigmoid":
             each: NDArray[np.float64] = 1 / (1 + np.exp(-logits_nL))
             return each
@@ -151,20 +138,8 @@ class ClipServed(Served):
 
     def _remember(self, words: set[str]) -> None:
         """Run those texts that aren't known: labels come again with each image."""
-        import torch
-
         if len(self._remembered) + len(words) > _MAX_REMEMBERED:
             self._remembered.clear()
         new = sorted(words - self._remembered.keys())
-        if not new:
-            return
-        with torch.inference_mode():
-            found = self._model.encode_text(self._tokenize(new).to(self._device))
-        self._remembered.update(zip(new, _unit(found), strict=True))
-
-
-def _unit(embedding_BD: "Tensor") -> NDArray[np.float32]:
-    from torch.nn import functional as F
-
-    unit_BD: NDArray[np.float32] = F.normalize(embedding_BD.float(), dim=-1).cpu().numpy()
-    return unit_BD
+        if new:
+            self._remembered.update(zip(new, self._embedder.texts(new), strict=True))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipmill.models.embedding import Listener
 from clipmill.serve.asked import Asked
 from clipmill.serve.codecs import DATATYPES
 from clipmill.serve.options import Options
@@ -65,6 +66,10 @@ class DenseServed(Served):
         """An output (H, W) for each image."""
         predictions = self.predictor.predict(cast("Sequence[NDArray[np.uint8]]", items))
         return [prediction[self._output.name] for prediction in predictions]
+
+    def watch(self, listener: Listener) -> None:
+        """Tell ``listener`` the encoder's embedding of each image."""
+        self.predictor.watch(listener)
 
     def answer(self, asked: Asked, results: Sequence[NDArray[Any]], options: Options) -> Tensors:
         """The output as (n, H, W), or as BYTES (n,) for PNG.

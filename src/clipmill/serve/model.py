@@ -10,10 +10,12 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.models.checkpoint import read_embedding
 from clipmill.serve.asked import Asked, asked_v1, asked_v2
 from clipmill.serve.batching import Batcher
 from clipmill.serve.codecs import DATATYPES, Source, decode_source
 from clipmill.serve.config import ServeConfig
+from clipmill.serve.drift import EmbeddingDrift
 from clipmill.serve.framework import (
     InferOutput,
     InferRequest,
@@ -56,6 +58,11 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
         self.version = version or self.card.digest[:12]
         side = config.warmup_side
         self.served.predict([self.served.prepare(np.zeros((side, side, 3), np.uint8))])
+        training = read_embedding(self.card)
+        self.drift = None if training is None else EmbeddingDrift(training)
+        """How far images are from the training's, where the checkpoint knows those."""
+        if self.drift is not None:
+            self.served.watch(self.drift.add)
         self.batcher = Batcher(
             self.served.predict, model=name, config=config, bucket=self.served.bucket
         )

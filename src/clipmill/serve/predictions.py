@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from clipmill.models.embedding import Listener
 from clipmill.serve.asked import Asked
 from clipmill.serve.codecs import DATATYPES
 from clipmill.serve.options import Options
@@ -83,6 +84,10 @@ class PredictionServed(Served):
     def predict(self, items: Sequence[Item]) -> list[Any]:
         """A prediction for each image."""
         return list(self._predictor.predict(cast("Sequence[NDArray[np.uint8]]", items)))
+
+    def watch(self, listener: Listener) -> None:
+        """Tell ``listener`` the encoder's embedding of each image."""
+        self._predictor.watch(listener)
 
     def answer(self, asked: Asked, results: Sequence[Any], options: Options) -> Tensors:
         """Arrays of all images together; see :func:`together`.

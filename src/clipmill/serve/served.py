@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import ModelCard, read_card
+from clipmill.models.embedding import Listener
 from clipmill.serve.asked import Asked
 from clipmill.serve.options import Options
 from clipmill.serve.refusal import BadRequestError
@@ -64,6 +65,10 @@ class Served(ABC):
         """A result for each item."""
 
     @abstractmethod
+    def watch(self, listener: Listener) -> None:
+        """From now on let ``listener`` hear the embedding of each image that is run."""
+
+    @abstractmethod
     def answer(self, asked: Asked, results: Sequence[Any], options: Options) -> Tensors:
         """V2's output tensors; ``results`` belong to images first, then to words."""
 
@@ -108,7 +113,7 @@ def load_served(uri: str) -> Served:
         from clipmill.serve.predictions import PredictionServed
         from clipmill.tasks.predictor import Predictor
 
-        predictor = Predictor(uri)
+        predictor = Predictor.open(uri)
         is_dense = [output.shape for output in predictor.outputs] == [("H", "W")]
         return DenseServed(predictor) if is_dense else PredictionServed(predictor)
     if kind == "clip":

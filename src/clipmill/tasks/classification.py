@@ -18,6 +18,7 @@ from clipmill.tasks.classification_metrics import TopK
 from clipmill.tasks.contract import (
     EvaluatedSample,
     Evaluation,
+    Images,
     Metric,
     OutputSpec,
     Predict,
@@ -79,6 +80,10 @@ class ClassificationTask(Task[ClassificationConfig]):
         split = "train" if (folder / "train").is_dir() else "val"
         return ClassFolder.open(folder, split).classes
 
+    def sides(self, config: ClassificationConfig) -> tuple[int, ...]:
+        """The training crop's and the test's."""
+        return (config.image_size, config.test_size)
+
     def objective(
         self, config: ClassificationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "EncoderObjective":
@@ -129,6 +134,12 @@ class ClassificationTask(Task[ClassificationConfig]):
             world_size=world_size,
         )
 
+    def training_images(self, folder: Path) -> Images:
+        """The training split's images."""
+        from clipmill.data.classes import ClassFolder
+
+        return ClassFolder.open(folder, "train")
+
     def network(
         self, config: ClassificationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "nn.Module":
@@ -157,7 +168,7 @@ class ClassificationTask(Task[ClassificationConfig]):
         data = ClassFolder.open(folder, "val")
         metrics, samples = TopK((1, 5)), []
         for index in range(len(data)):
-            image_HW3, label = np.asarray(data.image(index)), data.labels[index]
+            image_HW3, label = data.image_HW3(index), data.labels[index]
             found = predict(image_HW3)
             metrics.update(found["probabilities"], label)
             if index < num_samples:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
@@ -82,6 +82,15 @@ class EvaluatedSample:
     """What the model said."""
 
 
+class Images(Protocol):
+    """Images that are read one by one."""
+
+    def __len__(self) -> int: ...
+
+    def image_HW3(self, index: int) -> NDArray[Any]:
+        """RGB, uint8; SourceError if it can't be decoded."""
+
+
 class Task(ABC, Generic[TaskConfigT]):
     """A task: how its data is read, a model trained, run, judged and drawn."""
 
@@ -93,6 +102,10 @@ class Task(ABC, Generic[TaskConfigT]):
     @abstractmethod
     def classes(self, folder: Path) -> tuple[str, ...]:
         """Names of the data's classes, in the order of their ids; empty where there are none."""
+
+    @abstractmethod
+    def sides(self, config: TaskConfigT) -> tuple[int, ...]:
+        """Sides of the square images that the encoder sees, in training or at test, pixels."""
 
     @abstractmethod
     def objective(
@@ -118,11 +131,16 @@ class Task(ABC, Generic[TaskConfigT]):
         """
 
     @abstractmethod
+    def training_images(self, folder: Path) -> Images:
+        """The training split's images as they are, in any size."""
+
+    @abstractmethod
     def network(
         self, config: TaskConfigT, encoder: "EncoderConfig", classes: tuple[str, ...]
     ) -> "nn.Module":
         """The network to serve, with fresh weights and without any training library.
 
+        It holds its encoder as ``encoder``.
         Its forward takes images (B, 3, H, W) in 0..1, and gives the output (B, ...) where the task
         has but one, else a list with a dict of outputs for each image.
         """

@@ -18,6 +18,7 @@ from clipmill.stages import Report
 from clipmill.tasks.contract import (
     EvaluatedSample,
     Evaluation,
+    Images,
     Metric,
     OutputSpec,
     Predict,
@@ -81,6 +82,10 @@ class DepthTask(Task[DepthConfig]):
         del folder
         return ()
 
+    def sides(self, config: DepthConfig) -> tuple[int, ...]:
+        """The crop's."""
+        return (config.crop_size,)
+
     def objective(
         self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "DenseObjective":
@@ -127,6 +132,12 @@ class DepthTask(Task[DepthConfig]):
             rank=rank,
             world_size=world_size,
         )
+
+    def training_images(self, folder: Path) -> Images:
+        """The training split's images."""
+        from clipmill.data.labelled import NyuFolder
+
+        return NyuFolder.open(folder, "train")
 
     def network(
         self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]

@@ -18,6 +18,7 @@ from clipmill.stages import Report
 from clipmill.tasks.contract import (
     EvaluatedSample,
     Evaluation,
+    Images,
     Metric,
     OutputSpec,
     Predict,
@@ -83,6 +84,10 @@ class DetectionTask(Task[DetectionConfig]):
 
         return coco_classes(folder)
 
+    def sides(self, config: DetectionConfig) -> tuple[int, ...]:
+        """The canvas's."""
+        return (config.image_size,)
+
     def objective(
         self, config: DetectionConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "EncoderObjective":
@@ -137,6 +142,12 @@ class DetectionTask(Task[DetectionConfig]):
             world_size=world_size,
             fills={"boxes": 0, "labels": -1, "is_crowd": 0, "masks": 0},
         )
+
+    def training_images(self, folder: Path) -> Images:
+        """The training split's images."""
+        from clipmill.data.labelled_coco import CocoFolder, coco_split
+
+        return CocoFolder.open(folder, coco_split(folder, "train"))
 
     def network(
         self, config: DetectionConfig, encoder: EncoderConfig, classes: tuple[str, ...]

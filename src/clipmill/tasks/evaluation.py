@@ -52,7 +52,7 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
         return uri
     from clipmill.tasks.predictor import Predictor
 
-    predictor = Predictor(model, num_threads=card.recipe["train"]["num_threads"])
+    predictor = Predictor.open(model, num_threads=card.recipe["train"]["num_threads"])
     task = predictor.task
     _check_classes(model, predictor.classes, task.classes(folder))
     found = task.evaluate(

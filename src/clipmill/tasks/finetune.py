@@ -46,6 +46,10 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     ``encoder`` is the URI of a CLIP checkpoint, ``timm:MODEL`` or ``open_clip:MODEL``; ``data`` a
     folder in the task's layout, or the URI of one packed as a tar. A checkpoint that is there
     already is returned at once; an unfinished run goes on.
+
+    Raises:
+        ConfigError: the encoder's stride doesn't fit the recipe's images.
+        StoppedError, TrainingError, StorageError: as the training loop does.
     """
     task = task_named(config.task)
     start = open_encoder(encoder)
@@ -55,12 +59,16 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     if has_checkpoint(uri):
         return uri
     from clipmill.engine.loop import train
+    from clipmill.tasks.embedding import training_embedding
+    from clipmill.tasks.predictor import Predictor
 
     classes = task.classes(folder)
 
     def objective(here: "Ranks") -> "Objective":
         del here
         made = task.objective(config.model, start.config, classes)
+        for side in task.sides(config.model):
+            made.encoder.check_side(side)
         start.load_into(made.encoder)
         return made
 
@@ -91,6 +99,13 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
         metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
         summary={"task": task.name, "steps": f"{config.train.steps:,}"},
     )
-    served = {task.served_name(name): tensor for name, tensor in trained.tensors.items()}
-    save_result(uri, card, {k: v for k, v in served.items() if k is not None}, trained)
+    named = {task.served_name(name): tensor for name, tensor in trained.tensors.items()}
+    served = {name: tensor for name, tensor in named.items() if name is not None}
+    save_result(
+        uri,
+        card,
+        served,
+        trained,
+        embed=lambda: training_embedding(Predictor(card, served), folder),
+    )
     return uri

@@ -1,14 +1,15 @@
 """A trained task model, ready to be asked: images in, named arrays for each out."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import ModelCard, load_checkpoint
+from clipmill.models.embedding import Listener, watch_encoder
 from clipmill.models.encoders import EncoderConfig
 from clipmill.tasks.contract import OutputSpec, Prediction, Task
 from clipmill.tasks.registry import task_named
@@ -20,7 +21,37 @@ if TYPE_CHECKING:
 class Predictor:
     """One model on one device. Not thread-safe: call it from one thread at a time."""
 
-    def __init__(self, uri: str, *, num_threads: int = 0) -> None:
+    def __init__(self, card: ModelCard, tensors: "Mapping[str, Tensor]") -> None:
+        """The network of a checkpoint, its encoder's branches fused.
+
+        Raises:
+            ArtifactError: it is no task model.
+        """
+        import torch
+
+        from clipmill.models.reparameterise import reparameterised
+
+        if card.kind != "task":
+            raise ArtifactError(
+                f"{card.uri} is a checkpoint of kind {card.kind!r}",
+                expected="a task model, as finetune makes",
+                action="fine-tune the encoder first and give that URI",
+            )
+        self.card: ModelCard = card
+        self.task: Task[Any] = task_named(card.architecture["task"])
+        self.classes: tuple[str, ...] = tuple(card.architecture["classes"])
+        """Class names by id; empty where the task has none."""
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = self.task.network(
+            self.task.config_type.from_json(card.architecture["config"]),
+            EncoderConfig.from_json(card.architecture["encoder"]),
+            self.classes,
+        )
+        network.load_state_dict(tensors)
+        self._network = reparameterised(network).to(self._device)
+
+    @classmethod
+    def open(cls, uri: str, *, num_threads: int = 0) -> Self:
         """Load and verify the checkpoint at ``uri``; 0 threads leaves PyTorch's choice.
 
         Raises:
@@ -31,25 +62,7 @@ class Predictor:
 
         if num_threads:
             torch.set_num_threads(num_threads)
-        card, tensors = load_checkpoint(uri)
-        if card.kind != "task":
-            raise ArtifactError(
-                f"{uri} is a checkpoint of kind {card.kind!r}",
-                expected="a task model, as finetune makes",
-                action="fine-tune the encoder first and give that URI",
-            )
-        self.card: ModelCard = card
-        self.task: Task[Any] = task_named(card.architecture["task"])
-        self.classes: tuple[str, ...] = tuple(card.architecture["classes"])
-        """Class names by id; empty where the task has none."""
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = self.task.network(
-            self.task.config_type.from_json(card.architecture["config"]),
-            EncoderConfig.from_json(card.architecture["encoder"]),
-            self.classes,
-        )
-        self._network.load_state_dict(tensors)
-        self._network.eval().to(self._device)
+        return cls(*load_checkpoint(uri))
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
@@ -72,6 +85,10 @@ class Predictor:
             for index, prediction in zip(indices, self._by_image(found), strict=True):
                 predictions[index] = prediction
         return predictions
+
+    def watch(self, listener: Listener) -> None:
+        """From now on let ``listener`` hear the encoder's embedding of each image."""
+        watch_encoder(self._network, self._network.get_submodule("encoder"), listener)
 
     def draw(self, prediction: Prediction, image_HW3: NDArray[Any]) -> NDArray[Any]:
         """A picture (H, W, 3) uint8 of a prediction, on or instead of its image."""

@@ -20,6 +20,7 @@ from clipmill.stages import Report
 from clipmill.tasks.contract import (
     EvaluatedSample,
     Evaluation,
+    Images,
     Metric,
     OutputSpec,
     Predict,
@@ -82,6 +83,10 @@ class SegmentationTask(Task[SegmentationConfig]):
 
         return ade20k_classes(folder)
 
+    def sides(self, config: SegmentationConfig) -> tuple[int, ...]:
+        """The crop's."""
+        return (config.crop_size,)
+
     def objective(
         self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "DenseObjective":
@@ -128,6 +133,12 @@ class SegmentationTask(Task[SegmentationConfig]):
             rank=rank,
             world_size=world_size,
         )
+
+    def training_images(self, folder: Path) -> Images:
+        """The training split's images."""
+        from clipmill.data.labelled import Ade20kFolder
+
+        return Ade20kFolder.open(folder, "training")
 
     def network(
         self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]

@@ -37,6 +37,12 @@ class Alert:
 _FEW = 1 - e.OBJECTIVE
 # A distance of distributions, 0 to 1: two halves of one stream stay below a tenth.
 _DRIFTED = 0.25
+# In usual distances of a training image from their mean: means of images like them stay below 0.2.
+_UNLIKE_TRAINING = 1
+_ENOUGH_IMAGES = (
+    "and on (namespace, model) "
+    f"sum by (namespace, model) (increase({e.BRIGHTNESS}_count[1h])) > 200"
+)
 _ERRORS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="503"}}'
 _ANSWERS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}'
 
@@ -48,9 +54,8 @@ def _burn(short: str, long: str, factor: float) -> str:
 
 def _drifted(*metrics: str) -> str:
     """Far from the day before in any of them, where the hour brought enough images to tell."""
-    images = f"sum by (namespace, model) (increase({e.BRIGHTNESS}_count[1h]))"
     far = " or ".join(f"{drift(metric)} > {_DRIFTED}" for metric in metrics)
-    return f"({far}) and on (namespace, model) {images} > 200"
+    return f"({far}) {_ENOUGH_IMAGES}"
 
 
 def _bucketed(metric: str, low: str, high: str) -> dict[str, str]:
@@ -70,6 +75,16 @@ def _shares(floor: str, wall: str) -> dict[str, str]:
         f'{e.CLASS_SHARE}{{{labels},class="wall"}}': wall,
         f"{e.BRIGHTNESS}_count{{{labels}}}": "0+10x360",
     }
+
+
+def _embedded(*distances: str) -> dict[str, str]:
+    """Distances of each replica, and a steady stream of images."""
+    labels = 'model="depth",namespace="n"'
+    replicas = {
+        f'{e.EMBEDDING_DISTANCE}{{{labels},version="1",pod="{pod}"}}': values
+        for pod, values in enumerate(distances)
+    }
+    return replicas | {f"{e.BRIGHTNESS}_count{{{labels}}}": "0+10x180"}
 
 
 def _train(name: str, **labels: str) -> str:
@@ -119,6 +134,18 @@ ALERTS: tuple[Alert, ...] = (
         fires=_bucketed(e.BRIGHTNESS, "0+5x240 1210+10x120", "0+10x360"),
         silent=_bucketed(e.BRIGHTNESS, "0+5x240 1206+6x120", "0+10x360"),
         after="330m",
+    ),
+    Alert(
+        name="EmbeddingDrift",
+        # A replica that has seen too few images says NaN, which no comparison lets through.
+        expression=f"avg by (namespace, model, version) ({e.EMBEDDING_DISTANCE} >= 0)"
+        f" > {_UNLIKE_TRAINING} {_ENOUGH_IMAGES}",
+        lasting="30m",
+        severity="ticket",
+        summary="images sent to {{ $labels.model }} are unlike those that it was trained on",
+        fires=_embedded("0.1x60 2x120", "NaN " * 180),
+        silent=_embedded("0.2x180", "NaN " * 60 + "0.9x120"),
+        after="150m",
     ),
     Alert(
         name="PredictionDrift",

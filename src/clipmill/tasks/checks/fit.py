@@ -11,7 +11,7 @@ from clipmill.tasks.registry import task_named
 
 
 def check_encoder(config: FinetuneConfig, encoder: str, folder: Path, findings: Findings) -> None:
-    """Build the recipe's objective on the encoder, without memory, and compare stride and crop."""
+    """Build the recipe's objective on the encoder, without memory, and show it an image."""
     import torch
 
     task = task_named(config.task)
@@ -19,22 +19,13 @@ def check_encoder(config: FinetuneConfig, encoder: str, folder: Path, findings: 
         start = open_encoder(encoder)
         with torch.device("meta"):
             objective = task.objective(config.model, start.config, task.classes(folder))
-    except ClipmillError as error:
-        findings.fault("encoder", str(error).splitlines()[0])
-        return
-    side = getattr(config.model, "crop_size", 0)
-    strides = getattr(objective.encoder, "strides", ())
-    if strides and side % max(strides):
-        findings.fault(
-            "stride",
-            f"{encoder} has a map of stride {max(strides)}, by which the crop's side of {side} "
-            "can't be divided",
-        )
-    elif strides:
-        try:
+        for side in task.sides(config.model):
+            objective.encoder.check_side(side)
             objective.encoder.eval()(torch.empty(1, 3, side, side, device="meta"))
-        except AssertionError as error:  # how timm's models refuse a size
-            findings.fault("size", f"{encoder} can't see crops of {side} pixels: {error}")
+    except ClipmillError as error:
+        findings.fault("encoder", f"{encoder}: {str(error).splitlines()[0]}")
+    except AssertionError as error:  # how timm's models refuse a size
+        findings.fault("encoder", f"{encoder} can't see the recipe's images: {error}")
 
 
 def check_model(model: str, folder: Path, findings: Findings) -> None:
