@@ -6,7 +6,8 @@
 #   serve   an endpoint, without CUDA: under 2 GB
 #
 # BASE_IMAGE   a Debian or Ubuntu with Python 3.11 or 3.12; pin it by digest in your CI.
-# TORCH_INDEX  where torch and torchvision come from. Empty: PyPI, whose Linux wheels bring CUDA.
+# TORCH_INDEX  where torch and torchvision come from: an index of wheels; empty for PyPI, whose Linux
+#              wheels bring CUDA; "pypi-cpu" for PyPI's with CUDA taken out (x86_64).
 #
 # Layers go from what seldom changes to what often does: packages, torch, requirements, clipmill.
 # Every file that pip takes must have a hash of requirements/, torch from an index of its own
