@@ -61,7 +61,7 @@ def test_every_task_is_tried_again(name):
     dags = [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
     tasks = {n: t for dag in dags for n, t in dag["tasks"].items()}
     works = {n: t for n, t in tasks.items() if "executorLabel" in component(spec, t)}
-    assert len(works) >= 3
+    assert len(works) >= 2
     assert [n for n, t in works.items() if t.get("retryPolicy", {}).get("maxRetryCount") != 3] == []
 
 
