@@ -19,3 +19,6 @@ pip install --no-deps --require-hashes -r "$rest"
 if [ "${2:-}" = pypi-cpu ]; then
     sh requirements/without_cuda.sh "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 fi
+# An image's root is read-only when it runs, so bytecode is made here. Some packages carry files of
+# other Pythons, which can't be compiled and are never imported.
+python3 -m compileall -q --invalidation-mode unchecked-hash /opt/clipmill/lib || true

@@ -49,6 +49,12 @@ def test_every_task_is_placed(name):
         assert where["nodeSelector"]["labels"]["clipmill.io/pool"] in {"cpu", "gpu"}, executor
         assert where["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
         assert where["secretAsEnv"][0]["optional"] is True
+        assert where["podMetadata"]["labels"] == {"clipmill.io/metrics": "pipeline"}
+        (variable,) = where["fieldPathAsEnv"]
+        assert variable["name"] == "CLIPMILL_METRICS"
+        ((annotation, address),) = where["podMetadata"]["annotations"].items()
+        assert variable["fieldPath"] == f"metadata.annotations['{annotation}']"
+        assert address.endswith(":9090")
         assert where["securityContext"] == {"runAsNonRoot": True}
         resources = executors[executor]["container"]["resources"]
         wants_gpu = where["nodeSelector"]["labels"]["clipmill.io/pool"] == "gpu"
