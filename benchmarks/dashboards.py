@@ -234,12 +234,12 @@ def draw(
             times, values = np.array(line["values"], float).T
             axis.plot(times - start, values, linewidth=1, label=name or None)
         if any(legend(lines)):
-            axis.legend(fontsize=6, loc="best", framealpha=0.6)
+            axis.legend(fontsize=7, loc="best", framealpha=0.6)
         if not lines:
             axis.text(0.5, 0.5, "nothing of the kind happened", ha="center", color="gray")
     figure.suptitle(f"{board['title']}: seconds of the run", fontsize=11)
     figure.tight_layout()
-    figure.savefig(file, dpi=65)
+    figure.savefig(file, dpi=80)
     plt.close(figure)
     Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
         file, optimize=True
