@@ -6,7 +6,8 @@
 #   serve   an endpoint, without CUDA: under 2 GB
 #
 # BASE_IMAGE   a Debian or Ubuntu with Python 3.11 or 3.12; pin it by digest in your CI.
-# TORCH_INDEX  where torch and torchvision come from. Empty: PyPI, whose Linux wheels bring CUDA.
+# TORCH_INDEX  where torch and torchvision come from: an index of wheels; empty for PyPI, whose Linux
+#              wheels bring CUDA; "pypi-cpu" for PyPI's with CUDA taken out (x86_64).
 #
 # Layers go from what seldom changes to what often does: packages, torch, requirements, clipmill.
 # Every file that pip takes must have a hash of requirements/, torch from an index of its own
@@ -28,7 +29,7 @@ RUN groupadd --gid 10001 clipmill \
 
 FROM base AS builder
 ENV MMCV_WITH_OPS=0 PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1
-# pip compiles nothing: one pass at the end does, with a fixed time, so that layers reproduce.
+# pip compiles nothing: one pass after it does, by hashes of the sources, so that layers reproduce.
 ENV PIP_NO_COMPILE=1 SOURCE_DATE_EPOCH=0
 RUN python3 -m venv /opt/clipmill
 WORKDIR /build
@@ -72,16 +73,19 @@ ENTRYPOINT ["clipmill"]
 
 FROM labelled AS data
 COPY --from=data-build /opt/clipmill /opt/clipmill
+COPY --from=data-build /own /opt/clipmill
 RUN mkdir -p /usr/share/clipmill && python -m clipmill.cluster.sbom > /usr/share/clipmill/sbom.json
 USER 10001:10001
 
 FROM labelled AS train
 COPY --from=train-build /opt/clipmill /opt/clipmill
+COPY --from=train-build /own /opt/clipmill
 RUN mkdir -p /usr/share/clipmill && python -m clipmill.cluster.sbom > /usr/share/clipmill/sbom.json
 USER 10001:10001
 
 FROM labelled AS serve
 COPY --from=serve-build /opt/clipmill /opt/clipmill
+COPY --from=serve-build /own /opt/clipmill
 RUN mkdir -p /usr/share/clipmill && python -m clipmill.cluster.sbom > /usr/share/clipmill/sbom.json
 USER 10001:10001
 EXPOSE 8080 8081

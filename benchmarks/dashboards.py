@@ -39,10 +39,14 @@ from clipmill.stages import METRICS_VARIABLE
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import PercentFormatter
 
 CHART = Path(__file__).resolve().parent.parent / "helm" / "clipmill"
 HOST = "127.0.0.1"
 _COLUMNS = 3
+_LINES = 12
+UNITS = {"s": "seconds", "bytes": "bytes", "lengthm": "metres", "short": ""}
+"""Grafana's names of units that aren't shares, and ours."""
 STEPS = ("train.batch_size=16", "train.log_steps=5", "train.checkpoint_steps=10")
 NOTHING_HAPPENED = {
     "Attempts at an endpoint, by outcome, a second",
@@ -86,14 +90,16 @@ class Prometheus:
             f"--web.listen-address={HOST}:{self.port}",
         ]
 
-    def lines(self, query: str, start: float, end: float) -> list[dict[str, Any]]:
-        """Each series of the query's answer over the run: its labels and values."""
-        asked = query.replace("$__rate_interval", "10s").replace("$namespace", ".*")
+    def lines(self, target: dict[str, str], start: float, end: float) -> list[dict[str, Any]]:
+        """Each series of a panel's query over the run: its labels, values and quantile."""
+        asked = target["expr"].replace("$__rate_interval", "10s").replace("$namespace", ".*")
         fields = {"query": asked, "start": start, "end": end, "step": 2}
         url = f"http://{HOST}:{self.port}/api/v1/query_range?{urllib.parse.urlencode(fields)}"
         with urllib.request.urlopen(url) as answer:  # our own server
-            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-        return found
+            found = json.load(answer)["data"]["result"]
+        # The prefix of Grafana's legend.
+        quantile = target["legendFormat"].partition(" ")[0] if " " in target["legendFormat"] else ""
+        return [{**series, "quantile": quantile} for series in found]
 
 
 @contextmanager
@@ -195,10 +201,20 @@ def load(model: str, folder: Path, ports: dict[str, int]) -> None:
             pool.submit(ask, Client(f"http://{HOST}:{ports[track]}"), 40.0)
 
 
+def legend(lines: list[dict[str, Any]]) -> list[str]:
+    """A name a line: its quantile, and those labels in which the lines differ."""
+    labels = {key for line in lines for key in line["metric"]} - {"__name__", "instance", "job"}
+    told = [k for k in sorted(labels) if len({line["metric"].get(k) for line in lines}) > 1]
+    return [
+        " ".join(filter(None, [line["quantile"], *(line["metric"].get(k, "") for k in told)]))
+        for line in lines
+    ]
+
+
 def draw(
     board: dict[str, Any], answers: list[list[dict[str, Any]]], start: float, file: Path
 ) -> None:
-    """The dashboard's panels in a grid; times are seconds since ``start``."""
+    """The dashboard's panels in a grid, with legends and units; seconds since ``start``."""
     panels = board["panels"]
     rows = -(-len(panels) // _COLUMNS)
     size = (5 * _COLUMNS, 2.6 * rows)
@@ -209,14 +225,21 @@ def draw(
         axis.set_title(panel["title"], fontsize=9)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
-        for line in lines[:12]:
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        if unit == "percentunit":
+            axis.yaxis.set_major_formatter(PercentFormatter(1))
+        else:
+            axis.set_ylabel(UNITS[unit], fontsize=7)
+        for line, name in list(zip(lines, legend(lines), strict=True))[:_LINES]:
             times, values = np.array(line["values"], float).T
-            axis.plot(times - start, values, linewidth=1)
+            axis.plot(times - start, values, linewidth=1, label=name or None)
+        if any(legend(lines)):
+            axis.legend(fontsize=7, loc="best", framealpha=0.6)
         if not lines:
             axis.text(0.5, 0.5, "nothing of the kind happened", ha="center", color="gray")
     figure.suptitle(f"{board['title']}: seconds of the run", fontsize=11)
     figure.tight_layout()
-    figure.savefig(file, dpi=65)
+    figure.savefig(file, dpi=80)
     plt.close(figure)
     Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
         file, optimize=True
@@ -241,7 +264,7 @@ def main() -> int:
             for file in sorted((CHART / "files" / "dashboards").glob("*.json")):
                 board = json.loads(file.read_text())
                 answers = [
-                    [line for t in p["targets"] for line in prometheus.lines(t["expr"], start, end)]
+                    [line for t in p["targets"] for line in prometheus.lines(t, start, end)]
                     for p in board["panels"]
                 ]
                 titles = [p["title"] for p in board["panels"]]

@@ -8,8 +8,16 @@ from typing import Literal
 
 from kfp import dsl, kubernetes
 
-from clipmill.cluster.names import POOL_LABEL, STORE_SECRET, STORE_VARIABLES
+from clipmill.cluster.names import (
+    DOMAIN,
+    METRICS_LABEL,
+    METRICS_PORT,
+    POOL_LABEL,
+    STORE_SECRET,
+    STORE_VARIABLES,
+)
 from clipmill.cluster.pools import load_pools, pool_named
+from clipmill.stages import METRICS_VARIABLE
 
 PoolName = Literal["cpu", "gpu"]
 """Pools that the pipelines' tasks choose from."""
@@ -18,7 +26,7 @@ _RETRIES = 3
 
 
 def on_pool(task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True) -> dsl.PipelineTask:
-    """Place ``task`` on nodes of the pool, with shared memory, the store's secret and retries.
+    """Place ``task`` on nodes of the pool, with memory, secret, metrics and retries.
 
     ``cached=False`` runs it each time: for what reads or changes things that no digest names. All
     others are called with URIs that hold digests, so that equal inputs mean equal outputs.
@@ -37,6 +45,11 @@ def on_pool(task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True) -> d
     kubernetes.use_secret_as_env(
         task, STORE_SECRET, {name: name for name in STORE_VARIABLES}, optional=True
     )
+    kubernetes.add_pod_label(task, METRICS_LABEL, "pipeline")
+    # By way of an annotation, so that tasks on one machine don't all want one port.
+    address = f"{DOMAIN}/metrics-address"
+    kubernetes.add_pod_annotation(task, address, f"0.0.0.0:{METRICS_PORT}")
+    kubernetes.use_field_path_as_env(task, METRICS_VARIABLE, f"metadata.annotations['{address}']")
     kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_cpu_request(str(nodes.cpu)).set_cpu_limit(str(nodes.cpu))
     memory = f"{nodes.memory_gibibytes}Gi"

@@ -9,6 +9,7 @@ from clipmill.pipelines.end_to_end import end_to_end
 from clipmill.pipelines.first_light import first_light
 from clipmill.pipelines.pretrain_at_scale import pretrain_at_scale
 from clipmill.pipelines.refresh import refresh
+from clipmill.pipelines.study import study
 
 PIPELINES: Mapping[str, Any] = {
     pipeline.name: pipeline
@@ -19,6 +20,7 @@ PIPELINES: Mapping[str, Any] = {
         end_to_end,
         pretrain_at_scale,
         refresh,
+        study,
     )
 }
 """Those that are compiled, and that a cluster's UI shows."""

@@ -53,16 +53,21 @@ def test_what_is_copied_isnt_ignored():
     assert all((ROOT / name).exists() for name in kept)
 
 
-def test_cuda_is_left_out_with_its_hashes():
-    path = ROOT / "requirements" / "without_torch.py"
-    spec = importlib.util.spec_from_file_location("without_torch", path)
+@pytest.mark.parametrize(
+    ("what", "kept"),
+    [("torch", ""), ("cuda", "torch==2.14.1 \\\n    --hash=sha256:2\nnvidia-cuda-runtime==13\n")],
+)
+def test_cuda_is_left_out_with_its_hashes(what, kept):
+    path = ROOT / "requirements" / "without.py"
+    spec = importlib.util.spec_from_file_location("without", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     text = (
         "timm==1.0 \\\n    --hash=sha256:1\n"
-        "torch==2.14.1 \\\n    --hash=sha256:2 \\\n    --hash=sha256:3\n"
-        "nvidia-nccl-cu13==2.30.7\ntorchx-nightly==2026.10.26\ntriton==3.8.0\ncuda-toolkit==13\n"
+        "torch==2.14.1 \\\n    --hash=sha256:2\nnvidia-cuda-runtime==13\n"
+        "nvidia-nccl-cu13==2.30.7 \\\n    --hash=sha256:3 \\\n    --hash=sha256:4\n"
+        "torchx-nightly==2026.10.26\ntriton==3.8.0\ncuda-toolkit==13\n"
     )
-    assert module.without_torch(text) == (
-        "timm==1.0 \\\n    --hash=sha256:1\ntorchx-nightly==2026.10.26\n"
+    assert module.without(what, text) == (
+        f"timm==1.0 \\\n    --hash=sha256:1\n{kept}torchx-nightly==2026.10.26\n"
     )

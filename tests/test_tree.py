@@ -1,6 +1,7 @@
 """The README shows the tree as it is."""
 
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,3 +20,10 @@ def test_every_package_and_top_folder_is_in_the_readme():
     folders = [ROOT / n for n in ("components", "pipelines", "benchmarks", "tests", "requirements")]
     shown = [str(p.relative_to(ROOT)) + "/" for p in (*packages, *folders)]
     assert [p for p in shown if f"`{p}`" not in table] == []
+
+
+def test_every_package_is_in_the_wheel():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = [p.parent.relative_to(ROOT / "src") for p in (ROOT / "src").rglob("__init__.py")]
+    packages = {".".join(folder.parts) for folder in folders}
+    assert packages <= set(setuptools["packages"])

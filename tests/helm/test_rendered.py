@@ -80,13 +80,16 @@ def test_a_service_monitor_finds_the_services_that_find_the_pods():
     resources = render(deep(profile(""), "monitoring.kind", "ServiceMonitor"))
     services = [r for r in resources if r["kind"] == "Service"]
     monitors = [r for r in resources if r["kind"] == "ServiceMonitor"]
-    assert len(services) == len(monitors) == 3
+    assert len(services) == len(monitors) == 4
     assert "PodMonitor" not in kinds(resources)
     for monitor in monitors:
         wanted = monitor["spec"]["selector"]["matchLabels"].items()
         (found,) = [s for s in services if wanted <= s["metadata"]["labels"].items()]
         assert found["spec"]["ports"][0]["name"] == monitor["spec"]["endpoints"][0]["port"]
-        assert found["spec"]["selector"]["app.kubernetes.io/component"] in found["metadata"]["name"]
+        chosen = found["spec"]["selector"]
+        tasks = {"clipmill.io/metrics": "pipeline"}
+        component = "pipeline" if chosen == tasks else chosen["app.kubernetes.io/component"]
+        assert found["metadata"]["name"] == f"clipmill-{component}-metrics"
 
 
 def secret(values: dict) -> dict[str, str]:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from clipmill.recipes import run_data
+from clipmill.recipes.registry import recipe
 from clipmill.recipes.run import pretrain
 from clipmill.recipes.wanted import WantedTask, sweep_point
 from clipmill.stages import read_stages
+from clipmill.tasks.finetune import FinetuneConfig
 
 RUN = Path(__file__).with_name("run_pipeline.py")
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
@@ -135,6 +137,24 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
     assert (made, found) == ({"promote", "report"}, {"sweep point", "sweep"})
     points = [s for s in read_stages(store, "fourth") if s.name == "sweep point"]
     assert sorted(s.label.partition("-")[0] for s in points) == ["depth", "depth", "segmentation"]
+
+
+def test_a_study_runs_to_its_page(tmp_path):
+    depth = recipe("depth-miniature", FinetuneConfig, TUNING)
+    conditions = [{"name": "G"}, {"name": "rich", "captions": "synthetic", "layer": "rich"}]
+    overrides = [
+        *(f"scenes.{override}" for override in SCENES),
+        *(f"pretrain.{override}" for override in CAPTIONS["clip_overrides"]),
+        f"finetunes={json.dumps([depth.to_json()])}",
+        f"conditions={json.dumps(conditions)}",
+        "seeds=[0]",
+    ]
+    arguments = {"store": f"{tmp_path}/store", "run": "r", "study_overrides": overrides}
+    assert finish("study", arguments, tmp_path) == ({"study"}, set())
+    (shown,) = tmp_path.glob("kfp/**/page")
+    (page,) = tmp_path.glob("store/studies/*/study.html")
+    assert shown.read_bytes() == page.read_bytes()
+    assert "rich" in page.read_text()
 
 
 def test_a_failed_run_says_why_once_and_that_it_failed(tmp_path):

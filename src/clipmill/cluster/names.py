@@ -31,6 +31,8 @@ TRACK_LABEL: Final = f"{DOMAIN}/track"
 """``stable`` or ``canary``: which of an endpoint's models a pod serves."""
 POOL_LABEL: Final = f"{DOMAIN}/pool"
 """Node label that stands for a pool until the chart puts the pool's own in its place."""
+METRICS_LABEL: Final = f"{DOMAIN}/metrics"
+"""What a monitor finds pods by that can't bear the chart's labels."""
 
 METRICS_PORT: Final = 9090
 """Port of a job's ``/metrics``."""

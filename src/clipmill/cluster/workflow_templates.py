@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from clipmill.cluster.names import CONTAINER_SECURITY, DOMAIN, POD_SECURITY, STORE_SECRET
+from clipmill.cluster.names import (
+    CONTAINER_SECURITY,
+    DOMAIN,
+    METRICS_PORT,
+    POD_SECURITY,
+    STORE_SECRET,
+)
 from clipmill.cluster.pools import PoolConfig, container_resources
 from clipmill.digest import digest_json
 from clipmill.stages import METRICS_VARIABLE
@@ -17,7 +23,6 @@ if TYPE_CHECKING:
 USER_ERROR_CODE = 2
 """Exit code of ``clipmill`` for what no retry mends."""
 _PLANNED = "planned"
-_METRICS_PORT = 9090
 _WEEK_SECONDS = 7 * 24 * 3600
 
 
@@ -44,8 +49,8 @@ def container(
         args=[*command, *options],
         inputs=[Parameter(name=p) for p in parameters],
         outputs=[done] if inputs else None,
-        env=[m.EnvVar(name=METRICS_VARIABLE, value=f"0.0.0.0:{_METRICS_PORT}")],
-        ports=[m.ContainerPort(name="metrics", container_port=_METRICS_PORT)],
+        env=[m.EnvVar(name=METRICS_VARIABLE, value=f"0.0.0.0:{METRICS_PORT}")],
+        ports=[m.ContainerPort(name="metrics", container_port=METRICS_PORT)],
         env_from=[m.EnvFromSource(secret_ref=m.SecretEnvSource(name=STORE_SECRET, optional=True))],
         resources=m.ResourceRequirements(**container_resources(pool)),
         security_context=m.SecurityContext.model_validate(CONTAINER_SECURITY),

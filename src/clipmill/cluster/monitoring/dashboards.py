@@ -10,6 +10,8 @@ from clipmill.cluster.monitoring.recording import error_ratio
 
 _WIDTH, _HEIGHT, _COLUMNS = 12, 8, 2
 _QUANTILES = (0.5, 0.9, 0.99)
+_UNITS = {"_ratio": "percentunit", "_seconds": "s", "_bytes": "bytes", "_metres": "lengthm"}
+"""Grafana's, by what a metric's name says."""
 _CHOSEN = 'namespace=~"$namespace"'
 
 
@@ -65,7 +67,7 @@ def _promotion() -> list[dict[str, Any]]:
 
 
 def _chart(title: str, lines: dict[str, str], name: str) -> dict[str, Any]:
-    unit = "percentunit" if name.endswith("_ratio") else "s" if "_seconds" in name else "short"
+    unit = next((unit for part, unit in _UNITS.items() if part in name), "short")
     return {
         "title": title,
         "type": "timeseries",
