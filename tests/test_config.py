@@ -252,3 +252,10 @@ def test_operational_fields_are_left_out_of_the_digest_alone():
     assert moved.to_json()["inners"] == [{"size": 1, "port": 5}]
     assert Outer.from_json(config.to_json()).digest == config.digest
     assert config.override(["folder=x"]).folder == "x"
+    both = config.override(["named.a.size=3"])
+    assert both.named == {"a": Inner(size=3)}
+    assert config.named == {"a": Inner()}
+    with pytest.raises(ConfigError, match=r"named\.a\.width is not a field"):
+        config.override(["named.a.width=3"])
+    with pytest.raises(ConfigError, match="named has no fields"):
+        config.override(["named.b.size=3"])

@@ -144,8 +144,8 @@ def test_a_study_runs_to_its_page(tmp_path):
     conditions = [{"name": "G"}, {"name": "rich", "captions": "synthetic", "layer": "rich"}]
     overrides = [
         *(f"scenes.{override}" for override in SCENES),
-        *(f"pretrain.{override}" for override in CAPTIONS["clip_overrides"]),
-        f"finetunes={json.dumps([depth.to_json()])}",
+        *(f"clips.clip.{override}" for override in CAPTIONS["clip_overrides"]),
+        f"transfers={json.dumps({'depth': depth.to_json()})}",
         f"conditions={json.dumps(conditions)}",
         "seeds=[0]",
     ]
