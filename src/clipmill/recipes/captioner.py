@@ -65,7 +65,8 @@ def coca_miniature() -> CaptionerConfig:
                 text=TextConfig(context_length=18, vocab_size=2048, width=128, heads=4, layers=1),
             ),
             decoder_layers=1,
-            token_stride=8,
+            # Deep features: those of a finer map tell colours well and shapes hardly.
+            token_stride=32,
         ),
         crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
         load=LoadConfig(num_workers=0),

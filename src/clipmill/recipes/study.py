@@ -87,10 +87,11 @@ def study_captions() -> StudyConfig:
         scenes_every_task(), num_pairs=8192, num_captioning=4096, num_labelled=512, num_test=256
     )
     captioner, mae, labels = coca_miniature(), mae_miniature(), supervised_miniature()
+    captioner = replace(captioner, train=_seen(captioner.train))
     return StudyConfig(
         scenes=scenes,
         shards=shards_miniature(),
-        captioner=replace(captioner, train=replace(captioner.train, steps=1000, batch_size=32)),
+        captioner=captioner.override(["train.schedule.peak=2e-3", "train.num_threads=1"]),
         recaption=recaption_miniature(),
         clips={"clip": _long(clip_miniature()), "vit": _long(clip_vit_miniature())},
         maes={"mae": replace(mae, train=_seen(mae.train))},
