@@ -1,18 +1,14 @@
 """Images a second of whole task networks on this machine: encoder, neck and head.
 
-As served, one image at a time: eager, with the encoder's branches fused, and of that form compiled
-by torch, exported by it, and exported to ONNX Runtime (where ``onnx onnxscript onnxruntime`` are
-installed). Rounds of what is compared alternate; random weights.
-``python benchmarks/task_throughput.py``.
+As served, one image at a time: eager, with the encoder's branches fused, and compiled after that.
+Rounds of what is compared alternate; random weights. ``python benchmarks/task_throughput.py``.
 """
 
 import argparse
-import io
 import itertools
 import statistics
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 from rich.console import Console
@@ -35,7 +31,6 @@ NETWORKS = {
     "MCi0 + UperNet": ("timm:fastvit_mci0", "upernet-vit-b16"),
     "MCi0 + depth": ("timm:fastvit_mci0", "depth-vit-b16"),
 }
-FORMS = ("compiled", "exported", "onnxruntime")
 _NUM_CLASSES = 150  # ADE20K's
 
 
@@ -46,40 +41,6 @@ def network(encoder: str, name: str) -> nn.Module:
     torch.manual_seed(0)
     made = task_named(config.task).network(config.model, open_encoder(encoder).config, classes)
     return made.eval()
-
-
-def in_form(form: str, fused: nn.Module, image: Tensor) -> Callable[[Tensor], Tensor]:
-    """The fused network in another form, for images of that one size."""
-    if form == "compiled":
-        compiled: Callable[[Tensor], Tensor] = torch.compile(fused)
-        return compiled
-    if form == "exported":
-        exported: Callable[[Tensor], Tensor] = torch.export.export(fused, (image,)).module()
-        return exported
-    return onnx_session(fused, image)
-
-
-def onnx_session(fused: nn.Module, image: Tensor) -> Callable[[Tensor], Tensor]:
-    """ONNX Runtime's session of the network, with torch's number of threads."""
-    import onnxruntime
-
-    program = torch.onnx.export(fused, (image,), dynamo=True, verbose=False)
-    file = io.BytesIO()
-    program.save(file)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        file.getvalue(), settings, providers=["CPUExecutionProvider"]
-    )
-    (name,) = (given.name for given in session.get_inputs())
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
-
-
-def unlikeness(found: Tensor, expected: Tensor) -> str:
-    """Share of pixels whose class differs, or the largest difference in metres."""
-    if expected.dtype == torch.uint8:
-        return f"{(found != expected).float().mean():.2%} of pixels"
-    return f"{(found - expected).abs().max():.1e} m"
 
 
 def seconds(run: Callable[[Tensor], object], image: Tensor) -> tuple[float, float]:
@@ -97,38 +58,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     image = torch.rand(1, 3, options.size, options.size)
     title = f"{options.size} x {options.size} pixels, one image at a time, fp32"
     table = Table(title=title, caption=hardware())
-    headings = ("network", "form", "ready in s", "images/s", "images/CPU s", "speed", "differs by")
-    for heading in headings:
+    for heading in ("network", "form", "M parameters", "images/s", "images/CPU s", "speed"):
         table.add_column(heading, justify="left" if heading in {"network", "form"} else "right")
     for name in options.networks:
         eager = network(*NETWORKS[name])
-        fused = reparameterised(eager)
-        runs: dict[str, Callable[[Tensor], Tensor]] = {"eager": eager, "fused": fused}
-        ready, differs = {}, {}
-        for form in ("eager", "fused", *options.forms):
-            if form == "onnxruntime" and find_spec("onnxruntime") is None:
-                continue
-            started = time.perf_counter()
-            if form not in runs:
-                runs[form] = in_form(form, fused, image)
-            found = runs[form](image)
-            ready[form] = time.perf_counter() - started
-            differs[form] = unlikeness(found, eager(image))
-        laps: dict[str, list[tuple[float, float]]] = {form: [] for form in runs}
-        for _, (form, run) in itertools.product(range(options.rounds), runs.items()):
+        forms: dict[str, nn.Module] = {"eager": eager, "fused": reparameterised(eager)}
+        if options.compile:
+            forms["compiled"] = torch.compile(forms["fused"])
+        for run in forms.values():
+            run(image)
+        laps: dict[str, list[tuple[float, float]]] = {form: [] for form in forms}
+        for _, (form, run) in itertools.product(range(options.rounds), forms.items()):
             laps[form].append(seconds(run, image))
         medians = {f: [statistics.median(s) for s in zip(*x, strict=True)] for f, x in laps.items()}
         for form, (wall, cpu) in medians.items():
+            millions = sum(p.numel() for p in forms[form].parameters()) / 1e6
             speed = medians["eager"][1] / cpu
-            figures = (f"{ready[form]:.1f}", f"{1 / wall:.2f}", f"{1 / cpu:.2f}", f"{speed:.2f}x")
-            table.add_row(name, form, *figures, differs[form])
-    Console(width=120).print(table)
+            figures = (f"{millions:.2f}", f"{1 / wall:.2f}", f"{1 / cpu:.2f}", f"{speed:.2f}x")
+            table.add_row(name, form, *figures)
+    Console().print(table)
 
 
 if __name__ == "__main__":
