@@ -144,7 +144,10 @@ def known(figures: dict[str, list[float]]) -> StudyResult:
 def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
     first = [0.80, 0.82, 0.81, 0.83]
     found = known({"G": first, "less": [x - 0.1 for x in first], "same": first[::-1]})
-    assert verdict(found.findings()) == ["less is better than G at depth, frozen (by 0.100 m)."]
+    assert verdict(found.findings()) == [
+        "less is better than G at depth, frozen (by 0.100 m).",
+        "4 seeds are a hint: no test is sure of so few.",
+    ]
     page = study_page(found)
     assert "+0.100 (+0.100 to +0.100)</small><small>+12.3 %, p = 0.125; 0.705 to 0.725" in page
     # The paper's figures stand where whole encoders are fine-tuned.

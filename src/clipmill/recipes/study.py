@@ -127,7 +127,9 @@ def study_captions_quick() -> StudyConfig:
     return replace(
         whole,
         transfers={name: whole.transfers[name] for name in transfers},
-        conditions=tuple(c for c in whole.conditions if c.name in sources),
+        conditions=tuple(
+            replace(c, tables=("sources",)) for c in whole.conditions if c.name in sources
+        ),
         attention=(),
         seeds=(0, 1),
     )

@@ -10,7 +10,7 @@ from clipmill.tasks.contract import Metric
 
 STYLE = """
 td small { display: block; color: var(--soft); white-space: nowrap; }
-td.paper, td.paper + td { color: var(--soft); }
+td.paper, th:has(.paper) { color: var(--soft); font-weight: 400; }
 td.sure small:first-of-type { color: var(--good); font-weight: 600; }
 td.sure.lost small:first-of-type { color: var(--bad); }
 """
@@ -31,7 +31,9 @@ def comparison(found: Findings, paper: Sequence[PaperRow] = ()) -> Html:
     if paper:
         note += " In grey, the paper's ViT-B/16 on photographs."
     head = ["Encoder from", *(heading(found, t) for t in found.transfers)]
-    return table(note, head, [*body, *(_paper_row(found, row) for row in paper)])
+    tasks = {c.task for transfer, c in found.transfers.items() if not found.is_frozen(transfer)}
+    grey = [_paper_row(found, row) for row in paper if tasks & row.figures.keys()]
+    return table(note, head, [*body, *grey])
 
 
 def heading(found: Findings, transfer: str) -> str:
@@ -80,4 +82,4 @@ def _paper_row(found: Findings, row: PaperRow) -> list[str]:
     for transfer, asked in found.transfers.items():
         figure = None if found.is_frozen(transfer) else row.figures.get(asked.task)
         cells.append(tag("td", "" if figure is None else f"{figure:g}", class_="paper"))
-    return [tag("span", row.name, class_="soft"), *cells]
+    return [tag("span", row.name, class_="paper"), *cells]

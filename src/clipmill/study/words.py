@@ -4,6 +4,8 @@ from clipmill.study.findings import Findings
 from clipmill.study.statistics import bootstrap
 from clipmill.study.tables import heading, plain
 
+_FEWEST_SEEDS = 5
+
 
 def verdict(found: Findings) -> list[str]:
     """A sentence for each condition: where its interval over the first one leaves 0 out."""
@@ -16,13 +18,18 @@ def verdict(found: Findings) -> list[str]:
             gain = found.gain(condition, first, transfer)
             if gain.is_sure:
                 metric = found.metric(transfer)
-                figure = plain(abs(gain.change.mean), metric)
-                words = f"{transfer} (by {figure} {metric.unit}".strip() + ")"
+                unit = "points" if metric.unit == "%" else metric.unit
+                figure = f"by {plain(abs(gain.change.mean), metric)} {unit}".strip()
+                words = f"{transfer} ({figure})"
                 (better if gain.change.mean > 0 else worse).append(words)
         for names, word in ((better, "better"), (worse, "worse")):
             if names:
                 sentences.append(f"{condition} is {word} than {first} at {_and(names)}.")
-    return sentences or [f"No condition differs from {first} by more than its interval."]
+    if not sentences:
+        return [f"No condition differs from {first} by more than its interval."]
+    if len(found.seeds) < _FEWEST_SEEDS:
+        sentences.append(f"{len(found.seeds)} seeds are a hint: no test is sure of so few.")
+    return sentences
 
 
 def markdown(found: Findings) -> str:
