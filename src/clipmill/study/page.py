@@ -117,7 +117,7 @@ def _traces(result: StudyResult) -> Section:
     facts = [
         ["study", result.uri],
         ["digest of its config", result.config.digest],
-        ["hours of this run", f"{result.seconds / 3600:.2f}"],
+        ["hours from its last start to its end", f"{result.seconds / 3600:.2f}"],
     ]
     return _sources(result.findings(), facts)
 
