@@ -60,7 +60,7 @@ def test_a_tasks_own_config_can_be_overridden(assignment):
 
 
 def test_a_wrong_override_of_a_task_lists_its_fields():
-    with pytest.raises(ConfigError, match=r"one of model\.crop_size, model\.drop_path"):
+    with pytest.raises(ConfigError, match=r"one of model\.crop_size, model\.photometric"):
         recipe("depth-vit-b16", FinetuneConfig, ["model.crop=1"])
 
 
@@ -88,7 +88,7 @@ def test_miniature_towers_are_as_small_as_their_recipes_say():
     sizes = {
         "clip-vit-miniature": ("visual", 0.9e6),
         "clip-miniature": ("visual", 0.4e6),
-        "coca-miniature": ("", 1.2e6),
+        "coca-miniature": ("", 1.5e6),
     }
     for name, (part, expected) in sizes.items():
         config = RECIPES[name]()

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import uuid
 from pathlib import Path
@@ -205,7 +206,9 @@ def test_a_forked_child_and_its_parent_read_at_once(store: Store) -> None:
     # On one connection, the child's answers and the parent's would get mixed.
     for i in range(100):
         store.put(f"{i}", f"{i}".encode() * 1000)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    # What earlier tests in this process have SIGTERM do, the pool's end would wait for in vain.
+    default = (signal.SIGTERM, signal.SIG_DFL)
+    with multiprocessing.get_context("fork").Pool(2, signal.signal, default) as pool:
         results = [pool.apply_async(_read_all, (store, 100)) for _ in range(2)]
         assert _read_all(store, 100)
         assert all(result.get(30) for result in results)

@@ -49,7 +49,7 @@ def coca_vit_l14() -> CaptionerConfig:
 
 
 def coca_miniature() -> CaptionerConfig:
-    """A CoCa of 1.2 M parameters at 64 px, from scratch on well-captioned scenes.
+    """A CoCa of 1.5 M parameters at 64 px, from scratch on well-captioned scenes.
 
     Source: ours, derived from :func:`coca_vit_l14`.
     Command: ``clipmill data train-captioner --recipe coca-miniature ...``

@@ -37,7 +37,11 @@ _SOURCES = (
     ConditionConfig(name="S (CoCa)", captions="synthetic", layer=COCA),
     _BOTH,
     ConditionConfig(
-        name="terse, true", tables=("sources", "dose"), captions="synthetic", layer="terse", dose=0
+        name="terse, true",
+        tables=("sources", "dose"),
+        captions="synthetic",
+        layer="terse",
+        dose=0.0,
     ),
     ConditionConfig(name="rich, true", captions="synthetic", layer="rich"),
 )
