@@ -14,6 +14,7 @@ from clipmill.study.page import study_page
 from clipmill.study.result import StudyResult, read_study
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import DOSES, SCENE_CAPTIONS, draw_captions, true_share
+from clipmill.study.tables import comparison
 from clipmill.study.words import latex, markdown, rows, verdict
 from clipmill.tasks.evaluation import read_evaluation
 
@@ -155,6 +156,13 @@ def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
     assert '<td class="paper">0.383</td>' not in page
     assert "| less | 11.5 [" in markdown(found.findings())
     assert r"less & 11.5 [10.5, 12.5] & 0.715 [0.705, 0.725] \\" in latex(found.findings())
+    # One that has a reference of its own is held against that.
+    findings = found.findings()
+    matched = replace(findings, over={"less": "less", "same": "less"})
+    assert verdict(matched)[0] == "same is worse than less at depth, frozen (by 0.100 m)."
+    told = str(comparison(matched))
+    assert " over less</small>" in told
+    assert "(+0.100 to +0.100)" not in told
     assert verdict(known({"G": first, "same": first}).findings()) == [
         "No condition differs from G by more than its interval."
     ]
@@ -181,6 +189,8 @@ def test_a_layer_that_nobody_makes_is_refused():
         ConditionConfig(name="x", captions="synthetic", layer="nonsense")
     with pytest.raises(ConfigError, match=r"has a share of 1\.5"):
         ConditionConfig(name="x", budget=1.5)
+    with pytest.raises(ConfigError, match="is held against 'y'"):
+        replace(tiny(), attention=(), conditions=(ConditionConfig(name="x", over="y"),))
     with pytest.raises(ConfigError, match="takes the encoder 'nothing'"):
         replace(tiny(), attention=(), conditions=(ConditionConfig(name="x", encoder="nothing"),))
     with pytest.raises(ConfigError, match="no labels are drawn for depth"):

@@ -65,7 +65,7 @@ def study(
     name: str, overrides: Sequence[str], store: str, run: str = "", *, workers: int = 1
 ) -> str:
     """Compare captions by what encoders learn from them; draws the page too."""
-    from clipmill.storage import exists, write_bytes
+    from clipmill.storage import write_bytes
     from clipmill.study.config import StudyConfig
     from clipmill.study.page import study_page
     from clipmill.study.result import read_study
@@ -74,7 +74,5 @@ def study(
     config = recipe(name, StudyConfig, overrides)
     with Stage("study", store=store, run=run) as stage:
         uri = run_study(config, store, workers=workers, report=stage.report)
-        page = join(uri, "study.html")
-        if not exists(page):
-            write_bytes(page, study_page(read_study(uri)).encode())
+        write_bytes(join(uri, "study.html"), study_page(read_study(uri)).encode())
         return stage.made(uri)

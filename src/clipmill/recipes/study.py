@@ -60,13 +60,20 @@ _SCALED = tuple(
     for whole in (_REAL, _BOTH)
     for fraction in _FRACTIONS
 )
+
+
+def _at(budget: float, name: str) -> str:
+    return f"ViT, {name}, {round(_STEPS * _BATCH * budget):,} seen"
+
+
 _OBJECTIVES = (
     ConditionConfig(name="from scratch", tables=("objectives",), encoder="scratch"),
     ConditionConfig(name="labels", tables=("objectives",), encoder="supervised"),
     *(
         replace(
             condition,
-            name=f"ViT, {name}, {round(_STEPS * _BATCH * budget):,} seen",
+            name=_at(budget, name),
+            over=_at(budget, "MAE"),
             tables=("objectives",),
             encoder=encoder,
             budget=budget,
@@ -112,7 +119,7 @@ def study_captions() -> StudyConfig:
             "classification, frozen": linear_probe_miniature(),
         },
         conditions=(*_SOURCES, *_OBJECTIVES, *_SCALED, *_DOSED),
-        attention=tuple(c.name for c in _OBJECTIVES[-len(_BUDGETS) :]),
+        attention=tuple(c.name for c in _OBJECTIVES if c.over and c.budget == 1),
         seeds=(0, 1, 2, 3, 4),
     )
 

@@ -29,7 +29,10 @@ class ConditionConfig(Config):
     name: str
     """What tables call it."""
     tables: tuple[TableName, ...] = ("sources",)
-    """Where it is compared; each table's first condition is what the others are held against."""
+    """Where it is compared: with each table's first condition, or with ``over``."""
+    over: str = ""
+    """The condition that it is held against, where that isn't the table's first; itself for one
+    that others are held against."""
     encoder: str = "clip"
     """Which of the study's encoders; MAE and labels need no captions."""
     captions: Literal["real", "synthetic", "both"] = "real"
@@ -110,9 +113,12 @@ class StudyConfig(Config):
                     expected="at least one, each once",
                     action=f"correct {name}",
                 )
+        known = {c.name for c in self.conditions}
         for name in self.attention:
-            known = {c.name for c in self.conditions}
             _check(f"attention names {name!r}", name, known, "attention")
+        for condition in self.conditions:
+            problem = f"condition {condition.name!r} is held against {condition.over!r}"
+            _check(problem, condition.over, {"", *known}, "conditions.over")
         encoders = {*self.clips, *self.maes, *self.supervised, *self.scratch}
         for condition in self.conditions:
             _check(

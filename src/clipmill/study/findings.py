@@ -1,7 +1,7 @@
 """Evaluations of several conditions over seeds: what every table is made of."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, read_card
@@ -33,13 +33,19 @@ class Findings:
     """Runs, and what they have in common."""
 
     conditions: tuple[str, ...]
-    """Names, the one that the others are held against first."""
+    """Names; the first is what the others are held against."""
     transfers: Mapping[str, FinetuneConfig]
     """What encoders were judged by, by name."""
     seeds: tuple[int, ...]
     """Each condition has a run with each of them."""
     runs: tuple[StudyRun, ...]
     """One a condition and seed, in any order."""
+    over: Mapping[str, str] = field(default_factory=dict)
+    """What a condition is held against, where it isn't the first one."""
+
+    def reference(self, condition: str) -> str:
+        """What the condition is held against; itself, if others are held against it alone."""
+        return self.over.get(condition, self.conditions[0])
 
     def metric(self, transfer: str) -> Metric:
         """The figure that a transfer is judged by."""

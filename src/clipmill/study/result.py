@@ -59,6 +59,7 @@ class StudyResult:
             transfers=self.config.transfers,
             seeds=self.config.seeds,
             runs=self.runs,
+            over={c.name: c.over for c in conditions if c.over},
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -18,13 +18,12 @@ td.sure.lost small:first-of-type { color: var(--bad); }
 
 def comparison(found: Findings, paper: Sequence[PaperRow] = ()) -> Html:
     """A table of all conditions, and of what the paper found."""
-    first, *others = found.conditions
-    body = [[first, *(_figure(found, first, t) for t in found.transfers)]]
-    body += [[c, *(_changed(found, c, first, t) for t in found.transfers)] for c in others]
-    seeds = len(found.seeds)
+    body = [[c, *(_cell(found, c, t) for t in found.transfers)] for c in found.conditions]
+    seeds, named = len(found.seeds), ", or than what is named" if found.over else ""
     note = (
         f"Mean over {seeds} seed{'s' if seeds != 1 else ''} (95 % bootstrap interval). Below it, "
-        f"how much better than {first}, paired by seed; p is a sign-flip test's, which "
+        f"how much better than {found.conditions[0]}{named}, paired by seed; p is a sign-flip "
+        "test's, which "
         f"{seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured where the interval leaves "
         "0 out."
     )
@@ -52,13 +51,19 @@ def signed(value: float, metric: Metric) -> str:
     return ("+" if value >= 0 else "-") + plain(abs(value), metric)
 
 
+def _cell(found: Findings, condition: str, transfer: str) -> Html:
+    is_reference = found.reference(condition) == condition
+    return (_figure if is_reference else _changed)(found, condition, transfer)
+
+
 def _figure(found: Findings, condition: str, transfer: str) -> Html:
     own, metric = bootstrap(found.figures(condition, transfer)), found.metric(transfer)
     bounds = f"{plain(own.low, metric)} to {plain(own.high, metric)}"
     return tag("td", plain(own.mean, metric), tag("small", bounds))
 
 
-def _changed(found: Findings, condition: str, over: str, transfer: str) -> Html:
+def _changed(found: Findings, condition: str, transfer: str) -> Html:
+    over = found.reference(condition)
     gain = found.gain(condition, over, transfer)
     change = gain.change
     own = bootstrap(found.figures(condition, transfer))
@@ -66,6 +71,8 @@ def _changed(found: Findings, condition: str, over: str, transfer: str) -> Html:
     bounds = f"{plain(own.low, metric)} to {plain(own.high, metric)}"
     mean, low, high = (signed(v, metric) for v in (change.mean, change.low, change.high))
     words = f"{mean} ({low} to {high})"
+    if over != found.conditions[0]:
+        words += f" over {over}"
     kind = "sure" if change.mean > 0 else "sure lost"
     return tag(
         "td",

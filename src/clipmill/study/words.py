@@ -8,14 +8,16 @@ _FEWEST_SEEDS = 5
 
 
 def verdict(found: Findings) -> list[str]:
-    """A sentence for each condition: where its interval over the first one leaves 0 out."""
-    first, *others = found.conditions
+    """A sentence for each condition: where its interval over its reference leaves 0 out."""
     sentences = []
-    for condition in others:
+    for condition in found.conditions:
+        over = found.reference(condition)
+        if over == condition:
+            continue
         better: list[str] = []
         worse: list[str] = []
         for transfer in found.transfers:
-            gain = found.gain(condition, first, transfer)
+            gain = found.gain(condition, over, transfer)
             if gain.is_sure:
                 metric = found.metric(transfer)
                 unit = "points" if metric.unit == "%" else metric.unit
@@ -24,9 +26,9 @@ def verdict(found: Findings) -> list[str]:
                 (better if gain.change.mean > 0 else worse).append(words)
         for names, word in ((better, "better"), (worse, "worse")):
             if names:
-                sentences.append(f"{condition} is {word} than {first} at {_and(names)}.")
+                sentences.append(f"{condition} is {word} than {over} at {_and(names)}.")
     if not sentences:
-        return [f"No condition differs from {first} by more than its interval."]
+        return [f"No condition differs from {found.conditions[0]} by more than its interval."]
     if len(found.seeds) < _FEWEST_SEEDS:
         sentences.append(f"{len(found.seeds)} seeds are a hint: no test is sure of so few.")
     return sentences
