@@ -1,15 +1,11 @@
-"""Every Prometheus metric name, structured logs, and the ``/metrics`` server of a job.
+"""Every Prometheus metric name, and the ``/metrics`` server of a job.
 
 Metrics are registered by the first call of their section's function, so that a process exposes
 only the sections that it uses.
 """
 
-import logging
-import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
-from json import dumps
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
@@ -275,30 +271,3 @@ def serve_metrics(port: int, *, host: str = "127.0.0.1") -> int:
         ) from error
     bound: int = server.server_port
     return bound
-
-
-def configure_logging(level: str = "INFO", *, json: bool = False) -> None:
-    """Send every log record to stderr, as one line of text or of JSON each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if json else logging.Formatter(_TEXT_FORMAT))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-
-
-_TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line: the standard fields, then whatever ``extra=`` brought."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        extra = {k: v for k, v in vars(record).items() if k not in _STANDARD_FIELDS}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return dumps(line | extra | line, default=str)  # the standard fields come first, and win

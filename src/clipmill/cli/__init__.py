@@ -209,10 +209,10 @@ def serve(
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log as JSON lines.")] = False,
 ) -> None:
     """Serve task models and CLIPs with KServe: Open Inference Protocol V2 and V1, and a page."""
+    from clipmill.logs import configure_logging
     from clipmill.serve.config import ServeConfig
     from clipmill.serve.listing import named_models
     from clipmill.serve.server import serve as run
-    from clipmill.telemetry import configure_logging
 
     configure_logging(json=json_logs)
     run(

@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 
 from clipmill.errors import UserError
+from clipmill.logs import configure_logging
 from clipmill.serve.process import ProcessSettings
-from clipmill.telemetry import configure_logging
 
 
 def main() -> int:
