@@ -27,6 +27,8 @@ NETWORKS = {
     "MCi0 + SemanticFPN": ("timm:fastvit_mci0", "semantic-fpn-mci0"),
     "MCi1 + SemanticFPN": ("timm:fastvit_mci1", "semantic-fpn-mci1"),
     "MCi2 + SemanticFPN": ("timm:fastvit_mci2", "semantic-fpn-mci2"),
+    # So small that what follows the network counts.
+    "miniature + UperNet": ("timm:test_resnet", "upernet-miniature"),
     "ViT-B/16 + depth": ("open_clip:ViT-B-16", "depth-vit-b16"),
     "MCi0 + UperNet": ("timm:fastvit_mci0", "upernet-vit-b16"),
     "MCi0 + depth": ("timm:fastvit_mci0", "depth-vit-b16"),
