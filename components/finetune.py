@@ -6,9 +6,11 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def finetune(
-    encoder: str, data: str, recipe: str, overrides: list, store: str, run: str, label: str
-) -> str:
+    encoder: str, data: str, recipe: str, overrides: list, store: str, run: str, label: str,
+    made: dsl.Output[dsl.Model],
+) -> str:  # fmt: skip
     """Fine-tune ``encoder`` on labelled data; the model's URI."""
+    from clipmill.cluster.artifacts import recorded
     from clipmill.recipes.run import finetune as stage
 
-    return stage(recipe, overrides, encoder, data, store, run, label)
+    return recorded(stage(recipe, overrides, encoder, data, store, run, label), made)

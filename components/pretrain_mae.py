@@ -5,8 +5,11 @@ from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def pretrain_mae(dataset: str, recipe: str, overrides: list, store: str, run: str) -> str:
+def pretrain_mae(
+    dataset: str, recipe: str, overrides: list, store: str, run: str, made: dsl.Output[dsl.Model]
+) -> str:
     """Pretrain without captions; the encoder's URI."""
+    from clipmill.cluster.artifacts import recorded
     from clipmill.recipes.run import pretrain_mae as stage
 
-    return stage(recipe, overrides, dataset, store, run)
+    return recorded(stage(recipe, overrides, dataset, store, run), made)

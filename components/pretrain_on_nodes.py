@@ -8,8 +8,10 @@ from kfp import dsl
 def pretrain_on_nodes(
     dataset: str, captions: str, layer: str, recipe: str, overrides: list,
     pool: str, nodes: str, queue: str, namespace: str, store: str, run: str,
+    made: dsl.Output[dsl.Model],
 ) -> str:  # fmt: skip
     """Submit a TrainJob and wait for it; the encoder's URI."""
+    from clipmill.cluster.artifacts import recorded
     from clipmill.cluster.submit import run_to_end
     from clipmill.recipes.run import pretrain as stage
 
@@ -17,4 +19,5 @@ def pretrain_on_nodes(
     command += ["--recipe", recipe, *(text for o in overrides for text in ("--set", o))]
     run_to_end(f"pretrain-{captions}", command, pool, nodes, queue, namespace)
     # It is there by now: the stage finds it, and tells where.
-    return stage(recipe, overrides, dataset, store, run, captions=captions, layer=layer)
+    seen = {"captions": captions, "layer": layer}
+    return recorded(stage(recipe, overrides, dataset, store, run, **seen), made)

@@ -5,8 +5,11 @@ from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def pretrain_supervised(data: str, recipe: str, overrides: list, store: str, run: str) -> str:
+def pretrain_supervised(
+    data: str, recipe: str, overrides: list, store: str, run: str, made: dsl.Output[dsl.Model]
+) -> str:
     """Pretrain on classes; the encoder's URI."""
+    from clipmill.cluster.artifacts import recorded
     from clipmill.recipes.run import pretrain_supervised as stage
 
-    return stage(recipe, overrides, data, store, run)
+    return recorded(stage(recipe, overrides, data, store, run), made)

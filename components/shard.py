@@ -5,8 +5,12 @@ from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def shard(source: str, recipe: str, overrides: list, store: str, run: str, label: str = "") -> str:
+def shard(
+    source: str, recipe: str, overrides: list, store: str, run: str,
+    made: dsl.Output[dsl.Dataset], label: str = "",
+) -> str:  # fmt: skip
     """Cut ``source`` into shards; the dataset's URI."""
+    from clipmill.cluster.artifacts import recorded
     from clipmill.recipes.run_data import shard as stage
 
-    return stage(recipe, overrides, source, store, run, label)
+    return recorded(stage(recipe, overrides, source, store, run, label), made)

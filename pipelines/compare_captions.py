@@ -42,14 +42,16 @@ def compare_captions(
             overrides=clip_overrides,
             **at,
         )
-        encoder = on_pool(pretrained, "gpu").output
+        encoder = on_pool(pretrained, "gpu").outputs["Output"]
         tuning = {"encoder": encoder, "overrides": finetune_overrides, "label": captions, **at}
         segmenter = finetune(data=ade20k, recipe=segmentation_recipe, **tuning)
         segmented = evaluate(
-            model=on_pool(segmenter, "gpu").output, data=ade20k, label=captions, **at
+            model=on_pool(segmenter, "gpu").outputs["Output"], data=ade20k, label=captions, **at
         )
         measurer = finetune(data=nyu, recipe=depth_recipe, **tuning)
-        measured = evaluate(model=on_pool(measurer, "gpu").output, data=nyu, label=captions, **at)
+        measured = evaluate(
+            model=on_pool(measurer, "gpu").outputs["Output"], data=nyu, label=captions, **at
+        )
         for task in (segmented, measured):
             on_pool(task, "gpu")
         for task, name in ((segmenter, "finetune"), (segmented, "evaluate")):

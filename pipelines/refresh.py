@@ -35,7 +35,10 @@ def refresh(store: str, run: str, tasks: list, **given: Any) -> None:
                 dataset=data.dataset, written=made.written, **at, **inputs_for(pretrained, given)
             )
             tuned = tune_tasks(
-                encoder=encoder.output, tasks=tasks, **at, **inputs_for(tune_tasks, given)
+                encoder=encoder.outputs["Output"],
+                tasks=tasks,
+                **at,
+                **inputs_for(tune_tasks, given),
             )
             done = remember(dataset=data.dataset, **at).after(tuned)
             on_pool(done, "cpu", cached=False)

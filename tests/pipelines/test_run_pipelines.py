@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from clipmill.recipes.registry import recipe
 from clipmill.recipes.run import pretrain
 from clipmill.recipes.wanted import WantedTask, sweep_point
 from clipmill.stages import read_stages
+from clipmill.storage import lineage
 from clipmill.tasks.finetune import FinetuneConfig
 
 RUN = Path(__file__).with_name("run_pipeline.py")
@@ -27,6 +29,7 @@ CAPTIONS = {
     ],
     "clip_overrides": [*STEPS, "model.vision.image_size=32", "model.text.vocab_size=600"],
 }
+KINDS = {"dataset": 2, "coca": 1, "clip": 1, "task": 2}
 TUNING = [*STEPS, "model.crop_size=32"]
 
 
@@ -122,6 +125,10 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
     }
     (page,) = Path(store, "reports").glob("*/report.html")
     assert "Serves now" in page.read_text()
+    # Typed artifacts: two datasets, a captioner, an encoder, the best model of each sweep.
+    records = [json.loads(file.read_text()) for file in tmp_path.glob("kfp/**/made")]
+    assert Counter(r["kind"] for r in records) == KINDS
+    assert all(lineage(r["store_uri"]).digest == r["digest"] for r in records)
 
     # The same data again is no news: nothing after the dataset is so much as looked at.
     made, found = finish("refresh", {**news, "run": "second"}, tmp_path)

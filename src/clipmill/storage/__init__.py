@@ -2,7 +2,7 @@
 
 from clipmill.storage.archive import fetch, get_tree, put_tree
 from clipmill.storage.atomic import replacing
-from clipmill.storage.lineage import Node, Parent, lineage, render
+from clipmill.storage.lineage import Node, Parent, lineage, read_artifact, render
 from clipmill.storage.seaweed import SeaweedServer
 from clipmill.storage.store import (
     Store,
@@ -28,6 +28,7 @@ __all__ = [
     "lineage",
     "open_store",
     "put_tree",
+    "read_artifact",
     "read_bytes",
     "read_json",
     "render",

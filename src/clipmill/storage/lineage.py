@@ -78,6 +78,12 @@ def lineage(uri: str) -> Node:
     An ancestor that is gone, changed, unreadable or its own ancestor is a node whose
     ``detail["problem"]`` says so. Raises NotFoundError or ArtifactError only for ``uri`` itself.
     """
+    value = read_artifact(uri)
+    return _artifact_node("", uri, value["digest"], value, (uri,))
+
+
+def read_artifact(uri: str) -> dict[str, Any]:
+    """The JSON of the artifact at ``uri``; raises NotFoundError or ArtifactError."""
     value = _read_artifact(uri)
     if value is None:
         raise NotFoundError(
@@ -85,7 +91,7 @@ def lineage(uri: str) -> Node:
             expected=f"a folder with one of {', '.join(ARTIFACT_FILES)}",
             action="check the URI, and that the step which writes it has run",
         )
-    return _artifact_node("", uri, value["digest"], value, (uri,))
+    return value
 
 
 def render(node: Node) -> str:
