@@ -3,7 +3,8 @@
     python benchmarks/dashboards.py docs/dashboards
 
 Draws scenes, shards them with bad files among them, trains a captioner, recaptions, pretrains,
-fine-tunes, and serves a stable and a canary model under load: some three minutes of two cores.
+fine-tunes twice, and serves a stable and a canary pair of models under a load with a rush in it:
+some four minutes of two cores.
 Needs ``prometheus`` and matplotlib. Prints which panels have no data, and fails where one should.
 """
 
@@ -18,17 +19,21 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import yaml
-from PIL import Image
+from dashboard_picture import STEP_SECONDS, draw
 
 from clipmill.cluster.monitoring.files import rules
-from clipmill.data.scenes.formats import write_caption_folder, write_nyu
+from clipmill.data.scenes.formats import (
+    write_ade20k,
+    write_caption_folder,
+    write_class_folder,
+    write_nyu,
+)
 from clipmill.data.scenes.world import SceneConfig
 from clipmill.errors import ServerError
 from clipmill.serve.client import Client
@@ -37,27 +42,19 @@ from clipmill.serve.ports import free_port
 from clipmill.serve.process import ServerProcess
 from clipmill.stages import METRICS_VARIABLE
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import PercentFormatter
-
 CHART = Path(__file__).resolve().parent.parent / "helm" / "clipmill"
 HOST = "127.0.0.1"
-_COLUMNS = 3
-_LINES = 12
-UNITS = {"s": "seconds", "bytes": "bytes", "lengthm": "metres", "short": ""}
-"""Grafana's names of units that aren't shares, and ours."""
 STEPS = ("train.batch_size=16", "train.log_steps=5", "train.checkpoint_steps=10")
 NOTHING_HAPPENED = {
     "Attempts at an endpoint, by outcome, a second",
     "Samples that a loader replaced, a second",
     "Updates left out, by reason, a second",
-    "Last value of an evaluation during training",
-    "Changes of the file of models, a second",
-    "Share of images that a class has, summed, a second",
     "Tokens that an endpoint counted, a second",
 }
-"""Panels of what this run has none of: faults, other captioners, a segmenter."""
+"""Panels of what this run has none of: faults, other captioners."""
+LOAD_SECONDS = 90.0
+RUSH_SECONDS = (30.0, 55.0)
+"""When the load triples, and when it's over."""
 
 
 class Prometheus:
@@ -92,13 +89,15 @@ class Prometheus:
 
     def lines(self, target: dict[str, str], start: float, end: float) -> list[dict[str, Any]]:
         """Each series of a panel's query over the run: its labels, values and quantile."""
-        asked = target["expr"].replace("$__rate_interval", "10s").replace("$namespace", ".*")
-        fields = {"query": asked, "start": start, "end": end, "step": 2}
+        # Such a run doesn't last the minutes that a dashboard looks back.
+        asked = target["expr"].replace("$__rate_interval", "10s").replace("[5m]", "[20s]")
+        asked = asked.replace("$namespace", ".*")
+        fields = {"query": asked, "start": start, "end": end, "step": STEP_SECONDS}
         url = f"http://{HOST}:{self.port}/api/v1/query_range?{urllib.parse.urlencode(fields)}"
         with urllib.request.urlopen(url) as answer:  # our own server
             found = json.load(answer)["data"]["result"]
-        # The prefix of Grafana's legend.
-        quantile = target["legendFormat"].partition(" ")[0] if " " in target["legendFormat"] else ""
+        first = target["legendFormat"].partition(" ")[0]
+        quantile = "" if first == "__auto" else first
         return [{**series, "quantile": quantile} for series in found]
 
 
@@ -126,20 +125,24 @@ def made_by(*command: str, port: int, sets: tuple[str, ...] = ()) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def train(folder: Path, port: int) -> str:
-    """From scenes to a depth model; its URI."""
+def train(folder: Path, port: int) -> dict[str, str]:
+    """From scenes to a model a task; their URIs."""
     config = SceneConfig(size=64)
-    pairs, captioning, nyu = (folder / name for name in ("pairs", "captioning", "nyu"))
-    write_caption_folder(config, range(400), pairs, "alt")
-    write_caption_folder(config, range(400, 500), captioning, "rich")
-    write_nyu(config, range(500, 560), nyu, "train")
-    write_nyu(config, range(560, 568), nyu, "test")
+    names = ("pairs", "captioning", "nyu", "ade20k", "classes")
+    pairs, captioning, nyu, ade20k, classes = (folder / name for name in names)
+    write_caption_folder(config, range(1000), pairs, "alt")
+    write_caption_folder(config, range(1000, 1100), captioning, "rich")
+    write_nyu(config, range(1100, 1160), nyu, "train")
+    write_nyu(config, range(1160, 1168), nyu, "test")
+    write_ade20k(config, range(1200, 1260), ade20k, "training")
+    write_ade20k(config, range(1260, 1268), ade20k, "validation")
+    write_class_folder(config, range(1300, 1360), classes, "val")
     for i in range(40):
         (pairs / f"bad{i}.jpg").write_bytes(b"" if i % 3 else b"no picture")
         (pairs / f"bad{i}.txt").write_text("a caption")
     store = ("--store", str(folder / "store"))
     # Enough of them that the job outlives a few scrapes.
-    many = copies(pairs, folder / "many", times=30)
+    many = copies(pairs, folder / "many", times=40)
     made_by("data", "shard", str(many), *store, port=port)
     # Recaptioning counts a shard at a time.
     small = ("samples_per_shard=32",)
@@ -148,20 +151,28 @@ def train(folder: Path, port: int) -> str:
     captioner = made_by(
         *("data", "train-captioner", good, *store),
         port=port,
-        sets=(*STEPS, "train.steps=30"),
+        sets=(*STEPS, "train.steps=60"),
     )
     layer = made_by("data", "recaption", dataset, "--captioner", captioner, port=port)
     encoder = made_by(
         *("pretrain", dataset, *store, "--captions", "both", "--layer", layer),
         port=port,
-        sets=(*STEPS, "train.steps=60", "train.operation.peak_flops=5e10"),
+        sets=(
+            *(*STEPS, "train.steps=200", "train.operation.peak_flops=5e10"),
+            *("evaluation.every_steps=20", "evaluation.num_pairs=0"),
+            f"evaluation.class_folder={classes / 'val'}",
+        ),
     )
-    return made_by(
-        *("finetune", "--recipe", "depth-miniature", "--encoder", encoder, "--data", str(nyu)),
-        *store,
-        port=port,
-        sets=("train.steps=60",),
-    )
+    wanted = {"depth": ("depth-miniature", nyu), "segmentation": ("upernet-miniature", ade20k)}
+    return {
+        task: made_by(
+            *("finetune", "--recipe", recipe, "--encoder", encoder, "--data", str(data)),
+            *store,
+            port=port,
+            sets=(*STEPS, "train.steps=60", "train.batch_size=4"),
+        )
+        for task, (recipe, data) in wanted.items()
+    }
 
 
 def copies(pairs: Path, folder: Path, times: int) -> Path:
@@ -173,77 +184,47 @@ def copies(pairs: Path, folder: Path, times: int) -> Path:
     return folder
 
 
-def ask(client: Client, seconds: float) -> None:
-    """Pictures of several sizes and brightnesses, and a bad one now and then, for so long."""
+def ask(client: Client, first: float, last: float) -> None:
+    """Pictures of several sizes and brightnesses, and a bad one now and then, until ``last``.
+
+    From ``first`` on; both as ``time.monotonic()`` tells them.
+    """
     generator = np.random.default_rng()
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    time.sleep(max(0.0, first - time.monotonic()))
+    while time.monotonic() < last:
         side = int(generator.integers(32, 200))
         image_HW3 = generator.integers(0, generator.integers(2, 255), (side, side, 3), np.uint8)
-        with suppress(ServerError):  # a full queue, and the file that is none
-            client.dense("depth", [b"no picture" if generator.random() < 0.02 else image_HW3])
+        asked: list[Any] = [b"no picture" if generator.random() < 0.02 else image_HW3]
+        try:
+            client.dense(str(generator.choice(["depth", "segmentation"])), asked)
+        except ServerError:  # a full queue, and the file that is none
+            time.sleep(0.2)
 
 
-def load(model: str, folder: Path, ports: dict[str, int]) -> None:
-    """A stable endpoint and a canary, asked by nine and by three clients."""
+def load(models: dict[str, str], folder: Path, ports: dict[str, int]) -> None:
+    """A stable endpoint and a canary, asked by three clients and by one, in a rush by thrice."""
+    listed = folder / "models.json"
+    listed.write_text(json.dumps(models))
     config = ServeConfig(max_queue_images=6)
-    with (
-        ServerProcess(
-            {"depth": model}, log_path=folder / "s", http_port=ports["stable"], config=config
-        ),
-        ServerProcess(
-            {"depth": model}, log_path=folder / "c", http_port=ports["canary"], config=config
-        ),
-        ThreadPoolExecutor(12) as pool,
-    ):
+    with ExitStack() as stack:
+        for track, port in ports.items():
+            process = ServerProcess(
+                {},
+                models_file=listed,
+                log_path=folder / track,
+                http_port=port,
+                config=config,
+            )
+            stack.enter_context(process)
+        pool = stack.enter_context(ThreadPoolExecutor(12))
+        start = time.monotonic()
         for i in range(12):
-            track = "stable" if i % 4 else "canary"
-            pool.submit(ask, Client(f"http://{HOST}:{ports[track]}"), 40.0)
-
-
-def legend(lines: list[dict[str, Any]]) -> list[str]:
-    """A name a line: its quantile, and those labels in which the lines differ."""
-    labels = {key for line in lines for key in line["metric"]} - {"__name__", "instance", "job"}
-    told = [k for k in sorted(labels) if len({line["metric"].get(k) for line in lines}) > 1]
-    return [
-        " ".join(filter(None, [line["quantile"], *(line["metric"].get(k, "") for k in told)]))
-        for line in lines
-    ]
-
-
-def draw(
-    board: dict[str, Any], answers: list[list[dict[str, Any]]], start: float, file: Path
-) -> None:
-    """The dashboard's panels in a grid, with legends and units; seconds since ``start``."""
-    panels = board["panels"]
-    rows = -(-len(panels) // _COLUMNS)
-    size = (5 * _COLUMNS, 2.6 * rows)
-    figure, axes = plt.subplots(rows, _COLUMNS, figsize=size, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for panel, lines, axis in zip(panels, answers, axes.flat, strict=False):
-        axis.set_title(panel["title"], fontsize=9)
-        axis.grid(alpha=0.3)
-        axis.tick_params(labelsize=7)
-        unit = panel["fieldConfig"]["defaults"]["unit"]
-        if unit == "percentunit":
-            axis.yaxis.set_major_formatter(PercentFormatter(1))
-        else:
-            axis.set_ylabel(UNITS[unit], fontsize=7)
-        for line, name in list(zip(lines, legend(lines), strict=True))[:_LINES]:
-            times, values = np.array(line["values"], float).T
-            axis.plot(times - start, values, linewidth=1, label=name or None)
-        if any(legend(lines)):
-            axis.legend(fontsize=7, loc="best", framealpha=0.6)
-        if not lines:
-            axis.text(0.5, 0.5, "nothing of the kind happened", ha="center", color="gray")
-    figure.suptitle(f"{board['title']}: seconds of the run", fontsize=11)
-    figure.tight_layout()
-    figure.savefig(file, dpi=80)
-    plt.close(figure)
-    Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
-        file, optimize=True
-    )
+            client = Client(f"http://{HOST}:{ports['stable' if i % 4 else 'canary']}")
+            first, last = (0.0, LOAD_SECONDS) if i < 4 else RUSH_SECONDS
+            pool.submit(ask, client, start + first, start + last)
+        for spaces in (1, 2):
+            time.sleep(RUSH_SECONDS[1] / 2)
+            listed.write_text(json.dumps(models, indent=spaces))  # a change, to the same models
 
 
 def main() -> int:

@@ -17,6 +17,8 @@ class Metric:
     """What it is."""
     meaning: str
     """Its documentation."""
+    labels: tuple[str, ...]
+    """Names of its labels."""
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -51,4 +53,5 @@ def _metric(collector: Any) -> Metric:
     (family,) = collector.describe()
     kind = family.type
     name = f"{family.name}_total" if kind == "counter" else family.name
-    return Metric(name=name, kind=kind, meaning=family.documentation)
+    labels = tuple(collector._labelnames)  # noqa: SLF001  # told nowhere else
+    return Metric(name=name, kind=kind, meaning=family.documentation, labels=labels)

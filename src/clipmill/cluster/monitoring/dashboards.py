@@ -32,14 +32,19 @@ def queries(dashboard: dict[str, Any]) -> list[str]:
 def _panel(metric: Metric) -> dict[str, Any]:
     selected = f"{metric.name}{{{_CHOSEN}}}"
     if metric.kind == "gauge":
-        return _chart(metric.meaning, {"": selected}, metric.name)
+        return _chart(metric.meaning, {"__auto": selected}, metric.name)
     if metric.kind == "counter":
         title = f"{metric.meaning}, a second"
-        return _chart(title, {"": f"rate({selected}[$__rate_interval])"}, metric.name)
+        # Seconds a second are a share.
+        unit = "_ratio" if "_seconds" in metric.name else ""
+        return _chart(title, {"__auto": f"rate({selected}[$__rate_interval])"}, unit)
     bucket = f"{metric.name}_bucket{{{_CHOSEN}}}"
     # "without" keeps whatever labels the metric has, now or later.
     rate = f"sum without (pod, instance, endpoint) (rate({bucket}[$__rate_interval]))"
-    lines = {f"p{q * 100:g} ": f"histogram_quantile({q}, {rate})" for q in _QUANTILES}
+    # An endpoint's models may be a stable one and a canary.
+    labels = [*metric.labels, *(["clipmill_io_track"] if "model" in metric.labels else [])]
+    told = "".join(f" {{{{{label}}}}}" for label in labels)
+    lines = {f"p{q * 100:g}{told}": f"histogram_quantile({q}, {rate})" for q in _QUANTILES}
     return _chart(metric.meaning, lines, metric.name)
 
 
@@ -48,21 +53,21 @@ def _promotion() -> list[dict[str, Any]]:
     requests = f"clipmill_serve_requests_total{{{_CHOSEN}}}"
     failed = f'clipmill_serve_requests_total{{{_CHOSEN},code=~"5.."}}'
     return [
-        _chart("Models that serve", {"": f"clipmill_serve_model_info{{{_CHOSEN}}}"}, ""),
+        _chart("Models that serve", {"__auto": f"clipmill_serve_model_info{{{_CHOSEN}}}"}, ""),
         _chart(
             "Requests a second, stable and canary",
-            {"": f"sum by ({by_track}) (rate({requests}[5m]))"},
+            {"__auto": f"sum by ({by_track}) (rate({requests}[5m]))"},
             "",
         ),
         _chart(
             "Failed share, stable and canary",
             {
-                "": f"sum by ({by_track}) (rate({failed}[5m]))"
+                "__auto": f"sum by ({by_track}) (rate({failed}[5m]))"
                 f" / sum by ({by_track}) (rate({requests}[5m]))"
             },
-            "clipmill_serve_failed_seconds_ratio",
+            "_ratio",
         ),
-        _chart("Failed share, an hour", {"": f"{error_ratio('1h')}{{{_CHOSEN}}}"}, "_ratio"),
+        _chart("Failed share, an hour", {"__auto": f"{error_ratio('1h')}{{{_CHOSEN}}}"}, "_ratio"),
     ]
 
 
@@ -74,14 +79,8 @@ def _chart(title: str, lines: dict[str, str], name: str) -> dict[str, Any]:
         "datasource": {"type": "prometheus", "uid": "${datasource}"},
         "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
         "targets": [
-            {"refId": chr(ord("A") + i), "expr": expression, "legendFormat": prefix + "__auto"}
-            if prefix == ""
-            else {
-                "refId": chr(ord("A") + i),
-                "expr": expression,
-                "legendFormat": f"{prefix}{{{{model}}}}",
-            }
-            for i, (prefix, expression) in enumerate(lines.items())
+            {"refId": chr(ord("A") + i), "expr": expression, "legendFormat": legend}
+            for i, (legend, expression) in enumerate(lines.items())
         ],
     }
 
