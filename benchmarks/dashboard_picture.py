@@ -19,8 +19,8 @@ STEP_SECONDS = 2
 _LINES = 12
 _TITLE_LETTERS = 60
 _LEGEND_LETTERS = 26
-_WIDTH, _HEIGHT, _BETWEEN, _HEAD = 5.2, 1.8, 1.2, 0.4
-"""Inches: of a panel, of its chart, of the room for a legend and a title below it, of the head."""
+_WIDTH, _HEIGHT, _HEAD, _TITLE, _LEGEND_ROW = 5.2, 1.8, 0.4, 0.65, 0.15
+"""Inches: of a panel, of its chart, of the head, of room for a title and for a row of a legend."""
 _PAGE, _PANEL, _GRID, _TEXT, _FAINT = "#111217", "#181b1f", "#2c3038", "#d5d5df", "#8e8e9a"
 _COLOURS = (
     *("#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2"),
@@ -60,15 +60,18 @@ def draw(board: dict[str, Any], answers: list[list[Line]], start: float, file: P
     rows = -(-len(panels) // columns)
     seconds = [float(t) - start for lines in answers for s in lines for t, _ in s["values"]]
     with plt.rc_context(_STYLE):
-        width, height = _WIDTH * columns, (_HEIGHT + _BETWEEN) * rows + _HEAD
+        between = _TITLE + _LEGEND_ROW * max(
+            -(-min(len(lines), _LINES) // _legend_columns(legend(lines))) for lines in answers
+        )
+        width, height = _WIDTH * columns, (_HEIGHT + between) * rows + _HEAD
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
         figure.subplots_adjust(
             left=0.55 / width,
             right=1 - 0.15 / width,
-            bottom=_BETWEEN / height,
+            bottom=between / height,
             top=1 - 2 * _HEAD / height,
             wspace=0.14,
-            hspace=_BETWEEN / _HEIGHT,
+            hspace=between / _HEIGHT,
         )
         for axis in axes.flat[len(panels) :]:
             axis.axis("off")
@@ -93,7 +96,8 @@ def draw(board: dict[str, Any], answers: list[list[Line]], start: float, file: P
         figure.savefig(file, dpi=100)
         plt.close(figure)
     with Image.open(file) as picture:
-        small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        method = Image.Quantize.MAXCOVERAGE  # the others merge the lines' colours
+        small = picture.convert("RGB").quantize(128, method=method, kmeans=1)
     small.save(file, optimize=True)
 
 
@@ -116,7 +120,7 @@ def _plot(axis: Axes, unit: str, lines: list[Line], start: float) -> None:
         axis.legend(
             loc="upper left",
             bbox_to_anchor=(-0.02, -0.1),
-            ncols=3 if max(map(len, names)) < _LEGEND_LETTERS else 2,
+            ncols=_legend_columns(names),
             fontsize=7,
             frameon=False,
             handlelength=1.2,
@@ -138,6 +142,10 @@ def legend(lines: list[Line]) -> list[str]:
         if len({_name(line, fewer) for line in lines}) == len(lines):
             kept = fewer
     return [_name(line, kept) for line in lines]
+
+
+def _legend_columns(names: list[str]) -> int:
+    return 3 if max(map(len, names), default=0) < _LEGEND_LETTERS else 2
 
 
 def _name(line: Line, labels: list[str]) -> str:
