@@ -1,12 +1,28 @@
 """A pipeline on this machine, under ``kfp.local``."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+from clipmill.cluster.names import NON_ROOT, STORE_VARIABLES
 
-def run_here(pipeline: Any, arguments: dict[str, Any], folder: Path) -> None:
+_RESTRICTED = {
+    "user": f"{NON_ROOT}:{NON_ROOT}",
+    "read_only": True,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "tmpfs": {"/tmp": "rw,size=2g,mode=1777"},  # noqa: S108  # the container's own
+    "shm_size": "1g",
+}
+"""A container as a cluster would have it, in the words of Docker's client."""
+
+
+def run_here(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str = "") -> None:
     """Run to the end; tasks are processes, which keep their scratch files under ``folder``.
+
+    With ``image`` they are restricted containers of it, under the Docker engine at DOCKER_HOST, on
+    this machine's network: the store is a bucket, or lies under ``folder/kfp``, all they see.
 
     Raises:
         RuntimeError: a task failed; its own words are on standard output.
@@ -22,9 +38,19 @@ def run_here(pipeline: Any, arguments: dict[str, Any], folder: Path) -> None:
             task.ClearField("retry_policy")
     for task in pipeline.pipeline_spec.root.dag.tasks.values():
         task.ClearField("retry_policy")
+    runner, shared = local.SubprocessRunner(use_venv=False), folder / "kfp"
+    if image:
+        for executor in pipeline.pipeline_spec.deployment_spec["executors"].values():
+            executor["container"]["image"] = image
+        store = {name: os.environ[name] for name in STORE_VARIABLES if name in os.environ}
+        runner = local.DockerRunner(
+            network_mode="host", entrypoint=["env"], environment=store, **_RESTRICTED
+        )
+        shared.mkdir(parents=True)
+        shared.chmod(0o777)  # the containers' user is nobody here
     local.init(
-        runner=local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(folder / "kfp"),
+        runner=runner,
+        pipeline_root=str(shared),
         workspace_root=str(folder / "workspace"),
     )
     pipeline(**arguments)

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -23,8 +24,12 @@ import pytest
 from small_models import save_model
 from test_demo import OVERRIDES
 
+from clipmill.cluster.names import NON_ROOT
 from clipmill.serve.client import Client
+from clipmill.stages import read_stages
+from clipmill.storage import read_json
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.promotion import read_promotion
 
 ROOT = Path(__file__).resolve().parent.parent
 RESTRICTED = (
@@ -159,11 +164,55 @@ def test_the_demo_runs_restricted_and_without_a_network(tmp_path):
         "from clipmill.demo import DemoOptions, show_demo\n"
         f"show_demo(DemoOptions(folder=Path('/out'), overrides={OVERRIDES!r}), as_json=True)"
     )
-    started = time.monotonic()
+    name, started = image("train"), time.monotonic()
     done = podman(
         *("run", "--rm", "--network=none", *RESTRICTED, f"--volume={tmp_path}:/out"),
-        *("--entrypoint=python", image("train"), "-c", code),
+        *("--entrypoint=python", name, "-c", code),
     )
     sys.stdout.write(f"\ntrain: the smallest demo took {time.monotonic() - started:.0f} s\n")
     assert set(json.loads(done.stdout)["models"]) == {"segmentation", "depth"}
     assert "<svg" in (tmp_path / "report.html").read_text()
+
+
+@contextmanager
+def docker_engine():
+    """Podman as a Docker engine, and its DOCKER_HOST."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path has to be short
+        address = f"unix://{folder}/socket"
+        service = subprocess.Popen(["podman", "system", "service", "--time=0", address])
+        try:
+            while not Path(folder, "socket").exists():
+                assert service.poll() is None
+                time.sleep(0.1)
+            yield address
+        finally:
+            service.terminate()
+            service.wait()
+
+
+def test_end_to_end_runs_in_containers_to_its_end(s3, tmp_path):
+    name, store = image("train"), f"s3://containers/{tmp_path.name}"
+    arguments = json.dumps({"store": store, "run": "r", **OVERRIDES})
+    program = ROOT / "tests" / "pipelines" / "run_pipeline.py"
+    command = (sys.executable, program, "end-to-end", arguments, tmp_path, name)
+    started = time.monotonic()
+    with docker_engine() as address:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **s3, "DOCKER_HOST": address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout[-8000:]
+    containers = done.stdout.count(f"Found image '{name}:latest'")
+    seconds = time.monotonic() - started
+    sys.stdout.write(f"\ntrain: end-to-end took {seconds:.0f} s in {containers} containers\n")
+    assert read_json(f"{store}/runs/r/end.json") == {"state": "SUCCEEDED", "error": ""}
+    for task in ("segmentation", "depth"):
+        assert read_promotion(f"{store}/serving/{task}").evaluation.task == task
+    assert containers >= len(read_stages(store, "r"))
+    (page,) = tmp_path.glob("kfp/**/page")
+    assert "<svg" in page.read_text()
+    assert page.stat().st_uid == NON_ROOT

@@ -1,4 +1,4 @@
-"""``python run_pipeline.py NAME ARGUMENTS FOLDER``: a pipeline in a process that ends with it."""
+"""``python run_pipeline.py NAME ARGUMENTS FOLDER [IMAGE]``: a pipeline in a process of its own."""
 
 import json
 import sys
@@ -8,5 +8,5 @@ from clipmill.pipelines.local import run_here
 from clipmill.pipelines.registry import PIPELINES
 
 if __name__ == "__main__":
-    name, arguments, folder = sys.argv[1:]
-    run_here(PIPELINES[name], json.loads(arguments), Path(folder))
+    name, arguments, folder, *image = sys.argv[1:]
+    run_here(PIPELINES[name], json.loads(arguments), Path(folder), *image)
