@@ -48,7 +48,7 @@ class Predictor:
             self.classes,
         )
         network.load_state_dict(tensors)
-        self._network = reparameterised(network).to(self._device)
+        self._network = reparameterised(network).to(self._device, memory_format=torch.channels_last)
 
     @classmethod
     def open(cls, uri: str, *, num_threads: int = 0) -> Self:
