@@ -38,6 +38,7 @@ class MaskRcnnTraining(nn.Module):
         num_stages: int,
         strides: Sequence[int],
         anchor_scale: float,
+        region_unit: int = REGION_UNIT,
         num_proposals: int = 1000,
         regions_per_image: int = 512,
         start_std: float = 0.01,
@@ -88,9 +89,9 @@ class MaskRcnnTraining(nn.Module):
         )
         head_type = CascadeRoIHead if is_cascade else StandardRoIHead
         self.roi_head = head_type(
-            bbox_roi_extractor=_extractor(BOX_SIZE, width, strides),
+            bbox_roi_extractor=_extractor(BOX_SIZE, width, strides, region_unit),
             bbox_head=boxes if is_cascade else boxes[0],
-            mask_roi_extractor=_extractor(MASK_SIZE, width, strides),
+            mask_roi_extractor=_extractor(MASK_SIZE, width, strides, region_unit),
             mask_head=masks,
             train_cfg=[ConfigDict(t) for t in training] if is_cascade else ConfigDict(training[0]),
             test_cfg=ConfigDict(_region_test()),
@@ -152,8 +153,9 @@ def _sample(
 
 
 def _as_objects(sample: Any) -> Any:
-    """The sample with one class, as the proposal head wants it."""
-    clone = sample.clone()
+    """The sample with one class, as the proposal head wants it; the sample keeps its own."""
+    clone = sample.clone()  # shallow: the objects in it are the sample's
+    clone.gt_instances = sample.gt_instances.clone()
     clone.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
     return clone
 
@@ -190,7 +192,7 @@ def _box_head(
     }
 
 
-def _extractor(side: int, width: int, strides: Sequence[int]) -> dict[str, Any]:
+def _extractor(side: int, width: int, strides: Sequence[int], unit: int) -> dict[str, Any]:
     return {
         "type": "SingleRoIExtractor",
         "roi_layer": {
@@ -201,7 +203,7 @@ def _extractor(side: int, width: int, strides: Sequence[int]) -> dict[str, Any]:
         },
         "out_channels": width,
         "featmap_strides": list(strides[:NUM_REGION_LEVELS]),
-        "finest_scale": REGION_UNIT * strides[0],
+        "finest_scale": unit * strides[0],
     }
 
 
