@@ -24,8 +24,7 @@ BOX_SIZE, MASK_SIZE = 7, 14
 NUM_REGION_LEVELS = 4
 """Maps that regions are read from; the fifth is for proposals alone."""
 REGION_UNIT = 14
-"""A region of this many finest strides, or less than twice that, is read from the finest map; of
-twice to four times as many, from the next (mmdet)."""
+"""A region of this many finest strides, or less than twice that, is read from the finest map."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,14 +134,7 @@ class RegionHeads(nn.Module):
     """One stage (Mask R-CNN), or three that refine one another's boxes (Cascade)."""
 
     def __init__(
-        self,
-        width: int,
-        hidden: int,
-        num_classes: int,
-        *,
-        num_stages: int,
-        strides: Sequence[int],
-        region_unit: int = REGION_UNIT,
+        self, width: int, hidden: int, num_classes: int, *, num_stages: int, strides: Sequence[int]
     ) -> None:
         super().__init__()
         self.bbox_head = nn.ModuleList(
@@ -150,7 +142,6 @@ class RegionHeads(nn.Module):
         )
         self.mask_head = nn.ModuleList(MaskHead(width, num_classes) for _ in range(num_stages))
         self._strides = tuple(strides[:NUM_REGION_LEVELS])
-        self._finest = region_unit * strides[0]
 
     def boxes(
         self, maps: list[Tensor], proposals: list[Tensor], size: tuple[int, int], limits: Limits
@@ -196,7 +187,8 @@ class RegionHeads(nn.Module):
 
         rois_N5 = torch.cat([image_N[:, None].to(boxes_N4), boxes_N4], dim=1)
         scale_N = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(dim=1).sqrt()
-        level_N = (scale_N / self._finest + 1e-6).log2().floor().clamp(0, NUM_REGION_LEVELS - 1)
+        finest = REGION_UNIT * self._strides[0]
+        level_N = (scale_N / finest + 1e-6).log2().floor().clamp(0, NUM_REGION_LEVELS - 1)
         regions_NDss = maps[0].new_zeros(len(boxes_N4), maps[0].shape[1], side, side)
         for level, stride in enumerate(self._strides):
             here = level_N == level

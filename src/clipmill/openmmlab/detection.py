@@ -38,7 +38,6 @@ class MaskRcnnTraining(nn.Module):
         num_stages: int,
         strides: Sequence[int],
         anchor_scale: float,
-        region_unit: int = REGION_UNIT,
         num_proposals: int = 1000,
         regions_per_image: int = 512,
         start_std: float = 0.01,
@@ -89,9 +88,9 @@ class MaskRcnnTraining(nn.Module):
         )
         head_type = CascadeRoIHead if is_cascade else StandardRoIHead
         self.roi_head = head_type(
-            bbox_roi_extractor=_extractor(BOX_SIZE, width, strides, region_unit),
+            bbox_roi_extractor=_extractor(BOX_SIZE, width, strides),
             bbox_head=boxes if is_cascade else boxes[0],
-            mask_roi_extractor=_extractor(MASK_SIZE, width, strides, region_unit),
+            mask_roi_extractor=_extractor(MASK_SIZE, width, strides),
             mask_head=masks,
             train_cfg=[ConfigDict(t) for t in training] if is_cascade else ConfigDict(training[0]),
             test_cfg=ConfigDict(_region_test()),
@@ -192,7 +191,7 @@ def _box_head(
     }
 
 
-def _extractor(side: int, width: int, strides: Sequence[int], unit: int) -> dict[str, Any]:
+def _extractor(side: int, width: int, strides: Sequence[int]) -> dict[str, Any]:
     return {
         "type": "SingleRoIExtractor",
         "roi_layer": {
@@ -203,7 +202,7 @@ def _extractor(side: int, width: int, strides: Sequence[int], unit: int) -> dict
         },
         "out_channels": width,
         "featmap_strides": list(strides[:NUM_REGION_LEVELS]),
-        "finest_scale": unit * strides[0],
+        "finest_scale": REGION_UNIT * strides[0],
     }
 
 

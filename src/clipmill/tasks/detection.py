@@ -53,9 +53,6 @@ class DetectionConfig(Config):
     """Stages that refine boxes: 1 for Mask R-CNN, 3 for Cascade Mask R-CNN."""
     anchor_scale: float = 8.0
     """Side of a square anchor in strides of its map (mmdet)."""
-    region_unit: int = 14
-    """A region of fewer than twice so many finest strides is pooled from the finest map, a larger
-    one from deeper maps (mmdet). Pictures far smaller than 1024 pixels want a smaller one."""
     num_proposals: int = 1000
     """Proposals of an image that are kept at test, of each map and in all; twice as many of each
     map in training, and in all for the cascade (mmdet)."""

@@ -30,7 +30,6 @@ class DetectionNetwork(nn.Module):
                     num_classes,
                     num_stages=config.num_stages,
                     strides=strides,
-                    region_unit=config.region_unit,
                 ),
             }
         )

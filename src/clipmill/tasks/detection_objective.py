@@ -28,7 +28,6 @@ class DetectionObjective(DenseObjective):
             num_stages=config.num_stages,
             strides=self.neck.strides,
             anchor_scale=config.anchor_scale,
-            region_unit=config.region_unit,
             num_proposals=config.num_proposals,
             regions_per_image=config.regions_per_image,
             start_std=config.start_std,
