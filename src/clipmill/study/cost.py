@@ -4,6 +4,7 @@ FLOPs are counted rather than seconds measured, so that a busy machine changes n
 """
 
 import itertools
+from dataclasses import replace
 
 from clipmill.data.captioners import CaptionInput, open_captioner
 from clipmill.data.dataset import Dataset, cache_folder
@@ -16,7 +17,8 @@ from clipmill.study.encoders import clip_config, trained
 from clipmill.study.result import Cost
 from clipmill.study.world import World
 
-_NUM_CAPTIONED = 64
+_NUM_COUNTED = 64
+"""Samples that are enough to count by."""
 
 
 def clip_costs(config: StudyConfig, world: World) -> dict[str, Cost]:
@@ -40,12 +42,18 @@ def clip_costs(config: StudyConfig, world: World) -> dict[str, Cost]:
 
 
 def _flops_per_sample(config: PretrainConfig, dataset: Dataset) -> float:
-    """Of a forward and a backward pass, over the first batch."""
+    """Of a forward and a backward pass, over a small batch."""
     from clipmill.engine.distributed import Ranks
     from clipmill.engine.flops import forward_flops
 
-    batch = next(clip_batches(config, View(dataset, config.view), Ranks(), 0))
-    return 3 * forward_flops(clip_objective(config, Ranks()), batch) / config.train.batch_size
+    size = min(_NUM_COUNTED, config.train.batch_size)
+    few = replace(
+        config,
+        load=replace(config.load, num_workers=0),
+        train=replace(config.train, batch_size=size, micro_batches=1),
+    )
+    batch = next(clip_batches(few, View(dataset, few.view), Ranks(), 0))
+    return 3 * forward_flops(clip_objective(few, Ranks()), batch) / size
 
 
 def _captioning_flops(config: StudyConfig, world: World) -> float:
@@ -59,7 +67,7 @@ def _captioning_flops(config: StudyConfig, world: World) -> float:
             uid=shard.uid(row), caption=shard.caption(row), image=decode_rgb(shard.image(row))
         )
         for shard, row in itertools.islice(
-            every_pair(Dataset.open(world.dataset), cache_folder()), _NUM_CAPTIONED
+            every_pair(Dataset.open(world.dataset), cache_folder()), _NUM_COUNTED
         )
     ]
     _, captioner = open_captioner(world.captioner, config.drawn.recaption)
