@@ -259,3 +259,15 @@ def test_operational_fields_are_left_out_of_the_digest_alone():
         config.override(["named.a.width=3"])
     with pytest.raises(ConfigError, match="named has no fields"):
         config.override(["named.b.size=3"])
+
+
+def test_overrides_put_values_into_dicts():
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Places(Config):
+        uris: dict[str, str] = field(default_factory=dict)
+        sizes: dict[str, int] = field(default_factory=dict)
+
+    found = Places().override(["uris.depth=s3://a/b.tar", "uris.boxes=5", "sizes.depth=5"])
+    assert found == Places(uris={"depth": "s3://a/b.tar", "boxes": "5"}, sizes={"depth": 5})
+    with pytest.raises(ConfigError, match=r"sizes\.depth"):
+        found.override(["sizes.depth=many"])

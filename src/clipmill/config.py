@@ -95,10 +95,16 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
             config, **{name: _parse(_read(text, hints[name]), hints[name], here)}
         )
     child = getattr(config, name)
-    if isinstance(child, dict) and len(rest) > 1 and isinstance(child.get(rest[0]), Config):
+    if isinstance(child, dict):
         key, *below = rest
-        changed = _set(child[key], below, text, _dotted(here, key))
-        return dataclasses.replace(config, **{name: {**child, key: changed}})
+        there = _dotted(here, key)
+        if not below:
+            _, kind = get_args(hints[name])
+            entry = _parse(_read(text, kind), kind, there)
+            return dataclasses.replace(config, **{name: {**child, key: entry}})
+        if isinstance(child.get(key), Config):
+            changed = _set(child[key], below, text, there)
+            return dataclasses.replace(config, **{name: {**child, key: changed}})
     if not isinstance(child, Config):
         raise ConfigError(
             f"{here} has no fields, so {'.'.join([here, *rest])} can't be set",

@@ -1,5 +1,7 @@
 """Detection heads: ours against mmdet's with equal weights, and what training sees."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -108,8 +110,8 @@ def test_pyramid_equals_mmdets():
         torch.testing.assert_close(found, expected)
 
 
-def loss(training, **changes):
-    batch = {
+def truth():
+    return {
         "boxes_BM4": torch.tensor(
             [[[4.0, 4, 40, 30], [50, 10, 80, 50]], [[8, 8, 30, 50], [0, 0, 0, 0]]]
         ),
@@ -117,10 +119,13 @@ def loss(training, **changes):
         "masks_BMHW": torch.ones(2, 2, 64, 96, dtype=torch.uint8),
         "is_crowd_BM": torch.zeros(2, 2, dtype=torch.bool),
         "size": (64, 96),
-        **changes,
     }
+
+
+def loss(training, **changes):
+    inputs = maps()
     torch.manual_seed(0)
-    return training.loss(maps(), **batch)
+    return training.loss(inputs, **{**truth(), **changes})
 
 
 @pytest.mark.parametrize("num_stages", [1, 3])
@@ -142,6 +147,47 @@ def test_images_without_objects_train_as_ground(num_stages):
     assert all(torch.isfinite(v) for v in losses.values())
     assert losses["loss_rpn_cls"] > 0
     assert losses["loss_rpn_bbox"] == 0
+
+
+def test_losses_equal_those_of_mmdets_detector():
+    """Labels included, which the proposal head must not lose."""
+    training, batch = build(1), truth()
+    from mmdet.models.detectors import TwoStageDetector
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.config import ConfigDict
+    from mmengine.structures import InstanceData
+
+    proposals = {"nms_pre": 80, "max_per_img": 40, "nms": {"type": "nms", "iou_threshold": 0.7}}
+    detector = SimpleNamespace(
+        extract_feat=lambda inputs: inputs,
+        with_rpn=True,
+        test_cfg=ConfigDict(rpn={}),
+        train_cfg=ConfigDict(rpn_proposal={**proposals, "min_bbox_size": 0}),
+        rpn_head=training.rpn_head,
+        roi_head=training.roi_head,
+    )
+    size = batch["size"]
+    samples = [DetDataSample(metainfo={"img_shape": size, "pad_shape": size}) for _ in range(2)]
+    for image, sample in enumerate(samples):
+        real = batch["labels_BM"][image] >= 0
+        masks = batch["masks_BMHW"][image][real].numpy()
+        sample.gt_instances = InstanceData(
+            bboxes=batch["boxes_BM4"][image][real],
+            labels=batch["labels_BM"][image][real],
+            masks=BitmapMasks(masks, *masks.shape[1:]),
+        )
+        sample.ignored_instances = InstanceData(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)
+        )
+    inputs = maps()
+    torch.manual_seed(0)
+    theirs = TwoStageDetector.loss(detector, inputs, samples)
+    found = loss(training)
+    for name, value in found.items():
+        expected = theirs[name]
+        expected = torch.stack(expected).sum() if isinstance(expected, list) else expected.sum()
+        torch.testing.assert_close(value, expected)
 
 
 def test_crowds_are_left_out():

@@ -150,7 +150,9 @@ def test_a_study_runs_to_its_page(tmp_path):
     depth = recipe("depth-miniature", FinetuneConfig, TUNING)
     conditions = [{"name": "G"}, {"name": "rich", "captions": "synthetic", "layer": "rich"}]
     overrides = [
-        *(f"scenes.{override}" for override in SCENES),
+        *(f"drawn.scenes.{override}" for override in SCENES),
+        "judge=G",
+        "teacher=",
         *(f"clips.clip.{override}" for override in CAPTIONS["clip_overrides"]),
         f"transfers={json.dumps({'depth': depth.to_json()})}",
         f"conditions={json.dumps(conditions)}",

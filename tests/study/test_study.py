@@ -8,6 +8,7 @@ from clipmill.data.scenes.source import ScenesSourceConfig
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes.study import study_captions
+from clipmill.storage import read_json
 from clipmill.study.config import ConditionConfig, StudyConfig
 from clipmill.study.findings import StudyRun
 from clipmill.study.page import study_page
@@ -41,6 +42,7 @@ def tiny() -> StudyConfig:
     """The recipe with two steps of everything, and some of its conditions."""
     whole = study_captions()
     kept = ("G", "G+S (CoCa)", "rich, true", "from scratch", "labels", "G, 10%")
+    kept = (*kept, "mobile, CLIP G+S, distilled")
 
     def short(config):
         train = replace(config.train, steps=2, batch_size=2)
@@ -48,8 +50,7 @@ def tiny() -> StudyConfig:
 
     return replace(
         whole,
-        scenes=SCENES,
-        captioner=short(whole.captioner),
+        drawn=replace(whole.drawn, scenes=SCENES, captioner=short(whole.drawn.captioner)),
         clips={name: short(clip) for name, clip in whole.clips.items()},
         maes={name: short(mae) for name, mae in whole.maes.items()},
         supervised={name: short(labels) for name, labels in whole.supervised.items()},
@@ -60,6 +61,7 @@ def tiny() -> StudyConfig:
             *(c for c in whole.conditions if c.name in kept),
             next(c for c in whole.conditions if c.encoder == "mae"),
         ),
+        judge="rich, true",
         attention=tuple(c.name for c in whole.conditions if c.encoder == "mae")[:1],
         seeds=(0, 1),
     )
@@ -105,11 +107,23 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     assert result.quality.keys() == {"real", "coca", "rich"}
     assert result.quality["rich"].true_share == 100
     assert result.quality["real"].true_share < 60
+    assert all(-100 <= quality.clip_score <= 100 for quality in result.quality.values())
+    learnt = [c.name for c in config.conditions if c.encoder in config.clips]
+    assert result.costs.keys() == set(learnt)
+    assert result.costs["G"].captioning == 0 < result.costs["G"].pretraining
+    assert result.costs["G"].pretraining == result.costs["G, 10%"].pretraining
+    assert result.costs["G+S (CoCa)"].captioning > 0
+    assert result.costs["G+S (CoCa)"].pretraining > result.costs["G"].pretraining
     for run in result.runs:
         for name, uri in run.evaluations.items():
             assert read_evaluation(uri).metrics == run.metrics[name]
             assert read_card(uri_of(uri)).recipe["model"]["is_frozen"] == ("frozen" in name)
     assert read_card(result.runs[-1].encoder).kind == "mae"
+    student = next(r for r in result.runs if r.condition.endswith("distilled"))
+    teacher = next(r for r in result.runs if r.condition == config.teacher)
+    (layer,) = (p for p in read_card(student.encoder).parents if p.role == "teacher")
+    taught = read_json(f"{layer.uri}/layer.json")["parents"]
+    assert read_card(teacher.encoder).digest in [p["digest"] for p in taught]
     assert [sample.captions.keys() for sample in result.samples] == [result.quality.keys()] * 8
     assert result.attention.keys() == set(config.attention)
     page = study_page(result)
@@ -125,7 +139,7 @@ def known(figures: dict[str, list[float]]) -> StudyResult:
     """A result whose depth errors are given, segmentation being without any difference."""
     tables = ("sources", "objectives")
     conditions = tuple(ConditionConfig(name=n, tables=tables) for n in figures)
-    config = replace(tiny(), conditions=conditions, attention=(), seeds=(0, 1, 2, 3))
+    config = replace(study_of(*conditions), seeds=(0, 1, 2, 3))
     runs = tuple(
         StudyRun(
             condition=name,
@@ -138,7 +152,15 @@ def known(figures: dict[str, list[float]]) -> StudyResult:
         for seed, value in enumerate(values)
     )
     return StudyResult(
-        uri="studies/x", config=config, runs=runs, quality={}, samples=(), attention={}, seconds=1.0
+        uri="studies/x",
+        config=config,
+        runs=runs,
+        num_pairs=24,
+        quality={},
+        samples=(),
+        attention={},
+        costs={},
+        seconds=1.0,
     )
 
 
@@ -184,19 +206,28 @@ def test_scene_captions_are_as_good_as_their_names_say(scenes):
     assert wrong[25] <= wrong[50] <= wrong[75] <= wrong[100]
 
 
+def study_of(*conditions: ConditionConfig) -> StudyConfig:
+    return replace(tiny(), attention=(), judge="", teacher="", conditions=conditions)
+
+
 def test_a_layer_that_nobody_makes_is_refused():
     with pytest.raises(ConfigError, match="takes the layer 'nonsense'"):
-        ConditionConfig(name="x", captions="synthetic", layer="nonsense")
+        study_of(ConditionConfig(name="x", captions="synthetic", layer="nonsense"))
+    with pytest.raises(ConfigError, match="takes the layer ''"):
+        study_of(ConditionConfig(name="x", captions="both"))
     with pytest.raises(ConfigError, match=r"has a share of 1\.5"):
         ConditionConfig(name="x", budget=1.5)
     with pytest.raises(ConfigError, match="is held against 'y'"):
-        replace(tiny(), attention=(), conditions=(ConditionConfig(name="x", over="y"),))
+        study_of(ConditionConfig(name="x", over="y"))
     with pytest.raises(ConfigError, match="takes the encoder 'nothing'"):
-        replace(tiny(), attention=(), conditions=(ConditionConfig(name="x", encoder="nothing"),))
+        study_of(ConditionConfig(name="x", encoder="nothing"))
+    unlabelled = replace(tiny().drawn, scenes=replace(SCENES, tasks=("segmentation",)))
     with pytest.raises(ConfigError, match="no labels are drawn for depth"):
-        replace(tiny(), scenes=replace(SCENES, tasks=("segmentation",)))
+        replace(tiny(), drawn=unlabelled)
     with pytest.raises(ConfigError, match="conditions was"):
-        replace(tiny(), conditions=())
+        study_of()
+    with pytest.raises(ConfigError, match="one world"):
+        replace(tiny(), drawn=None)
 
 
 def scaled(figures: dict[str, dict[float, float]]) -> StudyResult:
@@ -212,7 +243,7 @@ def scaled(figures: dict[str, dict[float, float]]) -> StudyResult:
         for name, values in figures.items()
         for fraction in values
     )
-    config = replace(tiny(), conditions=conditions, attention=(), seeds=(0,))
+    config = replace(study_of(*conditions), seeds=(0,))
     runs = tuple(
         StudyRun(
             condition=f"{name} {fraction}",
@@ -225,7 +256,15 @@ def scaled(figures: dict[str, dict[float, float]]) -> StudyResult:
         for fraction, value in values.items()
     )
     return StudyResult(
-        uri="studies/x", config=config, runs=runs, quality={}, samples=(), attention={}, seconds=1.0
+        uri="studies/x",
+        config=config,
+        runs=runs,
+        num_pairs=24,
+        quality={},
+        samples=(),
+        attention={},
+        costs={},
+        seconds=1.0,
     )
 
 

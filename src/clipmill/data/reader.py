@@ -1,6 +1,7 @@
 """Random access to the samples of one shard: an index of its tar, and one pread a part."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -82,6 +83,14 @@ def read_shard(dataset: Dataset, index: int, cache: Path) -> ShardReader:
     except BaseException:
         file.close()
         raise
+
+
+def every_pair(dataset: Dataset, cache: Path) -> Iterator[tuple[ShardReader, int]]:
+    """Each pair of a dataset, in order: the open shard that holds it, and its row."""
+    for index in range(len(dataset.shards)):
+        with read_shard(dataset, index, cache) as reader:
+            for row in range(len(reader)):
+                yield reader, row
 
 
 def _load_index(tar: BinaryIO, path: Path) -> NDArray[np.void]:

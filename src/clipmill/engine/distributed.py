@@ -2,17 +2,20 @@
 
 import contextlib
 import datetime as dt
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipmill.errors import ConfigError
+
+_meetings = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +89,8 @@ def ranks(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
         return
     timeout = dt.timedelta(seconds=timeout_seconds)
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    # Ranks may meet several times in one store, which remembers where they were.
+    store = PrefixStore(f"meeting-{next(_meetings)}", store)
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,

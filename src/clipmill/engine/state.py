@@ -81,9 +81,14 @@ class Moving:
         for key, value in moments.items():
             name, _, field = key.removeprefix("optimizer/").rpartition("/")
             parameter = parameters[name]
-            kept = value.to(parameter.device) if value.ndim == 0 else like(value, parameter)
-            # A copy: the optimiser changes it, and the file's bytes aren't ours to change.
-            self.optimizer.state[parameter][field] = kept.clone()
+            # A copy: the optimiser changes it, and the file's bytes aren't ours to change. And in
+            # the parameter's own order: the fused kernel pairs elements as they lie in memory.
+            if value.ndim == 0:
+                kept = value.to(parameter.device).clone()
+            else:
+                kept = torch.empty_like(parameter, dtype=value.dtype)
+                kept.copy_(like(value, parameter))
+            self.optimizer.state[parameter][field] = kept
 
 
 def write_state(uri: str, progress: Progress, data: bytes | memoryview) -> None:

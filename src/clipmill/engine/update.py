@@ -43,8 +43,7 @@ class Updater:
         self.objective = objective
         self.flops: float | None = None
         self.peak = operation.peak_flops or peak_flops(here.device, config.precision)
-        if here.device.type == "cuda":
-            objective.to(memory_format=torch.channels_last)
+        objective.to(memory_format=torch.channels_last)  # what convolutions are fastest with
         if operation.compile:
             objective.compile()
         is_shared = operation.parallel == "fsdp" and here.world_size > 1

@@ -152,8 +152,9 @@ def _sample(
 
 
 def _as_objects(sample: Any) -> Any:
-    """The sample with one class, as the proposal head wants it."""
-    clone = sample.clone()
+    """The sample with one class, as the proposal head wants it; the sample keeps its own."""
+    clone = sample.clone()  # shallow: the objects in it are the sample's
+    clone.gt_instances = sample.gt_instances.clone()
     clone.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
     return clone
 

@@ -1,6 +1,8 @@
 """CLIP with quality captions: contrastive pretraining on real and synthetic captions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clipmill.config import Config
 from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
@@ -18,6 +20,11 @@ from clipmill.pretrain.in_training_evaluation import InTrainingConfig, clip_eval
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
 from clipmill.pretrain.start import find_start
 from clipmill.stages import Report
+
+if TYPE_CHECKING:
+    from clipmill.data.batches import PairBatch
+    from clipmill.engine.distributed import Ranks
+    from clipmill.pretrain.clip_objective import ClipObjective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,41 +84,20 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
     uri = result_uri(store, "encoders", config.view.captions, config, parents)
     if has_checkpoint(uri):
         return uri
-    from clipmill.data.teacher_rows import Teaching
-    from clipmill.engine.distributed import Ranks
     from clipmill.engine.loop import train
-    from clipmill.pretrain.clip_objective import ClipObjective
     from clipmill.pretrain.embedding import training_embedding
     from clipmill.pretrain.start_weights import load_start
 
-    def objective(here: Ranks) -> ClipObjective:
-        made = ClipObjective(
-            config.model,
-            here,
-            options=config.towers,
-            range_augment=config.range_augment,
-            distillation=config.distillation,
-        )
+    def objective(here: "Ranks") -> "ClipObjective":
+        made = clip_objective(config, here)
         if start is not None:
             load_start(start, made.clip, config.model)
         return made
 
     size = config.model.vision.image_size
-    teaching = None
-    if config.distillation is not None:
-        teaching = Teaching(config.distillation.layer, ReplayTransform(size))
     trained = train(
         objective,
-        lambda cursor, here: pair_batches(
-            view,
-            config.load,
-            config.train,
-            crop=CropTransform(size, config.crop),
-            tokenizer=config.model.text.tokenizer(),
-            teaching=teaching,
-            here=here,
-            cursor=cursor,
-        ),
+        lambda cursor, here: clip_batches(config, view, here, cursor),
         config.train,
         name="clip",
         state_uri=f"{uri}/state",
@@ -141,3 +127,38 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
         embed=lambda: training_embedding(config.model, tensors, view),
     )
     return uri
+
+
+def clip_objective(config: PretrainConfig, here: "Ranks") -> "ClipObjective":
+    """What the run minimises, with random weights."""
+    from clipmill.pretrain.clip_objective import ClipObjective
+
+    return ClipObjective(
+        config.model,
+        here,
+        options=config.towers,
+        range_augment=config.range_augment,
+        distillation=config.distillation,
+    )
+
+
+def clip_batches(
+    config: PretrainConfig, view: View, here: "Ranks", cursor: int
+) -> "Iterator[PairBatch]":
+    """This rank's batches from update ``cursor`` on."""
+    from clipmill.data.teacher_rows import Teaching
+
+    size = config.model.vision.image_size
+    teaching = None
+    if config.distillation is not None:
+        teaching = Teaching(config.distillation.layer, ReplayTransform(size))
+    return pair_batches(
+        view,
+        config.load,
+        config.train,
+        crop=CropTransform(size, config.crop),
+        tokenizer=config.model.text.tokenizer(),
+        teaching=teaching,
+        here=here,
+        cursor=cursor,
+    )

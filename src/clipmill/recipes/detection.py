@@ -67,7 +67,7 @@ def mask_rcnn_miniature() -> FinetuneConfig:
     Command: ``clipmill finetune --recipe mask-rcnn-miniature --encoder URI --data URI``
     Hardware and time: see docs/log.md.
     """
-    return _miniature(mask_rcnn_1x(), num_stages=1, steps=200)
+    return _miniature(mask_rcnn_1x(), num_stages=1, steps=500)
 
 
 def cascade_mask_rcnn_miniature() -> FinetuneConfig:
@@ -77,7 +77,7 @@ def cascade_mask_rcnn_miniature() -> FinetuneConfig:
     Command: ``clipmill finetune --recipe cascade-mask-rcnn-miniature --encoder URI --data URI``
     Hardware and time: see docs/log.md.
     """
-    return _miniature(cascade_mask_rcnn_3x(), num_stages=3, steps=100)
+    return _miniature(cascade_mask_rcnn_3x(), num_stages=3, steps=250)
 
 
 def _miniature(full: FinetuneConfig, *, num_stages: int, steps: int) -> FinetuneConfig:
@@ -93,7 +93,7 @@ def _miniature(full: FinetuneConfig, *, num_stages: int, steps: int) -> Finetune
             anchor_scale=4.0,
             start_std=0.1,
             num_proposals=100,
-            regions_per_image=64,
+            regions_per_image=32,
             num_workers=0,
         ),
         train=replace(

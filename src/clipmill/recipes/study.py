@@ -8,6 +8,7 @@ from dataclasses import replace
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.pretrain.clip import PretrainConfig
+from clipmill.pretrain.distillation import DistillationConfig
 from clipmill.recipes.captioner import coca_miniature, recaption_miniature
 from clipmill.recipes.classification import classification_miniature, linear_probe_miniature
 from clipmill.recipes.clip import clip_miniature, clip_vit_miniature
@@ -15,8 +16,9 @@ from clipmill.recipes.data import scenes_every_task, shards_miniature
 from clipmill.recipes.dense import depth_miniature, semantic_fpn_miniature
 from clipmill.recipes.detection import mask_rcnn_miniature
 from clipmill.recipes.mae import mae_miniature
+from clipmill.recipes.mobile import teacher_miniature
 from clipmill.recipes.supervised import supervised_miniature
-from clipmill.study.config import COCA, ConditionConfig, StudyConfig
+from clipmill.study.config import COCA, ConditionConfig, DrawnConfig, StudyConfig
 from clipmill.study.scene_captions import DOSES
 from clipmill.tasks.finetune import FinetuneConfig
 
@@ -86,27 +88,48 @@ _OBJECTIVES = (
         )
     ),
 )
+_MOBILE = "mobilenetv4_conv_small_035"
+_MOBILE_ENCODERS = (
+    ConditionConfig(name="mobile, labels", tables=("mobile",), encoder="mobile, supervised"),
+    replace(_REAL, name="mobile, CLIP G", tables=("mobile",), encoder="mobile"),
+    replace(_BOTH, name="mobile, CLIP G+S", tables=("mobile",), encoder="mobile"),
+    replace(
+        _BOTH,
+        name="mobile, CLIP G+S, distilled",
+        tables=("mobile",),
+        encoder="mobile, distilled",
+    ),
+)
 
 
 def study_captions() -> StudyConfig:
-    """Caption sources, other pretraining, data scaling, dose and response: a night of two cores.
+    """Caption sources, other pretraining, mobile encoders, data scaling, dose and response.
 
-    Source: ours; the questions are those of CLIP-QC, Tables 2 and 3 and Figure 2.
+    A night of two cores.
+
+    Source: ours; the questions are those of CLIP-QC, Tables 2 to 5 and Figures 2 and 3.
     Command: ``clipmill study captions --store URI --workers 2``
     """
-    scenes = replace(
-        scenes_every_task(), num_pairs=8192, num_captioning=4096, num_labelled=512, num_test=256
-    )
-    captioner, mae, labels = coca_miniature(), mae_miniature(), supervised_miniature()
-    captioner = replace(captioner, train=_seen(captioner.train))
+    clip, vit = _long(clip_miniature()), _long(clip_vit_miniature())
+    mobile_vision = replace(clip.model.vision, timm_model=_MOBILE, head="classifier")
+    mobile = replace(clip, model=replace(clip.model, vision=mobile_vision))
+    mae, labels = mae_miniature(), supervised_miniature()
+    labels = replace(labels, train=_seen(labels.train))
     return StudyConfig(
-        scenes=scenes,
-        shards=shards_miniature(),
-        captioner=captioner.override(["train.schedule.peak=2e-3", "train.num_threads=1"]),
-        recaption=recaption_miniature(),
-        clips={"clip": _long(clip_miniature()), "vit": _long(clip_vit_miniature())},
+        drawn=_drawn(),
+        clips={
+            "clip": clip,
+            "vit": vit,
+            "mobile": mobile,
+            "mobile, distilled": replace(
+                mobile, distillation=DistillationConfig(teacher_widths=(clip.model.embed_dim,))
+            ),
+        },
         maes={"mae": replace(mae, train=_seen(mae.train))},
-        supervised={"supervised": replace(labels, train=_seen(labels.train))},
+        supervised={
+            "supervised": labels,
+            "mobile, supervised": replace(labels, vision=mobile_vision),
+        },
         scratch={"scratch": f"timm:{clip_miniature().model.vision.timm_model}"},
         transfers={
             "segmentation": semantic_fpn_miniature(),
@@ -118,7 +141,10 @@ def study_captions() -> StudyConfig:
             "detection, frozen": _frozen(mask_rcnn_miniature()),
             "classification, frozen": linear_probe_miniature(),
         },
-        conditions=(*_SOURCES, *_OBJECTIVES, *_SCALED, *_DOSED),
+        conditions=(*_SOURCES, *_OBJECTIVES, *_MOBILE_ENCODERS, *_SCALED, *_DOSED),
+        judge="terse, true",
+        teacher=_BOTH.name,
+        teaching=teacher_miniature(),
         attention=tuple(c.name for c in _OBJECTIVES if c.over and c.budget == 1),
         seeds=(0, 1, 2, 3, 4),
     )
@@ -162,8 +188,23 @@ def study_from_scratch() -> StudyConfig:
         whole,
         transfers={name: whole.transfers[name] for name in tasks},
         conditions=(scratch, replace(pretrained, tables=("objectives",))),
+        judge="",
+        teacher="",
         attention=(),
         seeds=(0, 1, 2),
+    )
+
+
+def _drawn() -> DrawnConfig:
+    captioner = coca_miniature()
+    captioner = replace(captioner, train=_seen(captioner.train))
+    return DrawnConfig(
+        scenes=replace(
+            scenes_every_task(), num_pairs=8192, num_captioning=4096, num_labelled=512, num_test=256
+        ),
+        shards=shards_miniature(),
+        captioner=captioner.override(["train.schedule.peak=2e-3", "train.num_threads=1"]),
+        recaption=recaption_miniature(),
     )
 
 

@@ -1,34 +1,51 @@
 """What the captions of a study are like, in figures and by example."""
 
 import base64
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
-from clipmill.study.encoders import World
+from clipmill.data.reader import every_pair, read_shard
+from clipmill.images import decode_rgb
 from clipmill.study.result import CaptionQuality, CaptionSample
 from clipmill.study.scene_captions import SceneCaptions, true_share
+from clipmill.study.world import World
 
 _NUM_SAMPLES = 8
+_NUM_READ = 10_000
+_NUM_SCORED = 512
 
 
-def captions_by_kind(world: World, scenes: Sequence[SceneCaptions]) -> dict[str, list[str]]:
-    """The first caption of each sample, in order, ``real`` ones and each layer's."""
+def captions_by_kind(world: World) -> dict[str, list[str]]:
+    """The first caption of each sample, in order, ``real`` ones and each layer's.
+
+    Of a large dataset the first ten thousand are read.
+    """
     dataset = Dataset.open(world.dataset)
-    layers = {name: _captions(dataset, layer) for name, layer in world.layers.items()}
-    return {"real": [scene.alt for scene in scenes], **layers}
+    real = (shard.caption(row) for shard, row in every_pair(dataset, cache_folder()))
+    kinds: dict[str, Iterator[str]] = {"real": real}
+    kinds |= {name: _captions(dataset, layer) for name, layer in world.layers.items()}
+    return {name: list(itertools.islice(texts, _NUM_READ)) for name, texts in kinds.items()}
 
 
 def caption_quality(
-    captions: Mapping[str, list[str]], scenes: list[SceneCaptions]
+    captions: Mapping[str, list[str]],
+    scenes: list[SceneCaptions],
+    dataset: str,
+    judge: str,
 ) -> dict[str, CaptionQuality]:
-    """Truth, length and diversity of each kind."""
+    """Length and diversity of each kind; truth where scenes are known, a CLIP's score by a judge.
+
+    ``judge`` is the URI of a CLIP checkpoint, or empty.
+    """
+    scores = _clip_scores(captions, dataset, judge) if judge else {}
     return {
         name: CaptionQuality(
-            true_share=true_share(texts, scenes),
+            true_share=true_share(texts, scenes) if scenes else None,
+            clip_score=scores.get(name),
             num_words=sum(len(text.split()) for text in texts) / len(texts),
             num_different=len(set(texts)),
         )
@@ -52,9 +69,20 @@ def caption_samples(
         )
 
 
-def _captions(dataset: Dataset, layer: str) -> list[str]:
-    return [
-        captions[0]
-        for index in range(len(dataset.shards))
-        for captions in read_layer(dataset, layer, index, cache_folder())["captions"].to_pylist()
-    ]
+def _clip_scores(captions: Mapping[str, list[str]], dataset: str, judge: str) -> dict[str, float]:
+    """Mean cosine of picture and caption, times 100, over the first pictures."""
+    from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers
+
+    towers = ClipTowers(ClipScoreConfig(model=judge))
+    first = itertools.islice(every_pair(Dataset.open(dataset), cache_folder()), _NUM_SCORED)
+    images_BD = towers.encode_images([decode_rgb(shard.image(row)) for shard, row in first])
+    return {
+        name: 100 * float((images_BD * towers.encode_texts(texts[: len(images_BD)])).sum(1).mean())
+        for name, texts in captions.items()
+    }
+
+
+def _captions(dataset: Dataset, layer: str) -> Iterator[str]:
+    for index in range(len(dataset.shards)):
+        column = read_layer(dataset, layer, index, cache_folder())["captions"]
+        yield from (captions[0] for captions in column.to_pylist())

@@ -13,13 +13,14 @@ from clipmill.pretrain.clip import PretrainConfig
 from clipmill.pretrain.coca import CaptionerConfig
 from clipmill.pretrain.mae import MaePretrainConfig
 from clipmill.pretrain.supervised import SupervisedConfig
+from clipmill.pretrain.teacher import TeacherConfig
 from clipmill.study.scene_captions import SCENE_CAPTIONS
 from clipmill.tasks.finetune import FinetuneConfig
 
 COCA = "coca"
 """The layer that the study's own captioner writes."""
 
-TableName = Literal["sources", "objectives", "scaling", "dose"]
+TableName = Literal["sources", "objectives", "mobile", "scaling", "dose"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ class ConditionConfig(Config):
     captions: Literal["real", "synthetic", "both"] = "real"
     """Which captions are learnt from."""
     layer: str = ""
-    """``coca``, or one of SCENE_CAPTIONS, for all but real captions."""
+    """Name of the layer that synthetic captions are from; empty where there are none."""
     dose: float | None = None
     """Share of wrong captions, percent, where it belongs to a dose-response."""
     fraction: float = 1.0
@@ -47,13 +48,7 @@ class ConditionConfig(Config):
     """Seen samples, as a share of what the encoder's own config says."""
 
     def __post_init__(self) -> None:
-        """Refuse a layer that isn't made, and shares out of range (ConfigError)."""
-        _check(
-            f"condition {self.name!r} takes the layer {self.layer!r}",
-            self.layer,
-            {"", *SCENE_CAPTIONS, COCA} if self.captions == "real" else {*SCENE_CAPTIONS, COCA},
-            "conditions.layer",
-        )
+        """Refuse shares out of range (ConfigError)."""
         for share in (self.fraction, self.budget):
             if not 0 < share <= 1:
                 raise ConfigError(
@@ -64,17 +59,39 @@ class ConditionConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudyConfig(Config):
-    """Every condition, pretrained and judged by every task once a seed."""
+class DrawnConfig(Config):
+    """A world that is drawn: what is true of each picture is known."""
 
     scenes: ScenesSourceConfig
-    """The world: pictures, captions, labels."""
+    """Pictures, captions, labels."""
     shards: ShardConfig
     """How they are sharded."""
     captioner: CaptionerConfig
-    """The captioner, trained on other pictures."""
+    """The captioner, trained on other pictures; its layer is named ``coca``."""
     recaption: RecaptionConfig
     """How it captions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GivenConfig(Config):
+    """A world that is there: a team's own pairs and labels."""
+
+    dataset: str = ""
+    """URI of the sharded pairs."""
+    layers: dict[str, str] = field(default_factory=dict)
+    """Its caption layers, by the names that conditions give them."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """URI of the data to fine-tune and judge on, by task, in the task's layout."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig(Config):
+    """Every condition, pretrained and judged by every task once a seed."""
+
+    drawn: DrawnConfig | None = None
+    """The world, if it is drawn."""
+    given: GivenConfig | None = None
+    """The world, if it isn't."""
     clips: dict[str, PretrainConfig]
     """Encoders that learn from captions, by name; view and seed are the condition's."""
     maes: dict[str, MaePretrainConfig] = field(default_factory=dict)
@@ -87,6 +104,12 @@ class StudyConfig(Config):
     """What an encoder is judged by, by name; seeds are the study's."""
     conditions: tuple[ConditionConfig, ...]
     """What is compared."""
+    judge: str = ""
+    """Condition whose CLIP, with the first seed, scores captions; empty for no score."""
+    teacher: str = ""
+    """Condition whose CLIP, with the first seed, teaches those that are distilled."""
+    teaching: TeacherConfig = TeacherConfig()
+    """How it teaches; its models are the teacher alone."""
     attention: tuple[str, ...] = ()
     """Conditions, of ViTs, whose heads are looked at, with the first seed."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -94,13 +117,7 @@ class StudyConfig(Config):
 
     def __post_init__(self) -> None:
         """Refuse names that stand twice or for nothing, and nothing to compare (ConfigError)."""
-        unlabelled = {t.task for t in self.transfers.values()} - set(self.scenes.tasks)
-        if unlabelled:
-            raise ConfigError(
-                f"no labels are drawn for {', '.join(sorted(unlabelled))}",
-                expected=f"tasks among scenes.tasks: {', '.join(self.scenes.tasks)}",
-                action="add the task to scenes.tasks",
-            )
+        self._check_world()
         for name, found in (
             ("conditions", [c.name for c in self.conditions]),
             ("seeds", list(map(str, self.seeds))),
@@ -114,8 +131,13 @@ class StudyConfig(Config):
                     action=f"correct {name}",
                 )
         known = {c.name for c in self.conditions}
-        for name in self.attention:
-            _check(f"attention names {name!r}", name, known, "attention")
+        for where, names in (
+            ("attention", self.attention),
+            ("judge", (self.judge,)),
+            ("teacher", (self.teacher,)),
+        ):
+            for name in names:
+                _check(f"{where} names {name!r}", name, {"", *known}, where)
         for condition in self.conditions:
             problem = f"condition {condition.name!r} is held against {condition.over!r}"
             _check(problem, condition.over, {"", *known}, "conditions.over")
@@ -127,6 +149,34 @@ class StudyConfig(Config):
                 encoders,
                 "conditions.encoder",
             )
+
+    def _check_world(self) -> None:
+        if (self.drawn is None) == (self.given is None):
+            raise ConfigError(
+                "a study has one world",
+                expected="either drawn or given, and the other null",
+                action="start from a recipe of studies",
+            )
+        if self.drawn is None:
+            return
+        unlabelled = {t.task for t in self.transfers.values()} - set(self.drawn.scenes.tasks)
+        if unlabelled:
+            raise ConfigError(
+                f"no labels are drawn for {', '.join(sorted(unlabelled))}",
+                expected=f"tasks among drawn.scenes.tasks: {', '.join(self.drawn.scenes.tasks)}",
+                action="add the task to drawn.scenes.tasks",
+            )
+        for condition in self.conditions:
+            _check(
+                f"condition {condition.name!r} takes the layer {condition.layer!r}",
+                condition.layer,
+                {*SCENE_CAPTIONS, COCA, *([""] if condition.captions == "real" else [])},
+                "conditions.layer",
+            )
+
+    def condition(self, name: str) -> ConditionConfig:
+        """The condition of this name."""
+        return next(c for c in self.conditions if c.name == name)
 
     def table(self, name: TableName) -> list[ConditionConfig]:
         """The conditions of a table, the one that the others are held against first."""

@@ -34,6 +34,10 @@ _HEADINGS: dict[TableName, tuple[str, str]] = {
         "CLIP against other pretraining",
         "At the seen samples that stand with the name; from scratch, none.",
     ),
+    "mobile": (
+        "Mobile encoders",
+        "A small mobile network: by labels, by CLIP, and by CLIP that also learns from a teacher.",
+    ),
 }
 
 
@@ -60,7 +64,8 @@ def study_page(result: StudyResult) -> str:
 
 def _plots(result: StudyResult) -> list[Section]:
     found = []
-    if len(result.config.table("sources")) > 1 and result.quality:
+    sources = result.config.table("sources")
+    if len([c for c in sources if plots.quality_of(result, c) is not None]) > 1:
         words = "Of captions of both kinds, the mean of their truth."
         charts = plots.quality_charts(result)
         found.append(section("truth", "Truth and transfer", paragraph(words), charts))
@@ -72,6 +77,12 @@ def _plots(result: StudyResult) -> list[Section]:
         words = "True captions, of which a share is another picture's."
         charts = plots.dose_charts(result)
         found.append(section("dose", "Dose and response", paragraph(words), charts))
+    if plots.has_costs(result):
+        words = (
+            "Arithmetic of pretraining, and of captioning each picture once; making the captioner "
+            "is left out, since it serves any number of data sets."
+        )
+        found.append(section("cost", "Equal cost", paragraph(words), plots.cost_charts(result)))
     if result.attention:
         statistics = {n: attention_from_json(value) for n, value in result.attention.items()}
         found.append(
@@ -95,11 +106,21 @@ def _plots(result: StudyResult) -> list[Section]:
 
 def _quality(result: StudyResult) -> Section:
     body = [
-        [name, f"{q.true_share:.1f} %", f"{q.num_words:.1f}", f"{q.num_different:,}"]
+        [
+            name,
+            "" if q.true_share is None else f"{q.true_share:.1f} %",
+            "" if q.clip_score is None else f"{q.clip_score:.1f}",
+            f"{q.num_words:.1f}",
+            f"{q.num_different:,}",
+        ]
         for name, q in result.quality.items()
     ]
-    head = ["Captions", "Pictures with true words alone", "Words", "Different captions"]
-    note = "Colours and objects named, against those that the picture shows."
+    head = ["Captions", "Pictures truly described", "CLIP score", "Words", "Different captions"]
+    note = (
+        "Truly described: a colour or an object is named, and none that isn't there. CLIP score: "
+        "100 times the cosine of picture and caption"
+        + (f", by the CLIP of {result.config.judge!r}." if result.config.judge else ".")
+    )
     return section("quality", "Quality of the captions", table(note, head, body))
 
 

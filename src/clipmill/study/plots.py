@@ -11,7 +11,7 @@ from clipmill.study.config import ConditionConfig
 from clipmill.study.findings import Findings
 from clipmill.study.result import StudyResult
 from clipmill.study.statistics import bootstrap, trend_p
-from clipmill.study.tables import heading, signed
+from clipmill.study.tables import heading, plain, signed
 
 
 def dose_charts(result: StudyResult) -> Html:
@@ -50,14 +50,17 @@ def quality_charts(result: StudyResult) -> Html:
 def quality_of(result: StudyResult, condition: ConditionConfig) -> float | None:
     """Truth of a condition's captions, percent; the mean of both kinds where it has both."""
     names = {"real": ["real"], "synthetic": [condition.layer], "both": ["real", condition.layer]}
-    found = [result.quality[n].true_share for n in names[condition.captions] if n in result.quality]
-    return sum(found) / len(found) if found else None
+    shares = [
+        result.quality[n].true_share for n in names[condition.captions] if n in result.quality
+    ]
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
 
 
 def scaling(result: StudyResult) -> Html:
     """Each transfer over the number of pictures, by captions; what quality is worth in pictures."""
     series = dict(_by_captions(result.config.table("scaling")))
-    whole = result.config.scenes.num_pairs
+    whole = result.num_pairs
     found, first = result.findings(), next(iter(series))
     charts, rows = [], []
     for transfer in found.transfers:
@@ -111,6 +114,62 @@ def _worth(first: list[Spread], own: list[Spread], better: int) -> list[str]:
         return ["more pictures don't help here", ""]
     needed = (first[-1].mean - base) / slope
     return [f"{10**needed:,.0f}", f"{10 ** (first[-1].x - needed):.1f}"]
+
+
+def has_costs(result: StudyResult) -> bool:
+    """Whether two kinds of captions were learnt from at several budgets, at a known cost."""
+    return len(_by_budget(result)) > 1
+
+
+def cost_charts(result: StudyResult) -> Html:
+    """Each transfer over what pretraining and captions cost; what the same cost buys without."""
+    found, charts, rows = result.findings(), [], []
+    series = _by_budget(result)
+    first, *others = series
+    for transfer in found.transfers:
+        spreads = {
+            name: [
+                _spread(math.log10(result.costs[c.name].total), found.figures(c.name, transfer))
+                for c in conditions
+            ]
+            for name, conditions in series.items()
+        }
+        labels = {s.x: f"{10**s.x / 1e12:.3g}" for s in spreads[first]}
+        charts.append(
+            spread_chart(
+                heading(found, transfer),
+                "on a logarithmic axis",
+                spreads,
+                x_name="TFLOPs, captions included",
+                x_labels=labels,
+            )
+        )
+        metric = found.metric(transfer)
+        line = np.polyfit([s.x for s in spreads[first]], [s.mean for s in spreads[first]], 1)
+        for name in others:
+            end = spreads[name][-1]
+            bought = float(np.polyval(line, end.x))
+            change = metric.gain(end.mean, bought)
+            figures = (plain(bought, metric), plain(end.mean, metric), signed(change, metric))
+            rows.append(
+                [f"{heading(found, transfer)}, {name}", f"{10**end.x / 1e12:.3g}", *figures]
+            )
+    head = ["Transfer, captions", "TFLOPs", f"{first} at that cost", "Its own", "Better by"]
+    note = f"What more training on {first} would give, on a line fitted to it, for the same cost."
+    return together(tag("div", charts, class_="charts"), table(note, head, rows))
+
+
+def _by_budget(result: StudyResult) -> dict[str, list[ConditionConfig]]:
+    """CLIPs that differ in seen samples alone, dearest last, under the name of that one."""
+    found: dict[str, list[ConditionConfig]] = {}
+    known = [c for c in result.config.conditions if c.name in result.costs and c.fraction == 1]
+    for whole in (c for c in known if c.budget == 1):
+        kind = (whole.captions, whole.layer, whole.encoder)
+        same = [c for c in known if (c.captions, c.layer, c.encoder) == kind]
+        budgets = {c.budget: c for c in same}
+        if len(budgets) > 1:
+            found[whole.name] = [budgets[budget] for budget in sorted(budgets)]
+    return found
 
 
 def truth_and_detail(found: Findings, noisy: str, terse: str, rich: str) -> Html:

@@ -14,8 +14,11 @@ RESULT = "study.json"
 class CaptionQuality:
     """How good one kind of caption is, over all pictures."""
 
-    true_share: float
-    """Pictures whose caption names a colour or an object and none that isn't there, percent."""
+    true_share: float | None
+    """Pictures whose caption names a colour or an object and none that isn't there, percent; None
+    where nobody knows what is there."""
+    clip_score: float | None
+    """Mean cosine of picture and caption by the judge's CLIP, times 100; None without a judge."""
     num_words: float
     """Mean length, words."""
     num_different: int
@@ -33,6 +36,21 @@ class CaptionSample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Of one encoder, FLOPs."""
+
+    pretraining: float
+    """Forward and backward passes of all seen samples."""
+    captioning: float
+    """Writing a caption of each picture once, where the study's captioner wrote them."""
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.pretraining + self.captioning
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
     """Every run of a study."""
 
@@ -42,12 +60,16 @@ class StudyResult:
     """What was asked."""
     runs: tuple[StudyRun, ...]
     """Seed by seed, condition by condition."""
+    num_pairs: int
+    """Pictures to pretrain on."""
     quality: dict[str, CaptionQuality]
     """Of ``real`` captions and of each layer's."""
     samples: tuple[CaptionSample, ...]
     """A few pictures with every kind of caption."""
     attention: dict[str, dict[str, Any]]
     """By condition, as :func:`clipmill.analysis.attention.attention_json` has it."""
+    costs: dict[str, Cost]
+    """Of each condition that learns from captions."""
     seconds: float
     """From the start to the end of what was left to do, by the clock."""
 
@@ -70,9 +92,11 @@ class StudyResult:
             "digest": self.config.digest,
             "config": self.config.to_json(),
             "runs": [asdict(run) for run in self.runs],
+            "num_pairs": self.num_pairs,
             "quality": {name: asdict(found) for name, found in self.quality.items()},
             "samples": [asdict(sample) for sample in self.samples],
             "attention": self.attention,
+            "costs": {name: asdict(cost) for name, cost in self.costs.items()},
             "seconds": self.seconds,
             "parents": [],
         }
@@ -85,8 +109,10 @@ def read_study(uri: str) -> StudyResult:
         uri=uri,
         config=StudyConfig.from_json(value["config"]),
         runs=tuple(StudyRun(**run) for run in value["runs"]),
+        num_pairs=value["num_pairs"],
         quality={name: CaptionQuality(**found) for name, found in value["quality"].items()},
         samples=tuple(CaptionSample(**sample) for sample in value["samples"]),
         attention=value["attention"],
+        costs={name: Cost(**cost) for name, cost in value["costs"].items()},
         seconds=value["seconds"],
     )

@@ -8,31 +8,31 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from clipmill.analysis.attention import attention_json, measure_attention
-from clipmill.data.folder import open_folder
-from clipmill.data.recaption import recaption
-from clipmill.data.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
-from clipmill.data.shards import shard
-from clipmill.pretrain.coca import train_captioner
+from clipmill.data.dataset import Dataset
+from clipmill.errors import ConfigError
+from clipmill.pretrain.teacher import make_teacher_layer
 from clipmill.processes import process_pool
 from clipmill.stages import Report, silent
 from clipmill.storage import exists, join, write_json
 from clipmill.study.caption_quality import caption_quality, caption_samples, captions_by_kind
-from clipmill.study.config import COCA, ConditionConfig, StudyConfig
-from clipmill.study.encoders import World, make_encoder
+from clipmill.study.config import ConditionConfig, StudyConfig
+from clipmill.study.cost import clip_costs
+from clipmill.study.encoders import make_encoder
 from clipmill.study.findings import StudyRun
+from clipmill.study.ranks import num_ranks, on_first_rank
 from clipmill.study.result import RESULT, StudyResult
-from clipmill.study.scene_captions import (
-    SceneCaptions,
-    add_scene_layers,
-    draw_captions,
-)
+from clipmill.study.world import World, make_world, scenes_of
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
 
 _ATTENTION_IMAGES = 256
+
+_Asked = tuple[ConditionConfig, int]
+"""A condition, and a seed."""
 
 
 def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Report) -> str:
@@ -44,48 +44,68 @@ def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Repo
     if exists(join(uri, RESULT)):
         return uri
     started = time.monotonic()
-    world, scenes = _prepare(config, store, report)
+    _check_workers(workers)
+    world = _taught(config, make_world(config, store, report=report), report)
     # Seed by seed, so that a study that is stopped has compared all conditions with some.
     asked = [(condition, seed) for seed in config.seeds for condition in config.conditions]
     runs: dict[_Asked, StudyRun] = {}
     for pair, run in _made(config, asked, world, workers):
         runs[pair] = run
         report(len(runs), len(asked), f"runs; last {run.condition}, seed {run.seed}")
-    captions = captions_by_kind(world, scenes)
-    result = StudyResult(
-        uri=uri,
-        config=config,
-        runs=tuple(runs[pair] for pair in asked),
-        quality=caption_quality(captions, scenes),
-        samples=caption_samples(world.dataset, captions),
-        attention=_attention(config, runs, world),
-        seconds=time.monotonic() - started,
-    )
-    write_json(join(uri, RESULT), result.to_json())
+    on_first_rank(lambda: _save(config, uri, world, runs, time.monotonic() - started))
     return uri
 
 
-def _prepare(config: StudyConfig, store: str, report: Report) -> tuple[World, list[SceneCaptions]]:
-    source = draw_source(config.scenes, store, report=report)
-    dataset = _sharded(config, join(source, PAIRS), store)
-    asked = sorted({condition.layer for condition in config.conditions} - {""})
-    scenes = draw_captions(config.scenes)
-    names = [name for name in asked if name != COCA]
-    layers = add_scene_layers(dataset, scenes, names, report=report)
-    if COCA in asked:
-        captioned = _sharded(config, join(source, CAPTIONING), store)
-        captioner = train_captioner(config.captioner, captioned, store, report=report)
-        layers[COCA] = recaption(config.recaption, dataset, captioner, report=report)
-    return World(source, dataset, layers, store), scenes
+def _save(
+    config: StudyConfig, uri: str, world: World, runs: dict[_Asked, StudyRun], seconds: float
+) -> bool:
+    first = {c.name: run.encoder for (c, seed), run in runs.items() if seed == config.seeds[0]}
+    captions = captions_by_kind(world)
+    judge = first[config.judge] if config.judge else ""
+    result = StudyResult(
+        uri=uri,
+        config=config,
+        runs=tuple(runs[c, seed] for seed in config.seeds for c in config.conditions),
+        num_pairs=Dataset.open(world.dataset).num_samples,
+        quality=caption_quality(captions, scenes_of(config), world.dataset, judge),
+        samples=caption_samples(world.dataset, captions),
+        attention={name: _attention(first[name], world) for name in config.attention},
+        costs=clip_costs(config, world),
+        seconds=seconds,
+    )
+    write_json(join(uri, RESULT), result.to_json())
+    return True
 
 
-def _sharded(config: StudyConfig, tar: str, store: str) -> str:
-    folder, parent = open_folder(tar, "source")
-    return shard(config.shards, str(folder), store, source_parents=(parent,))
+def _check_workers(workers: int) -> None:
+    if workers > 1 and num_ranks() > 1:
+        raise ConfigError(
+            f"workers was {workers}, under torchrun with {num_ranks()} ranks",
+            expected="1: all ranks train one encoder together",
+            action="leave --workers out",
+        )
 
 
-_Asked = tuple[ConditionConfig, int]
-"""A condition, and a seed."""
+def _taught(config: StudyConfig, world: World, report: Report) -> World:
+    """The same with the teacher's embeddings, if some condition learns from a layer not named."""
+    students = [c for c in config.conditions if _is_taught(config, c)]
+    if not students:
+        return world
+    teaching = config.teaching
+    if config.teacher:
+        report(0, 1, f"the teacher, {config.teacher}")
+        encoder = make_encoder(config, config.condition(config.teacher), config.seeds[0], world)
+        teaching = replace(teaching, models=(encoder,))
+    captions = world.layers.get(students[0].layer, "")
+    layer = on_first_rank(
+        lambda: make_teacher_layer(teaching, world.dataset, captions, report=report)
+    )
+    return replace(world, teaching=layer)
+
+
+def _is_taught(config: StudyConfig, condition: ConditionConfig) -> bool:
+    clip = config.clips.get(condition.encoder)
+    return clip is not None and clip.distillation is not None and not clip.distillation.layer
 
 
 def _made(
@@ -114,9 +134,11 @@ def _run(value: object, condition_value: object, seed: int, world: World) -> Stu
     evaluations = {}
     for name, asked in config.transfers.items():
         seeded = replace(asked, train=replace(asked.train, seed=seed))
-        data = join(world.source, LABELS[asked.task])
+        data = world.labels[asked.task]
         model = finetune(seeded, encoder, data, world.store, report=silent)
-        evaluations[name] = evaluate(model, data, world.store, report=silent)
+        evaluations[name] = on_first_rank(
+            partial(evaluate, model, data, world.store, report=silent)
+        )
     return StudyRun(
         condition=condition.name,
         seed=seed,
@@ -126,19 +148,7 @@ def _run(value: object, condition_value: object, seed: int, world: World) -> Stu
     )
 
 
-def _attention(
-    config: StudyConfig, runs: dict[_Asked, StudyRun], world: World
-) -> dict[str, dict[str, Any]]:
-    encoders = {
-        condition.name: run.encoder
-        for (condition, seed), run in runs.items()
-        if seed == config.seeds[0]
-    }
-    return {
-        name: attention_json(
-            measure_attention(
-                encoders[name], world.dataset, num_images=_ATTENTION_IMAGES, report=silent
-            )
-        )
-        for name in config.attention
-    }
+def _attention(encoder: str, world: World) -> dict[str, Any]:
+    return attention_json(
+        measure_attention(encoder, world.dataset, num_images=_ATTENTION_IMAGES, report=silent)
+    )

@@ -5,7 +5,7 @@ Each becomes a layer beside the dataset's shards, so that all conditions see the
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.import_layer import ImportConfig, import_layer
-from clipmill.data.reader import read_shard
+from clipmill.data.reader import every_pair
 from clipmill.data.scenes import SceneConfig
 from clipmill.data.scenes.scene import draw
 from clipmill.data.scenes.source import ScenesSourceConfig
@@ -103,9 +103,11 @@ def add_scene_layers(
         ArtifactError: the dataset isn't that of these scenes.
     """
     opened = Dataset.open(dataset)
-    uids = [uid for uid, caption in _captions(opened)]
+    told = [
+        (shard.uid(row), shard.caption(row)) for shard, row in every_pair(opened, cache_folder())
+    ]
     layers = {name: f"captions/scenes-{name}" for name in names}
-    if [caption for _, caption in _captions(opened)] != [scene.alt for scene in scenes]:
+    if [caption for _, caption in told] != [scene.alt for scene in scenes]:
         raise ArtifactError(
             f"{dataset} doesn't hold the {len(scenes)} scenes in their order",
             expected="the dataset sharded from the study's own source, no scene left out",
@@ -120,7 +122,7 @@ def add_scene_layers(
                 table = csv.writer(file)
                 table.writerow(["uid", "caption"])
                 say = SCENE_CAPTIONS[name]
-                table.writerows([uid, say(scenes, i)] for i, uid in enumerate(uids))
+                table.writerows([uid, say(scenes, i)] for i, (uid, _) in enumerate(told))
             columns = {"captions": "caption"}
             import_layer(ImportConfig(columns=columns), dataset, layer, [str(path)], report=report)
     return layers
@@ -134,10 +136,3 @@ def true_share(captions: list[str], scenes: list[SceneCaptions]) -> float:
     told = [set(_TOLD.findall(caption)) for caption in captions]
     pairs = zip(told, scenes, strict=True)
     return 100 * sum(bool(words) and words <= scene.shown for words, scene in pairs) / len(told)
-
-
-def _captions(dataset: Dataset) -> Iterator[tuple[str, str]]:
-    for index in range(len(dataset.shards)):
-        with read_shard(dataset, index, cache_folder()) as reader:
-            for row in range(len(reader)):
-                yield reader.uid(row), reader.caption(row)

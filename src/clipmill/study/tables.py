@@ -28,7 +28,7 @@ def comparison(found: Findings, paper: Sequence[PaperRow] = ()) -> Html:
         "0 out."
     )
     if paper:
-        note += " In grey, the paper's ViT-B/16 on photographs."
+        note += " In grey, the paper's encoders, on photographs."
     head = ["Encoder from", *(heading(found, t) for t in found.transfers)]
     tasks = {c.task for transfer, c in found.transfers.items() if not found.is_frozen(transfer)}
     grey = [_paper_row(found, row) for row in paper if tasks & row.figures.keys()]

@@ -48,7 +48,8 @@ class Predictor:
             self.classes,
         )
         network.load_state_dict(tensors)
-        self._network = reparameterised(network).to(self._device)
+        network = reparameterised(network).to(memory_format=torch.channels_last)
+        self._network = network.to(self._device)
 
     @classmethod
     def open(cls, uri: str, *, num_threads: int = 0) -> Self:

@@ -1,0 +1,36 @@
+"""What each rank of a study on given data does: ``ranks_drill.py STORE DATASET LABELS``."""
+
+import sys
+from dataclasses import replace
+
+from clipmill.recipes.clip import clip_vit_miniature
+from clipmill.recipes.dense import upernet_miniature
+from clipmill.recipes.study_paper import study_paper
+from clipmill.stages import silent
+from clipmill.study.config import StudyConfig
+from clipmill.study.run import run_study
+
+SHORT = ["train.steps=2", "train.batch_size=4", "train.num_threads=1"]
+NAMES = ("G", "S", "G+S")
+
+
+def small_paper() -> StudyConfig:
+    """The paper's first table and its attention, at the size of a test."""
+    whole = study_paper()
+    return replace(
+        whole,
+        clips={"vit": clip_vit_miniature().override(SHORT)},
+        maes={},
+        transfers={"segmentation": upernet_miniature().override(SHORT)},
+        conditions=tuple(c for c in whole.conditions if c.name in NAMES),
+    )
+
+
+if __name__ == "__main__":
+    store, dataset, labels = sys.argv[1:]
+    given = [
+        f"given.dataset={dataset}",
+        "given.layers.synthetic=captions/scenes-terse",
+        f"given.labels.segmentation={labels}",
+    ]
+    run_study(small_paper().override(given), store, report=silent)
