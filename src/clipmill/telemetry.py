@@ -38,9 +38,9 @@ class TrainMetrics:
     samples_per_second: Gauge
     """Samples of all ranks a second, since the last record of the log."""
     utilization: Gauge
-    """Model FLOPs utilisation, 0 to 1, since the last record; absent where the peak isn't known."""
+    """Model FLOPs utilisation, 0 to 1, since the last record; NaN where the peak isn't known."""
     logit_scale: Gauge
-    """What cosines are multiplied with."""
+    """What cosines are multiplied with; NaN where none are."""
     data_wait_seconds: Counter
     """Time that this rank waited for its batches."""
     rank_data_wait_seconds: Gauge

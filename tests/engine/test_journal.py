@@ -1,11 +1,13 @@
 """What a run says while it lasts: metrics, the log in the store, evaluations."""
 
 import json
+import math
 import urllib.request
 from functools import partial
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from regression import Regression, regression_batches
 from torch import nn
@@ -94,6 +96,7 @@ def test_counting_changes_nothing(tmp_path):
     counted = run(tmp_path / "a", CONFIG.override(["operation.peak_flops=1e6"]))
     plain = run(tmp_path / "b")
     assert "mfu" not in plain.log[-1]
+    assert math.isnan(REGISTRY.get_sample_value("clipmill_train_mfu_ratio"))
     assert all(torch.equal(v, plain.tensors[k]) for k, v in counted.tensors.items())
 
 

@@ -1,6 +1,7 @@
 """What a run says while it lasts: metrics, the log in the store, TensorBoard, progress."""
 
 import logging
+import math
 import time
 from functools import cache
 from importlib.util import find_spec
@@ -92,10 +93,10 @@ class Journal:
             "mfu": metrics.utilization,
             "logit_scale": metrics.logit_scale,
         }
+        for key, gauge in gauges.items():
+            gauge.set(record.get(key, math.nan))  # a 0 would be a claim
         for key, value in record.items():
-            if key in gauges:
-                gauges[key].set(value)
-            elif key == "loss" or key.startswith("loss/"):
+            if key == "loss" or key.startswith("loss/"):
                 kind = "total" if key == "loss" else key.removeprefix("loss/")
                 metrics.loss.labels(objective=self._name, kind=kind).set(value)
             elif "/" in key:
