@@ -174,10 +174,22 @@ def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
     page = study_page(found)
     assert "+0.100 (+0.100 to +0.100)</small><small>+12.3 %, p = 0.125; 0.705 to 0.725" in page
     # The paper's figures stand where whole encoders are fine-tuned.
-    assert '<td class="paper">43.9</td><td class="paper"></td>' in page
+    assert '<td class="paper">43.9</td></tr>' in page
+    assert page.index("Fine-tuned as a whole") < page.index("43.9") < page.index("Heads on frozen")
     assert '<td class="paper">0.383</td>' not in page
     assert "| less | 11.5 [" in markdown(found.findings())
     assert r"less & 11.5 [10.5, 12.5] & 0.715 [0.705, 0.725] \\" in latex(found.findings())
+    mixed = known({"G": first, "split": [x - 0.1 for x in first]})
+    worse = [
+        replace(run, metrics={**run.metrics, "segmentation": {"mIoU": 5.0 + run.seed}})
+        if run.condition == "split"
+        else run
+        for run in mixed.runs
+    ]
+    assert verdict(replace(mixed.findings(), runs=tuple(worse)))[0] == (
+        "split is better than G at depth, frozen (by 0.100 m) and worse at segmentation "
+        "(by 5.0 points)."
+    )
     # One that has a reference of its own is held against that.
     findings = found.findings()
     matched = replace(findings, over={"less": "less", "same": "less"})

@@ -11,6 +11,14 @@ from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import task_named
 
+_TASKS = ("segmentation", "depth", "detection", "classification")
+
+
+def by_task(transfers: Mapping[str, FinetuneConfig]) -> dict[str, FinetuneConfig]:
+    """The same, dense tasks first."""
+    known = {name: number for number, name in enumerate(_TASKS)}
+    return dict(sorted(transfers.items(), key=lambda t: (known.get(t[1].task, len(known)), t[0])))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyRun:
@@ -112,7 +120,7 @@ def gather(evaluations: Mapping[str, Sequence[str]]) -> Findings:
         )
     return Findings(
         conditions=tuple(found),
-        transfers={name: transfers[name] for name in names},
+        transfers=by_task({name: transfers[name] for name in names}),
         seeds=tuple(seeds),
         runs=tuple(
             _run(condition, seed, {name: own[seed, name] for name in names})

@@ -47,7 +47,7 @@ def study_page(result: StudyResult) -> str:
     header = together(
         paragraph("clipmill study captions", class_="kicker"),
         tag("h1", "Does caption quality make better dense features?"),
-        paragraph(" ".join(verdict(judged)), class_="lead"),
+        *_lead(judged),
         paragraph(_CAVEAT, class_="caveat"),
     )
     parts = [
@@ -62,6 +62,12 @@ def study_page(result: StudyResult) -> str:
     return document("Study of captions", header, parts, style=tables.STYLE)
 
 
+def _lead(found: Findings) -> list[Html]:
+    first, *others = verdict(found)
+    listed = tag("ul", [tag("li", sentence) for sentence in others])
+    return [paragraph(first, class_="lead"), *([listed] if others else [])]
+
+
 def _plots(result: StudyResult) -> list[Section]:
     found = []
     sources = result.config.table("sources")
@@ -69,7 +75,7 @@ def _plots(result: StudyResult) -> list[Section]:
         words = "Of captions of both kinds, the mean of their truth."
         charts = plots.quality_charts(result)
         found.append(section("truth", "Truth and transfer", paragraph(words), charts))
-    if len(result.config.table("scaling")) > 1:
+    if any(c.fraction < 1 for c in result.config.table("scaling")):
         words = "The same samples seen, of fewer pictures."
         charts = plots.scaling(result)
         found.append(section("scaling", "Data scaling", paragraph(words), charts))
@@ -171,7 +177,7 @@ def findings_page(found: Findings) -> str:
     header = together(
         paragraph("clipmill study tables", class_="kicker"),
         tag("h1", f"{len(found.conditions)} encoders side by side"),
-        paragraph(" ".join(verdict(found)), class_="lead"),
+        *_lead(found),
     )
     paper = [row for name in ("sources", "objectives") for row in PAPER[name]]
     parts = [section("results", "Results", tables.comparison(found, paper)), _sources(found, [])]

@@ -5,7 +5,7 @@ from typing import Any
 
 from clipmill.storage import join, read_json
 from clipmill.study.config import StudyConfig, TableName
-from clipmill.study.findings import Findings, StudyRun
+from clipmill.study.findings import Findings, StudyRun, by_task
 
 RESULT = "study.json"
 
@@ -78,7 +78,7 @@ class StudyResult:
         conditions = self.config.conditions if table is None else self.config.table(table)
         return Findings(
             conditions=tuple(c.name for c in conditions),
-            transfers=self.config.transfers,
+            transfers=by_task(self.config.transfers),
             seeds=self.config.seeds,
             runs=self.runs,
             over={c.name: c.over for c in conditions if c.over},

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from clipmill.analysis.page import Html, table, tag
+from clipmill.analysis.page import Html, table, tag, together
 from clipmill.study.findings import Findings
 from clipmill.study.paper import PaperRow
 from clipmill.study.statistics import bootstrap
 from clipmill.tasks.contract import Metric
 
 STYLE = """
+table :is(td, th):first-child { min-width: 9em; }
+.scroll + .scroll { margin-top: 2rem; }
 td small { display: block; color: var(--soft); white-space: nowrap; }
 td.paper, th:has(.paper) { color: var(--soft); font-weight: 400; }
 td.sure small:first-of-type { color: var(--good); font-weight: 600; }
@@ -17,21 +19,31 @@ td.sure.lost small:first-of-type { color: var(--bad); }
 
 
 def comparison(found: Findings, paper: Sequence[PaperRow] = ()) -> Html:
-    """A table of all conditions, and of what the paper found."""
-    body = [[c, *(_cell(found, c, t) for t in found.transfers)] for c in found.conditions]
+    """Tables of all conditions: encoders fine-tuned as a whole beside the paper's, then frozen."""
+    whole = [t for t in found.transfers if not found.is_frozen(t)]
+    frozen = [t for t in found.transfers if found.is_frozen(t)]
+    tables = [_comparison(found, whole, "Fine-tuned as a whole.", paper)] if whole else []
+    if frozen:
+        tables.append(_comparison(found, frozen, "Heads on frozen encoders.", ()))
+    return together(*tables)
+
+
+def _comparison(
+    found: Findings, transfers: Sequence[str], kind: str, paper: Sequence[PaperRow]
+) -> Html:
+    body = [[c, *(_cell(found, c, t) for t in transfers)] for c in found.conditions]
     seeds, named = len(found.seeds), ", or than what is named" if found.over else ""
     note = (
-        f"Mean over {seeds} seed{'s' if seeds != 1 else ''} (95 % bootstrap interval). Below it, "
-        f"how much better than {found.conditions[0]}{named}, paired by seed; p is a sign-flip "
-        "test's, which "
-        f"{seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured where the interval leaves "
-        "0 out."
+        f"{kind} Mean over {seeds} seed{'s' if seeds != 1 else ''} (95 % bootstrap interval). "
+        f"Below it, how much better than {found.conditions[0]}{named}, paired by seed; p is a "
+        f"sign-flip test's, which {seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured "
+        "where the interval leaves 0 out."
     )
-    if paper:
+    tasks = {found.transfers[t].task for t in transfers}
+    grey = [_paper_row(found, transfers, row) for row in paper if tasks & row.figures.keys()]
+    if grey:
         note += " In grey, the paper's encoders, on photographs."
-    head = ["Encoder from", *(heading(found, t) for t in found.transfers)]
-    tasks = {c.task for transfer, c in found.transfers.items() if not found.is_frozen(transfer)}
-    grey = [_paper_row(found, row) for row in paper if tasks & row.figures.keys()]
+    head = ["Encoder from", *(heading(found, t) for t in transfers)]
     return table(note, head, [*body, *grey])
 
 
@@ -83,10 +95,7 @@ def _changed(found: Findings, condition: str, transfer: str) -> Html:
     )
 
 
-def _paper_row(found: Findings, row: PaperRow) -> list[str]:
-    """The paper's figures stand where an encoder is fine-tuned as a whole."""
-    cells = []
-    for transfer, asked in found.transfers.items():
-        figure = None if found.is_frozen(transfer) else row.figures.get(asked.task)
-        cells.append(tag("td", "" if figure is None else f"{figure:g}", class_="paper"))
+def _paper_row(found: Findings, transfers: Sequence[str], row: PaperRow) -> list[str]:
+    figures = [row.figures.get(found.transfers[transfer].task) for transfer in transfers]
+    cells = [tag("td", "" if f is None else f"{f:g}", class_="paper") for f in figures]
     return [tag("span", row.name, class_="paper"), *cells]

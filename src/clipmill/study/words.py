@@ -24,9 +24,10 @@ def verdict(found: Findings) -> list[str]:
                 figure = f"by {plain(abs(gain.change.mean), metric)} {unit}".strip()
                 words = f"{transfer} ({figure})"
                 (better if gain.change.mean > 0 else worse).append(words)
-        for names, word in ((better, "better"), (worse, "worse")):
-            if names:
-                sentences.append(f"{condition} is {word} than {over} at {_and(names)}.")
+        said = [f"better than {over} at {_and(better)}"] if better else []
+        said += [f"worse{'' if better else f' than {over}'} at {_and(worse)}"] if worse else []
+        if said:
+            sentences.append(f"{condition} is {' and '.join(said)}.")
     if not sentences:
         return [f"No condition differs from {found.conditions[0]} by more than its interval."]
     if len(found.seeds) < _FEWEST_SEEDS:
