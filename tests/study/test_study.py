@@ -172,7 +172,10 @@ def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
         "4 seeds are a hint: no test is sure of so few.",
     ]
     page = study_page(found)
-    assert "+0.100 (+0.100 to +0.100)</small><small>+12.3 %, p = 0.125; 0.705 to 0.725" in page
+    assert (
+        "+0.100 (+0.100 to +0.100)</small><small>+12.3 %, p = 0.125</small><small>0.705 to 0.725"
+        in page
+    )
     # The paper's figures stand where whole encoders are fine-tuned.
     assert '<td class="paper">43.9</td></tr>' in page
     assert page.index("Fine-tuned as a whole") < page.index("43.9") < page.index("Heads on frozen")

@@ -34,8 +34,9 @@ def _comparison(
     body = [[c, *(_cell(found, c, t) for t in transfers)] for c in found.conditions]
     seeds, named = len(found.seeds), ", or than what is named" if found.over else ""
     note = (
-        f"{kind} Mean over {seeds} seed{'s' if seeds != 1 else ''} (95 % bootstrap interval). "
-        f"Below it, how much better than {found.conditions[0]}{named}, paired by seed; p is a "
+        f"{kind} Mean over {seeds} seed{'s' if seeds != 1 else ''}; below it, how much better than "
+        f"{found.conditions[0]}{named}, paired by seed, and at the end the mean's own bounds "
+        "(95 % bootstrap intervals); p is a "
         f"sign-flip test's, which {seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured "
         "where the interval leaves 0 out."
     )
@@ -90,7 +91,8 @@ def _changed(found: Findings, condition: str, transfer: str) -> Html:
         "td",
         plain(own.mean, metric),
         tag("small", words),
-        tag("small", f"{gain.percent:+.1f} %, p = {gain.p:.3g}; {bounds}"),
+        tag("small", f"{gain.percent:+.1f} %, p = {gain.p:.3g}"),
+        tag("small", bounds),
         class_=kind if gain.is_sure else "",
     )
 
