@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks_drill import NAMES, small_paper
+from given_drill import NAMES, small_paper
 
 from clipmill.data.folder import open_folder
 from clipmill.data.scenes.source import LABELS, PAIRS, ScenesSourceConfig, draw_source
@@ -22,7 +22,7 @@ from clipmill.study.run import run_study
 from clipmill.study.scene_captions import add_scene_layers, draw_captions
 
 SCENES = ScenesSourceConfig(num_pairs=16, num_captioning=1, num_labelled=4, num_test=2)
-DRILL = Path(__file__).with_name("ranks_drill.py")
+DRILL = Path(__file__).with_name("given_drill.py")
 
 
 @pytest.fixture(scope="module")
