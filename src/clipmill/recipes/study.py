@@ -172,6 +172,25 @@ def study_captions_quick() -> StudyConfig:
     )
 
 
+def study_sources() -> StudyConfig:
+    """All caption sources of :func:`study_captions`, labels and random weights, three seeds.
+
+    Judged by all but frozen detection: two hours of two cores.
+
+    Source: ours.
+    Command: ``clipmill study captions --recipe study-sources --store URI --workers 2``
+    """
+    whole = study_captions()
+    others = ("from scratch", "labels")
+    return replace(
+        whole,
+        transfers={name: t for name, t in whole.transfers.items() if name != "detection, frozen"},
+        conditions=tuple(c for c in whole.conditions if "sources" in c.tables or c.name in others),
+        attention=(),
+        seeds=(0, 1, 2),
+    )
+
+
 def study_from_scratch() -> StudyConfig:
     """What pretraining is worth: each task from a pretrained encoder and from random weights.
 
@@ -180,10 +199,7 @@ def study_from_scratch() -> StudyConfig:
     """
     whole = study_captions()
     tasks = ("segmentation", "depth", "detection", "classification")
-    scratch, pretrained = (
-        next(c for c in whole.conditions if c.name == name)
-        for name in ("from scratch", "terse, true")
-    )
+    scratch, pretrained = map(whole.condition, ("from scratch", "terse, true"))
     return replace(
         whole,
         transfers={name: whole.transfers[name] for name in tasks},
