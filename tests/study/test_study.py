@@ -12,7 +12,7 @@ from clipmill.storage import read_json
 from clipmill.study.config import ConditionConfig, StudyConfig
 from clipmill.study.findings import StudyRun
 from clipmill.study.page import study_page
-from clipmill.study.result import StudyResult, read_study
+from clipmill.study.result import Cost, StudyResult, read_study
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import DOSES, SCENE_CAPTIONS, draw_captions, true_share
 from clipmill.study.tables import comparison
@@ -41,8 +41,10 @@ def scenes():
 def tiny() -> StudyConfig:
     """The recipe with two steps of everything, and some of its conditions."""
     whole = study_captions()
-    kept = ("G", "G+S (CoCa)", "rich, true", "from scratch", "labels", "G, 10%")
-    kept = (*kept, "mobile, CLIP G+S, distilled")
+    kept = (
+        *("G", "G+S (CoCa)", "rich, true", "from scratch", "labels", "G, 10%"),
+        "mobile, CLIP G+S, distilled",
+    )
 
     def short(config):
         train = replace(config.train, steps=2, batch_size=2)
@@ -135,6 +137,20 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     )
 
 
+def result_of(config, runs, costs=None) -> StudyResult:
+    return StudyResult(
+        uri="studies/x",
+        config=config,
+        runs=runs,
+        num_pairs=24,
+        quality={},
+        samples=(),
+        attention={},
+        costs=costs or {},
+        seconds=1.0,
+    )
+
+
 def known(figures: dict[str, list[float]]) -> StudyResult:
     """A result whose depth errors are given, segmentation being without any difference."""
     tables = ("sources", "objectives")
@@ -151,17 +167,7 @@ def known(figures: dict[str, list[float]]) -> StudyResult:
         for name, values in figures.items()
         for seed, value in enumerate(values)
     )
-    return StudyResult(
-        uri="studies/x",
-        config=config,
-        runs=runs,
-        num_pairs=24,
-        quality={},
-        samples=(),
-        attention={},
-        costs={},
-        seconds=1.0,
-    )
+    return result_of(config, runs)
 
 
 def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
@@ -245,15 +251,15 @@ def test_a_layer_that_nobody_makes_is_refused():
         replace(tiny(), drawn=None)
 
 
-def scaled(figures: dict[str, dict[float, float]]) -> StudyResult:
-    """A result of two kinds of captions, by the share of pictures."""
+def scaled(figures: dict[str, dict[float, float]], share="fraction", costs=None) -> StudyResult:
+    """A result of two kinds of captions, by the share of pictures or of seen samples."""
     conditions = tuple(
         ConditionConfig(
             name=f"{name} {fraction}",
             tables=("scaling",),
-            fraction=fraction,
             captions="real" if name == "G" else "synthetic",
             layer="" if name == "G" else "terse",
+            **{share: fraction},
         )
         for name, values in figures.items()
         for fraction in values
@@ -270,17 +276,7 @@ def scaled(figures: dict[str, dict[float, float]]) -> StudyResult:
         for name, values in figures.items()
         for fraction, value in values.items()
     )
-    return StudyResult(
-        uri="studies/x",
-        config=config,
-        runs=runs,
-        num_pairs=24,
-        quality={},
-        samples=(),
-        attention={},
-        costs={},
-        seconds=1.0,
-    )
+    return result_of(config, runs, costs)
 
 
 def test_scaling_says_how_many_pictures_quality_saves():
@@ -290,3 +286,18 @@ def test_scaling_says_how_many_pictures_quality_saves():
     assert page.count("<td>2</td><td>10.0</td>") == 2  # of 24 pictures, 2.4
     falling = scaled({"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 30.0, 1.0: 20.0}})
     assert "more pictures don&#x27;t help here" in study_page(falling)
+
+
+def test_equal_cost_says_what_captions_would_have_bought_otherwise():
+    """On a line of 10 points a decade, ten times the cost would have bought 30 points."""
+    costs = {
+        "G 0.1": Cost(pretraining=1e12, captioning=0.0),
+        "G 1.0": Cost(pretraining=1e13, captioning=0.0),
+        "S 0.1": Cost(pretraining=1e12, captioning=9e13),
+        "S 1.0": Cost(pretraining=1e13, captioning=9e13),
+    }
+    figures = {"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 20.0, 1.0: 25.0}}
+    page = study_page(scaled(figures, "budget", costs))
+    assert "<td>100</td><td>30.0</td><td>25.0</td><td>-5.0</td>" in page
+    assert "<td>100</td><td>0.700</td><td>0.750</td><td>-0.050</td>" in page
+    assert "Equal cost" not in study_page(scaled(figures, "budget"))

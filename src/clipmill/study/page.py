@@ -36,7 +36,7 @@ _HEADINGS: dict[TableName, tuple[str, str]] = {
     ),
     "mobile": (
         "Mobile encoders",
-        "A small mobile network: by labels, by CLIP, and by CLIP that also learns from a teacher.",
+        "A small mobile network: by labels, by CLIP, and by CLIP that learns from a teacher.",
     ),
 }
 
@@ -179,6 +179,6 @@ def findings_page(found: Findings) -> str:
         tag("h1", f"{len(found.conditions)} encoders side by side"),
         *_lead(found),
     )
-    paper = [row for name in ("sources", "objectives") for row in PAPER[name]]
+    paper = [row for rows in PAPER.values() for row in rows]
     parts = [section("results", "Results", tables.comparison(found, paper)), _sources(found, [])]
     return document("Encoders side by side", header, parts, style=tables.STYLE)

@@ -52,13 +52,12 @@ def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Repo
     for pair, run in _made(config, asked, world, workers):
         runs[pair] = run
         report(len(runs), len(asked), f"runs; last {run.condition}, seed {run.seed}")
-    on_first_rank(lambda: _save(config, uri, world, runs, time.monotonic() - started))
-    return uri
+    return on_first_rank(lambda: _save(config, uri, world, runs, time.monotonic() - started))
 
 
 def _save(
     config: StudyConfig, uri: str, world: World, runs: dict[_Asked, StudyRun], seconds: float
-) -> bool:
+) -> str:
     first = {c.name: run.encoder for (c, seed), run in runs.items() if seed == config.seeds[0]}
     captions = captions_by_kind(world)
     judge = first[config.judge] if config.judge else ""
@@ -74,7 +73,7 @@ def _save(
         seconds=seconds,
     )
     write_json(join(uri, RESULT), result.to_json())
-    return True
+    return uri
 
 
 def _check_workers(workers: int) -> None:
