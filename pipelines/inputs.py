@@ -30,7 +30,7 @@ def with_inputs_of(*pieces: Piece) -> Callable[[Callable[..., Any]], Callable[..
         def extended(*values: Any) -> Any:
             return function(**dict(zip((p.name for p in ordered), values, strict=True)))
 
-        extended.__signature__ = own.replace(parameters=ordered)  # type: ignore[attr-defined]
+        extended.__signature__ = own.replace(parameters=ordered)  # type: ignore[attr-defined]  # KFP reads it
         return extended
 
     return extend

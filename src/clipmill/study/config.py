@@ -109,7 +109,7 @@ class StudyConfig(Config):
     teacher: str = ""
     """Condition whose CLIP, with the first seed, teaches those that are distilled."""
     teaching: TeacherConfig = TeacherConfig()
-    """How it teaches; its models are the teacher alone."""
+    """How it teaches; with a teacher among the conditions, its models are that one alone."""
     attention: tuple[str, ...] = ()
     """Conditions, of ViTs, whose heads are looked at, with the first seed."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -36,9 +36,9 @@ def _comparison(
     note = (
         f"{kind} Mean over {seeds} seed{'s' if seeds != 1 else ''}; below it, how much better than "
         f"{found.conditions[0]}{named}, paired by seed, and at the end the mean's own bounds "
-        "(95 % bootstrap intervals); p is a "
-        f"sign-flip test's, which {seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured "
-        "where the interval leaves 0 out."
+        "(95 % bootstrap intervals); p is a sign-flip test's, which "
+        f"{seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured where the interval leaves "
+        "0 out."
     )
     tasks = {found.transfers[t].task for t in transfers}
     grey = [_paper_row(found, transfers, row) for row in paper if tasks & row.figures.keys()]
