@@ -1,6 +1,7 @@
 """The embedded SeaweedFS: start, restart, refusals, and its end with its parent."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -120,6 +121,17 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="credentials"):
         SeaweedServer(tmp_path / "file" / "below").start()
+
+
+def test_a_full_disk_is_an_error_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody's disk is filled for a test.
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=disk.total // 100))
+    with pytest.raises(StorageError, match="GiB free") as caught:
+        SeaweedServer(tmp_path).start()
+    assert "under 1%" in caught.value.expected
 
 
 PARENT = """

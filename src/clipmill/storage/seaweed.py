@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,10 @@ _PORT_ATTEMPTS: Final = 3
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 5.0
 _SHOWN_LOG_LINES: Final = 15
+# weed turns read-only where less than 1% of a disk is free, and keeps 128 MiB files, one or
+# more a bucket.
+_FREE_SHARE: Final = 0.01
+_FREE_BYTES: Final = 512 * 2**20
 _CREDENTIALS_FILE: Final = "credentials.json"
 _LOG_FILE: Final = "weed.log"
 
@@ -79,11 +84,12 @@ class SeaweedServer:
         """Return when S3 answers our credentials; ``environment`` then holds the AWS_* variables.
 
         Raises ServerError where the port or folder is in use, weed isn't installed, or it ends
-        or stays silent; StorageError where the folder can't be written.
+        or stays silent; StorageError where the folder can't be written or its disk is full.
         """
         assert self._process is None, "already started"
         credentials = self.folder / _CREDENTIALS_FILE
         with _locked(credentials) as lock:
+            _check_room(self.folder)
             access_key, secret_key = _read_credentials(credentials)
             for attempt in range(1, _PORT_ATTEMPTS + 1):
                 self._ports = free_ports(_NUM_PORTS, self.port)
@@ -223,6 +229,18 @@ def _locked(path: Path) -> Iterator[int]:
             json.dump([secrets.token_hex(10), secrets.token_hex(20)], file)
             file.flush()
         yield descriptor
+
+
+def _check_room(folder: Path) -> None:
+    """Raise StorageError where weed would start, and then answer each put with an error."""
+    disk = shutil.disk_usage(folder)
+    needed = int(disk.total * _FREE_SHARE) + _FREE_BYTES
+    if disk.free < needed:
+        raise StorageError(
+            f"the disk of {folder} has {disk.free / 2**30:.1f} GiB free",
+            expected=f"{needed / 2**30:.1f} GiB: SeaweedFS writes nothing where under 1% is free",
+            action="free some of it, or give a folder on another disk",
+        )
 
 
 def _read_credentials(path: Path) -> tuple[str, str]:
