@@ -32,8 +32,12 @@ def uri(folder: Path) -> str:
     return shard(ShardConfig(samples_per_shard=2), str(source), str(folder / "store"))
 
 
-def clipmill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "CLIPMILL_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+def clipmill(folder: Path, *arguments: str, columns: int = 200) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "CLIPMILL_CACHE": str(folder / "cache"),
+        "COLUMNS": str(columns),
+    }
     return subprocess.run(
         [*RUN, "data", *arguments],
         capture_output=True,
@@ -48,10 +52,20 @@ def test_stats(folder: Path, uri: str) -> None:
     shown = clipmill(folder, "stats", uri)
     assert shown.returncode == 0, shown.stderr
     assert "5 in 3 shards" in shown.stdout
-    assert "real, words" in shown.stdout
+    assert "95%" in shown.stdout
     found = json.loads(clipmill(folder, "stats", uri, "--json", "--shards", "2").stdout)
     assert (found["num_samples"], found["shards_read"]) == (5, 2)
     assert found["captions"]["real"]["words"]["mean"] == 2
+
+
+def test_stats_on_a_narrow_terminal(folder: Path, uri: str) -> None:
+    lines = clipmill(folder, "stats", uri, columns=80).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in ("mean", "least", "50%", "most", "least to most"):
+        assert sum(name in line for line in lines) == 3, name
+    words, characters = (line.split()[:6] for line in lines if line.startswith(" real "))
+    assert words == ["real", "5", "2", "2", "2", "2"]
+    assert characters == ["real", "5", "7", "7", "7", "7"]
 
 
 def test_view(folder: Path, uri: str) -> None:

@@ -28,7 +28,8 @@ def stats(
 
     from clipmill.cli.stats_tables import stats_tables
 
-    Console().print(stats_tables(found))
+    console = Console()
+    console.print(stats_tables(found, console.width))
 
 
 def view(

@@ -1,7 +1,9 @@
 """A dataset's statistics on a terminal."""
 
+from collections.abc import Mapping
+
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -9,27 +11,34 @@ from clipmill.data.distribution import QUANTILES, Distribution
 from clipmill.data.stats import DatasetStats
 
 _BARS = " ▁▂▃▄▅▆▇█"
+# Columns of text, below which the median stands for all quantiles.
+_WIDE = 120
 
 
-def stats_tables(stats: DatasetStats) -> Group:
-    """All tables; those without rows are left out."""
-    parts: list[RenderableType] = [_facts(stats)]
-    captions = _distributions("Captions", "kind")
-    for kind, found in stats.captions.items():
-        captions.add_row(f"{kind}, words", *_cells(found.words))
-        captions.add_row(f"{kind}, characters", *_cells(found.characters))
-    parts.append(captions)
-    pictures = _distributions("Pictures", "pixels or bytes")
-    for name, distribution in stats.pictures.items():
-        pictures.add_row(name, *_cells(distribution))
-    parts.append(pictures)
-    if stats.scores:
-        scores = _distributions("Scores", "layer: column")
-        for layer, columns in stats.scores.items():
-            for column, distribution in columns.items():
-                scores.add_row(f"{layer}: {column}", *_cells(distribution))
-        parts.append(scores)
-    return Group(*parts, *_verdicts(stats), *_layers(stats))
+def stats_tables(stats: DatasetStats, width: int) -> Group:
+    """All tables, for a terminal of ``width`` columns; those without rows are left out."""
+    quantiles = QUANTILES if width >= _WIDE else (0.5,)
+    captions = {name.removeprefix("captions/"): found for name, found in stats.captions.items()}
+    tables = (
+        ("Words of a caption", "kind", {k: c.words for k, c in captions.items()}),
+        ("Characters of a caption", "kind", {k: c.characters for k, c in captions.items()}),
+        ("Pictures", "pixels or bytes", stats.pictures),
+        (
+            "Scores",
+            "layer: column",
+            {
+                f"{layer}: {c}": d
+                for layer, columns in stats.scores.items()
+                for c, d in columns.items()
+            },
+        ),
+    )
+    return Group(
+        _facts(stats),
+        *(_distributions(*table, quantiles) for table in tables if table[-1]),
+        *_verdicts(stats),
+        *_layers(stats),
+    )
 
 
 def _facts(stats: DatasetStats) -> Table:
@@ -52,27 +61,32 @@ def _facts(stats: DatasetStats) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    return Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        *columns,
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
-def _distributions(title: str, first: str) -> Table:
+def _distributions(
+    title: str, first: str, rows: Mapping[str, Distribution], quantiles: tuple[float, ...]
+) -> Table:
+    """A row a distribution; where the terminal is narrow, names are broken and numbers aren't."""
     table = _table(title)
-    table.add_column(first)
-    for name in ("number", "mean", "least", *(f"{q:.0%}" for q in QUANTILES), "most"):
-        table.add_column(name, justify="right")
-    table.add_column("least to most")
+    table.add_column(first, overflow="fold")
+    for name in ("number", "mean", "least", *(f"{q:.0%}" for q in quantiles), "most"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("least to most", no_wrap=True)
+    for name, d in rows.items():
+        number = f"{d.count:,}" + (f" ({d.missing:,} missing)" if d.missing else "")
+        at = dict(zip(QUANTILES, d.quantiles, strict=False))
+        values = (d.mean, d.low, *(at[q] for q in quantiles), d.high) if d.count else ()
+        histogram = [spark(d.bins)] if d.count else []
+        table.add_row(name, number, *map(short, values), *histogram)
     return table
-
-
-def _cells(distribution: Distribution) -> list[str]:
-    number = f"{distribution.count:,}"
-    if distribution.missing:
-        number += f" ({distribution.missing:,} missing)"
-    if not distribution.count:
-        return [number]
-    d = distribution
-    values = (d.mean, d.low, *d.quantiles, d.high)
-    return [number, *(short(value) for value in values), spark(d.bins)]
 
 
 def short(value: float) -> str:
@@ -101,6 +115,6 @@ def _layers(stats: DatasetStats) -> list[Table]:
         return []
     table = _table("Layers", "layer", "digest", "MB", "columns")
     for name, layer in stats.layers.items():
-        columns = ", ".join(f"{column}: {kind}" for column, kind in layer.columns.items())
-        table.add_row(name, layer.digest[:12], f"{layer.num_bytes / 1e6:,.2f}", columns)
+        size = f"{layer.num_bytes / 1e6:,.2f}"
+        table.add_row(name, layer.digest[:12], size, ", ".join(layer.columns))
     return [table]
