@@ -1,4 +1,4 @@
-"""A pool's processes don't outlive the one that started them."""
+"""A pool's processes don't outlive the one that started them; a container's limit counts."""
 
 import os
 import signal
@@ -6,6 +6,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
+
+from clipmill.processes import available_cpus
 
 PARENT = """
 import os, time
@@ -46,3 +50,29 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(is_running(pid) for pid in workers)
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "100000 100000"}, 1),
+        ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1),
+        ("0::/a", {"a/cpu.max": "50000 100000"}, 1),
+        ("0::/gone", {"cpu.max": "max 100000"}, 3),
+        ("0::/", {"cpu.max": "400000 100000"}, 3),
+        ("0::/", {"cpu.max": "290000 100000"}, 2),
+        (
+            "4:cpu,cpuacct:/a\n0::/",
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "100", "cpu,cpuacct/a/cpu.cfs_period_us": "100"},
+            1,
+        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ("3:cpuset:/\n0::/", {}, 3),
+    ],
+)
+def test_a_container_s_limit_of_cpus(tmp_path, monkeypatch, memberships, files, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert available_cpus(tmp_path, memberships) == expected

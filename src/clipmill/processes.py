@@ -1,9 +1,49 @@
-"""Processes that work side by side."""
+"""Processes that work side by side, and how many CPUs there are for them."""
 
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_V1_FILES = ("quota", "period")
+
+
+def available_cpus(cgroups: Path = _CGROUPS, memberships: str | None = None) -> int:
+    """CPUs that this process may use: those of its affinity, within its cgroups' limits.
+
+    A container's CPU limit leaves it every CPU of its node, each for a share of the time: as
+    many threads as CPUs would then wait for each other. A limit of 2.5 CPUs counts as 2, below
+    1 as 1. ``memberships`` is what /proc/self/cgroup holds. Cgroups of both versions are read.
+    """
+    if memberships is None:
+        with suppress(OSError):
+            memberships = Path("/proc/self/cgroup").read_text("ascii")
+    limits = _limits(cgroups, memberships or "")
+    return max(1, int(min([len(os.sched_getaffinity(0)), *limits])))
+
+
+def _limits(cgroups: Path, memberships: str) -> Iterator[float]:
+    """The CPU limits of the cgroups that a process is in, and of those above them."""
+    for line in memberships.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = cgroups / controllers if controllers else cgroups
+        # Within a container its own cgroup may be what is mounted as the root.
+        for place in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+            with suppress(OSError, ValueError):
+                if controllers:
+                    quota, period = ((place / f"cpu.cfs_{n}_us").read_text() for n in _V1_FILES)
+                else:
+                    quota, period = (place / "cpu.max").read_text().split()
+                if int(quota) > 0:
+                    yield int(quota) / int(period)
+            if place == root:
+                break
 
 
 def process_pool(num_processes: int = 0) -> ProcessPoolExecutor:
@@ -12,7 +52,7 @@ def process_pool(num_processes: int = 0) -> ProcessPoolExecutor:
     One that forks, as is the custom, may hang where torch has started threads before.
     """
     context = multiprocessing.get_context("spawn")
-    number = num_processes or len(os.sched_getaffinity(0))
+    number = num_processes or available_cpus()
     return ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent)
 
 

@@ -1,12 +1,12 @@
 """From what the served models were made, with which versions, and on what machine."""
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from clipmill.analysis.page import Html, Section, paragraph, section, tag
+from clipmill.processes import available_cpus
 from clipmill.storage import Node, lineage
 
 _PACKAGES = (
@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cpus()
     found["Python"] = platform.python_version()
     found["CPU"] = f"{_cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
     return found

@@ -1,11 +1,12 @@
 """A function over many items on a few threads, its results in the items' order."""
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
+
+from clipmill.processes import available_cpus
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,7 +21,7 @@ _MOST_THREADS = 4
 
 def default_threads() -> int:
     """One a CPU that this process may use, up to the few that help."""
-    return min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    return min(available_cpus(), _MOST_THREADS)
 
 
 def ordered_map(

@@ -50,6 +50,12 @@ class Predictor:
         network.load_state_dict(tensors)
         network = reparameterised(network).to(memory_format=torch.channels_last)
         self._network = network.to(self._device)
+        # Its own, so that models in one process don't wait for each other.
+        self._stream = (
+            torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            if self._device.type == "cuda"
+            else None
+        )
 
     @classmethod
     def open(cls, uri: str, *, num_threads: int = 0) -> Self:
@@ -72,20 +78,27 @@ class Predictor:
 
     def predict(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
         """A prediction for each image (H, W, 3) uint8; sizes may differ."""
-        import torch
-
         by_size = defaultdict(list)
         for index, image_HW3 in enumerate(images):
             by_size[image_HW3.shape].append(index)
         predictions: list[Prediction] = [{}] * len(images)
         for indices in by_size.values():
-            batch = torch.from_numpy(np.stack([images[i] for i in indices]))
-            images_B3HW = batch.to(self._device).permute(0, 3, 1, 2).float() / 255
-            with torch.inference_mode():
-                found = self._network(images_B3HW)
-            for index, prediction in zip(indices, self._by_image(found), strict=True):
+            found = self._run([images[i] for i in indices])
+            for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction
         return predictions
+
+    def _run(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
+        """Predictions of images of one size."""
+        import torch
+
+        on_gpu = self._device.type == "cuda"
+        shape = (len(images), *images[0].shape)
+        batch_BHW3 = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
+        np.stack(images, out=batch_BHW3.numpy())
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            moved_B3HW = batch_BHW3.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            return self._by_image(self._network(moved_B3HW.float().div_(255)))
 
     def watch(self, listener: Listener) -> None:
         """From now on let ``listener`` hear the encoder's embedding of each image."""
