@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from small_models import save_model
 from tiny_task import CLASSES, DEPTH, SEGMENTATION, VIT
 from torch import nn
 
@@ -60,15 +61,48 @@ def test_gives_what_the_network_gives(saved):
     assert len(np.unique(found[0][spec.name])) > 1
 
 
-def test_company_changes_nothing(saved):
-    """A picture's output is the same alone and among others of its size."""
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("place", ["CPU", "GPU"])
+@pytest.mark.usefixtures("three_threads")
+def test_company_changes_nothing(saved, place):
+    """A picture's output is the same alone and among others, on threads as in batches."""
     predictor = Predictor.open(saved[1].uri)
+    if place == "GPU":
+        predictor._cpu = None  # the network itself is on the CPU all the same
     together = predictor.predict(pictures())
+    assert torch.get_num_threads() == 3
     for image, output in zip(pictures(), together, strict=True):
         (alone,) = predictor.predict([image])
         for name, array in output.items():
             np.testing.assert_allclose(alone[name], array, rtol=1e-4, atol=1e-4)
     assert predictor.predict([]) == []
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth", "detection", "classification"])
+@pytest.mark.usefixtures("three_threads")
+def test_threads_share_a_network(task, tmp_path):
+    """Every task's network may be run by several threads at once, and be listened to."""
+    predictor = Predictor.open(save_model(str(tmp_path), task))
+    images = pictures() * 8
+    expected = [predictor.predict([image])[0] for image in images]
+    heard = []
+    predictor.watch(heard.append)
+    for found, alone in zip(predictor.predict(images), expected, strict=True):
+        for name, array in alone.items():
+            np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-4)
+    assert len(heard) == len(images)
+    assert np.isfinite(heard).all()
+    images[7] = np.zeros((0, 0, 3), np.uint8)
+    with pytest.raises((RuntimeError, ValueError, ZeroDivisionError)):
+        predictor.predict(images)
+    assert len(predictor.predict(images[:7])) == 7
 
 
 def test_branches_of_a_mobile_encoder_are_fused(tmp_path):

@@ -3,6 +3,7 @@
 Shapes: N images, B batch, C embedding width.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,21 +57,25 @@ def watch_encoder(network: "nn.Module", encoder: "nn.Module", listener: Listener
     """Let ``listener`` hear of each image that passes through the network.
 
     Its embedding is the encoder's last output, averaged over its places, and over the encoder's
-    calls where the network shows it an image several times.
+    calls where the network shows it an image several times. Several threads may run the network;
+    the listener hears of one pass at a time.
     """
     import torch
 
-    pooled: list[Tensor] = []
+    thread = threading.local()
+    listening = threading.Lock()
 
     def begin(*_: object) -> None:
-        pooled.clear()  # what a failed pass left
+        thread.pooled = []  # what a failed pass left is gone
 
     def keep(_: object, __: object, output: "Tensor | list[Tensor]") -> None:
         last = output[-1] if isinstance(output, list) else output
-        pooled.append(last.flatten(2).mean(dim=2) if last.ndim > 2 else last)
+        thread.pooled.append(last.flatten(2).mean(dim=2) if last.ndim > 2 else last)
 
     def end(*_: object) -> None:
-        listener(torch.stack(pooled).float().mean(dim=0).cpu().numpy())
+        embeddings_BC = torch.stack(thread.pooled).float().mean(dim=0).cpu().numpy()
+        with listening:
+            listener(embeddings_BC)
 
     network.register_forward_pre_hook(begin)
     encoder.register_forward_hook(keep)

@@ -16,7 +16,7 @@ _NUM_NEEDED: Final = 16
 
 
 class EmbeddingDrift:
-    """Follows the mean of the last few hundred images. ``add`` is called from one thread."""
+    """Follows the mean of the last few hundred images. ``add``: one thread at a time."""
 
     def __init__(self, training: EmbeddingStatistics) -> None:
         self._training = training

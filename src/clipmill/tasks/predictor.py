@@ -29,6 +29,7 @@ class Predictor:
         """
         import torch
 
+        from clipmill.models.cpu_threads import CpuThreads
         from clipmill.models.reparameterise import reparameterised
 
         if card.kind != "task":
@@ -50,6 +51,7 @@ class Predictor:
         network.load_state_dict(tensors)
         network = reparameterised(network).to(memory_format=torch.channels_last)
         self._network = network.to(self._device)
+        self._cpu = CpuThreads() if self._device.type == "cpu" else None
         # Its own, so that models in one process don't wait for each other.
         self._stream = (
             torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -78,6 +80,8 @@ class Predictor:
 
     def predict(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
         """A prediction for each image (H, W, 3) uint8; sizes may differ."""
+        if self._cpu is not None:
+            return self._cpu.map(lambda image_HW3: self._run([image_HW3])[0], images)
         by_size = defaultdict(list)
         for index, image_HW3 in enumerate(images):
             by_size[image_HW3.shape].append(index)

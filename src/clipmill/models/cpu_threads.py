@@ -1,0 +1,43 @@
+"""Images through a network on a CPU: each by itself, on as many threads as there are.
+
+A batch's maps leave the caches that one image's fit in, and one thread's share of an operator is
+too little to be worth sharing. ``benchmarks/task_throughput.py --batch 8`` measures it.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class CpuThreads:
+    """The threads that PyTorch has when this is made, for several images at once."""
+
+    def __init__(self) -> None:
+        self._num_threads = torch.get_num_threads()
+        self._pool = cache(self._new_pool)
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """``function`` of each item; what one raises comes through, once all have ended."""
+        num_workers = min(len(items), self._num_threads)
+        if num_workers < 2:
+            return [function(item) for item in items]
+        pool = self._pool(self._num_threads // num_workers)
+        futures = [pool.submit(function, item) for item in items]
+        wait(futures)
+        # A worker's number is also what threads start with that PyTorch hasn't met yet.
+        torch.set_num_threads(self._num_threads)
+        return [future.result() for future in futures]
+
+    def _new_pool(self, threads_each: int) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(
+            self._num_threads // threads_each,
+            thread_name_prefix="image",
+            initializer=torch.set_num_threads,
+            initargs=(threads_each,),
+        )
