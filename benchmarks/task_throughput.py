@@ -1,12 +1,15 @@
 """Images a second of whole task networks on this machine: encoder, neck and head.
 
-As served, one image at a time: eager, with the encoder's branches fused, and compiled after that.
-Rounds of what is compared alternate; random weights. ``python benchmarks/task_throughput.py``.
+Eager; with the encoder's branches fused; as served, which is fused, channels last, each image of a
+batch by itself; compiled; and where onnxruntime is installed, exported to ONNX. Rounds of what is
+compared alternate; random weights. ``python benchmarks/task_throughput.py``.
 """
 
 import argparse
+import importlib.util
 import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -16,6 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from towers import hardware
 
+from clipmill.models.cpu_threads import CpuThreads
 from clipmill.models.encoders import open_encoder
 from clipmill.models.reparameterise import reparameterised
 from clipmill.recipes.registry import recipe
@@ -45,10 +49,34 @@ def network(encoder: str, name: str) -> nn.Module:
     return made.eval()
 
 
-def seconds(run: Callable[[Tensor], object], image: Tensor) -> tuple[float, float]:
-    """Of one image, on the wall and of the processor."""
+def served(network: nn.Module) -> Callable[[Tensor], object]:
+    """As :class:`~clipmill.tasks.predictor.Predictor` runs it."""
+    network, threads = network.to(memory_format=torch.channels_last), CpuThreads()
+
+    @torch.inference_mode()
+    def one(image_13HW: Tensor) -> object:
+        return network(image_13HW.contiguous(memory_format=torch.channels_last))
+
+    return lambda images_B3HW: threads.map(one, images_B3HW.split(1))
+
+
+def exported(network: nn.Module, images_B3HW: Tensor, threads: int) -> Callable[[Tensor], object]:
+    """By ONNX Runtime, for batches and images of this size alone."""
+    import onnxruntime
+
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        torch.onnx.export(network, (images_B3HW,), file.name, dynamo=True, external_data=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(file.name, options)
+    name = session.get_inputs()[0].name
+    return lambda images_B3HW: session.run(None, {name: images_B3HW.numpy()})
+
+
+def seconds(run: Callable[[Tensor], object], images: Tensor) -> tuple[float, float]:
+    """Of one batch, on the wall and of the processor."""
     started = time.perf_counter(), time.process_time()
-    run(image)
+    run(images)
     return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
@@ -57,32 +85,37 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=512, help="side of the image, pixels")
+    parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    image = torch.rand(1, 3, options.size, options.size)
-    title = f"{options.size} x {options.size} pixels, one image at a time, fp32"
+    images = torch.rand(options.batch, 3, options.size, options.size)
+    title = f"{options.batch} x {options.size} x {options.size} pixels, fp32"
     table = Table(title=title, caption=hardware())
     for heading in ("network", "form", "M parameters", "images/s", "images/CPU s", "speed"):
         table.add_column(heading, justify="left" if heading in {"network", "form"} else "right")
     for name in options.networks:
         eager = network(*NETWORKS[name])
-        forms: dict[str, nn.Module] = {"eager": eager, "fused": reparameterised(eager)}
+        fused = reparameterised(eager)
+        forms: dict[str, Callable[[Tensor], object]] = {"eager": eager, "fused": fused}
+        forms["served"] = served(reparameterised(eager))
         if options.compile:
-            forms["compiled"] = torch.compile(forms["fused"])
+            forms["compiled"] = torch.compile(fused)
+        if importlib.util.find_spec("onnxruntime"):
+            forms["ONNX"] = exported(fused, images, options.threads)
         for run in forms.values():
-            run(image)
+            run(images)
         laps: dict[str, list[tuple[float, float]]] = {form: [] for form in forms}
         for _, (form, run) in itertools.product(range(options.rounds), forms.items()):
-            laps[form].append(seconds(run, image))
+            laps[form].append(seconds(run, images))
         medians = {f: [statistics.median(s) for s in zip(*x, strict=True)] for f, x in laps.items()}
         for form, (wall, cpu) in medians.items():
-            millions = sum(p.numel() for p in forms[form].parameters()) / 1e6
-            speed = medians["eager"][1] / cpu
-            figures = (f"{millions:.2f}", f"{1 / wall:.2f}", f"{1 / cpu:.2f}", f"{speed:.2f}x")
+            millions = sum(p.numel() for p in (eager if form == "eager" else fused).parameters())
+            rates = (options.batch / wall, options.batch / cpu, medians["eager"][0] / wall)
+            figures = (f"{millions / 1e6:.2f}", *(f"{rate:.2f}" for rate in rates))
             table.add_row(name, form, *figures)
     Console().print(table)
 

@@ -1,6 +1,7 @@
-"""A pool's processes don't outlive the one that started them; a container's limit counts."""
+"""Processes: pools end with their parent, a container's limit counts, memory is kept."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -50,6 +51,32 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(is_running(pid) for pid in workers)
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from clipmill.processes import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for _ in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [np.ones(2**23, np.uint8) for _ in range(12)]
+    del maps
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told")
+def test_freed_memory_is_kept(tmp_path):
+    script = tmp_path / "faults.py"
+    script.write_text(FAULTS)
+    kept, returned = (
+        int(subprocess.check_output([sys.executable, str(script), how], text=True))
+        for how in ("kept", "returned")
+    )
+    assert kept < 100 < returned
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,12 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
         self._codec.shutdown()
 
     def _load(self, listed: ListedModel) -> TaskModel:
-        return TaskModel(listed.name, listed.uri, self._config, self._codec, listed.version)
+        # In a thread that ends: OpenMP counts the helpers of each thread that ever ran an
+        # operator, and once they outnumber the CPUs, those of a lone model no longer stay awake.
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as loading:
+            return loading.submit(
+                TaskModel, listed.name, listed.uri, self._config, self._codec, listed.version
+            ).result()
 
     async def _serve(self) -> None:
         self._rest_server.config.host = self._host

@@ -9,7 +9,7 @@ from typing import Final
 
 from clipmill.deferred import deferred
 from clipmill.errors import ConfigError
-from clipmill.processes import available_cpus
+from clipmill.processes import available_cpus, keep_freed_memory
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.listing import listed_models, read_models_file
 from clipmill.serve.ports import require_free
@@ -58,6 +58,7 @@ def serve(
         if port is not None:
             require_free(host, port)
 
+    keep_freed_memory()
     # A container's CPU limit, which PyTorch doesn't know of; read when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     with deferred(*_UNUSED):
