@@ -72,7 +72,8 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
         )
         # A path that isn't one is a 404, not a redirection to wherever the Host header says.
         app.router.redirect_slashes = False
-        Routes(self._catalogue, config, lambda: self._is_stopping).add_to(app)
+        self._routes = Routes(self._catalogue, config, lambda: self._is_stopping)
+        self._routes.add_to(app)
         Playground().add_to(app)
 
     def run(self) -> None:
@@ -89,7 +90,9 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
             ).result()
 
     async def _serve(self) -> None:
-        self._rest_server.config.host = self._host
+        settings = self._rest_server.config
+        settings.host = self._host
+        settings.app = self._routes.door(app)
         self._announce_stop_first()
         if self._rpc is not None:
             self._grpc_server = self._rpc  # KServe stops it with the rest

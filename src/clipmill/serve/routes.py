@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipmill.serve.catalogue import Catalogue
 from clipmill.serve.config import ServeConfig
@@ -29,6 +31,7 @@ _logger = logging.getLogger(__name__)
 
 _Answer = Callable[[TaskModel, bytes, Request], Coroutine[Any, Any, Body]]
 _SMALL_BYTES: Final = 64 * 1024
+_ASKING: Final = re.compile(r"/v[12]/models/([^/]+)(/versions/[^/]+)?(/infer|:predict)")
 T = TypeVar("T")
 
 
@@ -42,6 +45,38 @@ class Routes:
         self._config = config
         self._is_stopping = is_stopping
         self._num_open = 0
+
+    def door(self, app: ASGIApp) -> ASGIApp:
+        """``app`` behind a door, which is shut while as many requests are open as may be.
+
+        What is refused here costs a fraction of what its routing would: under a load that can't
+        be carried, that is what leaves the loop free for probes. It also bounds the bodies that
+        are in memory, as images are bounded later.
+        """
+
+        async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+            asked = scope["type"] == "http" and _ASKING.fullmatch(scope["path"])
+            if not asked:
+                await app(scope, receive, send)
+                return
+            self._num_open += 1
+            try:
+                limit, name = self._config.max_queue_images, asked[1]
+                if self._num_open <= limit or name not in self._catalogue.names:
+                    await app(scope, receive, send)
+                    return
+                refusal = BusyError(
+                    "queue_full",
+                    f"{limit} requests are open; try again later",
+                    retry_after_seconds=self._config.retry_after_seconds,
+                )
+                response = self._refused(refusal, name)
+                self._count(response, name, "")
+                await response(scope, receive, send)
+            finally:
+                self._num_open -= 1
+
+        return behind
 
     def add_to(self, app: FastAPI) -> None:
         """Register the routes; those that are registered first win."""
@@ -94,9 +129,7 @@ class Routes:
     async def _respond(
         self, name: str, version: str, request: Request, answer: _Answer
     ) -> Response:
-        metrics = serving_metrics()
         label, label_version = "unknown", ""
-        self._num_open += 1
         try:
             self._catalogue.model(name, version)  # before a body is read for nobody
             label = name
@@ -108,29 +141,27 @@ class Routes:
                 found = await _while_connected(request, answer(model, body, request))
             response = Response(found.data, headers=found.headers)
         except RefusedError as refusal:
-            metrics.rejected.labels(label, refusal.reason).inc()
-            response = _refusal_response(refusal)
+            response = self._refused(refusal, label)
         except Exception:
             _logger.exception("model %s failed on a request", label)
             text = "the model failed on this request; the server's log says why"
             response = JSONResponse({"error": text}, status_code=500)
-        finally:
-            self._num_open -= 1
+        self._count(response, label, label_version)
+        return response
+
+    def _refused(self, refusal: RefusedError, label: str) -> Response:
+        serving_metrics().rejected.labels(label, refusal.reason).inc()
+        return _refusal_response(refusal)
+
+    def _count(self, response: Response, label: str, version: str) -> None:
         if self._is_stopping():
             # So that a client's next request goes to another server.
             response.headers["Connection"] = "close"
-        metrics.requests.labels(label, label_version, str(response.status_code)).inc()
-        return response
+        serving_metrics().requests.labels(label, version, str(response.status_code)).inc()
 
     async def _read(self, request: Request) -> bytes:
-        """The body. Bodies in memory are bounded in size and number, as images are later."""
+        """The body, bounded in size and in the time that it may take."""
         config = self._config
-        if self._num_open > config.max_queue_images:
-            raise BusyError(
-                "queue_full",
-                f"{config.max_queue_images} requests are open; try again later",
-                retry_after_seconds=config.retry_after_seconds,
-            )
         received = bytearray()
         try:
             async with asyncio.timeout(config.max_receive_seconds):
