@@ -9,7 +9,7 @@ from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes.study import study_captions
 from clipmill.storage import read_json
-from clipmill.study.config import ConditionConfig, StudyConfig
+from clipmill.study.config import ConditionConfig, EffortConfig, StudyConfig
 from clipmill.study.findings import StudyRun
 from clipmill.study.page import study_page
 from clipmill.study.result import Cost, StudyResult, read_study
@@ -66,6 +66,7 @@ def tiny() -> StudyConfig:
         judge="rich, true",
         attention=tuple(c.name for c in whole.conditions if c.encoder == "mae")[:1],
         seeds=(0, 1),
+        efforts={"mobile": EffortConfig(seeds=(0,), transfers=("segmentation",))},
     )
 
 
@@ -103,9 +104,14 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     result = read_study(run_study(config, store, report=quietly))
     assert before.items() <= {p: p.stat().st_mtime_ns for p in before}.items()
     names = [c.name for c in config.conditions]
-    assert [(r.condition, r.seed) for r in result.runs] == [(n, s) for s in (0, 1) for n in names]
+    mobile = "mobile, CLIP G+S, distilled"
+    asked = [(n, s) for s in (0, 1) for n in names if (n, s) != (mobile, 1)]
+    assert [(r.condition, r.seed) for r in result.runs] == asked
+    assert [[*r.evaluations] for r in result.runs if r.condition == mobile] == [["segmentation"]]
+    assert result.findings("mobile").seeds == (0,)
+    assert result.findings("sources").seeds == (0, 1)
     # Each condition and seed has an encoder of its own, but for random weights, which have none.
-    assert len({run.encoder for run in result.runs}) == 2 * len(names) - 1
+    assert len({run.encoder for run in result.runs}) == len(asked) - 1
     assert result.quality.keys() == {"real", "coca", "rich"}
     assert result.quality["rich"].true_share == 100
     assert result.quality["real"].true_share < 60
@@ -249,6 +255,15 @@ def test_a_layer_that_nobody_makes_is_refused():
         study_of()
     with pytest.raises(ConfigError, match="one world"):
         replace(tiny(), drawn=None)
+    for effort, complaint in (
+        (EffortConfig(seeds=(1,)), r"efforts\.dose\.seeds was \(1,\)"),
+        (EffortConfig(seeds=(0, 2)), r"efforts\.dose\.seeds was \(0, 2\)"),
+        (EffortConfig(transfers=("x",)), r"efforts\.dose\.transfers names 'x'"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            replace(tiny(), efforts={"dose": effort})
+    with pytest.raises(ConfigError, match="names the table 'x'"):
+        replace(tiny(), efforts={"x": EffortConfig()})
 
 
 def scaled(figures: dict[str, dict[float, float]], share="fraction", costs=None) -> StudyResult:
@@ -256,7 +271,7 @@ def scaled(figures: dict[str, dict[float, float]], share="fraction", costs=None)
     conditions = tuple(
         ConditionConfig(
             name=f"{name} {fraction}",
-            tables=("scaling",),
+            tables=("scaling" if share == "fraction" else "objectives",),
             captions="real" if name == "G" else "synthetic",
             layer="" if name == "G" else "terse",
             **{share: fraction},

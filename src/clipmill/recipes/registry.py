@@ -95,7 +95,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "study-from-scratch": study.study_from_scratch,
     "study-paper": study_paper.study_paper,
     "study-paper-mobile": study_paper.study_paper_mobile,
-    "study-sources": study.study_sources,
+    "study-brief": study.study_brief,
     "supervised-mci0": supervised.supervised_mci0,
     "supervised-mci1": supervised.supervised_mci1,
     "supervised-mci2": supervised.supervised_mci2,

@@ -18,7 +18,13 @@ from clipmill.recipes.detection import mask_rcnn_miniature
 from clipmill.recipes.mae import mae_miniature
 from clipmill.recipes.mobile import teacher_miniature
 from clipmill.recipes.supervised import supervised_miniature
-from clipmill.study.config import COCA, ConditionConfig, DrawnConfig, StudyConfig
+from clipmill.study.config import (
+    COCA,
+    ConditionConfig,
+    DrawnConfig,
+    EffortConfig,
+    StudyConfig,
+)
 from clipmill.study.scene_captions import DOSES
 from clipmill.tasks.finetune import FinetuneConfig
 
@@ -172,22 +178,23 @@ def study_captions_quick() -> StudyConfig:
     )
 
 
-def study_sources() -> StudyConfig:
-    """All caption sources of :func:`study_captions`, labels and random weights, three seeds.
+def study_brief() -> StudyConfig:
+    """All questions of :func:`study_captions`, with most effort on the caption sources.
 
-    Judged by all but frozen detection: two hours of two cores.
+    Three seeds and seven transfers for those, one seed and six transfers for the rest: four hours
+    of two cores.
 
     Source: ours.
-    Command: ``clipmill study captions --recipe study-sources --store URI --workers 2``
+    Command: ``clipmill study captions --recipe study-brief --store URI --workers 2``
     """
     whole = study_captions()
-    others = ("from scratch", "labels")
+    without = {name: t for name, t in whole.transfers.items() if name != "detection, frozen"}
+    rest = EffortConfig(seeds=(0,), transfers=tuple(n for n in without if n != "detection"))
     return replace(
         whole,
-        transfers={name: t for name, t in whole.transfers.items() if name != "detection, frozen"},
-        conditions=tuple(c for c in whole.conditions if "sources" in c.tables or c.name in others),
-        attention=(),
+        transfers=without,
         seeds=(0, 1, 2),
+        efforts=dict.fromkeys(("objectives", "mobile", "scaling", "dose"), rest),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from clipmill.config import Config
 from clipmill.data.recaption import RecaptionConfig
@@ -85,6 +85,16 @@ class GivenConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EffortConfig(Config):
+    """What a table is given, where that is less than the whole study."""
+
+    seeds: tuple[int, ...] = ()
+    """Some of the study's, its first among them; empty for all."""
+    transfers: tuple[str, ...] = ()
+    """Names of what its encoders are judged by; empty for all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig(Config):
     """Every condition, pretrained and judged by every task once a seed."""
 
@@ -114,6 +124,8 @@ class StudyConfig(Config):
     """Conditions, of ViTs, whose heads are looked at, with the first seed."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights and order, in pretraining and fine-tuning; the data are the same."""
+    efforts: dict[str, EffortConfig] = field(default_factory=dict)
+    """By table, where it is given less than these seeds and transfers."""
 
     def __post_init__(self) -> None:
         """Refuse names that stand twice or for nothing, and nothing to compare (ConfigError)."""
@@ -141,6 +153,7 @@ class StudyConfig(Config):
         for condition in self.conditions:
             problem = f"condition {condition.name!r} is held against {condition.over!r}"
             _check(problem, condition.over, {"", *known}, "conditions.over")
+        self._check_efforts()
         encoders = {*self.clips, *self.maes, *self.supervised, *self.scratch}
         for condition in self.conditions:
             _check(
@@ -173,6 +186,35 @@ class StudyConfig(Config):
                 {*SCENE_CAPTIONS, COCA, *([""] if condition.captions == "real" else [])},
                 "conditions.layer",
             )
+
+    def _check_efforts(self) -> None:
+        for table, effort in self.efforts.items():
+            _check(f"efforts names the table {table!r}", table, get_args(TableName), "efforts")
+            for name in effort.transfers:
+                where = f"efforts.{table}.transfers"
+                _check(f"{where} names {name!r}", name, self.transfers, where)
+            if effort.seeds and not {self.seeds[0]} <= set(effort.seeds) <= set(self.seeds):
+                raise ConfigError(
+                    f"efforts.{table}.seeds was {effort.seeds}",
+                    expected=f"some of {self.seeds}, {self.seeds[0]} among them",
+                    action="correct it, or leave it out for all",
+                )
+
+    def seeds_of(self, table: TableName) -> tuple[int, ...]:
+        """The seeds that a table's conditions have in it, in the study's order."""
+        own = self.efforts.get(table, EffortConfig()).seeds
+        return tuple(seed for seed in self.seeds if seed in (own or self.seeds))
+
+    def transfers_of(self, table: TableName) -> dict[str, FinetuneConfig]:
+        """What a table's conditions are judged by in it."""
+        own = self.efforts.get(table, EffortConfig()).transfers
+        return {name: t for name, t in self.transfers.items() if name in (own or self.transfers)}
+
+    def judged_by(self, condition: ConditionConfig, seed: int) -> dict[str, FinetuneConfig]:
+        """What some table asks of a condition with a seed; nothing where none does."""
+        tables = [table for table in condition.tables if seed in self.seeds_of(table)]
+        names = {name for table in tables for name in self.transfers_of(table)}
+        return {name: t for name, t in self.transfers.items() if name in names}
 
     def condition(self, name: str) -> ConditionConfig:
         """The condition of this name."""

@@ -47,7 +47,7 @@ class Findings:
     seeds: tuple[int, ...]
     """Each condition has a run with each of them."""
     runs: tuple[StudyRun, ...]
-    """One a condition and seed, in any order."""
+    """One a condition and seed, in any order; there may be more."""
     over: Mapping[str, str] = field(default_factory=dict)
     """What a condition is held against, where it isn't the first one."""
 

@@ -105,7 +105,9 @@ def _plots(result: StudyResult) -> list[Section]:
     names = {c.layer: c.name for c in result.config.table("sources")}
     if {"terse", "rich"} <= names.keys():
         first = result.config.table("sources")[0].name
-        pair = plots.truth_and_detail(result.findings(), first, names["terse"], names["rich"])
+        pair = plots.truth_and_detail(
+            result.findings("sources"), first, names["terse"], names["rich"]
+        )
         found.append(section("detail", "Truth and detail", pair))
     return found
 
@@ -150,11 +152,15 @@ def _traces(result: StudyResult) -> Section:
 
 
 def _sources(found: Findings, facts: list[list[str]]) -> Section:
+    names = dict.fromkeys(name for run in found.runs for name in run.evaluations)
     runs = [
-        [f"{run.condition}, seed {run.seed}", *_codes(run.encoder, *run.evaluations.values())]
+        [
+            f"{run.condition}, seed {run.seed}",
+            *_codes(run.encoder, *(run.evaluations.get(name, "") for name in names)),
+        ]
         for run in found.runs
     ]
-    head = ["Run", "Encoder", *(f"Evaluation, {name}" for name in found.transfers)]
+    head = ["Run", "Encoder", *(f"Evaluation, {name}" for name in names)]
     facts = [[name, value] for name, value in environment().items()] + facts
     return section(
         "traces",

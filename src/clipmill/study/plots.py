@@ -17,7 +17,7 @@ from clipmill.study.tables import heading, plain, signed
 def dose_charts(result: StudyResult) -> Html:
     """Each transfer over the share of wrong captions."""
     dosed = sorted(result.config.table("dose"), key=lambda c: c.dose or 0.0)
-    found = result.findings()
+    found = result.findings("dose")
     return tag("div", [_dose(found, dosed, t) for t in found.transfers], class_="charts")
 
 
@@ -33,7 +33,7 @@ def _dose(found: Findings, dosed: list[ConditionConfig], transfer: str) -> Html:
 def quality_charts(result: StudyResult) -> Html:
     """Each transfer over the share of pictures about which the captions say nothing false."""
     sources = [c for c in result.config.table("sources") if quality_of(result, c) is not None]
-    found, charts = result.findings(), []
+    found, charts = result.findings("sources"), []
     for transfer in found.transfers:
         spreads = {
             c.name: [_spread(quality_of(result, c) or 0.0, found.figures(c.name, transfer))]
@@ -61,7 +61,7 @@ def scaling(result: StudyResult) -> Html:
     """Each transfer over the number of pictures, by captions; what quality is worth in pictures."""
     series = dict(_by_captions(result.config.table("scaling")))
     whole = result.num_pairs
-    found, first = result.findings(), next(iter(series))
+    found, first = result.findings("scaling"), next(iter(series))
     charts, rows = [], []
     for transfer in found.transfers:
         spreads = {
@@ -123,7 +123,7 @@ def has_costs(result: StudyResult) -> bool:
 
 def cost_charts(result: StudyResult) -> Html:
     """Each transfer over what pretraining and captions cost; what the same cost buys without."""
-    found, charts, rows = result.findings(), [], []
+    found, charts, rows = result.findings("objectives"), [], []
     series = _by_budget(result)
     first, *others = series
     for transfer in found.transfers:
@@ -162,7 +162,8 @@ def cost_charts(result: StudyResult) -> Html:
 def _by_budget(result: StudyResult) -> dict[str, list[ConditionConfig]]:
     """CLIPs that differ in seen samples alone, dearest last, under the name of that one."""
     found: dict[str, list[ConditionConfig]] = {}
-    known = [c for c in result.config.conditions if c.name in result.costs and c.fraction == 1]
+    table = result.config.table("objectives")
+    known = [c for c in table if c.name in result.costs and c.fraction == 1]
     for whole in (c for c in known if c.budget == 1):
         kind = (whole.captions, whole.layer, whole.encoder)
         same = [c for c in known if (c.captions, c.layer, c.encoder) == kind]

@@ -74,12 +74,20 @@ class StudyResult:
     """From the start to the end of what was left to do, by the clock."""
 
     def findings(self, table: TableName | None = None) -> Findings:
-        """The runs of a table's conditions, or of all."""
-        conditions = self.config.conditions if table is None else self.config.table(table)
+        """The runs of a table's conditions; or of all, by what every table asks for."""
+        config = self.config
+        conditions = config.conditions if table is None else config.table(table)
+        tables = {t for c in conditions for t in c.tables} if table is None else {table}
         return Findings(
             conditions=tuple(c.name for c in conditions),
-            transfers=by_task(self.config.transfers),
-            seeds=self.config.seeds,
+            transfers=by_task(
+                {
+                    name: transfer
+                    for name, transfer in config.transfers.items()
+                    if all(name in config.transfers_of(t) for t in tables)
+                }
+            ),
+            seeds=tuple(s for s in config.seeds if all(s in config.seeds_of(t) for t in tables)),
             runs=self.runs,
             over={c.name: c.over for c in conditions if c.over},
         )

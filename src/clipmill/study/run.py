@@ -47,7 +47,12 @@ def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Repo
     _check_workers(workers)
     world = _taught(config, make_world(config, store, report=report), report)
     # Seed by seed, so that a study that is stopped has compared all conditions with some.
-    asked = [(condition, seed) for seed in config.seeds for condition in config.conditions]
+    asked = [
+        (condition, seed)
+        for seed in config.seeds
+        for condition in config.conditions
+        if config.judged_by(condition, seed)
+    ]
     runs: dict[_Asked, StudyRun] = {}
     for pair, run in _made(config, asked, world, workers):
         runs[pair] = run
@@ -64,7 +69,7 @@ def _save(
     result = StudyResult(
         uri=uri,
         config=config,
-        runs=tuple(runs[c, seed] for seed in config.seeds for c in config.conditions),
+        runs=tuple(runs[c, s] for s in config.seeds for c in config.conditions if (c, s) in runs),
         num_pairs=Dataset.open(world.dataset).num_samples,
         quality=caption_quality(captions, scenes_of(config), world.dataset, judge),
         samples=caption_samples(world.dataset, captions),
@@ -131,7 +136,7 @@ def _run(value: object, condition_value: object, seed: int, world: World) -> Stu
     condition = ConditionConfig.from_json(condition_value)
     encoder = make_encoder(config, condition, seed, world)
     evaluations = {}
-    for name, asked in config.transfers.items():
+    for name, asked in config.judged_by(condition, seed).items():
         seeded = replace(asked, train=replace(asked.train, seed=seed))
         data = world.labels[asked.task]
         model = finetune(seeded, encoder, data, world.store, report=silent)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from clipmill.analysis.page import Html, table, tag, together
 from clipmill.study.findings import Findings
 from clipmill.study.paper import PaperRow
-from clipmill.study.statistics import bootstrap
+from clipmill.study.statistics import Interval, bootstrap
 from clipmill.tasks.contract import Metric
 
 STYLE = """
@@ -32,14 +32,17 @@ def _comparison(
     found: Findings, transfers: Sequence[str], kind: str, paper: Sequence[PaperRow]
 ) -> Html:
     body = [[c, *(_cell(found, c, t) for t in transfers)] for c in found.conditions]
-    seeds, named = len(found.seeds), ", or than what is named" if found.over else ""
-    note = (
-        f"{kind} Mean over {seeds} seed{'s' if seeds != 1 else ''}; below it, how much better than "
-        f"{found.conditions[0]}{named}, paired by seed, and at the end the mean's own bounds "
-        "(95 % bootstrap intervals); p is a sign-flip test's, which "
-        f"{seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured where the interval leaves "
-        "0 out."
-    )
+    named = ", or than what is named" if found.over else ""
+    better = f"how much better than {found.conditions[0]}{named}"
+    seeds = len(found.seeds)
+    note = f"{kind} One seed, which can't tell an effect from noise; below, {better}."
+    if seeds > 1:
+        note = (
+            f"{kind} Mean over {seeds} seeds; below it, {better}, paired by seed, and at the end "
+            "the mean's own bounds (95 % bootstrap intervals); p is a sign-flip test's, which "
+            f"{seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured where the interval "
+            "leaves 0 out."
+        )
     tasks = {found.transfers[t].task for t in transfers}
     grey = [_paper_row(found, transfers, row) for row in paper if tasks & row.figures.keys()]
     if grey:
@@ -71,8 +74,7 @@ def _cell(found: Findings, condition: str, transfer: str) -> Html:
 
 def _figure(found: Findings, condition: str, transfer: str) -> Html:
     own, metric = bootstrap(found.figures(condition, transfer)), found.metric(transfer)
-    bounds = f"{plain(own.low, metric)} to {plain(own.high, metric)}"
-    return tag("td", plain(own.mean, metric), tag("small", bounds))
+    return tag("td", plain(own.mean, metric), *_bounds(found, own, metric))
 
 
 def _changed(found: Findings, condition: str, transfer: str) -> Html:
@@ -81,20 +83,27 @@ def _changed(found: Findings, condition: str, transfer: str) -> Html:
     change = gain.change
     own = bootstrap(found.figures(condition, transfer))
     metric = found.metric(transfer)
-    bounds = f"{plain(own.low, metric)} to {plain(own.high, metric)}"
     mean, low, high = (signed(v, metric) for v in (change.mean, change.low, change.high))
-    words = f"{mean} ({low} to {high})"
+    has_bounds = len(found.seeds) > 1
+    words = f"{mean} ({low} to {high})" if has_bounds else mean
     if over != found.conditions[0]:
         words += f" over {over}"
+    test = f"{gain.percent:+.1f} %" + (f", p = {gain.p:.3g}" if has_bounds else "")
     kind = "sure" if change.mean > 0 else "sure lost"
     return tag(
         "td",
         plain(own.mean, metric),
         tag("small", words),
-        tag("small", f"{gain.percent:+.1f} %, p = {gain.p:.3g}"),
-        tag("small", bounds),
+        tag("small", test),
+        *_bounds(found, own, metric),
         class_=kind if gain.is_sure else "",
     )
+
+
+def _bounds(found: Findings, own: Interval, metric: Metric) -> list[Html]:
+    """The bounds of a mean; none of a single seed's."""
+    words = f"{plain(own.low, metric)} to {plain(own.high, metric)}"
+    return [tag("small", words)] if len(found.seeds) > 1 else []
 
 
 def _paper_row(found: Findings, transfers: Sequence[str], row: PaperRow) -> list[str]:
