@@ -5,16 +5,19 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from clipmill.cli import app
+from clipmill.data import shards
 from clipmill.data.dataset import Dataset
 from clipmill.data.shard_tar import TarWriter
 from clipmill.data.shards import (
@@ -36,6 +39,7 @@ from clipmill.errors import (
     StorageError,
 )
 from clipmill.storage import Parent, put_tree
+from clipmill.telemetry import data_metrics
 
 WritePairs = Callable[[Path, int], Path]
 CONFIG = ShardConfig(samples_per_shard=4)
@@ -107,6 +111,41 @@ def test_equal_sources_give_equal_bytes(tmp_path: Path, write_pairs: WritePairs)
         shard(CONFIG, str(source), str(store), source_parents=(parent,), num_threads=num_threads)
         trees.append(tree_bytes(store))
     assert trees[0] == trees[1]
+
+
+def test_processes_make_the_same_and_count_it(
+    tmp_path: Path, write_pairs: WritePairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_pairs(tmp_path / "source", 10)
+    (source / "broken.jpg").write_text("<html>")
+    (source / "broken.txt").write_text("broken")
+    whole = shard(CONFIG, str(source), str(tmp_path / "whole"))
+    monkeypatch.setattr(shards, "_WORTH_PROCESSES", 1)
+    metrics, calls = data_metrics(), []
+    before = [metrics.samples._value.get(), _count(metrics.quarantined)]
+    store = str(tmp_path / "store")
+    uri = shard(
+        CONFIG,
+        str(source),
+        store,
+        progress=lambda *counts: calls.append(counts),
+        num_processes=2,
+    )
+    assert tree_bytes(Path(uri)) == tree_bytes(Path(whole))
+    assert [metrics.samples._value.get(), _count(metrics.quarantined)] == [
+        before[0] + 10,
+        before[1] + 1,
+    ]
+    assert len(calls) == 3
+    assert calls[-1] == (11, 11)
+    plan = plan_shards(CONFIG, str(source), str(tmp_path / "other"))
+    shutil.rmtree(source)
+    with pytest.raises(SourceError, match="doesn't exist"):
+        shard_range(plan, 0, 3, num_processes=2)
+
+
+def _count(metric: Any) -> float:
+    return sum(s.value for m in metric.collect() for s in m.samples if s.name.endswith("_total"))
 
 
 def test_archive_of_a_folder_is_the_same_source(

@@ -2,9 +2,11 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,9 +30,18 @@ from clipmill.digest import sha256_bytes
 from clipmill.errors import BadSampleError, StorageError
 from clipmill.storage import Store, open_store, replacing, write_json
 from clipmill.storage.local import LocalStore
-from clipmill.telemetry import data_metrics
 
 Read = Callable[[Entry], Pair]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeShard:
+    """What came of a shard's items."""
+
+    num_samples: int
+    """How many are in it."""
+    quarantined: Counter[str]
+    """How many aren't, by reason."""
 
 
 def make_shard(
@@ -40,7 +51,7 @@ def make_shard(
     read: Read,
     pool: Executor,
     num_threads: int,
-) -> None:
+) -> MadeShard:
     """Put shard ``index``, its entries read by the ``num_threads`` of a pool.
 
     The tar goes first and its sidecar after, so a sidecar says "whole". Raises SourceError,
@@ -82,10 +93,7 @@ def make_shard(
     if plan.config.duplicates == "drop" and store.exists(f"shards/{index:05d}{UNIQUE}.json"):
         # Somebody finished meanwhile, and needs this version no more.
         delete_original(store, index)
-    metrics = data_metrics()
-    metrics.samples.inc(len(uids))
-    for bad in quarantined:
-        metrics.quarantined.labels(bad["reason"]).inc()
+    return MadeShard(len(uids), Counter(bad["reason"] for bad in quarantined))
 
 
 def is_whole(plan: ShardPlan, index: int) -> bool:

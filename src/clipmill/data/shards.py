@@ -6,13 +6,14 @@ already it passes over.
 """
 
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, Final
 
 from clipmill.data.dataset import MANIFEST, Dataset
 from clipmill.data.ordered_map import default_threads
 from clipmill.data.shard_finish import finish_shards
-from clipmill.data.shard_making import is_whole, make_shard
+from clipmill.data.shard_making import MadeShard, is_whole, make_shard
 from clipmill.data.shard_plan import (
     ShardConfig,
     ShardPlan,
@@ -24,7 +25,9 @@ from clipmill.data.shard_plan import (
     write_plan,
 )
 from clipmill.data.sources import open_source
+from clipmill.processes import available_cpus, process_pool
 from clipmill.storage import Parent, exists, join
+from clipmill.telemetry import data_metrics
 
 __all__ = [
     "ShardConfig",
@@ -38,6 +41,14 @@ __all__ = [
     "worker_range",
 ]
 
+Progress = Callable[[int, int], None]
+"""Takes the number of items done, and of all."""
+
+_WORTH_PROCESSES: Final = 10_000
+"""Items from which on starting processes costs less than sharing one interpreter."""
+_TURNS: Final = 16
+"""Parts that each process is given, so that none waits long for the others at the end."""
+
 
 def shard(
     config: ShardConfig,
@@ -45,15 +56,15 @@ def shard(
     store: str,
     *,
     source_parents: tuple[Parent, ...] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     num_threads: int = 0,
+    num_processes: int = 1,
 ) -> str:
     """Make the dataset of ``source`` under the folder ``store``, and return its URI.
 
     ``source`` is a source spec (see ``sources``). ``source_parents`` replace the plain reference
-    to it in the lineage. ``progress`` is called with the number of items done and of all.
-    ``num_threads`` check images at once (0: one a CPU, up to the few that help). What an earlier
-    run has finished is kept. Raises SourceError if nothing in the source can be used.
+    to it in the lineage. Threads and processes are as in :func:`shard_range`. What an earlier run
+    has finished is kept. Raises SourceError if nothing in the source can be used.
     """
     opened = open_source(source)
     digest = opened.digest(config.identity)
@@ -62,7 +73,14 @@ def shard(
         return uri
     with tempfile.TemporaryDirectory(prefix="clipmill-plan-") as place:
         plan = write_plan(config, opened, digest, uri, place)
-        shard_range(plan, 0, plan.num_shards, progress=progress, num_threads=num_threads)
+        shard_range(
+            plan,
+            0,
+            plan.num_shards,
+            progress=progress,
+            num_threads=num_threads,
+            num_processes=num_processes,
+        )
         finish_shards(plan, source_parents=source_parents)
     return uri
 
@@ -72,25 +90,66 @@ def shard_range(
     start: int,
     stop: int,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     num_threads: int = 0,
+    num_processes: int = 1,
 ) -> None:
     """Make shards ``start`` to ``stop`` (exclusive), passing over those that are whole.
+
+    In this process, by ``num_threads`` that check images (0: one a CPU, up to the few that help);
+    or by ``num_processes`` (0: one a CPU) where there is enough to do. A script that asks for
+    processes needs ``if __name__ == "__main__"``.
 
     Raises SourceError where the source isn't readable as it was planned, StorageError.
     """
     if exists(join(plan.uri, MANIFEST)):
         return  # a late worker: all shards were whole
+    total = sum(split.num_items for split in plan.splits(start, stop))
+    number = min(num_processes or available_cpus(), stop - start)
+    if number == 1 or total < _WORTH_PROCESSES:
+        shards = _make(plan, start, stop, num_threads or default_threads())
+    else:
+        shards = _make_in_processes(plan, start, stop, number)
+    done = 0
+    metrics = data_metrics()
+    for num_items, made in shards:
+        if made is not None:
+            metrics.samples.inc(made.num_samples)
+            for reason, count in made.quarantined.items():
+                metrics.quarantined.labels(reason).inc(count)
+        done += num_items
+        if progress:
+            progress(done, total)
+
+
+def _make(
+    plan: ShardPlan, start: int, stop: int, num_threads: int
+) -> Iterator[tuple[int, MadeShard | None]]:
+    """The items that each shard covers, and what it holds; None if it was whole before."""
     source = open_source(plan.source)
     read, listing = plan.config.admission.read, plan.read_listing
-    num_threads = num_threads or default_threads()
-    total = sum(split.num_items for split in plan.splits(start, stop))
-    done = 0
     with ThreadPoolExecutor(num_threads) as pool:
         for index, split in enumerate(plan.splits(start, stop), start):
+            made = None
             if not is_whole(plan, index):
                 entries = source.entries(split, listing)
-                make_shard(plan, index, entries, read, pool, num_threads)
-            done += split.num_items
-            if progress:
-                progress(done, total)
+                made = make_shard(plan, index, entries, read, pool, num_threads)
+            yield split.num_items, made
+
+
+def _make_in_processes(
+    plan: ShardPlan, start: int, stop: int, number: int
+) -> Iterator[tuple[int, MadeShard | None]]:
+    """The same in any order: one interpreter would have its threads wait for each other."""
+    size = max(1, (stop - start) // (number * _TURNS))
+    with process_pool(number) as pool:
+        parts = [
+            pool.submit(_make_part, plan.to_json(), first, min(first + size, stop))
+            for first in range(start, stop, size)
+        ]
+        for part in as_completed(parts):
+            yield from part.result()
+
+
+def _make_part(plan: Any, start: int, stop: int) -> list[tuple[int, MadeShard | None]]:
+    return list(_make(ShardPlan.from_json(plan), start, stop, 1))

@@ -5,6 +5,7 @@ As in :mod:`clipmill.recipes.run`, which has the stages after it.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from clipmill.recipes.registry import recipe
@@ -34,9 +35,8 @@ def shard(
 
     config = recipe(name, ShardConfig, overrides)
     with Stage("shard", store=store, run=run, label=label) as stage:
-        return stage.made(
-            make(config, source, store, progress=lambda d, n: stage.report(d, n, "samples"))
-        )
+        progress = partial(stage.report, words="samples")
+        return stage.made(make(config, source, store, progress=progress, num_processes=0))
 
 
 def plan(name: str, overrides: Sequence[str], source: str, store: str) -> str:
@@ -56,7 +56,8 @@ def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | No
         start, stop = worker_range(planned.num_shards, *parse_worker(worker))
     stop = planned.num_shards if stop is None else min(stop, planned.num_shards)
     with Stage("shard", label=f"{start}-{stop}") as stage:
-        shard_range(planned, start, stop, progress=lambda d, n: stage.report(d, n, "samples"))
+        progress = partial(stage.report, words="samples")
+        shard_range(planned, start, stop, progress=progress, num_processes=0)
         return stage.made(planned.uri)
 
 
