@@ -53,6 +53,35 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         assert not any(is_running(pid) for pid in workers)
 
 
+FAILING = """
+import sys, time
+from pathlib import Path
+from clipmill.processes import process_pool
+
+def work(number):
+    if not number:
+        raise ValueError("bad")
+    time.sleep(0.2)
+    Path(sys.argv[1], str(number)).touch()
+
+if __name__ == "__main__":
+    with process_pool(1) as pool:
+        futures = [pool.submit(work, number) for number in range(50)]
+        futures[0].result()
+"""
+
+
+def test_what_waits_is_dropped_where_a_task_fails(tmp_path):
+    script, done = tmp_path / "failing.py", tmp_path / "done"
+    script.write_text(FAILING)
+    done.mkdir()
+    found = subprocess.run(
+        [sys.executable, str(script), str(done)], capture_output=True, text=True, check=False
+    )
+    assert "ValueError: bad" in found.stderr
+    assert len(list(done.iterdir())) < 10
+
+
 FAULTS = """
 import resource, sys
 import numpy as np

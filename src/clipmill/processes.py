@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -51,14 +51,24 @@ def _limits(cgroups: Path, memberships: str) -> Iterator[float]:
                 break
 
 
-def process_pool(num_processes: int = 0) -> ProcessPoolExecutor:
+@contextmanager
+def process_pool(num_processes: int = 0) -> Iterator[ProcessPoolExecutor]:
     """Processes started afresh, one a CPU if 0; they end when this one does, however it ends.
 
-    One that forks, as is the custom, may hang where torch has started threads before.
+    What waits for them is dropped where the block raises. Processes that fork, as is the custom,
+    may hang where torch has started threads before.
     """
-    context = multiprocessing.get_context("spawn")
-    number = num_processes or available_cpus()
-    return ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(
+        num_processes or available_cpus(),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with_parent,
+    )
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _end_with_parent() -> None:
