@@ -62,18 +62,17 @@ def test_gives_what_the_network_gives(saved):
 
 
 @pytest.fixture
-def three_threads():
+def as_before():
     before = torch.get_num_threads()
-    torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("place", ["CPU", "GPU"])
-@pytest.mark.usefixtures("three_threads")
+@pytest.mark.usefixtures("as_before")
 def test_company_changes_nothing(saved, place):
     """A picture's output is the same alone and among others, on threads as in batches."""
-    predictor = Predictor.open(saved[1].uri)
+    predictor = Predictor.open(saved[1].uri, num_threads=3)
     if place == "GPU":
         predictor._cpu = None  # the network itself is on the CPU all the same
     together = predictor.predict(pictures())
@@ -86,10 +85,10 @@ def test_company_changes_nothing(saved, place):
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth", "detection", "classification"])
-@pytest.mark.usefixtures("three_threads")
+@pytest.mark.usefixtures("as_before")
 def test_threads_share_a_network(task, tmp_path):
     """Every task's network may be run by several threads at once, and be listened to."""
-    predictor = Predictor.open(save_model(str(tmp_path), task))
+    predictor = Predictor.open(save_model(str(tmp_path), task), num_threads=3)
     images = pictures() * 8
     expected = [predictor.predict([image])[0] for image in images]
     heard = []

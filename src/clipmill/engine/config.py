@@ -64,7 +64,7 @@ class TrainConfig(Config):
     log_steps: int = operational(50)
     """Updates between two records of the log."""
     num_threads: int = 0
-    """CPU threads of a rank; 0 leaves PyTorch's choice."""
+    """CPU threads of a rank; 0: as many as PyTorch would take, within the container's limit."""
     operation: OperationConfig = operational(OperationConfig())
     """How the run is carried out and watched."""
 

@@ -24,6 +24,7 @@ from clipmill.engine.stopping import StopSignal
 from clipmill.engine.update import Updater, record_of
 from clipmill.engine.watchdog import Watchdog, is_lost_rank
 from clipmill.errors import StoppedError, TrainingError
+from clipmill.models.cpu_threads import use_threads
 from clipmill.processes import keep_freed_memory
 from clipmill.stages import Report
 from clipmill.telemetry import train_metrics
@@ -63,8 +64,7 @@ def train(
         ConfigError: the batch can't be shared out, or what is asked for isn't installed.
     """
     keep_freed_memory()
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    use_threads(config.num_threads)
     with StopSignal() as stop, ranks(config.operation.collective_seconds) as here:
         here.share(config.batch_size, config.micro_batches)
         if config.operation.deterministic:

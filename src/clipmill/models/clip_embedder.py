@@ -48,9 +48,9 @@ class ClipEmbedder:
         """Embeddings (B, D) of prepared images."""
         import torch
 
-        pixels_B3SS = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).float() / 255
+        pixels_B3SS = torch.from_numpy(np.stack(prepared)).to(self._device).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            return _unit(self._model.encode_image(self._normalize(pixels_B3SS.to(self._device))))
+            return _unit(self._model.encode_image(self._normalize(pixels_B3SS.float().div_(255))))
 
     def texts(self, words: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings (M, D)."""

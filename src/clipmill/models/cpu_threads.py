@@ -1,4 +1,4 @@
-"""Images through a network on a CPU: each by itself, on as many threads as there are.
+"""PyTorch's threads on a CPU, and images through a network: each by itself on its threads.
 
 A batch's maps leave the caches that one image's fit in, and one thread's share of an operator is
 too little to be worth sharing. ``benchmarks/task_throughput.py --batch 8`` measures it.
@@ -14,11 +14,18 @@ from typing import Final, TypeVar
 
 import torch
 
+from clipmill.processes import available_cpus
+
 # An event loop beside them, which answers probes and refuses what is too much, goes first.
 _NICENESS: Final = 5
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def use_threads(number: int = 0) -> None:
+    """Let PyTorch use so many threads; 0: as many as it would, within the container's CPU limit."""
+    torch.set_num_threads(number or min(torch.get_num_threads(), available_cpus()))
 
 
 class CpuThreads:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from clipmill.models.checkpoint import load_checkpoint
 from clipmill.models.clip_embedder import ClipEmbedder
+from clipmill.models.cpu_threads import use_threads
 from clipmill.models.embedding import Listener
 from clipmill.models.towers import ClipConfig
 from clipmill.serve.asked import Asked
@@ -34,6 +35,7 @@ class ClipServed(Served):
             NotFoundError: nothing lies there.
             ArtifactError: it is cut or changed.
         """
+        use_threads()
         self.card, tensors = load_checkpoint(uri)
         self._config = ClipConfig.from_json(self.card.architecture)
         self._embedder = ClipEmbedder(self._config, tensors)

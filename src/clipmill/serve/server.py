@@ -1,7 +1,6 @@
 """``serve``: what can be wrong is found before the libraries and models are loaded."""
 
 import gc
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Final
 
 from clipmill.deferred import deferred
 from clipmill.errors import ConfigError
-from clipmill.processes import available_cpus, keep_freed_memory
+from clipmill.processes import keep_freed_memory
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.listing import listed_models, read_models_file
 from clipmill.serve.ports import require_free
@@ -59,8 +58,6 @@ def serve(
             require_free(host, port)
 
     keep_freed_memory()
-    # A container's CPU limit, which PyTorch doesn't know of; read when it is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     with deferred(*_UNUSED):
         # Seconds of torch, timm and KServe; models would import the first two later.
         import open_clip  # noqa: F401

@@ -61,16 +61,15 @@ class Predictor:
 
     @classmethod
     def open(cls, uri: str, *, num_threads: int = 0) -> Self:
-        """Load and verify the checkpoint at ``uri``; 0 threads leaves PyTorch's choice.
+        """Load and verify the checkpoint at ``uri``; threads are as in :func:`use_threads`.
 
         Raises:
             NotFoundError: nothing lies there.
             ArtifactError: it is cut, changed, or no task model.
         """
-        import torch
+        from clipmill.models.cpu_threads import use_threads
 
-        if num_threads:
-            torch.set_num_threads(num_threads)
+        use_threads(num_threads)
         return cls(*load_checkpoint(uri))
 
     @property

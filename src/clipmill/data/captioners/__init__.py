@@ -61,7 +61,7 @@ class CaptionersConfig(Config):
     batch_size: int = 64
     """Samples captioned together."""
     num_threads: int = 0
-    """CPU threads of a model; 0 leaves PyTorch's choice."""
+    """CPU threads of a model; 0: PyTorch's choice, within the container's limit."""
 
 
 def _coca(uri: str, config: CaptionersConfig) -> Captioner:

@@ -133,13 +133,12 @@ class CocaCaptioner:
         self._decoder = None
 
     def _load(self) -> "Decoder":
-        import torch
 
         from clipmill.data.captioners.coca_decoding import Decoder
+        from clipmill.models.cpu_threads import use_threads
         from clipmill.models.normalization import Normalize
 
-        if self._num_threads:
-            torch.set_num_threads(self._num_threads)
+        use_threads(self._num_threads)
         if self._open_clip:
             return self._load_open_clip(*self._open_clip.groups())
         card, tensors = load_checkpoint(self.parents[0].uri)

@@ -123,11 +123,12 @@ class _Model:
         import torch
         import transformers
 
+        from clipmill.models.cpu_threads import use_threads
+
         # Their classes are made at import, so nothing is known of their types.
         auto: Any = transformers
 
-        if num_threads:
-            torch.set_num_threads(num_threads)
+        use_threads(num_threads)
         self._config = config
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")

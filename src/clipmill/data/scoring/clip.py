@@ -44,7 +44,7 @@ class ClipScoreConfig(Config):
     batch_size: int = 256
     """Most captions encoded together."""
     num_threads: int = 0
-    """CPU threads; 0 leaves PyTorch's choice."""
+    """CPU threads; 0: PyTorch's choice, within the container's limit."""
 
 
 class ClipScorer:
@@ -95,8 +95,9 @@ class ClipTowers:
     def __init__(self, config: ClipScoreConfig) -> None:
         import torch
 
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
+        from clipmill.models.cpu_threads import use_threads
+
+        use_threads(config.num_threads)
         self.batch_size = config.batch_size
         """Most captions to be encoded together."""
         model, self._preprocess, self._tokenize = (
