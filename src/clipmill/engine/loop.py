@@ -63,10 +63,11 @@ def train(
         StorageError: the state of a stopped run can't be saved.
         ConfigError: the batch can't be shared out, or what is asked for isn't installed.
     """
-    keep_freed_memory()
     use_threads(config.num_threads)
     with StopSignal() as stop, ranks(config.operation.collective_seconds) as here:
         here.share(config.batch_size, config.micro_batches)
+        if here.device.type == "cpu":
+            keep_freed_memory()
         if config.operation.deterministic:
             _use_deterministic_kernels()
         torch.manual_seed(config.seed)
