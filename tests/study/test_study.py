@@ -237,6 +237,19 @@ def study_of(*conditions: ConditionConfig) -> StudyConfig:
     return replace(tiny(), attention=(), judge="", teacher="", conditions=conditions)
 
 
+def test_a_study_of_alt_text_alone(tmp_path):
+    whole = tiny()
+    config = replace(
+        study_of(whole.conditions[0]),
+        transfers={"depth, frozen": whole.transfers["depth, frozen"]},
+        efforts={},
+        seeds=(0,),
+    )
+    result = read_study(run_study(config, str(tmp_path), report=quietly))
+    assert result.quality.keys() == {"real"}
+    assert [run.condition for run in result.runs] == ["G"]
+
+
 def test_a_layer_that_nobody_makes_is_refused():
     with pytest.raises(ConfigError, match="takes the layer 'nonsense'"):
         study_of(ConditionConfig(name="x", captions="synthetic", layer="nonsense"))

@@ -62,8 +62,11 @@ def _drawn(drawn: DrawnConfig, asked: list[str], store: str, report: Report) -> 
         source = draw_source(drawn.scenes, store, report=report)
         dataset = sharded(source, PAIRS)
         names = [name for name in asked if name != COCA]
-        scenes = draw_captions(drawn.scenes) if names else []
-        return source, dataset, add_scene_layers(dataset, scenes, names, report=report)
+        layers: dict[str, str] = {}
+        if names:
+            scenes = draw_captions(drawn.scenes)
+            layers = add_scene_layers(dataset, scenes, names, report=report)
+        return source, dataset, layers
 
     source, dataset, layers = on_first_rank(made)
     captioner = ""
