@@ -46,7 +46,7 @@ def captions(
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         return
-    _tell(found.findings(), as_csv=as_csv, as_latex=as_latex)
+    _tell(found.judged, as_csv=as_csv, as_latex=as_latex)
     if not as_csv and not as_latex:
         typer.echo(f"{uri}/study.html")
 

@@ -43,7 +43,7 @@ _HEADINGS: dict[TableName, tuple[str, str]] = {
 
 def study_page(result: StudyResult) -> str:
     """A self-contained HTML page."""
-    judged = result.findings("sources" if result.config.table("sources") else None)
+    judged = result.judged
     header = together(
         paragraph("clipmill study captions", class_="kicker"),
         tag("h1", "Does caption quality make better dense features?"),
@@ -76,17 +76,18 @@ def _plots(result: StudyResult) -> list[Section]:
         charts = plots.quality_charts(result)
         found.append(section("truth", "Truth and transfer", paragraph(words), charts))
     if any(c.fraction < 1 for c in result.config.table("scaling")):
-        words = "The same samples seen, of fewer pictures."
+        words = "The same samples seen, of fewer pictures." + _one_seed(result, "scaling")
         charts = plots.scaling(result)
         found.append(section("scaling", "Data scaling", paragraph(words), charts))
     if len(result.config.table("dose")) > 2:
-        words = "True captions, of which a share is another picture's."
+        words = "True captions, of which a share is another picture's." + _one_seed(result, "dose")
         charts = plots.dose_charts(result)
         found.append(section("dose", "Dose and response", paragraph(words), charts))
     if plots.has_costs(result):
         words = (
             "Arithmetic of pretraining, and of captioning each picture once; making the captioner "
             "is left out, since it serves any number of data sets."
+            + _one_seed(result, "objectives")
         )
         found.append(section("cost", "Equal cost", paragraph(words), plots.cost_charts(result)))
     if result.attention:
@@ -110,6 +111,11 @@ def _plots(result: StudyResult) -> list[Section]:
         )
         found.append(section("detail", "Truth and detail", pair))
     return found
+
+
+def _one_seed(result: StudyResult, table: TableName) -> str:
+    is_one = len(result.config.seeds_of(table)) == 1
+    return " One seed, which can't tell an effect from noise." if is_one else ""
 
 
 def _quality(result: StudyResult) -> Section:

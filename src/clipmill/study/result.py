@@ -73,6 +73,11 @@ class StudyResult:
     seconds: float
     """From the start to the end of what was left to do, by the clock."""
 
+    @property
+    def judged(self) -> Findings:
+        """What the study is about: the caption sources, or else all."""
+        return self.findings("sources" if self.config.table("sources") else None)
+
     def findings(self, table: TableName | None = None) -> Findings:
         """The runs of a table's conditions; or of all, by what every table asks for."""
         config = self.config

@@ -80,7 +80,8 @@ def _cells(found: Findings) -> list[list[str]]:
 def _cell(found: Findings, condition: str, transfer: str) -> str:
     own, metric = bootstrap(found.figures(condition, transfer)), found.metric(transfer)
     low, high = plain(own.low, metric), plain(own.high, metric)
-    return f"{plain(own.mean, metric)} [{low}, {high}]"
+    bounds = f" [{low}, {high}]" if len(found.seeds) > 1 else ""
+    return plain(own.mean, metric) + bounds
 
 
 def _latex_row(cells: list[str]) -> str:
