@@ -118,6 +118,18 @@ def test_img2dataset_output(tmp_path: Path, output: str, lost: str) -> None:
     assert open_source(source.uri).digest("content") != before
 
 
+def test_img2dataset_of_another_version(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    write_img2dataset(output, "webdataset")
+    record = output / "00001.parquet"
+    pq.write_table(pq.read_table(record).drop(["error_message"]), record)
+    with pytest.raises(SourceError, match=r"00001\.parquet has no column error_message"):
+        read_all(open_source(str(output)))
+    (output / "00000_stats.json").write_text('{"count": 3}')
+    with pytest.raises(SourceError, match=r"no statistics of img2dataset \(KeyError"):
+        read_all(open_source(str(output)))
+
+
 def test_img2dataset_where_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not an output folder of img2dataset"):
         open_source(f"img2dataset:{tmp_path}")

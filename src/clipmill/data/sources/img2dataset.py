@@ -33,6 +33,7 @@ STATS = "_stats.json"
 # A piece that begins so is a record of losses rather than of pairs.
 _LOSSES = "losses of "
 _COLUMNS = ["key", "status", "error_message"]
+_OTHER_KIND = "choose another kind of source, such as webdataset: or folder:"
 
 
 class Img2datasetSource(Source):
@@ -46,7 +47,7 @@ class Img2datasetSource(Source):
             raise SourceError(
                 f"{folder} is not an output folder of img2dataset",
                 expected=f"files NNNNN{STATS}, as it writes beside its shards",
-                action="choose another kind of source, such as webdataset: or folder:",
+                action=_OTHER_KIND,
             )
         self._stats = relative_names(folder, stats)
         self.uri = f"img2dataset:{folder}"
@@ -70,10 +71,9 @@ class Img2datasetSource(Source):
             return  # its rows without an image are the losses
         for stats_name, path in self._stats.items():
             name = stats_name.removesuffix(STATS) + ".parquet"
-            value = json.loads(read_file(path))
-            num_lost = value["count"] - value["successes"]
+            num_lost = _num_lost(path)
             if num_lost and name in self._records:
-                num_rows = pq.read_metadata(self._records[name]).num_rows
+                num_rows = _num_rows(self._records[name])
                 yield Split(f"{_LOSSES}{name}", 0, num_rows, num_lost)
 
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
@@ -95,6 +95,29 @@ def _pairs_source(folder: Path) -> Source:
     if {"jpg", "png", "webp"} & set(read_schema(files[0]).names):
         return ParquetSource(str(folder), id="key")
     return FolderSource(folder)
+
+
+def _num_lost(stats: Path) -> int:
+    try:
+        value = json.loads(read_file(stats))
+        return int(value["count"]) - int(value["successes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(
+            f"{stats} is no statistics of img2dataset ({error!r})",
+            expected="JSON with the numbers 'count' and 'successes'",
+            action=_OTHER_KIND,
+        ) from error
+
+
+def _num_rows(record: Path) -> int:
+    missing = [name for name in _COLUMNS if name not in read_schema(record).names]
+    if missing:
+        raise SourceError(
+            f"{record} has no column {', '.join(missing)}",
+            expected=f"the columns {', '.join(_COLUMNS)}, which img2dataset writes",
+            action=_OTHER_KIND,
+        )
+    return int(pq.read_metadata(record).num_rows)
 
 
 def _lost(row: dict[str, str | None]) -> RawPair:
