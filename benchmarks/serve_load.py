@@ -4,11 +4,11 @@
         [--litserve PYTHON]
 
 ``MODEL_URI`` is a segmentation model. The peers are a plain KServe model and, run by the given
-interpreter, LitServe; they are measured by turns. Prints of each: p50 over the bare
-forward with one client, images a second with 32 clients that ask one after another, and the CPU
-time that the server took for one; of ours where the time of a request goes. Then an open loop
-sends at ten times its own rate, whether answers come or not, while a process of its own probes
-liveness and, beside it, a server that does nothing.
+interpreter, LitServe around the network and around our predictor; they are measured by turns.
+Prints of each: p50 over the bare forward with one client, images a second with 32 clients that ask
+one after another, and the CPU time that the server took for one; of ours where the time of a
+request goes. Then an open loop sends at ten times its own rate, whether answers come or not, while
+a process of its own probes liveness and, beside it, a server that does nothing.
 """
 
 import argparse
@@ -175,10 +175,12 @@ def sums_of(url: str) -> dict[str, float]:
     return found | {"count": float(values['clipmill_serve_infer_seconds_count{model="model"}'])}
 
 
-def start_peer(python: str, file: str, uri: str, log_path: Path, stack: ExitStack) -> list[int]:
+def start_peer(
+    python: str, file: str, uri: str, log_path: Path, stack: ExitStack, *options: str
+) -> list[int]:
     """Port and process id of a peer; it ends with ``stack``."""
     port = free_port(HOST)
-    command = [python, str(Path(__file__).with_name(file)), str(port), uri]
+    command = [python, str(Path(__file__).with_name(file)), str(port), uri, *options]
     log = stack.enter_context(log_path.with_name(f"{port}.log").open("wb"))
     process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -229,8 +231,11 @@ def main() -> None:
         peer = start_peer(sys.executable, "serve_plain.py", options.model, log_path, stack)
         targets["plain"] = Target(*peer, infer, live, *binary)
         if options.litserve:
-            peer = start_peer(options.litserve, "serve_litserve.py", options.model, log_path, stack)
-            targets["litserve"] = Target(*peer, "/predict", "/health", *as_form(image_HW3))
+            form = as_form(image_HW3)
+            start = (options.litserve, "serve_litserve.py", options.model, log_path, stack)
+            targets["litserve"] = Target(*start_peer(*start), "/predict", "/health", *form)
+            peer = start_peer(*start, "--predictor")
+            targets["litserve_predictor"] = Target(*peer, "/predict", "/health", *form)
         control_port, _ = start_peer(sys.executable, "serve_nothing.py", "", log_path, stack)
         for target in targets.values():
             target.wait()
