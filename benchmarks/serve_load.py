@@ -1,14 +1,15 @@
 """Load on an endpoint, beside other servers with the same network and codec.
 
     python benchmarks/serve_load.py MODEL_URI [--side 512] [--seconds 5] [--rounds 3]
-        [--litserve PYTHON]
+        [--litserve PYTHON] [--rates RATE ...]
 
 ``MODEL_URI`` is a segmentation model. The peers are a plain KServe model and, run by the given
 interpreter, LitServe around the network and around our predictor; they are measured by turns.
 Prints of each: p50 over the bare forward with one client, images a second with 32 clients that ask
 one after another, and the CPU time that the server took for one; of ours where the time of a
 request goes. Then an open loop sends at ten times its own rate, whether answers come or not, while
-a process of its own probes liveness and, beside it, a server that does nothing.
+a process of its own probes liveness and, beside it, a server that does nothing; right after, 32
+clients ask for a second. With rates, that open loop alone is run, on ours.
 """
 
 import argparse
@@ -131,6 +132,7 @@ def open_loop(target: Target, control_port: int, rate: float, seconds: float) ->
         "live_ms": {"p99": _p99(ours), "max": _ms(max(ours))},
         "control_live_ms": {"p99": _p99(control), "max": _ms(max(control))},
         "num_probes": len(ours),
+        "images_per_second_after": round(closed_loop(target, 1)[0], 1),
     }
 
 
@@ -213,6 +215,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--litserve", help="a Python that has LitServe and clipmill")
+    parser.add_argument("--rates", nargs="+", type=float)
     parser.add_argument("--probe", nargs="+")
     options = parser.parse_args()
     if options.probe:
@@ -228,6 +231,13 @@ def main() -> None:
         binary = pixels_request(image_HW3)
         infer, live = "/v2/models/model/infer", "/v2/health/live"
         targets = {"clipmill": Target(ours.http_port, ours.pid, infer, live, *binary)}
+        control_port, _ = start_peer(sys.executable, "serve_nothing.py", "", log_path, stack)
+        if options.rates:
+            targets["clipmill"].wait()
+            for rate in options.rates:
+                found = open_loop(targets["clipmill"], control_port, rate, options.seconds / 2)
+                print(json.dumps(found), flush=True)
+            return
         peer = start_peer(sys.executable, "serve_plain.py", options.model, log_path, stack)
         targets["plain"] = Target(*peer, infer, live, *binary)
         if options.litserve:
@@ -236,7 +246,6 @@ def main() -> None:
             targets["litserve"] = Target(*start_peer(*start), "/predict", "/health", *form)
             peer = start_peer(*start, "--predictor")
             targets["litserve_predictor"] = Target(*peer, "/predict", "/health", *form)
-        control_port, _ = start_peer(sys.executable, "serve_nothing.py", "", log_path, stack)
         for target in targets.values():
             target.wait()
         measure(targets, predictor, image_HW3, ours.url, control_port, options)

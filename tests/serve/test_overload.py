@@ -5,6 +5,8 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,24 @@ def test_clients_that_stall_hold_places_for_a_while_only(slow_server: ServerProc
         for stalled in (one, two):
             stalled.settimeout(30)
             assert stalled.recv(100).startswith(b"HTTP/1.1 400")
+    assert query(slow_server.url, "slow", PIXELS).shape == (32, 32)
+
+
+def test_a_refused_connection_goes_on_after_its_body(slow_server: ServerProcess) -> None:
+    address = (slow_server.host, slow_server.http_port)
+    head = b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with ExitStack() as stack:
+        connect = partial(socket.create_connection, address, timeout=30)
+        *holding, refused, stalled = (stack.enter_context(connect()) for _ in range(4))
+        for connection in holding:
+            connection.sendall(head % 100)
+        assert is_up(slow_server, "live")
+        for connection in (refused, stalled):
+            connection.sendall(head % 2_000_000)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 503")  # before its body came
+        refused.sendall(bytes(2_000_000))
+        refused.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert refused.recv(1000).startswith(b"HTTP/1.1 200")
     assert query(slow_server.url, "slow", PIXELS).shape == (32, 32)
 
 

@@ -3,8 +3,10 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol, TypeVar
 
 from clipmill.processes import available_cpus
 
@@ -24,10 +26,26 @@ def default_threads() -> int:
     return min(available_cpus(), _MOST_THREADS)
 
 
-def ordered_map(
-    pool: Executor, num_threads: int, function: Callable[[T], R], items: Iterable[T]
+class OrderedMap(Protocol):
+    """Yields ``function(item)`` for each item, in their order, and is little ahead."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        """As the built-in ``map``, which is one."""
+
+
+@contextmanager
+def ordered_map(num_threads: int) -> Iterator[OrderedMap]:
+    """A map on ``num_threads``, or in the caller's if that is one: handing over costs more."""
+    if num_threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        yield partial(_map, pool, num_threads)
+
+
+def _map(
+    pool: ThreadPoolExecutor, num_threads: int, function: Callable[[T], R], items: Iterable[T]
 ) -> Iterator[R]:
-    """Yield ``function(item)`` for each; ``pool`` has ``num_threads``, and is little ahead."""
     iterator = iter(items)
     pending: deque[Future[list[R]]] = deque()
     while batch := list(itertools.islice(iterator, _BATCH)):

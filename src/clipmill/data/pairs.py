@@ -19,7 +19,7 @@ class Pair:
     """What a shard holds of a sample, and what finds its doubles in others."""
 
     uid: str
-    """UID_LENGTH hex digits of the SHA-256 over origin and image bytes, as the source has them."""
+    """UID_LENGTH hex digits of the SHA-256 over image bytes, as the source has them, and origin."""
     image_bytes: bytes
     suffix: str
     """The image's suffix in lower case, with its dot."""
@@ -55,11 +55,13 @@ class Admission:
         data = raw.image_bytes
         width, height = check_image(data, self.limits)
         origin = entry.origin.encode()
-        named = hashlib.sha256(origin + b"\0")
-        named.update(data)
-        uid = named.hexdigest()[:UID_LENGTH]
-        halves = (hashlib.sha256(part).digest()[:FINGERPRINT_BYTES] for part in (origin, data))
+        content = hashlib.sha256(data)
+        halves = (
+            hashed.digest()[:FINGERPRINT_BYTES] for hashed in (hashlib.sha256(origin), content)
+        )
         fingerprint = b"".join(halves)
+        content.update(b"\0" + origin)
+        uid = content.hexdigest()[:UID_LENGTH]
         suffix = raw.suffix
         if self.jpeg_quality and (not self.shorter_side or min(width, height) > self.shorter_side):
             from clipmill.data.reencode import reencode

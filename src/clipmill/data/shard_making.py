@@ -4,7 +4,6 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipmill.data.dataset import FORMAT, UNIQUE, Dataset, ShardInfo, read_sidecar, sidecar_uri
 from clipmill.data.layers import has_layer_shard, write_layer_shard
-from clipmill.data.ordered_map import ordered_map
+from clipmill.data.ordered_map import OrderedMap
 from clipmill.data.pairs import Pair
 from clipmill.data.shard_duplicates import FINGERPRINT
 from clipmill.data.shard_plan import ShardPlan
@@ -49,10 +48,9 @@ def make_shard(
     index: int,
     entries: Iterable[Entry],
     read: Read,
-    pool: Executor,
-    num_threads: int,
+    mapped: OrderedMap,
 ) -> MadeShard:
-    """Put shard ``index``, its entries read by the ``num_threads`` of a pool.
+    """Put shard ``index``, its entries read by ``mapped``.
 
     The tar goes first and its sidecar after, so a sidecar says "whole". Raises SourceError,
     StorageError.
@@ -64,7 +62,7 @@ def make_shard(
     rows: list[Any] = []
     with staged(store, tar_key(index)) as path, path.open("wb") as file:
         tar = TarWriter(file)
-        for origin, found in ordered_map(pool, num_threads, partial(_read_entry, read), entries):
+        for origin, found in mapped(partial(_read_entry, read), entries):
             pair = found if isinstance(found, BadSampleError) else _unless_seen(found, uids)
             if isinstance(pair, BadSampleError):
                 bad = {"origin": origin, "reason": pair.reason, "detail": pair.detail}

@@ -7,11 +7,11 @@ already it passes over.
 
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from typing import Any, Final
 
 from clipmill.data.dataset import MANIFEST, Dataset
-from clipmill.data.ordered_map import default_threads
+from clipmill.data.ordered_map import default_threads, ordered_map
 from clipmill.data.shard_finish import finish_shards
 from clipmill.data.shard_making import MadeShard, is_whole, make_shard
 from clipmill.data.shard_plan import (
@@ -128,12 +128,12 @@ def _make(
     """The items that each shard covers, and what it holds; None if it was whole before."""
     source = open_source(plan.source)
     read, listing = plan.config.admission.read, plan.read_listing
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ordered_map(num_threads) as mapped:
         for index, split in enumerate(plan.splits(start, stop), start):
             made = None
             if not is_whole(plan, index):
                 entries = source.entries(split, listing)
-                made = make_shard(plan, index, entries, read, pool, num_threads)
+                made = make_shard(plan, index, entries, read, mapped)
             yield split.num_items, made
 
 

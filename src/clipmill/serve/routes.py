@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipmill.serve.catalogue import Catalogue
 from clipmill.serve.config import ServeConfig
+from clipmill.serve.discarding import Discarding
 from clipmill.serve.framework import InferRequest
 from clipmill.serve.model import TaskModel
 from clipmill.serve.openapi import INFER, PREDICT
@@ -45,6 +46,7 @@ class Routes:
         self._config = config
         self._is_stopping = is_stopping
         self._num_open = 0
+        self._discarding = Discarding()
 
     def door(self, app: ASGIApp) -> ASGIApp:
         """``app`` behind a door, which is shut while as many requests are open as may be.
@@ -59,12 +61,8 @@ class Routes:
             if not asked:
                 await app(scope, receive, send)
                 return
-            self._num_open += 1
-            try:
-                limit, name = self._config.max_queue_images, asked[1]
-                if self._num_open <= limit or name not in self._catalogue.names:
-                    await app(scope, receive, send)
-                    return
+            limit, name = self._config.max_queue_images, asked[1]
+            if self._num_open >= limit and name in self._catalogue.names:
                 refusal = BusyError(
                     "queue_full",
                     f"{limit} requests are open; try again later",
@@ -72,7 +70,11 @@ class Routes:
                 )
                 response = self._refused(refusal, name)
                 self._count(response, name, "")
-                await response(scope, receive, send)
+                await self._discarding.answer(response, scope, receive, send)
+                return
+            self._num_open += 1
+            try:
+                await app(scope, receive, send)
             finally:
                 self._num_open -= 1
 

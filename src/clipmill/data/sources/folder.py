@@ -4,7 +4,6 @@ import hashlib
 import heapq
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -52,10 +51,8 @@ class FolderSource(Source):
     def digest(self, identity: Identity) -> str:
         """SHA-256 (hex) over every image and caption: name and content, or name, size, time."""
         total = hashlib.sha256(b"" if identity == "content" else b"listing\0")
-        num_threads = default_threads()
-        with ThreadPoolExecutor(num_threads) as pool:
-            facts = partial(self._facts, identity)
-            for found in ordered_map(pool, num_threads, facts, self.items()):
+        with ordered_map(default_threads()) as mapped:
+            for found in mapped(partial(self._facts, identity), self.items()):
                 total.update(found)
         return total.hexdigest()
 
