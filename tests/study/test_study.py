@@ -101,7 +101,10 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     made = sorted((tmp_path / "store" / "encoders").glob("*/model.json"))
     before = {path: path.stat().st_mtime_ns for path in made}
     assert len(before) == 2
+    (spent,) = (tmp_path / "store" / "studies").glob("*/spent.json")
+    first_start = read_json(str(spent))["seconds"]
     result = read_study(run_study(config, store, report=quietly))
+    assert result.seconds > first_start > 0
     assert before.items() <= {p: p.stat().st_mtime_ns for p in before}.items()
     names = [c.name for c in config.conditions]
     mobile = "mobile, CLIP G+S, distilled"

@@ -111,7 +111,8 @@ _MOBILE_ENCODERS = (
 def study_captions() -> StudyConfig:
     """Caption sources, other pretraining, mobile encoders, data scaling, dose and response.
 
-    A night of two cores.
+    Five seeds and eight transfers for the caption sources, two seeds and six for the rest: a night
+    of two cores.
 
     Source: ours; the questions are those of CLIP-QC, Tables 2 to 5 and Figures 2 and 3.
     Command: ``clipmill study captions --store URI --workers 2``
@@ -153,6 +154,7 @@ def study_captions() -> StudyConfig:
         teaching=teacher_miniature(),
         attention=tuple(c.name for c in _OBJECTIVES if c.over and c.budget == 1),
         seeds=(0, 1, 2, 3, 4),
+        efforts=_rest(seeds=(0, 1)),
     )
 
 
@@ -175,6 +177,7 @@ def study_captions_quick() -> StudyConfig:
         ),
         attention=(),
         seeds=(0, 1),
+        efforts={},
     )
 
 
@@ -189,13 +192,12 @@ def study_brief() -> StudyConfig:
     """
     whole = study_captions()
     without = {name: t for name, t in whole.transfers.items() if name != "detection, frozen"}
-    rest = EffortConfig(seeds=(0,), transfers=tuple(n for n in without if n != "detection"))
     return replace(
         whole,
         transfers=without,
         conditions=tuple(c for c in whole.conditions if c.budget != _BUDGETS[1]),
         seeds=(0, 1, 2),
-        efforts=dict.fromkeys(("objectives", "mobile", "scaling", "dose"), rest),
+        efforts=_rest(seeds=(0,)),
     )
 
 
@@ -216,7 +218,16 @@ def study_from_scratch() -> StudyConfig:
         teacher="",
         attention=(),
         seeds=(0, 1, 2),
+        efforts={},
     )
+
+
+def _rest(seeds: tuple[int, ...]) -> dict[str, EffortConfig]:
+    """What all but the caption sources is given: no detection, which tells encoders least apart."""
+    tasks = ("segmentation", "depth", "classification")
+    transfers = (*tasks, *(f"{task}, frozen" for task in tasks))
+    effort = EffortConfig(seeds=seeds, transfers=transfers)
+    return dict.fromkeys(("objectives", "mobile", "scaling", "dose"), effort)
 
 
 def _drawn() -> DrawnConfig:

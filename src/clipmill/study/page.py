@@ -152,7 +152,7 @@ def _traces(result: StudyResult) -> Section:
     facts = [
         ["study", result.uri],
         ["digest of its config", result.config.digest],
-        ["hours from its last start to its end", f"{result.seconds / 3600:.2f}"],
+        ["hours of all its starts, by the clock", f"{result.seconds / 3600:.2f}"],
     ]
     return _sources(result.findings(), facts)
 

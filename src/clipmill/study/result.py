@@ -71,7 +71,7 @@ class StudyResult:
     costs: dict[str, Cost]
     """Of each condition that learns from captions."""
     seconds: float
-    """From the start to the end of what was left to do, by the clock."""
+    """Of all starts, by the clock; what other studies had made before took none."""
 
     @property
     def judged(self) -> Findings:

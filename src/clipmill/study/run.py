@@ -17,7 +17,7 @@ from clipmill.errors import ConfigError
 from clipmill.pretrain.teacher import make_teacher_layer
 from clipmill.processes import process_pool
 from clipmill.stages import Report, silent
-from clipmill.storage import exists, join, write_json
+from clipmill.storage import exists, join, read_json, write_json
 from clipmill.study.caption_quality import caption_quality, caption_samples, captions_by_kind
 from clipmill.study.config import ConditionConfig, StudyConfig
 from clipmill.study.cost import clip_costs
@@ -30,6 +30,7 @@ from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
 
 _ATTENTION_IMAGES = 256
+_SPENT = "spent.json"
 
 _Asked = tuple[ConditionConfig, int]
 """A condition, and a seed."""
@@ -43,8 +44,8 @@ def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Repo
     uri = join(store, "studies", f"captions-{config.digest[:12]}")
     if exists(join(uri, RESULT)):
         return uri
-    started = time.monotonic()
     _check_workers(workers)
+    clock = _Clock(uri)
     world = _taught(config, make_world(config, store, report=report), report)
     # Seed by seed, so that a study that is stopped has compared all conditions with some.
     asked = [
@@ -56,12 +57,28 @@ def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Repo
     runs: dict[_Asked, StudyRun] = {}
     for pair, run in _made(config, asked, world, workers):
         runs[pair] = run
+        on_first_rank(clock.save)
         report(len(runs), len(asked), f"runs; last {run.condition}, seed {run.seed}")
-    return on_first_rank(lambda: _save(config, uri, world, runs, time.monotonic() - started))
+    return on_first_rank(lambda: _save(config, uri, world, runs, clock))
+
+
+class _Clock:
+    """Time that a study has taken in all its starts, each up to the last run that it finished."""
+
+    def __init__(self, uri: str) -> None:
+        self._place = join(uri, _SPENT)
+        self._before: float = read_json(self._place)["seconds"] if exists(self._place) else 0.0
+        self._started = time.monotonic()
+
+    def save(self) -> float:
+        """Seconds so far, which the next start goes on from."""
+        seconds = self._before + time.monotonic() - self._started
+        write_json(self._place, {"seconds": seconds})
+        return seconds
 
 
 def _save(
-    config: StudyConfig, uri: str, world: World, runs: dict[_Asked, StudyRun], seconds: float
+    config: StudyConfig, uri: str, world: World, runs: dict[_Asked, StudyRun], clock: _Clock
 ) -> str:
     first = {c.name: run.encoder for (c, seed), run in runs.items() if seed == config.seeds[0]}
     captions = captions_by_kind(world)
@@ -75,7 +92,7 @@ def _save(
         samples=caption_samples(world.dataset, captions),
         attention={name: _attention(first[name], world) for name in config.attention},
         costs=clip_costs(config, world),
-        seconds=seconds,
+        seconds=clock.save(),
     )
     write_json(join(uri, RESULT), result.to_json())
     return uri
