@@ -106,7 +106,10 @@ def _plot(axis: Axes, unit: str, lines: list[Line], start: float) -> None:
     shown = sorted(zip(names, lines, strict=True), key=lambda named: -_mean(named[1]))
     for name, line in sorted(shown[:_LINES], key=lambda named: named[0]):
         seconds, values = _with_gaps(line)
-        axis.plot(seconds - start, values, linewidth=1.3, label=name or None)
+        (drawn,) = axis.plot(seconds - start, values, linewidth=1.3, label=name or None)
+        gone = np.isnan(np.concatenate(([np.nan], values, [np.nan])))
+        alone = gone[:-2] & ~gone[1:-1] & gone[2:]  # a line needs two
+        axis.plot(seconds[alone] - start, values[alone], ".", color=drawn.get_color())
         highest = max(highest, float(np.nanmax(values, initial=0.0)))
     # A line that is zero throughout lies on the ground.
     axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]), top=highest * 1.1 or 1.0)

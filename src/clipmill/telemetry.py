@@ -221,7 +221,7 @@ def serving_metrics() -> ServingMetrics:
         ),
         info=Gauge(
             "clipmill_serve_model_info",
-            "1 for each model",
+            "Models that are served",
             ["model", "version", "task", "digest"],
         ),
         loaded_bytes=Gauge(
