@@ -1,10 +1,15 @@
 """The data plane's workflow: what Argo takes, and what its pods are told."""
 
+import json
 from itertools import pairwise
 
 import pytest
+import typer
+from bare_dataset import bare_dataset
 from strict_schemas import findings
+from typer.testing import CliRunner
 
+from clipmill.cli import app
 from clipmill.cluster.data_runs import (
     data_phase,
     fan_out,
@@ -152,14 +157,47 @@ def test_nothing_is_split_into_none(name):
 
 def test_commands_are_those_that_the_command_line_has():
     """A flag that ``clipmill data`` lacks would fail on thousands of pods."""
-    import typer
-
-    from clipmill.cli import app
-
     known = typer.main.get_command(app).commands["data"].commands
-    if "plan" not in known:
-        pytest.skip("clipmill data can't work in parts yet")
     for config in (RECAPTION, SHARD, DataWorkflowConfig(stage="score", subject="s3://b/d")):
         options = {option for p in known[config.stage].params for option in p.opts}
         assert {flag for part in parts(config, 1) for flag in part[::2]} <= options
     assert {"plan", "finish"} <= known.keys()
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["data", *arguments])
+
+
+def test_shard_on_argo_hands_its_options_to_the_pods():
+    asked = ["shard", "s3://b/raw", "--store", "s3://b", "--set", "min_side=64", "--on", "argo"]
+    answer = command(*asked, "--workflow", "num_workers=3", "--dry-run")
+    found = templates(json.loads(answer.output))
+    options = ["--store", "s3://b", "--recipe", "shards", "--set", "min_side=64"]
+    assert found["plan"]["container"]["args"] == ["data", "plan", "s3://b/raw", *options]
+    tasks = {t["name"]: t for t in found["all"]["dag"]["tasks"]}
+    assert [item["worker"] for item in tasks["part"]["withItems"]] == ["0/3", "1/3", "2/3"]
+    for change, words in (
+        (["--worker", "0/3"], "--worker is for --on here"),
+        (["--workflow", "parallel=3"], "parallel"),
+        (["--workflow", "pool=none"], "none"),
+    ):
+        answer = command(*asked, *change, "--dry-run")
+        assert answer.exit_code
+        assert words in answer.output + str(answer.exception)
+    assert "give SOURCE and --store" in command("shard", "s3://b/raw", "--on", "argo").output
+
+
+def test_stages_on_argo_cover_a_datasets_shards(tmp_path):
+    dataset = bare_dataset(tmp_path, [3, 2]).uri
+    for stage, *options in (
+        ("recaption", "--captioner", "coca:s3://b/c"),
+        ("score", "--model", "s3://b/m"),
+    ):
+        answer = command(stage, dataset, *options, "--on", "argo", "--dry-run")
+        workflow = json.loads(answer.output)
+        assert findings(workflow) == []
+        args = templates(workflow)["part"]["container"]["args"]
+        assert args[:5] == ["data", stage, dataset, *options]
+        assert args[5] == "--recipe"
+        assert args[-4::2] == ["--start", "--stop"]
+        assert command(stage, dataset, *options, "--on", "argo", "--stop", "1").exit_code

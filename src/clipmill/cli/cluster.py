@@ -81,36 +81,6 @@ def cluster_cancel(handle: Handle) -> None:
         submit.cancel(handle, torchx=torchx)
 
 
-@cluster.command("data", context_settings=_THROUGH)
-def cluster_data(
-    context: typer.Context,
-    stage: Annotated[str, typer.Argument(help="shard, recaption or score.")],
-    subject: Annotated[str, typer.Argument(help="URI of the dataset, or the source to shard.")],
-    namespace: Namespace = "default",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the Workflow.")] = False,
-    sets: Set = None,
-) -> None:
-    """Fan a stage out on Argo: data recaption DATASET -- --captioner URI. Prints its name."""
-    import json
-
-    from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.data_runs import submit_data
-    from clipmill.cluster.dataplane import DataWorkflowConfig, data_workflow, num_shards
-
-    fields = {
-        "stage": stage,
-        "subject": subject,
-        "arguments": list(context.args),
-        "namespace": namespace,
-    }
-    config = DataWorkflowConfig.from_json(fields).override(sets or [])
-    count = num_shards(config)
-    if dry_run:
-        typer.echo(json.dumps(data_workflow(config, count), indent=2))
-        return
-    typer.echo(submit_data(config, count, api=ClusterApi()))
-
-
 @cluster.command("data-status")
 def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Print a data workflow's phase, and how many of its pods are done."""

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from clipmill.cli import check, look
+from clipmill.cli import argo, check, look
+from clipmill.cli.argo import DryRun, On, Place, Workflow
 from clipmill.cli.options import OptionalStore, Set, Store
 
 _SOURCE_HELP = (
@@ -55,12 +56,22 @@ def data_shard(
     ] = "",
     start: Annotated[int, typer.Option(help="Or: the first shard of a plan to make.")] = 0,
     stop: Annotated[int | None, typer.Option(help="Where to stop (exclusive).")] = None,
+    on: On = Place.HERE,
+    workflow: Workflow = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Cut a source of pictures with captions into a dataset, or make a part of a planned one.
 
     Plain `shard SOURCE --store URI` does it all. With many workers: `plan` once, then
-    `shard --plan URI --worker I/N` in each, then `finish`.
+    `shard --plan URI --worker I/N` in each, then `finish`; `--on argo` has pods do that.
     """
+    if on is Place.ARGO:
+        argo.refuse_parts(plan=plan, worker=worker, start=start, stop=stop)
+        if not (source and store):
+            raise typer.BadParameter("give SOURCE and --store")
+        options = {"--store": store, "--recipe": recipe}
+        argo.fan_out("shard", source, options, sets, workflow=workflow, dry_run=dry_run)
+        return
     from clipmill.recipes import run_data as run
 
     if plan:
@@ -121,8 +132,16 @@ def data_recaption(
     start: Annotated[int, typer.Option(help="First shard.")] = 0,
     stop: Annotated[int | None, typer.Option(help="Shard to stop before.")] = None,
     sets: Set = None,
+    on: On = Place.HERE,
+    workflow: Workflow = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Write synthetic captions as a layer beside a dataset's shards; prints the layer's name."""
+    if on is Place.ARGO:
+        argo.refuse_parts(start=start, stop=stop)
+        options = {"--captioner": captioner, "--recipe": recipe}
+        argo.fan_out("recaption", dataset, options, sets, workflow=workflow, dry_run=dry_run)
+        return
     from clipmill.recipes import run_data as run
 
     layer = run.recaption(recipe, sets or [], dataset, captioner, "", start=start, stop=stop)
@@ -139,8 +158,16 @@ def data_score(
     stop: Annotated[int | None, typer.Option(help="Shard to stop before.")] = None,
     recipe: str = "score-basic",
     sets: Set = None,
+    on: On = Place.HERE,
+    workflow: Workflow = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Measure pictures and captions as layers; prints their names."""
+    if on is Place.ARGO:
+        argo.refuse_parts(start=start, stop=stop)
+        options = {"--model": model, "--recipe": recipe}
+        argo.fan_out("score", dataset, options, sets, workflow=workflow, dry_run=dry_run)
+        return
     from clipmill.recipes import run_data as run
 
     layers = run.score(recipe, sets or [], dataset, "", model=model, start=start, stop=stop)
