@@ -184,6 +184,7 @@ def test_shard_on_argo_hands_its_options_to_the_pods():
         answer = command(*asked, *change, "--dry-run")
         assert answer.exit_code
         assert words in answer.output + str(answer.exception)
+    assert "are for --on argo" in command(*asked[:-2], "--dry-run").output
     assert "give SOURCE and --store" in command("shard", "s3://b/raw", "--on", "argo").output
 
 

@@ -54,6 +54,13 @@ def fan_out(
     typer.echo(submit_data(config, count, api=ClusterApi()))
 
 
+def is_asked(on: Place, workflow: list[str] | None, dry_run: bool) -> bool:  # noqa: FBT001
+    """Whether to fan out; refuses options of a workflow where there will be none."""
+    if on is Place.HERE and (workflow or dry_run):
+        raise typer.BadParameter("--workflow and --dry-run are for --on argo")
+    return on is Place.ARGO
+
+
 def refuse_parts(**given: object) -> None:
     """Refuse options that say which part to do: a workflow gives each of its pods one."""
     for name, value in given.items():

@@ -65,7 +65,7 @@ def data_shard(
     Plain `shard SOURCE --store URI` does it all. With many workers: `plan` once, then
     `shard --plan URI --worker I/N` in each, then `finish`; `--on argo` has pods do that.
     """
-    if on is Place.ARGO:
+    if argo.is_asked(on, workflow, dry_run):
         argo.refuse_parts(plan=plan, worker=worker, start=start, stop=stop)
         if not (source and store):
             raise typer.BadParameter("give SOURCE and --store")
@@ -137,7 +137,7 @@ def data_recaption(
     dry_run: DryRun = False,
 ) -> None:
     """Write synthetic captions as a layer beside a dataset's shards; prints the layer's name."""
-    if on is Place.ARGO:
+    if argo.is_asked(on, workflow, dry_run):
         argo.refuse_parts(start=start, stop=stop)
         options = {"--captioner": captioner, "--recipe": recipe}
         argo.fan_out("recaption", dataset, options, sets, workflow=workflow, dry_run=dry_run)
@@ -163,7 +163,7 @@ def data_score(
     dry_run: DryRun = False,
 ) -> None:
     """Measure pictures and captions as layers; prints their names."""
-    if on is Place.ARGO:
+    if argo.is_asked(on, workflow, dry_run):
         argo.refuse_parts(start=start, stop=stop)
         options = {"--model": model, "--recipe": recipe}
         argo.fan_out("score", dataset, options, sets, workflow=workflow, dry_run=dry_run)
