@@ -54,7 +54,7 @@ def fan_out(
     typer.echo(submit_data(config, count, api=ClusterApi()))
 
 
-def is_asked(on: Place, workflow: list[str] | None, dry_run: bool) -> bool:  # noqa: FBT001
+def is_asked(on: Place, workflow: list[str] | None, dry_run: bool) -> bool:
     """Whether to fan out; refuses options of a workflow where there will be none."""
     if on is Place.HERE and (workflow or dry_run):
         raise typer.BadParameter("--workflow and --dry-run are for --on argo")
