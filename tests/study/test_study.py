@@ -1,9 +1,12 @@
 """A study of a few pictures, whole, stopped and resumed."""
 
+import csv
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+from clipmill.cli import app
 from clipmill.data.scenes.source import ScenesSourceConfig
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import read_card
@@ -144,6 +147,32 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     assert len(rows(result.findings())) == sum(
         len(m) for run in result.runs for m in run.metrics.values()
     )
+    report_has_the_same_figures(result, tmp_path / "tables.html")
+
+
+def report_has_the_same_figures(result, page):
+    """From the study, and from its evaluations by name; what all conditions have in common."""
+    ours = [row for row in rows(result.findings()) if row["seed"] == 0]
+    found = reported(result.uri, result.uri)
+    assert found == by_place(r for r in ours if r["transfer"] == "segmentation")
+    kept = ("rich, true", "G")
+    named = [f"{c}={uri}" for c in kept for uri in uris(result, c)]
+    found = reported(*named, "--output", str(page))
+    assert found == by_place(r for r in rows(result.findings()) if r["condition"] in kept)
+    assert "rich, true" in page.read_text()
+    answer = CliRunner().invoke(app, ["report", "=x"])
+    assert isinstance(answer.exception, ConfigError)
+
+
+def reported(*arguments):
+    answer = CliRunner().invoke(app, ["report", *arguments, "--csv"])
+    assert answer.exit_code == 0, answer.output
+    return by_place(csv.DictReader(answer.output.splitlines()))
+
+
+def by_place(found):
+    places = ("condition", "seed", "transfer", "metric")
+    return {tuple(str(row[name]) for name in places): float(row["value"]) for row in found}
 
 
 def result_of(config, runs, costs=None) -> StudyResult:

@@ -12,7 +12,7 @@ from clipmill.cli import sweep as sweeping
 from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
 from clipmill.cli.options import Json, Set, Store
-from clipmill.cli.study import study
+from clipmill.cli.study import report, study
 from clipmill.errors import ClipmillError, StoppedError, UserError
 
 USER_ERROR_CODE = 2
@@ -33,6 +33,7 @@ app.command("zero-shot")(judge.zero_shot)
 app.command("retrieval")(judge.retrieval)
 app.command()(judge.attention)
 app.command("sweep")(sweeping.sweep)
+app.command()(report)
 
 
 def _version(asked: bool) -> None:
@@ -159,7 +160,7 @@ def evaluate(
 
 
 @app.command()
-def report(
+def page(
     dataset: Annotated[str, typer.Option(help="URI of the dataset.")],
     layer: Annotated[str, typer.Option(help="Layer of synthetic captions.")],
     captioner: Annotated[str, typer.Option(help="URI of the captioner.")],
@@ -168,7 +169,7 @@ def report(
     store: Store,
     output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
 ) -> None:
-    """Put encoders and their evaluations on one page."""
+    """Put encoders of real and of synthetic captions, and their evaluations, on one page."""
     from clipmill.recipes import run
     from clipmill.storage import join, read_bytes
 

@@ -51,10 +51,13 @@ def captions(
         typer.echo(f"{uri}/study.html")
 
 
-@study.command("tables")
-def tables(
-    evaluations: Annotated[
-        list[str], typer.Argument(help="CONDITION=URI of evaluations; the first is the reference.")
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="CONDITION=URI of evaluations, and URIs of studies; the first condition is the "
+            "reference."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option(help="Write a page too, with the paper's figures beside.")
@@ -62,28 +65,35 @@ def tables(
     as_csv: Csv = False,
     as_latex: Latex = False,
 ) -> None:
-    """Compare anybody's evaluations as the study does: by condition, paired by seed."""
+    """Compare anybody's runs as the study does: by condition, paired by seed."""
     from clipmill.study.findings import gather
     from clipmill.study.page import findings_page
 
-    found = gather(_by_condition(evaluations))
+    found = gather(_by_condition(runs))
     if output is not None:
         output.write_text(findings_page(found), encoding="utf-8")
     _tell(found, as_csv=as_csv, as_latex=as_latex)
 
 
-def _by_condition(assignments: list[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for assignment in assignments:
-        condition, _, uri = assignment.partition("=")
-        if not condition or not uri:
+def _by_condition(runs: list[str]) -> dict[str, list[str]]:
+    """URIs of evaluations; one that two studies share counts once."""
+    from clipmill.study.result import read_study
+
+    found: dict[str, dict[str, None]] = {}
+    for text in runs:
+        condition, is_named, uri = text.partition("=")
+        if is_named and not (condition and uri):
             raise ConfigError(
-                f"{assignment!r} is no evaluation of a condition",
-                expected="CONDITION=URI",
+                f"{text!r} is no evaluation of a condition",
+                expected="CONDITION=URI, or the URI of a study",
                 action="write it as 'G=out/evaluations/0123456789ab'",
             )
-        found.setdefault(condition, []).append(uri)
-    return found
+        if is_named:
+            found.setdefault(condition, {})[uri] = None
+            continue
+        for run in read_study(text).runs:
+            found.setdefault(run.condition, {}).update(dict.fromkeys(run.evaluations.values()))
+    return {condition: list(uris) for condition, uris in found.items()}
 
 
 def _tell(found: "Findings", *, as_csv: bool, as_latex: bool) -> None:

@@ -187,7 +187,7 @@ def _codes(*uris: str) -> list[Html]:
 def findings_page(found: Findings) -> str:
     """The table of anybody's evaluations, beside the paper's."""
     header = together(
-        paragraph("clipmill study tables", class_="kicker"),
+        paragraph("clipmill report", class_="kicker"),
         tag("h1", f"{len(found.conditions)} encoders side by side"),
         *_lead(found),
     )
