@@ -1,9 +1,9 @@
-"""A function over many items on a few threads, its results in the items' order."""
+"""A function over many items on threads or processes, its results in the items' order."""
 
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, TypeVar
@@ -13,9 +13,10 @@ from clipmill.processes import available_cpus
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Items a thread takes at once: handing over one at a time costs as much as hashing a file.
+# Items a thread takes at once, and a process: handing over one costs as much as hashing a file.
 _BATCH = 8
-# Batches that wait for a thread, or for whoever takes the results, a thread.
+_PROCESS_BATCH = 128
+# Batches that wait for a worker, or for whoever takes the results, a worker.
 _AHEAD = 2
 # Reading, hashing and decoding leave the interpreter to others, but the rest doesn't.
 _MOST_THREADS = 4
@@ -40,17 +41,38 @@ def ordered_map(num_threads: int) -> Iterator[OrderedMap]:
         yield map
         return
     with ThreadPoolExecutor(num_threads) as pool:
-        yield partial(_map, pool, num_threads)
+        yield partial(_map, pool, num_threads, _BATCH)
+
+
+def growing_map(few: OrderedMap, number: int, pool: Executor, num_processes: int) -> OrderedMap:
+    """``few`` for the first ``number`` items, and a pool's processes for any beyond."""
+
+    def mapped(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        iterator = iter(items)
+        yield from few(function, itertools.islice(iterator, number))
+        for item in iterator:  # if there is another
+            rest = itertools.chain((item,), iterator)
+            yield from _map(pool, num_processes, _PROCESS_BATCH, function, rest)
+
+    return mapped
 
 
 def _map(
-    pool: ThreadPoolExecutor, num_threads: int, function: Callable[[T], R], items: Iterable[T]
+    pool: Executor,
+    num_workers: int,
+    size: int,
+    function: Callable[[T], R],
+    items: Iterable[T],
 ) -> Iterator[R]:
     iterator = iter(items)
     pending: deque[Future[list[R]]] = deque()
-    while batch := list(itertools.islice(iterator, _BATCH)):
-        pending.append(pool.submit(lambda batch: [function(item) for item in batch], batch))
-        if len(pending) == _AHEAD * num_threads:
+    while batch := list(itertools.islice(iterator, size)):
+        pending.append(pool.submit(_apply, function, batch))
+        if len(pending) == _AHEAD * num_workers:
             yield from pending.popleft().result()
     for future in pending:
         yield from future.result()
+
+
+def _apply(function: Callable[[T], R], batch: list[T]) -> list[R]:
+    return [function(item) for item in batch]

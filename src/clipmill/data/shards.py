@@ -7,11 +7,13 @@ already it passes over.
 
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed
+from concurrent.futures import Executor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from clipmill.data.dataset import MANIFEST, Dataset
-from clipmill.data.ordered_map import default_threads, ordered_map
+from clipmill.data.ordered_map import OrderedMap, default_threads, growing_map, ordered_map
 from clipmill.data.shard_finish import finish_shards
 from clipmill.data.shard_making import MadeShard, is_whole, make_shard
 from clipmill.data.shard_plan import (
@@ -67,21 +69,15 @@ def shard(
     has finished is kept. Raises SourceError if nothing in the source can be used.
     """
     opened = open_source(source)
-    digest = opened.digest(config.identity)
-    uri = dataset_uri(config, digest, store)
-    if exists(join(uri, MANIFEST)) and set(opened.layers) <= Dataset.open(uri).layers.keys():
-        return uri
-    with tempfile.TemporaryDirectory(prefix="clipmill-plan-") as place:
-        plan = write_plan(config, opened, digest, uri, place)
-        shard_range(
-            plan,
-            0,
-            plan.num_shards,
-            progress=progress,
-            num_threads=num_threads,
-            num_processes=num_processes,
-        )
-        finish_shards(plan, source_parents=source_parents)
+    with _workers(num_threads, num_processes) as workers:
+        digest = opened.digest_by(workers.mapped, config.identity)
+        uri = dataset_uri(config, digest, store)
+        if exists(join(uri, MANIFEST)) and set(opened.layers) <= Dataset.open(uri).layers.keys():
+            return uri
+        with tempfile.TemporaryDirectory(prefix="clipmill-plan-") as place:
+            plan = write_plan(config, opened, digest, uri, place)
+            _shard_range(plan, 0, plan.num_shards, workers, progress)
+            finish_shards(plan, source_parents=source_parents)
     return uri
 
 
@@ -102,14 +98,40 @@ def shard_range(
 
     Raises SourceError where the source isn't readable as it was planned, StorageError.
     """
+    with _workers(num_threads, num_processes) as workers:
+        _shard_range(plan, start, stop, workers, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Workers:
+    """Who does the work."""
+
+    num_threads: int
+    num_processes: int
+    pool: Executor
+    """Its processes start with the first task."""
+    mapped: OrderedMap
+    """Threads for the first items, the pool for many."""
+
+
+@contextmanager
+def _workers(num_threads: int, num_processes: int) -> Iterator[_Workers]:
+    threads, processes = num_threads or default_threads(), num_processes or available_cpus()
+    with ordered_map(threads) as few, process_pool(processes) as pool:
+        many = growing_map(few, _WORTH_PROCESSES, pool, processes)
+        yield _Workers(threads, processes, pool, many if processes > 1 else few)
+
+
+def _shard_range(
+    plan: ShardPlan, start: int, stop: int, workers: _Workers, progress: Progress | None
+) -> None:
     if exists(join(plan.uri, MANIFEST)):
         return  # a late worker: all shards were whole
     total = sum(split.num_items for split in plan.splits(start, stop))
-    number = min(num_processes or available_cpus(), stop - start)
-    if number == 1 or total < _WORTH_PROCESSES:
-        shards = _make(plan, start, stop, num_threads or default_threads())
+    if workers.num_processes == 1 or stop - start == 1 or total < _WORTH_PROCESSES:
+        shards = _make(plan, start, stop, workers.num_threads)
     else:
-        shards = _make_in_processes(plan, start, stop, number)
+        shards = _make_in_processes(plan, start, stop, workers)
     done = 0
     metrics = data_metrics()
     for num_items, made in shards:
@@ -138,17 +160,16 @@ def _make(
 
 
 def _make_in_processes(
-    plan: ShardPlan, start: int, stop: int, number: int
+    plan: ShardPlan, start: int, stop: int, workers: _Workers
 ) -> Iterator[tuple[int, MadeShard | None]]:
     """The same in any order: one interpreter would have its threads wait for each other."""
-    size = max(1, (stop - start) // (number * _TURNS))
-    with process_pool(number) as pool:
-        parts = [
-            pool.submit(_make_part, plan.to_json(), first, min(first + size, stop))
-            for first in range(start, stop, size)
-        ]
-        for part in as_completed(parts):
-            yield from part.result()
+    size = max(1, (stop - start) // (workers.num_processes * _TURNS))
+    parts = [
+        workers.pool.submit(_make_part, plan.to_json(), first, min(first + size, stop))
+        for first in range(start, stop, size)
+    ]
+    for part in as_completed(parts):
+        yield from part.result()
 
 
 def _make_part(plan: Any, start: int, stop: int) -> list[tuple[int, MadeShard | None]]:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
+from clipmill.data.ordered_map import OrderedMap
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTION_SUFFIX = ".txt"
 
@@ -87,6 +89,11 @@ class Source(ABC):
     @abstractmethod
     def digest(self, identity: Identity) -> str:
         """SHA-256 (hex) of what the source is."""
+
+    def digest_by(self, mapped: OrderedMap, identity: Identity) -> str:
+        """The same, where many files are to be read by ``mapped``."""
+        del mapped
+        return self.digest(identity)
 
     @abstractmethod
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clipmill.data.ordered_map import default_threads, ordered_map
+from clipmill.data.ordered_map import OrderedMap, default_threads, ordered_map
 from clipmill.data.sources.contract import (
     CAPTION_SUFFIX,
     IMAGE_SUFFIXES,
@@ -50,20 +50,15 @@ class FolderSource(Source):
 
     def digest(self, identity: Identity) -> str:
         """SHA-256 (hex) over every image and caption: name and content, or name, size, time."""
-        total = hashlib.sha256(b"" if identity == "content" else b"listing\0")
         with ordered_map(default_threads()) as mapped:
-            for found in mapped(partial(self._facts, identity), self.items()):
-                total.update(found)
-        return total.hexdigest()
+            return self.digest_by(mapped, identity)
 
-    def _facts(self, identity: Identity, item: tuple[str, str, str]) -> bytes:
-        """What tells an item from others: its files' names, and their contents or sizes, times."""
-        found = b""
-        for name in item[1:]:
-            encoded = os.fsencode(name)
-            fact = _fact(self._prefix + name, identity) if name else b""
-            found += len(encoded).to_bytes(4, "big") + encoded + fact
-        return found
+    def digest_by(self, mapped: OrderedMap, identity: Identity) -> str:
+        """The same, files read by ``mapped``."""
+        total = hashlib.sha256(b"" if identity == "content" else b"listing\0")
+        for found in mapped(partial(_facts, self._prefix, identity), self.items()):
+            total.update(found)
+        return total.hexdigest()
 
     def items(self) -> Iterator[tuple[str, str, str]]:
         """Yield origin, image name and caption name of each item; a missing name is empty.
@@ -104,6 +99,16 @@ class FolderSource(Source):
         text = read_file(self._prefix + caption)
         suffix = image[image.rindex(".") :].lower()
         return RawPair(read_file(self._prefix + image), suffix, text)
+
+
+def _facts(prefix: str, identity: Identity, item: tuple[str, str, str]) -> bytes:
+    """What tells an item from others: its files' names, and their contents or sizes, times."""
+    found = b""
+    for name in item[1:]:
+        encoded = os.fsencode(name)
+        fact = _fact(prefix + name, identity) if name else b""
+        found += len(encoded).to_bytes(4, "big") + encoded + fact
+    return found
 
 
 def _fact(path: str, identity: Identity) -> bytes:
