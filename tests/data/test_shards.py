@@ -88,7 +88,7 @@ def test_dataset_lists_what_lies_there(tmp_path: Path, write_pairs: WritePairs) 
     assert [s.num_samples for s in dataset.shards] == [3, 3, 3]
     assert dataset.quarantine == {"empty-file": 1, "caption-without-image": 1}
     assert dataset.parents == (
-        Parent(role="source", uri=str(source), digest=dataset.parents[0].digest),
+        Parent(role="source", uri=f"folder:{source}", digest=dataset.parents[0].digest),
     )
     for info in dataset.shards:
         data = (Path(dataset.uri) / "shards" / info.name).read_bytes()
@@ -140,7 +140,7 @@ def test_processes_make_the_same_and_count_it(
     assert calls[-1] == (11, 11)
     plan = plan_shards(CONFIG, str(source), str(tmp_path / "other"))
     shutil.rmtree(source)
-    with pytest.raises(SourceError, match="doesn't exist"):
+    with pytest.raises(SourceError, match="is not a folder"):
         shard_range(plan, 0, 3, num_processes=2)
 
 

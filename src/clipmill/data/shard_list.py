@@ -108,7 +108,7 @@ class ShardList:
             tar = TarWriter(file)
             for row, (record, members) in enumerate(read_members(original)):
                 if row not in rows:
-                    tar.copy(members)
+                    tar.append(members)
                     continue
                 same_as = self._uid(int(doubles.originals[rows[row]]))
                 quarantined.append(

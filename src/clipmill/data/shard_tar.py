@@ -39,23 +39,25 @@ class TarWriter:
             f'{{"height":{pair.height},"origin":{json.dumps(pair.origin)},'
             f'"uid":"{pair.uid}","width":{pair.width}}}'
         )
-        self._add(pair.uid + pair.suffix, pair.image_bytes)
-        self._add(f"{pair.uid}.txt", pair.caption.encode())
-        self._add(f"{pair.uid}.json", record.encode())
+        members = (
+            (pair.uid + pair.suffix, pair.image_bytes),
+            (f"{pair.uid}.txt", pair.caption.encode()),
+            (f"{pair.uid}.json", record.encode()),
+        )
+        self.append(members)
 
-    def copy(self, members: Iterable[tuple[str, bytes]]) -> None:
-        """Append members of another shard as they are."""
+    def append(self, members: Iterable[tuple[str, bytes]]) -> None:
+        """Append members as they are."""
+        parts: list[bytes] = []
         for name, data in members:
-            self._add(name, data)
+            parts += _header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE)
+        self._write(b"".join(parts))
 
     def finish(self) -> str:
         """Write the end mark, and return the SHA-256 of the tar (hex)."""
         end = self.num_bytes + 2 * tarfile.BLOCKSIZE
         self._write(bytes(end - self.num_bytes + -end % tarfile.RECORDSIZE))
         return self._hash.hexdigest()
-
-    def _add(self, name: str, data: bytes) -> None:
-        self._write(_header(name, len(data)) + data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)

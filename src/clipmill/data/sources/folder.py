@@ -46,7 +46,7 @@ class FolderSource(Source):
             )
         self.folder = folder
         self._prefix = f"{folder}/"
-        self.uri = uri or str(folder.absolute())
+        self.uri = uri or f"folder:{folder.absolute()}"
 
     def digest(self, identity: Identity) -> str:
         """SHA-256 (hex) over every image and caption: name and content, or name, size, time."""
