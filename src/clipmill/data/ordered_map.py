@@ -44,15 +44,16 @@ def ordered_map(num_threads: int) -> Iterator[OrderedMap]:
         yield partial(_map, pool, num_threads, _BATCH)
 
 
-def growing_map(few: OrderedMap, number: int, pool: Executor, num_processes: int) -> OrderedMap:
-    """``few`` for the first ``number`` items, and a pool's processes for any beyond."""
+def fitting_map(few: OrderedMap, number: int, pool: Executor, num_processes: int) -> OrderedMap:
+    """``few`` for less than ``number`` items, and a pool's processes for more."""
 
     def mapped(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
         iterator = iter(items)
-        yield from few(function, itertools.islice(iterator, number))
-        for item in iterator:  # if there is another
-            rest = itertools.chain((item,), iterator)
-            yield from _map(pool, num_processes, _PROCESS_BATCH, function, rest)
+        first = list(itertools.islice(iterator, number))
+        if len(first) < number:
+            return few(function, first)
+        rest = itertools.chain(first, iterator)
+        return _map(pool, num_processes, _PROCESS_BATCH, function, rest)
 
     return mapped
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from clipmill.data.dataset import MANIFEST, Dataset
-from clipmill.data.ordered_map import OrderedMap, default_threads, growing_map, ordered_map
+from clipmill.data.ordered_map import OrderedMap, default_threads, fitting_map, ordered_map
 from clipmill.data.shard_finish import finish_shards
 from clipmill.data.shard_making import MadeShard, is_whole, make_shard
 from clipmill.data.shard_plan import (
@@ -111,14 +111,14 @@ class _Workers:
     pool: Executor
     """Its processes start with the first task."""
     mapped: OrderedMap
-    """Threads for the first items, the pool for many."""
+    """By threads, or by the pool where there are many items."""
 
 
 @contextmanager
 def _workers(num_threads: int, num_processes: int) -> Iterator[_Workers]:
     threads, processes = num_threads or default_threads(), num_processes or available_cpus()
     with ordered_map(threads) as few, process_pool(processes) as pool:
-        many = growing_map(few, _WORTH_PROCESSES, pool, processes)
+        many = fitting_map(few, _WORTH_PROCESSES, pool, processes)
         yield _Workers(threads, processes, pool, many if processes > 1 else few)
 
 
