@@ -5,7 +5,7 @@
 
 ``MODEL_URI`` is a segmentation model. The peers are a plain KServe model and, run by the given
 interpreter, LitServe around the network and around our predictor; they are measured by turns.
-Prints of each: p50 over the bare forward with one client, images a second with 32 clients that ask
+Prints of each: p50 with one client over the bare forward, images a second with 32 clients that ask
 one after another, and the CPU time that the server took for one; of ours where the time of a
 request goes. Then an open loop sends at ten times its own rate, whether answers come or not, while
 a process of its own probes liveness and, beside it, a server that does nothing; right after, 32
@@ -259,17 +259,19 @@ def measure(
     control_port: int,
     options: argparse.Namespace,
 ) -> None:
-    """Rounds of bare forward and one client by turns, and of 32 clients; then the overload."""
+    """Rounds of bare forward, of one client and of 32 clients; then the overload.
+
+    One client asks many times in a row: turns with other processes would put threads to sleep.
+    """
     forward: list[float] = []
     alone: dict[str, list[float]] = {name: [] for name in targets}
     loops: dict[str, list[tuple[float, float]]] = {name: [] for name in targets}
     parts: Counter[str] = Counter()
     for _ in range(options.rounds):
         before = Counter(sums_of(url))
-        for _ in range(NUM_ALONE):
-            forward.append(bare_forward(predictor, image_HW3))
-            for name, target in targets.items():
-                alone[name].append(target.ask()[1])
+        forward += (bare_forward(predictor, image_HW3) for _ in range(NUM_ALONE))
+        for name, target in targets.items():
+            alone[name] += (target.ask()[1] for _ in range(NUM_ALONE))
         parts.update(sums_of(url))
         parts.subtract(before)
         for name, target in targets.items():

@@ -54,7 +54,7 @@ class Catalogue:
         gone = [model for model in self if model not in models]
         for model in gone:
             metrics = serving_metrics()
-            metrics.info.remove(model.name, model.version, model.served.kind, model.card.digest)
+            metrics.info.remove(model.name, model.version, model.served.kind, model.digest)
             metrics.loaded_bytes.remove(model.name, model.version)
             metrics.embedding_distance.remove(model.name, model.version)
         self._show(models)
@@ -65,7 +65,7 @@ class Catalogue:
         metrics = serving_metrics()
         for model in models:
             shown.setdefault(model.name, {})[model.version] = model
-            kind, digest = model.served.kind, model.card.digest
+            kind, digest = model.served.kind, model.digest
             metrics.info.labels(model.name, model.version, kind, digest).set(1)
             metrics.loaded_bytes.labels(model.name, model.version).set(model.card.tensors_bytes)
             if model.drift is not None:

@@ -55,7 +55,9 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
         self.served = load_served(uri)
         self.card = self.served.card
         self._ancestry = _without_places(trace(uri))
-        self.version = version or self.card.digest[:12]
+        self.digest = self.card.digest
+        """What the checkpoint is; each answer says it."""
+        self.version = version or self.digest[:12]
         side = config.warmup_side
         self.served.predict([self.served.prepare(np.zeros((side, side, 3), np.uint8))])
         training = read_embedding(self.card)
@@ -121,7 +123,7 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
             "name": self.name,
             "version": self.version,
             "task": self.served.kind,
-            "digest": self.card.digest,
+            "digest": self.digest,
             "parents": [parent.to_json() for parent in self.card.parents],
             "ancestry": self._ancestry,
             "metrics": self.card.metrics,
@@ -185,7 +187,7 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
                 )
                 for name, array in tensors.items()
             ],
-            parameters={"digest": self.card.digest},
+            parameters={"digest": self.digest},
         )
 
     def _check_outputs(self, request: InferRequest) -> None:

@@ -193,7 +193,7 @@ def metadata(catalogue: Catalogue, name: str, version: str = "") -> dict[str, An
         "parameters": {
             "task": model.served.kind,
             "version": model.version,
-            "digest": model.card.digest,
+            "digest": model.digest,
             **model.served.describe(),
         },
     }
