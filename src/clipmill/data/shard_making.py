@@ -4,7 +4,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,37 +43,40 @@ class MadeShard:
     """How many aren't, by reason."""
 
 
-def make_shard(
+def write_shard(
     plan: ShardPlan,
     index: int,
     entries: Iterable[Entry],
     read: Read,
     mapped: OrderedMap,
-) -> MadeShard:
-    """Put shard ``index``, its entries read by ``mapped``.
+) -> Callable[[], MadeShard]:
+    """Write the tar of shard ``index``, its entries read by ``mapped``; the call puts it in place.
 
-    The tar goes first and its sidecar after, so a sidecar says "whole". Raises SourceError,
-    StorageError.
+    That call waits for a disk or a network, so that another thread may make it. The tar goes first
+    and its sidecar after, so a sidecar says "whole". Both raise StorageError, this one SourceError.
     """
     store = open_store(plan.uri)
     quarantined: list[dict[str, str]] = []
     uids: dict[str, None] = {}
     fingerprints: list[bytes] = []
     rows: list[Any] = []
-    with staged(store, tar_key(index)) as path, path.open("wb") as file:
-        tar = TarWriter(file)
-        for origin, found in mapped(partial(_read_entry, read), entries):
-            pair = found if isinstance(found, BadSampleError) else _unless_seen(found, uids)
-            if isinstance(pair, BadSampleError):
-                bad = {"origin": origin, "reason": pair.reason, "detail": pair.detail}
-                quarantined.append(bad)
-                continue
-            tar.add(pair)
-            uids[pair.uid] = None
-            fingerprints.append(pair.fingerprint)
-            if plan.layers:
-                rows.append((pair.caption, pair.rows))
-        sha256 = tar.finish()
+    with ExitStack() as stack:
+        path = stack.enter_context(staged(store, tar_key(index)))
+        with path.open("wb") as file:
+            tar = TarWriter(file)
+            for origin, found in mapped(partial(_read_entry, read), entries):
+                pair = found if isinstance(found, BadSampleError) else _unless_seen(found, uids)
+                if isinstance(pair, BadSampleError):
+                    bad = {"origin": origin, "reason": pair.reason, "detail": pair.detail}
+                    quarantined.append(bad)
+                    continue
+                tar.add(pair)
+                uids[pair.uid] = None
+                fingerprints.append(pair.fingerprint)
+                if plan.layers:
+                    rows.append((pair.caption, pair.rows))
+            sha256 = tar.finish()
+        placing = stack.pop_all()
     encoded = base64.b64encode(b"".join(fingerprints)).decode()
     record = {
         "format": FORMAT,
@@ -86,12 +89,17 @@ def make_shard(
         "fingerprints": encoded,
         "fingerprints_sha256": sha256_bytes(encoded.encode()),
     }
-    write_json(sidecar_uri(plan.uri, index), record)
-    _put_layers(plan, index, record, rows)
-    if plan.config.duplicates == "drop" and store.exists(f"shards/{index:05d}{UNIQUE}.json"):
-        # Somebody finished meanwhile, and needs this version no more.
-        delete_original(store, index)
-    return MadeShard(len(uids), Counter(bad["reason"] for bad in quarantined))
+
+    def put() -> MadeShard:
+        placing.close()
+        write_json(sidecar_uri(plan.uri, index), record)
+        _put_layers(plan, index, record, rows)
+        if plan.config.duplicates == "drop" and store.exists(f"shards/{index:05d}{UNIQUE}.json"):
+            # Somebody finished meanwhile, and needs this version no more.
+            delete_original(store, index)
+        return MadeShard(len(uids), Counter(bad["reason"] for bad in quarantined))
+
+    return put
 
 
 def is_whole(plan: ShardPlan, index: int) -> bool:

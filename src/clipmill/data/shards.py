@@ -6,8 +6,9 @@ already it passes over.
 """
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 from clipmill.data.dataset import MANIFEST, Dataset
 from clipmill.data.ordered_map import OrderedMap, default_threads, fitting_map, ordered_map
 from clipmill.data.shard_finish import finish_shards
-from clipmill.data.shard_making import MadeShard, is_whole, make_shard
+from clipmill.data.shard_making import MadeShard, is_whole, write_shard
 from clipmill.data.shard_plan import (
     ShardConfig,
     ShardPlan,
@@ -147,16 +148,28 @@ def _shard_range(
 def _make(
     plan: ShardPlan, start: int, stop: int, num_threads: int
 ) -> Iterator[tuple[int, MadeShard | None]]:
-    """The items that each shard covers, and what it holds; None if it was whole before."""
+    """The items that each shard covers, and what it holds; None if it was whole before.
+
+    A shard is written while the one before is put in its place.
+    """
     source = open_source(plan.source)
     read, listing = plan.config.admission.read, plan.read_listing
-    with ordered_map(num_threads) as mapped:
+    placing: deque[tuple[int, Future[MadeShard] | None]] = deque()
+    with ordered_map(num_threads) as mapped, ThreadPoolExecutor(1) as placer:
         for index, split in enumerate(plan.splits(start, stop), start):
             made = None
             if not is_whole(plan, index):
                 entries = source.entries(split, listing)
-                made = make_shard(plan, index, entries, read, mapped)
-            yield split.num_items, made
+                made = placer.submit(write_shard(plan, index, entries, read, mapped))
+            placing.append((split.num_items, made))
+            if len(placing) > 1:
+                yield _placed(*placing.popleft())
+        for num_items, made in placing:
+            yield _placed(num_items, made)
+
+
+def _placed(num_items: int, made: Future[MadeShard] | None) -> tuple[int, MadeShard | None]:
+    return num_items, None if made is None else made.result()
 
 
 def _make_in_processes(
