@@ -150,6 +150,22 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     report_has_the_same_figures(result, tmp_path / "tables.html")
 
 
+def test_a_part_of_a_study_is_what_its_tables_need():
+    whole = study_captions()
+    part = whole.only(("mobile",))
+    mobile = [c.name for c in whole.table("mobile")]
+    assert [c.name for c in part.table("mobile")] == mobile
+    assert {c.name for c in part.conditions} == {*mobile, whole.teacher}
+    assert (part.judge, part.attention, part.efforts.keys()) == ("", (), {"mobile"})
+    assert part.judged_by(part.condition(whole.teacher), 0) == {}
+    sources = whole.only(("sources", "dose"))
+    assert sources.judge == whole.judge
+    for condition in sources.table("dose"):
+        assert sources.judged_by(condition, 1) == whole.judged_by(condition, 1)
+    with pytest.raises(ConfigError, match="no table 'sizes'"):
+        whole.only(("sizes",))
+
+
 def report_has_the_same_figures(result, page):
     """From the study, and from its evaluations by name; what all conditions have in common."""
     ours = [row for row in rows(result.findings()) if row["seed"] == 0]

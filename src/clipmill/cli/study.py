@@ -27,6 +27,10 @@ def captions(
     quick: Annotated[
         bool, typer.Option("--quick", help="The recipe study-captions-quick.")
     ] = False,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(help="Only sources, objectives, mobile, scaling or dose; repeatable."),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Runs that train side by side.")] = 1,
     sets: Set = None,
     as_json: Json = False,
@@ -41,7 +45,7 @@ def captions(
     from clipmill.study.result import read_study
 
     name = "study-captions-quick" if quick else recipe
-    uri = run.study(name, sets or [], store, workers=workers)
+    uri = run.study(name, sets or [], store, tables=table or (), workers=workers)
     found = read_study(uri)
     if as_json:
         typer.echo(json.dumps(found.to_json()))

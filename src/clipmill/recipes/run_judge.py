@@ -62,9 +62,18 @@ def attention(
 
 
 def study(
-    name: str, overrides: Sequence[str], store: str, run: str = "", *, workers: int = 1
+    name: str,
+    overrides: Sequence[str],
+    store: str,
+    run: str = "",
+    *,
+    tables: Sequence[str] = (),
+    workers: int = 1,
 ) -> str:
-    """Compare captions by what encoders learn from them; draws the page too."""
+    """Compare captions by what encoders learn from them, in all tables if none is named.
+
+    Draws the page too.
+    """
     from clipmill.storage import write_bytes
     from clipmill.study.config import StudyConfig
     from clipmill.study.page import study_page
@@ -72,6 +81,7 @@ def study(
     from clipmill.study.run import run_study
 
     config = recipe(name, StudyConfig, overrides)
+    config = config.only(tables) if tables else config
     with Stage("study", store=store, run=run) as stage:
         uri = run_study(config, store, workers=workers, report=stage.report)
         write_bytes(join(uri, "study.html"), study_page(read_study(uri)).encode())

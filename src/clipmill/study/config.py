@@ -1,7 +1,7 @@
 """What a study of captions compares, on which data, how often."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from clipmill.config import Config
@@ -215,6 +215,27 @@ class StudyConfig(Config):
         tables = [table for table in condition.tables if seed in self.seeds_of(table)]
         names = {name for table in tables for name in self.transfers_of(table)}
         return {name: t for name, t in self.transfers.items() if name in names}
+
+    def only(self, tables: Collection[str]) -> "StudyConfig":
+        """The part that these tables are made of; ConfigError where one isn't the study's.
+
+        What it makes, the whole study doesn't make again. The teacher stays, in no table.
+        """
+        own = {table for condition in self.conditions for table in condition.tables}
+        for table in tables:
+            _check(f"the study has no table {table!r}", table, own, "the table's name")
+        reduced = (
+            replace(c, tables=tuple(t for t in c.tables if t in tables)) for c in self.conditions
+        )
+        kept = tuple(c for c in reduced if c.tables or c.name == self.teacher)
+        judged = {c.name for c in kept if c.tables}
+        return replace(
+            self,
+            conditions=kept,
+            judge=self.judge if self.judge in judged else "",
+            attention=tuple(name for name in self.attention if name in judged),
+            efforts={table: e for table, e in self.efforts.items() if table in tables},
+        )
 
     def condition(self, name: str) -> ConditionConfig:
         """The condition of this name."""
