@@ -142,11 +142,11 @@ def train(folder: Path, port: int) -> dict[str, str]:
         (pairs / f"bad{i}.txt").write_text("a caption")
     store = ("--store", str(folder / "store"))
     # Enough of them that the job outlives a few scrapes.
-    many = copies(pairs, folder / "many", times=40)
+    many = copies(pairs, folder / "many", times=150)
     made_by("data", "shard", str(many), *store, port=port)
     # Recaptioning counts a shard at a time.
-    small = ("samples_per_shard=32",)
-    dataset = made_by("data", "shard", str(pairs), *store, port=port, sets=small)
+    few, small = copies(pairs, folder / "few", times=4), ("samples_per_shard=32",)
+    dataset = made_by("data", "shard", str(few), *store, port=port, sets=small)
     good = made_by("data", "shard", str(captioning), *store, port=port)
     captioner = made_by(
         *("data", "train-captioner", good, *store),
@@ -158,7 +158,7 @@ def train(folder: Path, port: int) -> dict[str, str]:
         *("pretrain", dataset, *store, "--captions", "both", "--layer", layer),
         port=port,
         sets=(
-            *(*STEPS, "train.steps=200", "train.operation.peak_flops=5e10"),
+            *(*STEPS, "train.steps=200", "train.operation.peak_flops=1e11"),
             *("evaluation.every_steps=20", "evaluation.num_pairs=0"),
             f"evaluation.class_folder={classes / 'val'}",
         ),
