@@ -172,6 +172,22 @@ def test_a_parent_elsewhere_is_shown_as_not_checked(
     assert node.detail["problem"]
 
 
+def test_a_source_that_says_its_kind_is_found_where_it_lies(tmp_path: Path) -> None:
+    write_bytes(str(tmp_path / "pairs" / "a.csv"), b"image,caption")
+    _write(str(tmp_path / "drawn"), "source.json")
+    for spec, kind in (
+        (f"folder:{tmp_path}/pairs", "folder"),
+        (f"csv:{tmp_path}/pairs/a.csv?image=image&images=/x", "file"),
+        (f"folder:{tmp_path}/drawn", "source"),
+        (f"coco:{tmp_path}/none.json", "unknown"),
+    ):
+        child = str(tmp_path / "dataset")
+        _write(child, "dataset.json", Parent(role="source", uri=spec, digest="digest-of-drawn"))
+        (node,) = lineage(child).parents
+        assert (node.uri, node.kind) == (spec, kind)
+        assert ("problem" in node.detail) == (kind == "unknown")
+
+
 def test_what_is_no_artifact_has_no_lineage(root_uri: str) -> None:
     write_bytes(join(root_uri, "folder", "file"), b"x")
     for uri in (join(root_uri, "folder"), join(root_uri, "folder", "file"), join(root_uri, "no")):

@@ -6,6 +6,7 @@ An artifact is a folder that holds exactly one of ``ARTIFACT_FILES``, a JSON obj
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
@@ -25,6 +26,8 @@ ARTIFACT_FILES: Final = (
     "promotion.json",
     "probe.json",
 )
+
+_SPEC = re.compile(r"\w+:(/(?!/).*)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,9 +121,10 @@ def _node(parent: Parent, path: tuple[str, ...]) -> Node:
     if parent.uri in path:
         return replace(leaf, detail={"problem": "it is among its own ancestors"})
     try:
-        value = _read_artifact(parent.uri)
+        place = _place(parent.uri)
+        value = _read_artifact(place)
         if value is None:
-            return replace(leaf, kind=_leaf_kind(parent.uri))
+            return replace(leaf, kind=_leaf_kind(place))
         return _artifact_node(parent.role, parent.uri, parent.digest, value, (*path, parent.uri))
     except (StorageError, ArtifactError) as error:
         return replace(leaf, detail={"problem": error.what})
@@ -159,6 +163,14 @@ def _read_artifact(uri: str) -> dict[str, Any] | None:
     ):
         raise _malformed(f"{join(uri, names[0])} isn't an artifact's description")
     return value
+
+
+def _place(uri: str) -> str:
+    """Where it lies: a source of pairs may say its kind and options too, ``csv:/a.csv?image=x``."""
+    spec = _SPEC.fullmatch(uri)
+    if spec is None:
+        return uri
+    return spec[1] if exists(spec[1]) else spec[1].partition("?")[0]
 
 
 def _leaf_kind(uri: str) -> str:
