@@ -41,7 +41,7 @@ def ordered_map(num_threads: int) -> Iterator[OrderedMap]:
         yield map
         return
     with ThreadPoolExecutor(num_threads) as pool:
-        yield partial(_map, pool, num_threads, _BATCH)
+        yield partial(pool_map, pool, num_threads, _BATCH)
 
 
 def fitting_map(few: OrderedMap, number: int, pool: Executor, num_processes: int) -> OrderedMap:
@@ -53,18 +53,19 @@ def fitting_map(few: OrderedMap, number: int, pool: Executor, num_processes: int
         if len(first) < number:
             return few(function, first)
         rest = itertools.chain(first, iterator)
-        return _map(pool, num_processes, _PROCESS_BATCH, function, rest)
+        return pool_map(pool, num_processes, _PROCESS_BATCH, function, rest)
 
     return mapped
 
 
-def _map(
+def pool_map(
     pool: Executor,
     num_workers: int,
     size: int,
     function: Callable[[T], R],
     items: Iterable[T],
 ) -> Iterator[R]:
+    """Yield ``function(item)`` for each; a worker takes ``size`` at once, and few lie ready."""
     iterator = iter(items)
     pending: deque[Future[list[R]]] = deque()
     while batch := list(itertools.islice(iterator, size)):

@@ -8,13 +8,20 @@ already it passes over.
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from clipmill.data.dataset import MANIFEST, Dataset
-from clipmill.data.ordered_map import OrderedMap, default_threads, fitting_map, ordered_map
+from clipmill.data.ordered_map import (
+    OrderedMap,
+    default_threads,
+    fitting_map,
+    ordered_map,
+    pool_map,
+)
 from clipmill.data.shard_finish import finish_shards
 from clipmill.data.shard_making import MadeShard, is_whole, write_shard
 from clipmill.data.shard_plan import (
@@ -49,8 +56,8 @@ Progress = Callable[[int, int], None]
 
 _WORTH_PROCESSES: Final = 10_000
 """Items from which on starting processes costs less than sharing one interpreter."""
-_TURNS: Final = 16
-"""Parts that each process is given, so that none waits long for the others at the end."""
+_SHARDS_AT_ONCE: Final = 4
+"""Shards that a process takes: one is put in its place while the next is written."""
 
 
 def shard(
@@ -175,15 +182,20 @@ def _placed(num_items: int, made: Future[MadeShard] | None) -> tuple[int, MadeSh
 def _make_in_processes(
     plan: ShardPlan, start: int, stop: int, workers: _Workers
 ) -> Iterator[tuple[int, MadeShard | None]]:
-    """The same in any order: one interpreter would have its threads wait for each other."""
-    size = max(1, (stop - start) // (workers.num_processes * _TURNS))
-    parts = [
-        workers.pool.submit(_make_part, plan.to_json(), first, min(first + size, stop))
-        for first in range(start, stop, size)
-    ]
-    for part in as_completed(parts):
-        yield from part.result()
+    """The same: one interpreter would have its threads wait for each other."""
+    make = partial(_make_part, plan.to_json())
+    parts = _parts(start, stop, workers.num_processes)
+    for made in pool_map(workers.pool, workers.num_processes, 1, make, parts):
+        yield from made
 
 
-def _make_part(plan: Any, start: int, stop: int) -> list[tuple[int, MadeShard | None]]:
-    return list(_make(ShardPlan.from_json(plan), start, stop, 1))
+def _parts(start: int, stop: int, number: int) -> Iterator[range]:
+    """A few shards each, and one each at the end, so that no process waits long for others."""
+    while start < stop:
+        size = max(1, min(_SHARDS_AT_ONCE, (stop - start) // (2 * number)))
+        yield range(start, start + size)
+        start += size
+
+
+def _make_part(plan: Any, part: range) -> list[tuple[int, MadeShard | None]]:
+    return list(_make(ShardPlan.from_json(plan), part.start, part.stop, 1))
