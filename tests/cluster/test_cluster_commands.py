@@ -9,8 +9,8 @@ from clipmill.cli import app
 from clipmill.errors import ClusterError, ConfigError
 
 
-def run(*arguments):
-    result = CliRunner().invoke(app, ["cluster", *arguments])
+def run(*arguments, group="cluster"):
+    result = CliRunner().invoke(app, [group, *arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.output
@@ -27,31 +27,12 @@ def test_a_trainjob_can_be_looked_at_without_a_cluster():
     assert "clipmill pretrain s3://b/d --store s3://b" in job["spec"]["trainer"]["args"][1]
 
 
-def test_a_workflow_can_be_looked_at_without_a_cluster():
-    text = run(
-        "data",
-        "shard",
-        "s3://b/raw",
-        "--dry-run",
-        "--set",
-        "num_workers=7",
-        "--",
-        "--store",
-        "s3://b",
-    )
-    workflow = json.loads(text)
-    assert workflow["kind"] == "Workflow"
-    tasks = {t["name"]: t for t in workflow["spec"]["templates"][-1]["dag"]["tasks"]}
-    assert len(tasks["part"]["withItems"]) == 7
-
-
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
         (("submit", "--name", "a", "--pool", "tpu", "--", "x"), ConfigError, "'tpu' is no pool"),
         (("submit", "--name", "a", "--nodes", "0", "--", "x"), ConfigError, "nodes were 0:0"),
         (("submit", "--name", "a"), ConfigError, "the job has no command"),
-        (("data", "bake", "s3://b/d"), ConfigError, "stage was 'bake'"),
         (("capacity", "score"), ConfigError, "samples_per_second was ''"),
         (("status", "kubeflow_trainer://clipmill/name"), ClusterError, "is no job's id"),
     ],
@@ -68,13 +49,14 @@ def test_no_cluster_is_one_message(monkeypatch, tmp_path):
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     for arguments in (
         ("submit", "--name", "a", "--", "recipes"),
-        ("data", "shard", "s3://b/raw"),
         ("data-status", "w"),
         ("suspend", "w"),
         ("resume", "w"),
     ):
         with pytest.raises(ClusterError, match="no cluster is configured"):
             run(*arguments)
+    with pytest.raises(ClusterError, match="no cluster is configured"):
+        run("shard", "s3://b/raw", "--store", "s3://b", "--on", "argo", group="data")
 
 
 def test_capacity_is_a_table():
