@@ -260,6 +260,8 @@ def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
     told = str(comparison(matched))
     assert " over less</small>" in told
     assert "(+0.100 to +0.100)" not in told
+    one = replace(known({"G": first, "worse": [1.8, 1.8, 1.8, 1.8]}).findings(), seeds=(0,))
+    assert verdict(one) == ["One seed, which can't tell an effect from noise."]
     assert verdict(known({"G": first, "same": first}).findings()) == [
         "No condition differs from G by more than its interval."
     ]

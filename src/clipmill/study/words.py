@@ -9,6 +9,8 @@ _FEWEST_SEEDS = 5
 
 def verdict(found: Findings) -> list[str]:
     """A sentence for each condition: where its interval over its reference leaves 0 out."""
+    if len(found.seeds) == 1:
+        return ["One seed, which can't tell an effect from noise."]
     sentences = []
     for condition in found.conditions:
         over = found.reference(condition)
