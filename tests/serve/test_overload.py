@@ -5,8 +5,8 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
@@ -81,21 +81,32 @@ def test_clients_that_stall_hold_places_for_a_while_only(slow_server: ServerProc
 
 
 def test_a_refused_connection_goes_on_after_its_body(slow_server: ServerProcess) -> None:
-    address = (slow_server.host, slow_server.http_port)
-    head = b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
     with ExitStack() as stack:
-        connect = partial(socket.create_connection, address, timeout=30)
-        *holding, refused, stalled = (stack.enter_context(connect()) for _ in range(4))
+        *holding, stalled, refused = (
+            stack.enter_context(
+                closing(HTTPConnection(slow_server.host, slow_server.http_port, timeout=30))
+            )
+            for _ in range(4)
+        )
         for connection in holding:
-            connection.sendall(head % 100)
+            begin(connection, 100)
         assert is_up(slow_server, "live")
-        for connection in (refused, stalled):
-            connection.sendall(head % 2_000_000)
-            assert connection.recv(1000).startswith(b"HTTP/1.1 503")  # before its body came
-        refused.sendall(bytes(2_000_000))
-        refused.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert refused.recv(1000).startswith(b"HTTP/1.1 200")
+        for connection in (stalled, refused):
+            begin(connection, 2_000_000)
+            answer = connection.getresponse()  # before the body came
+            assert answer.status == 503
+            answer.read()
+        refused.send(bytes(2_000_000))
+        refused.request("GET", "/v2/health/live")
+        assert refused.getresponse().status == 200
     assert query(slow_server.url, "slow", PIXELS).shape == (32, 32)
+
+
+def begin(connection: HTTPConnection, num_bytes: int) -> None:
+    """Say that a body will come."""
+    connection.putrequest("POST", "/v2/models/slow/infer")
+    connection.putheader("Content-Length", str(num_bytes))
+    connection.endheaders()
 
 
 def test_a_body_beyond_the_limit_isnt_read_to_its_end(slow_server: ServerProcess) -> None:
