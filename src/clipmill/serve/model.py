@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -32,6 +32,8 @@ from clipmill.telemetry import serving_metrics
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Payload: TypeAlias = InferRequest | dict[str, Any]
+Answer: TypeAlias = InferResponse | dict[str, Any]
 
 
 class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
@@ -133,21 +135,37 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
 
     async def predict(
         self,
-        payload: InferRequest | dict[str, Any],
+        payload: Payload,
         headers: Mapping[str, str] | None = None,  # noqa: ARG002  # KServe passes them
         response_headers: dict[str, str] | None = None,  # noqa: ARG002
-    ) -> InferResponse | dict[str, Any]:
+    ) -> Answer:
         """Answer a V2 request with tensors, a V1 request with an object an instance.
 
         Raises:
             BadRequestError: it can't be understood or is beyond a limit.
             BusyError: there is no room for it now, or its deadline has passed.
         """
-        options = Options.from_parameters(_parameters(payload))
+        return await self.respond(lambda: payload, lambda _, answer: answer)
+
+    async def respond(
+        self, read: Callable[[], Payload], write: Callable[[Payload, Answer], T]
+    ) -> T:
+        """What ``write`` makes of a request and its answer; errors as ``predict``'s, or ``read``'s.
+
+        Both take as long as a body is large, so they run off the event loop, each together with
+        what else does there: every change of threads costs a request a tenth of a millisecond.
+        """
+        started = asyncio.get_running_loop().time()
         limit = self._config.max_request_seconds
         try:
-            async with asyncio.timeout(min(limit, options.deadline_seconds or limit)):
-                return await self._answer(payload, options)
+            async with asyncio.timeout_at(started + limit) as deadline:
+                payload, asked, options = await self.offload(self._understood, read)
+                deadline.reschedule(started + min(limit, options.deadline_seconds or limit))
+                results = await self._results(asked, options)
+                with self._postprocess_seconds.time():
+                    return await self.offload(
+                        lambda: write(payload, self._formed(payload, asked, results, options))
+                    )
         except TimeoutError:
             raise BusyError(
                 "deadline",
@@ -155,25 +173,23 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
                 retry_after_seconds=self._config.retry_after_seconds,
             ) from None
 
-    async def _answer(
-        self, payload: InferRequest | dict[str, Any], options: Options
-    ) -> InferResponse | dict[str, Any]:
-        served = self.served
+    def _understood(self, read: Callable[[], Payload]) -> tuple[Payload, Asked, Options]:
+        payload = read()
+        options = Options.from_parameters(_parameters(payload))
+        is_v1 = isinstance(payload, dict)
+        asked = (asked_v1 if is_v1 else asked_v2)(payload, self._config)
+        self.served.check(asked, options)
+        if not is_v1:
+            self._check_outputs(payload)
+        return payload, asked, options
+
+    def _formed(
+        self, payload: Payload, asked: Asked, results: Sequence[Any], options: Options
+    ) -> Answer:
+        self.served.observe(self.name, results)
         if isinstance(payload, dict):
-            asked = await self.offload(asked_v1, payload, self._config)
-            served.check(asked, options)
-            results = await self._results(asked, options)
-            with self._postprocess_seconds.time():
-                each = await self.offload(
-                    self._observed, served.answer_each, asked, results, options
-                )
-            return {"predictions": each}
-        asked = await self.offload(asked_v2, payload, self._config)
-        served.check(asked, options)
-        self._check_outputs(payload)
-        results = await self._results(asked, options)
-        with self._postprocess_seconds.time():
-            tensors = await self.offload(self._observed, served.answer, asked, results, options)
+            return {"predictions": self.served.answer_each(asked, results, options)}
+        tensors = self.served.answer(asked, results, options)
         return InferResponse(
             response_id=payload.id or str(uuid4()),
             model_name=self.name,
@@ -205,16 +221,6 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
             words = self.served.words(asked, options)
             return await self.batcher.predict([*items, words] if words else items)
 
-    def _observed(
-        self,
-        answer: Callable[[Asked, Sequence[Any], Options], T],
-        asked: Asked,
-        results: Sequence[Any],
-        options: Options,
-    ) -> T:
-        self.served.observe(self.name, results)
-        return answer(asked, results, options)
-
     def _decode(self, sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
         images = []
         for source in sources:
@@ -238,7 +244,7 @@ def _without_places(node: Node) -> dict[str, Any]:
     }
 
 
-def _parameters(payload: InferRequest | dict[str, Any]) -> dict[str, Any]:
+def _parameters(payload: Payload) -> dict[str, Any]:
     if isinstance(payload, dict):
         parameters = payload.get("parameters") or {}
         if not isinstance(parameters, dict):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from clipmill.serve.catalogue import Catalogue
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.discarding import Discarding
-from clipmill.serve.framework import InferRequest
+from clipmill.serve.framework import InferRequest, InferResponse
 from clipmill.serve.model import TaskModel
 from clipmill.serve.openapi import INFER, PREDICT
 from clipmill.serve.picture import is_picture, picture_body, picture_request
@@ -31,7 +32,6 @@ from clipmill.telemetry import serving_metrics
 _logger = logging.getLogger(__name__)
 
 _Answer = Callable[[TaskModel, bytes, Request], Coroutine[Any, Any, Body]]
-_SMALL_BYTES: Final = 64 * 1024
 _ASKING: Final = re.compile(r"/v[12]/models/([^/]+)(/versions/[^/]+)?(/infer|:predict)")
 T = TypeVar("T")
 
@@ -216,26 +216,22 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 async def _answer_v2(model: TaskModel, body: bytes, asking: Request) -> Body:
     if is_picture(asking.headers):
-        request = picture_request(body, asking.query_params, model.name)
-        response, _ = await model(request)
-        picture = picture_body(response)
-        if picture is not None:
-            return picture
-        return await model.offload(write_v2, response, binary=_wants_binary(request))
+        picture = partial(picture_request, body, asking.query_params, model.name)
+        return await model.respond(picture, _write_picture)
     length = asking.headers.get(HEADER_LENGTH)
-    if len(body) <= _SMALL_BYTES:
-        request = read_v2(body, length, model.name)
-    else:
-        # What takes as long as a body is large leaves the loop free for probes.
-        request = await model.offload(read_v2, body, length, model.name)
-    response, _ = await model(request)
-    return await model.offload(write_v2, response, binary=_wants_binary(request))
+    return await model.respond(partial(read_v2, body, length, model.name), _write_v2)
 
 
 async def _answer_v1(model: TaskModel, body: bytes, _: Request) -> Body:
-    request: dict[str, Any] = await model.offload(read_v1, body)
-    response, _headers = await model(request)
-    return await model.offload(write_v1, response)
+    return await model.respond(partial(read_v1, body), lambda _, answer: write_v1(answer))
+
+
+def _write_picture(request: InferRequest, response: InferResponse) -> Body:
+    return picture_body(response) or _write_v2(request, response)
+
+
+def _write_v2(request: InferRequest, response: InferResponse) -> Body:
+    return write_v2(response, binary=_wants_binary(request))
 
 
 def _wants_binary(request: InferRequest) -> bool:
