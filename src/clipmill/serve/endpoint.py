@@ -54,8 +54,9 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
             enable_latency_logging=False,
             grace_period=config.grace_seconds,
         )
-        # It tells every request's every stage, health probes' too; metrics say it better.
-        logging.getLogger("kserve.trace").setLevel(logging.WARNING)
+        # They tell every request, health probes too; metrics say it better, and cost less.
+        for name in ("kserve.trace", "uvicorn.access"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._reloader = Reloader(models_file, self._load, self._catalogue, config)
         self._is_stopping = False
         self.dataplane = TaskDataPlane(

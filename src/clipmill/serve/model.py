@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 from uuid import uuid4
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipmill.models.checkpoint import read_embedding
 from clipmill.serve.asked import Asked, asked_v1, asked_v2
@@ -159,12 +159,13 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
         limit = self._config.max_request_seconds
         try:
             async with asyncio.timeout_at(started + limit) as deadline:
-                payload, asked, options = await self.offload(self._understood, read)
-                deadline.reschedule(started + min(limit, options.deadline_seconds or limit))
-                results = await self._results(asked, options)
+                question = await self.offload(self._understood, read)
+                seconds = question.options.deadline_seconds or limit
+                deadline.reschedule(started + min(limit, seconds))
+                results = await self._results(question)
                 with self._postprocess_seconds.time():
                     return await self.offload(
-                        lambda: write(payload, self._formed(payload, asked, results, options))
+                        lambda: write(question.payload, self._formed(question, results))
                     )
         except TimeoutError:
             raise BusyError(
@@ -173,7 +174,7 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
                 retry_after_seconds=self._config.retry_after_seconds,
             ) from None
 
-    def _understood(self, read: Callable[[], Payload]) -> tuple[Payload, Asked, Options]:
+    def _understood(self, read: Callable[[], Payload]) -> "_Question":
         payload = read()
         options = Options.from_parameters(_parameters(payload))
         is_v1 = isinstance(payload, dict)
@@ -181,11 +182,12 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
         self.served.check(asked, options)
         if not is_v1:
             self._check_outputs(payload)
-        return payload, asked, options
+        is_decoded = not any(isinstance(source, bytes) for source in asked.sources)
+        images = self._decode(asked.sources) if is_decoded else None
+        return _Question(payload, asked, options, images)
 
-    def _formed(
-        self, payload: Payload, asked: Asked, results: Sequence[Any], options: Options
-    ) -> Answer:
+    def _formed(self, question: "_Question", results: Sequence[Any]) -> Answer:
+        payload, asked, options = question.payload, question.asked, question.options
         self.served.observe(self.name, results)
         if isinstance(payload, dict):
             return {"predictions": self.served.answer_each(asked, results, options)}
@@ -212,25 +214,38 @@ class TaskModel(Model):  # type: ignore[misc]  # KServe has no types
             if requested.name not in names:
                 raise BadRequestError("protocol", f"there is no such output; there are {names}")
 
-    async def _results(self, asked: Asked, options: Options) -> list[Any]:
+    async def _results(self, question: "_Question") -> list[Any]:
+        asked, images = question.asked, question.images
         with self.batcher.admit(asked.num_items):
-            items: list[Item] = []
-            if asked.sources:
-                with self._preprocess_seconds.time():
-                    items += await self.offload(self._decode, asked.sources)
-            words = self.served.words(asked, options)
-            return await self.batcher.predict([*items, words] if words else items)
+            if images is None:
+                images = await self.offload(self._decode, asked.sources)
+            words = self.served.words(asked, question.options)
+            return await self.batcher.predict([*images, words] if words else images)
 
-    def _decode(self, sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
-        images = []
-        for source in sources:
-            image_HW3 = decode_source(source, self._config)
-            self._pixels.observe(image_HW3.shape[0] * image_HW3.shape[1])
-            # A few hundred pixels tell brightness as well as millions.
-            step = max(1, min(image_HW3.shape[:2]) // 16)
-            self._brightness.observe(float(image_HW3[::step, ::step].mean()) / 255)
-            images.append(self.served.prepare(image_HW3))
-        return images
+    def _decode(self, sources: Sequence[Source]) -> list[Item]:
+        if not sources:
+            return []
+        with self._preprocess_seconds.time():
+            return [self._prepared(source) for source in sources]
+
+    def _prepared(self, source: Source) -> Item:
+        image_HW3 = decode_source(source, self._config)
+        self._pixels.observe(image_HW3.shape[0] * image_HW3.shape[1])
+        # A few hundred pixels tell brightness as well as millions.
+        step = max(1, min(image_HW3.shape[:2]) // 16)
+        self._brightness.observe(float(image_HW3[::step, ::step].mean()) / 255)
+        return self.served.prepare(image_HW3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A request, understood."""
+
+    payload: Payload
+    asked: Asked
+    options: Options
+    images: list[Item] | None
+    """None where there are files to decode, which waits for their admission."""
 
 
 def _without_places(node: Node) -> dict[str, Any]:

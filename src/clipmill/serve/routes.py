@@ -31,8 +31,10 @@ from clipmill.telemetry import serving_metrics
 
 _logger = logging.getLogger(__name__)
 
+_Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 _Answer = Callable[[TaskModel, bytes, Request], Coroutine[Any, Any, Body]]
-_ASKING: Final = re.compile(r"/v[12]/models/([^/]+)(/versions/[^/]+)?(/infer|:predict)")
+_V2: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_V1: Final = re.compile(r"/v1/models/([^/]+):predict")
 T = TypeVar("T")
 
 
@@ -49,19 +51,21 @@ class Routes:
         self._discarding = Discarding()
 
     def door(self, app: ASGIApp) -> ASGIApp:
-        """``app`` behind a door, which is shut while as many requests are open as may be.
+        """``app`` behind a door that answers requests for predictions, and passes all else on.
 
-        What is refused here costs a fraction of what its routing would: under a load that can't
-        be carried, that is what leaves the loop free for probes. It also bounds the bodies that
-        are in memory, as images are bounded later.
+        It is shut while as many are open as may be. What is refused here costs a fraction of what
+        its routing would: under a load that can't be carried, that is what leaves the loop free
+        for probes. It also bounds the bodies that are in memory, as images are bounded later. What
+        is answered here does without KServe's routing and timing, half a millisecond a request.
         """
 
         async def behind(scope: Scope, receive: Receive, send: Send) -> None:
-            asked = scope["type"] == "http" and _ASKING.fullmatch(scope["path"])
-            if not asked:
+            asked = self._asked(scope)
+            if asked is None:
                 await app(scope, receive, send)
                 return
-            limit, name = self._config.max_queue_images, asked[1]
+            name, answer = asked
+            limit = self._config.max_queue_images
             if self._num_open >= limit and name in self._catalogue.names:
                 refusal = BusyError(
                     "queue_full",
@@ -74,14 +78,28 @@ class Routes:
                 return
             self._num_open += 1
             try:
-                await app(scope, receive, send)
+                response = await answer(Request(scope, receive))
+                await response(scope, receive, send)
             finally:
                 self._num_open -= 1
 
         return behind
 
+    def _asked(self, scope: Scope) -> tuple[str, _Handler] | None:
+        """Of which model a prediction is asked, and who answers; None for all else."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return None
+        if v2 := _V2.fullmatch(scope["path"]):
+            return v2[1], lambda request: self.infer(v2[1], request, v2[2] or "")
+        if v1 := _V1.fullmatch(scope["path"]):
+            return v1[1], lambda request: self.predict(v1[1], request)
+        return None
+
     def add_to(self, app: FastAPI) -> None:
-        """Register the routes; those that are registered first win."""
+        """Register the routes, those of the door too: for other methods, and for who reads of them.
+
+        Those that are registered first win.
+        """
         v2 = "/v2/models/{name}"
         for base in (v2, v2 + "/versions/{version}"):
             app.add_api_route(
