@@ -11,11 +11,12 @@ from clipmill.data.scenes.source import ScenesSourceConfig
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes.study import study_captions
-from clipmill.storage import read_json
+from clipmill.storage import join, read_json, write_json
 from clipmill.study.config import ConditionConfig, EffortConfig, StudyConfig
 from clipmill.study.findings import StudyRun
+from clipmill.study.join import join_studies
 from clipmill.study.page import study_page
-from clipmill.study.result import Cost, StudyResult, read_study
+from clipmill.study.result import RESULT, Cost, StudyResult, read_study
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import DOSES, SCENE_CAPTIONS, draw_captions, true_share
 from clipmill.study.tables import comparison
@@ -148,6 +149,35 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
         len(m) for run in result.runs for m in run.metrics.values()
     )
     report_has_the_same_figures(result, tmp_path / "tables.html")
+    parts_are_the_whole(result, tmp_path)
+
+
+def parts_are_the_whole(result, folder):
+    """The mobile table with its seed; the second seed of the rest, and the first."""
+    rest = result.config.only(("sources", "objectives", "scaling"))
+    configs = [
+        result.config.only(("mobile",)),
+        *(replace(rest, seeds=(seed,)) for seed in result.config.seeds[::-1]),
+    ]
+    parts = [part_of(result, config, str(folder / config.digest)) for config in configs]
+    joined = join_studies([read_study(uri) for uri in parts])
+    assert sorted(joined.runs, key=str) == sorted(result.runs, key=str)
+    for table in ("sources", "objectives", "scaling", "mobile"):
+        assert joined.findings(table) == replace(result.findings(table), runs=joined.runs)
+    for name in ("quality", "attention", "costs", "num_pairs", "samples"):
+        assert getattr(joined, name) == getattr(result, name)
+    page = folder / "joined.html"
+    assert reported(*parts, "--output", str(page)) == by_place(rows(result.judged))
+    assert all(c.name in page.read_text() for c in result.config.conditions)
+    mobile = read_study(parts[0])
+    empty = replace(mobile, runs=())
+    with pytest.raises(ConfigError, match="no seed has all of the table 'mobile'"):
+        join_studies([empty, empty])
+    clip = mobile.config.clips["clip"]
+    longer = replace(clip, train=replace(clip.train, steps=3))
+    other = replace(mobile.config, clips={**mobile.config.clips, "clip": longer})
+    with pytest.raises(ConfigError, match=r"the studies differ in clips\.clip"):
+        join_studies([mobile, replace(mobile, config=other)])
 
 
 def test_a_part_of_a_study_is_what_its_tables_need():
@@ -166,11 +196,30 @@ def test_a_part_of_a_study_is_what_its_tables_need():
         whole.only(("sizes",))
 
 
+def part_of(result, config, uri):
+    """Where the study of a part of a config lies, as if it were run alone."""
+    runs = tuple(
+        run
+        for run in result.runs
+        if config.judged_by(result.config.condition(run.condition), run.seed)
+    )
+    quality = result.quality
+    if not config.judge:
+        quality = {name: replace(found, clip_score=None) for name, found in quality.items()}
+    part = replace(result, config=config, runs=runs, quality=quality)
+    write_json(join(uri, RESULT), part.to_json())
+    return uri
+
+
 def report_has_the_same_figures(result, page):
-    """From the study, and from its evaluations by name; what all conditions have in common."""
-    ours = [row for row in rows(result.findings()) if row["seed"] == 0]
-    found = reported(result.uri, result.uri)
-    assert found == by_place(r for r in ours if r["transfer"] == "segmentation")
+    """From a study beside an evaluation, and from evaluations: what all conditions have."""
+    ours = by_place(
+        row
+        for row in rows(result.findings())
+        if (row["seed"], row["transfer"]) == (0, "segmentation")
+    )
+    again = {("again", *place): v for (name, *place), v in ours.items() if name == "G"}
+    assert reported(result.uri, f"again={segmented(result)[0]}") == ours | again
     kept = ("rich, true", "G")
     named = [f"{c}={uri}" for c in kept for uri in uris(result, c)]
     found = reported(*named, "--output", str(page))

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,8 +60,8 @@ def report(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="CONDITION=URI of evaluations, and URIs of studies; the first condition is the "
-            "reference."
+            help="URIs of studies, parts of one; or CONDITION=URI of evaluations (with the runs of "
+            "studies, if need be), the first condition being the reference."
         ),
     ],
     output: Annotated[
@@ -69,13 +70,21 @@ def report(
     as_csv: Csv = False,
     as_latex: Latex = False,
 ) -> None:
-    """Compare anybody's runs as the study does: by condition, paired by seed."""
+    """Make one study of its parts, or compare anybody's runs as the study does."""
     from clipmill.study.findings import gather
-    from clipmill.study.page import findings_page
+    from clipmill.study.join import join_studies
+    from clipmill.study.page import findings_page, study_page
+    from clipmill.study.result import read_study
 
-    found = gather(_by_condition(runs))
+    if any("=" in text for text in runs):
+        found = gather(_by_condition(runs))
+        page = partial(findings_page, found)
+    else:
+        joined = join_studies([read_study(uri) for uri in dict.fromkeys(runs)])
+        found = joined.judged
+        page = partial(study_page, joined)
     if output is not None:
-        output.write_text(findings_page(found), encoding="utf-8")
+        output.write_text(page(), encoding="utf-8")
     _tell(found, as_csv=as_csv, as_latex=as_latex)
 
 
