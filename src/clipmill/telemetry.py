@@ -87,6 +87,8 @@ class CaptionMetrics:
 class ServingMetrics:
     """What an endpoint reports. Each but ``reloads`` has the label ``model``."""
 
+    request_seconds: Histogram
+    """Time from a request's head to the end of its answer, for those that were answered."""
     queue_depth: Gauge
     """Images that wait for a batch."""
     queue_wait_seconds: Histogram
@@ -203,6 +205,7 @@ def serving_metrics() -> ServingMetrics:
         )
 
     return ServingMetrics(
+        request_seconds=seconds("request", "Whole time of a request that was answered"),
         queue_depth=Gauge("clipmill_serve_queue_depth", "Images that wait for a batch", ["model"]),
         queue_wait_seconds=seconds("queue_wait", "Wait of an image for its batch"),
         batch_size=Histogram(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from clipmill.serve.framework import InferInput, InferRequest, InferResponse
+from clipmill.serve.probe import scrape
 from clipmill.serve.process import ServerProcess
 from clipmill.tasks.palette import to_png
 
@@ -30,7 +31,7 @@ class _Rpc:
 
 
 def test_grpc(server: ServerProcess, name: str, picture: np.ndarray, expected: np.ndarray) -> None:
-    rpc = _Rpc(server)
+    rpc, before = _Rpc(server), _num_answered(server, name)
     with rpc.channel:
         for values, datatype in (
             (picture, "UINT8"),
@@ -38,6 +39,14 @@ def test_grpc(server: ServerProcess, name: str, picture: np.ndarray, expected: n
         ):
             np.testing.assert_array_equal(rpc.infer(name, values, datatype)[0], expected)
         assert rpc.stub.ServerReady(rpc.messages.ServerReadyRequest(), timeout=30).ready
+    assert _num_answered(server, name) == before + 2
+
+
+def _num_answered(server: ServerProcess, model: str) -> float:
+    """Requests whose whole time was noted."""
+    series = f'clipmill_serve_request_seconds_count{{model="{model}"}} '
+    values = [line.removeprefix(series) for line in scrape(server.url).splitlines()]
+    return sum(map(float, (v for v in values if v[0].isdigit())))
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_its_metrics_count_what_happened(server: ServerProcess, picture: np.ndar
     assert grown("requests_total", "code=404", "model=unknown", "version=") == 1
     assert grown("rejected_total", "model=depth", "reason=image_unreadable") == 1
     assert grown("batch_size_count", "model=depth") == 1
-    for stage in ("queue_wait", "infer", "postprocess"):
+    for stage in ("request", "queue_wait", "infer", "postprocess"):
         assert grown(f"{stage}_seconds_count", "model=depth") == 1
     assert grown("preprocess_seconds_count", "model=depth") == 2
     assert after["clipmill_serve_queue_depth", "model=depth"] == 0

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI
@@ -77,11 +79,15 @@ class Routes:
                 await self._discarding.answer(response, scope, receive, send)
                 return
             self._num_open += 1
+            started = time.perf_counter()
             try:
                 response = await answer(Request(scope, receive))
                 await response(scope, receive, send)
             finally:
                 self._num_open -= 1
+            if response.status_code == HTTPStatus.OK:
+                seconds = time.perf_counter() - started
+                serving_metrics().request_seconds.labels(name).observe(seconds)
 
         return behind
 

@@ -1,6 +1,7 @@
 """The gRPC side of an endpoint: KServe's servicer on the address that we choose."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,7 @@ class TaskDataPlane(DataPlane):  # type: ignore[misc]  # KServe has no types
         headers: dict[str, str] | None = None,  # noqa: ARG002  # KServe passes them
     ) -> tuple[InferResponse, dict[str, str]]:
         """The answer, its tensors binary; a refusal becomes a gRPC status."""
-        metrics = serving_metrics()
+        metrics, started = serving_metrics(), time.perf_counter()
         name, version, code = "unknown", "", "500"
         try:
             model = self._catalogue.model(model_name, request.model_version)
@@ -86,6 +87,7 @@ class TaskDataPlane(DataPlane):  # type: ignore[misc]  # KServe has no types
             metrics.rejected.labels(name, refusal.reason).inc()
             raise GrpcException(refusal.message, _STATUSES[refusal.status]) from refusal
         else:
+            metrics.request_seconds.labels(name).observe(time.perf_counter() - started)
             return answer, {}
         finally:
             metrics.requests.labels(name, version, code).inc()
