@@ -7,9 +7,10 @@
 interpreter, LitServe around the network and around our predictor; they are measured by turns.
 Prints of each: p50 with one client over the bare forward, images a second with 32 clients that ask
 one after another, and the CPU time that the server took for one; of ours where the time of a
-request goes. Then an open loop sends at ten times its own rate, whether answers come or not, while
-a process of its own probes liveness and, beside it, a server that does nothing; right after, 32
-clients ask for a second. With rates, that open loop alone is run, on ours.
+request goes. Then an open loop sends at ten times its own rate, whether answers come or not (a full
+queue of ours takes ``full_queue_ms`` at the rate at which answers come then), while a process of
+its own probes liveness and, beside it, a server that does nothing; right after, 32 clients ask for
+a second. With rates, that open loop alone is run, on ours.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import numpy as np
 from serve_start import cpu_seconds
 
 from clipmill.serve.client import pixels_request
+from clipmill.serve.config import ServeConfig
 from clipmill.serve.ports import free_port
 from clipmill.serve.probe import scrape
 from clipmill.serve.process import ServerProcess
@@ -121,6 +123,7 @@ def open_loop(target: Target, control_port: int, rate: float, seconds: float) ->
             time.sleep(max(0.0, started + index / rate - time.perf_counter()))
             answers.append(pool.submit(target.ask))
         found = [answer.result() for answer in answers]
+    took = time.perf_counter() - started
     ours, control = json.loads(prober.communicate()[0])
     served = [seconds for status, seconds in found if status == 200]
     refused = [seconds for status, seconds in found if status == 503]
@@ -128,6 +131,7 @@ def open_loop(target: Target, control_port: int, rate: float, seconds: float) ->
         "sent_per_second": round(rate),
         "statuses": dict(Counter(status for status, _ in found)),
         "p99_200_ms": _p99(served),
+        "full_queue_ms": _ms(ServeConfig().max_queue_images * took / max(len(served), 1)),
         "p99_503_ms": _p99(refused),
         "live_ms": {"p99": _p99(ours), "max": _ms(max(ours))},
         "control_live_ms": {"p99": _p99(control), "max": _ms(max(control))},
