@@ -53,9 +53,10 @@ section { margin-top: 78px; scroll-margin-top: 24px; }
 .facts dd { margin: 2px 0 0; font-size: 1.2rem; font-weight: 600; line-height: 1.3;
   font-variant-numeric: tabular-nums; }
 
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; container-type: inline-size; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); font-size: .88rem; padding-bottom: 10px; }
+caption { text-align: left; color: var(--soft); font-size: .88rem; padding-bottom: 10px;
+  max-width: 100cqw; position: sticky; left: 0; }
 th, td { text-align: left; vertical-align: baseline; padding: 9px 22px 9px 0;
   border-bottom: 1px solid var(--line); }
 th:last-child, td:last-child { padding-right: 0; }
