@@ -160,7 +160,9 @@ def parts_are_the_whole(result, folder):
         *(replace(rest, seeds=(seed,)) for seed in result.config.seeds[::-1]),
     ]
     parts = [part_of(result, config, str(folder / config.digest)) for config in configs]
-    joined = join_studies([read_study(uri) for uri in parts])
+    studies = [read_study(uri) for uri in parts]
+    assert all("<h1>" in study_page(part) for part in studies)
+    joined = join_studies(studies)
     assert sorted(joined.runs, key=str) == sorted(result.runs, key=str)
     for table in ("sources", "objectives", "scaling", "mobile"):
         assert joined.findings(table) == replace(result.findings(table), runs=joined.runs)

@@ -81,7 +81,8 @@ class StudyResult:
     def findings(self, table: TableName | None = None) -> Findings:
         """The runs of a table's conditions; or of all, by what every table asks for."""
         config = self.config
-        conditions = config.conditions if table is None else config.table(table)
+        # A teacher may be a condition of no table.
+        conditions = [c for c in config.conditions if (table in c.tables if table else c.tables)]
         tables = {t for c in conditions for t in c.tables} if table is None else {table}
         return Findings(
             conditions=tuple(c.name for c in conditions),
