@@ -134,7 +134,8 @@ def _first(found: Iterable[Mapping[str, T]]) -> dict[str, T]:
     """All entries; the first of each name."""
     joined: dict[str, T] = {}
     for mapping in found:
-        joined = {**joined, **{name: v for name, v in mapping.items() if name not in joined}}
+        for name, value in mapping.items():
+            joined.setdefault(name, value)
     return joined
 
 
@@ -147,10 +148,12 @@ def _named(what: str, names: Sequence[str]) -> str:
 
 
 def _union(name: str, found: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    """All entries, of which those of one name are the same."""
+    joined = _first(found)
     for mapping in found:
         for key, value in mapping.items():
-            _same(f"{name}.{key}", _first(found)[key], value)
-    return _first(found)
+            _same(f"{name}.{key}", joined[key], value)
+    return joined
 
 
 def _same(name: str, one: object, other: object) -> None:
