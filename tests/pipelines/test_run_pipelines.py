@@ -2,19 +2,23 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from clipmill.cli import app
 from clipmill.recipes import run_data
 from clipmill.recipes.registry import recipe
 from clipmill.recipes.run import pretrain
 from clipmill.recipes.wanted import WantedTask, sweep_point
 from clipmill.stages import read_stages
 from clipmill.storage import lineage
+from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig
 
 RUN = Path(__file__).with_name("run_pipeline.py")
@@ -164,6 +168,12 @@ def test_a_study_runs_to_its_page(tmp_path):
     (page,) = tmp_path.glob("store/studies/*/study.html")
     assert shown.read_bytes() == page.read_bytes()
     assert "rich" in page.read_text()
+    # The command that it says made it is one, and finds it.
+    (part,) = read_study(str(page.parent)).parts
+    program, *words = shlex.split(part.command)
+    assert program == "clipmill"
+    answer = CliRunner().invoke(app, words)
+    assert answer.stdout.splitlines()[-1] == str(page)
 
 
 def test_a_failed_run_says_why_once_and_that_it_failed(tmp_path):

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
+from clipmill.analysis.provenance import environment
 from clipmill.cli import app
 from clipmill.data.scenes.source import ScenesSourceConfig
-from clipmill.errors import ConfigError
+from clipmill.errors import ArtifactError, ConfigError
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes.study import study_captions
 from clipmill.storage import join, read_json, write_json
@@ -108,7 +109,10 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     (spent,) = (tmp_path / "store" / "studies").glob("*/spent.json")
     first_start = read_json(str(spent))["seconds"]
     result = read_study(run_study(config, store, report=quietly))
-    assert result.seconds > first_start > 0
+    (part,) = result.parts
+    assert part.seconds > first_start > 0
+    assert part.digest == config.digest
+    assert part.environment == environment()
     assert before.items() <= {p: p.stat().st_mtime_ns for p in before}.items()
     names = [c.name for c in config.conditions]
     mobile = "mobile, CLIP G+S, distilled"
@@ -168,6 +172,7 @@ def parts_are_the_whole(result, folder):
         assert joined.findings(table) == replace(result.findings(table), runs=joined.runs)
     for name in ("quality", "attention", "costs", "num_pairs", "samples"):
         assert getattr(joined, name) == getattr(result, name)
+    assert joined.parts == result.parts * 3
     page = folder / "joined.html"
     assert reported(*parts, "--output", str(page)) == by_place(rows(result.judged))
     assert all(c.name in page.read_text() for c in result.config.conditions)
@@ -180,6 +185,9 @@ def parts_are_the_whole(result, folder):
     other = replace(mobile.config, clips={**mobile.config.clips, "clip": longer})
     with pytest.raises(ConfigError, match=r"the studies differ in clips\.clip"):
         join_studies([mobile, replace(mobile, config=other)])
+    write_json(join(parts[0], RESULT), {**mobile.to_json(), "format": 1})
+    with pytest.raises(ArtifactError, match="of format 1"):
+        read_study(parts[0])
 
 
 def test_a_part_of_a_study_is_what_its_tables_need():
@@ -252,7 +260,7 @@ def result_of(config, runs, costs=None) -> StudyResult:
         samples=(),
         attention={},
         costs=costs or {},
-        seconds=1.0,
+        parts=(),
     )
 
 

@@ -3,6 +3,7 @@
 As in :mod:`clipmill.recipes.run`, which has the way to an endpoint.
 """
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,15 @@ def study(
 
     config = recipe(name, StudyConfig, overrides)
     config = config.only(tables) if tables else config
+    options = [
+        *("--recipe", name, "--store", store, "--workers", str(workers)),
+        *(word for table in tables for word in ("--table", table)),
+        *(word for override in overrides for word in ("--set", override)),
+    ]
+    command = ["clipmill", "study", "captions", *options]
     with Stage("study", store=store, run=run) as stage:
-        uri = run_study(config, store, workers=workers, report=stage.report)
+        uri = run_study(
+            config, store, workers=workers, command=shlex.join(command), report=stage.report
+        )
         write_bytes(join(uri, "study.html"), study_page(read_study(uri)).encode())
         return stage.made(uri)

@@ -69,7 +69,7 @@ def join_studies(parts: Sequence[StudyResult]) -> StudyResult:
         samples=_samples(parts),
         attention=_first(part.attention for part in by_seed),
         costs=_first(part.costs for part in parts),
-        seconds=sum(part.seconds for part in parts),
+        parts=tuple(made for part in parts for made in part.parts),
     )
 
 

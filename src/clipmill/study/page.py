@@ -1,6 +1,7 @@
 """A study on one page: tables with error bars beside the paper's, plots, samples, traces."""
 
 import base64
+from collections.abc import Mapping
 
 from clipmill.analysis.attention import attention_charts, attention_from_json
 from clipmill.analysis.page import (
@@ -149,15 +150,32 @@ def _samples(result: StudyResult) -> Section:
 
 
 def _traces(result: StudyResult) -> Section:
-    facts = [
-        ["study", result.uri],
-        ["digest of its config", result.config.digest],
-        ["hours of all its starts, by the clock", f"{result.seconds / 3600:.2f}"],
+    hours = sum(part.seconds for part in result.parts) / 3600
+    note = f"{hours:.2f} hours of all starts, by the clock; what was made before took none."
+    body = [
+        [
+            tag("code", part.command or "a library call"),
+            f"{part.seconds / 3600:.2f}",
+            tag("td", tag("code", part.digest[:12])),
+        ]
+        for part in result.parts
     ]
-    return _sources(result.findings(), facts)
+    made = table(note, ["Command", "Hours", "Config"], body, class_="small")
+    facts = _facts("Versions and machine.", *(part.environment for part in result.parts))
+    return _sources(result.findings(), made, facts)
 
 
-def _sources(found: Findings, facts: list[list[str]]) -> Section:
+def _facts(note: str, *environments: Mapping[str, str]) -> Html:
+    """Each fact once, in all the ways that it was."""
+    names = dict.fromkeys(name for found in environments for name in found)
+    body = [
+        [name, "; ".join(dict.fromkeys(found[name] for found in environments if name in found))]
+        for name in names
+    ]
+    return table(note, ["Fact", "Value"], body, class_="small")
+
+
+def _sources(found: Findings, *tables: Html) -> Section:
     names = dict.fromkeys(name for run in found.runs for name in run.evaluations)
     runs = [
         [
@@ -167,11 +185,10 @@ def _sources(found: Findings, facts: list[list[str]]) -> Section:
         for run in found.runs
     ]
     head = ["Run", "Encoder", *(f"Evaluation, {name}" for name in names)]
-    facts = [[name, value] for name, value in environment().items()] + facts
     return section(
         "traces",
         "Where each number comes from",
-        table("What it was made with.", ["Fact", "Value"], facts, class_="small"),
+        *tables,
         details(
             f"All {len(runs)} runs",
             paragraph("clipmill lineage URI draws any of them back to source files."),
@@ -192,5 +209,7 @@ def findings_page(found: Findings) -> str:
         *_lead(found),
     )
     paper = [row for rows in PAPER.values() for row in rows]
-    parts = [section("results", "Results", tables.comparison(found, paper)), _sources(found, [])]
+    facts = _facts("Versions and machine that wrote this page.", environment())
+    results = tables.comparison(found, paper)
+    parts = [section("results", "Results", results), _sources(found, facts)]
     return document("Encoders side by side", header, parts, style=tables.STYLE)

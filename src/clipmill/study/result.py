@@ -3,11 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from clipmill.errors import ArtifactError
 from clipmill.storage import join, read_json
 from clipmill.study.config import StudyConfig, TableName
 from clipmill.study.findings import Findings, StudyRun, by_task
 
 RESULT = "study.json"
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +53,25 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StudyPart:
+    """What one command made of a study: all of it, unless parts were joined."""
+
+    command: str
+    """The command, of the last start; empty where a library call made it."""
+    digest: str
+    """Of its config."""
+    environment: dict[str, str]
+    """Versions and machine."""
+    seconds: float
+    """Of all starts, by the clock; what other studies had made before took none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
     """Every run of a study."""
 
     uri: str
-    """Where it lies."""
+    """Where it lies; where its parts lie, if they were joined."""
     config: StudyConfig
     """What was asked."""
     runs: tuple[StudyRun, ...]
@@ -70,8 +86,8 @@ class StudyResult:
     """By condition, as :func:`clipmill.analysis.attention.attention_json` has it."""
     costs: dict[str, Cost]
     """Of each condition that learns from captions."""
-    seconds: float
-    """Of all starts, by the clock; what other studies had made before took none."""
+    parts: tuple[StudyPart, ...]
+    """How it was made."""
 
     @property
     def judged(self) -> Findings:
@@ -101,7 +117,7 @@ class StudyResult:
     def to_json(self) -> dict[str, Any]:
         """What ``study.json`` holds."""
         return {
-            "format": 1,
+            "format": _FORMAT,
             "kind": "study",
             "digest": self.config.digest,
             "config": self.config.to_json(),
@@ -111,14 +127,25 @@ class StudyResult:
             "samples": [asdict(sample) for sample in self.samples],
             "attention": self.attention,
             "costs": {name: asdict(cost) for name, cost in self.costs.items()},
-            "seconds": self.seconds,
+            "parts": [asdict(part) for part in self.parts],
             "parents": [],
         }
 
 
 def read_study(uri: str) -> StudyResult:
-    """The result at ``uri``."""
+    """The result at ``uri``.
+
+    Raises:
+        NotFoundError: nothing lies there.
+        ArtifactError: what lies there was written by another version of clipmill.
+    """
     value = read_json(join(uri, RESULT))
+    if value["format"] != _FORMAT:
+        raise ArtifactError(
+            f"{join(uri, RESULT)} is of format {value['format']}",
+            expected=f"format {_FORMAT}",
+            action="remove it and run the study's command again, which keeps what is made",
+        )
     return StudyResult(
         uri=uri,
         config=StudyConfig.from_json(value["config"]),
@@ -128,5 +155,5 @@ def read_study(uri: str) -> StudyResult:
         samples=tuple(CaptionSample(**sample) for sample in value["samples"]),
         attention=value["attention"],
         costs={name: Cost(**cost) for name, cost in value["costs"].items()},
-        seconds=value["seconds"],
+        parts=tuple(StudyPart(**part) for part in value["parts"]),
     )

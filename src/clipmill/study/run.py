@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from clipmill.analysis.attention import attention_json, measure_attention
+from clipmill.analysis.provenance import environment
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError
 from clipmill.pretrain.teacher import make_teacher_layer
@@ -24,7 +25,7 @@ from clipmill.study.cost import clip_costs
 from clipmill.study.encoders import make_encoder
 from clipmill.study.findings import StudyRun
 from clipmill.study.ranks import num_ranks, on_first_rank
-from clipmill.study.result import RESULT, StudyResult
+from clipmill.study.result import RESULT, StudyPart, StudyResult
 from clipmill.study.world import World, make_world, scenes_of
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
@@ -36,10 +37,13 @@ _Asked = tuple[ConditionConfig, int]
 """A condition, and a seed."""
 
 
-def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Report) -> str:
+def run_study(
+    config: StudyConfig, store: str, *, workers: int = 1, command: str = "", report: Report
+) -> str:
     """Carry a study out; the URI of its result, under ``store``.
 
-    ``workers`` processes train side by side. What is there already isn't made again.
+    ``workers`` processes train side by side. What is there already isn't made again. ``command``
+    is what the result says it was made by.
     """
     uri = join(store, "studies", f"captions-{config.digest[:12]}")
     if exists(join(uri, RESULT)):
@@ -59,7 +63,7 @@ def run_study(config: StudyConfig, store: str, *, workers: int = 1, report: Repo
         runs[pair] = run
         on_first_rank(clock.save)
         report(len(runs), len(asked), f"runs; last {run.condition}, seed {run.seed}")
-    return on_first_rank(lambda: _save(config, uri, world, runs, clock))
+    return on_first_rank(lambda: _save(config, uri, world, runs, clock, command))
 
 
 class _Clock:
@@ -78,7 +82,12 @@ class _Clock:
 
 
 def _save(
-    config: StudyConfig, uri: str, world: World, runs: dict[_Asked, StudyRun], clock: _Clock
+    config: StudyConfig,
+    uri: str,
+    world: World,
+    runs: dict[_Asked, StudyRun],
+    clock: _Clock,
+    command: str,
 ) -> str:
     first = {c.name: run.encoder for (c, seed), run in runs.items() if seed == config.seeds[0]}
     captions = captions_by_kind(world)
@@ -92,7 +101,14 @@ def _save(
         samples=caption_samples(world.dataset, captions),
         attention={name: _attention(first[name], world) for name in config.attention},
         costs=clip_costs(config, world),
-        seconds=clock.save(),
+        parts=(
+            StudyPart(
+                command=command,
+                digest=config.digest,
+                environment=environment(),
+                seconds=clock.save(),
+            ),
+        ),
     )
     write_json(join(uri, RESULT), result.to_json())
     return uri

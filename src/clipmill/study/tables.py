@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from clipmill.analysis.figures import figure_named
 from clipmill.analysis.page import Html, table, tag, together
 from clipmill.study.findings import Findings
 from clipmill.study.paper import PaperRow
@@ -54,7 +55,8 @@ def _comparison(
 def heading(found: Findings, transfer: str) -> str:
     """A transfer with its metric and unit."""
     metric = found.metric(transfer)
-    return f"{transfer}: {metric.name} {metric.unit}".strip()
+    unit = f", {metric.unit}" if metric.unit else ""
+    return f"{transfer}: {figure_named(metric.name).title}{unit}"
 
 
 def plain(value: float, metric: Metric) -> str:
