@@ -161,7 +161,7 @@ def parts_are_the_whole(result, folder):
     rest = result.config.only(("sources", "objectives", "scaling"))
     configs = [
         result.config.only(("mobile",)),
-        *(replace(rest, seeds=(seed,)) for seed in result.config.seeds[::-1]),
+        *(rest.only(seeds=(seed,)) for seed in result.config.seeds[::-1]),
     ]
     parts = [part_of(result, config, str(folder / config.digest)) for config in configs]
     studies = [read_study(uri) for uri in parts]
@@ -204,6 +204,28 @@ def test_a_part_of_a_study_is_what_its_tables_need():
         assert sources.judged_by(condition, 1) == whole.judged_by(condition, 1)
     with pytest.raises(ConfigError, match="no table 'sizes'"):
         whole.only(("sizes",))
+
+
+def test_a_part_of_a_study_is_what_its_seeds_need():
+    whole = study_captions()
+    second = whole.only(("sources", "objectives"), (1,))
+    assert (second.seeds, second.attention, second.judge) == ((1,), (), whole.judge)
+    for table in ("sources", "objectives"):
+        assert second.seeds_of(table) == (1,)
+        for condition in second.table(table):
+            assert second.judged_by(condition, 1) == whole.judged_by(condition, 1)
+    # The first two seeds have every table, the others the caption sources alone.
+    assert whole.only(seeds=(0, 1)).table("dose") == whole.table("dose")
+    later = whole.only(seeds=(3, 4))
+    assert {t for c in later.conditions for t in c.tables} == {"sources"}
+    assert whole.only(("objectives",), (0,)).attention == whole.attention
+    for tables, seeds, complaint in (
+        ((), (7,), "no seed 7"),
+        (("dose",), (3,), "no table that was asked for has the seeds 3"),
+        ((), (1,), r"'mobile, CLIP G\+S, distilled' learns from 'G\+S \(CoCa\)' of seed 0"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            whole.only(tables, seeds)
 
 
 def part_of(result, config, uri):

@@ -32,6 +32,9 @@ def captions(
         list[str] | None,
         typer.Option(help="Only sources, objectives, mobile, scaling or dose; repeatable."),
     ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Only this one of the recipe's; repeatable.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Runs that train side by side.")] = 1,
     sets: Set = None,
     as_json: Json = False,
@@ -46,7 +49,7 @@ def captions(
     from clipmill.study.result import read_study
 
     name = "study-captions-quick" if quick else recipe
-    uri = run.study(name, sets or [], store, tables=table or (), workers=workers)
+    uri = run.study(name, sets or [], store, tables=table or (), seeds=seed or (), workers=workers)
     found = read_study(uri)
     if as_json:
         typer.echo(json.dumps(found.to_json()))

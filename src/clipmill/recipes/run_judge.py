@@ -69,9 +69,10 @@ def study(
     run: str = "",
     *,
     tables: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     workers: int = 1,
 ) -> str:
-    """Compare captions by what encoders learn from them, in all tables if none is named.
+    """Compare captions by what encoders learn from them, in all tables and seeds if none is named.
 
     Draws the page too.
     """
@@ -82,10 +83,11 @@ def study(
     from clipmill.study.run import run_study
 
     config = recipe(name, StudyConfig, overrides)
-    config = config.only(tables) if tables else config
+    config = config.only(tables, seeds) if tables or seeds else config
     options = [
         *("--recipe", name, "--store", store, "--workers", str(workers)),
         *(word for table in tables for word in ("--table", table)),
+        *(word for seed in seeds for word in ("--seed", str(seed))),
         *(word for override in overrides for word in ("--set", override)),
     ]
     command = ["clipmill", "study", "captions", *options]

@@ -216,26 +216,62 @@ class StudyConfig(Config):
         names = {name for table in tables for name in self.transfers_of(table)}
         return {name: t for name, t in self.transfers.items() if name in names}
 
-    def only(self, tables: Collection[str]) -> "StudyConfig":
-        """The part that these tables are made of; ConfigError where one isn't the study's.
+    def only(self, tables: Collection[str] = (), seeds: Collection[int] = ()) -> "StudyConfig":
+        """The part of these tables and seeds, of all where none is named.
 
         What it makes, the whole study doesn't make again. The teacher stays, in no table.
+
+        Raises:
+            ConfigError: one isn't the study's, no table has these seeds, or a condition learns from
+                the first seed's teacher, which isn't among them.
         """
         own = {table for condition in self.conditions for table in condition.tables}
         for table in tables:
             _check(f"the study has no table {table!r}", table, own, "the table's name")
+        for seed in seeds:
+            _check(f"the study has no seed {seed}", f"{seed}", [*map(str, self.seeds)], "the seed")
+        asked = {
+            table: tuple(s for s in self.seeds_of(table) if not seeds or s in seeds)
+            for table in get_args(TableName)
+            if table in (tables or own)
+        }
+        asked = {table: found for table, found in asked.items() if found}
+        if not asked:
+            raise ConfigError(
+                f"no table that was asked for has the seeds {', '.join(map(str, seeds))}",
+                expected="seeds of a table, of which efforts may give it fewer than the study",
+                action="name others, or give the table more: --set 'efforts.TABLE.seeds=[]'",
+            )
         reduced = (
-            replace(c, tables=tuple(t for t in c.tables if t in tables)) for c in self.conditions
+            replace(c, tables=tuple(t for t in c.tables if t in asked)) for c in self.conditions
         )
         kept = tuple(c for c in reduced if c.tables or c.name == self.teacher)
+        has_first = not seeds or self.seeds[0] in seeds
+        taught = [c.name for c in kept if c.tables and self.is_taught(c)]
+        if self.teacher and taught and not has_first:
+            raise ConfigError(
+                f"condition {taught[0]!r} learns from {self.teacher!r} of seed {self.seeds[0]}",
+                expected="that seed among those that are named",
+                action=f"name it too, or leave out {', '.join(taught)} by naming tables",
+            )
         judged = {c.name for c in kept if c.tables}
         return replace(
             self,
             conditions=kept,
             judge=self.judge if self.judge in judged else "",
-            attention=tuple(name for name in self.attention if name in judged),
-            efforts={table: e for table, e in self.efforts.items() if table in tables},
+            attention=tuple(name for name in self.attention if name in judged and has_first),
+            seeds=tuple(s for s in self.seeds if not seeds or s in seeds),
+            efforts={
+                table: replace(effort, seeds=asked[table]) if seeds else effort
+                for table, effort in self.efforts.items()
+                if table in asked
+            },
         )
+
+    def is_taught(self, condition: ConditionConfig) -> bool:
+        """Whether the condition learns from the study's teacher, rather than a layer it names."""
+        clip = self.clips.get(condition.encoder)
+        return clip is not None and clip.distillation is not None and not clip.distillation.layer
 
     def condition(self, name: str) -> ConditionConfig:
         """The condition of this name."""

@@ -125,7 +125,7 @@ def _check_workers(workers: int) -> None:
 
 def _taught(config: StudyConfig, world: World, report: Report) -> World:
     """The same with the teacher's embeddings, if some condition learns from a layer not named."""
-    students = [c for c in config.conditions if _is_taught(config, c)]
+    students = [c for c in config.conditions if config.is_taught(c)]
     if not students:
         return world
     teaching = config.teaching
@@ -138,11 +138,6 @@ def _taught(config: StudyConfig, world: World, report: Report) -> World:
         lambda: make_teacher_layer(teaching, world.dataset, captions, report=report)
     )
     return replace(world, teaching=layer)
-
-
-def _is_taught(config: StudyConfig, condition: ConditionConfig) -> bool:
-    clip = config.clips.get(condition.encoder)
-    return clip is not None and clip.distillation is not None and not clip.distillation.layer
 
 
 def _made(
