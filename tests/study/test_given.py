@@ -55,7 +55,7 @@ def test_two_ranks_carry_out_what_the_paper_asks_on_given_data(data, tmp_path):
     result = read_study(str(found))
     assert [run.condition for run in result.runs] == list(NAMES)
     assert result.quality.keys() == {"real", "synthetic"}
-    assert {q.true_share for q in result.quality.values()} == {None}
+    assert {q.truth for q in result.quality.values()} == {None}
     assert result.attention.keys() == {"G", "G+S"}
     assert {cost.captioning for cost in result.costs.values()} == {0.0}
     page = study_page(result)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clipmill.study.statistics import bootstrap, sign_flip_p, trend_p
+from clipmill.study.statistics import bootstrap, power_law, sign_flip_p, trend_p
 
 
 def test_bootstrap_is_scipys():
@@ -50,3 +50,15 @@ def test_trend_agrees_with_pages_test():
     figures = np.random.default_rng(2).normal(size=(4, 6)) + np.arange(4)[:, None] * 0.4
     one_sided = stats.page_trend_test(figures.T, method="exact").pvalue
     assert trend_p(figures) == pytest.approx(2 * one_sided, abs=0.02)
+
+
+def test_a_power_law_is_a_line_between_logarithms():
+    x = np.array([1e3, 3e3, 1e4, 1e5])
+    y = 3 * x**0.25 * np.exp(np.random.default_rng(0).normal(0, 0.1, 4))
+    theirs = stats.linregress(np.log(x), np.log(y))
+    found = power_law(x.tolist(), y.tolist())
+    assert found.exponent == pytest.approx(theirs.slope)
+    assert found.at(1) == pytest.approx(np.exp(theirs.intercept))
+    assert found.reaches(found.at(777.0)) == pytest.approx(777.0)
+    assert power_law([10.0, 10.0], [1.0, 2.0]) is None
+    assert power_law([1.0, 10.0], [0.0, 2.0]) is None

@@ -19,7 +19,13 @@ from clipmill.study.join import join_studies
 from clipmill.study.page import study_page
 from clipmill.study.result import RESULT, Cost, StudyResult, read_study
 from clipmill.study.run import run_study
-from clipmill.study.scene_captions import DOSES, SCENE_CAPTIONS, draw_captions, true_share
+from clipmill.study.scene_captions import (
+    DOSES,
+    SCENE_CAPTIONS,
+    Truth,
+    draw_captions,
+    truth_of,
+)
 from clipmill.study.tables import comparison
 from clipmill.study.words import latex, markdown, rows, verdict
 from clipmill.tasks.evaluation import read_evaluation
@@ -124,8 +130,8 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     # Each condition and seed has an encoder of its own, but for random weights, which have none.
     assert len({run.encoder for run in result.runs}) == len(asked) - 1
     assert result.quality.keys() == {"real", "coca", "rich"}
-    assert result.quality["rich"].true_share == 100
-    assert result.quality["real"].true_share < 60
+    assert result.quality["rich"].truth == Truth(pictures=100, words=100, named=100)
+    assert result.quality["real"].truth.pictures < 60
     assert all(-100 <= quality.clip_score <= 100 for quality in result.quality.values())
     learnt = [c.name for c in config.conditions if c.encoder in config.clips]
     assert result.costs.keys() == set(learnt)
@@ -352,8 +358,11 @@ def test_scene_captions_are_as_good_as_their_names_say(scenes):
     said = {
         name: [say(scenes, i) for i in range(len(scenes))] for name, say in SCENE_CAPTIONS.items()
     }
-    assert true_share(said["rich"], scenes) == 100
-    assert true_share(said["terse"], scenes) > 95
+    assert truth_of(said["rich"], scenes) == Truth(pictures=100, words=100, named=100)
+    terse = truth_of(said["terse"], scenes)
+    assert terse.words == 100 > terse.named > 60
+    assert truth_of(said["wrong-100"], scenes).named < 50
+    assert truth_of([""] * len(scenes), scenes) == Truth(pictures=0, words=0, named=0)
     assert said["rewrite"] != [scene.alt for scene in scenes]
     wrong = {
         percent: {i for i, text in enumerate(said[f"wrong-{percent}"]) if text != said["terse"][i]}
@@ -439,16 +448,20 @@ def scaled(figures: dict[str, dict[float, float]], share="fraction", costs=None)
 
 
 def test_scaling_says_how_many_pictures_quality_saves():
-    """On lines of one slope, 10 points a decade, 10 points more are worth a factor of ten."""
-    found = scaled({"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 20.0, 1.0: 30.0}})
+    """By power laws that double each decade, twice as much is worth a factor of ten."""
+    found = scaled({"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 20.0, 1.0: 40.0}})
     page = study_page(found)
     assert page.count("<td>2</td><td>10.0</td>") == 2  # of 24 pictures, 2.4
     falling = scaled({"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 30.0, 1.0: 20.0}})
     assert "more pictures don&#x27;t help here" in study_page(falling)
+    assert page.count("both axes logarithmic") == 2
+    # A figure of 0 has no logarithm.
+    none = study_page(scaled({"G": {0.1: 0.0, 1.0: 20.0}, "S": {0.1: 20.0, 1.0: 30.0}}))
+    assert none.count("both axes logarithmic") == none.count('class="fit"') // 2 == 1
 
 
 def test_equal_cost_says_what_captions_would_have_bought_otherwise():
-    """On a line of 10 points a decade, ten times the cost would have bought 30 points."""
+    """By a power law that doubles each decade, ten times the cost would have bought 40 points."""
     costs = {
         "G 0.1": Cost(pretraining=1e12, captioning=0.0),
         "G 1.0": Cost(pretraining=1e13, captioning=0.0),
@@ -457,6 +470,6 @@ def test_equal_cost_says_what_captions_would_have_bought_otherwise():
     }
     figures = {"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 20.0, 1.0: 25.0}}
     page = study_page(scaled(figures, "budget", costs))
-    assert "<td>100</td><td>30.0</td><td>25.0</td><td>-5.0</td>" in page
-    assert "<td>100</td><td>0.700</td><td>0.750</td><td>-0.050</td>" in page
+    assert "<td>100</td><td>40.0</td><td>25.0</td><td>-15.0</td>" in page
+    assert "<td>100</td><td>0.711</td><td>0.750</td><td>-0.039</td>" in page
     assert "Equal cost" not in study_page(scaled(figures, "budget"))

@@ -125,10 +125,13 @@ def spread_chart(
     *,
     x_name: str,
     x_labels: Mapping[float, str] | None = None,
+    fits: Mapping[str, Sequence[float]] | None = None,
 ) -> Html:
     """A figure with means and their bounds, those of one label joined, from left to right.
 
-    ``x_labels`` are what is written at which places of the axis; without it, round numbers.
+    ``x_labels`` are what is written at which places of the axis; without it, round numbers. With
+    ``fits``, values that stand at the places of a label's means, those are joined in their stead,
+    and the vertical axis is logarithmic.
     """
     everything = [spread for group in spreads.values() for spread in group]
     right = _WIDTH - 12 - max(len(label) for label in spreads) * _CHARACTER_WIDTH
@@ -140,12 +143,16 @@ def spread_chart(
         right,
         x_name,
         x_labels,
+        is_log=fits is not None,
     )
-    for series, group in enumerate(spreads.values()):
+    for series, (label, group) in enumerate(spreads.items()):
         colour = series_colour(series)
         places = [at_x(s.x) for s in group]
-        points = _points(places, [at_y(s.mean) for s in group])
-        marks.append(tag("polyline", points=points, style=f"stroke: {colour}"))
+        fit = (fits or {}).get(label)
+        joined = fit or [s.mean for s in group]
+        points = _points(places, [at_y(y) for y in joined])
+        kind = "fit" if fit else ""
+        marks.append(tag("polyline", points=points, style=f"stroke: {colour}", class_=kind))
         for x, spread in zip(places, group, strict=True):
             y1, y2 = _px(at_y(spread.low)), _px(at_y(spread.high))
             line = {"x1": _px(x), "x2": _px(x), "y1": y1, "y2": y2}
@@ -169,17 +176,24 @@ def _axes(
     right: float,
     x_name: str,
     x_labels: Mapping[float, str] | None = None,
+    *,
+    is_log: bool = False,
 ) -> tuple[list[Html], _Place, _Place]:
-    """Grid and labels, and where on the figure a value of either axis lies."""
+    """Grid and labels, and where on the figure a value of either axis lies.
+
+    If ``is_log``, the vertical axis is logarithmic, and what it shows is more than 0.
+    """
     base = _HEIGHT - _BOTTOM
-    ticks_y = ticks(*limits_y, 6)
+    ticks_y = [v for v in ticks(*limits_y, 6) if v > 0 or not is_log]
     first_x, last_x = limits_x
+    scale: _Place = math.log10 if is_log else float
+    first_y, last_y = scale(min(ticks_y[0], limits_y[0])), scale(ticks_y[-1])
 
     def at_x(x: float) -> float:
         return _LEFT + (right - _LEFT) * (x - first_x) / (last_x - first_x)
 
     def at_y(y: float) -> float:
-        return base - (base - _TOP) * (y - ticks_y[0]) / (ticks_y[-1] - ticks_y[0])
+        return base - (base - _TOP) * (scale(y) - first_y) / (last_y - first_y)
 
     marks = [_grid_line(at_y(v), f"{v:g}", right) for v in ticks_y]
     if x_labels is None:

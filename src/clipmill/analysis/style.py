@@ -110,6 +110,7 @@ svg text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-num
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .reference { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 3 4; }
 svg polyline { fill: none; stroke-linejoin: round; stroke-linecap: round; stroke-width: 2; }
+svg polyline.fit { stroke-width: 1.5; stroke-dasharray: 5 4; }
 svg polyline.raw { stroke-width: 1; opacity: .3; }
 svg text.end { font-weight: 600; }
 

@@ -11,7 +11,7 @@ from clipmill.data.layers import read_layer
 from clipmill.data.reader import every_pair, read_shard
 from clipmill.images import decode_rgb
 from clipmill.study.result import CaptionQuality, CaptionSample
-from clipmill.study.scene_captions import SceneCaptions, true_share
+from clipmill.study.scene_captions import SceneCaptions, truth_of
 from clipmill.study.world import World
 
 _NUM_SAMPLES = 8
@@ -44,7 +44,7 @@ def caption_quality(
     scores = _clip_scores(captions, dataset, judge) if judge else {}
     return {
         name: CaptionQuality(
-            true_share=true_share(texts, scenes) if scenes else None,
+            truth=truth_of(texts, scenes) if scenes else None,
             clip_score=scores.get(name),
             num_words=sum(len(text.split()) for text in texts) / len(texts),
             num_different=len(set(texts)),

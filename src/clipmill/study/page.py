@@ -22,6 +22,7 @@ from clipmill.study.config import TableName
 from clipmill.study.findings import Findings
 from clipmill.study.paper import PAPER
 from clipmill.study.result import StudyResult
+from clipmill.study.scene_captions import Truth
 from clipmill.study.words import verdict
 
 _CAVEAT = (
@@ -73,9 +74,12 @@ def _plots(result: StudyResult) -> list[Section]:
     found = []
     sources = result.config.table("sources")
     if len([c for c in sources if plots.quality_of(result, c) is not None]) > 1:
-        words = "Of captions of both kinds, the mean of their truth."
+        words = (
+            "Of the colours and objects in a picture, the share that captions name; of captions of "
+            "both kinds, the mean."
+        )
         charts = plots.quality_charts(result)
-        found.append(section("truth", "Truth and transfer", paragraph(words), charts))
+        found.append(section("captions", "Captions and transfer", paragraph(words), charts))
     if any(c.fraction < 1 for c in result.config.table("scaling")):
         words = "The same samples seen, of fewer pictures." + _one_seed(result, "scaling")
         charts = plots.scaling(result)
@@ -123,20 +127,29 @@ def _quality(result: StudyResult) -> Section:
     body = [
         [
             name,
-            "" if q.true_share is None else f"{q.true_share:.1f} %",
+            *_percents(q.truth),
             "" if q.clip_score is None else f"{q.clip_score:.1f}",
             f"{q.num_words:.1f}",
             f"{q.num_different:,}",
         ]
         for name, q in result.quality.items()
     ]
-    head = ["Captions", "Pictures truly described", "CLIP score", "Words", "Different captions"]
+    head = [
+        *("Captions", "Of what is there, named", "True words", "Wholly true"),
+        *("CLIP score", "Words", "Different captions"),
+    ]
     note = (
-        "Truly described: a colour or an object is named, and none that isn't there. CLIP score: "
-        "100 times the cosine of picture and caption"
+        "Of colours and objects: the share of those in the picture that its caption names, and of "
+        "those that it names, which are in the picture. A caption is wholly true that names some "
+        "and none that isn't there. CLIP score: 100 times the cosine of picture and caption"
         + (f", by the CLIP of {result.config.judge!r}." if result.config.judge else ".")
     )
     return section("quality", "Quality of the captions", table(note, head, body))
+
+
+def _percents(truth: Truth | None) -> list[str]:
+    values = (truth.named, truth.words, truth.pictures) if truth else ()
+    return [f"{value:.1f} %" for value in values] or [""] * 3
 
 
 def _samples(result: StudyResult) -> Section:

@@ -1,17 +1,18 @@
 """A study's pictures: caption quality against transfer, dose and response, data scaling."""
 
 import math
-from collections.abc import Iterator
-
-import numpy as np
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from clipmill.analysis.charts import Spread, spread_chart
 from clipmill.analysis.page import Html, paragraph, table, tag, together
 from clipmill.study.config import ConditionConfig
 from clipmill.study.findings import Findings
 from clipmill.study.result import StudyResult
-from clipmill.study.statistics import bootstrap, trend_p
+from clipmill.study.statistics import PowerLaw, bootstrap, power_law, trend_p
 from clipmill.study.tables import heading, plain, signed
+
+_DASHED = paragraph("Dashed: a power law fitted to each.", class_="caveat")
 
 
 def dose_charts(result: StudyResult) -> Html:
@@ -31,7 +32,7 @@ def _dose(found: Findings, dosed: list[ConditionConfig], transfer: str) -> Html:
 
 
 def quality_charts(result: StudyResult) -> Html:
-    """Each transfer over the share of pictures about which the captions say nothing false."""
+    """Each transfer over how much of what there is to see the captions name."""
     sources = [c for c in result.config.table("sources") if quality_of(result, c) is not None]
     found, charts = result.findings("sources"), []
     for transfer in found.transfers:
@@ -41,20 +42,18 @@ def quality_charts(result: StudyResult) -> Html:
         }
         charts.append(
             spread_chart(
-                heading(found, transfer), "", spreads, x_name="pictures truly described, percent"
+                heading(found, transfer), "", spreads, x_name="of what is there, named, percent"
             )
         )
     return tag("div", charts, class_="charts")
 
 
 def quality_of(result: StudyResult, condition: ConditionConfig) -> float | None:
-    """Truth of a condition's captions, percent; the mean of both kinds where it has both."""
+    """What a condition's captions name, percent; the mean of both kinds where it has both."""
     names = {"real": ["real"], "synthetic": [condition.layer], "both": ["real", condition.layer]}
-    shares = [
-        result.quality[n].true_share for n in names[condition.captions] if n in result.quality
-    ]
-    known = [share for share in shares if share is not None]
-    return sum(known) / len(known) if known else None
+    found = [result.quality[n] for n in names[condition.captions] if n in result.quality]
+    shares = [quality.truth.named for quality in found if quality.truth]
+    return sum(shares) / len(shares) if shares else None
 
 
 def scaling(result: StudyResult) -> Html:
@@ -64,35 +63,52 @@ def scaling(result: StudyResult) -> Html:
     found, first = result.findings("scaling"), next(iter(series))
     charts, rows = [], []
     for transfer in found.transfers:
-        spreads = {
-            name: [
-                _spread(math.log10(whole * c.fraction), found.figures(c.name, transfer))
-                for c in conditions
-            ]
+        title = heading(found, transfer)
+        groups = {
+            name: [_spread(whole * c.fraction, found.figures(c.name, transfer)) for c in conditions]
             for name, conditions in series.items()
         }
-        labels = {s.x: f"{10**s.x:,.0f}" for group in spreads.values() for s in group}
-        note = "pictures on a logarithmic axis"
-        charts.append(
-            spread_chart(
-                heading(found, transfer), note, spreads, x_name="pictures", x_labels=labels
-            )
-        )
+        charts.append(_logarithmic_chart(title, groups, x_name="pictures"))
         better = 1 if found.metric(transfer).higher_is_better else -1
         rows += [
-            [f"{heading(found, transfer)}, {name}", *_worth(spreads[first], group, better)]
-            for name, group in spreads.items()
+            [f"{title}, {name}", *_worth(groups[first][-1], group, better)]
+            for name, group in groups.items()
             if name != first and len(group) > 1
         ]
     words = f"Pictures that it needs for what {first} reaches with all {whole:,}, and the factor"
     return together(
         tag("div", charts, class_="charts"),
-        paragraph(
-            "A straight line is fitted to each over the logarithm of the number of pictures.",
-            class_="caveat",
-        ),
+        _DASHED,
         table(f"{words} saved.", ["Transfer, captions", "Pictures", "Factor"], rows),
     )
+
+
+def _logarithmic_chart(
+    title: str, groups: Mapping[str, list[Spread]], *, x_name: str, unit: float = 1
+) -> Html:
+    """Power laws through means, on logarithmic axes; places are written in ``unit``.
+
+    Where a figure isn't more than 0, means are joined, and the vertical axis is linear.
+    """
+    is_positive = all(s.low > 0 for group in groups.values() for s in group)
+    laws = {name: _law(group) for name, group in groups.items()}
+    fits = {name: [law.at(s.x) for s in groups[name]] for name, law in laws.items() if law}
+    return spread_chart(
+        title,
+        "both axes logarithmic" if is_positive else "on a logarithmic axis",
+        {name: [replace(s, x=math.log10(s.x)) for s in g] for name, g in groups.items()},
+        x_name=x_name,
+        x_labels={math.log10(s.x): _short(s.x / unit) for s in next(iter(groups.values()))},
+        fits=fits if is_positive else None,
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _law(group: list[Spread]) -> PowerLaw | None:
+    return power_law([s.x for s in group], [s.mean for s in group])
 
 
 def _by_captions(conditions: list[ConditionConfig]) -> Iterator[tuple[str, list[ConditionConfig]]]:
@@ -107,13 +123,13 @@ def _by_captions(conditions: list[ConditionConfig]) -> Iterator[tuple[str, list[
             yield whole.name, sorted(same, key=lambda c: c.fraction)
 
 
-def _worth(first: list[Spread], own: list[Spread], better: int) -> list[str]:
-    """Pictures on the own line at which the first line's end is reached, and the factor saved."""
-    slope, base = np.polyfit([s.x for s in own], [s.mean for s in own], 1)
-    if slope * better <= 0:
+def _worth(end: Spread, own: list[Spread], better: int) -> list[str]:
+    """Pictures with which the own law reaches what stands at ``end``, and the factor saved."""
+    law = _law(own)
+    if law is None or law.exponent * better <= 0:
         return ["more pictures don't help here", ""]
-    needed = (first[-1].mean - base) / slope
-    return [f"{10**needed:,.0f}", f"{10 ** (first[-1].x - needed):.1f}"]
+    needed = law.reaches(end.mean)
+    return [f"{needed:,.0f}", f"{end.x / needed:.1f}"]
 
 
 def has_costs(result: StudyResult) -> bool:
@@ -127,36 +143,29 @@ def cost_charts(result: StudyResult) -> Html:
     series = _by_budget(result)
     first, *others = series
     for transfer in found.transfers:
-        spreads = {
+        title, metric = heading(found, transfer), found.metric(transfer)
+        groups = {
             name: [
-                _spread(math.log10(result.costs[c.name].total), found.figures(c.name, transfer))
+                _spread(result.costs[c.name].total, found.figures(c.name, transfer))
                 for c in conditions
             ]
             for name, conditions in series.items()
         }
-        labels = {s.x: f"{10**s.x / 1e12:.3g}" for s in spreads[first]}
         charts.append(
-            spread_chart(
-                heading(found, transfer),
-                "on a logarithmic axis",
-                spreads,
-                x_name="TFLOPs, captions included",
-                x_labels=labels,
-            )
+            _logarithmic_chart(title, groups, x_name="TFLOPs, captions included", unit=1e12)
         )
-        metric = found.metric(transfer)
-        line = np.polyfit([s.x for s in spreads[first]], [s.mean for s in spreads[first]], 1)
+        law = _law(groups[first])
+        if law is None:
+            continue
         for name in others:
-            end = spreads[name][-1]
-            bought = float(np.polyval(line, end.x))
+            end = groups[name][-1]
+            bought = law.at(end.x)
             change = metric.gain(end.mean, bought)
             figures = (plain(bought, metric), plain(end.mean, metric), signed(change, metric))
-            rows.append(
-                [f"{heading(found, transfer)}, {name}", f"{10**end.x / 1e12:.3g}", *figures]
-            )
+            rows.append([f"{title}, {name}", f"{end.x / 1e12:.3g}", *figures])
     head = ["Transfer, captions", "TFLOPs", f"{first} at that cost", "Its own", "Better by"]
-    note = f"What more training on {first} would give, on a line fitted to it, for the same cost."
-    return together(tag("div", charts, class_="charts"), table(note, head, rows))
+    note = f"What more training on {first} would give by its power law, for the same cost."
+    return together(tag("div", charts, class_="charts"), _DASHED, table(note, head, rows))
 
 
 def _by_budget(result: StudyResult) -> dict[str, list[ConditionConfig]]:

@@ -7,6 +7,7 @@ from clipmill.errors import ArtifactError
 from clipmill.storage import join, read_json
 from clipmill.study.config import StudyConfig, TableName
 from clipmill.study.findings import Findings, StudyRun, by_task
+from clipmill.study.scene_captions import Truth
 
 RESULT = "study.json"
 _FORMAT = 2
@@ -16,9 +17,8 @@ _FORMAT = 2
 class CaptionQuality:
     """How good one kind of caption is, over all pictures."""
 
-    true_share: float | None
-    """Pictures whose caption names a colour or an object and none that isn't there, percent; None
-    where nobody knows what is there."""
+    truth: Truth | None
+    """None where nobody knows what is there."""
     clip_score: float | None
     """Mean cosine of picture and caption by the judge's CLIP, times 100; None without a judge."""
     num_words: float
@@ -151,9 +151,14 @@ def read_study(uri: str) -> StudyResult:
         config=StudyConfig.from_json(value["config"]),
         runs=tuple(StudyRun(**run) for run in value["runs"]),
         num_pairs=value["num_pairs"],
-        quality={name: CaptionQuality(**found) for name, found in value["quality"].items()},
+        quality={name: _quality(found) for name, found in value["quality"].items()},
         samples=tuple(CaptionSample(**sample) for sample in value["samples"]),
         attention=value["attention"],
         costs={name: Cost(**cost) for name, cost in value["costs"].items()},
         parts=tuple(StudyPart(**part) for part in value["parts"]),
     )
+
+
+def _quality(value: dict[str, Any]) -> CaptionQuality:
+    truth = value["truth"]
+    return CaptionQuality(**(value | {"truth": Truth(**truth) if truth else None}))

@@ -128,11 +128,27 @@ def add_scene_layers(
     return layers
 
 
-def true_share(captions: list[str], scenes: list[SceneCaptions]) -> float:
-    """Share of pictures about which a caption says nothing wrong, and something, percent.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truth:
+    """How much of what captions tell is so, by the words for colours and objects; percent."""
 
-    What counts are the words for colours and objects.
-    """
+    pictures: float
+    """Of all, those whose caption names something and nothing that isn't there."""
+    words: float
+    """Of what is named, what is there; 0 where nothing is named."""
+    named: float
+    """Of what is there, what is named."""
+
+
+def truth_of(captions: list[str], scenes: list[SceneCaptions]) -> Truth:
+    """Of a caption of each scene; a word that it repeats counts once."""
     told = [set(_TOLD.findall(caption)) for caption in captions]
-    pairs = zip(told, scenes, strict=True)
-    return 100 * sum(bool(words) and words <= scene.shown for words, scene in pairs) / len(told)
+    pairs = list(zip(told, scenes, strict=True))
+    right = sum(len(words & scene.shown) for words, scene in pairs)
+    return Truth(
+        pictures=100
+        * sum(bool(words) and words <= scene.shown for words, scene in pairs)
+        / len(told),
+        words=100 * right / max(1, sum(map(len, told))),
+        named=100 * right / max(1, sum(len(scene.shown) for scene in scenes)),
+    )

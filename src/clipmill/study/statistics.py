@@ -42,6 +42,32 @@ class Gain:
         return self.num_seeds > 1 and not self.change.low <= 0 <= self.change.high
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PowerLaw:
+    """``factor * x ** exponent``: a straight line between logarithms."""
+
+    exponent: float
+    """Slope of that line."""
+    factor: float
+    """What it gives at 1."""
+
+    def at(self, x: float) -> float:
+        """Its value there."""
+        return float(self.factor * x**self.exponent)
+
+    def reaches(self, value: float) -> float:
+        """Where it has this value; the exponent isn't 0."""
+        return float((value / self.factor) ** (1 / self.exponent))
+
+
+def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
+    """Least squares between logarithms; None of a single place, or if not all of ``y`` is > 0."""
+    if len(set(x)) < 2 or min(y) <= 0:
+        return None
+    exponent, base = np.polyfit(np.log(x), np.log(y), 1)
+    return PowerLaw(exponent=float(exponent), factor=float(np.exp(base)))
+
+
 def paired_gain(gains: Sequence[float], others: Sequence[float]) -> Gain:
     """Of gains seed by seed over ``others``."""
     change = bootstrap(gains)
