@@ -448,10 +448,10 @@ def scaled(figures: dict[str, dict[float, float]], share="fraction", costs=None)
 
 
 def test_scaling_says_how_many_pictures_quality_saves():
-    """By power laws that double each decade, twice as much is worth a factor of ten."""
+    """By power laws that double from a tenth to all, twice as much is worth the other nine."""
     found = scaled({"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 20.0, 1.0: 40.0}})
     page = study_page(found)
-    assert page.count("<td>2</td><td>10.0</td>") == 2  # of 24 pictures, 2.4
+    assert page.count("<td>2</td><td>12.0</td>") == 2  # a tenth of 24 pictures is 2
     falling = scaled({"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 30.0, 1.0: 20.0}})
     assert "more pictures don&#x27;t help here" in study_page(falling)
     assert page.count("both axes logarithmic") == 2

@@ -103,6 +103,7 @@ img.pixels { image-rendering: pixelated; }
 .bar > span { display: flex; justify-content: space-between; }
 
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 44px 44px; }
+.charts + * { margin-top: 44px; }
 .charts figcaption { font-weight: 600; margin-bottom: 6px; }
 .charts small { display: block; color: var(--soft); font-weight: 400; font-size: .85rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }

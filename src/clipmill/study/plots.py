@@ -65,7 +65,10 @@ def scaling(result: StudyResult) -> Html:
     for transfer in found.transfers:
         title = heading(found, transfer)
         groups = {
-            name: [_spread(whole * c.fraction, found.figures(c.name, transfer)) for c in conditions]
+            name: [
+                _spread(round(whole * c.fraction), found.figures(c.name, transfer))
+                for c in conditions
+            ]
             for name, conditions in series.items()
         }
         charts.append(_logarithmic_chart(title, groups, x_name="pictures"))
