@@ -2,7 +2,8 @@
 
 Eager; with the encoder's branches fused; as served, which is fused, channels last, each image of a
 batch by itself; compiled; and where onnxruntime is installed, exported to ONNX. Rounds of what is
-compared alternate; random weights. ``python benchmarks/task_throughput.py``.
+compared alternate; random weights. ``python benchmarks/task_throughput.py``. On a GPU a batch is
+served as one, and what bf16 and TF32 would give is told in place of ONNX: ``--batch 32``.
 """
 
 import argparse
@@ -12,12 +13,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from towers import hardware
+from towers import hardware, synchronize
 
 from clipmill.models.cpu_threads import CpuThreads
 from clipmill.models.encoders import open_encoder
@@ -38,6 +40,7 @@ NETWORKS = {
     "MCi0 + depth": ("timm:fastvit_mci0", "depth-vit-b16"),
 }
 _NUM_CLASSES = 150  # ADE20K's
+_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def network(encoder: str, name: str) -> nn.Module:
@@ -46,7 +49,7 @@ def network(encoder: str, name: str) -> nn.Module:
     classes = tuple(str(number) for number in range(_NUM_CLASSES))
     torch.manual_seed(0)
     made = task_named(config.task).network(config.model, open_encoder(encoder).config, classes)
-    return made.eval()
+    return made.to(_DEVICE).eval()
 
 
 def served(network: nn.Module) -> Callable[[Tensor], object]:
@@ -54,10 +57,27 @@ def served(network: nn.Module) -> Callable[[Tensor], object]:
     network, threads = network.to(memory_format=torch.channels_last), CpuThreads()
 
     @torch.inference_mode()
-    def one(image_13HW: Tensor) -> object:
-        return network(image_13HW.contiguous(memory_format=torch.channels_last))
+    def one(images_B3HW: Tensor) -> object:
+        return network(images_B3HW.contiguous(memory_format=torch.channels_last))
 
+    if _DEVICE.type == "cuda":
+        return one
     return lambda images_B3HW: threads.map(one, images_B3HW.split(1))
+
+
+def in_bf16(run: Callable[[Tensor], object], images_B3HW: Tensor) -> object:
+    """Under autocast."""
+    with torch.autocast(_DEVICE.type, torch.bfloat16):
+        return run(images_B3HW)
+
+
+def in_tf32(run: Callable[[Tensor], object], images_B3HW: Tensor) -> object:
+    """With products of fp32 matrices rounded to TF32, as convolutions' are by default."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        return run(images_B3HW)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def exported(network: nn.Module, images_B3HW: Tensor, threads: int) -> Callable[[Tensor], object]:
@@ -75,8 +95,10 @@ def exported(network: nn.Module, images_B3HW: Tensor, threads: int) -> Callable[
 
 def seconds(run: Callable[[Tensor], object], images: Tensor) -> tuple[float, float]:
     """Of one batch, on the wall and of the processor."""
+    synchronize(_DEVICE)
     started = time.perf_counter(), time.process_time()
     run(images)
+    synchronize(_DEVICE)
     return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
@@ -92,7 +114,7 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    images = torch.rand(options.batch, 3, options.size, options.size)
+    images = torch.rand(options.batch, 3, options.size, options.size, device=_DEVICE)
     title = f"{options.batch} x {options.size} x {options.size} pixels, fp32"
     table = Table(title=title, caption=hardware())
     for heading in ("network", "form", "M parameters", "images/s", "images/CPU s", "speed"):
@@ -104,7 +126,10 @@ def main() -> None:
         forms["served"] = served(reparameterised(eager))
         if options.compile:
             forms["compiled"] = torch.compile(fused)
-        if importlib.util.find_spec("onnxruntime"):
+        if _DEVICE.type == "cuda":
+            forms["served, TF32"] = partial(in_tf32, forms["served"])
+            forms["served, bf16"] = partial(in_bf16, forms["served"])
+        elif importlib.util.find_spec("onnxruntime"):
             forms["ONNX"] = exported(fused, images, options.threads)
         for run in forms.values():
             run(images)

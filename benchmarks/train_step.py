@@ -5,7 +5,8 @@ its own that take turns, so that both meet the same machine and each has a peak 
 gets its images normalised already and its texts padded to the context, as its loader makes them;
 we normalise in the step, and our texts are as long as the batch's longest. Prints medians, and the
 ratios of speed and memory: ``python benchmarks/train_step.py``. Where other work shares the
-machine, processor time is what can be compared.
+machine, processor time is what can be compared. On a GPU steps are timed by its own events, and
+memory is the GPU's: ``python benchmarks/train_step.py --model base --batch 512 --precision bf16``.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from towers import SMALL, hardware, pairs
+from towers import BASE, SMALL, hardware, pairs
 
 from clipmill.data.loader import PairBatch
 from clipmill.engine.config import AdamWConfig, TrainConfig
@@ -41,24 +42,44 @@ _WARM = 2
 _PEAK = 1e-3
 
 
+_MODELS = {"small": (SMALL, "ViT-Ti/16 at 112 px"), "base": (BASE, "ViT-B/16 at 224 px")}
+_ON_GPU = torch.cuda.is_available()
+
 Lap = tuple[float, float]
-"""Seconds on the wall, and of the processor."""
+"""Seconds on the wall, or between a GPU's events; and of the processor."""
 
 
-def now() -> Lap:
+def now() -> tuple[Any, float]:
     """Both clocks."""
-    return time.perf_counter(), time.process_time()
+    if not _ON_GPU:
+        return time.perf_counter(), time.process_time()
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event, time.process_time()
 
 
-def between(laps: list[Lap]) -> list[Lap]:
+def between(laps: list[tuple[Any, float]]) -> list[Lap]:
     """The time of each step."""
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(laps)]
+    if not _ON_GPU:
+        return [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(laps)]
+    torch.cuda.synchronize()
+    return [(a[0].elapsed_time(b[0]) / 1e3, b[1] - a[1]) for a, b in itertools.pairwise(laps)]
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held: of the GPU, where there is one."""
+    if _ON_GPU:
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def ours(options: argparse.Namespace) -> list[Lap]:
     """Seconds of each step of our loop."""
-    laps: list[Lap] = []
-    batch = pairs(SMALL, options.batch)
+    laps: list[tuple[Any, float]] = []
+    model, _ = _MODELS[options.model]
+    batch = pairs(model, options.batch)
+    if _ON_GPU:
+        batch = batch.pin_memory()
 
     def batches(cursor: int, here: Ranks) -> Iterator[PairBatch]:
         del cursor, here
@@ -76,7 +97,7 @@ def ours(options: argparse.Namespace) -> list[Lap]:
     )
     with tempfile.TemporaryDirectory() as folder:
         train(
-            lambda here: ClipObjective(SMALL, here),
+            lambda here: ClipObjective(model, here),
             batches,
             config,
             name="clip",
@@ -94,10 +115,14 @@ def open_clips(options: argparse.Namespace) -> list[Lap]:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model: Any = build_clip(SMALL)
-    raw = pairs(SMALL, options.batch, is_padded=True)
-    images = Normalize()(raw.images_B3HW.float() / 255)
-    laps: list[Lap] = []
+    config, _ = _MODELS[options.model]
+    device = "cuda" if _ON_GPU else "cpu"
+    model: Any = build_clip(config).to(device)
+    raw = pairs(config, options.batch, is_padded=True)
+    images, texts = Normalize()(raw.images_B3HW.float() / 255), raw.real_BT
+    if _ON_GPU:
+        images, texts = images.pin_memory(), texts.pin_memory()
+    laps: list[tuple[Any, float]] = []
     num_steps = options.steps + _WARM
 
     class Batches:
@@ -106,7 +131,7 @@ def open_clips(options: argparse.Namespace) -> list[Lap]:
         def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
             for _ in range(num_steps):
                 laps.append(now())
-                yield images, raw.real_BT
+                yield images, texts
 
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -117,7 +142,7 @@ def open_clips(options: argparse.Namespace) -> list[Lap]:
         eps=1e-6,
     )
     arguments = SimpleNamespace(
-        device="cpu",
+        device=device,
         precision="amp_bf16" if options.precision == "bf16" else "fp32",
         distill=False,
         accum_freq=1,
@@ -144,8 +169,7 @@ def child(name: str, options: argparse.Namespace) -> None:
     """Print what one process measured."""
     logging.disable()
     laps = _LOOPS[name](options)[_WARM:]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": laps, "peak_bytes": peak}))
+    print(json.dumps({"seconds": laps, "peak_bytes": peak_bytes()}))
 
 
 def main() -> None:
@@ -153,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=8, help="of a turn")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--model", choices=sorted(_MODELS), default="small")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
@@ -169,9 +194,11 @@ def main() -> None:
             environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
             turns.append(json.loads(done.stdout.splitlines()[-1]))
-    title = f"CLIP training, ViT-Ti/16 at 112 px, batch {options.batch}, {options.precision}"
+    towers = _MODELS[options.model][1]
+    title = f"CLIP training, {towers}, batch {options.batch}, {options.precision}"
     table = Table(title=title, caption=hardware())
-    for heading in ("loop", "ms", "CPU ms", "samples/CPU s", "peak MB"):
+    rate = "samples/s" if _ON_GPU else "samples/CPU s"
+    for heading in ("loop", "ms", "CPU ms", rate, "peak MB"):
         table.add_column(heading, justify="left" if heading == "loop" else "right")
     wall, cpu = (
         {
@@ -182,7 +209,7 @@ def main() -> None:
     )
     peaks = {n: statistics.median(t["peak_bytes"] for t in ts) for n, ts in found.items()}
     for name in found:
-        speed = f"{options.batch / cpu[name]:.1f}"
+        speed = f"{options.batch / (wall if _ON_GPU else cpu)[name]:.1f}"
         times = (f"{wall[name] * 1000:.0f}", f"{cpu[name] * 1000:.0f}")
         table.add_row(name, *times, speed, f"{peaks[name] / 1e6:.0f}")
     console = Console()

@@ -10,6 +10,7 @@ import torch
 from two_ranks import CASES, gradients_of, trained_weights
 
 from clipmill.engine.distributed import Ranks, ranks
+from clipmill.errors import ConfigError
 from clipmill.storage.ports import free_ports
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -22,6 +23,7 @@ def gradients(tmp_path_factory):
     ports = [str(port) for port in free_ports(3)]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     common["GLOO_SOCKET_IFNAME"] = "lo"  # a host name need not resolve
+    common["CUDA_VISIBLE_DEVICES"] = ""  # a machine may have fewer GPUs than ranks
     processes, errors = [], []
     try:
         for rank in range(2):
@@ -71,3 +73,15 @@ def test_a_process_alone_is_rank_0_of_1(monkeypatch):
         assert (here.rank, here.world_size) == (0, 1)
         assert here.wrap(module) is module
         assert not torch.distributed.is_initialized()
+
+
+def test_more_ranks_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with (
+        pytest.raises(ConfigError, match="rank 1 of this machine has no GPU: there are 1"),
+        ranks(),
+    ):
+        pass

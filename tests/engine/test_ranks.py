@@ -28,6 +28,7 @@ def ranks(tmp_path_factory):
     ports = [str(port) for port in free_ports(len(SCENARIOS))]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     common["GLOO_SOCKET_IFNAME"] = "lo"  # a host name need not resolve
+    common["CUDA_VISIBLE_DEVICES"] = ""  # a machine may have fewer GPUs than ranks
     processes, errors = [], []
     try:
         for rank in range(2):

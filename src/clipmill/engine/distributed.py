@@ -78,11 +78,15 @@ def ranks(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
     """Join the group that the environment names, and leave it at the end.
 
     A rank that waits for another one longer than ``timeout_seconds`` fails.
+
+    Raises:
+        ConfigError: this machine has GPUs, but none for this rank.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
+        _check_gpu(local_rank, torch.cuda.device_count())
         torch.cuda.set_device(device)
     if world_size == 1:
         yield Ranks(device=device)
@@ -102,3 +106,14 @@ def ranks(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
         yield Ranks(rank=rank, world_size=world_size, device=device, store=store)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _check_gpu(local_rank: int, num_gpus: int) -> None:
+    """NCCL would wait for its whole timeout where two ranks share one."""
+    if local_rank >= num_gpus:
+        raise ConfigError(
+            f"rank {local_rank} of this machine has no GPU: there are {num_gpus}",
+            expected="a GPU for each rank",
+            action=f"start {num_gpus} ranks a machine (torchrun --nproc-per-node {num_gpus}), or "
+            "train on its processors (CUDA_VISIBLE_DEVICES= in the environment)",
+        )
