@@ -179,6 +179,12 @@ def parts_are_the_whole(result, folder):
     for name in ("quality", "attention", "costs", "num_pairs", "samples"):
         assert getattr(joined, name) == getattr(result, name)
     assert joined.parts == result.parts * 3
+    assert joined.retold == ()
+    told = studies[1].quality["coca"]
+    others = {"coca": replace(told, num_different=told.num_different + 1)}
+    elsewhere = join_studies([replace(studies[1], quality=others), *studies[::2]])
+    assert elsewhere.retold == ("coca",)
+    assert "Not every part has the same coca captions" in study_page(elsewhere)
     page = folder / "joined.html"
     assert reported(*parts, "--output", str(page)) == by_place(rows(result.judged))
     assert all(c.name in page.read_text() for c in result.config.conditions)

@@ -9,7 +9,7 @@ from typing import TypeVar, get_args
 from clipmill.errors import ConfigError
 from clipmill.study.config import ConditionConfig, EffortConfig, StudyConfig, TableName
 from clipmill.study.findings import StudyRun
-from clipmill.study.result import CaptionSample, StudyResult
+from clipmill.study.result import CaptionQuality, CaptionSample, StudyResult
 
 T = TypeVar("T")
 
@@ -55,6 +55,7 @@ def join_studies(parts: Sequence[StudyResult]) -> StudyResult:
     )
     # The first seed's encoders are the judge, and those whose heads are looked at.
     by_seed = sorted(parts, key=lambda part: part.config.seeds[0])
+    quality = _first(p.quality for p in sorted(by_seed, key=lambda p: not p.config.judge))
     return replace(
         parts[0],
         uri=", ".join(part.uri for part in parts),
@@ -65,12 +66,22 @@ def join_studies(parts: Sequence[StudyResult]) -> StudyResult:
             for c in conditions
             if joined.judged_by(c, seed)
         ),
-        quality=_first(part.quality for part in sorted(by_seed, key=lambda p: not p.config.judge)),
+        quality=quality,
         samples=_samples(parts),
         attention=_first(part.attention for part in by_seed),
         costs=_first(part.costs for part in parts),
         parts=tuple(made for part in parts for made in part.parts),
+        retold=tuple(
+            name
+            for name, told in quality.items()
+            if any(_words(p.quality.get(name, told)) != _words(told) for p in parts)
+        ),
     )
+
+
+def _words(quality: CaptionQuality) -> CaptionQuality:
+    """What is known of captions by themselves, without the judge's opinion."""
+    return replace(quality, clip_score=None)
 
 
 def _conditions(configs: Sequence[StudyConfig]) -> tuple[ConditionConfig, ...]:

@@ -17,6 +17,7 @@ from clipmill.analysis.page import (
 )
 from clipmill.analysis.pictures import picture
 from clipmill.analysis.provenance import environment
+from clipmill.analysis.verdict import listed
 from clipmill.study import plots, tables
 from clipmill.study.config import TableName
 from clipmill.study.findings import Findings
@@ -66,8 +67,8 @@ def study_page(result: StudyResult) -> str:
 
 def _lead(found: Findings) -> list[Html]:
     first, *others = verdict(found)
-    listed = tag("ul", [tag("li", sentence) for sentence in others])
-    return [paragraph(first, class_="lead"), *([listed] if others else [])]
+    rest = tag("ul", [tag("li", sentence) for sentence in others])
+    return [paragraph(first, class_="lead"), *([rest] if others else [])]
 
 
 def _plots(result: StudyResult) -> list[Section]:
@@ -144,6 +145,11 @@ def _quality(result: StudyResult) -> Section:
         "and none that isn't there. CLIP score: 100 times the cosine of picture and caption"
         + (f", by the CLIP of {result.config.judge!r}." if result.config.judge else ".")
     )
+    if result.retold:
+        note += (
+            f" Not every part has the same {listed(result.retold)} captions: a captioner is "
+            "trained for each, and processors round differently. Told of are the first part's."
+        )
     return section("quality", "Quality of the captions", table(note, head, body))
 
 

@@ -88,6 +88,9 @@ class StudyResult:
     """Of each condition that learns from captions."""
     parts: tuple[StudyPart, ...]
     """How it was made."""
+    retold: tuple[str, ...] = ()
+    """Kinds of captions that some of the joined parts have in other words than ``quality`` tells:
+    a captioner that each trained itself, on processors that round differently."""
 
     @property
     def judged(self) -> Findings:
