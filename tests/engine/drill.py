@@ -57,9 +57,9 @@ def outcome(folder, seen=None, before=lambda: None):
     sys.setprofile(None)
     digest = hashlib.sha256()
     for name, tensor in sorted(trained.tensors.items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     log = [
-        {k: v for k, v in r.items() if k not in {"samples_per_second", "data_wait"}}
+        {k: v for k, v in r.items() if k not in {"samples_per_second", "data_wait", "mfu"}}
         for r in trained.log
     ]
     return digest.hexdigest() + json.dumps(log, sort_keys=True)

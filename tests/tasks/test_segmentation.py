@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from clipmill.data.labelled import IGNORED, Ade20kFolder
 from clipmill.data.scenes import CLASSES as SCENE_CLASSES
+from clipmill.models import at_once
 from clipmill.tasks.segmentation import SegmentationTask
 
 TASK = SegmentationTask()
@@ -69,6 +70,19 @@ def test_network_gives_class_ids_at_the_images_size(size):
     assert found.shape == (2, *size)
     assert found.dtype == torch.uint8
     assert found.max() < len(CLASSES)
+
+
+@torch.no_grad()
+def test_logits_too_many_for_one_map(monkeypatch):
+    torch.manual_seed(0)
+    served = TASK.network(SEGMENTATION, VIT, CLASSES).eval()
+    images = torch.rand(3, 3, 32, 48)
+    whole = served(images)
+    monkeypatch.setattr(at_once, "MOST_ELEMENTS", len(CLASSES) * 32 * 48 * 2)
+    seen = []
+    served.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    assert torch.equal(served(images), whole)
+    assert seen == [2, 1]
 
 
 def test_batches(ade20k_folder):

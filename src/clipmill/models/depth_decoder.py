@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipmill.errors import ConfigError
+from clipmill.models.at_once import few_at_once
 
 _DECONV_CHANNELS = 32
 _NUM_DECONVS = 3
@@ -72,9 +73,12 @@ class DepthDecoder(nn.Module):
 
     def forward(self, map_BDhw: Tensor) -> Tensor:
         """Depth in metres, between 0 and the largest."""
-        map_BCHW = self.up(map_BDhw)
+        map_BChw = self.up(map_BDhw)
+        return few_at_once(self._depth, map_BChw, map_BChw[0].numel() * self._factor**2)
+
+    def _depth(self, map_BChw: Tensor) -> Tensor:
         if self._factor > 1:
-            map_BCHW = F.interpolate(
-                map_BCHW, scale_factor=self._factor, mode="bilinear", align_corners=False
+            map_BChw = F.interpolate(
+                map_BChw, scale_factor=self._factor, mode="bilinear", align_corners=False
             )
-        return torch.sigmoid(self.head(map_BCHW)) * self._max_depth_metres
+        return torch.sigmoid(self.head(map_BChw)) * self._max_depth_metres

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipmill.models.at_once import few_at_once
 from clipmill.models.dense import build_dense
 from clipmill.models.encoders import EncoderConfig
 from clipmill.models.neck import PyramidNeck, build_neck, map_strides
@@ -36,6 +37,7 @@ class SegmentationNetwork(nn.Module):
                 config.head_channels,
                 num_classes,
             )
+        self._num_classes = num_classes
         self._test = config.test
         self._stride = config.test_stride
         self._short_side = config.crop_size
@@ -45,6 +47,13 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """The likeliest class of each pixel, uint8."""
+        height, width = images_B3HW.shape[-2:]
+        # The network sees the shorter side at the crop's size, give or take its padding.
+        seen = self._short_side**2 * max(height, width) / min(height, width)
+        elements = self._num_classes * max(height * width, int(seen))
+        return few_at_once(self._classes, images_B3HW, elements)
+
+    def _classes(self, images_B3HW: Tensor) -> Tensor:
         if self._test == "whole":
             logits_BCHW = self._whole(images_B3HW)
         else:
