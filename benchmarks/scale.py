@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from scenes import hardware
 from shard import write_pairs
 
-from clipmill.data.duplicates import FINGERPRINT, find_duplicates
 from clipmill.data.scale import ScaleRates, scale_plan
+from clipmill.data.shard_duplicates import FINGERPRINT, find_duplicates
 from clipmill.data.shards import ShardConfig, plan_shards, shard_range
 from clipmill.data.sources.sorting import sorted_records
 

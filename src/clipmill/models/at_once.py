@@ -15,5 +15,5 @@ def few_at_once(run: Callable[[Tensor], Tensor], batch: Tensor, elements: int) -
 
     Items must not see each other in ``run``.
     """
-    pieces = batch.split(max(1, MOST_ELEMENTS // elements))
+    pieces = torch.split(batch, max(1, MOST_ELEMENTS // elements))
     return run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
