@@ -12,7 +12,8 @@ from clipmill.tasks.contract import Metric
 STYLE = """
 table :is(td, th):first-child { min-width: 9em; }
 .scroll + .scroll { margin-top: 2rem; }
-td small { display: block; color: var(--soft); white-space: nowrap; }
+:is(td, th) small { display: block; color: var(--soft); white-space: nowrap; }
+th small { font-weight: 400; white-space: normal; }
 td.paper, th:has(.paper) { color: var(--soft); font-weight: 400; }
 td.sure small:first-of-type { color: var(--good); font-weight: 600; }
 td.sure.lost small:first-of-type { color: var(--bad); }
@@ -32,8 +33,8 @@ def comparison(found: Findings, paper: Sequence[PaperRow] = ()) -> Html:
 def _comparison(
     found: Findings, transfers: Sequence[str], kind: str, paper: Sequence[PaperRow]
 ) -> Html:
-    body = [[c, *(_cell(found, c, t) for t in transfers)] for c in found.conditions]
-    named = ", or than what is named" if found.over else ""
+    body = [[_name(found, c), *(_cell(found, c, t) for t in transfers)] for c in found.conditions]
+    named = ", or than what stands below its name" if found.over else ""
     better = f"how much better than {found.conditions[0]}{named}"
     seeds = len(found.seeds)
     note = f"{kind} One seed, which can't tell an effect from noise; below, {better}."
@@ -69,6 +70,14 @@ def signed(value: float, metric: Metric) -> str:
     return ("+" if value >= 0 else "-") + plain(abs(value), metric)
 
 
+def _name(found: Findings, condition: str) -> str:
+    """A condition, and what it is held against where that isn't the table's first."""
+    over = found.reference(condition)
+    if over in (condition, found.conditions[0]):
+        return condition
+    return together(tag("span", condition), tag("small", f"against {over}"))
+
+
 def _cell(found: Findings, condition: str, transfer: str) -> Html:
     is_reference = found.reference(condition) == condition
     return (_figure if is_reference else _changed)(found, condition, transfer)
@@ -80,16 +89,13 @@ def _figure(found: Findings, condition: str, transfer: str) -> Html:
 
 
 def _changed(found: Findings, condition: str, transfer: str) -> Html:
-    over = found.reference(condition)
-    gain = found.gain(condition, over, transfer)
+    gain = found.gain(condition, found.reference(condition), transfer)
     change = gain.change
     own = bootstrap(found.figures(condition, transfer))
     metric = found.metric(transfer)
     mean, low, high = (signed(v, metric) for v in (change.mean, change.low, change.high))
     has_bounds = len(found.seeds) > 1
     words = f"{mean} ({low} to {high})" if has_bounds else mean
-    if over != found.conditions[0]:
-        words += f" over {over}"
     test = f"{gain.percent:+.1f} %" + (f", p = {gain.p:.3g}" if has_bounds else "")
     kind = "sure" if change.mean > 0 else "sure lost"
     return tag(
