@@ -351,7 +351,8 @@ def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
     matched = replace(findings, over={"less": "less", "same": "less"})
     assert verdict(matched)[0] == "same is worse than less at depth, frozen (by 0.100 m)."
     told = str(comparison(matched))
-    assert " over less</small>" in told
+    assert "<span>same</span><small>against less</small>" in told
+    assert told.count("against") == 2  # fine-tuned, and frozen
     assert "(+0.100 to +0.100)" not in told
     one = replace(known({"G": first, "worse": [1.8, 1.8, 1.8, 1.8]}).findings(), seeds=(0,))
     assert verdict(one) == ["One seed, which can't tell an effect from noise."]
