@@ -4,11 +4,11 @@ import csv
 from dataclasses import replace
 
 import pytest
+from tiny_study import SCENES, tiny
 from typer.testing import CliRunner
 
 from clipmill.analysis.provenance import environment
 from clipmill.cli import app
-from clipmill.data.scenes.source import ScenesSourceConfig
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes.study import study_captions
@@ -30,14 +30,6 @@ from clipmill.study.tables import comparison
 from clipmill.study.words import latex, markdown, rows, verdict
 from clipmill.tasks.evaluation import read_evaluation
 
-SCENES = ScenesSourceConfig(
-    num_pairs=24,
-    num_captioning=8,
-    num_labelled=4,
-    num_test=2,
-    tasks=("segmentation", "depth", "classification"),
-)
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
@@ -47,38 +39,6 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def scenes():
     return draw_captions(replace(SCENES, num_pairs=200))
-
-
-def tiny() -> StudyConfig:
-    """The recipe with two steps of everything, and some of its conditions."""
-    whole = study_captions()
-    kept = (
-        *("G", "G+S (CoCa)", "rich, true", "from scratch", "labels", "G, 10%"),
-        "mobile, CLIP G+S, distilled",
-    )
-
-    def short(config):
-        train = replace(config.train, steps=2, batch_size=2)
-        return replace(config, train=train)
-
-    return replace(
-        whole,
-        drawn=replace(whole.drawn, scenes=SCENES, captioner=short(whole.drawn.captioner)),
-        clips={name: short(clip) for name, clip in whole.clips.items()},
-        maes={name: short(mae) for name, mae in whole.maes.items()},
-        supervised={name: short(labels) for name, labels in whole.supervised.items()},
-        transfers={
-            name: short(whole.transfers[name]) for name in ("segmentation", "depth, frozen")
-        },
-        conditions=(
-            *(c for c in whole.conditions if c.name in kept),
-            next(c for c in whole.conditions if c.encoder == "mae"),
-        ),
-        judge="rich, true",
-        attention=tuple(c.name for c in whole.conditions if c.encoder == "mae")[:1],
-        seeds=(0, 1),
-        efforts={"mobile": EffortConfig(seeds=(0,), transfers=("segmentation",))},
-    )
 
 
 def uris(result: StudyResult, condition: str) -> list[str]:

@@ -1,0 +1,54 @@
+"""A study of a few pictures; ``tiny_study.py STORE`` carries it out with two workers."""
+
+import sys
+from dataclasses import replace
+
+from clipmill.data.scenes.source import ScenesSourceConfig
+from clipmill.recipes.study import study_captions
+from clipmill.stages import silent
+from clipmill.study.config import EffortConfig, StudyConfig
+from clipmill.study.run import run_study
+
+SCENES = ScenesSourceConfig(
+    num_pairs=24,
+    num_captioning=8,
+    num_labelled=4,
+    num_test=2,
+    tasks=("segmentation", "depth", "classification"),
+)
+
+
+def tiny() -> StudyConfig:
+    """The recipe with two steps of everything, and some of its conditions."""
+    whole = study_captions()
+    kept = (
+        *("G", "G+S (CoCa)", "rich, true", "from scratch", "labels", "G, 10%"),
+        "mobile, CLIP G+S, distilled",
+    )
+
+    def short(config):
+        train = replace(config.train, steps=2, batch_size=2)
+        return replace(config, train=train)
+
+    return replace(
+        whole,
+        drawn=replace(whole.drawn, scenes=SCENES, captioner=short(whole.drawn.captioner)),
+        clips={name: short(clip) for name, clip in whole.clips.items()},
+        maes={name: short(mae) for name, mae in whole.maes.items()},
+        supervised={name: short(labels) for name, labels in whole.supervised.items()},
+        transfers={
+            name: short(whole.transfers[name]) for name in ("segmentation", "depth, frozen")
+        },
+        conditions=(
+            *(c for c in whole.conditions if c.name in kept),
+            next(c for c in whole.conditions if c.encoder == "mae"),
+        ),
+        judge="rich, true",
+        attention=tuple(c.name for c in whole.conditions if c.encoder == "mae")[:1],
+        seeds=(0, 1),
+        efforts={"mobile": EffortConfig(seeds=(0,), transfers=("segmentation",))},
+    )
+
+
+if __name__ == "__main__":
+    print(run_study(tiny(), sys.argv[1], workers=2, report=silent))
