@@ -4,49 +4,54 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipmill.study.result import read_study
+from clipmill.study.result import StudyResult, read_study
 
 STUDY = Path(__file__).with_name("tiny_study.py")
-NUM_KILLS = 20
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"CLIPMILL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(STUDY), str(folder / "store")]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment)
+
+
+def result_in(folder: Path) -> StudyResult:
+    (study,) = (folder / "store" / "studies").iterdir()
+    return read_study(str(study))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study that nobody kills, and its seconds."""
+    folder = tmp_path_factory.mktemp("whole")
+    began = time.monotonic()
+    assert start(folder).wait() == 0
+    return result_in(folder), time.monotonic() - began
 
 
 @pytest.mark.slow
-def test_killed_at_any_point_it_ends_with_the_same_figures(tmp_path):
-    began = time.monotonic()
-    straight = start(tmp_path / "straight")
-    uri = straight.communicate()[0].strip()
-    assert straight.returncode == 0
-    seconds = time.monotonic() - began
-    expected = read_study(uri)
-    # An import takes a third of it, so that most starts get somewhere; no worker outlives them.
-    delays = np.random.default_rng(0).uniform(0.3, 0.7, NUM_KILLS) * seconds
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_at_any_point_it_ends_with_the_same_figures(tmp_path, whole, seed):
+    expected, seconds = whole
     made = []
-    for delay in delays:
-        study = start(tmp_path / "killed")
-        try:
-            study.wait(delay)
-        except subprocess.TimeoutExpired:
-            study.kill()
-            study.wait()
-            made.append(len(list((tmp_path / "killed" / "store").rglob("model.json"))))
-            continue
-        break
-    last = start(tmp_path / "killed")
-    found = read_study(last.communicate()[0].strip())
-    assert last.returncode == 0
-    print(f"{len(made)} kills of {seconds:.0f} s of work; models after each: {made}")
-    assert len(set(made)) > 3
+    # A third of it imports and draws, so that most starts get somewhere.
+    for delay in np.random.default_rng(seed).uniform(0.3, 0.6, 100) * seconds:
+        study = start(tmp_path)
+        with suppress(subprocess.TimeoutExpired):
+            assert study.wait(delay) == 0
+            break
+        study.kill()
+        study.wait()
+        made.append(len(list((tmp_path / "store").rglob("model.json"))))
+    print(f"a study of {seconds:.0f} s; models after each of {len(made)} kills: {made}")
+    assert len(set(made)) > 1
+    found = result_in(tmp_path)
     assert [(r.condition, r.seed, r.metrics) for r in found.runs] == [
         (r.condition, r.seed, r.metrics) for r in expected.runs
     ]

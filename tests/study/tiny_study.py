@@ -51,4 +51,4 @@ def tiny() -> StudyConfig:
 
 
 if __name__ == "__main__":
-    print(run_study(tiny(), sys.argv[1], workers=2, report=silent))
+    run_study(tiny(), sys.argv[1], workers=2, report=silent)
