@@ -74,7 +74,8 @@ class DepthDecoder(nn.Module):
     def forward(self, map_BDhw: Tensor) -> Tensor:
         """Depth in metres, between 0 and the largest."""
         map_BChw = self.up(map_BDhw)
-        return few_at_once(self._depth, map_BChw, map_BChw[0].numel() * self._factor**2)
+        elements = math.prod(map_BChw.shape[1:]) * self._factor**2
+        return few_at_once(self._depth, map_BChw, elements)
 
     def _depth(self, map_BChw: Tensor) -> Tensor:
         if self._factor > 1:
