@@ -12,6 +12,7 @@ def report(
     encoders: list,
     segmentations: list,
     depths: list,
+    comparison: str,
     segmentation: str,
     depth: str,
     probed: str,
@@ -27,6 +28,6 @@ def report(
 
     made_of = (dataset, layer, captioner, encoders, [*segmentations, *depths])
     served = {"promotions": [segmentation, depth], "probe_uri": probed}
-    uri = stage(*made_of, store, run, **served)
+    uri = stage(*made_of, store, run, comparison=comparison, **served)
     Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
     return uri

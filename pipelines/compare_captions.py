@@ -1,10 +1,12 @@
 """From one dataset with a layer of synthetic captions to served models and a report."""
 
+from clipmill.components.compare_encoders import compare_encoders
 from clipmill.components.evaluate import evaluate
 from clipmill.components.finetune import finetune
 from clipmill.components.pretrain import pretrain
 from clipmill.components.probe import probe
-from clipmill.components.promote import promote
+from clipmill.components.promote_compared import promote_compared
+from clipmill.components.random_weights import random_weights
 from clipmill.components.report import report
 from clipmill.pipelines.placement import on_pool
 from kfp import dsl
@@ -21,18 +23,28 @@ def compare_captions(
     nyu: str,
     clip_recipe: str = "clip-miniature",
     clip_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
-    segmentation_recipe: str = "upernet-miniature",
-    depth_recipe: str = "depth-miniature",
+    segmentation_recipe: str = "linear-segmentation-miniature",
+    depth_recipe: str = "linear-depth-miniature",
     finetune_overrides: list = [],  # noqa: B006  # as above
-    min_miou: float = 5.0,
-    max_rmse_metres: float = 3.0,
 ) -> str:
-    """Pretrain on real captions, and on real and synthetic ones; fine-tune, judge and serve.
+    """Pretrain on real captions, and on both; compare frozen features with random weights; serve.
+
+    The gate that a model must pass to serve is what random weights and trivial answers reach.
 
     A pipeline of its own because ``kfp.local`` 2.17 hands a loop's item to every input that comes
     from a task outside the loop; what comes from a pipeline's inputs it leaves alone.
     """
     at = {"store": store, "run": run}
+    untrained = random_weights(
+        clip_recipe=clip_recipe,
+        clip_overrides=clip_overrides,
+        segmentation_recipe=segmentation_recipe,
+        depth_recipe=depth_recipe,
+        finetune_overrides=finetune_overrides,
+        ade20k=ade20k,
+        nyu=nyu,
+        **at,
+    )
     with dsl.ParallelFor(items=["real", "both"], parallelism=2) as captions:
         pretrained = pretrain(
             dataset=dataset,
@@ -59,18 +71,18 @@ def compare_captions(
         for task, name in ((measurer, "finetune"), (measured, "evaluate")):
             task.set_display_name(f"{name} depth")
     # A dsl.Collected serves one reader.
-    segmentation = promote(
-        task="segmentation",
-        threshold=min_miou,
-        evaluations=dsl.Collected(segmented.outputs["Output"]),
+    compared = compare_encoders(
+        encoders=dsl.Collected(encoder),
+        segmentations=dsl.Collected(segmented.outputs["Output"]),
+        depths=dsl.Collected(measured.outputs["Output"]),
+        random=on_pool(untrained, "gpu").output,
+        ade20k=ade20k,
+        nyu=nyu,
         **at,
     )
-    depth = promote(
-        task="depth",
-        threshold=max_rmse_metres,
-        evaluations=dsl.Collected(measured.outputs["Output"]),
-        **at,
-    )
+    comparison = on_pool(compared, "cpu").output
+    segmentation = promote_compared(task="segmentation", comparison=comparison, **at)
+    depth = promote_compared(task="depth", comparison=comparison, **at)
     promoted = {
         "segmentation": on_pool(segmentation, "cpu", cached=False).output,
         "depth": on_pool(depth, "cpu", cached=False).output,
@@ -84,6 +96,7 @@ def compare_captions(
         encoders=dsl.Collected(encoder),
         segmentations=dsl.Collected(segmented.outputs["Output"]),
         depths=dsl.Collected(measured.outputs["Output"]),
+        comparison=comparison,
         probed=on_pool(probe(**promoted, **at), "cpu", cached=False).output,
         **promoted,
         **at,

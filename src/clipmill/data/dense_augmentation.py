@@ -42,6 +42,16 @@ def resize_pair(
     return np.asarray(image), np.asarray(label)
 
 
+def whole_pair(
+    image_HW3: NDArray[Any], label_HW: NDArray[Any], size: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both as squares of side ``size``: resized to it by the shorter side, and its middle."""
+    image_HW3, label_HW = resize_pair(image_HW3, label_HW, size / min(label_HW.shape))
+    top, left = ((side - size) // 2 for side in label_HW.shape)
+    window = (slice(top, top + size), slice(left, left + size))
+    return image_HW3[window], label_HW[window]
+
+
 def crop_pair(
     image_HW3: NDArray[Any],
     label_HW: NDArray[Any],
@@ -70,6 +80,16 @@ def flip_pair(
     if generator.random() < 0.5:
         return image_HW3[:, ::-1], label_HW[:, ::-1]
     return image_HW3, label_HW
+
+
+def keyed_flip(
+    index: int, sample: dict[str, NDArray[Any]], generator: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """The sample, mirrored half of the time, with a ``keys`` that tells its two forms apart."""
+    is_flipped = bool(generator.random() < 0.5)
+    if is_flipped:
+        sample = {name: array[:, ::-1] for name, array in sample.items()}
+    return sample | {"keys": np.asarray(2 * index + is_flipped, np.int64)}
 
 
 def cut_depth(

@@ -18,6 +18,30 @@ Load = Callable[[int, np.random.Generator], dict[str, NDArray[Any]]]
 """Sample ``index``, augmented by the generator, as arrays by name."""
 
 
+MAX_KEPT_BYTES = 2 * 2**30
+"""Most memory of :func:`kept_in_memory`."""
+
+
+def kept_in_memory(
+    load: Callable[[int], dict[str, NDArray[Any]]], *, max_bytes: int = MAX_KEPT_BYTES
+) -> Callable[[int], dict[str, NDArray[Any]]]:
+    """``load``, decoding a sample once where there is memory for it. Its arrays aren't copied."""
+    kept: dict[int, dict[str, NDArray[Any]]] = {}
+    num_bytes = 0
+
+    def loaded(index: int) -> dict[str, NDArray[Any]]:
+        nonlocal num_bytes
+        if index in kept:
+            return kept[index]
+        sample = load(index)
+        num_bytes += sum(array.nbytes for array in sample.values())
+        if num_bytes <= max_bytes:
+            kept[index] = sample
+        return sample
+
+    return loaded
+
+
 def sample_batches(
     load: Load,
     num_samples: int,

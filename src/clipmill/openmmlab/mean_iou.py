@@ -40,13 +40,17 @@ class MeanIoU:
         # Intersection, union, predicted and true area.
         self._areas_4C = torch.zeros(4, num_classes, dtype=torch.float64)
 
-    def update(self, prediction_HW: LabelMap, truth_HW: LabelMap) -> None:
-        """Add one image; the truth is 255 where it's unknown."""
+    def update(self, prediction_HW: LabelMap, truth_HW: LabelMap) -> tuple[Tensor, Tensor]:
+        """Add one image; the truth is 255 where it's unknown.
+
+        Returns the image's intersection and union (C,) in pixels.
+        """
         assert prediction_HW.shape == truth_HW.shape
         prediction = _as_tensor(prediction_HW)
         truth = _as_tensor(truth_HW).to(prediction.device)
         areas = self._metric.intersect_and_union(prediction, truth, self.num_classes, IGNORE_INDEX)
         self._areas_4C += torch.stack(areas)
+        return areas[0], areas[1]
 
     def result(self) -> dict[str, float]:
         """``mIoU``, ``mAcc`` (mean recall over classes) and ``aAcc`` (of pixels), in percent.

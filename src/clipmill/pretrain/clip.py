@@ -11,8 +11,9 @@ from clipmill.data.stored_augmentation import ReplayTransform
 from clipmill.data.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
+from clipmill.digest import digest_json
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, has_checkpoint
+from clipmill.models.checkpoint import ModelCard, has_checkpoint, save_checkpoint
 from clipmill.models.range_augment_config import RangeAugmentConfig
 from clipmill.models.towers import ClipConfig, TowerOptions
 from clipmill.pretrain.distillation import DistillationConfig, teacher_parent
@@ -20,6 +21,7 @@ from clipmill.pretrain.in_training_evaluation import InTrainingConfig, clip_eval
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
 from clipmill.pretrain.start import find_start
 from clipmill.stages import Report
+from clipmill.storage import join
 
 if TYPE_CHECKING:
     from clipmill.data.batches import PairBatch
@@ -126,6 +128,34 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
         trained,
         embed=lambda: training_embedding(config.model, tensors, view),
     )
+    return uri
+
+
+def random_encoder(config: PretrainConfig, store: str) -> str:
+    """A checkpoint of the config's towers that has learned nothing: a comparison's baseline.
+
+    Its weights follow from ``train.seed``; the card says that they are random.
+    """
+    untrained = {"model": config.model.to_json(), "seed": config.train.seed}
+    uri = join(store, "encoders", f"random-{digest_json(untrained)[:12]}")
+    if has_checkpoint(uri):
+        return uri
+    import torch
+
+    from clipmill.models.towers import build_clip
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        tensors = build_clip(config.model).state_dict()
+    card = ModelCard(
+        kind="clip",
+        architecture=config.model.to_json(),
+        recipe=untrained,
+        parents=(),
+        metrics={},
+        summary={"weights": "random", "seed": str(config.train.seed)},
+    )
+    save_checkpoint(uri, card, tensors)
     return uri
 
 

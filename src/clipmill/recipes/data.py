@@ -16,7 +16,14 @@ def scenes_miniature() -> ScenesSourceConfig:
     Command: ``clipmill data scenes --recipe scenes-miniature --store URI``
     """
     return ScenesSourceConfig(
-        farthest_metres=3.3, smallest_metres=0.75, labelled_size=128, labelled_objects=(1, 4)
+        num_pairs=3072,
+        num_captioning=3072,
+        num_labelled=512,
+        num_test=256,
+        farthest_metres=3.3,
+        smallest_metres=0.75,
+        labelled_size=128,
+        labelled_objects=(1, 4),
     )
 
 

@@ -174,3 +174,86 @@ def depth_miniature() -> FinetuneConfig:
             num_threads=1,
         ),
     )
+
+
+def linear_segmentation_vit_b16() -> FinetuneConfig:
+    """A linear probe of frozen features on ADE20K: what an encoder's maps say by themselves.
+
+    Source: DINOv2's linear evaluation (Oquab et al. 2023, section 7.4: batch norm and a linear
+    layer on frozen features); rate and length ours, the rest from :func:`upernet_vit_b16`.
+    Command: ``clipmill finetune --recipe linear-segmentation-vit-b16 --encoder URI --data FOLDER``
+    Hardware and hours: not run.
+    """
+    full = upernet_vit_b16()
+    return replace(
+        full,
+        model=SegmentationConfig(head="linear", is_frozen=True, drop_path=0.0),
+        train=replace(
+            full.train,
+            steps=40_000,
+            schedule=ScheduleConfig(shape="polynomial", peak=1e-3, minimum=0.0),
+        ),
+    )
+
+
+def linear_segmentation_miniature() -> FinetuneConfig:
+    """The same at 64 px, features computed once: seconds of one core.
+
+    Source: ours, derived from :func:`linear_segmentation_vit_b16`.
+    Command: ``clipmill finetune --recipe linear-segmentation-miniature --encoder URI --data URI``
+    Hardware and time: see docs/log.md.
+    """
+    full = linear_segmentation_vit_b16()
+    return replace(
+        full,
+        model=replace(full.model, crop_size=64, cache_features=True, num_workers=0),
+        train=_probe_miniature(full.train),
+    )
+
+
+def linear_depth_vit_b16() -> FinetuneConfig:
+    """A linear probe of frozen features on NYUv2, with a bias by position.
+
+    Source: DINOv2's linear evaluation (Oquab et al. 2023, section 7.4), with Xie et al.'s loss and
+    range in place of its bins; rate and length ours, the rest from :func:`depth_vit_b16`.
+    Command: ``clipmill finetune --recipe linear-depth-vit-b16 --encoder URI --data nyu_depth_v2``
+    Hardware and hours: not run.
+    """
+    full = depth_vit_b16()
+    return replace(
+        full,
+        model=DepthConfig(
+            head="linear", is_frozen=True, drop_path=0.0, flip_test=False, num_windows=1
+        ),
+        train=replace(full.train, schedule=replace(full.train.schedule, peak=1e-3)),
+    )
+
+
+def linear_depth_miniature() -> FinetuneConfig:
+    """The same at 64 px, features computed once: seconds of one core.
+
+    Source: ours, derived from :func:`linear_depth_vit_b16`.
+    Command: ``clipmill finetune --recipe linear-depth-miniature --encoder URI --data URI``
+    Hardware and time: see docs/log.md.
+    """
+    full = linear_depth_vit_b16()
+    return replace(
+        full,
+        model=replace(full.model, crop_size=64, cache_features=True, num_workers=0),
+        train=_probe_miniature(full.train),
+    )
+
+
+def _probe_miniature(train: TrainConfig) -> TrainConfig:
+    """A linear head's training on features that are there: rate and length found by hand."""
+    return replace(
+        train,
+        steps=300,
+        batch_size=32,
+        schedule=ScheduleConfig(shape="polynomial", peak=2e-2, minimum=0.0, warmup_steps=10),
+        optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=1e-2),
+        precision="fp32",
+        checkpoint_steps=300,
+        log_steps=10,
+        num_threads=1,
+    )

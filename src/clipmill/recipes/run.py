@@ -157,6 +157,94 @@ def promote(
         return stage.made(decide(gate, evaluations, store).uri)
 
 
+def random_weights(
+    clip_recipe: str,
+    clip_overrides: Sequence[str],
+    finetune_recipes: Sequence[str],
+    finetune_overrides: Sequence[str],
+    data: Sequence[str],
+    store: str,
+    run: str = "",
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> list[str]:
+    """Evaluate encoders that learned nothing, a seed each, at each task: what pretraining must beat.
+
+    ``data`` has a labeled folder for each fine-tuning recipe. Returns the evaluations' URIs.
+    """
+    import torch
+
+    from clipmill.pretrain.clip import PretrainConfig, random_encoder
+    from clipmill.processes import process_pool
+    from clipmill.tasks.finetune import FinetuneConfig
+    from clipmill.tasks.sweep_point import run_quietly
+
+    with Stage("random weights", store=store, run=run) as stage:
+        jobs = []
+        for seed in seeds:
+            config = recipe(clip_recipe, PretrainConfig, [*clip_overrides, f"train.seed={seed}"])
+            encoder = random_encoder(config, store)
+            overrides = [*finetune_overrides, f"train.seed={seed}"]
+            for name, folder in zip(finetune_recipes, data, strict=True):
+                job = recipe(name, FinetuneConfig, overrides).to_json()
+                jobs.append((job, encoder, folder, store))
+        made = []
+        # On a GPU they would share it.
+        with process_pool(1 if torch.cuda.is_available() else 0) as pool:
+            for done, future in enumerate([pool.submit(run_quietly, *job) for job in jobs], start=1):
+                made.append(future.result())
+                stage.report(done, len(jobs), "evaluated")
+        stage.made(made[0])
+    return made
+
+
+def compare(
+    encoders: Sequence[str],
+    evaluations: Sequence[str],
+    random_evaluations: Sequence[str],
+    data: Sequence[str],
+    store: str,
+    run: str = "",
+) -> str:
+    """Compare encoders at their tasks, with each other and with random weights."""
+    from clipmill.models.checkpoint import read_card
+    from clipmill.tasks.comparison import ComparisonConfig, compare_encoders
+
+    cards = {LABELS[read_card(uri).recipe["view"]["captions"]]: uri for uri in encoders}
+    with Stage("compare", store=store, run=run) as stage:
+        return stage.made(
+            compare_encoders(
+                ComparisonConfig(),
+                cards,
+                evaluations,
+                random_evaluations,
+                data,
+                store,
+                report=stage.report,
+            )
+        )
+
+
+def promote_compared(task: str, comparison: str, store: str, run: str = "") -> str:
+    """Promote the best model of a comparison if it passes the comparison's own gate.
+
+    Returns the promotion that holds now; empty where no model passes and none serves.
+    """
+    from clipmill.errors import GateError
+    from clipmill.tasks.comparison import Comparison
+    from clipmill.tasks.promotion import GateConfig
+    from clipmill.tasks.promotion import promote as decide
+
+    with Stage("promote", store=store, run=run, label=task) as stage:
+        stage.report(0, 1, "comparing")
+        found = Comparison.read(comparison).task(task)
+        gate = GateConfig(task=task, threshold=found.gate)
+        try:
+            return stage.made(decide(gate, list(found.evaluations.values()), store).uri)
+        except GateError:
+            return stage.made("")
+
+
 def probe(promotions: Sequence[str], store: str, run: str = "") -> str:
     """Start the promoted models in a KServe server and query each."""
     import io
@@ -168,7 +256,9 @@ def probe(promotions: Sequence[str], store: str, run: str = "") -> str:
     from clipmill.serve.probe import probe as ask
     from clipmill.tasks.promotion import read_promotion
 
-    results = [read_promotion(uri).evaluation for uri in promotions]
+    results = [read_promotion(uri).evaluation for uri in promotions if uri]
+    if not results:
+        return ""
     models = tuple(ProbedModel(task=r.task, model=r.model) for r in results)
     image = Image.open(io.BytesIO(results[0].picture(0, "image")))
     with Stage("serve", store=store, run=run) as stage:
@@ -184,6 +274,7 @@ def report(
     store: str,
     run: str = "",
     *,
+    comparison: str = "",
     promotions: Sequence[str] = (),
     probe_uri: str = "",
 ) -> str:
@@ -209,7 +300,8 @@ def report(
         captioner=checkpoint if kind == "coca" else "",
         encoders={labels[card.digest]: card.uri for card in cards},
         evaluations={label: tuple(uris) for label, uris in judged.items()},
-        promotions=tuple(promotions),
+        comparison=comparison,
+        promotions=tuple(uri for uri in promotions if uri),
         probe=probe_uri,
         run=run,
     )

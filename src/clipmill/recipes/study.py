@@ -5,9 +5,11 @@ World, sizes and rates were chosen by a pilot, which docs/study.md tells of.
 
 from dataclasses import replace
 
+from clipmill.data.view import ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.pretrain.clip import PretrainConfig
+from clipmill.pretrain.in_training_evaluation import InTrainingConfig
 from clipmill.pretrain.distillation import DistillationConfig
 from clipmill.recipes.captioner import coca_miniature, recaption_miniature
 from clipmill.recipes.classification import classification_miniature, linear_probe_miniature
@@ -244,8 +246,14 @@ def _drawn() -> DrawnConfig:
 
 
 def _long(config: PretrainConfig) -> PretrainConfig:
+    """As many samples as all conditions see; every pair trains, for captions are what differs."""
     schedule = ScheduleConfig(peak=1e-3, minimum=1e-6, warmup_steps=50)
-    return replace(config, train=replace(_seen(config.train), schedule=schedule))
+    return replace(
+        config,
+        view=ViewConfig(),
+        evaluation=InTrainingConfig(every_steps=0),
+        train=replace(_seen(config.train), schedule=schedule),
+    )
 
 
 def _seen(train: TrainConfig) -> TrainConfig:

@@ -5,7 +5,7 @@ Shapes: B batch, H W image height and width, C classes, N things found in an ima
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -68,6 +68,9 @@ class Evaluation:
     """Figures by name."""
     samples: tuple["EvaluatedSample", ...]
     """The first few samples, for the report."""
+    per_image: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What :meth:`Task.figure` makes the task's metric of, a row an image; empty where a task has
+    no such rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +163,15 @@ class Task(ABC, Generic[TaskConfigT]):
         report: Report,
     ) -> Evaluation:
         """Metrics over the folder's test split, and its first ``num_samples`` samples."""
+
+    def figure(self, per_image: Mapping[str, NDArray[Any]]) -> float:
+        """The metric over rows of an evaluation's ``per_image``, any of them, in any number."""
+        raise NotImplementedError(f"{self.name} has no figures by image")
+
+    def trivial_answers(self, folder: Path) -> Mapping[str, Predict]:
+        """Answers that see no image, by name, made of the training split: what is to be beaten."""
+        del folder
+        return {}
 
     @abstractmethod
     def draw(

@@ -3,16 +3,17 @@
 Shapes: B batch, H W image. Depth is along the optical axis, in metres.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.config import Config
 from clipmill.data.dense_augmentation import PhotometricConfig
+from clipmill.errors import ConfigError
 from clipmill.models.encoders import EncoderConfig
 from clipmill.stages import Report
 from clipmill.tasks.contract import (
@@ -41,12 +42,20 @@ MAX_DEPTH_METRES = 10.0
 class DepthConfig(Config):
     """Decoder, crop and augmentation."""
 
+    head: Literal["deconvolution", "linear"] = "deconvolution"
+    """Xie et al.'s decoder of the last map; ``linear`` is a probe of all of the encoder's maps
+    (:mod:`clipmill.models.linear_head`)."""
+    position_side: int = 16
+    """Places along each side of the linear head's bias by position."""
     crop_size: int = 480
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 15)."""
     photometric: PhotometricConfig = PhotometricConfig()
     """Changes of colour."""
     is_frozen: bool = False
     """Whether the encoder stays as it is: a probe of its features."""
+    cache_features: bool = False
+    """Whether a frozen encoder's maps are computed once for each image and its mirror image. Images
+    are then seen whole, at the crop's size, without any other augmentation."""
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 15)."""
     head_channels: int = 0
@@ -67,6 +76,15 @@ class DepthConfig(Config):
     """Judge NYUv2's images within Eigen et al.'s crop, as Xie et al. 2023 do."""
     num_workers: int = 4
     """Processes that load samples; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        """Refuse to cache what training changes (ConfigError)."""
+        if self.cache_features and not self.is_frozen:
+            raise ConfigError(
+                "cache_features was true, with an encoder that is trained",
+                expected="is_frozen=true: only a frozen encoder's features stay the same",
+                action="set is_frozen=true, or cache_features=false",
+            )
 
 
 class DepthTask(Task[DepthConfig]):
@@ -106,14 +124,26 @@ class DepthTask(Task[DepthConfig]):
         rank: int,
         world_size: int,
     ) -> Iterator[dict[str, "Tensor"]]:
-        """``images`` (B, H, W, 3) uint8 and ``depth`` (B, H, W) float32, 0 where unknown."""
+        """``images`` (B, H, W, 3) uint8, ``depth`` (B, H, W) float32, 0 where unknown.
+
+        ``keys`` (B,) if cached.
+        """
         from clipmill.data import dense_augmentation as augment
         from clipmill.data.labelled import NyuFolder
-        from clipmill.data.samples import sample_batches
+        from clipmill.data.samples import kept_in_memory, sample_batches
 
         samples = NyuFolder.open(folder, "train")
 
+        @kept_in_memory
+        def whole(index: int) -> dict[str, NDArray[Any]]:
+            pair = samples.image_HW3(index), samples.depth_HW(index)
+            return dict(
+                zip(("images", "depth"), augment.whole_pair(*pair, config.crop_size), strict=True)
+            )
+
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
+            if config.cache_features:
+                return augment.keyed_flip(index, whole(index), generator)
             image, depth = samples.image_HW3(index), samples.depth_HW(index)
             if generator.integers(config.cut_depth_every) == 0:
                 image = augment.cut_depth(image, depth, MAX_DEPTH_METRES, generator)
@@ -185,7 +215,49 @@ class DepthTask(Task[DepthConfig]):
                 )
             report(index + 1, len(data), "evaluated")
         cropped = {"num_eigen_cropped": float(metrics.num_cropped)}
-        return Evaluation(metrics=metrics.result() | cropped, samples=tuple(samples))
+        return Evaluation(
+            metrics=metrics.result() | cropped,
+            samples=tuple(samples),
+            per_image={"rmse": metrics.per_image["rmse"]},
+        )
+
+    def figure(self, per_image: Mapping[str, NDArray[Any]]) -> float:
+        """The mean of the images' RMSE."""
+        return float(per_image["rmse"].mean())
+
+    def trivial_answers(self, folder: Path) -> Mapping[str, Predict]:
+        """``chance``, another image's depth; ``constant``, the mean; ``mean map``, by place."""
+        from PIL import Image
+
+        from clipmill.data.labelled import NyuFolder
+
+        train = NyuFolder.open(folder, "train")
+        height, width = train.depth_HW(0).shape
+        generator = np.random.default_rng(0)
+
+        def resized(depth_HW: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+            image = Image.fromarray(depth_HW.astype(np.float32))
+            return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.NEAREST))
+
+        total_HW, known_HW = np.zeros((height, width)), np.zeros((height, width))
+        for index in range(len(train)):
+            depth_HW = resized(train.depth_HW(index), (height, width))
+            total_HW += depth_HW
+            known_HW += depth_HW > 0
+        mean = total_HW.sum() / max(known_HW.sum(), 1)
+        mean_HW = np.where(known_HW > 0, total_HW / np.maximum(known_HW, 1), mean)
+
+        def other(image_HW3: NDArray[Any]) -> Prediction:
+            found = train.depth_HW(int(generator.integers(len(train))))
+            return {"depth_metres": resized(np.where(found > 0, found, mean), image_HW3.shape)}
+
+        return {
+            "chance": other,
+            "constant": lambda image_HW3: {
+                "depth_metres": np.full(image_HW3.shape[:2], mean, np.float32)
+            },
+            "mean map": lambda image_HW3: {"depth_metres": resized(mean_HW, image_HW3.shape)},
+        }
 
     def draw(
         self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]

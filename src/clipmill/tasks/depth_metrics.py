@@ -67,6 +67,12 @@ class DepthMetrics:
             }
         )
 
+    @property
+    def per_image(self) -> dict[str, NDArray[np.float64]]:
+        """Each figure of the images that have a valid pixel, in their order."""
+        names = self._images[0] if self._images else ()
+        return {name: np.array([image[name] for image in self._images]) for name in names}
+
     def result(self) -> dict[str, float]:
         """Each figure's mean over images: d1, d2, d3 are shares, rmse is in metres.
 

@@ -2,12 +2,13 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clipmill.models.dense import build_dense
 from clipmill.models.encoders import EncoderConfig
 from clipmill.tasks.dense_objective import DenseObjective
 from clipmill.tasks.depth import DepthConfig
-from clipmill.tasks.depth_network import DepthNetwork
+from clipmill.tasks.depth_network import DepthNetwork, LinearDepthHead
 
 
 class DepthObjective(DenseObjective):
@@ -23,9 +24,17 @@ class DepthObjective(DenseObjective):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss ``silog``."""
-        images_B3HW = batch["images"].permute(0, 3, 1, 2).float() / 255
-        depth_B1HW = self.decoder(self.encoder(images_B3HW)[-1])
-        return {"silog": silog(depth_B1HW[:, 0].float(), batch["depth"], self._lambda)}
+        maps = self.maps(batch)
+        truth_BHW = batch["depth"]
+        if isinstance(self.decoder, LinearDepthHead):
+            # At the features' places alone, as segmentation's linear head.
+            depth_B1HW = self.decoder.coarse(maps)
+            truth_BHW = F.interpolate(
+                truth_BHW[:, None], depth_B1HW.shape[-2:], mode="nearest-exact"
+            )[:, 0]
+        else:
+            depth_B1HW = self.decoder(maps[-1])
+        return {"silog": silog(depth_B1HW[:, 0].float(), truth_BHW, self._lambda)}
 
 
 def silog(prediction_BHW: Tensor, truth_BHW: Tensor, forgiven: float) -> Tensor:

@@ -1,6 +1,10 @@
 """Evaluating a task model: metrics, and a few samples to look at, as an artifact."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from clipmill.data.folder import open_folder
 from clipmill.digest import digest_json
@@ -11,6 +15,7 @@ from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_
 from clipmill.tasks.palette import to_png
 
 _RESULT = "evaluation.json"
+_PER_IMAGE = "per_image.safetensors"
 NUM_SAMPLES = 6
 
 
@@ -32,6 +37,14 @@ class EvaluationResult:
     """Figures by name."""
     num_samples: int
     """Samples whose pictures are kept."""
+
+    def per_image(self) -> dict[str, NDArray[Any]]:
+        """What the task's ``figure`` takes, a row an image.
+
+        Raises:
+            NotFoundError: the task has none, or an evaluation before 0.2 left none.
+        """
+        return load(read_bytes(join(self.uri, _PER_IMAGE)))
 
     def picture(self, index: int, name: str) -> bytes:
         """PNG of sample ``index``: ``image``, ``truth`` or ``prediction``."""
@@ -70,6 +83,9 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
         }
         for name, picture_HW3 in pictures.items():
             write_bytes(join(uri, f"{index:02d}-{name}.png"), to_png(picture_HW3))
+    if found.per_image:
+        # Rows are paired by their number: models that are compared see the same images.
+        write_bytes(join(uri, _PER_IMAGE), save(dict(found.per_image)))
     figure = found.metrics[task.metric.name]
     write_json(
         join(uri, _RESULT),

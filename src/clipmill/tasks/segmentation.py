@@ -5,7 +5,7 @@ Shapes: B batch, H W image, C classes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clipmill.config import Config
 from clipmill.data.dense_augmentation import PhotometricConfig
+from clipmill.errors import ConfigError
 from clipmill.models.encoders import EncoderConfig
 from clipmill.stages import Report
 from clipmill.tasks.contract import (
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 class SegmentationConfig(Config):
     """Head, crop, augmentation and test."""
 
-    head: Literal["upernet", "semantic-fpn"] = "upernet"
-    """UPerNet for ViTs, SemanticFPN for mobile encoders (CLIP-QC, Table 14)."""
+    head: Literal["upernet", "semantic-fpn", "linear"] = "upernet"
+    """UPerNet for ViTs, SemanticFPN for mobile encoders (CLIP-QC, Table 14); ``linear`` is a probe of
+    the encoder's maps (:mod:`clipmill.models.linear_head`)."""
     crop_size: int = 512
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 14)."""
     scale: tuple[float, float] = (0.5, 2.0)
@@ -50,6 +52,9 @@ class SegmentationConfig(Config):
     """Changes of colour."""
     is_frozen: bool = False
     """Whether the encoder stays as it is: a probe of its features."""
+    cache_features: bool = False
+    """Whether a frozen encoder's maps are computed once for each image and its mirror image. Images
+    are then seen whole, at the crop's size, without any other augmentation."""
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 14)."""
     pyramid_channels: int = 256
@@ -67,6 +72,15 @@ class SegmentationConfig(Config):
     """Pixels from one window to the next (mmseg: two thirds of 512)."""
     num_workers: int = 4
     """Processes that load samples; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        """Refuse to cache what training changes (ConfigError)."""
+        if self.cache_features and not self.is_frozen:
+            raise ConfigError(
+                "cache_features was true, with an encoder that is trained",
+                expected="is_frozen=true: only a frozen encoder's features stay the same",
+                action="set is_frozen=true, or cache_features=false",
+            )
 
 
 class SegmentationTask(Task[SegmentationConfig]):
@@ -106,14 +120,23 @@ class SegmentationTask(Task[SegmentationConfig]):
         rank: int,
         world_size: int,
     ) -> Iterator[dict[str, "Tensor"]]:
-        """``images`` (B, H, W, 3) uint8 and ``labels`` (B, H, W) uint8."""
+        """``images`` (B, H, W, 3) uint8, ``labels`` (B, H, W) uint8; ``keys`` (B,) if cached."""
         from clipmill.data import dense_augmentation as augment
         from clipmill.data.labelled import IGNORED, Ade20kFolder
-        from clipmill.data.samples import sample_batches
+        from clipmill.data.samples import kept_in_memory, sample_batches
 
         samples = Ade20kFolder.open(folder, "training")
 
+        @kept_in_memory
+        def whole(index: int) -> dict[str, NDArray[Any]]:
+            pair = samples.image_HW3(index), samples.classes_HW(index)
+            return dict(
+                zip(("images", "labels"), augment.whole_pair(*pair, config.crop_size), strict=True)
+            )
+
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
+            if config.cache_features:
+                return augment.keyed_flip(index, whole(index), generator)
             image, label = samples.image_HW3(index), samples.classes_HW(index)
             image, label = augment.resize_pair(image, label, generator.uniform(*config.scale))
             image, label = augment.crop_pair(
@@ -175,11 +198,11 @@ class SegmentationTask(Task[SegmentationConfig]):
         data = Ade20kFolder.open(folder, "validation")
         classes = self.classes(folder)
         mean_iou = MeanIoU(num_classes=len(classes))
-        samples = []
+        samples, areas = [], []
         for index in range(len(data)):
             image, truth = data.image_HW3(index), data.classes_HW(index)
             found = predict(image)["classes"]
-            mean_iou.update(found, truth)
+            areas.append(mean_iou.update(found, truth))
             if index < num_samples:
                 samples.append(
                     EvaluatedSample(
@@ -188,7 +211,36 @@ class SegmentationTask(Task[SegmentationConfig]):
                 )
             report(index + 1, len(data), "evaluated")
         metrics = mean_iou.result() | _by_class(mean_iou, classes)
-        return Evaluation(metrics=metrics, samples=tuple(samples))
+        rows = zip(("intersection", "union"), zip(*areas, strict=True), strict=True)
+        per_image = {name: np.stack([np.asarray(row) for row in found]) for name, found in rows}
+        return Evaluation(metrics=metrics, samples=tuple(samples), per_image=per_image)
+
+    def figure(self, per_image: Mapping[str, NDArray[Any]]) -> float:
+        """mIoU over the images: intersections and unions (images, classes) summed, as mmseg's."""
+        intersection_C, union_C = (per_image[k].sum(0) for k in ("intersection", "union"))
+        is_seen_C = union_C > 0
+        return float(100 * (intersection_C[is_seen_C] / union_C[is_seen_C]).mean())
+
+    def trivial_answers(self, folder: Path) -> Mapping[str, Predict]:
+        """``chance``, a random class for each pixel, and ``constant``, the commonest class."""
+        from clipmill.data.labelled import Ade20kFolder
+
+        num_classes = len(self.classes(folder))
+        labels = Ade20kFolder.open(folder, "training")
+        counts = sum(
+            np.bincount(labels.classes_HW(index).reshape(-1), minlength=256)
+            for index in range(len(labels))
+        )
+        commonest = int(np.argmax(np.asarray(counts)[:num_classes]))
+        generator = np.random.default_rng(0)
+        return {
+            "chance": lambda image_HW3: {
+                "classes": generator.integers(num_classes, size=image_HW3.shape[:2], dtype=np.uint8)
+            },
+            "constant": lambda image_HW3: {
+                "classes": np.full(image_HW3.shape[:2], commonest, np.uint8)
+            },
+        }
 
     def draw(
         self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]

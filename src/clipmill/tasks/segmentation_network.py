@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from clipmill.models.at_once import few_at_once
 from clipmill.models.dense import build_dense
 from clipmill.models.encoders import EncoderConfig
+from clipmill.models.linear_head import LinearHead
 from clipmill.models.neck import PyramidNeck, build_neck, map_strides
 from clipmill.models.semantic_fpn import SemanticFpnHead
 from clipmill.models.upernet import UperNetHead
@@ -25,13 +26,17 @@ class SegmentationNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = build_dense(encoder)
-        self.pyramid = build_neck(self.encoder, config.pyramid_channels)
-        self.head: UperNetHead | SemanticFpnHead
-        if config.head == "upernet":
-            self.head = UperNetHead(self.pyramid.channels, config.head_channels, num_classes)
+        self.pyramid: nn.Module = nn.Identity()
+        if config.head != "linear":
+            self.pyramid = neck = build_neck(self.encoder, config.pyramid_channels)
+        self.head: UperNetHead | SemanticFpnHead | LinearHead
+        if config.head == "linear":
+            self.head = LinearHead(self.encoder.channels, num_classes)
+        elif config.head == "upernet":
+            self.head = UperNetHead(neck.channels, config.head_channels, num_classes)
         else:
             self.head = SemanticFpnHead(
-                self.pyramid.channels,
+                neck.channels,
                 map_strides(self.encoder),
                 config.pyramid_channels,
                 config.head_channels,

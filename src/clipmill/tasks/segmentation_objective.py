@@ -1,9 +1,14 @@
 """Segmentation's training objective: mmseg's heads and losses on an encoder of ours."""
 
-from torch import Tensor
+from collections.abc import Sequence
 
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipmill.data.labelled import IGNORED
 from clipmill.models.dense import build_dense
 from clipmill.models.encoders import EncoderConfig
+from clipmill.models.linear_head import LinearHead
 from clipmill.models.neck import build_neck, map_strides
 from clipmill.openmmlab.segmentation import SemanticFpnTraining, UperNetTraining
 from clipmill.tasks.dense_objective import DenseObjective
@@ -18,8 +23,12 @@ class SegmentationObjective(DenseObjective):
     ) -> None:
         super().__init__(is_frozen=config.is_frozen)
         self.encoder = self.held(build_dense(encoder, drop_path=config.drop_path))
+        self.heads: UperNetTraining | SemanticFpnTraining | LinearTraining
+        if config.head == "linear":
+            self.pyramid: nn.Module = nn.Identity()
+            self.heads = LinearTraining(self.encoder.channels, num_classes)
+            return
         self.pyramid = build_neck(self.encoder, config.pyramid_channels)
-        self.heads: UperNetTraining | SemanticFpnTraining
         if config.head == "upernet":
             self.heads = UperNetTraining(
                 in_channels=self.pyramid.channels,
@@ -40,7 +49,27 @@ class SegmentationObjective(DenseObjective):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses ``decode`` and, of UPerNet, ``auxiliary``."""
-        images_B3HW = batch["images"].permute(0, 3, 1, 2).float() / 255
-        maps = self.pyramid(self.encoder(images_B3HW))
+        maps = self.pyramid(self.maps(batch))
         losses: dict[str, Tensor] = self.heads.loss(maps, batch["labels"].long())
         return losses
+
+
+class LinearTraining(nn.Module):
+    """The linear head and its cross-entropy; ``decode_head`` is what serves."""
+
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.decode_head = LinearHead(channels, num_classes)
+
+    def loss(self, maps: list[Tensor], labels_BHW: Tensor) -> dict[str, Tensor]:
+        """Loss ``decode`` at the features' places; labels are int64, 255 where unknown.
+
+        A linear head has no way to tell the pixels between two places apart, so they are left out.
+        """
+        logits_BChw = self.decode_head(maps)
+        labels_B1hw = F.interpolate(
+            labels_BHW[:, None].float(), logits_BChw.shape[-2:], mode="nearest-exact"
+        )
+        return {
+            "decode": F.cross_entropy(logits_BChw, labels_B1hw[:, 0].long(), ignore_index=IGNORED)
+        }

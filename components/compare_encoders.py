@@ -1,0 +1,21 @@
+"""Component: encoders compared at their tasks, with each other and with random weights."""
+
+from clipmill.components import IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def compare_encoders(
+    encoders: list,
+    segmentations: list,
+    depths: list,
+    random: list,
+    ade20k: str,
+    nyu: str,
+    store: str,
+    run: str,
+) -> str:
+    """Judge each difference by the test images and by what a seed does; the comparison's URI."""
+    from clipmill.recipes.run import compare as stage
+
+    return stage(encoders, [*segmentations, *depths], random, [ade20k, nyu], store, run)
