@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.config import Config
 from clipmill.errors import ArtifactError, ConfigError
+from clipmill.models.addresses import parse_address
 from clipmill.models.checkpoint import load_checkpoint, read_card
 from clipmill.models.towers import CLIP_MEAN, CLIP_STD, VisionConfig
 from clipmill.storage import Parent
@@ -64,12 +65,15 @@ class PretrainedEncoder:
 
 
 def open_encoder(name: str) -> PretrainedEncoder:
-    """An encoder by the URI of a checkpoint, ``timm:MODEL`` or ``open_clip:MODEL``.
+    """An encoder by the URI of a checkpoint, ``random:timm/NAME`` or ``random:open_clip/NAME``.
 
-    The latter two start from scratch: weights come from our own checkpoints only.
+    ``timm:NAME`` and ``open_clip:NAME`` still mean random weights too.
     """
     scheme, _, model = name.partition(":")
-    if scheme in {"timm", "open_clip"}:
+    if scheme in {"timm", "open_clip", "random"}:
+        if scheme == "random":
+            address = parse_address(name)
+            scheme, model = address.library, address.name
         vision = VisionConfig(timm_model=model) if scheme == "timm" else _open_clip_vision(model)
         config = EncoderConfig(vision=vision)
         parent = Parent(role="encoder", uri=name, digest=config.digest)
