@@ -7,7 +7,8 @@ address                          weights
 ``open_clip:NAME/TAG``           pretrained weights that open_clip lists
 ``timm:NAME[.TAG]``              pretrained weights that timm lists; without TAG its default ones
 ``hf:ORG/NAME[@REVISION]``       a model repository of the Hugging Face hub
-``file:PATH[#LIBRARY/NAME]``     a file or folder on this machine; LIBRARY/NAME is its architecture
+``file:PATH[#LIBRARY/NAME]``     a folder on this machine, or a file of a state dict with its
+                                 architecture: ``#timm/NAME[.TAG]``, ``#open_clip/NAME[/TAG]``
 ``random:LIBRARY/NAME``          random weights of an architecture of ``timm`` or ``open_clip``
 ================================ ==================================================================
 """
@@ -55,7 +56,7 @@ def parse_address(text: str) -> Address:
     scheme, separator, rest = text.partition(":")
     if not text:
         raise ConfigError("the address of the weights is empty", expected=FORMS, action="name one")
-    if not separator or rest.startswith("//") and scheme != "hf":
+    if not separator or rest.startswith("//"):
         if text.endswith(_WEIGHTS_SUFFIXES):
             raise ConfigError(
                 f"{text} is a file of weights without a scheme",
@@ -63,6 +64,13 @@ def parse_address(text: str) -> Address:
                 action="put file: before the path",
             )
         return Address(text=text, scheme="clipmill", name=text)
+    if scheme in LIBRARIES and rest.startswith(("local-dir:", "hf-hub:")):
+        kind, _, place = rest.partition(":")
+        raise ConfigError(
+            f"{text!r} isn't an address of clipmill's",
+            expected=FORMS,
+            action=f"write {'file' if kind == 'local-dir' else 'hf'}:{place}",
+        )
     if scheme == "open_clip":
         name, _, tag = rest.partition("/")
         return Address(text=text, scheme="open_clip", name=_given(text, name), tag=tag)
