@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.analysis.charts import Line, dot_chart, line_chart
 from clipmill.analysis.page import Html, Section, document, paragraph, section, table, tag, together
 from clipmill.errors import ConfigError, SourceError
+from clipmill.models.addresses import parse_address
 from clipmill.models.encoders import open_encoder
 from clipmill.stages import Report
 
@@ -38,8 +39,6 @@ def measure_attention(
     from clipmill.models.dense import build_dense
 
     found = open_encoder(encoder)
-    if found.notice:
-        report(0, num_images, found.notice)
     dense = build_dense(found.config)
     found.load_into(dense)
     if len(dense.strides) != 1:
@@ -48,6 +47,8 @@ def measure_attention(
             expected="a plain ViT, each of whose blocks sees all patches",
             action="give another encoder",
         )
+    if found.notice:
+        report(0, num_images, found.notice)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     meter = AttentionMeter(dense.to(device), patch_size=dense.strides[0])
     skipped: Counter[str] = Counter()
@@ -101,7 +102,10 @@ def attention_charts(found: Mapping[str, "AttentionStatistics"]) -> Html:
 
 def attention_page(found: Mapping[str, "AttentionStatistics"]) -> str:
     """A page of HTML: each encoder's heads, and how diverse they are, by layer."""
-    short = [name.rstrip("/").rpartition("/")[2] for name in found]
+    short = [
+        name.rstrip("/").rpartition("/")[2] if parse_address(name).scheme == "clipmill" else name
+        for name in found
+    ]
     if len(set(short)) == len(short):
         found = dict(zip(short, found.values(), strict=True))
     header = together(

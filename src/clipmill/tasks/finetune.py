@@ -58,8 +58,6 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     uri = result_uri(store, "models", task.name, config, parents)
     if has_checkpoint(uri):
         return uri
-    if start.notice:
-        report(0, config.train.steps, start.notice)
     from clipmill.engine.loop import train
     from clipmill.tasks.embedding import training_embedding
     from clipmill.tasks.predictor import Predictor
@@ -67,11 +65,12 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     classes = task.classes(folder)
 
     def objective(here: "Ranks") -> "Objective":
-        del here
         made = task.objective(config.model, start.config, classes)
         for side in task.sides(config.model):
             made.encoder.check_side(side)
         start.load_into(made.encoder)
+        if start.notice and not here.rank:
+            report(0, config.train.steps, start.notice)
         return made
 
     def batches(cursor: int, here: "Ranks") -> Iterator[Any]:
