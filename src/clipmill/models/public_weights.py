@@ -17,7 +17,7 @@ from clipmill.models import open_clip_weights, timm_weights, transformers_weight
 from clipmill.models.addresses import Address, parse_address
 from clipmill.models.hub import HubFile, hub_file
 from clipmill.models.tensor_files import OPENAI_KEYS, is_torchscript, read_tensors
-from clipmill.models.towers import ClipConfig, VisionConfig
+from clipmill.models.towers import ClipConfig, VisionConfig, check_timm_model
 from clipmill.models.transformers_weights import read_json_file
 from clipmill.storage import Parent
 
@@ -159,7 +159,7 @@ def check_names(text: str) -> None:
 def _random(address: Address) -> PublicWeights:
     if address.library == "timm":
         vision = VisionConfig(timm_model=address.name)
-        timm_weights.check_timm_model(vision)
+        check_timm_model(vision)
         return PublicWeights(
             address=address.text, layout="timm", vision=vision, image_only="timm's model has none"
         )

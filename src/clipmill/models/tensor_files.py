@@ -38,7 +38,7 @@ def _read(path: Path) -> "Mapping[str, Tensor]":
             return load_file(path)
         if is_torchscript(path):
             # TorchScript's code runs only when a module is called, and isn't Python's.
-            script = torch.jit.load(path, map_location="cpu")
+            script = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
             return {str(k): v for k, v in script.state_dict().items()}
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (

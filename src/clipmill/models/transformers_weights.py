@@ -22,7 +22,7 @@ MODEL_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
 # Values of PIL's Resampling, as transformers stores them.
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _ACTIVATIONS: Mapping[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
-_CLIP_DEFAULTS = {"vision": {"hidden_size": 768, "intermediate_size": 3072,
+_CLIP_DEFAULTS: Mapping[str, dict[str, Any]] = {"vision": {"hidden_size": 768, "intermediate_size": 3072,
                              "num_hidden_layers": 12, "num_attention_heads": 12,
                              "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu"},
                   "text": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
@@ -55,7 +55,7 @@ def towers(
     if not is_clip:
         reason = "SigLIP's text tower needs a tokenizer that clipmill doesn't have"
         return _siglip(source, vision_part, images), None, reason
-    values = _CLIP_DEFAULTS["vision"] | dict(vision_part)
+    values: dict[str, Any] = _CLIP_DEFAULTS["vision"] | dict(vision_part)
     width = values["hidden_size"]
     vision = VisionConfig(
         patch_size=values["patch_size"],
@@ -157,8 +157,9 @@ def read_siglip_tensors(path: Path, vision: VisionConfig) -> "dict[str, Tensor]"
     for part in ("weight", "bias"):  # MultiheadAttention keeps query, key and value together
         joint = tensors.get(f"vision_model.head.attention.in_proj_{part}")
         if joint is not None:
-            query, key_value = joint.split([len(joint) // 3, len(joint) - len(joint) // 3])
-            found[f"attn_pool.q.{part}"], found[f"attn_pool.kv.{part}"] = query, key_value
+            width = len(joint) // 3
+            found[f"attn_pool.q.{part}"] = joint[:width]
+            found[f"attn_pool.kv.{part}"] = joint[width:]
     return {f"visual.trunk.{name}": tensor.contiguous() for name, tensor in found.items()}
 
 
