@@ -22,12 +22,26 @@ MODEL_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
 # Values of PIL's Resampling, as transformers stores them.
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _ACTIVATIONS: Mapping[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
-_CLIP_DEFAULTS: Mapping[str, dict[str, Any]] = {"vision": {"hidden_size": 768, "intermediate_size": 3072,
-                             "num_hidden_layers": 12, "num_attention_heads": 12,
-                             "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu"},
-                  "text": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
-                           "num_attention_heads": 8, "max_position_embeddings": 77,
-                           "vocab_size": 49408, "hidden_act": "quick_gelu"}}  # fmt: skip
+_CLIP_DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "vision": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 32,
+        "hidden_act": "quick_gelu",
+    },
+    "text": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 77,
+        "vocab_size": 49408,
+        "hidden_act": "quick_gelu",
+    },
+}
 
 
 def towers(
