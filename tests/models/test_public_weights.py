@@ -98,13 +98,14 @@ def open_clip_vit(folder, preprocess=None, vision=None, **changed):
 
 
 def last_map(model, images):
-    """The map of a timm model's last stage, by timm's own forward_features."""
+    """The map of a timm model's last stage: of a ViT all tokens but the first ones."""
     features = model.forward_features(images)
-    if features.ndim == 3:  # tokens
+    if features.ndim == 3:
         patches = features[:, model.num_prefix_tokens :]
         side = int(patches.shape[1] ** 0.5)
         return patches.transpose(1, 2).unflatten(2, (side, side))
-    return features
+    # Some networks widen their features after the last stage, for the classifier alone.
+    return model.forward_intermediates(images, intermediates_only=True)[-1]
 
 
 def timm_pooled(model, images):
