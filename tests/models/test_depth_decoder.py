@@ -4,18 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from clipmill.errors import ConfigError
 from clipmill.models import at_once
 from clipmill.models.depth_decoder import DepthDecoder
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("stride", [1, 2, 4, 8, 12, 14, 16, 32])
 def test_reaches_the_images_size(stride):
     decoder = DepthDecoder(6, 5, stride, 10.0).eval()
-    height, width = 64, 96
-    depth = decoder(torch.randn(2, 6, height // stride, width // stride))
-    assert depth.shape == (2, 1, height, width)
+    depth = decoder(torch.randn(2, 6, 3, 4))
+    assert depth.shape == (2, 1, 3 * stride, 4 * stride)
 
 
 @pytest.mark.parametrize(("stride", "num_learned"), [(4, 2), (8, 3), (16, 3), (32, 3)])
@@ -43,12 +41,6 @@ def test_it_starts_in_the_middle():
     """Small weights and a sigmoid: half of the range."""
     depth = DepthDecoder(6, 5, 16, 10.0)(torch.randn(2, 6, 4, 4))
     torch.testing.assert_close(depth, torch.full_like(depth, 5.0), rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("stride", [12, 14])
-def test_a_stride_that_doubling_never_reaches(stride):
-    with pytest.raises(ConfigError, match=f"a map of stride {stride}"):
-        DepthDecoder(6, 5, stride, 10.0)
 
 
 def test_a_batch_too_large_for_one_map(monkeypatch):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.analysis.charts import Line, dot_chart, line_chart
 from clipmill.analysis.page import Html, Section, document, paragraph, section, table, tag, together
 from clipmill.errors import ConfigError, SourceError
+from clipmill.models.addresses import parse_address
 from clipmill.models.encoders import open_encoder
 from clipmill.stages import Report
 
@@ -22,8 +23,8 @@ def measure_attention(
 ) -> "AttentionStatistics":
     """Look at the first pictures of ``data`` through a ViT, at the size of its pretraining.
 
-    ``encoder`` is the URI of a checkpoint, ``timm:MODEL`` or ``open_clip:MODEL`` (these from
-    scratch); ``data`` a dataset's URI or any source.
+    ``encoder`` is the address of a ViT (:mod:`clipmill.models.addresses`); ``data`` a dataset's URI
+    or any source.
 
     Raises:
         ConfigError: the encoder's blocks don't see all patches.
@@ -34,7 +35,7 @@ def measure_attention(
 
     from clipmill.data.captioned_pictures import captioned_pictures, open_pictures
     from clipmill.models.attention import AttentionMeter
-    from clipmill.models.center_resize import center_resize
+    from clipmill.models.center_resize import tower_image
     from clipmill.models.dense import build_dense
 
     found = open_encoder(encoder)
@@ -46,12 +47,14 @@ def measure_attention(
             expected="a plain ViT, each of whose blocks sees all patches",
             action="give another encoder",
         )
+    if found.notice:
+        report(0, num_images, found.notice)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     meter = AttentionMeter(dense.to(device), patch_size=dense.strides[0])
     skipped: Counter[str] = Counter()
     pictures = itertools.islice(captioned_pictures(open_pictures(data), skipped), num_images)
-    size, count = found.config.vision.image_size, 0
-    while batch := [center_resize(p, size) for p, _ in itertools.islice(pictures, _BATCH)]:
+    vision, count = found.config.vision, 0
+    while batch := [tower_image(p, vision) for p, _ in itertools.islice(pictures, _BATCH)]:
         pixels_BHW3 = torch.from_numpy(np.stack(batch)).to(device)
         meter.add(pixels_BHW3.permute(0, 3, 1, 2).float() / 255)
         count += len(batch)
@@ -99,7 +102,10 @@ def attention_charts(found: Mapping[str, "AttentionStatistics"]) -> Html:
 
 def attention_page(found: Mapping[str, "AttentionStatistics"]) -> str:
     """A page of HTML: each encoder's heads, and how diverse they are, by layer."""
-    short = [name.rstrip("/").rpartition("/")[2] for name in found]
+    short = [
+        name.rstrip("/").rpartition("/")[2] if parse_address(name).scheme == "clipmill" else name
+        for name in found
+    ]
     if len(set(short)) == len(short):
         found = dict(zip(short, found.values(), strict=True))
     header = together(

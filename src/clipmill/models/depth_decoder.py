@@ -1,8 +1,8 @@
 """The depth decoder of Xie et al. 2023 (built on GLPDepth), for a map at any stride.
 
-There the map has stride 32: three deconvolutions bring it to 4, two bilinear steps to 1. For a map
-of stride 16 one bilinear step is dropped, for stride 8 both, so that the output always reaches the
-input's size while the learned steps stay.
+There the map has stride 32: three deconvolutions bring it to 4, a bilinear step to 1. For a map of
+another stride the bilinear step is by another factor (1.75 for 14), so that the output always
+reaches the input's size while the learned steps stay.
 
 Shapes: B batch, D width of the encoder's map, C width of the head.
 """
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipmill.errors import ConfigError
 from clipmill.models.at_once import few_at_once
 
 _DECONV_CHANNELS = 32
@@ -35,15 +34,8 @@ class DepthDecoder(nn.Module):
         start_std: float = START_STD,
     ) -> None:
         super().__init__()
-        num_doublings = int(math.log2(stride))
-        if 2**num_doublings != stride:
-            raise ConfigError(
-                f"depth from a map of stride {stride}",
-                expected="a power of two, for the decoder doubles sizes",
-                action="choose an encoder of another patch size",
-            )
-        num_deconvs = min(_NUM_DECONVS, num_doublings)
-        self._factor = 2 ** (num_doublings - num_deconvs)
+        num_deconvs = min(_NUM_DECONVS, int(math.log2(stride)))
+        self._factor = stride / 2**num_deconvs
         self._max_depth_metres = max_depth_metres
         layers: list[nn.Module] = []
         width = in_channels
@@ -74,12 +66,11 @@ class DepthDecoder(nn.Module):
     def forward(self, map_BDhw: Tensor) -> Tensor:
         """Depth in metres, between 0 and the largest."""
         map_BChw = self.up(map_BDhw)
-        elements = math.prod(map_BChw.shape[1:]) * self._factor**2
+        elements = round(math.prod(map_BChw.shape[1:]) * self._factor**2)
         return few_at_once(self._depth, map_BChw, elements)
 
     def _depth(self, map_BChw: Tensor) -> Tensor:
         if self._factor > 1:
-            map_BChw = F.interpolate(
-                map_BChw, scale_factor=self._factor, mode="bilinear", align_corners=False
-            )
+            size = [round(side * self._factor) for side in map_BChw.shape[-2:]]
+            map_BChw = F.interpolate(map_BChw, size, mode="bilinear", align_corners=False)
         return torch.sigmoid(self.head(map_BChw)) * self._max_depth_metres

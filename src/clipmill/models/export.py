@@ -77,14 +77,15 @@ def _open_clip(card: ModelCard, tensors: Mapping[str, "Tensor"], folder: Path) -
             "embed_dim": config.embed_dim,
             "vision_cfg": vision_kwargs(config.vision),
             "text_cfg": text_kwargs(config.text),
+            **({"quick_gelu": True} if config.text.activation == "quick_gelu" else {}),
             **({"init_logit_bias": 0.0} if config.loss == "sigmoid" else {}),
         },
         "preprocess_cfg": {
             "size": config.vision.image_size,
             "mean": list(config.vision.mean),
             "std": list(config.vision.std),
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
+            "interpolation": config.vision.interpolation,
+            "resize_mode": "squash" if config.vision.resize == "squash" else "shortest",
         },
         **_origin(card),
     }
@@ -125,6 +126,8 @@ def _timm(card: ModelCard, tensors: Mapping[str, "Tensor"], folder: Path) -> tup
                 "depth": vision.layers,
                 "num_heads": vision.width // vision.head_width,
                 "pre_norm": vision.has_input_norm,
+                "mlp_ratio": vision.mlp_ratio,
+                "act_layer": vision.activation,
             },
             "pretrained_cfg": _preprocessing(vision, config.embed_dim),
         }
@@ -162,7 +165,7 @@ def _preprocessing(vision: VisionConfig, num_classes: int) -> dict[str, Any]:
         "input_size": [3, size, size],
         "mean": list(vision.mean),
         "std": list(vision.std),
-        "interpolation": "bicubic",
+        "interpolation": vision.interpolation,
         "crop_pct": 1.0,
         "num_classes": num_classes,
     }
