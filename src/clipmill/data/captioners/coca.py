@@ -28,13 +28,14 @@ class GenerateConfig(Config):
     """How captions are drawn from a CoCa, in the words of open_clip's ``generate``."""
 
     method: Literal["beam_search", "top_p", "top_k"] = "beam_search"
-    """Deterministic beams, or sampling."""
+    """Deterministic beams, as open_clip 3.3 searches, or sampling."""
     num_captions: int = 1
     """Captions drawn a sample; equal ones count once. Beam search gives one."""
     num_beams: int = 6
     """Beams of a search."""
     num_beam_groups: int = 3
-    """Groups of beams that are kept apart."""
+    """Groups that the beams are divided among. open_clip searches each alike, so the search is that
+    of ``num_beams / num_beam_groups`` beams."""
     top_p: float = 0.1
     """Sampling draws from the likeliest tokens whose probabilities add up to this."""
     top_k: int = 1
