@@ -38,7 +38,7 @@ from clipmill.tasks.registry import task_named
 _WARM = 3
 _NUM_IMAGES = 64
 _RECIPES = {"segmentation": "upernet-miniature", "detection": "mask-rcnn-miniature"}
-_ENCODER = "timm:test_resnet"
+_ENCODER = "random:timm/test_resnet"
 _LOOPS = ("clipmill", "mmengine")
 
 

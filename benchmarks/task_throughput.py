@@ -29,15 +29,15 @@ from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import task_named
 
 NETWORKS = {
-    "ViT-B/16 + UperNet": ("open_clip:ViT-B-16", "upernet-vit-b16"),
-    "MCi0 + SemanticFPN": ("timm:fastvit_mci0", "semantic-fpn-mci0"),
-    "MCi1 + SemanticFPN": ("timm:fastvit_mci1", "semantic-fpn-mci1"),
-    "MCi2 + SemanticFPN": ("timm:fastvit_mci2", "semantic-fpn-mci2"),
+    "ViT-B/16 + UperNet": ("random:open_clip/ViT-B-16", "upernet-vit-b16"),
+    "MCi0 + SemanticFPN": ("random:timm/fastvit_mci0", "semantic-fpn-mci0"),
+    "MCi1 + SemanticFPN": ("random:timm/fastvit_mci1", "semantic-fpn-mci1"),
+    "MCi2 + SemanticFPN": ("random:timm/fastvit_mci2", "semantic-fpn-mci2"),
     # So small that what follows the network counts.
-    "miniature + UperNet": ("timm:test_resnet", "upernet-miniature"),
-    "ViT-B/16 + depth": ("open_clip:ViT-B-16", "depth-vit-b16"),
-    "MCi0 + UperNet": ("timm:fastvit_mci0", "upernet-vit-b16"),
-    "MCi0 + depth": ("timm:fastvit_mci0", "depth-vit-b16"),
+    "miniature + UperNet": ("random:timm/test_resnet", "upernet-miniature"),
+    "ViT-B/16 + depth": ("random:open_clip/ViT-B-16", "depth-vit-b16"),
+    "MCi0 + UperNet": ("random:timm/fastvit_mci0", "upernet-vit-b16"),
+    "MCi0 + depth": ("random:timm/fastvit_mci0", "depth-vit-b16"),
 }
 _NUM_CLASSES = 150  # ADE20K's
 _DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,7 +7,7 @@ from typing import Any
 from clipmill.data.captioners import captioner_kind
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError, NotFoundError, StorageError
-from clipmill.models.encoders import open_encoder
+from clipmill.models.encoders import check_address
 from clipmill.recipes.registry import RECIPES, recipe
 from clipmill.recipes.run import LABELS
 from clipmill.recipes.wanted import WantedTask
@@ -75,7 +75,7 @@ def check(pipeline: Any, parameters: Mapping[str, Any]) -> None:
         _ = WantedTask.from_json(wanted, f"tasks[{number}]").sweep
     try:
         if "encoder" in parameters:
-            open_encoder(parameters["encoder"])
+            check_address(parameters["encoder"])
         if "dataset" in parameters:
             Dataset.open(parameters["dataset"])
     except NotFoundError:

@@ -27,10 +27,10 @@ def pictures(tmp_path):
 
 def test_command_prints_layers_and_writes_the_page(pictures, tmp_path):
     page = tmp_path / "heads.html"
-    arguments = ["attention", "timm:test_vit", "--data", str(pictures), "--json"]
+    arguments = ["attention", "random:timm/test_vit", "--data", str(pictures), "--json"]
     done = CliRunner().invoke(app, [*arguments, "--page", str(page), "--num-images", "9"])
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)["timm:test_vit"]
+    found = json.loads(done.stdout)["random:timm/test_vit"]
     assert found["num_images"] == 5
     heads = np.array(found["distance_px"])
     assert heads.shape == (len(found["spread_px"]), 2)
@@ -38,13 +38,13 @@ def test_command_prints_layers_and_writes_the_page(pictures, tmp_path):
     assert (heads < found["image_size"]).all()
     html = page.read_text()
     assert html.count("<circle") == heads.size
-    assert "timm:test_vit" in html
+    assert "random:timm/test_vit" in html
 
 
 def test_page_of_two_encoders_shares_an_axis(pictures):
     report = lambda *_: None  # noqa: E731
     found = {
-        name: measure_attention(f"timm:{name}", str(pictures), num_images=2, report=report)
+        name: measure_attention(f"random:timm/{name}", str(pictures), num_images=2, report=report)
         for name in ("test_vit", "test_vit2")
     }
     html = attention_page(found)
@@ -57,8 +57,8 @@ def test_page_of_two_encoders_shares_an_axis(pictures):
 def test_what_cannot_be_looked_at_is_refused(pictures, tmp_path):
     report = lambda *_: None  # noqa: E731
     with pytest.raises(ConfigError, match="maps of strides"):
-        measure_attention("timm:test_resnet", str(pictures), num_images=2, report=report)
+        measure_attention("random:timm/test_resnet", str(pictures), num_images=2, report=report)
     for path in pictures.glob("[0-9].jpg"):
         path.write_text("<html>")
     with pytest.raises(SourceError, match="no picture that can be used"):
-        measure_attention("timm:test_vit", str(pictures), num_images=2, report=report)
+        measure_attention("random:timm/test_vit", str(pictures), num_images=2, report=report)

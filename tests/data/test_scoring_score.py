@@ -181,7 +181,7 @@ def test_open_clip_scores_are_the_models_similarities(make_dataset, tiny_open_cl
     weights = str(tmp_path / "weights.safetensors")
     save_file(model.state_dict(), weights)
     dataset = make_dataset(count=5)
-    clip = ClipScoreConfig(model=f"open_clip:{tiny_open_clip}", weights=weights)
+    clip = ClipScoreConfig(model=f"file:{weights}#open_clip/{tiny_open_clip}")
     (layer,) = score(ScoreConfig(clip=clip), dataset.uri, report=silent)
     tokenize = open_clip.get_tokenizer(tiny_open_clip)
     model.eval()
@@ -196,7 +196,7 @@ def test_open_clip_scores_are_the_models_similarities(make_dataset, tiny_open_cl
 
 def test_random_weights_depend_on_the_seed_alone(make_dataset, tiny_open_clip, tmp_path):
     dataset = make_dataset(count=3)
-    clip = ClipScoreConfig(model=f"open_clip:{tiny_open_clip}")
+    clip = ClipScoreConfig(model=f"random:open_clip/{tiny_open_clip}")
     (layer,) = score(ScoreConfig(clip=clip), dataset.uri, report=silent)
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms(tiny_open_clip)
@@ -332,7 +332,7 @@ def make_dataset_again(source, tmp_path):
         (
             ScoreConfig(clip=ClipScoreConfig(model="open_clip:no-such")),
             ConfigError,
-            "has no model 'no-such'",
+            "has no model named 'no-such'",
         ),
     ],
 )
@@ -353,9 +353,14 @@ def test_what_is_no_judge(make_dataset, tmp_path, tiny_open_clip):
         path.write_bytes(content or b"")
         if content is None:
             save_file({"other": torch.zeros(1)}, path)
-        clip = ClipScoreConfig(model=f"open_clip:{tiny_open_clip}", weights=str(path))
-        with pytest.raises(ArtifactError, match="doesn't hold this model's weights"):
+        clip = ClipScoreConfig(model=f"file:{path}#open_clip/{tiny_open_clip}")
+        with pytest.raises(ArtifactError, match=r"can't be read as weights|has no image tower"):
             score(ScoreConfig(clip=clip), dataset.uri, report=silent)
+
+
+def test_weights_apart_from_the_model_are_refused_with_the_new_form():
+    with pytest.raises(ConfigError, match=r"file:w.pt#open_clip/ViT-B-32"):
+        ClipScoreConfig(model="open_clip:ViT-B-32", weights="w.pt")
 
 
 @pytest.mark.parametrize("name", ["batch_size", "num_threads", "cache_bytes"])

@@ -192,20 +192,26 @@ def test_timm_gets_the_rate_of_drop_path():
 @pytest.mark.parametrize(
     ("name", "vision"),
     [
-        ("timm:test_vit", VisionConfig(timm_model="test_vit")),
-        ("open_clip:ViT-B-32", VisionConfig(patch_size=32)),
+        ("random:timm/test_vit", VisionConfig(timm_model="test_vit")),
+        ("random:open_clip/ViT-B-32", VisionConfig(patch_size=32, resize="shortest")),
         (
-            "open_clip:MobileCLIP-S1",
-            VisionConfig(image_size=256, timm_model="fastvit_mci1", head="classifier"),
+            "random:open_clip/MobileCLIP-S1",
+            VisionConfig(
+                image_size=256,
+                timm_model="fastvit_mci1",
+                pool="avg",
+                head="classifier",
+                resize="shortest",
+            ),
         ),
     ],
 )
 def test_encoders_from_scratch(name, vision):
     found = open_encoder(name)
     assert found.config.vision == vision
-    assert not found.has_weights
+    assert found.read is None
+    assert name in found.notice
     assert (found.parent.role, found.parent.uri) == ("encoder", name)
-    assert found.parent.digest == found.config.digest
 
 
 def test_the_checkpoint_is_the_encoders_parent(tmp_path):
@@ -217,7 +223,7 @@ def test_the_checkpoint_is_the_encoders_parent(tmp_path):
 
 def test_unknown_open_clip_model():
     with pytest.raises(ConfigError, match="no model named 'ViT-B-17'"):
-        open_encoder("open_clip:ViT-B-17")
+        open_encoder("random:open_clip/ViT-B-17")
 
 
 def test_no_checkpoint(tmp_path):

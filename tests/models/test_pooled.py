@@ -21,7 +21,7 @@ def test_vit_is_open_clips_before_its_projection(tmp_path):
     saved = save_checkpoint(str(tmp_path), card, clip.state_dict())
     encoder = build_pooled(EncoderConfig(vision=VISION)).eval()
     start = PretrainedEncoder(
-        config=EncoderConfig(vision=VISION), has_weights=True, parent=saved.as_parent("encoder")
+        config=EncoderConfig(vision=VISION), parent=saved.as_parent("encoder"), read=clip.state_dict
     )
     start.load_into(encoder)
     images = torch.rand(2, 3, 32, 32)

@@ -46,7 +46,7 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
         every_steps=2, class_folder=str(tmp_path / "classes"), templates=("a {}", "{} things")
     )
     tokenizer = CLIP.text.tokenizer()
-    evaluations = clip_evaluations(config, view, tokenizer, CLIP.vision.image_size)
+    evaluations = clip_evaluations(config, view, tokenizer, CLIP.vision)
     config_of_run = TrainConfig(steps=4, batch_size=4, log_steps=4)
     trained = train(
         lambda here: ClipObjective(CLIP, here),
@@ -92,22 +92,22 @@ def test_a_colour_that_the_model_knows_is_named(tmp_path):
             return torch.tensor([[0.0, 0, 1], [1, 0, 0]])  # classes in the order of their names
 
     config = InTrainingConfig(num_pairs=0, class_folder=str(tmp_path))
-    (evaluation,) = clip_evaluations(config, None, CLIP.text.tokenizer(), 16)
+    (evaluation,) = clip_evaluations(config, None, CLIP.text.tokenizer(), CLIP.vision)
     assert evaluation.judge(Knowing(), Ranks()) == {"top1": 1.0}
 
 
 def test_a_view_that_holds_nothing_out(dataset_uri):
     view = View(Dataset.open(dataset_uri), ViewConfig())
     with pytest.raises(ConfigError, match="no pair is held out"):
-        clip_evaluations(InTrainingConfig(), view, CLIP.text.tokenizer(), 16)
+        clip_evaluations(InTrainingConfig(), view, CLIP.text.tokenizer(), CLIP.vision)
 
 
 def test_a_folder_without_pictures(tmp_path):
     config = InTrainingConfig(num_pairs=0, class_folder=str(tmp_path))
     with pytest.raises(ConfigError, match="has no picture"):
-        clip_evaluations(config, None, CLIP.text.tokenizer(), 16)
+        clip_evaluations(config, None, CLIP.text.tokenizer(), CLIP.vision)
 
 
 def test_none_are_wanted():
     config = InTrainingConfig(every_steps=0)
-    assert clip_evaluations(config, None, CLIP.text.tokenizer(), 16) == ()
+    assert clip_evaluations(config, None, CLIP.text.tokenizer(), CLIP.vision) == ()

@@ -1,5 +1,6 @@
 """Starts of a CLIP run: our checkpoints, files that open_clip saved, and names."""
 
+import json
 from dataclasses import replace
 
 import open_clip
@@ -43,6 +44,20 @@ def checkpoint(folder, kind, architecture, tensors):
     return save_checkpoint(str(folder / kind), card, tensors).uri
 
 
+def beside_its_config(path, config=CLIP, **changed):
+    """The address of a file of weights that has open_clip's config beside it."""
+    value = {
+        "model_cfg": {
+            "embed_dim": config.embed_dim,
+            "vision_cfg": vision_kwargs(config.vision),
+            "text_cfg": text_kwargs(config.text),
+            **changed,
+        }
+    }
+    (path.parent / "open_clip_config.json").write_text(json.dumps(value))
+    return f"file:{path}"
+
+
 def test_scratch():
     assert find_start("") is None
 
@@ -58,7 +73,7 @@ def test_our_checkpoint(tmp_path):
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 @pytest.mark.parametrize("form", ["plain", "training"])
 def test_a_file_that_open_clip_saved(tmp_path, suffix, form):
-    expected, path = built(0), tmp_path / f"weights.{suffix}"
+    expected, path = built(0), tmp_path / f"open_clip_weights.{suffix}"
     tensors = dict(expected.state_dict())
     if form == "training":  # as its trainer writes them, under DDP
         tensors = {f"module.{k}": v for k, v in tensors.items()}
@@ -66,7 +81,7 @@ def test_a_file_that_open_clip_saved(tmp_path, suffix, form):
         save_file(tensors, path)
     else:
         torch.save({"epoch": 3, "state_dict": tensors} if form == "training" else tensors, path)
-    assert_same(started(path), expected)
+    assert_same(started(beside_its_config(path)), expected)
 
 
 def test_a_file_of_towers_with_their_text_apart(tmp_path):
@@ -79,8 +94,9 @@ def test_a_file_of_towers_with_their_text_apart(tmp_path):
         vision_cfg=vision_kwargs(CLIP.vision),
         text_cfg=text_kwargs(text),
     )
-    save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
-    ours = started(tmp_path / "weights.safetensors", config)
+    path = tmp_path / "open_clip_model.safetensors"
+    save_file(theirs.state_dict(), path)
+    ours = started(beside_its_config(path, config, custom_text=True), config)
     images, tokens = torch.randn(2, 3, 16, 16), text.tokenizer()(["a cube", "two red hats"])
     torch.testing.assert_close(ours.encode_text(tokens), theirs.encode_text(tokens))
     torch.testing.assert_close(ours.encode_image(images), theirs.encode_image(images))
@@ -100,7 +116,7 @@ def test_an_image_tower_of_mae(tmp_path):
 
 def test_a_tower_without_input_norm_doesnt_fit_one_with_it(tmp_path):
     uri = checkpoint(tmp_path, "mae", MAE, MaskedAutoencoder(MAE).state_dict())
-    with pytest.raises(ArtifactError, match=r"doesn't fit the model at visual\.ln_pre"):
+    with pytest.raises(ConfigError, match=r"--set model\.vision\.has_input_norm=false"):
         started(uri)
 
 
@@ -109,55 +125,71 @@ def test_softmax_and_sigmoid_start_from_one_another(tmp_path):
     expected = built(0, siglip)
     uri = checkpoint(tmp_path, "clip", siglip, expected.state_dict())
     assert torch.equal(started(uri).visual.proj, expected.visual.proj)
-    save_file(built(0).state_dict(), tmp_path / "softmax.safetensors")
-    assert started(tmp_path / "softmax.safetensors", siglip).logit_bias.item() == -10
+    path = tmp_path / "open_clip_model.safetensors"
+    save_file(built(0).state_dict(), path)
+    assert started(beside_its_config(path), siglip).logit_bias.item() == -10
 
 
 def test_weights_of_another_size(tmp_path):
     uri = checkpoint(tmp_path, "clip", CLIP, built(0).state_dict())
-    with pytest.raises(ArtifactError, match="doesn't fit the model at"):
-        started(uri, replace(CLIP, text=TextConfig(context_length=12, vocab_size=600, width=32)))
-    with pytest.raises(ArtifactError, match="doesn't fit the model at"):
+    with pytest.raises(
+        ConfigError, match=r"--set model\.text\.width=16 --set model\.text\.heads=2"
+    ):
+        started(uri, replace(CLIP, text=TextConfig(context_length=12, vocab_size=600, layers=1)))
+    with pytest.raises(ConfigError, match=r"--set model\.vision\.timm_model="):
         started(uri, replace(CLIP, vision=VisionConfig(timm_model="test_resnet")))
 
 
+def test_weights_of_another_activation_or_normalization(tmp_path):
+    """Both would load, and compute something else."""
+    path = tmp_path / "open_clip_model.safetensors"
+    save_file(built(0).state_dict(), path)
+    address = beside_its_config(path, quick_gelu=True)
+    with pytest.raises(ConfigError, match=r"--set model\.vision\.activation=quick_gelu"):
+        started(address)
+    quick = CLIP.override(["vision.activation=quick_gelu", "text.activation=quick_gelu"])
+    assert_same(started(address, quick), built(0))
+    with pytest.raises(ConfigError, match=r"model\.vision\.mean=\[0\.48145466"):
+        started(address, quick.override(["vision.mean=[0.5, 0.5, 0.5]"]))
+
+
+def test_towers_of_two_activations():
+    with pytest.raises(ConfigError, match="one activation for both towers"):
+        built(0, CLIP.override(["vision.activation=quick_gelu"]))
+
+
 def test_a_file_that_would_run_code(tmp_path):
-    path = tmp_path / "weights.pt"
+    path = tmp_path / "open_clip_weights.pt"
     torch.save({"model": built(0)}, path)
     with pytest.raises(ArtifactError, match="can't be read as weights"):
-        started(path)
+        started(beside_its_config(path))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_a_cut_file(tmp_path, suffix):
-    path = tmp_path / f"weights.{suffix}"
+    path = tmp_path / f"open_clip_weights.{suffix}"
     if suffix == "pt":
         torch.save(built(0).state_dict(), path)
     else:
         save_file(built(0).state_dict(), path)
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(ArtifactError, match="can't be read as weights"):
-        started(path)
+        started(beside_its_config(path))
 
 
 def test_a_file_of_something_else(tmp_path):
-    torch.save([1, 2], tmp_path / "list.pt")
+    path = tmp_path / "open_clip_list.pt"
+    torch.save([1, 2], path)
     with pytest.raises(ArtifactError, match="holds a list"):
-        started(tmp_path / "list.pt")
-
-
-@pytest.mark.parametrize("name", ["open_clip:ViT-B-16", "open_clip:", "timm:"])
-def test_names_that_lack_a_part(name):
-    with pytest.raises(ConfigError, match="init was"):
-        find_start(name)
+        started(beside_its_config(path))
 
 
 def test_what_isnt_there(tmp_path):
-    for name in (tmp_path / "none.pt", tmp_path / "none"):
+    for name in (f"file:{tmp_path}/none.pt", str(tmp_path / "none")):
         with pytest.raises(NotFoundError):
-            find_start(str(name))
-    with pytest.raises(NotFoundError, match="can't be had"):
-        started("open_clip:ViT-B-32/no-such-tag")
+            find_start(name)
+    with pytest.raises(ConfigError, match="start from were random"):
+        find_start("random:timm/test_vit")
 
 
 def test_a_captioner_is_no_start(tmp_path):

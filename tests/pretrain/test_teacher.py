@@ -19,7 +19,7 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.result import read_log
 from clipmill.engine.schedule import ScheduleConfig
-from clipmill.errors import ConfigError
+from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
 from clipmill.models.towers import VisionConfig, build_clip
@@ -233,8 +233,9 @@ def test_ensembles_that_cannot_be(config, dataset_uri):
         make_teacher_layer(TeacherConfig(), dataset_uri, report=silent)
     with pytest.raises(ConfigError, match="has no layer 'captions/none'"):
         make_teacher_layer(config, dataset_uri, "captions/none", report=silent)
-    with pytest.raises(ConfigError, match="models had 'timm:resnet18'"):
-        make_teacher_layer(replace(config, models=("timm:resnet18",)), dataset_uri, report=silent)
+    towers = replace(config, models=("random:timm/resnet18",))
+    with pytest.raises(ArtifactError, match="no text tower"):
+        make_teacher_layer(towers, dataset_uri, report=silent)
 
 
 def test_siglips_loss_has_no_distillation(distillation):
@@ -250,7 +251,7 @@ def test_an_open_clip_teacher_from_a_file(tmp_path):
     path = tmp_path / "weights.safetensors"
     model = open_clip.create_model("ViT-S-32-alt").eval()
     save_file(model.state_dict(), path)
-    teacher = load_teacher(f"open_clip:ViT-S-32-alt/{path}")
+    teacher = load_teacher(f"file:{path}#open_clip/ViT-S-32-alt")
     with torch.no_grad():
         tokens = open_clip.get_tokenizer("ViT-S-32-alt")(["a red hat"])
         expected = model.encode_text(tokens, normalize=True)

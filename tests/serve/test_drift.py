@@ -63,7 +63,7 @@ def test_what_is_sent_against_what_was_learnt(
     steps = ["train.steps=2", "train.batch_size=2", "model.crop_size=32"]
     depth = finetune(
         recipe("depth-miniature", FinetuneConfig, steps),
-        "timm:test_vit",
+        "random:timm/test_vit",
         str(scenes),
         str(tmp_path / "store"),
         report=silent,

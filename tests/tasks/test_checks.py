@@ -195,7 +195,7 @@ SIDES = {
 def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
     """The check says so, and training refuses before its first step."""
     fixture, model = LAYOUTS[task]
-    folder, encoder = request.getfixturevalue(fixture), "open_clip:ViT-B-16"
+    folder, encoder = request.getfixturevalue(fixture), "random:open_clip/ViT-B-16"
     for side, is_fit in ((48, True), (40, False)):
         sides = [f"{other}=48" for other in SIDES[task]] + [f"{field}={side}"]
         config = FinetuneConfig(task=task, model=model.override(sides), train=TRAIN)
@@ -209,10 +209,10 @@ def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
 @pytest.mark.parametrize(
     ("encoder", "words"),
     [
-        ("timm:test_resnet", ""),
-        ("timm:vit_tiny_patch16_224", ""),
-        ("timm:vit_small_patch14_dinov2", "stride 14"),
-        ("timm:test_vit_relpos", "can't see the recipe's images"),
+        ("random:timm/test_resnet", ""),
+        ("random:timm/vit_tiny_patch16_224", ""),
+        ("random:timm/vit_small_patch14_dinov2", "stride 14"),
+        ("random:timm/test_vit_relpos", "can't see the recipe's images"),
     ],
 )
 def test_encoders_of_other_families(encoder, words, nyu):
@@ -225,7 +225,7 @@ def test_encoders_of_other_families(encoder, words, nyu):
 def test_a_recipe_of_another_task(ade20k):
     config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
     with pytest.raises(ConfigError, match="the recipe is one of depth"):
-        found("segmentation", ade20k, encoder="timm:test_resnet", config=config)
+        found("segmentation", ade20k, encoder="random:timm/test_resnet", config=config)
 
 
 def test_a_model_for_another_list_of_classes(ade20k):

@@ -148,7 +148,7 @@ TINY = ["model.image_size=32", "model.test_size=32", "train.batch_size=9", "trai
 def test_from_an_encoder_to_a_judged_model(name, folder, tmp_path):
     steps = ["train.steps=40", "train.schedule.peak=1e-2"]
     config = recipe(name, FinetuneConfig, [*TINY, *steps])
-    model = finetune(config, "timm:test_vit", str(folder), str(tmp_path), report=silent)
+    model = finetune(config, "random:timm/test_vit", str(folder), str(tmp_path), report=silent)
     found = read_evaluation(evaluate(model, str(folder), str(tmp_path), report=silent))
     assert found.metrics["top1"] > 60
     assert found.metrics["top5"] == 100

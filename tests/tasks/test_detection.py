@@ -161,10 +161,13 @@ def test_from_an_encoder_to_a_judged_model(name, coco_folder, tmp_path):
         if done == 1:
             raise KeyboardInterrupt
 
-    straight = finetune(config, "timm:test_vit", str(coco_folder), store, report=silent)
+    straight = finetune(config, "random:timm/test_vit", str(coco_folder), store, report=silent)
     with pytest.raises(KeyboardInterrupt):
-        finetune(config, "timm:test_vit", str(coco_folder), f"{store}2", report=stop_after_one)
-    resumed = finetune(config, "timm:test_vit", str(coco_folder), f"{store}2", report=silent)
+        finetune(
+            config, "random:timm/test_vit", str(coco_folder), f"{store}2", report=stop_after_one
+        )
+    again = f"{store}2"
+    resumed = finetune(config, "random:timm/test_vit", str(coco_folder), again, report=silent)
     cards = [Predictor.open(uri).card for uri in (straight, resumed)]
     assert cards[0].digest == cards[1].digest
     assert read_embedding(cards[0]) == read_embedding(cards[1]) is not None

@@ -50,8 +50,8 @@ def nyu(nyu_folder):
 def test_segmentation_from_scratch_to_a_gate(ade20k, tmp_path):
     store = str(tmp_path / "store")
     config = recipe("upernet-miniature", FinetuneConfig, TINY)
-    model = finetune(config, "timm:test_resnet", ade20k, store, report=quiet)
-    assert finetune(config, "timm:test_resnet", ade20k, store, report=fail) == model
+    model = finetune(config, "random:timm/test_resnet", ade20k, store, report=quiet)
+    assert finetune(config, "random:timm/test_resnet", ade20k, store, report=fail) == model
     judged = evaluate(model, ade20k, store, report=quiet)
     assert evaluate(model, ade20k, store, report=fail) == judged
     found = read_evaluation(judged)
@@ -76,10 +76,10 @@ def test_a_run_is_resumed_with_equal_weights(task, ade20k, nyu, tmp_path):
         if done == 2:
             raise KeyboardInterrupt
 
-    straight = finetune(config, "timm:test_vit", data, str(tmp_path / "a"), report=quiet)
+    straight = finetune(config, "random:timm/test_vit", data, str(tmp_path / "a"), report=quiet)
     with pytest.raises(KeyboardInterrupt):
-        finetune(config, "timm:test_vit", data, str(tmp_path / "b"), report=stop_after_two)
-    resumed = finetune(config, "timm:test_vit", data, str(tmp_path / "b"), report=quiet)
+        finetune(config, "random:timm/test_vit", data, str(tmp_path / "b"), report=stop_after_two)
+    resumed = finetune(config, "random:timm/test_vit", data, str(tmp_path / "b"), report=quiet)
     cards = [Predictor.open(uri).card for uri in (straight, resumed)]
     assert cards[0].digest == cards[1].digest
     assert read_embedding(cards[0]) == read_embedding(cards[1])
@@ -89,7 +89,7 @@ def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
     """As the served network makes them; an image that broke after training is passed over."""
     config = recipe("depth-miniature", FinetuneConfig, TINY)
     predictor = Predictor.open(
-        finetune(config, "timm:test_vit", nyu, str(tmp_path / "store"), report=quiet)
+        finetune(config, "random:timm/test_vit", nyu, str(tmp_path / "store"), report=quiet)
     )
     kept = read_embedding(predictor.card)
     found = []
@@ -110,7 +110,7 @@ def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
 
 def test_a_prediction_has_its_images_size(nyu, tmp_path):
     config = recipe("depth-miniature", FinetuneConfig, TINY)
-    model = finetune(config, "timm:test_resnet", nyu, str(tmp_path), report=quiet)
+    model = finetune(config, "random:timm/test_resnet", nyu, str(tmp_path), report=quiet)
     images = [torch.randint(0, 255, size, dtype=torch.uint8).numpy() for size in SIZES]
     found = [p["depth_metres"] for p in Predictor.open(model).predict(images)]
     assert [f.shape for f in found] == [size[:2] for size in SIZES]
@@ -149,9 +149,9 @@ def test_other_work_goes_elsewhere(nyu, tmp_path):
     changed = config.override(["train.seed=1"])
     store = str(tmp_path)
     uris = {
-        finetune(config, "timm:test_resnet", nyu, store, report=quiet),
-        finetune(changed, "timm:test_resnet", nyu, store, report=quiet),
-        finetune(config, "timm:test_vit", nyu, store, report=quiet),
+        finetune(config, "random:timm/test_resnet", nyu, store, report=quiet),
+        finetune(changed, "random:timm/test_resnet", nyu, store, report=quiet),
+        finetune(config, "random:timm/test_vit", nyu, store, report=quiet),
     }
     assert len(uris) == 3
     assert all(has_checkpoint(uri) for uri in uris)

@@ -22,7 +22,7 @@ def registered(monkeypatch):
     monkeypatch.setitem(TASKS, "saliency", SaliencyTask())
 
 
-@pytest.mark.parametrize("encoder", ["timm:test_vit", "timm:test_resnet"])
+@pytest.mark.parametrize("encoder", ["random:timm/test_vit", "random:timm/test_resnet"])
 def test_saliency_from_an_encoder_to_a_gate(encoder, ade20k_folder, tmp_path):
     data, store = str(ade20k_folder), str(tmp_path)
     config = FinetuneConfig(

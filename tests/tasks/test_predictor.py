@@ -107,7 +107,10 @@ def test_threads_share_a_network(task, tmp_path):
 def test_branches_of_a_mobile_encoder_are_fused(tmp_path):
     """What is asked has fewer convolutions than what was trained, and gives the same."""
     torch.manual_seed(0)
-    encoder, config = open_encoder("timm:fastvit_mci0").config, DEPTH.override(["crop_size=64"])
+    encoder, config = (
+        open_encoder("random:timm/fastvit_mci0").config,
+        DEPTH.override(["crop_size=64"]),
+    )
     network = task_named("depth").network(config, encoder, ())
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):

@@ -25,7 +25,7 @@ from clipmill.tasks.promotion import read_promotion
 from clipmill.tasks.sweep import SweepResult, Trial, read_sweep, sweep
 from clipmill.tasks.sweep_config import SweepConfig
 
-ENCODER = "timm:test_resnet"
+ENCODER = "random:timm/test_resnet"
 TRAIN = TrainConfig(
     steps=6,
     batch_size=2,

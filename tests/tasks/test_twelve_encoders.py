@@ -17,22 +17,22 @@ from clipmill.tasks.registry import task_named
 
 TASKS = {"segmentation": SEGMENTATION, "depth": DEPTH}
 SIDE = 64
-FIXED = {"timm:test_vit_relpos": 160, "timm:test_maxvit": 160}
+FIXED = {"random:timm/test_vit_relpos": 160, "random:timm/test_maxvit": 160}
 """Sides of those that timm builds for one size, or windows that divide it."""
 
 ENCODERS = {
     "open_clip's ViT": VIT,
-    "open_clip's MobileCLIP-S1, FastViT": "open_clip:MobileCLIP-S1",
-    "ViT with class token": "timm:vit_tiny_patch16_224",
-    "ViT without class token": "timm:test_vit3",
-    "ViT with relative positions": "timm:test_vit_relpos",
-    "ViT with rotary positions": "timm:vit_small_patch16_rope_224",
-    "ResNet": "timm:test_resnet",
-    "EfficientNet": "timm:test_efficientnet",
-    "ConvNeXt": "timm:test_convnext",
-    "Swin, windows with relative positions": "timm:swinv2_cr_tiny_ns_224",
-    "MaxViT, convolution and attention": "timm:test_maxvit",
-    "PVT, hierarchical attention": "timm:pvt_v2_b0",
+    "open_clip's MobileCLIP-S1, FastViT": "random:open_clip/MobileCLIP-S1",
+    "ViT with class token": "random:timm/vit_tiny_patch16_224",
+    "ViT without class token": "random:timm/test_vit3",
+    "ViT with relative positions": "random:timm/test_vit_relpos",
+    "ViT with rotary positions": "random:timm/vit_small_patch16_rope_224",
+    "ResNet": "random:timm/test_resnet",
+    "EfficientNet": "random:timm/test_efficientnet",
+    "ConvNeXt": "random:timm/test_convnext",
+    "Swin, windows with relative positions": "random:timm/swinv2_cr_tiny_ns_224",
+    "MaxViT, convolution and attention": "random:timm/test_maxvit",
+    "PVT, hierarchical attention": "random:timm/pvt_v2_b0",
 }
 
 

@@ -22,8 +22,8 @@ def measure_attention(
 ) -> "AttentionStatistics":
     """Look at the first pictures of ``data`` through a ViT, at the size of its pretraining.
 
-    ``encoder`` is the URI of a checkpoint, ``timm:MODEL`` or ``open_clip:MODEL`` (these from
-    scratch); ``data`` a dataset's URI or any source.
+    ``encoder`` is the address of a ViT (:mod:`clipmill.models.addresses`); ``data`` a dataset's URI
+    or any source.
 
     Raises:
         ConfigError: the encoder's blocks don't see all patches.
@@ -34,10 +34,12 @@ def measure_attention(
 
     from clipmill.data.captioned_pictures import captioned_pictures, open_pictures
     from clipmill.models.attention import AttentionMeter
-    from clipmill.models.center_resize import center_resize
+    from clipmill.models.center_resize import tower_image
     from clipmill.models.dense import build_dense
 
     found = open_encoder(encoder)
+    if found.notice:
+        report(0, num_images, found.notice)
     dense = build_dense(found.config)
     found.load_into(dense)
     if len(dense.strides) != 1:
@@ -50,8 +52,8 @@ def measure_attention(
     meter = AttentionMeter(dense.to(device), patch_size=dense.strides[0])
     skipped: Counter[str] = Counter()
     pictures = itertools.islice(captioned_pictures(open_pictures(data), skipped), num_images)
-    size, count = found.config.vision.image_size, 0
-    while batch := [center_resize(p, size) for p, _ in itertools.islice(pictures, _BATCH)]:
+    vision, count = found.config.vision, 0
+    while batch := [tower_image(p, vision) for p, _ in itertools.islice(pictures, _BATCH)]:
         pixels_BHW3 = torch.from_numpy(np.stack(batch)).to(device)
         meter.add(pixels_BHW3.permute(0, 3, 1, 2).float() / 255)
         count += len(batch)

@@ -29,6 +29,7 @@ app.add_typer(cluster, name="cluster")
 app.add_typer(study, name="study")
 app.command()(models.runs)
 app.command()(models.export)
+app.command("import")(models.import_weights)
 app.command("zero-shot")(judge.zero_shot)
 app.command("retrieval")(judge.retrieval)
 app.command()(judge.attention)
@@ -127,7 +128,7 @@ def pretrain_supervised(
 
 @app.command()
 def finetune(
-    encoder: Annotated[str, typer.Option(help="URI of an encoder, timm:MODEL or open_clip:MODEL.")],
+    encoder: Annotated[str, typer.Option(help="Address of an encoder (docs/weights.md).")],
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
     store: Store,
     recipe: str = "upernet-miniature",

@@ -152,7 +152,7 @@ def data_recaption(
 def data_score(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
     model: Annotated[
-        str, typer.Option(help="CLIP that judges: URI of a checkpoint, or open_clip:NAME.")
+        str, typer.Option(help="Address of the CLIP that judges (docs/weights.md).")
     ] = "",
     start: Annotated[int, typer.Option(help="First shard.")] = 0,
     stop: Annotated[int | None, typer.Option(help="Shard to stop before.")] = None,

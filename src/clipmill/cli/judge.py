@@ -8,7 +8,7 @@ import typer
 
 from clipmill.cli.options import Json, Set, Store
 
-_MODEL_HELP = "URI of a CLIP checkpoint, or open_clip:NAME (--set clip.weights=... for weights)."
+_MODEL_HELP = "Address of a CLIP: a URI, open_clip:NAME/TAG, hf:ORG/NAME or file:PATH."
 
 
 def zero_shot(
@@ -47,9 +47,7 @@ def retrieval(
 
 
 def attention(
-    encoders: Annotated[
-        list[str], typer.Argument(help="URIs of ViTs of ours, timm:MODEL or open_clip:MODEL.")
-    ],
+    encoders: Annotated[list[str], typer.Argument(help="Addresses of ViTs (docs/weights.md).")],
     data_uri: Annotated[str, typer.Option("--data", help="Dataset, or any source of pictures.")],
     num_images: Annotated[int, typer.Option(help="Pictures to look at, from the first.")] = 256,
     page: Annotated[Path | None, typer.Option(help="Write a page with the heads there.")] = None,

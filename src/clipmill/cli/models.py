@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipmill.cli.options import Json
+from clipmill.cli.options import Json, Store
 
 
 def runs(
@@ -48,3 +48,15 @@ def export(
     typer.echo(made.name)
     for note in made.notes:
         typer.echo(note, err=True)
+
+
+def import_weights(
+    address: Annotated[
+        str, typer.Argument(help="open_clip:NAME/TAG, timm:NAME[.TAG], hf:ORG/NAME or file:PATH.")
+    ],
+    store: Store,
+) -> None:
+    """Make an encoder of public weights, with their preprocessing; prints its URI."""
+    from clipmill.recipes import run
+
+    typer.echo(run.import_weights(address, store))

@@ -8,7 +8,7 @@ from clipmill.cli.options import Set, Store
 
 
 def sweep(
-    encoder: Annotated[str, typer.Option(help="URI of an encoder, timm:MODEL or open_clip:MODEL.")],
+    encoder: Annotated[str, typer.Option(help="Address of an encoder (docs/weights.md).")],
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
     store: Store,
     recipe: str = "sweep-depth-miniature",

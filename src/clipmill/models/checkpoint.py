@@ -10,9 +10,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from clipmill.digest import digest_json, sha256_bytes
-from clipmill.errors import ArtifactError
+from clipmill.errors import ArtifactError, NotFoundError
 from clipmill.models.embedding import EmbeddingStatistics
-from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_bytes, write_json
+from clipmill.storage import (
+    Parent,
+    artifact_kind,
+    exists,
+    join,
+    read_bytes,
+    read_json,
+    write_bytes,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +37,7 @@ class ModelCard:
     """What a checkpoint's JSON says."""
 
     kind: str
-    """``clip``, ``coca`` or ``task``."""
+    """``clip``, ``mae``, ``supervised`` or ``image`` (encoders), ``coca`` or ``task``."""
     architecture: dict[str, Any]
     """All that is needed to build the model without its weights."""
     recipe: dict[str, Any]
@@ -94,9 +103,12 @@ def read_card(uri: str) -> ModelCard:
 
     Raises:
         NotFoundError: nothing lies there.
-        ArtifactError: the JSON is foreign, or of another format.
+        ArtifactError: another artifact lies there, or the JSON is foreign or of another format.
     """
-    value = read_json(join(uri, _CARD))
+    try:
+        value = read_json(join(uri, _CARD))
+    except NotFoundError as error:
+        raise _no_model_error(uri) from error
     try:
         if value["format"] != FORMAT:
             raise ArtifactError(
@@ -174,6 +186,22 @@ def read_embedding(card: ModelCard) -> EmbeddingStatistics | None:
             action="restore it, or remove it and do without its metric",
         )
     return found
+
+
+def _no_model_error(uri: str) -> ArtifactError | NotFoundError:
+    kind = artifact_kind(uri)
+    if kind:
+        return ArtifactError(
+            f"{uri} is a {kind}, not a model",
+            expected=f"a folder with {_CARD}",
+            action="give the URI of an encoder, captioner or task model",
+        )
+    return NotFoundError(
+        f"there is no model at {uri}",
+        expected=f"a folder with {_CARD}, or an address such as open_clip:NAME/TAG where public "
+        "weights are accepted",
+        action="check the URI, and that the command which writes it has finished",
+    )
 
 
 def _to_json(card: ModelCard) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.models.center_resize import center_resize
+from clipmill.models.center_resize import tower_image
 from clipmill.models.towers import ClipConfig
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class ClipEmbedder:
         model.load_state_dict(tensors)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = reparameterised(model).to(self._device)
-        self._side = config.vision.image_size
+        self._vision = config.vision
         self._normalize = Normalize(config.vision.mean, config.vision.std).to(self._device)
         self._tokenize = config.text.tokenizer()
         self.scale = float(model.logit_scale.detach().exp())
@@ -41,7 +41,7 @@ class ClipEmbedder:
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
         """The central square (S, S, 3)."""
-        square_SS3: NDArray[np.uint8] = center_resize(image, self._side)
+        square_SS3: NDArray[np.uint8] = tower_image(image, self._vision)
         return square_SS3
 
     def images(self, prepared: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from clipmill.errors import ConfigError
 from clipmill.models.encoders import EncoderConfig
 from clipmill.models.normalization import Normalize
-from clipmill.models.towers import vision_kwargs
+from clipmill.models.towers import VisionConfig, build_vit, check_timm_model
 
 
 class Encoder(nn.Module, ABC):
@@ -30,10 +30,12 @@ class Encoder(nn.Module, ABC):
     def check_side(self, side: int) -> None:
         """Refuse square images of a side that the stride doesn't divide (ConfigError)."""
         if side % self.stride:
+            below = side - side % self.stride
+            sizes = " or ".join(str(s) for s in (below, below + self.stride) if s)
             raise ConfigError(
                 f"images of {side} pixels a side, on an encoder of stride {self.stride}",
                 expected=f"a multiple of {self.stride}",
-                action="change the size in the recipe, or take another encoder",
+                action=f"change the size in the recipe to {sizes}, or take another encoder",
             )
 
     @abstractmethod
@@ -58,11 +60,9 @@ class ViTTokens(Encoder):
     """open_clip's ViT up to its last norm."""
 
     def __init__(self, config: EncoderConfig, drop_path: float) -> None:
-        from open_clip.model import _build_vision_tower
-
         super().__init__()
         self.normalize = Normalize(config.mean, config.std)
-        self.trunk = _build_vision_tower(1, vision_kwargs(config.vision))
+        self.trunk = build_vit(config.vision)
         self.trunk.proj = None
         self.trunk.ln_post = nn.Identity()
         self.norm = nn.LayerNorm(config.vision.width, eps=1e-5)
@@ -120,7 +120,7 @@ class TimmEncoder(DenseEncoder):
     def __init__(self, config: EncoderConfig, drop_path: float) -> None:
         super().__init__()
         self.normalize = Normalize(config.mean, config.std)
-        self.trunk = timm_trunk(config.vision.timm_model, drop_path)
+        self.trunk = timm_trunk(config.vision, drop_path)
         stages = self.trunk.feature_info
         by_stride = {stage["reduction"]: i for i, stage in enumerate(stages)}
         self._indices = sorted(by_stride.values())[-4:]
@@ -150,15 +150,26 @@ def build_dense(config: EncoderConfig, *, drop_path: float = 0.0) -> DenseEncode
     return (TimmEncoder if config.vision.timm_model else ViTEncoder)(config, drop_path)
 
 
-def timm_trunk(name: str, drop_path: float) -> Any:
-    """A timm model without a classifier, for images of any size."""
+def timm_trunk(vision: VisionConfig, drop_path: float) -> Any:
+    """A timm model without a classifier, for images of any size.
+
+    Raises:
+        ConfigError: timm has no such model.
+    """
     import timm
 
-    options = {"num_classes": 0, "drop_path_rate": drop_path}
+    check_timm_model(vision)
+    pool = "" if vision.pool == "default" else vision.pool
+    options: dict[str, Any] = {**vision.timm_args, "num_classes": 0, "drop_path_rate": drop_path}
+    if pool and vision.head in {"classifier", "none"}:
+        options["global_pool"] = pool  # a ViT's last norm depends on it
     try:
-        return timm.create_model(name, dynamic_img_size=True, **options)
+        trunk = timm.create_model(vision.timm_model, dynamic_img_size=True, **options)
     except TypeError:  # it has no such option, since any size fits it, or none but its own
-        return timm.create_model(name, **options)
+        trunk = timm.create_model(vision.timm_model, **options)
+    if pool and vision.head in {"projection", "mlp"}:
+        trunk.reset_classifier(0, global_pool=pool)  # as open_clip does below a projection
+    return trunk
 
 
 def layers_of(trunk: nn.Module, stages: Sequence[str]) -> dict[str, int]:

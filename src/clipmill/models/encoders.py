@@ -1,11 +1,15 @@
-"""Image towers to fine-tune, by name: ours from a store, timm's and open_clip's from scratch."""
+"""Image towers by address: clipmill's own, public weights, or random ones."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from clipmill.config import Config
-from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.checkpoint import load_checkpoint, read_card
+from clipmill.errors import ArtifactError
+from clipmill.models.addresses import parse_address
+from clipmill.models.checkpoint import ModelCard, load_checkpoint, read_card
+from clipmill.models.tensor_files import check_fit
 from clipmill.models.towers import CLIP_MEAN, CLIP_STD, VisionConfig
 from clipmill.storage import Parent
 
@@ -15,8 +19,9 @@ if TYPE_CHECKING:
     from clipmill.models.dense import Encoder
 
 
-ENCODER_KINDS = ("clip", "mae", "supervised")
-"""Kinds of checkpoints that hold an image tower, under ``visual.``."""
+ENCODER_KINDS = ("clip", "mae", "supervised", "image")
+"""Kinds of checkpoints that hold an image tower, under ``visual.``; ``image`` is an imported tower
+alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,57 +38,96 @@ class EncoderConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainedEncoder:
-    """Where fine-tuning starts: an architecture, and its weights if it has any."""
+    """An image tower to start from: an architecture, and its weights."""
 
     config: EncoderConfig
-    """What to build."""
-    has_weights: bool
-    """Whether weights lie at the parent's URI; without them training starts from scratch."""
+    """The tower and the images that it was trained on."""
     parent: Parent
-    """What it is in a lineage."""
+    """The weights in a lineage."""
+    read: "Callable[[], Mapping[str, Tensor]] | None"
+    """Reads the tensors under CLIP's names; None for random weights."""
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What a lineage says of weights that lie in no store."""
+
+    @property
+    def notice(self) -> str:
+        """A line for the log, of weights that need one."""
+        return "" if self.read else f"starting from random weights, as {self.parent.uri} says"
 
     def load_into(self, encoder: "Encoder") -> None:
-        """Copy the weights in; what an encoder adds (its last norm) keeps its start values.
+        """Copy the weights in; random ones stay as they are.
 
         Raises:
             ArtifactError: the weights don't fit the architecture.
         """
-        if not self.has_weights:
+        if self.read is None:
             return
-        _, tensors = load_checkpoint(self.parent.uri)
-        kept = _dense_names(tensors, self.config.vision)
-        needed = {k: v for k, v in kept.items() if k not in encoder.pruned}
-        found = encoder.load_state_dict(needed, strict=False)
-        strange = [*found.unexpected_keys, *(k for k in found.missing_keys if k[:5] != "norm.")]
-        if strange:
-            raise ArtifactError(
-                f"{self.parent.uri} doesn't fit its architecture at {strange[:3]}",
-                expected="one tensor for each parameter of the image tower",
-                action="give another encoder",
-            )
+        needed = encoder_tensors(self.read(), self.config.vision, encoder)
+        check_fit(self.parent.uri, needed, encoder.state_dict())
+        encoder.load_state_dict(needed)
 
 
-def open_encoder(name: str) -> PretrainedEncoder:
-    """An encoder by the URI of a checkpoint, ``timm:MODEL`` or ``open_clip:MODEL``.
+def open_encoder(address: str) -> PretrainedEncoder:
+    """Open the image tower at an address (:mod:`clipmill.models.addresses`).
 
-    The latter two start from scratch: weights come from our own checkpoints only.
+    Raises:
+        ConfigError: no such form, model or weights.
+        NotFoundError: nothing lies there, or it can't be downloaded.
+        ArtifactError: an artifact without an image tower.
     """
-    scheme, _, model = name.partition(":")
-    if scheme in {"timm", "open_clip"}:
-        vision = VisionConfig(timm_model=model) if scheme == "timm" else _open_clip_vision(model)
-        config = EncoderConfig(vision=vision)
-        parent = Parent(role="encoder", uri=name, digest=config.digest)
-        return PretrainedEncoder(config=config, has_weights=False, parent=parent)
-    card = read_card(name)
-    if card.kind not in ENCODER_KINDS:
-        raise ArtifactError(
-            f"{name} is a checkpoint of kind {card.kind!r}",
-            expected=f"one of {', '.join(ENCODER_KINDS)}, as the pretrain commands make",
-            action="give the URI of an encoder",
+    if parse_address(address).scheme != "clipmill":
+        from clipmill.models.public_weights import find_weights
+
+        weights = find_weights(address)
+        vision = weights.vision
+        return PretrainedEncoder(
+            config=EncoderConfig(vision=vision, mean=vision.mean, std=vision.std),
+            parent=weights.as_parent("encoder"),
+            read=weights.tensors if weights.path else None,
+            facts={f"encoder {name}": text for name, text in weights.summary.items()},
         )
+    card = read_encoder_card(address)
     vision = VisionConfig.from_json(card.architecture["vision"])
-    config = EncoderConfig(vision=vision, mean=vision.mean, std=vision.std)
-    return PretrainedEncoder(config=config, has_weights=True, parent=card.as_parent("encoder"))
+    return PretrainedEncoder(
+        config=EncoderConfig(vision=vision, mean=vision.mean, std=vision.std),
+        parent=card.as_parent("encoder"),
+        read=partial(_checkpoint_tensors, address),
+    )
+
+
+def check_address(address: str) -> None:
+    """Find what is wrong with an encoder's address without downloading anything.
+
+    Raises:
+        ConfigError, NotFoundError, ArtifactError: as :func:`open_encoder`, of what can be told.
+    """
+    if parse_address(address).scheme == "clipmill":
+        read_encoder_card(address)
+        return
+    from clipmill.models.public_weights import check_names
+
+    check_names(address)
+
+
+def read_encoder_card(uri: str, kinds: Sequence[str] = ENCODER_KINDS) -> ModelCard:
+    """Read the card of an encoder of clipmill's.
+
+    Raises:
+        NotFoundError: nothing lies there.
+        ArtifactError: something else lies there.
+    """
+    card = read_card(uri)
+    if card.kind not in kinds:
+        raise ArtifactError(
+            f"{uri} is a checkpoint of kind {card.kind!r}",
+            expected=f"an encoder: one of {', '.join(kinds)}",
+            action="give the URI that `clipmill pretrain` or `clipmill import` printed",
+        )
+    return card
+
+
+def _checkpoint_tensors(uri: str) -> "Mapping[str, Tensor]":
+    return load_checkpoint(uri)[1]
 
 
 def head_prefixes(vision: VisionConfig) -> tuple[str, ...]:
@@ -92,39 +136,22 @@ def head_prefixes(vision: VisionConfig) -> tuple[str, ...]:
         return ("visual.proj",)
     import timm
 
-    own = timm.models.get_pretrained_cfg_value(vision.timm_model, "classifier")
-    return ("visual.head.", f"visual.trunk.{own}.")
+    own = timm.models.get_pretrained_cfg_value(vision.timm_model, "classifier") or ()
+    names = (own,) if isinstance(own, str) else tuple(own)
+    return ("visual.head.", *(f"visual.trunk.{name}." for name in names))
 
 
-def _dense_names(tensors: dict[str, "Tensor"], vision: VisionConfig) -> dict[str, "Tensor"]:
-    """The image tower's tensors of a checkpoint under a DenseEncoder's names."""
+def encoder_tensors(
+    tensors: "Mapping[str, Tensor]", vision: VisionConfig, encoder: "Encoder"
+) -> dict[str, "Tensor"]:
+    """Return the image tower's tensors that an encoder uses, under its names."""
     kept = {
         "trunk." + key.removeprefix("visual.").removeprefix("trunk."): tensor
         for key, tensor in tensors.items()
         if key.startswith("visual.")
         and not key.startswith((*head_prefixes(vision), "visual.ln_post."))
     }
-    if vision.timm_model:
-        return kept
-    return kept | {f"norm.{part}": tensors[f"visual.ln_post.{part}"] for part in ("weight", "bias")}
-
-
-def _open_clip_vision(model: str) -> VisionConfig:
-    import open_clip
-
-    config: dict[str, Any] | None = open_clip.get_model_config(model)
-    if config is None:
-        raise ConfigError(
-            f"open_clip has no model named {model!r}",
-            expected="a name that open_clip.list_models() gives",
-            action="correct the name",
-        )
-    vision = config["vision_cfg"]
-    if "timm_model_name" in vision:
-        return VisionConfig(
-            image_size=vision["image_size"],
-            timm_model=vision["timm_model_name"],
-            head="projection" if vision.get("timm_proj", "linear") else "classifier",
-        )
-    names = ("image_size", "patch_size", "width", "layers", "head_width")
-    return VisionConfig(**{name: vision[name] for name in names if name in vision})
+    if not vision.timm_model:
+        norms = {f"norm.{part}": f"visual.ln_post.{part}" for part in ("weight", "bias")}
+        kept |= {new: tensors[old] for new, old in norms.items() if old in tensors}
+    return {name: tensor for name, tensor in kept.items() if name not in encoder.pruned}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clipmill.models.mae_config import MaeConfig
-from clipmill.models.towers import vision_kwargs
+from clipmill.models.towers import build_vit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +36,12 @@ class MaskedAutoencoder(nn.Module):
     positions_Nd: Tensor
 
     def __init__(self, config: MaeConfig) -> None:
-        from open_clip.model import _build_vision_tower
         from open_clip.transformer import LayerNorm, Transformer
 
         super().__init__()
         vision = config.vision
         grid = vision.image_size // vision.patch_size
-        self.visual = _build_vision_tower(1, vision_kwargs(vision))
+        self.visual = build_vit(vision)
         self.visual.proj = None
         positions_ND = sine_positions(grid, vision.width)
         self.visual.positional_embedding = nn.Parameter(positions_ND, requires_grad=False)

@@ -43,7 +43,7 @@ class PooledTimm(PooledEncoder):
     def __init__(self, config: EncoderConfig, drop_path: float) -> None:
         super().__init__()
         self.normalize = Normalize(config.mean, config.std)
-        self.trunk = timm_trunk(config.vision.timm_model, drop_path)
+        self.trunk = timm_trunk(config.vision, drop_path)
         with torch.no_grad():
             side = 2 * self.trunk.feature_info[-1]["reduction"]
             was_training = self.trunk.training

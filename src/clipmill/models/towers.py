@@ -5,13 +5,16 @@ Shapes: B batch, T text length, D embedding width, N image tokens, V vocabulary.
 
 import dataclasses
 import math
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
+from clipmill.models.addresses import did_you_mean
 from clipmill.models.tokenizer import CLIP_VOCAB_SIZE, Tokenizer
 
+Activation = Literal["gelu", "quick_gelu"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
 # OpenAI CLIP's image statistics, open_clip's default for every tower but MobileCLIP's.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -36,13 +39,28 @@ class VisionConfig(Config):
     """Name of a timm model that replaces the ViT; empty for the ViT."""
     has_input_norm: bool = True
     """Whether a ViT's tokens are normalised before the first block: CLIP's are, MAE's aren't."""
-    head: Literal["projection", "classifier"] = "projection"
-    """How a timm model reaches the embedding: a projection of the pooled features, or the model's
-    own classifier (MobileCLIP)."""
+    mlp_ratio: float = 4.0
+    """Width of a ViT's MLP, as a multiple of its tokens' width."""
+    activation: Activation = "gelu"
+    """Activation of a ViT's MLP; OpenAI's, DFN's and MetaCLIP's weights need ``quick_gelu``. A timm
+    model has its own."""
+    timm_args: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments of ``timm.create_model`` that make another model of ``timm_model``'s."""
+    pool: str = ""
+    """Pooling of a timm model (timm's ``global_pool``), ``default`` for the model's own; empty for
+    the mean under a projection, and for the model's own where there is none."""
+    head: Literal["projection", "mlp", "classifier", "none"] = "projection"
+    """How a timm model reaches the embedding: a projection or an MLP of the pooled features, the
+    model's own classifier (MobileCLIP), or not at all (SigLIP)."""
     mean: tuple[float, float, float] = CLIP_MEAN
     """Mean of the images that the tower reads, by channel, in 0..1."""
     std: tuple[float, float, float] = CLIP_STD
     """Their standard deviation, by channel."""
+    interpolation: Interpolation = "bicubic"
+    """How images are resized to ``image_size``."""
+    resize: Literal["center", "shortest", "squash"] = "center"
+    """What becomes a square of ``image_size``: the image's central square; the center of the image
+    once its shorter side has that length (open_clip's ``shortest``); or the whole image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +79,8 @@ class TextConfig(Config):
     """Number of blocks."""
     is_causal: bool = True
     """Whether a token sees only those before it; MobileCLIP's see all."""
+    activation: Activation = "gelu"
+    """Activation of the MLPs; that of a ViT beside it is the same."""
 
     def tokenizer(self, *, is_padded: bool = False) -> Tokenizer:
         """The tokenizer whose ids this tower reads; ``is_padded`` always fills the context."""
@@ -123,16 +143,19 @@ def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> An
     """A :class:`~clipmill.models.clip.Clip` of the config's towers.
 
     Raises:
-        ConfigError: the image tower has no patches to drop.
+        ConfigError: the image tower has no patches to drop, timm has no such model, or the towers
+            have two activations.
     """
     from clipmill.models.clip import Clip
 
+    _check_towers(config)
     sigmoid = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}  # SigLIP, section 3.2
     try:
         model = Clip(
             embed_dim=config.embed_dim,
             vision_cfg=vision_kwargs(config.vision) | {"patch_dropout": options.patch_dropout},
             text_cfg=text_kwargs(config.text),
+            quick_gelu=config.text.activation == "quick_gelu",
             output_dict=True,
             **(sigmoid if config.loss == "sigmoid" else {}),
         )
@@ -160,6 +183,7 @@ def build_coca(config: CocaConfig) -> Any:
 
     from clipmill.models.timm_tokens import TimmTokens
 
+    _check_towers(config.clip)
     # The text tower appends a class token of its own after the context.
     text = text_kwargs(config.clip.text) | {"embed_cls": True, "output_tokens": True}
     model = CoCa(
@@ -172,6 +196,7 @@ def build_coca(config: CocaConfig) -> Any:
             "output_tokens": True,
         },
         text_cfg=text,
+        quick_gelu=config.clip.text.activation == "quick_gelu",
         multimodal_cfg={
             "context_length": text["context_length"],
             "vocab_size": config.clip.text.vocab_size,
@@ -193,17 +218,66 @@ def build_coca(config: CocaConfig) -> Any:
     return model
 
 
+def build_vit(config: VisionConfig) -> Any:
+    """open_clip's ViT of the config, with its projection to a single number."""
+    from open_clip.model import _build_vision_tower
+
+    return _build_vision_tower(1, vision_kwargs(config), config.activation == "quick_gelu")
+
+
+def _check_towers(config: ClipConfig) -> None:
+    check_timm_model(config.vision)
+    if not config.vision.timm_model and config.vision.activation != config.text.activation:
+        raise ConfigError(
+            f"model.vision.activation was {config.vision.activation!r} and model.text.activation "
+            f"{config.text.activation!r}",
+            expected="one activation for both towers, as in every public CLIP",
+            action="set both to the same",
+        )
+
+
+def check_timm_model(config: VisionConfig) -> None:
+    """Refuse the name of a timm model that timm doesn't have (ConfigError)."""
+    if not config.timm_model:
+        return
+    import timm
+
+    if not timm.is_model(config.timm_model):
+        name = config.timm_model
+        raise ConfigError(
+            f"timm has no model named {name!r}{did_you_mean(name, timm.list_models())}",
+            expected="a name that timm.list_models() gives",
+            action="correct the name",
+        )
+
+
 def vision_kwargs(config: VisionConfig) -> dict[str, Any]:
-    """The image tower in open_clip's words."""
+    """The image tower in open_clip's words.
+
+    Raises:
+        ConfigError: it is a timm model with arguments, which open_clip can't be told.
+    """
     kwargs: dict[str, Any] = {"image_size": config.image_size}
+    if config.timm_args:
+        raise ConfigError(
+            f"timm_args was {config.timm_args}, in a CLIP",
+            expected="no arguments: open_clip's towers take timm's models as they are",
+            action="name another timm_model",
+        )
     if config.timm_model:
-        names: dict[str, Any] = {"timm_model_name": config.timm_model, "timm_pool": "avg"}
-        return kwargs | names | ({"timm_proj": None} if config.head == "classifier" else {})
+        pool = {"": "avg", "default": ""}.get(config.pool, config.pool)
+        proj = {"projection": "linear", "classifier": None}.get(config.head, config.head)
+        return kwargs | {
+            "timm_model_name": config.timm_model,
+            "timm_pool": pool,
+            **({"timm_proj": proj} if proj != "linear" else {}),
+        }
     return kwargs | {
         "patch_size": config.patch_size,
         "width": config.width,
         "layers": config.layers,
         "head_width": config.head_width,
+        "mlp_ratio": config.mlp_ratio,
         "no_ln_pre": not config.has_input_norm,
     }
 

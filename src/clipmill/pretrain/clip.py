@@ -34,8 +34,7 @@ class PretrainConfig(Config):
     model: ClipConfig = ClipConfig()
     """The two towers."""
     init: str = ""
-    """Weights to start from: a checkpoint's URI, a file, ``open_clip:NAME/TAG`` or ``timm:NAME``;
-    empty for scratch."""
+    """Address of the weights to start from; empty for random ones."""
     towers: TowerOptions = TowerOptions()
     """How the towers are run."""
     distillation: DistillationConfig | None = None
@@ -94,7 +93,6 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
             load_start(start, made.clip, config.model)
         return made
 
-    size = config.model.vision.image_size
     trained = train(
         objective,
         lambda cursor, here: clip_batches(config, view, here, cursor),
@@ -102,7 +100,9 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
         name="clip",
         state_uri=f"{uri}/state",
         report=report,
-        evaluations=clip_evaluations(config.evaluation, view, config.model.text.tokenizer(), size),
+        evaluations=clip_evaluations(
+            config.evaluation, view, config.model.text.tokenizer(), config.model.vision
+        ),
     )
     card = ModelCard(
         kind="clip",

@@ -14,9 +14,10 @@ from clipmill.data.reader import read_shard
 from clipmill.data.view import View, in_fraction
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.center_resize import center_resize
+from clipmill.models.center_resize import tower_image
 from clipmill.models.retrieval import recall
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import VisionConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ class InTrainingConfig(Config):
 
 
 def clip_evaluations(
-    config: InTrainingConfig, view: View, tokenizer: Tokenizer, image_size: int
+    config: InTrainingConfig, view: View, tokenizer: Tokenizer, vision: VisionConfig
 ) -> "tuple[Evaluation, ...]":
     """The evaluations for the loop, of an objective whose module ``clip`` has both encoders.
 
@@ -61,7 +62,7 @@ def clip_evaluations(
         return ()
     found: list[Evaluation] = []
     if config.num_pairs:
-        images, captions = _held_out(view, config.num_pairs, image_size)
+        images, captions = _held_out(view, config.num_pairs, vision)
         tokens_BT = tokenizer(captions)
 
         def retrieval(objective: "Objective", here: "Ranks") -> Mapping[str, float]:
@@ -73,7 +74,7 @@ def clip_evaluations(
 
         found.append(Evaluation(name="retrieval", every_steps=config.every_steps, judge=retrieval))
     if config.class_folder:
-        pictures, labels, names = _classes(Path(config.class_folder), image_size)
+        pictures, labels, names = _classes(Path(config.class_folder), vision)
         prompts = tokenizer([t.format(name) for name in names for t in config.templates])
 
         def zero_shot(objective: "Objective", here: "Ranks") -> Mapping[str, float]:
@@ -113,7 +114,7 @@ def _embed(
     )
 
 
-def _held_out(view: View, num_pairs: int, image_size: int) -> "tuple[Tensor, list[str]]":
+def _held_out(view: View, num_pairs: int, vision: VisionConfig) -> "tuple[Tensor, list[str]]":
     """Up to so many pairs outside of the view, in the dataset's order."""
     images: list[Any] = []
     captions: list[str] = []
@@ -131,10 +132,10 @@ def _held_out(view: View, num_pairs: int, image_size: int) -> "tuple[Tensor, lis
             expected="a fraction below 1, and samples outside of it",
             action="set view.fraction=0.95, say, or num_pairs=0 for no retrieval",
         )
-    return _stacked(images, image_size), captions
+    return _stacked(images, vision), captions
 
 
-def _classes(folder: Path, image_size: int) -> "tuple[Tensor, Tensor, Sequence[str]]":
+def _classes(folder: Path, vision: VisionConfig) -> "tuple[Tensor, Tensor, Sequence[str]]":
     """All pictures, the number of the class of each, and the classes' names."""
     import torch
 
@@ -158,12 +159,12 @@ def _classes(folder: Path, image_size: int) -> "tuple[Tensor, Tensor, Sequence[s
             expected="folder/CLASS NAME/picture.jpg",
             action="correct the folder, or leave class_folder empty",
         )
-    return _stacked(images, image_size), torch.tensor(labels), names
+    return _stacked(images, vision), torch.tensor(labels), names
 
 
-def _stacked(images: Iterable[Any], image_size: int) -> "Tensor":
+def _stacked(images: Iterable[Any], vision: VisionConfig) -> "Tensor":
     import numpy as np
     import torch
 
-    whole_BHW3 = np.stack([center_resize(image, image_size) for image in images])
+    whole_BHW3 = np.stack([tower_image(image, vision) for image in images])
     return torch.from_numpy(whole_BHW3).permute(0, 3, 1, 2)

@@ -1,72 +1,75 @@
-"""Where a CLIP run's weights come from, by name; nothing is read here but what names it.
+"""Where a CLIP run's weights come from, by address; nothing is read here but what describes them.
 
-========================== ====================================================================
-(empty)                    scratch
-URI of our checkpoint      CLIP's whole weights, or the image tower of an MAE or supervised one
-``*.safetensors``, ``*.pt`` a file that open_clip saved, on this machine
-``open_clip:NAME/TAG``     weights that open_clip knows, such as ``open_clip:ViT-B-16/openai``
-``timm:NAME``              timm's pretrained image tower
-========================== ====================================================================
+An address is that of :mod:`clipmill.models.addresses`, empty for random weights. Weights with both
+towers start both, others the image tower.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
-from clipmill.digest import digest_json, sha256_file
-from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.checkpoint import read_card
-from clipmill.models.encoders import ENCODER_KINDS
+from clipmill.errors import ConfigError
+from clipmill.models.addresses import parse_address
+from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.encoders import read_encoder_card
+from clipmill.models.towers import ClipConfig, VisionConfig
 from clipmill.storage import Parent
 
-FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
     """Weights to begin with."""
 
-    source: Literal["clip", "tower", "file", "open_clip", "timm"]
-    """Whose they are: a CLIP or an image tower of ours, or another library's."""
     parent: Parent
     """What they are in a lineage."""
+    vision: VisionConfig
+    """The image tower that they were trained as."""
+    clip: ClipConfig | None
+    """Both towers; None for an image tower alone."""
+    read: "Callable[[], Mapping[str, Tensor]]"
+    """Reads the tensors under CLIP's names."""
 
 
-def find_start(name: str) -> Start | None:
-    """The start that a name means; None for scratch.
+def find_start(address: str, role: str = "start") -> Start | None:
+    """Find the weights at an address; None for an empty one.
 
     Raises:
-        ConfigError: the name lacks a part.
-        NotFoundError: no such file or checkpoint.
+        ConfigError: no such form, model or weights.
+        NotFoundError: nothing lies there, or it can't be downloaded.
         ArtifactError: a checkpoint of a kind that CLIP can't start from.
     """
-    if not name:
+    if not address:
         return None
-    scheme, _, model = name.partition(":")
-    if scheme in {"timm", "open_clip"}:
-        if not model or (scheme == "open_clip" and "/" not in model):
-            raise ConfigError(
-                f"init was {name!r}",
-                expected="timm:NAME, or open_clip:NAME/TAG as open_clip.list_pretrained() has them",
-                action="name the weights; leave init empty to start from scratch",
-            )
-        source: Literal["timm", "open_clip"] = "timm" if scheme == "timm" else "open_clip"
-        return Start(source=source, parent=Parent(role="start", uri=name, digest=digest_json(name)))
-    if name.endswith(FILE_SUFFIXES):
-        return Start(source="file", parent=_file_parent(Path(name.removeprefix("file://"))))
-    card = read_card(name)
-    if card.kind not in ENCODER_KINDS:
-        raise ArtifactError(
-            f"{name} is a checkpoint of kind {card.kind!r}",
-            expected=f"one of {', '.join(ENCODER_KINDS)}",
-            action="give init the URI of an encoder",
+    scheme = parse_address(address).scheme
+    if scheme == "random":
+        raise ConfigError(
+            f"the weights to start from were {address}",
+            expected="weights; without any, training starts from random ones",
+            action="leave the address empty",
         )
-    return Start(source="clip" if card.kind == "clip" else "tower", parent=card.as_parent("start"))
+    if scheme != "clipmill":
+        from clipmill.models.public_weights import find_weights
+
+        weights = find_weights(address)
+        return Start(
+            parent=weights.as_parent(role),
+            vision=weights.vision,
+            clip=weights.clip,
+            read=weights.tensors,
+        )
+    card = read_encoder_card(address)
+    clip = ClipConfig.from_json(card.architecture) if card.kind == "clip" else None
+    return Start(
+        parent=card.as_parent(role),
+        vision=VisionConfig.from_json(card.architecture["vision"]),
+        clip=clip,
+        read=partial(_tensors, address),
+    )
 
 
-def _file_parent(path: Path) -> Parent:
-    if not path.is_file():
-        raise NotFoundError(
-            f"{path} isn't a file", expected="weights that open_clip saved", action="correct init"
-        )
-    return Parent(role="start", uri=str(path), digest=sha256_file(path))
+def _tensors(uri: str) -> "Mapping[str, Tensor]":
+    return load_checkpoint(uri)[1]

@@ -25,7 +25,7 @@ from clipmill.data.stored_augmentation import StoredAugmentationConfig, draw_aug
 from clipmill.digest import digest_json
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
-from clipmill.pretrain.start import find_start
+from clipmill.models.clip_model import clip_parent
 from clipmill.stages import Report
 from clipmill.storage import Parent
 
@@ -38,7 +38,7 @@ class TeacherConfig(Config):
     """An ensemble, and what it looks at."""
 
     models: tuple[str, ...] = ()
-    """The teachers: URIs of our CLIP checkpoints, or ``open_clip:NAME/TAG`` (TAG may be a file)."""
+    """Addresses of the teachers, CLIPs with both towers."""
     num_augmentations: int = 30
     """Augmentations stored a sample (DataCompDR-12M)."""
     augmentation: StoredAugmentationConfig = StoredAugmentationConfig()
@@ -65,9 +65,9 @@ def make_teacher_layer(
         raise ConfigError(
             "models was empty",
             expected="at least one teacher",
-            action='set models=["open_clip:ViT-L-14/openai"], or URIs of checkpoints',
+            action='set models=["open_clip:ViT-L-14/openai"], or other addresses',
         )
-    parents = [_parent(name) for name in config.models]
+    parents = [clip_parent(name, "teacher") for name in config.models]
     if captions:
         if captions not in opened.layers:
             raise ConfigError(
@@ -96,17 +96,6 @@ def make_teacher_layer(
     detail = {"widths": widths, "teachers": ", ".join(config.models)}
     commit_layer(opened, layer, parents=tuple(parents), detail=detail)
     return layer
-
-
-def _parent(name: str) -> Parent:
-    start = find_start(name)
-    if start is None or start.source not in {"clip", "open_clip"}:
-        raise ConfigError(
-            f"models had {name!r}",
-            expected="URIs of CLIP checkpoints, or open_clip:NAME/TAG",
-            action="name models with both an image and a text tower",
-        )
-    return Parent(role="teacher", uri=start.parent.uri, digest=start.parent.digest)
 
 
 def _embed_shard(

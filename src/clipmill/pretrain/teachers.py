@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from clipmill.errors import NotFoundError
-from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.clip_model import load_clip
 from clipmill.models.normalization import Normalize
-from clipmill.models.towers import ClipConfig, build_clip
 
 
 class Teacher:
@@ -53,40 +51,16 @@ class Teacher:
         return found.cpu().numpy()
 
 
-def load_teacher(name: str) -> Teacher:
-    """A teacher by the URI of a CLIP checkpoint, or ``open_clip:NAME/TAG``.
+def load_teacher(address: str) -> Teacher:
+    """Load the CLIP at an address as a teacher.
 
     Raises:
-        NotFoundError: open_clip doesn't have these weights, or can't reach them.
+        ConfigError, NotFoundError, ArtifactError: there is no such CLIP.
     """
-    scheme, _, rest = name.partition(":")
-    if scheme != "open_clip":
-        card, tensors = load_checkpoint(name)
-        config = ClipConfig.from_json(card.architecture)
-        clip = build_clip(config)
-        clip.load_state_dict(tensors)
-        return Teacher(
-            clip,
-            image_size=config.vision.image_size,
-            normalize=Normalize(config.vision.mean, config.vision.std),
-            tokenize=config.text.tokenizer(),
-        )
-    import open_clip
-
-    model, _, tag = rest.partition("/")
-    try:
-        clip = open_clip.create_model(model, pretrained=tag)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise NotFoundError(
-            f"{name} can't be had: {error}",
-            expected="weights that open_clip knows, and a network or its cache to get them from",
-            action="correct the name, or give a file in the tag's place",
-        ) from error
-    seen = open_clip.get_model_preprocess_cfg(clip)
-    size = seen["size"]
+    found = load_clip(address)
     return Teacher(
-        clip,
-        image_size=size[0] if isinstance(size, tuple | list) else size,
-        normalize=Normalize(tuple(seen["mean"]), tuple(seen["std"])),
-        tokenize=open_clip.get_tokenizer(model),
+        found.model,
+        image_size=found.vision.image_size,
+        normalize=Normalize(found.vision.mean, found.vision.std),
+        tokenize=found.tokenize,
     )

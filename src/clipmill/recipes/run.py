@@ -51,6 +51,14 @@ def pretrain(
         return stage.made(make(config, dataset, store, report=stage.report))
 
 
+def import_weights(address: str, store: str, run: str = "") -> str:
+    """Make an encoder of public weights."""
+    from clipmill.models.import_weights import import_weights as make
+
+    with Stage("import", store=store, run=run) as stage:
+        return stage.made(make(address, store, report=stage.report))
+
+
 def pretrain_mae(
     name: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
 ) -> str:

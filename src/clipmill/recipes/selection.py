@@ -36,13 +36,13 @@ def score_basic() -> ScoreConfig:
 
 
 def score_clip_l14() -> ScoreConfig:
-    """Similarity of pictures and captions by ViT-L/14, whose weights have to be named.
+    """Similarity of pictures and captions by OpenAI's ViT-L/14.
 
     Source: DataComp's score (Gadre et al. 2023), OpenAI's ViT-L/14.
-    Command: ``clipmill data score DATASET --recipe score-clip-l14 --set clip.weights=URI``
+    Command: ``clipmill data score DATASET --recipe score-clip-l14``
     Hardware and hours: not run.
     """
-    return ScoreConfig(clip=ClipScoreConfig(model="open_clip:ViT-L-14-quickgelu", precision="bf16"))
+    return ScoreConfig(clip=ClipScoreConfig(model="open_clip:ViT-L-14/openai", precision="bf16"))
 
 
 def score_clip() -> ScoreConfig:

@@ -137,7 +137,7 @@ def study_captions() -> StudyConfig:
             "supervised": labels,
             "mobile, supervised": replace(labels, vision=mobile_vision),
         },
-        scratch={"scratch": f"timm:{clip_miniature().model.vision.timm_model}"},
+        scratch={"scratch": f"random:timm/{clip_miniature().model.vision.timm_model}"},
         transfers={
             "segmentation": semantic_fpn_miniature(),
             "depth": depth_miniature(),

@@ -2,7 +2,7 @@
 
 from clipmill.storage.archive import fetch, get_tree, put_tree
 from clipmill.storage.atomic import replacing
-from clipmill.storage.lineage import Node, Parent, lineage, read_artifact, render
+from clipmill.storage.lineage import Node, Parent, artifact_kind, lineage, read_artifact, render
 from clipmill.storage.seaweed import SeaweedServer
 from clipmill.storage.store import (
     Store,
@@ -21,6 +21,7 @@ __all__ = [
     "Parent",
     "SeaweedServer",
     "Store",
+    "artifact_kind",
     "exists",
     "fetch",
     "get_tree",

@@ -27,6 +27,14 @@ ARTIFACT_FILES: Final = (
     "probe.json",
 )
 
+PUBLIC_SCHEMES: Final = {
+    "open_clip": "public weights",
+    "timm": "public weights",
+    "hf": "public weights",
+    "random": "random weights",
+}
+"""What a parent is whose URI begins with one of these and a colon; it lies in no store."""
+
 _SPEC = re.compile(r"\w+:(/(?!/).*)")
 
 
@@ -85,6 +93,19 @@ def lineage(uri: str) -> Node:
     return _artifact_node("", uri, value["digest"], value, (uri,))
 
 
+def artifact_kind(uri: str) -> str:
+    """Return the kind of the artifact at ``uri``, such as ``dataset``; empty where there is none.
+
+    Raises:
+        StorageError: the store can't be read.
+    """
+    try:
+        value = _read_artifact(uri)
+    except (ArtifactError, NotFoundError):
+        return ""
+    return str(value["kind"]) if value else ""
+
+
 def read_artifact(uri: str) -> dict[str, Any]:
     """The JSON of the artifact at ``uri``; raises NotFoundError or ArtifactError."""
     value = _read_artifact(uri)
@@ -118,6 +139,9 @@ def _lines(node: Node, first: str, rest: str) -> list[str]:
 def _node(parent: Parent, path: tuple[str, ...]) -> Node:
     """Return a parent's node; ``path`` holds the URIs from the root to its child."""
     leaf = Node(role=parent.role, uri=parent.uri, digest=parent.digest, kind="unknown")
+    scheme, _, rest = parent.uri.partition(":")
+    if scheme in PUBLIC_SCHEMES and not rest.startswith("//"):
+        return replace(leaf, kind=PUBLIC_SCHEMES[scheme])
     if parent.uri in path:
         return replace(leaf, detail={"problem": "it is among its own ancestors"})
     try:
@@ -166,7 +190,13 @@ def _read_artifact(uri: str) -> dict[str, Any] | None:
 
 
 def _place(uri: str) -> str:
-    """Where it lies: a source of pairs may say its kind and options too, ``csv:/a.csv?image=x``."""
+    """Where it lies, without what else a URI may say.
+
+    A source of pairs has its kind and options, ``csv:/a.csv?image=x``, and a file of weights its
+    architecture, ``file:/a.pt#open_clip/ViT-B-16``.
+    """
+    if uri.startswith("file:") and not uri.startswith("file://"):
+        return uri.removeprefix("file:").partition("#")[0]
     spec = _SPEC.fullmatch(uri)
     if spec is None:
         return uri

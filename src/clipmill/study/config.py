@@ -109,7 +109,7 @@ class StudyConfig(Config):
     supervised: dict[str, SupervisedConfig] = field(default_factory=dict)
     """Encoders that learn from the labels of pictures with one object each."""
     scratch: dict[str, str] = field(default_factory=dict)
-    """Encoders that learn nothing before their task, as ``timm:MODEL``."""
+    """Encoders that learn nothing before their task, as ``random:timm/NAME``."""
     transfers: dict[str, FinetuneConfig]
     """What an encoder is judged by, by name; seeds are the study's."""
     conditions: tuple[ConditionConfig, ...]

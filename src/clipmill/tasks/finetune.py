@@ -43,7 +43,7 @@ class FinetuneConfig(Config):
 def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, report: Report) -> str:
     """Train a task model; the URI of its checkpoint, under ``store``.
 
-    ``encoder`` is the URI of a CLIP checkpoint, ``timm:MODEL`` or ``open_clip:MODEL``; ``data`` a
+    ``encoder`` is the address of an image tower (:mod:`clipmill.models.addresses`); ``data`` a
     folder in the task's layout, or the URI of one packed as a tar. A checkpoint that is there
     already is returned at once; an unfinished run goes on.
 
@@ -58,6 +58,8 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     uri = result_uri(store, "models", task.name, config, parents)
     if has_checkpoint(uri):
         return uri
+    if start.notice:
+        report(0, config.train.steps, start.notice)
     from clipmill.engine.loop import train
     from clipmill.tasks.embedding import training_embedding
     from clipmill.tasks.predictor import Predictor
@@ -97,7 +99,11 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
         recipe=config.to_json(),
         parents=parents,
         metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
-        summary={"task": task.name, "steps": f"{config.train.steps:,}"},
+        summary={
+            "task": task.name,
+            "steps": f"{config.train.steps:,}",
+            **start.facts,
+        },
     )
     named = {task.served_name(name): tensor for name, tensor in trained.tensors.items()}
     served = {name: tensor for name, tensor in named.items() if name is not None}

@@ -72,12 +72,15 @@ def sweep(
         TrainingError: every point of a rung diverged.
         ConfigError: the grid names a field that there isn't.
     """
-    parents = (open_encoder(encoder).parent, open_folder(data, "data")[1])
+    start = open_encoder(encoder)
+    parents = (start.parent, open_folder(data, "data")[1])
     digest = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
     uri = join(store, "sweeps", f"{config.finetune.task}-{digest[:12]}")
     if exists(join(uri, _RESULT)):
         return uri
     points = list(config.points())
+    if start.notice:
+        report(0, len(points), start.notice)
     trials: list[Trial] = []
     for rung in range(len(config.rungs)):
         tried = _try(config, points, rung, (encoder, data, store), workers, report)

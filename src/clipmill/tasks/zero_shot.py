@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.data.scoring.clip import ClipTowers, clip_parent
+from clipmill.data.scoring.clip import ClipTowers, judge_parent
 from clipmill.errors import BadSampleError, SourceError
 from clipmill.images import decode_rgb
 from clipmill.stages import Report
@@ -37,7 +37,7 @@ def zero_shot(config: ZeroShotConfig, data: str, store: str, *, report: Report) 
         ConfigError: there is no such model, or a template has no place for a name.
     """
     pictures = open_pictures(data, config.split)
-    parents = (clip_parent(config.clip, "model"), pictures.parent)
+    parents = (judge_parent(config.clip, "model"), pictures.parent)
     place = result_place(store, "zero-shot", config, parents, config.classes)
     if is_judged(place):
         return place.uri

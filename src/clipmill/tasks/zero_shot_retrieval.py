@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipmill.data.captioned_pictures import captioned_pictures, open_pictures
 from clipmill.data.dataset import Dataset
-from clipmill.data.scoring.clip import ClipTowers, clip_parent
+from clipmill.data.scoring.clip import ClipTowers, judge_parent
 from clipmill.errors import SourceError
 from clipmill.models.retrieval import recall
 from clipmill.stages import Report
@@ -40,7 +40,7 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Report) 
     opened = open_pictures(data)
     digest = opened.digest if isinstance(opened, Dataset) else opened.digest("listing")
     parents = (
-        clip_parent(config.clip, "model"),
+        judge_parent(config.clip, "model"),
         Parent(role="data", uri=opened.uri, digest=digest),
     )
     place = result_place(store, "retrieval", config, parents)

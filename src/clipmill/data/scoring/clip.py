@@ -8,7 +8,7 @@ Shapes: B pictures, C captions, D embedding width.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +17,15 @@ from PIL import Image
 
 from clipmill.config import Config
 from clipmill.data.scoring.contract import Captions, Rows
-from clipmill.digest import digest_json, sha256_bytes
-from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.checkpoint import read_card
-from clipmill.storage import Parent, read_bytes
+from clipmill.errors import ConfigError
+from clipmill.models.addresses import FORMS
+from clipmill.models.center_resize import tower_image
+from clipmill.models.clip_model import clip_parent
+from clipmill.storage import Parent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-OPEN_CLIP = "open_clip:"
 _NUM_THREADS = 4
 
 
@@ -34,9 +34,9 @@ class ClipScoreConfig(Config):
     """Which CLIP judges, and how it runs."""
 
     model: str = ""
-    """URI of a CLIP checkpoint of ours, or ``open_clip:NAME``."""
+    """Address of a CLIP with both towers."""
     weights: str = ""
-    """URI of the weights of an open_clip model, safetensors; empty for random ones."""
+    """Always empty: the weights are part of the address (0.1 had them here)."""
     seed: int = 0
     """Seed of random weights."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -46,6 +46,16 @@ class ClipScoreConfig(Config):
     num_threads: int = 0
     """CPU threads; 0: PyTorch's choice, within the container's limit."""
 
+    def __post_init__(self) -> None:
+        """Refuse weights apart from the model (ConfigError)."""
+        if self.weights:
+            name = self.model.removeprefix("open_clip:")
+            raise ConfigError(
+                f"clip.weights was {self.weights!r}",
+                expected="nothing: the weights are part of clip.model",
+                action=f"give the model as file:{self.weights}#open_clip/{name or 'NAME'}",
+            )
+
 
 class ClipScorer:
     """A column a caption kind of float32; null where the picture doesn't decode."""
@@ -54,7 +64,7 @@ class ClipScorer:
 
     def __init__(self, config: ClipScoreConfig) -> None:
         self._config = config
-        self.parents: tuple[Parent, ...] = (clip_parent(config, "judge"),)
+        self.parents: tuple[Parent, ...] = (judge_parent(config, "judge"),)
         self.detail = {"model": config.model, "precision": config.precision}
         self._towers: ClipTowers | None = None
 
@@ -95,31 +105,38 @@ class ClipTowers:
     def __init__(self, config: ClipScoreConfig) -> None:
         import torch
 
+        from clipmill.models.clip_model import load_clip
         from clipmill.models.cpu_threads import use_threads
+        from clipmill.models.normalization import Normalize
 
         use_threads(config.num_threads)
         self.batch_size = config.batch_size
         """Most captions to be encoded together."""
-        model, self._preprocess, self._tokenize = (
-            _open_clip(config) if config.model.startswith(OPEN_CLIP) else _ours(config.model)
-        )
+        found = load_clip(config.model, seed=config.seed)
+        self._vision, self._tokenize = found.vision, found.tokenize
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._type = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
             config.precision
         ]
-        self._model = model.to(self._device).eval()
+        self._model = found.model.to(self._device)
+        self._normalize = Normalize(found.vision.mean, found.vision.std).to(self._device)
         self._pool = ThreadPoolExecutor(_NUM_THREADS)
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Embeddings (B, D)."""
         import torch
 
-        pixels_B3HW = torch.stack(list(self._pool.map(self._preprocess, images)))
-        return self._encode(self._model.encode_image, pixels_B3HW)
+        resized = list(self._pool.map(self._resized, images))
+        pixels_B3HW = torch.from_numpy(np.stack(resized)).to(self._device).permute(0, 3, 1, 2)
+        return self._encode(self._model.encode_image, self._normalize(pixels_B3HW.float() / 255))
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Embeddings (C, D)."""
         return self._encode(self._model.encode_text, self._tokenize(texts))
+
+    def _resized(self, image: Image.Image) -> NDArray[np.uint8]:
+        found: NDArray[np.uint8] = tower_image(image, self._vision)
+        return found
 
     def _encode(self, tower: "Callable[[Tensor], Tensor]", values: "Tensor") -> NDArray[np.float32]:
         import torch
@@ -134,85 +151,16 @@ class ClipTowers:
         return unit
 
 
-def clip_parent(config: ClipScoreConfig, role: str) -> Parent:
-    """What judges, by digest; nothing heavy is imported.
+def judge_parent(config: ClipScoreConfig, role: str) -> Parent:
+    """The CLIP that judges, by digest.
 
-    Raises ConfigError without a model, ArtifactError where another kind of checkpoint lies.
+    Raises:
+        ConfigError, NotFoundError, ArtifactError: there is no such CLIP.
     """
     if not config.model:
         raise ConfigError(
             "clip.model was empty",
-            expected=f"the URI of a CLIP checkpoint, or {OPEN_CLIP}NAME such as ViT-L-14",
-            action="give it with --set clip.model=..., or --model",
+            expected=f"the address of a CLIP: {FORMS}",
+            action="give it with --model, or --set clip.model=open_clip:ViT-L-14/openai",
         )
-    if config.model.startswith(OPEN_CLIP):
-        weights = sha256_bytes(read_bytes(config.weights)) if config.weights else config.seed
-        digest = digest_json([config.model, weights])
-        return Parent(role=role, uri=config.weights or config.model, digest=digest)
-    card = read_card(config.model)
-    if card.kind != "clip":
-        raise ArtifactError(
-            f"{config.model} is a checkpoint of kind {card.kind!r}",
-            expected="a CLIP checkpoint",
-            action="give the URI of one that `clipmill pretrain` made",
-        )
-    return card.as_parent(role)
-
-
-def _open_clip(config: ClipScoreConfig) -> tuple[Any, Any, Any]:
-    import open_clip
-    import torch
-
-    name = config.model.removeprefix(OPEN_CLIP)
-    if name not in open_clip.list_models():
-        raise ConfigError(
-            f"open_clip has no model {name!r}",
-            expected="one of open_clip.list_models(), such as ViT-B-32 or ViT-L-14",
-            action="correct clip.model",
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=None, pretrained_text=False
-        )
-    if config.weights:
-        _load(model, config.weights)
-    return model, preprocess, open_clip.get_tokenizer(name)
-
-
-def _load(model: Any, uri: str) -> None:
-    """Put the weights at ``uri`` into the model; only safetensors, since nothing is unpickled."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        model.load_state_dict(load(read_bytes(uri)))
-    except (SafetensorError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{uri} doesn't hold this model's weights: {str(error).splitlines()[0]}",
-            expected="a safetensors file with open_clip's names",
-            action="convert the weights, or correct clip.model",
-        ) from error
-
-
-def _ours(uri: str) -> tuple[Any, Any, Any]:
-    import torch
-
-    from clipmill.models.center_resize import center_resize
-    from clipmill.models.checkpoint import load_checkpoint
-    from clipmill.models.normalization import Normalize
-    from clipmill.models.towers import ClipConfig, build_clip
-
-    card, tensors = load_checkpoint(uri)
-    config = ClipConfig.from_json(card.architecture)
-    model = build_clip(config)
-    model.load_state_dict(tensors)
-    normalize = Normalize(config.vision.mean, config.vision.std)
-
-    def preprocess(image: Image.Image) -> "Tensor":
-        pixels_HW3 = torch.from_numpy(center_resize(image, config.vision.image_size).copy())
-        pixels_1HW3 = pixels_HW3.permute(2, 0, 1)[None].float() / 255
-        pixels_3HW: Tensor = normalize(pixels_1HW3)[0]
-        return pixels_3HW
-
-    return model, preprocess, config.text.tokenizer()
+    return clip_parent(config.model, role, seed=config.seed)
