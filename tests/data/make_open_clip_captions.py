@@ -1,4 +1,4 @@
-"""Captions by open_clip's own ``CoCa.generate``, which need its version 3.3 or older to be made anew.
+"""Captions by open_clip's own ``CoCa.generate``; to make them again takes its version 3.3.
 
     pip install open_clip_torch==3.3.0 transformers==4.55.4
     python tests/data/make_open_clip_captions.py

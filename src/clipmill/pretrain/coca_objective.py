@@ -20,7 +20,7 @@ class CocaObjective(Objective):
         from open_clip.loss import ClipLoss
 
         super().__init__()
-        self.normalize = Normalize()
+        self.normalize = Normalize(config.model.clip.vision.mean, config.model.clip.vision.std)
         self.coca = build_coca(config.model)
         self._weights = (config.contrastive_weight, config.captioning_weight)
         self._contrastive = ClipLoss(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from clipmill.data.captioners.beam_search import beam_search
 from clipmill.data.captioners.coca import MIN_TOKENS, GenerateConfig
 from clipmill.data.captioners.coca_cache import CachedCoca
+from clipmill.errors import ArtifactError
 from clipmill.models.coca import encode_image, predict_tokens
 from clipmill.models.normalization import Normalize
 from clipmill.models.tokenizer import Tokenizer
@@ -31,10 +32,7 @@ class Decoder:
         tokenizer: Tokenizer,
         normalize: Normalize,
         config: GenerateConfig,
-        *,
-        image_size: int,
     ) -> None:
-        self.image_size = image_size
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._coca = coca.to(self._device).eval()
         self._normalize = normalize.to(self._device)
@@ -54,10 +52,16 @@ class Decoder:
                 tokens_NT = self._search(image_BMD)
             else:
                 tokens_NT = self._sample(image_BMD, seeds)
-            scores_N = self._score(image_BMD, tokens_NT).tolist()
+            scores_N = self._score(image_BMD, tokens_NT)
+        if not scores_N.isfinite().all():
+            raise ArtifactError(
+                "the captioner's predictions aren't finite numbers",
+                expected="whole weights, in an arithmetic that is wide enough for them",
+                action="set generate.precision=fp32; if that doesn't help, use other weights",
+            )
         texts = [self._tokenizer.decode(tokens) for tokens in tokens_NT.cpu()]
         count = len(texts) // len(pixels_BHW3)
-        found = list(zip(texts, scores_N, strict=True))
+        found = list(zip(texts, scores_N.tolist(), strict=True))
         return [found[start : start + count] for start in range(0, len(found), count)]
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
