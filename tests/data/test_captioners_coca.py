@@ -29,7 +29,7 @@ from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
 from clipmill.data.captioners.coca_decoding import Decoder, draw
 from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
 from clipmill.data.dataset import Dataset
-from clipmill.data.scenes.source import ScenesSourceConfig, draw_source
+from clipmill.data.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
 from clipmill.data.shards import ShardConfig, shard
 from clipmill.data.view import View, ViewConfig
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
@@ -432,13 +432,13 @@ def test_weights_that_cannot_be_had(tiny, tmp_path):
 @pytest.mark.parametrize("is_stage", [True, False])
 def test_a_captioner_of_scenes_knows_no_photos(tmp_path, is_stage):
     """Whether its dataset names the scenes' source or only the folder of pairs in it."""
-    config = ScenesSourceConfig(size=16, num_pairs=2, num_captioning=2, num_labelled=1, num_test=1)
+    config = ScenesSourceConfig(size=32, num_pairs=2, num_captioning=2, num_labelled=1, num_test=1)
     scenes = draw_source(config, str(tmp_path / "scenes"), report=lambda *_: None)
-    pairs = get_tree(join(scenes, "captioning"), tmp_path / "copies") if is_stage else None
+    pairs = get_tree(join(scenes, CAPTIONING), tmp_path / "copies") if is_stage else None
     parents = (Parent(role="source", uri=scenes, digest=read_artifact(scenes)["digest"]),)
     dataset = shard(
         ShardConfig(),
-        str(pairs or join(scenes, "captioning")),
+        str(pairs or join(scenes, CAPTIONING)),
         str(tmp_path),
         source_parents=parents if is_stage else (),
     )

@@ -120,7 +120,7 @@ def save_vit_gpt2(folder):
         **ids,
     )
     model = VisionEncoderDecoderModel(config)
-    model.generation_config = GenerationConfig(decoder_start_token_id=2, **ids)
+    model.generation_config = GenerationConfig(decoder_start_token_id=2, min_length=5, **ids)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     return model, text
 
@@ -196,9 +196,9 @@ def test_greedy_scores_are_mean_log_probabilities(folder):
                 pixel_values=pixels,
                 max_new_tokens=6,
                 return_dict_in_generate=True,
-                output_logits=True,
+                output_scores=True,
             )
-        logs = torch.stack(said.logits, dim=1)[0].log_softmax(-1)
+        logs = torch.stack(said.scores, dim=1)[0].log_softmax(-1)
         tokens = said.sequences[0, -len(logs) :]
         chosen = logs.gather(1, tokens[:, None]).mean().item()
         assert output.scores == (pytest.approx(chosen, abs=1e-4),)
