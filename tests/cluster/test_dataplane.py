@@ -23,7 +23,7 @@ from clipmill.errors import ClusterError, ConfigError
 RECAPTION = DataWorkflowConfig(
     stage="recaption",
     subject="s3://b/datasets/d1",
-    arguments=("--captioner", "coca:s3://b/captioners/c"),
+    arguments=("--captioner", "s3://b/captioners/c"),
     pool="gpu",
     shards_per_pod=100,
     parallelism=500,
@@ -97,7 +97,7 @@ def test_equal_work_has_an_equal_key():
         return templates(data_workflow(config, 9))["part"]["memoize"]["key"]
 
     assert key(RECAPTION) == key(replace(RECAPTION, parallelism=3, retries=1))
-    other = replace(RECAPTION, arguments=("--captioner", "blip:x"))
+    other = replace(RECAPTION, arguments=("--captioner", "file:/x"))
     assert key(other) != key(RECAPTION)
     assert key(replace(RECAPTION, subject="s3://b/datasets/d2")) != key(RECAPTION)
     assert "inputs.parameters.start" in key(RECAPTION)
@@ -191,7 +191,7 @@ def test_shard_on_argo_hands_its_options_to_the_pods():
 def test_stages_on_argo_cover_a_datasets_shards(tmp_path):
     dataset = bare_dataset(tmp_path, [3, 2]).uri
     for stage, *options in (
-        ("recaption", "--captioner", "coca:s3://b/c"),
+        ("recaption", "--captioner", "s3://b/c"),
         ("score", "--model", "s3://b/m"),
     ):
         answer = command(stage, dataset, *options, "--on", "argo", "--dry-run")

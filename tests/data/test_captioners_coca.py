@@ -1,6 +1,7 @@
 """CoCa as a captioner, against open_clip's own generation."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,35 +9,40 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from make_open_clip_captions import (
+    CASES,
+    COCA,
+    FILE,
+    MAX_TOKENS,
+    TINY,
+    draw_pixels,
+    drawn_coca,
+    tiny_model,
+)
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import TopPLogitsWarper
 
+from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
 from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
 from clipmill.data.captioners.coca_decoding import Decoder, draw
 from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
+from clipmill.data.dataset import Dataset
+from clipmill.data.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
+from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.view import View, ViewConfig
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.center_resize import center_resize
+from clipmill.models.center_resize import center_resize, tower_image
 from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
+from clipmill.models.coca import coca_forward
 from clipmill.models.normalization import Normalize
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig, build_coca
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_coca
+from clipmill.storage import Parent, get_tree, join, read_artifact
 
-COCA = CocaConfig(
-    clip=ClipConfig(
-        embed_dim=32,
-        vision=VisionConfig(image_size=16, patch_size=8, width=32, layers=1, head_width=16),
-        text=TextConfig(context_length=20, vocab_size=1024, width=32, heads=2, layers=2),
-    ),
-    decoder_layers=2,
-    num_queries=4,
-)
 TOKENIZER = COCA.clip.text.tokenizer()
-IDS = {
-    "pad_token_id": TOKENIZER.pad_id,
-    "sot_token_id": TOKENIZER.start_id,
-    "eos_token_id": TOKENIZER.end_id,
-}
+OPEN_CLIPS = json.loads(FILE.read_text())
 TEXTS = {(255, 0, 0): "a red cube on the floor", (0, 0, 255): "two blue balls near a wall"}
 PICTURES = [Image.new("RGB", (20, 16), colour) for colour in TEXTS]
 GREEDY = GenerateConfig(method="top_k", top_k=1, max_tokens=19)
@@ -82,8 +88,8 @@ def checkpoint(tmp_path_factory):
     tokens = TOKENIZER(list(TEXTS.values()))
     optimizer = torch.optim.Adam(coca.parameters(), 5e-3)
     for _ in range(80):
-        found = coca(images, tokens)
-        loss = F.cross_entropy(found["logits"].transpose(1, 2), found["labels"], ignore_index=0)
+        logits = coca_forward(coca, images, tokens).logits_BTV
+        loss = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], ignore_index=0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -110,35 +116,20 @@ def test_what_was_learnt_is_said(checkpoint, config):
         assert -0.2 < output.scores[0] < 0
 
 
-@pytest.mark.parametrize(
-    ("num_beams", "num_beam_groups", "method"),
-    [(6, 3, "beam_search"), (4, 1, "beam_search"), (2, 2, "beam_search"), (2, 1, "top_k")],
-)
-@pytest.mark.parametrize("seed", range(4))
-def test_tokens_are_those_of_open_clip(num_beams, num_beam_groups, method, seed):
-    coca = random_coca(seed)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tokens_are_those_of_open_clip(case):
+    seed, method, num_beams, num_beam_groups = case
     config = GenerateConfig(
         method=method,
         num_beams=num_beams,
         num_beam_groups=num_beam_groups,
         top_k=1,
-        max_tokens=19,
+        max_tokens=MAX_TOKENS,
     )
-    pixels = np.random.default_rng(seed).integers(0, 256, (5, 16, 16, 3), np.uint8)
-    images = Normalize()(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
-    expected = coca.generate(
-        images,
-        seq_len=19,
-        min_seq_len=5,
-        generation_type=method,
-        num_beams=num_beams,
-        num_beam_groups=num_beam_groups,
-        top_k=1,
-        **IDS,
-    )
-    decoder = Decoder(coca, TOKENIZER, Normalize(), config, image_size=16)
-    found = decoder.decode(pixels, seeds=range(5))
-    assert [texts[0][0] for texts in found] == [TOKENIZER.decode(tokens) for tokens in expected]
+    decoder = Decoder(drawn_coca(seed), TOKENIZER, Normalize(), config)
+    found = decoder.decode(draw_pixels(seed), seeds=range(8))
+    expected = OPEN_CLIPS[" ".join(map(str, case))]
+    assert [texts[0][0] for texts in found] == [TOKENIZER.decode(torch.tensor(t)) for t in expected]
     assert len({texts[0][0] for texts in found}) > 1
 
 
@@ -154,7 +145,7 @@ def test_scores_are_mean_log_probabilities(checkpoint):
             tokens = TOKENIZER(output.texts)
             tokens = tokens[:, : int((tokens != 0).sum())]
             with torch.no_grad():
-                logits = coca(images[k : k + 1], tokens)["logits"]
+                logits = coca_forward(coca, images[k : k + 1], tokens).logits_BTV
             logs = logits.log_softmax(-1).gather(2, tokens[:, 1:, None])
             assert output.scores == (pytest.approx(logs.mean().item(), abs=1e-5),)
 
@@ -265,7 +256,7 @@ def test_asking_who_it_is_imports_no_model_library(checkpoint):
     code = (
         "import sys\n"
         "from clipmill.data.captioners import CaptionersConfig, open_captioner\n"
-        f"kind, captioner = open_captioner('coca:{checkpoint.uri}', CaptionersConfig.from_json("
+        f"kind, captioner = open_captioner('{checkpoint.uri}', CaptionersConfig.from_json("
         "{'generate': {'max_tokens': 12}}))\n"
         "print(kind, captioner.identity)\n"
         "sys.exit(bool({'torch', 'open_clip', 'transformers', 'httpx'} & sys.modules.keys()))"
@@ -277,68 +268,205 @@ def test_asking_who_it_is_imports_no_model_library(checkpoint):
 
 
 @pytest.fixture
-def small_open_clip(tmp_path):
+def tiny(tmp_path):
     """An open_clip model named ``coca_tiny``, known for one test."""
-    name = "coca_tiny"
-    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    config = {
-        "embed_dim": 32,
-        "vision_cfg": {
-            "image_size": 16,
-            "layers": 1,
-            "width": 32,
-            "head_width": 16,
-            "patch_size": 8,
-            "attentional_pool": True,
-            "attn_pooler_heads": 2,
-            "output_tokens": True,
-        },
-        "text_cfg": {**text, "embed_cls": True, "output_tokens": True},
-        "multimodal_cfg": {**text, "attn_pooler_heads": 2},
-        "custom_text": True,
-    }
-    (tmp_path / f"{name}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path)
-    yield name
-    (tmp_path / f"{name}.json").unlink()
-    open_clip.factory._MODEL_CONFIGS.pop(name)
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    yield tiny_model(folder)
+    (folder / "coca_tiny.json").unlink()
+    open_clip.factory._MODEL_CONFIGS.pop("coca_tiny")
+
+
+def open_public(address, config):
+    kind, captioner = open_captioner(address, CaptionersConfig(generate=config))
+    assert kind == "coca"
+    return captioner
+
+
+def tiny_texts(method):
+    tokenizer = Tokenizer(context_length=16)
+    return [tokenizer.decode(torch.tensor(tokens)) for tokens in OPEN_CLIPS[f"tiny {method}"]]
+
+
+TINY_GREEDY = GenerateConfig(method="top_k", max_tokens=12)
+TINY_PICTURES = [Image.fromarray(pixels) for pixels in draw_pixels(7)]
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_a_model_of_open_clips_by_name(small_open_clip, tmp_path, suffix):
-    torch.manual_seed(1)
-    model = open_clip.create_model(small_open_clip, load_weights=False).eval()
-    torch.nn.init.normal_(model.text_decoder.text_projection)
+@pytest.mark.parametrize("method", ["top_k", "beam_search"])
+def test_a_file_of_an_architecture_of_open_clips(tiny, tmp_path, suffix, method):
     file = tmp_path / f"weights.{suffix}"
     if suffix == "pt":
-        torch.save({"state_dict": model.state_dict(), "epoch": 3}, file)
+        torch.save({"state_dict": tiny.state_dict(), "epoch": 3}, file)
     else:
-        save_file(model.state_dict(), file)
-    config = GenerateConfig(method="top_k", max_tokens=10)
-    captioner = CocaCaptioner(f"{small_open_clip}@{file}", config)
-    found = firsts(captioner, inputs())
-    pixels = np.stack([center_resize(picture, 16) for picture in PICTURES])
-    images = Normalize()(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
-    tokens = model.generate(images, seq_len=10, generation_type="top_k", top_k=1)
-    texts = [open_clip.decode(t).split("<start_of_text>")[1] for t in tokens]
-    assert found == [" ".join(text.split("<end_of_text>")[0].split()) for text in texts]
-    assert captioner.detail["model"] == small_open_clip
-    again = CocaCaptioner(f"{small_open_clip}@{file}", config)
-    assert (again.identity, again.parents[0].uri) == (captioner.identity, str(file))
+        save_file(tiny.state_dict(), file)
+    config = GenerateConfig(method=method, max_tokens=12)
+    address = f"file:{file}#open_clip/coca_tiny"
+    captioner = open_public(address, config)
+    assert firsts(captioner, inputs(TINY_PICTURES)) == tiny_texts(method)
+    assert captioner.detail["model"] == captioner.parents[0].uri == address
+    assert open_public(address, config).identity == captioner.identity
+    assert knows_photos(captioner)
 
 
-def test_weights_that_cannot_be_had(small_open_clip, tmp_path):
+def test_a_folder_as_open_clip_pushes_it(tiny, tmp_path):
+    save_file(tiny.state_dict(), tmp_path / "open_clip_model.safetensors")
+    written = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
+    captioner = open_public(f"file:{tmp_path}", TINY_GREEDY)
+    other = firsts(captioner, inputs(TINY_PICTURES))
+    assert other != tiny_texts("top_k")  # of other mean and std
+    written["preprocess_cfg"] = {}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
+    again = open_public(f"file:{tmp_path}/open_clip_model.safetensors", TINY_GREEDY)
+    assert firsts(again, inputs(TINY_PICTURES)) == tiny_texts("top_k")
+    assert again.identity != captioner.identity
+
+
+@pytest.mark.parametrize("length", [16, 40])
+def test_a_folder_as_mobileclip2s_captioners_are_published(tiny, tmp_path, length):
+    """``config.json`` is the architecture, of a context of its own, and the weights are a .pt."""
+    tensors = tiny.state_dict()
+    positions = torch.zeros(length + 1, 32)
+    positions[:17] = tensors["text.positional_embedding"]
+    torch.save({**tensors, "text.positional_embedding": positions}, tmp_path / "coca.pt")
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
+    for tower in ("text_cfg", "multimodal_cfg"):
+        config[tower]["context_length"] = length
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    captioner = open_public(f"file:{tmp_path}", TINY_GREEDY)
+    assert firsts(captioner, inputs(TINY_PICTURES)) == tiny_texts("top_k")
+    longest = TINY_GREEDY.override([f"max_tokens={length}"])
+    assert len(firsts(open_public(f"file:{tmp_path}", longest), inputs(TINY_PICTURES))) == 8
+    with pytest.raises(ConfigError, match="max_tokens was"):
+        open_public(f"file:{tmp_path}", TINY_GREEDY.override([f"max_tokens={length + 1}"]))
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_images_are_prepared_as_open_clip_prepares_them(tiny, tmp_path, mode):
+    save_file(tiny.state_dict(), tmp_path / "open_clip_model.safetensors")
+    preprocessing = {
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.9, 0.8, 0.7),
+        "interpolation": "bilinear",
+        "resize_mode": mode,
+    }
+    written = {"model_cfg": TINY, "preprocess_cfg": preprocessing}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
+    captioner = open_public(f"file:{tmp_path}", TINY_GREEDY)
+    expected = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(size=16, **preprocessing), is_train=False
+    )
+    wide = np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8)
+    image, vision = Image.fromarray(wide), captioner._vision
+    pixels = torch.from_numpy(tower_image(image, vision).copy()).permute(2, 0, 1).float() / 255
+    torch.testing.assert_close(
+        Normalize(vision.mean, vision.std)(pixels), expected(image), atol=1e-5, rtol=0
+    )
+
+
+def fake_hub(monkeypatch, cache, repository):
+    """A cache of the hub's that holds a repository; returns its snapshot. There is no network."""
+    from huggingface_hub import constants
+
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+def test_pretrained_weights_of_open_clips_from_the_cache(tiny, tmp_path, monkeypatch):
+    known = {"coca_tiny": {"scenes": {"hf_hub": "org/tiny/", "mean": (0.5, 0.5, 0.5)}}}
+    monkeypatch.setattr(open_clip.pretrained, "_PRETRAINED", known)
+    snapshot = fake_hub(monkeypatch, tmp_path / "hub", "org/tiny")
+    with pytest.raises(NotFoundError, match=r"org/tiny.*open_clip_model.safetensors"):
+        open_public("open_clip:coca_tiny/scenes", TINY_GREEDY)
+    save_file(tiny.state_dict(), snapshot / "open_clip_model.safetensors")
+    captioner = open_public("open_clip:coca_tiny/scenes", TINY_GREEDY)
+    assert len(firsts(captioner, inputs(TINY_PICTURES))) == 8
+    assert captioner._vision.mean == (0.5, 0.5, 0.5)
+    assert captioner.parents[0].uri == f"open_clip:coca_tiny/scenes@{snapshot.name}"
+    with pytest.raises(ConfigError, match="no weights 'scene' of coca_tiny; did you mean"):
+        open_public("open_clip:coca_tiny/scene", TINY_GREEDY)
+
+
+def test_a_coca_on_the_hub_from_the_cache(tiny, tmp_path, monkeypatch):
+    snapshot = fake_hub(monkeypatch, tmp_path / "hub", "org/tiny")
+    (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    save_file(tiny.state_dict(), snapshot / "open_clip_model.safetensors")
+    captioner = open_public("hf:org/tiny", TINY_GREEDY)
+    assert firsts(captioner, inputs(TINY_PICTURES)) == tiny_texts("top_k")
+    assert captioner.parents[0].uri == f"hf:org/tiny@{snapshot.name}"
+    with pytest.raises(NotFoundError, match="HF_HUB_OFFLINE"):
+        open_public("hf:org/other", TINY_GREEDY)
+
+
+def test_weights_that_cannot_be_had(tiny, tmp_path):
     with pytest.raises(NotFoundError, match=r"none\.safetensors"):
-        CocaCaptioner(f"{small_open_clip}@{tmp_path}/none.safetensors", GREEDY)
+        open_public(f"file:{tmp_path}/none.safetensors", GREEDY)
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(1)}, foreign)
-    config = GenerateConfig(max_tokens=10)
-    with pytest.raises(ArtifactError, match="doesn't hold weights of coca_tiny"):
-        outputs(CocaCaptioner(f"{small_open_clip}@{foreign}", config), inputs())
-    with pytest.raises(ConfigError, match=r"one of .*coca_ViT-B-32, coca_ViT-L-14"):
-        outputs(CocaCaptioner(f"coca_roberta-ViT-B-32@{foreign}", config), inputs())
+    with pytest.raises(ConfigError, match=r"which CoCa's[\s\S]*#open_clip/coca_ViT-L-14"):
+        open_public(f"file:{foreign}", GREEDY)
+    address = f"file:{foreign}#open_clip/coca_tiny"
+    with pytest.raises(ArtifactError, match="doesn't fit the model"):
+        outputs(open_public(address, TINY_GREEDY), inputs())
     with pytest.raises(ConfigError, match="max_tokens was 19"):
-        outputs(CocaCaptioner(f"{small_open_clip}@{foreign}", GREEDY), inputs())
+        open_public(address, GREEDY)
+    for name, reason in (
+        ("ViT-B-32", "a CLIP, which can't write"),
+        ("coca_roberta-ViT-B-32", "doesn't read CLIP's tokens"),
+        ("coca_base", "doesn't read CLIP's tokens"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            open_public(f"file:{foreign}#open_clip/{name}", GREEDY)
+    with pytest.raises(ConfigError, match="a CLIP, which can't write"):
+        open_public("open_clip:ViT-B-32/openai", GREEDY)
+
+
+@pytest.mark.parametrize("is_stage", [True, False])
+def test_a_captioner_of_scenes_knows_no_photos(tmp_path, is_stage):
+    """Whether its dataset names the scenes' source or only the folder of pairs in it."""
+    config = ScenesSourceConfig(size=32, num_pairs=2, num_captioning=2, num_labelled=1, num_test=1)
+    scenes = draw_source(config, str(tmp_path / "scenes"), report=lambda *_: None)
+    pairs = get_tree(join(scenes, CAPTIONING), tmp_path / "copies") if is_stage else None
+    parents = (Parent(role="source", uri=scenes, digest=read_artifact(scenes)["digest"]),)
+    dataset = shard(
+        ShardConfig(),
+        str(pairs or join(scenes, CAPTIONING)),
+        str(tmp_path),
+        source_parents=parents if is_stage else (),
+    )
+    assert not knows_photos(CocaCaptioner(save_trained(tmp_path / "coca", dataset), GREEDY))
+
+
+def test_a_captioner_of_ones_own_images_knows_photos(tmp_path, write_pairs):
+    photos = write_pairs(tmp_path / "photos", 3)
+    dataset = shard(ShardConfig(), str(photos), str(tmp_path))
+    captioner = CocaCaptioner(save_trained(tmp_path / "coca", dataset), GREEDY)
+    assert knows_photos(captioner)
+    shutil.rmtree(photos)  # now nothing says what it was trained on
+    assert not knows_photos(captioner)
+
+
+def save_trained(folder, dataset):
+    parents = View(Dataset.open(dataset), ViewConfig(captions="real")).parents
+    card = ModelCard(kind="coca", architecture=COCA.to_json(), recipe={}, parents=parents)
+    return save_checkpoint(str(folder), card, random_coca(0).state_dict()).uri
+
+
+def test_weights_that_are_no_numbers(tmp_path):
+    coca = random_coca(0)
+    with torch.no_grad():
+        coca.text_decoder.ln_final.weight.fill_(torch.nan)
+    for config in (GREEDY, GenerateConfig(max_tokens=19)):
+        with pytest.raises(ArtifactError, match="aren't finite"):
+            outputs(CocaCaptioner(save_coca(tmp_path, coca).uri, config), inputs())
 
 
 class _Ran:
@@ -351,10 +479,10 @@ class _Ran:
         return open, (self.path, "w")
 
 
-def test_a_pickle_that_runs_code_is_refused(small_open_clip, tmp_path):
+def test_a_pickle_that_runs_code_is_refused(tiny, tmp_path):
     file, mark = tmp_path / "evil.pt", tmp_path / "ran"
     torch.save({"x": _Ran(str(mark))}, file)
-    config = GenerateConfig(max_tokens=10)
-    with pytest.raises(ArtifactError, match="doesn't hold weights"):
-        outputs(CocaCaptioner(f"{small_open_clip}@{file}", config), inputs())
+    captioner = open_public(f"file:{file}#open_clip/coca_tiny", TINY_GREEDY)
+    with pytest.raises(ArtifactError, match="can't be read as weights"):
+        outputs(captioner, inputs())
     assert not mark.exists()

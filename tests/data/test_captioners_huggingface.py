@@ -1,29 +1,38 @@
 """Tiny BLIP and GIT models in local folders, against transformers called by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     BertTokenizer,
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessor,
     BlipProcessor,
     CLIPImageProcessor,
+    GenerationConfig,
     GitConfig,
     GitForCausalLM,
     GitProcessor,
+    GPT2Config,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
 )
 
-from clipmill.data.captioners import CaptionersConfig, open_captioner
+from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
 from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
 from clipmill.data.captioners.huggingface import HuggingFaceCaptioner, HuggingFaceConfig
-from clipmill.errors import ArtifactError, ConfigError
+from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 
 WORDS = [
     "a",
@@ -99,16 +108,37 @@ def save_git(folder):
     return GitForCausalLM(config), GitProcessor(images, tokenizer(folder))
 
 
-@pytest.fixture(scope="module", params=["blip", "git"])
+def save_vit_gpt2(folder):
+    """A VisionEncoderDecoder, whose image processor and tokenizer have no processor in common."""
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 64}
+    text = tokenizer(folder)
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        ViTConfig(**SIZES, image_size=16, patch_size=8),
+        GPT2Config(**sizes, **ids, vocab_size=len(text)),
+        decoder_start_token_id=2,
+        **ids,
+    )
+    model = VisionEncoderDecoderModel(config)
+    model.generation_config = GenerationConfig(decoder_start_token_id=2, min_length=5, **ids)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return model, text
+
+
+@pytest.fixture(scope="module", params=["blip", "git", "vit-gpt2-"])
 def folder(request, tmp_path_factory):
     made = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
-    model, processor = {"blip": save_blip, "git": save_git}[request.param](made)
+    model, processor = {
+        "blip": save_blip,
+        "git": save_git,
+        "vit-gpt2-": save_vit_gpt2,
+    }[request.param](made)
     with torch.no_grad():
         # So large that what is said depends on the picture.
         for name, parameter in model.named_parameters():
-            if "norm" not in name.lower():
-                parameter.mul_(8)
+            if "norm" not in name.lower() and ".ln_" not in name:
+                parameter.mul_(40 if ".crossattention." in name else 8)
     model.save_pretrained(made)
     processor.save_pretrained(made)
     return made
@@ -123,14 +153,19 @@ def outputs(captioner, samples):
     return [found[i] for i in range(len(samples))]
 
 
+def image_processor(folder):
+    kind = AutoImageProcessor if folder.name.startswith("vit") else AutoProcessor
+    return kind.from_pretrained(folder)
+
+
 def by_hand(folder, **options):
-    """Texts, and their mean log probabilities by the model itself."""
-    processor = AutoProcessor.from_pretrained(folder)
+    """Texts by the model itself."""
+    processor = image_processor(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     encoded = processor(images=PICTURES, return_tensors="pt")
     with torch.no_grad():
         found = model.generate(**encoded, max_new_tokens=8, **options)
-    return processor.batch_decode(found, skip_special_tokens=True)
+    return AutoTokenizer.from_pretrained(folder).batch_decode(found, skip_special_tokens=True)
 
 
 def test_captions_are_those_of_transformers(folder):
@@ -152,7 +187,7 @@ def test_greedy_scores_are_mean_log_probabilities(folder):
     """Against one forward pass over the text that was said."""
     config = HuggingFaceConfig(max_new_tokens=6, num_beams=1)
     found = outputs(HuggingFaceCaptioner(str(folder), config), inputs())
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = image_processor(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     for picture, output in zip(PICTURES, found, strict=True):
         pixels = processor(images=picture, return_tensors="pt").pixel_values
@@ -161,9 +196,9 @@ def test_greedy_scores_are_mean_log_probabilities(folder):
                 pixel_values=pixels,
                 max_new_tokens=6,
                 return_dict_in_generate=True,
-                output_logits=True,
+                output_scores=True,
             )
-        logs = torch.stack(said.logits, dim=1)[0].log_softmax(-1)
+        logs = torch.stack(said.scores, dim=1)[0].log_softmax(-1)
         tokens = said.sequences[0, -len(logs) :]
         chosen = logs.gather(1, tokens[:, None]).mean().item()
         assert output.scores == (pytest.approx(chosen, abs=1e-4),)
@@ -192,6 +227,11 @@ def test_odd_pictures(folder, size):
 def test_a_prompt_begins_the_text_and_is_cut_off(folder):
     if folder.name.startswith("git"):
         pytest.skip("GIT's prompts are questions, of another form")
+    if folder.name.startswith("vit"):
+        captioner = HuggingFaceCaptioner(str(folder), CONFIG.override(["prompt=a red"]))
+        with pytest.raises(ConfigError, match="takes none"):
+            outputs(captioner, inputs())
+        return
     captioner = HuggingFaceCaptioner(str(folder), CONFIG.override(["prompt=a red"]))
     plain = HuggingFaceCaptioner(str(folder), CONFIG)
     found = outputs(captioner, inputs())
@@ -201,15 +241,31 @@ def test_a_prompt_begins_the_text_and_is_cut_off(folder):
 
 
 def test_kinds(folder):
-    model_type = folder.name[:4].rstrip("0")
+    kind, captioner = open_captioner(f"file:{folder}", CaptionersConfig(huggingface=CONFIG))
+    expected = folder.name.rstrip("0123456789")
+    assert kind == ("huggingface" if expected == "vit-gpt2-" else expected)
+    assert captioner.parents[0].uri == f"file:{folder}"
+    assert captioner.identity == HuggingFaceCaptioner(folder, CONFIG).identity
+    assert knows_photos(captioner)
+
+
+def test_a_repository_in_the_cache(folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--org--captions"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     config = CaptionersConfig(huggingface=CONFIG)
-    kind, captioner = open_captioner(f"{model_type}:{folder}", config)
-    assert kind == model_type
-    assert captioner.detail["model"].startswith(model_type)
-    assert open_captioner(f"huggingface:{folder}", config)[1].identity == captioner.identity
-    other = {"blip": "git", "git": "blip"}[model_type]
-    with pytest.raises(ArtifactError, match=f"of type '{model_type}'"):
-        open_captioner(f"{other}:{folder}", config)
+    for address in ("hf:org/captions", f"hf:org/captions@{commit}"):
+        _, captioner = open_captioner(address, config)
+        assert captioner.parents[0].uri == f"hf:org/captions@{commit}"
+        assert captioner.identity == HuggingFaceCaptioner(folder, CONFIG).identity
+    with pytest.raises(NotFoundError, match="HF_HUB_OFFLINE"):
+        open_captioner("hf:org/captions@v2", config)
 
 
 def test_who_it_is_depends_on_the_files_and_what_decides_the_draw(folder, tmp_path):

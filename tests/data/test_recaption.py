@@ -175,7 +175,7 @@ def test_other_ways_and_models_make_other_layers(make_dataset, captioner, tmp_pa
     other = save_captioner(tmp_path / "other", seed=1)
     changed = CONFIG.override(["generate.max_tokens=9"])
     layers = {
-        recaption(CONFIG, dataset.uri, f"coca:{captioner.uri}", report=silent),
+        recaption(CONFIG, dataset.uri, captioner.uri, report=silent),
         recaption(changed, dataset.uri, captioner.uri, report=silent),
         recaption(CONFIG, dataset.uri, other.uri, report=silent),
     }

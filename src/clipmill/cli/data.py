@@ -124,8 +124,9 @@ def data_recaption(
     captioner: Annotated[
         str,
         typer.Option(
-            help="KIND:URI, such as coca:FOLDER, coca:coca_ViT-L-14@WEIGHTS, blip:FOLDER, "
-            "vlm:http://HOST/v1 or rewrite:http://HOST/v1; a URI alone is a CoCa checkpoint."
+            help="URI of a trained captioner, or open_clip:NAME/TAG, hf:ORG/NAME, "
+            "file:PATH[#open_clip/NAME], vlm:http://HOST/v1, rewrite:http://HOST/v1, "
+            "template:LABELS."
         ),
     ],
     recipe: str = "recaption-miniature",

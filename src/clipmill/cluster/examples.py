@@ -24,7 +24,7 @@ def examples() -> dict[str, str]:
             DataWorkflowConfig(
                 stage="recaption",
                 subject=f"{_STORE}/datasets/DIGEST",
-                arguments=("--captioner", f"coca:{_STORE}/captioners/DIGEST"),
+                arguments=("--captioner", f"{_STORE}/captioners/DIGEST"),
                 pool="gpu",
             ),
             100,

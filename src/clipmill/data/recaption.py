@@ -69,8 +69,8 @@ def recaption(
 ) -> str:
     """Caption the samples of shards ``start`` to ``stop`` (exclusive); the layer's name.
 
-    ``captioner`` is ``KIND:URI`` (see ``CAPTIONERS``), or the URI of a CoCa checkpoint. Shards that
-    are captioned already are left as they are. The layer is part of the dataset once all of its
+    ``captioner`` is an address (see :mod:`clipmill.data.captioners`). Shards that are captioned
+    already are left as they are. The layer is part of the dataset once all of its
     shards are captioned, whoever did that. A sample without a caption of the captioner's keeps its
     real one, with the reason. Raises ConfigError for a range that isn't one, BudgetError and
     ServerError where an endpoint's captions end early: running it again goes on from there.

@@ -174,7 +174,7 @@ def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> An
 
 
 def build_coca(config: CocaConfig) -> Any:
-    """open_clip's CoCa; its forward gives ``logits`` (B, T-1, V) and ``labels`` (B, T-1).
+    """open_clip's CoCa, run by :mod:`clipmill.models.coca`.
 
     open_clip has image tokens from ViTs only; a timm tower's come from :class:`TimmTokens`.
     """

@@ -2,10 +2,12 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clipmill.data.loader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
+from clipmill.models.coca import coca_forward
 from clipmill.models.normalization import Normalize
 from clipmill.models.towers import MAX_LOGIT_SCALE, build_coca
 from clipmill.pretrain.coca import CaptionerConfig
@@ -15,17 +17,13 @@ class CocaObjective(Objective):
     """Contrastive and captioning loss of (image, real caption)."""
 
     def __init__(self, config: CaptionerConfig, here: Ranks) -> None:
-        from open_clip.loss import CoCaLoss
+        from open_clip.loss import ClipLoss
 
         super().__init__()
-        self.normalize = Normalize()
+        self.normalize = Normalize(config.model.clip.vision.mean, config.model.clip.vision.std)
         self.coca = build_coca(config.model)
         self._weights = (config.contrastive_weight, config.captioning_weight)
-        # Weighted here: at weight 0 open_clip leaves parameters without a gradient, for which
-        # gradients averaged over ranks would wait.
-        self._loss = CoCaLoss(
-            caption_loss_weight=1.0,
-            clip_loss_weight=1.0,
+        self._contrastive = ClipLoss(
             local_loss=True,
             gather_with_grad=True,
             cache_labels=True,
@@ -36,14 +34,17 @@ class CocaObjective(Objective):
     def forward(self, batch: PairBatch) -> dict[str, Tensor]:
         """Losses ``contrastive`` and ``captioning``."""
         assert batch.real_BT is not None
-        found = self.coca(self.normalize(batch.images_B3HW.float() / 255), batch.real_BT)
-        contrastive, captioning = self._loss(
-            found["image_features"].float(),
-            found["text_features"].float(),
-            found["logits"].float(),
-            found["labels"],
-            found["logit_scale"],
+        images_B3HW = self.normalize(batch.images_B3HW.float() / 255)
+        found = coca_forward(self.coca, images_B3HW, batch.real_BT)
+        contrastive = self._contrastive(
+            found.image_BD.float(), found.text_BD.float(), self.coca.logit_scale.exp()
         )
+        captioning = F.cross_entropy(
+            found.logits_BTV.float().transpose(1, 2),
+            batch.real_BT[:, 1:],
+            ignore_index=self.coca.pad_id,
+        )
+        # A weight of 0 leaves every parameter a gradient, which ranks that average them wait for.
         return {
             "contrastive": contrastive * self._weights[0],
             "captioning": captioning * self._weights[1],

@@ -1,8 +1,19 @@
-"""Captioners by kind: ``KIND:URI`` and their settings in, something that captions samples out."""
+"""Captioners by address: an address and settings in, something that captions samples out.
 
-from collections.abc import Callable, Mapping
+================================= ================================================================
+address                           captioner
+================================= ================================================================
+``URI``                           a CoCa that ``clipmill data train-captioner`` made
+``open_clip:NAME/TAG``            a CoCa with weights that open_clip lists
+``hf:ORG/NAME[@REVISION]``        an image-to-text model of transformers, or a CoCa, on the hub
+``file:PATH[#open_clip/NAME]``    the same in a folder, or a file of a CoCa's weights
+``vlm:URL``, ``rewrite:URL``      a model at a chat endpoint
+``template:PATH``                 labels of the images, put into words
+================================= ================================================================
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from clipmill.config import Config
 from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
@@ -14,13 +25,15 @@ from clipmill.data.captioners.contract import (
 )
 from clipmill.data.captioners.endpoint import EndpointConfig
 from clipmill.data.captioners.huggingface import HuggingFaceCaptioner, HuggingFaceConfig
+from clipmill.data.captioners.public import OpenClipCoca, find_captioner
 from clipmill.data.captioners.rewrite import RewriteCaptioner, RewriteConfig
 from clipmill.data.captioners.template import TemplateCaptioner, TemplateConfig
 from clipmill.data.captioners.vlm import VlmCaptioner, VlmConfig
-from clipmill.errors import ConfigError
+from clipmill.errors import ClipmillError, ConfigError
+from clipmill.models.addresses import parse_address
+from clipmill.storage import Node, lineage, read_artifact
 
 __all__ = [
-    "CAPTIONERS",
     "REASONS",
     "CaptionInput",
     "CaptionOutput",
@@ -38,6 +51,7 @@ __all__ = [
     "VlmCaptioner",
     "VlmConfig",
     "captioner_kind",
+    "knows_photos",
     "open_captioner",
 ]
 
@@ -47,9 +61,9 @@ class CaptionersConfig(Config):
     """Settings of every kind of captioner; only those of the kind that is opened count."""
 
     generate: GenerateConfig = GenerateConfig()
-    """How ``coca`` draws captions."""
+    """How a CoCa draws captions."""
     huggingface: HuggingFaceConfig = HuggingFaceConfig()
-    """How ``blip``, ``git`` and ``huggingface`` draw captions."""
+    """How a model of transformers draws captions."""
     vlm: VlmConfig = VlmConfig()
     """What ``vlm`` asks."""
     rewrite: RewriteConfig = RewriteConfig()
@@ -64,53 +78,115 @@ class CaptionersConfig(Config):
     """CPU threads of a model; 0: PyTorch's choice, within the container's limit."""
 
 
-def _coca(uri: str, config: CaptionersConfig) -> Captioner:
-    return CocaCaptioner(uri, config.generate, num_threads=config.num_threads)
-
-
-def _huggingface(uri: str, config: CaptionersConfig, *, kind: str) -> Captioner:
-    return HuggingFaceCaptioner(
-        uri,
-        config.huggingface,
-        kind=kind,
-        batch_size=config.batch_size,
-        num_threads=config.num_threads,
-    )
-
-
-CAPTIONERS: Mapping[str, Callable[[str, CaptionersConfig], Captioner]] = {
-    "blip": partial(_huggingface, kind="blip"),
-    "coca": _coca,
-    "git": partial(_huggingface, kind="git"),
-    "huggingface": partial(_huggingface, kind="huggingface"),
+# Captioners that aren't weights: how each is opened by what follows KIND:.
+_OTHERS: Mapping[str, Callable[[str, CaptionersConfig], Captioner]] = {
     "rewrite": lambda uri, config: RewriteCaptioner(uri, config.rewrite, config.endpoint),
     "template": lambda uri, config: TemplateCaptioner(uri, config.template),
     "vlm": lambda uri, config: VlmCaptioner(uri, config.vlm, config.endpoint),
 }
+FORMS = (
+    "the URI of a CoCa, open_clip:NAME/TAG, hf:ORG/NAME[@REVISION], file:PATH[#open_clip/NAME], "
+    + ", ".join(f"{kind}:{'PATH' if kind == 'template' else 'URL'}" for kind in _OTHERS)
+)
 
 
 def captioner_kind(name: str) -> tuple[str, str]:
-    """Kind and URI of ``KIND:URI``; a URI alone is that of a CoCa checkpoint.
+    """Scheme of a captioner's address and what follows it; ``clipmill`` is that of a URI alone.
+
+    Nothing is opened.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: it isn't such an address.
     """
-    kind, colon, uri = name.partition(":")
-    if not colon or uri.startswith("//") or not kind.isalpha():
-        return "coca", name
-    if kind not in CAPTIONERS:
+    kind, colon, rest = name.partition(":")
+    if kind in _OTHERS and colon:
+        return kind, rest
+    if kind in {"coca", "blip", "git", "huggingface"} and colon:
+        raise _former_address(name, kind, rest)
+    try:
+        address = parse_address(name)
+    except ConfigError as error:
         raise ConfigError(
-            f"there is no captioner of kind {kind!r}",
-            expected=f"one of {', '.join(CAPTIONERS)}",
-            action="write it as KIND:URI, or give the URI of a CoCa checkpoint",
+            error.what, expected=FORMS, action="correct the captioner's address"
+        ) from error
+    if address.scheme in {"timm", "random"}:
+        raise ConfigError(
+            f"{name} writes no captions",
+            expected=FORMS,
+            action="choose a captioner, such as hf:Salesforce/blip-image-captioning-base, or train "
+            "one with `clipmill data train-captioner`",
         )
-    return kind, uri
+    return address.scheme, name if address.scheme == "clipmill" else rest
 
 
 def open_captioner(name: str, config: CaptionersConfig) -> tuple[str, Captioner]:
-    """Kind and captioner of what :func:`captioner_kind` reads.
+    """Kind and captioner of an address; the kind is part of the names of its layers.
 
-    Imports no model library. Raises UserErrors, as the captioner's class says.
+    Loads no weights. Raises UserErrors, as :func:`captioner_kind` and the captioner's class say.
     """
-    kind, uri = captioner_kind(name)
-    return kind, CAPTIONERS[kind](uri, config)
+    scheme, rest = captioner_kind(name)
+    if scheme in _OTHERS:
+        return scheme, _OTHERS[scheme](rest, config)
+    threads = config.num_threads
+    if scheme == "clipmill":
+        return "coca", CocaCaptioner(name, config.generate, num_threads=threads)
+    found = find_captioner(parse_address(name))
+    if isinstance(found, OpenClipCoca):
+        return "coca", CocaCaptioner(found, config.generate, num_threads=threads)
+    captioner = HuggingFaceCaptioner(
+        found.path,
+        config.huggingface,
+        source=found.source,
+        batch_size=config.batch_size,
+        num_threads=threads,
+    )
+    known = [kind for kind in ("blip", "git") if captioner.model_type.startswith(kind)]
+    return (known or ["huggingface"])[0], captioner
+
+
+def knows_photos(captioner: Captioner) -> bool:
+    """Whether a captioner can say something true of a photo.
+
+    Public weights and endpoints do. A CoCa of clipmill's doesn't if procedural scenes are among
+    what it was made from, or if that can't be found any more.
+    """
+    if not isinstance(captioner, CocaCaptioner) or captioner.is_public:
+        return True
+    try:
+        made_of = lineage(captioner.parents[0].uri)
+    except ClipmillError:
+        return False
+    return not any(node.kind == "unknown" or _is_of_scenes(node) for node in _nodes(made_of))
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    yield node
+    for parent in node.parents:
+        yield from _nodes(parent)
+
+
+def _is_of_scenes(node: Node) -> bool:
+    """Whether a node is scenes that clipmill drew, or one of the sets in their folder."""
+    if node.kind not in {"file", "folder"}:
+        return node.kind == "source" and "scenes" in node.detail
+    try:
+        around = read_artifact(node.uri.rstrip("/").rpartition("/")[0])
+    except ClipmillError:
+        return False
+    return around["kind"] == "source" and "scenes" in around.get("summary", {})
+
+
+def _former_address(name: str, kind: str, rest: str) -> ConfigError:
+    """The error for an address of clipmill 0.1.0 and before."""
+    model, at, file = rest.partition("@")
+    if kind != "coca":
+        now = f"file:{rest}"
+    elif at and model.startswith("coca_"):
+        now = f"file:{file}#open_clip/{model}"
+    else:
+        now = rest
+    return ConfigError(
+        f"captioners are no longer named by {kind}:",
+        expected=FORMS,
+        action=f"write {now} in place of {name}",
+    )

@@ -1,18 +1,19 @@
-"""CoCa as a captioner: a checkpoint of ours, or one of open_clip's with weights from a file."""
+"""CoCa as a captioner: a checkpoint of clipmill's, or weights in open_clip's layout."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipmill.config import Config
 from clipmill.data.captioners.contract import CaptionInput, CaptionOutput, output_of, sample_seed
+from clipmill.data.captioners.public import OpenClipCoca
 from clipmill.digest import canonical_json, digest_json, sha256_file
-from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.center_resize import center_resize
+from clipmill.errors import ArtifactError, ConfigError
+from clipmill.models.center_resize import tower_image
 from clipmill.models.checkpoint import load_checkpoint, read_card
-from clipmill.models.towers import CocaConfig, build_coca
+from clipmill.models.open_clip_weights import image_config
+from clipmill.models.tensor_files import check_fit, read_tensors
+from clipmill.models.towers import CocaConfig, VisionConfig, build_coca
 from clipmill.storage import Parent
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 # open_clip's ``generate`` lets no caption end before this many.
 MIN_TOKENS = 5
-_OPEN_CLIP = re.compile(r"(coca_[A-Za-z0-9_-]+)@(.+)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,13 +28,14 @@ class GenerateConfig(Config):
     """How captions are drawn from a CoCa, in the words of open_clip's ``generate``."""
 
     method: Literal["beam_search", "top_p", "top_k"] = "beam_search"
-    """Deterministic beams, or sampling."""
+    """Deterministic beams, as open_clip 3.3 searches, or sampling."""
     num_captions: int = 1
     """Captions drawn a sample; equal ones count once. Beam search gives one."""
     num_beams: int = 6
     """Beams of a search."""
     num_beam_groups: int = 3
-    """Groups of beams that are kept apart."""
+    """Groups that the beams are divided among. open_clip searches each alike, so the search is that
+    of ``num_beams / num_beam_groups`` beams."""
     top_p: float = 0.1
     """Sampling draws from the likeliest tokens whose probabilities add up to this."""
     top_k: int = 1
@@ -77,44 +78,54 @@ class GenerateConfig(Config):
 
 
 class CocaCaptioner:
-    """A CoCa, at ``uri``: a checkpoint of ours, or ``NAME@FILE`` for one of open_clip's.
+    """A CoCa: the URI of a checkpoint of clipmill's, or weights in open_clip's layout.
 
-    NAME is that of an open_clip model, such as ``coca_ViT-L-14``; FILE holds its weights, as
-    safetensors or as what ``torch.load`` reads with ``weights_only``. Raises NotFoundError,
-    ArtifactError, and ConfigError for a length that the model can't have.
+    Raises NotFoundError, ArtifactError, and ConfigError for a length that the model can't have.
     """
 
     looks_at_images = True
     is_costly = False
 
-    def __init__(self, uri: str, config: GenerateConfig, *, num_threads: int = 0) -> None:
+    def __init__(
+        self, source: str | OpenClipCoca, config: GenerateConfig, *, num_threads: int = 0
+    ) -> None:
         self._config = config
         self._num_threads = num_threads
         self._decoder: Decoder | None = None
-        self._open_clip = _OPEN_CLIP.fullmatch(uri)
+        self._source = source
+        self._vision: VisionConfig
         self.parents: tuple[Parent, ...]
-        if self._open_clip:
-            self.parents = (_open_clip_parent(*self._open_clip.groups()),)
-            model = self._open_clip[1]
+        if isinstance(source, OpenClipCoca):
+            self._vision = _open_clip_images(source)
+            longest = source.config["text_cfg"]["context_length"]
+            weights = [source.config, source.preprocessing, sha256_file(source.path)]
+            parent = Parent(role="captioner", uri=source.source, digest=digest_json(weights))
         else:
-            card = read_card(uri)
+            card = read_card(source)
             if card.kind != "coca":
                 raise ArtifactError(
-                    f"{uri} is a checkpoint of kind {card.kind!r}",
+                    f"{source} is a checkpoint of kind {card.kind!r}",
                     expected="a CoCa checkpoint",
                     action="give the URI of a captioner",
                 )
-            longest = CocaConfig.from_json(card.architecture).clip.text.context_length
-            _check_length(config, longest)
-            self.parents = (card.as_parent("captioner"),)
-            model = uri
-        self.identity = digest_json([self.parents[0].digest, config.digest])
+            clip = CocaConfig.from_json(card.architecture).clip
+            self._vision = clip.vision
+            longest = clip.text.context_length
+            parent = card.as_parent("captioner")
+        _check_length(config, longest)
+        self.parents = (parent,)
+        self.identity = digest_json([parent.digest, config.digest])
         self.detail: Mapping[str, str] = {
-            "model": model,
+            "model": source.source if isinstance(source, OpenClipCoca) else source,
             "prompt": "",
             "sampling": canonical_json(config.to_json()),
             "seed": str(config.seed),
         }
+
+    @property
+    def is_public(self) -> bool:
+        """Whether another library published the weights."""
+        return isinstance(self._source, OpenClipCoca)
 
     def caption(self, inputs: Sequence[CaptionInput]) -> Iterator[tuple[int, CaptionOutput]]:
         """Captions of the whole batch at once, scored by the same model."""
@@ -123,7 +134,7 @@ class CocaCaptioner:
         decoder = self._decoder = self._decoder or self._load()
         images = [i.image for i in inputs if i.image is not None]
         assert len(images) == len(inputs)
-        pixels_BHW3 = np.stack([center_resize(image, decoder.image_size) for image in images])
+        pixels_BHW3 = np.stack([tower_image(image, self._vision) for image in images])
         seeds = [sample_seed(self._config.seed, i.uid) for i in inputs]
         for index, found in enumerate(decoder.decode(pixels_BHW3, seeds)):
             yield index, output_of([text for text, _ in found], [score for _, score in found])
@@ -133,80 +144,57 @@ class CocaCaptioner:
         self._decoder = None
 
     def _load(self) -> "Decoder":
-
         from clipmill.data.captioners.coca_decoding import Decoder
         from clipmill.models.cpu_threads import use_threads
         from clipmill.models.normalization import Normalize
-
-        use_threads(self._num_threads)
-        if self._open_clip:
-            return self._load_open_clip(*self._open_clip.groups())
-        card, tensors = load_checkpoint(self.parents[0].uri)
-        architecture = CocaConfig.from_json(card.architecture)
-        coca = build_coca(architecture)
-        coca.load_state_dict(tensors)
-        return Decoder(
-            coca,
-            architecture.clip.text.tokenizer(is_padded=True),
-            Normalize(),
-            self._config,
-            image_size=architecture.clip.vision.image_size,
-        )
-
-    def _load_open_clip(self, name: str, file: str) -> "Decoder":
-        import open_clip
-
-        from clipmill.data.captioners.coca_decoding import Decoder
-        from clipmill.models.normalization import Normalize
         from clipmill.models.tokenizer import Tokenizer
 
-        architecture = open_clip.get_model_config(name)
-        if architecture is None or "hf_model_name" in architecture["text_cfg"]:
-            raise ConfigError(
-                f"{name} is not a CoCa that can be loaded by name",
-                expected=f"one of {', '.join(_known_cocas())}",
-                action="correct the name before the @",
-            )
-        _check_length(self._config, architecture["text_cfg"]["context_length"])
-        coca = open_clip.create_model(name, load_weights=False)
-        try:
-            open_clip.load_checkpoint(coca, file, weights_only=True)
-        except Exception as error:  # a foreign file makes readers raise anything
-            raise ArtifactError(
-                f"{file} doesn't hold weights of {name}: {str(error).splitlines()[0]}",
-                expected="safetensors, or tensors alone as torch.save writes them",
-                action="give the file that belongs to this model",
-            ) from error
+        use_threads(self._num_threads)
+        if isinstance(self._source, OpenClipCoca):
+            coca, context_length = _build_open_clip(self._source)
+            _check_length(self._config, context_length)
+            tokenizer = Tokenizer(context_length=context_length)
+        else:
+            card, tensors = load_checkpoint(self._source)
+            architecture = CocaConfig.from_json(card.architecture)
+            coca = build_coca(architecture)
+            coca.load_state_dict(tensors)
+            tokenizer = architecture.clip.text.tokenizer(is_padded=True)
         return Decoder(
-            coca,
-            Tokenizer(context_length=architecture["text_cfg"]["context_length"]),
-            Normalize(*(tuple(coca.visual.preprocess_cfg[key]) for key in ("mean", "std"))),
-            self._config,
-            image_size=architecture["vision_cfg"]["image_size"],
+            coca, tokenizer, Normalize(self._vision.mean, self._vision.std), self._config
         )
 
 
-def _known_cocas() -> list[str]:
-    import open_clip
+def _open_clip_images(source: OpenClipCoca) -> VisionConfig:
+    """How images are prepared for the weights."""
+    default, given = VisionConfig(), source.preprocessing
+    images = image_config(
+        source.config["vision_cfg"].get("image_size", default.image_size),
+        given.get("mean", default.mean),
+        given.get("std", default.std),
+        given.get("interpolation", "bicubic"),
+        is_squashed=given.get("resize_mode", "shortest") == "squash",
+    )
+    return replace(default, **images)
 
-    def by_name(name: str) -> bool:
-        config: dict[str, Any] = open_clip.get_model_config(name)
-        return name.startswith("coca_Vi") and "hf_model_name" not in config["text_cfg"]
 
-    return [name for name in open_clip.list_models() if by_name(name)]
+def _build_open_clip(source: OpenClipCoca) -> tuple[Any, int]:
+    """The model with its weights, and the longest text that these were trained with."""
+    from open_clip.coca_model import CoCa
 
-
-def _open_clip_parent(name: str, file: str) -> Parent:
-    path = Path(file).absolute()
-    try:
-        weights = sha256_file(path)
-    except OSError as error:
-        raise NotFoundError(
-            f"{file} can't be read: {error.strerror}",
-            expected=f"a file with the weights of {name}",
-            action="give the path of such a file after the @",
-        ) from error
-    return Parent(role="captioner", uri=str(path), digest=digest_json([name, weights]))
+    tensors = read_tensors(source.path)
+    config = {k: v for k, v in source.config.items() if k != "custom_text"}
+    # MobileCLIP2's CoCas differ in this alone. The text tower has a class token after the context.
+    positions = tensors.get("text.positional_embedding")
+    context_length: int = config["text_cfg"]["context_length"]
+    if positions is not None:
+        context_length = len(positions) - 1
+        for name in ("text_cfg", "multimodal_cfg"):
+            config[name] = {**config[name], "context_length": context_length}
+    coca = CoCa(**config)
+    check_fit(str(source.path), tensors, coca.state_dict())
+    coca.load_state_dict(tensors)
+    return coca, context_length
 
 
 def _check_length(config: GenerateConfig, longest: int) -> None:

@@ -1,108 +1,67 @@
 """CoCa for decoding: each image is encoded once, and each token is computed once.
 
-open_clip's ``generate`` encodes an image once a beam, and runs both text transformers over the
-whole text again for each new token. Here keys and values of earlier tokens are kept, and those of
-the image are computed once for all texts about it. Beam search is open_clip's own, which asks
-:class:`CachedCoca` in place of CoCa; the numbers are the same up to rounding.
+open_clip's ``generate`` runs both text transformers over the whole text again for each new token.
+Here keys and values of earlier tokens are kept, and those of the image are computed once for all
+texts about it; the numbers are the same up to rounding.
 
 Shapes: B images, R texts an image, N = B * R texts, T text length, M image tokens, D width,
 H heads, V vocabulary.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from open_clip.coca_model import CoCa
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-# open_clip's classes are untyped.
-if TYPE_CHECKING:
-    _Coca = nn.Module
-else:
-    _Coca = CoCa
 
+class CachedCoca:
+    """Decodes R texts for each image of a batch with a CoCa, one token at a time."""
 
-class CachedCoca(_Coca):
-    """A CoCa for decoding R texts an image, in steps of one token.
-
-    It shares the modules of ``coca``. A call with texts of one token begins anew; later calls need
-    the texts of the call before, each longer by one token, in any order within an image.
-    """
-
-    def __init__(self, coca: Any, *, texts_per_image: int, max_tokens: int) -> None:
-        # CoCa's own would build its towers anew.
-        nn.Module.__init__(self)
-        self.visual = _EncodeOnce(coca.visual, texts_per_image)
-        self.text = coca.text
-        self.text_decoder = coca.text_decoder
-        self.logit_scale = coca.logit_scale
-        self.pad_id = coca.pad_id
+    def __init__(
+        self, coca: Any, image_embs_BMD: Tensor, *, texts_per_image: int, max_tokens: int
+    ) -> None:
+        self._text = coca.text
+        self._decoder = coca.text_decoder
         self._texts_per_image = texts_per_image
-        self._max_tokens = max_tokens
-        self._before_NT = torch.empty(0, 0)
-        self._text_cache: list[_Cache] = []
-        self._decoder_cache: list[_Cache] = []
-        self._image_cache: list[tuple[Tensor, Tensor]] = []
-
-    def forward(
-        self,
-        image: Tensor,
-        text: Tensor,
-        image_latent: Tensor,
-        image_embs: Tensor,
-        output_labels: bool = False,
-    ) -> dict[str, Tensor]:
-        """``logits`` (N, 1, V) of the token after ``text`` (N, T); ``image_embs`` is (B, M, D)."""
-        del image, image_latent, output_labels
-        at = text.shape[1] - 1
-        if at == 0:
-            self._begin(image_embs)
-        else:
-            self._follow(text[:, :-1])
-        self._before_NT = text.clone()
-        tower = self.text
-        dtype = tower.transformer.get_cast_dtype()
-        x_N1D = tower.token_embedding(text[:, -1:]).to(dtype) + tower.positional_embedding[at].to(
-            dtype
+        self._tokens_NT = torch.empty(
+            len(image_embs_BMD) * texts_per_image, 0, dtype=torch.long, device=image_embs_BMD.device
         )
-        visible_N11T = self._visible(text)[:, None, None]
-        for block, cache in zip(tower.transformer.resblocks, self._text_cache, strict=True):
+        self._text_cache = [_Cache(max_tokens) for _ in self._text.transformer.resblocks]
+        self._decoder_cache = [_Cache(max_tokens) for _ in self._decoder.resblocks]
+        self._image_cache = [
+            _key_value(cross, cross.ln_1_kv(image_embs_BMD)) for cross in self._decoder.cross_attn
+        ]
+
+    def step(self, token_N: Tensor, parent_N: Tensor | None = None) -> Tensor:
+        """Append a token to each text; return the logits (N, V) of the token after it.
+
+        With ``parent_N`` text n continues what was text ``parent_N[n]``, one of the same image.
+        """
+        if parent_N is not None:
+            self._tokens_NT = self._tokens_NT[parent_N]
+            for cache in (*self._text_cache, *self._decoder_cache):
+                cache.reorder(parent_N)
+        at = self._tokens_NT.shape[1]
+        self._tokens_NT = torch.cat([self._tokens_NT, token_N[:, None]], dim=1)
+        dtype = self._text.transformer.get_cast_dtype()
+        x_N1D = self._text.token_embedding(token_N[:, None]).to(dtype)
+        x_N1D = x_N1D + self._text.positional_embedding[at].to(dtype)
+        visible_N11T = self._visible(self._tokens_NT)[:, None, None]
+        for block, cache in zip(self._text.transformer.resblocks, self._text_cache, strict=True):
             x_N1D = _self_attention(block, x_N1D, cache, at, visible_N11T)
-        decoder = self.text_decoder
         for block, cache, cross, (key, value) in zip(
-            decoder.resblocks,
+            self._decoder.resblocks,
             self._decoder_cache,
-            decoder.cross_attn,
+            self._decoder.cross_attn,
             self._image_cache,
             strict=True,
         ):
             x_N1D = _self_attention(block, x_N1D, cache, at, None)
             x_BRD = x_N1D.view(key.shape[0], self._texts_per_image, -1)
             x_N1D = _finish(cross, x_BRD, _query(cross, x_BRD), key, value, None).view_as(x_N1D)
-        return {"logits": decoder.ln_final(x_N1D) @ decoder.text_projection}
-
-    def _begin(self, image_embs_BMD: Tensor) -> None:
-        self._text_cache = [_Cache(self._max_tokens) for _ in self.text.transformer.resblocks]
-        self._decoder_cache = [_Cache(self._max_tokens) for _ in self.text_decoder.resblocks]
-        self._image_cache = [
-            _key_value(cross, cross.ln_1_kv(image_embs_BMD))
-            for cross in self.text_decoder.cross_attn
-        ]
-
-    def _follow(self, text_NT: Tensor) -> None:
-        """Reorder the caches as a beam search has reordered its texts."""
-        if torch.equal(text_NT, self._before_NT):
-            return
-        count, length = text_NT.shape
-        shape = (count // self._texts_per_image, self._texts_per_image, length)
-        now, before = text_NT.view(shape), self._before_NT.view(shape)
-        # A search that is done with an image fills its beams with anything, and never looks again.
-        parent_BR = (now[:, :, None] == before[:, None]).all(-1).to(torch.uint8).argmax(-1)
-        first_B1 = torch.arange(0, count, self._texts_per_image, device=text_NT.device)[:, None]
-        parent_N = (parent_BR + first_B1).flatten()
-        for cache in (*self._text_cache, *self._decoder_cache):
-            cache.reorder(parent_N)
+        logits_N1V: Tensor = self._decoder.ln_final(x_N1D) @ self._decoder.text_projection
+        return logits_N1V[:, 0]
 
     def _visible(self, text_NT: Tensor) -> Tensor:
         """Which tokens (N, T) the text tower's attention sees, as its mask says.
@@ -110,22 +69,10 @@ class CachedCoca(_Coca):
         The mask that hides padding lies one place too far right in the CoCa that is published
         (open_clip, ``correct_cls_mask``), and ours are trained alike.
         """
-        valid_NT: Tensor = text_NT != self.text.pad_id
-        if self.text.correct_cls_mask:
+        valid_NT: Tensor = text_NT != self._text.pad_id
+        if self._text.correct_cls_mask:
             return valid_NT
         return torch.cat([torch.ones_like(valid_NT[:, :1]), valid_NT[:, :-1]], dim=1)
-
-
-class _EncodeOnce(nn.Module):
-    """An image tower that is handed every image R times, and encodes it once."""
-
-    def __init__(self, visual: nn.Module, copies: int) -> None:
-        super().__init__()
-        self.visual = visual
-        self._copies = copies
-
-    def forward(self, images: Tensor) -> Any:
-        return self.visual(images[:: self._copies])
 
 
 class _Cache:

@@ -1,6 +1,7 @@
 """From pixels to captions with CoCa: beam search and sampling, and the captions' scores.
 
-Shapes: B images, R texts an image, N = B * R texts, T text length, V vocabulary, K kept tokens.
+Shapes: B images, R texts an image, N = B * R texts, T text length, V vocabulary, K kept tokens,
+M image tokens, D their width.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipmill.data.captioners.beam_search import beam_search
 from clipmill.data.captioners.coca import MIN_TOKENS, GenerateConfig
 from clipmill.data.captioners.coca_cache import CachedCoca
+from clipmill.errors import ArtifactError
+from clipmill.models.coca import encode_image, predict_tokens
 from clipmill.models.normalization import Normalize
 from clipmill.models.tokenizer import Tokenizer
 
@@ -28,19 +32,12 @@ class Decoder:
         tokenizer: Tokenizer,
         normalize: Normalize,
         config: GenerateConfig,
-        *,
-        image_size: int,
     ) -> None:
-        self.image_size = image_size
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._coca = coca.to(self._device).eval()
         self._normalize = normalize.to(self._device)
         self._tokenizer = tokenizer
         self._config = config
-        beams = config.num_beams if config.method == "beam_search" else config.num_captions
-        self._cached: Any = CachedCoca(
-            self._coca, texts_per_image=beams, max_tokens=config.max_tokens
-        ).eval()
 
     @torch.inference_mode()
     def decode(
@@ -50,15 +47,21 @@ class Decoder:
         images_B3HW = torch.from_numpy(pixels_BHW3).permute(0, 3, 1, 2).to(self._device)
         with self._arithmetic():
             images_B3HW = self._normalize(images_B3HW.float() / 255)
-            latents = self._coca._encode_image(images_B3HW)  # noqa: SLF001  # it has no other name
+            _, image_BMD = encode_image(self._coca, images_B3HW)
             if self._config.method == "beam_search":
-                tokens_NT = self._search(images_B3HW)
+                tokens_NT = self._search(image_BMD)
             else:
-                tokens_NT = self._sample(latents, seeds)
-            scores_N = self._score(latents, tokens_NT).tolist()
+                tokens_NT = self._sample(image_BMD, seeds)
+            scores_N = self._score(image_BMD, tokens_NT)
+        if not scores_N.isfinite().all():
+            raise ArtifactError(
+                "the captioner's predictions aren't finite numbers",
+                expected="whole weights, in an arithmetic that is wide enough for them",
+                action="set generate.precision=fp32; if that doesn't help, use other weights",
+            )
         texts = [self._tokenizer.decode(tokens) for tokens in tokens_NT.cpu()]
         count = len(texts) // len(pixels_BHW3)
-        found = list(zip(texts, scores_N, strict=True))
+        found = list(zip(texts, scores_N.tolist(), strict=True))
         return [found[start : start + count] for start in range(0, len(found), count)]
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
@@ -67,21 +70,22 @@ class Decoder:
             return torch.autocast(self._device.type, torch.bfloat16)
         return nullcontext()
 
-    def _search(self, images_B3HW: Tensor) -> Tensor:
-        tokens_BT: Tensor = self._cached.generate(
-            images_B3HW,
-            seq_len=self._config.max_tokens,
-            min_seq_len=MIN_TOKENS,
-            generation_type="beam_search",
-            num_beams=self._config.num_beams,
-            num_beam_groups=self._config.num_beam_groups,
-            pad_token_id=self._tokenizer.pad_id,
-            sot_token_id=self._tokenizer.start_id,
-            eos_token_id=self._tokenizer.end_id,
+    def _search(self, image_BMD: Tensor) -> Tensor:
+        config, ids = self._config, self._tokenizer
+        num_beams = config.num_beams // config.num_beam_groups
+        return beam_search(
+            self._cached(image_BMD, num_beams).step,
+            num_images=len(image_BMD),
+            num_beams=num_beams,
+            start_id=ids.start_id,
+            end_id=ids.end_id,
+            pad_id=ids.pad_id,
+            min_tokens=MIN_TOKENS,
+            max_tokens=config.max_tokens,
+            device=self._device,
         )
-        return tokens_BT
 
-    def _sample(self, latents: tuple[Tensor, Tensor], seeds: Sequence[int]) -> Tensor:
+    def _sample(self, image_BMD: Tensor, seeds: Sequence[int]) -> Tensor:
         """Token ids (N, T), each text drawn by its own image's seed alone."""
         config, ids = self._config, self._tokenizer
         shape = (config.num_captions, config.max_tokens)
@@ -89,8 +93,9 @@ class Decoder:
         u_NT = torch.from_numpy(drawn).to(self._device)
         text_NT = torch.full((len(drawn), 1), ids.start_id, device=self._device)
         done_N = torch.zeros(len(drawn), dtype=torch.bool, device=self._device)
+        cached = self._cached(image_BMD, config.num_captions)
         for length in range(1, config.max_tokens):
-            logits_NV = self._cached(None, text_NT, *latents)["logits"][:, -1].float()
+            logits_NV = cached.step(text_NT[:, -1]).float()
             if length < MIN_TOKENS:
                 logits_NV[:, ids.end_id] = -torch.inf
             next_N = draw(logits_NV, u_NT[:, length], config)
@@ -103,11 +108,18 @@ class Decoder:
                 break
         return text_NT
 
-    def _score(self, latents: tuple[Tensor, Tensor], tokens_NT: Tensor) -> Tensor:
+    def _cached(self, image_BMD: Tensor, texts_per_image: int) -> CachedCoca:
+        return CachedCoca(
+            self._coca,
+            image_BMD,
+            texts_per_image=texts_per_image,
+            max_tokens=self._config.max_tokens,
+        )
+
+    def _score(self, image_BMD: Tensor, tokens_NT: Tensor) -> Tensor:
         """Mean log probability (N,) of the tokens after the start, padding left out."""
-        count = len(tokens_NT) // len(latents[0])
-        latent, embs = (latent.repeat_interleave(count, dim=0) for latent in latents)
-        logits = self._coca(None, tokens_NT[:, :-1], latent, embs, output_labels=False)["logits"]
+        count = len(tokens_NT) // len(image_BMD)
+        logits = predict_tokens(self._coca, image_BMD.repeat_interleave(count, dim=0), tokens_NT)
         next_NT = tokens_NT[:, 1:]
         said_NT = next_NT != self._tokenizer.pad_id
         loss_NT = F.cross_entropy(logits.float().transpose(1, 2), next_NT, reduction="none")

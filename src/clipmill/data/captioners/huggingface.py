@@ -7,12 +7,10 @@ from typing import Any, Literal
 
 from clipmill.config import Config
 from clipmill.data.captioners.contract import CaptionInput, CaptionOutput, output_of, sample_seed
+from clipmill.data.captioners.public import MODEL_FILES
 from clipmill.digest import canonical_json, digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.storage import Parent
-
-# What may decide what the model says; a folder often holds a README and other weights too.
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +55,10 @@ class HuggingFaceConfig(Config):
 
 
 class HuggingFaceCaptioner:
-    """The model whose folder (``save_pretrained``) lies at ``uri``.
+    """The image-to-text model in a folder that ``save_pretrained`` wrote.
 
-    Only safetensors are read, no code of the folder is run, and nothing is downloaded. ``kind``
-    other than ``huggingface`` must be what the folder's ``model_type`` begins with. Raises
-    ArtifactError for any other folder.
+    Only safetensors are read, no code of the folder is run, and nothing is downloaded. ``source``
+    is the folder's address, for the captions' lineage. Raises ArtifactError for any other folder.
     """
 
     looks_at_images = True
@@ -69,34 +66,27 @@ class HuggingFaceCaptioner:
 
     def __init__(
         self,
-        uri: str,
+        folder: str | Path,
         config: HuggingFaceConfig,
         *,
-        kind: str = "huggingface",
+        source: str = "",
         batch_size: int = 1,
         num_threads: int = 0,
     ) -> None:
-        self._folder = Path(uri).absolute()
+        self._folder = Path(folder).absolute()
+        source = source or str(self._folder)
         self._config = config
         self._num_threads = num_threads
         self._model: _Model | None = None
-        model_type = _model_type(self._folder)
-        if kind != "huggingface" and not model_type.startswith(kind):
-            raise ArtifactError(
-                f"{uri} holds a model of type {model_type!r}",
-                expected=f"a model of type {kind!r}",
-                action=f"name it huggingface:{uri}, or give another folder",
-            )
-        files = sorted({path for pattern in _FILES for path in self._folder.glob(pattern)})
+        self.model_type = _model_type(self._folder)
+        files = sorted({path for pattern in MODEL_FILES for path in self._folder.glob(pattern)})
         digest = digest_json([[path.name, sha256_file(path)] for path in files])
-        self.parents: tuple[Parent, ...] = (
-            Parent(role="captioner", uri=str(self._folder), digest=digest),
-        )
+        self.parents: tuple[Parent, ...] = (Parent(role="captioner", uri=source, digest=digest),)
         # A batch is sampled with one stream of random numbers.
         drawn_together = batch_size if config.method == "top_p" else 0
         self.identity = digest_json([digest, config.digest, drawn_together])
         self.detail: Mapping[str, str] = {
-            "model": f"{model_type} {self._folder}",
+            "model": f"{self.model_type} {source}",
             "prompt": config.prompt,
             "sampling": canonical_json(config.to_json()),
             "seed": str(config.seed),
@@ -136,7 +126,7 @@ class _Model:
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._processor = auto.AutoProcessor.from_pretrained(folder, **local)
+            self._images, self._tokenizer = _processors(auto, folder, local)
             self._model = auto.AutoModelForImageTextToText.from_pretrained(
                 folder, use_safetensors=True, torch_dtype=self._dtype, **local
             )
@@ -146,6 +136,12 @@ class _Model:
                 expected="an image-to-text model with its processor, saved by save_pretrained",
                 action="give the folder of such a model, whole",
             ) from error
+        if config.prompt and not hasattr(self._images, "tokenizer"):
+            raise ConfigError(
+                f"prompt was {config.prompt!r}, and the model in {folder} takes none",
+                expected="an empty prompt for a model whose processor reads images alone",
+                action="leave out huggingface.prompt",
+            )
         self._model.to(self._device).eval()
 
     def generate(self, images: Sequence[Any], seed: int) -> list[tuple[list[str], list[float]]]:
@@ -154,7 +150,7 @@ class _Model:
 
         config = self._config
         prompt = {"text": [config.prompt] * len(images)} if config.prompt else {}
-        encoded = self._processor(
+        encoded = self._images(
             # Said outright: of a picture three pixels high it would be guessed wrong.
             images=list(images),
             input_data_format="channels_last",
@@ -175,7 +171,7 @@ class _Model:
                 **(sampling if config.method == "top_p" else {"num_beams": config.num_beams}),
             )
             scores = self._scores(found)
-        texts = self._processor.batch_decode(found.sequences, skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(found.sequences, skip_special_tokens=True)
         texts = [self._without_prompt(text) for text in texts]
         count = config.num_captions
         return [
@@ -201,7 +197,7 @@ class _Model:
         return scores
 
     def _end_ids(self) -> list[int]:
-        tokenizer = self._processor.tokenizer
+        tokenizer = self._tokenizer
         ends = self._model.generation_config.eos_token_id
         ids = [*(ends if isinstance(ends, list) else [ends])]
         return [i for i in (*ids, tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None]
@@ -209,6 +205,18 @@ class _Model:
     def _without_prompt(self, text: str) -> str:
         plain, prompt = text.strip(), self._config.prompt.strip().lower()
         return plain[len(prompt) :].strip() if plain.lower().startswith(prompt) else plain
+
+
+def _processors(auto: Any, folder: Path, local: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What prepares images (and a prompt), and the tokenizer.
+
+    A VisionEncoderDecoder's folder has no processor of both; AutoProcessor then gives either.
+    """
+    processor = auto.AutoProcessor.from_pretrained(folder, **local)
+    if hasattr(processor, "image_processor"):
+        return processor, processor.tokenizer
+    images = auto.AutoImageProcessor.from_pretrained(folder, **local)
+    return images, auto.AutoTokenizer.from_pretrained(folder, **local)
 
 
 def _model_type(folder: Path) -> str:
