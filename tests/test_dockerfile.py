@@ -67,7 +67,8 @@ def test_cuda_is_left_out_with_its_hashes(what, kept):
     text = (
         "timm==1.0 \\\n    --hash=sha256:1\n"
         "torch==2.14.1 \\\n    --hash=sha256:2\nnvidia-cuda-runtime==13\n"
-        "nvidia-nccl-cu13==2.30.7 ; sys_platform == 'linux' \\\n    --hash=sha256:3 \\\n    --hash=sha256:4\n"
+        "nvidia-nccl-cu13==2.30.7 ; sys_platform == 'linux' \\\n"
+        "    --hash=sha256:3 \\\n    --hash=sha256:4\n"
         "torchx-nightly==2026.10.26\ntriton==3.8.0\ncuda-toolkit==13\n"
     )
     assert module.without(what, text) == (
