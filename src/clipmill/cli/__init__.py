@@ -1,22 +1,18 @@
 """The ``clipmill`` command: each subcommand a thin call into the library."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clipmill.cli import judge, models
+from clipmill.cli import entry, judge, models
 from clipmill.cli import sweep as sweeping
 from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
+from clipmill.cli.extras import needs
 from clipmill.cli.options import Json, Set, Store
 from clipmill.cli.study import report, study
-from clipmill.errors import ClipmillError, StoppedError, UserError
-
-USER_ERROR_CODE = 2
-STOPPED_CODE = 75  # sysexits.h: a temporary failure, to be tried again
 
 app = typer.Typer(
     help="Quality-captioned CLIP encoders: made, fine-tuned for dense tasks, and served.",
@@ -55,6 +51,7 @@ def _root(
 
 
 @app.command()
+@needs("demo")
 def demo(
     folder: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path(".clipmill"),
     images: Annotated[
@@ -73,6 +70,7 @@ def demo(
 
 
 @app.command()
+@needs("model")
 def pretrain(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
     store: Store,
@@ -100,6 +98,7 @@ def pretrain(
 
 
 @app.command("pretrain-mae")
+@needs("model")
 def pretrain_mae(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
     store: Store,
@@ -113,6 +112,7 @@ def pretrain_mae(
 
 
 @app.command("pretrain-supervised")
+@needs("model")
 def pretrain_supervised(
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
     store: Store,
@@ -126,6 +126,7 @@ def pretrain_supervised(
 
 
 @app.command()
+@needs("train")
 def finetune(
     encoder: Annotated[str, typer.Option(help="URI of an encoder, timm:MODEL or open_clip:MODEL.")],
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
@@ -140,6 +141,7 @@ def finetune(
 
 
 @app.command()
+@needs("train")
 def evaluate(
     model: Annotated[str, typer.Argument(help="URI of a task model.")],
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
@@ -195,6 +197,7 @@ def promote(
 
 
 @app.command()
+@needs("serve")
 def serve(
     models: Annotated[
         list[str] | None, typer.Argument(help="NAME=URI or NAME@VERSION=URI of models.")
@@ -278,19 +281,5 @@ def recipes(
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one clear message and exit code 2.
-
-    A training run that SIGTERM stopped has saved its state and ends with exit code 75.
-    """
-    try:
-        app()
-    except ClipmillError as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        if isinstance(error, StoppedError):
-            sys.exit(STOPPED_CODE)
-        sys.exit(USER_ERROR_CODE if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        sys.exit(130)
+    """Run the command; see :func:`clipmill.cli.entry.run` for errors and exit codes."""
+    entry.run(app)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli.extras import needs
 from clipmill.cli.options import Set
 
 cluster = typer.Typer(
@@ -17,6 +18,7 @@ _THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @cluster.command("submit", context_settings=_THROUGH)
+@needs("cluster")
 def cluster_submit(
     context: typer.Context,
     name: Annotated[str, typer.Option(help="Name of the job.")],
@@ -49,6 +51,7 @@ def cluster_submit(
 
 
 @cluster.command("status")
+@needs("cluster")
 def cluster_status(handle: Handle) -> None:
     """Print a job's state."""
     from clipmill.cluster import submit
@@ -59,6 +62,7 @@ def cluster_status(handle: Handle) -> None:
 
 
 @cluster.command("logs")
+@needs("cluster")
 def cluster_logs(
     handle: Handle,
     node: Annotated[int, typer.Option(help="Number of the node.")] = 0,
@@ -73,6 +77,7 @@ def cluster_logs(
 
 
 @cluster.command("cancel")
+@needs("cluster")
 def cluster_cancel(handle: Handle) -> None:
     """Stop a job; its processes save their state first."""
     from clipmill.cluster import submit
@@ -82,6 +87,7 @@ def cluster_cancel(handle: Handle) -> None:
 
 
 @cluster.command("data-status")
+@needs("cluster")
 def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Print a data workflow's phase, and how many of its pods are done."""
     from clipmill.cluster.api import ClusterApi
@@ -91,6 +97,7 @@ def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") ->
 
 
 @cluster.command("suspend")
+@needs("cluster")
 def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Start no further pods of a data workflow."""
     from clipmill.cluster.api import ClusterApi
@@ -100,6 +107,7 @@ def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> Non
 
 
 @cluster.command("resume")
+@needs("cluster")
 def cluster_resume(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Go on with a suspended data workflow."""
     from clipmill.cluster.api import ClusterApi
@@ -109,6 +117,7 @@ def cluster_resume(workflow: Workflow, namespace: Namespace = "default") -> None
 
 
 @cluster.command("deploy")
+@needs("cluster")
 def cluster_deploy(
     promotion: Annotated[str, typer.Argument(help="URI of a promotion.")],
     endpoint: Annotated[str, typer.Option(help="Name of the endpoint.")],

@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli.extras import needs
 from clipmill.cli.options import Json, Set, Store
 
 _MODEL_HELP = "URI of a CLIP checkpoint, or open_clip:NAME (--set clip.weights=... for weights)."
 
 
+@needs("model")
 def zero_shot(
     model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
     data_uri: Annotated[
@@ -30,6 +32,7 @@ def zero_shot(
     _show(run.zero_shot(recipe, sets or [], model, data_uri, store, classes=classes), as_json)
 
 
+@needs("model")
 def retrieval(
     model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
     data_uri: Annotated[
@@ -46,6 +49,7 @@ def retrieval(
     _show(run.retrieval(recipe, sets or [], model, data_uri, store), as_json)
 
 
+@needs("model")
 def attention(
     encoders: Annotated[
         list[str], typer.Argument(help="URIs of ViTs of ours, timm:MODEL or open_clip:MODEL.")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli.extras import needs
 from clipmill.cli.options import Json
 
 
@@ -36,6 +37,7 @@ def runs(
         typer.echo(str(page))
 
 
+@needs("model")
 def export(
     model: Annotated[str, typer.Argument(help="URI of a CLIP checkpoint.")],
     output: Annotated[Path, typer.Option(help="Folder that is made.")],

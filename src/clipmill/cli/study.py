@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipmill.cli.extras import needs
 from clipmill.cli.options import Json, Set, Store
 from clipmill.errors import ConfigError
 
@@ -22,6 +23,7 @@ study = typer.Typer(no_args_is_help=True, help="Experiments on what captions do,
 
 
 @study.command("captions")
+@needs("train")
 def captions(
     store: Store,
     recipe: str = "study-captions",

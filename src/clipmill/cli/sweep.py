@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli.extras import needs
 from clipmill.cli.options import Set, Store
 
 
+@needs("train")
 def sweep(
     encoder: Annotated[str, typer.Option(help="URI of an encoder, timm:MODEL or open_clip:MODEL.")],
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
