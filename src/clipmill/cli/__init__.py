@@ -11,7 +11,7 @@ from clipmill.cli import sweep as sweeping
 from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
 from clipmill.cli.extras import needs
-from clipmill.cli.options import Json, Set, Store
+from clipmill.cli.options import Json, Set, Store, require_output
 from clipmill.cli.study import report, study
 
 app = typer.Typer(
@@ -172,6 +172,7 @@ def page(
     output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
 ) -> None:
     """Put encoders of real and of synthetic captions, and their evaluations, on one page."""
+    require_output(output)
     from clipmill.recipes import run
     from clipmill.storage import join, read_bytes
 
@@ -240,6 +241,7 @@ def query(
     output: Annotated[Path, typer.Option(help="Where the drawn answer goes.")] = Path("answer.png"),
 ) -> None:
     """Ask an endpoint about a picture; prints the answer and draws it over the picture."""
+    require_output(output)
     from clipmill.serve.query import ask
 
     answer = ask(url, image.read_bytes(), model=model, labels=tuple(label or ()))

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli import entry
 from clipmill.cli.extras import needs
 from clipmill.cli.options import Set
 
@@ -33,8 +34,11 @@ def cluster_submit(
     sets: Set = None,
 ) -> None:
     """Run a clipmill command on GPU nodes: submit --name a --pool gpu -- pretrain DATASET ..."""
+    from clipmill import cli
     from clipmill.cluster import submit
     from clipmill.cluster.job import TrainingJobConfig, parse_nodes
+
+    entry.check_command(cli.app, context.args)
 
     least, most = parse_nodes(nodes)
     job = TrainingJobConfig(

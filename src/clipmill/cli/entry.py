@@ -1,15 +1,18 @@
 """Run a Typer app so that every error is one clear message and an exit code."""
 
 import errno
+import shlex
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import typer
+from typer.exceptions import TyperException
 
 from clipmill.cli.extras import extra_of, missing_extra_error
-from clipmill.errors import ClipmillError, StoppedError, StorageError, UserError
+from clipmill.config import Config
+from clipmill.errors import ClipmillError, ConfigError, StoppedError, StorageError, UserError
 
 BUG_CODE: Final = 1
 USER_ERROR_CODE: Final = 2
@@ -44,6 +47,46 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
         if is_debug:
             raise
         sys.exit(_report(error))
+
+
+def check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
+    """Parse a command, recipe and ``--set`` included, without running it.
+
+    Raises ConfigError where it isn't one that the app could run.
+    """
+    from clipmill.recipes.registry import recipe
+
+    parsed: dict[str, Any] | None = None
+
+    def record(**values: Any) -> None:
+        nonlocal parsed
+        parsed = values
+
+    command: Any = typer.main.get_command(app)
+    _replace_commands(command, record)
+    problem = "it runs nothing" if arguments else "no command was given"
+    try:
+        if arguments:
+            command(list(arguments), standalone_mode=False)
+    except TyperException as error:
+        problem = error.format_message() or problem
+    if parsed is None:
+        raise ConfigError(
+            f"can't submit {shlex.join(['clipmill', *arguments])!r}: {problem}",
+            expected="a command of clipmill with its arguments, after --",
+            action="try it with --help instead of its arguments",
+        )
+    if "recipe" in parsed:
+        recipe(parsed["recipe"], Config, parsed.get("sets") or ())
+
+
+def _replace_commands(command: Any, callback: Callable[..., None]) -> None:
+    """Let every command below a group call ``callback`` with its parameters instead."""
+    for child in command.commands.values():
+        if hasattr(child, "commands"):
+            _replace_commands(child, callback)
+        else:
+            child.callback = callback
 
 
 def _interrupted() -> None:

@@ -20,8 +20,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "pipelines": _PIPELINES,
     "demo": tuple(dict.fromkeys((*_TRAIN, *_SERVE, *_PIPELINES))),
 }
-"""Extras of pyproject.toml, the smallest first, by the modules that they bring (the extra `store` has
-none)."""
+"""Modules that pyproject.toml's extras bring, the smallest extra first; `store` brings none."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

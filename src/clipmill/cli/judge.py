@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clipmill.cli.extras import needs
-from clipmill.cli.options import Json, Set, Store
+from clipmill.cli.options import Json, Set, Store, require_output
 
 _MODEL_HELP = "URI of a CLIP checkpoint, or open_clip:NAME (--set clip.weights=... for weights)."
 
@@ -60,6 +60,7 @@ def attention(
     as_json: Json = False,
 ) -> None:
     """Measure how far the heads of ViTs look, and how differently (CLIP-QC, Figure 3)."""
+    require_output(page)
     from clipmill.analysis.attention import attention_json, attention_page
     from clipmill.recipes import run_judge as run
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from clipmill.digest import digest_json, sha256_bytes
 from clipmill.errors import ArtifactError
 from clipmill.models.embedding import EmbeddingStatistics
-from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_bytes, write_json
+from clipmill.storage import (
+    Parent,
+    exists,
+    join,
+    read_artifact_file,
+    read_bytes,
+    read_json,
+    write_bytes,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,9 +103,9 @@ def read_card(uri: str) -> ModelCard:
 
     Raises:
         NotFoundError: nothing lies there.
-        ArtifactError: the JSON is foreign, or of another format.
+        ArtifactError: another artifact does, or the JSON is foreign, or of another format.
     """
-    value = read_json(join(uri, _CARD))
+    value = read_artifact_file(uri, _CARD, "clipmill pretrain, finetune or data train-captioner")
     try:
         if value["format"] != FORMAT:
             raise ArtifactError(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
 from clipmill.stages import Stage
 from clipmill.storage import join
@@ -202,6 +203,12 @@ def report(
     for uri in evaluations:
         model = read_card(read_evaluation(uri).model.uri)
         encoder = next(p for p in model.parents if p.role == "encoder")
+        if encoder.digest not in labels:
+            raise ConfigError(
+                f"{uri} evaluates a model of the encoder {encoder.uri}",
+                expected=f"a model of one of the encoders {', '.join(encoders)}",
+                action=f"add --encoder {encoder.uri}, or leave that evaluation out",
+            )
         judged[labels[encoder.digest]].append(uri)
     inputs = ReportInputs(
         dataset=dataset,

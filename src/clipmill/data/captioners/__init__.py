@@ -17,7 +17,7 @@ from clipmill.data.captioners.huggingface import HuggingFaceCaptioner, HuggingFa
 from clipmill.data.captioners.rewrite import RewriteCaptioner, RewriteConfig
 from clipmill.data.captioners.template import TemplateCaptioner, TemplateConfig
 from clipmill.data.captioners.vlm import VlmCaptioner, VlmConfig
-from clipmill.errors import ConfigError
+from clipmill.errors import ConfigError, suggestion
 
 __all__ = [
     "CAPTIONERS",
@@ -102,7 +102,9 @@ def captioner_kind(name: str) -> tuple[str, str]:
         raise ConfigError(
             f"there is no captioner of kind {kind!r}",
             expected=f"one of {', '.join(CAPTIONERS)}",
-            action="write it as KIND:URI, or give the URI of a CoCa checkpoint",
+            action=suggestion(
+                kind, CAPTIONERS, "write it as KIND:URI, or give the URI of a CoCa checkpoint"
+            ),
         )
     return kind, uri
 
