@@ -194,7 +194,9 @@ class View:
             names = sorted(n for n in self.dataset.layers if n.startswith(prefix))
             uri = self.dataset.uri
             raise ConfigError(
-                f"{uri} has no layer {name!r}" if name else f"{field} is missing",
+                f"{name!r} is not a {prefix[:-1]} layer of {uri}"
+                if name
+                else f"{field} is missing",
                 expected=f"one of {', '.join(names)}"
                 if names
                 else f"a layer {prefix}..., but {uri} has none yet",
