@@ -221,7 +221,7 @@ def test_json_that_is_no_object(value):
 
 def test_the_path_of_a_wrong_value_is_named():
     value = {"several": [{"rate": 1}, {"rate": "fast"}]}
-    with pytest.raises(ConfigError, match=r"several\[1\]\.rate was \"fast\""):
+    with pytest.raises(ConfigError, match=r"several\[1\]\.rate was 'fast'"):
         Everything.from_json(value)
 
 

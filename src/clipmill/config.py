@@ -266,7 +266,7 @@ def _wrong_type(path: str, value: object, hint: Any) -> ConfigError:
         if isinstance(item, str)
     ]
     return ConfigError(
-        f"{path} was {json.dumps(value, default=str)}",
+        f"{path} was {value!r}",
         expected=_type_words(hint),
         action=suggestion(str(value), choices, otherwise=f"correct {path}"),
     )
