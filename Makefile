@@ -1,21 +1,32 @@
 # make demo: the whole way, on this machine. make test: the quick suite. make check: what CI runs.
+#
+#   PYTHON   Python 3.11 to 3.13 (python3, or what .venv was made from)
+#   VENV     folder of the virtual environment
+#   TORCH    auto: without CUDA where there is no NVIDIA driver and PyTorch's index of such wheels
+#            can be reached, else PyPI's. cpu or cuda: that one, or an error.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+TORCH ?= auto
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Quoted: the checkout's path, and so VENV's, may have spaces.
+BIN := "$(VENV)"/bin
 # OpenMMLab's compiled operators aren't needed: torchvision's stand in (docs/dependencies.md).
 export MMCV_WITH_OPS := 0
 # Workers run side by side: one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# A Python that nobody named gives way to the environment's own.
+INSTALL = "$(PYTHON)" requirements/environment.py --venv "$(VENV)" --torch $(TORCH) \
+    --index $(TORCH_INDEX) $(if $(filter file,$(origin PYTHON)),--any-python)
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check format lock clean installed-demo installed-dev
 
-demo: $(VENV)/demo.installed
-	$(BIN)/clipmill demo
+demo: installed-demo
+	$(BIN)/python -m clipmill demo
 
-test: $(VENV)/dev.installed
+test: installed-dev
 	$(PYTEST)
 
-check: $(VENV)/dev.installed
+check: installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -24,19 +35,17 @@ check: $(VENV)/dev.installed
 	$(BIN)/python -m clipmill.pipelines.compile --check
 	$(PYTEST)
 
-format: $(VENV)/dev.installed
+format: installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lock: $(VENV)/dev.installed
+lock: installed-dev
 	$(BIN)/python requirements/lock.py
 
-# A virtual environment of what is pinned, which is everything, and then clipmill itself.
-$(VENV)/%.installed: requirements/%.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r $<
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -e .
-	touch $@
+installed-demo installed-dev: installed-%:
+	@command -v "$(PYTHON)" > /dev/null || { \
+	    echo "error: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make ... PYTHON=python3.12" >&2; exit 2; }
+	@$(INSTALL) $*
 
 clean:
-	rm -rf $(VENV) .clipmill
+	rm -rf "$(VENV)" .clipmill

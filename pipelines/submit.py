@@ -4,13 +4,14 @@ With ``--every`` it is started again and again. Runs are of the version that the
 last, which knows the cluster's pools and images.
 """
 
-import sys
 import warnings
 from typing import Annotated, Any
 
 import typer
 
-from clipmill.errors import ClipmillError, ClusterError, ConfigError
+from clipmill.cli.entry import run
+from clipmill.cli.extras import needs
+from clipmill.errors import ClusterError, ConfigError
 
 _TIMEOUT_SECONDS = 10
 
@@ -116,14 +117,10 @@ def _require_answer(endpoint: str) -> None:
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one message and exit code 2."""
+    """Run the command; errors and exit codes are those of the ``clipmill`` command."""
     app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(submit)
-    try:
-        app()
-    except ClipmillError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    app.command()(needs("pipelines")(submit))
+    run(app)
 
 
 if __name__ == "__main__":

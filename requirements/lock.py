@@ -1,13 +1,13 @@
 """Pin every package of an extra: ``requirements/EXTRA.txt`` from pyproject.toml.
 
-``--check`` asks no network: it fails where a file was made from other requirements than
-pyproject.toml has now.
+One file serves every platform and Python version that clipmill supports: uv resolves for all of
+them together, and a marker follows each pin that only some of them need. ``--check`` needs no
+network: it fails if pyproject.toml's requirements changed after a file was written.
 """
 
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tomllib
@@ -18,12 +18,17 @@ IMAGES = ("data", "serve", "train-image")
 """Extras that images install: pip checks the hash of each file. A virtual environment may take
 wheels of its user's own instead."""
 EXTRAS = (*IMAGES, "demo", "dev")
+OLDEST_PYTHON = "3.11"
 
 
 def stamp() -> str:
-    """A digest of all that pyproject.toml requires."""
+    """Return the header of a current file: a digest of all that pyproject.toml requires."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [project["dependencies"], project["optional-dependencies"]]
+    wanted = [
+        project["requires-python"],
+        project["dependencies"],
+        project["optional-dependencies"],
+    ]
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     return f"# Made by requirements/lock.py from pyproject.toml with digest {digest[:16]}.\n"
 
@@ -31,21 +36,19 @@ def stamp() -> str:
 def lock(extra: str) -> None:
     """Write the extra's file, keeping the versions that it has where they still fit."""
     path = ROOT / "requirements" / f"{extra}.txt"
+    # clipmill's own extras name clipmill, which is installed from the checkout. opencv-python's
+    # twin opencv-python-headless is pinned too, and needs no display libraries.
+    left_out = ("clipmill", "opencv-python")
     command = [
-        *(sys.executable, "-m", "piptools", "compile", "--quiet", "--strip-extras"),
-        *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
-        *("--no-emit-trusted-host", "--allow-unsafe", "--extra", extra),
+        *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"),
+        *("--python-version", OLDEST_PYTHON, "--system-certs", "--no-config"),
+        *("--no-header", "--no-annotate", "--strip-extras", "--extra", extra),
+        *(word for name in left_out for word in ("--no-emit-package", name)),
         *(["--generate-hashes"] if extra in IMAGES else []),
         *("--output-file", str(path), str(ROOT / "pyproject.toml")),
     ]
     subprocess.run(command, check=True, env=os.environ | {"MMCV_WITH_OPS": "0"})
-    # clipmill's own extras name clipmill; it is installed from the checkout.
-    left_out = ("--", "#", "clipmill @")
-    lines = [line for line in path.read_text().splitlines() if not line.startswith(left_out)]
-    text = "\n".join(lines) + "\n"
-    # Its twin opencv-python-headless is pinned too, and wants no library of a screen's.
-    text = re.sub(r"^opencv-python==.*\n(?: .*\n)*", "", text, flags=re.MULTILINE)
-    path.write_text(stamp() + text)
+    path.write_text(stamp() + path.read_text())
 
 
 def main() -> int:

@@ -40,7 +40,9 @@ def test_nothing_is_installed_that_isnt_pinned():
     for name in files:
         text = (ROOT / "requirements" / f"{name}.txt").read_text()
         pins = re.findall(
-            r"^([\w.-]+)==\S+(?: \\\n    --hash=sha256:[0-9a-f]{64})+$", text, re.MULTILINE
+            r"^([\w.-]+)==\S+(?: ; [^\\\n]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+$",
+            text,
+            re.MULTILINE,
         )
         assert len(pins) == len(re.findall(r"^\w", text, re.MULTILINE)) > 50
         assert "@ file:" not in text
@@ -65,7 +67,8 @@ def test_cuda_is_left_out_with_its_hashes(what, kept):
     text = (
         "timm==1.0 \\\n    --hash=sha256:1\n"
         "torch==2.14.1 \\\n    --hash=sha256:2\nnvidia-cuda-runtime==13\n"
-        "nvidia-nccl-cu13==2.30.7 \\\n    --hash=sha256:3 \\\n    --hash=sha256:4\n"
+        "nvidia-nccl-cu13==2.30.7 ; sys_platform == 'linux' \\\n"
+        "    --hash=sha256:3 \\\n    --hash=sha256:4\n"
         "torchx-nightly==2026.10.26\ntriton==3.8.0\ncuda-toolkit==13\n"
     )
     assert module.without(what, text) == (

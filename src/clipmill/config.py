@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from clipmill.digest import digest_json
-from clipmill.errors import ConfigError
+from clipmill.errors import ConfigError, suggestion
 
 _OPERATIONAL = "operational"
 
@@ -52,7 +52,7 @@ class Config:
             elif _is_required(field):
                 raise ConfigError(
                     f"{_dotted(path, name)} is missing",
-                    expected=f"a value of type {_type_name(hints[name])}",
+                    expected=_type_words(hints[name]),
                     action=f"give {_dotted(path, name)}",
                 )
         return cls(**kwargs)
@@ -108,8 +108,8 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
     if not isinstance(child, Config):
         raise ConfigError(
             f"{here} has no fields, so {'.'.join([here, *rest])} can't be set",
-            expected=f"a value of type {_type_name(hints[name])} for {here}",
-            action=f"set {here}=value",
+            expected=f"{_type_words(hints[name])} for {here}",
+            action=f"set {here}=VALUE",
         )
     return dataclasses.replace(config, **{name: _set(child, rest, text, here)})
 
@@ -213,8 +213,33 @@ def _dotted(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+_WORDS = {
+    bool: "true or false",
+    dict: "names with values",
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+    type(None): "null",
+}
+
+
+def _type_words(hint: Any) -> str:
+    """Describe a field's type for people who write JSON and ``--set``, not Python."""
+    origin, items = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        words = [item if isinstance(item, str) else json.dumps(item) for item in items]
+        return ("one of " if len(words) > 1 else "") + ", ".join(words)
+    if origin in {Union, types.UnionType}:
+        return " or ".join(_type_words(item) for item in items)
+    if origin is dict:
+        return f"names, each with {_type_words(items[1])}"
+    if origin is tuple and items[-1] is Ellipsis:
+        return f"a list, each entry {_type_words(items[0])}"
+    if origin is tuple:
+        return f"a list of {len(items)}: {', '.join(map(_type_words, items))}"
+    if issubclass(hint, Config):
+        return "the fields " + ", ".join(field.name for field in dataclasses.fields(hint))
+    return _WORDS[hint]
 
 
 def _unknown(path: str, cls: type[Config]) -> ConfigError:
@@ -224,13 +249,24 @@ def _unknown(path: str, cls: type[Config]) -> ConfigError:
     return ConfigError(
         f"{path} is not a field of {cls.__name__}",
         expected=f"one of {names}" if hints else "no field at all",
-        action="correct the path; nothing was changed",
+        action=suggestion(
+            path,
+            [_dotted(parent, name) for name in hints],
+            otherwise=f"give one of these instead of {path}",
+        ),
     )
 
 
 def _wrong_type(path: str, value: object, hint: Any) -> ConfigError:
+    choices = [
+        item
+        for kind in _alternatives(hint)
+        if get_origin(kind) is Literal
+        for item in get_args(kind)
+        if isinstance(item, str)
+    ]
     return ConfigError(
         f"{path} was {value!r}",
-        expected=f"a value of type {_type_name(hint)}",
-        action=f"give {path} such a value",
+        expected=_type_words(hint),
+        action=suggestion(str(value), choices, otherwise=f"correct {path}"),
     )

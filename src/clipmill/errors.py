@@ -10,11 +10,15 @@ ClipmillError
 │   ├── GateError           a model that may not be promoted
 │   ├── ServerError         a server that can't start or doesn't answer
 │   ├── ClusterError        a Kubernetes API that isn't there, or refuses us
+│   ├── MissingExtraError   an optional dependency that isn't installed
 │   ├── BudgetError         a limit on cost that was reached
 │   └── TrainingError       a run that can't go on
 ├── StoppedError            a run that was told to stop, and did, its state saved: exit code 75
 └── BadSampleError          one sample that can't be used: counted by reason, never fatal
 """
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class ClipmillError(Exception):
@@ -71,6 +75,10 @@ class ClusterError(UserError):
     """A Kubernetes API that isn't there, or refuses us."""
 
 
+class MissingExtraError(UserError):
+    """An optional dependency that isn't installed."""
+
+
 class BudgetError(UserError):
     """A limit on cost that was reached; what was paid for is kept."""
 
@@ -94,3 +102,9 @@ class TrainingError(UserError):
 
 class StoppedError(ClipmillError):
     """A run that was told to stop and saved its state; the same command goes on from there."""
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return ``did you mean 'x'?`` for a mistyped name, or ``otherwise`` if none is close."""
+    nearest = get_close_matches(name, list(known), n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else otherwise

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from clipmill.errors import ConfigError, UserError
-from clipmill.storage import join, open_store, read_json, write_json
+from clipmill.storage import join, open_store, read_json, require_writable, write_json
 from clipmill.telemetry import serve_metrics
 
 Report = Callable[[int, int, str], None]
@@ -56,10 +56,14 @@ class StageRecord:
 class Stage:
     """Context manager around a stage's work; ``report`` is what the library calls."""
 
-    def __init__(self, name: str, *, store: str = "", run: str = "", label: str = "") -> None:
+    def __init__(
+        self, name: str, *, store: str = "", run: str = "", label: str = "", target: str = ""
+    ) -> None:
         self.name = name
         self.label = label
         self._place = join(store, "runs", run) if store and run else ""
+        # What it makes lies in the store, or in the dataset that it adds to.
+        self._target = target or store
         self._started = 0.0
         self._told = 0.0
         self._worked = False
@@ -75,7 +79,12 @@ class Stage:
         return self
 
     def report(self, done: int, total: int, words: str) -> None:
-        """Progress: ``done`` of ``total``. Its first call says that there is work to do."""
+        """Progress: ``done`` of ``total``. Its first call says that there is work to do.
+
+        That call raises StorageError where the work couldn't be written.
+        """
+        if self._target and not self._worked:
+            require_writable(self._target)
         self._worked = True
         now = time.time()
         if now - self._told < _QUIET_SECONDS and done < total:

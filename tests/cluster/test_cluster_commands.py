@@ -30,9 +30,13 @@ def test_a_trainjob_can_be_looked_at_without_a_cluster():
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
-        (("submit", "--name", "a", "--pool", "tpu", "--", "x"), ConfigError, "'tpu' is no pool"),
-        (("submit", "--name", "a", "--nodes", "0", "--", "x"), ConfigError, "nodes were 0:0"),
-        (("submit", "--name", "a"), ConfigError, "the job has no command"),
+        (
+            ("submit", "--name", "a", "--pool", "tpu", "--", "recipes"),
+            ConfigError,
+            "'tpu' is no pool",
+        ),
+        (("submit", "--name", "a", "--nodes", "0", "--", "recipes"), ConfigError, "nodes were 0:0"),
+        (("submit", "--name", "a"), ConfigError, "no command was given"),
         (("capacity", "score"), ConfigError, "samples_per_second was ''"),
         (("status", "kubeflow_trainer://clipmill/name"), ClusterError, "is no job's id"),
     ],

@@ -59,11 +59,13 @@ def test_parents_and_digest(make_dataset: MakeDataset, add_captions: AddCaptions
 
 def test_captions_need_a_layer(make_dataset: MakeDataset, add_captions: AddCaptions) -> None:
     dataset = make_dataset()
-    with pytest.raises(ConfigError, match="there is none"):
+    with pytest.raises(ConfigError, match="has none yet") as caught:
         View(dataset, ViewConfig(captions="synthetic"))
+    assert f"clipmill data recaption {dataset.uri}" in caught.value.action
     dataset = add_captions(dataset, LAYER)
-    with pytest.raises(ConfigError, match=f"expected: one of {LAYER}"):
-        View(dataset, ViewConfig(captions="both", layer="captions/other"))
+    with pytest.raises(ConfigError, match=f"expected: one of {LAYER}") as caught:
+        View(dataset, ViewConfig(captions="both", layer=LAYER.lower()[:-1]))
+    assert caught.value.action == f"did you mean {LAYER!r}?"
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1])
@@ -182,9 +184,9 @@ def test_select_layers_need_to_be_there(
     make_dataset: MakeDataset, add_captions: AddCaptions
 ) -> None:
     dataset = add_captions(make_dataset(count=3), LAYER)
-    with pytest.raises(ConfigError, match="select was 'select/none'"):
+    with pytest.raises(ConfigError, match="'select/none' is not a select layer"):
         View(dataset, ViewConfig(select=("select/none",)))
-    with pytest.raises(ConfigError, match=f"select was '{LAYER}'"):
+    with pytest.raises(ConfigError, match=f"'{LAYER}' is not a select layer"):
         View(dataset, ViewConfig(select=(LAYER,)))
     with pytest.raises(ConfigError, match="select was empty"):
         ViewConfig(captions="chosen")

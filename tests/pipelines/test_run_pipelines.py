@@ -184,6 +184,6 @@ def test_a_failed_run_says_why_once_and_that_it_failed(tmp_path):
     assert done.returncode == 1
     reasons = [line for line in done.stdout.splitlines() if "clipmill.errors." in line]
     assert len(reasons) == 1
-    assert f"NotFoundError: there is no file {gone}/model.json" in reasons[0]
+    assert f"NotFoundError: there is no checkpoint at {gone}" in reasons[0]
     end = json.loads((tmp_path / "store" / "runs" / "r" / "end.json").read_text())
     assert end["state"] == "FAILED"

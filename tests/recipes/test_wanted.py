@@ -30,7 +30,10 @@ def test_a_plain_recipe_is_one_point_and_the_same_fine_tuning():
     [
         ({"recipe": "depth-miniature", "data": "d"}, "gate is missing"),
         ({"recipe": "depth-miniature", "data": "d", "gate": "high"}, "gate"),
-        ({"recipe": "clip-miniature", "data": "d", "gate": 1}, "'clip-miniature' is not a recipe"),
+        (
+            {"recipe": "clip-miniature", "data": "d", "gate": 1},
+            "'clip-miniature' is a recipe of another",
+        ),
         (
             {"recipe": "depth-miniature", "data": "d", "gate": 1, "overrides": ["train.step=1"]},
             "train.step",

@@ -13,11 +13,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import urllib3
 
 from clipmill.errors import StorageError
 from clipmill.storage import open_store, s3_client
 from clipmill.storage.s3 import S3Settings, S3Store
-from clipmill.storage.s3_roles import find_role
+from clipmill.storage.s3_roles import RoleProvider, find_role
 
 TOKEN = "a-web-identity-token"
 ARN = "arn:aws:iam::1:role/train"
@@ -157,6 +158,13 @@ def test_a_profile_of_the_credentials_file(issuer: Issuer, tmp_path: Path) -> No
     )
     used("profile")
     assert issuer.asked == []
+
+
+def test_no_credentials_at_all_are_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="no S3 credentials found") as caught:
+        RoleProvider("instance", urllib3.PoolManager()).retrieve()
+    assert "AWS_ACCESS_KEY_ID" in caught.value.expected
 
 
 def test_a_refused_role_is_told_without_its_token(

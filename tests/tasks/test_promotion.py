@@ -105,7 +105,9 @@ def test_judged_on_other_data_the_gate_alone_decides(store, judged):
 def test_other_tasks_are_left_out(store, judged):
     uris = [judged("a", 0.001, "segmentation"), judged("b", 0.9)]
     assert promote(DEPTH, uris, store).evaluation.model.uri == "/models/b"
-    with pytest.raises(GateError, match="none was judged"):
+    with pytest.raises(
+        ConfigError, match="no evaluation is of the task 'segmentation', but of depth"
+    ):
         promote(SEGMENTATION, uris[1:], store)
     assert serving(store) == "/models/b"
 

@@ -71,9 +71,19 @@ class TrainingRun:
 
 
 def list_runs(store: str) -> list[TrainingRun]:
-    """All training runs under a store, by name; artifacts that aren't readable are passed over."""
+    """All training runs under a store, by name; artifacts that aren't readable are passed over.
+
+    Raises NotFoundError where nothing at all lies under the store.
+    """
     found = []
-    for key in open_store(store).list():
+    keys = list(open_store(store).list())
+    if not keys:
+        raise NotFoundError(
+            f"there is nothing under {store}",
+            expected="the folder or s3:// URI that was given as --store before",
+            action="check the path",
+        )
+    for key in keys:
         folder, _, file = key.rpartition("/")
         try:
             if file == _CARD:

@@ -1,22 +1,18 @@
 """The ``clipmill`` command: each subcommand a thin call into the library."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clipmill.cli import judge, models
+from clipmill.cli import entry, judge, models
 from clipmill.cli import sweep as sweeping
 from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
-from clipmill.cli.options import Json, Set, Store
+from clipmill.cli.extras import needs
+from clipmill.cli.options import Json, Set, Store, require_output
 from clipmill.cli.study import report, study
-from clipmill.errors import ClipmillError, StoppedError, UserError
-
-USER_ERROR_CODE = 2
-STOPPED_CODE = 75  # sysexits.h: a temporary failure, to be tried again
 
 app = typer.Typer(
     help="Quality-captioned CLIP encoders: made, fine-tuned for dense tasks, and served.",
@@ -56,6 +52,7 @@ def _root(
 
 
 @app.command()
+@needs("demo")
 def demo(
     folder: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path(".clipmill"),
     images: Annotated[
@@ -74,6 +71,7 @@ def demo(
 
 
 @app.command()
+@needs("model")
 def pretrain(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
     store: Store,
@@ -101,6 +99,7 @@ def pretrain(
 
 
 @app.command("pretrain-mae")
+@needs("model")
 def pretrain_mae(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
     store: Store,
@@ -114,6 +113,7 @@ def pretrain_mae(
 
 
 @app.command("pretrain-supervised")
+@needs("model")
 def pretrain_supervised(
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
     store: Store,
@@ -127,6 +127,7 @@ def pretrain_supervised(
 
 
 @app.command()
+@needs("train")
 def finetune(
     encoder: Annotated[str, typer.Option(help="Address of an encoder (docs/weights.md).")],
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
@@ -141,6 +142,7 @@ def finetune(
 
 
 @app.command()
+@needs("train")
 def evaluate(
     model: Annotated[str, typer.Argument(help="URI of a task model.")],
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],
@@ -171,6 +173,7 @@ def page(
     output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
 ) -> None:
     """Put encoders of real and of synthetic captions, and their evaluations, on one page."""
+    require_output(output)
     from clipmill.recipes import run
     from clipmill.storage import join, read_bytes
 
@@ -196,6 +199,7 @@ def promote(
 
 
 @app.command()
+@needs("serve")
 def serve(
     models: Annotated[
         list[str] | None, typer.Argument(help="NAME=URI or NAME@VERSION=URI of models.")
@@ -238,6 +242,7 @@ def query(
     output: Annotated[Path, typer.Option(help="Where the drawn answer goes.")] = Path("answer.png"),
 ) -> None:
     """Ask an endpoint about a picture; prints the answer and draws it over the picture."""
+    require_output(output)
     from clipmill.serve.query import ask
 
     answer = ask(url, image.read_bytes(), model=model, labels=tuple(label or ()))
@@ -279,19 +284,5 @@ def recipes(
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one clear message and exit code 2.
-
-    A training run that SIGTERM stopped has saved its state and ends with exit code 75.
-    """
-    try:
-        app()
-    except ClipmillError as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        if isinstance(error, StoppedError):
-            sys.exit(STOPPED_CODE)
-        sys.exit(USER_ERROR_CODE if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        sys.exit(130)
+    """Run the command; see :func:`clipmill.cli.entry.run` for errors and exit codes."""
+    entry.run(app)

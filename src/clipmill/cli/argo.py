@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli.extras import require
+
 
 class Place(StrEnum):
     """Where a stage runs."""
@@ -39,6 +41,7 @@ def fan_out(
     dry_run: bool,
 ) -> None:
     """Submit ``stage`` over all of ``subject``, with the command's own options, or print it."""
+    require("cluster")
     from clipmill.cluster.api import ClusterApi
     from clipmill.cluster.data_runs import submit_data
     from clipmill.cluster.dataplane import DataWorkflowConfig, data_workflow, num_shards

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli import entry
+from clipmill.cli.extras import needs
 from clipmill.cli.options import Set
 
 cluster = typer.Typer(
@@ -17,6 +19,7 @@ _THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @cluster.command("submit", context_settings=_THROUGH)
+@needs("cluster")
 def cluster_submit(
     context: typer.Context,
     name: Annotated[str, typer.Option(help="Name of the job.")],
@@ -31,8 +34,11 @@ def cluster_submit(
     sets: Set = None,
 ) -> None:
     """Run a clipmill command on GPU nodes: submit --name a --pool gpu -- pretrain DATASET ..."""
+    from clipmill import cli
     from clipmill.cluster import submit
     from clipmill.cluster.job import TrainingJobConfig, parse_nodes
+
+    entry.check_command(cli.app, context.args)
 
     least, most = parse_nodes(nodes)
     job = TrainingJobConfig(
@@ -49,6 +55,7 @@ def cluster_submit(
 
 
 @cluster.command("status")
+@needs("cluster")
 def cluster_status(handle: Handle) -> None:
     """Print a job's state."""
     from clipmill.cluster import submit
@@ -59,6 +66,7 @@ def cluster_status(handle: Handle) -> None:
 
 
 @cluster.command("logs")
+@needs("cluster")
 def cluster_logs(
     handle: Handle,
     node: Annotated[int, typer.Option(help="Number of the node.")] = 0,
@@ -73,6 +81,7 @@ def cluster_logs(
 
 
 @cluster.command("cancel")
+@needs("cluster")
 def cluster_cancel(handle: Handle) -> None:
     """Stop a job; its processes save their state first."""
     from clipmill.cluster import submit
@@ -82,6 +91,7 @@ def cluster_cancel(handle: Handle) -> None:
 
 
 @cluster.command("data-status")
+@needs("cluster")
 def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Print a data workflow's phase, and how many of its pods are done."""
     from clipmill.cluster.api import ClusterApi
@@ -91,6 +101,7 @@ def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") ->
 
 
 @cluster.command("suspend")
+@needs("cluster")
 def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Start no further pods of a data workflow."""
     from clipmill.cluster.api import ClusterApi
@@ -100,6 +111,7 @@ def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> Non
 
 
 @cluster.command("resume")
+@needs("cluster")
 def cluster_resume(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Go on with a suspended data workflow."""
     from clipmill.cluster.api import ClusterApi
@@ -109,6 +121,7 @@ def cluster_resume(workflow: Workflow, namespace: Namespace = "default") -> None
 
 
 @cluster.command("deploy")
+@needs("cluster")
 def cluster_deploy(
     promotion: Annotated[str, typer.Argument(help="URI of a promotion.")],
     endpoint: Annotated[str, typer.Option(help="Name of the endpoint.")],

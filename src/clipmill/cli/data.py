@@ -6,6 +6,7 @@ import typer
 
 from clipmill.cli import argo, check, look
 from clipmill.cli.argo import DryRun, On, Place, Workflow
+from clipmill.cli.extras import needs
 from clipmill.cli.options import OptionalStore, Set, Store
 
 _SOURCE_HELP = (
@@ -93,6 +94,7 @@ def data_finish(
 
 
 @data.command("train-captioner")
+@needs("model")
 def data_train_captioner(
     dataset: Annotated[str, typer.Argument(help="URI of a dataset with good captions.")],
     store: Store,
@@ -106,6 +108,7 @@ def data_train_captioner(
 
 
 @data.command("teacher")
+@needs("model")
 def data_teacher(
     dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
     captions: Annotated[str, typer.Option(help="Layer of synthetic captions to embed too.")] = "",

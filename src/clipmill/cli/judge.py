@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from clipmill.cli.options import Json, Set, Store
+from clipmill.cli.extras import needs
+from clipmill.cli.options import Json, Set, Store, require_output
 
 _MODEL_HELP = "Address of a CLIP: a URI, open_clip:NAME/TAG, hf:ORG/NAME or file:PATH."
 
 
+@needs("model")
 def zero_shot(
     model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
     data_uri: Annotated[
@@ -30,6 +32,7 @@ def zero_shot(
     _show(run.zero_shot(recipe, sets or [], model, data_uri, store, classes=classes), as_json)
 
 
+@needs("model")
 def retrieval(
     model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
     data_uri: Annotated[
@@ -46,6 +49,7 @@ def retrieval(
     _show(run.retrieval(recipe, sets or [], model, data_uri, store), as_json)
 
 
+@needs("model")
 def attention(
     encoders: Annotated[list[str], typer.Argument(help="Addresses of ViTs (docs/weights.md).")],
     data_uri: Annotated[str, typer.Option("--data", help="Dataset, or any source of pictures.")],
@@ -54,6 +58,7 @@ def attention(
     as_json: Json = False,
 ) -> None:
     """Measure how far the heads of ViTs look, and how differently (CLIP-QC, Figure 3)."""
+    require_output(page)
     from clipmill.analysis.attention import attention_json, attention_page
     from clipmill.recipes import run_judge as run
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipmill.cli.options import Json, Set, Store
+from clipmill.cli.options import Json, Set, Store, require_output
 
 DatasetUri = Annotated[str, typer.Argument(help="URI of the dataset.")]
 DAMAGED_CODE = 1
@@ -45,6 +45,7 @@ def view(
 
     Random ones, unless --uid, --best or --worst says which.
     """
+    require_output(output)
     from clipmill.recipes import run_data as run
 
     page = run.view(dataset, uids=uid or [], best=best, worst=worst, count=count, seed=seed)

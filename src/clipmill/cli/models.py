@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from clipmill.cli.options import Json, Store
+from clipmill.cli.extras import needs
+from clipmill.cli.options import Json, Store, require_output
 
 
 def runs(
@@ -15,9 +16,12 @@ def runs(
     as_json: Json = False,
 ) -> None:
     """List a store's training runs, finished or not, and compare them."""
+    require_output(page)
     from clipmill.analysis.runs import differing, list_runs, runs_page, shown
 
     found = list_runs(store)
+    if not found:
+        typer.echo(f"{store} holds no training runs yet", err=True)
     if page is not None:
         page.write_text(runs_page(store, found))
     if as_json:
@@ -36,6 +40,7 @@ def runs(
         typer.echo(str(page))
 
 
+@needs("model")
 def export(
     model: Annotated[str, typer.Argument(help="URI of a CLIP checkpoint.")],
     output: Annotated[Path, typer.Option(help="Folder that is made.")],

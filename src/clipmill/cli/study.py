@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipmill.cli.options import Json, Set, Store
+from clipmill.cli.extras import needs
+from clipmill.cli.options import Json, Set, Store, require_output
 from clipmill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ study = typer.Typer(no_args_is_help=True, help="Experiments on what captions do,
 
 
 @study.command("captions")
+@needs("train")
 def captions(
     store: Store,
     recipe: str = "study-captions",
@@ -74,6 +76,7 @@ def report(
     as_latex: Latex = False,
 ) -> None:
     """Make one study of its parts, or compare anybody's runs as the study does."""
+    require_output(output)
     from clipmill.study.findings import gather
     from clipmill.study.join import join_studies
     from clipmill.study.page import findings_page, study_page

@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli.extras import needs
 from clipmill.cli.options import Set, Store
 
 
+@needs("train")
 def sweep(
     encoder: Annotated[str, typer.Option(help="Address of an encoder (docs/weights.md).")],
     data_uri: Annotated[str, typer.Option("--data", help="Folder, or URI of one as .tar.")],

@@ -1,6 +1,7 @@
 """Training jobs from submission to end, on whichever scheduler."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from clipmill.cluster.app import ROLE, training_app
 from clipmill.cluster.job import TrainingJobConfig, parse_nodes
 from clipmill.cluster.pools import load_pools, pool_named
-from clipmill.errors import ClusterError
+from clipmill.errors import ClusterError, suggestion
 
 if TYPE_CHECKING:
     from torchx.runner import Runner
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 SchedulerName = Literal["local_cwd", "kubernetes", "kubeflow_trainer"]
 """Processes here, a Volcano job, a TrainJob."""
 SCHEDULERS: tuple[SchedulerName, ...] = ("local_cwd", "kubernetes", "kubeflow_trainer")
+_HANDLE = re.compile(rf"({'|'.join(SCHEDULERS)})://[^/]*/[^/]+")
 
 
 @contextmanager
@@ -103,6 +105,12 @@ def describe(job: TrainingJobConfig, scheduler: str, *, namespace: str, torchx: 
 
 def status(handle: str, *, torchx: "Runner") -> "AppStatus":
     """State of a job; ClusterError where there is none."""
+    if not _HANDLE.fullmatch(handle):
+        raise ClusterError(
+            f"{handle!r} isn't the handle of a job",
+            expected=f"SCHEDULER://clipmill/ID, with SCHEDULER one of {', '.join(SCHEDULERS)}",
+            action="give what `clipmill cluster submit` printed",
+        )
     found = torchx.status(handle)
     if found is None:
         raise ClusterError(
@@ -130,7 +138,7 @@ def _check(scheduler: str) -> None:
         raise ClusterError(
             f"{scheduler!r} is no scheduler",
             expected=f"one of {', '.join(SCHEDULERS)}",
-            action="choose one with --on",
+            action=suggestion(scheduler, SCHEDULERS, otherwise="choose one with --on"),
         )
 
 

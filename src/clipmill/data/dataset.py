@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from clipmill.digest import digest_json
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.storage import Parent, join, open_store, read_json
+from clipmill.storage import Parent, artifact_at, join, open_store, read_json
 
 FORMAT = 1
 MANIFEST = "dataset.json"
@@ -65,8 +65,9 @@ class Dataset:
         try:
             value = read_json(join(uri, MANIFEST))
         except NotFoundError as error:
+            other = artifact_at(uri)
             raise ArtifactError(
-                f"there is no dataset at {uri}",
+                f"{uri} is {other}, not a dataset" if other else f"there is no dataset at {uri}",
                 expected=f"a folder with {MANIFEST}, which is written when all shards are",
                 action="correct the URI, or run (or rerun) `clipmill data shard`",
             ) from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clipmill.config import Config
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.digest import digest_json
-from clipmill.errors import ArtifactError, ConfigError
+from clipmill.errors import ArtifactError, ConfigError, suggestion
 from clipmill.storage import Parent
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Sidecars are small and far away, so waiting for several at once is what counts.
 _NUM_READERS = 16
+_RECAPTION = "data recaption {} --captioner CAPTIONER"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +82,9 @@ class View:
     def __post_init__(self) -> None:
         """Refuse layers that the dataset doesn't have (ConfigError)."""
         if self.config.captions in {"synthetic", "both"}:
-            self._check_layer("layer", self.config.layer, "captions/", "recaption the dataset")
+            self._check_layer("layer", self.config.layer, "captions/", _RECAPTION)
         for name in self.config.select:
-            self._check_layer("select", name, "select/", "run `clipmill data select`")
+            self._check_layer("select", name, "select/", "data select {}")
 
     @property
     def digest(self) -> str:
@@ -188,13 +189,20 @@ class View:
                 action="score the captions again, then select again",
             ) from error
 
-    def _check_layer(self, field: str, name: str, prefix: str, remedy: str) -> None:
+    def _check_layer(self, field: str, name: str, prefix: str, command: str) -> None:
         if not (name.startswith(prefix) and name in self.dataset.layers):
             names = sorted(n for n in self.dataset.layers if n.startswith(prefix))
+            uri = self.dataset.uri
             raise ConfigError(
-                f"captions was {self.config.captions!r}, and {field} was {name!r}",
-                expected=f"one of {', '.join(names)}" if names else "a layer, but there is none",
-                action="name such a layer" if names else f"{remedy} first",
+                f"{name!r} is not a {prefix[:-1]} layer of {uri}"
+                if name
+                else f"{field} is missing",
+                expected=f"one of {', '.join(names)}"
+                if names
+                else f"a layer {prefix}..., but {uri} has none yet",
+                action=suggestion(name, names, otherwise=f"{field}={names[-1]}")
+                if names
+                else f"make one: clipmill {command.format(uri)}",
             )
 
 

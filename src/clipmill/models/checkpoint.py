@@ -14,9 +14,9 @@ from clipmill.errors import ArtifactError, NotFoundError
 from clipmill.models.embedding import EmbeddingStatistics
 from clipmill.storage import (
     Parent,
-    artifact_kind,
     exists,
     join,
+    read_artifact_file,
     read_bytes,
     read_json,
     write_bytes,
@@ -103,12 +103,9 @@ def read_card(uri: str) -> ModelCard:
 
     Raises:
         NotFoundError: nothing lies there.
-        ArtifactError: another artifact lies there, or the JSON is foreign or of another format.
+        ArtifactError: another artifact does, or the JSON is foreign, or of another format.
     """
-    try:
-        value = read_json(join(uri, _CARD))
-    except NotFoundError as error:
-        raise _no_model_error(uri) from error
+    value = read_artifact_file(uri, _CARD, "clipmill pretrain, finetune or data train-captioner")
     try:
         if value["format"] != FORMAT:
             raise ArtifactError(
@@ -186,22 +183,6 @@ def read_embedding(card: ModelCard) -> EmbeddingStatistics | None:
             action="restore it, or remove it and do without its metric",
         )
     return found
-
-
-def _no_model_error(uri: str) -> ArtifactError | NotFoundError:
-    kind = artifact_kind(uri)
-    if kind:
-        return ArtifactError(
-            f"{uri} is a {kind}, not a model",
-            expected=f"a folder with {_CARD}",
-            action="give the URI of an encoder, captioner or task model",
-        )
-    return NotFoundError(
-        f"there is no model at {uri}",
-        expected=f"a folder with {_CARD}, or an address such as open_clip:NAME/TAG where public "
-        "weights are accepted",
-        action="check the URI, and that the command which writes it has finished",
-    )
 
 
 def _to_json(card: ModelCard) -> dict[str, Any]:

@@ -101,7 +101,9 @@ def _loss(clip: Any, image_BD: "Tensor", text_BD: "Tensor", batch_size: int) -> 
     from torch.nn import functional as F
 
     losses = []
-    for image_PD, text_PD in zip(image_BD.split(batch_size), text_BD.split(batch_size), strict=True):
+    for image_PD, text_PD in zip(
+        image_BD.split(batch_size), text_BD.split(batch_size), strict=True
+    ):
         if len(image_PD) < batch_size:
             break  # chance is lower among fewer
         logits_PP = clip.logit_scale.exp() * image_PD @ text_PD.T

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from clipmill.config import Config
-from clipmill.errors import ConfigError
+from clipmill.errors import ConfigError, suggestion
 from clipmill.recipes import (
     captioner,
     classification,
@@ -129,13 +129,16 @@ def recipe(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) -> Con
         ConfigError: there is no such recipe, it makes another kind of config, or an override is
             wrong.
     """
-    known = sorted(n for n, make in RECIPES.items() if isinstance(make(), kind))
-    if name not in known:
+    config = RECIPES[name]() if name in RECIPES else None
+    if not isinstance(config, kind):
+        known = sorted(n for n, make in RECIPES.items() if isinstance(make(), kind))
         raise ConfigError(
-            f"{name!r} is not a recipe for this command",
-            expected=f"one of {', '.join(known)}",
-            action="choose one, and change it with --set path=value",
+            f"{name!r} is a recipe of another command"
+            if config
+            else f"there is no recipe {name!r}",
+            expected="a name that `clipmill recipes` lists"
+            if len(known) == len(RECIPES)
+            else f"one of {', '.join(known)}",
+            action=suggestion(name, known, otherwise="choose one of these"),
         )
-    config = RECIPES[name]()
-    assert isinstance(config, kind)
     return config.override(overrides)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
 from clipmill.stages import Stage
 from clipmill.storage import join
@@ -199,7 +200,9 @@ def random_weights(
         made = []
         # On a GPU they would share it.
         with process_pool(1 if torch.cuda.is_available() else 0) as pool:
-            for done, future in enumerate([pool.submit(run_quietly, *job) for job in jobs], start=1):
+            for done, future in enumerate(
+                [pool.submit(run_quietly, *job) for job in jobs], start=1
+            ):
                 made.append(future.result())
                 stage.report(done, len(jobs), "evaluated")
         stage.made(made[0])
@@ -301,6 +304,12 @@ def report(
     for uri in evaluations:
         model = read_card(read_evaluation(uri).model.uri)
         encoder = next(p for p in model.parents if p.role == "encoder")
+        if encoder.digest not in labels:
+            raise ConfigError(
+                f"{uri} evaluates a model of the encoder {encoder.uri}",
+                expected=f"a model of one of the encoders {', '.join(encoders)}",
+                action=f"add --encoder {encoder.uri}, or leave that evaluation out",
+            )
         judged[labels[encoder.digest]].append(uri)
     inputs = ReportInputs(
         dataset=dataset,

@@ -43,7 +43,7 @@ def plan(name: str, overrides: Sequence[str], source: str, store: str) -> str:
     """Plan a dataset for workers to make; the URI that it will have."""
     from clipmill.data.shards import ShardConfig, plan_shards
 
-    with Stage("plan") as stage:
+    with Stage("plan", target=store) as stage:
         return stage.made(plan_shards(recipe(name, ShardConfig, overrides), source, store).uri)
 
 
@@ -55,7 +55,7 @@ def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | No
     if worker:
         start, stop = worker_range(planned.num_shards, *parse_worker(worker))
     stop = planned.num_shards if stop is None else min(stop, planned.num_shards)
-    with Stage("shard", label=f"{start}-{stop}") as stage:
+    with Stage("shard", label=f"{start}-{stop}", target=dataset) as stage:
         progress = partial(stage.report, words="samples")
         shard_range(planned, start, stop, progress=progress, num_processes=0)
         return stage.made(planned.uri)
@@ -65,7 +65,7 @@ def finish(dataset: str) -> str:
     """Make a planned dataset of its finished shards."""
     from clipmill.data.shards import finish_shards, read_plan
 
-    with Stage("finish") as stage:
+    with Stage("finish", target=dataset) as stage:
         return stage.made(finish_shards(read_plan(dataset)).uri)
 
 
@@ -97,7 +97,7 @@ def recaption(
     from clipmill.data.recaption import recaption as make
 
     config = recipe(name, RecaptionConfig, overrides)
-    with Stage("recaption", store=store, run=run) as stage:
+    with Stage("recaption", store=store, run=run, target=dataset) as stage:
         layer = make(config, dataset, captioner, report=stage.report, start=start, stop=stop)
         stage.made(join(dataset, "layers", layer))
         return layer
@@ -123,7 +123,9 @@ def score(
 
     given = [f"clip.model={model}"] if model else []
     config = recipe(name, ScoreConfig, [*given, *overrides])
-    with Stage("score", store=store, run=run, label=name.removeprefix("score-")) as stage:
+    with Stage(
+        "score", store=store, run=run, label=name.removeprefix("score-"), target=dataset
+    ) as stage:
         layers = make(config, dataset, report=stage.report, start=start, stop=stop)
         stage.made(join(dataset, "layers", layers[-1]))
         return list(layers)
@@ -143,7 +145,7 @@ def select(
     from clipmill.data.select_rule import SelectConfig
 
     config = recipe(name, SelectConfig, overrides)
-    with Stage("select", store=store, run=run, label=config.name) as stage:
+    with Stage("select", store=store, run=run, label=config.name, target=dataset) as stage:
         layer = make(config, dataset, layers=layers, report=stage.report)
         stage.made(join(dataset, "layers", layer))
         return layer
@@ -161,7 +163,7 @@ def teacher(
     from clipmill.pretrain.teacher import TeacherConfig, make_teacher_layer
 
     config = recipe(name, TeacherConfig, overrides)
-    with Stage("teacher", store=store, run=run) as stage:
+    with Stage("teacher", store=store, run=run, target=dataset) as stage:
         layer = make_teacher_layer(config, dataset, captions, report=stage.report)
         stage.made(join(dataset, "layers", layer))
         return layer
@@ -185,7 +187,7 @@ def import_layer(
     config = ImportConfig.from_json(
         {"uid_column": uid_column, "columns": renamed, "missing": missing}
     )
-    with Stage("import") as stage:
+    with Stage("import", target=dataset) as stage:
         return stage.made(make(config, dataset, layer, files, report=stage.report))
 
 
@@ -244,5 +246,5 @@ def export(
         {"captions": captions, "layer": "" if captions == "real" else layer}
     )
     config = replace(recipe(name, ExportConfig), view=view).override(overrides)
-    with Stage("export") as stage:
+    with Stage("export", target=store) as stage:
         return stage.made(bake(config, dataset, store, cache_folder(), report=stage.report))

@@ -23,6 +23,11 @@ HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 
 _LENGTH: Final = re.compile("[0-9]{1,12}")  # Python refuses to read a number of 5,000 digits
 _MAX_INPUTS: Final = 3
+_IMAGE_STARTS: Final = {
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG": "image/png",
+    b"RIFF": "image/webp",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +149,26 @@ def _text(value: bytes) -> str:
         return base64.b64encode(value).decode("ascii")
 
 
+def _not_json(data: bytes, error: Exception) -> str:
+    """Say what to do about a body that isn't JSON."""
+    kind = next((kind for start, kind in _IMAGE_STARTS.items() if data.startswith(start)), None)
+    if kind:
+        return f"it is an image; send it with the header Content-Type: {kind}"
+    if data.startswith(b"--"):
+        return (
+            "it is a form; send the image alone, with curl --data-binary @FILE "
+            "-H 'Content-Type: image/jpeg' instead of -F"
+        )
+    return str(error)
+
+
 def _json_object(data: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise BadRequestError("protocol", f"the request isn't JSON: {error}") from error
+        raise BadRequestError(
+            "protocol", f"the request isn't JSON: {_not_json(data, error)}"
+        ) from error
     if not isinstance(value, dict):
         raise BadRequestError("protocol", "the request isn't a JSON object")
     return value

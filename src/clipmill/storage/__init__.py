@@ -2,7 +2,15 @@
 
 from clipmill.storage.archive import fetch, get_tree, put_tree
 from clipmill.storage.atomic import replacing
-from clipmill.storage.lineage import Node, Parent, artifact_kind, lineage, read_artifact, render
+from clipmill.storage.lineage import (
+    Node,
+    Parent,
+    artifact_at,
+    lineage,
+    read_artifact,
+    read_artifact_file,
+    render,
+)
 from clipmill.storage.seaweed import SeaweedServer
 from clipmill.storage.store import (
     Store,
@@ -11,6 +19,7 @@ from clipmill.storage.store import (
     open_store,
     read_bytes,
     read_json,
+    require_writable,
     split_uri,
     write_bytes,
     write_json,
@@ -21,7 +30,7 @@ __all__ = [
     "Parent",
     "SeaweedServer",
     "Store",
-    "artifact_kind",
+    "artifact_at",
     "exists",
     "fetch",
     "get_tree",
@@ -30,10 +39,12 @@ __all__ = [
     "open_store",
     "put_tree",
     "read_artifact",
+    "read_artifact_file",
     "read_bytes",
     "read_json",
     "render",
     "replacing",
+    "require_writable",
     "split_uri",
     "write_bytes",
     "write_json",

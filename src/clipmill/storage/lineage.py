@@ -12,8 +12,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
-from clipmill.storage.store import exists, join, open_store
+from clipmill.storage.store import exists, join, open_store, read_json
 
+_ARTICLES: Final = {
+    "dataset.json": "a dataset",
+    "model.json": "a checkpoint",
+    "report.json": "a report",
+    "source.json": "a folder of sources",
+    "layer.json": "a layer",
+    "export.json": "an export",
+    "evaluation.json": "an evaluation",
+    "sweep.json": "a sweep",
+    "promotion.json": "a promotion",
+    "probe.json": "a probe",
+    "study.json": "a study",
+}
 ARTIFACT_FILES: Final = (
     "dataset.json",
     "model.json",
@@ -93,19 +106,6 @@ def lineage(uri: str) -> Node:
     return _artifact_node("", uri, value["digest"], value, (uri,))
 
 
-def artifact_kind(uri: str) -> str:
-    """Return the kind of the artifact at ``uri``, such as ``dataset``; empty where there is none.
-
-    Raises:
-        StorageError: the store can't be read.
-    """
-    try:
-        value = _read_artifact(uri)
-    except (ArtifactError, NotFoundError):
-        return ""
-    return str(value["kind"]) if value else ""
-
-
 def read_artifact(uri: str) -> dict[str, Any]:
     """The JSON of the artifact at ``uri``; raises NotFoundError or ArtifactError."""
     value = _read_artifact(uri)
@@ -116,6 +116,34 @@ def read_artifact(uri: str) -> dict[str, Any]:
             action="check the URI, and that the step which writes it has run",
         )
     return value
+
+
+def artifact_at(uri: str) -> str:
+    """Return what kind of artifact lies at ``uri``, such as ``a dataset``; empty for none."""
+    return next((_ARTICLES[name] for name in _ARTICLES if exists(join(uri, name))), "")
+
+
+def read_artifact_file(uri: str, name: str, made_by: str) -> Any:
+    """Return the JSON value of the artifact file ``name``, such as ``model.json``, under ``uri``.
+
+    ``made_by`` is the command that prints such a URI. Raises ArtifactError where another artifact
+    lies, NotFoundError where none does.
+    """
+    try:
+        return read_json(join(uri, name))
+    except NotFoundError:
+        noun = _ARTICLES[name]
+        if other := artifact_at(uri):
+            raise ArtifactError(
+                f"{uri} is {other}, not {noun}",
+                expected=f"the URI of {noun}: a folder with {name}",
+                action=f"give what `{made_by}` printed",
+            ) from None
+        raise NotFoundError(
+            f"there is no {noun.partition(' ')[2]} at {uri}",
+            expected=f"a folder with {name}",
+            action=f"check the URI, which `{made_by}` printed",
+        ) from None
 
 
 def render(node: Node) -> str:

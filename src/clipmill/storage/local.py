@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -90,6 +91,15 @@ class LocalStore(Store):
             if not name.startswith(TEMPORARY_PREFIX)
         )
         yield from sorted(key for key in keys if key.startswith(prefix))
+
+    def require_writable(self) -> None:
+        """Raise StorageError unless files can be written under the folder; leaves none."""
+        folder = next(p for p in (self.folder, *self.folder.parents) if os.path.lexists(p))
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise _refused("write under", self.folder, error) from error
 
     def _open(self, key: str) -> BinaryIO:
         path = self.path(key)

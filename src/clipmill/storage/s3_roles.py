@@ -23,7 +23,6 @@ _VARIABLES: Final[Mapping[Role, str]] = {
     "web identity": "AWS_WEB_IDENTITY_TOKEN_FILE, AWS_ROLE_ARN and AWS_ENDPOINT_URL_STS",
     "container": "AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI, and its token",
     "profile": "AWS_SHARED_CREDENTIALS_FILE and AWS_PROFILE",
-    "instance": "that this machine has a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 }
 # A machine that isn't Amazon's should learn so soon: nobody answers there.
 _INSTANCE_TIMEOUT: Final = urllib3.Timeout(connect=1.0, read=5.0)
@@ -61,8 +60,15 @@ class RoleProvider(Provider):
             return self._provider.retrieve()
         # What the library raises for answers that it can't read, too; its words may hold the token.
         except (ValueError, KeyError, TypeError, OSError, urllib3.exceptions.HTTPError) as error:
+            what = "no S3 credentials found"
+            if self._role == "instance":  # which is tried where nothing was set
+                raise StorageError(
+                    f"{what}: no keys are set, and this machine has no role",
+                    expected="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role",
+                    action="export the keys (and AWS_ENDPOINT_URL for a store that isn't Amazon's)",
+                ) from None
             raise StorageError(
-                f"the role ({self._role}) gives no credentials: {type(error).__name__}",
+                f"{what}: the role ({self._role}) gives none ({type(error).__name__})",
                 expected="temporary credentials for the S3 store",
                 action=f"check {_VARIABLES[self._role]}, and the role's trust policy",
             ) from None

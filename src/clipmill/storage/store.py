@@ -169,6 +169,18 @@ def exists(uri: str) -> bool:
     return store.exists(key)
 
 
+def require_writable(uri: str) -> None:
+    """Raise StorageError if ``uri`` is a local folder, there or yet to be made, that can't be used.
+
+    Says nothing of S3, where only a write tells.
+    """
+    from clipmill.storage.local import LocalStore
+
+    store = open_store(uri)
+    if isinstance(store, LocalStore):
+        store.require_writable()
+
+
 def join(uri: str, *parts: str) -> str:
     """Return the URI of something within ``uri``: ``join("s3://b/", "x", "y.json")``."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])

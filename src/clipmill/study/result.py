@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clipmill.errors import ArtifactError
-from clipmill.storage import join, read_json
+from clipmill.storage import join, read_artifact_file
 from clipmill.study.config import StudyConfig, TableName
 from clipmill.study.findings import Findings, StudyRun, by_task
 from clipmill.study.scene_captions import Truth
@@ -142,7 +142,7 @@ def read_study(uri: str) -> StudyResult:
         NotFoundError: nothing lies there.
         ArtifactError: what lies there was written by another version of clipmill.
     """
-    value = read_json(join(uri, RESULT))
+    value = read_artifact_file(uri, RESULT, "clipmill study captions")
     if value["format"] != _FORMAT:
         raise ArtifactError(
             f"{join(uri, RESULT)} is of format {value['format']}",

@@ -11,7 +11,15 @@ from clipmill.digest import digest_json
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import read_card
 from clipmill.stages import Report
-from clipmill.storage import Parent, exists, join, read_bytes, read_json, write_bytes, write_json
+from clipmill.storage import (
+    Parent,
+    exists,
+    join,
+    read_artifact_file,
+    read_bytes,
+    write_bytes,
+    write_json,
+)
 from clipmill.tasks.palette import to_png
 
 _RESULT = "evaluation.json"
@@ -120,8 +128,8 @@ def _check_classes(model: str, known: tuple[str, ...], found: tuple[str, ...]) -
 
 
 def read_evaluation(uri: str) -> EvaluationResult:
-    """The result at ``uri``."""
-    value = read_json(join(uri, _RESULT))
+    """The result at ``uri``; NotFoundError or ArtifactError where none or another thing lies."""
+    value = read_artifact_file(uri, _RESULT, "clipmill evaluate")
     model, data = (Parent.from_json(p) for p in value["parents"])
     return EvaluationResult(
         uri=uri,

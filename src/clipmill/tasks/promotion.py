@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from clipmill.config import Config
 from clipmill.digest import digest_json
-from clipmill.errors import GateError
-from clipmill.storage import exists, join, read_json, write_json
+from clipmill.errors import ConfigError, GateError
+from clipmill.storage import exists, join, read_artifact_file, write_json
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import task_named
+
+_RECORD = "promotion.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +47,19 @@ def promote(gate: GateConfig, evaluations: Sequence[str], store: str) -> Promoti
     metric = task_named(gate.task).metric
     results = [read_evaluation(uri) for uri in evaluations]
     candidates = [r for r in results if r.task == gate.task]
+    if results and not candidates:
+        raise ConfigError(
+            f"no evaluation is of the task {gate.task!r}, but of "
+            + ", ".join(sorted({r.task for r in results})),
+            expected=f"at least one evaluation of a {gate.task} model",
+            action=f"name the evaluations' task, or give what `clipmill evaluate` printed for a "
+            f"{gate.task} model",
+        )
     best = max(
         candidates, key=lambda r: metric.gain(r.metrics[metric.name], gate.threshold), default=None
     )
     place = join(store, "serving", gate.task)
-    serving = read_promotion(place).evaluation if exists(join(place, "promotion.json")) else None
+    serving = read_promotion(place).evaluation if exists(join(place, _RECORD)) else None
     if best is None or metric.gain(best.metrics[metric.name], gate.threshold) < 0:
         if serving is not None:
             return Promotion(uri=place, evaluation=serving, replaced=False)
@@ -69,7 +79,7 @@ def promote(gate: GateConfig, evaluations: Sequence[str], store: str) -> Promoti
         {"role": "evaluation", "uri": best.uri, "digest": best.digest},
     ]
     write_json(
-        join(place, "promotion.json"),
+        join(place, _RECORD),
         {
             "format": 1,
             "kind": "promotion",
@@ -84,6 +94,6 @@ def promote(gate: GateConfig, evaluations: Sequence[str], store: str) -> Promoti
 
 
 def read_promotion(uri: str) -> Promotion:
-    """The record at ``uri``."""
-    value = read_json(join(uri, "promotion.json"))
+    """The record at ``uri``; NotFoundError or ArtifactError where none or another thing lies."""
+    value = read_artifact_file(uri, _RECORD, "clipmill promote")
     return Promotion(uri=uri, evaluation=read_evaluation(value["evaluation"]), replaced=False)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clipmill.errors import ConfigError
+from clipmill.errors import ConfigError, suggestion
 from clipmill.tasks.classification import ClassificationTask
 from clipmill.tasks.contract import Task
 from clipmill.tasks.depth import DepthTask
@@ -21,6 +21,6 @@ def task_named(name: str) -> Task[Any]:
         raise ConfigError(
             f"{name!r} is not a task",
             expected=f"one of {', '.join(TASKS)}",
-            action="give one of these names",
+            action=suggestion(name, TASKS, otherwise="give one of these names"),
         )
     return TASKS[name]

@@ -11,7 +11,7 @@ from clipmill.errors import TrainingError
 from clipmill.models.encoders import open_encoder
 from clipmill.processes import process_pool
 from clipmill.stages import Report
-from clipmill.storage import Parent, exists, join, read_json, write_json
+from clipmill.storage import Parent, exists, join, read_artifact_file, write_json
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.registry import task_named
 from clipmill.tasks.sweep_config import Point, SweepConfig
@@ -93,8 +93,8 @@ def sweep(
 
 
 def read_sweep(uri: str) -> SweepResult:
-    """The result at ``uri``."""
-    value = read_json(join(uri, _RESULT))
+    """The result at ``uri``; NotFoundError or ArtifactError where none or another thing lies."""
+    value = read_artifact_file(uri, _RESULT, "clipmill sweep")
     return SweepResult(
         uri=uri,
         task=value["task"],

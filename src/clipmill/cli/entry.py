@@ -1,0 +1,128 @@
+"""Run a Typer app so that every error is one clear message and an exit code."""
+
+import errno
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import typer
+from typer.exceptions import TyperException
+
+from clipmill.cli.extras import extra_of, missing_extra_error
+from clipmill.config import Config
+from clipmill.errors import ClipmillError, ConfigError, StoppedError, StorageError, UserError
+
+BUG_CODE: Final = 1
+USER_ERROR_CODE: Final = 2
+STOPPED_CODE: Final = 75  # sysexits.h: a temporary failure, to be tried again
+INTERRUPTED_CODE: Final = 130  # 128 + SIGINT, as shells have it
+_DEBUG: Final = "--debug"
+_DISK_ERRORS: Final = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
+_MAX_MESSAGE: Final = 300
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
+    """Run the command in ``arguments`` (default: the process's) and exit.
+
+    Exit codes: 2 for a user's mistake, 1 for anything unforeseen, 75 for training that SIGTERM
+    stopped after it saved its state, 130 for Ctrl-C. ``--debug`` anywhere before a ``--`` shows
+    tracebacks instead.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    own = given[: given.index("--")] if "--" in given else given
+    is_debug = _DEBUG in own
+    rest = [text for text in own if text != _DEBUG] + given[len(own) :]
+    try:
+        app(rest)
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as ended:
+        # Typer turns Ctrl-C into this exit code.
+        if ended.code == INTERRUPTED_CODE:
+            _interrupted()
+        raise
+    except Exception as error:
+        if is_debug:
+            raise
+        sys.exit(_report(error))
+
+
+def check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
+    """Parse a command, recipe and ``--set`` included, without running it.
+
+    Raises ConfigError where it isn't one that the app could run.
+    """
+    from clipmill.recipes.registry import recipe
+
+    parsed: dict[str, Any] | None = None
+
+    def record(**values: Any) -> None:
+        nonlocal parsed
+        parsed = values
+
+    command: Any = typer.main.get_command(app)
+    _replace_commands(command, record)
+    problem = "it runs nothing" if arguments else "no command was given"
+    try:
+        if arguments:
+            command(list(arguments), standalone_mode=False)
+    except TyperException as error:
+        problem = error.format_message() or problem
+    if parsed is None:
+        raise ConfigError(
+            f"can't submit {shlex.join(['clipmill', *arguments])!r}: {problem}",
+            expected="a command of clipmill with its arguments, after --",
+            action="try it with --help instead of its arguments",
+        )
+    if "recipe" in parsed:
+        recipe(parsed["recipe"], Config, parsed.get("sets") or ())
+
+
+def _replace_commands(command: Any, callback: Callable[..., None]) -> None:
+    """Let every command below a group call ``callback`` with its parameters instead."""
+    for child in command.commands.values():
+        if hasattr(child, "commands"):
+            _replace_commands(child, callback)
+        else:
+            child.callback = callback
+
+
+def _interrupted() -> None:
+    sys.stderr.write("stopped; the same command continues where this one ended\n")
+    sys.exit(INTERRUPTED_CODE)
+
+
+def _report(error: Exception) -> int:
+    """Write what a person should read about an error; return the exit code."""
+    known = _known(error)
+    if known is not None:
+        sys.stderr.write(f"error: {known}\n")
+        if isinstance(known, StoppedError):
+            return STOPPED_CODE
+        return USER_ERROR_CODE if isinstance(known, UserError) else BUG_CODE
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    lines = str(error).strip().splitlines() or [""]
+    what = f"{type(error).__name__}: {lines[0][:_MAX_MESSAGE]}".removesuffix(": ")
+    sys.stderr.write(
+        f"this is a bug in clipmill: {what} ({last.filename}, line {last.lineno})\n"
+        f"run again with {_DEBUG} for the traceback, and report it with the command\n"
+    )
+    return BUG_CODE
+
+
+def _known(error: Exception) -> ClipmillError | None:
+    """Return the error as one of clipmill's own; None for one that nobody foresaw."""
+    if isinstance(error, ClipmillError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        extra = extra_of(error.name)
+        return missing_extra_error(extra, error.name) if extra else None
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS and error.filename:
+        return StorageError(
+            f"can't use {error.filename}: {error.strerror}",
+            expected="a path that this process may use, on a disk with room",
+            action="fix its permissions, free some space, or give another path",
+        )
+    return None
