@@ -28,6 +28,7 @@ from clipmill.digest import digest_json
 from clipmill.models.checkpoint import ModelCard, read_card
 from clipmill.stages import StageRecord, read_stages
 from clipmill.storage import Node, Parent, join, lineage, open_store, write_bytes, write_json
+from clipmill.tasks.comparison import Comparison
 
 _CAPTIONER_NAMES = {"coca": "CoCa"}
 
@@ -46,6 +47,8 @@ class ReportInputs:
     """CLIP checkpoints by label, the baseline first."""
     evaluations: dict[str, tuple[str, ...]]
     """By the same labels, one evaluation a task."""
+    comparison: str = ""
+    """How the encoders compare with each other and with random weights; may be empty."""
     promotions: tuple[str, ...] = ()
     """What serves."""
     probe: str = ""
@@ -100,6 +103,7 @@ class _Found:
     models: dict[tuple[str, str], ModelCard]
     """By label and task."""
     circumstances: Circumstances
+    comparison: Comparison | None
     verdict: Verdict
     checks: tuple[Check, ...]
     served: tuple[Served, ...]
@@ -117,6 +121,7 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
         for task in tasks
         for label, evaluation in task.evaluations.items()
     }
+    comparison = Comparison.read(inputs.comparison) if inputs.comparison else None
     maker = inputs.layer.rpartition("/")[2].rpartition("-")[0]
     circumstances = Circumstances(
         captions={
@@ -139,7 +144,8 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
         tasks=tasks,
         models=models,
         circumstances=circumstances,
-        verdict=judge(tasks, circumstances),
+        comparison=comparison,
+        verdict=judge(comparison, circumstances),
         checks=check_fairness(tasks, encoders, models),
         served=read_served(inputs.promotions, tasks),
         probe=read_probe(inputs.probe),
@@ -168,6 +174,9 @@ def _parents(found: _Found) -> tuple[Parent, ...]:
         for task in found.tasks
         for label, evaluation in task.evaluations.items()
     ]
+    if found.comparison is not None:
+        of = found.comparison
+        parents.append(Parent(role="comparison", uri=of.uri, digest=of.digest))
     parents += [Parent(role="promotion", uri=s.uri, digest=s.digest) for s in found.served]
     if found.probe is not None:
         parents.append(Parent(role="probe", uri=found.probe.uri, digest=found.probe.digest))
@@ -182,6 +191,7 @@ def _page(found: _Found, known: Mapping[str, str], date: str) -> str:
         "header",
         paragraph(f"clipmill report · {date}", class_="kicker"),
         tag("h1", found.verdict.headline),
+        paragraph(_about(found), class_="lead"),
         paragraph(found.verdict.findings, class_="lead"),
         paragraph(found.verdict.caveat, class_="caveat"),
         tag(
@@ -191,7 +201,7 @@ def _page(found: _Found, known: Mapping[str, str], date: str) -> str:
         ),
     )
     sections = [
-        results_section(found.tasks, found.checks),
+        results_section(found.comparison, found.checks),
         samples_section(found.dataset, found.inputs.layer, captioner),
         losses_section(found.encoders, found.captioner),
         predictions_section(found.tasks, found.models),
@@ -203,19 +213,39 @@ def _page(found: _Found, known: Mapping[str, str], date: str) -> str:
     return document(f"{found.verdict.headline} · clipmill report", header, sections)
 
 
+def _about(found: _Found) -> str:
+    """What the page is, what the labels mean, and what to try next."""
+    captioner = found.circumstances.captioner or "a captioner"
+    what = {
+        "real": "the images' real captions",
+        "synthetic": f"captions by {captioner}",
+        "both": f"both real captions and captions by {captioner}",
+        "chosen": "real or synthetic captions, as a rule chose",
+    }
+    encoders = "; ".join(
+        f"{label} was pretrained on {what.get(captions, 'other captions')}"
+        for label, captions in found.circumstances.captions.items()
+    )
+    return (
+        "Do better captions make better features? This page compares CLIP image encoders by their "
+        f"frozen features: {encoders}; encoders with random weights are the baseline. Next: read "
+        "the results, look at the captions, then run it with your own image-text pairs."
+    )
+
+
 def _facts(found: _Found) -> list[tuple[str, str]]:
     """The size of the run at a glance."""
     facts = [("Image-text pairs", f"{found.dataset.num_samples:,}")]
-    facts.append(("Set aside as bad", f"{sum(found.dataset.quarantine.values()):,}"))
+    facts.append(("Skipped samples", f"{sum(found.dataset.quarantine.values()):,}"))
     seen = {
         label: f"{train['steps'] * train['batch_size']:,}"
         for label, card in found.encoders.items()
         if {"steps", "batch_size"} <= (train := card.recipe.get("train", {})).keys()
     }
     if len(set(seen.values())) == 1:
-        facts.append(("Pictures seen by an encoder", next(iter(seen.values()))))
+        facts.append(("Images seen by an encoder", next(iter(seen.values()))))
     else:
-        facts += [(f"Pictures seen by {label}", number) for label, number in seen.items()]
+        facts += [(f"Images seen by {label}", number) for label, number in seen.items()]
     if found.stages:
         reused = sum(stage.reused for stage in found.stages)
         note = f", {reused} of {len(found.stages)} stages reused" if reused else ""
@@ -231,9 +261,15 @@ def _results(found: _Found) -> dict[str, Any]:
                 "metric": asdict(task.metric),
                 "metrics": {label: dict(e.metrics) for label, e in task.evaluations.items()},
                 "gain": {label: task.gain(label) for label in task.labels[1:]},
-                "best": list(task.best()),
             }
             for task in found.tasks
+        },
+        "comparison": [asdict(task) | {"gate": task.gate} for task in found.comparison.tasks]
+        if found.comparison
+        else [],
+        "pretraining": {
+            label: asdict(result) | {"has_failed": result.has_failed}
+            for label, result in (found.comparison.pretraining if found.comparison else {}).items()
         },
         "seeds": {label: list(seeds) for label, seeds in found.circumstances.seeds.items()},
         "checks": [asdict(check) for check in found.checks],

@@ -1,93 +1,144 @@
-"""The figures of every task and label in a table, and whether they may be compared."""
+"""The comparison's figures beside what learned nothing, the rule, and the gate."""
 
 from collections.abc import Sequence
 
-from clipmill.analysis.comparison import TaskComparison
 from clipmill.analysis.fairness import Check
-from clipmill.analysis.figures import MINUS, Figure, figure_named
-from clipmill.analysis.page import Html, Section, details, missing, section, table, tag
-from clipmill.analysis.verdict import listed
+from clipmill.analysis.figures import figure_named
+from clipmill.analysis.page import Section, details, missing, paragraph, section, table, tag
+from clipmill.analysis.verdict import gain_text, listed, shown
+from clipmill.tasks.comparison import RANDOM, Comparison, TaskResult
+from clipmill.tasks.evaluation import read_evaluation
+
+_TRIVIAL = {
+    ("segmentation", "chance"): "a random class for each pixel",
+    ("segmentation", "constant"): "the commonest class everywhere",
+    ("depth", "chance"): "another image's depth",
+    ("depth", "constant"): "the mean depth everywhere",
+    ("depth", "mean map"): "the mean depth of each place",
+}
+_MARKS = {"better": "ok", "worse": "no", "no difference": "soft"}
 
 
-def results_section(tasks: Sequence[TaskComparison], checks: Sequence[Check]) -> Section:
+def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> Section:
     """The section ``Results``."""
-    if not tasks:
-        return section("results", "Results", missing("No evaluation was given."))
-    labels = tasks[0].labels
-    head = ["Task", *labels, *_difference_names(labels), "Better"]
-    main = table(
-        "Each task's metric on its test data; the best is marked.",
-        head,
-        [_row(task) for task in tasks],
-        class_="large two" if len(labels) == 2 else "large",
-    )
-    others = table(
-        "All figures of the evaluations.",
-        ["Figure", *labels, *_difference_names(labels)],
-        [row for task in tasks for row in _other_rows(task)],
-        class_="small",
-    )
     marks = (
         tag("li", tag("b", "✓" if check.fair else "✗"), check.words, class_=_mark(check))
         for check in checks
     )
+    fairness = (tag("h3", "What the encoders share"), tag("ul", marks, class_="checks"))
+    if comparison is None or not comparison.tasks:
+        nothing = missing("No comparison with random weights was given.")
+        return section("results", "Results", nothing, *(fairness if checks else ()))
+    labels = tuple(comparison.tasks[0].values)
+    best_first = labels[::-1]
+    values = table(
+        "Frozen features under a linear head, on test images. Answers that see no image, and "
+        "encoders that learned nothing, show where figures begin.",
+        ["Task", *best_first, RANDOM, "answers that see no image", "gate"],
+        [_values(task, best_first) for task in comparison.tasks],
+        class_="large",
+    )
+    differences = table(
+        "Differences, positive for better, with their 95 % intervals.",
+        ["Difference", "Task", "Gain", "95 % interval", "Spread of random weights", "Outcome"],
+        [row for task in comparison.tasks for row in _differences(task)],
+        class_="small",
+    )
+    pretraining = [
+        [
+            label,
+            f"{found.loss:.3f} ± {found.loss_error:.3f}",
+            f"{found.chance_loss:.3f}",
+            tag("td", "failed: no better than chance", class_="worse")
+            if found.has_failed
+            else tag("td", "learned", class_="better"),
+        ]
+        for label, found in comparison.pretraining.items()
+    ]
+    learned = table(
+        "Did pretraining learn anything? Contrastive loss among pairs that it didn't see (real "
+        "captions), with its standard error, against the loss of guessing.",
+        ["Encoder", "Held-out loss", "Chance", "Outcome"],
+        pretraining,
+        class_="small",
+    )
+    others = table(
+        "All figures of the evaluations.",
+        ["Figure", *labels],
+        [row for task in comparison.tasks for row in _all_figures(task)],
+        class_="small",
+    )
     return section(
         "results",
         "Results",
-        main,
+        values,
+        tag("h3", "How sure is it?"),
+        paragraph(RULE),
+        differences,
+        learned if pretraining else "",
         details("All figures", others),
-        tag("h3", "Is it a fair comparison?"),
-        tag("ul", marks, class_="checks"),
+        *fairness,
     )
 
 
-def _difference_names(labels: Sequence[str]) -> list[str]:
-    if len(labels) == 2:
-        return ["Difference"]
-    return [f"{label} {MINUS} {labels[0]}" for label in labels[1:]]
+RULE = (
+    "The rule: a difference counts as better or worse if its 95 % interval, by a paired bootstrap "
+    "over the test images, excludes zero, and if it is larger than the spread of random weights, "
+    "which is what a seed alone can do. Otherwise this run shows no difference. Over random "
+    "weights, the best of their seeds is what counts. The gate, which a model must pass to be "
+    "served, is the best of random weights and of the answers that see no image, plus that spread."
+)
 
 
-def _row(task: TaskComparison) -> list[str]:
-    figure, best = task.figure, task.best()
+def _values(task: TaskResult, labels: Sequence[str]) -> list[str]:
+    figure = shown(task)
     direction = "higher is better" if figure.higher_is_better else "lower is better"
     name = tag("span", task.task, tag("small", f"{figure.title}, {direction}"))
-    values = [
-        tag(
-            "td",
-            "—" if (value := task.value(label)) is None else figure.text(value),
-            class_="best" if label in best else "",
-        )
-        for label in task.labels
+    passing = [task.metric.gain(task.values[label], task.gate) >= 0 for label in labels]
+    trivial = [
+        tag("small", f"{figure.text(value)}: {_TRIVIAL.get((task.task, kind), kind)}")
+        for kind, value in task.trivial.items()
     ]
-    differences = [
-        _difference(figure, task.value(k), task.value(task.labels[0])) for k in task.labels[1:]
+    seeds = f"{len(task.random)} seeds: {listed([figure.text(v) for v in task.random])}"
+    middle = sorted(task.random)[len(task.random) // 2]
+    sign = "≥" if figure.higher_is_better else "≤"
+    return [
+        name,
+        *(
+            tag("td", figure.text(task.values[label]), class_="best" if passes else "")
+            for label, passes in zip(labels, passing, strict=True)
+        ),
+        tag("td", figure.text(middle), tag("small", seeds)),
+        tag("td", *trivial),
+        f"{sign} {figure.text(task.gate)}",
     ]
-    tied = "tied" if len(task.evaluations) > 1 else "—"
-    return [name, *values, *differences, listed(best) if best else tied]
 
 
-def _other_rows(task: TaskComparison) -> list[list[str]]:
-    names = dict.fromkeys(name for e in task.evaluations.values() for name in e.metrics)
+def _differences(task: TaskResult) -> list[list[str]]:
+    return [
+        [
+            f"{d.label} over {d.over}",
+            task.task,
+            gain_text(task, d.gain),
+            " to ".join(gain_text(task, end, with_unit=False) for end in (d.low, d.high)),
+            gain_text(task, task.spread)[1:],
+            tag("td", d.outcome, class_=_MARKS[d.outcome]),
+        ]
+        for d in reversed(task.differences)
+    ]
+
+
+def _all_figures(task: TaskResult) -> list[list[str]]:
+    metrics = {label: read_evaluation(uri).metrics for label, uri in task.evaluations.items()}
+    names = dict.fromkeys(name for found in metrics.values() for name in found)
     rows = []
     for name in names:
         figure = figure_named(name)
-        found = [
-            task.evaluations[k].metrics.get(name) if k in task.evaluations else None
-            for k in task.labels
+        values = [
+            "—" if name not in found else figure.text(found[name]) for found in metrics.values()
         ]
-        shown = ["—" if value is None else figure.text(value) for value in found]
-        differences = [_difference(figure, value, found[0]) for value in found[1:]]
-        heading = tag("span", figure.title, tag("small", task.task))
-        rows.append([heading, *shown, *differences])
+        rows.append([tag("span", figure.title, tag("small", task.task)), *values])
     return rows
-
-
-def _difference(figure: Figure, value: float | None, over: float | None) -> Html:
-    if value is None or over is None:
-        return tag("td", "—")
-    gain = figure.gain(value, over)
-    side = "better" if gain > 0 else "worse" if gain < 0 else "soft"
-    return tag("td", figure.change(value, over), class_=side)
 
 
 def _mark(check: Check) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipmill.analysis.comparison import TaskComparison
-from clipmill.analysis.figures import NO_BREAK
+from clipmill.analysis.figures import MINUS, NO_BREAK, Figure, figure_named
+from clipmill.tasks.comparison import Comparison, Difference, TaskResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,54 +39,75 @@ class Circumstances:
     """Whether the data is the miniature world of procedural scenes."""
 
 
-def judge(tasks: Sequence[TaskComparison], circumstances: Circumstances) -> Verdict:
-    """The verdict over all tasks."""
-    labels = tasks[0].labels if tasks else ()
-    candidates = [
-        label for label in labels[1:] if any(task.gain(label) is not None for task in tasks)
-    ]
+def judge(comparison: Comparison | None, circumstances: Circumstances) -> Verdict:
+    """The verdict over all tasks; without a comparison none is given."""
+    if comparison is None:
+        return Verdict(
+            headline="Figures without a verdict",
+            findings="No comparison with random weights was given, so a difference can't be told "
+            "from chance.",
+            caveat=_caveat(circumstances),
+        )
+    candidates = tuple(comparison.tasks[0].values)[1:] if comparison.tasks else ()
     if not candidates:
         return Verdict(
             headline="Nothing could be compared",
-            findings="No task was judged for the baseline and for another label.",
+            findings="One encoder alone was evaluated.",
             caveat=_caveat(circumstances),
         )
     return Verdict(
-        headline="; ".join(_outcome(label, tasks) for label in candidates),
-        findings=" ".join(_finding(label, tasks, circumstances) for label in candidates),
-        caveat=_caveat(circumstances),
+        headline="; ".join(_outcome(label, comparison) for label in candidates),
+        findings=" ".join(_finding(label, comparison, circumstances) for label in candidates),
+        caveat=f"{_failures(comparison)}{_caveat(circumstances)}",
     )
 
 
-def _outcome(label: str, tasks: Sequence[TaskComparison]) -> str:
-    gains = {task.task: gain for task in tasks if (gain := task.gain(label)) is not None}
-    sides = {
-        "ahead": [name for name, gain in gains.items() if gain > 0],
-        "behind": [name for name, gain in gains.items() if gain < 0],
-        "level": [name for name, gain in gains.items() if gain == 0],
+def over(task: TaskResult, label: str, other: str) -> Difference:
+    """The difference of one encoder over another at a task."""
+    return next(d for d in task.differences if (d.label, d.over) == (label, other))
+
+
+def shown(task: TaskResult) -> Figure:
+    """The task's metric as it is shown."""
+    metric = task.metric
+    return Figure(figure_named(metric.name).title, metric.unit, metric.higher_is_better)
+
+
+def gain_text(task: TaskResult, gain: float, *, with_unit: bool = True) -> str:
+    """A signed gain, positive for better: ``+4.5 points``."""
+    figure = shown(task)
+    sign = "+" if gain > 0 else MINUS if gain < 0 else "±"
+    text = f"{sign}{abs(gain):.{figure.decimals}f}"
+    return f"{text}{NO_BREAK}{figure.change_unit}" if with_unit else text
+
+
+def _outcome(label: str, comparison: Comparison) -> str:
+    """``G+S is better than G on segmentation and depth``, or what else came."""
+    base = next(iter(comparison.tasks[0].values))
+    by_outcome: dict[str, list[str]] = {}
+    for task in comparison.tasks:
+        by_outcome.setdefault(over(task, label, base).outcome, []).append(task.task)
+    said = {
+        "better": f"{label} is better than {base} on {{}}",
+        "worse": f"{label} is worse than {base} on {{}}",
+        "no difference": f"no difference between {label} and {base} that this run can show on {{}}",
     }
-    taken = {side: names for side, names in sides.items() if names}
-    if len(taken) == 1:
-        side, names = next(iter(taken.items()))
-        where = {1: names[0], 2: "both tasks"}.get(len(names), f"all {len(names)} tasks")
-        came = "came out level with the baseline" if side == "level" else f"came out {side}"
-        return f"{label} {came} on {where}"
-    parts = ", ".join(f"{side} on {listed(names)}" for side, names in taken.items())
-    if "ahead" in taken and "behind" in taken:
-        return f"The results split: {label} is {parts}"
-    return f"{label} came out {parts}"
+    text = "; ".join(said[k].format(listed(v)) for k, v in by_outcome.items())
+    return text[0].upper() + text[1:]
 
 
-def _finding(label: str, tasks: Sequence[TaskComparison], circumstances: Circumstances) -> str:
+def _finding(label: str, comparison: Comparison, circumstances: Circumstances) -> str:
+    base = next(iter(comparison.tasks[0].values))
     changes = []
-    for task in tasks:
-        value, over = task.value(label), task.value(task.labels[0])
-        if value is not None and over is not None:
-            changes.append(_change(task, value, over))
-    base = tasks[0].labels[0]
+    for task in comparison.tasks:
+        figure, found = shown(task), over(task, label, base)
+        low, high = (gain_text(task, end, with_unit=False) for end in (found.low, found.high))
+        changes.append(
+            f"{task.task} {figure.title} went from {figure.text(task.values[base])} to "
+            f"{figure.text(task.values[label])}, {gain_text(task, found.gain)} "
+            f"[{low}, {high}]"
+        )
     given, instead = (circumstances.captions.get(name, "") for name in (label, base))
-    if given == instead:
-        return f"With {label} instead of {base}, {listed(changes)}."
     captioner = circumstances.captioner or "synthetic"
     words = {
         "synthetic": f"{captioner} captions alone",
@@ -94,38 +115,35 @@ def _finding(label: str, tasks: Sequence[TaskComparison], circumstances: Circums
     }
     new = words.get(given, "the real captions alone")
     old = words.get(instead, "the real ones alone")
-    return f"With {new} ({label}) instead of {old} ({base}), {listed(changes)}."
+    random = "; ".join(
+        f"{task.task} {figure.text(min(task.random))} to {figure.text(max(task.random))}"
+        for task in comparison.tasks
+        for figure in (shown(task),)
+    )
+    return (
+        f"With {new} ({label}) instead of {old} ({base}), {listed(changes)}. "
+        f"Random weights reach {random}."
+    )
 
 
-def _change(task: TaskComparison, value: float, over: float) -> str:
-    figure = task.figure
-    name = f"{task.task} {figure.title}"
-    gain = figure.gain(value, over)
-    if gain == 0:
-        return f"{name} stayed at {figure.text(value)}"
-    change = f"{figure.change(value, over)}{NO_BREAK}{figure.change_unit}".rstrip()
-    if not figure.higher_is_better:
-        # A sign would have to be read together with the direction of better.
-        change = f"{'better' if gain > 0 else 'worse'} by {change[1:]}"
-    return f"{name} went from {figure.text(over)} to {figure.text(value)} ({change})"
+def _failures(comparison: Comparison) -> str:
+    failed = [label for label, found in comparison.pretraining.items() if found.has_failed]
+    if not failed:
+        return ""
+    return f"Pretraining failed for {listed(failed)}: held-out pairs are no better than chance. "
 
 
 def _caveat(circumstances: Circumstances) -> str:
     seeds = {seed for found in circumstances.seeds.values() for seed in found}
     if not seeds:
-        return "The seeds aren't recorded, so an effect can't be told from luck."
-    where = " in a miniature world of drawn scenes" if circumstances.drawn else ""
+        return "The seeds aren't recorded, so a difference can't be told from luck."
+    where = " in a miniature world of procedural scenes" if circumstances.drawn else ""
     if len(seeds) == 1:
-        runs = "a single pair of runs" if len(circumstances.seeds) == 2 else "single runs"
-        return f"One seed ({seeds.pop()}){where}: {runs} can't tell an effect from luck."
-    each = ", ".join(
-        f"{label} {listed([str(seed) for seed in found])}"
-        for label, found in circumstances.seeds.items()
-    )
-    return (
-        f"A single run each{where}, with seeds that differ ({each}): this can't tell an effect "
-        "from luck."
-    )
+        return (
+            f"One seed ({seeds.pop()}){where}: the rule weighs test images and the spread of "
+            "random seeds; docs/log.md has five seeds of the demo."
+        )
+    return f"Seeds {listed([str(seed) for seed in sorted(seeds)])}{where}."
 
 
 def seeds_of(*recipes: Mapping[str, Any]) -> tuple[int, ...]:

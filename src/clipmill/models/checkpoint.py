@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from clipmill.digest import digest_json, sha256_bytes
-from clipmill.errors import ArtifactError, NotFoundError
+from clipmill.errors import ArtifactError
 from clipmill.models.embedding import EmbeddingStatistics
 from clipmill.storage import (
     Parent,

@@ -9,9 +9,9 @@ from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.stored_augmentation import ReplayTransform
 from clipmill.data.view import View, ViewConfig
+from clipmill.digest import digest_json
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
-from clipmill.digest import digest_json
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, has_checkpoint, save_checkpoint
 from clipmill.models.range_augment_config import RangeAugmentConfig

@@ -177,7 +177,7 @@ def random_weights(
     *,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[str]:
-    """Evaluate encoders that learned nothing, a seed each, at each task: what pretraining must beat.
+    """Evaluate encoders that learned nothing, a seed each, at each task.
 
     ``data`` has a labeled folder for each fine-tuning recipe. Returns the evaluations' URIs.
     """

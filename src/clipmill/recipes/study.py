@@ -9,8 +9,8 @@ from clipmill.data.view import ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.schedule import ScheduleConfig
 from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.in_training_evaluation import InTrainingConfig
 from clipmill.pretrain.distillation import DistillationConfig
+from clipmill.pretrain.in_training_evaluation import InTrainingConfig
 from clipmill.recipes.captioner import coca_miniature, recaption_miniature
 from clipmill.recipes.classification import classification_miniature, linear_probe_miniature
 from clipmill.recipes.clip import clip_miniature, clip_vit_miniature

@@ -91,8 +91,10 @@ class TaskResult:
 
     @property
     def gate(self) -> float:
-        """What a model must reach to serve: more than any seed of random weights and any trivial
-        answer, by the spread."""
+        """What a model must reach to serve.
+
+        Better than any seed of random weights and any trivial answer, by the spread.
+        """
         known = (*self.random, *self.trivial.values())
         if self.metric.higher_is_better:
             return max(known) + self.spread

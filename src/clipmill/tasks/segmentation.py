@@ -42,8 +42,8 @@ class SegmentationConfig(Config):
     """Head, crop, augmentation and test."""
 
     head: Literal["upernet", "semantic-fpn", "linear"] = "upernet"
-    """UPerNet for ViTs, SemanticFPN for mobile encoders (CLIP-QC, Table 14); ``linear`` is a probe of
-    the encoder's maps (:mod:`clipmill.models.linear_head`)."""
+    """UPerNet for ViTs, SemanticFPN for mobile encoders (CLIP-QC, Table 14); ``linear`` is a
+    probe of the encoder's maps (:mod:`clipmill.models.linear_head`)."""
     crop_size: int = 512
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 14)."""
     scale: tuple[float, float] = (0.5, 2.0)

@@ -9,7 +9,8 @@ folder refuses the write.
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from clipmill.errors import StorageError
 from clipmill.storage.atomic import temporary_beside
 
 Progress = Callable[[int], None] | None
+SCENES_A_JOB = 128
+"""Scenes that a process draws before another takes the next."""
 
 
 def write_caption_folder(
@@ -90,6 +93,7 @@ def write_nyu(
     folder: Path,
     split: Literal["train", "test"],
     *,
+    listed: Sequence[int] | None = None,
     jpeg_quality: int = 92,
     progress: Progress = None,
 ) -> None:
@@ -98,20 +102,28 @@ def write_nyu(
     ``folder`` stands for ``nyu_depth_v2``: ``train_list.txt`` names files below it,
     ``test_list.txt`` files below ``official_splits/test``. A line is ``/scenes_0000/rgb_00123.jpg
     /scenes_0000/sync_depth_00123.png 518.8579``: image, depth, focal length in pixels. Depth is
-    uint16 PNG in millimetres along the optical axis. A list holds the scenes of its last run.
+    uint16 PNG in millimetres along the optical axis. A list holds the scenes of its last run, or
+    those of ``listed``, where several runs write them.
     """
+    indices = list(indices)
     root = folder if split == "train" else folder / "official_splits" / "test"
-    lines = []
     for index, scene in _drawn(config, indices, progress):
-        # A thousand to a directory, as if each were a room's recording.
-        room = f"scenes_{index // 1000:04d}"
-        image, depth = f"{room}/rgb_{index:05d}.jpg", f"{room}/sync_depth_{index:05d}.png"
+        image, depth = _nyu_names(index)
         millimetres = np.rint(scene.depth_HW * 1000).astype(np.uint16)
         _write(root / depth, _png(millimetres))
         _write(root / image, _jpeg(scene, jpeg_quality))
+    lines = []
+    for index in indices if listed is None else listed:
+        image, depth = _nyu_names(index)
         focal = config.size / 2 / sample_world(config, index).camera.tan_half
         lines.append(f"/{image} /{depth} {focal:.4f}\n")
     _write(folder / f"{split}_list.txt", "".join(lines).encode())
+
+
+def _nyu_names(index: int) -> tuple[str, str]:
+    """Image and depth of a scene: a thousand to a directory, as if each were a room's recording."""
+    room = f"scenes_{index // 1000:04d}"
+    return f"{room}/rgb_{index:05d}.jpg", f"{room}/sync_depth_{index:05d}.png"
 
 
 def write_coco(
@@ -173,9 +185,13 @@ def _drawn(
     config: SceneConfig, indices: Iterable[int], progress: Progress
 ) -> Iterator[tuple[int, Scene]]:
     for done, index in enumerate(indices, start=1):
-        yield index, draw(config, index)
+        yield index, _draw(config, index)
         if progress is not None:
             progress(done)
+
+
+# Tasks whose labels are of the same scenes are written one after the other.
+_draw = lru_cache(maxsize=SCENES_A_JOB)(draw)
 
 
 def _jpeg(scene: Scene, quality: int) -> bytes:

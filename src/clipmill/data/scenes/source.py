@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from clipmill.config import Config
 from clipmill.data.scenes.formats import (
+    SCENES_A_JOB,
     write_ade20k,
     write_caption_folder,
     write_class_folder,
@@ -70,8 +71,6 @@ class ScenesSourceConfig(Config):
         )
 
 
-_SCENES_A_JOB = 128
-
 Job = tuple[Callable[[], None], int]
 """Work, and its number of scenes."""
 
@@ -118,10 +117,15 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
                 job
                 for split, indices in zip(splits, (labelled, test), strict=True)
                 for job in _cut(
-                    write, kind, indices, root / name, split, size=_SCENES_A_JOB if is_cut else 0
+                    partial(write, listed=indices) if task == "depth" else write,
+                    kind,
+                    indices,
+                    root / name,
+                    split,
+                    size=SCENES_A_JOB if is_cut else 0,
                 )
             ]
-        jobs = [job for found in writers.values() for job in found]
+        jobs = _paired(writers)
         total, done = sum(size for _, size in jobs), 0
         with process_pool() as pool:
             submitted = [(pool.submit(job), size) for job, size in jobs]
@@ -149,12 +153,30 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
     return uri
 
 
+def _paired(writers: dict[str, list[Job]]) -> list[Job]:
+    """All jobs; those of the same scenes for segmentation and depth are one, which draws once."""
+    shared = [writers.get(LABELS[task], []) for task in ("segmentation", "depth")]
+    if not all(shared):
+        return [job for found in writers.values() for job in found]
+    both = [
+        (partial(_in_turn, first, second), size + more)
+        for (first, size), (second, more) in zip(*shared, strict=True)
+    ]
+    alone = [job for found in writers.values() if found not in shared for job in found]
+    return both + alone
+
+
+def _in_turn(*writers: Callable[[], None]) -> None:
+    for write in writers:
+        write()
+
+
 def _cut(
     write: Callable[..., None],
     scene: SceneConfig,
     indices: range,
     *arguments: Any,
-    size: int = _SCENES_A_JOB,
+    size: int = SCENES_A_JOB,
 ) -> list[Job]:
     """The writing of ``indices`` as jobs of ``size`` scenes; one job where that is 0."""
     step = size or max(1, len(indices))
@@ -162,11 +184,11 @@ def _cut(
     return [(partial(write, scene, piece, *arguments), len(piece)) for piece in pieces]
 
 
-# By task: its writer, the splits' names, and whether several may write a split: lists of
-# NYU's and COCO's annotations are one file each.
+# By task: its writer, the splits' names, and whether several may write a split: COCO's
+# annotations are one file.
 _LABELLED: dict[str, tuple[Callable[..., None], tuple[str, str], bool]] = {
     "classification": (write_class_folder, ("train", "val"), True),
     "detection": (write_coco, ("train2017", "val2017"), False),
     "segmentation": (write_ade20k, ("training", "validation"), True),
-    "depth": (write_nyu, ("train", "test"), False),
+    "depth": (write_nyu, ("train", "test"), True),
 }
