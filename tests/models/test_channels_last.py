@@ -28,7 +28,9 @@ for _ in range(40):
 
 def test_mci0_trains_at_128_px_without_a_crash():
     """In a process of its own: torch 2.14.1 ends it with "double free" or a segfault otherwise."""
-    ended = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", CHILD], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 

@@ -12,6 +12,7 @@ from clipmill.config import Config
 from clipmill.errors import ConfigError
 from clipmill.models.tokenizer import CLIP_VOCAB_SIZE, Tokenizer
 
+Activation = Literal["gelu", "quick_gelu"]
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
 # OpenAI CLIP's image statistics, open_clip's default for every tower but MobileCLIP's.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -36,6 +37,11 @@ class VisionConfig(Config):
     """Name of a timm model that replaces the ViT; empty for the ViT."""
     has_input_norm: bool = True
     """Whether a ViT's tokens are normalised before the first block: CLIP's are, MAE's aren't."""
+    mlp_ratio: float = 4.0
+    """Width of a ViT's MLP, as a multiple of its tokens' width."""
+    activation: Activation = "gelu"
+    """Activation of a ViT's MLP; OpenAI's, DFN's and MetaCLIP's weights need ``quick_gelu``. A timm
+    model has its own."""
     head: Literal["projection", "classifier"] = "projection"
     """How a timm model reaches the embedding: a projection of the pooled features, or the model's
     own classifier (MobileCLIP)."""
@@ -61,6 +67,8 @@ class TextConfig(Config):
     """Number of blocks."""
     is_causal: bool = True
     """Whether a token sees only those before it; MobileCLIP's see all."""
+    activation: Activation = "gelu"
+    """Activation of the MLPs; that of a ViT beside it is the same."""
 
     def tokenizer(self, *, is_padded: bool = False) -> Tokenizer:
         """The tokenizer whose ids this tower reads; ``is_padded`` always fills the context."""
@@ -133,6 +141,7 @@ def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> An
             embed_dim=config.embed_dim,
             vision_cfg=vision_kwargs(config.vision) | {"patch_dropout": options.patch_dropout},
             text_cfg=text_kwargs(config.text),
+            quick_gelu=config.text.activation == "quick_gelu",
             output_dict=True,
             **(sigmoid if config.loss == "sigmoid" else {}),
         )
@@ -204,6 +213,7 @@ def vision_kwargs(config: VisionConfig) -> dict[str, Any]:
         "width": config.width,
         "layers": config.layers,
         "head_width": config.head_width,
+        "mlp_ratio": config.mlp_ratio,
         "no_ln_pre": not config.has_input_norm,
     }
 
