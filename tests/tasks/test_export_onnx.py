@@ -7,6 +7,7 @@ import pytest
 from small_models import save_model
 
 from clipmill.errors import ConfigError
+from clipmill.models.checkpoint import load_checkpoint, save_checkpoint
 from clipmill.tasks.export import export
 from clipmill.tasks.predictor import Predictor
 
@@ -17,6 +18,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx about its own
 @pytest.mark.parametrize("task", ["segmentation", "depth", "classification"])
 def test_onnx_runtime_answers_as_the_predictor_for_any_batch(tmp_path, task):
     uri = save_model(str(tmp_path / "model"), task)
+    if task == "depth":  # whose random weights give logits of thousands, all of them saturated
+        card, tensors = load_checkpoint(uri)
+        tensors["decoder.head.2.weight"] *= 1e-4
+        save_checkpoint(uri, card, tensors)
     made = export(uri, tmp_path / "out", "onnx")
     session = onnxruntime.InferenceSession(made.name)
     (images,), (output,) = session.get_inputs(), session.get_outputs()

@@ -28,7 +28,7 @@ def to_channels_last(module: ModuleT) -> ModuleT:
         if isinstance(child, nn.Conv2d) and _is_unsafe(child):
             child.register_forward_pre_hook(partial(_subsample, child.stride))
             child.stride = (1, 1)
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return module.to(memory_format=torch.channels_last)
 
 
 def _is_unsafe(convolution: nn.Conv2d) -> bool:
@@ -43,7 +43,7 @@ def _is_unsafe(convolution: nn.Conv2d) -> bool:
 
 
 def _subsample(
-    stride: tuple[int, int], module: nn.Module, inputs: tuple[Tensor, ...]
+    stride: tuple[int, ...], module: nn.Module, inputs: tuple[Tensor, ...]
 ) -> tuple[Tensor]:
     """The pixels that a strided 1x1 convolution sees."""
     del module

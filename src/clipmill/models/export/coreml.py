@@ -32,7 +32,7 @@ def export_coreml(
     import torch
 
     size = config.vision.image_size
-    traced = torch.jit.trace(
+    traced = torch.jit.trace(  # type: ignore[no-untyped-call]
         image_embedder(config, tensors), torch.zeros(1, 3, size, size), check_trace=False
     )
     # Pixels come as 0..255; the embedder takes 0..1.
