@@ -3,9 +3,9 @@
 On a CPU, oneDNN 3.12 (torch 2.14.1) writes past its workspace in the backward pass of one kind of
 convolution: kernel 1x1, a stride, no padding, channels last, and fewer input channels than a vector
 register holds (8 of AVX2, 16 of AVX-512; uxlfoundation/oneDNN#6035). The stems of MobileOne,
-FastViT, MCi and RepVGG have one, of three channels. It corrupts memory at any image size; below
-80 pixels nothing crashes, so that nobody notices. Such a convolution sees only every stride-th
-pixel, so it is computed as one of stride 1 on those pixels, which is exact and no slower.
+FastViT, MCi and RepVGG have one, of three channels. It corrupts memory at any image size that the
+stride divides; below 80 pixels it seldom crashes, so that nobody notices. Such a convolution sees
+only every stride-th pixel, so it is computed as one of stride 1 on those pixels, which is exact.
 """
 
 from functools import partial
