@@ -27,11 +27,3 @@ def test_clips_statistics_are_open_clips():
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     assert (CLIP_MEAN, CLIP_STD) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-
-
-def test_images_with_channels_last_in_memory_come_out_with_channels_first():
-    """A mobile encoder's backward pass on a CPU would corrupt memory otherwise."""
-    images = torch.rand(2, 3, 8, 8)
-    found = Normalize()(images.to(memory_format=torch.channels_last))
-    assert found.is_contiguous()
-    assert torch.equal(found, Normalize()(images))

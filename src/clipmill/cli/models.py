@@ -42,12 +42,17 @@ def runs(
 
 @needs("model")
 def export(
-    model: Annotated[str, typer.Argument(help="URI of a CLIP checkpoint.")],
-    output: Annotated[Path, typer.Option(help="Folder that is made.")],
-    to: Annotated[str, typer.Option("--format", help="open_clip or timm.")] = "open_clip",
+    model: Annotated[str, typer.Argument(help="URI of an encoder or a task model.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="open_clip, timm, transformers or coreml for an encoder; onnx for a task model."
+        ),
+    ] = "open_clip",
 ) -> None:
-    """Write an encoder as open_clip or timm load it; prints the name to give them."""
-    from clipmill.models.export import export as write
+    """Write a model for another library, with a model card; prints the name that loads it."""
+    from clipmill.tasks.export import export as write
 
     made = write(model, output, to)
     typer.echo(made.name)

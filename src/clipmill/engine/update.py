@@ -17,6 +17,7 @@ from clipmill.engine.objective import Objective
 from clipmill.engine.optimizer import build_optimizer, clip_gradients, set_rate
 from clipmill.engine.sharded import average_scalars, shard
 from clipmill.engine.state import Moving
+from clipmill.models.channels_last import to_channels_last
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,7 @@ class Updater:
         self.objective = objective
         self.flops: float | None = None
         self.peak = operation.peak_flops or peak_flops(here.device, config.precision)
-        objective.to(memory_format=torch.channels_last)  # what convolutions are fastest with
+        to_channels_last(objective)
         if operation.compile:
             objective.compile()
         is_shared = operation.parallel == "fsdp" and here.world_size > 1

@@ -22,10 +22,6 @@ class Normalize(nn.Module):
         self.register_buffer("std_C11", torch.tensor(std)[:, None, None], persistent=False)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Normalised images of the same shape; on a CPU with channels first in memory."""
-        if images_B3HW.device.type == "cpu":
-            # torch 2.14's CPU convolutions corrupt memory in the backward pass of FastViT when
-            # images come with channels last, as the loader makes them.
-            images_B3HW = images_B3HW.contiguous()
+        """Normalised images of the same shape and memory layout."""
         normalized: Tensor = (images_B3HW - self.mean_C11) / self.std_C11
         return normalized

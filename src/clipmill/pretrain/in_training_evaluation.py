@@ -102,7 +102,7 @@ def _loss(clip: Any, image_BD: "Tensor", text_BD: "Tensor", batch_size: int) -> 
 
     losses = []
     for image_PD, text_PD in zip(
-        image_BD.split(batch_size), text_BD.split(batch_size), strict=True
+        torch.split(image_BD, batch_size), torch.split(text_BD, batch_size), strict=True
     ):
         if len(image_PD) < batch_size:
             break  # chance is lower among fewer

@@ -11,6 +11,7 @@ from clipmill.tasks.segmentation import SegmentationConfig
 
 # In minutes, shapes are learnt sooner without.
 _AS_THEY_ARE = PhotometricConfig(probability=0.0)
+_SMALL_AND_CACHED = ("model.crop_size=64", "model.cache_features=true", "model.num_workers=0")
 
 
 def upernet_vit_b16() -> FinetuneConfig:
@@ -204,11 +205,7 @@ def linear_segmentation_miniature() -> FinetuneConfig:
     Hardware and time: see docs/log.md.
     """
     full = linear_segmentation_vit_b16()
-    return replace(
-        full,
-        model=replace(full.model, crop_size=64, cache_features=True, num_workers=0),
-        train=_probe_miniature(full.train),
-    )
+    return replace(full, train=_probe_miniature(full.train)).override(_SMALL_AND_CACHED)
 
 
 def linear_depth_vit_b16() -> FinetuneConfig:
@@ -237,11 +234,7 @@ def linear_depth_miniature() -> FinetuneConfig:
     Hardware and time: see docs/log.md.
     """
     full = linear_depth_vit_b16()
-    return replace(
-        full,
-        model=replace(full.model, crop_size=64, cache_features=True, num_workers=0),
-        train=_probe_miniature(full.train),
-    )
+    return replace(full, train=_probe_miniature(full.train)).override(_SMALL_AND_CACHED)
 
 
 def _probe_miniature(train: TrainConfig) -> TrainConfig:
