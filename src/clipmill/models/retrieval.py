@@ -40,6 +40,30 @@ def recall(
     }
 
 
+def pair_accuracy(image_BD: "Tensor", text_BD: "Tensor") -> dict[str, float]:
+    """How often a caption is nearer to its own image than another caption is, and the reverse.
+
+    ``pair_accuracy`` is a share, 0.5 for guessing and for a model that maps everything to one
+    place; ``pair_accuracy_error`` is its standard error over pairs. Unlike a loss it doesn't depend
+    on the logit scale, which overfits where captions are noise.
+    """
+    import torch
+
+    similarity_BB = (image_BD @ text_BD.T).double()
+    own_B = similarity_BB.diagonal()
+    number = len(own_B)
+    shares = []
+    for rows_BB in (similarity_BB, similarity_BB.T):
+        below_B = (rows_BB < own_B[:, None]).sum(1)
+        tied_B = (rows_BB == own_B[:, None]).sum(1) - 1
+        shares.append((below_B + tied_B / 2) / max(number - 1, 1))
+    share_B = torch.stack(shares).mean(0)
+    return {
+        "pair_accuracy": float(share_B.mean()),
+        "pair_accuracy_error": float(share_B.std() / number**0.5) if number > 1 else 0.5,
+    }
+
+
 def _text_ranks(
     image_BD: "Tensor", text_CD: "Tensor", owner_C: "Tensor", asked_B: "Tensor"
 ) -> "Iterator[Tensor]":
