@@ -13,6 +13,7 @@ import psutil
 from clipmill.errors import StorageError
 
 _STOP_SECONDS: Final = 15.0
+_SHOWN_CHARACTERS: Final = 80
 # The system's clock may be set between the record and the look.
 _CLOCK_SECONDS: Final = 5.0
 
@@ -97,5 +98,5 @@ def listener(port: int) -> str:
             is_it = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
             if is_it and connection.pid:
                 command = shlex.join(psutil.Process(connection.pid).cmdline())
-                return f"process {connection.pid} ({command[:120]})"
+                return f"process {connection.pid} ({command[:_SHOWN_CHARACTERS]})"
     return ""

@@ -285,31 +285,27 @@ class _Page:
         ]
         return document(f"{self.headline} · clipmill report", header, sections)
 
-    def _next(self) -> str:
+    def _next(self) -> list[str]:
+        start = tag("code", "clipmill pretrain --set init=open_clip:NAME/TAG")
         if any(j.beats_chance for j in self.trained):
-            return (
-                "CLIPs of practical use see millions of pairs or more: this one shows that the "
-                "data and the pipeline work. To go further, start from public weights "
-                "(clipmill pretrain --set init=...) or train longer on more pairs."
-            )
+            works = "CLIPs of practical use see millions of pairs: this one shows that your data "
+            works += "and the pipeline work. Next: start from public weights, "
+            return [works, start, ", or train longer on more pairs."]
         if not any(t.beats_chance for t in self.training.values()):
-            return (
-                "The contrastive loss of guessing within a batch is the logarithm of its size. "
-                "Train for more steps, or check that captions describe their images."
-            )
-        return (
-            "It learned the pairs that it saw, and nothing that carries over. Try more pairs, "
-            "public weights as a start (clipmill pretrain --set init=...), or measure public "
-            "weights on the same pairs: clipmill demo --images DIR --encoder "
-            "open_clip:NAME/TAG."
-        )
+            failed = "Guessing within a batch costs the logarithm of its size, and training didn't "
+            failed += "get below it. Train for more steps, or check that captions fit their images."
+            return [failed]
+        learned = "It learned the pairs that it saw, and nothing that carries over to others. Try "
+        learned += "more pairs, start from public weights, "
+        public = tag("code", "clipmill demo --images DIR --encoder open_clip:NAME/TAG")
+        return [learned, start, ", or measure public weights on the same pairs: ", public]
 
     def _retrieval(self) -> Section:
         tables = [self._table(way, title) for way, title in WAYS.items()]
         rule = paragraph(
             f"R@k is the share of queries whose partner is among the first k of "
-            f"{self.num_held_out:,}; guessing reaches k / {self.num_held_out:,}. Brackets are "
-            "95 % intervals (Wilson). An encoder is better than chance if the interval of "
+            f"{self.num_held_out:,}; guessing reaches k / {self.num_held_out:,}. Intervals are "
+            "Wilson's. An encoder is better than chance if the interval of "
             f"R@{self.rank} lies above chance both ways. Ties count against it."
         )
         gain = ""
@@ -329,7 +325,12 @@ class _Page:
             rows.append([judged.label, *cells])
         chance = [f"{self.judged[0].share(way, rank).chance:.1f} %" for rank in RANKS]
         rows.append(["guessing", *chance])
-        return table(title, ["Encoder", *(f"R@{rank}" for rank in RANKS)], rows)
+        counted = f"Share of the {self.num_held_out:,} queries, with 95 % intervals."
+        return tag(
+            "div",
+            tag("h3", title),
+            table(counted, ["Encoder", *(f"R@{rank}" for rank in RANKS)], rows),
+        )
 
     def _captions(self) -> Section:
         if self.layer:
@@ -339,12 +340,12 @@ class _Page:
             )
         else:
             words = (
-                "The images were not captioned anew: no captioner was given, and the one that the "
-                "demo trains knows drawn scenes only. To have it done, give a captioner that knows "
-                "photographs: clipmill demo --images DIR --captioner blip:FOLDER, "
-                "git:FOLDER, or vlm:URL of an endpoint."
+                "Recaptioning was skipped: no captioner was given, and the one that the demo "
+                "trains knows drawn scenes only. A captioner that knows photographs adds the step: "
             )
-        return section("captions", "Captions", paragraph(words))
+        example = "clipmill demo --images DIR --captioner blip:FOLDER"
+        command = [] if self.layer else [tag("code", example), ", or git:FOLDER, or vlm:URL."]
+        return section("captions", "Captions", paragraph(words, command))
 
     def _losses(self) -> Section:
         ends = [

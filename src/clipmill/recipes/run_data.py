@@ -53,6 +53,7 @@ def hold_out(
 
     config = recipe(name, PretrainConfig, overrides)
     with Stage("hold-out", store=store, run=run) as stage:
+        stage.report(0, 1, "choosing pairs")
         found = cut(Dataset.open(dataset))
         stage.made(dataset)
     batch = fitting_batch(found.num_train, config.train.batch_size)

@@ -1,9 +1,13 @@
 """Captioners that know photographs, and those that would caption a street with drawn objects."""
 
+import re
+
 from clipmill.data.captioners import captioner_kind
 from clipmill.storage import Node, lineage
 
 _BY_LABELS = "template"
+# Where `clipmill data scenes` writes: a tar there is a leaf of a lineage, known by its URI alone.
+_SCENES = re.compile(r"/sources/scenes-[0-9a-f]{12}(/|$)")
 
 
 def photo_objection(captioner: str) -> str:
@@ -22,6 +26,4 @@ def photo_objection(captioner: str) -> str:
 
 def is_drawn(node: Node) -> bool:
     """Whether procedural scenes are among an artifact's ancestors."""
-    return (node.kind == "source" and "scenes" in node.detail) or any(
-        is_drawn(parent) for parent in node.parents
-    )
+    return bool(_SCENES.search(node.uri)) or any(is_drawn(parent) for parent in node.parents)
