@@ -314,7 +314,8 @@ def recipes(
 def main() -> None:
     """Run the command; a user's mistake is one clear message and exit code 2.
 
-    A training run that SIGTERM stopped has saved its state and ends with exit code 75.
+    A training run that SIGTERM stopped has saved its state and ends with exit code 75. Ctrl-C ends
+    with 130 and the command that resumes.
     """
     try:
         app()
@@ -325,7 +326,8 @@ def main() -> None:
         if isinstance(error, StoppedError):
             sys.exit(STOPPED_CODE)
         sys.exit(USER_ERROR_CODE if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        sys.stderr.write(f"stopped; the same command resumes: {again}\n")
-        sys.exit(INTERRUPTED_CODE)
+    except SystemExit as end:
+        if end.code == INTERRUPTED_CODE:  # as Typer turns Ctrl-C into
+            again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            sys.stderr.write(f"stopped; the same command resumes: {again}\n")
+        raise
