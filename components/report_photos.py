@@ -6,7 +6,7 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def report_photos(
-    dataset: str, layer: str, captioner: str, evaluations: list, public: str, store: str, run: str,
+    dataset: str, layer: str, captioner: str, evaluations: list, given: str, store: str, run: str,
     page: dsl.Output[dsl.HTML],
 ) -> str:  # fmt: skip
     """Draw the page, for the UI's viewer too; the report's URI."""
@@ -15,6 +15,6 @@ def report_photos(
     from clipmill.recipes.run_judge import report_photos as stage
     from clipmill.storage import read_bytes
 
-    uri = stage(dataset, layer, captioner, [*evaluations, *filter(None, [public])], store, run)
+    uri = stage(dataset, layer, captioner, evaluations, given, store, run)
     Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
     return uri

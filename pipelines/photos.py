@@ -29,7 +29,7 @@ def photos(
     """Pretrain on ``pairs`` and measure image-text retrieval on pairs that were held out.
 
     With ``captioner``, which has to know photographs, a second encoder learns from its captions
-    too. ``encoder`` is an encoder to compare with, such as one of public weights.
+    too. ``encoder`` is an encoder to compare with, such as public weights.
     """
     at = {"store": store, "run": run}
     with dsl.ExitHandler(on_pool(finish_run(**at), "cpu", cached=False), name="all"):
@@ -41,8 +41,8 @@ def photos(
         cut = hold_out(dataset=dataset, recipe=clip_recipe, overrides=clip_overrides, **at)
         judging = {"data": dataset, "recipe": "retrieval", **at}
         overrides = on_pool(cut, "cpu").outputs
-        public = retrieval(model=encoder, overrides=overrides["judging"], label="given", **judging)
-        on_pool(public, "gpu").set_display_name("retrieval of a given encoder")
+        given = retrieval(model=encoder, overrides=overrides["judging"], label="given", **judging)
+        on_pool(given, "gpu").set_display_name("retrieval of a given encoder")
 
         def judged(captions: str, layer: Any) -> Any:
             trained = pretrain(
@@ -65,7 +65,7 @@ def photos(
                 layer=layer,
                 captioner=captioner,
                 evaluations=evaluations,
-                public=public.outputs["Output"],
+                given=given.outputs["Output"],
                 **at,
             )
             return on_pool(page, "cpu", cached=False)

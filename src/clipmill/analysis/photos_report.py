@@ -16,6 +16,7 @@ from clipmill.analysis.provenance import environment, provenance_section
 from clipmill.analysis.quarantine import quarantine_section
 from clipmill.analysis.samples import samples_section
 from clipmill.analysis.timing import timing_section
+from clipmill.data.captioners import captioner_kind
 from clipmill.data.dataset import Dataset
 from clipmill.digest import digest_json
 from clipmill.engine.result import read_log
@@ -30,8 +31,9 @@ WAYS: Final = {"image_to_text": "Image to caption", "text_to_image": "Caption to
 _LEVEL: Final = 0.95
 _RESAMPLES: Final = 10_000
 _NUM_LAST: Final = 5
-_LABELS: Final = {"real": "your captions", "both": "your captions and the captioner's"}
-_GIVEN: Final = "the given encoder"
+_LABELS: Final = {"real": "your captions", "both": "both captions"}
+_GIVEN: Final = "given encoder"
+_SEEN: Final = "given encoder, which may have seen these pairs"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,17 +136,19 @@ def photos_report(
     *,
     layer: str = "",
     captioner: str = "",
+    given: str = "",
     run: str = "",
 ) -> str:
     """Write ``report.html`` and ``report.json`` under ``store``; the URI of their folder.
 
-    ``evaluations`` are of retrieval on the pairs that no encoder was trained on: those of encoders
-    that were pretrained on ``dataset``, and of any other.
+    ``evaluations`` are of encoders that were pretrained on a part of ``dataset``, by retrieval on
+    the other part; ``given`` is the same of any other encoder.
 
     Raises NotFoundError where an artifact is missing.
     """
     opened = Dataset.open(dataset)
-    judged = [_judged(uri, opened) for uri in evaluations]
+    judged = [_trained(uri) for uri in evaluations]
+    judged += [_given(given, opened)] if given else []
     stages = read_stages(store, run) if run else []
     parents = [Parent(role="dataset", uri=opened.uri, digest=opened.digest)]
     if layer:
@@ -177,15 +181,20 @@ def photos_report(
     return uri
 
 
-def _judged(uri: str, dataset: Dataset) -> Judged:
+def _trained(uri: str) -> Judged:
     evaluation = read_evaluation(uri)
-    card = None
-    if exists(join(evaluation.model.uri, "model.json")):
-        card = read_card(evaluation.model.uri)
-        if all(parent.digest != dataset.digest for parent in card.parents):
-            card = None
-    label = _LABELS[card.recipe["view"]["captions"]] if card else _GIVEN
+    card = read_card(evaluation.model.uri)
+    label = _LABELS[card.recipe["view"]["captions"]]
     return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), card=card)
+
+
+def _given(uri: str, dataset: Dataset) -> Judged:
+    evaluation = read_evaluation(uri)
+    label = _GIVEN
+    if exists(join(evaluation.model.uri, "model.json")):
+        parents = read_card(evaluation.model.uri).parents
+        label = _SEEN if dataset.digest in {parent.digest for parent in parents} else _GIVEN
+    return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), card=None)
 
 
 def training_of(card: ModelCard) -> Training:
@@ -230,6 +239,7 @@ class _Page:
         stages: Sequence[StageRecord],
     ) -> None:
         self.dataset, self.layer, self.captioner = dataset, layer, captioner
+        self.kind = captioner_kind(captioner)[0] if captioner else ""
         self.judged, self.stages = judged, list(stages)
         self.trained = [j for j in judged if j.card is not None]
         self.training = {j.label: training_of(j.card) for j in self.trained if j.card}
@@ -277,7 +287,7 @@ class _Page:
         sections = [
             self._retrieval(),
             self._captions(),
-            samples_section(self.dataset, self.layer, self.captioner),
+            samples_section(self.dataset, self.layer, self.kind),
             self._losses(),
             quarantine_section(self.dataset),
             timing_section(self.stages, ("G", "G+S")),
@@ -323,7 +333,7 @@ class _Page:
         for judged in self.judged:
             cells = [_cell(judged.share(way, rank)) for rank in RANKS]
             rows.append([judged.label, *cells])
-        chance = [f"{self.judged[0].share(way, rank).chance:.1f} %" for rank in RANKS]
+        chance = [f"{self.judged[0].share(way, rank).chance:.1f}\u00a0%" for rank in RANKS]
         rows.append(["guessing", *chance])
         counted = f"Share of the {self.num_held_out:,} queries, with 95 % intervals."
         return tag(
@@ -335,8 +345,8 @@ class _Page:
     def _captions(self) -> Section:
         if self.layer:
             words = (
-                f"{self.captioner} captioned every image; one encoder learned from your captions, "
-                "another from both. Both are measured on your captions."
+                f"A captioner ({self.captioner}) wrote a caption for every image. One encoder "
+                "learned from your captions alone, another from both. Both are measured on yours."
             )
         else:
             words = (
@@ -405,6 +415,8 @@ class _Page:
 
 def _cell(share: Share) -> Html:
     low, high = share.interval
-    words = f"{share.percent:.1f} %"
-    bounds = tag("small", f"[{low:.1f}, {high:.1f}]", class_="soft")
+    words = f"{share.percent:.1f}\u00a0%"
+    bounds = tag(
+        "small", f"[{low:.1f},\u00a0{high:.1f}]", class_="soft", style="white-space: nowrap"
+    )
     return tag("td", words, tag("br"), bounds)

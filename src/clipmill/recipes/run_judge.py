@@ -59,17 +59,17 @@ def report_photos(
     layer: str,
     captioner: str,
     evaluations: Sequence[str],
+    given: str,
     store: str,
     run: str = "",
 ) -> str:
     """Put retrieval on photographs on one page; the folder of its HTML and JSON."""
     from clipmill.analysis.photos_report import photos_report as make
 
+    described = {"layer": layer, "captioner": captioner, "given": given, "run": run}
     with Stage("report", store=store, run=run) as stage:
         stage.report(0, 1, "drawing")
-        return stage.made(
-            make(dataset, evaluations, store, layer=layer, captioner=captioner, run=run)
-        )
+        return stage.made(make(dataset, evaluations, store, **described))
 
 
 def attention(
