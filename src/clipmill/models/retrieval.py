@@ -3,7 +3,7 @@
 Shapes: B images, C captions, D embedding width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,16 +23,30 @@ def recall(
     Fei-Fei 2015). An image without a caption isn't asked for, but it can be found in error.
     A tie counts against: a model that maps everything to one place finds nothing.
     """
+    return recall_of_ranks(ranks(image_BD, text_CD, owner_C))
+
+
+def ranks(
+    image_BD: "Tensor", text_CD: "Tensor", owner_C: "Tensor | None" = None
+) -> "dict[str, Tensor]":
+    """Rank of each query's nearest partner, 0 the best, both ways; as for :func:`recall`.
+
+    ``image_to_text`` has one rank per image that has captions, ``text_to_image`` one per caption.
+    """
     import torch
 
     if owner_C is None:
         owner_C = torch.arange(len(text_CD))
     owner_C = owner_C.to(text_CD.device)
     asked_B = torch.unique(owner_C)
-    ranks = {
+    return {
         "image_to_text": torch.cat(list(_text_ranks(image_BD, text_CD, owner_C, asked_B))),
         "text_to_image": torch.cat(list(_image_ranks(image_BD, text_CD, owner_C))),
     }
+
+
+def recall_of_ranks(ranks: "Mapping[str, Tensor]") -> dict[str, float]:
+    """R@1, R@5 and R@10 as shares, of the ranks of :func:`ranks`."""
     return {
         f"{way}_r{k}": float((found < k).double().mean())
         for way, found in ranks.items()
