@@ -33,7 +33,7 @@ from clipmill.progress import follow
 from clipmill.serve.ports import DEFAULT_PORT, require_free
 from clipmill.serve.process import ServerProcess
 from clipmill.stages import EVENTS_VARIABLE
-from clipmill.storage import SeaweedServer, join, read_bytes, read_json
+from clipmill.storage import SeaweedServer, exists, join, read_bytes, read_json
 from clipmill.tasks.promotion import read_promotion
 
 _HOST = "127.0.0.1"
@@ -163,6 +163,9 @@ def run_demo(
             EVENTS_VARIABLE: str(events),
             "CLIPMILL_CACHE": str(folder / "cache"),
             "TMPDIR": str(scratch),
+            # Every stage is a process: bytecode that isn't kept costs each of them eight seconds.
+            "PYTHONPYCACHEPREFIX": str(folder / "cache" / "bytecode"),
+            "PYTHONDONTWRITEBYTECODE": "",
         }
         command = [
             *(sys.executable, "-m", "clipmill.pipelines"),
@@ -178,16 +181,25 @@ def run_demo(
     results = read_json(join(report, "report.json"))
     if options.images:
         return _photos_result(page, results, store)
-    promotions = {task: read_promotion(join(store, "serving", task)) for task in _TASKS}
+    places = {task: join(store, "serving", task) for task in _TASKS}
+    promotions = {
+        task: read_promotion(place)
+        for task, place in places.items()
+        if exists(join(place, "promotion.json"))
+    }
+    if not promotions:
+        raise PipelineError(
+            f"no model is better than its gate, so none serves; {page} shows the figures"
+        )
     image = folder / "test-image.png"
-    image.write_bytes(promotions[_TASKS[0]].evaluation.picture(0, "image"))
-    models = {task: found.evaluation.model.uri for task, found in promotions.items()}
+    first = next(iter(promotions.values()))
+    image.write_bytes(first.evaluation.picture(0, "image"))
     return DemoResult(
         page=page,
         results=results,
         store=store,
-        models=models,
-        encoder=_encoder_of(models[_TASKS[0]]),
+        models={task: found.evaluation.model.uri for task, found in promotions.items()},
+        encoder=_encoder_of(first.evaluation.model.uri),
         image=image,
     )
 
@@ -285,13 +297,16 @@ def _check(options: DemoOptions) -> None:
             action="add --images DIR, or leave it out",
         )
     if options.captioner:
-        from clipmill.data.captioners.photos import photo_objection
+        from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
 
-        if objection := photo_objection(options.captioner):
+        kind, captioner = open_captioner(options.captioner, CaptionersConfig())
+        if kind == "template" or not knows_photos(captioner):
             raise ConfigError(
-                f"{options.captioner} can't caption photographs: {objection}",
+                f"{options.captioner} can't caption photographs: it knows only "
+                f"{'labels, not images' if kind == 'template' else 'drawn scenes'}",
                 expected="a captioner that knows photographs: public weights or an endpoint",
-                action="give --captioner blip:FOLDER, git:FOLDER or vlm:URL, or leave it out",
+                action="give --captioner hf:Salesforce/blip-image-captioning-base, file:FOLDER or "
+                "vlm:URL, or leave it out",
             )
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
@@ -430,9 +445,10 @@ def _pipeline(options: DemoOptions) -> tuple[str, dict[str, Any]]:
         "captioner": options.captioner,
     }
     if options.captioner:
-        from clipmill.data.captioners import captioner_kind
+        from clipmill.data.captioners import CaptionersConfig, open_captioner
 
-        parameters["recaption_recipe"] = _RECAPTIONING[captioner_kind(options.captioner)[0]]
+        kind, _ = open_captioner(options.captioner, CaptionersConfig())
+        parameters["recaption_recipe"] = _RECAPTIONING[kind]
         parameters["recaption_overrides"] = list(options.captioner_overrides)
     return "photos", parameters
 

@@ -15,7 +15,6 @@ from clipmill.analysis.photos_report import (
     paired_difference,
     photos_report,
 )
-from clipmill.data.captioners.photos import photo_objection
 from clipmill.data.dataset import Dataset
 from clipmill.data.scenes.formats import write_caption_folder
 from clipmill.data.scenes.world import SceneConfig

@@ -1,11 +1,6 @@
 """The ``clipmill`` command: each subcommand a thin call into the library."""
 
 import json
-<<<<<<< HEAD
-=======
-import shlex
-import sys
->>>>>>> demoshell
 from pathlib import Path
 from typing import Annotated
 
@@ -18,15 +13,7 @@ from clipmill.cli.data import data
 from clipmill.cli.extras import needs
 from clipmill.cli.options import Json, Set, Store, require_output
 from clipmill.cli.study import report, study
-<<<<<<< HEAD
-=======
-from clipmill.errors import ClipmillError, StoppedError, UserError
 from clipmill.serve.ports import DEFAULT_PORT
-
-USER_ERROR_CODE = 2
-INTERRUPTED_CODE = 130  # 128 and SIGINT, as shells have it
-STOPPED_CODE = 75  # sysexits.h: a temporary failure, to be tried again
->>>>>>> demoshell
 
 app = typer.Typer(
     help="Quality-captioned CLIP encoders: made, fine-tuned for dense tasks, and served.",
@@ -75,7 +62,7 @@ def demo(
         Path | None, typer.Option(help="Folder of your photos, each with a .txt caption.")
     ] = None,
     captioner: Annotated[
-        str, typer.Option(help="Caption --images too: blip:FOLDER, git:FOLDER, vlm:URL, ...")
+        str, typer.Option(help="Caption --images too: hf:ORG/NAME, file:FOLDER, vlm:URL, ...")
     ] = "",
     captioner_set: Annotated[
         list[str] | None,
@@ -329,27 +316,5 @@ def recipes(
 
 
 def main() -> None:
-<<<<<<< HEAD
     """Run the command; see :func:`clipmill.cli.entry.run` for errors and exit codes."""
     entry.run(app)
-=======
-    """Run the command; a user's mistake is one clear message and exit code 2.
-
-    A training run that SIGTERM stopped has saved its state and ends with exit code 75. Ctrl-C ends
-    with 130 and the command that resumes.
-    """
-    try:
-        app()
-    except ClipmillError as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        if isinstance(error, StoppedError):
-            sys.exit(STOPPED_CODE)
-        sys.exit(USER_ERROR_CODE if isinstance(error, UserError) else 1)
-    except SystemExit as end:
-        if end.code == INTERRUPTED_CODE:  # as Typer turns Ctrl-C into
-            again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-            sys.stderr.write(f"stopped; the same command resumes: {again}\n")
-        raise
->>>>>>> demoshell

@@ -10,16 +10,10 @@ from PIL import Image
 
 from clipmill.data.captioned_pictures import captioned_pictures, open_pictures
 from clipmill.data.dataset import Dataset
-<<<<<<< HEAD
 from clipmill.data.scoring.clip import ClipTowers, judge_parent
-from clipmill.errors import SourceError
-from clipmill.models.retrieval import recall
-=======
-from clipmill.data.scoring.clip import ClipTowers, clip_parent
 from clipmill.data.view import in_fraction
 from clipmill.errors import ConfigError, SourceError
 from clipmill.models.retrieval import ranks, recall_of_ranks
->>>>>>> demoshell
 from clipmill.stages import Report
 from clipmill.storage import Parent, join, read_json, write_json
 from clipmill.tasks.zero_shot_config import RetrievalConfig
