@@ -122,9 +122,7 @@ def test_a_pretraining_that_learned_nothing_is_called_failed(make_run) -> None:
     uri = report(run.inputs, run.store)
     found = read_page(uri).sections
     assert "Pretraining failed for G: " in found["header"]
-    assert "4.130 ± 0.020 4.159 failed: no better than chance" in " ".join(
-        found["results"].split()
-    )
+    assert "4.130 ± 0.020 4.159 failed: no better than chance" in " ".join(found["results"].split())
     assert found["results"].count("learned") == 1 + found["results"].count("that learned nothing")
     pretraining = read_json(join(uri, "report.json"))["results"]["pretraining"]
     assert {label: result["has_failed"] for label, result in pretraining.items()} == {
