@@ -12,6 +12,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := "$(VENV)"/bin
 # OpenMMLab's compiled operators aren't needed: torchvision's stand in (docs/dependencies.md).
 export MMCV_WITH_OPS := 0
+# Bytecode is kept: without it each start of torch and OpenMMLab compiles for eight seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # Workers run side by side: one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # A Python that nobody named gives way to the environment's own.

@@ -1,12 +1,15 @@
 """A pipeline on this machine, under ``kfp.local``."""
 
 import os
+import shlex
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clipmill.cluster.names import NON_ROOT, STORE_VARIABLES
 
+_EXECUTOR = "-m kfp.dsl.executor_main"
 _RESTRICTED = {
     "user": f"{NON_ROOT}:{NON_ROOT}",
     "read_only": True,
@@ -28,6 +31,7 @@ def run_here(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str 
         RuntimeError: a task failed; its own words are on standard output.
     """
     from kfp import local
+    from kfp.local import subprocess_task_handler
 
     # It would have every local user read that images and pools are not used locally.
     for message in ("You may be attemping to run a task", r"Task .*: settings .* have no effect"):
@@ -48,9 +52,20 @@ def run_here(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str 
         )
         shared.mkdir(parents=True)
         shared.chmod(0o777)  # the containers' user is nobody here
+    subprocess_task_handler.replace_python_executable = _with_python
     local.init(
         runner=runner,
         pipeline_root=str(shared),
         workspace_root=str(folder / "workspace"),
     )
     pipeline(**arguments)
+
+
+def _with_python(command: Sequence[str], executable: str) -> list[str]:
+    """Name the interpreter in a task's command, quoted for the shell that reads it.
+
+    kfp 2.17's own function replaces ``python3`` in every argument and doesn't quote, so that a
+    space in the interpreter's path, or ``python3`` in a store's, breaks every task.
+    """
+    ours = f"{shlex.quote(executable)} {_EXECUTOR}"
+    return [part.replace(f"python3 {_EXECUTOR}", ours) for part in command]

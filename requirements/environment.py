@@ -24,6 +24,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 INDEX_SECONDS = 5
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 PIP = ("-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check")
+UV = "uv==0.13.9"  # as pyproject.toml pins it for requirements/lock.py
 
 
 def fail(message: str) -> None:
@@ -121,12 +122,28 @@ class Environment:
 
     def pip(self, *arguments: str) -> None:
         """Install; pip has said on standard error what went wrong if it ends with an error."""
-        variables = dict(os.environ, MMCV_WITH_OPS="0")  # docs/dependencies.md
-        run = subprocess.run(
-            [str(self.python), *PIP, *arguments], env=variables, cwd=str(ROOT), check=False
-        )
-        if run.returncode:
+        if self._run(self.python, *PIP, *arguments):
             fail("pip failed (see above); the same command starts the installation again")
+
+    def install_pins(self, *arguments: str) -> None:
+        """Install by uv, which takes a sixth of pip's time; by pip where uv can't do it.
+
+        uv doesn't read pip's configuration files, which may name the only index that is reachable.
+        """
+        uv = self.python.with_name("uv")
+        if uv.exists() or not self._run(self.python, *PIP, UV):
+            command = (uv, "pip", "install", "--quiet", "--python", str(self.python))
+            if not self._run(*command, *arguments):
+                return
+        say("uv can't install this (see above); pip does")
+        self.pip(*arguments)
+
+    def _run(self, *command: object) -> int:
+        variables = dict(os.environ, MMCV_WITH_OPS="0")  # docs/dependencies.md
+        if "PIP_INDEX_URL" in os.environ:
+            variables.setdefault("UV_DEFAULT_INDEX", os.environ["PIP_INDEX_URL"])
+        words = [str(word) for word in command]
+        return subprocess.run(words, env=variables, cwd=str(ROOT), check=False).returncode
 
 
 def digest(extra: str) -> str:
@@ -185,10 +202,10 @@ def install(environment: Environment, extra: str, torch: str, index: str) -> Non
     if torch == "cpu":
         text = file.read_text(encoding="utf-8")
         pins = re.findall(r"^(?:torch|torchvision)==[^ \n]+", text, re.MULTILINE)
-        environment.pip("--no-deps", "--index-url", index, *pins)
+        environment.install_pins("--no-deps", "--index-url", index, *pins)
         rest = environment.folder / "rest.txt"
         rest.write_text(without("torch", text), encoding="utf-8")
-    environment.pip("--no-deps", "-r", str(rest))
+    environment.install_pins("--no-deps", "-r", str(rest))
     environment.pip("--no-deps", "-e", ".")
     value = dict(done, torch=torch, **{extra: digest(extra)})
     environment.stamp.write_text(json.dumps(value, indent=2), encoding="utf-8")

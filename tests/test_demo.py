@@ -1,18 +1,24 @@
-"""The demo as a person runs it, made small: a folder with bad files in it, then the same again."""
+"""The demo as a person runs it, made small: scenes, a folder of images, and an interruption."""
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from clipmill.background import listener
 from clipmill.data.scenes.formats import write_caption_folder
 from clipmill.data.scenes.world import SceneConfig
+from clipmill.demo import DemoOptions, program, show_demo
+from clipmill.errors import ConfigError, SourceError, StorageError
+from clipmill.serve.ports import free_port
 
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
 OVERRIDES = {
@@ -33,9 +39,11 @@ OVERRIDES = {
     "min_miou": 0.0,
     "max_rmse_metres": 99.0,
 }
+PHOTOS = {"clip_overrides": OVERRIDES["clip_overrides"]}
 REASONS = {
     "caption-not-utf8",
     "caption-without-image",
+    "duplicate-image",
     "empty-caption",
     "empty-file",
     "image-too-large",
@@ -44,15 +52,15 @@ REASONS = {
 }
 
 
-def start(folder, images):
-    options = f"folder=Path({str(folder)!r}), images=Path({str(images)!r}), overrides={OVERRIDES!r}"
-    # A shell that starts the tests in the background has SIGINT ignored by all that come of them.
+def start(folder, overrides, **options):
+    """A demo in a process of its own."""
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
     code = f"""
-import signal
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)
+from pathlib import PosixPath
 from clipmill.demo import DemoOptions, show_demo
-show_demo(DemoOptions({options}), as_json=True)
+options = DemoOptions(folder=Path({str(folder)!r}), overrides={overrides!r}, {given})
+show_demo(options, as_json=False)
 """
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code],
@@ -60,6 +68,25 @@ show_demo(DemoOptions({options}), as_json=True)
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def shown(process):
+    """What it printed, once it has ended well."""
+    output, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, output + errors
+    assert "\x1b" not in output, "no terminal, no colours"
+    return output
+
+
+def command(output, comment, below=1):
+    """The printed command below a comment."""
+    lines = output.splitlines()
+    return lines[next(i for i, line in enumerate(lines) if line.startswith(f"# {comment}")) + below]
+
+
+def shell(line, **options):
+    """What a printed command prints, as a person pastes it."""
+    return subprocess.run(line, shell=True, check=True, capture_output=True, text=True, **options)
 
 
 def living(folder):
@@ -79,9 +106,15 @@ def living(folder):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    write_caption_folder(SceneConfig(size=48, seed=7), range(8), folder / "good", "alt")
+    write_caption_folder(SceneConfig(size=48, seed=7), range(24), folder / "good", "alt")
     jpeg = (folder / "good/000000.jpg").read_bytes()
-    for name, data in (("cut", jpeg[:200]), ("blank", jpeg), ("zero", b""), ("latin", jpeg)):
+    for name, data in (
+        ("cut", jpeg[:200]),
+        ("blank", jpeg),
+        ("zero", b""),
+        ("latin", jpeg),
+        ("twin", jpeg),
+    ):
         (folder / f"{name}.jpg").write_bytes(data)
         (folder / f"{name}.txt").write_bytes(
             {"blank": b" \n", "latin": "café".encode("latin-1")}.get(name, b"a caption")
@@ -94,41 +127,112 @@ def images(tmp_path_factory):
     return folder
 
 
-def test_two_runs_give_a_page_that_lists_what_was_bad_and_leave_nothing_running(images, tmp_path):
+def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
     """One test: workers of xdist would each make a fixture's runs anew, minutes of them."""
-    found = []
-    for _ in range(2):
-        process = start(tmp_path, images)
-        output, progress = process.communicate(timeout=600)
-        assert process.returncode == 0, progress
-        found.append((json.loads(output), progress))
-    (first, progress), (second, second_progress) = found
-    page = (tmp_path / "report.html").read_text()
-    assert first["page"] == str(tmp_path / "report.html")
-    assert set(first["models"]) == {"depth", "segmentation"}
-    for task in ("depth", "segmentation"):
-        assert set(first["results"]["tasks"][task]["metrics"]) == {"G", "G+S"}
-    assert first["results"]["quarantine"] == dict.fromkeys(REASONS, 1)
-    assert [reason for reason in REASONS if reason not in page] == []
-    assert "pretrain G+S" in progress
+    folder, port = tmp_path / "my demo", free_port("127.0.0.1")
+    output = shown(start(folder, OVERRIDES))
+    store = folder / "store"
+    assert f"Artifacts: {store}" in output
+    assert "pretrain G+S" in output
+    assert "left" in output
+    runs = shell(command(output, "List the runs")).stdout
+    assert "encoders/" in runs
+    assert "captions: " in shell(command(output, "List the runs", 2)).stdout
+    encoder = shlex.split(command(output, "Fine-tune"))[3]
+    assert (Path(encoder) / "model.json").exists()
+    shell(shlex.join([*program(), "export", encoder, "--output", str(tmp_path / "out")]))
+    serve = shlex.split(command(output, "Serve"))
+    assert serve[-2:] == ["--port", "8080"]
+    assert all(Path(word.partition("=")[2]).is_dir() for word in serve if word.startswith("depth="))
+    assert living(folder) == []
+    assert not (folder / "tmp").exists()
 
-    assert second["models"] == first["models"]
-    assert second["results"]["tasks"] == first["results"]["tasks"]
-    stages = second["results"]["stages"]
-    assert {stage["name"] for stage in stages if not stage["reused"]} == {"promote"}
-    assert second_progress.count("reused") == len([stage for stage in stages if stage["reused"]])
+    second = shown(start(folder, OVERRIDES, keep=True, port=port))
+    lines = [line for line in second.splitlines() if line.startswith("✓")]
+    assert {line.split()[1] for line in lines if "reused" not in line} == {"promote", "report"}
+    shell(command(second, "One request"), cwd=tmp_path)
+    with Image.open(tmp_path / "segmentation.png") as answer:
+        assert answer.size == Image.open(folder / "test-image.png").size
+    with urllib.request.urlopen(command(second, "Playground")) as page:
+        assert b"<html" in page.read()
+    again = start(folder, OVERRIDES, keep=True, port=port)
+    _, errors = again.communicate(timeout=60)
+    assert "an earlier demo is still up: endpoints (process " in errors
+    assert "--stop" in errors
+    stop = command(second, "Stop what is running")
+    assert f"http://127.0.0.1:{port}" in shell(stop).stdout
+    assert "nothing runs" in shell(stop).stdout
+    assert living(folder) == []
+
+
+def test_photographs_in_an_s3_store_with_bad_files(images, tmp_path):
+    port = free_port("127.0.0.1")
+    options = {"images": images, "s3": True, "keep": True, "port": port}
+    output = shown(start(tmp_path, PHOTOS, **options))
+    try:
+        page = (tmp_path / "report.html").read_text()
+        assert [reason for reason in REASONS if reason not in page] == []
+        assert "recaption" not in output
+        assert "Recaptioning was skipped" in page
+        assert " pairs that it has not seen" in page
+        settings = command(output, "Let other commands use the S3 server")
+        # As in a shell of the user's, which knows of no store.
+        plain = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+        lineage = f"{settings} && {command(output, 'List the runs', 2)}"
+        assert "captions: real" in shell(lineage, env=plain).stdout
+        answer = json.loads(shell(command(output, "One request")).stdout)
+        assert answer["outputs"]
+    finally:
+        stopped = shell(command(output, "Stop what is running")).stdout
+    assert "stopped endpoints" in stopped
+    assert "stopped S3 server" in stopped
+    assert listener(port) == ""
     assert living(tmp_path) == []
 
 
-def test_an_interrupted_run_leaves_nothing_behind(images, tmp_path):
-    process = start(tmp_path, images)
+def test_an_interrupted_run_leaves_nothing_behind_and_says_how_to_resume(tmp_path):
+    # A shell that starts the tests in the background has SIGINT ignored by all that come of them.
+    code = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[0] = "clipmill"
+from clipmill.cli import main
+main()
+"""
+    words = ["demo", "--folder", str(tmp_path / "my demo")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
-    events = tmp_path / "events.jsonl"
-    while not (events.exists() and "captioner" in events.read_text()):
+    events = tmp_path / "my demo" / "events.jsonl"
+    while not (events.exists() and "scenes" in events.read_text().partition("start")[2]):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert len(living(tmp_path)) >= 3  # the command, the store, the pipeline
+    assert len(living(tmp_path)) >= 2  # the command, the pipeline
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    again = shlex.join(["clipmill", *words])
+    assert errors.splitlines()[-1] == f"stopped; the same command resumes: {again}"
     assert living(tmp_path) == []
+    assert not (tmp_path / "my demo" / "tmp").exists()
+
+
+def test_an_old_store_a_drawn_captioner_and_missing_images_are_refused_at_once(tmp_path):
+    old = tmp_path / "store"
+    old.mkdir()
+    (old / "credentials.json").write_text("[]")
+    with pytest.raises(StorageError, match="data files of an S3 server") as found:
+        show_demo(DemoOptions(folder=tmp_path), as_json=False)
+    assert found.value.action.startswith("move it away: mv ")
+    with pytest.raises(ConfigError, match="--captioner was given without --images"):
+        show_demo(DemoOptions(folder=tmp_path, captioner="blip:x"), as_json=False)
+    with pytest.raises(ConfigError, match="can't caption photographs"):
+        show_demo(
+            DemoOptions(folder=tmp_path, images=tmp_path, captioner="template:x"), as_json=False
+        )
+    with pytest.raises(SourceError, match="is not a folder"):
+        show_demo(DemoOptions(folder=tmp_path, images=tmp_path / "none"), as_json=False)

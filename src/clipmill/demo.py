@@ -1,11 +1,17 @@
-"""The first-light pipeline on this machine: an embedded store, ``kfp.local``, live progress."""
+"""The demo: a pipeline on this machine under ``kfp.local``, with live progress, and what follows.
+
+Its artifacts lie in a plain folder, or in an embedded S3 server.
+"""
 
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +20,38 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from clipmill.errors import ClipmillError, SourceError, StorageError, UserError
+from clipmill.background import BackgroundProcess, record, running, stop
+from clipmill.errors import (
+    ClipmillError,
+    ConfigError,
+    ServerError,
+    SourceError,
+    StorageError,
+    UserError,
+)
 from clipmill.progress import follow
-from clipmill.serve.probe import curl_lines
+from clipmill.serve.ports import DEFAULT_PORT, require_free
 from clipmill.serve.process import ServerProcess
 from clipmill.stages import EVENTS_VARIABLE
-from clipmill.storage import SeaweedServer, join, read_bytes, read_json
+from clipmill.storage import SeaweedServer, exists, join, read_bytes, read_json
 from clipmill.tasks.promotion import read_promotion
 
-STORE = "s3://clipmill"
 _HOST = "127.0.0.1"
+_BUCKET = "s3://clipmill"
 _STOP_SECONDS = 5.0
+_RUNNING = "running.json"
+# Of a path that a Unix socket may have, less what libraries put after TMPDIR.
+_MAX_SCRATCH_CHARACTERS = 60
+_TASKS = ("segmentation", "depth")
+_RECAPTIONING = {
+    "blip": "recaption-blip",
+    "coca": "recaption-coca",
+    "git": "recaption-git",
+    "huggingface": "recaption-beam",
+    "rewrite": "recaption-rewrite-laclip",
+    "vlm": "recaption-vlm-vecap",
+}
+"""Recipe by kind of captioner."""
 
 
 class PipelineError(ClipmillError):
@@ -33,75 +60,341 @@ class PipelineError(ClipmillError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoOptions:
-    """What a person may choose."""
+    """Settings of a demo."""
 
     folder: Path
-    """Where store, logs and the page go."""
+    """Where artifacts, logs and the page go."""
     images: Path | None = None
-    """A folder of pictures with captions, in place of scenes; None for scenes."""
+    """Folder of photographs with captions, in place of scenes; None for scenes."""
+    captioner: str = ""
+    """Address of a captioner for ``images``; empty for none."""
+    captioner_overrides: Sequence[str] = ()
+    """Changes of its recipe."""
+    encoder: str = ""
+    """Address of an encoder to compare with on ``images``; empty for none."""
     seed: int = 0
-    """Seed of the two encoders and of all that is trained on them."""
+    """Seed of the encoders and of all that is trained on them."""
     keep: bool = False
-    """Leave the store and the endpoints up."""
-    port: int | None = None
-    """HTTP port of the endpoints; None takes a free one."""
-    overrides: dict[str, Sequence[str]] = field(default_factory=dict)
-    """Overrides by the pipeline's parameter."""
+    """Leave the endpoints up, and the S3 server."""
+    port: int = DEFAULT_PORT
+    """HTTP port of the endpoints."""
+    s3: bool = False
+    """Keep artifacts in an embedded S3 server rather than in a plain folder."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Values by the pipeline's parameter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
-    """What a person wants to hear at the end."""
+    """Result shown after the demo."""
 
     page: Path
     """The report."""
     results: dict[str, Any]
-    """What the report's JSON says."""
+    """The report's JSON."""
+    store: str
+    """URI that all artifacts lie under."""
     models: dict[str, str]
-    """URI of the model that serves, by task."""
+    """URI of the model to serve, by endpoint."""
+    encoder: str
+    """URI of an encoder to continue with."""
+    image: Path
+    """An image file to send to an endpoint."""
 
 
-def run_demo(options: DemoOptions, environment: Mapping[str, str], console: Console) -> DemoResult:
-    """Run the pipeline against the store that ``environment`` names, and fetch the page.
+def show_demo(options: DemoOptions, *, as_json: bool) -> None:
+    """Run the demo with live progress, then print where the page is and which commands follow.
+
+    Raises:
+        StorageError: the folder can't be written, or holds a store of another kind.
+        SourceError: ``images`` is no folder.
+        ConfigError: the captioner doesn't know photographs.
+        ServerError: the port is taken, a server doesn't start, or an earlier demo's still runs.
+        PipelineError: a stage failed for a reason that isn't the user's.
+        UserError: a stage named something that the user can correct.
+    """
+    console = Console(stderr=as_json, highlight=False)
+    _check(options)
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_exiting_on_sigterm())
+        store, server = stack.enter_context(_store(options))
+        result = run_demo(options, store, server.environment if server else {}, console)
+        if options.keep:
+            _keep(options, result, server)
+    if as_json:
+        found = {
+            "page": str(result.page),
+            "store": result.store,
+            "models": result.models,
+            "encoder": result.encoder,
+            **result.results,
+        }
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    console.print(f"\n[bold]{result.results['verdict']}[/]", soft_wrap=True)
+    console.print(f"\nPage: {result.page}  ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+    console.print(f"Artifacts: {result.store}\n", soft_wrap=True)
+    environment = server.environment if server else {}
+    text = "\n".join(next_steps(options, result, environment))
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def run_demo(
+    options: DemoOptions, store: str, environment: Mapping[str, str], console: Console
+) -> DemoResult:
+    """Run the pipeline against ``store``, with ``environment`` added, and fetch the page.
 
     Raises:
         PipelineError: a stage failed for a reason that isn't the user's.
-        UserError: a stage said what the user can mend.
+        UserError: a stage named something that the user can correct.
     """
     run = time.strftime("%Y%m%d-%H%M%S")
-    folder = options.folder
+    folder = options.folder.absolute()
     events = folder / "events.jsonl"
     events.write_text("")
-    parameters = {
-        "store": STORE,
-        "run": run,
-        "pairs": str(options.images.absolute()) if options.images else "",
-        "clip_overrides": [f"train.seed={options.seed}"],
-        "finetune_overrides": [f"train.seed={options.seed}"],
-        **options.overrides,
-    }
-    environment = {
-        **os.environ,
-        **environment,
-        EVENTS_VARIABLE: str(events),
-        "CLIPMILL_CACHE": str(folder / "cache"),
-    }
-    command = [sys.executable, "-m", "clipmill.pipelines", json.dumps(parameters), str(folder)]
+    name, parameters = _pipeline(options)
+    parameters = {"store": store, "run": run, **parameters, **options.overrides}
     log = folder / "demo.log"
-    with log.open("wb") as output, _group(command, environment, output) as process:
-        failed = follow(events, process, console)
+    with _scratch(folder) as scratch:
+        environment = {
+            **os.environ,
+            **environment,
+            EVENTS_VARIABLE: str(events),
+            "CLIPMILL_CACHE": str(folder / "cache"),
+            "TMPDIR": str(scratch),
+            # Every stage is a process: bytecode that isn't kept costs each of them eight seconds.
+            "PYTHONPYCACHEPREFIX": str(folder / "cache" / "bytecode"),
+            "PYTHONDONTWRITEBYTECODE": "",
+        }
+        command = [
+            *(sys.executable, "-m", "clipmill.pipelines"),
+            *(name, json.dumps(parameters), str(scratch)),
+        ]
+        with log.open("wb") as output, _group(command, environment, output) as process:
+            failed = follow(events, process, console)
     if process.returncode:
         raise _failure(failed, log)
-    record = read_json(join(STORE, "runs", run, "report.json"))
+    report = read_json(join(store, "runs", run, "report.json"))["output"]
     page = folder / "report.html"
-    page.write_bytes(read_bytes(join(record["output"], "report.html")))
-    models = {
-        task: read_json(join(STORE, "serving", task, "promotion.json"))["parents"][0]["uri"]
-        for task in ("segmentation", "depth")
+    page.write_bytes(read_bytes(join(report, "report.html")))
+    results = read_json(join(report, "report.json"))
+    if options.images:
+        return _photos_result(page, results, store)
+    places = {task: join(store, "serving", task) for task in _TASKS}
+    promotions = {
+        task: read_promotion(place)
+        for task, place in places.items()
+        if exists(join(place, "promotion.json"))
     }
+    if not promotions:
+        raise PipelineError(
+            f"no model is better than its gate, so none serves; {page} shows the figures"
+        )
+    image = folder / "test-image.png"
+    first = next(iter(promotions.values()))
+    image.write_bytes(first.evaluation.picture(0, "image"))
     return DemoResult(
-        page=page, results=read_json(join(record["output"], "report.json")), models=models
+        page=page,
+        results=results,
+        store=store,
+        models={task: found.evaluation.model.uri for task, found in promotions.items()},
+        encoder=_encoder_of(first.evaluation.model.uri),
+        image=image,
     )
+
+
+def stop_demo(folder: Path) -> list[str]:
+    """Stop what ``--keep`` left running; a line for each process, or one that says that none ran.
+
+    Raises StorageError where the folder's record is broken.
+    """
+    stopped = stop(folder / _RUNNING)
+    if not stopped:
+        return [f"nothing runs that a demo in {folder} left"]
+    return [f"stopped {p.name}: process {p.pid}, {p.url}" for p in stopped]
+
+
+def program() -> list[str]:
+    """The words that start clipmill in the user's shell: the name, if PATH leads to this one."""
+    script = Path(sys.executable).parent / "clipmill"
+    known = shutil.which("clipmill")
+    if known and Path(known).absolute() == script:
+        return ["clipmill"]
+    if not os.access(script, os.X_OK):
+        return [sys.executable, "-m", "clipmill"]
+    with contextlib.suppress(ValueError):
+        return [str(script.relative_to(Path.cwd()))]
+    return [str(script)]
+
+
+def next_steps(
+    options: DemoOptions, result: DemoResult, environment: Mapping[str, str]
+) -> list[str]:
+    """Commands to paste after a demo, each under a comment that says what it does."""
+    if environment and not options.keep:
+        again = shlex.join([*program(), "demo", "--folder", str(options.folder), "--s3", "--keep"])
+        return [
+            "# The artifacts are in an S3 server that has stopped; start it and the endpoints:",
+            again,
+        ]
+    url = f"http://{_HOST}:{options.port}"
+    lines = []
+    if environment:
+        settings = shlex.join(f"{name}={value}" for name, value in environment.items())
+        lines += ["# Let other commands use the S3 server that holds the artifacts:"]
+        lines += [f"export {settings}", ""]
+    if not options.keep:
+        served = [f"{name}={uri}" for name, uri in result.models.items()]
+        lines += ["# Serve the models; Ctrl-C stops them:"]
+        lines += [_command("serve", *served, "--port", str(options.port)), ""]
+    lines += ["# Playground, once they serve:" if not options.keep else "# Playground:"]
+    lines += [f"{url}/", "", "# One request:"]
+    name = next(iter(result.models))
+    question = "labels=a photo,a drawing" if options.images else "output=png"
+    answer = [] if options.images else ["--output", f"{name}.png"]
+    kind = "png" if result.image.suffix == ".png" else "jpeg"
+    request = f"{url}/v2/models/{name}/infer?{question.replace(' ', '%20')}"
+    finetune = _command("finetune", "--encoder", result.encoder, "--store", result.store)
+    finetune += " --data YOUR_DATA --recipe upernet-miniature"
+    lines += [
+        shlex.join(
+            [
+                *("curl", "--fail", "--data-binary", f"@{result.image}"),
+                *("--header", f"Content-Type: image/{kind}", *answer, request),
+            ]
+        ),
+        "",
+        "# Fine-tune on your own data (formats: docs/tasks.md):",
+        finetune,
+        "",
+        "# List the runs; show what a model was made from:",
+        _command("runs", result.store),
+        _command("lineage", result.models[name]),
+    ]
+    if options.keep:
+        stopping = ["demo", "--folder", str(options.folder.absolute()), "--stop"]
+        lines += ["", "# Stop what is running:", _command(*stopping)]
+    return lines
+
+
+def _command(*words: str) -> str:
+    return shlex.join([*program(), *words])
+
+
+def _check(options: DemoOptions) -> None:
+    """Find what would stop the run before anything starts."""
+    if options.images is not None and not options.images.is_dir():
+        raise SourceError(
+            f"{options.images} is not a folder",
+            expected="a folder of images, each with a .txt of the same name",
+            action="check the path given as --images",
+        )
+    if options.images is None and (options.captioner or options.encoder):
+        raise ConfigError(
+            f"--{'captioner' if options.captioner else 'encoder'} was given without --images",
+            expected="a folder of your own images to use it on",
+            action="add --images DIR, or leave it out",
+        )
+    if options.captioner:
+        from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
+
+        kind, captioner = open_captioner(options.captioner, CaptionersConfig())
+        if kind == "template" or not knows_photos(captioner):
+            raise ConfigError(
+                f"{options.captioner} can't caption photographs: it knows only "
+                f"{'labels, not images' if kind == 'template' else 'drawn scenes'}",
+                expected="a captioner that knows photographs: public weights or an endpoint",
+                action="give --captioner hf:Salesforce/blip-image-captioning-base, file:FOLDER or "
+                "vlm:URL, or leave it out",
+            )
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        (options.folder / "demo.log").touch()
+    except OSError as error:
+        raise StorageError(
+            f"{options.folder} can't be written: {error.strerror}",
+            expected="a folder that this user may write in",
+            action="give another one as --folder",
+        ) from error
+    if options.keep and (kept := running(options.folder / _RUNNING)):
+        words = ", ".join(f"{p.name} (process {p.pid}, {p.url})" for p in kept)
+        raise ServerError(
+            f"an earlier demo is still up: {words}",
+            expected="one demo with --keep per folder",
+            action=f"stop it first: {_command('demo', '--folder', str(options.folder), '--stop')}",
+        )
+    if options.keep:
+        require_free(_HOST, options.port)
+
+
+@contextlib.contextmanager
+def _store(options: DemoOptions) -> Iterator[tuple[str, SeaweedServer | None]]:
+    """The store's URI, and its server if it has one, which stops at the end unless it is kept."""
+    if not options.s3:
+        folder = options.folder.absolute() / "store"
+        if (folder / "credentials.json").exists():
+            old = folder.with_name("store-old")
+            raise StorageError(
+                f"{folder} holds the data files of an S3 server, left by an earlier version",
+                expected="a folder of artifacts",
+                action=f"move it away: mv {shlex.quote(str(folder))} {shlex.quote(str(old))}",
+            )
+        yield str(folder), None
+        return
+    server = SeaweedServer(options.folder / "s3", detach=options.keep)
+    server.start()
+    os.environ.update(server.environment)
+    is_kept = False
+    try:
+        yield _BUCKET, server
+        is_kept = options.keep
+    finally:
+        if not is_kept:
+            server.stop()
+
+
+def _keep(options: DemoOptions, result: DemoResult, store: SeaweedServer | None) -> None:
+    """Start the endpoints, and record what stays up."""
+    folder = options.folder.absolute()
+    log = folder / "server.log"
+    server = ServerProcess(result.models, log_path=log, http_port=options.port, detach=True).start()
+    kept = [BackgroundProcess.of("endpoints", server.pid, server.url)]
+    if store is not None and store.process_id is not None:
+        url = store.environment["AWS_ENDPOINT_URL"]
+        kept.append(BackgroundProcess.of("S3 server", store.process_id, url))
+    record(folder / _RUNNING, kept)
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for temporary files, which is gone afterwards; so are those of a killed run."""
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
+    inside = folder / "tmp"
+    if len(str(inside)) > _MAX_SCRATCH_CHARACTERS:
+        with tempfile.TemporaryDirectory(prefix="clipmill-demo-") as place:
+            yield Path(place)
+        return
+    inside.mkdir()
+    try:
+        yield inside
+    finally:
+        shutil.rmtree(inside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _exiting_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that children are ended and temporary files removed."""
+
+    def leave(number: int, frame: object) -> None:
+        del frame
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -140,71 +433,49 @@ def _failure(failed: dict[str, Any] | None, log: Path) -> ClipmillError:
     return PipelineError(f"{failed['stage']} failed: {failed['words']}\n  see {log}")
 
 
-def show_demo(options: DemoOptions, *, as_json: bool) -> None:
-    """Run the demo with live progress, then say where the page is, who won, and how to ask again.
+def _pipeline(options: DemoOptions) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of the pipeline that the options ask for."""
+    seed = f"train.seed={options.seed}"
+    if options.images is None:
+        return "end-to-end", {"clip_overrides": [seed], "finetune_overrides": [seed]}
+    parameters: dict[str, Any] = {
+        "pairs": str(options.images.absolute()),
+        "clip_overrides": [seed],
+        "encoder": options.encoder,
+        "captioner": options.captioner,
+    }
+    if options.captioner:
+        from clipmill.data.captioners import CaptionersConfig, open_captioner
 
-    Raises:
-        StorageError: the folder can't be written.
-        SourceError: ``images`` is no folder.
-        ServerError: the port is taken, or a server doesn't start.
-    """
-    from clipmill.serve.ports import free_port, require_free
-
-    console = Console(stderr=as_json, highlight=False)
-    port = options.port or free_port(_HOST)
-    require_free(_HOST, port)
-    _check(options)
-    started = time.monotonic()
-    store = SeaweedServer(options.folder / "store", detach=options.keep)
-    with contextlib.ExitStack() as stack:
-        store.start()
-        if not options.keep:
-            stack.callback(store.stop)
-        os.environ.update(store.environment)
-        result = run_demo(options, store.environment, console)
-        lines = _endpoint_lines(result, port, options)
-        pids = [store.process_id]
-        if options.keep:
-            server = ServerProcess(
-                result.models, log_path=options.folder / "server.log", http_port=port, detach=True
-            )
-            pids.append(server.start().pid)
-    if as_json:
-        found = {"page": str(result.page), "models": result.models, **result.results}
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return
-    console.print(f"\n[bold]{result.results['verdict']}[/]")
-    console.print(f"\nPage: {result.page.absolute()}  ({time.monotonic() - started:.0f} s)")
-    if options.keep:
-        console.print(f"Endpoints are up at http://{_HOST}:{port}; ask them again:")
-        console.print("\n".join(lines), soft_wrap=True)
-        console.print(f"Stop them and the store: kill {' '.join(map(str, pids))}")
-    else:
-        console.print("Ask the endpoints again: clipmill demo --keep, then")
-        console.print("\n".join(lines), soft_wrap=True)
+        kind, _ = open_captioner(options.captioner, CaptionersConfig())
+        parameters["recaption_recipe"] = _RECAPTIONING[kind]
+        parameters["recaption_overrides"] = list(options.captioner_overrides)
+    return "photos", parameters
 
 
-def _check(options: DemoOptions) -> None:
-    """Find what would stop the run before anything starts."""
-    if options.images is not None and not options.images.is_dir():
-        raise SourceError(
-            f"{options.images} is not a folder",
-            expected="a folder of pictures, each with a .txt of the same name",
-            action="check the path given as --images",
-        )
-    try:
-        options.folder.mkdir(parents=True, exist_ok=True)
-        (options.folder / "demo.log").touch()
-    except OSError as error:
-        raise StorageError(
-            f"{options.folder} can't be written: {error.strerror}",
-            expected="a folder that this user may write in",
-            action="give another one as --folder",
-        ) from error
+def _encoder_of(model: str) -> str:
+    from clipmill.models.checkpoint import read_card
+
+    return next(parent.uri for parent in read_card(model).parents if parent.role == "encoder")
 
 
-def _endpoint_lines(result: DemoResult, port: int, options: DemoOptions) -> list[str]:
-    promoted = read_promotion(join(STORE, "serving", "segmentation"))
-    picture = promoted.evaluation.picture(0, "image")
-    url = f"http://{_HOST}:{port}"
-    return curl_lines(url, result.models, picture, options.folder.absolute())
+def _photos_result(page: Path, results: dict[str, Any], store: str) -> DemoResult:
+    """The encoder that learned from all captions is the one to continue with."""
+    from clipmill.data.dataset import Dataset, cache_folder
+    from clipmill.data.reader import read_shard
+
+    parents = results["parents"]
+    dataset = Dataset.open(next(p["uri"] for p in parents if p["role"] == "dataset"))
+    index = next(i for i, shard in enumerate(dataset.shards) if shard.num_samples)
+    image = page.with_name("test-image.jpg")
+    with read_shard(dataset, index, cache_folder()) as reader:
+        image.write_bytes(reader.image(0))
+    encoder = list(results["results"]["trained"].values())[-1]
+    return DemoResult(
+        page=page,
+        results=results,
+        store=store,
+        models={"clip": encoder},
+        encoder=encoder,
+        image=image,
+    )

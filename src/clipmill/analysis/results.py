@@ -6,7 +6,7 @@ from clipmill.analysis.fairness import Check
 from clipmill.analysis.figures import figure_named
 from clipmill.analysis.page import Section, details, missing, paragraph, section, table, tag
 from clipmill.analysis.verdict import gain_text, listed, shown
-from clipmill.tasks.comparison import RANDOM, Comparison, TaskResult
+from clipmill.tasks.comparison import RANDOM, Comparison, PretrainingResult, TaskResult
 from clipmill.tasks.evaluation import read_evaluation
 
 _TRIVIAL = {
@@ -44,22 +44,12 @@ def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> S
         [row for task in comparison.tasks for row in _differences(task)],
         class_="small",
     )
-    pretraining = [
-        [
-            label,
-            f"{found.loss:.3f} ± {found.loss_error:.3f}",
-            f"{found.chance_loss:.3f}",
-            tag("td", "failed: no better than chance", class_="worse")
-            if found.has_failed
-            else tag("td", "learned", class_="better"),
-        ]
-        for label, found in comparison.pretraining.items()
-    ]
     learned = table(
-        "Did pretraining learn anything? Contrastive loss among pairs that it didn't see (real "
-        "captions), with its standard error, against the loss of guessing.",
-        ["Encoder", "Held-out loss", "Chance", "Outcome"],
-        pretraining,
+        "Did pretraining learn anything? Its contrastive loss at the end against the loss of "
+        "guessing, and how often held-out images and captions are nearer to their own than to "
+        "others', where guessing gives 50 %.",
+        ["Encoder", "Loss, guessing", "Held-out pairs", "Outcome"],
+        [_learned(label, found) for label, found in comparison.pretraining.items()],
         class_="small",
     )
     others = table(
@@ -75,7 +65,7 @@ def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> S
         tag("h3", "How sure is it?"),
         paragraph(RULE),
         differences,
-        learned if pretraining else "",
+        learned if comparison.pretraining else "",
         details("All figures", others),
         *fairness,
     )
@@ -126,6 +116,23 @@ def _differences(task: TaskResult) -> list[list[str]]:
         ]
         for d in reversed(task.differences)
     ]
+
+
+def _learned(label: str, found: PretrainingResult) -> list[str]:
+    losses = ", ".join(
+        f"{kind.removeprefix('loss/')} {value:.2f}" if "/" in kind else f"{value:.2f}"
+        for kind, value in found.losses.items()
+    )
+    held_out = "—"
+    if found.pair_accuracy is not None:
+        error = 100 * found.pair_accuracy_error
+        held_out = f"{100 * found.pair_accuracy:.1f} ± {error:.1f} %"
+    outcome = (
+        tag("td", "failed: no better than chance", class_="worse")
+        if found.has_failed
+        else tag("td", "learned", class_="better")
+    )
+    return [label, f"{losses}; {found.chance_loss:.2f}", held_out, outcome]
 
 
 def _all_figures(task: TaskResult) -> list[list[str]]:

@@ -130,7 +130,7 @@ def _failures(comparison: Comparison) -> str:
     failed = [label for label, found in comparison.pretraining.items() if found.has_failed]
     if not failed:
         return ""
-    return f"Pretraining failed for {listed(failed)}: held-out pairs are no better than chance. "
+    return f"Pretraining failed for {listed(failed)}: it is no better than chance. "
 
 
 def _caveat(circumstances: Circumstances) -> str:

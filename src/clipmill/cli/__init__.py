@@ -13,6 +13,7 @@ from clipmill.cli.data import data
 from clipmill.cli.extras import needs
 from clipmill.cli.options import Json, Set, Store, require_output
 from clipmill.cli.study import report, study
+from clipmill.serve.ports import DEFAULT_PORT
 
 app = typer.Typer(
     help="Quality-captioned CLIP encoders: made, fine-tuned for dense tasks, and served.",
@@ -54,19 +55,50 @@ def _root(
 @app.command()
 @needs("demo")
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path(".clipmill"),
+    folder: Annotated[Path, typer.Option(help="Folder for artifacts, logs and the page.")] = Path(
+        ".clipmill"
+    ),
     images: Annotated[
-        Path | None, typer.Option(help="Pictures with .txt captions to pretrain on.")
+        Path | None, typer.Option(help="Folder of your photos, each with a .txt caption.")
     ] = None,
+    captioner: Annotated[
+        str, typer.Option(help="Caption --images too: hf:ORG/NAME, file:FOLDER, vlm:URL, ...")
+    ] = "",
+    captioner_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH=VALUE", help="Change a field of its recipe; repeatable."),
+    ] = None,
+    encoder: Annotated[str, typer.Option(help="Measure this encoder on --images as well.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the encoders and task models.")] = 0,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave store and endpoints up.")] = False,
-    port: Annotated[int | None, typer.Option(help="HTTP port of the endpoints kept up.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the endpoints running, until --stop.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="HTTP port of the endpoints.")] = DEFAULT_PORT,
+    s3: Annotated[
+        bool, typer.Option("--s3", help="Keep artifacts in an embedded S3 server.")
+    ] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop what --keep left running, and do nothing else.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the whole way on this machine, from captions to queried endpoints."""
-    from clipmill.demo import DemoOptions, show_demo
+    """Run the whole pipeline on this machine, from captions to endpoints and a report."""
+    from clipmill.demo import DemoOptions, show_demo, stop_demo
 
-    options = DemoOptions(folder=folder, images=images, seed=seed, keep=keep, port=port)
+    if stop:
+        typer.echo("\n".join(stop_demo(folder)))
+        return
+    options = DemoOptions(
+        folder=folder,
+        images=images,
+        captioner=captioner,
+        captioner_overrides=captioner_set or [],
+        encoder=encoder,
+        seed=seed,
+        keep=keep,
+        port=port,
+        s3=s3,
+    )
     show_demo(options, as_json=as_json)
 
 
@@ -209,7 +241,7 @@ def serve(
         typer.Option(help="JSON object that lists them instead; served anew when it changes."),
     ] = None,
     host: str = "127.0.0.1",
-    port: int = 8080,
+    port: int = DEFAULT_PORT,
     grpc_port: int | None = None,
     sets: Set = None,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log as JSON lines.")] = False,

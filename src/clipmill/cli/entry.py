@@ -5,6 +5,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -90,7 +91,8 @@ def _replace_commands(command: Any, callback: Callable[..., None]) -> None:
 
 
 def _interrupted() -> None:
-    sys.stderr.write("stopped; the same command continues where this one ended\n")
+    again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    sys.stderr.write(f"stopped; the same command resumes: {again}\n")
     sys.exit(INTERRUPTED_CODE)
 
 

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
@@ -23,13 +23,17 @@ def open_pictures(data: str) -> Dataset | Source:
 
 
 def captioned_pictures(
-    opened: Dataset | Source, skipped: Counter[str]
+    opened: Dataset | Source,
+    skipped: Counter[str],
+    wanted: Callable[[str], bool] = lambda uid: True,  # noqa: ARG005  # every one
 ) -> Iterator[tuple[Image.Image, list[str]]]:
     """Yield each picture, upright RGB, with its captions; ``skipped`` counts the bad by reason.
 
-    A COCO captions file brings all captions of an image, anything else one.
+    A COCO captions file brings all captions of an image, anything else one. Of a dataset, only
+    samples whose uid is ``wanted``.
     """
-    for found in _of_dataset(opened) if isinstance(opened, Dataset) else _of_source(opened):
+    raw = _of_dataset(opened, wanted) if isinstance(opened, Dataset) else _of_source(opened)
+    for found in raw:
         try:
             if isinstance(found, BadSampleError):
                 raise found
@@ -42,10 +46,12 @@ def captioned_pictures(
 _Raw = tuple[bytes, list[str]] | BadSampleError
 
 
-def _of_dataset(dataset: Dataset) -> Iterator[_Raw]:
+def _of_dataset(dataset: Dataset, wanted: Callable[[str], bool]) -> Iterator[_Raw]:
     for index in range(len(dataset.shards)):
         with read_shard(dataset, index, cache_folder()) as reader:
             for row in range(len(reader)):
+                if not wanted(reader.uid(row)):
+                    continue
                 try:
                     yield reader.image(row), [reader.caption(row)]
                 except BadSampleError as error:

@@ -82,16 +82,6 @@ def flip_pair(
     return image_HW3, label_HW
 
 
-def keyed_flip(
-    index: int, sample: dict[str, NDArray[Any]], generator: np.random.Generator
-) -> dict[str, NDArray[Any]]:
-    """The sample, mirrored half of the time, with a ``keys`` that tells its two forms apart."""
-    is_flipped = bool(generator.random() < 0.5)
-    if is_flipped:
-        sample = {name: array[:, ::-1] for name, array in sample.items()}
-    return sample | {"keys": np.asarray(2 * index + is_flipped, np.int64)}
-
-
 def cut_depth(
     image_HW3: NDArray[Any],
     depth_HW: NDArray[Any],

@@ -208,5 +208,13 @@ class View:
 
 def in_fraction(uid: str, fraction: float) -> bool:
     """Whether a sample belongs to the nested subset of this size, decided by its uid alone."""
-    leading = hashlib.sha256(uid.encode()).digest()[:8]
-    return int.from_bytes(leading, "big") < fraction * 2**64
+    return _leading(uid) < fraction * 2**64
+
+
+def uid_place(uid: str) -> float:
+    """The fraction, 0 to 1, from which on a sample belongs to the nested subset."""
+    return _leading(uid) / 2**64
+
+
+def _leading(uid: str) -> int:
+    return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8], "big")

@@ -3,7 +3,7 @@
 Shapes: B images, C captions, D embedding width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,20 +23,58 @@ def recall(
     Fei-Fei 2015). An image without a caption isn't asked for, but it can be found in error.
     A tie counts against: a model that maps everything to one place finds nothing.
     """
+    return recall_of_ranks(ranks(image_BD, text_CD, owner_C))
+
+
+def ranks(
+    image_BD: "Tensor", text_CD: "Tensor", owner_C: "Tensor | None" = None
+) -> "dict[str, Tensor]":
+    """Rank of each query's nearest partner, 0 the best, both ways; as for :func:`recall`.
+
+    ``image_to_text`` has one rank per image that has captions, ``text_to_image`` one per caption.
+    """
     import torch
 
     if owner_C is None:
         owner_C = torch.arange(len(text_CD))
     owner_C = owner_C.to(text_CD.device)
     asked_B = torch.unique(owner_C)
-    ranks = {
+    return {
         "image_to_text": torch.cat(list(_text_ranks(image_BD, text_CD, owner_C, asked_B))),
         "text_to_image": torch.cat(list(_image_ranks(image_BD, text_CD, owner_C))),
     }
+
+
+def recall_of_ranks(ranks: "Mapping[str, Tensor]") -> dict[str, float]:
+    """R@1, R@5 and R@10 as shares, of the ranks of :func:`ranks`."""
     return {
         f"{way}_r{k}": float((found < k).double().mean())
         for way, found in ranks.items()
         for k in RANKS
+    }
+
+
+def pair_accuracy(image_BD: "Tensor", text_BD: "Tensor") -> dict[str, float]:
+    """How often a caption is nearer to its own image than another caption is, and the reverse.
+
+    ``pair_accuracy`` is a share, 0.5 for guessing and for a model that maps everything to one
+    place; ``pair_accuracy_error`` is its standard error over pairs. Unlike a loss it doesn't depend
+    on the logit scale, which overfits where captions are noise.
+    """
+    import torch
+
+    similarity_BB = (image_BD @ text_BD.T).double()
+    own_B = similarity_BB.diagonal()
+    number = len(own_B)
+    shares = []
+    for rows_BB in (similarity_BB, similarity_BB.T):
+        below_B = (rows_BB < own_B[:, None]).sum(1)
+        tied_B = (rows_BB == own_B[:, None]).sum(1) - 1
+        shares.append((below_B + tied_B / 2) / max(number - 1, 1))
+    share_B = torch.stack(shares).mean(0)
+    return {
+        "pair_accuracy": float(share_B.mean()),
+        "pair_accuracy_error": float(share_B.std() / number**0.5) if number > 1 else 0.5,
     }
 
 

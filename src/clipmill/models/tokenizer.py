@@ -23,6 +23,7 @@ _NUM_SPECIAL = 2
 _LENGTH_STEP = 8
 # The web has tens of millions of distinct words, and open_clip would remember each it meets.
 _REMEMBERED_WORDS = 100_000
+_REMEMBERED_TEXTS = 1 << 14
 
 
 class Tokenizer:
@@ -94,6 +95,8 @@ class _WordMemory(dict[str, str]):
 def _bpe(vocab_size: int):  # type: ignore[no-untyped-def]  # noqa: ANN202  # open_clip is untyped
     tokenizer = _simple_tokenizer(vocab_size)
     tokenizer.cache = _WordMemory(tokenizer.cache)
+    # Cleaning a text takes longer than its pieces, and small datasets come again every epoch.
+    tokenizer.encode = lru_cache(maxsize=_REMEMBERED_TEXTS)(tokenizer.encode)
     return tokenizer
 
 

@@ -3,7 +3,6 @@
 Shapes: B samples, T text length, D embedding width, C classes.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from clipmill.data.view import View, in_fraction
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.center_resize import tower_image
-from clipmill.models.retrieval import recall
+from clipmill.models.retrieval import pair_accuracy, recall
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import VisionConfig
 
@@ -38,9 +37,6 @@ class InTrainingConfig(Config):
     """Updates between two judgements; 0 for none."""
     num_pairs: int = 1000
     """Held-out pairs of the retrieval; 0 for none."""
-    loss_batch_size: int = 0
-    """Held-out pairs that the contrastive loss is taken among, with chance, the logarithm of their
-    number, beside it; 0 for no such loss. As in training, or the two can't be compared."""
     class_folder: str = ""
     """Local folder with a folder of pictures a class, named as the class; empty for none."""
     templates: tuple[str, ...] = ("a photo of a {}.",)
@@ -69,15 +65,12 @@ def clip_evaluations(
         images, captions = _held_out(view, config.num_pairs, vision)
         tokens_BT = tokenizer(captions)
 
-        def retrieval(objective: Any, here: "Ranks") -> Mapping[str, float]:
+        def retrieval(objective: "Objective", here: "Ranks") -> Mapping[str, float]:
             image_BD, text_BD = (
                 _embed(images, objective, here, config.batch_size, _image_encoder),
                 _embed(tokens_BT, objective, here, config.batch_size, _text_encoder),
             )
-            found = recall(image_BD, text_BD)
-            if config.loss_batch_size:
-                found |= _loss(objective.clip, image_BD, text_BD, config.loss_batch_size)
-            return found
+            return recall(image_BD, text_BD) | pair_accuracy(image_BD, text_BD)
 
         found.append(Evaluation(name="retrieval", every_steps=config.every_steps, judge=retrieval))
     if config.class_folder:
@@ -93,36 +86,6 @@ def clip_evaluations(
 
         found.append(Evaluation(name="zero-shot", every_steps=config.every_steps, judge=zero_shot))
     return tuple(found)
-
-
-def _loss(clip: Any, image_BD: "Tensor", text_BD: "Tensor", batch_size: int) -> dict[str, float]:
-    """The contrastive loss among held-out pairs, its standard error, and what guessing costs."""
-    import torch
-    from torch.nn import functional as F
-
-    losses = []
-    for image_PD, text_PD in zip(
-        torch.split(image_BD, batch_size), torch.split(text_BD, batch_size), strict=True
-    ):
-        if len(image_PD) < batch_size:
-            break  # chance is lower among fewer
-        logits_PP = clip.logit_scale.exp() * image_PD @ text_PD.T
-        own_P = torch.arange(batch_size, device=logits_PP.device)
-        losses.append(
-            (
-                F.cross_entropy(logits_PP, own_P, reduction="none")
-                + F.cross_entropy(logits_PP.T, own_P, reduction="none")
-            )
-            / 2
-        )
-    if not losses:
-        return {}
-    loss_B = torch.cat(losses).double()
-    return {
-        "loss": float(loss_B.mean()),
-        "loss_error": float(loss_B.std() / len(loss_B) ** 0.5),
-        "chance_loss": math.log(batch_size),
-    }
 
 
 def _image_encoder(objective: Any, images_B3HW: "Tensor") -> "Tensor":

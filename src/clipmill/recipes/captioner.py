@@ -61,7 +61,7 @@ def coca_miniature() -> CaptionerConfig:
         model=CocaConfig(
             clip=ClipConfig(
                 embed_dim=128,
-                vision=VisionConfig(image_size=64, timm_model="test_resnet"),
+                vision=VisionConfig(image_size=64, timm_model="test_byobnet"),
                 text=TextConfig(context_length=18, vocab_size=2048, width=128, heads=4, layers=1),
             ),
             decoder_layers=1,

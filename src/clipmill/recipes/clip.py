@@ -243,7 +243,7 @@ def clip_vit_miniature() -> PretrainConfig:
 
 
 def clip_miniature() -> PretrainConfig:
-    """A convolutional tower of 0.4 M parameters at 64 px: what the demo trains in two minutes.
+    """A convolutional tower of 0.2 M parameters at 64 px: what the demo trains in two minutes.
 
     Tens of thousands of images teach it what a ViT needs many more for. Some pairs are held out,
     to see whether it learned anything.
@@ -253,18 +253,18 @@ def clip_miniature() -> PretrainConfig:
     Hardware and time: see docs/log.md.
     """
     vit = clip_vit_miniature()
-    vision = VisionConfig(image_size=64, timm_model="test_resnet")
-    batch_size, steps = 64, 600
+    vision = VisionConfig(image_size=64, timm_model="test_byobnet")
+    batch_size, steps = 64, 800
     return replace(
         vit,
         model=replace(vit.model, vision=vision),
         view=replace(vit.view, fraction=0.92),
-        evaluation=InTrainingConfig(every_steps=150, num_pairs=256, loss_batch_size=batch_size),
+        evaluation=InTrainingConfig(every_steps=200, num_pairs=320),
         train=replace(
             vit.train,
             steps=steps,
             batch_size=batch_size,
-            schedule=ScheduleConfig(peak=1e-3, minimum=1e-6, warmup_steps=50),
+            schedule=ScheduleConfig(peak=2e-3, minimum=1e-6, warmup_steps=50),
             checkpoint_steps=200,
         ),
     )

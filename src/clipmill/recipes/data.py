@@ -16,7 +16,7 @@ def scenes_miniature() -> ScenesSourceConfig:
     Command: ``clipmill data scenes --recipe scenes-miniature --store URI``
     """
     return ScenesSourceConfig(
-        num_pairs=3072,
+        num_pairs=4096,
         num_captioning=3072,
         num_labelled=512,
         num_test=256,

@@ -39,6 +39,28 @@ def shard(
         return stage.made(make(config, source, store, progress=progress, num_processes=0))
 
 
+def hold_out(
+    name: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
+) -> tuple[list[str], list[str]]:
+    """Cut a dataset in two; overrides for pretraining on one part, and for retrieval on the other.
+
+    ``name`` and ``overrides`` are those of the pretraining recipe, and come first.
+    """
+    from clipmill.data.dataset import Dataset
+    from clipmill.data.held_out import fitting_batch
+    from clipmill.data.held_out import hold_out as cut
+    from clipmill.pretrain.clip import PretrainConfig
+
+    config = recipe(name, PretrainConfig, overrides)
+    with Stage("hold-out", store=store, run=run) as stage:
+        stage.report(0, 1, "choosing pairs")
+        found = cut(Dataset.open(dataset))
+        stage.made(dataset)
+    batch = fitting_batch(found.num_train, config.train.batch_size)
+    chosen = [f"view.fraction={found.fraction!r}", f"train.batch_size={batch}"]
+    return [*overrides, *chosen], [f"outside_fraction={found.fraction!r}"]
+
+
 def plan(name: str, overrides: Sequence[str], source: str, store: str) -> str:
     """Plan a dataset for workers to make; the URI that it will have."""
     from clipmill.data.shards import ShardConfig, plan_shards

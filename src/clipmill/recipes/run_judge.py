@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clipmill.recipes.registry import recipe
+from clipmill.recipes.run import LABELS
 from clipmill.stages import Stage
 from clipmill.storage import join
 
@@ -36,15 +37,39 @@ def zero_shot(
 
 
 def retrieval(
-    name: str, overrides: Sequence[str], model: str, data: str, store: str, run: str = ""
+    name: str,
+    overrides: Sequence[str],
+    model: str,
+    data: str,
+    store: str,
+    run: str = "",
+    label: str = "",
 ) -> str:
     """Judge a CLIP by how it finds captions and pictures."""
     from clipmill.tasks.zero_shot_config import RetrievalConfig
     from clipmill.tasks.zero_shot_retrieval import retrieve
 
     config = recipe(name, RetrievalConfig, [f"clip.model={model}", *overrides])
-    with Stage("retrieval", store=store, run=run) as stage:
+    with Stage("retrieval", store=store, run=run, label=LABELS.get(label, label)) as stage:
         return stage.made(retrieve(config, data, store, report=stage.report))
+
+
+def report_photos(
+    dataset: str,
+    layer: str,
+    captioner: str,
+    evaluations: Sequence[str],
+    given: str,
+    store: str,
+    run: str = "",
+) -> str:
+    """Put retrieval on photographs on one page; the folder of its HTML and JSON."""
+    from clipmill.analysis.photos_report import photos_report as make
+
+    described = {"layer": layer, "captioner": captioner, "given": given, "run": run}
+    with Stage("report", store=store, run=run) as stage:
+        stage.report(0, 1, "drawing")
+        return stage.made(make(dataset, evaluations, store, **described))
 
 
 def attention(

@@ -96,6 +96,7 @@ _OBJECTIVES = (
         )
     ),
 )
+_RESNET = "test_resnet"
 _MOBILE = "mobilenetv4_conv_small_035"
 _MOBILE_ENCODERS = (
     ConditionConfig(name="mobile, labels", tables=("mobile",), encoder="mobile, supervised"),
@@ -119,7 +120,7 @@ def study_captions() -> StudyConfig:
     Source: ours; the questions are those of CLIP-QC, Tables 2 to 5 and Figures 2 and 3.
     Command: ``clipmill study captions --store URI --workers 2``
     """
-    clip, vit = _long(clip_miniature()), _long(clip_vit_miniature())
+    clip, vit = (_long(make()) for make in (_clip_resnet, clip_vit_miniature))
     mobile_vision = replace(clip.model.vision, timm_model=_MOBILE, head="classifier")
     mobile = replace(clip, model=replace(clip.model, vision=mobile_vision))
     mae, labels = mae_miniature(), supervised_miniature()
@@ -139,7 +140,7 @@ def study_captions() -> StudyConfig:
             "supervised": labels,
             "mobile, supervised": replace(labels, vision=mobile_vision),
         },
-        scratch={"scratch": f"random:timm/{clip_miniature().model.vision.timm_model}"},
+        scratch={"scratch": f"random:timm/{_RESNET}"},
         transfers={
             "segmentation": semantic_fpn_miniature(),
             "depth": depth_miniature(),
@@ -232,8 +233,13 @@ def _rest(seeds: tuple[int, ...]) -> dict[str, EffortConfig]:
     return dict.fromkeys(("objectives", "mobile", "scaling", "dose"), effort)
 
 
+def _clip_resnet() -> PretrainConfig:
+    """The demo's recipe on the tower that the pilot chose."""
+    return clip_miniature().override([f"model.vision.timm_model={_RESNET}"])
+
+
 def _drawn() -> DrawnConfig:
-    captioner = coca_miniature()
+    captioner = coca_miniature().override([f"model.clip.vision.timm_model={_RESNET}"])
     captioner = replace(captioner, train=_seen(captioner.train))
     return DrawnConfig(
         scenes=replace(

@@ -1,8 +1,12 @@
-"""TCP ports: one that is free, and the check that one is."""
+"""TCP ports: the default one, one that is free, and the check that one is."""
 
 import socket
+from typing import Final
 
 from clipmill.errors import ServerError
+
+DEFAULT_PORT: Final = 8080
+"""HTTP port of ``clipmill serve``, and of the endpoints that the demo leaves up."""
 
 
 def free_port(host: str) -> int:
@@ -21,8 +25,12 @@ def require_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
+            from clipmill.background import listener
+
+            process = listener(port)
             raise ServerError(
-                f"{host}:{port} can't be listened on: {error}",
+                f"{host}:{port} can't be listened on: {error}"
+                + (f"; {process} listens there" if process else ""),
                 expected="an address of this machine and a free port",
-                action="stop what listens there, or give another port",
+                action="stop what listens there, or choose another port, e.g. --port 8081",
             ) from error

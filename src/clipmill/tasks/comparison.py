@@ -6,6 +6,7 @@ spread of encoders with random weights, the largest difference between two of th
 asks whether other test images would have said the same, the second whether another seed would have.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -17,7 +18,7 @@ from clipmill.data.folder import open_folder
 from clipmill.digest import digest_json
 from clipmill.engine.result import read_log
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import read_card
+from clipmill.models.checkpoint import ModelCard, read_card
 from clipmill.stages import Report
 from clipmill.storage import Parent, exists, join, read_json, write_json
 from clipmill.tasks.contract import Metric, Task
@@ -103,19 +104,25 @@ class TaskResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainingResult:
-    """What an encoder's pretraining learned, on pairs that it didn't see."""
+    """What an encoder's pretraining learned."""
 
-    loss: float
-    """Contrastive loss among held-out pairs, real captions."""
-    loss_error: float
-    """Its standard error."""
+    losses: dict[str, float]
+    """Contrastive loss by kind of caption, the mean over the last tenth of the log."""
     chance_loss: float
-    """The loss of guessing: the logarithm of the number of pairs in a batch."""
+    """The loss of guessing: the logarithm of the batch's size."""
+    pair_accuracy: float | None
+    """How often held-out images and captions are nearer to their own than to others'; 0.5 is
+    chance. None where no pairs were held out."""
+    pair_accuracy_error: float
+    """Its standard error."""
 
     @property
     def has_failed(self) -> bool:
-        """Whether it can't be told from guessing, by two standard errors."""
-        return self.loss + 2 * self.loss_error >= self.chance_loss
+        """Whether a loss, or two standard errors of held-out pairs, reach chance."""
+        is_level = self.pair_accuracy is not None and (
+            self.pair_accuracy - 2 * self.pair_accuracy_error <= 0.5
+        )
+        return is_level or any(loss >= self.chance_loss for loss in self.losses.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +136,7 @@ class Comparison:
     tasks: tuple[TaskResult, ...]
     """In the order of the tasks."""
     pretraining: dict[str, PretrainingResult]
-    """By label, of those whose pretraining kept held-out pairs."""
+    """By label."""
 
     @classmethod
     def read(cls, uri: str) -> Self:
@@ -213,9 +220,7 @@ def compare_encoders(
                 _trivial(task_named(name), by_label[next(iter(encoders))], folders),
             )
         )
-    pretraining = {
-        label: found for label, card in cards.items() if (found := _pretraining(card.uri))
-    }
+    pretraining = {label: found for label, card in cards.items() if (found := _pretraining(card))}
     summary = {
         f"{d.label} over {d.over}, {t.task}": d.outcome for t in tasks for d in t.differences
     }
@@ -331,12 +336,20 @@ def _silent(done: int, total: int, words: str) -> None:
     del done, total, words
 
 
-def _pretraining(encoder: str) -> PretrainingResult | None:
-    names = ("loss", "loss_error", "chance_loss")
-    for record in reversed(read_log(encoder)):
-        if "retrieval/chance_loss" in record:
-            return PretrainingResult(**{name: record[f"retrieval/{name}"] for name in names})
-    return None
+def _pretraining(card: ModelCard) -> PretrainingResult | None:
+    log = [record for record in read_log(card.uri) if "loss" in record]
+    batch_size = card.recipe.get("train", {}).get("batch_size")
+    if not log or not batch_size:
+        return None
+    kinds = [k for k in log[-1] if k in {"loss/real", "loss/synthetic"}] or ["loss"]
+    end = log[-max(1, len(log) // 10) :]
+    held_out = [r for r in read_log(card.uri) if "retrieval/pair_accuracy" in r][-1:]
+    return PretrainingResult(
+        losses={kind: float(np.mean([r[kind] for r in end if kind in r])) for kind in kinds},
+        chance_loss=math.log(batch_size),
+        pair_accuracy=held_out[0]["retrieval/pair_accuracy"] if held_out else None,
+        pair_accuracy_error=held_out[0]["retrieval/pair_accuracy_error"] if held_out else 0.0,
+    )
 
 
 def _encoder_digest(evaluation: EvaluationResult) -> str:

@@ -54,8 +54,8 @@ class DepthConfig(Config):
     is_frozen: bool = False
     """Whether the encoder stays as it is: a probe of its features."""
     cache_features: bool = False
-    """Whether a frozen encoder's maps are computed once for each image and its mirror image. Images
-    are then seen whole, at the crop's size, without any other augmentation."""
+    """Whether a frozen encoder's maps are computed once for each image. Images are then seen whole,
+    at the crop's size, without augmentation."""
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 15)."""
     head_channels: int = 0
@@ -143,7 +143,7 @@ class DepthTask(Task[DepthConfig]):
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
             if config.cache_features:
-                return augment.keyed_flip(index, whole(index), generator)
+                return whole(index) | {"keys": np.asarray(index)}
             image, depth = samples.image_HW3(index), samples.depth_HW(index)
             if generator.integers(config.cut_depth_every) == 0:
                 image = augment.cut_depth(image, depth, MAX_DEPTH_METRES, generator)

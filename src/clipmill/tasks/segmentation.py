@@ -53,8 +53,8 @@ class SegmentationConfig(Config):
     is_frozen: bool = False
     """Whether the encoder stays as it is: a probe of its features."""
     cache_features: bool = False
-    """Whether a frozen encoder's maps are computed once for each image and its mirror image. Images
-    are then seen whole, at the crop's size, without any other augmentation."""
+    """Whether a frozen encoder's maps are computed once for each image. Images are then seen whole,
+    at the crop's size, without augmentation."""
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 14)."""
     pyramid_channels: int = 256
@@ -136,7 +136,7 @@ class SegmentationTask(Task[SegmentationConfig]):
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
             if config.cache_features:
-                return augment.keyed_flip(index, whole(index), generator)
+                return whole(index) | {"keys": np.asarray(index)}
             image, label = samples.image_HW3(index), samples.classes_HW(index)
             image, label = augment.resize_pair(image, label, generator.uniform(*config.scale))
             image, label = augment.crop_pair(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from clipmill.config import Config
 from clipmill.data.scoring.clip import ClipScoreConfig
+from clipmill.errors import ConfigError
 from clipmill.tasks.zero_shot_prompts import PromptSet
 
 
@@ -33,3 +34,15 @@ class RetrievalConfig(Config):
     """Most captions of an image that count (5: Karpathy and Fei-Fei's COCO split)."""
     num_images: int = 0
     """Images that are judged, from the first; 0 for all."""
+    outside_fraction: float = 0.0
+    """Judge only samples outside this fraction of a dataset, as ``view.fraction`` cuts it: those
+    that an encoder trained on the fraction hasn't seen. 0 for all."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        if not 0 <= self.outside_fraction < 1:
+            raise ConfigError(
+                f"outside_fraction was {self.outside_fraction}",
+                expected="0 to below 1",
+                action="set it to the view.fraction that the encoder was trained on",
+            )
