@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from made_comparison import task_result
 
 from clipmill.analysis.report import ReportInputs
 from clipmill.data.dataset import Dataset
@@ -28,6 +29,7 @@ from clipmill.recipes.captioner import coca_miniature
 from clipmill.recipes.clip import clip_miniature
 from clipmill.recipes.dense import depth_miniature, upernet_miniature
 from clipmill.storage import Parent, join, write_bytes, write_json
+from clipmill.tasks.comparison import Comparison
 from clipmill.tasks.palette import to_png
 from clipmill.tasks.promotion import GateConfig, promote
 from clipmill.tasks.registry import task_named
@@ -74,11 +76,13 @@ def write_run(
     steps: Mapping[str, int] | None = None,
     caption: str = "",
     store: str = "",
+    held_out_loss: Mapping[str, float] | None = None,
 ) -> MadeRun:
     """Write a run to ``store``, or below ``root``.
 
     ``seeds`` and ``steps`` are those of a label's encoder; ``caption`` replaces that of the first
-    picture. Three more items of the source are bad.
+    picture; ``held_out_loss`` is that of a label's pretraining among 64 pairs. Three more items of
+    the source are bad.
     """
     store = store or str(root / "store")
     dataset = _dataset(root, store, size, num_pairs, caption)
@@ -99,12 +103,12 @@ def write_run(
             models[label, task] = _task_model(store, label, task, encoders[label])
             uris.append(_evaluation(store, models[label, task], value, scenes, reach=number + 1))
         evaluations[label] = tuple(uris)
+    losses = held_out_loss or dict.fromkeys(figures, 2.9)
+    comparison = _comparison(store, encoders, figures, evaluations, losses)
     promotions = []
-    for task, threshold in (("segmentation", 10.0), ("depth", 2.0)):
-        uris = [uri for found in evaluations.values() for uri in found if f"/{task}-" in uri]
-        if uris:
-            gate = GateConfig(task=task, threshold=threshold)
-            promotions.append(promote(gate, uris, store).uri)
+    for result in Comparison.read(comparison).tasks:
+        gate = GateConfig(task=result.task, threshold=result.gate)
+        promotions.append(promote(gate, list(result.evaluations.values()), store).uri)
     _stages(store, "demo")
     inputs = ReportInputs(
         dataset=dataset.uri,
@@ -112,6 +116,7 @@ def write_run(
         captioner=captioner.uri,
         encoders={label: card.uri for label, card in encoders.items()},
         evaluations=evaluations,
+        comparison=comparison,
         promotions=tuple(promotions),
         probe=_probe(store, scenes[0], models),
         run="demo",
@@ -239,6 +244,45 @@ def _evaluation(
                 model.as_parent("model").to_json(),
                 {"role": "data", "uri": join(store, "sources", "scenes"), "digest": "5" * 64},
             ],
+            "summary": {},
+        },
+    )
+    return uri
+
+
+def _comparison(
+    store: str,
+    encoders: Mapping[str, ModelCard],
+    figures: Mapping[str, Mapping[str, float]],
+    evaluations: Mapping[str, Sequence[str]],
+    held_out_loss: Mapping[str, float],
+) -> str:
+    tasks = [
+        task_result(
+            name,
+            {label: by_task[name] for label, by_task in figures.items()},
+            evaluations={
+                label: uri for label, uris in evaluations.items() for uri in uris if name in uri
+            },
+        )
+        for name in next(iter(figures.values()))
+    ]
+    parents = [card.as_parent(f"encoder {label}").to_json() for label, card in encoders.items()]
+    digest = digest_json([parents, figures])
+    uri = join(store, "comparisons", digest[:12])
+    write_json(
+        join(uri, "comparison.json"),
+        {
+            "format": 1,
+            "kind": "comparison",
+            "digest": digest,
+            "config": {},
+            "tasks": [asdict(task) for task in tasks],
+            "pretraining": {
+                label: {"loss": loss, "loss_error": 0.02, "chance_loss": math.log(64)}
+                for label, loss in held_out_loss.items()
+            },
+            "parents": parents,
             "summary": {},
         },
     )

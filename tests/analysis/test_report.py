@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipmill.analysis.report import report
+from clipmill.analysis.results import RULE
 from clipmill.errors import NotFoundError
 from clipmill.storage import exists, join, lineage, read_bytes, read_json, write_json
 
@@ -71,18 +72,22 @@ def test_the_page_tells_the_run(make_run) -> None:
         "time",
         "provenance",
     ]
-    assert "G+S came out ahead on both tasks" in found["header"]
+    assert "G+S is better than G on segmentation and depth" in found["header"]
+    assert "Do better captions make better features?" in found["header"]
+    assert "G was pretrained on the images' real captions" in found["header"]
+    assert "G+S was pretrained on both real captions and captions by CoCa" in found["header"]
+    assert "encoders with random weights are the baseline" in found["header"]
     assert "One seed (0) in a miniature world" in found["header"]
-    for words in ("31.2 %", "34.0 %", "+2.8", "0.880 m", "\u22120.032", "pixel accuracy"):
+    for words in ("31.2 %", "34.0 %", "+2.8 points", "0.880 m", "+0.032 m", "pixel accuracy"):
         assert words in found["results"]
     assert found["samples"].count("a red cone in front of a wall") == 4
     assert found["samples"].count("said nothing") == 1
-    assert "guessing, ln 32" in found["losses"]
+    assert "guessing, ln 64" in found["losses"]
     assert "floor" in found["predictions"]
     assert "10 m" in found["predictions"]
     assert "12.3 ms" in found["endpoint"]
     assert found["endpoint"].count("the promoted one") == 2
-    assert "≥ 10.0 %" in found["endpoint"]
+    assert "≥ 21.9 %" in found["endpoint"]
     assert "clipmill_serving_images_total" in found["endpoint"]
     assert "3 of 8 items" in found["quarantine"]
     assert "unreadable-image" in found["quarantine"]
@@ -92,6 +97,52 @@ def test_the_page_tells_the_run(make_run) -> None:
     assert "torch" in found["provenance"]
     # Samples; predictions of two labels; sent, answered and one truth.
     assert len(page.images) == 5 + 2 * 2 * 4 + 5
+
+
+def test_the_results_tell_what_learned_nothing_reaches_and_the_rule(make_run) -> None:
+    run = make_run()
+    page = " ".join(read_page(report(run.inputs, run.store)).sections["results"].split())
+    assert RULE in page
+    # The best and the trivial answers, a spread on top: 21.0 + 0.9 %, 0.95 - 0.02 m.
+    assert "20.4 % 3 seeds: 20.1 %, 21.0 % and 20.4 %" in page
+    assert "5.3 %: a random class for each pixel 11.6 %: the commonest class everywhere" in page
+    assert "≥ 21.9 %" in page
+    assert "1.010 m 3 seeds" in page
+    assert "1.300 m: the mean depth everywhere 0.950 m: the mean depth of each place" in page
+    assert "≤ 0.930 m" in page
+    assert "G+S over G segmentation +2.8 points +1.7 to +3.9 0.9 points better" in page
+    assert "G+S over random weights segmentation +13.0 points" in page
+    assert "G over random weights depth +0.088 m +0.078 to +0.098 0.020 m better" in page
+    assert page.count("2.900 ± 0.020 4.159 learned") == 2
+    assert "The encoders share the same pairs" in page
+
+
+def test_a_pretraining_that_learned_nothing_is_called_failed(make_run) -> None:
+    run = make_run(held_out_loss={"G": 4.13, "G+S": 2.9})
+    uri = report(run.inputs, run.store)
+    found = read_page(uri).sections
+    assert "Pretraining failed for G: " in found["header"]
+    assert "4.130 ± 0.020 4.159 failed: no better than chance" in " ".join(found["results"].split())
+    assert found["results"].count("learned") == 1 + found["results"].count("that learned nothing")
+    pretraining = read_json(join(uri, "report.json"))["results"]["pretraining"]
+    assert {label: result["has_failed"] for label, result in pretraining.items()} == {
+        "G": True,
+        "G+S": False,
+    }
+
+
+def test_without_a_comparison_the_page_gives_no_verdict(make_run) -> None:
+    run = make_run()
+    uri = report(replace(run.inputs, comparison=""), run.store)
+    found = read_page(uri).sections
+    assert "Figures without a verdict" in found["header"]
+    assert "No comparison with random weights was given." in found["results"]
+    assert "The encoders share the same pairs" in found["results"]
+    assert "better than" not in found["header"]
+    value = read_json(join(uri, "report.json"))
+    assert value["results"]["comparison"] == []
+    assert value["results"]["tasks"]["depth"]["metrics"]["G"]["rmse"] == 0.912
+    assert "comparison" not in [parent.role for parent in lineage(uri).parents]
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(make_run) -> None:
@@ -122,12 +173,20 @@ def test_the_json_has_the_numbers(make_run) -> None:
     value = read_json(join(uri, "report.json"))
     assert (value["format"], value["kind"]) == (1, "report")
     assert uri == join(run.store, "reports", value["digest"][:12])
-    assert value["verdict"].startswith("G+S came out ahead on both tasks. With CoCa captions")
-    assert value["verdict"].endswith("can't tell an effect from luck.")
+    assert value["verdict"].startswith(
+        "G+S is better than G on segmentation and depth. With CoCa captions"
+    )
+    assert value["verdict"].endswith("docs/log.md has five seeds of the demo.")
     depth = value["results"]["tasks"]["depth"]
     assert depth["metrics"]["G"]["rmse"] == 0.912
     assert depth["gain"] == {"G+S": 0.032}
-    assert depth["best"] == ["G+S"]
+    compared = {found["task"]: found for found in value["results"]["comparison"]}
+    assert compared["depth"]["gate"] == pytest.approx(0.93)
+    assert [(d["label"], d["over"], d["outcome"]) for d in compared["depth"]["differences"]] == [
+        ("G", "random weights", "better"),
+        ("G+S", "G", "better"),
+        ("G+S", "random weights", "better"),
+    ]
     assert value["results"]["seeds"] == {"G": [0], "G+S": [0]}
     assert value["results"]["quarantine"] == {"no-caption": 1, "unreadable-image": 2}
     assert value["results"]["request_milliseconds"] == {"segmentation": 12.34, "depth": 12.34}
@@ -142,6 +201,7 @@ def test_the_json_has_the_numbers(make_run) -> None:
         "evaluation G+S",
         "evaluation G",
         "evaluation G+S",
+        "comparison",
         "promotion",
         "promotion",
         "probe",
@@ -185,10 +245,10 @@ def test_a_layer_or_log_that_is_gone_is_said_to_be(make_run) -> None:
 
 def test_without_any_evaluation_there_is_still_a_page(make_run) -> None:
     run = make_run()
-    inputs = replace(run.inputs, evaluations={}, promotions=(), probe="")
+    inputs = replace(run.inputs, evaluations={}, comparison="", promotions=(), probe="")
     found = read_page(report(inputs, run.store)).sections
-    assert "Nothing could be compared" in found["header"]
-    assert "No evaluation was given." in found["results"]
+    assert "Figures without a verdict" in found["header"]
+    assert "No comparison with random weights was given." in found["results"]
 
 
 def test_a_missing_encoder_is_an_error_and_leaves_no_report(make_run) -> None:
@@ -232,15 +292,18 @@ def test_a_changed_ancestor_is_shown(make_run) -> None:
 def test_three_labels(make_run) -> None:
     figures = {
         "G": {"segmentation": 31.2, "depth": 0.9},
-        "G+S": {"segmentation": 34.0},
+        "G+S": {"segmentation": 34.0, "depth": 0.8},
         "G+S2": {"segmentation": 33.0, "depth": 0.9},
     }
     run = make_run(figures=figures)
     page = read_page(report(run.inputs, run.store))
-    assert "G+S \u2212 G" in page.sections["results"]
-    assert "G+S2 \u2212 G" in page.sections["results"]
-    assert "tied" in page.sections["results"]
-    assert "G+S2 came out ahead on segmentation, level on depth" in page.sections["header"]
+    for words in ("G+S over G ", "G+S2 over G ", "G+S2 over G+S ", "no difference"):
+        assert words in page.sections["results"]
+    assert "G+S2 is better than G on segmentation" in page.sections["header"]
+    assert (
+        "; no difference between G+S2 and G that this run can show on depth"
+        in page.sections["header"]
+    )
 
 
 @pytest.mark.usefixtures("s3")

@@ -60,6 +60,7 @@ def test_a_page_shows_curves_and_what_sets_runs_apart(store):
 
 
 def test_a_store_without_runs(tmp_path):
+    (tmp_path / "notes.txt").touch()
     assert list_runs(str(tmp_path)) == []
     assert "There is no training run here." in runs_page(str(tmp_path), [])
 

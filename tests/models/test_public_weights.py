@@ -610,7 +610,7 @@ def test_only_public_weights_are_imported(tmp_path):
 
 def test_another_artifact_is_named(tmp_path):
     (tmp_path / "dataset.json").write_text('{"kind": "dataset", "digest": "x", "parents": []}')
-    with pytest.raises(ArtifactError, match="is a dataset, not a model"):
+    with pytest.raises(ArtifactError, match="is a dataset, not a checkpoint"):
         open_encoder(str(tmp_path))
 
 

@@ -60,7 +60,9 @@ def test_a_tasks_own_config_can_be_overridden(assignment):
 
 
 def test_a_wrong_override_of_a_task_lists_its_fields():
-    with pytest.raises(ConfigError, match=r"one of model\.crop_size, model\.photometric"):
+    with pytest.raises(
+        ConfigError, match=r"one of model\.head, .*model\.crop_size, model\.photometric"
+    ):
         recipe("depth-vit-b16", FinetuneConfig, ["model.crop=1"])
 
 

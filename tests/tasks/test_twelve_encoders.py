@@ -12,6 +12,7 @@ from tiny_task import DEPTH, SEGMENTATION, VIT
 
 from clipmill.engine.config import AdamWConfig
 from clipmill.engine.optimizer import build_optimizer, set_rate
+from clipmill.models.channels_last import to_channels_last
 from clipmill.models.encoders import EncoderConfig, open_encoder
 from clipmill.tasks.registry import task_named
 
@@ -51,6 +52,7 @@ def test_two_steps(name, task):
     encoder = opened(name)
     classes = ("floor", "wall", "cube") if task == "segmentation" else ()
     objective = task_named(task).objective(config, encoder, classes).train()
+    to_channels_last(objective)  # as training does
     batch = {
         "images": torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8),
         "labels": torch.randint(0, 3, (2, side, side), dtype=torch.uint8),
