@@ -7,8 +7,7 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def compare_encoders(
     encoders: list,
-    segmentations: list,
-    depths: list,
+    evaluations: list,
     random: list,
     ade20k: str,
     nyu: str,
@@ -18,4 +17,5 @@ def compare_encoders(
     """Judge each difference by the test images and by what a seed does; the comparison's URI."""
     from clipmill.recipes.run import compare as stage
 
-    return stage(encoders, [*segmentations, *depths], random, [ade20k, nyu], store, run)
+    made = [uri for of_one_encoder in evaluations for uri in of_one_encoder]
+    return stage(encoders, made, random, [ade20k, nyu], store, run)

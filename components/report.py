@@ -10,8 +10,7 @@ def report(
     layer: str,
     captioner: str,
     encoders: list,
-    segmentations: list,
-    depths: list,
+    evaluations: list,
     comparison: str,
     segmentation: str,
     depth: str,
@@ -26,7 +25,8 @@ def report(
     from clipmill.recipes.run import report as stage
     from clipmill.storage import read_bytes
 
-    made_of = (dataset, layer, captioner, encoders, [*segmentations, *depths])
+    evaluated = [uri for of_one_encoder in evaluations for uri in of_one_encoder]
+    made_of = (dataset, layer, captioner, encoders, evaluated)
     served = {"promotions": [segmentation, depth], "probe_uri": probed}
     uri = stage(*made_of, store, run, comparison=comparison, **served)
     Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))

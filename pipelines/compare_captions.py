@@ -1,8 +1,7 @@
 """From one dataset with a layer of synthetic captions to served models and a report."""
 
 from clipmill.components.compare_encoders import compare_encoders
-from clipmill.components.evaluate import evaluate
-from clipmill.components.finetune import finetune
+from clipmill.components.evaluate_features import evaluate_features
 from clipmill.components.pretrain import pretrain
 from clipmill.components.probe import probe
 from clipmill.components.promote_compared import promote_compared
@@ -35,14 +34,17 @@ def compare_captions(
     from a task outside the loop; what comes from a pipeline's inputs it leaves alone.
     """
     at = {"store": store, "run": run}
+    heads = {
+        "segmentation_recipe": segmentation_recipe,
+        "depth_recipe": depth_recipe,
+        "ade20k": ade20k,
+        "nyu": nyu,
+    }
     untrained = random_weights(
         clip_recipe=clip_recipe,
         clip_overrides=clip_overrides,
-        segmentation_recipe=segmentation_recipe,
-        depth_recipe=depth_recipe,
         finetune_overrides=finetune_overrides,
-        ade20k=ade20k,
-        nyu=nyu,
+        **heads,
         **at,
     )
     with dsl.ParallelFor(items=["real", "both"], parallelism=2) as captions:
@@ -55,26 +57,14 @@ def compare_captions(
             **at,
         )
         encoder = on_pool(pretrained, "gpu").outputs["Output"]
-        tuning = {"encoder": encoder, "overrides": finetune_overrides, "label": captions, **at}
-        segmenter = finetune(data=ade20k, recipe=segmentation_recipe, **tuning)
-        segmented = evaluate(
-            model=on_pool(segmenter, "gpu").outputs["Output"], data=ade20k, label=captions, **at
+        evaluated = evaluate_features(
+            encoder=encoder, overrides=finetune_overrides, label=captions, **heads, **at
         )
-        measurer = finetune(data=nyu, recipe=depth_recipe, **tuning)
-        measured = evaluate(
-            model=on_pool(measurer, "gpu").outputs["Output"], data=nyu, label=captions, **at
-        )
-        for task in (segmented, measured):
-            on_pool(task, "gpu")
-        for task, name in ((segmenter, "finetune"), (segmented, "evaluate")):
-            task.set_display_name(f"{name} segmentation")
-        for task, name in ((measurer, "finetune"), (measured, "evaluate")):
-            task.set_display_name(f"{name} depth")
+        on_pool(evaluated, "gpu").set_display_name("evaluate frozen features")
     # A dsl.Collected serves one reader.
     compared = compare_encoders(
         encoders=dsl.Collected(encoder),
-        segmentations=dsl.Collected(segmented.outputs["Output"]),
-        depths=dsl.Collected(measured.outputs["Output"]),
+        evaluations=dsl.Collected(evaluated.output),
         random=on_pool(untrained, "gpu").output,
         ade20k=ade20k,
         nyu=nyu,
@@ -94,8 +84,7 @@ def compare_captions(
         layer=layer,
         captioner=captioner,
         encoders=dsl.Collected(encoder),
-        segmentations=dsl.Collected(segmented.outputs["Output"]),
-        depths=dsl.Collected(measured.outputs["Output"]),
+        evaluations=dsl.Collected(evaluated.output),
         comparison=comparison,
         probed=on_pool(probe(**promoted, **at), "cpu", cached=False).output,
         **promoted,

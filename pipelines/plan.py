@@ -9,19 +9,23 @@ Planned = tuple[str, float]
 """First word of a stage's name, and seconds."""
 
 STAGES: Mapping[str, Planned | None] = {
+    "compare-encoders": ("compare", 8.0),
     "evaluate": ("evaluate", 12.0),
+    "evaluate-features": ("evaluate", 35.0),
     "finetune": ("finetune", 30.0),
     "hold-out": ("hold-out", 3.0),
-    "pretrain": ("pretrain", 45.0),
+    "pretrain": ("pretrain", 130.0),
     "probe": ("serve", 10.0),
     "promote": ("promote", 3.0),
+    "promote-compared": ("promote", 3.0),
+    "random-weights": ("random", 40.0),
     "recaption": ("recaption", 12.0),
     "report": ("report", 5.0),
     "report-photos": ("report", 5.0),
     "retrieval": ("retrieval", 8.0),
     "shard": ("shard", 5.0),
-    "source": ("scenes", 15.0),
-    "train-captioner": ("captioner", 45.0),
+    "source": ("scenes", 40.0),
+    "train-captioner": ("captioner", 90.0),
     # Without a stage: nothing is shown for them.
     "compare": None,
     "deploy": None,

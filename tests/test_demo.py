@@ -34,10 +34,14 @@ OVERRIDES = {
         "model.clip.vision.image_size=32",
         "model.clip.text.vocab_size=600",
     ],
-    "clip_overrides": [*STEPS, "model.vision.image_size=32", "model.text.vocab_size=600"],
+    "clip_overrides": [
+        *STEPS,
+        "model.vision.image_size=32",
+        "model.text.vocab_size=600",
+        "view.fraction=1.0",
+        "evaluation.every_steps=0",
+    ],
     "finetune_overrides": [*STEPS, "model.crop_size=32"],
-    "min_miou": 0.0,
-    "max_rmse_metres": 99.0,
 }
 PHOTOS = {"clip_overrides": OVERRIDES["clip_overrides"]}
 REASONS = {

@@ -297,17 +297,7 @@ def _check(options: DemoOptions) -> None:
             action="add --images DIR, or leave it out",
         )
     if options.captioner:
-        from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
-
-        kind, captioner = open_captioner(options.captioner, CaptionersConfig())
-        if kind == "template" or not knows_photos(captioner):
-            raise ConfigError(
-                f"{options.captioner} can't caption photographs: it knows only "
-                f"{'labels, not images' if kind == 'template' else 'drawn scenes'}",
-                expected="a captioner that knows photographs: public weights or an endpoint",
-                action="give --captioner hf:Salesforce/blip-image-captioning-base, file:FOLDER or "
-                "vlm:URL, or leave it out",
-            )
+        check_captioner(options.captioner)
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
         (options.folder / "demo.log").touch()
@@ -326,6 +316,21 @@ def _check(options: DemoOptions) -> None:
         )
     if options.keep:
         require_free(_HOST, options.port)
+
+
+def check_captioner(captioner: str) -> None:
+    """Refuse (ConfigError) a captioner that would say of a street what it knows of scenes."""
+    from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
+
+    kind, found = open_captioner(captioner, CaptionersConfig())
+    if kind == "template" or not knows_photos(found):
+        raise ConfigError(
+            f"{captioner} can't caption photographs: it knows only "
+            f"{'labels, not images' if kind == 'template' else 'drawn scenes'}",
+            expected="a captioner that knows photographs: public weights or an endpoint",
+            action="give --captioner hf:Salesforce/blip-image-captioning-base, file:FOLDER or "
+            "vlm:URL, or leave it out",
+        )
 
 
 @contextlib.contextmanager

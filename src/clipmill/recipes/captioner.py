@@ -98,8 +98,8 @@ def recaption_coca() -> RecaptionConfig:
 
     Source: MobileCLIP (Vasu et al. 2024), whose DataCompDR has five captions an image from
     open_clip's CoCa ViT-L/14; the sampling parameters are ours.
-    Command: ``clipmill data recaption DATASET --captioner coca:coca_ViT-L-14@WEIGHTS
-    --recipe recaption-coca``
+    Command: ``clipmill data recaption DATASET --captioner
+    open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k --recipe recaption-coca``
     Hardware and hours: not run.
     """
     return RecaptionConfig(
@@ -112,7 +112,8 @@ def recaption_blip() -> RecaptionConfig:
 
     Source: BLIP (Li et al. 2022), the captioning configuration of its code: 3 beams, lengths up to
     20 tokens, the prompt "a picture of ".
-    Command: ``clipmill data recaption DATASET --captioner blip:FOLDER --recipe recaption-blip``
+    Command: ``clipmill data recaption DATASET --captioner
+    hf:Salesforce/blip-image-captioning-base --recipe recaption-blip``
     Hardware and hours: not run.
     """
     return RecaptionConfig(
@@ -124,7 +125,8 @@ def recaption_git() -> RecaptionConfig:
     """GIT's captions by beam search.
 
     Source: ours, for the models of GIT (Wang et al. 2022), which take no prompt.
-    Command: ``clipmill data recaption DATASET --captioner git:FOLDER --recipe recaption-git``
+    Command: ``clipmill data recaption DATASET --captioner
+    hf:microsoft/git-base-coco --recipe recaption-git``
     Hardware and hours: not run.
     """
     return RecaptionConfig(huggingface=HuggingFaceConfig(num_beams=4, max_new_tokens=30))

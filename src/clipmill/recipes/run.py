@@ -166,6 +166,26 @@ def promote(
         return stage.made(decide(gate, evaluations, store).uri)
 
 
+def evaluate_features(
+    finetune_recipes: Sequence[str],
+    overrides: Sequence[str],
+    encoder: str,
+    data: Sequence[str],
+    store: str,
+    run: str = "",
+    label: str = "",
+) -> list[str]:
+    """Fine-tune heads on an encoder and evaluate them, a task each; the evaluations' URIs.
+
+    ``data`` has a labeled folder for each fine-tuning recipe.
+    """
+    made = []
+    for name, folder in zip(finetune_recipes, data, strict=True):
+        model = finetune(name, overrides, encoder, folder, store, run, label)
+        made.append(evaluate(model, folder, store, run, label))
+    return made
+
+
 def random_weights(
     clip_recipe: str,
     clip_overrides: Sequence[str],
