@@ -76,13 +76,13 @@ def write_run(
     steps: Mapping[str, int] | None = None,
     caption: str = "",
     store: str = "",
-    held_out_loss: Mapping[str, float] | None = None,
+    pair_accuracy: Mapping[str, float] | None = None,
 ) -> MadeRun:
     """Write a run to ``store``, or below ``root``.
 
     ``seeds`` and ``steps`` are those of a label's encoder; ``caption`` replaces that of the first
-    picture; ``held_out_loss`` is that of a label's pretraining among 64 pairs. Three more items of
-    the source are bad.
+    picture; ``pair_accuracy`` is that of a label's pretraining, on held-out pairs. Three more items
+    of the source are bad.
     """
     store = store or str(root / "store")
     dataset = _dataset(root, store, size, num_pairs, caption)
@@ -103,8 +103,8 @@ def write_run(
             models[label, task] = _task_model(store, label, task, encoders[label])
             uris.append(_evaluation(store, models[label, task], value, scenes, reach=number + 1))
         evaluations[label] = tuple(uris)
-    losses = held_out_loss or dict.fromkeys(figures, 2.9)
-    comparison = _comparison(store, encoders, figures, evaluations, losses)
+    accuracy = pair_accuracy or dict.fromkeys(figures, 0.8)
+    comparison = _comparison(store, encoders, figures, evaluations, accuracy)
     promotions = []
     for result in Comparison.read(comparison).tasks:
         gate = GateConfig(task=result.task, threshold=result.gate)
@@ -255,7 +255,7 @@ def _comparison(
     encoders: Mapping[str, ModelCard],
     figures: Mapping[str, Mapping[str, float]],
     evaluations: Mapping[str, Sequence[str]],
-    held_out_loss: Mapping[str, float],
+    pair_accuracy: Mapping[str, float],
 ) -> str:
     tasks = [
         task_result(
@@ -279,8 +279,13 @@ def _comparison(
             "config": {},
             "tasks": [asdict(task) for task in tasks],
             "pretraining": {
-                label: {"loss": loss, "loss_error": 0.02, "chance_loss": math.log(64)}
-                for label, loss in held_out_loss.items()
+                label: {
+                    "losses": {"loss/real": 2.9},
+                    "chance_loss": math.log(64),
+                    "pair_accuracy": accuracy,
+                    "pair_accuracy_error": 0.02,
+                }
+                for label, accuracy in pair_accuracy.items()
             },
             "parents": parents,
             "summary": {},

@@ -113,17 +113,18 @@ def test_the_results_tell_what_learned_nothing_reaches_and_the_rule(make_run) ->
     assert "G+S over G segmentation +2.8 points +1.7 to +3.9 0.9 points better" in page
     assert "G+S over random weights segmentation +13.0 points" in page
     assert "G over random weights depth +0.088 m +0.078 to +0.098 0.020 m better" in page
-    assert page.count("2.900 ± 0.020 4.159 learned") == 2
+    assert page.count("real 2.90; 4.16 80.0 ± 2.0 % learned") == 2
     assert "The encoders share the same pairs" in page
 
 
 def test_a_pretraining_that_learned_nothing_is_called_failed(make_run) -> None:
-    run = make_run(held_out_loss={"G": 4.13, "G+S": 2.9})
+    run = make_run(pair_accuracy={"G": 0.53, "G+S": 0.8})
     uri = report(run.inputs, run.store)
     found = read_page(uri).sections
     assert "Pretraining failed for G: " in found["header"]
-    assert "4.130 ± 0.020 4.159 failed: no better than chance" in " ".join(found["results"].split())
-    assert found["results"].count("learned") == 1 + found["results"].count("that learned nothing")
+    assert "real 2.90; 4.16 53.0 ± 2.0 % failed: no better than chance" in " ".join(
+        found["results"].split()
+    )
     pretraining = read_json(join(uri, "report.json"))["results"]["pretraining"]
     assert {label: result["has_failed"] for label, result in pretraining.items()} == {
         "G": True,

@@ -137,12 +137,17 @@ def test_without_random_weights_there_is_no_verdict() -> None:
 
 def test_pretraining_that_learned_nothing_is_said() -> None:
     pretraining = {
-        "G": PretrainingResult(loss=4.15, loss_error=0.02, chance_loss=4.159),
-        "G+S": PretrainingResult(loss=2.9, loss_error=0.02, chance_loss=4.159),
+        label: PretrainingResult(
+            losses={"loss/real": 4.1},
+            chance_loss=4.159,
+            pair_accuracy=accuracy,
+            pair_accuracy_error=0.02,
+        )
+        for label, accuracy in (("G", 0.53), ("G+S", 0.8))
     }
     found = judge(comparison(pretraining, G=G, G_S=AHEAD), USUAL)
     assert found.caveat.startswith(
-        "Pretraining failed for G: held-out pairs are no better than chance. One seed"
+        "Pretraining failed for G: it is no better than chance. One seed"
     )
     fine = judge(comparison({"G+S": pretraining["G+S"]}, G=G, G_S=AHEAD), USUAL)
     assert "failed" not in fine.caveat

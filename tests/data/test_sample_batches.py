@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipmill.data.classes import ClassFolder
-from clipmill.data.samples import sample_batches
+from clipmill.data.samples import kept_in_memory, sample_batches
 from clipmill.errors import ConfigError, SourceError
 
 NUM_SAMPLES = 7
@@ -111,3 +111,35 @@ def test_a_broken_picture_is_named(num_workers, tmp_path):
     batches = sample_batches(load, 1, batch_size=1, seed=0, num_workers=num_workers)
     with pytest.raises(SourceError, match=r"cat/broken\.jpg can't be decoded: neither JPEG"):
         next(batches)
+
+
+def test_samples_are_kept_while_there_is_memory():
+    calls = []
+
+    def decode(index):
+        calls.append(index)
+        return {"image": np.full(10, index, np.uint8), "label": np.full(2, index, np.uint8)}
+
+    load = kept_in_memory(decode, max_bytes=24)  # two of twelve bytes
+    first = [load(index) for index in range(4)]
+    again = [load(index) for index in range(4)]
+    assert calls == [0, 1, 2, 3, 2, 3]
+    assert again[0] is first[0]
+    for index, sample in enumerate(again):
+        assert {name: a.tolist() for name, a in sample.items()} == {
+            "image": [index] * 10,
+            "label": [index] * 2,
+        }
+
+
+def test_a_sample_that_does_not_fit_takes_no_place_from_one_that_does():
+    calls = []
+
+    def decode(index):
+        calls.append(index)
+        return {"image": np.zeros(100 if index == 0 else 10, np.uint8)}
+
+    load = kept_in_memory(decode, max_bytes=20)
+    for index in (0, 1, 0, 1):
+        load(index)
+    assert calls == [0, 1, 0]

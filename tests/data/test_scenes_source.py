@@ -1,13 +1,14 @@
 """Scenes as a source: four sets, which share no scene where they mustn't."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 
 from clipmill.data.classes import ClassFolder
 from clipmill.data.labelled import Ade20kFolder, NyuFolder
 from clipmill.data.labelled_coco import CocoFolder
-from clipmill.data.scenes import SceneConfig, draw
+from clipmill.data.scenes import SceneConfig, draw, formats, write_ade20k, write_nyu
 from clipmill.data.scenes.source import (
     CAPTIONING,
     LABELS,
@@ -77,6 +78,28 @@ def test_sets(source, tmp_path):
         for index in range(len(nyu)):
             assert (nyu.image_HW3(index) == ade20k[theirs].image_HW3(index)).all()
             assert nyu.depth_HW(index).shape == (48, 48)
+
+
+def test_tasks_drawn_together_are_drawn_as_alone(source, tmp_path):
+    """Segmentation and depth share a drawing; each tar is what the task alone would have."""
+    together = read_json(join(source, "source.json"))["files"]
+    for task in ("segmentation", "depth"):
+        config = replace(CONFIG, num_pairs=1, num_captioning=8, tasks=(task,))  # starts agree
+        alone = draw_source(config, str(tmp_path), report=silent)
+        files = read_json(join(alone, "source.json"))["files"]
+        assert files[LABELS[task]] == together[LABELS[task]]
+        assert len(files) == 3
+
+
+def test_scenes_of_two_tasks_are_drawn_once(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        formats, "_draw", lru_cache(lambda *given: drawn.append(given) or draw(*given))
+    )
+    config = SceneConfig(size=32)
+    for task, write in (("ade20k", write_ade20k), ("nyu", write_nyu)):
+        write(config, range(3), tmp_path / task, "training" if task == "ade20k" else "train")
+    assert drawn == [(config, index) for index in range(3)]
 
 
 def test_captions_are_of_the_quality_asked_for(source, tmp_path):

@@ -147,13 +147,14 @@ def test_the_pages_commands_pass_the_check():
         ("refresh", ["store=s3://b"], ConfigError, "refresh lacks run, tasks"),
         ("refresh", ["tasks=depth"], ConfigError, "tasks was 'depth'"),
         ("refresh", ["captions=all"], ConfigError, "captions was 'all'"),
-        ("refresh", ["captioner=blop:x"], ConfigError, "no captioner of kind 'blop'"),
+        ("refresh", ["captioner=blop:x"], ConfigError, "'blop:x' has the unknown scheme 'blop'"),
         ("refresh", ["clip_recipe=depth-miniature"], ConfigError, "depth-miniature"),
         ("refresh", ['clip_overrides=["train.steps=-1"]'], ConfigError, "steps was -1"),
         ("refresh", ['tasks=[{"recipe": "a", "data": "b"}]'], ConfigError, r"tasks\[0\].gate"),
         ("refresh", [f"tasks={TASKS.replace('depth-mini', 'mini')}"], ConfigError, "miniature"),
         ("end-to-end", ['finetune_overrides=["model.crop=1"]'], ConfigError, "model.crop"),
-        ("end-to-end", ["min_miou=high"], ConfigError, "min_miou was 'high'"),
+        ("end-to-end", ["clip_overrides=high"], ConfigError, "clip_overrides was 'high'"),
+        ("end-to-end", ["min_miou=5"], ConfigError, "end-to-end has no parameter 'min_miou'"),
     ],
 )
 def test_a_wrong_parameter_is_one_message(pipeline, sets, kind, words):

@@ -70,6 +70,46 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
         assert record["zero-shot/top1"] in {0, 0.5, 1}
         assert round(record["retrieval/image_to_text_r1"] * held_out, 4) % 1 == 0
         assert record["retrieval/text_to_image_r10"] >= min(10, held_out) / held_out - 0.5
+        assert 0 <= record["retrieval/pair_accuracy"] <= 1
+        assert record["retrieval/pair_accuracy_error"] > 0
+
+
+def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
+    """A model of given embeddings; a share of a half is chance."""
+    view = View(Dataset.open(dataset_uri), ViewConfig(fraction=0.5))
+    number = sum(
+        not in_fraction(u, 0.5)
+        for i in range(len(view.dataset.shards))
+        for u in view.dataset.uids(i)
+    )
+
+    class Knowing(torch.nn.Module):
+        clip = normalize = property(lambda self: self)
+
+        def __init__(self, text):
+            super().__init__()
+            self.text = text
+
+        def __call__(self, images):
+            return images
+
+        def encode_image(self, images, normalize):
+            return torch.eye(number)
+
+        def encode_text(self, tokens, normalize):
+            return self.text
+
+    (evaluation,) = clip_evaluations(InTrainingConfig(), view, CLIP.text.tokenizer(), CLIP.vision)
+    texts = {
+        1.0: torch.eye(number),
+        0.5: torch.ones(number, number),
+        0.0: torch.eye(number) * -1,
+    }
+    for share, text in texts.items():
+        found = evaluation.judge(Knowing(text), Ranks())
+        assert found["pair_accuracy"] == share
+        assert found["pair_accuracy_error"] == 0
+        assert found["image_to_text_r1"] == (share == 1)
 
 
 def test_a_colour_that_the_model_knows_is_named(tmp_path):

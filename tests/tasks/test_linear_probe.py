@@ -4,7 +4,6 @@ import copy
 import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from tiny_task import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
@@ -61,7 +60,7 @@ def test_cached_training_is_uncached_training(task, encoder, folders):
             loss.backward()
             optimizer.step()
     assert seen["plain"] == 30
-    assert seen["cached"] <= 8 + 2  # four scenes and their mirror images, one twice in a batch
+    assert 4 <= seen["cached"] <= 6  # four scenes; one may be new twice in a batch
     moved = set()
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(cached.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
@@ -131,14 +130,14 @@ def test_losses_are_at_the_features_places(encoder):
 
 @pytest.mark.parametrize("task", CONFIGS)
 def test_equal_keys_are_equal_images(task, folders):
-    """Whole images and their mirror images, each with its labels; nothing else is drawn."""
+    """Whole images with their labels; nothing else is drawn."""
     name = "labels" if task == "segmentation" else "depth"
     seen = {}
     for batch in itertools.islice(batches(task, folders[task], CONFIGS[task]), 20):
         for key, image, label in zip(batch["keys"], batch["images"], batch[name], strict=True):
             pair = (image.numpy().tobytes(), label.numpy().tobytes())
             assert seen.setdefault(int(key), pair) == pair
-    assert set(seen) == set(range(8))
+    assert set(seen) == set(range(4))
     if task == "segmentation":
         data = Ade20kFolder.open(folders[task], "training")
         truths = [data.classes_HW(i) for i in range(4)]
@@ -146,10 +145,7 @@ def test_equal_keys_are_equal_images(task, folders):
         data = NyuFolder.open(folders[task], "train")
         truths = [data.depth_HW(i) for i in range(4)]
     for index, truth in enumerate(truths):
-        for is_flipped, step in enumerate((1, -1)):
-            image = np.ascontiguousarray(data.image_HW3(index)[:, ::step])
-            found = np.ascontiguousarray(truth[:, ::step])
-            assert seen[2 * index + is_flipped] == (image.tobytes(), found.tobytes())
+        assert seen[index] == (data.image_HW3(index).tobytes(), truth.tobytes())
 
 
 def test_what_is_trained_can_not_be_cached():

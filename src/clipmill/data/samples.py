@@ -34,8 +34,9 @@ def kept_in_memory(
         if index in kept:
             return kept[index]
         sample = load(index)
-        num_bytes += sum(array.nbytes for array in sample.values())
-        if num_bytes <= max_bytes:
+        size = sum(array.nbytes for array in sample.values())
+        if num_bytes + size <= max_bytes:
+            num_bytes += size
             kept[index] = sample
         return sample
 
