@@ -156,7 +156,11 @@ def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
 
     second = shown(start(folder, OVERRIDES, keep=True, port=port))
     lines = [line for line in second.splitlines() if line.startswith("✓")]
-    assert {line.split()[1] for line in lines if "reused" not in line} == {"promote", "report"}
+    assert {line.split()[1] for line in lines if "reused" not in line} == {
+        "promote",
+        "report",
+        "serve",
+    }
     shell(command(second, "One request"), cwd=tmp_path)
     with Image.open(tmp_path / "segmentation.png") as answer:
         assert answer.size == Image.open(folder / "test-image.png").size
