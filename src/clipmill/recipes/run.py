@@ -131,7 +131,7 @@ def drawn_sweep(
 ) -> str:
     """Try a grid of fine-tunings, and draw it."""
     from clipmill.analysis.sweep_page import sweep_page
-    from clipmill.storage import exists, write_bytes
+    from clipmill.storage import write_bytes
     from clipmill.tasks.sweep import read_sweep
     from clipmill.tasks.sweep import sweep as search
 
@@ -201,6 +201,7 @@ def random_weights(
 
     ``data`` has a labeled folder for each fine-tuning recipe. Returns the evaluations' URIs.
     """
+    from clipmill.data.folder import open_folder
     from clipmill.digest import digest_json
     from clipmill.pretrain.clip import PretrainConfig, random_encoder
     from clipmill.processes import process_pool
@@ -213,7 +214,8 @@ def random_weights(
         overrides = [*finetune_overrides, f"train.seed={seed}"]
         for name, folder in zip(finetune_recipes, data, strict=True):
             plan.append((config, recipe(name, FinetuneConfig, overrides), folder))
-    digest = digest_json([[c.model.digest, c.train.seed, f.digest, d] for c, f, d in plan])
+    digests = {folder: open_folder(folder, "data")[1].digest for folder in data}
+    digest = digest_json([[c.model.digest, c.train.seed, f.digest, digests[d]] for c, f, d in plan])
     record = join(store, "baselines", f"{digest[:12]}.json")
     with Stage("random weights", store=store, run=run) as stage:
         if exists(record):
