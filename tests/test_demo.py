@@ -162,8 +162,11 @@ def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
         "serve",
     }
     shell(command(second, "One request"), cwd=tmp_path)
-    with Image.open(tmp_path / "segmentation.png") as answer:
-        assert answer.size == Image.open(folder / "test-image.png").size
+    with (
+        Image.open(tmp_path / "segmentation.png") as answer,
+        Image.open(folder / "test-image.png") as sent,
+    ):
+        assert answer.size == sent.size
     with urllib.request.urlopen(command(second, "Playground")) as page:
         assert b"<html" in page.read()
     again = start(folder, OVERRIDES, keep=True, port=port)
