@@ -142,18 +142,25 @@ def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
     runs = shell(command(output, "List the runs")).stdout
     assert "encoders/" in runs
     assert "captions: " in shell(command(output, "List the runs", 2)).stdout
+    assert "No model is better than its gate" in output  # two updates teach nothing
     encoder = shlex.split(command(output, "Fine-tune"))[3]
     assert (Path(encoder) / "model.json").exists()
     shell(shlex.join([*program(), "export", encoder, "--output", str(tmp_path / "out")]))
-    serve = shlex.split(command(output, "Serve"))
-    assert serve[-2:] == ["--port", "8080"]
-    assert all(Path(word.partition("=")[2]).is_dir() for word in serve if word.startswith("depth="))
     assert living(folder) == []
     assert not (folder / "tmp").exists()
+    for evaluation in (store / "evaluations").iterdir():
+        task = json.loads((evaluation / "evaluation.json").read_text())["task"]
+        lenient = {"segmentation": "0", "depth": "99"}[task]
+        words = ["promote", task, str(evaluation), "--threshold", lenient, "--store", str(store)]
+        shell(shlex.join([*program(), *words]))
 
     second = shown(start(folder, OVERRIDES, keep=True, port=port))
     lines = [line for line in second.splitlines() if line.startswith("✓")]
-    assert {line.split()[1] for line in lines if "reused" not in line} == {"promote", "report"}
+    assert {line.split()[1] for line in lines if "reused" not in line} == {
+        "promote",
+        "report",
+        "serve",
+    }
     shell(command(second, "One request"), cwd=tmp_path)
     with Image.open(tmp_path / "segmentation.png") as answer:
         assert answer.size == Image.open(folder / "test-image.png").size

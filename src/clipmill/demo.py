@@ -34,6 +34,7 @@ from clipmill.serve.ports import DEFAULT_PORT, require_free
 from clipmill.serve.process import ServerProcess
 from clipmill.stages import EVENTS_VARIABLE
 from clipmill.storage import SeaweedServer, exists, join, read_bytes, read_json
+from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.promotion import read_promotion
 
 _HOST = "127.0.0.1"
@@ -120,7 +121,7 @@ def show_demo(options: DemoOptions, *, as_json: bool) -> None:
         stack.enter_context(_exiting_on_sigterm())
         store, server = stack.enter_context(_store(options))
         result = run_demo(options, store, server.environment if server else {}, console)
-        if options.keep:
+        if options.keep and result.models:
             _keep(options, result, server)
     if as_json:
         found = {
@@ -187,19 +188,17 @@ def run_demo(
         for task, place in places.items()
         if exists(join(place, "promotion.json"))
     }
-    if not promotions:
-        raise PipelineError(
-            f"no model is better than its gate, so none serves; {page} shows the figures"
-        )
+    parents = {parent["role"]: parent["uri"] for parent in results["parents"]}
+    encoder = [uri for role, uri in parents.items() if role.startswith("encoder ")][-1]
+    evaluation = next(uri for role, uri in parents.items() if role.startswith("evaluation "))
     image = folder / "test-image.png"
-    first = next(iter(promotions.values()))
-    image.write_bytes(first.evaluation.picture(0, "image"))
+    image.write_bytes(read_evaluation(evaluation).picture(0, "image"))
     return DemoResult(
         page=page,
         results=results,
         store=store,
         models={task: found.evaluation.model.uri for task, found in promotions.items()},
-        encoder=_encoder_of(first.evaluation.model.uri),
+        encoder=encoder,
         image=image,
     )
 
@@ -239,6 +238,22 @@ def next_steps(
             again,
         ]
     url = f"http://{_HOST}:{options.port}"
+    finetune = _command("finetune", "--encoder", result.encoder, "--store", result.store)
+    finetune += " --data YOUR_DATA --recipe upernet-miniature"
+    onwards = [
+        "# Fine-tune on your own data (formats: docs/tasks.md):",
+        finetune,
+        "",
+        "# List the runs; show what an encoder was made from:",
+        _command("runs", result.store),
+        _command("lineage", result.encoder),
+    ]
+    if not result.models:
+        return [
+            "# No model is better than its gate, so none serves: the page has the figures.",
+            "",
+            *onwards,
+        ]
     lines = []
     if environment:
         settings = shlex.join(f"{name}={value}" for name, value in environment.items())
@@ -255,8 +270,6 @@ def next_steps(
     answer = [] if options.images else ["--output", f"{name}.png"]
     kind = "png" if result.image.suffix == ".png" else "jpeg"
     request = f"{url}/v2/models/{name}/infer?{question.replace(' ', '%20')}"
-    finetune = _command("finetune", "--encoder", result.encoder, "--store", result.store)
-    finetune += " --data YOUR_DATA --recipe upernet-miniature"
     lines += [
         shlex.join(
             [
@@ -265,12 +278,7 @@ def next_steps(
             ]
         ),
         "",
-        "# Fine-tune on your own data (formats: docs/tasks.md):",
-        finetune,
-        "",
-        "# List the runs; show what a model was made from:",
-        _command("runs", result.store),
-        _command("lineage", result.models[name]),
+        *onwards,
     ]
     if options.keep:
         stopping = ["demo", "--folder", str(options.folder.absolute()), "--stop"]
@@ -456,12 +464,6 @@ def _pipeline(options: DemoOptions) -> tuple[str, dict[str, Any]]:
         parameters["recaption_recipe"] = _RECAPTIONING[kind]
         parameters["recaption_overrides"] = list(options.captioner_overrides)
     return "photos", parameters
-
-
-def _encoder_of(model: str) -> str:
-    from clipmill.models.checkpoint import read_card
-
-    return next(parent.uri for parent in read_card(model).parents if parent.role == "encoder")
 
 
 def _photos_result(page: Path, results: dict[str, Any], store: str) -> DemoResult:

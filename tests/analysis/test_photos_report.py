@@ -19,6 +19,7 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.scenes.formats import write_caption_folder
 from clipmill.data.scenes.world import SceneConfig
 from clipmill.data.view import in_fraction
+from clipmill.demo import check_captioner
 from clipmill.errors import ConfigError
 from clipmill.recipes import run, run_data, run_judge
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation

@@ -66,9 +66,10 @@ td.best { font-weight: 680; }
 td.best::before { content: ""; display: inline-block; width: .5em; height: .5em;
   margin: 0 .5em .1em 0; border-radius: 50%; background: var(--good); }
 .better { color: var(--good); } .worse { color: var(--bad); } .soft { color: var(--soft); }
-th small { display: block; color: var(--soft); font-size: .84rem; font-weight: 400; }
+th small, td small { display: block; color: var(--soft); font-size: .84rem; font-weight: 400; }
 table.large td, table.large tbody th { font-size: 1.22rem; padding-block: 14px; }
 table.large td, table.tight td { white-space: nowrap; }
+table.large td small { white-space: normal; max-width: 15em; }
 table.small { font-size: .9rem; }
 
 details { margin-top: 22px; }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
 from clipmill.stages import Stage
-from clipmill.storage import join
+from clipmill.storage import exists, join, read_json, write_json
 
 if TYPE_CHECKING:
     from clipmill.tasks.checks import DataCheck
@@ -131,7 +131,7 @@ def drawn_sweep(
 ) -> str:
     """Try a grid of fine-tunings, and draw it."""
     from clipmill.analysis.sweep_page import sweep_page
-    from clipmill.storage import exists, write_bytes
+    from clipmill.storage import write_bytes
     from clipmill.tasks.sweep import read_sweep
     from clipmill.tasks.sweep import sweep as search
 
@@ -201,22 +201,31 @@ def random_weights(
 
     ``data`` has a labeled folder for each fine-tuning recipe. Returns the evaluations' URIs.
     """
-    import torch
-
+    from clipmill.data.folder import open_folder
+    from clipmill.digest import digest_json
     from clipmill.pretrain.clip import PretrainConfig, random_encoder
     from clipmill.processes import process_pool
     from clipmill.tasks.finetune import FinetuneConfig
     from clipmill.tasks.sweep_point import run_quietly
 
+    plan = []
+    for seed in seeds:
+        config = recipe(clip_recipe, PretrainConfig, [*clip_overrides, f"train.seed={seed}"])
+        overrides = [*finetune_overrides, f"train.seed={seed}"]
+        for name, folder in zip(finetune_recipes, data, strict=True):
+            plan.append((config, recipe(name, FinetuneConfig, overrides), folder))
+    digests = {folder: open_folder(folder, "data")[1].digest for folder in data}
+    digest = digest_json([[c.model.digest, c.train.seed, f.digest, digests[d]] for c, f, d in plan])
+    record = join(store, "baselines", f"{digest[:12]}.json")
     with Stage("random weights", store=store, run=run) as stage:
-        jobs = []
-        for seed in seeds:
-            config = recipe(clip_recipe, PretrainConfig, [*clip_overrides, f"train.seed={seed}"])
-            encoder = random_encoder(config, store)
-            overrides = [*finetune_overrides, f"train.seed={seed}"]
-            for name, folder in zip(finetune_recipes, data, strict=True):
-                job = recipe(name, FinetuneConfig, overrides).to_json()
-                jobs.append((job, encoder, folder, store))
+        if exists(record):
+            made = [str(uri) for uri in read_json(record)]
+            stage.made(made[0])
+            return made
+        stage.report(0, len(plan), "starting")
+        import torch
+
+        jobs = [(f.to_json(), random_encoder(c, store), d, store) for c, f, d in plan]
         made = []
         # On a GPU they would share it.
         with process_pool(1 if torch.cuda.is_available() else 0) as pool:
@@ -225,6 +234,7 @@ def random_weights(
             ):
                 made.append(future.result())
                 stage.report(done, len(jobs), "evaluated")
+        write_json(record, made)
         stage.made(made[0])
     return made
 
