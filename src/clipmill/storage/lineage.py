@@ -22,23 +22,13 @@ _ARTICLES: Final = {
     "layer.json": "a layer",
     "export.json": "an export",
     "evaluation.json": "an evaluation",
+    "comparison.json": "a comparison",
     "sweep.json": "a sweep",
     "promotion.json": "a promotion",
     "probe.json": "a probe",
     "study.json": "a study",
 }
-ARTIFACT_FILES: Final = (
-    "dataset.json",
-    "model.json",
-    "report.json",
-    "source.json",
-    "layer.json",
-    "export.json",
-    "evaluation.json",
-    "sweep.json",
-    "promotion.json",
-    "probe.json",
-)
+ARTIFACT_FILES: Final = tuple(_ARTICLES)
 
 PUBLIC_SCHEMES: Final = {
     "open_clip": "public weights",
