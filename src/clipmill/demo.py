@@ -330,8 +330,10 @@ def check_captioner(captioner: str) -> None:
     """Refuse (ConfigError) a captioner that would say of a street what it knows of scenes."""
     from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
 
-    kind, found = open_captioner(captioner, CaptionersConfig())
-    if kind == "template" or not knows_photos(found):
+    kind = _endpoint_kind(captioner)
+    if kind in {"vlm", "rewrite"}:
+        return  # an endpoint's settings come with its recipe
+    if kind == "template" or not knows_photos(open_captioner(captioner, CaptionersConfig())[1]):
         raise ConfigError(
             f"{captioner} can't caption photographs: it knows only "
             f"{'labels, not images' if kind == 'template' else 'drawn scenes'}",
@@ -339,6 +341,14 @@ def check_captioner(captioner: str) -> None:
             action="give --captioner hf:Salesforce/blip-image-captioning-base, file:FOLDER or "
             "vlm:URL, or leave it out",
         )
+
+
+def _endpoint_kind(captioner: str) -> str:
+    """``vlm``, ``rewrite`` or ``template``; empty for a captioner that is opened from weights."""
+    from clipmill.data.captioners import captioner_kind
+
+    scheme, _ = captioner_kind(captioner)
+    return scheme if scheme in {"vlm", "rewrite", "template"} else ""
 
 
 @contextlib.contextmanager
@@ -460,7 +470,9 @@ def _pipeline(options: DemoOptions) -> tuple[str, dict[str, Any]]:
     if options.captioner:
         from clipmill.data.captioners import CaptionersConfig, open_captioner
 
-        kind, _ = open_captioner(options.captioner, CaptionersConfig())
+        kind = _endpoint_kind(options.captioner)
+        if not kind:
+            kind, _ = open_captioner(options.captioner, CaptionersConfig())
         parameters["recaption_recipe"] = _RECAPTIONING[kind]
         parameters["recaption_overrides"] = list(options.captioner_overrides)
     return "photos", parameters
