@@ -328,12 +328,18 @@ def _check(options: DemoOptions) -> None:
 
 def check_captioner(captioner: str) -> None:
     """Refuse (ConfigError) a captioner that would say of a street what it knows of scenes."""
-    from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
+    from clipmill.data.captioners import (
+        CaptionersConfig,
+        GenerateConfig,
+        knows_photos,
+        open_captioner,
+    )
 
     kind = _endpoint_kind(captioner)
     if kind in {"vlm", "rewrite"}:
         return  # an endpoint's settings come with its recipe
-    if kind == "template" or not knows_photos(open_captioner(captioner, CaptionersConfig())[1]):
+    shortest = CaptionersConfig(generate=GenerateConfig(max_tokens=6))  # which any CoCa can write
+    if kind == "template" or not knows_photos(open_captioner(captioner, shortest)[1]):
         raise ConfigError(
             f"{captioner} can't caption photographs: it knows only "
             f"{'labels, not images' if kind == 'template' else 'drawn scenes'}",
@@ -468,11 +474,12 @@ def _pipeline(options: DemoOptions) -> tuple[str, dict[str, Any]]:
         "captioner": options.captioner,
     }
     if options.captioner:
-        from clipmill.data.captioners import CaptionersConfig, open_captioner
+        from clipmill.data.captioners import CaptionersConfig, GenerateConfig, open_captioner
 
         kind = _endpoint_kind(options.captioner)
         if not kind:
-            kind, _ = open_captioner(options.captioner, CaptionersConfig())
+            shortest = CaptionersConfig(generate=GenerateConfig(max_tokens=6))
+            kind, _ = open_captioner(options.captioner, shortest)
         parameters["recaption_recipe"] = _RECAPTIONING[kind]
         parameters["recaption_overrides"] = list(options.captioner_overrides)
     return "photos", parameters
