@@ -131,7 +131,9 @@ class Environment:
         uv doesn't read pip's configuration files, which may name the only index that is reachable.
         """
         uv = self.python.with_name("uv")
-        if uv.exists() or not self._run(self.python, *PIP, UV):
+        if not uv.exists():
+            self._run(self.python, *PIP, UV)
+        if uv.exists():
             command = (uv, "pip", "install", "--quiet", "--python", str(self.python))
             if not self._run(*command, *arguments):
                 return
