@@ -122,6 +122,9 @@ def run(environment, monkeypatch, folder, *arguments):
     """Run the script's main; returns what pip was given."""
     given = []
     monkeypatch.setattr(environment.Environment, "pip", lambda _, *words: given.append(words))
+    monkeypatch.setattr(
+        environment.Environment, "install_pins", lambda _, *words: given.append(words)
+    )
     command = ["environment.py", "demo", "--venv", str(folder), "--torch", "cuda", *arguments]
     monkeypatch.setattr(sys, "argv", command)
     environment.main()
