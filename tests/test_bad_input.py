@@ -58,7 +58,7 @@ def ran(app, *arguments):
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, "can't use /x/y: No space"),
         (KeyError("2d1169e1"), 1, "KeyError: '2d1169e1' ("),
         (ValueError("first\nsecond"), 1, "ValueError: first ("),
-        (KeyboardInterrupt(), 130, "the same command continues"),
+        (KeyboardInterrupt(), 130, "the same command resumes"),
     ],
 )
 def test_every_error_is_a_message_and_a_code(error, code, said, capsys):
@@ -102,7 +102,7 @@ def test_ctrl_c_is_one_line_and_130(tmp_path):
         process.send_signal(signal.SIGINT)
         _, written = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert written == "stopped; the same command continues where this one ended\n"
+    assert written == "stopped; the same command resumes where this one ended\n"
 
 
 @pytest.mark.parametrize("module", ["clipmill", "clipmill.pipelines.submit"])
