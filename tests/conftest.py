@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from clipmill.storage import SeaweedServer
+
+# No test judges time: a busy machine is slow, not wrong.
+settings.register_profile("clipmill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("clipmill")
 
 
 @pytest.fixture(scope="session")

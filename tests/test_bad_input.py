@@ -102,7 +102,7 @@ def test_ctrl_c_is_one_line_and_130(tmp_path):
         process.send_signal(signal.SIGINT)
         _, written = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert written == "stopped; the same command resumes where this one ended\n"
+    assert written == "stopped; the same command resumes: clipmill wait\n"
 
 
 @pytest.mark.parametrize("module", ["clipmill", "clipmill.pipelines.submit"])

@@ -32,7 +32,7 @@ def test_the_version():
         (["data", "shard", "no/such/folder", "--store", "out"], "no/such/folder"),
         (["data", "scenes", "--store", "out", "--set", "num_pair=1"], "num_pairs"),
         (["data", "scenes", "--store", "ftp://host/x"], "ftp"),
-        (["recipes", "clip-vit-b17"], "clip-vit-b16-12.8b"),
+        (["recipes", "clip-vit-b17-12.8b"], "did you mean 'clip-vit-b16-12.8b'?"),
         (["lineage", "nothing/here"], "nothing/here"),
         (["demo", "--images", "no/such/folder"], "no/such/folder"),
         (["serve", "depth"], "'depth' is not a model with its name"),

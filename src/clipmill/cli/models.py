@@ -60,6 +60,7 @@ def export(
         typer.echo(note, err=True)
 
 
+@needs("model")
 def import_weights(
     address: Annotated[
         str, typer.Argument(help="open_clip:NAME/TAG, timm:NAME[.TAG], hf:ORG/NAME or file:PATH.")
