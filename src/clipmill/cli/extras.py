@@ -18,8 +18,8 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": _SERVE,
     "cluster": _CLUSTER,
     "pipelines": _PIPELINES,
-    "export": ("onnx", "onnxruntime", "onnxscript"),
-    "coreml": ("coremltools",),
+    "export": (*_MODEL, "onnx", "onnxruntime", "onnxscript"),
+    "coreml": (*_MODEL, "coremltools"),
     "demo": tuple(dict.fromkeys((*_TRAIN, *_SERVE, *_PIPELINES))),
 }
 """Modules that pyproject.toml's extras bring, the smallest extra first; `store` brings none."""

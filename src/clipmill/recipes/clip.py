@@ -243,7 +243,7 @@ def clip_vit_miniature() -> PretrainConfig:
 
 
 def clip_miniature() -> PretrainConfig:
-    """A convolutional tower of 0.2 M parameters at 64 px: what the demo trains in two minutes.
+    """A convolutional tower of 0.23 M parameters at 64 px: what the demo trains in two minutes.
 
     Tens of thousands of images teach it what a ViT needs many more for. Some pairs are held out,
     to see whether it learned anything.
