@@ -11,7 +11,8 @@ from clipmill.pipelines.registry import PIPELINES
 ROOT = Path(__file__).resolve().parent.parent.parent
 MUTABLE = {
     "comp-compare", "comp-deploy", "comp-finish-run", "comp-is-new", "comp-probe", "comp-promote",
-    "comp-remember", "comp-report", "comp-report-tasks", "comp-shard",
+    "comp-promote-compared", "comp-remember", "comp-report", "comp-report-photos",
+    "comp-report-tasks", "comp-shard",
 }  # fmt: skip
 """Read or change what no digest names; a second shard, of drawn scenes, doesn't."""
 
