@@ -1,5 +1,6 @@
 """Processes that are left running: found again, stopped, and never mistaken for others."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -50,6 +51,6 @@ def test_a_taken_port_names_its_process():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert "pytest" in listener(port)
+        assert listener(port).startswith(f"process {os.getpid()} (")
         with pytest.raises(ServerError, match=rf":{port} can't be listened on.*process \d+ \("):
             require_free("127.0.0.1", port)

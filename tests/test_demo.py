@@ -143,6 +143,8 @@ def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
     assert "encoders/" in runs
     assert "captions: " in shell(command(output, "List the runs", 2)).stdout
     assert "No model is better than its gate" in output  # two updates teach nothing
+    page = (folder / "report.html").read_text()
+    assert "in a miniature world of procedural scenes" in page
     encoder = shlex.split(command(output, "Fine-tune"))[3]
     assert (Path(encoder) / "model.json").exists()
     shell(shlex.join([*program(), "export", encoder, "--output", str(tmp_path / "out")]))

@@ -24,10 +24,11 @@ from clipmill.analysis.samples import samples_section
 from clipmill.analysis.timing import duration, timing_section, wall_seconds
 from clipmill.analysis.verdict import Circumstances, Verdict, judge, seeds_of
 from clipmill.data.dataset import Dataset
+from clipmill.data.scenes.ancestry import made_of_scenes
 from clipmill.digest import digest_json
 from clipmill.models.checkpoint import ModelCard, read_card
 from clipmill.stages import StageRecord, read_stages
-from clipmill.storage import Node, Parent, join, lineage, open_store, write_bytes, write_json
+from clipmill.storage import Parent, join, lineage, open_store, write_bytes, write_json
 from clipmill.tasks.comparison import Comparison
 
 _CAPTIONER_NAMES = {"coca": "CoCa"}
@@ -133,7 +134,7 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
             label: seeds_of(card.recipe, *(m.recipe for (k, _), m in models.items() if k == label))
             for label, card in encoders.items()
         },
-        drawn=_is_drawn(lineage(dataset.uri)),
+        drawn=made_of_scenes(lineage(dataset.uri)),
     )
     return _Found(
         inputs=inputs,
@@ -150,13 +151,6 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
         served=read_served(inputs.promotions, tasks),
         probe=read_probe(inputs.probe),
         stages=read_stages(store, inputs.run) if inputs.run else [],
-    )
-
-
-def _is_drawn(node: Node) -> bool:
-    """Whether the procedural scenes are among the ancestors."""
-    return (node.kind == "source" and "scenes" in node.detail) or any(
-        _is_drawn(parent) for parent in node.parents
     )
 
 

@@ -12,7 +12,7 @@ address                           captioner
 ================================= ================================================================
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from clipmill.config import Config
@@ -29,9 +29,10 @@ from clipmill.data.captioners.public import OpenClipCoca, find_captioner
 from clipmill.data.captioners.rewrite import RewriteCaptioner, RewriteConfig
 from clipmill.data.captioners.template import TemplateCaptioner, TemplateConfig
 from clipmill.data.captioners.vlm import VlmCaptioner, VlmConfig
+from clipmill.data.scenes.ancestry import made_of_scenes
 from clipmill.errors import ClipmillError, ConfigError
 from clipmill.models.addresses import parse_address
-from clipmill.storage import Node, lineage, read_artifact
+from clipmill.storage import Node, lineage
 
 __all__ = [
     "REASONS",
@@ -156,24 +157,11 @@ def knows_photos(captioner: Captioner) -> bool:
         made_of = lineage(captioner.parents[0].uri)
     except ClipmillError:
         return False
-    return not any(node.kind == "unknown" or _is_of_scenes(node) for node in _nodes(made_of))
+    return not (made_of_scenes(made_of) or _has_unknown(made_of))
 
 
-def _nodes(node: Node) -> Iterator[Node]:
-    yield node
-    for parent in node.parents:
-        yield from _nodes(parent)
-
-
-def _is_of_scenes(node: Node) -> bool:
-    """Whether a node is scenes that clipmill drew, or one of the sets in their folder."""
-    if node.kind not in {"file", "folder"}:
-        return node.kind == "source" and "scenes" in node.detail
-    try:
-        around = read_artifact(node.uri.rstrip("/").rpartition("/")[0])
-    except ClipmillError:
-        return False
-    return around["kind"] == "source" and "scenes" in around.get("summary", {})
+def _has_unknown(node: Node) -> bool:
+    return node.kind == "unknown" or any(_has_unknown(parent) for parent in node.parents)
 
 
 def _former_address(name: str, kind: str, rest: str) -> ConfigError:
