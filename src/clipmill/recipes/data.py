@@ -19,7 +19,7 @@ def scenes_miniature() -> ScenesSourceConfig:
         num_pairs=4096,
         num_captioning=3072,
         num_labelled=512,
-        num_test=256,
+        num_test=1024,
         farthest_metres=3.3,
         smallest_metres=0.75,
         labelled_size=128,
