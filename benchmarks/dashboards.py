@@ -40,7 +40,7 @@ from clipmill.serve.client import Client
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.ports import free_port
 from clipmill.serve.process import ServerProcess
-from clipmill.stages import METRICS_VARIABLE
+from clipmill.stage_records import METRICS_VARIABLE
 
 CHART = Path(__file__).resolve().parent.parent / "helm" / "clipmill"
 HOST = "127.0.0.1"

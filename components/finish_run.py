@@ -7,6 +7,6 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def finish_run(store: str, run: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """Keep the run's end beside the times of its stages."""
-    from clipmill.stages import write_end
+    from clipmill.stage_records import write_end
 
     write_end(store, run, status.state, status.error_message or "")

@@ -28,7 +28,7 @@ def main(name: str, text: str, folder: str) -> None:
     from google.protobuf.json_format import MessageToDict
 
     from clipmill.progress import PLAN_EVENT
-    from clipmill.stages import EVENTS_VARIABLE
+    from clipmill.stage_records import EVENTS_VARIABLE
 
     pipeline, arguments = PIPELINES[name], json.loads(text)
     if path := os.environ.get(EVENTS_VARIABLE):

@@ -17,7 +17,7 @@ from clipmill.cluster.names import (
     STORE_VARIABLES,
 )
 from clipmill.cluster.pools import load_pools, pool_named
-from clipmill.stages import METRICS_VARIABLE
+from clipmill.stage_records import METRICS_VARIABLE
 
 PoolName = Literal["cpu", "gpu"]
 """Pools that the pipelines' tasks choose from."""

@@ -27,7 +27,7 @@ from clipmill.errors import (
 )
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes.registry import recipe
-from clipmill.stages import Stage
+from clipmill.stage_records import Stage
 from clipmill.storage import read_artifact_file, write_json
 
 

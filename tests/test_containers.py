@@ -27,7 +27,7 @@ from test_demo import OVERRIDES
 
 from clipmill.cluster.names import NON_ROOT
 from clipmill.serve.client import Client
-from clipmill.stages import read_stages
+from clipmill.stage_records import read_stages
 from clipmill.storage import read_json
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.promotion import read_promotion

@@ -7,7 +7,7 @@ import pytest
 
 from clipmill.errors import ConfigError
 from clipmill.serve.ports import free_port
-from clipmill.stages import EVENTS_VARIABLE, METRICS_VARIABLE, Stage, StageRecord, read_stages
+from clipmill.stage_records import EVENTS_VARIABLE, METRICS_VARIABLE, Stage, StageRecord, read_stages
 from clipmill.storage import exists, join
 from clipmill.telemetry import data_metrics
 
@@ -113,7 +113,7 @@ def test_without_a_file_for_events_they_go_to_the_terminal(monkeypatch, capsys):
 def test_the_time_left_is_told_from_the_pace_since_the_first_report(monkeypatch, capsys):
     monkeypatch.delenv("CLIPMILL_EVENTS", raising=False)
     clock = iter([100.0, 100.0, 100.0, 110.0, 110.0, 120.0])
-    monkeypatch.setattr("clipmill.stages.time.time", lambda: next(clock, 130.0))
+    monkeypatch.setattr("clipmill.stage_records.time.time", lambda: next(clock, 130.0))
     with Stage("pretrain") as stage:
         stage.report(50, 100, "resumed")  # at 100 s
         stage.report(60, 100, "on")  # at 110 s: ten in ten seconds

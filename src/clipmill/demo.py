@@ -32,7 +32,7 @@ from clipmill.errors import (
 from clipmill.progress import follow
 from clipmill.serve.ports import DEFAULT_PORT, require_free
 from clipmill.serve.process import ServerProcess
-from clipmill.stages import EVENTS_VARIABLE
+from clipmill.stage_records import EVENTS_VARIABLE
 from clipmill.storage import SeaweedServer, exists, join, read_bytes, read_json
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.promotion import read_promotion

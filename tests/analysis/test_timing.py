@@ -5,7 +5,7 @@ import re
 import pytest
 
 from clipmill.analysis.timing import duration, timing_section, wall_seconds
-from clipmill.stages import StageRecord
+from clipmill.stage_records import StageRecord
 
 
 def stage(name: str, started: float, seconds: float, *, label="", reused=False) -> StageRecord:

@@ -23,7 +23,7 @@ from clipmill.models.encoders import open_encoder
 from clipmill.models.import_weights import import_weights
 from clipmill.models.pooled import build_pooled
 from clipmill.models.public_weights import find_weights
-from clipmill.stages import silent
+from clipmill.stage_records import silent
 from clipmill.storage import lineage
 
 SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}

@@ -16,7 +16,7 @@ from clipmill.recipes import run_data
 from clipmill.recipes.registry import recipe
 from clipmill.recipes.run import pretrain
 from clipmill.recipes.wanted import WantedTask, sweep_point
-from clipmill.stages import read_stages
+from clipmill.stage_records import read_stages
 from clipmill.storage import lineage
 from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig

@@ -9,7 +9,7 @@ import pytest
 from clipmill.data.dataset import Dataset
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes import run, run_data
-from clipmill.stages import EVENTS_VARIABLE, read_stages
+from clipmill.stage_records import EVENTS_VARIABLE, read_stages
 from clipmill.storage import join, lineage, read_json
 
 SCENES = ["size=32", "num_pairs=12", "num_captioning=6", "num_labelled=4", "num_test=2"]

@@ -13,7 +13,7 @@ from clipmill.data.scenes.source import LABELS, PAIRS, ScenesSourceConfig, draw_
 from clipmill.data.shards import ShardConfig, shard
 from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
-from clipmill.stages import silent
+from clipmill.stage_records import silent
 from clipmill.storage import join
 from clipmill.study.config import StudyConfig
 from clipmill.study.page import study_page

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from clipmill.data.scenes.source import ScenesSourceConfig
 from clipmill.recipes.study import study_captions
-from clipmill.stages import silent
+from clipmill.stage_records import silent
 from clipmill.study.config import EffortConfig, StudyConfig
 from clipmill.study.run import run_study
 

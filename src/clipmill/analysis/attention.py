@@ -10,7 +10,7 @@ from clipmill.analysis.page import Html, Section, document, paragraph, section, 
 from clipmill.errors import ConfigError, SourceError
 from clipmill.models.addresses import parse_address
 from clipmill.models.encoders import open_encoder
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 
 if TYPE_CHECKING:
     from clipmill.models.attention import AttentionStatistics

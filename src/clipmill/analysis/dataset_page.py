@@ -14,7 +14,7 @@ from clipmill.analysis.style import series_colour
 from clipmill.data.dataset import Dataset
 from clipmill.data.distribution import Distribution
 from clipmill.data.stats import REAL, chosen_shards, score_distributions
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 
 __all__ = ["PageConfig", "dataset_page"]
 

@@ -22,7 +22,7 @@ from clipmill.digest import digest_json
 from clipmill.engine.result import read_log
 from clipmill.models.checkpoint import ModelCard, read_card
 from clipmill.models.retrieval import RANKS
-from clipmill.stages import StageRecord, read_stages
+from clipmill.stage_records import StageRecord, read_stages
 from clipmill.storage import Parent, exists, join, open_store, write_bytes, write_json
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.zero_shot_retrieval import read_ranks

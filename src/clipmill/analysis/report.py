@@ -27,7 +27,7 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.scenes.ancestry import made_of_scenes
 from clipmill.digest import digest_json
 from clipmill.models.checkpoint import ModelCard, read_card
-from clipmill.stages import StageRecord, read_stages
+from clipmill.stage_records import StageRecord, read_stages
 from clipmill.storage import Parent, join, lineage, open_store, write_bytes, write_json
 from clipmill.tasks.comparison import Comparison
 

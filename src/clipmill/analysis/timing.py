@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from clipmill.analysis.page import Html, Section, missing, paragraph, section, table, tag
 from clipmill.analysis.style import series_colour
-from clipmill.stages import StageRecord
+from clipmill.stage_records import StageRecord
 
 
 def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Section:

@@ -13,7 +13,7 @@ from clipmill.cluster.names import (
 )
 from clipmill.cluster.pools import PoolConfig, container_resources
 from clipmill.digest import digest_json
-from clipmill.stages import METRICS_VARIABLE
+from clipmill.stage_records import METRICS_VARIABLE
 
 if TYPE_CHECKING:
     from hera.workflows import Container

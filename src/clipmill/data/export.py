@@ -22,7 +22,7 @@ from clipmill.data.shard_records import read_records
 from clipmill.data.view import View, ViewConfig
 from clipmill.digest import digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError, StorageError
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import Store, exists, join, open_store, read_json, write_json
 
 EXPORT_MANIFEST = "export.json"

@@ -23,7 +23,7 @@ from clipmill.data.reader import read_shard
 from clipmill.data.uid_table import local_table, read_table
 from clipmill.digest import sha256_file
 from clipmill.errors import ArtifactError, SourceError
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import Parent
 
 _MOST_RANGES = 64

@@ -29,7 +29,7 @@ from clipmill.data.reader import ShardReader, read_shard
 from clipmill.data.recaption_parts import drop_part, read_part, write_part
 from clipmill.errors import BadSampleError, ClipmillError
 from clipmill.images import decode_rgb
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import open_store
 from clipmill.telemetry import caption_metrics
 

@@ -18,7 +18,7 @@ from clipmill.data.filters.contract import Block
 from clipmill.data.layer_rows import SELECT_COLUMNS
 from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
 from clipmill.data.select_rule import Rule, SelectConfig, resolve_rule
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 
 # Files are small, and disks and stores far away, so waiting for several at once is what counts.
 _NUM_THREADS = 8

@@ -17,7 +17,7 @@ from clipmill.data.distribution import Distribution, Extent, of_counts
 from clipmill.data.layer_rows import list_rows
 from clipmill.data.layers import read_layer
 from clipmill.data.shard_records import read_records
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 
 REAL = "real"
 """What the captions in the shards themselves are called, beside those of layers."""

@@ -15,7 +15,7 @@ from clipmill.data.verify_layer import LayerCheck, unlisted_layers
 from clipmill.data.verify_tar import tar_faults
 from clipmill.digest import sha256_bytes
 from clipmill.errors import ArtifactError
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import join, open_store, read_json
 
 __all__ = ["Fault", "Verification", "verify"]

@@ -26,7 +26,7 @@ from clipmill.engine.watchdog import Watchdog, is_lost_rank
 from clipmill.errors import StoppedError, TrainingError
 from clipmill.models.cpu_threads import use_threads
 from clipmill.processes import keep_freed_memory
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.telemetry import train_metrics
 
 

@@ -12,7 +12,7 @@ from clipmill.models.encoders import EncoderConfig, encoder_tensors
 from clipmill.models.public_weights import PublicWeights, find_weights
 from clipmill.models.tensor_files import check_fit
 from clipmill.models.towers import build_clip
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import Parent, join
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from clipmill.pretrain.distillation import DistillationConfig, teacher_parent
 from clipmill.pretrain.in_training_evaluation import InTrainingConfig, clip_evaluations
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
 from clipmill.pretrain.start import find_start
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import join
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
 from clipmill.models.towers import CocaConfig
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

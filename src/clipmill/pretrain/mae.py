@@ -13,7 +13,7 @@ from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
 from clipmill.models.mae_config import MaeConfig
 from clipmill.pretrain.pairs import LoadConfig, pair_batches
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from clipmill.engine.result import result_uri, save_result
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
 from clipmill.models.towers import VisionConfig
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 
 if TYPE_CHECKING:
     from torch import Tensor

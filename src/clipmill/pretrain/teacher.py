@@ -26,7 +26,7 @@ from clipmill.digest import digest_json
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.clip_model import clip_parent
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import Parent
 
 if TYPE_CHECKING:

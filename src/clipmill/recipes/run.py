@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
-from clipmill.stages import Stage
+from clipmill.stage_records import Stage
 from clipmill.storage import exists, join, read_json, write_json
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from clipmill.recipes.registry import recipe
-from clipmill.stages import Stage
+from clipmill.stage_records import Stage
 from clipmill.storage import join
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from clipmill.config import Config
 from clipmill.recipes.registry import RECIPES, recipe
-from clipmill.stages import Stage
+from clipmill.stage_records import Stage
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.sweep_config import Point, SweepConfig

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clipmill.digest import digest_json
 from clipmill.serve.client import binary_request, curl_command, query
 from clipmill.serve.process import ServerProcess
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import Parent, exists, join, read_json, write_bytes, write_json
 from clipmill.tasks.palette import to_png
 from clipmill.tasks.registry import task_named

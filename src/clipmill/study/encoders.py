@@ -8,7 +8,7 @@ from clipmill.engine.config import TrainConfig
 from clipmill.pretrain.clip import PretrainConfig, pretrain
 from clipmill.pretrain.mae import MaePretrainConfig, pretrain_mae
 from clipmill.pretrain.supervised import SupervisedConfig, pretrain_supervised
-from clipmill.stages import silent
+from clipmill.stage_records import silent
 from clipmill.study.config import ConditionConfig, StudyConfig
 from clipmill.study.ranks import on_first_rank
 from clipmill.study.world import World

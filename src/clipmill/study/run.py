@@ -17,7 +17,7 @@ from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError
 from clipmill.pretrain.teacher import make_teacher_layer
 from clipmill.processes import process_pool
-from clipmill.stages import Report, silent
+from clipmill.stage_records import Report, silent
 from clipmill.storage import exists, join, read_json, write_json
 from clipmill.study.caption_quality import caption_quality, caption_samples, captions_by_kind
 from clipmill.study.config import ConditionConfig, StudyConfig

@@ -21,7 +21,7 @@ from clipmill.data.scenes.world import COLOURS, OBJECTS
 from clipmill.digest import digest_json
 from clipmill.errors import ArtifactError
 from clipmill.processes import process_pool
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 
 DOSES = (25, 50, 75, 100)
 """Shares of wrong captions, percent."""

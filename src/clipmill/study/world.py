@@ -10,7 +10,7 @@ from clipmill.data.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
 from clipmill.data.shards import shard
 from clipmill.errors import ConfigError
 from clipmill.pretrain.coca import train_captioner
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import join
 from clipmill.study.config import COCA, DrawnConfig, GivenConfig, StudyConfig
 from clipmill.study.ranks import on_first_rank

@@ -19,7 +19,7 @@ from clipmill.digest import digest_json
 from clipmill.engine.result import read_log
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, read_card
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import Parent, exists, join, read_json, write_json
 from clipmill.tasks.contract import Metric, Task
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from numpy.typing import NDArray
 
 from clipmill.config import Config
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 
 if TYPE_CHECKING:
     from torch import nn

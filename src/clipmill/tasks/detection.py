@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill.config import Config
 from clipmill.models.encoders import EncoderConfig
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.tasks.contract import (
     EvaluatedSample,
     Evaluation,

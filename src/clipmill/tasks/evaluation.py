@@ -10,7 +10,7 @@ from clipmill.data.folder import open_folder
 from clipmill.digest import digest_json
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import read_card
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import (
     Parent,
     exists,

@@ -10,7 +10,7 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
 from clipmill.models.encoders import open_encoder
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.tasks.registry import task_named
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from clipmill.config import Config
 from clipmill.data.dense_augmentation import PhotometricConfig
 from clipmill.errors import ConfigError
 from clipmill.models.encoders import EncoderConfig
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.tasks.contract import (
     EvaluatedSample,
     Evaluation,

@@ -10,7 +10,7 @@ from clipmill.digest import digest_json
 from clipmill.errors import TrainingError
 from clipmill.models.encoders import open_encoder
 from clipmill.processes import process_pool
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import Parent, exists, join, read_artifact_file, write_json
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.registry import task_named

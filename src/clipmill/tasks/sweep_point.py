@@ -1,7 +1,7 @@
 """One point of a sweep: fine-tuned, judged, and never twice."""
 
 from clipmill.errors import TrainingError
-from clipmill.stages import Report, silent
+from clipmill.stage_records import Report, silent
 from clipmill.tasks.evaluation import evaluate
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 

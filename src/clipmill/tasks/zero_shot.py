@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clipmill.data.scoring.clip import ClipTowers, judge_parent
 from clipmill.errors import BadSampleError, SourceError
 from clipmill.images import decode_rgb
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.tasks.zero_shot_config import ZeroShotConfig
 from clipmill.tasks.zero_shot_data import ClassPictures, open_pictures
 from clipmill.tasks.zero_shot_prompts import class_names, prompt_templates

@@ -14,7 +14,7 @@ from clipmill.data.scoring.clip import ClipTowers, judge_parent
 from clipmill.data.view import in_fraction
 from clipmill.errors import ConfigError, SourceError
 from clipmill.models.retrieval import ranks, recall_of_ranks
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import Parent, join, read_json, write_json
 from clipmill.tasks.zero_shot_config import RetrievalConfig
 from clipmill.tasks.zero_shot_result import is_judged, result_place, write_result

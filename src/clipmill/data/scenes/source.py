@@ -20,7 +20,7 @@ from clipmill.data.scenes.formats import (
 from clipmill.data.scenes.world import CLASSES, SceneConfig
 from clipmill.digest import digest_json
 from clipmill.processes import process_pool
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.storage import exists, join, put_tree, write_json
 
 _RESULT = "source.json"

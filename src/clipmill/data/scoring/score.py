@@ -27,7 +27,7 @@ from clipmill.data.scoring.text import TextScoreConfig, TextScorer
 from clipmill.digest import digest_json
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.telemetry import data_metrics
 
 SCORERS: Mapping[str, Callable[[Any], Scorer]] = {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from clipmill.errors import ConfigError
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.tasks.checks.classification import check_classification
 from clipmill.tasks.checks.depth import check_depth
 from clipmill.tasks.checks.detection import check_detection

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from clipmill.data.classes import ClassFolder
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.tasks.checks.findings import Findings
 
 

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from clipmill.data.labelled import NyuFolder
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.tasks.checks.findings import Findings
 from clipmill.tasks.depth import MAX_DEPTH_METRES
 

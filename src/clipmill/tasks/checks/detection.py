@@ -8,7 +8,7 @@ from typing import Any
 
 from clipmill.data.labelled_coco import coco_split
 from clipmill.images import image_size
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.tasks.checks.findings import Findings
 
 _HEADER_BYTES = 1 << 20

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.data.labelled import IGNORED, Ade20kFolder, ade20k_classes
-from clipmill.stages import Report
+from clipmill.stage_records import Report
 from clipmill.tasks.checks.findings import Findings
 
 
