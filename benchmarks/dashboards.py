@@ -28,17 +28,17 @@ import yaml
 from dashboard_picture import STEP_SECONDS, draw
 
 from clipmill.cluster.monitoring.files import rules
-from clipmill.data.scenes.formats import (
+from clipmill.scenes.formats import (
     write_ade20k,
     write_caption_folder,
     write_class_folder,
     write_nyu,
 )
-from clipmill.data.scenes.world import SceneConfig
+from clipmill.scenes.geometry import SceneConfig
 from clipmill.errors import ServerError
 from clipmill.serve.client import Client
 from clipmill.serve.config import ServeConfig
-from clipmill.serve.ports import free_port
+from clipmill.processes import free_port
 from clipmill.serve.process import ServerProcess
 from clipmill.stage_records import METRICS_VARIABLE
 

@@ -21,7 +21,7 @@ from towers import BASE, hardware, matmul_flops, pairs
 
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks, ranks
-from clipmill.engine.operation import OperationConfig
+from clipmill.engine.config import OperationConfig
 
 _WARM = 3
 

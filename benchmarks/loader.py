@@ -28,13 +28,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.loader import LoaderConfig, PairBatch, PairLoader
-from clipmill.data.scenes import SceneConfig, draw
-from clipmill.data.shards import ShardConfig, shard
-from clipmill.data.view import View, ViewConfig
-from clipmill.models.normalization import Normalize
+from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader
+from clipmill.scenes import SceneConfig, draw
+from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.models.preprocess import Normalize
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.storage import SeaweedServer
 

@@ -17,11 +17,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.loader import LoaderConfig, PairLoader
-from clipmill.data.shards import ShardConfig, shard
-from clipmill.data.view import View, ViewConfig
+from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
+from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.data.loading.view import View, ViewConfig
 from clipmill.models.tokenizer import Tokenizer
 
 _BATCH_SIZE = 256

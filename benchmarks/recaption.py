@@ -21,10 +21,11 @@ from rich.table import Table
 from towers import hardware
 
 from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
-from clipmill.models.center_resize import center_resize
+from clipmill.models.preprocess import center_resize
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig, build_coca
+from clipmill.models.preprocess import Normalize
+from clipmill.models.towers import build_coca
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 
 _ROUNDS = 2
 

@@ -26,9 +26,9 @@ from scenes import hardware
 from shard import write_pairs
 
 from clipmill.data.scale import ScaleRates, scale_plan
-from clipmill.data.shard_duplicates import FINGERPRINT, find_duplicates
-from clipmill.data.shards import ShardConfig, plan_shards, shard_range
-from clipmill.data.sources.sorting import sorted_records
+from clipmill.data.shards.finalize import FINGERPRINT, find_duplicates
+from clipmill.data.shards.write import ShardConfig, plan_shards, shard_range
+from clipmill.data.sources.files import sorted_records
 
 _PER_SHARD = 10_000
 

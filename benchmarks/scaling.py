@@ -18,7 +18,7 @@ from towers import SMALL, hardware, pairs
 
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import ranks
-from clipmill.storage.ports import free_ports
+from clipmill.processes import free_ports
 
 
 def child(batch_size: int, steps: int) -> None:

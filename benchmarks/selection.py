@@ -22,15 +22,15 @@ import pyarrow.parquet as pq
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.duplicates import near_duplicates
-from clipmill.data.filters.aspect_ratio import AspectRatioFilter
-from clipmill.data.filters.caption_length import CaptionLengthFilter
-from clipmill.data.filters.clip_top_fraction import ClipTopFractionFilter
-from clipmill.data.filters.image_size import ImageSizeFilter
-from clipmill.data.filters.language import LanguageFilter
+from clipmill.data.filters import AspectRatioFilter
+from clipmill.data.filters import CaptionLengthFilter
+from clipmill.data.filters import ClipTopFractionFilter
+from clipmill.data.filters import ImageSizeFilter
+from clipmill.data.filters import LanguageFilter
 from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
 from clipmill.data.select import select
-from clipmill.data.select_rule import SelectConfig, steps
-from clipmill.digest import digest_json, sha256_bytes
+from clipmill.data.select import SelectConfig, steps
+from clipmill.config import digest_json, sha256_bytes
 
 SHARD_ROWS = 10_000
 RULE = SelectConfig(

@@ -33,7 +33,7 @@ from serve_start import cpu_seconds
 
 from clipmill.serve.client import pixels_request
 from clipmill.serve.config import ServeConfig
-from clipmill.serve.ports import free_port
+from clipmill.processes import free_port
 from clipmill.serve.probe import scrape
 from clipmill.serve.process import ServerProcess
 from clipmill.tasks.predictor import Predictor

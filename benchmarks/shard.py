@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from scenes import hardware
 
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.write import ShardConfig, shard
 
 Seconds = tuple[float, float]
 """Wall time and CPU time."""

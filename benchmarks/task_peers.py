@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from clipmill.engine.config import TrainConfig
 from clipmill.models.dense import build_dense
-from clipmill.models.encoders import EncoderConfig
+from clipmill.models.config import EncoderConfig
 from clipmill.openmmlab.ops import importing_openmmlab
-from clipmill.tasks.detection import DetectionConfig
-from clipmill.tasks.segmentation import SegmentationConfig
+from clipmill.tasks.detection.task import DetectionConfig
+from clipmill.tasks.segmentation.task import SegmentationConfig
 
 with importing_openmmlab():
     import mmdet.datasets

@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from towers import hardware
 
-from clipmill.data.scenes import SceneConfig, write_ade20k, write_coco
+from clipmill.scenes import SceneConfig, write_ade20k, write_coco
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import train
-from clipmill.models.encoders import open_encoder
+from clipmill.engine.trainer import train
+from clipmill.models.pretrained import open_encoder
 from clipmill.recipes.registry import recipe
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import task_named

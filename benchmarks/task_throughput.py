@@ -21,9 +21,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from towers import hardware, synchronize
 
-from clipmill.models.cpu_threads import CpuThreads
-from clipmill.models.encoders import open_encoder
-from clipmill.models.reparameterise import reparameterised
+from clipmill.models.execution import CpuThreads
+from clipmill.models.pretrained import open_encoder
+from clipmill.models.execution import reparameterised
 from clipmill.recipes.registry import recipe
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import task_named

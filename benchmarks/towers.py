@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from clipmill.data.loader import PairBatch
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 
 SMALL = ClipConfig(
     embed_dim=192,

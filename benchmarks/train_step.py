@@ -29,14 +29,14 @@ from rich.console import Console
 from rich.table import Table
 from towers import BASE, SMALL, hardware, pairs
 
-from clipmill.data.loader import PairBatch
+from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import train
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.normalization import Normalize
+from clipmill.engine.trainer import train
+from clipmill.engine.config import ScheduleConfig
+from clipmill.models.preprocess import Normalize
 from clipmill.models.towers import build_clip
-from clipmill.pretrain.clip_objective import ClipObjective
+from clipmill.pretrain.clip import ClipObjective
 
 _WARM = 2
 _PEAK = 1e-3

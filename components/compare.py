@@ -9,7 +9,7 @@ def compare(store: str, page: dsl.Output[dsl.HTML]) -> int:
     """Draw the settings and curves of all runs of ``store``; how many there are."""
     from pathlib import Path
 
-    from clipmill.analysis.runs import list_runs, runs_page
+    from clipmill.report.runs import list_runs, runs_page
 
     runs = list_runs(store)
     Path(page.path).write_text(runs_page(store, runs), encoding="utf-8")

@@ -15,7 +15,7 @@ def compare_encoders(
     run: str,
 ) -> str:
     """Judge each difference by the test images and by what a seed does; the comparison's URI."""
-    from clipmill.recipes.run import compare as stage
+    from clipmill.stages.run import compare as stage
 
     made = [uri for of_one_encoder in evaluations for uri in of_one_encoder]
     return stage(encoders, made, random, [ade20k, nyu], store, run)

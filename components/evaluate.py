@@ -9,7 +9,7 @@ def evaluate(
     model: str, data: str, store: str, run: str, label: str, metrics: dsl.Output[dsl.Metrics]
 ) -> str:
     """Judge ``model`` on the data's test split; the evaluation's URI."""
-    from clipmill.recipes.run import evaluate as stage
+    from clipmill.stages.run import evaluate as stage
     from clipmill.tasks.evaluation import read_evaluation
 
     uri = stage(model, data, store, run, label)

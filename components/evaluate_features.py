@@ -17,7 +17,7 @@ def evaluate_features(
     label: str,
 ) -> list:
     """Fine-tune and evaluate a model of each task in one process; the evaluations' URIs."""
-    from clipmill.recipes.run import evaluate_features as stage
+    from clipmill.stages.run import evaluate_features as stage
 
     recipes, data = [segmentation_recipe, depth_recipe], [ade20k, nyu]
     return stage(recipes, overrides, encoder, data, store, run, label)

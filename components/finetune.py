@@ -11,6 +11,6 @@ def finetune(
 ) -> str:  # fmt: skip
     """Fine-tune ``encoder`` on labelled data; the model's URI."""
     from clipmill.cluster.artifacts import recorded
-    from clipmill.recipes.run import finetune as stage
+    from clipmill.stages.run import finetune as stage
 
     return recorded(stage(recipe, overrides, encoder, data, store, run, label), made)

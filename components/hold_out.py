@@ -13,7 +13,7 @@ def hold_out(dataset: str, recipe: str, overrides: list, store: str, run: str) -
     """Cut ``dataset`` in two; the overrides that pretrain on one part and judge on the other."""
     from typing import NamedTuple
 
-    from clipmill.recipes.run_data import hold_out as stage
+    from clipmill.stages.data import hold_out as stage
 
     names = [("pretraining", list), ("judging", list)]
     cut = NamedTuple("Cut", names)

@@ -7,6 +7,6 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def is_new(dataset: str, store: str) -> bool:
     """Whether no refresh of ``store`` has been finished with this dataset."""
-    from clipmill.recipes.refresh import is_new as stage
+    from clipmill.stages.data import is_new as stage
 
     return stage(dataset, store)

@@ -11,7 +11,7 @@ def pretrain(
 ) -> str:  # fmt: skip
     """Pretrain on ``captions`` of what the layer ``select`` keeps; the encoder's URI."""
     from clipmill.cluster.artifacts import recorded
-    from clipmill.recipes.run import pretrain as stage
+    from clipmill.stages.run import pretrain as stage
 
     seen = {"captions": captions, "layer": layer, "select": [select] if select else []}
     return recorded(stage(recipe, overrides, dataset, store, run, **seen), made)

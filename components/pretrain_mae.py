@@ -10,6 +10,6 @@ def pretrain_mae(
 ) -> str:
     """Pretrain without captions; the encoder's URI."""
     from clipmill.cluster.artifacts import recorded
-    from clipmill.recipes.run import pretrain_mae as stage
+    from clipmill.stages.run import pretrain_mae as stage
 
     return recorded(stage(recipe, overrides, dataset, store, run), made)

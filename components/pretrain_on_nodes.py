@@ -13,7 +13,7 @@ def pretrain_on_nodes(
     """Submit a TrainJob and wait for it; the encoder's URI."""
     from clipmill.cluster.artifacts import recorded
     from clipmill.cluster.submit import run_to_end
-    from clipmill.recipes.run import pretrain as stage
+    from clipmill.stages.run import pretrain as stage
 
     command = ["pretrain", dataset, "--store", store, "--captions", captions, "--layer", layer]
     command += ["--recipe", recipe, *(text for o in overrides for text in ("--set", o))]

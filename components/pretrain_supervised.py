@@ -10,6 +10,6 @@ def pretrain_supervised(
 ) -> str:
     """Pretrain on classes; the encoder's URI."""
     from clipmill.cluster.artifacts import recorded
-    from clipmill.recipes.run import pretrain_supervised as stage
+    from clipmill.stages.run import pretrain_supervised as stage
 
     return recorded(stage(recipe, overrides, data, store, run), made)

@@ -7,6 +7,6 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def probe(segmentation: str, depth: str, store: str, run: str) -> str:
     """Start the models in a KServe server and query each; the answers' URI."""
-    from clipmill.recipes.run import probe as stage
+    from clipmill.stages.run import probe as stage
 
     return stage([segmentation, depth], store, run)

@@ -17,7 +17,7 @@ def random_weights(
     run: str,
 ) -> list:
     """Evaluate encoders that learned nothing at segmentation and depth; the evaluations' URIs."""
-    from clipmill.recipes.run import random_weights as stage
+    from clipmill.stages.run import random_weights as stage
 
     recipes, data = [segmentation_recipe, depth_recipe], [ade20k, nyu]
     return stage(clip_recipe, clip_overrides, recipes, finetune_overrides, data, store, run)

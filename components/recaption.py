@@ -16,7 +16,7 @@ def recaption(
     stop: int = 0,
 ) -> str:
     """Caption every picture of shards ``start`` to ``stop`` (0: all); the layer's name."""
-    from clipmill.recipes.run_data import recaption as stage
+    from clipmill.stages.data import recaption as stage
 
     shards = {"start": start, "stop": stop or None}
     return stage(recipe, overrides, dataset, captioner, store, run, **shards)

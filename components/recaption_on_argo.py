@@ -10,7 +10,7 @@ def recaption_on_argo(
 ) -> str:
     """Submit the workflow and wait for it; the layer's name."""
     from clipmill.cluster.data_runs import fan_out
-    from clipmill.recipes.run_data import recaption as stage
+    from clipmill.stages.data import recaption as stage
 
     arguments = ["--captioner", captioner, "--recipe", recipe]
     fan_out("recaption", dataset, arguments, pool=pool, namespace=namespace)

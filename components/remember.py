@@ -7,6 +7,6 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def remember(dataset: str, store: str, run: str) -> None:
     """Keep that a refresh was finished with this dataset."""
-    from clipmill.recipes.refresh import remember as stage
+    from clipmill.stages.data import remember as stage
 
     stage(dataset, store, run)

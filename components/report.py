@@ -22,7 +22,7 @@ def report(
     """Draw the page, for the UI's viewer too; the report's URI."""
     from pathlib import Path
 
-    from clipmill.recipes.run import report as stage
+    from clipmill.stages.run import report as stage
     from clipmill.storage import read_bytes
 
     evaluated = [uri for of_one_encoder in evaluations for uri in of_one_encoder]

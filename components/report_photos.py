@@ -12,7 +12,7 @@ def report_photos(
     """Draw the page, for the UI's viewer too; the report's URI."""
     from pathlib import Path
 
-    from clipmill.recipes.run_judge import report_photos as stage
+    from clipmill.stages.run import report_photos as stage
     from clipmill.storage import read_bytes
 
     uri = stage(dataset, layer, captioner, evaluations, given, store, run)

@@ -12,7 +12,7 @@ def report_tasks(
     """Draw the page, for the UI's viewer too; the report's URI."""
     from pathlib import Path
 
-    from clipmill.recipes.run import report_tasks as stage
+    from clipmill.stages.run import report_tasks as stage
     from clipmill.storage import read_bytes
 
     uri = stage(encoder, evaluations, promotions, store, run)

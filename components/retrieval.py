@@ -10,7 +10,7 @@ def retrieval(
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:  # fmt: skip
     """Judge ``model`` by how it finds captions and images; the evaluation's URI, "" of no model."""
-    from clipmill.recipes.run_judge import retrieval as stage
+    from clipmill.stages.run import retrieval as stage
     from clipmill.tasks.evaluation import read_evaluation
 
     uri = stage(recipe, overrides, model, data, store, run, label) if model else ""

@@ -16,7 +16,7 @@ def score(
     stop: int = 0,
 ) -> list:
     """Score every sample of shards ``start`` to ``stop`` (0: all); the layers' names."""
-    from clipmill.recipes.run_data import score as stage
+    from clipmill.stages.data import score as stage
 
     part = {"start": start, "stop": stop or None}
     return stage(recipe, overrides, dataset, store, run, model=model, **part)

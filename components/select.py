@@ -7,6 +7,6 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def select(dataset: str, layers: list, recipe: str, overrides: list, store: str, run: str) -> str:
     """Judge every sample by its scores; the layer's name."""
-    from clipmill.recipes.run_data import select as stage
+    from clipmill.stages.data import select as stage
 
     return stage(recipe, overrides, dataset, store, run, layers=layers)

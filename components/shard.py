@@ -11,6 +11,6 @@ def shard(
 ) -> str:  # fmt: skip
     """Cut ``source`` into shards; the dataset's URI."""
     from clipmill.cluster.artifacts import recorded
-    from clipmill.recipes.run_data import shard as stage
+    from clipmill.stages.data import shard as stage
 
     return recorded(stage(recipe, overrides, source, store, run, label), made)

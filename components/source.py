@@ -13,8 +13,8 @@ def source(pairs: str, recipe: str, overrides: list, store: str, run: str) -> Na
     """Draw scenes; ``pairs``, where given, takes the place of theirs."""
     from typing import NamedTuple
 
-    from clipmill.data.scenes import source as files
-    from clipmill.recipes.run_data import scenes as stage
+    from clipmill.scenes import source as files
+    from clipmill.stages.data import scenes as stage
 
     drawn = stage(recipe, overrides, store, run)
     names = (files.PAIRS, files.CAPTIONING, files.LABELS["segmentation"], files.LABELS["depth"])

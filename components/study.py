@@ -11,7 +11,7 @@ def study(
     """Carry the study out, its page for the UI's viewer too; the study's URI."""
     from pathlib import Path
 
-    from clipmill.recipes.run_judge import study as stage
+    from clipmill.stages.run import study as stage
     from clipmill.storage import read_bytes
 
     uri = stage(recipe, overrides, store, run)

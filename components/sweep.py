@@ -17,7 +17,7 @@ def sweep(
     from pathlib import Path
 
     from clipmill.cluster.artifacts import recorded
-    from clipmill.recipes.wanted import WantedTask, best_of_sweep
+    from clipmill.stages.run import WantedTask, best_of_sweep
     from clipmill.storage import read_bytes
 
     task = WantedTask.from_json(wanted)

@@ -7,6 +7,6 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def sweep_points(wanted: dict) -> list:
     """The points to try side by side: one for a plain fine-tuning."""
-    from clipmill.recipes.wanted import WantedTask
+    from clipmill.stages.run import WantedTask
 
     return list(WantedTask.from_json(wanted).sweep.points())

@@ -11,6 +11,6 @@ def train_captioner(
 ) -> str:  # fmt: skip
     """Train a CoCa, unless ``captioner`` is given; the captioner's URI."""
     from clipmill.cluster.artifacts import recorded
-    from clipmill.recipes.run_data import train_captioner as stage
+    from clipmill.stages.data import train_captioner as stage
 
     return captioner or recorded(stage(recipe, overrides, dataset, store, run), made)

@@ -9,19 +9,15 @@ import json
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
-
-def _end_with_parent() -> None:
-    """End the whole group, tasks included, once whoever started us has closed our input."""
-    sys.stdin.read()
-    os.killpg(0, signal.SIGKILL)
+from clipmill.processes import stop_with_parent
 
 
 def main(name: str, text: str, folder: str) -> None:
     """Run to the end; tasks keep their scratch files under ``folder``."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The whole group, tasks included.
+    stop_with_parent(lambda: os.killpg(0, signal.SIGKILL))
     from clipmill.pipelines.local import run_here
     from clipmill.pipelines.plan import planned_stages
     from clipmill.pipelines.registry import PIPELINES

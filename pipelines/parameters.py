@@ -7,10 +7,10 @@ from typing import Any
 from clipmill.data.captioners import captioner_kind
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError, NotFoundError, StorageError
-from clipmill.models.encoders import check_address
+from clipmill.models.pretrained import check_address
 from clipmill.recipes.registry import RECIPES, recipe
-from clipmill.recipes.run import LABELS
-from clipmill.recipes.wanted import WantedTask
+from clipmill.stages.run import LABELS
+from clipmill.stages.run import WantedTask
 from clipmill.tasks.finetune import FinetuneConfig
 
 _TYPES = {"STRING": str, "LIST": list, "STRUCT": dict, "NUMBER_DOUBLE": float}

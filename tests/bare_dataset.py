@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.digest import digest_json, sha256_bytes
+from clipmill.config import digest_json, sha256_bytes
 
 
 def bare_dataset(folder, sizes, label="u"):

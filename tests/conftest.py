@@ -1,6 +1,8 @@
 """Fixtures that several areas share."""
 
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,3 +28,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             patch.setenv(name, value)
         patch.delenv("AWS_SESSION_TOKEN", raising=False)
         yield server.environment
+
+
+@pytest.fixture(params=["local", "s3"])
+def root_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URI of a folder where nothing is yet: in a local folder, then in SeaweedFS."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    request.getfixturevalue("s3")
+    return f"s3://tests/{uuid.uuid4().hex}"

@@ -15,8 +15,8 @@ def save_model(uri: str, task_name: str, *, crop_size: int = 64) -> str:
     import torch
 
     from clipmill.models.checkpoint import ModelCard, save_checkpoint
-    from clipmill.models.encoders import EncoderConfig
-    from clipmill.models.towers import VisionConfig
+    from clipmill.models.config import EncoderConfig
+    from clipmill.models.config import VisionConfig
     from clipmill.tasks.registry import task_named
 
     encoder = EncoderConfig(

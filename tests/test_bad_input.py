@@ -28,7 +28,8 @@ from clipmill.errors import (
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes.registry import recipe
 from clipmill.stage_records import Stage
-from clipmill.storage import read_artifact_file, write_json
+from clipmill.storage import write_json
+from clipmill.lineage import read_artifact_file
 
 
 def raising(error):
@@ -264,7 +265,7 @@ def test_a_recipe_that_does_not_exist_has_a_neighbour(name, action):
 
 
 def test_a_recipe_of_another_command_is_called_that():
-    from clipmill.data.shards import ShardConfig
+    from clipmill.data.shards.write import ShardConfig
 
     with pytest.raises(ConfigError, match="'clip-miniature' is a recipe of another command"):
         recipe("clip-miniature", ShardConfig)

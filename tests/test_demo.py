@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipmill.background import listener
-from clipmill.data.scenes.formats import write_caption_folder
-from clipmill.data.scenes.world import SceneConfig
+from clipmill.processes import port_owner
+from clipmill.scenes.formats import write_caption_folder
+from clipmill.scenes.geometry import SceneConfig
 from clipmill.demo import DemoOptions, program, show_demo
 from clipmill.errors import ConfigError, SourceError, StorageError
-from clipmill.serve.ports import free_port
+from clipmill.processes import free_port
 
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
 OVERRIDES = {
@@ -202,7 +202,7 @@ def test_photographs_in_an_s3_store_with_bad_files(images, tmp_path):
         stopped = shell(command(output, "Stop what is running")).stdout
     assert "stopped endpoints" in stopped
     assert "stopped S3 server" in stopped
-    assert listener(port) == ""
+    assert port_owner(port) == ""
     assert living(tmp_path) == []
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.write import ShardConfig, shard
 
 RUN = [sys.executable, "-W", "error", "-c", "from clipmill.cli import main; main()"]
 

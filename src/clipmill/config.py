@@ -1,5 +1,7 @@
 """Frozen dataclass configs: JSON both ways, a digest, and strict ``path=value`` overrides.
 
+Here are also the digests themselves, SHA-256 over bytes, files and JSON values.
+
 Every config derives from :class:`Config`. Field types are those that JSON can hold: ``bool``,
 ``int``, ``float``, ``str``, ``Literal``, ``tuple[T, ...]``, ``dict[str, T]``, another Config,
 and any of these ``| None``. A field made by :func:`operational` says how work is carried out, not
@@ -7,18 +9,39 @@ what comes out of it, and is left out of the digest.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
-
-from clipmill.digest import digest_json
 from clipmill.errors import ConfigError, suggestion
 
 _OPERATIONAL = "operational"
 
 ValueT = TypeVar("ValueT")
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """SHA-256 of ``data`` (hex)."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content (hex), read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """One spelling per value: sorted keys, no spaces, no NaN (ValueError)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_json(value: object) -> str:
+    """SHA-256 of a value's canonical JSON (hex)."""
+    return sha256_bytes(canonical_json(value).encode())
 
 
 def operational(default: ValueT) -> ValueT:

@@ -20,7 +20,12 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from clipmill.background import BackgroundProcess, record, running, stop
+from clipmill.processes import (
+    BackgroundProcess,
+    record_processes,
+    running_processes,
+    stop_processes,
+)
 from clipmill.errors import (
     ClipmillError,
     ConfigError,
@@ -30,7 +35,8 @@ from clipmill.errors import (
     UserError,
 )
 from clipmill.progress import follow
-from clipmill.serve.ports import DEFAULT_PORT, require_free
+from clipmill.processes import require_free
+from clipmill.serve.config import DEFAULT_PORT
 from clipmill.serve.process import ServerProcess
 from clipmill.stage_records import EVENTS_VARIABLE
 from clipmill.storage import SeaweedServer, exists, join, read_bytes, read_json
@@ -208,7 +214,7 @@ def stop_demo(folder: Path) -> list[str]:
 
     Raises StorageError where the folder's record is broken.
     """
-    stopped = stop(folder / _RUNNING)
+    stopped = stop_processes(folder / _RUNNING)
     if not stopped:
         return [f"nothing runs that a demo in {folder} left"]
     return [f"stopped {p.name}: process {p.pid}, {p.url}" for p in stopped]
@@ -315,7 +321,7 @@ def _check(options: DemoOptions) -> None:
             expected="a folder that this user may write in",
             action="give another one as --folder",
         ) from error
-    if options.keep and (kept := running(options.folder / _RUNNING)):
+    if options.keep and (kept := running_processes(options.folder / _RUNNING)):
         words = ", ".join(f"{p.name} (process {p.pid}, {p.url})" for p in kept)
         raise ServerError(
             f"an earlier demo is still up: {words}",
@@ -389,10 +395,10 @@ def _keep(options: DemoOptions, result: DemoResult, store: SeaweedServer | None)
     log = folder / "server.log"
     server = ServerProcess(result.models, log_path=log, http_port=options.port, detach=True).start()
     kept = [BackgroundProcess.of("endpoints", server.pid, server.url)]
-    if store is not None and store.process_id is not None:
+    if store is not None:
         url = store.environment["AWS_ENDPOINT_URL"]
-        kept.append(BackgroundProcess.of("S3 server", store.process_id, url))
-    record(folder / _RUNNING, kept)
+        kept.append(BackgroundProcess.of("S3 server", store.pid, url))
+    record_processes(folder / _RUNNING, kept)
 
 
 @contextlib.contextmanager
@@ -488,7 +494,7 @@ def _pipeline(options: DemoOptions) -> tuple[str, dict[str, Any]]:
 def _photos_result(page: Path, results: dict[str, Any], store: str) -> DemoResult:
     """The encoder that learned from all captions is the one to continue with."""
     from clipmill.data.dataset import Dataset, cache_folder
-    from clipmill.data.reader import read_shard
+    from clipmill.data.shards.read import read_shard
 
     parents = results["parents"]
     dataset = Dataset.open(next(p["uri"] for p in parents if p["role"] == "dataset"))

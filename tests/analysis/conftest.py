@@ -13,24 +13,25 @@ import pytest
 import torch
 from made_comparison import task_result
 
-from clipmill.analysis.report import ReportInputs
+from clipmill.report.encoders import ReportInputs
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.scenes.formats import write_caption_folder
-from clipmill.data.scenes.scene import Scene, draw
-from clipmill.data.scenes.world import CLASSES, SceneConfig
-from clipmill.data.shards import ShardConfig, shard
-from clipmill.data.view import View, ViewConfig
-from clipmill.digest import digest_json
-from clipmill.engine.loop import Trained
+from clipmill.scenes.formats import write_caption_folder
+from clipmill.scenes.scene import Scene, draw
+from clipmill.scenes.geometry import CLASSES, SceneConfig
+from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.config import digest_json
+from clipmill.engine.trainer import Trained
 from clipmill.engine.result import save_result
 from clipmill.models.checkpoint import ModelCard, read_card
 from clipmill.recipes.captioner import coca_miniature
 from clipmill.recipes.clip import clip_miniature
 from clipmill.recipes.dense import depth_miniature, upernet_miniature
-from clipmill.storage import Parent, join, write_bytes, write_json
+from clipmill.storage import join, write_bytes, write_json
+from clipmill.lineage import Parent
 from clipmill.tasks.comparison import Comparison
-from clipmill.tasks.palette import to_png
+from clipmill.tasks.visualization import to_png
 from clipmill.tasks.promotion import GateConfig, promote
 from clipmill.tasks.registry import task_named
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from clipmill.analysis.attention import attention_json, attention_page, measure_attention
+from clipmill.report.attention import attention_json, attention_page, measure_attention
 from clipmill.cli import app
 from clipmill.errors import ConfigError, SourceError
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.analysis.charts import Line, Reference, line_chart, ticks
+from clipmill.report.html.charts import Line, Reference, line_chart, ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(3, 9))

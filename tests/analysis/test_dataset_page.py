@@ -12,14 +12,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipmill.analysis.dataset_page import PageConfig, dataset_page
-from clipmill.analysis.histogram import share_below
-from clipmill.analysis.sample_choice import choose
+from clipmill.report.preview import PageConfig, dataset_page
+from clipmill.report.html.charts import share_below
+from clipmill.report.preview import choose
 from clipmill.data.dataset import Dataset
-from clipmill.data.distribution import Extent
+from clipmill.data.stats import Extent
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.reader import read_shard
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.errors import ConfigError
 
 LAYER, SCORE, RULE = "captions/coca-1", "score/clip", "select/basic"

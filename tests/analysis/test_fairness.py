@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from clipmill.analysis.comparison import compare
-from clipmill.analysis.fairness import Check, check_fairness
+from clipmill.report.comparison import compare
+from clipmill.report.comparison import Check, check_fairness
 from clipmill.models.checkpoint import ModelCard, read_card
-from clipmill.storage import Parent
+from clipmill.lineage import Parent
 
 
 def check(run, models: dict[tuple[str, str], ModelCard] | None = None) -> tuple[Check, ...]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipmill.analysis.figures import Figure, figure_named
+from clipmill.report.format import Figure, figure_named
 
 MIOU = figure_named("mIoU")
 RMSE = figure_named("rmse")

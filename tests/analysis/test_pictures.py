@@ -7,7 +7,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from clipmill.analysis.pictures import picture
+from clipmill.report.html.page import picture
 
 
 def decoded(element: str) -> Image.Image:

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from clipmill.analysis.runs import differing, list_runs, runs_page
+from clipmill.report.runs import differing, list_runs, runs_page
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.journal import Journal
+from clipmill.engine.metrics import Journal
 from clipmill.engine.result import LOG_FILE, log_lines
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.storage import join, write_bytes, write_json

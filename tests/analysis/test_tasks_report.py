@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.analysis.tasks_report import tasks_report
+from clipmill.report.tasks import tasks_report
 from clipmill.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from clipmill.analysis.timing import duration, timing_section, wall_seconds
+from clipmill.report.sections.training import duration, timing_section, wall_seconds
 from clipmill.stage_records import StageRecord
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from made_comparison import RANDOM_FIGURES, task_result
 
-from clipmill.analysis.comparison import compare
-from clipmill.analysis.verdict import (
+from clipmill.report.comparison import compare
+from clipmill.report.summary import (
     Circumstances,
     Verdict,
     gain_text,

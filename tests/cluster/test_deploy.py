@@ -7,8 +7,9 @@ from clipmill.cluster.rollout import RolloutConfig
 from clipmill.cluster.serving import EndpointConfig
 from clipmill.errors import GateError, NotFoundError, ServerError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.storage import Parent, join, write_bytes, write_json
-from clipmill.tasks.palette import to_png
+from clipmill.storage import join, write_bytes, write_json
+from clipmill.lineage import Parent
+from clipmill.tasks.visualization import to_png
 
 ENDPOINT = EndpointConfig(name="depth", namespace="ml")
 QUICK = RolloutConfig(ready_seconds=1.0, watch_seconds=0.0, poll_seconds=0.01)

@@ -14,7 +14,7 @@ import yaml
 
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
 from clipmill.cluster.monitoring.files import rules
-from clipmill.serve.ports import free_port
+from clipmill.processes import free_port
 
 JOB = """
 import sys, time

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.write import ShardConfig, shard
 
 
 @pytest.fixture

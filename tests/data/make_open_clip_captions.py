@@ -15,8 +15,9 @@ import numpy as np
 import open_clip
 import torch
 
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig, build_coca
+from clipmill.models.preprocess import Normalize
+from clipmill.models.towers import build_coca
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 
 FILE = Path(__file__).with_name("open_clip_captions.json")
 COCA = CocaConfig(

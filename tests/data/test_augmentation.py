@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from clipmill.data.augmentation import (
+from clipmill.data.transforms.augmentation import (
     Box,
     CropTransform,
     RandomResizedCropConfig,
     crop_to_square,
     draw_crop,
 )
-from clipmill.data.decode import EncodedImage
-from clipmill.data.scenes import SceneConfig, draw
+from clipmill.data.loading.decode import EncodedImage
+from clipmill.scenes import SceneConfig, draw
 from clipmill.images import decode_rgb
-from clipmill.models.center_resize import center_resize
+from clipmill.models.preprocess import center_resize
 
 
 def coordinates(width, height):

@@ -3,7 +3,7 @@
 import pytest
 
 from clipmill.data.captioners import CaptionersConfig, captioner_kind, open_captioner
-from clipmill.data.captioners.contract import CaptionOutput, output_of, sample_seed
+from clipmill.data.captioners.base import CaptionOutput, output_of, sample_seed
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from clipmill.data.captioners import CaptionersConfig, open_captioner
 from clipmill.data.captioners.chat import tidy
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
-from clipmill.data.captioners.endpoint import EndpointConfig, check_url
-from clipmill.data.captioners.rewrite import RewriteCaptioner, RewriteConfig
-from clipmill.data.captioners.secret import Secret, read_key
-from clipmill.data.captioners.vlm import VlmCaptioner, VlmConfig
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput
+from clipmill.data.captioners.chat_client import EndpointConfig, check_url
+from clipmill.data.captioners.chat import RewriteCaptioner, RewriteConfig
+from clipmill.data.captioners.chat_client import Secret, read_key
+from clipmill.data.captioners.chat import VlmCaptioner, VlmConfig
 from clipmill.errors import BudgetError, ConfigError, ServerError
 
 QUICK = EndpointConfig(backoff_seconds=0.001, attempts=3, timeout_seconds=5, concurrency=4)

@@ -26,20 +26,21 @@ from transformers import TopPLogitsWarper
 
 from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
 from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
-from clipmill.data.captioners.coca_decoding import Decoder, draw
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
+from clipmill.data.captioners.coca_generation import Decoder, draw
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput
 from clipmill.data.dataset import Dataset
-from clipmill.data.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
-from clipmill.data.shards import ShardConfig, shard
-from clipmill.data.view import View, ViewConfig
+from clipmill.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
+from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.center_resize import center_resize, tower_image
+from clipmill.models.preprocess import center_resize, tower_image
 from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
 from clipmill.models.coca import coca_forward
-from clipmill.models.normalization import Normalize
+from clipmill.models.preprocess import Normalize
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_coca
-from clipmill.storage import Parent, get_tree, join, read_artifact
+from clipmill.storage import unpack_dir, join
+from clipmill.lineage import Parent, read_artifact
 
 TOKENIZER = COCA.clip.text.tokenizer()
 OPEN_CLIPS = json.loads(FILE.read_text())
@@ -434,7 +435,7 @@ def test_a_captioner_of_scenes_knows_no_photos(tmp_path, is_stage):
     """Whether its dataset names the scenes' source or only the folder of pairs in it."""
     config = ScenesSourceConfig(size=32, num_pairs=2, num_captioning=2, num_labelled=1, num_test=1)
     scenes = draw_source(config, str(tmp_path / "scenes"), report=lambda *_: None)
-    pairs = get_tree(join(scenes, CAPTIONING), tmp_path / "copies") if is_stage else None
+    pairs = unpack_dir(join(scenes, CAPTIONING), tmp_path / "copies") if is_stage else None
     parents = (Parent(role="source", uri=scenes, digest=read_artifact(scenes)["digest"]),)
     dataset = shard(
         ShardConfig(),

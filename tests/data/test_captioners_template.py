@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.data.captioners import CaptionersConfig, open_captioner
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput
 from clipmill.data.captioners.template import TemplateCaptioner, TemplateConfig, describe
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 

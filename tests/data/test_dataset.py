@@ -8,7 +8,7 @@ import pytest
 
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ArtifactError
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
 
 MakeDataset = Callable[..., Dataset]
 

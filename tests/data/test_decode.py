@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipmill.data.decode import REDUCTIONS, EncodedImage
-from clipmill.data.scenes import SceneConfig, draw
+from clipmill.data.loading.decode import REDUCTIONS, EncodedImage
+from clipmill.scenes import SceneConfig, draw
 from clipmill.errors import BadSampleError
 from clipmill.images import decode_rgb
 

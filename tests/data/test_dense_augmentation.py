@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.dense_augmentation import (
+from clipmill.data.transforms.dense import (
     PhotometricConfig,
     change_colours,
     crop_pair,

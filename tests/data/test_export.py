@@ -12,11 +12,11 @@ import pytest
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.export import ExportConfig, export
-from clipmill.data.reader import read_shard
-from clipmill.data.view import ViewConfig, in_fraction
-from clipmill.digest import sha256_file
+from clipmill.data.shards.read import read_shard
+from clipmill.data.loading.view import ViewConfig, in_fraction
+from clipmill.config import sha256_file
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
 
 LAYER = "captions/test-1"
 SMALL = ExportConfig(samples_per_tar=4)

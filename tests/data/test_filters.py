@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.filters.aspect_ratio import AspectRatioFilter
-from clipmill.data.filters.caption_length import CaptionLengthFilter
-from clipmill.data.filters.clip_score import ClipScoreFilter
-from clipmill.data.filters.clip_top_fraction import ClipTopFractionFilter
-from clipmill.data.filters.concept_balance import ConceptBalanceFilter
-from clipmill.data.filters.contract import Block
-from clipmill.data.filters.duplicate import ExactDuplicateFilter, NearDuplicateFilter
-from clipmill.data.filters.image_size import ImageSizeFilter
-from clipmill.data.filters.language import LanguageFilter
-from clipmill.data.filters.registry import FILTERS
+from clipmill.data.filters import AspectRatioFilter
+from clipmill.data.filters import CaptionLengthFilter
+from clipmill.data.filters import ClipScoreFilter
+from clipmill.data.filters import ClipTopFractionFilter
+from clipmill.data.filters import ConceptBalanceFilter
+from clipmill.data.filters import Block
+from clipmill.data.duplicates import ExactDuplicateFilter, NearDuplicateFilter
+from clipmill.data.filters import ImageSizeFilter
+from clipmill.data.filters import LanguageFilter
+from clipmill.data.select import FILTERS
 from clipmill.errors import ConfigError
 
 SYNTHETIC = "captions/s"

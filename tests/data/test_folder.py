@@ -2,9 +2,9 @@
 
 import pytest
 
-from clipmill.data.folder import open_folder
+from clipmill.data.labeled.folder import open_folder
 from clipmill.errors import NotFoundError, SourceError
-from clipmill.storage import put_tree
+from clipmill.storage import pack_dir
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_packed_folder_comes_back(folder, tmp_path, place, request):
         request.getfixturevalue("s3")
     store = str(tmp_path / "store") if place == "local" else f"s3://tests/{tmp_path.name}"
     uri = f"{store}/data.tar"
-    digest = put_tree(folder, uri)
+    digest = pack_dir(folder, uri)
     path, parent = open_folder(uri, "source")
     assert (path / "sub" / "b.txt").read_text() == "beta"
     assert (parent.role, parent.uri, parent.digest) == ("source", uri, digest)

@@ -8,7 +8,7 @@ from bare_dataset import bare_dataset
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.held_out import MIN_PAIRS, fitting_batch, hold_out
-from clipmill.data.view import View, ViewConfig
+from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import SourceError
 
 

@@ -15,9 +15,10 @@ from clipmill.data import import_layer as module
 from clipmill.data.dataset import Dataset
 from clipmill.data.import_layer import ImportConfig, import_layer
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
+from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError, SourceError
-from clipmill.storage import lineage, open_store
+from clipmill.storage import open_store
+from clipmill.lineage import lineage
 
 FILL = ImportConfig(missing="fill")
 
@@ -207,9 +208,9 @@ def test_names_of_layers(tmp_path):
 
 
 def test_a_score_from_elsewhere_can_be_selected_by(tmp_path):
-    from clipmill.data.filters.clip_score import ClipScoreFilter
+    from clipmill.data.filters import ClipScoreFilter
     from clipmill.data.select import select
-    from clipmill.data.select_rule import SelectConfig, steps
+    from clipmill.data.select import SelectConfig, steps
 
     dataset = bare_dataset(tmp_path / "d", (2, 2))
     add_layer(dataset, "score/clip-1", {"real": np.zeros(4, np.float32)})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipmill.data.instance_augmentation import boxes_of, jitter
+from clipmill.data.transforms.instance import boxes_of, jitter
 
 
 def scene():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmill.data.labelled import IGNORED, Ade20kFolder, NyuFolder, ade20k_classes
-from clipmill.data.scenes import CLASSES, SceneConfig, draw, write_ade20k, write_nyu
+from clipmill.data.labeled.dense import IGNORED, Ade20kFolder, NyuFolder, ade20k_classes
+from clipmill.scenes import CLASSES, SceneConfig, draw, write_ade20k, write_nyu
 from clipmill.errors import SourceError
 
 SCENES = SceneConfig(size=32)

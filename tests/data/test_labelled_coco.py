@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from clipmill.data.labelled_coco import CocoFolder, coco_classes, coco_split
-from clipmill.data.scenes import OBJECTS, SceneConfig, write_coco
+from clipmill.data.labeled.coco import CocoFolder, coco_classes, coco_split
+from clipmill.scenes import OBJECTS, SceneConfig, write_coco
 from clipmill.errors import SourceError
 
 SIZE = {"width": 20, "height": 16}

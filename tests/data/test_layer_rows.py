@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.data.layer_rows import check_rows
+from clipmill.data.layers import check_rows
 from clipmill.errors import ArtifactError
 
 WIDTH = 4

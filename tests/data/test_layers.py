@@ -19,7 +19,7 @@ from clipmill.data.layers import (
     write_layer_shard,
 )
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import Parent, lineage
+from clipmill.lineage import Parent, lineage
 
 MakeDataset = Callable[..., Dataset]
 CaptionTable = Callable[[Dataset, int], pa.Table]

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from clipmill.data import loader as loader_module
 from clipmill.data.dataset import Dataset
-from clipmill.data.loader import LoaderConfig, PairBatch, PairLoader
-from clipmill.data.order import EpochOrder
-from clipmill.data.reader import read_shard
-from clipmill.data.view import View, ViewConfig, in_fraction
+from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader
+from clipmill.data.loading.sampler import EpochOrder
+from clipmill.data.shards.read import read_shard
+from clipmill.data.loading.view import View, ViewConfig, in_fraction
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from prometheus_client import REGISTRY
 
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
-from clipmill.data.cache import owned, trim
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.data.shards.cache import owned, trim
 from clipmill.data.dataset import Dataset
-from clipmill.data.loader import LoaderConfig, PairLoader
-from clipmill.data.reader import read_shard
-from clipmill.data.shards import ShardConfig, shard
-from clipmill.data.view import View, ViewConfig
+from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import ArtifactError
 
 NUM_SAMPLES, SHARD_SIZE = 48, 8

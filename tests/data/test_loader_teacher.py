@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from clipmill.data.layer_map import map_layer
+from clipmill.data.layers import map_layer
 from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
-from clipmill.data.loader import LoaderConfig, PairLoader
-from clipmill.data.teacher_rows import Teaching
-from clipmill.data.view import View, ViewConfig
+from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
+from clipmill.data.loading.teacher_targets import Teaching
+from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import ConfigError
 
 CAPTIONS, TEACHER = "captions/test-1", "teacher/test-1"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.data.order import EpochOrder
+from clipmill.data.loading.sampler import EpochOrder
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.data.cache import open_copy, trim
+from clipmill.data.shards.cache import open_copy, trim
 from clipmill.data.dataset import Dataset
-from clipmill.data.reader import read_shard
-from clipmill.data.shard_tar import index_tar
-from clipmill.data.shards import ShardConfig, shard
-from clipmill.digest import sha256_bytes
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.tar import index_tar
+from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.config import sha256_bytes
 from clipmill.errors import ArtifactError, NotFoundError
 from clipmill.storage import open_store
 

@@ -21,14 +21,15 @@ from clipmill.data.captioners import (
 )
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
+from clipmill.data.shards.read import read_shard
 from clipmill.data.recaption import RecaptionConfig, recaption
-from clipmill.data.view import View, ViewConfig
-from clipmill.digest import digest_json, sha256_bytes
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.config import digest_json, sha256_bytes
 from clipmill.errors import BudgetError, ConfigError, ServerError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig, build_coca
+from clipmill.models.towers import build_coca
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 
 COCA = CocaConfig(
     clip=ClipConfig(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from clipmill.data.scenes import (
+from clipmill.scenes import (
     CLASSES,
     COLOURS,
     MATERIALS,
@@ -27,11 +27,11 @@ from clipmill.data.scenes import (
     write_coco,
     write_nyu,
 )
-from clipmill.data.scenes import render as render_module
-from clipmill.data.scenes.captions import Subject, alt_text
-from clipmill.data.scenes.render import render
-from clipmill.data.scenes.solids import INTERSECT, NORMAL
-from clipmill.data.scenes.world import World, sample_world
+from clipmill.scenes import render as render_module
+from clipmill.scenes.captions import Subject, alt_text
+from clipmill.scenes.scene import render
+from clipmill.scenes.solids import INTERSECT, NORMAL
+from clipmill.scenes.geometry import World, sample_world
 from clipmill.errors import ConfigError, StorageError
 
 CROWDED = SceneConfig(seed=5, min_objects=3, max_objects=6)

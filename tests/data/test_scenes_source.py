@@ -5,18 +5,19 @@ from functools import lru_cache
 
 import pytest
 
-from clipmill.data.classes import ClassFolder
-from clipmill.data.labelled import Ade20kFolder, NyuFolder
-from clipmill.data.labelled_coco import CocoFolder
-from clipmill.data.scenes import SceneConfig, draw, formats, write_ade20k, write_nyu
-from clipmill.data.scenes.source import (
+from clipmill.data.labeled.image_folder import ClassFolder
+from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
+from clipmill.data.labeled.coco import CocoFolder
+from clipmill.scenes import SceneConfig, draw, formats, write_ade20k, write_nyu
+from clipmill.scenes.source import (
     CAPTIONING,
     LABELS,
     PAIRS,
     ScenesSourceConfig,
     draw_source,
 )
-from clipmill.storage import exists, get_tree, join, lineage, read_json
+from clipmill.storage import exists, unpack_dir, join, read_json
+from clipmill.lineage import lineage
 
 CONFIG = ScenesSourceConfig(
     size=32, labelled_size=48, num_pairs=5, num_captioning=4, num_labelled=3, num_test=2
@@ -44,8 +45,8 @@ def test_labels_of_every_task(tmp_path, monkeypatch):
     config = replace(CONFIG, num_captioning=0, tasks=("detection", "classification"))
     uri = draw_source(config, str(tmp_path), report=silent)
     assert not exists(join(uri, CAPTIONING))
-    coco = get_tree(join(uri, LABELS["detection"]), tmp_path / "copies")
-    shown = get_tree(join(uri, LABELS["classification"]), tmp_path / "copies")
+    coco = unpack_dir(join(uri, LABELS["detection"]), tmp_path / "copies")
+    shown = unpack_dir(join(uri, LABELS["classification"]), tmp_path / "copies")
     for split, ours, count in (("train2017", "train", 3), ("val2017", "val", 2)):
         assert len(CocoFolder.open(coco, split)) == count
         pictures = ClassFolder.open(shown, ours)
@@ -61,7 +62,7 @@ def numbers(paths):
 
 def test_sets(source, tmp_path):
     folders = {
-        name: get_tree(join(source, name), tmp_path)
+        name: unpack_dir(join(source, name), tmp_path)
         for name in (PAIRS, CAPTIONING, LABELS["segmentation"], LABELS["depth"])
     }
     assert numbers(folders[PAIRS].glob("*.jpg")) == list(range(5))
@@ -104,9 +105,9 @@ def test_scenes_of_two_tasks_are_drawn_once(tmp_path, monkeypatch):
 
 def test_captions_are_of_the_quality_asked_for(source, tmp_path):
     """The captioner's set speaks of what is seen; alt text, half of the time, of nothing true."""
-    from clipmill.data.scenes import SceneConfig, draw
+    from clipmill.scenes import SceneConfig, draw
 
-    pairs, good = (get_tree(join(source, name), tmp_path) for name in (PAIRS, CAPTIONING))
+    pairs, good = (unpack_dir(join(source, name), tmp_path) for name in (PAIRS, CAPTIONING))
     scene = SceneConfig(size=32, seed=0)
     assert (pairs / "000003.txt").read_text() == draw(scene, 3).captions["alt"]
     assert (good / "000007.txt").read_text() == draw(scene, 7).captions["terse"]

@@ -13,20 +13,21 @@ from safetensors.torch import save_file
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
+from clipmill.data.shards.read import read_shard
 from clipmill.data.scoring import score as score_module
 from clipmill.data.scoring.clip import ClipScoreConfig
-from clipmill.data.scoring.concepts import ConceptScoreConfig
-from clipmill.data.scoring.image import ImageScoreConfig
+from clipmill.data.scoring.scorers import ConceptScoreConfig
+from clipmill.data.scoring.scorers import ImageScoreConfig
 from clipmill.data.scoring.score import ScoreConfig, score
-from clipmill.data.scoring.text import TextScoreConfig, language_of
-from clipmill.digest import sha256_bytes
+from clipmill.data.scoring.scorers import TextScoreConfig, language_of
+from clipmill.config import sha256_bytes
 from clipmill.errors import ArtifactError, BadSampleError, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.center_resize import center_resize
+from clipmill.models.preprocess import center_resize
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.models.preprocess import Normalize
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 
 CLIP = ClipConfig(
     embed_dim=8,
@@ -317,7 +318,7 @@ def test_from_a_store_within_a_bounded_cache(s3, make_dataset, tmp_path, monkeyp
 
 
 def make_dataset_again(source, tmp_path):
-    from clipmill.data.shards import ShardConfig, shard
+    from clipmill.data.shards.write import ShardConfig, shard
 
     return Dataset.open(shard(ShardConfig(samples_per_shard=4), str(source), str(tmp_path / "s")))
 

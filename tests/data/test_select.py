@@ -10,18 +10,18 @@ from bare_dataset import add_layer, bare_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.caption_choice import ChoiceConfig
+from clipmill.data.select import ChoiceConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.filters.clip_score import ClipScoreFilter
-from clipmill.data.filters.clip_top_fraction import ClipTopFractionFilter
-from clipmill.data.filters.concept_balance import ConceptBalanceFilter
-from clipmill.data.filters.duplicate import ExactDuplicateFilter
-from clipmill.data.filters.image_size import ImageSizeFilter
+from clipmill.data.filters import ClipScoreFilter
+from clipmill.data.filters import ClipTopFractionFilter
+from clipmill.data.filters import ConceptBalanceFilter
+from clipmill.data.duplicates import ExactDuplicateFilter
+from clipmill.data.filters import ImageSizeFilter
 from clipmill.data.layers import read_layer
 from clipmill.data.select import select
-from clipmill.data.select_rule import FilterStep, SelectConfig, steps
+from clipmill.data.select import FilterStep, SelectConfig, steps
 from clipmill.errors import ConfigError
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
 
 SYNTHETIC = "captions/s-1"
 SIZES = (7, 0, 20, 1, 12)

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from clipmill.cli import app
 from clipmill.data import shards
 from clipmill.data.dataset import Dataset
-from clipmill.data.shard_tar import TarWriter
-from clipmill.data.shards import (
+from clipmill.data.shards.tar import TarWriter
+from clipmill.data.shards.write import (
     ShardConfig,
     ShardPlan,
     finish_shards,
@@ -38,7 +38,8 @@ from clipmill.errors import (
     SourceError,
     StorageError,
 )
-from clipmill.storage import Parent, put_tree
+from clipmill.storage import pack_dir
+from clipmill.lineage import Parent
 from clipmill.telemetry import data_metrics
 
 WritePairs = Callable[[Path, int], Path]
@@ -153,7 +154,7 @@ def test_archive_of_a_folder_is_the_same_source(
 ) -> None:
     monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
     source = write_pairs(tmp_path / "source", 10)
-    put_tree(source, str(tmp_path / "source.tar"))
+    pack_dir(source, str(tmp_path / "source.tar"))
     uris = [
         shard(CONFIG, uri, str(tmp_path / name))
         for name, uri in (("one", str(source)), ("two", str(tmp_path / "source.tar")))
@@ -334,8 +335,8 @@ def test_config_out_of_range(values: dict[str, int]) -> None:
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from clipmill.data.pairs import Admission
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.ingest import Admission
+from clipmill.data.shards.write import ShardConfig, shard
 
 owner, name = {"rename": (Path, "replace"), "read": (Admission, "read")}[sys.argv[1]]
 source, store = sys.argv[2:]
@@ -389,7 +390,7 @@ def test_rivals_make_one_dataset(tmp_path: Path, write_pairs: WritePairs) -> Non
     source = write_pairs(tmp_path / "source", 10)
     whole = Path(shard(CONFIG, str(source), str(tmp_path / "whole")))
     program = (
-        "import sys; from clipmill.data.shards import ShardConfig, shard;"
+        "import sys; from clipmill.data.shards.write import ShardConfig, shard;"
         "shard(ShardConfig(samples_per_shard=4), sys.argv[1], sys.argv[2])"
     )
     store = tmp_path / "rivals"

@@ -12,7 +12,7 @@ from make_sources import jpeg, reinforced_sample, write_tar
 DRILL = """
 import os, random, signal, sys, time
 from pathlib import Path
-from clipmill.data.shards import ShardConfig, finish_shards, plan_shards, read_plan, shard_range
+from clipmill.data.shards.write import ShardConfig, finish_shards, plan_shards, read_plan, shard_range
 
 source, place, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 config = ShardConfig(samples_per_shard=4, duplicates=sys.argv[4])

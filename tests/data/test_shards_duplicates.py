@@ -16,9 +16,9 @@ from clipmill.data import shard_duplicates as duplicates_module
 from clipmill.data import shards as shards_module
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
-from clipmill.data.shard_duplicates import FINGERPRINT, find_duplicates
-from clipmill.data.shards import ShardConfig, finish_shards, plan_shards, shard, shard_range
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.finalize import FINGERPRINT, find_duplicates
+from clipmill.data.shards.write import ShardConfig, finish_shards, plan_shards, shard, shard_range
 from clipmill.data.verify import verify
 
 

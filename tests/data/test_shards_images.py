@@ -10,11 +10,11 @@ from make_sources import jpeg
 from PIL import Image
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.image_check import ImageLimits, check_image
-from clipmill.data.pairs import Pair
-from clipmill.data.reader import read_shard
-from clipmill.data.shard_tar import TarWriter
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.ingest import ImageLimits, check_image
+from clipmill.data.shards.ingest import Pair
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.tar import TarWriter
+from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.errors import BadSampleError
 from clipmill.images import decode_rgb
 

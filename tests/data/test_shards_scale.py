@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipmill.data.scale import ScaleRates, scale_plan
-from clipmill.data.shards import ShardConfig, finish_shards, plan_shards, shard_range
+from clipmill.data.shards.write import ShardConfig, finish_shards, plan_shards, shard_range
 
 RATES = ScaleRates(plan_seconds=1e-6, shard_cpu_seconds=1e-3, finish_seconds=2e-6)
 

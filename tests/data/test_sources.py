@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from source_reading import read_all
 
-from clipmill.data.image_check import ImageLimits
-from clipmill.data.pairs import Admission, Pair
+from clipmill.data.shards.ingest import ImageLimits
+from clipmill.data.shards.ingest import Admission, Pair
 from clipmill.data.sources import FolderSource
 from clipmill.errors import BadSampleError, SourceError
 

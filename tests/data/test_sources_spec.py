@@ -11,7 +11,7 @@ from source_reading import read_all
 
 from clipmill.data.sources import SOURCES, open_source
 from clipmill.data.sources.folder import FolderSource
-from clipmill.data.sources.sorting import sorted_records
+from clipmill.data.sources.files import sorted_records
 from clipmill.data.sources.spec import parse_spec
 from clipmill.errors import BadSampleError, SourceError
 

@@ -11,7 +11,7 @@ from make_sources import jpeg
 from source_reading import plan, read_all
 
 from clipmill.data.sources import RawPair, open_source
-from clipmill.data.sources.contract import Entry
+from clipmill.data.sources.base import Entry
 from clipmill.errors import BadSampleError, SourceError
 from clipmill.storage import write_bytes
 

@@ -10,12 +10,12 @@ import pytest
 from make_sources import jpeg, plain_samples, reinforced_sample, write_tar
 from source_reading import plan, read_all
 
-from clipmill.data.shards import ShardConfig
+from clipmill.data.shards.write import ShardConfig
 from clipmill.data.sources import RawPair, Source, open_source
-from clipmill.data.sources.contract import Entry
+from clipmill.data.sources.base import Entry
 from clipmill.data.sources.files import Descriptor
-from clipmill.data.sources.paths import expand_braces
-from clipmill.data.sources.tar_members import CutTarError, members
+from clipmill.data.sources.files import expand_braces
+from clipmill.data.sources.webdataset import CutTarError, members
 from clipmill.errors import BadSampleError, SourceError
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.data.top_fraction import TopFraction
+from clipmill.data.filters import TopFraction
 
 scores_of = st.lists(st.floats(width=32, allow_infinity=False, allow_nan=False), min_size=1)
 

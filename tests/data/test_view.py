@@ -10,7 +10,7 @@ import pytest
 from bare_dataset import add_layer
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.view import View, ViewConfig, in_fraction
+from clipmill.data.loading.view import View, ViewConfig, in_fraction
 from clipmill.errors import ArtifactError, ConfigError
 
 MakeDataset = Callable[..., Dataset]

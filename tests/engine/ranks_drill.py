@@ -18,10 +18,10 @@ from regression import Regression, regression_batches
 from torch import nn
 
 from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.loop import train
-from clipmill.engine.operation import OperationConfig
-from clipmill.engine.optimizer import build_optimizer
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.trainer import train
+from clipmill.engine.config import OperationConfig
+from clipmill.engine.optim import build_optimizer
+from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import TrainingError
 
 CONFIG = TrainConfig(

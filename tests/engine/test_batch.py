@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmill.engine.batch import move, num_samples, split
+from clipmill.engine.objective import move, num_samples, split
 from clipmill.errors import ConfigError
 
 

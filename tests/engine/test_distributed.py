@@ -11,7 +11,7 @@ from two_ranks import CASES, gradients_of, trained_weights
 
 from clipmill.engine.distributed import Ranks, ranks
 from clipmill.errors import ConfigError
-from clipmill.storage.ports import free_ports
+from clipmill.processes import free_ports
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 

@@ -8,9 +8,9 @@ from regression import Regression, regression_batches
 
 from clipmill.engine.config import GuardConfig, TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.guard import Guard
-from clipmill.engine.loop import train
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.spike_guard import Guard
+from clipmill.engine.trainer import train
+from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ConfigError, TrainingError
 from clipmill.telemetry import train_metrics
 

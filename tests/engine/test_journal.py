@@ -14,10 +14,10 @@ from torch import nn
 
 from clipmill.engine import journal
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.evaluation import Evaluation
-from clipmill.engine.flops import forward_flops, peak_flops
-from clipmill.engine.loop import train
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.validation import Evaluation
+from clipmill.engine.metrics import forward_flops, peak_flops
+from clipmill.engine.trainer import train
+from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ConfigError, TrainingError
 
 CONFIG = TrainConfig(

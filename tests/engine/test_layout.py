@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.loop import train
+from clipmill.engine.trainer import train
 from clipmill.engine.objective import Objective
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig
 
 CONFIG = TrainConfig(
     steps=6,

@@ -12,9 +12,9 @@ from regression import Regression, regression_batches
 from torch.nn import functional as F
 
 from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.loop import train
+from clipmill.engine.trainer import train
 from clipmill.engine.objective import Objective
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ConfigError, TrainingError
 
 CONFIG = TrainConfig(

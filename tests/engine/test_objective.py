@@ -3,7 +3,7 @@
 import torch
 from regression import Regression, regression_batches
 
-from clipmill.engine.batch import split
+from clipmill.engine.objective import split
 
 
 def test_pieces_add_up_to_the_gradient_of_the_whole():

@@ -6,7 +6,7 @@ from torch import nn
 
 from clipmill.engine.config import AdamWConfig
 from clipmill.engine.objective import Objective
-from clipmill.engine.optimizer import build_optimizer, clip_gradients, set_rate
+from clipmill.engine.optim import build_optimizer, clip_gradients, set_rate
 from clipmill.errors import ConfigError
 
 

@@ -14,9 +14,9 @@ from ranks_drill import CONFIG, SCENARIOS, Scaled, trained
 from regression import regression_batches
 
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.state import newest_state
+from clipmill.engine.checkpoint import newest_state
 from clipmill.errors import ConfigError
-from clipmill.storage.ports import free_ports
+from clipmill.processes import free_ports
 
 SCRIPT = Path(__file__).with_name("ranks_drill.py")
 

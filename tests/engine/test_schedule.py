@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig
 
 
 def rates(num_steps, **config):

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from clipmill.engine.config import AdamWConfig, GuardConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.guard import Guard
-from clipmill.engine.optimizer import build_optimizer, set_rate
-from clipmill.engine.snapshot import Snapshot
-from clipmill.engine.state import (
+from clipmill.engine.spike_guard import Guard
+from clipmill.engine.optim import build_optimizer, set_rate
+from clipmill.engine.checkpoint import Snapshot
+from clipmill.engine.checkpoint import (
     Moving,
     Progress,
     drop_state,

@@ -9,17 +9,17 @@ import torch
 from regression import Regression, regression_batches
 from torch import Tensor
 
-from clipmill.data.loader import PairBatch
-from clipmill.engine.batch import split
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.engine.objective import split
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks, ranks
-from clipmill.engine.loop import train
+from clipmill.engine.trainer import train
 from clipmill.engine.objective import Objective
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
-from clipmill.pretrain.clip_objective import ClipObjective
-from clipmill.pretrain.coca import CaptionerConfig
-from clipmill.pretrain.coca_objective import CocaObjective
+from clipmill.engine.config import ScheduleConfig
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.pretrain.clip import ClipObjective
+from clipmill.pretrain.config import CaptionerConfig
+from clipmill.pretrain.coca import CocaObjective
 
 CLIP = ClipConfig(
     embed_dim=16,

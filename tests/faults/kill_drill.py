@@ -25,10 +25,10 @@ import pyarrow as pa
 from clipmill.data.dataset import Dataset
 from clipmill.data.export import ExportConfig, export
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
-from clipmill.data.reader import read_shard
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.verify import verify
-from clipmill.data.view import ViewConfig
+from clipmill.data.loading.view import ViewConfig
 from clipmill.images import decode_rgb
 
 CAPTIONS, SCORE = "captions/drill", "score/drill"

@@ -15,8 +15,8 @@ from bad_samples import GOOD, KINDS, encoded, picture, write_corpus
 from clipmill.data.dataset import Dataset, read_sidecar
 from clipmill.data.export import ExportConfig, export
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.reader import read_shard
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.stats import dataset_stats
 from clipmill.data.verify import verify
 from clipmill.images import decode_rgb
@@ -102,11 +102,11 @@ def test_items_that_share_a_name(tmp_path: Path) -> None:
 
 def test_a_tar_packed_of_them_unpacks_to_them(tmp_path: Path) -> None:
     """The corpus as an archive is the same source, odd names and all."""
-    from clipmill.storage import put_tree
+    from clipmill.storage import pack_dir
 
     source = tmp_path / "source"
     write_corpus(source, 2 * len(KINDS), 4)
-    put_tree(source, str(tmp_path / "source.tar"))
+    pack_dir(source, str(tmp_path / "source.tar"))
     direct, packed = (
         Dataset.open(shard(CONFIG, str(tmp_path / name), str(tmp_path / f"store-{name}")))
         for name in ("source", "source.tar")

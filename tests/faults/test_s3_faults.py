@@ -16,8 +16,8 @@ from s3_proxy import FaultRates, FaultyProxy
 from clipmill.data.dataset import Dataset
 from clipmill.data.export import ExportConfig, export
 from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
-from clipmill.data.reader import read_shard
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.verify import verify
 from clipmill.errors import NotFoundError, StorageError
 from clipmill.images import decode_rgb

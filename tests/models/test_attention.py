@@ -10,8 +10,8 @@ from torch import nn
 from clipmill.errors import ConfigError
 from clipmill.models.attention import AttentionMeter, patch_distances, seeing_attention
 from clipmill.models.dense import build_dense
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.towers import VisionConfig
+from clipmill.models.config import EncoderConfig
+from clipmill.models.config import VisionConfig
 
 VIT = EncoderConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=3, head_width=8)

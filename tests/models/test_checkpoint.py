@@ -16,8 +16,9 @@ from clipmill.models.checkpoint import (
     read_embedding,
     save_checkpoint,
 )
-from clipmill.models.embedding import EmbeddingStatistics
-from clipmill.storage import Parent, join, lineage, read_bytes
+from clipmill.models.embedding_stats import EmbeddingStatistics
+from clipmill.storage import join, read_bytes
+from clipmill.lineage import Parent, lineage
 
 DATA = Parent(role="dataset", uri="/data", digest="d" * 64)
 CARD = ModelCard(

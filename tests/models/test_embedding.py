@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipmill.models.embedding import spread_places, statistics_of, watch_encoder
+from clipmill.models.embedding_stats import spread_places, statistics_of, watch_encoder
 
 
 def test_statistics_by_hand():

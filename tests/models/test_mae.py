@@ -9,8 +9,8 @@ from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
 
 from clipmill.errors import ConfigError
 from clipmill.models.mae import MaskedAutoencoder, sine_positions
-from clipmill.models.mae_config import MaeConfig
-from clipmill.models.towers import VisionConfig
+from clipmill.models.config import MaeConfig
+from clipmill.models.config import VisionConfig
 
 CONFIG = MaeConfig(
     vision=VisionConfig(

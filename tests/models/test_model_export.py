@@ -15,10 +15,12 @@ from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.reparameterise import reparameterised
-from clipmill.models.tokenizer import CLIP_VOCAB_SIZE
-from clipmill.models.towers import CLIP_MEAN, VisionConfig, build_clip, build_coca
-from clipmill.storage import Parent, write_json
+from clipmill.models.execution import reparameterised
+from clipmill.models.config import CLIP_VOCAB_SIZE
+from clipmill.models.towers import build_clip, build_coca
+from clipmill.models.config import CLIP_MEAN, VisionConfig
+from clipmill.storage import write_json
+from clipmill.lineage import Parent
 from clipmill.tasks.export import export
 
 CONVOLUTIONAL = replace(CLIP, vision=VisionConfig(image_size=32, timm_model="test_resnet"))

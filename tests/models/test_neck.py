@@ -5,9 +5,9 @@ import torch
 from tiny_towers import VIT
 
 from clipmill.models.dense import build_dense
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.neck import build_neck
-from clipmill.models.towers import VisionConfig
+from clipmill.models.config import EncoderConfig
+from clipmill.models.necks import build_neck
+from clipmill.models.config import VisionConfig
 
 
 @torch.no_grad()

@@ -5,9 +5,11 @@ import timm
 import torch
 
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.encoders import EncoderConfig, PretrainedEncoder
+from clipmill.models.pretrained import PretrainedEncoder
+from clipmill.models.config import EncoderConfig
 from clipmill.models.pooled import build_pooled
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 
 VISION = VisionConfig(image_size=32, patch_size=8, width=16, layers=2, head_width=8)
 

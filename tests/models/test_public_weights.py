@@ -19,12 +19,12 @@ from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models import hub, open_clip_weights
 from clipmill.models.clip_model import load_clip
 from clipmill.models.dense import build_dense
-from clipmill.models.encoders import open_encoder
-from clipmill.models.import_weights import import_weights
+from clipmill.models.pretrained import open_encoder
+from clipmill.models.pretrained import import_weights
 from clipmill.models.pooled import build_pooled
-from clipmill.models.public_weights import find_weights
+from clipmill.models.weights.public import find_weights
 from clipmill.stage_records import silent
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
 
 SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 4}

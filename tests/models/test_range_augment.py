@@ -15,7 +15,7 @@ from clipmill.models.range_augment import (
     change_contrast,
     squared_error,
 )
-from clipmill.models.range_augment_config import RangeAugmentConfig
+from clipmill.models.config import RangeAugmentConfig
 
 
 def images(count=4, side=6):

@@ -5,8 +5,9 @@ import torch
 from tiny_towers import CLIP, TEXT
 from torch import nn
 
-from clipmill.models.reparameterise import reparameterised
-from clipmill.models.towers import ClipConfig, VisionConfig, build_clip
+from clipmill.models.execution import reparameterised
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig, VisionConfig
 
 
 def settle(module):

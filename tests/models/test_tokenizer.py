@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from clipmill.errors import ConfigError
 from clipmill.models import tokenizer as tokenizer_module
-from clipmill.models.tokenizer import CLIP_VOCAB_SIZE, Tokenizer
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.config import CLIP_VOCAB_SIZE
 
 SIZES = [514, 600, 2048, 4096, CLIP_VOCAB_SIZE]
 CAPTIONS = [

@@ -8,14 +8,8 @@ import torch
 from tiny_towers import CLIP, COCA
 from torch.nn import functional as F
 
-from clipmill.models.towers import (
-    ClipConfig,
-    CocaConfig,
-    TextConfig,
-    VisionConfig,
-    build_clip,
-    build_coca,
-)
+from clipmill.models.towers import build_clip, build_coca
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 
 
 def shapes(model):

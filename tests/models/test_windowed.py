@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from clipmill.models.dense import ViTEncoder
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.towers import VisionConfig
+from clipmill.models.config import EncoderConfig
+from clipmill.models.config import VisionConfig
 from clipmill.models.windowed import WindowedViTEncoder, build_detector, from_windows, to_windows
 
 CONFIG = EncoderConfig(

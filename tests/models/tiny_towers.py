@@ -1,6 +1,6 @@
 """The smallest towers that tests of models build."""
 
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 
 VIT = VisionConfig(image_size=32, patch_size=8, width=32, layers=3, head_width=16)
 TEXT = TextConfig(context_length=12, vocab_size=600, width=16, heads=2, layers=1)

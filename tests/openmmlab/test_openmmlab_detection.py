@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from clipmill.models.fpn import StageFpn
+from clipmill.models.necks import StageFpn
 from clipmill.models.mask_rcnn import Limits, ProposalHead, RegionHeads, paste
 from clipmill.openmmlab.detection import MaskRcnnTraining
 from clipmill.openmmlab.ops import importing_openmmlab
-from clipmill.tasks.detection import DetectionTask
+from clipmill.tasks.detection.task import DetectionTask
 
 STRIDES = (4, 8, 16, 32, 64)
 WIDTH, HIDDEN, CLASSES = 8, 12, 5

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from clipmill.cli import app
 from clipmill.recipes import run_data
 from clipmill.recipes.registry import recipe
-from clipmill.recipes.run import pretrain
-from clipmill.recipes.wanted import WantedTask, sweep_point
+from clipmill.stages.run import pretrain
+from clipmill.stages.run import WantedTask, sweep_point
 from clipmill.stage_records import read_stages
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
 from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig
 

@@ -5,8 +5,8 @@ import pytest
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.scenes import SceneConfig, write_caption_folder
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.scenes import SceneConfig, write_caption_folder
+from clipmill.data.shards.write import ShardConfig, shard
 
 LAYER = "captions/test-1"
 

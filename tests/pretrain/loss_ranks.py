@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clipmill.engine.distributed import Ranks, ranks
 from clipmill.pretrain.contrastive import CaptionLosses
-from clipmill.pretrain.distillation import DistillationConfig
+from clipmill.pretrain.config import DistillationConfig
 
 SAMPLES = 16
 NAMES = ("image", "real", "synthetic")

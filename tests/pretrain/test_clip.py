@@ -7,13 +7,13 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from tiny import CLIP, pair_batch, reinforced_batch
 
-from clipmill.engine.batch import split
+from clipmill.engine.objective import split
 from clipmill.engine.distributed import Ranks
 from clipmill.errors import ConfigError
-from clipmill.models.range_augment_config import RangeAugmentConfig
-from clipmill.models.towers import CLIP_MEAN, CLIP_STD, TowerOptions, VisionConfig
-from clipmill.pretrain.clip_objective import ClipObjective
-from clipmill.pretrain.distillation import DistillationConfig
+from clipmill.models.config import RangeAugmentConfig
+from clipmill.models.config import CLIP_MEAN, CLIP_STD, TowerOptions, VisionConfig
+from clipmill.pretrain.clip import ClipObjective
+from clipmill.pretrain.config import DistillationConfig
 
 G, S, G_S = ("real",), ("synthetic",), ("real", "synthetic")
 DISTILLATION = DistillationConfig(contrastive_weight=0.25, weight=0.75, teacher_widths=(6, 4))

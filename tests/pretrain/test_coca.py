@@ -12,13 +12,14 @@ from clipmill.data.layers import read_layer
 from clipmill.data.recaption import RecaptionConfig, recaption
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig
 from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
-from clipmill.models.normalization import Normalize
+from clipmill.models.preprocess import Normalize
 from clipmill.models.towers import build_coca
-from clipmill.pretrain.coca import CaptionerConfig, train_captioner
-from clipmill.pretrain.coca_objective import CocaObjective
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.pretrain.coca import train_captioner
+from clipmill.pretrain.config import CaptionerConfig
+from clipmill.pretrain.coca import CocaObjective
+from clipmill.pretrain.config import LoadConfig
 
 CONFIG = CaptionerConfig(
     model=COCA,

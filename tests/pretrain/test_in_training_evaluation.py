@@ -5,17 +5,19 @@ import torch
 from PIL import Image
 from tiny import CLIP
 
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.view import View, ViewConfig, in_fraction
+from clipmill.data.loading.view import View, ViewConfig, in_fraction
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import train
+from clipmill.engine.trainer import train
 from clipmill.errors import ConfigError
 from clipmill.models.retrieval import recall
-from clipmill.pretrain.clip_objective import ClipObjective
-from clipmill.pretrain.in_training_evaluation import InTrainingConfig, clip_evaluations
-from clipmill.pretrain.pairs import LoadConfig, pair_batches
+from clipmill.pretrain.clip import ClipObjective
+from clipmill.pretrain.validation import clip_evaluations
+from clipmill.pretrain.config import InTrainingConfig
+from clipmill.pretrain.dataloader import pair_batches
+from clipmill.pretrain.config import LoadConfig
 
 
 def test_recall_by_hand():

@@ -10,7 +10,7 @@ import torch
 from loss_ranks import CASES, NAMES, computed
 
 from clipmill.engine.distributed import Ranks
-from clipmill.storage.ports import free_ports
+from clipmill.processes import free_ports
 
 SCRIPT = Path(__file__).with_name("loss_ranks.py")
 

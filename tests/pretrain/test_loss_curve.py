@@ -10,11 +10,11 @@ from open_clip_train.train import train_one_epoch
 from tiny import CLIP, pair_batch
 
 from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.loop import train
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.normalization import Normalize
+from clipmill.engine.trainer import train
+from clipmill.engine.config import ScheduleConfig
+from clipmill.models.preprocess import Normalize
 from clipmill.models.towers import build_clip
-from clipmill.pretrain.clip_objective import ClipObjective
+from clipmill.pretrain.clip import ClipObjective
 
 STEPS, BATCH, RATE, WARMUP = 50, 8, 3e-3, 10
 

@@ -7,19 +7,21 @@ import torch
 from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loader import PairBatch
+from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig
 from clipmill.models.checkpoint import load_checkpoint
 from clipmill.models.dense import build_dense
-from clipmill.models.encoders import open_encoder
+from clipmill.models.pretrained import open_encoder
 from clipmill.models.mae import MaskedAutoencoder
-from clipmill.models.mae_config import MaeConfig
-from clipmill.pretrain.clip import PretrainConfig, pretrain
-from clipmill.pretrain.mae import MaePretrainConfig, pretrain_mae
-from clipmill.pretrain.mae_objective import MaeObjective
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.models.config import MaeConfig
+from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.pretrain.mae import pretrain_mae
+from clipmill.pretrain.config import MaePretrainConfig
+from clipmill.pretrain.mae import MaeObjective
+from clipmill.pretrain.config import LoadConfig
 
 VISION = replace(CLIP.vision, has_input_norm=False)
 CONFIG = MaePretrainConfig(

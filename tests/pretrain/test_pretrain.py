@@ -7,19 +7,20 @@ import torch
 from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.reader import read_shard
-from clipmill.data.view import ViewConfig, in_fraction
+from clipmill.data.shards.read import read_shard
+from clipmill.data.loading.view import ViewConfig, in_fraction
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import read_log
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig
 from clipmill.images import decode_rgb
-from clipmill.models.center_resize import center_resize
+from clipmill.models.preprocess import center_resize
 from clipmill.models.checkpoint import load_checkpoint, read_embedding
-from clipmill.models.encoders import open_encoder
-from clipmill.models.normalization import Normalize
+from clipmill.models.pretrained import open_encoder
+from clipmill.models.preprocess import Normalize
 from clipmill.models.towers import build_clip
-from clipmill.pretrain.clip import PretrainConfig, pretrain
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.pretrain.config import LoadConfig
 
 CONFIG = PretrainConfig(
     model=CLIP,

@@ -9,7 +9,7 @@ from clipmill.models.checkpoint import load_checkpoint, read_card
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
 from clipmill.recipes.clip import clip_miniature
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
 
 
 def config(seed):

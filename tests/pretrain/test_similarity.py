@@ -6,7 +6,7 @@ from open_clip.loss import ClipLoss, DistillClipLoss, SigLipLoss
 from torch.nn import functional as F
 
 from clipmill.pretrain import similarity
-from clipmill.pretrain.similarity import (
+from clipmill.pretrain.contrastive import (
     cross_entropy,
     sigmoid,
     similarity_loss,

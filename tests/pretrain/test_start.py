@@ -12,10 +12,11 @@ from tiny import CLIP
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.models.mae import MaskedAutoencoder
-from clipmill.models.mae_config import MaeConfig
-from clipmill.models.towers import TextConfig, VisionConfig, build_clip, text_kwargs, vision_kwargs
-from clipmill.pretrain.start import find_start
-from clipmill.pretrain.start_weights import load_start
+from clipmill.models.config import MaeConfig
+from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
+from clipmill.models.config import TextConfig, VisionConfig
+from clipmill.pretrain.init_weights import find_start
+from clipmill.pretrain.init_weights import load_start
 
 VISION = replace(CLIP.vision, has_input_norm=False)
 MAE = MaeConfig(vision=VISION, decoder_width=16, decoder_layers=1, decoder_heads=2)

@@ -10,16 +10,18 @@ from tiny import CLIP
 
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ConfigError, SourceError
 from clipmill.models.checkpoint import load_checkpoint
 from clipmill.models.dense import build_dense
-from clipmill.models.encoders import open_encoder
-from clipmill.models.towers import VisionConfig, build_clip
-from clipmill.pretrain.start import find_start
-from clipmill.pretrain.start_weights import load_start
-from clipmill.pretrain.supervised import SupervisedConfig, pretrain_supervised
-from clipmill.pretrain.supervised_objective import SupervisedObjective
+from clipmill.models.pretrained import open_encoder
+from clipmill.models.towers import build_clip
+from clipmill.models.config import VisionConfig
+from clipmill.pretrain.init_weights import find_start
+from clipmill.pretrain.init_weights import load_start
+from clipmill.pretrain.supervised import pretrain_supervised
+from clipmill.pretrain.config import SupervisedConfig
+from clipmill.pretrain.supervised import SupervisedObjective
 
 VISION = VisionConfig(image_size=32, timm_model="test_resnet")
 CONFIG = SupervisedConfig(

@@ -8,26 +8,31 @@ import torch
 from PIL import Image
 from tiny import CLIP
 
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
-from clipmill.data.stored_augmentation import ReplayTransform, StoredAugmentationConfig, replay
-from clipmill.data.teacher_rows import Teaching
-from clipmill.data.view import View, ViewConfig
+from clipmill.data.shards.read import read_shard
+from clipmill.data.transforms.augmentation import ReplayTransform, StoredAugmentationConfig, replay
+from clipmill.data.loading.teacher_targets import Teaching
+from clipmill.data.loading.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.result import read_log
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
-from clipmill.models.towers import VisionConfig, build_clip
-from clipmill.pretrain.clip import PretrainConfig, pretrain
-from clipmill.pretrain.distillation import DistillationConfig, teacher_parent
-from clipmill.pretrain.pairs import LoadConfig, pair_batches
-from clipmill.pretrain.teacher import TeacherConfig, make_teacher_layer
-from clipmill.pretrain.teachers import load_teacher
+from clipmill.models.towers import build_clip
+from clipmill.models.config import VisionConfig
+from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.pretrain.teacher import teacher_parent
+from clipmill.pretrain.config import DistillationConfig
+from clipmill.pretrain.dataloader import pair_batches
+from clipmill.pretrain.config import LoadConfig
+from clipmill.pretrain.teacher import make_teacher_layer
+from clipmill.pretrain.config import TeacherConfig
+from clipmill.pretrain.teacher import load_teacher
 
 CAPTIONS = "captions/test-1"
 BIG = replace(CLIP, embed_dim=12, vision=replace(CLIP.vision, image_size=24))

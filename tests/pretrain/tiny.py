@@ -2,8 +2,8 @@
 
 import torch
 
-from clipmill.data.loader import PairBatch
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 
 CLIP = ClipConfig(
     embed_dim=16,

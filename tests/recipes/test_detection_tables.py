@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.towers import VisionConfig
+from clipmill.models.config import EncoderConfig
+from clipmill.models.config import VisionConfig
 from clipmill.recipes import classification, detection
 from clipmill.tasks.registry import task_named
 

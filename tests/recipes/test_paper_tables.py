@@ -7,12 +7,13 @@ import pytest
 import torch
 from open_clip.coca_model import CoCa
 
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.towers import VisionConfig, build_clip, text_kwargs, vision_kwargs
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.mae import MaePretrainConfig
-from clipmill.pretrain.supervised import SupervisedConfig
-from clipmill.pretrain.teacher import TeacherConfig
+from clipmill.models.config import EncoderConfig
+from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
+from clipmill.models.config import VisionConfig
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.pretrain.config import MaePretrainConfig
+from clipmill.pretrain.config import SupervisedConfig
+from clipmill.pretrain.config import TeacherConfig
 from clipmill.recipes.captioner import coca_vit_l14, recaption_beam
 from clipmill.recipes.dense import depth_vit_b16, upernet_vit_b16
 from clipmill.recipes.registry import recipe

@@ -2,11 +2,11 @@
 
 import pytest
 
-from clipmill.data.scenes import SceneConfig
-from clipmill.data.scenes.formats import write_caption_folder
+from clipmill.scenes import SceneConfig
+from clipmill.scenes.formats import write_caption_folder
 from clipmill.errors import ArtifactError
-from clipmill.recipes.refresh import is_new, remember
-from clipmill.recipes.run_data import shard
+from clipmill.stages.data import is_new, remember
+from clipmill.stages.data import shard
 
 
 def test_a_dataset_is_new_until_a_refresh_was_finished_with_it(tmp_path):

@@ -5,16 +5,17 @@ import torch
 
 from clipmill.config import Config
 from clipmill.data.recaption import RecaptionConfig
-from clipmill.data.shards import ShardConfig
-from clipmill.digest import digest_json
+from clipmill.data.shards.write import ShardConfig
+from clipmill.config import digest_json
 from clipmill.engine.distributed import Ranks
 from clipmill.errors import ConfigError
 from clipmill.models.dense import build_dense
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.towers import VisionConfig, build_clip, build_coca
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.clip_objective import ClipObjective
-from clipmill.pretrain.coca import CaptionerConfig
+from clipmill.models.config import EncoderConfig
+from clipmill.models.towers import build_clip, build_coca
+from clipmill.models.config import VisionConfig
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.pretrain.clip import ClipObjective
+from clipmill.pretrain.config import CaptionerConfig
 from clipmill.recipes.registry import RECIPES, recipe
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import task_named
@@ -107,7 +108,7 @@ def test_miniature_can_learn_a_batch():
     torch.manual_seed(0)
     objective = ClipObjective(config.model, Ranks())
     optimizer = torch.optim.AdamW(objective.parameters(), config.train.schedule.peak)
-    from clipmill.data.loader import PairBatch
+    from clipmill.data.loading.dataloader import PairBatch
 
     texts = [f"a {colour} thing" for colour in ("red", "blue", "green", "grey")]
     batch = PairBatch(

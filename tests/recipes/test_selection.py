@@ -8,13 +8,15 @@ import torch
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.select_rule import SelectConfig
+from clipmill.data.select import SelectConfig
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, read_card, save_checkpoint
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.recipes import run, run_data
 from clipmill.recipes.registry import RECIPES
-from clipmill.storage import join, lineage
+from clipmill.storage import join
+from clipmill.lineage import lineage
 
 CLIP = ClipConfig(
     embed_dim=8,

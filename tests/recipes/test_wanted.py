@@ -4,9 +4,9 @@ import pytest
 
 from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
-from clipmill.recipes.wanted import WantedTask
+from clipmill.stages.run import WantedTask
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.sweep_config import SweepConfig
+from clipmill.tasks.sweep import SweepConfig
 
 
 def test_a_sweeps_recipe_is_the_sweep():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_models import save_model
 
-from clipmill.serve.ports import free_port
+from clipmill.processes import free_port
 from clipmill.serve.process import ServerProcess
 from clipmill.tasks.predictor import Predictor
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from clipmill.serve.client import binary_request
-from clipmill.tasks.palette import to_png
+from clipmill.tasks.visualization import to_png
 
 PIXELS = np.random.default_rng(9).integers(0, 256, (24, 32, 3), np.uint8)
 PNG = to_png(PIXELS)

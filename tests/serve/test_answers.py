@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clipmill.models.center_resize import center_resize
+from clipmill.models.preprocess import center_resize
 from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.models.preprocess import Normalize
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.serve.client import Client
 from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import class_palette, to_png
+from clipmill.tasks.visualization import class_palette, to_png
 from clipmill.tasks.predictor import Predictor
 
 CONFIG = ClipConfig(

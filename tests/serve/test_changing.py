@@ -20,7 +20,7 @@ from clipmill.models.checkpoint import load_checkpoint, save_checkpoint
 from clipmill.serve.client import Client, binary_request
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import to_png
+from clipmill.tasks.visualization import to_png
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
 BODY, HEADERS = binary_request(to_png(PIXELS))

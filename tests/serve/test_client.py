@@ -17,7 +17,7 @@ from clipmill.serve.client import (
     v1_curl_command,
     v1_request,
 )
-from clipmill.serve.ports import free_port
+from clipmill.processes import free_port
 from clipmill.serve.process import ServerProcess
 from clipmill.tasks.predictor import Predictor
 

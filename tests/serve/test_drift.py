@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from clipmill.data.labelled import NyuFolder
-from clipmill.data.scenes import SceneConfig, write_caption_folder, write_nyu
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.labeled.dense import NyuFolder
+from clipmill.scenes import SceneConfig, write_caption_folder, write_nyu
+from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.engine.config import TrainConfig
-from clipmill.models.embedding import EmbeddingStatistics
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig
-from clipmill.pretrain.clip import PretrainConfig, pretrain
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.models.embedding_stats import EmbeddingStatistics
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.pretrain.config import LoadConfig
 from clipmill.recipes.registry import recipe
 from clipmill.serve.client import Client
 from clipmill.serve.config import ServeConfig

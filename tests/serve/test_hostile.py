@@ -14,7 +14,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 
 from clipmill.serve.client import binary_request, query
 from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import to_png
+from clipmill.tasks.visualization import to_png
 
 REFUSED_RPC = {
     grpc.StatusCode.INVALID_ARGUMENT,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipmill.serve.framework import InferInput, InferRequest
 from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import to_png
+from clipmill.tasks.visualization import to_png
 
 
 def request_for(model: str, values: np.ndarray, datatype: str, **parameters: Any) -> InferRequest:

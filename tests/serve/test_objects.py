@@ -18,10 +18,10 @@ from test_answers import v1
 from clipmill.errors import ServerError
 from clipmill.serve.client import Client, v1_request
 from clipmill.serve.framework import InferInput, InferRequest
-from clipmill.serve.ports import free_port
+from clipmill.processes import free_port
 from clipmill.serve.process import ServerProcess
 from clipmill.serve.query import ask
-from clipmill.tasks.palette import to_png
+from clipmill.tasks.visualization import to_png
 from clipmill.tasks.predictor import Predictor
 
 # pycocotools 2.0.11 hands NumPy 2 an array in the way of NumPy 1.

@@ -16,7 +16,7 @@ from small_models import save_model
 from websockets.sync.client import ClientConnection, connect
 
 from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import class_palette, to_png
+from clipmill.tasks.visualization import class_palette, to_png
 from clipmill.tasks.predictor import Predictor
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

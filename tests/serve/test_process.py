@@ -12,7 +12,7 @@ import pytest
 from clipmill.errors import ConfigError, NotFoundError, ServerError
 from clipmill.serve.client import query
 from clipmill.serve.config import ServeConfig
-from clipmill.serve.ports import free_port, require_free
+from clipmill.processes import free_port, require_free
 from clipmill.serve.process import ProcessSettings, ServerProcess
 from clipmill.serve.server import serve
 

@@ -9,7 +9,7 @@ from clipmill.cli import app
 from clipmill.errors import ConfigError
 from clipmill.serve.process import ServerProcess
 from clipmill.serve.query import ask
-from clipmill.tasks.palette import class_palette, to_png
+from clipmill.tasks.visualization import class_palette, to_png
 from clipmill.tasks.predictor import Predictor
 
 

@@ -7,7 +7,7 @@ import pytest
 from clipmill.serve.framework import InferInput, InferRequest, InferResponse
 from clipmill.serve.probe import scrape
 from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import to_png
+from clipmill.tasks.visualization import to_png
 
 
 class _Rpc:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from clipmill.errors import ServerError
 from clipmill.serve.client import binary_request, query, read_answer, v1_request
 from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import to_png
+from clipmill.tasks.visualization import to_png
 from clipmill.tasks.predictor import Predictor
 
 LENGTH = "Inference-Header-Content-Length"

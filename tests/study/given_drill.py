@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from clipmill.recipes.clip import clip_vit_miniature
 from clipmill.recipes.dense import upernet_miniature
-from clipmill.recipes.study_paper import study_paper
+from clipmill.recipes.study import study_paper
 from clipmill.stage_records import silent
 from clipmill.study.config import StudyConfig
 from clipmill.study.run import run_study

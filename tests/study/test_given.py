@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from given_drill import NAMES, small_paper
 
-from clipmill.data.folder import open_folder
-from clipmill.data.scenes.source import LABELS, PAIRS, ScenesSourceConfig, draw_source
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.labeled.folder import open_folder
+from clipmill.scenes.source import LABELS, PAIRS, ScenesSourceConfig, draw_source
+from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.errors import ConfigError
 from clipmill.recipes.registry import recipe
 from clipmill.stage_records import silent

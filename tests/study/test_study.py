@@ -7,15 +7,15 @@ import pytest
 from tiny_study import SCENES, tiny
 from typer.testing import CliRunner
 
-from clipmill.analysis.provenance import environment
+from clipmill.report.sections.provenance import environment
 from clipmill.cli import app
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.models.checkpoint import read_card
 from clipmill.recipes.study import study_captions
 from clipmill.storage import join, read_json, write_json
 from clipmill.study.config import ConditionConfig, EffortConfig, StudyConfig
-from clipmill.study.findings import StudyRun
-from clipmill.study.join import join_studies
+from clipmill.study.results_table import StudyRun
+from clipmill.study.result import join_studies
 from clipmill.study.page import study_page
 from clipmill.study.result import RESULT, Cost, StudyResult, read_study
 from clipmill.study.run import run_study
@@ -27,7 +27,7 @@ from clipmill.study.scene_captions import (
     truth_of,
 )
 from clipmill.study.tables import comparison
-from clipmill.study.words import latex, markdown, rows, verdict
+from clipmill.study.tables import latex, markdown, rows, verdict
 from clipmill.tasks.evaluation import read_evaluation
 
 

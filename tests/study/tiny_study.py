@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 
-from clipmill.data.scenes.source import ScenesSourceConfig
+from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.recipes.study import study_captions
 from clipmill.stage_records import silent
 from clipmill.study.config import EffortConfig, StudyConfig

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from clipmill.config import Config
 from clipmill.models.dense import build_dense
-from clipmill.tasks.canvas import run_at
-from clipmill.tasks.contract import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
-from clipmill.tasks.dense_objective import DenseObjective
+from clipmill.tasks.inference import run_at
+from clipmill.tasks.base import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
+from clipmill.tasks.objective import DenseObjective
 
 NUM_GROUNDS = 2  # a scene's first classes are its floor and wall
 
@@ -71,9 +71,9 @@ class SaliencyTask(Task[SaliencyConfig]):
         return SaliencyObjective(config, encoder)
 
     def batches(self, config, folder, **options):
-        from clipmill.data.dense_augmentation import crop_pair
-        from clipmill.data.labelled import Ade20kFolder
-        from clipmill.data.samples import sample_batches
+        from clipmill.data.transforms.dense import crop_pair
+        from clipmill.data.labeled.dense import Ade20kFolder
+        from clipmill.data.labeled.dataloader import sample_batches
 
         data = Ade20kFolder.open(folder, "training")
 
@@ -87,7 +87,7 @@ class SaliencyTask(Task[SaliencyConfig]):
         return sample_batches(load, len(data), **options)
 
     def training_images(self, folder):
-        from clipmill.data.labelled import Ade20kFolder
+        from clipmill.data.labeled.dense import Ade20kFolder
 
         return Ade20kFolder.open(folder, "training")
 
@@ -98,7 +98,7 @@ class SaliencyTask(Task[SaliencyConfig]):
         return trained_name
 
     def evaluate(self, predict, config, folder, *, num_samples, report):
-        from clipmill.data.labelled import Ade20kFolder
+        from clipmill.data.labeled.dense import Ade20kFolder
 
         data = Ade20kFolder.open(folder, "validation")
         errors, samples = [], []

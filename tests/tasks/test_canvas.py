@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipmill.tasks.canvas import run_at, run_in_squares, run_in_windows
+from clipmill.tasks.inference import run_at, run_in_squares, run_in_windows
 
 
 def spy(seen):

@@ -10,13 +10,13 @@ from tiny_task import DEPTH, SEGMENTATION
 from typer.testing import CliRunner
 
 from clipmill.cli import app
-from clipmill.data.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
+from clipmill.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
 from clipmill.engine.config import TrainConfig
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.tasks.checks import check_data
-from clipmill.tasks.classification import ClassificationConfig
-from clipmill.tasks.detection import DetectionConfig
+from clipmill.tasks.classification.task import ClassificationConfig
+from clipmill.tasks.detection.task import DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 
 SCENES = SceneConfig(size=32)

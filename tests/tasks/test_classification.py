@@ -11,8 +11,8 @@ from tiny_task import CONV, VIT
 from clipmill.errors import SourceError
 from clipmill.models.checkpoint import load_checkpoint, read_embedding
 from clipmill.recipes.registry import recipe
-from clipmill.tasks.classification import ClassificationConfig, ClassificationTask
-from clipmill.tasks.classification_metrics import TopK
+from clipmill.tasks.classification.task import ClassificationConfig, ClassificationTask
+from clipmill.tasks.classification.task import TopK
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 

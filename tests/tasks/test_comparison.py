@@ -10,16 +10,18 @@ import scipy.stats
 from safetensors.numpy import save_file
 from tiny_task import DEPTH, SEGMENTATION
 
-from clipmill.data.labelled import Ade20kFolder, NyuFolder
-from clipmill.data.scenes import CLASSES as SCENE_CLASSES
+from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
+from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.engine.result import log_lines
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.pretrain.clip import random_encoder
 from clipmill.recipes.clip import clip_miniature
 from clipmill.recipes.registry import recipe
-from clipmill.storage import Parent, lineage, write_bytes
+from clipmill.storage import write_bytes
+from clipmill.lineage import Parent, lineage
 from clipmill.tasks.comparison import (
     RANDOM,
     Comparison,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_task import CONV, DEPTH, VIT
 
-from clipmill.data.labelled import NyuFolder
+from clipmill.data.labeled.dense import NyuFolder
 from clipmill.models.dense import build_dense
-from clipmill.tasks.depth import MAX_DEPTH_METRES, DepthTask
-from clipmill.tasks.depth_metrics import DepthMetrics
-from clipmill.tasks.depth_network import DepthNetwork
+from clipmill.tasks.depth.task import MAX_DEPTH_METRES, DepthTask
+from clipmill.tasks.depth.metrics import DepthMetrics
+from clipmill.tasks.depth.model import DepthNetwork
 
 TASK = DepthTask()
 
@@ -163,7 +163,7 @@ def test_an_image_longer_than_high_is_seen_as_two_squares():
 def test_layers_learn_slower_the_deeper_they_lie():
     """The rate of a ViT's block is 0.8 times that of the one above (CLIP-QC, Table 15)."""
     from clipmill.engine.config import AdamWConfig
-    from clipmill.engine.optimizer import build_optimizer
+    from clipmill.engine.optim import build_optimizer
 
     objective = TASK.objective(DEPTH, VIT, ())
     optimizer = build_optimizer(objective, AdamWConfig(layer_decay=0.8, weight_decay=0.05))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_task import DEPTH, VIT
 
-from clipmill.tasks.depth_objective import DepthObjective, silog
+from clipmill.tasks.depth.objective import DepthObjective, silog
 
 
 def test_silog_by_hand():

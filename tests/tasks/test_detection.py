@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny_task import CONV, VIT
 
-from clipmill.data.labelled_coco import CocoFolder
-from clipmill.data.scenes import OBJECTS, SceneConfig, write_coco
+from clipmill.data.labeled.coco import CocoFolder
+from clipmill.scenes import OBJECTS, SceneConfig, write_coco
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import read_embedding
 from clipmill.recipes.registry import recipe
-from clipmill.tasks.detection import DetectionConfig, DetectionTask
-from clipmill.tasks.detection_objective import unpack
+from clipmill.tasks.detection.task import DetectionConfig, DetectionTask
+from clipmill.tasks.detection.objective import unpack
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
@@ -187,7 +187,7 @@ import sys
 from pathlib import Path
 import torch
 from tiny_task import VIT
-from clipmill.tasks.detection import DetectionConfig
+from clipmill.tasks.detection.task import DetectionConfig
 from clipmill.tasks.registry import task_named
 task = task_named("detection")
 config = DetectionConfig(image_size=32, neck_channels=8, hidden_width=8)

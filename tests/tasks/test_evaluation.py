@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from tiny_task import DEPTH, VIT
 
-from clipmill.data.labelled import NyuFolder
+from clipmill.data.labeled.dense import NyuFolder
 from clipmill.errors import NotFoundError, SourceError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.storage import lineage
-from clipmill.tasks.depth import DepthTask
-from clipmill.tasks.depth_metrics import DepthMetrics
+from clipmill.lineage import lineage
+from clipmill.tasks.depth.task import DepthTask
+from clipmill.tasks.depth.metrics import DepthMetrics
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.predictor import Predictor
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.data.labelled import NyuFolder
+from clipmill.data.labeled.dense import NyuFolder
 from clipmill.errors import GateError
 from clipmill.models.checkpoint import (
     ModelCard,
@@ -16,10 +16,12 @@ from clipmill.models.checkpoint import (
     read_embedding,
     save_checkpoint,
 )
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.recipes.registry import recipe
-from clipmill.storage import lineage, put_tree
-from clipmill.tasks.embedding import training_embedding
+from clipmill.storage import pack_dir
+from clipmill.lineage import lineage
+from clipmill.tasks.finetune import training_embedding
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
@@ -122,7 +124,7 @@ def test_from_a_pretrained_vit_on_data_packed_in_a_store(task, ade20k, nyu, tmp_
     """The encoder's weights are where training starts; all else is in its lineage."""
     store = f"s3://tests/{tmp_path.name}"
     data = f"{store}/data.tar"
-    put_tree(Path(nyu if task == "depth" else ade20k), data)
+    pack_dir(Path(nyu if task == "depth" else ade20k), data)
     vision = VisionConfig(image_size=32, patch_size=8, width=16, layers=2, head_width=8)
     clip = ClipConfig(embed_dim=8, vision=vision, text=TextConfig(width=8, heads=2, layers=1))
     weights = build_clip(clip).state_dict()

@@ -9,10 +9,10 @@ import torch
 from tiny_task import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
 from torch.nn import functional as F
 
-from clipmill.data.labelled import Ade20kFolder, NyuFolder
-from clipmill.data.scenes import CLASSES as SCENE_CLASSES
+from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
+from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.errors import ConfigError
-from clipmill.tasks.depth_objective import silog
+from clipmill.tasks.depth.objective import silog
 from clipmill.tasks.registry import task_named
 
 PROBE = {"head": "linear", "is_frozen": True, "cache_features": True}

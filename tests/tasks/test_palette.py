@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from clipmill.tasks.palette import (
+from clipmill.tasks.visualization import (
     IGNORED_COLOUR,
     UNKNOWN_COLOUR,
     class_colours,

@@ -9,7 +9,7 @@ from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.encoders import open_encoder
+from clipmill.models.pretrained import open_encoder
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.registry import task_named
 

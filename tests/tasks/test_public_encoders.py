@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from tiny_task import DEPTH, SEGMENTATION
 
 from clipmill.engine.config import AdamWConfig
-from clipmill.engine.optimizer import build_optimizer, set_rate
+from clipmill.engine.optim import build_optimizer, set_rate
 from clipmill.errors import ConfigError
-from clipmill.models.encoders import open_encoder
-from clipmill.tasks.classification import ClassificationConfig
-from clipmill.tasks.detection import DetectionConfig
+from clipmill.models.pretrained import open_encoder
+from clipmill.tasks.classification.task import ClassificationConfig
+from clipmill.tasks.detection.task import DetectionConfig
 from clipmill.tasks.registry import task_named
 
 TASKS = {

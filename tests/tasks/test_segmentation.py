@@ -9,10 +9,10 @@ import torch
 from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
 from torch.nn import functional as F
 
-from clipmill.data.labelled import IGNORED, Ade20kFolder
-from clipmill.data.scenes import CLASSES as SCENE_CLASSES
+from clipmill.data.labeled.dense import IGNORED, Ade20kFolder
+from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.models import at_once
-from clipmill.tasks.segmentation import SegmentationTask
+from clipmill.tasks.segmentation.task import SegmentationTask
 
 TASK = SegmentationTask()
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
 
-from clipmill.engine.batch import split
-from clipmill.tasks.segmentation_objective import SegmentationObjective
+from clipmill.engine.objective import split
+from clipmill.tasks.segmentation.objective import SegmentationObjective
 
 
 def batch_of(num_samples=2):

@@ -13,17 +13,17 @@ import pytest
 from tiny_task import DEPTH
 from typer.testing import CliRunner
 
-from clipmill.analysis.sweep_page import sweep_page
+from clipmill.report.sweep import sweep_page
 from clipmill.cli import app
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ConfigError, TrainingError
 from clipmill.recipes.registry import RECIPES, recipe
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.promotion import read_promotion
 from clipmill.tasks.sweep import SweepResult, Trial, read_sweep, sweep
-from clipmill.tasks.sweep_config import SweepConfig
+from clipmill.tasks.sweep import SweepConfig
 
 ENCODER = "random:timm/test_resnet"
 TRAIN = TrainConfig(
@@ -222,7 +222,7 @@ def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
     assert (Path(uri) / "sweep.html").exists()
     serving = read_promotion(str(tmp_path / "store" / "serving" / "depth"))
     assert serving.evaluation.model.uri == model
-    from clipmill.storage import lineage
+    from clipmill.lineage import lineage
 
     assert {p.role for p in lineage(uri).parents} == {"encoder", "data", "best"}
 

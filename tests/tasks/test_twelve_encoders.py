@@ -11,9 +11,10 @@ import torch
 from tiny_task import DEPTH, SEGMENTATION, VIT
 
 from clipmill.engine.config import AdamWConfig
-from clipmill.engine.optimizer import build_optimizer, set_rate
-from clipmill.models.channels_last import to_channels_last
-from clipmill.models.encoders import EncoderConfig, open_encoder
+from clipmill.engine.optim import build_optimizer, set_rate
+from clipmill.models.execution import to_channels_last
+from clipmill.models.pretrained import open_encoder
+from clipmill.models.config import EncoderConfig
 from clipmill.tasks.registry import task_named
 
 TASKS = {"segmentation": SEGMENTATION, "depth": DEPTH}

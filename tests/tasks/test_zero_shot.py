@@ -18,14 +18,15 @@ from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
 from clipmill.models.retrieval import recall
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.recipes.registry import recipe
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.zero_shot import accuracies, class_embeddings, zero_shot
-from clipmill.tasks.zero_shot_config import RetrievalConfig, ZeroShotConfig
-from clipmill.tasks.zero_shot_data import open_pictures
-from clipmill.tasks.zero_shot_prompts import class_names, prompt_templates
-from clipmill.tasks.zero_shot_retrieval import retrieve
+from clipmill.tasks.zero_shot import RetrievalConfig, ZeroShotConfig
+from clipmill.tasks.zero_shot import open_pictures
+from clipmill.tasks.zero_shot import class_names, prompt_templates
+from clipmill.tasks.retrieval import retrieve
 
 CLIP = ClipConfig(
     embed_dim=8,

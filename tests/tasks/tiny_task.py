@@ -1,9 +1,9 @@
 """The smallest encoders and tasks."""
 
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.towers import VisionConfig
-from clipmill.tasks.depth import DepthConfig
-from clipmill.tasks.segmentation import SegmentationConfig
+from clipmill.models.config import EncoderConfig
+from clipmill.models.config import VisionConfig
+from clipmill.tasks.depth.task import DepthConfig
+from clipmill.tasks.segmentation.task import SegmentationConfig
 
 VIT = EncoderConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=16, layers=2, head_width=8)

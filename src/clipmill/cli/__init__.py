@@ -13,7 +13,7 @@ from clipmill.cli.data import data
 from clipmill.cli.extras import needs
 from clipmill.cli.options import Json, Set, Store, require_output
 from clipmill.cli.study import report, study
-from clipmill.serve.ports import DEFAULT_PORT
+from clipmill.serve.config import DEFAULT_PORT
 
 app = typer.Typer(
     help="Quality-captioned CLIP encoders: made, fine-tuned for dense tasks, and served.",
@@ -292,8 +292,8 @@ def lineage(
     """Draw what an artifact was made from, back to source files and captioner."""
     import dataclasses
 
-    from clipmill.storage.lineage import lineage as trace
-    from clipmill.storage.lineage import render
+    from clipmill.lineage import lineage as trace
+    from clipmill.lineage import render
 
     node = trace(uri)
     typer.echo(json.dumps(dataclasses.asdict(node), indent=2) if as_json else render(node))

@@ -17,7 +17,7 @@ def runs(
 ) -> None:
     """List a store's training runs, finished or not, and compare them."""
     require_output(page)
-    from clipmill.analysis.runs import differing, list_runs, runs_page, shown
+    from clipmill.report.runs import differing, list_runs, runs_page, shown
 
     found = list_runs(store)
     if not found:

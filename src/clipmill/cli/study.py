@@ -14,7 +14,7 @@ from clipmill.cli.options import Json, Set, Store, require_output
 from clipmill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from clipmill.study.findings import Findings
+    from clipmill.study.results_table import Findings
 
 Csv = Annotated[bool, typer.Option("--csv", help="Print every figure as CSV.")]
 Latex = Annotated[bool, typer.Option("--latex", help="Print the table for a paper.")]
@@ -77,8 +77,8 @@ def report(
 ) -> None:
     """Make one study of its parts, or compare anybody's runs as the study does."""
     require_output(output)
-    from clipmill.study.findings import gather
-    from clipmill.study.join import join_studies
+    from clipmill.study.results_table import gather
+    from clipmill.study.result import join_studies
     from clipmill.study.page import findings_page, study_page
     from clipmill.study.result import read_study
 
@@ -116,7 +116,7 @@ def _by_condition(runs: list[str]) -> dict[str, list[str]]:
 
 
 def _tell(found: "Findings", *, as_csv: bool, as_latex: bool) -> None:
-    from clipmill.study.words import latex, markdown, rows, verdict
+    from clipmill.study.tables import latex, markdown, rows, verdict
 
     if as_csv:
         table = csv.DictWriter(sys.stdout, list(rows(found)[0]))

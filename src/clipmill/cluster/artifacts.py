@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clipmill.storage import read_artifact
+from clipmill.lineage import read_artifact
 
 
 def recorded(uri: str, artifact: Any) -> str:

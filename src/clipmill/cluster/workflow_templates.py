@@ -12,7 +12,7 @@ from clipmill.cluster.names import (
     STORE_SECRET,
 )
 from clipmill.cluster.pools import PoolConfig, container_resources
-from clipmill.digest import digest_json
+from clipmill.config import digest_json
 from clipmill.stage_records import METRICS_VARIABLE
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from clipmill.digest import digest_json
+from clipmill.config import digest_json
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.storage import Parent, artifact_at, join, open_store, read_json
+from clipmill.storage import join, open_store, read_json
+from clipmill.lineage import Parent, artifact_at
 
 FORMAT = 1
 MANIFEST = "dataset.json"

@@ -11,19 +11,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
 import numpy as np
-
 from clipmill.config import Config
 from clipmill.data.dataset import FORMAT, Dataset, check_kind
-from clipmill.data.export_tar import ExportedSample, write_export_tar
-from clipmill.data.reader import read_shard
-from clipmill.data.shard_records import read_records
-from clipmill.data.view import View, ViewConfig
-from clipmill.digest import digest_json, sha256_file
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.read import read_records
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.config import digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError, StorageError
 from clipmill.stage_records import Report
 from clipmill.storage import Store, exists, join, open_store, read_json, write_json
+import io
+import tarfile
+from collections.abc import Iterable
+from clipmill.data.shards.read import SampleRecord
+from clipmill.config import canonical_json
 
 EXPORT_MANIFEST = "export.json"
 SIZES = "sizes.json"
@@ -201,3 +203,46 @@ def _finish(
             },
         },
     )
+
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedSample:
+    """One sample with the captions it goes out with."""
+
+    record: SampleRecord
+    image: bytes
+    """The image file."""
+    captions: dict[str, list[str]]
+    """All that the view has, by kind: ``real``, or the name of a layer."""
+    texts: list[str]
+    """Those that it's written with, a copy of the sample each."""
+
+
+def write_export_tar(path: Path, samples: Iterable[ExportedSample]) -> int:
+    """Write a tar whose bytes depend on the samples alone; how many samples it then has."""
+    count = 0
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            uid = sample.record.uid
+            value = {
+                "uid": uid,
+                "width": sample.record.width,
+                "height": sample.record.height,
+                "origin": sample.record.origin,
+                "captions": sample.captions,
+            }
+            for number, text in enumerate(sample.texts):
+                key = uid if len(sample.texts) == 1 else f"{uid}-{number}"
+                _add(tar, f"{key}{sample.record.suffix}", sample.image)
+                _add(tar, f"{key}.txt", text.encode())
+                _add(tar, f"{key}.json", canonical_json(value).encode())
+                count += 1
+    return count
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    # A fresh TarInfo has zero times, no owner and mode 0644.
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

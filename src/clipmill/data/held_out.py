@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.view import uid_place
+from clipmill.data.loading.view import uid_place
 from clipmill.errors import SourceError
 
 MIN_PAIRS: Final = 20

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-
-from clipmill.data.cache import open_copy
+from clipmill.data.shards.cache import open_copy
 from clipmill.data.dataset import (
     FORMAT,
     MANIFEST,
@@ -29,10 +27,21 @@ from clipmill.data.dataset import (
     inconsistent,
     layer_list,
 )
-from clipmill.data.layer_rows import check_rows
-from clipmill.digest import digest_json, sha256_bytes
+from clipmill.config import digest_json, sha256_bytes
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import Parent, exists, join, open_store, read_json, write_json
+from clipmill.storage import exists, join, open_store, read_json, write_json
+from clipmill.lineage import Parent
+from collections.abc import Callable, Mapping
+import numpy as np
+from clipmill.errors import ArtifactError
+from clipmill.data.shards.cache import owned
+from clipmill.data.dataset import Dataset
+from clipmill.config import sha256_bytes
+from clipmill.storage import atomic_write
+from collections.abc import Iterable
+from clipmill.errors import ConfigError
+from collections.abc import Mapping, Sequence
+from numpy.typing import NDArray
 
 LAYER_MANIFEST = "layer.json"
 _NAME = re.compile(r"[a-z]+(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
@@ -254,3 +263,189 @@ def _check_name(layer: str) -> str:
             action="correct the name",
         )
     return layer
+
+
+REAL = "real"
+"""The caption kind of the text that came with the picture; any other is a captions layer's name."""
+
+SELECT_COLUMNS = {
+    "keep": pa.bool_(),
+    "refused_by": pa.string(),
+    "caption": pa.string(),
+    "caption_index": pa.int32(),
+}
+"""Columns of a select layer: kept or not, the first filter that refused the sample (null where
+kept), the chosen caption's kind, and its place in that kind's list."""
+
+
+def check_rows(layer: str, shard_index: int, table: pa.Table) -> None:
+    """Raise ArtifactError unless ``table`` holds what layers of this kind must hold."""
+    check = _CHECKS.get(layer.partition("/")[0])
+    if check is not None:
+        check(layer, shard_index, table)
+
+
+def list_rows(column: pa.Array, *, counts: pa.Array | None = None) -> pa.Array:
+    """The row of each value in a flattened list column, for columns of lists."""
+    lengths = counts if counts is not None else pc.list_value_length(column).fill_null(0)
+    return np.repeat(np.arange(len(column)), lengths.to_numpy(zero_copy_only=False))
+
+
+def _check_captions(layer: str, shard_index: int, table: pa.Table) -> None:
+    column = _column(layer, table, "captions", "a list of strings in each row")
+    if not (pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type)):
+        raise _wrong_column(layer, "captions", str(column.type), "a list of strings in each row")
+    texts = column.flatten()
+    is_blank = pc.or_kleene(pc.is_null(texts), pc.equal(pc.utf8_trim_whitespace(texts), ""))
+    is_blank = is_blank.fill_null(True).to_numpy(zero_copy_only=False)
+    lacks = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False) == 0
+    lacks[list_rows(column)[is_blank]] = True
+    if lacks.any():
+        raise ArtifactError(
+            f"row {np.flatnonzero(lacks)[0]} of shard {shard_index} of layer {layer} "
+            "lacks a caption",
+            expected="a column captions: in each row a list of at least one, none blank",
+            action="give such a sample a caption, for instance its real one",
+        )
+
+
+def _check_select(layer: str, shard_index: int, table: pa.Table) -> None:
+    for name, kind in SELECT_COLUMNS.items():
+        column = _column(layer, table, name, str(kind))
+        if column.type != kind:
+            raise _wrong_column(layer, name, str(column.type), str(kind))
+        if column.null_count and name != "refused_by":
+            raise _wrong_column(layer, name, f"null in shard {shard_index}", "a value in each row")
+
+
+def _check_teacher(layer: str, shard_index: int, table: pa.Table) -> None:
+    # A row without an embedding is null: teachers can't embed everything that others let in.
+    expected = "fixed-size lists of halffloat, or lists of these: one, or several, a row"
+    widths = {}
+    for name in ("image", "text"):
+        column = _column(layer, table, name, expected)
+        column = column.flatten() if pa.types.is_list(column.type) else column.drop_null()
+        kind = column.type
+        if not (pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type)):
+            raise _wrong_column(layer, name, str(table[name].type), expected)
+        values = column.flatten()
+        if column.null_count or values.null_count or not _are_finite(values):
+            what = f"null, NaN or infinite in shard {shard_index}"
+            raise _wrong_column(layer, name, what, "finite numbers")
+        widths[name] = kind.list_size
+    if widths["image"] != widths["text"]:
+        raise _wrong_column(
+            layer, "text", f"{widths['text']} wide", f"width {widths['image']}, as of image"
+        )
+
+
+_CHECKS: Mapping[str, Callable[[str, int, pa.Table], None]] = {
+    "captions": _check_captions,
+    "select": _check_select,
+    "teacher": _check_teacher,
+}
+
+
+def _are_finite(values: pa.Array) -> bool:
+    return bool(np.isfinite(values.to_numpy(zero_copy_only=False)).all())
+
+
+def _column(layer: str, table: pa.Table, name: str, expected: str) -> pa.Array:
+    if name not in table.column_names:
+        raise _wrong_column(layer, name, "missing", expected)
+    return table[name].combine_chunks()
+
+
+def _wrong_column(layer: str, name: str, found: str, expected: str) -> ArtifactError:
+    return ArtifactError(
+        f"column {name} of layer {layer} was {found}",
+        expected=f"a column {name} of {expected}",
+        action="write the layer with such a column",
+    )
+
+
+
+def map_layer(dataset: Dataset, layer: str, shard_index: int, cache: Path) -> pa.Table:
+    """The rows of a layer that the dataset lists, for one shard, as ``read_layer`` gives them.
+
+    They lie uncompressed in ``cache``, where all processes of a machine share them, and only the
+    pages that are looked at are read. Raises ArtifactError as ``read_layer`` does.
+    """
+    digest = dataset.layers[layer].digest
+    entry = cache / sha256_bytes(f"{digest} {shard_index}".encode())
+    path = entry / "rows.arrow"
+    with owned(entry):
+        if not path.is_file():
+            table = read_layer(dataset, layer, shard_index, cache).combine_chunks()
+            with (
+                atomic_write(path) as temporary,
+                pa.OSFile(str(temporary), "wb") as file,
+                pa.ipc.new_file(file, table.schema) as writer,
+            ):
+                writer.write_table(table)
+        file = pa.memory_map(str(path))
+    return pa.ipc.open_file(file).read_all()
+
+
+
+def find_layer(names: Iterable[str], wanted: str) -> str:
+    """The one of ``names`` that is ``wanted``, or begins with it and a dash.
+
+    Raises ConfigError if there is none, or several.
+    """
+    known = sorted(names)
+    if wanted in known:
+        return wanted
+    found = [name for name in known if name.startswith(f"{wanted}-")]
+    if len(found) == 1:
+        return found[0]
+    kind = wanted.partition("/")[0]
+    choices = found or [name for name in known if name.startswith(f"{kind}/")]
+    raise ConfigError(
+        f"{len(found) or 'no'} layers of the dataset are named {wanted}",
+        expected=f"one of {', '.join(choices)}" if choices else f"a layer {wanted}",
+        action="name one of them, or narrow the choice with --layer"
+        if found
+        else f"compute it first, as `clipmill data {_COMMANDS.get(kind, 'import-layer')}` does",
+    )
+
+
+_COMMANDS = {"captions": "recaption", "score": "score", "select": "select"}
+
+
+_NUMBERS = pa.list_(pa.list_(pa.float32()))
+
+
+def layer_table(
+    layer: str,
+    uids: Sequence[str],
+    captions: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+) -> pa.Table:
+    """The rows of one of a source's layers for the samples of a shard.
+
+    Where a sample has no synthetic caption, its real one (``captions``) stands in, and the column
+    ``fallback`` says so. Embeddings are lists of fixed-size lists of halffloat.
+    """
+    columns: dict[str, pa.Array] = {"uid": pa.array(uids, pa.string())}
+    if layer.startswith("captions/"):
+        texts = [row["captions"] or [real] for row, real in zip(rows, captions, strict=True)]
+        columns["captions"] = pa.array(texts, pa.list_(pa.string()))
+        columns["fallback"] = pa.array([row["fallback"] for row in rows], pa.bool_())
+    else:
+        assert layer.startswith("teacher/"), layer
+        for name in ("image", "text"):
+            columns[name] = _embeddings([row[name] for row in rows])
+        columns["augmentation"] = pa.array([row["augmentation"] for row in rows], _NUMBERS)
+    return pa.table(columns)
+
+
+def _embeddings(values: Sequence[NDArray[np.float16] | None]) -> pa.Array:
+    """Each value's rows as a list, built from whole arrays: number by number takes minutes."""
+    given = [value for value in values if value is not None]
+    flat = np.concatenate(given) if given else np.empty((0, 1), np.float16)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    lengths = [0 if value is None else len(value) for value in values]
+    offsets = np.cumsum([0, *lengths], dtype=np.int32)
+    absent = pa.array([value is None for value in values], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), vectors, mask=absent)

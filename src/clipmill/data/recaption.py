@@ -12,10 +12,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from clipmill.data.captioners import (
     Captioner,
     CaptionersConfig,
@@ -25,13 +23,17 @@ from clipmill.data.captioners import (
 )
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
-from clipmill.data.reader import ShardReader, read_shard
-from clipmill.data.recaption_parts import drop_part, read_part, write_part
+from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import BadSampleError, ClipmillError
 from clipmill.images import decode_rgb
 from clipmill.stage_records import Report
 from clipmill.storage import open_store
 from clipmill.telemetry import caption_metrics
+from collections.abc import Mapping
+from clipmill.data.captioners import CaptionOutput
+from clipmill.data.dataset import Dataset
+from clipmill.errors import NotFoundError
+from clipmill.storage import join, open_store, read_json, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -214,3 +216,37 @@ def _failures(dataset: Dataset, layer: str) -> str:
             counts.update(found)
     del counts[""]
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+
+def write_part(
+    dataset: Dataset, layer: str, shard_index: int, outputs: Mapping[str, CaptionOutput]
+) -> None:
+    """Keep the outputs, by uid."""
+    said = {
+        uid: {"texts": list(out.texts), "scores": list(out.scores)}
+        for uid, out in outputs.items()
+        if out.texts
+    }
+    write_json(join(dataset.layer_uri(layer), _name(shard_index)), said)
+
+
+def read_part(dataset: Dataset, layer: str, shard_index: int) -> dict[str, CaptionOutput]:
+    """The outputs that an earlier run kept, by uid."""
+    try:
+        said = read_json(join(dataset.layer_uri(layer), _name(shard_index)))
+    except NotFoundError:
+        return {}
+    return {
+        uid: CaptionOutput(texts=tuple(out["texts"]), scores=tuple(out["scores"]))
+        for uid, out in said.items()
+    }
+
+
+def drop_part(dataset: Dataset, layer: str, shard_index: int) -> None:
+    """Forget what was kept of a shard that is whole."""
+    open_store(dataset.layer_uri(layer)).delete(_name(shard_index))
+
+
+def _name(shard_index: int) -> str:
+    return f"{shard_index:05d}.part.json"

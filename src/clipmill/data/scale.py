@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from clipmill.config import Config
-from clipmill.data.shard_duplicates import BYTES_SPILLED_PER_SAMPLE
-from clipmill.data.shard_plan import SPLITS_PER_FILE
+from clipmill.data.shards.finalize import BYTES_SPILLED_PER_SAMPLE
+from clipmill.data.shards.plan import SPLITS_PER_FILE
 
 # What storage/s3.py does with a large file: parts of this size, and two requests around them.
 _PART_BYTES: Final = 16 << 20

@@ -7,18 +7,36 @@ aren't looked at.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
 from clipmill.data.dataset import MANIFEST, Dataset
-from clipmill.data.uid_index import UidIndex
-from clipmill.data.verify_file import Fault, check_file, read_record
-from clipmill.data.verify_layer import LayerCheck, unlisted_layers
-from clipmill.data.verify_tar import tar_faults
-from clipmill.digest import sha256_bytes
+from clipmill.config import sha256_bytes
 from clipmill.errors import ArtifactError
 from clipmill.stage_records import Report
 from clipmill.storage import join, open_store, read_json
-
-__all__ = ["Fault", "Verification", "verify"]
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from clipmill.data.dataset import check_kind
+from clipmill.config import sha256_file
+from clipmill.errors import ArtifactError, NotFoundError
+from clipmill.storage import read_bytes, split_uri
+from clipmill.storage.local import LocalStore
+from collections.abc import Iterator, Sequence
+import pyarrow as pa
+import pyarrow.parquet as pq
+from clipmill.data.dataset import Dataset
+from clipmill.data.layers import LAYER_MANIFEST
+from clipmill.config import digest_json
+from clipmill.storage import join, open_store
+from collections import Counter
+from typing import BinaryIO
+import numpy as np
+from numpy.typing import NDArray
+from clipmill.data.shards.tar import index_tar
+from clipmill.errors import ArtifactError, BadSampleError
+from clipmill.images import decode_rgb
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,3 +207,270 @@ class _Verifier:
         for key in open_store(self._dataset.uri).list("shards/"):
             if key.removeprefix("shards/") not in known:
                 yield f"{join(self._dataset.uri, key)} is listed nowhere"
+
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is damaged."""
+
+    uri: str
+    """What it lies in."""
+    what: str
+    """What is wrong there, as the rest of a sentence that begins with the URI."""
+
+    def __str__(self) -> str:
+        return f"{self.uri} {self.what}"
+
+
+def read_record(uri: str, kind: str = "") -> tuple[dict[str, Any] | None, list[Fault]]:
+    """The JSON object at ``uri``, of this kind if one is given; None with its fault otherwise.
+
+    Raises StorageError if the store can't be asked.
+    """
+    try:
+        value = json.loads(read_bytes(uri))
+        if kind:
+            check_kind(value, kind, uri)
+    except NotFoundError:
+        return None, [Fault(uri, "is missing")]
+    except ValueError as error:  # a UnicodeDecodeError is one too
+        return None, [Fault(uri, f"isn't JSON: {error}")]
+    except ArtifactError as error:
+        return None, [Fault(uri, error.what.removeprefix(uri).strip())]
+    if not isinstance(value, dict):
+        return None, [Fault(uri, "isn't a JSON object")]
+    return value, []
+
+
+def check_file(
+    uri: str,
+    num_bytes: int,
+    sha256: str,
+    look_into: Callable[[Path, bool], list[Fault]] | None,
+) -> tuple[int, list[Fault]]:
+    """Bytes read of the file at ``uri``, and its faults.
+
+    ``look_into`` gets a local path of it, and whether its digest is wrong; without it the size
+    alone is compared. A remote file is copied for the while. Raises StorageError if the store
+    can't be asked, or the copy written.
+    """
+    store, key = split_uri(uri)
+    try:
+        found = store.size(key)
+        faults = []
+        if found != num_bytes:
+            words = "cut" if found < num_bytes else "longer"
+            faults = [Fault(uri, f"is {words}: it has {found:,} bytes, and {num_bytes:,} listed")]
+        if look_into is None:
+            return 0, faults
+        if isinstance(store, LocalStore):
+            return found, faults + _contents(store.path(key), uri, sha256, bool(faults), look_into)
+        with tempfile.TemporaryDirectory(prefix="clipmill-verify-") as folder:
+            path = Path(folder) / "file"
+            store.get_file(key, path)
+            return found, faults + _contents(path, uri, sha256, bool(faults), look_into)
+    except NotFoundError:
+        return 0, [Fault(uri, "is missing")]
+
+
+def _contents(
+    path: Path,
+    uri: str,
+    sha256: str,
+    is_told: bool,
+    look_into: Callable[[Path, bool], list[Fault]],
+) -> list[Fault]:
+    actual = sha256_file(path)
+    is_damaged = actual != sha256
+    faults = look_into(path, is_damaged)
+    if is_damaged and not is_told:
+        changed = f"has changed: its SHA-256 is {actual[:12]}…, and {sha256[:12]}… listed"
+        faults.insert(0, Fault(uri, changed))
+    return faults
+
+
+
+class LayerCheck:
+    """A listed layer: its manifest at once, its files shard by shard."""
+
+    def __init__(self, dataset: Dataset, name: str) -> None:
+        """Read the manifest; ``faults`` has what is wrong with it."""
+        self._folder = dataset.layer_uri(name)
+        self._dataset = dataset
+        self._uri = join(self._folder, LAYER_MANIFEST)
+        value, self.faults = read_record(self._uri, "layer")
+        self._files: list[dict[str, Any]] = []
+        if value:
+            try:
+                self.faults += self._manifest_faults(name, value)
+            except (KeyError, TypeError, AttributeError) as error:
+                self.faults.append(Fault(self._uri, f"lacks a part: {error!r}"))
+
+    def check_shard(
+        self, index: int, uids: Sequence[str] | None, *, contents: bool
+    ) -> tuple[int, int, list[Fault]]:
+        """Files and bytes that were read for one shard, and the faults there."""
+        if not index < len(self._files):
+            return 0, 0, []  # the manifest's own faults say so
+        listed = self._files[index]
+        uri = join(self._folder, f"{index:05d}.parquet")
+        record_uri = join(self._folder, f"{index:05d}.json")
+        record, faults = read_record(record_uri)
+        if record and record != listed:
+            faults.append(Fault(record_uri, f"says {record}, and {LAYER_MANIFEST} lists {listed}"))
+        expected = self._dataset.shards[index].num_samples
+
+        def look_into(path: Path, is_damaged: bool) -> list[Fault]:
+            del is_damaged
+            return _table_faults(path, uri, uids, expected)
+
+        size, found = check_file(
+            uri, listed["num_bytes"], listed["sha256"], look_into if contents else None
+        )
+        return 2, size, faults + found
+
+    def _manifest_faults(self, name: str, value: dict[str, Any]) -> Iterator[Fault]:
+        uri, files, info = self._uri, value["files"], self._dataset.layers[name]
+        computed = digest_json({"name": value["name"], "files": files})
+        for who, found in (("the dataset lists", info.digest), ("it says", value["digest"])):
+            if computed != found:
+                yield Fault(uri, f"has the digest {computed[:12]}…, and {who} {str(found)[:12]}…")
+        if value["name"] != name:
+            yield Fault(uri, f"is of layer {value['name']}")
+        on = [parent["digest"] for parent in value["parents"] if parent["role"] == "dataset"]
+        if on != [self._dataset.digest]:
+            yield Fault(uri, f"was made from a dataset {', '.join(on) or 'that it does not name'}")
+        if len(files) != len(self._dataset.shards):
+            yield Fault(uri, f"lists {len(files)} files for {len(self._dataset.shards)} shards")
+            return
+        for index, (file, shard) in enumerate(zip(files, self._dataset.shards, strict=True)):
+            if file["num_rows"] != shard.num_samples:
+                rows = f"{file['num_rows']} rows for the {shard.num_samples} samples"
+                yield Fault(uri, f"lists {rows} of shard {index}")
+        for key in ("num_rows", "num_bytes"):
+            if (said := value["summary"][key]) != (total := sum(file[key] for file in files)):
+                yield Fault(uri, f"sums up {key} as {said}, and it is {total}")
+        if info.num_bytes != sum(file["num_bytes"] for file in files):
+            yield Fault(
+                uri, f"lists other sizes than the {info.num_bytes:,} bytes of the dataset's"
+            )
+        self._files = files
+
+
+def unlisted_layers(dataset: Dataset) -> Iterator[str]:
+    """Say which layers lie beside the dataset and aren't in its list, and how far they are."""
+    files: dict[str, set[str]] = {}
+    for key in open_store(dataset.uri).list("layers/"):
+        folder, _, name = key.removeprefix("layers/").rpartition("/")
+        files.setdefault(folder, set()).add(name)
+    for layer in sorted(files.keys() - dataset.layers.keys()):
+        if LAYER_MANIFEST in files[layer]:
+            yield f"layer {layer} is committed, and the dataset doesn't list it yet"
+        else:
+            done = sum(name.endswith(".parquet") for name in files[layer])
+            yield f"layer {layer} isn't finished: {done} of {len(dataset.shards)} shards"
+
+
+def _table_faults(
+    path: Path, uri: str, uids: Sequence[str] | None, num_samples: int
+) -> list[Fault]:
+    try:
+        table = pq.read_table(path, use_threads=False)
+        found = table["uid"].to_pylist()
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        return [Fault(uri, f"can't be read as Parquet with a column uid: {error}")]
+    faults = [] if uids is None else order_faults(uri, found, uids)
+    if not faults and len(found) != num_samples:
+        faults = [Fault(uri, f"has {len(found)} rows for {num_samples} samples")]
+    return faults
+
+
+# Samples that are named; the others are counted.
+_NUM_NAMED = 5
+
+
+def tar_faults(path: Path, uri: str, uids: Sequence[str] | None, is_damaged: bool) -> list[Fault]:
+    """Compare the samples in a tar with the sidecar's uids, if those are known.
+
+    Of a damaged tar the pictures are decoded too, to name those that are broken.
+    """
+    with path.open("rb") as file:
+        try:
+            index = index_tar(file)
+        except (ArtifactError, ValueError) as error:
+            trouble = error.what if isinstance(error, ArtifactError) else str(error)
+            return [Fault(uri, f"can't be read as a shard: {trouble.rpartition('shard: ')[2]}")]
+        found = [uid.decode("utf-8", "backslashreplace") for uid in index["uid"].tolist()]
+        faults = [] if uids is None else order_faults(uri, found, uids)
+        if is_damaged and (broken := list(_broken(file, index, found))):
+            faults.append(Fault(uri, f"holds pictures that don't decode: {_names(broken)}"))
+    return faults
+
+
+def order_faults(uri: str, found: Sequence[str], expected: Sequence[str]) -> list[Fault]:
+    """How a list of uids differs from the shard's: what is lost, foreign, doubled or moved."""
+    if list(found) == list(expected):
+        return []
+    faults = []
+    here, listed = Counter(found), set(expected)
+    if lost := [uid for uid in expected if uid not in here]:
+        faults.append(Fault(uri, f"lacks {_names(lost)}"))
+    if foreign := [uid for uid in here if uid not in listed]:
+        faults.append(Fault(uri, f"holds {_names(foreign)}, foreign to the shard"))
+    if doubled := [uid for uid, count in here.items() if count > 1]:
+        faults.append(Fault(uri, f"holds {_names(doubled)} more than once"))
+    if not faults:
+        pairs = enumerate(zip(found, expected, strict=True))
+        row, (uid, other) = next(item for item in pairs if len({*item[1]}) > 1)
+        faults.append(Fault(uri, f"is in another order: row {row} is {uid}, and {other} expected"))
+    return faults
+
+
+def _broken(file: BinaryIO, index: NDArray[np.void], uids: Sequence[str]) -> Iterator[str]:
+    for uid, (offset, length) in zip(uids, index["image"].tolist(), strict=True):
+        file.seek(offset)
+        try:
+            decode_rgb(file.read(length))
+        except BadSampleError:
+            yield uid
+
+
+def _names(uids: Sequence[str]) -> str:
+    more = len(uids) - _NUM_NAMED
+    noun = "sample" if len(uids) == 1 else "samples"
+    return f"{noun} {', '.join(uids[:_NUM_NAMED])}" + (f" and {more:,} more" if more > 0 else "")
+
+
+
+class UidIndex:
+    """Short hashes of the uids of each shard."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[int, NDArray[np.uint64]] = {}
+
+    def add(self, shard_index: int, uids: Sequence[str]) -> None:
+        """Take the uids of one shard."""
+        short = (hashlib.blake2b(uid.encode(), digest_size=8).digest() for uid in uids)
+        self._hashes[shard_index] = np.frombuffer(b"".join(short), np.uint64)
+
+    def doubled(self, read_uids: Callable[[int], Sequence[str]]) -> Iterator[tuple[str, list[int]]]:
+        """Yield each uid that occurs twice or more, with the shard of each occurrence.
+
+        ``read_uids`` reads the uids of a shard again, for the few shards where hashes meet.
+        """
+        if not self._hashes:
+            return
+        hashes, counts = np.unique(np.concatenate([*self._hashes.values()]), return_counts=True)
+        met = hashes[counts > 1]
+        places: dict[str, list[int]] = {}
+        if len(met):
+            for index, own in self._hashes.items():
+                rows = np.flatnonzero(np.isin(own, met))
+                uids = read_uids(index) if len(rows) else ()
+                for row in rows.tolist():
+                    places.setdefault(uids[row], []).append(index)
+        # Different uids may share a hash.
+        yield from ((uid, shards) for uid, shards in places.items() if len(shards) > 1)
+
+__all__ = ['Fault', 'Verification', 'verify']

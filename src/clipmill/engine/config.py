@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 from typing import Literal
-
 from clipmill.config import Config, operational
-from clipmill.engine.operation import OperationConfig
-from clipmill.engine.schedule import ScheduleConfig
 from clipmill.errors import ConfigError
+from clipmill.config import Config
+import math
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,3 +82,94 @@ class TrainConfig(Config):
     def num_seen_samples(self) -> int:
         """Global batch times updates, as the paper counts seen samples."""
         return self.steps * self.batch_size
+
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperationConfig(Config):
+    """Where and how a run's steps are computed, saved, watched."""
+
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """``ddp`` has all weights on each rank; ``fsdp`` a share of them (FSDP2), for large towers."""
+    compile: bool = False
+    """Compile the objective with torch.compile."""
+    deterministic: bool = False
+    """Only deterministic kernels on a GPU, which are slower; those of a CPU always are."""
+    checkpoints_kept: int = 2
+    """Saved states that are kept."""
+    hang_seconds: float = 600.0
+    """A step that takes longer is reported, with the rank that holds it up."""
+    collective_seconds: float = 1800.0
+    """Longest that ranks wait for one another before the run fails."""
+    heartbeat_seconds: float = 5.0
+    """Time between two signs of life of a rank."""
+    publish_seconds: float = 15.0
+    """Least time between two copies of the unfinished run's log in the store."""
+    metrics_port: int | None = None
+    """Port of ``/metrics``, plus the rank's number on its machine; null for none."""
+    metrics_host: str = "127.0.0.1"
+    """Address that ``/metrics`` listens at; ``0.0.0.0`` in a pod."""
+    tensorboard: str = ""
+    """Local folder of TensorBoard's event files; empty for none."""
+    peak_flops: float | None = None
+    """FLOP/s of a rank's device, for the utilisation; null looks known GPUs up."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        for name in ("checkpoints_kept", "hang_seconds", "collective_seconds", "heartbeat_seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected="above 0",
+                    action=f"give {name} such a value",
+                )
+
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig(Config):
+    """How the learning rate moves between its peak and its minimum."""
+
+    shape: Literal["cosine", "polynomial", "rise-and-fall", "step"] = "cosine"
+    """``cosine`` and ``polynomial`` fall after a linear warm-up; ``rise-and-fall`` climbs over the
+    first half and falls over the second, each as progress to ``power`` (Xie et al. 2023). ``step``
+    falls to a tenth at each milestone, after a linear warm-up."""
+    peak: float = 1e-3
+    """Highest learning rate."""
+    minimum: float = 1e-6
+    """Lowest learning rate."""
+    warmup_steps: int = 0
+    """Steps of the linear warm-up from 0."""
+    power: float = 1.0
+    """Exponent of the polynomial shapes."""
+    milestones: tuple[float, ...] = ()
+    """Where ``step`` falls, as shares of all updates, ascending."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates that no run survives (ConfigError)."""
+        for name in ("peak", "minimum", "power"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected="a finite number, at least 0",
+                    action=f"give {name} such a value",
+                )
+
+    def at(self, step: int, num_steps: int) -> float:
+        """Learning rate of update ``step`` (from 0) of ``num_steps``."""
+        if self.shape == "rise-and-fall":
+            half = num_steps / 2
+            progress = step / half if step < half else (num_steps - step) / half
+            share = progress**self.power
+            return float(self.minimum + (self.peak - self.minimum) * share)
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.shape == "step":
+            passed = sum(step >= round(share * num_steps) for share in self.milestones)
+            return float(self.peak * 0.1**passed)
+        progress = (step - self.warmup_steps) / max(num_steps - self.warmup_steps, 1)
+        if self.shape == "cosine":
+            share = (1 + math.cos(math.pi * progress)) / 2
+        else:
+            share = (1 - progress) ** self.power
+        return float(self.minimum + (self.peak - self.minimum) * share)

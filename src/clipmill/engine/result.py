@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from clipmill.config import Config
-from clipmill.digest import digest_json
+from clipmill.config import digest_json
 from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.storage import Parent, join, read_bytes, write_bytes
+from clipmill.storage import join, read_bytes, write_bytes
+from clipmill.lineage import Parent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipmill.engine.loop import Trained
-    from clipmill.models.embedding import EmbeddingStatistics
+    from clipmill.engine.trainer import Trained
+    from clipmill.models.embedding_stats import EmbeddingStatistics
 
 LOG_FILE = "log.jsonl"
 """A run's records; of an unfinished one, in its folder ``state``."""
@@ -39,7 +40,7 @@ def save_result(
 
     ``embed`` says what the model makes of its training images; it is asked there alone.
     """
-    from clipmill.engine.state import drop_state
+    from clipmill.engine.checkpoint import drop_state
 
     if trained.rank:
         return

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
-
 import torch
-
 from clipmill.engine.distributed import Ranks
 from clipmill.telemetry import train_metrics
+import signal
+from types import FrameType, TracebackType
 
 _LOG = logging.getLogger(__name__)
 
@@ -191,3 +191,34 @@ def is_lost_rank(error: BaseException) -> bool:
     words = str(error).lower()
     signs = ("connection closed by peer", "connection reset by peer", "timed out", "gloo", "nccl")
     return isinstance(error, RuntimeError) and any(sign in words for sign in signs)
+
+
+
+class StopSignal:
+    """Context manager: while it lasts, SIGTERM only sets :attr:`requested`.
+
+    Only a process's main thread can take signals; elsewhere it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: Any = None
+        self._is_main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        if self._is_main:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.requested = True

@@ -9,19 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from clipmill.digest import digest_json, sha256_bytes
+from clipmill.config import digest_json, sha256_bytes
 from clipmill.errors import ArtifactError
-from clipmill.models.embedding import EmbeddingStatistics
-from clipmill.storage import (
-    Parent,
-    exists,
-    join,
-    read_artifact_file,
-    read_bytes,
-    read_json,
-    write_bytes,
-    write_json,
-)
+from clipmill.models.embedding_stats import EmbeddingStatistics
+from clipmill.storage import exists, join, read_bytes, read_json, write_bytes, write_json
+from clipmill.lineage import Parent, read_artifact_file
 
 if TYPE_CHECKING:
     from torch import Tensor

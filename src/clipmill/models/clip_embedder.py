@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.models.center_resize import tower_image
-from clipmill.models.towers import ClipConfig
+from clipmill.models.preprocess import tower_image
+from clipmill.models.config import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +23,8 @@ class ClipEmbedder:
     def __init__(self, config: ClipConfig, tensors: "Mapping[str, Tensor]") -> None:
         import torch
 
-        from clipmill.models.normalization import Normalize
-        from clipmill.models.reparameterise import reparameterised
+        from clipmill.models.preprocess import Normalize
+        from clipmill.models.execution import reparameterised
         from clipmill.models.towers import build_clip
 
         model = build_clip(config)

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.addresses import parse_address
+from clipmill.models.weights.addresses import parse_address
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.encoders import read_encoder_card
-from clipmill.models.tensor_files import check_fit
-from clipmill.models.towers import ClipConfig, VisionConfig, build_clip
-from clipmill.storage import Parent
+from clipmill.models.pretrained import read_encoder_card
+from clipmill.models.weights.files import check_fit
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig, VisionConfig
+from clipmill.lineage import Parent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipmill.models.public_weights import PublicWeights
+    from clipmill.models.weights.public import PublicWeights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,7 @@ def clip_parent(address: str, role: str, *, seed: int = 0) -> Parent:
     """
     if parse_address(address).scheme == "clipmill":
         return read_encoder_card(address, ("clip",)).as_parent(role)
-    from clipmill.models.public_weights import find_weights
+    from clipmill.models.weights.public import find_weights
 
     weights = find_weights(address)
     if not _has_text(weights):
@@ -66,7 +67,7 @@ def load_clip(address: str, *, seed: int = 0) -> ClipModel:
         return _built(address, ClipConfig.from_json(card.architecture), tensors)
     import torch
 
-    from clipmill.models.public_weights import find_weights
+    from clipmill.models.weights.public import find_weights
 
     weights = find_weights(address)
     if weights.clip is None and _has_text(weights):

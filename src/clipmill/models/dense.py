@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipmill.errors import ConfigError
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import VisionConfig, build_vit, check_timm_model
+from clipmill.models.config import EncoderConfig
+from clipmill.models.preprocess import Normalize
+from clipmill.models.towers import build_vit, check_timm_model
+from clipmill.models.config import VisionConfig
 
 
 class Encoder(nn.Module, ABC):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipmill.models.at_once import few_at_once
+from clipmill.models.execution import few_at_once
 
 _DECONV_CHANNELS = 32
 _NUM_DECONVS = 3

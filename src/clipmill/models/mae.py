@@ -14,7 +14,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from clipmill.models.mae_config import MaeConfig
+from clipmill.models.config import MaeConfig
 from clipmill.models.towers import build_vit
 
 

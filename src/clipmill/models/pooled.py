@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from clipmill.models.dense import Encoder, ViTTokens, layers_of, timm_trunk
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.normalization import Normalize
+from clipmill.models.config import EncoderConfig
+from clipmill.models.preprocess import Normalize
 
 
 class PooledEncoder(Encoder):

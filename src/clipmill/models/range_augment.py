@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from clipmill.models.range_augment_config import RangeAugmentConfig
+from clipmill.models.config import RangeAugmentConfig
 
 
 class LearnableRange(nn.Module):

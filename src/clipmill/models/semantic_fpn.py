@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipmill.errors import ConfigError
-from clipmill.models.fpn import StageFpn
+from clipmill.models.necks import StageFpn
 from clipmill.models.upernet import ConvBnRelu
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.errors import ConfigError
+from clipmill.models.config import CLIP_VOCAB_SIZE
 
 if TYPE_CHECKING:
     import torch
-
-CLIP_VOCAB_SIZE = 49408
 _NUM_BYTE_SYMBOLS = 512
 _NUM_SPECIAL = 2
 _LENGTH_STEP = 8

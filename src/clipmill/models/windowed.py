@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipmill.models.dense import DenseEncoder, TimmEncoder, ViTEncoder, skip_block
-from clipmill.models.encoders import EncoderConfig
+from clipmill.models.config import EncoderConfig
 
 
 class WindowedViTEncoder(ViTEncoder):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipmill.models.boxes import ANCHOR_RATIOS
+from clipmill.models.mask_rcnn import ANCHOR_RATIOS
 from clipmill.models.mask_rcnn import (
     BOX_SIZE,
     MASK_SIZE,

@@ -4,35 +4,27 @@ As CoCa was fine-tuned on COCO's captions before it wrote those of DataCompDR.
 """
 
 from dataclasses import dataclass
-
 from clipmill.config import Config
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.view import View, ViewConfig
+from clipmill.data.loading.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
-from clipmill.models.towers import CocaConfig
-from clipmill.pretrain.pairs import LoadConfig, pair_batches
+from clipmill.models.config import CocaConfig
+from clipmill.pretrain.dataloader import pair_batches
+from clipmill.pretrain.config import LoadConfig
 from clipmill.stage_records import Report
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionerConfig(Config):
-    """A CoCa training run."""
-
-    model: CocaConfig = CocaConfig()
-    """Towers and decoder."""
-    contrastive_weight: float = 1.0
-    """Weight of the contrastive loss (open_clip's default)."""
-    captioning_weight: float = 2.0
-    """Weight of the captioning loss (open_clip's default)."""
-    crop: RandomResizedCropConfig = RandomResizedCropConfig()
-    """Augmentation."""
-    load: LoadConfig = LoadConfig()
-    """How samples are read and decoded."""
-    train: TrainConfig
-    """Length, rate, precision."""
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.objective import Objective
+from clipmill.models.coca import coca_forward
+from clipmill.models.preprocess import Normalize
+from clipmill.models.towers import MAX_LOGIT_SCALE, build_coca
+from clipmill.pretrain.config import CaptionerConfig
 
 
 def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report: Report) -> str:
@@ -44,8 +36,8 @@ def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report
     uri = result_uri(store, "captioners", "coca", config, view.parents)
     if has_checkpoint(uri):
         return uri
-    from clipmill.engine.loop import train
-    from clipmill.pretrain.coca_objective import CocaObjective
+    from clipmill.engine.trainer import train
+    from clipmill.pretrain.coca import CocaObjective
 
     clip = config.model.clip
     trained = train(
@@ -77,3 +69,47 @@ def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report
     }
     save_result(uri, card, tensors, trained)
     return uri
+
+
+
+class CocaObjective(Objective):
+    """Contrastive and captioning loss of (image, real caption)."""
+
+    def __init__(self, config: CaptionerConfig, here: Ranks) -> None:
+        from open_clip.loss import ClipLoss
+
+        super().__init__()
+        self.normalize = Normalize(config.model.clip.vision.mean, config.model.clip.vision.std)
+        self.coca = build_coca(config.model)
+        self._weights = (config.contrastive_weight, config.captioning_weight)
+        self._contrastive = ClipLoss(
+            local_loss=True,
+            gather_with_grad=True,
+            cache_labels=True,
+            rank=here.rank,
+            world_size=here.world_size,
+        )
+
+    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Losses ``contrastive`` and ``captioning``."""
+        assert batch.real_BT is not None
+        images_B3HW = self.normalize(batch.images_B3HW.float() / 255)
+        found = coca_forward(self.coca, images_B3HW, batch.real_BT)
+        contrastive = self._contrastive(
+            found.image_BD.float(), found.text_BD.float(), self.coca.logit_scale.exp()
+        )
+        captioning = F.cross_entropy(
+            found.logits_BTV.float().transpose(1, 2),
+            batch.real_BT[:, 1:],
+            ignore_index=self.coca.pad_id,
+        )
+        # A weight of 0 leaves every parameter a gradient, which ranks that average them wait for.
+        return {
+            "contrastive": contrastive * self._weights[0],
+            "captioning": captioning * self._weights[1],
+        }
+
+    def after_step(self) -> None:
+        """Keep the logit scale within CLIP's bounds."""
+        with torch.no_grad():
+            self.coca.logit_scale.clamp_(0, MAX_LOGIT_SCALE)

@@ -3,36 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
 from clipmill.config import Config
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.view import View, ViewConfig
+from clipmill.data.loading.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
-from clipmill.models.mae_config import MaeConfig
-from clipmill.pretrain.pairs import LoadConfig, pair_batches
+from clipmill.models.config import MaeConfig
+from clipmill.pretrain.dataloader import pair_batches
+from clipmill.pretrain.config import LoadConfig
 from clipmill.stage_records import Report
+import torch
+from torch import Tensor
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.objective import Objective
+from clipmill.models.mae import MaskedAutoencoder
+from clipmill.models.preprocess import Normalize
+from clipmill.pretrain.config import MaePretrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MaePretrainConfig(Config):
-    """A masked-autoencoder run."""
-
-    model: MaeConfig = MaeConfig()
-    """Encoder and decoder."""
-    fraction: float = 1.0
-    """Part of the dataset's samples, above 0 and at most 1."""
-    crop: RandomResizedCropConfig = RandomResizedCropConfig(scale=(0.2, 1.0))
-    """Augmentation; pictures are mirrored besides (He et al. 2022)."""
-    load: LoadConfig = LoadConfig()
-    """Where samples are read and decoded."""
-    train: TrainConfig
-    """Length, rate, precision."""
 
 
 def pretrain_mae(config: MaePretrainConfig, dataset: str, store: str, *, report: Report) -> str:
@@ -44,8 +36,8 @@ def pretrain_mae(config: MaePretrainConfig, dataset: str, store: str, *, report:
     uri = result_uri(store, "encoders", "mae", config, view.parents)
     if has_checkpoint(uri):
         return uri
-    from clipmill.engine.loop import train
-    from clipmill.pretrain.mae_objective import MaeObjective
+    from clipmill.engine.trainer import train
+    from clipmill.pretrain.mae import MaeObjective
 
     trained = train(
         lambda here: MaeObjective(config, here),
@@ -83,3 +75,21 @@ def _no_tokens(texts: Sequence[str]) -> "Tensor":
     import torch
 
     return torch.zeros(len(texts), 1, dtype=torch.int64)
+
+
+
+class MaeObjective(Objective):
+    """Mean squared error on masked patches; half of the pictures are mirrored (He et al. 2022)."""
+
+    def __init__(self, config: MaePretrainConfig, here: Ranks) -> None:
+        super().__init__()
+        del here  # the loss is a mean over pictures, whoever has them
+        self.normalize = Normalize(config.model.vision.mean, config.model.vision.std)
+        self.mae = MaskedAutoencoder(config.model)
+
+    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Loss ``reconstruction``."""
+        images_B3HW = self.normalize(batch.images_B3HW.float() / 255)
+        is_mirrored = torch.rand(len(images_B3HW), 1, 1, 1, device=images_B3HW.device) < 0.5
+        images_B3HW = torch.where(is_mirrored, images_B3HW.flip(-1), images_B3HW)
+        return {"reconstruction": self.mae(images_B3HW).loss}

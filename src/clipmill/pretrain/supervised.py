@@ -4,58 +4,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from numpy.typing import NDArray
-
 from clipmill.config import Config
-from clipmill.data.classes import ClassFolder
-from clipmill.data.folder import open_folder
-from clipmill.data.stored_augmentation import StoredAugmentationConfig, draw_augmentation, replay
+from clipmill.data.labeled.image_folder import ClassFolder
+from clipmill.data.labeled.folder import open_folder
+from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw_augmentation, replay
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
-from clipmill.models.towers import VisionConfig
+from clipmill.models.config import VisionConfig
 from clipmill.stage_records import Report
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.objective import Objective
+from clipmill.models.preprocess import Normalize
+from clipmill.data.transforms.mixup import erase, mix
+from clipmill.pretrain.config import SupervisedConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from clipmill.engine.distributed import Ranks
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SupervisedConfig(Config):
-    """A supervised run."""
-
-    vision: VisionConfig
-    """The image tower: a timm model, whose classifier is trained with it."""
-    augmentation: StoredAugmentationConfig = StoredAugmentationConfig()
-    """Crop and RandAugment; pictures are mirrored besides."""
-    mixup: float = 0.2
-    """Alpha of mixup; 0 for none."""
-    cutmix: float = 1.0
-    """Alpha of CutMix; 0 for none."""
-    erased: float = 0.25
-    """Share of pictures that lose a rectangle."""
-    label_smoothing: float = 0.1
-    """Probability that is spread over all classes."""
-    drop_path: float = 0.0
-    """Highest rate of stochastic depth."""
-    num_workers: int = 8
-    """Processes of a rank that decode; 0 decodes in the training process."""
-    train: TrainConfig
-    """Length, rate, precision."""
-
-    def __post_init__(self) -> None:
-        """Refuse a tower without a classifier of its own (ConfigError)."""
-        if not self.vision.timm_model:
-            raise ConfigError(
-                "vision.timm_model was empty",
-                expected="the name of a timm model",
-                action="set vision.timm_model=fastvit_mci0, or vit_base_patch16_224",
-            )
 
 
 def pretrain_supervised(config: SupervisedConfig, data: str, store: str, *, report: Report) -> str:
@@ -67,8 +40,8 @@ def pretrain_supervised(config: SupervisedConfig, data: str, store: str, *, repo
     uri = result_uri(store, "encoders", "supervised", config, (parent,))
     if has_checkpoint(uri):
         return uri
-    from clipmill.engine.loop import train
-    from clipmill.pretrain.supervised_objective import SupervisedObjective
+    from clipmill.engine.trainer import train
+    from clipmill.pretrain.supervised import SupervisedObjective
 
     images = ClassFolder.open(Path(folder), "train")
     trained = train(
@@ -99,7 +72,7 @@ def pretrain_supervised(config: SupervisedConfig, data: str, store: str, *, repo
 def _batches(
     config: SupervisedConfig, images: ClassFolder, here: "Ranks", cursor: int
 ) -> "Iterator[dict[str, Tensor]]":
-    from clipmill.data.samples import sample_batches
+    from clipmill.data.labeled.dataloader import sample_batches
 
     def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
         picture = images.image(index)
@@ -120,3 +93,37 @@ def _batches(
         rank=here.rank,
         world_size=here.world_size,
     )
+
+
+
+class SupervisedObjective(Objective):
+    """The loss of a batch with ``image`` (B, 3, H, W) uint8 and ``label`` (B,)."""
+
+    def __init__(self, config: SupervisedConfig, num_classes: int, here: Ranks) -> None:
+        import timm
+
+        super().__init__()
+        del here  # the loss is a mean over pictures, whoever has them
+        self.normalize = Normalize(config.vision.mean, config.vision.std)
+        # Named as in a CLIP checkpoint, so that the tower is found in the same place.
+        trunk = timm.create_model(
+            config.vision.timm_model, num_classes=num_classes, drop_path_rate=config.drop_path
+        )
+        self.visual = nn.ModuleDict({"trunk": trunk})
+        self._config = config
+        self._num_classes = num_classes
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss ``classification``."""
+        config = self._config
+        images_B3HW = self.normalize(batch["image"].float() / 255)
+        targets_BC = F.one_hot(batch["label"], self._num_classes).float()
+        targets_BC = torch.lerp(
+            targets_BC, torch.full_like(targets_BC, 1 / self._num_classes), config.label_smoothing
+        )
+        images_B3HW = erase(images_B3HW, config.erased)
+        images_B3HW, targets_BC = mix(
+            images_B3HW, targets_BC, mixup=config.mixup, cutmix=config.cutmix
+        )
+        logits_BC = self.visual["trunk"](images_B3HW).float()
+        return {"classification": F.cross_entropy(logits_BC, targets_BC)}

@@ -2,7 +2,7 @@
 
 Row of the layer: ``image``, an embedding for each stored augmentation; ``text``, one for the real
 caption, then one for each synthetic caption of a layer; ``augmentation``, the numbers that replay
-each (:mod:`clipmill.data.stored_augmentation`). An embedding holds the teachers' unit embeddings
+each (:mod:`clipmill.data.transforms.augmentation`). An embedding holds the teachers' unit embeddings
 side by side, fp16.
 """
 
@@ -11,42 +11,39 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
-
 from clipmill.config import Config
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
-from clipmill.data.reader import read_shard
-from clipmill.data.stored_augmentation import StoredAugmentationConfig, draw_augmentation, replay
-from clipmill.digest import digest_json
+from clipmill.data.shards.read import read_shard
+from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw_augmentation, replay
+from clipmill.config import digest_json
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.clip_model import clip_parent
 from clipmill.stage_records import Report
-from clipmill.storage import Parent
+from clipmill.lineage import Parent
+from collections.abc import Callable, Sequence
+from typing import Any
+import torch
+from torch import Tensor
+from clipmill.models.clip_model import load_clip
+from clipmill.models.preprocess import Normalize
+from clipmill.pretrain.config import TeacherConfig
+from dataclasses import dataclass
+from clipmill.config import Config
+from clipmill.data.layers import LAYER_MANIFEST
+from clipmill.data.loading.view import View
+from clipmill.errors import ConfigError
+from clipmill.storage import join, read_json
+from clipmill.lineage import Parent
+from clipmill.pretrain.config import DistillationConfig
 
 if TYPE_CHECKING:
-    from clipmill.pretrain.teachers import Teacher
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherConfig(Config):
-    """An ensemble, and what it looks at."""
-
-    models: tuple[str, ...] = ()
-    """Addresses of the teachers, CLIPs with both towers."""
-    num_augmentations: int = 30
-    """Augmentations stored a sample (DataCompDR-12M)."""
-    augmentation: StoredAugmentationConfig = StoredAugmentationConfig()
-    """What they are drawn from."""
-    seed: int = 0
-    """Seed of augmentations, with each sample's uid."""
-    batch_size: int = 64
-    """Pictures or texts embedded together."""
+    from clipmill.pretrain.teacher import Teacher
 
 
 def make_teacher_layer(
@@ -81,7 +78,7 @@ def make_teacher_layer(
     layer = f"teacher/ensemble-{digest_json([plain, [p.digest for p in parents]])[:8]}"
     if layer in opened.layers:
         return layer
-    from clipmill.pretrain.teachers import load_teacher
+    from clipmill.pretrain.teacher import load_teacher
 
     report(0, opened.num_samples, "loading the teachers")
     teachers = [load_teacher(name) for name in config.models]
@@ -173,3 +170,90 @@ def _lists(rows: Sequence[NDArray[Any]]) -> pa.Array:
     embeddings = pa.FixedSizeListArray.from_arrays(pa.array(together.ravel()), together.shape[1])
     offsets = np.cumsum([0, *(len(r) for r in rows)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), embeddings)
+
+
+
+class Teacher:
+    """A CLIP model in evaluation, on the GPU where there is one."""
+
+    def __init__(
+        self,
+        clip: Any,
+        *,
+        image_size: int,
+        normalize: Normalize,
+        tokenize: Callable[[list[str]], Tensor],
+    ) -> None:
+        self.image_size = image_size
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._clip = clip.to(self._device).eval()
+        self._normalize = normalize.to(self._device)
+        self._tokenize = tokenize
+        self.width = self.embed_texts(["a"]).shape[1]
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Image.Image]) -> NDArray[Any]:
+        """Unit embeddings (B, width) fp32 of pictures of ``image_size``."""
+        pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        pixels_B3HW = pixels_BHW3.to(self._device).permute(0, 3, 1, 2).float() / 255
+        return self._embedded(self._clip.encode_image, self._normalize(pixels_B3HW))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[Any]:
+        """Unit embeddings (B, width) fp32."""
+        return self._embedded(self._clip.encode_text, self._tokenize(list(texts)).to(self._device))
+
+    def _embedded(self, encode: Callable[..., Tensor], inputs: Tensor) -> NDArray[Any]:
+        is_fast = self._device.type == "cuda"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=is_fast):
+            found = encode(inputs)
+        found = torch.nn.functional.normalize(found.float(), dim=-1)
+        return found.cpu().numpy()
+
+
+def load_teacher(address: str) -> Teacher:
+    """Load the CLIP at an address as a teacher.
+
+    Raises:
+        ConfigError, NotFoundError, ArtifactError: there is no such CLIP.
+    """
+    found = load_clip(address)
+    return Teacher(
+        found.model,
+        image_size=found.vision.image_size,
+        normalize=Normalize(found.vision.mean, found.vision.std),
+        tokenize=found.tokenize,
+    )
+
+
+def teacher_parent(view: View, distillation: DistillationConfig) -> Parent:
+    """The teacher layer as a run's parent.
+
+    Raises:
+        ConfigError: it is missing, or of other captions or widths.
+    """
+    dataset, layer = view.dataset, distillation.layer
+    if layer not in dataset.layers:
+        known = ", ".join(n for n in dataset.layers if n.startswith("teacher/"))
+        raise ConfigError(
+            f"distillation.layer was {layer!r}",
+            expected=f"one of {known}" if known else "a teacher layer, but the dataset has none",
+            action="name such a layer, or make one with `clipmill data teacher`",
+        )
+    manifest = read_json(join(dataset.layer_uri(layer), LAYER_MANIFEST))
+    widths = tuple(int(w) for w in manifest["summary"]["widths"].split(","))
+    if widths != distillation.teacher_widths:
+        raise ConfigError(
+            f"distillation.teacher_widths was {distillation.teacher_widths}",
+            expected=f"{widths}, as in {layer}",
+            action=f"set distillation.teacher_widths={list(widths)}",
+        )
+    embedded = [p["digest"] for p in manifest["parents"] if p["role"] == "captions"]
+    if view.config.layer and dataset.layers[view.config.layer].digest not in embedded:
+        raise ConfigError(
+            f"{layer} has no embeddings of {view.config.layer}",
+            expected="a teacher layer that was made with the view's captions",
+            action="make one, or train on captions=real",
+        )
+    digest = dataset.layers[layer].digest
+    return Parent(role="teacher", uri=dataset.layer_uri(layer), digest=digest)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from clipmill.data.augmentation import RandomResizedCropConfig
+from clipmill.data.transforms.augmentation import RandomResizedCropConfig
 from clipmill.data.captioners import (
     EndpointConfig,
     GenerateConfig,
@@ -12,10 +12,10 @@ from clipmill.data.captioners import (
 )
 from clipmill.data.recaption import RecaptionConfig
 from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
-from clipmill.pretrain.coca import CaptionerConfig
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.engine.config import ScheduleConfig
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.pretrain.config import CaptionerConfig
+from clipmill.pretrain.config import LoadConfig
 
 
 def coca_vit_l14() -> CaptionerConfig:

@@ -1,11 +1,12 @@
 """Classification: the paper's two recipes, and their miniatures."""
 
 from dataclasses import replace
-
 from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.tasks.classification import ClassificationConfig
+from clipmill.engine.config import ScheduleConfig
+from clipmill.tasks.classification.task import ClassificationConfig
 from clipmill.tasks.finetune import FinetuneConfig
+from clipmill.tasks.zero_shot import RetrievalConfig, ZeroShotConfig
+from clipmill.tasks.zero_shot import IMAGENET
 
 # 1,281,167 images at batch 1024, the last batch of an epoch left out as timm does.
 _STEPS_OF_AN_EPOCH = 1_251
@@ -113,3 +114,32 @@ def _miniature(full: FinetuneConfig, *, steps: int, peak: float) -> FinetuneConf
             num_threads=1,
         ),
     )
+
+
+
+def zero_shot() -> ZeroShotConfig:
+    """Any labelled pictures, with OpenAI's 80 sentences.
+
+    Source: Radford et al. 2021, section 3.1.
+    Command: ``clipmill zero-shot MODEL --data FOLDER --classes NAMES.txt --store URI``
+    """
+    return ZeroShotConfig()
+
+
+def zero_shot_imagenet() -> ZeroShotConfig:
+    """ImageNet-1K's validation split by wnid, OpenAI's names and 80 sentences.
+
+    Source: Radford et al. 2021, and open_clip's copy of names and sentences.
+    Command: ``clipmill zero-shot MODEL --recipe zero-shot-imagenet --data imagenet --store URI``
+    Hardware and hours: not run.
+    """
+    return ZeroShotConfig(classes=IMAGENET)
+
+
+def retrieval() -> RetrievalConfig:
+    """Image-text retrieval, at most five captions an image.
+
+    Source: COCO's and Flickr30k's custom since Karpathy and Fei-Fei 2015.
+    Command: ``clipmill retrieval MODEL --data captions_val2014.json --store URI``
+    """
+    return RetrievalConfig()

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.range_augment_config import RangeAugmentConfig
-from clipmill.models.towers import ClipConfig, TextConfig, TowerOptions, VisionConfig
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.in_training_evaluation import InTrainingConfig
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.engine.config import ScheduleConfig
+from clipmill.models.config import RangeAugmentConfig
+from clipmill.models.config import ClipConfig, TextConfig, TowerOptions, VisionConfig
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.pretrain.config import InTrainingConfig
+from clipmill.pretrain.config import LoadConfig
 
 BATCH_SIZE = 65_536
 """Global batch (CLIP-QC, Table 11)."""

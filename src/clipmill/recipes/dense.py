@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from clipmill.data.dense_augmentation import PhotometricConfig
+from clipmill.data.transforms.dense import PhotometricConfig
 from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.tasks.depth import DepthConfig
+from clipmill.engine.config import ScheduleConfig
+from clipmill.tasks.depth.task import DepthConfig
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.segmentation import SegmentationConfig
+from clipmill.tasks.segmentation.task import SegmentationConfig
 
 # In minutes, shapes are learnt sooner without.
 _AS_THEY_ARE = PhotometricConfig(probability=0.0)

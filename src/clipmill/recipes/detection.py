@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.tasks.detection import DetectionConfig
+from clipmill.engine.config import ScheduleConfig
+from clipmill.tasks.detection.task import DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig
 
 # 117,266 images of train2017 have objects, 118,287 in all; all train here, at batch 16.

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from clipmill.data.augmentation import RandomResizedCropConfig
-from clipmill.data.stored_augmentation import StoredAugmentationConfig
-from clipmill.models.towers import ClipConfig, TextConfig, TowerOptions, VisionConfig
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.distillation import DistillationConfig
-from clipmill.pretrain.teacher import TeacherConfig
+from clipmill.data.transforms.augmentation import RandomResizedCropConfig
+from clipmill.data.transforms.augmentation import StoredAugmentationConfig
+from clipmill.models.config import ClipConfig, TextConfig, TowerOptions, VisionConfig
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.pretrain.config import DistillationConfig
+from clipmill.pretrain.config import TeacherConfig
 from clipmill.recipes.clip import clip_vit_b16_12_8b, clip_vit_b16_12m, clip_vit_miniature
 
 

@@ -8,7 +8,7 @@ from clipmill.recipes.dense import (
     upernet_vit_b16,
 )
 from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x
-from clipmill.tasks.sweep_config import SweepConfig
+from clipmill.tasks.sweep import SweepConfig
 
 DROP_PATH, RATE = "model.drop_path", "train.schedule.peak"
 _TO_20 = (0.0, 0.05, 0.1, 0.15, 0.2)

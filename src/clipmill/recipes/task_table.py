@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clipmill.recipes.registry import RECIPES
-from clipmill.tasks.contract import Metric
+from clipmill.tasks.base import Metric
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import TASKS
-from clipmill.tasks.sweep_config import SweepConfig
+from clipmill.tasks.sweep import SweepConfig
 
 BEGIN, END = "<!-- generated: task_table -->", "<!-- end of generated -->"
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from clipmill.errors import ServerError
 from clipmill.serve.rle import decode_rle
-from clipmill.tasks.palette import to_png
+from clipmill.tasks.visualization import to_png
 
 _HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _TYPES: Final = {"UINT8": "<u1", "FP16": "<f2", "FP32": "<f4", "INT64": "<i8"}

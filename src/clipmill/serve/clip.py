@@ -12,9 +12,9 @@ from PIL import Image
 
 from clipmill.models.checkpoint import load_checkpoint
 from clipmill.models.clip_embedder import ClipEmbedder
-from clipmill.models.cpu_threads import use_threads
-from clipmill.models.embedding import Listener
-from clipmill.models.towers import ClipConfig
+from clipmill.models.execution import use_threads
+from clipmill.models.embedding_stats import Listener
+from clipmill.models.config import ClipConfig
 from clipmill.serve.asked import Asked
 from clipmill.serve.options import Options
 from clipmill.serve.refusal import BadRequestError

@@ -1,9 +1,13 @@
 """The limits within which an endpoint works."""
 
 import dataclasses
+from typing import Final
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
+
+DEFAULT_PORT: Final = 8080
+"""HTTP port of ``clipmill serve``, and of the endpoints that the demo leaves up."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

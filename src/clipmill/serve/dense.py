@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.models.embedding import Listener
+from clipmill.models.embedding_stats import Listener
 from clipmill.serve.asked import Asked
 from clipmill.serve.codecs import DATATYPES
 from clipmill.serve.options import Options
 from clipmill.serve.refusal import BadRequestError
 from clipmill.serve.served import Item, Served, Tensors, refuse_words
-from clipmill.tasks.palette import class_palette
+from clipmill.tasks.visualization import class_palette
 from clipmill.tasks.predictor import Predictor
 from clipmill.telemetry import serving_metrics
 

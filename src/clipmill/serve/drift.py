@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.models.embedding import EmbeddingStatistics
+from clipmill.models.embedding_stats import EmbeddingStatistics
 
 _NUM_REMEMBERED: Final = 256
 _NUM_NEEDED: Final = 16

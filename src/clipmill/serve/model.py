@@ -26,8 +26,8 @@ from clipmill.serve.framework import (
 from clipmill.serve.options import Options
 from clipmill.serve.refusal import BadRequestError, BusyError
 from clipmill.serve.served import Item, load_served
-from clipmill.storage.lineage import Node
-from clipmill.storage.lineage import lineage as trace
+from clipmill.lineage import Node
+from clipmill.lineage import lineage as trace
 from clipmill.telemetry import serving_metrics
 
 P = ParamSpec("P")

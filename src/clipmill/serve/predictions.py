@@ -10,16 +10,16 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from clipmill.models.embedding import Listener
+from clipmill.models.embedding_stats import Listener
 from clipmill.serve.asked import Asked
 from clipmill.serve.codecs import DATATYPES
 from clipmill.serve.options import Options
 from clipmill.serve.refusal import BadRequestError
 from clipmill.serve.rle import encode_rle
 from clipmill.serve.served import Item, Served, Tensors, likeliest, refuse_words
-from clipmill.tasks.contract import OutputSpec, Prediction
-from clipmill.tasks.detection_drawing import object_colour
-from clipmill.tasks.palette import class_palette
+from clipmill.tasks.base import OutputSpec, Prediction
+from clipmill.tasks.visualization import object_colour
+from clipmill.tasks.visualization import class_palette
 from clipmill.tasks.predictor import Predictor
 
 _MASKS: Final = "masks"

@@ -11,12 +11,13 @@ from urllib.request import urlopen
 
 from numpy.typing import NDArray
 
-from clipmill.digest import digest_json
+from clipmill.config import digest_json
 from clipmill.serve.client import binary_request, curl_command, query
 from clipmill.serve.process import ServerProcess
 from clipmill.stage_records import Report
-from clipmill.storage import Parent, exists, join, read_json, write_bytes, write_json
-from clipmill.tasks.palette import to_png
+from clipmill.storage import exists, join, read_json, write_bytes, write_json
+from clipmill.lineage import Parent
+from clipmill.tasks.visualization import to_png
 from clipmill.tasks.registry import task_named
 
 _RESULT = "probe.json"

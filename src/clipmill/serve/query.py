@@ -10,8 +10,8 @@ from PIL import Image
 
 from clipmill.errors import ConfigError
 from clipmill.serve.client import Client
-from clipmill.tasks.detection_drawing import SHOWN_SCORE, draw_detections
-from clipmill.tasks.palette import class_palette, depth_colours, to_png
+from clipmill.tasks.visualization import SHOWN_SCORE, draw_detections
+from clipmill.tasks.visualization import class_palette, depth_colours, to_png
 
 _ANSWER_SHARE: Final = 0.6
 _NUM_LABELS: Final = 10

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import ModelCard, read_card
-from clipmill.models.embedding import Listener
+from clipmill.models.embedding_stats import Listener
 from clipmill.serve.asked import Asked
 from clipmill.serve.options import Options
 from clipmill.serve.refusal import BadRequestError

@@ -8,10 +8,10 @@ from typing import Final
 
 from clipmill.deferred import deferred
 from clipmill.errors import ConfigError
-from clipmill.processes import keep_freed_memory
+from clipmill.processes import tune_malloc
 from clipmill.serve.config import ServeConfig
 from clipmill.serve.listing import listed_models, read_models_file
-from clipmill.serve.ports import require_free
+from clipmill.processes import require_free
 
 _SWITCH_SECONDS: Final = 0.0005
 _UNUSED: Final = (
@@ -57,7 +57,7 @@ def serve(
         if port is not None:
             require_free(host, port)
 
-    keep_freed_memory()
+    tune_malloc()
     with deferred(*_UNUSED):
         # Seconds of torch, timm and KServe; models would import the first two later.
         import open_clip  # noqa: F401

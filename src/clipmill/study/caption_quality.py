@@ -8,11 +8,11 @@ import numpy as np
 
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import every_pair, read_shard
+from clipmill.data.shards.read import every_pair, read_shard
 from clipmill.images import decode_rgb
 from clipmill.study.result import CaptionQuality, CaptionSample
 from clipmill.study.scene_captions import SceneCaptions, truth_of
-from clipmill.study.world import World
+from clipmill.study.data import World
 
 _NUM_SAMPLES = 8
 _NUM_READ = 10_000

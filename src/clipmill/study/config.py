@@ -6,14 +6,14 @@ from typing import Literal, get_args
 
 from clipmill.config import Config
 from clipmill.data.recaption import RecaptionConfig
-from clipmill.data.scenes.source import ScenesSourceConfig
-from clipmill.data.shards import ShardConfig
+from clipmill.scenes.source import ScenesSourceConfig
+from clipmill.data.shards.write import ShardConfig
 from clipmill.errors import ConfigError
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.coca import CaptionerConfig
-from clipmill.pretrain.mae import MaePretrainConfig
-from clipmill.pretrain.supervised import SupervisedConfig
-from clipmill.pretrain.teacher import TeacherConfig
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.pretrain.config import CaptionerConfig
+from clipmill.pretrain.config import MaePretrainConfig
+from clipmill.pretrain.config import SupervisedConfig
+from clipmill.pretrain.config import TeacherConfig
 from clipmill.study.scene_captions import SCENE_CAPTIONS
 from clipmill.tasks.finetune import FinetuneConfig
 

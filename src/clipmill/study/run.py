@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from clipmill.analysis.attention import attention_json, measure_attention
-from clipmill.analysis.provenance import environment
+from clipmill.report.attention import attention_json, measure_attention
+from clipmill.report.sections.provenance import environment
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError
 from clipmill.pretrain.teacher import make_teacher_layer
@@ -21,12 +21,12 @@ from clipmill.stage_records import Report, silent
 from clipmill.storage import exists, join, read_json, write_json
 from clipmill.study.caption_quality import caption_quality, caption_samples, captions_by_kind
 from clipmill.study.config import ConditionConfig, StudyConfig
-from clipmill.study.cost import clip_costs
+from clipmill.study.encoders import clip_costs
 from clipmill.study.encoders import make_encoder
-from clipmill.study.findings import StudyRun
+from clipmill.study.results_table import StudyRun
 from clipmill.study.ranks import num_ranks, on_first_rank
 from clipmill.study.result import RESULT, StudyPart, StudyResult
-from clipmill.study.world import World, make_world, scenes_of
+from clipmill.study.data import World, make_world, scenes_of
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
 

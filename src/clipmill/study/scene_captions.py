@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.import_layer import ImportConfig, import_layer
-from clipmill.data.reader import every_pair
-from clipmill.data.scenes import SceneConfig
-from clipmill.data.scenes.scene import draw
-from clipmill.data.scenes.source import ScenesSourceConfig
-from clipmill.data.scenes.world import COLOURS, OBJECTS
-from clipmill.digest import digest_json
+from clipmill.data.shards.read import every_pair
+from clipmill.scenes import SceneConfig
+from clipmill.scenes.scene import draw
+from clipmill.scenes.source import ScenesSourceConfig
+from clipmill.scenes.geometry import COLOURS, OBJECTS
+from clipmill.config import digest_json
 from clipmill.errors import ArtifactError
 from clipmill.processes import process_pool
 from clipmill.stage_records import Report

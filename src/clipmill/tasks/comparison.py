@@ -14,14 +14,15 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from clipmill.config import Config
-from clipmill.data.folder import open_folder
-from clipmill.digest import digest_json
+from clipmill.data.labeled.folder import open_folder
+from clipmill.config import digest_json
 from clipmill.engine.result import read_log
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import ModelCard, read_card
 from clipmill.stage_records import Report
-from clipmill.storage import Parent, exists, join, read_json, write_json
-from clipmill.tasks.contract import Metric, Task
+from clipmill.storage import exists, join, read_json, write_json
+from clipmill.lineage import Parent
+from clipmill.tasks.base import Metric, Task
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import TASKS, task_named
 

@@ -6,21 +6,14 @@ from typing import Any
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from clipmill.data.folder import open_folder
-from clipmill.digest import digest_json
+from clipmill.data.labeled.folder import open_folder
+from clipmill.config import digest_json
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import read_card
 from clipmill.stage_records import Report
-from clipmill.storage import (
-    Parent,
-    exists,
-    join,
-    read_artifact_file,
-    read_bytes,
-    write_bytes,
-    write_json,
-)
-from clipmill.tasks.palette import to_png
+from clipmill.storage import exists, join, read_bytes, write_bytes, write_json
+from clipmill.lineage import Parent, read_artifact_file
+from clipmill.tasks.visualization import to_png
 
 _RESULT = "evaluation.json"
 _PER_IMAGE = "per_image.safetensors"

@@ -3,15 +3,22 @@
 import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
-
 from clipmill.config import Config
-from clipmill.data.folder import open_folder
+from clipmill.data.labeled.folder import open_folder
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.models.checkpoint import ModelCard, has_checkpoint
-from clipmill.models.encoders import open_encoder
+from clipmill.models.pretrained import open_encoder
 from clipmill.stage_records import Report
 from clipmill.tasks.registry import task_named
+import logging
+from pathlib import Path
+from typing import Any
+import numpy as np
+from numpy.typing import NDArray
+from clipmill.errors import SourceError
+from clipmill.models.embedding_stats import EmbeddingStatistics, spread_places, statistics_of
+from clipmill.tasks.predictor import Predictor
 
 if TYPE_CHECKING:
     from clipmill.engine.distributed import Ranks
@@ -43,7 +50,7 @@ class FinetuneConfig(Config):
 def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, report: Report) -> str:
     """Train a task model; the URI of its checkpoint, under ``store``.
 
-    ``encoder`` is the address of an image tower (:mod:`clipmill.models.addresses`); ``data`` a
+    ``encoder`` is the address of an image tower (:mod:`clipmill.models.weights.addresses`); ``data`` a
     folder in the task's layout, or the URI of one packed as a tar. A checkpoint that is there
     already is returned at once; an unfinished run goes on.
 
@@ -58,8 +65,8 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
     uri = result_uri(store, "models", task.name, config, parents)
     if has_checkpoint(uri):
         return uri
-    from clipmill.engine.loop import train
-    from clipmill.tasks.embedding import training_embedding
+    from clipmill.engine.trainer import train
+    from clipmill.tasks.finetune import training_embedding
     from clipmill.tasks.predictor import Predictor
 
     classes = task.classes(folder)
@@ -114,3 +121,25 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
         embed=lambda: training_embedding(Predictor(card, served), folder),
     )
     return uri
+
+
+_NUM_IMAGES = 64
+
+_logger = logging.getLogger(__name__)
+
+
+def training_embedding(predictor: Predictor, folder: Path) -> EmbeddingStatistics | None:
+    """Statistics over images from all over the training split, seen as an endpoint sees them.
+
+    None where the split has too few. Images that can't be read are left out: training met its
+    own, and is over.
+    """
+    images = predictor.task.training_images(folder)
+    found: list[NDArray[Any]] = []
+    predictor.watch(found.append)
+    for index in spread_places(len(images), _NUM_IMAGES):
+        try:
+            predictor.predict([images.image_HW3(index)])
+        except SourceError as error:
+            _logger.warning("no embedding of training image %d: %s", index, error)
+    return statistics_of(np.concatenate(found)) if found else None

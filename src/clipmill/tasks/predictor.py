@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import ModelCard, load_checkpoint
-from clipmill.models.embedding import Listener, watch_encoder
-from clipmill.models.encoders import EncoderConfig
-from clipmill.tasks.contract import OutputSpec, Prediction, Task
+from clipmill.models.embedding_stats import Listener, watch_encoder
+from clipmill.models.config import EncoderConfig
+from clipmill.tasks.base import OutputSpec, Prediction, Task
 from clipmill.tasks.registry import task_named
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class Predictor:
         """
         import torch
 
-        from clipmill.models.cpu_threads import CpuThreads
-        from clipmill.models.reparameterise import reparameterised
+        from clipmill.models.execution import CpuThreads
+        from clipmill.models.execution import reparameterised
 
         if card.kind != "task":
             raise ArtifactError(
@@ -67,7 +67,7 @@ class Predictor:
             NotFoundError: nothing lies there.
             ArtifactError: it is cut, changed, or no task model.
         """
-        from clipmill.models.cpu_threads import use_threads
+        from clipmill.models.execution import use_threads
 
         use_threads(num_threads)
         return cls(*load_checkpoint(uri))

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipmill.config import Config
-from clipmill.digest import digest_json
+from clipmill.config import digest_json
 from clipmill.errors import ConfigError, GateError
-from clipmill.storage import exists, join, read_artifact_file, write_json
+from clipmill.storage import exists, join, write_json
+from clipmill.lineage import read_artifact_file
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import task_named
 

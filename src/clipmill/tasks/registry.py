@@ -3,11 +3,11 @@
 from typing import Any
 
 from clipmill.errors import ConfigError, suggestion
-from clipmill.tasks.classification import ClassificationTask
-from clipmill.tasks.contract import Task
-from clipmill.tasks.depth import DepthTask
-from clipmill.tasks.detection import DetectionTask
-from clipmill.tasks.segmentation import SegmentationTask
+from clipmill.tasks.classification.task import ClassificationTask
+from clipmill.tasks.base import Task
+from clipmill.tasks.depth.task import DepthTask
+from clipmill.tasks.detection.task import DetectionTask
+from clipmill.tasks.segmentation.task import SegmentationTask
 
 TASKS: dict[str, Task[Any]] = {
     task.name: task

@@ -5,19 +5,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipmill.config import Config
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput, output_of, sample_seed
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
 from clipmill.data.captioners.public import OpenClipCoca
-from clipmill.digest import canonical_json, digest_json, sha256_file
+from clipmill.config import canonical_json, digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.center_resize import tower_image
+from clipmill.models.preprocess import tower_image
 from clipmill.models.checkpoint import load_checkpoint, read_card
-from clipmill.models.open_clip_weights import image_config
-from clipmill.models.tensor_files import check_fit, read_tensors
-from clipmill.models.towers import CocaConfig, VisionConfig, build_coca
-from clipmill.storage import Parent
+from clipmill.models.weights.open_clip import image_config
+from clipmill.models.weights.files import check_fit, read_tensors
+from clipmill.models.towers import build_coca
+from clipmill.models.config import CocaConfig, VisionConfig
+from clipmill.lineage import Parent
 
 if TYPE_CHECKING:
-    from clipmill.data.captioners.coca_decoding import Decoder
+    from clipmill.data.captioners.coca_generation import Decoder
 
 # open_clip's ``generate`` lets no caption end before this many.
 MIN_TOKENS = 5
@@ -144,9 +145,9 @@ class CocaCaptioner:
         self._decoder = None
 
     def _load(self) -> "Decoder":
-        from clipmill.data.captioners.coca_decoding import Decoder
-        from clipmill.models.cpu_threads import use_threads
-        from clipmill.models.normalization import Normalize
+        from clipmill.data.captioners.coca_generation import Decoder
+        from clipmill.models.execution import use_threads
+        from clipmill.models.preprocess import Normalize
         from clipmill.models.tokenizer import Tokenizer
 
         use_threads(self._num_threads)

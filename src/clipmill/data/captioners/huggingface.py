@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipmill.config import Config
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput, output_of, sample_seed
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
 from clipmill.data.captioners.public import MODEL_FILES
-from clipmill.digest import canonical_json, digest_json, sha256_file
+from clipmill.config import canonical_json, digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import Parent
+from clipmill.lineage import Parent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +113,7 @@ class _Model:
         import torch
         import transformers
 
-        from clipmill.models.cpu_threads import use_threads
+        from clipmill.models.execution import use_threads
 
         # Their classes are made at import, so nothing is known of their types.
         auto: Any = transformers

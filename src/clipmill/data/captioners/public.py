@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.addresses import Address
-from clipmill.models.hub import HubFile, hub_file
-from clipmill.models.open_clip_weights import (
+from clipmill.models.weights.addresses import Address
+from clipmill.models.weights.files import HubFile, hub_file
+from clipmill.models.weights.open_clip import (
     CONFIG_FILE,
     WEIGHTS_FILES,
     common_preprocessing,

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.config import Config
-from clipmill.data.scoring.contract import Captions, Rows
+from clipmill.data.scoring.scorers import Captions, Rows
 from clipmill.errors import ConfigError
-from clipmill.models.addresses import FORMS
-from clipmill.models.center_resize import tower_image
+from clipmill.models.weights.addresses import FORMS
+from clipmill.models.preprocess import tower_image
 from clipmill.models.clip_model import clip_parent
-from clipmill.storage import Parent
+from clipmill.lineage import Parent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,8 +106,8 @@ class ClipTowers:
         import torch
 
         from clipmill.models.clip_model import load_clip
-        from clipmill.models.cpu_threads import use_threads
-        from clipmill.models.normalization import Normalize
+        from clipmill.models.execution import use_threads
+        from clipmill.models.preprocess import Normalize
 
         use_threads(config.num_threads)
         self.batch_size = config.batch_size

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipmill.data.dataset import cache_folder
 from clipmill.data.sources.coco import CocoSource
-from clipmill.data.sources.contract import (
+from clipmill.data.sources.base import (
     REASONS,
     Entry,
     Identity,
@@ -26,7 +26,7 @@ from clipmill.data.sources.parquet import ParquetSource
 from clipmill.data.sources.spec import parse_spec
 from clipmill.data.sources.webdataset import WebDatasetSource
 from clipmill.errors import SourceError
-from clipmill.storage import exists, get_tree
+from clipmill.storage import exists, unpack_dir
 
 __all__ = [
     "REASONS",
@@ -70,19 +70,19 @@ SOURCES: Mapping[str, SourceKind] = {
 
 
 def open_source(spec: str) -> Source:
-    """The source that ``spec`` names, or the folder packed at a ``.tar`` by ``put_tree``.
+    """The source that ``spec`` names, or the folder packed at a ``.tar`` by ``pack_dir``.
 
     Raises SourceError where there is none, its kind can't be told, or an option is unknown.
     """
     if spec.endswith(".tar") and _is_packed(spec):
-        return FolderSource(get_tree(spec, cache_folder()), spec)
+        return FolderSource(unpack_dir(spec, cache_folder()), spec)
     parsed = parse_spec(spec, SOURCES)
     if "://" in parsed.path:
         raise SourceError(
             f"{parsed.path} is neither a local path nor a folder packed as .tar",
             expected="a local path (of a table, its images may lie at s3://), or the URI of a "
-            ".tar that put_tree made",
-            action="pack the folder with put_tree, copy it here, or mount the bucket",
+            ".tar that pack_dir made",
+            action="pack the folder with pack_dir, copy it here, or mount the bucket",
         )
     kind = SOURCES[parsed.kind]
     unknown = parsed.options.keys() - set(kind.options)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clipmill.data.sources.contract import (
+from clipmill.data.sources.base import (
     Entry,
     Identity,
     RawPair,
@@ -15,8 +15,8 @@ from clipmill.data.sources.contract import (
     Split,
 )
 from clipmill.data.sources.files import files_digest, read_file
-from clipmill.data.sources.image_files import ImageFiles, image_suffix, spell
-from clipmill.data.sources.listing import read_listing, write_listing
+from clipmill.data.sources.files import ImageFiles, image_suffix, spell
+from clipmill.data.sources.files import read_listing, write_listing
 from clipmill.errors import BadSampleError, SourceError
 
 LAYER = "captions/coco"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clipmill.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose
-from clipmill.data.sources.contract import (
+from clipmill.data.sources.base import (
     Entry,
     Identity,
     RawPair,
@@ -18,7 +18,7 @@ from clipmill.data.sources.contract import (
     Split,
 )
 from clipmill.data.sources.files import Descriptor, files_digest
-from clipmill.data.sources.image_files import ImageFiles, image_suffix
+from clipmill.data.sources.files import ImageFiles, image_suffix
 from clipmill.errors import BadSampleError, SourceError
 
 # Python's default limit of 128 KiB a field would end the reading of a table at a giant caption.

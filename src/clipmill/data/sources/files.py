@@ -4,9 +4,24 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-
-from clipmill.data.sources.contract import Identity
+from clipmill.data.sources.base import Identity
 from clipmill.errors import SourceError
+import glob
+import re
+from collections.abc import Iterator
+from clipmill.errors import BadSampleError, NotFoundError, StorageError
+from clipmill.storage import join, read_bytes
+from clipmill.storage.store import check_key
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+from clipmill.data.sources.base import ReadListing, Split
+import heapq
+import itertools
+import marshal
+import struct
+import tempfile
+from typing import BinaryIO
 
 _BLOCK = 1 << 20
 
@@ -87,3 +102,187 @@ def files_digest(paths: Iterable[tuple[str, Path]], identity: Identity, salt: st
         except OSError as error:
             raise unreadable(path, error) from error
     return total.hexdigest()
+
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def matching_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the files, sorted by these names.
+
+    ``path`` is a file, a folder (with its subfolders), or a pattern with ``*``, ``?``,
+    ``{a,b}`` and ``{00..12}``. Raises SourceError if there is none.
+    """
+    here = Path(path)
+    if here.is_dir():
+        found = sorted(_below(here, suffixes), key=os.fsencode)
+        base = here
+    elif here.is_file():
+        found, base = [here], here.parent
+    else:
+        named = (Path(name) for pattern in expand_braces(path) for name in _glob(pattern))
+        found = sorted({file for file in named if file.is_file()}, key=os.fsencode)
+        base = Path(os.path.commonpath([file.parent for file in found])) if found else here
+    if not found:
+        raise SourceError(
+            f"no file is meant by {path}",
+            expected=f"a file, a folder with {', '.join(suffixes)} files, or a pattern",
+            action="correct the path of the source",
+        )
+    return base, found
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Yield the names that ``{a,b}`` and ``{00..12}`` stand for, as a shell would."""
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        yield pattern
+        return
+    bounds = _RANGE.fullmatch(braces[1])
+    if bounds:
+        first, last = bounds[1], bounds[2]
+        width = len(first) if first.startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        choices = braces[1].split(",")
+    for choice in choices:
+        yield from expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
+
+
+def _glob(pattern: str) -> list[str]:
+    return glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207
+
+
+def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                yield Path(parent) / name
+
+
+def relative_names(base: Path, files: list[Path]) -> dict[str, Path]:
+    """The files by their names below ``base``, with ``/``."""
+    names = (os.fsencode(file.relative_to(base)) for file in files)
+    texts = (name.decode("utf-8", "backslashreplace") for name in names)
+    found = dict(zip(texts, files, strict=True))
+    assert len(found) == len(files), "two names of one spelling"
+    return found
+
+
+
+class ImageFiles:
+    """Files by the names that a table gives them."""
+
+    def __init__(self, base: str) -> None:
+        """``base``: the folder or ``s3://`` URI that relative names are relative to."""
+        self.base = base if "://" in base else str(Path(base).absolute())
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an image; raises BadSampleError (``missing-image``) if it isn't there.
+
+        SourceError and StorageError where it is, and can't be read.
+        """
+        uri = name if "://" in name or name.startswith("/") else join(self.base, name)
+        if not _could_exist(uri):
+            raise BadSampleError("missing-image", f"nothing lies at {spell(name)}")
+        try:
+            return read_bytes(uri) if "://" in uri else read_file(uri)
+        except NotFoundError as error:
+            raise BadSampleError("missing-image", f"nothing lies at {spell(name)}") from error
+
+
+def _could_exist(uri: str) -> bool:
+    """Whether a local file is there, or an object may be: a bad name is its row's fault."""
+    try:
+        if "://" in uri:
+            check_key(uri.partition("://")[2].partition("/")[2])
+            return True
+        return Path(uri).is_file()
+    except (OSError, StorageError):
+        return False
+
+
+def spell(name: str) -> str:
+    r"""``name`` with all that UTF-8 can't hold as ``\xNN`` or ``\uNNNN``, for records."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def image_suffix(name: str, data: bytes) -> str:
+    """The suffix of an image's name in lower case, or what its first bytes say without one."""
+    suffix = Path(name).suffix.lower()
+    if suffix in (".jpg", ".jpeg", ".png", ".webp"):
+        return suffix
+    if data.startswith(b"\x89PNG"):
+        return ".png"
+    return ".webp" if data[8:12] == b"WEBP" else ".jpg"
+
+
+LISTING = "listing"
+
+
+def write_listing(items: Iterable[list[Any]], size: int, listing: BinaryIO) -> Iterator[Split]:
+    """Write each item as a line, and yield a split every ``size`` items."""
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    start = position = count = 0
+    for item in items:
+        position += listing.write(encode(item).encode() + b"\n")
+        count += 1
+        if count == size:
+            yield Split(LISTING, start, position, count)
+            start, count = position, 0
+    if count:
+        yield Split(LISTING, start, position, count)
+
+
+def read_listing(split: Split, listing: ReadListing) -> list[list[Any]]:
+    """The items of a split."""
+    lines = listing(split.start, split.stop - split.start).splitlines()
+    assert len(lines) == split.num_items, split
+    return [json.loads(line) for line in lines]
+
+
+Record = tuple[bytes, ...]
+
+# Records held at once; file names make them about 100 bytes each.
+RUN_LENGTH = 500_000
+# Records of a run that are held while runs are merged.
+_BLOCK_LENGTH = 1024
+_SIZE = struct.Struct("<I")
+
+
+def sorted_records(records: Iterable[Record], run_length: int = RUN_LENGTH) -> Iterator[Record]:
+    """The records in order, with at most about ``run_length`` of them in memory."""
+    iterator = iter(records)
+    first = sorted(itertools.islice(iterator, run_length))
+    if len(first) < run_length:
+        yield from first
+        return
+    with tempfile.TemporaryFile(prefix="clipmill-sort-") as file:
+        stops = [_spool(file, first)]
+        first.clear()
+        while run := sorted(itertools.islice(iterator, run_length)):
+            stops.append(_spool(file, run))
+            run.clear()
+        starts = [0, *stops[:-1]]
+        runs = [_read(file.fileno(), *span) for span in zip(starts, stops, strict=True)]
+        yield from heapq.merge(*runs)
+
+
+def _spool(file: BinaryIO, run: list[Record]) -> int:
+    """Append a run block by block, and return where it ends."""
+    for start in range(0, len(run), _BLOCK_LENGTH):
+        block = marshal.dumps(run[start : start + _BLOCK_LENGTH])
+        file.write(_SIZE.pack(len(block)) + block)
+    file.flush()
+    return file.tell()
+
+
+def _read(file: int, start: int, stop: int) -> Iterator[Record]:
+    while start < stop:
+        (size,) = _SIZE.unpack(os.pread(file, _SIZE.size, start))
+        block = os.pread(file, size, start + _SIZE.size)
+        # Nobody else can write this file: it has no name.
+        yield from marshal.loads(block)  # noqa: S302
+        start += _SIZE.size + size

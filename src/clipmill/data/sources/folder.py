@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clipmill.data.ordered_map import OrderedMap, default_threads, ordered_map
-from clipmill.data.sources.contract import (
+from clipmill.data.parallel import OrderedMap, default_threads, ordered_map
+from clipmill.data.sources.base import (
     CAPTION_SUFFIX,
     IMAGE_SUFFIXES,
     Entry,
@@ -21,8 +21,8 @@ from clipmill.data.sources.contract import (
     Split,
 )
 from clipmill.data.sources.files import read_file, unreadable
-from clipmill.data.sources.listing import read_listing, write_listing
-from clipmill.data.sources.sorting import sorted_records
+from clipmill.data.sources.files import read_listing, write_listing
+from clipmill.data.sources.files import sorted_records
 from clipmill.errors import BadSampleError, SourceError
 
 _SUFFIXES = frozenset(map(os.fsencode, (*IMAGE_SUFFIXES, CAPTION_SUFFIX)))

@@ -6,11 +6,11 @@ from typing import BinaryIO, Self
 
 import pyarrow as pa
 
-from clipmill.data.sources.contract import Entry, Identity, ReadListing, Source, Split
+from clipmill.data.sources.base import Entry, Identity, ReadListing, Source, Split
 from clipmill.data.sources.files import files_digest
-from clipmill.data.sources.image_files import ImageFiles
+from clipmill.data.sources.files import ImageFiles
 from clipmill.data.sources.parquet import ParquetSource, RowColumns, rows_between
-from clipmill.data.sources.paths import matching_files, relative_names
+from clipmill.data.sources.files import matching_files, relative_names
 from clipmill.errors import SourceError
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pyarrow.parquet as pq
 
-from clipmill.data.sources.contract import (
+from clipmill.data.sources.base import (
     Entry,
     Identity,
     RawPair,
@@ -24,9 +24,9 @@ from clipmill.data.sources.contract import (
 from clipmill.data.sources.files import files_digest, read_file
 from clipmill.data.sources.folder import FolderSource
 from clipmill.data.sources.parquet import ParquetSource, read_schema
-from clipmill.data.sources.paths import matching_files, relative_names
+from clipmill.data.sources.files import matching_files, relative_names
 from clipmill.data.sources.webdataset import WebDatasetSource
-from clipmill.digest import digest_json
+from clipmill.config import digest_json
 from clipmill.errors import BadSampleError, SourceError
 
 STATS = "_stats.json"

@@ -15,7 +15,7 @@ from clipmill.data.sources.columns import (
     IMAGE_NAMES,
     choose,
 )
-from clipmill.data.sources.contract import (
+from clipmill.data.sources.base import (
     Entry,
     Identity,
     RawPair,
@@ -24,8 +24,8 @@ from clipmill.data.sources.contract import (
     Split,
 )
 from clipmill.data.sources.files import files_digest
-from clipmill.data.sources.image_files import ImageFiles, image_suffix
-from clipmill.data.sources.paths import matching_files, relative_names
+from clipmill.data.sources.files import ImageFiles, image_suffix
+from clipmill.data.sources.files import matching_files, relative_names
 from clipmill.errors import BadSampleError, SourceError
 
 # Rows held at once while a range is read.

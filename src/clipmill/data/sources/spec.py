@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from clipmill.data.sources.contract import IMAGE_SUFFIXES
+from clipmill.data.sources.base import IMAGE_SUFFIXES
 from clipmill.errors import SourceError
 
 # Files looked at to tell what a folder holds: all of a mixed one, the first of a vast one.

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.models.checkpoint import ModelCard
-from clipmill.models.export.files import Exported, missing_extra_error, origin, preprocessing
-from clipmill.models.towers import ClipConfig, build_clip
+from clipmill.models.export.base import Exported, missing_extra_error, origin, preprocessing
+from clipmill.models.towers import build_clip
+from clipmill.models.config import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,8 +77,8 @@ def image_embedder(config: ClipConfig, tensors: Mapping[str, "Tensor"]) -> Any:
     """Images (B, 3, S, S) in 0..1 to embeddings (B, D): the module that is converted."""
     from torch import nn
 
-    from clipmill.models.normalization import Normalize
-    from clipmill.models.reparameterise import reparameterised
+    from clipmill.models.preprocess import Normalize
+    from clipmill.models.execution import reparameterised
 
     clip = build_clip(config)
     clip.load_state_dict(tensors)

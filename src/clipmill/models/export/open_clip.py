@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.models.checkpoint import ModelCard
-from clipmill.models.export.files import Exported, origin, preprocessing, write_model
-from clipmill.models.tokenizer import CLIP_VOCAB_SIZE
-from clipmill.models.towers import ClipConfig, text_kwargs, vision_kwargs
+from clipmill.models.export.base import Exported, origin, preprocessing, write_model
+from clipmill.models.config import CLIP_VOCAB_SIZE
+from clipmill.models.towers import text_kwargs, vision_kwargs
+from clipmill.models.config import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.models.checkpoint import ModelCard
-from clipmill.models.export.files import Exported, origin, preprocessing, write_model
-from clipmill.models.towers import ClipConfig, VisionConfig
+from clipmill.models.export.base import Exported, origin, preprocessing, write_model
+from clipmill.models.config import ClipConfig, VisionConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import ModelCard
-from clipmill.models.export.files import (
+from clipmill.models.export.base import (
     Exported,
     origin,
     preprocessing,
     write_json_file,
     write_model,
 )
-from clipmill.models.tokenizer import CLIP_VOCAB_SIZE
-from clipmill.models.towers import ClipConfig
+from clipmill.models.config import CLIP_VOCAB_SIZE
+from clipmill.models.config import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

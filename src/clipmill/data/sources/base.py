@@ -1,0 +1,107 @@
+"""What every source of image-text pairs offers: a stable order, cut into ranges, read lazily."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
+from clipmill.data.parallel import OrderedMap
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+CAPTION_SUFFIX = ".txt"
+
+# Why an item can't be used, and what each reason means; quarantine is counted by these.
+REASONS = {
+    "no-caption": "an image without a caption",
+    "caption-without-image": "a caption without an image",
+    "empty-caption": "the caption is nothing but white space",
+    "caption-not-utf8": "the caption isn't UTF-8",
+    "caption-too-long": "the caption has more bytes than the limit",
+    "empty-file": "the image file has no bytes",
+    "missing-image": "no file lies where the table says that the image is",
+    "not-downloaded": "img2dataset's record says that the image couldn't be had",
+    "broken-record": "the sample's record or embeddings can't be read",
+    "cut-tar": "the tar ends, or stops being one, before its end",
+    "unreadable-image": "the image is cut, broken, or neither JPEG, PNG nor WebP",
+    "image-too-large": "the header claims more pixels than the limit",
+    "image-too-small": "a side is shorter than the limit",
+    "duplicate-id": "another sample has the same id",
+    "duplicate-image": "another sample's image has the same bytes",
+}
+
+Identity = Literal["content", "listing"]
+"""What tells two sources apart: every byte, or names, sizes and times."""
+
+ReadListing = Callable[[int, int], bytes]
+"""``length`` bytes from ``start`` on of the listing that ``splits`` wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A range of a source: what one shard is made of."""
+
+    piece: str
+    """Which of the source's files; its meaning is the source's."""
+    start: int
+    """First row, or first byte, of the range in the piece."""
+    stop: int
+    """Where the range ends (exclusive)."""
+    num_items: int
+    """Items in the range, the bad ones included."""
+
+    def to_json(self) -> list[Any]:
+        """The fields in their order."""
+        return [self.piece, self.start, self.stop, self.num_items]
+
+
+@dataclass(frozen=True, slots=True)
+class RawPair:
+    """An image-text pair as its source holds it, unchecked but for being there."""
+
+    image_bytes: bytes
+    suffix: str
+    """The image file's suffix in lower case, with its dot."""
+    caption: bytes | str
+    """Bytes are decoded, and refused if they aren't UTF-8."""
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the source knows besides: for each of its layers, this sample's values by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One item of a source."""
+
+    origin: str
+    """Its id within the source, the same in every run."""
+    load: Callable[[], RawPair]
+    """Read it; from any thread. Raises BadSampleError with one of REASONS, SourceError where
+    the machine is at fault rather than the sample."""
+
+
+class Source(ABC):
+    """A pile of pairs. It must stay unchanged while it's in use."""
+
+    uri: str
+    """A source spec with an absolute path: opens the same source in any folder."""
+    layers: tuple[str, ...] = ()
+    """Names of the layers that its samples bring along (see ``RawPair.rows``)."""
+
+    @abstractmethod
+    def digest(self, identity: Identity) -> str:
+        """SHA-256 (hex) of what the source is."""
+
+    def digest_by(self, mapped: OrderedMap, identity: Identity) -> str:
+        """The same, where many files are to be read by ``mapped``."""
+        del mapped
+        return self.digest(identity)
+
+    @abstractmethod
+    def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
+        """Cut the source into ranges of ``size`` items, in order, with flat memory.
+
+        A source whose items are dear to find writes them to ``listing``, and its splits are
+        ranges of that; the others leave it empty.
+        """
+
+    @abstractmethod
+    def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
+        """The items of a range, in order, without a look at what lies outside it."""

@@ -1,0 +1,81 @@
+"""What a model's embeddings of its training images are like, to tell when other images come.
+
+Shapes: N images, B batch, C embedding width.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Listener = Callable[[NDArray[np.float32]], None]
+"""Takes the embeddings (B, C) of a batch of images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingStatistics:
+    """Where the embeddings of a set of images lie."""
+
+    mean: tuple[float, ...]
+    """Their mean (C)."""
+    spread: float
+    """Root mean square distance of single ones from it; above 0."""
+    num_images: int
+    """How many there were."""
+
+    def distance(self, mean_C: NDArray[Any]) -> float:
+        """How far another mean is from this one, in spreads."""
+        return float(np.linalg.norm(mean_C - np.array(self.mean))) / self.spread
+
+
+def statistics_of(embeddings_NC: NDArray[Any]) -> EmbeddingStatistics | None:
+    """None where they are too few, or too much alike, to have a spread."""
+    if len(embeddings_NC) < 2:
+        return None
+    mean_C = embeddings_NC.mean(axis=0, dtype=np.float64)
+    spread = float(np.sqrt(((embeddings_NC - mean_C) ** 2).sum(axis=1).mean()))
+    if not (np.isfinite(spread) and spread > 0):
+        return None
+    return EmbeddingStatistics(
+        mean=tuple(mean_C.tolist()), spread=spread, num_images=len(embeddings_NC)
+    )
+
+
+def spread_places(length: int, number: int) -> list[int]:
+    """Up to ``number`` places of a sequence of that length, evenly apart, its ends among them."""
+    places: list[int] = np.linspace(0, length - 1, min(number, length)).round().astype(int).tolist()
+    return places
+
+
+def watch_encoder(network: "nn.Module", encoder: "nn.Module", listener: Listener) -> None:
+    """Let ``listener`` hear of each image that passes through the network.
+
+    Its embedding is the encoder's last output, averaged over its places, and over the encoder's
+    calls where the network shows it an image several times. Several threads may run the network;
+    the listener hears of one pass at a time.
+    """
+    import torch
+
+    thread = threading.local()
+    listening = threading.Lock()
+
+    def begin(*_: object) -> None:
+        thread.pooled = []  # what a failed pass left is gone
+
+    def keep(_: object, __: object, output: "Tensor | list[Tensor]") -> None:
+        last = output[-1] if isinstance(output, list) else output
+        thread.pooled.append(last.flatten(2).mean(dim=2) if last.ndim > 2 else last)
+
+    def end(*_: object) -> None:
+        embeddings_BC = torch.stack(thread.pooled).float().mean(dim=0).cpu().numpy()
+        with listening:
+            listener(embeddings_BC)
+
+    network.register_forward_pre_hook(begin)
+    encoder.register_forward_hook(keep)
+    network.register_forward_hook(end)

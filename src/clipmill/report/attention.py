@@ -1,0 +1,179 @@
+"""Attention of ViTs' heads side by side: CLIP-QC's Figure 3, for any encoders and pictures."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from clipmill.report.html.charts import Line, dot_chart, line_chart
+from clipmill.report.html.page import Html, Section, document, paragraph, section, table, tag, together
+from clipmill.errors import ConfigError, SourceError
+from clipmill.models.weights.addresses import parse_address
+from clipmill.models.pretrained import open_encoder
+from clipmill.stage_records import Report
+
+if TYPE_CHECKING:
+    from clipmill.models.attention import AttentionStatistics
+
+_BATCH = 16
+
+
+def measure_attention(
+    encoder: str, data: str, *, num_images: int, report: Report
+) -> "AttentionStatistics":
+    """Look at the first pictures of ``data`` through a ViT, at the size of its pretraining.
+
+    ``encoder`` is the address of a ViT (:mod:`clipmill.models.weights.addresses`); ``data`` a dataset's URI
+    or any source.
+
+    Raises:
+        ConfigError: the encoder's blocks don't see all patches.
+        SourceError: no picture can be used.
+    """
+    import numpy as np
+    import torch
+
+    from clipmill.data.captioned_images import captioned_pictures, open_pictures
+    from clipmill.models.attention import AttentionMeter
+    from clipmill.models.preprocess import tower_image
+    from clipmill.models.dense import build_dense
+
+    found = open_encoder(encoder)
+    dense = build_dense(found.config)
+    found.load_into(dense)
+    if len(dense.strides) != 1:
+        raise ConfigError(
+            f"{encoder} has maps of strides {', '.join(map(str, dense.strides))}",
+            expected="a plain ViT, each of whose blocks sees all patches",
+            action="give another encoder",
+        )
+    if found.notice:
+        report(0, num_images, found.notice)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    meter = AttentionMeter(dense.to(device), patch_size=dense.strides[0])
+    skipped: Counter[str] = Counter()
+    pictures = itertools.islice(captioned_pictures(open_pictures(data), skipped), num_images)
+    vision, count = found.config.vision, 0
+    while batch := [tower_image(p, vision) for p, _ in itertools.islice(pictures, _BATCH)]:
+        pixels_BHW3 = torch.from_numpy(np.stack(batch)).to(device)
+        meter.add(pixels_BHW3.permute(0, 3, 1, 2).float() / 255)
+        count += len(batch)
+        report(count, num_images, "looked at")
+    if not count:
+        raise SourceError(
+            f"{data} has no picture that can be used",
+            expected="pictures with captions",
+            action=f"mend the data; left out were {dict(skipped)}",
+        )
+    return meter.result()
+
+
+def attention_json(found: "AttentionStatistics") -> dict[str, Any]:
+    """The statistics by their names, with lists for tensors."""
+    return {
+        "distance_px": found.distance_LH.tolist(),
+        "spread_px": found.spread_L.tolist(),
+        "divergence_nats": found.divergence_L.tolist(),
+        "num_images": found.num_images,
+        "patch_size": found.patch_size,
+        "image_size": found.image_size,
+    }
+
+
+def attention_from_json(value: Mapping[str, Any]) -> "AttentionStatistics":
+    """What :func:`attention_json` gave."""
+    import torch
+
+    from clipmill.models.attention import AttentionStatistics
+
+    return AttentionStatistics(
+        distance_LH=torch.tensor(value["distance_px"]),
+        divergence_L=torch.tensor(value["divergence_nats"]),
+        num_images=value["num_images"],
+        patch_size=value["patch_size"],
+        image_size=value["image_size"],
+    )
+
+
+def attention_charts(found: Mapping[str, "AttentionStatistics"]) -> Html:
+    """Each encoder's heads by layer, and how diverse they are, without headings."""
+    return together(_heads(found).body, _diversity(found).body)
+
+
+def attention_page(found: Mapping[str, "AttentionStatistics"]) -> str:
+    """A page of HTML: each encoder's heads, and how diverse they are, by layer."""
+    short = [
+        name.rstrip("/").rpartition("/")[2] if parse_address(name).scheme == "clipmill" else name
+        for name in found
+    ]
+    if len(set(short)) == len(short):
+        found = dict(zip(short, found.values(), strict=True))
+    header = together(
+        paragraph("clipmill attention", class_="kicker"),
+        tag("h1", "How far the heads look"),
+        paragraph(
+            "Each dot is a head: the distance from a patch to those that it attends to, weighted "
+            "by attention, mean over patches and pictures; class token left out (CLIP-QC, "
+            "Figure 3).",
+            class_="lead",
+        ),
+    )
+    return document("Attention distance", header, [_heads(found), _diversity(found), _all(found)])
+
+
+def _heads(found: Mapping[str, "AttentionStatistics"]) -> Section:
+    highest = max(float(statistics.distance_LH.max()) for statistics in found.values())
+    charts = [
+        dot_chart(
+            name,
+            f"pixels of {statistics.image_size}, over {statistics.num_images:,} pictures",
+            statistics.distance_LH.tolist(),
+            x_name="layer",
+            limits=(0.0, highest),
+            series=series,
+        )
+        for series, (name, statistics) in enumerate(found.items())
+    ]
+    return section("heads", "Heads", tag("div", charts, class_="charts"))
+
+
+def _diversity(found: Mapping[str, "AttentionStatistics"]) -> Section:
+    charts = [
+        line_chart(title, note, _lines(found, name), x_name="layer")
+        for title, note, name in (
+            ("Spread of the heads' distances", "standard deviation, pixels", "spread_L"),
+            ("Divergence between heads", "mean over pairs, nats", "divergence_L"),
+        )
+    ]
+    return section("diversity", "Diversity of heads", tag("div", charts, class_="charts"))
+
+
+def _lines(found: Mapping[str, "AttentionStatistics"], name: str) -> list[Line]:
+    return [
+        Line(
+            label=label,
+            x=tuple(range(1, len(values) + 1)),
+            y=tuple(values),
+            series=series,
+        )
+        for series, (label, statistics) in enumerate(found.items())
+        for values in [getattr(statistics, name).tolist()]
+    ]
+
+
+def _all(found: Mapping[str, "AttentionStatistics"]) -> Section:
+    rows = [
+        [
+            f"{label}, layer {layer}",
+            _number(statistics.distance_LH[layer - 1].mean()),
+            _number(statistics.spread_L[layer - 1]),
+            _number(statistics.divergence_L[layer - 1]),
+        ]
+        for label, statistics in found.items()
+        for layer in range(1, len(statistics.spread_L) + 1)
+    ]
+    head = ["Layer", "Mean distance, px", "Spread, px", "Divergence, nats"]
+    return section("numbers", "Numbers", table("Means of each layer.", head, rows, class_="small"))
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.3f}"

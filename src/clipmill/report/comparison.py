@@ -1,0 +1,181 @@
+"""The results of every label side by side, task by task. The first label is the baseline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from clipmill.report.format import Figure, figure_named
+from clipmill.errors import ConfigError
+from clipmill.tasks.base import Metric
+from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
+from clipmill.tasks.registry import TASKS
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from clipmill.report.summary import listed
+from clipmill.models.checkpoint import ModelCard
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskComparison:
+    """One task's evaluations by label."""
+
+    task: str
+    """The task's name."""
+    metric: Metric
+    """What models of the task are compared by."""
+    labels: tuple[str, ...]
+    """All labels of the report, the baseline first."""
+    evaluations: Mapping[str, EvaluationResult]
+    """Those that there are."""
+
+    @property
+    def figure(self) -> Figure:
+        """The task's metric as it is shown."""
+        known = figure_named(self.metric.name)
+        return Figure(known.title, self.metric.unit, self.metric.higher_is_better)
+
+    def value(self, label: str) -> float | None:
+        """The metric's value, None where the label wasn't judged on this task."""
+        found = self.evaluations.get(label)
+        return None if found is None else found.metrics[self.metric.name]
+
+    def gain(self, label: str) -> float | None:
+        """How much better the label is than the baseline; 0 where they agree as shown."""
+        value, over = self.value(label), self.value(self.labels[0])
+        return None if value is None or over is None else self.figure.gain(value, over)
+
+    def best(self) -> tuple[str, ...]:
+        """The labels that lead, as shown; empty where all that were judged agree."""
+        values = {k: v for k in self.labels if (v := self.value(k)) is not None}
+        if len(values) < 2:
+            return ()
+        reference = next(iter(values.values()))
+        gains = {label: self.figure.gain(v, reference) for label, v in values.items()}
+        top = max(gains.values())
+        leaders = tuple(label for label, gain in gains.items() if gain == top)
+        return () if len(leaders) == len(values) else leaders
+
+
+def compare(evaluations: Mapping[str, Sequence[str]]) -> tuple[TaskComparison, ...]:
+    """Read the evaluations (URIs by label) and line them up, in the order of the tasks.
+
+    Raises:
+        ConfigError: a label has two evaluations of one task.
+    """
+    read = {label: [read_evaluation(uri) for uri in uris] for label, uris in evaluations.items()}
+    for label, results in read.items():
+        names = [result.task for result in results]
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"{label} has evaluations of {', '.join(names)}",
+                expected="at most one of each task",
+                action="give each label the evaluations of one model a task",
+            )
+    return tuple(
+        TaskComparison(task=name, metric=task.metric, labels=tuple(read), evaluations=found)
+        for name, task in TASKS.items()
+        if (found := {k: r for k, results in read.items() for r in results if r.task == name})
+    )
+
+
+# What the comparison is about.
+_MEANT_TO_DIFFER = frozenset({"view.captions", "view.layer"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One condition of a fair comparison, or several that hold."""
+
+    fair: bool
+    """Whether it holds."""
+    words: str
+    """What was found."""
+
+
+def check_fairness(
+    tasks: Sequence[TaskComparison],
+    encoders: Mapping[str, ModelCard],
+    models: Mapping[tuple[str, str], ModelCard],
+) -> tuple[Check, ...]:
+    """The checks; ``encoders`` by label, ``models`` by label and task."""
+    cards = list(encoders.values())
+    differing = _differing([card.recipe for card in cards]) - _MEANT_TO_DIFFER
+    checks = _summed_up(
+        "The encoders share",
+        {
+            "the same pairs": ""
+            if _equal(_parent(card, "dataset") for card in cards)
+            else "The encoders were trained on different datasets",
+            "one recipe, captions aside": f"The encoders also differ in {_names(differing)}"
+            if differing
+            else "",
+        },
+    )
+    for task in tasks:
+        checks += _task_checks(task, encoders, models)
+    return tuple(checks)
+
+
+def _task_checks(
+    task: TaskComparison,
+    encoders: Mapping[str, ModelCard],
+    models: Mapping[tuple[str, str], ModelCard],
+) -> list[Check]:
+    judged = {label: models[label, task.task] for label in task.evaluations}
+    cards = list(judged.values())
+    differing = _differing([card.recipe for card in cards])
+    strangers = [
+        label
+        for label, card in judged.items()
+        if label not in encoders or _parent(card, "encoder") != encoders[label].digest
+    ]
+    found = {
+        "one recipe": f"The {task.task} models also differ in {_names(differing)}"
+        if differing
+        else "",
+        "training data": ""
+        if _equal(_parent(card, "data") for card in cards)
+        else f"The {task.task} models were trained on different data",
+        "test data": ""
+        if _equal(result.data.digest for result in task.evaluations.values())
+        else f"The {task.task} models were judged on different test data",
+    }
+    checks = _summed_up(f"The {task.task} models share", found)
+    if strangers:
+        words = f"The {task.task} model of {listed(strangers)} isn't made from that label's encoder"
+        checks.append(Check(fair=False, words=words))
+    else:
+        words = f"Each {task.task} model is made from the encoder of its label"
+        checks.append(Check(fair=True, words=words))
+    return checks
+
+
+def _summed_up(start: str, found: Mapping[str, str]) -> list[Check]:
+    """What holds in one sentence, and a sentence for each trouble; ``found`` maps to troubles."""
+    held = [words for words, trouble in found.items() if not trouble]
+    good = [Check(fair=True, words=f"{start} {listed(held)}")] if held else []
+    return good + [Check(fair=False, words=trouble) for trouble in found.values() if trouble]
+
+
+def _differing(recipes: Sequence[Mapping[str, Any]]) -> set[str]:
+    flat = [dict(_leaves("", recipe)) for recipe in recipes]
+    names = {name for recipe in flat for name in recipe}
+    return {name for name in names if any(r.get(name) != flat[0].get(name) for r in flat)}
+
+
+def _leaves(path: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _leaves(f"{path}.{name}" if path else str(name), part)
+    else:
+        yield path, value
+
+
+def _names(names: set[str]) -> str:
+    return listed(sorted(names))
+
+
+def _equal(digests: Iterator[str]) -> bool:
+    return len(set(digests)) <= 1
+
+
+def _parent(card: ModelCard, role: str) -> str:
+    return next((parent.digest for parent in card.parents if parent.role == role), "")

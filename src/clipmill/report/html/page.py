@@ -1,0 +1,166 @@
+"""HTML as values: text is escaped on its way in, so that no caption or file name is ever markup."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TypeAlias
+from clipmill.report.html.style import STYLE
+import base64
+import io
+from PIL import Image
+from clipmill.images import decode_rgb
+
+# Nothing is fetched, framed or run, whatever a string that came in may say.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_VOID = frozenset({"br", "img", "meta"})
+
+
+class Html(str):
+    """Markup; any other string is text."""
+
+    __slots__ = ()
+
+
+Child: TypeAlias = "str | Iterable[Child]"
+"""Text, markup, or several of them."""
+
+
+def tag(name: str, /, *children: Child, **attributes: str | float) -> Html:
+    """An element; ``class_`` is spelled ``class``, and ``stroke_width`` ``stroke-width``."""
+    spelled = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        for key, value in attributes.items()
+        if value != ""
+    )
+    if name in _VOID:
+        return Html(f"<{name}{spelled}>")
+    return Html(f"<{name}{spelled}>{together(*children)}</{name}>")
+
+
+def together(*children: Child) -> Html:
+    """The children one after another, those that are text escaped."""
+    parts: list[str] = []
+    for child in children:
+        if isinstance(child, Html):
+            parts.append(child)
+        elif isinstance(child, str):
+            parts.append(escape(child))
+        else:
+            parts.append(together(*child))
+    return Html("".join(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page."""
+
+    anchor: str
+    """Its name in links."""
+    heading: str
+    """Its heading, and its entry in the contents."""
+    body: Html
+    """What follows the heading."""
+
+
+def section(anchor: str, heading: str, *children: Child) -> Section:
+    """A part of the page with its heading."""
+    return Section(anchor, heading, together(*children))
+
+
+def table(
+    caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, class_: str = ""
+) -> Html:
+    """A table whose rows begin with their heading; a cell that is a ``td`` already is kept."""
+    return tag(
+        "div",
+        tag(
+            "table",
+            tag("caption", caption),
+            tag("thead", tag("tr", (tag("th", name, scope="col") for name in head))),
+            tag("tbody", (_row(cells) for cells in rows)),
+            class_=class_,
+        ),
+        class_="scroll",
+    )
+
+
+def _row(cells: Sequence[str]) -> Html:
+    first, *rest = cells
+    return tag(
+        "tr",
+        tag("th", first, scope="row"),
+        (c if isinstance(c, Html) and c.startswith("<td") else tag("td", c) for c in rest),
+    )
+
+
+def details(summary: str, *children: Child) -> Html:
+    """What most readers can pass over, folded."""
+    return tag("details", tag("summary", summary), *children)
+
+
+def paragraph(*children: Child, class_: str = "") -> Html:
+    """A paragraph."""
+    return tag("p", *children, class_=class_)
+
+
+def missing(words: str) -> Html:
+    """Says that a section has nothing to show, and why."""
+    return paragraph(words, class_="missing")
+
+
+def document(title: str, header: Html, sections: Sequence[Section], *, style: str = "") -> str:
+    """A whole page; ``style`` is what it adds to the style sheet."""
+    contents = tag(
+        "nav",
+        (tag("a", part.heading, href=f"#{part.anchor}") for part in sections),
+        aria_label="Contents",
+    )
+    parts = (tag("section", tag("h2", p.heading), p.body, id=p.anchor) for p in sections)
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("title", title),
+        tag("style", Html(STYLE + style)),
+    )
+    body = tag("body", tag("main", header, contents, parts))
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+_MAX_SIDE = 384
+"""Pixels of the longer side that are kept: what the page shows at most, on a dense screen."""
+_PIXELATED_BELOW = 160
+"""Sides so short are shown enlarged, where pixels are truer than blur."""
+
+
+def picture(data: bytes, alt: str) -> Html:
+    """An image element of a JPEG, PNG or WebP file; large ones are made smaller.
+
+    The file is decoded and encoded anew, so that no metadata of it gets into the page.
+    """
+    image = decode_rgb(data)
+    width, height = image.size
+    buffer = io.BytesIO()
+    if max(width, height) > _MAX_SIDE:
+        image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
+        image.save(buffer, format="WEBP", quality=85)
+        kind = "webp"
+    else:
+        image.save(buffer, format="PNG", optimize=True)
+        kind = "png"
+    pixelated = max(width, height) < _PIXELATED_BELOW
+    return tag(
+        "img",
+        src=f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}",
+        alt=alt,
+        width=image.width,
+        height=image.height,
+        class_="picture pixels" if pixelated else "picture",
+    )
+
+
+def strip(cells: list[tuple[str, Html]]) -> Html:
+    """Pictures in a row, each with the words above it."""
+    figures = (tag("figure", tag("figcaption", words), image) for words, image in cells)
+    return tag("div", figures, class_="strip")

@@ -1,0 +1,421 @@
+"""The report about captioned photographs: what an encoder learned from them, without labels."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from statistics import NormalDist
+from typing import Any, Final
+import numpy as np
+from numpy.typing import NDArray
+from clipmill.report.html.charts import Line, Reference, line_chart
+from clipmill.report.html.page import Html, Section, document, paragraph, section, table, tag
+from clipmill.report.sections.provenance import environment, provenance_section
+from clipmill.report.sections.data import quarantine_section
+from clipmill.report.sections.data import samples_section
+from clipmill.report.sections.training import timing_section
+from clipmill.data.captioners import captioner_kind
+from clipmill.data.dataset import Dataset
+from clipmill.config import digest_json
+from clipmill.engine.result import read_log
+from clipmill.models.checkpoint import ModelCard, read_card
+from clipmill.models.retrieval import RANKS
+from clipmill.stage_records import StageRecord, read_stages
+from clipmill.storage import exists, join, open_store, write_bytes, write_json
+from clipmill.lineage import Parent
+from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
+from clipmill.tasks.retrieval import read_ranks
+
+WAYS: Final = {"image_to_text": "Image to caption", "text_to_image": "Caption to image"}
+_LEVEL: Final = 0.95
+_RESAMPLES: Final = 10_000
+_NUM_LAST: Final = 5
+_LABELS: Final = {"real": "your captions", "both": "both captions"}
+_GIVEN: Final = "given encoder"
+_SEEN: Final = "given encoder, which may have seen these pairs"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Queries that found their partner among the first ``rank``, of ``total``."""
+
+    rank: int
+    found: int
+    total: int
+
+    @property
+    def percent(self) -> float:
+        """The share, percent."""
+        return 100 * self.found / self.total
+
+    @property
+    def chance(self) -> float:
+        """What guessing reaches, percent."""
+        return 100 * min(self.rank / self.total, 1.0)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the share, percent (Wilson 1927)."""
+        z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
+        share = self.found / self.total
+        middle = share + z * z / (2 * self.total)
+        half = z * math.sqrt(share * (1 - share) / self.total + (z / (2 * self.total)) ** 2)
+        scale = 100 / (1 + z * z / self.total)
+        return max((middle - half) * scale, 0.0), min((middle + half) * scale, 100.0)
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the interval lies above chance."""
+        return self.interval[0] > self.chance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """An encoder and how it retrieves the held-out pairs."""
+
+    label: str
+    evaluation: EvaluationResult
+    ranks: Mapping[str, Sequence[int]]
+    card: ModelCard | None
+    """Of an encoder that this run trained."""
+
+    def share(self, way: str, rank: int) -> Share:
+        """Recall at ``rank``."""
+        ranks = self.ranks[way]
+        return Share(rank=rank, found=sum(r < rank for r in ranks), total=len(ranks))
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether recall both ways lies above chance, at the rank that decides."""
+        return all(self.share(way, deciding_rank(self.num_pairs)).beats_chance for way in WAYS)
+
+    @property
+    def num_pairs(self) -> int:
+        """Held-out pairs."""
+        return len(self.ranks["text_to_image"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """Contrastive loss at the end of training, against chance."""
+
+    loss: float
+    """Mean of the last records, nats."""
+    chance: float
+    """Of guessing within a batch: ln of its size, nats."""
+    beats_chance: bool
+    """Whether the mean lies below chance by more than two of its standard errors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """Gain in recall of one encoder over another on the same queries, percentage points."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def words(self) -> str:
+        """``better``, ``worse``, or neither."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "no difference that these pairs can show"
+
+
+def deciding_rank(num_pairs: int) -> int:
+    """The largest rank at which chance is at most a tenth, or 1."""
+    return max((rank for rank in RANKS if 10 * rank <= num_pairs), default=RANKS[0])
+
+
+def photos_report(
+    dataset: str,
+    evaluations: Sequence[str],
+    store: str,
+    *,
+    layer: str = "",
+    captioner: str = "",
+    given: str = "",
+    run: str = "",
+) -> str:
+    """Write ``report.html`` and ``report.json`` under ``store``; the URI of their folder.
+
+    ``evaluations`` are of encoders that were pretrained on a part of ``dataset``, by retrieval on
+    the other part; ``given`` is the same of any other encoder.
+
+    Raises NotFoundError where an artifact is missing.
+    """
+    opened = Dataset.open(dataset)
+    judged = [_trained(uri) for uri in evaluations]
+    judged += [_given(given, opened)] if given else []
+    stages = read_stages(store, run) if run else []
+    parents = [Parent(role="dataset", uri=opened.uri, digest=opened.digest)]
+    if layer:
+        digest = opened.layers[layer].digest
+        parents.append(Parent(role="captions", uri=opened.layer_uri(layer), digest=digest))
+    parents += [
+        Parent(role=f"evaluation of {j.label}", uri=j.evaluation.uri, digest=j.evaluation.digest)
+        for j in judged
+    ]
+    digest = digest_json([[parent.role, parent.digest] for parent in parents])
+    uri = join(open_store(store).uri, "reports", digest[:12])
+    known = environment()
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    page = _Page(opened, judged, layer, captioner, stages)
+    write_bytes(join(uri, "report.html"), page.html(store, known, date).encode())
+    write_json(
+        join(uri, "report.json"),
+        {
+            "format": 1,
+            "kind": "report",
+            "digest": digest,
+            "parents": [parent.to_json() for parent in parents],
+            "summary": {"verdict": page.headline},
+            "verdict": page.headline,
+            "results": page.results(),
+            "environment": known,
+            "date": date,
+        },
+    )
+    return uri
+
+
+def _trained(uri: str) -> Judged:
+    evaluation = read_evaluation(uri)
+    card = read_card(evaluation.model.uri)
+    label = _LABELS[card.recipe["view"]["captions"]]
+    return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), card=card)
+
+
+def _given(uri: str, dataset: Dataset) -> Judged:
+    evaluation = read_evaluation(uri)
+    label = _GIVEN
+    if exists(join(evaluation.model.uri, "model.json")):
+        parents = read_card(evaluation.model.uri).parents
+        label = _SEEN if dataset.digest in {parent.digest for parent in parents} else _GIVEN
+    return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), card=None)
+
+
+def training_of(card: ModelCard) -> Training:
+    """How pretraining on real captions ended."""
+    log = read_log(card.uri)
+    last = np.array([record[_loss_name(log)] for record in log[-_NUM_LAST:]])
+    chance = math.log(card.recipe["train"]["batch_size"])
+    error = float(last.std(ddof=1)) / math.sqrt(len(last)) if len(last) > 1 else math.inf
+    mean = float(last.mean())
+    return Training(loss=mean, chance=chance, beats_chance=mean + 2 * error < chance)
+
+
+def _loss_name(log: Sequence[Mapping[str, float]]) -> str:
+    """The term on real captions; it has a name of its own where there are several."""
+    return "loss/real" if "loss/real" in log[-1] else "loss"
+
+
+def paired_difference(ours: Judged, other: Judged, *, seed: int = 0) -> Difference:
+    """Gain in recall at the deciding rank, both ways together, by bootstrap over pairs."""
+    rank = deciding_rank(ours.num_pairs)
+
+    def hits(judged: Judged) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = 100 * np.mean(
+            [np.asarray(judged.ranks[way]) < rank for way in WAYS], axis=0
+        )
+        return found
+
+    gains = hits(ours) - hits(other)
+    picks = np.random.default_rng(seed).integers(len(gains), size=(_RESAMPLES, len(gains)))
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(gains[picks].mean(axis=1), [tail, 1 - tail])
+    return Difference(mean=float(gains.mean()), low=float(low), high=float(high))
+
+
+class _Page:
+    def __init__(
+        self,
+        dataset: Dataset,
+        judged: Sequence[Judged],
+        layer: str,
+        captioner: str,
+        stages: Sequence[StageRecord],
+    ) -> None:
+        self.dataset, self.layer, self.captioner = dataset, layer, captioner
+        self.kind = captioner_kind(captioner)[0] if captioner else ""
+        self.judged, self.stages = judged, list(stages)
+        self.trained = [j for j in judged if j.card is not None]
+        self.training = {j.label: training_of(j.card) for j in self.trained if j.card}
+        self.num_held_out = judged[0].num_pairs
+        self.num_train = dataset.num_samples - self.num_held_out
+        self.rank = deciding_rank(self.num_held_out)
+        self.gain = (
+            paired_difference(self.trained[1], self.trained[0]) if len(self.trained) > 1 else None
+        )
+
+    @property
+    def headline(self) -> str:
+        if not any(t.beats_chance for t in self.training.values()):
+            return "Training failed: its loss stayed at chance"
+        if any(j.beats_chance for j in self.trained):
+            return "Better than chance on pairs that training didn't see"
+        return f"No better than chance: {self.num_train:,} pairs are too few to train on"
+
+    def html(self, store: str, known: Mapping[str, str], date: str) -> str:
+        facts = {
+            "Pairs used": f"{self.dataset.num_samples:,}",
+            "Left out": f"{sum(self.dataset.quarantine.values()):,}",
+            "Trained on": f"{self.num_train:,}",
+            "Held out": f"{self.num_held_out:,}",
+        }
+        header = tag(
+            "header",
+            paragraph(f"clipmill report on your images · {date}", class_="kicker"),
+            tag("h1", self.headline),
+            paragraph(
+                f"A small CLIP was trained from scratch on {self.num_train:,} of your "
+                "image-caption pairs. This page shows how well it matches images and captions of "
+                f"the {self.num_held_out:,} pairs that it has not seen.",
+                class_="lead",
+            ),
+            paragraph(self._next(), class_="caveat"),
+            tag(
+                "dl",
+                (tag("div", tag("dt", name), tag("dd", text)) for name, text in facts.items()),
+                class_="facts",
+            ),
+        )
+        encoders = {j.label: j.card for j in self.trained if j.card}
+        artifacts = [(f"Encoder of {label}", card.uri) for label, card in encoders.items()]
+        sections = [
+            self._retrieval(),
+            self._captions(),
+            samples_section(self.dataset, self.layer, self.kind),
+            self._losses(),
+            quarantine_section(self.dataset),
+            timing_section(self.stages, ("G", "G+S")),
+            provenance_section(artifacts, store, known, date),
+        ]
+        return document(f"{self.headline} · clipmill report", header, sections)
+
+    def _next(self) -> list[str]:
+        start = tag("code", "clipmill pretrain --set init=open_clip:NAME/TAG")
+        if any(j.beats_chance for j in self.trained):
+            works = "CLIPs of practical use see millions of pairs: this one shows that your data "
+            works += "and the pipeline work. Next: start from public weights, "
+            return [works, start, ", or train longer on more pairs."]
+        if not any(t.beats_chance for t in self.training.values()):
+            failed = "Guessing within a batch costs the logarithm of its size, and training didn't "
+            failed += "get below it. Train for more steps, or check that captions fit their images."
+            return [failed]
+        learned = "It learned the pairs that it saw, and nothing that carries over to others. Try "
+        learned += "more pairs, start from public weights, "
+        public = tag("code", "clipmill demo --images DIR --encoder open_clip:NAME/TAG")
+        return [learned, start, ", or measure public weights on the same pairs: ", public]
+
+    def _retrieval(self) -> Section:
+        tables = [self._table(way, title) for way, title in WAYS.items()]
+        rule = paragraph(
+            f"R@k is the share of queries whose partner is among the first k of "
+            f"{self.num_held_out:,}; guessing reaches k / {self.num_held_out:,}. Intervals are "
+            "Wilson's. An encoder is better than chance if the interval of "
+            f"R@{self.rank} lies above chance both ways. Ties count against it."
+        )
+        gain = ""
+        if self.gain is not None:
+            gain = paragraph(
+                f"Adding the captioner's captions: {self.gain.words}. R@{self.rank}, both ways "
+                f"together, changes by {self.gain.mean:+.1f} points "
+                f"[{self.gain.low:+.1f}, {self.gain.high:+.1f}] (paired bootstrap over held-out "
+                "pairs)."
+            )
+        return section("retrieval", "Image-text retrieval", rule, gain, tables)
+
+    def _table(self, way: str, title: str) -> Html:
+        rows = []
+        for judged in self.judged:
+            cells = [_cell(judged.share(way, rank)) for rank in RANKS]
+            rows.append([judged.label, *cells])
+        chance = [f"{self.judged[0].share(way, rank).chance:.1f}\u00a0%" for rank in RANKS]
+        rows.append(["guessing", *chance])
+        counted = f"Share of the {self.num_held_out:,} queries, with 95 % intervals."
+        return tag(
+            "div",
+            tag("h3", title),
+            table(counted, ["Encoder", *(f"R@{rank}" for rank in RANKS)], rows),
+        )
+
+    def _captions(self) -> Section:
+        if self.layer:
+            words = (
+                f"A captioner ({self.captioner}) wrote a caption for every image. One encoder "
+                "learned from your captions alone, another from both. Both are measured on yours."
+            )
+        else:
+            words = (
+                "Recaptioning was skipped: no captioner was given, and the one that the demo "
+                "trains knows drawn scenes only. A captioner that knows photographs adds the step: "
+            )
+        example = "clipmill demo --images DIR --captioner blip:FOLDER"
+        command = [] if self.layer else [tag("code", example), ", or git:FOLDER, or vlm:URL."]
+        return section("captions", "Captions", paragraph(words, command))
+
+    def _losses(self) -> Section:
+        ends = [
+            paragraph(
+                f"Trained on {label}: {found.loss:.2f} at the end, where guessing within a batch "
+                f"costs {found.chance:.2f}."
+                + ("" if found.beats_chance else " That isn't below chance: this training failed.")
+            )
+            for label, found in self.training.items()
+        ]
+        lines = []
+        for series, judged in enumerate(self.trained):
+            assert judged.card is not None
+            log = read_log(judged.card.uri)
+            name = _loss_name(log)
+            steps, losses = ([record[key] for record in log] for key in ("step", name))
+            short = judged.card.recipe["view"]["captions"]
+            lines.append(Line(label=short, x=tuple(steps), y=tuple(losses), series=series))
+        chance = next(iter(self.training.values())).chance
+        chart = line_chart(
+            "Contrastive loss on your captions",
+            "training pairs, nats",
+            lines,
+            x_name="updates",
+            reference=Reference(label="guessing", y=chance),
+        )
+        return section("losses", "Losses", ends, tag("div", chart, class_="charts"))
+
+    def results(self) -> dict[str, Any]:
+        """The page's numbers, for programs."""
+        return {
+            "num_samples": self.dataset.num_samples,
+            "num_held_out": self.num_held_out,
+            "quarantine": dict(self.dataset.quarantine),
+            "retrieval": {
+                j.label: {
+                    "beats_chance": j.beats_chance,
+                    **{
+                        f"{way}_r{rank}": {
+                            "percent": share.percent,
+                            "chance": share.chance,
+                            "interval": list(share.interval),
+                        }
+                        for way in WAYS
+                        for rank in RANKS
+                        for share in [j.share(way, rank)]
+                    },
+                }
+                for j in self.judged
+            },
+            "training": {label: asdict(found) for label, found in self.training.items()},
+            "gain": asdict(self.gain) if self.gain else None,
+            "trained": {j.label: j.evaluation.model.uri for j in self.trained},
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+
+def _cell(share: Share) -> Html:
+    low, high = share.interval
+    words = f"{share.percent:.1f}\u00a0%"
+    bounds = tag(
+        "small", f"[{low:.1f},\u00a0{high:.1f}]", class_="soft", style="white-space: nowrap"
+    )
+    return tag("td", words, tag("br"), bounds)

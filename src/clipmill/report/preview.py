@@ -1,0 +1,488 @@
+"""Which samples of a dataset a page shows: named ones, random ones, or the ends of a score."""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+import numpy as np
+from clipmill.config import Config
+from clipmill.data.dataset import Dataset
+from clipmill.data.layers import read_layer
+from clipmill.data.stats import numbers, score_columns
+from clipmill.errors import ConfigError
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+import pyarrow as pa
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.read import SampleRecord, read_records
+from clipmill.data.stats import REAL, numbers, score_columns
+from collections.abc import Iterator, Mapping
+from clipmill.report.html.charts import number, place, share_below
+from clipmill.report.html.page import Html, paragraph, tag, together
+from clipmill.report.html.page import picture
+from clipmill.data.stats import Distribution
+from clipmill.errors import BadSampleError
+from clipmill.report.html.style import DATASET_STYLE
+from clipmill.report.html.charts import histogram
+from clipmill.report.html.page import Html, Section, document, paragraph, section, tag, together
+from clipmill.report.html.style import series_colour
+from clipmill.data.stats import REAL, chosen_shards, score_distributions
+from clipmill.stage_records import Report
+
+# Sidecars are small and far away, so waiting for several at once is what counts.
+_NUM_READERS = 16
+MOST_SAMPLES = 500
+"""Samples that a page can hold and still be opened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageConfig(Config):
+    """What a page of samples shows; at random, unless something else is asked for."""
+
+    uids: tuple[str, ...] = ()
+    """Samples by uid, or by how it begins."""
+    best: str = ""
+    """``LAYER:COLUMN`` of a score whose highest are shown."""
+    worst: str = ""
+    """``LAYER:COLUMN`` of a score whose lowest are shown."""
+    count: int = 24
+    """Samples at random; or of best and of worst, each."""
+    seed: int = 0
+    """Seed of the random choice."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        if not 1 <= self.count <= MOST_SAMPLES:
+            raise ConfigError(
+                f"count was {self.count}",
+                expected=f"1 to {MOST_SAMPLES}",
+                action="give count such a value; open several pages for more",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """Samples that were chosen for one reason."""
+
+    anchor: str
+    heading: str
+    note: str
+    """How they were chosen."""
+    places: tuple[tuple[int, int], ...]
+    """(shard, row) of each, in the order they're shown in."""
+
+
+def choose(dataset: Dataset, config: PageConfig, cache: Path) -> list[Chosen]:
+    """The samples that ``config`` asks for; ConfigError if there are no such."""
+    chosen = []
+    if config.uids:
+        places = tuple(_named(dataset, config.uids))
+        chosen.append(Chosen(anchor="named", heading="By uid", note="", places=places))
+    for anchor, score in (("best", config.best), ("worst", config.worst)):
+        if score:
+            places = _extremes(dataset, score, config.count, cache, highest=anchor == "best")
+            note = f"The {len(places)} {'highest' if anchor == 'best' else 'lowest'}, in order."
+            heading = f"{anchor.capitalize()} by {score}"
+            chosen.append(Chosen(anchor=anchor, heading=heading, note=note, places=places))
+    if not chosen:
+        places = _random(dataset, config.count, config.seed)
+        note = f"{len(places)} of {dataset.num_samples:,}, drawn with seed {config.seed}."
+        chosen = [Chosen(anchor="random", heading="At random", note=note, places=places)]
+    return chosen
+
+
+def _named(dataset: Dataset, names: Sequence[str]) -> Iterator[tuple[int, int]]:
+    found: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
+    with ThreadPoolExecutor(_NUM_READERS) as readers:
+        shards = readers.map(dataset.uids, range(len(dataset.shards)))
+        for shard, uids in enumerate(shards):
+            for row, uid in enumerate(uids):
+                for name in names:
+                    if uid.startswith(name):
+                        found[name].append((shard, row))
+    missing = [name for name in names if not found[name]]
+    if missing:
+        raise ConfigError(
+            f"{dataset.uri} has no sample {', '.join(missing)}",
+            expected="uids of its samples, or how they begin",
+            action="take them from a page, a layer, or the shards' .json files",
+        )
+    yield from dict.fromkeys(place for name in names for place in found[name][:MOST_SAMPLES])
+
+
+def _random(dataset: Dataset, count: int, seed: int) -> tuple[tuple[int, int], ...]:
+    total = dataset.num_samples
+    drawn = np.random.default_rng(seed).choice(total, min(count, total), replace=False)
+    ends = np.cumsum([shard.num_samples for shard in dataset.shards])
+    places = []
+    for position in drawn.tolist():
+        shard = int(np.searchsorted(ends, position, side="right"))
+        places.append((shard, position - int(ends[shard] - dataset.shards[shard].num_samples)))
+    return tuple(places)
+
+
+def _extremes(
+    dataset: Dataset, score: str, count: int, cache: Path, *, highest: bool
+) -> tuple[tuple[int, int], ...]:
+    """The places of the highest or lowest values; missing ones are passed over."""
+    layer, _, column = score.partition(":")
+    if layer not in dataset.layers:
+        known = [name for name in sorted(dataset.layers) if name.startswith("score/")]
+        raise _no_score(score, [f"{name}:COLUMN" for name in known])
+    sign = 1.0 if highest else -1.0
+    top: list[tuple[float, int, int]] = []
+    for shard, info in enumerate(dataset.shards):
+        if not info.num_samples:
+            continue
+        table = read_layer(dataset, layer, shard, cache)
+        if column not in score_columns(table):
+            raise _no_score(score, [f"{layer}:{name}" for name in score_columns(table)])
+        values = sign * numbers(table[column])
+        order = np.argsort(-values, kind="stable")[:count]  # NaN comes last
+        # Of equal values, the first in the dataset.
+        rows = [(values[r], -shard, -r) for r in order.tolist() if not np.isnan(values[r])]
+        top = heapq.nlargest(count, [*top, *rows])
+    return tuple((-shard, -row) for _, shard, row in top)
+
+
+def _no_score(score: str, known: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"there is no score {score!r}",
+        expected=f"one of {', '.join(known)}" if known else "a score layer, but there is none",
+        action="name such a score" if known else "score the dataset first",
+    )
+
+
+_SCALARS = (bool, int, float, str)
+
+
+@dataclass(kw_only=True, slots=True)
+class KindOfCaption:
+    """A sample's captions of one kind."""
+
+    kind: str
+    """``real``, or the name of a captions layer."""
+    texts: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else the layer says of the sample."""
+    scores: dict[str, float | None] = field(default_factory=dict)
+    """By score layer: how well these captions fit."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Verdict:
+    """What a select layer decided."""
+
+    rule: str
+    kept: bool
+    refused_by: str
+    """Empty where it was kept, or the layer doesn't say."""
+    facts: dict[str, Any]
+    """Its other columns."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SampleDetails:
+    """One sample."""
+
+    record: SampleRecord
+    shard: str
+    """File name of its shard."""
+    row: int
+    image: bytes
+    captions: list[KindOfCaption]
+    scores: dict[str, float | None]
+    """Scores of no one kind of caption, by ``layer: column``."""
+    verdicts: list[Verdict]
+
+
+def read_details(
+    dataset: Dataset, places: Sequence[tuple[int, int]], cache: Path
+) -> dict[tuple[int, int], SampleDetails]:
+    """The samples at these (shard, row), whatever their order; each shard is opened once."""
+    found = {}
+    for shard in sorted({shard for shard, _ in places}):
+        rows = sorted({row for index, row in places if index == shard})
+        tables = {
+            name: read_layer(dataset, name, shard, cache)
+            for name in sorted(dataset.layers)
+            if name.partition("/")[0] in ("captions", "score", "select")
+        }
+        records = list(read_records(dataset, shard, cache))
+        with read_shard(dataset, shard, cache) as reader:
+            for row in rows:
+                details = SampleDetails(
+                    record=records[row],
+                    shard=dataset.shards[shard].name,
+                    row=row,
+                    image=reader.image(row),
+                    captions=[KindOfCaption(kind=REAL, texts=[records[row].caption])],
+                    scores={},
+                    verdicts=[],
+                )
+                for name, table in tables.items():
+                    _add(details, name, table, row)
+                found[shard, row] = details
+    return found
+
+
+def _add(details: SampleDetails, layer: str, table: pa.Table, row: int) -> None:
+    """Take what a layer says of a sample; captions layers come first, by their names."""
+    values: dict[str, Any] = table.slice(row, 1).to_pylist()[0]
+    del values["uid"]
+    if layer.startswith("captions/"):
+        kind = KindOfCaption(kind=layer, texts=values.pop("captions"))
+        kind.facts = {k: v for k, v in values.items() if _is_shown(v)}
+        details.captions.append(kind)
+    elif layer.startswith("score/"):
+        for column in score_columns(table):
+            kinds = [kind for kind in details.captions if _names(column, kind.kind)]
+            number = float(numbers(table[column].slice(row, 1))[0])
+            score = None if math.isnan(number) else number
+            for kind in kinds:
+                kind.scores[layer] = score
+            if not kinds:
+                details.scores[f"{layer}: {column}"] = score
+    else:
+        kept, refused_by = bool(values.pop("keep", True)), values.pop("refused_by", None)
+        facts = {k: v for k, v in values.items() if _is_shown(v)}
+        details.verdicts.append(
+            Verdict(rule=layer, kept=kept, refused_by=refused_by or "", facts=facts)
+        )
+
+
+def _names(column: str, kind: str) -> bool:
+    """Whether a score's column is of this kind of caption: its name, with or without folder."""
+    return column in (kind, kind.partition("/")[2])
+
+
+def _is_shown(value: object) -> bool:
+    plain = value if isinstance(value, list) else [value]
+    return value not in (None, "", [], False) and all(isinstance(v, _SCALARS) for v in plain)
+
+
+# Characters of a caption that are shown: some are as long as a book.
+_MOST_CHARACTERS = 500
+
+Scores = Mapping[str, Mapping[str, Distribution]]
+
+
+def sample_card(
+    details: SampleDetails, rank: int, colours: Mapping[str, str], scores: Scores
+) -> Html:
+    """The sample with all that is known of it; ``colours`` are those of the kinds of captions."""
+    record = details.record
+    kinds = (_kind(kind, colours[kind.kind], scores) for kind in details.captions)
+    return tag(
+        "article",
+        tag("div", paragraph(f"{rank}", class_="rank"), _picture(details), class_="shown"),
+        tag("div", *kinds, class_="kinds"),
+        _about(details, scores),
+        class_="sample",
+        id=f"uid-{record.uid}",
+    )
+
+
+def _picture(details: SampleDetails) -> Html:
+    try:
+        # The captions beside it say what the picture shows.
+        return picture(details.image, f"Picture {details.record.uid}")
+    except BadSampleError as bad:
+        return tag("div", f"{bad.reason}: {bad.detail}", class_="broken")
+
+
+def _kind(kind: KindOfCaption, colour: str, scores: Scores) -> Html:
+    name = kind.kind.removeprefix("captions/")
+    per_text = [
+        " · ".join(
+            f"{key} {_value(values[i])}"
+            for key, values in kind.facts.items()
+            if isinstance(values, list) and len(values) == len(kind.texts)
+        )
+        for i in range(len(kind.texts))
+    ]
+    texts = [
+        together(_text(text), " " if note else "", tag("small", note) if note else "")
+        for text, note in zip(kind.texts, per_text, strict=True)
+    ]
+    if len(texts) == 1:
+        body = tag("p", texts[0], dir="auto")
+    else:
+        body = tag("ol", (tag("li", text, dir="auto") for text in texts))
+    rows = (
+        _score(layer, value, _of_kind(scores.get(layer, {}), kind.kind))
+        for layer, value in kind.scores.items()
+    )
+    whole = {k: v for k, v in kind.facts.items() if not isinstance(v, list)}
+    words = ", ".join(f"{len(text.split()):,}" for text in kind.texts)
+    facts = [f"{words} word{'' if words == '1' else 's'}", *_facts(whole)]
+    return tag(
+        "div",
+        tag("h3", tag("i"), name, style=f"color: {colour}"),
+        body,
+        paragraph(" · ".join(facts), class_="facts-line"),
+        tag("ul", rows, class_="scores", style=f"color: {colour}") if kind.scores else "",
+        class_="kind",
+    )
+
+
+def _text(text: str) -> Html:
+    more = len(text) - _MOST_CHARACTERS
+    if more <= 0:
+        return together(text)
+    rest = tag("span", f"… {more:,} more characters", class_="rest")
+    return together(text[:_MOST_CHARACTERS], rest)
+
+
+def _of_kind(columns: Mapping[str, Distribution], kind: str) -> Distribution | None:
+    return columns.get(kind) or columns.get(kind.partition("/")[2])
+
+
+def _score(name: str, value: float | None, distribution: Distribution | None) -> Html:
+    if value is None:
+        return tag("li", tag("span", name, class_="name"), tag("span", "missing", class_="missing"))
+    gauge: Html | str = ""
+    if distribution and distribution.count:
+        width = f"width: {100 * place(value, distribution):.1f}%"
+        title = f"above {share_below(value, distribution):.0%} of all"
+        gauge = tag("span", tag("i", style=width), class_="gauge", title=title)
+    words = tag("span", name, class_="name")
+    ink = tag("b", number(value), style="color: var(--ink)")
+    return tag("li", words, ink, gauge)
+
+
+def _about(details: SampleDetails, scores: Scores) -> Html:
+    record = details.record
+    parts: list[Html] = [_pill(verdict) for verdict in details.verdicts]
+    for name, value in details.scores.items():
+        layer, _, column = name.partition(": ")
+        distribution = scores.get(layer, {}).get(column)
+        shown = "missing" if value is None else number(value)
+        share = (
+            f", above {share_below(value, distribution):.0%}"
+            if value is not None and distribution and distribution.count
+            else ""
+        )
+        parts.append(tag("span", f"{name} {shown}{share}"))
+    link = tag("a", tag("code", record.uid), href=f"#uid-{record.uid}")
+    size = f"{record.width} x {record.height} pixels, {record.image_bytes / 1000:,.1f} kB"
+    parts += [link, tag("span", size), tag("code", record.origin)]
+    parts.append(tag("span", f"{details.shard}, row {details.row}"))
+    return tag("div", *parts, class_="about")
+
+
+def _pill(verdict: Verdict) -> Html:
+    rule = verdict.rule.removeprefix("select/")
+    by = f" by {verdict.refused_by}" if verdict.refused_by else ""
+    words = " · ".join(
+        [f"{rule}: {'kept' if verdict.kept else f'refused{by}'}", *_facts(verdict.facts)]
+    )
+    return tag("span", words, class_=f"pill {'kept' if verdict.kept else 'refused'}")
+
+
+def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in facts.items():
+        yield name if value is True else f"{name} {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return number(value) if isinstance(value, float) else str(value)
+
+
+# Shards whose scores make the figures: enough for their shape, however large the dataset.
+_NUM_SHARDS = 64
+
+Distributions = Mapping[str, Mapping[str, Distribution]]
+
+
+def dataset_page(dataset: Dataset, config: PageConfig, cache: Path, *, report: Report) -> str:
+    """A self-contained HTML page.
+
+    Raises ConfigError if the dataset has no such uid or score, ArtifactError or StorageError if a
+    shard or layer can't be read.
+    """
+    report(0, 2, "choosing samples")
+    chosen = choose(dataset, config, cache)
+    shards = chosen_shards(dataset, _NUM_SHARDS)
+    scores: Distributions = {
+        layer: score_distributions(dataset, layer, shards, cache)
+        for layer in sorted(dataset.layers)
+        if layer.startswith("score/")
+    }
+    report(1, 2, "reading samples")
+    places = [place for group in chosen for place in group.places]
+    details = read_details(dataset, places, cache)
+    kinds = [REAL, *(name for name in sorted(dataset.layers) if name.startswith("captions/"))]
+    colours = {kind: series_colour(number) for number, kind in enumerate(kinds)}
+    sections = list(_scores_section(scores, len(shards), dataset, colours))
+    for group in chosen:
+        cards = (
+            sample_card(details[place], number, colours, scores)
+            for number, place in enumerate(group.places, 1)
+        )
+        note = paragraph(group.note, class_="caveat") if group.note else Html("")
+        sections.append(section(group.anchor, group.heading, note, *cards))
+    page = document(
+        f"Samples of {_name(dataset)}", _header(dataset, kinds), sections, style=DATASET_STYLE
+    )
+    report(2, 2, "drawn")
+    return page
+
+
+def _name(dataset: Dataset) -> str:
+    return dataset.uri.rpartition("/")[2] or dataset.uri
+
+
+def _header(dataset: Dataset, kinds: list[str]) -> Html:
+    left_out = sum(dataset.quarantine.values())
+    facts: dict[str, Any] = {
+        "samples": f"{dataset.num_samples:,}",
+        "shards": f"{len(dataset.shards):,}",
+        "size": _size(sum(shard.num_bytes for shard in dataset.shards)),
+        "kinds of captions": len(kinds),
+        "layers": len(dataset.layers),
+        "left out": f"{left_out:,}",
+    }
+    pairs = (tag("div", tag("dt", name), tag("dd", str(value))) for name, value in facts.items())
+    return together(
+        paragraph("clipmill data view", class_="kicker"),
+        tag("h1", f"Samples of {_name(dataset)}"),
+        paragraph(tag("code", dataset.uri), class_="caveat"),
+        tag("dl", pairs, class_="facts"),
+    )
+
+
+def _scores_section(
+    scores: Distributions, num_shards: int, dataset: Dataset, colours: Mapping[str, str]
+) -> Iterator[Section]:
+    """A row of figures a layer; those of a kind of caption in its colour."""
+    by_column = {kind.removeprefix("captions/"): colour for kind, colour in colours.items()}
+    rows = []
+    for layer, columns in scores.items():
+        figures = [
+            histogram(column, distribution, {**by_column, **colours}.get(column, "var(--soft)"))
+            for column, distribution in columns.items()
+            if distribution.count
+        ]
+        if figures:
+            rows.append(together(tag("h3", layer), tag("div", figures, class_="histograms")))
+    if not rows:
+        return
+    filled = sum(shard.num_samples > 0 for shard in dataset.shards)
+    over = "all samples" if num_shards == filled else f"{num_shards} of {filled:,} shards"
+    note = paragraph(f"Over {over}. The dashed line is the median.", class_="caveat")
+    yield section("scores", "Scores", note, rows)
+
+
+def _size(num_bytes: int) -> str:
+    size, units = float(num_bytes), ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}" if size < 1000 else f"{size:,.0f} {units[0]}"
+
+__all__ = ['PageConfig', 'dataset_page']

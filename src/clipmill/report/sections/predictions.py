@@ -1,0 +1,92 @@
+"""What each label's models see in the same test pictures, beside the truth."""
+
+from collections.abc import Mapping, Sequence
+import numpy as np
+from numpy.typing import NDArray
+from clipmill.report.comparison import TaskComparison
+from clipmill.report.html.page import Html, Section, missing, section, tag, together
+from clipmill.report.html.page import picture, strip
+from clipmill.models.checkpoint import ModelCard
+from clipmill.tasks.depth.task import MAX_DEPTH_METRES
+from clipmill.tasks.evaluation import EvaluationResult
+from clipmill.tasks.visualization import class_palette, depth_colours
+
+
+def predictions_section(
+    tasks: Sequence[TaskComparison], models: Mapping[tuple[str, str], ModelCard]
+) -> Section:
+    """The section ``Predictions``; ``models`` by label and task."""
+    parts = []
+    for task in tasks:
+        card = models[next(iter(task.evaluations)), task.task]
+        strips = [
+            _strip(group, index)
+            for group in _by_data(task).values()
+            for index in range(min(found.num_samples for found in group.values()))
+        ]
+        parts.append(
+            together(
+                tag("h3", task.task.capitalize()),
+                task_key(task.task, card),
+                tag("div", strips, class_="strips"),
+            )
+        )
+    body = parts or [missing("No evaluation was given.")]
+    return section("predictions", "Predictions beside the truth", *body)
+
+
+def task_key(task: str, card: ModelCard) -> Html:
+    """What the colours of a task's pictures mean."""
+    if task == "depth":
+        return _depth_bar()
+    colours = class_palette()
+    items = (
+        tag("li", tag("i", style=f"background: {_css(colours[index])}"), name)
+        for index, name in enumerate(card.architecture.get("classes", []))
+    )
+    return tag("ul", items, class_="key")
+
+
+def _by_data(task: TaskComparison) -> dict[str, dict[str, EvaluationResult]]:
+    """Evaluations by label, those on equal data together: they show the same pictures."""
+    groups: dict[str, dict[str, EvaluationResult]] = {}
+    for label, found in task.evaluations.items():
+        groups.setdefault(found.data.digest, {})[label] = found
+    return groups
+
+
+def _strip(group: Mapping[str, EvaluationResult], index: int) -> Html:
+    first = next(iter(group.values()))
+    name = f"{first.task} test picture {index + 1}"
+    cells = [
+        ("image", picture(first.picture(index, "image"), f"{name}: the image")),
+        ("truth", picture(first.picture(index, "truth"), f"{name}: the truth")),
+    ]
+    cells += [
+        (label, picture(found.picture(index, "prediction"), f"{name}: what {label} predicts"))
+        for label, found in group.items()
+    ]
+    return strip(cells)
+
+
+def _depth_bar() -> Html:
+    stops = depth_colours(np.linspace(0, MAX_DEPTH_METRES, 13), MAX_DEPTH_METRES)
+    gradient = ", ".join(_css(colour) for colour in stops)
+    return tag(
+        "div",
+        tag("i", style=f"background: linear-gradient(to right, {gradient})"),
+        tag(
+            "span",
+            (
+                tag("span", f"{metres:g} m")
+                for metres in np.linspace(0, MAX_DEPTH_METRES, 6).tolist()
+            ),
+        ),
+        class_="bar",
+        role="img",
+        aria_label=f"Colours of depth, from 0 to {MAX_DEPTH_METRES:g} metres",
+    )
+
+
+def _css(colour: NDArray[np.uint8]) -> str:
+    return f"rgb({', '.join(str(int(c)) for c in colour)})"

@@ -1,0 +1,109 @@
+"""A sweep on one page: a heat map of its grid, and every point with what it reached."""
+
+from clipmill.report.html.page import Html, Section, document, paragraph, section, table, tag, together
+from clipmill.tasks.base import Metric
+from clipmill.tasks.registry import task_named
+from clipmill.tasks.sweep import SweepResult, Trial
+
+_STYLE = """
+.heat td{text-align:center;min-width:5rem;border:2px solid transparent}
+.heat td.best{border-color:currentColor;font-weight:700}
+.heat small{display:block;opacity:.75}
+"""
+_FAINTEST, _STRONGEST = 8, 62
+"""Share of the colour in a cell of the worst and the best figure, percent."""
+
+
+def sweep_page(result: SweepResult) -> str:
+    """A self-contained HTML page."""
+    metric = task_named(result.task).metric
+    best = result.best
+    words = ", ".join(f"{_name(path)} {value:g}" for path, value in best.point.items())
+    header = together(
+        paragraph("clipmill sweep", class_="kicker"),
+        tag("h1", f"Sweep of {result.task}"),
+        paragraph(f"Best: {words}, {_figure(best, metric)}"),
+        paragraph(tag("code", result.uri), class_="caveat"),
+    )
+    return document(
+        f"Sweep of {result.task}",
+        header,
+        [*_heat_map(result, metric), _table(result, metric)],
+        style=_STYLE,
+    )
+
+
+def _heat_map(result: SweepResult, metric: Metric) -> list[Section]:
+    """Of a grid of two fields: each point's figure at the highest rung that it reached."""
+    if len(result.config.grid) != 2:
+        return []
+    (row_path, rows), (column_path, columns) = result.config.grid.items()
+    reached = {(r, c): result.reached({row_path: r, column_path: c}) for r in rows for c in columns}
+    body = [[f"{r:g}", *(_cell(reached[r, c], result, metric) for c in columns)] for r in rows]
+    note = (
+        "A figure is of the longest training that the point came to, given below it as a share of "
+        "the whole; colours compare points of one length. Framed: the best."
+    )
+    head = [f"{_name(row_path)} \\ {_name(column_path)}", *(f"{c:g}" for c in columns)]
+    caption = f"{metric.name} {metric.unit}".strip()
+    return [
+        section(
+            "grid",
+            "Grid",
+            paragraph(note, class_="caveat"),
+            table(caption, head, body, class_="heat"),
+        )
+    ]
+
+
+def _cell(trial: Trial, result: SweepResult, metric: Metric) -> Html:
+    share = result.config.rungs[trial.rung]
+    length = tag("small", f"{share:.0%}")
+    peers = [
+        metric.gain(t.figure, 0.0)
+        for t in result.trials
+        if t.rung == trial.rung and t.figure is not None
+    ]
+    strength = 0.0
+    if trial.figure is not None:
+        spread = max(peers) - min(peers)
+        place = (metric.gain(trial.figure, 0.0) - min(peers)) / spread if spread else 1.0
+        strength = _FAINTEST + place * (_STRONGEST - _FAINTEST)
+    return tag(
+        "td",
+        _figure(trial, metric),
+        length,
+        class_="best" if trial == result.best else "",
+        style=f"background:color-mix(in srgb, var(--series-1) {strength:.0f}%, transparent)",
+    )
+
+
+def _table(result: SweepResult, metric: Metric) -> Section:
+    """All points, those that came farthest first, the best before the rest."""
+    reached = [result.reached(point) for point in result.config.points()]
+    reached.sort(
+        key=lambda t: (t.rung, t.figure is not None, metric.gain(t.figure or 0.0, 0.0)),
+        reverse=True,
+    )
+    paths = list(result.config.grid)
+    rows = [
+        [
+            str(place),
+            *(f"{trial.point[path]:g}" for path in paths),
+            _figure(trial, metric),
+            f"{result.config.rungs[trial.rung]:.0%}",
+            tag("td", tag("code", trial.evaluation)),
+        ]
+        for place, trial in enumerate(reached, start=1)
+    ]
+    head = ["place", *map(_name, paths), metric.name, "trained", "evaluation"]
+    return section("points", "Points", table("Every point of the grid", head, rows))
+
+
+def _figure(trial: Trial, metric: Metric) -> str:
+    return "diverged" if trial.figure is None else f"{trial.figure:.3f} {metric.unit}".strip()
+
+
+def _name(path: str) -> str:
+    """A field's name in words: ``train.schedule.peak`` is the peak rate."""
+    return {"train.schedule.peak": "rate"}.get(path, path.rpartition(".")[2].replace("_", " "))

@@ -1,0 +1,214 @@
+"""A scene: the picture, all that is known of it, and what three kinds of people write under it."""
+
+from dataclasses import dataclass
+import numpy as np
+from numpy.typing import NDArray
+from clipmill.scenes.captions import Subject, alt_text, rich_caption, terse_caption
+from clipmill.scenes.geometry import CLASSES, SceneConfig, World, sample_world
+from clipmill.errors import ConfigError
+from clipmill.scenes.shade import shade
+from clipmill.scenes.solids import Floats
+from clipmill.scenes.trace import set_stage, trace
+from clipmill.scenes.geometry import World
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneObject:
+    """An object of which at least one pixel is seen."""
+
+    name: str
+    """Its class: one of OBJECTS."""
+    colour: str
+    """One of COLOURS."""
+    material: str
+    """One of MATERIALS."""
+    distance_metres: float
+    """Depth of its middle along the optical axis, as in ``Scene.depth_HW``."""
+    box: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in pixels round its visible part; x1 and y1 are past the last pixel."""
+    visible_pixels: int
+    """How many pixels show it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """A picture with its ground truth; H = W = ``SceneConfig.size``."""
+
+    image_HW3: NDArray[np.uint8]
+    """sRGB."""
+    classes_HW: NDArray[np.uint8]
+    """0 unlabelled (never drawn), k for ``CLASSES[k - 1]``."""
+    instances_HW: NDArray[np.uint8]
+    """0 background, k for ``objects[k - 1]``."""
+    depth_HW: NDArray[np.float32]
+    """Metres along the optical axis (not along the ray), between 0.5 and 10 everywhere."""
+    objects: tuple[SceneObject, ...]
+    """Those that can be seen."""
+    captions: dict[str, str]
+    """``alt`` (noise: half says nothing true), ``terse`` and ``rich``, by quality."""
+
+
+def draw(config: SceneConfig, index: int) -> Scene:
+    """Scene ``index`` (from 0) of a family: the same whichever others are drawn, byte for byte.
+
+    That holds for one version of numpy on one kind of processor; elsewhere last bits may differ.
+    Another size shows the same world, sampled finer or coarser; captions speak of objects that
+    fill enough of the picture, so one at the edge of that may be told at one size only. Raises
+    ConfigError for a negative index.
+    """
+    if index < 0:
+        raise ConfigError(f"scene index {index}", expected="0 or more", action="count from 0")
+    world = sample_world(config, index)
+    picture = render(world, config.size, config.supersample)
+    room = np.where(picture.floor_HW, np.uint8(1), np.uint8(2))
+    ids = np.zeros(len(world.objects) + 1, np.uint8)
+    instance_of, objects = ids.copy(), []
+    for k, placed in enumerate(world.objects, start=1):
+        ids[k] = CLASSES.index(placed.name) + 1
+        seen = _see(world, picture, k)
+        if seen is not None:
+            objects.append(seen)
+            instance_of[k] = len(objects)
+    classes = np.where(picture.object_HW > 0, ids.take(picture.object_HW), room)
+    subjects = _subjects(tuple(objects), config.size)
+    rng = np.random.default_rng([config.seed, index, 1])
+    return Scene(
+        image_HW3=picture.image_HW3,
+        classes_HW=classes,
+        instances_HW=instance_of.take(picture.object_HW),
+        depth_HW=picture.depth_HW,
+        objects=tuple(objects),
+        captions={
+            "alt": alt_text(subjects, rng.random(4).tolist()),
+            "terse": terse_caption(subjects),
+            "rich": rich_caption(
+                subjects, wall=world.room.wall, floor=world.room.floor, u=rng.random(8).tolist()
+            ),
+        },
+    )
+
+
+def _see(world: World, picture: Picture, k: int) -> SceneObject | None:
+    mask = picture.object_HW == k
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return None
+    placed = world.objects[k - 1]
+    return SceneObject(
+        name=placed.name,
+        colour=placed.colour,
+        material=placed.material,
+        distance_metres=world.camera.depth(placed.shape.height / 2, placed.z),
+        box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1),
+        visible_pixels=int(np.count_nonzero(mask)),
+    )
+
+
+def _subjects(objects: tuple[SceneObject, ...], size: int) -> list[Subject]:
+    """What a caption may speak of: objects that fill 1/500 of the picture, largest first."""
+    return [
+        Subject(
+            name=seen.name,
+            colour=seen.colour,
+            material=seen.material,
+            distance=seen.distance_metres,
+            left=seen.box[0] / size,
+            right=seen.box[2] / size,
+        )
+        for seen in sorted(objects, key=lambda seen: -seen.visible_pixels)
+        if seen.visible_pixels * 500 >= size * size
+    ]
+
+
+_BAND_SAMPLES = 40_000
+_TONE_STEPS = 1 << 16
+_TONE_TOP = 4.0
+
+
+def _make_tone() -> NDArray[np.uint8]:
+    """8-bit sRGB of linear light from 0 to _TONE_TOP, in _TONE_STEPS steps."""
+    light = np.linspace(0, _TONE_TOP, _TONE_STEPS)
+    # Rolls highlights off instead of clipping them.
+    display = (1 - np.exp(-1.25 * light)) * 1.06
+    display = np.minimum(display, 1)
+    # IEC 61966-2-1, the sRGB transfer function.
+    encoded = np.where(display <= 0.0031308, 12.92 * display, 1.055 * display ** (1 / 2.4) - 0.055)
+    table: NDArray[np.uint8] = np.rint(255 * encoded).astype(np.uint8)
+    return table
+
+
+_TONE = _make_tone()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """What the renderer knows of each pixel."""
+
+    image_HW3: NDArray[np.uint8]
+    """sRGB."""
+    object_HW: NDArray[np.uint8]
+    """0 for the room, k for the k-th object of the world (from 1)."""
+    floor_HW: NDArray[np.bool_]
+    """Whether the room behind the pixel is floor, not wall."""
+    depth_HW: Floats
+    """Metres along the optical axis."""
+
+
+def render(world: World, size: int, supersample: int) -> Picture:
+    """Draw ``world`` at ``size`` pixels a side; ``supersample`` is 1 or even."""
+    s = supersample
+    shared_edge = int(s > 1)
+    first = 0.0 if shared_edge else 0.5
+    stage = set_stage(world)
+    tan_half = world.camera.tan_half
+    ticks = (np.arange(s * size + shared_edge, dtype=np.float64) + first) * (2 / (s * size)) - 1
+    u = (ticks * tan_half).astype(np.float32)
+    jitter = _jitter(s, u.size)
+    owners = np.array([0, *(item.owner + 1 for item in stage.solids)], np.uint8)
+    picture = Picture(
+        image_HW3=np.empty((size, size, 3), np.uint8),
+        object_HW=np.empty((size, size), np.uint8),
+        floor_HW=np.empty((size, size), np.bool_),
+        depth_HW=np.empty((size, size), np.float32),
+    )
+    band = max(1, _BAND_SAMPLES // (s * u.size))
+    centre = s // 2
+    for top in range(0, size, band):
+        bottom = min(top + band, size)
+        rows = slice(s * top, s * bottom + shared_edge)
+        hits = trace(stage, u, -u[rows])
+        light = shade(stage, hits, (jitter[rows], jitter), 2 * tan_half / (s * size))
+        view = np.s_[top:bottom]
+        picture.image_HW3[view] = _expose(light, s)
+        middles = np.s_[centre : s * (bottom - top) : s, centre : s * size : s]
+        picture.object_HW[view] = owners.take(hits.solid[middles] + 1)
+        picture.floor_HW[view] = hits.plane[middles] == 0
+        picture.depth_HW[view] = hits.depth[middles]
+    return picture
+
+
+def _jitter(s: int, count: int) -> Floats:
+    """Where on the sun, from -1 to 1, each row or column of samples looks."""
+    if s == 1:
+        return np.zeros(count, np.float32)
+    places = (np.arange(s, dtype=np.float32) + 0.5) * (2 / s) - 1
+    return np.resize(places, count)
+
+
+def _expose(light_3RG: Floats, s: int) -> NDArray[np.uint8]:
+    """8-bit image (rows, columns, 3) of linear samples."""
+    light = light_3RG
+    if s > 1:
+        light = _pool(_pool(light, s, axis=1), s, axis=2)
+    steps = np.minimum(light * np.float32((_TONE_STEPS - 1) / _TONE_TOP), _TONE_STEPS - 1)
+    image: NDArray[np.uint8] = _TONE.take(steps.astype(np.uint16)).transpose(1, 2, 0)
+    return image
+
+
+def _pool(light: Floats, s: int, axis: int) -> Floats:
+    """Trapezoid mean over each pixel's s + 1 samples along an axis."""
+    light = np.moveaxis(light, axis, 0)
+    total = (light[:-1:s] + light[s::s]) * np.float32(0.5)
+    for k in range(1, s):
+        total += light[k::s]
+    return np.moveaxis(total * np.float32(1 / s), 0, axis)
