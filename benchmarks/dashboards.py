@@ -37,9 +37,9 @@ from clipmill.scenes.formats import (
 from clipmill.scenes.geometry import SceneConfig
 from clipmill.errors import ServerError
 from clipmill.serve.client import Client
-from clipmill.serve.config import ServeConfig
+from clipmill.serve.config import ServingConfig
 from clipmill.processes import free_port
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.launch import ServerProcess
 from clipmill.stage_records import METRICS_VARIABLE
 
 CHART = Path(__file__).resolve().parent.parent / "helm" / "clipmill"
@@ -205,7 +205,7 @@ def load(models: dict[str, str], folder: Path, ports: dict[str, int]) -> None:
     """A stable endpoint and a canary, asked by three clients and by one, in a rush by thrice."""
     listed = folder / "models.json"
     listed.write_text(json.dumps(models))
-    config = ServeConfig(max_queue_images=6)
+    config = ServingConfig(max_queue_images=6)
     with ExitStack() as stack:
         for track, port in ports.items():
             process = ServerProcess(

@@ -34,7 +34,7 @@ from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader
 from clipmill.scenes import SceneConfig, draw
 from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.loading.view import View, ViewConfig
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.storage import SeaweedServer
 

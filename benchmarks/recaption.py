@@ -21,11 +21,12 @@ from rich.table import Table
 from towers import hardware
 
 from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
-from clipmill.models.preprocess import center_resize
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.preprocess import Normalize
-from clipmill.models.towers import build_coca
+from clipmill.models.preprocess import center_crop_resize
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.encoders import Normalize
+from clipmill.models.coca import build_coca
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.models.tokenizer import Tokenizer
 
 _ROUNDS = 2
 
@@ -65,9 +66,9 @@ def by_hand(
     config: GenerateConfig,
 ) -> list[list[str]]:
     """Texts of each picture, as a script around open_clip would make them."""
-    tokenizer = architecture.clip.text.tokenizer(is_padded=True)
+    tokenizer = Tokenizer.from_config(architecture.clip.text, is_padded=True)
     size = architecture.clip.vision.image_size
-    pixels = torch.from_numpy(np.stack([center_resize(picture, size) for picture in pictures]))
+    pixels = torch.from_numpy(np.stack([center_crop_resize(picture, size) for picture in pictures]))
     images = Normalize()(pixels.permute(0, 3, 1, 2).float() / 255)
     images = images.to(_DEVICE).repeat_interleave(config.num_captions, dim=0)
     with torch.autocast("cuda", torch.bfloat16, enabled=_DEVICE.type == "cuda"):
@@ -133,8 +134,8 @@ def main() -> None:
     for heading in ("way", "ours", "open_clip", "ratio", "equal texts"):
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as folder:
-        card = ModelCard(kind="coca", architecture=architecture.to_json(), recipe={})
-        uri = save_checkpoint(folder, card, coca.state_dict()).uri
+        metadata = CheckpointMetadata(kind="coca", architecture=architecture.to_json(), recipe={})
+        uri = save_checkpoint(folder, metadata, coca.state_dict()).uri
         for way, config in WAYS.items():
             captioner = CocaCaptioner(uri, config)
             said = dict(captioner.caption(inputs))

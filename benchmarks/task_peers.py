@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from clipmill.engine.config import TrainConfig
-from clipmill.models.dense import build_dense
+from clipmill.models.encoders import build_dense
 from clipmill.models.config import EncoderConfig
 from clipmill.openmmlab.ops import importing_openmmlab
-from clipmill.tasks.detection.task import DetectionConfig
-from clipmill.tasks.segmentation.task import SegmentationConfig
+from clipmill.tasks.detection.config import DetectionConfig
+from clipmill.tasks.segmentation.config import SegmentationConfig
 
 with importing_openmmlab():
     import mmdet.datasets
@@ -123,7 +123,7 @@ def detection(
         "roi_head.mask_roi_extractor": extractor,
         "roi_head.bbox_head": {
             "in_channels": width,
-            "fc_out_channels": config.hidden_width,
+            "fc_out_channels": config.roi_hidden_dim,
             "num_classes": len(classes),
         },
         "roi_head.mask_head": {
@@ -135,7 +135,7 @@ def detection(
             "nms_pre": 2 * config.num_proposals,
             "max_per_img": config.num_proposals,
         },
-        "train_cfg.rcnn": {"sampler.num": config.regions_per_image},
+        "train_cfg.rcnn": {"sampler.num": config.rois_per_image},
     }
     model = _model(mmdet, "mask-rcnn_r50_fpn", encoder, changes)
     model.data_preprocessor.update(_PIXELS)

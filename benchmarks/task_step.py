@@ -33,7 +33,7 @@ from clipmill.engine.trainer import train
 from clipmill.models.pretrained import open_encoder
 from clipmill.recipes.registry import recipe
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 _WARM = 3
 _NUM_IMAGES = 64
@@ -68,7 +68,7 @@ def config_of(options: argparse.Namespace) -> FinetuneConfig:
 def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
     """Both clocks at the end of each step."""
     config, encoder = config_of(options), open_encoder(_ENCODER).config
-    task, folder = task_named(config.task), Path(options.data)
+    task, folder = get_task(config.task), Path(options.data)
     classes = task.classes(folder)
     laps: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,7 +91,7 @@ def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
         def batches(cursor: int, here: Ranks) -> Iterator[Any]:
             # A batch is made while the one before is still being computed: the end of a step is
             # where the next is asked for.
-            made = task.batches(
+            made = task.train_dataloader(
                 config.model,
                 folder,
                 batch_size=config.train.batch_size,
@@ -105,7 +105,7 @@ def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
                 yield next(made)
 
         train(
-            lambda _: task.objective(config.model, encoder, classes),
+            lambda _: task.build_objective(config.model, encoder, classes),
             batches,
             config.train,
             name=task.name,

@@ -21,12 +21,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from towers import hardware, synchronize
 
-from clipmill.models.execution import CpuThreads
+from clipmill.models.execution import InferenceThreadPool
 from clipmill.models.pretrained import open_encoder
-from clipmill.models.execution import reparameterised
+from clipmill.models.execution import fuse_branches
 from clipmill.recipes.registry import recipe
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 NETWORKS = {
     "ViT-B/16 + UperNet": ("random:open_clip/ViT-B-16", "upernet-vit-b16"),
@@ -48,13 +48,13 @@ def network(encoder: str, name: str) -> nn.Module:
     config = recipe(name, FinetuneConfig)
     classes = tuple(str(number) for number in range(_NUM_CLASSES))
     torch.manual_seed(0)
-    made = task_named(config.task).network(config.model, open_encoder(encoder).config, classes)
+    made = get_task(config.task).build_inference_model(config.model, open_encoder(encoder).config, classes)
     return made.to(_DEVICE).eval()
 
 
 def served(network: nn.Module) -> Callable[[Tensor], object]:
     """As :class:`~clipmill.tasks.predictor.Predictor` runs it."""
-    network, threads = network.to(memory_format=torch.channels_last), CpuThreads()
+    network, threads = network.to(memory_format=torch.channels_last), InferenceThreadPool()
 
     @torch.inference_mode()
     def one(images_B3HW: Tensor) -> object:
@@ -121,9 +121,9 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in {"network", "form"} else "right")
     for name in options.networks:
         eager = network(*NETWORKS[name])
-        fused = reparameterised(eager)
+        fused = fuse_branches(eager)
         forms: dict[str, Callable[[Tensor], object]] = {"eager": eager, "fused": fused}
-        forms["served"] = served(reparameterised(eager))
+        forms["served"] = served(fuse_branches(eager))
         if options.compile:
             forms["compiled"] = torch.compile(fused)
         if _DEVICE.type == "cuda":

@@ -25,7 +25,7 @@ from clipmill.errors import (
     StorageError,
     suggestion,
 )
-from clipmill.models.checkpoint import read_card
+from clipmill.models.checkpoint import read_metadata
 from clipmill.recipes.registry import recipe
 from clipmill.stage_records import Stage
 from clipmill.storage import write_json
@@ -274,12 +274,12 @@ def test_a_recipe_of_another_command_is_called_that():
 def test_another_artifact_is_called_what_it_is(tmp_path):
     write_json(str(tmp_path / "d" / "dataset.json"), {})
     with pytest.raises(ArtifactError, match="d is a dataset, not a checkpoint"):
-        read_card(str(tmp_path / "d"))
+        read_metadata(str(tmp_path / "d"))
     write_json(str(tmp_path / "m" / "model.json"), {})
     with pytest.raises(ArtifactError, match="m is a checkpoint, not an evaluation"):
         read_artifact_file(str(tmp_path / "m"), "evaluation.json", "clipmill evaluate")
     with pytest.raises(NotFoundError, match="there is no checkpoint at "):
-        read_card(str(tmp_path / "nothing"))
+        read_metadata(str(tmp_path / "nothing"))
 
 
 def test_runs_of_a_folder_that_is_not_there_are_an_error(tmp_path, capsys):
@@ -301,8 +301,8 @@ def test_runs_of_a_folder_that_is_not_there_are_an_error(tmp_path, capsys):
     ],
 )
 def test_an_image_without_its_content_type_is_told_the_header(body, said):
-    from clipmill.serve.refusal import BadRequestError
-    from clipmill.serve.wire import read_v2
+    from clipmill.serve.errors import BadRequestError
+    from clipmill.serve.protocol.bodies import read_v2
 
     with pytest.raises(BadRequestError, match="the request isn't JSON") as caught:
         read_v2(body, None, "depth")

@@ -194,7 +194,7 @@ def test_no_port_is_another_ones_offset(monkeypatch):
     (first,) = free_ports(1, offsets=(0, 10_000))
     near = range(first - 3, first + 4)
     monkeypatch.setattr(processes, "_PORTS", (*near, *(port + 10_000 for port in near)))
-    ports = free_ports(14, offsets=(0, 10_000), exclude=(first,))
+    ports = free_ports(14, offsets=(0, 10_000), exclude=(first, first + 10_000))
     assert first not in ports
     assert first + 10_000 not in ports
     assert len({port + offset for port in ports for offset in (0, 10_000)}) == 2 * len(ports)

@@ -37,7 +37,7 @@ from clipmill.errors import (
 from clipmill.progress import follow
 from clipmill.processes import require_free
 from clipmill.serve.config import DEFAULT_PORT
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.launch import ServerProcess
 from clipmill.stage_records import EVENTS_VARIABLE
 from clipmill.storage import SeaweedServer, exists, join, read_bytes, read_json
 from clipmill.tasks.evaluation import read_evaluation
@@ -198,7 +198,7 @@ def run_demo(
     encoder = [uri for role, uri in parents.items() if role.startswith("encoder ")][-1]
     evaluation = next(uri for role, uri in parents.items() if role.startswith("evaluation "))
     image = folder / "test-image.png"
-    image.write_bytes(read_evaluation(evaluation).picture(0, "image"))
+    image.write_bytes(read_evaluation(evaluation).read_image(0, "image"))
     return DemoResult(
         page=page,
         results=results,

@@ -24,16 +24,16 @@ from clipmill.data.loading.view import View, ViewConfig
 from clipmill.config import digest_json
 from clipmill.engine.trainer import Trained
 from clipmill.engine.result import save_result
-from clipmill.models.checkpoint import ModelCard, read_card
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.recipes.captioner import coca_miniature
 from clipmill.recipes.clip import clip_miniature
 from clipmill.recipes.dense import depth_miniature, upernet_miniature
 from clipmill.storage import join, write_bytes, write_json
 from clipmill.lineage import Parent
 from clipmill.tasks.comparison import Comparison
-from clipmill.tasks.visualization import to_png
+from clipmill.tasks.visualization import encode_png
 from clipmill.tasks.promotion import GateConfig, promote
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 LAYER = "captions/coca-1a2b3c4d"
 FIGURES = {
@@ -53,7 +53,7 @@ class MadeRun:
 
     store: str
     inputs: ReportInputs
-    models: Mapping[tuple[str, str], ModelCard]
+    models: Mapping[tuple[str, str], CheckpointMetadata]
 
 
 @pytest.fixture
@@ -90,11 +90,11 @@ def write_run(
     scenes = _scenes(size, 6 if size > 32 else 2)
     view = View(dataset, ViewConfig())
     recipe = coca_miniature().to_json()
-    card = ModelCard(kind="coca", architecture={}, recipe=recipe, parents=view.parents)
-    captioner = _save(store, "captioners/coca", card, ("contrastive", "captioning"))
+    metadata = CheckpointMetadata(kind="coca", architecture={}, recipe=recipe, parents=view.parents)
+    captioner = _save(store, "captioners/coca", metadata, ("contrastive", "captioning"))
     dataset = _recaption(dataset, captioner)
-    encoders: dict[str, ModelCard] = {}
-    models: dict[tuple[str, str], ModelCard] = {}
+    encoders: dict[str, CheckpointMetadata] = {}
+    models: dict[tuple[str, str], CheckpointMetadata] = {}
     evaluations: dict[str, tuple[str, ...]] = {}
     for number, (label, by_task) in enumerate(figures.items()):
         seed, length = (seeds or {}).get(label, 0), (steps or {}).get(label, 120)
@@ -115,7 +115,7 @@ def write_run(
         dataset=dataset.uri,
         layer=LAYER,
         captioner=captioner.uri,
-        encoders={label: card.uri for label, card in encoders.items()},
+        encoders={label: metadata.uri for label, metadata in encoders.items()},
         evaluations=evaluations,
         comparison=comparison,
         promotions=tuple(promotions),
@@ -147,7 +147,7 @@ def _dataset(root: Path, store: str, size: int, num_pairs: int, caption: str) ->
     return Dataset.open(shard(config, str(folder), store, source_parents=(parent,)))
 
 
-def _recaption(dataset: Dataset, captioner: ModelCard) -> Dataset:
+def _recaption(dataset: Dataset, captioner: CheckpointMetadata) -> Dataset:
     for index in range(len(dataset.shards)):
         uids = dataset.uids(index)
         captions = [[f"a red cone in front of a wall {uid[:4]}"] for uid in uids]
@@ -158,7 +158,7 @@ def _recaption(dataset: Dataset, captioner: ModelCard) -> Dataset:
     return commit_layer(dataset, LAYER, parents=parents, detail={"method": "top_k"})
 
 
-def _encoder(store: str, dataset: Dataset, number: int, *, seed: int, steps: int) -> ModelCard:
+def _encoder(store: str, dataset: Dataset, number: int, *, seed: int, steps: int) -> CheckpointMetadata:
     kinds = ("real",) if number == 0 else ("real", "synthetic")
     captions = "real" if number == 0 else "both"
     config = clip_miniature()
@@ -167,19 +167,19 @@ def _encoder(store: str, dataset: Dataset, number: int, *, seed: int, steps: int
         view=ViewConfig(captions=captions, layer="" if number == 0 else LAYER),
         train=replace(config.train, seed=seed, steps=steps),
     )
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="clip",
         architecture=config.model.to_json(),
         recipe=config.to_json(),
         parents=View(dataset, config.view).parents,
         summary={"captions": captions, "seen samples": f"{config.train.num_seen_samples:,}"},
     )
-    return _save(store, f"encoders/{captions}-{number}", card, kinds, seed=number)
+    return _save(store, f"encoders/{captions}-{number}", metadata, kinds, seed=number)
 
 
-def _task_model(store: str, label: str, task: str, encoder: ModelCard) -> ModelCard:
+def _task_model(store: str, label: str, task: str, encoder: CheckpointMetadata) -> CheckpointMetadata:
     config = _RECIPES[task]
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="task",
         architecture={
             "task": task,
@@ -193,12 +193,12 @@ def _task_model(store: str, label: str, task: str, encoder: ModelCard) -> ModelC
         ),
         summary={"task": task},
     )
-    return _save(store, f"models/{task}-{encoder.digest[:12]}", card, (), seed=len(label))
+    return _save(store, f"models/{task}-{encoder.digest[:12]}", metadata, (), seed=len(label))
 
 
 def _save(
-    store: str, place: str, card: ModelCard, kinds: Sequence[str], seed: int = 0
-) -> ModelCard:
+    store: str, place: str, metadata: CheckpointMetadata, kinds: Sequence[str], seed: int = 0
+) -> CheckpointMetadata:
     """Save a checkpoint with a log that falls, as a run's does."""
     random = np.random.default_rng([seed, len(kinds)])
     log = []
@@ -211,15 +211,15 @@ def _save(
         log.append({"step": step, "loss": sum(terms.values()), **named})
     tensors = {"weight": torch.full((2,), float(seed))}
     trained = Trained(tensors=tensors, log=tuple(log))
-    save_result(join(store, place), card, tensors, trained)
-    return read_card(join(store, place))
+    save_result(join(store, place), metadata, tensors, trained)
+    return read_metadata(join(store, place))
 
 
 def _evaluation(
-    store: str, model: ModelCard, value: float, scenes: Sequence[Scene], *, reach: int
+    store: str, model: CheckpointMetadata, value: float, scenes: Sequence[Scene], *, reach: int
 ) -> str:
     task = model.architecture["task"]
-    contract = task_named(task)
+    contract = get_task(task)
     digest = digest_json([task, model.digest])
     uri = join(store, "evaluations", f"{task}-{digest[:12]}")
     for index, scene in enumerate(scenes):
@@ -230,7 +230,7 @@ def _evaluation(
             "prediction": _drawn(task, _blurred(truth, reach)),
         }
         for name, picture_HW3 in pictures.items():
-            write_bytes(join(uri, f"{index:02d}-{name}.png"), to_png(picture_HW3))
+            write_bytes(join(uri, f"{index:02d}-{name}.png"), encode_png(picture_HW3))
     others = {name: figure + 0.01 * reach for name, figure in _OTHERS[task].items()}
     write_json(
         join(uri, "evaluation.json"),
@@ -253,7 +253,7 @@ def _evaluation(
 
 def _comparison(
     store: str,
-    encoders: Mapping[str, ModelCard],
+    encoders: Mapping[str, CheckpointMetadata],
     figures: Mapping[str, Mapping[str, float]],
     evaluations: Mapping[str, Sequence[str]],
     pair_accuracy: Mapping[str, float],
@@ -268,7 +268,7 @@ def _comparison(
         )
         for name in next(iter(figures.values()))
     ]
-    parents = [card.as_parent(f"encoder {label}").to_json() for label, card in encoders.items()]
+    parents = [metadata.as_parent(f"encoder {label}").to_json() for label, metadata in encoders.items()]
     digest = digest_json([parents, figures])
     uri = join(store, "comparisons", digest[:12])
     write_json(
@@ -296,8 +296,8 @@ def _comparison(
 
 
 def _drawn(task: str, array_HW: np.ndarray) -> np.ndarray:
-    contract = task_named(task)
-    return contract.draw({contract.outputs[0].name: array_HW}, np.zeros((*array_HW.shape, 3)), ())
+    contract = get_task(task)
+    return contract.visualize({contract.outputs[0].name: array_HW}, np.zeros((*array_HW.shape, 3)), ())
 
 
 def _blurred(truth_HW: np.ndarray, reach: int) -> np.ndarray:
@@ -320,18 +320,18 @@ def _stages(store: str, run: str) -> None:
             started += float(record["seconds"]) + 0.4
 
 
-def _probe(store: str, scene: Scene, models: Mapping[tuple[str, str], ModelCard]) -> str:
+def _probe(store: str, scene: Scene, models: Mapping[tuple[str, str], CheckpointMetadata]) -> str:
     uri = join(store, "probes", "one")
     endpoints = []
-    last = {task: card for (_, task), card in models.items()}
-    for task, card in last.items():
+    last = {task: metadata for (_, task), metadata in models.items()}
+    for task, metadata in last.items():
         path = f"/v2/models/{task}/infer"
         endpoints.append(
             {
                 "name": task,
                 "task": task,
-                "model": card.uri,
-                "digest": card.digest,
+                "model": metadata.uri,
+                "digest": metadata.digest,
                 "milliseconds": 12.34,
                 "request": f"POST {path}",
                 "curl": f"curl -s http://127.0.0.1:8080{path} "
@@ -339,17 +339,17 @@ def _probe(store: str, scene: Scene, models: Mapping[tuple[str, str], ModelCard]
             }
         )
         truth = scene.classes_HW - 1 if task == "segmentation" else scene.depth_HW
-        write_bytes(join(uri, f"{task}-image.png"), to_png(scene.image_HW3))
-        write_bytes(join(uri, f"{task}-answer.png"), to_png(_drawn(task, _blurred(truth, 3))))
+        write_bytes(join(uri, f"{task}-image.png"), encode_png(scene.image_HW3))
+        write_bytes(join(uri, f"{task}-answer.png"), encode_png(_drawn(task, _blurred(truth, 3))))
         if task == "segmentation":
-            write_bytes(join(uri, f"{task}-truth.png"), to_png(_drawn(task, truth)))
+            write_bytes(join(uri, f"{task}-truth.png"), encode_png(_drawn(task, truth)))
     value = {
         "format": 1,
         "kind": "probe",
         "digest": digest_json(endpoints),
         "endpoints": endpoints,
         "metrics": 'clipmill_serving_images_total{model="segmentation"} 8.0\n',
-        "parents": [card.as_parent("model").to_json() for card in last.values()],
+        "parents": [metadata.as_parent("model").to_json() for metadata in last.values()],
     }
     write_json(join(uri, "probe.json"), value)
     return uri

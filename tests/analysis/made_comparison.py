@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from clipmill.tasks.comparison import RANDOM, Difference, TaskResult, outcome
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 RANDOM_FIGURES: dict[str, tuple[float, ...]] = {
     "segmentation": (20.1, 21.0, 20.4),
@@ -26,14 +26,14 @@ def task_result(
     half_width: float | None = None,
 ) -> TaskResult:
     """The result of a task, with these figures by label, the baseline first."""
-    metric, random = task_named(name).metric, RANDOM_FIGURES[name]
+    metric, random = get_task(name).metric, RANDOM_FIGURES[name]
     half = HALF_WIDTHS[name] if half_width is None else half_width
-    best = max(random, key=lambda value: metric.gain(value, 0.0))
+    best = max(random, key=lambda value: metric.improvement(value, 0.0))
     differences = []
     before = {RANDOM: best}
     for label, value in values.items():
         for other, over in reversed(before.items()):
-            gain = metric.gain(value, over)
+            gain = metric.improvement(value, over)
             ends = (gain - half, gain + half)
             found = outcome(gain, *ends, max(random) - min(random))
             differences.append(

@@ -50,7 +50,7 @@ def test_page_of_two_encoders_shares_an_axis(pictures):
     html = attention_page(found)
     for one in found.values():
         assert attention_json(one)["num_images"] == 2
-        for spread in one.spread_L.tolist():
+        for spread in one.head_distance_std_L.tolist():
             assert f"<td>{spread:.3f}</td>" in html
 
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from clipmill.report.comparison import compare
 from clipmill.report.comparison import Check, check_fairness
-from clipmill.models.checkpoint import ModelCard, read_card
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.lineage import Parent
 
 
-def check(run, models: dict[tuple[str, str], ModelCard] | None = None) -> tuple[Check, ...]:
-    encoders = {label: read_card(uri) for label, uri in run.inputs.encoders.items()}
+def check(run, models: dict[tuple[str, str], CheckpointMetadata] | None = None) -> tuple[Check, ...]:
+    encoders = {label: read_metadata(uri) for label, uri in run.inputs.encoders.items()}
     return check_fairness(compare(run.inputs.evaluations), encoders, models or run.models)
 
 
@@ -31,10 +31,10 @@ def test_other_differences_of_the_encoders_are_named(make_run) -> None:
 
 def test_other_differences_of_the_task_models_are_named(make_run) -> None:
     run = make_run()
-    card = run.models["G+S", "depth"]
-    recipe = card.recipe | {"train": card.recipe["train"] | {"batch_size": 7}}
-    parents = (card.parents[0], Parent(role="data", uri="elsewhere", digest="9" * 64))
-    changed = replace(card, recipe=recipe, parents=parents)
+    metadata = run.models["G+S", "depth"]
+    recipe = metadata.recipe | {"train": metadata.recipe["train"] | {"batch_size": 7}}
+    parents = (metadata.parents[0], Parent(role="data", uri="elsewhere", digest="9" * 64))
+    changed = replace(metadata, recipe=recipe, parents=parents)
     assert troubles(check(run, {**run.models, ("G+S", "depth"): changed})) == [
         "The depth models also differ in train.batch_size",
         "The depth models were trained on different data",
@@ -55,7 +55,7 @@ def test_other_test_data_is_found(make_run) -> None:
     found = tasks[0].evaluations["G"]
     other = replace(found, data=replace(found.data, digest="9" * 64))
     tasks[0] = replace(tasks[0], evaluations={**tasks[0].evaluations, "G": other})
-    encoders = {label: read_card(uri) for label, uri in run.inputs.encoders.items()}
+    encoders = {label: read_metadata(uri) for label, uri in run.inputs.encoders.items()}
     assert troubles(check_fairness(tasks, encoders, run.models)) == [
         "The segmentation models were judged on different test data"
     ]

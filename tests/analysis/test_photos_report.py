@@ -49,7 +49,7 @@ def test_chance_is_k_of_n_and_the_rank_that_decides_leaves_room_above_it():
 def judged(image_to_text, text_to_image):
     evaluation = EvaluationResult.__new__(EvaluationResult)
     ranks = {"image_to_text": image_to_text, "text_to_image": text_to_image}
-    return Judged(label="", evaluation=evaluation, ranks=ranks, card=None)
+    return Judged(label="", evaluation=evaluation, ranks=ranks, metadata=None)
 
 
 def test_guessing_is_not_better_than_chance_and_one_way_alone_does_not_count():

@@ -178,7 +178,7 @@ def test_the_json_has_the_numbers(make_run) -> None:
     assert value["verdict"].startswith(
         "G+S is better than G on segmentation and depth. With CoCa captions"
     )
-    assert value["verdict"].endswith("docs/log.md has five seeds of the demo.")
+    assert value["verdict"].endswith("docs/study/results.md has five seeds of the demo.")
     depth = value["results"]["tasks"]["depth"]
     assert depth["metrics"]["G"]["rmse"] == 0.912
     assert depth["gain"] == {"G+S": 0.032}

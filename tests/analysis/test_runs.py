@@ -11,7 +11,7 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.metrics import Journal
 from clipmill.engine.result import LOG_FILE, log_lines
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.storage import join, write_bytes, write_json
 
 TRAIN = TrainConfig(steps=100, batch_size=8)
@@ -27,8 +27,8 @@ def store(request, tmp_path):
     if request.param == "s3":
         request.getfixturevalue("s3")
     uri = str(tmp_path) if request.param == "local" else f"s3://tests/{tmp_path.name}"
-    card = ModelCard(kind="clip", architecture={}, recipe={"train": TRAIN.to_json()})
-    save_checkpoint(join(uri, "encoders", "real-1"), card, {})
+    metadata = CheckpointMetadata(kind="clip", architecture={}, recipe={"train": TRAIN.to_json()})
+    save_checkpoint(join(uri, "encoders", "real-1"), metadata, {})
     write_bytes(join(uri, "encoders", "real-1", LOG_FILE), log_lines(RECORDS))
     other = TRAIN.override(["schedule.peak=0.5"])
     journal = Journal("clip", other, Ranks(), join(uri, "encoders", "both-2", "state"))
@@ -66,8 +66,8 @@ def test_a_store_without_runs(tmp_path):
 
 
 def test_the_command(tmp_path):
-    card = ModelCard(kind="clip", architecture={}, recipe={"train": TRAIN.to_json()})
-    save_checkpoint(str(tmp_path / "encoders" / "real-1"), card, {})
+    metadata = CheckpointMetadata(kind="clip", architecture={}, recipe={"train": TRAIN.to_json()})
+    save_checkpoint(str(tmp_path / "encoders" / "real-1"), metadata, {})
     write_bytes(str(tmp_path / "encoders" / "real-1" / LOG_FILE), log_lines(RECORDS))
 
     def said(*arguments):

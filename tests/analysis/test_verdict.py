@@ -69,7 +69,7 @@ def test_better_on_both() -> None:
     )
     assert found.caveat == (
         "One seed (0) in a miniature world of procedural scenes: the rule weighs test images and "
-        "the spread of random seeds; docs/log.md has five seeds of the demo."
+        "the spread of random seeds; docs/study/results.md has five seeds of the demo."
     )
     assert found.text == f"{found.headline}. {found.findings} {found.caveat}"
 

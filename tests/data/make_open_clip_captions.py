@@ -15,9 +15,10 @@ import numpy as np
 import open_clip
 import torch
 
-from clipmill.models.preprocess import Normalize
-from clipmill.models.towers import build_coca
+from clipmill.models.encoders import Normalize
+from clipmill.models.coca import build_coca
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.models.tokenizer import Tokenizer
 
 FILE = Path(__file__).with_name("open_clip_captions.json")
 COCA = CocaConfig(
@@ -105,7 +106,7 @@ def tiny_model(folder):
 def _main():
     import tempfile
 
-    ids = COCA.clip.text.tokenizer()
+    ids = Tokenizer.from_config(COCA.clip.text)
     found = {}
     for case in CASES:
         seed, method, num_beams, num_beam_groups = case

@@ -20,7 +20,7 @@ from clipmill.data.transforms.augmentation import (
 from clipmill.data.loading.decode import EncodedImage
 from clipmill.scenes import SceneConfig, draw
 from clipmill.images import decode_rgb
-from clipmill.models.preprocess import center_resize
+from clipmill.models.preprocess import center_crop_resize
 
 
 def coordinates(width, height):
@@ -167,7 +167,7 @@ def test_transform_is_the_crop_channels_first():
 
 @pytest.mark.parametrize("size", [(100, 60), (60, 100), (60, 60)])
 def test_center_resize_takes_the_largest_central_square(size):
-    found = center_resize(coordinates(*size), 30)
+    found = center_crop_resize(coordinates(*size), 30)
     assert found.shape == (30, 30, 3)
     width, height = size
     for value, middle in zip(found[15, 15, :2], (width / 2, height / 2), strict=True):

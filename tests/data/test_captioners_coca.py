@@ -33,16 +33,16 @@ from clipmill.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
 from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.preprocess import center_resize, tower_image
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
+from clipmill.models.preprocess import center_crop_resize, tower_image
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from clipmill.models.coca import coca_forward
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
-from clipmill.models.towers import build_coca
+from clipmill.models.coca import build_coca
 from clipmill.storage import unpack_dir, join
 from clipmill.lineage import Parent, read_artifact
 
-TOKENIZER = COCA.clip.text.tokenizer()
+TOKENIZER = Tokenizer.from_config(COCA.clip.text)
 OPEN_CLIPS = json.loads(FILE.read_text())
 TEXTS = {(255, 0, 0): "a red cube on the floor", (0, 0, 255): "two blue balls near a wall"}
 PICTURES = [Image.new("RGB", (20, 16), colour) for colour in TEXTS]
@@ -75,8 +75,8 @@ def random_coca(seed, config=COCA):
 
 
 def save_coca(folder, coca, config=COCA):
-    card = ModelCard(kind="coca", architecture=config.to_json(), recipe={})
-    return save_checkpoint(str(folder), card, coca.state_dict())
+    metadata = CheckpointMetadata(kind="coca", architecture=config.to_json(), recipe={})
+    return save_checkpoint(str(folder), metadata, coca.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def checkpoint(tmp_path_factory):
     """A CoCa that has learnt two pictures by heart."""
     torch.manual_seed(0)
     coca = build_coca(COCA)
-    pixels = np.stack([center_resize(picture, 16) for picture in PICTURES])
+    pixels = np.stack([center_crop_resize(picture, 16) for picture in PICTURES])
     images = Normalize()(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
     tokens = TOKENIZER(list(TEXTS.values()))
     optimizer = torch.optim.Adam(coca.parameters(), 5e-3)
@@ -138,7 +138,7 @@ def test_scores_are_mean_log_probabilities(checkpoint):
     """Against the plain model, told the text that it said."""
     coca = build_coca(COCA).eval()
     coca.load_state_dict(load_checkpoint(checkpoint.uri)[1])
-    pixels = np.stack([center_resize(picture, 16) for picture in PICTURES])
+    pixels = np.stack([center_crop_resize(picture, 16) for picture in PICTURES])
     images = Normalize()(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
     for config in (GREEDY, GenerateConfig(num_beams=4, num_beam_groups=2, max_tokens=19)):
         found = outputs(CocaCaptioner(checkpoint.uri, config), inputs())
@@ -207,7 +207,7 @@ def test_shortest_and_longest(checkpoint, max_tokens, method):
 
 
 def test_a_model_that_says_nothing(tmp_path):
-    """Its likeliest token is always the padding, which ends a text."""
+    """Its top_k_labels token is always the padding, which ends a text."""
     coca = random_coca(0)
     with torch.no_grad():
         coca.text_decoder.ln_final.weight.zero_()
@@ -243,7 +243,7 @@ def test_it_is_the_layers_parent(checkpoint):
 
 
 def test_a_checkpoint_of_another_kind(tmp_path):
-    save_checkpoint(str(tmp_path), ModelCard(kind="clip", architecture={}, recipe={}), {})
+    save_checkpoint(str(tmp_path), CheckpointMetadata(kind="clip", architecture={}, recipe={}), {})
     with pytest.raises(ArtifactError, match="of kind 'clip'"):
         CocaCaptioner(str(tmp_path), GREEDY)
 
@@ -457,8 +457,8 @@ def test_a_captioner_of_ones_own_images_knows_photos(tmp_path, write_pairs):
 
 def save_trained(folder, dataset):
     parents = View(Dataset.open(dataset), ViewConfig(captions="real")).parents
-    card = ModelCard(kind="coca", architecture=COCA.to_json(), recipe={}, parents=parents)
-    return save_checkpoint(str(folder), card, random_coca(0).state_dict()).uri
+    metadata = CheckpointMetadata(kind="coca", architecture=COCA.to_json(), recipe={}, parents=parents)
+    return save_checkpoint(str(folder), metadata, random_coca(0).state_dict()).uri
 
 
 def test_weights_that_are_no_numbers(tmp_path):

@@ -210,7 +210,7 @@ def test_names_of_layers(tmp_path):
 def test_a_score_from_elsewhere_can_be_selected_by(tmp_path):
     from clipmill.data.filters import ClipScoreFilter
     from clipmill.data.select import select
-    from clipmill.data.select import SelectConfig, steps
+    from clipmill.data.select import SelectConfig, filter_steps
 
     dataset = bare_dataset(tmp_path / "d", (2, 2))
     add_layer(dataset, "score/clip-1", {"real": np.zeros(4, np.float32)})
@@ -219,7 +219,7 @@ def test_a_score_from_elsewhere_can_be_selected_by(tmp_path):
     config = ImportConfig(columns={"real": "similarity"}, missing="fill")
     import_layer(config, dataset.uri, "score/datacomp", [file], report=silent)
     rule = SelectConfig(
-        name="x", filters=steps(ClipScoreFilter(threshold=0.5, layer="score/datacomp"))
+        name="x", filters=filter_steps(ClipScoreFilter(threshold=0.5, layer="score/datacomp"))
     )
     layer = select(rule, dataset.uri, report=silent)
     keep = [row["keep"] for row in rows_of(dataset, layer, tmp_path)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.data.layers import check_rows
+from clipmill.data.layers import validate_layer_table
 from clipmill.errors import ArtifactError
 
 WIDTH = 4
@@ -36,16 +36,16 @@ def test_captions(rows):
         if not texts or not all(text and text.strip() for text in texts)
     ]
     if not lacking:
-        check_rows("captions/x", 0, table)
+        validate_layer_table("captions/x", 0, table)
         return
     with pytest.raises(ArtifactError, match=f"^row {lacking[0]} of shard 0"):
-        check_rows("captions/x", 0, table)
+        validate_layer_table("captions/x", 0, table)
 
 
 def test_captions_are_lists_of_strings():
     for column in (pa.array(["a"]), pa.array([[1]])):
         with pytest.raises(ArtifactError, match="a list of strings in each row"):
-            check_rows("captions/x", 0, pa.table({"captions": column}))
+            validate_layer_table("captions/x", 0, pa.table({"captions": column}))
 
 
 with_null = pa.array([[1.0] * WIDTH, None], pa.list_(pa.float16(), WIDTH))
@@ -62,7 +62,7 @@ with_null = pa.array([[1.0] * WIDTH, None], pa.list_(pa.float16(), WIDTH))
     ],
 )
 def test_teachers_embeddings(image, text):
-    check_rows("teacher/x", 0, pa.table({"image": image, "text": text}))
+    validate_layer_table("teacher/x", 0, pa.table({"image": image, "text": text}))
 
 
 with_nan = pa.FixedSizeListArray.from_arrays(pa.array(np.array([1, np.nan] * 4, np.float16)), WIDTH)
@@ -84,7 +84,7 @@ with_nan = pa.FixedSizeListArray.from_arrays(pa.array(np.array([1, np.nan] * 4, 
 )
 def test_what_is_no_teacher(columns, words):
     with pytest.raises(ArtifactError, match=words):
-        check_rows("teacher/x", 0, pa.table(columns))
+        validate_layer_table("teacher/x", 0, pa.table(columns))
 
 
 GOOD = {
@@ -106,13 +106,13 @@ GOOD = {
     ],
 )
 def test_what_is_no_selection(column, value, words):
-    check_rows("select/x", 3, pa.table(GOOD))
+    validate_layer_table("select/x", 3, pa.table(GOOD))
     columns = (
         {**GOOD, column: value} if value is not None else {k: GOOD[k] for k in GOOD if k != column}
     )
     with pytest.raises(ArtifactError, match=words):
-        check_rows("select/x", 3, pa.table(columns))
+        validate_layer_table("select/x", 3, pa.table(columns))
 
 
 def test_scores_are_free():
-    check_rows("score/x", 0, pa.table({"anything": [None, 1]}))
+    validate_layer_table("score/x", 0, pa.table({"anything": [None, 1]}))

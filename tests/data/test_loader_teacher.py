@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from clipmill.data.layers import map_layer
+from clipmill.data.layers import mmap_layer
 from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
 from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
 from clipmill.data.loading.teacher_targets import Teaching
@@ -165,6 +165,6 @@ def test_a_layer_that_is_not_there(make_view, make_dataset, tmp_path):
 def test_mapped_rows_are_the_layers(make_view, tmp_path):
     dataset = make_view().dataset
     for _ in range(2):  # made, then found
-        table = map_layer(dataset, TEACHER, 1, tmp_path)
+        table = mmap_layer(dataset, TEACHER, 1, tmp_path)
         assert table.equals(read_layer(dataset, TEACHER, 1, tmp_path))
     assert len(list(tmp_path.glob("*/rows.arrow"))) == 1

@@ -27,8 +27,8 @@ from clipmill.data.loading.view import View, ViewConfig
 from clipmill.config import digest_json, sha256_bytes
 from clipmill.errors import BudgetError, ConfigError, ServerError
 from clipmill.images import decode_rgb
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.towers import build_coca
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.coca import build_coca
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 
 COCA = CocaConfig(
@@ -73,8 +73,8 @@ def save_captioner(folder, seed=0, token=None):
             coca.text_decoder.ln_final.bias.fill_(1.0)
             coca.text_decoder.text_projection.zero_()
             coca.text_decoder.text_projection[:, token] = 1.0
-    card = ModelCard(kind="coca", architecture=COCA.to_json(), recipe={})
-    return save_checkpoint(str(folder), card, coca.state_dict())
+    metadata = CheckpointMetadata(kind="coca", architecture=COCA.to_json(), recipe={})
+    return save_checkpoint(str(folder), metadata, coca.state_dict())
 
 
 def rows_of(dataset, layer, tmp_path):

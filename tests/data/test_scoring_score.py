@@ -23,11 +23,12 @@ from clipmill.data.scoring.scorers import TextScoreConfig, language_of
 from clipmill.config import sha256_bytes
 from clipmill.errors import ArtifactError, BadSampleError, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.preprocess import center_resize
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.preprocess import Normalize
+from clipmill.models.preprocess import center_crop_resize
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.encoders import Normalize
 from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.tokenizer import Tokenizer
 
 CLIP = ClipConfig(
     embed_dim=8,
@@ -64,8 +65,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def judge(tmp_path):
     torch.manual_seed(0)
-    card = ModelCard(kind="clip", architecture=CLIP.to_json(), recipe={})
-    return save_checkpoint(str(tmp_path / "judge"), card, build_clip(CLIP).state_dict()).uri
+    metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
+    return save_checkpoint(str(tmp_path / "judge"), metadata, build_clip(CLIP).state_dict()).uri
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +167,10 @@ def test_clip_scores_are_the_models_similarities(make_dataset, add_captions, jud
     config = ScoreConfig(clip=ClipScoreConfig(model=judge, batch_size=2), batch_size=3)
     (layer,) = score(config, dataset.uri, report=silent)
     torch.manual_seed(0)
-    model, tokenize = build_clip(CLIP).eval(), CLIP.text.tokenizer()
+    model, tokenize = build_clip(CLIP).eval(), Tokenizer.from_config(CLIP.text)
     rows = rows_of(dataset, layer, tmp_path)
     for row, (uid, data, caption) in zip(rows, samples_of(dataset, tmp_path), strict=True):
-        pixels_HW3 = torch.from_numpy(center_resize(decode_rgb(data), 16).copy())
+        pixels_HW3 = torch.from_numpy(center_crop_resize(decode_rgb(data), 16).copy())
         image_D = model.encode_image(Normalize()(pixels_HW3.permute(2, 0, 1)[None] / 255))
         texts = [caption, *(f"synthetic {uid} {k}" for k in range(3))]
         expected = [cosine(image_D, model.encode_text(tokenize([text]))) for text in texts]
@@ -344,7 +345,7 @@ def test_mistakes(make_dataset, config, error, words):
 
 def test_what_is_no_judge(make_dataset, tmp_path, tiny_open_clip):
     dataset = make_dataset(count=3)
-    save_checkpoint(str(tmp_path / "m"), ModelCard(kind="task", architecture={}, recipe={}), {})
+    save_checkpoint(str(tmp_path / "m"), CheckpointMetadata(kind="task", architecture={}, recipe={}), {})
     with pytest.raises(ArtifactError, match="kind 'task'"):
         score(
             ScoreConfig(clip=ClipScoreConfig(model=str(tmp_path / "m"))), dataset.uri, report=fail

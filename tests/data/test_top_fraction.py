@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.data.filters import TopFraction
+from clipmill.data.filters import TopFractionThreshold
 
 scores_of = st.lists(st.floats(width=32, allow_infinity=False, allow_nan=False), min_size=1)
 
 
 def threshold(pieces, fraction):
-    top = TopFraction(fraction)
+    top = TopFractionThreshold(fraction)
     for _ in range(top.num_passes):
         for piece in pieces:
-            top.see(np.array(piece, np.float32))
-        top.end_pass()
+            top.observe(np.array(piece, np.float32))
+        top.finish_pass()
     return top.threshold
 
 

@@ -24,7 +24,7 @@ def test_pieces_add_up_to_the_gradient_of_the_whole():
 
 def test_by_itself_it_scales_no_rate():
     objective = Regression()
-    assert objective.layer_of("network.0.weight") is None
+    assert objective.layer_id("network.0.weight") is None
     assert objective.num_layers == 0
 
 

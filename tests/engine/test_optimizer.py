@@ -26,7 +26,7 @@ class Layered(Objective):
         del batch
         return {"sum": torch.stack([p.sum() for p in self.parameters()]).sum()}
 
-    def layer_of(self, parameter):
+    def layer_id(self, parameter):
         return {"layer0": 0, "layer1": 1, "norm1": 1}.get(parameter.split(".")[0])
 
     @property

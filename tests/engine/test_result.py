@@ -7,7 +7,7 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.trainer import Trained
 from clipmill.engine.result import read_log, result_uri, save_result
 from clipmill.errors import NotFoundError
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, read_embedding
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, read_embedding
 from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.lineage import Parent
 
@@ -53,9 +53,9 @@ def test_saved_result(tmp_path):
     (tmp_path / "state" / "step-00000001.json").write_text("{}")
     log = ({"step": 1, "loss": 0.5}, {"step": 2, "loss": 1e-9})
     tensors = {"w": torch.arange(3.0)}
-    card = ModelCard(kind="clip", architecture={}, recipe=CONFIG.to_json())
+    metadata = CheckpointMetadata(kind="clip", architecture={}, recipe=CONFIG.to_json())
     embedding = EmbeddingStatistics(mean=(0.5, 1e-9), spread=2.0, num_images=3)
-    save_result(uri, card, tensors, Trained(tensors=tensors, log=log), embed=lambda: embedding)
+    save_result(uri, metadata, tensors, Trained(tensors=tensors, log=log), embed=lambda: embedding)
     loaded, found = load_checkpoint(uri)
     assert read_embedding(loaded) == embedding
     assert (loaded.kind, loaded.recipe, loaded.uri) == ("clip", CONFIG.to_json(), uri)
@@ -70,10 +70,10 @@ def test_no_log(tmp_path):
 
 
 def test_only_the_first_rank_writes(tmp_path):
-    card = ModelCard(kind="clip", architecture={}, recipe={})
+    metadata = CheckpointMetadata(kind="clip", architecture={}, recipe={})
     save_result(
         str(tmp_path),
-        card,
+        metadata,
         {},
         Trained(tensors={}, log=(), rank=1),
         embed=lambda: pytest.fail("another rank embeds"),

@@ -20,6 +20,7 @@ from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionCon
 from clipmill.pretrain.clip import ClipObjective
 from clipmill.pretrain.config import CaptionerConfig
 from clipmill.pretrain.coca import CocaObjective
+from clipmill.models.tokenizer import Tokenizer
 
 CLIP = ClipConfig(
     embed_dim=16,
@@ -85,7 +86,7 @@ def _batch(start: int, size: int) -> PairBatch:
     texts = [
         f"{a} {b}" for a in ("cube", "ball", "hats", "dogs") for b in ("red", "sky", "sea", "ice")
     ]
-    tokens_BT = CLIP.text.tokenizer()(texts)
+    tokens_BT = Tokenizer.from_config(CLIP.text)(texts)
     batch = PairBatch(
         images_B3HW=torch.randint(0, 256, (16, 3, 16, 16), generator=generator),
         real_BT=tokens_BT,

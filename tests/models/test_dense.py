@@ -9,8 +9,8 @@ from tiny_towers import CLIP, VIT
 from torch.nn import functional as F
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.dense import build_dense
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.encoders import build_dense
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.config import EncoderConfig
 from clipmill.models.towers import build_clip
@@ -41,14 +41,14 @@ def shaken_clip(config=CLIP):
 
 
 def save_clip(folder, clip, config=CLIP):
-    card = ModelCard(kind="clip", architecture=config.to_json(), recipe={})
-    return save_checkpoint(str(folder), card, clip.state_dict()).uri
+    metadata = CheckpointMetadata(kind="clip", architecture=config.to_json(), recipe={})
+    return save_checkpoint(str(folder), metadata, clip.state_dict()).uri
 
 
 def opened(uri, drop_path=0.0):
     start = open_encoder(uri)
     encoder = build_dense(start.config, drop_path=drop_path)
-    start.load_into(encoder)
+    start.load_weights(encoder)
     return encoder
 
 
@@ -113,7 +113,7 @@ def test_maps_have_the_strides_and_channels_that_are_named(name):
 @pytest.mark.parametrize("name", ["", *TIMM_MODELS, "mobilenetv3_small_050"])
 def test_every_parameter_has_a_layer_and_layers_rise(name):
     encoder = build_dense(timm_config(name) if name else EncoderConfig(vision=VIT))
-    layers = {n: encoder.layer_of(n) for n, _ in encoder.named_parameters()}
+    layers = {n: encoder.layer_id(n) for n, _ in encoder.named_parameters()}
     assert list(layers.values()) == sorted(layers.values())
     assert min(layers.values()) == 0
     assert max(layers.values()) == encoder.num_layers
@@ -122,10 +122,10 @@ def test_every_parameter_has_a_layer_and_layers_rise(name):
 def test_layers_of_a_vit():
     encoder = build_dense(EncoderConfig(vision=VIT))
     assert encoder.num_layers == 4
-    assert encoder.layer_of("trunk.positional_embedding") == 0
-    assert encoder.layer_of("trunk.conv1.weight") == 0
-    assert encoder.layer_of("trunk.transformer.resblocks.2.mlp.c_fc.bias") == 3
-    assert encoder.layer_of("norm.weight") == 4
+    assert encoder.layer_id("trunk.positional_embedding") == 0
+    assert encoder.layer_id("trunk.conv1.weight") == 0
+    assert encoder.layer_id("trunk.transformer.resblocks.2.mlp.c_fc.bias") == 3
+    assert encoder.layer_id("norm.weight") == 4
 
 
 @pytest.mark.parametrize("name", ["", *TIMM_MODELS])
@@ -218,9 +218,9 @@ def test_encoders_from_scratch(name, vision):
 
 def test_the_checkpoint_is_the_encoders_parent(tmp_path):
     clip = build_clip(CLIP)
-    card = ModelCard(kind="clip", architecture=CLIP.to_json(), recipe={})
-    card = save_checkpoint(str(tmp_path), card, clip.state_dict())
-    assert open_encoder(str(tmp_path)).parent == card.as_parent("encoder")
+    metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
+    metadata = save_checkpoint(str(tmp_path), metadata, clip.state_dict())
+    assert open_encoder(str(tmp_path)).parent == metadata.as_parent("encoder")
 
 
 def test_unknown_open_clip_model():
@@ -234,7 +234,7 @@ def test_no_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_of_another_kind(tmp_path):
-    save_checkpoint(str(tmp_path), ModelCard(kind="coca", architecture={}, recipe={}), {})
+    save_checkpoint(str(tmp_path), CheckpointMetadata(kind="coca", architecture={}, recipe={}), {})
     with pytest.raises(ArtifactError, match="of kind 'coca'"):
         open_encoder(str(tmp_path))
 
@@ -242,7 +242,7 @@ def test_a_checkpoint_of_another_kind(tmp_path):
 def test_a_checkpoint_that_lacks_a_tensor(tmp_path):
     tensors = build_clip(CLIP).state_dict()
     del tensors["visual.conv1.weight"]
-    card = ModelCard(kind="clip", architecture=CLIP.to_json(), recipe={})
-    save_checkpoint(str(tmp_path), card, tensors)
+    metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
+    save_checkpoint(str(tmp_path), metadata, tensors)
     with pytest.raises(ArtifactError, match=r"trunk\.conv1\.weight"):
         opened(str(tmp_path))

@@ -46,7 +46,7 @@ def test_it_starts_in_the_middle():
 def test_a_batch_too_large_for_one_map(monkeypatch):
     """What resizing counts in 32 bits on a GPU comes in pieces, gradients too."""
     torch.manual_seed(0)
-    decoder = DepthDecoder(6, 5, 16, 10.0, start_std=0.1).double()
+    decoder = DepthDecoder(6, 5, 16, 10.0, init_std=0.1).double()
     maps = torch.randn(5, 6, 2, 3, dtype=torch.float64)
     whole = decoder(maps)
     expected = torch.autograd.grad(whole.square().sum(), list(decoder.parameters()))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipmill.models.embedding_stats import spread_places, statistics_of, watch_encoder
+from clipmill.models.embedding_stats import evenly_spaced_indices, statistics_of, register_embedding_hook
 
 
 def test_statistics_by_hand():
@@ -23,10 +23,10 @@ def test_too_few_or_too_much_alike(embeddings):
 
 
 def test_places_reach_from_end_to_end():
-    assert spread_places(9, 3) == [0, 4, 8]
-    assert spread_places(2, 3) == [0, 1]
-    assert spread_places(1, 3) == [0]
-    assert spread_places(0, 3) == []
+    assert evenly_spaced_indices(9, 3) == [0, 4, 8]
+    assert evenly_spaced_indices(2, 3) == [0, 1]
+    assert evenly_spaced_indices(1, 3) == [0]
+    assert evenly_spaced_indices(0, 3) == []
 
 
 class Twice(nn.Module):
@@ -52,7 +52,7 @@ class Maps(nn.Module):
 @pytest.mark.parametrize("encoder", [Maps(), nn.Flatten()])
 def test_the_last_output_is_averaged_over_places_and_calls(encoder):
     network, heard = Twice(encoder), []
-    watch_encoder(network, network.encoder, heard.append)
+    register_embedding_hook(network, network.encoder, heard.append)
     images = torch.rand(2, 3, 4, 4) if isinstance(encoder, Maps) else torch.rand(2, 3)
     network.is_failing = True
     with pytest.raises(ValueError, match="no memory"):

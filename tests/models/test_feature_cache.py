@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_towers import VIT
 
-from clipmill.models.dense import build_dense
+from clipmill.models.encoders import build_dense
 from clipmill.models.config import EncoderConfig
-from clipmill.models.feature_cache import FeatureCache
+from clipmill.models.encoders import FeatureCache
 from clipmill.models.config import VisionConfig
 
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,7 @@
 import torch
 from torchvision.transforms import functional
 
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.models.config import CLIP_MEAN, CLIP_STD
 
 

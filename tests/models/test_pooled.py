@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.pretrained import PretrainedEncoder
 from clipmill.models.config import EncoderConfig
-from clipmill.models.pooled import build_pooled
+from clipmill.models.encoders import build_pooled
 from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 
@@ -19,13 +19,13 @@ def test_vit_is_open_clips_before_its_projection(tmp_path):
     clip = build_clip(
         ClipConfig(embed_dim=8, vision=VISION, text=TextConfig(width=8, heads=2, layers=1))
     ).eval()
-    card = ModelCard(kind="clip", architecture={}, recipe={})
-    saved = save_checkpoint(str(tmp_path), card, clip.state_dict())
+    metadata = CheckpointMetadata(kind="clip", architecture={}, recipe={})
+    saved = save_checkpoint(str(tmp_path), metadata, clip.state_dict())
     encoder = build_pooled(EncoderConfig(vision=VISION)).eval()
     start = PretrainedEncoder(
         config=EncoderConfig(vision=VISION), parent=saved.as_parent("encoder"), read=clip.state_dict
     )
-    start.load_into(encoder)
+    start.load_weights(encoder)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         found = encoder(images) @ clip.visual.proj
@@ -45,6 +45,6 @@ def test_timm_is_its_own_pooling(name):
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), own(encoder.normalize(images)))
         assert encoder(images).shape == (1, encoder.width)
-    layers = {encoder.layer_of(n) for n, _ in encoder.named_parameters()}
+    layers = {encoder.layer_id(n) for n, _ in encoder.named_parameters()}
     assert min(layers) == 0
     assert max(layers) <= encoder.num_layers

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models import hub, open_clip_weights
-from clipmill.models.clip_model import load_clip
-from clipmill.models.dense import build_dense
+from clipmill.models.clip import load_clip
+from clipmill.models.encoders import build_dense
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.pretrained import import_weights
-from clipmill.models.pooled import build_pooled
+from clipmill.models.encoders import build_pooled
 from clipmill.models.weights.public import find_weights
 from clipmill.stage_records import silent
 from clipmill.lineage import lineage
@@ -277,7 +277,7 @@ def test_features_are_those_of_the_library_that_owns_the_weights(name, tmp_path)
     inputs = normalized(saved, images)
     for build, expected in ((build_pooled, saved.pooled), (build_dense, saved.dense)):
         encoder = build(start.config).eval()
-        start.load_into(encoder)
+        start.load_weights(encoder)
         found = encoder(images)
         found = found[-1] if isinstance(found, list) else found
         reference = expected(inputs)
@@ -341,7 +341,7 @@ def test_whole_public_architectures(address, tmp_path):
         }
     for build, expected in references.items():
         encoder = build(start.config).eval()
-        start.load_into(encoder)
+        start.load_weights(encoder)
         found = encoder(images)
         found = found[-1] if isinstance(found, list) else found
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -488,11 +488,11 @@ def test_files_that_hold_nothing_or_something_else(tmp_path):
     for name, words in (("test_vit", "doesn't fit"), ("resnet18", "doesn't fit")):
         start = open_encoder(f"file:{path}#timm/{name}")
         with pytest.raises(ArtifactError, match=words):
-            start.load_into(build_dense(start.config))
+            start.load_weights(build_dense(start.config))
     path.write_bytes(path.read_bytes()[:-100])
     start = open_encoder(f"file:{path}#timm/test_resnet")
     with pytest.raises(ArtifactError, match="can't be read as weights"):
-        start.load_into(build_dense(start.config))
+        start.load_weights(build_dense(start.config))
 
 
 def test_a_transformers_model_of_another_kind(tmp_path):
@@ -548,7 +548,7 @@ def test_a_cached_repository_is_used_offline(tmp_path, monkeypatch):
         assert weights.revision == commit
     start = open_encoder("hf:team/vit")
     encoder = build_pooled(start.config).eval()
-    start.load_into(encoder)
+    start.load_weights(encoder)
     images = torch.rand(1, 3, saved.side, saved.side)
     torch.testing.assert_close(encoder(images), saved.pooled(normalized(saved, images)))
 
@@ -580,7 +580,7 @@ def test_imports_are_encoders(tmp_path):
     images = torch.rand(1, 3, 32, 32)
     start = open_encoder(uri)
     encoder = build_dense(start.config).eval()
-    start.load_into(encoder)
+    start.load_weights(encoder)
     expected = saved.dense(normalized(saved, images))
     torch.testing.assert_close(encoder(images)[-1], expected, rtol=1e-5, atol=1e-5)
     assert load_clip(uri).vision.activation == "quick_gelu"
@@ -596,7 +596,7 @@ def test_imports_are_encoders(tmp_path):
         load_clip(saved.address)
     start = open_encoder(uri)
     encoder = build_dense(start.config).eval()
-    start.load_into(encoder)
+    start.load_weights(encoder)
     images = torch.rand(1, 3, 64, 64)
     expected = saved.dense(normalized(saved, images))
     torch.testing.assert_close(encoder(images)[-1], expected, rtol=1e-5, atol=1e-5)

@@ -164,7 +164,7 @@ def test_evaluation_leaves_images_alone():
 
 def test_training_draws_the_error_to_the_target():
     """From its starting ranges, which distort far more, down to 20 dB."""
-    augment = RangeAugment(RangeAugmentConfig(end_psnr_decibels=20))
+    augment = RangeAugment(RangeAugmentConfig(psnr_end_db=20))
     optimizer = torch.optim.Adam(augment.parameters(), lr=0.2)
     pixels = images(64, 8)
     generator = torch.Generator().manual_seed(0)
@@ -182,7 +182,7 @@ def test_training_draws_the_error_to_the_target():
     assert sum(errors[-30:]) / 30 < 2 * target
 
 
-@pytest.mark.parametrize("values", [{"start_psnr_decibels": 0.0}, {"chance": 1.5}])
+@pytest.mark.parametrize("values", [{"psnr_start_db": 0.0}, {"chance": 1.5}])
 def test_config_out_of_range(values):
     with pytest.raises(ConfigError):
         RangeAugmentConfig(**values)

@@ -5,7 +5,7 @@ import torch
 from tiny_towers import CLIP, TEXT
 from torch import nn
 
-from clipmill.models.execution import reparameterised
+from clipmill.models.execution import fuse_branches
 from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, VisionConfig
 
@@ -27,7 +27,7 @@ def test_mobile_encoders_are_equal_and_smaller(name):
     vision = VisionConfig(image_size=64, timm_model=name, head="classifier")
     model = settle(build_clip(ClipConfig(embed_dim=16, vision=vision, text=TEXT)))
     model.train()
-    fused = reparameterised(model)
+    fused = fuse_branches(model)
     assert model.training
     assert not fused.training
     images = torch.rand(2, 3, 64, 64)
@@ -43,7 +43,7 @@ def test_mobile_encoders_are_equal_and_smaller(name):
 
 def test_a_vit_is_copied():
     model = build_clip(CLIP)
-    fused = reparameterised(model)
+    fused = fuse_branches(model)
     assert fused is not model
     images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():

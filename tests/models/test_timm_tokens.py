@@ -5,12 +5,12 @@ import timm
 import torch
 
 from clipmill.errors import ConfigError
-from clipmill.models.timm_tokens import TimmTokens
+from clipmill.models.coca import TimmTokenEncoder
 
 
 def tokens_of(name="test_resnet", stride=8):
     torch.manual_seed(0)
-    return TimmTokens(name, image_size=64, stride=stride, width=24, embed_dim=10).eval()
+    return TimmTokenEncoder(name, image_size=64, stride=stride, width=24, embed_dim=10).eval()
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from clipmill.data.recaption import RecaptionConfig, recaption
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.config import ScheduleConfig
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
-from clipmill.models.preprocess import Normalize
-from clipmill.models.towers import build_coca
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
+from clipmill.models.encoders import Normalize
+from clipmill.models.coca import build_coca
 from clipmill.pretrain.coca import train_captioner
 from clipmill.pretrain.config import CaptionerConfig
 from clipmill.pretrain.coca import CocaObjective
@@ -101,8 +101,8 @@ def test_a_caption_learnt_by_heart_is_said(tmp_path):
         optimizer.zero_grad()
         objective(batch)["captioning"].backward()
         optimizer.step()
-    card = ModelCard(kind="coca", architecture=COCA.to_json(), recipe={})
-    uri = save_checkpoint(str(tmp_path), card, objective.coca.state_dict()).uri
+    metadata = CheckpointMetadata(kind="coca", architecture=COCA.to_json(), recipe={})
+    uri = save_checkpoint(str(tmp_path), metadata, objective.coca.state_dict()).uri
     image = Image.fromarray(batch.images_B3HW[0].permute(1, 2, 0).numpy())
     for generate in (
         GenerateConfig(max_tokens=11),
@@ -135,8 +135,8 @@ def test_logit_scale_stays_within_clips_bounds(before, after):
 def test_from_training_to_a_layer_of_captions(dataset_uri, tmp_path):
     uri = train_captioner(CONFIG, dataset_uri, str(tmp_path), report=silent)
     assert train_captioner(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
-    card, tensors = load_checkpoint(uri)
-    assert (card.kind, CaptionerConfig.from_json(card.recipe)) == ("coca", CONFIG)
+    metadata, tensors = load_checkpoint(uri)
+    assert (metadata.kind, CaptionerConfig.from_json(metadata.recipe)) == ("coca", CONFIG)
     build_coca(COCA).load_state_dict(tensors)  # strict
     config = RecaptionConfig().override(["generate.method=top_k", "generate.max_tokens=11"])
     layer = recaption(config, dataset_uri, uri, report=silent)

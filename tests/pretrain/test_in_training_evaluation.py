@@ -18,6 +18,7 @@ from clipmill.pretrain.validation import clip_evaluations
 from clipmill.pretrain.config import InTrainingConfig
 from clipmill.pretrain.dataloader import pair_batches
 from clipmill.pretrain.config import LoadConfig
+from clipmill.models.tokenizer import Tokenizer
 
 
 def test_recall_by_hand():
@@ -47,7 +48,7 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
     config = InTrainingConfig(
         every_steps=2, class_folder=str(tmp_path / "classes"), templates=("a {}", "{} things")
     )
-    tokenizer = CLIP.text.tokenizer()
+    tokenizer = Tokenizer.from_config(CLIP.text)
     evaluations = clip_evaluations(config, view, tokenizer, CLIP.vision)
     config_of_run = TrainConfig(steps=4, batch_size=4, log_steps=4)
     trained = train(
@@ -101,7 +102,7 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
         def encode_text(self, tokens, normalize):
             return self.text
 
-    (evaluation,) = clip_evaluations(InTrainingConfig(), view, CLIP.text.tokenizer(), CLIP.vision)
+    (evaluation,) = clip_evaluations(InTrainingConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision)
     texts = {
         1.0: torch.eye(number),
         0.5: torch.ones(number, number),
@@ -134,22 +135,22 @@ def test_a_colour_that_the_model_knows_is_named(tmp_path):
             return torch.tensor([[0.0, 0, 1], [1, 0, 0]])  # classes in the order of their names
 
     config = InTrainingConfig(num_pairs=0, class_folder=str(tmp_path))
-    (evaluation,) = clip_evaluations(config, None, CLIP.text.tokenizer(), CLIP.vision)
+    (evaluation,) = clip_evaluations(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
     assert evaluation.judge(Knowing(), Ranks()) == {"top1": 1.0}
 
 
 def test_a_view_that_holds_nothing_out(dataset_uri):
     view = View(Dataset.open(dataset_uri), ViewConfig())
     with pytest.raises(ConfigError, match="no pair is held out"):
-        clip_evaluations(InTrainingConfig(), view, CLIP.text.tokenizer(), CLIP.vision)
+        clip_evaluations(InTrainingConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision)
 
 
 def test_a_folder_without_pictures(tmp_path):
     config = InTrainingConfig(num_pairs=0, class_folder=str(tmp_path))
     with pytest.raises(ConfigError, match="has no picture"):
-        clip_evaluations(config, None, CLIP.text.tokenizer(), CLIP.vision)
+        clip_evaluations(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
 
 
 def test_none_are_wanted():
     config = InTrainingConfig(every_steps=0)
-    assert clip_evaluations(config, None, CLIP.text.tokenizer(), CLIP.vision) == ()
+    assert clip_evaluations(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision) == ()

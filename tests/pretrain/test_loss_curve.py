@@ -12,7 +12,7 @@ from tiny import CLIP, pair_batch
 from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.trainer import train
 from clipmill.engine.config import ScheduleConfig
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import ClipObjective
 

@@ -12,7 +12,7 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.config import ScheduleConfig
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.dense import build_dense
+from clipmill.models.encoders import build_dense
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.mae import MaskedAutoencoder
 from clipmill.models.config import MaeConfig
@@ -46,9 +46,9 @@ def fail(done, total, words):
 def test_a_run_and_clip_after_it(dataset_uri, tmp_path):
     uri = pretrain_mae(CONFIG, dataset_uri, str(tmp_path), report=silent)
     assert pretrain_mae(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
-    card, tensors = load_checkpoint(uri)
-    assert (card.kind, card.architecture) == ("mae", CONFIG.model.to_json())
-    assert [p.digest for p in card.parents] == [Dataset.open(dataset_uri).digest]
+    metadata, tensors = load_checkpoint(uri)
+    assert (metadata.kind, metadata.architecture) == ("mae", CONFIG.model.to_json())
+    assert [p.digest for p in metadata.parents] == [Dataset.open(dataset_uri).digest]
     MaskedAutoencoder(CONFIG.model).load_state_dict(tensors)  # strict
     clip = PretrainConfig(
         model=replace(CLIP, vision=VISION),
@@ -57,8 +57,8 @@ def test_a_run_and_clip_after_it(dataset_uri, tmp_path):
         train=replace(CONFIG.train, steps=1, schedule=ScheduleConfig(peak=0.0, minimum=0.0)),
     )
     started = pretrain(clip, dataset_uri, str(tmp_path), report=silent)
-    card, begun = load_checkpoint(started)
-    assert {"start", "dataset"} == {p.role for p in card.parents}
+    metadata, begun = load_checkpoint(started)
+    assert {"start", "dataset"} == {p.role for p in metadata.parents}
     name = "visual.transformer.resblocks.0.attn.in_proj_weight"
     assert torch.equal(begun[name], tensors[name])
 
@@ -82,7 +82,7 @@ def test_its_tower_can_be_fine_tuned(dataset_uri, tmp_path):
     pretrained = open_encoder(uri)
     assert pretrained.config.vision == VISION
     encoder = build_dense(pretrained.config).eval()
-    pretrained.load_into(encoder)
+    pretrained.load_weights(encoder)
     mae = MaskedAutoencoder(CONFIG.model).eval()
     mae.load_state_dict(load_checkpoint(uri)[1])
     images = torch.rand(2, 3, 16, 16)

@@ -13,10 +13,10 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import read_log
 from clipmill.engine.config import ScheduleConfig
 from clipmill.images import decode_rgb
-from clipmill.models.preprocess import center_resize
+from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.checkpoint import load_checkpoint, read_embedding
 from clipmill.models.pretrained import open_encoder
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import pretrain
 from clipmill.pretrain.config import PretrainConfig
@@ -49,11 +49,11 @@ def fail(done, total, words):
 def test_a_run(dataset_uri, tmp_path):
     uri = pretrain(CONFIG, dataset_uri, str(tmp_path), report=silent)
     assert pretrain(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
-    card, tensors = load_checkpoint(uri)
-    assert (card.kind, card.architecture) == ("clip", CLIP.to_json())
-    assert PretrainConfig.from_json(card.recipe) == CONFIG
+    metadata, tensors = load_checkpoint(uri)
+    assert (metadata.kind, metadata.architecture) == ("clip", CLIP.to_json())
+    assert PretrainConfig.from_json(metadata.recipe) == CONFIG
     dataset = Dataset.open(dataset_uri)
-    assert {p.role: p.digest for p in card.parents} == {
+    assert {p.role: p.digest for p in metadata.parents} == {
         "dataset": dataset.digest,
         "captions": dataset.layers["captions/test-1"].digest,
     }
@@ -62,7 +62,7 @@ def test_a_run(dataset_uri, tmp_path):
     log = read_log(uri)
     assert [record["step"] for record in log] == [1, 2, 3, 4]
     assert {"loss/real", "loss/synthetic"} <= log[0].keys()
-    assert card.metrics["loss"] == log[-1]["loss"]
+    assert metadata.metrics["loss"] == log[-1]["loss"]
     assert not list(tmp_path.glob("encoders/*/state/*"))
 
 
@@ -89,7 +89,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
 
 def test_embeddings_of_the_views_images_are_kept(dataset_uri, tmp_path):
     config = CONFIG.override(["view.fraction=0.6"])
-    card, tensors = load_checkpoint(pretrain(config, dataset_uri, str(tmp_path), report=silent))
+    metadata, tensors = load_checkpoint(pretrain(config, dataset_uri, str(tmp_path), report=silent))
     model, size = build_clip(CLIP).eval(), CLIP.vision.image_size
     model.load_state_dict(tensors)
     dataset, found = Dataset.open(dataset_uri), []
@@ -97,11 +97,11 @@ def test_embeddings_of_the_views_images_are_kept(dataset_uri, tmp_path):
         with read_shard(dataset, index, tmp_path / "cache") as reader:
             for row in range(len(reader)):
                 if in_fraction(reader.uid(row), 0.6):
-                    square = center_resize(decode_rgb(reader.image(row)), size)
+                    square = center_crop_resize(decode_rgb(reader.image(row)), size)
                     image = Normalize()(torch.tensor(square).permute(2, 0, 1)[None] / 255)
                     found.append(model.encode_image(image, normalize=True).detach())
     images_ND = torch.cat(found)
-    kept = read_embedding(card)
+    kept = read_embedding(metadata)
     assert 2 < kept.num_images == len(images_ND) < 12
     torch.testing.assert_close(torch.tensor(kept.mean), images_ND.mean(0), rtol=1e-4, atol=1e-5)
     squares_N = ((images_ND - images_ND.mean(0)) ** 2).sum(1)

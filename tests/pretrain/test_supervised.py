@@ -13,7 +13,7 @@ from clipmill.engine.distributed import Ranks
 from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ConfigError, SourceError
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.dense import build_dense
+from clipmill.models.encoders import build_dense
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.towers import build_clip
 from clipmill.models.config import VisionConfig
@@ -57,12 +57,12 @@ def data(tmp_path_factory):
 def test_a_run_and_what_starts_from_it(data, tmp_path):
     uri = pretrain_supervised(CONFIG, data, str(tmp_path), report=silent)
     assert pretrain_supervised(CONFIG, data, str(tmp_path), report=fail) == uri
-    card, tensors = load_checkpoint(uri)
-    assert (card.kind, card.architecture["classes"]) == ("supervised", ["ant", "bee", "cat"])
+    metadata, tensors = load_checkpoint(uri)
+    assert (metadata.kind, metadata.architecture["classes"]) == ("supervised", ["ant", "bee", "cat"])
     assert tensors["visual.trunk.fc.weight"].shape[0] == 3
     pretrained = open_encoder(uri)
     encoder = build_dense(pretrained.config)
-    pretrained.load_into(encoder)
+    pretrained.load_weights(encoder)
     name = "conv1.0.weight"
     assert torch.equal(encoder.trunk.get_parameter(name), tensors[f"visual.trunk.{name}"])
     config = replace(CLIP, vision=VISION)
@@ -86,7 +86,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(data, tmp_path):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_is_torchs(smoothing):
-    config = replace(CONFIG, mixup=0.0, cutmix=0.0, erased=0.0, label_smoothing=smoothing)
+    config = replace(CONFIG, mixup=0.0, cutmix=0.0, random_erasing_prob=0.0, label_smoothing=smoothing)
     objective = SupervisedObjective(config, 3, Ranks()).eval()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     labels = torch.tensor([0, 2, 1, 2])

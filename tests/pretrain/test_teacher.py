@@ -21,7 +21,7 @@ from clipmill.engine.result import read_log
 from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from clipmill.models.towers import build_clip
 from clipmill.models.config import VisionConfig
 from clipmill.pretrain.clip import pretrain
@@ -33,6 +33,7 @@ from clipmill.pretrain.config import LoadConfig
 from clipmill.pretrain.teacher import make_teacher_layer
 from clipmill.pretrain.config import TeacherConfig
 from clipmill.pretrain.teacher import load_teacher
+from clipmill.models.tokenizer import Tokenizer
 
 CAPTIONS = "captions/test-1"
 BIG = replace(CLIP, embed_dim=12, vision=replace(CLIP.vision, image_size=24))
@@ -61,9 +62,9 @@ def teachers(tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("teachers"), []
     for number, config in enumerate((CLIP, BIG)):
         torch.manual_seed(number)
-        card = ModelCard(kind="clip", architecture=config.to_json(), recipe={})
+        metadata = CheckpointMetadata(kind="clip", architecture=config.to_json(), recipe={})
         tensors = build_clip(config).state_dict()
-        found.append(save_checkpoint(str(folder / str(number)), card, tensors).uri)
+        found.append(save_checkpoint(str(folder / str(number)), metadata, tensors).uri)
     return tuple(found)
 
 
@@ -104,7 +105,7 @@ def batches(view, distillation, here=ALONE, cursor=0):
         TRAIN,
         crop=CropTransform(16, RandomResizedCropConfig()),
         teaching=Teaching(distillation.layer, ReplayTransform(16)),
-        tokenizer=CLIP.text.tokenizer(),
+        tokenizer=Tokenizer.from_config(CLIP.text),
         here=here,
         cursor=cursor,
     )
@@ -208,8 +209,8 @@ def test_a_mobile_student_learns_from_the_layer(distillation, dataset_uri, tmp_p
             raise KeyboardInterrupt
 
     uri = pretrain(config, dataset_uri, str(tmp_path / "a"), report=silent)
-    card, expected = load_checkpoint(uri)
-    assert {p.role for p in card.parents} == {"dataset", "captions", "teacher"}
+    metadata, expected = load_checkpoint(uri)
+    assert {p.role for p in metadata.parents} == {"dataset", "captions", "teacher"}
     assert {"loss/real", "loss/real_distillation", "loss/synthetic_distillation"} <= set(
         read_log(uri)[0]
     )

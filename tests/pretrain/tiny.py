@@ -4,6 +4,7 @@ import torch
 
 from clipmill.data.loading.dataloader import PairBatch
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.models.tokenizer import Tokenizer
 
 CLIP = ClipConfig(
     embed_dim=16,
@@ -17,7 +18,7 @@ CAPTIONS = ["a red cube", "two cones", "a dog", "it rains", "blue ball", "a wall
 def pair_batch(kinds=("real", "synthetic"), num_samples=8, seed=0):
     """Random pictures with captions of these kinds."""
     generator = torch.Generator().manual_seed(seed)
-    tokenizer = CLIP.text.tokenizer()
+    tokenizer = Tokenizer.from_config(CLIP.text)
     texts = (CAPTIONS * num_samples)[:num_samples]
     synthetic = [f"{text} by night {i}" for i, text in enumerate(texts)]
     return PairBatch(

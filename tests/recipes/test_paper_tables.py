@@ -18,7 +18,7 @@ from clipmill.recipes.captioner import coca_vit_l14, recaption_beam
 from clipmill.recipes.dense import depth_vit_b16, upernet_vit_b16
 from clipmill.recipes.registry import recipe
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 BATCH = 65_536
 
@@ -37,8 +37,8 @@ TABLE_11 = {
     "train.optimizer.weight_decay": 0.2,
     "train.precision": "bf16",
     "train.average_decay": 0.9995,
-    "range_augment.start_psnr_decibels": 40.0,
-    "range_augment.end_psnr_decibels": 20.0,
+    "range_augment.psnr_start_db": 40.0,
+    "range_augment.psnr_end_db": 20.0,
 }
 
 LENGTHS = {
@@ -204,7 +204,7 @@ def test_supervised_baseline_is_fastvits(size):
     config = recipe(f"supervised-mci{size}", SupervisedConfig)
     assert config.vision.timm_model == f"fastvit_mci{size}"
     assert config.vision.image_size == 256
-    assert (config.mixup, config.cutmix, config.erased) == (0.2, 1.0, 0.25)
+    assert (config.mixup, config.cutmix, config.random_erasing_prob) == (0.2, 1.0, 0.25)
     assert config.label_smoothing == 0.1
     assert config.augmentation.crop.scale == (0.08, 1.0)
     assert (config.augmentation.magnitude, config.augmentation.magnitude_deviation) == (9.0, 0.5)
@@ -250,7 +250,7 @@ TABLE_14_MOBILE = {
     "model.scale": (0.5, 2.0),
     "model.pyramid_channels": 256,
     "model.head_channels": 128,
-    "model.test": "whole",
+    "model.test_mode": "whole",
     "train.steps": 40_000,
     "train.batch_size": 64,
     "train.schedule.warmup_steps": 0,
@@ -281,13 +281,13 @@ def test_mobile_parameters(size, head, paper):
     config = recipe(f"semantic-fpn-mci{size}", FinetuneConfig)
     encoder = EncoderConfig(vision=VisionConfig(timm_model=f"fastvit_mci{size}"))
     with torch.device("meta"):
-        network = task_named("segmentation").network(config.model, encoder, ("",) * 150)
+        network = get_task("segmentation").build_inference_model(config.model, encoder, ("",) * 150)
     count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6  # noqa: E731
     assert count(network.head) == pytest.approx(head, abs=0.01)
     assert 0 < count(network) / paper - 1 < 0.035
     mask_rcnn = recipe("mask-rcnn-1x", FinetuneConfig)
     with torch.device("meta"):
-        detector = task_named("detection").network(mask_rcnn.model, encoder, ("",) * 80)
+        detector = get_task("detection").build_inference_model(mask_rcnn.model, encoder, ("",) * 80)
     assert count(detector) == pytest.approx({0: 31.0, 1: 41.1, 2: 55.0}[size], rel=0.01)
 
 
@@ -302,9 +302,9 @@ def test_depth_vit_b16_is_table_15():
     assert config.train.optimizer.weight_decay == 0.05
     assert config.model.drop_path in {0.0, 0.05, 0.1, 0.15, 0.2}
     assert config.train.schedule.peak in {7e-4, 5e-4, 2e-4, 1e-4}
-    assert config.model.flip_test
+    assert config.model.flip_augment_test
     # Xie et al.'s test: two squares of 480x640, and GLPDepth's crop.
-    assert (config.model.num_windows, config.model.eigen_crop) == (2, True)
+    assert (config.model.num_test_windows, config.model.eigen_crop) == (2, True)
 
 
 def test_captioner_is_open_clips():

@@ -9,16 +9,18 @@ from clipmill.data.shards.write import ShardConfig
 from clipmill.config import digest_json
 from clipmill.engine.distributed import Ranks
 from clipmill.errors import ConfigError
-from clipmill.models.dense import build_dense
+from clipmill.models.encoders import build_dense
 from clipmill.models.config import EncoderConfig
-from clipmill.models.towers import build_clip, build_coca
+from clipmill.models.towers import build_clip
+from clipmill.models.coca import build_coca
 from clipmill.models.config import VisionConfig
 from clipmill.pretrain.config import PretrainConfig
 from clipmill.pretrain.clip import ClipObjective
 from clipmill.pretrain.config import CaptionerConfig
 from clipmill.recipes.registry import RECIPES, recipe
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
+from clipmill.models.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -113,7 +115,7 @@ def test_miniature_can_learn_a_batch():
     texts = [f"a {colour} thing" for colour in ("red", "blue", "green", "grey")]
     batch = PairBatch(
         images_B3HW=torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8),
-        real_BT=config.model.text.tokenizer()(texts),
+        real_BT=Tokenizer.from_config(config.model.text)(texts),
         synthetic_BT=None,
         uids=("a", "b", "c", "d"),
     )
@@ -130,9 +132,9 @@ def test_miniature_can_learn_a_batch():
 @pytest.mark.parametrize("name", ["upernet-vit-b16", "depth-vit-b16"])
 def test_dense_networks_can_be_built_on_the_full_encoder(name):
     config = recipe(name, FinetuneConfig)
-    task = task_named(config.task)
+    task = get_task(config.task)
     encoder = EncoderConfig(vision=VisionConfig())
     with torch.device("meta"):
         assert build_dense(encoder).channels == (768,)
-        network = task.network(config.model, encoder, ("a", "b"))
+        network = task.build_inference_model(config.model, encoder, ("a", "b"))
     assert sum(p.numel() for p in network.parameters()) > 86e6

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from clipmill.data.dataset import Dataset
-from clipmill.models.checkpoint import read_card
+from clipmill.models.checkpoint import read_metadata
 from clipmill.recipes import run, run_data
 from clipmill.stage_records import EVENTS_VARIABLE, read_stages
 from clipmill.storage import join, read_json
@@ -133,10 +133,10 @@ def test_captions_choose_what_an_encoder_saw(journey):
     _, first, _ = journey
     layer = Dataset.open(first["shard "]).layers[first["layer"]]
     for captions in ("real", "synthetic", "both"):
-        card = read_card(first[f"pretrain {captions}"])
-        assert card.recipe["view"]["captions"] == captions
-        assert card.recipe["view"]["layer"] == ("" if captions == "real" else layer.name)
-        found = {p.role: p.digest for p in card.parents}.get("captions")
+        metadata = read_metadata(first[f"pretrain {captions}"])
+        assert metadata.recipe["view"]["captions"] == captions
+        assert metadata.recipe["view"]["layer"] == ("" if captions == "real" else layer.name)
+        found = {p.role: p.digest for p in metadata.parents}.get("captions")
         assert found == (None if captions == "real" else layer.digest)
 
 
@@ -169,5 +169,5 @@ def test_overrides_come_after_the_choice_of_captions(journey, monkeypatch):
         captions="synthetic",
         layer=first["layer"],
     )
-    view = read_card(uri).recipe["view"]
+    view = read_metadata(uri).recipe["view"]
     assert (view["captions"], view["fraction"]) == ("synthetic", 0.9)

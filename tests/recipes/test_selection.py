@@ -10,7 +10,7 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.select import SelectConfig
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, read_card, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata, save_checkpoint
 from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.recipes import run, run_data
@@ -45,8 +45,8 @@ def journey(tmp_path_factory):
             dataset, "captions/x", [str(folder / "captions.parquet")], columns=["captions=text"]
         )
         torch.manual_seed(0)
-        card = ModelCard(kind="clip", architecture=CLIP.to_json(), recipe={})
-        judge = save_checkpoint(str(folder / "judge"), card, build_clip(CLIP).state_dict()).uri
+        metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
+        judge = save_checkpoint(str(folder / "judge"), metadata, build_clip(CLIP).state_dict()).uri
         (folder / "concepts").write_text("red\nblue\nsphere\na\n")
         concepts = f"concepts.concepts={folder / 'concepts'}"
         layers = [
@@ -97,7 +97,7 @@ def test_an_encoder_trains_on_what_was_chosen(journey):
         captions="chosen",
         select=[layer],
     )
-    view = read_card(uri).recipe["view"]
+    view = read_metadata(uri).recipe["view"]
     assert (view["captions"], view["select"]) == ("chosen", [layer])
 
     def kinds(node):

@@ -8,7 +8,7 @@ import pytest
 from small_models import save_model
 
 from clipmill.processes import free_port
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
 
 

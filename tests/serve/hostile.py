@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from clipmill.serve.client import binary_request
-from clipmill.tasks.visualization import to_png
+from clipmill.tasks.visualization import encode_png
 
 PIXELS = np.random.default_rng(9).integers(0, 256, (24, 32, 3), np.uint8)
-PNG = to_png(PIXELS)
+PNG = encode_png(PIXELS)
 LENGTH = "Inference-Header-Content-Length"
 REFUSED = frozenset({400, 404, 405, 413, 414, 431, 501})
 """What a request that can't be answered may get; never a 5xx but "not implemented"."""

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from clipmill.serve.batching import Batcher
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.refusal import BadRequestError, BusyError
+from clipmill.serve.server.batcher import Batcher
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.errors import BadRequestError, OverloadedError
 
 
 def image(number: int) -> np.ndarray:
@@ -45,7 +45,7 @@ async def ask(batcher: Batcher, numbers: Sequence[int]) -> list[int]:
 
 
 def batcher_of(predict: Recorder, model: str = "m", **limits: Any) -> Batcher:
-    return Batcher(predict, model=model, config=ServeConfig(**limits))
+    return Batcher(predict, model=model, config=ServingConfig(**limits))
 
 
 async def until_started(recorder: Recorder) -> None:
@@ -135,7 +135,7 @@ def test_beyond_its_limit_it_refuses_at_once_and_has_room_again_later() -> None:
         async with batcher_of(recorder, **limits) as batcher:
             taken = asyncio.create_task(ask(batcher, [1, 2]))
             await until_started(recorder)
-            with pytest.raises(BusyError) as refusal:
+            with pytest.raises(OverloadedError) as refusal:
                 await ask(batcher, [3, 4])
             assert (refusal.value.reason, refusal.value.retry_after_seconds) == ("queue_full", 7)
             fits = asyncio.create_task(ask(batcher, [5]))
@@ -204,7 +204,7 @@ def test_closing_finishes_what_was_taken_in_and_takes_no_more() -> None:
             closing = asyncio.create_task(batcher.__aexit__(None, None, None))
             await asyncio.sleep(0)
             assert not batcher.is_running
-            with pytest.raises(BusyError) as refusal:
+            with pytest.raises(OverloadedError) as refusal:
                 await ask(batcher, [3])
             assert refusal.value.reason == "stopping"
             recorder.gate.set()

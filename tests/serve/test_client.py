@@ -18,7 +18,7 @@ from clipmill.serve.client import (
     v1_request,
 )
 from clipmill.processes import free_port
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl isn't installed")

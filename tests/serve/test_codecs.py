@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipmill.images import decode_rgb
-from clipmill.serve.codecs import decode_source, sources_in_tensor
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.refusal import BadRequestError
+from clipmill.serve.protocol.images import decode_image, images_from_tensor
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.errors import BadRequestError
 
-CONFIG = ServeConfig(max_pixels=10_000, max_image_bytes=100_000)
+CONFIG = ServingConfig(max_pixels=10_000, max_image_bytes=100_000)
 RGB = np.random.default_rng(1).integers(0, 256, (24, 40, 3), np.uint8)
 
 
@@ -67,14 +67,14 @@ FILES = {
 @pytest.mark.parametrize("kind", FILES)
 def test_an_image_is_read_as_training_reads_it(kind: str) -> None:
     expected = np.asarray(decode_rgb(FILES[kind]))
-    found = decode_source(FILES[kind], CONFIG)
+    found = decode_image(FILES[kind], CONFIG)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
 
 
 def test_a_lossless_image_keeps_its_pixels_and_a_turned_one_is_turned_back() -> None:
-    np.testing.assert_array_equal(decode_source(FILES["png"], CONFIG), RGB)
-    upright = decode_source(file_of(PICTURE, "PNG", exif=sideways()), CONFIG)
+    np.testing.assert_array_equal(decode_image(FILES["png"], CONFIG), RGB)
+    upright = decode_image(file_of(PICTURE, "PNG", exif=sideways()), CONFIG)
     np.testing.assert_array_equal(upright, np.rot90(RGB, -1))
 
 
@@ -99,18 +99,18 @@ def test_a_lossless_image_keeps_its_pixels_and_a_turned_one_is_turned_back() -> 
 )
 def test_a_file_beyond_a_limit_or_broken_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(BadRequestError) as refusal:
-        decode_source(data, CONFIG)
+        decode_image(data, CONFIG)
     assert refusal.value.reason == reason
     assert "/" not in refusal.value.message
     assert len(refusal.value.message) < 120
 
 
 def test_pixels_are_held_to_the_same_limits() -> None:
-    np.testing.assert_array_equal(decode_source(RGB, CONFIG), RGB)
+    np.testing.assert_array_equal(decode_image(RGB, CONFIG), RGB)
     with pytest.raises(BadRequestError, match="10000 pixels"):
-        decode_source(np.zeros((101, 100, 3), np.uint8), CONFIG)
+        decode_image(np.zeros((101, 100, 3), np.uint8), CONFIG)
     with pytest.raises(BadRequestError, match="factor of 4"):
-        decode_source(np.zeros((2, 9, 3), np.uint8), CONFIG)
+        decode_image(np.zeros((2, 9, 3), np.uint8), CONFIG)
 
 
 @given(st.sampled_from(list(FILES.values())), st.data())
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_decoded_or_refused(file: bytes, data: st.DataObject) 
         place = data.draw(st.integers(0, min(len(file) - 1, 200)))
         damaged[place] = data.draw(st.integers(0, 255))
     try:
-        found = decode_source(bytes(damaged), CONFIG)
+        found = decode_image(bytes(damaged), CONFIG)
     except BadRequestError:
         return
     assert found.ndim == 3
@@ -128,17 +128,17 @@ def test_a_damaged_file_is_decoded_or_refused(file: bytes, data: st.DataObject) 
 
 
 def test_pixels_in_a_tensor_are_one_image_or_several() -> None:
-    (one,) = sources_in_tensor("UINT8", RGB.shape, RGB.ravel())
+    (one,) = images_from_tensor("UINT8", RGB.shape, RGB.ravel())
     np.testing.assert_array_equal(one, RGB)
     pair = np.stack([RGB, RGB[::-1]])
-    first, second = sources_in_tensor("UINT8", pair.shape, pair.ravel().astype(np.int64))
+    first, second = images_from_tensor("UINT8", pair.shape, pair.ravel().astype(np.int64))
     np.testing.assert_array_equal(first, RGB)
     np.testing.assert_array_equal(second, RGB[::-1])
 
 
 def test_files_in_a_tensor_are_bytes_or_base64() -> None:
     values = np.array([b"\xff\xd8", "/9g="], object)
-    assert sources_in_tensor("BYTES", [2], values) == [b"\xff\xd8", b"\xff\xd8"]
+    assert images_from_tensor("BYTES", [2], values) == [b"\xff\xd8", b"\xff\xd8"]
 
 
 @pytest.mark.parametrize(
@@ -165,4 +165,4 @@ def test_a_tensor_of_another_kind_is_refused(
     datatype: str, shape: list[int], values: np.ndarray
 ) -> None:
     with pytest.raises(BadRequestError):
-        sources_in_tensor(datatype, shape, values)
+        images_from_tensor(datatype, shape, values)

@@ -20,9 +20,9 @@ from clipmill.pretrain.config import PretrainConfig
 from clipmill.pretrain.config import LoadConfig
 from clipmill.recipes.registry import recipe
 from clipmill.serve.client import Client
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.drift import EmbeddingDrift
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.server.model import EmbeddingDrift
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 
 SCENES = SceneConfig(size=32)
@@ -82,7 +82,7 @@ def test_what_is_sent_against_what_was_learnt(
     )
     listing = tmp_path / "models.json"
     listing.write_text(json.dumps({"depth@1": depth, "clip@1": clip, "old@1": models["seg"]}))
-    config = ServeConfig(reload_seconds=0.1)
+    config = ServingConfig(reload_seconds=0.1)
     with ServerProcess(
         {}, models_file=listing, log_path=tmp_path / "server.log", config=config
     ) as server:

@@ -17,11 +17,11 @@ from test_answers import v1
 
 from clipmill.errors import ServerError
 from clipmill.serve.client import Client, v1_request
-from clipmill.serve.framework import InferInput, InferRequest
+from clipmill.serve.kserve_compat import InferInput, InferRequest
 from clipmill.processes import free_port
-from clipmill.serve.process import ServerProcess
-from clipmill.serve.query import ask
-from clipmill.tasks.visualization import to_png
+from clipmill.serve.launch import ServerProcess
+from clipmill.serve.client import ask
+from clipmill.tasks.visualization import encode_png
 from clipmill.tasks.predictor import Predictor
 
 # pycocotools 2.0.11 hands NumPy 2 an array in the way of NumPy 1.
@@ -76,7 +76,7 @@ def test_a_threshold_and_the_best(objects: Any, found: Any, picture: np.ndarray)
 
 
 def test_v1_gives_cocos_form(objects: Any, found: Any, picture: np.ndarray) -> None:
-    body = json.loads(v1_request(to_png(picture))) | {"parameters": {"output": "rle"}}
+    body = json.loads(v1_request(encode_png(picture))) | {"parameters": {"output": "rle"}}
     (one,) = v1(objects[0].url, "detection", body)
     masks = np.stack([coco.decode(rle) for rle in one.pop("masks")])
     assert_equal({**one, "masks": masks}, found)
@@ -85,7 +85,7 @@ def test_v1_gives_cocos_form(objects: Any, found: Any, picture: np.ndarray) -> N
 def test_a_file_alone(objects: Any, found: Any, picture: np.ndarray) -> None:
     request = urllib.request.Request(
         f"{objects[0].url}/v2/models/detection/infer?output=rle&threshold=0.0&top_k=3",
-        to_png(picture),
+        encode_png(picture),
         {"Content-Type": "image/png"},
     )
     with urllib.request.urlopen(request, timeout=30) as response:
@@ -124,10 +124,10 @@ def test_the_likeliest_classes(objects: Any, picture: np.ndarray) -> None:
 
 
 def test_query_draws_objects_and_names_classes(objects: Any, picture: np.ndarray) -> None:
-    answer = ask(objects[0].url, to_png(picture), model="detection")
+    answer = ask(objects[0].url, encode_png(picture), model="detection")
     with Image.open(io.BytesIO(answer.drawn_png)) as drawn:
         assert drawn.size == (256, 192)  # enlarged, so that names fit
-    lines = ask(objects[0].url, to_png(picture), model="classification").lines
+    lines = ask(objects[0].url, encode_png(picture), model="classification").lines
     assert sum(float(line.split("%")[0]) for line in lines) == pytest.approx(100, abs=0.3)
 
 

@@ -15,8 +15,8 @@ import pytest
 from small_models import save_model
 from websockets.sync.client import ClientConnection, connect
 
-from clipmill.serve.process import ServerProcess
-from clipmill.tasks.visualization import class_palette, to_png
+from clipmill.serve.launch import ServerProcess
+from clipmill.tasks.visualization import class_palette, encode_png
 from clipmill.tasks.predictor import Predictor
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -133,7 +133,7 @@ def test_drop_a_picture_see_the_mask_then_the_depth(
 ) -> None:
     browser.send("Page.navigate", url=f"{server.url}/?model=seg")
     browser.wait_for('document.querySelectorAll("#models input").length === 2')
-    browser.value(_DROP % json.dumps(base64.b64encode(to_png(picture)).decode()))
+    browser.value(_DROP % json.dumps(base64.b64encode(encode_png(picture)).decode()))
     browser.wait_for(_ANSWERED)
     classes_HW = predictors["seg"].predict([picture])[0]["classes"]
     shown = np.array(browser.value(_PIXELS), np.uint8).reshape(48, 64, 3)
@@ -206,7 +206,7 @@ def test_objects_are_masked_boxed_and_listed(
     assert shown.any()
     browser.send("Page.navigate", url=server.url)
     browser.wait_for('document.querySelectorAll("#models input").length === 1')
-    browser.value(_DROP % json.dumps(base64.b64encode(to_png(picture)).decode()))
+    browser.value(_DROP % json.dumps(base64.b64encode(encode_png(picture)).decode()))
     browser.wait_for(_ANSWERED)
     legend = browser.value('document.getElementById("legend").innerText').split("\n")
     names = [line for line in legend if line in predictor.classes]

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from clipmill.serve.predictions import together
-from clipmill.serve.refusal import BadRequestError
+from clipmill.serve.adapters.instance import together
+from clipmill.serve.errors import BadRequestError
 from clipmill.tasks.registry import TASKS
 
 

@@ -4,10 +4,10 @@ import grpc
 import numpy as np
 import pytest
 
-from clipmill.serve.framework import InferInput, InferRequest, InferResponse
-from clipmill.serve.probe import scrape
-from clipmill.serve.process import ServerProcess
-from clipmill.tasks.visualization import to_png
+from clipmill.serve.kserve_compat import InferInput, InferRequest, InferResponse
+from clipmill.serve.smoke_test import scrape
+from clipmill.serve.launch import ServerProcess
+from clipmill.tasks.visualization import encode_png
 
 
 class _Rpc:
@@ -35,7 +35,7 @@ def test_grpc(server: ServerProcess, name: str, picture: np.ndarray, expected: n
     with rpc.channel:
         for values, datatype in (
             (picture, "UINT8"),
-            (np.array([to_png(picture)], object), "BYTES"),
+            (np.array([encode_png(picture)], object), "BYTES"),
         ):
             np.testing.assert_array_equal(rpc.infer(name, values, datatype)[0], expected)
         assert rpc.stub.ServerReady(rpc.messages.ServerReadyRequest(), timeout=30).ready

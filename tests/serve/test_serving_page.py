@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from small_models import save_model
 
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.launch import ServerProcess
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
 (PYTHON,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.serve.asked import asked_v1, asked_v2
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.framework import (
+from clipmill.serve.protocol.request import parse_v1_instances, parse_v2_inputs
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.kserve_compat import (
     InferInput,
     InferOutput,
     InferRequest,
     InferResponse,
     RequestedOutput,
 )
-from clipmill.serve.refusal import BadRequestError
-from clipmill.serve.wire import HEADER_LENGTH, read_v1, read_v2, write_v2
+from clipmill.serve.errors import BadRequestError
+from clipmill.serve.protocol.bodies import HEADER_LENGTH, read_v1, read_v2, write_v2
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -113,6 +113,6 @@ _JSON = st.recursive(
 def test_any_json_is_read_or_refused(value: object, rest: bytes) -> None:
     header = json.dumps(value).encode()
     with suppress(BadRequestError):
-        asked_v2(read_v2(header + rest, str(len(header)), "seg"), ServeConfig())
+        parse_v2_inputs(read_v2(header + rest, str(len(header)), "seg"), ServingConfig())
     with suppress(BadRequestError):
-        asked_v1(read_v1(header), ServeConfig())
+        parse_v1_instances(read_v1(header), ServingConfig())

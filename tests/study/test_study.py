@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from clipmill.report.sections.provenance import environment
 from clipmill.cli import app
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.checkpoint import read_card
+from clipmill.models.checkpoint import read_metadata
 from clipmill.recipes.study import study_captions
 from clipmill.storage import join, read_json, write_json
 from clipmill.study.config import ConditionConfig, EffortConfig, StudyConfig
@@ -102,13 +102,13 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     for run in result.runs:
         for name, uri in run.evaluations.items():
             assert read_evaluation(uri).metrics == run.metrics[name]
-            assert read_card(uri_of(uri)).recipe["model"]["is_frozen"] == ("frozen" in name)
-    assert read_card(result.runs[-1].encoder).kind == "mae"
+            assert read_metadata(uri_of(uri)).recipe["model"]["freeze_encoder"] == ("frozen" in name)
+    assert read_metadata(result.runs[-1].encoder).kind == "mae"
     student = next(r for r in result.runs if r.condition.endswith("distilled"))
     teacher = next(r for r in result.runs if r.condition == config.teacher)
-    (layer,) = (p for p in read_card(student.encoder).parents if p.role == "teacher")
+    (layer,) = (p for p in read_metadata(student.encoder).parents if p.role == "teacher")
     taught = read_json(f"{layer.uri}/layer.json")["parents"]
-    assert read_card(teacher.encoder).digest in [p["digest"] for p in taught]
+    assert read_metadata(teacher.encoder).digest in [p["digest"] for p in taught]
     assert [sample.captions.keys() for sample in result.samples] == [result.quality.keys()] * 8
     assert result.attention.keys() == set(config.attention)
     page = study_page(result)

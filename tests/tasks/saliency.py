@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipmill.config import Config
-from clipmill.models.dense import build_dense
-from clipmill.tasks.inference import run_at
-from clipmill.tasks.base import EvaluatedSample, Evaluation, Metric, OutputSpec, Task
+from clipmill.models.encoders import build_dense
+from clipmill.tasks.inference import resize_and_run
+from clipmill.tasks.base import Metric, OutputSpec, Task, TestSplit, TrainingSamples
 from clipmill.tasks.objective import DenseObjective
 
 NUM_GROUNDS = 2  # a scene's first classes are its floor and wall
@@ -38,7 +38,7 @@ class SaliencyNetwork(nn.Module):
         return F.interpolate(coarse, images_B3HW.shape[-2:], mode="bilinear")
 
     def forward(self, images_B3HW):
-        return run_at(images_B3HW, self._size, self.encoder.strides[-1], self.logits)[
+        return resize_and_run(images_B3HW, self._size, self.encoder.strides[-1], self.logits)[
             :, 0
         ].sigmoid()
 
@@ -64,16 +64,15 @@ class SaliencyTask(Task[SaliencyConfig]):
     def classes(self, folder):
         return ()
 
-    def sides(self, config):
+    def input_sizes(self, config):
         return (config.size,)
 
-    def objective(self, config, encoder, classes):
+    def build_objective(self, config, encoder, classes):
         return SaliencyObjective(config, encoder)
 
-    def batches(self, config, folder, **options):
-        from clipmill.data.transforms.dense import crop_pair
+    def training_samples(self, config, folder):
         from clipmill.data.labeled.dense import Ade20kFolder
-        from clipmill.data.labeled.dataloader import sample_batches
+        from clipmill.data.transforms.dense import crop_pair
 
         data = Ade20kFolder.open(folder, "training")
 
@@ -84,34 +83,44 @@ class SaliencyTask(Task[SaliencyConfig]):
             )
             return {"images": image, "salient": salient}
 
-        return sample_batches(load, len(data), **options)
+        return TrainingSamples(load=load, num_samples=len(data))
 
     def training_images(self, folder):
         from clipmill.data.labeled.dense import Ade20kFolder
 
         return Ade20kFolder.open(folder, "training")
 
-    def network(self, config, encoder, classes):
+    def build_inference_model(self, config, encoder, classes):
         return SaliencyNetwork(config, encoder)
 
-    def served_name(self, trained_name):
-        return trained_name
+    def inference_key(self, training_key):
+        return training_key
 
-    def evaluate(self, predict, config, folder, *, num_samples, report):
+    def test_split(self, config, folder):
+        return SaliencyTestSplit(folder)
+
+    def visualize(self, prediction, image_HW3, classes):
+        return (image_HW3 * prediction["saliency"][..., None]).astype(np.uint8)
+
+
+class SaliencyTestSplit(TestSplit):
+    def __init__(self, folder):
         from clipmill.data.labeled.dense import Ade20kFolder
 
-        data = Ade20kFolder.open(folder, "validation")
-        errors, samples = [], []
-        for index in range(len(data)):
-            image = data.image_HW3(index)
-            truth = {"saliency": (data.classes_HW(index) >= NUM_GROUNDS).astype(np.float32)}
-            found = predict(image)
-            errors.append(abs(found["saliency"] - truth["saliency"]).mean())
-            samples.append(EvaluatedSample(image_HW3=image, truth=truth, prediction=found))
-            report(index + 1, len(data), "evaluated")
-        return Evaluation(
-            metrics={"mae": float(np.mean(errors))}, samples=tuple(samples[:num_samples])
-        )
+        self.data = Ade20kFolder.open(folder, "validation")
+        self.errors = []
 
-    def draw(self, prediction, image_HW3, classes):
-        return (image_HW3 * prediction["saliency"][..., None]).astype(np.uint8)
+    def __len__(self):
+        return len(self.data)
+
+    def image_HW3(self, index):
+        return self.data.image_HW3(index)
+
+    def truth(self, index):
+        return {"saliency": (self.data.classes_HW(index) >= NUM_GROUNDS).astype(np.float32)}
+
+    def update(self, index, truth, prediction):
+        self.errors.append(abs(prediction["saliency"] - truth["saliency"]).mean())
+
+    def compute(self):
+        return {"mae": float(np.mean(self.errors))}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipmill.tasks.inference import run_at, run_in_squares, run_in_windows
+from clipmill.tasks.inference import resize_and_run, shifted_window_inference, sliding_window_inference
 
 
 def spy(seen):
@@ -27,14 +27,14 @@ def spy(seen):
 )
 def test_the_network_sees_the_trained_size(size, expected):
     seen = []
-    found = run_at(torch.rand(2, 3, *size), 64, 16, spy(seen))
+    found = resize_and_run(torch.rand(2, 3, *size), 64, 16, spy(seen))
     assert seen == [expected]
     assert found.shape == (2, 3, *size)
 
 
 def test_at_the_trained_size_nothing_changes():
     images = torch.rand(1, 3, 64, 96)
-    assert torch.equal(run_at(images, 64, 32, lambda x: x), images)
+    assert torch.equal(resize_and_run(images, 64, 32, lambda x: x), images)
 
 
 def test_padding_is_cut_off_again():
@@ -46,7 +46,7 @@ def test_padding_is_cut_off_again():
         padded.append(x)
         return x
 
-    assert torch.equal(run_at(images, 64, 32, network), images)
+    assert torch.equal(resize_and_run(images, 64, 32, network), images)
     assert torch.equal(padded[0], F.pad(images, (0, 26, 0, 0), mode="replicate"))
 
 
@@ -55,7 +55,7 @@ def test_a_ramp_stays_where_it_was():
     rows = torch.linspace(0, 1, 120)[:, None].expand(120, 180)
     columns = torch.linspace(0, 1, 180)[None].expand(120, 180)
     images = torch.stack([rows, columns, rows + columns])[None]
-    found = run_at(images, 60, 16, lambda x: x)
+    found = resize_and_run(images, 60, 16, lambda x: x)
     inner = (..., slice(4, -4), slice(4, -4))
     torch.testing.assert_close(found[inner], images[inner], rtol=0, atol=1e-4)
 
@@ -78,7 +78,7 @@ def coordinates(height, width):
 def test_nyus_two_squares():
     """Xie et al.'s shifted windows: 640 columns as 0..480 and 160..640, the middle averaged."""
     seen = []
-    found = run_in_squares(coordinates(480, 640), 2, places(seen))
+    found = shifted_window_inference(coordinates(480, 640), 2, places(seen))
     assert seen == [(0, 0, 480, 480), (0, 160, 480, 480)]
     ratio = (found / coordinates(480, 640))[0, 1, 5]
     assert ratio[1:160].unique().tolist() == [1.0]
@@ -98,7 +98,7 @@ def test_nyus_two_squares():
 )
 def test_squares_cover_the_image(size, number, expected):
     seen = []
-    found = run_in_squares(coordinates(*size), number, places(seen))
+    found = shifted_window_inference(coordinates(*size), number, places(seen))
     assert [window[:2] for window in seen] == expected
     assert torch.isfinite(found).all()
 
@@ -128,4 +128,4 @@ def test_windows_are_mmsegs(size):
     torch.manual_seed(0)
     images = torch.rand(2, 3, *size)
     expected = Model().slide_inference(images, [{"img_shape": size}])
-    torch.testing.assert_close(run_in_windows(images, 10, 7, network), expected)
+    torch.testing.assert_close(sliding_window_inference(images, 10, 7, network), expected)

@@ -13,10 +13,10 @@ from clipmill.cli import app
 from clipmill.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
 from clipmill.engine.config import TrainConfig
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.tasks.checks import check_data
-from clipmill.tasks.classification.task import ClassificationConfig
-from clipmill.tasks.detection.task import DetectionConfig
+from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.detection.config import DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 
 SCENES = SceneConfig(size=32)
@@ -177,7 +177,7 @@ LAYOUTS = {
     "depth": ("nyu", DEPTH),
     "detection": (
         "coco",
-        DetectionConfig(neck_channels=8, hidden_width=8, num_workers=0, drop_path=0.0),
+        DetectionConfig(neck_channels=8, roi_hidden_dim=8, num_workers=0, drop_path=0.0),
     ),
     "segmentation": ("ade20k", SEGMENTATION),
 }
@@ -231,8 +231,8 @@ def test_a_recipe_of_another_task(ade20k):
 def test_a_model_for_another_list_of_classes(ade20k):
     uri = str(ade20k / "model")
     architecture = {"task": "segmentation", "classes": ["floor", "sky"]}
-    card = ModelCard(kind="task", architecture=architecture, recipe=SEGMENTATION.to_json())
-    save_checkpoint(uri, card, {})
+    metadata = CheckpointMetadata(kind="task", architecture=architecture, recipe=SEGMENTATION.to_json())
+    save_checkpoint(uri, metadata, {})
     check, by_reason = found("segmentation", ade20k, model=uri)
     assert faults(check) == {"another-class-list": 1}
     assert (

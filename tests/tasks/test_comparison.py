@@ -14,7 +14,7 @@ from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
 from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.engine.result import log_lines
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.pretrain.clip import random_encoder
@@ -34,9 +34,9 @@ from clipmill.tasks.comparison import (
 )
 from clipmill.tasks.evaluation import EvaluationResult, evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
-SEGMENT, MEASURE = task_named("segmentation"), task_named("depth")
+SEGMENT, MEASURE = get_task("segmentation"), get_task("depth")
 
 
 def silent(done, total, words):
@@ -90,7 +90,7 @@ def test_the_gate_is_a_spread_better_than_all_that_learned_nothing(task, random,
     found = result(task, random, trivial)
     assert found.gate == pytest.approx(gate)
     for known in (*random, *trivial.values()):
-        assert found.metric.gain(found.gate, known) >= found.spread - 1e-9
+        assert found.metric.improvement(found.gate, known) >= found.spread - 1e-9
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def evaluation(folder, task, rows):
         task=task.name,
         model=NOBODY,
         data=NOBODY,
-        metrics={task.metric.name: task.figure(rows)},
+        metrics={task.metric.name: task.metric_from_rows(rows)},
         num_samples=0,
     )
 
@@ -150,7 +150,7 @@ def test_the_interval_is_scipys_paired_bootstrap(task, rows, tmp_path):
     low, high = paired_interval(task, *pair, config)
 
     def gain(drawn):
-        figures = [task.figure({k: v[drawn] for k, v in r.items()}) for r in (ours, theirs)]
+        figures = [task.metric_from_rows({k: v[drawn] for k, v in r.items()}) for r in (ours, theirs)]
         return figures[0] - figures[1] if task.metric.higher_is_better else figures[1] - figures[0]
 
     expected = scipy.stats.bootstrap(
@@ -207,7 +207,7 @@ def test_figures_by_image_make_the_metric(ade20k_folder, nyu_folder):
     for task, folder in ((SEGMENT, ade20k_folder), (MEASURE, nyu_folder)):
         found = predictions(folder, task)
         assert {len(rows) for rows in found.per_image.values()} == {2}
-        assert task.figure(found.per_image) == pytest.approx(found.metrics[task.metric.name])
+        assert task.metric_from_rows(found.per_image) == pytest.approx(found.metrics[task.metric.name])
 
 
 def judged(task, folder):
@@ -217,7 +217,7 @@ def judged(task, folder):
         name: task.evaluate(answer, config, folder, num_samples=0, report=silent).metrics[
             task.metric.name
         ]
-        for name, answer in task.trivial_answers(folder).items()
+        for name, answer in task.trivial_predictors(folder).items()
     }
 
 
@@ -274,8 +274,8 @@ PROBE = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log
 def save_encoder(uri, log, weights):
     """A CLIP checkpoint with the log of its training."""
     recipe = {"train": {"batch_size": 8}}
-    card = ModelCard(kind="clip", architecture=TOWERS.to_json(), recipe=recipe)
-    save_checkpoint(uri, card, weights)
+    metadata = CheckpointMetadata(kind="clip", architecture=TOWERS.to_json(), recipe=recipe)
+    save_checkpoint(uri, metadata, weights)
     write_bytes(f"{uri}/log.jsonl", log_lines(log))
     return uri
 

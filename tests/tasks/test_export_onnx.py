@@ -19,9 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx about its own
 def test_onnx_runtime_answers_as_the_predictor_for_any_batch(tmp_path, task):
     uri = save_model(str(tmp_path / "model"), task)
     if task == "depth":  # whose random weights give logits of thousands, all of them saturated
-        card, tensors = load_checkpoint(uri)
+        metadata, tensors = load_checkpoint(uri)
         tensors["decoder.head.2.weight"] *= 1e-4
-        save_checkpoint(uri, card, tensors)
+        save_checkpoint(uri, metadata, tensors)
     made = export(uri, tmp_path / "out", "onnx")
     session = onnxruntime.InferenceSession(made.name)
     (images,), (output,) = session.get_inputs(), session.get_outputs()
@@ -44,7 +44,7 @@ def test_onnx_runtime_answers_as_the_predictor_for_any_batch(tmp_path, task):
     about = session.get_modelmeta().custom_metadata_map
     assert about["clipmill.task"] == task
     assert json.loads(about["clipmill.classes"]) == list(predictor.classes)
-    assert about["clipmill.config"] == predictor.card.digest
+    assert about["clipmill.config"] == predictor.metadata.digest
     assert 'library_name: "onnx"' in (tmp_path / "out" / "README.md").read_text()
 
 

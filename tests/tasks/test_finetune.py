@@ -10,7 +10,7 @@ import torch
 from clipmill.data.labeled.dense import NyuFolder
 from clipmill.errors import GateError
 from clipmill.models.checkpoint import (
-    ModelCard,
+    CheckpointMetadata,
     has_checkpoint,
     load_checkpoint,
     read_embedding,
@@ -82,7 +82,7 @@ def test_a_run_is_resumed_with_equal_weights(task, ade20k, nyu, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         finetune(config, "random:timm/test_vit", data, str(tmp_path / "b"), report=stop_after_two)
     resumed = finetune(config, "random:timm/test_vit", data, str(tmp_path / "b"), report=quiet)
-    cards = [Predictor.open(uri).card for uri in (straight, resumed)]
+    cards = [Predictor.open(uri).metadata for uri in (straight, resumed)]
     assert cards[0].digest == cards[1].digest
     assert read_embedding(cards[0]) == read_embedding(cards[1])
 
@@ -93,9 +93,9 @@ def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
     predictor = Predictor.open(
         finetune(config, "random:timm/test_vit", nyu, str(tmp_path / "store"), report=quiet)
     )
-    kept = read_embedding(predictor.card)
+    kept = read_embedding(predictor.metadata)
     found = []
-    predictor.watch(found.append)
+    predictor.add_embedding_hook(found.append)
     data = NyuFolder.open(Path(nyu), "train")
     predictor.predict([data.image_HW3(index) for index in range(len(data))])
     embeddings_NC = np.concatenate(found)
@@ -105,7 +105,7 @@ def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
     broken = tmp_path / "broken"
     shutil.copytree(nyu, broken)
     NyuFolder.open(broken, "train").images[1].write_bytes(b"broken")
-    fewer = training_embedding(Predictor.open(predictor.card.uri), broken)
+    fewer = training_embedding(Predictor.open(predictor.metadata.uri), broken)
     assert fewer.num_images == 3
     assert "no embedding of training image 1" in caplog.text
 
@@ -128,17 +128,17 @@ def test_from_a_pretrained_vit_on_data_packed_in_a_store(task, ade20k, nyu, tmp_
     vision = VisionConfig(image_size=32, patch_size=8, width=16, layers=2, head_width=8)
     clip = ClipConfig(embed_dim=8, vision=vision, text=TextConfig(width=8, heads=2, layers=1))
     weights = build_clip(clip).state_dict()
-    card = ModelCard(kind="clip", architecture=clip.to_json(), recipe={})
-    encoder = save_checkpoint(f"{store}/encoder", card, weights).uri
+    metadata = CheckpointMetadata(kind="clip", architecture=clip.to_json(), recipe={})
+    encoder = save_checkpoint(f"{store}/encoder", metadata, weights).uri
 
     # Of a frozen encoder, what is saved is what training began with.
-    config = recipe(f"{task}-miniature", FinetuneConfig, [*TINY, "model.is_frozen=true"])
+    config = recipe(f"{task}-miniature", FinetuneConfig, [*TINY, "model.freeze_encoder=true"])
     model = finetune(config, encoder, data, store, report=quiet)
     assert finetune(config, encoder, data, store, report=fail) == model
-    card, tensors = load_checkpoint(model)
+    metadata, tensors = load_checkpoint(model)
     assert torch.equal(tensors["encoder.trunk.conv1.weight"], weights["visual.conv1.weight"])
     assert torch.equal(tensors["encoder.norm.weight"], weights["visual.ln_post.weight"])
-    assert card.architecture["task"] == ("depth" if task == "depth" else "segmentation")
+    assert metadata.architecture["task"] == ("depth" if task == "depth" else "segmentation")
     roles = {parent.role: parent.uri for parent in lineage(model).parents}
     assert roles == {"encoder": encoder, "data": data}
     judged = lineage(evaluate(model, data, store, report=quiet))

@@ -35,10 +35,10 @@ def test_saliency_from_an_encoder_to_a_gate(encoder, ade20k_folder, tmp_path):
     judged = evaluate(model, data, store, report=silent)
     found = read_evaluation(judged)
     assert 0 <= found.metrics["mae"] <= 1
-    assert found.picture(0, "prediction").startswith(b"\x89PNG")
+    assert found.read_image(0, "prediction").startswith(b"\x89PNG")
     assert promote(GateConfig(task="saliency", threshold=1), [judged], store).replaced
     predictor = Predictor.open(model)
     image = np.zeros((40, 50, 3), np.uint8)
     (prediction,) = predictor.predict([image])
     assert prediction["saliency"].shape == (40, 50)
-    assert predictor.draw(prediction, image).shape == (40, 50, 3)
+    assert predictor.visualize(prediction, image).shape == (40, 50, 3)

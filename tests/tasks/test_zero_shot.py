@@ -16,7 +16,7 @@ from clipmill.cli import app
 from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers
 from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.images import decode_rgb
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.retrieval import recall
 from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
@@ -56,8 +56,8 @@ def model(tmp_path_factory):
     """A CLIP with random weights, as a checkpoint of ours."""
     torch.manual_seed(1)
     uri = str(tmp_path_factory.mktemp("store") / "clip")
-    card = ModelCard(kind="clip", architecture=CLIP.to_json(), recipe={})
-    save_checkpoint(uri, card, build_clip(CLIP).state_dict())
+    metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
+    save_checkpoint(uri, metadata, build_clip(CLIP).state_dict())
     return uri
 
 
@@ -225,7 +225,7 @@ def test_nothing_to_judge(model, tmp_path):
     (tmp_path / "val" / "cat" / "1.png").write_bytes(jpeg(0))
     with pytest.raises(ConfigError, match=r"clip\.model was empty"):
         zero_shot(config(""), str(tmp_path), str(tmp_path), report=silent)
-    save_checkpoint(str(tmp_path / "mae"), ModelCard(kind="mae", architecture={}, recipe={}), {})
+    save_checkpoint(str(tmp_path / "mae"), CheckpointMetadata(kind="mae", architecture={}, recipe={}), {})
     with pytest.raises(ArtifactError, match="kind 'mae'"):
         zero_shot(config(str(tmp_path / "mae")), str(tmp_path), str(tmp_path), report=silent)
 

@@ -2,8 +2,8 @@
 
 from clipmill.models.config import EncoderConfig
 from clipmill.models.config import VisionConfig
-from clipmill.tasks.depth.task import DepthConfig
-from clipmill.tasks.segmentation.task import SegmentationConfig
+from clipmill.tasks.depth.config import DepthConfig
+from clipmill.tasks.segmentation.config import SegmentationConfig
 
 VIT = EncoderConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=16, layers=2, head_width=8)

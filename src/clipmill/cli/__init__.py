@@ -248,18 +248,18 @@ def serve(
 ) -> None:
     """Serve task models and CLIPs with KServe: Open Inference Protocol V2 and V1, and a page."""
     from clipmill.logs import configure_logging
-    from clipmill.serve.config import ServeConfig
-    from clipmill.serve.listing import named_models
-    from clipmill.serve.server import serve as run
+    from clipmill.serve.config import ServingConfig
+    from clipmill.serve.server.registry import parse_model_args
+    from clipmill.serve.launch import serve as run
 
     configure_logging(json=json_logs)
     run(
-        named_models(models or []),
+        parse_model_args(models or []),
         models_file=models_file,
         host=host,
         http_port=port,
         grpc_port=grpc_port,
-        config=ServeConfig().override(sets or []),
+        config=ServingConfig().override(sets or []),
     )
 
 
@@ -275,7 +275,7 @@ def query(
 ) -> None:
     """Ask an endpoint about a picture; prints the answer and draws it over the picture."""
     require_output(output)
-    from clipmill.serve.query import ask
+    from clipmill.serve.client import ask
 
     answer = ask(url, image.read_bytes(), model=model, labels=tuple(label or ()))
     for line in answer.lines:

@@ -71,7 +71,7 @@ def attention(
         for layer, distances in enumerate(one.distance_LH.tolist(), start=1):
             typer.echo(
                 f"  layer {layer:>3}  {sum(distances) / len(distances):8.2f} px  "
-                f"spread {one.spread_L[layer - 1]:7.2f} px  "
+                f"spread {one.head_distance_std_L[layer - 1]:7.2f} px  "
                 f"divergence {one.divergence_L[layer - 1]:7.4f} nats"
             )
     if page is not None:

@@ -24,12 +24,12 @@ def sweep(
     """
     from clipmill.recipes import run
     from clipmill.tasks.evaluation import read_evaluation
-    from clipmill.tasks.registry import task_named
+    from clipmill.tasks.registry import get_task
     from clipmill.tasks.sweep import read_sweep
 
     uri = run.sweep(recipe, sets or [], encoder, data_uri, store, workers=workers, gate=gate)
     found = read_sweep(uri)
-    metric = task_named(found.task).metric
+    metric = get_task(found.task).metric
     typer.echo(uri)
     for trial in found.trials:
         values = "  ".join(f"{path}={value:g}" for path, value in trial.point.items())

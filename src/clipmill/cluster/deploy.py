@@ -7,7 +7,7 @@ from clipmill.cluster.api import ClusterApi
 from clipmill.cluster.prometheus import Prometheus
 from clipmill.cluster.rollout import Rollout, RolloutConfig, roll_out
 from clipmill.cluster.serving import EndpointConfig, ServedModel
-from clipmill.models.checkpoint import read_card
+from clipmill.models.checkpoint import read_metadata
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.promotion import read_promotion
 
@@ -40,13 +40,13 @@ def deploy_promotion(
 
 def served_model(result: EvaluationResult) -> ServedModel:
     """The judged model with its metrics and parents."""
-    card = read_card(result.model.uri)
+    metadata = read_metadata(result.model.uri)
     return ServedModel(
         uri=result.model.uri,
         digest=result.model.digest,
         task=result.task,
         metrics=result.metrics,
-        parents={parent.role: parent.digest for parent in card.parents},
+        parents={parent.role: parent.digest for parent in metadata.parents},
     )
 
 
@@ -56,5 +56,5 @@ def _ask(url: str, model: str, result: EvaluationResult) -> None:
 
     from clipmill.serve.client import query
 
-    image = Image.open(io.BytesIO(result.picture(0, "image"))).convert("RGB")
+    image = Image.open(io.BytesIO(result.read_image(0, "image"))).convert("RGB")
     query(url, model, np.asarray(image))

@@ -8,46 +8,43 @@ dataset and unchangeable.
 import io
 import json
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from clipmill.data.shards.cache import open_copy
-from clipmill.data.dataset import (
-    FORMAT,
-    MANIFEST,
-    Dataset,
-    LayerInfo,
-    check_kind,
-    inconsistent,
-    layer_list,
-)
-from clipmill.config import digest_json, sha256_bytes
-from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import exists, join, open_store, read_json, write_json
-from clipmill.lineage import Parent
-from collections.abc import Callable, Mapping
 import numpy as np
-from clipmill.errors import ArtifactError
-from clipmill.data.shards.cache import owned
-from clipmill.data.dataset import Dataset
-from clipmill.config import sha256_bytes
-from clipmill.storage import atomic_write
-from collections.abc import Iterable
-from clipmill.errors import ConfigError
-from collections.abc import Mapping, Sequence
+from collections.abc import (Sequence, Callable, Mapping, Iterable)
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import (lru_cache, partial)
+from pathlib import Path
+from typing import Any
+from clipmill.data.shards.cache import (open_copy, owned)
+from clipmill.data.dataset import (FORMAT, MANIFEST, Dataset, LayerInfo, check_kind, inconsistent, layer_list)
+from clipmill.config import (digest_json, sha256_bytes)
+from clipmill.errors import (ArtifactError, ConfigError)
+from clipmill.storage import (exists, join, open_store, read_json, write_json, atomic_write)
+from clipmill.lineage import Parent
 from numpy.typing import NDArray
 
+
 LAYER_MANIFEST = "layer.json"
+
+REAL = "real"
+"""The caption kind of the text that came with the picture; any other is a captions layer's name."""
+
+SELECT_COLUMNS = {
+    "keep": pa.bool_(),
+    "refused_by": pa.string(),
+    "caption": pa.string(),
+    "caption_index": pa.int32(),
+}
+"""Columns of a select layer: kept or not, the first filter that refused the sample (null where
+kept), the chosen caption's kind, and its place in that kind's list."""
+
 _NAME = re.compile(r"[a-z]+(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
+
 # Records are small and far away, so waiting for several at once is what counts.
 _NUM_READERS = 16
-
 
 def write_layer_shard(dataset: Dataset, layer: str, shard_index: int, table: pa.Table) -> None:
     """Put the rows of ``layer`` for one shard; equal tables give equal bytes.
@@ -64,7 +61,7 @@ def write_layer_shard(dataset: Dataset, layer: str, shard_index: int, table: pa.
             expected=f"a column uid with the shard's {len(uids)} uids, in the shard's order",
             action="compute the table from read_shard(dataset, index, cache), row by row",
         )
-    check_rows(layer, shard_index, table)
+    validate_layer_table(layer, shard_index, table)
     data = _to_parquet(table)
     record = {
         "num_rows": len(table),
@@ -87,7 +84,6 @@ def write_layer_shard(dataset: Dataset, layer: str, shard_index: int, table: pa.
     open_store(folder).put(f"{shard_index:05d}.parquet", data)
     write_json(join(folder, f"{shard_index:05d}.json"), record)
 
-
 def has_layer_shard(dataset: Dataset, layer: str, shard_index: int) -> bool:
     """Whether the rows of ``layer`` for this shard, as the dataset lists it, are there, whole."""
     store = open_store(dataset.layer_uri(_check_name(layer)))
@@ -98,7 +94,6 @@ def has_layer_shard(dataset: Dataset, layer: str, shard_index: int) -> bool:
     # Two processes that computed different rows at once may leave one's file, another's record.
     is_whole: bool = store.size(name) == record["num_bytes"]
     return is_whole and record.get("shard") == dataset.shards[shard_index].sha256
-
 
 def commit_layer(
     dataset: Dataset, layer: str, *, parents: tuple[Parent, ...], detail: dict[str, str]
@@ -140,7 +135,6 @@ def commit_layer(
         write_json(join(folder, LAYER_MANIFEST), record)
     return _list_layers(dataset)
 
-
 def read_layer(
     dataset: Dataset,
     layer: str,
@@ -160,212 +154,9 @@ def read_layer(
         # One thread: readers run in the loader's forked workers, where Arrow's pool isn't safe.
         parquet = pq.ParquetFile(file)
         wanted = None if columns is None else list(columns)
-        return parquet.read(columns=wanted, use_threads=False)
+        return parquet.read(columns=wanted, set_num_threads=False)
 
-
-def layer_schema(dataset: Dataset, layer: str, cache: Path) -> pa.Schema:
-    """The columns of a committed layer; raises ArtifactError as ``read_layer`` does."""
-    uri = join(dataset.layer_uri(layer), f"{0:05d}.parquet")
-    with open_copy(uri, _files(dataset, layer)[0].sha256, cache) as file:
-        return pq.read_schema(file)
-
-
-def num_kept(dataset: Dataset, layer: str) -> tuple[int, ...]:
-    """How many samples of each shard a committed select layer keeps."""
-    return tuple(file.num_kept for file in _files(dataset, layer))
-
-
-def _list_layers(dataset: Dataset) -> Dataset:
-    """Bring ``dataset.json`` in line with the layers that are committed.
-
-    Whoever writes looks again afterwards, so of several writers at once the last one to write
-    has seen every layer.
-    """
-    manifest = join(dataset.uri, MANIFEST)
-    while True:
-        layers = layer_list(_committed_layers(dataset))
-        value = read_json(manifest)
-        if value["layers"] == layers:
-            return Dataset.open(dataset.uri)
-        write_json(manifest, {**value, "layers": layers})
-
-
-def _committed_layers(dataset: Dataset) -> list[LayerInfo]:
-    store = open_store(dataset.uri)
-    found = []
-    for key in store.list("layers/"):
-        if key.endswith(f"/{LAYER_MANIFEST}"):
-            value = json.loads(store.get(key))
-            _check_attachable(dataset, value, join(dataset.uri, key))
-            size = value["summary"]["num_bytes"]
-            found.append(LayerInfo(name=value["name"], digest=value["digest"], num_bytes=size))
-    return found
-
-
-def _check_attachable(dataset: Dataset, value: Any, uri: str) -> None:
-    """Refuse a layer's manifest that was written for other samples, as one copied here would be."""
-    check_kind(value, "layer", uri)
-    on = [parent["digest"] for parent in value["parents"] if parent["role"] == "dataset"]
-    shards = [(file.get("shard"), file["num_rows"]) for file in value["files"]]
-    if dataset.digest not in on or shards != [(s.sha256, s.num_samples) for s in dataset.shards]:
-        raise ArtifactError(
-            f"{uri} describes other samples than {dataset.uri} has",
-            expected=f"a layer over the dataset with digest {dataset.digest[:12]}, and "
-            f"{dataset.num_samples} rows in {len(dataset.shards)} shards",
-            action="delete that layer's folder, and compute it here (or use data import-layer)",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _LayerFile:
-    sha256: str
-    num_kept: int
-
-
-def _files(dataset: Dataset, layer: str) -> tuple[_LayerFile, ...]:
-    if layer not in dataset.layers:
-        raise ArtifactError(
-            f"{dataset.uri} has no layer {layer}",
-            expected=f"one of its layers: {', '.join(sorted(dataset.layers)) or 'it has none'}",
-            action="correct the name, or compute and commit the layer first",
-        )
-    return _listed_files(dataset.layer_uri(layer), dataset.layers[layer].digest)
-
-
-@lru_cache(16)
-def _listed_files(folder: str, digest: str) -> tuple[_LayerFile, ...]:
-    """The files of a committed layer, which must have this digest."""
-    value = read_json(join(folder, LAYER_MANIFEST))
-    check_kind(value, "layer", folder)
-    if digest_json({"name": value["name"], "files": value["files"]}) != digest:
-        raise inconsistent(join(folder, LAYER_MANIFEST), "isn't the one that the dataset lists")
-    return tuple(_LayerFile(file["sha256"], file.get("num_kept", 0)) for file in value["files"])
-
-
-def _read_record(folder: str, shard_index: int) -> dict[str, Any]:
-    record: dict[str, Any] = read_json(join(folder, f"{shard_index:05d}.json"))
-    return record
-
-
-def _to_parquet(table: pa.Table) -> bytes:
-    """Parquet bytes that depend on the rows and types alone, not on chunks or metadata."""
-    plain = pa.schema([field.remove_metadata() for field in table.schema])
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(table.columns, schema=plain), buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _check_name(layer: str) -> str:
-    if not _NAME.fullmatch(layer):
-        raise ConfigError(
-            f"{layer!r} is not the name of a layer",
-            expected="kind/maker, such as captions/coca-1a2b3c4d or score/clip-9f8e7d6c",
-            action="correct the name",
-        )
-    return layer
-
-
-REAL = "real"
-"""The caption kind of the text that came with the picture; any other is a captions layer's name."""
-
-SELECT_COLUMNS = {
-    "keep": pa.bool_(),
-    "refused_by": pa.string(),
-    "caption": pa.string(),
-    "caption_index": pa.int32(),
-}
-"""Columns of a select layer: kept or not, the first filter that refused the sample (null where
-kept), the chosen caption's kind, and its place in that kind's list."""
-
-
-def check_rows(layer: str, shard_index: int, table: pa.Table) -> None:
-    """Raise ArtifactError unless ``table`` holds what layers of this kind must hold."""
-    check = _CHECKS.get(layer.partition("/")[0])
-    if check is not None:
-        check(layer, shard_index, table)
-
-
-def list_rows(column: pa.Array, *, counts: pa.Array | None = None) -> pa.Array:
-    """The row of each value in a flattened list column, for columns of lists."""
-    lengths = counts if counts is not None else pc.list_value_length(column).fill_null(0)
-    return np.repeat(np.arange(len(column)), lengths.to_numpy(zero_copy_only=False))
-
-
-def _check_captions(layer: str, shard_index: int, table: pa.Table) -> None:
-    column = _column(layer, table, "captions", "a list of strings in each row")
-    if not (pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type)):
-        raise _wrong_column(layer, "captions", str(column.type), "a list of strings in each row")
-    texts = column.flatten()
-    is_blank = pc.or_kleene(pc.is_null(texts), pc.equal(pc.utf8_trim_whitespace(texts), ""))
-    is_blank = is_blank.fill_null(True).to_numpy(zero_copy_only=False)
-    lacks = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False) == 0
-    lacks[list_rows(column)[is_blank]] = True
-    if lacks.any():
-        raise ArtifactError(
-            f"row {np.flatnonzero(lacks)[0]} of shard {shard_index} of layer {layer} "
-            "lacks a caption",
-            expected="a column captions: in each row a list of at least one, none blank",
-            action="give such a sample a caption, for instance its real one",
-        )
-
-
-def _check_select(layer: str, shard_index: int, table: pa.Table) -> None:
-    for name, kind in SELECT_COLUMNS.items():
-        column = _column(layer, table, name, str(kind))
-        if column.type != kind:
-            raise _wrong_column(layer, name, str(column.type), str(kind))
-        if column.null_count and name != "refused_by":
-            raise _wrong_column(layer, name, f"null in shard {shard_index}", "a value in each row")
-
-
-def _check_teacher(layer: str, shard_index: int, table: pa.Table) -> None:
-    # A row without an embedding is null: teachers can't embed everything that others let in.
-    expected = "fixed-size lists of halffloat, or lists of these: one, or several, a row"
-    widths = {}
-    for name in ("image", "text"):
-        column = _column(layer, table, name, expected)
-        column = column.flatten() if pa.types.is_list(column.type) else column.drop_null()
-        kind = column.type
-        if not (pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type)):
-            raise _wrong_column(layer, name, str(table[name].type), expected)
-        values = column.flatten()
-        if column.null_count or values.null_count or not _are_finite(values):
-            what = f"null, NaN or infinite in shard {shard_index}"
-            raise _wrong_column(layer, name, what, "finite numbers")
-        widths[name] = kind.list_size
-    if widths["image"] != widths["text"]:
-        raise _wrong_column(
-            layer, "text", f"{widths['text']} wide", f"width {widths['image']}, as of image"
-        )
-
-
-_CHECKS: Mapping[str, Callable[[str, int, pa.Table], None]] = {
-    "captions": _check_captions,
-    "select": _check_select,
-    "teacher": _check_teacher,
-}
-
-
-def _are_finite(values: pa.Array) -> bool:
-    return bool(np.isfinite(values.to_numpy(zero_copy_only=False)).all())
-
-
-def _column(layer: str, table: pa.Table, name: str, expected: str) -> pa.Array:
-    if name not in table.column_names:
-        raise _wrong_column(layer, name, "missing", expected)
-    return table[name].combine_chunks()
-
-
-def _wrong_column(layer: str, name: str, found: str, expected: str) -> ArtifactError:
-    return ArtifactError(
-        f"column {name} of layer {layer} was {found}",
-        expected=f"a column {name} of {expected}",
-        action="write the layer with such a column",
-    )
-
-
-
-def map_layer(dataset: Dataset, layer: str, shard_index: int, cache: Path) -> pa.Table:
+def mmap_layer(dataset: Dataset, layer: str, shard_index: int, cache: Path) -> pa.Table:
     """The rows of a layer that the dataset lists, for one shard, as ``read_layer`` gives them.
 
     They lie uncompressed in ``cache``, where all processes of a machine share them, and only the
@@ -386,9 +177,17 @@ def map_layer(dataset: Dataset, layer: str, shard_index: int, cache: Path) -> pa
         file = pa.memory_map(str(path))
     return pa.ipc.open_file(file).read_all()
 
+def layer_schema(dataset: Dataset, layer: str, cache: Path) -> pa.Schema:
+    """The columns of a committed layer; raises ArtifactError as ``read_layer`` does."""
+    uri = join(dataset.layer_uri(layer), f"{0:05d}.parquet")
+    with open_copy(uri, _files(dataset, layer)[0].sha256, cache) as file:
+        return pq.read_schema(file)
 
+def num_kept(dataset: Dataset, layer: str) -> tuple[int, ...]:
+    """How many samples of each shard a committed select layer keeps."""
+    return tuple(file.num_kept for file in _files(dataset, layer))
 
-def find_layer(names: Iterable[str], wanted: str) -> str:
+def resolve_layer(names: Iterable[str], wanted: str) -> str:
     """The one of ``names`` that is ``wanted``, or begins with it and a dash.
 
     Raises ConfigError if there is none, or several.
@@ -409,12 +208,10 @@ def find_layer(names: Iterable[str], wanted: str) -> str:
         else f"compute it first, as `clipmill data {_COMMANDS.get(kind, 'import-layer')}` does",
     )
 
-
-_COMMANDS = {"captions": "recaption", "score": "score", "select": "select"}
-
-
-_NUMBERS = pa.list_(pa.list_(pa.float32()))
-
+def list_parent_indices(column: pa.Array, *, counts: pa.Array | None = None) -> pa.Array:
+    """The row of each value in a flattened list column, for columns of lists."""
+    lengths = counts if counts is not None else pc.list_value_length(column).fill_null(0)
+    return np.repeat(np.arange(len(column)), lengths.to_numpy(zero_copy_only=False))
 
 def layer_table(
     layer: str,
@@ -439,6 +236,162 @@ def layer_table(
         columns["augmentation"] = pa.array([row["augmentation"] for row in rows], _NUMBERS)
     return pa.table(columns)
 
+def _list_layers(dataset: Dataset) -> Dataset:
+    """Bring ``dataset.json`` in line with the layers that are committed.
+
+    Whoever writes looks again afterwards, so of several writers at once the last one to write
+    has seen every layer.
+    """
+    manifest = join(dataset.uri, MANIFEST)
+    while True:
+        layers = layer_list(_committed_layers(dataset))
+        value = read_json(manifest)
+        if value["layers"] == layers:
+            return Dataset.open(dataset.uri)
+        write_json(manifest, {**value, "layers": layers})
+
+def _committed_layers(dataset: Dataset) -> list[LayerInfo]:
+    store = open_store(dataset.uri)
+    found = []
+    for key in store.list("layers/"):
+        if key.endswith(f"/{LAYER_MANIFEST}"):
+            value = json.loads(store.get(key))
+            _check_attachable(dataset, value, join(dataset.uri, key))
+            size = value["summary"]["num_bytes"]
+            found.append(LayerInfo(name=value["name"], digest=value["digest"], num_bytes=size))
+    return found
+
+def _check_attachable(dataset: Dataset, value: Any, uri: str) -> None:
+    """Refuse a layer's manifest that was written for other samples, as one copied here would be."""
+    check_kind(value, "layer", uri)
+    on = [parent["digest"] for parent in value["parents"] if parent["role"] == "dataset"]
+    shards = [(file.get("shard"), file["num_rows"]) for file in value["files"]]
+    if dataset.digest not in on or shards != [(s.sha256, s.num_samples) for s in dataset.shards]:
+        raise ArtifactError(
+            f"{uri} describes other samples than {dataset.uri} has",
+            expected=f"a layer over the dataset with digest {dataset.digest[:12]}, and "
+            f"{dataset.num_samples} rows in {len(dataset.shards)} shards",
+            action="delete that layer's folder, and compute it here (or use data import-layer)",
+        )
+
+@dataclass(frozen=True, slots=True)
+class _LayerFile:
+    sha256: str
+    num_kept: int
+
+def _files(dataset: Dataset, layer: str) -> tuple[_LayerFile, ...]:
+    if layer not in dataset.layers:
+        raise ArtifactError(
+            f"{dataset.uri} has no layer {layer}",
+            expected=f"one of its layers: {', '.join(sorted(dataset.layers)) or 'it has none'}",
+            action="correct the name, or compute and commit the layer first",
+        )
+    return _listed_files(dataset.layer_uri(layer), dataset.layers[layer].digest)
+
+@lru_cache(16)
+def _listed_files(folder: str, digest: str) -> tuple[_LayerFile, ...]:
+    """The files of a committed layer, which must have this digest."""
+    value = read_json(join(folder, LAYER_MANIFEST))
+    check_kind(value, "layer", folder)
+    if digest_json({"name": value["name"], "files": value["files"]}) != digest:
+        raise inconsistent(join(folder, LAYER_MANIFEST), "isn't the one that the dataset lists")
+    return tuple(_LayerFile(file["sha256"], file.get("num_kept", 0)) for file in value["files"])
+
+def _read_record(folder: str, shard_index: int) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(join(folder, f"{shard_index:05d}.json"))
+    return record
+
+def _to_parquet(table: pa.Table) -> bytes:
+    """Parquet bytes that depend on the rows and types alone, not on chunks or metadata."""
+    plain = pa.schema([field.remove_metadata() for field in table.schema])
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(table.columns, schema=plain), buffer, compression="zstd")
+    return buffer.getvalue()
+
+def _check_name(layer: str) -> str:
+    if not _NAME.fullmatch(layer):
+        raise ConfigError(
+            f"{layer!r} is not the name of a layer",
+            expected="kind/maker, such as captions/coca-1a2b3c4d or score/clip-9f8e7d6c",
+            action="correct the name",
+        )
+    return layer
+
+def validate_layer_table(layer: str, shard_index: int, table: pa.Table) -> None:
+    """Raise ArtifactError unless ``table`` holds what layers of this kind must hold."""
+    check = _CHECKS.get(layer.partition("/")[0])
+    if check is not None:
+        check(layer, shard_index, table)
+
+def _check_captions(layer: str, shard_index: int, table: pa.Table) -> None:
+    column = _column(layer, table, "captions", "a list of strings in each row")
+    if not (pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type)):
+        raise _wrong_column(layer, "captions", str(column.type), "a list of strings in each row")
+    texts = column.flatten()
+    is_blank = pc.or_kleene(pc.is_null(texts), pc.equal(pc.utf8_trim_whitespace(texts), ""))
+    is_blank = is_blank.fill_null(True).to_numpy(zero_copy_only=False)
+    lacks = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False) == 0
+    lacks[list_parent_indices(column)[is_blank]] = True
+    if lacks.any():
+        raise ArtifactError(
+            f"row {np.flatnonzero(lacks)[0]} of shard {shard_index} of layer {layer} "
+            "lacks a caption",
+            expected="a column captions: in each row a list of at least one, none blank",
+            action="give such a sample a caption, for instance its real one",
+        )
+
+def _check_select(layer: str, shard_index: int, table: pa.Table) -> None:
+    for name, kind in SELECT_COLUMNS.items():
+        column = _column(layer, table, name, str(kind))
+        if column.type != kind:
+            raise _wrong_column(layer, name, str(column.type), str(kind))
+        if column.null_count and name != "refused_by":
+            raise _wrong_column(layer, name, f"null in shard {shard_index}", "a value in each row")
+
+def _check_teacher(layer: str, shard_index: int, table: pa.Table) -> None:
+    # A row without an embedding is null: teachers can't embed everything that others let in.
+    expected = "fixed-size lists of halffloat, or lists of these: one, or several, a row"
+    widths = {}
+    for name in ("image", "text"):
+        column = _column(layer, table, name, expected)
+        column = column.flatten() if pa.types.is_list(column.type) else column.drop_null()
+        kind = column.type
+        if not (pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type)):
+            raise _wrong_column(layer, name, str(table[name].type), expected)
+        values = column.flatten()
+        if column.null_count or values.null_count or not _are_finite(values):
+            what = f"null, NaN or infinite in shard {shard_index}"
+            raise _wrong_column(layer, name, what, "finite numbers")
+        widths[name] = kind.list_size
+    if widths["image"] != widths["text"]:
+        raise _wrong_column(
+            layer, "text", f"{widths['text']} wide", f"width {widths['image']}, as of image"
+        )
+
+_CHECKS: Mapping[str, Callable[[str, int, pa.Table], None]] = {
+    "captions": _check_captions,
+    "select": _check_select,
+    "teacher": _check_teacher,
+}
+
+def _are_finite(values: pa.Array) -> bool:
+    return bool(np.isfinite(values.to_numpy(zero_copy_only=False)).all())
+
+def _column(layer: str, table: pa.Table, name: str, expected: str) -> pa.Array:
+    if name not in table.column_names:
+        raise _wrong_column(layer, name, "missing", expected)
+    return table[name].combine_chunks()
+
+def _wrong_column(layer: str, name: str, found: str, expected: str) -> ArtifactError:
+    return ArtifactError(
+        f"column {name} of layer {layer} was {found}",
+        expected=f"a column {name} of {expected}",
+        action="write the layer with such a column",
+    )
+
+_COMMANDS = {"captions": "recaption", "score": "score", "select": "select"}
+
+_NUMBERS = pa.list_(pa.list_(pa.float32()))
 
 def _embeddings(values: Sequence[NDArray[np.float16] | None]) -> pa.Array:
     """Each value's rows as a list, built from whole arrays: number by number takes minutes."""

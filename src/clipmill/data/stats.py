@@ -1,26 +1,32 @@
 """What a dataset holds, in numbers: pairs, captions, pictures, scores, verdicts, layers."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
+import math
+from collections import Counter
+from collections.abc import (Iterator, Iterable)
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from numpy.typing import NDArray
 from clipmill.data.dataset import Dataset
-from clipmill.data.layers import list_rows
-from clipmill.data.layers import read_layer
+from clipmill.data.layers import (list_parent_indices, read_layer)
 from clipmill.data.shards.read import read_records
 from clipmill.stage_records import Report
-import math
-from collections.abc import Iterable
+
 
 REAL = "real"
 """What the captions in the shards themselves are called, beside those of layers."""
 
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+NUM_BINS = 24
+"""Bins of a histogram as it is shown."""
+
+# Quantiles are known to within this part of the range.
+_FINE_BINS = NUM_BINS * 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionStats:
@@ -33,7 +39,6 @@ class CaptionStats:
     characters: Distribution
     """Unicode code points a caption."""
 
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerdictStats:
     """What a ``select/`` layer decided."""
@@ -45,7 +50,6 @@ class VerdictStats:
     reasons: dict[str, int]
     """Refused samples by what refused them."""
 
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerStats:
     """A layer as a file set."""
@@ -54,7 +58,6 @@ class LayerStats:
     num_bytes: int
     columns: dict[str, str]
     """Column names with their Arrow types."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetStats:
@@ -86,7 +89,6 @@ class DatasetStats:
         """Plain JSON values; what isn't a number is null."""
         value: dict[str, Any] = _plain(dataclasses.asdict(self))
         return value
-
 
 def dataset_stats(
     dataset: Dataset,
@@ -147,14 +149,12 @@ def dataset_stats(
         layers={name: _layer(dataset, name, shards, cache) for name in sorted(dataset.layers)},
     )
 
-
 def chosen_shards(dataset: Dataset, max_shards: int) -> list[int]:
     """The shards with samples, or so many of them evenly apart, ascending."""
     filled = [index for index, shard in enumerate(dataset.shards) if shard.num_samples]
     if not 0 < max_shards < len(filled):
         return filled
     return [filled[i] for i in np.linspace(0, len(filled) - 1, max_shards).round().astype(int)]
-
 
 def score_columns(table: pa.Table) -> list[str]:
     """The columns of a layer's table that hold a number a sample, or one a caption of it."""
@@ -169,7 +169,6 @@ def score_columns(table: pa.Table) -> list[str]:
         if is_number(field.type) or (pt.is_list(field.type) and is_number(field.type.value_type))
     ]
 
-
 def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """A score column as floats, null as NaN; of several captions' values the highest."""
     if not pt.is_list(column.type):
@@ -178,9 +177,8 @@ def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     lists = column.combine_chunks()
     highest = np.full(len(lists), np.nan)
     scores = lists.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
-    np.fmax.at(highest, list_rows(lists), scores)
+    np.fmax.at(highest, list_parent_indices(lists), scores)
     return highest
-
 
 def score_distributions(
     dataset: Dataset, layer: str, shards: list[int], cache: Path
@@ -197,7 +195,6 @@ def score_distributions(
         for name in score_columns(table):
             extents.setdefault(name, Extent()).add(numbers(table[name]))
     return {name: extent.distribution(pieces(name)) for name, extent in extents.items()}
-
 
 class _CaptionCounter:
     def __init__(self) -> None:
@@ -218,7 +215,6 @@ class _CaptionCounter:
             characters=of_counts(self._characters),
         )
 
-
 def _verdict(table: pa.Table, before: VerdictStats | None) -> VerdictStats:
     kept = table["keep"].to_pylist()
     reasons = Counter(before.reasons if before else {})
@@ -231,13 +227,11 @@ def _verdict(table: pa.Table, before: VerdictStats | None) -> VerdictStats:
         reasons=dict(reasons.most_common()),
     )
 
-
 def _layer(dataset: Dataset, name: str, shards: list[int], cache: Path) -> LayerStats:
     info = dataset.layers[name]
     schema = read_layer(dataset, name, shards[0], cache).schema if shards else pa.schema([])
     columns = {field.name: str(field.type) for field in schema}
     return LayerStats(digest=info.digest, num_bytes=info.num_bytes, columns=columns)
-
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
@@ -245,14 +239,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-NUM_BINS = 24
-"""Bins of a histogram as it is shown."""
-# Quantiles are known to within this part of the range.
-_FINE_BINS = NUM_BINS * 128
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distribution:
@@ -272,7 +258,6 @@ class Distribution:
     bins: tuple[int, ...] = ()
     """Numbers in each of equal parts of low to high."""
 
-
 def of_counts(counts: Counter[int]) -> Distribution:
     """The distribution of whole numbers, exactly, from how often each occurs."""
     if not counts:
@@ -291,7 +276,6 @@ def of_counts(counts: Counter[int]) -> Distribution:
         quantiles=tuple(float(values[rank]) for rank in ranks),
         bins=tuple(np.histogram(values, NUM_BINS, span, weights=weights)[0].tolist()),
     )
-
 
 class Extent:
     """The first look at a stream of numbers: how many, and between which."""

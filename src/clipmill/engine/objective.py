@@ -58,7 +58,7 @@ class Objective(nn.Module, ABC):
         found = [p for name, p in self.named_parameters() if name.endswith("logit_scale")]
         return {"logit_scale": found[0].detach().exp()} if found else {}
 
-    def layer_of(self, parameter: str) -> int | None:
+    def layer_id(self, parameter: str) -> int | None:
         """Layer of a parameter for layer-wise decay; None where the rate isn't scaled."""
         del parameter
         return None

@@ -26,7 +26,7 @@ def build_optimizer(objective: Objective, config: AdamWConfig) -> torch.optim.Ad
         if not parameter.requires_grad:
             continue
         decay = config.weight_decay if parameter.ndim > 1 else 0.0
-        layer = objective.layer_of(name)
+        layer = objective.layer_id(name)
         depth = 0 if layer is None else objective.num_layers - layer
         # The kernel takes sharded parameters or whole ones, not both at once.
         key = (config.layer_decay**depth, decay, is_sharded(parameter))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.config import Config
 from clipmill.config import digest_json
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.storage import join, read_bytes, write_bytes
 from clipmill.lineage import Parent
 
@@ -30,7 +30,7 @@ def result_uri(store: str, kind: str, name: str, config: Config, parents: Sequen
 
 def save_result(
     uri: str,
-    card: ModelCard,
+    metadata: CheckpointMetadata,
     tensors: Mapping[str, "Tensor"],
     trained: "Trained",
     *,
@@ -45,7 +45,7 @@ def save_result(
     if trained.rank:
         return
     write_bytes(join(uri, LOG_FILE), log_lines(trained.log))
-    save_checkpoint(uri, card, tensors, embed())
+    save_checkpoint(uri, metadata, tensors, embed())
     drop_state(join(uri, "state"))
 
 

@@ -31,7 +31,7 @@ from clipmill.engine.checkpoint import Progress
 from clipmill.engine.watchdog import StopSignal
 from clipmill.engine.watchdog import Watchdog, is_lost_rank
 from clipmill.errors import StoppedError, TrainingError
-from clipmill.models.execution import use_threads
+from clipmill.models.execution import set_num_threads
 from clipmill.processes import tune_malloc
 from clipmill.stage_records import Report
 from clipmill.telemetry import train_metrics
@@ -194,7 +194,7 @@ def train(
         StorageError: the state of a stopped run can't be saved.
         ConfigError: the batch can't be shared out, or what is asked for isn't installed.
     """
-    use_threads(config.num_threads)
+    set_num_threads(config.num_threads)
     with StopSignal() as stop, ranks(config.operation.collective_seconds) as here:
         here.share(config.batch_size, config.micro_batches)
         if here.device.type == "cpu":

@@ -25,7 +25,7 @@ _EMBEDDING = "embedding.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelCard:
+class CheckpointMetadata:
     """What a checkpoint's JSON says."""
 
     kind: str
@@ -68,21 +68,21 @@ class ModelCard:
 
 def save_checkpoint(
     uri: str,
-    card: ModelCard,
+    metadata: CheckpointMetadata,
     tensors: Mapping[str, "Tensor"],
     embedding: EmbeddingStatistics | None = None,
-) -> ModelCard:
+) -> CheckpointMetadata:
     """Write the files, the card last, and return the card with its digest's parts filled in."""
     from safetensors.torch import save
 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    card = replace(card, tensors_sha256=sha256_bytes(data), tensors_bytes=len(data), uri=uri)
+    metadata = replace(metadata, tensors_sha256=sha256_bytes(data), tensors_bytes=len(data), uri=uri)
     write_bytes(join(uri, _TENSORS), data)
     if embedding is not None:
-        of_model = {"tensors_sha256": card.tensors_sha256}
+        of_model = {"tensors_sha256": metadata.tensors_sha256}
         write_json(join(uri, _EMBEDDING), of_model | asdict(embedding))
-    write_json(join(uri, _CARD), _to_json(card))
-    return card
+    write_json(join(uri, _CARD), _to_json(metadata))
+    return metadata
 
 
 def has_checkpoint(uri: str) -> bool:
@@ -90,7 +90,7 @@ def has_checkpoint(uri: str) -> bool:
     return exists(join(uri, _CARD))
 
 
-def read_card(uri: str) -> ModelCard:
+def read_metadata(uri: str) -> CheckpointMetadata:
     """The card alone.
 
     Raises:
@@ -105,7 +105,7 @@ def read_card(uri: str) -> ModelCard:
                 expected=f"format {FORMAT}",
                 action="make it again with this version of clipmill",
             )
-        card = ModelCard(
+        metadata = CheckpointMetadata(
             kind=value["kind"],
             architecture=value["architecture"],
             recipe=value["recipe"],
@@ -123,16 +123,16 @@ def read_card(uri: str) -> ModelCard:
             expected="a file written by clipmill",
             action="give the URI of a checkpoint",
         ) from error
-    if card.digest != stated:
+    if metadata.digest != stated:
         raise ArtifactError(
             f"{uri}/{_CARD} doesn't match its digest {stated[:12]}",
-            expected=f"an unchanged file; its content gives {card.digest[:12]}",
+            expected=f"an unchanged file; its content gives {metadata.digest[:12]}",
             action="restore the checkpoint or make it again",
         )
-    return card
+    return metadata
 
 
-def load_checkpoint(uri: str) -> tuple[ModelCard, dict[str, "Tensor"]]:
+def load_checkpoint(uri: str) -> tuple[CheckpointMetadata, dict[str, "Tensor"]]:
     """Card and tensors, verified against the card's SHA-256.
 
     Raises:
@@ -141,30 +141,30 @@ def load_checkpoint(uri: str) -> tuple[ModelCard, dict[str, "Tensor"]]:
     """
     from safetensors.torch import load
 
-    card = read_card(uri)
+    metadata = read_metadata(uri)
     data = read_bytes(join(uri, _TENSORS))
     found = sha256_bytes(data)
-    if found != card.tensors_sha256:
+    if found != metadata.tensors_sha256:
         raise ArtifactError(
             f"{uri}/{_TENSORS} has SHA-256 {found[:12]}",
-            expected=f"{card.tensors_sha256[:12]}, as {_CARD} says",
+            expected=f"{metadata.tensors_sha256[:12]}, as {_CARD} says",
             action="restore the checkpoint or make it again",
         )
-    return card, load(data)
+    return metadata, load(data)
 
 
-def read_embedding(card: ModelCard) -> EmbeddingStatistics | None:
+def read_embedding(metadata: CheckpointMetadata) -> EmbeddingStatistics | None:
     """What the model's embeddings of its training images are like, if that was kept with it.
 
     Raises:
         ArtifactError: the file is foreign, or another model's.
     """
-    uri = join(card.uri, _EMBEDDING)
+    uri = join(metadata.uri, _EMBEDDING)
     if not exists(uri):
         return None
     value = read_json(uri)
     try:
-        is_its_own = value.pop("tensors_sha256") == card.tensors_sha256
+        is_its_own = value.pop("tensors_sha256") == metadata.tensors_sha256
         found = EmbeddingStatistics(**value | {"mean": tuple(map(float, value["mean"]))})
     except (AttributeError, KeyError, TypeError, ValueError):
         is_its_own = False
@@ -177,15 +177,15 @@ def read_embedding(card: ModelCard) -> EmbeddingStatistics | None:
     return found
 
 
-def _to_json(card: ModelCard) -> dict[str, Any]:
+def _to_json(metadata: CheckpointMetadata) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "kind": card.kind,
-        "digest": card.digest,
-        "architecture": card.architecture,
-        "recipe": card.recipe,
-        "parents": [p.to_json() for p in card.parents],
-        "metrics": card.metrics,
-        "summary": card.summary,
-        "tensors": {"file": _TENSORS, "sha256": card.tensors_sha256, "bytes": card.tensors_bytes},
+        "kind": metadata.kind,
+        "digest": metadata.digest,
+        "architecture": metadata.architecture,
+        "recipe": metadata.recipe,
+        "parents": [p.to_json() for p in metadata.parents],
+        "metrics": metadata.metrics,
+        "summary": metadata.summary,
+        "tensors": {"file": _TENSORS, "sha256": metadata.tensors_sha256, "bytes": metadata.tensors_bytes},
     }

@@ -1,20 +1,20 @@
-"""TODO."""
-import dataclasses
-import math
+"""Configs of the architectures: image and text towers, CLIP, CoCa, MAE, RangeAugment.
+
+They import neither torch nor a sibling, so that recipes and commands can read them quickly.
+"""
+
 from dataclasses import field, replace
 from typing import Any, Literal
 from clipmill.config import Config
 from clipmill.errors import ConfigError
 from clipmill.models.weights.addresses import did_you_mean
 from clipmill.models.tokenizer import Tokenizer
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
-from clipmill.config import Config
 from clipmill.errors import ArtifactError
 from clipmill.models.weights.addresses import parse_address
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, read_card
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, read_metadata
 from clipmill.models.weights.files import check_fit
 from clipmill.lineage import Parent
 import gzip
@@ -22,15 +22,10 @@ import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-from clipmill.errors import ConfigError
 from dataclasses import dataclass
-from clipmill.config import Config
-from clipmill.errors import ConfigError
-from dataclasses import dataclass
-from clipmill.config import Config
-from clipmill.errors import ConfigError
 
+# OpenAI CLIP's vocabulary (Radford et al. 2021).
+CLIP_VOCAB_SIZE = 49408
 Activation = Literal["gelu", "quick_gelu"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 # OpenAI CLIP's image statistics, open_clip's default for every tower but MobileCLIP's.
@@ -38,7 +33,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VisionConfig(Config):
     """An image tower: a ViT of the given size, or any timm model by name."""
 
@@ -55,7 +50,7 @@ class VisionConfig(Config):
     timm_model: str = ""
     """Name of a timm model that replaces the ViT; empty for the ViT."""
     has_input_norm: bool = True
-    """Whether a ViT's tokens are normalised before the first block: CLIP's are, MAE's aren't."""
+    """Whether a ViT's tokens are normalized before the first block: CLIP's are, MAE's aren't."""
     mlp_ratio: float = 4.0
     """Width of a ViT's MLP, as a multiple of its tokens' width."""
     activation: Activation = "gelu"
@@ -67,8 +62,8 @@ class VisionConfig(Config):
     """Pooling of a timm model (timm's ``global_pool``), ``default`` for the model's own; empty for
     the mean under a projection, and for the model's own where there is none."""
     head: Literal["projection", "mlp", "classifier", "none"] = "projection"
-    """How a timm model reaches the embedding: a projection or an MLP of the pooled features, the
-    model's own classifier (MobileCLIP), or not at all (SigLIP)."""
+    """Layer between a timm model's features and the embedding: a projection or an MLP of the pooled features,
+    the model's own classifier (MobileCLIP), or none (SigLIP)."""
     mean: tuple[float, float, float] = CLIP_MEAN
     """Mean of the images that the tower reads, by channel, in 0..1."""
     std: tuple[float, float, float] = CLIP_STD
@@ -76,11 +71,11 @@ class VisionConfig(Config):
     interpolation: Interpolation = "bicubic"
     """How images are resized to ``image_size``."""
     resize: Literal["center", "shortest", "squash"] = "center"
-    """What becomes a square of ``image_size``: the image's central square; the center of the image
-    once its shorter side has that length (open_clip's ``shortest``); or the whole image."""
+    """Part of the image that becomes the square of ``image_size``: the central square, the center
+    after the shorter side was resized to it (open_clip's ``shortest``), or the full image."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TextConfig(Config):
     """A text transformer."""
 
@@ -99,16 +94,8 @@ class TextConfig(Config):
     activation: Activation = "gelu"
     """Activation of the MLPs; that of a ViT beside it is the same."""
 
-    def tokenizer(self, *, is_padded: bool = False) -> Tokenizer:
-        """The tokenizer whose ids this tower reads; ``is_padded`` always fills the context."""
-        return Tokenizer(
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            is_trimmed=self.is_causal and not is_padded,
-        )
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig(Config):
     """A pair of towers with one embedding space; the defaults are ViT-B/16."""
 
@@ -119,13 +106,13 @@ class ClipConfig(Config):
     text: TextConfig = TextConfig()
     """The text tower."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """What similarities are made for; ``sigmoid`` adds a learnable bias to them (SigLIP, Zhai et
+    """Loss that the similarities are trained with; ``sigmoid`` adds a learnable bias to them (SigLIP, Zhai et
     al. 2023)."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TowerOptions(Config):
-    """How towers are run in training; their weights fit any choice."""
+    """Options of the towers in training; the weights fit any choice."""
 
     patch_dropout: float = 0.0
     """Share of an image's patches that a step leaves out (FLIP, Li et al. 2023)."""
@@ -142,7 +129,7 @@ class TowerOptions(Config):
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CocaConfig(Config):
     """CLIP's towers with a multimodal decoder that writes captions (CoCa, Yu et al. 2022)."""
 
@@ -156,9 +143,9 @@ class CocaConfig(Config):
     """Stride of a timm tower's map whose places are the image tokens, pixels."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig(Config):
-    """An image tower to be used for dense features."""
+    """A pretrained image tower to build an encoder from."""
 
     vision: VisionConfig = VisionConfig()
     """The tower as it was pretrained."""
@@ -166,8 +153,6 @@ class EncoderConfig(Config):
     """Mean of the images that it was pretrained on, by channel, in 0..1."""
     std: tuple[float, float, float] = CLIP_STD
     """Their standard deviation, by channel."""
-
-CLIP_VOCAB_SIZE = 49408
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,9 +190,9 @@ class MaeConfig(Config):
 class RangeAugmentConfig(Config):
     """How far images are driven from their originals."""
 
-    start_psnr_decibels: float = 40.0
+    psnr_start_db: float = 40.0
     """Target at the first step (CLIP-QC, Table 11)."""
-    end_psnr_decibels: float = 20.0
+    psnr_end_db: float = 20.0
     """Target at the last step (CLIP-QC, Table 11)."""
     weight: float = 100.0
     """Of the loss, which is over squared errors in units of 255 squared (ml-cvnets)."""
@@ -216,7 +201,7 @@ class RangeAugmentConfig(Config):
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        for name in ("start_psnr_decibels", "end_psnr_decibels"):
+        for name in ("psnr_start_db", "psnr_end_db"):
             if not getattr(self, name) > 0:
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",

@@ -46,13 +46,13 @@ def statistics_of(embeddings_NC: NDArray[Any]) -> EmbeddingStatistics | None:
     )
 
 
-def spread_places(length: int, number: int) -> list[int]:
+def evenly_spaced_indices(length: int, number: int) -> list[int]:
     """Up to ``number`` places of a sequence of that length, evenly apart, its ends among them."""
     places: list[int] = np.linspace(0, length - 1, min(number, length)).round().astype(int).tolist()
     return places
 
 
-def watch_encoder(network: "nn.Module", encoder: "nn.Module", listener: Listener) -> None:
+def register_embedding_hook(network: "nn.Module", encoder: "nn.Module", listener: Listener) -> None:
     """Let ``listener`` hear of each image that passes through the network.
 
     Its embedding is the encoder's last output, averaged over its places, and over the encoder's

@@ -1,4 +1,18 @@
-"""Dense outputs of a batch, of as many images at once as a GPU's kernels can count."""
+"""Running a network well on the device: fused branches, memory layout, chunks, CPU threads.
+
+:func:`run_in_chunks` keeps output tensors below 2**30 elements, since a GPU's resize kernels use
+32-bit indices. :class:`InferenceThreadPool` runs the images of a batch each on its own threads: a
+batch's maps exceed the CPU caches that one image's fit in, and one thread's share of an operator is
+too little to be worth sharing (``benchmarks/task_throughput.py --batch 8`` measures it).
+
+:func:`to_channels_last` avoids a bug. On a CPU, oneDNN 3.12 (torch 2.14.1) writes past its workspace
+in the backward pass of one kind of convolution: kernel 1x1, a stride, no padding, channels last, and
+fewer input channels than a vector register holds (8 of AVX2, 16 of AVX-512; uxlfoundation/
+oneDNN#6035). The stems of MobileOne, FastViT, MCi and RepVGG have one, of three channels. It
+corrupts memory at any image size that the stride divides; below 80 pixels it seldom crashes, so
+that it goes unnoticed. Such a convolution reads only every stride-th pixel, so it is computed as
+one of stride 1 on those pixels, which is exact.
+"""
 
 from collections.abc import Callable
 import torch
@@ -16,28 +30,31 @@ from functools import cache
 from typing import Final, TypeVar
 from clipmill.processes import available_cpus
 
-MOST_ELEMENTS = 2**30
-"""Of one map. Bilinear resizing on a GPU counts in 32 bits where channels lie last (torch 2.11:
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_ELEMENTS = 2**30
+"""Elements of one map at most. Bilinear resizing on a GPU counts in 32 bits of channels-last tensors (torch 2.11:
 ``upsample_bilinear2d_nhwc``); half of that is 4 GB of fp32, and fills any GPU."""
 
 
-def few_at_once(run: Callable[[Tensor], Tensor], batch: Tensor, elements: int) -> Tensor:
-    """``run`` of a batch (B, ...), each item of which becomes a map of so many elements on the way.
+def run_in_chunks(run: Callable[[Tensor], Tensor], batch: Tensor, elements: int) -> Tensor:
+    """Apply ``run`` to a batch (B, ...) in chunks of limited output.
 
-    Items must not see each other in ``run``.
+    ``elements`` is the size of the largest map of one item. ``run`` must treat items independently.
     """
-    pieces = torch.split(batch, max(1, MOST_ELEMENTS // elements))
+    pieces = torch.split(batch, max(1, MAX_ELEMENTS // elements))
     return run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
 
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def reparameterised(module: ModuleT) -> ModuleT:
-    """A copy in evaluation mode whose branches, with their batch norms, are single convolutions.
+def fuse_branches(module: ModuleT) -> ModuleT:
+    """Return a copy in evaluation mode whose branches and batch norms are single convolutions.
 
-    Outputs are equal up to rounding; there is nothing to train in it any more. A module without
-    such branches comes back as a plain copy. MobileOne's and FastViT's blocks, and so the MCi
+    Outputs are equal up to rounding; it can't be trained any more. A module without
+    such branches is copied as it is. MobileOne's and FastViT's blocks, and so the MCi
     encoders of MobileCLIP, are made of them.
     """
     from timm.utils import reparameterize_model
@@ -51,7 +68,7 @@ def reparameterised(module: ModuleT) -> ModuleT:
     return fused
 
 
-_FEW_CHANNELS = 16
+_MAX_UNSAFE_CHANNELS = 16
 
 
 def to_channels_last(module: ModuleT) -> ModuleT:
@@ -73,40 +90,38 @@ def _is_unsafe(convolution: nn.Conv2d) -> bool:
         and max(convolution.stride) > 1
         and convolution.padding in {(0, 0), "valid"}
         and convolution.groups == 1
-        and convolution.in_channels < _FEW_CHANNELS
+        and convolution.in_channels < _MAX_UNSAFE_CHANNELS
     )
 
 
 def _subsample(
     stride: tuple[int, ...], module: nn.Module, inputs: tuple[Tensor, ...]
 ) -> tuple[Tensor]:
-    """The pixels that a strided 1x1 convolution sees."""
+    """Return the pixels that a strided 1x1 convolution reads."""
     del module
     (images_BCHW,) = inputs
     return (images_BCHW[..., :: stride[0], :: stride[1]],)
 
 
-# An event loop beside them, which answers probes and refuses what is too much, goes first.
+# The event loop of the same process, which answers probes and rejects overload, has priority.
 _NICENESS: Final = 5
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
-def use_threads(number: int = 0) -> None:
-    """Let PyTorch use so many threads; 0: as many as it would, within the container's CPU limit."""
+def set_num_threads(number: int = 0) -> None:
+    """Set PyTorch's number of threads; 0 takes its default, within the container's CPU limit."""
     torch.set_num_threads(number or min(torch.get_num_threads(), available_cpus()))
 
 
-class CpuThreads:
-    """The threads that PyTorch has when this is made, for several images at once."""
+class InferenceThreadPool:
+    """PyTorch's threads, shared out among the images of a batch."""
 
     def __init__(self) -> None:
         self._num_threads = torch.get_num_threads()
         self._pool = cache(self._new_pool)
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """``function`` of each item; what one raises comes through, once all have ended."""
+        """Return ``function`` of each item; an exception of one is raised once all have ended."""
         num_workers = min(len(items), self._num_threads)
         if num_workers < 2:
             return [function(item) for item in items]
@@ -121,12 +136,12 @@ class CpuThreads:
         return ThreadPoolExecutor(
             self._num_threads // threads_each,
             thread_name_prefix="image",
-            initializer=_begin,
+            initializer=_start_worker,
             initargs=(threads_each,),
         )
 
 
-def _begin(num_threads: int) -> None:
+def _start_worker(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     if sys.platform == "linux":  # where a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,18 +1,16 @@
-"""ViTDet's simple feature pyramid: four maps from a plain ViT's last one.
+"""Feature pyramids: from an encoder's maps to those that a segmentation or detection head reads.
 
-Exploring Plain Vision Transformer Backbones for Object Detection (Li et al. 2022,
-arXiv:2203.16527), section 3.
+ViTDet's simple feature pyramid (Li et al. 2022, arXiv:2203.16527, section 3) for the one map of a
+plain ViT; Feature Pyramid Networks (Lin et al. 2017, arXiv:1612.03144) for a hierarchical encoder.
 
 Shapes: B batch, D the encoder's width, h w a map's height and width.
 """
 
 from torch import Tensor, nn
-from torch.nn import functional
 from clipmill.errors import ConfigError
 from collections.abc import Sequence
 from torch.nn import functional as F
-from clipmill.models.dense import DenseEncoder
-
+from clipmill.models.encoders import DenseEncoder
 
 class SimpleFeaturePyramid(nn.Module):
     """A map at stride s to maps of one width at strides s / 4, s / 2, s and 2 s."""
@@ -29,13 +27,13 @@ class SimpleFeaturePyramid(nn.Module):
         self.levels = nn.ModuleList(
             [
                 nn.Sequential(
-                    _twice_as_fine(in_channels, half),
+                    _upsample2x(in_channels, half),
                     LayerNorm2d(half),
                     nn.GELU(),
-                    _twice_as_fine(half, quarter),
+                    _upsample2x(half, quarter),
                     *_to_width(quarter, width),
                 ),
-                nn.Sequential(_twice_as_fine(in_channels, half), *_to_width(half, width)),
+                nn.Sequential(_upsample2x(in_channels, half), *_to_width(half, width)),
                 nn.Sequential(*_to_width(in_channels, width)),
                 nn.Sequential(nn.MaxPool2d(2), *_to_width(in_channels, width)),
             ]
@@ -55,13 +53,13 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.LayerNorm's name
         """Normalised, of the same shape."""
         channels_last_BhwD = input.permute(0, 2, 3, 1)
-        normalized_BhwD = functional.layer_norm(
+        normalized_BhwD = F.layer_norm(
             channels_last_BhwD, self.normalized_shape, self.weight, self.bias, self.eps
         )
         return normalized_BhwD.permute(0, 3, 1, 2)
 
 
-def _twice_as_fine(in_channels: int, out_channels: int) -> nn.Module:
+def _upsample2x(in_channels: int, out_channels: int) -> nn.Module:
     return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
 
 
@@ -162,7 +160,7 @@ def build_neck(encoder: DenseEncoder, width: int) -> PyramidNeck | StageNeck:
     return StageNeck(encoder) if len(encoder.strides) == 4 else PyramidNeck(encoder, width)
 
 
-def map_strides(encoder: DenseEncoder) -> tuple[int, ...]:
+def feature_strides(encoder: DenseEncoder) -> tuple[int, ...]:
     """Strides of the four maps that ``build_neck``'s neck gives, in quarters of a pixel.
 
     A pyramid's finest map has a quarter of its encoder's stride, which for a patch of 14 pixels is

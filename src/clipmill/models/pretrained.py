@@ -1,13 +1,13 @@
-"""Image towers by address: clipmill's own, public weights, or random ones."""
+"""Pretrained image towers by address: clipmill's own, public weights (which can be imported), random."""
 
-import dataclasses
+from dataclasses import dataclass, field
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 from clipmill.config import Config
 from clipmill.errors import ArtifactError
 from clipmill.models.weights.addresses import parse_address
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, read_card
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, read_metadata
 from clipmill.models.weights.files import check_fit
 from clipmill.models.config import CLIP_MEAN, CLIP_STD, VisionConfig
 from clipmill.lineage import Parent
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from clipmill import __version__
 from clipmill.config import digest_json
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, has_checkpoint, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint, save_checkpoint
 from clipmill.models.weights.public import PublicWeights, find_weights
 from clipmill.models.towers import build_clip
 from clipmill.stage_records import Report
@@ -25,15 +25,14 @@ from clipmill.storage import join
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipmill.models.dense import Encoder
-
+    from clipmill.models.encoders import Encoder
 
 ENCODER_KINDS = ("clip", "mae", "supervised", "image")
 """Kinds of checkpoints that hold an image tower, under ``visual.``; ``image`` is an imported tower
 alone."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainedEncoder:
     """An image tower to start from: an architecture, and its weights."""
 
@@ -43,15 +42,15 @@ class PretrainedEncoder:
     """The weights in a lineage."""
     read: "Callable[[], Mapping[str, Tensor]] | None"
     """Reads the tensors under CLIP's names; None for random weights."""
-    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What a lineage says of weights that lie in no store."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Provenance of weights that lie in no store, for the lineage."""
 
     @property
     def notice(self) -> str:
-        """A line for the log, of weights that need one."""
+        """Log line about random weights; empty for others."""
         return "" if self.read else f"starting from random weights, as {self.parent.uri} says"
 
-    def load_into(self, encoder: "Encoder") -> None:
+    def load_weights(self, encoder: "Encoder") -> None:
         """Copy the weights in; random ones stay as they are.
 
         Raises:
@@ -83,44 +82,44 @@ def open_encoder(address: str) -> PretrainedEncoder:
             read=weights.tensors if weights.path else None,
             facts={f"encoder {name}": text for name, text in weights.summary.items()},
         )
-    card = read_encoder_card(address)
-    vision = VisionConfig.from_json(card.architecture["vision"])
+    metadata = read_encoder_metadata(address)
+    vision = VisionConfig.from_json(metadata.architecture["vision"])
     return PretrainedEncoder(
         config=EncoderConfig(vision=vision, mean=vision.mean, std=vision.std),
-        parent=card.as_parent("encoder"),
+        parent=metadata.as_parent("encoder"),
         read=partial(_checkpoint_tensors, address),
     )
 
 
 def check_address(address: str) -> None:
-    """Find what is wrong with an encoder's address without downloading anything.
+    """Check an encoder's address without downloading anything.
 
     Raises:
         ConfigError, NotFoundError, ArtifactError: as :func:`open_encoder`, of what can be told.
     """
     if parse_address(address).scheme == "clipmill":
-        read_encoder_card(address)
+        read_encoder_metadata(address)
         return
     from clipmill.models.weights.public import check_names
 
     check_names(address)
 
 
-def read_encoder_card(uri: str, kinds: Sequence[str] = ENCODER_KINDS) -> ModelCard:
-    """Read the card of an encoder of clipmill's.
+def read_encoder_metadata(uri: str, kinds: Sequence[str] = ENCODER_KINDS) -> CheckpointMetadata:
+    """Read the metadata of a clipmill encoder.
 
     Raises:
         NotFoundError: nothing lies there.
         ArtifactError: something else lies there.
     """
-    card = read_card(uri)
-    if card.kind not in kinds:
+    metadata = read_metadata(uri)
+    if metadata.kind not in kinds:
         raise ArtifactError(
-            f"{uri} is a checkpoint of kind {card.kind!r}",
+            f"{uri} is a checkpoint of kind {metadata.kind!r}",
             expected=f"an encoder: one of {', '.join(kinds)}",
             action="give the URI that `clipmill pretrain` or `clipmill import` printed",
         )
-    return card
+    return metadata
 
 
 def _checkpoint_tensors(uri: str) -> "Mapping[str, Tensor]":
@@ -128,7 +127,7 @@ def _checkpoint_tensors(uri: str) -> "Mapping[str, Tensor]":
 
 
 def head_prefixes(vision: VisionConfig) -> tuple[str, ...]:
-    """How names of tensors above an image tower's features begin: projections and classifiers."""
+    """Return the name prefixes of an image tower's projection and classifier."""
     if not vision.timm_model:
         return ("visual.proj",)
     import timm
@@ -152,10 +151,6 @@ def encoder_tensors(
         norms = {f"norm.{part}": f"visual.ln_post.{part}" for part in ("weight", "bias")}
         kept |= {new: tensors[old] for new, old in norms.items() if old in tensors}
     return {name: tensor for name, tensor in kept.items() if name not in encoder.pruned}
-
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def import_weights(address: str, store: str, *, report: Report) -> str:
@@ -182,25 +177,25 @@ def import_weights(address: str, store: str, *, report: Report) -> str:
         return uri
     report(0, 1, f"reading {weights.path}")
     tensors = weights.tensors()
-    _check_fit(weights, tensors)
+    _check_weights(weights, tensors)
     config = weights.clip or weights.vision
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="clip" if weights.clip else "image",
         architecture=config.to_json() if weights.clip else {"vision": config.to_json()},
         recipe={"import": address, "clipmill": __version__},
         parents=(Parent(role="weights", uri=address, digest=weights.sha256),),
         summary=weights.summary,
     )
-    save_checkpoint(uri, card, tensors)
+    save_checkpoint(uri, metadata, tensors)
     report(1, 1, "imported")
     return uri
 
 
-def _check_fit(weights: PublicWeights, tensors: "Mapping[str, Tensor]") -> None:
+def _check_weights(weights: PublicWeights, tensors: "Mapping[str, Tensor]") -> None:
     """Compare the tensors with the towers, built without memory (ArtifactError)."""
     import torch
 
-    from clipmill.models.dense import build_dense
+    from clipmill.models.encoders import build_dense
 
     with torch.device("meta"):
         if weights.clip is not None:

@@ -106,7 +106,7 @@ class RangeAugment(nn.Module):
         """
         start, end = (
             squared_error(decibels)
-            for decibels in (self.config.start_psnr_decibels, self.config.end_psnr_decibels)
+            for decibels in (self.config.psnr_start_db, self.config.psnr_end_db)
         )
         return end + (start - end) / 2 * (1 + math.cos(math.pi * progress))
 

@@ -1,35 +1,37 @@
-"""CLIP and CoCa from a config, built of open_clip's modules.
+"""CLIP's towers from a config, built of open_clip's modules.
 
-Shapes: B batch, T text length, D embedding width, N image tokens, V vocabulary.
+Shapes: B batch, T text length, W token width, D embedding width.
 """
 
 import dataclasses
 import math
+from functools import cache
 from dataclasses import field, replace
-from typing import Any, Literal
-
+from typing import TYPE_CHECKING, Any
 from clipmill.config import Config
 from clipmill.errors import ConfigError
 from clipmill.models.weights.addresses import did_you_mean
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.config import CLIP_VOCAB_SIZE
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, TowerOptions, VisionConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
 
 
 def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> Any:
-    """A :class:`~clipmill.models.clip.Clip` of the config's towers.
+    """Build CLIP with the config's towers: ``encode_image``, ``encode_text`` and ``logit_scale``.
 
     Raises:
         ConfigError: the image tower has no patches to drop, timm has no such model, or the towers
             have two activations.
     """
-    from clipmill.models.clip import Clip
-
-    _check_towers(config)
+    check_towers(config)
     sigmoid = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}  # SigLIP, section 3.2
     try:
-        model = Clip(
+        model = _clip_class()(
             embed_dim=config.embed_dim,
             vision_cfg=vision_kwargs(config.vision) | {"patch_dropout": options.patch_dropout},
             text_cfg=text_kwargs(config.text),
@@ -51,59 +53,46 @@ def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> An
     return model
 
 
-def build_coca(config: CocaConfig) -> Any:
-    """open_clip's CoCa, run by :mod:`clipmill.models.coca`.
+@cache
+def _clip_class() -> Any:
+    """Return open_clip's CLIP, for texts of any length up to its context; imports open_clip (5 s)."""
+    import open_clip
+    from open_clip.transformer import text_global_pool
+    from torch.nn import functional as F
 
-    open_clip has image tokens from ViTs only; a timm tower's come from :class:`TimmTokens`.
-    """
-    from open_clip.coca_model import CoCa
-    from torch import nn
+    class Clip(open_clip.CLIP):  # type: ignore[misc]  # open_clip has no types
+        """``encode_image`` and ``encode_text``, both to (B, D), and ``logit_scale``."""
 
-    from clipmill.models.timm_tokens import TimmTokens
+        def encode_text(self, text: "Tensor", normalize: bool = False) -> "Tensor":
+            """Embeddings (B, D) of token ids (B, T), T up to the context's length.
 
-    _check_towers(config.clip)
-    # The text tower appends a class token of its own after the context.
-    text = text_kwargs(config.clip.text) | {"embed_cls": True, "output_tokens": True}
-    model = CoCa(
-        embed_dim=config.clip.embed_dim,
-        vision_cfg=vision_kwargs(replace(config.clip.vision, timm_model=""))
-        | {
-            "attentional_pool": True,
-            "attn_pooler_queries": config.num_queries,
-            "attn_pooler_heads": config.clip.text.heads,
-            "output_tokens": True,
-        },
-        text_cfg=text,
-        quick_gelu=config.clip.text.activation == "quick_gelu",
-        multimodal_cfg={
-            "context_length": text["context_length"],
-            "vocab_size": config.clip.text.vocab_size,
-            "width": config.clip.text.width,
-            "heads": config.clip.text.heads,
-            "layers": config.decoder_layers,
-        },
-    )
-    # open_clip leaves it as the memory was.
-    nn.init.normal_(model.text_decoder.text_projection, std=config.clip.text.width**-0.5)
-    if config.clip.vision.timm_model:
-        model.visual = TimmTokens(
-            config.clip.vision.timm_model,
-            image_size=config.clip.vision.image_size,
-            stride=config.token_stride,
-            width=config.clip.text.width,
-            embed_dim=config.clip.embed_dim,
-        )
-    return model
+            open_clip's own needs the full context. A causal tower sees no padding behind a text,
+            so both give the same; a tower that isn't causal needs the padding.
+            """
+            length = text.shape[1]
+            dtype = self.transformer.get_cast_dtype()
+            positions_TW = self.positional_embedding[:length].to(dtype)
+            x_BTW = self.token_embedding(text).to(dtype) + positions_TW
+            mask_TT = None if self.attn_mask is None else self.attn_mask[:length, :length]
+            x_BTW = self.ln_final(self.transformer(x_BTW, attn_mask=mask_TT))
+            x_BW = text_global_pool(
+                x_BTW, text, self.text_pool_type, eos_token_id=getattr(self, "text_eos_id", None)
+            )
+            x_BD = x_BW @ self.text_projection
+            return F.normalize(x_BD, dim=-1) if normalize else x_BD
+
+    return Clip
 
 
 def build_vit(config: VisionConfig) -> Any:
-    """open_clip's ViT of the config, with its projection to a single number."""
+    """Build open_clip's ViT of the config, with a projection to a single number."""
     from open_clip.model import _build_vision_tower
 
     return _build_vision_tower(1, vision_kwargs(config), config.activation == "quick_gelu")
 
 
-def _check_towers(config: ClipConfig) -> None:
+def check_towers(config: ClipConfig) -> None:
+    """Refuse an unknown timm model, or two activations (ConfigError)."""
     check_timm_model(config.vision)
     if not config.vision.timm_model and config.vision.activation != config.text.activation:
         raise ConfigError(
@@ -130,10 +119,10 @@ def check_timm_model(config: VisionConfig) -> None:
 
 
 def vision_kwargs(config: VisionConfig) -> dict[str, Any]:
-    """The image tower in open_clip's words.
+    """Return open_clip's ``vision_cfg`` of an image tower.
 
     Raises:
-        ConfigError: it is a timm model with arguments, which open_clip can't be told.
+        ConfigError: it is a timm model with arguments, which open_clip doesn't take.
     """
     kwargs: dict[str, Any] = {"image_size": config.image_size}
     if config.timm_args:
@@ -161,7 +150,7 @@ def vision_kwargs(config: VisionConfig) -> dict[str, Any]:
 
 
 def text_kwargs(config: TextConfig) -> dict[str, Any]:
-    """The text tower in open_clip's words."""
+    """Return open_clip's ``text_cfg`` of a text tower."""
     return {
         "context_length": config.context_length,
         "vocab_size": config.vocab_size,

@@ -14,8 +14,8 @@ from clipmill.models.mask_rcnn import ANCHOR_RATIOS
 from clipmill.models.mask_rcnn import (
     BOX_SIZE,
     MASK_SIZE,
-    NUM_REGION_LEVELS,
-    REGION_UNIT,
+    NUM_ROI_LEVELS,
+    FINEST_ROI_SCALE,
     STAGE_STDS,
 )
 from clipmill.openmmlab.ops import importing_openmmlab
@@ -39,8 +39,8 @@ class MaskRcnnTraining(nn.Module):
         strides: Sequence[int],
         anchor_scale: float,
         num_proposals: int = 1000,
-        regions_per_image: int = 512,
-        start_std: float = 0.01,
+        rois_per_image: int = 512,
+        init_std: float = 0.01,
     ) -> None:
         super().__init__()
         with importing_openmmlab():
@@ -77,7 +77,7 @@ class MaskRcnnTraining(nn.Module):
         }
         training = [
             _region_training(
-                STAGE_OVERLAPS[stage], regions_per_image, match_low_quality=not is_cascade
+                STAGE_OVERLAPS[stage], rois_per_image, match_low_quality=not is_cascade
             )
             for stage in range(num_stages)
         ]
@@ -99,7 +99,7 @@ class MaskRcnnTraining(nn.Module):
         self._proposals = ConfigDict(
             _proposals(2 * num_proposals if is_cascade else num_proposals, 2 * num_proposals)
         )
-        _initialise(self, start_std)
+        _initialise(self, init_std)
 
     def loss(
         self,
@@ -201,8 +201,8 @@ def _extractor(side: int, width: int, strides: Sequence[int]) -> dict[str, Any]:
             "use_torchvision": True,
         },
         "out_channels": width,
-        "featmap_strides": list(strides[:NUM_REGION_LEVELS]),
-        "finest_scale": REGION_UNIT * strides[0],
+        "featmap_strides": list(strides[:NUM_ROI_LEVELS]),
+        "finest_scale": FINEST_ROI_SCALE * strides[0],
     }
 
 

@@ -12,7 +12,7 @@ from clipmill.config import digest_json
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, has_checkpoint, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint, save_checkpoint
 from clipmill.models.config import RangeAugmentConfig
 from clipmill.models.config import ClipConfig, TowerOptions
 from clipmill.pretrain.teacher import teacher_parent
@@ -30,7 +30,7 @@ from torch import Tensor
 from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Forward, Objective, synchronizing
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.models.range_augment import RangeAugment
 from clipmill.models.towers import MAX_LOGIT_SCALE, build_clip
 from clipmill.models.config import ClipConfig, TowerOptions
@@ -47,10 +47,11 @@ from clipmill.data.shards.read import read_shard
 from clipmill.data.loading.view import View
 from clipmill.errors import BadSampleError
 from clipmill.images import decode_rgb
-from clipmill.models.clip_embedder import ClipEmbedder
-from clipmill.models.embedding_stats import EmbeddingStatistics, spread_places, statistics_of
+from clipmill.models.clip import ClipEmbedder
+from clipmill.models.embedding_stats import EmbeddingStatistics, evenly_spaced_indices, statistics_of
 from clipmill.models.config import ClipConfig
 from clipmill.pretrain.config import PretrainConfig
+from clipmill.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from clipmill.data.loading.dataloader import PairBatch
@@ -91,10 +92,10 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
         state_uri=f"{uri}/state",
         report=report,
         evaluations=clip_evaluations(
-            config.evaluation, view, config.model.text.tokenizer(), config.model.vision
+            config.evaluation, view, Tokenizer.from_config(config.model.text), config.model.vision
         ),
     )
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="clip",
         architecture=config.model.to_json(),
         recipe=config.to_json(),
@@ -111,7 +112,7 @@ def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report
     }
     save_result(
         uri,
-        card,
+        metadata,
         tensors,
         trained,
         embed=lambda: training_embedding(config.model, tensors, view),
@@ -135,7 +136,7 @@ def random_encoder(config: PretrainConfig, store: str) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         tensors = build_clip(config.model).state_dict()
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="clip",
         architecture=config.model.to_json(),
         recipe=untrained,
@@ -143,7 +144,7 @@ def random_encoder(config: PretrainConfig, store: str) -> str:
         metrics={},
         summary={"weights": "random", "seed": str(config.train.seed)},
     )
-    save_checkpoint(uri, card, tensors)
+    save_checkpoint(uri, metadata, tensors)
     return uri
 
 
@@ -175,7 +176,7 @@ def clip_batches(
         config.load,
         config.train,
         crop=CropTransform(size, config.crop),
-        tokenizer=config.model.text.tokenizer(),
+        tokenizer=Tokenizer.from_config(config.model.text),
         teaching=teaching,
         here=here,
         cursor=cursor,
@@ -394,12 +395,12 @@ def training_embedding(
 
 def _images(view: View) -> Iterator[Image.Image]:
     """Images from all over the view, but of few shards, since shards are large and far away."""
-    indices = spread_places(len(view.dataset.shards), _NUM_SHARDS)
+    indices = evenly_spaced_indices(len(view.dataset.shards), _NUM_SHARDS)
     share = -(-_NUM_IMAGES // len(indices)) if indices else 0
     for index in indices:
         with read_shard(view.dataset, index, cache_folder()) as reader:
             rows = view.open_shard(index, reader.uids, cache_folder()).rows.tolist()
-            for row in [rows[place] for place in spread_places(len(rows), share)]:
+            for row in [rows[place] for place in evenly_spaced_indices(len(rows), share)]:
                 try:
                     yield decode_rgb(reader.image(row))
                 except BadSampleError as error:

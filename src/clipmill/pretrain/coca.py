@@ -10,7 +10,7 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import ModelCard, has_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
 from clipmill.models.config import CocaConfig
 from clipmill.pretrain.dataloader import pair_batches
 from clipmill.pretrain.config import LoadConfig
@@ -22,9 +22,11 @@ from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
 from clipmill.models.coca import coca_forward
-from clipmill.models.preprocess import Normalize
-from clipmill.models.towers import MAX_LOGIT_SCALE, build_coca
+from clipmill.models.encoders import Normalize
+from clipmill.models.towers import MAX_LOGIT_SCALE
+from clipmill.models.coca import build_coca
 from clipmill.pretrain.config import CaptionerConfig
+from clipmill.models.tokenizer import Tokenizer
 
 
 def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report: Report) -> str:
@@ -47,7 +49,7 @@ def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report
             config.load,
             config.train,
             crop=CropTransform(clip.vision.image_size, config.crop),
-            tokenizer=clip.text.tokenizer(is_padded=True),
+            tokenizer=Tokenizer.from_config(clip.text, is_padded=True),
             here=here,
             cursor=cursor,
         ),
@@ -56,7 +58,7 @@ def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report
         state_uri=f"{uri}/state",
         report=report,
     )
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="coca",
         architecture=config.model.to_json(),
         recipe=config.to_json(),
@@ -67,7 +69,7 @@ def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report
     tensors = {
         k.removeprefix("coca."): v for k, v in trained.tensors.items() if k.startswith("coca.")
     }
-    save_result(uri, card, tensors, trained)
+    save_result(uri, metadata, tensors, trained)
     return uri
 
 

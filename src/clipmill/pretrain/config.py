@@ -11,7 +11,7 @@ from clipmill.config import digest_json
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, has_checkpoint, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint, save_checkpoint
 from clipmill.models.config import RangeAugmentConfig
 from clipmill.models.config import ClipConfig, TowerOptions
 from clipmill.pretrain.teacher import teacher_parent
@@ -26,7 +26,7 @@ from torch import Tensor
 from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Forward, Objective, synchronizing
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.models.range_augment import RangeAugment
 from clipmill.models.towers import MAX_LOGIT_SCALE, build_clip
 from clipmill.models.config import ClipConfig, TowerOptions
@@ -42,8 +42,8 @@ from clipmill.data.shards.read import read_shard
 from clipmill.data.loading.view import View
 from clipmill.errors import BadSampleError
 from clipmill.images import decode_rgb
-from clipmill.models.clip_embedder import ClipEmbedder
-from clipmill.models.embedding_stats import EmbeddingStatistics, spread_places, statistics_of
+from clipmill.models.clip import ClipEmbedder
+from clipmill.models.embedding_stats import EmbeddingStatistics, evenly_spaced_indices, statistics_of
 from clipmill.models.config import ClipConfig
 from dataclasses import dataclass
 from clipmill.config import Config
@@ -82,7 +82,7 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import ModelCard, has_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
 from clipmill.models.config import MaeConfig
 from clipmill.pretrain.dataloader import pair_batches
 from clipmill.stage_records import Report
@@ -92,7 +92,7 @@ from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
 from clipmill.models.mae import MaskedAutoencoder
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from dataclasses import dataclass
 from clipmill.config import Config
 from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
@@ -100,7 +100,7 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import ModelCard, has_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
 from clipmill.models.config import CocaConfig
 from clipmill.pretrain.dataloader import pair_batches
 from clipmill.stage_records import Report
@@ -111,8 +111,9 @@ from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
 from clipmill.models.coca import coca_forward
-from clipmill.models.preprocess import Normalize
-from clipmill.models.towers import MAX_LOGIT_SCALE, build_coca
+from clipmill.models.encoders import Normalize
+from clipmill.models.towers import MAX_LOGIT_SCALE
+from clipmill.models.coca import build_coca
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, has_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
 from clipmill.models.config import VisionConfig
 from clipmill.stage_records import Report
 import torch
@@ -134,7 +135,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.data.transforms.mixup import erase, mix
 import hashlib
 import itertools
@@ -153,15 +154,15 @@ from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw
 from clipmill.config import digest_json
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.clip_model import clip_parent
+from clipmill.models.clip import clip_parent
 from clipmill.stage_records import Report
 from clipmill.lineage import Parent
 from collections.abc import Callable, Sequence
 from typing import Any
 import torch
 from torch import Tensor
-from clipmill.models.clip_model import load_clip
-from clipmill.models.preprocess import Normalize
+from clipmill.models.clip import load_clip
+from clipmill.models.encoders import Normalize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,7 +306,7 @@ class SupervisedConfig(Config):
     """Alpha of mixup; 0 for none."""
     cutmix: float = 1.0
     """Alpha of CutMix; 0 for none."""
-    erased: float = 0.25
+    random_erasing_prob: float = 0.25
     """Share of pictures that lose a rectangle."""
     label_smoothing: float = 0.1
     """Probability that is spread over all classes."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from clipmill.errors import ConfigError
 from clipmill.models.weights.addresses import parse_address
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.pretrained import read_encoder_card
+from clipmill.models.pretrained import read_encoder_metadata
 from clipmill.models.config import ClipConfig, VisionConfig
 from clipmill.lineage import Parent
 import json
@@ -67,11 +67,11 @@ def find_start(address: str, role: str = "start") -> Start | None:
             clip=weights.clip,
             read=weights.tensors,
         )
-    card = read_encoder_card(address)
-    clip = ClipConfig.from_json(card.architecture) if card.kind == "clip" else None
+    metadata = read_encoder_metadata(address)
+    clip = ClipConfig.from_json(metadata.architecture) if metadata.kind == "clip" else None
     return Start(
-        parent=card.as_parent(role),
-        vision=VisionConfig.from_json(card.architecture["vision"]),
+        parent=metadata.as_parent(role),
+        vision=VisionConfig.from_json(metadata.architecture["vision"]),
         clip=clip,
         read=partial(_tensors, address),
     )

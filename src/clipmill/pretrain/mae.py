@@ -9,7 +9,7 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import ModelCard, has_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
 from clipmill.models.config import MaeConfig
 from clipmill.pretrain.dataloader import pair_batches
 from clipmill.pretrain.config import LoadConfig
@@ -20,7 +20,7 @@ from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
 from clipmill.models.mae import MaskedAutoencoder
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.pretrain.config import MaePretrainConfig
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def pretrain_mae(config: MaePretrainConfig, dataset: str, store: str, *, report:
         state_uri=f"{uri}/state",
         report=report,
     )
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="mae",
         architecture=config.model.to_json(),
         recipe=config.to_json(),
@@ -67,7 +67,7 @@ def pretrain_mae(config: MaePretrainConfig, dataset: str, store: str, *, report:
         },
     )
     tensors = {k.removeprefix("mae."): v for k, v in trained.tensors.items() if k[:4] == "mae."}
-    save_result(uri, card, tensors, trained)
+    save_result(uri, metadata, tensors, trained)
     return uri
 
 

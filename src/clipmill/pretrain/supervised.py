@@ -13,7 +13,7 @@ from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, has_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
 from clipmill.models.config import VisionConfig
 from clipmill.stage_records import Report
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
-from clipmill.models.preprocess import Normalize
+from clipmill.models.encoders import Normalize
 from clipmill.data.transforms.mixup import erase, mix
 from clipmill.pretrain.config import SupervisedConfig
 
@@ -52,7 +52,7 @@ def pretrain_supervised(config: SupervisedConfig, data: str, store: str, *, repo
         state_uri=f"{uri}/state",
         report=report,
     )
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="supervised",
         architecture={"vision": config.vision.to_json(), "classes": list(images.classes)},
         recipe=config.to_json(),
@@ -65,7 +65,7 @@ def pretrain_supervised(config: SupervisedConfig, data: str, store: str, *, repo
         },
     )
     tensors = {k: v for k, v in trained.tensors.items() if k.startswith("visual.")}
-    save_result(uri, card, tensors, trained)
+    save_result(uri, metadata, tensors, trained)
     return uri
 
 
@@ -121,7 +121,7 @@ class SupervisedObjective(Objective):
         targets_BC = torch.lerp(
             targets_BC, torch.full_like(targets_BC, 1 / self._num_classes), config.label_smoothing
         )
-        images_B3HW = erase(images_B3HW, config.erased)
+        images_B3HW = erase(images_B3HW, config.random_erasing_prob)
         images_B3HW, targets_BC = mix(
             images_B3HW, targets_BC, mixup=config.mixup, cutmix=config.cutmix
         )

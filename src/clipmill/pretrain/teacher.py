@@ -23,15 +23,15 @@ from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw
 from clipmill.config import digest_json
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.clip_model import clip_parent
+from clipmill.models.clip import clip_parent
 from clipmill.stage_records import Report
 from clipmill.lineage import Parent
 from collections.abc import Callable, Sequence
 from typing import Any
 import torch
 from torch import Tensor
-from clipmill.models.clip_model import load_clip
-from clipmill.models.preprocess import Normalize
+from clipmill.models.clip import load_clip
+from clipmill.models.encoders import Normalize
 from clipmill.pretrain.config import TeacherConfig
 from dataclasses import dataclass
 from clipmill.config import Config

@@ -53,7 +53,7 @@ def coca_miniature() -> CaptionerConfig:
 
     Source: ours, derived from :func:`coca_vit_l14`.
     Command: ``clipmill data train-captioner --recipe coca-miniature ...``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     full = coca_vit_l14()
     return replace(

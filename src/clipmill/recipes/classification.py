@@ -3,7 +3,7 @@
 from dataclasses import replace
 from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.config import ScheduleConfig
-from clipmill.tasks.classification.task import ClassificationConfig
+from clipmill.tasks.classification.config import ClassificationConfig
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.zero_shot import RetrievalConfig, ZeroShotConfig
 from clipmill.tasks.zero_shot import IMAGENET
@@ -60,7 +60,7 @@ def linear_probe_vit_b16() -> FinetuneConfig:
     train = full.train
     return replace(
         full,
-        model=ClassificationConfig(is_frozen=True),
+        model=ClassificationConfig(freeze_encoder=True),
         train=replace(
             train,
             schedule=replace(train.schedule, peak=5e-4),
@@ -74,7 +74,7 @@ def classification_miniature() -> FinetuneConfig:
 
     Source: ours, derived from :func:`classification_vit_b16`.
     Command: ``clipmill finetune --recipe classification-miniature --encoder URI --data FOLDER``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     return _miniature(classification_vit_b16(), steps=200, peak=1e-3)
 
@@ -84,7 +84,7 @@ def linear_probe_miniature() -> FinetuneConfig:
 
     Source: ours, derived from :func:`linear_probe_vit_b16`.
     Command: ``clipmill finetune --recipe linear-probe-miniature --encoder URI --data FOLDER``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     return _miniature(linear_probe_vit_b16(), steps=200, peak=2e-2)
 

@@ -215,7 +215,7 @@ def clip_vit_miniature() -> PretrainConfig:
 
     Source: ours, derived from :func:`clip_vit_b16_12_8b`.
     Command: ``clipmill pretrain --recipe clip-vit-miniature ...``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     full = clip_vit_b16_12_8b()
     return replace(
@@ -250,7 +250,7 @@ def clip_miniature() -> PretrainConfig:
 
     Source: ours, derived from :func:`clip_vit_miniature`.
     Command: ``clipmill pretrain --recipe clip-miniature ...``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     vit = clip_vit_miniature()
     vision = VisionConfig(image_size=64, timm_model="test_byobnet")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from clipmill.data.export import ExportConfig
 from clipmill.scenes.source import ScenesSourceConfig, TaskName
 from clipmill.data.shards.write import ShardConfig
-from clipmill.data.select import ChoiceConfig
+from clipmill.data.select import CaptionSelectionConfig
 from clipmill.data.filters import AspectRatioFilter
 from clipmill.data.filters import CaptionLengthFilter
 from clipmill.data.filters import ClipScoreFilter
@@ -18,7 +18,7 @@ from clipmill.data.scoring.scorers import ConceptScoreConfig
 from clipmill.data.scoring.scorers import ImageScoreConfig
 from clipmill.data.scoring.score import ScoreConfig
 from clipmill.data.scoring.scorers import TextScoreConfig
-from clipmill.data.select import SelectConfig, steps
+from clipmill.data.select import SelectConfig, filter_steps
 
 
 def scenes_miniature() -> ScenesSourceConfig:
@@ -127,7 +127,7 @@ def select_datacomp_basic() -> SelectConfig:
     mlfoundations/datacomp), the language by py3langid instead of fastText.
     Command: ``clipmill data select DATASET --recipe select-datacomp-basic``
     """
-    return SelectConfig(name="datacomp-basic", filters=steps(*_BASIC))
+    return SelectConfig(name="datacomp-basic", filters=filter_steps(*_BASIC))
 
 
 def select_miniature() -> SelectConfig:
@@ -137,7 +137,7 @@ def select_miniature() -> SelectConfig:
     Command: ``clipmill data select DATASET --recipe select-miniature``
     """
     return SelectConfig(
-        name="miniature", filters=steps(CaptionLengthFilter(min_words=3), ExactDuplicateFilter())
+        name="miniature", filters=filter_steps(CaptionLengthFilter(min_words=3), ExactDuplicateFilter())
     )
 
 
@@ -147,7 +147,7 @@ def select_clip_top30() -> SelectConfig:
     Source: DataComp's CLIP score filtering (Gadre et al. 2023; ``clip_score`` by L/14).
     Command: ``clipmill data select DATASET --recipe select-clip-top30``
     """
-    return SelectConfig(name="clip-top30", filters=steps(ClipTopFractionFilter(fraction=0.3)))
+    return SelectConfig(name="clip-top30", filters=filter_steps(ClipTopFractionFilter(fraction=0.3)))
 
 
 def select_laion2b() -> SelectConfig:
@@ -159,7 +159,7 @@ def select_laion2b() -> SelectConfig:
     """
     return SelectConfig(
         name="laion2b",
-        filters=steps(LanguageFilter(language="en"), ClipScoreFilter(threshold=0.28)),
+        filters=filter_steps(LanguageFilter(language="en"), ClipScoreFilter(threshold=0.28)),
     )
 
 
@@ -169,7 +169,7 @@ def select_metaclip() -> SelectConfig:
     Source: MetaCLIP's 400 M set (Xu et al. 2024, "Demystifying CLIP Data", algorithm 1).
     Command: ``clipmill data select DATASET --recipe select-metaclip``
     """
-    return SelectConfig(name="metaclip", filters=steps(ConceptBalanceFilter(max_count=20_000)))
+    return SelectConfig(name="metaclip", filters=filter_steps(ConceptBalanceFilter(max_count=20_000)))
 
 
 def select_best_captions() -> SelectConfig:
@@ -178,7 +178,7 @@ def select_best_captions() -> SelectConfig:
     Source: ours; the plain form of :func:`select_mixed_captions`.
     Command: ``clipmill data select DATASET --recipe select-best-captions``
     """
-    return SelectConfig(name="best-captions", choice=ChoiceConfig(rule="best"))
+    return SelectConfig(name="best-captions", caption_selection=CaptionSelectionConfig(strategy="best"))
 
 
 def select_mixed_captions() -> SelectConfig:
@@ -190,7 +190,7 @@ def select_mixed_captions() -> SelectConfig:
     """
     return SelectConfig(
         name="mixed-captions",
-        choice=ChoiceConfig(rule="mix", fraction=0.3, same_threshold=True),
+        caption_selection=CaptionSelectionConfig(strategy="mix", fraction=0.3, threshold_synthetic_too=True),
     )
 
 
@@ -203,5 +203,5 @@ def select_deduplicated() -> SelectConfig:
     return replace(
         select_datacomp_basic(),
         name="deduplicated",
-        filters=steps(*_BASIC, ExactDuplicateFilter(), NearDuplicateFilter()),
+        filters=filter_steps(*_BASIC, ExactDuplicateFilter(), NearDuplicateFilter()),
     )

@@ -5,9 +5,9 @@ from dataclasses import replace
 from clipmill.data.transforms.dense import PhotometricConfig
 from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.config import ScheduleConfig
-from clipmill.tasks.depth.task import DepthConfig
+from clipmill.tasks.depth.config import DepthConfig
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.segmentation.task import SegmentationConfig
+from clipmill.tasks.segmentation.config import SegmentationConfig
 
 # In minutes, shapes are learnt sooner without.
 _AS_THEY_ARE = PhotometricConfig(probability=0.0)
@@ -40,7 +40,7 @@ def upernet_miniature() -> FinetuneConfig:
 
     Source: ours, derived from :func:`upernet_vit_b16`.
     Command: ``clipmill finetune --recipe upernet-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     full = upernet_vit_b16()
     return replace(
@@ -117,7 +117,7 @@ def semantic_fpn_miniature() -> FinetuneConfig:
 
     Source: ours, derived from :func:`semantic_fpn_mci0` and :func:`upernet_miniature`.
     Command: ``clipmill finetune --recipe semantic-fpn-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     return upernet_miniature().override(["model.head=semantic-fpn", "train.steps=400"])
 
@@ -151,7 +151,7 @@ def depth_miniature() -> FinetuneConfig:
 
     Source: ours, derived from :func:`depth_vit_b16`.
     Command: ``clipmill finetune --recipe depth-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     full = depth_vit_b16()
     return replace(
@@ -159,7 +159,7 @@ def depth_miniature() -> FinetuneConfig:
         model=DepthConfig(
             crop_size=128,
             photometric=_AS_THEY_ARE,
-            start_std=0.1,
+            init_std=0.1,
             drop_path=0.0,
             head_channels=32,
             num_workers=0,
@@ -188,7 +188,7 @@ def linear_segmentation_vit_b16() -> FinetuneConfig:
     full = upernet_vit_b16()
     return replace(
         full,
-        model=SegmentationConfig(head="linear", is_frozen=True, drop_path=0.0),
+        model=SegmentationConfig(head="linear", freeze_encoder=True, drop_path=0.0),
         train=replace(
             full.train,
             steps=40_000,
@@ -202,7 +202,7 @@ def linear_segmentation_miniature() -> FinetuneConfig:
 
     Source: ours, derived from :func:`linear_segmentation_vit_b16`.
     Command: ``clipmill finetune --recipe linear-segmentation-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     full = linear_segmentation_vit_b16()
     return replace(full, train=_probe_miniature(full.train)).override(_SMALL_AND_CACHED)
@@ -220,7 +220,7 @@ def linear_depth_vit_b16() -> FinetuneConfig:
     return replace(
         full,
         model=DepthConfig(
-            head="linear", is_frozen=True, drop_path=0.0, flip_test=False, num_windows=1
+            head="linear", freeze_encoder=True, drop_path=0.0, flip_augment_test=False, num_test_windows=1
         ),
         train=replace(full.train, schedule=replace(full.train.schedule, peak=1e-3)),
     )
@@ -231,7 +231,7 @@ def linear_depth_miniature() -> FinetuneConfig:
 
     Source: ours, derived from :func:`linear_depth_vit_b16`.
     Command: ``clipmill finetune --recipe linear-depth-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     full = linear_depth_vit_b16()
     return replace(full, train=_probe_miniature(full.train)).override(_SMALL_AND_CACHED)

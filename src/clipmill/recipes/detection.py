@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from clipmill.engine.config import AdamWConfig, TrainConfig
 from clipmill.engine.config import ScheduleConfig
-from clipmill.tasks.detection.task import DetectionConfig
+from clipmill.tasks.detection.config import DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig
 
 # 117,266 images of train2017 have objects, 118,287 in all; all train here, at batch 16.
@@ -65,7 +65,7 @@ def mask_rcnn_miniature() -> FinetuneConfig:
 
     Source: ours, derived from :func:`mask_rcnn_1x`.
     Command: ``clipmill finetune --recipe mask-rcnn-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     return _miniature(mask_rcnn_1x(), num_stages=1, steps=500)
 
@@ -75,7 +75,7 @@ def cascade_mask_rcnn_miniature() -> FinetuneConfig:
 
     Source: ours, derived from :func:`cascade_mask_rcnn_3x`.
     Command: ``clipmill finetune --recipe cascade-mask-rcnn-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     return _miniature(cascade_mask_rcnn_3x(), num_stages=3, steps=250)
 
@@ -88,12 +88,12 @@ def _miniature(full: FinetuneConfig, *, num_stages: int, steps: int) -> Finetune
             scale=(0.8, 1.25),
             drop_path=0.0,
             neck_channels=32,
-            hidden_width=64,
+            roi_hidden_dim=64,
             num_stages=num_stages,
             anchor_scale=4.0,
-            start_std=0.1,
+            init_std=0.1,
             num_proposals=100,
-            regions_per_image=32,
+            rois_per_image=32,
             num_workers=0,
         ),
         train=replace(

@@ -54,7 +54,7 @@ def mae_miniature() -> MaePretrainConfig:
 
     Source: ours, derived from :func:`mae_vit_b16_2_05b`.
     Command: ``clipmill pretrain-mae --recipe mae-miniature ...``
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     full = mae_vit_b16_2_05b()
     return replace(

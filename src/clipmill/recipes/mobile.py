@@ -68,7 +68,7 @@ def clip_mci0_miniature() -> PretrainConfig:
     """MCi0 at 64 px with the miniature's text tower, for two cores.
 
     Source: ours, derived from :func:`clip_mci0_12_8b` and ``clip-vit-miniature``.
-    Hardware and time: see docs/log.md.
+    Hardware and time: see docs/hardware.md.
     """
     small = clip_vit_miniature()
     vision = replace(clip_mci0_12_8b().model.vision, image_size=64)

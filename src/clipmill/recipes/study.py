@@ -1,6 +1,6 @@
 """Studies of captions, at the sizes that two cores can answer.
 
-World, sizes and rates were chosen by a pilot, which docs/study.md tells of.
+World, sizes and rates were chosen by a pilot, which docs/study/design.md tells of.
 """
 
 from dataclasses import replace
@@ -274,7 +274,7 @@ def _seen(train: TrainConfig) -> TrainConfig:
 
 
 def _frozen(config: FinetuneConfig) -> FinetuneConfig:
-    return config.override(["model.is_frozen=true"])
+    return config.override(["model.freeze_encoder=true"])
 
 
 LAYER = "synthetic"

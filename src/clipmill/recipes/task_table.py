@@ -60,7 +60,7 @@ def recipe_table() -> str:
             ]
         )
     head = ["recipe", "steps x batch", "peak rate", "weight decay", "layer decay"]
-    return _markdown([*head, "source", "expected (not run unless docs/log.md says so)"], rows)
+    return _markdown([*head, "source", "expected (not run unless docs/hardware.md says so)"], rows)
 
 
 def _judged(metric: Metric) -> str:

@@ -35,11 +35,11 @@ def measure_attention(
     from clipmill.data.captioned_images import captioned_pictures, open_pictures
     from clipmill.models.attention import AttentionMeter
     from clipmill.models.preprocess import tower_image
-    from clipmill.models.dense import build_dense
+    from clipmill.models.encoders import build_dense
 
     found = open_encoder(encoder)
     dense = build_dense(found.config)
-    found.load_into(dense)
+    found.load_weights(dense)
     if len(dense.strides) != 1:
         raise ConfigError(
             f"{encoder} has maps of strides {', '.join(map(str, dense.strides))}",
@@ -71,7 +71,7 @@ def attention_json(found: "AttentionStatistics") -> dict[str, Any]:
     """The statistics by their names, with lists for tensors."""
     return {
         "distance_px": found.distance_LH.tolist(),
-        "spread_px": found.spread_L.tolist(),
+        "spread_px": found.head_distance_std_L.tolist(),
         "divergence_nats": found.divergence_L.tolist(),
         "num_images": found.num_images,
         "patch_size": found.patch_size,
@@ -140,7 +140,7 @@ def _diversity(found: Mapping[str, "AttentionStatistics"]) -> Section:
     charts = [
         line_chart(title, note, _lines(found, name), x_name="layer")
         for title, note, name in (
-            ("Spread of the heads' distances", "standard deviation, pixels", "spread_L"),
+            ("Spread of the heads' distances", "standard deviation, pixels", "head_distance_std_L"),
             ("Divergence between heads", "mean over pairs, nats", "divergence_L"),
         )
     ]
@@ -165,11 +165,11 @@ def _all(found: Mapping[str, "AttentionStatistics"]) -> Section:
         [
             f"{label}, layer {layer}",
             _number(statistics.distance_LH[layer - 1].mean()),
-            _number(statistics.spread_L[layer - 1]),
+            _number(statistics.head_distance_std_L[layer - 1]),
             _number(statistics.divergence_L[layer - 1]),
         ]
         for label, statistics in found.items()
-        for layer in range(1, len(statistics.spread_L) + 1)
+        for layer in range(1, len(statistics.head_distance_std_L) + 1)
     ]
     head = ["Layer", "Mean distance, px", "Spread, px", "Divergence, nats"]
     return section("numbers", "Numbers", table("Means of each layer.", head, rows, class_="small"))

@@ -10,7 +10,7 @@ from clipmill.tasks.registry import TASKS
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from clipmill.report.summary import listed
-from clipmill.models.checkpoint import ModelCard
+from clipmill.models.checkpoint import CheckpointMetadata
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,17 +92,17 @@ class Check:
 
 def check_fairness(
     tasks: Sequence[TaskComparison],
-    encoders: Mapping[str, ModelCard],
-    models: Mapping[tuple[str, str], ModelCard],
+    encoders: Mapping[str, CheckpointMetadata],
+    models: Mapping[tuple[str, str], CheckpointMetadata],
 ) -> tuple[Check, ...]:
     """The checks; ``encoders`` by label, ``models`` by label and task."""
     cards = list(encoders.values())
-    differing = _differing([card.recipe for card in cards]) - _MEANT_TO_DIFFER
+    differing = _differing([metadata.recipe for metadata in cards]) - _MEANT_TO_DIFFER
     checks = _summed_up(
         "The encoders share",
         {
             "the same pairs": ""
-            if _equal(_parent(card, "dataset") for card in cards)
+            if _equal(_parent(metadata, "dataset") for metadata in cards)
             else "The encoders were trained on different datasets",
             "one recipe, captions aside": f"The encoders also differ in {_names(differing)}"
             if differing
@@ -116,23 +116,23 @@ def check_fairness(
 
 def _task_checks(
     task: TaskComparison,
-    encoders: Mapping[str, ModelCard],
-    models: Mapping[tuple[str, str], ModelCard],
+    encoders: Mapping[str, CheckpointMetadata],
+    models: Mapping[tuple[str, str], CheckpointMetadata],
 ) -> list[Check]:
     judged = {label: models[label, task.task] for label in task.evaluations}
     cards = list(judged.values())
-    differing = _differing([card.recipe for card in cards])
+    differing = _differing([metadata.recipe for metadata in cards])
     strangers = [
         label
-        for label, card in judged.items()
-        if label not in encoders or _parent(card, "encoder") != encoders[label].digest
+        for label, metadata in judged.items()
+        if label not in encoders or _parent(metadata, "encoder") != encoders[label].digest
     ]
     found = {
         "one recipe": f"The {task.task} models also differ in {_names(differing)}"
         if differing
         else "",
         "training data": ""
-        if _equal(_parent(card, "data") for card in cards)
+        if _equal(_parent(metadata, "data") for metadata in cards)
         else f"The {task.task} models were trained on different data",
         "test data": ""
         if _equal(result.data.digest for result in task.evaluations.values())
@@ -177,5 +177,5 @@ def _equal(digests: Iterator[str]) -> bool:
     return len(set(digests)) <= 1
 
 
-def _parent(card: ModelCard, role: str) -> str:
-    return next((parent.digest for parent in card.parents if parent.role == role), "")
+def _parent(metadata: CheckpointMetadata, role: str) -> str:
+    return next((parent.digest for parent in metadata.parents if parent.role == role), "")

@@ -7,9 +7,9 @@ from typing import Any
 from clipmill.report.comparison import TaskComparison, compare
 from clipmill.report.sections.endpoint import (
     Probe,
-    Served,
+    ModelAdapter,
     endpoint_section,
-    read_probe,
+    read_smoke_test,
     read_served,
 )
 from clipmill.report.comparison import Check, check_fairness
@@ -25,7 +25,7 @@ from clipmill.report.summary import Circumstances, Verdict, judge, seeds_of
 from clipmill.data.dataset import Dataset
 from clipmill.scenes.source import made_of_scenes
 from clipmill.config import digest_json
-from clipmill.models.checkpoint import ModelCard, read_card
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.stage_records import StageRecord, read_stages
 from clipmill.storage import join, open_store, write_bytes, write_json
 from clipmill.lineage import Parent, lineage
@@ -98,27 +98,27 @@ class _Found:
     inputs: ReportInputs
     store: str
     dataset: Dataset
-    captioner: ModelCard | None
-    encoders: dict[str, ModelCard]
+    captioner: CheckpointMetadata | None
+    encoders: dict[str, CheckpointMetadata]
     tasks: tuple[TaskComparison, ...]
-    models: dict[tuple[str, str], ModelCard]
+    models: dict[tuple[str, str], CheckpointMetadata]
     """By label and task."""
     circumstances: Circumstances
     comparison: Comparison | None
     verdict: Verdict
     checks: tuple[Check, ...]
-    served: tuple[Served, ...]
+    served: tuple[ModelAdapter, ...]
     probe: Probe | None
     stages: list[StageRecord]
 
 
 def _gather(inputs: ReportInputs, store: str) -> _Found:
     dataset = Dataset.open(inputs.dataset)
-    encoders = {label: read_card(uri) for label, uri in inputs.encoders.items()}
-    captioner = read_card(inputs.captioner) if inputs.captioner else None
+    encoders = {label: read_metadata(uri) for label, uri in inputs.encoders.items()}
+    captioner = read_metadata(inputs.captioner) if inputs.captioner else None
     tasks = compare(inputs.evaluations)
     models = {
-        (label, task.task): read_card(evaluation.model.uri)
+        (label, task.task): read_metadata(evaluation.model.uri)
         for task in tasks
         for label, evaluation in task.evaluations.items()
     }
@@ -126,13 +126,13 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
     maker = inputs.layer.rpartition("/")[2].rpartition("-")[0]
     circumstances = Circumstances(
         captions={
-            label: str(card.recipe.get("view", {}).get("captions", ""))
-            for label, card in encoders.items()
+            label: str(metadata.recipe.get("view", {}).get("captions", ""))
+            for label, metadata in encoders.items()
         },
         captioner=_CAPTIONER_NAMES.get(maker, maker),
         seeds={
-            label: seeds_of(card.recipe, *(m.recipe for (k, _), m in models.items() if k == label))
-            for label, card in encoders.items()
+            label: seeds_of(metadata.recipe, *(m.recipe for (k, _), m in models.items() if k == label))
+            for label, metadata in encoders.items()
         },
         drawn=made_of_scenes(lineage(dataset.uri)),
     )
@@ -149,7 +149,7 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
         verdict=judge(comparison, circumstances),
         checks=check_fairness(tasks, encoders, models),
         served=read_served(inputs.promotions, tasks),
-        probe=read_probe(inputs.probe),
+        probe=read_smoke_test(inputs.probe),
         stages=read_stages(store, inputs.run) if inputs.run else [],
     )
 
@@ -162,7 +162,7 @@ def _parents(found: _Found) -> tuple[Parent, ...]:
         parents.append(Parent(role="captions", uri=uri, digest=layer.digest))
     if found.captioner is not None:
         parents.append(found.captioner.as_parent("captioner"))
-    parents += [card.as_parent(f"encoder {label}") for label, card in found.encoders.items()]
+    parents += [metadata.as_parent(f"encoder {label}") for label, metadata in found.encoders.items()]
     parents += [
         Parent(role=f"evaluation {label}", uri=evaluation.uri, digest=evaluation.digest)
         for task in found.tasks
@@ -179,8 +179,8 @@ def _parents(found: _Found) -> tuple[Parent, ...]:
 
 def _page(found: _Found, known: Mapping[str, str], date: str) -> str:
     captioner = found.circumstances.captioner
-    served = [(f"Served for {s.evaluation.task}", s.uri) for s in found.served]
-    artifacts = served or [(f"Encoder {k}", card.uri) for k, card in found.encoders.items()]
+    served = [(f"ModelAdapter for {s.evaluation.task}", s.uri) for s in found.served]
+    artifacts = served or [(f"Encoder {k}", metadata.uri) for k, metadata in found.encoders.items()]
     header = tag(
         "header",
         paragraph(f"clipmill report · {date}", class_="kicker"),
@@ -233,8 +233,8 @@ def _facts(found: _Found) -> list[tuple[str, str]]:
     facts.append(("Skipped samples", f"{sum(found.dataset.quarantine.values()):,}"))
     seen = {
         label: f"{train['steps'] * train['batch_size']:,}"
-        for label, card in found.encoders.items()
-        if {"steps", "batch_size"} <= (train := card.recipe.get("train", {})).keys()
+        for label, metadata in found.encoders.items()
+        if {"steps", "batch_size"} <= (train := metadata.recipe.get("train", {})).keys()
     }
     if len(set(seen.values())) == 1:
         facts.append(("Images seen by an encoder", next(iter(seen.values()))))
@@ -269,7 +269,7 @@ def _results(found: _Found) -> dict[str, Any]:
         "checks": [asdict(check) for check in found.checks],
         "num_samples": found.dataset.num_samples,
         "quarantine": dict(found.dataset.quarantine),
-        "losses": {label: dict(card.metrics) for label, card in found.encoders.items()},
+        "losses": {label: dict(metadata.metrics) for label, metadata in found.encoders.items()},
         "served": {
             s.evaluation.task: {
                 "model": s.evaluation.model.digest,

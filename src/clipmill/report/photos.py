@@ -18,7 +18,7 @@ from clipmill.data.captioners import captioner_kind
 from clipmill.data.dataset import Dataset
 from clipmill.config import digest_json
 from clipmill.engine.result import read_log
-from clipmill.models.checkpoint import ModelCard, read_card
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.models.retrieval import RANKS
 from clipmill.stage_records import StageRecord, read_stages
 from clipmill.storage import exists, join, open_store, write_bytes, write_json
@@ -76,7 +76,7 @@ class Judged:
     label: str
     evaluation: EvaluationResult
     ranks: Mapping[str, Sequence[int]]
-    card: ModelCard | None
+    metadata: CheckpointMetadata | None
     """Of an encoder that this run trained."""
 
     def share(self, way: str, rank: int) -> Share:
@@ -182,25 +182,25 @@ def photos_report(
 
 def _trained(uri: str) -> Judged:
     evaluation = read_evaluation(uri)
-    card = read_card(evaluation.model.uri)
-    label = _LABELS[card.recipe["view"]["captions"]]
-    return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), card=card)
+    metadata = read_metadata(evaluation.model.uri)
+    label = _LABELS[metadata.recipe["view"]["captions"]]
+    return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), metadata=metadata)
 
 
 def _given(uri: str, dataset: Dataset) -> Judged:
     evaluation = read_evaluation(uri)
     label = _GIVEN
     if exists(join(evaluation.model.uri, "model.json")):
-        parents = read_card(evaluation.model.uri).parents
+        parents = read_metadata(evaluation.model.uri).parents
         label = _SEEN if dataset.digest in {parent.digest for parent in parents} else _GIVEN
-    return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), card=None)
+    return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), metadata=None)
 
 
-def training_of(card: ModelCard) -> Training:
+def training_of(metadata: CheckpointMetadata) -> Training:
     """How pretraining on real captions ended."""
-    log = read_log(card.uri)
+    log = read_log(metadata.uri)
     last = np.array([record[_loss_name(log)] for record in log[-_NUM_LAST:]])
-    chance = math.log(card.recipe["train"]["batch_size"])
+    chance = math.log(metadata.recipe["train"]["batch_size"])
     error = float(last.std(ddof=1)) / math.sqrt(len(last)) if len(last) > 1 else math.inf
     mean = float(last.mean())
     return Training(loss=mean, chance=chance, beats_chance=mean + 2 * error < chance)
@@ -240,8 +240,8 @@ class _Page:
         self.dataset, self.layer, self.captioner = dataset, layer, captioner
         self.kind = captioner_kind(captioner)[0] if captioner else ""
         self.judged, self.stages = judged, list(stages)
-        self.trained = [j for j in judged if j.card is not None]
-        self.training = {j.label: training_of(j.card) for j in self.trained if j.card}
+        self.trained = [j for j in judged if j.metadata is not None]
+        self.training = {j.label: training_of(j.metadata) for j in self.trained if j.metadata}
         self.num_held_out = judged[0].num_pairs
         self.num_train = dataset.num_samples - self.num_held_out
         self.rank = deciding_rank(self.num_held_out)
@@ -281,8 +281,8 @@ class _Page:
                 class_="facts",
             ),
         )
-        encoders = {j.label: j.card for j in self.trained if j.card}
-        artifacts = [(f"Encoder of {label}", card.uri) for label, card in encoders.items()]
+        encoders = {j.label: j.metadata for j in self.trained if j.metadata}
+        artifacts = [(f"Encoder of {label}", metadata.uri) for label, metadata in encoders.items()]
         sections = [
             self._retrieval(),
             self._captions(),
@@ -367,11 +367,11 @@ class _Page:
         ]
         lines = []
         for series, judged in enumerate(self.trained):
-            assert judged.card is not None
-            log = read_log(judged.card.uri)
+            assert judged.metadata is not None
+            log = read_log(judged.metadata.uri)
             name = _loss_name(log)
             steps, losses = ([record[key] for record in log] for key in ("step", name))
-            short = judged.card.recipe["view"]["captions"]
+            short = judged.metadata.recipe["view"]["captions"]
             lines.append(Line(label=short, x=tuple(steps), y=tuple(losses), series=series))
         chance = next(iter(self.training.values())).chance
         chart = line_chart(

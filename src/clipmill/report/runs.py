@@ -18,7 +18,7 @@ from clipmill.report.html.page import (
 )
 from clipmill.engine.result import LOG_FILE, RUN_FILE, read_log
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
-from clipmill.models.checkpoint import read_card
+from clipmill.models.checkpoint import read_metadata
 from clipmill.storage import join, open_store, read_bytes, read_json
 
 _CARD = "model.json"
@@ -114,8 +114,8 @@ def runs_page(store: str, runs: Sequence[TrainingRun]) -> str:
 
 def _finished(store: str, name: str) -> TrainingRun:
     uri = join(store, name)
-    card = read_card(uri)
-    steps = int(card.recipe["train"]["steps"])
+    metadata = read_metadata(uri)
+    steps = int(metadata.recipe["train"]["steps"])
     try:
         log = tuple(read_log(uri))
     except NotFoundError:
@@ -127,7 +127,7 @@ def _finished(store: str, name: str) -> TrainingRun:
         words="",
         step=steps,
         steps=steps,
-        settings=_flat(card.recipe),
+        settings=_flat(metadata.recipe),
         log=log,
     )
 

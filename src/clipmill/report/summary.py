@@ -140,7 +140,7 @@ def _caveat(circumstances: Circumstances) -> str:
     if len(seeds) == 1:
         return (
             f"One seed ({seeds.pop()}){where}: the rule weighs test images and the spread of "
-            "random seeds; docs/log.md has five seeds of the demo."
+            "random seeds; docs/study/results.md has five seeds of the demo."
         )
     return f"Seeds {listed([str(seed) for seed in sorted(seeds)])}{where}."
 

@@ -2,7 +2,7 @@
 
 from clipmill.report.html.page import Html, Section, document, paragraph, section, table, tag, together
 from clipmill.tasks.base import Metric
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 from clipmill.tasks.sweep import SweepResult, Trial
 
 _STYLE = """
@@ -16,7 +16,7 @@ _FAINTEST, _STRONGEST = 8, 62
 
 def sweep_page(result: SweepResult) -> str:
     """A self-contained HTML page."""
-    metric = task_named(result.task).metric
+    metric = get_task(result.task).metric
     best = result.best
     words = ", ".join(f"{_name(path)} {value:g}" for path, value in best.point.items())
     header = together(
@@ -60,14 +60,14 @@ def _cell(trial: Trial, result: SweepResult, metric: Metric) -> Html:
     share = result.config.rungs[trial.rung]
     length = tag("small", f"{share:.0%}")
     peers = [
-        metric.gain(t.figure, 0.0)
+        metric.improvement(t.figure, 0.0)
         for t in result.trials
         if t.rung == trial.rung and t.figure is not None
     ]
     strength = 0.0
     if trial.figure is not None:
         spread = max(peers) - min(peers)
-        place = (metric.gain(trial.figure, 0.0) - min(peers)) / spread if spread else 1.0
+        place = (metric.improvement(trial.figure, 0.0) - min(peers)) / spread if spread else 1.0
         strength = _FAINTEST + place * (_STRONGEST - _FAINTEST)
     return tag(
         "td",
@@ -82,7 +82,7 @@ def _table(result: SweepResult, metric: Metric) -> Section:
     """All points, those that came farthest first, the best before the rest."""
     reached = [result.reached(point) for point in result.config.points()]
     reached.sort(
-        key=lambda t: (t.rung, t.figure is not None, metric.gain(t.figure or 0.0, 0.0)),
+        key=lambda t: (t.rung, t.figure is not None, metric.improvement(t.figure or 0.0, 0.0)),
         reverse=True,
     )
     paths = list(result.config.grid)

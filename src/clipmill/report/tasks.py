@@ -7,7 +7,7 @@ from clipmill.report.html.page import document, paragraph, section, table, tag
 from clipmill.report.sections.predictions import predictions_section
 from clipmill.report.sections.provenance import environment, provenance_section
 from clipmill.config import digest_json
-from clipmill.models.checkpoint import read_card
+from clipmill.models.checkpoint import read_metadata
 from clipmill.storage import join, open_store, write_bytes, write_json
 from clipmill.lineage import Parent
 from clipmill.tasks.promotion import read_promotion
@@ -44,7 +44,7 @@ def tasks_report(
         for task in tasks
     ]
     head = ["Task", "This encoder", "Serves now", "Which model"]
-    models = {(_LABEL, e.task): read_card(e.model.uri) for e in judged}
+    models = {(_LABEL, e.task): read_metadata(e.model.uri) for e in judged}
     header = tag(
         "header",
         paragraph(f"clipmill report · {date}", class_="kicker"),

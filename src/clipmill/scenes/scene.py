@@ -1,16 +1,34 @@
 """A scene: the picture, all that is known of it, and what three kinds of people write under it."""
 
-from dataclasses import dataclass
 import numpy as np
+from dataclasses import dataclass
 from numpy.typing import NDArray
-from clipmill.scenes.captions import Subject, alt_text, rich_caption, terse_caption
-from clipmill.scenes.geometry import CLASSES, SceneConfig, World, sample_world
+from clipmill.scenes.captions import (Subject, alt_text, rich_caption, terse_caption)
+from clipmill.scenes.geometry import (CLASSES, SceneConfig, World, sample_world)
 from clipmill.errors import ConfigError
 from clipmill.scenes.shade import shade
 from clipmill.scenes.solids import Floats
-from clipmill.scenes.trace import set_stage, trace
-from clipmill.scenes.geometry import World
+from clipmill.scenes.trace import (set_stage, trace)
 
+
+_BAND_SAMPLES = 40_000
+
+_TONE_STEPS = 1 << 16
+
+_TONE_TOP = 4.0
+
+def _make_tone() -> NDArray[np.uint8]:
+    """8-bit sRGB of linear light from 0 to _TONE_TOP, in _TONE_STEPS steps."""
+    light = np.linspace(0, _TONE_TOP, _TONE_STEPS)
+    # Rolls highlights off instead of clipping them.
+    display = (1 - np.exp(-1.25 * light)) * 1.06
+    display = np.minimum(display, 1)
+    # IEC 61966-2-1, the sRGB transfer function.
+    encoded = np.where(display <= 0.0031308, 12.92 * display, 1.055 * display ** (1 / 2.4) - 0.055)
+    table: NDArray[np.uint8] = np.rint(255 * encoded).astype(np.uint8)
+    return table
+
+_TONE = _make_tone()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneObject:
@@ -29,7 +47,6 @@ class SceneObject:
     visible_pixels: int
     """How many pixels show it."""
 
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
     """A picture with its ground truth; H = W = ``SceneConfig.size``."""
@@ -47,6 +64,18 @@ class Scene:
     captions: dict[str, str]
     """``alt`` (noise: half says nothing true), ``terse`` and ``rich``, by quality."""
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """What the renderer knows of each pixel."""
+
+    image_HW3: NDArray[np.uint8]
+    """sRGB."""
+    object_HW: NDArray[np.uint8]
+    """0 for the room, k for the k-th object of the world (from 1)."""
+    floor_HW: NDArray[np.bool_]
+    """Whether the room behind the pixel is floor, not wall."""
+    depth_HW: Floats
+    """Metres along the optical axis."""
 
 def draw(config: SceneConfig, index: int) -> Scene:
     """Scene ``index`` (from 0) of a family: the same whichever others are drawn, byte for byte.
@@ -87,7 +116,6 @@ def draw(config: SceneConfig, index: int) -> Scene:
         },
     )
 
-
 def _see(world: World, picture: Picture, k: int) -> SceneObject | None:
     mask = picture.object_HW == k
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -103,7 +131,6 @@ def _see(world: World, picture: Picture, k: int) -> SceneObject | None:
         visible_pixels=int(np.count_nonzero(mask)),
     )
 
-
 def _subjects(objects: tuple[SceneObject, ...], size: int) -> list[Subject]:
     """What a caption may speak of: objects that fill 1/500 of the picture, largest first."""
     return [
@@ -118,41 +145,6 @@ def _subjects(objects: tuple[SceneObject, ...], size: int) -> list[Subject]:
         for seen in sorted(objects, key=lambda seen: -seen.visible_pixels)
         if seen.visible_pixels * 500 >= size * size
     ]
-
-
-_BAND_SAMPLES = 40_000
-_TONE_STEPS = 1 << 16
-_TONE_TOP = 4.0
-
-
-def _make_tone() -> NDArray[np.uint8]:
-    """8-bit sRGB of linear light from 0 to _TONE_TOP, in _TONE_STEPS steps."""
-    light = np.linspace(0, _TONE_TOP, _TONE_STEPS)
-    # Rolls highlights off instead of clipping them.
-    display = (1 - np.exp(-1.25 * light)) * 1.06
-    display = np.minimum(display, 1)
-    # IEC 61966-2-1, the sRGB transfer function.
-    encoded = np.where(display <= 0.0031308, 12.92 * display, 1.055 * display ** (1 / 2.4) - 0.055)
-    table: NDArray[np.uint8] = np.rint(255 * encoded).astype(np.uint8)
-    return table
-
-
-_TONE = _make_tone()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """What the renderer knows of each pixel."""
-
-    image_HW3: NDArray[np.uint8]
-    """sRGB."""
-    object_HW: NDArray[np.uint8]
-    """0 for the room, k for the k-th object of the world (from 1)."""
-    floor_HW: NDArray[np.bool_]
-    """Whether the room behind the pixel is floor, not wall."""
-    depth_HW: Floats
-    """Metres along the optical axis."""
-
 
 def render(world: World, size: int, supersample: int) -> Picture:
     """Draw ``world`` at ``size`` pixels a side; ``supersample`` is 1 or even."""
@@ -186,14 +178,12 @@ def render(world: World, size: int, supersample: int) -> Picture:
         picture.depth_HW[view] = hits.depth[middles]
     return picture
 
-
 def _jitter(s: int, count: int) -> Floats:
     """Where on the sun, from -1 to 1, each row or column of samples looks."""
     if s == 1:
         return np.zeros(count, np.float32)
     places = (np.arange(s, dtype=np.float32) + 0.5) * (2 / s) - 1
     return np.resize(places, count)
-
 
 def _expose(light_3RG: Floats, s: int) -> NDArray[np.uint8]:
     """8-bit image (rows, columns, 3) of linear samples."""
@@ -203,7 +193,6 @@ def _expose(light_3RG: Floats, s: int) -> NDArray[np.uint8]:
     steps = np.minimum(light * np.float32((_TONE_STEPS - 1) / _TONE_TOP), _TONE_STEPS - 1)
     image: NDArray[np.uint8] = _TONE.take(steps.astype(np.uint16)).transpose(1, 2, 0)
     return image
-
 
 def _pool(light: Floats, s: int, axis: int) -> Floats:
     """Trapezoid mean over each pixel's s + 1 samples along an axis."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from clipmill.errors import UserError
 from clipmill.logs import configure_logging
 from clipmill.processes import stop_with_parent
-from clipmill.serve.process import ProcessSettings
+from clipmill.serve.launch import ProcessSettings
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
     if settings.stop_with_parent:
         stop_with_parent()
     try:
-        from clipmill.serve.server import serve
+        from clipmill.serve.launch import serve
 
         serve(
             settings.models,

@@ -11,7 +11,7 @@ DEFAULT_PORT: Final = 8080
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ServeConfig(Config):
+class ServingConfig(Config):
     """Batching, admission and input limits of each model served; all are above zero."""
 
     max_batch_size: int = 8

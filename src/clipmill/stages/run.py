@@ -152,10 +152,10 @@ def drawn_sweep(
 
 def evaluate(model: str, data: str, store: str, run: str = "", label: str = "") -> str:
     """Judge a task model on its data's test split."""
-    from clipmill.models.checkpoint import read_card
+    from clipmill.models.checkpoint import read_metadata
     from clipmill.tasks.evaluation import evaluate as judge
 
-    task = read_card(model).architecture.get("task", "")
+    task = read_metadata(model).architecture.get("task", "")
     with Stage(f"evaluate {task}", store=store, run=run, label=LABELS.get(label, label)) as stage:
         return stage.made(judge(model, data, store, report=stage.report))
 
@@ -256,10 +256,10 @@ def compare(
     run: str = "",
 ) -> str:
     """Compare encoders at their tasks, with each other and with random weights."""
-    from clipmill.models.checkpoint import read_card
+    from clipmill.models.checkpoint import read_metadata
     from clipmill.tasks.comparison import ComparisonConfig, compare_encoders
 
-    cards = {LABELS[read_card(uri).recipe["view"]["captions"]]: uri for uri in encoders}
+    cards = {LABELS[read_metadata(uri).recipe["view"]["captions"]]: uri for uri in encoders}
     with Stage("compare", store=store, run=run) as stage:
         return stage.made(
             compare_encoders(
@@ -301,15 +301,15 @@ def probe(promotions: Sequence[str], store: str, run: str = "") -> str:
     import numpy as np
     from PIL import Image
 
-    from clipmill.serve.probe import ProbedModel
-    from clipmill.serve.probe import probe as ask
+    from clipmill.serve.smoke_test import SmokeTestModel
+    from clipmill.serve.smoke_test import probe as ask
     from clipmill.tasks.promotion import read_promotion
 
     results = [read_promotion(uri).evaluation for uri in promotions if uri]
     if not results:
         return ""
-    models = tuple(ProbedModel(task=r.task, model=r.model) for r in results)
-    image = Image.open(io.BytesIO(results[0].picture(0, "image")))
+    models = tuple(SmokeTestModel(task=r.task, model=r.model) for r in results)
+    image = Image.open(io.BytesIO(results[0].read_image(0, "image")))
     with Stage("serve", store=store, run=run) as stage:
         return stage.made(ask(models, np.asarray(image), store, report=stage.report))
 
@@ -331,16 +331,16 @@ def report(
     from clipmill.report.encoders import ReportInputs
     from clipmill.report.encoders import report as make
     from clipmill.data.captioners import captioner_kind
-    from clipmill.models.checkpoint import read_card
+    from clipmill.models.checkpoint import read_metadata
     from clipmill.tasks.evaluation import read_evaluation
 
     # Only a CoCa of ours has a log to show; the page has the layer's name in any case.
     kind, checkpoint = captioner_kind(captioner) if captioner else ("", "")
-    cards = [read_card(uri) for uri in encoders]
-    labels = {card.digest: LABELS[card.recipe["view"]["captions"]] for card in cards}
+    cards = [read_metadata(uri) for uri in encoders]
+    labels = {metadata.digest: LABELS[metadata.recipe["view"]["captions"]] for metadata in cards}
     judged: dict[str, list[str]] = {label: [] for label in labels.values()}
     for uri in evaluations:
-        model = read_card(read_evaluation(uri).model.uri)
+        model = read_metadata(read_evaluation(uri).model.uri)
         encoder = next(p for p in model.parents if p.role == "encoder")
         if encoder.digest not in labels:
             raise ConfigError(
@@ -353,7 +353,7 @@ def report(
         dataset=dataset,
         layer=layer,
         captioner=checkpoint if kind == "coca" else "",
-        encoders={labels[card.digest]: card.uri for card in cards},
+        encoders={labels[metadata.digest]: metadata.uri for metadata in cards},
         evaluations={label: tuple(uris) for label, uris in judged.items()},
         comparison=comparison,
         promotions=tuple(uri for uri in promotions if uri),

@@ -392,7 +392,7 @@ def cost_charts(result: StudyResult) -> Html:
         for name in others:
             end = groups[name][-1]
             bought = law.at(end.x)
-            change = metric.gain(end.mean, bought)
+            change = metric.improvement(end.mean, bought)
             figures = (plain(bought, metric), plain(end.mean, metric), signed(change, metric))
             rows.append([f"{title}, {name}", f"{end.x / 1e12:.3g}", *figures])
     head = ["Transfer, captions", "TFLOPs", f"{first} at that cost", "Its own", "Better by"]

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, read_card
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.study.statistics import Gain, paired_gain
 from clipmill.tasks.base import Metric
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 _TASKS = ("segmentation", "depth", "detection", "classification")
 
@@ -56,11 +56,11 @@ class Findings:
 
     def metric(self, transfer: str) -> Metric:
         """The figure that a transfer is judged by."""
-        return task_named(self.transfers[transfer].task).metric
+        return get_task(self.transfers[transfer].task).metric
 
     def is_frozen(self, transfer: str) -> bool:
         """Whether the encoder stayed as it was."""
-        return bool(self.transfers[transfer].model.to_json().get("is_frozen"))
+        return bool(self.transfers[transfer].model.to_json().get("freeze_encoder"))
 
     def figures(self, condition: str, transfer: str) -> list[float]:
         """A condition's figure for each seed, in its metric's unit and the order of the seeds."""
@@ -74,7 +74,7 @@ class Findings:
         """How much better a condition is than another, paired by seed."""
         metric = self.metric(transfer)
         own, theirs = self.figures(condition, transfer), self.figures(over, transfer)
-        return paired_gain([metric.gain(a, b) for a, b in zip(own, theirs, strict=True)], theirs)
+        return paired_gain([metric.improvement(a, b) for a, b in zip(own, theirs, strict=True)], theirs)
 
 
 def gather(evaluations: Mapping[str, Sequence[str]]) -> Findings:
@@ -88,14 +88,14 @@ def gather(evaluations: Mapping[str, Sequence[str]]) -> Findings:
             transfer and seed.
         ArtifactError, NotFoundError: an evaluation or its model isn't there.
     """
-    found: dict[str, dict[tuple[int, str], tuple[str, ModelCard]]] = {}
+    found: dict[str, dict[tuple[int, str], tuple[str, CheckpointMetadata]]] = {}
     transfers: dict[str, FinetuneConfig] = {}
     for condition, uris in evaluations.items():
         own = found.setdefault(condition, {})
         for uri in uris:
-            card = read_card(read_evaluation(uri).model.uri)
-            config = FinetuneConfig.from_json(card.recipe)
-            is_frozen = config.model.to_json().get("is_frozen")
+            metadata = read_metadata(read_evaluation(uri).model.uri)
+            config = FinetuneConfig.from_json(metadata.recipe)
+            is_frozen = config.model.to_json().get("freeze_encoder")
             name = f"{config.task}, frozen" if is_frozen else config.task
             if (config.train.seed, name) in own:
                 raise ConfigError(
@@ -104,7 +104,7 @@ def gather(evaluations: Mapping[str, Sequence[str]]) -> Findings:
                     action="give each under a condition of its own",
                 )
             transfers.setdefault(name, config)
-            own[config.train.seed, name] = (uri, card)
+            own[config.train.seed, name] = (uri, metadata)
     names = [n for n in transfers if all(any(n == t for _, t in own) for own in found.values())]
     seeds = sorted(
         set.intersection(
@@ -129,9 +129,9 @@ def gather(evaluations: Mapping[str, Sequence[str]]) -> Findings:
     )
 
 
-def _run(condition: str, seed: int, judged: Mapping[str, tuple[str, ModelCard]]) -> StudyRun:
-    cards = [card for _, card in judged.values()]
-    encoders = {p.uri for card in cards for p in card.parents if p.role == "encoder"}
+def _run(condition: str, seed: int, judged: Mapping[str, tuple[str, CheckpointMetadata]]) -> StudyRun:
+    cards = [metadata for _, metadata in judged.values()]
+    encoders = {p.uri for metadata in cards for p in metadata.parents if p.role == "encoder"}
     return StudyRun(
         condition=condition,
         seed=seed,

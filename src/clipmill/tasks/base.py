@@ -1,6 +1,6 @@
-"""The contract that every task fulfils: data, training objective, network, metrics, drawing.
+"""Task interface, with the training dataloader and the evaluation loop that all tasks share.
 
-Shapes: B batch, H W image height and width, C classes, N things found in an image.
+Shapes: B batch, H W image height and width, C classes, N objects in an image.
 """
 
 from abc import ABC, abstractmethod
@@ -8,79 +8,96 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
 from numpy.typing import NDArray
+
 from clipmill.config import Config
 from clipmill.stage_records import Report
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from clipmill.models.config import EncoderConfig
     from clipmill.tasks.objective import EncoderObjective
+    from clipmill.models.config import EncoderConfig
 
 TaskConfigT = TypeVar("TaskConfigT", bound=Config)
 
 Prediction = Mapping[str, NDArray[Any]]
-"""What a model says of one image, or the truth in the same form: an array for each output."""
+"""Outputs for one image, or its ground truth in the same form: an array by output name."""
 
 Predict = Callable[[NDArray[Any]], Prediction]
-"""An image (H, W, 3) uint8 to its prediction."""
+"""Function from an image (H, W, 3) uint8 to its prediction."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """The figure by which models of a task are compared."""
+    """Metric that ranks models of a task."""
 
     name: str
     """Key in the evaluation's metrics."""
     unit: str
-    """Unit that follows the figure, or ``""``."""
+    """Unit that follows the value, or ``""``."""
     higher_is_better: bool
-    """Direction of better."""
+    """Direction of improvement."""
 
-    def gain(self, value: float, over: float) -> float:
-        """How much better ``value`` is than ``over``; negative when it is worse."""
-        return value - over if self.higher_is_better else over - value
+    def improvement(self, value: float, baseline: float) -> float:
+        """Return how much better ``value`` is than ``baseline``; negative when it is worse."""
+        return value - baseline if self.higher_is_better else baseline - value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputSpec:
-    """One array of a prediction."""
+    """Name, type and shape of one array of a prediction."""
 
     name: str
     """Key in the prediction."""
     dtype: str
     """NumPy name of its type."""
     unit: str
-    """Unit of a value, or what it indexes."""
+    """Unit of a value, or the meaning of an index."""
     shape: tuple[str | int, ...] = ("H", "W")
-    """Its axes: ``H`` and ``W`` are the image's, ``C`` the number of classes; of any other letter
-    (``N``) each image has as many as it has, the same in all outputs; a number is itself."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """What an evaluation found."""
-
-    metrics: dict[str, float]
-    """Figures by name."""
-    samples: tuple["EvaluatedSample", ...]
-    """The first few samples, for the report."""
-    per_image: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """What :meth:`Task.figure` makes the task's metric of, a row an image; empty where a task has
-    no such rows."""
+    """Axes: ``H`` and ``W`` are the image's, ``C`` the number of classes, a number is itself. Any
+    other letter (``N``) is a length that differs by image and is the same in all outputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluatedSample:
-    """A test image with its truth and what the model said."""
+    """A test image with its ground truth and the model's prediction."""
 
     image_HW3: NDArray[Any]
     """RGB, uint8."""
     truth: Prediction
-    """The label, in a prediction's form."""
+    """Ground truth in a prediction's form."""
     prediction: Prediction
-    """What the model said."""
+    """Output of the model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationOutput:
+    """Metrics of a model on a test split, with a few samples."""
+
+    metrics: dict[str, float]
+    """Metric values by name."""
+    samples: tuple[EvaluatedSample, ...]
+    """First samples of the split, for the report."""
+    per_image: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Statistics that :meth:`Task.metric_from_rows` aggregates, one row an image; empty for a task
+    whose metric doesn't decompose."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSamples:
+    """Augmented training samples of a task, loaded one at a time."""
+
+    load: Callable[[int, np.random.Generator], dict[str, NDArray[Any]]]
+    """Function from a sample's index and a random generator to arrays by name."""
+    num_samples: int
+    """Samples of the split."""
+    num_workers: int = 0
+    """Loader processes; 0 loads in the training process."""
+    fills: Mapping[str, float] = field(default_factory=dict)
+    """Padding value of each array whose first axis differs by sample."""
 
 
 class Images(Protocol):
@@ -89,11 +106,48 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def image_HW3(self, index: int) -> NDArray[Any]:
-        """RGB, uint8; SourceError if it can't be decoded."""
+        """Return an image, RGB, uint8.
+
+        Raises:
+            SourceError: the file can't be decoded.
+        """
+
+
+class TestSplit(ABC):
+    """Labeled test images, and the metrics of the predictions for them."""
+
+    __test__ = False  # not a pytest class
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image_HW3(self, index: int) -> NDArray[Any]:
+        """Return an image, RGB, uint8."""
+
+    @abstractmethod
+    def truth(self, index: int) -> Prediction:
+        """Return an image's ground truth in a prediction's form."""
+
+    @abstractmethod
+    def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
+        """Add an image's prediction to the metrics."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Return the metrics by name.
+
+        Raises:
+            SourceError: the split has nothing to evaluate.
+        """
+
+    def per_image(self) -> Mapping[str, NDArray[Any]]:
+        """Return the rows of :attr:`EvaluationOutput.per_image` after the last update."""
+        return {}
 
 
 class Task(ABC, Generic[TaskConfigT]):
-    """A task: how its data is read, a model trained, run, judged and drawn."""
+    """A downstream task: its data, training objective, inference model, metrics and pictures."""
 
     name: ClassVar[str]
     metric: ClassVar[Metric]
@@ -102,20 +156,67 @@ class Task(ABC, Generic[TaskConfigT]):
 
     @abstractmethod
     def classes(self, folder: Path) -> tuple[str, ...]:
-        """Names of the data's classes, in the order of their ids; empty where there are none."""
+        """Return the names of the data's classes by id; empty for a task without classes."""
 
     @abstractmethod
-    def sides(self, config: TaskConfigT) -> tuple[int, ...]:
-        """Sides of the square images that the encoder sees, in training or at test, pixels."""
+    def input_sizes(self, config: TaskConfigT) -> tuple[int, ...]:
+        """Return the sides of the encoder's square inputs in training and test, pixels."""
 
     @abstractmethod
-    def objective(
+    def build_objective(
         self, config: TaskConfigT, encoder: "EncoderConfig", classes: tuple[str, ...]
-    ) -> "EncoderObjective":
-        """The module that the loop trains; its encoder is ``encoder``."""
+    ) -> "EncoderObjective[Any]":
+        """Build the module to train; its attribute ``encoder`` is the encoder."""
 
     @abstractmethod
-    def batches(
+    def training_samples(self, config: TaskConfigT, folder: Path) -> TrainingSamples:
+        """Return the training split's samples, augmented."""
+
+    @abstractmethod
+    def training_images(self, folder: Path) -> Images:
+        """Return the training split's images without augmentation."""
+
+    @abstractmethod
+    def build_inference_model(
+        self, config: TaskConfigT, encoder: "EncoderConfig", classes: tuple[str, ...]
+    ) -> "nn.Module":
+        """Build the model for inference, with fresh weights and no training library.
+
+        Its attribute ``encoder`` is the encoder. Its forward takes images (B, 3, H, W) in 0..1 and
+        returns the output (B, ...) of a task with one output, else a list with a dict of outputs
+        for each image.
+        """
+
+    @abstractmethod
+    def inference_key(self, training_key: str) -> str | None:
+        """Map a key of the objective's state dict to the inference model's.
+
+        Returns None for a tensor that only training needs.
+        """
+
+    @abstractmethod
+    def test_split(self, config: TaskConfigT, folder: Path) -> TestSplit:
+        """Open the test split."""
+
+    @abstractmethod
+    def visualize(
+        self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
+    ) -> NDArray[Any]:
+        """Draw a label or prediction, on or instead of its image.
+
+        Returns RGB (H, W, 3) uint8, which may be larger than the image by a whole factor.
+        """
+
+    def metric_from_rows(self, per_image: Mapping[str, NDArray[Any]]) -> float:
+        """Compute the metric from any rows of an evaluation's ``per_image``."""
+        raise NotImplementedError(f"{self.name} has no metric by image")
+
+    def trivial_predictors(self, folder: Path) -> Mapping[str, Predict]:
+        """Return predictors that see no image, fitted to the training split, by name."""
+        del folder
+        return {}
+
+    def train_dataloader(
         self,
         config: TaskConfigT,
         folder: Path,
@@ -125,32 +226,26 @@ class Task(ABC, Generic[TaskConfigT]):
         cursor: int,
         rank: int,
         world_size: int,
-    ) -> Iterator[Any]:
-        """This rank's endless training batches from step ``cursor`` on.
+    ) -> "Iterator[dict[str, Tensor]]":
+        """Return this rank's endless training batches from step ``cursor`` on.
 
-        ``batch_size`` counts all ranks. Batch k is the same wherever reading began.
+        ``batch_size`` counts all ranks. A batch is a function of the seed and its step alone.
         """
+        from clipmill.data.labeled.dataloader import sample_batches
 
-    @abstractmethod
-    def training_images(self, folder: Path) -> Images:
-        """The training split's images as they are, in any size."""
+        samples = self.training_samples(config, folder)
+        return sample_batches(
+            samples.load,
+            samples.num_samples,
+            batch_size=batch_size,
+            seed=seed,
+            cursor=cursor,
+            num_workers=samples.num_workers,
+            rank=rank,
+            world_size=world_size,
+            fills=samples.fills,
+        )
 
-    @abstractmethod
-    def network(
-        self, config: TaskConfigT, encoder: "EncoderConfig", classes: tuple[str, ...]
-    ) -> "nn.Module":
-        """The network to serve, with fresh weights and without any training library.
-
-        It holds its encoder as ``encoder``.
-        Its forward takes images (B, 3, H, W) in 0..1, and gives the output (B, ...) where the task
-        has but one, else a list with a dict of outputs for each image.
-        """
-
-    @abstractmethod
-    def served_name(self, trained_name: str) -> str | None:
-        """The network's name of a tensor of the objective; None for what only training needs."""
-
-    @abstractmethod
     def evaluate(
         self,
         predict: Predict,
@@ -159,23 +254,18 @@ class Task(ABC, Generic[TaskConfigT]):
         *,
         num_samples: int,
         report: Report,
-    ) -> Evaluation:
-        """Metrics over the folder's test split, and its first ``num_samples`` samples."""
-
-    def figure(self, per_image: Mapping[str, NDArray[Any]]) -> float:
-        """The metric over rows of an evaluation's ``per_image``, any of them, in any number."""
-        raise NotImplementedError(f"{self.name} has no figures by image")
-
-    def trivial_answers(self, folder: Path) -> Mapping[str, Predict]:
-        """Answers that see no image, by name, made of the training split: what is to be beaten."""
-        del folder
-        return {}
-
-    @abstractmethod
-    def draw(
-        self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
-    ) -> NDArray[Any]:
-        """A picture (H, W, 3) uint8 of a label or prediction, on or instead of its image.
-
-        It may be larger than the image, by a whole factor.
-        """
+    ) -> EvaluationOutput:
+        """Evaluate ``predict`` on the folder's test split, and keep its first ``num_samples``."""
+        split, samples = self.test_split(config, folder), []
+        for index in range(len(split)):
+            image_HW3, truth = split.image_HW3(index), split.truth(index)
+            prediction = predict(image_HW3)
+            split.update(index, truth, prediction)
+            if index < num_samples:
+                samples.append(
+                    EvaluatedSample(image_HW3=image_HW3, truth=truth, prediction=prediction)
+                )
+            report(index + 1, len(split), "evaluated")
+        return EvaluationOutput(
+            metrics=split.compute(), samples=tuple(samples), per_image=split.per_image()
+        )

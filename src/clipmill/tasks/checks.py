@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 from clipmill.errors import BadSampleError, SourceError
 from clipmill.errors import ClipmillError, ConfigError
-from clipmill.models.checkpoint import read_card
+from clipmill.models.checkpoint import read_metadata
 from clipmill.models.pretrained import open_encoder
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 from functools import partial
 from clipmill.data.labeled.image_folder import ClassFolder
 from clipmill.data.labeled.dense import NyuFolder
-from clipmill.tasks.depth.task import MAX_DEPTH_METRES
+from clipmill.tasks.depth.config import MAX_DEPTH_METRES
 import json
 from collections import Counter
 from typing import Any
@@ -158,13 +158,13 @@ def check_encoder(config: FinetuneConfig, encoder: str, folder: Path, findings: 
     """Build the recipe's objective on the encoder, without memory, and show it an image."""
     import torch
 
-    task = task_named(config.task)
+    task = get_task(config.task)
     try:
         start = open_encoder(encoder)
         with torch.device("meta"):
-            objective = task.objective(config.model, start.config, task.classes(folder))
-        for side in task.sides(config.model):
-            objective.encoder.check_side(side)
+            objective = task.build_objective(config.model, start.config, task.classes(folder))
+        for side in task.input_sizes(config.model):
+            objective.encoder.validate_image_size(side)
             objective.encoder.eval()(torch.empty(1, 3, side, side, device="meta"))
     except ClipmillError as error:
         findings.fault("encoder", f"{encoder}: {str(error).splitlines()[0]}")
@@ -174,7 +174,7 @@ def check_encoder(config: FinetuneConfig, encoder: str, folder: Path, findings: 
 
 def check_model(model: str, folder: Path, findings: Findings) -> None:
     """Compare a task model's classes with the folder's."""
-    architecture = read_card(model).architecture
+    architecture = read_metadata(model).architecture
     if "task" not in architecture:
         raise ConfigError(
             f"{model} isn't a task model",
@@ -182,7 +182,7 @@ def check_model(model: str, folder: Path, findings: Findings) -> None:
             action="give the URI of one",
         )
     own = tuple(architecture["classes"])
-    theirs = task_named(architecture["task"]).classes(folder)
+    theirs = get_task(architecture["task"]).classes(folder)
     if own != theirs:
         pairs = zip(own, theirs, strict=False)
         place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(theirs)))

@@ -1,4 +1,4 @@
-"""Evaluating a task model: metrics, and a few samples to look at, as an artifact."""
+"""Evaluate a task model, and write its metrics and a few samples as an artifact."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,11 @@ from safetensors.numpy import load, save
 from clipmill.data.labeled.folder import open_folder
 from clipmill.config import digest_json
 from clipmill.errors import ArtifactError
-from clipmill.models.checkpoint import read_card
+from clipmill.models.checkpoint import read_metadata
 from clipmill.stage_records import Report
 from clipmill.storage import exists, join, read_bytes, write_bytes, write_json
 from clipmill.lineage import Parent, read_artifact_file
-from clipmill.tasks.visualization import to_png
+from clipmill.tasks.visualization import encode_png
 
 _RESULT = "evaluation.json"
 _PER_IMAGE = "per_image.safetensors"
@@ -22,72 +22,72 @@ NUM_SAMPLES = 6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationResult:
-    """What an evaluation's artifact says."""
+    """Content of an evaluation artifact."""
 
     uri: str
-    """Where it lies."""
+    """Address of the artifact."""
     digest: str
-    """Its digest."""
+    """Digest of model and data."""
     task: str
     """The task's name."""
     model: Parent
-    """The model that was judged."""
+    """The evaluated model."""
     data: Parent
-    """The data that it was judged on."""
+    """The test data."""
     metrics: dict[str, float]
-    """Figures by name."""
+    """Metric values by name."""
     num_samples: int
-    """Samples whose pictures are kept."""
+    """Samples whose images are kept."""
 
     def per_image(self) -> dict[str, NDArray[Any]]:
-        """What the task's ``figure`` takes, a row an image.
+        """Read the rows of :meth:`Task.metric_from_rows`, one an image.
 
         Raises:
-            NotFoundError: the task has none, or an evaluation before 0.2 left none.
+            NotFoundError: the task has none, or the evaluation was written before 0.2.
         """
         return load(read_bytes(join(self.uri, _PER_IMAGE)))
 
-    def picture(self, index: int, name: str) -> bytes:
-        """PNG of sample ``index``: ``image``, ``truth`` or ``prediction``."""
+    def read_image(self, index: int, name: str) -> bytes:
+        """Read a PNG of sample ``index``: ``image``, ``truth`` or ``prediction``."""
         return read_bytes(join(self.uri, f"{index:02d}-{name}.png"))
 
 
 def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
-    """Judge the model on the data's test split; the URI of the result, under ``store``.
+    """Evaluate a model on the data's test split; return the URI of the result, under ``store``.
 
-    A result that is there already is returned at once.
+    An existing result is returned at once.
     """
-    card = read_card(model)
+    metadata = read_metadata(model)
     folder, data_parent = open_folder(data, "data")
-    parents = [card.as_parent("model"), data_parent]
+    parents = [metadata.as_parent("model"), data_parent]
     digest = digest_json([[p.role, p.digest] for p in parents])
     uri = join(store, "evaluations", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
     from clipmill.tasks.predictor import Predictor
 
-    predictor = Predictor.open(model, num_threads=card.recipe["train"]["num_threads"])
+    predictor = Predictor.open(model, num_threads=metadata.recipe["train"]["num_threads"])
     task = predictor.task
     _check_classes(model, predictor.classes, task.classes(folder))
-    found = task.evaluate(
+    output = task.evaluate(
         lambda image_HW3: predictor.predict([image_HW3])[0],
-        task.config_type.from_json(predictor.card.architecture["config"]),
+        task.config_type.from_json(predictor.metadata.architecture["config"]),
         folder,
         num_samples=NUM_SAMPLES,
         report=report,
     )
-    for index, sample in enumerate(found.samples):
-        pictures = {
+    for index, sample in enumerate(output.samples):
+        images = {
             "image": sample.image_HW3,
-            "truth": task.draw(sample.truth, sample.image_HW3, predictor.classes),
-            "prediction": task.draw(sample.prediction, sample.image_HW3, predictor.classes),
+            "truth": task.visualize(sample.truth, sample.image_HW3, predictor.classes),
+            "prediction": task.visualize(sample.prediction, sample.image_HW3, predictor.classes),
         }
-        for name, picture_HW3 in pictures.items():
-            write_bytes(join(uri, f"{index:02d}-{name}.png"), to_png(picture_HW3))
-    if found.per_image:
+        for name, pixels_HW3 in images.items():
+            write_bytes(join(uri, f"{index:02d}-{name}.png"), encode_png(pixels_HW3))
+    if output.per_image:
         # Rows are paired by their number: models that are compared see the same images.
-        write_bytes(join(uri, _PER_IMAGE), save(dict(found.per_image)))
-    figure = found.metrics[task.metric.name]
+        write_bytes(join(uri, _PER_IMAGE), save(dict(output.per_image)))
+    value = output.metrics[task.metric.name]
     write_json(
         join(uri, _RESULT),
         {
@@ -95,33 +95,38 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
             "kind": "evaluation",
             "digest": digest,
             "task": task.name,
-            "metrics": found.metrics,
-            "num_samples": len(found.samples),
+            "metrics": output.metrics,
+            "num_samples": len(output.samples),
             "parents": [p.to_json() for p in parents],
-            "summary": {task.metric.name: f"{figure:.3f} {task.metric.unit}"},
+            "summary": {task.metric.name: f"{value:.3f} {task.metric.unit}"},
         },
     )
     return uri
 
 
-def _check_classes(model: str, known: tuple[str, ...], found: tuple[str, ...]) -> None:
-    if found == known:
+def _check_classes(model: str, known: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    if classes == known:
         return
     number = next(
-        (n for n, (a, b) in enumerate(zip(known, found, strict=False)) if a != b),
-        min(len(known), len(found)),
+        (n for n, (a, b) in enumerate(zip(known, classes, strict=False)) if a != b),
+        min(len(known), len(classes)),
     )
-    names = [repr(c[number]) if number < len(c) else "missing" for c in (known, found)]
+    names = [repr(c[number]) if number < len(c) else "missing" for c in (known, classes)]
     raise ArtifactError(
-        f"{model} knows {len(known)} classes, the data has {len(found)}; "
-        f"class {number} is {names[0]} there and {names[1]} here",
+        f"{model} knows {len(known)} classes, the data has {len(classes)}; "
+        f"class {number} is {names[0]} in the model and {names[1]} in the data",
         expected="a model that was trained for the data's class list",
-        action="give the data that it was made for, or fine-tune on this",
+        action="give the data that it was trained on, or fine-tune on this",
     )
 
 
 def read_evaluation(uri: str) -> EvaluationResult:
-    """The result at ``uri``; NotFoundError or ArtifactError where none or another thing lies."""
+    """Read the evaluation at ``uri``.
+
+    Raises:
+        NotFoundError: there is none.
+        ArtifactError: the artifact is damaged or of another kind.
+    """
     value = read_artifact_file(uri, _RESULT, "clipmill evaluate")
     model, data = (Parent.from_json(p) for p in value["parents"])
     return EvaluationResult(

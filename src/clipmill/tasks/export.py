@@ -1,31 +1,35 @@
-"""A model in another library's format, with a README.md that says what it was made from."""
+"""Export a model to another library's format, with a model card as README.md."""
 
 from pathlib import Path
 from typing import Final
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.export.base import model_card
-from clipmill.models.export.encoder import ENCODER_FORMATS
-from clipmill.models.export.base import Exported
+from clipmill.models.export.base import render_model_card
+from clipmill.models.export import ENCODER_FORMATS
+from clipmill.models.export.base import ExportResult
 from clipmill.models.config import ClipConfig
 from clipmill.storage import atomic_write
 from clipmill.lineage import read_artifact
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard
+from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.models.config import EncoderConfig
-from clipmill.models.export.base import Exported, missing_extra_error, origin
-from clipmill.tasks.classification.task import ClassificationConfig
-from clipmill.tasks.registry import task_named
+from clipmill.models.export.base import ExportResult, missing_extra_error, origin
+from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.registry import get_task
 
-_NEEDED: Final = {"clip": "an encoder", "task": "a task model"}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ONNX_FILE = "model.onnx"
+_ONNX_OPSET = 18
+_REQUIRED_KIND: Final = {"clip": "an encoder", "task": "a task model"}
 FORMATS: Final = {**dict.fromkeys(ENCODER_FORMATS, "clip"), "onnx": "task"}
-"""Formats, and the kind of checkpoint that each takes."""
+"""Export formats, with the kind of checkpoint that each takes."""
 
 
-def export(uri: str, folder: Path, target: str) -> Exported:
+def export(uri: str, folder: Path, target: str) -> ExportResult:
     """Write the model at ``uri`` into ``folder`` for the library ``target``.
 
     Raises:
@@ -39,7 +43,7 @@ def export(uri: str, folder: Path, target: str) -> Exported:
             action="choose one with --to",
         )
     kind = str(read_artifact(uri)["kind"])
-    if kind not in _NEEDED:
+    if kind not in _REQUIRED_KIND:
         raise ArtifactError(
             f"{uri} is a {kind}, not an encoder or a task model",
             expected="a CLIP encoder of clipmill pretrain, or a task model of clipmill finetune",
@@ -48,29 +52,22 @@ def export(uri: str, folder: Path, target: str) -> Exported:
     if kind != FORMATS[target]:
         fitting = [name for name, needed in FORMATS.items() if needed == kind]
         raise ArtifactError(
-            f"{uri} is {_NEEDED[kind]}, and {target} takes {_NEEDED[FORMATS[target]]}",
+            f"{uri} is {_REQUIRED_KIND[kind]}, and {target} takes {_REQUIRED_KIND[FORMATS[target]]}",
             expected=f"--to {' or '.join(fitting)}",
             action="choose another format, or another model",
         )
-    card, tensors = load_checkpoint(uri)
+    metadata, tensors = load_checkpoint(uri)
     if kind == "clip":
-        config = ClipConfig.from_json(card.architecture)
-        made = ENCODER_FORMATS[target](card, config, tensors, folder)
+        config = ClipConfig.from_json(metadata.architecture)
+        result = ENCODER_FORMATS[target](metadata, config, tensors, folder)
     else:
-        made = export_onnx(card, tensors, folder)
+        result = export_onnx(metadata, tensors, folder)
     with atomic_write(folder / "README.md") as path:
-        path.write_text(model_card(card, made), "utf-8")
-    return made
+        path.write_text(render_model_card(metadata, made), "utf-8")
+    return result
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_FILE = "model.onnx"
-_OPSET = 18
-
-
-def export_onnx(card: ModelCard, tensors: "Mapping[str, Tensor]", folder: Path) -> Exported:
+def export_onnx(metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]", folder: Path) -> ExportResult:
     """Write ``model.onnx``: ``images`` (B, 3, S, S) in 0..1 to the task's one output.
 
     S is the side that the model is tested at. Normalization is in the graph, resizing isn't; the
@@ -87,15 +84,15 @@ def export_onnx(card: ModelCard, tensors: "Mapping[str, Tensor]", folder: Path) 
     except ImportError as error:
         raise missing_extra_error(str(error.name), "export") from error
 
-    network, size = _served_network(card, tensors)
-    output = task_named(str(card.architecture["task"])).outputs[0]
+    network, size = _build_network(metadata, tensors)
+    output = get_task(str(metadata.architecture["task"])).outputs[0]
     # Two, since an exporter takes a size of 1 for a constant.
     example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     program = torch.onnx.export(
         network,
         (example,),
         dynamo=True,
-        opset_version=_OPSET,
+        opset_version=_ONNX_OPSET,
         input_names=["images"],
         output_names=[output.name],
         dynamic_shapes=({0: "batch"},),
@@ -108,21 +105,21 @@ def export_onnx(card: ModelCard, tensors: "Mapping[str, Tensor]", folder: Path) 
         "resize": f"to {size} x {size} before the graph, bilinear with antialiasing",
     }
     about = {
-        "task": str(card.architecture["task"]),
-        "classes": json.dumps(card.architecture["classes"]),
+        "task": str(metadata.architecture["task"]),
+        "classes": json.dumps(metadata.architecture["classes"]),
         "output": f"{output.name}: {output.unit}",
     }
-    metadata = about | prepared | origin(card)
+    metadata = about | prepared | origin(metadata)
     onnx.helper.set_model_props(model, {f"clipmill.{k}": v for k, v in metadata.items()})
     onnx.checker.check_model(model)
-    place = folder / _FILE
-    with atomic_write(place) as path:
+    target = folder / _ONNX_FILE
+    with atomic_write(target) as path:
         onnx.save(model, path)
-    return Exported(
-        name=str(place),
+    return ExportResult(
+        name=str(target),
         usage=(
             "import numpy, onnxruntime\n\n"
-            f'session = onnxruntime.InferenceSession("{place}")\n'
+            f'session = onnxruntime.InferenceSession("{target}")\n'
             f"images = numpy.zeros((1, 3, {size}, {size}), numpy.float32)  # RGB in 0..1\n"
             f'({output.name},) = session.run(None, {{"images": images}})'
         ),
@@ -131,30 +128,30 @@ def export_onnx(card: ModelCard, tensors: "Mapping[str, Tensor]", folder: Path) 
     )
 
 
-def _served_network(card: ModelCard, tensors: "Mapping[str, Tensor]") -> tuple[Any, int]:
-    """The network as it is served, and the side of square images that it needn't resize.
+def _build_network(metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]") -> tuple[Any, int]:
+    """Build the inference network; with it the side of square images that it needn't resize.
 
     Raises:
-        ConfigError: it finds as many objects in an image as there are, which no graph of ours has.
+        ConfigError: the number of outputs differs by image, which the graph can't express.
     """
-    from clipmill.models.execution import reparameterised
+    from clipmill.models.execution import fuse_branches
 
-    name = str(card.architecture["task"])
-    task = task_named(name)
+    name = str(metadata.architecture["task"])
+    task = get_task(name)
     if any("N" in output.shape for output in task.outputs):
         raise ConfigError(
-            f"{card.uri} is a {name} model, whose number of objects differs by image",
+            f"{metadata.uri} is a {name} model, whose number of objects differs by image",
             expected="a segmentation, depth or classification model",
             action="serve it with clipmill serve",
         )
-    config = task.config_type.from_json(card.architecture["config"])
-    network = task.network(
+    config = task.config_type.from_json(metadata.architecture["config"])
+    network = task.build_inference_model(
         config,
-        EncoderConfig.from_json(card.architecture["encoder"]),
-        tuple(card.architecture["classes"]),
+        EncoderConfig.from_json(metadata.architecture["encoder"]),
+        tuple(metadata.architecture["classes"]),
     )
     network.load_state_dict(tensors)
-    size = task.sides(config)[-1]
+    size = task.input_sizes(config)[-1]
     if isinstance(config, ClassificationConfig):  # whose network takes the central part
         size = round(size / config.test_crop)
-    return reparameterised(network).eval(), size
+    return fuse_branches(network).eval(), size

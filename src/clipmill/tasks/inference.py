@@ -1,4 +1,7 @@
-"""Pictures of any size through a network that was trained at one."""
+"""Dense inference on images of any size, by resizing or by windows.
+
+Shapes: B batch, C output channels, H W image.
+"""
 
 from collections.abc import Callable
 import torch
@@ -6,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def run_at(
+def resize_and_run(
     images_B3HW: Tensor, short_side: int, multiple: int, network: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """``network``'s dense output (B, C, H, W) for images of any size.
+    """Run a dense network with the shorter side resized to ``short_side``.
 
-    The shorter side is brought to ``short_side``, both are padded up to ``multiple`` for the
-    network, and what it gives is cut and resized back.
+    Both sides are padded to a multiple of ``multiple``. The output (B, C, H, W) is cropped and
+    resized to the images' size.
     """
     height, width = images_B3HW.shape[-2:]
     factor = short_side / min(height, width)
@@ -29,14 +32,14 @@ def run_at(
     return F.interpolate(output_BCHW, (height, width), mode="bilinear", align_corners=False)
 
 
-def run_in_squares(
+def shifted_window_inference(
     images_B3HW: Tensor, num_windows: int, network: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """``network``'s dense output of squares along the longer side, averaged where they overlap.
+    """Run a dense network on squares along the longer side, and average where they overlap.
 
     As Xie et al. 2023 test NYUv2 (their ``shift_window_test``): the first square lies at one end,
-    the last at the other, the rest evenly between. Where that many couldn't cover the image there
-    are more of them. A square image, or ``num_windows`` of 1, is seen whole.
+    the last at the other, the rest evenly between. There are more of them where ``num_windows``
+    couldn't cover the image. A square image, or ``num_windows=1``, takes a single pass.
     """
     height, width = images_B3HW.shape[-2:]
     side, spare = min(height, width), abs(height - width)
@@ -47,40 +50,40 @@ def run_in_squares(
     total = count = torch.zeros(())
     for i in range(num_windows):
         start = i * spare // (num_windows - 1)
-        found = network(images_B3HW.narrow(along, start, side))
+        output = network(images_B3HW.narrow(along, start, side))
         if i == 0:
-            total = found.new_zeros((*found.shape[:-2], height, width))
-            count = found.new_zeros((height, width))
-        total.narrow(along, start, side).add_(found)
+            total = output.new_zeros((*output.shape[:-2], height, width))
+            count = output.new_zeros((height, width))
+        total.narrow(along, start, side).add_(output)
         count.narrow(along, start, side).add_(1)
     return total / count
 
 
-def run_in_windows(
+def sliding_window_inference(
     images_B3HW: Tensor, window: int, stride: int, network: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """``network``'s dense output of overlapping windows, averaged (mmseg's sliding test).
+    """Run a dense network on overlapping windows, and average (mmseg's slide mode).
 
-    Windows are ``stride`` pixels apart; the last of a row or column is moved back to fit. An
-    image smaller than the window is seen as it is, along that side.
+    Windows are ``stride`` pixels apart; the last of a row or column is moved back to fit. A side
+    shorter than the window takes a single, shorter one.
     """
     height, width = images_B3HW.shape[-2:]
-    tops, lefts = (_starts(side, window, stride) for side in (height, width))
+    tops, lefts = (_window_starts(side, window, stride) for side in (height, width))
     total = count = torch.zeros(())
     for top in tops:
         for left in lefts:
             rows = slice(top, min(top + window, height))
             columns = slice(left, min(left + window, width))
-            found = network(images_B3HW[..., rows, columns])
+            output = network(images_B3HW[..., rows, columns])
             if top == left == 0:
-                total = found.new_zeros((*found.shape[:-2], height, width))
-                count = found.new_zeros((height, width))
-            total[..., rows, columns] += found
+                total = output.new_zeros((*output.shape[:-2], height, width))
+                count = output.new_zeros((height, width))
+            total[..., rows, columns] += output
             count[rows, columns] += 1
     return total / count
 
 
-def _starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows along a side begin."""
+def _window_starts(side: int, window: int, stride: int) -> list[int]:
+    """Return the first pixel of each window along a side."""
     number = max(side - window + stride - 1, 0) // stride + 1
     return [max(min(i * stride, side - window), 0) for i in range(number)]

@@ -1,39 +1,42 @@
-"""What the objectives of all tasks share: an encoder, frozen or slower towards its stem."""
+"""Training objectives on a pretrained encoder, frozen or with a learning rate by layer.
 
-from typing import Self, TypeVar
-from clipmill.engine.objective import Objective
-from clipmill.models.dense import Encoder
+Shapes: B batch, D width, H W image, h w a feature map's height and width.
+"""
+
+from typing import Generic, Self, TypeVar
+
 from torch import Tensor
-from clipmill.models.dense import DenseEncoder
-from clipmill.models.feature_cache import FeatureCache
+
+from clipmill.engine.objective import Objective
+from clipmill.models.encoders import DenseEncoder, Encoder, FeatureCache
 
 EncoderT = TypeVar("EncoderT", bound=Encoder)
 
 
-class EncoderObjective(Objective):
-    """An objective over a pretrained encoder, held as ``encoder``."""
+class EncoderObjective(Objective, Generic[EncoderT]):
+    """Objective with a pretrained encoder as its attribute ``encoder``."""
 
-    encoder: Encoder
+    encoder: EncoderT
 
-    def __init__(self, *, is_frozen: bool = False) -> None:
+    def __init__(self, *, freeze_encoder: bool = False) -> None:
         super().__init__()
-        self._is_frozen = is_frozen
+        self._freeze_encoder = freeze_encoder
 
-    def held(self, encoder: EncoderT) -> EncoderT:
-        """The encoder, without gradients if it is frozen."""
-        return encoder.requires_grad_(not self._is_frozen)
+    def freeze_if(self, encoder: EncoderT) -> EncoderT:
+        """Return the encoder, without gradients if it is to be frozen."""
+        return encoder.requires_grad_(not self._freeze_encoder)
 
     def train(self, mode: bool = True) -> Self:
-        """A frozen encoder stays as it is used: no drop path, and batch norms that don't move."""
+        """Set the mode; a frozen encoder stays in eval mode (no drop path, fixed batch norm)."""
         super().train(mode)
-        if self._is_frozen:
+        if self._freeze_encoder:
             self.encoder.eval()
         return self
 
-    def layer_of(self, parameter: str) -> int | None:
-        """The encoder's layers; whatever stands on it learns at the full rate."""
+    def layer_id(self, parameter: str) -> int | None:
+        """Return a parameter's layer in the encoder; None for the heads (full learning rate)."""
         if parameter.startswith("encoder."):
-            return self.encoder.layer_of(parameter.removeprefix("encoder."))
+            return self.encoder.layer_id(parameter.removeprefix("encoder."))
         return None
 
     @property
@@ -42,17 +45,15 @@ class EncoderObjective(Objective):
         return self.encoder.num_layers + 1
 
 
+class DenseObjective(EncoderObjective[DenseEncoder]):
+    """Objective on feature maps, which a frozen encoder may compute once for each image."""
 
-class DenseObjective(EncoderObjective):
-    """An objective over a dense encoder, held as ``encoder``."""
-
-    encoder: DenseEncoder
     _cache: FeatureCache | None = None
 
-    def maps(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """The encoder's maps (B, D, h, w) of ``images`` (B, H, W, 3) uint8, finest first.
+    def feature_maps(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """Return maps (B, D, h, w) of ``images`` (B, H, W, 3) uint8, finest first.
 
-        A batch that names its images by ``keys`` (B,) wants a frozen encoder's maps computed once.
+        A batch with ``keys`` (B,), the images' ids, is served from the cache where it can be.
         """
         images_B3HW = batch["images"].permute(0, 3, 1, 2).float() / 255
         if "keys" not in batch:

@@ -9,7 +9,7 @@ from clipmill.errors import ConfigError, GateError
 from clipmill.storage import exists, join, write_json
 from clipmill.lineage import read_artifact_file
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 _RECORD = "promotion.json"
 
@@ -45,7 +45,7 @@ def promote(gate: GateConfig, evaluations: Sequence[str], store: str) -> Promoti
     Raises:
         GateError: no candidate passes, and nothing serves yet.
     """
-    metric = task_named(gate.task).metric
+    metric = get_task(gate.task).metric
     results = [read_evaluation(uri) for uri in evaluations]
     candidates = [r for r in results if r.task == gate.task]
     if results and not candidates:
@@ -57,11 +57,11 @@ def promote(gate: GateConfig, evaluations: Sequence[str], store: str) -> Promoti
             f"{gate.task} model",
         )
     best = max(
-        candidates, key=lambda r: metric.gain(r.metrics[metric.name], gate.threshold), default=None
+        candidates, key=lambda r: metric.improvement(r.metrics[metric.name], gate.threshold), default=None
     )
     place = join(store, "serving", gate.task)
     serving = read_promotion(place).evaluation if exists(join(place, _RECORD)) else None
-    if best is None or metric.gain(best.metrics[metric.name], gate.threshold) < 0:
+    if best is None or metric.improvement(best.metrics[metric.name], gate.threshold) < 0:
         if serving is not None:
             return Promotion(uri=place, evaluation=serving, replaced=False)
         found = "none was judged" if best is None else f"{best.metrics[metric.name]:.4g}"
@@ -73,7 +73,7 @@ def promote(gate: GateConfig, evaluations: Sequence[str], store: str) -> Promoti
         )
     if serving is not None and serving.data.digest == best.data.digest:
         over = serving.metrics[metric.name]
-        if metric.gain(best.metrics[metric.name], over) <= 0:
+        if metric.improvement(best.metrics[metric.name], over) <= 0:
             return Promotion(uri=place, evaluation=serving, replaced=False)
     parents = [
         best.model.to_json() | {"role": "model"},

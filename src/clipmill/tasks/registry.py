@@ -1,4 +1,4 @@
-"""The tasks that there are, by name."""
+"""Tasks by name."""
 
 from typing import Any
 
@@ -15,8 +15,12 @@ TASKS: dict[str, Task[Any]] = {
 }
 
 
-def task_named(name: str) -> Task[Any]:
-    """The task of that name, or a ConfigError that lists them."""
+def get_task(name: str) -> Task[Any]:
+    """Return the task of that name.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
     if name not in TASKS:
         raise ConfigError(
             f"{name!r} is not a task",

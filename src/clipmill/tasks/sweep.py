@@ -22,7 +22,7 @@ from clipmill.stage_records import Report
 from clipmill.storage import exists, join, write_json
 from clipmill.lineage import Parent, read_artifact_file
 from clipmill.tasks.evaluation import read_evaluation
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 Point = dict[str, float]
 """A value for each swept field, by its path."""
@@ -226,7 +226,7 @@ def _try(
             for done, future in enumerate(as_completed(running), start=1):
                 evaluations[running[future]] = future.result()
                 report(done, len(points), words)
-    metric = task_named(config.finetune.task).metric.name
+    metric = get_task(config.finetune.task).metric.name
     return [
         Trial(
             point=point,
@@ -240,7 +240,7 @@ def _try(
 
 def _ranked(trials: list[Trial], task: str) -> list[Trial]:
     """Those that converged, the best first; of equals the first of the grid."""
-    metric = task_named(task).metric
+    metric = get_task(task).metric
     found = [t for t in trials if t.figure is not None and not math.isnan(t.figure)]
     if not found:
         raise TrainingError(
@@ -248,12 +248,12 @@ def _ranked(trials: list[Trial], task: str) -> list[Trial]:
             expected="at least one that can be judged",
             action="lower the rates of the grid",
         )
-    return sorted(found, key=lambda t: -metric.gain(t.figure or 0.0, 0.0))
+    return sorted(found, key=lambda t: -metric.improvement(t.figure or 0.0, 0.0))
 
 
 def _to_json(result: SweepResult, digest: str, parents: tuple[Parent, ...]) -> dict[str, object]:
     best = result.best
-    metric = task_named(result.task).metric
+    metric = get_task(result.task).metric
     judged = [Parent(role="best", uri=best.evaluation, digest=_digest(best.evaluation))]
     return {
         "format": 1,

@@ -1,25 +1,21 @@
 """What captioners at a chat endpoint share: the request, several at once, and tidy texts."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import base64
+import io
+from collections.abc import (Iterator, Mapping, Sequence)
+from concurrent.futures import (ThreadPoolExecutor, as_completed)
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
-from clipmill.config import Config
-from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
-from clipmill.data.captioners.chat_client import Endpoint, EndpointConfig, StoppedError, check_url
-from clipmill.config import canonical_json, digest_json
-from clipmill.errors import BadSampleError, ConfigError
+from clipmill.config import (Config, canonical_json, digest_json)
+from clipmill.data.captioners.base import (CaptionInput, CaptionOutput, output_of, sample_seed)
+from clipmill.data.captioners.chat_client import (Endpoint, EndpointConfig, StoppedError, check_url)
+from clipmill.errors import (BadSampleError, ConfigError)
 from clipmill.lineage import Parent
-import base64
-import io
 from PIL import Image
-from clipmill.data.captioners.base import CaptionInput
-from clipmill.data.captioners.chat_client import EndpointConfig
-from clipmill.errors import ConfigError
+
 
 _QUOTES = {'"': '"', "'": "'", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatConfig(Config):
@@ -63,7 +59,6 @@ class ChatConfig(Config):
                     expected=expected,
                     action=f"give {name} such a value",
                 )
-
 
 class ChatCaptioner:
     """Captions by a model at the endpoint ``url``; ``content`` makes a request's message.
@@ -189,7 +184,6 @@ class ChatCaptioner:
         plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
         return plain.startswith(self._config.unwanted)
 
-
 def tidy(text: str) -> str:
     """``text`` on one line, without quotation marks around all of it."""
     plain = " ".join(text.split())
@@ -198,8 +192,6 @@ def tidy(text: str) -> str:
         if plain[0] not in inner and plain[-1] not in inner:
             return inner.strip()
     return plain
-
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VlmConfig(ChatConfig):
@@ -224,7 +216,6 @@ class VlmConfig(ChatConfig):
                     action=f"give {name} such a value",
                 )
 
-
 class VlmCaptioner(ChatCaptioner):
     """Captions of images by the model at an endpoint, in OpenAI's form of messages with images."""
 
@@ -248,8 +239,6 @@ class VlmCaptioner(ChatCaptioner):
             {"type": "image_url", "image_url": {"url": url}},
         ]
 
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewriteConfig(ChatConfig):
     """How a language model is asked to rewrite a caption."""
@@ -270,7 +259,6 @@ class RewriteConfig(ChatConfig):
                 expected="a text with {caption} where the real caption goes",
                 action="add {caption} to rewrite.prompt",
             )
-
 
 class RewriteCaptioner(ChatCaptioner):
     """Rewrites of real captions by the model at an endpoint."""

@@ -10,10 +10,10 @@ from clipmill.data.captioners.public import OpenClipCoca
 from clipmill.config import canonical_json, digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.models.preprocess import tower_image
-from clipmill.models.checkpoint import load_checkpoint, read_card
+from clipmill.models.checkpoint import load_checkpoint, read_metadata
 from clipmill.models.weights.open_clip import image_config
 from clipmill.models.weights.files import check_fit, read_tensors
-from clipmill.models.towers import build_coca
+from clipmill.models.coca import build_coca
 from clipmill.models.config import CocaConfig, VisionConfig
 from clipmill.lineage import Parent
 
@@ -102,17 +102,17 @@ class CocaCaptioner:
             weights = [source.config, source.preprocessing, sha256_file(source.path)]
             parent = Parent(role="captioner", uri=source.source, digest=digest_json(weights))
         else:
-            card = read_card(source)
-            if card.kind != "coca":
+            metadata = read_metadata(source)
+            if metadata.kind != "coca":
                 raise ArtifactError(
-                    f"{source} is a checkpoint of kind {card.kind!r}",
+                    f"{source} is a checkpoint of kind {metadata.kind!r}",
                     expected="a CoCa checkpoint",
                     action="give the URI of a captioner",
                 )
-            clip = CocaConfig.from_json(card.architecture).clip
+            clip = CocaConfig.from_json(metadata.architecture).clip
             self._vision = clip.vision
             longest = clip.text.context_length
-            parent = card.as_parent("captioner")
+            parent = metadata.as_parent("captioner")
         _check_length(config, longest)
         self.parents = (parent,)
         self.identity = digest_json([parent.digest, config.digest])
@@ -146,21 +146,21 @@ class CocaCaptioner:
 
     def _load(self) -> "Decoder":
         from clipmill.data.captioners.coca_generation import Decoder
-        from clipmill.models.execution import use_threads
-        from clipmill.models.preprocess import Normalize
+        from clipmill.models.execution import set_num_threads
+        from clipmill.models.encoders import Normalize
         from clipmill.models.tokenizer import Tokenizer
 
-        use_threads(self._num_threads)
+        set_num_threads(self._num_threads)
         if isinstance(self._source, OpenClipCoca):
             coca, context_length = _build_open_clip(self._source)
             _check_length(self._config, context_length)
             tokenizer = Tokenizer(context_length=context_length)
         else:
-            card, tensors = load_checkpoint(self._source)
-            architecture = CocaConfig.from_json(card.architecture)
+            metadata, tensors = load_checkpoint(self._source)
+            architecture = CocaConfig.from_json(metadata.architecture)
             coca = build_coca(architecture)
             coca.load_state_dict(tensors)
-            tokenizer = architecture.clip.text.tokenizer(is_padded=True)
+            tokenizer = Tokenizer.from_config(architecture.clip.text, is_padded=True)
         return Decoder(
             coca, tokenizer, Normalize(self._vision.mean, self._vision.std), self._config
         )

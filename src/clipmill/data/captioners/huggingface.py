@@ -113,12 +113,12 @@ class _Model:
         import torch
         import transformers
 
-        from clipmill.models.execution import use_threads
+        from clipmill.models.execution import set_num_threads
 
         # Their classes are made at import, so nothing is known of their types.
         auto: Any = transformers
 
-        use_threads(num_threads)
+        set_num_threads(num_threads)
         self._config = config
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")

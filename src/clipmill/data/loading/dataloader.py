@@ -7,37 +7,39 @@ position alone decides.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 import torch
-from clipmill.config import Config
-from clipmill.data.shards.cache import is_remote
-from clipmill.data.dataset import cache_folder
-from clipmill.data.loading.sampler import StepsFrom, check_ranks
-from clipmill.data.loading.teacher_targets import Teaching
-from clipmill.data.loading.view import View
-from clipmill.errors import ClipmillError, ConfigError
-from clipmill.telemetry import data_metrics
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
 import numpy as np
-from torch import Tensor
-from clipmill.data.loading.sampler import EpochOrder
-from clipmill.data.loading.teacher_targets import Lesson, Teaching, draw_lesson
-from clipmill.errors import ArtifactError, BadSampleError, ClipmillError
 import threading
-from collections.abc import Iterable
 import pyarrow as pa
-from clipmill.data.shards.cache import is_remote, trim
-from clipmill.data.layers import map_layer
-from clipmill.data.shards.read import ShardReader, read_shard
-from clipmill.data.loading.view import ShardView, View
+from collections import (Counter, OrderedDict)
+from collections.abc import (Iterator, Callable, Iterable)
+from dataclasses import (dataclass, fields)
+from pathlib import Path
+from clipmill.config import Config
+from clipmill.data.shards.cache import (is_remote, trim)
+from clipmill.data.dataset import cache_folder
+from clipmill.data.loading.sampler import (StepsFrom, check_ranks, EpochOrder)
+from clipmill.data.loading.teacher_targets import (Teaching, Lesson, draw_lesson)
+from clipmill.data.loading.view import (View, ShardView)
+from clipmill.errors import (ClipmillError, ConfigError, ArtifactError, BadSampleError)
+from clipmill.telemetry import data_metrics
+from torch import Tensor
+from clipmill.data.layers import mmap_layer
+from clipmill.data.shards.read import (ShardReader, read_shard)
+
 
 _log = logging.getLogger(__name__)
 
+Transform = Callable[[bytes, np.random.Generator], Tensor]
+
+Tokenize = Callable[[list[str]], Tensor]
+
+# Labels that keep the random streams of a sample apart: the choice of a caption must not move
+# the crop, or real and synthetic captions would be compared on different pixels.
+_AUGMENTATION, _CAPTION, _REPLACEMENT = 0, 1, 2
+
+# Where a replacement is looked for: first among shards that are open anyway, then anywhere.
+_TRIES_IN_BLOCK, _TRIES_IN_EPOCH = 8, 56
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig(Config):
@@ -74,6 +76,30 @@ class LoaderConfig(Config):
                     action=f"give {name} such a value",
                 )
 
+@dataclass(slots=True)
+class PairBatch:
+    """This rank's part of a global batch."""
+
+    images_B3HW: Tensor
+    real_BT: Tensor | None
+    """Tokens of the real captions, if the view has them."""
+    synthetic_BT: Tensor | None
+    """Tokens of the synthetic captions, if the view has them."""
+    uids: tuple[str, ...]
+    teacher_image_BE: Tensor | None = None
+    """The teachers' embeddings (fp16) of the very augmentation that the batch holds, if asked."""
+    teacher_real_BE: Tensor | None = None
+    """Those of the real captions, if the batch has them."""
+    teacher_synthetic_BE: Tensor | None = None
+    """Those of the synthetic captions that were drawn, if the batch has them."""
+
+    def pin_memory(self) -> "PairBatch":
+        """Move the tensors to page-locked memory; the DataLoader calls this."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                setattr(self, field.name, value.pin_memory())
+        return self
 
 class PairLoader:
     """Iterates forever over this rank's batches, from global step ``cursor`` on."""
@@ -186,7 +212,6 @@ class PairLoader:
                     bad.detail,
                 )
 
-
 def _check_cache(view: View, config: LoaderConfig) -> None:
     """Refuse a cache that would drop shards before they are read, again and again."""
     sizes = sorted((shard.num_bytes for shard in view.dataset.shards), reverse=True)
@@ -199,43 +224,6 @@ def _check_cache(view: View, config: LoaderConfig) -> None:
             action="raise cache_bytes, or lower shuffle_shards",
         )
 
-
-Transform = Callable[[bytes, np.random.Generator], Tensor]
-Tokenize = Callable[[list[str]], Tensor]
-
-# Labels that keep the random streams of a sample apart: the choice of a caption must not move
-# the crop, or real and synthetic captions would be compared on different pixels.
-_AUGMENTATION, _CAPTION, _REPLACEMENT = 0, 1, 2
-# Where a replacement is looked for: first among shards that are open anyway, then anywhere.
-_TRIES_IN_BLOCK, _TRIES_IN_EPOCH = 8, 56
-
-
-@dataclass(slots=True)
-class PairBatch:
-    """This rank's part of a global batch."""
-
-    images_B3HW: Tensor
-    real_BT: Tensor | None
-    """Tokens of the real captions, if the view has them."""
-    synthetic_BT: Tensor | None
-    """Tokens of the synthetic captions, if the view has them."""
-    uids: tuple[str, ...]
-    teacher_image_BE: Tensor | None = None
-    """The teachers' embeddings (fp16) of the very augmentation that the batch holds, if asked."""
-    teacher_real_BE: Tensor | None = None
-    """Those of the real captions, if the batch has them."""
-    teacher_synthetic_BE: Tensor | None = None
-    """Those of the synthetic captions that were drawn, if the batch has them."""
-
-    def pin_memory(self) -> "PairBatch":
-        """Move the tensors to page-locked memory; the DataLoader calls this."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                setattr(self, field.name, value.pin_memory())
-        return self
-
-
 @dataclass(frozen=True, slots=True)
 class Skipped:
     """A sample that couldn't be used; another one took its place in the batch."""
@@ -246,7 +234,6 @@ class Skipped:
     reason: str
     detail: str
 
-
 @dataclass(frozen=True, slots=True)
 class _Sample:
     image_3HW: Tensor
@@ -254,7 +241,6 @@ class _Sample:
     synthetic: str
     uid: str
     lesson: Lesson | None
-
 
 @dataclass
 class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | ClipmillError]):
@@ -400,13 +386,10 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
         own, step = (worker.id, worker.num_workers) if worker else (0, 1)
         self._pool.prefetch(self._order(epoch).block_shards(block)[own::step])
 
-
 def _stack(images: list[Tensor]) -> Tensor:
     """A batch that lies in memory as its images do: channels last, where they have it so."""
     images_BHW3 = torch.stack([image_3HW.permute(1, 2, 0) for image_3HW in images])
     return images_BHW3.permute(0, 3, 1, 2)
-
-
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
@@ -417,7 +400,6 @@ class OpenShard:
     """The rows that the view selects, and their captions."""
     teacher: pa.Table | None
     """What teachers made of every row (see ``teacher_rows``)."""
-
 
 class ShardPool:
     """Up to ``capacity`` open shards of a view; the one used longest ago gives way."""
@@ -467,7 +449,7 @@ class ShardPool:
 
     def _read(self, index: int) -> OpenShard:
         dataset = self._view.dataset
-        teacher = map_layer(dataset, self._teacher, index, self._cache) if self._teacher else None
+        teacher = mmap_layer(dataset, self._teacher, index, self._cache) if self._teacher else None
         reader = read_shard(dataset, index, self._cache)
         return OpenShard(reader, self._view.open_shard(index, reader.uids, self._cache), teacher)
 
@@ -477,5 +459,3 @@ class ShardPool:
                 self._read(index).reader.close()
             except ClipmillError:  # whoever reads the shard meets it, and reports
                 continue
-
-__all__ = ['LoaderConfig', 'PairBatch', 'PairLoader']

@@ -5,19 +5,19 @@ that goes through the order needs the shards of one block at a time, and finds t
 any position without walking there.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
 import numpy as np
-from numpy.typing import NDArray
-from collections.abc import Iterator
 import torch
+from collections.abc import (Sequence, Iterator)
+from functools import lru_cache
+from numpy.typing import NDArray
 from clipmill.errors import ConfigError
+
 
 # Labels that keep the two kinds of permutation independent.
 _SHARDS, _BLOCK = 0, 1
+
 # A batch may straddle two blocks, and a prefetcher looks at the next.
 _BLOCKS_KEPT = 4
-
 
 class EpochOrder:
     """A permutation of all samples, given how many each shard has."""
@@ -75,8 +75,6 @@ class EpochOrder:
         start, end = self.block_range(block)
         return np.random.default_rng((*self._key, _BLOCK, block)).permutation(end - start)
 
-
-
 class StepsFrom(torch.utils.data.Sampler[int]):
     """The numbers of all global steps from ``cursor`` on."""
 
@@ -88,7 +86,6 @@ class StepsFrom(torch.utils.data.Sampler[int]):
         while True:
             yield step
             step += 1
-
 
 def check_ranks(batch_size: int, world_size: int) -> None:
     """Raise ConfigError unless the ranks can share a global batch evenly."""

@@ -20,7 +20,7 @@ from clipmill.data.scoring.scorers import Captions, Rows
 from clipmill.errors import ConfigError
 from clipmill.models.weights.addresses import FORMS
 from clipmill.models.preprocess import tower_image
-from clipmill.models.clip_model import clip_parent
+from clipmill.models.clip import clip_parent
 from clipmill.lineage import Parent
 
 if TYPE_CHECKING:
@@ -105,11 +105,11 @@ class ClipTowers:
     def __init__(self, config: ClipScoreConfig) -> None:
         import torch
 
-        from clipmill.models.clip_model import load_clip
-        from clipmill.models.execution import use_threads
-        from clipmill.models.preprocess import Normalize
+        from clipmill.models.clip import load_clip
+        from clipmill.models.execution import set_num_threads
+        from clipmill.models.encoders import Normalize
 
-        use_threads(config.num_threads)
+        set_num_threads(config.num_threads)
         self.batch_size = config.batch_size
         """Most captions to be encoded together."""
         found = load_clip(config.model, seed=config.seed)

@@ -15,7 +15,7 @@ from PIL import Image
 from clipmill.config import Config
 from clipmill.data.shards.cache import is_remote, trim
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.layers import find_layer
+from clipmill.data.layers import resolve_layer
 from clipmill.data.layers import REAL
 from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
 from clipmill.data.shards.read import ShardReader, read_shard
@@ -128,7 +128,7 @@ def _kinds(config: ScoreConfig, dataset: Dataset) -> tuple[str, ...]:
     layers = sorted(name for name in dataset.layers if name.startswith("captions/"))
     if not config.captions:
         return (REAL, *layers)
-    named = {kind if kind == REAL else find_layer(layers, kind) for kind in config.captions}
+    named = {kind if kind == REAL else resolve_layer(layers, kind) for kind in config.captions}
     return tuple(kind for kind in (REAL, *layers) if kind in named)
 
 

@@ -1,39 +1,52 @@
 """From finished shards to a dataset: doubles found, the list written, the layers committed."""
 
-from dataclasses import asdict
 import pyarrow as pa
-from clipmill.data.dataset import FORMAT, MANIFEST, UNIQUE, Dataset
-from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
-from clipmill.data.shards.write import delete_original, read_staged_rows, staged_rows_key
-from clipmill.data.shards.plan import ShardPlan
-from clipmill.errors import SourceError
-from clipmill.storage import exists, join, open_store, write_json
-from clipmill.lineage import Parent
 import tempfile
+import numpy as np
+from dataclasses import (asdict, dataclass)
+from clipmill.data.dataset import (FORMAT, MANIFEST, UNIQUE, Dataset, ShardInfo, read_sidecar, sidecar_uri)
+from clipmill.data.layers import (commit_layer, has_layer_shard, write_layer_shard)
+from clipmill.data.shards.write import (delete_original, read_staged_rows, staged_rows_key, fingerprints_of, shard_info, staged, tar_key)
+from clipmill.data.shards.plan import ShardPlan
+from clipmill.errors import (SourceError, NotFoundError)
+from clipmill.storage import (exists, join, open_store, write_json)
+from clipmill.lineage import Parent
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import (Iterator, Iterable)
+from contextlib import (contextmanager, ExitStack)
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
-import numpy as np
+from typing import (Any, BinaryIO)
 from numpy.typing import NDArray
-from clipmill.data.dataset import UNIQUE, ShardInfo, read_sidecar, sidecar_uri
-from clipmill.data.shards.write import (
-    delete_original,
-    fingerprints_of,
-    shard_info,
-    staged,
-    tar_key,
-)
-from clipmill.data.shards.tar import TarWriter, read_members
-from clipmill.errors import NotFoundError
-from clipmill.storage import exists, open_store, write_json
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import BinaryIO
+from clipmill.data.shards.tar import (TarWriter, read_members)
 
+
+# The quarantined items and the doubles that dataset.json shows; sidecars name all the former.
+SHOWN = 1000
+
+_SIDECARS_HELD = 64
+
+# One sample: half a SHA-256 of its id, and one of its image's bytes.
+FINGERPRINT = np.dtype([("id", "<u8", (2,)), ("image", "<u8", (2,))])
+
+_SPILLED = np.dtype([("high", "<u8"), ("low", "<u8"), ("position", "<i8")])
+
+# Each sample has a row for its id and one for its image.
+BYTES_SPILLED_PER_SAMPLE = 2 * _SPILLED.itemsize
+
+_ROWS_PER_FILE = 1_000_000
+
+_MOST_FILES = 512
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """The samples that double an earlier one, in order of their positions in the dataset."""
+
+    positions: NDArray[np.int64]
+    originals: NDArray[np.int64]
+    """For each, the position of the sample that it doubles."""
+    same_id: NDArray[np.bool_]
+    """For each, whether the id is the same; else the image's bytes are."""
 
 def finish_shards(plan: ShardPlan, *, source_parents: tuple[Parent, ...] = ()) -> Dataset:
     """List the finished shards in ``dataset.json``, which makes them a dataset.
@@ -54,17 +67,6 @@ def finish_shards(plan: ShardPlan, *, source_parents: tuple[Parent, ...] = ()) -
     if is_staged:
         _tidy(plan, dataset)
     return dataset
-
-
-def _tidy(plan: ShardPlan, dataset: Dataset) -> None:
-    """Delete what only finishing needed, and what a worker may have put since and then died."""
-    store = open_store(plan.uri)
-    for index, info in enumerate(dataset.shards):
-        for layer in plan.layers:
-            store.delete(staged_rows_key(layer, index))
-        if info.name.endswith(f"{UNIQUE}.tar"):
-            delete_original(store, index)
-
 
 def _write_manifest(plan: ShardPlan, parents: tuple[Parent, ...]) -> None:
     shards = ShardList(plan)
@@ -105,7 +107,6 @@ def _write_manifest(plan: ShardPlan, parents: tuple[Parent, ...]) -> None:
         },
     )
 
-
 def _write_staged_rows(plan: ShardPlan, dataset: Dataset, layer: str) -> None:
     """Write a layer's rows of the samples that were kept."""
     for index in range(plan.num_shards):
@@ -115,11 +116,14 @@ def _write_staged_rows(plan: ShardPlan, dataset: Dataset, layer: str) -> None:
             is_kept = pa.array([uid in kept for uid in table["uid"].to_pylist()], pa.bool_())
             write_layer_shard(dataset, layer, index, table.filter(is_kept))
 
-
-# The quarantined items and the doubles that dataset.json shows; sidecars name all the former.
-SHOWN = 1000
-_SIDECARS_HELD = 64
-
+def _tidy(plan: ShardPlan, dataset: Dataset) -> None:
+    """Delete what only finishing needed, and what a worker may have put since and then died."""
+    store = open_store(plan.uri)
+    for index, info in enumerate(dataset.shards):
+        for layer in plan.layers:
+            store.delete(staged_rows_key(layer, index))
+        if info.name.endswith(f"{UNIQUE}.tar"):
+            delete_original(store, index)
 
 class ShardList:
     """The shards by their sidecars, each of which is read once, and again if it's written anew."""
@@ -250,10 +254,8 @@ class ShardList:
             uids.insert(row, uid)
         return uids
 
-
 def _reason(doubles: Duplicates, i: int) -> str:
     return "duplicate-id" if doubles.same_id[i] else "duplicate-image"
-
 
 def summary(infos: list[ShardInfo], quarantine: Counter[str]) -> dict[str, int]:
     """Totals, as ``dataset.json`` states them."""
@@ -264,26 +266,9 @@ def summary(infos: list[ShardInfo], quarantine: Counter[str]) -> dict[str, int]:
         "num_quarantined": quarantine.total(),
     }
 
-
-# One sample: half a SHA-256 of its id, and one of its image's bytes.
-FINGERPRINT = np.dtype([("id", "<u8", (2,)), ("image", "<u8", (2,))])
-_SPILLED = np.dtype([("high", "<u8"), ("low", "<u8"), ("position", "<i8")])
-# Each sample has a row for its id and one for its image.
-BYTES_SPILLED_PER_SAMPLE = 2 * _SPILLED.itemsize
-_ROWS_PER_FILE = 1_000_000
-_MOST_FILES = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicates:
-    """The samples that double an earlier one, in order of their positions in the dataset."""
-
-    positions: NDArray[np.int64]
-    originals: NDArray[np.int64]
-    """For each, the position of the sample that it doubles."""
-    same_id: NDArray[np.bool_]
-    """For each, whether the id is the same; else the image's bytes are."""
-
+def fingerprints_of(sidecar: dict[str, Any]) -> NDArray[np.void]:
+    """The fingerprints of the samples that a shard had when it was made."""
+    return np.frombuffer(base64.b64decode(sidecar["fingerprints"]), FINGERPRINT)
 
 def find_duplicates(shards: Iterable[NDArray[np.void]], num_samples: int) -> Duplicates:
     """Compare all samples; ``shards`` yields arrays of FINGERPRINT in the dataset's order.
@@ -305,7 +290,6 @@ def find_duplicates(shards: Iterable[NDArray[np.void]], num_samples: int) -> Dup
     order = np.argsort(positions)
     return Duplicates(positions[order], originals[order], (order < num_same_ids))
 
-
 def _spill(shards: Iterable[NDArray[np.void]], folders: dict[str, Path], num_files: int) -> None:
     shift = np.uint64(64 - (num_files - 1).bit_length())
     with ExitStack() as stack:
@@ -326,12 +310,10 @@ def _spill(shards: Iterable[NDArray[np.void]], folders: dict[str, Path], num_fil
                     files[name][int(number)].write(rows[numbers == number].tobytes())
             start += len(shard)
 
-
 def _doubles(
     folder: Path, num_files: int, left_out: NDArray[np.bool_]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     return list(_doubles_by_file(folder, num_files, left_out))
-
 
 def _doubles_by_file(
     folder: Path, num_files: int, left_out: NDArray[np.bool_]
@@ -350,7 +332,6 @@ def _doubles_by_file(
         )
         doubled = np.flatnonzero(np.r_[False, same]) if len(rows) else np.empty(0, np.int64)
         yield rows["position"][doubled], rows["position"][first[doubled]]
-
 
 def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate(parts) if parts else np.empty(0, np.int64)

@@ -1,22 +1,43 @@
 """An image-text pair that was read and checked."""
 
 import hashlib
+import io
+import simplejpeg
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from clipmill.data.sources.base import Entry
 from clipmill.errors import BadSampleError
-import io
-import simplejpeg
-from PIL import ExifTags, Image
-from clipmill.images import decode_rgb, image_size
-from PIL import Image
-from clipmill.images import decode_rgb
+from PIL import (ExifTags, Image)
+from clipmill.images import (decode_rgb, image_size)
+
 
 UID_LENGTH = 20
+
 # Half a SHA-256: among 10^10 samples two that differ agree in it once in 10^18 such datasets.
 FINGERPRINT_BYTES = 16
 
+_SCALE = 8
+
+_JPEG = b"\xff\xd8"
+
+# Markers of ITU-T T.81, table B.1.
+_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+
+# The orientations of EXIF that turn a picture on its side (TIFF tag 274).
+_ON_ITS_SIDE = (5, 6, 7, 8)
+
+# Pillow shrinks by a whole factor first where that can't be seen in the result.
+_REDUCING_GAP = 3.0
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Which images are let in."""
+
+    max_pixels: int
+    """Largest width x height."""
+    min_side: int
+    """Shortest side, in pixels."""
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -36,7 +57,6 @@ class Pair:
     """FINGERPRINT_BYTES each of the SHA-256 over the origin, and over the source's image bytes."""
     rows: Mapping[str, Mapping[str, Any]]
     """See ``RawPair.rows``."""
-
 
 @dataclass(frozen=True, slots=True)
 class Admission:
@@ -88,25 +108,6 @@ class Admission:
             raise BadSampleError("caption-too-long", f"{len(data)} bytes")
         return text
 
-
-_SCALE = 8
-_JPEG = b"\xff\xd8"
-# Markers of ITU-T T.81, table B.1.
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
-# The orientations of EXIF that turn a picture on its side (TIFF tag 274).
-_ON_ITS_SIDE = (5, 6, 7, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """Which images are let in."""
-
-    max_pixels: int
-    """Largest width x height."""
-    min_side: int
-    """Shortest side, in pixels."""
-
-
 def check_image(data: bytes, limits: ImageLimits) -> tuple[int, int]:
     """(width, height) in pixels of the upright picture, which decodes to its end.
 
@@ -126,14 +127,12 @@ def check_image(data: bytes, limits: ImageLimits) -> tuple[int, int]:
     upright = decode_rgb(data)
     return upright.width, upright.height
 
-
 def _jpeg_decodes(data: bytes) -> bool:
     try:
         simplejpeg.decode_jpeg(data, "GRAY", min_factor=_SCALE, min_width=1, min_height=1)
     except ValueError:
         return False
     return True
-
 
 def _has_exif(data: bytes) -> bool:
     """Whether one of the segments before the picture's data is EXIF's (APP1)."""
@@ -150,7 +149,6 @@ def _has_exif(data: bytes) -> bool:
         position += 1 if is_fill else 2 + length
     return False
 
-
 def _is_on_its_side(data: bytes) -> bool:
     # Where there is no EXIF segment, which is cheap to see, Pillow needn't look.
     if not _has_exif(data):
@@ -162,11 +160,6 @@ def _is_on_its_side(data: bytes) -> bool:
             return image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
     except Exception as error:  # decoders raise whatever a broken file provokes
         raise BadSampleError("unreadable-image", str(error)) from error
-
-
-# Pillow shrinks by a whole factor first where that can't be seen in the result.
-_REDUCING_GAP = 3.0
-
 
 def reencode(data: bytes, *, shorter_side: int, jpeg_quality: int) -> tuple[bytes, int, int]:
     """The upright picture as JPEG bytes, and its width and height in pixels.

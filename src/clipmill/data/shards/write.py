@@ -6,71 +6,57 @@ already it passes over.
 """
 
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
-from clipmill.data.dataset import MANIFEST, Dataset
-from clipmill.data.parallel import (
-    OrderedMap,
-    default_threads,
-    fitting_map,
-    ordered_map,
-    pool_map,
-)
-from clipmill.data.shards.finalize import finish_shards
-from clipmill.data.shards.plan import (
-    ShardConfig,
-    ShardPlan,
-    dataset_uri,
-    parse_worker,
-    plan_shards,
-    read_plan,
-    worker_range,
-    write_plan,
-)
-from clipmill.data.sources import open_source
-from clipmill.processes import available_cpus, process_pool
-from clipmill.storage import exists, join
-from clipmill.lineage import Parent
-from clipmill.telemetry import data_metrics
 import base64
 import io
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from collections import (deque, Counter)
+from collections.abc import (Callable, Iterator, Container, Iterable)
+from concurrent.futures import (Executor, Future, ThreadPoolExecutor)
+from contextlib import (contextmanager, ExitStack)
+from dataclasses import dataclass
+from functools import partial
+from typing import (Any, Final)
+from clipmill.data.dataset import (MANIFEST, Dataset, FORMAT, UNIQUE, ShardInfo, read_sidecar, sidecar_uri)
+from clipmill.data.parallel import (OrderedMap, default_threads, fitting_map, ordered_map, pool_map)
+from clipmill.data.shards.finalize import (finish_shards, FINGERPRINT)
+from clipmill.data.shards.plan import (ShardConfig, ShardPlan, dataset_uri, parse_worker, plan_shards, read_plan, worker_range, write_plan)
+from clipmill.data.sources import (open_source, Entry)
+from clipmill.processes import (available_cpus, process_pool)
+from clipmill.storage import (exists, join, Store, open_store, atomic_write, write_json)
+from clipmill.lineage import Parent
+from clipmill.telemetry import data_metrics
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from numpy.typing import NDArray
-from clipmill.data.dataset import FORMAT, UNIQUE, Dataset, ShardInfo, read_sidecar, sidecar_uri
-from clipmill.data.layers import has_layer_shard, write_layer_shard
-from clipmill.data.parallel import OrderedMap
+from clipmill.data.layers import (has_layer_shard, write_layer_shard, layer_table)
 from clipmill.data.shards.ingest import Pair
-from clipmill.data.shards.finalize import FINGERPRINT
-from clipmill.data.shards.plan import ShardPlan
 from clipmill.data.shards.tar import TarWriter
-from clipmill.data.layers import layer_table
-from clipmill.data.sources import Entry
 from clipmill.config import sha256_bytes
-from clipmill.errors import BadSampleError, StorageError
-from clipmill.storage import Store, open_store, atomic_write, write_json
+from clipmill.errors import (BadSampleError, StorageError)
 from clipmill.storage.local import LocalStore
+
 
 Progress = Callable[[int, int], None]
 """Takes the number of items done, and of all."""
 
+Read = Callable[[Entry], Pair]
+
 _WORTH_PROCESSES: Final = 10_000
 """Items from which on starting processes costs less than sharing one interpreter."""
+
 _SHARDS_AT_ONCE: Final = 4
 """Shards that a process takes: one is put in its place while the next is written."""
 
+@dataclass(frozen=True, slots=True)
+class MadeShard:
+    """What came of a shard's items."""
+
+    num_samples: int
+    """How many are in it."""
+    quarantined: Counter[str]
+    """How many aren't, by reason."""
 
 def shard(
     config: ShardConfig,
@@ -100,7 +86,6 @@ def shard(
             finish_shards(plan, source_parents=source_parents)
     return uri
 
-
 def shard_range(
     plan: ShardPlan,
     start: int,
@@ -121,7 +106,6 @@ def shard_range(
     with _workers(num_threads, num_processes) as workers:
         _shard_range(plan, start, stop, workers, progress)
 
-
 @dataclass(frozen=True, slots=True)
 class _Workers:
     """Who does the work."""
@@ -133,14 +117,12 @@ class _Workers:
     mapped: OrderedMap
     """By threads, or by the pool where there are many items."""
 
-
 @contextmanager
 def _workers(num_threads: int, num_processes: int) -> Iterator[_Workers]:
     threads, processes = num_threads or default_threads(), num_processes or available_cpus()
     with ordered_map(threads) as few, process_pool(processes) as pool:
         many = fitting_map(few, _WORTH_PROCESSES, pool, processes)
         yield _Workers(threads, processes, pool, many if processes > 1 else few)
-
 
 def _shard_range(
     plan: ShardPlan, start: int, stop: int, workers: _Workers, progress: Progress | None
@@ -162,7 +144,6 @@ def _shard_range(
         done += num_items
         if progress:
             progress(done, total)
-
 
 def _make(
     plan: ShardPlan, start: int, stop: int, num_threads: int
@@ -186,10 +167,8 @@ def _make(
         for num_items, made in placing:
             yield _placed(num_items, made)
 
-
 def _placed(num_items: int, made: Future[MadeShard] | None) -> tuple[int, MadeShard | None]:
     return num_items, None if made is None else made.result()
-
 
 def _make_in_processes(
     plan: ShardPlan, start: int, stop: int, workers: _Workers
@@ -200,7 +179,6 @@ def _make_in_processes(
     for made in pool_map(workers.pool, workers.num_processes, 1, make, parts):
         yield from made
 
-
 def _parts(start: int, stop: int, number: int) -> Iterator[range]:
     """A few shards each, and one each at the end, so that no process waits long for others."""
     while start < stop:
@@ -208,23 +186,8 @@ def _parts(start: int, stop: int, number: int) -> Iterator[range]:
         yield range(start, start + size)
         start += size
 
-
 def _make_part(plan: Any, part: range) -> list[tuple[int, MadeShard | None]]:
     return list(_make(ShardPlan.from_json(plan), part.start, part.stop, 1))
-
-
-Read = Callable[[Entry], Pair]
-
-
-@dataclass(frozen=True, slots=True)
-class MadeShard:
-    """What came of a shard's items."""
-
-    num_samples: int
-    """How many are in it."""
-    quarantined: Counter[str]
-    """How many aren't, by reason."""
-
 
 def write_shard(
     plan: ShardPlan,
@@ -284,7 +247,6 @@ def write_shard(
 
     return put
 
-
 def is_whole(plan: ShardPlan, index: int) -> bool:
     """Whether shard ``index`` is there, in either version, with its layers' rows."""
     store = open_store(plan.uri)
@@ -297,55 +259,15 @@ def is_whole(plan: ShardPlan, index: int) -> bool:
     return False
 
 
-def delete_original(store: Store, index: int) -> None:
-    """Delete the version of a shard that has doubles; the record first, which says "whole"."""
-    store.delete(f"shards/{index:05d}.json")
-    store.delete(tar_key(index))
 
 
-def tar_key(index: int, mark: str = "") -> str:
-    """Where the tar of a shard lies in its dataset."""
-    return f"shards/{index:05d}{mark}.tar"
 
 
-def shard_info(index: int, sidecar: dict[str, Any], mark: str = "") -> ShardInfo:
-    """The entry of a dataset's list for a shard with this sidecar."""
-    return ShardInfo(
-        name=f"{index:05d}{mark}.tar",
-        num_samples=sidecar["num_samples"],
-        num_bytes=sidecar["num_bytes"],
-        sha256=sidecar["sha256"],
-    )
 
 
-def fingerprints_of(sidecar: dict[str, Any]) -> NDArray[np.void]:
-    """The fingerprints of the samples that a shard had when it was made."""
-    return np.frombuffer(base64.b64decode(sidecar["fingerprints"]), FINGERPRINT)
 
 
-def staged_rows_key(layer: str, index: int) -> str:
-    """Where a layer's rows wait until the doubles are known, if these are to be dropped."""
-    return f"plan/rows/{layer}/{index:05d}.parquet"
 
-
-@contextmanager
-def staged(store: Store, key: str) -> Iterator[Path]:
-    """Yield a path to write a file at, which is put at ``key`` when the block ends well."""
-    if isinstance(store, LocalStore):
-        with atomic_write(store.path(key)) as path:
-            yield path
-        return
-    with TemporaryDirectory(prefix="clipmill-shard-") as folder:
-        path = Path(folder) / "shard.tar"
-        try:
-            yield path
-        except OSError as error:
-            raise StorageError(
-                f"can't write a shard to {folder}: {error.strerror}",
-                expected="space for a shard in the folder for temporary files",
-                action="free some, or set TMPDIR to a folder on a larger disk",
-            ) from error
-        store.put_file(key, path)
 
 
 def _unless_seen(pair: Pair, uids: Container[str]) -> Pair | BadSampleError:
@@ -353,7 +275,6 @@ def _unless_seen(pair: Pair, uids: Container[str]) -> Pair | BadSampleError:
     if pair.uid in uids:
         return BadSampleError("duplicate-id", f"the same as sample {pair.uid}")
     return pair
-
 
 def _put_layers(plan: ShardPlan, index: int, record: dict[str, Any], rows: list[Any]) -> None:
     captions = [caption for caption, _ in rows]
@@ -366,24 +287,17 @@ def _put_layers(plan: ShardPlan, index: int, record: dict[str, Any], rows: list[
         else:
             write_layer_shard(_so_far(plan, index, shard_info(index, record)), layer, index, table)
 
-
 def _has_rows(plan: ShardPlan, layer: str, index: int) -> bool:
     if plan.config.duplicates == "drop":
         return open_store(plan.uri).exists(staged_rows_key(layer, index))
     info = shard_info(index, read_sidecar(plan.uri, index))
     return has_layer_shard(_so_far(plan, index, info), layer, index)
 
-
 def _so_far(plan: ShardPlan, index: int, info: ShardInfo) -> Dataset:
     """The dataset as far as the maker of one shard knows it: that shard, in its place."""
     shards = (info,) * (index + 1)
     return Dataset(uri=plan.uri, shards=shards, layers={}, quarantine={}, parents=())
 
-
-def read_staged_rows(plan: ShardPlan, layer: str, index: int) -> pa.Table:
-    """A layer's rows as they wait (see ``staged_rows_key``)."""
-    data = open_store(plan.uri).get(staged_rows_key(layer, index))
-    return pq.read_table(io.BytesIO(data), use_threads=False)
 
 
 def _read_entry(read: Read, entry: Entry) -> tuple[str, Pair | BadSampleError]:
@@ -392,5 +306,3 @@ def _read_entry(read: Read, entry: Entry) -> tuple[str, Pair | BadSampleError]:
         return entry.origin, read(entry)
     except BadSampleError as bad:
         return entry.origin, bad
-
-__all__ = ['ShardConfig', 'ShardPlan', 'finish_shards', 'parse_worker', 'plan_shards', 'read_plan', 'shard', 'shard_range', 'worker_range']

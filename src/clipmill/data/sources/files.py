@@ -2,29 +2,40 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
-from pathlib import Path
-from clipmill.data.sources.base import Identity
-from clipmill.errors import SourceError
 import glob
 import re
-from collections.abc import Iterator
-from clipmill.errors import BadSampleError, NotFoundError, StorageError
-from clipmill.storage import join, read_bytes
-from clipmill.storage.store import check_key
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
-from clipmill.data.sources.base import ReadListing, Split
 import heapq
 import itertools
 import marshal
 import struct
 import tempfile
-from typing import BinaryIO
+from collections.abc import (Iterable, Iterator)
+from pathlib import Path
+from clipmill.data.sources.base import (Identity, ReadListing, Split)
+from clipmill.errors import (SourceError, BadSampleError, NotFoundError, StorageError)
+from clipmill.storage import (join, read_bytes)
+from clipmill.storage.store import check_key
+from typing import (Any, BinaryIO)
+
 
 _BLOCK = 1 << 20
 
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+LISTING = "listing"
+
+# Records held at once; file names make them about 100 bytes each.
+RUN_LENGTH = 500_000
+
+# Records of a run that are held while runs are merged.
+_BLOCK_LENGTH = 1024
+
+_SIZE = struct.Struct("<I")
+
+Record = tuple[bytes, ...]
 
 def read_file(path: str | Path) -> bytes:
     """The bytes of a file; raises SourceError, as the machine is at fault and not the sample."""
@@ -41,7 +52,6 @@ def read_file(path: str | Path) -> bytes:
     except OSError as error:
         raise unreadable(Path(path), error) from error
     return data
-
 
 class Descriptor:
     """A file open for positioned reads, closed when nobody holds it any more.
@@ -73,7 +83,6 @@ class Descriptor:
         if hasattr(self, "number"):
             os.close(self.number)
 
-
 def unreadable(path: Path, error: OSError) -> SourceError:
     """The error for a file or folder that the system won't let us read."""
     return SourceError(
@@ -81,7 +90,6 @@ def unreadable(path: Path, error: OSError) -> SourceError:
         expected="a source whose files this process may read, and that nobody changes meanwhile",
         action="mend permissions or the disk, and run again: finished shards are kept",
     )
-
 
 def files_digest(paths: Iterable[tuple[str, Path]], identity: Identity, salt: str = "") -> str:
     """SHA-256 (hex) over the files' names and contents, or names, sizes and times.
@@ -102,11 +110,6 @@ def files_digest(paths: Iterable[tuple[str, Path]], identity: Identity, salt: st
         except OSError as error:
             raise unreadable(path, error) from error
     return total.hexdigest()
-
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-
 
 def matching_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Path]]:
     """The folder that names are relative to, and the files, sorted by these names.
@@ -132,7 +135,6 @@ def matching_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Pat
         )
     return base, found
 
-
 def expand_braces(pattern: str) -> Iterator[str]:
     """Yield the names that ``{a,b}`` and ``{00..12}`` stand for, as a shell would."""
     braces = _BRACES.search(pattern)
@@ -149,10 +151,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
     for choice in choices:
         yield from expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
 
-
 def _glob(pattern: str) -> list[str]:
     return glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207
-
 
 def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
@@ -161,7 +161,6 @@ def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
             if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(parent) / name
 
-
 def relative_names(base: Path, files: list[Path]) -> dict[str, Path]:
     """The files by their names below ``base``, with ``/``."""
     names = (os.fsencode(file.relative_to(base)) for file in files)
@@ -169,8 +168,6 @@ def relative_names(base: Path, files: list[Path]) -> dict[str, Path]:
     found = dict(zip(texts, files, strict=True))
     assert len(found) == len(files), "two names of one spelling"
     return found
-
-
 
 class ImageFiles:
     """Files by the names that a table gives them."""
@@ -192,7 +189,6 @@ class ImageFiles:
         except NotFoundError as error:
             raise BadSampleError("missing-image", f"nothing lies at {spell(name)}") from error
 
-
 def _could_exist(uri: str) -> bool:
     """Whether a local file is there, or an object may be: a bad name is its row's fault."""
     try:
@@ -203,11 +199,9 @@ def _could_exist(uri: str) -> bool:
     except (OSError, StorageError):
         return False
 
-
 def spell(name: str) -> str:
     r"""``name`` with all that UTF-8 can't hold as ``\xNN`` or ``\uNNNN``, for records."""
     return name.encode("utf-8", "backslashreplace").decode()
-
 
 def image_suffix(name: str, data: bytes) -> str:
     """The suffix of an image's name in lower case, or what its first bytes say without one."""
@@ -217,10 +211,6 @@ def image_suffix(name: str, data: bytes) -> str:
     if data.startswith(b"\x89PNG"):
         return ".png"
     return ".webp" if data[8:12] == b"WEBP" else ".jpg"
-
-
-LISTING = "listing"
-
 
 def write_listing(items: Iterable[list[Any]], size: int, listing: BinaryIO) -> Iterator[Split]:
     """Write each item as a line, and yield a split every ``size`` items."""
@@ -235,22 +225,11 @@ def write_listing(items: Iterable[list[Any]], size: int, listing: BinaryIO) -> I
     if count:
         yield Split(LISTING, start, position, count)
 
-
 def read_listing(split: Split, listing: ReadListing) -> list[list[Any]]:
     """The items of a split."""
     lines = listing(split.start, split.stop - split.start).splitlines()
     assert len(lines) == split.num_items, split
     return [json.loads(line) for line in lines]
-
-
-Record = tuple[bytes, ...]
-
-# Records held at once; file names make them about 100 bytes each.
-RUN_LENGTH = 500_000
-# Records of a run that are held while runs are merged.
-_BLOCK_LENGTH = 1024
-_SIZE = struct.Struct("<I")
-
 
 def sorted_records(records: Iterable[Record], run_length: int = RUN_LENGTH) -> Iterator[Record]:
     """The records in order, with at most about ``run_length`` of them in memory."""
@@ -269,7 +248,6 @@ def sorted_records(records: Iterable[Record], run_length: int = RUN_LENGTH) -> I
         runs = [_read(file.fileno(), *span) for span in zip(starts, stops, strict=True)]
         yield from heapq.merge(*runs)
 
-
 def _spool(file: BinaryIO, run: list[Record]) -> int:
     """Append a run block by block, and return where it ends."""
     for start in range(0, len(run), _BLOCK_LENGTH):
@@ -277,7 +255,6 @@ def _spool(file: BinaryIO, run: list[Record]) -> int:
         file.write(_SIZE.pack(len(block)) + block)
     file.flush()
     return file.tell()
-
 
 def _read(file: int, start: int, stop: int) -> Iterator[Record]:
     while start < stop:

@@ -82,7 +82,7 @@ class Img2datasetSource(Source):
             yield from self._pairs.entries(split, listing)
             return
         name = split.piece.removeprefix(_LOSSES)
-        table = pq.read_table(self._records[name], columns=_COLUMNS, use_threads=False)
+        table = pq.read_table(self._records[name], columns=_COLUMNS, set_num_threads=False)
         for row in table.slice(split.start, split.stop - split.start).to_pylist():
             if row["status"] != "success":
                 yield Entry(f"{name}/{row['key']}", partial(_lost, row))

@@ -77,7 +77,7 @@ class ParquetSource(Source):
         file = _open(self._files[split.piece])
         groups, first = _groups(file.metadata, split.start, split.stop)
         batches = file.iter_batches(
-            _BATCH_ROWS, row_groups=groups, columns=self.columns.names, use_threads=False
+            _BATCH_ROWS, row_groups=groups, columns=self.columns.names, set_num_threads=False
         )
         for row, values in rows_between(batches, first, split.start, split.stop, split.piece):
             yield self.columns.entry(f"{split.piece}#{row}", values, self._images)

@@ -1,4 +1,4 @@
-"""What every export writes: tensors, JSON and a note of where it came from."""
+"""Files that every export writes: tensors, JSON, the origin, and the README with a model card."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard
+from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.models.config import VisionConfig
 from clipmill.storage import atomic_write
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exported:
-    """What was written."""
+class ExportResult:
+    """Result of an export."""
 
     name: str
     """Name or path that the other library loads."""
@@ -27,9 +27,9 @@ class Exported:
     library: str
     """Name of the library, as the Hugging Face hub spells it."""
     preprocessing: Mapping[str, Any]
-    """How images are prepared for it, by aspect."""
+    """Preprocessing of its images, by aspect."""
     notes: tuple[str, ...] = ()
-    """What the format can't hold."""
+    """Limitations of the format."""
 
 
 def write_model(
@@ -55,9 +55,9 @@ def write_json_file(path: Path, value: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def origin(card: ModelCard) -> dict[str, str]:
-    """Where an exported model came from, so that its lineage can be followed back."""
-    return {"uri": card.uri, "digest": card.digest}
+def origin(metadata: CheckpointMetadata) -> dict[str, str]:
+    """Return URI and digest of the exported checkpoint, for the lineage."""
+    return {"uri": metadata.uri, "digest": metadata.digest}
 
 
 def preprocessing(vision: VisionConfig) -> dict[str, Any]:
@@ -81,47 +81,47 @@ def missing_extra_error(module: str, extra: str) -> ConfigError:
 
 
 
-def model_card(card: ModelCard, made: Exported) -> str:
+def render_model_card(metadata: CheckpointMetadata, result: ExportResult) -> str:
     """Markdown with the YAML header that the Hugging Face hub reads.
 
     The license is the sources' own where their ``summary`` names one; none is assumed.
     """
-    tree = lineage(card.uri)
+    tree = lineage(metadata.uri)
     nodes = list(_nodes(tree))
     licenses = sorted({n.detail["license"] for n in nodes if "license" in n.detail})
     header = {
-        "library_name": made.library,
-        "tags": ["clipmill", str(card.architecture.get("task", "clip"))],
+        "library_name": result.library,
+        "tags": ["clipmill", str(metadata.architecture.get("task", "clip"))],
         **({"license": licenses[0]} if len(licenses) == 1 else {}),
     }
     sections = {
         "": "\n".join(
-            f"- {name}: {text}" for name, text in {**card.summary, "digest": card.digest}.items()
+            f"- {name}: {text}" for name, text in {**metadata.summary, "digest": metadata.digest}.items()
         ),
-        "How to load it": f"```python\n{made.usage}\n```\n" + "\n".join(made.notes),
+        "How to load it": f"```python\n{result.usage}\n```\n" + "\n".join(result.notes),
         "Preprocessing": "\n".join(
-            f"- {name}: {text}" for name, text in made.preprocessing.items()
+            f"- {name}: {text}" for name, text in result.preprocessing.items()
         ),
         "Training metrics": "\n".join(
-            f"- {name}: {value:.6g}" for name, value in sorted(card.metrics.items())
+            f"- {name}: {value:.6g}" for name, value in sorted(metadata.metrics.items())
         )
         or "None were recorded.",
         "Made from": f"```\n{render(tree)}\n```",
         "License": ", ".join(licenses)
         or "The sources name none: check that of the data and weights it was made from.",
-        "Recipe": f"```json\n{json.dumps(card.recipe, indent=2)}\n```",
-        "Architecture": f"```json\n{json.dumps(card.architecture, indent=2)}\n```",
+        "Recipe": f"```json\n{json.dumps(metadata.recipe, indent=2)}\n```",
+        "Architecture": f"```json\n{json.dumps(metadata.architecture, indent=2)}\n```",
     }
     yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
     body = "\n\n".join(
         (f"## {title}\n\n" if title else "") + text.rstrip() for title, text in sections.items()
     )
-    return f"---\n{yaml}\n---\n\n# {_title(card)}\n\n{body}\n"
+    return f"---\n{yaml}\n---\n\n# {_title(metadata)}\n\n{body}\n"
 
 
-def _title(card: ModelCard) -> str:
-    if card.kind == "task":
-        return f"{str(card.architecture['task']).capitalize()} model made by clipmill"
+def _title(metadata: CheckpointMetadata) -> str:
+    if metadata.kind == "task":
+        return f"{str(metadata.architecture['task']).capitalize()} model made by clipmill"
     return "CLIP encoder made by clipmill"
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.models.checkpoint import ModelCard
-from clipmill.models.export.base import Exported, origin, preprocessing, write_model
+from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.models.export.base import ExportResult, origin, preprocessing, write_model
 from clipmill.models.config import ClipConfig, VisionConfig
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ _VIT_NAMES = (
 
 
 def export_timm(
-    card: ModelCard, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
-) -> Exported:
+    metadata: CheckpointMetadata, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
+) -> ExportResult:
     """Write ``config.json`` and ``model.safetensors`` of the image tower.
 
     A ViT has its projection as the classifier, so that its output is the embedding before
@@ -68,9 +68,9 @@ def export_timm(
             "pretrained_cfg": _preprocessing(vision, config.embed_dim),
         }
         notes = ()
-    value |= {"clipmill": origin(card)}
+    value |= {"clipmill": origin(metadata)}
     write_model(folder, "config.json", value, "model.safetensors", kept)
-    return Exported(
+    return ExportResult(
         name=f"local-dir:{folder}",
         usage=f'import timm\n\nmodel = timm.create_model("local-dir:{folder}", pretrained=True)',
         library="timm",

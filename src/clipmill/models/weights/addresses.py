@@ -1,9 +1,9 @@
-"""Addresses of weights: the one form that every command takes, parsed without opening anything.
+"""Addresses of weights, the same for every command, parsed without opening anything.
 
 ================================ ==================================================================
 address                          weights
 ================================ ==================================================================
-``URI``                          an encoder that clipmill made or imported: a folder or ``s3://``
+``URI``                          an encoder that clipmill trained or imported: a folder or ``s3://``
 ``open_clip:NAME/TAG``           pretrained weights that open_clip lists
 ``timm:NAME[.TAG]``              pretrained weights that timm lists; without TAG its default ones
 ``hf:ORG/NAME[@REVISION]``       a model repository of the Hugging Face hub
@@ -64,22 +64,22 @@ def parse_address(text: str) -> Address:
             )
         return Address(text=text, scheme="clipmill", name=text)
     if scheme in LIBRARIES and rest.startswith(("local-dir:", "hf-hub:")):
-        kind, _, place = rest.partition(":")
+        kind, _, location = rest.partition(":")
         raise ConfigError(
-            f"{text!r} isn't an address of clipmill's",
+            f"{text!r} isn't an address that clipmill takes",
             expected=FORMS,
-            action=f"write {'file' if kind == 'local-dir' else 'hf'}:{place}",
+            action=f"write {'file' if kind == 'local-dir' else 'hf'}:{location}",
         )
     if scheme == "open_clip":
         name, _, tag = rest.partition("/")
-        return Address(text=text, scheme="open_clip", name=_given(text, name), tag=tag)
+        return Address(text=text, scheme="open_clip", name=_nonempty(text, name), tag=tag)
     if scheme == "timm":
         name, _, tag = rest.partition(".")
-        return Address(text=text, scheme="timm", name=_given(text, name), tag=tag)
+        return Address(text=text, scheme="timm", name=_nonempty(text, name), tag=tag)
     if scheme == "hf":
         name, _, revision = rest.partition("@")
         if len(name.split("/")) != 2 or not all(name.split("/")):
-            raise _malformed(text, "hf:ORG/NAME[@REVISION]")
+            raise _address_error(text, "hf:ORG/NAME[@REVISION]")
         return Address(text=text, scheme="hf", name=name, tag=revision)
     if scheme == "file":
         path, _, architecture = rest.partition("#")
@@ -87,7 +87,7 @@ def parse_address(text: str) -> Address:
         return Address(
             text=text,
             scheme="file",
-            name=_given(text, path),
+            name=_nonempty(text, path),
             library=library,
             architecture=name,
         )
@@ -110,9 +110,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _given(text: str, part: str) -> str:
+def _nonempty(text: str, part: str) -> str:
     if not part:
-        raise _malformed(text, FORMS)
+        raise _address_error(text, FORMS)
     return part
 
 
@@ -120,13 +120,13 @@ def _library(text: str, architecture: str) -> tuple[str, str]:
     """Split LIBRARY/NAME."""
     library, _, name = architecture.partition("/")
     if library not in LIBRARIES or not name:
-        raise _malformed(text, "timm/NAME or open_clip/NAME for the architecture")
+        raise _address_error(text, "timm/NAME or open_clip/NAME for the architecture")
     return library, name
 
 
-def _malformed(text: str, expected: str) -> ConfigError:
+def _address_error(text: str, expected: str) -> ConfigError:
     return ConfigError(
-        f"{text!r} isn't a whole address of weights",
+        f"{text!r} isn't a complete address of weights",
         expected=expected,
         action="correct the address",
     )

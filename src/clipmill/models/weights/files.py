@@ -1,6 +1,7 @@
-"""Files of the Hugging Face hub and of plain URLs, from their caches or downloaded into them.
+"""Files of weights: downloaded from the Hugging Face hub or a URL into their caches, and read.
 
 The hub's own cache, token and settings (``HF_HOME``, ``HF_TOKEN``, ``HF_HUB_OFFLINE``) apply.
+Nothing in a file is executed.
 """
 
 import urllib.error
@@ -15,6 +16,9 @@ import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from clipmill.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TIMEOUT_SECONDS = 5
 
@@ -70,7 +74,7 @@ def hub_file(
         raise _unreachable_error(url, error, architecture) from error
     for name in names:
         try:
-            found = Path(hf_hub_download(repository, name, revision=revision or None))
+            path = Path(hf_hub_download(repository, name, revision=revision or None))
         except EntryNotFoundError:
             continue
         except GatedRepoError as error:
@@ -94,20 +98,20 @@ def hub_file(
         except OSError as error:  # the network, or the server, failed meanwhile
             raise _unreachable_error(url, error, architecture) from error
         # .../snapshots/COMMIT/NAME
-        return HubFile(path=found, revision=found.parents[name.count("/")].name)
+        return HubFile(path=path, revision=path.parents[name.count("/")].name)
     return None
 
 
 def _cached_snapshot(repository: str, revision: str) -> Path | None:
-    """The folder of the repository's files that the cache has."""
+    """Return the cache's folder of the repository's files, if there is one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(repository, revision=revision or None, local_files_only=True)
+        folder = snapshot_download(repository, revision=revision or None, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return Path(found)
+    return Path(folder)
 
 
 def _endpoint() -> str:
@@ -157,22 +161,18 @@ def url_file(url: str, folder: Path, architecture: str) -> Path:
 
 
 def _unreachable_error(url: str, error: Exception, architecture: str) -> NotFoundError:
-    """The error for a file that is neither cached nor within reach: which, and where to put it."""
-    place = f"file:PATH#{architecture}" if architecture else "file:FOLDER, with its config files"
+    """Return the error for a file that is neither cached nor can be downloaded."""
+    form = f"file:PATH#{architecture}" if architecture else "file:FOLDER, with its config files"
     return NotFoundError(
         f"{url} isn't in the cache, and can't be downloaded: {_reason(error)}",
         expected="the file in the cache (HF_HOME for the hub), or a network to get it from",
-        action=f"download it where there is a network, and give it as {place}",
+        action=f"download it where there is a network, and give it as {form}",
     )
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error."""
+    """Return the first line of an error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives, and no others, hold beside their weights."""
@@ -203,7 +203,7 @@ def _read(path: Path) -> "Mapping[str, Tensor]":
             # TorchScript's code runs only when a module is called, and isn't Python's.
             script = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
             return {str(k): v for k, v in script.state_dict().items()}
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -215,19 +215,21 @@ def _read(path: Path) -> "Mapping[str, Tensor]":
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(
             f"{path} can't be read as weights: {reason}",
-            expected="a whole file that holds tensors and nothing that must be executed",
+            expected="a complete file that holds tensors and nothing that must be executed",
             action="download it again, or save it as safetensors where it comes from",
         ) from error
     for key in ("state_dict", "model"):  # training checkpoints of open_clip and timm
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(
+        isinstance(v, torch.Tensor) for v in content.values()
+    ):
         raise ArtifactError(
-            f"{path} holds a {type(found).__name__} that isn't weights by name",
+            f"{path} holds a {type(content).__name__} that isn't weights by name",
             expected="tensors by name, alone or under state_dict",
             action="save the model's state_dict",
         )
-    return found
+    return content
 
 
 def is_torchscript(path: Path) -> bool:
@@ -249,17 +251,17 @@ def check_fit(
 
     ``own`` is the model's state dict; what begins with ``optional`` may be missing from tensors.
     """
-    strange = [k for k in tensors if k not in own]
+    unknown = [k for k in tensors if k not in own]
     missing = [k for k in own if k not in tensors and not k.startswith(optional)]
     shapes = [
         f"{k} {tuple(v.shape)} against {tuple(own[k].shape)}"
         for k, v in tensors.items()
         if k in own and own[k].shape != v.shape
     ]
-    if strange or missing or shapes:
+    if unknown or missing or shapes:
         problems = [
-            f"{words} {', '.join(names[:3])}"
-            for words, names in (("shapes of", shapes), ("unknown", strange), ("missing", missing))
+            f"{problem} {', '.join(names[:3])}"
+            for problem, names in (("shapes of", shapes), ("unknown", unknown), ("missing", missing))
             if names
         ]
         raise ArtifactError(

@@ -321,7 +321,7 @@ def _from_mobileclip(vision: VisionConfig, tensors: "dict[str, Tensor]") -> "dic
 
     from open_clip.convert import convert_state_dict
 
-    from clipmill.models.dense import timm_trunk
+    from clipmill.models.encoders import timm_trunk
 
     trunk = timm_trunk(vision, 0.0)
     model = SimpleNamespace(visual=SimpleNamespace(trunk=trunk))

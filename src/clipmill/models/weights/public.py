@@ -1,4 +1,4 @@
-"""Weights that other libraries published: found by address, described, and read.
+"""Public weights by address: their towers, their file and its digest, and the tensors.
 
 An address (:mod:`clipmill.models.weights.addresses`) becomes a :class:`PublicWeights`: the towers as the
 weights' own config describes them, the file with its digest, and the tensors on demand.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from clipmill.config import digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models import open_clip_weights, timm_weights, transformers_weights
+from clipmill.models.weights import open_clip, timm, transformers
 from clipmill.models.weights.addresses import Address, parse_address
 from clipmill.models.weights.files import HubFile, hub_file
 from clipmill.models.weights.files import OPENAI_KEYS, is_torchscript, read_tensors
@@ -93,12 +93,12 @@ class PublicWeights:
         """
         assert self.path is not None
         if self.layout == "timm":
-            return timm_weights.read_tower_tensors(self.path, self.vision)
+            return timm.read_tower_tensors(self.path, self.vision)
         if self.layout == "open_clip":
-            return open_clip_weights.read_clip_tensors(self.path, self.vision, self.clip)
+            return open_clip.read_clip_tensors(self.path, self.vision, self.clip)
         if self.vision.timm_model:
-            return transformers_weights.read_siglip_tensors(self.path, self.vision)
-        return transformers_weights.read_clip_tensors(self.path, self.vision, self.clip)
+            return transformers.read_siglip_tensors(self.path, self.vision)
+        return transformers.read_clip_tensors(self.path, self.vision, self.clip)
 
     def both_towers(self) -> ClipConfig:
         """Return the config of both towers.
@@ -126,18 +126,18 @@ def find_weights(text: str) -> PublicWeights:
     """
     address = parse_address(text)
     if address.scheme == "open_clip":
-        config, preprocessing, found = open_clip_weights.pretrained_file(address)
-        return _open_clip(address, config, preprocessing, found)
+        config, preprocessing, file = open_clip.pretrained_file(address)
+        return _open_clip_weights(address, config, preprocessing, file)
     if address.scheme == "timm":
-        vision, found = timm_weights.pretrained_file(address)
-        return _timm(address, vision, found)
+        vision, file = timm.pretrained_file(address)
+        return _timm_weights(address, vision, file)
     if address.scheme == "random":
-        return _random(address)
+        return _random_weights(address)
     if address.scheme == "hf":
         get = partial(_hub_file, address)
         return _model_folder(address, get, f"https://huggingface.co/{address.name}")
     assert address.scheme == "file", text
-    return _file(address)
+    return _local_weights(address)
 
 
 def check_names(text: str) -> None:
@@ -148,23 +148,23 @@ def check_names(text: str) -> None:
     """
     address = parse_address(text)
     if address.scheme == "open_clip":
-        config, preprocessing = open_clip_weights.pretrained_config(address.name, address.tag)
-        open_clip_weights.towers(text, config, preprocessing)
+        config, preprocessing = open_clip.pretrained_config(address.name, address.tag)
+        open_clip.towers(text, config, preprocessing)
     elif address.scheme == "timm":
-        timm_weights.pretrained_tower(address.name, address.tag)
+        timm.pretrained_tower(address.name, address.tag)
     elif address.scheme == "random":
-        _random(address)
+        _random_weights(address)
 
 
-def _random(address: Address) -> PublicWeights:
+def _random_weights(address: Address) -> PublicWeights:
     if address.library == "timm":
         vision = VisionConfig(timm_model=address.name)
         check_timm_model(vision)
         return PublicWeights(
             address=address.text, layout="timm", vision=vision, image_only="timm's model has none"
         )
-    config = open_clip_weights.model_config(address.name)
-    vision, clip, image_only = open_clip_weights.towers(address.text, config, {})
+    config = open_clip.model_config(address.name)
+    vision, clip, image_only = open_clip.towers(address.text, config, {})
     return PublicWeights(
         address=address.text,
         layout="open_clip",
@@ -175,10 +175,10 @@ def _random(address: Address) -> PublicWeights:
     )
 
 
-def _open_clip(
-    address: Address, config: Mapping[str, Any], preprocessing: Mapping[str, Any], found: HubFile
+def _open_clip_weights(
+    address: Address, config: Mapping[str, Any], preprocessing: Mapping[str, Any], file: HubFile
 ) -> PublicWeights:
-    vision, clip, image_only = open_clip_weights.towers(address.text, config, preprocessing)
+    vision, clip, image_only = open_clip.towers(address.text, config, preprocessing)
     return PublicWeights(
         address=address.text,
         layout="open_clip",
@@ -186,77 +186,77 @@ def _open_clip(
         clip=clip,
         image_only=image_only,
         open_clip_config=config,
-        path=found.path,
-        revision=found.revision,
+        path=file.path,
+        revision=file.revision,
     )
 
 
-def _timm(address: Address, vision: VisionConfig, found: HubFile) -> PublicWeights:
+def _timm_weights(address: Address, vision: VisionConfig, file: HubFile) -> PublicWeights:
     return PublicWeights(
         address=address.text,
         layout="timm",
         vision=vision,
         image_only="timm's model has none",
-        path=found.path,
-        revision=found.revision,
+        path=file.path,
+        revision=file.revision,
     )
 
 
 def _model_folder(
-    address: Address, get: "_Get", place: str, weights: Path | None = None
+    address: Address, get: "_Get", source: str, weights: Path | None = None
 ) -> PublicWeights:
-    """Weights beside their config: of the hub, or of a local folder.
+    """Return the weights next to their config, in a hub repository or a local folder.
 
     ``get`` returns the first of some files that is there; ``weights`` is the file to take.
     """
 
-    def of_names(names: Sequence[str]) -> HubFile:
-        found = HubFile(path=weights, revision="") if weights else get(names)
-        if found is None:
+    def weights_file(names: Sequence[str]) -> HubFile:
+        file = HubFile(path=weights, revision="") if weights else get(names)
+        if file is None:
             raise NotFoundError(
-                f"{place} has none of {', '.join(names)}",
-                expected="the weights beside their config, in one file",
+                f"{source} has none of {', '.join(names)}",
+                expected="the weights next to their config, in one file",
                 action="choose other weights, or save these in one file",
             )
-        return found
+        return file
 
     # A repository may hold the same weights in several layouts; open_clip's has both towers.
     is_open_clip = weights is None or weights.name.startswith("open_clip")
-    found = get((open_clip_weights.CONFIG_FILE,)) if is_open_clip else None
-    if found is not None:
-        value = read_json_file(found.path)
+    config_file = get((open_clip.CONFIG_FILE,)) if is_open_clip else None
+    if config_file is not None:
+        value = read_json_file(config_file.path)
         if not isinstance(value.get("model_cfg"), dict):
             raise ConfigError(
-                f"{found.path} has no model_cfg",
+                f"{config_file.path} has no model_cfg",
                 expected="a config that open_clip wrote",
                 action="choose other weights",
             )
-        return _open_clip(
+        return _open_clip_weights(
             address,
             value["model_cfg"],
             value.get("preprocess_cfg", {}),
-            of_names(open_clip_weights.WEIGHTS_FILES),
+            weights_file(open_clip.WEIGHTS_FILES),
         )
-    found = get((_TIMM_CONFIG,))
-    if found is None:
+    config_file = get((_TIMM_CONFIG,))
+    if config_file is None:
         raise NotFoundError(
-            f"{place} has neither {open_clip_weights.CONFIG_FILE} nor {_TIMM_CONFIG}",
+            f"{source} has neither {open_clip.CONFIG_FILE} nor {_TIMM_CONFIG}",
             expected="a model as open_clip, timm or transformers saves it",
             action="choose other weights; a file of a state dict alone is file:PATH#LIBRARY/NAME",
         )
-    value = read_json_file(found.path)
+    value = read_json_file(config_file.path)
     if "architecture" in value:
-        vision = timm_weights.tower(
+        vision = timm.tower(
             str(value["architecture"]),
             value.get("model_args", {}),
             value.get("pretrained_cfg", value),
         )
-        return _timm(address, vision, of_names(timm_weights.WEIGHTS_FILES))
-    preprocessing = get((transformers_weights.PREPROCESSING_FILE,))
-    vision, clip, image_only = transformers_weights.towers(
+        return _timm_weights(address, vision, weights_file(timm.WEIGHTS_FILES))
+    preprocessing = get((transformers.PREPROCESSING_FILE,))
+    vision, clip, image_only = transformers.towers(
         address.text, value, read_json_file(preprocessing.path) if preprocessing else {}
     )
-    file = of_names(transformers_weights.WEIGHTS_FILES)
+    file = weights_file(transformers.WEIGHTS_FILES)
     return PublicWeights(
         address=address.text,
         layout="transformers",
@@ -276,8 +276,8 @@ def _hub_file(address: Address, names: Sequence[str]) -> HubFile | None:
     return hub_file(address.name, names, revision=address.tag, is_optional=is_optional)
 
 
-def _file(address: Address) -> PublicWeights:
-    """Weights on this machine."""
+def _local_weights(address: Address) -> PublicWeights:
+    """Return the weights in a file or folder on this machine."""
     path = Path(re.sub(r"^//+(?:localhost(?=/))?", "/", address.name)).expanduser()
     if not path.exists():
         raise NotFoundError(
@@ -292,17 +292,17 @@ def _file(address: Address) -> PublicWeights:
                 expected="a file before the #; a folder says its architecture itself",
                 action="leave out what follows the #, or name the file in the folder",
             )
-        found = HubFile(path=path, revision="")
+        file = HubFile(path=path, revision="")
         if address.library == "timm":
             name, _, tag = address.architecture.partition(".")
             if tag:
-                return _timm(address, timm_weights.pretrained_tower(name, tag)[0], found)
-            return _timm(address, timm_weights.tower(name, {}), found)
+                return _timm_weights(address, timm.pretrained_tower(name, tag)[0], file)
+            return _timm_weights(address, timm.tower(name, {}), file)
         name, _, tag = address.architecture.partition("/")
         if tag:
-            return _open_clip(address, *open_clip_weights.pretrained_config(name, tag), found)
-        config = open_clip_weights.model_config(name)
-        return _open_clip(address, config, open_clip_weights.common_preprocessing(name), found)
+            return _open_clip_weights(address, *open_clip.pretrained_config(name, tag), file)
+        config = open_clip.model_config(name)
+        return _open_clip_weights(address, config, open_clip.common_preprocessing(name), file)
     folder = path if path.is_dir() else path.parent
 
     def get(names: Sequence[str]) -> HubFile | None:
@@ -310,22 +310,22 @@ def _file(address: Address) -> PublicWeights:
         return HubFile(path=paths[0], revision="") if paths else None
 
     weights = None if path.is_dir() else path
-    if path.is_dir() or get((open_clip_weights.CONFIG_FILE, _TIMM_CONFIG)):
+    if path.is_dir() or get((open_clip.CONFIG_FILE, _TIMM_CONFIG)):
         return _model_folder(address, get, str(folder), weights)
     return _bare_file(address, path)
 
 
 def _bare_file(address: Address, path: Path) -> PublicWeights:
-    """A state dict without a config: of open_clip's ViTs, if their shapes leave no doubt."""
+    """Return the weights of a state dict without a config, if its shapes are one open_clip ViT's."""
     tensors = read_tensors(path)
-    names = open_clip_weights.known_architectures(tensors)
+    names = open_clip.known_architectures(tensors)
     quick = [name for name in names if name.endswith("-quickgelu")]
     if is_torchscript(path) or any(key in tensors for key in OPENAI_KEYS):
         names = quick or names  # OpenAI's own archives, all of which were trained with QuickGELU
     if len(names) == 1:
-        config = open_clip_weights.model_config(names[0])
-        preprocessing = open_clip_weights.common_preprocessing(names[0])
-        return _open_clip(address, config, preprocessing, HubFile(path=path, revision=""))
+        config = open_clip.model_config(names[0])
+        preprocessing = open_clip.common_preprocessing(names[0])
+        return _open_clip_weights(address, config, preprocessing, HubFile(path=path, revision=""))
     if names:
         choices = [f"file:{address.name}#open_clip/{name}" for name in names]
         raise ArtifactError(
@@ -338,9 +338,9 @@ def _bare_file(address: Address, path: Path) -> PublicWeights:
     if any(k.startswith("visual.") for k in tensors):
         example = "open_clip/MobileCLIP-S1"
     raise ArtifactError(
-        f"the architecture of {path} can't be told from its tensors, "
+        f"the architecture of {path} can't be determined from its tensors, "
         f"{', '.join(list(tensors)[:2])} and {max(len(tensors) - 2, 0)} more",
         expected=f"file:{address.name}#LIBRARY/NAME, such as #{example}, or the model's config "
-        "beside the file",
+        "next to the file",
         action="name the architecture after the path",
     )

@@ -10,11 +10,11 @@ from clipmill.errors import NotFoundError
 from clipmill.storage import exists, join, read_bytes, read_json
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.promotion import read_promotion
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Served:
+class ModelAdapter:
     """A promoted model."""
 
     uri: str
@@ -63,7 +63,7 @@ class Probe:
     """Lines scraped from ``/metrics``."""
 
 
-def read_probe(uri: str) -> Probe | None:
+def read_smoke_test(uri: str) -> Probe | None:
     """The probe at ``uri``; None if the URI is empty or nothing lies there."""
     if not uri:
         return None
@@ -75,7 +75,7 @@ def read_probe(uri: str) -> Probe | None:
     return Probe(uri=uri, digest=value["digest"], endpoints=endpoints, metrics=value["metrics"])
 
 
-def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> tuple[Served, ...]:
+def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> tuple[ModelAdapter, ...]:
     """The promoted models, in the order given."""
     labels: Mapping[str, str] = {
         found.model.digest: label for task in tasks for label, found in task.evaluations.items()
@@ -85,7 +85,7 @@ def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> t
         value = read_json(join(uri, "promotion.json"))
         evaluation = read_promotion(uri).evaluation
         served.append(
-            Served(
+            ModelAdapter(
                 uri=uri,
                 digest=value["digest"],
                 threshold=value["gate"]["threshold"],
@@ -96,7 +96,7 @@ def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> t
     return tuple(served)
 
 
-def endpoint_section(probe: Probe | None, served: Sequence[Served]) -> Section:
+def endpoint_section(probe: Probe | None, served: Sequence[ModelAdapter]) -> Section:
     """The section ``Endpoint``."""
     parts = [_promoted(served)] if served else [missing("No model was promoted.")]
     if probe is None:
@@ -109,10 +109,10 @@ def endpoint_section(probe: Probe | None, served: Sequence[Served]) -> Section:
     return section("endpoint", "The endpoint", *parts)
 
 
-def _promoted(served: Sequence[Served]) -> Html:
+def _promoted(served: Sequence[ModelAdapter]) -> Html:
     rows = []
     for found in served:
-        metric = task_named(found.evaluation.task).metric
+        metric = get_task(found.evaluation.task).metric
         known = figure_named(metric.name)
         figure = Figure(known.title, metric.unit, metric.higher_is_better)
         sign = "≥" if metric.higher_is_better else "≤"

@@ -6,19 +6,19 @@ from numpy.typing import NDArray
 from clipmill.report.comparison import TaskComparison
 from clipmill.report.html.page import Html, Section, missing, section, tag, together
 from clipmill.report.html.page import picture, strip
-from clipmill.models.checkpoint import ModelCard
-from clipmill.tasks.depth.task import MAX_DEPTH_METRES
+from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.tasks.depth.config import MAX_DEPTH_METRES
 from clipmill.tasks.evaluation import EvaluationResult
-from clipmill.tasks.visualization import class_palette, depth_colours
+from clipmill.tasks.visualization import class_palette, depth_colors
 
 
 def predictions_section(
-    tasks: Sequence[TaskComparison], models: Mapping[tuple[str, str], ModelCard]
+    tasks: Sequence[TaskComparison], models: Mapping[tuple[str, str], CheckpointMetadata]
 ) -> Section:
     """The section ``Predictions``; ``models`` by label and task."""
     parts = []
     for task in tasks:
-        card = models[next(iter(task.evaluations)), task.task]
+        metadata = models[next(iter(task.evaluations)), task.task]
         strips = [
             _strip(group, index)
             for group in _by_data(task).values()
@@ -27,7 +27,7 @@ def predictions_section(
         parts.append(
             together(
                 tag("h3", task.task.capitalize()),
-                task_key(task.task, card),
+                task_key(task.task, metadata),
                 tag("div", strips, class_="strips"),
             )
         )
@@ -35,14 +35,14 @@ def predictions_section(
     return section("predictions", "Predictions beside the truth", *body)
 
 
-def task_key(task: str, card: ModelCard) -> Html:
+def task_key(task: str, metadata: CheckpointMetadata) -> Html:
     """What the colours of a task's pictures mean."""
     if task == "depth":
         return _depth_bar()
     colours = class_palette()
     items = (
         tag("li", tag("i", style=f"background: {_css(colours[index])}"), name)
-        for index, name in enumerate(card.architecture.get("classes", []))
+        for index, name in enumerate(metadata.architecture.get("classes", []))
     )
     return tag("ul", items, class_="key")
 
@@ -59,18 +59,18 @@ def _strip(group: Mapping[str, EvaluationResult], index: int) -> Html:
     first = next(iter(group.values()))
     name = f"{first.task} test picture {index + 1}"
     cells = [
-        ("image", picture(first.picture(index, "image"), f"{name}: the image")),
-        ("truth", picture(first.picture(index, "truth"), f"{name}: the truth")),
+        ("image", picture(first.read_image(index, "image"), f"{name}: the image")),
+        ("truth", picture(first.read_image(index, "truth"), f"{name}: the truth")),
     ]
     cells += [
-        (label, picture(found.picture(index, "prediction"), f"{name}: what {label} predicts"))
+        (label, picture(found.read_image(index, "prediction"), f"{name}: what {label} predicts"))
         for label, found in group.items()
     ]
     return strip(cells)
 
 
 def _depth_bar() -> Html:
-    stops = depth_colours(np.linspace(0, MAX_DEPTH_METRES, 13), MAX_DEPTH_METRES)
+    stops = depth_colors(np.linspace(0, MAX_DEPTH_METRES, 13), MAX_DEPTH_METRES)
     gradient = ", ".join(_css(colour) for colour in stops)
     return tag(
         "div",

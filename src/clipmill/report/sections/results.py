@@ -83,7 +83,7 @@ def _values(task: TaskResult, labels: Sequence[str]) -> list[str]:
     figure = shown(task)
     direction = "higher is better" if figure.higher_is_better else "lower is better"
     name = tag("span", task.task, tag("small", f"{figure.title}, {direction}"))
-    passing = [task.metric.gain(task.values[label], task.gate) >= 0 for label in labels]
+    passing = [task.metric.improvement(task.values[label], task.gate) >= 0 for label in labels]
     trivial = [
         tag("small", f"{figure.text(value)}: {_TRIVIAL.get((task.task, kind), kind)}")
         for kind, value in task.trivial.items()

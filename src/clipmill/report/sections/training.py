@@ -7,7 +7,7 @@ from clipmill.report.html.page import Html, Section, missing, paragraph, section
 from clipmill.report.summary import listed
 from clipmill.engine.result import read_log
 from clipmill.errors import NotFoundError
-from clipmill.models.checkpoint import ModelCard
+from clipmill.models.checkpoint import CheckpointMetadata
 from collections.abc import Sequence
 from clipmill.report.html.page import Html, Section, missing, paragraph, section, table, tag
 from clipmill.report.html.style import series_colour
@@ -16,9 +16,9 @@ from clipmill.stage_records import StageRecord
 Log = list[dict[str, float]]
 
 
-def losses_section(encoders: Mapping[str, ModelCard], captioner: ModelCard | None) -> Section:
+def losses_section(encoders: Mapping[str, CheckpointMetadata], captioner: CheckpointMetadata | None) -> Section:
     """The section ``Losses``: contrastive losses by kind of caption, totals, the captioner's."""
-    logs = {label: _log(card) for label, card in encoders.items()}
+    logs = {label: _log(metadata) for label, metadata in encoders.items()}
     charts = _encoder_charts(encoders, {label: log for label, log in logs.items() if log})
     if captioner is not None and (log := _log(captioner)):
         charts.append(_captioner_chart(log))
@@ -32,9 +32,9 @@ def losses_section(encoders: Mapping[str, ModelCard], captioner: ModelCard | Non
     return section("losses", "Losses", intro, notes, tag("div", charts, class_="charts"))
 
 
-def _encoder_charts(encoders: Mapping[str, ModelCard], logs: Mapping[str, Log]) -> list[Html]:
+def _encoder_charts(encoders: Mapping[str, CheckpointMetadata], logs: Mapping[str, Log]) -> list[Html]:
     lines: dict[str, list[Line]] = {"real": [], "synthetic": [], "total": []}
-    for series, (label, card) in enumerate(encoders.items()):
+    for series, (label, metadata) in enumerate(encoders.items()):
         log = logs.get(label)
         if not log:
             continue
@@ -43,7 +43,7 @@ def _encoder_charts(encoders: Mapping[str, ModelCard], logs: Mapping[str, Log]) 
             # The log names the terms only where there are several.
             if f"loss/{kind}" in log[0]:
                 lines[kind].append(_line(label, log, f"loss/{kind}", series))
-            elif card.recipe.get("view", {}).get("captions") == kind:
+            elif metadata.recipe.get("view", {}).get("captions") == kind:
                 lines[kind].append(_line(label, log, "loss", series))
     titles = {
         "real": ("Contrastive loss on real captions", "what the encoders have in common"),
@@ -63,9 +63,9 @@ def _encoder_charts(encoders: Mapping[str, ModelCard], logs: Mapping[str, Log]) 
     ]
 
 
-def _chance(encoders: Mapping[str, ModelCard]) -> Reference | None:
+def _chance(encoders: Mapping[str, CheckpointMetadata]) -> Reference | None:
     """What guessing among a batch costs: the logarithm of its size."""
-    sizes = {card.recipe.get("train", {}).get("batch_size") for card in encoders.values()}
+    sizes = {metadata.recipe.get("train", {}).get("batch_size") for metadata in encoders.values()}
     size = sizes.pop() if len(sizes) == 1 else None
     return Reference(label=f"guessing, ln {size}", y=math.log(size)) if size else None
 
@@ -83,9 +83,9 @@ def _line(label: str, log: Log, name: str, series: int) -> Line:
     return Line(label=label, x=x, y=y, series=series)
 
 
-def _log(card: ModelCard) -> Log:
+def _log(metadata: CheckpointMetadata) -> Log:
     try:
-        return read_log(card.uri)
+        return read_log(metadata.uri)
     except NotFoundError:
         return []
 

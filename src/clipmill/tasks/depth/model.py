@@ -1,4 +1,4 @@
-"""The depth network: an encoder and Xie et al.'s decoder.
+"""Depth network: an encoder and Xie et al.'s decoder.
 
 Shapes: B batch, H W image.
 """
@@ -6,11 +6,11 @@ Shapes: B batch, H W image.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from clipmill.models.dense import DenseEncoder
+from clipmill.models.encoders import DenseEncoder
 from clipmill.models.depth_decoder import DepthDecoder
 from clipmill.models.linear_head import LinearHead
-from clipmill.tasks.inference import run_at, run_in_squares
-from clipmill.tasks.depth.task import MAX_DEPTH_METRES, DepthConfig
+from clipmill.tasks.inference import resize_and_run, shifted_window_inference
+from clipmill.tasks.depth.config import MAX_DEPTH_METRES, DepthConfig
 
 
 class LinearDepthHead(nn.Module):
@@ -25,13 +25,13 @@ class LinearDepthHead(nn.Module):
         self._max_depth_metres = max_depth_metres
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Metres (B, 1, H, W)."""
+        """Return depth (B, 1, H, W), metres."""
         return F.interpolate(
             self.coarse(maps), scale_factor=self._factor, mode="bilinear", align_corners=False
         )
 
     def coarse(self, maps: list[Tensor]) -> Tensor:
-        """Metres (B, 1, h, w) at the finest map's places: a sigmoid's share of the range."""
+        """Return depth (B, 1, h, w), metres, at the finest map's resolution."""
         return torch.sigmoid(self.head(maps)) * self._max_depth_metres
 
 
@@ -52,35 +52,35 @@ class DepthNetwork(nn.Module):
                 config.head_channels or encoder.channels[-1],
                 encoder.strides[-1],
                 MAX_DEPTH_METRES,
-                start_std=config.start_std,
+                init_std=config.init_std,
             )
         self._short_side = config.crop_size
-        self._num_windows = config.num_windows
-        self._flip_test = config.flip_test
+        self._num_windows = config.num_test_windows
+        self._flip_test = config.flip_augment_test
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Depth at any image size, float32."""
-        depth_B1HW = self._at_trained_size(images_B3HW)
+        """Return depth at the images' size, which may be any, float32."""
+        depth_B1HW = self._resize_to_train_size(images_B3HW)
         if self._flip_test:
-            depth_B1HW = (depth_B1HW + self._at_trained_size(images_B3HW.flip(-1)).flip(-1)) / 2
+            depth_B1HW = (depth_B1HW + self._resize_to_train_size(images_B3HW.flip(-1)).flip(-1)) / 2
         return depth_B1HW[:, 0].float()
 
     def depth(self, images_B3HW: Tensor) -> Tensor:
-        """Depth (B, 1, H, W) of images whose sides the encoder's stride divides."""
+        """Return depth (B, 1, H, W) of images whose sides the encoder's stride divides."""
         maps = self.encoder(images_B3HW)
         is_linear = isinstance(self.decoder, LinearDepthHead)
         depth_B1HW: Tensor = self.decoder(maps if is_linear else maps[-1])
         return depth_B1HW
 
-    def _at_trained_size(self, images_B3HW: Tensor) -> Tensor:
-        return run_at(
+    def _resize_to_train_size(self, images_B3HW: Tensor) -> Tensor:
+        return resize_and_run(
             images_B3HW,
             self._short_side,
             1,
-            lambda scaled: run_in_squares(scaled, self._num_windows, self._padded),
+            lambda scaled: shifted_window_inference(scaled, self._num_windows, self._padded),
         )
 
     def _padded(self, images_B3HW: Tensor) -> Tensor:
-        """Depth of images of any size, as they are."""
+        """Return depth of images of any size, padded to the encoder's stride."""
         side = min(images_B3HW.shape[-2:])
-        return run_at(images_B3HW, side, self.encoder.strides[-1], self.depth)
+        return resize_and_run(images_B3HW, side, self.encoder.strides[-1], self.depth)

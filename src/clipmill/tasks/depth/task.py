@@ -3,90 +3,36 @@
 Shapes: B batch, H W image. Depth is along the optical axis, in metres.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from numpy.typing import NDArray
-from clipmill.config import Config
-from clipmill.data.transforms.dense import PhotometricConfig
-from clipmill.errors import ConfigError
+
 from clipmill.models.config import EncoderConfig
-from clipmill.stage_records import Report
 from clipmill.tasks.base import (
-    EvaluatedSample,
-    Evaluation,
     Images,
     Metric,
     OutputSpec,
     Predict,
     Prediction,
     Task,
+    TestSplit,
+    TrainingSamples,
 )
+from clipmill.tasks.depth.config import MAX_DEPTH_METRES, DepthConfig
 from clipmill.tasks.depth.metrics import DepthMetrics
-from clipmill.tasks.visualization import depth_colours
+from clipmill.tasks.visualization import depth_colors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from clipmill.tasks.objective import DenseObjective
 
-MAX_DEPTH_METRES = 10.0
-"""NYUv2's range, and the sigmoid's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DepthConfig(Config):
-    """Decoder, crop and augmentation."""
-
-    head: Literal["deconvolution", "linear"] = "deconvolution"
-    """Xie et al.'s decoder of the last map; ``linear`` is a probe of all of the encoder's maps
-    (:mod:`clipmill.models.linear_head`)."""
-    position_side: int = 16
-    """Places along each side of the linear head's bias by position."""
-    crop_size: int = 480
-    """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 15)."""
-    photometric: PhotometricConfig = PhotometricConfig()
-    """Changes of colour."""
-    is_frozen: bool = False
-    """Whether the encoder stays as it is: a probe of its features."""
-    cache_features: bool = False
-    """Whether a frozen encoder's maps are computed once for each image. Images are then seen whole,
-    at the crop's size, without augmentation."""
-    drop_path: float = 0.1
-    """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 15)."""
-    head_channels: int = 0
-    """Width of the head; 0 takes the encoder's (Xie et al. 2023)."""
-    start_std: float = 0.001
-    """Standard deviation of the head's start weights (Xie et al. 2023). A head far narrower than
-    theirs wants larger ones, or it long finds nothing but the mean."""
-    silog_lambda: float = 0.5
-    """Share of the mean's square that the loss forgives (Xie et al. 2023)."""
-    cut_depth_every: int = 4
-    """CutDepth touches one sample in this many (Xie et al. 2023)."""
-    flip_test: bool = True
-    """Average with the mirrored image's prediction at test (Xie et al. 2023)."""
-    num_windows: int = 2
-    """Squares that an image longer than high is seen as at test, spread evenly, overlaps averaged
-    (Xie et al. 2023); 1 sees it whole."""
-    eigen_crop: bool = True
-    """Judge NYUv2's images within Eigen et al.'s crop, as Xie et al. 2023 do."""
-    num_workers: int = 4
-    """Processes that load samples; 0 loads in the training process."""
-
-    def __post_init__(self) -> None:
-        """Refuse to cache what training changes (ConfigError)."""
-        if self.cache_features and not self.is_frozen:
-            raise ConfigError(
-                "cache_features was true, with an encoder that is trained",
-                expected="is_frozen=true: only a frozen encoder's features stay the same",
-                action="set is_frozen=true, or cache_features=false",
-            )
-
 
 class DepthTask(Task[DepthConfig]):
-    """NYUv2's layout in, metres out, judged by RMSE."""
+    """Predict depth in metres from NYUv2's layout; ranked by RMSE."""
 
     name = "depth"
     metric = Metric(name="rmse", unit="m", higher_is_better=False)
@@ -94,137 +40,83 @@ class DepthTask(Task[DepthConfig]):
     config_type = DepthConfig
 
     def classes(self, folder: Path) -> tuple[str, ...]:
-        """Depth has no classes."""
+        """Return no names: depth has no classes."""
         del folder
         return ()
 
-    def sides(self, config: DepthConfig) -> tuple[int, ...]:
-        """The crop's."""
+    def input_sizes(self, config: DepthConfig) -> tuple[int, ...]:
+        """Return the crop's side."""
         return (config.crop_size,)
 
-    def objective(
+    def build_objective(
         self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "DenseObjective":
-        """The scale-invariant logarithmic loss."""
+        """Build the scale-invariant logarithmic loss."""
         from clipmill.tasks.depth.objective import DepthObjective
 
         del classes
         return DepthObjective(config, encoder)
 
-    def batches(
-        self,
-        config: DepthConfig,
-        folder: Path,
-        *,
-        batch_size: int,
-        seed: int,
-        cursor: int,
-        rank: int,
-        world_size: int,
-    ) -> Iterator[dict[str, "Tensor"]]:
-        """``images`` (B, H, W, 3) uint8, ``depth`` (B, H, W) float32, 0 where unknown.
+    def training_samples(self, config: DepthConfig, folder: Path) -> TrainingSamples:
+        """Return ``images`` (H, W, 3) uint8 and ``depth`` (H, W) float32, 0 where unknown.
 
-        ``keys`` (B,) if cached.
+        ``keys`` if cached.
         """
-        from clipmill.data import dense_augmentation as augment
+        from clipmill.data.labeled.dataloader import kept_in_memory
         from clipmill.data.labeled.dense import NyuFolder
-        from clipmill.data.labeled.dataloader import kept_in_memory, sample_batches
+        from clipmill.data.transforms import dense
 
         samples = NyuFolder.open(folder, "train")
 
         @kept_in_memory
-        def whole(index: int) -> dict[str, NDArray[Any]]:
+        def resized(index: int) -> dict[str, NDArray[Any]]:
             pair = samples.image_HW3(index), samples.depth_HW(index)
-            return dict(
-                zip(("images", "depth"), augment.whole_pair(*pair, config.crop_size), strict=True)
-            )
+            image, depth = dense.whole_pair(*pair, config.crop_size)
+            return {"images": image, "depth": depth}
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
             if config.cache_features:
-                return whole(index) | {"keys": np.asarray(index)}
+                return resized(index) | {"keys": np.asarray(index)}
             image, depth = samples.image_HW3(index), samples.depth_HW(index)
-            if generator.integers(config.cut_depth_every) == 0:
-                image = augment.cut_depth(image, depth, MAX_DEPTH_METRES, generator)
-            image, depth = augment.flip_pair(image, depth, generator)
-            image, depth = augment.crop_pair(image, depth, config.crop_size, generator, fill=0)
-            image = augment.change_colours(image, config.photometric, generator)
+            if generator.integers(config.cutdepth_period) == 0:
+                image = dense.cut_depth(image, depth, MAX_DEPTH_METRES, generator)
+            image, depth = dense.flip_pair(image, depth, generator)
+            image, depth = dense.crop_pair(image, depth, config.crop_size, generator, fill=0)
+            image = dense.change_colours(image, config.photometric, generator)
             return {"images": image, "depth": depth}
 
-        return sample_batches(
-            load,
-            len(samples),
-            batch_size=batch_size,
-            seed=seed,
-            cursor=cursor,
-            num_workers=config.num_workers,
-            rank=rank,
-            world_size=world_size,
-        )
+        return TrainingSamples(load=load, num_samples=len(samples), num_workers=config.num_workers)
 
     def training_images(self, folder: Path) -> Images:
-        """The training split's images."""
+        """Return the training split's images."""
         from clipmill.data.labeled.dense import NyuFolder
 
         return NyuFolder.open(folder, "train")
 
-    def network(
+    def build_inference_model(
         self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "nn.Module":
-        """The network that was trained."""
-        from clipmill.models.dense import build_dense
+        """Build the network that was trained."""
+        from clipmill.models.encoders import build_dense
         from clipmill.tasks.depth.model import DepthNetwork
 
         del classes
         return DepthNetwork(config, build_dense(encoder))
 
-    def served_name(self, trained_name: str) -> str | None:
-        """Training holds the very network, with its encoder under its own name."""
-        return trained_name
+    def inference_key(self, training_key: str) -> str | None:
+        """Return the key unchanged: training and inference share the network."""
+        return training_key
 
-    def evaluate(
-        self,
-        predict: Predict,
-        config: DepthConfig,
-        folder: Path,
-        *,
-        num_samples: int,
-        report: Report,
-    ) -> Evaluation:
-        """The usual nine figures, each computed per image and averaged over the test list.
+    def test_split(self, config: DepthConfig, folder: Path) -> "DepthTestSplit":
+        """Open the test list."""
+        return DepthTestSplit(folder, eigen_crop=config.eigen_crop)
 
-        ``num_eigen_cropped`` says how many images were judged within Eigen et al.'s crop.
-        """
-        from clipmill.data.labeled.dense import NyuFolder
-
-        data = NyuFolder.open(folder, "test")
-        metrics = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES, eigen_crop=config.eigen_crop)
-        samples = []
-        for index in range(len(data)):
-            image, truth = data.image_HW3(index), data.depth_HW(index)
-            found = predict(image)["depth_metres"]
-            metrics.update(found, truth)
-            if index < num_samples:
-                samples.append(
-                    EvaluatedSample(
-                        image_HW3=image,
-                        truth={"depth_metres": truth},
-                        prediction={"depth_metres": found},
-                    )
-                )
-            report(index + 1, len(data), "evaluated")
-        cropped = {"num_eigen_cropped": float(metrics.num_cropped)}
-        return Evaluation(
-            metrics=metrics.result() | cropped,
-            samples=tuple(samples),
-            per_image={"rmse": metrics.per_image["rmse"]},
-        )
-
-    def figure(self, per_image: Mapping[str, NDArray[Any]]) -> float:
-        """The mean of the images' RMSE."""
+    def metric_from_rows(self, per_image: Mapping[str, NDArray[Any]]) -> float:
+        """Compute the mean of the images' RMSE."""
         return float(per_image["rmse"].mean())
 
-    def trivial_answers(self, folder: Path) -> Mapping[str, Predict]:
-        """``chance``, another image's depth; ``constant``, the mean; ``mean map``, by place."""
+    def trivial_predictors(self, folder: Path) -> Mapping[str, Predict]:
+        """Return ``chance`` (another image's depth), ``constant`` (mean) and ``mean map``."""
         from PIL import Image
 
         from clipmill.data.labeled.dense import NyuFolder
@@ -245,21 +137,60 @@ class DepthTask(Task[DepthConfig]):
         mean = total_HW.sum() / max(known_HW.sum(), 1)
         mean_HW = np.where(known_HW > 0, total_HW / np.maximum(known_HW, 1), mean)
 
-        def other(image_HW3: NDArray[Any]) -> Prediction:
-            found = train.depth_HW(int(generator.integers(len(train))))
-            return {"depth_metres": resized(np.where(found > 0, found, mean), image_HW3.shape)}
+        def chance(image_HW3: NDArray[Any]) -> Prediction:
+            depth_HW = train.depth_HW(int(generator.integers(len(train))))
+            filled_HW = np.where(depth_HW > 0, depth_HW, mean)
+            return {"depth_metres": resized(filled_HW, image_HW3.shape)}
 
         return {
-            "chance": other,
+            "chance": chance,
             "constant": lambda image_HW3: {
                 "depth_metres": np.full(image_HW3.shape[:2], mean, np.float32)
             },
             "mean map": lambda image_HW3: {"depth_metres": resized(mean_HW, image_HW3.shape)},
         }
 
-    def draw(
+    def visualize(
         self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
     ) -> NDArray[Any]:
-        """Near is bright, far is dark; what isn't known is grey."""
+        """Draw near as bright, far as dark, and unknown as gray."""
         del image_HW3, classes
-        return depth_colours(prediction["depth_metres"], MAX_DEPTH_METRES)
+        return depth_colors(prediction["depth_metres"], MAX_DEPTH_METRES)
+
+
+class DepthTestSplit(TestSplit):
+    """Test images with the usual nine metrics, computed per image and averaged.
+
+    Metrics include ``num_eigen_cropped``, the images evaluated within Eigen et al.'s crop.
+    """
+
+    def __init__(self, folder: Path, *, eigen_crop: bool) -> None:
+        from clipmill.data.labeled.dense import NyuFolder
+
+        self._data = NyuFolder.open(folder, "test")
+        self._metrics = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES, eigen_crop=eigen_crop)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def image_HW3(self, index: int) -> NDArray[Any]:
+        """Return an image, RGB, uint8."""
+        return self._data.image_HW3(index)
+
+    def truth(self, index: int) -> Prediction:
+        """Return an image's depth, metres."""
+        return {"depth_metres": self._data.depth_HW(index)}
+
+    def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
+        """Add an image's errors."""
+        del index
+        self._metrics.update(prediction["depth_metres"], truth["depth_metres"])
+
+    def compute(self) -> dict[str, float]:
+        """Return the means over images."""
+        cropped = {"num_eigen_cropped": float(self._metrics.num_cropped)}
+        return self._metrics.result() | cropped
+
+    def per_image(self) -> dict[str, NDArray[Any]]:
+        """Return ``rmse`` (images,), metres."""
+        return {"rmse": self._metrics.per_image["rmse"]}

@@ -1,9 +1,10 @@
-"""COCO's figures of detection, as pycocotools computes them.
+"""COCO's metrics of detection, as pycocotools computes them.
 
 Shapes: N detections, H W image.
 """
 
 import contextlib
+import copy
 import io
 import json
 from typing import Any, Final
@@ -12,7 +13,7 @@ from clipmill.data.labeled.coco import CocoFolder
 from clipmill.errors import SourceError
 from clipmill.tasks.base import Prediction
 
-_FIGURES: Final = (
+_NAMES: Final = (
     "mAP", "AP50", "AP75", "mAP_small", "mAP_medium", "mAP_large",
     "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
@@ -20,11 +21,11 @@ _FIGURES: Final = (
 
 
 class CocoMetrics:
-    """Gathers detections, image by image."""
+    """Box and mask metrics of the detections of all images."""
 
     def __init__(self, truth: CocoFolder) -> None:
         self._truth = truth
-        self._found: list[dict[str, Any]] = []
+        self._detections: list[dict[str, Any]] = []
 
     def update(self, image_id: int, prediction: Prediction) -> None:
         """Add the detections of an image, in its own pixels."""
@@ -34,7 +35,7 @@ class CocoMetrics:
             *(prediction[name] for name in ("boxes", "scores", "labels", "masks")), strict=True
         ):
             x1, y1, x2, y2 = (float(v) for v in box)
-            self._found.append(
+            self._detections.append(
                 {
                     "image_id": image_id,
                     "category_id": self._truth.category_ids[int(label)],
@@ -45,27 +46,27 @@ class CocoMetrics:
             )
 
     def result(self) -> dict[str, float]:
-        """``box_mAP``, ``mask_mAP`` and the rest, in percent.
+        """Return ``box_mAP``, ``mask_mAP`` and the rest, percent.
 
-        A figure that has nothing to judge (there is no large object, say) is left out.
+        A metric without objects to compute it from (there is no large one, say) is left out.
 
         Raises:
             SourceError: no image holds an object that counts.
         """
-        figures = {}
+        metrics = {}
         with contextlib.redirect_stdout(io.StringIO()):
             truth = self._ground_truth()
             for kind, prefix in (("bbox", "box"), ("segm", "mask")):
-                for name, value in zip(_FIGURES, self._judge(truth, kind), strict=True):
+                for name, value in zip(_NAMES, self._run_cocoeval(truth, kind), strict=True):
                     if value >= 0:
-                        figures[f"{prefix}_{name}"] = 100 * float(value)
-        if "box_mAP" not in figures:
+                        metrics[f"{prefix}_{name}"] = 100 * float(value)
+        if "box_mAP" not in metrics:
             raise SourceError(
                 f"{self._truth.annotations} holds no object that counts",
-                expected="objects that aren't crowds, in images to judge a model by",
+                expected="objects that aren't crowds, in images to evaluate a model on",
                 action="give data with annotations",
             )
-        return figures
+        return metrics
 
     def _ground_truth(self) -> Any:
         from pycocotools.coco import COCO
@@ -77,22 +78,19 @@ class CocoMetrics:
         content["annotations"] = [a for a in content["annotations"] if a.get("segmentation")]
         return _indexed(COCO(), content)
 
-    def _judge(self, truth: Any, kind: str) -> Any:
+    def _run_cocoeval(self, truth: Any, kind: str) -> Any:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
         # pycocotools can't read an empty list of results.
-        nothing = {**truth.dataset, "annotations": []}
-        found = truth.loadRes(self._fresh()) if self._found else _indexed(COCO(), nothing)
-        evaluation = COCOeval(truth, found, kind)
+        empty = {**truth.dataset, "annotations": []}
+        # It also writes into the list that it's given.
+        detections = truth.loadRes(copy.deepcopy(self._detections)) if self._detections else _indexed(COCO(), empty)
+        evaluation = COCOeval(truth, detections, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
         return evaluation.stats
-
-    def _fresh(self) -> list[dict[str, Any]]:
-        """Copies, for pycocotools adds to what it's given."""
-        return [dict(one) for one in self._found]
 
 
 def _indexed(coco: Any, content: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The segmentation network that serves: encoder, pyramid and head in plain PyTorch.
+"""Segmentation network for inference: encoder, pyramid and head in plain PyTorch.
 
 Shapes: B batch, H W image, h w a coarser map, C classes.
 """
@@ -6,15 +6,15 @@ Shapes: B batch, H W image, h w a coarser map, C classes.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from clipmill.models.execution import few_at_once
-from clipmill.models.dense import build_dense
+from clipmill.models.execution import run_in_chunks
+from clipmill.models.encoders import build_dense
 from clipmill.models.config import EncoderConfig
 from clipmill.models.linear_head import LinearHead
-from clipmill.models.necks import PyramidNeck, build_neck, map_strides
+from clipmill.models.necks import PyramidNeck, build_neck, feature_strides
 from clipmill.models.semantic_fpn import SemanticFpnHead
 from clipmill.models.upernet import UperNetHead
-from clipmill.tasks.inference import run_at, run_in_windows
-from clipmill.tasks.segmentation.task import SegmentationConfig
+from clipmill.tasks.inference import resize_and_run, sliding_window_inference
+from clipmill.tasks.segmentation.config import SegmentationConfig
 
 
 class SegmentationNetwork(nn.Module):
@@ -36,13 +36,13 @@ class SegmentationNetwork(nn.Module):
         else:
             self.head = SemanticFpnHead(
                 neck.channels,
-                map_strides(self.encoder),
+                feature_strides(self.encoder),
                 config.pyramid_channels,
                 config.head_channels,
                 num_classes,
             )
         self._num_classes = num_classes
-        self._test = config.test
+        self._test_mode = config.test_mode
         self._stride = config.test_stride
         self._short_side = config.crop_size
         # A pyramid's coarsest map halves a plain encoder's.
@@ -50,30 +50,30 @@ class SegmentationNetwork(nn.Module):
         self._multiple = halved * max(self.encoder.strides)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """The likeliest class of each pixel, uint8."""
+        """Return the most probable class of each pixel, uint8."""
         height, width = images_B3HW.shape[-2:]
-        # The network sees the shorter side at the crop's size, give or take its padding.
-        seen = self._short_side**2 * max(height, width) / min(height, width)
-        elements = self._num_classes * max(height * width, int(seen))
-        return few_at_once(self._classes, images_B3HW, elements)
+        # The shorter side is resized to the crop's, apart from padding.
+        resized = self._short_side**2 * max(height, width) / min(height, width)
+        elements = self._num_classes * max(height * width, int(resized))
+        return run_in_chunks(self._argmax, images_B3HW, elements)
 
-    def _classes(self, images_B3HW: Tensor) -> Tensor:
-        if self._test == "whole":
-            logits_BCHW = self._whole(images_B3HW)
+    def _argmax(self, images_B3HW: Tensor) -> Tensor:
+        if self._test_mode == "whole":
+            logits_BCHW = self._whole_image(images_B3HW)
         else:
-            logits_BCHW = run_at(images_B3HW, self._short_side, 1, self._slide)
+            logits_BCHW = resize_and_run(images_B3HW, self._short_side, 1, self._sliding_window)
         return logits_BCHW.argmax(dim=1).to(torch.uint8)
 
-    def _whole(self, images_B3HW: Tensor) -> Tensor:
-        return run_at(images_B3HW, self._short_side, self._multiple, self._logits)
+    def _whole_image(self, images_B3HW: Tensor) -> Tensor:
+        return resize_and_run(images_B3HW, self._short_side, self._multiple, self._logits)
 
-    def _slide(self, images_B3HW: Tensor) -> Tensor:
-        """Logits averaged over the training crop's windows, at the size that the image has."""
-        return run_in_windows(images_B3HW, self._short_side, self._stride, self._whole)
+    def _sliding_window(self, images_B3HW: Tensor) -> Tensor:
+        """Return logits averaged over windows of the crop's size, at the image's size."""
+        return sliding_window_inference(images_B3HW, self._short_side, self._stride, self._whole_image)
 
     def _logits(self, images_B3HW: Tensor) -> Tensor:
         coarse_BChw = self.head(self.pyramid(self.encoder(images_B3HW)))
-        # Resizing and choosing are several times faster where a pixel's classes lie together.
+        # Resizing and argmax are several times faster with a pixel's classes contiguous.
         coarse_BChw = coarse_BChw.contiguous(memory_format=torch.channels_last)
         return F.interpolate(
             coarse_BChw, images_B3HW.shape[-2:], mode="bilinear", align_corners=False

@@ -1,26 +1,29 @@
-"""Segmentation's training objective: mmseg's heads and losses on an encoder of ours."""
+"""Training objective of segmentation: mmseg's heads and losses on a clipmill encoder.
+
+Shapes: B batch, H W image, h w a feature map's height and width, C classes.
+"""
 
 from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 from clipmill.data.labeled.dense import IGNORED
-from clipmill.models.dense import build_dense
+from clipmill.models.encoders import build_dense
 from clipmill.models.config import EncoderConfig
 from clipmill.models.linear_head import LinearHead
-from clipmill.models.necks import build_neck, map_strides
+from clipmill.models.necks import build_neck, feature_strides
 from clipmill.openmmlab.segmentation import SemanticFpnTraining, UperNetTraining
 from clipmill.tasks.objective import DenseObjective
-from clipmill.tasks.segmentation.task import SegmentationConfig
+from clipmill.tasks.segmentation.config import SegmentationConfig
 
 
 class SegmentationObjective(DenseObjective):
-    """Cross-entropy of the head, and with UPerHead 0.4 times that of an FCN head on a third map."""
+    """Cross-entropy of the head, plus 0.4 times an FCN head's on the third map with UPerNet."""
 
     def __init__(
         self, config: SegmentationConfig, encoder: EncoderConfig, num_classes: int
     ) -> None:
-        super().__init__(is_frozen=config.is_frozen)
-        self.encoder = self.held(build_dense(encoder, drop_path=config.drop_path))
+        super().__init__(freeze_encoder=config.freeze_encoder)
+        self.encoder = self.freeze_if(build_dense(encoder, drop_path=config.drop_path))
         self.heads: UperNetTraining | SemanticFpnTraining | LinearTraining
         if config.head == "linear":
             self.pyramid: nn.Module = nn.Identity()
@@ -38,7 +41,7 @@ class SegmentationObjective(DenseObjective):
         else:
             self.heads = SemanticFpnTraining(
                 in_channels=self.pyramid.channels,
-                strides=map_strides(self.encoder),
+                strides=feature_strides(self.encoder),
                 width=config.pyramid_channels,
                 channels=config.head_channels,
                 num_classes=num_classes,
@@ -46,23 +49,24 @@ class SegmentationObjective(DenseObjective):
             )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Losses ``decode`` and, of UPerNet, ``auxiliary``."""
-        maps = self.pyramid(self.maps(batch))
+        """Return the losses ``decode`` and, with UPerNet, ``auxiliary``."""
+        maps = self.pyramid(self.feature_maps(batch))
         losses: dict[str, Tensor] = self.heads.loss(maps, batch["labels"].long())
         return losses
 
 
 class LinearTraining(nn.Module):
-    """The linear head and its cross-entropy; ``decode_head`` is what serves."""
+    """Linear head with its cross-entropy; ``decode_head`` is the part used for inference."""
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.decode_head = LinearHead(channels, num_classes)
 
     def loss(self, maps: list[Tensor], labels_BHW: Tensor) -> dict[str, Tensor]:
-        """Loss ``decode`` at the features' places; labels are int64, 255 where unknown.
+        """Return the loss ``decode`` at the feature map's resolution.
 
-        A linear head has no way to tell the pixels between two places apart, so they are left out.
+        Labels are int64, 255 where unknown. A linear head can't tell the pixels between two
+        positions apart, so they are left out.
         """
         logits_BChw = self.decode_head(maps)
         labels_B1hw = F.interpolate(

@@ -1,0 +1,27 @@
+"""KServe's classes; the only importer of KServe.
+
+Its ``ModelServer`` parses ``sys.argv`` when it is imported, and would end the process over an
+option of ours, so it gets to see none.
+"""
+
+import sys
+
+_arguments = sys.argv
+sys.argv = sys.argv[:1]
+try:
+    from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelServer
+    from kserve.errors import InvalidInput, ModelNotFound
+    from kserve.model_repository import ModelRepository
+    from kserve.model_server import app
+    from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
+        add_GRPCInferenceServiceServicer_to_server,
+    )
+    from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
+    from kserve.protocol.grpc.servicer import InferenceServicer
+    from kserve.protocol.infer_type import RequestedOutput, to_http_parameters
+    from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+finally:
+    sys.argv = _arguments
+
+__all__ = ['DataPlane', 'ExceptionToStatusInterceptor', 'InferInput', 'InferOutput', 'InferRequest', 'InferResponse', 'InferenceServicer', 'InvalidInput', 'Model', 'ModelNotFound', 'ModelRepository', 'ModelRepositoryExtension', 'ModelServer', 'RequestedOutput', 'add_GRPCInferenceServiceServicer_to_server', 'app', 'to_http_parameters']
