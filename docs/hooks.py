@@ -121,4 +121,6 @@ def _default(parameter: Any) -> str:
 
 def _help(parameter: Any) -> str:
     text = " ".join((parameter.help or "").split()).replace("|", "\\|")
-    return text + (" Repeatable." if parameter.multiple else "") if text else ""
+    if parameter.multiple and "repeatable" not in text.lower():
+        text += " Repeatable."
+    return text.strip()

@@ -32,7 +32,7 @@ from clipmill.storage import join, write_bytes, write_json
 from clipmill.lineage import Parent
 from clipmill.tasks.comparison import Comparison
 from clipmill.tasks.visualization import encode_png
-from clipmill.tasks.promotion import GateConfig, promote
+from clipmill.tasks.promotion import PromotionConfig, promote
 from clipmill.tasks.registry import get_task
 
 LAYER = "captions/coca-1a2b3c4d"
@@ -108,7 +108,7 @@ def write_run(
     comparison = _comparison(store, encoders, figures, evaluations, accuracy)
     promotions = []
     for result in Comparison.read(comparison).tasks:
-        gate = GateConfig(task=result.task, threshold=result.gate)
+        gate = PromotionConfig(task=result.task, threshold=result.gate)
         promotions.append(promote(gate, list(result.evaluations.values()), store).uri)
     _stages(store, "demo")
     inputs = ReportInputs(

@@ -207,7 +207,7 @@ def test_shortest_and_longest(checkpoint, max_tokens, method):
 
 
 def test_a_model_that_says_nothing(tmp_path):
-    """Its top_k_labels token is always the padding, which ends a text."""
+    """Its likeliest token is always the padding, which ends a text."""
     coca = random_coca(0)
     with torch.no_grad():
         coca.text_decoder.ln_final.weight.zero_()

@@ -165,7 +165,7 @@ def test_drawing():
     assert drawn.shape == image.shape
     assert not drawn[:124].any()
     blue = (drawn == (46, 134, 171)).all(-1).sum(1)
-    top_k_labels = blue[124:136].max()
-    assert 0.5 * 200 < top_k_labels <= 0.7 * 200 + 1  # names cover some of the bar
+    likeliest = blue[124:136].max()
+    assert 0.5 * 200 < likeliest <= 0.7 * 200 + 1  # names cover some of the bar
     tiny = TASK.visualize({"probabilities": probabilities}, image[:8, :8], ())
     assert tiny.shape == (160, 160, 3)

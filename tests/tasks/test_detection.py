@@ -177,7 +177,7 @@ def test_from_an_encoder_to_a_judged_model(name, coco_folder, tmp_path):
     write_coco(SceneConfig(size=32), range(2), other, "val")
     path = other / "annotations" / "instances_val.json"
     path.write_text(path.read_text().replace('"sphere"', '"globe"'))
-    with pytest.raises(ArtifactError, match="class 0 is 'sphere' there and 'globe' here"):
+    with pytest.raises(ArtifactError, match="class 0 is 'sphere' in the model and 'globe' in the data"):
         evaluate(straight, str(other), store, report=silent)
 
 

@@ -25,7 +25,7 @@ from clipmill.tasks.finetune import training_embedding
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
-from clipmill.tasks.promotion import GateConfig, promote
+from clipmill.tasks.promotion import PromotionConfig, promote
 
 TINY = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log_steps=1"]
 
@@ -59,11 +59,11 @@ def test_segmentation_from_scratch_to_a_gate(ade20k, tmp_path):
     found = read_evaluation(judged)
     assert 0 <= found.metrics["mIoU"] <= 100
     with pytest.raises(GateError, match="at least 101"):
-        promote(GateConfig(task="segmentation", threshold=101), [judged], store)
-    promoted = promote(GateConfig(task="segmentation", threshold=0), [judged], store)
+        promote(PromotionConfig(task="segmentation", threshold=101), [judged], store)
+    promoted = promote(PromotionConfig(task="segmentation", threshold=0), [judged], store)
     assert promoted.replaced
     assert promoted.evaluation.model.uri == model
-    again = promote(GateConfig(task="segmentation", threshold=101), [judged], store)
+    again = promote(PromotionConfig(task="segmentation", threshold=101), [judged], store)
     assert not again.replaced
 
 

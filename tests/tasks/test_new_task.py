@@ -8,7 +8,7 @@ from clipmill.engine.config import TrainConfig
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
-from clipmill.tasks.promotion import GateConfig, promote
+from clipmill.tasks.promotion import PromotionConfig, promote
 from clipmill.tasks.registry import TASKS
 
 
@@ -36,7 +36,7 @@ def test_saliency_from_an_encoder_to_a_gate(encoder, ade20k_folder, tmp_path):
     found = read_evaluation(judged)
     assert 0 <= found.metrics["mae"] <= 1
     assert found.read_image(0, "prediction").startswith(b"\x89PNG")
-    assert promote(GateConfig(task="saliency", threshold=1), [judged], store).replaced
+    assert promote(PromotionConfig(task="saliency", threshold=1), [judged], store).replaced
     predictor = Predictor.open(model)
     image = np.zeros((40, 50, 3), np.uint8)
     (prediction,) = predictor.predict([image])

@@ -1,18 +1,18 @@
-"""AdamW over groups: what decays, what doesn't, and how the rate falls with depth."""
+"""AdamW with parameter groups by weight decay and by layer-wise learning-rate decay."""
 
 import torch
 from torch import Tensor
 from clipmill.engine.config import AdamWConfig
 from clipmill.engine.objective import Objective
-from clipmill.engine.fsdp import is_sharded, norm_of
+from clipmill.engine.fsdp import is_sharded, total_norm
 from clipmill.errors import ConfigError
 
 
 def build_optimizer(objective: Objective, config: AdamWConfig) -> torch.optim.AdamW:
-    """AdamW whose groups carry ``rate_scale``; the loop sets each ``lr`` from it.
+    """Build AdamW, whose groups carry ``lr_scale``; the trainer sets each ``lr`` from it.
 
     Gains, biases, the logit scale and anything of one dimension don't decay. The fused kernel
-    takes a step, or none, as ``found_inf`` on its device says; on a CPU it is also several times
+    skips a step where ``found_inf`` on its device is set; on a CPU it is also several times
     as fast as the others.
     """
     if not 0 < config.layer_decay <= 1:
@@ -28,12 +28,12 @@ def build_optimizer(objective: Objective, config: AdamWConfig) -> torch.optim.Ad
         decay = config.weight_decay if parameter.ndim > 1 else 0.0
         layer = objective.layer_id(name)
         depth = 0 if layer is None else objective.num_layers - layer
-        # The kernel takes sharded parameters or whole ones, not both at once.
+        # The kernel takes sharded or replicated parameters, not both at once.
         key = (config.layer_decay**depth, decay, is_sharded(parameter))
         groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "rate_scale": scale, "weight_decay": decay, "lr": 0.0}
+            {"params": parameters, "lr_scale": scale, "weight_decay": decay, "lr": 0.0}
             for (scale, decay, _), parameters in sorted(groups.items(), key=lambda item: item[0])
         ],
         betas=config.betas,
@@ -42,16 +42,16 @@ def build_optimizer(objective: Objective, config: AdamWConfig) -> torch.optim.Ad
     )
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group its share of the learning rate."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set each group's learning rate to its share of ``lr``."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate_scale"]
+        group["lr"] = lr * group["lr_scale"]
 
 
 def clip_gradients(objective: Objective, max_norm: float | None) -> Tensor:
-    """Clip in place if asked; the gradient's norm before, a scalar on the device."""
-    trained = [p for p in objective.parameters() if p.grad is not None]
-    norm = norm_of(p.grad for p in trained if p.grad is not None)
+    """Clip gradients in place if ``max_norm`` is given; return their norm before, on the device."""
+    parameters = [p for p in objective.parameters() if p.grad is not None]
+    norm = total_norm(p.grad for p in parameters if p.grad is not None)
     if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

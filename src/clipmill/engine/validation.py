@@ -1,64 +1,64 @@
-"""What is looked at while a run lasts, by a schedule."""
+"""Validation during training, by a schedule."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """A judgement of the model in training; its figures go into the log as ``name/metric``."""
+class Validator:
+    """Validation of the model in training; its metrics go into the log as ``name/metric``."""
 
     name: str
-    """What its figures are called."""
-    every_steps: int
-    """Updates between two of them; the last update has one, too."""
-    judge: Callable[[Objective, Ranks], Mapping[str, float]]
-    """Figures of the objective, in evaluation mode and with its averaged weights if it has them.
+    """Prefix of its metrics."""
+    every: int
+    """Updates between two validations; the last update is followed by one, too."""
+    compute: Callable[[Objective, DistributedContext], Mapping[str, float]]
+    """Returns the metrics of the objective, in evaluation mode and with its EMA weights if it has any.
 
-    All ranks call it together, and the first one's figures count."""
+    All ranks call it together, and rank 0's metrics count."""
 
     def is_due(self, step: int, num_steps: int) -> bool:
-        """Whether it's wanted after so many updates."""
-        return step % self.every_steps == 0 or step == num_steps
+        """Return whether it is due after ``step`` updates."""
+        return step % self.every == 0 or step == num_steps
 
 
 @torch.no_grad()
-def evaluate(
-    evaluations: Sequence[Evaluation],
+def run_validators(
+    validators: Sequence[Validator],
     objective: Objective,
-    averaged: Mapping[str, Tensor],
-    here: Ranks,
+    ema: Mapping[str, Tensor],
+    dist: DistributedContext,
 ) -> dict[str, float]:
-    """The figures of each, by ``name/metric``; training goes on as if it hadn't been asked."""
-    figures: dict[str, float] = {}
+    """Return all metrics by ``name/metric``; the training state stays as it is."""
+    metrics: dict[str, float] = {}
     objective.eval()
     try:
-        with _standing_in(objective, averaged):
-            for evaluation in evaluations:
-                found = evaluation.judge(objective, here)
-                figures |= {f"{evaluation.name}/{metric}": v for metric, v in found.items()}
+        with _swap_in_ema(objective, ema):
+            for validator in validators:
+                found = validator.compute(objective, dist)
+                metrics |= {f"{validator.name}/{metric}": v for metric, v in found.items()}
     finally:
         objective.train()
-    return figures
+    return metrics
 
 
 @contextlib.contextmanager
-def _standing_in(objective: Objective, averaged: Mapping[str, Tensor]) -> Iterator[None]:
-    """The averaged weights in the objective's place, exchanged without a copy."""
-    _exchange(objective, averaged)
+def _swap_in_ema(objective: Objective, ema: Mapping[str, Tensor]) -> Iterator[None]:
+    """Swap the EMA weights into the objective, without a copy."""
+    _swap_tensors(objective, ema)
     try:
         yield
     finally:
-        _exchange(objective, averaged)
+        _swap_tensors(objective, ema)
 
 
-def _exchange(objective: Objective, averaged: Mapping[str, Tensor]) -> None:
+def _swap_tensors(objective: Objective, ema: Mapping[str, Tensor]) -> None:
     for name, own in (*objective.named_parameters(), *objective.named_buffers()):
-        if name in averaged:
-            other = averaged[name]
+        if name in ema:
+            other = ema[name]
             own.data, other.data = other.data, own.data

@@ -7,7 +7,7 @@ from typing import Any
 from clipmill.report.comparison import TaskComparison, compare
 from clipmill.report.sections.endpoint import (
     Probe,
-    ModelAdapter,
+    PromotedModel,
     endpoint_section,
     read_smoke_test,
     read_served,
@@ -107,7 +107,7 @@ class _Found:
     comparison: Comparison | None
     verdict: Verdict
     checks: tuple[Check, ...]
-    served: tuple[ModelAdapter, ...]
+    served: tuple[PromotedModel, ...]
     probe: Probe | None
     stages: list[StageRecord]
 
@@ -179,7 +179,7 @@ def _parents(found: _Found) -> tuple[Parent, ...]:
 
 def _page(found: _Found, known: Mapping[str, str], date: str) -> str:
     captioner = found.circumstances.captioner
-    served = [(f"ModelAdapter for {s.evaluation.task}", s.uri) for s in found.served]
+    served = [(f"Served for {s.evaluation.task}", s.uri) for s in found.served]
     artifacts = served or [(f"Encoder {k}", metadata.uri) for k, metadata in found.encoders.items()]
     header = tag(
         "header",

@@ -164,12 +164,12 @@ def promote(
     task: str, threshold: float, evaluations: Sequence[str], store: str, run: str = ""
 ) -> str:
     """Let the best judged model of a task serve, if it passes; the promotion that holds now."""
-    from clipmill.tasks.promotion import GateConfig
+    from clipmill.tasks.promotion import PromotionConfig
     from clipmill.tasks.promotion import promote as decide
 
     with Stage("promote", store=store, run=run, label=task) as stage:
         stage.report(0, 1, "comparing")
-        gate = GateConfig(task=task, threshold=threshold)
+        gate = PromotionConfig(task=task, threshold=threshold)
         return stage.made(decide(gate, evaluations, store).uri)
 
 
@@ -214,7 +214,7 @@ def random_weights(
     from clipmill.pretrain.config import PretrainConfig
     from clipmill.processes import process_pool
     from clipmill.tasks.finetune import FinetuneConfig
-    from clipmill.tasks.sweep import run_quietly
+    from clipmill.tasks.sweep import run_trial_in_subprocess
 
     plan = []
     for seed in seeds:
@@ -238,7 +238,7 @@ def random_weights(
         # On a GPU they would share it.
         with process_pool(1 if torch.cuda.is_available() else 0) as pool:
             for done, future in enumerate(
-                [pool.submit(run_quietly, *job) for job in jobs], start=1
+                [pool.submit(run_trial_in_subprocess, *job) for job in jobs], start=1
             ):
                 made.append(future.result())
                 stage.report(done, len(jobs), "evaluated")
@@ -281,13 +281,13 @@ def promote_compared(task: str, comparison: str, store: str, run: str = "") -> s
     """
     from clipmill.errors import GateError
     from clipmill.tasks.comparison import Comparison
-    from clipmill.tasks.promotion import GateConfig
+    from clipmill.tasks.promotion import PromotionConfig
     from clipmill.tasks.promotion import promote as decide
 
     with Stage("promote", store=store, run=run, label=task) as stage:
         stage.report(0, 1, "comparing")
         found = Comparison.read(comparison).task(task)
-        gate = GateConfig(task=task, threshold=found.gate)
+        gate = PromotionConfig(task=task, threshold=found.gate)
         try:
             return stage.made(decide(gate, list(found.evaluations.values()), store).uri)
         except GateError:
@@ -539,12 +539,12 @@ class WantedTask(Config):
 
 def sweep_point(wanted: WantedTask, point: Point, encoder: str, store: str, run: str = "") -> str:
     """Try a point at the sweep's first rung; its evaluation's URI, empty where it diverged."""
-    from clipmill.tasks.sweep import run_point
+    from clipmill.tasks.sweep import run_trial
 
     config = wanted.sweep.at(point, 0)
     label = f"{config.task}-{config.digest[:8]}"
     with Stage("sweep point", store=store, run=run, label=label) as stage:
-        return stage.made(run_point(config, encoder, wanted.data, store, stage.report))
+        return stage.made(run_trial(config, encoder, wanted.data, store, stage.report))
 
 
 def best_of_sweep(

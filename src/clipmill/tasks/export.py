@@ -63,7 +63,7 @@ def export(uri: str, folder: Path, target: str) -> ExportResult:
     else:
         result = export_onnx(metadata, tensors, folder)
     with atomic_write(folder / "README.md") as path:
-        path.write_text(render_model_card(metadata, made), "utf-8")
+        path.write_text(render_model_card(metadata, result), "utf-8")
     return result
 
 

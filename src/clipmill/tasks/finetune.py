@@ -117,14 +117,14 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
             **source.facts,
         },
     )
-    named = {task.inference_key(name): tensor for name, tensor in trained.tensors.items()}
-    served = {name: tensor for name, tensor in named.items() if name is not None}
+    renamed = {task.inference_key(key): tensor for key, tensor in trained.tensors.items()}
+    tensors = {key: tensor for key, tensor in renamed.items() if key is not None}
     save_result(
         uri,
         metadata,
-        served,
+        tensors,
         trained,
-        embed=lambda: training_embedding(Predictor(metadata, served), folder),
+        embed=lambda: training_embedding(Predictor(metadata, tensors), folder),
     )
     return uri
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from clipmill.errors import SourceError
 
-# What tables of pairs call these columns, the top_k_labels first.
+# What tables of pairs call these columns, the likeliest first.
 IMAGE_NAMES: Final = ("path", "image_path", "filepath", "file", "filename", "file_name", "image")
 BYTES_NAMES: Final = ("image", "jpg", "jpeg", "png", "webp", "img")
 CAPTION_NAMES: Final = ("caption", "text", "title", "txt", "captions")

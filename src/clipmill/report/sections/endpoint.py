@@ -14,7 +14,7 @@ from clipmill.tasks.registry import get_task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelAdapter:
+class PromotedModel:
     """A promoted model."""
 
     uri: str
@@ -75,7 +75,7 @@ def read_smoke_test(uri: str) -> Probe | None:
     return Probe(uri=uri, digest=value["digest"], endpoints=endpoints, metrics=value["metrics"])
 
 
-def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> tuple[ModelAdapter, ...]:
+def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> tuple[PromotedModel, ...]:
     """The promoted models, in the order given."""
     labels: Mapping[str, str] = {
         found.model.digest: label for task in tasks for label, found in task.evaluations.items()
@@ -85,7 +85,7 @@ def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> t
         value = read_json(join(uri, "promotion.json"))
         evaluation = read_promotion(uri).evaluation
         served.append(
-            ModelAdapter(
+            PromotedModel(
                 uri=uri,
                 digest=value["digest"],
                 threshold=value["gate"]["threshold"],
@@ -96,7 +96,7 @@ def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> t
     return tuple(served)
 
 
-def endpoint_section(probe: Probe | None, served: Sequence[ModelAdapter]) -> Section:
+def endpoint_section(probe: Probe | None, served: Sequence[PromotedModel]) -> Section:
     """The section ``Endpoint``."""
     parts = [_promoted(served)] if served else [missing("No model was promoted.")]
     if probe is None:
@@ -109,7 +109,7 @@ def endpoint_section(probe: Probe | None, served: Sequence[ModelAdapter]) -> Sec
     return section("endpoint", "The endpoint", *parts)
 
 
-def _promoted(served: Sequence[ModelAdapter]) -> Html:
+def _promoted(served: Sequence[PromotedModel]) -> Html:
     rows = []
     for found in served:
         metric = get_task(found.evaluation.task).metric

@@ -149,7 +149,7 @@ class Options:
     with their palette, or depth in millimetres as 16 bits; ``rle``: masks of objects in COCO's
     form."""
     top_k: int = 0
-    """How many of the top_k_labels labels or classes to name, or objects to give; 0 gives all."""
+    """How many of the most probable labels or classes to name, or objects to give; 0 gives all."""
     threshold: float = 0.0
     """Lowest score of an object that is given."""
     template: str = "{}"
