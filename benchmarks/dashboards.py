@@ -28,6 +28,8 @@ import yaml
 from dashboard_picture import STEP_SECONDS, draw
 
 from clipmill.cluster.monitoring.files import rules
+from clipmill.errors import ServerError
+from clipmill.processes import free_port
 from clipmill.scenes.formats import (
     write_ade20k,
     write_caption_folder,
@@ -35,10 +37,8 @@ from clipmill.scenes.formats import (
     write_nyu,
 )
 from clipmill.scenes.geometry import SceneConfig
-from clipmill.errors import ServerError
 from clipmill.serve.client import Client
 from clipmill.serve.config import ServingConfig
-from clipmill.processes import free_port
 from clipmill.serve.launch import ServerProcess
 from clipmill.stage_records import METRICS_VARIABLE
 
@@ -205,7 +205,7 @@ def load(models: dict[str, str], folder: Path, ports: dict[str, int]) -> None:
     """A stable endpoint and a canary, asked by three clients and by one, in a rush by thrice."""
     listed = folder / "models.json"
     listed.write_text(json.dumps(models))
-    config = ServingConfig(max_queue_images=6)
+    config = ServingConfig(max_queue_size=6)
     with ExitStack() as stack:
         for track, port in ports.items():
             process = ServerProcess(

@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from towers import BASE, hardware, matmul_flops, pairs
 
-from clipmill.engine.config import TrainConfig
+from clipmill.engine.config import OperationConfig, TrainConfig
 from clipmill.engine.distributed import Ranks, ranks
-from clipmill.engine.config import OperationConfig
 
 _WARM = 3
 

@@ -28,14 +28,15 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader
-from clipmill.scenes import SceneConfig, draw
-from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.scenes import SceneConfig, draw
 from clipmill.storage import SeaweedServer
 
 _DRAWN, _PICTURE_SIZE, _QUALITY = 192, 512, 90
@@ -114,8 +115,8 @@ def compare(options: argparse.Namespace) -> None:
     source = options.folder / "source"
     write_source(source, options.samples)
     config = ShardConfig(samples_per_shard=_SHARD_SAMPLES)
-    options.local = shard(config, str(source), str(options.folder / "store"))
-    options.s3 = shard(config, str(source), options.s3) if options.s3 else ""
+    options.local = write_dataset(config, str(source), str(options.folder / "store"))
+    options.s3 = write_dataset(config, str(source), options.s3) if options.s3 else ""
     contenders = [c for c in OURS if options.s3 or c != "ours, S3"]
     contenders += PEERS if options.peers else ()
     for contender in PEERS if options.peers else ():

@@ -17,11 +17,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
-from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.models.tokenizer import Tokenizer
 
 _BATCH_SIZE = 256
@@ -77,7 +78,7 @@ def main(num_samples: int, num_workers: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_source(folder / "source", num_samples)
-        uri = shard(ShardConfig(), str(folder / "source"), str(folder / "store"))
+        uri = write_dataset(ShardConfig(), str(folder / "source"), str(folder / "store"))
         num_batches = num_samples // _BATCH_SIZE
         batches = islice(loader(uri, folder / "cache", num_workers, 0), num_batches)
         memory = Table(title=f"MB over an epoch of {num_samples} samples")

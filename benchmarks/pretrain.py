@@ -15,11 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from towers import BASE, SMALL, hardware, matmul_flops, pairs, synchronize
 
-from clipmill.engine.checkpoint import Checkpointer
+from clipmill.engine.checkpoint import Checkpointer, Progress
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks, ranks
 from clipmill.engine.metrics import forward_flops
-from clipmill.engine.checkpoint import Progress
 from clipmill.engine.trainer import Updater
 from clipmill.models.config import ClipConfig
 from clipmill.pretrain.clip import ClipObjective

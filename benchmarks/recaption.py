@@ -21,11 +21,11 @@ from rich.table import Table
 from towers import hardware
 
 from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
-from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.models.encoders import Normalize
 from clipmill.models.coca import build_coca
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.models.encoders import Normalize
+from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.tokenizer import Tokenizer
 
 _ROUNDS = 2

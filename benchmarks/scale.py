@@ -27,7 +27,8 @@ from shard import write_pairs
 
 from clipmill.data.scale import ScaleRates, scale_plan
 from clipmill.data.shards.finalize import FINGERPRINT, find_duplicates
-from clipmill.data.shards.write import ShardConfig, plan_shards, shard_range
+from clipmill.data.shards.plan import ShardConfig, plan_shards
+from clipmill.data.shards.write import write_shards
 from clipmill.data.sources.files import sorted_records
 
 _PER_SHARD = 10_000
@@ -99,7 +100,7 @@ def work_through(scratch: Path, count: int) -> float:
     )
     assert plan.num_items == count
     start = time.perf_counter()
-    shard_range(plan, 0, plan.num_shards)
+    write_shards(plan, 0, plan.num_shards)
     return time.perf_counter() - start
 
 
@@ -134,10 +135,10 @@ def measure_sharding(count: int = 1000) -> float:
     """CPU seconds a pair of making shards from 512 x 384 JPEGs, all processes and threads."""
     with tempfile.TemporaryDirectory() as scratch:
         source = write_pairs(Path(scratch) / "source", count)
-        config = ShardConfig(identity="listing")
+        config = ShardConfig(fingerprint="metadata")
         plan = plan_shards(config, str(source), str(Path(scratch) / "store"))
         start = time.process_time()
-        shard_range(plan, 0, plan.num_shards)
+        write_shards(plan, 0, plan.num_shards)
         return (time.process_time() - start) / count
 
 

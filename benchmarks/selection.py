@@ -20,17 +20,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipmill.config import digest_json, sha256_bytes
 from clipmill.data.dataset import Dataset
 from clipmill.data.duplicates import near_duplicates
-from clipmill.data.filters import AspectRatioFilter
-from clipmill.data.filters import CaptionLengthFilter
-from clipmill.data.filters import ClipTopFractionFilter
-from clipmill.data.filters import ImageSizeFilter
-from clipmill.data.filters import LanguageFilter
+from clipmill.data.filters import (
+    AspectRatioFilter,
+    CaptionLengthFilter,
+    ClipTopFractionFilter,
+    ImageSizeFilter,
+    LanguageFilter,
+)
 from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
-from clipmill.data.select import select
-from clipmill.data.select import SelectConfig, steps
-from clipmill.config import digest_json, sha256_bytes
+from clipmill.data.select import SelectConfig, select, steps
 
 SHARD_ROWS = 10_000
 RULE = SelectConfig(

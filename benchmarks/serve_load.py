@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 from serve_start import cpu_seconds
 
+from clipmill.processes import free_port
 from clipmill.serve.client import pixels_request
 from clipmill.serve.config import ServingConfig
-from clipmill.processes import free_port
-from clipmill.serve.smoke_test import scrape
 from clipmill.serve.launch import ServerProcess
+from clipmill.serve.smoke_test import scrape
 from clipmill.tasks.predictor import Predictor
 
 NUM_ALONE = 40
@@ -131,7 +131,7 @@ def open_loop(target: Target, control_port: int, rate: float, seconds: float) ->
         "sent_per_second": round(rate),
         "statuses": dict(Counter(status for status, _ in found)),
         "p99_200_ms": _p99(served),
-        "full_queue_ms": _ms(ServingConfig().max_queue_images * took / max(len(served), 1)),
+        "full_queue_ms": _ms(ServingConfig().max_queue_size * took / max(len(served), 1)),
         "p99_503_ms": _p99(refused),
         "live_ms": {"p99": _p99(ours), "max": _ms(max(ours))},
         "control_live_ms": {"p99": _p99(control), "max": _ms(max(control))},

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from clipmill.engine.config import TrainConfig
-from clipmill.models.encoders import build_dense
 from clipmill.models.config import EncoderConfig
+from clipmill.models.encoders import build_dense
 from clipmill.openmmlab.ops import importing_openmmlab
 from clipmill.tasks.detection.config import DetectionConfig
 from clipmill.tasks.segmentation.config import SegmentationConfig

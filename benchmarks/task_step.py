@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 from towers import hardware
 
-from clipmill.scenes import SceneConfig, write_ade20k, write_coco
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.trainer import train
 from clipmill.models.pretrained import open_encoder
-from clipmill.recipes.registry import recipe
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes import SceneConfig, write_ade20k, write_coco
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import get_task
 
@@ -58,7 +58,7 @@ def data(task: str, folder: Path) -> None:
 
 def config_of(options: argparse.Namespace) -> FinetuneConfig:
     """The miniature, no longer than a turn."""
-    config = recipe(_RECIPES[options.task], FinetuneConfig)
+    config = get_recipe(_RECIPES[options.task], FinetuneConfig)
     schedule = replace(config.train.schedule, warmup_steps=1)
     steps = options.steps + _WARM
     train = replace(config.train, steps=steps, schedule=schedule, checkpoint_steps=10**6)

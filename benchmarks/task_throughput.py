@@ -21,10 +21,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from towers import hardware, synchronize
 
-from clipmill.models.execution import InferenceThreadPool
+from clipmill.models.execution import InferenceThreadPool, fuse_branches
 from clipmill.models.pretrained import open_encoder
-from clipmill.models.execution import fuse_branches
-from clipmill.recipes.registry import recipe
+from clipmill.recipes.registry import get_recipe
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import get_task
 
@@ -45,10 +44,12 @@ _DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def network(encoder: str, name: str) -> nn.Module:
     """The network that such a fine-tuning would serve."""
-    config = recipe(name, FinetuneConfig)
+    config = get_recipe(name, FinetuneConfig)
     classes = tuple(str(number) for number in range(_NUM_CLASSES))
     torch.manual_seed(0)
-    made = get_task(config.task).build_inference_model(config.model, open_encoder(encoder).config, classes)
+    made = get_task(config.task).build_inference_model(
+        config.model, open_encoder(encoder).config, classes
+    )
     return made.to(_DEVICE).eval()
 
 

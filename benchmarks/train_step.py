@@ -30,10 +30,9 @@ from rich.table import Table
 from towers import BASE, SMALL, hardware, pairs
 
 from clipmill.data.loading.dataloader import PairBatch
-from clipmill.engine.config import AdamWConfig, TrainConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.trainer import train
-from clipmill.engine.config import ScheduleConfig
 from clipmill.models.encoders import Normalize
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import ClipObjective

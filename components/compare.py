@@ -1,4 +1,4 @@
-"""Component: training runs side by side."""
+"""HTML report of a store's training runs."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,7 +6,15 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def compare(store: str, page: dsl.Output[dsl.HTML]) -> int:
-    """Draw the settings and curves of all runs of ``store``; how many there are."""
+    """Write a page that compares all training runs of a store.
+
+    Args:
+        store: URI of the store with the runs.
+        page: HTML page for the UI's viewer.
+
+    Returns:
+        Number of runs.
+    """
     from pathlib import Path
 
     from clipmill.report.runs import list_runs, runs_page

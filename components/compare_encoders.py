@@ -1,4 +1,4 @@
-"""Component: encoders compared at their tasks, with each other and with random weights."""
+"""Comparison of encoders with each other and with random weights."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -14,8 +14,21 @@ def compare_encoders(
     store: str,
     run: str,
 ) -> str:
-    """Judge each difference by the test images and by what a seed does; the comparison's URI."""
-    from clipmill.stages.run import compare as stage
+    """Compare encoders at their tasks, with each other and with random weights.
+
+    Args:
+        encoders: URIs of the encoders.
+        evaluations: Lists of evaluation URIs, one for each encoder.
+        random: Evaluation URIs of encoders with random weights.
+        ade20k: URI of the segmentation data.
+        nyu: URI of the depth data.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+
+    Returns:
+        URI of the comparison.
+    """
+    from clipmill import stages
 
     made = [uri for of_one_encoder in evaluations for uri in of_one_encoder]
-    return stage(encoders, made, random, [ade20k, nyu], store, run)
+    return stages.compare(encoders, made, random, [ade20k, nyu], store, run)

@@ -1,4 +1,4 @@
-"""Component: a promoted model on a cluster's endpoint."""
+"""Canary rollout of a promoted model."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,7 +6,18 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def deploy(promotion: str, endpoint: str, namespace: str, runtime: str, prometheus: str) -> str:
-    """Let the promotion's model take over as a canary; the digest of what serves now."""
+    """Roll a promoted model out to an endpoint as a canary.
+
+    Args:
+        promotion: URI of the promotion.
+        endpoint: Name of the endpoint.
+        namespace: Kubernetes namespace.
+        runtime: Serving runtime: cpu or gpu.
+        prometheus: Prometheus URL for the canary's error rate.
+
+    Returns:
+        Digest of the model that the endpoint serves.
+    """
     from clipmill.cluster.deploy import deploy_promotion
     from clipmill.cluster.rollout import RolloutConfig
     from clipmill.cluster.serving import EndpointConfig

@@ -1,4 +1,4 @@
-"""Component: a task model from an encoder."""
+"""Fine-tuning of an encoder for a task."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -9,8 +9,22 @@ def finetune(
     encoder: str, data: str, recipe: str, overrides: list, store: str, run: str, label: str,
     made: dsl.Output[dsl.Model],
 ) -> str:  # fmt: skip
-    """Fine-tune ``encoder`` on labelled data; the model's URI."""
-    from clipmill.cluster.artifacts import recorded
-    from clipmill.stages.run import finetune as stage
+    """Fine-tune an encoder on labeled data.
 
-    return recorded(stage(recipe, overrides, encoder, data, store, run, label), made)
+    Args:
+        encoder: Address of the encoder.
+        data: Folder of labeled data, or URI of one as .tar.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        label: Label of the encoder, such as a caption source.
+        made: The output as an artifact with its metadata.
+
+    Returns:
+        URI of the model.
+    """
+    from clipmill.cluster.artifacts import recorded
+    from clipmill import stages
+
+    return recorded(stages.finetune(recipe, overrides, encoder, data, store, run, label), made)

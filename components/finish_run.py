@@ -1,4 +1,4 @@
-"""Component: how a run ended, whatever happened in it."""
+"""Exit handler that records how a run ended."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,7 +6,13 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def finish_run(store: str, run: str, status: dsl.PipelineTaskFinalStatus) -> None:
-    """Keep the run's end beside the times of its stages."""
+    """Record the final status of a run next to its timing records.
+
+    Args:
+        store: URI of the store with the run's records.
+        run: Name of the run.
+        status: Final status, filled in by Kubeflow.
+    """
     from clipmill.stage_records import write_end
 
     write_end(store, run, status.state, status.error_message or "")

@@ -1,4 +1,4 @@
-"""Component: pairs that training doesn't see."""
+"""Split of a dataset into training and held-out pairs."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,23 @@ from kfp import dsl
 def hold_out(dataset: str, recipe: str, overrides: list, store: str, run: str) -> NamedTuple(
     "Cut", [("pretraining", list), ("judging", list)]
 ):
-    """Cut ``dataset`` in two; the overrides that pretrain on one part and judge on the other."""
+    """Split a dataset into a training part and a held-out part.
+
+    Args:
+        dataset: URI of the dataset.
+        recipe: Pretraining recipe.
+        overrides: Overrides of that recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+
+    Returns:
+        Overrides that pretrain on the training part and evaluate retrieval on the held-out
+            part.
+    """
     from typing import NamedTuple
 
-    from clipmill.stages.data import hold_out as stage
+    from clipmill import stages
 
     names = [("pretraining", list), ("judging", list)]
     cut = NamedTuple("Cut", names)
-    return cut(*stage(recipe, overrides, dataset, store, run))
+    return cut(*stages.hold_out(recipe, overrides, dataset, store, run))

@@ -1,4 +1,4 @@
-"""Component: whether a dataset is news."""
+"""Condition: whether this dataset version is unprocessed."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,7 +6,15 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def is_new(dataset: str, store: str) -> bool:
-    """Whether no refresh of ``store`` has been finished with this dataset."""
-    from clipmill.stages.data import is_new as stage
+    """Check whether this dataset version is still unprocessed.
 
-    return stage(dataset, store)
+    Args:
+        dataset: URI of the dataset.
+        store: URI of the store with the records.
+
+    Returns:
+        True if no refresh of the store was completed with it.
+    """
+    from clipmill import stages
+
+    return stages.is_unprocessed(dataset, store)

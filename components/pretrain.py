@@ -1,4 +1,4 @@
-"""Component: a CLIP encoder from a dataset."""
+"""CLIP pretraining."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -9,9 +9,24 @@ def pretrain(
     dataset: str, captions: str, layer: str, recipe: str, overrides: list, store: str, run: str,
     made: dsl.Output[dsl.Model], select: str = "",
 ) -> str:  # fmt: skip
-    """Pretrain on ``captions`` of what the layer ``select`` keeps; the encoder's URI."""
+    """Pretrain a CLIP encoder on a dataset.
+
+    Args:
+        dataset: URI of the dataset.
+        captions: Caption source: real, synthetic, both or chosen.
+        layer: Layer of synthetic captions.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        made: The output as an artifact with its metadata.
+        select: Selection layer to follow; empty for all samples.
+
+    Returns:
+        URI of the encoder.
+    """
     from clipmill.cluster.artifacts import recorded
-    from clipmill.stages.run import pretrain as stage
+    from clipmill import stages
 
     seen = {"captions": captions, "layer": layer, "select": [select] if select else []}
-    return recorded(stage(recipe, overrides, dataset, store, run, **seen), made)
+    return recorded(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)

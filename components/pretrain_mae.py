@@ -1,4 +1,4 @@
-"""Component: a masked autoencoder's encoder from a dataset's pictures."""
+"""Masked-autoencoder pretraining."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -8,8 +8,20 @@ from kfp import dsl
 def pretrain_mae(
     dataset: str, recipe: str, overrides: list, store: str, run: str, made: dsl.Output[dsl.Model]
 ) -> str:
-    """Pretrain without captions; the encoder's URI."""
-    from clipmill.cluster.artifacts import recorded
-    from clipmill.stages.run import pretrain_mae as stage
+    """Pretrain a masked autoencoder on a dataset's images.
 
-    return recorded(stage(recipe, overrides, dataset, store, run), made)
+    Args:
+        dataset: URI of the dataset.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        made: The output as an artifact with its metadata.
+
+    Returns:
+        URI of the encoder.
+    """
+    from clipmill.cluster.artifacts import recorded
+    from clipmill import stages
+
+    return recorded(stages.pretrain_mae(recipe, overrides, dataset, store, run), made)

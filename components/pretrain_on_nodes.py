@@ -1,4 +1,4 @@
-"""Component: a CLIP encoder from a large dataset, trained on several GPU nodes."""
+"""CLIP pretraining on several GPU nodes."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -10,14 +10,32 @@ def pretrain_on_nodes(
     pool: str, nodes: str, queue: str, namespace: str, store: str, run: str,
     made: dsl.Output[dsl.Model],
 ) -> str:  # fmt: skip
-    """Submit a TrainJob and wait for it; the encoder's URI."""
+    """Submit a TrainJob that pretrains a CLIP encoder, and wait for it.
+
+    Args:
+        dataset: URI of the dataset.
+        captions: Caption source: real, synthetic, both or chosen.
+        layer: Layer of synthetic captions.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        pool: Node pool.
+        nodes: Number of nodes, or MIN:MAX for elastic training.
+        queue: Kueue queue.
+        namespace: Kubernetes namespace.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        made: The output as an artifact with its metadata.
+
+    Returns:
+        URI of the encoder.
+    """
     from clipmill.cluster.artifacts import recorded
     from clipmill.cluster.submit import run_to_end
-    from clipmill.stages.run import pretrain as stage
+    from clipmill import stages
 
     command = ["pretrain", dataset, "--store", store, "--captions", captions, "--layer", layer]
     command += ["--recipe", recipe, *(text for o in overrides for text in ("--set", o))]
     run_to_end(f"pretrain-{captions}", command, pool, nodes, queue, namespace)
     # It is there by now: the stage finds it, and tells where.
     seen = {"captions": captions, "layer": layer}
-    return recorded(stage(recipe, overrides, dataset, store, run, **seen), made)
+    return recorded(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)

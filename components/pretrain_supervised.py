@@ -1,4 +1,4 @@
-"""Component: an image tower from labelled images."""
+"""Supervised pretraining on labeled images."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -8,8 +8,20 @@ from kfp import dsl
 def pretrain_supervised(
     data: str, recipe: str, overrides: list, store: str, run: str, made: dsl.Output[dsl.Model]
 ) -> str:
-    """Pretrain on classes; the encoder's URI."""
-    from clipmill.cluster.artifacts import recorded
-    from clipmill.stages.run import pretrain_supervised as stage
+    """Pretrain an image tower on class labels.
 
-    return recorded(stage(recipe, overrides, data, store, run), made)
+    Args:
+        data: Folder of class folders, or URI of one as .tar.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        made: The output as an artifact with its metadata.
+
+    Returns:
+        URI of the encoder.
+    """
+    from clipmill.cluster.artifacts import recorded
+    from clipmill import stages
+
+    return recorded(stages.pretrain_supervised(recipe, overrides, data, store, run), made)

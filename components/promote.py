@@ -1,4 +1,4 @@
-"""Component: the gate before serving."""
+"""Promotion of the best model above a fixed threshold."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,7 +6,18 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def promote(task: str, threshold: float, evaluations: list, store: str, run: str) -> str:
-    """Let the best model of ``task`` serve, if it may; the promotion's URI."""
-    from clipmill.stages.run import promote as stage
+    """Promote the best evaluated model of a task if it reaches a threshold.
 
-    return stage(task, threshold, evaluations, store, run)
+    Args:
+        task: Name of the task.
+        threshold: Value of the task's metric required for promotion, in its unit.
+        evaluations: URIs of evaluations.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+
+    Returns:
+        URI of the promotion in effect.
+    """
+    from clipmill import stages
+
+    return stages.promote(task, threshold, evaluations, store, run)

@@ -1,4 +1,4 @@
-"""Component: what encoders with random weights reach, a seed each."""
+"""Baseline: evaluations of encoders with random weights."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -16,8 +16,23 @@ def random_weights(
     store: str,
     run: str,
 ) -> list:
-    """Evaluate encoders that learned nothing at segmentation and depth; the evaluations' URIs."""
-    from clipmill.stages.run import random_weights as stage
+    """Evaluate encoders with random weights at segmentation and depth.
+
+    Args:
+        clip_recipe: Pretraining recipe that defines the encoder.
+        clip_overrides: Overrides of the pretraining recipe.
+        segmentation_recipe: Fine-tuning recipe for segmentation.
+        depth_recipe: Fine-tuning recipe for depth.
+        finetune_overrides: Overrides of the fine-tuning recipes.
+        ade20k: URI of the segmentation data.
+        nyu: URI of the depth data.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+
+    Returns:
+        URIs of the evaluations.
+    """
+    from clipmill import stages
 
     recipes, data = [segmentation_recipe, depth_recipe], [ade20k, nyu]
-    return stage(clip_recipe, clip_overrides, recipes, finetune_overrides, data, store, run)
+    return stages.random_weights(clip_recipe, clip_overrides, recipes, finetune_overrides, data, store, run)

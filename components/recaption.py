@@ -1,4 +1,4 @@
-"""Component: synthetic captions beside a dataset's real ones."""
+"""Synthetic captions of a dataset."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -15,8 +15,22 @@ def recaption(
     start: int = 0,
     stop: int = 0,
 ) -> str:
-    """Caption every picture of shards ``start`` to ``stop`` (0: all); the layer's name."""
-    from clipmill.stages.data import recaption as stage
+    """Caption every image of a range of shards.
+
+    Args:
+        dataset: URI of the dataset.
+        captioner: Address of the captioner.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        start: First shard.
+        stop: Shard to stop before; 0 for all.
+
+    Returns:
+        Name of the caption layer.
+    """
+    from clipmill import stages
 
     shards = {"start": start, "stop": stop or None}
-    return stage(recipe, overrides, dataset, captioner, store, run, **shards)
+    return stages.recaption(recipe, overrides, dataset, captioner, store, run, **shards)

@@ -1,4 +1,4 @@
-"""Component: synthetic captions beside a large dataset's real ones, on many pods."""
+"""Synthetic captions of a large dataset, by an Argo workflow."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -8,11 +8,24 @@ from kfp import dsl
 def recaption_on_argo(
     dataset: str, captioner: str, recipe: str, pool: str, namespace: str, store: str, run: str
 ) -> str:
-    """Submit the workflow and wait for it; the layer's name."""
+    """Submit a workflow that captions a dataset, and wait for it.
+
+    Args:
+        dataset: URI of the dataset.
+        captioner: Address of the captioner.
+        recipe: Name of the recipe.
+        pool: Node pool.
+        namespace: Kubernetes namespace.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+
+    Returns:
+        Name of the caption layer.
+    """
     from clipmill.cluster.data_runs import fan_out
-    from clipmill.stages.data import recaption as stage
+    from clipmill import stages
 
     arguments = ["--captioner", captioner, "--recipe", recipe]
     fan_out("recaption", dataset, arguments, pool=pool, namespace=namespace)
     # All is there by now: the stage finds it, and tells its name.
-    return stage(recipe, [], dataset, captioner, store, run)
+    return stages.recaption(recipe, [], dataset, captioner, store, run)

@@ -1,4 +1,4 @@
-"""Component: a dataset that is no news any more."""
+"""Record that a dataset version was processed."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,7 +6,13 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def remember(dataset: str, store: str, run: str) -> None:
-    """Keep that a refresh was finished with this dataset."""
-    from clipmill.stages.data import remember as stage
+    """Record that a refresh was completed with this dataset version.
 
-    stage(dataset, store, run)
+    Args:
+        dataset: URI of the dataset.
+        store: URI of the store with the records.
+        run: Name of the completed run.
+    """
+    from clipmill import stages
+
+    stages.mark_processed(dataset, store, run)

@@ -1,4 +1,4 @@
-"""Component: one page about a run."""
+"""HTML report of a run that compares encoders."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -19,15 +19,33 @@ def report(
     run: str,
     page: dsl.Output[dsl.HTML],
 ) -> str:
-    """Draw the page, for the UI's viewer too; the report's URI."""
+    """Write the report of a run.
+
+    Args:
+        dataset: URI of the dataset.
+        layer: Layer of synthetic captions.
+        captioner: Address of the captioner; may be empty.
+        encoders: URIs of the encoders.
+        evaluations: Lists of evaluation URIs, one for each encoder.
+        comparison: URI of the comparison; may be empty.
+        segmentation: URI of the promotion for segmentation; may be empty.
+        depth: URI of the promotion for depth; may be empty.
+        probed: URI of the smoke test's result; may be empty.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        page: HTML page for the UI's viewer.
+
+    Returns:
+        URI of the report.
+    """
     from pathlib import Path
 
-    from clipmill.stages.run import report as stage
+    from clipmill import stages
     from clipmill.storage import read_bytes
 
     evaluated = [uri for of_one_encoder in evaluations for uri in of_one_encoder]
     made_of = (dataset, layer, captioner, encoders, evaluated)
     served = {"promotions": [segmentation, depth], "probe_uri": probed}
-    uri = stage(*made_of, store, run, comparison=comparison, **served)
+    uri = stages.report(*made_of, store, run, comparison=comparison, **served)
     Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
     return uri

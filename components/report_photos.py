@@ -1,4 +1,4 @@
-"""Component: one page about a folder of photographs."""
+"""HTML report of retrieval on photographs."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -9,12 +9,26 @@ def report_photos(
     dataset: str, layer: str, captioner: str, evaluations: list, given: str, store: str, run: str,
     page: dsl.Output[dsl.HTML],
 ) -> str:  # fmt: skip
-    """Draw the page, for the UI's viewer too; the report's URI."""
+    """Write the report of retrieval on photographs.
+
+    Args:
+        dataset: URI of the dataset.
+        layer: Layer of synthetic captions.
+        captioner: Address of the captioner; may be empty.
+        evaluations: URIs of retrieval evaluations.
+        given: URI of the evaluation of a public encoder; may be empty.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        page: HTML page for the UI's viewer.
+
+    Returns:
+        URI of the report.
+    """
     from pathlib import Path
 
-    from clipmill.stages.run import report_photos as stage
+    from clipmill import stages
     from clipmill.storage import read_bytes
 
-    uri = stage(dataset, layer, captioner, evaluations, given, store, run)
+    uri = stages.report_photos(dataset, layer, captioner, evaluations, given, store, run)
     Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
     return uri

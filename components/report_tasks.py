@@ -1,4 +1,4 @@
-"""Component: one page about an encoder's tasks."""
+"""HTML report of an encoder's tasks."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -9,12 +9,24 @@ def report_tasks(
     encoder: str, evaluations: list, promotions: list, store: str, run: str,
     page: dsl.Output[dsl.HTML],
 ) -> str:  # fmt: skip
-    """Draw the page, for the UI's viewer too; the report's URI."""
+    """Write the report of an encoder's tasks.
+
+    Args:
+        encoder: Address of the encoder.
+        evaluations: URIs of evaluations.
+        promotions: URIs of promotions.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        page: HTML page for the UI's viewer.
+
+    Returns:
+        URI of the report.
+    """
     from pathlib import Path
 
-    from clipmill.stages.run import report_tasks as stage
+    from clipmill import stages
     from clipmill.storage import read_bytes
 
-    uri = stage(encoder, evaluations, promotions, store, run)
+    uri = stages.report_tasks(encoder, evaluations, promotions, store, run)
     Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
     return uri

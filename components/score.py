@@ -1,4 +1,4 @@
-"""Component: measures of a dataset's pictures and captions."""
+"""Quality scores of a dataset."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -15,8 +15,22 @@ def score(
     start: int = 0,
     stop: int = 0,
 ) -> list:
-    """Score every sample of shards ``start`` to ``stop`` (0: all); the layers' names."""
-    from clipmill.stages.data import score as stage
+    """Score every sample of a range of shards.
+
+    Args:
+        dataset: URI of the dataset.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        model: Address of the CLIP; empty for the recipe's.
+        start: First shard.
+        stop: Shard to stop before; 0 for all.
+
+    Returns:
+        Names of the score layers.
+    """
+    from clipmill import stages
 
     part = {"start": start, "stop": stop or None}
-    return stage(recipe, overrides, dataset, store, run, model=model, **part)
+    return stages.score(recipe, overrides, dataset, store, run, model=model, **part)

@@ -1,4 +1,4 @@
-"""Component: which samples a training run sees, with which captions."""
+"""Selection of a dataset's samples by their scores."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,7 +6,19 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def select(dataset: str, layers: list, recipe: str, overrides: list, store: str, run: str) -> str:
-    """Judge every sample by its scores; the layer's name."""
-    from clipmill.stages.data import select as stage
+    """Filter a dataset's samples by their scores.
 
-    return stage(recipe, overrides, dataset, store, run, layers=layers)
+    Args:
+        dataset: URI of the dataset.
+        layers: Score layers to prefer where a filter's name fits several.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+
+    Returns:
+        Name of the selection layer.
+    """
+    from clipmill import stages
+
+    return stages.select(recipe, overrides, dataset, store, run, layers=layers)

@@ -1,4 +1,4 @@
-"""Component: a source of pairs into a dataset."""
+"""Conversion of a source into a sharded dataset."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -9,8 +9,21 @@ def shard(
     source: str, recipe: str, overrides: list, store: str, run: str,
     made: dsl.Output[dsl.Dataset], label: str = "",
 ) -> str:  # fmt: skip
-    """Cut ``source`` into shards; the dataset's URI."""
-    from clipmill.cluster.artifacts import recorded
-    from clipmill.stages.data import shard as stage
+    """Convert a source of image-text pairs into a sharded dataset.
 
-    return recorded(stage(recipe, overrides, source, store, run, label), made)
+    Args:
+        source: Address of the source.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        made: The output as an artifact with its metadata.
+        label: Label of the stage in the report.
+
+    Returns:
+        URI of the dataset.
+    """
+    from clipmill.cluster.artifacts import recorded
+    from clipmill import stages
+
+    return recorded(stages.shard(recipe, overrides, source, store, run, label), made)

@@ -1,4 +1,4 @@
-"""Component: what a run starts from."""
+"""Sources of a run: given pairs, or generated scenes."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,24 @@ from kfp import dsl
 def source(pairs: str, recipe: str, overrides: list, store: str, run: str) -> NamedTuple(
     "Sources", [("pairs", str), ("captioning", str), ("ade20k", str), ("nyu", str)]
 ):
-    """Draw scenes; ``pairs``, where given, takes the place of theirs."""
+    """Generate scenes, and use the given pairs in place of theirs if there are any.
+
+    Args:
+        pairs: Address of a source of pairs; empty for the scenes'.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+
+    Returns:
+        URIs of the pairs, of the captioner's pairs, and of the labeled data.
+    """
     from typing import NamedTuple
 
     from clipmill.scenes import source as files
-    from clipmill.stages.data import scenes as stage
+    from clipmill import stages
 
-    drawn = stage(recipe, overrides, store, run)
+    drawn = stages.scenes(recipe, overrides, store, run)
     names = (files.PAIRS, files.CAPTIONING, files.LABELS["segmentation"], files.LABELS["depth"])
     uris = [f"{drawn}/{name}" for name in names]
     made = NamedTuple("Sources", [(name, str) for name in ("pairs", "captioning", "ade20k", "nyu")])

@@ -1,4 +1,4 @@
-"""Component: the study of what captions do, with error bars."""
+"""Caption-quality study."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -8,12 +8,23 @@ from kfp import dsl
 def study(
     recipe: str, overrides: list, store: str, run: str, page: dsl.Output[dsl.HTML]
 ) -> str:  # fmt: skip
-    """Carry the study out, its page for the UI's viewer too; the study's URI."""
+    """Run the caption-quality study and write its page.
+
+    Args:
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        page: HTML page for the UI's viewer.
+
+    Returns:
+        URI of the study.
+    """
     from pathlib import Path
 
-    from clipmill.stages.run import study as stage
+    from clipmill import stages
     from clipmill.storage import read_bytes
 
-    uri = stage(recipe, overrides, store, run)
+    uri = stages.study(recipe, overrides, store, run)
     Path(page.path).write_bytes(read_bytes(f"{uri}/study.html"))
     return uri

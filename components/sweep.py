@@ -1,4 +1,4 @@
-"""Component: the best of a grid of fine-tunings."""
+"""Best fine-tuning of a sweep."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,20 @@ def sweep(
 ) -> NamedTuple(
     "Best", [("task", str), ("gate", float), ("evaluation", str), ("evaluations", list)]
 ):  # fmt: skip
-    """Try what wasn't tried, draw the grid, and tell the best point's evaluation."""
+    """Complete a task's sweep and return its best evaluation.
+
+    Args:
+        encoder: Address of the encoder.
+        wanted: The task: a :class:`clipmill.stages.TaskSpec` as JSON.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        made: The output as an artifact with its metadata.
+        metrics: Metrics for the UI.
+        page: HTML page of the sweep for the UI's viewer.
+
+    Returns:
+        The task, its threshold, and the best evaluation, also as a list.
+    """
     from pathlib import Path
 
     from clipmill.cluster.artifacts import recorded

@@ -1,4 +1,4 @@
-"""Component: one point of a sweep."""
+"""One point of a sweep."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,8 +6,19 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def sweep_point(encoder: str, wanted: dict, point: dict, store: str, run: str) -> str:
-    """Fine-tune and judge a point; the evaluation's URI, empty where training diverged."""
-    from clipmill.stages.run import WantedTask
-    from clipmill.stages.run import sweep_point as stage
+    """Fine-tune and evaluate one point of a sweep.
 
-    return stage(WantedTask.from_json(wanted), point, encoder, store, run)
+    Args:
+        encoder: Address of the encoder.
+        wanted: The task: a :class:`clipmill.stages.TaskSpec` as JSON.
+        point: Values by path.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+
+    Returns:
+        URI of the evaluation; empty where training diverged.
+    """
+    from clipmill.stages.run import WantedTask
+    from clipmill import stages
+
+    return stages.sweep_point(WantedTask.from_json(wanted), point, encoder, store, run)

@@ -1,4 +1,4 @@
-"""Component: what a wanted task's sweep begins with."""
+"""Points of a task's sweep."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,7 +6,14 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def sweep_points(wanted: dict) -> list:
-    """The points to try side by side: one for a plain fine-tuning."""
+    """List the points to run in parallel; one for a plain fine-tuning.
+
+    Args:
+        wanted: The task: a :class:`clipmill.stages.TaskSpec` as JSON.
+
+    Returns:
+        Values by path, for each point.
+    """
     from clipmill.stages.run import WantedTask
 
     return list(WantedTask.from_json(wanted).sweep.points())

@@ -1,4 +1,4 @@
-"""Component: a layer of teacher embeddings beside a dataset's shards."""
+"""Teacher embeddings of a dataset."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -6,7 +6,19 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def teacher(dataset: str, captions: str, recipe: str, overrides: list, store: str, run: str) -> str:
-    """Embed pictures and captions with a teacher ensemble; the layer's name."""
-    from clipmill.stages.data import teacher as stage
+    """Embed images and captions with a teacher ensemble.
 
-    return stage(recipe, overrides, dataset, captions, store, run)
+    Args:
+        dataset: URI of the dataset.
+        captions: Layer of synthetic captions to embed too.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+
+    Returns:
+        Name of the embedding layer.
+    """
+    from clipmill import stages
+
+    return stages.teacher(recipe, overrides, dataset, captions, store, run)

@@ -1,4 +1,4 @@
-"""Component: a captioner from well-captioned pairs."""
+"""Training of a captioner."""
 
 from clipmill.components import IMAGE
 from kfp import dsl
@@ -9,8 +9,21 @@ def train_captioner(
     dataset: str, recipe: str, overrides: list, store: str, run: str,
     made: dsl.Output[dsl.Model], captioner: str = "",
 ) -> str:  # fmt: skip
-    """Train a CoCa, unless ``captioner`` is given; the captioner's URI."""
-    from clipmill.cluster.artifacts import recorded
-    from clipmill.stages.data import train_captioner as stage
+    """Train a CoCa captioner, unless one is given.
 
-    return captioner or recorded(stage(recipe, overrides, dataset, store, run), made)
+    Args:
+        dataset: URI of the dataset.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        made: The output as an artifact with its metadata.
+        captioner: Address of a captioner to use instead; may be empty.
+
+    Returns:
+        URI of the captioner.
+    """
+    from clipmill.cluster.artifacts import recorded
+    from clipmill import stages
+
+    return captioner or recorded(stages.train_captioner(recipe, overrides, dataset, store, run), made)

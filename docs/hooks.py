@@ -1,45 +1,59 @@
-"""MkDocs hooks: pages that are generated when the site is built.
+"""MkDocs hooks: pages and links that are made when the site is built.
 
-The command-line reference comes from the Typer application, the changelog and the contributing guide
-from the files at the repository's root.
+Pages under ``reference/`` with the mark ``<!-- generated: NAME -->`` come from the code: commands from
+the Typer application, recipes from their docstrings. The changelog and the contributing guide come
+from the repository's root. Links to other files outside of ``docs/`` lead to GitHub.
 """
 
+import posixpath
 import re
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOT_PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+REPOSITORY = "https://github.com/clipmill/clipmill/blob/main"
+ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+_LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the generated pages to the site's files."""
+    """Add the root's pages to the site's files."""
     from mkdocs.structure.files import File
 
-    pages = {"reference/cli.md": cli_reference()}
-    pages |= {page: root_page(ROOT / name) for page, name in ROOT_PAGES.items()}
-    for page, text in pages.items():
-        files.append(File.generated(config, page, content=text))
+    for name, page in ROOT_PAGES.items():
+        text = (ROOT / name).read_text("utf-8")
+        files.append(File.generated(config, page, content=site_links(text, folder="")))
     return files
 
 
-def root_page(path: Path) -> str:
-    """Return a page of the repository's root with its links rewritten for the site."""
-    names = {name: page for page, name in ROOT_PAGES.items()}
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Generate a page's content, or rewrite its links to files outside of ``docs/``."""
+    if match := re.search(r"<!-- generated: (\w+_reference) -->", markdown):
+        return GENERATED[match[1]]()
+    if page.file.src_uri in ROOT_PAGES.values():
+        return markdown  # its links are the site's already
+    return site_links(markdown, folder=posixpath.join("docs", posixpath.dirname(page.file.src_uri)))
+
+
+def site_links(markdown: str, *, folder: str) -> str:
+    """Return Markdown whose links are the site's, for a page that lies in a folder of the repository."""
 
     def rewrite(match: re.Match[str]) -> str:
-        target, _, anchor = match[1].partition("#")
-        anchor = f"#{anchor}" if anchor else ""
-        if not target or "://" in target:
+        target, anchor = match[1], match[2] or ""
+        if ":" in target:
             return match[0]
-        if target in names:
-            return f"]({names[target]}{anchor})"
-        if target.startswith("docs/"):
-            return f"]({target.removeprefix('docs/')}{anchor})"
-        return f"](https://github.com/clipmill/clipmill/blob/main/{target}{anchor})"
+        path = posixpath.normpath(posixpath.join(folder, target))
+        if path.startswith("docs/"):
+            if folder:
+                return match[0]
+            return f"]({path.removeprefix('docs/')}{anchor})"
+        if path in ROOT_PAGES:
+            above = posixpath.relpath("docs", folder) if folder else "."
+            return f"]({posixpath.normpath(posixpath.join(above, ROOT_PAGES[path]))}{anchor})"
+        return f"]({REPOSITORY}/{path}{anchor})"
 
-    return re.sub(r"\]\(([^)\s]+)\)", rewrite, path.read_text("utf-8"))
+    return _LINK.sub(rewrite, markdown)
 
 
 def cli_reference() -> str:
@@ -62,7 +76,9 @@ def _sections(command: Any, name: str) -> list[str]:
     level = "#" * min(name.count(" ") + 1, 3)
     text = [f"{level} {name}\n\n{_prose(command.help)}\n"] if " " in name else []
     if children := getattr(command, "commands", None):
-        ordered = sorted(children.items(), key=lambda item: bool(getattr(item[1], "commands", None)))
+        ordered = sorted(
+            children.items(), key=lambda item: bool(getattr(item[1], "commands", None))
+        )
         for child, sub in ordered:
             text += _sections(sub, f"{name} {child}")
         return text
@@ -76,7 +92,9 @@ def _sections(command: Any, name: str) -> list[str]:
         text.append("\n".join(["| Argument | Description |", "|---|---|", *rows]) + "\n")
     if options:
         rows = [f"| {_names(p)} | {_default(p)} | {_help(p)} |" for p in options]
-        text.append("\n".join(["| Option | Default | Description |", "|---|---|---|", *rows]) + "\n")
+        text.append(
+            "\n".join(["| Option | Default | Description |", "|---|---|---|", *rows]) + "\n"
+        )
     return text
 
 
@@ -124,3 +142,39 @@ def _help(parameter: Any) -> str:
     if parameter.multiple and "repeatable" not in text.lower():
         text += " Repeatable."
     return text.strip()
+
+
+def recipe_reference() -> str:
+    """Return a table of all recipes by kind, from their docstrings."""
+    from clipmill.recipes.registry import RECIPES
+
+    by_kind: dict[str, list[str]] = {}
+    for name, make in sorted(RECIPES.items()):
+        summary, fields = _docstring_fields(make.__doc__)
+        cells = [f"`{name}`", summary, fields["Source"], fields["Hardware"], fields["Expected"]]
+        row = " | ".join(cell.replace("|", "\\|") for cell in cells)
+        by_kind.setdefault(type(make()).__name__, []).append(f"| {row} |")
+    text = [
+        "# Recipes\n\n"
+        "Generated from the recipes when this site is built. `clipmill recipes NAME` prints all "
+        "fields of one; `--set path=value` changes a field.\n"
+    ]
+    head = "| Recipe | Description | Source | Hardware and time | Expected |\n|---|---|---|---|---|"
+    text += ["\n".join([f"## {kind}\n", head, *rows]) + "\n" for kind, rows in by_kind.items()]
+    return "\n".join(text)
+
+
+def _docstring_fields(docstring: str | None) -> tuple[str, dict[str, str]]:
+    """Return a recipe's summary, and what its docstring states as source, hardware, ..."""
+    text = " ".join((docstring or "").split()).replace("``", "`")
+    text = re.sub(r":func:`(\w+)`", lambda m: "`" + m[1].replace("_", "-") + "`", text)
+    text = text.replace("docs/hardware.md", "[hardware guide](../hardware.md)")
+    parts = re.split(r"\b(Source|Command|Hardware|Expected)([^:.]{0,40}): ", text)
+    fields = dict.fromkeys(("Source", "Command", "Hardware", "Expected"), "")
+    for word, qualifier, value in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        note = qualifier.strip(" ,") if word == "Expected" else ""
+        fields[word] = (f"{note}: " if note else "") + value.strip(" .")
+    return parts[0].split(". ")[0].strip(" ."), fields
+
+
+GENERATED = {"cli_reference": cli_reference, "recipe_reference": recipe_reference}

@@ -49,7 +49,7 @@ def _rendered(chart: Path, profile: str) -> dict[tuple[str, str], Resource]:
         if "/tests/" in path or path.endswith("NOTES.txt"):
             continue
         for resource in yaml.safe_load_all(text):
-            # A secret in a repository is none: docs/install.md says how to make it.
+            # A secret in a repository is none: docs/cluster.md says how to make it.
             if resource and resource["kind"] != "Secret":
                 resource["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "kustomize"
                 found[resource["kind"], resource["metadata"]["name"]] = resource

@@ -8,9 +8,8 @@ from clipmill.data.captioners import captioner_kind
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError, NotFoundError, StorageError
 from clipmill.models.pretrained import check_address
-from clipmill.recipes.registry import RECIPES, recipe
-from clipmill.stages.run import LABELS
-from clipmill.stages.run import WantedTask
+from clipmill.recipes.registry import RECIPES, get_recipe
+from clipmill.stages.run import LABELS, WantedTask
 from clipmill.tasks.finetune import FinetuneConfig
 
 _TYPES = {"STRING": str, "LIST": list, "STRUCT": dict, "NUMBER_DOUBLE": float}
@@ -62,7 +61,7 @@ def check(pipeline: Any, parameters: Mapping[str, Any]) -> None:
         # Fine-tunings share their overrides.
         shared = "finetune_overrides" if kind is FinetuneConfig else ""
         overrides = name.replace("_recipe", "_overrides")
-        recipe(every[name], kind, parameters.get(overrides, parameters.get(shared, [])))
+        get_recipe(every[name], kind, parameters.get(overrides, parameters.get(shared, [])))
     if "captions" in every and every["captions"] not in LABELS:
         raise ConfigError(
             f"captions was {every['captions']!r}",

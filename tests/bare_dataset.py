@@ -4,9 +4,9 @@ import json
 
 import pyarrow as pa
 
+from clipmill.config import digest_json, sha256_bytes
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.config import digest_json, sha256_bytes
 
 
 def bare_dataset(folder, sizes, label="u"):

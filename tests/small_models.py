@@ -15,8 +15,7 @@ def save_model(uri: str, task_name: str, *, crop_size: int = 64) -> str:
     import torch
 
     from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-    from clipmill.models.config import EncoderConfig
-    from clipmill.models.config import VisionConfig
+    from clipmill.models.config import EncoderConfig, VisionConfig
     from clipmill.tasks.registry import get_task
 
     encoder = EncoderConfig(

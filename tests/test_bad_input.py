@@ -25,11 +25,11 @@ from clipmill.errors import (
     StorageError,
     suggestion,
 )
+from clipmill.lineage import read_artifact_file
 from clipmill.models.checkpoint import read_metadata
-from clipmill.recipes.registry import recipe
+from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import Stage
 from clipmill.storage import write_json
-from clipmill.lineage import read_artifact_file
 
 
 def raising(error):
@@ -258,17 +258,17 @@ def test_a_wrong_value_is_explained_in_words(override, expected, action):
 )
 def test_a_recipe_that_does_not_exist_has_a_neighbour(name, action):
     with pytest.raises(ConfigError, match="there is no recipe") as caught:
-        recipe(name, Config)
+        get_recipe(name, Config)
     assert caught.value.action == action
     assert caught.value.expected == "a name that `clipmill recipes` lists"
     assert suggestion("deph", ["depth", "detection"], "") == "did you mean 'depth'?"
 
 
 def test_a_recipe_of_another_command_is_called_that():
-    from clipmill.data.shards.write import ShardConfig
+    from clipmill.data.shards.plan import ShardConfig
 
     with pytest.raises(ConfigError, match="'clip-miniature' is a recipe of another command"):
-        recipe("clip-miniature", ShardConfig)
+        get_recipe("clip-miniature", ShardConfig)
 
 
 def test_another_artifact_is_called_what_it_is(tmp_path):

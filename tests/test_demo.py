@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipmill.processes import port_owner
-from clipmill.scenes.formats import write_caption_folder
-from clipmill.scenes.geometry import SceneConfig
 from clipmill.demo import DemoOptions, program, show_demo
 from clipmill.errors import ConfigError, SourceError, StorageError
-from clipmill.processes import free_port
+from clipmill.processes import free_port, port_owner
+from clipmill.scenes.formats import write_caption_folder
+from clipmill.scenes.geometry import SceneConfig
 
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
 OVERRIDES = {

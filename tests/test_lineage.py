@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from clipmill.errors import ArtifactError, NotFoundError
-from clipmill.storage import join, split_uri, write_bytes, write_json
 from clipmill.lineage import Node, Parent, lineage, render
+from clipmill.storage import join, split_uri, write_bytes, write_json
 
 
 def _write(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 
 RUN = [sys.executable, "-W", "error", "-c", "from clipmill.cli import main; main()"]
 
@@ -29,7 +30,7 @@ def uri(folder: Path) -> str:
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(source / f"{i}.jpg")
         (source / f"{i}.txt").write_text(f"thing {i}")
-    return shard(ShardConfig(samples_per_shard=2), str(source), str(folder / "store"))
+    return write_dataset(ShardConfig(samples_per_shard=2), str(source), str(folder / "store"))
 
 
 def clipmill(folder: Path, *arguments: str, columns: int = 200) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,13 @@ import pytest
 
 from clipmill.errors import ConfigError
 from clipmill.processes import free_port
-from clipmill.stage_records import EVENTS_VARIABLE, METRICS_VARIABLE, Stage, StageRecord, read_stages
+from clipmill.stage_records import (
+    EVENTS_VARIABLE,
+    METRICS_VARIABLE,
+    Stage,
+    StageRecord,
+    read_stages,
+)
 from clipmill.storage import exists, join
 from clipmill.telemetry import data_metrics
 

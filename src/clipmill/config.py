@@ -16,6 +16,7 @@ import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
 from clipmill.errors import ConfigError, suggestion
 
 _OPERATIONAL = "operational"

@@ -20,12 +20,6 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from clipmill.processes import (
-    BackgroundProcess,
-    record_processes,
-    running_processes,
-    stop_processes,
-)
 from clipmill.errors import (
     ClipmillError,
     ConfigError,
@@ -34,8 +28,14 @@ from clipmill.errors import (
     StorageError,
     UserError,
 )
+from clipmill.processes import (
+    BackgroundProcess,
+    record_processes,
+    require_free,
+    running_processes,
+    stop_processes,
+)
 from clipmill.progress import follow
-from clipmill.processes import require_free
 from clipmill.serve.config import DEFAULT_PORT
 from clipmill.serve.launch import ServerProcess
 from clipmill.stage_records import EVENTS_VARIABLE

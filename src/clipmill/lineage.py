@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
+
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
 from clipmill.storage import exists, join, open_store, read_json
 

@@ -96,6 +96,7 @@ def process_pool(num_processes: int = 0) -> Iterator[ProcessPoolExecutor]:
         raise
     pool.shutdown()
 
+
 def tune_malloc() -> None:
     """Let freed memory stay with the process, for its next allocations.
 

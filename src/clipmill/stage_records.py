@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
 from clipmill.errors import ConfigError, UserError
 from clipmill.storage import join, open_store, read_json, require_writable, write_json
 from clipmill.telemetry import serve_metrics

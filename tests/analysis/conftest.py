@@ -13,27 +13,28 @@ import pytest
 import torch
 from made_comparison import task_result
 
-from clipmill.report.encoders import ReportInputs
+from clipmill.config import digest_json
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.scenes.formats import write_caption_folder
-from clipmill.scenes.scene import Scene, draw
-from clipmill.scenes.geometry import CLASSES, SceneConfig
-from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.loading.view import View, ViewConfig
-from clipmill.config import digest_json
-from clipmill.engine.trainer import Trained
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 from clipmill.engine.result import save_result
+from clipmill.engine.trainer import Trained
+from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.recipes.captioner import coca_miniature
 from clipmill.recipes.clip import clip_miniature
 from clipmill.recipes.dense import depth_miniature, upernet_miniature
+from clipmill.report.encoders import ReportInputs
+from clipmill.scenes.formats import write_caption_folder
+from clipmill.scenes.geometry import CLASSES, SceneConfig
+from clipmill.scenes.scene import Scene, draw
 from clipmill.storage import join, write_bytes, write_json
-from clipmill.lineage import Parent
 from clipmill.tasks.comparison import Comparison
-from clipmill.tasks.visualization import encode_png
 from clipmill.tasks.promotion import PromotionConfig, promote
 from clipmill.tasks.registry import get_task
+from clipmill.tasks.visualization import encode_png
 
 LAYER = "captions/coca-1a2b3c4d"
 FIGURES = {
@@ -144,7 +145,7 @@ def _dataset(root: Path, store: str, size: int, num_pairs: int, caption: str) ->
     write_json(join(source, "source.json"), value | {"summary": {"scenes": f"seed 0, {size} px"}})
     parent = Parent(role="source", uri=source, digest="5" * 64)
     config = ShardConfig(samples_per_shard=4)
-    return Dataset.open(shard(config, str(folder), store, source_parents=(parent,)))
+    return Dataset.open(write_dataset(config, str(folder), store, source_parents=(parent,)))
 
 
 def _recaption(dataset: Dataset, captioner: CheckpointMetadata) -> Dataset:
@@ -158,7 +159,9 @@ def _recaption(dataset: Dataset, captioner: CheckpointMetadata) -> Dataset:
     return commit_layer(dataset, LAYER, parents=parents, detail={"method": "top_k"})
 
 
-def _encoder(store: str, dataset: Dataset, number: int, *, seed: int, steps: int) -> CheckpointMetadata:
+def _encoder(
+    store: str, dataset: Dataset, number: int, *, seed: int, steps: int
+) -> CheckpointMetadata:
     kinds = ("real",) if number == 0 else ("real", "synthetic")
     captions = "real" if number == 0 else "both"
     config = clip_miniature()
@@ -177,7 +180,9 @@ def _encoder(store: str, dataset: Dataset, number: int, *, seed: int, steps: int
     return _save(store, f"encoders/{captions}-{number}", metadata, kinds, seed=number)
 
 
-def _task_model(store: str, label: str, task: str, encoder: CheckpointMetadata) -> CheckpointMetadata:
+def _task_model(
+    store: str, label: str, task: str, encoder: CheckpointMetadata
+) -> CheckpointMetadata:
     config = _RECIPES[task]
     metadata = CheckpointMetadata(
         kind="task",
@@ -268,7 +273,9 @@ def _comparison(
         )
         for name in next(iter(figures.values()))
     ]
-    parents = [metadata.as_parent(f"encoder {label}").to_json() for label, metadata in encoders.items()]
+    parents = [
+        metadata.as_parent(f"encoder {label}").to_json() for label, metadata in encoders.items()
+    ]
     digest = digest_json([parents, figures])
     uri = join(store, "comparisons", digest[:12])
     write_json(
@@ -297,7 +304,9 @@ def _comparison(
 
 def _drawn(task: str, array_HW: np.ndarray) -> np.ndarray:
     contract = get_task(task)
-    return contract.visualize({contract.outputs[0].name: array_HW}, np.zeros((*array_HW.shape, 3)), ())
+    return contract.visualize(
+        {contract.outputs[0].name: array_HW}, np.zeros((*array_HW.shape, 3)), ()
+    )
 
 
 def _blurred(truth_HW: np.ndarray, reach: int) -> np.ndarray:

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from clipmill.report.attention import attention_json, attention_page, measure_attention
 from clipmill.cli import app
 from clipmill.errors import ConfigError, SourceError
+from clipmill.report.attention import attention_json, attention_page, measure_attention
 
 
 @pytest.fixture

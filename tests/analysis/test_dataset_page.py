@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipmill.report.preview import PageConfig, dataset_page
-from clipmill.report.html.charts import share_below
-from clipmill.report.preview import choose
 from clipmill.data.dataset import Dataset
-from clipmill.data.stats import Extent
 from clipmill.data.layers import commit_layer, write_layer_shard
+from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
-from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.data.shards.write import write_dataset
+from clipmill.data.stats import Extent
 from clipmill.errors import ConfigError
+from clipmill.report.html.charts import share_below
+from clipmill.report.preview import PageConfig, choose, dataset_page
 
 LAYER, SCORE, RULE = "captions/coca-1", "score/clip", "select/basic"
 
@@ -65,7 +65,7 @@ def dataset(tmp_path: Path) -> Dataset:
     for i in range(11):
         Image.new("RGB", (20, 20 + 30 * (i == 5)), (i * 20, 0, 0)).save(source / f"{i:02d}.png")
         (source / f"{i:02d}.txt").write_text("<b>\u202ebold & <script>" if i == 4 else f"thing {i}")
-    uri = shard(ShardConfig(samples_per_shard=4), str(source), str(tmp_path / "store"))
+    uri = write_dataset(ShardConfig(samples_per_shard=4), str(source), str(tmp_path / "store"))
     dataset = Dataset.open(uri)
     for index in range(3):
         uids = dataset.uids(index)
@@ -191,7 +191,7 @@ def test_without_layers(tmp_path: Path, cache: Path) -> None:
     source.mkdir()
     Image.new("RGB", (300, 900)).save(source / "a.jpg")
     (source / "a.txt").write_text("word " * 5000)
-    plain = Dataset.open(shard(ShardConfig(), str(source), str(tmp_path / "plain-store")))
+    plain = Dataset.open(write_dataset(ShardConfig(), str(source), str(tmp_path / "plain-store")))
     found = page(plain, cache)
     assert len(found.samples) == 1
     assert "… 24,499 more characters" in found.text

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-from clipmill.report.comparison import compare
-from clipmill.report.comparison import Check, check_fairness
-from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.lineage import Parent
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
+from clipmill.report.comparison import Check, check_fairness, compare
 
 
-def check(run, models: dict[tuple[str, str], CheckpointMetadata] | None = None) -> tuple[Check, ...]:
+def check(
+    run, models: dict[tuple[str, str], CheckpointMetadata] | None = None
+) -> tuple[Check, ...]:
     encoders = {label: read_metadata(uri) for label, uri in run.inputs.encoders.items()}
     return check_fairness(compare(run.inputs.evaluations), encoders, models or run.models)
 

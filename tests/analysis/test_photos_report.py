@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from clipmill.data.dataset import Dataset
+from clipmill.data.loading.view import in_fraction
+from clipmill.demo import check_captioner
+from clipmill.errors import ConfigError
+from clipmill.recipes import run, run_data, run_judge
 from clipmill.report.photos import (
     Judged,
     Share,
@@ -15,16 +20,11 @@ from clipmill.report.photos import (
     paired_difference,
     photos_report,
 )
-from clipmill.data.dataset import Dataset
 from clipmill.scenes.formats import write_caption_folder
 from clipmill.scenes.geometry import SceneConfig
-from clipmill.data.loading.view import in_fraction
-from clipmill.demo import check_captioner
-from clipmill.errors import ConfigError
-from clipmill.recipes import run, run_data, run_judge
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
-from clipmill.tasks.zero_shot import RetrievalConfig
 from clipmill.tasks.retrieval import read_ranks
+from clipmill.tasks.zero_shot import RetrievalConfig
 
 TINY = [
     "train.steps=4", "train.batch_size=16", "train.log_steps=1", "train.num_threads=1",

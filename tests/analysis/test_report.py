@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from clipmill.errors import NotFoundError
+from clipmill.lineage import lineage
 from clipmill.report.encoders import report
 from clipmill.report.sections.results import RULE
-from clipmill.errors import NotFoundError
 from clipmill.storage import exists, join, read_bytes, read_json, write_json
-from clipmill.lineage import lineage
 
 VOID = {"meta", "img", "br"}
 

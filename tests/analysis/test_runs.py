@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from clipmill.report.runs import differing, list_runs, runs_page
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.metrics import Journal
 from clipmill.engine.result import LOG_FILE, log_lines
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.report.runs import differing, list_runs, runs_page
 from clipmill.storage import join, write_bytes, write_json
 
 TRAIN = TrainConfig(steps=100, batch_size=8)

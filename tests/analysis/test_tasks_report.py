@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.report.tasks import tasks_report
 from clipmill.errors import ConfigError
+from clipmill.report.tasks import tasks_report
 
 
 def test_the_page_says_what_was_reached_and_what_serves(make_run):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from made_comparison import RANDOM_FIGURES, task_result
 
+from clipmill.errors import ConfigError
 from clipmill.report.comparison import compare
 from clipmill.report.summary import (
     Circumstances,
@@ -16,7 +17,6 @@ from clipmill.report.summary import (
     over,
     seeds_of,
 )
-from clipmill.errors import ConfigError
 from clipmill.tasks.comparison import RANDOM, Comparison, PretrainingResult
 
 G = {"segmentation": 31.2, "depth": 0.912}

@@ -6,9 +6,9 @@ from clipmill.cluster.deploy import deploy_promotion
 from clipmill.cluster.rollout import RolloutConfig
 from clipmill.cluster.serving import EndpointConfig
 from clipmill.errors import GateError, NotFoundError, ServerError
+from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.storage import join, write_bytes, write_json
-from clipmill.lineage import Parent
 from clipmill.tasks.visualization import encode_png
 
 ENDPOINT = EndpointConfig(name="depth", namespace="ml")
@@ -23,7 +23,9 @@ def promotion(tmp_path):
 
     store = str(tmp_path)
     parents = (Parent(role="encoder", uri="e", digest="abc"),)
-    metadata = CheckpointMetadata(kind="task-model", architecture={"task": "depth"}, recipe={}, parents=parents)
+    metadata = CheckpointMetadata(
+        kind="task-model", architecture={"task": "depth"}, recipe={}, parents=parents
+    )
     metadata = save_checkpoint(join(store, "models/m"), metadata, {"w": torch.zeros(1)})
     evaluation = join(store, "evaluations/e")
     write_bytes(join(evaluation, "00-image.png"), encode_png(np.zeros((8, 8, 3), np.uint8)))

@@ -15,9 +15,9 @@ import numpy as np
 import open_clip
 import torch
 
-from clipmill.models.encoders import Normalize
 from clipmill.models.coca import build_coca
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
 
 FILE = Path(__file__).with_name("open_clip_captions.json")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from clipmill.data.loading.decode import EncodedImage
 from clipmill.data.transforms.augmentation import (
     Box,
     CropTransform,
@@ -17,10 +18,9 @@ from clipmill.data.transforms.augmentation import (
     crop_to_square,
     draw_crop,
 )
-from clipmill.data.loading.decode import EncodedImage
-from clipmill.scenes import SceneConfig, draw
 from clipmill.images import decode_rgb
 from clipmill.models.preprocess import center_crop_resize
+from clipmill.scenes import SceneConfig, draw
 
 
 def coordinates(width, height):

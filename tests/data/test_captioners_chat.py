@@ -12,12 +12,15 @@ from chat_server import ChatServer, image_of, text_of
 from PIL import Image
 
 from clipmill.data.captioners import CaptionersConfig, open_captioner
-from clipmill.data.captioners.chat import tidy
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput
-from clipmill.data.captioners.chat_client import EndpointConfig, check_url
-from clipmill.data.captioners.chat import RewriteCaptioner, RewriteConfig
-from clipmill.data.captioners.chat_client import Secret, read_key
-from clipmill.data.captioners.chat import VlmCaptioner, VlmConfig
+from clipmill.data.captioners.chat import (
+    RewriteCaptioner,
+    RewriteConfig,
+    VlmCaptioner,
+    VlmConfig,
+    tidy,
+)
+from clipmill.data.captioners.chat_client import EndpointConfig, Secret, check_url, read_key
 from clipmill.errors import BudgetError, ConfigError, ServerError
 
 QUICK = EndpointConfig(backoff_seconds=0.001, attempts=3, timeout_seconds=5, concurrency=4)

@@ -25,22 +25,22 @@ from torch.nn import functional as F
 from transformers import TopPLogitsWarper
 
 from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput
 from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
 from clipmill.data.captioners.coca_generation import Decoder, draw
-from clipmill.data.captioners.base import CaptionInput, CaptionOutput
 from clipmill.data.dataset import Dataset
-from clipmill.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
-from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.preprocess import center_crop_resize, tower_image
-from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
-from clipmill.models.coca import coca_forward
-from clipmill.models.encoders import Normalize
-from clipmill.models.tokenizer import Tokenizer
-from clipmill.models.coca import build_coca
-from clipmill.storage import unpack_dir, join
 from clipmill.lineage import Parent, read_artifact
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
+from clipmill.models.coca import build_coca, coca_forward
+from clipmill.models.encoders import Normalize
+from clipmill.models.preprocess import center_crop_resize, tower_image
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
+from clipmill.storage import join, unpack_dir
 
 TOKENIZER = Tokenizer.from_config(COCA.clip.text)
 OPEN_CLIPS = json.loads(FILE.read_text())
@@ -437,7 +437,7 @@ def test_a_captioner_of_scenes_knows_no_photos(tmp_path, is_stage):
     scenes = draw_source(config, str(tmp_path / "scenes"), report=lambda *_: None)
     pairs = unpack_dir(join(scenes, CAPTIONING), tmp_path / "copies") if is_stage else None
     parents = (Parent(role="source", uri=scenes, digest=read_artifact(scenes)["digest"]),)
-    dataset = shard(
+    dataset = write_dataset(
         ShardConfig(),
         str(pairs or join(scenes, CAPTIONING)),
         str(tmp_path),
@@ -448,7 +448,7 @@ def test_a_captioner_of_scenes_knows_no_photos(tmp_path, is_stage):
 
 def test_a_captioner_of_ones_own_images_knows_photos(tmp_path, write_pairs):
     photos = write_pairs(tmp_path / "photos", 3)
-    dataset = shard(ShardConfig(), str(photos), str(tmp_path))
+    dataset = write_dataset(ShardConfig(), str(photos), str(tmp_path))
     captioner = CocaCaptioner(save_trained(tmp_path / "coca", dataset), GREEDY)
     assert knows_photos(captioner)
     shutil.rmtree(photos)  # now nothing says what it was trained on
@@ -457,7 +457,9 @@ def test_a_captioner_of_ones_own_images_knows_photos(tmp_path, write_pairs):
 
 def save_trained(folder, dataset):
     parents = View(Dataset.open(dataset), ViewConfig(captions="real")).parents
-    metadata = CheckpointMetadata(kind="coca", architecture=COCA.to_json(), recipe={}, parents=parents)
+    metadata = CheckpointMetadata(
+        kind="coca", architecture=COCA.to_json(), recipe={}, parents=parents
+    )
     return save_checkpoint(str(folder), metadata, random_coca(0).state_dict()).uri
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipmill.data.loading.decode import REDUCTIONS, EncodedImage
-from clipmill.scenes import SceneConfig, draw
 from clipmill.errors import BadSampleError
 from clipmill.images import decode_rgb
+from clipmill.scenes import SceneConfig, draw
 
 WIDTH, HEIGHT = 61, 37
 PICTURE = Image.fromarray(draw(SceneConfig(size=64, supersample=1), 0).image_HW3[:HEIGHT, :WIDTH])

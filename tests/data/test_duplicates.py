@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.duplicates import exact_duplicates, near_duplicates, hamming_neighbors, preference_ranks
+from clipmill.data.duplicates import (
+    exact_duplicates,
+    hamming_neighbors,
+    near_duplicates,
+    preference_ranks,
+)
 
 
 def distance_of(one, other):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from clipmill.config import sha256_file
 from clipmill.data.dataset import Dataset
 from clipmill.data.export import ExportConfig, export
-from clipmill.data.shards.read import read_shard
 from clipmill.data.loading.view import ViewConfig, in_fraction
-from clipmill.config import sha256_file
+from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import lineage
 

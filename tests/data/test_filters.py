@@ -6,15 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.filters import AspectRatioFilter
-from clipmill.data.filters import CaptionLengthFilter
-from clipmill.data.filters import ClipScoreFilter
-from clipmill.data.filters import ClipTopFractionFilter
-from clipmill.data.filters import ConceptBalanceFilter
-from clipmill.data.filters import Block
 from clipmill.data.duplicates import ExactDuplicateFilter, NearDuplicateFilter
-from clipmill.data.filters import ImageSizeFilter
-from clipmill.data.filters import LanguageFilter
+from clipmill.data.filters import (
+    AspectRatioFilter,
+    Block,
+    CaptionLengthFilter,
+    ClipScoreFilter,
+    ClipTopFractionFilter,
+    ConceptBalanceFilter,
+    ImageSizeFilter,
+    LanguageFilter,
+)
 from clipmill.data.select import FILTERS
 from clipmill.errors import ConfigError
 

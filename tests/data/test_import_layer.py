@@ -17,8 +17,8 @@ from clipmill.data.import_layer import ImportConfig, import_layer
 from clipmill.data.layers import read_layer
 from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError, SourceError
-from clipmill.storage import open_store
 from clipmill.lineage import lineage
+from clipmill.storage import open_store
 
 FILL = ImportConfig(missing="fill")
 
@@ -209,8 +209,7 @@ def test_names_of_layers(tmp_path):
 
 def test_a_score_from_elsewhere_can_be_selected_by(tmp_path):
     from clipmill.data.filters import ClipScoreFilter
-    from clipmill.data.select import select
-    from clipmill.data.select import SelectConfig, filter_steps
+    from clipmill.data.select import SelectConfig, filter_steps, select
 
     dataset = bare_dataset(tmp_path / "d", (2, 2))
     add_layer(dataset, "score/clip-1", {"real": np.zeros(4, np.float32)})

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from clipmill.data.labeled.dense import IGNORED, Ade20kFolder, NyuFolder, ade20k_classes
-from clipmill.scenes import CLASSES, SceneConfig, draw, write_ade20k, write_nyu
 from clipmill.errors import SourceError
+from clipmill.scenes import CLASSES, SceneConfig, draw, write_ade20k, write_nyu
 
 SCENES = SceneConfig(size=32)
 

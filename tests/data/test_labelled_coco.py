@@ -8,8 +8,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from clipmill.data.labeled.coco import CocoFolder, coco_classes, coco_split
-from clipmill.scenes import OBJECTS, SceneConfig, write_coco
 from clipmill.errors import SourceError
+from clipmill.scenes import OBJECTS, SceneConfig, write_coco
 
 SIZE = {"width": 20, "height": 16}
 WHOLE = [[2, 3, 9, 3, 9, 8, 2, 8]]

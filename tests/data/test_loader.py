@@ -17,9 +17,9 @@ from torch import Tensor
 from clipmill.data import loader as loader_module
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader
-from clipmill.data.loading.sampler import EpochOrder
-from clipmill.data.shards.read import read_shard
+from clipmill.data.loading.sampler import EpochShuffle
 from clipmill.data.loading.view import View, ViewConfig, in_fraction
+from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
 
@@ -223,7 +223,7 @@ def test_next_block_is_downloaded_meanwhile(
     view = View(dataset, ViewConfig())
     take(make_loader(view, tmp_path, batch_size=2, shuffle_shards=1), 1)
     sizes = view.shard_sizes()
-    order = EpochOrder(sizes, seed=0, epoch=0, shuffle_shards=1)
+    order = EpochShuffle(sizes, seed=0, epoch=0, shuffle_shards=1)
     (following,) = order.block_shards(1)
     path = tmp_path / "cache" / dataset.shards[following].sha256 / f"{following:05d}.tar"
     deadline = time.monotonic() + 60

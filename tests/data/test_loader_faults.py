@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from prometheus_client import REGISTRY
 
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
-from clipmill.data.shards.cache import owned, trim
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
-from clipmill.data.shards.read import read_shard
-from clipmill.data.shards.write import ShardConfig, shard
 from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.cache import owned, trim
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import write_dataset
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.errors import ArtifactError
 
 NUM_SAMPLES, SHARD_SIZE = 48, 8
@@ -43,7 +44,7 @@ def source(tmp_path_factory):
 @pytest.fixture
 def dataset(source, tmp_path):
     config = ShardConfig(samples_per_shard=SHARD_SIZE)
-    return Dataset.open(shard(config, str(source), str(tmp_path / "store")))
+    return Dataset.open(write_dataset(config, str(source), str(tmp_path / "store")))
 
 
 def loader(dataset, cache, **options):
@@ -103,7 +104,9 @@ def rotten(dataset, tmp_path):
 
 def test_a_bad_sample_is_replaced_and_the_rest_stay(dataset, tmp_path, source, rotten):
     healthy = Dataset.open(
-        shard(ShardConfig(samples_per_shard=SHARD_SIZE), str(source), str(tmp_path / "healthy"))
+        write_dataset(
+            ShardConfig(samples_per_shard=SHARD_SIZE), str(source), str(tmp_path / "healthy")
+        )
     )
     expected = take(loader(healthy, tmp_path / "healthy-cache"), 12)
     found = take(loader(dataset, tmp_path / "cache"), 12)
@@ -195,8 +198,8 @@ def read_remote(uri, cache, limit, seed, results):
 
 def test_processes_share_a_cache_too_small_for_all(source, tmp_path, s3):
     config = ShardConfig(samples_per_shard=SHARD_SIZE)
-    uri = shard(config, str(source), f"s3://tests/{tmp_path.name}")
-    local = Dataset.open(shard(config, str(source), str(tmp_path / "store")))
+    uri = write_dataset(config, str(source), f"s3://tests/{tmp_path.name}")
+    local = Dataset.open(write_dataset(config, str(source), str(tmp_path / "store")))
     limit = int(2.5 * max(shard.num_bytes for shard in Dataset.open(uri).shards))
     expected = content(take(loader(local, tmp_path / "other", shuffle_shards=1), 12))
     context = multiprocessing.get_context("fork")

@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from clipmill.data.layers import mmap_layer
-from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
+from clipmill.data.layers import commit_layer, mmap_layer, read_layer, write_layer_shard
 from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
 from clipmill.data.loading.teacher_targets import Teaching
 from clipmill.data.loading.view import View, ViewConfig

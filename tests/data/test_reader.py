@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.data.shards.cache import open_copy, trim
+from clipmill.config import sha256_bytes
 from clipmill.data.dataset import Dataset
+from clipmill.data.shards.cache import open_copy, trim
+from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.tar import index_tar
-from clipmill.data.shards.write import ShardConfig, shard
-from clipmill.config import sha256_bytes
+from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ArtifactError, NotFoundError
 from clipmill.storage import open_store
 
@@ -51,7 +52,7 @@ def test_empty_shard(tmp_path: Path, write_pairs: Callable[[Path, int], Path]) -
     source = write_pairs(tmp_path / "source", 4)
     for path in (source / "part0").glob("*.txt"):
         path.write_text("")
-    uri = shard(ShardConfig(samples_per_shard=2), str(source), str(tmp_path / "store"))
+    uri = write_dataset(ShardConfig(samples_per_shard=2), str(source), str(tmp_path / "store"))
     dataset = Dataset.open(uri)
     assert [info.num_samples for info in dataset.shards] == [0, 2]
     with read_shard(dataset, 0, tmp_path / "cache") as reader:

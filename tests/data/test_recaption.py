@@ -11,6 +11,7 @@ from chat_server import ChatServer
 from typer.testing import CliRunner
 
 from clipmill.cli import app
+from clipmill.config import digest_json, sha256_bytes
 from clipmill.data.captioners import (
     CaptionInput,
     CocaCaptioner,
@@ -21,10 +22,9 @@ from clipmill.data.captioners import (
 )
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.shards.read import read_shard
-from clipmill.data.recaption import RecaptionConfig, recaption
 from clipmill.data.loading.view import View, ViewConfig
-from clipmill.config import digest_json, sha256_bytes
+from clipmill.data.recaption import RecaptionConfig, recaption
+from clipmill.data.shards.read import read_shard
 from clipmill.errors import BudgetError, ConfigError, ServerError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint

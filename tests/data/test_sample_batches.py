@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.data.labeled.image_folder import ClassFolder
 from clipmill.data.labeled.dataloader import kept_in_memory, sample_batches
+from clipmill.data.labeled.image_folder import ClassFolder
 from clipmill.errors import ConfigError, SourceError
 
 NUM_SAMPLES = 7

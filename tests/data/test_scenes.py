@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from clipmill.errors import ConfigError, StorageError
 from clipmill.scenes import (
     CLASSES,
     COLOURS,
@@ -29,10 +30,9 @@ from clipmill.scenes import (
 )
 from clipmill.scenes import render as render_module
 from clipmill.scenes.captions import Subject, alt_text
+from clipmill.scenes.geometry import World, sample_world
 from clipmill.scenes.scene import render
 from clipmill.scenes.solids import INTERSECT, NORMAL
-from clipmill.scenes.geometry import World, sample_world
-from clipmill.errors import ConfigError, StorageError
 
 CROWDED = SceneConfig(seed=5, min_objects=3, max_objects=6)
 

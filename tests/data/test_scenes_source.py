@@ -5,9 +5,10 @@ from functools import lru_cache
 
 import pytest
 
-from clipmill.data.labeled.image_folder import ClassFolder
-from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
 from clipmill.data.labeled.coco import CocoFolder
+from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
+from clipmill.data.labeled.image_folder import ClassFolder
+from clipmill.lineage import lineage
 from clipmill.scenes import SceneConfig, draw, formats, write_ade20k, write_nyu
 from clipmill.scenes.source import (
     CAPTIONING,
@@ -16,8 +17,7 @@ from clipmill.scenes.source import (
     ScenesSourceConfig,
     draw_source,
 )
-from clipmill.storage import exists, unpack_dir, join, read_json
-from clipmill.lineage import lineage
+from clipmill.storage import exists, join, read_json, unpack_dir
 
 CONFIG = ScenesSourceConfig(
     size=32, labelled_size=48, num_pairs=5, num_captioning=4, num_labelled=3, num_test=2

@@ -11,24 +11,27 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clipmill.config import sha256_bytes
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.shards.read import read_shard
 from clipmill.data.scoring import score as score_module
 from clipmill.data.scoring.clip import ClipScoreConfig
-from clipmill.data.scoring.scorers import ConceptScoreConfig
-from clipmill.data.scoring.scorers import ImageScoreConfig
 from clipmill.data.scoring.score import ScoreConfig, score
-from clipmill.data.scoring.scorers import TextScoreConfig, language_of
-from clipmill.config import sha256_bytes
+from clipmill.data.scoring.scorers import (
+    ConceptScoreConfig,
+    ImageScoreConfig,
+    TextScoreConfig,
+    language_of,
+)
+from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, BadSampleError, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.models.encoders import Normalize
-from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.encoders import Normalize
+from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
 
 CLIP = ClipConfig(
     embed_dim=8,
@@ -319,9 +322,12 @@ def test_from_a_store_within_a_bounded_cache(s3, make_dataset, tmp_path, monkeyp
 
 
 def make_dataset_again(source, tmp_path):
-    from clipmill.data.shards.write import ShardConfig, shard
+    from clipmill.data.shards.plan import ShardConfig
+    from clipmill.data.shards.write import write_dataset
 
-    return Dataset.open(shard(ShardConfig(samples_per_shard=4), str(source), str(tmp_path / "s")))
+    return Dataset.open(
+        write_dataset(ShardConfig(samples_per_shard=4), str(source), str(tmp_path / "s"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -345,7 +351,9 @@ def test_mistakes(make_dataset, config, error, words):
 
 def test_what_is_no_judge(make_dataset, tmp_path, tiny_open_clip):
     dataset = make_dataset(count=3)
-    save_checkpoint(str(tmp_path / "m"), CheckpointMetadata(kind="task", architecture={}, recipe={}), {})
+    save_checkpoint(
+        str(tmp_path / "m"), CheckpointMetadata(kind="task", architecture={}, recipe={}), {}
+    )
     with pytest.raises(ArtifactError, match="kind 'task'"):
         score(
             ScoreConfig(clip=ClipScoreConfig(model=str(tmp_path / "m"))), dataset.uri, report=fail

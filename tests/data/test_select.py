@@ -10,16 +10,22 @@ from bare_dataset import add_layer, bare_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.select import CaptionSelectionConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.filters import ClipScoreFilter
-from clipmill.data.filters import ClipTopFractionFilter
-from clipmill.data.filters import ConceptBalanceFilter
 from clipmill.data.duplicates import ExactDuplicateFilter
-from clipmill.data.filters import ImageSizeFilter
+from clipmill.data.filters import (
+    ClipScoreFilter,
+    ClipTopFractionFilter,
+    ConceptBalanceFilter,
+    ImageSizeFilter,
+)
 from clipmill.data.layers import read_layer
-from clipmill.data.select import select
-from clipmill.data.select import FilterStep, SelectConfig, filter_steps
+from clipmill.data.select import (
+    CaptionSelectionConfig,
+    FilterStep,
+    SelectConfig,
+    filter_steps,
+    select,
+)
 from clipmill.errors import ConfigError
 from clipmill.lineage import lineage
 
@@ -136,7 +142,9 @@ def best_synthetic(drawn, row):
 def test_choice_of_captions(tmp_path_factory, seed, strategy):
     folder = tmp_path_factory.mktemp("choice")
     dataset, drawn = scored(folder / "d", seed)
-    config = SelectConfig(name="c", caption_selection=CaptionSelectionConfig(strategy=strategy, fraction=0.4))
+    config = SelectConfig(
+        name="c", caption_selection=CaptionSelectionConfig(strategy=strategy, fraction=0.4)
+    )
     table = rows_of(dataset, select(config, dataset.uri, report=silent), folder)
     in_top = top(drawn["real"], 0.4)
     expected = []
@@ -168,7 +176,9 @@ def test_mixed_captions_under_the_same_threshold(tmp_path):
 def test_filters_can_judge_the_chosen_caption(tmp_path):
     dataset, drawn = scored(tmp_path / "d")
     filters = filter_steps(ClipScoreFilter(threshold=0.5, captions="selected"))
-    config = SelectConfig(name="c", caption_selection=CaptionSelectionConfig(strategy="best"), filters=filters)
+    config = SelectConfig(
+        name="c", caption_selection=CaptionSelectionConfig(strategy="best"), filters=filters
+    )
     table = rows_of(dataset, select(config, dataset.uri, report=silent), tmp_path)
     best = [max(real, *drawn["synthetic"][row]) for row, real in enumerate(drawn["real"])]
     assert table["keep"].to_pylist() == [score >= 0.5 for score in best]
@@ -243,8 +253,12 @@ def test_what_is_missing(tmp_path):
 def test_a_rule_from_the_command_line(tmp_path):
     given_ = '[{"filter": "image-size", "settings": {"min_side": 250}}, {"filter": "clip-score",'
     given_ += ' "settings": {"threshold": 0.2}}]'
-    config = SelectConfig(name="c").override([f"filters={given_}", "caption_selection.strategy=best"])
-    assert config.filters == filter_steps(ImageSizeFilter(min_side=250), ClipScoreFilter(threshold=0.2))
+    config = SelectConfig(name="c").override(
+        [f"filters={given_}", "caption_selection.strategy=best"]
+    )
+    assert config.filters == filter_steps(
+        ImageSizeFilter(min_side=250), ClipScoreFilter(threshold=0.2)
+    )
     assert SelectConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 

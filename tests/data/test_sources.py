@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from source_reading import read_all
 
-from clipmill.data.shards.ingest import ImageLimits
-from clipmill.data.shards.ingest import Admission, Pair
+from clipmill.data.shards.ingest import ImageConstraints, IngestConfig, PreparedPair
 from clipmill.data.sources import FolderSource
 from clipmill.errors import BadSampleError, SourceError
 
@@ -23,15 +22,15 @@ def save(path: Path, size: tuple[int, int] = (8, 6), **options: object) -> bytes
     return path.read_bytes()
 
 
-ADMISSION = Admission(
-    limits=ImageLimits(max_pixels=10_000, min_side=4),
+ADMISSION = IngestConfig(
+    constraints=ImageConstraints(max_pixels=10_000, min_side=4),
     max_caption_bytes=100,
-    shorter_side=0,
+    resize_shorter_side=0,
     jpeg_quality=0,
 )
 
 
-def read(source: FolderSource, origin: str) -> Pair:
+def read(source: FolderSource, origin: str) -> PreparedPair:
     entries = {entry.origin: entry for entry in read_all(source)}
     return ADMISSION.read(entries[origin])
 

@@ -10,11 +10,10 @@ import pytest
 from make_sources import jpeg, plain_samples, reinforced_sample, write_tar
 from source_reading import plan, read_all
 
-from clipmill.data.shards.write import ShardConfig
+from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.sources import RawPair, Source, open_source
 from clipmill.data.sources.base import Entry
-from clipmill.data.sources.files import Descriptor
-from clipmill.data.sources.files import expand_braces
+from clipmill.data.sources.files import Descriptor, expand_braces
 from clipmill.data.sources.webdataset import CutTarError, members
 from clipmill.errors import BadSampleError, SourceError
 
@@ -273,13 +272,13 @@ def test_pickled_embeddings_are_refused(tmp_path: Path) -> None:
 def test_digest_follows_the_bytes(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", plain_samples(0, 2))
     source = open_source(str(path))
-    content, listing = source.digest("content"), source.digest("listing")
+    content, metadata = source.digest("content"), source.digest("metadata")
     assert open_source(str(path)).digest("content") == content
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
     assert source.digest("content") != content
-    assert source.digest("listing") != listing
+    assert source.digest("metadata") != metadata
 
 
 def test_flipped_bytes_spoil_samples_and_nothing_else(tmp_path: Path) -> None:
@@ -287,7 +286,7 @@ def test_flipped_bytes_spoil_samples_and_nothing_else(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", members_of_four)
     data = path.read_bytes()
     source = open_source(str(path))
-    read = ShardConfig().admission.read
+    read = ShardConfig().ingest.read
     random = np.random.default_rng(0)
     reasons = set()
     for _ in range(150):

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.stats import NUM_BINS, QUANTILES, Extent, of_counts
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.stats import chosen_shards, dataset_stats
+from clipmill.data.stats import NUM_BINS, QUANTILES, Extent, chosen_shards, dataset_stats, of_counts
 
 CAPTIONS = "captions/test-1"
 QUANTILE_METHOD = "inverted_cdf"

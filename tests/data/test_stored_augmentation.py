@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from clipmill.data import stored_augmentation
-from clipmill.data.transforms.augmentation import RandomResizedCropConfig
 from clipmill.data.transforms.augmentation import (
+    RandomResizedCropConfig,
     StoredAugmentationConfig,
     draw_augmentation,
     replay,

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from regression import Regression, regression_batches
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.trainer import train
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.optim import build_optimizer
-from clipmill.engine.config import ScheduleConfig
+from clipmill.engine.trainer import train
 from clipmill.errors import StoppedError
 
 CONFIG = TrainConfig(

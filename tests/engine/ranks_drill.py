@@ -17,11 +17,9 @@ from drill import in_child
 from regression import Regression, regression_batches
 from torch import nn
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.trainer import train
-from clipmill.engine.config import OperationConfig
+from clipmill.engine.config import AdamWConfig, OperationConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.optim import build_optimizer
-from clipmill.engine.config import ScheduleConfig
+from clipmill.engine.trainer import train
 from clipmill.errors import TrainingError
 
 CONFIG = TrainConfig(

@@ -11,10 +11,9 @@ import torch
 from regression import Regression
 
 from clipmill.engine import checkpointer as module
-from clipmill.engine.checkpoint import Checkpointer
+from clipmill.engine.checkpoint import Checkpointer, Progress, state_steps, write_state
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.checkpoint import Progress, state_steps, write_state
 from clipmill.engine.trainer import Updater
 from clipmill.errors import StorageError
 from clipmill.telemetry import train_metrics

@@ -6,11 +6,10 @@ import pytest
 import torch
 from regression import Regression, regression_batches
 
-from clipmill.engine.config import GuardConfig, TrainConfig
+from clipmill.engine.config import GuardConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.spike_guard import Guard
 from clipmill.engine.trainer import train
-from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ConfigError, TrainingError
 from clipmill.telemetry import train_metrics
 

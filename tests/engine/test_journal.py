@@ -13,11 +13,10 @@ from regression import Regression, regression_batches
 from torch import nn
 
 from clipmill.engine import journal
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.validation import Evaluation
+from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.metrics import forward_flops, peak_flops
 from clipmill.engine.trainer import train
-from clipmill.engine.config import ScheduleConfig
+from clipmill.engine.validation import Evaluation
 from clipmill.errors import ConfigError, TrainingError
 
 CONFIG = TrainConfig(

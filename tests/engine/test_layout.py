@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.trainer import train
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.objective import Objective
-from clipmill.engine.config import ScheduleConfig
+from clipmill.engine.trainer import train
 
 CONFIG = TrainConfig(
     steps=6,

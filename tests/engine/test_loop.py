@@ -11,10 +11,9 @@ import torch
 from regression import Regression, regression_batches
 from torch.nn import functional as F
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.trainer import train
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.objective import Objective
-from clipmill.engine.config import ScheduleConfig
+from clipmill.engine.trainer import train
 from clipmill.errors import ConfigError, TrainingError
 
 CONFIG = TrainConfig(

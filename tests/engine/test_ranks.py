@@ -13,8 +13,8 @@ from drill import STOPPED
 from ranks_drill import CONFIG, SCENARIOS, Scaled, trained
 from regression import regression_batches
 
-from clipmill.engine.distributed import Ranks
 from clipmill.engine.checkpoint import newest_state
+from clipmill.engine.distributed import Ranks
 from clipmill.errors import ConfigError
 from clipmill.processes import free_ports
 

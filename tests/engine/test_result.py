@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.trainer import Trained
 from clipmill.engine.result import read_log, result_uri, save_result
+from clipmill.engine.trainer import Trained
 from clipmill.errors import NotFoundError
+from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, read_embedding
 from clipmill.models.embedding_stats import EmbeddingStatistics
-from clipmill.lineage import Parent
 
 CONFIG = TrainConfig(steps=3, batch_size=2)
 DATA = Parent(role="data", uri="/data", digest="d" * 64)

@@ -7,14 +7,10 @@ import torch
 from regression import Regression, regression_batches
 from safetensors.torch import load_file
 
-from clipmill.engine.config import AdamWConfig, GuardConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.spike_guard import Guard
-from clipmill.engine.optim import build_optimizer, set_rate
-from clipmill.engine.checkpoint import Snapshot
 from clipmill.engine.checkpoint import (
     Moving,
     Progress,
+    Snapshot,
     drop_state,
     keep_last,
     newest_state,
@@ -22,6 +18,10 @@ from clipmill.engine.checkpoint import (
     state_steps,
     write_state,
 )
+from clipmill.engine.config import AdamWConfig, GuardConfig
+from clipmill.engine.distributed import Ranks
+from clipmill.engine.optim import build_optimizer, set_rate
+from clipmill.engine.spike_guard import Guard
 from clipmill.errors import ArtifactError
 
 

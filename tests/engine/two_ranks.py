@@ -10,17 +10,15 @@ from regression import Regression, regression_batches
 from torch import Tensor
 
 from clipmill.data.loading.dataloader import PairBatch
-from clipmill.engine.objective import split
-from clipmill.engine.config import TrainConfig
+from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import Ranks, ranks
+from clipmill.engine.objective import Objective, split
 from clipmill.engine.trainer import train
-from clipmill.engine.objective import Objective
-from clipmill.engine.config import ScheduleConfig
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
-from clipmill.pretrain.clip import ClipObjective
-from clipmill.pretrain.config import CaptionerConfig
-from clipmill.pretrain.coca import CocaObjective
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.pretrain.clip import ClipObjective
+from clipmill.pretrain.coca import CocaObjective
+from clipmill.pretrain.config import CocaTrainConfig
 
 CLIP = ClipConfig(
     embed_dim=16,
@@ -76,7 +74,7 @@ def _objective(kind: str, here: Ranks) -> Objective:
     if kind == "clip":
         return ClipObjective(CLIP, here)
     weight = 1.0 if kind == "coca" else 0.0
-    config = CaptionerConfig(model=COCA, contrastive_weight=weight, train=TRAIN)
+    config = CocaTrainConfig(model=COCA, contrastive_weight=weight, train=TRAIN)
     return CocaObjective(config, here)
 
 

@@ -25,10 +25,11 @@ import pyarrow as pa
 from clipmill.data.dataset import Dataset
 from clipmill.data.export import ExportConfig, export
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
-from clipmill.data.shards.read import read_shard
-from clipmill.data.shards.write import ShardConfig, shard
-from clipmill.data.verify import verify
 from clipmill.data.loading.view import ViewConfig
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import write_dataset
+from clipmill.data.verify import verify
 from clipmill.images import decode_rgb
 
 CAPTIONS, SCORE = "captions/drill", "score/drill"
@@ -52,7 +53,7 @@ def layer_rows(dataset: Dataset, index: int, layer: str, cache: Path) -> pa.Tabl
 
 def work(source: str, store: str, cache: Path) -> None:
     """What one worker does, from pictures to an export."""
-    uri = shard(ShardConfig(samples_per_shard=4), source, store, num_threads=2)
+    uri = write_dataset(ShardConfig(samples_per_shard=4), source, store, num_threads=2)
     dataset = Dataset.open(uri)
     for layer in (CAPTIONS, SCORE):
         for index in range(len(dataset.shards)):

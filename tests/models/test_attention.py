@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from clipmill.errors import ConfigError
-from clipmill.models.attention import AttentionMeter, patch_distances, capture_attention
+from clipmill.models.attention import AttentionMeter, capture_attention, patch_distances
+from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.models.encoders import build_dense
-from clipmill.models.config import EncoderConfig
-from clipmill.models.config import VisionConfig
 
 VIT = EncoderConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=3, head_width=8)

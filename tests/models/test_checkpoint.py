@@ -8,17 +8,17 @@ import torch
 from safetensors import safe_open
 
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
+from clipmill.lineage import Parent, lineage
 from clipmill.models.checkpoint import (
     CheckpointMetadata,
     has_checkpoint,
     load_checkpoint,
-    read_metadata,
     read_embedding,
+    read_metadata,
     save_checkpoint,
 )
 from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.storage import join, read_bytes
-from clipmill.lineage import Parent, lineage
 
 DATA = Parent(role="dataset", uri="/data", digest="d" * 64)
 CARD = CheckpointMetadata(

@@ -10,11 +10,10 @@ from torch.nn import functional as F
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.config import CLIP_MEAN, CLIP_STD, EncoderConfig, VisionConfig
 from clipmill.models.encoders import build_dense
 from clipmill.models.pretrained import open_encoder
-from clipmill.models.config import EncoderConfig
 from clipmill.models.towers import build_clip
-from clipmill.models.config import CLIP_MEAN, CLIP_STD, VisionConfig
 
 TIMM_MODELS = [
     "resnet10t",

@@ -5,7 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from clipmill.models.embedding_stats import evenly_spaced_indices, statistics_of, register_embedding_hook
+from clipmill.models.embedding_stats import (
+    evenly_spaced_indices,
+    register_embedding_hook,
+    statistics_of,
+)
 
 
 def test_statistics_by_hand():

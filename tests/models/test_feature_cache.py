@@ -4,10 +4,8 @@ import pytest
 import torch
 from tiny_towers import VIT
 
-from clipmill.models.encoders import build_dense
-from clipmill.models.config import EncoderConfig
-from clipmill.models.encoders import FeatureCache
-from clipmill.models.config import VisionConfig
+from clipmill.models.config import EncoderConfig, VisionConfig
+from clipmill.models.encoders import FeatureCache, build_dense
 
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

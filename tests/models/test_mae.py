@@ -8,9 +8,8 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
 
 from clipmill.errors import ConfigError
+from clipmill.models.config import MaeConfig, VisionConfig
 from clipmill.models.mae import MaskedAutoencoder, sine_positions
-from clipmill.models.config import MaeConfig
-from clipmill.models.config import VisionConfig
 
 CONFIG = MaeConfig(
     vision=VisionConfig(

@@ -14,16 +14,15 @@ from tiny_towers import CLIP, COCA
 from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.models.execution import fuse_branches
-from clipmill.models.config import CLIP_VOCAB_SIZE
-from clipmill.models.towers import build_clip
-from clipmill.models.coca import build_coca
-from clipmill.models.config import CLIP_MEAN, VisionConfig
-from clipmill.storage import write_json
 from clipmill.lineage import Parent
-from clipmill.tasks.export import export
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.coca import build_coca
+from clipmill.models.config import CLIP_MEAN, CLIP_VOCAB_SIZE, VisionConfig
+from clipmill.models.execution import fuse_branches
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
+from clipmill.storage import write_json
+from clipmill.tasks.export import export
 
 CONVOLUTIONAL = replace(CLIP, vision=VisionConfig(image_size=32, timm_model="test_resnet"))
 NO_INPUT_NORM = replace(CLIP, vision=replace(CLIP.vision, has_input_norm=False))
@@ -105,7 +104,9 @@ def test_transformers_loads_both_towers_with_equal_embeddings(tmp_path, images, 
     made = export(str(tmp_path / "ours"), tmp_path / "out", "transformers")
     theirs, loading = CLIPModel.from_pretrained(made.name, output_loading_info=True)
     assert not any(loading.values())
-    tokens = Tokenizer.from_config(config.text, is_padded=True)(["a red cube", "two balls on blue ground"])
+    tokens = Tokenizer.from_config(config.text, is_padded=True)(
+        ["a red cube", "two balls on blue ground"]
+    )
     with torch.no_grad():
         found = theirs.eval()(input_ids=tokens, pixel_values=images)
         expected = ours(images, tokens)

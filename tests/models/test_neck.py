@@ -4,10 +4,9 @@ import pytest
 import torch
 from tiny_towers import VIT
 
+from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.models.encoders import build_dense
-from clipmill.models.config import EncoderConfig
 from clipmill.models.necks import build_neck
-from clipmill.models.config import VisionConfig
 
 
 @torch.no_grad()

@@ -5,11 +5,10 @@ import timm
 import torch
 
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.models.pretrained import PretrainedEncoder
-from clipmill.models.config import EncoderConfig
+from clipmill.models.config import ClipConfig, EncoderConfig, TextConfig, VisionConfig
 from clipmill.models.encoders import build_pooled
+from clipmill.models.pretrained import PretrainedEncoder
 from clipmill.models.towers import build_clip
-from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 
 VISION = VisionConfig(image_size=32, patch_size=8, width=16, layers=2, head_width=8)
 

@@ -16,15 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.lineage import lineage
 from clipmill.models import hub, open_clip_weights
 from clipmill.models.clip import load_clip
-from clipmill.models.encoders import build_dense
-from clipmill.models.pretrained import open_encoder
-from clipmill.models.pretrained import import_weights
-from clipmill.models.encoders import build_pooled
+from clipmill.models.encoders import build_dense, build_pooled
+from clipmill.models.pretrained import import_weights, open_encoder
 from clipmill.models.weights.public import find_weights
 from clipmill.stage_records import silent
-from clipmill.lineage import lineage
 
 SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 4}

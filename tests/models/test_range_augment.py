@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from clipmill.errors import ConfigError
+from clipmill.models.config import RangeAugmentConfig
 from clipmill.models.range_augment import (
     LearnableRange,
     RangeAugment,
@@ -15,7 +16,6 @@ from clipmill.models.range_augment import (
     change_contrast,
     squared_error,
 )
-from clipmill.models.config import RangeAugmentConfig
 
 
 def images(count=4, side=6):

@@ -5,9 +5,9 @@ import torch
 from tiny_towers import CLIP, TEXT
 from torch import nn
 
+from clipmill.models.config import ClipConfig, VisionConfig
 from clipmill.models.execution import fuse_branches
 from clipmill.models.towers import build_clip
-from clipmill.models.config import ClipConfig, VisionConfig
 
 
 def settle(module):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from clipmill.errors import ConfigError
 from clipmill.models import tokenizer as tokenizer_module
-from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.config import CLIP_VOCAB_SIZE
+from clipmill.models.tokenizer import Tokenizer
 
 SIZES = [514, 600, 2048, 4096, CLIP_VOCAB_SIZE]
 CAPTIONS = [

@@ -8,10 +8,10 @@ import torch
 from tiny_towers import CLIP, COCA
 from torch.nn import functional as F
 
-from clipmill.models.towers import build_clip
 from clipmill.models.coca import build_coca
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
 
 
 def shapes(model):

@@ -3,10 +3,14 @@
 import pytest
 import torch
 
-from clipmill.models.encoders import ViTEncoder
-from clipmill.models.config import EncoderConfig
-from clipmill.models.config import VisionConfig
-from clipmill.models.encoders import WindowedViTEncoder, build_detection_encoder, from_windows, to_windows
+from clipmill.models.config import EncoderConfig, VisionConfig
+from clipmill.models.encoders import (
+    ViTEncoder,
+    WindowedViTEncoder,
+    build_detection_encoder,
+    from_windows,
+    to_windows,
+)
 
 CONFIG = EncoderConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=16, layers=4, head_width=8)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from clipmill.models.mask_rcnn import PostprocessConfig, RoIHeads, RPNHead, paste_masks_in_image
 from clipmill.models.necks import StageFpn
-from clipmill.models.mask_rcnn import PostprocessConfig, RPNHead, RoIHeads, paste_masks_in_image
 from clipmill.openmmlab.detection import MaskRcnnTraining
 from clipmill.openmmlab.ops import importing_openmmlab
 from clipmill.tasks.detection.task import DetectionTask
@@ -42,7 +42,9 @@ def ours(training, num_stages):
             "roi_head": RoIHeads(WIDTH, HIDDEN, CLASSES, num_stages=num_stages, strides=STRIDES),
         }
     )
-    named = {DetectionTask().inference_key(f"heads.{k}"): v for k, v in training.state_dict().items()}
+    named = {
+        DetectionTask().inference_key(f"heads.{k}"): v for k, v in training.state_dict().items()
+    }
     heads.load_state_dict({k.removeprefix("heads."): v for k, v in named.items()})
     return heads
 

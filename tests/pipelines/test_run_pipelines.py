@@ -12,12 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from clipmill.cli import app
-from clipmill.recipes import run_data
-from clipmill.recipes.registry import recipe
-from clipmill.stages.run import pretrain
-from clipmill.stages.run import WantedTask, sweep_point
-from clipmill.stage_records import read_stages
 from clipmill.lineage import lineage
+from clipmill.recipes import run_data
+from clipmill.recipes.registry import get_recipe
+from clipmill.stage_records import read_stages
+from clipmill.stages.run import WantedTask, pretrain, sweep_point
 from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig
 
@@ -151,7 +150,7 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
 
 
 def test_a_study_runs_to_its_page(tmp_path):
-    depth = recipe("depth-miniature", FinetuneConfig, TUNING)
+    depth = get_recipe("depth-miniature", FinetuneConfig, TUNING)
     conditions = [{"name": "G"}, {"name": "rich", "captions": "synthetic", "layer": "rich"}]
     overrides = [
         *(f"drawn.scenes.{override}" for override in SCENES),

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipmill.engine.distributed import Ranks, ranks
-from clipmill.pretrain.contrastive import CaptionLosses
 from clipmill.pretrain.config import DistillationConfig
+from clipmill.pretrain.contrastive import CaptionLosses
 
 SAMPLES = 16
 NAMES = ("image", "real", "synthetic")

@@ -7,11 +7,16 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from tiny import CLIP, pair_batch, reinforced_batch
 
-from clipmill.engine.objective import split
 from clipmill.engine.distributed import Ranks
+from clipmill.engine.objective import split
 from clipmill.errors import ConfigError
-from clipmill.models.config import RangeAugmentConfig
-from clipmill.models.config import CLIP_MEAN, CLIP_STD, TowerOptions, VisionConfig
+from clipmill.models.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    RangeAugmentConfig,
+    TowerOptions,
+    VisionConfig,
+)
 from clipmill.pretrain.clip import ClipObjective
 from clipmill.pretrain.config import DistillationConfig
 

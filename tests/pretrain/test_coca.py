@@ -10,20 +10,17 @@ from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.recaption import RecaptionConfig, recaption
-from clipmill.engine.config import TrainConfig
+from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.config import ScheduleConfig
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
-from clipmill.models.encoders import Normalize
 from clipmill.models.coca import build_coca
-from clipmill.pretrain.coca import train_captioner
-from clipmill.pretrain.config import CaptionerConfig
-from clipmill.pretrain.coca import CocaObjective
-from clipmill.pretrain.config import LoadConfig
+from clipmill.models.encoders import Normalize
+from clipmill.pretrain.coca import CocaObjective, train_captioner
+from clipmill.pretrain.config import CocaTrainConfig, DataLoaderConfig
 
-CONFIG = CaptionerConfig(
+CONFIG = CocaTrainConfig(
     model=COCA,
-    load=LoadConfig(num_workers=0),
+    load=DataLoaderConfig(num_workers=0),
     train=TrainConfig(
         steps=3,
         batch_size=6,
@@ -46,7 +43,7 @@ def fail(done, total, words):
 def test_losses_are_open_clips(weights):
     contrastive, captioning = weights
     torch.manual_seed(0)
-    config = CaptionerConfig(
+    config = CocaTrainConfig(
         model=COCA,
         contrastive_weight=contrastive,
         captioning_weight=captioning,
@@ -136,7 +133,7 @@ def test_from_training_to_a_layer_of_captions(dataset_uri, tmp_path):
     uri = train_captioner(CONFIG, dataset_uri, str(tmp_path), report=silent)
     assert train_captioner(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
     metadata, tensors = load_checkpoint(uri)
-    assert (metadata.kind, CaptionerConfig.from_json(metadata.recipe)) == ("coca", CONFIG)
+    assert (metadata.kind, CocaTrainConfig.from_json(metadata.recipe)) == ("coca", CONFIG)
     build_coca(COCA).load_state_dict(tensors)  # strict
     config = RecaptionConfig().override(["generate.method=top_k", "generate.max_tokens=11"])
     layer = recaption(config, dataset_uri, uri, report=silent)

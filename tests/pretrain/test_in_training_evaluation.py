@@ -5,20 +5,19 @@ import torch
 from PIL import Image
 from tiny import CLIP
 
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig, in_fraction
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.trainer import train
 from clipmill.errors import ConfigError
 from clipmill.models.retrieval import recall
-from clipmill.pretrain.clip import ClipObjective
-from clipmill.pretrain.validation import clip_evaluations
-from clipmill.pretrain.config import InTrainingConfig
-from clipmill.pretrain.dataloader import pair_batches
-from clipmill.pretrain.config import LoadConfig
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.pretrain.clip import ClipObjective
+from clipmill.pretrain.config import ValidationConfig, DataLoaderConfig
+from clipmill.pretrain.dataloader import pair_batches
+from clipmill.pretrain.validation import clip_evaluations
 
 
 def test_recall_by_hand():
@@ -45,7 +44,7 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
     for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         (tmp_path / "classes" / name).mkdir(parents=True)
         Image.new("RGB", (20, 16), colour).save(tmp_path / "classes" / name / "1.png")
-    config = InTrainingConfig(
+    config = ValidationConfig(
         every_steps=2, class_folder=str(tmp_path / "classes"), templates=("a {}", "{} things")
     )
     tokenizer = Tokenizer.from_config(CLIP.text)
@@ -55,7 +54,7 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
         lambda here: ClipObjective(CLIP, here),
         lambda cursor, here: pair_batches(
             view,
-            LoadConfig(num_workers=0),
+            DataLoaderConfig(num_workers=0),
             config_of_run,
             crop=CropTransform(16, RandomResizedCropConfig()),
             tokenizer=tokenizer,
@@ -102,7 +101,9 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
         def encode_text(self, tokens, normalize):
             return self.text
 
-    (evaluation,) = clip_evaluations(InTrainingConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision)
+    (evaluation,) = clip_evaluations(
+        ValidationConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision
+    )
     texts = {
         1.0: torch.eye(number),
         0.5: torch.ones(number, number),
@@ -134,7 +135,7 @@ def test_a_colour_that_the_model_knows_is_named(tmp_path):
         def encode_text(self, tokens, normalize):
             return torch.tensor([[0.0, 0, 1], [1, 0, 0]])  # classes in the order of their names
 
-    config = InTrainingConfig(num_pairs=0, class_folder=str(tmp_path))
+    config = ValidationConfig(num_pairs=0, class_folder=str(tmp_path))
     (evaluation,) = clip_evaluations(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
     assert evaluation.judge(Knowing(), Ranks()) == {"top1": 1.0}
 
@@ -142,15 +143,15 @@ def test_a_colour_that_the_model_knows_is_named(tmp_path):
 def test_a_view_that_holds_nothing_out(dataset_uri):
     view = View(Dataset.open(dataset_uri), ViewConfig())
     with pytest.raises(ConfigError, match="no pair is held out"):
-        clip_evaluations(InTrainingConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision)
+        clip_evaluations(ValidationConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision)
 
 
 def test_a_folder_without_pictures(tmp_path):
-    config = InTrainingConfig(num_pairs=0, class_folder=str(tmp_path))
+    config = ValidationConfig(num_pairs=0, class_folder=str(tmp_path))
     with pytest.raises(ConfigError, match="has no picture"):
         clip_evaluations(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
 
 
 def test_none_are_wanted():
-    config = InTrainingConfig(every_steps=0)
+    config = ValidationConfig(every_steps=0)
     assert clip_evaluations(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision) == ()

@@ -9,9 +9,8 @@ from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
 from tiny import CLIP, pair_batch
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.trainer import train
-from clipmill.engine.config import ScheduleConfig
 from clipmill.models.encoders import Normalize
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import ClipObjective

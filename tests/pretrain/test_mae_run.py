@@ -8,27 +8,23 @@ from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.dataloader import PairBatch
-from clipmill.engine.config import TrainConfig
+from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.config import ScheduleConfig
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.encoders import build_dense
-from clipmill.models.pretrained import open_encoder
-from clipmill.models.mae import MaskedAutoencoder
 from clipmill.models.config import MaeConfig
+from clipmill.models.encoders import build_dense
+from clipmill.models.mae import MaskedAutoencoder
+from clipmill.models.pretrained import open_encoder
 from clipmill.pretrain.clip import pretrain
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.mae import pretrain_mae
-from clipmill.pretrain.config import MaePretrainConfig
-from clipmill.pretrain.mae import MaeObjective
-from clipmill.pretrain.config import LoadConfig
+from clipmill.pretrain.config import DataLoaderConfig, MaePretrainConfig, PretrainConfig
+from clipmill.pretrain.mae import MaeObjective, pretrain_mae
 
 VISION = replace(CLIP.vision, has_input_norm=False)
 CONFIG = MaePretrainConfig(
     model=MaeConfig(
         vision=VISION, mask_ratio=0.5, decoder_width=16, decoder_layers=1, decoder_heads=2
     ),
-    load=LoadConfig(num_workers=0, shuffle_shards=2),
+    load=DataLoaderConfig(num_workers=0, shuffle_shards=2),
     train=TrainConfig(
         steps=4, batch_size=6, schedule=ScheduleConfig(peak=1e-3), checkpoint_steps=2, log_steps=1
     ),

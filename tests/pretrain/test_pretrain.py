@@ -7,25 +7,23 @@ import torch
 from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.shards.read import read_shard
 from clipmill.data.loading.view import ViewConfig, in_fraction
-from clipmill.engine.config import TrainConfig
+from clipmill.data.shards.read import read_shard
+from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.result import read_log
-from clipmill.engine.config import ScheduleConfig
 from clipmill.images import decode_rgb
-from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.checkpoint import load_checkpoint, read_embedding
-from clipmill.models.pretrained import open_encoder
 from clipmill.models.encoders import Normalize
+from clipmill.models.preprocess import center_crop_resize
+from clipmill.models.pretrained import open_encoder
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import pretrain
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.config import LoadConfig
+from clipmill.pretrain.config import DataLoaderConfig, PretrainConfig
 
 CONFIG = PretrainConfig(
     model=CLIP,
     view=ViewConfig(captions="both", layer="captions/test-1"),
-    load=LoadConfig(num_workers=0, shuffle_shards=2),
+    load=DataLoaderConfig(num_workers=0, shuffle_shards=2),
     train=TrainConfig(
         steps=4,
         batch_size=6,

@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 from tiny import CLIP
 
+from clipmill.lineage import lineage
 from clipmill.models.checkpoint import load_checkpoint, read_metadata
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
 from clipmill.recipes.clip import clip_miniature
-from clipmill.lineage import lineage
 
 
 def config(seed):

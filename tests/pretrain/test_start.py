@@ -11,13 +11,11 @@ from tiny import CLIP
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.config import MaeConfig, TextConfig, VisionConfig
 from clipmill.models.mae import MaskedAutoencoder
-from clipmill.models.config import MaeConfig
-from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
-from clipmill.models.config import TextConfig, VisionConfig
-from clipmill.pretrain.init_weights import find_start
-from clipmill.pretrain.init_weights import load_start
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
+from clipmill.pretrain.init_weights import find_start, load_start
 
 VISION = replace(CLIP.vision, has_input_norm=False)
 MAE = MaeConfig(vision=VISION, decoder_width=16, decoder_layers=1, decoder_heads=2)
@@ -99,7 +97,10 @@ def test_a_file_of_towers_with_their_text_apart(tmp_path):
     path = tmp_path / "open_clip_model.safetensors"
     save_file(theirs.state_dict(), path)
     ours = started(beside_its_config(path, config, custom_text=True), config)
-    images, tokens = torch.randn(2, 3, 16, 16), Tokenizer.from_config(text)(["a cube", "two red hats"])
+    images, tokens = (
+        torch.randn(2, 3, 16, 16),
+        Tokenizer.from_config(text)(["a cube", "two red hats"]),
+    )
     torch.testing.assert_close(ours.encode_text(tokens), theirs.encode_text(tokens))
     torch.testing.assert_close(ours.encode_image(images), theirs.encode_image(images))
 

@@ -8,20 +8,17 @@ import torch
 from PIL import Image
 from tiny import CLIP
 
-from clipmill.engine.config import TrainConfig
+from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import Ranks
-from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ConfigError, SourceError
 from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.config import VisionConfig
 from clipmill.models.encoders import build_dense
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.towers import build_clip
-from clipmill.models.config import VisionConfig
-from clipmill.pretrain.init_weights import find_start
-from clipmill.pretrain.init_weights import load_start
-from clipmill.pretrain.supervised import pretrain_supervised
 from clipmill.pretrain.config import SupervisedConfig
-from clipmill.pretrain.supervised import SupervisedObjective
+from clipmill.pretrain.init_weights import find_start, load_start
+from clipmill.pretrain.supervised import SupervisedObjective, pretrain_supervised
 
 VISION = VisionConfig(image_size=32, timm_model="test_resnet")
 CONFIG = SupervisedConfig(
@@ -58,7 +55,10 @@ def test_a_run_and_what_starts_from_it(data, tmp_path):
     uri = pretrain_supervised(CONFIG, data, str(tmp_path), report=silent)
     assert pretrain_supervised(CONFIG, data, str(tmp_path), report=fail) == uri
     metadata, tensors = load_checkpoint(uri)
-    assert (metadata.kind, metadata.architecture["classes"]) == ("supervised", ["ant", "bee", "cat"])
+    assert (metadata.kind, metadata.architecture["classes"]) == (
+        "supervised",
+        ["ant", "bee", "cat"],
+    )
     assert tensors["visual.trunk.fc.weight"].shape[0] == 3
     pretrained = open_encoder(uri)
     encoder = build_dense(pretrained.config)
@@ -86,7 +86,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(data, tmp_path):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_is_torchs(smoothing):
-    config = replace(CONFIG, mixup=0.0, cutmix=0.0, random_erasing_prob=0.0, label_smoothing=smoothing)
+    config = replace(
+        CONFIG, mixup=0.0, cutmix=0.0, random_erasing_prob=0.0, label_smoothing=smoothing
+    )
     objective = SupervisedObjective(config, 3, Ranks()).eval()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     labels = torch.tensor([0, 2, 1, 2])

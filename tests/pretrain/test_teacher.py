@@ -8,36 +8,35 @@ import torch
 from PIL import Image
 from tiny import CLIP
 
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
-from clipmill.data.shards.read import read_shard
-from clipmill.data.transforms.augmentation import ReplayTransform, StoredAugmentationConfig, replay
 from clipmill.data.loading.teacher_targets import Teaching
 from clipmill.data.loading.view import View, ViewConfig
-from clipmill.engine.config import TrainConfig
+from clipmill.data.shards.read import read_shard
+from clipmill.data.transforms.augmentation import (
+    CropTransform,
+    RandomResizedCropConfig,
+    ReplayTransform,
+    StoredAugmentationConfig,
+    replay,
+)
+from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.result import read_log
-from clipmill.engine.config import ScheduleConfig
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
-from clipmill.models.towers import build_clip
 from clipmill.models.config import VisionConfig
-from clipmill.pretrain.clip import pretrain
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.teacher import teacher_parent
-from clipmill.pretrain.config import DistillationConfig
-from clipmill.pretrain.dataloader import pair_batches
-from clipmill.pretrain.config import LoadConfig
-from clipmill.pretrain.teacher import make_teacher_layer
-from clipmill.pretrain.config import TeacherConfig
-from clipmill.pretrain.teacher import load_teacher
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
+from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.config import DistillationConfig, DataLoaderConfig, PretrainConfig, TeacherConfig
+from clipmill.pretrain.dataloader import pair_batches
+from clipmill.pretrain.teacher import load_teacher, make_teacher_layer, teacher_parent
 
 CAPTIONS = "captions/test-1"
 BIG = replace(CLIP, embed_dim=12, vision=replace(CLIP.vision, image_size=24))
-LOAD = LoadConfig(num_workers=0, shuffle_shards=2)
+LOAD = DataLoaderConfig(num_workers=0, shuffle_shards=2)
 TRAIN = TrainConfig(
     steps=4,
     batch_size=6,

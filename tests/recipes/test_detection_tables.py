@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from clipmill.models.config import EncoderConfig
-from clipmill.models.config import VisionConfig
+from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.recipes import classification, detection
 from clipmill.tasks.registry import get_task
 

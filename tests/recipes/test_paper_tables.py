@@ -7,16 +7,17 @@ import pytest
 import torch
 from open_clip.coca_model import CoCa
 
-from clipmill.models.config import EncoderConfig
+from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
-from clipmill.models.config import VisionConfig
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.config import MaePretrainConfig
-from clipmill.pretrain.config import SupervisedConfig
-from clipmill.pretrain.config import TeacherConfig
+from clipmill.pretrain.config import (
+    MaePretrainConfig,
+    PretrainConfig,
+    SupervisedConfig,
+    TeacherConfig,
+)
 from clipmill.recipes.captioner import coca_vit_l14, recaption_beam
 from clipmill.recipes.dense import depth_vit_b16, upernet_vit_b16
-from clipmill.recipes.registry import recipe
+from clipmill.recipes.registry import get_recipe
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import get_task
 
@@ -76,11 +77,11 @@ def at(config, path):
 
 @pytest.mark.parametrize("line", TABLE_11)
 def test_clip_vit_b16_is_table_11(line):
-    assert at(recipe("clip-vit-b16-12.8b", PretrainConfig), line) == TABLE_11[line]
+    assert at(get_recipe("clip-vit-b16-12.8b", PretrainConfig), line) == TABLE_11[line]
 
 
 def test_clip_vit_b16_has_nothing_that_table_11_lacks():
-    config = recipe("clip-vit-b16-12.8b", PretrainConfig)
+    config = get_recipe("clip-vit-b16-12.8b", PretrainConfig)
     assert config.model.vision.patch_size == 16
     assert config.train.optimizer.layer_decay == 1.0
     assert config.train.optimizer.clip_norm is None
@@ -91,7 +92,7 @@ def test_clip_vit_b16_has_nothing_that_table_11_lacks():
 
 @pytest.mark.parametrize("name", [*LENGTHS, *SCALING])
 def test_other_runs_differ_from_table_11_by_what_they_are_named_after(name):
-    config = recipe(name, PretrainConfig)
+    config = get_recipe(name, PretrainConfig)
     is_mobile = "mci" in name
     lines = dict(TABLE_11)
     if config.distillation is not None:  # the teachers' stored augmentation is replayed instead
@@ -120,7 +121,7 @@ def test_other_runs_differ_from_table_11_by_what_they_are_named_after(name):
 )
 def test_towers_are_open_clips(name, theirs):
     expected = open_clip.get_model_config(theirs)
-    model = recipe(name, PretrainConfig).model
+    model = get_recipe(name, PretrainConfig).model
     assert model.embed_dim == expected["embed_dim"]
     assert {k: getattr(model.vision, k) for k in expected["vision_cfg"]} == expected["vision_cfg"]
     assert {k: getattr(model.text, k) for k in expected["text_cfg"]} == expected["text_cfg"]
@@ -137,7 +138,7 @@ def test_towers_are_open_clips(name, theirs):
 def test_mobile_towers_are_open_clips(name, theirs):
     """Whose weights a model of ours takes, tensor by tensor."""
     expected = open_clip.get_model_config(theirs)
-    model = recipe(name, PretrainConfig).model
+    model = get_recipe(name, PretrainConfig).model
     assert vision_kwargs(model.vision).items() <= expected["vision_cfg"].items()
     assert text_kwargs(model.text) == expected["text_cfg"]
     with torch.device("meta"):
@@ -162,14 +163,14 @@ def test_mobile_towers_are_open_clips(name, theirs):
     ],
 )
 def test_distillation_is_mobileclips(name, weights):
-    config = recipe(name, PretrainConfig).distillation
+    config = get_recipe(name, PretrainConfig).distillation
     assert (config.contrastive_weight, config.weight) == weights
     assert (config.teacher_widths, config.teacher_scale) == ((768, 768), 100.0)
 
 
 @pytest.mark.parametrize("name", ["clip-vit-b16-12m", "clip-mci0-12m"])
 def test_runs_on_12_million_pairs_are_mobileclips(name):
-    train = recipe(name, PretrainConfig).train
+    train = get_recipe(name, PretrainConfig).train
     assert (train.steps, train.batch_size, train.schedule.warmup_steps) == (30_000, 8_192, 1_000)
 
 
@@ -178,7 +179,7 @@ def test_runs_on_12_million_pairs_are_mobileclips(name):
 )
 def test_mae_is_its_papers(name, seen):
     """He et al. 2022, Table 8, at CLIP's seen samples."""
-    config = recipe(name, MaePretrainConfig)
+    config = get_recipe(name, MaePretrainConfig)
     model, train = config.model, config.train
     assert model.mask_ratio == 0.75
     assert (model.decoder_width, model.decoder_layers, model.decoder_heads) == (512, 8, 16)
@@ -194,14 +195,14 @@ def test_mae_is_its_papers(name, seen):
 
 
 def test_clip_after_mae_has_maes_tower():
-    mae = recipe("mae-vit-b16-5b", MaePretrainConfig).model.vision
-    assert recipe("clip-vit-b16-after-mae", PretrainConfig).model.vision == mae
+    mae = get_recipe("mae-vit-b16-5b", MaePretrainConfig).model.vision
+    assert get_recipe("clip-vit-b16-after-mae", PretrainConfig).model.vision == mae
 
 
 @pytest.mark.parametrize("size", [0, 1, 2])
 def test_supervised_baseline_is_fastvits(size):
     """apple/ml-fastvit's README and the defaults of its train.py."""
-    config = recipe(f"supervised-mci{size}", SupervisedConfig)
+    config = get_recipe(f"supervised-mci{size}", SupervisedConfig)
     assert config.vision.timm_model == f"fastvit_mci{size}"
     assert config.vision.image_size == 256
     assert (config.mixup, config.cutmix, config.random_erasing_prob) == (0.2, 1.0, 0.25)
@@ -218,7 +219,7 @@ def test_supervised_baseline_is_fastvits(size):
 
 
 def test_datacompdrs_teachers():
-    config = recipe("teacher-datacompdr", TeacherConfig)
+    config = get_recipe("teacher-datacompdr", TeacherConfig)
     assert config.num_augmentations == 30
     known = open_clip.list_pretrained()
     for name in config.models:
@@ -262,7 +263,7 @@ TABLE_14_MOBILE = {
 @pytest.mark.parametrize("size", [0, 1, 2])
 @pytest.mark.parametrize("line", TABLE_14_MOBILE)
 def test_semantic_fpn_is_table_14(line, size):
-    config = recipe(f"semantic-fpn-mci{size}", FinetuneConfig)
+    config = get_recipe(f"semantic-fpn-mci{size}", FinetuneConfig)
     assert at(config, line) == TABLE_14_MOBILE[line]
     assert config.model.drop_path in {0.0, 0.05, 0.1, 0.15, 0.2}
     assert config.train.schedule.peak in {5e-4, 2e-4, 1e-4}
@@ -278,14 +279,14 @@ def test_mobile_parameters(size, head, paper):
     encoders is 3.8, 3.7 and 3.6 M, less for MCi2, whose maps are wider, than for MCi0. The
     encoders agree: with Mask R-CNN for COCO's 80 classes they are within 1% of its table.
     """
-    config = recipe(f"semantic-fpn-mci{size}", FinetuneConfig)
+    config = get_recipe(f"semantic-fpn-mci{size}", FinetuneConfig)
     encoder = EncoderConfig(vision=VisionConfig(timm_model=f"fastvit_mci{size}"))
     with torch.device("meta"):
         network = get_task("segmentation").build_inference_model(config.model, encoder, ("",) * 150)
     count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6  # noqa: E731
     assert count(network.head) == pytest.approx(head, abs=0.01)
     assert 0 < count(network) / paper - 1 < 0.035
-    mask_rcnn = recipe("mask-rcnn-1x", FinetuneConfig)
+    mask_rcnn = get_recipe("mask-rcnn-1x", FinetuneConfig)
     with torch.device("meta"):
         detector = get_task("detection").build_inference_model(mask_rcnn.model, encoder, ("",) * 80)
     assert count(detector) == pytest.approx({0: 31.0, 1: 41.1, 2: 55.0}[size], rel=0.01)

@@ -2,11 +2,10 @@
 
 import pytest
 
+from clipmill.errors import ArtifactError
 from clipmill.scenes import SceneConfig
 from clipmill.scenes.formats import write_caption_folder
-from clipmill.errors import ArtifactError
-from clipmill.stages.data import is_new, remember
-from clipmill.stages.data import shard
+from clipmill.stages.data import is_new, remember, shard
 
 
 def test_a_dataset_is_new_until_a_refresh_was_finished_with_it(tmp_path):

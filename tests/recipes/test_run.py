@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from clipmill.data.dataset import Dataset
+from clipmill.lineage import lineage
 from clipmill.models.checkpoint import read_metadata
 from clipmill.recipes import run, run_data
 from clipmill.stage_records import EVENTS_VARIABLE, read_stages
 from clipmill.storage import join, read_json
-from clipmill.lineage import lineage
 
 SCENES = ["size=32", "num_pairs=12", "num_captioning=6", "num_labelled=4", "num_test=2"]
 SMALL = ["train.steps=2", "train.batch_size=4", "train.log_steps=1"]

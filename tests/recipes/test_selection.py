@@ -10,13 +10,13 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.select import SelectConfig
 from clipmill.errors import ConfigError
+from clipmill.lineage import lineage
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata, save_checkpoint
-from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.towers import build_clip
 from clipmill.recipes import run, run_data
 from clipmill.recipes.registry import RECIPES
 from clipmill.storage import join
-from clipmill.lineage import lineage
 
 CLIP = ClipConfig(
     embed_dim=8,

@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
-from clipmill.models.encoders import Normalize
-from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.encoders import Normalize
+from clipmill.models.preprocess import center_crop_resize
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
 from clipmill.serve.client import Client
 from clipmill.serve.launch import ServerProcess
-from clipmill.tasks.visualization import class_palette, encode_png
 from clipmill.tasks.predictor import Predictor
-from clipmill.models.tokenizer import Tokenizer
+from clipmill.tasks.visualization import class_palette, encode_png
 
 CONFIG = ClipConfig(
     embed_dim=16,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from clipmill.serve.server.batcher import Batcher
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import BadRequestError, OverloadedError
+from clipmill.serve.server.batcher import Batcher
 
 
 def image(number: int) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_every_image_is_run_once_and_answered_to_its_sender(
     recorder = Recorder()
 
     async def run() -> list[list[int]]:
-        limits = {"max_batch_size": max_batch_size, "max_queue_images": 60}
+        limits = {"max_batch_size": max_batch_size, "max_queue_size": 60}
         async with batcher_of(recorder, max_wait_seconds=0.001, **limits) as batcher:
             return await asyncio.gather(*(ask(batcher, numbers) for numbers in requests))
 
@@ -131,7 +131,7 @@ def test_beyond_its_limit_it_refuses_at_once_and_has_room_again_later() -> None:
     recorder.gate.clear()
 
     async def run() -> None:
-        limits = {"max_queue_images": 3, "retry_after_seconds": 7}
+        limits = {"max_queue_size": 3, "retry_after_seconds": 7}
         async with batcher_of(recorder, **limits) as batcher:
             taken = asyncio.create_task(ask(batcher, [1, 2]))
             await until_started(recorder)
@@ -150,7 +150,7 @@ def test_beyond_its_limit_it_refuses_at_once_and_has_room_again_later() -> None:
 @pytest.mark.parametrize("num_images", [0, 4])
 def test_a_request_that_could_never_fit_is_the_clients_mistake(num_images: int) -> None:
     async def run() -> None:
-        async with batcher_of(Recorder(), max_queue_images=3) as batcher:
+        async with batcher_of(Recorder(), max_queue_size=3) as batcher:
             with pytest.raises(BadRequestError, match="1 to 3 images"):
                 await ask(batcher, range(num_images))
 

@@ -24,7 +24,7 @@ from clipmill.tasks.visualization import encode_png
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
 BODY, HEADERS = binary_request(encode_png(PIXELS))
-CONFIG = ServingConfig(reload_seconds=0.1, drain_seconds=1.0)
+CONFIG = ServingConfig(reload_interval_seconds=0.1, unready_before_shutdown_seconds=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_a_deadline_that_cant_be_met(slow_model: str, log_path: Path) -> None:
 
 
 def test_a_client_that_leaves_isnt_answered(slow_model: str, log_path: Path) -> None:
-    config = ServingConfig(max_batch_size=1, max_queue_images=3)
+    config = ServingConfig(max_batch_size=1, max_queue_size=3)
     with ServerProcess({"slow": slow_model}, log_path=log_path, config=config) as server:
         leavers: list[Any] = []
         for _ in range(3):

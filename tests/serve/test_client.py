@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from clipmill.errors import ServerError
+from clipmill.processes import free_port
 from clipmill.serve.client import (
     binary_request,
     curl_command,
@@ -17,7 +18,6 @@ from clipmill.serve.client import (
     v1_curl_command,
     v1_request,
 )
-from clipmill.processes import free_port
 from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipmill.images import decode_rgb
-from clipmill.serve.protocol.images import decode_image, images_from_tensor
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import BadRequestError
+from clipmill.serve.protocol.images import decode_image, images_from_tensor
 
 CONFIG = ServingConfig(max_pixels=10_000, max_image_bytes=100_000)
 RGB = np.random.default_rng(1).integers(0, 256, (24, 40, 3), np.uint8)

@@ -10,19 +10,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from clipmill.data.labeled.dense import NyuFolder
-from clipmill.scenes import SceneConfig, write_caption_folder, write_nyu
-from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 from clipmill.engine.config import TrainConfig
-from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.pretrain.clip import pretrain
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.config import LoadConfig
-from clipmill.recipes.registry import recipe
+from clipmill.pretrain.config import DataLoaderConfig, PretrainConfig
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes import SceneConfig, write_caption_folder, write_nyu
 from clipmill.serve.client import Client
 from clipmill.serve.config import ServingConfig
-from clipmill.serve.server.model import EmbeddingDrift
 from clipmill.serve.launch import ServerProcess
+from clipmill.serve.server.model import EmbeddingDrift
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 
 SCENES = SceneConfig(size=32)
@@ -63,7 +63,7 @@ def test_what_is_sent_against_what_was_learnt(
     monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
     steps = ["train.steps=2", "train.batch_size=2", "model.crop_size=32"]
     depth = finetune(
-        recipe("depth-miniature", FinetuneConfig, steps),
+        get_recipe("depth-miniature", FinetuneConfig, steps),
         "random:timm/test_vit",
         str(scenes),
         str(tmp_path / "store"),
@@ -73,16 +73,18 @@ def test_what_is_sent_against_what_was_learnt(
     clip = pretrain(
         PretrainConfig(
             model=CLIP,
-            load=LoadConfig(num_workers=0),
+            load=DataLoaderConfig(num_workers=0),
             train=TrainConfig(steps=2, batch_size=6),
         ),
-        shard(ShardConfig(samples_per_shard=10), str(tmp_path / "pairs"), str(tmp_path / "store")),
+        write_dataset(
+            ShardConfig(samples_per_shard=10), str(tmp_path / "pairs"), str(tmp_path / "store")
+        ),
         str(tmp_path / "store"),
         report=silent,
     )
     listing = tmp_path / "models.json"
     listing.write_text(json.dumps({"depth@1": depth, "clip@1": clip, "old@1": models["seg"]}))
-    config = ServingConfig(reload_seconds=0.1)
+    config = ServingConfig(reload_interval_seconds=0.1)
     with ServerProcess(
         {}, models_file=listing, log_path=tmp_path / "server.log", config=config
     ) as server:

@@ -16,13 +16,12 @@ from small_models import save_model
 from test_answers import v1
 
 from clipmill.errors import ServerError
-from clipmill.serve.client import Client, v1_request
-from clipmill.serve.kserve_compat import InferInput, InferRequest
 from clipmill.processes import free_port
+from clipmill.serve.client import Client, ask, v1_request
+from clipmill.serve.kserve_compat import InferInput, InferRequest
 from clipmill.serve.launch import ServerProcess
-from clipmill.serve.client import ask
-from clipmill.tasks.visualization import encode_png
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import encode_png
 
 # pycocotools 2.0.11 hands NumPy 2 an array in the way of NumPy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")

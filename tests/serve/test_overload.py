@@ -21,7 +21,7 @@ PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
 
 
 CONFIG = ServingConfig(
-    max_batch_size=1, max_queue_images=2, max_receive_seconds=3, max_request_bytes=10_000
+    max_batch_size=1, max_queue_size=2, read_timeout_seconds=3, max_request_bytes=10_000
 )
 
 

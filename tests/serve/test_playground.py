@@ -16,8 +16,8 @@ from small_models import save_model
 from websockets.sync.client import ClientConnection, connect
 
 from clipmill.serve.launch import ServerProcess
-from clipmill.tasks.visualization import class_palette, encode_png
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import class_palette, encode_png
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

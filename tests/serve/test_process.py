@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from clipmill.errors import ConfigError, NotFoundError, ServerError
+from clipmill.processes import free_port, require_free
 from clipmill.serve.client import query
 from clipmill.serve.config import ServingConfig
-from clipmill.processes import free_port, require_free
-from clipmill.serve.launch import ProcessSettings, ServerProcess
-from clipmill.serve.launch import serve
+from clipmill.serve.launch import ProcessSettings, ServerProcess, serve
 
 PIXELS = np.zeros((32, 32, 3), np.uint8)
 

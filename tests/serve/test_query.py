@@ -7,10 +7,10 @@ from typer.testing import CliRunner
 
 from clipmill.cli import app
 from clipmill.errors import ConfigError
-from clipmill.serve.launch import ServerProcess
 from clipmill.serve.client import ask
-from clipmill.tasks.visualization import class_palette, encode_png
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import class_palette, encode_png
 
 
 def test_the_answer_is_drawn_over_the_picture(

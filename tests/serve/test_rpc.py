@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from clipmill.serve.kserve_compat import InferInput, InferRequest, InferResponse
-from clipmill.serve.smoke_test import scrape
 from clipmill.serve.launch import ServerProcess
+from clipmill.serve.smoke_test import scrape
 from clipmill.tasks.visualization import encode_png
 
 

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from clipmill.errors import ServerError
 from clipmill.serve.client import binary_request, query, read_answer, v1_request
 from clipmill.serve.launch import ServerProcess
-from clipmill.tasks.visualization import encode_png
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import encode_png
 
 LENGTH = "Inference-Header-Content-Length"
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.serve.protocol.request import parse_v1_instances, parse_v2_inputs
 from clipmill.serve.config import ServingConfig
+from clipmill.serve.errors import BadRequestError
 from clipmill.serve.kserve_compat import (
     InferInput,
     InferOutput,
@@ -15,8 +15,8 @@ from clipmill.serve.kserve_compat import (
     InferResponse,
     RequestedOutput,
 )
-from clipmill.serve.errors import BadRequestError
 from clipmill.serve.protocol.bodies import HEADER_LENGTH, read_v1, read_v2, write_v2
+from clipmill.serve.protocol.request import parse_v1_instances, parse_v2_inputs
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 

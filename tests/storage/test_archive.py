@@ -16,11 +16,11 @@ from clipmill.errors import ArtifactError, NotFoundError, StorageError
 from clipmill.storage import (
     exists,
     fetch,
-    unpack_dir,
     join,
     pack_dir,
     read_bytes,
     split_uri,
+    unpack_dir,
     write_bytes,
 )
 

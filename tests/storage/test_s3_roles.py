@@ -18,8 +18,7 @@ import urllib3
 from clipmill.errors import StorageError
 from clipmill.storage import open_store
 from clipmill.storage import s3 as s3_store
-from clipmill.storage.s3 import S3Settings, S3Store
-from clipmill.storage.s3 import RoleCredentialsProvider, resolve_role
+from clipmill.storage.s3 import RoleCredentialsProvider, S3Settings, S3Store, resolve_role
 
 TOKEN = "a-web-identity-token"
 ARN = "arn:aws:iam::1:role/train"

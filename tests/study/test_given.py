@@ -9,10 +9,11 @@ import pytest
 from given_drill import NAMES, small_paper
 
 from clipmill.data.labeled.folder import open_folder
-from clipmill.scenes.source import LABELS, PAIRS, ScenesSourceConfig, draw_source
-from clipmill.data.shards.write import ShardConfig, shard
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ConfigError
-from clipmill.recipes.registry import recipe
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes.source import LABELS, PAIRS, ScenesSourceConfig, draw_source
 from clipmill.stage_records import silent
 from clipmill.storage import join
 from clipmill.study.config import StudyConfig
@@ -33,7 +34,7 @@ def data(tmp_path_factory):
         patch.setenv("CLIPMILL_CACHE", str(root / "cache"))
         source = draw_source(SCENES, str(root), report=silent)
         folder, parent = open_folder(join(source, PAIRS), "source")
-        dataset = shard(ShardConfig(), str(folder), str(root), source_parents=(parent,))
+        dataset = write_dataset(ShardConfig(), str(folder), str(root), source_parents=(parent,))
         add_scene_layers(dataset, draw_captions(SCENES), ["terse"], report=silent)
         yield dataset, join(source, LABELS["segmentation"])
 
@@ -70,7 +71,7 @@ def test_two_ranks_carry_out_what_the_paper_asks_on_given_data(data, tmp_path):
 
 def test_what_is_not_given_is_named(data, tmp_path):
     dataset, labels = data
-    paper = recipe("study-paper", StudyConfig)
+    paper = get_recipe("study-paper", StudyConfig)
     with pytest.raises(ConfigError, match=r"given\.dataset, given\.layers\.synthetic, given\.lab"):
         run_study(paper, str(tmp_path), report=silent)
     given = [

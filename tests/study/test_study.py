@@ -7,17 +7,16 @@ import pytest
 from tiny_study import SCENES, tiny
 from typer.testing import CliRunner
 
-from clipmill.report.sections.provenance import environment
 from clipmill.cli import app
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.models.checkpoint import read_metadata
 from clipmill.recipes.study import study_captions
+from clipmill.report.sections.provenance import environment
 from clipmill.storage import join, read_json, write_json
 from clipmill.study.config import ConditionConfig, EffortConfig, StudyConfig
-from clipmill.study.results_table import StudyRun
-from clipmill.study.result import join_studies
 from clipmill.study.page import study_page
-from clipmill.study.result import RESULT, Cost, StudyResult, read_study
+from clipmill.study.result import RESULT, Cost, StudyResult, join_studies, read_study
+from clipmill.study.results_table import StudyRun
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import (
     DOSES,
@@ -26,8 +25,7 @@ from clipmill.study.scene_captions import (
     draw_captions,
     truth_of,
 )
-from clipmill.study.tables import comparison
-from clipmill.study.tables import latex, markdown, rows, verdict
+from clipmill.study.tables import comparison, latex, markdown, rows, verdict
 from clipmill.tasks.evaluation import read_evaluation
 
 
@@ -102,7 +100,9 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     for run in result.runs:
         for name, uri in run.evaluations.items():
             assert read_evaluation(uri).metrics == run.metrics[name]
-            assert read_metadata(uri_of(uri)).recipe["model"]["freeze_encoder"] == ("frozen" in name)
+            assert read_metadata(uri_of(uri)).recipe["model"]["freeze_encoder"] == (
+                "frozen" in name
+            )
     assert read_metadata(result.runs[-1].encoder).kind == "mae"
     student = next(r for r in result.runs if r.condition.endswith("distilled"))
     teacher = next(r for r in result.runs if r.condition == config.teacher)

@@ -3,8 +3,8 @@
 import sys
 from dataclasses import replace
 
-from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.recipes.study import study_captions
+from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.stage_records import silent
 from clipmill.study.config import EffortConfig, StudyConfig
 from clipmill.study.run import run_study

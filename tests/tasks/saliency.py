@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from clipmill.config import Config
 from clipmill.models.encoders import build_dense
-from clipmill.tasks.inference import resize_and_run
 from clipmill.tasks.base import Metric, OutputSpec, Task, TestSplit, TrainingSamples
+from clipmill.tasks.inference import resize_and_run
 from clipmill.tasks.objective import DenseObjective
 
 NUM_GROUNDS = 2  # a scene's first classes are its floor and wall

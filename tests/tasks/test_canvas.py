@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipmill.tasks.inference import resize_and_run, shifted_window_inference, sliding_window_inference
+from clipmill.tasks.inference import (
+    resize_and_run,
+    shifted_window_inference,
+    sliding_window_inference,
+)
 
 
 def spy(seen):

@@ -10,10 +10,10 @@ from tiny_task import DEPTH, SEGMENTATION
 from typer.testing import CliRunner
 
 from clipmill.cli import app
-from clipmill.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
 from clipmill.engine.config import TrainConfig
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
 from clipmill.tasks.checks import check_data
 from clipmill.tasks.classification.config import ClassificationConfig
 from clipmill.tasks.detection.config import DetectionConfig
@@ -33,11 +33,11 @@ def fail(done, total, words):
 
 def found(task, folder, **options):
     check = check_data(task, folder, report=silent, **options)
-    return check, {f.reason: f for f in check.findings}
+    return check, {f.reason: f for f in check.issues}
 
 
 def faults(check):
-    return {f.reason: f.count for f in check.findings if f.is_fatal}
+    return {f.reason: f.count for f in check.issues if f.is_error}
 
 
 @pytest.fixture
@@ -81,14 +81,14 @@ def classes(tmp_path):
 )
 def test_good_data_is_fit(task, layout, splits, request):
     check, _ = found(task, request.getfixturevalue(layout))
-    assert check.is_fit
+    assert check.is_usable
     assert check.num_samples == splits
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth", "detection", "classification"])
 def test_an_empty_folder_says_what_was_looked_for(task, tmp_path):
     check, by_reason = found(task, tmp_path)
-    assert not check.is_fit
+    assert not check.is_usable
     looked_for = {
         "segmentation": "objectInfo150.txt",
         "depth": "train_list.txt",
@@ -196,11 +196,11 @@ def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
     """The check says so, and training refuses before its first step."""
     fixture, model = LAYOUTS[task]
     folder, encoder = request.getfixturevalue(fixture), "random:open_clip/ViT-B-16"
-    for side, is_fit in ((48, True), (40, False)):
+    for side, is_usable in ((48, True), (40, False)):
         sides = [f"{other}=48" for other in SIDES[task]] + [f"{field}={side}"]
         config = FinetuneConfig(task=task, model=model.override(sides), train=TRAIN)
         check, by_reason = found(task, folder, encoder=encoder, config=config)
-        assert faults(check) == ({} if is_fit else {"encoder": 1})
+        assert faults(check) == ({} if is_usable else {"encoder": 1})
     assert "images of 40 pixels a side, on an encoder of stride 16" in str(by_reason)
     with pytest.raises(ConfigError, match="of 40 pixels a side, on an encoder of stride 16"):
         finetune(config, encoder, str(folder), str(tmp_path / "store"), report=fail)
@@ -218,7 +218,7 @@ def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
 def test_encoders_of_other_families(encoder, words, nyu):
     config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
     check, by_reason = found("depth", nyu, encoder=encoder, config=config)
-    assert check.is_fit == (not words)
+    assert check.is_usable == (not words)
     assert words in str(by_reason)
 
 
@@ -231,7 +231,9 @@ def test_a_recipe_of_another_task(ade20k):
 def test_a_model_for_another_list_of_classes(ade20k):
     uri = str(ade20k / "model")
     architecture = {"task": "segmentation", "classes": ["floor", "sky"]}
-    metadata = CheckpointMetadata(kind="task", architecture=architecture, recipe=SEGMENTATION.to_json())
+    metadata = CheckpointMetadata(
+        kind="task", architecture=architecture, recipe=SEGMENTATION.to_json()
+    )
     save_checkpoint(uri, metadata, {})
     check, by_reason = found("segmentation", ade20k, model=uri)
     assert faults(check) == {"another-class-list": 1}

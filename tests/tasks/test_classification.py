@@ -10,9 +10,12 @@ from tiny_task import CONV, VIT
 
 from clipmill.errors import SourceError
 from clipmill.models.checkpoint import load_checkpoint, read_embedding
-from clipmill.recipes.registry import recipe
-from clipmill.tasks.classification.task import ClassificationConfig, ClassificationTask
-from clipmill.tasks.classification.task import TopKAccuracy
+from clipmill.recipes.registry import get_recipe
+from clipmill.tasks.classification.task import (
+    ClassificationConfig,
+    ClassificationTask,
+    TopKAccuracy,
+)
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 
@@ -91,7 +94,9 @@ def test_batches(folder):
 def test_probabilities_at_any_size(encoder):
     torch.manual_seed(0)
     for size in (32, 48):
-        network = TASK.build_inference_model(CONFIG.override([f"test_size={size}"]), encoder, CLASSES).eval()
+        network = TASK.build_inference_model(
+            CONFIG.override([f"test_size={size}"]), encoder, CLASSES
+        ).eval()
         for shape in ((32, 32), (50, 41), (9, 90)):
             found = network(torch.rand(2, 3, *shape))
             assert found.shape == (2, 3)
@@ -147,7 +152,7 @@ TINY = ["model.image_size=32", "model.test_size=32", "train.batch_size=9", "trai
 @pytest.mark.parametrize("name", ["classification-miniature", "linear-probe-miniature"])
 def test_from_an_encoder_to_a_judged_model(name, folder, tmp_path):
     steps = ["train.steps=40", "train.schedule.peak=1e-2"]
-    config = recipe(name, FinetuneConfig, [*TINY, *steps])
+    config = get_recipe(name, FinetuneConfig, [*TINY, *steps])
     model = finetune(config, "random:timm/test_vit", str(folder), str(tmp_path), report=silent)
     found = read_evaluation(evaluate(model, str(folder), str(tmp_path), report=silent))
     assert found.metrics["top1"] > 60

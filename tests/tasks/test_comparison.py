@@ -11,17 +11,17 @@ from safetensors.numpy import save_file
 from tiny_task import DEPTH, SEGMENTATION
 
 from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
-from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.engine.result import log_lines
 from clipmill.errors import ConfigError
+from clipmill.lineage import Parent, lineage
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.models.towers import build_clip
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
 from clipmill.recipes.clip import clip_miniature
-from clipmill.recipes.registry import recipe
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.storage import write_bytes
-from clipmill.lineage import Parent, lineage
 from clipmill.tasks.comparison import (
     RANDOM,
     Comparison,
@@ -150,7 +150,9 @@ def test_the_interval_is_scipys_paired_bootstrap(task, rows, tmp_path):
     low, high = paired_interval(task, *pair, config)
 
     def gain(drawn):
-        figures = [task.metric_from_rows({k: v[drawn] for k, v in r.items()}) for r in (ours, theirs)]
+        figures = [
+            task.metric_from_rows({k: v[drawn] for k, v in r.items()}) for r in (ours, theirs)
+        ]
         return figures[0] - figures[1] if task.metric.higher_is_better else figures[1] - figures[0]
 
     expected = scipy.stats.bootstrap(
@@ -207,7 +209,9 @@ def test_figures_by_image_make_the_metric(ade20k_folder, nyu_folder):
     for task, folder in ((SEGMENT, ade20k_folder), (MEASURE, nyu_folder)):
         found = predictions(folder, task)
         assert {len(rows) for rows in found.per_image.values()} == {2}
-        assert task.metric_from_rows(found.per_image) == pytest.approx(found.metrics[task.metric.name])
+        assert task.metric_from_rows(found.per_image) == pytest.approx(
+            found.metrics[task.metric.name]
+        )
 
 
 def judged(task, folder):
@@ -310,7 +314,7 @@ def made(tmp_path_factory, nyu_folder):
             for seed in (0, 1)
         ]
         data = str(nyu_folder)
-        config = recipe("linear-depth-miniature", FinetuneConfig, PROBE)
+        config = get_recipe("linear-depth-miniature", FinetuneConfig, PROBE)
         evaluations = {
             uri: evaluate(
                 finetune(config, uri, data, store, report=silent), data, store, report=silent

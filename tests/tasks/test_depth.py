@@ -11,9 +11,9 @@ from tiny_task import CONV, DEPTH, VIT
 
 from clipmill.data.labeled.dense import NyuFolder
 from clipmill.models.encoders import build_dense
-from clipmill.tasks.depth.task import MAX_DEPTH_METRES, DepthTask
 from clipmill.tasks.depth.metrics import DepthMetrics
 from clipmill.tasks.depth.model import DepthNetwork
+from clipmill.tasks.depth.task import MAX_DEPTH_METRES, DepthTask
 
 TASK = DepthTask()
 

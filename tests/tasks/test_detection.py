@@ -11,12 +11,12 @@ import torch
 from tiny_task import CONV, VIT
 
 from clipmill.data.labeled.coco import CocoFolder
-from clipmill.scenes import OBJECTS, SceneConfig, write_coco
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import read_embedding
-from clipmill.recipes.registry import recipe
-from clipmill.tasks.detection.task import DetectionConfig, DetectionTask
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes import OBJECTS, SceneConfig, write_coco
 from clipmill.tasks.detection.objective import unpack_bits
+from clipmill.tasks.detection.task import DetectionConfig, DetectionTask
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
@@ -154,7 +154,7 @@ TINY = [
 
 @pytest.mark.parametrize("name", ["mask-rcnn-miniature", "cascade-mask-rcnn-miniature"])
 def test_from_an_encoder_to_a_judged_model(name, coco_folder, tmp_path):
-    config = recipe(name, FinetuneConfig, TINY)
+    config = get_recipe(name, FinetuneConfig, TINY)
     store = str(tmp_path / "store")
 
     def stop_after_one(done, total, words):
@@ -177,7 +177,9 @@ def test_from_an_encoder_to_a_judged_model(name, coco_folder, tmp_path):
     write_coco(SceneConfig(size=32), range(2), other, "val")
     path = other / "annotations" / "instances_val.json"
     path.write_text(path.read_text().replace('"sphere"', '"globe"'))
-    with pytest.raises(ArtifactError, match="class 0 is 'sphere' in the model and 'globe' in the data"):
+    with pytest.raises(
+        ArtifactError, match="class 0 is 'sphere' in the model and 'globe' in the data"
+    ):
         evaluate(straight, str(other), store, report=silent)
 
 

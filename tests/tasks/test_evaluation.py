@@ -10,10 +10,10 @@ from tiny_task import DEPTH, VIT
 
 from clipmill.data.labeled.dense import NyuFolder
 from clipmill.errors import NotFoundError, SourceError
-from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.lineage import lineage
-from clipmill.tasks.depth.task import DepthTask
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.tasks.depth.metrics import DepthMetrics
+from clipmill.tasks.depth.task import DepthTask
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.predictor import Predictor
 
@@ -40,7 +40,9 @@ def save_model(folder, seed):
         architecture=architecture | {"config": DEPTH.to_json()},
         recipe={"train": {"num_threads": 0}},
     )
-    return save_checkpoint(str(folder), metadata, task.build_inference_model(DEPTH, VIT, ()).state_dict())
+    return save_checkpoint(
+        str(folder), metadata, task.build_inference_model(DEPTH, VIT, ()).state_dict()
+    )
 
 
 def test_figures_are_those_of_the_models_predictions(model, nyu_folder, tmp_path):
@@ -69,10 +71,13 @@ def test_pictures_are_kept(model, nyu_folder, tmp_path):
         }
         assert np.array_equal(shown["image"], data.image_HW3(index))
         assert np.array_equal(
-            shown["truth"], task.visualize({"depth_metres": data.depth_HW(index)}, shown["image"], ())
+            shown["truth"],
+            task.visualize({"depth_metres": data.depth_HW(index)}, shown["image"], ()),
         )
         (prediction,) = Predictor.open(model.uri).predict([data.image_HW3(index)])
-        difference = shown["prediction"].astype(int) - task.visualize(prediction, shown["image"], ())
+        difference = shown["prediction"].astype(int) - task.visualize(
+            prediction, shown["image"], ()
+        )
         assert abs(difference).max() <= 1
     with pytest.raises(NotFoundError):
         found.read_image(2, "image")

@@ -10,8 +10,8 @@ from tiny_task import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
 from torch.nn import functional as F
 
 from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
-from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.errors import ConfigError
+from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.tasks.depth.objective import silog
 from clipmill.tasks.registry import get_task
 

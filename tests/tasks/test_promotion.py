@@ -3,8 +3,8 @@
 import pytest
 
 from clipmill.errors import ConfigError, GateError
-from clipmill.storage import exists, join, read_json, write_json
 from clipmill.lineage import lineage
+from clipmill.storage import exists, join, read_json, write_json
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.promotion import PromotionConfig, promote, read_promotion
 

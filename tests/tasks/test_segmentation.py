@@ -10,8 +10,8 @@ from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
 from torch.nn import functional as F
 
 from clipmill.data.labeled.dense import IGNORED, Ade20kFolder
-from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.models import at_once
+from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.tasks.segmentation.task import SegmentationTask
 
 TASK = SegmentationTask()

@@ -13,17 +13,15 @@ import pytest
 from tiny_task import DEPTH
 from typer.testing import CliRunner
 
-from clipmill.report.sweep import sweep_page
 from clipmill.cli import app
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.config import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.errors import ConfigError, TrainingError
-from clipmill.recipes.registry import RECIPES, recipe
+from clipmill.recipes.registry import RECIPES, get_recipe
+from clipmill.report.sweep import sweep_page
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.promotion import read_promotion
-from clipmill.tasks.sweep import SweepResult, Trial, read_sweep, sweep
-from clipmill.tasks.sweep import SweepConfig
+from clipmill.tasks.sweep import SweepConfig, SweepResult, Trial, read_sweep, sweep
 
 ENCODER = "random:timm/test_resnet"
 TRAIN = TrainConfig(
@@ -37,7 +35,7 @@ CONFIG = SweepConfig(
     finetune=FinetuneConfig(task="depth", model=DEPTH, train=TRAIN),
     grid={"model.drop_path": (0.0, 0.2), "train.schedule.peak": (1e-3, 3e-2)},
     rungs=(0.34, 1.0),
-    keep=0.5,
+    reduction_fraction=0.5,
 )
 
 
@@ -243,7 +241,7 @@ TO_30 = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 )
 def test_the_papers_grids(name, drop_paths, rates):
     """CLIP-QC, Tables 13, 14 and 15."""
-    config = recipe(name, SweepConfig)
+    config = get_recipe(name, SweepConfig)
     assert config.grid == {"model.drop_path": drop_paths, "train.schedule.peak": rates}
     last = len(config.rungs) - 1
     assert config.rungs[last] == 1

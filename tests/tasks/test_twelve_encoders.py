@@ -12,9 +12,9 @@ from tiny_task import DEPTH, SEGMENTATION, VIT
 
 from clipmill.engine.config import AdamWConfig
 from clipmill.engine.optim import build_optimizer, set_rate
+from clipmill.models.config import EncoderConfig
 from clipmill.models.execution import to_channels_last
 from clipmill.models.pretrained import open_encoder
-from clipmill.models.config import EncoderConfig
 from clipmill.tasks.registry import get_task
 
 TASKS = {"segmentation": SEGMENTATION, "depth": DEPTH}

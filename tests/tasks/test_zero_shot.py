@@ -17,16 +17,22 @@ from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers
 from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.models.retrieval import recall
 from clipmill.models.towers import build_clip
-from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
-from clipmill.recipes.registry import recipe
+from clipmill.recipes.registry import get_recipe
 from clipmill.tasks.evaluation import read_evaluation
-from clipmill.tasks.zero_shot import accuracies, class_embeddings, zero_shot
-from clipmill.tasks.zero_shot import RetrievalConfig, ZeroShotConfig
-from clipmill.tasks.zero_shot import open_pictures
-from clipmill.tasks.zero_shot import class_names, prompt_templates
 from clipmill.tasks.retrieval import retrieve
+from clipmill.tasks.zero_shot import (
+    RetrievalConfig,
+    ZeroShotConfig,
+    accuracies,
+    class_embeddings,
+    class_names,
+    open_pictures,
+    prompt_templates,
+    zero_shot,
+)
 
 CLIP = ClipConfig(
     embed_dim=8,
@@ -225,7 +231,9 @@ def test_nothing_to_judge(model, tmp_path):
     (tmp_path / "val" / "cat" / "1.png").write_bytes(jpeg(0))
     with pytest.raises(ConfigError, match=r"clip\.model was empty"):
         zero_shot(config(""), str(tmp_path), str(tmp_path), report=silent)
-    save_checkpoint(str(tmp_path / "mae"), CheckpointMetadata(kind="mae", architecture={}, recipe={}), {})
+    save_checkpoint(
+        str(tmp_path / "mae"), CheckpointMetadata(kind="mae", architecture={}, recipe={}), {}
+    )
     with pytest.raises(ArtifactError, match="kind 'mae'"):
         zero_shot(config(str(tmp_path / "mae")), str(tmp_path), str(tmp_path), report=silent)
 
@@ -282,5 +290,5 @@ def test_commands(model, folder, tmp_path):
 
 
 def test_imagenets_recipe():
-    assert recipe("zero-shot-imagenet", ZeroShotConfig).classes == "imagenet"
-    assert recipe("zero-shot-imagenet", ZeroShotConfig).prompts == "openai-80"
+    assert get_recipe("zero-shot-imagenet", ZeroShotConfig).classes == "imagenet"
+    assert get_recipe("zero-shot-imagenet", ZeroShotConfig).prompts == "openai-80"

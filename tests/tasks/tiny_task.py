@@ -1,7 +1,6 @@
 """The smallest encoders and tasks."""
 
-from clipmill.models.config import EncoderConfig
-from clipmill.models.config import VisionConfig
+from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.tasks.depth.config import DepthConfig
 from clipmill.tasks.segmentation.config import SegmentationConfig
 

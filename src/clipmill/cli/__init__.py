@@ -249,8 +249,8 @@ def serve(
     """Serve task models and CLIPs with KServe: Open Inference Protocol V2 and V1, and a page."""
     from clipmill.logs import configure_logging
     from clipmill.serve.config import ServingConfig
-    from clipmill.serve.server.registry import parse_model_args
     from clipmill.serve.launch import serve as run
+    from clipmill.serve.model_spec import parse_model_args
 
     configure_logging(json=json_logs)
     run(
@@ -305,10 +305,10 @@ def recipes(
 ) -> None:
     """List the recipes, or show one as JSON."""
     from clipmill.config import Config
-    from clipmill.recipes.registry import RECIPES, recipe
+    from clipmill.recipes.registry import RECIPES, get_recipe
 
     if name:
-        typer.echo(json.dumps(recipe(name, Config).to_json(), indent=2))
+        typer.echo(json.dumps(get_recipe(name, Config).to_json(), indent=2))
         return
     for known, make in RECIPES.items():
         first = (make.__doc__ or "").strip().splitlines()[0]

@@ -1,25 +1,23 @@
 """``clipmill data``: from image-text pairs to a captioned dataset."""
 
-from typing import Annotated
-import typer
-from clipmill.cli import argo, check, look
-from clipmill.cli.extras import needs
-from clipmill.cli.options import OptionalStore, Set, Store
-import json
-from pathlib import Path
-from clipmill.cli.options import Json, Set, Store, require_output
 import dataclasses
-from clipmill.cli.options import Json
-from clipmill.errors import SourceError
+import json
 from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from clipmill.data.stats import QUANTILES, Distribution
-from clipmill.data.stats import DatasetStats
-from enum import StrEnum
-from clipmill.cli.extras import require
+
+from clipmill.cli import argo, check, look
+from clipmill.cli.extras import needs, require
+from clipmill.cli.options import Json, OptionalStore, Set, Store, require_output
+from clipmill.data.stats import QUANTILES, DatasetStats, Distribution
+from clipmill.errors import SourceError
 
 _SOURCE_HELP = (
     "A folder of images with .txt files, a .csv, .tsv or .parquet table, a COCO captions .json, "
@@ -311,7 +309,6 @@ def export(
     typer.echo(run.export(recipe, sets or [], dataset, store, captions=captions, layer=layer))
 
 
-
 def check(
     task: Annotated[str, typer.Argument(help="classification, detection, segmentation or depth.")],
     data_uri: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder, or URI of a .tar.")],
@@ -451,7 +448,6 @@ def _layers(stats: DatasetStats) -> list[Table]:
         size = f"{layer.num_bytes / 1e6:,.2f}"
         table.add_row(name, layer.digest[:12], size, ", ".join(layer.columns))
     return [table]
-
 
 
 class Place(StrEnum):

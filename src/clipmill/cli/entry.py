@@ -55,7 +55,7 @@ def check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
 
     Raises ConfigError where it isn't one that the app could run.
     """
-    from clipmill.recipes.registry import recipe
+    from clipmill.recipes.registry import get_recipe
 
     parsed: dict[str, Any] | None = None
 
@@ -78,7 +78,7 @@ def check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
             action="try it with --help instead of its arguments",
         )
     if "recipe" in parsed:
-        recipe(parsed["recipe"], Config, parsed.get("sets") or ())
+        get_recipe(parsed["recipe"], Config, parsed.get("sets") or ())
 
 
 def _replace_commands(command: Any, callback: Callable[..., None]) -> None:

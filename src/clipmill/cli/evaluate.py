@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 from typing import Annotated
+
 import typer
+
 from clipmill.cli.extras import needs
 from clipmill.cli.options import Json, Set, Store, require_output
 
@@ -57,8 +59,8 @@ def attention(
 ) -> None:
     """Measure how far the heads of ViTs look, and how differently (CLIP-QC, Figure 3)."""
     require_output(page)
-    from clipmill.report.attention import attention_json, attention_page
     from clipmill.recipes import run_judge as run
+    from clipmill.report.attention import attention_json, attention_page
 
     found = run.attention(encoders, data_uri, num_images=num_images)
     if page is not None:

@@ -77,10 +77,9 @@ def report(
 ) -> None:
     """Make one study of its parts, or compare anybody's runs as the study does."""
     require_output(output)
-    from clipmill.study.results_table import gather
-    from clipmill.study.result import join_studies
     from clipmill.study.page import findings_page, study_page
-    from clipmill.study.result import read_study
+    from clipmill.study.result import join_studies, read_study
+    from clipmill.study.results_table import gather
 
     if any("=" in text for text in runs):
         found = gather(_by_condition(runs))

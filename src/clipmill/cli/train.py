@@ -1,7 +1,9 @@
 """``clipmill sweep``: a grid of fine-tunings, the hopeless points stopped early."""
 
 from typing import Annotated
+
 import typer
+
 from clipmill.cli.extras import needs
 from clipmill.cli.options import Set, Store
 

@@ -4,7 +4,9 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+
 from PIL import Image
+
 from clipmill.data.dataset import MANIFEST, Dataset, cache_folder
 from clipmill.data.shards.read import read_shard
 from clipmill.data.sources import Source, open_source

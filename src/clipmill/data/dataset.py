@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from clipmill.config import digest_json
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.storage import join, open_store, read_json
 from clipmill.lineage import Parent, artifact_at
+from clipmill.storage import join, open_store, read_json
 
 FORMAT = 1
 MANIFEST = "dataset.json"

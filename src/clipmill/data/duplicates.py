@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from clipmill.data.filters import Block, CaptionOf, FilterConfig, FilterState, caption_columns
 from clipmill.errors import ConfigError
 
-
 HASH_BITS = 64
 
 Preference = Literal["pixels", "score"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _DuplicateFilter(FilterConfig):
@@ -53,6 +53,7 @@ class _DuplicateFilter(FilterConfig):
         """Return which rows are duplicates."""
         raise NotImplementedError
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExactDuplicateFilter(_DuplicateFilter):
     """Keeps one of the samples whose image files have equal bytes."""
@@ -65,6 +66,7 @@ class ExactDuplicateFilter(_DuplicateFilter):
     def find(self, hashes: NDArray[np.generic], rank: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return the rows whose file equals that of a better row."""
         return exact_duplicates(hashes, rank)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NearDuplicateFilter(_DuplicateFilter):
@@ -90,6 +92,7 @@ class NearDuplicateFilter(_DuplicateFilter):
     def find(self, hashes: NDArray[np.generic], rank: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return the rows within ``distance`` of a better row that is kept."""
         return near_duplicates(hashes.astype(np.uint64), rank, self.distance)
+
 
 class _DuplicateState(FilterState):
     num_passes = 1
@@ -127,10 +130,14 @@ class _DuplicateState(FilterState):
             values = block.caption_numbers(config.scores, config.captions)
         return np.nan_to_num(values, nan=-np.inf)
 
+
 def _tie_breaker(uid: str) -> int:
     return int.from_bytes(hashlib.sha256(f"tie:{uid}".encode()).digest()[:8], "big")
 
-def preference_ranks(preference: NDArray[np.float64], ties: NDArray[np.uint64]) -> NDArray[np.int64]:
+
+def preference_ranks(
+    preference: NDArray[np.float64], ties: NDArray[np.uint64]
+) -> NDArray[np.int64]:
     """Return the rank of each row, 0 for the best: highest ``preference``, then lowest ``ties``.
 
     Ranks are distinct, so results don't depend on the order of the rows.
@@ -140,11 +147,13 @@ def preference_ranks(preference: NDArray[np.float64], ties: NDArray[np.uint64]) 
     rank[order] = np.arange(len(order))
     return rank
 
+
 def exact_duplicates(keys: NDArray[np.generic], rank: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which rows have the same key as a row with a better rank."""
     is_duplicate = np.ones(len(keys), bool)
     is_duplicate[_best_row_per_key(keys, rank)] = False
     return is_duplicate
+
 
 def near_duplicates(
     hashes: NDArray[np.uint64], rank: NDArray[np.int64], distance: int
@@ -172,6 +181,7 @@ def near_duplicates(
     is_duplicate[rows[~is_kept]] = True
     return is_duplicate
 
+
 def hamming_neighbors(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64]]:
     """Yield all pairs (i, j), i < j, of hashes at most ``distance`` bits apart; some repeat.
 
@@ -195,6 +205,7 @@ def hamming_neighbors(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDA
             is_near = np.bitwise_count(hashes[one] ^ hashes[other]) <= distance
             yield np.sort(np.stack([one[is_near], other[is_near]], axis=1), axis=1)
 
+
 def _key_masks(num_hashes: int, distance: int) -> list[np.uint64]:
     """Return the bits that are compared in each round.
 
@@ -210,6 +221,7 @@ def _key_masks(num_hashes: int, distance: int) -> list[np.uint64]:
     bounds = np.linspace(0, HASH_BITS, distance + shared + 1).astype(int).tolist()
     blocks = [(1 << b) - (1 << a) for a, b in pairwise(bounds)]
     return [np.uint64(sum(choice)) for choice in combinations(blocks, shared)]
+
 
 def _best_row_per_key(keys: NDArray[np.generic], rank: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the row with the best rank of each distinct key."""

@@ -6,28 +6,30 @@ the tars that are whole, and rivals write equal bytes. ``sizes.json`` is what op
 the number of samples.
 """
 
-import tempfile
-import numpy as np
 import io
 import tarfile
-from collections.abc import (Iterator, Iterable)
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import (Any, Literal)
-from clipmill.config import (Config, digest_json, sha256_file, canonical_json)
-from clipmill.data.dataset import (FORMAT, Dataset, check_kind)
-from clipmill.data.shards.read import (read_shard, read_records, SampleRecord)
-from clipmill.data.loading.view import (View, ViewConfig)
-from clipmill.errors import (ArtifactError, ConfigError, StorageError)
-from clipmill.stage_records import Report
-from clipmill.storage import (Store, exists, join, open_store, read_json, write_json)
+from typing import Any, Literal
 
+import numpy as np
+
+from clipmill.config import Config, canonical_json, digest_json, sha256_file
+from clipmill.data.dataset import FORMAT, Dataset, check_kind
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.read import SampleRecord, read_records, read_shard
+from clipmill.errors import ArtifactError, ConfigError, StorageError
+from clipmill.stage_records import Report
+from clipmill.storage import Store, exists, join, open_store, read_json, write_json
 
 EXPORT_MANIFEST = "export.json"
 
 SIZES = "sizes.json"
 
 _REAL = "real"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig(Config):
@@ -53,6 +55,7 @@ class ExportConfig(Config):
                 action="give samples_per_tar such a value",
             )
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportedSample:
     """One sample with the captions it goes out with."""
@@ -64,6 +67,7 @@ class ExportedSample:
     """All that the view has, by kind: ``real``, or the name of a layer."""
     texts: list[str]
     """Those that it's written with, a copy of the sample each."""
+
 
 def export(
     config: ExportConfig, dataset: str, store: str, cache: Path, *, report: Report | None = None
@@ -101,9 +105,11 @@ def export(
     _finish(uri, address, config, view, records)
     return uri
 
+
 def tar_name(tar: int) -> str:
     """The file name of a tar, below the export's folder."""
     return f"{tar:05d}.tar"
+
 
 def _whole(folder: Store, tar: int) -> dict[str, Any] | None:
     """The record of a tar that is there whole, else None."""
@@ -113,6 +119,7 @@ def _whole(folder: Store, tar: int) -> dict[str, Any] | None:
     value: dict[str, Any] = read_json(join(folder.uri, record))
     check_kind(value, "export-tar", join(folder.uri, record))
     return value if folder.size(name) == value["num_bytes"] else None
+
 
 def _write(folder: Store, tar: int, samples: Iterator[ExportedSample]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="clipmill-export-") as scratch:
@@ -137,6 +144,7 @@ def _write(folder: Store, tar: int, samples: Iterator[ExportedSample]) -> dict[s
     write_json(join(folder.uri, f"{tar:05d}.json"), record)
     return record
 
+
 def _samples(
     view: View, config: ExportConfig, sizes: list[int], places: range, cache: Path
 ) -> Iterator[ExportedSample]:
@@ -147,6 +155,7 @@ def _samples(
         if own:
             yield from _shard_samples(view, config, index, own, cache)
         start += size
+
 
 def _shard_samples(
     view: View, config: ExportConfig, index: int, own: range, cache: Path
@@ -170,6 +179,7 @@ def _shard_samples(
                 texts=_texts(config, record.uid, known),
             )
 
+
 def _texts(config: ExportConfig, uid: str, captions: list[str]) -> list[str]:
     if config.several == "each":
         return captions
@@ -177,6 +187,7 @@ def _texts(config: ExportConfig, uid: str, captions: list[str]) -> list[str]:
         return captions[:1]
     key = int(digest_json([config.seed, uid])[:16], 16)
     return [captions[np.random.default_rng(key).integers(len(captions))]]
+
 
 def _finish(
     uri: str, address: str, config: ExportConfig, view: View, records: list[dict[str, Any]]
@@ -205,6 +216,7 @@ def _finish(
         },
     )
 
+
 def write_export_tar(path: Path, samples: Iterable[ExportedSample]) -> int:
     """Write a tar whose bytes depend on the samples alone; how many samples it then has."""
     count = 0
@@ -225,6 +237,7 @@ def write_export_tar(path: Path, samples: Iterable[ExportedSample]) -> int:
                 _add(tar, f"{key}.json", canonical_json(value).encode())
                 count += 1
     return count
+
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     # A fresh TarInfo has zero times, no owner and mode 0644.

@@ -5,31 +5,33 @@ memory holds the dataset's uids (about 40 bytes each) and one range's rows.
 """
 
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from collections.abc import (Iterator, Sequence, Mapping)
-from contextlib import closing
-from dataclasses import (dataclass, field)
-from pathlib import Path
-from typing import (Any, Literal)
 from numpy.typing import NDArray
-from clipmill.config import (Config, sha256_file)
-from clipmill.data.dataset import (Dataset, cache_folder)
-from clipmill.data.layers import (commit_layer, write_layer_shard)
-from clipmill.data.shards.read import read_shard
-from clipmill.errors import (ArtifactError, SourceError)
-from clipmill.stage_records import Report
-from clipmill.lineage import Parent
-from clipmill.storage import split_uri
 
+from clipmill.config import Config, sha256_file
+from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.layers import commit_layer, write_layer_shard
+from clipmill.data.shards.read import read_shard
+from clipmill.errors import ArtifactError, SourceError
+from clipmill.lineage import Parent
+from clipmill.stage_records import Report
+from clipmill.storage import split_uri
 
 _MOST_RANGES = 64
 
 # Where a row goes, beside the columns that are imported.
 _SHARD, _ROW = "clipmill shard", "clipmill row"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportConfig(Config):
@@ -42,6 +44,7 @@ class ImportConfig(Config):
     missing: Literal["error", "fill"] = "error"
     """What to do with samples that the table lacks: give up, or fill with null (captions: with
     the real one, which the column ``fallback`` then says)."""
+
 
 def import_layer(
     config: ImportConfig, dataset: str, layer: str, files: Sequence[str], *, report: Report
@@ -86,6 +89,7 @@ def import_layer(
     commit_layer(opened, layer, parents=tuple(parents), detail=detail)
     report(total, total, "imported")
     return layer
+
 
 class _Places:
     """Where each uid of the dataset lies, and which were met."""
@@ -133,6 +137,7 @@ class _Places:
             .append_column(_SHARD, pa.array(self._shard[place]))
             .append_column(_ROW, pa.array(self._row[place]))
         )
+
 
 class _Spill:
     """Rows on disk by the range of shards that they go to."""
@@ -188,11 +193,13 @@ class _Spill:
                 source[rows], lacks[rows] = found, False
                 yield index, table.take(pa.array(source, mask=lacks)).drop_columns([_SHARD, _ROW])
 
+
 def _complete(dataset: Dataset, layer: str, index: int, table: pa.Table) -> pa.Table:
     """The layer's rows of a shard, with their uids, and captions in the form of a layer's."""
     if layer.startswith("captions/") and "captions" in table.column_names:
         table = _with_captions(dataset, index, table)
     return table.add_column(0, "uid", pa.array(dataset.uids(index), pa.string()))
+
 
 def _with_captions(dataset: Dataset, index: int, table: pa.Table) -> pa.Table:
     column = table["captions"].combine_chunks()
@@ -211,9 +218,11 @@ def _with_captions(dataset: Dataset, index: int, table: pa.Table) -> pa.Table:
     said = pc.or_(table["fallback"].combine_chunks().fill_null(False), fallback)
     return table.set_column(place, "fallback", said)
 
+
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 _BATCH_ROWS = 65_536
+
 
 def local_table(uri: str, path: Path) -> Path:
     """The table as a local file; a remote one is copied to ``path``, under its own suffix.
@@ -233,6 +242,7 @@ def local_table(uri: str, path: Path) -> Path:
     store.get_file(key, copy)
     return copy
 
+
 def read_table(
     path: Path, uri: str, uid_column: str, columns: Mapping[str, str]
 ) -> Iterator[pa.Table]:
@@ -250,6 +260,7 @@ def read_table(
             expected="a table in Parquet, CSV (.csv) or TSV (.tsv)",
             action="correct the path, or write the table again",
         ) from error
+
 
 def _read(path: Path, uri: str, uid_column: str) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".parquet":
@@ -269,6 +280,7 @@ def _read(path: Path, uri: str, uid_column: str) -> Iterator[pa.RecordBatch]:
             expected="a name that ends in .parquet, .csv or .tsv",
             action="convert or rename the table",
         )
+
 
 def _renamed(
     batch: pa.RecordBatch, uri: str, uid_column: str, columns: Mapping[str, str]

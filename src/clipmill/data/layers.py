@@ -8,24 +8,33 @@ dataset and unchangeable.
 import io
 import json
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import numpy as np
-from collections.abc import (Sequence, Callable, Mapping, Iterable)
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import (lru_cache, partial)
-from pathlib import Path
-from typing import Any
-from clipmill.data.shards.cache import (open_copy, owned)
-from clipmill.data.dataset import (FORMAT, MANIFEST, Dataset, LayerInfo, check_kind, inconsistent, layer_list)
-from clipmill.config import (digest_json, sha256_bytes)
-from clipmill.errors import (ArtifactError, ConfigError)
-from clipmill.storage import (exists, join, open_store, read_json, write_json, atomic_write)
-from clipmill.lineage import Parent
 from numpy.typing import NDArray
 
+from clipmill.config import digest_json, sha256_bytes
+from clipmill.data.dataset import (
+    FORMAT,
+    MANIFEST,
+    Dataset,
+    LayerInfo,
+    check_kind,
+    inconsistent,
+    layer_list,
+)
+from clipmill.data.shards.cache import open_copy, owned
+from clipmill.errors import ArtifactError, ConfigError
+from clipmill.lineage import Parent
+from clipmill.storage import atomic_write, exists, join, open_store, read_json, write_json
 
 LAYER_MANIFEST = "layer.json"
 
@@ -45,6 +54,7 @@ _NAME = re.compile(r"[a-z]+(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
 
 # Records are small and far away, so waiting for several at once is what counts.
 _NUM_READERS = 16
+
 
 def write_layer_shard(dataset: Dataset, layer: str, shard_index: int, table: pa.Table) -> None:
     """Put the rows of ``layer`` for one shard; equal tables give equal bytes.
@@ -84,6 +94,7 @@ def write_layer_shard(dataset: Dataset, layer: str, shard_index: int, table: pa.
     open_store(folder).put(f"{shard_index:05d}.parquet", data)
     write_json(join(folder, f"{shard_index:05d}.json"), record)
 
+
 def has_layer_shard(dataset: Dataset, layer: str, shard_index: int) -> bool:
     """Whether the rows of ``layer`` for this shard, as the dataset lists it, are there, whole."""
     store = open_store(dataset.layer_uri(_check_name(layer)))
@@ -94,6 +105,7 @@ def has_layer_shard(dataset: Dataset, layer: str, shard_index: int) -> bool:
     # Two processes that computed different rows at once may leave one's file, another's record.
     is_whole: bool = store.size(name) == record["num_bytes"]
     return is_whole and record.get("shard") == dataset.shards[shard_index].sha256
+
 
 def commit_layer(
     dataset: Dataset, layer: str, *, parents: tuple[Parent, ...], detail: dict[str, str]
@@ -135,6 +147,7 @@ def commit_layer(
         write_json(join(folder, LAYER_MANIFEST), record)
     return _list_layers(dataset)
 
+
 def read_layer(
     dataset: Dataset,
     layer: str,
@@ -154,7 +167,8 @@ def read_layer(
         # One thread: readers run in the loader's forked workers, where Arrow's pool isn't safe.
         parquet = pq.ParquetFile(file)
         wanted = None if columns is None else list(columns)
-        return parquet.read(columns=wanted, set_num_threads=False)
+        return parquet.read(columns=wanted, use_threads=False)
+
 
 def mmap_layer(dataset: Dataset, layer: str, shard_index: int, cache: Path) -> pa.Table:
     """The rows of a layer that the dataset lists, for one shard, as ``read_layer`` gives them.
@@ -177,15 +191,18 @@ def mmap_layer(dataset: Dataset, layer: str, shard_index: int, cache: Path) -> p
         file = pa.memory_map(str(path))
     return pa.ipc.open_file(file).read_all()
 
+
 def layer_schema(dataset: Dataset, layer: str, cache: Path) -> pa.Schema:
     """The columns of a committed layer; raises ArtifactError as ``read_layer`` does."""
     uri = join(dataset.layer_uri(layer), f"{0:05d}.parquet")
     with open_copy(uri, _files(dataset, layer)[0].sha256, cache) as file:
         return pq.read_schema(file)
 
+
 def num_kept(dataset: Dataset, layer: str) -> tuple[int, ...]:
     """How many samples of each shard a committed select layer keeps."""
     return tuple(file.num_kept for file in _files(dataset, layer))
+
 
 def resolve_layer(names: Iterable[str], wanted: str) -> str:
     """The one of ``names`` that is ``wanted``, or begins with it and a dash.
@@ -208,10 +225,12 @@ def resolve_layer(names: Iterable[str], wanted: str) -> str:
         else f"compute it first, as `clipmill data {_COMMANDS.get(kind, 'import-layer')}` does",
     )
 
+
 def list_parent_indices(column: pa.Array, *, counts: pa.Array | None = None) -> pa.Array:
     """The row of each value in a flattened list column, for columns of lists."""
     lengths = counts if counts is not None else pc.list_value_length(column).fill_null(0)
     return np.repeat(np.arange(len(column)), lengths.to_numpy(zero_copy_only=False))
+
 
 def layer_table(
     layer: str,
@@ -236,6 +255,7 @@ def layer_table(
         columns["augmentation"] = pa.array([row["augmentation"] for row in rows], _NUMBERS)
     return pa.table(columns)
 
+
 def _list_layers(dataset: Dataset) -> Dataset:
     """Bring ``dataset.json`` in line with the layers that are committed.
 
@@ -250,6 +270,7 @@ def _list_layers(dataset: Dataset) -> Dataset:
             return Dataset.open(dataset.uri)
         write_json(manifest, {**value, "layers": layers})
 
+
 def _committed_layers(dataset: Dataset) -> list[LayerInfo]:
     store = open_store(dataset.uri)
     found = []
@@ -260,6 +281,7 @@ def _committed_layers(dataset: Dataset) -> list[LayerInfo]:
             size = value["summary"]["num_bytes"]
             found.append(LayerInfo(name=value["name"], digest=value["digest"], num_bytes=size))
     return found
+
 
 def _check_attachable(dataset: Dataset, value: Any, uri: str) -> None:
     """Refuse a layer's manifest that was written for other samples, as one copied here would be."""
@@ -274,10 +296,12 @@ def _check_attachable(dataset: Dataset, value: Any, uri: str) -> None:
             action="delete that layer's folder, and compute it here (or use data import-layer)",
         )
 
+
 @dataclass(frozen=True, slots=True)
 class _LayerFile:
     sha256: str
     num_kept: int
+
 
 def _files(dataset: Dataset, layer: str) -> tuple[_LayerFile, ...]:
     if layer not in dataset.layers:
@@ -288,6 +312,7 @@ def _files(dataset: Dataset, layer: str) -> tuple[_LayerFile, ...]:
         )
     return _listed_files(dataset.layer_uri(layer), dataset.layers[layer].digest)
 
+
 @lru_cache(16)
 def _listed_files(folder: str, digest: str) -> tuple[_LayerFile, ...]:
     """The files of a committed layer, which must have this digest."""
@@ -297,9 +322,11 @@ def _listed_files(folder: str, digest: str) -> tuple[_LayerFile, ...]:
         raise inconsistent(join(folder, LAYER_MANIFEST), "isn't the one that the dataset lists")
     return tuple(_LayerFile(file["sha256"], file.get("num_kept", 0)) for file in value["files"])
 
+
 def _read_record(folder: str, shard_index: int) -> dict[str, Any]:
     record: dict[str, Any] = read_json(join(folder, f"{shard_index:05d}.json"))
     return record
+
 
 def _to_parquet(table: pa.Table) -> bytes:
     """Parquet bytes that depend on the rows and types alone, not on chunks or metadata."""
@@ -307,6 +334,7 @@ def _to_parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(table.columns, schema=plain), buffer, compression="zstd")
     return buffer.getvalue()
+
 
 def _check_name(layer: str) -> str:
     if not _NAME.fullmatch(layer):
@@ -317,11 +345,13 @@ def _check_name(layer: str) -> str:
         )
     return layer
 
+
 def validate_layer_table(layer: str, shard_index: int, table: pa.Table) -> None:
     """Raise ArtifactError unless ``table`` holds what layers of this kind must hold."""
     check = _CHECKS.get(layer.partition("/")[0])
     if check is not None:
         check(layer, shard_index, table)
+
 
 def _check_captions(layer: str, shard_index: int, table: pa.Table) -> None:
     column = _column(layer, table, "captions", "a list of strings in each row")
@@ -340,6 +370,7 @@ def _check_captions(layer: str, shard_index: int, table: pa.Table) -> None:
             action="give such a sample a caption, for instance its real one",
         )
 
+
 def _check_select(layer: str, shard_index: int, table: pa.Table) -> None:
     for name, kind in SELECT_COLUMNS.items():
         column = _column(layer, table, name, str(kind))
@@ -347,6 +378,7 @@ def _check_select(layer: str, shard_index: int, table: pa.Table) -> None:
             raise _wrong_column(layer, name, str(column.type), str(kind))
         if column.null_count and name != "refused_by":
             raise _wrong_column(layer, name, f"null in shard {shard_index}", "a value in each row")
+
 
 def _check_teacher(layer: str, shard_index: int, table: pa.Table) -> None:
     # A row without an embedding is null: teachers can't embed everything that others let in.
@@ -368,19 +400,23 @@ def _check_teacher(layer: str, shard_index: int, table: pa.Table) -> None:
             layer, "text", f"{widths['text']} wide", f"width {widths['image']}, as of image"
         )
 
+
 _CHECKS: Mapping[str, Callable[[str, int, pa.Table], None]] = {
     "captions": _check_captions,
     "select": _check_select,
     "teacher": _check_teacher,
 }
 
+
 def _are_finite(values: pa.Array) -> bool:
     return bool(np.isfinite(values.to_numpy(zero_copy_only=False)).all())
+
 
 def _column(layer: str, table: pa.Table, name: str, expected: str) -> pa.Array:
     if name not in table.column_names:
         raise _wrong_column(layer, name, "missing", expected)
     return table[name].combine_chunks()
+
 
 def _wrong_column(layer: str, name: str, found: str, expected: str) -> ArtifactError:
     return ArtifactError(
@@ -389,9 +425,11 @@ def _wrong_column(layer: str, name: str, found: str, expected: str) -> ArtifactE
         action="write the layer with such a column",
     )
 
+
 _COMMANDS = {"captions": "recaption", "score": "score", "select": "select"}
 
 _NUMBERS = pa.list_(pa.list_(pa.float32()))
+
 
 def _embeddings(values: Sequence[NDArray[np.float16] | None]) -> pa.Array:
     """Each value's rows as a list, built from whole arrays: number by number takes minutes."""

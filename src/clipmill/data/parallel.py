@@ -7,6 +7,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, TypeVar
+
 from clipmill.processes import available_cpus
 
 T = TypeVar("T")
@@ -40,10 +41,10 @@ def ordered_map(num_threads: int) -> Iterator[OrderedMap]:
         yield map
         return
     with ThreadPoolExecutor(num_threads) as pool:
-        yield partial(pool_map, pool, num_threads, _BATCH)
+        yield partial(executor_map, pool, num_threads, _BATCH)
 
 
-def fitting_map(few: OrderedMap, number: int, pool: Executor, num_processes: int) -> OrderedMap:
+def auto_map(few: OrderedMap, number: int, pool: Executor, num_processes: int) -> OrderedMap:
     """``few`` for less than ``number`` items, and a pool's processes for more."""
 
     def mapped(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
@@ -52,12 +53,12 @@ def fitting_map(few: OrderedMap, number: int, pool: Executor, num_processes: int
         if len(first) < number:
             return few(function, first)
         rest = itertools.chain(first, iterator)
-        return pool_map(pool, num_processes, _PROCESS_BATCH, function, rest)
+        return executor_map(pool, num_processes, _PROCESS_BATCH, function, rest)
 
     return mapped
 
 
-def pool_map(
+def executor_map(
     pool: Executor,
     num_workers: int,
     size: int,

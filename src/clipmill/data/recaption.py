@@ -7,23 +7,30 @@ batch.
 
 import io
 import logging
-import pyarrow as pa
-import pyarrow.parquet as pq
 from collections import Counter
-from collections.abc import (Iterator, Sequence, Mapping)
-from concurrent.futures import (Future, ThreadPoolExecutor)
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from clipmill.data.captioners import (Captioner, CaptionersConfig, CaptionInput, CaptionOutput, open_captioner)
-from clipmill.data.dataset import (Dataset, cache_folder)
-from clipmill.data.layers import (commit_layer, has_layer_shard, write_layer_shard)
-from clipmill.data.shards.read import (ShardReader, read_shard)
-from clipmill.errors import (BadSampleError, ClipmillError, NotFoundError)
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipmill.data.captioners import (
+    Captioner,
+    CaptionersConfig,
+    CaptionInput,
+    CaptionOutput,
+    open_captioner,
+)
+from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
+from clipmill.data.shards.read import ShardReader, read_shard
+from clipmill.errors import BadSampleError, ClipmillError, NotFoundError
 from clipmill.images import decode_rgb
 from clipmill.stage_records import Report
-from clipmill.storage import (open_store, join, read_json, write_json)
+from clipmill.storage import join, open_store, read_json, write_json
 from clipmill.telemetry import caption_metrics
-
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +52,11 @@ _NUM_DECODERS = 4
 # Files are small and may be far away, so waiting for several at once is what counts.
 _NUM_READERS = 16
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecaptionConfig(CaptionersConfig):
     """How a dataset is recaptioned."""
+
 
 def recaption(
     config: RecaptionConfig,
@@ -88,6 +97,7 @@ def recaption(
         detail = {**model.detail, "left as they were": _failures(opened, layer)}
         commit_layer(opened, layer, parents=model.parents, detail=detail)
     return layer
+
 
 class _Worker:
     """Captions shards, one after the other."""
@@ -189,6 +199,7 @@ class _Worker:
         }
         return pa.table(columns, SCHEMA), Counter(out.reason for out in outputs)
 
+
 def _failures(dataset: Dataset, layer: str) -> str:
     """How many samples keep their real caption for each reason, over the whole layer."""
     store = open_store(dataset.layer_uri(layer))
@@ -204,6 +215,7 @@ def _failures(dataset: Dataset, layer: str) -> str:
     del counts[""]
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
 
+
 def write_part(
     dataset: Dataset, layer: str, shard_index: int, outputs: Mapping[str, CaptionOutput]
 ) -> None:
@@ -214,6 +226,7 @@ def write_part(
         if out.texts
     }
     write_json(join(dataset.layer_uri(layer), _name(shard_index)), said)
+
 
 def read_part(dataset: Dataset, layer: str, shard_index: int) -> dict[str, CaptionOutput]:
     """The outputs that an earlier run kept, by uid."""
@@ -226,9 +239,11 @@ def read_part(dataset: Dataset, layer: str, shard_index: int) -> dict[str, Capti
         for uid, out in said.items()
     }
 
+
 def drop_part(dataset: Dataset, layer: str, shard_index: int) -> None:
     """Forget what was kept of a shard that is whole."""
     open_store(dataset.layer_uri(layer)).delete(_name(shard_index))
+
 
 def _name(shard_index: int) -> str:
     return f"{shard_index:05d}.part.json"

@@ -48,7 +48,6 @@ from clipmill.errors import ConfigError
 from clipmill.lineage import Parent
 from clipmill.stage_records import Report
 
-
 # Files are small, and disks and stores far away, so waiting for several at once is what counts.
 _NUM_THREADS = 8
 
@@ -68,6 +67,7 @@ FILTERS: Mapping[str, type[FilterConfig]] = {
     "language": LanguageFilter,
     "near-duplicate": NearDuplicateFilter,
 }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionSelectionConfig(Config):
@@ -101,6 +101,7 @@ class CaptionSelectionConfig(Config):
         del num_rows
         return _CaptionSelector(self)
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FilterStep(Config):
     """One filter with its settings."""
@@ -126,12 +127,14 @@ class FilterStep(Config):
         """The filter's own config."""
         return FILTERS[self.filter].from_json(self.settings, self.filter)
 
+
 def filter_steps(*filters: FilterConfig) -> tuple[FilterStep, ...]:
     """Return filter configs as the ``filters`` of a SelectConfig."""
     names = {kind: name for name, kind in FILTERS.items()}
     return tuple(
         FilterStep(filter=names[type(config)], settings=config.to_json()) for config in filters
     )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectConfig(Config):
@@ -165,8 +168,10 @@ class SelectConfig(Config):
             ),
         )
 
+
 Step = CaptionSelectionConfig | FilterConfig
 """One step of a selection."""
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSelection:
@@ -203,6 +208,7 @@ class ResolvedSelection:
             )
             for name in used
         )
+
 
 def resolve_selection(
     config: SelectConfig, dataset: Dataset, layers: Sequence[str]
@@ -243,6 +249,7 @@ def resolve_selection(
             _check_columns(dataset, names[name], columns)
     return selection
 
+
 def _check_columns(dataset: Dataset, layer: str, columns: Sequence[str]) -> None:
     known = layer_schema(dataset, layer, cache_folder()).names
     for column in columns:
@@ -254,6 +261,7 @@ def _check_columns(dataset: Dataset, layer: str, columns: Sequence[str]) -> None
                 if column.startswith("captions/")
                 else "name another layer, or compute one that has it",
             )
+
 
 def select(
     config: SelectConfig, dataset: str, *, layers: Sequence[str] = (), report: Report
@@ -288,6 +296,7 @@ def select(
     report(total, total, f"kept {counts[0]}")
     return selection.layer
 
+
 class _SelectionState:
     """Per row, the step that rejected it and its selected caption."""
 
@@ -317,6 +326,7 @@ class _SelectionState:
         uids = pa.array(self._dataset.uids(index), pa.string())
         return pa.table([uids, *columns], names=["uid", *SELECT_COLUMNS])
 
+
 def _run(selection: ResolvedSelection, dataset: Dataset, state: _SelectionState) -> None:
     """Apply each step to the rows that earlier ones kept, in as few readings as possible."""
     filters = [step.create_state(len(state.rejected)) for step in selection.steps]
@@ -336,6 +346,7 @@ def _run(selection: ResolvedSelection, dataset: Dataset, state: _SelectionState)
             passes_left[last] -= 1
         first = last
 
+
 def _blocks(
     selection: ResolvedSelection, dataset: Dataset, state: _SelectionState, steps: range
 ) -> Iterator[Block]:
@@ -352,6 +363,7 @@ def _blocks(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
 
 def _block(
     selection: ResolvedSelection,
@@ -376,6 +388,7 @@ def _block(
         columns=columns,
         read_uids=partial(dataset.uids, index),
     )
+
 
 class _CaptionSelector(FilterState):
     def __init__(self, config: CaptionSelectionConfig) -> None:
@@ -420,6 +433,7 @@ class _CaptionSelector(FilterState):
 
     def _real_scores(self, block: Block) -> NDArray[np.float32]:
         return block.numbers(self._config.scores, REAL).astype(np.float32)
+
 
 def _max_per_list(lists: pa.Array) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the highest value of each list and its first index; -inf for empty lists."""

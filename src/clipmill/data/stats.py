@@ -1,21 +1,22 @@
 """What a dataset holds, in numbers: pairs, captions, pictures, scores, verdicts, layers."""
 
 import dataclasses
-import numpy as np
-import pyarrow as pa
-import pyarrow.types as pt
 import math
 from collections import Counter
-from collections.abc import (Iterator, Iterable)
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
 from numpy.typing import NDArray
+
 from clipmill.data.dataset import Dataset
-from clipmill.data.layers import (list_parent_indices, read_layer)
+from clipmill.data.layers import list_parent_indices, read_layer
 from clipmill.data.shards.read import read_records
 from clipmill.stage_records import Report
-
 
 REAL = "real"
 """What the captions in the shards themselves are called, beside those of layers."""
@@ -28,6 +29,7 @@ NUM_BINS = 24
 # Quantiles are known to within this part of the range.
 _FINE_BINS = NUM_BINS * 128
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionStats:
     """The captions of one kind."""
@@ -38,6 +40,7 @@ class CaptionStats:
     """Words a caption, divided by white space."""
     characters: Distribution
     """Unicode code points a caption."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerdictStats:
@@ -50,6 +53,7 @@ class VerdictStats:
     reasons: dict[str, int]
     """Refused samples by what refused them."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerStats:
     """A layer as a file set."""
@@ -58,6 +62,7 @@ class LayerStats:
     num_bytes: int
     columns: dict[str, str]
     """Column names with their Arrow types."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetStats:
@@ -89,6 +94,7 @@ class DatasetStats:
         """Plain JSON values; what isn't a number is null."""
         value: dict[str, Any] = _plain(dataclasses.asdict(self))
         return value
+
 
 def dataset_stats(
     dataset: Dataset,
@@ -149,12 +155,14 @@ def dataset_stats(
         layers={name: _layer(dataset, name, shards, cache) for name in sorted(dataset.layers)},
     )
 
+
 def chosen_shards(dataset: Dataset, max_shards: int) -> list[int]:
     """The shards with samples, or so many of them evenly apart, ascending."""
     filled = [index for index, shard in enumerate(dataset.shards) if shard.num_samples]
     if not 0 < max_shards < len(filled):
         return filled
     return [filled[i] for i in np.linspace(0, len(filled) - 1, max_shards).round().astype(int)]
+
 
 def score_columns(table: pa.Table) -> list[str]:
     """The columns of a layer's table that hold a number a sample, or one a caption of it."""
@@ -169,6 +177,7 @@ def score_columns(table: pa.Table) -> list[str]:
         if is_number(field.type) or (pt.is_list(field.type) and is_number(field.type.value_type))
     ]
 
+
 def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """A score column as floats, null as NaN; of several captions' values the highest."""
     if not pt.is_list(column.type):
@@ -179,6 +188,7 @@ def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     scores = lists.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
     np.fmax.at(highest, list_parent_indices(lists), scores)
     return highest
+
 
 def score_distributions(
     dataset: Dataset, layer: str, shards: list[int], cache: Path
@@ -195,6 +205,7 @@ def score_distributions(
         for name in score_columns(table):
             extents.setdefault(name, Extent()).add(numbers(table[name]))
     return {name: extent.distribution(pieces(name)) for name, extent in extents.items()}
+
 
 class _CaptionCounter:
     def __init__(self) -> None:
@@ -215,6 +226,7 @@ class _CaptionCounter:
             characters=of_counts(self._characters),
         )
 
+
 def _verdict(table: pa.Table, before: VerdictStats | None) -> VerdictStats:
     kept = table["keep"].to_pylist()
     reasons = Counter(before.reasons if before else {})
@@ -227,11 +239,13 @@ def _verdict(table: pa.Table, before: VerdictStats | None) -> VerdictStats:
         reasons=dict(reasons.most_common()),
     )
 
+
 def _layer(dataset: Dataset, name: str, shards: list[int], cache: Path) -> LayerStats:
     info = dataset.layers[name]
     schema = read_layer(dataset, name, shards[0], cache).schema if shards else pa.schema([])
     columns = {field.name: str(field.type) for field in schema}
     return LayerStats(digest=info.digest, num_bytes=info.num_bytes, columns=columns)
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
@@ -239,6 +253,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distribution:
@@ -258,6 +273,7 @@ class Distribution:
     bins: tuple[int, ...] = ()
     """Numbers in each of equal parts of low to high."""
 
+
 def of_counts(counts: Counter[int]) -> Distribution:
     """The distribution of whole numbers, exactly, from how often each occurs."""
     if not counts:
@@ -276,6 +292,7 @@ def of_counts(counts: Counter[int]) -> Distribution:
         quantiles=tuple(float(values[rank]) for rank in ranks),
         bins=tuple(np.histogram(values, NUM_BINS, span, weights=weights)[0].tolist()),
     )
+
 
 class Extent:
     """The first look at a stream of numbers: how many, and between which."""

@@ -4,31 +4,33 @@ Nothing is trusted but ``dataset.json``, whose own digest is checked first; copi
 aren't looked at.
 """
 
+import hashlib
 import json
 import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import numpy as np
-import hashlib
-from collections.abc import (Iterator, Callable, Sequence)
-from dataclasses import dataclass
-from typing import (Any, BinaryIO)
-from clipmill.data.dataset import (MANIFEST, Dataset, check_kind)
-from clipmill.config import (sha256_bytes, sha256_file, digest_json)
-from clipmill.errors import (ArtifactError, NotFoundError, BadSampleError)
-from clipmill.stage_records import Report
-from clipmill.storage import (join, open_store, read_json, read_bytes, split_uri)
-from pathlib import Path
-from clipmill.storage.local import LocalStore
-from clipmill.data.layers import LAYER_MANIFEST
-from collections import Counter
 from numpy.typing import NDArray
-from clipmill.data.shards.tar import index_tar
-from clipmill.images import decode_rgb
 
+from clipmill.config import digest_json, sha256_bytes, sha256_file
+from clipmill.data.dataset import MANIFEST, Dataset, check_kind
+from clipmill.data.layers import LAYER_MANIFEST
+from clipmill.data.shards.tar import index_tar
+from clipmill.errors import ArtifactError, BadSampleError, NotFoundError
+from clipmill.images import decode_rgb
+from clipmill.stage_records import Report
+from clipmill.storage import join, open_store, read_bytes, read_json, split_uri
+from clipmill.storage.local import LocalStore
 
 # Samples that are named; the others are counted.
 _NUM_NAMED = 5
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
@@ -63,6 +65,7 @@ class Verification:
             "notes": list(self.notes),
         }
 
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that is damaged."""
@@ -74,6 +77,7 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.uri} {self.what}"
+
 
 def verify(uri: str, *, contents: bool = True, report: Report | None = None) -> Verification:
     """Check the dataset at ``uri``: every file whole, or without ``contents`` lists and sizes.
@@ -91,6 +95,7 @@ def verify(uri: str, *, contents: bool = True, report: Report | None = None) -> 
         what = error.what.removeprefix(manifest).strip()
         return Verification(uri=uri, faults=(Fault(manifest, what),))
     return _Verifier(dataset, value, contents).run(report)
+
 
 class _Verifier:
     def __init__(self, dataset: Dataset, value: dict[str, Any], contents: bool) -> None:
@@ -209,6 +214,7 @@ class _Verifier:
             if key.removeprefix("shards/") not in known:
                 yield f"{join(self._dataset.uri, key)} is listed nowhere"
 
+
 def read_record(uri: str, kind: str = "") -> tuple[dict[str, Any] | None, list[Fault]]:
     """The JSON object at ``uri``, of this kind if one is given; None with its fault otherwise.
 
@@ -227,6 +233,7 @@ def read_record(uri: str, kind: str = "") -> tuple[dict[str, Any] | None, list[F
     if not isinstance(value, dict):
         return None, [Fault(uri, "isn't a JSON object")]
     return value, []
+
 
 def check_file(
     uri: str,
@@ -258,6 +265,7 @@ def check_file(
     except NotFoundError:
         return 0, [Fault(uri, "is missing")]
 
+
 def _contents(
     path: Path,
     uri: str,
@@ -272,6 +280,7 @@ def _contents(
         changed = f"has changed: its SHA-256 is {actual[:12]}…, and {sha256[:12]}… listed"
         faults.insert(0, Fault(uri, changed))
     return faults
+
 
 class LayerCheck:
     """A listed layer: its manifest at once, its files shard by shard."""
@@ -339,6 +348,7 @@ class LayerCheck:
             )
         self._files = files
 
+
 def unlisted_layers(dataset: Dataset) -> Iterator[str]:
     """Say which layers lie beside the dataset and aren't in its list, and how far they are."""
     files: dict[str, set[str]] = {}
@@ -352,11 +362,12 @@ def unlisted_layers(dataset: Dataset) -> Iterator[str]:
             done = sum(name.endswith(".parquet") for name in files[layer])
             yield f"layer {layer} isn't finished: {done} of {len(dataset.shards)} shards"
 
+
 def _table_faults(
     path: Path, uri: str, uids: Sequence[str] | None, num_samples: int
 ) -> list[Fault]:
     try:
-        table = pq.read_table(path, set_num_threads=False)
+        table = pq.read_table(path, use_threads=False)
         found = table["uid"].to_pylist()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         return [Fault(uri, f"can't be read as Parquet with a column uid: {error}")]
@@ -364,6 +375,7 @@ def _table_faults(
     if not faults and len(found) != num_samples:
         faults = [Fault(uri, f"has {len(found)} rows for {num_samples} samples")]
     return faults
+
 
 def tar_faults(path: Path, uri: str, uids: Sequence[str] | None, is_damaged: bool) -> list[Fault]:
     """Compare the samples in a tar with the sidecar's uids, if those are known.
@@ -381,6 +393,7 @@ def tar_faults(path: Path, uri: str, uids: Sequence[str] | None, is_damaged: boo
         if is_damaged and (broken := list(_broken(file, index, found))):
             faults.append(Fault(uri, f"holds pictures that don't decode: {_names(broken)}"))
     return faults
+
 
 def order_faults(uri: str, found: Sequence[str], expected: Sequence[str]) -> list[Fault]:
     """How a list of uids differs from the shard's: what is lost, foreign, doubled or moved."""
@@ -400,6 +413,7 @@ def order_faults(uri: str, found: Sequence[str], expected: Sequence[str]) -> lis
         faults.append(Fault(uri, f"is in another order: row {row} is {uid}, and {other} expected"))
     return faults
 
+
 def _broken(file: BinaryIO, index: NDArray[np.void], uids: Sequence[str]) -> Iterator[str]:
     for uid, (offset, length) in zip(uids, index["image"].tolist(), strict=True):
         file.seek(offset)
@@ -408,10 +422,12 @@ def _broken(file: BinaryIO, index: NDArray[np.void], uids: Sequence[str]) -> Ite
         except BadSampleError:
             yield uid
 
+
 def _names(uids: Sequence[str]) -> str:
     more = len(uids) - _NUM_NAMED
     noun = "sample" if len(uids) == 1 else "samples"
     return f"{noun} {', '.join(uids[:_NUM_NAMED])}" + (f" and {more:,} more" if more > 0 else "")
+
 
 class UidIndex:
     """Short hashes of the uids of each shard."""

@@ -1,173 +1,38 @@
-"""A run's state between two steps: all that makes a resumed run equal to one never stopped.
+"""Training checkpoints: all state that makes a resumed run equal to one that was never stopped.
 
 Random numbers are no part of it: each step seeds them from the run's seed, its own number and the
-rank. Tensors go by their parameters' names and whole, so that another number of ranks, sharded or
-not, goes on from them.
+rank. Tensors go by their parameters' names and unsharded, so that another number of ranks, sharded
+or not, can resume from them.
+
+Saving copies the state on the training thread; another thread hashes and writes it. The copy goes
+straight into the bytes of a safetensors file (https://huggingface.co/docs/safetensors: length of the
+header, header, data), so that it is the only one.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-import torch
-from torch import Tensor
-from clipmill.config import sha256_bytes
-from clipmill.engine.spike_guard import Guard
-from clipmill.engine.objective import Objective
-from clipmill.engine.fsdp import like, whole_all
-from clipmill.errors import ArtifactError, StorageError
-from clipmill.storage import join, open_store, read_bytes, read_json, write_bytes, write_json
 import json
-from typing import Any
 import logging
 import threading
 import time
-from clipmill.engine.distributed import Ranks
-from clipmill.errors import StorageError
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipmill.config import sha256_bytes
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.fsdp import distribute_like, full_tensors
+from clipmill.engine.objective import Objective
+from clipmill.engine.spike_guard import LossSpikeGuard
+from clipmill.errors import ArtifactError, StorageError
+from clipmill.storage import join, open_store, read_bytes, read_json, write_bytes, write_json
 from clipmill.telemetry import train_metrics
 
 FORMAT = 2
 _SUFFIX = ".safetensors"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far a run has come."""
-
-    step: int = 0
-    """Updates done; also the loader's cursor."""
-    log: tuple[dict[str, float], ...] = ()
-    """Records logged so far."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Moving:
-    """What an update changes."""
-
-    objective: Objective
-    """Weights and buffers."""
-    optimizer: torch.optim.Optimizer
-    """Moments."""
-    averaged: Mapping[str, Tensor]
-    """The moving average of weights and buffers, or nothing."""
-    guard: Guard
-    """The running mean of the loss."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it by name, each tensor whole; all ranks must ask for it together."""
-        found = {f"model/{k}": v for k, v in self.objective.state_dict().items()}
-        found |= {f"average/{k}": v for k, v in self.averaged.items()}
-        for name, parameter in self.objective.named_parameters():
-            moments = self.optimizer.state.get(parameter, {})
-            found |= {f"optimizer/{name}/{k}": v for k, v in moments.items()}
-        found["guard/memory"] = self.guard.memory
-        return {k: v.detach() for k, v in whole_all(found).items()}
-
-    @torch.no_grad()
-    def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Become what :meth:`tensors` gave.
-
-        Raises:
-            ArtifactError: the tensors are those of another model.
-        """
-        places = {f"model/{k}": v for k, v in self.objective.state_dict().items()}
-        places |= {f"average/{k}": v for k, v in self.averaged.items()}
-        places["guard/memory"] = self.guard.memory
-        parameters = dict(self.objective.named_parameters())
-        moments = {k: v for k, v in tensors.items() if k.startswith("optimizer/")}
-        if places.keys() != tensors.keys() - moments.keys() or any(
-            places[name].shape != tensors[name].shape for name in places
-        ):
-            raise ArtifactError(
-                "the saved state of this run is that of another model",
-                expected=f"{len(places)} tensors of weights, as this version of the model has them",
-                action="remove the run's folder named state, or go on with the version of clipmill "
-                "that began it",
-            )
-        for name, place in places.items():
-            place.copy_(like(tensors[name], place))
-        for key, value in moments.items():
-            name, _, field = key.removeprefix("optimizer/").rpartition("/")
-            parameter = parameters[name]
-            # A copy: the optimiser changes it, and the file's bytes aren't ours to change. And in
-            # the parameter's own order: the fused kernel pairs elements as they lie in memory.
-            if value.ndim == 0:
-                kept = value.to(parameter.device).clone()
-            else:
-                kept = torch.empty_like(parameter, dtype=value.dtype)
-                kept.copy_(like(value, parameter))
-            self.optimizer.state[parameter][field] = kept
-
-
-def write_state(uri: str, progress: Progress, data: bytes | memoryview) -> None:
-    """Write a state whose tensors' file is ``data``: the record comes last, and makes it whole."""
-    name = _name(progress.step)
-    write_bytes(join(uri, f"{name}{_SUFFIX}"), data)
-    record = {
-        "format": FORMAT,
-        "step": progress.step,
-        "log": list(progress.log),
-        "sha256": sha256_bytes(data),
-    }
-    write_json(join(uri, f"{name}.json"), record)
-
-
-def read_state(uri: str, step: int) -> tuple[Progress, dict[str, Tensor]]:
-    """The state of that step.
-
-    Raises:
-        ArtifactError: it is cut, changed, or of another format.
-        NotFoundError: it isn't there.
-    """
-    from safetensors.torch import load
-
-    name = _name(step)
-    record = read_json(join(uri, f"{name}.json"))
-    data = read_bytes(join(uri, f"{name}{_SUFFIX}"))
-    if record.get("format") != FORMAT or sha256_bytes(data) != record.get("sha256"):
-        raise ArtifactError(
-            f"{join(uri, name)}{_SUFFIX} isn't what its record says",
-            expected=f"a whole state of format {FORMAT}",
-            action="remove it; the run goes on from an earlier one, or from its start",
-        )
-    return Progress(step=record["step"], log=tuple(record["log"])), load(data)
-
-
-def newest_state(uri: str) -> tuple[Progress, dict[str, Tensor]] | None:
-    """The last state that is whole, or None; those that aren't are passed over."""
-    for step in reversed(state_steps(uri)):
-        try:
-            return read_state(uri, step)
-        except (ArtifactError, StorageError):
-            continue
-    return None
-
-
-def state_steps(uri: str) -> list[int]:
-    """The steps whose states have their record, ascending."""
-    names = (key.removesuffix(".json") for key in open_store(uri).list("step-"))
-    return sorted(int(n.removeprefix("step-")) for n in names if not n.endswith(_SUFFIX))
-
-
-def keep_last(uri: str, num_kept: int) -> None:
-    """Remove all states but the last ones, and what was left of writes that failed."""
-    store = open_store(uri)
-    kept = {_name(step) for step in state_steps(uri)[-num_kept:]}
-    for key in sorted(store.list("step-")):  # a record goes before its tensors
-        if key.rpartition(".")[0] not in kept:
-            store.delete(key)
-
-
-def drop_state(uri: str) -> None:
-    """Remove what resuming needed, once the run's result is safe."""
-    store = open_store(uri)
-    for key in list(store.list()):
-        store.delete(key)
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-_NAMES = {
+_ALIGNMENT = 64
+_DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -179,43 +44,112 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_ALIGNMENT = 64
+_LOG = logging.getLogger(__name__)
 
 
-class Snapshot:
-    """The bytes of a safetensors file that holds these tensors."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainProgress:
+    """Progress of a run."""
+
+    step: int = 0
+    """Updates done; also the dataloader's start."""
+    log: tuple[dict[str, float], ...] = ()
+    """Records logged so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainState:
+    """State that an update changes."""
+
+    objective: Objective
+    """Weights and buffers."""
+    optimizer: torch.optim.Optimizer
+    """Moments."""
+    ema: Mapping[str, Tensor]
+    """Moving average of weights and buffers; empty without one."""
+    spike_guard: LossSpikeGuard
+    """Running mean of the loss."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all tensors by name, unsharded; a collective, called on all ranks together."""
+        tensors = {f"model/{k}": v for k, v in self.objective.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.ema.items()}
+        for name, parameter in self.objective.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer/{name}/{k}": v for k, v in moments.items()}
+        tensors["guard/memory"] = self.spike_guard.memory
+        return {k: v.detach() for k, v in full_tensors(tensors).items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore the tensors of :meth:`state_dict`.
+
+        Raises:
+            ArtifactError: the tensors are those of another model.
+        """
+        targets = {f"model/{k}": v for k, v in self.objective.state_dict().items()}
+        targets |= {f"average/{k}": v for k, v in self.ema.items()}
+        targets["guard/memory"] = self.spike_guard.memory
+        parameters = dict(self.objective.named_parameters())
+        moments = {k: v for k, v in tensors.items() if k.startswith("optimizer/")}
+        if targets.keys() != tensors.keys() - moments.keys() or any(
+            targets[name].shape != tensors[name].shape for name in targets
+        ):
+            raise ArtifactError(
+                "the training checkpoint's parameters don't match this model",
+                expected=f"{len(targets)} tensors, as this version of the model has them",
+                action="remove the run's folder named state, or resume with the version of "
+                "clipmill that started it",
+            )
+        for name, target in targets.items():
+            target.copy_(distribute_like(tensors[name], target))
+        for key, value in moments.items():
+            name, _, field = key.removeprefix("optimizer/").rpartition("/")
+            parameter = parameters[name]
+            # A copy, since the optimizer changes it and the file's bytes are read-only; and in the
+            # parameter's memory order, since the fused kernel pairs elements as they lie there.
+            if value.ndim == 0:
+                moment = value.to(parameter.device).clone()
+            else:
+                moment = torch.empty_like(parameter, dtype=value.dtype)
+                moment.copy_(distribute_like(value, parameter))
+            self.optimizer.state[parameter][field] = moment
+
+
+class SafetensorsBuffer:
+    """The bytes of a safetensors file in memory: laid out once, filled for each checkpoint."""
 
     def __init__(self, tensors: Mapping[str, Tensor], *, pinned: bool = False) -> None:
         # Wide types first: then every tensor starts at a multiple of its own width.
         order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-        places: dict[str, Any] = {}
-        at = 0
+        layout: dict[str, Any] = {}
+        offset = 0
         for name in order:
             tensor = tensors[name]
-            end = at + tensor.numel() * tensor.element_size()
-            places[name] = {
-                "dtype": _NAMES[tensor.dtype],
+            end = offset + tensor.numel() * tensor.element_size()
+            layout[name] = {
+                "dtype": _DTYPE_NAMES[tensor.dtype],
                 "shape": list(tensor.shape),
-                "data_offsets": [at, end],
+                "data_offsets": [offset, end],
             }
-            at = end
-        header = json.dumps(places).encode()
+            offset = end
+        header = json.dumps(layout).encode()
         header += b" " * (-(8 + len(header)) % _ALIGNMENT)
         start = 8 + len(header)
-        file = torch.empty(start + at, dtype=torch.uint8, pin_memory=pinned)
+        file = torch.empty(start + offset, dtype=torch.uint8, pin_memory=pinned)
         file[:start] = torch.frombuffer(
             bytearray(len(header).to_bytes(8, "little") + header), dtype=torch.uint8
         )
         self._file = file
         self._views = {
-            name: file[start + place["data_offsets"][0] : start + place["data_offsets"][1]]
+            name: file[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
             .view(tensors[name].dtype)
             .view(tensors[name].shape)
-            for name, place in places.items()
+            for name, entry in layout.items()
         }
 
-    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether these tensors have the names, types and shapes that it was laid out for."""
+    def matches(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Return whether the tensors have the names, types and shapes of the layout."""
         return self._views.keys() == tensors.keys() and all(
             view.dtype == tensors[name].dtype and view.shape == tensors[name].shape
             for name, view in self._views.items()
@@ -230,61 +164,60 @@ class Snapshot:
 
     @property
     def data(self) -> memoryview:
-        """The file."""
+        """The file's bytes."""
         return self._file.numpy().data
 
 
-_LOG = logging.getLogger(__name__)
-
-
 class Checkpointer:
-    """Saves states under a URI, one at a time, and brings a run back to the last whole one."""
+    """Saves training checkpoints under a URI, one at a time, and restores the last complete one."""
 
-    def __init__(self, uri: str, moving: Moving, here: Ranks, *, num_kept: int) -> None:
+    def __init__(
+        self, uri: str, state: TrainState, dist: DistributedContext, *, keep_last: int
+    ) -> None:
         self._uri = uri
-        self._moving = moving
-        self._here = here
-        self._num_kept = num_kept
-        self._snapshot: Snapshot | None = None
+        self._state = state
+        self._dist = dist
+        self._keep_last = keep_last
+        self._buffer: SafetensorsBuffer | None = None
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
         self._metrics = train_metrics()
 
-    def restore(self) -> Progress:
-        """Go to the last whole state, the same on all ranks; a run without one is at its start."""
-        found = newest_state(self._uri) if self._here.rank == 0 else None
-        step = self._here.agreed(found[0].step if found else 0)
+    def restore(self) -> TrainProgress:
+        """Load the last complete checkpoint, the same on all ranks; step 0 where there is none."""
+        latest = latest_checkpoint(self._uri) if self._dist.rank == 0 else None
+        step = self._dist.broadcast_int(latest[0].step if latest else 0)
         if step == 0:
-            return Progress()
-        progress, tensors = found or read_state(self._uri, step)
-        self._moving.fill(tensors)
+            return TrainProgress()
+        progress, tensors = latest or read_checkpoint(self._uri, step)
+        self._state.load_state_dict(tensors)
         return progress
 
-    def save(self, progress: Progress) -> None:
-        """Copy the state now, and write it beside the training; all ranks must call it together.
+    def save(self, progress: TrainProgress) -> None:
+        """Copy the state now, and write it in the background; a collective.
 
-        It waits for the write before it. One that fails for want of space or of a store is a
-        warning, and leaves the states that are there.
+        It waits for the previous write. A write that fails for lack of space or because of the
+        store is logged as a warning, and leaves the earlier checkpoints.
         """
         started = time.perf_counter()
-        tensors = self._moving.tensors()
-        if self._here.rank == 0:
-            self._settle()
-            snapshot = self._filled(tensors)
+        tensors = self._state.state_dict()
+        if self._dist.rank == 0:
+            self._wait_for_pending_write()
+            buffer = self._copy_to_host(tensors)
             self._writer = threading.Thread(
-                target=self._write, args=(progress, snapshot), name="clipmill-checkpoint"
+                target=self._write, args=(progress, buffer), name="clipmill-checkpoint"
             )
             self._writer.start()
         stall = time.perf_counter() - started
         self._metrics.checkpoint_seconds.labels(part="stall").observe(stall)
 
-    def finish(self, *, must: bool) -> None:
-        """Wait for the write under way; raise its StorageError if it ``must`` succeed."""
-        error = self._settle()
-        if must and error is not None:
+    def finish(self, *, must_succeed: bool) -> None:
+        """Wait for the pending write; raise its StorageError if it ``must_succeed``."""
+        error = self._wait_for_pending_write()
+        if must_succeed and error is not None:
             raise error
 
-    def _settle(self) -> StorageError | None:
+    def _wait_for_pending_write(self) -> StorageError | None:
         if self._writer is not None:
             self._writer.join()
             self._writer = None
@@ -293,51 +226,114 @@ class Checkpointer:
             raise error
         return error
 
-    def _filled(self, tensors: dict[str, Tensor]) -> Snapshot:
-        snapshot = self._snapshot
-        pinned = self._here.device.type == "cuda"
-        if snapshot is None or not snapshot.fits(tensors):
-            snapshot = Snapshot(tensors, pinned=pinned)
-        # Pinned memory is dear to get, and the host's is plenty; a CPU run wants its memory back.
-        self._snapshot = snapshot if pinned else None
-        snapshot.fill(tensors)
-        return snapshot
+    def _copy_to_host(self, tensors: dict[str, Tensor]) -> SafetensorsBuffer:
+        buffer = self._buffer
+        pinned = self._dist.device.type == "cuda"
+        if buffer is None or not buffer.matches(tensors):
+            buffer = SafetensorsBuffer(tensors, pinned=pinned)
+        # Pinned memory is expensive to allocate and the host has plenty; a CPU run needs it back.
+        self._buffer = buffer if pinned else None
+        buffer.fill(tensors)
+        return buffer
 
-    def _write(self, progress: Progress, snapshot: Snapshot) -> None:
+    def _write(self, progress: TrainProgress, buffer: SafetensorsBuffer) -> None:
         started = time.perf_counter()
         try:
-            self._write_with_room(progress, snapshot)
-            keep_last(self._uri, self._num_kept)
+            self._write_or_prune_and_retry(progress, buffer)
+            prune_checkpoints(self._uri, self._keep_last)
         except StorageError as error:
             self._error = error
             self._metrics.checkpoints.labels(result="failed").inc()
             steps = _steps_if_listed(self._uri)
             _LOG.warning(
-                "the state of step %d wasn't saved: %s (whole states are there of steps %s)",
+                "the checkpoint of step %d wasn't saved: %s (complete checkpoints: steps %s)",
                 progress.step,
                 error.what,
                 steps,
             )
-        except BaseException as error:  # noqa: BLE001 - raised again on the training's thread
+        except BaseException as error:  # noqa: BLE001 - raised again on the training thread
             self._error = error
         else:
             self._metrics.checkpoints.labels(result="saved").inc()
         self._metrics.checkpoint_seconds.labels(part="write").observe(time.perf_counter() - started)
 
-    def _write_with_room(self, progress: Progress, snapshot: Snapshot) -> None:
-        """Write; where that fails, give up all older states but the last one, and try again."""
+    def _write_or_prune_and_retry(self, progress: TrainProgress, buffer: SafetensorsBuffer) -> None:
+        """Write; where that fails, delete all older checkpoints but the last one, and retry."""
         try:
-            write_state(self._uri, progress, snapshot.data)
+            write_checkpoint(self._uri, progress, buffer.data)
         except StorageError:
-            if len(state_steps(self._uri)) < 2:
+            if len(checkpoint_steps(self._uri)) < 2:
                 raise
-            keep_last(self._uri, 1)
-            write_state(self._uri, progress, snapshot.data)
+            prune_checkpoints(self._uri, 1)
+            write_checkpoint(self._uri, progress, buffer.data)
+
+
+def write_checkpoint(uri: str, progress: TrainProgress, data: bytes | memoryview) -> None:
+    """Write a checkpoint whose safetensors file is ``data``; its record comes last, as a commit."""
+    name = _name(progress.step)
+    write_bytes(join(uri, f"{name}{_SUFFIX}"), data)
+    record = {
+        "format": FORMAT,
+        "step": progress.step,
+        "log": list(progress.log),
+        "sha256": sha256_bytes(data),
+    }
+    write_json(join(uri, f"{name}.json"), record)
+
+
+def read_checkpoint(uri: str, step: int) -> tuple[TrainProgress, dict[str, Tensor]]:
+    """Read the checkpoint of a step.
+
+    Raises:
+        ArtifactError: it is cut, changed, or of another format.
+        NotFoundError: it doesn't exist.
+    """
+    from safetensors.torch import load
+
+    name = _name(step)
+    record = read_json(join(uri, f"{name}.json"))
+    data = read_bytes(join(uri, f"{name}{_SUFFIX}"))
+    if record.get("format") != FORMAT or sha256_bytes(data) != record.get("sha256"):
+        raise ArtifactError(
+            f"{join(uri, name)}{_SUFFIX} doesn't match its record",
+            expected=f"a complete training checkpoint of format {FORMAT}",
+            action="remove it; the run resumes from an earlier one, or from its start",
+        )
+    return TrainProgress(step=record["step"], log=tuple(record["log"])), load(data)
+
+
+def latest_checkpoint(uri: str) -> tuple[TrainProgress, dict[str, Tensor]] | None:
+    """Read the last complete checkpoint, or return None; incomplete ones are skipped."""
+    for step in reversed(checkpoint_steps(uri)):
+        try:
+            return read_checkpoint(uri, step)
+        except (ArtifactError, StorageError):
+            continue
+    return None
+
+
+def checkpoint_steps(uri: str) -> list[int]:
+    """Return the steps whose checkpoints have their record, ascending."""
+    names = (key.removesuffix(".json") for key in open_store(uri).list("step-"))
+    return sorted(int(n.removeprefix("step-")) for n in names if not n.endswith(_SUFFIX))
+
+
+def prune_checkpoints(uri: str, keep_last: int) -> None:
+    """Delete all checkpoints but the last ones, and the remains of failed writes."""
+    store = open_store(uri)
+    kept = {_name(step) for step in checkpoint_steps(uri)[-keep_last:]}
+    for key in sorted(store.list("step-")):  # a record is deleted before its tensors
+        if key.rpartition(".")[0] not in kept:
+            store.delete(key)
 
 
 def _steps_if_listed(uri: str) -> list[int] | None:
-    """The steps of the states at a URI, or None where the store doesn't even list them."""
+    """Return the checkpoints' steps, or None where the store can't list them."""
     try:
-        return state_steps(uri)
+        return checkpoint_steps(uri)
     except StorageError:
         return None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"

@@ -1,4 +1,4 @@
-"""DistributedContext, as ``torchrun`` sets them; a process alone is rank 0 of 1."""
+"""The process group that ``torchrun`` describes; a single process is rank 0 of 1."""
 
 import contextlib
 import datetime as dt
@@ -93,7 +93,7 @@ def init_distributed(timeout_seconds: float = 1800.0) -> Iterator[DistributedCon
         return
     timeout = dt.timedelta(seconds=timeout_seconds)
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    # DistributedContext may meet several times in one store, which remembers where they were.
+    # A process may join several groups in turn, in one store that keeps the earlier groups' keys.
     store = PrefixStore(f"group-{next(_rendezvous_count)}", store)
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",

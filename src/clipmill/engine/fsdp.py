@@ -5,8 +5,10 @@ torch's FSDP modules take seconds to import, so functions import them where they
 
 from collections.abc import Iterable
 from typing import Any
+
 import torch
 from torch import Tensor, nn
+
 from clipmill.engine.distributed import DistributedContext
 
 # A block with fewer weights isn't worth a collective of its own.

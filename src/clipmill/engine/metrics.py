@@ -1,4 +1,4 @@
-"""What a run says while it lasts: metrics, the log in the store, TensorBoard, progress."""
+"""Metrics of a run: the log in the store, Prometheus, TensorBoard, throughput and FLOPs."""
 
 import logging
 import math
@@ -6,67 +6,80 @@ import time
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
+
+import torch
+
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.objective import Objective
 from clipmill.engine.result import LOG_FILE, RUN_FILE, log_lines
 from clipmill.errors import ConfigError, StorageError
 from clipmill.storage import join, write_bytes, write_json
 from clipmill.telemetry import serve_metrics, train_metrics
-import torch
-from clipmill.engine.objective import Objective
 
 _LOG = logging.getLogger(__name__)
 
+# Dense peaks without sparsity, FLOP/s, of bf16 tensor cores and of fp32 (NVIDIA's data sheets).
+_PEAK_FLOPS = {
+    "B200": (2.25e15, 80e12),
+    "H200": (989e12, 67e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "L4": (121e12, 30.3e12),
+    "A10G": (70e12, 31.2e12),
+}
 
-class Journal:
-    """Where the first rank's records go. The store's copy is what ``clipmill runs`` reads.
+
+class MetricsLogger:
+    """Sink of rank 0's records. The copy in the store is what ``clipmill runs`` reads.
 
     Raises:
-        ConfigError: TensorBoard is asked for and isn't installed.
-        ServerError: the port of the metrics is taken.
+        ConfigError: TensorBoard is configured and isn't installed.
+        ServerError: the metrics port is taken.
     """
 
-    def __init__(self, name: str, config: TrainConfig, here: Ranks, state_uri: str) -> None:
-        operation = config.operation
-        if operation.metrics_port is not None:
-            local = here.device.index or 0 if here.device.type == "cuda" else here.rank
-            port = operation.metrics_port + (local if operation.metrics_port else 0)
-            _serve_once(port, operation.metrics_host)
-        self._is_first = here.rank == 0
-        self._board = _board(operation.tensorboard) if self._is_first else None
+    def __init__(self, name: str, config: TrainConfig, dist: DistributedContext, uri: str) -> None:
+        runtime = config.runtime
+        if runtime.metrics_port is not None:
+            local_rank = dist.device.index or 0 if dist.device.type == "cuda" else dist.rank
+            port = runtime.metrics_port + (local_rank if runtime.metrics_port else 0)
+            _serve_once(port, runtime.metrics_host)
+        self._is_first = dist.rank == 0
+        self._tensorboard = _tensorboard_writer(runtime.tensorboard) if self._is_first else None
         self._name = name
         self._config = config
-        self._world_size = here.world_size
-        self._uri = state_uri
+        self._world_size = dist.world_size
+        self._uri = uri
         self._metrics = train_metrics()
-        self._published = 0.0
+        self._uploaded = 0.0
         self.log: list[dict[str, float]] = []
 
-    def begin(self, log: tuple[dict[str, float], ...]) -> None:
-        """Go on from the records of a saved state."""
+    def resume(self, log: tuple[dict[str, float], ...]) -> None:
+        """Continue after the records of a checkpoint."""
         self.log = list(log)
-        self.publish("running")
+        self.upload("running")
 
     def write(self, record: dict[str, float]) -> None:
-        """Take a record in."""
+        """Add a record."""
         self.log.append(record)
-        self._measure(record)
-        if self._board is not None:
+        self._update_prometheus(record)
+        if self._tensorboard is not None:
             for key, value in record.items():
                 if key != "step":
-                    self._board.add_scalar(key, value, int(record["step"]))
-        if time.monotonic() - self._published > self._config.operation.publish_seconds:
-            self.publish("running")
+                    self._tensorboard.add_scalar(key, value, int(record["step"]))
+        if time.monotonic() - self._uploaded > self._config.runtime.log_upload_interval_seconds:
+            self.upload("running")
 
-    def publish(self, status: str, words: str = "") -> None:
-        """Put the log and the run's status into the store; a store that refuses is a warning."""
+    def upload(self, status: str, message: str = "") -> None:
+        """Write the log and the run's status to the store; a failure is only a warning."""
         if not self._is_first:
             return
-        self._published = time.monotonic()
+        self._uploaded = time.monotonic()
         run = {
             "name": self._name,
             "status": status,
-            "words": words,
+            "words": message,
             "steps": self._config.steps,
             "step": self.log[-1]["step"] if self.log else 0,
             "updated": time.time(),
@@ -80,11 +93,11 @@ class Journal:
             _LOG.warning("the log of this run can't be written now: %s", error.what)
 
     def close(self) -> None:
-        """Flush what needs it."""
-        if self._board is not None:
-            self._board.close()
+        """Flush TensorBoard's files."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
-    def _measure(self, record: dict[str, float]) -> None:
+    def _update_prometheus(self, record: dict[str, float]) -> None:
         metrics = self._metrics
         metrics.step.set(record["step"])
         gauges = {
@@ -108,14 +121,14 @@ class Journal:
             metrics.loss.labels(objective=self._name, kind="total").set(record["loss"])
 
 
-def _board(folder: str) -> Any:
+def _tensorboard_writer(folder: str) -> Any:
     if not folder:
         return None
     if find_spec("tensorboard") is None:
         raise ConfigError(
-            f"operation.tensorboard was {folder!r}, but tensorboard isn't installed",
-            expected="the package tensorboard beside clipmill",
-            action="pip install tensorboard, or leave operation.tensorboard empty: the log is in "
+            f"runtime.tensorboard was {folder!r}, but tensorboard isn't installed",
+            expected="the Python package tensorboard",
+            action="pip install tensorboard, or leave runtime.tensorboard empty: the log is in "
             "the store in any case",
         )
     from torch.utils.tensorboard import SummaryWriter
@@ -125,68 +138,58 @@ def _board(folder: str) -> Any:
 
 @cache
 def _serve_once(port: int, host: str) -> int:
-    """A process that trains several models in turn has one server."""
+    """Start the metrics server; a process that trains several models in turn has only one."""
     return serve_metrics(port, host=host)
 
 
+class ThroughputMeter:
+    """Throughput between two records of the log.
 
-class Pace:
-    """Wall time since the last record; the host waits for the device only where it records."""
+    It measures wall time, since the host waits for the device only where it records.
+    """
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._samples = 0
         self._steps = 0
-        self._waited = 0.0
-        self._paused = 0.0
+        self._data_seconds = 0.0
+        self._excluded_seconds = 0.0
 
     def add(self, num_samples: int, data_seconds: float) -> None:
-        """Note an update."""
+        """Count an update, and the time that it waited for its batch."""
         self._samples += num_samples
         self._steps += 1
-        self._waited += data_seconds
+        self._data_seconds += data_seconds
 
-    def pause(self, seconds: float) -> None:
-        """Leave out what isn't training: an evaluation."""
-        self._paused += seconds
+    def exclude(self, seconds: float) -> None:
+        """Leave out time that isn't training, such as a validation."""
+        self._excluded_seconds += seconds
 
     def read(self, flops: float | None, peak: float | None) -> dict[str, float]:
-        """Speed since the last reading.
+        """Return the throughput since the last reading, and start the next one.
 
-        Samples a second, the share of time that data was waited for, and the utilisation where a
-        step's FLOPs and the peak of the rank's device are known.
+        ``samples_per_second``; ``data_wait``, the share of time spent waiting for data; and
+        ``mfu``, the model FLOPs utilization, if a step's FLOPs and the device's peak are known.
         """
         now = time.perf_counter()
-        seconds = max(now - self._started - self._paused, 1e-9)
-        found = {
+        seconds = max(now - self._started - self._excluded_seconds, 1e-9)
+        throughput = {
             "samples_per_second": self._samples / seconds,
-            "data_wait": self._waited / seconds,
+            "data_wait": self._data_seconds / seconds,
         }
         if flops is not None and peak is not None:
-            found["mfu"] = flops * self._steps / seconds / peak
+            throughput["mfu"] = flops * self._steps / seconds / peak
         self._started, self._samples, self._steps = now, 0, 0
-        self._waited = self._paused = 0.0
-        return found
-
-
-# Dense peaks without sparsity, FLOP/s, of bf16 tensor cores and of fp32 (NVIDIA's data sheets).
-_PEAKS = {
-    "B200": (2.25e15, 80e12),
-    "H200": (989e12, 67e12),
-    "H100": (989e12, 67e12),
-    "A100": (312e12, 19.5e12),
-    "L40S": (362e12, 91.6e12),
-    "L4": (121e12, 30.3e12),
-    "A10G": (70e12, 31.2e12),
-}
+        self._data_seconds = self._excluded_seconds = 0.0
+        return throughput
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s of a known GPU; None for one that isn't, and for a CPU."""
+    """Return the peak FLOP/s of a known GPU; None for unknown ones, and for a CPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    for known, (bf16, fp32) in _PEAKS.items():
+    for known, (bf16, fp32) in _PEAK_FLOPS.items():
         if known in name:
             return bf16 if precision == "bf16" else fp32
     return None
@@ -194,9 +197,9 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 @torch.no_grad()
 def forward_flops(objective: Objective, batch: Any) -> float:
-    """FLOPs of an objective's forward pass; its buffers are left as they were.
+    """Return the FLOPs of an objective's forward pass; its buffers stay as they were.
 
-    A step's are three times as many, whatever recomputation it chooses to do (the usual count for
+    A step has three times as many, whether or not it recomputes activations (the usual count for
     MFU: the backward pass has two products for each of the forward pass).
     """
     from torch.utils.flop_counter import FlopCounterMode

@@ -1,15 +1,15 @@
 """The interface of a training objective, and the batches it takes: a dict or dataclass of tensors."""
 
 import contextlib
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
 import torch
 from torch import Tensor, nn
-import dataclasses
-from collections.abc import Callable
-from functools import partial
-from torch import Tensor
+
 from clipmill.errors import ConfigError
 
 Forward = Callable[..., dict[str, Tensor]]
@@ -25,7 +25,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return _map(batch, lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v)
 
 
-def micro_batches(batch: Any, number: int) -> list[Any]:
+def split_batch(batch: Any, number: int) -> list[Any]:
     """Split the batch into equal micro-batches, in order."""
     if number == 1:
         return [batch]

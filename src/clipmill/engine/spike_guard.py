@@ -6,12 +6,14 @@ a GPU, and at once on a CPU.
 """
 
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
 from clipmill.engine.config import SpikeGuardConfig
 from clipmill.engine.distributed import DistributedContext
 
-# How slowly the running mean of the loss follows it, and how many updates it needs to be trusted.
+# Decay of the running mean of the loss, and updates before it is used.
 _MEAN_DECAY = 0.98
 _MIN_UPDATES = 50
 
@@ -29,7 +31,7 @@ class StepDecision:
     consecutive_skips: int
     """Consecutive skipped updates up to this one."""
     stopping: bool
-    """Whether any rank was stops to stop."""
+    """Whether any rank received SIGTERM."""
 
     @property
     def skipped(self) -> bool:
@@ -43,7 +45,7 @@ class LossSpikeGuard:
     def __init__(self, config: SpikeGuardConfig, dist: DistributedContext) -> None:
         self._config = config
         self._dist = dist
-        # Running mean of the loss, updates in it, and how many were skipped in a row up to now.
+        # Running mean of the loss, updates in it, and consecutive skips up to now.
         self.memory = torch.zeros(3, dtype=torch.float64, device=dist.device)
         self._pending: tuple[int, Tensor, torch.cuda.Event] | None = None
 
@@ -54,7 +56,7 @@ class LossSpikeGuard:
         stops = torch.full_like(loss, float(stopping), dtype=torch.float64)
         pair = torch.stack([loss.detach().double(), stops])
         loss, stops = (self._dist.all_reduce_sum(pair) / self._dist.world_size).unbind()
-        mean, count, in_row = self.memory.unbind()
+        mean, count, num_skips = self.memory.unbind()
         not_finite = ~(torch.isfinite(loss) & torch.isfinite(norm))
         spike = torch.zeros_like(not_finite)
         if self._config.loss_spike_ratio is not None:
@@ -66,7 +68,7 @@ class LossSpikeGuard:
             [
                 torch.where(skipped, mean, mean + (loss - mean) * share),
                 count + (~skipped).double(),
-                torch.where(skipped, in_row + 1, 0.0),
+                torch.where(skipped, num_skips + 1, 0.0),
             ]
         )
         flags = torch.stack([not_finite.double(), spike.double(), self.memory[2], stops])
@@ -95,11 +97,11 @@ def _read(step: int, flags: Tensor, event: torch.cuda.Event) -> StepDecision:
 
 
 def _decision(step: int, flags: Tensor) -> StepDecision:
-    not_finite, spike, in_row, stops = flags.tolist()
+    not_finite, spike, num_skips, stops = flags.tolist()
     return StepDecision(
         step=step,
         not_finite=bool(not_finite),
         spike=bool(spike),
-        consecutive_skips=int(in_row),
+        consecutive_skips=int(num_skips),
         stopping=stops > 0,
     )

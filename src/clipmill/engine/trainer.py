@@ -1,381 +1,382 @@
-"""One optimiser step, and what can be said of it."""
+"""The trainer of all objectives: pretraining's and every task's.
 
-import math
-from dataclasses import dataclass
-from typing import Any
-import numpy as np
-import torch
-from torch import Tensor
-from clipmill.engine.objective import move, num_samples, split
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.metrics import forward_flops, peak_flops
-from clipmill.engine.spike_guard import Guard, Verdict
-from clipmill.engine.objective import Objective
-from clipmill.engine.optim import build_optimizer, clip_gradients, set_rate
-from clipmill.engine.fsdp import average_scalars, shard
-from clipmill.engine.checkpoint import Moving
-from clipmill.models.execution import to_channels_last
+:func:`train` sets up the process; :class:`Trainer` runs the steps, logs, validates, checkpoints and
+stops; :class:`TrainStep` updates the weights once.
+"""
+
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from clipmill.engine.checkpoint import Checkpointer
-from clipmill.engine.distributed import Ranks, ranks
-from clipmill.engine.validation import Evaluation, evaluate
-from clipmill.engine.spike_guard import Verdict
-from clipmill.engine.metrics import Journal
-from clipmill.engine.metrics import Pace
-from clipmill.engine.fsdp import whole_all
-from clipmill.engine.checkpoint import Progress
-from clipmill.engine.watchdog import StopSignal
-from clipmill.engine.watchdog import Watchdog, is_lost_rank
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipmill.engine.checkpoint import Checkpointer, TrainProgress, TrainState
+from clipmill.engine.config import TrainConfig
+from clipmill.engine.distributed import DistributedContext, init_distributed
+from clipmill.engine.fsdp import all_reduce_scalar_grads, apply_fsdp, full_tensors
+from clipmill.engine.metrics import MetricsLogger, ThroughputMeter, forward_flops, peak_flops
+from clipmill.engine.objective import Objective, num_samples, split_batch, to_device
+from clipmill.engine.optim import build_optimizer, clip_gradients, set_lr
+from clipmill.engine.result import TrainResult
+from clipmill.engine.spike_guard import LossSpikeGuard, StepDecision
+from clipmill.engine.validation import Validator, run_validators
+from clipmill.engine.watchdog import SigtermHandler, Watchdog, is_lost_rank
 from clipmill.errors import StoppedError, TrainingError
-from clipmill.models.execution import set_num_threads
-from clipmill.processes import tune_malloc
+from clipmill.models.execution import set_num_threads, to_channels_last
+from clipmill.processes import keep_freed_memory
 from clipmill.stage_records import Report
 from clipmill.telemetry import train_metrics
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Update:
-    """What an update left, still on the device."""
-
-    losses: dict[str, Tensor]
-    """By kind, of this rank."""
-    norm: Tensor
-    """Of the gradient, before clipping."""
-    rate: float
-    """The learning rate."""
-    num_samples: int
-    """Samples of all ranks."""
-    verdict: Verdict | None
-    """The newest that is known: of this update, or on a GPU of the one before."""
-
-
-class Updater:
-    """A model's moving parts, and the step that moves them."""
-
-    def __init__(self, objective: Objective, config: TrainConfig, here: Ranks) -> None:
-        operation = config.operation
-        self.objective = objective
-        self.flops: float | None = None
-        self.peak = operation.peak_flops or peak_flops(here.device, config.precision)
-        to_channels_last(objective)
-        if operation.compile:
-            objective.compile()
-        is_shared = operation.parallel == "fsdp" and here.world_size > 1
-        # Before the optimiser and the average: sharding replaces the parameters.
-        self._forward = shard(objective, here) if is_shared else here.wrap(objective)
-        self.optimizer = build_optimizer(objective, config.optimizer)
-        self.averaged: dict[str, Tensor] = {}
-        if config.average_decay is not None:
-            self.averaged = {k: v.detach().clone() for k, v in objective.state_dict().items()}
-        self.guard = Guard(config.guard, here)
-        self._is_shared = is_shared
-        self._config = config
-        self._here = here
-
-    @property
-    def moving(self) -> Moving:
-        """What a saved state holds."""
-        return Moving(
-            objective=self.objective,
-            optimizer=self.optimizer,
-            averaged=self.averaged,
-            guard=self.guard,
-        )
-
-    def update(self, step: int, batch: Any, *, stopping: bool = False) -> Update:
-        """Take update ``step`` (from 0); ``stopping`` tells the other ranks of it.
-
-        Random numbers of the step are a function of seed, step and rank, so that a resumed run
-        draws those of one never stopped.
-        """
-        config = self._config
-        rate = config.schedule.at(step, config.steps)
-        set_rate(self.optimizer, rate)
-        count = num_samples(batch) * self._here.world_size
-        pieces = split(move(batch, self._here.device), config.micro_batches)
-        with torch.autocast(
-            self._here.device.type, torch.bfloat16, enabled=config.precision == "bf16"
-        ):
-            if self.flops is None and self.peak is not None:
-                self.flops = 3 * forward_flops(self.objective, pieces[0]) * len(pieces)
-            torch.manual_seed(_seed(config.seed, step, self._here.rank))
-            self.objective.before_step(step / (config.steps + 1))
-            statistics = self._statistics()
-            losses = self.objective.accumulate(pieces, self._forward)
-        if self._is_shared:
-            average_scalars(self.objective, self._here)
-        total = torch.stack([value.float() for value in losses.values()]).sum()
-        norm = clip_gradients(self.objective, config.optimizer.clip_norm)
-        skip, verdict = self.guard.judge(step, total, norm, stopping=stopping)
-        self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by the fused kernel
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in statistics:
-            buffer.copy_(torch.where(skip > 0, before, buffer))
-        self.objective.after_step()
-        self._average(step)
-        return Update(losses=losses, norm=norm, rate=rate, num_samples=count, verdict=verdict)
-
-    @torch.no_grad()
-    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
-        """What a forward pass may change, with its values now: a skipped update keeps those."""
-        buffers = [b for b in self.objective.buffers() if b.is_floating_point()]
-        return [(buffer, buffer.clone()) for buffer in buffers]
-
-    @torch.no_grad()
-    def _average(self, step: int) -> None:
-        """Move the average; its first steps use a smaller decay so that it forgets the start."""
-        if not self.averaged or self._config.average_decay is None:
-            return
-        decay = min(self._config.average_decay, (1 + step) / (10 + step))
-        current = self.objective.state_dict()
-        floating = [k for k, v in self.averaged.items() if v.is_floating_point()]
-        torch._foreach_lerp_(  # has no public name yet
-            [self.averaged[k] for k in floating], [current[k] for k in floating], 1 - decay
-        )
-        for key in self.averaged.keys() - set(floating):
-            self.averaged[key].copy_(current[key])
-
-
-def record_of(update: Update, step: int, gauges: dict[str, Tensor]) -> dict[str, float]:
-    """The log's record after ``step`` updates; values that aren't finite are left out."""
-    losses = {kind: float(value) for kind, value in update.losses.items()}
-    record = {
-        "step": step,
-        "loss": sum(losses.values()),
-        **({f"loss/{k}": v for k, v in losses.items()} if len(losses) > 1 else {}),
-        "learning_rate": update.rate,
-        "gradient_norm": float(update.norm),
-        **{name: float(value) for name, value in gauges.items()},
-    }
-    return {name: value for name, value in record.items() if math.isfinite(value)}
-
-
-def _seed(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for each step of each rank."""
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
-
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
-    """What a run leaves."""
-
-    tensors: dict[str, Tensor]
-    """Weights to use: the moving average if there is one."""
-    log: tuple[dict[str, float], ...]
-    """Records: step, losses, learning rate, gradient norm, samples a second."""
-    rank: int = 0
-    """Whose this is; all ranks hold the same weights, and the first one saves them."""
+BuildObjective = Callable[[DistributedContext], Objective]
+"""Builds the objective, on the CPU."""
+BuildDataloader = Callable[[int, DistributedContext], Iterator[Any]]
+"""Builds the iterator over this rank's batches, from the given step on."""
 
 
 def train(
-    make_objective: Callable[[Ranks], Objective],
-    make_batches: Callable[[int, Ranks], Iterator[Any]],
+    build_objective: BuildObjective,
+    build_dataloader: BuildDataloader,
     config: TrainConfig,
     *,
     name: str,
-    state_uri: str,
+    checkpoint_uri: str,
     report: Report,
-    evaluations: Sequence[Evaluation] = (),
-) -> Trained:
-    """Train to the end, from the last whole state under ``state_uri`` if there is one.
-
-    ``make_batches(cursor, ranks)`` gives this rank's batches from update ``cursor`` on.
+    validators: Sequence[Validator] = (),
+) -> TrainResult:
+    """Train to the last step, from the last complete checkpoint under ``checkpoint_uri`` if any.
 
     Raises:
-        StoppedError: SIGTERM came; the state is saved, and the same call goes on from it.
-        TrainingError: too many updates in a row did harm and were skipped, a rank was lost, or
-            the batches ended.
-        StorageError: the state of a stopped run can't be saved.
-        ConfigError: the batch can't be shared out, or what is asked for isn't installed.
+        StoppedError: SIGTERM came; a checkpoint is saved, and the same call resumes from it.
+        TrainingError: too many consecutive updates were skipped, a rank was lost, or the batches
+            ended.
+        StorageError: the checkpoint of a stopped run can't be saved.
+        ConfigError: the batch can't be split, or a configured package isn't installed.
     """
     set_num_threads(config.num_threads)
-    with StopSignal() as stop, ranks(config.operation.collective_seconds) as here:
-        here.share(config.batch_size, config.micro_batches)
-        if here.device.type == "cpu":
-            tune_malloc()
-        if config.operation.deterministic:
+    timeout_seconds = config.runtime.collective_timeout_seconds
+    with SigtermHandler() as sigterm, init_distributed(timeout_seconds) as dist:
+        dist.per_rank_batch_size(config.batch_size, config.grad_accum_steps)
+        if dist.device.type == "cpu":
+            keep_freed_memory()
+        if config.runtime.deterministic:
             _use_deterministic_kernels()
         torch.manual_seed(config.seed)
-        journal = Journal(name, config, here, state_uri)
-        objective = make_objective(here).to(here.device)
-        objective.train()
-        run = _Run(Updater(objective, config, here), journal, config, here, stop, state_uri)
-        run.report, run.evaluations = report, evaluations
-        with contextlib.closing(journal):
-            tensors = run.to_the_end(make_batches)
-        return Trained(tensors=tensors, log=tuple(journal.log), rank=here.rank)
+        with contextlib.closing(MetricsLogger(name, config, dist, checkpoint_uri)) as logger:
+            objective = build_objective(dist).to(dist.device)
+            objective.train()
+            trainer = Trainer(
+                objective,
+                config,
+                dist,
+                logger=logger,
+                checkpoint_uri=checkpoint_uri,
+                sigterm=sigterm,
+                report=report,
+                validators=validators,
+            )
+            tensors = trainer.run(build_dataloader)
+        return TrainResult(tensors=tensors, log=tuple(logger.log), rank=dist.rank)
 
 
-class _Run:
-    """A run from its last state on."""
-
-    report: Report
-    evaluations: Sequence[Evaluation]
+class Trainer:
+    """One run: its steps from the last checkpoint on."""
 
     def __init__(
         self,
-        updater: Updater,
-        journal: Journal,
+        objective: Objective,
         config: TrainConfig,
-        here: Ranks,
-        stop: StopSignal,
-        state_uri: str,
+        dist: DistributedContext,
+        *,
+        logger: MetricsLogger,
+        checkpoint_uri: str,
+        sigterm: SigtermHandler,
+        report: Report,
+        validators: Sequence[Validator],
     ) -> None:
-        operation = config.operation
-        self._updater = updater
-        self._journal = journal
+        runtime = config.runtime
+        self._objective = objective
         self._config = config
-        self._here = here
-        self._stop = stop
-        self._states = Checkpointer(
-            state_uri, updater.moving, here, num_kept=operation.checkpoints_kept
+        self._dist = dist
+        self._logger = logger
+        self._sigterm = sigterm
+        self._report = report
+        self._validators = validators
+        self._train_step = TrainStep(objective, config, dist)
+        self._checkpointer = Checkpointer(
+            checkpoint_uri, self._train_step.state, dist, keep_last=runtime.keep_last_checkpoints
         )
         self._watchdog = Watchdog(
-            here,
-            hang_seconds=operation.hang_seconds,
-            heartbeat_seconds=operation.heartbeat_seconds,
+            dist,
+            step_timeout_seconds=runtime.step_timeout_seconds,
+            heartbeat_interval_seconds=runtime.heartbeat_interval_seconds,
         )
         self._metrics = train_metrics()
-        self._pace = Pace()
+        self._throughput = ThroughputMeter()
         self._step = 0
 
-    def to_the_end(self, make_batches: Callable[[int, Ranks], Iterator[Any]]) -> dict[str, Tensor]:
-        """Take the updates that are left; the weights to use."""
-        progress = self._states.restore()
+    def run(self, build_dataloader: BuildDataloader) -> dict[str, Tensor]:
+        """Run the remaining steps; return the weights to use, by name in the objective."""
+        progress = self._checkpointer.restore()
         self._step = progress.step
-        self._journal.begin(progress.log)
+        self._logger.resume(progress.log)
         try:
             with self._watchdog:
-                batches = make_batches(progress.step, self._here)
+                batches = build_dataloader(progress.step, self._dist)
                 while self._step < self._config.steps:
                     try:
-                        self._advance(batches)
+                        self._run_step(batches)
                     except RuntimeError as error:
-                        self._blame(error)
+                        self._raise_lost_ranks(error)
                         raise
-                if verdict := self._updater.guard.last():
-                    self._heed(verdict)
-                averaged = self._updater.averaged
-                tensors = whole_all(averaged or dict(self._updater.objective.state_dict()))
-                self._states.finish(must=False)
+                if decision := self._train_step.spike_guard.pop_pending():
+                    self._handle_skipped_update(decision)
+                ema = self._train_step.ema
+                tensors = full_tensors(ema or dict(self._objective.state_dict()))
+                self._checkpointer.finish(must_succeed=False)
         except BaseException as error:
-            # What is being written may be the state that the run goes on from.
+            # The checkpoint being written may be the one that the run resumes from.
             with contextlib.suppress(Exception):
-                self._states.finish(must=False)
+                self._checkpointer.finish(must_succeed=False)
             status = "stopped" if isinstance(error, StoppedError) else "failed"
-            self._journal.publish(status, str(error).splitlines()[0] if str(error) else "")
+            self._logger.upload(status, str(error).splitlines()[0] if str(error) else "")
             raise
         return {k: v.detach() for k, v in tensors.items()}
 
-    def _advance(self, batches: Iterator[Any]) -> None:
-        config, step = self._config, self._step
+    def _run_step(self, batches: Iterator[Any]) -> None:
+        """Take one update, then log, validate, checkpoint and stop as they are due."""
+        config = self._config
         started = time.perf_counter()
-        self._watchdog.at(step, "data")
-        batch = self._next(batches)
-        waited = time.perf_counter() - started
-        self._watchdog.at(step, "compute")
-        update = self._updater.update(step, batch, stopping=self._stop.requested)
-        self._step = done = step + 1
-        self._metrics.samples.inc(update.num_samples)
+        self._watchdog.set_phase(self._step, "data")
+        batch = self._next_batch(batches)
+        data_seconds = time.perf_counter() - started
+        self._watchdog.set_phase(self._step, "compute")
+        output = self._train_step(self._step, batch, stopping=self._sigterm.requested)
+        self._step = done = self._step + 1
+        self._metrics.samples.inc(output.num_samples)
         self._metrics.step_seconds.observe(time.perf_counter() - started)
-        self._metrics.data_wait_seconds.inc(waited)
-        self._pace.add(update.num_samples, waited)
-        if update.verdict is not None:
-            self._heed(update.verdict)
-        due = [e for e in self.evaluations if e.is_due(done, config.steps)]
-        if due or done % config.log_steps == 0 or done == config.steps:
-            record = record_of(update, done, self._updater.objective.gauges())
-            record |= self._pace.read(self._updater.flops, self._updater.peak)
-            record |= self._evaluated(due)
-            self._journal.write(record)
-            self.report(done, config.steps, _words(record))
+        self._metrics.data_wait_seconds.inc(data_seconds)
+        self._throughput.add(output.num_samples, data_seconds)
+        if output.decision is not None:
+            self._handle_skipped_update(output.decision)
+        due = [v for v in self._validators if v.is_due(done, config.steps)]
+        if due or done % config.log_every == 0 or done == config.steps:
+            record = output.log_record(done, self._objective.extra_metrics())
+            record |= self._throughput.read(self._train_step.flops, self._train_step.peak_flops)
+            record |= self._validate(due)
+            self._logger.write(record)
+            self._report(done, config.steps, _progress_message(record))
         if done == config.steps:
             return
-        if update.verdict is not None and update.verdict.stopping:
+        if output.decision is not None and output.decision.stopping:
             self._save_and_stop()
-        if done % config.checkpoint_steps == 0:
+        if done % config.checkpoint_every == 0:
             self._save()
 
-    def _next(self, batches: Iterator[Any]) -> Any:
+    def _next_batch(self, batches: Iterator[Any]) -> Any:
         try:
             return next(batches)
         except StopIteration:
             raise TrainingError(
                 f"the batches ended at step {self._step}",
                 expected=f"{self._config.steps} of them",
-                action="give a source of batches that doesn't end",
+                action="use a source of batches that doesn't end",
             ) from None
         except RuntimeError:
-            # A signal to the whole group of processes ends the loader's workers as well.
-            if self._stop.requested and self._here.world_size == 1:
+            # A signal to the process group ends the dataloader's workers as well.
+            if self._sigterm.requested and self._dist.world_size == 1:
                 self._save_and_stop()
             raise
 
-    def _heed(self, verdict: Verdict) -> None:
-        if not verdict.skipped:
+    def _handle_skipped_update(self, decision: StepDecision) -> None:
+        """Count a skipped update; raise TrainingError after too many in a row."""
+        if not decision.skipped:
             return
-        reason = "not-finite" if verdict.not_finite else "spike"
+        guard = self._config.spike_guard
+        reason = "not-finite" if decision.not_finite else "spike"
         self._metrics.skipped_updates.labels(reason=reason).inc()
         self._metrics.skipped_samples.inc(self._config.batch_size)
-        limit = self._config.guard.max_skipped
-        if verdict.skipped_in_row < limit:
+        limit = guard.max_consecutive_skips
+        if decision.consecutive_skips < limit:
             return
         what = (
             "loss or gradient is not finite"
-            if verdict.not_finite
-            else f"the loss is above {self._config.guard.spike_ratio:g} times its mean"
+            if decision.not_finite
+            else f"the loss is above {guard.loss_spike_ratio:g} times its mean"
         )
         raise TrainingError(
-            f"{limit} updates in a row were skipped up to step {verdict.step + 1}: {what}",
-            expected="an update that can be used; weights are as they were before them, and the "
-            "last saved state is from before that",
-            action="look at the data of these steps; lower schedule.peak, set "
-            "optimizer.clip_norm=1.0 or train in fp32, or raise guard.max_skipped to go on",
+            f"{limit} updates in a row were skipped up to step {decision.step + 1}: {what}",
+            expected="an update that can be used; the weights are those from before the skipped "
+            "updates, as is the last checkpoint",
+            action="check the data of these steps; lower schedule.lr, set optimizer.clip_norm=1.0 "
+            "or train in fp32, or raise spike_guard.max_consecutive_skips to continue",
         )
 
-    def _evaluated(self, due: Sequence[Evaluation]) -> dict[str, float]:
+    def _validate(self, due: Sequence[Validator]) -> dict[str, float]:
         if not due:
             return {}
         started = time.perf_counter()
-        self._watchdog.at(self._step, "evaluation")
-        figures = evaluate(due, self._updater.objective, self._updater.averaged, self._here)
-        self._pace.pause(time.perf_counter() - started)
-        return figures
+        self._watchdog.set_phase(self._step, "evaluation")
+        metrics = run_validators(due, self._objective, self._train_step.ema, self._dist)
+        self._throughput.exclude(time.perf_counter() - started)
+        return metrics
 
     def _save(self) -> None:
-        self._watchdog.at(self._step, "checkpoint")
-        self._states.save(Progress(step=self._step, log=tuple(self._journal.log)))
+        self._watchdog.set_phase(self._step, "checkpoint")
+        self._checkpointer.save(TrainProgress(step=self._step, log=tuple(self._logger.log)))
 
     def _save_and_stop(self) -> None:
         if self._step:
             self._save()
-            self._states.finish(must=True)
+            self._checkpointer.finish(must_succeed=True)
         raise StoppedError(
-            f"stopped after step {self._step} of {self._config.steps}, as SIGTERM asked; "
-            "the state is saved, and the same command goes on from it"
+            f"stopped after step {self._step} of {self._config.steps} because of SIGTERM; "
+            "a checkpoint is saved, and the same command resumes from it"
         )
 
-    def _blame(self, error: RuntimeError) -> None:
-        """Turn a collective's failure into one that names the ranks that are gone."""
-        if self._here.world_size == 1 or not is_lost_rank(error):
+    def _raise_lost_ranks(self, error: RuntimeError) -> None:
+        """Raise TrainingError with the lost ranks, if ``error`` is a collective's failure."""
+        if self._dist.world_size == 1 or not is_lost_rank(error):
             return
         first = (str(error).splitlines() or [""])[0]
         raise TrainingError(
-            f"rank {self._here.rank} lost the others at step {self._step}: no longer there: "
+            f"rank {self._dist.rank} lost the others at step {self._step}: no longer there: "
             f"{self._watchdog.lost_ranks()} ({first})",
-            expected="all ranks to the end",
-            action="look at the log of that rank; start all ranks again, and they go on from the "
-            "last saved state",
+            expected="all ranks until the end",
+            action="read the log of that rank; start all ranks again, and they resume from the "
+            "last checkpoint",
         ) from error
 
 
-def _words(record: dict[str, float]) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOutput:
+    """Output of a training step, still on the device."""
+
+    losses: dict[str, Tensor]
+    """This rank's losses by name."""
+    gradient_norm: Tensor
+    """Norm of the gradient, before clipping."""
+    lr: float
+    """Learning rate."""
+    num_samples: int
+    """Samples of all ranks."""
+    decision: StepDecision | None
+    """Newest known decision of the spike guard: on this update, or on a GPU on the one before."""
+
+    def log_record(self, step: int, extra: dict[str, Tensor]) -> dict[str, float]:
+        """Return the log's record after ``step`` updates; values that aren't finite are left out."""
+        losses = {kind: float(value) for kind, value in self.losses.items()}
+        record = {
+            "step": step,
+            "loss": sum(losses.values()),
+            **({f"loss/{k}": v for k, v in losses.items()} if len(losses) > 1 else {}),
+            "learning_rate": self.lr,
+            "gradient_norm": float(self.gradient_norm),
+            **{name: float(value) for name, value in extra.items()},
+        }
+        return {name: value for name, value in record.items() if math.isfinite(value)}
+
+
+class TrainStep:
+    """Objective, optimizer, EMA and spike guard; calling it updates the weights once."""
+
+    def __init__(self, objective: Objective, config: TrainConfig, dist: DistributedContext) -> None:
+        runtime = config.runtime
+        self.flops: float | None = None
+        self.peak_flops = runtime.peak_flops or peak_flops(dist.device, config.precision)
+        to_channels_last(objective)
+        if runtime.compile:
+            objective.compile()
+        self._is_sharded = runtime.parallelism == "fsdp" and dist.world_size > 1
+        # Before the optimizer and the EMA: sharding replaces the parameters.
+        self._forward = (
+            apply_fsdp(objective, dist) if self._is_sharded else dist.wrap_ddp(objective)
+        )
+        self.ema: dict[str, Tensor] = {}
+        if config.ema_decay is not None:
+            self.ema = {k: v.detach().clone() for k, v in objective.state_dict().items()}
+        self.spike_guard = LossSpikeGuard(config.spike_guard, dist)
+        self._objective = objective
+        self._optimizer = build_optimizer(objective, config.optimizer)
+        self._config = config
+        self._dist = dist
+
+    @property
+    def state(self) -> TrainState:
+        """State that a checkpoint saves."""
+        return TrainState(
+            objective=self._objective,
+            optimizer=self._optimizer,
+            ema=self.ema,
+            spike_guard=self.spike_guard,
+        )
+
+    def __call__(self, step: int, batch: Any, *, stopping: bool = False) -> StepOutput:
+        """Take update ``step`` (from 0); ``stopping`` is shared with the other ranks.
+
+        Random numbers of the step are a function of seed, step and rank, so that a resumed run
+        draws those of one that was never stopped.
+        """
+        config, objective, device = self._config, self._objective, self._dist.device
+        lr = config.schedule.lr_at(step, config.steps)
+        set_lr(self._optimizer, lr)
+        count = num_samples(batch) * self._dist.world_size
+        micro_batches = split_batch(to_device(batch, device), config.grad_accum_steps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            if self.flops is None and self.peak_flops is not None:
+                self.flops = 3 * forward_flops(objective, micro_batches[0]) * len(micro_batches)
+            torch.manual_seed(_step_seed(config.seed, step, self._dist.rank))
+            objective.before_step(step / (config.steps + 1))
+            buffers = self._snapshot_float_buffers()
+            losses = objective.accumulate(micro_batches, self._forward)
+        if self._is_sharded:
+            all_reduce_scalar_grads(objective, self._dist)
+        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        norm = clip_gradients(objective, config.optimizer.clip_norm)
+        skip, decision = self.spike_guard.check(step, loss, norm, stopping=stopping)
+        self._optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by the fused kernel
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        for buffer, before in buffers:
+            buffer.copy_(torch.where(skip > 0, before, buffer))
+        objective.after_step()
+        self._update_ema(step)
+        return StepOutput(
+            losses=losses, gradient_norm=norm, lr=lr, num_samples=count, decision=decision
+        )
+
+    @torch.no_grad()
+    def _snapshot_float_buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the buffers that a forward pass may change with copies, for a skipped update."""
+        buffers = [b for b in self._objective.buffers() if b.is_floating_point()]
+        return [(buffer, buffer.clone()) for buffer in buffers]
+
+    @torch.no_grad()
+    def _update_ema(self, step: int) -> None:
+        """Update the EMA; the first steps use a smaller decay, to forget the initial weights."""
+        if not self.ema or self._config.ema_decay is None:
+            return
+        decay = min(self._config.ema_decay, (1 + step) / (10 + step))
+        current = self._objective.state_dict()
+        floating = [k for k, v in self.ema.items() if v.is_floating_point()]
+        torch._foreach_lerp_(  # has no public name yet
+            [self.ema[k] for k in floating], [current[k] for k in floating], 1 - decay
+        )
+        for key in self.ema.keys() - set(floating):
+            self.ema[key].copy_(current[key])
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of one step of one rank."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _progress_message(record: dict[str, float]) -> str:
     loss = f"loss {record['loss']:.3f}" if "loss" in record else "update skipped"
     return f"{loss}, {record['samples_per_second']:.0f} samples/s"
 

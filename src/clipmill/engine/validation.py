@@ -3,8 +3,10 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Objective
 
@@ -40,8 +42,8 @@ def run_validators(
     try:
         with _swap_in_ema(objective, ema):
             for validator in validators:
-                found = validator.compute(objective, dist)
-                metrics |= {f"{validator.name}/{metric}": v for metric, v in found.items()}
+                values = validator.compute(objective, dist)
+                metrics |= {f"{validator.name}/{metric}": v for metric, v in values.items()}
     finally:
         objective.train()
     return metrics

@@ -134,9 +134,7 @@ def _watcher(module: nn.Module) -> _Watch | None:
 
 
 @contextmanager
-def _hook_multihead(
-    module: nn.MultiheadAttention, see: Callable[[Tensor], None]
-) -> Iterator[None]:
+def _hook_multihead(module: nn.MultiheadAttention, see: Callable[[Tensor], None]) -> Iterator[None]:
     def ask(_: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
         return inputs, named | {"need_weights": True, "average_attn_weights": False}
 

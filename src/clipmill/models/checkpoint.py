@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.config import digest_json, sha256_bytes
 from clipmill.errors import ArtifactError
+from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.storage import exists, join, read_bytes, read_json, write_bytes, write_json
-from clipmill.lineage import Parent, read_artifact_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,9 @@ def save_checkpoint(
     from safetensors.torch import save
 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    metadata = replace(metadata, tensors_sha256=sha256_bytes(data), tensors_bytes=len(data), uri=uri)
+    metadata = replace(
+        metadata, tensors_sha256=sha256_bytes(data), tensors_bytes=len(data), uri=uri
+    )
     write_bytes(join(uri, _TENSORS), data)
     if embedding is not None:
         of_model = {"tensors_sha256": metadata.tensors_sha256}
@@ -187,5 +189,9 @@ def _to_json(metadata: CheckpointMetadata) -> dict[str, Any]:
         "parents": [p.to_json() for p in metadata.parents],
         "metrics": metadata.metrics,
         "summary": metadata.summary,
-        "tensors": {"file": _TENSORS, "sha256": metadata.tensors_sha256, "bytes": metadata.tensors_bytes},
+        "tensors": {
+            "file": _TENSORS,
+            "sha256": metadata.tensors_sha256,
+            "bytes": metadata.tensors_bytes,
+        },
     }

@@ -8,27 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.weights.addresses import parse_address
-from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.pretrained import read_encoder_metadata
-from clipmill.models.weights.files import check_fit
-from clipmill.models.towers import build_clip
-from clipmill.models.config import ClipConfig, VisionConfig
-from clipmill.lineage import Parent
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.config import ClipConfig, VisionConfig
 from clipmill.models.preprocess import tower_image
-from clipmill.models.config import ClipConfig
+from clipmill.models.pretrained import read_encoder_metadata
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
+from clipmill.models.weights.addresses import parse_address
+from clipmill.models.weights.files import check_fit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from clipmill.models.weights.public import PublicWeights
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipModel:
@@ -94,7 +94,9 @@ def _build(address: str, config: ClipConfig, tensors: "Mapping[str, Tensor] | No
     if tensors is not None:
         check_fit(address, tensors, model.state_dict())
         model.load_state_dict(tensors)
-    return ClipModel(model=model.eval(), vision=config.vision, tokenize=Tokenizer.from_config(config.text))
+    return ClipModel(
+        model=model.eval(), vision=config.vision, tokenize=Tokenizer.from_config(config.text)
+    )
 
 
 def _has_text(weights: "PublicWeights") -> bool:
@@ -168,6 +170,7 @@ class ClipEmbedder:
 
         from clipmill.models.encoders import Normalize
         from clipmill.models.execution import fuse_branches
+
         model = build_clip(config)
         model.load_state_dict(tensors)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -191,7 +194,9 @@ class ClipEmbedder:
 
         pixels_B3SS = torch.from_numpy(np.stack(prepared)).to(self._device).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            return _l2_normalize(self._model.encode_image(self._normalize(pixels_B3SS.float().div_(255))))
+            return _l2_normalize(
+                self._model.encode_image(self._normalize(pixels_B3SS.float().div_(255)))
+            )
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit embeddings (M, D)."""

@@ -6,22 +6,16 @@ version 3.3, and logits that the caller must shift from 4 on.
 Shapes: B batch, T text length, D embedding width, M image tokens, W their width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-from torch import Tensor
+
 import torch
 from torch import Tensor, nn
+
 from clipmill.errors import ConfigError
-import dataclasses
-import math
-from dataclasses import replace
-from typing import Any, Literal
-from clipmill.config import Config
-from clipmill.models.weights.addresses import did_you_mean
-from clipmill.models.tokenizer import Tokenizer
-from clipmill.models.config import CLIP_VOCAB_SIZE
 from clipmill.models.config import CocaConfig
 from clipmill.models.towers import check_towers, text_kwargs, vision_kwargs
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CocaOutput:
@@ -55,7 +49,6 @@ def predict_tokens(coca: Any, image_BMW: Tensor, tokens_BT: Tensor) -> Tensor:
     _, text_BTW = coca._encode_text(tokens_BT[:, :-1])  # noqa: SLF001  # it has no other name
     logits_BTV: Tensor = coca.text_decoder(image_BMW, text_BTW)
     return logits_BTV
-
 
 
 class TimmTokenEncoder(nn.Module):

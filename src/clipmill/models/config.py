@@ -3,26 +3,11 @@
 They import neither torch nor a sibling, so that recipes and commands can read them quickly.
 """
 
-from dataclasses import field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
+
 from clipmill.config import Config
 from clipmill.errors import ConfigError
-from clipmill.models.weights.addresses import did_you_mean
-from clipmill.models.tokenizer import Tokenizer
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
-from clipmill.errors import ArtifactError
-from clipmill.models.weights.addresses import parse_address
-from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, read_metadata
-from clipmill.models.weights.files import check_fit
-from clipmill.lineage import Parent
-import gzip
-import tempfile
-from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from dataclasses import dataclass
 
 # OpenAI CLIP's vocabulary (Radford et al. 2021).
 CLIP_VOCAB_SIZE = 49408

@@ -11,19 +11,14 @@ Shapes: B batch, D width, h w a map's height and width, N tokens, s a window's s
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from clipmill.errors import ConfigError
-from clipmill.models.config import EncoderConfig
+from clipmill.models.config import CLIP_MEAN, CLIP_STD, EncoderConfig, VisionConfig
 from clipmill.models.towers import build_vit, check_timm_model
-from clipmill.models.config import VisionConfig
-from torch import Tensor
-from typing import TYPE_CHECKING, Any
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from clipmill.models.config import CLIP_MEAN, CLIP_STD
 
 MAX_CACHE_BYTES = 4 * 2**30
 """Memory limit of :class:`FeatureCache`; images beyond it are encoded each time."""
@@ -114,7 +109,9 @@ class ViTTrunk(Encoder):
         tokens_BND = torch.cat([class_B1D, tokens_BND], dim=1) + self._positions(height, width)
         tokens_BND = self.trunk.ln_pre(tokens_BND)
         for block, drop in zip(self.trunk.transformer.resblocks, self._drop, strict=True):
-            tokens_BND = apply_drop_path(tokens_BND, block(tokens_BND), drop if self.training else 0.0)
+            tokens_BND = apply_drop_path(
+                tokens_BND, block(tokens_BND), drop if self.training else 0.0
+            )
         return self.norm(tokens_BND), (height, width)
 
     def layer_id(self, parameter: str) -> int:
@@ -224,7 +221,6 @@ def apply_drop_path(before: Tensor, after: Tensor, rate: float) -> Tensor:
     return before + (after - before) * kept / (1 - rate)
 
 
-
 class PooledEncoder(Encoder):
     """Images (B, 3, H, W) in 0..1 to vectors (B, ``width``), as they were before projection."""
 
@@ -280,7 +276,6 @@ def build_pooled(config: EncoderConfig, *, drop_path: float = 0.0) -> PooledEnco
     return (PooledTimm if config.vision.timm_model else PooledViT)(config, drop_path)
 
 
-
 class WindowedViTEncoder(ViTEncoder):
     """:class:`ViTEncoder` without its class token, whose weights it takes."""
 
@@ -333,7 +328,6 @@ def from_windows(windows: Tensor, grid: tuple[int, int], height: int, width: int
     return joined.reshape(-1, rows * side, columns * side, windows.shape[-1])[:, :height, :width]
 
 
-
 class FeatureCache:
     """Cache of a frozen encoder's maps, so that each image is encoded once."""
 
@@ -360,5 +354,3 @@ class FeatureCache:
                     self._maps[key] = maps_of_image
         rows = [self._maps.get(key) or fresh[key] for key in keys]
         return [torch.stack(level) for level in zip(*rows, strict=True)]
-
-

@@ -14,20 +14,17 @@ that it goes unnoticed. Such a convolution reads only every stride-th pixel, so 
 one of stride 1 on those pixels, which is exact.
 """
 
-from collections.abc import Callable
-import torch
-from torch import Tensor
-from typing import TypeVar
-from torch import nn
-from functools import partial
-from torch import Tensor, nn
 import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
+from functools import cache, partial
 from typing import Final, TypeVar
+
+import torch
+from torch import Tensor, nn
+
 from clipmill.processes import available_cpus
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -46,8 +43,6 @@ def run_in_chunks(run: Callable[[Tensor], Tensor], batch: Tensor, elements: int)
     """
     pieces = torch.split(batch, max(1, MAX_ELEMENTS // elements))
     return run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
-
-
 
 
 def fuse_branches(module: ModuleT) -> ModuleT:
@@ -105,7 +100,6 @@ def _subsample(
 
 # The event loop of the same process, which answers probes and rejects overload, has priority.
 _NICENESS: Final = 5
-
 
 
 def set_num_threads(number: int = 0) -> None:

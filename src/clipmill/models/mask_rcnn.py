@@ -6,14 +6,14 @@ arXiv:1712.00726). Parameters are named as in mmdet's heads.
 Shapes: B images, N boxes (x1 y1 x2 y2 in pixels), C classes, D width, h w a map's height and width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-import math
-from torch import Tensor
 
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 """Height over width of the anchors at a position (Ren et al. 2015)."""
@@ -101,10 +101,13 @@ class RPNHead(nn.Module):
         self._strides = strides
         self._scale = anchor_scale
 
-    def forward(self, maps: list[Tensor], size: tuple[int, int], config: PostprocessConfig) -> list[Tensor]:
+    def forward(
+        self, maps: list[Tensor], size: tuple[int, int], config: PostprocessConfig
+    ) -> list[Tensor]:
         """Return boxes (N, 4) for each image, best first, within ``size`` (H, W)."""
         levels = [
-            self._level_proposals(m, s, size, config) for m, s in zip(maps, self._strides, strict=True)
+            self._level_proposals(m, s, size, config)
+            for m, s in zip(maps, self._strides, strict=True)
         ]
         return [
             self._top_proposals([level[image] for level in levels], config)
@@ -189,7 +192,11 @@ class RoIHeads(nn.Module):
         self._strides = tuple(strides[:NUM_ROI_LEVELS])
 
     def boxes(
-        self, maps: list[Tensor], proposals: list[Tensor], size: tuple[int, int], config: PostprocessConfig
+        self,
+        maps: list[Tensor],
+        proposals: list[Tensor],
+        size: tuple[int, int],
+        config: PostprocessConfig,
     ) -> list[dict[str, Tensor]]:
         """Return ``boxes`` (N, 4), ``scores`` (N,) and ``labels`` (N,) for each image, best first."""
         counts = [len(boxes) for boxes in proposals]
@@ -228,7 +235,9 @@ class RoIHeads(nn.Module):
         stages = [head(regions_NDss)[index_N, labels_N].sigmoid() for head in self.mask_head]
         return list(torch.split(torch.stack(stages).mean(dim=0), counts))
 
-    def _roi_align(self, maps: list[Tensor], image_N: Tensor, boxes_N4: Tensor, side: int) -> Tensor:
+    def _roi_align(
+        self, maps: list[Tensor], image_N: Tensor, boxes_N4: Tensor, side: int
+    ) -> Tensor:
         """Return features (N, D, side, side), each from the map that suits its box's size."""
         from torchvision.ops import roi_align
 

@@ -6,11 +6,14 @@ plain ViT; Feature Pyramid Networks (Lin et al. 2017, arXiv:1612.03144) for a hi
 Shapes: B batch, D the encoder's width, h w a map's height and width.
 """
 
-from torch import Tensor, nn
-from clipmill.errors import ConfigError
 from collections.abc import Sequence
+
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from clipmill.errors import ConfigError
 from clipmill.models.encoders import DenseEncoder
+
 
 class SimpleFeaturePyramid(nn.Module):
     """A map at stride s to maps of one width at strides s / 4, s / 2, s and 2 s."""
@@ -73,7 +76,6 @@ def _to_width(in_channels: int, width: int) -> tuple[nn.Module, ...]:
     )
 
 
-
 class StageFpn(nn.Module):
     """A hierarchical encoder's stages, each joined with what lies above; named as in mmdet."""
 
@@ -126,7 +128,6 @@ class _Conv(nn.Module):
     def forward(self, map_BDhw: Tensor) -> Tensor:
         convolved: Tensor = self.conv(map_BDhw)
         return convolved
-
 
 
 class PyramidNeck(nn.Module):

@@ -1,10 +1,13 @@
 """Resizing of an image to a tower's input, outside of training."""
 
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from clipmill.models.config import VisionConfig
+
 
 def center_crop_resize(image: Image.Image, size: int) -> NDArray[Any]:
     """Return the largest central square, resized to (size, size, 3) uint8, bicubic."""

@@ -1,24 +1,26 @@
 """Pretrained image towers by address: clipmill's own, public weights (which can be imported), random."""
 
-from dataclasses import dataclass, field
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
-from clipmill.config import Config
-from clipmill.errors import ArtifactError
-from clipmill.models.weights.addresses import parse_address
-from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, read_metadata
-from clipmill.models.weights.files import check_fit
-from clipmill.models.config import CLIP_MEAN, CLIP_STD, VisionConfig
-from clipmill.lineage import Parent
-from clipmill.models.config import EncoderConfig
-from collections.abc import Mapping
+
 from clipmill import __version__
 from clipmill.config import digest_json
-from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint, save_checkpoint
-from clipmill.models.weights.public import PublicWeights, find_weights
+from clipmill.errors import ArtifactError, ConfigError
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import (
+    CheckpointMetadata,
+    has_checkpoint,
+    load_checkpoint,
+    read_metadata,
+    save_checkpoint,
+)
+from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.models.towers import build_clip
+from clipmill.models.weights.addresses import parse_address
+from clipmill.models.weights.files import check_fit
+from clipmill.models.weights.public import PublicWeights, find_weights
 from clipmill.stage_records import Report
 from clipmill.storage import join
 

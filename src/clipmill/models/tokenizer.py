@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
 from clipmill.errors import ConfigError
 from clipmill.models.config import CLIP_VOCAB_SIZE, TextConfig
 

@@ -3,17 +3,18 @@
 Shapes: B batch, T text length, W token width, D embedding width.
 """
 
-import dataclasses
 import math
 from functools import cache
-from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
-from clipmill.config import Config
+
 from clipmill.errors import ConfigError
+from clipmill.models.config import (
+    ClipConfig,
+    TextConfig,
+    TowerOptions,
+    VisionConfig,
+)
 from clipmill.models.weights.addresses import did_you_mean
-from clipmill.models.tokenizer import Tokenizer
-from clipmill.models.config import CLIP_VOCAB_SIZE
-from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, TowerOptions, VisionConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipmill.models.mask_rcnn import ANCHOR_RATIOS
 from clipmill.models.mask_rcnn import (
+    ANCHOR_RATIOS,
     BOX_SIZE,
+    FINEST_ROI_SCALE,
     MASK_SIZE,
     NUM_ROI_LEVELS,
-    FINEST_ROI_SCALE,
     STAGE_STDS,
 )
 from clipmill.openmmlab.ops import importing_openmmlab

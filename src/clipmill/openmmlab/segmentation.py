@@ -7,13 +7,14 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
-import torch
-from torch import Tensor, nn
-from clipmill.openmmlab.ops import importing_openmmlab
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
 from clipmill.errors import ConfigError
+from clipmill.openmmlab.ops import importing_openmmlab
 
 AUXILIARY_WEIGHT = 0.4
 """Weight of the auxiliary head's loss (mmseg's UPerNet configs)."""

@@ -3,33 +3,28 @@
 As CoCa was fine-tuned on COCO's captions before it wrote those of DataCompDR.
 """
 
-from dataclasses import dataclass
-from clipmill.config import Config
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
-from clipmill.data.dataset import Dataset
-from clipmill.data.loading.view import View, ViewConfig
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
-from clipmill.models.config import CocaConfig
-from clipmill.pretrain.dataloader import pair_batches
-from clipmill.pretrain.config import LoadConfig
-from clipmill.stage_records import Report
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from clipmill.data.dataset import Dataset
 from clipmill.data.loading.dataloader import PairBatch
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.transforms.augmentation import CropTransform
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
-from clipmill.models.coca import coca_forward
+from clipmill.engine.result import result_uri, save_result
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
+from clipmill.models.coca import build_coca, coca_forward
 from clipmill.models.encoders import Normalize
-from clipmill.models.towers import MAX_LOGIT_SCALE
-from clipmill.models.coca import build_coca
-from clipmill.pretrain.config import CaptionerConfig
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import MAX_LOGIT_SCALE
+from clipmill.pretrain.config import CocaTrainConfig
+from clipmill.pretrain.dataloader import pair_batches
+from clipmill.stage_records import Report
 
 
-def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report: Report) -> str:
+def train_captioner(config: CocaTrainConfig, dataset: str, store: str, *, report: Report) -> str:
     """Train CoCa on the dataset's real captions; the URI of the checkpoint, under ``store``.
 
     A checkpoint that is there already is returned at once; an unfinished run goes on.
@@ -73,11 +68,10 @@ def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report
     return uri
 
 
-
 class CocaObjective(Objective):
     """Contrastive and captioning loss of (image, real caption)."""
 
-    def __init__(self, config: CaptionerConfig, here: Ranks) -> None:
+    def __init__(self, config: CocaTrainConfig, here: Ranks) -> None:
         from open_clip.loss import ClipLoss
 
         super().__init__()

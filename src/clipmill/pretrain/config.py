@@ -1,209 +1,44 @@
-"""TODO."""
-from collections.abc import Iterator
+"""Configs of pretraining: CLIP, CoCa, MAE, supervised, and teacher layers.
+
+They import neither torch nor a sibling, so that recipes and commands can read them quickly.
+"""
+
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
 from clipmill.config import Config
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
-from clipmill.data.dataset import Dataset
-from clipmill.data.transforms.augmentation import ReplayTransform
-from clipmill.data.loading.view import View, ViewConfig
-from clipmill.config import digest_json
+from clipmill.data.loading.view import ViewConfig
+from clipmill.data.transforms.augmentation import RandomResizedCropConfig, StoredAugmentationConfig
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint, save_checkpoint
-from clipmill.models.config import RangeAugmentConfig
-from clipmill.models.config import ClipConfig, TowerOptions
-from clipmill.pretrain.teacher import teacher_parent
-from clipmill.pretrain.validation import clip_evaluations
-from clipmill.pretrain.dataloader import pair_batches
-from clipmill.pretrain.init_weights import find_start
-from clipmill.stage_records import Report
-from clipmill.storage import join
-from collections.abc import Sequence
-import torch
-from torch import Tensor
-from clipmill.data.loading.dataloader import PairBatch
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.objective import Forward, Objective, synchronizing
-from clipmill.models.encoders import Normalize
-from clipmill.models.range_augment import RangeAugment
-from clipmill.models.towers import MAX_LOGIT_SCALE, build_clip
-from clipmill.models.config import ClipConfig, TowerOptions
-from clipmill.pretrain.contrastive import CaptionLosses
-import contextlib
-from torch import Tensor, nn
-import logging
-from collections.abc import Iterator, Mapping
-import numpy as np
-from PIL import Image
-from clipmill.data.dataset import cache_folder
-from clipmill.data.shards.read import read_shard
-from clipmill.data.loading.view import View
-from clipmill.errors import BadSampleError
-from clipmill.images import decode_rgb
-from clipmill.models.clip import ClipEmbedder
-from clipmill.models.embedding_stats import EmbeddingStatistics, evenly_spaced_indices, statistics_of
-from clipmill.models.config import ClipConfig
-from dataclasses import dataclass
-from clipmill.config import Config
-from clipmill.data.layers import LAYER_MANIFEST
-from clipmill.data.loading.view import View
-from clipmill.errors import ConfigError
-from clipmill.storage import join, read_json
-from clipmill.lineage import Parent
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from clipmill.config import Config
-from clipmill.data.transforms.augmentation import CropTransform
-from clipmill.data.loading.view import View
-from clipmill.engine.config import TrainConfig
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from clipmill.config import Config
-from clipmill.data.dataset import cache_folder
-from clipmill.data.shards.read import read_shard
-from clipmill.data.loading.view import View, in_fraction
-from clipmill.errors import BadSampleError, ConfigError
-from clipmill.images import decode_rgb
-from clipmill.models.preprocess import tower_image
-from clipmill.models.retrieval import pair_accuracy, recall
-from clipmill.models.tokenizer import Tokenizer
-from clipmill.models.config import VisionConfig
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from clipmill.config import Config
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
-from clipmill.data.dataset import Dataset
-from clipmill.data.loading.view import View, ViewConfig
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
-from clipmill.models.config import MaeConfig
-from clipmill.pretrain.dataloader import pair_batches
-from clipmill.stage_records import Report
-import torch
-from torch import Tensor
-from clipmill.data.loading.dataloader import PairBatch
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.objective import Objective
-from clipmill.models.mae import MaskedAutoencoder
-from clipmill.models.encoders import Normalize
-from dataclasses import dataclass
-from clipmill.config import Config
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
-from clipmill.data.dataset import Dataset
-from clipmill.data.loading.view import View, ViewConfig
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
-from clipmill.models.config import CocaConfig
-from clipmill.pretrain.dataloader import pair_batches
-from clipmill.stage_records import Report
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-from clipmill.data.loading.dataloader import PairBatch
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.objective import Objective
-from clipmill.models.coca import coca_forward
-from clipmill.models.encoders import Normalize
-from clipmill.models.towers import MAX_LOGIT_SCALE
-from clipmill.models.coca import build_coca
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-import numpy as np
-from numpy.typing import NDArray
-from clipmill.config import Config
-from clipmill.data.labeled.image_folder import ClassFolder
-from clipmill.data.labeled.folder import open_folder
-from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw_augmentation, replay
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
-from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
-from clipmill.models.config import VisionConfig
-from clipmill.stage_records import Report
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.objective import Objective
-from clipmill.models.encoders import Normalize
-from clipmill.data.transforms.mixup import erase, mix
-import hashlib
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-from PIL import Image
-from clipmill.config import Config
-from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
-from clipmill.data.shards.read import read_shard
-from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw_augmentation, replay
-from clipmill.config import digest_json
-from clipmill.errors import ConfigError
-from clipmill.images import decode_rgb
-from clipmill.models.clip import clip_parent
-from clipmill.stage_records import Report
-from clipmill.lineage import Parent
-from collections.abc import Callable, Sequence
-from typing import Any
-import torch
-from torch import Tensor
-from clipmill.models.clip import load_clip
-from clipmill.models.encoders import Normalize
+from clipmill.models.config import ClipConfig, CocaConfig, MaeConfig, RangeAugmentConfig, TowerOptions, VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig(Config):
-    """A CLIP pretraining run."""
+class DataLoaderConfig(Config):
+    """Reading and decoding of samples."""
 
-    model: ClipConfig = ClipConfig()
-    """The two towers."""
-    init: str = ""
-    """Address of the weights to start from; empty for random ones."""
-    towers: TowerOptions = TowerOptions()
-    """How the towers are run."""
-    distillation: DistillationConfig | None = None
-    """Learning from a teacher layer; null to learn from captions alone."""
-    view: ViewConfig = ViewConfig()
-    """Which captions of which samples."""
-    crop: RandomResizedCropConfig = RandomResizedCropConfig()
-    """Augmentation; with distillation the layer's own is replayed instead."""
-    range_augment: RangeAugmentConfig | None = None
-    """Learnt photometric augmentation on the device; null for none."""
-    load: LoadConfig = LoadConfig()
-    """Where samples are read and decoded."""
-    evaluation: InTrainingConfig = InTrainingConfig(every_steps=0)
-    """What is judged while it trains."""
-    train: TrainConfig
-    """Length, rate, precision."""
+    num_workers: int = 8
+    """Processes of a rank that decode; 0 decodes in the training process."""
+    prefetch_batches: int = 2
+    """Batches that each worker prepares ahead."""
+    shuffle_shards: int = 32
+    """Shards whose samples are shuffled together."""
 
-    def __post_init__(self) -> None:
-        """Refuse losses that don't go together (ConfigError)."""
-        if self.distillation is not None and self.model.loss == "sigmoid":
-            raise ConfigError(
-                "model.loss was 'sigmoid', with distillation",
-                expected="softmax: teachers give a distribution over a batch",
-                action="set model.loss=softmax, or distillation=null",
-            )
-        if self.distillation is not None and self.range_augment is not None:
-            raise ConfigError(
-                "range_augment was given, with distillation",
-                expected="null: teachers speak of the stored augmentation, not of a changed one",
-                action="set range_augment=null, or distillation=null",
-            )
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig(Config):
+    """Validation of CLIP during training: retrieval and zero-shot classification."""
+
+    every: int = 1000
+    """Updates between two validations; 0 for none."""
+    num_pairs: int = 1000
+    """Held-out pairs of the retrieval; 0 for none."""
+    zero_shot_dataset: str = ""
+    """Local folder with a folder of images per class, named as the class; empty for none."""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    """Sentences whose mean embedding stands for a class."""
+    batch_size: int = 64
+    """Samples embedded together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,7 +53,7 @@ class DistillationConfig(Config):
     weight: float = 1.0
     """Weight of the distillation loss of each caption kind."""
     teacher_widths: tuple[int, ...] = (768, 768)
-    """Widths of the teachers' embeddings, which lie side by side in the layer."""
+    """Widths of the teachers' embeddings, concatenated in the layer."""
     teacher_scale: float = 100.0
     """Factor of the teachers' similarities (apple/ml-mobileclip)."""
 
@@ -233,31 +68,62 @@ class DistillationConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadConfig(Config):
-    """How samples are read and decoded."""
+class PretrainConfig(Config):
+    """A CLIP pretraining run."""
 
-    num_workers: int = 8
-    """Processes of a rank that decode; 0 decodes in the training process."""
-    prefetch_batches: int = 2
-    """Batches that each worker prepares ahead."""
-    shuffle_shards: int = 32
-    """Shards whose samples are shuffled together."""
+    model: ClipConfig = ClipConfig()
+    """The two towers."""
+    init: str = ""
+    """Address of the initial weights; empty for random ones."""
+    tower_options: TowerOptions = TowerOptions()
+    """Options of the towers in training."""
+    distillation: DistillationConfig | None = None
+    """Distillation from a teacher layer; null to learn from captions alone."""
+    view: ViewConfig = ViewConfig()
+    """Captions and samples."""
+    random_resized_crop: RandomResizedCropConfig = RandomResizedCropConfig()
+    """Augmentation; with distillation the layer's own is replayed instead."""
+    range_augment: RangeAugmentConfig | None = None
+    """Learned photometric augmentation on the device; null for none."""
+    dataloader: DataLoaderConfig = DataLoaderConfig()
+    """Reading and decoding of samples."""
+    validation: ValidationConfig = ValidationConfig(every=0)
+    """Validation during training."""
+    train: TrainConfig
+    """Length, rate, precision."""
+
+    def __post_init__(self) -> None:
+        """Refuse losses that don't go together (ConfigError)."""
+        if self.distillation is not None and self.model.loss == "sigmoid":
+            raise ConfigError(
+                "model.loss was 'sigmoid', with distillation",
+                expected="softmax: teachers give a distribution over a batch",
+                action="set model.loss=softmax, or distillation=null",
+            )
+        if self.distillation is not None and self.range_augment is not None:
+            raise ConfigError(
+                "range_augment was given, with distillation",
+                expected="null: teacher embeddings were computed for the stored augmentation",
+                action="set range_augment=null, or distillation=null",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InTrainingConfig(Config):
-    """What is judged, and how often."""
+class CocaTrainConfig(Config):
+    """A CoCa training run."""
 
-    every_steps: int = 1000
-    """Updates between two judgements; 0 for none."""
-    num_pairs: int = 1000
-    """Held-out pairs of the retrieval; 0 for none."""
-    class_folder: str = ""
-    """Local folder with a folder of pictures a class, named as the class; empty for none."""
-    templates: tuple[str, ...] = ("a photo of a {}.",)
-    """Sentences whose mean embedding stands for a class."""
-    batch_size: int = 64
-    """Samples embedded together."""
+    model: CocaConfig = CocaConfig()
+    """Towers and decoder."""
+    contrastive_weight: float = 1.0
+    """Weight of the contrastive loss (open_clip's default)."""
+    captioning_weight: float = 2.0
+    """Weight of the captioning loss (open_clip's default)."""
+    random_resized_crop: RandomResizedCropConfig = RandomResizedCropConfig()
+    """Augmentation."""
+    dataloader: DataLoaderConfig = DataLoaderConfig()
+    """Reading and decoding of samples."""
+    train: TrainConfig
+    """Length, rate, precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,28 +134,10 @@ class MaePretrainConfig(Config):
     """Encoder and decoder."""
     fraction: float = 1.0
     """Part of the dataset's samples, above 0 and at most 1."""
-    crop: RandomResizedCropConfig = RandomResizedCropConfig(scale=(0.2, 1.0))
-    """Augmentation; pictures are mirrored besides (He et al. 2022)."""
-    load: LoadConfig = LoadConfig()
-    """Where samples are read and decoded."""
-    train: TrainConfig
-    """Length, rate, precision."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionerConfig(Config):
-    """A CoCa training run."""
-
-    model: CocaConfig = CocaConfig()
-    """Towers and decoder."""
-    contrastive_weight: float = 1.0
-    """Weight of the contrastive loss (open_clip's default)."""
-    captioning_weight: float = 2.0
-    """Weight of the captioning loss (open_clip's default)."""
-    crop: RandomResizedCropConfig = RandomResizedCropConfig()
-    """Augmentation."""
-    load: LoadConfig = LoadConfig()
-    """How samples are read and decoded."""
+    random_resized_crop: RandomResizedCropConfig = RandomResizedCropConfig(scale=(0.2, 1.0))
+    """Augmentation; images are also mirrored (He et al. 2022)."""
+    dataloader: DataLoaderConfig = DataLoaderConfig()
+    """Reading and decoding of samples."""
     train: TrainConfig
     """Length, rate, precision."""
 
@@ -301,13 +149,13 @@ class SupervisedConfig(Config):
     vision: VisionConfig
     """The image tower: a timm model, whose classifier is trained with it."""
     augmentation: StoredAugmentationConfig = StoredAugmentationConfig()
-    """Crop and RandAugment; pictures are mirrored besides."""
+    """Crop and RandAugment; images are also mirrored."""
     mixup: float = 0.2
     """Alpha of mixup; 0 for none."""
     cutmix: float = 1.0
     """Alpha of CutMix; 0 for none."""
     random_erasing_prob: float = 0.25
-    """Share of pictures that lose a rectangle."""
+    """Probability of random erasing (Zhong et al. 2020)."""
     label_smoothing: float = 0.1
     """Probability that is spread over all classes."""
     drop_path: float = 0.0
@@ -329,15 +177,15 @@ class SupervisedConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherConfig(Config):
-    """An ensemble, and what it looks at."""
+    """An ensemble of teachers, and the augmentations that it embeds."""
 
     models: tuple[str, ...] = ()
     """Addresses of the teachers, CLIPs with both towers."""
     num_augmentations: int = 30
-    """Augmentations stored a sample (DataCompDR-12M)."""
+    """Augmentations stored per sample (DataCompDR-12M)."""
     augmentation: StoredAugmentationConfig = StoredAugmentationConfig()
-    """What they are drawn from."""
+    """Distribution of the augmentations."""
     seed: int = 0
     """Seed of augmentations, with each sample's uid."""
     batch_size: int = 64
-    """Pictures or texts embedded together."""
+    """Images or texts embedded together."""

@@ -1,50 +1,47 @@
-"""Batches of image-text pairs for a training run."""
+"""The dataloader of image-text pairs for a training run."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from clipmill.config import Config
-from clipmill.data.transforms.augmentation import CropTransform
+
+from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader, Tokenize
+from clipmill.data.loading.teacher_targets import Teaching
 from clipmill.data.loading.view import View
+from clipmill.data.transforms.augmentation import CropTransform
 from clipmill.engine.config import TrainConfig
-from clipmill.pretrain.config import LoadConfig
-
-if TYPE_CHECKING:
-    from clipmill.data.loading.dataloader import PairBatch, Tokenize
-    from clipmill.data.loading.teacher_targets import Teaching
-    from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
+from clipmill.pretrain.config import DataLoaderConfig
 
 
-def pair_batches(
+def build_pair_dataloader(
     view: View,
-    load: LoadConfig,
+    config: DataLoaderConfig,
     train: TrainConfig,
     *,
-    crop: CropTransform,
-    tokenizer: "Tokenize",
-    teaching: "Teaching | None" = None,
-    here: "Ranks",
-    cursor: int,
-) -> Iterator["PairBatch"]:
-    """This rank's batches from update ``cursor`` on, with teachers' embeddings if asked."""
-    from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
+    transform: CropTransform,
+    tokenizer: Tokenize,
+    teaching: Teaching | None = None,
+    start_step: int,
+    dist: DistributedContext,
+) -> Iterator[PairBatch]:
+    """Build the iterator over this rank's batches from ``start_step`` on.
 
-    config = LoaderConfig(
+    With ``teaching`` the batches have the teachers' embeddings.
+    """
+    loader_config = LoaderConfig(
         batch_size=train.batch_size,
         seed=train.seed,
-        num_workers=load.num_workers,
-        prefetch_batches=load.prefetch_batches,
-        shuffle_shards=load.shuffle_shards,
+        num_workers=config.num_workers,
+        prefetch_batches=config.prefetch_batches,
+        shuffle_shards=config.shuffle_shards,
     )
     return iter(
         PairLoader(
             view,
-            config,
-            transform=crop,
+            loader_config,
+            transform=transform,
             tokenize=tokenizer,
             teaching=teaching,
-            rank=here.rank,
-            world_size=here.world_size,
-            cursor=cursor,
+            rank=dist.rank,
+            world_size=dist.world_size,
+            cursor=start_step,
         )
     )

@@ -4,23 +4,23 @@ An address is that of :mod:`clipmill.models.weights.addresses`, empty for random
 towers start both, others the image tower.
 """
 
+import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
-from clipmill.errors import ConfigError
-from clipmill.models.weights.addresses import parse_address
-from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.pretrained import read_encoder_metadata
-from clipmill.models.config import ClipConfig, VisionConfig
-from clipmill.lineage import Parent
-import json
-import shlex
+
 from torch import nn
+
 from clipmill.config import Config
-from clipmill.models.pretrained import head_prefixes
+from clipmill.errors import ConfigError
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import load_checkpoint
+from clipmill.models.config import ClipConfig, VisionConfig
+from clipmill.models.pretrained import head_prefixes, read_encoder_metadata
+from clipmill.models.weights.addresses import parse_address
 from clipmill.models.weights.files import check_fit
-from clipmill.models.config import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

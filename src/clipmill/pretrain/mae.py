@@ -1,27 +1,24 @@
 """Masked-autoencoder pretraining on a dataset's pictures: CLIP's baseline without captions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from clipmill.config import Config
-from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
-from clipmill.data.dataset import Dataset
-from clipmill.data.loading.view import View, ViewConfig
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
-from clipmill.models.config import MaeConfig
-from clipmill.pretrain.dataloader import pair_batches
-from clipmill.pretrain.config import LoadConfig
-from clipmill.stage_records import Report
+
 import torch
 from torch import Tensor
+
+from clipmill.data.dataset import Dataset
 from clipmill.data.loading.dataloader import PairBatch
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.transforms.augmentation import CropTransform
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
-from clipmill.models.mae import MaskedAutoencoder
+from clipmill.engine.result import result_uri, save_result
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
 from clipmill.models.encoders import Normalize
+from clipmill.models.mae import MaskedAutoencoder
 from clipmill.pretrain.config import MaePretrainConfig
+from clipmill.pretrain.dataloader import pair_batches
+from clipmill.stage_records import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +72,6 @@ def _no_tokens(texts: Sequence[str]) -> "Tensor":
     import torch
 
     return torch.zeros(len(texts), 1, dtype=torch.int64)
-
 
 
 class MaeObjective(Objective):

@@ -1,29 +1,29 @@
 """Supervised pretraining on labelled images: the mobile encoders' baseline."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 import numpy as np
-from numpy.typing import NDArray
-from clipmill.config import Config
-from clipmill.data.labeled.image_folder import ClassFolder
-from clipmill.data.labeled.folder import open_folder
-from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw_augmentation, replay
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
-from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
-from clipmill.models.config import VisionConfig
-from clipmill.stage_records import Report
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from clipmill.data.labeled.folder import open_folder
+from clipmill.data.labeled.image_folder import ClassFolder
+from clipmill.data.transforms.augmentation import (
+    draw_augmentation,
+    replay,
+)
+from clipmill.data.transforms.mixup import erase, mix
 from clipmill.engine.distributed import Ranks
 from clipmill.engine.objective import Objective
+from clipmill.engine.result import result_uri, save_result
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
 from clipmill.models.encoders import Normalize
-from clipmill.data.transforms.mixup import erase, mix
 from clipmill.pretrain.config import SupervisedConfig
+from clipmill.stage_records import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,6 @@ def _batches(
         rank=here.rank,
         world_size=here.world_size,
     )
-
 
 
 class SupervisedObjective(Objective):

@@ -8,39 +8,39 @@ side by side, fp16.
 
 import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from PIL import Image
-from clipmill.config import Config
-from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
-from clipmill.data.shards.read import read_shard
-from clipmill.data.transforms.augmentation import StoredAugmentationConfig, draw_augmentation, replay
+from torch import Tensor
+
 from clipmill.config import digest_json
+from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.layers import (
+    LAYER_MANIFEST,
+    commit_layer,
+    has_layer_shard,
+    read_layer,
+    write_layer_shard,
+)
+from clipmill.data.loading.view import View
+from clipmill.data.shards.read import read_shard
+from clipmill.data.transforms.augmentation import (
+    draw_augmentation,
+    replay,
+)
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.clip import clip_parent
-from clipmill.stage_records import Report
 from clipmill.lineage import Parent
-from collections.abc import Callable, Sequence
-from typing import Any
-import torch
-from torch import Tensor
-from clipmill.models.clip import load_clip
+from clipmill.models.clip import clip_parent, load_clip
 from clipmill.models.encoders import Normalize
-from clipmill.pretrain.config import TeacherConfig
-from dataclasses import dataclass
-from clipmill.config import Config
-from clipmill.data.layers import LAYER_MANIFEST
-from clipmill.data.loading.view import View
-from clipmill.errors import ConfigError
+from clipmill.pretrain.config import DistillationConfig, TeacherConfig
+from clipmill.stage_records import Report
 from clipmill.storage import join, read_json
-from clipmill.lineage import Parent
-from clipmill.pretrain.config import DistillationConfig
 
 if TYPE_CHECKING:
     from clipmill.pretrain.teacher import Teacher
@@ -170,7 +170,6 @@ def _lists(rows: Sequence[NDArray[Any]]) -> pa.Array:
     embeddings = pa.FixedSizeListArray.from_arrays(pa.array(together.ravel()), together.shape[1])
     offsets = np.cumsum([0, *(len(r) for r in rows)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), embeddings)
-
 
 
 class Teacher:

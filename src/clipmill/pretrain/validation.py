@@ -4,33 +4,32 @@ Shapes: B samples, T text length, D embedding width, C classes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from clipmill.config import Config
+
 from clipmill.data.dataset import cache_folder
-from clipmill.data.shards.read import read_shard
 from clipmill.data.loading.view import View, in_fraction
+from clipmill.data.shards.read import read_shard
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
+from clipmill.models.config import VisionConfig
 from clipmill.models.preprocess import tower_image
 from clipmill.models.retrieval import pair_accuracy, recall
 from clipmill.models.tokenizer import Tokenizer
-from clipmill.models.config import VisionConfig
-from clipmill.pretrain.config import InTrainingConfig
+from clipmill.pretrain.config import ValidationConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from clipmill.engine.distributed import Ranks
-    from clipmill.engine.validation import Evaluation
     from clipmill.engine.objective import Objective
+    from clipmill.engine.validation import Evaluation
 
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 def clip_evaluations(
-    config: InTrainingConfig, view: View, tokenizer: Tokenizer, vision: VisionConfig
+    config: ValidationConfig, view: View, tokenizer: Tokenizer, vision: VisionConfig
 ) -> "tuple[Evaluation, ...]":
     """The evaluations for the loop, of an objective whose module ``clip`` has both encoders.
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from clipmill.data.transforms.augmentation import RandomResizedCropConfig
 from clipmill.data.captioners import (
     EndpointConfig,
     GenerateConfig,
@@ -11,21 +10,20 @@ from clipmill.data.captioners import (
     VlmConfig,
 )
 from clipmill.data.recaption import RecaptionConfig
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.config import ScheduleConfig
+from clipmill.data.transforms.augmentation import RandomResizedCropConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
-from clipmill.pretrain.config import CaptionerConfig
-from clipmill.pretrain.config import LoadConfig
+from clipmill.pretrain.config import CocaTrainConfig, DataLoaderConfig
 
 
-def coca_vit_l14() -> CaptionerConfig:
+def coca_vit_l14() -> CocaTrainConfig:
     """CoCa ViT-L/14 fine-tuned on a captioning set, as open_clip did on COCO captions.
 
     Source: open_clip, ``coca_ViT-L-14`` and the fine-tuning command in its README.
     Command: ``torchrun --nproc-per-node 8 -m clipmill data train-captioner --recipe coca-vit-l14``
     Hardware and hours: not run.
     """
-    return CaptionerConfig(
+    return CocaTrainConfig(
         model=CocaConfig(
             clip=ClipConfig(
                 embed_dim=768,
@@ -48,7 +46,7 @@ def coca_vit_l14() -> CaptionerConfig:
     )
 
 
-def coca_miniature() -> CaptionerConfig:
+def coca_miniature() -> CocaTrainConfig:
     """A CoCa of 1.5 M parameters at 64 px, from scratch on well-captioned scenes.
 
     Source: ours, derived from :func:`coca_vit_l14`.
@@ -69,7 +67,7 @@ def coca_miniature() -> CaptionerConfig:
             token_stride=32,
         ),
         crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
-        load=LoadConfig(num_workers=0),
+        load=DataLoaderConfig(num_workers=0),
         train=replace(
             full.train,
             steps=600,

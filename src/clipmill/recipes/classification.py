@@ -1,12 +1,12 @@
-"""Classification: the paper's two recipes, and their miniatures."""
+"""Classification recipes, and the zero-shot and retrieval evaluations of CLIP."""
 
 from dataclasses import replace
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.config import ScheduleConfig
+
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.tasks.classification.config import ClassificationConfig
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.zero_shot import RetrievalConfig, ZeroShotConfig
-from clipmill.tasks.zero_shot import IMAGENET
+from clipmill.tasks.retrieval import RetrievalConfig
+from clipmill.tasks.zero_shot import IMAGENET, ZeroShotConfig
 
 # 1,281,167 images at batch 1024, the last batch of an epoch left out as timm does.
 _STEPS_OF_AN_EPOCH = 1_251
@@ -114,7 +114,6 @@ def _miniature(full: FinetuneConfig, *, steps: int, peak: float) -> FinetuneConf
             num_threads=1,
         ),
     )
-
 
 
 def zero_shot() -> ZeroShotConfig:

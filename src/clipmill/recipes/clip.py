@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.config import ScheduleConfig
-from clipmill.models.config import RangeAugmentConfig
-from clipmill.models.config import ClipConfig, TextConfig, TowerOptions, VisionConfig
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.config import InTrainingConfig
-from clipmill.pretrain.config import LoadConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.models.config import (
+    ClipConfig,
+    RangeAugmentConfig,
+    TextConfig,
+    TowerOptions,
+    VisionConfig,
+)
+from clipmill.pretrain.config import ValidationConfig, DataLoaderConfig, PretrainConfig
 
 BATCH_SIZE = 65_536
 """Global batch (CLIP-QC, Table 11)."""
@@ -226,7 +228,7 @@ def clip_vit_miniature() -> PretrainConfig:
             text=TextConfig(context_length=64, vocab_size=2048, width=64, heads=2, layers=1),
         ),
         range_augment=None,
-        load=LoadConfig(num_workers=0),
+        load=DataLoaderConfig(num_workers=0),
         train=replace(
             full.train,
             steps=300,
@@ -259,7 +261,7 @@ def clip_miniature() -> PretrainConfig:
         vit,
         model=replace(vit.model, vision=vision),
         view=replace(vit.view, fraction=0.92),
-        evaluation=InTrainingConfig(every_steps=200, num_pairs=320),
+        evaluation=ValidationConfig(every_steps=200, num_pairs=320),
         train=replace(
             vit.train,
             steps=steps,

@@ -1,24 +1,24 @@
-"""Sources and shards."""
+"""Data recipes: sources, shards, scores, selections, exports."""
 
 from dataclasses import replace
-from clipmill.data.export import ExportConfig
-from clipmill.scenes.source import ScenesSourceConfig, TaskName
-from clipmill.data.shards.write import ShardConfig
-from clipmill.data.select import CaptionSelectionConfig
-from clipmill.data.filters import AspectRatioFilter
-from clipmill.data.filters import CaptionLengthFilter
-from clipmill.data.filters import ClipScoreFilter
-from clipmill.data.filters import ClipTopFractionFilter
-from clipmill.data.filters import ConceptBalanceFilter
+
 from clipmill.data.duplicates import ExactDuplicateFilter, NearDuplicateFilter
-from clipmill.data.filters import ImageSizeFilter
-from clipmill.data.filters import LanguageFilter
+from clipmill.data.export import ExportConfig
+from clipmill.data.filters import (
+    AspectRatioFilter,
+    CaptionLengthFilter,
+    ClipScoreFilter,
+    ClipTopFractionFilter,
+    ConceptBalanceFilter,
+    ImageSizeFilter,
+    LanguageFilter,
+)
 from clipmill.data.scoring.clip import ClipScoreConfig
-from clipmill.data.scoring.scorers import ConceptScoreConfig
-from clipmill.data.scoring.scorers import ImageScoreConfig
 from clipmill.data.scoring.score import ScoreConfig
-from clipmill.data.scoring.scorers import TextScoreConfig
-from clipmill.data.select import SelectConfig, filter_steps
+from clipmill.data.scoring.scorers import ConceptScoreConfig, ImageScoreConfig, TextScoreConfig
+from clipmill.data.select import CaptionSelectionConfig, SelectConfig, filter_steps
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.scenes.source import ScenesSourceConfig, TaskName
 
 
 def scenes_miniature() -> ScenesSourceConfig:
@@ -137,7 +137,8 @@ def select_miniature() -> SelectConfig:
     Command: ``clipmill data select DATASET --recipe select-miniature``
     """
     return SelectConfig(
-        name="miniature", filters=filter_steps(CaptionLengthFilter(min_words=3), ExactDuplicateFilter())
+        name="miniature",
+        filters=filter_steps(CaptionLengthFilter(min_words=3), ExactDuplicateFilter()),
     )
 
 
@@ -147,7 +148,9 @@ def select_clip_top30() -> SelectConfig:
     Source: DataComp's CLIP score filtering (Gadre et al. 2023; ``clip_score`` by L/14).
     Command: ``clipmill data select DATASET --recipe select-clip-top30``
     """
-    return SelectConfig(name="clip-top30", filters=filter_steps(ClipTopFractionFilter(fraction=0.3)))
+    return SelectConfig(
+        name="clip-top30", filters=filter_steps(ClipTopFractionFilter(fraction=0.3))
+    )
 
 
 def select_laion2b() -> SelectConfig:
@@ -169,7 +172,9 @@ def select_metaclip() -> SelectConfig:
     Source: MetaCLIP's 400 M set (Xu et al. 2024, "Demystifying CLIP Data", algorithm 1).
     Command: ``clipmill data select DATASET --recipe select-metaclip``
     """
-    return SelectConfig(name="metaclip", filters=filter_steps(ConceptBalanceFilter(max_count=20_000)))
+    return SelectConfig(
+        name="metaclip", filters=filter_steps(ConceptBalanceFilter(max_count=20_000))
+    )
 
 
 def select_best_captions() -> SelectConfig:
@@ -178,7 +183,9 @@ def select_best_captions() -> SelectConfig:
     Source: ours; the plain form of :func:`select_mixed_captions`.
     Command: ``clipmill data select DATASET --recipe select-best-captions``
     """
-    return SelectConfig(name="best-captions", caption_selection=CaptionSelectionConfig(strategy="best"))
+    return SelectConfig(
+        name="best-captions", caption_selection=CaptionSelectionConfig(strategy="best")
+    )
 
 
 def select_mixed_captions() -> SelectConfig:
@@ -190,7 +197,9 @@ def select_mixed_captions() -> SelectConfig:
     """
     return SelectConfig(
         name="mixed-captions",
-        caption_selection=CaptionSelectionConfig(strategy="mix", fraction=0.3, threshold_synthetic_too=True),
+        caption_selection=CaptionSelectionConfig(
+            strategy="mix", fraction=0.3, threshold_synthetic_too=True
+        ),
     )
 
 

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from clipmill.data.transforms.dense import PhotometricConfig
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.config import ScheduleConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.tasks.depth.config import DepthConfig
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.segmentation.config import SegmentationConfig
@@ -220,7 +219,11 @@ def linear_depth_vit_b16() -> FinetuneConfig:
     return replace(
         full,
         model=DepthConfig(
-            head="linear", freeze_encoder=True, drop_path=0.0, flip_augment_test=False, num_test_windows=1
+            head="linear",
+            freeze_encoder=True,
+            drop_path=0.0,
+            flip_augment_test=False,
+            num_test_windows=1,
         ),
         train=replace(full.train, schedule=replace(full.train.schedule, peak=1e-3)),
     )

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.config import ScheduleConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.tasks.detection.config import DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig
 

@@ -1,16 +1,18 @@
-"""Masked autoencoders: the baseline without captions, at CLIP's seen samples."""
+"""Pretraining without captions: masked autoencoders, and supervised mobile encoders.
+
+Baselines of the pretraining comparison at matched seen samples, and of the mobile tables.
+"""
 
 from dataclasses import replace
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.config import ScheduleConfig
-from clipmill.models.config import MaeConfig
-from clipmill.models.config import VisionConfig
-from clipmill.pretrain.config import MaePretrainConfig
-from clipmill.pretrain.config import LoadConfig
-from clipmill.pretrain.config import SupervisedConfig
 
-BATCH_SIZE = 4_096
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.models.config import MaeConfig, VisionConfig
+from clipmill.pretrain.config import DataLoaderConfig, MaePretrainConfig, SupervisedConfig
+
+MAE_BATCH_SIZE = 4_096
 """Global batch (He et al. 2022, Table 8)."""
+SUPERVISED_BATCH_SIZE = 1_024
+"""Global batch: 8 GPUs of 128 (apple/ml-fastvit)."""
 IMAGENET_SAMPLES = 1_281_167
 
 
@@ -24,12 +26,12 @@ def mae_vit_b16_2_05b() -> MaePretrainConfig:
     """
     return MaePretrainConfig(
         train=TrainConfig(
-            steps=round(2.05e9 / BATCH_SIZE),
-            batch_size=BATCH_SIZE,
+            steps=round(2.05e9 / MAE_BATCH_SIZE),
+            batch_size=MAE_BATCH_SIZE,
             schedule=ScheduleConfig(
-                peak=1.5e-4 * BATCH_SIZE / 256,
+                peak=1.5e-4 * MAE_BATCH_SIZE / 256,
                 minimum=0.0,
-                warmup_steps=40 * IMAGENET_SAMPLES // BATCH_SIZE,
+                warmup_steps=40 * IMAGENET_SAMPLES // MAE_BATCH_SIZE,
             ),
             optimizer=AdamWConfig(betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.05),
             precision="bf16",
@@ -46,7 +48,7 @@ def mae_vit_b16_5b() -> MaePretrainConfig:
     Expected, on IG-3B: UperNet 47.2 mIoU, NYUv2 RMSE 0.348 m.
     """
     full = mae_vit_b16_2_05b()
-    return replace(full, train=replace(full.train, steps=round(5e9 / BATCH_SIZE)))
+    return replace(full, train=replace(full.train, steps=round(5e9 / MAE_BATCH_SIZE)))
 
 
 def mae_miniature() -> MaePretrainConfig:
@@ -72,7 +74,7 @@ def mae_miniature() -> MaePretrainConfig:
             decoder_layers=2,
             decoder_heads=4,
         ),
-        load=LoadConfig(num_workers=0),
+        load=DataLoaderConfig(num_workers=0),
         train=replace(
             full.train,
             steps=300,
@@ -86,8 +88,6 @@ def mae_miniature() -> MaePretrainConfig:
     )
 
 
-BATCH_SIZE = 1_024
-"""Global batch: 8 GPUs of 128 (apple/ml-fastvit)."""
 
 
 def supervised_mci0() -> SupervisedConfig:
@@ -99,12 +99,12 @@ def supervised_mci0() -> SupervisedConfig:
     Hardware and hours: not run.
     Expected: SemanticFPN 44.8 mIoU; Mask R-CNN 41.8 / 38.0 mAP (CLIP-QC, mobile tables).
     """
-    epoch = IMAGENET_SAMPLES // BATCH_SIZE
+    epoch = IMAGENET_SAMPLES // SUPERVISED_BATCH_SIZE
     return SupervisedConfig(
         vision=VisionConfig(image_size=256, timm_model="fastvit_mci0"),
         train=TrainConfig(
             steps=300 * epoch,
-            batch_size=BATCH_SIZE,
+            batch_size=SUPERVISED_BATCH_SIZE,
             schedule=ScheduleConfig(peak=1e-3, minimum=1e-5, warmup_steps=5 * epoch),
             optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.05),
             average_decay=0.9995,

@@ -2,12 +2,9 @@
 
 from dataclasses import replace
 
-from clipmill.data.transforms.augmentation import RandomResizedCropConfig
-from clipmill.data.transforms.augmentation import StoredAugmentationConfig
+from clipmill.data.transforms.augmentation import RandomResizedCropConfig, StoredAugmentationConfig
 from clipmill.models.config import ClipConfig, TextConfig, TowerOptions, VisionConfig
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.config import DistillationConfig
-from clipmill.pretrain.config import TeacherConfig
+from clipmill.pretrain.config import DistillationConfig, PretrainConfig, TeacherConfig
 from clipmill.recipes.clip import clip_vit_b16_12_8b, clip_vit_b16_12m, clip_vit_miniature
 
 

@@ -12,15 +12,14 @@ from clipmill.recipes import (
     data,
     dense,
     detection,
-    mae,
+    image_pretraining,
     mobile,
-    selection,
     study,
-    study_paper,
-    supervised,
     sweeps,
-    zero_shot,
 )
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "cascade-mask-rcnn-3x": detection.cascade_mask_rcnn_3x,
@@ -60,9 +59,9 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "export": data.export,
     "linear-probe-miniature": classification.linear_probe_miniature,
     "linear-probe-vit-b16": classification.linear_probe_vit_b16,
-    "mae-miniature": mae.mae_miniature,
-    "mae-vit-b16-2.05b": mae.mae_vit_b16_2_05b,
-    "mae-vit-b16-5b": mae.mae_vit_b16_5b,
+    "mae-miniature": image_pretraining.mae_miniature,
+    "mae-vit-b16-2.05b": image_pretraining.mae_vit_b16_2_05b,
+    "mae-vit-b16-5b": image_pretraining.mae_vit_b16_5b,
     "mask-rcnn-1x": detection.mask_rcnn_1x,
     "mask-rcnn-miniature": detection.mask_rcnn_miniature,
     "recaption-beam": captioner.recaption_beam,
@@ -72,21 +71,21 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "recaption-miniature": captioner.recaption_miniature,
     "recaption-rewrite-laclip": captioner.recaption_rewrite_laclip,
     "recaption-vlm-vecap": captioner.recaption_vlm_vecap,
-    "retrieval": zero_shot.retrieval,
+    "retrieval": classification.retrieval,
     "scenes-every-task": data.scenes_every_task,
     "scenes-miniature": data.scenes_miniature,
-    "score-basic": selection.score_basic,
-    "score-clip": selection.score_clip,
-    "score-clip-l14": selection.score_clip_l14,
-    "score-concepts": selection.score_concepts,
-    "select-best-captions": selection.select_best_captions,
-    "select-clip-top30": selection.select_clip_top30,
-    "select-datacomp-basic": selection.select_datacomp_basic,
-    "select-deduplicated": selection.select_deduplicated,
-    "select-laion2b": selection.select_laion2b,
-    "select-metaclip": selection.select_metaclip,
-    "select-miniature": selection.select_miniature,
-    "select-mixed-captions": selection.select_mixed_captions,
+    "score-basic": data.score_basic,
+    "score-clip": data.score_clip,
+    "score-clip-l14": data.score_clip_l14,
+    "score-concepts": data.score_concepts,
+    "select-best-captions": data.select_best_captions,
+    "select-clip-top30": data.select_clip_top30,
+    "select-datacomp-basic": data.select_datacomp_basic,
+    "select-deduplicated": data.select_deduplicated,
+    "select-laion2b": data.select_laion2b,
+    "select-metaclip": data.select_metaclip,
+    "select-miniature": data.select_miniature,
+    "select-mixed-captions": data.select_mixed_captions,
     "semantic-fpn-mci0": dense.semantic_fpn_mci0,
     "semantic-fpn-mci1": dense.semantic_fpn_mci1,
     "semantic-fpn-mci2": dense.semantic_fpn_mci2,
@@ -97,13 +96,13 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "study-captions": study.study_captions,
     "study-captions-quick": study.study_captions_quick,
     "study-from-scratch": study.study_from_scratch,
-    "study-paper": study_paper.study_paper,
-    "study-paper-mobile": study_paper.study_paper_mobile,
+    "study-paper": study.study_paper,
+    "study-paper-mobile": study.study_paper_mobile,
     "study-brief": study.study_brief,
-    "supervised-mci0": supervised.supervised_mci0,
-    "supervised-mci1": supervised.supervised_mci1,
-    "supervised-mci2": supervised.supervised_mci2,
-    "supervised-miniature": supervised.supervised_miniature,
+    "supervised-mci0": image_pretraining.supervised_mci0,
+    "supervised-mci1": image_pretraining.supervised_mci1,
+    "supervised-mci2": image_pretraining.supervised_mci2,
+    "supervised-miniature": image_pretraining.supervised_miniature,
     "sweep-cascade-mask-rcnn-3x": sweeps.sweep_cascade_mask_rcnn_3x,
     "sweep-depth-miniature": sweeps.sweep_depth_miniature,
     "sweep-depth-vit-b16": sweeps.sweep_depth_vit_b16,
@@ -115,30 +114,40 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "teacher-miniature": mobile.teacher_miniature,
     "upernet-miniature": dense.upernet_miniature,
     "upernet-vit-b16": dense.upernet_vit_b16,
-    "zero-shot": zero_shot.zero_shot,
-    "zero-shot-imagenet": zero_shot.zero_shot_imagenet,
+    "zero-shot": classification.zero_shot,
+    "zero-shot-imagenet": classification.zero_shot_imagenet,
 }
+"""Function of each recipe, whose return annotation is the type of its config."""
 
-ConfigT = TypeVar("ConfigT", bound=Config)
 
-
-def recipe(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
-    """The recipe's config with overrides applied.
+def get_recipe(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
+    """Return the config of a recipe with overrides applied.
 
     Raises:
-        ConfigError: there is no such recipe, it makes another kind of config, or an override is
+        ConfigError: there is no such recipe, its config isn't of type ``kind``, or an override is
             wrong.
     """
-    config = RECIPES[name]() if name in RECIPES else None
-    if not isinstance(config, kind):
-        known = sorted(n for n, make in RECIPES.items() if isinstance(make(), kind))
-        raise ConfigError(
-            f"{name!r} is a recipe of another command"
-            if config
-            else f"there is no recipe {name!r}",
-            expected="a name that `clipmill recipes` lists"
-            if len(known) == len(RECIPES)
-            else f"one of {', '.join(known)}",
-            action=suggestion(name, known, otherwise="choose one of these"),
-        )
-    return config.override(overrides)
+    known = list_recipes(kind)
+    if name in known:
+        config = RECIPES[name]()
+        assert isinstance(config, kind)  # mypy checks the annotation
+        return config.override(overrides)
+    raise ConfigError(
+        f"{name!r} is a recipe of another command"
+        if name in RECIPES
+        else f"there is no recipe {name!r}",
+        expected="a name that `clipmill recipes` lists"
+        if len(known) == len(RECIPES)
+        else f"one of {', '.join(known)}",
+        action=suggestion(name, known, otherwise="choose one of these"),
+    )
+
+
+def list_recipes(kind: type[Config] = Config) -> list[str]:
+    """Return the names of the recipes whose config is of type ``kind``, sorted."""
+    return sorted(name for name in RECIPES if issubclass(recipe_type(name), kind))
+
+
+def recipe_type(name: str) -> type[Config]:
+    """Return the type of a recipe's config without building it; ``Config`` of an unknown name."""
+    return RECIPES[name].__annotations__["return"] if name in RECIPES else Config

@@ -4,38 +4,59 @@ World, sizes and rates were chosen by a pilot, which docs/study/design.md tells 
 """
 
 from dataclasses import replace
+
 from clipmill.data.loading.view import ViewConfig
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.config import ScheduleConfig
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.config import DistillationConfig
-from clipmill.pretrain.config import InTrainingConfig
+from clipmill.engine.config import ScheduleConfig, TrainConfig
+from clipmill.pretrain.config import DistillationConfig, ValidationConfig, PretrainConfig
 from clipmill.recipes.captioner import coca_miniature, recaption_miniature
-from clipmill.recipes.classification import classification_miniature, linear_probe_miniature
-from clipmill.recipes.clip import clip_miniature, clip_vit_miniature
+from clipmill.recipes.classification import (
+    classification_miniature,
+    classification_vit_b16,
+    linear_probe_miniature,
+    linear_probe_vit_b16,
+)
+from clipmill.recipes.clip import (
+    clip_miniature,
+    clip_vit_b16_12_8b,
+    clip_vit_b16_scaling_1_28b,
+    clip_vit_miniature,
+)
 from clipmill.recipes.data import scenes_every_task, shards_miniature
-from clipmill.recipes.dense import depth_miniature, semantic_fpn_miniature
-from clipmill.recipes.detection import mask_rcnn_miniature
-from clipmill.recipes.image_pretraining import mae_miniature
-from clipmill.recipes.mobile import teacher_miniature
-from clipmill.recipes.image_pretraining import supervised_miniature
+from clipmill.recipes.dense import (
+    depth_miniature,
+    depth_vit_b16,
+    semantic_fpn_mci0,
+    semantic_fpn_miniature,
+    upernet_vit_b16,
+)
+from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x, mask_rcnn_miniature
+from clipmill.recipes.image_pretraining import (
+    mae_miniature,
+    mae_vit_b16_2_05b,
+    mae_vit_b16_5b,
+    supervised_mci0,
+    supervised_miniature,
+)
+from clipmill.recipes.mobile import clip_mci0_12_8b, teacher_datacompdr, teacher_miniature
 from clipmill.study.config import (
     COCA,
     ConditionConfig,
     DrawnConfig,
     EffortConfig,
+    GivenConfig,
     StudyConfig,
 )
 from clipmill.study.scene_captions import DOSES
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.recipes.classification import classification_vit_b16, linear_probe_vit_b16
-from clipmill.recipes.clip import clip_vit_b16_12_8b, clip_vit_b16_scaling_1_28b
-from clipmill.recipes.dense import depth_vit_b16, semantic_fpn_mci0, upernet_vit_b16
-from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x
-from clipmill.recipes.image_pretraining import mae_vit_b16_2_05b, mae_vit_b16_5b
-from clipmill.recipes.mobile import clip_mci0_12_8b, teacher_datacompdr
-from clipmill.recipes.image_pretraining import supervised_mci0
-from clipmill.study.config import ConditionConfig, GivenConfig, StudyConfig
+
+LAYER = "synthetic"
+"""What the conditions call the caption layer: ``--set given.layers.synthetic=captions/...``."""
+
+_PAPER_BILLIONS = (2.05, 5.0, 12.8)
+_PAPER_FRACTIONS = (0.001, 0.01, 0.1, 1.0)
+_PAPER_G = ConditionConfig(name="G", encoder="vit")
+_PAPER_BOTH = ConditionConfig(name="G+S", encoder="vit", captions="both", layer=LAYER)
+_PAPER_SOURCES = (_PAPER_G, replace(_PAPER_BOTH, name="S", captions="synthetic"), _PAPER_BOTH)
 
 _STEPS, _BATCH = 1000, 64
 _BUDGETS = (0.25, 0.5, 1.0)
@@ -264,7 +285,7 @@ def _long(config: PretrainConfig) -> PretrainConfig:
     return replace(
         config,
         view=ViewConfig(),
-        evaluation=InTrainingConfig(every_steps=0),
+        evaluation=ValidationConfig(every_steps=0),
         train=replace(_seen(config.train), schedule=schedule),
     )
 
@@ -277,20 +298,10 @@ def _frozen(config: FinetuneConfig) -> FinetuneConfig:
     return config.override(["model.freeze_encoder=true"])
 
 
-LAYER = "synthetic"
-"""What the conditions call the caption layer: ``--set given.layers.synthetic=captions/...``."""
-
-_BILLIONS = (2.05, 5.0, 12.8)
-_FRACTIONS = (0.001, 0.01, 0.1, 1.0)
-_G = ConditionConfig(name="G", encoder="vit")
-_BOTH = ConditionConfig(name="G+S", encoder="vit", captions="both", layer=LAYER)
-_SOURCES = (_G, replace(_BOTH, name="S", captions="synthetic"), _BOTH)
-
-
-def _objectives(billions: float) -> tuple[ConditionConfig, ...]:
+def _paper_objectives(billions: float) -> tuple[ConditionConfig, ...]:
     """CLIP of so many seen samples, held against the MAE of as many where the paper has one."""
     mae = f"MAE, {billions} B"
-    has_mae = billions < _BILLIONS[-1]
+    has_mae = billions < _PAPER_BILLIONS[-1]
     masked = ConditionConfig(name=mae, over=mae, tables=("objectives",), encoder=mae)
     clips = tuple(
         replace(
@@ -298,9 +309,9 @@ def _objectives(billions: float) -> tuple[ConditionConfig, ...]:
             name=f"{condition.name}, {billions} B seen",
             over=mae if has_mae else "",
             tables=("objectives",),
-            budget=billions / _BILLIONS[-1],
+            budget=billions / _PAPER_BILLIONS[-1],
         )
-        for condition in (_G, _BOTH)
+        for condition in (_PAPER_G, _PAPER_BOTH)
     )
     return (masked, *clips) if has_mae else clips
 
@@ -328,8 +339,8 @@ def study_paper() -> StudyConfig:
             "classification, frozen": linear_probe_vit_b16(),
         },
         conditions=(
-            *_SOURCES,
-            *(c for billions in _BILLIONS for c in _objectives(billions)),
+            *_PAPER_SOURCES,
+            *(c for billions in _PAPER_BILLIONS for c in _paper_objectives(billions)),
             *(
                 replace(
                     condition,
@@ -338,8 +349,8 @@ def study_paper() -> StudyConfig:
                     encoder="scaled",
                     fraction=fraction,
                 )
-                for condition in (_G, _BOTH)
-                for fraction in _FRACTIONS
+                for condition in (_PAPER_G, _PAPER_BOTH)
+                for fraction in _PAPER_FRACTIONS
             ),
         ),
         attention=("G", "G+S"),

@@ -84,7 +84,7 @@ def sweep_depth_miniature() -> SweepConfig:
         finetune=depth_miniature(),
         grid={DROP_PATH: (0.0, 0.1), RATE: (4e-3, 2e-3)},
         rungs=(0.25, 1.0),
-        keep=0.5,
+        reduction_fraction=0.5,
     )
 
 
@@ -99,5 +99,5 @@ def sweep_upernet_miniature() -> SweepConfig:
         finetune=upernet_miniature(),
         grid={DROP_PATH: (0.0, 0.1), RATE: (8e-3, 4e-3)},
         rungs=(0.25, 1.0),
-        keep=0.5,
+        reduction_fraction=0.5,
     )

@@ -4,11 +4,21 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from clipmill.report.html.charts import Line, dot_chart, line_chart
-from clipmill.report.html.page import Html, Section, document, paragraph, section, table, tag, together
+
 from clipmill.errors import ConfigError, SourceError
-from clipmill.models.weights.addresses import parse_address
 from clipmill.models.pretrained import open_encoder
+from clipmill.models.weights.addresses import parse_address
+from clipmill.report.html.charts import Line, dot_chart, line_chart
+from clipmill.report.html.page import (
+    Html,
+    Section,
+    document,
+    paragraph,
+    section,
+    table,
+    tag,
+    together,
+)
 from clipmill.stage_records import Report
 
 if TYPE_CHECKING:
@@ -34,8 +44,8 @@ def measure_attention(
 
     from clipmill.data.captioned_images import captioned_pictures, open_pictures
     from clipmill.models.attention import AttentionMeter
-    from clipmill.models.preprocess import tower_image
     from clipmill.models.encoders import build_dense
+    from clipmill.models.preprocess import tower_image
 
     found = open_encoder(encoder)
     dense = build_dense(found.config)

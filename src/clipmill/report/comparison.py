@@ -1,16 +1,16 @@
 """The results of every label side by side, task by task. The first label is the baseline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from clipmill.report.format import Figure, figure_named
+from typing import Any
+
 from clipmill.errors import ConfigError
+from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.report.format import Figure, figure_named
+from clipmill.report.summary import listed
 from clipmill.tasks.base import Metric
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import TASKS
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-from clipmill.report.summary import listed
-from clipmill.models.checkpoint import CheckpointMetadata
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

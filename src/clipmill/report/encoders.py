@@ -4,31 +4,29 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
-from clipmill.report.comparison import TaskComparison, compare
+
+from clipmill.config import digest_json
+from clipmill.data.dataset import Dataset
+from clipmill.lineage import Parent, lineage
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
+from clipmill.report.comparison import Check, TaskComparison, check_fairness, compare
+from clipmill.report.html.page import document, paragraph, tag
+from clipmill.report.sections.data import quarantine_section, samples_section
 from clipmill.report.sections.endpoint import (
     Probe,
     PromotedModel,
     endpoint_section,
-    read_smoke_test,
     read_served,
+    read_smoke_test,
 )
-from clipmill.report.comparison import Check, check_fairness
-from clipmill.report.sections.training import losses_section
-from clipmill.report.html.page import document, paragraph, tag
 from clipmill.report.sections.predictions import predictions_section
 from clipmill.report.sections.provenance import environment, provenance_section
-from clipmill.report.sections.data import quarantine_section
 from clipmill.report.sections.results import results_section
-from clipmill.report.sections.data import samples_section
-from clipmill.report.sections.training import duration, timing_section, wall_seconds
+from clipmill.report.sections.training import duration, losses_section, timing_section, wall_seconds
 from clipmill.report.summary import Circumstances, Verdict, judge, seeds_of
-from clipmill.data.dataset import Dataset
 from clipmill.scenes.source import made_of_scenes
-from clipmill.config import digest_json
-from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.stage_records import StageRecord, read_stages
 from clipmill.storage import join, open_store, write_bytes, write_json
-from clipmill.lineage import Parent, lineage
 from clipmill.tasks.comparison import Comparison
 
 _CAPTIONER_NAMES = {"coca": "CoCa"}
@@ -131,7 +129,9 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
         },
         captioner=_CAPTIONER_NAMES.get(maker, maker),
         seeds={
-            label: seeds_of(metadata.recipe, *(m.recipe for (k, _), m in models.items() if k == label))
+            label: seeds_of(
+                metadata.recipe, *(m.recipe for (k, _), m in models.items() if k == label)
+            )
             for label, metadata in encoders.items()
         },
         drawn=made_of_scenes(lineage(dataset.uri)),
@@ -162,7 +162,9 @@ def _parents(found: _Found) -> tuple[Parent, ...]:
         parents.append(Parent(role="captions", uri=uri, digest=layer.digest))
     if found.captioner is not None:
         parents.append(found.captioner.as_parent("captioner"))
-    parents += [metadata.as_parent(f"encoder {label}") for label, metadata in found.encoders.items()]
+    parents += [
+        metadata.as_parent(f"encoder {label}") for label, metadata in found.encoders.items()
+    ]
     parents += [
         Parent(role=f"evaluation {label}", uri=evaluation.uri, digest=evaluation.digest)
         for task in found.tasks

@@ -6,23 +6,24 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import NormalDist
 from typing import Any, Final
+
 import numpy as np
 from numpy.typing import NDArray
-from clipmill.report.html.charts import Line, Reference, line_chart
-from clipmill.report.html.page import Html, Section, document, paragraph, section, table, tag
-from clipmill.report.sections.provenance import environment, provenance_section
-from clipmill.report.sections.data import quarantine_section
-from clipmill.report.sections.data import samples_section
-from clipmill.report.sections.training import timing_section
+
+from clipmill.config import digest_json
 from clipmill.data.captioners import captioner_kind
 from clipmill.data.dataset import Dataset
-from clipmill.config import digest_json
 from clipmill.engine.result import read_log
+from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.models.retrieval import RANKS
+from clipmill.report.html.charts import Line, Reference, line_chart
+from clipmill.report.html.page import Html, Section, document, paragraph, section, table, tag
+from clipmill.report.sections.data import quarantine_section, samples_section
+from clipmill.report.sections.provenance import environment, provenance_section
+from clipmill.report.sections.training import timing_section
 from clipmill.stage_records import StageRecord, read_stages
 from clipmill.storage import exists, join, open_store, write_bytes, write_json
-from clipmill.lineage import Parent
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.retrieval import read_ranks
 

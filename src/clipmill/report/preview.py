@@ -1,35 +1,41 @@
 """Which samples of a dataset a page shows: named ones, random ones, or the ends of a score."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
+
 from clipmill.config import Config
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.stats import numbers, score_columns
-from clipmill.errors import ConfigError
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-import pyarrow as pa
-from clipmill.data.shards.read import read_shard
-from clipmill.data.shards.read import SampleRecord, read_records
-from clipmill.data.stats import REAL, numbers, score_columns
-from collections.abc import Iterator, Mapping
-from clipmill.report.html.charts import number, place, share_below
-from clipmill.report.html.page import Html, paragraph, tag, together
-from clipmill.report.html.page import picture
-from clipmill.data.stats import Distribution
-from clipmill.errors import BadSampleError
-from clipmill.report.html.style import DATASET_STYLE
-from clipmill.report.html.charts import histogram
-from clipmill.report.html.page import Html, Section, document, paragraph, section, tag, together
-from clipmill.report.html.style import series_colour
-from clipmill.data.stats import REAL, chosen_shards, score_distributions
+from clipmill.data.shards.read import SampleRecord, read_records, read_shard
+from clipmill.data.stats import (
+    REAL,
+    Distribution,
+    chosen_shards,
+    numbers,
+    score_columns,
+    score_distributions,
+)
+from clipmill.errors import BadSampleError, ConfigError
+from clipmill.report.html.charts import histogram, number, place, share_below
+from clipmill.report.html.page import (
+    Html,
+    Section,
+    document,
+    paragraph,
+    picture,
+    section,
+    tag,
+    together,
+)
+from clipmill.report.html.style import DATASET_STYLE, series_colour
 from clipmill.stage_records import Report
 
 # Sidecars are small and far away, so waiting for several at once is what counts.
@@ -485,4 +491,5 @@ def _size(num_bytes: int) -> str:
         size, units = size / 1000, units[1:]
     return f"{size:.3g} {units[0]}" if size < 1000 else f"{size:,.0f} {units[0]}"
 
-__all__ = ['PageConfig', 'dataset_page']
+
+__all__ = ["PageConfig", "dataset_page"]

@@ -4,6 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from clipmill.engine.result import LOG_FILE, RUN_FILE, read_log
+from clipmill.errors import ArtifactError, NotFoundError, StorageError
+from clipmill.models.checkpoint import read_metadata
 from clipmill.report.html.charts import Line, line_chart
 from clipmill.report.html.page import (
     Html,
@@ -16,9 +20,6 @@ from clipmill.report.html.page import (
     tag,
     together,
 )
-from clipmill.engine.result import LOG_FILE, RUN_FILE, read_log
-from clipmill.errors import ArtifactError, NotFoundError, StorageError
-from clipmill.models.checkpoint import read_metadata
 from clipmill.storage import join, open_store, read_bytes, read_json
 
 _CARD = "model.json"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
 from clipmill.report.format import MINUS, NO_BREAK, Figure, figure_named
 from clipmill.tasks.comparison import Comparison, Difference, TaskResult
 

@@ -1,6 +1,15 @@
 """A sweep on one page: a heat map of its grid, and every point with what it reached."""
 
-from clipmill.report.html.page import Html, Section, document, paragraph, section, table, tag, together
+from clipmill.report.html.page import (
+    Html,
+    Section,
+    document,
+    paragraph,
+    section,
+    table,
+    tag,
+    together,
+)
 from clipmill.tasks.base import Metric
 from clipmill.tasks.registry import get_task
 from clipmill.tasks.sweep import SweepResult, Trial

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+
+from clipmill.config import digest_json
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import read_metadata
 from clipmill.report.comparison import TaskComparison, compare
 from clipmill.report.html.page import document, paragraph, section, table, tag
 from clipmill.report.sections.predictions import predictions_section
 from clipmill.report.sections.provenance import environment, provenance_section
-from clipmill.config import digest_json
-from clipmill.models.checkpoint import read_metadata
 from clipmill.storage import join, open_store, write_bytes, write_json
-from clipmill.lineage import Parent
 from clipmill.tasks.promotion import read_promotion
 
 _LABEL = "this encoder"

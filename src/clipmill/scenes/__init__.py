@@ -11,7 +11,6 @@ from clipmill.scenes.formats import (
     write_coco,
     write_nyu,
 )
-from clipmill.scenes.scene import Scene, SceneObject, draw
 from clipmill.scenes.geometry import (
     CLASSES,
     COLOURS,
@@ -19,6 +18,7 @@ from clipmill.scenes.geometry import (
     OBJECTS,
     SceneConfig,
 )
+from clipmill.scenes.scene import Scene, SceneObject, draw
 
 __all__ = [
     "CLASSES",

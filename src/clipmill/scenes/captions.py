@@ -6,6 +6,7 @@ advertisements, and objects that aren't there.
 """
 
 from dataclasses import dataclass
+
 from clipmill.scenes.geometry import COLOURS, OBJECTS
 
 

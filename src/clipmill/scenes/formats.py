@@ -9,23 +9,25 @@ folder refuses the write.
 
 import io
 import json
-import numpy as np
-from collections.abc import (Callable, Iterable, Iterator, Sequence)
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import (Any, Literal)
+from typing import Any, Literal
+
+import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from clipmill.scenes.scene import (Scene, draw)
-from clipmill.scenes.geometry import (CLASSES, OBJECTS, SceneConfig, sample_world)
-from clipmill.errors import StorageError
-from clipmill.storage.local import temporary_path
 
+from clipmill.errors import StorageError
+from clipmill.scenes.geometry import CLASSES, OBJECTS, SceneConfig, sample_world
+from clipmill.scenes.scene import Scene, draw
+from clipmill.storage.local import temporary_path
 
 Progress = Callable[[int], None] | None
 
 SCENES_A_JOB = 128
 """Scenes that a process draws before another takes the next."""
+
 
 def write_caption_folder(
     config: SceneConfig,
@@ -41,6 +43,7 @@ def write_caption_folder(
         _write(folder / f"{index:06d}.txt", scene.captions[quality].encode())
         # The image last: a folder's samples are its images.
         _write(folder / f"{index:06d}.jpg", _jpeg(scene, jpeg_quality))
+
 
 def write_class_folder(
     config: SceneConfig,
@@ -59,6 +62,7 @@ def write_class_folder(
         if scene.objects:
             main = max(scene.objects, key=lambda seen: seen.visible_pixels)
             _write(folder / split / main.name / f"{index:06d}.jpg", _jpeg(scene, jpeg_quality))
+
 
 def write_ade20k(
     config: SceneConfig,
@@ -82,6 +86,7 @@ def write_ade20k(
         name = f"{prefix}_{index:08d}"
         _write(folder / "annotations" / split / f"{name}.png", _png(scene.classes_HW))
         _write(folder / "images" / split / f"{name}.jpg", _jpeg(scene, jpeg_quality))
+
 
 def write_nyu(
     config: SceneConfig,
@@ -115,10 +120,12 @@ def write_nyu(
         lines.append(f"/{image} /{depth} {focal:.4f}\n")
     _write(folder / f"{split}_list.txt", "".join(lines).encode())
 
+
 def _nyu_names(index: int) -> tuple[str, str]:
     """Image and depth of a scene: a thousand to a directory, as if each were a room's recording."""
     room = f"scenes_{index // 1000:04d}"
     return f"{room}/rgb_{index:05d}.jpg", f"{room}/sync_depth_{index:05d}.png"
+
 
 def write_coco(
     config: SceneConfig,
@@ -174,6 +181,7 @@ def write_coco(
         folder / "annotations" / f"captions_{split}.json", {**head, "annotations": captions}
     )
 
+
 def _drawn(
     config: SceneConfig, indices: Iterable[int], progress: Progress
 ) -> Iterator[tuple[int, Scene]]:
@@ -182,8 +190,10 @@ def _drawn(
         if progress is not None:
             progress(done)
 
+
 # Tasks whose labels are of the same scenes are written one after the other.
 _draw = lru_cache(maxsize=SCENES_A_JOB)(draw)
+
 
 def _jpeg(scene: Scene, quality: int) -> bytes:
     file = io.BytesIO()
@@ -191,10 +201,12 @@ def _jpeg(scene: Scene, quality: int) -> bytes:
     Image.fromarray(scene.image_HW3).save(file, "JPEG", quality=quality, subsampling=0)
     return file.getvalue()
 
+
 def _png(values_HW: NDArray[Any]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(values_HW).save(file, "PNG")
     return file.getvalue()
+
 
 def _run_lengths(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
     """COCO's uncompressed RLE: run lengths down the columns, zeros first."""
@@ -203,8 +215,10 @@ def _run_lengths(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
     counts = np.diff(edges, prepend=0, append=mask_HW.size)
     return {"counts": counts.tolist(), "size": list(mask_HW.shape)}
 
+
 def _write_json(path: Path, value: object) -> None:
     _write(path, json.dumps(value, separators=(",", ":")).encode())
+
 
 def _write(path: Path, data: bytes) -> None:
     # No fsync, unlike storage.atomic_write: a scene lost to a power cut is drawn again.

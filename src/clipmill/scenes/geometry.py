@@ -7,15 +7,16 @@ size and whichever others are drawn.
 
 import itertools
 import math
-import numpy as np
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 from numpy.typing import NDArray
+
 from clipmill.config import Config
 from clipmill.errors import ConfigError
-from collections.abc import Callable
-from typing import Literal
 from clipmill.scenes.solids import Sizes
-
 
 RGB = tuple[float, float, float]
 
@@ -66,6 +67,7 @@ _METAL = (0.17, 0.17, 0.18)
 _CREAM = (0.76, 0.70, 0.58)
 
 _COFFEE = (0.055, 0.025, 0.012)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneConfig(Config):
@@ -118,9 +120,11 @@ class SceneConfig(Config):
             "supersample", self.supersample, self.supersample in {1, 2, 4, 6, 8}, "1, 2, 4, 6, 8"
         )
 
+
 def _check(name: str, value: float, fits: bool, expected: str) -> None:
     if not fits:
         raise ConfigError(f"SceneConfig.{name} = {value}", expected=expected, action=f"set {name}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Camera:
@@ -142,6 +146,7 @@ class Camera:
         """Distance (metres) along the optical axis of any point (x, y, z)."""
         return (self.height - y) * math.sin(self.pitch) + z * math.cos(self.pitch)
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Room:
     """A floor and three walls: the camera never sees the fourth, nor the ceiling."""
@@ -160,6 +165,7 @@ class Room:
         s, c = math.sin(self.yaw), math.cos(self.yaw)
         return (s, c), (c, -s), (-c, s)
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """One solid of an object, placed in the object's frame."""
@@ -175,6 +181,7 @@ class Part:
     paint: tuple[float, float, float] | None = None
     """Linear RGB that replaces the object's colour and material."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
     """An object without its place."""
@@ -185,6 +192,7 @@ class Shape:
     """Metres."""
     reach: float
     """Metres: radius of the vertical cylinder about the origin that holds every part."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
@@ -207,6 +215,7 @@ class Placed:
     yaw: float
     """Radians about the vertical."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
     """All that a picture shows."""
@@ -221,6 +230,7 @@ class World:
     """0 for neutral light to 1 for warm light."""
     objects: tuple[Placed, ...]
     """In order of placement."""
+
 
 def sample_world(config: SceneConfig, index: int) -> World:
     """World of scene ``index`` (from 0)."""
@@ -252,11 +262,14 @@ def sample_world(config: SceneConfig, index: int) -> World:
             objects.append(placed)
     return World(camera=camera, room=room, sun=sun, warmth=u[12], objects=tuple(objects))
 
+
 def _between(low: float, high: float, u: float) -> float:
     return low + (high - low) * u
 
+
 def _choose(options: tuple[str, ...], u: float) -> str:
     return options[int(u * len(options))]
+
 
 def _find_place(
     rng: np.random.Generator,
@@ -299,6 +312,7 @@ def _find_place(
             return placed
     raise AssertionError("itertools.count ended")
 
+
 def _fits(new: Placed, camera: Camera, room: Room, others: list[Placed], shrink: float) -> bool:
     reach = new.shape.reach
     for (nx, nz), distance in zip(room.wall_normals(), room.distances, strict=True):
@@ -315,6 +329,7 @@ def _fits(new: Placed, camera: Camera, room: Room, others: list[Placed], shrink:
         return False
     return all(_apart(new, other, shrink) for other in others)
 
+
 def _apart(a: Placed, b: Placed, shrink: float) -> bool:
     """Neither touch nor hide one another for the most part."""
     if math.hypot(a.x - b.x, a.z - b.z) < a.shape.reach + b.shape.reach + 0.05 * shrink:
@@ -324,15 +339,18 @@ def _apart(a: Placed, b: Placed, shrink: float) -> bool:
     wide_near, wide_far = near.shape.reach / near.z, far.shape.reach / far.z
     return gap > wide_near - 0.3 * wide_far
 
+
 def _sphere(size: float, _: float) -> Shape:
     r = size / 2
     part = Part(solid="ball", size=(r, r, r), centre=(0, r, 0))
     return Shape(parts=(part,), height=size, reach=r)
 
+
 def _cube(size: float, _: float) -> Shape:
     h = 0.42 * size
     part = Part(solid="box", size=(h, h, h), centre=(0, h, 0))
     return Shape(parts=(part,), height=2 * h, reach=1.42 * h)
+
 
 def _cylinder(size: float, pick: float) -> Shape:
     r, half = size * (0.26 + 0.08 * pick), size / 2
@@ -342,15 +360,18 @@ def _cylinder(size: float, pick: float) -> Shape:
     part = Part(solid="frustum", size=(r, r, half), centre=(0, r, 0), axis="x")
     return Shape(parts=(part,), height=2 * r, reach=float((r * r + half * half) ** 0.5))
 
+
 def _cone(size: float, pick: float) -> Shape:
     r, half = size * (0.32 + 0.1 * pick), size / 2
     part = Part(solid="frustum", size=(r, 0.0, half), centre=(0, half, 0))
     return Shape(parts=(part,), height=size, reach=r)
 
+
 def _pyramid(size: float, pick: float) -> Shape:
     base, half = 0.46 * size, size * (0.36 + 0.1 * pick)
     part = Part(solid="pyramid", size=(base, half), centre=(0, half, 0))
     return Shape(parts=(part,), height=2 * half, reach=1.42 * base)
+
 
 def _torus(size: float, pick: float) -> Shape:
     tube = size * (0.12 + 0.04 * pick)
@@ -361,6 +382,7 @@ def _torus(size: float, pick: float) -> Shape:
     part = Part(solid="torus", size=(ring, tube), centre=(0, size / 2, 0), axis="z")
     return Shape(parts=(part,), height=size, reach=size / 2)
 
+
 def _capsule(size: float, pick: float) -> Shape:
     r = size * (0.2 + 0.05 * pick)
     half = size / 2 - r
@@ -370,6 +392,7 @@ def _capsule(size: float, pick: float) -> Shape:
     part = Part(solid="capsule", size=(r, half), centre=(0, r, 0), axis="x")
     return Shape(parts=(part,), height=2 * r, reach=size / 2)
 
+
 def _legs(x: float, z: float, thick: float, height: float) -> list[Part]:
     return [
         Part(solid="box", size=(thick, height / 2, thick), centre=(sx * x, height / 2, sz * z))
@@ -377,12 +400,14 @@ def _legs(x: float, z: float, thick: float, height: float) -> list[Part]:
         for sz in (-1, 1)
     ]
 
+
 def _table(size: float, pick: float) -> Shape:
     x, z, height = 0.6 * size, size * (0.36 + 0.18 * pick), 0.72 * size
     board, thick = 0.045 * size, 0.045 * size
     top = Part(solid="box", size=(x, board, z), centre=(0, height - board, 0))
     legs = _legs(x - thick, z - thick, thick, height - 2 * board)
     return Shape(parts=(top, *legs), height=height, reach=float((x * x + z * z) ** 0.5))
+
 
 def _chair(size: float, pick: float) -> Shape:
     x, seat, thick = 0.26 * size, size * (0.42 + 0.06 * pick), 0.035 * size
@@ -394,6 +419,7 @@ def _chair(size: float, pick: float) -> Shape:
     )
     legs = _legs(x - thick, x - thick, thick, seat)
     return Shape(parts=(board, back, *legs), height=size, reach=1.42 * x)
+
 
 def _mug(size: float, pick: float) -> Shape:
     r, half = size * (0.32 + 0.06 * pick), 0.42 * size
@@ -407,6 +433,7 @@ def _mug(size: float, pick: float) -> Shape:
         paint=_COFFEE,
     )
     return Shape(parts=(body, handle, drink), height=2 * half, reach=r + ring + tube)
+
 
 def _lamp(size: float, pick: float) -> Shape:
     r, shade = size * (0.27 + 0.06 * pick), 0.2 * size
@@ -425,6 +452,7 @@ def _lamp(size: float, pick: float) -> Shape:
     top = Part(solid="frustum", size=(r, 0.5 * r, shade), centre=(0, size - shade, 0))
     return Shape(parts=(top, pole, base), height=size, reach=r)
 
+
 def _mushroom(size: float, pick: float) -> Shape:
     r, stem = size * (0.4 + 0.06 * pick), size * (0.11 + 0.04 * pick)
     cap = Part(solid="ball", size=(r, 0.3 * size, r), centre=(0, 0.7 * size, 0))
@@ -435,6 +463,7 @@ def _mushroom(size: float, pick: float) -> Shape:
         paint=_CREAM,
     )
     return Shape(parts=(cap, foot), height=size, reach=r)
+
 
 SHAPES: dict[str, Callable[[float, float], Shape]] = {
     "sphere": _sphere,

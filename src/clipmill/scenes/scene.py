@@ -1,21 +1,23 @@
 """A scene: the picture, all that is known of it, and what three kinds of people write under it."""
 
-import numpy as np
 from dataclasses import dataclass
+
+import numpy as np
 from numpy.typing import NDArray
-from clipmill.scenes.captions import (Subject, alt_text, rich_caption, terse_caption)
-from clipmill.scenes.geometry import (CLASSES, SceneConfig, World, sample_world)
+
 from clipmill.errors import ConfigError
+from clipmill.scenes.captions import Subject, alt_text, rich_caption, terse_caption
+from clipmill.scenes.geometry import CLASSES, SceneConfig, World, sample_world
 from clipmill.scenes.shade import shade
 from clipmill.scenes.solids import Floats
-from clipmill.scenes.trace import (set_stage, trace)
-
+from clipmill.scenes.trace import set_stage, trace
 
 _BAND_SAMPLES = 40_000
 
 _TONE_STEPS = 1 << 16
 
 _TONE_TOP = 4.0
+
 
 def _make_tone() -> NDArray[np.uint8]:
     """8-bit sRGB of linear light from 0 to _TONE_TOP, in _TONE_STEPS steps."""
@@ -28,7 +30,9 @@ def _make_tone() -> NDArray[np.uint8]:
     table: NDArray[np.uint8] = np.rint(255 * encoded).astype(np.uint8)
     return table
 
+
 _TONE = _make_tone()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneObject:
@@ -47,6 +51,7 @@ class SceneObject:
     visible_pixels: int
     """How many pixels show it."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
     """A picture with its ground truth; H = W = ``SceneConfig.size``."""
@@ -64,6 +69,7 @@ class Scene:
     captions: dict[str, str]
     """``alt`` (noise: half says nothing true), ``terse`` and ``rich``, by quality."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
     """What the renderer knows of each pixel."""
@@ -76,6 +82,7 @@ class Picture:
     """Whether the room behind the pixel is floor, not wall."""
     depth_HW: Floats
     """Metres along the optical axis."""
+
 
 def draw(config: SceneConfig, index: int) -> Scene:
     """Scene ``index`` (from 0) of a family: the same whichever others are drawn, byte for byte.
@@ -116,6 +123,7 @@ def draw(config: SceneConfig, index: int) -> Scene:
         },
     )
 
+
 def _see(world: World, picture: Picture, k: int) -> SceneObject | None:
     mask = picture.object_HW == k
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -131,6 +139,7 @@ def _see(world: World, picture: Picture, k: int) -> SceneObject | None:
         visible_pixels=int(np.count_nonzero(mask)),
     )
 
+
 def _subjects(objects: tuple[SceneObject, ...], size: int) -> list[Subject]:
     """What a caption may speak of: objects that fill 1/500 of the picture, largest first."""
     return [
@@ -145,6 +154,7 @@ def _subjects(objects: tuple[SceneObject, ...], size: int) -> list[Subject]:
         for seen in sorted(objects, key=lambda seen: -seen.visible_pixels)
         if seen.visible_pixels * 500 >= size * size
     ]
+
 
 def render(world: World, size: int, supersample: int) -> Picture:
     """Draw ``world`` at ``size`` pixels a side; ``supersample`` is 1 or even."""
@@ -178,12 +188,14 @@ def render(world: World, size: int, supersample: int) -> Picture:
         picture.depth_HW[view] = hits.depth[middles]
     return picture
 
+
 def _jitter(s: int, count: int) -> Floats:
     """Where on the sun, from -1 to 1, each row or column of samples looks."""
     if s == 1:
         return np.zeros(count, np.float32)
     places = (np.arange(s, dtype=np.float32) + 0.5) * (2 / s) - 1
     return np.resize(places, count)
+
 
 def _expose(light_3RG: Floats, s: int) -> NDArray[np.uint8]:
     """8-bit image (rows, columns, 3) of linear samples."""
@@ -193,6 +205,7 @@ def _expose(light_3RG: Floats, s: int) -> NDArray[np.uint8]:
     steps = np.minimum(light * np.float32((_TONE_STEPS - 1) / _TONE_TOP), _TONE_STEPS - 1)
     image: NDArray[np.uint8] = _TONE.take(steps.astype(np.uint16)).transpose(1, 2, 0)
     return image
+
 
 def _pool(light: Floats, s: int, axis: int) -> Floats:
     """Trapezoid mean over each pixel's s + 1 samples along an axis."""

@@ -4,13 +4,14 @@ N samples of a band, sorted by surface: floor, three walls, then each solid in t
 one surface or of all solids.
 """
 
-import numpy as np
 from dataclasses import dataclass
-from numpy.typing import NDArray
-from clipmill.scenes.solids import (NORMAL, Floats, INTERSECT, Triple)
-from clipmill.scenes.trace import (Hits, Stage, rotate, triple)
-from clipmill.scenes.geometry import (COLOURS, FLOORS, WALLS, Placed, Axis)
 
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.scenes.geometry import COLOURS, FLOORS, WALLS, Axis, Placed
+from clipmill.scenes.solids import INTERSECT, NORMAL, Floats, Triple
+from clipmill.scenes.trace import Hits, Stage, rotate, triple
 
 _SKY = np.array([[0.44], [0.50], [0.59]], np.float32)
 
@@ -28,6 +29,7 @@ _CONVEX = {"ball", "box", "frustum", "pyramid", "capsule"}
 
 _GRAIN_CELLS = 128
 
+
 def _make_grain() -> Floats:
     """Smooth, tileable noise (cells, cells) about 0, of standard deviation about 1."""
     rng = np.random.default_rng(20240917)
@@ -40,9 +42,11 @@ def _make_grain() -> Floats:
     even: Floats = (grain / grain.std()).astype(np.float32)
     return even
 
+
 _GRAIN = _make_grain().ravel()
 
 _TONES = np.random.default_rng(7).uniform(-1, 1, 64).astype(np.float32)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Surfaces:
@@ -62,6 +66,7 @@ class _Surfaces:
     def span(self, surface: int) -> slice:
         """The samples of a surface: 0 floor, 1 to 3 walls, 4 and on solids."""
         return slice(self.edges[surface], self.edges[surface + 1])
+
 
 def shade(stage: Stage, hits: Hits, jitter: tuple[Floats, Floats], spread: float) -> Floats:
     """Linear RGB (3, R, G) of a band of samples.
@@ -102,6 +107,7 @@ def shade(stage: Stage, hits: Hits, jitter: tuple[Floats, Floats], spread: float
     back[order] = np.arange(order.size)
     return out.take(back, 1).reshape(3, *shape)
 
+
 def _positions(stage: Stage, hits: Hits) -> Floats:
     """World position (3, N), metres."""
     r = stage.rotation
@@ -112,6 +118,7 @@ def _positions(stage: Stage, hits: Hits) -> Floats:
     np.multiply(hits.depth, (r[2, 1] * hits.v + r[2, 2])[:, None], out=p[2])
     p[1] += np.float32(stage.world.camera.height)
     return p.reshape(3, -1)
+
 
 def _facing(stage: Stage, surfaces: _Surfaces) -> tuple[Floats, Floats]:
     """Cosine (N,) between normal and sun, 0 or less turned away; and normals (3, P) of solids."""
@@ -132,9 +139,11 @@ def _facing(stage: Stage, surfaces: _Surfaces) -> tuple[Floats, Floats]:
     facing[first:] = x * normal[0] + y * normal[1] + z * normal[2]
     return facing, normal
 
+
 def _sunlight(stage: Stage) -> Floats:
     warm = stage.world.warmth
     return np.array([[1.55], [1.53 - 0.12 * warm], [1.50 - 0.36 * warm]], np.float32)
+
 
 def _floor(stage: Stage, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
     world, span = stage.world, surfaces.span(0)
@@ -160,6 +169,7 @@ def _floor(stage: Stage, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
         light *= base[channel] * tone
         out[channel, span] = light
 
+
 def _walls(stage: Stage, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
     room, sunlight = stage.world.room, _sunlight(stage)
     base = np.array(WALLS[room.wall], np.float32)
@@ -179,6 +189,7 @@ def _walls(stage: Stage, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
         light += np.float32(0.8) * sunlight[channel] * sun[walls]
         light *= base[channel] * tone
         out[channel, walls] = light
+
 
 def _objects(stage: Stage, surfaces: _Surfaces, normal: Floats, sun: Floats, out: Floats) -> None:
     first = surfaces.edges[_PLANES]
@@ -215,6 +226,7 @@ def _objects(stage: Stage, surfaces: _Surfaces, normal: Floats, sun: Floats, out
         )
     out[:, first:] = light
 
+
 def _gloss(stage: Stage, n: Floats, view: Floats, lit: NDArray[np.bool_]) -> Floats:
     """Blinn-Phong highlight, and a plain room mirrored by Schlick's Fresnel term: (3, P)."""
     half = view + np.array(stage.world.sun, np.float32)[:, None]
@@ -231,6 +243,7 @@ def _gloss(stage: Stage, n: Floats, view: Floats, lit: NDArray[np.bool_]) -> Flo
     gloss: Floats = np.float32(0.8) * _sunlight(stage) * shine + _SKY * fresnel
     return gloss
 
+
 def _albedo(placed: Placed, p: Floats) -> Floats:
     """Linear RGB (3, P) of an object's surface."""
     base = np.array(COLOURS[placed.colour], np.float32)[:, None]
@@ -242,6 +255,7 @@ def _albedo(placed: Placed, p: Floats) -> Floats:
         return base
     other = np.float32({"white": 0.22, "black": 0.30}.get(placed.colour, 0.80))
     return base + (other - base) * second
+
 
 def cast_shadows(
     stage: Stage,
@@ -299,6 +313,7 @@ def cast_shadows(
             blocked |= (t > 0) & (t < np.inf)
         facing_N[points[blocked]] = 0
 
+
 def _sun_frame(stage: Stage) -> Floats:
     """Columns (3, 3): unit directions to the sun and across it, level and up its face."""
     sx, sy, sz = stage.world.sun
@@ -307,9 +322,11 @@ def _sun_frame(stage: Stage) -> Floats:
     rise = (sy * side[2], sz * side[0] - sx * side[2], -sy * side[0])
     return np.array([(sx, sy, sz), side, rise], np.float32).T
 
+
 def _towards(frame: Floats, shift_2P: Floats) -> Triple:
     """Directions to points of the sun that lie off its middle by ``shift_2P``."""
     return triple(frame[:, :1] + rotate(frame[:, 1:], shift_2P))
+
 
 def _grain(x: Floats, y: Floats) -> Floats:
     """Noise with one cell a unit of x and y."""
@@ -317,12 +334,14 @@ def _grain(x: Floats, y: Floats) -> Floats:
     row = y.astype(np.int32) & (_GRAIN_CELLS - 1)
     return _GRAIN.take(row * _GRAIN_CELLS + column)
 
+
 def _seam(x: Floats, width: float, spread: Floats) -> Floats:
     """1 on whole numbers of x, falling to 0 within ``width``; widened and thinned by ``spread``."""
     blur = width + spread
     off = np.abs(x - np.rint(x))
     seam: Floats = np.maximum(1 - off / blur, 0) * (width / blur)
     return seam
+
 
 def floor_tone(kind: str, x: Floats, z: Floats, spread: Floats) -> Floats:
     """Grey factor of the floor at (x, z) metres; ``kind`` is a key of FLOORS."""
@@ -355,11 +374,13 @@ def floor_tone(kind: str, x: Floats, z: Floats, spread: Floats) -> Floats:
             tone = 1 + 0.10 / (1 + 5 * spread) * coarse
     return tone
 
+
 def _square(x: Floats, blur: Floats) -> Floats:
     """Square wave of period 2 between -1 and 1, its edges ``blur`` wide."""
     ramp = (0.5 - np.abs(x - 2 * np.floor(x * 0.5) - 1)) / blur
     wave: Floats = np.minimum(np.maximum(ramp, -1), 1)
     return wave
+
 
 def wall_tone(kind: str, along: Floats, y: Floats, spread: Floats) -> Floats:
     """Grey factor of a wall, metres along it and above the floor; ``kind`` is a key of WALLS."""
@@ -380,6 +401,7 @@ def wall_tone(kind: str, along: Floats, y: Floats, spread: Floats) -> Floats:
     board = np.clip((0.17 - y) / (spread + 0.004) + 0.5, 0, 1)
     tone += board * (0.35 - 0.9 * _seam((y - 0.17) * 0.5, 0.008, spread))
     return tone
+
 
 def pattern(material: str, p: Triple, size: float) -> Floats | None:
     """Share (P,) of an object's second colour at points of its frame, or None without one."""

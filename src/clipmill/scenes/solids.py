@@ -12,6 +12,7 @@ caps' centres); torus (ring radius, tube radius).
 """
 
 from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 

@@ -3,19 +3,26 @@
 import itertools
 import tempfile
 from collections.abc import Callable
-from dataclasses import (dataclass, replace)
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import (Any, Literal)
-from clipmill.config import (Config, digest_json)
-from clipmill.scenes.formats import (SCENES_A_JOB, write_ade20k, write_caption_folder, write_class_folder, write_coco, write_nyu)
-from clipmill.scenes.geometry import (CLASSES, SceneConfig)
-from clipmill.processes import process_pool
-from clipmill.stage_records import Report
-from clipmill.storage import (exists, join, pack_dir, write_json)
-from clipmill.errors import ClipmillError
-from clipmill.lineage import (Node, read_artifact)
+from typing import Any, Literal
 
+from clipmill.config import Config, digest_json
+from clipmill.errors import ClipmillError
+from clipmill.lineage import Node, read_artifact
+from clipmill.processes import process_pool
+from clipmill.scenes.formats import (
+    SCENES_A_JOB,
+    write_ade20k,
+    write_caption_folder,
+    write_class_folder,
+    write_coco,
+    write_nyu,
+)
+from clipmill.scenes.geometry import CLASSES, SceneConfig
+from clipmill.stage_records import Report
+from clipmill.storage import exists, join, pack_dir, write_json
 
 _RESULT = "source.json"
 
@@ -25,6 +32,7 @@ CAPTIONING = "captioning.tar"
 
 TaskName = Literal["classification", "detection", "segmentation", "depth"]
 """A task that scenes have labels for."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesSourceConfig(Config):
@@ -67,6 +75,7 @@ class ScenesSourceConfig(Config):
             smallest_metres=self.smallest_metres,
         )
 
+
 Job = tuple[Callable[[], None], int]
 """Work, and its number of scenes."""
 
@@ -77,6 +86,7 @@ LABELS = {
     "depth": "nyu_depth_v2.tar",
 }
 """The tar with each task's labels."""
+
 
 def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> str:
     """Draw all sets and pack each as a tar; the folder's URI, under ``store``.
@@ -145,6 +155,7 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> st
     )
     return uri
 
+
 def _paired(writers: dict[str, list[Job]]) -> list[Job]:
     """All jobs; those of the same scenes for segmentation and depth are one, which draws once."""
     shared = [writers.get(LABELS[task], []) for task in ("segmentation", "depth")]
@@ -157,9 +168,11 @@ def _paired(writers: dict[str, list[Job]]) -> list[Job]:
     alone = [job for found in writers.values() if found not in shared for job in found]
     return both + alone
 
+
 def _in_turn(*writers: Callable[[], None]) -> None:
     for write in writers:
         write()
+
 
 def _cut(
     write: Callable[..., None],
@@ -173,6 +186,7 @@ def _cut(
     pieces = [indices[start : start + step] for start in range(0, len(indices), step)]
     return [(partial(write, scene, piece, *arguments), len(piece)) for piece in pieces]
 
+
 # By task: its writer, the splits' names, and whether several may write a split: COCO's
 # annotations are one file.
 _LABELLED: dict[str, tuple[Callable[..., None], tuple[str, str], bool]] = {
@@ -182,9 +196,11 @@ _LABELLED: dict[str, tuple[Callable[..., None], tuple[str, str], bool]] = {
     "depth": (write_nyu, ("train", "test"), True),
 }
 
+
 def made_of_scenes(node: Node) -> bool:
     """Whether a node or one of its ancestors is scenes, or one of the sets in their folder."""
     return _is_scenes(node) or any(made_of_scenes(parent) for parent in node.parents)
+
 
 def _is_scenes(node: Node) -> bool:
     if node.kind not in {"file", "folder"}:

@@ -5,12 +5,13 @@ so its parameter t is depth in metres. u runs right and v up over the image plan
 """
 
 import math
-import numpy as np
 from dataclasses import dataclass
-from numpy.typing import NDArray
-from clipmill.scenes.geometry import (Axis, Part, World)
-from clipmill.scenes.solids import (INTERSECT, Floats, Triple, half_extents)
 
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.scenes.geometry import Axis, Part, World
+from clipmill.scenes.solids import INTERSECT, Floats, Triple, half_extents
 
 # Columns: where the solid's own x, y, z axes point in the object's frame.
 _TURN: dict[Axis, NDArray[np.float64]] = {
@@ -18,6 +19,7 @@ _TURN: dict[Axis, NDArray[np.float64]] = {
     "y": np.eye(3),
     "z": np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]),
 }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solid:
@@ -38,6 +40,7 @@ class Solid:
     window: tuple[float, float, float, float]
     """Bounds of its image: u from, to; v from, to."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """A world made ready for tracing."""
@@ -55,6 +58,7 @@ class Stage:
     reaches: tuple[float, ...]
     """Radius (metres) of the ball about that middle that holds the object."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hits:
     """The nearest surface at each sample."""
@@ -71,6 +75,7 @@ class Hits:
     """(R, G) the room's plane behind: 0 floor, 1 to 3 walls."""
     corner: Floats
     """(R, G) inverse depth of the nearer wall over that of the room: 1 on walls and at corners."""
+
 
 def set_stage(world: World) -> Stage:
     """Transforms and image bounds of everything in a world."""
@@ -117,6 +122,7 @@ def set_stage(world: World) -> Stage:
         reaches=tuple(float(np.hypot(o.shape.reach, o.shape.height / 2)) for o in world.objects),
     )
 
+
 def _windows(
     parts: list[Part], eye: NDArray[np.float64], rays: NDArray[np.float64]
 ) -> list[tuple[float, float, float, float]]:
@@ -128,6 +134,7 @@ def _windows(
     image = seen[..., :2] / seen[..., 2:]
     low, high = image.min(1).tolist(), image.max(1).tolist()
     return [(low[i][0], high[i][0], low[i][1], high[i][1]) for i in range(len(parts))]
+
 
 def trace(stage: Stage, u: Floats, v: Floats) -> Hits:
     """The nearest surface at columns ``u`` (G,) and rows ``v`` (R,), which falls."""
@@ -155,6 +162,7 @@ def trace(stage: Stage, u: Floats, v: Floats) -> Hits:
         np.copyto(solid[view], np.int16(k), where=nearer)
     return Hits(u=u, v=v, depth=depth, solid=solid, plane=plane, corner=nearest / room)
 
+
 def _covered(
     window: tuple[float, float, float, float], u: Floats, v: Floats
 ) -> tuple[slice, slice] | None:
@@ -168,14 +176,17 @@ def _covered(
         return None
     return slice(top, bottom), slice(left, right)
 
+
 def rotate(matrix: Floats, vectors_3P: Floats) -> Floats:
     """``matrix @ vectors`` without BLAS, whose last bits may differ with the number of threads."""
     rotated: Floats = np.einsum("ij,jp->ip", matrix, vectors_3P)
     return rotated
 
+
 def triple(vectors: Floats) -> Triple:
     """The three components of vectors (3, ...)."""
     return vectors[0], vectors[1], vectors[2]
+
 
 def _directions(matrix: Floats, u: Floats, v: Floats) -> Triple:
     """``matrix @ (u, v, 1)`` over a grid."""

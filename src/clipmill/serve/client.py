@@ -11,23 +11,27 @@ import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
 from urllib.parse import quote
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from clipmill.errors import ServerError
+
+from clipmill.errors import ConfigError, ServerError
 from clipmill.serve.protocol.rle import decode_rle
-from clipmill.tasks.visualization import encode_png
-from dataclasses import dataclass
-from typing import Any, Final
-from clipmill.errors import ConfigError
-from clipmill.tasks.visualization import SCORE_THRESHOLD, draw_detections
-from clipmill.tasks.visualization import class_palette, depth_colors, encode_png
+from clipmill.tasks.visualization import (
+    SCORE_THRESHOLD,
+    class_palette,
+    depth_colors,
+    draw_detections,
+    encode_png,
+)
 
 _HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _TYPES: Final = {"UINT8": "<u1", "FP16": "<f2", "FP32": "<f4", "INT64": "<i8"}

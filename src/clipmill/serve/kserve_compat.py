@@ -24,4 +24,22 @@ try:
 finally:
     sys.argv = _arguments
 
-__all__ = ['DataPlane', 'ExceptionToStatusInterceptor', 'InferInput', 'InferOutput', 'InferRequest', 'InferResponse', 'InferenceServicer', 'InvalidInput', 'Model', 'ModelNotFound', 'ModelRepository', 'ModelRepositoryExtension', 'ModelServer', 'RequestedOutput', 'add_GRPCInferenceServiceServicer_to_server', 'app', 'to_http_parameters']
+__all__ = [
+    "DataPlane",
+    "ExceptionToStatusInterceptor",
+    "InferInput",
+    "InferOutput",
+    "InferRequest",
+    "InferResponse",
+    "InferenceServicer",
+    "InvalidInput",
+    "Model",
+    "ModelNotFound",
+    "ModelRepository",
+    "ModelRepositoryExtension",
+    "ModelServer",
+    "RequestedOutput",
+    "add_GRPCInferenceServiceServicer_to_server",
+    "app",
+    "to_http_parameters",
+]

@@ -1,24 +1,22 @@
 """``serve``: what can be wrong is found before the libraries and models are loaded."""
 
-import gc
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Final
-from clipmill.deferred import deferred
-from clipmill.errors import ConfigError
-from clipmill.processes import tune_malloc
-from clipmill.serve.config import ServingConfig
-from clipmill.serve.server.registry import parse_model_specs, read_models_file
-from clipmill.processes import require_free
 import dataclasses
+import gc
 import json
 import subprocess
+import sys
 import urllib.error
 import urllib.request
-from typing import Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
 from clipmill.config import Config
-from clipmill.processes import LOCALHOST, ChildProcess, free_port, require_free
+from clipmill.deferred import deferred
+from clipmill.errors import ConfigError
+from clipmill.processes import LOCALHOST, ChildProcess, free_port, require_free, tune_malloc
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.model_spec import parse_model_specs, read_models_file
 
 _SWITCH_SECONDS: Final = 0.0005
 _UNUSED: Final = (

@@ -8,15 +8,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.request import urlopen
+
 from numpy.typing import NDArray
+
 from clipmill.config import digest_json
+from clipmill.lineage import Parent
 from clipmill.serve.client import binary_request, curl_command, query
 from clipmill.serve.launch import ServerProcess
 from clipmill.stage_records import Report
 from clipmill.storage import exists, join, read_json, write_bytes, write_json
-from clipmill.lineage import Parent
-from clipmill.tasks.visualization import encode_png
 from clipmill.tasks.registry import get_task
+from clipmill.tasks.visualization import encode_png
 
 _RESULT = "probe.json"
 _REQUEST = "request.bin"

@@ -1,16 +1,12 @@
-"""The data plane's stages, each with its recipe: what a command and a component both call.
-
-As in :mod:`clipmill.stages.run`, which has the stages after it.
-"""
+"""Stages of the data plane, from a source of pairs to a captioned, scored dataset."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
-from clipmill.recipes.registry import recipe
+
+from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import Stage
-from clipmill.storage import join
-from clipmill.data.dataset import Dataset
 from clipmill.storage import exists, join, write_json
 
 if TYPE_CHECKING:
@@ -18,96 +14,107 @@ if TYPE_CHECKING:
     from clipmill.data.verify import Verification
 
 
-def scenes(name: str, overrides: Sequence[str], store: str, run: str = "") -> str:
-    """Draw procedural scenes; the folder with its tars."""
-    from clipmill.scenes.source import ScenesSourceConfig, draw_source
+def scenes(recipe: str, overrides: Sequence[str], store: str, run: str = "") -> str:
+    """Generate procedural scenes; return the URI of the folder with their tars."""
+    from clipmill.scenes import source
 
-    config = recipe(name, ScenesSourceConfig, overrides)
+    config = get_recipe(recipe, source.ScenesSourceConfig, overrides)
     with Stage("scenes", store=store, run=run) as stage:
-        return stage.made(draw_source(config, store, report=stage.report))
+        return stage.made(source.draw_source(config, store, report=stage.report))
 
 
 def shard(
-    name: str, overrides: Sequence[str], source: str, store: str, run: str = "", label: str = ""
+    recipe: str, overrides: Sequence[str], source: str, store: str, run: str = "", label: str = ""
 ) -> str:
-    """Cut a source into a dataset."""
-    from clipmill.data.shards.write import ShardConfig
-    from clipmill.data.shards.write import shard as make
+    """Convert a source into a sharded dataset; return its URI."""
+    from clipmill.data.shards.plan import ShardConfig
+    from clipmill.data.shards.write import write_dataset
 
-    config = recipe(name, ShardConfig, overrides)
+    config = get_recipe(recipe, ShardConfig, overrides)
     with Stage("shard", store=store, run=run, label=label) as stage:
         progress = partial(stage.report, words="samples")
-        return stage.made(make(config, source, store, progress=progress, num_processes=0))
+        return stage.made(write_dataset(config, source, store, progress=progress, num_processes=0))
 
 
 def hold_out(
-    name: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
+    recipe: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
 ) -> tuple[list[str], list[str]]:
-    """Cut a dataset in two; overrides for pretraining on one part, and for retrieval on the other.
+    """Split a dataset into a training part and a held-out part.
 
-    ``name`` and ``overrides`` are those of the pretraining recipe, and come first.
+    Args:
+        recipe: Pretraining recipe whose batch size must fit the training part.
+        overrides: Overrides of that recipe.
+        dataset: URI of the dataset.
+        store: Store with the run's records.
+        run: Name of the run.
+
+    Returns:
+        Overrides for pretraining on the training part, which begin with those given, and overrides
+        for retrieval on the held-out part.
     """
+    from clipmill.data import held_out
     from clipmill.data.dataset import Dataset
-    from clipmill.data.held_out import fitting_batch
-    from clipmill.data.held_out import hold_out as cut
     from clipmill.pretrain.config import PretrainConfig
 
-    config = recipe(name, PretrainConfig, overrides)
+    config = get_recipe(recipe, PretrainConfig, overrides)
     with Stage("hold-out", store=store, run=run) as stage:
         stage.report(0, 1, "choosing pairs")
-        found = cut(Dataset.open(dataset))
+        split = held_out.hold_out(Dataset.open(dataset))
         stage.made(dataset)
-    batch = fitting_batch(found.num_train, config.train.batch_size)
-    chosen = [f"view.fraction={found.fraction!r}", f"train.batch_size={batch}"]
-    # What the recipe would look at on the way is measured afterwards, on these pairs.
-    chosen.append("evaluation.every_steps=0")
-    return [*overrides, *chosen], [f"outside_fraction={found.fraction!r}"]
+    batch_size = held_out.fitting_batch(split.num_train, config.train.batch_size)
+    added = [f"view.fraction={split.fraction!r}", f"train.batch_size={batch_size}"]
+    # Evaluation on these pairs follows training, so none is needed during it.
+    added.append("evaluation.every_steps=0")
+    return [*overrides, *added], [f"outside_fraction={split.fraction!r}"]
 
 
-def plan(name: str, overrides: Sequence[str], source: str, store: str) -> str:
-    """Plan a dataset for workers to make; the URI that it will have."""
-    from clipmill.data.shards.write import ShardConfig, plan_shards
+def plan(recipe: str, overrides: Sequence[str], source: str, store: str) -> str:
+    """Plan a dataset for several workers; return the URI that it will have."""
+    from clipmill.data.shards.plan import ShardConfig, plan_shards
 
     with Stage("plan", target=store) as stage:
-        return stage.made(plan_shards(recipe(name, ShardConfig, overrides), source, store).uri)
+        config = get_recipe(recipe, ShardConfig, overrides)
+        return stage.made(plan_shards(config, source, store).uri)
 
 
 def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | None = None) -> str:
-    """Make a part of a planned dataset: that of ``worker`` ("I/N"), or a range of shards."""
-    from clipmill.data.shards.write import parse_worker, read_plan, shard_range, worker_range
+    """Write the part of a planned dataset of a worker (``I/N``), or shards ``start`` to ``stop``."""
+    from clipmill.data.shards.plan import parse_worker_slice, read_plan, worker_range
+    from clipmill.data.shards.write import write_shards
 
-    planned = read_plan(dataset)
+    shard_plan = read_plan(dataset)
     if worker:
-        start, stop = worker_range(planned.num_shards, *parse_worker(worker))
-    stop = planned.num_shards if stop is None else min(stop, planned.num_shards)
+        start, stop = worker_range(shard_plan.num_shards, *parse_worker_slice(worker))
+    stop = shard_plan.num_shards if stop is None else min(stop, shard_plan.num_shards)
     with Stage("shard", label=f"{start}-{stop}", target=dataset) as stage:
         progress = partial(stage.report, words="samples")
-        shard_range(planned, start, stop, progress=progress, num_processes=0)
-        return stage.made(planned.uri)
+        write_shards(shard_plan, start, stop, progress=progress, num_processes=0)
+        return stage.made(shard_plan.uri)
 
 
-def finish(dataset: str) -> str:
-    """Make a planned dataset of its finished shards."""
-    from clipmill.data.shards.write import finish_shards, read_plan
+def finalize(dataset: str) -> str:
+    """Finalize a planned dataset whose shards are written; return its URI."""
+    from clipmill.data.shards.finalize import finalize_dataset
+    from clipmill.data.shards.plan import read_plan
 
     with Stage("finish", target=dataset) as stage:
-        return stage.made(finish_shards(read_plan(dataset)).uri)
+        return stage.made(finalize_dataset(read_plan(dataset)).uri)
 
 
 def train_captioner(
-    name: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
+    recipe: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
 ) -> str:
-    """Train a captioner on a dataset with good captions."""
+    """Train a captioner on a dataset with good captions; return its URI."""
+    from clipmill.pretrain import coca
     from clipmill.pretrain.config import CaptionerConfig
-    from clipmill.pretrain.coca import train_captioner as make
 
-    config = recipe(name, CaptionerConfig, overrides)
+    config = get_recipe(recipe, CaptionerConfig, overrides)
     with Stage("captioner", store=store, run=run) as stage:
-        return stage.made(make(config, dataset, store, report=stage.report))
+        return stage.made(coca.train_captioner(config, dataset, store, report=stage.report))
 
 
 def recaption(
-    name: str,
+    recipe: str,
     overrides: Sequence[str],
     dataset: str,
     captioner: str,
@@ -117,19 +124,20 @@ def recaption(
     start: int = 0,
     stop: int | None = None,
 ) -> str:
-    """Caption a dataset's pictures, or those of some of its shards; the name of the layer."""
-    from clipmill.data.recaption import RecaptionConfig
-    from clipmill.data.recaption import recaption as make
+    """Caption the images of shards ``start`` to ``stop`` of a dataset; return the layer's name."""
+    from clipmill.data import recaption
 
-    config = recipe(name, RecaptionConfig, overrides)
+    config = get_recipe(recipe, recaption.RecaptionConfig, overrides)
     with Stage("recaption", store=store, run=run, target=dataset) as stage:
-        layer = make(config, dataset, captioner, report=stage.report, start=start, stop=stop)
+        layer = recaption.recaption(
+            config, dataset, captioner, report=stage.report, start=start, stop=stop
+        )
         stage.made(join(dataset, "layers", layer))
         return layer
 
 
 def score(
-    name: str,
+    recipe: str,
     overrides: Sequence[str],
     dataset: str,
     store: str,
@@ -139,25 +147,23 @@ def score(
     start: int = 0,
     stop: int | None = None,
 ) -> list[str]:
-    """Measure shards ``start`` to ``stop`` of a dataset; the names of the layers.
+    """Score shards ``start`` to ``stop`` of a dataset; return the names of the layers.
 
     ``model`` replaces the recipe's CLIP.
     """
-    from clipmill.data.scoring.score import ScoreConfig
-    from clipmill.data.scoring.score import score as make
+    from clipmill.data.scoring import score
 
-    given = [f"clip.model={model}"] if model else []
-    config = recipe(name, ScoreConfig, [*given, *overrides])
-    with Stage(
-        "score", store=store, run=run, label=name.removeprefix("score-"), target=dataset
-    ) as stage:
-        layers = make(config, dataset, report=stage.report, start=start, stop=stop)
+    own = [f"clip.model={model}"] if model else []
+    config = get_recipe(recipe, score.ScoreConfig, [*own, *overrides])
+    label = recipe.removeprefix("score-")
+    with Stage("score", store=store, run=run, label=label, target=dataset) as stage:
+        layers = score.score(config, dataset, report=stage.report, start=start, stop=stop)
         stage.made(join(dataset, "layers", layers[-1]))
         return list(layers)
 
 
 def select(
-    name: str,
+    recipe: str,
     overrides: Sequence[str],
     dataset: str,
     store: str,
@@ -165,32 +171,31 @@ def select(
     *,
     layers: Sequence[str] = (),
 ) -> str:
-    """Judge a dataset's samples by their scores; the name of the layer."""
-    from clipmill.data.select import select as make
-    from clipmill.data.select import SelectConfig
+    """Filter a dataset's samples by their scores; return the name of the selection layer."""
+    from clipmill.data import select
 
-    config = recipe(name, SelectConfig, overrides)
+    config = get_recipe(recipe, select.SelectConfig, overrides)
     with Stage("select", store=store, run=run, label=config.name, target=dataset) as stage:
-        layer = make(config, dataset, layers=layers, report=stage.report)
+        layer = select.select(config, dataset, layers=layers, report=stage.report)
         stage.made(join(dataset, "layers", layer))
         return layer
 
 
 def teacher(
-    name: str,
+    recipe: str,
     overrides: Sequence[str],
     dataset: str,
     captions: str,
     store: str,
     run: str = "",
 ) -> str:
-    """Embed a dataset's pictures and captions with a teacher ensemble; the name of the layer."""
-    from clipmill.pretrain.teacher import make_teacher_layer
+    """Embed a dataset's images and captions with a teacher ensemble; return the layer's name."""
+    from clipmill.pretrain import teacher
     from clipmill.pretrain.config import TeacherConfig
 
-    config = recipe(name, TeacherConfig, overrides)
+    config = get_recipe(recipe, TeacherConfig, overrides)
     with Stage("teacher", store=store, run=run, target=dataset) as stage:
-        layer = make_teacher_layer(config, dataset, captions, report=stage.report)
+        layer = teacher.make_teacher_layer(config, dataset, captions, report=stage.report)
         stage.made(join(dataset, "layers", layer))
         return layer
 
@@ -205,56 +210,40 @@ def import_layer(
     missing: str = "error",
 ) -> str:
     """Join other tools' tables to a dataset as a layer; ``columns`` are ``OURS=THEIRS``."""
-    from clipmill.data.import_layer import ImportConfig
-    from clipmill.data.import_layer import import_layer as make
+    from clipmill.data import import_layer
 
     named = {ours: theirs for ours, _, theirs in (c.partition("=") for c in columns)}
     renamed = {ours: theirs or ours for ours, theirs in named.items()}
-    config = ImportConfig.from_json(
+    config = import_layer.ImportConfig.from_json(
         {"uid_column": uid_column, "columns": renamed, "missing": missing}
     )
     with Stage("import", target=dataset) as stage:
-        return stage.made(make(config, dataset, layer, files, report=stage.report))
+        return stage.made(
+            import_layer.import_layer(config, dataset, layer, files, report=stage.report)
+        )
 
 
 def stats(dataset: str, *, max_shards: int = 0) -> "DatasetStats":
-    """Look at a dataset's shards and layers."""
+    """Compute statistics of a dataset's shards and layers."""
     from clipmill.data.dataset import Dataset, cache_folder
     from clipmill.data.stats import dataset_stats
 
     with Stage("stats") as stage:
-        opened = Dataset.open(dataset)
-        return dataset_stats(opened, cache_folder(), max_shards=max_shards, report=stage.report)
+        return dataset_stats(
+            Dataset.open(dataset), cache_folder(), max_shards=max_shards, report=stage.report
+        )
 
 
 def verify(dataset: str, *, contents: bool = True) -> "Verification":
     """Check every digest of a dataset."""
-    from clipmill.data.verify import verify as check
+    from clipmill.data import verify
 
     with Stage("verify") as stage:
-        return check(dataset, contents=contents, report=stage.report)
-
-
-def view(
-    dataset: str,
-    *,
-    uids: Sequence[str] = (),
-    best: str = "",
-    worst: str = "",
-    count: int = 24,
-    seed: int = 0,
-) -> str:
-    """Samples of a dataset on one HTML page."""
-    from clipmill.report.preview import PageConfig, dataset_page
-    from clipmill.data.dataset import Dataset, cache_folder
-
-    config = PageConfig(uids=tuple(uids), best=best, worst=worst, count=count, seed=seed)
-    with Stage("view") as stage:
-        return dataset_page(Dataset.open(dataset), config, cache_folder(), report=stage.report)
+        return verify.verify(dataset, contents=contents, report=stage.report)
 
 
 def export(
-    name: str,
+    recipe: str,
     overrides: Sequence[str],
     dataset: str,
     store: str,
@@ -262,36 +251,44 @@ def export(
     captions: str = "real",
     layer: str = "",
 ) -> str:
-    """Bake a view into WebDataset tars; their folder."""
+    """Export a view of a dataset as plain WebDataset tars; return their folder's URI."""
+    from clipmill.data import export
     from clipmill.data.dataset import cache_folder
-    from clipmill.data.export import ExportConfig
-    from clipmill.data.export import export as bake
     from clipmill.data.loading.view import ViewConfig
 
     view = ViewConfig.from_json(
         {"captions": captions, "layer": "" if captions == "real" else layer}
     )
-    config = replace(recipe(name, ExportConfig), view=view).override(overrides)
+    config = replace(get_recipe(recipe, export.ExportConfig), view=view).override(overrides)
     with Stage("export", target=store) as stage:
-        return stage.made(bake(config, dataset, store, cache_folder(), report=stage.report))
+        return stage.made(
+            export.export(config, dataset, store, cache_folder(), report=stage.report)
+        )
 
 
-
-def is_new(dataset: str, store: str) -> bool:
-    """Whether no refresh of ``store`` has been finished with this dataset.
+def is_unprocessed(dataset: str, store: str) -> bool:
+    """Return whether no refresh of ``store`` was completed with this dataset version.
 
     Raises:
         ArtifactError: there is no such dataset.
     """
-    return not exists(_record(Dataset.open(dataset).digest, store))
+    from clipmill.data.dataset import Dataset
+
+    return not exists(_processed_record(Dataset.open(dataset).digest, store))
 
 
-def remember(dataset: str, store: str, run: str) -> None:
-    """Keep that ``run`` was finished with this dataset; ArtifactError where there is none."""
+def mark_processed(dataset: str, store: str, run: str) -> None:
+    """Record that ``run`` was completed with this dataset version.
+
+    Raises:
+        ArtifactError: there is no such dataset.
+    """
+    from clipmill.data.dataset import Dataset
+
     opened = Dataset.open(dataset)
     value = {"dataset": opened.uri, "digest": opened.digest, "run": run}
-    write_json(_record(opened.digest, store), value)
+    write_json(_processed_record(opened.digest, store), value)
 
 
-def _record(digest: str, store: str) -> str:
+def _processed_record(digest: str, store: str) -> str:
     return join(store, "refreshed", f"{digest[:12]}.json")

@@ -7,14 +7,14 @@ reader sees the old bytes or the new, never a part.
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
 from clipmill.errors import NotFoundError, StorageError
 from clipmill.storage.store import TEMPORARY_PREFIX, Store, check_key
-import uuid
-from contextlib import contextmanager
-from clipmill.errors import StorageError
 
 # How the system says that a path isn't there, is a folder, or leads through a file.
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -85,7 +85,11 @@ class LocalStore(Store):
 
     def get_file(self, key: str, path: Path) -> None:
         """Copy a file to a local file."""
-        with self._open(key) as source, atomic_write(path) as temporary, temporary.open("wb") as copy:
+        with (
+            self._open(key) as source,
+            atomic_write(path) as temporary,
+            temporary.open("wb") as copy,
+        ):
             shutil.copyfileobj(source, copy, 1 << 20)
 
     def put_file(self, key: str, path: Path) -> None:

@@ -6,31 +6,26 @@ Identity), an instance's role. The environment decides which of them is used. Th
 to the next where one fails, as its rights would differ.
 """
 
+import io
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Self
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import BinaryIO, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
+
 import urllib3
 from minio import Minio
-from clipmill.errors import StorageError
-from pathlib import Path
-from typing import Final, Literal
 from minio.credentials.credentials import Credentials
 from minio.credentials.providers import AWSConfigProvider, IamAwsProvider, Provider
-from typing import Final
-from xml.etree.ElementTree import ParseError
 from minio.error import MinioException, S3Error
-from clipmill.errors import NotFoundError, StorageError
-import io
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import BinaryIO, Final, TypeVar
-from minio.error import S3Error
 from minio.helpers import DictType, check_bucket_name
+
+from clipmill.errors import NotFoundError, StorageError
 from clipmill.storage.local import atomic_write
 from clipmill.storage.store import Store, check_key
 
@@ -240,7 +235,6 @@ _CORRUPT_RESPONSE_ERRORS: Final = (ParseError, UnicodeDecodeError)
 _LOST_UPLOADS: Final = ("InvalidPart", "NoSuchUpload", "BadDigest", "IncompleteBody")
 
 _S3_ERRORS: Final = (MinioException, urllib3.exceptions.HTTPError, *_CORRUPT_RESPONSE_ERRORS)
-
 
 
 def _is_corrupt_response(error: Exception) -> bool:
@@ -547,4 +541,3 @@ def _is_truncated(content_range: str, position: int) -> bool:
     """Return whether a body ended at ``position``, before the end that its header states."""
     match = _CONTENT_RANGE.match(content_range)
     return match is not None and position <= int(match[1])
-

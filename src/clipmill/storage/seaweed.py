@@ -141,7 +141,9 @@ class SeaweedServer(ChildProcess):
 
         settings = S3Settings.from_environment(self.environment)
         try:
-            client_for(settings, RetryPolicy(attempts=1, connect_timeout_seconds=1.0)).list_buckets()
+            client_for(
+                settings, RetryPolicy(attempts=1, connect_timeout_seconds=1.0)
+            ).list_buckets()
         except (MinioException, HTTPError):
             return False
         return True

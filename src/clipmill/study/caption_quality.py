@@ -8,11 +8,11 @@ import numpy as np
 
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
-from clipmill.data.shards.read import every_pair, read_shard
+from clipmill.data.shards.read import iter_samples, read_shard
 from clipmill.images import decode_rgb
+from clipmill.study.data import World
 from clipmill.study.result import CaptionQuality, CaptionSample
 from clipmill.study.scene_captions import SceneCaptions, truth_of
-from clipmill.study.data import World
 
 _NUM_SAMPLES = 8
 _NUM_READ = 10_000
@@ -25,7 +25,7 @@ def captions_by_kind(world: World) -> dict[str, list[str]]:
     Of a large dataset the first ten thousand are read.
     """
     dataset = Dataset.open(world.dataset)
-    real = (shard.caption(row) for shard, row in every_pair(dataset, cache_folder()))
+    real = (shard.caption(row) for shard, row in iter_samples(dataset, cache_folder()))
     kinds: dict[str, Iterator[str]] = {"real": real}
     kinds |= {name: _captions(dataset, layer) for name, layer in world.layers.items()}
     return {name: list(itertools.islice(texts, _NUM_READ)) for name, texts in kinds.items()}
@@ -74,7 +74,7 @@ def _clip_scores(captions: Mapping[str, list[str]], dataset: str, judge: str) ->
     from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers
 
     towers = ClipTowers(ClipScoreConfig(model=judge))
-    first = itertools.islice(every_pair(Dataset.open(dataset), cache_folder()), _NUM_SCORED)
+    first = itertools.islice(iter_samples(Dataset.open(dataset), cache_folder()), _NUM_SCORED)
     images_BD = towers.encode_images([decode_rgb(shard.image(row)) for shard, row in first])
     return {
         name: 100 * float((images_BD * towers.encode_texts(texts[: len(images_BD)])).sum(1).mean())

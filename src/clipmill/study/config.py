@@ -6,14 +6,16 @@ from typing import Literal, get_args
 
 from clipmill.config import Config
 from clipmill.data.recaption import RecaptionConfig
-from clipmill.scenes.source import ScenesSourceConfig
-from clipmill.data.shards.write import ShardConfig
+from clipmill.data.shards.plan import ShardConfig
 from clipmill.errors import ConfigError
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.config import CaptionerConfig
-from clipmill.pretrain.config import MaePretrainConfig
-from clipmill.pretrain.config import SupervisedConfig
-from clipmill.pretrain.config import TeacherConfig
+from clipmill.pretrain.config import (
+    CocaTrainConfig,
+    MaePretrainConfig,
+    PretrainConfig,
+    SupervisedConfig,
+    TeacherConfig,
+)
+from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.study.scene_captions import SCENE_CAPTIONS
 from clipmill.tasks.finetune import FinetuneConfig
 
@@ -66,7 +68,7 @@ class DrawnConfig(Config):
     """Pictures, captions, labels."""
     shards: ShardConfig
     """How they are sharded."""
-    captioner: CaptionerConfig
+    captioner: CocaTrainConfig
     """The captioner, trained on other pictures; its layer is named ``coca``."""
     recaption: RecaptionConfig
     """How it captions."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
 from clipmill.data.dataset import Dataset
 from clipmill.data.labeled.folder import open_folder
 from clipmill.data.recaption import recaption
-from clipmill.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
-from clipmill.data.shards.write import shard
+from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ConfigError
 from clipmill.pretrain.coca import train_captioner
+from clipmill.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
 from clipmill.stage_records import Report
 from clipmill.storage import join
 from clipmill.study.config import COCA, DrawnConfig, GivenConfig, StudyConfig
@@ -55,7 +56,7 @@ def scenes_of(config: StudyConfig) -> list[SceneCaptions]:
 def _drawn(drawn: DrawnConfig, asked: list[str], store: str, report: Report) -> World:
     def sharded(source: str, name: str) -> str:
         folder, parent = open_folder(join(source, name), "source")
-        return shard(drawn.shards, str(folder), store, source_parents=(parent,))
+        return write_dataset(drawn.shards, str(folder), store, source_parents=(parent,))
 
     def made() -> tuple[str, str, dict[str, str]]:
         source = draw_source(drawn.scenes, store, report=report)

@@ -1,27 +1,23 @@
 """How a condition's encoder is made."""
 
+import itertools
 from dataclasses import replace
 from typing import TypeVar
-from clipmill.data.loading.view import ViewConfig
-from clipmill.engine.config import TrainConfig
-from clipmill.pretrain.clip import pretrain
-from clipmill.pretrain.config import PretrainConfig
-from clipmill.pretrain.mae import pretrain_mae
-from clipmill.pretrain.config import MaePretrainConfig
-from clipmill.pretrain.supervised import pretrain_supervised
-from clipmill.pretrain.config import SupervisedConfig
-from clipmill.stage_records import silent
-from clipmill.study.config import ConditionConfig, StudyConfig
-from clipmill.study.ranks import on_first_rank
-from clipmill.study.data import World
-import itertools
+
 from clipmill.data.captioners import CaptionInput, open_captioner
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.shards.read import every_pair
-from clipmill.data.loading.view import View
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.read import iter_samples
+from clipmill.engine.config import TrainConfig
 from clipmill.images import decode_rgb
-from clipmill.pretrain.clip import clip_batches, clip_objective
-from clipmill.study.config import COCA, StudyConfig
+from clipmill.pretrain.clip import clip_batches, clip_objective, pretrain
+from clipmill.pretrain.config import MaePretrainConfig, PretrainConfig, SupervisedConfig
+from clipmill.pretrain.mae import pretrain_mae
+from clipmill.pretrain.supervised import pretrain_supervised
+from clipmill.stage_records import silent
+from clipmill.study.config import COCA, ConditionConfig, StudyConfig
+from clipmill.study.data import World
+from clipmill.study.ranks import on_first_rank
 from clipmill.study.result import Cost
 
 
@@ -121,7 +117,7 @@ def _captioning_flops(config: StudyConfig, world: World) -> float:
             uid=shard.uid(row), caption=shard.caption(row), image=decode_rgb(shard.image(row))
         )
         for shard, row in itertools.islice(
-            every_pair(Dataset.open(world.dataset), cache_folder()), _NUM_COUNTED
+            iter_samples(Dataset.open(world.dataset), cache_folder()), _NUM_COUNTED
         )
     ]
     _, captioner = open_captioner(world.captioner, config.drawn.recaption)

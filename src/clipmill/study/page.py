@@ -1,37 +1,33 @@
 """A study on one page: tables with error bars beside the paper's, plots, samples, traces."""
 
 import base64
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
 from clipmill.report.attention import attention_charts, attention_from_json
+from clipmill.report.html.charts import Spread, spread_chart
 from clipmill.report.html.page import (
     Html,
     Section,
     details,
     document,
     paragraph,
+    picture,
     section,
     table,
     tag,
     together,
 )
-from clipmill.report.html.page import picture
 from clipmill.report.sections.provenance import environment
 from clipmill.report.summary import listed
 from clipmill.study import plots, tables
-from clipmill.study.config import TableName
-from clipmill.study.results_table import Findings
-from clipmill.study.tables import PAPER
+from clipmill.study.config import ConditionConfig, TableName
 from clipmill.study.result import StudyResult
+from clipmill.study.results_table import Findings
 from clipmill.study.scene_captions import Truth
-from clipmill.study.tables import verdict
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from clipmill.report.html.charts import Spread, spread_chart
-from clipmill.report.html.page import Html, paragraph, table, tag, together
-from clipmill.study.config import ConditionConfig
 from clipmill.study.statistics import PowerLaw, bootstrap, power_law, trend_p
-from clipmill.study.tables import heading, plain, signed
+from clipmill.study.tables import PAPER, heading, plain, signed, verdict
 
 _CAVEAT = (
     "A miniature world: drawn scenes, small encoders, minutes of training. It can show whether "

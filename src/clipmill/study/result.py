@@ -1,21 +1,17 @@
 """What a study found, as it lies in the store."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
-from clipmill.errors import ArtifactError
-from clipmill.storage import join
-from clipmill.lineage import read_artifact_file
-from clipmill.study.config import StudyConfig, TableName
-from clipmill.study.results_table import Findings, StudyRun, by_task
-from clipmill.study.scene_captions import Truth
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
-from typing import TypeVar, get_args
-from clipmill.errors import ConfigError
+from typing import Any, TypeVar, get_args
+
+from clipmill.errors import ArtifactError, ConfigError
+from clipmill.lineage import read_artifact_file
+from clipmill.storage import join
 from clipmill.study.config import ConditionConfig, EffortConfig, StudyConfig, TableName
-from clipmill.study.results_table import StudyRun
+from clipmill.study.results_table import Findings, StudyRun, by_task
+from clipmill.study.scene_captions import Truth
 
 RESULT = "study.json"
 _FORMAT = 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.study.statistics import Gain, paired_gain
@@ -74,7 +75,9 @@ class Findings:
         """How much better a condition is than another, paired by seed."""
         metric = self.metric(transfer)
         own, theirs = self.figures(condition, transfer), self.figures(over, transfer)
-        return paired_gain([metric.improvement(a, b) for a, b in zip(own, theirs, strict=True)], theirs)
+        return paired_gain(
+            [metric.improvement(a, b) for a, b in zip(own, theirs, strict=True)], theirs
+        )
 
 
 def gather(evaluations: Mapping[str, Sequence[str]]) -> Findings:
@@ -129,7 +132,9 @@ def gather(evaluations: Mapping[str, Sequence[str]]) -> Findings:
     )
 
 
-def _run(condition: str, seed: int, judged: Mapping[str, tuple[str, CheckpointMetadata]]) -> StudyRun:
+def _run(
+    condition: str, seed: int, judged: Mapping[str, tuple[str, CheckpointMetadata]]
+) -> StudyRun:
     cards = [metadata for _, metadata in judged.values()]
     encoders = {p.uri for metadata in cards for p in metadata.parents if p.role == "encoder"}
     return StudyRun(

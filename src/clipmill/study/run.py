@@ -11,22 +11,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from clipmill.report.attention import attention_json, measure_attention
-from clipmill.report.sections.provenance import environment
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError
 from clipmill.pretrain.teacher import make_teacher_layer
 from clipmill.processes import process_pool
+from clipmill.report.attention import attention_json, measure_attention
+from clipmill.report.sections.provenance import environment
 from clipmill.stage_records import Report, silent
 from clipmill.storage import exists, join, read_json, write_json
 from clipmill.study.caption_quality import caption_quality, caption_samples, captions_by_kind
 from clipmill.study.config import ConditionConfig, StudyConfig
-from clipmill.study.encoders import clip_costs
-from clipmill.study.encoders import make_encoder
-from clipmill.study.results_table import StudyRun
+from clipmill.study.data import World, make_world, scenes_of
+from clipmill.study.encoders import clip_costs, make_encoder
 from clipmill.study.ranks import num_ranks, on_first_rank
 from clipmill.study.result import RESULT, StudyPart, StudyResult
-from clipmill.study.data import World, make_world, scenes_of
+from clipmill.study.results_table import StudyRun
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
 

@@ -11,16 +11,16 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from clipmill.config import digest_json
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.import_layer import ImportConfig, import_layer
-from clipmill.data.shards.read import every_pair
-from clipmill.scenes import SceneConfig
-from clipmill.scenes.scene import draw
-from clipmill.scenes.source import ScenesSourceConfig
-from clipmill.scenes.geometry import COLOURS, OBJECTS
-from clipmill.config import digest_json
+from clipmill.data.shards.read import iter_samples
 from clipmill.errors import ArtifactError
 from clipmill.processes import process_pool
+from clipmill.scenes import SceneConfig
+from clipmill.scenes.geometry import COLOURS, OBJECTS
+from clipmill.scenes.scene import draw
+from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.stage_records import Report
 
 DOSES = (25, 50, 75, 100)
@@ -104,7 +104,7 @@ def add_scene_layers(
     """
     opened = Dataset.open(dataset)
     told = [
-        (shard.uid(row), shard.caption(row)) for shard, row in every_pair(opened, cache_folder())
+        (shard.uid(row), shard.caption(row)) for shard, row in iter_samples(opened, cache_folder())
     ]
     layers = {name: f"captions/scenes-{name}" for name in names}
     if [caption for _, caption in told] != [scene.alt for scene in scenes]:

@@ -1,14 +1,14 @@
 """A study's tables: conditions against the first of each, and the paper's figures in grey."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
 from clipmill.report.format import figure_named
 from clipmill.report.html.page import Html, table, tag, together
+from clipmill.study.config import TableName
 from clipmill.study.results_table import Findings
 from clipmill.study.statistics import Interval, bootstrap
 from clipmill.tasks.base import Metric
-from clipmill.study.statistics import bootstrap
-from dataclasses import dataclass
-from clipmill.study.config import TableName
 
 STYLE = """
 table :is(td, th):first-child { min-width: 9em; }
@@ -210,7 +210,6 @@ def _latex_row(cells: list[str]) -> str:
 
 def _and(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

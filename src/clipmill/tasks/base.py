@@ -18,8 +18,8 @@ from clipmill.stage_records import Report
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from clipmill.tasks.objective import EncoderObjective
     from clipmill.models.config import EncoderConfig
+    from clipmill.tasks.objective import EncoderObjective
 
 TaskConfigT = TypeVar("TaskConfigT", bound=Config)
 

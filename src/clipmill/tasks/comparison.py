@@ -13,15 +13,14 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from clipmill.config import Config
+from clipmill.config import Config, digest_json
 from clipmill.data.labeled.folder import open_folder
-from clipmill.config import digest_json
 from clipmill.engine.result import read_log
 from clipmill.errors import ConfigError
+from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.stage_records import Report
 from clipmill.storage import exists, join, read_json, write_json
-from clipmill.lineage import Parent
 from clipmill.tasks.base import Metric, Task
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import TASKS, get_task
@@ -221,7 +220,9 @@ def compare_encoders(
                 _trivial(get_task(name), by_label[next(iter(encoders))], folders),
             )
         )
-    pretraining = {label: found for label, metadata in cards.items() if (found := _pretraining(metadata))}
+    pretraining = {
+        label: found for label, metadata in cards.items() if (found := _pretraining(metadata))
+    }
     summary = {
         f"{d.label} over {d.over}, {t.task}": d.outcome for t in tasks for d in t.differences
     }

@@ -1,18 +1,19 @@
 """Evaluate a task model, and write its metrics and a few samples as an artifact."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from clipmill.data.labeled.folder import open_folder
 from clipmill.config import digest_json
+from clipmill.data.labeled.folder import open_folder
 from clipmill.errors import ArtifactError
+from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.checkpoint import read_metadata
 from clipmill.stage_records import Report
 from clipmill.storage import exists, join, read_bytes, write_bytes, write_json
-from clipmill.lineage import Parent, read_artifact_file
 from clipmill.tasks.visualization import encode_png
 
 _RESULT = "evaluation.json"
@@ -118,6 +119,45 @@ def _check_classes(model: str, known: tuple[str, ...], classes: tuple[str, ...])
         expected="a model that was trained for the data's class list",
         action="give the data that it was trained on, or fine-tune on this",
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultLocation:
+    """Address of an evaluation, and the inputs that determine it."""
+
+    uri: str
+    """Address under the store, by the digest."""
+    digest: str
+    """Digest of the task, its configuration, the model and the data."""
+    task: str
+    """``zero-shot`` or ``retrieval``."""
+    recipe: Mapping[str, object]
+    """The config's JSON."""
+    parents: tuple[Parent, ...]
+    """Model and data."""
+
+    @property
+    def result_exists(self) -> bool:
+        """Whether the evaluation was written."""
+        return exists(join(self.uri, _RESULT))
+
+    def write_result(self, metrics: Mapping[str, float], summary: Mapping[str, str]) -> str:
+        """Write the evaluation, and return its URI."""
+        write_json(
+            join(self.uri, _RESULT),
+            {
+                "format": 1,
+                "kind": "evaluation",
+                "digest": self.digest,
+                "task": self.task,
+                "recipe": self.recipe,
+                "metrics": dict(metrics),
+                "num_samples": 0,
+                "parents": [p.to_json() for p in self.parents],
+                "summary": dict(summary),
+            },
+        )
+        return self.uri
 
 
 def read_evaluation(uri: str) -> EvaluationResult:

@@ -1,21 +1,17 @@
 """Export a model to another library's format, with a model card as README.md."""
 
-from pathlib import Path
-from typing import Final
-from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.export.base import render_model_card
-from clipmill.models.export import ENCODER_FORMATS
-from clipmill.models.export.base import ExportResult
-from clipmill.models.config import ClipConfig
-from clipmill.storage import atomic_write
-from clipmill.lineage import read_artifact
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-from clipmill.models.checkpoint import CheckpointMetadata
-from clipmill.models.config import EncoderConfig
-from clipmill.models.export.base import ExportResult, missing_extra_error, origin
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from clipmill.errors import ArtifactError, ConfigError
+from clipmill.lineage import read_artifact
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint
+from clipmill.models.config import ClipConfig, EncoderConfig
+from clipmill.models.export import ENCODER_FORMATS
+from clipmill.models.export.base import ExportResult, missing_extra_error, origin, render_model_card
+from clipmill.storage import atomic_write
 from clipmill.tasks.classification.config import ClassificationConfig
 from clipmill.tasks.registry import get_task
 
@@ -67,7 +63,9 @@ def export(uri: str, folder: Path, target: str) -> ExportResult:
     return result
 
 
-def export_onnx(metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]", folder: Path) -> ExportResult:
+def export_onnx(
+    metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]", folder: Path
+) -> ExportResult:
     """Write ``model.onnx``: ``images`` (B, 3, S, S) in 0..1 to the task's one output.
 
     S is the side that the model is tested at. Normalization is in the graph, resizing isn't; the
@@ -128,7 +126,9 @@ def export_onnx(metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]", f
     )
 
 
-def _build_network(metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]") -> tuple[Any, int]:
+def _build_network(
+    metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]"
+) -> tuple[Any, int]:
     """Build the inference network; with it the side of square images that it needn't resize.
 
     Raises:

@@ -3,19 +3,25 @@
 import dataclasses
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
 from clipmill.config import Config
 from clipmill.data.labeled.folder import open_folder
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_result
+from clipmill.errors import SourceError
 from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
+from clipmill.models.embedding_stats import (
+    EmbeddingStatistics,
+    evenly_spaced_indices,
+    statistics_of,
+)
 from clipmill.models.pretrained import open_encoder
 from clipmill.stage_records import Report
-from pathlib import Path
-import numpy as np
-from numpy.typing import NDArray
-from clipmill.errors import SourceError
-from clipmill.models.embedding_stats import EmbeddingStatistics, evenly_spaced_indices, statistics_of
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.registry import get_task
 

@@ -4,6 +4,7 @@ Shapes: B batch, C output channels, H W image.
 """
 
 from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint
-from clipmill.models.embedding_stats import Listener, register_embedding_hook
 from clipmill.models.config import EncoderConfig
+from clipmill.models.embedding_stats import register_embedding_hook
 from clipmill.tasks.base import OutputSpec, Prediction, Task
 from clipmill.tasks.registry import get_task
 
@@ -29,8 +29,7 @@ class Predictor:
         """
         import torch
 
-        from clipmill.models.execution import InferenceThreadPool
-        from clipmill.models.execution import fuse_branches
+        from clipmill.models.execution import InferenceThreadPool, fuse_branches
 
         if metadata.kind != "task":
             raise ArtifactError(

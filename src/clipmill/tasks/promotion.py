@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipmill.config import Config
-from clipmill.config import digest_json
+from clipmill.config import Config, digest_json
 from clipmill.errors import ConfigError, GateError
-from clipmill.storage import exists, join, write_json
 from clipmill.lineage import read_artifact_file
+from clipmill.storage import exists, join, write_json
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import get_task
 
@@ -58,7 +57,9 @@ def promote(config: PromotionConfig, evaluations: Sequence[str], store: str) -> 
             f"{config.task} model",
         )
     best = max(
-        candidates, key=lambda r: metric.improvement(r.metrics[metric.name], config.threshold), default=None
+        candidates,
+        key=lambda r: metric.improvement(r.metrics[metric.name], config.threshold),
+        default=None,
     )
     uri = join(store, "serving", config.task)
     current = read_promotion(uri).evaluation if exists(join(uri, _RECORD)) else None

@@ -3,8 +3,8 @@
 from typing import Any
 
 from clipmill.errors import ConfigError, suggestion
-from clipmill.tasks.classification.task import ClassificationTask
 from clipmill.tasks.base import Task
+from clipmill.tasks.classification.task import ClassificationTask
 from clipmill.tasks.depth.task import DepthTask
 from clipmill.tasks.detection.task import DetectionTask
 from clipmill.tasks.segmentation.task import SegmentationTask

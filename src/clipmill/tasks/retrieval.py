@@ -1,22 +1,24 @@
-"""Image-text retrieval by a CLIP, on a dataset of ours or any source of captioned pictures."""
+"""Image-text retrieval with a CLIP, on a clipmill dataset or any source of captioned images."""
 
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from clipmill.data.captioned_images import captioned_pictures, open_pictures
 from clipmill.data.dataset import Dataset
-from clipmill.data.scoring.clip import ClipTowers, judge_parent
 from clipmill.data.loading.view import in_fraction
+from clipmill.data.scoring.clip import ClipTowers, judge_parent
 from clipmill.errors import ConfigError, SourceError
+from clipmill.lineage import Parent
 from clipmill.models.retrieval import ranks, recall_of_ranks
 from clipmill.stage_records import Report
 from clipmill.storage import join, read_json, write_json
-from clipmill.lineage import Parent
-from clipmill.tasks.zero_shot import RetrievalConfig
-from clipmill.tasks.zero_shot import is_judged, result_place, write_result
+from clipmill.tasks.zero_shot import ClipEvaluationConfig, result_location
 
 _BATCH = 64
 _RANKS = "ranks.json"
@@ -24,17 +26,39 @@ _RANKS = "ranks.json"
 Pair = tuple[Image.Image, list[str]]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalConfig(ClipEvaluationConfig):
+    """Configuration of image-text retrieval."""
+
+    captions_per_image: int = 5
+    """Maximum captions of an image (5: Karpathy and Fei-Fei's COCO split)."""
+    num_images: int = 0
+    """Number of images, from the first; 0 for all."""
+    outside_fraction: float = 0.0
+    """Use only samples outside this fraction of a dataset, as ``view.fraction`` cuts it: those that
+    an encoder trained on the fraction hasn't seen. 0 for all."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        if not 0 <= self.outside_fraction < 1:
+            raise ConfigError(
+                f"outside_fraction was {self.outside_fraction}",
+                expected="0 to below 1",
+                action="set it to the view.fraction that the encoder was trained on",
+            )
+
+
 def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Report) -> str:
-    """Judge a CLIP on captioned pictures; the URI of the evaluation, under ``store``.
+    """Evaluate a CLIP on captioned images; return the URI of the evaluation, under ``store``.
 
     ``data`` is a dataset's URI, or a source as ``clipmill data shard`` takes it; a COCO captions
-    file brings all captions of an image. Metrics: R@1, R@5 and R@10 both ways, percent
+    file provides all captions of an image. Metrics: R@1, R@5 and R@10 both ways, percent
     (``image_to_text_r1`` ...), the counts of both, and ``skipped.REASON``; :func:`read_ranks` has
-    each query's. A result that is there already is returned at once.
+    each query's. An existing result is returned at once.
 
     Raises:
-        SourceError: no pair can be used.
-        ConfigError: there is no such model, or ``outside_fraction`` of what is no dataset.
+        SourceError: no pair is usable.
+        ConfigError: there is no such model, or ``outside_fraction`` of a source that isn't a dataset.
     """
     import torch
 
@@ -50,46 +74,49 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Report) 
         judge_parent(config.clip, "model"),
         Parent(role="data", uri=opened.uri, digest=digest),
     )
-    place = result_place(store, "retrieval", config, parents)
-    if is_judged(place):
-        return place.uri
+    location = result_location(store, "retrieval", config, parents)
+    if location.result_exists:
+        return location.uri
     towers = ClipTowers(config.clip)
     skipped: Counter[str] = Counter()
     fraction = config.outside_fraction
-    found = captioned_pictures(
+    captioned = captioned_pictures(
         opened, skipped, lambda uid: not (fraction and in_fraction(uid, fraction))
     )
     pairs = (
         (image, captions[: config.captions_per_image])
-        for image, captions in itertools.islice(found, config.num_images or None)
+        for image, captions in itertools.islice(captioned, config.num_images or None)
     )
     images, texts, owners = _embed(towers, pairs, report)
     if not images:
         raise SourceError(
             f"{data} has no pair that can be used",
-            expected="pictures with captions",
-            action=f"mend the data; left out were {dict(skipped)}",
+            expected="images with captions",
+            action=f"fix the data; skipped were {dict(skipped)}",
         )
-    found_ranks = ranks(
+    rank_by_direction = ranks(
         torch.from_numpy(np.concatenate(images)),
         torch.from_numpy(np.concatenate(texts)),
         torch.tensor(owners),
     )
-    metrics = {k: 100 * v for k, v in recall_of_ranks(found_ranks).items()}
+    metrics = {k: 100 * v for k, v in recall_of_ranks(rank_by_direction).items()}
     metrics |= {"num_images": float(owners[-1] + 1), "num_captions": float(len(owners))}
     metrics |= {f"skipped.{reason}": float(count) for reason, count in sorted(skipped.items())}
-    words = {
+    summary = {
         "image to text": f"R@1 {metrics['image_to_text_r1']:.2f} %",
         "text to image": f"R@1 {metrics['text_to_image_r1']:.2f} %",
     }
-    write_json(join(place.uri, _RANKS), {way: r.tolist() for way, r in found_ranks.items()})
-    return write_result(place, metrics, words)
+    write_json(
+        join(location.uri, _RANKS), {way: r.tolist() for way, r in rank_by_direction.items()}
+    )
+    return location.write_result(metrics, summary)
 
 
 def read_ranks(uri: str) -> dict[str, list[int]]:
-    """Each query's rank, 0 the best, by way; queries are in the data's order.
+    """Read each query's rank, 0 the best, by direction; queries are in the data's order.
 
-    Raises NotFoundError of an evaluation that was made before ranks were kept.
+    Raises:
+        NotFoundError: the evaluation was written before ranks were kept.
     """
     return {way: list(ranks) for way, ranks in read_json(join(uri, _RANKS)).items()}
 
@@ -97,7 +124,7 @@ def read_ranks(uri: str) -> dict[str, list[int]]:
 def _embed(
     towers: ClipTowers, pairs: Iterator[Pair], report: Report
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], list[int]]:
-    """Embeddings of images and of captions, and the number of the image of each caption."""
+    """Embed images and captions; return both, with the image's index of each caption."""
     images: list[NDArray[np.float32]] = []
     texts: list[NDArray[np.float32]] = []
     owners: list[int] = []

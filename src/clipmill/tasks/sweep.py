@@ -6,26 +6,20 @@ A trial's model and evaluation are artifacts at the addresses of ``clipmill fine
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from clipmill.config import Config
-from clipmill.errors import ConfigError
-from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.errors import TrainingError
-from clipmill.stage_records import Report, silent
-from clipmill.tasks.evaluation import evaluate
-from clipmill.tasks.finetune import FinetuneConfig, finetune
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from clipmill.config import Config, digest_json
 from clipmill.data.labeled.folder import open_folder
-from clipmill.config import digest_json
+from clipmill.errors import ConfigError, TrainingError
+from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.pretrained import open_encoder
 from clipmill.processes import process_pool
-from clipmill.stage_records import Report
+from clipmill.stage_records import Report, silent
 from clipmill.storage import exists, join, write_json
-from clipmill.lineage import Parent, read_artifact_file
-from clipmill.tasks.evaluation import read_evaluation
+from clipmill.tasks.evaluation import evaluate, read_evaluation
+from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.registry import get_task
 
 _RESULT = "sweep.json"
@@ -100,7 +94,6 @@ class SweepConfig(Config):
     def num_promoted(self, num_points: int) -> int:
         """Return how many of a rung's points are promoted."""
         return max(1, round(num_points * self.reduction_fraction))
-
 
 
 def run_trial(config: FinetuneConfig, encoder: str, data: str, store: str, report: Report) -> str:
@@ -274,4 +267,3 @@ def _to_json(result: SweepResult, digest: str, parents: tuple[Parent, ...]) -> d
         "parents": [p.to_json() for p in (*parents, best_parent)],
         "summary": {metric.name: f"{best.value:.3f} {metric.unit}"},
     }
-

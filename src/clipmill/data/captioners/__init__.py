@@ -16,23 +16,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from clipmill.config import Config
-from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
 from clipmill.data.captioners.base import (
     REASONS,
     Captioner,
     CaptionInput,
     CaptionOutput,
 )
+from clipmill.data.captioners.chat import RewriteCaptioner, RewriteConfig, VlmCaptioner, VlmConfig
 from clipmill.data.captioners.chat_client import EndpointConfig
+from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
 from clipmill.data.captioners.huggingface import HuggingFaceCaptioner, HuggingFaceConfig
 from clipmill.data.captioners.public import OpenClipCoca, find_captioner
-from clipmill.data.captioners.chat import RewriteCaptioner, RewriteConfig
 from clipmill.data.captioners.template import TemplateCaptioner, TemplateConfig
-from clipmill.data.captioners.chat import VlmCaptioner, VlmConfig
-from clipmill.scenes.source import made_of_scenes
 from clipmill.errors import ClipmillError, ConfigError
-from clipmill.models.weights.addresses import parse_address
 from clipmill.lineage import Node, lineage
+from clipmill.models.weights.addresses import parse_address
+from clipmill.scenes.source import made_of_scenes
 
 __all__ = [
     "REASONS",

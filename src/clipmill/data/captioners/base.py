@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
 from PIL import Image
+
 from clipmill.lineage import Parent
 
 # Why a sample has no caption of the captioner's own, and what each reason means.

@@ -2,20 +2,22 @@
 
 import base64
 import io
-from collections.abc import (Iterator, Mapping, Sequence)
-from concurrent.futures import (ThreadPoolExecutor, as_completed)
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
-from clipmill.config import (Config, canonical_json, digest_json)
-from clipmill.data.captioners.base import (CaptionInput, CaptionOutput, output_of, sample_seed)
-from clipmill.data.captioners.chat_client import (Endpoint, EndpointConfig, StoppedError, check_url)
-from clipmill.errors import (BadSampleError, ConfigError)
-from clipmill.lineage import Parent
+
 from PIL import Image
 
+from clipmill.config import Config, canonical_json, digest_json
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
+from clipmill.data.captioners.chat_client import Endpoint, EndpointConfig, StoppedError, check_url
+from clipmill.errors import BadSampleError, ConfigError
+from clipmill.lineage import Parent
 
 _QUOTES = {'"': '"', "'": "'", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatConfig(Config):
@@ -59,6 +61,7 @@ class ChatConfig(Config):
                     expected=expected,
                     action=f"give {name} such a value",
                 )
+
 
 class ChatCaptioner:
     """Captions by a model at the endpoint ``url``; ``content`` makes a request's message.
@@ -184,6 +187,7 @@ class ChatCaptioner:
         plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
         return plain.startswith(self._config.unwanted)
 
+
 def tidy(text: str) -> str:
     """``text`` on one line, without quotation marks around all of it."""
     plain = " ".join(text.split())
@@ -192,6 +196,7 @@ def tidy(text: str) -> str:
         if plain[0] not in inner and plain[-1] not in inner:
             return inner.strip()
     return plain
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VlmConfig(ChatConfig):
@@ -216,6 +221,7 @@ class VlmConfig(ChatConfig):
                     action=f"give {name} such a value",
                 )
 
+
 class VlmCaptioner(ChatCaptioner):
     """Captions of images by the model at an endpoint, in OpenAI's form of messages with images."""
 
@@ -239,6 +245,7 @@ class VlmCaptioner(ChatCaptioner):
             {"type": "image_url", "image_url": {"url": url}},
         ]
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewriteConfig(ChatConfig):
     """How a language model is asked to rewrite a caption."""
@@ -259,6 +266,7 @@ class RewriteConfig(ChatConfig):
                 expected="a text with {caption} where the real caption goes",
                 action="add {caption} to rewrite.prompt",
             )
+
 
 class RewriteCaptioner(ChatCaptioner):
     """Rewrites of real captions by the model at an endpoint."""

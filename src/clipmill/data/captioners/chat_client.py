@@ -4,25 +4,25 @@ It keeps to a pace and a budget, tries again what may pass, and says of what can
 sample is at fault (BadSampleError) or all of them would be (ServerError, BudgetError).
 """
 
+import json
 import logging
+import os
 import random
 import re
 import time
-import json
-import os
-from collections.abc import (Mapping, Iterator)
-from dataclasses import dataclass
-from datetime import (UTC, datetime)
-from email.utils import parsedate_to_datetime
-from threading import (Event, Lock)
-from typing import (Any, NoReturn)
-from urllib.parse import urlsplit
-from clipmill.config import Config
-from clipmill.errors import (BadSampleError, ConfigError, ServerError, BudgetError)
-from clipmill.telemetry import caption_metrics
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from threading import Event, Lock
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
+from clipmill.config import Config
+from clipmill.errors import BadSampleError, BudgetError, ConfigError, ServerError
+from clipmill.telemetry import caption_metrics
 
 _MOST_ANSWER_BYTES = 8 * 2**20
 
@@ -33,6 +33,7 @@ _PASSING = frozenset({408, 425, 429})
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 407})
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EndpointConfig(Config):
@@ -99,14 +100,18 @@ class EndpointConfig(Config):
                 action="give timeout_seconds such a value",
             )
 
+
 class StoppedError(Exception):
     """Another request of the same batch has ended the run."""
+
 
 class MalformedAnswerError(Exception):
     """An answer that isn't a chat completion."""
 
+
 class _BrokenOffError(Exception):
     """An attempt that ended without a whole answer."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
@@ -118,6 +123,7 @@ class Answer:
     """Of each the mean log probability of its tokens; None where the endpoint didn't say."""
     num_tokens: int
     """Tokens of prompt and answer; 0 where the endpoint didn't say."""
+
 
 class Endpoint:
     """The endpoint below ``url``, such as ``http://host:8000/v1``; safe to use from many threads.
@@ -236,9 +242,11 @@ class Endpoint:
             "answered is kept",
         )
 
+
 def _wait(seconds: float, stop: Event) -> None:
     if stop.wait(seconds) if seconds > 0 else stop.is_set():
         raise StoppedError
+
 
 def _retry_after(value: str) -> float:
     """Seconds that the header asks for (RFC 9110, 10.2.3): a number or a date; 0 for neither."""
@@ -251,6 +259,7 @@ def _retry_after(value: str) -> float:
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
+
 
 def check_url(url: str) -> str:
     """The URL without a trailing slash; ConfigError if it's none, or could carry a secret."""
@@ -269,6 +278,7 @@ def check_url(url: str) -> str:
             action="correct it; the key goes into endpoint.key_variable or endpoint.key_file",
         )
     return url.rstrip("/")
+
 
 def parse_answer(text: str) -> Answer:
     """The answer in the body of a response.
@@ -298,6 +308,7 @@ def parse_answer(text: str) -> Answer:
         raise BadSampleError("refused", "the model or its filter declined")
     return Answer(texts=texts, scores=scores, num_tokens=max(0, num_tokens))
 
+
 def _text(choice: dict[str, Any]) -> str:
     content = choice["message"]["content"]
     if content is None:
@@ -307,14 +318,17 @@ def _text(choice: dict[str, Any]) -> str:
     # Half a surrogate pair is JSON, but no text that can be stored.
     return content.encode(errors="replace").decode()
 
+
 def _is_refused(choice: dict[str, Any]) -> bool:
     return choice.get("finish_reason") == "content_filter" or bool(choice["message"].get("refusal"))
+
 
 def _score(choice: dict[str, Any]) -> float | None:
     tokens = (choice.get("logprobs") or {}).get("content")
     if not tokens:
         return None
     return sum(float(token["logprob"]) for token in tokens) / len(tokens)
+
 
 class Pace:
     """Starts of requests, evenly apart: a burst would use up the endpoint's own window."""
@@ -336,6 +350,7 @@ class Pace:
         """Let no request that isn't under way start before so long."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
+
 
 class Budget:
     """Requests and tokens that may be spent; 0 for no limit.
@@ -375,6 +390,7 @@ class Budget:
                 self._num_tokens += spent.num_tokens
                 self._dearest = max(self._dearest, spent.num_tokens)
 
+
 class Spent:
     """What one request has cost."""
 
@@ -384,6 +400,7 @@ class Spent:
     def tokens(self, count: int) -> None:
         """Note the tokens that the endpoint counted."""
         self.num_tokens = count
+
 
 class Streak:
     """Failures one after the other."""
@@ -404,6 +421,7 @@ class Streak:
             self._length += 1
             return self._length >= self._limit
 
+
 def _spent(what: str, field: str) -> BudgetError:
     return BudgetError(
         f"the budget of this run is spent: {what}",
@@ -411,6 +429,7 @@ def _spent(what: str, field: str) -> BudgetError:
         action=f"run again to go on with a fresh budget, or raise {field}: what was answered "
         "is kept",
     )
+
 
 class Secret:
     """A text that no printed form of it, or of what holds it, shows."""
@@ -434,6 +453,7 @@ class Secret:
     def blot(self, text: str) -> str:
         """``text`` with each occurrence of the secret blotted out."""
         return text.replace(self._text, "[key]")
+
 
 def read_key(variable: str, file: str) -> Secret | None:
     """The key in an environment variable or in a file; None where neither is named.

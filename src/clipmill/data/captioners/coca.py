@@ -4,18 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipmill.config import Config
+from clipmill.config import Config, canonical_json, digest_json, sha256_file
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
 from clipmill.data.captioners.public import OpenClipCoca
-from clipmill.config import canonical_json, digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.preprocess import tower_image
+from clipmill.lineage import Parent
 from clipmill.models.checkpoint import load_checkpoint, read_metadata
-from clipmill.models.weights.open_clip import image_config
-from clipmill.models.weights.files import check_fit, read_tensors
 from clipmill.models.coca import build_coca
 from clipmill.models.config import CocaConfig, VisionConfig
-from clipmill.lineage import Parent
+from clipmill.models.preprocess import tower_image
+from clipmill.models.weights.files import check_fit, read_tensors
+from clipmill.models.weights.open_clip import image_config
 
 if TYPE_CHECKING:
     from clipmill.data.captioners.coca_generation import Decoder
@@ -146,8 +145,8 @@ class CocaCaptioner:
 
     def _load(self) -> "Decoder":
         from clipmill.data.captioners.coca_generation import Decoder
-        from clipmill.models.execution import set_num_threads
         from clipmill.models.encoders import Normalize
+        from clipmill.models.execution import set_num_threads
         from clipmill.models.tokenizer import Tokenizer
 
         set_num_threads(self._num_threads)

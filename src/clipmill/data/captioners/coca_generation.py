@@ -4,17 +4,19 @@ Shapes: B images, R texts an image, N = B * R texts, T text length, V vocabulary
 M image tokens, D their width.
 """
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import numpy as np
 import torch
-from collections.abc import (Sequence, Callable)
-from contextlib import (AbstractContextManager, nullcontext)
-from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from clipmill.data.captioners.coca import (MIN_TOKENS, GenerateConfig)
+
+from clipmill.data.captioners.coca import MIN_TOKENS, GenerateConfig
 from clipmill.errors import ArtifactError
-from clipmill.models.coca import (encode_image, predict_tokens)
+from clipmill.models.coca import encode_image, predict_tokens
 from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
 
@@ -121,6 +123,7 @@ class Decoder:
         loss_NT = F.cross_entropy(logits.float().transpose(1, 2), next_NT, reduction="none")
         return -(loss_NT * said_NT).sum(1) / said_NT.sum(1).clamp(min=1)
 
+
 def draw(logits_NV: Tensor, u_N: Tensor, config: GenerateConfig) -> Tensor:
     """A token (N,) for each row, where ``u_N`` in [0, 1) falls among those that sampling keeps.
 
@@ -138,6 +141,7 @@ def draw(logits_NV: Tensor, u_N: Tensor, config: GenerateConfig) -> Tensor:
     up_to_NK = (kept_NK / config.temperature).double().softmax(-1).cumsum(-1)
     place_N1 = torch.searchsorted(up_to_NK, (u_N * up_to_NK[:, -1])[:, None], right=True)
     return tokens_NK.gather(1, place_N1.clamp(max=tokens_NK.shape[1] - 1))[:, 0]
+
 
 class CachedCoca:
     """Decodes R texts for each image of a batch with a CoCa, one token at a time."""
@@ -198,6 +202,7 @@ class CachedCoca:
             return valid_NT
         return torch.cat([torch.ones_like(valid_NT[:, :1]), valid_NT[:, :-1]], dim=1)
 
+
 class _Cache:
     """Keys and values (N, H, T, D / H) of the tokens so far, in room for all."""
 
@@ -216,12 +221,14 @@ class _Cache:
         assert self._key_value is not None
         self._key_value = self._key_value[:, parent_N]
 
+
 def _self_attention(
     block: Any, x_N1D: Tensor, cache: _Cache, at: int, visible: Tensor | None
 ) -> Tensor:
     normed = block.ln_1(x_N1D)
     key, value = cache.add(*_key_value(block, normed), at)
     return _finish(block, x_N1D, _project(block, normed, 0), key, value, visible)
+
 
 def _finish(
     block: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None
@@ -232,11 +239,14 @@ def _finish(
     finished: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
     return finished
 
+
 def _query(block: Any, x: Tensor) -> Tensor:
     return _project(block, block.ln_1(x), 0)
 
+
 def _key_value(block: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
     return _project(block, normed, 1), _project(block, normed, 2)
+
 
 def _project(block: Any, x: Tensor, part: int) -> Tensor:
     """Part 0, 1, 2 of the input projection: queries, keys, values (N, H, T, D / H)."""
@@ -247,8 +257,10 @@ def _project(block: Any, x: Tensor, part: int) -> Tensor:
     heads: int = block.attn.num_heads
     return found.view(count, length, heads, width // heads).transpose(1, 2)
 
+
 # Step a text in each beam: tokens (N,) and, but for the first step, parents (N,) to logits (N, V).
 Step = Callable[[Tensor, Tensor | None], Tensor]
+
 
 def beam_search(
     step: Step,
@@ -299,6 +311,7 @@ def beam_search(
         text_BT = text_NT.view(num_images, num_beams, length)[:, beam]
         finished.add(text_BT, score_BK[:, beam].double() / length, ~done_B)
     return finished.best()[:, :length]
+
 
 class _Finished:
     """The K best texts of each image so far that are at their end."""

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clipmill.config import Config
+from clipmill.config import Config, canonical_json, digest_json, sha256_file
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
 from clipmill.data.captioners.public import MODEL_FILES
-from clipmill.config import canonical_json, digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipmill.config import Config
+from clipmill.config import Config, canonical_json, digest_json, sha256_bytes
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput
-from clipmill.config import canonical_json, digest_json, sha256_bytes
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import open_store, read_bytes
 from clipmill.lineage import Parent
+from clipmill.storage import open_store, read_bytes
 
 _NUMBERS = ("no", "a", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _VOWELS = "aeiou"

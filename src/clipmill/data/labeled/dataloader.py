@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from clipmill.data.loading.sampler import StepsFrom, check_ranks
+
+from clipmill.data.loading.sampler import StepSampler, validate_world_size
 from clipmill.errors import ClipmillError
 
 Load = Callable[[int, np.random.Generator], dict[str, NDArray[Any]]]
@@ -59,11 +61,11 @@ def sample_batches(
     the longest of its batch. ``batch_size`` counts all ranks. Workers have no say in what a batch
     holds. Raises ConfigError if the ranks can't share the batch evenly, and what ``load`` raises.
     """
-    check_ranks(batch_size, world_size)
+    validate_world_size(batch_size, world_size)
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         _Batches(load, num_samples, batch_size, seed, rank, world_size, dict(fills)),
         batch_size=None,
-        sampler=StepsFrom(cursor),
+        sampler=StepSampler(cursor),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         # Without one of its own, a DataLoader draws from the training's random stream.

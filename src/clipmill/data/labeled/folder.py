@@ -1,11 +1,12 @@
 """A folder of data, wherever it lies: on this machine, or packed at a URI."""
 
 from pathlib import Path
-from clipmill.data.dataset import cache_folder
+
 from clipmill.config import digest_json
+from clipmill.data.dataset import cache_folder
 from clipmill.errors import SourceError
-from clipmill.storage import unpack_dir, read_bytes
 from clipmill.lineage import Parent
+from clipmill.storage import read_bytes, unpack_dir
 
 
 def open_folder(uri: str, role: str) -> tuple[Path, Parent]:

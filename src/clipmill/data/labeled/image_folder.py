@@ -6,9 +6,11 @@ Shapes: H image height, W image width.
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from clipmill.errors import SourceError
 from clipmill.images import read_rgb
 

@@ -7,26 +7,27 @@ position alone decides.
 """
 
 import logging
-import torch
-import numpy as np
 import threading
-import pyarrow as pa
-from collections import (Counter, OrderedDict)
-from collections.abc import (Iterator, Callable, Iterable)
-from dataclasses import (dataclass, fields)
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from clipmill.config import Config
-from clipmill.data.shards.cache import (is_remote, trim)
-from clipmill.data.dataset import cache_folder
-from clipmill.data.loading.sampler import (StepsFrom, check_ranks, EpochOrder)
-from clipmill.data.loading.teacher_targets import (Teaching, Lesson, draw_lesson)
-from clipmill.data.loading.view import (View, ShardView)
-from clipmill.errors import (ClipmillError, ConfigError, ArtifactError, BadSampleError)
-from clipmill.telemetry import data_metrics
-from torch import Tensor
-from clipmill.data.layers import mmap_layer
-from clipmill.data.shards.read import (ShardReader, read_shard)
 
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from clipmill.config import Config
+from clipmill.data.dataset import cache_folder
+from clipmill.data.layers import mmap_layer
+from clipmill.data.loading.sampler import EpochShuffle, StepSampler, validate_world_size
+from clipmill.data.loading.teacher_targets import Lesson, Teaching, draw_lesson
+from clipmill.data.loading.view import ShardView, View
+from clipmill.data.shards.cache import is_remote, trim
+from clipmill.data.shards.read import ShardReader, read_shard
+from clipmill.errors import ArtifactError, BadSampleError, ClipmillError, ConfigError
+from clipmill.telemetry import data_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _AUGMENTATION, _CAPTION, _REPLACEMENT = 0, 1, 2
 
 # Where a replacement is looked for: first among shards that are open anyway, then anywhere.
 _TRIES_IN_BLOCK, _TRIES_IN_EPOCH = 8, 56
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig(Config):
@@ -76,6 +78,7 @@ class LoaderConfig(Config):
                     action=f"give {name} such a value",
                 )
 
+
 @dataclass(slots=True)
 class PairBatch:
     """This rank's part of a global batch."""
@@ -100,6 +103,7 @@ class PairBatch:
             if isinstance(value, Tensor):
                 setattr(self, field.name, value.pin_memory())
         return self
+
 
 class PairLoader:
     """Iterates forever over this rank's batches, from global step ``cursor`` on."""
@@ -126,7 +130,7 @@ class PairLoader:
         the batch evenly, the view is empty, the teacher layer isn't there, or the shards that are
         needed at once don't fit in ``cache_bytes``.
         """
-        check_ranks(config.batch_size, world_size)
+        validate_world_size(config.batch_size, world_size)
         _check_cache(view, config)
         if teaching and teaching.layer not in view.dataset.layers:
             names = sorted(name for name in view.dataset.layers if name.startswith("teacher/"))
@@ -180,7 +184,7 @@ class PairLoader:
         loader = torch.utils.data.DataLoader(
             self._batches,
             batch_size=None,
-            sampler=StepsFrom(self.cursor),
+            sampler=StepSampler(self.cursor),
             num_workers=workers,
             prefetch_factor=self.config.prefetch_batches if workers else None,
             pin_memory=torch.cuda.is_available(),
@@ -212,6 +216,7 @@ class PairLoader:
                     bad.detail,
                 )
 
+
 def _check_cache(view: View, config: LoaderConfig) -> None:
     """Refuse a cache that would drop shards before they are read, again and again."""
     sizes = sorted((shard.num_bytes for shard in view.dataset.shards), reverse=True)
@@ -224,6 +229,7 @@ def _check_cache(view: View, config: LoaderConfig) -> None:
             action="raise cache_bytes, or lower shuffle_shards",
         )
 
+
 @dataclass(frozen=True, slots=True)
 class Skipped:
     """A sample that couldn't be used; another one took its place in the batch."""
@@ -234,6 +240,7 @@ class Skipped:
     reason: str
     detail: str
 
+
 @dataclass(frozen=True, slots=True)
 class _Sample:
     image_3HW: Tensor
@@ -241,6 +248,7 @@ class _Sample:
     synthetic: str
     uid: str
     lesson: Lesson | None
+
 
 @dataclass
 class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | ClipmillError]):
@@ -263,8 +271,8 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
 
     def __post_init__(self) -> None:
         self._num_samples = sum(self.shard_sizes)
-        self._orders: OrderedDict[int, EpochOrder] = OrderedDict()
-        self._pool = ShardPool(
+        self._orders: OrderedDict[int, EpochShuffle] = OrderedDict()
+        self._pool = ShardCache(
             self.view,
             teacher=self.teaching.layer if self.teaching else "",
             cache=self.cache,
@@ -369,9 +377,9 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
     def _random(self, position: int, label: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, position, label))
 
-    def _order(self, epoch: int) -> EpochOrder:
+    def _order(self, epoch: int) -> EpochShuffle:
         if epoch not in self._orders:
-            self._orders[epoch] = EpochOrder(
+            self._orders[epoch] = EpochShuffle(
                 self.shard_sizes, seed=self.seed, epoch=epoch, shuffle_shards=self.shuffle_shards
             )
             if len(self._orders) > 2:
@@ -386,10 +394,12 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
         own, step = (worker.id, worker.num_workers) if worker else (0, 1)
         self._pool.prefetch(self._order(epoch).block_shards(block)[own::step])
 
+
 def _stack(images: list[Tensor]) -> Tensor:
     """A batch that lies in memory as its images do: channels last, where they have it so."""
     images_BHW3 = torch.stack([image_3HW.permute(1, 2, 0) for image_3HW in images])
     return images_BHW3.permute(0, 3, 1, 2)
+
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
@@ -401,7 +411,8 @@ class OpenShard:
     teacher: pa.Table | None
     """What teachers made of every row (see ``teacher_rows``)."""
 
-class ShardPool:
+
+class ShardCache:
     """Up to ``capacity`` open shards of a view; the one used longest ago gives way."""
 
     def __init__(

@@ -7,10 +7,12 @@ Pillow, exactly as ``decode_rgb`` does.
 """
 
 import io
+
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
+
 from clipmill.errors import BadSampleError
 from clipmill.images import MAX_PIXELS, decode_rgb, image_size
 

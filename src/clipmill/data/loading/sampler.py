@@ -5,13 +5,14 @@ that goes through the order needs the shards of one block at a time, and finds t
 any position without walking there.
 """
 
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
 import numpy as np
 import torch
-from collections.abc import (Sequence, Iterator)
-from functools import lru_cache
 from numpy.typing import NDArray
-from clipmill.errors import ConfigError
 
+from clipmill.errors import ConfigError
 
 # Labels that keep the two kinds of permutation independent.
 _SHARDS, _BLOCK = 0, 1
@@ -19,7 +20,8 @@ _SHARDS, _BLOCK = 0, 1
 # A batch may straddle two blocks, and a prefetcher looks at the next.
 _BLOCKS_KEPT = 4
 
-class EpochOrder:
+
+class EpochShuffle:
     """A permutation of all samples, given how many each shard has."""
 
     def __init__(
@@ -75,7 +77,8 @@ class EpochOrder:
         start, end = self.block_range(block)
         return np.random.default_rng((*self._key, _BLOCK, block)).permutation(end - start)
 
-class StepsFrom(torch.utils.data.Sampler[int]):
+
+class StepSampler(torch.utils.data.Sampler[int]):
     """The numbers of all global steps from ``cursor`` on."""
 
     def __init__(self, cursor: int) -> None:
@@ -87,7 +90,8 @@ class StepsFrom(torch.utils.data.Sampler[int]):
             yield step
             step += 1
 
-def check_ranks(batch_size: int, world_size: int) -> None:
+
+def validate_world_size(batch_size: int, world_size: int) -> None:
     """Raise ConfigError unless the ranks can share a global batch evenly."""
     if batch_size % world_size:
         raise ConfigError(

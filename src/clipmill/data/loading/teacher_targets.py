@@ -12,11 +12,13 @@ Shapes: E the teachers' widths together, K numbers of an augmentation.
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from clipmill.errors import BadSampleError
 
 Replay = Callable[[bytes, NDArray[np.float32]], Tensor]

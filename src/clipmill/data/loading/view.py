@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
 import numpy as np
 from numpy.typing import NDArray
-from clipmill.config import Config
+
+from clipmill.config import Config, digest_json
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.config import digest_json
 from clipmill.errors import ArtifactError, ConfigError, suggestion
 from clipmill.lineage import Parent
 
@@ -165,8 +166,7 @@ class View:
         )
 
     def _chosen(self, index: int, cache: Path) -> tuple[str | None, ...]:
-        from clipmill.data.layers import REAL
-        from clipmill.data.layers import read_layer
+        from clipmill.data.layers import REAL, read_layer
 
         columns = ["caption", "caption_index"]
         table = read_layer(self.dataset, self.config.select[-1], index, cache, columns=columns)

@@ -18,10 +18,10 @@ from PIL import Image
 from clipmill.config import Config
 from clipmill.data.scoring.scorers import Captions, Rows
 from clipmill.errors import ConfigError
-from clipmill.models.weights.addresses import FORMS
-from clipmill.models.preprocess import tower_image
-from clipmill.models.clip import clip_parent
 from clipmill.lineage import Parent
+from clipmill.models.clip import clip_parent
+from clipmill.models.preprocess import tower_image
+from clipmill.models.weights.addresses import FORMS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,8 +106,8 @@ class ClipTowers:
         import torch
 
         from clipmill.models.clip import load_clip
-        from clipmill.models.execution import set_num_threads
         from clipmill.models.encoders import Normalize
+        from clipmill.models.execution import set_num_threads
 
         set_num_threads(config.num_threads)
         self.batch_size = config.batch_size

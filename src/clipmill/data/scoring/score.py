@@ -12,19 +12,30 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from clipmill.config import Config
-from clipmill.data.shards.cache import is_remote, trim
+from clipmill.config import Config, digest_json
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.layers import resolve_layer
-from clipmill.data.layers import REAL
-from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
-from clipmill.data.shards.read import ShardReader, read_shard
+from clipmill.data.layers import (
+    REAL,
+    commit_layer,
+    has_layer_shard,
+    read_layer,
+    resolve_layer,
+    write_layer_shard,
+)
 from clipmill.data.scoring.clip import ClipScoreConfig, ClipScorer
-from clipmill.data.scoring.scorers import ConceptScoreConfig, ConceptScorer
-from clipmill.data.scoring.scorers import Captions, Rows, Scorer
-from clipmill.data.scoring.scorers import ImageScoreConfig, ImageScorer
-from clipmill.data.scoring.scorers import TextScoreConfig, TextScorer
-from clipmill.config import digest_json
+from clipmill.data.scoring.scorers import (
+    Captions,
+    ConceptScoreConfig,
+    ConceptScorer,
+    ImageScoreConfig,
+    ImageScorer,
+    Rows,
+    Scorer,
+    TextScoreConfig,
+    TextScorer,
+)
+from clipmill.data.shards.cache import is_remote, trim
+from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.stage_records import Report

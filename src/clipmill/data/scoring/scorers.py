@@ -5,19 +5,21 @@ kind*: ``real`` holds a value a row, and a captions layer's name holds a list a 
 each of the layer's captions.
 """
 
-import numpy as np
-import pyarrow as pa
 import hashlib
 import json
-from collections.abc import (Mapping, Sequence, Callable)
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-from PIL import Image
-from clipmill.lineage import Parent
-from clipmill.config import (Config, sha256_bytes)
 from functools import cache
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
+
+from clipmill.config import Config, sha256_bytes
 from clipmill.errors import ConfigError
+from clipmill.lineage import Parent
 from clipmill.storage import read_bytes
 
 
@@ -45,6 +47,7 @@ class Captions:
         counts = self.counts[start:stop]
         return Captions(self.texts[before : before + sum(counts)], counts)
 
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Consecutive rows of a shard, read once for all scorers."""
@@ -56,6 +59,7 @@ class Rows:
     """The pictures, upright RGB, if any scorer asks for them; None where one doesn't decode."""
     captions: Mapping[str, Captions]
     """By caption kind, those that are asked for."""
+
 
 class Scorer(Protocol):
     """Measures rows."""
@@ -71,13 +75,16 @@ class Scorer(Protocol):
         """The layer's columns but ``uid``, one value a row."""
         ...
 
+
 CONTENT_BYTES = 16
 """Bytes kept of the SHA-256 of an image file; among 10^10 files two agree by chance once in 10^18
 such sets."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageScoreConfig(Config):
     """Measures of the picture; there is nothing to choose."""
+
 
 class ImageScorer:
     """Columns ``width``, ``height`` (pixels, upright), ``aspect`` (longer side by shorter),
@@ -115,14 +122,17 @@ class ImageScorer:
             "content_hash": pa.array(content, pa.binary(CONTENT_BYTES)),
         }
 
+
 SIDE, LOW = 32, 8
 
 # Coefficients of a flat picture are rounding noise, which mustn't become bits.
 _DECIMALS = 6
 
+
 def small_grey(image: Image.Image) -> NDArray[np.uint8]:
     """The picture as (S, S) grey values, shrunk by Lanczos."""
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+
 
 def perceptual_hashes(small_BSS: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint64]:
     """Hashes (B,) of small grey pictures: which low frequencies lie above their median.
@@ -137,6 +147,7 @@ def perceptual_hashes(small_BSS: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint
     hashes: NDArray[np.uint64] = np.packbits(bits_BK, axis=1).view(">u8")[:, 0].astype(np.uint64)
     return hashes
 
+
 @cache
 def _dct_basis() -> NDArray[np.float64]:
     """The first L rows of the unnormalised DCT-II of length S."""
@@ -146,6 +157,7 @@ def _dct_basis() -> NDArray[np.float64]:
         np.pi * frequency_L1 * (2 * place_S + 1) / (2 * SIDE)
     )
     return basis_LS
+
 
 # A little above what each of py3langid's languages gets for a text without any feature.
 _LEAST_CONFIDENCE = 0.02
@@ -159,6 +171,7 @@ _TYPE = pa.struct(
     }
 )
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextScoreConfig(Config):
     """Measures of the captions."""
@@ -167,6 +180,7 @@ class TextScoreConfig(Config):
     """Whether the language is told, which takes nearly all of the time; else it is null."""
     longest: int = 1000
     """Characters of a caption that its language is told from."""
+
 
 class TextScorer:
     """A column a caption kind, of structs: ``words`` (divided by white space, as DataComp counts
@@ -201,12 +215,14 @@ class TextScorer:
             return None, None
         return language_of(text[: self._config.longest])
 
+
 def language_of(text: str) -> tuple[str, float]:
     """ISO 639 code of a text's language, and its probability among those that py3langid knows.
 
     ``und`` where the text says next to nothing, as a file's name does.
     """
     return _identifier()(text)
+
 
 @cache
 def _identifier() -> Callable[[str], tuple[str, float]]:
@@ -218,7 +234,9 @@ def _identifier() -> Callable[[str], tuple[str, float]]:
     ).classify
     return classify
 
+
 _SET_APART = str.maketrans({mark: f" {mark} " for mark in ",.;:?!`"} | dict.fromkeys("\t\n\r", " "))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConceptScoreConfig(Config):
@@ -228,6 +246,7 @@ class ConceptScoreConfig(Config):
     """URI of the list: UTF-8 text with a concept a line, or a JSON array of strings."""
     ignore_case: bool = False
     """Whether capital letters match small ones; MetaCLIP's published code says no."""
+
 
 class ConceptScorer:
     """A column a caption kind: the list of numbers of the concepts that the caption names.
@@ -261,6 +280,7 @@ class ConceptScorer:
         numbers = pa.array([number for row in found for number in row], pa.int32())
         return pa.ListArray.from_arrays(pa.array(offsets), numbers)
 
+
 class ConceptMatcher:
     """Maps a text to the numbers of the concepts that stand in it, ascending."""
 
@@ -288,6 +308,7 @@ class ConceptMatcher:
                 found.update(self._numbers.get(" ".join(words[start : start + length]), ()))
         return sorted(found)
 
+
 def parse_concepts(data: bytes, uri: str) -> list[str]:
     """The entries of a list, as they stand; raises ConfigError if it isn't one."""
     try:
@@ -301,6 +322,7 @@ def parse_concepts(data: bytes, uri: str) -> list[str]:
     if not concepts or not all(concepts):
         raise _not_a_list(uri, "a blank entry" if concepts else "no entry")
     return concepts
+
 
 def _not_a_list(uri: str, trouble: str) -> ConfigError:
     return ConfigError(

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-from clipmill.storage import fetch, open_store, atomic_write, split_uri
+
+from clipmill.storage import atomic_write, fetch, open_store, split_uri
 from clipmill.storage.local import LocalStore
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")

@@ -1,83 +1,92 @@
-"""An image-text pair that was read and checked."""
+"""Read and validate one item of a source: its image decodes, its caption is UTF-8.
+
+A JPEG is decoded by libjpeg-turbo at an eighth of its size: that reads every coded bit, which is
+where damage shows, and saves most of the arithmetic.
+"""
 
 import hashlib
 import io
-import simplejpeg
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import simplejpeg
+from PIL import ExifTags, Image
+
 from clipmill.data.sources.base import Entry
 from clipmill.errors import BadSampleError
-from PIL import (ExifTags, Image)
-from clipmill.images import (decode_rgb, image_size)
-
+from clipmill.images import decode_rgb, image_size
 
 UID_LENGTH = 20
 
 # Half a SHA-256: among 10^10 samples two that differ agree in it once in 10^18 such datasets.
 FINGERPRINT_BYTES = 16
 
-_SCALE = 8
+_JPEG_REDUCTION = 8
 
 _JPEG = b"\xff\xd8"
 
 # Markers of ITU-T T.81, table B.1.
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 
-# The orientations of EXIF that turn a picture on its side (TIFF tag 274).
-_ON_ITS_SIDE = (5, 6, 7, 8)
+# EXIF orientations that rotate an image by 90 degrees (TIFF tag 274).
+_ROTATED_90 = (5, 6, 7, 8)
 
-# Pillow shrinks by a whole factor first where that can't be seen in the result.
+# Pillow reduces by an integer factor first where the result shows no difference.
 _REDUCING_GAP = 3.0
 
+
 @dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """Which images are let in."""
+class ImageConstraints:
+    """Sizes of images that are accepted."""
 
     max_pixels: int
     """Largest width x height."""
     min_side: int
-    """Shortest side, in pixels."""
+    """Smallest shorter side, pixels."""
+
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """What a shard holds of a sample, and what finds its doubles in others."""
+class PreparedPair:
+    """A validated sample, ready to be written."""
 
     uid: str
-    """UID_LENGTH hex digits of the SHA-256 over image bytes, as the source has them, and origin."""
+    """UID_LENGTH hex digits of the SHA-256 over the source's image bytes and the origin."""
     image_bytes: bytes
     suffix: str
     """The image's suffix in lower case, with its dot."""
     caption: str
     width: int
-    """Pixels of the upright picture."""
+    """Pixels of the upright image."""
     height: int
     origin: str
     fingerprint: bytes
-    """FINGERPRINT_BYTES each of the SHA-256 over the origin, and over the source's image bytes."""
+    """FINGERPRINT_BYTES each of the SHA-256 over the origin and over the source's image bytes; equal
+    halves mark duplicates."""
     rows: Mapping[str, Mapping[str, Any]]
     """See ``RawPair.rows``."""
 
+
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """What is let into a shard, and how images are changed on the way."""
+class IngestConfig:
+    """Constraints that samples must meet, and re-encoding of images."""
 
-    limits: ImageLimits
+    constraints: ImageConstraints
     max_caption_bytes: int
-    shorter_side: int
-    """Pixels to which a longer shorter side is reduced; 0 leaves sizes alone."""
+    resize_shorter_side: int
+    """Pixels to which a longer shorter side is resized; 0 for no resizing."""
     jpeg_quality: int
-    """Quality of re-encoded images; 0 leaves all bytes alone."""
+    """JPEG quality of re-encoded images; 0 keeps the bytes of all images."""
 
-    def read(self, entry: Entry) -> Pair:
-        """Read an entry and decode its image as a proof that it can be.
+    def read(self, entry: Entry) -> PreparedPair:
+        """Read and validate an entry.
 
-        Raises BadSampleError with one of REASONS, SourceError where the machine is at fault.
+        Raises BadSampleError with one of REASONS, SourceError for a failure of the machine.
         """
         raw = entry.load()
         caption = self._caption(raw.caption)
         data = raw.image_bytes
-        width, height = check_image(data, self.limits)
+        width, height = check_image(data, self.constraints)
         origin = entry.origin.encode()
         content = hashlib.sha256(data)
         halves = (
@@ -87,14 +96,15 @@ class Admission:
         content.update(b"\0" + origin)
         uid = content.hexdigest()[:UID_LENGTH]
         suffix = raw.suffix
-        if self.jpeg_quality and (not self.shorter_side or min(width, height) > self.shorter_side):
-            from clipmill.data.shards.ingest import reencode
-
+        is_large = min(width, height) > self.resize_shorter_side
+        if self.jpeg_quality and (not self.resize_shorter_side or is_large):
             data, width, height = reencode(
-                data, shorter_side=self.shorter_side, jpeg_quality=self.jpeg_quality
+                data, shorter_side=self.resize_shorter_side, jpeg_quality=self.jpeg_quality
             )
             suffix = ".jpg"
-        return Pair(uid, data, suffix, caption, width, height, entry.origin, fingerprint, raw.rows)
+        return PreparedPair(
+            uid, data, suffix, caption, width, height, entry.origin, fingerprint, raw.rows
+        )
 
     def _caption(self, raw: bytes | str) -> str:
         try:
@@ -108,8 +118,9 @@ class Admission:
             raise BadSampleError("caption-too-long", f"{len(data)} bytes")
         return text
 
-def check_image(data: bytes, limits: ImageLimits) -> tuple[int, int]:
-    """(width, height) in pixels of the upright picture, which decodes to its end.
+
+def check_image(data: bytes, constraints: ImageConstraints) -> tuple[int, int]:
+    """Decode an image to its end, and return width and height (pixels) of the upright image.
 
     Raises BadSampleError: ``empty-file``, ``unreadable-image``, ``image-too-large``,
     ``image-too-small``.
@@ -117,25 +128,27 @@ def check_image(data: bytes, limits: ImageLimits) -> tuple[int, int]:
     if not data:
         raise BadSampleError("empty-file", "0 bytes")
     width, height = image_size(data)
-    if width * height > limits.max_pixels:
+    if width * height > constraints.max_pixels:
         raise BadSampleError("image-too-large", f"{width} x {height} pixels")
-    if min(width, height) < limits.min_side:
+    if min(width, height) < constraints.min_side:
         raise BadSampleError("image-too-small", f"{width} x {height} pixels")
     if data.startswith(_JPEG) and _jpeg_decodes(data):
-        return (height, width) if _is_on_its_side(data) else (width, height)
-    # Not a JPEG, or one that libjpeg warns of: Pillow's word counts.
+        return (height, width) if _is_rotated_90(data) else (width, height)
+    # Not a JPEG, or one that libjpeg warns about: Pillow decides.
     upright = decode_rgb(data)
     return upright.width, upright.height
 
+
 def _jpeg_decodes(data: bytes) -> bool:
     try:
-        simplejpeg.decode_jpeg(data, "GRAY", min_factor=_SCALE, min_width=1, min_height=1)
+        simplejpeg.decode_jpeg(data, "GRAY", min_factor=_JPEG_REDUCTION, min_width=1, min_height=1)
     except ValueError:
         return False
     return True
 
+
 def _has_exif(data: bytes) -> bool:
-    """Whether one of the segments before the picture's data is EXIF's (APP1)."""
+    """Return whether an EXIF segment (APP1) precedes the image data."""
     position = 2
     while data[position : position + 1] == b"\xff":
         marker = data[position + 1]
@@ -149,22 +162,24 @@ def _has_exif(data: bytes) -> bool:
         position += 1 if is_fill else 2 + length
     return False
 
-def _is_on_its_side(data: bytes) -> bool:
-    # Where there is no EXIF segment, which is cheap to see, Pillow needn't look.
+
+def _is_rotated_90(data: bytes) -> bool:
+    # Without an EXIF segment, which is cheap to check, skip Pillow.
     if not _has_exif(data):
         return False
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if "exif" not in image.info:
                 return False
-            return image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+            return image.getexif().get(ExifTags.Base.Orientation) in _ROTATED_90
     except Exception as error:  # decoders raise whatever a broken file provokes
         raise BadSampleError("unreadable-image", str(error)) from error
 
-def reencode(data: bytes, *, shorter_side: int, jpeg_quality: int) -> tuple[bytes, int, int]:
-    """The upright picture as JPEG bytes, and its width and height in pixels.
 
-    ``shorter_side`` bounds the shorter side (0: the size stays). Raises BadSampleError.
+def reencode(data: bytes, *, shorter_side: int, jpeg_quality: int) -> tuple[bytes, int, int]:
+    """Return the upright image as JPEG bytes, and its width and height (pixels).
+
+    ``shorter_side`` bounds the shorter side (0: no resizing). Raises BadSampleError.
     """
     image = decode_rgb(data)
     shorter = min(image.size)

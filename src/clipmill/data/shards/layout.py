@@ -1,4 +1,4 @@
-"""Keys and files of a dataset that is being written: tars, sidecars, staged layer rows.
+"""Keys and files of a dataset while it is written: tars, sidecars, staged layer rows.
 
 ``shards/00000.tar`` lies next to its sidecar ``shards/00000.json``. With ``duplicates=drop`` a
 shard that holds duplicates is rewritten without them as ``00000-unique.tar``, and the rows of the
@@ -18,20 +18,24 @@ import pyarrow.parquet as pq
 from clipmill.data.dataset import ShardInfo
 from clipmill.data.shards.plan import ShardPlan
 from clipmill.errors import StorageError
-from clipmill.storage import Store, open_store, replacing
+from clipmill.storage import Store, atomic_write, open_store
 from clipmill.storage.local import LocalStore
 
 
+def tar_key(index: int, suffix: str = "") -> str:
+    """Return the key of a shard's tar in its dataset."""
+    return f"shards/{index:05d}{suffix}.tar"
 
-def tar_key(index: int, mark: str = "") -> str:
-    """Where the tar of a shard lies in its dataset."""
-    return f"shards/{index:05d}{mark}.tar"
+
+def sidecar_key(index: int, suffix: str = "") -> str:
+    """Return the key of a shard's sidecar in its dataset."""
+    return f"shards/{index:05d}{suffix}.json"
 
 
-def shard_info(index: int, sidecar: dict[str, Any], mark: str = "") -> ShardInfo:
-    """The entry of a dataset's list for a shard with this sidecar."""
+def shard_info(index: int, sidecar: dict[str, Any], suffix: str = "") -> ShardInfo:
+    """Return the entry in ``dataset.json`` of a shard with this sidecar."""
     return ShardInfo(
-        name=f"{index:05d}{mark}.tar",
+        name=f"{index:05d}{suffix}.tar",
         num_samples=sidecar["num_samples"],
         num_bytes=sidecar["num_bytes"],
         sha256=sidecar["sha256"],
@@ -39,8 +43,8 @@ def shard_info(index: int, sidecar: dict[str, Any], mark: str = "") -> ShardInfo
 
 
 @contextmanager
-def staged(store: Store, key: str) -> Iterator[Path]:
-    """Yield a path to write a file at, which is put at ``key`` when the block ends well."""
+def staged_file(store: Store, key: str) -> Iterator[Path]:
+    """Yield a local path to write to; the file is put at ``key`` when the block succeeds."""
     if isinstance(store, LocalStore):
         with atomic_write(store.path(key)) as path:
             yield path
@@ -59,17 +63,24 @@ def staged(store: Store, key: str) -> Iterator[Path]:
 
 
 def delete_original(store: Store, index: int) -> None:
-    """Delete the version of a shard that has doubles; the record first, which says "whole"."""
-    store.delete(f"shards/{index:05d}.json")
+    """Delete the version of a shard that has duplicates; its sidecar first, which lists it."""
+    store.delete(sidecar_key(index))
     store.delete(tar_key(index))
 
 
 def staged_rows_key(layer: str, index: int) -> str:
-    """Where a layer's rows wait until the doubles are known, if these are to be dropped."""
+    """Return the key of a layer's rows that wait for duplicates to be dropped."""
     return f"plan/rows/{layer}/{index:05d}.parquet"
 
 
+def write_staged_rows(plan: ShardPlan, layer: str, index: int, table: pa.Table) -> None:
+    """Write a layer's rows, to wait for duplicates to be dropped."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    open_store(plan.uri).put(staged_rows_key(layer, index), buffer.getvalue())
+
+
 def read_staged_rows(plan: ShardPlan, layer: str, index: int) -> pa.Table:
-    """A layer's rows as they wait (see ``staged_rows_key``)."""
+    """Read the rows of :func:`write_staged_rows`."""
     data = open_store(plan.uri).get(staged_rows_key(layer, index))
-    return pq.read_table(io.BytesIO(data), set_num_threads=False)
+    return pq.read_table(io.BytesIO(data), use_threads=False)

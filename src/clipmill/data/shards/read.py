@@ -1,20 +1,22 @@
 """Random access to the samples of one shard: an index of its tar, and one pread a part."""
 
-import os
-import numpy as np
 import json
+import os
 import tarfile
 from collections.abc import Iterator
-from pathlib import (Path, PurePosixPath)
-from types import TracebackType
-from typing import (BinaryIO, Self)
-from numpy.typing import NDArray
-from clipmill.data.shards.cache import (open_copy, owned)
-from clipmill.data.dataset import Dataset
-from clipmill.data.shards.tar import (INDEX_DTYPE, index_tar)
-from clipmill.errors import (BadSampleError, ArtifactError)
-from clipmill.storage import atomic_write
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.data.dataset import Dataset
+from clipmill.data.shards.cache import open_copy, owned
+from clipmill.data.shards.tar import INDEX_DTYPE, index_tar
+from clipmill.errors import ArtifactError, BadSampleError
+from clipmill.storage import atomic_write
 
 
 class ShardReader:
@@ -70,6 +72,7 @@ class ShardReader:
             raise BadSampleError("damaged-shard", f"{self._file.name} was cut while it was open")
         return data
 
+
 def read_shard(dataset: Dataset, index: int, cache: Path) -> ShardReader:
     """Open shard ``index``; a remote one is copied to ``cache`` first, and verified.
 
@@ -84,12 +87,14 @@ def read_shard(dataset: Dataset, index: int, cache: Path) -> ShardReader:
         file.close()
         raise
 
-def every_pair(dataset: Dataset, cache: Path) -> Iterator[tuple[ShardReader, int]]:
+
+def iter_samples(dataset: Dataset, cache: Path) -> Iterator[tuple[ShardReader, int]]:
     """Each pair of a dataset, in order: the open shard that holds it, and its row."""
     for index in range(len(dataset.shards)):
         with read_shard(dataset, index, cache) as reader:
             for row in range(len(reader)):
                 yield reader, row
+
 
 def _load_index(tar: BinaryIO, path: Path) -> NDArray[np.void]:
     with owned(path.parent):
@@ -101,6 +106,7 @@ def _load_index(tar: BinaryIO, path: Path) -> NDArray[np.void]:
                 np.save(file, index, allow_pickle=False)
     assert index.dtype == INDEX_DTYPE, path
     return index
+
 
 @dataclass(frozen=True, slots=True)
 class SampleRecord:
@@ -119,6 +125,7 @@ class SampleRecord:
     image_bytes: int
     """Bytes of the image file."""
 
+
 def read_records(dataset: Dataset, index: int, cache: Path) -> Iterator[SampleRecord]:
     """Yield the records of shard ``index``, in order; pictures are passed over unread.
 
@@ -127,6 +134,7 @@ def read_records(dataset: Dataset, index: int, cache: Path) -> Iterator[SampleRe
     """
     with open_copy(dataset.shard_uri(index), dataset.shards[index].sha256, cache) as file:
         yield from parse_records(file)
+
 
 def parse_records(file: BinaryIO) -> Iterator[SampleRecord]:
     """Yield the records of an open tar; ArtifactError where it's cut or laid out otherwise."""
@@ -151,6 +159,7 @@ def parse_records(file: BinaryIO) -> Iterator[SampleRecord]:
             expected="a whole tar with an image, a caption and a record a sample",
             action="delete the file, and shard the source again",
         ) from error
+
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> bytes:
     file = tar.extractfile(member) if member else None

@@ -10,9 +10,11 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, BinaryIO
+
 import numpy as np
 from numpy.typing import NDArray
-from clipmill.data.shards.ingest import UID_LENGTH, Pair
+
+from clipmill.data.shards.ingest import UID_LENGTH, PreparedPair
 from clipmill.errors import ArtifactError
 
 # Where each part of a sample lies in the tar: offset and length in bytes.
@@ -30,7 +32,7 @@ class TarWriter:
         self._hash = hashlib.sha256()
         self.num_bytes = 0
 
-    def add(self, pair: Pair) -> None:
+    def add(self, pair: PreparedPair) -> None:
         """Append a pair."""
         # The canonical JSON of these fields, in a fraction of the encoder's time.
         record = (

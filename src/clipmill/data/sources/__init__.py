@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from clipmill.data.dataset import cache_folder
-from clipmill.data.sources.coco import CocoSource
 from clipmill.data.sources.base import (
     REASONS,
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     Source,
     Split,
 )
+from clipmill.data.sources.coco import CocoSource
 from clipmill.data.sources.delimited import DelimitedSource
 from clipmill.data.sources.folder import FolderSource
 from clipmill.data.sources.hugging_face import hugging_face_source
@@ -33,7 +33,7 @@ __all__ = [
     "SOURCES",
     "Entry",
     "FolderSource",
-    "Identity",
+    "FingerprintMode",
     "RawPair",
     "Source",
     "SourceKind",

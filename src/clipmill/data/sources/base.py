@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
+
 from clipmill.data.parallel import OrderedMap
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -28,7 +29,7 @@ REASONS = {
     "duplicate-image": "another sample's image has the same bytes",
 }
 
-Identity = Literal["content", "listing"]
+FingerprintMode = Literal["content", "metadata"]
 """What tells two sources apart: every byte, or names, sizes and times."""
 
 ReadListing = Callable[[int, int], bytes]
@@ -86,13 +87,13 @@ class Source(ABC):
     """Names of the layers that its samples bring along (see ``RawPair.rows``)."""
 
     @abstractmethod
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) of what the source is."""
 
-    def digest_by(self, mapped: OrderedMap, identity: Identity) -> str:
+    def digest_by(self, mapped: OrderedMap, mode: FingerprintMode) -> str:
         """The same, where many files are to be read by ``mapped``."""
         del mapped
-        return self.digest(identity)
+        return self.digest(mode)
 
     @abstractmethod
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:

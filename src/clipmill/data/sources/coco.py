@@ -8,15 +8,21 @@ from typing import Any, BinaryIO
 
 from clipmill.data.sources.base import (
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
 )
-from clipmill.data.sources.files import files_digest, read_file
-from clipmill.data.sources.files import ImageFiles, image_suffix, spell
-from clipmill.data.sources.files import read_listing, write_listing
+from clipmill.data.sources.files import (
+    ImageFiles,
+    files_digest,
+    image_suffix,
+    read_file,
+    read_listing,
+    spell,
+    write_listing,
+)
 from clipmill.errors import BadSampleError, SourceError
 
 LAYER = "captions/coco"
@@ -41,9 +47,9 @@ class CocoSource(Source):
         self._images = ImageFiles(images or str(_usual_folder(self._path)))
         self.uri = f"coco:{self._path}?images={self._images.base}"
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the JSON file alone: it speaks for its images."""
-        return files_digest([(self._path.name, self._path)], identity, "coco")
+        return files_digest([(self._path.name, self._path)], mode, "coco")
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
         """Read the whole file, which COCO's format demands, and list its images."""

@@ -12,8 +12,10 @@ import zlib
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
 from clipmill.errors import BadSampleError, SourceError
 
 # What readers of JSON and npz raise for files that are neither.

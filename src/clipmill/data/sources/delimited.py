@@ -8,17 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from clipmill.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose
 from clipmill.data.sources.base import (
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
 )
-from clipmill.data.sources.files import Descriptor, files_digest
-from clipmill.data.sources.files import ImageFiles, image_suffix
+from clipmill.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose
+from clipmill.data.sources.files import Descriptor, ImageFiles, files_digest, image_suffix
 from clipmill.errors import BadSampleError, SourceError
 
 # Python's default limit of 128 KiB a field would end the reading of a table at a giant caption.
@@ -59,9 +58,9 @@ class DelimitedSource(Source):
         text = "&".join(f"{key}={value}" for key, value in options.items() if value)
         self.uri = f"{kind}:{self._path}?{text}"
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the table alone: it speaks for its images."""
-        return files_digest([(self._path.name, self._path)], identity, self._salt)
+        return files_digest([(self._path.name, self._path)], mode, self._salt)
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
         """Read the table once; a split is a range of its bytes, since rows may span lines."""

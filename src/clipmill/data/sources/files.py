@@ -1,23 +1,23 @@
 """Reading a source's files, and telling them apart."""
 
-import hashlib
-import os
 import glob
-import re
-import json
+import hashlib
 import heapq
 import itertools
+import json
 import marshal
+import os
+import re
 import struct
 import tempfile
-from collections.abc import (Iterable, Iterator)
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from clipmill.data.sources.base import (Identity, ReadListing, Split)
-from clipmill.errors import (SourceError, BadSampleError, NotFoundError, StorageError)
-from clipmill.storage import (join, read_bytes)
-from clipmill.storage.store import check_key
-from typing import (Any, BinaryIO)
+from typing import Any, BinaryIO
 
+from clipmill.data.sources.base import FingerprintMode, ReadListing, Split
+from clipmill.errors import BadSampleError, NotFoundError, SourceError, StorageError
+from clipmill.storage import join, read_bytes
+from clipmill.storage.store import check_key
 
 _BLOCK = 1 << 20
 
@@ -37,6 +37,7 @@ _SIZE = struct.Struct("<I")
 
 Record = tuple[bytes, ...]
 
+
 def read_file(path: str | Path) -> bytes:
     """The bytes of a file; raises SourceError, as the machine is at fault and not the sample."""
     try:
@@ -52,6 +53,7 @@ def read_file(path: str | Path) -> bytes:
     except OSError as error:
         raise unreadable(Path(path), error) from error
     return data
+
 
 class Descriptor:
     """A file open for positioned reads, closed when nobody holds it any more.
@@ -83,6 +85,7 @@ class Descriptor:
         if hasattr(self, "number"):
             os.close(self.number)
 
+
 def unreadable(path: Path, error: OSError) -> SourceError:
     """The error for a file or folder that the system won't let us read."""
     return SourceError(
@@ -91,17 +94,18 @@ def unreadable(path: Path, error: OSError) -> SourceError:
         action="mend permissions or the disk, and run again: finished shards are kept",
     )
 
-def files_digest(paths: Iterable[tuple[str, Path]], identity: Identity, salt: str = "") -> str:
+
+def files_digest(paths: Iterable[tuple[str, Path]], mode: FingerprintMode, salt: str = "") -> str:
     """SHA-256 (hex) over the files' names and contents, or names, sizes and times.
 
     ``salt`` is whatever else decides what the source's samples are, such as its options.
     """
-    total = hashlib.sha256(f"{identity}\0{salt}\0".encode())
+    total = hashlib.sha256(f"{mode}\0{salt}\0".encode())
     for name, path in paths:
         encoded = os.fsencode(name)
         total.update(len(encoded).to_bytes(4, "big") + encoded)
         try:
-            if identity == "content":
+            if mode == "content":
                 with path.open("rb") as file:
                     total.update(hashlib.file_digest(file, "sha256").digest())
             else:
@@ -110,6 +114,7 @@ def files_digest(paths: Iterable[tuple[str, Path]], identity: Identity, salt: st
         except OSError as error:
             raise unreadable(path, error) from error
     return total.hexdigest()
+
 
 def matching_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Path]]:
     """The folder that names are relative to, and the files, sorted by these names.
@@ -135,6 +140,7 @@ def matching_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Pat
         )
     return base, found
 
+
 def expand_braces(pattern: str) -> Iterator[str]:
     """Yield the names that ``{a,b}`` and ``{00..12}`` stand for, as a shell would."""
     braces = _BRACES.search(pattern)
@@ -151,8 +157,10 @@ def expand_braces(pattern: str) -> Iterator[str]:
     for choice in choices:
         yield from expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
 
+
 def _glob(pattern: str) -> list[str]:
     return glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207
+
 
 def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
@@ -161,6 +169,7 @@ def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
             if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(parent) / name
 
+
 def relative_names(base: Path, files: list[Path]) -> dict[str, Path]:
     """The files by their names below ``base``, with ``/``."""
     names = (os.fsencode(file.relative_to(base)) for file in files)
@@ -168,6 +177,7 @@ def relative_names(base: Path, files: list[Path]) -> dict[str, Path]:
     found = dict(zip(texts, files, strict=True))
     assert len(found) == len(files), "two names of one spelling"
     return found
+
 
 class ImageFiles:
     """Files by the names that a table gives them."""
@@ -189,6 +199,7 @@ class ImageFiles:
         except NotFoundError as error:
             raise BadSampleError("missing-image", f"nothing lies at {spell(name)}") from error
 
+
 def _could_exist(uri: str) -> bool:
     """Whether a local file is there, or an object may be: a bad name is its row's fault."""
     try:
@@ -199,9 +210,11 @@ def _could_exist(uri: str) -> bool:
     except (OSError, StorageError):
         return False
 
+
 def spell(name: str) -> str:
     r"""``name`` with all that UTF-8 can't hold as ``\xNN`` or ``\uNNNN``, for records."""
     return name.encode("utf-8", "backslashreplace").decode()
+
 
 def image_suffix(name: str, data: bytes) -> str:
     """The suffix of an image's name in lower case, or what its first bytes say without one."""
@@ -211,6 +224,7 @@ def image_suffix(name: str, data: bytes) -> str:
     if data.startswith(b"\x89PNG"):
         return ".png"
     return ".webp" if data[8:12] == b"WEBP" else ".jpg"
+
 
 def write_listing(items: Iterable[list[Any]], size: int, listing: BinaryIO) -> Iterator[Split]:
     """Write each item as a line, and yield a split every ``size`` items."""
@@ -225,11 +239,13 @@ def write_listing(items: Iterable[list[Any]], size: int, listing: BinaryIO) -> I
     if count:
         yield Split(LISTING, start, position, count)
 
+
 def read_listing(split: Split, listing: ReadListing) -> list[list[Any]]:
     """The items of a split."""
     lines = listing(split.start, split.stop - split.start).splitlines()
     assert len(lines) == split.num_items, split
     return [json.loads(line) for line in lines]
+
 
 def sorted_records(records: Iterable[Record], run_length: int = RUN_LENGTH) -> Iterator[Record]:
     """The records in order, with at most about ``run_length`` of them in memory."""
@@ -248,6 +264,7 @@ def sorted_records(records: Iterable[Record], run_length: int = RUN_LENGTH) -> I
         runs = [_read(file.fileno(), *span) for span in zip(starts, stops, strict=True)]
         yield from heapq.merge(*runs)
 
+
 def _spool(file: BinaryIO, run: list[Record]) -> int:
     """Append a run block by block, and return where it ends."""
     for start in range(0, len(run), _BLOCK_LENGTH):
@@ -255,6 +272,7 @@ def _spool(file: BinaryIO, run: list[Record]) -> int:
         file.write(_SIZE.pack(len(block)) + block)
     file.flush()
     return file.tell()
+
 
 def _read(file: int, start: int, stop: int) -> Iterator[Record]:
     while start < stop:

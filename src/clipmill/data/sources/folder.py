@@ -14,15 +14,19 @@ from clipmill.data.sources.base import (
     CAPTION_SUFFIX,
     IMAGE_SUFFIXES,
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
 )
-from clipmill.data.sources.files import read_file, unreadable
-from clipmill.data.sources.files import read_listing, write_listing
-from clipmill.data.sources.files import sorted_records
+from clipmill.data.sources.files import (
+    read_file,
+    read_listing,
+    sorted_records,
+    unreadable,
+    write_listing,
+)
 from clipmill.errors import BadSampleError, SourceError
 
 _SUFFIXES = frozenset(map(os.fsencode, (*IMAGE_SUFFIXES, CAPTION_SUFFIX)))
@@ -48,15 +52,15 @@ class FolderSource(Source):
         self._prefix = f"{folder}/"
         self.uri = uri or f"folder:{folder.absolute()}"
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over every image and caption: name and content, or name, size, time."""
         with ordered_map(default_threads()) as mapped:
-            return self.digest_by(mapped, identity)
+            return self.digest_by(mapped, mode)
 
-    def digest_by(self, mapped: OrderedMap, identity: Identity) -> str:
+    def digest_by(self, mapped: OrderedMap, mode: FingerprintMode) -> str:
         """The same, files read by ``mapped``."""
-        total = hashlib.sha256(b"" if identity == "content" else b"listing\0")
-        for found in mapped(partial(_facts, self._prefix, identity), self.items()):
+        total = hashlib.sha256(b"" if mode == "content" else b"metadata\0")
+        for found in mapped(partial(_facts, self._prefix, mode), self.items()):
             total.update(found)
         return total.hexdigest()
 
@@ -101,18 +105,18 @@ class FolderSource(Source):
         return RawPair(read_file(self._prefix + image), suffix, text)
 
 
-def _facts(prefix: str, identity: Identity, item: tuple[str, str, str]) -> bytes:
+def _facts(prefix: str, mode: FingerprintMode, item: tuple[str, str, str]) -> bytes:
     """What tells an item from others: its files' names, and their contents or sizes, times."""
     found = b""
     for name in item[1:]:
         encoded = os.fsencode(name)
-        fact = _fact(prefix + name, identity) if name else b""
+        fact = _fact(prefix + name, mode) if name else b""
         found += len(encoded).to_bytes(4, "big") + encoded + fact
     return found
 
 
-def _fact(path: str, identity: Identity) -> bytes:
-    if identity == "content":
+def _fact(path: str, mode: FingerprintMode) -> bytes:
+    if mode == "content":
         return hashlib.sha256(read_file(path)).digest()
     try:
         stat = os.stat(path)  # noqa: PTH116  # a Path would cost more than the call

@@ -13,20 +13,19 @@ from typing import BinaryIO
 
 import pyarrow.parquet as pq
 
+from clipmill.config import digest_json
 from clipmill.data.sources.base import (
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
 )
-from clipmill.data.sources.files import files_digest, read_file
+from clipmill.data.sources.files import files_digest, matching_files, read_file, relative_names
 from clipmill.data.sources.folder import FolderSource
 from clipmill.data.sources.parquet import ParquetSource, read_schema
-from clipmill.data.sources.files import matching_files, relative_names
 from clipmill.data.sources.webdataset import WebDatasetSource
-from clipmill.config import digest_json
 from clipmill.errors import BadSampleError, SourceError
 
 STATS = "_stats.json"
@@ -59,10 +58,10 @@ class Img2datasetSource(Source):
             if (folder / (name := stats_name.removesuffix(STATS) + ".parquet")).is_file()
         }
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the pairs and the records."""
-        records = files_digest((self._stats | self._records).items(), identity)
-        return digest_json([self._pairs.digest(identity), records])
+        records = files_digest((self._stats | self._records).items(), mode)
+        return digest_json([self._pairs.digest(mode), records])
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
         """The splits of the pairs, then those of the losses, which the stats count."""
@@ -82,7 +81,7 @@ class Img2datasetSource(Source):
             yield from self._pairs.entries(split, listing)
             return
         name = split.piece.removeprefix(_LOSSES)
-        table = pq.read_table(self._records[name], columns=_COLUMNS, set_num_threads=False)
+        table = pq.read_table(self._records[name], columns=_COLUMNS, use_threads=False)
         for row in table.slice(split.start, split.stop - split.start).to_pylist():
             if row["status"] != "success":
                 yield Entry(f"{name}/{row['key']}", partial(_lost, row))

@@ -9,23 +9,27 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipmill.data.sources.base import (
+    Entry,
+    FingerprintMode,
+    RawPair,
+    ReadListing,
+    Source,
+    Split,
+)
 from clipmill.data.sources.columns import (
     BYTES_NAMES,
     CAPTION_NAMES,
     IMAGE_NAMES,
     choose,
 )
-from clipmill.data.sources.base import (
-    Entry,
-    Identity,
-    RawPair,
-    ReadListing,
-    Source,
-    Split,
+from clipmill.data.sources.files import (
+    ImageFiles,
+    files_digest,
+    image_suffix,
+    matching_files,
+    relative_names,
 )
-from clipmill.data.sources.files import files_digest
-from clipmill.data.sources.files import ImageFiles, image_suffix
-from clipmill.data.sources.files import matching_files, relative_names
 from clipmill.errors import BadSampleError, SourceError
 
 # Rows held at once while a range is read.
@@ -60,9 +64,9 @@ class ParquetSource(Source):
         text = "&".join(f"{key}={value}" for key, value in options.items() if value)
         self.uri = f"{kind}:{Path(path).absolute()}" + (f"?{text}" if text else "")
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the files; images that they only name aren't read."""
-        return files_digest(self._files.items(), identity, self._salt)
+        return files_digest(self._files.items(), mode, self._salt)
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
         """Read the footers alone; a split is a range of one file's rows."""
@@ -77,7 +81,7 @@ class ParquetSource(Source):
         file = _open(self._files[split.piece])
         groups, first = _groups(file.metadata, split.start, split.stop)
         batches = file.iter_batches(
-            _BATCH_ROWS, row_groups=groups, columns=self.columns.names, set_num_threads=False
+            _BATCH_ROWS, row_groups=groups, columns=self.columns.names, use_threads=False
         )
         for row, values in rows_between(batches, first, split.start, split.stop, split.piece):
             yield self.columns.entry(f"{split.piece}#{row}", values, self._images)

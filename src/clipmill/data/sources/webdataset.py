@@ -5,16 +5,24 @@ release are understood (see ``reinforced.py``).
 """
 
 import json
-from collections.abc import (Callable, Iterator)
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
-from clipmill.data.sources.base import (IMAGE_SUFFIXES, Entry, Identity, RawPair, ReadListing, Source, Split)
-from clipmill.data.sources.files import (Descriptor, files_digest, matching_files, relative_names)
-from clipmill.data.sources.datacompdr import (Reinforcement, layer_rows, see_reinforcement)
-from clipmill.errors import BadSampleError
-from dataclasses import dataclass
 
+from clipmill.data.sources.base import (
+    IMAGE_SUFFIXES,
+    Entry,
+    FingerprintMode,
+    RawPair,
+    ReadListing,
+    Source,
+    Split,
+)
+from clipmill.data.sources.datacompdr import Reinforcement, layer_rows, see_reinforcement
+from clipmill.data.sources.files import Descriptor, files_digest, matching_files, relative_names
+from clipmill.errors import BadSampleError
 
 _BLOCK = 512
 
@@ -23,6 +31,7 @@ _MAX_EXTENSION_BYTES = 1 << 20
 
 Sample = tuple[str, list[tuple[str, Member]]]
 """A sample's key (its members' common name) and its members by what follows the first dot."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -36,8 +45,10 @@ class Member:
     size: int
     """Bytes of its content."""
 
+
 class CutTarError(Exception):
     """The tar ends, or stops being one, before its end."""
+
 
 class WebDatasetSource(Source):
     """The samples of one tar or many, in the order of the tars' names and of their members."""
@@ -54,9 +65,9 @@ class WebDatasetSource(Source):
         self._kind = self._see() if layers else None
         self.layers = self._kind.layers if self._kind else ()
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the tars."""
-        return files_digest(self._tars.items(), identity, self._name)
+        return files_digest(self._tars.items(), mode, self._name)
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
         """Read the headers of all members; a split never spans two tars."""
@@ -111,12 +122,14 @@ class WebDatasetSource(Source):
                 continue
         return None
 
+
 def _read(file: Descriptor, found: dict[str, Member], kind: str) -> bytes:
     member = found[kind]
     data = file.read(member.offset, member.size)
     if len(data) < member.size:
         raise BadSampleError("cut-tar", f"{member.name} ends early")
     return data
+
 
 def _captions(found: dict[str, Member], read: Callable[[str], bytes]) -> list[bytes | str]:
     """The real captions: ``txt`` is one, or a JSON list of several (DataCompDR); else ``json``."""
@@ -138,6 +151,7 @@ def _captions(found: dict[str, Member], read: Callable[[str], bytes]) -> list[by
         return [caption] if isinstance(caption, str) else []
     return []
 
+
 def _samples(file: Descriptor, start: int, stop: int) -> Iterator[Sample]:
     """Yield the samples of a range; where the tar is cut, those before it, then CutTarError."""
     key: str | None = None
@@ -157,14 +171,17 @@ def _samples(file: Descriptor, start: int, stop: int) -> Iterator[Sample]:
     if key is not None:
         yield key, parts
 
+
 def _key(name: str) -> tuple[str, str]:
     """WebDataset's rule: the key goes up to the first dot of the file's name."""
     folder, slash, last = name.rpartition("/")
     stem, _, kind = last.partition(".")
     return folder + slash + stem, kind
 
+
 def _raise(error: Exception) -> RawPair:
     raise error
+
 
 def members(file: Descriptor, start: int, stop: int) -> Iterator[Member]:
     """Yield the plain files whose headers begin in ``start`` to ``stop`` (byte offsets).
@@ -208,6 +225,7 @@ def members(file: Descriptor, start: int, stop: int) -> Iterator[Member]:
     if extension:
         raise CutTarError(f"a name without its member at byte {header}")
 
+
 def _check(block: bytes, position: int) -> tuple[bytes, int]:
     """The kind and size that a header states, if its checksum is right."""
     try:
@@ -222,10 +240,12 @@ def _check(block: bytes, position: int) -> tuple[bytes, int]:
         raise CutTarError(f"no header at byte {position}")
     return block[156:157], size
 
+
 def _name(block: bytes) -> str:
     name = block[:100].split(b"\0", 1)[0]
     prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
     return _text(prefix + b"/" + name if prefix else name)
+
 
 def _pax(content: bytes, position: int) -> dict[str, str]:
     """The path and size of PAX records, each ``length key=value newline``."""
@@ -242,10 +262,12 @@ def _pax(content: bytes, position: int) -> dict[str, str]:
         content = content[size:]
     return found
 
+
 def _number(text: str, position: int) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise CutTarError(f"a length of {text[:20]!r} in the header at byte {position}")
     return int(text)
+
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")

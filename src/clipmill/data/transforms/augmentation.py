@@ -1,14 +1,16 @@
 """Augmentation of one image, all randomness from the generator that is handed in."""
 
 import math
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import (TYPE_CHECKING, Any)
-from clipmill.config import Config
-from clipmill.data.loading.decode import (REDUCTIONS, EncodedImage)
-from collections.abc import (Callable, Mapping, Sequence)
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 from numpy.typing import NDArray
-from PIL import (Image, ImageEnhance, ImageOps)
+from PIL import Image, ImageEnhance, ImageOps
+
+from clipmill.config import Config
+from clipmill.data.loading.decode import REDUCTIONS, EncodedImage
 from clipmill.images import decode_rgb
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ class RandomResizedCropConfig(Config):
     """Share of the image's area, lowest and highest (CLIP-QC, Table 11)."""
     ratio: tuple[float, float] = (0.75, 1.33)
     """Width over height, lowest and highest (CLIP-QC, Table 11)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -40,6 +43,7 @@ class Box:
         bottom = (self.top + self.height) // step * step
         return Box(left, top, right - left, bottom - top)
 
+
 def draw_crop(
     width: int, height: int, config: RandomResizedCropConfig, generator: np.random.Generator
 ) -> Box:
@@ -56,6 +60,7 @@ def draw_crop(
             top = int(generator.integers(0, height - crop_height + 1))
             return Box(left, top, crop_width, crop_height)
     return _central_crop(width, height, config.ratio)
+
 
 class CropTransform:
     """A loader's transform: random crop to a square, as a (3, size, size) uint8 tensor.
@@ -77,6 +82,7 @@ class CropTransform:
         box = draw_crop(image.width, image.height, self._config, generator)
         return crop_to_square(image, box, self._size)
 
+
 def crop_to_square(image: EncodedImage, box: Box, size: int) -> "Tensor":
     """What ``box`` shows of a picture, as a (3, size, size) uint8 tensor (see CropTransform)."""
     import torch
@@ -93,6 +99,7 @@ def crop_to_square(image: EncodedImage, box: Box, size: int) -> "Tensor":
     )
     return crop_13HW[0]
 
+
 def _reduction(image: EncodedImage, box: Box, size: int) -> int:
     """The largest reduction that leaves at least ``size`` pixels of the box a side."""
     if image.is_reducible:
@@ -102,15 +109,18 @@ def _reduction(image: EncodedImage, box: Box, size: int) -> int:
                 return reduction
     return 1
 
+
 def _central_crop(width: int, height: int, ratio: tuple[float, float]) -> Box:
     """The largest central crop whose aspect is allowed."""
     crop_width = min(width, round(height * ratio[1]))
     crop_height = min(height, round(width / ratio[0]))
     return Box((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height)
 
+
 _CROP_NUMBERS = 4
 
 _FILL = (124, 116, 104)  # timm's, the mean of ImageNet
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredAugmentationConfig(Config):
@@ -125,6 +135,7 @@ class StoredAugmentationConfig(Config):
     magnitude_deviation: float = 0.5
     """Standard deviation of that strength."""
 
+
 def draw_augmentation(
     width: int, height: int, config: StoredAugmentationConfig, generator: np.random.Generator
 ) -> list[float]:
@@ -136,6 +147,7 @@ def draw_augmentation(
         sign = 1.0 if generator.random() < 0.5 else -1.0
         numbers += [float(operation), sign * float(np.clip(level, 0.0, 1.0))]
     return numbers
+
 
 def replay(image: Image.Image, size: int, numbers: Sequence[float]) -> Image.Image:
     """The augmented picture at (size, size), bicubic; the same at any time, nearly at any size."""
@@ -152,6 +164,7 @@ def replay(image: Image.Image, size: int, numbers: Sequence[float]) -> Image.Ima
         image = list(_OPERATIONS.values())[int(operation)](image, level)
     return image
 
+
 class ReplayTransform:
     """A loader's replay: an image file and stored numbers to a (3, size, size) uint8 tensor."""
 
@@ -164,6 +177,7 @@ class ReplayTransform:
 
         picture = replay(decode_rgb(data), self._size, numbers_K.tolist())
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
 
 def _draw_crop(
     aspect: float, config: RandomResizedCropConfig, generator: np.random.Generator
@@ -181,6 +195,7 @@ def _draw_crop(
     height = min(1.0, aspect / config.ratio[0])
     return [(1 - width) / 2, (1 - height) / 2, width, height]
 
+
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     return image.transform(
         image.size,
@@ -190,6 +205,7 @@ def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
         fillcolor=_FILL,
     )
 
+
 def _enhanced(kind: Callable[[Image.Image], Any]) -> Callable[[Image.Image, float], Image.Image]:
     def operation(image: Image.Image, level: float) -> Image.Image:
         changed: Image.Image = kind(image).enhance(1 + 0.9 * level)
@@ -197,12 +213,15 @@ def _enhanced(kind: Callable[[Image.Image], Any]) -> Callable[[Image.Image, floa
 
     return operation
 
+
 def _rotate(image: Image.Image, level: float) -> Image.Image:
     return image.rotate(30 * level, resample=Image.Resampling.BICUBIC, fillcolor=_FILL)
+
 
 def _solarize_add(image: Image.Image, level: float) -> Image.Image:
     table = [min(255, v + int(110 * abs(level))) if v < 128 else v for v in range(256)]
     return image.point(table * 3)
+
 
 _OPERATIONS: Mapping[str, Callable[[Image.Image, float], Image.Image]] = {
     "auto_contrast": lambda image, _: ImageOps.autocontrast(image),

@@ -5,9 +5,11 @@ Shapes: H image height, W image width; labels are (H, W).
 
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from clipmill.config import Config
 
 

@@ -7,6 +7,7 @@ Shapes: S the canvas's side, M objects.
 """
 
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from clipmill.models.checkpoint import CheckpointMetadata
-from clipmill.models.export.coreml import export_coreml
+from clipmill.models.config import ClipConfig
 from clipmill.models.export.base import ExportResult
+from clipmill.models.export.coreml import export_coreml
 from clipmill.models.export.open_clip import export_open_clip
 from clipmill.models.export.timm import export_timm
 from clipmill.models.export.transformers import export_transformers
-from clipmill.models.config import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

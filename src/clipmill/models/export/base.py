@@ -1,16 +1,16 @@
 """Files that every export writes: tensors, JSON, the origin, and the README with a model card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 from clipmill.errors import ConfigError
+from clipmill.lineage import Node, lineage, render
 from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.models.config import VisionConfig
 from clipmill.storage import atomic_write
-from collections.abc import Iterator
-from clipmill.lineage import Node, lineage, render
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,6 @@ def missing_extra_error(module: str, extra: str) -> ConfigError:
     )
 
 
-
 def render_model_card(metadata: CheckpointMetadata, result: ExportResult) -> str:
     """Markdown with the YAML header that the Hugging Face hub reads.
 
@@ -96,7 +95,8 @@ def render_model_card(metadata: CheckpointMetadata, result: ExportResult) -> str
     }
     sections = {
         "": "\n".join(
-            f"- {name}: {text}" for name, text in {**metadata.summary, "digest": metadata.digest}.items()
+            f"- {name}: {text}"
+            for name, text in {**metadata.summary, "digest": metadata.digest}.items()
         ),
         "How to load it": f"```python\n{result.usage}\n```\n" + "\n".join(result.notes),
         "Preprocessing": "\n".join(

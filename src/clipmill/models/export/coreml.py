@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.models.config import ClipConfig
 from clipmill.models.export.base import ExportResult, missing_extra_error, origin, preprocessing
 from clipmill.models.towers import build_clip
-from clipmill.models.config import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

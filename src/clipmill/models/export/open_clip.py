@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.models.config import CLIP_VOCAB_SIZE, ClipConfig
 from clipmill.models.export.base import ExportResult, origin, preprocessing, write_model
-from clipmill.models.config import CLIP_VOCAB_SIZE
 from clipmill.models.towers import text_kwargs, vision_kwargs
-from clipmill.models.config import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.models.checkpoint import CheckpointMetadata
-from clipmill.models.export.base import ExportResult, origin, preprocessing, write_model
 from clipmill.models.config import ClipConfig, VisionConfig
+from clipmill.models.export.base import ExportResult, origin, preprocessing, write_model
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.models.config import CLIP_VOCAB_SIZE, ClipConfig
 from clipmill.models.export.base import (
     ExportResult,
     origin,
@@ -13,8 +14,6 @@ from clipmill.models.export.base import (
     write_json_file,
     write_model,
 )
-from clipmill.models.config import CLIP_VOCAB_SIZE
-from clipmill.models.config import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,6 +17,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
+
 from clipmill.errors import ConfigError
 
 Scheme = Literal["clipmill", "open_clip", "timm", "hf", "file", "random"]

@@ -4,18 +4,17 @@ The hub's own cache, token and settings (``HF_HOME``, ``HF_TOKEN``, ``HF_HUB_OFF
 Nothing in a file is executed.
 """
 
+import pickle
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from clipmill.errors import NotFoundError
-from clipmill.storage import atomic_write
-import pickle
-import zipfile
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from clipmill.errors import ArtifactError
+
+from clipmill.errors import ArtifactError, NotFoundError
+from clipmill.storage import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,6 +173,7 @@ def _reason(error: Exception) -> str:
     """Return the first line of an error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
+
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives, and no others, hold beside their weights."""
 
@@ -261,7 +261,11 @@ def check_fit(
     if unknown or missing or shapes:
         problems = [
             f"{problem} {', '.join(names[:3])}"
-            for problem, names in (("shapes of", shapes), ("unknown", unknown), ("missing", missing))
+            for problem, names in (
+                ("shapes of", shapes),
+                ("unknown", unknown),
+                ("missing", missing),
+            )
             if names
         ]
         raise ArtifactError(

@@ -10,16 +10,22 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
 from clipmill.config import digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.lineage import Parent
+from clipmill.models.config import ClipConfig, VisionConfig
+from clipmill.models.towers import check_timm_model
 from clipmill.models.weights import open_clip, timm, transformers
 from clipmill.models.weights.addresses import Address, parse_address
-from clipmill.models.weights.files import HubFile, hub_file
-from clipmill.models.weights.files import OPENAI_KEYS, is_torchscript, read_tensors
-from clipmill.models.towers import check_timm_model
-from clipmill.models.config import ClipConfig, VisionConfig
+from clipmill.models.weights.files import (
+    OPENAI_KEYS,
+    HubFile,
+    hub_file,
+    is_torchscript,
+    read_tensors,
+)
 from clipmill.models.weights.transformers import read_json_file
-from clipmill.lineage import Parent
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
 import numpy as np
+
+from clipmill.data.stats import QUANTILES, Distribution
 from clipmill.report.html.page import Html, tag, together
 from clipmill.report.html.style import series_colour
-from clipmill.report.html.page import Html, tag
-from clipmill.data.stats import QUANTILES, Distribution
 
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _TOP, _BOTTOM = 38, 12, 38

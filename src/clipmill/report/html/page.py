@@ -1,14 +1,16 @@
 """HTML as values: text is escaped on its way in, so that no caption or file name is ever markup."""
 
+import base64
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TypeAlias
-from clipmill.report.html.style import STYLE
-import base64
-import io
+
 from PIL import Image
+
 from clipmill.images import decode_rgb
+from clipmill.report.html.style import STYLE
 
 # Nothing is fetched, framed or run, whatever a string that came in may say.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -1,6 +1,5 @@
 """The page's one style sheet: light and dark, wide and narrow, screen and paper."""
 
-
 # Colours of the labels, the baseline first. Blue and orange stay apart for colour-blind readers.
 NUM_SERIES = 6
 

@@ -2,15 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+
 import numpy as np
-from clipmill.report.html.page import Html, Section, missing, paragraph, section, tag, together
-from clipmill.report.html.page import picture
-from clipmill.data.dataset import Dataset, cache_folder
+
+from clipmill.data.dataset import MANIFEST, Dataset, cache_folder
 from clipmill.data.layers import read_layer
 from clipmill.data.shards.read import read_shard
-from clipmill.report.html.page import Html, Section, paragraph, section, table, tag
-from clipmill.data.dataset import MANIFEST, Dataset
 from clipmill.data.sources import REASONS
+from clipmill.report.html.page import (
+    Html,
+    Section,
+    missing,
+    paragraph,
+    picture,
+    section,
+    table,
+    tag,
+    together,
+)
 from clipmill.storage import join, read_json
 
 _NUM_SAMPLES = 8

@@ -2,11 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from clipmill.errors import NotFoundError
 from clipmill.report.comparison import TaskComparison
 from clipmill.report.format import Figure, figure_named
-from clipmill.report.html.page import Html, Section, details, missing, section, table, tag
-from clipmill.report.html.page import picture, strip
-from clipmill.errors import NotFoundError
+from clipmill.report.html.page import (
+    Html,
+    Section,
+    details,
+    missing,
+    picture,
+    section,
+    strip,
+    table,
+    tag,
+)
 from clipmill.storage import exists, join, read_bytes, read_json
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.promotion import read_promotion
@@ -75,7 +85,9 @@ def read_smoke_test(uri: str) -> Probe | None:
     return Probe(uri=uri, digest=value["digest"], endpoints=endpoints, metrics=value["metrics"])
 
 
-def read_served(promotions: Sequence[str], tasks: Sequence[TaskComparison]) -> tuple[PromotedModel, ...]:
+def read_served(
+    promotions: Sequence[str], tasks: Sequence[TaskComparison]
+) -> tuple[PromotedModel, ...]:
     """The promoted models, in the order given."""
     labels: Mapping[str, str] = {
         found.model.digest: label for task in tasks for label, found in task.evaluations.items()

@@ -1,12 +1,13 @@
 """What each label's models see in the same test pictures, beside the truth."""
 
 from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
-from clipmill.report.comparison import TaskComparison
-from clipmill.report.html.page import Html, Section, missing, section, tag, together
-from clipmill.report.html.page import picture, strip
+
 from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.report.comparison import TaskComparison
+from clipmill.report.html.page import Html, Section, missing, picture, section, strip, tag, together
 from clipmill.tasks.depth.config import MAX_DEPTH_METRES
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.visualization import class_palette, depth_colors

@@ -4,9 +4,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from clipmill.report.html.page import Html, Section, paragraph, section, tag
-from clipmill.processes import available_cpus
+
 from clipmill.lineage import Node, lineage
+from clipmill.processes import available_cpus
+from clipmill.report.html.page import Html, Section, paragraph, section, tag
 
 _PACKAGES = (
     "clipmill",

@@ -1,6 +1,7 @@
 """The comparison's figures beside what learned nothing, the rule, and the gate."""
 
 from collections.abc import Sequence
+
 from clipmill.report.comparison import Check
 from clipmill.report.format import figure_named
 from clipmill.report.html.page import Section, details, missing, paragraph, section, table, tag

@@ -1,22 +1,23 @@
 """How the losses of the encoders and of the captioner fell."""
 
 import math
-from collections.abc import Mapping
-from clipmill.report.html.charts import Line, Reference, line_chart
-from clipmill.report.html.page import Html, Section, missing, paragraph, section, tag
-from clipmill.report.summary import listed
+from collections.abc import Mapping, Sequence
+
 from clipmill.engine.result import read_log
 from clipmill.errors import NotFoundError
 from clipmill.models.checkpoint import CheckpointMetadata
-from collections.abc import Sequence
+from clipmill.report.html.charts import Line, Reference, line_chart
 from clipmill.report.html.page import Html, Section, missing, paragraph, section, table, tag
 from clipmill.report.html.style import series_colour
+from clipmill.report.summary import listed
 from clipmill.stage_records import StageRecord
 
 Log = list[dict[str, float]]
 
 
-def losses_section(encoders: Mapping[str, CheckpointMetadata], captioner: CheckpointMetadata | None) -> Section:
+def losses_section(
+    encoders: Mapping[str, CheckpointMetadata], captioner: CheckpointMetadata | None
+) -> Section:
     """The section ``Losses``: contrastive losses by kind of caption, totals, the captioner's."""
     logs = {label: _log(metadata) for label, metadata in encoders.items()}
     charts = _encoder_charts(encoders, {label: log for label, log in logs.items() if log})
@@ -32,7 +33,9 @@ def losses_section(encoders: Mapping[str, CheckpointMetadata], captioner: Checkp
     return section("losses", "Losses", intro, notes, tag("div", charts, class_="charts"))
 
 
-def _encoder_charts(encoders: Mapping[str, CheckpointMetadata], logs: Mapping[str, Log]) -> list[Html]:
+def _encoder_charts(
+    encoders: Mapping[str, CheckpointMetadata], logs: Mapping[str, Log]
+) -> list[Html]:
     lines: dict[str, list[Line]] = {"real": [], "synthetic": [], "total": []}
     for series, (label, metadata) in enumerate(encoders.items()):
         log = logs.get(label)
@@ -88,7 +91,6 @@ def _log(metadata: CheckpointMetadata) -> Log:
         return read_log(metadata.uri)
     except NotFoundError:
         return []
-
 
 
 def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Section:

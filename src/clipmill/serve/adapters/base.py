@@ -1,125 +1,102 @@
-"""What a served model does, whatever it answers with: the contract between model and server.
+"""Interface between the server and a model in memory, and what all adapters share.
 
-Shapes: n images in a request, H W an image's height and width.
+Shapes: n images in a request, H W an image's height and width, C classes.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from clipmill.errors import ArtifactError
-from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
-from clipmill.models.embedding_stats import Listener
-from clipmill.serve.protocol.request import InferenceInputs
-from clipmill.serve.protocol.request import Options
-from clipmill.serve.errors import BadRequestError
+
+from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.models.embedding_stats import EmbeddingCallback
+from clipmill.serve.errors import BadRequestError, RejectReason
+from clipmill.serve.protocol.request import InferenceInputs, InferenceParameters
 
 Item = NDArray[np.uint8] | tuple[str, ...]
-"""What a batch is made of: an image (H, W, 3), or the texts of one request."""
+"""An element of a batch: an image (H, W, 3), or the texts of one request."""
 
 Tensors = dict[str, NDArray[Any]]
 """Output arrays by name; of type object where they hold bytes."""
 
 
 class ModelAdapter(ABC):
-    """A model in memory. ``predict`` is called from one thread at a time, the rest from any."""
+    """A model in memory; ``predict_batch`` is called from one thread at a time, the rest from any."""
 
     metadata: CheckpointMetadata
     kind: str
     """Its task's name, or ``clip``."""
 
     @abstractmethod
-    def inputs(self) -> list[dict[str, Any]]:
-        """V2's description of the inputs."""
+    def input_specs(self) -> list[dict[str, Any]]:
+        """Return V2's description of the inputs."""
 
     @abstractmethod
-    def outputs(self) -> list[dict[str, Any]]:
-        """V2's description of the outputs, as they are without parameters."""
+    def output_specs(self) -> list[dict[str, Any]]:
+        """Return V2's description of the outputs, as they are without parameters."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Classes, units, palette: what a client needs to understand an answer. Plain JSON."""
+        """Return plain JSON by which a client interprets outputs: classes, units, palette."""
 
     @abstractmethod
-    def check(self, asked: InferenceInputs, options: Options) -> None:
-        """Refuse, before anything is decoded, what it can't answer (BadRequestError)."""
+    def validate(self, inputs: InferenceInputs, parameters: InferenceParameters) -> None:
+        """Raise BadRequestError for a request that the model can't answer; nothing is decoded yet."""
 
-    def prepare(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What of an image waits in the queue."""
+    def preprocess(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the image as it waits in the queue."""
         return image_HW3
 
-    def bucket(self, item: Item) -> Hashable:
-        """Items of one bucket are run together."""
+    def batch_key(self, item: Item) -> Hashable:
+        """Return the key of the items that may share a batch."""
         return item.shape if isinstance(item, np.ndarray) else "texts"
 
-    def words(self, asked: InferenceInputs, options: Options) -> tuple[str, ...]:
-        """The texts to run."""
-        del options
-        return asked.texts
+    def text_inputs(
+        self, inputs: InferenceInputs, parameters: InferenceParameters
+    ) -> tuple[str, ...]:
+        """Return the texts to encode."""
+        del parameters
+        return inputs.texts
 
     @abstractmethod
-    def predict(self, items: Sequence[Item]) -> list[Any]:
-        """A result for each item."""
+    def predict_batch(self, items: Sequence[Item]) -> list[Any]:
+        """Return a result for each item."""
 
     @abstractmethod
-    def watch(self, listener: Listener) -> None:
-        """From now on let ``listener`` hear the embedding of each image that is run."""
+    def add_embedding_hook(self, hook: EmbeddingCallback) -> None:
+        """Call ``hook`` with the embeddings of all images from now on."""
 
     @abstractmethod
-    def answer(self, asked: InferenceInputs, results: Sequence[Any], options: Options) -> Tensors:
-        """V2's output tensors; ``results`` belong to images first, then to words."""
+    def build_v2_outputs(
+        self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
+    ) -> Tensors:
+        """Return V2's output tensors; ``results`` are those of the images, then of the texts."""
 
     def answer_each(
-        self, asked: InferenceInputs, results: Sequence[Any], options: Options
+        self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
     ) -> list[dict[str, Any]]:
-        """V1's predictions, one an image or text: V2's tensors without their first axis."""
-        tensors = self.answer(asked, results, options)
-        num_images = len(asked.sources) or len(asked.texts)
+        """Return V1's predictions, one per image or text: V2's tensors without their first axis."""
+        tensors = self.build_v2_outputs(inputs, results, parameters)
+        num_images = len(inputs.sources) or len(inputs.texts)
         return [{name: array[i] for name, array in tensors.items()} for i in range(num_images)]
 
-    def observe(self, model: str, results: Sequence[Any]) -> None:
-        """Count answers' values under the model's name, so that their drift shows."""
+    def record_output_metrics(self, model: str, results: Sequence[Any]) -> None:
+        """Record statistics of results under the model's name, for alerts on prediction drift."""
         del model, results
 
 
 def top_k_labels(
     names: Sequence[str], probabilities_nC: NDArray[Any], num: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The ``num`` best names (n, num), as bytes, and their probabilities (n, num), best first."""
+    """Return the ``num`` most probable names (n, num), as bytes, and their probabilities."""
     best_nk = np.argsort(-probabilities_nC, axis=1, kind="stable")[:, :num]
     encoded = np.array([name.encode() for name in names], object)
     return encoded[best_nk], np.take_along_axis(probabilities_nC, best_nk, axis=1)
 
 
-def require_images_only(asked: InferenceInputs) -> None:
-    """For models that take images alone (BadRequestError)."""
-    if asked.texts or asked.labels or not asked.sources:
-        raise BadRequestError("protocol", "the request must have one input, 'image'")
-
-
-def load_model_adapter(uri: str) -> ModelAdapter:
-    """The model at ``uri``, verified against its digest.
-
-    Raises:
-        NotFoundError: nothing lies there.
-        ArtifactError: it is cut, changed, or of a kind that can't be served.
-    """
-    kind = read_metadata(uri).kind
-    if kind == "task":
-        from clipmill.serve.adapters.dense import DenseAdapter
-        from clipmill.serve.adapters.instance import InstanceAdapter
-        from clipmill.tasks.predictor import Predictor
-
-        predictor = Predictor.open(uri)
-        is_dense = [output.shape for output in predictor.outputs] == [("H", "W")]
-        return DenseAdapter(predictor) if is_dense else InstanceAdapter(predictor)
-    if kind == "clip":
-        from clipmill.serve.adapters.clip import ClipAdapter
-
-        return ClipAdapter(uri)
-    raise ArtifactError(
-        f"{uri} is a checkpoint of kind {kind!r}",
-        expected="a task model, as finetune makes, or a CLIP, as pretrain makes",
-        action="give the URI of such a checkpoint",
-    )
+def require_images_only(inputs: InferenceInputs) -> None:
+    """Raise BadRequestError for a request with other inputs than images."""
+    if inputs.texts or inputs.labels or not inputs.sources:
+        raise BadRequestError(RejectReason.PROTOCOL, "the request must have one input, 'image'")

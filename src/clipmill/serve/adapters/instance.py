@@ -1,24 +1,30 @@
-"""Detection, classification, and any task whose prediction isn't an array of the image's size.
+"""Adapter of detection, classification, and other tasks with arrays of other sizes.
 
 Shapes: n images in a request, N objects of an image, C classes, k of them named.
 """
 
 from collections.abc import Sequence
 from typing import Any, Final, cast
+
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from clipmill.models.embedding_stats import Listener
-from clipmill.serve.protocol.request import InferenceInputs
+
+from clipmill.models.embedding_stats import EmbeddingCallback
+from clipmill.serve.adapters.base import (
+    Item,
+    ModelAdapter,
+    Tensors,
+    require_images_only,
+    top_k_labels,
+)
+from clipmill.serve.errors import BadRequestError, RejectReason
 from clipmill.serve.protocol.images import DATATYPES
-from clipmill.serve.protocol.request import Options
-from clipmill.serve.errors import BadRequestError
+from clipmill.serve.protocol.request import InferenceInputs, InferenceParameters
 from clipmill.serve.protocol.rle import encode_rle
-from clipmill.serve.adapters.base import Item, ModelAdapter, Tensors, top_k_labels, require_images_only
 from clipmill.tasks.base import OutputSpec, Prediction
-from clipmill.tasks.visualization import object_color_index
-from clipmill.tasks.visualization import class_palette
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import class_palette, object_color_index
 
 _MASKS: Final = "masks"
 _SCORES: Final = "scores"
@@ -33,21 +39,21 @@ class InstanceAdapter(ModelAdapter):
         self.metadata = predictor.metadata
         self.kind = predictor.task.name
 
-    def inputs(self) -> list[dict[str, Any]]:
-        """Encoded images."""
+    def input_specs(self) -> list[dict[str, Any]]:
+        """Describe encoded images."""
         return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 
-    def outputs(self) -> list[dict[str, Any]]:
-        """The task's arrays, all images' together."""
+    def output_specs(self) -> list[dict[str, Any]]:
+        """Describe the task's arrays, those of all images packed into one."""
         described = [
             {
                 "name": output.name,
                 "datatype": DATATYPES[output.dtype],
-                "shape": [-1] * (len(output.shape) + (not _is_counted(output))),
+                "shape": [-1] * (len(output.shape) + (not _is_ragged(output))),
             }
             for output in self._predictor.outputs
         ]
-        if any(_is_counted(output) for output in self._predictor.outputs):
+        if any(_is_ragged(output) for output in self._predictor.outputs):
             described.append({"name": "counts", "datatype": "INT64", "shape": [-1]})
         if self._has(_PROBABILITIES):
             described += [
@@ -57,7 +63,7 @@ class InstanceAdapter(ModelAdapter):
         return described
 
     def describe(self) -> dict[str, Any]:
-        """Units and axes of the arrays; class names and colours."""
+        """Return units and axes of the arrays, and class names and colors."""
         outputs, classes = self._predictor.outputs, list(self._predictor.classes)
         return {
             "outputs": [
@@ -66,78 +72,89 @@ class InstanceAdapter(ModelAdapter):
             ],
             "codings": ["raw", "rle"] if self._has(_MASKS) else ["raw"],
             "classes": classes,
-            "palette": class_palette()[[object_color_index(n) for n in range(len(classes))]].tolist(),
+            "palette": class_palette()[
+                [object_color_index(n) for n in range(len(classes))]
+            ].tolist(),
         }
 
-    def check(self, asked: InferenceInputs, options: Options) -> None:
-        """Images alone; a threshold, and run lengths, for objects alone."""
-        require_images_only(asked)
-        if options.output not in self.describe()["codings"]:
+    def validate(self, inputs: InferenceInputs, parameters: InferenceParameters) -> None:
+        """Accept images only, and a threshold and run lengths for objects only."""
+        require_images_only(inputs)
+        if parameters.output not in self.describe()["codings"]:
             raise BadRequestError(
-                "parameter", f"{self.kind} answers {self.describe()['codings']} alone"
+                RejectReason.PARAMETER, f"{self.kind} answers {self.describe()['codings']} alone"
             )
-        if options.threshold and not self._has(_SCORES):
-            raise BadRequestError("parameter", f"{self.kind} has no 'threshold'")
+        if parameters.threshold and not self._has(_SCORES):
+            raise BadRequestError(RejectReason.PARAMETER, f"{self.kind} has no 'threshold'")
 
-    def predict(self, items: Sequence[Item]) -> list[Any]:
-        """A prediction for each image."""
+    def predict_batch(self, items: Sequence[Item]) -> list[Any]:
+        """Return a prediction for each image."""
         return list(self._predictor.predict(cast("Sequence[NDArray[np.uint8]]", items)))
 
-    def watch(self, listener: Listener) -> None:
-        """Tell ``listener`` the encoder's embedding of each image."""
-        self._predictor.add_embedding_hook(listener)
+    def add_embedding_hook(self, hook: EmbeddingCallback) -> None:
+        """Call ``hook`` with the encoder's embeddings of all images from now on."""
+        self._predictor.add_embedding_hook(hook)
 
-    def answer(self, asked: InferenceInputs, results: Sequence[Any], options: Options) -> Tensors:
-        """Arrays of all images together; see :func:`together`.
+    def build_v2_outputs(
+        self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
+    ) -> Tensors:
+        """Return the arrays of all images packed into one each; see :func:`pack_ragged`.
 
         With ``rle`` each of the ``masks`` (N,) is the JSON of an :class:`~clipmill.serve.protocol.rle.Rle`.
         With ``top_k`` a classification is ``top_labels`` and ``top_probabilities`` (n, k).
         """
-        del asked
-        if options.top_k and self._has(_PROBABILITIES):
+        del inputs
+        if parameters.top_k and self._has(_PROBABILITIES):
             probabilities_nC = np.stack([prediction[_PROBABILITIES] for prediction in results])
             names_nk, scores_nk = top_k_labels(
-                self._predictor.classes, probabilities_nC, options.top_k
+                self._predictor.classes, probabilities_nC, parameters.top_k
             )
             return {"top_labels": names_nk, "top_probabilities": scores_nk}
-        kept = [self._kept(prediction, options) for prediction in results]
-        if options.output == "rle":
-            kept = [{**prediction, _MASKS: _rle_files(prediction[_MASKS])} for prediction in kept]
-        return together(self._predictor.outputs, kept)
+        predictions = [
+            self._apply_threshold_and_top_k(prediction, parameters) for prediction in results
+        ]
+        if parameters.output == "rle":
+            predictions = [
+                {**prediction, _MASKS: _encode_rle_json(prediction[_MASKS])}
+                for prediction in predictions
+            ]
+        return pack_ragged(self._predictor.outputs, predictions)
 
     def answer_each(
-        self, asked: InferenceInputs, results: Sequence[Any], options: Options
+        self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
     ) -> list[dict[str, Any]]:
-        """Each image's own arrays; with ``rle`` its masks as COCO's objects."""
-        if options.top_k and self._has(_PROBABILITIES):
-            return super().answer_each(asked, results, options)
-        each = [self._kept(prediction, options) for prediction in results]
-        if options.output == "rle":
+        """Return each image's own arrays; with ``rle`` its masks as COCO's objects."""
+        if parameters.top_k and self._has(_PROBABILITIES):
+            return super().build_v1_predictions(inputs, results, parameters)
+        each = [self._apply_threshold_and_top_k(prediction, parameters) for prediction in results]
+        if parameters.output == "rle":
             return [{**one, _MASKS: [encode_rle(mask) for mask in one[_MASKS]]} for one in each]
         return each
 
-    def _kept(self, prediction: Prediction, options: Options) -> dict[str, Any]:
-        """The objects that are asked for; a prediction names the best first."""
+    def _apply_threshold_and_top_k(
+        self, prediction: Prediction, parameters: InferenceParameters
+    ) -> dict[str, Any]:
+        """Return the objects that the parameters select; a prediction lists the best first."""
         if not self._has(_SCORES):
             return dict(prediction)
-        chosen = np.flatnonzero(prediction[_SCORES] >= options.threshold)
-        chosen = chosen[: options.top_k or None]
-        return {name: array[chosen] for name, array in prediction.items()}
+        selected = np.flatnonzero(prediction[_SCORES] >= parameters.threshold)
+        selected = selected[: parameters.top_k or None]
+        return {name: array[selected] for name, array in prediction.items()}
 
     def _has(self, name: str) -> bool:
         return any(output.name == name for output in self._predictor.outputs)
 
 
-def _rle_files(masks_NHW: NDArray[Any]) -> NDArray[Any]:
+def _encode_rle_json(masks_NHW: NDArray[Any]) -> NDArray[Any]:
     files = np.empty(len(masks_NHW), object)
     files[:] = [orjson.dumps(encode_rle(mask_HW)) for mask_HW in masks_NHW]
     return files
 
 
-def together(outputs: Sequence[OutputSpec], predictions: Sequence[Prediction]) -> Tensors:
-    """Arrays of several images as one each.
+def pack_ragged(outputs: Sequence[OutputSpec], predictions: Sequence[Prediction]) -> Tensors:
+    """Pack the arrays of several images into one each.
 
-    What an image has N of comes end to end, with ``counts`` (n,): how many are each image's.
+    Arrays of N objects per image are concatenated; ``counts`` (n,) holds each image's N.
 
     Raises:
         BadRequestError: the images' sizes differ, and so do their masks'.
@@ -145,17 +162,18 @@ def together(outputs: Sequence[OutputSpec], predictions: Sequence[Prediction]) -
     tensors: Tensors = {}
     for output in outputs:
         arrays = [prediction[output.name] for prediction in predictions]
-        counted = _is_counted(output)
-        if len({array.shape[1:] if counted else array.shape for array in arrays}) > 1:
+        is_ragged = _is_ragged(output)
+        if len({array.shape[1:] if is_ragged else array.shape for array in arrays}) > 1:
             raise BadRequestError(
-                "image_shape", f"{output.name!r} needs images of one size in a V2 request"
+                RejectReason.IMAGE_SHAPE,
+                f"{output.name!r} needs images of one size in a V2 request",
             )
-        tensors[output.name] = np.concatenate(arrays) if counted else np.stack(arrays)
-        if counted:
+        tensors[output.name] = np.concatenate(arrays) if is_ragged else np.stack(arrays)
+        if is_ragged:
             tensors["counts"] = np.array([len(array) for array in arrays], np.int64)
     return tensors
 
 
-def _is_counted(output: OutputSpec) -> bool:
-    """Whether the first axis is a number that each image has for itself."""
+def _is_ragged(output: OutputSpec) -> bool:
+    """Return whether the first axis is a number of objects, which differs between images."""
     return output.shape[0] not in {"H", "W", "C"} and isinstance(output.shape[0], str)

@@ -1,4 +1,4 @@
-"""What ``/openapi.json`` says of the routes whose bodies FastAPI doesn't read."""
+"""Descriptions for ``/openapi.json`` of the routes whose bodies FastAPI doesn't parse."""
 
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ _ERROR: Final = {
 }
 
 
-def _refusals() -> dict[str, Any]:
+def _error_responses() -> dict[str, Any]:
     meanings = {
         "400": "It can't be understood, or is beyond a limit",
         "404": "No such model or version",
@@ -63,7 +63,7 @@ INFER: Final[dict[str, Any]] = {
             "image/*": {"schema": {"type": "string", "format": "binary"}},
         },
     },
-    "responses": _refusals(),
+    "responses": _error_responses(),
 }
 """V2's route."""
 
@@ -84,6 +84,6 @@ PREDICT: Final[dict[str, Any]] = {
             }
         },
     },
-    "responses": _refusals(),
+    "responses": _error_responses(),
 }
 """V1's route."""

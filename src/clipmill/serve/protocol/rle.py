@@ -5,6 +5,7 @@ two before, in groups of five bits (``rleToString`` of pycocotools' maskApi.c). 
 """
 
 from typing import TypedDict
+
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,7 @@
-"""Batches formed in the process, by size and time, from a bounded intake.
+"""Dynamic batching: batches formed in the process, by size and time, from a bounded queue.
 
-``predict`` runs in a thread of its own, so that the event loop stays free for health probes.
-A batch holds items of one bucket, such as images of one size: they take the network one pass.
+``predict_batch`` runs in a thread of its own, so that the event loop stays free for health probes.
+A batch holds items of one key, such as images of one size, which need one pass of the network.
 """
 
 import asyncio
@@ -12,39 +12,43 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+
 import numpy as np
+
 from clipmill.serve.config import ServingConfig
-from clipmill.serve.errors import BadRequestError, OverloadedError
+from clipmill.serve.errors import BadRequestError, OverloadedError, RejectReason
 from clipmill.telemetry import serving_metrics
 
 Output = Any
-Predict = Callable[[Sequence[Any]], list[Output]]
-Bucket = Callable[[Any], Hashable]
+PredictBatch = Callable[[Sequence[Any]], list[Output]]
+BatchKey = Callable[[Any], Hashable]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
-    """An item, its bucket, when it came (event-loop seconds), and where its output goes."""
+class _QueuedItem:
+    """An item, its batch key, its arrival (event-loop seconds), and the future of its output."""
 
     item: Any
-    bucket: Hashable
+    batch_key: Hashable
     arrived_seconds: float
     output: "asyncio.Future[Output]"
 
 
-class Batcher:
-    """Runs ``predict`` on batches of items that come one by one, while it is entered."""
+class DynamicBatcher:
+    """Runs ``predict_batch`` on batches of items that come one by one, while it is entered."""
 
     def __init__(
-        self, predict: Predict, *, model: str, config: ServingConfig, bucket: Bucket = np.shape
+        self,
+        predict_batch: PredictBatch,
+        *, model: str, config: ServingConfig, batch_key: BatchKey = np.shape
     ) -> None:
-        self._predict = predict
+        self._predict_batch = predict_batch
         self._config = config
-        self._bucket = bucket
-        self._queue: deque[_Waiting] = deque()
-        self._has_come = asyncio.Event()
+        self._batch_key = batch_key
+        self._queue: deque[_QueuedItem] = deque()
+        self._has_changed = asyncio.Event()
         self._num_admitted = 0
-        self._num_handed_in = 0
+        self._num_queued_or_running = 0
         self._is_closing = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -57,7 +61,7 @@ class Batcher:
         self._infer_seconds = metrics.infer_seconds.labels(model)
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._form_batches())
+        self._task = asyncio.create_task(self._batch_loop())
         return self
 
     async def __aexit__(
@@ -66,7 +70,7 @@ class Batcher:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Refuse what comes from now on, finish what was taken in, then stop."""
+        """Reject new requests, finish the admitted ones, then stop."""
         assert self._task is not None
         self._is_closing = True
         await self._is_idle.wait()
@@ -75,28 +79,31 @@ class Batcher:
 
     @property
     def is_running(self) -> bool:
-        """Whether images are taken in and batches formed."""
+        """Whether images are admitted and batches formed."""
         return self._task is not None and not self._task.done() and not self._is_closing
 
     @contextmanager
     def admit(self, num_images: int) -> Iterator[None]:
-        """Hold room for a request's images, from before their decoding to their answer.
+        """Hold places in the queue for a request's images, from before their decoding on.
 
         Raises:
-            OverloadedError: there is no room now, or the batcher is closing.
-            BadRequestError: there would never be room for so many, or there are none.
+            OverloadedError: there are not enough places now, or the batcher is closing.
+            BadRequestError: there would never be so many places, or there are no images.
         """
-        limit = self._config.max_queue_images
+        limit = self._config.max_queue_size
         retry = self._config.retry_after_seconds
         if not 0 < num_images <= limit:
             raise BadRequestError(
-                "image_count", f"a request holds 1 to {limit} images; this one had {num_images}"
+                RejectReason.IMAGE_COUNT,
+                f"a request holds 1 to {limit} images; this one had {num_images}",
             )
         if not self.is_running:
-            raise OverloadedError("stopping", "the server is stopping", retry_after_seconds=retry)
+            raise OverloadedError(
+                RejectReason.STOPPING, "the server is stopping", retry_after_seconds=retry
+            )
         if self._num_admitted + num_images > limit:
             raise OverloadedError(
-                "queue_full",
+                RejectReason.QUEUE_FULL,
                 f"{self._num_admitted} of {limit} places are taken; try again later",
                 retry_after_seconds=retry,
             )
@@ -106,96 +113,96 @@ class Batcher:
             yield
         finally:
             self._num_admitted -= num_images
-            self._has_come.set()  # nobody need wait for them any more
+            self._has_changed.set()  # no batch need wait for them any more
             if self._num_admitted == 0:
                 self._is_idle.set()
 
-    async def predict(self, items: Sequence[Any]) -> list[Output]:
-        """The outputs of admitted items; an exception of ``predict`` comes through."""
+    async def enqueue(self, items: Sequence[Any]) -> list[Output]:
+        """Return the outputs of admitted items; exceptions of ``predict_batch`` propagate."""
         loop = asyncio.get_running_loop()
-        waiting = [
-            _Waiting(item, self._bucket(item), loop.time(), loop.create_future()) for item in items
+        queued = [
+            _QueuedItem(item, self._batch_key(item), loop.time(), loop.create_future()) for item in items
         ]
-        self._queue.extend(waiting)
-        self._num_handed_in += len(waiting)
-        self._has_come.set()
+        self._queue.extend(queued)
+        self._num_queued_or_running += len(queued)
+        self._has_changed.set()
         self._depth.set(len(self._queue))
         try:
-            return await asyncio.gather(*(place.output for place in waiting))
+            return await asyncio.gather(*(queued_item.output for queued_item in queued))
         finally:
-            self._num_handed_in -= len(waiting)
-            # Where one failed, or the client left, the others needn't be run.
-            for place in waiting:
-                place.output.cancel()
+            self._num_queued_or_running -= len(queued)
+            # Where one failed, or the client left, the others needn't run.
+            for queued_item in queued:
+                queued_item.output.cancel()
 
-    async def _form_batches(self) -> None:
+    async def _batch_loop(self) -> None:
         while True:
             batch = await self._next_batch()
             self._depth.set(len(self._queue))
             if batch:
-                await self._run(batch)
+                await self._run_batch(batch)
 
-    async def _next_batch(self) -> list[_Waiting]:
-        """The oldest item and others of its bucket; empty where all have left meanwhile."""
-        oldest = await self._oldest()
+    async def _next_batch(self) -> list[_QueuedItem]:
+        """Return the oldest item and others of its key; empty where all were canceled meanwhile."""
+        oldest = await self._oldest_item()
         loop = asyncio.get_running_loop()
         # Counted from its arrival: what queued up during the last batch goes at once.
         deadline = oldest.arrived_seconds + self._config.max_wait_seconds
         while (
-            self._num_on_their_way
-            and self._num_of(oldest.bucket) < self._config.max_batch_size
+            self._num_decoding
+            and self._num_queued(oldest.batch_key) < self._config.max_batch_size
             and loop.time() < deadline
         ):
-            self._has_come.clear()
+            self._has_changed.clear()
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._has_come.wait()
+                    await self._has_changed.wait()
             except TimeoutError:
                 break
-        batch: list[_Waiting] = []
-        rest: deque[_Waiting] = deque()
-        for place in self._queue:
-            if place.output.done():
+        batch: list[_QueuedItem] = []
+        remaining: deque[_QueuedItem] = deque()
+        for queued_item in self._queue:
+            if queued_item.output.done():
                 continue
-            is_mate = place.bucket == oldest.bucket and len(batch) < self._config.max_batch_size
-            (batch if is_mate else rest).append(place)
-        self._queue = rest
+            is_match = queued_item.batch_key == oldest.batch_key and len(batch) < self._config.max_batch_size
+            (batch if is_match else remaining).append(queued_item)
+        self._queue = remaining
         return batch
 
-    async def _oldest(self) -> _Waiting:
+    async def _oldest_item(self) -> _QueuedItem:
         while True:
             while self._queue and self._queue[0].output.done():
                 self._queue.popleft()
             if self._queue:
                 return self._queue[0]
-            self._has_come.clear()
-            await self._has_come.wait()
+            self._has_changed.clear()
+            await self._has_changed.wait()
 
     @property
-    def _num_on_their_way(self) -> int:
-        """Images that were taken in and are being decoded."""
-        return self._num_admitted - self._num_handed_in
+    def _num_decoding(self) -> int:
+        """Images that were admitted and are being decoded."""
+        return self._num_admitted - self._num_queued_or_running
 
-    def _num_of(self, bucket: Hashable) -> int:
-        return sum(place.bucket == bucket for place in self._queue)
+    def _num_queued(self, batch_key: Hashable) -> int:
+        return sum(queued_item.batch_key == batch_key for queued_item in self._queue)
 
-    async def _run(self, batch: Sequence[_Waiting]) -> None:
+    async def _run_batch(self, batch: Sequence[_QueuedItem]) -> None:
         loop = asyncio.get_running_loop()
-        for place in batch:
-            self._wait_seconds.observe(loop.time() - place.arrived_seconds)
+        for queued_item in batch:
+            self._wait_seconds.observe(loop.time() - queued_item.arrived_seconds)
         self._batch_size.observe(len(batch))
-        items = [place.item for place in batch]
+        items = [queued_item.item for queued_item in batch]
         try:
             with self._infer_seconds.time():
-                outputs = await loop.run_in_executor(self._executor, self._predict, items)
-        except Exception as error:  # noqa: BLE001  # it belongs to whoever sent the image
+                outputs = await loop.run_in_executor(self._executor, self._predict_batch, items)
+        except Exception as error:  # noqa: BLE001  # it belongs to the request of the image
             if len(batch) > 1:
                 # One image must not fail its neighbours' requests.
-                for place in batch:
-                    await self._run([place])
+                for queued_item in batch:
+                    await self._run_batch([queued_item])
             elif not batch[0].output.done():
                 batch[0].output.set_exception(error)
             return
-        for place, output in zip(batch, outputs, strict=True):
-            if not place.output.done():
-                place.output.set_result(output)
+        for queued_item, output in zip(batch, outputs, strict=True):
+            if not queued_item.output.done():
+                queued_item.output.set_result(output)

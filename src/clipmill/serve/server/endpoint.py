@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from clipmill.serve.server.registry import ModelRegistry
+
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.kserve_compat import (
     ModelRepository,
@@ -16,12 +16,12 @@ from clipmill.serve.kserve_compat import (
     ModelServer,
     app,
 )
-from clipmill.serve.server.registry import ModelSpec
-from clipmill.serve.server.model import KServeModel
 from clipmill.serve.playground import Playground
-from clipmill.serve.server.registry import ModelReloader
 from clipmill.serve.server.app import Routes
 from clipmill.serve.server.grpc import GrpcServer, RegistryDataPlane
+from clipmill.serve.server.model import KServeModel
+from clipmill.serve.server.registry import ModelRegistry, ModelReloader
+from clipmill.serve.model_spec import ModelSpec
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
             enable_grpc=False,  # KServe's listens on every interface; ours is below
             workers=1,
             enable_latency_logging=False,
-            grace_period=config.grace_seconds,
+            grace_period=config.shutdown_timeout_seconds,
         )
         # They tell every request, health probes too; metrics say it better, and cost less.
         for name in ("kserve.trace", "uvicorn.access"):
@@ -118,7 +118,7 @@ class Endpoint(ModelServer):  # type: ignore[misc]  # KServe has no types
         stop_taking_in = server.handle_exit
 
         def stop(number: int, frame: FrameType | None) -> None:
-            seconds = 0.0 if self._is_stopping else self._config.drain_seconds
+            seconds = 0.0 if self._is_stopping else self._config.unready_before_shutdown_seconds
             self._is_stopping = True
             _logger.info("%s: not ready any more", signal.Signals(number).name)
             loop.call_soon_threadsafe(loop.call_later, seconds, stop_taking_in, number, frame)

@@ -4,10 +4,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
+
 import grpc  # type: ignore[import-untyped]
 from grpc_interceptor.exceptions import GrpcException
-from clipmill.serve.server.registry import ModelRegistry
+
 from clipmill.serve.config import ServingConfig
+from clipmill.serve.errors import RequestError
 from clipmill.serve.kserve_compat import (
     DataPlane,
     ExceptionToStatusInterceptor,
@@ -19,8 +21,8 @@ from clipmill.serve.kserve_compat import (
     ModelRepositoryExtension,
     add_GRPCInferenceServiceServicer_to_server,
 )
-from clipmill.serve.errors import RequestError
 from clipmill.serve.server.app import metadata
+from clipmill.serve.server.registry import ModelRegistry
 from clipmill.telemetry import serving_metrics
 
 _STATUSES = {
@@ -116,7 +118,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail
             ],
             # Twice, so that probes come through when all places are taken.
-            maximum_concurrent_rpcs=2 * self._config.max_queue_images,
+            maximum_concurrent_rpcs=2 * self._config.max_queue_size,
         )
         add_GRPCInferenceServiceServicer_to_server(self._servicer, self._server)
         self._server.add_insecure_port(self._address)
@@ -125,4 +127,4 @@ class GrpcServer:
 
     async def stop(self, _signal: int | None = None) -> None:
         """Let what was taken in finish, then stop."""
-        await self._server.stop(grace=self._config.grace_seconds)
+        await self._server.stop(grace=self._config.shutdown_timeout_seconds)

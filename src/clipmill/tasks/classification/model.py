@@ -5,6 +5,7 @@ Shapes: B batch, H W image, S test side, C classes.
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import build_pooled
 from clipmill.tasks.classification.config import ClassificationConfig

@@ -6,9 +6,10 @@ Shapes: B batch, S image side, C classes.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from clipmill.data.transforms.mixup import erase, mix
 from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import PooledEncoder, build_pooled
-from clipmill.data.transforms.mixup import erase, mix
 from clipmill.tasks.classification.config import ClassificationConfig
 from clipmill.tasks.objective import EncoderObjective
 

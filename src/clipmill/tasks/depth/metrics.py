@@ -4,8 +4,10 @@ Shapes: H image height, W image width; depths in metres.
 """
 
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
 from clipmill.errors import SourceError
 
 _MIN_DEPTH_METRES = 1e-3

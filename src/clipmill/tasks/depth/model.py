@@ -6,11 +6,12 @@ Shapes: B batch, H W image.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from clipmill.models.encoders import DenseEncoder
+
 from clipmill.models.depth_decoder import DepthDecoder
+from clipmill.models.encoders import DenseEncoder
 from clipmill.models.linear_head import LinearHead
-from clipmill.tasks.inference import resize_and_run, shifted_window_inference
 from clipmill.tasks.depth.config import MAX_DEPTH_METRES, DepthConfig
+from clipmill.tasks.inference import resize_and_run, shifted_window_inference
 
 
 class LinearDepthHead(nn.Module):
@@ -62,7 +63,9 @@ class DepthNetwork(nn.Module):
         """Return depth at the images' size, which may be any, float32."""
         depth_B1HW = self._resize_to_train_size(images_B3HW)
         if self._flip_test:
-            depth_B1HW = (depth_B1HW + self._resize_to_train_size(images_B3HW.flip(-1)).flip(-1)) / 2
+            depth_B1HW = (
+                depth_B1HW + self._resize_to_train_size(images_B3HW.flip(-1)).flip(-1)
+            ) / 2
         return depth_B1HW[:, 0].float()
 
     def depth(self, images_B3HW: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ Shapes: B batch, H W image.
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from clipmill.models.encoders import build_dense
+
 from clipmill.models.config import EncoderConfig
-from clipmill.tasks.objective import DenseObjective
+from clipmill.models.encoders import build_dense
 from clipmill.tasks.depth.config import DepthConfig
 from clipmill.tasks.depth.model import DepthNetwork, LinearDepthHead
+from clipmill.tasks.objective import DenseObjective
 
 
 class DepthObjective(DenseObjective):

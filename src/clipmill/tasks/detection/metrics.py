@@ -8,7 +8,9 @@ import copy
 import io
 import json
 from typing import Any, Final
+
 import numpy as np
+
 from clipmill.data.labeled.coco import CocoFolder
 from clipmill.errors import SourceError
 from clipmill.tasks.base import Prediction
@@ -85,7 +87,11 @@ class CocoMetrics:
         # pycocotools can't read an empty list of results.
         empty = {**truth.dataset, "annotations": []}
         # It also writes into the list that it's given.
-        detections = truth.loadRes(copy.deepcopy(self._detections)) if self._detections else _indexed(COCO(), empty)
+        detections = (
+            truth.loadRes(copy.deepcopy(self._detections))
+            if self._detections
+            else _indexed(COCO(), empty)
+        )
         evaluation = COCOeval(truth, detections, kind)
         evaluation.evaluate()
         evaluation.accumulate()

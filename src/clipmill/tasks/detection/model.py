@@ -5,10 +5,11 @@ Shapes: B batch, H W image, N detections.
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from clipmill.models.config import EncoderConfig
-from clipmill.models.necks import DetectionNeck
-from clipmill.models.mask_rcnn import PostprocessConfig, RPNHead, RoIHeads, paste_masks_in_image
 from clipmill.models.encoders import build_detection_encoder
+from clipmill.models.mask_rcnn import PostprocessConfig, RoIHeads, RPNHead, paste_masks_in_image
+from clipmill.models.necks import DetectionNeck
 from clipmill.tasks.detection.config import DetectionConfig
 
 
@@ -69,7 +70,10 @@ class DetectionNetwork(nn.Module):
 
     @staticmethod
     def _rescale(
-        detections: dict[str, Tensor], masks: Tensor, input_size: tuple[int, int], size: tuple[int, int]
+        detections: dict[str, Tensor],
+        masks: Tensor,
+        input_size: tuple[int, int],
+        size: tuple[int, int],
     ) -> dict[str, Tensor]:
         """Bring detections from the input's size to the image's, both (height, width)."""
         scale_x, scale_y = size[1] / input_size[1], size[0] / input_size[0]

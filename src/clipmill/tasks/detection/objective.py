@@ -5,13 +5,13 @@ Shapes: B batch, M objects of an image (the most in the batch), S canvas side.
 
 import torch
 from torch import Tensor
+
 from clipmill.models.config import EncoderConfig
+from clipmill.models.encoders import DenseEncoder, build_detection_encoder
 from clipmill.models.necks import DetectionNeck
-from clipmill.models.encoders import build_detection_encoder
 from clipmill.openmmlab.detection import MaskRcnnTraining
-from clipmill.models.encoders import DenseEncoder
-from clipmill.tasks.objective import EncoderObjective
 from clipmill.tasks.detection.config import DetectionConfig
+from clipmill.tasks.objective import EncoderObjective
 
 
 class DetectionObjective(EncoderObjective[DenseEncoder]):

@@ -6,9 +6,10 @@ Shapes: B batch, H W image, h w a coarser map, C classes.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from clipmill.models.execution import run_in_chunks
-from clipmill.models.encoders import build_dense
+
 from clipmill.models.config import EncoderConfig
+from clipmill.models.encoders import build_dense
+from clipmill.models.execution import run_in_chunks
 from clipmill.models.linear_head import LinearHead
 from clipmill.models.necks import PyramidNeck, build_neck, feature_strides
 from clipmill.models.semantic_fpn import SemanticFpnHead
@@ -69,7 +70,9 @@ class SegmentationNetwork(nn.Module):
 
     def _sliding_window(self, images_B3HW: Tensor) -> Tensor:
         """Return logits averaged over windows of the crop's size, at the image's size."""
-        return sliding_window_inference(images_B3HW, self._short_side, self._stride, self._whole_image)
+        return sliding_window_inference(
+            images_B3HW, self._short_side, self._stride, self._whole_image
+        )
 
     def _logits(self, images_B3HW: Tensor) -> Tensor:
         coarse_BChw = self.head(self.pyramid(self.encoder(images_B3HW)))

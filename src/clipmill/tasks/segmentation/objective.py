@@ -4,11 +4,13 @@ Shapes: B batch, H W image, h w a feature map's height and width, C classes.
 """
 
 from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from clipmill.data.labeled.dense import IGNORED
-from clipmill.models.encoders import build_dense
 from clipmill.models.config import EncoderConfig
+from clipmill.models.encoders import build_dense
 from clipmill.models.linear_head import LinearHead
 from clipmill.models.necks import build_neck, feature_strides
 from clipmill.openmmlab.segmentation import SemanticFpnTraining, UperNetTraining

@@ -1,0 +1,70 @@
+"""Stages that make encoders: pretraining by each method, and import of public weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from clipmill.recipes.registry import get_recipe
+from clipmill.stage_records import Stage
+
+CAPTION_LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
+"""The paper's names of caption sources (CLIP-QC, Table 2), and of a selection of both."""
+
+
+def pretrain(
+    recipe: str,
+    overrides: Sequence[str],
+    dataset: str,
+    store: str,
+    run: str = "",
+    *,
+    captions: str = "real",
+    layer: str = "",
+    select: Sequence[str] = (),
+) -> str:
+    """Pretrain CLIP on real, synthetic, both or selected captions; return the encoder's URI."""
+    from clipmill.data.loading.view import ViewConfig
+    from clipmill.pretrain import clip
+    from clipmill.pretrain.config import PretrainConfig
+
+    base = get_recipe(recipe, PretrainConfig)
+    fields = {
+        "captions": captions,
+        "layer": layer if captions in {"synthetic", "both"} else "",
+        "select": list(select),
+    }
+    view = ViewConfig.from_json(base.view.to_json() | fields)
+    config = replace(base, view=view).override(overrides)
+    with Stage("pretrain", store=store, run=run, label=CAPTION_LABELS[captions]) as stage:
+        return stage.made(clip.pretrain(config, dataset, store, report=stage.report))
+
+
+def pretrain_mae(
+    recipe: str, overrides: Sequence[str], dataset: str, store: str, run: str = ""
+) -> str:
+    """Pretrain a masked autoencoder on a dataset's images; return the encoder's URI."""
+    from clipmill.pretrain import mae
+    from clipmill.pretrain.config import MaePretrainConfig
+
+    config = get_recipe(recipe, MaePretrainConfig, overrides)
+    with Stage("pretrain", store=store, run=run, label="MAE") as stage:
+        return stage.made(mae.pretrain_mae(config, dataset, store, report=stage.report))
+
+
+def pretrain_supervised(
+    recipe: str, overrides: Sequence[str], data: str, store: str, run: str = ""
+) -> str:
+    """Pretrain an image tower on a folder of labeled images; return the encoder's URI."""
+    from clipmill.pretrain import supervised
+    from clipmill.pretrain.config import SupervisedConfig
+
+    config = get_recipe(recipe, SupervisedConfig, overrides)
+    with Stage("pretrain", store=store, run=run, label="supervised") as stage:
+        return stage.made(supervised.pretrain_supervised(config, data, store, report=stage.report))
+
+
+def import_weights(address: str, store: str, run: str = "") -> str:
+    """Import public weights as an encoder; return its URI."""
+    from clipmill.models import pretrained
+
+    with Stage("import", store=store, run=run) as stage:
+        return stage.made(pretrained.import_weights(address, store, report=stage.report))
