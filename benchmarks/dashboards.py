@@ -44,7 +44,7 @@ from clipmill.stage_records import METRICS_VARIABLE
 
 CHART = Path(__file__).resolve().parent.parent / "helm" / "clipmill"
 HOST = "127.0.0.1"
-STEPS = ("train.batch_size=16", "train.log_steps=5", "train.checkpoint_steps=10")
+STEPS = ("train.batch_size=16", "train.log_every=5", "train.checkpoint_every=10")
 NOTHING_HAPPENED = {
     "Attempts at an endpoint, by outcome, a second",
     "Samples that a loader replaced, a second",
@@ -158,9 +158,9 @@ def train(folder: Path, port: int) -> dict[str, str]:
         *("pretrain", dataset, *store, "--captions", "both", "--layer", layer),
         port=port,
         sets=(
-            *(*STEPS, "train.steps=200", "train.operation.peak_flops=1e11"),
-            *("evaluation.every_steps=20", "evaluation.num_pairs=0"),
-            f"evaluation.class_folder={classes / 'val'}",
+            *(*STEPS, "train.steps=200", "train.runtime.peak_flops=1e11"),
+            *("validation.every=20", "validation.num_pairs=0"),
+            f"validation.zero_shot_dataset={classes / 'val'}",
         ),
     )
     wanted = {"depth": ("depth-miniature", nyu), "segmentation": ("upernet-miniature", ade20k)}

@@ -19,16 +19,18 @@ from rich.console import Console
 from rich.table import Table
 from towers import BASE, hardware, matmul_flops, pairs
 
-from clipmill.engine.config import OperationConfig, TrainConfig
-from clipmill.engine.distributed import Ranks, ranks
+from clipmill.engine.config import RuntimeConfig, TrainConfig
+from clipmill.engine.distributed import DistributedContext, init_distributed
 
 _WARM = 3
 
 
-def measure(config: TrainConfig, here: Ranks, steps: int, *, synthetic: bool) -> tuple[str, ...]:
+def measure(
+    config: TrainConfig, dist: DistributedContext, steps: int, *, synthetic: bool
+) -> tuple[str, ...]:
     """The table's cells for one model: of its times the median."""
     torch.cuda.reset_peak_memory_stats()
-    run = updater(BASE, config, here)
+    run = updater(BASE, config, dist)
     batch = pairs(BASE, config.batch_size, synthetic=synthetic).pin_memory()
     laps = []
     for step in range(_WARM + steps):
@@ -62,23 +64,23 @@ def main() -> None:
     config = TrainConfig(
         steps=100_000,
         batch_size=options.batch,
-        micro_batches=options.micro_batches,
+        grad_accum_steps=options.grad_accum_steps,
         precision=options.precision,
     )
-    pieces = f" in {options.micro_batches} pieces" if options.micro_batches > 1 else ""
+    pieces = f" in {options.grad_accum_steps} pieces" if options.grad_accum_steps > 1 else ""
     title = f"ViT-B/16, batch {options.batch}{pieces}, {options.precision}"
     table = Table(title=title, caption=hardware())
     for heading in ("captions", "form", "ms/step", "samples/s", "TFLOP/s", "MFU", "peak GiB"):
         table.add_column(heading, justify="left" if heading in {"captions", "form"} else "right")
     console = Console()
-    with ranks() as here:
+    with init_distributed() as dist:
         for is_compiled in (False, True) if options.compile else (False,):
             form = "compiled" if is_compiled else "eager"
-            operation = OperationConfig(compile=is_compiled)
+            operation = RuntimeConfig(compile=is_compiled)
             for captions in ("G", "G + S"):
                 cells = measure(
-                    replace(config, operation=operation),
-                    here,
+                    replace(config, runtime=operation),
+                    dist,
                     options.steps,
                     synthetic=captions == "G + S",
                 )
@@ -86,7 +88,7 @@ def main() -> None:
                 console.print(f"{captions}, {form}: {cells[0]} ms", style="dim")
                 gc.collect()
                 torch.cuda.empty_cache()
-        plain = matmul_flops(here.device, torch.bfloat16, 8192)
+        plain = matmul_flops(dist.device, torch.bfloat16, 8192)
     console.print(table)
     console.print(f"a plain product of bf16 matrices of side 8192: {plain / 1e12:.0f} TFLOP/s")
 

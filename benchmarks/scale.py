@@ -2,7 +2,7 @@
 
 Entries only: no image is behind them. Each stage runs in a process of its own, whose peak memory is
 reported. Then the same rates, with the measured cost of sharding real JPEGs, give the plan of a
-dataset of 1.28 x 10^9 pairs (``clipmill.data.scale``). Run::
+dataset of 1.28 x 10^9 pairs (``scale_plan.py``). Run::
 
     python benchmarks/scale.py --entries 100000 1000000 10000000
 
@@ -22,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scale_plan import ScaleRates, scale_plan
 from scenes import hardware
 from shard import write_pairs
 
-from clipmill.data.scale import ScaleRates, scale_plan
+
 from clipmill.data.shards.finalize import FINGERPRINT, find_duplicates
 from clipmill.data.shards.plan import ShardConfig, plan_shards
 from clipmill.data.shards.write import write_shards

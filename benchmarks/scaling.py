@@ -17,7 +17,7 @@ from rich.console import Console
 from towers import SMALL, hardware, pairs
 
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import ranks
+from clipmill.engine.distributed import init_distributed
 from clipmill.processes import free_ports
 
 
@@ -25,15 +25,15 @@ def child(batch_size: int, steps: int) -> None:
     """A rank; the first one prints its seconds a step."""
     torch.set_num_threads(1)
     config = TrainConfig(steps=1000, batch_size=batch_size)
-    with ranks() as here:
-        run = updater(SMALL, config, here)
-        batch = pairs(SMALL, here.share(batch_size, 1), seed=here.rank)
+    with init_distributed() as dist:
+        run = updater(SMALL, config, dist)
+        batch = pairs(SMALL, dist.share(batch_size, 1), seed=dist.rank)
         laps = []
         for step in range(steps + 1):
             started = time.perf_counter()
             run.update(step, batch)
             laps.append(time.perf_counter() - started)
-        if here.rank == 0:
+        if dist.rank == 0:
             print(json.dumps(laps[1:]))
 
 

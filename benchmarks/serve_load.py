@@ -35,7 +35,7 @@ from clipmill.processes import free_port
 from clipmill.serve.client import pixels_request
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.launch import ServerProcess
-from clipmill.serve.smoke_test import scrape
+from clipmill.serve.smoke_test import scrape_metrics
 from clipmill.tasks.predictor import Predictor
 
 NUM_ALONE = 40
@@ -174,7 +174,9 @@ def bare_forward(predictor: Predictor, image_HW3: np.ndarray) -> float:
 
 def sums_of(url: str) -> dict[str, float]:
     """Total seconds of each part of our requests so far, and their number."""
-    values = dict(line.rsplit(" ", 1) for line in scrape(url).splitlines() if line[0] != "#")
+    values = dict(
+        line.rsplit(" ", 1) for line in scrape_metrics(url).splitlines() if line[0] != "#"
+    )
     found = {
         part: float(values[f'clipmill_serve_{part}_seconds_sum{{model="model"}}']) for part in PARTS
     }

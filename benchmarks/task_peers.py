@@ -91,7 +91,7 @@ def segmentation(
         "power": train.schedule.power,
         "begin": train.schedule.warmup_steps,
         "end": train.steps,
-        "eta_min": train.schedule.minimum,
+        "eta_min": train.schedule.min_lr,
         "by_epoch": False,
     }
     return _runner("mmseg", model, data, schedule, train, lap, scratch)
@@ -217,7 +217,7 @@ def _runner(
             "type": "OptimWrapper",
             "optimizer": {
                 "type": "AdamW",
-                "lr": train.schedule.peak,
+                "lr": train.schedule.lr,
                 "betas": optimizer.betas,
                 "eps": optimizer.epsilon,
                 "weight_decay": optimizer.weight_decay,
@@ -226,7 +226,7 @@ def _runner(
         },
         param_scheduler=[{**warmup, "begin": 0, "end": train.schedule.warmup_steps}, schedule],
         default_hooks={
-            "logger": {"type": "LoggerHook", "interval": train.log_steps},
+            "logger": {"type": "LoggerHook", "interval": train.log_every},
             "checkpoint": None,
         },
         custom_hooks=[Laps()],

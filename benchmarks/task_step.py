@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from towers import hardware
 
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.trainer import train
 from clipmill.models.pretrained import open_encoder
 from clipmill.recipes.registry import get_recipe
@@ -61,7 +61,7 @@ def config_of(options: argparse.Namespace) -> FinetuneConfig:
     config = get_recipe(_RECIPES[options.task], FinetuneConfig)
     schedule = replace(config.train.schedule, warmup_steps=1)
     steps = options.steps + _WARM
-    train = replace(config.train, steps=steps, schedule=schedule, checkpoint_steps=10**6)
+    train = replace(config.train, steps=steps, schedule=schedule, checkpoint_every=10**6)
     return replace(config, train=train)
 
 
@@ -88,7 +88,7 @@ def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
             runner.train()
             return laps
 
-        def batches(cursor: int, here: Ranks) -> Iterator[Any]:
+        def batches(cursor: int, dist: DistributedContext) -> Iterator[Any]:
             # A batch is made while the one before is still being computed: the end of a step is
             # where the next is asked for.
             made = task.train_dataloader(
@@ -97,8 +97,8 @@ def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
                 batch_size=config.train.batch_size,
                 seed=config.train.seed,
                 cursor=cursor,
-                rank=here.rank,
-                world_size=here.world_size,
+                rank=dist.rank,
+                world_size=dist.world_size,
             )
             while True:
                 laps.append(now())

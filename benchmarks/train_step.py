@@ -31,7 +31,7 @@ from towers import BASE, SMALL, hardware, pairs
 
 from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.trainer import train
 from clipmill.models.encoders import Normalize
 from clipmill.models.towers import build_clip
@@ -80,8 +80,8 @@ def ours(options: argparse.Namespace) -> list[Lap]:
     if _ON_GPU:
         batch = batch.pin_memory()
 
-    def batches(cursor: int, here: Ranks) -> Iterator[PairBatch]:
-        del cursor, here
+    def batches(cursor: int, dist: DistributedContext) -> Iterator[PairBatch]:
+        del cursor, dist
         while True:
             laps.append(now())
             yield batch
@@ -89,14 +89,14 @@ def ours(options: argparse.Namespace) -> list[Lap]:
     config = TrainConfig(
         steps=options.steps + _WARM,
         batch_size=options.batch,
-        schedule=ScheduleConfig(peak=_PEAK, warmup_steps=10),
+        schedule=ScheduleConfig(lr=_PEAK, warmup_steps=10),
         optimizer=AdamWConfig(weight_decay=0.2),
         precision=options.precision,
         num_threads=options.threads,
     )
     with tempfile.TemporaryDirectory() as folder:
         train(
-            lambda here: ClipObjective(model, here),
+            lambda dist: ClipObjective(model, dist),
             batches,
             config,
             name="clip",

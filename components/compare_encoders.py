@@ -30,5 +30,5 @@ def compare_encoders(
     """
     from clipmill import stages
 
-    made = [uri for of_one_encoder in evaluations for uri in of_one_encoder]
-    return stages.compare(encoders, made, random, [ade20k, nyu], store, run)
+    flat = [uri for uris in evaluations for uri in uris]
+    return stages.compare(encoders, flat, random, [ade20k, nyu], store, run)

@@ -18,9 +18,9 @@ def deploy(promotion: str, endpoint: str, namespace: str, runtime: str, promethe
     Returns:
         Digest of the model that the endpoint serves.
     """
-    from clipmill.cluster.deploy import deploy_promotion
-    from clipmill.cluster.rollout import RolloutConfig
-    from clipmill.cluster.serving import EndpointConfig
+    from clipmill.cluster.kserve import deploy_promotion
+    from clipmill.cluster.kserve import RolloutConfig
+    from clipmill.cluster.kserve import EndpointConfig
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
     place = EndpointConfig.from_json({**settings, "prometheus": prometheus})

@@ -24,7 +24,7 @@ def finetune(
     Returns:
         URI of the model.
     """
-    from clipmill.cluster.artifacts import recorded
     from clipmill import stages
+    from clipmill.cluster.artifacts import recorded
 
     return recorded(stages.finetune(recipe, overrides, encoder, data, store, run, label), made)

@@ -21,7 +21,7 @@ def hold_out(dataset: str, recipe: str, overrides: list, store: str, run: str) -
 
     Returns:
         Overrides that pretrain on the training part and evaluate retrieval on the held-out
-            part.
+        part.
     """
     from typing import NamedTuple
 

@@ -25,8 +25,8 @@ def pretrain(
     Returns:
         URI of the encoder.
     """
-    from clipmill.cluster.artifacts import recorded
     from clipmill import stages
+    from clipmill.cluster.artifacts import recorded
 
     seen = {"captions": captions, "layer": layer, "select": [select] if select else []}
     return recorded(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)

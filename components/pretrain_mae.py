@@ -21,7 +21,7 @@ def pretrain_mae(
     Returns:
         URI of the encoder.
     """
-    from clipmill.cluster.artifacts import recorded
     from clipmill import stages
+    from clipmill.cluster.artifacts import recorded
 
     return recorded(stages.pretrain_mae(recipe, overrides, dataset, store, run), made)

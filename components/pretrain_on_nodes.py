@@ -29,9 +29,9 @@ def pretrain_on_nodes(
     Returns:
         URI of the encoder.
     """
+    from clipmill import stages
     from clipmill.cluster.artifacts import recorded
     from clipmill.cluster.submit import run_to_end
-    from clipmill import stages
 
     command = ["pretrain", dataset, "--store", store, "--captions", captions, "--layer", layer]
     command += ["--recipe", recipe, *(text for o in overrides for text in ("--set", o))]

@@ -21,7 +21,7 @@ def pretrain_supervised(
     Returns:
         URI of the encoder.
     """
-    from clipmill.cluster.artifacts import recorded
     from clipmill import stages
+    from clipmill.cluster.artifacts import recorded
 
     return recorded(stages.pretrain_supervised(recipe, overrides, data, store, run), made)

@@ -35,4 +35,6 @@ def random_weights(
     from clipmill import stages
 
     recipes, data = [segmentation_recipe, depth_recipe], [ade20k, nyu]
-    return stages.random_weights(clip_recipe, clip_overrides, recipes, finetune_overrides, data, store, run)
+    return stages.random_weights(
+        clip_recipe, clip_overrides, recipes, finetune_overrides, data, store, run
+    )

@@ -22,8 +22,8 @@ def recaption_on_argo(
     Returns:
         Name of the caption layer.
     """
-    from clipmill.cluster.data_runs import fan_out
     from clipmill import stages
+    from clipmill.cluster.argo import fan_out
 
     arguments = ["--captioner", captioner, "--recipe", recipe]
     fan_out("recaption", dataset, arguments, pool=pool, namespace=namespace)

@@ -43,9 +43,9 @@ def report(
     from clipmill import stages
     from clipmill.storage import read_bytes
 
-    evaluated = [uri for of_one_encoder in evaluations for uri in of_one_encoder]
-    made_of = (dataset, layer, captioner, encoders, evaluated)
-    served = {"promotions": [segmentation, depth], "probe_uri": probed}
-    uri = stages.report(*made_of, store, run, comparison=comparison, **served)
+    flat = [uri for uris in evaluations for uri in uris]
+    inputs = (dataset, layer, captioner, encoders, flat)
+    served = {"promotions": [segmentation, depth], "smoke_test": probed}
+    uri = stages.report(*inputs, store, run, comparison=comparison, **served)
     Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
     return uri

@@ -23,7 +23,7 @@ def shard(
     Returns:
         URI of the dataset.
     """
-    from clipmill.cluster.artifacts import recorded
     from clipmill import stages
+    from clipmill.cluster.artifacts import recorded
 
     return recorded(stages.shard(recipe, overrides, source, store, run, label), made)

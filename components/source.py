@@ -24,11 +24,12 @@ def source(pairs: str, recipe: str, overrides: list, store: str, run: str) -> Na
     """
     from typing import NamedTuple
 
-    from clipmill.scenes import source as files
     from clipmill import stages
+    from clipmill.scenes.source import CAPTIONING, LABELS, PAIRS
 
-    drawn = stages.scenes(recipe, overrides, store, run)
-    names = (files.PAIRS, files.CAPTIONING, files.LABELS["segmentation"], files.LABELS["depth"])
-    uris = [f"{drawn}/{name}" for name in names]
-    made = NamedTuple("Sources", [(name, str) for name in ("pairs", "captioning", "ade20k", "nyu")])
-    return made(pairs or uris[0], *uris[1:])
+    folder = stages.scenes(recipe, overrides, store, run)
+    names = (PAIRS, CAPTIONING, LABELS["segmentation"], LABELS["depth"])
+    uris = [f"{folder}/{name}" for name in names]
+    outputs = ("pairs", "captioning", "ade20k", "nyu")
+    sources = NamedTuple("Sources", [(name, str) for name in outputs])
+    return sources(pairs or uris[0], *uris[1:])

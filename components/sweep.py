@@ -29,14 +29,14 @@ def sweep(
     """
     from pathlib import Path
 
+    from clipmill import stages
     from clipmill.cluster.artifacts import recorded
-    from clipmill.stages.run import WantedTask, best_of_sweep
     from clipmill.storage import read_bytes
 
-    task = WantedTask.from_json(wanted)
-    uri, best = best_of_sweep(task, encoder, store, run)
+    spec = stages.TaskSpec.from_json(wanted)
+    uri, best = stages.best_of_sweep(spec, encoder, store, run)
     Path(page.path).write_bytes(read_bytes(f"{uri}/sweep.html"))
     recorded(best.model.uri, made)
     for name, value in best.metrics.items():
         metrics.log_metric(name, value)
-    return best.task, task.gate, best.uri, [best.uri]
+    return best.task, spec.min_metric, best.uri, [best.uri]

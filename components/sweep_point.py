@@ -18,7 +18,6 @@ def sweep_point(encoder: str, wanted: dict, point: dict, store: str, run: str) -
     Returns:
         URI of the evaluation; empty where training diverged.
     """
-    from clipmill.stages.run import WantedTask
     from clipmill import stages
 
-    return stages.sweep_point(WantedTask.from_json(wanted), point, encoder, store, run)
+    return stages.sweep_point(stages.TaskSpec.from_json(wanted), point, encoder, store, run)

@@ -14,6 +14,6 @@ def sweep_points(wanted: dict) -> list:
     Returns:
         Values by path, for each point.
     """
-    from clipmill.stages.run import WantedTask
+    from clipmill import stages
 
-    return list(WantedTask.from_json(wanted).sweep.points())
+    return list(stages.TaskSpec.from_json(wanted).sweep.points())

@@ -23,7 +23,9 @@ def train_captioner(
     Returns:
         URI of the captioner.
     """
-    from clipmill.cluster.artifacts import recorded
     from clipmill import stages
+    from clipmill.cluster.artifacts import recorded
 
-    return captioner or recorded(stages.train_captioner(recipe, overrides, dataset, store, run), made)
+    return captioner or recorded(
+        stages.train_captioner(recipe, overrides, dataset, store, run), made
+    )

@@ -37,7 +37,7 @@ def generated() -> dict[Path, str]:
 
     from clipmill.cluster.examples import examples
     from clipmill.cluster.monitoring.files import files
-    from clipmill.cluster.tables import pools_json
+    from clipmill.cluster.pools import pools_json
 
     made = {ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")}
     made |= {CHART / "files" / name: text for name, text in files().items()}

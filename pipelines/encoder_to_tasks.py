@@ -15,7 +15,7 @@ def encoder_to_tasks(store: str, run: str, encoder: str, tasks: list, **given: A
     """Fine-tune ``encoder`` for all ``tasks``, judge, promote, report, and deploy where told to.
 
     An entry of ``tasks`` names a recipe, of a fine-tuning or of a sweep, its data, and the gate:
-    ``{"recipe": "sweep-depth-vit-b16", "data": "s3://b/nyu_depth_v2.tar", "gate": 0.4}``.
+    ``{"recipe": "sweep-depth-vit-b16", "data": "s3://b/nyu_depth_v2.tar", "min_metric": 0.4}``.
     """
     at = {"store": store, "run": run}
     with dsl.ExitHandler(on_pool(finish_run(**at), "cpu", cached=False), name="all"):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmill.cluster.names import NON_ROOT, STORE_VARIABLES
+from clipmill.cluster.constants import NON_ROOT, STORE_VARIABLES
 
 _EXECUTOR = "-m kfp.dsl.executor_main"
 _RESTRICTED = {

@@ -8,8 +8,9 @@ from clipmill.data.captioners import captioner_kind
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError, NotFoundError, StorageError
 from clipmill.models.pretrained import check_address
-from clipmill.recipes.registry import RECIPES, get_recipe
-from clipmill.stages.run import LABELS, WantedTask
+from clipmill.recipes.registry import get_recipe, recipe_type
+from clipmill.stages.pretrain import CAPTION_LABELS
+from clipmill.stages.tasks import TaskSpec
 from clipmill.tasks.finetune import FinetuneConfig
 
 _TYPES = {"STRING": str, "LIST": list, "STRUCT": dict, "NUMBER_DOUBLE": float}
@@ -47,7 +48,7 @@ def check(pipeline: Any, parameters: Mapping[str, Any]) -> None:
     """Find what a task would stop at.
 
     Raises:
-        ConfigError: a recipe, override, caption choice or wanted task that makes no sense.
+        ConfigError: a recipe, override, caption source or task specification is invalid.
         NotFoundError, ArtifactError: an encoder or dataset that isn't there. A store that can't be
             read from here is left to the tasks.
     """
@@ -57,21 +58,21 @@ def check(pipeline: Any, parameters: Mapping[str, Any]) -> None:
     for name, spec in inputs.items():
         if not name.endswith("_recipe"):
             continue
-        kind = type(RECIPES[spec.default_value.string_value]())
+        kind = recipe_type(spec.default_value.string_value)
         # Fine-tunings share their overrides.
         shared = "finetune_overrides" if kind is FinetuneConfig else ""
         overrides = name.replace("_recipe", "_overrides")
         get_recipe(every[name], kind, parameters.get(overrides, parameters.get(shared, [])))
-    if "captions" in every and every["captions"] not in LABELS:
+    if "captions" in every and every["captions"] not in CAPTION_LABELS:
         raise ConfigError(
             f"captions was {every['captions']!r}",
-            expected=f"one of {', '.join(LABELS)}",
+            expected=f"one of {', '.join(CAPTION_LABELS)}",
             action="correct it",
         )
     if parameters.get("captioner"):
         captioner_kind(parameters["captioner"])
-    for number, wanted in enumerate(parameters.get("tasks", [])):
-        _ = WantedTask.from_json(wanted, f"tasks[{number}]").sweep
+    for number, task in enumerate(parameters.get("tasks", [])):
+        _ = TaskSpec.from_json(task, f"tasks[{number}]").sweep
     try:
         if "encoder" in parameters:
             check_address(parameters["encoder"])

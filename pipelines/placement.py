@@ -8,7 +8,7 @@ from typing import Literal
 
 from kfp import dsl, kubernetes
 
-from clipmill.cluster.names import (
+from clipmill.cluster.constants import (
     DOMAIN,
     METRICS_LABEL,
     METRICS_PORT,

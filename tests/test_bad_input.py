@@ -191,7 +191,7 @@ def test_a_store_that_cannot_be_written_stops_a_stage_before_its_work(as_target,
     (tmp_path / "file").touch()
     place = str(tmp_path / "file" / "store")
     with Stage("scenes", **{"target" if as_target else "store": place}) as stage:
-        stage.made("reused")  # there's nothing to write
+        stage.set_output("reused")  # there's nothing to write
     with (
         pytest.raises(StorageError, match="can't write under"),
         Stage("scenes", **{"target" if as_target else "store": place}) as stage,
@@ -302,8 +302,8 @@ def test_runs_of_a_folder_that_is_not_there_are_an_error(tmp_path, capsys):
 )
 def test_an_image_without_its_content_type_is_told_the_header(body, said):
     from clipmill.serve.errors import BadRequestError
-    from clipmill.serve.protocol.bodies import read_v2
+    from clipmill.serve.protocol.bodies import parse_v2
 
     with pytest.raises(BadRequestError, match="the request isn't JSON") as caught:
-        read_v2(body, None, "depth")
+        parse_v2(body, None, "depth")
     assert said in str(caught.value)

@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from small_models import save_model
 from test_demo import OVERRIDES
 
-from clipmill.cluster.names import NON_ROOT
+from clipmill.cluster.constants import NON_ROOT
 from clipmill.serve.client import Client
 from clipmill.stage_records import read_stages
 from clipmill.storage import read_json

@@ -19,7 +19,7 @@ from clipmill.processes import free_port, port_owner
 from clipmill.scenes.formats import write_caption_folder
 from clipmill.scenes.geometry import SceneConfig
 
-STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
+STEPS = ["train.steps=2", "train.batch_size=4", "train.log_every=1", "train.num_threads=1"]
 OVERRIDES = {
     "scenes_overrides": [
         "size=32",
@@ -38,7 +38,7 @@ OVERRIDES = {
         "model.vision.image_size=32",
         "model.text.vocab_size=600",
         "view.fraction=1.0",
-        "evaluation.every_steps=0",
+        "validation.every=0",
     ],
     "finetune_overrides": [*STEPS, "model.crop_size=32"],
 }

@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from clipmill.progress import PLAN_EVENT, TimeLeft, follow
+from clipmill.progress import PLAN_EVENT, TimeLeft, render_progress
 
 PLAN = [("shard", 10.0), ("pretrain", 100.0), ("pretrain", 100.0), ("report", 5.0)]
 
@@ -72,7 +72,7 @@ def test_without_a_terminal_a_line_is_printed_per_finished_stage(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     output = io.StringIO()
-    failed = follow(events, process, Console(file=output, width=40))
+    failed = render_progress(events, process, Console(file=output, width=40))
     assert failed == told[-1]
     first, second = output.getvalue().splitlines()
     assert first.split("   ")[0] == "✓ shard pairs"

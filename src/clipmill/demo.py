@@ -35,7 +35,7 @@ from clipmill.processes import (
     running_processes,
     stop_processes,
 )
-from clipmill.progress import follow
+from clipmill.progress import render_progress
 from clipmill.serve.config import DEFAULT_PORT
 from clipmill.serve.launch import ServerProcess
 from clipmill.stage_records import EVENTS_VARIABLE
@@ -179,7 +179,7 @@ def run_demo(
             *(name, json.dumps(parameters), str(scratch)),
         ]
         with log.open("wb") as output, _group(command, environment, output) as process:
-            failed = follow(events, process, console)
+            failed = render_progress(events, process, console)
     if process.returncode:
         raise _failure(failed, log)
     report = read_json(join(store, "runs", run, "report.json"))["output"]

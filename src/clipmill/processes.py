@@ -387,7 +387,7 @@ class BackgroundProcess:
 
 
 def record_processes(file: Path, processes: Sequence[BackgroundProcess]) -> None:
-    """Write the processes that are left running to a file, so that a later command can stop them."""
+    """Write the processes that are left running, so that a later command can stop them."""
     file.write_text(json.dumps([asdict(process) for process in processes], indent=2) + "\n")
 
 

@@ -99,7 +99,7 @@ class _Running:
     """Part that is done."""
 
 
-def follow(
+def render_progress(
     events: Path, process: subprocess.Popen[bytes], console: Console
 ) -> dict[str, Any] | None:
     """Show the events of ``process`` until it ends; the event of the stage that failed, if any.

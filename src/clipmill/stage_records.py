@@ -1,4 +1,4 @@
-"""A stage of a run: its progress while it lasts, and its time in the store when it ends.
+"""Records of a run's stages: progress while they last, and times in the store when they end.
 
 Progress goes as JSON lines to the file that ``CLIPMILL_EVENTS`` names, where a person's terminal
 follows it; without that variable it is plain lines on standard error. Where ``CLIPMILL_METRICS``
@@ -20,37 +20,37 @@ from clipmill.errors import ConfigError, UserError
 from clipmill.storage import join, open_store, read_json, require_writable, write_json
 from clipmill.telemetry import serve_metrics
 
-Report = Callable[[int, int, str], None]
-"""Progress: how much is done, of how much, and a few words."""
+ProgressCallback = Callable[[int, int, str], None]
+"""Callback with the amount done, the total, and a short message."""
 
 
-def silent(done: int, total: int, words: str) -> None:
-    """A report for work whose progress nobody follows."""
+def no_progress(done: int, total: int, words: str) -> None:
+    """Ignore progress."""
     del done, total, words
 
 
 EVENTS_VARIABLE = "CLIPMILL_EVENTS"
 METRICS_VARIABLE = "CLIPMILL_METRICS"
-_QUIET_SECONDS = 0.2
+_PROGRESS_INTERVAL_SECONDS = 0.2
 _END = "end.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageRecord:
-    """What a finished stage leaves."""
+    """Record of a finished stage."""
 
     name: str
-    """Which stage."""
+    """Name of the stage."""
     label: str
-    """Which of several that run it, such as ``G``; empty where there is one."""
+    """Name of one of several runs of the stage, such as ``G``; empty where there is one."""
     started: float
     """Unix time, seconds."""
     seconds: float
-    """How long it took."""
+    """Duration."""
     reused: bool
-    """Whether its result was there already."""
+    """Whether its result existed already."""
     output: str
-    """URI of what it made, or found."""
+    """URI of its output."""
 
 
 class Stage:
@@ -61,11 +61,11 @@ class Stage:
     ) -> None:
         self.name = name
         self.label = label
-        self._place = join(store, "runs", run) if store and run else ""
-        # What it makes lies in the store, or in the dataset that it adds to.
+        self._folder = join(store, "runs", run) if store and run else ""
+        # Its output lies in the store, or in the dataset that it adds to.
         self._target = target or store
         self._started = 0.0
-        self._told = 0.0
+        self._reported = 0.0
         self._worked = False
         self._first: tuple[int, float] | None = None
         self._output = ""
@@ -75,11 +75,11 @@ class Stage:
         if address := os.environ.get(METRICS_VARIABLE):
             _serve_metrics(address)
         self._started = time.time()
-        self._emit({"event": "start"})
+        self._write_event({"event": "start"})
         return self
 
     def report(self, done: int, total: int, words: str) -> None:
-        """Progress: ``done`` of ``total``. Its first call says that there is work to do.
+        """Report ``done`` of ``total``. The first call marks the stage as one that does work.
 
         That call raises StorageError where the work couldn't be written.
         """
@@ -87,24 +87,24 @@ class Stage:
             require_writable(self._target)
         self._worked = True
         now = time.time()
-        if now - self._told < _QUIET_SECONDS and done < total:
+        if now - self._reported < _PROGRESS_INTERVAL_SECONDS and done < total:
             return
-        self._told = now
+        self._reported = now
         event = {"event": "progress", "done": done, "total": total, "words": words}
-        self._emit(event | {"remaining_seconds": self._remaining(done, total, now)})
+        self._write_event(event | {"remaining_seconds": self._remaining(done, total, now)})
 
     def _remaining(self, done: int, total: int, now: float) -> float | None:
-        """Time to the end at the pace since the first report; None while there is no pace yet.
+        """Return the time to the end at the rate since the first report; None without a rate yet.
 
-        A resumed run's first report comes late in it, so the pace isn't counted from its start.
+        A resumed run's first report comes late in it, so the rate isn't counted from its start.
         """
         if self._first is None or done < self._first[0]:
             self._first = (done, now)
         first, since = self._first
         return (total - done) * (now - since) / (done - first) if done > first else None
 
-    def made(self, output: str) -> str:
-        """Note the URI of the stage's output, and hand it back."""
+    def set_output(self, output: str) -> str:
+        """Record the URI of the stage's output, and return it."""
         self._output = output
         return output
 
@@ -120,9 +120,9 @@ class Stage:
                 [error.what, error.expected, error.action] if isinstance(error, UserError) else None
             )
             words = f"{type(error).__name__}: {error}"
-            self._emit({"event": "failed", "seconds": seconds, "words": words, "user": user})
+            self._write_event({"event": "failed", "seconds": seconds, "words": words, "user": user})
             return
-        if self._place:
+        if self._folder:
             value = {
                 "name": self.name,
                 "label": self.label,
@@ -132,10 +132,10 @@ class Stage:
                 "output": self._output,
             }
             name = f"{self.name}-{self.label}.json" if self.label else f"{self.name}.json"
-            write_json(join(self._place, name), value)
-        self._emit({"event": "end", "seconds": seconds, "reused": not self._worked})
+            write_json(join(self._folder, name), value)
+        self._write_event({"event": "end", "seconds": seconds, "reused": not self._worked})
 
-    def _emit(self, event: dict[str, Any]) -> None:
+    def _write_event(self, event: dict[str, Any]) -> None:
         event = {"stage": self.name, "label": self.label, "time": time.time(), **event}
         path = os.environ.get(EVENTS_VARIABLE)
         if path:
@@ -153,21 +153,21 @@ class Stage:
 
 
 def write_end(store: str, run: str, state: str, error: str) -> None:
-    """Keep how a run ended, beside the times of its stages."""
+    """Write how a run ended, next to the records of its stages."""
     write_json(join(store, "runs", run, _END), {"state": state, "error": error})
 
 
 def read_stages(store: str, run: str) -> list[StageRecord]:
-    """The finished stages of a run, in the order in which they began."""
-    place = join(store, "runs", run)
-    keys = [key for key in open_store(place).list() if key != _END]
-    records = [StageRecord(**read_json(join(place, key))) for key in keys]
+    """Return the finished stages of a run, in the order in which they began."""
+    folder = join(store, "runs", run)
+    keys = [key for key in open_store(folder).list() if key != _END]
+    records = [StageRecord(**read_json(join(folder, key))) for key in keys]
     return sorted(records, key=lambda record: record.started)
 
 
 @cache
 def _serve_metrics(address: str) -> None:
-    """Once a process: its stages follow one another."""
+    """Serve metrics once per process, whose stages follow one another."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()):
         raise ConfigError(

@@ -27,7 +27,7 @@ from clipmill.tasks.retrieval import read_ranks
 from clipmill.tasks.zero_shot import RetrievalConfig
 
 TINY = [
-    "train.steps=4", "train.batch_size=16", "train.log_steps=1", "train.num_threads=1",
+    "train.steps=4", "train.batch_size=16", "train.log_every=1", "train.num_threads=1",
     "model.vision.image_size=32", "model.text.vocab_size=600",
 ]  # fmt: skip
 

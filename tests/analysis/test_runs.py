@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.metrics import Journal
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.result import LOG_FILE, log_lines
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.report.runs import differing, list_runs, runs_page
@@ -30,8 +29,8 @@ def store(request, tmp_path):
     metadata = CheckpointMetadata(kind="clip", architecture={}, recipe={"train": TRAIN.to_json()})
     save_checkpoint(join(uri, "encoders", "real-1"), metadata, {})
     write_bytes(join(uri, "encoders", "real-1", LOG_FILE), log_lines(RECORDS))
-    other = TRAIN.override(["schedule.peak=0.5"])
-    journal = Journal("clip", other, Ranks(), join(uri, "encoders", "both-2", "state"))
+    other = TRAIN.override(["schedule.lr=0.5"])
+    journal = Journal("clip", other, DistributedContext(), join(uri, "encoders", "both-2", "state"))
     journal.begin(())
     journal.write(RECORDS[0])
     journal.publish("failed", "a rank was lost")
@@ -46,14 +45,14 @@ def test_runs_are_listed(store):
     assert (failed.status, failed.words, failed.step) == ("failed", "a rank was lost", 50)
     assert (finished.status, finished.step, finished.steps) == ("finished", 100, 100)
     assert finished.last["loss"] == 1.25
-    assert differing([failed, finished]) == {"train.schedule.peak": [0.5, 1e-3]}
+    assert differing([failed, finished]) == {"train.schedule.lr": [0.5, 1e-3]}
 
 
 def test_a_page_shows_curves_and_what_sets_runs_apart(store):
     page = runs_page(store, list_runs(store))
     assert "failed: a rank was lost" in page
     assert "50 of 100" in page
-    assert "train.schedule.peak" in page
+    assert "train.schedule.lr" in page
     assert page.count("<svg") == 4
     assert "Gradient norm" in page
     assert "retrieval/recall@1" in page

@@ -10,14 +10,14 @@ from strict_schemas import findings
 from typer.testing import CliRunner
 
 from clipmill.cli import app
-from clipmill.cluster.data_runs import (
+from clipmill.cluster.argo import (
     data_phase,
     fan_out,
     submit_data,
     suspend_data,
     wait_for_data,
 )
-from clipmill.cluster.dataplane import DataWorkflowConfig, data_workflow, parts, ranges
+from clipmill.cluster.argo import DataWorkflowConfig, data_workflow, parts, ranges
 from clipmill.errors import ClusterError, ConfigError
 
 RECAPTION = DataWorkflowConfig(
@@ -177,14 +177,14 @@ def test_shard_on_argo_hands_its_options_to_the_pods():
     tasks = {t["name"]: t for t in found["all"]["dag"]["tasks"]}
     assert [item["worker"] for item in tasks["part"]["withItems"]] == ["0/3", "1/3", "2/3"]
     for change, words in (
-        (["--worker", "0/3"], "--worker is for --on here"),
+        (["--worker", "0/3"], "--worker can't be used with --on argo"),
         (["--workflow", "parallel=3"], "parallel"),
         (["--workflow", "pool=none"], "none"),
     ):
         answer = command(*asked, *change, "--dry-run")
         assert answer.exit_code
         assert words in answer.output + str(answer.exception)
-    assert "are for --on argo" in command(*asked[:-2], "--dry-run").output
+    assert "need --on argo" in command(*asked[:-2], "--dry-run").output
     assert "give SOURCE and --store" in command("shard", "s3://b/raw", "--on", "argo").output
 
 

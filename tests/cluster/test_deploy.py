@@ -2,9 +2,9 @@
 
 import pytest
 
-from clipmill.cluster.deploy import deploy_promotion
-from clipmill.cluster.rollout import RolloutConfig
-from clipmill.cluster.serving import EndpointConfig
+from clipmill.cluster.kserve import deploy_promotion
+from clipmill.cluster.kserve import RolloutConfig
+from clipmill.cluster.kserve import EndpointConfig
 from clipmill.errors import GateError, NotFoundError, ServerError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint

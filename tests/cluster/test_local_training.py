@@ -8,7 +8,7 @@ from pathlib import Path
 from torchx.specs import AppState
 
 from clipmill.cluster import submit
-from clipmill.cluster.job import TrainingJobConfig
+from clipmill.cluster.training_job import TrainingJobConfig
 
 WORKER = """#!{python}
 import os, pathlib, signal, sys, time

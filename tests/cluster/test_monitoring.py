@@ -75,7 +75,7 @@ def test_every_alert_has_a_runbook_of_what_to_do():
     for alert in ALERTS:
         text = (ROOT / "docs" / "runbooks" / f"{alert.name}.md").read_text()
         assert text.startswith(f"# {alert.name}\n")
-        assert {"## What it means", "## What to do"} <= set(text.splitlines()), alert.name
+        assert {"## Meaning", "## Actions"} <= set(text.splitlines()), alert.name
     names = {p.stem for p in (ROOT / "docs" / "runbooks").glob("*.md")} - {"README"}
     assert names == {alert.name for alert in ALERTS}
 

@@ -5,8 +5,8 @@ from contextlib import suppress
 import pytest
 from strict_schemas import findings
 
-from clipmill.cluster.rollout import RolloutConfig, roll_out
-from clipmill.cluster.serving import (
+from clipmill.cluster.kserve import RolloutConfig, roll_out
+from clipmill.cluster.kserve import (
     DIGEST_ANNOTATION,
     EndpointConfig,
     ServedModel,

@@ -6,7 +6,7 @@ from torchx.runner import Runner
 from torchx.specs import AppState
 
 from clipmill.cluster import submit, trainer_scheduler
-from clipmill.cluster.job import TrainingJobConfig
+from clipmill.cluster.training_job import TrainingJobConfig
 from clipmill.cluster.trainer_scheduler import TrainerScheduler, job_state
 from clipmill.errors import ClusterError, ConfigError
 

@@ -7,7 +7,7 @@ import pytest
 from bare_dataset import bare_dataset
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.held_out import MIN_PAIRS, fitting_batch, hold_out
+from clipmill.data.loading.view import MIN_PAIRS, fit_batch_size, hold_out
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import SourceError
 
@@ -36,4 +36,4 @@ def test_too_few_pairs_are_refused_with_what_was_left_out(tmp_path):
     ("num_train", "batch"), [(15, 4), (16, 8), (45, 16), (63, 16), (64, 32), (10_000, 32)]
 )
 def test_a_batch_is_at_most_half_of_the_pairs(num_train, batch):
-    assert fitting_batch(num_train, 32) == batch
+    assert fit_batch_size(num_train, 32) == batch

@@ -28,7 +28,7 @@ from clipmill.scenes import (
     write_coco,
     write_nyu,
 )
-from clipmill.scenes import render as render_module
+from clipmill.scenes import scene as render_module
 from clipmill.scenes.captions import Subject, alt_text
 from clipmill.scenes.geometry import World, sample_world
 from clipmill.scenes.scene import render

@@ -121,7 +121,7 @@ def test_processes_make_the_same_and_count_it(
     (source / "broken.jpg").write_text("<html>")
     (source / "broken.txt").write_text("broken")
     whole = write_dataset(CONFIG, str(source), str(tmp_path / "whole"))
-    monkeypatch.setattr(shards, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(write, "_MIN_ITEMS_FOR_PROCESSES", 1)
     metrics, calls = data_metrics(), []
     before = [metrics.samples._value.get(), _count(metrics.quarantined)]
     store = str(tmp_path / "store")

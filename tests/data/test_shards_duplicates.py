@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_sources import jpeg, reinforced_sample, write_tar
 
-from clipmill.data import shard_duplicates as duplicates_module
+from clipmill.data.shards import finalize as duplicates_module
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.shards import write as shards_module

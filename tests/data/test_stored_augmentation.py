@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmill.data import stored_augmentation
+from clipmill.data.transforms import augmentation as stored_augmentation
 from clipmill.data.transforms.augmentation import (
     RandomResizedCropConfig,
     StoredAugmentationConfig,

@@ -25,11 +25,11 @@ from clipmill.errors import StoppedError
 CONFIG = TrainConfig(
     steps=12,
     batch_size=8,
-    schedule=ScheduleConfig(peak=1e-2, warmup_steps=2),
+    schedule=ScheduleConfig(lr=1e-2, warmup_steps=2),
     optimizer=AdamWConfig(clip_norm=1.0),
-    average_decay=0.9,
-    checkpoint_steps=2,
-    log_steps=1,
+    ema_decay=0.9,
+    checkpoint_every=2,
+    log_every=1,
 )
 STOPPED = 75
 _WATCHED = ("clipmill", "pathlib", "tempfile")
@@ -38,7 +38,7 @@ _WATCHED = ("clipmill", "pathlib", "tempfile")
 def outcome(folder, seen=None, before=lambda: None):
     """Train to the end; a digest of the weights and the log, without its speeds."""
 
-    def batches(cursor, here):
+    def batches(cursor, dist):
         for step, batch in enumerate(regression_batches(cursor), start=cursor):
             if seen is not None:
                 seen(step)
@@ -46,7 +46,7 @@ def outcome(folder, seen=None, before=lambda: None):
 
     before()
     trained = train(
-        lambda here: Regression(),
+        lambda dist: Regression(),
         batches,
         CONFIG,
         name="drill",

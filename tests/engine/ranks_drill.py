@@ -17,7 +17,7 @@ from drill import in_child
 from regression import Regression, regression_batches
 from torch import nn
 
-from clipmill.engine.config import AdamWConfig, OperationConfig, ScheduleConfig, TrainConfig
+from clipmill.engine.config import AdamWConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.optim import build_optimizer
 from clipmill.engine.trainer import train
 from clipmill.errors import TrainingError
@@ -25,12 +25,12 @@ from clipmill.errors import TrainingError
 CONFIG = TrainConfig(
     steps=8,
     batch_size=8,
-    schedule=ScheduleConfig(peak=1e-2),
+    schedule=ScheduleConfig(lr=1e-2),
     optimizer=AdamWConfig(clip_norm=1.0),
-    average_decay=0.9,
-    checkpoint_steps=3,
-    log_steps=1,
-    operation=OperationConfig(heartbeat_seconds=0.1, collective_seconds=60),
+    ema_decay=0.9,
+    checkpoint_every=3,
+    log_every=1,
+    runtime=RuntimeConfig(heartbeat_interval_seconds=0.1, collective_timeout_seconds=60),
 )
 
 
@@ -53,20 +53,20 @@ def quiet():
     return Regression(dropout=0.0, norm=False)
 
 
-def trained(folder, config=CONFIG, make=quiet, before=lambda step, here: None):
+def trained(folder, config=CONFIG, make=quiet, before=lambda step, dist: None):
     """Train; what each step's global batch held is written beside it."""
     seen = []
 
-    def batches(cursor, here):
-        size = config.batch_size // here.world_size
+    def batches(cursor, dist):
+        size = config.batch_size // dist.world_size
         for step, batch in enumerate(regression_batches(cursor), start=cursor):
-            before(step, here)
-            mine = {k: v[here.rank * size :][:size] for k, v in batch.items()}
+            before(step, dist)
+            mine = {k: v[dist.rank * size :][:size] for k, v in batch.items()}
             seen.append((step, mine["y"].tolist()))
             yield mine
 
     found = train(
-        lambda here: make(),
+        lambda dist: make(),
         batches,
         config,
         name="ranks",
@@ -88,8 +88,8 @@ def straight(folder, rank):
 def stopped(folder, rank):
     """Each rank is told at another step; both stop after the same one."""
 
-    def before(step, here):
-        if step == 4 + here.rank:
+    def before(step, dist):
+        if step == 4 + dist.rank:
             os.kill(os.getpid(), signal.SIGTERM)
 
     trained(folder / "stopped", before=before)
@@ -100,8 +100,8 @@ def resumed(folder, rank):
 
 
 def lost(folder, rank):
-    def before(step, here):
-        if here.rank == 1 and step == 5:
+    def before(step, dist):
+        if dist.rank == 1 and step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
@@ -131,12 +131,14 @@ def poisoned(folder, rank):
 def held_up(folder, rank):
     """One rank waits for its data for long."""
     logging.basicConfig(filename=folder / f"held-up.{rank}.txt")
-    operation = OperationConfig(heartbeat_seconds=0.05, hang_seconds=0.5, collective_seconds=60)
+    operation = RuntimeConfig(
+        heartbeat_interval_seconds=0.05, step_timeout_seconds=0.5, collective_timeout_seconds=60
+    )
     config = CONFIG.override(["steps=4"])
     config = TrainConfig.from_json(config.to_json() | {"operation": operation.to_json()})
 
-    def before(step, here):
-        if here.rank == 1 and step == 2:
+    def before(step, dist):
+        if dist.rank == 1 and step == 2:
             # Until it is said, however long that takes here.
             first, end = folder / "held-up.0.txt", time.monotonic() + 60
             while "Behind" not in (first.read_text() if first.exists() else ""):
@@ -147,21 +149,21 @@ def held_up(folder, rank):
 
 
 def sharded(folder, rank):
-    config = CONFIG.override(["operation.parallel=fsdp"])
+    config = CONFIG.override(["runtime.parallelism=fsdp"])
     save(folder, "sharded", rank, trained(folder / "sharded", config, Scaled))
 
 
 def sharded_stopped(folder, rank):
-    def before(step, here):
+    def before(step, dist):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    config = CONFIG.override(["operation.parallel=fsdp"])
+    config = CONFIG.override(["runtime.parallelism=fsdp"])
     trained(folder / "sharded-stopped", config, Scaled, before)
 
 
 def sharded_resumed(folder, rank):
-    config = CONFIG.override(["operation.parallel=fsdp"])
+    config = CONFIG.override(["runtime.parallelism=fsdp"])
     save(folder, "sharded resumed", rank, trained(folder / "sharded-stopped", config, Scaled))
 
 

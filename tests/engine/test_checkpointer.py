@@ -11,18 +11,20 @@ import torch
 from regression import Regression
 
 from clipmill.engine import checkpointer as module
-from clipmill.engine.checkpoint import Checkpointer, Progress, state_steps, write_state
+from clipmill.engine.checkpoint import Checkpointer, Progress, checkpoint_steps, write_checkpoint
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.trainer import Updater
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.trainer import TrainStep
 from clipmill.errors import StorageError
 from clipmill.telemetry import train_metrics
 
 
 def made(folder, num_kept=2):
     torch.manual_seed(0)
-    updater = Updater(Regression(), TrainConfig(steps=9, batch_size=8), Ranks())
-    return updater, Checkpointer(str(folder), updater.moving, Ranks(), num_kept=num_kept)
+    updater = TrainStep(Regression(), TrainConfig(steps=9, batch_size=8), DistributedContext())
+    return updater, Checkpointer(
+        str(folder), updater.moving, DistributedContext(), num_kept=num_kept
+    )
 
 
 @contextlib.contextmanager
@@ -47,16 +49,16 @@ def test_the_state_is_that_of_the_moment_it_was_saved(tmp_path, monkeypatch):
 
     def slow(*arguments):
         assert may_write.wait(30)
-        write_state(*arguments)
+        write_checkpoint(*arguments)
 
-    monkeypatch.setattr(module, "write_state", slow)
+    monkeypatch.setattr(module, "write_checkpoint", slow)
     updater, states = made(tmp_path)
     expected = {k: v.clone() for k, v in updater.moving.tensors().items()}
     states.save(Progress(step=1))
     with torch.no_grad():
         for parameter in updater.objective.parameters():
             parameter.add_(1)
-    assert state_steps(str(tmp_path)) == []  # it came back before anything was written
+    assert checkpoint_steps(str(tmp_path)) == []  # it came back before anything was written
     may_write.set()
     states.finish(must=True)
     other, restored = made(tmp_path)
@@ -70,7 +72,7 @@ def test_states_are_written_one_after_another_and_the_last_are_kept(tmp_path):
     for step in range(1, 7):
         states.save(Progress(step=step))
     states.finish(must=True)
-    assert state_steps(str(tmp_path)) == [4, 5, 6]
+    assert checkpoint_steps(str(tmp_path)) == [4, 5, 6]
 
 
 def test_a_full_disk_is_a_warning_and_the_last_state_stays(tmp_path, caplog):
@@ -87,7 +89,7 @@ def test_a_full_disk_is_a_warning_and_the_last_state_stays(tmp_path, caplog):
     assert states.restore().step == 1
     assert not [p for p in tmp_path.iterdir() if "00000001" not in p.name]
     saved(states, 3)  # there is room again
-    assert state_steps(str(tmp_path)) == [1, 3]
+    assert checkpoint_steps(str(tmp_path)) == [1, 3]
 
 
 def test_older_states_make_room_for_a_new_one(tmp_path, monkeypatch):
@@ -97,13 +99,13 @@ def test_older_states_make_room_for_a_new_one(tmp_path, monkeypatch):
         saved(states, step)
 
     def while_room(uri, progress, data):
-        if len(state_steps(uri)) > 1:
+        if len(checkpoint_steps(uri)) > 1:
             raise StorageError("full", expected="room", action="make some")
-        write_state(uri, progress, data)
+        write_checkpoint(uri, progress, data)
 
-    monkeypatch.setattr(module, "write_state", while_room)
+    monkeypatch.setattr(module, "write_checkpoint", while_room)
     saved(states, 4)
-    assert state_steps(str(tmp_path)) == [3, 4]
+    assert checkpoint_steps(str(tmp_path)) == [3, 4]
 
 
 def test_a_state_that_must_be_saved_and_is_not_is_an_error(tmp_path):
@@ -118,7 +120,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
     def wrong(*arguments):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(module, "write_state", wrong)
+    monkeypatch.setattr(module, "write_checkpoint", wrong)
     _, states = made(tmp_path)
     states.save(Progress(step=1))
     with pytest.raises(ZeroDivisionError):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from two_ranks import CASES, gradients_of, trained_weights
 
-from clipmill.engine.distributed import Ranks, ranks
+from clipmill.engine.distributed import DistributedContext, init_distributed
 from clipmill.errors import ConfigError
 from clipmill.processes import free_ports
 
@@ -47,7 +47,7 @@ def gradients(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_one_process(gradients, case):
-    expected = gradients_of(case, Ranks())
+    expected = gradients_of(case, DistributedContext())
     assert expected
     for rank in range(2):
         found = gradients[rank][case]
@@ -69,9 +69,9 @@ def test_a_process_alone_is_rank_0_of_1(monkeypatch):
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     module = torch.nn.Linear(1, 1)
-    with ranks() as here:
-        assert (here.rank, here.world_size) == (0, 1)
-        assert here.wrap(module) is module
+    with init_distributed() as dist:
+        assert (dist.rank, dist.world_size) == (0, 1)
+        assert dist.wrap(module) is module
         assert not torch.distributed.is_initialized()
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from regression import Regression, regression_batches
 
-from clipmill.engine.config import GuardConfig, ScheduleConfig, TrainConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.spike_guard import Guard
+from clipmill.engine.config import ScheduleConfig, SpikeGuardConfig, TrainConfig
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.trainer import train
 from clipmill.errors import ConfigError, TrainingError
 from clipmill.telemetry import train_metrics
@@ -16,10 +15,10 @@ from clipmill.telemetry import train_metrics
 CONFIG = TrainConfig(
     steps=8,
     batch_size=8,
-    schedule=ScheduleConfig(peak=1e-2),
-    guard=GuardConfig(max_skipped=3),
-    checkpoint_steps=2,
-    log_steps=1,
+    schedule=ScheduleConfig(lr=1e-2),
+    spike_guard=SpikeGuardConfig(max_consecutive_skips=3),
+    checkpoint_every=2,
+    log_every=1,
 )
 
 
@@ -45,12 +44,12 @@ def run(folder, kinds, config=CONFIG, objective=Poisoned):
         def after_step(self):
             weights.append({k: v.detach().clone() for k, v in self.state_dict().items()})
 
-    def batches(cursor, here):
+    def batches(cursor, dist):
         for step, batch in enumerate(regression_batches(cursor), start=cursor):
             yield batch | {"kind": kinds.get(step, "")}
 
     trained = train(
-        lambda here: Watched(),
+        lambda dist: Watched(),
         batches,
         config,
         name="test",
@@ -86,7 +85,7 @@ def test_updates_after_a_skipped_one_are_those_of_a_run_without_it():
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.ones(3))
         optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-        guard = Guard(GuardConfig(), Ranks())
+        guard = Guard(SpikeGuardConfig(), DistributedContext())
         for step, scale in enumerate(losses):
             loss = (weight * scale).sum()
             loss.backward()
@@ -104,12 +103,12 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_state(tmp_path):
         TrainingError, match="3 updates in a row were skipped up to step 7"
     ) as found:
         run(tmp_path, {2: "loss", 4: "loss", 5: "loss", 6: "loss"})
-    assert "max_skipped" in found.value.action
+    assert "max_consecutive_skips" in found.value.action
     assert (tmp_path / "step-00000004.safetensors").exists()
 
 
 def test_a_spike_is_skipped_once_the_mean_is_known():
-    guard = Guard(GuardConfig(spike_ratio=3.0), Ranks())
+    guard = Guard(SpikeGuardConfig(loss_spike_ratio=3.0), DistributedContext())
     norm = torch.ones(())
 
     def judge(step, loss):
@@ -130,7 +129,7 @@ def test_a_spike_is_skipped_once_the_mean_is_known():
 
 
 def test_the_running_mean_follows_the_loss():
-    guard = Guard(GuardConfig(), Ranks())
+    guard = Guard(SpikeGuardConfig(), DistributedContext())
     expected = 5.0
     for step, loss in enumerate([5.0, 3.0, 4.0]):
         guard.judge(step, torch.tensor(loss), torch.ones(()), stopping=False)
@@ -141,4 +140,4 @@ def test_the_running_mean_follows_the_loss():
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0])
 def test_a_rate_that_no_run_survives(rate):
     with pytest.raises(ConfigError, match="peak was"):
-        ScheduleConfig(peak=rate)
+        ScheduleConfig(lr=rate)

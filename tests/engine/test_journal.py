@@ -16,16 +16,15 @@ from clipmill.engine import journal
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.metrics import forward_flops, peak_flops
 from clipmill.engine.trainer import train
-from clipmill.engine.validation import Evaluation
 from clipmill.errors import ConfigError, TrainingError
 
 CONFIG = TrainConfig(
     steps=6,
     batch_size=8,
-    schedule=ScheduleConfig(peak=1e-2),
-    average_decay=0.9,
-    checkpoint_steps=2,
-    log_steps=2,
+    schedule=ScheduleConfig(lr=1e-2),
+    ema_decay=0.9,
+    checkpoint_every=2,
+    log_every=2,
 )
 
 
@@ -37,8 +36,8 @@ class Scaled(Regression):
 
 def run(folder, config=CONFIG, objective=Scaled, evaluations=(), report=lambda *_: None):
     return train(
-        lambda here: objective(),
-        lambda cursor, here: regression_batches(cursor),
+        lambda dist: objective(),
+        lambda cursor, dist: regression_batches(cursor),
         config,
         name="journal",
         state_uri=str(folder),
@@ -64,8 +63,8 @@ def test_a_job_is_scraped_while_it_runs(tmp_path, monkeypatch):
                 {(s.name, *sorted(s.labels.values())): s.value for f in families for s in f.samples}
             )
 
-    config = CONFIG.override(["operation.metrics_port=0", "operation.peak_flops=1e9"])
-    judge = Evaluation(name="test", every_steps=2, judge=lambda *_: {"answer": 42.0})
+    config = CONFIG.override(["runtime.metrics_port=0", "runtime.peak_flops=1e9"])
+    judge = Evaluation(name="test", every=2, judge=lambda *_: {"answer": 42.0})
     trained = run(tmp_path, config, report=scrape, evaluations=[judge])
     last = trained.log[-1]
     assert found["clipmill_train_step",] == 6
@@ -86,13 +85,13 @@ def test_utilisation_counts_the_products_of_a_step(tmp_path):
     found = forward_flops(objective, next(regression_batches(0)))
     assert found == 2 * 8 * (5 * 8 + 8 * 1)
     assert all(torch.equal(v, before[k]) for k, v in objective.state_dict().items())
-    trained = run(tmp_path, CONFIG.override(["operation.peak_flops=1e6"]))
+    trained = run(tmp_path, CONFIG.override(["runtime.peak_flops=1e6"]))
     steps_per_second = trained.log[-1]["samples_per_second"] / 8
     assert trained.log[-1]["mfu"] == pytest.approx(3 * found * steps_per_second / 1e6)
 
 
 def test_counting_changes_nothing(tmp_path):
-    counted = run(tmp_path / "a", CONFIG.override(["operation.peak_flops=1e6"]))
+    counted = run(tmp_path / "a", CONFIG.override(["runtime.peak_flops=1e6"]))
     plain = run(tmp_path / "b")
     assert "mfu" not in plain.log[-1]
     assert math.isnan(REGISTRY.get_sample_value("clipmill_train_mfu_ratio"))
@@ -124,14 +123,14 @@ def test_an_unfinished_run_can_be_read_from_the_store(tmp_path):
 def test_evaluations_see_the_average_and_leave_training_alone(tmp_path):
     seen = []
 
-    def judge(objective, here):
+    def judge(objective, dist):
         assert not objective.training
         assert not torch.is_grad_enabled()
         torch.rand(3)  # training's random numbers aren't touched
         seen.append(objective.network[0].weight.clone())
         return {"norm": float(objective.network[0].weight.norm())}
 
-    evaluation = Evaluation(name="weight", every_steps=3, judge=judge)
+    evaluation = Evaluation(name="weight", every=3, judge=judge)
     evaluated = run(
         tmp_path / "a", evaluations=[evaluation], objective=partial(Regression, dropout=0.5)
     )
@@ -144,7 +143,7 @@ def test_evaluations_see_the_average_and_leave_training_alone(tmp_path):
 
 def test_tensorboard_that_is_not_there_is_said_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "find_spec", lambda name: None)
-    config = CONFIG.override([f"operation.tensorboard={tmp_path}"])
+    config = CONFIG.override([f"runtime.tensorboard={tmp_path}"])
     with pytest.raises(ConfigError, match="tensorboard isn't installed"):
         run(tmp_path, config, objective=lambda: pytest.fail("too late"))
 

@@ -19,11 +19,11 @@ from clipmill.errors import ConfigError, TrainingError
 CONFIG = TrainConfig(
     steps=6,
     batch_size=8,
-    schedule=ScheduleConfig(peak=1e-2, minimum=1e-4, warmup_steps=2),
+    schedule=ScheduleConfig(lr=1e-2, min_lr=1e-4, warmup_steps=2),
     optimizer=AdamWConfig(clip_norm=1.0),
-    average_decay=0.9,
-    checkpoint_steps=3,
-    log_steps=1,
+    ema_decay=0.9,
+    checkpoint_every=3,
+    log_every=1,
 )
 
 
@@ -38,13 +38,13 @@ def silent(done, total, words):
 def run(folder, *, config=CONFIG, objective=Regression, before=lambda step: None, report=silent):
     """Train; ``before`` is called with each step's number before its batch is handed out."""
 
-    def batches(cursor, here):
+    def batches(cursor, dist):
         for step, batch in enumerate(regression_batches(cursor), start=cursor):
             before(step)
             yield batch
 
     return train(
-        lambda here: objective(),
+        lambda dist: objective(),
         batches,
         config,
         name="test",
@@ -72,10 +72,10 @@ def stop_at(number):
     return before
 
 
-@pytest.mark.parametrize("average_decay", [0.9, None])
+@pytest.mark.parametrize("ema_decay", [0.9, None])
 @pytest.mark.parametrize("stopped_at", [3, 5])
-def test_resumed_run_equals_one_never_stopped(tmp_path, average_decay, stopped_at):
-    config = CONFIG.override([f"average_decay={json.dumps(average_decay)}"])
+def test_resumed_run_equals_one_never_stopped(tmp_path, ema_decay, stopped_at):
+    config = CONFIG.override([f"ema_decay={json.dumps(ema_decay)}"])
     expected = run(tmp_path / "straight", config=config)
     with pytest.raises(Stop):
         run(tmp_path / "stopped", config=config, before=stop_at(stopped_at))
@@ -103,7 +103,7 @@ def test_resumes_after_a_kill(tmp_path):
 
 
 def test_a_half_written_state_is_passed_over(tmp_path):
-    config = CONFIG.override(["checkpoint_steps=2"])
+    config = CONFIG.override(["checkpoint_every=2"])
     with pytest.raises(Stop):
         run(tmp_path / "stopped", config=config, before=stop_at(5))
     (newest,) = (tmp_path / "stopped" / "state").glob("step-00000004.safetensors")
@@ -116,7 +116,7 @@ def test_a_half_written_state_is_passed_over(tmp_path):
 
 def test_equals_a_hand_written_loop(tmp_path):
     """torch's AdamW with the same groups, rates computed here."""
-    config = CONFIG.override(["average_decay=null", "optimizer.weight_decay=0.3"])
+    config = CONFIG.override(["ema_decay=null", "optimizer.weight_decay=0.3"])
     quiet = partial(Regression, dropout=0.0, norm=False)
     found = run(tmp_path, config=config, objective=quiet)
 
@@ -159,7 +159,7 @@ def test_average_is_that_of_the_weights_seen(tmp_path):
         def after_step(self):
             weights.append(self.network[4].weight.detach().cpu().clone())
 
-    config = CONFIG.override(["average_decay=0.4"])
+    config = CONFIG.override(["ema_decay=0.4"])
     found = run(tmp_path, config=config, objective=Watched)
     torch.manual_seed(config.seed)
     average = Regression().network[4].weight.detach()
@@ -175,7 +175,7 @@ def test_micro_batches_average_to_the_batch(tmp_path):
     """Layer norm in place of batch norm: each sample's loss is its own."""
     objective = partial(Regression, dropout=0.0, norm=False)
     whole = run(tmp_path / "1", objective=objective)
-    config = CONFIG.override(["micro_batches=4"])
+    config = CONFIG.override(["grad_accum_steps=4"])
     pieces = run(tmp_path / "4", objective=objective, config=config)
     for name, tensor in whole.tensors.items():
         torch.testing.assert_close(pieces.tensors[name], tensor, rtol=1e-5, atol=1e-6)
@@ -183,8 +183,8 @@ def test_micro_batches_average_to_the_batch(tmp_path):
 
 
 def test_a_batch_that_cannot_be_cut(tmp_path):
-    with pytest.raises(ConfigError, match="micro_batches=3: it can't be cut into equal pieces"):
-        run(tmp_path, config=CONFIG.override(["micro_batches=3"]))
+    with pytest.raises(ConfigError, match="grad_accum_steps=3: it can't be cut into equal pieces"):
+        run(tmp_path, config=CONFIG.override(["grad_accum_steps=3"]))
 
 
 def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(tmp_path):
@@ -207,7 +207,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(tmp_path):
 
 def test_log_and_report_come_at_their_steps(tmp_path):
     told = []
-    config = CONFIG.override(["log_steps=4"])
+    config = CONFIG.override(["log_every=4"])
     found = run(tmp_path, config=config, report=lambda *words: told.append(words[:2]))
     assert [r["step"] for r in found.log] == [4, 6]
     assert told == [(4, 6), (6, 6)]
@@ -231,8 +231,8 @@ def test_terms_are_logged_beside_their_sum(tmp_path):
 def test_batches_that_end_are_an_error(tmp_path):
     with pytest.raises(TrainingError, match="the batches ended at step 0"):
         train(
-            lambda here: Regression(),
-            lambda cursor, here: iter([]),
+            lambda dist: Regression(),
+            lambda cursor, dist: iter([]),
             CONFIG,
             name="test",
             state_uri=str(tmp_path),
@@ -240,7 +240,7 @@ def test_batches_that_end_are_an_error(tmp_path):
         )
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "micro_batches", "log_steps"])
+@pytest.mark.parametrize("name", ["steps", "batch_size", "grad_accum_steps", "log_every"])
 def test_a_config_that_cannot_be_run(name):
     with pytest.raises(ConfigError, match=f"{name} was 0"):
         CONFIG.override([f"{name}=0"])
@@ -248,17 +248,17 @@ def test_a_config_that_cannot_be_run(name):
 
 def test_how_a_run_is_carried_out_is_not_in_its_digest():
     operated = CONFIG.override(
-        ["checkpoint_steps=1", "log_steps=2", "operation.parallel=fsdp", "operation.compile=true"]
+        ["checkpoint_every=1", "log_every=2", "runtime.parallelism=fsdp", "runtime.compile=true"]
     )
     assert operated != CONFIG
     assert operated.digest == CONFIG.digest
-    assert CONFIG.override(["guard.spike_ratio=2"]).digest != CONFIG.digest
+    assert CONFIG.override(["guard.loss_spike_ratio=2"]).digest != CONFIG.digest
 
 
 def test_a_compiled_objective_trains_to_the_same_weights(tmp_path):
     quiet = partial(Regression, dropout=0.0, norm=False)
     plain = run(tmp_path / "plain", objective=quiet)
-    config = CONFIG.override(["operation.compile=true"])
+    config = CONFIG.override(["runtime.compile=true"])
     compiled = run(tmp_path / "compiled", objective=quiet, config=config)
     assert compiled.tensors.keys() == plain.tensors.keys()
     for name, tensor in plain.tensors.items():

@@ -6,7 +6,7 @@ from torch import nn
 
 from clipmill.engine.config import AdamWConfig
 from clipmill.engine.objective import Objective
-from clipmill.engine.optim import build_optimizer, clip_gradients, set_rate
+from clipmill.engine.optim import build_optimizer, clip_gradients, set_lr
 from clipmill.errors import ConfigError
 
 
@@ -37,7 +37,7 @@ class Layered(Objective):
 def groups_of(objective, config):
     """By parameter name: its share of the rate, and its decay."""
     optimizer = build_optimizer(objective, config)
-    set_rate(optimizer, 2.0)
+    set_lr(optimizer, 2.0)
     names = {id(p): name for name, p in objective.named_parameters()}
     return {
         names[id(p)]: (group["lr"], group["weight_decay"])

@@ -13,8 +13,8 @@ from drill import STOPPED
 from ranks_drill import CONFIG, SCENARIOS, Scaled, trained
 from regression import regression_batches
 
-from clipmill.engine.checkpoint import newest_state
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.checkpoint import latest_checkpoint
+from clipmill.engine.distributed import DistributedContext
 from clipmill.errors import ConfigError
 from clipmill.processes import free_ports
 
@@ -140,7 +140,7 @@ def test_a_sharded_run_resumes_exactly_and_on_one_process(ranks, tmp_path):
     assert [c["sharded_stopped"] for c in codes] == [STOPPED, STOPPED]
     assert [c["sharded_resumed"] for c in codes] == [0, 0]
     assert_equal(weights(folder, "sharded resumed", 0), weights(folder, "sharded", 0))
-    progress, _ = newest_state(str(folder / "sharded-stopped"))
+    progress, _ = latest_checkpoint(str(folder / "sharded-stopped"))
     assert progress.step == 6  # the last of its own schedule
     state = tmp_path / "state"
     state.mkdir()
@@ -153,4 +153,4 @@ def test_a_sharded_run_resumes_exactly_and_on_one_process(ranks, tmp_path):
 
 def test_a_batch_that_ranks_cannot_share():
     with pytest.raises(ConfigError, match="batch_size was 8, with 3 ranks"):
-        Ranks(world_size=3).share(CONFIG.batch_size, 1)
+        DistributedContext(world_size=3).share(CONFIG.batch_size, 1)

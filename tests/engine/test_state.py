@@ -8,20 +8,19 @@ from regression import Regression, regression_batches
 from safetensors.torch import load_file
 
 from clipmill.engine.checkpoint import (
-    Moving,
     Progress,
-    Snapshot,
-    drop_state,
+    SafetensorsBuffer,
+    TrainState,
+    checkpoint_steps,
+    delete_state,
     keep_last,
-    newest_state,
-    read_state,
-    state_steps,
-    write_state,
+    latest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
 )
-from clipmill.engine.config import AdamWConfig, GuardConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.optim import build_optimizer, set_rate
-from clipmill.engine.spike_guard import Guard
+from clipmill.engine.config import AdamWConfig, SpikeGuardConfig
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.errors import ArtifactError
 
 
@@ -30,8 +29,8 @@ def stepped(num_steps, **kwargs):
     torch.manual_seed(num_steps)
     objective = Regression(**kwargs)
     optimizer = build_optimizer(objective, AdamWConfig())
-    guard = Guard(GuardConfig(), Ranks())
-    set_rate(optimizer, 0.01)
+    guard = Guard(SpikeGuardConfig(), DistributedContext())
+    set_lr(optimizer, 0.01)
     for step, batch in zip(range(num_steps), regression_batches(0), strict=False):
         loss = objective(batch)["squared"]
         loss.backward()
@@ -39,14 +38,16 @@ def stepped(num_steps, **kwargs):
         optimizer.step()
         optimizer.zero_grad()
     averaged = {k: v.detach() * 2 for k, v in objective.state_dict().items()}
-    return Moving(objective=objective, optimizer=optimizer, averaged=averaged, guard=guard)
+    return TrainState(objective=objective, optimizer=optimizer, averaged=averaged, guard=guard)
 
 
 def save(uri, step, moving=None):
     tensors = (moving or stepped(step)).tensors()
-    snapshot = Snapshot(tensors)
+    snapshot = SafetensorsBuffer(tensors)
     snapshot.fill(tensors)
-    write_state(str(uri), Progress(step=step, log=({"step": step, "loss": 0.1},)), snapshot.data)
+    write_checkpoint(
+        str(uri), Progress(step=step, log=({"step": step, "loss": 0.1},)), snapshot.data
+    )
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -61,7 +62,7 @@ def uri(request, tmp_path):
 def test_round_trip(uri):
     saved = stepped(3)
     save(uri, 3, saved)
-    progress, tensors = newest_state(uri)
+    progress, tensors = latest_checkpoint(uri)
     assert progress == Progress(step=3, log=({"step": 3, "loss": 0.1},))
     loaded = stepped(1)
     loaded.fill(tensors)
@@ -78,11 +79,11 @@ def test_a_run_goes_on_as_the_one_that_was_saved(tmp_path):
     """The optimiser's counters and its moments are those that it would have had."""
     saved, loaded = stepped(3), stepped(0)
     save(tmp_path, 3, saved)
-    loaded.fill(newest_state(str(tmp_path))[1])
+    loaded.fill(latest_checkpoint(str(tmp_path))[1])
     for moving in (saved, loaded):
         torch.manual_seed(9)
         moving.objective(next(regression_batches(3)))["squared"].backward()
-        set_rate(moving.optimizer, 0.01)
+        set_lr(moving.optimizer, 0.01)
         moving.optimizer.step()
     for name, tensor in saved.tensors().items():
         assert torch.equal(loaded.tensors()[name], tensor), name
@@ -97,7 +98,7 @@ def test_the_file_is_one_that_safetensors_reads(tmp_path):
         "empty": torch.zeros(0, 4),
         "cut": torch.arange(12.0).view(3, 4).T,
     }
-    snapshot = Snapshot(tensors)
+    snapshot = SafetensorsBuffer(tensors)
     snapshot.fill(tensors)
     path = tmp_path / "x.safetensors"
     path.write_bytes(snapshot.data)
@@ -112,8 +113,8 @@ def test_the_file_is_one_that_safetensors_reads(tmp_path):
 
 
 def test_without_a_state_there_is_none(uri):
-    assert newest_state(uri) is None
-    assert state_steps(uri) == []
+    assert latest_checkpoint(uri) is None
+    assert checkpoint_steps(uri) == []
 
 
 def test_the_last_are_kept_and_what_failed_is_swept(tmp_path):
@@ -124,7 +125,7 @@ def test_the_last_are_kept_and_what_failed_is_swept(tmp_path):
     keep_last(str(tmp_path), 2)
     states = {f"step-{n:08d}.{s}" for n in (3, 10) for s in ("json", "safetensors")}
     assert {path.name for path in tmp_path.iterdir()} == {*states, "run.json"}
-    assert state_steps(str(tmp_path)) == [3, 10]
+    assert checkpoint_steps(str(tmp_path)) == [3, 10]
 
 
 def _flip(path):
@@ -148,7 +149,7 @@ def test_a_state_that_is_not_whole_is_passed_over(tmp_path, harm):
     for step in (1, 2):
         save(tmp_path, step)
     harm(tmp_path)
-    progress, _ = newest_state(str(tmp_path))
+    progress, _ = latest_checkpoint(str(tmp_path))
     assert progress.step == 1
 
 
@@ -156,21 +157,21 @@ def test_a_changed_state_asked_for_is_an_error(tmp_path):
     save(tmp_path, 1)
     _flip(tmp_path / "step-00000001.safetensors")
     with pytest.raises(ArtifactError, match="isn't what its record says"):
-        read_state(str(tmp_path), 1)
+        read_checkpoint(str(tmp_path), 1)
 
 
 def test_the_state_of_another_model_is_refused(tmp_path):
     save(tmp_path, 1)
-    _, tensors = newest_state(str(tmp_path))
+    _, tensors = latest_checkpoint(str(tmp_path))
     with pytest.raises(ArtifactError, match="that of another model"):
         stepped(0, norm=False).fill(tensors)
 
 
 def test_dropped(uri):
     save(uri, 1)
-    drop_state(uri)
-    assert newest_state(uri) is None
-    drop_state(uri)  # a second time does nothing
+    delete_state(uri)
+    assert latest_checkpoint(uri) is None
+    delete_state(uri)  # a second time does nothing
 
 
 def test_the_record_is_json_that_people_read(tmp_path):

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.watchdog import Beat, Watchdog, _behind, is_lost_rank
 
 
@@ -15,7 +15,12 @@ def beat(step, phase):
 
 def test_a_step_that_takes_too_long_is_told_once():
     told, twice = [], threading.Event()
-    with Watchdog(Ranks(), hang_seconds=0.05, heartbeat_seconds=0.01, tell=told.append) as dog:
+    with Watchdog(
+        DistributedContext(),
+        step_timeout_seconds=0.05,
+        heartbeat_interval_seconds=0.01,
+        tell=told.append,
+    ) as dog:
         dog.at(7, "data")
         looks = iter(range(10**9))
         look = dog._look
@@ -33,14 +38,19 @@ def test_a_step_that_takes_too_long_is_told_once():
 
 def test_a_run_that_moves_is_silent():
     told = []
-    with Watchdog(Ranks(), hang_seconds=60, heartbeat_seconds=0.001, tell=told.append) as dog:
+    with Watchdog(
+        DistributedContext(),
+        step_timeout_seconds=60,
+        heartbeat_interval_seconds=0.001,
+        tell=told.append,
+    ) as dog:
         for step in range(100):
             dog.at(step, "compute")
     assert told == []
 
 
 def test_time_spent_waiting_for_data_is_summed():
-    dog = Watchdog(Ranks(), hang_seconds=60, heartbeat_seconds=60)
+    dog = Watchdog(DistributedContext(), step_timeout_seconds=60, heartbeat_interval_seconds=60)
     dog.at(0, "data")
     dog.at(0, "compute")
     first = dog._own().data_seconds

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.config import ScheduleConfig, TrainConfig
-from clipmill.engine.distributed import Ranks, ranks
+from clipmill.engine.distributed import DistributedContext, init_distributed
 from clipmill.engine.objective import Objective, split
 from clipmill.engine.trainer import train
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
@@ -27,7 +27,7 @@ CLIP = ClipConfig(
 )
 COCA = CocaConfig(clip=CLIP, decoder_layers=1, num_queries=4)
 TRAIN = TrainConfig(
-    steps=3, batch_size=8, schedule=ScheduleConfig(peak=1e-2), checkpoint_steps=2, log_steps=1
+    steps=3, batch_size=8, schedule=ScheduleConfig(lr=1e-2), checkpoint_every=2, log_every=1
 )
 
 CASES = {
@@ -39,13 +39,13 @@ CASES = {
 """An objective, and the pieces that each rank's share is computed in."""
 
 
-def gradients_of(case: str, here: Ranks) -> dict[str, Tensor]:
+def gradients_of(case: str, dist: DistributedContext) -> dict[str, Tensor]:
     """Gradients of two steps on one global batch: the second shows what the first left behind."""
     kind, num_pieces = CASES[case]
     torch.manual_seed(0)
-    objective = _objective(kind, here)
-    forward = here.wrap(objective)
-    share = _batch(16 // here.world_size * here.rank, 16 // here.world_size)
+    objective = _objective(kind, dist)
+    forward = dist.wrap(objective)
+    share = _batch(16 // dist.world_size * dist.rank, 16 // dist.world_size)
     for _ in range(2):
         objective.zero_grad(set_to_none=True)
         objective.accumulate(split(share, num_pieces), forward)
@@ -55,10 +55,10 @@ def gradients_of(case: str, here: Ranks) -> dict[str, Tensor]:
 def trained_weights(folder: Path) -> dict[str, Tensor]:
     """Weights after a run of the loop, which goes on from a saved state if there is one."""
 
-    def batches(cursor: int, here: Ranks):
-        size = TRAIN.batch_size // here.world_size
+    def batches(cursor: int, dist: DistributedContext):
+        size = TRAIN.batch_size // dist.world_size
         for batch in regression_batches(cursor, TRAIN.batch_size):
-            yield {k: v[here.rank * size :][:size] for k, v in batch.items()}
+            yield {k: v[dist.rank * size :][:size] for k, v in batch.items()}
 
     return train(
         lambda _: Regression(dropout=0.0, norm=False),
@@ -70,12 +70,12 @@ def trained_weights(folder: Path) -> dict[str, Tensor]:
     ).tensors
 
 
-def _objective(kind: str, here: Ranks) -> Objective:
+def _objective(kind: str, dist: DistributedContext) -> Objective:
     if kind == "clip":
-        return ClipObjective(CLIP, here)
+        return ClipObjective(CLIP, dist)
     weight = 1.0 if kind == "coca" else 0.0
     config = CocaTrainConfig(model=COCA, contrastive_weight=weight, train=TRAIN)
-    return CocaObjective(config, here)
+    return CocaObjective(config, dist)
 
 
 def _batch(start: int, size: int) -> PairBatch:
@@ -105,13 +105,13 @@ def main(folder: Path, ports: list[str]) -> None:
     """Each group of processes meets at a port of its own, as each run of torchrun does."""
     found = {}
     os.environ["MASTER_PORT"] = ports[0]
-    with ranks() as here:
+    with init_distributed() as dist:
         for case in CASES:
-            found[case] = gradients_of(case, here)
+            found[case] = gradients_of(case, dist)
     for name, port in zip(("weights", "resumed weights"), ports[1:], strict=True):
         os.environ["MASTER_PORT"] = port
         found[name] = trained_weights(folder)
-    torch.save(found, folder / f"{here.rank}.pt")
+    torch.save(found, folder / f"{dist.rank}.pt")
 
 
 if __name__ == "__main__":

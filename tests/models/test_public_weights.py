@@ -22,7 +22,7 @@ from clipmill.models.clip import load_clip
 from clipmill.models.encoders import build_dense, build_pooled
 from clipmill.models.pretrained import import_weights, open_encoder
 from clipmill.models.weights.public import find_weights
-from clipmill.stage_records import silent
+from clipmill.stage_records import no_progress
 
 SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 4}
@@ -563,7 +563,7 @@ def test_imports_are_encoders(tmp_path):
     folder, store = tmp_path / "w", str(tmp_path / "out")
     folder.mkdir()
     saved = open_clip_vit(folder, quick_gelu=True, preprocess={"mean": HALF, "std": HALF})
-    uri = import_weights(saved.address, store, report=silent)
+    uri = import_weights(saved.address, store, report=no_progress)
     assert import_weights(saved.address, store, report=None) == uri
     node = lineage(uri)
     assert (node.kind, node.parents[0].role, node.parents[0].uri) == (
@@ -586,7 +586,7 @@ def test_imports_are_encoders(tmp_path):
     other = tmp_path / "t"
     other.mkdir()
     saved = timm_folder(other, "vit_small_patch16_dinov3", img_size=64, **TINY)
-    uri = import_weights(saved.address, store, report=silent)
+    uri = import_weights(saved.address, store, report=no_progress)
     assert lineage(uri).kind == "image"
     with pytest.raises(ArtifactError, match="of kind 'image'"):
         load_clip(uri)
@@ -603,7 +603,7 @@ def test_imports_are_encoders(tmp_path):
 def test_only_public_weights_are_imported(tmp_path):
     for address in ("random:timm/test_vit", str(tmp_path)):
         with pytest.raises(ConfigError, match="isn't public weights"):
-            import_weights(address, str(tmp_path), report=silent)
+            import_weights(address, str(tmp_path), report=no_progress)
 
 
 def test_another_artifact_is_named(tmp_path):

@@ -66,7 +66,7 @@ def test_loss_by_hand():
     before = torch.full((2, 3, 4, 4), 0.5)
     after = before + torch.tensor([20 / 255, -30 / 255]).reshape(2, 1, 1, 1)
     expected = ((250.25 - 0.5) + (249.75 - 0.5)) / 2 * 100 / 65025
-    augment.aim(1.0)
+    augment.set_progress(1.0)
     assert augment.loss(after, before).item() == pytest.approx(expected, rel=1e-3)
 
 
@@ -119,7 +119,7 @@ def test_gradients_reach_both_ends(name):
 def test_each_operator_takes_its_share_of_the_batch():
     pixels = images(10) * 0.5
     for chance, count in ((0.0, 0), (0.3, 3), (1.0, 10)):
-        augment = RangeAugment(RangeAugmentConfig(chance=chance))
+        augment = RangeAugment(RangeAugmentConfig(prob=chance))
         augment.contrast, augment.noise = _Constant(1.0), _Constant(0.0)
         found = augment(pixels, torch.Generator().manual_seed(2))
         changed = (abs(found - pixels) > 1e-6).flatten(1).any(dim=1)
@@ -148,7 +148,7 @@ def test_order_and_strengths_are_drawn_anew():
 
 
 def test_result_is_in_range_and_keeps_type_and_layout():
-    augment = RangeAugment(RangeAugmentConfig(chance=1.0))
+    augment = RangeAugment(RangeAugmentConfig(prob=1.0))
     pixels = images().to(torch.bfloat16)
     found = augment(pixels, torch.Generator().manual_seed(0))
     assert found.dtype == torch.bfloat16
@@ -171,7 +171,7 @@ def test_training_draws_the_error_to_the_target():
     errors = []
     for _ in range(150):
         found = augment(pixels, generator)
-        augment.aim(1.0)
+        augment.set_progress(1.0)
         loss = augment.loss(found, pixels)
         optimizer.zero_grad()
         loss.backward()

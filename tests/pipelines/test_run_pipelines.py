@@ -11,17 +11,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from clipmill import stages
 from clipmill.cli import app
 from clipmill.lineage import lineage
-from clipmill.recipes import run_data
 from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import read_stages
-from clipmill.stages.run import WantedTask, pretrain, sweep_point
 from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig
 
 RUN = Path(__file__).with_name("run_pipeline.py")
-STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
+STEPS = ["train.steps=2", "train.batch_size=4", "train.log_every=1", "train.num_threads=1"]
 SCENES = ["size=32", "num_pairs=6", "num_captioning=6", "num_labelled=4", "num_test=2"]
 CAPTIONS = {
     "scenes_overrides": SCENES,
@@ -64,17 +63,17 @@ def wanted_tasks(source):
     depth = {
         "recipe": "sweep-depth-miniature",
         "data": f"{source}/nyu_depth_v2.tar",
-        "gate": 99.0,
+        "min_metric": 99.0,
         "overrides": [
             *(f"finetune.{override}" for override in TUNING),
-            'grid={"train.schedule.peak": [0.004, 0.002]}',
+            'grid={"train.schedule.lr": [0.004, 0.002]}',
             "rungs=[1.0]",
         ],
     }
     segmentation = {
         "recipe": "upernet-miniature",
         "data": f"{source}/ade20k.tar",
-        "gate": 0.0,
+        "min_metric": 0.0,
         "overrides": TUNING,
     }
     return [depth, segmentation]
@@ -83,16 +82,16 @@ def wanted_tasks(source):
 def prepare(store, source, tasks):
     """Do here what takes a model library, once for all processes; the encoder."""
     dataset, good = (
-        run_data.shard("shards-miniature", [], f"{source}/{name}.tar", store)
+        stages.shard("shards-miniature", [], f"{source}/{name}.tar", store)
         for name in ("pairs", "captioning")
     )
-    captioner = run_data.train_captioner(
+    captioner = stages.train_captioner(
         "coca-miniature", CAPTIONS["captioner_overrides"], good, store
     )
-    layer = run_data.recaption("recaption-miniature", [], dataset, captioner, store)
-    scores = run_data.score("score-basic", [], dataset, store)
-    kept = run_data.select("select-miniature", [], dataset, store, layers=scores)
-    encoder = pretrain(
+    layer = stages.recaption("recaption-miniature", [], dataset, captioner, store)
+    scores = stages.score("score-basic", [], dataset, store)
+    kept = stages.select("select-miniature", [], dataset, store, layers=scores)
+    encoder = stages.pretrain(
         "clip-miniature",
         CAPTIONS["clip_overrides"],
         dataset,
@@ -101,9 +100,9 @@ def prepare(store, source, tasks):
         layer=layer,
         select=[kept],
     )
-    for wanted in map(WantedTask.from_json, tasks):
+    for wanted in map(stages.TaskSpec.from_json, tasks):
         for point in wanted.sweep.points():
-            assert sweep_point(wanted, point, encoder, store)
+            assert stages.sweep_point(wanted, point, encoder, store)
     return encoder
 
 
@@ -113,7 +112,7 @@ def prepare(store, source, tasks):
 def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
     store = str(tmp_path / "store")
-    source = run_data.scenes("scenes-miniature", SCENES, store)
+    source = stages.scenes("scenes-miniature", SCENES, store)
     tasks = wanted_tasks(source)
     encoder = prepare(store, source, tasks) if prepared else ""
     heavy = {"captioner", "recaption", "score", "select", "pretrain", "sweep point"}
@@ -176,7 +175,7 @@ def test_a_study_runs_to_its_page(tmp_path):
 
 
 def test_a_failed_run_says_why_once_and_that_it_failed(tmp_path):
-    wanted = {"recipe": "depth-miniature", "data": str(tmp_path), "gate": 1.0}
+    wanted = {"recipe": "depth-miniature", "data": str(tmp_path), "min_metric": 1.0}
     gone = f"{tmp_path}/store/encoders/both-000000000000"
     arguments = {"store": f"{tmp_path}/store", "run": "r", "encoder": gone, "tasks": [wanted]}
     done = run("encoder-to-tasks", arguments, tmp_path)

@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipmill.engine.distributed import Ranks, ranks
+from clipmill.engine.distributed import DistributedContext, init_distributed
 from clipmill.pretrain.config import DistillationConfig
-from clipmill.pretrain.contrastive import CaptionLosses
+from clipmill.pretrain.contrastive import ContrastiveLoss
 
 SAMPLES = 16
 NAMES = ("image", "real", "synthetic")
 CASES = ("softmax", "sigmoid", "distilled")
 
 
-def computed(case: str, here: Ranks) -> dict[str, Tensor]:
+def computed(case: str, dist: DistributedContext) -> dict[str, Tensor]:
     """Losses, and gradients of features and temperature, of one rank's share of a batch."""
     generator = torch.Generator().manual_seed(0)
-    size = SAMPLES // here.world_size
-    own = slice(here.rank * size, (here.rank + 1) * size)
+    size = SAMPLES // dist.world_size
+    own = slice(dist.rank * size, (dist.rank + 1) * size)
 
     def rows(width: int) -> Tensor:
         return F.normalize(torch.randn(SAMPLES, width, generator=generator), dim=1)[own]
@@ -34,7 +34,7 @@ def computed(case: str, here: Ranks) -> dict[str, Tensor]:
         distillation = DistillationConfig(
             contrastive_weight=0.25, weight=0.75, teacher_widths=(6, 4), teacher_scale=10.0
         )
-    losses = CaptionLosses("sigmoid" if case == "sigmoid" else "softmax", here, distillation)
+    losses = ContrastiveLoss("sigmoid" if case == "sigmoid" else "softmax", dist, distillation)
     found = losses(features, scale, bias, teachers if distillation else {})
     leaves = features | {"scale": scale} | ({} if bias is None else {"bias": bias})
     gradients = torch.autograd.grad(sum(found.values()), list(leaves.values()))
@@ -44,8 +44,8 @@ def computed(case: str, here: Ranks) -> dict[str, Tensor]:
 
 def main(folder: Path) -> None:
     """Compute every case as the rank that the environment names."""
-    with ranks() as here:
-        torch.save({case: computed(case, here) for case in CASES}, folder / f"{here.rank}.pt")
+    with init_distributed() as dist:
+        torch.save({case: computed(case, dist) for case in CASES}, folder / f"{dist.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from tiny import CLIP, pair_batch, reinforced_batch
 
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import split
 from clipmill.errors import ConfigError
 from clipmill.models.config import (
@@ -27,7 +27,7 @@ CONVOLUTIONAL = replace(CLIP, vision=VisionConfig(image_size=16, timm_model="tes
 
 def objective(config=CLIP, **options):
     torch.manual_seed(0)
-    made = ClipObjective(config, Ranks(), **options)
+    made = ClipObjective(config, DistributedContext(), **options)
     with torch.no_grad():
         made.clip.logit_scale.fill_(1.5)
     return made
@@ -191,7 +191,7 @@ def test_siglips_loss_is_open_clips():
 
 
 def test_siglip_starts_as_its_paper_says():
-    made = ClipObjective(replace(CLIP, loss="sigmoid"), Ranks())
+    made = ClipObjective(replace(CLIP, loss="sigmoid"), DistributedContext())
     assert made.clip.logit_scale.exp().item() == pytest.approx(10)
     assert made.clip.logit_bias.item() == -10
 
@@ -237,7 +237,7 @@ def test_checkpointed_blocks_change_no_gradient():
 
 def test_patches_of_a_tower_without_them():
     with pytest.raises(ConfigError, match="test_resnet has no patches"):
-        ClipObjective(CONVOLUTIONAL, Ranks(), options=TowerOptions(patch_dropout=0.5))
+        ClipObjective(CONVOLUTIONAL, DistributedContext(), options=TowerOptions(patch_dropout=0.5))
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 1.0)])

@@ -11,22 +11,22 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.recaption import RecaptionConfig, recaption
 from clipmill.engine.config import ScheduleConfig, TrainConfig
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from clipmill.models.coca import build_coca
 from clipmill.models.encoders import Normalize
-from clipmill.pretrain.coca import CocaObjective, train_captioner
+from clipmill.pretrain.coca import CocaObjective, train_coca
 from clipmill.pretrain.config import CocaTrainConfig, DataLoaderConfig
 
 CONFIG = CocaTrainConfig(
     model=COCA,
-    load=DataLoaderConfig(num_workers=0),
+    dataloader=DataLoaderConfig(num_workers=0),
     train=TrainConfig(
         steps=3,
         batch_size=6,
-        schedule=ScheduleConfig(peak=1e-3),
-        checkpoint_steps=2,
-        log_steps=1,
+        schedule=ScheduleConfig(lr=1e-3),
+        checkpoint_every=2,
+        log_every=1,
     ),
 )
 
@@ -49,7 +49,7 @@ def test_losses_are_open_clips(weights):
         captioning_weight=captioning,
         train=CONFIG.train,
     )
-    objective, batch = CocaObjective(config, Ranks()), pair_batch(("real",))
+    objective, batch = CocaObjective(config, DistributedContext()), pair_batch(("real",))
     found = objective(batch)
     outputs = objective.coca(Normalize()(batch.images_B3HW / 255), batch.real_BT)
     if "labels" not in outputs:  # open_clip 4, whose CoCaTask shifts them
@@ -66,14 +66,14 @@ def test_losses_are_open_clips(weights):
     for ours, theirs in zip(found.values(), expected, strict=True):
         torch.testing.assert_close(ours, theirs.float())
     sum(found.values()).backward()
-    # Ranks that average gradients wait for all of them.
+    # DistributedContext that average gradients wait for all of them.
     assert [n for n, p in objective.named_parameters() if p.grad is None] == []
 
 
 def test_each_token_is_predicted_from_those_before_it():
     """Against the mean log loss of token t + 1 when the model is given tokens 0 to t alone."""
     torch.manual_seed(0)
-    objective, batch = CocaObjective(CONFIG, Ranks()).eval(), pair_batch(("real",))
+    objective, batch = CocaObjective(CONFIG, DistributedContext()).eval(), pair_batch(("real",))
     coca, losses = objective.coca, []
     with torch.no_grad():
         for parameter in coca.text_decoder.parameters():
@@ -92,7 +92,10 @@ def test_each_token_is_predicted_from_those_before_it():
 def test_a_caption_learnt_by_heart_is_said(tmp_path):
     """From the objective through a checkpoint to the captioner: one token off says another text."""
     torch.manual_seed(0)
-    objective, batch = CocaObjective(CONFIG, Ranks()), pair_batch(("real",), num_samples=1)
+    objective, batch = (
+        CocaObjective(CONFIG, DistributedContext()),
+        pair_batch(("real",), num_samples=1),
+    )
     optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
     for _ in range(40):
         optimizer.zero_grad()
@@ -113,7 +116,7 @@ def test_a_caption_learnt_by_heart_is_said(tmp_path):
 def test_padding_is_not_learnt():
     """Captions are judged up to their end: at chance, each of their tokens costs log V."""
     torch.manual_seed(0)
-    objective, batch = CocaObjective(CONFIG, Ranks()), pair_batch(("real",))
+    objective, batch = CocaObjective(CONFIG, DistributedContext()), pair_batch(("real",))
     with torch.no_grad():
         objective.coca.text_decoder.text_projection.zero_()
     found = objective(batch)["captioning"].item()
@@ -122,7 +125,7 @@ def test_padding_is_not_learnt():
 
 @pytest.mark.parametrize(("before", "after"), [(6.0, 4.6051702), (-1.0, 0.0)])
 def test_logit_scale_stays_within_clips_bounds(before, after):
-    objective = CocaObjective(CONFIG, Ranks())
+    objective = CocaObjective(CONFIG, DistributedContext())
     with torch.no_grad():
         objective.coca.logit_scale.fill_(before)
     objective.after_step()
@@ -130,7 +133,7 @@ def test_logit_scale_stays_within_clips_bounds(before, after):
 
 
 def test_from_training_to_a_layer_of_captions(dataset_uri, tmp_path):
-    uri = train_captioner(CONFIG, dataset_uri, str(tmp_path), report=silent)
+    uri = train_coca(CONFIG, dataset_uri, str(tmp_path), report=silent)
     assert train_captioner(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
     metadata, tensors = load_checkpoint(uri)
     assert (metadata.kind, CocaTrainConfig.from_json(metadata.recipe)) == ("coca", CONFIG)
@@ -148,8 +151,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
         if done == 3:
             raise KeyboardInterrupt
 
-    straight = train_captioner(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
+    straight = train_coca(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
     with pytest.raises(KeyboardInterrupt):
         train_captioner(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
-    resumed = train_captioner(CONFIG, dataset_uri, str(tmp_path / "b"), report=silent)
+    resumed = train_coca(CONFIG, dataset_uri, str(tmp_path / "b"), report=silent)
     assert load_checkpoint(resumed)[0].digest == load_checkpoint(straight)[0].digest

@@ -9,15 +9,15 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig, in_fraction
 from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.trainer import train
 from clipmill.errors import ConfigError
 from clipmill.models.retrieval import recall
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.pretrain.clip import ClipObjective
-from clipmill.pretrain.config import ValidationConfig, DataLoaderConfig
-from clipmill.pretrain.dataloader import pair_batches
-from clipmill.pretrain.validation import clip_evaluations
+from clipmill.pretrain.config import DataLoaderConfig, ValidationConfig
+from clipmill.pretrain.dataloader import build_pair_dataloader
+from clipmill.pretrain.validation import build_validators
 
 
 def test_recall_by_hand():
@@ -45,20 +45,20 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
         (tmp_path / "classes" / name).mkdir(parents=True)
         Image.new("RGB", (20, 16), colour).save(tmp_path / "classes" / name / "1.png")
     config = ValidationConfig(
-        every_steps=2, class_folder=str(tmp_path / "classes"), templates=("a {}", "{} things")
+        every=2, zero_shot_dataset=str(tmp_path / "classes"), templates=("a {}", "{} things")
     )
     tokenizer = Tokenizer.from_config(CLIP.text)
-    evaluations = clip_evaluations(config, view, tokenizer, CLIP.vision)
-    config_of_run = TrainConfig(steps=4, batch_size=4, log_steps=4)
+    evaluations = build_validators(config, view, tokenizer, CLIP.vision)
+    config_of_run = TrainConfig(steps=4, batch_size=4, log_every=4)
     trained = train(
-        lambda here: ClipObjective(CLIP, here),
-        lambda cursor, here: pair_batches(
+        lambda dist: ClipObjective(CLIP, dist),
+        lambda cursor, dist: build_pair_dataloader(
             view,
             DataLoaderConfig(num_workers=0),
             config_of_run,
             crop=CropTransform(16, RandomResizedCropConfig()),
             tokenizer=tokenizer,
-            here=here,
+            dist=dist,
             cursor=cursor,
         ),
         config_of_run,
@@ -101,7 +101,7 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
         def encode_text(self, tokens, normalize):
             return self.text
 
-    (evaluation,) = clip_evaluations(
+    (evaluation,) = build_validators(
         ValidationConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision
     )
     texts = {
@@ -110,7 +110,7 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
         0.0: torch.eye(number) * -1,
     }
     for share, text in texts.items():
-        found = evaluation.judge(Knowing(text), Ranks())
+        found = evaluation.judge(Knowing(text), DistributedContext())
         assert found["pair_accuracy"] == share
         assert found["pair_accuracy_error"] == 0
         assert found["image_to_text_r1"] == (share == 1)
@@ -135,23 +135,23 @@ def test_a_colour_that_the_model_knows_is_named(tmp_path):
         def encode_text(self, tokens, normalize):
             return torch.tensor([[0.0, 0, 1], [1, 0, 0]])  # classes in the order of their names
 
-    config = ValidationConfig(num_pairs=0, class_folder=str(tmp_path))
-    (evaluation,) = clip_evaluations(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
-    assert evaluation.judge(Knowing(), Ranks()) == {"top1": 1.0}
+    config = ValidationConfig(num_pairs=0, zero_shot_dataset=str(tmp_path))
+    (evaluation,) = build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
+    assert evaluation.judge(Knowing(), DistributedContext()) == {"top1": 1.0}
 
 
 def test_a_view_that_holds_nothing_out(dataset_uri):
     view = View(Dataset.open(dataset_uri), ViewConfig())
     with pytest.raises(ConfigError, match="no pair is held out"):
-        clip_evaluations(ValidationConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision)
+        build_validators(ValidationConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision)
 
 
 def test_a_folder_without_pictures(tmp_path):
-    config = ValidationConfig(num_pairs=0, class_folder=str(tmp_path))
+    config = ValidationConfig(num_pairs=0, zero_shot_dataset=str(tmp_path))
     with pytest.raises(ConfigError, match="has no picture"):
-        clip_evaluations(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
+        build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
 
 
 def test_none_are_wanted():
-    config = ValidationConfig(every_steps=0)
-    assert clip_evaluations(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision) == ()
+    config = ValidationConfig(every=0)
+    assert build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision) == ()

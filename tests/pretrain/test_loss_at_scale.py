@@ -9,7 +9,7 @@ import pytest
 import torch
 from loss_ranks import CASES, NAMES, computed
 
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.processes import free_ports
 
 SCRIPT = Path(__file__).with_name("loss_ranks.py")
@@ -46,7 +46,7 @@ def by_rank(request, tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_those_of_one_process(by_rank, case):
     """Averaged over ranks, as DDP averages what it sends back."""
-    expected = computed(case, Ranks())
+    expected = computed(case, DistributedContext())
     found = [ranks[case] for ranks in by_rank]
     assert all(f.keys() == expected.keys() for f in found)
     for name, value in expected.items():

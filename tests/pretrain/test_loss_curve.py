@@ -84,18 +84,18 @@ def their_losses(batches, decay):
 
 
 def our_losses(batches, decay, micro_batches, folder):
-    def objective(here):
-        made = ClipObjective(CLIP, here)
+    def objective(dist):
+        made = ClipObjective(CLIP, dist)
         made.clip.load_state_dict(built().state_dict())
         return made
 
     config = TrainConfig(
         steps=STEPS,
         batch_size=BATCH,
-        micro_batches=micro_batches,
-        schedule=ScheduleConfig(peak=RATE, minimum=0.0, warmup_steps=WARMUP),
+        grad_accum_steps=micro_batches,
+        schedule=ScheduleConfig(lr=RATE, min_lr=0.0, warmup_steps=WARMUP),
         optimizer=AdamWConfig(betas=(0.9, 0.95), epsilon=1e-6, weight_decay=decay),
-        log_steps=1,
+        log_every=1,
     )
     trained = train(
         objective,
@@ -108,7 +108,7 @@ def our_losses(batches, decay, micro_batches, folder):
     return [record["loss"] for record in trained.log]
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
 def test_losses_are_those_of_open_clips_loop(tmp_path, micro_batches):
     batches = [pair_batch(("real",), BATCH, seed=step) for step in range(STEPS)]
     expected = their_losses(batches, 0.2)

@@ -9,7 +9,7 @@ from tiny import CLIP
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.config import ScheduleConfig, TrainConfig
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.models.checkpoint import load_checkpoint
 from clipmill.models.config import MaeConfig
 from clipmill.models.encoders import build_dense
@@ -24,9 +24,9 @@ CONFIG = MaePretrainConfig(
     model=MaeConfig(
         vision=VISION, mask_ratio=0.5, decoder_width=16, decoder_layers=1, decoder_heads=2
     ),
-    load=DataLoaderConfig(num_workers=0, shuffle_shards=2),
+    dataloader=DataLoaderConfig(num_workers=0, shuffle_shards=2),
     train=TrainConfig(
-        steps=4, batch_size=6, schedule=ScheduleConfig(peak=1e-3), checkpoint_steps=2, log_steps=1
+        steps=4, batch_size=6, schedule=ScheduleConfig(lr=1e-3), checkpoint_every=2, log_every=1
     ),
 )
 
@@ -49,8 +49,8 @@ def test_a_run_and_clip_after_it(dataset_uri, tmp_path):
     clip = PretrainConfig(
         model=replace(CLIP, vision=VISION),
         init=uri,
-        load=CONFIG.load,
-        train=replace(CONFIG.train, steps=1, schedule=ScheduleConfig(peak=0.0, minimum=0.0)),
+        dataloader=CONFIG.dataloader,
+        train=replace(CONFIG.train, steps=1, schedule=ScheduleConfig(lr=0.0, min_lr=0.0)),
     )
     started = pretrain(clip, dataset_uri, str(tmp_path), report=silent)
     metadata, begun = load_checkpoint(started)
@@ -92,7 +92,7 @@ def test_its_tower_can_be_fine_tuned(dataset_uri, tmp_path):
 
 def test_it_learns_a_picture():
     torch.manual_seed(0)
-    objective = MaeObjective(CONFIG, Ranks())
+    objective = MaeObjective(CONFIG, DistributedContext())
     rows = torch.arange(16.0).mul(15).to(torch.uint8)
     picture = rows.expand(3, 16, 16)
     batch = PairBatch(picture.expand(8, 3, 16, 16), None, None, ())
@@ -108,7 +108,7 @@ def test_it_learns_a_picture():
 
 
 def test_half_of_the_pictures_are_mirrored(monkeypatch):
-    objective, seen = MaeObjective(CONFIG, Ranks()), []
+    objective, seen = MaeObjective(CONFIG, DistributedContext()), []
     forward = objective.mae.forward
 
     def noting(images):

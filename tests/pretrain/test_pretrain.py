@@ -23,15 +23,15 @@ from clipmill.pretrain.config import DataLoaderConfig, PretrainConfig
 CONFIG = PretrainConfig(
     model=CLIP,
     view=ViewConfig(captions="both", layer="captions/test-1"),
-    load=DataLoaderConfig(num_workers=0, shuffle_shards=2),
+    dataloader=DataLoaderConfig(num_workers=0, shuffle_shards=2),
     train=TrainConfig(
         steps=4,
         batch_size=6,
-        micro_batches=2,
-        schedule=ScheduleConfig(peak=1e-3),
-        average_decay=0.9,
-        checkpoint_steps=2,
-        log_steps=1,
+        grad_accum_steps=2,
+        schedule=ScheduleConfig(lr=1e-3),
+        ema_decay=0.9,
+        checkpoint_every=2,
+        log_every=1,
     ),
 )
 
@@ -110,7 +110,7 @@ def test_micro_batches_change_no_weight(dataset_uri, tmp_path):
     # Adam divides gradients by their size: with a tiny epsilon, rounding would move the weights
     # whose gradient is zero but for it, such as the biases of attention's keys.
     pieces = CONFIG.override(["train.optimizer.epsilon=1e-3"])
-    whole = replace(pieces, train=replace(pieces.train, micro_batches=1))
+    whole = replace(pieces, train=replace(pieces.train, grad_accum_steps=1))
     uris = [pretrain(c, dataset_uri, str(tmp_path), report=silent) for c in (pieces, whole)]
     assert uris[0] != uris[1]
     found, expected = (load_checkpoint(uri)[1] for uri in uris)

@@ -7,16 +7,16 @@ from torch.nn import functional as F
 
 from clipmill.pretrain import similarity
 from clipmill.pretrain.contrastive import (
+    DistillationLoss,
+    chunked_loss,
     cross_entropy,
     sigmoid,
-    similarity_loss,
-    teacher_cross_entropy,
 )
 
 
 @pytest.fixture(params=[1, 22, 10**6], ids=["a row", "3 rows", "whole"], autouse=True)
 def piece_elements(request, monkeypatch):
-    monkeypatch.setattr(similarity, "PIECE_ELEMENTS", request.param)
+    monkeypatch.setattr(similarity, "MAX_CHUNK_ELEMENTS", request.param)
 
 
 def unit_rows(num_rows, width, seed):
@@ -42,14 +42,14 @@ def assert_same(found, expected, inputs):
 def test_cross_entropy_is_open_clips():
     images, texts, scale, _ = leaves()
     rule = cross_entropy(0)
-    to_text = similarity_loss(images, texts, scale, rule)
-    to_image = similarity_loss(texts, images, scale, rule)
+    to_text = chunked_loss(images, texts, scale, rule)
+    to_image = chunked_loss(texts, images, scale, rule)
     assert_same((to_text + to_image) / 2, ClipLoss()(images, texts, scale), (images, texts, scale))
 
 
 def test_sigmoid_is_open_clips():
     images, texts, scale, bias = inputs = leaves()
-    found = similarity_loss(images, texts, scale, sigmoid(0), bias)
+    found = chunked_loss(images, texts, scale, sigmoid(0), bias)
     assert_same(found, SigLipLoss()(images, texts, scale, bias), inputs)
 
 
@@ -59,8 +59,7 @@ def test_one_teacher_is_open_clips():
     pairs = [(images, texts, teacher_images, teacher_texts)]
     pairs.append((texts, images, teacher_texts, teacher_images))
     parts = [
-        similarity_loss(a, b, scale, teacher_cross_entropy(ta, tb, (6,), 20.0))
-        for a, b, ta, tb in pairs
+        chunked_loss(a, b, scale, DistillationLoss(ta, tb, (6,), 20.0)) for a, b, ta, tb in pairs
     ]
     _, expected = DistillClipLoss()(
         images, texts, scale, teacher_images, teacher_texts, torch.tensor(20.0)
@@ -72,9 +71,7 @@ def test_of_several_teachers_the_mean_is_taken_after_the_softmax():
     images, texts, scale, _ = leaves()
     rows = torch.cat([unit_rows(7, 3, 4), unit_rows(7, 2, 5)], dim=1)
     columns = torch.cat([unit_rows(7, 3, 6), unit_rows(7, 2, 7)], dim=1)
-    found = similarity_loss(
-        images, texts, scale, teacher_cross_entropy(rows, columns, (3, 2), 20.0)
-    )
+    found = chunked_loss(images, texts, scale, DistillationLoss(rows, columns, (3, 2), 20.0))
     first = (20 * rows[:, :3] @ columns[:, :3].T).softmax(1)
     second = (20 * rows[:, 3:] @ columns[:, 3:].T).softmax(1)
     logits = scale * images @ texts.T
@@ -86,26 +83,26 @@ def test_of_several_teachers_the_mean_is_taken_after_the_softmax():
 def test_rows_of_a_later_rank_belong_to_later_columns(rule):
     images, texts, scale, bias = leaves()
     parts = [
-        similarity_loss(images[start : start + 2], texts, scale, rule(start), bias) * 2 / 7
+        chunked_loss(images[start : start + 2], texts, scale, rule(start), bias) * 2 / 7
         for start in range(0, 6, 2)
     ]
-    parts.append(similarity_loss(images[6:], texts, scale, rule(6), bias) / 7)
-    whole = similarity_loss(images, texts, scale, rule(0), bias)
+    parts.append(chunked_loss(images[6:], texts, scale, rule(6), bias) / 7)
+    whole = chunked_loss(images, texts, scale, rule(0), bias)
     assert_same(sum(parts), whole, (images, texts, scale, bias))
 
 
 def test_gradients_are_those_of_small_steps():
     inputs = leaves()
     torch.autograd.gradcheck(
-        lambda a, b, scale, bias: similarity_loss(a, b, scale, cross_entropy(0), bias), inputs
+        lambda a, b, scale, bias: chunked_loss(a, b, scale, cross_entropy(0), bias), inputs
     )
 
 
 def test_autocast_leaves_the_precision_alone():
     images, texts, scale, _ = leaves()
     with torch.autocast("cpu", torch.bfloat16):
-        found = similarity_loss(images, texts, scale, cross_entropy(0))
-    assert torch.equal(found, similarity_loss(images, texts, scale, cross_entropy(0)))
+        found = chunked_loss(images, texts, scale, cross_entropy(0))
+    assert torch.equal(found, chunked_loss(images, texts, scale, cross_entropy(0)))
 
 
 def test_no_piece_is_larger_than_allowed():
@@ -116,6 +113,6 @@ def test_no_piece_is_larger_than_allowed():
         sizes.append(logits.numel())
         return cross_entropy(0)(logits, start)
 
-    similarity_loss(images, texts, scale, rule)
-    assert max(sizes) <= max(similarity.PIECE_ELEMENTS, 7)
+    chunked_loss(images, texts, scale, rule)
+    assert max(sizes) <= max(similarity.MAX_CHUNK_ELEMENTS, 7)
     assert sum(sizes) == 49

@@ -15,7 +15,7 @@ from clipmill.models.config import MaeConfig, TextConfig, VisionConfig
 from clipmill.models.mae import MaskedAutoencoder
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
-from clipmill.pretrain.init_weights import find_start, load_start
+from clipmill.pretrain.init_weights import load_init_weights, resolve_init
 
 VISION = replace(CLIP.vision, has_input_norm=False)
 MAE = MaeConfig(vision=VISION, decoder_width=16, decoder_layers=1, decoder_heads=2)
@@ -29,7 +29,7 @@ def built(seed, config=CLIP):
 def started(name, config=CLIP):
     """A model that began with this start."""
     made = built(1, config)
-    load_start(find_start(str(name)), made, config)
+    load_init_weights(resolve_init(str(name)), made, config)
     return made
 
 
@@ -59,14 +59,14 @@ def beside_its_config(path, config=CLIP, **changed):
 
 
 def test_scratch():
-    assert find_start("") is None
+    assert resolve_init("") is None
 
 
 def test_our_checkpoint(tmp_path):
     expected = built(0)
     uri = checkpoint(tmp_path, "clip", CLIP, expected.state_dict())
     assert_same(started(uri), expected)
-    parent = find_start(uri).parent
+    parent = resolve_init(uri).parent
     assert (parent.role, parent.uri) == ("start", uri)
 
 
@@ -190,12 +190,12 @@ def test_a_file_of_something_else(tmp_path):
 def test_what_isnt_there(tmp_path):
     for name in (f"file:{tmp_path}/none.pt", str(tmp_path / "none")):
         with pytest.raises(NotFoundError):
-            find_start(name)
+            resolve_init(name)
     with pytest.raises(ConfigError, match="start from were random"):
-        find_start("random:timm/test_vit")
+        resolve_init("random:timm/test_vit")
 
 
 def test_a_captioner_is_no_start(tmp_path):
     uri = checkpoint(tmp_path, "coca", CLIP, {})
     with pytest.raises(ArtifactError, match="of kind 'coca'"):
-        find_start(uri)
+        resolve_init(uri)

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import CLIP
 
 from clipmill.engine.config import ScheduleConfig, TrainConfig
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.errors import ConfigError, SourceError
 from clipmill.models.checkpoint import load_checkpoint
 from clipmill.models.config import VisionConfig
@@ -17,7 +17,7 @@ from clipmill.models.encoders import build_dense
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.config import SupervisedConfig
-from clipmill.pretrain.init_weights import find_start, load_start
+from clipmill.pretrain.init_weights import load_init_weights, resolve_init
 from clipmill.pretrain.supervised import SupervisedObjective, pretrain_supervised
 
 VISION = VisionConfig(image_size=32, timm_model="test_resnet")
@@ -25,7 +25,7 @@ CONFIG = SupervisedConfig(
     vision=VISION,
     num_workers=0,
     train=TrainConfig(
-        steps=4, batch_size=4, schedule=ScheduleConfig(peak=1e-3), checkpoint_steps=2, log_steps=1
+        steps=4, batch_size=4, schedule=ScheduleConfig(lr=1e-3), checkpoint_every=2, log_every=1
     ),
 )
 
@@ -67,7 +67,7 @@ def test_a_run_and_what_starts_from_it(data, tmp_path):
     assert torch.equal(encoder.trunk.get_parameter(name), tensors[f"visual.trunk.{name}"])
     config = replace(CLIP, vision=VISION)
     clip = build_clip(config)
-    load_start(find_start(uri), clip, config)
+    load_init_weights(resolve_init(uri), clip, config)
     assert torch.equal(clip.visual.trunk.get_parameter(name), tensors[f"visual.trunk.{name}"])
 
 
@@ -89,7 +89,7 @@ def test_loss_is_torchs(smoothing):
     config = replace(
         CONFIG, mixup=0.0, cutmix=0.0, random_erasing_prob=0.0, label_smoothing=smoothing
     )
-    objective = SupervisedObjective(config, 3, Ranks()).eval()
+    objective = SupervisedObjective(config, 3, DistributedContext()).eval()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     labels = torch.tensor([0, 2, 1, 2])
     found = objective({"image": images, "label": labels})["classification"]

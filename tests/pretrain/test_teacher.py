@@ -21,7 +21,7 @@ from clipmill.data.transforms.augmentation import (
     replay,
 )
 from clipmill.engine.config import ScheduleConfig, TrainConfig
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.result import read_log
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
@@ -30,9 +30,14 @@ from clipmill.models.config import VisionConfig
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import pretrain
-from clipmill.pretrain.config import DistillationConfig, DataLoaderConfig, PretrainConfig, TeacherConfig
-from clipmill.pretrain.dataloader import pair_batches
-from clipmill.pretrain.teacher import load_teacher, make_teacher_layer, teacher_parent
+from clipmill.pretrain.config import (
+    DataLoaderConfig,
+    DistillationConfig,
+    PretrainConfig,
+    TeacherConfig,
+)
+from clipmill.pretrain.dataloader import build_pair_dataloader
+from clipmill.pretrain.teacher import embed_with_teachers, load_teacher, teacher_parent
 
 CAPTIONS = "captions/test-1"
 BIG = replace(CLIP, embed_dim=12, vision=replace(CLIP.vision, image_size=24))
@@ -40,10 +45,10 @@ LOAD = DataLoaderConfig(num_workers=0, shuffle_shards=2)
 TRAIN = TrainConfig(
     steps=4,
     batch_size=6,
-    micro_batches=2,
-    schedule=ScheduleConfig(peak=1e-3),
-    checkpoint_steps=2,
-    log_steps=1,
+    grad_accum_steps=2,
+    schedule=ScheduleConfig(lr=1e-3),
+    checkpoint_every=2,
+    log_every=1,
 )
 
 
@@ -79,7 +84,7 @@ def config(teachers):
 
 @pytest.fixture
 def layer(config, dataset_uri):
-    return make_teacher_layer(config, dataset_uri, CAPTIONS, report=silent)
+    return embed_with_teachers(config, dataset_uri, CAPTIONS, report=silent)
 
 
 @pytest.fixture
@@ -94,18 +99,18 @@ def view_of(dataset_uri, captions="both"):
     return View(Dataset.open(dataset_uri), config)
 
 
-ALONE = Ranks()
+ALONE = DistributedContext()
 
 
-def batches(view, distillation, here=ALONE, cursor=0):
-    return pair_batches(
+def batches(view, distillation, dist=ALONE, cursor=0):
+    return build_pair_dataloader(
         view,
         LOAD,
         TRAIN,
         crop=CropTransform(16, RandomResizedCropConfig()),
         teaching=Teaching(distillation.layer, ReplayTransform(16)),
         tokenizer=Tokenizer.from_config(CLIP.text),
-        here=here,
+        dist=dist,
         cursor=cursor,
     )
 
@@ -146,11 +151,11 @@ def test_embeddings_are_half_floats_and_unit_by_teacher(layer, dataset_uri):
 
 
 def test_the_stage_is_done_once(config, layer, dataset_uri):
-    assert make_teacher_layer(config, dataset_uri, CAPTIONS, report=fail) == layer
+    assert embed_with_teachers(config, dataset_uri, CAPTIONS, report=fail) == layer
     # How many at a time is no property of the layer; the seed is.
     other = replace(config, batch_size=7)
-    assert make_teacher_layer(other, dataset_uri, CAPTIONS, report=fail) == layer
-    assert make_teacher_layer(replace(config, seed=1), dataset_uri, report=silent) != layer
+    assert embed_with_teachers(other, dataset_uri, CAPTIONS, report=fail) == layer
+    assert embed_with_teachers(replace(config, seed=1), dataset_uri, report=silent) != layer
 
 
 def test_a_batch_holds_what_the_teachers_saw(distillation, config, dataset_uri):
@@ -179,7 +184,9 @@ def test_a_batch_holds_the_views_captions(distillation, dataset_uri, captions):
 def test_batches_are_the_same_for_any_number_of_ranks_and_from_any_step(distillation, dataset_uri):
     view = view_of(dataset_uri)
     whole = batches(view, distillation)
-    parts = [batches(view, distillation, Ranks(rank=r, world_size=2)) for r in range(2)]
+    parts = [
+        batches(view, distillation, DistributedContext(rank=r, world_size=2)) for r in range(2)
+    ]
     seen = []
     for _ in range(5):
         expected, found = next(whole), [next(p) for p in parts]
@@ -199,7 +206,7 @@ def test_a_mobile_student_learns_from_the_layer(distillation, dataset_uri, tmp_p
         model=replace(CLIP, vision=VisionConfig(image_size=16, timm_model="test_resnet")),
         view=ViewConfig(captions="both", layer=CAPTIONS),
         distillation=distillation,
-        load=LOAD,
+        dataloader=LOAD,
         train=TRAIN,
     )
 
@@ -226,7 +233,7 @@ def test_layers_that_dont_fit(config, distillation, dataset_uri):
         teacher_parent(view, replace(distillation, layer="teacher/none"))
     with pytest.raises(ConfigError, match=r"teacher_widths was \(768, 768\)"):
         teacher_parent(view, replace(distillation, teacher_widths=(768, 768)))
-    bare = make_teacher_layer(config, dataset_uri, report=silent)
+    bare = embed_with_teachers(config, dataset_uri, report=silent)
     view = view_of(dataset_uri)  # lists the new layer
     with pytest.raises(ConfigError, match="has no embeddings of captions/test-1"):
         teacher_parent(view, replace(distillation, layer=bare))
@@ -235,12 +242,12 @@ def test_layers_that_dont_fit(config, distillation, dataset_uri):
 
 def test_ensembles_that_cannot_be(config, dataset_uri):
     with pytest.raises(ConfigError, match="models was empty"):
-        make_teacher_layer(TeacherConfig(), dataset_uri, report=silent)
+        embed_with_teachers(TeacherConfig(), dataset_uri, report=silent)
     with pytest.raises(ConfigError, match="has no layer 'captions/none'"):
-        make_teacher_layer(config, dataset_uri, "captions/none", report=silent)
+        embed_with_teachers(config, dataset_uri, "captions/none", report=silent)
     towers = replace(config, models=("random:timm/resnet18",))
     with pytest.raises(ArtifactError, match="no text tower"):
-        make_teacher_layer(towers, dataset_uri, report=silent)
+        embed_with_teachers(towers, dataset_uri, report=silent)
 
 
 def test_siglips_loss_has_no_distillation(distillation):

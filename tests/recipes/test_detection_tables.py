@@ -29,8 +29,8 @@ def test_table_12(make, freeze_encoder, rate, weight_decay):
     assert model.freeze_encoder is freeze_encoder
     assert train.batch_size == 1024
     assert train.steps == 100 * EPOCH
-    assert train.average_decay == 0.9995
-    assert (train.schedule.shape, train.schedule.peak) == ("cosine", rate)
+    assert train.ema_decay == 0.9995
+    assert (train.schedule.name, train.schedule.lr) == ("cosine", rate)
     assert train.schedule.warmup_steps == 5 * EPOCH
     assert train.optimizer.weight_decay == weight_decay
 
@@ -58,10 +58,10 @@ def test_table_13(make, stages, epochs, falls, weight_decay):
     assert train.batch_size == 16
     assert train.steps == epochs * -(-COCO_IMAGES // 16)
     assert train.optimizer.weight_decay == weight_decay
-    assert train.schedule.shape == "step"
-    assert train.schedule.peak in (5e-4, 2e-4, 1e-4)
+    assert train.schedule.name == "step"
+    assert train.schedule.lr in (5e-4, 2e-4, 1e-4)
     rates = [train.schedule.at(e * train.steps // epochs, train.steps) for e in range(1, epochs)]
-    expected = [train.schedule.peak * 0.1 ** sum(e >= f for f in falls) for e in range(1, epochs)]
+    expected = [train.schedule.lr * 0.1 ** sum(e >= f for f in falls) for e in range(1, epochs)]
     assert rates == pytest.approx(expected)
 
 

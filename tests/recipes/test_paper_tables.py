@@ -26,18 +26,18 @@ BATCH = 65_536
 TABLE_11 = {
     "model.vision.image_size": 224,
     "model.text.context_length": 77,
-    "crop.scale": (0.9, 1.0),
-    "crop.ratio": (0.75, 1.33),
+    "random_resized_crop.scale": (0.9, 1.0),
+    "random_resized_crop.ratio": (0.75, 1.33),
     "train.steps": 200_000,
     "train.schedule.warmup_steps": 2_000,
     "train.batch_size": BATCH,
     "train.optimizer.betas": (0.9, 0.95),
-    "train.schedule.peak": 1e-3,
-    "train.schedule.minimum": 1e-6,
-    "train.schedule.shape": "cosine",
+    "train.schedule.lr": 1e-3,
+    "train.schedule.min_lr": 1e-6,
+    "train.schedule.name": "cosine",
     "train.optimizer.weight_decay": 0.2,
     "train.precision": "bf16",
-    "train.average_decay": 0.9995,
+    "train.ema_decay": 0.9995,
     "range_augment.psnr_start_db": 40.0,
     "range_augment.psnr_end_db": 20.0,
 }
@@ -87,7 +87,7 @@ def test_clip_vit_b16_has_nothing_that_table_11_lacks():
     assert config.train.optimizer.clip_norm is None
     assert (config.view.captions, config.view.fraction) == ("real", 1.0)
     assert (config.init, config.distillation) == ("", None)
-    assert config.towers.patch_dropout == 0.0
+    assert config.tower_options.patch_dropout == 0.0
 
 
 @pytest.mark.parametrize("name", [*LENGTHS, *SCALING])
@@ -185,12 +185,12 @@ def test_mae_is_its_papers(name, seen):
     assert (model.decoder_width, model.decoder_layers, model.decoder_heads) == (512, 8, 16)
     vision = model.vision
     assert (vision.image_size, vision.patch_size, vision.width, vision.layers) == (224, 16, 768, 12)
-    assert config.crop.scale == (0.2, 1.0)
+    assert config.random_resized_crop.scale == (0.2, 1.0)
     assert train.batch_size == 4096
-    assert train.schedule.peak == pytest.approx(1.5e-4 * 4096 / 256)
+    assert train.schedule.lr == pytest.approx(1.5e-4 * 4096 / 256)
     assert train.schedule.warmup_steps == pytest.approx(40 * 1_281_167 / 4096, abs=1)
     assert (train.optimizer.betas, train.optimizer.weight_decay) == ((0.9, 0.95), 0.05)
-    assert train.average_decay is None
+    assert train.ema_decay is None
     assert train.num_seen_samples == pytest.approx(seen, rel=1e-5)
 
 
@@ -213,9 +213,9 @@ def test_supervised_baseline_is_fastvits(size):
     assert train.batch_size == 8 * 128
     assert train.num_seen_samples == pytest.approx(300 * 1_281_167, rel=1e-3)
     assert train.schedule.warmup_steps == 5 * (1_281_167 // 1024)
-    assert (train.schedule.peak, train.schedule.minimum) == (1e-3, 1e-5)
+    assert (train.schedule.lr, train.schedule.min_lr) == (1e-3, 1e-5)
     assert train.optimizer.weight_decay == 0.05
-    assert train.average_decay == 0.9995
+    assert train.ema_decay == 0.9995
 
 
 def test_datacompdrs_teachers():
@@ -234,11 +234,11 @@ def test_upernet_vit_b16_is_table_14():
     assert config.train.steps == 160_000
     assert config.train.batch_size == 16
     assert config.train.schedule.warmup_steps == 1_500
-    assert config.train.schedule.shape == "polynomial"
+    assert config.train.schedule.name == "polynomial"
     assert config.train.optimizer.weight_decay == 0.01
     # One point of each sweep.
     assert config.model.drop_path in {0.0, 0.05, 0.1, 0.15, 0.2}
-    assert config.train.schedule.peak in {5e-4, 2e-4, 1e-4}
+    assert config.train.schedule.lr in {5e-4, 2e-4, 1e-4}
     # mmseg's UPerHead for ADE20K.
     assert (config.model.head_channels, config.model.auxiliary_channels) == (512, 256)
     assert config.model.scale == (0.5, 2.0)
@@ -255,7 +255,7 @@ TABLE_14_MOBILE = {
     "train.steps": 40_000,
     "train.batch_size": 64,
     "train.schedule.warmup_steps": 0,
-    "train.schedule.shape": "polynomial",
+    "train.schedule.name": "polynomial",
     "train.optimizer.weight_decay": 5e-4,
 }
 
@@ -266,7 +266,7 @@ def test_semantic_fpn_is_table_14(line, size):
     config = get_recipe(f"semantic-fpn-mci{size}", FinetuneConfig)
     assert at(config, line) == TABLE_14_MOBILE[line]
     assert config.model.drop_path in {0.0, 0.05, 0.1, 0.15, 0.2}
-    assert config.train.schedule.peak in {5e-4, 2e-4, 1e-4}
+    assert config.train.schedule.lr in {5e-4, 2e-4, 1e-4}
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_depth_vit_b16_is_table_15():
     assert config.train.optimizer.layer_decay == 0.8
     assert config.train.optimizer.weight_decay == 0.05
     assert config.model.drop_path in {0.0, 0.05, 0.1, 0.15, 0.2}
-    assert config.train.schedule.peak in {7e-4, 5e-4, 2e-4, 1e-4}
+    assert config.train.schedule.lr in {7e-4, 5e-4, 2e-4, 1e-4}
     assert config.model.flip_augment_test
     # Xie et al.'s test: two squares of 480x640, and GLPDepth's crop.
     assert (config.model.num_test_windows, config.model.eigen_crop) == (2, True)

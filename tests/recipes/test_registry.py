@@ -6,7 +6,7 @@ import torch
 from clipmill.config import Config, digest_json
 from clipmill.data.recaption import RecaptionConfig
 from clipmill.data.shards.plan import ShardConfig
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.errors import ConfigError
 from clipmill.models.coca import build_coca
 from clipmill.models.config import EncoderConfig, VisionConfig
@@ -45,10 +45,10 @@ def test_no_two_recipes_are_the_same():
 
 def test_overrides():
     config = get_recipe(
-        "clip-vit-b16-12.8b", PretrainConfig, ["train.steps=9", "train.schedule.peak=1e-2"]
+        "clip-vit-b16-12.8b", PretrainConfig, ["train.steps=9", "train.schedule.lr=1e-2"]
     )
-    assert (config.train.steps, config.train.schedule.peak) == (9, 0.01)
-    assert config.override(["train.steps=200000", "train.schedule.peak=1e-3"]) == get_recipe(
+    assert (config.train.steps, config.train.schedule.lr) == (9, 0.01)
+    assert config.override(["train.steps=200000", "train.schedule.lr=1e-3"]) == get_recipe(
         "clip-vit-b16-12.8b", PretrainConfig
     )
 
@@ -83,7 +83,7 @@ def test_towers_can_be_built(name):
             build_coca(config.model)
         else:
             build_clip(config.model)
-    assert config.train.batch_size % config.train.micro_batches == 0
+    assert config.train.batch_size % config.train.grad_accum_steps == 0
 
 
 def test_miniature_towers_are_as_small_as_their_recipes_say():
@@ -105,8 +105,8 @@ def test_miniature_can_learn_a_batch():
     """A few steps at the recipe's own rate bring the loss of one batch down."""
     config = get_recipe("clip-miniature", PretrainConfig)
     torch.manual_seed(0)
-    objective = ClipObjective(config.model, Ranks())
-    optimizer = torch.optim.AdamW(objective.parameters(), config.train.schedule.peak)
+    objective = ClipObjective(config.model, DistributedContext())
+    optimizer = torch.optim.AdamW(objective.parameters(), config.train.schedule.lr)
     from clipmill.data.loading.dataloader import PairBatch
 
     texts = [f"a {colour} thing" for colour in ("red", "blue", "green", "grey")]

@@ -14,7 +14,7 @@ from clipmill.stage_records import EVENTS_VARIABLE, read_stages
 from clipmill.storage import join, read_json
 
 SCENES = ["size=32", "num_pairs=12", "num_captioning=6", "num_labelled=4", "num_test=2"]
-SMALL = ["train.steps=2", "train.batch_size=4", "train.log_steps=1"]
+SMALL = ["train.steps=2", "train.batch_size=4", "train.log_every=1"]
 COCA = [
     *SMALL,
     "model.clip.vision.image_size=32",

@@ -87,7 +87,7 @@ def test_every_rule_runs(journey, name):
 def test_an_encoder_trains_on_what_was_chosen(journey):
     folder, dataset, _ = journey
     layer = run_data.select("select-mixed-captions", [], dataset, "")
-    small = ["train.steps=2", "train.batch_size=4", "train.log_steps=1"]
+    small = ["train.steps=2", "train.batch_size=4", "train.log_every=1"]
     tower = ["model.vision.image_size=32", "model.text.vocab_size=600"]
     uri = run.pretrain(
         "clip-miniature",

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import BadRequestError, OverloadedError
-from clipmill.serve.server.batcher import Batcher
+from clipmill.serve.server.batcher import DynamicBatcher
 
 
 def image(number: int) -> np.ndarray:
@@ -38,14 +38,14 @@ class Recorder:
         return [i[..., 0] * 2 for i in images]
 
 
-async def ask(batcher: Batcher, numbers: Sequence[int]) -> list[int]:
+async def ask(batcher: DynamicBatcher, numbers: Sequence[int]) -> list[int]:
     with batcher.admit(len(numbers)):
         outputs: list[Any] = await batcher.predict([image(n) for n in numbers])
     return [int(o[0, 0]) for o in outputs]
 
 
-def batcher_of(predict: Recorder, model: str = "m", **limits: Any) -> Batcher:
-    return Batcher(predict, model=model, config=ServingConfig(**limits))
+def batcher_of(predict: Recorder, model: str = "m", **limits: Any) -> DynamicBatcher:
+    return DynamicBatcher(predict, model=model, config=ServingConfig(**limits))
 
 
 async def until_started(recorder: Recorder) -> None:

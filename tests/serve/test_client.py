@@ -15,7 +15,6 @@ from clipmill.serve.client import (
     curl_command,
     query,
     read_answer,
-    v1_curl_command,
     v1_request,
 )
 from clipmill.serve.launch import ServerProcess
@@ -75,7 +74,10 @@ def test_curl_with_plain_json(
 ) -> None:
     body_path, output_path = tmp_path / "body.json", tmp_path / "answer.json"
     body_path.write_bytes(v1_request(jpeg))
-    command = v1_curl_command(server.url, "depth", body_path=body_path, output_path=output_path)
+    command = (
+        f"curl --silent --show-error --dump-header - --header 'Content-Type: application/json' "
+        f"--data-binary @{body_path} --output {output_path} {server.url}/v1/models/depth:predict"
+    )
     assert "200" in run(command).splitlines()[0]
     (prediction,) = json.loads(output_path.read_text())["predictions"]
     np.testing.assert_array_equal(np.array(prediction["depth_metres"], np.float32), expected)

@@ -73,7 +73,7 @@ def test_what_is_sent_against_what_was_learnt(
     clip = pretrain(
         PretrainConfig(
             model=CLIP,
-            load=DataLoaderConfig(num_workers=0),
+            dataloader=DataLoaderConfig(num_workers=0),
             train=TrainConfig(steps=2, batch_size=6),
         ),
         write_dataset(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clipmill.serve.adapters.instance import together
+from clipmill.serve.adapters.instance import pack_ragged
 from clipmill.serve.errors import BadRequestError
 from clipmill.tasks.registry import TASKS
 
@@ -12,7 +12,7 @@ def detection(num: int, side: int = 4) -> dict[str, np.ndarray]:
 
 
 def test_objects_of_several_images_come_end_to_end() -> None:
-    found = together(TASKS["detection"].outputs, [detection(2), detection(0), detection(1)])
+    found = pack_ragged(TASKS["detection"].outputs, [detection(2), detection(0), detection(1)])
     assert found["counts"].tolist() == [2, 0, 1]
     assert found["scores"].tolist() == [2, 2, 1]
     assert found["boxes"].shape == (3, 4)
@@ -21,10 +21,10 @@ def test_objects_of_several_images_come_end_to_end() -> None:
 
 def test_masks_of_several_sizes_have_no_array() -> None:
     with pytest.raises(BadRequestError, match="one size"):
-        together(TASKS["detection"].outputs, [detection(1), detection(1, side=5)])
+        pack_ragged(TASKS["detection"].outputs, [detection(1), detection(1, side=5)])
 
 
 def test_probabilities_are_stacked() -> None:
     each = [{"probabilities": np.array([0.2, 0.8])}, {"probabilities": np.array([0.5, 0.5])}]
-    found = together(TASKS["classification"].outputs, each)
+    found = pack_ragged(TASKS["classification"].outputs, each)
     assert found["probabilities"].tolist() == [[0.2, 0.8], [0.5, 0.5]]

@@ -145,7 +145,7 @@ def test_serving_needs_neither_training_nor_its_data() -> None:
     code = """
 import sys
 sys.argv += ["--http_port", "x", "--model"]  # KServe would end the process over these
-import clipmill.serve.server.endpoint
+import clipmill.serve.server.inference_server
 foreign = {"mmcv", "mmengine", "mmseg", "mmdet", "clipmill.data", "clipmill.engine"}
 print(sorted(foreign & sys.modules.keys()))
 """

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from clipmill.cli import app
 from clipmill.errors import ConfigError
-from clipmill.serve.client import ask
+from clipmill.serve.client import predict_image
 from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.visualization import class_palette, encode_png
@@ -16,10 +16,10 @@ from clipmill.tasks.visualization import class_palette, encode_png
 def test_the_answer_is_drawn_over_the_picture(
     server: ServerProcess, picture: np.ndarray, predictors: dict[str, Predictor]
 ) -> None:
-    answer = ask(server.url, encode_png(picture), model="seg")
+    answer = predict_image(server.url, encode_png(picture), model="seg")
     classes_HW = predictors["seg"].predict([picture])[0]["classes"]
     expected = np.rint(0.4 * picture + 0.6 * class_palette()[classes_HW])
-    found = np.asarray(Image.open(io.BytesIO(answer.drawn_png)))
+    found = np.asarray(Image.open(io.BytesIO(answer.overlay_png)))
     np.testing.assert_allclose(found, expected, atol=1)
     ids, counts = np.unique(classes_HW, return_counts=True)
     top_k_labels = predictors["seg"].classes[ids[np.argmax(counts)]]
@@ -42,4 +42,4 @@ def test_depth_is_told_in_metres(
 
 def test_with_several_models_one_must_be_named(server: ServerProcess, picture: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="serves seg, depth"):
-        ask(server.url, encode_png(picture))
+        predict_image(server.url, encode_png(picture))

@@ -6,7 +6,7 @@ import pytest
 
 from clipmill.serve.kserve_compat import InferInput, InferRequest, InferResponse
 from clipmill.serve.launch import ServerProcess
-from clipmill.serve.smoke_test import scrape
+from clipmill.serve.smoke_test import scrape_metrics
 from clipmill.tasks.visualization import encode_png
 
 
@@ -45,7 +45,7 @@ def test_grpc(server: ServerProcess, name: str, picture: np.ndarray, expected: n
 def _num_answered(server: ServerProcess, model: str) -> float:
     """Requests whose whole time was noted."""
     series = f'clipmill_serve_request_seconds_count{{model="{model}"}} '
-    values = [line.removeprefix(series) for line in scrape(server.url).splitlines()]
+    values = [line.removeprefix(series) for line in scrape_metrics(server.url).splitlines()]
     return sum(map(float, (v for v in values if v[0].isdigit())))
 
 

@@ -15,7 +15,13 @@ from clipmill.serve.kserve_compat import (
     InferResponse,
     RequestedOutput,
 )
-from clipmill.serve.protocol.bodies import HEADER_LENGTH, read_v1, read_v2, write_v2
+from clipmill.serve.protocol.bodies import (
+    HEADER_LENGTH,
+    RequestBody,
+    encode_v2,
+    parse_request,
+    parse_v2,
+)
 from clipmill.serve.protocol.request import parse_v1_instances, parse_v2_inputs
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
@@ -30,13 +36,13 @@ def kserve_request(values: np.ndarray, datatype: str, *, binary: bool) -> InferR
 
 def test_what_kserves_client_writes_is_read() -> None:
     data, length = kserve_request(PIXELS, "UINT8", binary=True).to_rest()
-    request = read_v2(data, str(length), "seg")
+    request = parse_v2(data, str(length), "seg")
     np.testing.assert_array_equal(request.inputs[0].as_numpy(), PIXELS)
     assert request.id == "7"
     assert [(o.name, o.binary_data) for o in request.request_outputs] == [("classes", True)]
 
     plain, _ = kserve_request(PIXELS, "UINT8", binary=False).to_rest()
-    request = read_v2(json.dumps(plain).encode(), None, "seg")
+    request = parse_v2(json.dumps(plain).encode(), None, "seg")
     np.testing.assert_array_equal(request.inputs[0].as_numpy(), PIXELS)
 
 
@@ -44,7 +50,7 @@ def test_binary_bytes_stay_bytes() -> None:
     # KServe's own reader makes text of them and fails: the reason why this one exists.
     jpeg = b"\xff\xd8\xff\xe0"
     data, length = kserve_request(np.array([jpeg], object), "BYTES", binary=True).to_rest()
-    assert read_v2(data, str(length), "seg").inputs[0].as_numpy().tolist() == [jpeg]
+    assert parse_v2(data, str(length), "seg").inputs[0].as_numpy().tolist() == [jpeg]
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -53,7 +59,7 @@ def test_what_is_written_kserves_client_reads(binary: bool, dtype: type, datatyp
     values = (np.arange(12) / 3).astype(dtype).reshape(2, 2, 3)
     output = InferOutput("out", list(values.shape), datatype, data=values)
     response = InferResponse("7", "seg", [output], parameters={"digest": "abc"})
-    body = write_v2(response, binary=binary)
+    body = encode_v2(response, binary=binary)
     length = int(body.headers.get(HEADER_LENGTH, len(body.data)))
     assert (length < len(body.data)) == binary
     found = InferResponse.from_bytes(body.data, length)
@@ -89,13 +95,13 @@ _GOOD = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 3], "data": [1, 2
 )
 def test_a_malformed_v2_request_is_refused(request_json: object) -> None:
     with pytest.raises(BadRequestError):
-        read_v2(json.dumps(request_json).encode(), None, "seg")
+        parse_v2(json.dumps(request_json).encode(), None, "seg")
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "", "9999", "²", "2"])
 def test_a_wrong_header_length_is_refused(length: str) -> None:
     with pytest.raises(BadRequestError):
-        read_v2(json.dumps({"inputs": [_GOOD]}).encode(), length, "seg")
+        parse_v2(json.dumps({"inputs": [_GOOD]}).encode(), length, "seg")
 
 
 _KEYS = ["inputs", "outputs", "name", "shape", "datatype", "data", "parameters"]
@@ -113,6 +119,7 @@ _JSON = st.recursive(
 def test_any_json_is_read_or_refused(value: object, rest: bytes) -> None:
     header = json.dumps(value).encode()
     with suppress(BadRequestError):
-        parse_v2_inputs(read_v2(header + rest, str(len(header)), "seg"), ServingConfig())
+        parse_v2_inputs(parse_v2(header + rest, str(len(header)), "seg"), ServingConfig())
     with suppress(BadRequestError):
-        parse_v1_instances(read_v1(header), ServingConfig())
+        body = RequestBody(protocol="v1", data=header, headers={}, query={})
+        parse_v1_instances(parse_request(body, "m"), ServingConfig())

@@ -6,7 +6,7 @@ from dataclasses import replace
 from clipmill.recipes.clip import clip_vit_miniature
 from clipmill.recipes.dense import upernet_miniature
 from clipmill.recipes.study import study_paper
-from clipmill.stage_records import silent
+from clipmill.stage_records import no_progress
 from clipmill.study.config import StudyConfig
 from clipmill.study.run import run_study
 
@@ -33,4 +33,4 @@ if __name__ == "__main__":
         "given.layers.synthetic=captions/scenes-terse",
         f"given.labels.segmentation={labels}",
     ]
-    run_study(small_paper().override(given), store, report=silent)
+    run_study(small_paper().override(given), store, report=no_progress)

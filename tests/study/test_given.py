@@ -14,7 +14,7 @@ from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ConfigError
 from clipmill.recipes.registry import get_recipe
 from clipmill.scenes.source import LABELS, PAIRS, ScenesSourceConfig, draw_source
-from clipmill.stage_records import silent
+from clipmill.stage_records import no_progress
 from clipmill.storage import join
 from clipmill.study.config import StudyConfig
 from clipmill.study.page import study_page
@@ -32,10 +32,10 @@ def data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("team")
         patch.setenv("CLIPMILL_CACHE", str(root / "cache"))
-        source = draw_source(SCENES, str(root), report=silent)
+        source = draw_source(SCENES, str(root), report=no_progress)
         folder, parent = open_folder(join(source, PAIRS), "source")
         dataset = write_dataset(ShardConfig(), str(folder), str(root), source_parents=(parent,))
-        add_scene_layers(dataset, draw_captions(SCENES), ["terse"], report=silent)
+        add_scene_layers(dataset, draw_captions(SCENES), ["terse"], report=no_progress)
         yield dataset, join(source, LABELS["segmentation"])
 
 
@@ -65,7 +65,7 @@ def test_two_ranks_carry_out_what_the_paper_asks_on_given_data(data, tmp_path):
     # One process finds all of it made.
     made = sorted(p.stat().st_mtime_ns for p in store.rglob("model.json"))
     (found / "study.json").unlink()
-    assert read_study(run_study(result.config, str(store), report=silent)).runs == result.runs
+    assert read_study(run_study(result.config, str(store), report=no_progress)).runs == result.runs
     assert sorted(p.stat().st_mtime_ns for p in store.rglob("model.json")) == made
 
 
@@ -73,17 +73,17 @@ def test_what_is_not_given_is_named(data, tmp_path):
     dataset, labels = data
     paper = get_recipe("study-paper", StudyConfig)
     with pytest.raises(ConfigError, match=r"given\.dataset, given\.layers\.synthetic, given\.lab"):
-        run_study(paper, str(tmp_path), report=silent)
+        run_study(paper, str(tmp_path), report=no_progress)
     given = [
         f"given.dataset={dataset}",
         "given.layers.synthetic=captions/none",
         f"given.labels.segmentation={labels}",
     ]
     with pytest.raises(ConfigError, match="has no layer 'captions/none'"):
-        run_study(small_paper().override(given), str(tmp_path), report=silent)
+        run_study(small_paper().override(given), str(tmp_path), report=no_progress)
 
 
 def test_workers_are_not_for_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="workers was 2, under torchrun with 2 ranks"):
-        run_study(small_paper(), str(tmp_path), workers=2, report=silent)
+        run_study(small_paper(), str(tmp_path), workers=2, report=no_progress)

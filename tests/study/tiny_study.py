@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from clipmill.recipes.study import study_captions
 from clipmill.scenes.source import ScenesSourceConfig
-from clipmill.stage_records import silent
+from clipmill.stage_records import no_progress
 from clipmill.study.config import EffortConfig, StudyConfig
 from clipmill.study.run import run_study
 
@@ -51,4 +51,4 @@ def tiny() -> StudyConfig:
 
 
 if __name__ == "__main__":
-    run_study(tiny(), sys.argv[1], workers=2, report=silent)
+    run_study(tiny(), sys.argv[1], workers=2, report=no_progress)

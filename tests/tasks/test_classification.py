@@ -146,12 +146,12 @@ def test_smooth_labels_by_hand():
     torch.testing.assert_close(objective(batch)["classification"], expected)
 
 
-TINY = ["model.image_size=32", "model.test_size=32", "train.batch_size=9", "train.log_steps=1"]
+TINY = ["model.image_size=32", "model.test_size=32", "train.batch_size=9", "train.log_every=1"]
 
 
 @pytest.mark.parametrize("name", ["classification-miniature", "linear-probe-miniature"])
 def test_from_an_encoder_to_a_judged_model(name, folder, tmp_path):
-    steps = ["train.steps=40", "train.schedule.peak=1e-2"]
+    steps = ["train.steps=40", "train.schedule.lr=1e-2"]
     config = get_recipe(name, FinetuneConfig, [*TINY, *steps])
     model = finetune(config, "random:timm/test_vit", str(folder), str(tmp_path), report=silent)
     found = read_evaluation(evaluate(model, str(folder), str(tmp_path), report=silent))

@@ -272,7 +272,7 @@ TOWERS = ClipConfig(
     vision=VisionConfig(image_size=32, timm_model="test_vit"),
     text=TextConfig(context_length=12, vocab_size=600, width=16, heads=2, layers=1),
 )
-PROBE = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log_steps=1"]
+PROBE = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log_every=1"]
 
 
 def save_encoder(uri, log, weights):

@@ -143,8 +143,8 @@ def test_the_truth_is_judged_nearly_perfect(coco_folder):
 TINY = [
     "train.steps=2",
     "train.batch_size=2",
-    "train.log_steps=1",
-    "train.checkpoint_steps=1",
+    "train.log_every=1",
+    "train.checkpoint_every=1",
     "model.image_size=32",
     "model.neck_channels=8",
     "model.roi_hidden_dim=8",

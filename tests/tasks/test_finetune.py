@@ -26,7 +26,7 @@ from clipmill.tasks.finetune import FinetuneConfig, finetune, training_embedding
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.promotion import PromotionConfig, promote
 
-TINY = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log_steps=1"]
+TINY = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log_every=1"]
 
 
 def quiet(done, total, words):
@@ -70,7 +70,7 @@ def test_segmentation_from_scratch_to_a_gate(ade20k, tmp_path):
 def test_a_run_is_resumed_with_equal_weights(task, ade20k, nyu, tmp_path):
     """Drop path, and the dropout of UPerHead, go on where they were."""
     data = nyu if task == "depth" else ade20k
-    steps = ["train.steps=3", "train.checkpoint_steps=1", "model.drop_path=0.5"]
+    steps = ["train.steps=3", "train.checkpoint_every=1", "model.drop_path=0.5"]
     config = get_recipe(f"{task}-miniature", FinetuneConfig, [*TINY, *steps])
 
     def stop_after_two(done, total, words):

@@ -28,7 +28,7 @@ def test_saliency_from_an_encoder_to_a_gate(encoder, ade20k_folder, tmp_path):
     config = FinetuneConfig(
         task="saliency",
         model=SaliencyConfig(size=32),
-        train=TrainConfig(steps=3, batch_size=2, log_steps=1),
+        train=TrainConfig(steps=3, batch_size=2, log_every=1),
     )
     assert FinetuneConfig.from_json(config.to_json()) == config
     model = finetune(config, encoder, data, store, report=silent)

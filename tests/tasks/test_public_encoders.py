@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny_task import DEPTH, SEGMENTATION
 
 from clipmill.engine.config import AdamWConfig
-from clipmill.engine.optim import build_optimizer, set_rate
+from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.errors import ConfigError
 from clipmill.models.pretrained import open_encoder
 from clipmill.tasks.classification.config import ClassificationConfig
@@ -97,7 +97,7 @@ def test_three_steps(name, task, tmp_path):
     start.load_weights(objective.encoder)
     first = {n: p.detach().clone() for n, p in objective.encoder.named_parameters()}
     optimizer = build_optimizer(objective, AdamWConfig(layer_decay=0.8))
-    set_rate(optimizer, 1e-3)
+    set_lr(optimizer, 1e-3)
     for _ in range(3):
         loss = sum(objective(batch_of(task, side)).values())
         assert torch.isfinite(loss)

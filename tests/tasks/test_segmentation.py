@@ -78,7 +78,7 @@ def test_logits_too_many_for_one_map(monkeypatch):
     served = TASK.build_inference_model(SEGMENTATION, VIT, CLASSES).eval()
     images = torch.rand(3, 3, 32, 48)
     whole = served(images)
-    monkeypatch.setattr(at_once, "MOST_ELEMENTS", len(CLASSES) * 32 * 48 * 2)
+    monkeypatch.setattr(at_once, "MAX_ELEMENTS", len(CLASSES) * 32 * 48 * 2)
     seen = []
     served.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     assert torch.equal(served(images), whole)

@@ -27,13 +27,13 @@ ENCODER = "random:timm/test_resnet"
 TRAIN = TrainConfig(
     steps=6,
     batch_size=2,
-    schedule=ScheduleConfig(peak=1e-3, warmup_steps=2),
+    schedule=ScheduleConfig(lr=1e-3, warmup_steps=2),
     num_threads=1,
-    checkpoint_steps=1,
+    checkpoint_every=1,
 )
 CONFIG = SweepConfig(
     finetune=FinetuneConfig(task="depth", model=DEPTH, train=TRAIN),
-    grid={"model.drop_path": (0.0, 0.2), "train.schedule.peak": (1e-3, 3e-2)},
+    grid={"model.drop_path": (0.0, 0.2), "train.schedule.lr": (1e-3, 3e-2)},
     rungs=(0.34, 1.0),
     reduction_fraction=0.5,
 )
@@ -141,14 +141,14 @@ def test_killed_and_resumed_by_two_workers(whole, nyu_folder, tmp_path):
 
 
 def test_points_are_the_recipe_with_their_values():
-    point = {"model.drop_path": 0.2, "train.schedule.peak": 3e-2}
+    point = {"model.drop_path": 0.2, "train.schedule.lr": 3e-2}
     short, full = CONFIG.at(point, 0), CONFIG.at(point, 1)
-    assert (short.model.drop_path, short.train.schedule.peak) == (0.2, 3e-2)
+    assert (short.model.drop_path, short.train.schedule.lr) == (0.2, 3e-2)
     assert (short.train.steps, short.train.schedule.warmup_steps) == (2, 1)
     assert full == replace(
         CONFIG.finetune,
         model=replace(DEPTH, drop_path=0.2),
-        train=replace(TRAIN, schedule=replace(TRAIN.schedule, peak=3e-2)),
+        train=replace(TRAIN, schedule=replace(TRAIN.schedule, lr=3e-2)),
     )
     with pytest.raises(ConfigError, match=r"model\.dropped is not a field"):
         CONFIG.at({"model.dropped": 1.0}, 0)
@@ -210,7 +210,7 @@ def test_the_page(whole):
 def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPES, "sweep-depth-miniature", lambda: replace(CONFIG, rungs=(1.0,)))
     store = str(tmp_path / "store")
-    options = ["--set", 'grid={"train.schedule.peak": [1e-3]}', "--gate", "100"]
+    options = ["--set", 'grid={"train.schedule.lr": [1e-3]}', "--gate", "100"]
     answer = CliRunner().invoke(
         app,
         ["sweep", "--encoder", ENCODER, "--data", str(nyu_folder), "--store", store, *options],
@@ -242,10 +242,10 @@ TO_30 = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 def test_the_papers_grids(name, drop_paths, rates):
     """CLIP-QC, Tables 13, 14 and 15."""
     config = get_recipe(name, SweepConfig)
-    assert config.grid == {"model.drop_path": drop_paths, "train.schedule.peak": rates}
+    assert config.grid == {"model.drop_path": drop_paths, "train.schedule.lr": rates}
     last = len(config.rungs) - 1
     assert config.rungs[last] == 1
     found = [config.at(point, last) for point in config.points()]
-    assert {(c.model.drop_path, c.train.schedule.peak) for c in found} == {
+    assert {(c.model.drop_path, c.train.schedule.lr) for c in found} == {
         (drop, rate) for drop in drop_paths for rate in rates
     }

@@ -11,7 +11,7 @@ import torch
 from tiny_task import DEPTH, SEGMENTATION, VIT
 
 from clipmill.engine.config import AdamWConfig
-from clipmill.engine.optim import build_optimizer, set_rate
+from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.models.config import EncoderConfig
 from clipmill.models.execution import to_channels_last
 from clipmill.models.pretrained import open_encoder
@@ -60,7 +60,7 @@ def test_two_steps(name, task):
         "depth": 1 + 8 * torch.rand(2, side, side),
     }
     optimizer = build_optimizer(objective, AdamWConfig(layer_decay=0.8))
-    set_rate(optimizer, 1e-3)
+    set_lr(optimizer, 1e-3)
     layers = {n: objective.layer_id(n) for n, p in objective.named_parameters() if p.requires_grad}
     own = [layer for layer in layers.values() if layer is not None]
     assert min(own) in {0, 1}  # a stem that timm counts as a stage is layer 1

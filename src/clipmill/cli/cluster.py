@@ -13,30 +13,30 @@ cluster = typer.Typer(
 )
 
 Namespace = Annotated[str, typer.Option("-n", "--namespace", help="Kubernetes namespace.")]
-Handle = Annotated[str, typer.Argument(help="What `cluster submit` printed.")]
+Handle = Annotated[str, typer.Argument(help="Handle printed by `cluster submit`.")]
 Workflow = Annotated[str, typer.Argument(help="Name of the workflow.")]
-_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+_PASSTHROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@cluster.command("submit", context_settings=_THROUGH)
+@cluster.command("submit", context_settings=_PASSTHROUGH)
 @needs("cluster")
 def cluster_submit(
     context: typer.Context,
     name: Annotated[str, typer.Option(help="Name of the job.")],
     on: Annotated[
-        str, typer.Option(help="local_cwd, kubernetes (Volcano) or kubeflow_trainer.")
+        str, typer.Option(help="Scheduler: local_cwd, kubernetes (Volcano) or kubeflow_trainer.")
     ] = "kubeflow_trainer",
-    pool: Annotated[str, typer.Option(help="Pool of nodes.")] = "gpu",
-    nodes: Annotated[str, typer.Option(help="N, or MIN:MAX to go on when nodes are lost.")] = "1",
-    queue: Annotated[str, typer.Option(help="Kueue's or Volcano's queue.")] = "",
+    pool: Annotated[str, typer.Option(help="Node pool.")] = "gpu",
+    nodes: Annotated[str, typer.Option(help="Number of nodes, or MIN:MAX for elastic training.")] = "1",
+    queue: Annotated[str, typer.Option(help="Kueue or Volcano queue.")] = "",
     namespace: Namespace = "default",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the manifest without submitting it.")] = False,
     sets: Set = None,
 ) -> None:
     """Run a clipmill command on GPU nodes: submit --name a --pool gpu -- pretrain DATASET ..."""
     from clipmill import cli
     from clipmill.cluster import submit
-    from clipmill.cluster.job import TrainingJobConfig, parse_nodes
+    from clipmill.cluster.training_job import TrainingJobConfig, parse_nodes
 
     entry.check_command(cli.app, context.args)
 
@@ -69,8 +69,8 @@ def cluster_status(handle: Handle) -> None:
 @needs("cluster")
 def cluster_logs(
     handle: Handle,
-    node: Annotated[int, typer.Option(help="Number of the node.")] = 0,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Until it ends.")] = False,
+    node: Annotated[int, typer.Option(help="Index of the node.")] = 0,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Stream logs until the job finishes.")] = False,
 ) -> None:
     """Print the log of one of a job's nodes."""
     from clipmill.cluster import submit
@@ -93,9 +93,9 @@ def cluster_cancel(handle: Handle) -> None:
 @cluster.command("data-status")
 @needs("cluster")
 def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") -> None:
-    """Print a data workflow's phase, and how many of its pods are done."""
+    """Print a data workflow's phase and its number of finished pods."""
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.data_runs import data_phase
+    from clipmill.cluster.argo import data_phase
 
     typer.echo(" ".join(data_phase(namespace, workflow, api=ClusterApi())))
 
@@ -103,9 +103,9 @@ def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") ->
 @cluster.command("suspend")
 @needs("cluster")
 def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> None:
-    """Start no further pods of a data workflow."""
+    """Suspend a data workflow: no further pods start."""
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.data_runs import suspend_data
+    from clipmill.cluster.argo import suspend_data
 
     suspend_data(namespace, workflow, api=ClusterApi())
 
@@ -113,9 +113,9 @@ def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> Non
 @cluster.command("resume")
 @needs("cluster")
 def cluster_resume(workflow: Workflow, namespace: Namespace = "default") -> None:
-    """Go on with a suspended data workflow."""
+    """Resume a suspended data workflow."""
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.data_runs import suspend_data
+    from clipmill.cluster.argo import suspend_data
 
     suspend_data(namespace, workflow, api=ClusterApi(), suspended=False)
 
@@ -126,14 +126,14 @@ def cluster_deploy(
     promotion: Annotated[str, typer.Argument(help="URI of a promotion.")],
     endpoint: Annotated[str, typer.Option(help="Name of the endpoint.")],
     namespace: Namespace = "default",
-    runtime: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
-    prometheus: Annotated[str, typer.Option(help="URL that tells the canary's errors.")] = "",
+    runtime: Annotated[str, typer.Option(help="Serving runtime: cpu or gpu.")] = "cpu",
+    prometheus: Annotated[str, typer.Option(help="Prometheus URL used to monitor the canary's error rate.")] = "",
     sets: Set = None,
 ) -> None:
-    """Let a promoted model take over an endpoint as a canary; prints its digest."""
-    from clipmill.cluster.deploy import deploy_promotion
-    from clipmill.cluster.rollout import RolloutConfig
-    from clipmill.cluster.serving import EndpointConfig
+    """Roll a promoted model out to an endpoint as a canary; prints its digest."""
+    from clipmill.cluster.kserve import deploy_promotion
+    from clipmill.cluster.kserve import RolloutConfig
+    from clipmill.cluster.kserve import EndpointConfig
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
     place = EndpointConfig.from_json({**settings, "prometheus": prometheus})
@@ -144,14 +144,14 @@ def cluster_deploy(
 @cluster.command("capacity")
 def cluster_capacity(
     stages: Annotated[
-        list[str], typer.Argument(help="STAGE=RATE, samples a second of one pod, as measured.")
+        list[str], typer.Argument(help="STAGE=RATE, with the measured samples/s of one pod.")
     ],
-    pairs: Annotated[float, typer.Option(help="Pairs of the dataset.")] = 1.28e9,
-    samples_per_shard: Annotated[int, typer.Option(help="Samples of a shard.")] = 10_000,
-    hours: Annotated[float, typer.Option(help="Within which each stage shall be done.")] = 24.0,
-    price: Annotated[float, typer.Option(help="Of a pod's hour.")] = 0.0,
+    pairs: Annotated[float, typer.Option(help="Image-text pairs in the dataset.")] = 1.28e9,
+    samples_per_shard: Annotated[int, typer.Option(help="Samples per shard.")] = 10_000,
+    hours: Annotated[float, typer.Option(help="Deadline per stage, in hours.")] = 24.0,
+    price: Annotated[float, typer.Option(help="Price per pod-hour.")] = 0.0,
 ) -> None:
-    """Tell what stages over a whole dataset take: pods, hours, requests on the store."""
+    """Estimate pods, hours and store requests of stages over a dataset."""
     from clipmill.cluster.capacity import StageLoad, demand
 
     typer.echo(f"{'stage':<12}{'pods':>7}{'hours':>8}{'requests/s':>12}{'MB/s':>10}{'price':>12}")
@@ -167,7 +167,7 @@ def cluster_capacity(
 
 
 def _number(text: str) -> float | str:
-    """The number, or the text for the config to refuse."""
+    """Return the number, or the text for the config to reject."""
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""``clipmill zero-shot``, ``retrieval`` and ``attention``: an encoder judged without training."""
+"""Commands that evaluate: ``clipmill evaluate``, ``zero-shot``, ``retrieval``, ``promote``, ..."""
 
 import json
 from pathlib import Path
@@ -7,68 +7,89 @@ from typing import Annotated
 import typer
 
 from clipmill.cli.extras import needs
-from clipmill.cli.options import Json, Set, Store, require_output
+from clipmill.cli.options import Json, LabeledData, Recipe, Set, Store, require_output
 
-_MODEL_HELP = "Address of a CLIP: a URI, open_clip:NAME/TAG, hf:ORG/NAME or file:PATH."
+ClipModel = Annotated[
+    str,
+    typer.Argument(help="Address of a CLIP: a URI, open_clip:NAME/TAG, hf:ORG/NAME or file:PATH."),
+]
+
+
+@needs("train")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="URI of a task model.")],
+    data_uri: LabeledData,
+    store: Store,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a task model on its data's test split."""
+    from clipmill import stages
+
+    _print_metrics(stages.evaluate(model, data_uri, store), as_json, name_width=10, decimals=4)
 
 
 @needs("model")
 def zero_shot(
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
+    model: ClipModel,
     data_uri: Annotated[
-        str, typer.Option("--data", help="Folder [SPLIT/]CLASS/*, or WebDataset tars with cls.")
+        str,
+        typer.Option("--data", help="Folder [SPLIT/]CLASS/*, or WebDataset tars with cls."),
     ],
     store: Store,
     classes: Annotated[
         str, typer.Option(help="Text file of class names, or imagenet; else the data's own.")
     ] = "",
-    recipe: str = "zero-shot",
+    recipe: Recipe = "zero-shot",
     sets: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Classify pictures by the names of their classes alone."""
-    from clipmill.recipes import run_judge as run
+    """Classify images by the names of their classes alone."""
+    from clipmill import stages
 
-    _show(run.zero_shot(recipe, sets or [], model, data_uri, store, classes=classes), as_json)
+    uri = stages.zero_shot(recipe, sets or [], model, data_uri, store, classes=classes)
+    _print_metrics(uri, as_json, name_width=24, decimals=2)
 
 
 @needs("model")
 def retrieval(
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
+    model: ClipModel,
     data_uri: Annotated[
         str, typer.Option("--data", help="Dataset, COCO captions .json, or any other source.")
     ],
     store: Store,
-    recipe: str = "retrieval",
+    recipe: Recipe = "retrieval",
     sets: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Find captions by pictures and pictures by captions."""
-    from clipmill.recipes import run_judge as run
+    """Retrieve captions by images and images by captions."""
+    from clipmill import stages
 
-    _show(run.retrieval(recipe, sets or [], model, data_uri, store), as_json)
+    uri = stages.retrieval(recipe, sets or [], model, data_uri, store)
+    _print_metrics(uri, as_json, name_width=24, decimals=2)
 
 
 @needs("model")
 def attention(
     encoders: Annotated[list[str], typer.Argument(help="Addresses of ViTs (docs/weights.md).")],
-    data_uri: Annotated[str, typer.Option("--data", help="Dataset, or any source of pictures.")],
-    num_images: Annotated[int, typer.Option(help="Pictures to look at, from the first.")] = 256,
-    page: Annotated[Path | None, typer.Option(help="Write a page with the heads there.")] = None,
+    data_uri: Annotated[
+        str, typer.Option("--data", help="Dataset, or any other source of images.")
+    ],
+    num_images: Annotated[int, typer.Option(help="Number of images, from the first.")] = 256,
+    page: Annotated[Path | None, typer.Option(help="HTML page with charts to write.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how far the heads of ViTs look, and how differently (CLIP-QC, Figure 3)."""
+    """Measure the attention distance of ViTs' heads, and their diversity (CLIP-QC, Figure 3)."""
     require_output(page)
-    from clipmill.recipes import run_judge as run
+    from clipmill import stages
     from clipmill.report.attention import attention_json, attention_page
 
-    found = run.attention(encoders, data_uri, num_images=num_images)
+    statistics = stages.attention(encoders, data_uri, num_images=num_images)
     if page is not None:
-        page.write_text(attention_page(found), encoding="utf-8")
+        page.write_text(attention_page(statistics), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps({name: attention_json(one) for name, one in found.items()}))
+        typer.echo(json.dumps({name: attention_json(one) for name, one in statistics.items()}))
         return
-    for name, one in found.items():
+    for name, one in statistics.items():
         typer.echo(name)
         for layer, distances in enumerate(one.distance_LH.tolist(), start=1):
             typer.echo(
@@ -80,13 +101,48 @@ def attention(
         typer.echo(str(page))
 
 
-def _show(uri: str, as_json: bool) -> None:
+def promote(
+    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    evaluations: Annotated[list[str], typer.Argument(help="URIs of evaluations of the task.")],
+    threshold: Annotated[
+        float, typer.Option(help="Value of the task's metric required for promotion, in its unit.")
+    ],
+    store: Store,
+) -> None:
+    """Promote the best evaluated model if it reaches --threshold; prints the promoted model's URI."""
+    from clipmill import stages
+    from clipmill.tasks.promotion import read_promotion
+
+    uri = stages.promote(task, threshold, evaluations, store)
+    typer.echo(read_promotion(uri).evaluation.model.uri)
+
+
+def page(
+    dataset: Annotated[str, typer.Option(help="URI of the dataset.")],
+    layer: Annotated[str, typer.Option(help="Layer of synthetic captions.")],
+    captioner: Annotated[str, typer.Option(help="Address of the captioner.")],
+    encoder: Annotated[list[str], typer.Option(help="URI of an encoder; repeatable.")],
+    evaluation: Annotated[list[str], typer.Option(help="URI of an evaluation; repeatable.")],
+    store: Store,
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write an HTML report that compares encoders of real and of synthetic captions."""
+    require_output(output)
+    from clipmill import stages
+    from clipmill.storage import join, read_bytes
+
+    uri = stages.report(dataset, layer, captioner, encoder, evaluation, store)
+    output.write_bytes(read_bytes(join(uri, "report.html")))
+    typer.echo(str(output))
+
+
+def _print_metrics(uri: str, as_json: bool, *, name_width: int, decimals: int) -> None:
     from clipmill.tasks.evaluation import read_evaluation
 
-    found = read_evaluation(uri)
+    result = read_evaluation(uri)
     if as_json:
-        typer.echo(json.dumps({"uri": found.uri, "task": found.task, "metrics": found.metrics}))
+        typer.echo(json.dumps({"uri": result.uri, "task": result.task, "metrics": result.metrics}))
         return
-    typer.echo(found.uri)
-    for name, value in found.metrics.items():
-        typer.echo(f"  {name:<24}{value:10.2f}")
+    typer.echo(result.uri)
+    for name, value in result.metrics.items():
+        typer.echo(f"  {name:<{name_width}}{value:10.{decimals}f}")

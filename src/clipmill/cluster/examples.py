@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from clipmill.cluster.app import training_app
-from clipmill.cluster.dataplane import DataWorkflowConfig, data_workflow
-from clipmill.cluster.job import TrainingJobConfig
+from clipmill.cluster.training_job import training_app
+from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
+from clipmill.cluster.training_job import TrainingJobConfig
 from clipmill.cluster.pools import load_pools, pool_named
-from clipmill.cluster.serving import EndpointConfig, ServedModel, canary, inference_service
-from clipmill.cluster.trainjob import train_job
+from clipmill.cluster.kserve import EndpointConfig, ServedModel, canary, inference_service
+from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.yaml_text import yaml_text
 
 _STORE = "s3://clipmill/store"

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
 from clipmill.config import Config
 from clipmill.errors import ConfigError
+import yaml
 
 POOLS_VARIABLE = "CLIPMILL_POOLS"
 _DEFAULTS = Path(__file__).parent / "pools.json"
@@ -121,3 +121,10 @@ def fabric_environment(pool: PoolConfig) -> dict[str, str]:
 
 def _snake(name: str) -> str:
     return re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
+
+
+
+def pools_json(values_file: Path) -> str:
+    """``pools`` of the chart's values, as text that ``load_pools`` reads."""
+    values = yaml.safe_load(values_file.read_text())
+    return json.dumps(values["pools"], indent=2, sort_keys=True) + "\n"

@@ -17,12 +17,12 @@ from clipmill.storage import exists, join
 _COCO_LAYER = "captions/coco"
 
 
-def open_pictures(data: str) -> Dataset | Source:
+def open_captioned_images(data: str) -> Dataset | Source:
     """A dataset by its URI, or a source as ``clipmill data shard`` takes it (see ``sources``)."""
     return Dataset.open(data) if exists(join(data, MANIFEST)) else open_source(data)
 
 
-def captioned_pictures(
+def iter_captioned_images(
     opened: Dataset | Source,
     skipped: Counter[str],
     wanted: Callable[[str], bool] = lambda uid: True,  # noqa: ARG005  # every one

@@ -21,7 +21,7 @@ from clipmill.data.dataset import FORMAT, Dataset, check_kind
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.read import SampleRecord, read_records, read_shard
 from clipmill.errors import ArtifactError, ConfigError, StorageError
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import Store, exists, join, open_store, read_json, write_json
 
 EXPORT_MANIFEST = "export.json"
@@ -70,7 +70,7 @@ class ExportedSample:
 
 
 def export(
-    config: ExportConfig, dataset: str, store: str, cache: Path, *, report: Report | None = None
+    config: ExportConfig, dataset: str, store: str, cache: Path, *, report: ProgressCallback | None = None
 ) -> str:
     """Write the tars under ``store``, and return the URI of their folder.
 

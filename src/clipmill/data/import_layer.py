@@ -24,7 +24,7 @@ from clipmill.data.layers import commit_layer, write_layer_shard
 from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, SourceError
 from clipmill.lineage import Parent
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import split_uri
 
 _MOST_RANGES = 64
@@ -47,7 +47,7 @@ class ImportConfig(Config):
 
 
 def import_layer(
-    config: ImportConfig, dataset: str, layer: str, files: Sequence[str], *, report: Report
+    config: ImportConfig, dataset: str, layer: str, files: Sequence[str], *, report: ProgressCallback
 ) -> str:
     """Join the tables at these URIs to the dataset's samples by uid, as a layer of that name.
 

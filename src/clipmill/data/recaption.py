@@ -28,7 +28,7 @@ from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shar
 from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import BadSampleError, ClipmillError, NotFoundError
 from clipmill.images import decode_rgb
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join, open_store, read_json, write_json
 from clipmill.telemetry import caption_metrics
 
@@ -63,7 +63,7 @@ def recaption(
     dataset: str,
     captioner: str,
     *,
-    report: Report,
+    report: ProgressCallback,
     start: int = 0,
     stop: int | None = None,
 ) -> str:

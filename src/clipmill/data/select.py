@@ -46,7 +46,7 @@ from clipmill.data.layers import (
 )
 from clipmill.errors import ConfigError
 from clipmill.lineage import Parent
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 
 # Files are small, and disks and stores far away, so waiting for several at once is what counts.
 _NUM_THREADS = 8
@@ -264,7 +264,7 @@ def _check_columns(dataset: Dataset, layer: str, columns: Sequence[str]) -> None
 
 
 def select(
-    config: SelectConfig, dataset: str, *, layers: Sequence[str] = (), report: Report
+    config: SelectConfig, dataset: str, *, layers: Sequence[str] = (), report: ProgressCallback
 ) -> str:
     """Filter the dataset at that URI into a select layer, and return the layer's name.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import list_parent_indices, read_layer
 from clipmill.data.shards.read import read_records
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 
 REAL = "real"
 """What the captions in the shards themselves are called, beside those of layers."""
@@ -28,6 +28,25 @@ NUM_BINS = 24
 
 # Quantiles are known to within this part of the range.
 _FINE_BINS = NUM_BINS * 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distribution:
+    """A summary of many numbers."""
+
+    count: int
+    """Numbers in all."""
+    missing: int = 0
+    """Values that weren't numbers: null or NaN."""
+    mean: float = math.nan
+    low: float = math.nan
+    """The least."""
+    high: float = math.nan
+    """The greatest."""
+    quantiles: tuple[float, ...] = ()
+    """At QUANTILES."""
+    bins: tuple[int, ...] = ()
+    """Numbers in each of equal parts of low to high."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +120,7 @@ def dataset_stats(
     cache: Path,
     *,
     max_shards: int = 0,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
 ) -> DatasetStats:
     """Look at the shards and layers of a dataset.
 
@@ -253,25 +272,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Distribution:
-    """A summary of many numbers."""
-
-    count: int
-    """Numbers in all."""
-    missing: int = 0
-    """Values that weren't numbers: null or NaN."""
-    mean: float = math.nan
-    low: float = math.nan
-    """The least."""
-    high: float = math.nan
-    """The greatest."""
-    quantiles: tuple[float, ...] = ()
-    """At QUANTILES."""
-    bins: tuple[int, ...] = ()
-    """Numbers in each of equal parts of low to high."""
 
 
 def of_counts(counts: Counter[int]) -> Distribution:

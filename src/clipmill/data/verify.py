@@ -24,12 +24,25 @@ from clipmill.data.layers import LAYER_MANIFEST
 from clipmill.data.shards.tar import index_tar
 from clipmill.errors import ArtifactError, BadSampleError, NotFoundError
 from clipmill.images import decode_rgb
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join, open_store, read_bytes, read_json, split_uri
 from clipmill.storage.local import LocalStore
 
 # Samples that are named; the others are counted.
 _NUM_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is damaged."""
+
+    uri: str
+    """What it lies in."""
+    what: str
+    """What is wrong there, as the rest of a sentence that begins with the URI."""
+
+    def __str__(self) -> str:
+        return f"{self.uri} {self.what}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,20 +79,7 @@ class Verification:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing that is damaged."""
-
-    uri: str
-    """What it lies in."""
-    what: str
-    """What is wrong there, as the rest of a sentence that begins with the URI."""
-
-    def __str__(self) -> str:
-        return f"{self.uri} {self.what}"
-
-
-def verify(uri: str, *, contents: bool = True, report: Report | None = None) -> Verification:
+def verify(uri: str, *, contents: bool = True, report: ProgressCallback | None = None) -> Verification:
     """Check the dataset at ``uri``: every file whole, or without ``contents`` lists and sizes.
 
     Raises StorageError if the store can't be asked; whatever it holds is told, not raised.
@@ -107,7 +107,7 @@ class _Verifier:
         self._faults: list[Fault] = []
         self._num_files, self._num_bytes = 1, 0
 
-    def run(self, report: Report | None) -> Verification:
+    def run(self, report: ProgressCallback | None) -> Verification:
         dataset = self._dataset
         layers = [LayerCheck(dataset, name) for name in sorted(dataset.layers)]
         for layer in layers:

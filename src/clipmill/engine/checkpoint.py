@@ -5,8 +5,8 @@ rank. Tensors go by their parameters' names and unsharded, so that another numbe
 or not, can resume from them.
 
 Saving copies the state on the training thread; another thread hashes and writes it. The copy goes
-straight into the bytes of a safetensors file (https://huggingface.co/docs/safetensors: length of the
-header, header, data), so that it is the only one.
+straight into the bytes of a safetensors file, so that it is the only one. The format is the length
+of the header, header, data (https://huggingface.co/docs/safetensors).
 """
 
 import json
@@ -66,7 +66,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     """Moments."""
     ema: Mapping[str, Tensor]
-    """Moving average of weights and buffers; empty without one."""
+    """TrainState average of weights and buffers; empty without one."""
     spike_guard: LossSpikeGuard
     """Running mean of the loss."""
 

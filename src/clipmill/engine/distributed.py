@@ -52,7 +52,7 @@ class DistributedContext:
         if batch_size % (self.world_size * grad_accum_steps):
             raise ConfigError(
                 f"batch_size was {batch_size}, with {self.world_size} ranks "
-                f"and grad_accum_steps={grad_accum_steps}: it can't be cut into equal micro-batches",
+                f"and grad_accum_steps={grad_accum_steps}: not divisible into equal micro-batches",
                 expected="batch_size divisible by grad_accum_steps times the number of ranks",
                 action="change one of them",
             )

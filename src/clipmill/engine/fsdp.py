@@ -18,8 +18,8 @@ _MIN_BLOCK_PARAMETERS = 100_000
 def apply_fsdp(objective: nn.Module, dist: DistributedContext) -> nn.Module:
     """Shard in place, block by block; gradients are averaged over ranks.
 
-    Scalars (a logit scale) can't be sharded: they are replicated, and :func:`all_reduce_scalar_grads` must
-    follow each backward pass.
+    Scalars (a logit scale) can't be sharded: they are replicated, and
+    :func:`all_reduce_scalar_grads` must follow each backward pass.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method

@@ -1,4 +1,4 @@
-"""The interface of a training objective, and the batches it takes: a dict or dataclass of tensors."""
+"""Interface of a training objective, and of its batches: dicts or dataclasses of tensors."""
 
 import contextlib
 import dataclasses

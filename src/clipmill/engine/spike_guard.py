@@ -75,7 +75,7 @@ class LossSpikeGuard:
         return skipped.float(), self._latest_ready(step, flags)
 
     def pop_pending(self) -> StepDecision | None:
-        """Return the decision on the last update if it wasn't returned yet; waits for the device."""
+        """Return the last update's decision if it is still pending; waits for the device."""
         pending, self._pending = self._pending, None
         return None if pending is None else _read(*pending)
 

@@ -29,8 +29,8 @@ from clipmill.engine.validation import Validator, run_validators
 from clipmill.engine.watchdog import SigtermHandler, Watchdog, is_lost_rank
 from clipmill.errors import StoppedError, TrainingError
 from clipmill.models.execution import set_num_threads, to_channels_last
-from clipmill.processes import keep_freed_memory
-from clipmill.stage_records import Report
+from clipmill.processes import tune_malloc
+from clipmill.stage_records import ProgressCallback
 from clipmill.telemetry import train_metrics
 
 BuildObjective = Callable[[DistributedContext], Objective]
@@ -46,7 +46,7 @@ def train(
     *,
     name: str,
     checkpoint_uri: str,
-    report: Report,
+    report: ProgressCallback,
     validators: Sequence[Validator] = (),
 ) -> TrainResult:
     """Train to the last step, from the last complete checkpoint under ``checkpoint_uri`` if any.
@@ -63,7 +63,7 @@ def train(
     with SigtermHandler() as sigterm, init_distributed(timeout_seconds) as dist:
         dist.per_rank_batch_size(config.batch_size, config.grad_accum_steps)
         if dist.device.type == "cpu":
-            keep_freed_memory()
+            tune_malloc()
         if config.runtime.deterministic:
             _use_deterministic_kernels()
         torch.manual_seed(config.seed)
@@ -96,7 +96,7 @@ class Trainer:
         logger: MetricsLogger,
         checkpoint_uri: str,
         sigterm: SigtermHandler,
-        report: Report,
+        report: ProgressCallback,
         validators: Sequence[Validator],
     ) -> None:
         runtime = config.runtime
@@ -269,7 +269,7 @@ class StepOutput:
     """Newest known decision of the spike guard: on this update, or on a GPU on the one before."""
 
     def log_record(self, step: int, extra: dict[str, Tensor]) -> dict[str, float]:
-        """Return the log's record after ``step`` updates; values that aren't finite are left out."""
+        """Return the log's record after ``step`` updates, without values that aren't finite."""
         losses = {kind: float(value) for kind, value in self.losses.items()}
         record = {
             "step": step,

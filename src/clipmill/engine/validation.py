@@ -20,7 +20,7 @@ class Validator:
     every: int
     """Updates between two validations; the last update is followed by one, too."""
     compute: Callable[[Objective, DistributedContext], Mapping[str, float]]
-    """Returns the metrics of the objective, in evaluation mode and with its EMA weights if it has any.
+    """Returns the objective's metrics, in evaluation mode and with EMA weights if it has any.
 
     All ranks call it together, and rank 0's metrics count."""
 

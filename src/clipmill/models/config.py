@@ -47,8 +47,8 @@ class VisionConfig(Config):
     """Pooling of a timm model (timm's ``global_pool``), ``default`` for the model's own; empty for
     the mean under a projection, and for the model's own where there is none."""
     head: Literal["projection", "mlp", "classifier", "none"] = "projection"
-    """Layer between a timm model's features and the embedding: a projection or an MLP of the pooled features,
-    the model's own classifier (MobileCLIP), or none (SigLIP)."""
+    """Layer between a timm model's features and the embedding: a projection or an MLP of the pooled
+    features, the model's own classifier (MobileCLIP), or none (SigLIP)."""
     mean: tuple[float, float, float] = CLIP_MEAN
     """Mean of the images that the tower reads, by channel, in 0..1."""
     std: tuple[float, float, float] = CLIP_STD
@@ -91,8 +91,7 @@ class ClipConfig(Config):
     text: TextConfig = TextConfig()
     """The text tower."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Loss that the similarities are trained with; ``sigmoid`` adds a learnable bias to them (SigLIP, Zhai et
-    al. 2023)."""
+    """Loss of the similarities; ``sigmoid`` adds a learnable bias to them (SigLIP, Zhai et al. 2023)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +180,7 @@ class RangeAugmentConfig(Config):
     """Target at the last step (CLIP-QC, Table 11)."""
     weight: float = 100.0
     """Of the loss, which is over squared errors in units of 255 squared (ml-cvnets)."""
-    chance: float = 0.5
+    prob: float = 0.5
     """Share of a batch that each operator is applied to (ml-cvnets)."""
 
     def __post_init__(self) -> None:
@@ -191,11 +190,11 @@ class RangeAugmentConfig(Config):
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",
                     expected="above 0",
-                    action=f"give {name} such a value",
+                    action=f"set {name} to a number above 0",
                 )
-        if not 0 <= self.chance <= 1:
+        if not 0 <= self.prob <= 1:
             raise ConfigError(
-                f"chance was {self.chance}",
+                f"prob was {self.prob}",
                 expected="from 0 to 1",
-                action="give chance such a value",
+                action="set prob to a number from 0 to 1",
             )

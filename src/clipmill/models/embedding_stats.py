@@ -1,4 +1,4 @@
-"""What a model's embeddings of its training images are like, to tell when other images come.
+"""Statistics of a model's embeddings of its training images, to detect a shift of the images.
 
 Shapes: N images, B batch, C embedding width.
 """
@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Listener = Callable[[NDArray[np.float32]], None]
+EmbeddingCallback = Callable[[NDArray[np.float32]], None]
 """Takes the embeddings (B, C) of a batch of images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingStatistics:
-    """Where the embeddings of a set of images lie."""
+    """Mean and spread of the embeddings of a set of images."""
 
     mean: tuple[float, ...]
     """Their mean (C)."""
     spread: float
-    """Root mean square distance of single ones from it; above 0."""
+    """Root mean square distance of single embeddings from the mean; above 0."""
     num_images: int
-    """How many there were."""
+    """Number of images."""
 
     def distance(self, mean_C: NDArray[Any]) -> float:
-        """How far another mean is from this one, in spreads."""
+        """Return the distance of another mean (C) from this one, in spreads."""
         return float(np.linalg.norm(mean_C - np.array(self.mean))) / self.spread
 
 
 def statistics_of(embeddings_NC: NDArray[Any]) -> EmbeddingStatistics | None:
-    """None where they are too few, or too much alike, to have a spread."""
+    """Return the statistics of embeddings (N, C); None where they have no spread."""
     if len(embeddings_NC) < 2:
         return None
     mean_C = embeddings_NC.mean(axis=0, dtype=np.float64)
@@ -48,22 +48,26 @@ def statistics_of(embeddings_NC: NDArray[Any]) -> EmbeddingStatistics | None:
 
 
 def evenly_spaced_indices(length: int, number: int) -> list[int]:
-    """Up to ``number`` places of a sequence of that length, evenly apart, its ends among them."""
-    places: list[int] = np.linspace(0, length - 1, min(number, length)).round().astype(int).tolist()
-    return places
+    """Return up to ``number`` indices of a sequence, evenly spaced, both ends included."""
+    indices: list[int] = (
+        np.linspace(0, length - 1, min(number, length)).round().astype(int).tolist()
+    )
+    return indices
 
 
-def register_embedding_hook(network: "nn.Module", encoder: "nn.Module", listener: Listener) -> None:
-    """Let ``listener`` hear of each image that passes through the network.
+def register_embedding_hook(
+    network: "nn.Module", encoder: "nn.Module", callback: EmbeddingCallback
+) -> None:
+    """Call ``callback`` with the embeddings of each batch that passes through the network.
 
-    Its embedding is the encoder's last output, averaged over its places, and over the encoder's
-    calls where the network shows it an image several times. Several threads may run the network;
-    the listener hears of one pass at a time.
+    An embedding is the encoder's last output, averaged over positions, and over the encoder's calls
+    where the network runs it several times per image. Several threads may run the network; the
+    callback is called for one pass at a time.
     """
     import torch
 
     thread = threading.local()
-    listening = threading.Lock()
+    calling = threading.Lock()
 
     def begin(*_: object) -> None:
         thread.pooled = []  # what a failed pass left is gone
@@ -74,8 +78,8 @@ def register_embedding_hook(network: "nn.Module", encoder: "nn.Module", listener
 
     def end(*_: object) -> None:
         embeddings_BC = torch.stack(thread.pooled).float().mean(dim=0).cpu().numpy()
-        with listening:
-            listener(embeddings_BC)
+        with calling:
+            callback(embeddings_BC)
 
     network.register_forward_pre_hook(begin)
     encoder.register_forward_hook(keep)

@@ -1,9 +1,8 @@
 """Image encoders: a pretrained tower as dense feature maps, or as one vector per image.
 
 Vision transformers are open_clip's (``ViT*``), all other towers timm's (``Timm*``). For detection a
-plain ViT attends within windows, with a few global blocks (ViTDet: Li et al. 2022,
-arXiv:2203.16527, section 3: windows of the pretraining's grid; global attention in the last block of
-each quarter).
+plain ViT attends within windows of the pretraining's grid, and globally in the last block of each
+quarter (ViTDet: Li et al. 2022, arXiv:2203.16527, section 3).
 
 Shapes: B batch, D width, h w a map's height and width, N tokens, s a window's side.
 """
@@ -214,7 +213,7 @@ def layer_ids_by_name(trunk: nn.Module, stages: Sequence[str]) -> dict[str, int]
 
 
 def apply_drop_path(before: Tensor, after: Tensor, rate: float) -> Tensor:
-    """Drop a residual block for a share ``rate`` of samples (stochastic depth, Huang et al. 2016)."""
+    """Drop a residual block for a share ``rate`` of samples (Huang et al. 2016)."""
     if rate == 0.0:
         return after
     kept = torch.rand(after.shape[0], 1, 1, device=after.device) >= rate
@@ -312,7 +311,7 @@ def build_detection_encoder(config: EncoderConfig, *, drop_path: float = 0.0) ->
 
 
 def to_windows(map_BhwD: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
-    """Cut a zero-padded map into windows (B * rows * columns, s * s, D); also return (rows, columns)."""
+    """Cut a zero-padded map into windows (B * rows * columns, s * s, D); and (rows, columns)."""
     height, width, channels = map_BhwD.shape[1:]
     padded = F.pad(map_BhwD, (0, 0, 0, -width % side, 0, -height % side))
     rows, columns = padded.shape[1] // side, padded.shape[2] // side

@@ -51,7 +51,7 @@ class PostprocessConfig:
 
 
 def make_anchors(size: tuple[int, int], stride: int, scale: float, like: Tensor) -> Tensor:
-    """Return anchors (h * w * 3, 4): one per ratio at each position, of area ``(scale * stride)^2``."""
+    """Return anchors (h * w * 3, 4): per position one a ratio, of area ``(scale * stride)^2``."""
     height, width = size
     ratios_3 = like.new_tensor(ANCHOR_RATIOS).sqrt()
     sides_32 = stride * scale * torch.stack([1 / ratios_3, ratios_3], dim=1)
@@ -198,7 +198,7 @@ class RoIHeads(nn.Module):
         size: tuple[int, int],
         config: PostprocessConfig,
     ) -> list[dict[str, Tensor]]:
-        """Return ``boxes`` (N, 4), ``scores`` (N,) and ``labels`` (N,) for each image, best first."""
+        """Return ``boxes`` (N, 4), ``scores`` and ``labels`` (N,) of each image, best first."""
         counts = [len(boxes) for boxes in proposals]
         image_N = torch.arange(len(counts), device=maps[0].device).repeat_interleave(
             torch.tensor(counts, device=maps[0].device)

@@ -1,4 +1,4 @@
-"""Pretrained image towers by address: clipmill's own, public weights (which can be imported), random."""
+"""Pretrained image towers by address: clipmill's own, public, or random weights; and imports."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from clipmill.models.towers import build_clip
 from clipmill.models.weights.addresses import parse_address
 from clipmill.models.weights.files import check_fit
 from clipmill.models.weights.public import PublicWeights, find_weights
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def encoder_tensors(
     return {name: tensor for name, tensor in kept.items() if name not in encoder.pruned}
 
 
-def import_weights(address: str, store: str, *, report: Report) -> str:
+def import_weights(address: str, store: str, *, report: ProgressCallback) -> str:
     """Copy the weights at an address into an encoder's checkpoint; its URI, under ``store``.
 
     It is a CLIP where clipmill has both towers, and an image tower alone elsewhere. A checkpoint

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
 
 
-def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> Any:
+def build_clip(
+    config: ClipConfig,
+    options: TowerOptions = TowerOptions(),  # noqa: B008  # frozen
+) -> Any:
     """Build CLIP with the config's towers: ``encode_image``, ``encode_text`` and ``logit_scale``.
 
     Raises:
@@ -47,7 +50,7 @@ def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> An
             f"patch_dropout was {options.patch_dropout}, and {config.vision.timm_model} has no "
             "patches to drop",
             expected="0 for such a tower",
-            action="set towers.patch_dropout=0.0",
+            action="set tower_options.patch_dropout=0.0",
         ) from error
     if options.gradient_checkpointing:
         model.set_grad_checkpointing()
@@ -56,7 +59,7 @@ def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> An
 
 @cache
 def _clip_class() -> Any:
-    """Return open_clip's CLIP, for texts of any length up to its context; imports open_clip (5 s)."""
+    """Return open_clip's CLIP for texts of any length up to its context; imports it (5 s)."""
     import open_clip
     from open_clip.transformer import text_global_pool
     from torch.nn import functional as F

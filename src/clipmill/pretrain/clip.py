@@ -44,7 +44,7 @@ from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.init_weights import InitWeights, load_init_weights, resolve_init
 from clipmill.pretrain.teacher import teacher_parent
 from clipmill.pretrain.validation import build_validators
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ _NUM_EMBEDDED_SHARDS = 8
 _EMBEDDING_BATCH_SIZE = 32
 
 
-def pretrain_clip(config: PretrainConfig, dataset: str, store: str, *, report: Report) -> str:
+def pretrain_clip(config: PretrainConfig, dataset: str, store: str, *, report: ProgressCallback) -> str:
     """Train CLIP on the dataset at a URI; return the URI of the checkpoint, under ``store``.
 
     An existing checkpoint is returned at once; an unfinished run is resumed.
@@ -250,9 +250,7 @@ class ClipObjective(Objective):
         losses = self._compute_losses(features, scale, self._teacher_targets(micro_batches))
         leaves = features | scale
         loss = torch.stack(list(losses.values())).sum()
-        gradients = dict(
-            zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)
-        )
+        gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         start = 0
         for number, micro_batch in enumerate(micro_batches, start=1):
             end = start + len(micro_batch.images_B3HW)
@@ -350,7 +348,7 @@ def _set_rng_state(state: list[Tensor], device: torch.device) -> None:
 def training_embedding_stats(
     config: ClipConfig, tensors: Mapping[str, Tensor], view: View
 ) -> EmbeddingStatistics | None:
-    """Return statistics of the embeddings of a few hundred training images, served as by an endpoint.
+    """Return statistics of a few hundred training images' embeddings, computed as when served.
 
     None where the view has too few.
     """

@@ -10,7 +10,14 @@ from clipmill.data.loading.view import ViewConfig
 from clipmill.data.transforms.augmentation import RandomResizedCropConfig, StoredAugmentationConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.errors import ConfigError
-from clipmill.models.config import ClipConfig, CocaConfig, MaeConfig, RangeAugmentConfig, TowerOptions, VisionConfig
+from clipmill.models.config import (
+    ClipConfig,
+    CocaConfig,
+    MaeConfig,
+    RangeAugmentConfig,
+    TowerOptions,
+    VisionConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

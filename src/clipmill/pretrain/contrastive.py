@@ -3,8 +3,8 @@
 Each rank computes its own rows against all ranks' columns (local loss), and gradients go back
 through the gathered features; averaged over ranks that is the one-process loss.
 
-The similarity matrix is never held in memory: it is computed in chunks of rows, and each chunk gives
-its part of the loss and at once of all gradients, since these losses know their gradient as soon as
+The similarity matrix is never held in memory: it is computed in chunks of rows, and each chunk
+gives its part of the loss and at once of all gradients, since these losses know their gradient as soon as
 they know their value. Memory is that of the features and one chunk, at the price of no extra matrix
 product. Exact, in the features' own precision even under autocast.
 

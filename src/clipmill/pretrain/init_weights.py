@@ -1,7 +1,7 @@
-"""Where a CLIP run's weights come from, by address; nothing is read here but what describes them.
+"""Initial weights of a CLIP run, by address.
 
-An address is that of :mod:`clipmill.models.weights.addresses`, empty for random weights. Weights with both
-towers start both, others the image tower.
+An address is that of :mod:`clipmill.models.weights.addresses`, empty for random weights. Weights
+with both towers initialize both, others the image tower.
 """
 
 import json
@@ -25,13 +25,19 @@ from clipmill.models.weights.files import check_fit
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Fields of the new model's own choice: a timm model's head, and the resizing of images.
+_FREE_FIELDS = {"pool", "head", "interpolation", "resize"}
+_VIT_FIELDS = {
+    "patch_size", "width", "layers", "head_width", "has_input_norm", "mlp_ratio", "activation",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
-    """Weights to begin with."""
+class InitWeights:
+    """Initial weights."""
 
     parent: Parent
-    """What they are in a lineage."""
+    """The weights in a lineage."""
     vision: VisionConfig
     """The image tower that they were trained as."""
     clip: ClipConfig | None
@@ -40,7 +46,7 @@ class Start:
     """Reads the tensors under CLIP's names."""
 
 
-def find_start(address: str, role: str = "start") -> Start | None:
+def resolve_init(address: str, role: str = "start") -> InitWeights | None:
     """Find the weights at an address; None for an empty one.
 
     Raises:
@@ -53,15 +59,15 @@ def find_start(address: str, role: str = "start") -> Start | None:
     scheme = parse_address(address).scheme
     if scheme == "random":
         raise ConfigError(
-            f"the weights to start from were {address}",
-            expected="weights; without any, training starts from random ones",
+            f"the initial weights were {address}",
+            expected="weights; an empty address initializes randomly",
             action="leave the address empty",
         )
     if scheme != "clipmill":
         from clipmill.models.weights.public import find_weights
 
         weights = find_weights(address)
-        return Start(
+        return InitWeights(
             parent=weights.as_parent(role),
             vision=weights.vision,
             clip=weights.clip,
@@ -69,7 +75,7 @@ def find_start(address: str, role: str = "start") -> Start | None:
         )
     metadata = read_encoder_metadata(address)
     clip = ClipConfig.from_json(metadata.architecture) if metadata.kind == "clip" else None
-    return Start(
+    return InitWeights(
         parent=metadata.as_parent(role),
         vision=VisionConfig.from_json(metadata.architecture["vision"]),
         clip=clip,
@@ -81,25 +87,18 @@ def _tensors(uri: str) -> "Mapping[str, Tensor]":
     return load_checkpoint(uri)[1]
 
 
-# The new model's own: how a timm model reaches the embedding, and how images are resized.
-_FREE = {"pool", "head", "interpolation", "resize"}
-_VIT_ONLY = {
-    "patch_size", "width", "layers", "head_width", "has_input_norm", "mlp_ratio", "activation",
-}  # fmt: skip
-
-
-def load_start(start: Start, clip: nn.Module, config: ClipConfig) -> None:
-    """Copy the weights in; what an image tower alone doesn't bring keeps its start values.
+def load_init_weights(init: InitWeights, clip: nn.Module, config: ClipConfig) -> None:
+    """Copy the weights into a new CLIP; tensors that an image tower lacks keep their random values.
 
     Raises:
         ConfigError: ``config`` isn't that of the model that the weights were trained as.
         ArtifactError: the weights can't be read, or aren't what their config says.
     """
-    _check_config(start, config)
+    _check_config(init, config)
     own = clip.state_dict()
-    tensors = dict(start.read())
+    tensors = dict(init.read())
     optional: tuple[str, ...] = ("logit_bias",)
-    if start.clip is None:
+    if init.clip is None:
         heads = head_prefixes(config.vision)
         tensors = {
             k: v for k, v in tensors.items() if k.startswith("visual.") and not k.startswith(heads)
@@ -107,32 +106,32 @@ def load_start(start: Start, clip: nn.Module, config: ClipConfig) -> None:
         optional = (*heads, *(k for k in own if not k.startswith("visual.")))
     elif "logit_bias" not in own:
         tensors.pop("logit_bias", None)
-    check_fit(start.parent.uri, tensors, own, optional=optional)
+    check_fit(init.parent.uri, tensors, own, optional=optional)
     clip.load_state_dict(tensors, strict=False)
 
 
-def _check_config(start: Start, config: ClipConfig) -> None:
+def _check_config(init: InitWeights, config: ClipConfig) -> None:
     """Refuse a model of another shape, activation or preprocessing than the weights' (ConfigError).
 
     Weights would load into some of these without an error, and compute something else.
     """
-    sets = _differences("model.vision", start.vision, config.vision)
-    if start.clip is not None:
-        sets += _differences("model.text", start.clip.text, config.text)
-        if start.clip.embed_dim != config.embed_dim:
-            sets.append(f"model.embed_dim={start.clip.embed_dim}")
+    sets = _differences("model.vision", init.vision, config.vision)
+    if init.clip is not None:
+        sets += _differences("model.text", init.clip.text, config.text)
+        if init.clip.embed_dim != config.embed_dim:
+            sets.append(f"model.embed_dim={init.clip.embed_dim}")
     if sets:
         raise ConfigError(
-            f"{start.parent.uri} was trained as another model than the recipe's",
+            f"{init.parent.uri} was trained as another model than the recipe's",
             expected=", ".join(sets),
             action=f"add {' '.join(f'--set {shlex.quote(one)}' for one in sets)}",
         )
 
 
 def _differences(path: str, theirs: Config, ours: Config) -> list[str]:
-    """The overrides that make our tower theirs."""
+    """Return the overrides that make the recipe's tower that of the weights."""
     old, new = theirs.to_json(), ours.to_json()
-    left_out = _FREE | (_VIT_ONLY if old.get("timm_model") else {"timm_args"})
+    left_out = _FREE_FIELDS | (_VIT_FIELDS if old.get("timm_model") else {"timm_args"})
     if old.get("timm_model"):
         left_out |= {"image_size"}  # any size fits, or the tensors' shapes say so
     return [

@@ -1,8 +1,12 @@
-"""Supervised pretraining on labelled images: the mobile encoders' baseline."""
+"""Supervised pretraining on labeled images: the mobile encoders' baseline.
+
+Shapes: B batch, C classes, H W height and width.
+"""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,99 +14,96 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipmill.data.labeled.dataloader import sample_batches
 from clipmill.data.labeled.folder import open_folder
 from clipmill.data.labeled.image_folder import ClassFolder
-from clipmill.data.transforms.augmentation import (
-    draw_augmentation,
-    replay,
-)
+from clipmill.data.transforms.augmentation import draw_augmentation, replay
 from clipmill.data.transforms.mixup import erase, mix
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Objective
-from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
+from clipmill.engine.result import result_uri, save_run, state_uri
+from clipmill.engine.trainer import train
+from clipmill.models.checkpoint import has_checkpoint
 from clipmill.models.encoders import Normalize
 from clipmill.pretrain.config import SupervisedConfig
-from clipmill.stage_records import Report
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clipmill.engine.distributed import Ranks
+from clipmill.stage_records import ProgressCallback
 
 
-def pretrain_supervised(config: SupervisedConfig, data: str, store: str, *, report: Report) -> str:
-    """Train on ``train/CLASS/*`` below the folder (or tar) at ``data``; the checkpoint's URI.
+def pretrain_supervised(config: SupervisedConfig, data: str, store: str, *, report: ProgressCallback) -> str:
+    """Train on ``train/CLASS/*`` in the folder (or tar) at ``data``; return the checkpoint's URI.
 
-    A checkpoint that is there already is returned at once; an unfinished run goes on.
+    An existing checkpoint is returned at once; an unfinished run is resumed.
     """
     folder, parent = open_folder(data, "images")
     uri = result_uri(store, "encoders", "supervised", config, (parent,))
     if has_checkpoint(uri):
         return uri
-    from clipmill.engine.trainer import train
-    from clipmill.pretrain.supervised import SupervisedObjective
-
     images = ClassFolder.open(Path(folder), "train")
-    trained = train(
-        lambda here: SupervisedObjective(config, len(images.classes), here),
-        lambda cursor, here: _batches(config, images, here, cursor),
+    result = train(
+        partial(SupervisedObjective, config, len(images.classes)),
+        partial(_dataloader, config, images),
         config.train,
         name="supervised",
-        state_uri=f"{uri}/state",
+        checkpoint_uri=state_uri(uri),
         report=report,
     )
-    metadata = CheckpointMetadata(
+    return save_run(
+        uri,
+        result,
         kind="supervised",
         architecture={"vision": config.vision.to_json(), "classes": list(images.classes)},
-        recipe=config.to_json(),
+        config=config,
         parents=(parent,),
-        metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
         summary={
             "classes": str(len(images.classes)),
             "seen samples": f"{config.train.num_seen_samples:,}",
             "seed": str(config.train.seed),
         },
+        tensors={k: v for k, v in result.tensors.items() if k.startswith("visual.")},
     )
-    tensors = {k: v for k, v in trained.tensors.items() if k.startswith("visual.")}
-    save_result(uri, metadata, tensors, trained)
-    return uri
 
 
-def _batches(
-    config: SupervisedConfig, images: ClassFolder, here: "Ranks", cursor: int
-) -> "Iterator[dict[str, Tensor]]":
-    from clipmill.data.labeled.dataloader import sample_batches
-
-    def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
-        picture = images.image(index)
-        numbers = draw_augmentation(picture.width, picture.height, config.augmentation, generator)
-        seen_HW3 = np.asarray(replay(picture, config.vision.image_size, numbers))
-        if generator.random() < 0.5:
-            seen_HW3 = seen_HW3[:, ::-1]
-        pixels_3HW = np.ascontiguousarray(seen_HW3.transpose(2, 0, 1))
-        return {"image": pixels_3HW, "label": np.array(images.labels[index])}
-
+def _dataloader(
+    config: SupervisedConfig, images: ClassFolder, start_step: int, dist: DistributedContext
+) -> Iterator[dict[str, Tensor]]:
     return sample_batches(
-        load,
+        partial(_load_sample, config, images),
         len(images),
         batch_size=config.train.batch_size,
         seed=config.train.seed,
-        cursor=cursor,
+        cursor=start_step,
         num_workers=config.num_workers,
-        rank=here.rank,
-        world_size=here.world_size,
+        rank=dist.rank,
+        world_size=dist.world_size,
     )
 
 
-class SupervisedObjective(Objective):
-    """The loss of a batch with ``image`` (B, 3, H, W) uint8 and ``label`` (B,)."""
+def _load_sample(
+    config: SupervisedConfig, images: ClassFolder, index: int, generator: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """Return an augmented ``image`` (3, H, W) uint8 and its ``label``."""
+    image = images.image(index)
+    numbers = draw_augmentation(image.width, image.height, config.augmentation, generator)
+    pixels_HW3 = np.asarray(replay(image, config.vision.image_size, numbers))
+    if generator.random() < 0.5:
+        pixels_HW3 = pixels_HW3[:, ::-1]
+    pixels_3HW = np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1))
+    return {"image": pixels_3HW, "label": np.array(images.labels[index])}
 
-    def __init__(self, config: SupervisedConfig, num_classes: int, here: Ranks) -> None:
+
+class SupervisedObjective(Objective):
+    """Cross-entropy of a timm model on mixed, erased, smoothly labeled batches.
+
+    A batch has ``image`` (B, 3, H, W) uint8 and ``label`` (B,).
+    """
+
+    def __init__(
+        self, config: SupervisedConfig, num_classes: int, dist: DistributedContext
+    ) -> None:
         import timm
 
         super().__init__()
-        del here  # the loss is a mean over pictures, whoever has them
+        del dist  # the loss is a mean over images, on whichever rank
         self.normalize = Normalize(config.vision.mean, config.vision.std)
         # Named as in a CLIP checkpoint, so that the tower is found in the same place.
         trunk = timm.create_model(
@@ -113,7 +114,7 @@ class SupervisedObjective(Objective):
         self._num_classes = num_classes
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss ``classification``."""
+        """Return loss ``classification``."""
         config = self._config
         images_B3HW = self.normalize(batch["image"].float() / 255)
         targets_BC = F.one_hot(batch["label"], self._num_classes).float()

@@ -1,15 +1,22 @@
-"""CLIP judged while it trains: retrieval among held-out pairs, and zero-shot classification.
+"""Validation of CLIP during training: retrieval among held-out pairs, zero-shot classification.
 
 Shapes: B samples, T text length, D embedding width, C classes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from clipmill.data.dataset import cache_folder
 from clipmill.data.loading.view import View, in_fraction
 from clipmill.data.shards.read import read_shard
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.objective import Objective
+from clipmill.engine.validation import Validator
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.config import VisionConfig
@@ -18,20 +25,13 @@ from clipmill.models.retrieval import pair_accuracy, recall
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.pretrain.config import ValidationConfig
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clipmill.engine.distributed import Ranks
-    from clipmill.engine.objective import Objective
-    from clipmill.engine.validation import Evaluation
-
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
-def clip_evaluations(
+def build_validators(
     config: ValidationConfig, view: View, tokenizer: Tokenizer, vision: VisionConfig
-) -> "tuple[Evaluation, ...]":
-    """The evaluations for the loop, of an objective whose module ``clip`` has both encoders.
+) -> tuple[Validator, ...]:
+    """Build the validators of an objective whose module ``clip`` has both encoders.
 
     Retrieval takes real captions of the dataset's samples outside of the view's fraction, which
     training doesn't see.
@@ -39,66 +39,60 @@ def clip_evaluations(
     Raises:
         ConfigError: nothing is held out, or the folder has no class.
     """
-    from clipmill.engine.validation import Evaluation
-
-    if not config.every_steps:
+    if not config.every:
         return ()
-    found: list[Evaluation] = []
+    validators: list[Validator] = []
     if config.num_pairs:
-        images, captions = _held_out(view, config.num_pairs, vision)
+        images, captions = _validation_pairs(view, config.num_pairs, vision)
         tokens_BT = tokenizer(captions)
 
-        def retrieval(objective: "Objective", here: "Ranks") -> Mapping[str, float]:
-            image_BD, text_BD = (
-                _embed(images, objective, here, config.batch_size, _image_encoder),
-                _embed(tokens_BT, objective, here, config.batch_size, _text_encoder),
-            )
+        def retrieval(objective: Objective, dist: DistributedContext) -> Mapping[str, float]:
+            image_BD = _embed(images, objective, dist, config.batch_size, _encode_image)
+            text_BD = _embed(tokens_BT, objective, dist, config.batch_size, _encode_text)
             return recall(image_BD, text_BD) | pair_accuracy(image_BD, text_BD)
 
-        found.append(Evaluation(name="retrieval", every_steps=config.every_steps, judge=retrieval))
-    if config.class_folder:
-        pictures, labels, names = _classes(Path(config.class_folder), vision)
+        validators.append(Validator(name="retrieval", every=config.every, compute=retrieval))
+    if config.zero_shot_dataset:
+        class_images, labels, names = _labeled_images(Path(config.zero_shot_dataset), vision)
         prompts = tokenizer([t.format(name) for name in names for t in config.templates])
 
-        def zero_shot(objective: "Objective", here: "Ranks") -> Mapping[str, float]:
-            text = _embed(prompts, objective, here, config.batch_size, _text_encoder)
+        def zero_shot(objective: Objective, dist: DistributedContext) -> Mapping[str, float]:
+            text = _embed(prompts, objective, dist, config.batch_size, _encode_text)
             class_CD = text.view(len(names), -1, text.shape[1]).mean(1)
-            image_BD = _embed(pictures, objective, here, config.batch_size, _image_encoder)
-            guessed_B = (image_BD @ class_CD.T / class_CD.norm(dim=1)).argmax(1)
-            return {"top1": float((guessed_B == labels.to(guessed_B.device)).float().mean())}
+            image_BD = _embed(class_images, objective, dist, config.batch_size, _encode_image)
+            predicted_B = (image_BD @ class_CD.T / class_CD.norm(dim=1)).argmax(1)
+            return {"top1": float((predicted_B == labels.to(predicted_B.device)).float().mean())}
 
-        found.append(Evaluation(name="zero-shot", every_steps=config.every_steps, judge=zero_shot))
-    return tuple(found)
+        validators.append(Validator(name="zero-shot", every=config.every, compute=zero_shot))
+    return tuple(validators)
 
 
-def _image_encoder(objective: Any, images_B3HW: "Tensor") -> "Tensor":
+def _encode_image(objective: Any, images_B3HW: Tensor) -> Tensor:
     embedded: Tensor = objective.clip.encode_image(
         objective.normalize(images_B3HW.float() / 255), normalize=True
     )
     return embedded
 
 
-def _text_encoder(objective: Any, tokens_BT: "Tensor") -> "Tensor":
+def _encode_text(objective: Any, tokens_BT: Tensor) -> Tensor:
     embedded: Tensor = objective.clip.encode_text(tokens_BT, normalize=True)
     return embedded
 
 
 def _embed(
-    values: "Tensor",
-    objective: "Objective",
-    here: "Ranks",
+    values: Tensor,
+    objective: Objective,
+    dist: DistributedContext,
     batch_size: int,
-    encode: "Callable[[Any, Tensor], Tensor]",
-) -> "Tensor":
-    import torch
-
+    encode: Callable[[Any, Tensor], Tensor],
+) -> Tensor:
     return torch.cat(
-        [encode(objective, p.to(here.device)) for p in torch.split(values, batch_size)]
+        [encode(objective, batch.to(dist.device)) for batch in torch.split(values, batch_size)]
     )
 
 
-def _held_out(view: View, num_pairs: int, vision: VisionConfig) -> "tuple[Tensor, list[str]]":
-    """Up to so many pairs outside of the view, in the dataset's order."""
+def _validation_pairs(view: View, num_pairs: int, vision: VisionConfig) -> tuple[Tensor, list[str]]:
+    """Return up to ``num_pairs`` pairs outside of the view, in the dataset's order."""
     images: list[Any] = []
     captions: list[str] = []
     for index in range(len(view.dataset.shards) if view.config.fraction < 1 else 0):
@@ -115,13 +109,11 @@ def _held_out(view: View, num_pairs: int, vision: VisionConfig) -> "tuple[Tensor
             expected="a fraction below 1, and samples outside of it",
             action="set view.fraction=0.95, say, or num_pairs=0 for no retrieval",
         )
-    return _stacked(images, vision), captions
+    return _stack(images, vision), captions
 
 
-def _classes(folder: Path, vision: VisionConfig) -> "tuple[Tensor, Tensor, Sequence[str]]":
-    """All pictures, the number of the class of each, and the classes' names."""
-    import torch
-
+def _labeled_images(folder: Path, vision: VisionConfig) -> tuple[Tensor, Tensor, Sequence[str]]:
+    """Return all images, the class index of each, and the classes' names."""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     images, labels = [], []
     for label, name in enumerate(names):
@@ -132,22 +124,19 @@ def _classes(folder: Path, vision: VisionConfig) -> "tuple[Tensor, Tensor, Seque
                 except BadSampleError as error:
                     raise ConfigError(
                         f"{path} can't be used: {error}",
-                        expected="pictures that can be decoded",
-                        action="remove or mend it",
+                        expected="images that can be decoded",
+                        action="remove or fix it",
                     ) from error
                 labels.append(label)
     if not images:
         raise ConfigError(
-            f"class_folder {folder} has no picture in a folder of its class",
-            expected="folder/CLASS NAME/picture.jpg",
-            action="correct the folder, or leave class_folder empty",
+            f"zero_shot_dataset {folder} has no image in a folder of its class",
+            expected="folder/CLASS NAME/image.jpg",
+            action="correct the folder, or leave zero_shot_dataset empty",
         )
-    return _stacked(images, vision), torch.tensor(labels), names
+    return _stack(images, vision), torch.tensor(labels), names
 
 
-def _stacked(images: Iterable[Any], vision: VisionConfig) -> "Tensor":
-    import numpy as np
-    import torch
-
-    whole_BHW3 = np.stack([tower_image(image, vision) for image in images])
-    return torch.from_numpy(whole_BHW3).permute(0, 3, 1, 2)
+def _stack(images: Iterable[Any], vision: VisionConfig) -> Tensor:
+    stacked_BHW3 = np.stack([tower_image(image, vision) for image in images])
+    return torch.from_numpy(stacked_BHW3).permute(0, 3, 1, 2)

@@ -38,10 +38,10 @@ def coca_vit_l14() -> CocaTrainConfig:
         train=TrainConfig(
             steps=4_500,
             batch_size=128,
-            schedule=ScheduleConfig(peak=1e-5, minimum=0.0, warmup_steps=1_000),
+            schedule=ScheduleConfig(lr=1e-5, min_lr=0.0, warmup_steps=1_000),
             optimizer=AdamWConfig(betas=(0.9, 0.98), weight_decay=0.1),
             precision="bf16",
-            checkpoint_steps=500,
+            checkpoint_every=500,
         ),
     )
 
@@ -66,17 +66,17 @@ def coca_miniature() -> CocaTrainConfig:
             # Deep features: those of a finer map tell colours well and shapes hardly.
             token_stride=32,
         ),
-        crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
-        load=DataLoaderConfig(num_workers=0),
+        random_resized_crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
+        dataloader=DataLoaderConfig(num_workers=0),
         train=replace(
             full.train,
             steps=600,
             batch_size=64,
-            schedule=ScheduleConfig(peak=2e-3, minimum=1e-5, warmup_steps=20),
+            schedule=ScheduleConfig(lr=2e-3, min_lr=1e-5, warmup_steps=20),
             optimizer=AdamWConfig(betas=(0.9, 0.98), weight_decay=0.05, clip_norm=1.0),
             precision="fp32",
-            checkpoint_steps=200,
-            log_steps=10,
+            checkpoint_every=200,
+            log_every=10,
             num_threads=2,
         ),
     )

@@ -27,10 +27,10 @@ def classification_vit_b16() -> FinetuneConfig:
             steps=100 * _STEPS_OF_AN_EPOCH,
             batch_size=1024,
             schedule=ScheduleConfig(
-                shape="cosine", peak=1e-4, minimum=0.0, warmup_steps=5 * _STEPS_OF_AN_EPOCH
+                name="cosine", lr=1e-4, min_lr=0.0, warmup_steps=5 * _STEPS_OF_AN_EPOCH
             ),
             optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.05),
-            average_decay=0.9995,
+            ema_decay=0.9995,
             precision="bf16",
         ),
     )
@@ -63,7 +63,7 @@ def linear_probe_vit_b16() -> FinetuneConfig:
         model=ClassificationConfig(freeze_encoder=True),
         train=replace(
             train,
-            schedule=replace(train.schedule, peak=5e-4),
+            schedule=replace(train.schedule, lr=5e-4),
             optimizer=replace(train.optimizer, weight_decay=0.0005),
         ),
     )
@@ -106,11 +106,11 @@ def _miniature(full: FinetuneConfig, *, steps: int, peak: float) -> FinetuneConf
             full.train,
             steps=steps,
             batch_size=32,
-            schedule=replace(full.train.schedule, peak=peak, warmup_steps=10),
-            average_decay=None,
+            schedule=replace(full.train.schedule, lr=peak, warmup_steps=10),
+            ema_decay=None,
             precision="fp32",
-            checkpoint_steps=50,
-            log_steps=10,
+            checkpoint_every=50,
+            log_every=10,
             num_threads=1,
         ),
     )

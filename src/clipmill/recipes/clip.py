@@ -10,7 +10,7 @@ from clipmill.models.config import (
     TowerOptions,
     VisionConfig,
 )
-from clipmill.pretrain.config import ValidationConfig, DataLoaderConfig, PretrainConfig
+from clipmill.pretrain.config import DataLoaderConfig, PretrainConfig, ValidationConfig
 
 BATCH_SIZE = 65_536
 """Global batch (CLIP-QC, Table 11)."""
@@ -29,13 +29,13 @@ def clip_vit_b16_12_8b() -> PretrainConfig:
         train=TrainConfig(
             steps=200_000,
             batch_size=BATCH_SIZE,
-            micro_batches=4,
-            schedule=ScheduleConfig(peak=1e-3, minimum=1e-6, warmup_steps=2_000),
+            grad_accum_steps=4,
+            schedule=ScheduleConfig(lr=1e-3, min_lr=1e-6, warmup_steps=2_000),
             optimizer=AdamWConfig(betas=(0.9, 0.95), weight_decay=0.2),
-            average_decay=0.9995,
+            ema_decay=0.9995,
             precision="bf16",
-            checkpoint_steps=1_000,
-            log_steps=50,
+            checkpoint_every=1_000,
+            log_every=50,
         ),
     )
 
@@ -127,7 +127,7 @@ def clip_vit_b16_12m() -> PretrainConfig:
     return replace(
         full,
         train=replace(
-            full.train, steps=30_000, batch_size=8_192, micro_batches=1, schedule=schedule
+            full.train, steps=30_000, batch_size=8_192, grad_accum_steps=1, schedule=schedule
         ),
     )
 
@@ -142,7 +142,7 @@ def clip_vit_b32_12_8b() -> PretrainConfig:
     return replace(
         full,
         model=ClipConfig(vision=VisionConfig(patch_size=32)),
-        train=replace(full.train, micro_batches=2),
+        train=replace(full.train, grad_accum_steps=2),
     )
 
 
@@ -160,8 +160,8 @@ def clip_vit_l14_12_8b() -> PretrainConfig:
             vision=VisionConfig(patch_size=14, width=1024, layers=24),
             text=TextConfig(width=768, heads=12),
         ),
-        towers=TowerOptions(gradient_checkpointing=True),
-        train=replace(full.train, micro_batches=16),
+        tower_options=TowerOptions(gradient_checkpointing=True),
+        train=replace(full.train, grad_accum_steps=16),
     )
 
 
@@ -179,7 +179,7 @@ def clip_vit_s16_12_8b() -> PretrainConfig:
             vision=VisionConfig(width=384),
             text=TextConfig(width=384, heads=6),
         ),
-        train=replace(full.train, micro_batches=2),
+        train=replace(full.train, grad_accum_steps=2),
     )
 
 
@@ -198,7 +198,7 @@ def clip_vit_ti16_12_8b() -> PretrainConfig:
             vision=VisionConfig(width=192),
             text=TextConfig(width=256, heads=4),
         ),
-        train=replace(full.train, micro_batches=1),
+        train=replace(full.train, grad_accum_steps=1),
     )
 
 
@@ -228,17 +228,17 @@ def clip_vit_miniature() -> PretrainConfig:
             text=TextConfig(context_length=64, vocab_size=2048, width=64, heads=2, layers=1),
         ),
         range_augment=None,
-        load=DataLoaderConfig(num_workers=0),
+        dataloader=DataLoaderConfig(num_workers=0),
         train=replace(
             full.train,
             steps=300,
             batch_size=32,
-            micro_batches=1,
-            schedule=ScheduleConfig(peak=3e-3, minimum=1e-6, warmup_steps=20),
-            average_decay=0.98,
+            grad_accum_steps=1,
+            schedule=ScheduleConfig(lr=3e-3, min_lr=1e-6, warmup_steps=20),
+            ema_decay=0.98,
             precision="fp32",
-            checkpoint_steps=50,
-            log_steps=10,
+            checkpoint_every=50,
+            log_every=10,
             num_threads=1,
         ),
     )
@@ -261,13 +261,13 @@ def clip_miniature() -> PretrainConfig:
         vit,
         model=replace(vit.model, vision=vision),
         view=replace(vit.view, fraction=0.92),
-        evaluation=ValidationConfig(every_steps=200, num_pairs=320),
+        validation=ValidationConfig(every=200, num_pairs=320),
         train=replace(
             vit.train,
             steps=steps,
             batch_size=batch_size,
-            schedule=ScheduleConfig(peak=2e-3, minimum=1e-6, warmup_steps=50),
-            checkpoint_steps=200,
+            schedule=ScheduleConfig(lr=2e-3, min_lr=1e-6, warmup_steps=50),
+            checkpoint_every=200,
         ),
     )
 

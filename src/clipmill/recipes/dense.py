@@ -27,7 +27,7 @@ def upernet_vit_b16() -> FinetuneConfig:
         train=TrainConfig(
             steps=160_000,
             batch_size=16,
-            schedule=ScheduleConfig(shape="polynomial", peak=1e-4, minimum=0.0, warmup_steps=1_500),
+            schedule=ScheduleConfig(name="polynomial", lr=1e-4, min_lr=0.0, warmup_steps=1_500),
             optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01),
             precision="bf16",
         ),
@@ -59,10 +59,10 @@ def upernet_miniature() -> FinetuneConfig:
             full.train,
             steps=300,
             batch_size=16,
-            schedule=ScheduleConfig(shape="polynomial", peak=4e-3, minimum=0.0, warmup_steps=20),
+            schedule=ScheduleConfig(name="polynomial", lr=4e-3, min_lr=0.0, warmup_steps=20),
             precision="fp32",
-            checkpoint_steps=30,
-            log_steps=10,
+            checkpoint_every=30,
+            log_every=10,
             num_threads=1,
         ),
     )
@@ -78,7 +78,7 @@ def semantic_fpn_mci0() -> FinetuneConfig:
     tables).
     """
     full = upernet_vit_b16()
-    schedule = ScheduleConfig(shape="polynomial", peak=2e-4, minimum=0.0, warmup_steps=0)
+    schedule = ScheduleConfig(name="polynomial", lr=2e-4, min_lr=0.0, warmup_steps=0)
     optimizer = replace(full.train.optimizer, weight_decay=5e-4)
     return replace(
         full,
@@ -136,7 +136,7 @@ def depth_vit_b16() -> FinetuneConfig:
         train=TrainConfig(
             steps=25_225,
             batch_size=24,
-            schedule=ScheduleConfig(shape="rise-and-fall", peak=5e-4, minimum=3e-5, power=0.9),
+            schedule=ScheduleConfig(name="triangular", lr=5e-4, min_lr=3e-5, power=0.9),
             optimizer=AdamWConfig(
                 betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.05, layer_decay=0.8
             ),
@@ -167,10 +167,10 @@ def depth_miniature() -> FinetuneConfig:
             full.train,
             steps=200,
             batch_size=8,
-            schedule=replace(full.train.schedule, peak=2e-3),
+            schedule=replace(full.train.schedule, lr=2e-3),
             precision="fp32",
-            checkpoint_steps=30,
-            log_steps=10,
+            checkpoint_every=30,
+            log_every=10,
             num_threads=1,
         ),
     )
@@ -191,7 +191,7 @@ def linear_segmentation_vit_b16() -> FinetuneConfig:
         train=replace(
             full.train,
             steps=40_000,
-            schedule=ScheduleConfig(shape="polynomial", peak=1e-3, minimum=0.0),
+            schedule=ScheduleConfig(name="polynomial", lr=1e-3, min_lr=0.0),
         ),
     )
 
@@ -225,7 +225,7 @@ def linear_depth_vit_b16() -> FinetuneConfig:
             flip_augment_test=False,
             num_test_windows=1,
         ),
-        train=replace(full.train, schedule=replace(full.train.schedule, peak=1e-3)),
+        train=replace(full.train, schedule=replace(full.train.schedule, lr=1e-3)),
     )
 
 
@@ -246,10 +246,10 @@ def _probe_miniature(train: TrainConfig) -> TrainConfig:
         train,
         steps=300,
         batch_size=32,
-        schedule=ScheduleConfig(shape="polynomial", peak=2e-2, minimum=0.0, warmup_steps=10),
+        schedule=ScheduleConfig(name="polynomial", lr=2e-2, min_lr=0.0, warmup_steps=10),
         optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=1e-2),
         precision="fp32",
-        checkpoint_steps=300,
-        log_steps=10,
+        checkpoint_every=300,
+        log_every=10,
         num_threads=1,
     )

@@ -28,7 +28,7 @@ def mask_rcnn_1x() -> FinetuneConfig:
             steps=12 * _STEPS_OF_AN_EPOCH,
             batch_size=16,
             schedule=ScheduleConfig(
-                shape="step", peak=1e-4, warmup_steps=_WARMUP_STEPS, milestones=(8 / 12, 11 / 12)
+                name="step", lr=1e-4, warmup_steps=_WARMUP_STEPS, milestones=(8 / 12, 11 / 12)
             ),
             optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.1),
             precision="bf16",
@@ -99,11 +99,11 @@ def _miniature(full: FinetuneConfig, *, num_stages: int, steps: int) -> Finetune
             full.train,
             steps=steps,
             batch_size=8,
-            schedule=replace(full.train.schedule, peak=2e-3, warmup_steps=20),
+            schedule=replace(full.train.schedule, lr=2e-3, warmup_steps=20),
             optimizer=replace(full.train.optimizer, clip_norm=10.0),
             precision="fp32",
-            checkpoint_steps=30,
-            log_steps=10,
+            checkpoint_every=30,
+            log_every=10,
             num_threads=1,
         ),
     )

@@ -29,8 +29,8 @@ def mae_vit_b16_2_05b() -> MaePretrainConfig:
             steps=round(2.05e9 / MAE_BATCH_SIZE),
             batch_size=MAE_BATCH_SIZE,
             schedule=ScheduleConfig(
-                peak=1.5e-4 * MAE_BATCH_SIZE / 256,
-                minimum=0.0,
+                lr=1.5e-4 * MAE_BATCH_SIZE / 256,
+                min_lr=0.0,
                 warmup_steps=40 * IMAGENET_SAMPLES // MAE_BATCH_SIZE,
             ),
             optimizer=AdamWConfig(betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.05),
@@ -74,20 +74,18 @@ def mae_miniature() -> MaePretrainConfig:
             decoder_layers=2,
             decoder_heads=4,
         ),
-        load=DataLoaderConfig(num_workers=0),
+        dataloader=DataLoaderConfig(num_workers=0),
         train=replace(
             full.train,
             steps=300,
             batch_size=32,
-            schedule=ScheduleConfig(peak=1e-3, minimum=0.0, warmup_steps=20),
+            schedule=ScheduleConfig(lr=1e-3, min_lr=0.0, warmup_steps=20),
             precision="fp32",
-            checkpoint_steps=50,
-            log_steps=10,
+            checkpoint_every=50,
+            log_every=10,
             num_threads=1,
         ),
     )
-
-
 
 
 def supervised_mci0() -> SupervisedConfig:
@@ -105,9 +103,9 @@ def supervised_mci0() -> SupervisedConfig:
         train=TrainConfig(
             steps=300 * epoch,
             batch_size=SUPERVISED_BATCH_SIZE,
-            schedule=ScheduleConfig(peak=1e-3, minimum=1e-5, warmup_steps=5 * epoch),
+            schedule=ScheduleConfig(lr=1e-3, min_lr=1e-5, warmup_steps=5 * epoch),
             optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.05),
-            average_decay=0.9995,
+            ema_decay=0.9995,
             precision="bf16",
         ),
     )
@@ -149,11 +147,11 @@ def supervised_miniature() -> SupervisedConfig:
             full.train,
             steps=300,
             batch_size=32,
-            schedule=ScheduleConfig(peak=3e-3, minimum=1e-5, warmup_steps=20),
-            average_decay=0.98,
+            schedule=ScheduleConfig(lr=3e-3, min_lr=1e-5, warmup_steps=20),
+            ema_decay=0.98,
             precision="fp32",
-            checkpoint_steps=50,
-            log_steps=10,
+            checkpoint_every=50,
+            log_every=10,
             num_threads=1,
         ),
     )

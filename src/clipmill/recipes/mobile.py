@@ -115,7 +115,7 @@ def _distilled(config: PretrainConfig, timm_model: str) -> PretrainConfig:
     return replace(
         config,
         model=ClipConfig(vision=vision, text=TextConfig(is_causal=False)),
-        towers=TowerOptions(gradient_checkpointing=False),
+        tower_options=TowerOptions(gradient_checkpointing=False),
         range_augment=None,
         distillation=DistillationConfig(contrastive_weight=0.0, weight=1.0),
         train=replace(train, optimizer=replace(train.optimizer, clip_norm=1.0)),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from clipmill.data.loading.view import ViewConfig
 from clipmill.engine.config import ScheduleConfig, TrainConfig
-from clipmill.pretrain.config import DistillationConfig, ValidationConfig, PretrainConfig
+from clipmill.pretrain.config import DistillationConfig, PretrainConfig, ValidationConfig
 from clipmill.recipes.captioner import coca_miniature, recaption_miniature
 from clipmill.recipes.classification import (
     classification_miniature,
@@ -274,18 +274,18 @@ def _drawn() -> DrawnConfig:
             scenes_every_task(), num_pairs=8192, num_captioning=4096, num_labelled=512, num_test=256
         ),
         shards=shards_miniature(),
-        captioner=captioner.override(["train.schedule.peak=2e-3", "train.num_threads=1"]),
+        captioner=captioner.override(["train.schedule.lr=2e-3", "train.num_threads=1"]),
         recaption=recaption_miniature(),
     )
 
 
 def _long(config: PretrainConfig) -> PretrainConfig:
     """As many samples as all conditions see; every pair trains, for captions are what differs."""
-    schedule = ScheduleConfig(peak=1e-3, minimum=1e-6, warmup_steps=50)
+    schedule = ScheduleConfig(lr=1e-3, min_lr=1e-6, warmup_steps=50)
     return replace(
         config,
         view=ViewConfig(),
-        evaluation=ValidationConfig(every_steps=0),
+        validation=ValidationConfig(every=0),
         train=replace(_seen(config.train), schedule=schedule),
     )
 
@@ -320,7 +320,7 @@ def study_paper() -> StudyConfig:
     """ViT-B/16 by caption source, MAE and CLIP by seen samples, 1.28 M to 1.28 B pairs.
 
     Source: CLIP-QC, Tables 2 and 3, Figures 2 and 3. Its best of a sweep of rates is one point here
-    (``clipmill sweep`` finds it; ``--set transfers.segmentation.train.schedule.peak=...``).
+    (``clipmill sweep`` finds it; ``--set transfers.segmentation.train.schedule.lr=...``).
     Command: ``torchrun --nnodes 8 --nproc-per-node 8 -m clipmill study captions --recipe
     study-paper --store URI --set given.dataset=URI --set given.layers.synthetic=captions/...
     --set given.labels.segmentation=URI`` and so on for detection, depth, classification.

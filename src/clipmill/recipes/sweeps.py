@@ -10,7 +10,7 @@ from clipmill.recipes.dense import (
 from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x
 from clipmill.tasks.sweep import SweepConfig
 
-DROP_PATH, RATE = "model.drop_path", "train.schedule.peak"
+DROP_PATH, RATE = "model.drop_path", "train.schedule.lr"
 _TO_20 = (0.0, 0.05, 0.1, 0.15, 0.2)
 _TO_30 = (*_TO_20, 0.25, 0.3)
 

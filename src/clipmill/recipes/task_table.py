@@ -52,7 +52,7 @@ def recipe_table() -> str:
             [
                 f"`{name}`",
                 f"{train.steps:,} x {train.batch_size}",
-                f"{train.schedule.peak:g}",
+                f"{train.schedule.lr:g}",
                 f"{train.optimizer.weight_decay:g}",
                 f"{decay:g}" if decay < 1 else "none",
                 _said(make.__doc__, "Source"),

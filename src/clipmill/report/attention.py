@@ -19,7 +19,7 @@ from clipmill.report.html.page import (
     tag,
     together,
 )
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 
 if TYPE_CHECKING:
     from clipmill.models.attention import AttentionStatistics
@@ -28,7 +28,7 @@ _BATCH = 16
 
 
 def measure_attention(
-    encoder: str, data: str, *, num_images: int, report: Report
+    encoder: str, data: str, *, num_images: int, report: ProgressCallback
 ) -> "AttentionStatistics":
     """Look at the first pictures of ``data`` through a ViT, at the size of its pretraining.
 
@@ -42,7 +42,7 @@ def measure_attention(
     import numpy as np
     import torch
 
-    from clipmill.data.captioned_images import captioned_pictures, open_pictures
+    from clipmill.data.captioned_images import iter_captioned_images, open_captioned_images
     from clipmill.models.attention import AttentionMeter
     from clipmill.models.encoders import build_dense
     from clipmill.models.preprocess import tower_image
@@ -61,7 +61,7 @@ def measure_attention(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     meter = AttentionMeter(dense.to(device), patch_size=dense.strides[0])
     skipped: Counter[str] = Counter()
-    pictures = itertools.islice(captioned_pictures(open_pictures(data), skipped), num_images)
+    pictures = itertools.islice(iter_captioned_images(open_captioned_images(data), skipped), num_images)
     vision, count = found.config.vision, 0
     while batch := [tower_image(p, vision) for p, _ in itertools.islice(pictures, _BATCH)]:
         pixels_BHW3 = torch.from_numpy(np.stack(batch)).to(device)

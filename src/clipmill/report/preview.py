@@ -36,7 +36,7 @@ from clipmill.report.html.page import (
     together,
 )
 from clipmill.report.html.style import DATASET_STYLE, series_colour
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 
 # Sidecars are small and far away, so waiting for several at once is what counts.
 _NUM_READERS = 16
@@ -406,7 +406,7 @@ _NUM_SHARDS = 64
 Distributions = Mapping[str, Mapping[str, Distribution]]
 
 
-def dataset_page(dataset: Dataset, config: PageConfig, cache: Path, *, report: Report) -> str:
+def dataset_page(dataset: Dataset, config: PageConfig, cache: Path, *, report: ProgressCallback) -> str:
     """A self-contained HTML page.
 
     Raises ConfigError if the dataset has no such uid or score, ArtifactError or StorageError if a

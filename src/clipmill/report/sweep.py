@@ -114,5 +114,5 @@ def _figure(trial: Trial, metric: Metric) -> str:
 
 
 def _name(path: str) -> str:
-    """A field's name in words: ``train.schedule.peak`` is the peak rate."""
-    return {"train.schedule.peak": "rate"}.get(path, path.rpartition(".")[2].replace("_", " "))
+    """A field's name in words: ``train.schedule.lr`` is the peak rate."""
+    return {"train.schedule.lr": "rate"}.get(path, path.rpartition(".")[2].replace("_", " "))

@@ -21,7 +21,7 @@ from clipmill.scenes.formats import (
     write_nyu,
 )
 from clipmill.scenes.geometry import CLASSES, SceneConfig
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import exists, join, pack_dir, write_json
 
 _RESULT = "source.json"
@@ -88,7 +88,7 @@ LABELS = {
 """The tar with each task's labels."""
 
 
-def draw_source(config: ScenesSourceConfig, store: str, *, report: Report) -> str:
+def draw_source(config: ScenesSourceConfig, store: str, *, report: ProgressCallback) -> str:
     """Draw all sets and pack each as a tar; the folder's URI, under ``store``.
 
     The sets draw on disjoint scenes, but for the labelled ones of dense tasks, which show the same.

@@ -40,7 +40,7 @@ class ServingConfig(Config):
     """Time for which a stopping server is unready and still accepts requests, seconds: until load
     balancers have noticed. A few seconds on a cluster."""
     max_request_seconds: float = 30.0
-    """Longest time to a response, seconds; a request may set a shorter deadline, not a longer one."""
+    """Longest time to a response, seconds; a request may set a shorter deadline."""
     max_texts: int = 256
     """Most texts or labels in a request."""
     max_text_length: int = 1000

@@ -1,4 +1,7 @@
-"""``serve``: what can be wrong is found before the libraries and models are loaded."""
+"""Start a server: in this process (``serve``), or in a child process (``ServerProcess``).
+
+Libraries and models are loaded only after everything else was checked.
+"""
 
 import dataclasses
 import gc
@@ -12,12 +15,13 @@ from pathlib import Path
 from typing import Final, Self
 
 from clipmill.config import Config
-from clipmill.deferred import deferred
 from clipmill.errors import ConfigError
+from clipmill.lazy_imports import lazy_imports
 from clipmill.processes import LOCALHOST, ChildProcess, free_port, require_free, tune_malloc
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.model_spec import parse_model_specs, read_models_file
 
+_STOP_SECONDS: Final = 10.0
 _SWITCH_SECONDS: Final = 0.0005
 _UNUSED: Final = (
     "httpx._main",  # its command line, with rich
@@ -29,14 +33,14 @@ _UNUSED: Final = (
     "torchvision.datasets",
     "transformers",  # of open_clip, for text towers that we don't have
 )
-"""What our libraries import and a server doesn't use: half of the time to its start."""
+"""Modules that libraries import and a server doesn't use: half of the time to its start."""
 
 
 def serve(
     models: Mapping[str, str],
     *,
     models_file: Path | None = None,
-    host: str = "127.0.0.1",
+    host: str = LOCALHOST,
     http_port: int,
     grpc_port: int | None,
     config: ServingConfig,
@@ -57,20 +61,20 @@ def serve(
             expected="one of the two",
             action="put all models into the file",
         )
-    listed = parse_model_specs(read_models_file(models_file) if models_file is not None else models)
+    specs = parse_model_specs(read_models_file(models_file) if models_file is not None else models)
     for port in (http_port, grpc_port):
         if port is not None:
             require_free(host, port)
 
     tune_malloc()
-    with deferred(*_UNUSED):
+    with lazy_imports(*_UNUSED):
         # Seconds of torch, timm and KServe; models would import the first two later.
         import open_clip  # noqa: F401
 
-        from clipmill.serve.server.endpoint import Endpoint
+        from clipmill.serve.server.inference_server import InferenceServer
 
-    endpoint = Endpoint(
-        listed,
+    server = InferenceServer(
+        specs,
         models_file=models_file,
         host=host,
         http_port=http_port,
@@ -81,10 +85,7 @@ def serve(
     gc.freeze()
     # Threads that decode give way to the event loop sooner than Python's 5 ms.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    endpoint.run()
-
-
-_STOP_SECONDS = 10.0
+    server.run()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +96,7 @@ class ProcessSettings(Config):
     """URI of a model by the name, or ``NAME@VERSION``, under which it is served."""
     models_file: str | None = None
     """Path of a file that lists them instead."""
-    host: str = "127.0.0.1"
+    host: str = LOCALHOST
     """Address to listen on."""
     http_port: int
     """Port for REST."""

@@ -1,4 +1,4 @@
-"""A look at endpoints: start them, ask each about a few pictures, keep what they answered."""
+"""Smoke test of a server: start it, send requests to each model, store responses and latencies."""
 
 import tempfile
 import time
@@ -15,7 +15,7 @@ from clipmill.config import digest_json
 from clipmill.lineage import Parent
 from clipmill.serve.client import binary_request, curl_command, query
 from clipmill.serve.launch import ServerProcess
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import exists, join, read_json, write_bytes, write_json
 from clipmill.tasks.registry import get_task
 from clipmill.tasks.visualization import encode_png
@@ -27,25 +27,25 @@ _NUM_TIMED = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmokeTestModel:
-    """A model to start and ask."""
+    """A model to test."""
 
     task: str
     """Its task, also its name as an endpoint."""
     model: Parent
-    """Where it lies, and its digest."""
+    """Its URI and digest."""
 
 
-def probe(
+def run_smoke_test(
     models: tuple[SmokeTestModel, ...],
     image_HW3: NDArray[Any],
     store: str,
     *,
-    report: Report,
+    report: ProgressCallback,
 ) -> str:
     """Start all models in one KServe server, and query each over HTTP with binary tensors.
 
-    The URI of what was found, under ``store``: the answers drawn, median times, and the lines of
-    ``/metrics`` that are ours. It is kept by digest of models and picture.
+    Returns the URI of the result under ``store``, named by the digest of models and image. It holds
+    overlays, median latencies, and clipmill's lines of ``/metrics``.
 
     Raises:
         ServerError: the server doesn't start, or doesn't answer.
@@ -57,13 +57,13 @@ def probe(
         return uri
     report(0, len(models), "starting")
     with tempfile.TemporaryDirectory(prefix="clipmill-probe-") as scratch:
-        named = {m.task: m.model.uri for m in models}
-        with ServerProcess(named, log_path=Path(scratch) / "server.log") as server:
+        uris = {m.task: m.model.uri for m in models}
+        with ServerProcess(uris, log_path=Path(scratch) / "server.log") as server:
             endpoints = []
             for number, model in enumerate(models, start=1):
-                endpoints.append(_ask(server.url, model, image_HW3, uri))
+                endpoints.append(_send_and_time(server.url, model, image_HW3, uri))
                 report(number, len(models), f"{model.task} answered")
-            metrics = scrape(server.url)
+            metrics = scrape_metrics(server.url)
     write_json(
         join(uri, _RESULT),
         {
@@ -79,37 +79,32 @@ def probe(
 
 
 def read_smoke_test(uri: str) -> dict[str, Any]:
-    """What the probe at ``uri`` found."""
-    found: dict[str, Any] = read_json(join(uri, _RESULT))
-    return found
+    """Return the JSON of the smoke test at ``uri``."""
+    result: dict[str, Any] = read_json(join(uri, _RESULT))
+    return result
 
 
-def scrape(url: str) -> str:
-    """The lines of the server's ``/metrics`` that tell of our models."""
-    with urlopen(f"{url}/metrics", timeout=10) as response:  # noqa: S310  # a server of ours
+def scrape_metrics(url: str) -> str:
+    """Return clipmill's lines of the server's ``/metrics``."""
+    with urlopen(f"{url}/metrics", timeout=10) as response:  # noqa: S310  # a local server
         lines = response.read().decode().splitlines()
     return "\n".join(line for line in lines if "clipmill_serve" in line and "_created" not in line)
 
 
-def curl_lines(url: str, models: Mapping[str, str], image_png: bytes, folder: Path) -> list[str]:
-    """Write a request body for a picture into ``folder``; the line that asks each model."""
-    body, headers = binary_request(image_png)
-    (folder / _REQUEST).write_bytes(body)
-    return [_curl_line(url, name, headers, folder) for name in models]
-
-
-def _ask(url: str, model: SmokeTestModel, image_HW3: NDArray[Any], uri: str) -> dict[str, Any]:
+def _send_and_time(
+    url: str, model: SmokeTestModel, image_HW3: NDArray[Any], uri: str
+) -> dict[str, Any]:
     seconds = []
     for _ in range(_NUM_TIMED):
         started = time.perf_counter()
-        answer_HW = query(url, model.task, image_HW3)
+        output_HW = query(url, model.task, image_HW3)
         seconds.append(time.perf_counter() - started)
     write_bytes(join(uri, f"{model.task}-image.png"), encode_png(image_HW3))
     body, headers = binary_request(encode_png(image_HW3))
     write_bytes(join(uri, _REQUEST), body)
     task = get_task(model.task)
-    picture = encode_png(task.visualize({task.outputs[0].name: answer_HW}, image_HW3, ()))
-    write_bytes(join(uri, f"{model.task}-answer.png"), picture)
+    overlay = encode_png(task.visualize({task.outputs[0].name: output_HW}, image_HW3, ()))
+    write_bytes(join(uri, f"{model.task}-answer.png"), overlay)
     return {
         "name": model.task,
         "task": model.task,
@@ -117,15 +112,15 @@ def _ask(url: str, model: SmokeTestModel, image_HW3: NDArray[Any], uri: str) -> 
         "digest": model.model.digest,
         "milliseconds": median(seconds) * 1000,
         "request": f"POST /v2/models/{model.task}/infer",
-        "curl": _curl_line("http://127.0.0.1:8080", model.task, headers, Path()),
+        "curl": _curl_command(model.task, headers),
     }
 
 
-def _curl_line(url: str, name: str, headers: Mapping[str, str], folder: Path) -> str:
+def _curl_command(name: str, headers: Mapping[str, str]) -> str:
     return curl_command(
-        url,
+        "http://127.0.0.1:8080",
         name,
-        body_path=folder / _REQUEST,
+        body_path=Path(_REQUEST),
         header_length=int(headers["Inference-Header-Content-Length"]),
-        output_path=folder / f"{name}-answer.bin",
+        output_path=Path(f"{name}-answer.bin"),
     )

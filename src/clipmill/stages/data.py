@@ -20,7 +20,7 @@ def scenes(recipe: str, overrides: Sequence[str], store: str, run: str = "") -> 
 
     config = get_recipe(recipe, source.ScenesSourceConfig, overrides)
     with Stage("scenes", store=store, run=run) as stage:
-        return stage.made(source.draw_source(config, store, report=stage.report))
+        return stage.set_output(source.draw_source(config, store, report=stage.report))
 
 
 def shard(
@@ -33,7 +33,7 @@ def shard(
     config = get_recipe(recipe, ShardConfig, overrides)
     with Stage("shard", store=store, run=run, label=label) as stage:
         progress = partial(stage.report, words="samples")
-        return stage.made(write_dataset(config, source, store, progress=progress, num_processes=0))
+        return stage.set_output(write_dataset(config, source, store, progress=progress, num_processes=0))
 
 
 def hold_out(
@@ -52,19 +52,19 @@ def hold_out(
         Overrides for pretraining on the training part, which begin with those given, and overrides
         for retrieval on the held-out part.
     """
-    from clipmill.data import held_out
     from clipmill.data.dataset import Dataset
+    from clipmill.data.loading.view import fit_batch_size, hold_out
     from clipmill.pretrain.config import PretrainConfig
 
     config = get_recipe(recipe, PretrainConfig, overrides)
     with Stage("hold-out", store=store, run=run) as stage:
         stage.report(0, 1, "choosing pairs")
-        split = held_out.hold_out(Dataset.open(dataset))
-        stage.made(dataset)
-    batch_size = held_out.fitting_batch(split.num_train, config.train.batch_size)
+        split = hold_out(Dataset.open(dataset))
+        stage.set_output(dataset)
+    batch_size = fit_batch_size(split.num_train, config.train.batch_size)
     added = [f"view.fraction={split.fraction!r}", f"train.batch_size={batch_size}"]
     # Evaluation on these pairs follows training, so none is needed during it.
-    added.append("evaluation.every_steps=0")
+    added.append("validation.every=0")
     return [*overrides, *added], [f"outside_fraction={split.fraction!r}"]
 
 
@@ -74,7 +74,7 @@ def plan(recipe: str, overrides: Sequence[str], source: str, store: str) -> str:
 
     with Stage("plan", target=store) as stage:
         config = get_recipe(recipe, ShardConfig, overrides)
-        return stage.made(plan_shards(config, source, store).uri)
+        return stage.set_output(plan_shards(config, source, store).uri)
 
 
 def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | None = None) -> str:
@@ -89,7 +89,7 @@ def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | No
     with Stage("shard", label=f"{start}-{stop}", target=dataset) as stage:
         progress = partial(stage.report, words="samples")
         write_shards(shard_plan, start, stop, progress=progress, num_processes=0)
-        return stage.made(shard_plan.uri)
+        return stage.set_output(shard_plan.uri)
 
 
 def finalize(dataset: str) -> str:
@@ -98,7 +98,7 @@ def finalize(dataset: str) -> str:
     from clipmill.data.shards.plan import read_plan
 
     with Stage("finish", target=dataset) as stage:
-        return stage.made(finalize_dataset(read_plan(dataset)).uri)
+        return stage.set_output(finalize_dataset(read_plan(dataset)).uri)
 
 
 def train_captioner(
@@ -106,11 +106,11 @@ def train_captioner(
 ) -> str:
     """Train a captioner on a dataset with good captions; return its URI."""
     from clipmill.pretrain import coca
-    from clipmill.pretrain.config import CaptionerConfig
+    from clipmill.pretrain.config import CocaTrainConfig
 
-    config = get_recipe(recipe, CaptionerConfig, overrides)
+    config = get_recipe(recipe, CocaTrainConfig, overrides)
     with Stage("captioner", store=store, run=run) as stage:
-        return stage.made(coca.train_captioner(config, dataset, store, report=stage.report))
+        return stage.set_output(coca.train_coca(config, dataset, store, report=stage.report))
 
 
 def recaption(
@@ -132,7 +132,7 @@ def recaption(
         layer = recaption.recaption(
             config, dataset, captioner, report=stage.report, start=start, stop=stop
         )
-        stage.made(join(dataset, "layers", layer))
+        stage.set_output(join(dataset, "layers", layer))
         return layer
 
 
@@ -158,7 +158,7 @@ def score(
     label = recipe.removeprefix("score-")
     with Stage("score", store=store, run=run, label=label, target=dataset) as stage:
         layers = score.score(config, dataset, report=stage.report, start=start, stop=stop)
-        stage.made(join(dataset, "layers", layers[-1]))
+        stage.set_output(join(dataset, "layers", layers[-1]))
         return list(layers)
 
 
@@ -177,7 +177,7 @@ def select(
     config = get_recipe(recipe, select.SelectConfig, overrides)
     with Stage("select", store=store, run=run, label=config.name, target=dataset) as stage:
         layer = select.select(config, dataset, layers=layers, report=stage.report)
-        stage.made(join(dataset, "layers", layer))
+        stage.set_output(join(dataset, "layers", layer))
         return layer
 
 
@@ -195,8 +195,8 @@ def teacher(
 
     config = get_recipe(recipe, TeacherConfig, overrides)
     with Stage("teacher", store=store, run=run, target=dataset) as stage:
-        layer = teacher.make_teacher_layer(config, dataset, captions, report=stage.report)
-        stage.made(join(dataset, "layers", layer))
+        layer = teacher.embed_with_teachers(config, dataset, captions, report=stage.report)
+        stage.set_output(join(dataset, "layers", layer))
         return layer
 
 
@@ -218,7 +218,7 @@ def import_layer(
         {"uid_column": uid_column, "columns": renamed, "missing": missing}
     )
     with Stage("import", target=dataset) as stage:
-        return stage.made(
+        return stage.set_output(
             import_layer.import_layer(config, dataset, layer, files, report=stage.report)
         )
 
@@ -261,7 +261,7 @@ def export(
     )
     config = replace(get_recipe(recipe, export.ExportConfig), view=view).override(overrides)
     with Stage("export", target=store) as stage:
-        return stage.made(
+        return stage.set_output(
             export.export(config, dataset, store, cache_folder(), report=stage.report)
         )
 

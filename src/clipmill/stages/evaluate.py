@@ -29,7 +29,7 @@ def zero_shot(
     own = [f"clip.model={model}", *([f"classes={classes}"] if classes else [])]
     config = get_recipe(recipe, zero_shot.ZeroShotConfig, [*own, *overrides])
     with Stage("zero-shot", store=store, run=run) as stage:
-        return stage.made(zero_shot.zero_shot(config, data, store, report=stage.report))
+        return stage.set_output(zero_shot.zero_shot(config, data, store, report=stage.report))
 
 
 def retrieval(
@@ -47,7 +47,7 @@ def retrieval(
     config = get_recipe(recipe, retrieval.RetrievalConfig, [f"clip.model={model}", *overrides])
     label = CAPTION_LABELS.get(label, label)
     with Stage("retrieval", store=store, run=run, label=label) as stage:
-        return stage.made(retrieval.retrieve(config, data, store, report=stage.report))
+        return stage.set_output(retrieval.retrieve(config, data, store, report=stage.report))
 
 
 def attention(
@@ -95,4 +95,4 @@ def study(
     with Stage("study", store=store, run=run) as stage:
         uri = run_study(config, store, workers=workers, command=command, report=stage.report)
         write_bytes(join(uri, "study.html"), study_page(read_study(uri)).encode())
-        return stage.made(uri)
+        return stage.set_output(uri)

@@ -35,7 +35,7 @@ def pretrain(
     view = ViewConfig.from_json(base.view.to_json() | fields)
     config = replace(base, view=view).override(overrides)
     with Stage("pretrain", store=store, run=run, label=CAPTION_LABELS[captions]) as stage:
-        return stage.made(clip.pretrain(config, dataset, store, report=stage.report))
+        return stage.set_output(clip.pretrain_clip(config, dataset, store, report=stage.report))
 
 
 def pretrain_mae(
@@ -47,7 +47,7 @@ def pretrain_mae(
 
     config = get_recipe(recipe, MaePretrainConfig, overrides)
     with Stage("pretrain", store=store, run=run, label="MAE") as stage:
-        return stage.made(mae.pretrain_mae(config, dataset, store, report=stage.report))
+        return stage.set_output(mae.pretrain_mae(config, dataset, store, report=stage.report))
 
 
 def pretrain_supervised(
@@ -59,7 +59,7 @@ def pretrain_supervised(
 
     config = get_recipe(recipe, SupervisedConfig, overrides)
     with Stage("pretrain", store=store, run=run, label="supervised") as stage:
-        return stage.made(supervised.pretrain_supervised(config, data, store, report=stage.report))
+        return stage.set_output(supervised.pretrain_supervised(config, data, store, report=stage.report))
 
 
 def import_weights(address: str, store: str, run: str = "") -> str:
@@ -67,4 +67,4 @@ def import_weights(address: str, store: str, run: str = "") -> str:
     from clipmill.models import pretrained
 
     with Stage("import", store=store, run=run) as stage:
-        return stage.made(pretrained.import_weights(address, store, report=stage.report))
+        return stage.set_output(pretrained.import_weights(address, store, report=stage.report))

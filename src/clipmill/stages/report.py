@@ -77,7 +77,7 @@ def report(
     )
     with Stage("report", store=store, run=run) as stage:
         stage.report(0, 1, "drawing")
-        return stage.made(encoders_report(inputs, store))
+        return stage.set_output(encoders_report(inputs, store))
 
 
 def report_tasks(
@@ -92,7 +92,7 @@ def report_tasks(
 
     with Stage("report", store=store, run=run, label="tasks") as stage:
         stage.report(0, 1, "drawing")
-        return stage.made(tasks_report(encoder, evaluations, promotions, store))
+        return stage.set_output(tasks_report(encoder, evaluations, promotions, store))
 
 
 def report_photos(
@@ -113,4 +113,4 @@ def report_photos(
     described = {"layer": layer, "captioner": captioner, "given": given, "run": run}
     with Stage("report", store=store, run=run) as stage:
         stage.report(0, 1, "drawing")
-        return stage.made(photos_report(dataset, evaluations, store, **described))
+        return stage.set_output(photos_report(dataset, evaluations, store, **described))

@@ -40,7 +40,7 @@ class TaskSpec(Config):
         if recipe_type(self.recipe) is not FinetuneConfig:
             return get_recipe(self.recipe, SweepConfig, self.overrides)
         config = get_recipe(self.recipe, FinetuneConfig, self.overrides)
-        rate = {"train.schedule.peak": (config.train.schedule.peak,)}
+        rate = {"train.schedule.lr": (config.train.schedule.lr,)}
         return SweepConfig(finetune=config, grid=rate, rungs=(1.0,))
 
 
@@ -74,7 +74,7 @@ def finetune(
     config = get_recipe(recipe, FinetuneConfig, overrides)
     label = CAPTION_LABELS.get(label, label)
     with Stage(f"finetune {config.task}", store=store, run=run, label=label) as stage:
-        return stage.made(finetune.finetune(config, encoder, data, store, report=stage.report))
+        return stage.set_output(finetune.finetune(config, encoder, data, store, report=stage.report))
 
 
 def sweep(
@@ -108,7 +108,7 @@ def sweep_point(spec: TaskSpec, point: Point, encoder: str, store: str, run: str
     config = spec.sweep.config_for_rung(point, 0)
     label = f"{config.task}-{config.digest[:8]}"
     with Stage("sweep point", store=store, run=run, label=label) as stage:
-        return stage.made(run_trial(config, encoder, spec.data, store, stage.report))
+        return stage.set_output(run_trial(config, encoder, spec.data, store, stage.report))
 
 
 def best_of_sweep(
@@ -130,7 +130,7 @@ def evaluate(model: str, data: str, store: str, run: str = "", label: str = "") 
     task = read_metadata(model).architecture.get("task", "")
     label = CAPTION_LABELS.get(label, label)
     with Stage(f"evaluate {task}", store=store, run=run, label=label) as stage:
-        return stage.made(evaluation.evaluate(model, data, store, report=stage.report))
+        return stage.set_output(evaluation.evaluate(model, data, store, report=stage.report))
 
 
 def evaluate_features(
@@ -189,7 +189,7 @@ def random_weights(
     with Stage("random weights", store=store, run=run) as stage:
         if exists(record):
             evaluations = [str(uri) for uri in read_json(record)]
-            stage.made(evaluations[0])
+            stage.set_output(evaluations[0])
             return evaluations
         stage.report(0, len(trials), "starting")
         import torch
@@ -203,7 +203,7 @@ def random_weights(
                 evaluations.append(future.result())
                 stage.report(done, len(jobs), "evaluated")
         write_json(record, evaluations)
-        stage.made(evaluations[0])
+        stage.set_output(evaluations[0])
     return evaluations
 
 
@@ -224,7 +224,7 @@ def compare(
 
     uris = {CAPTION_LABELS[read_metadata(uri).recipe["view"]["captions"]]: uri for uri in encoders}
     with Stage("compare", store=store, run=run) as stage:
-        return stage.made(
+        return stage.set_output(
             comparison.compare_encoders(
                 comparison.ComparisonConfig(),
                 uris,
@@ -249,7 +249,7 @@ def promote(
     with Stage("promote", store=store, run=run, label=task) as stage:
         stage.report(0, 1, "comparing")
         config = promotion.PromotionConfig(task=task, threshold=threshold)
-        return stage.made(promotion.promote(config, evaluations, store).uri)
+        return stage.set_output(promotion.promote(config, evaluations, store).uri)
 
 
 def promote_compared(task: str, comparison: str, store: str, run: str = "") -> str:
@@ -267,9 +267,9 @@ def promote_compared(task: str, comparison: str, store: str, run: str = "") -> s
         config = promotion.PromotionConfig(task=task, threshold=result.gate)
         try:
             evaluations = list(result.evaluations.values())
-            return stage.made(promotion.promote(config, evaluations, store).uri)
+            return stage.set_output(promotion.promote(config, evaluations, store).uri)
         except GateError:
-            return stage.made("")
+            return stage.set_output("")
 
 
 def smoke_test(promotions: Sequence[str], store: str, run: str = "") -> str:
@@ -291,7 +291,7 @@ def smoke_test(promotions: Sequence[str], store: str, run: str = "") -> str:
     models = tuple(smoke_test.SmokeTestModel(task=r.task, model=r.model) for r in results)
     image = np.asarray(Image.open(io.BytesIO(results[0].read_image(0, "image"))))
     with Stage("serve", store=store, run=run) as stage:
-        return stage.made(smoke_test.probe(models, image, store, report=stage.report))
+        return stage.set_output(smoke_test.run_smoke_test(models, image, store, report=stage.report))
 
 
 def _sweep_with_report(
@@ -307,4 +307,4 @@ def _sweep_with_report(
         page = join(uri, "sweep.html")
         if not exists(page):
             write_bytes(page, sweep_page(sweep.read_sweep(uri)).encode())
-        return stage.made(uri)
+        return stage.set_output(uri)

@@ -475,7 +475,7 @@ class S3Store(Store):
     def _open_part(
         self, client: Minio, name: str, position: int, end: int, etag: str
     ) -> urllib3.BaseHTTPResponse | None:
-        """Return a response with an object's bytes from ``position`` on; None past the object's end.
+        """Return a response with an object's bytes from ``position`` on; None past its end.
 
         ``etag`` is of the version whose first part we have: without If-Match, the rest of another
         one could follow. Raises _ObjectChangedError if there is another by now.

@@ -8,9 +8,9 @@ from clipmill.data.labeled.folder import open_folder
 from clipmill.data.recaption import recaption
 from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ConfigError
-from clipmill.pretrain.coca import train_captioner
+from clipmill.pretrain.coca import train_coca
 from clipmill.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join
 from clipmill.study.config import COCA, DrawnConfig, GivenConfig, StudyConfig
 from clipmill.study.ranks import on_first_rank
@@ -35,7 +35,7 @@ class World:
     """Layer of the teacher's embeddings, if conditions are distilled."""
 
 
-def make_world(config: StudyConfig, store: str, *, report: Report) -> World:
+def make_world(config: StudyConfig, store: str, *, report: ProgressCallback) -> World:
     """The study's world, with everything in it that isn't there yet.
 
     Raises:
@@ -53,7 +53,7 @@ def scenes_of(config: StudyConfig) -> list[SceneCaptions]:
     return draw_captions(config.drawn.scenes) if config.drawn else []
 
 
-def _drawn(drawn: DrawnConfig, asked: list[str], store: str, report: Report) -> World:
+def _drawn(drawn: DrawnConfig, asked: list[str], store: str, report: ProgressCallback) -> World:
     def sharded(source: str, name: str) -> str:
         folder, parent = open_folder(join(source, name), "source")
         return write_dataset(drawn.shards, str(folder), store, source_parents=(parent,))
@@ -72,7 +72,7 @@ def _drawn(drawn: DrawnConfig, asked: list[str], store: str, report: Report) -> 
     captioner = ""
     if COCA in asked:
         pictures = on_first_rank(lambda: sharded(source, CAPTIONING))
-        captioner = train_captioner(drawn.captioner, pictures, store, report=report)
+        captioner = train_coca(drawn.captioner, pictures, store, report=report)
         layers[COCA] = on_first_rank(
             lambda: recaption(drawn.recaption, dataset, captioner, report=report)
         )

@@ -10,11 +10,11 @@ from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.read import iter_samples
 from clipmill.engine.config import TrainConfig
 from clipmill.images import decode_rgb
-from clipmill.pretrain.clip import clip_batches, clip_objective, pretrain
+from clipmill.pretrain.clip import clip_dataloader, clip_objective, pretrain_clip
 from clipmill.pretrain.config import MaePretrainConfig, PretrainConfig, SupervisedConfig
 from clipmill.pretrain.mae import pretrain_mae
 from clipmill.pretrain.supervised import pretrain_supervised
-from clipmill.stage_records import silent
+from clipmill.stage_records import no_progress
 from clipmill.study.config import COCA, ConditionConfig, StudyConfig
 from clipmill.study.data import World
 from clipmill.study.ranks import on_first_rank
@@ -44,15 +44,15 @@ def _made(config: StudyConfig, condition: ConditionConfig, seed: int, world: Wor
     if name in config.maes:
         mae = replace(config.maes[name], fraction=condition.fraction)
         return pretrain_mae(
-            trained(mae, condition, seed), world.dataset, world.store, report=silent
+            trained(mae, condition, seed), world.dataset, world.store, report=no_progress
         )
     if name in config.supervised:
         supervised = trained(config.supervised[name], condition, seed)
         return pretrain_supervised(
-            supervised, world.labels["classification"], world.store, report=silent
+            supervised, world.labels["classification"], world.store, report=no_progress
         )
     clip = clip_config(config, condition, world)
-    return pretrain(trained(clip, condition, seed), world.dataset, world.store, report=silent)
+    return pretrain_clip(trained(clip, condition, seed), world.dataset, world.store, report=no_progress)
 
 
 PretrainingT = TypeVar("PretrainingT", PretrainConfig, MaePretrainConfig, SupervisedConfig)
@@ -93,17 +93,17 @@ def clip_costs(config: StudyConfig, world: World) -> dict[str, Cost]:
 
 def _flops_per_sample(config: PretrainConfig, dataset: Dataset) -> float:
     """Of a forward and a backward pass, over a small batch."""
-    from clipmill.engine.distributed import Ranks
+    from clipmill.engine.distributed import DistributedContext
     from clipmill.engine.metrics import forward_flops
 
     size = min(_NUM_COUNTED, config.train.batch_size)
     few = replace(
         config,
-        load=replace(config.load, num_workers=0),
-        train=replace(config.train, batch_size=size, micro_batches=1),
+        dataloader=replace(config.dataloader, num_workers=0),
+        train=replace(config.train, batch_size=size, grad_accum_steps=1),
     )
-    batch = next(clip_batches(few, View(dataset, few.view), Ranks(), 0))
-    return 3 * forward_flops(clip_objective(few, Ranks()), batch) / size
+    batch = next(clip_dataloader(few, View(dataset, few.view), 0, DistributedContext()))
+    return 3 * forward_flops(clip_objective(few, None, DistributedContext()), batch) / size
 
 
 def _captioning_flops(config: StudyConfig, world: World) -> float:

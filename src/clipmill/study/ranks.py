@@ -20,9 +20,9 @@ def on_first_rank(make: Callable[[], ValueT]) -> ValueT:
         return make()
     import torch
 
-    from clipmill.engine.distributed import ranks
+    from clipmill.engine.distributed import init_distributed
 
-    with ranks(_LONGEST_SECONDS) as here:
+    with init_distributed(_LONGEST_SECONDS) as here:
         told = [None if here.rank else make()]
         torch.distributed.broadcast_object_list(told)
         (value,) = told

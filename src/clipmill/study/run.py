@@ -13,11 +13,11 @@ from typing import Any
 
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError
-from clipmill.pretrain.teacher import make_teacher_layer
+from clipmill.pretrain.teacher import embed_with_teachers
 from clipmill.processes import process_pool
 from clipmill.report.attention import attention_json, measure_attention
 from clipmill.report.sections.provenance import environment
-from clipmill.stage_records import Report, silent
+from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.storage import exists, join, read_json, write_json
 from clipmill.study.caption_quality import caption_quality, caption_samples, captions_by_kind
 from clipmill.study.config import ConditionConfig, StudyConfig
@@ -37,7 +37,7 @@ _Asked = tuple[ConditionConfig, int]
 
 
 def run_study(
-    config: StudyConfig, store: str, *, workers: int = 1, command: str = "", report: Report
+    config: StudyConfig, store: str, *, workers: int = 1, command: str = "", report: ProgressCallback
 ) -> str:
     """Carry a study out; the URI of its result, under ``store``.
 
@@ -122,7 +122,7 @@ def _check_workers(workers: int) -> None:
         )
 
 
-def _taught(config: StudyConfig, world: World, report: Report) -> World:
+def _taught(config: StudyConfig, world: World, report: ProgressCallback) -> World:
     """The same with the teacher's embeddings, if some condition learns from a layer not named."""
     students = [c for c in config.conditions if config.is_taught(c)]
     if not students:
@@ -134,7 +134,7 @@ def _taught(config: StudyConfig, world: World, report: Report) -> World:
         teaching = replace(teaching, models=(encoder,))
     captions = world.layers.get(students[0].layer, "")
     layer = on_first_rank(
-        lambda: make_teacher_layer(teaching, world.dataset, captions, report=report)
+        lambda: embed_with_teachers(teaching, world.dataset, captions, report=report)
     )
     return replace(world, teaching=layer)
 
@@ -166,9 +166,9 @@ def _run(value: object, condition_value: object, seed: int, world: World) -> Stu
     for name, asked in config.judged_by(condition, seed).items():
         seeded = replace(asked, train=replace(asked.train, seed=seed))
         data = world.labels[asked.task]
-        model = finetune(seeded, encoder, data, world.store, report=silent)
+        model = finetune(seeded, encoder, data, world.store, report=no_progress)
         evaluations[name] = on_first_rank(
-            partial(evaluate, model, data, world.store, report=silent)
+            partial(evaluate, model, data, world.store, report=no_progress)
         )
     return StudyRun(
         condition=condition.name,
@@ -181,5 +181,5 @@ def _run(value: object, condition_value: object, seed: int, world: World) -> Stu
 
 def _attention(encoder: str, world: World) -> dict[str, Any]:
     return attention_json(
-        measure_attention(encoder, world.dataset, num_images=_ATTENTION_IMAGES, report=silent)
+        measure_attention(encoder, world.dataset, num_images=_ATTENTION_IMAGES, report=no_progress)
     )

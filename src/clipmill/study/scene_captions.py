@@ -21,7 +21,7 @@ from clipmill.scenes import SceneConfig
 from clipmill.scenes.geometry import COLOURS, OBJECTS
 from clipmill.scenes.scene import draw
 from clipmill.scenes.source import ScenesSourceConfig
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 
 DOSES = (25, 50, 75, 100)
 """Shares of wrong captions, percent."""
@@ -95,7 +95,7 @@ def _said(config: SceneConfig, index: int) -> SceneCaptions:
 
 
 def add_scene_layers(
-    dataset: str, scenes: list[SceneCaptions], names: list[str], *, report: Report
+    dataset: str, scenes: list[SceneCaptions], names: list[str], *, report: ProgressCallback
 ) -> dict[str, str]:
     """Add the layers of these names to the dataset of the scenes; the layers' full names.
 

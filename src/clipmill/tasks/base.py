@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.config import Config
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -253,7 +253,7 @@ class Task(ABC, Generic[TaskConfigT]):
         folder: Path,
         *,
         num_samples: int,
-        report: Report,
+        report: ProgressCallback,
     ) -> EvaluationOutput:
         """Evaluate ``predict`` on the folder's test split, and keep its first ``num_samples``."""
         split, samples = self.test_split(config, folder), []

@@ -21,7 +21,7 @@ from clipmill.errors import BadSampleError, ClipmillError, ConfigError, SourceEr
 from clipmill.images import image_size
 from clipmill.models.checkpoint import read_metadata
 from clipmill.models.pretrained import open_encoder
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.tasks.depth.config import MAX_DEPTH_METRES
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import get_task
@@ -131,7 +131,7 @@ def check_data(
     encoder: str = "",
     config: FinetuneConfig | None = None,
     model: str = "",
-    report: Report,
+    report: ProgressCallback,
 ) -> DataReport:
     """Check a folder in a task's layout.
 
@@ -202,7 +202,7 @@ def check_model(model: str, folder: Path, issues: IssueCounter) -> None:
         )
 
 
-def check_classification(folder: Path, issues: IssueCounter, report: Report) -> None:
+def check_classification(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
     """Check ImageFolder's layout: the same classes in both splits, images that decode."""
     classes: dict[str, tuple[str, ...]] = {}
     for split in ("train", "val"):
@@ -223,7 +223,7 @@ def check_classification(folder: Path, issues: IssueCounter, report: Report) -> 
             issues.error("class-not-judged", f"train/{name} isn't in val")
 
 
-def check_depth(folder: Path, issues: IssueCounter, report: Report) -> None:
+def check_depth(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
     """Check NYUv2's layout: every image and depth map of both lists."""
     for split in ("train", "test"):
         data = issues.catch("layout", partial(NyuFolder.open, folder, split))
@@ -249,7 +249,7 @@ def _check_depth_pair(data: NyuFolder, index: int, issues: IssueCounter) -> None
         issues.warn("mostly-out-of-range", f"{name}: most is farther than {MAX_DEPTH_METRES} m")
 
 
-def check_detection(folder: Path, issues: IssueCounter, report: Report) -> None:
+def check_detection(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
     """Check COCO's layout: every annotation, and every image's header, of both splits."""
     names: dict[str, list[str]] = {}
     for kind in ("train", "val"):
@@ -331,7 +331,7 @@ def _check_image(root: Path, image: dict[str, Any], issues: IssueCounter) -> Non
         issues.error("image-of-another-size", f"{path}: {actual}, stated {stated}")
 
 
-def check_segmentation(folder: Path, issues: IssueCounter, report: Report) -> None:
+def check_segmentation(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
     """Check ADE20K's layout: every image and mask of both splits."""
     classes = issues.catch("layout", lambda: ade20k_classes(folder))
     if classes is None:
@@ -367,7 +367,7 @@ def _check_segmentation_pair(
         pixels += np.bincount(labels.ravel(), minlength=256)
 
 
-CHECKS: Mapping[str, Callable[[Path, IssueCounter, Report], None]] = {
+CHECKS: Mapping[str, Callable[[Path, IssueCounter, ProgressCallback], None]] = {
     "classification": check_classification,
     "depth": check_depth,
     "detection": check_detection,

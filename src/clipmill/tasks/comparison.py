@@ -19,7 +19,7 @@ from clipmill.engine.result import read_log
 from clipmill.errors import ConfigError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import exists, join, read_json, write_json
 from clipmill.tasks.base import Metric, Task
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
@@ -180,7 +180,7 @@ def compare_encoders(
     data: Sequence[str],
     store: str,
     *,
-    report: Report,
+    report: ProgressCallback,
 ) -> str:
     """Compare trained encoders with each other and with random weights; the URI, under ``store``.
 

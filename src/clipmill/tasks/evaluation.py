@@ -12,7 +12,7 @@ from clipmill.data.labeled.folder import open_folder
 from clipmill.errors import ArtifactError
 from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.checkpoint import read_metadata
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import exists, join, read_bytes, write_bytes, write_json
 from clipmill.tasks.visualization import encode_png
 
@@ -53,7 +53,7 @@ class EvaluationResult:
         return read_bytes(join(self.uri, f"{index:02d}-{name}.png"))
 
 
-def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
+def evaluate(model: str, data: str, store: str, *, report: ProgressCallback) -> str:
     """Evaluate a model on the data's test split; return the URI of the result, under ``store``.
 
     An existing result is returned at once.

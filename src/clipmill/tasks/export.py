@@ -107,8 +107,8 @@ def export_onnx(
         "classes": json.dumps(metadata.architecture["classes"]),
         "output": f"{output.name}: {output.unit}",
     }
-    metadata = about | prepared | origin(metadata)
-    onnx.helper.set_model_props(model, {f"clipmill.{k}": v for k, v in metadata.items()})
+    properties = about | prepared | origin(metadata)
+    onnx.helper.set_model_props(model, {f"clipmill.{k}": v for k, v in properties.items()})
     onnx.checker.check_model(model)
     target = folder / _ONNX_FILE
     with atomic_write(target) as path:

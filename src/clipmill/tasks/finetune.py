@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from clipmill.config import Config
 from clipmill.data.labeled.folder import open_folder
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
+from clipmill.engine.result import result_uri, save_run, state_uri
 from clipmill.errors import SourceError
-from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint
+from clipmill.models.checkpoint import has_checkpoint
 from clipmill.models.embedding_stats import (
     EmbeddingStatistics,
     evenly_spaced_indices,
     statistics_of,
 )
 from clipmill.models.pretrained import open_encoder
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.registry import get_task
 
 if TYPE_CHECKING:
-    from clipmill.engine.distributed import Ranks
+    from clipmill.engine.distributed import DistributedContext
     from clipmill.engine.objective import Objective
 
 _NUM_EMBEDDING_IMAGES = 64
@@ -56,12 +56,12 @@ class FinetuneConfig(Config):
         return super(FinetuneConfig, cls).from_json(value, path)
 
 
-def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, report: Report) -> str:
+def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, report: ProgressCallback) -> str:
     """Train a task model and return the URI of its checkpoint, under ``store``.
 
-    ``encoder`` is the address of an image tower (:mod:`clipmill.models.weights.addresses`); ``data`` a
-    folder in the task's layout, or the URI of one packed as a tar. An existing
-    checkpoint is returned at once; an unfinished run resumes.
+    ``encoder`` is the address of an image tower (:mod:`clipmill.models.weights.addresses`); ``data``
+    a folder in the task's layout, or the URI of one packed as a tar. An existing checkpoint is
+    returned at once; an unfinished run resumes.
 
     Raises:
         ConfigError: the encoder's stride doesn't fit the recipe's images.
@@ -78,7 +78,7 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
 
     classes = task.classes(folder)
 
-    def build_objective(dist: "Ranks") -> "Objective":
+    def build_objective(dist: "DistributedContext") -> "Objective":
         objective = task.build_objective(config.model, source.config, classes)
         for side in task.input_sizes(config.model):
             objective.encoder.validate_image_size(side)
@@ -87,26 +87,30 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
             report(0, config.train.steps, source.notice)
         return objective
 
-    def build_dataloader(cursor: int, dist: "Ranks") -> Iterator[Any]:
+    def build_dataloader(start_step: int, dist: "DistributedContext") -> Iterator[Any]:
         return task.train_dataloader(
             config.model,
             folder,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
-            cursor=cursor,
+            cursor=start_step,
             rank=dist.rank,
             world_size=dist.world_size,
         )
 
-    trained = train(
+    result = train(
         build_objective,
         build_dataloader,
         config.train,
         name=task.name,
-        state_uri=f"{uri}/state",
+        checkpoint_uri=state_uri(uri),
         report=report,
     )
-    metadata = CheckpointMetadata(
+    renamed = {task.inference_key(key): tensor for key, tensor in result.tensors.items()}
+    tensors = {key: tensor for key, tensor in renamed.items() if key is not None}
+    return save_run(
+        uri,
+        result,
         kind="task",
         architecture={
             "task": task.name,
@@ -114,25 +118,16 @@ def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, rep
             "encoder": source.config.to_json(),
             "config": config.model.to_json(),
         },
-        recipe=config.to_json(),
+        config=config,
         parents=parents,
-        metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
         summary={
             "task": task.name,
             "steps": f"{config.train.steps:,}",
             **source.facts,
         },
+        tensors=tensors,
+        embed=lambda metadata: training_embedding(Predictor(metadata, tensors), folder),
     )
-    renamed = {task.inference_key(key): tensor for key, tensor in trained.tensors.items()}
-    tensors = {key: tensor for key, tensor in renamed.items() if key is not None}
-    save_result(
-        uri,
-        metadata,
-        tensors,
-        trained,
-        embed=lambda: training_embedding(Predictor(metadata, tensors), folder),
-    )
-    return uri
 
 
 def training_embedding(predictor: Predictor, folder: Path) -> EmbeddingStatistics | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint
 from clipmill.models.config import EncoderConfig
-from clipmill.models.embedding_stats import register_embedding_hook
+from clipmill.models.embedding_stats import EmbeddingCallback, register_embedding_hook
 from clipmill.tasks.base import OutputSpec, Prediction, Task
 from clipmill.tasks.registry import get_task
 

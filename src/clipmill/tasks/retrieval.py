@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.data.captioned_images import captioned_pictures, open_pictures
+from clipmill.data.captioned_images import iter_captioned_images, open_captioned_images
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import in_fraction
 from clipmill.data.scoring.clip import ClipTowers, judge_parent
 from clipmill.errors import ConfigError, SourceError
 from clipmill.lineage import Parent
 from clipmill.models.retrieval import ranks, recall_of_ranks
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join, read_json, write_json
 from clipmill.tasks.zero_shot import ClipEvaluationConfig, result_location
 
@@ -48,7 +48,7 @@ class RetrievalConfig(ClipEvaluationConfig):
             )
 
 
-def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Report) -> str:
+def retrieve(config: RetrievalConfig, data: str, store: str, *, report: ProgressCallback) -> str:
     """Evaluate a CLIP on captioned images; return the URI of the evaluation, under ``store``.
 
     ``data`` is a dataset's URI, or a source as ``clipmill data shard`` takes it; a COCO captions
@@ -62,7 +62,7 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Report) 
     """
     import torch
 
-    opened = open_pictures(data)
+    opened = open_captioned_images(data)
     if config.outside_fraction and not isinstance(opened, Dataset):
         raise ConfigError(
             f"outside_fraction was {config.outside_fraction}, but {data} is no dataset",
@@ -80,7 +80,7 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Report) 
     towers = ClipTowers(config.clip)
     skipped: Counter[str] = Counter()
     fraction = config.outside_fraction
-    captioned = captioned_pictures(
+    captioned = iter_captioned_images(
         opened, skipped, lambda uid: not (fraction and in_fraction(uid, fraction))
     )
     pairs = (
@@ -122,7 +122,7 @@ def read_ranks(uri: str) -> dict[str, list[int]]:
 
 
 def _embed(
-    towers: ClipTowers, pairs: Iterator[Pair], report: Report
+    towers: ClipTowers, pairs: Iterator[Pair], report: ProgressCallback
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], list[int]]:
     """Embed images and captions; return both, with the image's index of each caption."""
     images: list[NDArray[np.float32]] = []

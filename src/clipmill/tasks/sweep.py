@@ -16,7 +16,7 @@ from clipmill.errors import ConfigError, TrainingError
 from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.pretrained import open_encoder
 from clipmill.processes import process_pool
-from clipmill.stage_records import Report, silent
+from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.storage import exists, join, write_json
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
@@ -96,7 +96,7 @@ class SweepConfig(Config):
         return max(1, round(num_points * self.reduction_fraction))
 
 
-def run_trial(config: FinetuneConfig, encoder: str, data: str, store: str, report: Report) -> str:
+def run_trial(config: FinetuneConfig, encoder: str, data: str, store: str, report: ProgressCallback) -> str:
     """Fine-tune and evaluate a point; return the evaluation's URI, ``""`` where it diverged."""
     try:
         model = finetune(config, encoder, data, store, report=report)
@@ -107,7 +107,7 @@ def run_trial(config: FinetuneConfig, encoder: str, data: str, store: str, repor
 
 def run_trial_in_subprocess(value: object, encoder: str, data: str, store: str) -> str:
     """Run a trial with the config as JSON, which any process can unpickle, without progress."""
-    return run_trial(FinetuneConfig.from_json(value), encoder, data, store, silent)
+    return run_trial(FinetuneConfig.from_json(value), encoder, data, store, no_progress)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +149,7 @@ class SweepResult:
 
 
 def sweep(
-    config: SweepConfig, encoder: str, data: str, store: str, *, workers: int = 1, report: Report
+    config: SweepConfig, encoder: str, data: str, store: str, *, workers: int = 1, report: ProgressCallback
 ) -> str:
     """Run the trials of a grid; return the URI of the result, under ``store``.
 
@@ -205,7 +205,7 @@ def _run_rung(
     rung: int,
     inputs: tuple[str, str, str],
     workers: int,
-    report: Report,
+    report: ProgressCallback,
 ) -> list[Trial]:
     """Run every point at a rung; return the trials in the points' order."""
     configs = [config.config_for_rung(point, rung) for point in points]

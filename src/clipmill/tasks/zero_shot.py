@@ -22,7 +22,7 @@ from clipmill.data.sources.webdataset import CutTarError, Member, members
 from clipmill.errors import BadSampleError, ConfigError, SourceError
 from clipmill.images import decode_rgb
 from clipmill.lineage import Parent
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join
 from clipmill.tasks.evaluation import ResultLocation
 
@@ -99,7 +99,7 @@ class LabeledImages:
             yield from _samples(tar)
 
 
-def zero_shot(config: ZeroShotConfig, data: str, store: str, *, report: Report) -> str:
+def zero_shot(config: ZeroShotConfig, data: str, store: str, *, report: ProgressCallback) -> str:
     """Evaluate a CLIP on labeled images; return the URI of the evaluation, under ``store``.
 
     Metrics: ``top1``, ``top5`` and ``mean_per_class`` (mean recall over the classes that have
@@ -167,7 +167,7 @@ def _scores(
     classes_CD: NDArray[np.float32],
     images: LabeledImages,
     names: Sequence[str],
-    report: Report,
+    report: ProgressCallback,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], Counter[str]]:
     """Return similarities (B, C), labels (B,), and counts of skipped images by reason."""
     numbers = {name: i for i, name in enumerate(images.classes or names)}

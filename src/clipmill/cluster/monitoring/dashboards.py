@@ -5,7 +5,7 @@ A new metric needs no work here: its section's dashboard gets a panel for it.
 
 from typing import Any
 
-from clipmill.cluster.monitoring.catalogue import Metric, sections
+from clipmill.cluster.monitoring.series import Metric, sections
 from clipmill.cluster.monitoring.recording import error_ratio
 
 _WIDTH, _HEIGHT, _COLUMNS = 12, 8, 2

@@ -20,6 +20,69 @@ from clipmill.models.coca import encode_image, predict_tokens
 from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
 
+# Step a text in each beam: tokens (N,) and, but for the first step, parents (N,) to logits (N, V).
+Step = Callable[[Tensor, Tensor | None], Tensor]
+
+
+class CachedCoca:
+    """Decodes R texts for each image of a batch with a CoCa, one token at a time."""
+
+    def __init__(
+        self, coca: Any, image_embs_BMD: Tensor, *, texts_per_image: int, max_tokens: int
+    ) -> None:
+        self._text = coca.text
+        self._decoder = coca.text_decoder
+        self._texts_per_image = texts_per_image
+        self._tokens_NT = torch.empty(
+            len(image_embs_BMD) * texts_per_image, 0, dtype=torch.long, device=image_embs_BMD.device
+        )
+        self._text_cache = [_Cache(max_tokens) for _ in self._text.transformer.resblocks]
+        self._decoder_cache = [_Cache(max_tokens) for _ in self._decoder.resblocks]
+        self._image_cache = [
+            _key_value(cross, cross.ln_1_kv(image_embs_BMD)) for cross in self._decoder.cross_attn
+        ]
+
+    def step(self, token_N: Tensor, parent_N: Tensor | None = None) -> Tensor:
+        """Append a token to each text; return the logits (N, V) of the token after it.
+
+        With ``parent_N`` text n continues what was text ``parent_N[n]``, one of the same image.
+        """
+        if parent_N is not None:
+            self._tokens_NT = self._tokens_NT[parent_N]
+            for cache in (*self._text_cache, *self._decoder_cache):
+                cache.reorder(parent_N)
+        at = self._tokens_NT.shape[1]
+        self._tokens_NT = torch.cat([self._tokens_NT, token_N[:, None]], dim=1)
+        dtype = self._text.transformer.get_cast_dtype()
+        x_N1D = self._text.token_embedding(token_N[:, None]).to(dtype)
+        x_N1D = x_N1D + self._text.positional_embedding[at].to(dtype)
+        visible_N11T = self._visible(self._tokens_NT)[:, None, None]
+        for block, cache in zip(self._text.transformer.resblocks, self._text_cache, strict=True):
+            x_N1D = _self_attention(block, x_N1D, cache, at, visible_N11T)
+        for block, cache, cross, (key, value) in zip(
+            self._decoder.resblocks,
+            self._decoder_cache,
+            self._decoder.cross_attn,
+            self._image_cache,
+            strict=True,
+        ):
+            x_N1D = _self_attention(block, x_N1D, cache, at, None)
+            x_BRD = x_N1D.view(key.shape[0], self._texts_per_image, -1)
+            x_N1D = _finish(cross, x_BRD, _query(cross, x_BRD), key, value, None).view_as(x_N1D)
+        logits_N1V: Tensor = self._decoder.ln_final(x_N1D) @ self._decoder.text_projection
+        return logits_N1V[:, 0]
+
+    def _visible(self, text_NT: Tensor) -> Tensor:
+        """Which tokens (N, T) the text tower's attention sees, as its mask says.
+
+        The mask that hides padding lies one place too far right in the CoCa that is published
+        (open_clip, ``correct_cls_mask``), and ours are trained alike.
+        """
+        valid_NT: Tensor = text_NT != self._text.pad_id
+        if self._text.correct_cls_mask:
+            return valid_NT
+        return torch.cat([torch.ones_like(valid_NT[:, :1]), valid_NT[:, :-1]], dim=1)
+
 
 class Decoder:
     """Captions and their scores from pixels."""
@@ -143,66 +206,6 @@ def draw(logits_NV: Tensor, u_N: Tensor, config: GenerateConfig) -> Tensor:
     return tokens_NK.gather(1, place_N1.clamp(max=tokens_NK.shape[1] - 1))[:, 0]
 
 
-class CachedCoca:
-    """Decodes R texts for each image of a batch with a CoCa, one token at a time."""
-
-    def __init__(
-        self, coca: Any, image_embs_BMD: Tensor, *, texts_per_image: int, max_tokens: int
-    ) -> None:
-        self._text = coca.text
-        self._decoder = coca.text_decoder
-        self._texts_per_image = texts_per_image
-        self._tokens_NT = torch.empty(
-            len(image_embs_BMD) * texts_per_image, 0, dtype=torch.long, device=image_embs_BMD.device
-        )
-        self._text_cache = [_Cache(max_tokens) for _ in self._text.transformer.resblocks]
-        self._decoder_cache = [_Cache(max_tokens) for _ in self._decoder.resblocks]
-        self._image_cache = [
-            _key_value(cross, cross.ln_1_kv(image_embs_BMD)) for cross in self._decoder.cross_attn
-        ]
-
-    def step(self, token_N: Tensor, parent_N: Tensor | None = None) -> Tensor:
-        """Append a token to each text; return the logits (N, V) of the token after it.
-
-        With ``parent_N`` text n continues what was text ``parent_N[n]``, one of the same image.
-        """
-        if parent_N is not None:
-            self._tokens_NT = self._tokens_NT[parent_N]
-            for cache in (*self._text_cache, *self._decoder_cache):
-                cache.reorder(parent_N)
-        at = self._tokens_NT.shape[1]
-        self._tokens_NT = torch.cat([self._tokens_NT, token_N[:, None]], dim=1)
-        dtype = self._text.transformer.get_cast_dtype()
-        x_N1D = self._text.token_embedding(token_N[:, None]).to(dtype)
-        x_N1D = x_N1D + self._text.positional_embedding[at].to(dtype)
-        visible_N11T = self._visible(self._tokens_NT)[:, None, None]
-        for block, cache in zip(self._text.transformer.resblocks, self._text_cache, strict=True):
-            x_N1D = _self_attention(block, x_N1D, cache, at, visible_N11T)
-        for block, cache, cross, (key, value) in zip(
-            self._decoder.resblocks,
-            self._decoder_cache,
-            self._decoder.cross_attn,
-            self._image_cache,
-            strict=True,
-        ):
-            x_N1D = _self_attention(block, x_N1D, cache, at, None)
-            x_BRD = x_N1D.view(key.shape[0], self._texts_per_image, -1)
-            x_N1D = _finish(cross, x_BRD, _query(cross, x_BRD), key, value, None).view_as(x_N1D)
-        logits_N1V: Tensor = self._decoder.ln_final(x_N1D) @ self._decoder.text_projection
-        return logits_N1V[:, 0]
-
-    def _visible(self, text_NT: Tensor) -> Tensor:
-        """Which tokens (N, T) the text tower's attention sees, as its mask says.
-
-        The mask that hides padding lies one place too far right in the CoCa that is published
-        (open_clip, ``correct_cls_mask``), and ours are trained alike.
-        """
-        valid_NT: Tensor = text_NT != self._text.pad_id
-        if self._text.correct_cls_mask:
-            return valid_NT
-        return torch.cat([torch.ones_like(valid_NT[:, :1]), valid_NT[:, :-1]], dim=1)
-
-
 class _Cache:
     """Keys and values (N, H, T, D / H) of the tokens so far, in room for all."""
 
@@ -256,10 +259,6 @@ def _project(block: Any, x: Tensor, part: int) -> Tensor:
     count, length, width = found.shape
     heads: int = block.attn.num_heads
     return found.view(count, length, heads, width // heads).transpose(1, 2)
-
-
-# Step a text in each beam: tokens (N,) and, but for the first step, parents (N,) to logits (N, V).
-Step = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def beam_search(

@@ -105,6 +105,17 @@ class PairBatch:
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A sample that couldn't be used; another one took its place in the batch."""
+
+    shard: str
+    row: int
+    """Among the rows that the view selects."""
+    reason: str
+    detail: str
+
+
 class PairLoader:
     """Iterates forever over this rank's batches, from global step ``cursor`` on."""
 
@@ -228,17 +239,6 @@ def _check_cache(view: View, config: LoaderConfig) -> None:
             expected=f"at least {needed}: two blocks of {config.shuffle_shards} shards",
             action="raise cache_bytes, or lower shuffle_shards",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A sample that couldn't be used; another one took its place in the batch."""
-
-    shard: str
-    row: int
-    """Among the rows that the view selects."""
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
 import numpy as np
 from numpy.typing import NDArray
-
 from clipmill.config import Config, digest_json
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.errors import ArtifactError, ConfigError, suggestion
 from clipmill.lineage import Parent
+from typing import Final
+from clipmill.data.dataset import Dataset
+from clipmill.errors import SourceError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -209,10 +210,58 @@ def in_fraction(uid: str, fraction: float) -> bool:
     return _leading(uid) < fraction * 2**64
 
 
-def uid_place(uid: str) -> float:
+def subset_position(uid: str) -> float:
     """The fraction, 0 to 1, from which on a sample belongs to the nested subset."""
     return _leading(uid) / 2**64
 
 
 def _leading(uid: str) -> int:
     return int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8], "big")
+
+
+MIN_PAIRS: Final = 20
+"""Fewer than these neither train an encoder nor measure one."""
+_SHARE: Final = 0.25
+_MAX_HELD_OUT: Final = 1_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HoldOutSplit:
+    """A cut of a dataset."""
+
+    fraction: float
+    """``view.fraction`` of the training part; everything outside it is held out."""
+    num_train: int
+    num_held_out: int
+
+
+def hold_out(dataset: Dataset) -> HoldOutSplit:
+    """Hold out a quarter of the pairs, at most 1,000; exact whatever the number of pairs.
+
+    Raises SourceError for fewer than :data:`MIN_PAIRS` pairs.
+    """
+    total = dataset.num_samples
+    if total < MIN_PAIRS:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dataset.quarantine.items()))
+        left_out = f"; left out: {reasons}" if reasons else ""
+        raise SourceError(
+            f"only {total} image-caption pairs can be used{left_out}",
+            expected=f"at least {MIN_PAIRS} pairs to train on and to measure with",
+            action="add images, each with a .txt caption of the same name; to measure existing "
+            "weights on fewer, run: clipmill retrieval MODEL --data FOLDER --store URI",
+        )
+    places = sorted(
+        subset_position(uid) for index in range(len(dataset.shards)) for uid in dataset.uids(index)
+    )
+    num_held_out = min(round(_SHARE * total), _MAX_HELD_OUT)
+    num_train = total - num_held_out
+    fraction = (places[num_train - 1] + places[num_train]) / 2
+    return HoldOutSplit(fraction=fraction, num_train=num_train, num_held_out=num_held_out)
+
+
+def fit_batch_size(num_train: int, batch_size: int) -> int:
+    """``batch_size``, or the largest power of two that is at most half of the pairs.
+
+    A batch that held a pair twice would call its own caption wrong.
+    """
+    return min(batch_size, 1 << max((num_train // 2).bit_length() - 1, 1))

@@ -38,7 +38,7 @@ from clipmill.data.shards.cache import is_remote, trim
 from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.telemetry import data_metrics
 
 SCORERS: Mapping[str, Callable[[Any], Scorer]] = {
@@ -86,7 +86,7 @@ def score(
     config: ScoreConfig,
     dataset: str,
     *,
-    report: Report,
+    report: ProgressCallback,
     start: int = 0,
     stop: int | None = None,
 ) -> tuple[str, ...]:

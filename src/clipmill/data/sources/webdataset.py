@@ -29,9 +29,6 @@ _BLOCK = 512
 # Extended headers hold a name or a few records; more is an attempt to exhaust memory.
 _MAX_EXTENSION_BYTES = 1 << 20
 
-Sample = tuple[str, list[tuple[str, Member]]]
-"""A sample's key (its members' common name) and its members by what follows the first dot."""
-
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -44,6 +41,10 @@ class Member:
     """Where its content begins, in bytes."""
     size: int
     """Bytes of its content."""
+
+
+Sample = tuple[str, list[tuple[str, Member]]]
+"""A sample's key (its members' common name) and its members by what follows the first dot."""
 
 
 class CutTarError(Exception):

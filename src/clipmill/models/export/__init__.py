@@ -1,4 +1,4 @@
-"""Export of CLIP encoders to other libraries' formats, with equal outputs: one module per format."""
+"""Export of CLIP encoders to other libraries' formats, with equal outputs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Public weights by address: their towers, their file and its digest, and the tensors.
 
-An address (:mod:`clipmill.models.weights.addresses`) becomes a :class:`PublicWeights`: the towers as the
-weights' own config describes them, the file with its digest, and the tensors on demand.
+An address (:mod:`clipmill.models.weights.addresses`) becomes a :class:`PublicWeights`: the towers as
+the weights' own config describes them, the file with its digest, and the tensors on demand.
 """
 
 import re
@@ -322,7 +322,7 @@ def _local_weights(address: Address) -> PublicWeights:
 
 
 def _bare_file(address: Address, path: Path) -> PublicWeights:
-    """Return the weights of a state dict without a config, if its shapes are one open_clip ViT's."""
+    """Return the weights of a state dict without a config, if its shapes fit one open_clip ViT."""
     tensors = read_tensors(path)
     names = open_clip.known_architectures(tensors)
     quick = [name for name in names if name.endswith("-quickgelu")]

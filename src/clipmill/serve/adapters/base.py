@@ -23,7 +23,7 @@ Tensors = dict[str, NDArray[Any]]
 
 
 class ModelAdapter(ABC):
-    """A model in memory; ``predict_batch`` is called from one thread at a time, the rest from any."""
+    """A model in memory; ``predict_batch`` runs in one thread at a time, the rest in any."""
 
     metadata: CheckpointMetadata
     kind: str
@@ -43,7 +43,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def validate(self, inputs: InferenceInputs, parameters: InferenceParameters) -> None:
-        """Raise BadRequestError for a request that the model can't answer; nothing is decoded yet."""
+        """Raise BadRequestError for what the model can't answer; nothing is decoded yet."""
 
     def preprocess(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the image as it waits in the queue."""
@@ -74,7 +74,7 @@ class ModelAdapter(ABC):
     ) -> Tensors:
         """Return V2's output tensors; ``results`` are those of the images, then of the texts."""
 
-    def answer_each(
+    def build_v1_predictions(
         self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
     ) -> list[dict[str, Any]]:
         """Return V1's predictions, one per image or text: V2's tensors without their first axis."""

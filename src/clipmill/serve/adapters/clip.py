@@ -74,7 +74,7 @@ class ClipAdapter(ModelAdapter):
             raise BadRequestError(
                 RejectReason.PROTOCOL, "'labels' go with 'image', and without 'text'"
             )
-        if not inputs.num_items:
+        if not inputs.num_queue_slots:
             raise BadRequestError(
                 RejectReason.PROTOCOL, "the request has neither 'image' nor 'text'"
             )
@@ -125,7 +125,7 @@ class ClipAdapter(ModelAdapter):
         results: Sequence[NDArray[Any]],
         parameters: InferenceParameters,
     ) -> Tensors:
-        """Return embeddings (n, D) and (M, D), or (n, L) probabilities, or the ``top_k`` of them."""
+        """Return embeddings (n, D) and (M, D), or probabilities (n, L), or the ``top_k`` of them."""
         dtype = np.float16 if parameters.output == "float16" else np.float32
         num_images = len(inputs.sources)
         tensors: Tensors = {}

@@ -95,7 +95,7 @@ class DenseAdapter(ModelAdapter):
         sizes = np.array([array.shape for array in arrays], np.int64)
         return {name: np.concatenate([array.ravel() for array in arrays]), "sizes": sizes}
 
-    def answer_each(
+    def build_v1_predictions(
         self,
         inputs: InferenceInputs,
         results: Sequence[NDArray[Any]],

@@ -100,7 +100,7 @@ class InstanceAdapter(ModelAdapter):
     ) -> Tensors:
         """Return the arrays of all images packed into one each; see :func:`pack_ragged`.
 
-        With ``rle`` each of the ``masks`` (N,) is the JSON of an :class:`~clipmill.serve.protocol.rle.Rle`.
+        With ``rle`` each of the ``masks`` (N,) is the JSON of an ``Rle``.
         With ``top_k`` a classification is ``top_labels`` and ``top_probabilities`` (n, k).
         """
         del inputs
@@ -120,7 +120,7 @@ class InstanceAdapter(ModelAdapter):
             ]
         return pack_ragged(self._predictor.outputs, predictions)
 
-    def answer_each(
+    def build_v1_predictions(
         self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
     ) -> list[dict[str, Any]]:
         """Return each image's own arrays; with ``rle`` its masks as COCO's objects."""

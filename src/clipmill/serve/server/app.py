@@ -1,7 +1,7 @@
 """HTTP routes of predictions and of the models' descriptions, in front of KServe's own.
 
-A prediction passes ``admission_middleware``, which answers it without FastAPI's routing and KServe's
-timing: half a millisecond per request. All other routes are registered with the app.
+``admission_middleware`` answers a prediction without FastAPI's routing and KServe's timing, which
+take half a millisecond per request. All other routes are registered with the app.
 """
 
 import asyncio
@@ -107,7 +107,6 @@ class Routes:
                 base + "/infer",
                 self.handle_v2,
                 name="infer",
-                description="Answer by Open Inference Protocol V2: JSON, or JSON and binary tensors.",
                 methods=["POST"],
                 response_model=None,
                 openapi_extra=INFER,
@@ -118,7 +117,6 @@ class Routes:
             "/v1/models/{name}:predict",
             self.handle_v1,
             name="predict",
-            description="Answer by V1: plain JSON.",
             methods=["POST"],
             response_model=None,
             openapi_extra=PREDICT,
@@ -201,9 +199,7 @@ class Routes:
                             f"the request has more than {config.max_request_bytes} bytes"
                         )
         except TimeoutError:
-            raise BadRequestError(
-                RejectReason.SLOW, "the request's body came too slowly"
-            ) from None
+            raise BadRequestError(RejectReason.SLOW, "the request's body came too slowly") from None
         except ClientDisconnect:
             raise ClientDisconnectedError from None
         return bytes(received)

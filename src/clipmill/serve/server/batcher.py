@@ -40,7 +40,10 @@ class DynamicBatcher:
     def __init__(
         self,
         predict_batch: PredictBatch,
-        *, model: str, config: ServingConfig, batch_key: BatchKey = np.shape
+        *,
+        model: str,
+        config: ServingConfig,
+        batch_key: BatchKey = np.shape,
     ) -> None:
         self._predict_batch = predict_batch
         self._config = config
@@ -121,7 +124,8 @@ class DynamicBatcher:
         """Return the outputs of admitted items; exceptions of ``predict_batch`` propagate."""
         loop = asyncio.get_running_loop()
         queued = [
-            _QueuedItem(item, self._batch_key(item), loop.time(), loop.create_future()) for item in items
+            _QueuedItem(item, self._batch_key(item), loop.time(), loop.create_future())
+            for item in items
         ]
         self._queue.extend(queued)
         self._num_queued_or_running += len(queued)
@@ -164,7 +168,10 @@ class DynamicBatcher:
         for queued_item in self._queue:
             if queued_item.output.done():
                 continue
-            is_match = queued_item.batch_key == oldest.batch_key and len(batch) < self._config.max_batch_size
+            is_match = (
+                queued_item.batch_key == oldest.batch_key
+                and len(batch) < self._config.max_batch_size
+            )
             (batch if is_match else remaining).append(queued_item)
         self._queue = remaining
         return batch

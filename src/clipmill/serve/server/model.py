@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
 import numpy as np
@@ -140,6 +140,17 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
             "summary": self.metadata.summary,
             **self.adapter.describe(),
         }
+
+    @overload
+    async def predict(self, payload: RequestBody) -> ResponseBody: ...
+
+    @overload
+    async def predict(
+        self,
+        payload: Payload,
+        headers: Mapping[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> Response: ...
 
     async def predict(
         self,

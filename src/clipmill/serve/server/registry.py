@@ -37,9 +37,7 @@ class ModelRegistry:
     def versions(self, name: str) -> Mapping[str, KServeModel]:
         """Return a name's models by version, the default first; ModelNotFoundError if none."""
         if name not in self._models:
-            raise ModelNotFoundError(
-                f"no model named {name[:80]!r} is served here"
-            )
+            raise ModelNotFoundError(f"no model named {name[:80]!r} is served here")
         return self._models[name]
 
     def get(self, name: str, version: str | None = None) -> KServeModel:
@@ -127,7 +125,9 @@ class ModelReloader:
                 exc_info=not isinstance(error, UserError),
             )
             running = list(self._registry)
-            await asyncio.gather(*(model.drain_and_stop() for model in models if model not in running))
+            await asyncio.gather(
+                *(model.drain_and_stop() for model in models if model not in running)
+            )
             return
         await self._registry.replace_all(models)
         reloads.labels("swapped").inc()

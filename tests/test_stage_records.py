@@ -31,7 +31,7 @@ def test_a_stage_from_start_to_end(events, tmp_path):
     with Stage("pretrain", store=store, run="run1", label="G") as stage:
         stage.report(1, 2, "half")
         stage.report(2, 2, "whole")
-        assert stage.made("/made") == "/made"
+        assert stage.set_output("/made") == "/made"
     kinds = [(e["event"], e["stage"], e["label"]) for e in events()]
     assert kinds == [(k, "pretrain", "G") for k in ("start", "progress", "progress", "end")]
     progress = events()[1]
@@ -50,7 +50,7 @@ def test_a_stage_from_start_to_end(events, tmp_path):
 
 def test_a_stage_that_had_nothing_to_do_is_reused(events, tmp_path):
     with Stage("shard", store=str(tmp_path), run="r") as stage:
-        stage.made("/there")
+        stage.set_output("/there")
     assert events()[-1]["reused"]
     assert read_stages(str(tmp_path), "r")[0].reused
 

@@ -1,4 +1,4 @@
-"""The gRPC side of an endpoint: KServe's servicer on the address that we choose."""
+"""KServe's gRPC service on a chosen address, with limits."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ import grpc  # type: ignore[import-untyped]
 from grpc_interceptor.exceptions import GrpcException
 
 from clipmill.serve.config import ServingConfig
-from clipmill.serve.errors import RequestError
+from clipmill.serve.errors import RejectReason, RequestError
 from clipmill.serve.kserve_compat import (
     DataPlane,
     ExceptionToStatusInterceptor,
@@ -21,7 +21,7 @@ from clipmill.serve.kserve_compat import (
     ModelRepositoryExtension,
     add_GRPCInferenceServiceServicer_to_server,
 )
-from clipmill.serve.server.app import metadata
+from clipmill.serve.server.app import model_metadata
 from clipmill.serve.server.registry import ModelRegistry
 from clipmill.telemetry import serving_metrics
 
@@ -34,34 +34,34 @@ _STATUSES = {
 
 
 class RegistryDataPlane(DataPlane):  # type: ignore[misc]  # KServe has no types
-    """KServe's data plane over our catalogue. Only gRPC infers through it."""
+    """KServe's data plane over the registry. Only gRPC infers through it."""
 
     def __init__(
-        self, repository: ModelRepository, catalogue: ModelRegistry, is_stopping: Callable[[], bool]
+        self, repository: ModelRepository, registry: ModelRegistry, is_stopping: Callable[[], bool]
     ) -> None:
         super().__init__(repository)
-        self._catalogue = catalogue
+        self._registry = registry
         self._is_stopping = is_stopping
 
     async def ready(self) -> bool:
-        """Whether every model answers; never while the server stops."""
-        return not self._is_stopping() and all([await model.healthy() for model in self._catalogue])
+        """Return whether every model answers; False while the server stops."""
+        return not self._is_stopping() and all([await model.healthy() for model in self._registry])
 
     async def model_ready(
         self,
         model_name: str,
         disable_predictor_health_check: bool = False,  # noqa: ARG002  # KServe passes it
     ) -> bool:
-        """Whether the model answers; ModelNotFound if it isn't served."""
-        if model_name not in self._catalogue.names:
+        """Return whether the model answers; ModelNotFound if it isn't served."""
+        if model_name not in self._registry.names:
             raise ModelNotFound(model_name[:80])
-        return not self._is_stopping() and await self._catalogue.model(model_name).healthy()
+        return not self._is_stopping() and await self._registry.get(model_name).healthy()
 
     async def model_metadata(self, model_name: str) -> dict[str, Any]:
-        """V2's description; gRPC's message has no place for parameters."""
-        if model_name not in self._catalogue.names:
+        """Return V2's description; gRPC's message drops its parameters."""
+        if model_name not in self._registry.names:
             raise ModelNotFound(model_name[:80])
-        return metadata(self._catalogue, model_name)
+        return model_metadata(self._registry, model_name)
 
     async def infer(
         self,
@@ -69,23 +69,23 @@ class RegistryDataPlane(DataPlane):  # type: ignore[misc]  # KServe has no types
         request: InferRequest,
         headers: dict[str, str] | None = None,  # noqa: ARG002  # KServe passes them
     ) -> tuple[InferResponse, dict[str, str]]:
-        """The answer, its tensors binary; a refusal becomes a gRPC status."""
+        """Return the response, its tensors binary; a RequestError becomes a gRPC status."""
         metrics, started = serving_metrics(), time.perf_counter()
         name, version, code = "unknown", "", "500"
         try:
-            model = self._catalogue.model(model_name, request.model_version)
+            model = self._registry.get(model_name, request.model_version)
             name, version = model.name, model.version
-            with model.leased():
+            with model.in_flight():
                 answer: InferResponse = (await model(request))[0]
             code = "200"
         except asyncio.CancelledError:
             code = "499"
-            metrics.rejected.labels(name, "disconnected").inc()
+            metrics.rejected.labels(name, RejectReason.DISCONNECTED).inc()
             raise
-        except RequestError as refusal:
-            code = str(int(refusal.status))
-            metrics.rejected.labels(name, refusal.reason).inc()
-            raise GrpcException(refusal.message, _STATUSES[refusal.status]) from refusal
+        except RequestError as error:
+            code = str(int(error.status))
+            metrics.rejected.labels(name, error.reason).inc()
+            raise GrpcException(error.message, _STATUSES[error.status]) from error
         else:
             metrics.request_seconds.labels(name).observe(time.perf_counter() - started)
             return answer, {}
@@ -94,7 +94,7 @@ class RegistryDataPlane(DataPlane):  # type: ignore[misc]  # KServe has no types
 
 
 class GrpcServer:
-    """A gRPC server as KServe's ``ModelServer`` starts and stops it; KServe's own binds to all."""
+    """A gRPC server for KServe's ``ModelServer``, whose own binds to all interfaces."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail
             ],
-            # Twice, so that probes come through when all places are taken.
+            # Twice the queue, so that probes come through when it is full.
             maximum_concurrent_rpcs=2 * self._config.max_queue_size,
         )
         add_GRPCInferenceServiceServicer_to_server(self._servicer, self._server)
@@ -126,5 +126,5 @@ class GrpcServer:
         await self._server.wait_for_termination()
 
     async def stop(self, _signal: int | None = None) -> None:
-        """Let what was taken in finish, then stop."""
+        """Finish the requests in flight, then stop."""
         await self._server.stop(grace=self._config.shutdown_timeout_seconds)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clipmill.deferred import deferred
+from clipmill.lazy_imports import lazy_imports
 
 _HEAVY = """
 import functools
@@ -61,7 +61,7 @@ def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 @pytest.fixture
 def light(libraries: None) -> Any:
     """The light library, imported without the heavy one."""
-    with deferred("heavy_library"):
+    with lazy_imports("heavy_library"):
         import light_library  # type: ignore[import-not-found]
     assert not [name for name in sys.modules if name.startswith("heavy_library")]
     return light_library
@@ -96,7 +96,7 @@ def test_the_real_thing_outside(light: Any) -> None:
 
 
 def test_what_isnt_there_isnt_pretended(libraries: None) -> None:
-    with deferred("no_such_library"), pytest.raises(ModuleNotFoundError):
+    with lazy_imports("no_such_library"), pytest.raises(ModuleNotFoundError):
         import no_such_library  # type: ignore[import-not-found]  # noqa: F401
 
 
@@ -104,8 +104,8 @@ def test_torchvision_works_without_the_compiler() -> None:
     """In a process of its own: here all may be imported already."""
     code = """
 import sys
-from clipmill.deferred import deferred
-with deferred("torch._dynamo", "pandas"):
+from clipmill.lazy_imports import lazy_imports
+with lazy_imports("torch._dynamo", "pandas"):
     import torch, timm
     from torchvision.ops import roi_align
 assert not {"torch._dynamo", "sympy", "pandas"} & sys.modules.keys()

@@ -1,9 +1,9 @@
-"""Libraries without those of their own imports that this process may never use.
+"""Lazy imports: skip heavy transitive dependencies that a process never uses.
 
-KServe imports kubernetes and pandas, torchvision the compiler of torch, open_clip transformers:
-seconds each, for functions that nobody here calls. Inside :func:`deferred` such an import gives a
-stand-in, and the real thing is imported when it is first used. It is what Python 3.15 calls a lazy
-import (PEP 810), from outside.
+KServe imports kubernetes and pandas, torchvision torch's compiler, open_clip transformers: seconds
+each, for functions that a server never calls. Within :func:`lazy_imports` such an import returns a
+placeholder, and the real module is imported when it is first used: Python 3.15's lazy imports
+(PEP 810), applied from outside.
 """
 
 import importlib
@@ -19,13 +19,12 @@ from typing import Any
 
 
 @contextmanager
-def deferred(*packages: str) -> Iterator[None]:
-    """Inside, importing one of these packages or their submodules gives a stand-in.
+def lazy_imports(*packages: str) -> Iterator[None]:
+    """Within the block, return placeholders for imports of these packages and their submodules.
 
-    What was imported before is left as it is; outside, imports are as ever. Only one thread may
-    import meanwhile.
+    Modules that were imported before are left as they are. Only one thread may import meanwhile.
     """
-    finder = _StandInFinder([name for name in packages if name not in sys.modules])
+    finder = _LazyFinder([name for name in packages if name not in sys.modules])
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -34,12 +33,12 @@ def deferred(*packages: str) -> Iterator[None]:
         finder.release()
 
 
-class _StandInFinder(MetaPathFinder, Loader):
-    """Finds stand-ins for packages until they are released."""
+class _LazyFinder(MetaPathFinder, Loader):
+    """Finds placeholders for packages until they are released."""
 
     def __init__(self, packages: list[str]) -> None:
         self._packages = packages
-        self._found: list[str] = []
+        self._created: list[str] = []
 
     @property
     def is_active(self) -> bool:
@@ -48,12 +47,12 @@ class _StandInFinder(MetaPathFinder, Loader):
     def release(self) -> None:
         """Let all imports find the real modules from now on."""
         self._packages = []
-        for name in self._found:
+        for name in self._created:
             sys.modules.pop(name, None)
             package, _, child = name.rpartition(".")
-            if isinstance(vars(sys.modules.get(package, self)).get(child), _StandInModule):
+            if isinstance(vars(sys.modules.get(package, self)).get(child), _LazyModule):
                 delattr(sys.modules[package], child)
-        self._found = []
+        self._created = []
 
     def find_spec(
         self,
@@ -65,14 +64,14 @@ class _StandInFinder(MetaPathFinder, Loader):
         package = next((p for p in self._packages if f"{fullname}.".startswith(f"{p}.")), None)
         if package is None or (fullname == package and not self._is_installed(package)):
             return None
-        self._found.append(fullname)
+        self._created.append(fullname)
         return ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _StandInModule(spec.name, self)
+        return _LazyModule(spec.name, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: that is the point."""
+        """Do nothing: the module isn't executed."""
 
     def _is_installed(self, package: str) -> bool:
         packages, self._packages = self._packages, []
@@ -82,33 +81,33 @@ class _StandInFinder(MetaPathFinder, Loader):
             self._packages = packages
 
 
-class _StandInModule(ModuleType):
-    """A module whose attributes are stand-ins."""
+class _LazyModule(ModuleType):
+    """A module whose attributes are placeholders."""
 
-    def __init__(self, name: str, finder: _StandInFinder) -> None:
+    def __init__(self, name: str, finder: _LazyFinder) -> None:
         super().__init__(name)
         self._finder = finder
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        stand_in = _StandIn(self._finder, lambda: _attribute(self.__name__, name))
-        return stand_in if self._finder.is_active else stand_in.real()
+        attribute = _LazyAttribute(self._finder, lambda: _attribute(self.__name__, name))
+        return attribute if self._finder.is_active else attribute.real()
 
 
-class _StandIn:
-    """What a module that isn't loaded would give; found when it is used.
+class _LazyAttribute:
+    """Placeholder of an attribute of a module that isn't imported; resolved when it is used.
 
-    While libraries are imported, its attributes and what it returns are stand-ins too: that is
-    how a method decorated with ``torch._dynamo.disable`` comes to be one.
+    While libraries are imported, its attributes and results are placeholders too, such as a method
+    decorated with ``torch._dynamo.disable``.
     """
 
-    def __init__(self, finder: _StandInFinder, find: Callable[[], Any]) -> None:
+    def __init__(self, finder: _LazyFinder, find: Callable[[], Any]) -> None:
         self._finder = finder
         self._find = cache(find)
 
     def real(self) -> Any:
-        """The thing itself."""
+        """Return the object itself."""
         self._finder.release()
         return self._find()
 
@@ -131,12 +130,12 @@ class _StandIn:
         return isinstance(instance, self.real())
 
     def _later(self, find: Callable[[], Any]) -> Any:
-        return _StandIn(self._finder, find) if self._finder.is_active else find()
+        return _LazyAttribute(self._finder, find) if self._finder.is_active else find()
 
 
 def _attribute(module: str, name: str) -> Any:
-    """What ``from module import name`` gives."""
-    found = importlib.import_module(module)
-    if hasattr(found, name):
-        return getattr(found, name)
+    """Return what ``from module import name`` binds."""
+    module_object = importlib.import_module(module)
+    if hasattr(module_object, name):
+        return getattr(module_object, name)
     return importlib.import_module(f"{module}.{name}")

@@ -1,0 +1,326 @@
+"""The data plane: one stage over all shards of a dataset, as an Argo Workflow made by Hera.
+
+A pod owns a range of shards; it writes each output whole or not at all, and finds what is there
+already. So a retry, a lost spot node and two pods on one range are harmless.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+from clipmill.cluster.constants import DATA_IMAGE
+from clipmill.cluster.pools import load_pools, pool_named
+from clipmill.config import Config
+from clipmill.errors import ConfigError
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+from clipmill.cluster.constants import (
+    CONTAINER_SECURITY,
+    DOMAIN,
+    METRICS_PORT,
+    POD_SECURITY,
+    STORE_SECRET,
+)
+from clipmill.cluster.pools import PoolConfig, container_resources
+from clipmill.config import digest_json
+from clipmill.stage_records import METRICS_VARIABLE
+import time
+from collections.abc import Callable, Sequence
+from clipmill.cluster.api import WORKFLOW, ClusterApi
+from clipmill.errors import ClusterError
+
+PLANNED = "{{inputs.parameters.planned}}"
+"""Argo's name of what the plan printed: the URI of the planned dataset."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataWorkflowConfig(Config):
+    """A stage, fanned out."""
+
+    stage: Literal["shard", "recaption", "score"]
+    """Which stage."""
+    subject: str
+    """URI of the dataset; for ``shard``, what the plan of the dataset is made of."""
+    arguments: tuple[str, ...] = ()
+    """Further arguments of the stage's command, such as ``("--captioner", URI)``."""
+    pool: str = "cpu"
+    """Name of the pool."""
+    shards_per_pod: int = 32
+    """Shards that a pod owns; a pod's start takes seconds, so not too few."""
+    num_workers: int = 64
+    """Pods that ``shard`` is cut into: the number of shards isn't known before its plan."""
+    parallelism: int = 64
+    """Most pods at once."""
+    retries: int = 10
+    """How often a range is tried again; spot nodes come and go."""
+    namespace: str = "default"
+    """Namespace of the workflow."""
+    service_account: str = "clipmill-data"
+    """Service account of the pods."""
+    image: str = DATA_IMAGE
+    """Image of the pods."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        for name in ("shards_per_pod", "num_workers", "parallelism"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected="at least 1",
+                    action=f"give {name} such a value",
+                )
+
+
+def ranges(num_shards: int, shards_per_pod: int) -> list[tuple[int, int]]:
+    """First shard and the one to stop before, of each pod."""
+    return [
+        (start, min(start + shards_per_pod, num_shards))
+        for start in range(0, num_shards, shards_per_pod)
+    ]
+
+
+def num_shards(config: DataWorkflowConfig) -> int:
+    """Shards of the dataset that the stage is about; 0 for ``shard``, whose plan decides it.
+
+    Raises:
+        NotFoundError: there is no such dataset.
+    """
+    if config.stage == "shard":
+        return 0
+    from clipmill.data.dataset import Dataset
+
+    return len(Dataset.open(config.subject).shards)
+
+
+def parts(config: DataWorkflowConfig, num_shards: int) -> list[list[str]]:
+    """The arguments by which each pod knows its part."""
+    if config.stage == "shard":
+        return [["--worker", f"{i}/{config.num_workers}"] for i in range(config.num_workers)]
+    return [
+        ["--start", str(start), "--stop", str(stop)]
+        for start, stop in ranges(num_shards, config.shards_per_pod)
+    ]
+
+
+def commands(config: DataWorkflowConfig) -> tuple[list[str], list[str], list[str]]:
+    """What comes before the parts (or nothing), what each part begins with, and what comes after.
+
+    Each is arguments of ``clipmill``; ``PLANNED`` in them stands for what the first one printed.
+    """
+    if config.stage == "shard":
+        return (
+            ["data", "plan", config.subject, *config.arguments],
+            ["data", "shard", "--plan", PLANNED],
+            ["data", "finish", PLANNED],
+        )
+    whole = ["data", config.stage, config.subject, *config.arguments]
+    # Without a range the command finds all shards' files and lists them in the layer.
+    return [], whole, whole
+
+
+def data_workflow(config: DataWorkflowConfig, num_shards: int) -> dict[str, Any]:
+    """The Workflow; ``shard`` ignores ``num_shards``, which its plan decides."""
+    from clipmill.cluster import workflow_templates as templates
+
+    pool = pool_named(config.pool, load_pools())
+    before, part, after = commands(config)
+    split = parts(config, num_shards)
+    names = [flag.removeprefix("--") for flag in split[0][::2]] if split else []
+    items = [dict(zip(names, values[1::2], strict=True)) for values in split]
+    made = [templates.container("plan", config, pool, before)] if before else []
+    made += [
+        templates.container("part", config, pool, part, inputs=names),
+        templates.container("finish", config, pool, after),
+    ]
+    return templates.workflow(config, pool, made, items)
+
+
+if TYPE_CHECKING:
+    from hera.workflows import Container
+
+    from clipmill.cluster.argo import DataWorkflowConfig
+
+USER_ERROR_CODE = 2
+"""Exit code of ``clipmill`` for what no retry mends."""
+_PLANNED = "planned"
+_WEEK_SECONDS = 7 * 24 * 3600
+
+
+def container(
+    name: str,
+    config: "DataWorkflowConfig",
+    pool: PoolConfig,
+    command: Sequence[str],
+    inputs: Sequence[str] = (),
+) -> "Container":
+    """A ``clipmill`` command; each of ``inputs`` is a parameter, and an option of its name."""
+    from hera.workflows import Container, Parameter, RetryStrategy
+    from hera.workflows import models as m
+
+    planned = any(_PLANNED in text for text in command)
+    parameters = [*inputs, *([_PLANNED] if planned else [])]
+    options = [t for i in inputs for t in (f"--{i}", f"{{{{inputs.parameters.{i}}}}}")]
+    # An empty result: Argo memoises only what has outputs.
+    done = Parameter(name="done", value_from=m.ValueFrom(path="/tmp/done", default="yes"))  # noqa: S108
+    return Container(
+        name=name,
+        image=config.image,
+        command=["clipmill"],
+        args=[*command, *options],
+        inputs=[Parameter(name=p) for p in parameters],
+        outputs=[done] if inputs else None,
+        env=[m.EnvVar(name=METRICS_VARIABLE, value=f"0.0.0.0:{METRICS_PORT}")],
+        ports=[m.ContainerPort(name="metrics", container_port=METRICS_PORT)],
+        env_from=[m.EnvFromSource(secret_ref=m.SecretEnvSource(name=STORE_SECRET, optional=True))],
+        resources=m.ResourceRequirements(**container_resources(pool)),
+        security_context=m.SecurityContext.model_validate(CONTAINER_SECURITY),
+        volume_mounts=[m.VolumeMount(name="tmp", mount_path="/tmp")],  # noqa: S108  # the pod's own
+        memoize=_memory(config, command, parameters) if inputs else None,
+        retry_strategy=RetryStrategy(
+            limit=config.retries,
+            retry_policy="Always",
+            expression=f"asInt(lastRetry.exitCode) != {USER_ERROR_CODE}",
+            backoff=m.Backoff(duration="30s", factor=2, cap="10m"),
+            affinity=m.RetryAffinity(node_anti_affinity={}),
+        ),
+    )
+
+
+def workflow(
+    config: "DataWorkflowConfig",
+    pool: PoolConfig,
+    containers: Sequence["Container"],
+    items: Sequence[dict[str, str]],
+) -> dict[str, Any]:
+    """All containers one after the other, ``part`` once for each item."""
+    from hera.workflows import DAG, Parameter, Task, Workflow
+    from hera.workflows import models as m
+
+    by_name = {c.name: c for c in containers}
+    planned = [Parameter(name=_PLANNED, value="{{tasks.plan.outputs.result}}")]
+    planned = planned if "plan" in by_name else []
+    each = [Parameter(name=n, value=f"{{{{item.{n}}}}}") for n in (items[0] if items else {})]
+    with DAG(name="all") as graph:
+        tasks = [Task(name="plan", template="plan")] if planned else []
+        tasks.append(
+            Task(name="part", template="part", arguments=[*each, *planned], with_items=list(items))
+        )
+        tasks.append(Task(name="finish", template="finish", arguments=planned))
+        for first, second in pairwise(tasks):
+            first >> second
+    labels = {"app.kubernetes.io/name": "clipmill", f"{DOMAIN}/stage": config.stage}
+    made: dict[str, Any] = Workflow(
+        generate_name=f"clipmill-{config.stage}-",
+        namespace=config.namespace,
+        labels=labels,
+        pod_metadata=m.Metadata(labels=labels | {"app.kubernetes.io/component": "data"}),
+        entrypoint="all",
+        templates=[*containers, graph],
+        parallelism=config.parallelism,
+        service_account_name=config.service_account,
+        node_selector=dict(pool.node_selector) or None,
+        tolerations=[m.Toleration.model_validate(t) for t in pool.tolerations] or None,
+        security_context=m.PodSecurityContext.model_validate(POD_SECURITY),
+        volumes=[m.Volume(name="tmp", empty_dir=m.EmptyDirVolumeSource())],
+        pod_gc=m.PodGC(strategy="OnPodSuccess"),
+        ttl_strategy=m.TTLStrategy(seconds_after_completion=_WEEK_SECONDS),
+    ).to_dict()
+    return made
+
+
+def _memory(config: "DataWorkflowConfig", command: Sequence[str], parameters: Sequence[str]) -> Any:
+    """Equal work has an equal key in any workflow: a subject's URI holds its digest."""
+    from hera.workflows import models as m
+
+    what = digest_json([config.stage, config.subject, *config.arguments, *command])[:20]
+    hashes = [
+        f"{{{{=sprig.trunc(16, sprig.sha256sum(inputs.parameters.{p}))}}}}" for p in parameters
+    ]
+    cache = m.Cache(config_map=m.LocalObjectReference(name=f"clipmill-memo-{config.stage}"))
+    return m.Memoize(key="-".join([what, *hashes]), max_age="720h", cache=cache)
+
+
+_ENDED = ("Succeeded", "Failed", "Error")
+
+
+def submit_data(config: DataWorkflowConfig, num_shards: int, *, api: ClusterApi) -> str:
+    """Submit the workflow; its name."""
+    made = api.create(WORKFLOW, config.namespace, data_workflow(config, num_shards))
+    return str(made["metadata"]["name"])
+
+
+def fan_out(
+    stage: str,
+    dataset: str,
+    arguments: Sequence[str],
+    *,
+    pool: str,
+    namespace: str,
+    api: ClusterApi | None = None,
+    poll_seconds: float = 30.0,
+) -> None:
+    """Submit a stage over all shards of a dataset, and return when it is done.
+
+    Raises:
+        ArtifactError: there is no such dataset.
+        ClusterError: the workflow failed, or the cluster can't be reached.
+    """
+    fields = {
+        "stage": stage,
+        "subject": dataset,
+        "arguments": list(arguments),
+        "pool": pool,
+        "namespace": namespace,
+    }
+    config = DataWorkflowConfig.from_json(fields)
+    count = num_shards(config)
+    api = api or ClusterApi()
+    name = submit_data(config, count, api=api)
+    wait_for_data(namespace, name, api=api, poll_seconds=poll_seconds)
+
+
+def data_phase(namespace: str, name: str, *, api: ClusterApi) -> tuple[str, str]:
+    """A workflow's phase and progress (``done/all``); ClusterError where there is none."""
+    found = api.get(WORKFLOW, namespace, name)
+    if found is None:
+        raise ClusterError(
+            f"there is no workflow {namespace}/{name}",
+            expected="the name of one that was submitted within a week",
+            action="see `kubectl get workflows`",
+        )
+    status = found.get("status") or {}
+    return status.get("phase", "Pending"), status.get("progress", "0/0")
+
+
+def wait_for_data(
+    namespace: str,
+    name: str,
+    *,
+    api: ClusterApi,
+    poll_seconds: float = 30.0,
+    report: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Return when the workflow has succeeded.
+
+    Raises:
+        ClusterError: it failed, or is gone.
+    """
+    while True:
+        phase, progress = data_phase(namespace, name, api=api)
+        done, _, total = progress.partition("/")
+        if report is not None:
+            report(int(done), int(total or 0), "pods")
+        if phase == "Succeeded":
+            return
+        if phase in _ENDED:
+            raise ClusterError(
+                f"workflow {namespace}/{name} ended as {phase} after {progress} pods",
+                expected="Succeeded",
+                action="read its failed pods' logs; a new submission goes on where it ended",
+            )
+        time.sleep(poll_seconds)
+
+
+def suspend_data(namespace: str, name: str, *, api: ClusterApi, suspended: bool = True) -> None:
+    """Start no further pods of a workflow, or go on; those that run finish their range."""
+    data_phase(namespace, name, api=api)
+    api.patch(WORKFLOW, namespace, name, {"spec": {"suspend": suspended}})
