@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 from dashboard_picture import STEP_SECONDS, draw
 
-from clipmill.cluster.monitoring.files import rules
+from clipmill.cluster.monitoring.rules import rules
 from clipmill.errors import ServerError
 from clipmill.processes import free_port
 from clipmill.scenes.formats import (

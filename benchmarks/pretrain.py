@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from towers import BASE, SMALL, hardware, matmul_flops, pairs, synchronize
 
-from clipmill.engine.checkpoint import Checkpointer, Progress
+from clipmill.engine.checkpoint import Checkpointer, TrainProgress
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import DistributedContext, init_distributed
 from clipmill.engine.metrics import forward_flops
@@ -69,18 +69,18 @@ def checkpoint(config: TrainConfig, dist: DistributedContext, steps: int) -> dic
 
     lap(0)
     with tempfile.TemporaryDirectory() as folder:
-        states = Checkpointer(folder, run.moving, dist, num_kept=2)
+        states = Checkpointer(folder, run.state, dist, keep_last=2)
         for step in range(1, steps + 1):
             plain.append(lap(step))
             started = time.perf_counter()
-            states.save(Progress(step=step))
+            states.save(TrainProgress(step=step))
             stalls.append(time.perf_counter() - started)
             busy.append(lap(step))
-            states.finish(must=True)
+            states.finish(must_succeed=True)
         started = time.perf_counter()
         again = updater(SMALL, config, dist)
         built = time.perf_counter()
-        Checkpointer(folder, again.moving, dist, num_kept=2).restore()
+        Checkpointer(folder, again.state, dist, keep_last=2).restore()
         restored = time.perf_counter()
         again.update(steps, batch)
     names = {"step": plain, "step while a state is written": busy, "stall": stalls}

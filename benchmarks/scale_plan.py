@@ -1,4 +1,4 @@
-"""What a dataset of any size takes to make: objects, requests, hours, from measured rates."""
+"""Project the cost of a dataset of any size: objects, requests and hours, from measured rates."""
 
 import math
 from dataclasses import dataclass

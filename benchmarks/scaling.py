@@ -27,7 +27,7 @@ def child(batch_size: int, steps: int) -> None:
     config = TrainConfig(steps=1000, batch_size=batch_size)
     with init_distributed() as dist:
         run = updater(SMALL, config, dist)
-        batch = pairs(SMALL, dist.share(batch_size, 1), seed=dist.rank)
+        batch = pairs(SMALL, dist.per_rank_batch_size(batch_size, 1), seed=dist.rank)
         laps = []
         for step in range(steps + 1):
             started = time.perf_counter()

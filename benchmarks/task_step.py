@@ -109,7 +109,7 @@ def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
             batches,
             config.train,
             name=task.name,
-            state_uri=scratch,
+            checkpoint_uri=scratch,
             report=lambda *_: None,
         )
     return laps

@@ -100,7 +100,7 @@ def ours(options: argparse.Namespace) -> list[Lap]:
             batches,
             config,
             name="clip",
-            state_uri=folder,
+            checkpoint_uri=folder,
             report=lambda *_: None,
         )
     return between(laps)

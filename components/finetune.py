@@ -25,6 +25,6 @@ def finetune(
         URI of the model.
     """
     from clipmill import stages
-    from clipmill.cluster.artifacts import recorded
+    from clipmill.lineage import recorded
 
     return recorded(stages.finetune(recipe, overrides, encoder, data, store, run, label), made)

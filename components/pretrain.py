@@ -26,7 +26,7 @@ def pretrain(
         URI of the encoder.
     """
     from clipmill import stages
-    from clipmill.cluster.artifacts import recorded
+    from clipmill.lineage import recorded
 
     seen = {"captions": captions, "layer": layer, "select": [select] if select else []}
     return recorded(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)

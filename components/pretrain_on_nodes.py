@@ -30,7 +30,7 @@ def pretrain_on_nodes(
         URI of the encoder.
     """
     from clipmill import stages
-    from clipmill.cluster.artifacts import recorded
+    from clipmill.lineage import recorded
     from clipmill.cluster.submit import run_to_end
 
     command = ["pretrain", dataset, "--store", store, "--captions", captions, "--layer", layer]

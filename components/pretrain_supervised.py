@@ -22,6 +22,6 @@ def pretrain_supervised(
         URI of the encoder.
     """
     from clipmill import stages
-    from clipmill.cluster.artifacts import recorded
+    from clipmill.lineage import recorded
 
     return recorded(stages.pretrain_supervised(recipe, overrides, data, store, run), made)

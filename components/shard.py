@@ -24,6 +24,6 @@ def shard(
         URI of the dataset.
     """
     from clipmill import stages
-    from clipmill.cluster.artifacts import recorded
+    from clipmill.lineage import recorded
 
     return recorded(stages.shard(recipe, overrides, source, store, run, label), made)

@@ -30,7 +30,7 @@ def sweep(
     from pathlib import Path
 
     from clipmill import stages
-    from clipmill.cluster.artifacts import recorded
+    from clipmill.lineage import recorded
     from clipmill.storage import read_bytes
 
     spec = stages.TaskSpec.from_json(wanted)

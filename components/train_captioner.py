@@ -24,7 +24,7 @@ def train_captioner(
         URI of the captioner.
     """
     from clipmill import stages
-    from clipmill.cluster.artifacts import recorded
+    from clipmill.lineage import recorded
 
     return captioner or recorded(
         stages.train_captioner(recipe, overrides, dataset, store, run), made

@@ -35,8 +35,8 @@ def generated() -> dict[Path, str]:
     """Text of every generated file, by its path in the repository."""
     from clipmill.pipelines.drawing import draw
 
-    from clipmill.cluster.examples import examples
-    from clipmill.cluster.monitoring.files import files
+    from clipmill.cluster.manifests import examples
+    from clipmill.cluster.monitoring.rules import files
     from clipmill.cluster.pools import pools_json
 
     made = {ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")}

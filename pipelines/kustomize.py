@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from clipmill.cluster.yaml_text import yaml_text
+from clipmill.cluster.manifests import yaml_text
 
 Resource = dict[str, Any]
 NAMESPACE = "clipmill"

@@ -117,7 +117,7 @@ def write_run(
         layer=LAYER,
         captioner=captioner.uri,
         encoders={label: metadata.uri for label, metadata in encoders.items()},
-        evaluations=evaluations,
+        validators=evaluations,
         comparison=comparison,
         promotions=tuple(promotions),
         probe=_probe(store, scenes[0], models),
@@ -267,7 +267,7 @@ def _comparison(
         task_result(
             name,
             {label: by_task[name] for label, by_task in figures.items()},
-            evaluations={
+            validators={
                 label: uri for label, uris in evaluations.items() for uri in uris if name in uri
             },
         )

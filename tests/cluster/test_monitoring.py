@@ -10,10 +10,10 @@ import yaml
 
 from clipmill.cluster.monitoring import expressions
 from clipmill.cluster.monitoring.alerts import ALERTS
-from clipmill.cluster.monitoring.catalogue import all_series, sections
+from clipmill.cluster.monitoring.series import all_series, sections
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
-from clipmill.cluster.monitoring.files import rule_tests, rules
-from clipmill.cluster.monitoring.recording import RECORDINGS
+from clipmill.cluster.monitoring.rules import rule_tests, rules
+from clipmill.cluster.monitoring.rules import RECORDINGS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERIES = re.compile(r"\b(?:clipmill|kube|argo)_[a-z0-9_]+\b(?!:)")

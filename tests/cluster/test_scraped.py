@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
-from clipmill.cluster.monitoring.files import rules
+from clipmill.cluster.monitoring.rules import rules
 from clipmill.processes import free_port
 
 JOB = """

@@ -50,7 +50,7 @@ def outcome(folder, seen=None, before=lambda: None):
         batches,
         CONFIG,
         name="drill",
-        state_uri=str(folder),
+        checkpoint_uri=str(folder),
         report=lambda *_: None,
     )
     sys.setprofile(None)

@@ -70,7 +70,7 @@ def trained(folder, config=CONFIG, make=quiet, before=lambda step, dist: None):
         batches,
         config,
         name="ranks",
-        state_uri=str(folder),
+        checkpoint_uri=str(folder),
         report=lambda *_: None,
     )
     return found, seen

@@ -71,7 +71,7 @@ def test_a_process_alone_is_rank_0_of_1(monkeypatch):
     module = torch.nn.Linear(1, 1)
     with init_distributed() as dist:
         assert (dist.rank, dist.world_size) == (0, 1)
-        assert dist.wrap(module) is module
+        assert dist.wrap_ddp(module) is module
         assert not torch.distributed.is_initialized()
 
 
@@ -82,6 +82,6 @@ def test_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with (
         pytest.raises(ConfigError, match="rank 1 of this machine has no GPU: there are 1"),
-        ranks(),
+        init_distributed(),
     ):
         pass

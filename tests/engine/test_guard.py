@@ -53,7 +53,7 @@ def run(folder, kinds, config=CONFIG, objective=Poisoned):
         batches,
         config,
         name="test",
-        state_uri=str(folder),
+        checkpoint_uri=str(folder),
         report=lambda *_: None,
     )
     return trained, weights
@@ -85,12 +85,12 @@ def test_updates_after_a_skipped_one_are_those_of_a_run_without_it():
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.ones(3))
         optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-        guard = Guard(SpikeGuardConfig(), DistributedContext())
+        guard = LossSpikeGuard(SpikeGuardConfig(), DistributedContext())
         for step, scale in enumerate(losses):
             loss = (weight * scale).sum()
             loss.backward()
             norm = weight.grad.norm()
-            optimizer.found_inf, _ = guard.judge(step, loss, norm, stopping=False)
+            optimizer.found_inf, _ = guard.check(step, loss, norm, stopping=False)
             optimizer.step()
             optimizer.zero_grad()
         return weight
@@ -108,11 +108,11 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_state(tmp_path):
 
 
 def test_a_spike_is_skipped_once_the_mean_is_known():
-    guard = Guard(SpikeGuardConfig(loss_spike_ratio=3.0), DistributedContext())
+    guard = LossSpikeGuard(SpikeGuardConfig(loss_spike_ratio=3.0), DistributedContext())
     norm = torch.ones(())
 
     def judge(step, loss):
-        skip, verdict = guard.judge(step, torch.tensor(loss), norm, stopping=False)
+        skip, verdict = guard.check(step, torch.tensor(loss), norm, stopping=False)
         assert bool(skip) == verdict.skipped
         return verdict
 
@@ -123,16 +123,16 @@ def test_a_spike_is_skipped_once_the_mean_is_known():
     assert mean == pytest.approx(1.0, abs=0.05)
     assert not judge(400, 2.9).skipped
     verdict = judge(401, 4.0)
-    assert (verdict.spike, verdict.not_finite, verdict.skipped_in_row) == (True, False, 1)
-    assert judge(402, math.inf).skipped_in_row == 2
-    assert judge(403, 1.0).skipped_in_row == 0
+    assert (verdict.spike, verdict.not_finite, verdict.consecutive_skips) == (True, False, 1)
+    assert judge(402, math.inf).consecutive_skips == 2
+    assert judge(403, 1.0).consecutive_skips == 0
 
 
 def test_the_running_mean_follows_the_loss():
-    guard = Guard(SpikeGuardConfig(), DistributedContext())
+    guard = LossSpikeGuard(SpikeGuardConfig(), DistributedContext())
     expected = 5.0
     for step, loss in enumerate([5.0, 3.0, 4.0]):
-        guard.judge(step, torch.tensor(loss), torch.ones(()), stopping=False)
+        guard.check(step, torch.tensor(loss), torch.ones(()), stopping=False)
         expected = expected * 0.98 + loss * 0.02
     assert guard.memory[0].item() == pytest.approx(expected)
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from regression import Regression, regression_batches
 from torch import nn
 
-from clipmill.engine import journal
+from clipmill.engine import metrics
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.metrics import forward_flops, peak_flops
 from clipmill.engine.trainer import train
@@ -34,15 +34,15 @@ class Scaled(Regression):
         self.logit_scale = nn.Parameter(torch.tensor(1.0), requires_grad=False)
 
 
-def run(folder, config=CONFIG, objective=Scaled, evaluations=(), report=lambda *_: None):
+def run(folder, config=CONFIG, objective=Scaled, validators=(), report=lambda *_: None):
     return train(
         lambda dist: objective(),
         lambda cursor, dist: regression_batches(cursor),
         config,
         name="journal",
-        state_uri=str(folder),
+        checkpoint_uri=str(folder),
         report=report,
-        evaluations=evaluations,
+        validators=evaluations,
     )
 
 
@@ -64,8 +64,8 @@ def test_a_job_is_scraped_while_it_runs(tmp_path, monkeypatch):
             )
 
     config = CONFIG.override(["runtime.metrics_port=0", "runtime.peak_flops=1e9"])
-    judge = Evaluation(name="test", every=2, judge=lambda *_: {"answer": 42.0})
-    trained = run(tmp_path, config, report=scrape, evaluations=[judge])
+    judge = Validator(name="test", every=2, compute=lambda *_: {"answer": 42.0})
+    trained = run(tmp_path, config, report=scrape, validators=[judge])
     last = trained.log[-1]
     assert found["clipmill_train_step",] == 6
     assert found["clipmill_train_loss", "journal", "total"] == pytest.approx(last["loss"])
@@ -130,9 +130,9 @@ def test_evaluations_see_the_average_and_leave_training_alone(tmp_path):
         seen.append(objective.network[0].weight.clone())
         return {"norm": float(objective.network[0].weight.norm())}
 
-    evaluation = Evaluation(name="weight", every=3, judge=judge)
+    evaluation = Validator(name="weight", every=3, compute=judge)
     evaluated = run(
-        tmp_path / "a", evaluations=[evaluation], objective=partial(Regression, dropout=0.5)
+        tmp_path / "a", validators=[evaluation], objective=partial(Regression, dropout=0.5)
     )
     plain = run(tmp_path / "b", objective=partial(Regression, dropout=0.5))
     assert all(torch.equal(v, plain.tensors[k]) for k, v in evaluated.tensors.items())

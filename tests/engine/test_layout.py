@@ -42,7 +42,7 @@ def trained(folder, batches=batches):
         batches,
         CONFIG,
         name="filter",
-        state_uri=str(folder),
+        checkpoint_uri=str(folder),
         report=lambda *_: None,
     ).tensors
 

@@ -48,7 +48,7 @@ def run(folder, *, config=CONFIG, objective=Regression, before=lambda step: None
         batches,
         config,
         name="test",
-        state_uri=str(folder / "state"),
+        checkpoint_uri=str(folder / "state"),
         report=report,
     )
 
@@ -235,7 +235,7 @@ def test_batches_that_end_are_an_error(tmp_path):
             lambda cursor, dist: iter([]),
             CONFIG,
             name="test",
-            state_uri=str(tmp_path),
+            checkpoint_uri=str(tmp_path),
             report=silent,
         )
 

@@ -8,18 +8,19 @@ from regression import Regression, regression_batches
 from safetensors.torch import load_file
 
 from clipmill.engine.checkpoint import (
-    Progress,
+    TrainProgress,
     SafetensorsBuffer,
     TrainState,
     checkpoint_steps,
-    delete_state,
-    keep_last,
+    prune_checkpoints,
     latest_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
 from clipmill.engine.config import AdamWConfig, SpikeGuardConfig
 from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.result import delete_state
+from clipmill.engine.spike_guard import LossSpikeGuard
 from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.errors import ArtifactError
 
@@ -29,24 +30,24 @@ def stepped(num_steps, **kwargs):
     torch.manual_seed(num_steps)
     objective = Regression(**kwargs)
     optimizer = build_optimizer(objective, AdamWConfig())
-    guard = Guard(SpikeGuardConfig(), DistributedContext())
+    guard = LossSpikeGuard(SpikeGuardConfig(), DistributedContext())
     set_lr(optimizer, 0.01)
     for step, batch in zip(range(num_steps), regression_batches(0), strict=False):
         loss = objective(batch)["squared"]
         loss.backward()
-        guard.judge(step, loss, torch.ones(()), stopping=False)
+        guard.check(step, loss, torch.ones(()), stopping=False)
         optimizer.step()
         optimizer.zero_grad()
-    averaged = {k: v.detach() * 2 for k, v in objective.state_dict().items()}
-    return TrainState(objective=objective, optimizer=optimizer, averaged=averaged, guard=guard)
+    ema = {k: v.detach() * 2 for k, v in objective.state_dict().items()}
+    return TrainState(objective=objective, optimizer=optimizer, ema=ema, spike_guard=guard)
 
 
 def save(uri, step, moving=None):
-    tensors = (moving or stepped(step)).tensors()
+    tensors = (moving or stepped(step)).state_dict()
     snapshot = SafetensorsBuffer(tensors)
     snapshot.fill(tensors)
     write_checkpoint(
-        str(uri), Progress(step=step, log=({"step": step, "loss": 0.1},)), snapshot.data
+        str(uri), TrainProgress(step=step, log=({"step": step, "loss": 0.1},)), snapshot.data
     )
 
 
@@ -63,10 +64,10 @@ def test_round_trip(uri):
     saved = stepped(3)
     save(uri, 3, saved)
     progress, tensors = latest_checkpoint(uri)
-    assert progress == Progress(step=3, log=({"step": 3, "loss": 0.1},))
+    assert progress == TrainProgress(step=3, log=({"step": 3, "loss": 0.1},))
     loaded = stepped(1)
-    loaded.fill(tensors)
-    expected, found = saved.tensors(), loaded.tensors()
+    loaded.load_state_dict(tensors)
+    expected, found = saved.state_dict(), loaded.state_dict()
     assert "optimizer/network.0.weight/exp_avg_sq" in expected
     assert expected["guard/memory"][1] == 3
     assert found.keys() == expected.keys()
@@ -79,14 +80,14 @@ def test_a_run_goes_on_as_the_one_that_was_saved(tmp_path):
     """The optimiser's counters and its moments are those that it would have had."""
     saved, loaded = stepped(3), stepped(0)
     save(tmp_path, 3, saved)
-    loaded.fill(latest_checkpoint(str(tmp_path))[1])
+    loaded.load_state_dict(latest_checkpoint(str(tmp_path))[1])
     for moving in (saved, loaded):
         torch.manual_seed(9)
         moving.objective(next(regression_batches(3)))["squared"].backward()
         set_lr(moving.optimizer, 0.01)
         moving.optimizer.step()
-    for name, tensor in saved.tensors().items():
-        assert torch.equal(loaded.tensors()[name], tensor), name
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 def test_the_file_is_one_that_safetensors_reads(tmp_path):
@@ -107,9 +108,9 @@ def test_the_file_is_one_that_safetensors_reads(tmp_path):
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
-    assert snapshot.fits(tensors)
-    assert not snapshot.fits(tensors | {"scalar": torch.zeros(2)})
-    assert not snapshot.fits({"scalar": tensors["scalar"]})
+    assert snapshot.matches(tensors)
+    assert not snapshot.matches(tensors | {"scalar": torch.zeros(2)})
+    assert not snapshot.matches({"scalar": tensors["scalar"]})
 
 
 def test_without_a_state_there_is_none(uri):
@@ -122,7 +123,7 @@ def test_the_last_are_kept_and_what_failed_is_swept(tmp_path):
         save(tmp_path, step)
     (tmp_path / "step-00000007.safetensors").write_bytes(b"a write that was cut off")
     (tmp_path / "run.json").write_text("{}")
-    keep_last(str(tmp_path), 2)
+    prune_checkpoints(str(tmp_path), 2)
     states = {f"step-{n:08d}.{s}" for n in (3, 10) for s in ("json", "safetensors")}
     assert {path.name for path in tmp_path.iterdir()} == {*states, "run.json"}
     assert checkpoint_steps(str(tmp_path)) == [3, 10]
@@ -156,15 +157,15 @@ def test_a_state_that_is_not_whole_is_passed_over(tmp_path, harm):
 def test_a_changed_state_asked_for_is_an_error(tmp_path):
     save(tmp_path, 1)
     _flip(tmp_path / "step-00000001.safetensors")
-    with pytest.raises(ArtifactError, match="isn't what its record says"):
+    with pytest.raises(ArtifactError, match="doesn't match its record"):
         read_checkpoint(str(tmp_path), 1)
 
 
 def test_the_state_of_another_model_is_refused(tmp_path):
     save(tmp_path, 1)
     _, tensors = latest_checkpoint(str(tmp_path))
-    with pytest.raises(ArtifactError, match="that of another model"):
-        stepped(0, norm=False).fill(tensors)
+    with pytest.raises(ArtifactError, match="don't match this model"):
+        stepped(0, norm=False).load_state_dict(tensors)
 
 
 def test_dropped(uri):

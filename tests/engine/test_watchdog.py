@@ -19,9 +19,9 @@ def test_a_step_that_takes_too_long_is_told_once():
         DistributedContext(),
         step_timeout_seconds=0.05,
         heartbeat_interval_seconds=0.01,
-        tell=told.append,
+        log=told.append,
     ) as dog:
-        dog.at(7, "data")
+        dog.set_phase(7, "data")
         looks = iter(range(10**9))
         look = dog._look
 
@@ -42,20 +42,20 @@ def test_a_run_that_moves_is_silent():
         DistributedContext(),
         step_timeout_seconds=60,
         heartbeat_interval_seconds=0.001,
-        tell=told.append,
+        log=told.append,
     ) as dog:
         for step in range(100):
-            dog.at(step, "compute")
+            dog.set_phase(step, "compute")
     assert told == []
 
 
 def test_time_spent_waiting_for_data_is_summed():
     dog = Watchdog(DistributedContext(), step_timeout_seconds=60, heartbeat_interval_seconds=60)
-    dog.at(0, "data")
-    dog.at(0, "compute")
+    dog.set_phase(0, "data")
+    dog.set_phase(0, "compute")
     first = dog._own().data_seconds
     assert first > 0
-    dog.at(1, "checkpoint")
+    dog.set_phase(1, "checkpoint")
     assert dog._own().data_seconds == first
 
 

@@ -44,7 +44,7 @@ def gradients_of(case: str, dist: DistributedContext) -> dict[str, Tensor]:
     kind, num_pieces = CASES[case]
     torch.manual_seed(0)
     objective = _objective(kind, dist)
-    forward = dist.wrap(objective)
+    forward = dist.wrap_ddp(objective)
     share = _batch(16 // dist.world_size * dist.rank, 16 // dist.world_size)
     for _ in range(2):
         objective.zero_grad(set_to_none=True)
@@ -65,7 +65,7 @@ def trained_weights(folder: Path) -> dict[str, Tensor]:
         batches,
         TRAIN,
         name="test",
-        state_uri=str(folder / "state"),
+        checkpoint_uri=str(folder / "state"),
         report=lambda *_: None,
     ).tensors
 

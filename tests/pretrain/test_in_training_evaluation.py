@@ -63,9 +63,9 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
         ),
         config_of_run,
         name="clip",
-        state_uri=str(tmp_path / "state"),
+        checkpoint_uri=str(tmp_path / "state"),
         report=lambda *_: None,
-        evaluations=evaluations,
+        validators=evaluations,
     )
     assert [record["step"] for record in trained.log] == [2, 4]
     for record in trained.log:
@@ -110,7 +110,7 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
         0.0: torch.eye(number) * -1,
     }
     for share, text in texts.items():
-        found = evaluation.judge(Knowing(text), DistributedContext())
+        found = evaluation.check(Knowing(text), DistributedContext())
         assert found["pair_accuracy"] == share
         assert found["pair_accuracy_error"] == 0
         assert found["image_to_text_r1"] == (share == 1)
@@ -137,7 +137,7 @@ def test_a_colour_that_the_model_knows_is_named(tmp_path):
 
     config = ValidationConfig(num_pairs=0, zero_shot_dataset=str(tmp_path))
     (evaluation,) = build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
-    assert evaluation.judge(Knowing(), DistributedContext()) == {"top1": 1.0}
+    assert evaluation.check(Knowing(), DistributedContext()) == {"top1": 1.0}
 
 
 def test_a_view_that_holds_nothing_out(dataset_uri):

@@ -102,7 +102,7 @@ def our_losses(batches, decay, micro_batches, folder):
         lambda cursor, _: iter(batches[cursor:]),
         config,
         name="clip",
-        state_uri=str(folder / "state"),
+        checkpoint_uri=str(folder / "state"),
         report=lambda *_: None,
     )
     return [record["loss"] for record in trained.log]

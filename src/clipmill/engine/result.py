@@ -73,13 +73,13 @@ def save_run(
     )
     write_bytes(join(uri, LOG_FILE), log_lines(result.log))
     save_checkpoint(uri, metadata, tensors, embed(metadata) if embed else None)
-    delete_state(uri)
+    delete_state(state_uri(uri))
     return uri
 
 
 def delete_state(uri: str) -> None:
-    """Delete a run's training checkpoints, with its unfinished log."""
-    store = open_store(state_uri(uri))
+    """Delete all training checkpoints at a URI, with the unfinished log."""
+    store = open_store(uri)
     for key in list(store.list()):
         store.delete(key)
 

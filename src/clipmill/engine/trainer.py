@@ -301,7 +301,7 @@ class TrainStep:
         if config.ema_decay is not None:
             self.ema = {k: v.detach().clone() for k, v in objective.state_dict().items()}
         self.spike_guard = LossSpikeGuard(config.spike_guard, dist)
-        self._objective = objective
+        self.objective = objective
         self._optimizer = build_optimizer(objective, config.optimizer)
         self._config = config
         self._dist = dist
@@ -310,7 +310,7 @@ class TrainStep:
     def state(self) -> TrainState:
         """State that a checkpoint saves."""
         return TrainState(
-            objective=self._objective,
+            objective=self.objective,
             optimizer=self._optimizer,
             ema=self.ema,
             spike_guard=self.spike_guard,
@@ -322,7 +322,7 @@ class TrainStep:
         Random numbers of the step are a function of seed, step and rank, so that a resumed run
         draws those of one that was never stopped.
         """
-        config, objective, device = self._config, self._objective, self._dist.device
+        config, objective, device = self._config, self.objective, self._dist.device
         lr = config.schedule.lr_at(step, config.steps)
         set_lr(self._optimizer, lr)
         count = num_samples(batch) * self._dist.world_size
@@ -353,7 +353,7 @@ class TrainStep:
     @torch.no_grad()
     def _snapshot_float_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Return the buffers that a forward pass may change with copies, for a skipped update."""
-        buffers = [b for b in self._objective.buffers() if b.is_floating_point()]
+        buffers = [b for b in self.objective.buffers() if b.is_floating_point()]
         return [(buffer, buffer.clone()) for buffer in buffers]
 
     @torch.no_grad()
@@ -362,7 +362,7 @@ class TrainStep:
         if not self.ema or self._config.ema_decay is None:
             return
         decay = min(self._config.ema_decay, (1 + step) / (10 + step))
-        current = self._objective.state_dict()
+        current = self.objective.state_dict()
         floating = [k for k, v in self.ema.items() if v.is_floating_point()]
         torch._foreach_lerp_(  # has no public name yet
             [self.ema[k] for k in floating], [current[k] for k in floating], 1 - decay

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipmill.cluster.monitoring import expressions as e
-from clipmill.cluster.monitoring.recording import drift, error_ratio
+from clipmill.cluster.monitoring.rules import drift, error_ratio
 
 RUNBOOKS = "https://github.com/clipmill/clipmill/blob/main/docs/runbooks"
 

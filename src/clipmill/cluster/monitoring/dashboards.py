@@ -6,7 +6,7 @@ A new metric needs no work here: its section's dashboard gets a panel for it.
 from typing import Any
 
 from clipmill.cluster.monitoring.series import Metric, sections
-from clipmill.cluster.monitoring.recording import error_ratio
+from clipmill.cluster.monitoring.rules import error_ratio
 
 _WIDTH, _HEIGHT, _COLUMNS = 12, 8, 2
 _QUANTILES = (0.5, 0.9, 0.99)

@@ -1,16 +1,39 @@
-"""Rendered examples of what clipmill sends to a cluster, for people to read."""
+"""YAML that reads well, and the same whatever else a process has imported."""
 
+from typing import Any
+import yaml
 import json
 from collections.abc import Mapping
-from typing import Any
-
 from clipmill.cluster.training_job import training_app
 from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
 from clipmill.cluster.training_job import TrainingJobConfig
 from clipmill.cluster.pools import load_pools, pool_named
 from clipmill.cluster.kserve import EndpointConfig, ServedModel, canary, inference_service
 from clipmill.cluster.trainer_scheduler import train_job
-from clipmill.cluster.yaml_text import yaml_text
+
+
+def yaml_text(*documents: Any) -> str:
+    """The documents, keys in their order, several lines of text as several lines."""
+    text: str = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1000)
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Its own representer of text: KFP puts another one into PyYAML's own dumper."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write what comes twice twice; a reader shouldn't look for it."""
+        del data
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
 
 _STORE = "s3://clipmill/store"
 
