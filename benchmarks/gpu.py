@@ -76,10 +76,10 @@ def main() -> None:
     with init_distributed() as dist:
         for is_compiled in (False, True) if options.compile else (False,):
             form = "compiled" if is_compiled else "eager"
-            operation = RuntimeConfig(compile=is_compiled)
+            runtime = RuntimeConfig(compile=is_compiled)
             for captions in ("G", "G + S"):
                 cells = measure(
-                    replace(config, runtime=operation),
+                    replace(config, runtime=runtime),
                     dist,
                     options.steps,
                     synthetic=captions == "G + S",

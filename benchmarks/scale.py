@@ -26,7 +26,6 @@ from scale_plan import ScaleRates, scale_plan
 from scenes import hardware
 from shard import write_pairs
 
-
 from clipmill.data.shards.finalize import FINGERPRINT, find_duplicates
 from clipmill.data.shards.plan import ShardConfig, plan_shards
 from clipmill.data.shards.write import write_shards

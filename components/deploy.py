@@ -18,9 +18,7 @@ def deploy(promotion: str, endpoint: str, namespace: str, runtime: str, promethe
     Returns:
         Digest of the model that the endpoint serves.
     """
-    from clipmill.cluster.kserve import deploy_promotion
-    from clipmill.cluster.kserve import RolloutConfig
-    from clipmill.cluster.kserve import EndpointConfig
+    from clipmill.cluster.kserve import EndpointConfig, RolloutConfig, deploy_promotion
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
     place = EndpointConfig.from_json({**settings, "prometheus": prometheus})

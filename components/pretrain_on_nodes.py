@@ -30,8 +30,8 @@ def pretrain_on_nodes(
         URI of the encoder.
     """
     from clipmill import stages
-    from clipmill.lineage import recorded
     from clipmill.cluster.submit import run_to_end
+    from clipmill.lineage import recorded
 
     command = ["pretrain", dataset, "--store", store, "--captions", captions, "--layer", layer]
     command += ["--recipe", recipe, *(text for o in overrides for text in ("--set", o))]

@@ -9,11 +9,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final, Self
+
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
 from clipmill.storage import exists, join, open_store, read_json
-from pathlib import Path
-from typing import Any
 
 _ARTICLES: Final = {
     "dataset.json": "a dataset",
@@ -241,7 +241,6 @@ def _malformed(what: str) -> ArtifactError:
         "optionally, summary",
         action="write the artifact again with the step that made it",
     )
-
 
 
 def recorded(uri: str, artifact: Any) -> str:

@@ -30,7 +30,9 @@ def store(request, tmp_path):
     save_checkpoint(join(uri, "encoders", "real-1"), metadata, {})
     write_bytes(join(uri, "encoders", "real-1", LOG_FILE), log_lines(RECORDS))
     other = TRAIN.override(["schedule.lr=0.5"])
-    journal = MetricsLogger("clip", other, DistributedContext(), join(uri, "encoders", "both-2", "state"))
+    journal = MetricsLogger(
+        "clip", other, DistributedContext(), join(uri, "encoders", "both-2", "state")
+    )
     journal.begin(())
     journal.write(RECORDS[0])
     journal.publish("failed", "a rank was lost")

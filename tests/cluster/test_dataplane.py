@@ -11,13 +11,16 @@ from typer.testing import CliRunner
 
 from clipmill.cli import app
 from clipmill.cluster.argo import (
+    DataWorkflowConfig,
     data_phase,
+    data_workflow,
     fan_out,
+    parts,
+    ranges,
     submit_data,
     suspend_data,
     wait_for_data,
 )
-from clipmill.cluster.argo import DataWorkflowConfig, data_workflow, parts, ranges
 from clipmill.errors import ClusterError, ConfigError
 
 RECAPTION = DataWorkflowConfig(

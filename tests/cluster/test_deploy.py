@@ -2,9 +2,7 @@
 
 import pytest
 
-from clipmill.cluster.kserve import deploy_promotion
-from clipmill.cluster.kserve import RolloutConfig
-from clipmill.cluster.kserve import EndpointConfig
+from clipmill.cluster.kserve import EndpointConfig, RolloutConfig, deploy_promotion
 from clipmill.errors import GateError, NotFoundError, ServerError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint

@@ -9,11 +9,9 @@ import pytest
 import yaml
 
 from clipmill.cluster.monitoring import expressions
-from clipmill.cluster.monitoring.alerts import ALERTS
-from clipmill.cluster.monitoring.series import all_series, sections
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
-from clipmill.cluster.monitoring.rules import rule_tests, rules
-from clipmill.cluster.monitoring.rules import RECORDINGS
+from clipmill.cluster.monitoring.rules import ALERTS, RECORDINGS, rule_tests, rules
+from clipmill.cluster.monitoring.series import all_series, sections
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERIES = re.compile(r"\b(?:clipmill|kube|argo)_[a-z0-9_]+\b(?!:)")

@@ -7,8 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from clipmill.cluster.kserve import Prometheus
-from clipmill.cluster.kserve import EndpointConfig
+from clipmill.cluster.kserve import EndpointConfig, Prometheus
 from clipmill.errors import ClusterError
 
 ENDPOINT = EndpointConfig(name="depth", namespace="ml")

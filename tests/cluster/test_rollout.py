@@ -5,13 +5,14 @@ from contextlib import suppress
 import pytest
 from strict_schemas import findings
 
-from clipmill.cluster.kserve import RolloutConfig, roll_out
 from clipmill.cluster.kserve import (
     DIGEST_ANNOTATION,
     EndpointConfig,
+    RolloutConfig,
     ServedModel,
     canary,
     inference_service,
+    roll_out,
     track_name,
 )
 from clipmill.errors import ClusterError, ConfigError, GateError, ServerError

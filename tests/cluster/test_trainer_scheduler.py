@@ -6,8 +6,8 @@ from torchx.runner import Runner
 from torchx.specs import AppState
 
 from clipmill.cluster import submit, trainer_scheduler
-from clipmill.cluster.training_job import TrainingJobConfig
 from clipmill.cluster.trainer_scheduler import TrainerScheduler, job_state
+from clipmill.cluster.training_job import TrainingJobConfig
 from clipmill.errors import ClusterError, ConfigError
 
 JOB = TrainingJobConfig(name="clip", command=("pretrain", "d"), pool="gpu", max_nodes=2)

@@ -7,10 +7,9 @@ from strict_schemas import findings
 from torchx.schedulers.kubernetes_scheduler import app_to_resource, sanitize_for_serialization
 from torchx.specs import macros
 
-from clipmill.cluster.training_job import training_app
-from clipmill.cluster.training_job import TrainingJobConfig, parse_nodes
 from clipmill.cluster.pools import load_pools
 from clipmill.cluster.trainer_scheduler import train_job
+from clipmill.cluster.training_job import TrainingJobConfig, parse_nodes, training_app
 from clipmill.errors import ConfigError
 
 POOLS = load_pools({})

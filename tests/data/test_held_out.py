@@ -7,8 +7,7 @@ import pytest
 from bare_dataset import bare_dataset
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.view import MIN_PAIRS, fit_batch_size, hold_out
-from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.loading.view import MIN_PAIRS, View, ViewConfig, fit_batch_size, hold_out
 from clipmill.errors import SourceError
 
 

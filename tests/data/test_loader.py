@@ -14,8 +14,8 @@ from bare_dataset import add_layer
 from PIL import Image
 from torch import Tensor
 
-from clipmill.data.loading import dataloader as loader_module
 from clipmill.data.dataset import Dataset
+from clipmill.data.loading import dataloader as loader_module
 from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader
 from clipmill.data.loading.sampler import EpochShuffle
 from clipmill.data.loading.view import View, ViewConfig, in_fraction

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_sources import jpeg, reinforced_sample, write_tar
 
-from clipmill.data.shards import finalize as duplicates_module
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
+from clipmill.data.shards import finalize as duplicates_module
 from clipmill.data.shards import write as shards_module
 from clipmill.data.shards.finalize import FINGERPRINT, finalize_dataset, find_duplicates
 from clipmill.data.shards.plan import ShardConfig, plan_shards

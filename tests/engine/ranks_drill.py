@@ -131,11 +131,11 @@ def poisoned(folder, rank):
 def held_up(folder, rank):
     """One rank waits for its data for long."""
     logging.basicConfig(filename=folder / f"held-up.{rank}.txt")
-    operation = RuntimeConfig(
+    runtime = RuntimeConfig(
         heartbeat_interval_seconds=0.05, step_timeout_seconds=0.5, collective_timeout_seconds=60
     )
     config = CONFIG.override(["steps=4"])
-    config = TrainConfig.from_json(config.to_json() | {"operation": operation.to_json()})
+    config = TrainConfig.from_json(config.to_json() | {"runtime": runtime.to_json()})
 
     def before(step, dist):
         if dist.rank == 1 and step == 2:

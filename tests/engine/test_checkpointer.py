@@ -11,7 +11,12 @@ import torch
 from regression import Regression
 
 from clipmill.engine import checkpoint as module
-from clipmill.engine.checkpoint import Checkpointer, TrainProgress, checkpoint_steps, write_checkpoint
+from clipmill.engine.checkpoint import (
+    Checkpointer,
+    TrainProgress,
+    checkpoint_steps,
+    write_checkpoint,
+)
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.trainer import TrainStep
@@ -23,7 +28,7 @@ def made(folder, keep_last=2):
     torch.manual_seed(0)
     updater = TrainStep(Regression(), TrainConfig(steps=9, batch_size=8), DistributedContext())
     return updater, Checkpointer(
-        str(folder), updater.state, DistributedContext(), keep_last=num_kept
+        str(folder), updater.state, DistributedContext(), keep_last=keep_last
     )
 
 
@@ -68,7 +73,7 @@ def test_the_state_is_that_of_the_moment_it_was_saved(tmp_path, monkeypatch):
 
 
 def test_states_are_written_one_after_another_and_the_last_are_kept(tmp_path):
-    _, states = made(tmp_path, num_kept=3)
+    _, states = made(tmp_path, keep_last=3)
     for step in range(1, 7):
         states.save(TrainProgress(step=step))
     states.finish(must_succeed=True)
@@ -94,7 +99,7 @@ def test_a_full_disk_is_a_warning_and_the_last_state_stays(tmp_path, caplog):
 
 def test_older_states_make_room_for_a_new_one(tmp_path, monkeypatch):
     """All but the last, which nothing gives up."""
-    _, states = made(tmp_path, num_kept=3)
+    _, states = made(tmp_path, keep_last=3)
     for step in (1, 2, 3):
         saved(states, step)
 

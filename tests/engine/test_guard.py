@@ -8,6 +8,7 @@ from regression import Regression, regression_batches
 
 from clipmill.engine.config import ScheduleConfig, SpikeGuardConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.spike_guard import LossSpikeGuard
 from clipmill.engine.trainer import train
 from clipmill.errors import ConfigError, TrainingError
 from clipmill.telemetry import train_metrics

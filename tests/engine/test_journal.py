@@ -16,6 +16,7 @@ from clipmill.engine import metrics
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.metrics import forward_flops, peak_flops
 from clipmill.engine.trainer import train
+from clipmill.engine.validation import Validator
 from clipmill.errors import ConfigError, TrainingError
 
 CONFIG = TrainConfig(
@@ -42,17 +43,17 @@ def run(folder, config=CONFIG, objective=Scaled, validators=(), report=lambda *_
         name="journal",
         checkpoint_uri=str(folder),
         report=report,
-        validators=evaluations,
+        validators=validators,
     )
 
 
 def test_a_job_is_scraped_while_it_runs(tmp_path, monkeypatch):
     ports = []
-    serve = journal.serve_metrics
+    serve = metrics.serve_metrics
     monkeypatch.setattr(
-        journal, "serve_metrics", lambda *a, **k: ports.append(serve(*a, **k)) or ports[-1]
+        metrics, "serve_metrics", lambda *a, **k: ports.append(serve(*a, **k)) or ports[-1]
     )
-    journal._serve_once.cache_clear()
+    metrics._serve_once.cache_clear()
     found = {}
 
     def scrape(done, total, words):
@@ -142,7 +143,7 @@ def test_evaluations_see_the_average_and_leave_training_alone(tmp_path):
 
 
 def test_tensorboard_that_is_not_there_is_said_before_the_first_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "find_spec", lambda name: None)
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     config = CONFIG.override([f"runtime.tensorboard={tmp_path}"])
     with pytest.raises(ConfigError, match="tensorboard isn't installed"):
         run(tmp_path, config, objective=lambda: pytest.fail("too late"))

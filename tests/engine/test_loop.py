@@ -252,7 +252,7 @@ def test_how_a_run_is_carried_out_is_not_in_its_digest():
     )
     assert operated != CONFIG
     assert operated.digest == CONFIG.digest
-    assert CONFIG.override(["guard.loss_spike_ratio=2"]).digest != CONFIG.digest
+    assert CONFIG.override(["spike_guard.loss_spike_ratio=2"]).digest != CONFIG.digest
 
 
 def test_a_compiled_objective_trains_to_the_same_weights(tmp_path):

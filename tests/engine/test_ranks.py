@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("ranks_drill.py")
 
 
 @pytest.fixture(scope="module")
-def init_distributed(tmp_path_factory):
+def ranks(tmp_path_factory):
     """The folder in which both ranks went through all scenarios, and their exit codes."""
     folder = tmp_path_factory.mktemp("ranks")
     ports = [str(port) for port in free_ports(len(SCENARIOS))]

@@ -9,7 +9,7 @@ from clipmill.engine.config import ScheduleConfig
 
 def rates(num_steps, **config):
     schedule = ScheduleConfig(**config)
-    return [schedule.set_phase(step, num_steps) for step in range(num_steps)]
+    return [schedule.lr_at(step, num_steps) for step in range(num_steps)]
 
 
 def test_cosine():
@@ -43,10 +43,10 @@ def test_step_falls_to_a_tenth_at_each_milestone():
 @pytest.mark.parametrize("shape", ["cosine", "polynomial"])
 def test_peak_ends_the_warm_up_and_minimum_the_run(shape):
     schedule = ScheduleConfig(name=shape, lr=1e-3, min_lr=1e-6, warmup_steps=2_000)
-    assert schedule.set_phase(1_999, 200_000) == schedule.set_phase(2_000, 200_000) == 1e-3
-    assert schedule.set_phase(0, 200_000) == pytest.approx(1e-3 / 2_000)
-    assert schedule.set_phase(200_000, 200_000) == pytest.approx(1e-6)
-    assert schedule.set_phase(199_999, 200_000) == pytest.approx(1e-6, abs=1e-8)
+    assert schedule.lr_at(1_999, 200_000) == schedule.lr_at(2_000, 200_000) == 1e-3
+    assert schedule.lr_at(0, 200_000) == pytest.approx(1e-3 / 2_000)
+    assert schedule.lr_at(200_000, 200_000) == pytest.approx(1e-6)
+    assert schedule.lr_at(199_999, 200_000) == pytest.approx(1e-6, abs=1e-8)
 
 
 @pytest.mark.parametrize("shape", ["cosine", "polynomial", "triangular"])

@@ -8,20 +8,20 @@ from regression import Regression, regression_batches
 from safetensors.torch import load_file
 
 from clipmill.engine.checkpoint import (
-    TrainProgress,
     SafetensorsBuffer,
+    TrainProgress,
     TrainState,
     checkpoint_steps,
-    prune_checkpoints,
     latest_checkpoint,
+    prune_checkpoints,
     read_checkpoint,
     write_checkpoint,
 )
 from clipmill.engine.config import AdamWConfig, SpikeGuardConfig
 from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.engine.result import delete_state
 from clipmill.engine.spike_guard import LossSpikeGuard
-from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.errors import ArtifactError
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext, init_distributed
-from clipmill.engine.objective import Objective, split
+from clipmill.engine.objective import Objective, split_batch
 from clipmill.engine.trainer import train
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 from clipmill.models.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def gradients_of(case: str, dist: DistributedContext) -> dict[str, Tensor]:
     share = _batch(16 // dist.world_size * dist.rank, 16 // dist.world_size)
     for _ in range(2):
         objective.zero_grad(set_to_none=True)
-        objective.accumulate(split(share, num_pieces), forward)
+        objective.accumulate(split_batch(share, num_pieces), forward)
     return {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
 
 

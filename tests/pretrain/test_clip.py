@@ -8,7 +8,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from tiny import CLIP, pair_batch, reinforced_batch
 
 from clipmill.engine.distributed import DistributedContext
-from clipmill.engine.objective import split
+from clipmill.engine.objective import split_batch
 from clipmill.errors import ConfigError
 from clipmill.models.config import (
     CLIP_MEAN,
@@ -35,7 +35,7 @@ def objective(config=CLIP, **options):
 
 def gradients(made, batch, num_pieces):
     made.zero_grad(set_to_none=True)
-    losses = made.accumulate(split(batch, num_pieces), made)
+    losses = made.accumulate(split_batch(batch, num_pieces), made)
     return losses, {name: p.grad.clone() for name, p in made.named_parameters()}
 
 
@@ -120,11 +120,11 @@ def test_learnt_augmentation_in_pieces_is_that_of_all_features_at_once():
     made.before_step(0.3)
     made.zero_grad(set_to_none=True)
     torch.manual_seed(5)
-    found = made.accumulate(split(batch, 2), made)
+    found = made.accumulate(split_batch(batch, 2), made)
     gradient = {name: p.grad.clone() for name, p in made.named_parameters()}
     made.zero_grad(set_to_none=True)
     torch.manual_seed(5)
-    pieces = [made(piece, features_only=True) for piece in split(batch, 2)]
+    pieces = [made(piece, features_only=True) for piece in split_batch(batch, 2)]
     whole = {kind: torch.cat([p[kind] for p in pieces]) for kind in ("image", *G_S)}
     loss = torch.stack([p["range_augment"] for p in pieces]).mean()
     scale = made.clip.logit_scale.exp()
@@ -149,11 +149,11 @@ def test_running_statistics_move_once_a_micro_batch():
     for num_pieces in (1, 2):
         made = objective(CONVOLUTIONAL)
         made.train()
-        pieces = split(batch, num_pieces)
+        pieces = split_batch(batch, num_pieces)
         if num_pieces == 2:
             made.accumulate(pieces, made)
         else:
-            for piece in split(batch, 2):
+            for piece in split_batch(batch, 2):
                 made.features(piece)
         found.append({k: v for k, v in made.state_dict().items() if "running_" in k})
     assert found[0]

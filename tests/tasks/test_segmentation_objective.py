@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
 
-from clipmill.engine.objective import split
+from clipmill.engine.objective import split_batch
 from clipmill.tasks.segmentation.objective import SegmentationObjective
 
 
@@ -63,5 +63,5 @@ def test_labels_are_read_where_they_lie():
 
 
 def test_batch_can_be_cut():
-    pieces = split(batch_of(4), 2)
+    pieces = split_batch(batch_of(4), 2)
     assert [p["labels"].shape for p in pieces] == [(2, 64, 64)] * 2

@@ -27,10 +27,14 @@ def cluster_submit(
         str, typer.Option(help="Scheduler: local_cwd, kubernetes (Volcano) or kubeflow_trainer.")
     ] = "kubeflow_trainer",
     pool: Annotated[str, typer.Option(help="Node pool.")] = "gpu",
-    nodes: Annotated[str, typer.Option(help="Number of nodes, or MIN:MAX for elastic training.")] = "1",
+    nodes: Annotated[
+        str, typer.Option(help="Number of nodes, or MIN:MAX for elastic training.")
+    ] = "1",
     queue: Annotated[str, typer.Option(help="Kueue or Volcano queue.")] = "",
     namespace: Namespace = "default",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the manifest without submitting it.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the manifest without submitting it.")
+    ] = False,
     sets: Set = None,
 ) -> None:
     """Run a clipmill command on GPU nodes: submit --name a --pool gpu -- pretrain DATASET ..."""
@@ -70,7 +74,9 @@ def cluster_status(handle: Handle) -> None:
 def cluster_logs(
     handle: Handle,
     node: Annotated[int, typer.Option(help="Index of the node.")] = 0,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Stream logs until the job finishes.")] = False,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Stream logs until the job finishes.")
+    ] = False,
 ) -> None:
     """Print the log of one of a job's nodes."""
     from clipmill.cluster import submit
@@ -127,13 +133,13 @@ def cluster_deploy(
     endpoint: Annotated[str, typer.Option(help="Name of the endpoint.")],
     namespace: Namespace = "default",
     runtime: Annotated[str, typer.Option(help="Serving runtime: cpu or gpu.")] = "cpu",
-    prometheus: Annotated[str, typer.Option(help="Prometheus URL used to monitor the canary's error rate.")] = "",
+    prometheus: Annotated[
+        str, typer.Option(help="Prometheus URL used to monitor the canary's error rate.")
+    ] = "",
     sets: Set = None,
 ) -> None:
     """Roll a promoted model out to an endpoint as a canary; prints its digest."""
-    from clipmill.cluster.kserve import deploy_promotion
-    from clipmill.cluster.kserve import RolloutConfig
-    from clipmill.cluster.kserve import EndpointConfig
+    from clipmill.cluster.kserve import EndpointConfig, RolloutConfig, deploy_promotion
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
     place = EndpointConfig.from_json({**settings, "prometheus": prometheus})

@@ -102,8 +102,7 @@ def submit_stage(
     import json
 
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.argo import submit_data
-    from clipmill.cluster.argo import DataWorkflowConfig, data_workflow, num_shards
+    from clipmill.cluster.argo import DataWorkflowConfig, data_workflow, num_shards, submit_data
 
     pairs = [*options.items(), *(("--set", override) for override in sets or [])]
     arguments = [text for name, value in pairs if value for text in (name, value)]

@@ -4,29 +4,25 @@ A pod owns a range of shards; it writes each output whole or not at all, and fin
 already. So a retry, a lost spot node and two pods on one range are harmless.
 """
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-from clipmill.cluster.constants import DATA_IMAGE
-from clipmill.cluster.pools import load_pools, pool_named
-from clipmill.config import Config
-from clipmill.errors import ConfigError
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from clipmill.cluster.api import WORKFLOW, ClusterApi
 from clipmill.cluster.constants import (
     CONTAINER_SECURITY,
+    DATA_IMAGE,
     DOMAIN,
     METRICS_PORT,
     POD_SECURITY,
     STORE_SECRET,
 )
-from clipmill.cluster.pools import PoolConfig, container_resources
-from clipmill.config import digest_json
+from clipmill.cluster.pools import PoolConfig, container_resources, load_pools, pool_named
+from clipmill.config import Config, digest_json
+from clipmill.errors import ClusterError, ConfigError
 from clipmill.stage_records import METRICS_VARIABLE
-import time
-from collections.abc import Callable, Sequence
-from clipmill.cluster.api import WORKFLOW, ClusterApi
-from clipmill.errors import ClusterError
 
 PLANNED = "{{inputs.parameters.planned}}"
 """Argo's name of what the plan printed: the URI of the planned dataset."""

@@ -1,29 +1,22 @@
 """A promoted model as an InferenceService of KServe 0.21, in Standard mode."""
 
-import re
-from dataclasses import dataclass, field
-from typing import Any, Literal
-from clipmill.cluster.monitoring.series import QUEUE_DEPTH
-from clipmill.cluster.constants import DOMAIN, POD_SECURITY, TRACK_LABEL
-from clipmill.config import Config
-from clipmill.errors import ConfigError
+import io
 import json
 import math
+import re
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from clipmill.cluster.monitoring.series import SERVED_REQUESTS
-from clipmill.cluster.constants import TRACK_LABEL
-from clipmill.errors import ClusterError
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
 from clipmill.cluster.api import INFERENCE_SERVICE, ClusterApi
+from clipmill.cluster.constants import DOMAIN, POD_SECURITY, TRACK_LABEL
+from clipmill.cluster.monitoring.series import QUEUE_DEPTH, SERVED_REQUESTS
+from clipmill.config import Config
 from clipmill.errors import ClipmillError, ClusterError, ConfigError, GateError
-import io
-from dataclasses import replace
-from clipmill.cluster.api import ClusterApi
 from clipmill.models.checkpoint import read_metadata
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.promotion import read_promotion
@@ -366,7 +359,6 @@ def _service_url(endpoint: EndpointConfig, model: ServedModel) -> str:
 def _lineage_of(found: dict[str, Any]) -> list[str]:
     prefix = DIGEST_ANNOTATION.partition("/")[0] + "/"
     return [k for k in found["metadata"].get("annotations", {}) if k.startswith(prefix)]
-
 
 
 def deploy_promotion(

@@ -1,15 +1,16 @@
 """YAML that reads well, and the same whatever else a process has imported."""
 
-from typing import Any
-import yaml
 import json
 from collections.abc import Mapping
-from clipmill.cluster.training_job import training_app
+from typing import Any
+
+import yaml
+
 from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
-from clipmill.cluster.training_job import TrainingJobConfig
-from clipmill.cluster.pools import load_pools, pool_named
 from clipmill.cluster.kserve import EndpointConfig, ServedModel, canary, inference_service
+from clipmill.cluster.pools import load_pools, pool_named
 from clipmill.cluster.trainer_scheduler import train_job
+from clipmill.cluster.training_job import TrainingJobConfig, training_app
 
 
 def yaml_text(*documents: Any) -> str:

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
+
 from clipmill.config import Config
 from clipmill.errors import ConfigError
-import yaml
 
 POOLS_VARIABLE = "CLIPMILL_POOLS"
 _DEFAULTS = Path(__file__).parent / "pools.json"
@@ -121,7 +123,6 @@ def fabric_environment(pool: PoolConfig) -> dict[str, str]:
 
 def _snake(name: str) -> str:
     return re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
-
 
 
 def pools_json(values_file: Path) -> str:

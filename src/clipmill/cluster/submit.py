@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipmill.cluster.training_job import ROLE, training_app
-from clipmill.cluster.training_job import TrainingJobConfig, parse_nodes
 from clipmill.cluster.pools import load_pools, pool_named
+from clipmill.cluster.training_job import ROLE, TrainingJobConfig, parse_nodes, training_app
 from clipmill.errors import ClusterError, suggestion
 
 if TYPE_CHECKING:

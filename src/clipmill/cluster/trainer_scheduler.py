@@ -1,16 +1,12 @@
 """A training job as a TrainJob of Kubeflow Trainer 2.3."""
 
-from typing import TYPE_CHECKING, Any
-from clipmill.cluster.training_job import ROLE, processes_per_node
-from clipmill.cluster.training_job import TrainingJobConfig
-from clipmill.cluster.constants import DOMAIN, PRIORITY_LABEL, QUEUE_LABEL
-from clipmill.cluster.pools import PoolConfig, container_resources
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
 from torchx.schedulers.api import (
     DescribeAppResponse,
     ListAppResponse,
@@ -30,9 +26,11 @@ from torchx.specs import (
     RoleStatus,
     runopts,
 )
+
 from clipmill.cluster.api import TRAIN_JOB, ClusterApi
-from clipmill.cluster.training_job import ROLE
-from clipmill.cluster.pools import load_pools, pool_named
+from clipmill.cluster.constants import DOMAIN, PRIORITY_LABEL, QUEUE_LABEL
+from clipmill.cluster.pools import PoolConfig, container_resources, load_pools, pool_named
+from clipmill.cluster.training_job import ROLE, TrainingJobConfig, processes_per_node
 from clipmill.errors import ClusterError
 
 if TYPE_CHECKING:

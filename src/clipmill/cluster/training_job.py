@@ -1,17 +1,20 @@
 """What a training job is: a ``clipmill`` command on the nodes of a pool."""
 
 import re
+import shlex
 from dataclasses import dataclass, field
-from clipmill.cluster.constants import TRAIN_IMAGE
+from typing import TYPE_CHECKING, Any
+
+from clipmill.cluster.constants import (
+    CONTAINER_SECURITY,
+    METRICS_PORT,
+    POD_SECURITY,
+    STORE_SECRET,
+    TRAIN_IMAGE,
+)
+from clipmill.cluster.pools import PoolConfig, fabric_devices, fabric_environment
 from clipmill.config import Config
 from clipmill.errors import ConfigError
-from typing import Any
-from clipmill.cluster.constants import CONTAINER_SECURITY, POD_SECURITY, STORE_SECRET
-from clipmill.cluster.pools import PoolConfig
-import shlex
-from typing import TYPE_CHECKING
-from clipmill.cluster.constants import METRICS_PORT
-from clipmill.cluster.pools import PoolConfig, fabric_devices, fabric_environment
 
 STOP_SECONDS = 10
 """What the pod's grace leaves after that of the processes, seconds."""

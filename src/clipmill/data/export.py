@@ -70,7 +70,12 @@ class ExportedSample:
 
 
 def export(
-    config: ExportConfig, dataset: str, store: str, cache: Path, *, report: ProgressCallback | None = None
+    config: ExportConfig,
+    dataset: str,
+    store: str,
+    cache: Path,
+    *,
+    report: ProgressCallback | None = None,
 ) -> str:
     """Write the tars under ``store``, and return the URI of their folder.
 

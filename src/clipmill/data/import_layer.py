@@ -47,7 +47,12 @@ class ImportConfig(Config):
 
 
 def import_layer(
-    config: ImportConfig, dataset: str, layer: str, files: Sequence[str], *, report: ProgressCallback
+    config: ImportConfig,
+    dataset: str,
+    layer: str,
+    files: Sequence[str],
+    *,
+    report: ProgressCallback,
 ) -> str:
     """Join the tables at these URIs to the dataset's samples by uid, as a layer of that name.
 

@@ -79,7 +79,9 @@ class Verification:
         }
 
 
-def verify(uri: str, *, contents: bool = True, report: ProgressCallback | None = None) -> Verification:
+def verify(
+    uri: str, *, contents: bool = True, report: ProgressCallback | None = None
+) -> Verification:
     """Check the dataset at ``uri``: every file whole, or without ``contents`` lists and sizes.
 
     Raises StorageError if the store can't be asked; whatever it holds is told, not raised.

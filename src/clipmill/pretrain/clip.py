@@ -55,7 +55,9 @@ _NUM_EMBEDDED_SHARDS = 8
 _EMBEDDING_BATCH_SIZE = 32
 
 
-def pretrain_clip(config: PretrainConfig, dataset: str, store: str, *, report: ProgressCallback) -> str:
+def pretrain_clip(
+    config: PretrainConfig, dataset: str, store: str, *, report: ProgressCallback
+) -> str:
     """Train CLIP on the dataset at a URI; return the URI of the checkpoint, under ``store``.
 
     An existing checkpoint is returned at once; an unfinished run is resumed.

@@ -29,7 +29,9 @@ from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.stage_records import ProgressCallback
 
 
-def train_coca(config: CocaTrainConfig, dataset: str, store: str, *, report: ProgressCallback) -> str:
+def train_coca(
+    config: CocaTrainConfig, dataset: str, store: str, *, report: ProgressCallback
+) -> str:
     """Train CoCa on the dataset's real captions; return the URI of the checkpoint, under ``store``.
 
     An existing checkpoint is returned at once; an unfinished run is resumed.

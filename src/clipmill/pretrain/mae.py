@@ -22,7 +22,9 @@ from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.stage_records import ProgressCallback
 
 
-def pretrain_mae(config: MaePretrainConfig, dataset: str, store: str, *, report: ProgressCallback) -> str:
+def pretrain_mae(
+    config: MaePretrainConfig, dataset: str, store: str, *, report: ProgressCallback
+) -> str:
     """Train on the images of the dataset at a URI; return the checkpoint's URI, under ``store``.
 
     An existing checkpoint is returned at once; an unfinished run is resumed.

@@ -29,7 +29,9 @@ from clipmill.pretrain.config import SupervisedConfig
 from clipmill.stage_records import ProgressCallback
 
 
-def pretrain_supervised(config: SupervisedConfig, data: str, store: str, *, report: ProgressCallback) -> str:
+def pretrain_supervised(
+    config: SupervisedConfig, data: str, store: str, *, report: ProgressCallback
+) -> str:
     """Train on ``train/CLASS/*`` in the folder (or tar) at ``data``; return the checkpoint's URI.
 
     An existing checkpoint is returned at once; an unfinished run is resumed.

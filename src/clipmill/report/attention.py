@@ -61,7 +61,9 @@ def measure_attention(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     meter = AttentionMeter(dense.to(device), patch_size=dense.strides[0])
     skipped: Counter[str] = Counter()
-    pictures = itertools.islice(iter_captioned_images(open_captioned_images(data), skipped), num_images)
+    pictures = itertools.islice(
+        iter_captioned_images(open_captioned_images(data), skipped), num_images
+    )
     vision, count = found.config.vision, 0
     while batch := [tower_image(p, vision) for p, _ in itertools.islice(pictures, _BATCH)]:
         pixels_BHW3 = torch.from_numpy(np.stack(batch)).to(device)

@@ -406,7 +406,9 @@ _NUM_SHARDS = 64
 Distributions = Mapping[str, Mapping[str, Distribution]]
 
 
-def dataset_page(dataset: Dataset, config: PageConfig, cache: Path, *, report: ProgressCallback) -> str:
+def dataset_page(
+    dataset: Dataset, config: PageConfig, cache: Path, *, report: ProgressCallback
+) -> str:
     """A self-contained HTML page.
 
     Raises ConfigError if the dataset has no such uid or score, ArtifactError or StorageError if a

@@ -33,7 +33,9 @@ def shard(
     config = get_recipe(recipe, ShardConfig, overrides)
     with Stage("shard", store=store, run=run, label=label) as stage:
         progress = partial(stage.report, words="samples")
-        return stage.set_output(write_dataset(config, source, store, progress=progress, num_processes=0))
+        return stage.set_output(
+            write_dataset(config, source, store, progress=progress, num_processes=0)
+        )
 
 
 def hold_out(

@@ -59,7 +59,9 @@ def pretrain_supervised(
 
     config = get_recipe(recipe, SupervisedConfig, overrides)
     with Stage("pretrain", store=store, run=run, label="supervised") as stage:
-        return stage.set_output(supervised.pretrain_supervised(config, data, store, report=stage.report))
+        return stage.set_output(
+            supervised.pretrain_supervised(config, data, store, report=stage.report)
+        )
 
 
 def import_weights(address: str, store: str, run: str = "") -> str:

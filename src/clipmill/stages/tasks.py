@@ -74,7 +74,9 @@ def finetune(
     config = get_recipe(recipe, FinetuneConfig, overrides)
     label = CAPTION_LABELS.get(label, label)
     with Stage(f"finetune {config.task}", store=store, run=run, label=label) as stage:
-        return stage.set_output(finetune.finetune(config, encoder, data, store, report=stage.report))
+        return stage.set_output(
+            finetune.finetune(config, encoder, data, store, report=stage.report)
+        )
 
 
 def sweep(
@@ -291,7 +293,9 @@ def smoke_test(promotions: Sequence[str], store: str, run: str = "") -> str:
     models = tuple(smoke_test.SmokeTestModel(task=r.task, model=r.model) for r in results)
     image = np.asarray(Image.open(io.BytesIO(results[0].read_image(0, "image"))))
     with Stage("serve", store=store, run=run) as stage:
-        return stage.set_output(smoke_test.run_smoke_test(models, image, store, report=stage.report))
+        return stage.set_output(
+            smoke_test.run_smoke_test(models, image, store, report=stage.report)
+        )
 
 
 def _sweep_with_report(

@@ -52,7 +52,9 @@ def _made(config: StudyConfig, condition: ConditionConfig, seed: int, world: Wor
             supervised, world.labels["classification"], world.store, report=no_progress
         )
     clip = clip_config(config, condition, world)
-    return pretrain_clip(trained(clip, condition, seed), world.dataset, world.store, report=no_progress)
+    return pretrain_clip(
+        trained(clip, condition, seed), world.dataset, world.store, report=no_progress
+    )
 
 
 PretrainingT = TypeVar("PretrainingT", PretrainConfig, MaePretrainConfig, SupervisedConfig)

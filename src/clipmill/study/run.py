@@ -37,7 +37,12 @@ _Asked = tuple[ConditionConfig, int]
 
 
 def run_study(
-    config: StudyConfig, store: str, *, workers: int = 1, command: str = "", report: ProgressCallback
+    config: StudyConfig,
+    store: str,
+    *,
+    workers: int = 1,
+    command: str = "",
+    report: ProgressCallback,
 ) -> str:
     """Carry a study out; the URI of its result, under ``store``.
 

@@ -56,7 +56,9 @@ class FinetuneConfig(Config):
         return super(FinetuneConfig, cls).from_json(value, path)
 
 
-def finetune(config: FinetuneConfig, encoder: str, data: str, store: str, *, report: ProgressCallback) -> str:
+def finetune(
+    config: FinetuneConfig, encoder: str, data: str, store: str, *, report: ProgressCallback
+) -> str:
     """Train a task model and return the URI of its checkpoint, under ``store``.
 
     ``encoder`` is the address of an image tower (:mod:`clipmill.models.weights.addresses`); ``data``

@@ -96,7 +96,9 @@ class SweepConfig(Config):
         return max(1, round(num_points * self.reduction_fraction))
 
 
-def run_trial(config: FinetuneConfig, encoder: str, data: str, store: str, report: ProgressCallback) -> str:
+def run_trial(
+    config: FinetuneConfig, encoder: str, data: str, store: str, report: ProgressCallback
+) -> str:
     """Fine-tune and evaluate a point; return the evaluation's URI, ``""`` where it diverged."""
     try:
         model = finetune(config, encoder, data, store, report=report)
@@ -149,7 +151,13 @@ class SweepResult:
 
 
 def sweep(
-    config: SweepConfig, encoder: str, data: str, store: str, *, workers: int = 1, report: ProgressCallback
+    config: SweepConfig,
+    encoder: str,
+    data: str,
+    store: str,
+    *,
+    workers: int = 1,
+    report: ProgressCallback,
 ) -> str:
     """Run the trials of a grid; return the URI of the result, under ``store``.
 

@@ -5,8 +5,8 @@ A new metric needs no work here: its section's dashboard gets a panel for it.
 
 from typing import Any
 
-from clipmill.cluster.monitoring.series import Metric, sections
 from clipmill.cluster.monitoring.rules import error_ratio
+from clipmill.cluster.monitoring.series import Metric, sections
 
 _WIDTH, _HEIGHT, _COLUMNS = 12, 8, 2
 _QUANTILES = (0.5, 0.9, 0.99)

@@ -1,9 +1,9 @@
 """Names of the series that rules and rollouts ask for; a test holds them against telemetry."""
 
-from typing import Final
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
 from clipmill import telemetry
 
 SERVED_REQUESTS: Final = "clipmill_serve_requests_total"
@@ -38,7 +38,6 @@ OTHERS: Final = frozenset(
 
 OBJECTIVE: Final = 0.99
 """Share of requests that an endpoint should answer without a 5xx, over 30 days."""
-
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -56,28 +56,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionersConfig(Config):
-    """Settings of every kind of captioner; only those of the kind that is opened count."""
-
-    generate: GenerateConfig = GenerateConfig()
-    """How a CoCa draws captions."""
-    huggingface: HuggingFaceConfig = HuggingFaceConfig()
-    """How a model of transformers draws captions."""
-    vlm: VlmConfig = VlmConfig()
-    """What ``vlm`` asks."""
-    rewrite: RewriteConfig = RewriteConfig()
-    """What ``rewrite`` asks."""
-    template: TemplateConfig = TemplateConfig()
-    """What ``template`` writes."""
-    endpoint: EndpointConfig = EndpointConfig()
-    """How ``vlm`` and ``rewrite`` deal with their endpoint."""
-    batch_size: int = 64
-    """Samples captioned together."""
-    num_threads: int = 0
-    """CPU threads of a model; 0: PyTorch's choice, within the container's limit."""
-
-
 # Captioners that aren't weights: how each is opened by what follows KIND:.
 _OTHERS: Mapping[str, Callable[[str, CaptionersConfig], Captioner]] = {
     "rewrite": lambda uri, config: RewriteCaptioner(uri, config.rewrite, config.endpoint),

@@ -4,63 +4,18 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
 from PIL import Image
 
-from clipmill.config import Config, canonical_json, digest_json
+from clipmill.config import canonical_json, digest_json
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
 from clipmill.data.captioners.chat_client import Endpoint, EndpointConfig, StoppedError, check_url
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.lineage import Parent
 
 _QUOTES = {'"': '"', "'": "'", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatConfig(Config):
-    """What a model at an endpoint is asked, and how its answers are drawn."""
-
-    model: str = ""
-    """The model's name, as the endpoint knows it."""
-    system: str = ""
-    """The system message; empty for none."""
-    prompt: str = "{caption}"
-    """The user's message; ``{caption}`` is replaced by the real caption, if it's there."""
-    num_captions: int = 1
-    """Captions a sample; equal ones count once."""
-    max_tokens: int = 96
-    """Longest answer, tokens."""
-    temperature: float = 0.7
-    """Sampling divides logits by this; 0 is greedy."""
-    top_p: float = 0.95
-    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
-    seed: int = 0
-    """Seed of sampling, with the sample's uid, for endpoints that heed it."""
-    logprobs: bool = True
-    """Whether to ask how likely each token was, which is a caption's score; few refuse that."""
-    max_caption_characters: int = 1000
-    """Where a real caption is cut before it goes into the prompt, characters."""
-    unwanted: tuple[str, ...] = ("i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai")
-    """Beginnings, in lower case, of answers that are refusals and no captions."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range (ConfigError)."""
-        for name, fits, expected in (
-            ("num_captions", self.num_captions >= 1, "at least 1"),
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("max_caption_characters", self.max_caption_characters >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=expected,
-                    action=f"give {name} such a value",
-                )
 
 
 class ChatCaptioner:
@@ -198,30 +153,6 @@ def tidy(text: str) -> str:
     return plain
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VlmConfig(ChatConfig):
-    """What a vision-language model is asked of an image."""
-
-    prompt: str = "Describe this image in one sentence of at most 30 words."
-    """The user's message beside the image; ``{caption}`` is replaced by the real caption."""
-    max_side: int = 512
-    """Images are scaled down to this longer side, pixels."""
-    jpeg_quality: int = 90
-    """Quality of the JPEG that is sent."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range (ConfigError)."""
-        # Plain super() doesn't know the class that slots=True makes.
-        ChatConfig.__post_init__(self)
-        for name, least, most in (("max_side", 16, 8192), ("jpeg_quality", 1, 100)):
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=f"{least} to {most}",
-                    action=f"give {name} such a value",
-                )
-
-
 class VlmCaptioner(ChatCaptioner):
     """Captions of images by the model at an endpoint, in OpenAI's form of messages with images."""
 
@@ -244,28 +175,6 @@ class VlmCaptioner(ChatCaptioner):
             {"type": "text", "text": self.prompt(sample)},
             {"type": "image_url", "image_url": {"url": url}},
         ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewriteConfig(ChatConfig):
-    """How a language model is asked to rewrite a caption."""
-
-    prompt: str = (
-        "Rewrite this image caption in other words, as one plain sentence. Keep every fact, add "
-        "none, and answer with the sentence alone.\n\n{caption}"
-    )
-    """The user's message; ``{caption}`` is replaced by the real caption."""
-
-    def __post_init__(self) -> None:
-        """Refuse a prompt that doesn't hold what is to be rewritten (ConfigError)."""
-        # Plain super() doesn't know the class that slots=True makes.
-        ChatConfig.__post_init__(self)
-        if "{caption}" not in self.prompt:
-            raise ConfigError(
-                f"prompt was {self.prompt!r}",
-                expected="a text with {caption} where the real caption goes",
-                action="add {caption} to rewrite.prompt",
-            )
 
 
 class RewriteCaptioner(ChatCaptioner):

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import random
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from threading import Event, Lock
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from clipmill.config import Config
 from clipmill.errors import BadSampleError, BudgetError, ConfigError, ServerError
 from clipmill.telemetry import caption_metrics
 
@@ -31,74 +29,6 @@ _PASSING = frozenset({408, 425, 429})
 
 # A key, an address or a bill is wrong, not a sample.
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 407})
-
-_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EndpointConfig(Config):
-    """How an endpoint is asked; none of it decides what is said, so none is kept with a layer."""
-
-    key_variable: str = ""
-    """Name of the environment variable that holds the key; empty for none."""
-    key_file: str = ""
-    """Path of a file that holds the key, such as a mounted secret; empty for none."""
-    concurrency: int = 8
-    """Requests under way at once."""
-    requests_per_minute: float = 0.0
-    """Most requests that are begun a minute, retries included; 0 for no limit."""
-    timeout_seconds: float = 60.0
-    """Time for one attempt, from connecting to the last byte."""
-    attempts: int = 5
-    """Attempts a request, the first included."""
-    backoff_seconds: float = 0.5
-    """Longest wait before the second attempt; it doubles from one attempt to the next."""
-    max_wait_seconds: float = 60.0
-    """Longest wait before any attempt; an endpoint that asks for more ends the run."""
-    max_requests: int = 0
-    """Attempts that one run may make; 0 for no limit."""
-    max_total_tokens: int = 0
-    """Tokens, of prompts and answers, that one run may use; 0 for no limit."""
-    max_failures_in_a_row: int = 20
-    """Samples that may fail one after the other before the endpoint is held to be at fault."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range, and two places for the key (ConfigError)."""
-        if self.key_variable and self.key_file:
-            raise ConfigError(
-                "key_variable and key_file were both given",
-                expected="one place where the key is",
-                action="leave one of them empty",
-            )
-        if self.key_variable and not _VARIABLE.fullmatch(self.key_variable):
-            # Not shown: it may be a key.
-            raise ConfigError(
-                "key_variable isn't the name of an environment variable",
-                expected="a name of capitals, digits and underscores, never the key itself",
-                action="put the key into a variable, and give the variable's name",
-            )
-        for name, least in (
-            ("concurrency", 1),
-            ("attempts", 1),
-            ("max_failures_in_a_row", 1),
-            ("requests_per_minute", 0),
-            ("backoff_seconds", 0),
-            ("max_wait_seconds", 0),
-            ("max_requests", 0),
-            ("max_total_tokens", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=f"at least {least}",
-                    action=f"give {name} such a value",
-                )
-        if self.timeout_seconds <= 0:
-            raise ConfigError(
-                f"timeout_seconds was {self.timeout_seconds}",
-                expected="above 0",
-                action="give timeout_seconds such a value",
-            )
 
 
 class StoppedError(Exception):

@@ -1,10 +1,10 @@
 """CoCa as a captioner: a checkpoint of clipmill's, or weights in open_clip's layout."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from clipmill.config import Config, canonical_json, digest_json, sha256_file
+from clipmill.config import canonical_json, digest_json, sha256_file
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
 from clipmill.data.captioners.public import OpenClipCoca
 from clipmill.errors import ArtifactError, ConfigError
@@ -18,63 +18,6 @@ from clipmill.models.weights.open_clip import image_config
 
 if TYPE_CHECKING:
     from clipmill.data.captioners.coca_generation import Decoder
-
-# open_clip's ``generate`` lets no caption end before this many.
-MIN_TOKENS = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateConfig(Config):
-    """How captions are drawn from a CoCa, in the words of open_clip's ``generate``."""
-
-    method: Literal["beam_search", "top_p", "top_k"] = "beam_search"
-    """Deterministic beams, as open_clip 3.3 searches, or sampling."""
-    num_captions: int = 1
-    """Captions drawn a sample; equal ones count once. Beam search gives one."""
-    num_beams: int = 6
-    """Beams of a search."""
-    num_beam_groups: int = 3
-    """Groups that the beams are divided among. open_clip searches each alike, so the search is that
-    of ``num_beams / num_beam_groups`` beams."""
-    top_p: float = 0.1
-    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
-    top_k: int = 1
-    """Sampling draws from this many of the likeliest tokens; 1 is greedy."""
-    temperature: float = 1.0
-    """Sampling divides logits by this, after the choice of tokens."""
-    max_tokens: int = 40
-    """Longest caption, tokens, start and end included."""
-    seed: int = 0
-    """Seed of sampling, with the sample's uid."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing (ConfigError)."""
-        several = self.method != "beam_search" and (self.method, self.top_k) != ("top_k", 1)
-        for name, fits, expected in (
-            ("num_captions", self.num_captions >= 1, "at least 1"),
-            (
-                "num_captions",
-                self.num_captions == 1 or several,
-                "1: neither beam search nor greedy decoding gives several",
-            ),
-            ("num_beams", self.num_beams >= 2, "at least 2; one beam is top_k with top_k=1"),
-            (
-                "num_beam_groups",
-                self.num_beam_groups >= 1 and self.num_beams % self.num_beam_groups == 0,
-                f"a divisor of num_beams, which is {self.num_beams}",
-            ),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 1, "at least 1"),
-            ("temperature", self.temperature > 0, "above 0"),
-        ):
-            if not fits:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=expected,
-                    action=f"give {name} such a value",
-                )
 
 
 class CocaCaptioner:

@@ -1,56 +1,14 @@
 """Image-to-text models of Hugging Face transformers (BLIP, GIT, ...), from a local folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from clipmill.config import Config, canonical_json, digest_json, sha256_file
+from clipmill.config import canonical_json, digest_json, sha256_file
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
 from clipmill.data.captioners.public import MODEL_FILES
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HuggingFaceConfig(Config):
-    """How captions are drawn by transformers' ``generate``."""
-
-    method: Literal["beam_search", "top_p"] = "beam_search"
-    """Deterministic beams, or nucleus sampling."""
-    num_captions: int = 1
-    """Captions drawn a sample; at most ``num_beams`` of a beam search. Equal ones count once."""
-    num_beams: int = 3
-    """Beams of a search; 1 is greedy."""
-    top_p: float = 0.9
-    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
-    temperature: float = 1.0
-    """Sampling divides logits by this."""
-    max_new_tokens: int = 30
-    """Longest caption, tokens, without the prompt."""
-    prompt: str = ""
-    """Beginning of each caption (BLIP) or instruction; it is cut from captions that repeat it."""
-    seed: int = 0
-    """Seed of sampling, with the uid of the first sample of a batch."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing (ConfigError)."""
-        most = self.num_beams if self.method == "beam_search" else self.num_captions
-        for name, fits, expected in (
-            ("num_captions", 1 <= self.num_captions <= most, f"1 to {most}"),
-            ("num_beams", self.num_beams >= 1, "at least 1"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=expected,
-                    action=f"give {name} such a value",
-                )
 
 
 class HuggingFaceCaptioner:

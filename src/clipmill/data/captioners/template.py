@@ -7,41 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipmill.config import Config, canonical_json, digest_json, sha256_bytes
+from clipmill.config import canonical_json, digest_json, sha256_bytes
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput
-from clipmill.errors import ArtifactError, ConfigError
+from clipmill.errors import ArtifactError
 from clipmill.lineage import Parent
 from clipmill.storage import open_store, read_bytes
 
 _NUMBERS = ("no", "a", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _VOWELS = "aeiou"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TemplateConfig(Config):
-    """How labels become captions."""
-
-    templates: tuple[str, ...] = ("{objects}", "a picture of {objects}")
-    """A caption each; ``{objects}`` is the list of what is there."""
-    places: bool = True
-    """Whether objects with boxes are said to be on the left, in the middle or on the right."""
-    max_objects: int = 5
-    """Kinds of objects that a caption names, the largest or most frequent first."""
-
-    def __post_init__(self) -> None:
-        """Refuse templates that say nothing of the sample (ConfigError)."""
-        if not self.templates or any("{objects}" not in text for text in self.templates):
-            raise ConfigError(
-                f"templates was {list(self.templates)}",
-                expected="at least one text, each with {objects} in it",
-                action="write the templates so",
-            )
-        if self.max_objects < 1:
-            raise ConfigError(
-                f"max_objects was {self.max_objects}",
-                expected="at least 1",
-                action="give max_objects such a value",
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
+
 import numpy as np
 from numpy.typing import NDArray
+
 from clipmill.config import Config, digest_json
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.errors import ArtifactError, ConfigError, suggestion
+from clipmill.errors import ArtifactError, ConfigError, SourceError, suggestion
 from clipmill.lineage import Parent
-from typing import Final
-from clipmill.data.dataset import Dataset
-from clipmill.errors import SourceError
 
 if TYPE_CHECKING:
     import pyarrow as pa

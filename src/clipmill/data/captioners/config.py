@@ -1,0 +1,314 @@
+"""Settings of all captioners."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from clipmill.config import Config
+from clipmill.errors import ConfigError
+
+# open_clip's ``generate`` lets no caption end before this many.
+MIN_TOKENS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig(Config):
+    """How captions are drawn from a CoCa, in the words of open_clip's ``generate``."""
+
+    method: Literal["beam_search", "top_p", "top_k"] = "beam_search"
+    """Deterministic beams, as open_clip 3.3 searches, or sampling."""
+    num_captions: int = 1
+    """Captions drawn a sample; equal ones count once. Beam search gives one."""
+    num_beams: int = 6
+    """Beams of a search."""
+    num_beam_groups: int = 3
+    """Groups that the beams are divided among. open_clip searches each alike, so the search is that
+    of ``num_beams / num_beam_groups`` beams."""
+    top_p: float = 0.1
+    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
+    top_k: int = 1
+    """Sampling draws from this many of the likeliest tokens; 1 is greedy."""
+    temperature: float = 1.0
+    """Sampling divides logits by this, after the choice of tokens."""
+    max_tokens: int = 40
+    """Longest caption, tokens, start and end included."""
+    seed: int = 0
+    """Seed of sampling, with the sample's uid."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing (ConfigError)."""
+        several = self.method != "beam_search" and (self.method, self.top_k) != ("top_k", 1)
+        for name, fits, expected in (
+            ("num_captions", self.num_captions >= 1, "at least 1"),
+            (
+                "num_captions",
+                self.num_captions == 1 or several,
+                "1: neither beam search nor greedy decoding gives several",
+            ),
+            ("num_beams", self.num_beams >= 2, "at least 2; one beam is top_k with top_k=1"),
+            (
+                "num_beam_groups",
+                self.num_beam_groups >= 1 and self.num_beams % self.num_beam_groups == 0,
+                f"a divisor of num_beams, which is {self.num_beams}",
+            ),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 1, "at least 1"),
+            ("temperature", self.temperature > 0, "above 0"),
+        ):
+            if not fits:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected=expected,
+                    action=f"give {name} such a value",
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HuggingFaceConfig(Config):
+    """How captions are drawn by transformers' ``generate``."""
+
+    method: Literal["beam_search", "top_p"] = "beam_search"
+    """Deterministic beams, or nucleus sampling."""
+    num_captions: int = 1
+    """Captions drawn a sample; at most ``num_beams`` of a beam search. Equal ones count once."""
+    num_beams: int = 3
+    """Beams of a search; 1 is greedy."""
+    top_p: float = 0.9
+    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
+    temperature: float = 1.0
+    """Sampling divides logits by this."""
+    max_new_tokens: int = 30
+    """Longest caption, tokens, without the prompt."""
+    prompt: str = ""
+    """Beginning of each caption (BLIP) or instruction; it is cut from captions that repeat it."""
+    seed: int = 0
+    """Seed of sampling, with the uid of the first sample of a batch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing (ConfigError)."""
+        most = self.num_beams if self.method == "beam_search" else self.num_captions
+        for name, fits, expected in (
+            ("num_captions", 1 <= self.num_captions <= most, f"1 to {most}"),
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected=expected,
+                    action=f"give {name} such a value",
+                )
+
+
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndpointConfig(Config):
+    """How an endpoint is asked; none of it decides what is said, so none is kept with a layer."""
+
+    key_variable: str = ""
+    """Name of the environment variable that holds the key; empty for none."""
+    key_file: str = ""
+    """Path of a file that holds the key, such as a mounted secret; empty for none."""
+    concurrency: int = 8
+    """Requests under way at once."""
+    requests_per_minute: float = 0.0
+    """Most requests that are begun a minute, retries included; 0 for no limit."""
+    timeout_seconds: float = 60.0
+    """Time for one attempt, from connecting to the last byte."""
+    attempts: int = 5
+    """Attempts a request, the first included."""
+    backoff_seconds: float = 0.5
+    """Longest wait before the second attempt; it doubles from one attempt to the next."""
+    max_wait_seconds: float = 60.0
+    """Longest wait before any attempt; an endpoint that asks for more ends the run."""
+    max_requests: int = 0
+    """Attempts that one run may make; 0 for no limit."""
+    max_total_tokens: int = 0
+    """Tokens, of prompts and answers, that one run may use; 0 for no limit."""
+    max_failures_in_a_row: int = 20
+    """Samples that may fail one after the other before the endpoint is held to be at fault."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and two places for the key (ConfigError)."""
+        if self.key_variable and self.key_file:
+            raise ConfigError(
+                "key_variable and key_file were both given",
+                expected="one place where the key is",
+                action="leave one of them empty",
+            )
+        if self.key_variable and not _VARIABLE.fullmatch(self.key_variable):
+            # Not shown: it may be a key.
+            raise ConfigError(
+                "key_variable isn't the name of an environment variable",
+                expected="a name of capitals, digits and underscores, never the key itself",
+                action="put the key into a variable, and give the variable's name",
+            )
+        for name, least in (
+            ("concurrency", 1),
+            ("attempts", 1),
+            ("max_failures_in_a_row", 1),
+            ("requests_per_minute", 0),
+            ("backoff_seconds", 0),
+            ("max_wait_seconds", 0),
+            ("max_requests", 0),
+            ("max_total_tokens", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected=f"at least {least}",
+                    action=f"give {name} such a value",
+                )
+        if self.timeout_seconds <= 0:
+            raise ConfigError(
+                f"timeout_seconds was {self.timeout_seconds}",
+                expected="above 0",
+                action="give timeout_seconds such a value",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatConfig(Config):
+    """What a model at an endpoint is asked, and how its answers are drawn."""
+
+    model: str = ""
+    """The model's name, as the endpoint knows it."""
+    system: str = ""
+    """The system message; empty for none."""
+    prompt: str = "{caption}"
+    """The user's message; ``{caption}`` is replaced by the real caption, if it's there."""
+    num_captions: int = 1
+    """Captions a sample; equal ones count once."""
+    max_tokens: int = 96
+    """Longest answer, tokens."""
+    temperature: float = 0.7
+    """Sampling divides logits by this; 0 is greedy."""
+    top_p: float = 0.95
+    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
+    seed: int = 0
+    """Seed of sampling, with the sample's uid, for endpoints that heed it."""
+    logprobs: bool = True
+    """Whether to ask how likely each token was, which is a caption's score; few refuse that."""
+    max_caption_characters: int = 1000
+    """Where a real caption is cut before it goes into the prompt, characters."""
+    unwanted: tuple[str, ...] = ("i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai")
+    """Beginnings, in lower case, of answers that are refusals and no captions."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        for name, fits, expected in (
+            ("num_captions", self.num_captions >= 1, "at least 1"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("max_caption_characters", self.max_caption_characters >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected=expected,
+                    action=f"give {name} such a value",
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VlmConfig(ChatConfig):
+    """What a vision-language model is asked of an image."""
+
+    prompt: str = "Describe this image in one sentence of at most 30 words."
+    """The user's message beside the image; ``{caption}`` is replaced by the real caption."""
+    max_side: int = 512
+    """Images are scaled down to this longer side, pixels."""
+    jpeg_quality: int = 90
+    """Quality of the JPEG that is sent."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        # Plain super() doesn't know the class that slots=True makes.
+        ChatConfig.__post_init__(self)
+        for name, least, most in (("max_side", 16, 8192), ("jpeg_quality", 1, 100)):
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(
+                    f"{name} was {getattr(self, name)}",
+                    expected=f"{least} to {most}",
+                    action=f"give {name} such a value",
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewriteConfig(ChatConfig):
+    """How a language model is asked to rewrite a caption."""
+
+    prompt: str = (
+        "Rewrite this image caption in other words, as one plain sentence. Keep every fact, add "
+        "none, and answer with the sentence alone.\n\n{caption}"
+    )
+    """The user's message; ``{caption}`` is replaced by the real caption."""
+
+    def __post_init__(self) -> None:
+        """Refuse a prompt that doesn't hold what is to be rewritten (ConfigError)."""
+        # Plain super() doesn't know the class that slots=True makes.
+        ChatConfig.__post_init__(self)
+        if "{caption}" not in self.prompt:
+            raise ConfigError(
+                f"prompt was {self.prompt!r}",
+                expected="a text with {caption} where the real caption goes",
+                action="add {caption} to rewrite.prompt",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TemplateConfig(Config):
+    """How labels become captions."""
+
+    templates: tuple[str, ...] = ("{objects}", "a picture of {objects}")
+    """A caption each; ``{objects}`` is the list of what is there."""
+    places: bool = True
+    """Whether objects with boxes are said to be on the left, in the middle or on the right."""
+    max_objects: int = 5
+    """Kinds of objects that a caption names, the largest or most frequent first."""
+
+    def __post_init__(self) -> None:
+        """Refuse templates that say nothing of the sample (ConfigError)."""
+        if not self.templates or any("{objects}" not in text for text in self.templates):
+            raise ConfigError(
+                f"templates was {list(self.templates)}",
+                expected="at least one text, each with {objects} in it",
+                action="write the templates so",
+            )
+        if self.max_objects < 1:
+            raise ConfigError(
+                f"max_objects was {self.max_objects}",
+                expected="at least 1",
+                action="give max_objects such a value",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionersConfig(Config):
+    """Settings of every kind of captioner; only those of the kind that is opened count."""
+
+    generate: GenerateConfig = GenerateConfig()
+    """How a CoCa draws captions."""
+    huggingface: HuggingFaceConfig = HuggingFaceConfig()
+    """How a model of transformers draws captions."""
+    vlm: VlmConfig = VlmConfig()
+    """What ``vlm`` asks."""
+    rewrite: RewriteConfig = RewriteConfig()
+    """What ``rewrite`` asks."""
+    template: TemplateConfig = TemplateConfig()
+    """What ``template`` writes."""
+    endpoint: EndpointConfig = EndpointConfig()
+    """How ``vlm`` and ``rewrite`` deal with their endpoint."""
+    batch_size: int = 64
+    """Samples captioned together."""
+    num_threads: int = 0
+    """CPU threads of a model; 0: PyTorch's choice, within the container's limit."""
