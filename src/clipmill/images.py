@@ -7,6 +7,7 @@ the whole canvas on opening, and its own guard is a process-wide setting.
 import io
 import struct
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +16,9 @@ from clipmill.errors import BadSampleError, SourceError
 
 # What Pillow accepts without a warning; a larger limit of ours would meet Pillow's.
 MAX_PIXELS = 89_478_485
+
+UNREADABLE_IMAGE: Final = "unreadable-image"
+"""Reason of a BadSampleError for an image that can't be decoded."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 # Start-of-frame markers of JPEG (ITU-T T.81, table B.1): C0..CF without DHT, JPG and DAC.
@@ -37,8 +41,8 @@ def image_size(data: bytes) -> tuple[int, int]:
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             return _webp_size(data)
     except (IndexError, struct.error) as error:
-        raise BadSampleError("unreadable-image", "the file ends within its header") from error
-    raise BadSampleError("unreadable-image", "neither JPEG, PNG nor WebP")
+        raise BadSampleError(UNREADABLE_IMAGE, "the file ends within its header") from error
+    raise BadSampleError(UNREADABLE_IMAGE, "neither JPEG, PNG nor WebP")
 
 
 def decode_rgb(data: bytes) -> Image.Image:
@@ -57,11 +61,11 @@ def decode_rgb(data: bytes) -> Image.Image:
                 return _to_rgb(upright)
     except UnidentifiedImageError as error:
         # Pillow's words hold the address of a buffer, and records must be the same in every run.
-        raise BadSampleError("unreadable-image", "not a picture behind its header") from error
+        raise BadSampleError(UNREADABLE_IMAGE, "not a picture behind its header") from error
     except Exception as error:  # decoders raise whatever a broken file provokes
-        raise BadSampleError("unreadable-image", str(error)) from error
+        raise BadSampleError(UNREADABLE_IMAGE, str(error)) from error
     # Whoever judged the file by its size looked at another picture.
-    raise BadSampleError("unreadable-image", "its headers disagree about its size")
+    raise BadSampleError(UNREADABLE_IMAGE, "its headers disagree about its size")
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -90,7 +94,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     position = 2
     while True:
         if data[position] != 0xFF:
-            raise BadSampleError("unreadable-image", "a JPEG marker is missing")
+            raise BadSampleError(UNREADABLE_IMAGE, "a JPEG marker is missing")
         while data[position] == 0xFF:  # any number of fill bytes may precede a marker
             position += 1
         marker = data[position]
@@ -114,4 +118,4 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
-    raise BadSampleError("unreadable-image", f"a WebP chunk of unknown kind {kind!r}")
+    raise BadSampleError(UNREADABLE_IMAGE, f"a WebP chunk of unknown kind {kind!r}")

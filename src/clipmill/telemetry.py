@@ -5,6 +5,7 @@ only the sections that it uses.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -19,9 +20,34 @@ _BRIGHTNESS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 _METRES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40.0, 80.0)
 
 
+class SkipReason(StrEnum):
+    """Values of the label ``reason`` of ``clipmill_train_skipped_updates_total``."""
+
+    NOT_FINITE = "not-finite"
+    SPIKE = "spike"
+
+
+class CheckpointResult(StrEnum):
+    """Values of the label ``result`` of ``clipmill_train_checkpoints_total``."""
+
+    SAVED = "saved"
+    FAILED = "failed"
+
+
+class ReloadOutcome(StrEnum):
+    """Values of the label ``outcome`` of ``clipmill_serve_reloads_total``."""
+
+    SWAPPED = "swapped"
+    FAILED = "failed"
+
+
+TOTAL_LOSS = "total"
+"""Value of the label ``kind`` of ``clipmill_train_loss`` for the sum of all terms."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainMetrics:
-    """What the training loop reports."""
+    """Metrics of the training loop."""
 
     loss: Gauge
     """Last value; labels ``objective``, ``kind`` (``total``, or one term of it)."""

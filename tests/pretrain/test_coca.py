@@ -134,7 +134,7 @@ def test_logit_scale_stays_within_clips_bounds(before, after):
 
 def test_from_training_to_a_layer_of_captions(dataset_uri, tmp_path):
     uri = train_coca(CONFIG, dataset_uri, str(tmp_path), report=silent)
-    assert train_captioner(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
+    assert train_coca(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
     metadata, tensors = load_checkpoint(uri)
     assert (metadata.kind, CocaTrainConfig.from_json(metadata.recipe)) == ("coca", CONFIG)
     build_coca(COCA).load_state_dict(tensors)  # strict
@@ -153,6 +153,6 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
 
     straight = train_coca(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
     with pytest.raises(KeyboardInterrupt):
-        train_captioner(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
+        train_coca(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
     resumed = train_coca(CONFIG, dataset_uri, str(tmp_path / "b"), report=silent)
     assert load_checkpoint(resumed)[0].digest == load_checkpoint(straight)[0].digest

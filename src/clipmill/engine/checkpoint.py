@@ -27,7 +27,7 @@ from clipmill.engine.objective import Objective
 from clipmill.engine.spike_guard import LossSpikeGuard
 from clipmill.errors import ArtifactError, StorageError
 from clipmill.storage import join, open_store, read_bytes, read_json, write_bytes, write_json
-from clipmill.telemetry import train_metrics
+from clipmill.telemetry import CheckpointResult, train_metrics
 
 FORMAT = 2
 _SUFFIX = ".safetensors"
@@ -243,7 +243,7 @@ class Checkpointer:
             prune_checkpoints(self._uri, self._keep_last)
         except StorageError as error:
             self._error = error
-            self._metrics.checkpoints.labels(result="failed").inc()
+            self._metrics.checkpoints.labels(result=CheckpointResult.FAILED).inc()
             steps = _steps_if_listed(self._uri)
             _LOG.warning(
                 "the checkpoint of step %d wasn't saved: %s (complete checkpoints: steps %s)",
@@ -254,7 +254,7 @@ class Checkpointer:
         except BaseException as error:  # noqa: BLE001 - raised again on the training thread
             self._error = error
         else:
-            self._metrics.checkpoints.labels(result="saved").inc()
+            self._metrics.checkpoints.labels(result=CheckpointResult.SAVED).inc()
         self._metrics.checkpoint_seconds.labels(part="write").observe(time.perf_counter() - started)
 
     def _write_or_prune_and_retry(self, progress: TrainProgress, buffer: SafetensorsBuffer) -> None:

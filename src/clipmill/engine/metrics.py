@@ -15,7 +15,7 @@ from clipmill.engine.objective import Objective
 from clipmill.engine.result import LOG_FILE, RUN_FILE, log_lines
 from clipmill.errors import ConfigError, StorageError
 from clipmill.storage import join, write_bytes, write_json
-from clipmill.telemetry import serve_metrics, train_metrics
+from clipmill.telemetry import TOTAL_LOSS, serve_metrics, train_metrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class MetricsLogger:
                 metrics.evaluation.labels(evaluation=evaluation, metric=metric).set(value)
         if "loss" in record and not any(key.startswith("loss/") for key in record):
             # A single term is the total, under its own name as well.
-            metrics.loss.labels(objective=self._name, kind="total").set(record["loss"])
+            metrics.loss.labels(objective=self._name, kind=TOTAL_LOSS).set(record["loss"])
 
 
 def _tensorboard_writer(folder: str) -> Any:

@@ -31,7 +31,7 @@ from clipmill.errors import StoppedError, TrainingError
 from clipmill.models.execution import set_num_threads, to_channels_last
 from clipmill.processes import tune_malloc
 from clipmill.stage_records import ProgressCallback
-from clipmill.telemetry import train_metrics
+from clipmill.telemetry import SkipReason, train_metrics
 
 BuildObjective = Callable[[DistributedContext], Objective]
 """Builds the objective, on the CPU."""
@@ -198,7 +198,7 @@ class Trainer:
         if not decision.skipped:
             return
         guard = self._config.spike_guard
-        reason = "not-finite" if decision.not_finite else "spike"
+        reason = SkipReason.NOT_FINITE if decision.not_finite else SkipReason.SPIKE
         self._metrics.skipped_updates.labels(reason=reason).inc()
         self._metrics.skipped_samples.inc(self._config.batch_size)
         limit = guard.max_consecutive_skips

@@ -1,13 +1,18 @@
-"""Recording rules: what alerts and dashboards ask for often."""
+"""Prometheus rules: recordings, alerts, and promtool's tests of the alerts.
 
-import json
+An alert names its labels' values by the constants of the code that emits them.
+"""
+
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clipmill.cluster.manifests import yaml_text
-from clipmill.cluster.monitoring import expressions as e
-from clipmill.cluster.monitoring.dashboards import dashboards
+from clipmill.cluster.monitoring import series as e
+from clipmill.cluster.monitoring.series import error_ratio
+from clipmill.images import UNREADABLE_IMAGE
+from clipmill.serve.errors import RejectReason
+from clipmill.telemetry import TOTAL_LOSS, CheckpointResult, SkipReason
 
+RUNBOOKS = "https://github.com/clipmill/clipmill/blob/main/docs/runbooks"
 BURN_WINDOWS = ("5m", "30m", "1h", "6h")
 """Windows of the error ratio: two pairs, for a fast burn and a slow one."""
 _HOUR = "[1h]"
@@ -16,7 +21,7 @@ _DAY_BEFORE = "[1d] offset 1h"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """A series computed from others."""
+    """A recording rule: a series computed from others."""
 
     name: str
     """Name of the series, ``level:metric:operation``."""
@@ -25,12 +30,12 @@ class Recording:
 
 
 def drift(metric: str) -> str:
-    """Name of the recorded distance between a metric's last hour and the day before it, 0 to 1."""
+    """Return the name of the recorded distance between a metric's last hour and the day before, 0 to 1."""
     return f"model:{metric.removesuffix('_total')}:drift1h"
 
 
 def _histogram_drift(metric: str) -> Recording:
-    """Kolmogorov and Smirnov's distance: the largest gap between two cumulative shares."""
+    """Record the Kolmogorov-Smirnov distance, the largest gap of two cumulative distributions."""
 
     def shares(when: str) -> str:
         return (
@@ -46,7 +51,7 @@ def _histogram_drift(metric: str) -> Recording:
 
 
 def _class_drift(metric: str) -> Recording:
-    """Total variation distance: half of what the classes' shares differ by, summed."""
+    """Record the total variation distance, half the sum of the differences of shares."""
 
     def shares(when: str) -> str:
         rate = f"rate({metric}{when})"
@@ -59,11 +64,6 @@ def _class_drift(metric: str) -> Recording:
     return Recording(
         name=drift(metric), expression=f"sum by (namespace, model) (abs({hour} - ({day}))) / 2"
     )
-
-
-def error_ratio(window: str) -> str:
-    """Name of the recorded error ratio of an endpoint over a window."""
-    return f"model:clipmill_serve_errors:ratio_rate{window}"
 
 
 RECORDINGS: tuple[Recording, ...] = (
@@ -100,120 +100,55 @@ RECORDINGS: tuple[Recording, ...] = (
 )
 
 
-def rules() -> dict[str, Any]:
-    """Rule groups as Prometheus reads them."""
-    recorded = [{"record": r.name, "expr": r.expression} for r in RECORDINGS]
-    return {
-        "groups": [
-            {"name": "clipmill-recording", "interval": "30s", "rules": recorded},
-            {"name": "clipmill-alerts", "rules": [_rule(alert) for alert in ALERTS]},
-        ]
-    }
-
-
-def rule_tests(rule_file: str) -> dict[str, Any]:
-    """promtool's tests: each alert fires on one input and is silent on the other."""
-    return {
-        "rule_files": [rule_file],
-        "evaluation_interval": "1m",
-        "tests": [
-            {
-                "name": f"{alert.name} {'fires' if firing else 'is silent'}",
-                "interval": "1m",
-                "input_series": [
-                    {"series": series, "values": values}
-                    for series, values in (alert.fires if firing else alert.silent).items()
-                ],
-                "promql_expr_test": [
-                    {
-                        "expr": f"count({_firing(alert)}) or vector(0)",
-                        "eval_time": alert.after,
-                        "exp_samples": [{"labels": "{}", "value": int(firing)}],
-                    }
-                ],
-            }
-            for alert in ALERTS
-            for firing in (True, False)
-        ],
-    }
-
-
-def files() -> dict[str, str]:
-    """Text by path, under the chart's ``files/``."""
-    made = {"rules.yaml": yaml_text(rules())}
-    for name, dashboard in dashboards().items():
-        made[f"dashboards/{name}.json"] = json.dumps(dashboard, indent=1) + "\n"
-    return made
-
-
-def _firing(alert: Alert) -> str:
-    return f'ALERTS{{alertname="{alert.name}",alertstate="firing"}}'
-
-
-def _rule(alert: Alert) -> dict[str, Any]:
-    return {
-        "alert": alert.name,
-        "expr": alert.expression,
-        "for": alert.lasting,
-        "labels": {"severity": alert.severity},
-        "annotations": {
-            "summary": alert.summary,
-            "runbook_url": f"{RUNBOOKS}/{alert.name}.md",
-        },
-    }
-
-
-RUNBOOKS = "https://github.com/clipmill/clipmill/blob/main/docs/runbooks"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alert:
-    """An alert with the input that tries it."""
+    """An alert, with an input that must fire it and one that must not."""
 
     name: str
     """Name; its runbook is the file of that name in docs/runbooks."""
     expression: str
     """PromQL that has a value while something is wrong."""
-    lasting: str
-    """How long it must be so."""
+    for_: str
+    """Time for which the expression must hold."""
     severity: Literal["page", "ticket"]
-    """Whether someone is woken."""
+    """``page`` wakes someone, ``ticket`` waits for working hours."""
     summary: str
     """One line; may hold Prometheus' templates."""
-    fires: dict[str, str]
-    """Values by series, a minute apart, that must fire it at ``after``."""
-    silent: dict[str, str]
-    """Values by series that mustn't."""
-    after: str = "30m"
-    """When the input is judged."""
+    firing_series: dict[str, str]
+    """Values by series, a minute apart, that must fire it at ``eval_time``."""
+    quiet_series: dict[str, str]
+    """Values by series that must not fire it."""
+    eval_time: str = "30m"
+    """Time at which the inputs are evaluated."""
 
 
-_FEW = 1 - e.OBJECTIVE
+_ERROR_BUDGET = 1 - e.OBJECTIVE
 # A distance of distributions, 0 to 1: two halves of one stream stay below a tenth.
-_DRIFTED = 0.25
+_DRIFT_THRESHOLD = 0.25
 # In usual distances of a training image from their mean: means of images like them stay below 0.2.
-_UNLIKE_TRAINING = 1
+_EMBEDDING_THRESHOLD = 1
 _ENOUGH_IMAGES = (
     "and on (namespace, model) "
     f"sum by (namespace, model) (increase({e.BRIGHTNESS}_count[1h])) > 200"
 )
+_QUEUE_FULL = f'{e.REJECTED}{{reason="{RejectReason.QUEUE_FULL}"}}'
 _ERRORS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="503"}}'
-_ANSWERS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}'
+_SUCCESSES = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}'
 
 
 def _burn(short: str, long: str, factor: float) -> str:
-    budget = f"{factor * _FEW:.4g}"
+    budget = f"{factor * _ERROR_BUDGET:.4g}"
     return f"{error_ratio(long)} > {budget} and {error_ratio(short)} > {budget}"
 
 
 def _drifted(*metrics: str) -> str:
-    """Far from the day before in any of them, where the hour brought enough images to tell."""
-    far = " or ".join(f"{drift(metric)} > {_DRIFTED}" for metric in metrics)
+    """Return PromQL for drift of any metric in an hour with enough images."""
+    far = " or ".join(f"{drift(metric)} > {_DRIFT_THRESHOLD}" for metric in metrics)
     return f"({far}) {_ENOUGH_IMAGES}"
 
 
 def _bucketed(metric: str, low: str, high: str) -> dict[str, str]:
-    """A histogram of two buckets, by the values of its lower one and of all."""
+    """Return the series of a histogram, from the values of its lower bucket and of all."""
     labels = 'model="depth",namespace="n"'
     return {
         f'{metric}_bucket{{{labels},le="0.5"}}': low,
@@ -232,13 +167,21 @@ def _shares(floor: str, wall: str) -> dict[str, str]:
 
 
 def _embedded(*distances: str) -> dict[str, str]:
-    """Distances of each replica, and a steady stream of images."""
+    """Return the distances of each replica, and a steady stream of images."""
     labels = 'model="depth",namespace="n"'
     replicas = {
         f'{e.EMBEDDING_DISTANCE}{{{labels},version="1",pod="{pod}"}}': values
         for pod, values in enumerate(distances)
     }
     return replicas | {f"{e.BRIGHTNESS}_count{{{labels}}}": "0+10x180"}
+
+
+def _rejected(reason: RejectReason) -> str:
+    return f'{e.REJECTED}{{model="depth",namespace="n",reason="{reason}"}}'
+
+
+def _checkpoints(result: CheckpointResult) -> str:
+    return f'{e.CHECKPOINTS}{{result="{result}"}}'
 
 
 def _train(name: str, **labels: str) -> str:
@@ -251,100 +194,105 @@ ALERTS: tuple[Alert, ...] = (
         name="EndpointFastBurn",
         # Google's SRE workbook, chapter 5: 2% of a month's budget within an hour.
         expression=_burn("5m", "1h", 14.4),
-        lasting="2m",
+        for_="2m",
         severity="page",
         summary="{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests",
-        fires={_ERRORS: "0+30x90", _ANSWERS: "0+70x90"},
-        silent={_ERRORS: "0+1x90", _ANSWERS: "0+999x90"},
-        after="80m",
+        firing_series={_ERRORS: "0+30x90", _SUCCESSES: "0+70x90"},
+        quiet_series={_ERRORS: "0+1x90", _SUCCESSES: "0+999x90"},
+        eval_time="80m",
     ),
     Alert(
         name="EndpointSlowBurn",
         # The same chapter: 5% of the budget within six hours.
         expression=_burn("30m", "6h", 6),
-        lasting="15m",
+        for_="15m",
         severity="ticket",
         summary="{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests",
-        fires={_ERRORS: "0+10x420", _ANSWERS: "0+90x420"},
-        silent={_ERRORS: "0+1x420", _ANSWERS: "0+99x420"},
-        after="400m",
+        firing_series={_ERRORS: "0+10x420", _SUCCESSES: "0+90x420"},
+        quiet_series={_ERRORS: "0+1x420", _SUCCESSES: "0+99x420"},
+        eval_time="400m",
     ),
     Alert(
         name="EndpointQueueSaturated",
-        expression=f"sum by (namespace, model) (rate({e.REJECTED}[5m])) > 0.1",
-        lasting="10m",
+        expression=f"sum by (namespace, model) (rate({_QUEUE_FULL}[5m])) > 0.1",
+        for_="10m",
         severity="ticket",
         summary="{{ $labels.model }} turns requests away: its queue is full",
-        fires={f'{e.REJECTED}{{model="depth",namespace="n",reason="queue-full"}}': "0+60x40"},
-        silent={f'{e.REJECTED}{{model="depth",namespace="n",reason="queue-full"}}': "0+1x40"},
+        firing_series={_rejected(RejectReason.QUEUE_FULL): "0+60x40"},
+        quiet_series={
+            _rejected(RejectReason.QUEUE_FULL): "0+1x40",
+            # Clients' mistakes don't fill a queue.
+            _rejected(RejectReason.PROTOCOL): "0+60x40",
+            _rejected(RejectReason.DISCONNECTED): "0+60x40",
+        },
     ),
     Alert(
         name="InputDrift",
         expression=_drifted(e.PIXELS, e.BRIGHTNESS),
-        lasting="30m",
+        for_="30m",
         severity="ticket",
         summary="images sent to {{ $labels.model }} are unlike those of the day before",
         # Four hours of half dark, half bright images; then dark ones alone.
-        fires=_bucketed(e.BRIGHTNESS, "0+5x240 1210+10x120", "0+10x360"),
-        silent=_bucketed(e.BRIGHTNESS, "0+5x240 1206+6x120", "0+10x360"),
-        after="330m",
+        firing_series=_bucketed(e.BRIGHTNESS, "0+5x240 1210+10x120", "0+10x360"),
+        quiet_series=_bucketed(e.BRIGHTNESS, "0+5x240 1206+6x120", "0+10x360"),
+        eval_time="330m",
     ),
     Alert(
         name="EmbeddingDrift",
         # A replica that has seen too few images says NaN, which no comparison lets through.
         expression=f"avg by (namespace, model, version) ({e.EMBEDDING_DISTANCE} >= 0)"
-        f" > {_UNLIKE_TRAINING} {_ENOUGH_IMAGES}",
-        lasting="30m",
+        f" > {_EMBEDDING_THRESHOLD} {_ENOUGH_IMAGES}",
+        for_="30m",
         severity="ticket",
         summary="images sent to {{ $labels.model }} are unlike those that it was trained on",
-        fires=_embedded("0.1x60 2x120", "NaN " * 180),
-        silent=_embedded("0.2x180", "NaN " * 60 + "0.9x120"),
-        after="150m",
+        firing_series=_embedded("0.1x60 2x120", "NaN " * 180),
+        quiet_series=_embedded("0.2x180", "NaN " * 60 + "0.9x120"),
+        eval_time="150m",
     ),
     Alert(
         name="PredictionDrift",
         expression=_drifted(e.METRES, e.CLASS_SHARE),
-        lasting="30m",
+        for_="30m",
         severity="ticket",
         summary="what {{ $labels.model }} predicts is unlike the day before",
-        fires=_shares("0+5x240 1209+9x120", "0+5x240 1201+1x120"),
-        silent=_shares("0+5x240 1206+6x120", "0+5x240 1204+4x120"),
-        after="330m",
+        firing_series=_shares("0+5x240 1209+9x120", "0+5x240 1201+1x120"),
+        quiet_series=_shares("0+5x240 1206+6x120", "0+5x240 1204+4x120"),
+        eval_time="330m",
     ),
     Alert(
         name="TrainingStalled",
         # A step counter that stands still while the process is still scraped.
         expression=f"changes({e.STEP}[20m]) == 0 and {e.STEP} > 0",
-        lasting="5m",
+        for_="5m",
         severity="page",
         summary="{{ $labels.job }} has done no step for 20 minutes",
-        fires={_train(e.STEP): "100x60"},
-        silent={_train(e.STEP): "100+1x60"},
-        after="40m",
+        firing_series={_train(e.STEP): "100x60"},
+        quiet_series={_train(e.STEP): "100+1x60"},
+        eval_time="40m",
     ),
     Alert(
         name="TrainingHang",
         expression=f"increase({e.HANGS}[15m]) > 0",
-        lasting="1m",
+        for_="1m",
         severity="page",
         summary="{{ $labels.job }} reports a rank that isn't heard of, or a step that hangs",
-        fires={_train(e.HANGS): "0x20 1x20"},
-        silent={_train(e.HANGS): "1x40"},
+        firing_series={_train(e.HANGS): "0x20 1x20"},
+        quiet_series={_train(e.HANGS): "1x40"},
     ),
     Alert(
         name="TrainingStraggler",
         # One rank that waits for its batches much longer than the middle one holds up all.
         expression=f"max by (namespace, job) (deriv({e.DATA_WAIT}[10m])) > "
         f"0.2 + 3 * quantile by (namespace, job) (0.5, deriv({e.DATA_WAIT}[10m]))",
-        lasting="10m",
+        for_="10m",
         severity="ticket",
         summary="a rank of {{ $labels.job }} waits for data while the others don't",
-        fires={
+        firing_series={
             _train(e.DATA_WAIT, rank="0"): "0+1x60",
             _train(e.DATA_WAIT, rank="1"): "0+1x60",
             _train(e.DATA_WAIT, rank="2"): "0+40x60",
         },
-        silent={
+        quiet_series={
             _train(e.DATA_WAIT, rank="0"): "0+20x60",
             _train(e.DATA_WAIT, rank="1"): "0+21x60",
             _train(e.DATA_WAIT, rank="2"): "0+22x60",
@@ -354,89 +302,145 @@ ALERTS: tuple[Alert, ...] = (
         name="TrainingLossNotFinite",
         # NaN is the one value that differs from itself.
         expression=f"({e.LOSS} != {e.LOSS}) or (abs({e.LOSS}) == Inf)",
-        lasting="0m",
+        for_="0m",
         severity="page",
         summary="the {{ $labels.kind }} loss of {{ $labels.job }} is {{ $value }}",
-        fires={_train(e.LOSS, objective="clip", kind="total"): "2x10" + " NaN" * 30},
-        silent={_train(e.LOSS, objective="clip", kind="total"): "2x40"},
+        firing_series={_train(e.LOSS, objective="clip", kind=TOTAL_LOSS): "2x10" + " NaN" * 30},
+        quiet_series={_train(e.LOSS, objective="clip", kind=TOTAL_LOSS): "2x40"},
     ),
     Alert(
         name="TrainingUpdatesSkipped",
         expression=f"sum by (namespace, job, reason) (increase({e.SKIPPED}[15m])) > 10",
-        lasting="0m",
+        for_="0m",
         severity="ticket",
         summary="{{ $labels.job }} leaves updates out: {{ $labels.reason }}",
-        fires={_train(e.SKIPPED, reason="not-finite"): "0+5x40"},
-        silent={_train(e.SKIPPED, reason="not-finite"): "0x20 1x20"},
+        firing_series={_train(e.SKIPPED, reason=SkipReason.NOT_FINITE): "0+5x40"},
+        quiet_series={_train(e.SKIPPED, reason=SkipReason.NOT_FINITE): "0x20 1x20"},
     ),
     Alert(
         name="CheckpointFailed",
         expression="sum by (namespace, job) "
-        f'(increase({e.CHECKPOINTS}{{result="failed"}}[30m])) > 0',
-        lasting="0m",
+        f"(increase({_checkpoints(CheckpointResult.FAILED)}[30m])) > 0",
+        for_="0m",
         severity="ticket",
         summary="{{ $labels.job }} couldn't save its state",
-        fires={_train(e.CHECKPOINTS, result="failed"): "0x10 1x30"},
-        silent={_train(e.CHECKPOINTS, result="saved"): "0+1x40"},
+        firing_series={_train(e.CHECKPOINTS, result=CheckpointResult.FAILED): "0x10 1x30"},
+        quiet_series={_train(e.CHECKPOINTS, result=CheckpointResult.SAVED): "0+1x40"},
     ),
     Alert(
         name="CheckpointLate",
-        expression=f'sum by (namespace, job) (increase({e.CHECKPOINTS}{{result="saved"}}[2h])) == 0'
+        expression="sum by (namespace, job) "
+        f"(increase({_checkpoints(CheckpointResult.SAVED)}[2h])) == 0"
         f" and on (namespace, job) changes({e.STEP}[2h]) > 0",
-        lasting="10m",
+        for_="10m",
         severity="ticket",
         summary="{{ $labels.job }} has saved nothing for two hours",
-        fires={
-            _train(e.CHECKPOINTS, result="saved"): "1x200",
+        firing_series={
+            _train(e.CHECKPOINTS, result=CheckpointResult.SAVED): "1x200",
             _train(e.STEP): "0+10x200",
         },
-        silent={
-            _train(e.CHECKPOINTS, result="saved"): "0+0.1x200",
+        quiet_series={
+            _train(e.CHECKPOINTS, result=CheckpointResult.SAVED): "0+0.1x200",
             _train(e.STEP): "0+10x200",
         },
-        after="150m",
+        eval_time="150m",
     ),
     Alert(
         name="ShardErrorsHigh",
         expression="job:clipmill_data_quarantined:ratio_rate15m > 0.1",
-        lasting="15m",
+        for_="15m",
         severity="ticket",
         summary="{{ $labels.job }} sets {{ $value | humanizePercentage }} of its samples aside",
-        fires={
+        firing_series={
             _train(e.SAMPLES): "0+80x60",
-            _train(e.QUARANTINED, reason="undecodable"): "0+20x60",
+            _train(e.QUARANTINED, reason=UNREADABLE_IMAGE): "0+20x60",
         },
-        silent={
+        quiet_series={
             _train(e.SAMPLES): "0+99x60",
-            _train(e.QUARANTINED, reason="undecodable"): "0+1x60",
+            _train(e.QUARANTINED, reason=UNREADABLE_IMAGE): "0+1x60",
         },
-        after="50m",
+        eval_time="50m",
     ),
     Alert(
         name="PipelineFailed",
         expression='increase(argo_workflows_total_count{phase=~"Failed|Error"}[15m]) > 0',
-        lasting="0m",
+        for_="0m",
         severity="ticket",
         summary="a pipeline run or data workflow ended as {{ $labels.phase }}",
-        fires={'argo_workflows_total_count{phase="Failed"}': "0x20 1x20"},
-        silent={'argo_workflows_total_count{phase="Succeeded"}': "0+1x40"},
+        firing_series={'argo_workflows_total_count{phase="Failed"}': "0x20 1x20"},
+        quiet_series={'argo_workflows_total_count{phase="Succeeded"}': "0+1x40"},
     ),
     Alert(
         name="EndpointRestarts",
         expression="increase(kube_pod_container_status_restarts_total"
         '{container="kserve-container"}[30m]) > 2',
-        lasting="0m",
+        for_="0m",
         severity="ticket",
         summary="{{ $labels.pod }} keeps restarting",
-        fires={
+        firing_series={
             'kube_pod_container_status_restarts_total{container="kserve-container",pod="p"}': (
                 "0x5 1x5 2x5 4x30"
             )
         },
-        silent={
+        quiet_series={
             'kube_pod_container_status_restarts_total{container="kserve-container",pod="p"}': (
                 "3x40"
             )
         },
     ),
 )
+
+
+def rules() -> dict[str, Any]:
+    """Return the rule groups as Prometheus reads them."""
+    recorded = [{"record": r.name, "expr": r.expression} for r in RECORDINGS]
+    return {
+        "groups": [
+            {"name": "clipmill-recording", "interval": "30s", "rules": recorded},
+            {"name": "clipmill-alerts", "rules": [_rule(alert) for alert in ALERTS]},
+        ]
+    }
+
+
+def rule_tests(rule_file: str) -> dict[str, Any]:
+    """Return promtool's tests: each alert fires on one input and is silent on the other."""
+    return {
+        "rule_files": [rule_file],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "name": f"{alert.name} {'fires' if firing else 'is silent'}",
+                "interval": "1m",
+                "input_series": [
+                    {"series": series, "values": values}
+                    for series, values in (alert.firing_series if firing else alert.quiet_series).items()
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": f"count({_firing(alert)}) or vector(0)",
+                        "eval_time": alert.eval_time,
+                        "exp_samples": [{"labels": "{}", "value": int(firing)}],
+                    }
+                ],
+            }
+            for alert in ALERTS
+            for firing in (True, False)
+        ],
+    }
+
+
+def _firing(alert: Alert) -> str:
+    return f'ALERTS{{alertname="{alert.name}",alertstate="firing"}}'
+
+
+def _rule(alert: Alert) -> dict[str, Any]:
+    return {
+        "alert": alert.name,
+        "expr": alert.expression,
+        "for": alert.for_,
+        "labels": {"severity": alert.severity},
+        "annotations": {
+            "summary": alert.summary,
+            "runbook_url": f"{RUNBOOKS}/{alert.name}.md",
+        },
+    }

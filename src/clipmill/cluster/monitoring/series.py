@@ -1,4 +1,4 @@
-"""Names of the series that rules and rollouts ask for; a test holds them against telemetry."""
+"""Prometheus series: names for rules and rollouts, and all metrics of telemetry by group."""
 
 from dataclasses import dataclass, fields
 from functools import cache
@@ -34,57 +34,62 @@ OTHERS: Final = frozenset(
         "argo_workflows_total_count",
     }
 )
-"""Series that aren't ours, which alerts may ask for."""
+"""Series of others, which alerts may use."""
 
 OBJECTIVE: Final = 0.99
-"""Share of requests that an endpoint should answer without a 5xx, over 30 days."""
+"""Service level objective: share of requests without a 5xx, over 30 days."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
+class PrometheusMetric:
     """A metric as Prometheus shows it."""
 
     name: str
     """Name of the family, a counter's ``_total`` included."""
-    kind: Literal["gauge", "counter", "histogram"]
-    """What it is."""
-    meaning: str
-    """Its documentation."""
+    type: Literal["gauge", "counter", "histogram"]
+    """Its type."""
+    help: str
+    """Its help text."""
     labels: tuple[str, ...]
     """Names of its labels."""
 
     @property
     def series(self) -> tuple[str, ...]:
         """Names under which it is queried."""
-        if self.kind == "histogram":
+        if self.type == "histogram":
             return tuple(f"{self.name}_{part}" for part in ("bucket", "count", "sum"))
         return (self.name,)
 
 
 @cache
-def sections() -> dict[str, tuple[Metric, ...]]:
-    """Metrics by section: ``train``, ``data``, ``serving`` and whatever else telemetry has.
+def metrics_by_group() -> dict[str, tuple[PrometheusMetric, ...]]:
+    """Return metrics by group: ``train``, ``data``, ``serving`` and all others of telemetry.
 
-    A section is a cached function of telemetry whose name ends in ``_metrics``.
+    A group is a cached function of telemetry whose name ends in ``_metrics``.
     """
-    found = {}
+    groups = {}
     for name, make in sorted(vars(telemetry).items()):
         if name.endswith("_metrics") and hasattr(make, "cache_clear"):
-            section = make()
-            found[name.removesuffix("_metrics")] = tuple(
-                _metric(getattr(section, field.name)) for field in fields(section)
+            group = make()
+            groups[name.removesuffix("_metrics")] = tuple(
+                _metric(getattr(group, field.name)) for field in fields(group)
             )
-    return found
+    return groups
 
 
 def all_series() -> frozenset[str]:
-    """Each name that may be queried."""
-    return frozenset(s for metrics in sections().values() for m in metrics for s in m.series)
+    """Return each name that may be queried."""
+    return frozenset(s for metrics in metrics_by_group().values() for m in metrics for s in m.series)
 
 
-def _metric(collector: Any) -> Metric:
+def _metric(collector: Any) -> PrometheusMetric:
     (family,) = collector.describe()
     kind = family.type
     name = f"{family.name}_total" if kind == "counter" else family.name
-    labels = tuple(collector._labelnames)  # noqa: SLF001  # told nowhere else
-    return Metric(name=name, kind=kind, meaning=family.documentation, labels=labels)
+    labels = tuple(collector._labelnames)  # noqa: SLF001  # not public
+    return PrometheusMetric(name=name, type=kind, help=family.documentation, labels=labels)
+
+
+def error_ratio(window: str) -> str:
+    """Return the name of the recorded error ratio of an endpoint over a window."""
+    return f"model:clipmill_serve_errors:ratio_rate{window}"

@@ -7,11 +7,12 @@ from typing import Protocol
 
 from PIL import Image
 
+from clipmill.images import UNREADABLE_IMAGE
 from clipmill.lineage import Parent
 
 # Why a sample has no caption of the captioner's own, and what each reason means.
 REASONS = {
-    "unreadable-image": "the image can't be decoded",
+    UNREADABLE_IMAGE: "the image can't be decoded",
     "empty": "the captioner said nothing",
     "failed": "the model raised an error on this sample alone",
     "refused": "the endpoint or its model declines this sample",

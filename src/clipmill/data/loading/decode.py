@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.errors import BadSampleError
-from clipmill.images import MAX_PIXELS, decode_rgb, image_size
+from clipmill.images import MAX_PIXELS, UNREADABLE_IMAGE, decode_rgb, image_size
 
 REDUCTIONS = (8, 4, 2, 1)
 """How many pixels of a side may become one while decoding, most first."""
@@ -64,7 +64,7 @@ class EncodedImage:
             pixels_HW3 = np.array(decode_rgb(self._data))
             height, width, reduction = self.height, self.width, 1
         if pixels_HW3.shape != (height, width, 3):
-            raise BadSampleError("unreadable-image", "its size isn't the one in its header")
+            raise BadSampleError(UNREADABLE_IMAGE, "its size isn't the one in its header")
         return pixels_HW3, reduction
 
 

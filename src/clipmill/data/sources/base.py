@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
+from clipmill.images import UNREADABLE_IMAGE
 from clipmill.data.parallel import OrderedMap
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -22,7 +23,7 @@ REASONS = {
     "not-downloaded": "img2dataset's record says that the image couldn't be had",
     "broken-record": "the sample's record or embeddings can't be read",
     "cut-tar": "the tar ends, or stops being one, before its end",
-    "unreadable-image": "the image is cut, broken, or neither JPEG, PNG nor WebP",
+    UNREADABLE_IMAGE: "the image is cut, broken, or neither JPEG, PNG nor WebP",
     "image-too-large": "the header claims more pixels than the limit",
     "image-too-small": "a side is shorter than the limit",
     "duplicate-id": "another sample has the same id",

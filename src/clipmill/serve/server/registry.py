@@ -10,7 +10,7 @@ from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import ModelNotFoundError
 from clipmill.serve.model_spec import ModelSpec, parse_model_specs, read_models_file
 from clipmill.serve.server.model import KServeModel
-from clipmill.telemetry import serving_metrics
+from clipmill.telemetry import ReloadOutcome, serving_metrics
 
 _logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class ModelReloader:
             for spec in parse_model_specs(await asyncio.to_thread(read_models_file, path)):
                 models.append(await self._get_or_load(spec))  # noqa: PERF401  # kept if one fails
         except Exception as error:  # the running models must keep running
-            reloads.labels("failed").inc()
+            reloads.labels(ReloadOutcome.FAILED).inc()
             _logger.error(  # noqa: TRY400  # a user's error says all; others show their trace
                 "the models stay as they were: %s",
                 error,
@@ -130,7 +130,7 @@ class ModelReloader:
             )
             return
         await self._registry.replace_all(models)
-        reloads.labels("swapped").inc()
+        reloads.labels(ReloadOutcome.SWAPPED).inc()
         _logger.info("serving %s", [f"{model.name}@{model.version}" for model in models])
 
     async def _get_or_load(self, spec: ModelSpec) -> KServeModel:
