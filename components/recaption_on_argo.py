@@ -23,9 +23,9 @@ def recaption_on_argo(
         Name of the caption layer.
     """
     from clipmill import stages
-    from clipmill.cluster.argo import fan_out
+    from clipmill.cluster.argo import run_data_workflow
 
     arguments = ["--captioner", captioner, "--recipe", recipe]
-    fan_out("recaption", dataset, arguments, pool=pool, namespace=namespace)
+    run_data_workflow("recaption", dataset, arguments, pool=pool, namespace=namespace)
     # All is there by now: the stage finds it, and tells its name.
     return stages.recaption(recipe, [], dataset, captioner, store, run)

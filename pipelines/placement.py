@@ -16,7 +16,7 @@ from clipmill.cluster.constants import (
     STORE_SECRET,
     STORE_VARIABLES,
 )
-from clipmill.cluster.pools import load_pools, pool_named
+from clipmill.cluster.pools import load_pools, get_pool
 from clipmill.stage_records import METRICS_VARIABLE
 
 PoolName = Literal["cpu", "gpu"]
@@ -31,7 +31,7 @@ def on_pool(task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True) -> d
     ``cached=False`` runs it each time: for what reads or changes things that no digest names. All
     others are called with URIs that hold digests, so that equal inputs mean equal outputs.
     """
-    nodes = pool_named(pool, load_pools())
+    nodes = get_pool(pool, load_pools())
     kubernetes.add_node_selector(task, POOL_LABEL, pool)
     kubernetes.add_toleration(task, key=POOL_LABEL, operator="Equal", value=pool)
     # PyTorch's loaders hand batches over through it; a pod's own has 64 MB.

@@ -8,6 +8,7 @@ import pytest
 
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.metrics import MetricsLogger
 from clipmill.engine.result import LOG_FILE, log_lines
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.report.runs import differing, list_runs, runs_page
@@ -30,12 +31,12 @@ def store(request, tmp_path):
     save_checkpoint(join(uri, "encoders", "real-1"), metadata, {})
     write_bytes(join(uri, "encoders", "real-1", LOG_FILE), log_lines(RECORDS))
     other = TRAIN.override(["schedule.lr=0.5"])
-    journal = MetricsLogger(
+    logger = MetricsLogger(
         "clip", other, DistributedContext(), join(uri, "encoders", "both-2", "state")
     )
-    journal.begin(())
-    journal.write(RECORDS[0])
-    journal.publish("failed", "a rank was lost")
+    logger.resume(())
+    logger.write(RECORDS[0])
+    logger.upload("failed", "a rank was lost")
     write_json(join(uri, "datasets", "x", "dataset.json"), {})
     write_json(join(uri, "broken", "model.json"), {"format": 1})
     return uri

@@ -101,9 +101,9 @@ def cluster_cancel(handle: Handle) -> None:
 def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Print a data workflow's phase and its number of finished pods."""
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.argo import data_phase
+    from clipmill.cluster.argo import workflow_status
 
-    typer.echo(" ".join(data_phase(namespace, workflow, api=ClusterApi())))
+    typer.echo(" ".join(workflow_status(namespace, workflow, api=ClusterApi())))
 
 
 @cluster.command("suspend")
@@ -111,9 +111,9 @@ def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") ->
 def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Suspend a data workflow: no further pods start."""
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.argo import suspend_data
+    from clipmill.cluster.argo import suspend_workflow
 
-    suspend_data(namespace, workflow, api=ClusterApi())
+    suspend_workflow(namespace, workflow, api=ClusterApi())
 
 
 @cluster.command("resume")
@@ -121,9 +121,9 @@ def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> Non
 def cluster_resume(workflow: Workflow, namespace: Namespace = "default") -> None:
     """Resume a suspended data workflow."""
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.argo import suspend_data
+    from clipmill.cluster.argo import suspend_workflow
 
-    suspend_data(namespace, workflow, api=ClusterApi(), suspended=False)
+    suspend_workflow(namespace, workflow, api=ClusterApi(), suspended=False)
 
 
 @cluster.command("deploy")

@@ -102,7 +102,7 @@ def submit_stage(
     import json
 
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.argo import DataWorkflowConfig, data_workflow, num_shards, submit_data
+    from clipmill.cluster.argo import DataWorkflowConfig, data_workflow, num_shards, submit_data_workflow
 
     pairs = [*options.items(), *(("--set", override) for override in sets or [])]
     arguments = [text for name, value in pairs if value for text in (name, value)]
@@ -112,4 +112,4 @@ def submit_stage(
     if dry_run:
         typer.echo(json.dumps(data_workflow(config, count), indent=2))
         return
-    typer.echo(submit_data(config, count, api=ClusterApi()))
+    typer.echo(submit_data_workflow(config, count, api=ClusterApi()))

@@ -1,7 +1,7 @@
-"""The data plane: one stage over all shards of a dataset, as an Argo Workflow made by Hera.
+"""Data workflows: one stage over all shards of a dataset, as an Argo Workflow built with Hera.
 
-A pod owns a range of shards; it writes each output whole or not at all, and finds what is there
-already. So a retry, a lost spot node and two pods on one range are harmless.
+A pod owns a range of shards. It writes each output atomically, and skips those that exist: a retry,
+a lost spot node and two pods on one range are harmless.
 """
 
 import time
@@ -19,35 +19,43 @@ from clipmill.cluster.constants import (
     POD_SECURITY,
     STORE_SECRET,
 )
-from clipmill.cluster.pools import PoolConfig, container_resources, load_pools, pool_named
+from clipmill.cluster.pools import PoolConfig, container_resources, get_pool, load_pools
 from clipmill.config import Config, digest_json
 from clipmill.errors import ClusterError, ConfigError
 from clipmill.stage_records import METRICS_VARIABLE
 
+if TYPE_CHECKING:
+    from hera.workflows import Container
+
 PLANNED = "{{inputs.parameters.planned}}"
-"""Argo's name of what the plan printed: the URI of the planned dataset."""
+"""Argo's expression for the plan's output, the URI of the planned dataset."""
+USER_ERROR_CODE = 2
+"""Exit code of ``clipmill`` for errors that no retry fixes."""
+_PLANNED = "planned"
+_WEEK_SECONDS = 7 * 24 * 3600
+_ENDED = ("Succeeded", "Failed", "Error")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataWorkflowConfig(Config):
-    """A stage, fanned out."""
+    """A stage over all shards of a dataset."""
 
     stage: Literal["shard", "recaption", "score"]
-    """Which stage."""
+    """Name of the stage."""
     subject: str
-    """URI of the dataset; for ``shard``, what the plan of the dataset is made of."""
+    """URI of the dataset; for ``shard``, the source of the plan."""
     arguments: tuple[str, ...] = ()
     """Further arguments of the stage's command, such as ``("--captioner", URI)``."""
     pool: str = "cpu"
     """Name of the pool."""
     shards_per_pod: int = 32
-    """Shards that a pod owns; a pod's start takes seconds, so not too few."""
+    """Shards that a pod owns; a pod takes seconds to start, so not too few."""
     num_workers: int = 64
-    """Pods that ``shard`` is cut into: the number of shards isn't known before its plan."""
+    """Pods of ``shard``, for which the number of shards isn't known before the plan."""
     parallelism: int = 64
     """Most pods at once."""
     retries: int = 10
-    """How often a range is tried again; spot nodes come and go."""
+    """Retries of a range; spot nodes may be preempted."""
     namespace: str = "default"
     """Namespace of the workflow."""
     service_account: str = "clipmill-data"
@@ -62,12 +70,12 @@ class DataWorkflowConfig(Config):
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",
                     expected="at least 1",
-                    action=f"give {name} such a value",
+                    action=f"set {name} to 1 or more",
                 )
 
 
 def ranges(num_shards: int, shards_per_pod: int) -> list[tuple[int, int]]:
-    """First shard and the one to stop before, of each pod."""
+    """Return each pod's first shard, and the one to stop before."""
     return [
         (start, min(start + shards_per_pod, num_shards))
         for start in range(0, num_shards, shards_per_pod)
@@ -75,7 +83,7 @@ def ranges(num_shards: int, shards_per_pod: int) -> list[tuple[int, int]]:
 
 
 def num_shards(config: DataWorkflowConfig) -> int:
-    """Shards of the dataset that the stage is about; 0 for ``shard``, whose plan decides it.
+    """Return the number of the dataset's shards; 0 for ``shard``, whose plan decides it.
 
     Raises:
         NotFoundError: there is no such dataset.
@@ -87,8 +95,8 @@ def num_shards(config: DataWorkflowConfig) -> int:
     return len(Dataset.open(config.subject).shards)
 
 
-def parts(config: DataWorkflowConfig, num_shards: int) -> list[list[str]]:
-    """The arguments by which each pod knows its part."""
+def part_arguments(config: DataWorkflowConfig, num_shards: int) -> list[list[str]]:
+    """Return the arguments that give each pod its part."""
     if config.stage == "shard":
         return [["--worker", f"{i}/{config.num_workers}"] for i in range(config.num_workers)]
     return [
@@ -97,10 +105,10 @@ def parts(config: DataWorkflowConfig, num_shards: int) -> list[list[str]]:
     ]
 
 
-def commands(config: DataWorkflowConfig) -> tuple[list[str], list[str], list[str]]:
-    """What comes before the parts (or nothing), what each part begins with, and what comes after.
+def stage_commands(config: DataWorkflowConfig) -> tuple[list[str], list[str], list[str]]:
+    """Return the commands before the parts (or none), of each part, and after the parts.
 
-    Each is arguments of ``clipmill``; ``PLANNED`` in them stands for what the first one printed.
+    Each is arguments of ``clipmill``; ``PLANNED`` in them is replaced by the first one's output.
     """
     if config.stage == "shard":
         return (
@@ -108,26 +116,24 @@ def commands(config: DataWorkflowConfig) -> tuple[list[str], list[str], list[str
             ["data", "shard", "--plan", PLANNED],
             ["data", "finish", PLANNED],
         )
-    whole = ["data", config.stage, config.subject, *config.arguments]
+    full = ["data", config.stage, config.subject, *config.arguments]
     # Without a range the command finds all shards' files and lists them in the layer.
-    return [], whole, whole
+    return [], full, full
 
 
 def data_workflow(config: DataWorkflowConfig, num_shards: int) -> dict[str, Any]:
-    """The Workflow; ``shard`` ignores ``num_shards``, which its plan decides."""
-    from clipmill.cluster import workflow_templates as templates
-
-    pool = pool_named(config.pool, load_pools())
-    before, part, after = commands(config)
-    split = parts(config, num_shards)
+    """Return the Workflow; ``shard`` ignores ``num_shards``, which its plan decides."""
+    pool = get_pool(config.pool, load_pools())
+    before, part, after = stage_commands(config)
+    split = part_arguments(config, num_shards)
     names = [flag.removeprefix("--") for flag in split[0][::2]] if split else []
     items = [dict(zip(names, values[1::2], strict=True)) for values in split]
-    made = [templates.container("plan", config, pool, before)] if before else []
-    made += [
-        templates.container("part", config, pool, part, inputs=names),
-        templates.container("finish", config, pool, after),
+    containers = [_container("plan", config, pool, before)] if before else []
+    containers += [
+        _container("part", config, pool, part, inputs=names),
+        _container("finish", config, pool, after),
     ]
-    return templates.workflow(config, pool, made, items)
+    return _workflow(config, pool, containers, items)
 
 
 if TYPE_CHECKING:
@@ -135,116 +141,14 @@ if TYPE_CHECKING:
 
     from clipmill.cluster.argo import DataWorkflowConfig
 
-USER_ERROR_CODE = 2
-"""Exit code of ``clipmill`` for what no retry mends."""
-_PLANNED = "planned"
-_WEEK_SECONDS = 7 * 24 * 3600
+
+def submit_data_workflow(config: DataWorkflowConfig, num_shards: int, *, api: ClusterApi) -> str:
+    """Submit the workflow, and return its name."""
+    workflow = api.create(WORKFLOW, config.namespace, data_workflow(config, num_shards))
+    return str(workflow["metadata"]["name"])
 
 
-def container(
-    name: str,
-    config: "DataWorkflowConfig",
-    pool: PoolConfig,
-    command: Sequence[str],
-    inputs: Sequence[str] = (),
-) -> "Container":
-    """A ``clipmill`` command; each of ``inputs`` is a parameter, and an option of its name."""
-    from hera.workflows import Container, Parameter, RetryStrategy
-    from hera.workflows import models as m
-
-    planned = any(_PLANNED in text for text in command)
-    parameters = [*inputs, *([_PLANNED] if planned else [])]
-    options = [t for i in inputs for t in (f"--{i}", f"{{{{inputs.parameters.{i}}}}}")]
-    # An empty result: Argo memoises only what has outputs.
-    done = Parameter(name="done", value_from=m.ValueFrom(path="/tmp/done", default="yes"))  # noqa: S108
-    return Container(
-        name=name,
-        image=config.image,
-        command=["clipmill"],
-        args=[*command, *options],
-        inputs=[Parameter(name=p) for p in parameters],
-        outputs=[done] if inputs else None,
-        env=[m.EnvVar(name=METRICS_VARIABLE, value=f"0.0.0.0:{METRICS_PORT}")],
-        ports=[m.ContainerPort(name="metrics", container_port=METRICS_PORT)],
-        env_from=[m.EnvFromSource(secret_ref=m.SecretEnvSource(name=STORE_SECRET, optional=True))],
-        resources=m.ResourceRequirements(**container_resources(pool)),
-        security_context=m.SecurityContext.model_validate(CONTAINER_SECURITY),
-        volume_mounts=[m.VolumeMount(name="tmp", mount_path="/tmp")],  # noqa: S108  # the pod's own
-        memoize=_memory(config, command, parameters) if inputs else None,
-        retry_strategy=RetryStrategy(
-            limit=config.retries,
-            retry_policy="Always",
-            expression=f"asInt(lastRetry.exitCode) != {USER_ERROR_CODE}",
-            backoff=m.Backoff(duration="30s", factor=2, cap="10m"),
-            affinity=m.RetryAffinity(node_anti_affinity={}),
-        ),
-    )
-
-
-def workflow(
-    config: "DataWorkflowConfig",
-    pool: PoolConfig,
-    containers: Sequence["Container"],
-    items: Sequence[dict[str, str]],
-) -> dict[str, Any]:
-    """All containers one after the other, ``part`` once for each item."""
-    from hera.workflows import DAG, Parameter, Task, Workflow
-    from hera.workflows import models as m
-
-    by_name = {c.name: c for c in containers}
-    planned = [Parameter(name=_PLANNED, value="{{tasks.plan.outputs.result}}")]
-    planned = planned if "plan" in by_name else []
-    each = [Parameter(name=n, value=f"{{{{item.{n}}}}}") for n in (items[0] if items else {})]
-    with DAG(name="all") as graph:
-        tasks = [Task(name="plan", template="plan")] if planned else []
-        tasks.append(
-            Task(name="part", template="part", arguments=[*each, *planned], with_items=list(items))
-        )
-        tasks.append(Task(name="finish", template="finish", arguments=planned))
-        for first, second in pairwise(tasks):
-            first >> second
-    labels = {"app.kubernetes.io/name": "clipmill", f"{DOMAIN}/stage": config.stage}
-    made: dict[str, Any] = Workflow(
-        generate_name=f"clipmill-{config.stage}-",
-        namespace=config.namespace,
-        labels=labels,
-        pod_metadata=m.Metadata(labels=labels | {"app.kubernetes.io/component": "data"}),
-        entrypoint="all",
-        templates=[*containers, graph],
-        parallelism=config.parallelism,
-        service_account_name=config.service_account,
-        node_selector=dict(pool.node_selector) or None,
-        tolerations=[m.Toleration.model_validate(t) for t in pool.tolerations] or None,
-        security_context=m.PodSecurityContext.model_validate(POD_SECURITY),
-        volumes=[m.Volume(name="tmp", empty_dir=m.EmptyDirVolumeSource())],
-        pod_gc=m.PodGC(strategy="OnPodSuccess"),
-        ttl_strategy=m.TTLStrategy(seconds_after_completion=_WEEK_SECONDS),
-    ).to_dict()
-    return made
-
-
-def _memory(config: "DataWorkflowConfig", command: Sequence[str], parameters: Sequence[str]) -> Any:
-    """Equal work has an equal key in any workflow: a subject's URI holds its digest."""
-    from hera.workflows import models as m
-
-    what = digest_json([config.stage, config.subject, *config.arguments, *command])[:20]
-    hashes = [
-        f"{{{{=sprig.trunc(16, sprig.sha256sum(inputs.parameters.{p}))}}}}" for p in parameters
-    ]
-    cache = m.Cache(config_map=m.LocalObjectReference(name=f"clipmill-memo-{config.stage}"))
-    return m.Memoize(key="-".join([what, *hashes]), max_age="720h", cache=cache)
-
-
-_ENDED = ("Succeeded", "Failed", "Error")
-
-
-def submit_data(config: DataWorkflowConfig, num_shards: int, *, api: ClusterApi) -> str:
-    """Submit the workflow; its name."""
-    made = api.create(WORKFLOW, config.namespace, data_workflow(config, num_shards))
-    return str(made["metadata"]["name"])
-
-
-def fan_out(
+def run_data_workflow(
     stage: str,
     dataset: str,
     arguments: Sequence[str],
@@ -270,24 +174,24 @@ def fan_out(
     config = DataWorkflowConfig.from_json(fields)
     count = num_shards(config)
     api = api or ClusterApi()
-    name = submit_data(config, count, api=api)
-    wait_for_data(namespace, name, api=api, poll_seconds=poll_seconds)
+    name = submit_data_workflow(config, count, api=api)
+    wait_for_workflow(namespace, name, api=api, poll_seconds=poll_seconds)
 
 
-def data_phase(namespace: str, name: str, *, api: ClusterApi) -> tuple[str, str]:
-    """A workflow's phase and progress (``done/all``); ClusterError where there is none."""
-    found = api.get(WORKFLOW, namespace, name)
-    if found is None:
+def workflow_status(namespace: str, name: str, *, api: ClusterApi) -> tuple[str, str]:
+    """Return a workflow's phase and progress (``done/all``); ClusterError where there is none."""
+    workflow = api.get(WORKFLOW, namespace, name)
+    if workflow is None:
         raise ClusterError(
             f"there is no workflow {namespace}/{name}",
             expected="the name of one that was submitted within a week",
             action="see `kubectl get workflows`",
         )
-    status = found.get("status") or {}
+    status = workflow.get("status") or {}
     return status.get("phase", "Pending"), status.get("progress", "0/0")
 
 
-def wait_for_data(
+def wait_for_workflow(
     namespace: str,
     name: str,
     *,
@@ -301,7 +205,7 @@ def wait_for_data(
         ClusterError: it failed, or is gone.
     """
     while True:
-        phase, progress = data_phase(namespace, name, api=api)
+        phase, progress = workflow_status(namespace, name, api=api)
         done, _, total = progress.partition("/")
         if report is not None:
             report(int(done), int(total or 0), "pods")
@@ -311,12 +215,106 @@ def wait_for_data(
             raise ClusterError(
                 f"workflow {namespace}/{name} ended as {phase} after {progress} pods",
                 expected="Succeeded",
-                action="read its failed pods' logs; a new submission goes on where it ended",
+                action="read its failed pods' logs; a new submission resumes where it ended",
             )
         time.sleep(poll_seconds)
 
 
-def suspend_data(namespace: str, name: str, *, api: ClusterApi, suspended: bool = True) -> None:
-    """Start no further pods of a workflow, or go on; those that run finish their range."""
-    data_phase(namespace, name, api=api)
+def suspend_workflow(namespace: str, name: str, *, api: ClusterApi, suspended: bool = True) -> None:
+    """Suspend a workflow, or resume it; running pods finish their range."""
+    workflow_status(namespace, name, api=api)
     api.patch(WORKFLOW, namespace, name, {"spec": {"suspend": suspended}})
+
+
+def _container(
+    name: str,
+    config: DataWorkflowConfig,
+    pool: PoolConfig,
+    command: Sequence[str],
+    inputs: Sequence[str] = (),
+) -> "Container":
+    """Return a container of a ``clipmill`` command; ``inputs`` are parameters and its options."""
+    from hera.workflows import Container, Parameter, RetryStrategy
+    from hera.workflows import models as m
+
+    planned = any(_PLANNED in text for text in command)
+    parameters = [*inputs, *([_PLANNED] if planned else [])]
+    options = [t for i in inputs for t in (f"--{i}", f"{{{{inputs.parameters.{i}}}}}")]
+    # An empty result: Argo memoizes only templates with outputs.
+    done = Parameter(name="done", value_from=m.ValueFrom(path="/tmp/done", default="yes"))  # noqa: S108
+    return Container(
+        name=name,
+        image=config.image,
+        command=["clipmill"],
+        args=[*command, *options],
+        inputs=[Parameter(name=p) for p in parameters],
+        outputs=[done] if inputs else None,
+        env=[m.EnvVar(name=METRICS_VARIABLE, value=f"0.0.0.0:{METRICS_PORT}")],
+        ports=[m.ContainerPort(name="metrics", container_port=METRICS_PORT)],
+        env_from=[m.EnvFromSource(secret_ref=m.SecretEnvSource(name=STORE_SECRET, optional=True))],
+        resources=m.ResourceRequirements(**container_resources(pool)),
+        security_context=m.SecurityContext.model_validate(CONTAINER_SECURITY),
+        volume_mounts=[m.VolumeMount(name="tmp", mount_path="/tmp")],  # noqa: S108  # the pod's own
+        memoize=_memoize(config, command, parameters) if inputs else None,
+        retry_strategy=RetryStrategy(
+            limit=config.retries,
+            retry_policy="Always",
+            expression=f"asInt(lastRetry.exitCode) != {USER_ERROR_CODE}",
+            backoff=m.Backoff(duration="30s", factor=2, cap="10m"),
+            affinity=m.RetryAffinity(node_anti_affinity={}),
+        ),
+    )
+
+
+def _workflow(
+    config: DataWorkflowConfig,
+    pool: PoolConfig,
+    containers: Sequence["Container"],
+    items: Sequence[dict[str, str]],
+) -> dict[str, Any]:
+    """Return the Workflow: all containers one after the other, ``part`` once for each item."""
+    from hera.workflows import DAG, Parameter, Task, Workflow
+    from hera.workflows import models as m
+
+    by_name = {c.name: c for c in containers}
+    planned = [Parameter(name=_PLANNED, value="{{tasks.plan.outputs.result}}")]
+    planned = planned if "plan" in by_name else []
+    each = [Parameter(name=n, value=f"{{{{item.{n}}}}}") for n in (items[0] if items else {})]
+    with DAG(name="all") as graph:
+        tasks = [Task(name="plan", template="plan")] if planned else []
+        tasks.append(
+            Task(name="part", template="part", arguments=[*each, *planned], with_items=list(items))
+        )
+        tasks.append(Task(name="finish", template="finish", arguments=planned))
+        for first, second in pairwise(tasks):
+            first >> second
+    labels = {"app.kubernetes.io/name": "clipmill", f"{DOMAIN}/stage": config.stage}
+    manifest: dict[str, Any] = Workflow(
+        generate_name=f"clipmill-{config.stage}-",
+        namespace=config.namespace,
+        labels=labels,
+        pod_metadata=m.Metadata(labels=labels | {"app.kubernetes.io/component": "data"}),
+        entrypoint="all",
+        templates=[*containers, graph],
+        parallelism=config.parallelism,
+        service_account_name=config.service_account,
+        node_selector=dict(pool.node_selector) or None,
+        tolerations=[m.Toleration.model_validate(t) for t in pool.tolerations] or None,
+        security_context=m.PodSecurityContext.model_validate(POD_SECURITY),
+        volumes=[m.Volume(name="tmp", empty_dir=m.EmptyDirVolumeSource())],
+        pod_gc=m.PodGC(strategy="OnPodSuccess"),
+        ttl_strategy=m.TTLStrategy(seconds_after_completion=_WEEK_SECONDS),
+    ).to_dict()
+    return manifest
+
+
+def _memoize(config: DataWorkflowConfig, command: Sequence[str], parameters: Sequence[str]) -> Any:
+    """Return a cache key of the work, equal in any workflow: a URI holds its dataset's digest."""
+    from hera.workflows import models as m
+
+    what = digest_json([config.stage, config.subject, *config.arguments, *command])[:20]
+    hashes = [
+        f"{{{{=sprig.trunc(16, sprig.sha256sum(inputs.parameters.{p}))}}}}" for p in parameters
+    ]
+    cache = m.Cache(config_map=m.LocalObjectReference(name=f"clipmill-memo-{config.stage}"))
+    return m.Memoize(key="-".join([what, *hashes]), max_age="720h", cache=cache)

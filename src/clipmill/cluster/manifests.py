@@ -1,4 +1,4 @@
-"""YAML that reads well, and the same whatever else a process has imported."""
+"""Generated manifests: the chart's rules and dashboards, and examples for readers."""
 
 import json
 from collections.abc import Mapping
@@ -8,40 +8,26 @@ import yaml
 
 from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
 from clipmill.cluster.kserve import EndpointConfig, ServedModel, canary, inference_service
-from clipmill.cluster.pools import load_pools, pool_named
+from clipmill.cluster.monitoring.dashboards import dashboards
+from clipmill.cluster.monitoring.rules import rules
+from clipmill.cluster.pools import load_pools, get_pool
 from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.training_job import TrainingJobConfig, training_app
-
-
-def yaml_text(*documents: Any) -> str:
-    """The documents, keys in their order, several lines of text as several lines."""
-    text: str = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1000)
-    return text
-
-
-class _Dumper(yaml.SafeDumper):
-    """Its own representer of text: KFP puts another one into PyYAML's own dumper."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Write what comes twice twice; a reader shouldn't look for it."""
-        del data
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-
-_Dumper.add_representer(str, _text)
-
 
 _STORE = "s3://clipmill/store"
 
 
+def monitoring_files() -> dict[str, str]:
+    """Return the rules and dashboards as text by path under the chart's ``files/``."""
+    texts = {"rules.yaml": yaml_text(rules())}
+    for name, dashboard in dashboards().items():
+        texts[f"dashboards/{name}.json"] = json.dumps(dashboard, indent=1) + "\n"
+    return texts
+
+
 def examples() -> dict[str, str]:
-    """YAML by file name."""
-    made = {
+    """Return examples of what clipmill sends to a cluster, as YAML by file name."""
+    manifests = {
         "trainjob.yaml": _train_job(),
         "volcano-job.yaml": _volcano_job(),
         "recaption-workflow.yaml": data_workflow(
@@ -55,7 +41,7 @@ def examples() -> dict[str, str]:
         ),
         "inferenceservice-canary.yaml": _endpoint(),
     }
-    return {name: yaml_text(value) for name, value in made.items()}
+    return {name: yaml_text(value) for name, value in manifests.items()}
 
 
 def _job() -> TrainingJobConfig:
@@ -76,7 +62,7 @@ def _job() -> TrainingJobConfig:
 
 def _train_job() -> dict[str, Any]:
     job = _job()
-    pool = pool_named(job.pool, load_pools({}))
+    pool = get_pool(job.pool, load_pools({}))
     return train_job(training_app(job, pool), job, pool, name=job.name, namespace="clipmill")
 
 
@@ -84,10 +70,10 @@ def _volcano_job() -> Mapping[str, Any]:
     from torchx.schedulers.kubernetes_scheduler import app_to_resource, sanitize_for_serialization
 
     job = _job()
-    app = training_app(job, pool_named(job.pool, load_pools({})))
-    made = app_to_resource(app, job.queue, job.service_account, None, 0, 0, None)
+    app = training_app(job, get_pool(job.pool, load_pools({})))
+    manifests = app_to_resource(app, job.queue, job.service_account, None, 0, 0, None)
     # TorchX gives each submission a name of its own.
-    text = json.dumps(sanitize_for_serialization(made)).replace(made["metadata"]["name"], job.name)
+    text = json.dumps(sanitize_for_serialization(manifests)).replace(manifests["metadata"]["name"], job.name)
     renamed: dict[str, Any] = json.loads(text)
     return renamed
 
@@ -104,6 +90,29 @@ def _endpoint() -> dict[str, Any]:
         parents={"encoder": "e" * 64, "data": "d" * 64},
     )
     better = ServedModel(uri=f"{_STORE}/models/BETTER", digest="1" * 64, task="depth")
-    made = inference_service(endpoint, stable)
-    made["spec"]["canary"] = [canary(endpoint, better, 10)]
-    return made
+    manifests = inference_service(endpoint, stable)
+    manifests["spec"]["canary"] = [canary(endpoint, better, 10)]
+    return manifests
+
+
+def yaml_text(*documents: Any) -> str:
+    """Return the documents as YAML, keys in their order, text of several lines as a block."""
+    text: str = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1000)
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """A dumper with a representer of text of its own: KFP changes that of PyYAML's."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write repeated values in full rather than as aliases."""
+        del data
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)

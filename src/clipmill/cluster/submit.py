@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipmill.cluster.pools import load_pools, pool_named
+from clipmill.cluster.pools import load_pools, get_pool
 from clipmill.cluster.training_job import ROLE, TrainingJobConfig, parse_nodes, training_app
 from clipmill.errors import ClusterError, suggestion
 
@@ -46,7 +46,7 @@ def submit(
         ConfigError: there is no such pool.
         ClusterError: there is no such scheduler, or the cluster refuses the job.
     """
-    app = training_app(job, pool_named(job.pool, load_pools()))
+    app = training_app(job, get_pool(job.pool, load_pools()))
     _check(scheduler)
     return str(torchx.run(app, scheduler, _options(job, scheduler, namespace)))
 
@@ -94,7 +94,7 @@ def run_to_end(
 
 def describe(job: TrainingJobConfig, scheduler: str, *, namespace: str, torchx: "Runner") -> str:
     """What would be submitted, as text."""
-    app = training_app(job, pool_named(job.pool, load_pools()))
+    app = training_app(job, get_pool(job.pool, load_pools()))
     _check(scheduler)
     options = _options(job, scheduler, namespace)
     if scheduler == "kubernetes":

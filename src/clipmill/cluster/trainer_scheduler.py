@@ -29,7 +29,7 @@ from torchx.specs import (
 
 from clipmill.cluster.api import TRAIN_JOB, ClusterApi
 from clipmill.cluster.constants import DOMAIN, PRIORITY_LABEL, QUEUE_LABEL
-from clipmill.cluster.pools import PoolConfig, container_resources, load_pools, pool_named
+from clipmill.cluster.pools import PoolConfig, container_resources, load_pools, get_pool
 from clipmill.cluster.training_job import ROLE, TrainingJobConfig, processes_per_node
 from clipmill.errors import ClusterError
 
@@ -159,7 +159,7 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
         self, app: AppDef, cfg: TrainerOptions
     ) -> AppDryRunInfo[TrainJobRequest, TrainerOptions]:
         job = TrainingJobConfig.from_json(json.loads(cfg.job))
-        pool = pool_named(job.pool, load_pools())
+        pool = get_pool(job.pool, load_pools())
         name = make_unique(app.name).lower().replace("_", "-")
         made = train_job(app, job, pool, name=name, namespace=cfg.namespace)
         return AppDryRunInfo(TrainJobRequest(made), str)

@@ -10,9 +10,9 @@ from clipmill.data.labeled.folder import open_folder
 from clipmill.data.recaption import recaption
 from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ConfigError
-from clipmill.pretrain.coca import train_captioner
+from clipmill.pretrain.coca import train_coca
 from clipmill.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
-from clipmill.stage_records import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join
 from clipmill.study.config import COCA, StudyConfig, SyntheticDataConfig, UserDataConfig
 from clipmill.study.scene_captions import SceneCaptions, add_scene_layers, draw_captions
@@ -40,7 +40,7 @@ class StudyData:
     """Layer of the teacher's embeddings; empty without distillation."""
 
 
-def prepare_data(config: StudyConfig, store: str, *, report: Report) -> StudyData:
+def prepare_data(config: StudyConfig, store: str, *, report: ProgressCallback) -> StudyData:
     """Open the study's data, and generate what is missing.
 
     Raises:
@@ -69,9 +69,9 @@ def run_on_rank_zero(work: Callable[[], ValueT]) -> ValueT:
         return work()
     import torch
 
-    from clipmill.engine.distributed import ranks
+    from clipmill.engine.distributed import init_distributed
 
-    with ranks(_BARRIER_TIMEOUT_SECONDS) as dist:
+    with init_distributed(_BARRIER_TIMEOUT_SECONDS) as dist:
         results = [None if dist.rank else work()]
         torch.distributed.broadcast_object_list(results)
         (value,) = results
@@ -80,7 +80,7 @@ def run_on_rank_zero(work: Callable[[], ValueT]) -> ValueT:
 
 
 def _synthetic(
-    config: SyntheticDataConfig, layer_names: list[str], store: str, report: Report
+    config: SyntheticDataConfig, layer_names: list[str], store: str, report: ProgressCallback
 ) -> StudyData:
     def shard(source: str, name: str) -> str:
         folder, parent = open_folder(join(source, name), "source")
@@ -100,7 +100,7 @@ def _synthetic(
     captioner = ""
     if COCA in layer_names:
         captioning_pairs = run_on_rank_zero(lambda: shard(source, CAPTIONING))
-        captioner = train_captioner(config.captioner, captioning_pairs, store, report=report)
+        captioner = train_coca(config.captioner, captioning_pairs, store, report=report)
         layers[COCA] = run_on_rank_zero(
             lambda: recaption(config.recaption, dataset, captioner, report=report)
         )

@@ -13,11 +13,11 @@ from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.read import iter_samples
 from clipmill.engine.config import TrainConfig
 from clipmill.images import decode_rgb
-from clipmill.pretrain.clip import clip_batches, clip_objective, pretrain
+from clipmill.pretrain.clip import clip_dataloader, clip_objective, pretrain_clip
 from clipmill.pretrain.config import MaePretrainConfig, PretrainConfig, SupervisedConfig
 from clipmill.pretrain.mae import pretrain_mae
 from clipmill.pretrain.supervised import pretrain_supervised
-from clipmill.stage_records import silent
+from clipmill.stage_records import no_progress
 from clipmill.study.config import COCA, ConditionConfig, StudyConfig
 from clipmill.study.data import StudyData, run_on_rank_zero
 from clipmill.study.result import Cost
@@ -88,28 +88,28 @@ def _train(config: StudyConfig, condition: ConditionConfig, seed: int, data: Stu
     if name in config.mae_runs:
         mae = replace(config.mae_runs[name], fraction=condition.fraction)
         mae = with_seed_and_budget(mae, condition, seed)
-        return pretrain_mae(mae, data.dataset, data.store, report=silent)
+        return pretrain_mae(mae, data.dataset, data.store, report=no_progress)
     if name in config.supervised:
         supervised = with_seed_and_budget(config.supervised[name], condition, seed)
         labels = data.labels["classification"]
-        return pretrain_supervised(supervised, labels, data.store, report=silent)
+        return pretrain_supervised(supervised, labels, data.store, report=no_progress)
     clip = with_seed_and_budget(clip_config(config, condition, data), condition, seed)
-    return pretrain(clip, data.dataset, data.store, report=silent)
+    return pretrain_clip(clip, data.dataset, data.store, report=no_progress)
 
 
 def _flops_per_sample(config: PretrainConfig, dataset: Dataset) -> float:
     """Count a forward and a backward pass, over a small batch."""
-    from clipmill.engine.distributed import Ranks
+    from clipmill.engine.distributed import DistributedContext
     from clipmill.engine.metrics import forward_flops
 
     size = min(_NUM_COUNTED, config.train.batch_size)
     small = replace(
         config,
-        load=replace(config.load, num_workers=0),
-        train=replace(config.train, batch_size=size, micro_batches=1),
+        dataloader=replace(config.dataloader, num_workers=0),
+        train=replace(config.train, batch_size=size, grad_accum_steps=1),
     )
-    batch = next(clip_batches(small, View(dataset, small.view), Ranks(), 0))
-    return 3 * forward_flops(clip_objective(small, Ranks()), batch) / size
+    batch = next(clip_dataloader(small, View(dataset, small.view), DistributedContext(), 0))
+    return 3 * forward_flops(clip_objective(small, DistributedContext()), batch) / size
 
 
 def _captioning_flops(config: StudyConfig, data: StudyData) -> float:

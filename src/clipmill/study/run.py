@@ -13,11 +13,11 @@ from typing import Any
 
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError
-from clipmill.pretrain.teacher import make_teacher_layer
+from clipmill.pretrain.teacher import embed_with_teachers
 from clipmill.processes import process_pool
 from clipmill.report.attention import attention_json, measure_attention
 from clipmill.report.sections.provenance import environment
-from clipmill.stage_records import Report, silent
+from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.storage import exists, join, read_json, write_json
 from clipmill.study.caption_quality import caption_quality, caption_samples, captions_by_kind
 from clipmill.study.config import ConditionConfig, StudyConfig
@@ -35,7 +35,7 @@ _ConditionAndSeed = tuple[ConditionConfig, int]
 
 
 def run_study(
-    config: StudyConfig, store: str, *, workers: int = 1, command: str = "", report: Report
+    config: StudyConfig, store: str, *, workers: int = 1, command: str = "", report: ProgressCallback
 ) -> str:
     """Run a study; return the URI of its result, under ``store``.
 
@@ -120,7 +120,7 @@ def _check_workers(workers: int) -> None:
         )
 
 
-def _with_teacher(config: StudyConfig, data: StudyData, report: Report) -> StudyData:
+def _with_teacher(config: StudyConfig, data: StudyData, report: ProgressCallback) -> StudyData:
     """Add the teacher's embeddings, if a condition is distilled without naming a layer."""
     students = [c for c in config.conditions if config.uses_teacher(c)]
     if not students:
@@ -132,7 +132,7 @@ def _with_teacher(config: StudyConfig, data: StudyData, report: Report) -> Study
         distillation = replace(distillation, models=(encoder,))
     captions = data.layers.get(students[0].layer, "")
     layer = run_on_rank_zero(
-        lambda: make_teacher_layer(distillation, data.dataset, captions, report=report)
+        lambda: embed_with_teachers(distillation, data.dataset, captions, report=report)
     )
     return replace(data, teacher_layer=layer)
 
@@ -164,9 +164,9 @@ def _run(value: object, condition_value: object, seed: int, data: StudyData) -> 
     for name, transfer in config.transfers_for(condition, seed).items():
         seeded = replace(transfer, train=replace(transfer.train, seed=seed))
         labels = data.labels[transfer.task]
-        model = finetune(seeded, encoder, labels, data.store, report=silent)
+        model = finetune(seeded, encoder, labels, data.store, report=no_progress)
         evaluations[name] = run_on_rank_zero(
-            partial(evaluate, model, labels, data.store, report=silent)
+            partial(evaluate, model, labels, data.store, report=no_progress)
         )
     return StudyRun(
         condition=condition.name,
@@ -179,5 +179,5 @@ def _run(value: object, condition_value: object, seed: int, data: StudyData) -> 
 
 def _attention(encoder: str, data: StudyData) -> dict[str, Any]:
     return attention_json(
-        measure_attention(encoder, data.dataset, num_images=_ATTENTION_IMAGES, report=silent)
+        measure_attention(encoder, data.dataset, num_images=_ATTENTION_IMAGES, report=no_progress)
     )

@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 from clipmill.cli import app
 from clipmill.cluster.argo import (
     DataWorkflowConfig,
-    data_phase,
+    workflow_status,
     data_workflow,
-    fan_out,
-    parts,
+    run_data_workflow,
+    part_arguments,
     ranges,
-    submit_data,
-    suspend_data,
-    wait_for_data,
+    submit_data_workflow,
+    suspend_workflow,
+    wait_for_workflow,
 )
 from clipmill.errors import ClusterError, ConfigError
 
@@ -110,23 +110,23 @@ def test_equal_work_has_an_equal_key():
 
 def test_a_workflows_life(cluster):
     api = cluster.api()
-    name = submit_data(RECAPTION, 250, api=api)
+    name = submit_data_workflow(RECAPTION, 250, api=api)
     (resource,) = cluster.resources.values()
-    assert data_phase("ml", name, api=api) == ("Pending", "0/0")
-    suspend_data("ml", name, api=api)
+    assert workflow_status("ml", name, api=api) == ("Pending", "0/0")
+    suspend_workflow("ml", name, api=api)
     assert resource_at(cluster)["spec"]["suspend"] is True
-    suspend_data("ml", name, api=api, suspended=False)
+    suspend_workflow("ml", name, api=api, suspended=False)
     assert resource_at(cluster)["spec"]["suspend"] is False
     assert resource["spec"]["templates"] == resource_at(cluster)["spec"]["templates"]
     told = []
     resource_at(cluster)["status"] = {"phase": "Succeeded", "progress": "4/4"}
-    wait_for_data("ml", name, api=api, report=lambda *args: told.append(args))
+    wait_for_workflow("ml", name, api=api, report=lambda *args: told.append(args))
     assert told == [(4, 4, "pods")]
     resource_at(cluster)["status"] = {"phase": "Failed", "progress": "3/4"}
     with pytest.raises(ClusterError, match="ended as Failed after 3/4 pods"):
-        wait_for_data("ml", name, api=api)
+        wait_for_workflow("ml", name, api=api)
     with pytest.raises(ClusterError, match="there is no workflow ml/other"):
-        suspend_data("ml", "other", api=api)
+        suspend_workflow("ml", "other", api=api)
 
 
 def test_a_stage_is_submitted_over_a_datasets_shards_and_waited_for(cluster, tmp_path):
@@ -134,16 +134,16 @@ def test_a_stage_is_submitted_over_a_datasets_shards_and_waited_for(cluster, tmp
 
     where = {"pool": "cpu", "namespace": "ml", "poll_seconds": 0.01}
     with pytest.raises(ArtifactError, match="there is no dataset"):
-        fan_out("score", str(tmp_path / "none"), [], api=cluster.api(), **where)
+        run_data_workflow("score", str(tmp_path / "none"), [], api=cluster.api(), **where)
     assert cluster.resources == {}
     with pytest.raises(ConfigError, match="stage was 'bake'"):
-        fan_out("bake", "d", [], api=cluster.api(), **where)
+        run_data_workflow("bake", "d", [], api=cluster.api(), **where)
 
     def ended(resource):
         resource["status"] = {"phase": "Succeeded", "progress": "1/1"}
 
     cluster.on_change = ended
-    fan_out("shard", "s3://b/raw", ["--store", "s3://b"], api=cluster.api(), **where)
+    run_data_workflow("shard", "s3://b/raw", ["--store", "s3://b"], api=cluster.api(), **where)
     assert len(cluster.resources) == 1
 
 
@@ -163,7 +163,7 @@ def test_commands_are_those_that_the_command_line_has():
     known = typer.main.get_command(app).commands["data"].commands
     for config in (RECAPTION, SHARD, DataWorkflowConfig(stage="score", subject="s3://b/d")):
         options = {option for p in known[config.stage].params for option in p.opts}
-        assert {flag for part in parts(config, 1) for flag in part[::2]} <= options
+        assert {flag for part in part_arguments(config, 1) for flag in part[::2]} <= options
     assert {"plan", "finish"} <= known.keys()
 
 
