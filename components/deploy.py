@@ -18,8 +18,8 @@ def deploy(promotion: str, endpoint: str, namespace: str, runtime: str, promethe
     Returns:
         Digest of the model that the endpoint serves.
     """
-    from clipmill.cluster.kserve import EndpointConfig, RolloutConfig, deploy_promotion
+    from clipmill.cluster.kserve import InferenceServiceConfig, RolloutConfig, deploy_promotion
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
-    place = EndpointConfig.from_json({**settings, "prometheus": prometheus})
+    place = InferenceServiceConfig.from_json({**settings, "prometheus": prometheus})
     return deploy_promotion(promotion, place, RolloutConfig()).digest

@@ -25,6 +25,6 @@ def finetune(
         URI of the model.
     """
     from clipmill import stages
-    from clipmill.lineage import recorded
+    from clipmill.lineage import log_artifact
 
-    return recorded(stages.finetune(recipe, overrides, encoder, data, store, run, label), made)
+    return log_artifact(stages.finetune(recipe, overrides, encoder, data, store, run, label), made)

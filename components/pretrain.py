@@ -26,7 +26,7 @@ def pretrain(
         URI of the encoder.
     """
     from clipmill import stages
-    from clipmill.lineage import recorded
+    from clipmill.lineage import log_artifact
 
     seen = {"captions": captions, "layer": layer, "select": [select] if select else []}
-    return recorded(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)
+    return log_artifact(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)

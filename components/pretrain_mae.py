@@ -22,6 +22,6 @@ def pretrain_mae(
         URI of the encoder.
     """
     from clipmill import stages
-    from clipmill.lineage import recorded
+    from clipmill.lineage import log_artifact
 
-    return recorded(stages.pretrain_mae(recipe, overrides, dataset, store, run), made)
+    return log_artifact(stages.pretrain_mae(recipe, overrides, dataset, store, run), made)

@@ -31,11 +31,11 @@ def pretrain_on_nodes(
     """
     from clipmill import stages
     from clipmill.cluster.submit import run_to_end
-    from clipmill.lineage import recorded
+    from clipmill.lineage import log_artifact
 
     command = ["pretrain", dataset, "--store", store, "--captions", captions, "--layer", layer]
     command += ["--recipe", recipe, *(text for o in overrides for text in ("--set", o))]
     run_to_end(f"pretrain-{captions}", command, pool, nodes, queue, namespace)
     # It is there by now: the stage finds it, and tells where.
     seen = {"captions": captions, "layer": layer}
-    return recorded(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)
+    return log_artifact(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)

@@ -22,6 +22,6 @@ def pretrain_supervised(
         URI of the encoder.
     """
     from clipmill import stages
-    from clipmill.lineage import recorded
+    from clipmill.lineage import log_artifact
 
-    return recorded(stages.pretrain_supervised(recipe, overrides, data, store, run), made)
+    return log_artifact(stages.pretrain_supervised(recipe, overrides, data, store, run), made)

@@ -24,6 +24,6 @@ def shard(
         URI of the dataset.
     """
     from clipmill import stages
-    from clipmill.lineage import recorded
+    from clipmill.lineage import log_artifact
 
-    return recorded(stages.shard(recipe, overrides, source, store, run, label), made)
+    return log_artifact(stages.shard(recipe, overrides, source, store, run, label), made)

@@ -30,13 +30,13 @@ def sweep(
     from pathlib import Path
 
     from clipmill import stages
-    from clipmill.lineage import recorded
+    from clipmill.lineage import log_artifact
     from clipmill.storage import read_bytes
 
     spec = stages.TaskSpec.from_json(wanted)
     uri, best = stages.best_of_sweep(spec, encoder, store, run)
     Path(page.path).write_bytes(read_bytes(f"{uri}/sweep.html"))
-    recorded(best.model.uri, made)
+    log_artifact(best.model.uri, made)
     for name, value in best.metrics.items():
         metrics.log_metric(name, value)
     return best.task, spec.min_metric, best.uri, [best.uri]

@@ -24,8 +24,8 @@ def train_captioner(
         URI of the captioner.
     """
     from clipmill import stages
-    from clipmill.lineage import recorded
+    from clipmill.lineage import log_artifact
 
-    return captioner or recorded(
+    return captioner or log_artifact(
         stages.train_captioner(recipe, overrides, dataset, store, run), made
     )

@@ -35,12 +35,11 @@ def generated() -> dict[Path, str]:
     """Text of every generated file, by its path in the repository."""
     from clipmill.pipelines.drawing import draw
 
-    from clipmill.cluster.manifests import examples
-    from clipmill.cluster.monitoring.rules import files
+    from clipmill.cluster.manifests import examples, monitoring_files
     from clipmill.cluster.pools import pools_json
 
     made = {ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")}
-    made |= {CHART / "files" / name: text for name, text in files().items()}
+    made |= {CHART / "files" / name: text for name, text in monitoring_files().items()}
     with tempfile.TemporaryDirectory() as scratch:
         for file in compile_all(Path(scratch)):
             text = file.read_text()

@@ -1,4 +1,4 @@
-"""From what an artifact was made: its parents, theirs, and so on down to the sources.
+"""Lineage of an artifact: its parents, theirs, and so on down to the sources.
 
 An artifact is a folder that holds exactly one of ``ARTIFACT_FILES``, a JSON object with
 ``kind``, ``digest``, ``parents`` (a list of ``{role, uri, digest}``) and, if it likes,
@@ -37,19 +37,19 @@ PUBLIC_SCHEMES: Final = {
     "hf": "public weights",
     "random": "random weights",
 }
-"""What a parent is whose URI begins with one of these and a colon; it lies in no store."""
+"""Kind of a parent in no store, by the scheme before its URI's colon."""
 
 _SPEC = re.compile(r"\w+:(/(?!/).*)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parent:
-    """One thing that an artifact was made from, as its JSON names it."""
+    """Input of an artifact, as the artifact's JSON names it."""
 
     role: str
-    """What it was used as: ``dataset``, ``encoder``, ``layer`` ..."""
+    """Its role: ``dataset``, ``encoder``, ``layer`` ..."""
     uri: str
-    """Where it lay."""
+    """Its URI at that time."""
     digest: str
     """Its digest at that time."""
 
@@ -63,28 +63,28 @@ class Parent:
         try:
             fields = {name: value[name] for name in ("role", "uri", "digest")}
         except (KeyError, TypeError) as error:
-            raise _malformed(f"{value!r} isn't a parent") from error
+            raise _malformed_error(f"{value!r} isn't a parent") from error
         if not all(isinstance(text, str) for text in fields.values()):
-            raise _malformed(f"{value!r} isn't a parent")
+            raise _malformed_error(f"{value!r} isn't a parent")
         return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """An artifact or leaf in a lineage, with what it was made from."""
+    """An artifact or leaf in a lineage, with its parents."""
 
     role: str
-    """What its child used it as; empty for the artifact that was asked about."""
+    """Its role for its child; empty for the root."""
     uri: str
-    """Where it lies, or lay."""
+    """Its URI."""
     digest: str
-    """The digest that its child recorded (its own for the artifact that was asked about)."""
+    """The digest that its child recorded; its own for the root."""
     kind: str
     """Its JSON's ``kind``, or ``file``, ``folder``, ``unknown`` for a leaf."""
     detail: dict[str, str] = field(default_factory=dict)
     """Its JSON's ``summary``; ``problem`` says what's wrong, if anything."""
     parents: tuple["Node", ...] = ()
-    """What it was made from, in the order of its JSON."""
+    """Its parents, in the order of its JSON."""
 
 
 def lineage(uri: str) -> Node:
@@ -98,7 +98,7 @@ def lineage(uri: str) -> Node:
 
 
 def read_artifact(uri: str) -> dict[str, Any]:
-    """The JSON of the artifact at ``uri``; raises NotFoundError or ArtifactError."""
+    """Return the JSON of the artifact at ``uri``; raises NotFoundError or ArtifactError."""
     value = _read_artifact(uri)
     if value is None:
         raise NotFoundError(
@@ -164,10 +164,10 @@ def _node(parent: Parent, path: tuple[str, ...]) -> Node:
     if parent.uri in path:
         return replace(leaf, detail={"problem": "it is among its own ancestors"})
     try:
-        place = _place(parent.uri)
-        value = _read_artifact(place)
+        location = _location(parent.uri)
+        value = _read_artifact(location)
         if value is None:
-            return replace(leaf, kind=_leaf_kind(place))
+            return replace(leaf, kind=_leaf_kind(location))
         return _artifact_node(parent.role, parent.uri, parent.digest, value, (*path, parent.uri))
     except (StorageError, ArtifactError) as error:
         return replace(leaf, detail={"problem": error.what})
@@ -192,11 +192,11 @@ def _read_artifact(uri: str) -> dict[str, Any] | None:
     if not names:
         return None
     if len(names) > 1:
-        raise _malformed(f"{uri} holds {' and '.join(names)}")
+        raise _malformed_error(f"{uri} holds {' and '.join(names)}")
     try:
         value = json.loads(store.get(names[0]))
     except ValueError as error:
-        raise _malformed(f"{join(uri, names[0])} isn't JSON: {error}") from error
+        raise _malformed_error(f"{join(uri, names[0])} isn't JSON: {error}") from error
     if not (
         isinstance(value, dict)
         and isinstance(value.get("kind"), str)
@@ -204,12 +204,12 @@ def _read_artifact(uri: str) -> dict[str, Any] | None:
         and isinstance(value.get("parents"), list)
         and isinstance(value.get("summary", {}), dict)
     ):
-        raise _malformed(f"{join(uri, names[0])} isn't an artifact's description")
+        raise _malformed_error(f"{join(uri, names[0])} isn't an artifact's description")
     return value
 
 
-def _place(uri: str) -> str:
-    """Where it lies, without what else a URI may say.
+def _location(uri: str) -> str:
+    """Return the location in a URI, without its kind and options.
 
     A source of pairs has its kind and options, ``csv:/a.csv?image=x``, and a file of weights its
     architecture, ``file:/a.pt#open_clip/ViT-B-16``.
@@ -234,7 +234,7 @@ def _leaf_kind(uri: str) -> str:
     )
 
 
-def _malformed(what: str) -> ArtifactError:
+def _malformed_error(what: str) -> ArtifactError:
     return ArtifactError(
         what,
         expected="one JSON object with kind, digest, parents [{role, uri, digest}] and, "
@@ -243,16 +243,16 @@ def _malformed(what: str) -> ArtifactError:
     )
 
 
-def recorded(uri: str, artifact: Any) -> str:
-    """The URI, once kfp's typed ``artifact`` says what lies there: kind, digest, summary.
+def log_artifact(uri: str, artifact: Any) -> str:
+    """Write kind, digest and summary of the artifact at ``uri`` to kfp's ``artifact``; return ``uri``.
 
-    The artifact is for lineage and the UI: metadata, and a JSON file at a URI of its own. It isn't
-    what the next task is given: Kubeflow fetches the whole of an input before a task starts, and
-    fails a task whose output lies in another bucket than the pipelines' own.
+    kfp's artifact is for lineage and the UI: metadata, and a JSON file at a URI of its own. The next
+    task gets the URI instead: Kubeflow downloads an input before a task starts, and fails a task
+    whose output lies in another bucket than the pipelines' own.
     """
-    made = read_artifact(uri)
-    summary = {str(name): str(value) for name, value in made.get("summary", {}).items()}
-    record = {"store_uri": uri, "kind": made["kind"], "digest": made["digest"], **summary}
+    content = read_artifact(uri)
+    summary = {str(name): str(value) for name, value in content.get("summary", {}).items()}
+    record = {"store_uri": uri, "kind": content["kind"], "digest": content["digest"], **summary}
     artifact.metadata.update(record)
     Path(artifact.path).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return uri

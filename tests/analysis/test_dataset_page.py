@@ -20,7 +20,7 @@ from clipmill.data.shards.write import write_dataset
 from clipmill.data.stats import Extent
 from clipmill.errors import ConfigError
 from clipmill.report.html.charts import share_below
-from clipmill.report.preview import PageConfig, choose, dataset_page
+from clipmill.report.preview import PreviewConfig, choose, dataset_page
 
 LAYER, SCORE, RULE = "captions/coca-1", "score/clip", "select/basic"
 
@@ -111,7 +111,7 @@ def silent(done: int, total: int, words: str) -> None:
 
 
 def page(dataset: Dataset, cache: Path, **values: object) -> Text:
-    return Text(dataset_page(dataset, PageConfig(**values), cache, report=silent))
+    return Text(dataset_page(dataset, PreviewConfig(**values), cache, report=silent))
 
 
 def test_best_and_worst(dataset: Dataset, cache: Path, uid: Callable[[int], str]) -> None:
@@ -130,7 +130,7 @@ def test_of_equal_scores_the_first(dataset: Dataset, cache: Path) -> None:
         )
     same = commit_layer(dataset, "score/same", parents=(), detail={})
     for name in ("best", "worst"):
-        (chosen,) = choose(same, PageConfig(count=5, **{name: "score/same:x"}), cache)
+        (chosen,) = choose(same, PreviewConfig(count=5, **{name: "score/same:x"}), cache)
         assert chosen.places == ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0))
 
 
@@ -180,7 +180,7 @@ def test_captions_are_never_markup(
 
 
 def test_nothing_is_fetched(dataset: Dataset, cache: Path) -> None:
-    text = dataset_page(dataset, PageConfig(), cache, report=silent)
+    text = dataset_page(dataset, PreviewConfig(), cache, report=silent)
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text)
     assert not re.findall(r"url\(|@import", text)
     assert "default-src &#x27;none&#x27;" in text
@@ -214,7 +214,7 @@ def test_a_score_that_is_not_there(
 
 def test_count_out_of_range() -> None:
     with pytest.raises(ConfigError, match="count was 0"):
-        PageConfig(count=0)
+        PreviewConfig(count=0)
 
 
 def test_share_below_is_numpys() -> None:

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
-from clipmill.report.comparison import Check, check_fairness, compare
+from clipmill.report.comparison import Check, check_comparability, compare
 
 
 def check(
     run, models: dict[tuple[str, str], CheckpointMetadata] | None = None
 ) -> tuple[Check, ...]:
     encoders = {label: read_metadata(uri) for label, uri in run.inputs.encoders.items()}
-    return check_fairness(compare(run.inputs.evaluations), encoders, models or run.models)
+    return check_comparability(compare(run.inputs.evaluations), encoders, models or run.models)
 
 
 def troubles(checks: tuple[Check, ...]) -> list[str]:
@@ -57,6 +57,6 @@ def test_other_test_data_is_found(make_run) -> None:
     other = replace(found, data=replace(found.data, digest="9" * 64))
     tasks[0] = replace(tasks[0], evaluations={**tasks[0].evaluations, "G": other})
     encoders = {label: read_metadata(uri) for label, uri in run.inputs.encoders.items()}
-    assert troubles(check_fairness(tasks, encoders, run.models)) == [
+    assert troubles(check_comparability(tasks, encoders, run.models)) == [
         "The segmentation models were judged on different test data"
     ]

@@ -2,16 +2,16 @@
 
 import pytest
 
-from clipmill.report.format import Figure, figure_named
+from clipmill.report.format import MetricFormat, metric_format
 
-MIOU = figure_named("mIoU")
-RMSE = figure_named("rmse")
+MIOU = metric_format("mIoU")
+RMSE = metric_format("rmse")
 
 
 def test_text_has_the_unit() -> None:
     assert MIOU.text(34.04).replace("\u00a0", " ") == "34.0 %"
     assert RMSE.text(0.9).replace("\u00a0", " ") == "0.900 m"
-    assert figure_named("d1").text(0.5) == "0.500"
+    assert metric_format("d1").text(0.5) == "0.500"
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def test_text_has_the_unit() -> None:
     ],
 )
 def test_gain_is_that_of_what_is_shown(
-    figure: Figure, value: float, over: float, gain: float, change: str
+    figure: MetricFormat, value: float, over: float, gain: float, change: str
 ) -> None:
     assert figure.gain(value, over) == gain
     assert figure.change(value, over) == change
 
 
 def test_an_unknown_figure_is_not_judged() -> None:
-    assert figure_named("novel").gain(2.0, 1.0) == 0
-    assert figure_named("novel").change(2.0, 1.0) == "+1.000"
+    assert metric_format("novel").gain(2.0, 1.0) == 0
+    assert metric_format("novel").change(2.0, 1.0) == "+1.000"

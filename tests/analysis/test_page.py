@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.report.html.page import document, paragraph, section, table, tag, together
+from clipmill.report.html.page import document, paragraph, section, table, tag, concat
 
 # What XML can hold, so that its parser can be the judge.
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn")))
@@ -19,7 +19,7 @@ def test_text_comes_back_as_it_went_in(text: str, value: str) -> None:
 
 
 def test_markup_is_kept_and_text_beside_it_is_not_markup() -> None:
-    assert together("<b>", tag("b", "&"), ["<", ("i", ">")]) == "&lt;b&gt;<b>&amp;</b>&lt;i&gt;"
+    assert concat("<b>", tag("b", "&"), ["<", ("i", ">")]) == "&lt;b&gt;<b>&amp;</b>&lt;i&gt;"
 
 
 def test_attributes_are_spelled_as_in_html() -> None:

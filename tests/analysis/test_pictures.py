@@ -7,7 +7,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from clipmill.report.html.page import picture
+from clipmill.report.html.page import image_tag
 
 
 def decoded(element: str) -> Image.Image:
@@ -26,7 +26,7 @@ def encode(image: Image.Image, kind: str, **options) -> bytes:
 
 def test_a_small_picture_keeps_its_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    element = picture(encode(Image.fromarray(pixels), "PNG"), 'a "b" <c>')
+    element = image_tag(encode(Image.fromarray(pixels), "PNG"), 'a "b" <c>')
     assert np.array_equal(np.asarray(decoded(element)), pixels)
     assert 'alt="a &quot;b&quot; &lt;c&gt;"' in element
     assert 'width="30" height="20"' in element
@@ -36,7 +36,7 @@ def test_a_small_picture_keeps_its_pixels() -> None:
 def test_a_large_picture_is_made_smaller_in_its_shape() -> None:
     ramp = np.linspace(0, 255, 1600).astype(np.uint8)
     image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (400, 1600, 3)).copy())
-    element = picture(encode(image, "JPEG"), "ramp")
+    element = image_tag(encode(image, "JPEG"), "ramp")
     small = decoded(element)
     assert small.size == (384, 96)
     left, right = (np.asarray(small.convert("L"))[:, s].mean() for s in (slice(8), slice(-8, None)))
@@ -49,4 +49,4 @@ def test_metadata_stays_behind() -> None:
     exif[0x010E] = "taken at home"
     data = encode(Image.new("RGB", (8, 8)), "JPEG", exif=exif)
     assert b"taken at home" in data
-    assert not decoded(picture(data, "x")).getexif()
+    assert not decoded(image_tag(data, "x")).getexif()

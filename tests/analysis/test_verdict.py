@@ -9,11 +9,11 @@ from made_comparison import RANDOM_FIGURES, task_result
 from clipmill.errors import ConfigError
 from clipmill.report.comparison import compare
 from clipmill.report.summary import (
-    Circumstances,
+    RunContext,
     Verdict,
     gain_text,
     judge,
-    listed,
+    join_words,
     over,
     seeds_of,
 )
@@ -21,7 +21,7 @@ from clipmill.tasks.comparison import RANDOM, Comparison, PretrainingResult
 
 G = {"segmentation": 31.2, "depth": 0.912}
 AHEAD = {"segmentation": 34.0, "depth": 0.88}
-USUAL = Circumstances(
+USUAL = RunContext(
     captions={"G": "real", "G+S": "both", "S": "synthetic"},
     captioner="CoCa",
     seeds={"G": (0,), "G+S": (0,)},
@@ -201,7 +201,7 @@ def test_two_evaluations_of_a_task_are_refused(make_run) -> None:
 
 
 def test_lists_read_as_sentences_do() -> None:
-    assert [listed(w) for w in (["a"], ["a", "b"], ["a", "b", "c"])] == [
+    assert [join_words(w) for w in (["a"], ["a", "b"], ["a", "b", "c"])] == [
         "a",
         "a and b",
         "a, b and c",

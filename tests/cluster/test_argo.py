@@ -132,7 +132,7 @@ def test_a_workflows_life(cluster):
 def test_a_stage_is_submitted_over_a_datasets_shards_and_waited_for(cluster, tmp_path):
     from clipmill.errors import ArtifactError
 
-    where = {"pool": "cpu", "namespace": "ml", "poll_seconds": 0.01}
+    where = {"pool": "cpu", "namespace": "ml", "poll_interval_seconds": 0.01}
     with pytest.raises(ArtifactError, match="there is no dataset"):
         run_data_workflow("score", str(tmp_path / "none"), [], api=cluster.api(), **where)
     assert cluster.resources == {}

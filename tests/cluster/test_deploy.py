@@ -2,15 +2,15 @@
 
 import pytest
 
-from clipmill.cluster.kserve import EndpointConfig, RolloutConfig, deploy_promotion
+from clipmill.cluster.kserve import InferenceServiceConfig, RolloutConfig, deploy_promotion
 from clipmill.errors import GateError, NotFoundError, ServerError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.storage import join, write_bytes, write_json
 from clipmill.tasks.visualization import encode_png
 
-ENDPOINT = EndpointConfig(name="depth", namespace="ml")
-QUICK = RolloutConfig(ready_seconds=1.0, watch_seconds=0.0, poll_seconds=0.01)
+ENDPOINT = InferenceServiceConfig(name="depth", namespace="ml")
+QUICK = RolloutConfig(ready_seconds=1.0, observation_seconds=0.0, poll_interval_seconds=0.01)
 
 
 @pytest.fixture

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipmill.cluster.monitoring import expressions
+from clipmill.cluster.monitoring import series
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
 from clipmill.cluster.monitoring.rules import ALERTS, RECORDINGS, rule_tests, rules
-from clipmill.cluster.monitoring.series import all_series, sections
+from clipmill.cluster.monitoring.series import all_series, metrics_by_group
+from clipmill.data.sources import REASONS
+from clipmill.serve.errors import RejectReason
+from clipmill.telemetry import CheckpointResult, SkipReason
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERIES = re.compile(r"\b(?:clipmill|kube|argo)_[a-z0-9_]+\b(?!:)")
@@ -33,9 +36,9 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_catalogue_has_every_section_of_telemetry():
-    found = sections()
+    found = metrics_by_group()
     assert {"train", "data", "serving"} <= found.keys()
-    names = {m.name: m.kind for metrics in found.values() for m in metrics}
+    names = {m.name: m.type for metrics in found.values() for m in metrics}
     assert names["clipmill_train_loss"] == "gauge"
     assert names["clipmill_train_samples_total"] == "counter"
     assert names["clipmill_serve_infer_seconds"] == "histogram"
@@ -43,7 +46,7 @@ def test_the_catalogue_has_every_section_of_telemetry():
 
 
 def test_every_query_asks_for_a_metric_that_telemetry_defines():
-    known = all_series() | expressions.OTHERS
+    known = all_series() | series.OTHERS
     texts = {a.name: a.expression for a in ALERTS}
     texts |= {r.name: r.expression for r in RECORDINGS}
     for name, dashboard in dashboards().items():
@@ -55,8 +58,35 @@ def test_every_query_asks_for_a_metric_that_telemetry_defines():
 
 def test_every_metric_has_a_panel():
     texts = "\n".join(q for d in dashboards().values() for q in queries(d))
-    metrics = [m for metrics in sections().values() for m in metrics]
+    metrics = [m for metrics in metrics_by_group().values() for m in metrics]
     assert [m.name for m in metrics if m.name not in texts] == []
+
+
+LABEL = re.compile(r'(clipmill_[a-z0-9_]+)\{([^{}]*)\}')
+VALUES = {
+    (series.REJECTED, "reason"): set(RejectReason),
+    (series.SKIPPED, "reason"): set(SkipReason),
+    (series.CHECKPOINTS, "result"): set(CheckpointResult),
+    (series.QUARANTINED, "reason"): set(REASONS),
+}
+"""Values of the labels that a fixed set of words fills, as the code that counts has them."""
+
+
+def test_every_value_of_a_label_is_one_that_the_code_emits():
+    texts = [a.expression for a in ALERTS] + [r.expression for r in RECORDINGS]
+    texts += [name for a in ALERTS for name in (*a.firing_series, *a.quiet_series)]
+    seen = set()
+    for name, labels in (match for text in texts for match in LABEL.findall(text)):
+        for label, value in re.findall(r'(\w+)=~?"([^"]*)"', labels):
+            if label in {"reason", "result", "outcome", "part"}:
+                assert value in VALUES[name, label], f"{name}{{{label}={value!r}}}"
+                seen.add((name, label))
+    assert seen == VALUES.keys()
+
+
+def test_a_full_queue_alone_saturates_it():
+    (alert,) = [a for a in ALERTS if a.name == "EndpointQueueSaturated"]
+    assert f'reason="{RejectReason.QUEUE_FULL}"' in alert.expression
 
 
 def test_recorded_series_that_are_used_exist():

@@ -7,10 +7,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from clipmill.cluster.kserve import EndpointConfig, Prometheus
+from clipmill.cluster.kserve import InferenceServiceConfig, Prometheus
 from clipmill.errors import ClusterError
 
-ENDPOINT = EndpointConfig(name="depth", namespace="ml")
+ENDPOINT = InferenceServiceConfig(name="depth", namespace="ml")
 
 
 @pytest.fixture

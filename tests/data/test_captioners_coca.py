@@ -26,8 +26,9 @@ from transformers import TopPLogitsWarper
 
 from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput
-from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
-from clipmill.data.captioners.coca_generation import Decoder, draw
+from clipmill.data.captioners.coca import CocaCaptioner
+from clipmill.data.captioners.config import GenerateConfig
+from clipmill.data.captioners.coca_generation import CaptionGenerator, sample_token
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
@@ -127,8 +128,8 @@ def test_tokens_are_those_of_open_clip(case):
         top_k=1,
         max_tokens=MAX_TOKENS,
     )
-    decoder = Decoder(drawn_coca(seed), TOKENIZER, Normalize(), config)
-    found = decoder.decode(draw_pixels(seed), seeds=range(8))
+    generator = CaptionGenerator(drawn_coca(seed), TOKENIZER, Normalize(), config)
+    found = generator.generate(draw_pixels(seed), seeds=range(8))
     expected = OPEN_CLIPS[" ".join(map(str, case))]
     assert [texts[0][0] for texts in found] == [TOKENIZER.decode(torch.tensor(t)) for t in expected]
     assert len({texts[0][0] for texts in found}) > 1
@@ -182,7 +183,7 @@ def test_drawing_keeps_what_transformers_keeps_and_as_often(method, top):
     expected = (kept / 1.5).softmax(-1)[0]
     count = 20_000
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn = draw(logits.expand(count, -1), u, config)
+    drawn = sample_token(logits.expand(count, -1), u, config)
     assert drawn.bincount(minlength=40) / count == pytest.approx(expected, abs=2e-4)
 
 

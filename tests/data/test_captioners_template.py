@@ -8,7 +8,8 @@ import pytest
 
 from clipmill.data.captioners import CaptionersConfig, open_captioner
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput
-from clipmill.data.captioners.template import TemplateCaptioner, TemplateConfig, describe
+from clipmill.data.captioners.config import TemplateConfig
+from clipmill.data.captioners.template import TemplateCaptioner, describe
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 
 ROWS = [
@@ -45,7 +46,7 @@ def test_each_template_is_filled(labels):
 
 
 def test_without_places_objects_are_counted(labels):
-    config = TemplateConfig(templates=("{objects}.",), places=False, max_objects=1)
+    config = TemplateConfig(templates=("{objects}.",), include_positions=False, max_objects=1)
     assert say(labels, config)[0].texts == ("two red cubes.",)
 
 
@@ -83,7 +84,7 @@ def test_who_it_is(labels, tmp_path):
     identities = {
         captioner.identity,
         open_captioner(f"template:{other}", config)[1].identity,
-        TemplateCaptioner(str(labels), TemplateConfig(places=False)).identity,
+        TemplateCaptioner(str(labels), TemplateConfig(include_positions=False)).identity,
     }
     assert len(identities) == 3
     assert captioner.parents[0].uri == str(labels)

@@ -250,6 +250,6 @@ def test_distance_out_of_range(distance):
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_filter_says_what_it_needs(name):
     settings = {"threshold": 0.3} if name == "clip-score" else {}
-    needs = FILTERS[name].from_json(settings).needs
-    assert needs
-    assert all(layer.startswith("score/") and columns for layer, columns in needs.items())
+    required = FILTERS[name].from_json(settings).required_columns
+    assert required
+    assert all(layer.startswith("score/") and columns for layer, columns in required.items())

@@ -15,7 +15,7 @@ from clipmill.config import digest_json, sha256_bytes
 from clipmill.data.captioners import (
     CaptionInput,
     CocaCaptioner,
-    EndpointConfig,
+    ChatClientConfig,
     GenerateConfig,
     RewriteConfig,
     VlmConfig,
@@ -319,8 +319,8 @@ def test_a_model_that_fails_on_everything_is_no_samples_fault(make_dataset, capt
 # Endpoints.
 
 KEY = "sk-Very_Secret-123"
-ENDPOINT = EndpointConfig(
-    backoff_seconds=0.001, attempts=2, timeout_seconds=5, concurrency=2, max_failures_in_a_row=4
+ENDPOINT = ChatClientConfig(
+    backoff_seconds=0.001, max_attempts=2, timeout_seconds=5, concurrency=2, max_consecutive_failures=4
 )
 
 

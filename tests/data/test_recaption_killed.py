@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from chat_server import ChatServer
 
-from clipmill.data.captioners import EndpointConfig, RewriteConfig
+from clipmill.data.captioners import ChatClientConfig, RewriteConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.recaption import RecaptionConfig, recaption
 
 CONFIG = RecaptionConfig(
     rewrite=RewriteConfig(model="m", prompt="{caption}"),
-    endpoint=EndpointConfig(concurrency=2, backoff_seconds=0.01),
+    endpoint=ChatClientConfig(concurrency=2, backoff_seconds=0.01),
     batch_size=2,
 )
 # What a worker does, and a line once it has begun.

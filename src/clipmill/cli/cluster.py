@@ -53,8 +53,8 @@ def cluster_submit(
         max_nodes=most,
         queue=queue,
     ).override(sets or [])
-    with submit.runner() as torchx:
-        run = submit.describe if dry_run else submit.submit
+    with submit.torchx_runner() as torchx:
+        run = submit.dry_run if dry_run else submit.submit
         typer.echo(run(job, on, namespace=namespace, torchx=torchx))
 
 
@@ -64,7 +64,7 @@ def cluster_status(handle: Handle) -> None:
     """Print a job's state."""
     from clipmill.cluster import submit
 
-    with submit.runner() as torchx:
+    with submit.torchx_runner() as torchx:
         found = submit.status(handle, torchx=torchx)
     typer.echo(f"{found.state.name} {found.msg}".strip())
 
@@ -81,7 +81,7 @@ def cluster_logs(
     """Print the log of one of a job's nodes."""
     from clipmill.cluster import submit
 
-    with submit.runner() as torchx:
+    with submit.torchx_runner() as torchx:
         for line in submit.logs(handle, node, follow=follow, torchx=torchx):
             typer.echo(line, nl=False)
 
@@ -92,7 +92,7 @@ def cluster_cancel(handle: Handle) -> None:
     """Stop a job; its processes save their state first."""
     from clipmill.cluster import submit
 
-    with submit.runner() as torchx:
+    with submit.torchx_runner() as torchx:
         submit.cancel(handle, torchx=torchx)
 
 
@@ -139,10 +139,10 @@ def cluster_deploy(
     sets: Set = None,
 ) -> None:
     """Roll a promoted model out to an endpoint as a canary; prints its digest."""
-    from clipmill.cluster.kserve import EndpointConfig, RolloutConfig, deploy_promotion
+    from clipmill.cluster.kserve import InferenceServiceConfig, RolloutConfig, deploy_promotion
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
-    place = EndpointConfig.from_json({**settings, "prometheus": prometheus})
+    place = InferenceServiceConfig.from_json({**settings, "prometheus": prometheus})
     rollout = RolloutConfig().override(sets or [])
     typer.echo(deploy_promotion(promotion, place, rollout).digest)
 
@@ -158,14 +158,14 @@ def cluster_capacity(
     price: Annotated[float, typer.Option(help="Price per pod-hour.")] = 0.0,
 ) -> None:
     """Estimate pods, hours and store requests of stages over a dataset."""
-    from clipmill.cluster.capacity import StageLoad, demand
+    from clipmill.cluster.capacity import StageProfile, plan_capacity
 
     typer.echo(f"{'stage':<12}{'pods':>7}{'hours':>8}{'requests/s':>12}{'MB/s':>10}{'price':>12}")
     for assignment in stages:
         name, _, rate = assignment.partition("=")
         fields = {"name": name, "pod_hour_price": price}
-        load = StageLoad.from_json({**fields, "samples_per_second": _number(rate)})
-        found = demand(load, num_pairs=int(pairs), samples_per_shard=samples_per_shard, hours=hours)
+        load = StageProfile.from_json({**fields, "samples_per_second": _number(rate)})
+        found = plan_capacity(load, num_pairs=int(pairs), samples_per_shard=samples_per_shard, hours=hours)
         typer.echo(
             f"{name:<12}{found.pods:>7}{found.hours:>8.1f}{found.requests_per_second:>12.1f}"
             f"{found.bytes_per_second / 1e6:>10.0f}{found.price:>12.0f}"

@@ -136,12 +136,6 @@ def data_workflow(config: DataWorkflowConfig, num_shards: int) -> dict[str, Any]
     return _workflow(config, pool, containers, items)
 
 
-if TYPE_CHECKING:
-    from hera.workflows import Container
-
-    from clipmill.cluster.argo import DataWorkflowConfig
-
-
 def submit_data_workflow(config: DataWorkflowConfig, num_shards: int, *, api: ClusterApi) -> str:
     """Submit the workflow, and return its name."""
     workflow = api.create(WORKFLOW, config.namespace, data_workflow(config, num_shards))
@@ -156,7 +150,7 @@ def run_data_workflow(
     pool: str,
     namespace: str,
     api: ClusterApi | None = None,
-    poll_seconds: float = 30.0,
+    poll_interval_seconds: float = 30.0,
 ) -> None:
     """Submit a stage over all shards of a dataset, and return when it is done.
 
@@ -175,7 +169,7 @@ def run_data_workflow(
     count = num_shards(config)
     api = api or ClusterApi()
     name = submit_data_workflow(config, count, api=api)
-    wait_for_workflow(namespace, name, api=api, poll_seconds=poll_seconds)
+    wait_for_workflow(namespace, name, api=api, poll_interval_seconds=poll_interval_seconds)
 
 
 def workflow_status(namespace: str, name: str, *, api: ClusterApi) -> tuple[str, str]:
@@ -196,7 +190,7 @@ def wait_for_workflow(
     name: str,
     *,
     api: ClusterApi,
-    poll_seconds: float = 30.0,
+    poll_interval_seconds: float = 30.0,
     report: Callable[[int, int, str], None] | None = None,
 ) -> None:
     """Return when the workflow has succeeded.
@@ -217,7 +211,7 @@ def wait_for_workflow(
                 expected="Succeeded",
                 action="read its failed pods' logs; a new submission resumes where it ended",
             )
-        time.sleep(poll_seconds)
+        time.sleep(poll_interval_seconds)
 
 
 def suspend_workflow(namespace: str, name: str, *, api: ClusterApi, suspended: bool = True) -> None:

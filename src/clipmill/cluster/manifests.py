@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
-from clipmill.cluster.kserve import EndpointConfig, ServedModel, canary, inference_service
+from clipmill.cluster.kserve import InferenceServiceConfig, PromotedModel, canary, inference_service
 from clipmill.cluster.monitoring.dashboards import dashboards
 from clipmill.cluster.monitoring.rules import rules
 from clipmill.cluster.pools import load_pools, get_pool
@@ -79,17 +79,17 @@ def _volcano_job() -> Mapping[str, Any]:
 
 
 def _endpoint() -> dict[str, Any]:
-    endpoint = EndpointConfig(
+    endpoint = InferenceServiceConfig(
         name="depth", namespace="clipmill", prometheus="http://prometheus-operated.monitoring:9090"
     )
-    stable = ServedModel(
+    stable = PromotedModel(
         uri=f"{_STORE}/models/STABLE",
         digest="0" * 64,
         task="depth",
         metrics={"rmse": 0.61},
         parents={"encoder": "e" * 64, "data": "d" * 64},
     )
-    better = ServedModel(uri=f"{_STORE}/models/BETTER", digest="1" * 64, task="depth")
+    better = PromotedModel(uri=f"{_STORE}/models/BETTER", digest="1" * 64, task="depth")
     manifests = inference_service(endpoint, stable)
     manifests["spec"]["canary"] = [canary(endpoint, better, 10)]
     return manifests

@@ -121,20 +121,20 @@ class _Worker:
     def caption_shard(self, index: int) -> Counter[str]:
         """Write the shard's rows; how many samples had each reason, the empty one included."""
         dataset, layer = self._dataset, self._layer
-        self._outputs = read_part(dataset, layer, index) if self._model.is_costly else {}
+        self._outputs = read_part(dataset, layer, index) if self._model.checkpoint_outputs else {}
         with read_shard(dataset, index, cache_folder()) as reader:
             missing = [r for r, uid in enumerate(reader.uids) if uid not in self._outputs]
             for batch in self._batches(reader, missing):
                 try:
                     self._caption(batch)
                 finally:
-                    if self._model.is_costly:
+                    if self._model.checkpoint_outputs:
                         write_part(dataset, layer, index, self._outputs)
             table, counts = self._table(reader)
         # Another worker may have done it meanwhile, in other words where sampling isn't decided.
         if not has_layer_shard(dataset, layer, index):
             write_layer_shard(dataset, layer, index, table)
-        if self._model.is_costly:
+        if self._model.checkpoint_outputs:
             drop_part(dataset, layer, index)
         for reason, count in counts.items():
             caption_metrics().samples.labels(reason or "captioned").inc(count)
@@ -160,7 +160,7 @@ class _Worker:
                 yield batch
 
     def _read(self, reader: ShardReader, row: int) -> CaptionInput:
-        image = decode_rgb(reader.image(row)) if self._model.looks_at_images else None
+        image = decode_rgb(reader.image(row)) if self._model.needs_images else None
         return CaptionInput(uid=reader.uid(row), caption=reader.caption(row), image=image)
 
     def _caption(self, batch: Sequence[CaptionInput]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from clipmill.data.captioners import (
-    EndpointConfig,
+    ChatClientConfig,
     GenerateConfig,
     HuggingFaceConfig,
     RewriteConfig,
@@ -151,7 +151,7 @@ def recaption_vlm_vecap() -> RecaptionConfig:
             max_tokens=96,
             temperature=0.2,
         ),
-        endpoint=EndpointConfig(concurrency=32),
+        endpoint=ChatClientConfig(concurrency=32),
         batch_size=256,
     )
 
@@ -183,7 +183,7 @@ def recaption_rewrite_laclip() -> RecaptionConfig:
             max_tokens=77,
             temperature=0.9,
         ),
-        endpoint=EndpointConfig(concurrency=64),
+        endpoint=ChatClientConfig(concurrency=64),
         batch_size=512,
     )
 

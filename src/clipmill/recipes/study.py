@@ -41,16 +41,16 @@ from clipmill.recipes.mobile import clip_mci0_12_8b, teacher_datacompdr, teacher
 from clipmill.study.config import (
     COCA,
     ConditionConfig,
-    DrawnConfig,
-    EffortConfig,
-    GivenConfig,
+    SyntheticDataConfig,
+    TableBudget,
+    UserDataConfig,
     StudyConfig,
 )
-from clipmill.study.scene_captions import DOSES
+from clipmill.study.scene_captions import NOISE_LEVELS
 from clipmill.tasks.finetune import FinetuneConfig
 
 LAYER = "synthetic"
-"""What the conditions call the caption layer: ``--set given.layers.synthetic=captions/...``."""
+"""What the conditions call the caption layer: ``--set user_data.layers.synthetic=captions/...``."""
 
 _PAPER_BILLIONS = (2.05, 5.0, 12.8)
 _PAPER_FRACTIONS = (0.001, 0.01, 0.1, 1.0)
@@ -79,7 +79,7 @@ _SOURCES = (
         tables=("sources", "dose"),
         captions="synthetic",
         layer="terse",
-        dose=0.0,
+        caption_noise=0.0,
     ),
     ConditionConfig(name="rich, true", captions="synthetic", layer="rich"),
 )
@@ -89,9 +89,9 @@ _DOSED = tuple(
         tables=("dose",),
         captions="synthetic",
         layer=f"wrong-{percent}",
-        dose=float(percent),
+        caption_noise=float(percent),
     )
-    for percent in DOSES
+    for percent in NOISE_LEVELS
 )
 _SCALED = tuple(
     replace(whole, name=f"{whole.name}, {fraction:.0%}", tables=("scaling",), fraction=fraction)
@@ -111,10 +111,10 @@ _OBJECTIVES = (
         replace(
             condition,
             name=_at(budget, name),
-            over=_at(budget, "MAE"),
+            baseline=_at(budget, "MAE"),
             tables=("objectives",),
             encoder=encoder,
-            budget=budget,
+            compute_budget=budget,
         )
         for budget in _BUDGETS
         for name, encoder, condition in (
@@ -154,8 +154,8 @@ def study_captions() -> StudyConfig:
     mae, labels = mae_miniature(), supervised_miniature()
     labels = replace(labels, train=_seen(labels.train))
     return StudyConfig(
-        drawn=_drawn(),
-        clips={
+        synthetic_data=_drawn(),
+        clip_runs={
             "clip": clip,
             "vit": vit,
             "mobile": mobile,
@@ -163,12 +163,12 @@ def study_captions() -> StudyConfig:
                 mobile, distillation=DistillationConfig(teacher_widths=(clip.model.embed_dim,))
             ),
         },
-        maes={"mae": replace(mae, train=_seen(mae.train))},
+        mae_runs={"mae": replace(mae, train=_seen(mae.train))},
         supervised={
             "supervised": labels,
             "mobile, supervised": replace(labels, vision=mobile_vision),
         },
-        scratch={"scratch": f"random:timm/{_RESNET}"},
+        from_scratch={"scratch": f"random:timm/{_RESNET}"},
         transfers={
             "segmentation": semantic_fpn_miniature(),
             "depth": depth_miniature(),
@@ -180,12 +180,12 @@ def study_captions() -> StudyConfig:
             "classification, frozen": linear_probe_miniature(),
         },
         conditions=(*_SOURCES, *_OBJECTIVES, *_MOBILE_ENCODERS, *_SCALED, *_DOSED),
-        judge="terse, true",
+        scoring_clip="terse, true",
         teacher=_BOTH.name,
-        teaching=teacher_miniature(),
-        attention=tuple(c.name for c in _OBJECTIVES if c.over and c.budget == 1),
+        distillation=teacher_miniature(),
+        attention=tuple(c.name for c in _OBJECTIVES if c.baseline and c.compute_budget == 1),
         seeds=(0, 1, 2, 3, 4),
-        efforts=_rest(seeds=(0, 1)),
+        table_budgets=_rest(seeds=(0, 1)),
     )
 
 
@@ -208,7 +208,7 @@ def study_captions_quick() -> StudyConfig:
         ),
         attention=(),
         seeds=(0, 1),
-        efforts={},
+        table_budgets={},
     )
 
 
@@ -226,9 +226,9 @@ def study_brief() -> StudyConfig:
     return replace(
         whole,
         transfers=without,
-        conditions=tuple(c for c in whole.conditions if c.budget != _BUDGETS[1]),
+        conditions=tuple(c for c in whole.conditions if c.compute_budget != _BUDGETS[1]),
         seeds=(0, 1, 2),
-        efforts=_rest(seeds=(0,)),
+        table_budgets=_rest(seeds=(0,)),
     )
 
 
@@ -245,19 +245,19 @@ def study_from_scratch() -> StudyConfig:
         whole,
         transfers={name: whole.transfers[name] for name in tasks},
         conditions=(scratch, replace(pretrained, tables=("objectives",))),
-        judge="",
+        scoring_clip="",
         teacher="",
         attention=(),
         seeds=(0, 1, 2),
-        efforts={},
+        table_budgets={},
     )
 
 
-def _rest(seeds: tuple[int, ...]) -> dict[str, EffortConfig]:
+def _rest(seeds: tuple[int, ...]) -> dict[str, TableBudget]:
     """What all but the caption sources is given: no detection, which tells encoders least apart."""
     tasks = ("segmentation", "depth", "classification")
     transfers = (*tasks, *(f"{task}, frozen" for task in tasks))
-    effort = EffortConfig(seeds=seeds, transfers=transfers)
+    effort = TableBudget(seeds=seeds, transfers=transfers)
     return dict.fromkeys(("objectives", "mobile", "scaling", "dose"), effort)
 
 
@@ -266,10 +266,10 @@ def _clip_resnet() -> PretrainConfig:
     return clip_miniature().override([f"model.vision.timm_model={_RESNET}"])
 
 
-def _drawn() -> DrawnConfig:
+def _drawn() -> SyntheticDataConfig:
     captioner = coca_miniature().override([f"model.clip.vision.timm_model={_RESNET}"])
     captioner = replace(captioner, train=_seen(captioner.train))
-    return DrawnConfig(
+    return SyntheticDataConfig(
         scenes=replace(
             scenes_every_task(), num_pairs=8192, num_captioning=4096, num_labelled=512, num_test=256
         ),
@@ -302,14 +302,14 @@ def _paper_objectives(billions: float) -> tuple[ConditionConfig, ...]:
     """CLIP of so many seen samples, held against the MAE of as many where the paper has one."""
     mae = f"MAE, {billions} B"
     has_mae = billions < _PAPER_BILLIONS[-1]
-    masked = ConditionConfig(name=mae, over=mae, tables=("objectives",), encoder=mae)
+    masked = ConditionConfig(name=mae, baseline=mae, tables=("objectives",), encoder=mae)
     clips = tuple(
         replace(
             condition,
             name=f"{condition.name}, {billions} B seen",
-            over=mae if has_mae else "",
+            baseline=mae if has_mae else "",
             tables=("objectives",),
-            budget=billions / _PAPER_BILLIONS[-1],
+            compute_budget=billions / _PAPER_BILLIONS[-1],
         )
         for condition in (_PAPER_G, _PAPER_BOTH)
     )
@@ -322,14 +322,14 @@ def study_paper() -> StudyConfig:
     Source: CLIP-QC, Tables 2 and 3, Figures 2 and 3. Its best of a sweep of rates is one point here
     (``clipmill sweep`` finds it; ``--set transfers.segmentation.train.schedule.lr=...``).
     Command: ``torchrun --nnodes 8 --nproc-per-node 8 -m clipmill study captions --recipe
-    study-paper --store URI --set given.dataset=URI --set given.layers.synthetic=captions/...
-    --set given.labels.segmentation=URI`` and so on for detection, depth, classification.
+    study-paper --store URI --set user_data.dataset=URI --set user_data.layers.synthetic=captions/...
+    --set user_data.labels.segmentation=URI`` and so on for detection, depth, classification.
     Hardware and hours: not run.
     """
     return StudyConfig(
-        given=GivenConfig(),
-        clips={"vit": clip_vit_b16_12_8b(), "scaled": clip_vit_b16_scaling_1_28b()},
-        maes={"MAE, 2.05 B": mae_vit_b16_2_05b(), "MAE, 5.0 B": mae_vit_b16_5b()},
+        user_data=UserDataConfig(),
+        clip_runs={"vit": clip_vit_b16_12_8b(), "scaled": clip_vit_b16_scaling_1_28b()},
+        mae_runs={"MAE, 2.05 B": mae_vit_b16_2_05b(), "MAE, 5.0 B": mae_vit_b16_5b()},
         transfers={
             "segmentation": upernet_vit_b16(),
             "depth": depth_vit_b16(),
@@ -362,9 +362,9 @@ def study_paper_mobile() -> StudyConfig:
     """MCi0 by labels, and by CLIP with distillation.
 
     Source: CLIP-QC, the mobile tables (4 and 5); MCi1 and MCi2 by ``--set
-    clips.mobile.model.vision.timm_model=fastvit_mci1`` and its like for ``supervised``.
-    Command: as for :func:`study_paper`; ``given.labels.classification`` is ImageNet-1K, and
-    ``teaching.models`` teach where ``clips.mobile.distillation.layer`` is empty.
+    clip_runs.mobile.model.vision.timm_model=fastvit_mci1`` and its like for ``supervised``.
+    Command: as for :func:`study_paper`; ``user_data.labels.classification`` is ImageNet-1K, and
+    ``distillation.models`` teach where ``clip_runs.mobile.distillation.layer`` is empty.
     Hardware and hours: not run.
     """
     labels = ConditionConfig(name="labels", tables=("mobile",), encoder="supervised")
@@ -376,11 +376,11 @@ def study_paper_mobile() -> StudyConfig:
         layer=LAYER,
     )
     return StudyConfig(
-        given=GivenConfig(),
-        clips={"mobile": clip_mci0_12_8b()},
+        user_data=UserDataConfig(),
+        clip_runs={"mobile": clip_mci0_12_8b()},
         supervised={"supervised": supervised_mci0()},
         transfers={"segmentation": semantic_fpn_mci0(), "detection": mask_rcnn_1x()},
         conditions=(labels, distilled),
-        teaching=teacher_datacompdr(),
+        distillation=teacher_datacompdr(),
         seeds=(0,),
     )

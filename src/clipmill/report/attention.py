@@ -17,7 +17,7 @@ from clipmill.report.html.page import (
     section,
     table,
     tag,
-    together,
+    concat,
 )
 from clipmill.stage_records import ProgressCallback
 
@@ -108,7 +108,7 @@ def attention_from_json(value: Mapping[str, Any]) -> "AttentionStatistics":
 
 def attention_charts(found: Mapping[str, "AttentionStatistics"]) -> Html:
     """Each encoder's heads by layer, and how diverse they are, without headings."""
-    return together(_heads(found).body, _diversity(found).body)
+    return concat(_heads(found).body, _diversity(found).body)
 
 
 def attention_page(found: Mapping[str, "AttentionStatistics"]) -> str:
@@ -119,7 +119,7 @@ def attention_page(found: Mapping[str, "AttentionStatistics"]) -> str:
     ]
     if len(set(short)) == len(short):
         found = dict(zip(short, found.values(), strict=True))
-    header = together(
+    header = concat(
         paragraph("clipmill attention", class_="kicker"),
         tag("h1", "How far the heads look"),
         paragraph(
@@ -152,7 +152,7 @@ def _diversity(found: Mapping[str, "AttentionStatistics"]) -> Section:
     charts = [
         line_chart(title, note, _lines(found, name), x_name="layer")
         for title, note, name in (
-            ("Spread of the heads' distances", "standard deviation, pixels", "head_distance_std_L"),
+            ("IntervalPoint of the heads' distances", "standard deviation, pixels", "head_distance_std_L"),
             ("Divergence between heads", "mean over pairs, nats", "divergence_L"),
         )
     ]
@@ -183,7 +183,7 @@ def _all(found: Mapping[str, "AttentionStatistics"]) -> Section:
         for label, statistics in found.items()
         for layer in range(1, len(statistics.head_distance_std_L) + 1)
     ]
-    head = ["Layer", "Mean distance, px", "Spread, px", "Divergence, nats"]
+    head = ["Layer", "Mean distance, px", "IntervalPoint, px", "Divergence, nats"]
     return section("numbers", "Numbers", table("Means of each layer.", head, rows, class_="small"))
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import CheckpointMetadata
-from clipmill.report.format import Figure, figure_named
-from clipmill.report.summary import listed
+from clipmill.report.format import MetricFormat, metric_format
+from clipmill.report.summary import join_words
 from clipmill.tasks.base import Metric
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import TASKS
@@ -27,10 +27,10 @@ class TaskComparison:
     """Those that there are."""
 
     @property
-    def figure(self) -> Figure:
+    def figure(self) -> MetricFormat:
         """The task's metric as it is shown."""
-        known = figure_named(self.metric.name)
-        return Figure(known.title, self.metric.unit, self.metric.higher_is_better)
+        known = metric_format(self.metric.name)
+        return MetricFormat(known.title, self.metric.unit, self.metric.higher_is_better)
 
     def value(self, label: str) -> float | None:
         """The metric's value, None where the label wasn't judged on this task."""
@@ -90,7 +90,7 @@ class Check:
     """What was found."""
 
 
-def check_fairness(
+def check_comparability(
     tasks: Sequence[TaskComparison],
     encoders: Mapping[str, CheckpointMetadata],
     models: Mapping[tuple[str, str], CheckpointMetadata],
@@ -140,7 +140,7 @@ def _task_checks(
     }
     checks = _summed_up(f"The {task.task} models share", found)
     if strangers:
-        words = f"The {task.task} model of {listed(strangers)} isn't made from that label's encoder"
+        words = f"The {task.task} model of {join_words(strangers)} isn't made from that label's encoder"
         checks.append(Check(fair=False, words=words))
     else:
         words = f"Each {task.task} model is made from the encoder of its label"
@@ -151,7 +151,7 @@ def _task_checks(
 def _summed_up(start: str, found: Mapping[str, str]) -> list[Check]:
     """What holds in one sentence, and a sentence for each trouble; ``found`` maps to troubles."""
     held = [words for words, trouble in found.items() if not trouble]
-    good = [Check(fair=True, words=f"{start} {listed(held)}")] if held else []
+    good = [Check(fair=True, words=f"{start} {join_words(held)}")] if held else []
     return good + [Check(fair=False, words=trouble) for trouble in found.values() if trouble]
 
 
@@ -170,7 +170,7 @@ def _leaves(path: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def _names(names: set[str]) -> str:
-    return listed(sorted(names))
+    return join_words(sorted(names))
 
 
 def _equal(digests: Iterator[str]) -> bool:

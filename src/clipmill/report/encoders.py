@@ -9,7 +9,7 @@ from clipmill.config import digest_json
 from clipmill.data.dataset import Dataset
 from clipmill.lineage import Parent, lineage
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
-from clipmill.report.comparison import Check, TaskComparison, check_fairness, compare
+from clipmill.report.comparison import Check, TaskComparison, check_comparability, compare
 from clipmill.report.html.page import document, paragraph, tag
 from clipmill.report.sections.data import quarantine_section, samples_section
 from clipmill.report.sections.endpoint import (
@@ -23,8 +23,8 @@ from clipmill.report.sections.predictions import predictions_section
 from clipmill.report.sections.provenance import environment, provenance_section
 from clipmill.report.sections.results import results_section
 from clipmill.report.sections.training import duration, losses_section, timing_section, wall_seconds
-from clipmill.report.summary import Circumstances, Verdict, judge, seeds_of
-from clipmill.scenes.source import made_of_scenes
+from clipmill.report.summary import RunContext, Verdict, judge, seeds_of
+from clipmill.scenes.source import has_scenes_ancestor
 from clipmill.stage_records import StageRecord, read_stages
 from clipmill.storage import join, open_store, write_bytes, write_json
 from clipmill.tasks.comparison import Comparison
@@ -101,7 +101,7 @@ class _Found:
     tasks: tuple[TaskComparison, ...]
     models: dict[tuple[str, str], CheckpointMetadata]
     """By label and task."""
-    circumstances: Circumstances
+    circumstances: RunContext
     comparison: Comparison | None
     verdict: Verdict
     checks: tuple[Check, ...]
@@ -122,7 +122,7 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
     }
     comparison = Comparison.read(inputs.comparison) if inputs.comparison else None
     maker = inputs.layer.rpartition("/")[2].rpartition("-")[0]
-    circumstances = Circumstances(
+    circumstances = RunContext(
         captions={
             label: str(metadata.recipe.get("view", {}).get("captions", ""))
             for label, metadata in encoders.items()
@@ -134,7 +134,7 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
             )
             for label, metadata in encoders.items()
         },
-        drawn=made_of_scenes(lineage(dataset.uri)),
+        drawn=has_scenes_ancestor(lineage(dataset.uri)),
     )
     return _Found(
         inputs=inputs,
@@ -147,7 +147,7 @@ def _gather(inputs: ReportInputs, store: str) -> _Found:
         circumstances=circumstances,
         comparison=comparison,
         verdict=judge(comparison, circumstances),
-        checks=check_fairness(tasks, encoders, models),
+        checks=check_comparability(tasks, encoders, models),
         served=read_served(inputs.promotions, tasks),
         probe=read_smoke_test(inputs.probe),
         stages=read_stages(store, inputs.run) if inputs.run else [],

@@ -1,4 +1,6 @@
-"""How figures of merit are named, rounded and compared on the page."""
+"""Formats of reports: names, rounding and comparison of metrics, lists of words, durations."""
+
+from collections.abc import Sequence
 
 from dataclasses import dataclass
 
@@ -9,38 +11,38 @@ _OTHER_DECIMALS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure as people read it."""
+class MetricFormat:
+    """Display format of a metric."""
 
     title: str
-    """Its usual spelling."""
+    """Usual spelling of its name."""
     unit: str
-    """What follows the number; empty for a plain ratio."""
+    """Unit after the number; empty for a plain ratio."""
     higher_is_better: bool | None
-    """Direction of better; None where we don't know the figure."""
+    """Direction of improvement; None for an unknown metric."""
 
     @property
     def decimals(self) -> int:
-        """Digits after the point that are shown; results that agree in them are tied."""
+        """Digits shown after the point; results equal in them are tied."""
         return _DECIMALS.get(self.unit, _OTHER_DECIMALS)
 
     def text(self, value: float) -> str:
-        """The number with its unit: ``34.0 %``."""
+        """Format a value with its unit: ``34.0 %``."""
         return f"{value:.{self.decimals}f}{NO_BREAK}{self.unit}".rstrip()
 
-    def gain(self, value: float, over: float) -> float:
-        """How much better ``value`` is, of what is shown: exactly 0 for a tie, negative if worse.
+    def improvement(self, value: float, baseline: float) -> float:
+        """Return how much better ``value`` is, as shown: 0 for a tie, negative if worse.
 
-        Zero, too, for a figure whose direction isn't known.
+        0, too, for a metric whose direction isn't known.
         """
         if self.higher_is_better is None:
             return 0.0
-        change = round(value, self.decimals) - round(over, self.decimals)
+        change = round(value, self.decimals) - round(baseline, self.decimals)
         return round(change if self.higher_is_better else -change, self.decimals)
 
-    def change(self, value: float, over: float) -> str:
-        """The signed difference of what is shown, without its unit: ``+2.8``, ``±0``."""
-        change = round(round(value, self.decimals) - round(over, self.decimals), self.decimals)
+    def change(self, value: float, baseline: float) -> str:
+        """Format the signed difference as shown, without its unit: ``+2.8``, ``±0``."""
+        change = round(round(value, self.decimals) - round(baseline, self.decimals), self.decimals)
         if change == 0:
             return "±0"
         sign = "+" if change > 0 else MINUS
@@ -48,30 +50,50 @@ class Figure:
 
     @property
     def change_unit(self) -> str:
-        """Unit of a difference; that of two percentages is in points."""
+        """Unit of a difference; points for percentages."""
         return "points" if self.unit == "%" else self.unit
 
 
-_FIGURES = {
-    "mIoU": Figure("mIoU", "%", True),
-    "mAcc": Figure("mean class accuracy", "%", True),
-    "aAcc": Figure("pixel accuracy", "%", True),
-    "box_mAP": Figure("box mAP", "%", True),
-    "mask_mAP": Figure("mask mAP", "%", True),
-    "top1": Figure("top-1", "%", True),
-    "top5": Figure("top-5", "%", True),
-    "rmse": Figure("RMSE", "m", False),
-    "rmse_log": Figure("RMSE of logarithms", "", False),
-    "abs_rel": Figure("absolute relative error", "", False),
-    "sq_rel": Figure("squared relative error", "m", False),
-    "log10": Figure("error of log₁₀", "", False),
-    "silog": Figure("scale-invariant log error", "", False),
-    "d1": Figure("δ < 1.25", "", True),
-    "d2": Figure("δ < 1.25²", "", True),
-    "d3": Figure("δ < 1.25³", "", True),
+_FORMATS = {
+    "mIoU": MetricFormat("mIoU", "%", True),
+    "mAcc": MetricFormat("mean class accuracy", "%", True),
+    "aAcc": MetricFormat("pixel accuracy", "%", True),
+    "box_mAP": MetricFormat("box mAP", "%", True),
+    "mask_mAP": MetricFormat("mask mAP", "%", True),
+    "top1": MetricFormat("top-1", "%", True),
+    "top5": MetricFormat("top-5", "%", True),
+    "rmse": MetricFormat("RMSE", "m", False),
+    "rmse_log": MetricFormat("RMSE of logarithms", "", False),
+    "abs_rel": MetricFormat("absolute relative error", "", False),
+    "sq_rel": MetricFormat("squared relative error", "m", False),
+    "log10": MetricFormat("error of log₁₀", "", False),
+    "silog": MetricFormat("scale-invariant log error", "", False),
+    "d1": MetricFormat("δ < 1.25", "", True),
+    "d2": MetricFormat("δ < 1.25²", "", True),
+    "d3": MetricFormat("δ < 1.25³", "", True),
 }
 
 
-def figure_named(name: str) -> Figure:
-    """The figure of that name; an unknown one is shown under it, and not judged."""
-    return _FIGURES.get(name, Figure(name, "", None))
+def metric_format(name: str) -> MetricFormat:
+    """Return the format of a metric; an unknown one has its name and no direction."""
+    return _FORMATS.get(name, MetricFormat(name, "", None))
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Join words: ``a``, ``a and b``, ``a, b and c``."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration: ``0.4 s``, ``12 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}\u00a0s"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded}\u00a0s"
+    minutes, rest = divmod(rounded, 60)
+    if minutes < 60:
+        return f"{minutes}\u00a0min {rest:02d}\u00a0s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}\u00a0h {minutes:02d}\u00a0min"

@@ -14,11 +14,11 @@ from clipmill.report.html.page import (
     Section,
     details,
     document,
-    missing,
+    empty_section,
     section,
     table,
     tag,
-    together,
+    concat,
 )
 from clipmill.storage import join, open_store, read_bytes, read_json
 
@@ -159,7 +159,7 @@ def _flat(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def _table(runs: Sequence[TrainingRun]) -> Section:
     if not runs:
-        return section("runs", "Runs", missing("There is no training run here."))
+        return section("runs", "Runs", empty_section("There is no training run here."))
     head = ["Run", "Status", "Updates", "Loss", "Samples/s"]
     rows = [
         [
@@ -177,7 +177,7 @@ def _table(runs: Sequence[TrainingRun]) -> Section:
 def _settings(runs: Sequence[TrainingRun]) -> Section:
     found = differing(runs)
     if not found:
-        return section("settings", "What sets them apart", missing("No setting differs."))
+        return section("settings", "What sets them apart", empty_section("No setting differs."))
     rows = [[path, *(_plain(v) for v in values)] for path, values in found.items()]
     head = ["Setting", *(run.name for run in runs)]
     body = table("Settings that aren't the same in all runs.", head, rows, class_="small")
@@ -189,8 +189,8 @@ def _curves(runs: Sequence[TrainingRun]) -> Section:
     order = [n for n in _CURVES if n in names] + sorted(names - _CURVES.keys())
     charts = [chart for name in order if (chart := _curve(name, runs))]
     if not charts:
-        return section("curves", "Curves", missing("No run has left a record yet."))
-    return section("curves", "Curves", tag("div", together(*charts), class_="charts"))
+        return section("curves", "Curves", empty_section("No run has left a record yet."))
+    return section("curves", "Curves", tag("div", concat(*charts), class_="charts"))
 
 
 def _curve(name: str, runs: Sequence[TrainingRun]) -> Html | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipmill.report.format import MINUS, NO_BREAK, Figure, figure_named
+from clipmill.report.format import MINUS, NO_BREAK, MetricFormat, metric_format
 from clipmill.tasks.comparison import Comparison, Difference, TaskResult
 
 
@@ -26,7 +26,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Circumstances:
+class RunContext:
     """What the words need to know beside the figures."""
 
     captions: Mapping[str, str]
@@ -39,7 +39,7 @@ class Circumstances:
     """Whether the data is the miniature world of procedural scenes."""
 
 
-def judge(comparison: Comparison | None, circumstances: Circumstances) -> Verdict:
+def judge(comparison: Comparison | None, circumstances: RunContext) -> Verdict:
     """The verdict over all tasks; without a comparison none is given."""
     if comparison is None:
         return Verdict(
@@ -67,10 +67,10 @@ def over(task: TaskResult, label: str, other: str) -> Difference:
     return next(d for d in task.differences if (d.label, d.over) == (label, other))
 
 
-def shown(task: TaskResult) -> Figure:
+def shown(task: TaskResult) -> MetricFormat:
     """The task's metric as it is shown."""
     metric = task.metric
-    return Figure(figure_named(metric.name).title, metric.unit, metric.higher_is_better)
+    return MetricFormat(metric_format(metric.name).title, metric.unit, metric.higher_is_better)
 
 
 def gain_text(task: TaskResult, gain: float, *, with_unit: bool = True) -> str:
@@ -92,11 +92,11 @@ def _outcome(label: str, comparison: Comparison) -> str:
         "worse": f"{label} is worse than {base} on {{}}",
         "no difference": f"no difference between {label} and {base} that this run can show on {{}}",
     }
-    text = "; ".join(said[k].format(listed(v)) for k, v in by_outcome.items())
+    text = "; ".join(said[k].format(join_words(v)) for k, v in by_outcome.items())
     return text[0].upper() + text[1:]
 
 
-def _finding(label: str, comparison: Comparison, circumstances: Circumstances) -> str:
+def _finding(label: str, comparison: Comparison, circumstances: RunContext) -> str:
     base = next(iter(comparison.tasks[0].values))
     changes = []
     for task in comparison.tasks:
@@ -121,7 +121,7 @@ def _finding(label: str, comparison: Comparison, circumstances: Circumstances) -
         for figure in (shown(task),)
     )
     return (
-        f"With {new} ({label}) instead of {old} ({base}), {listed(changes)}. "
+        f"With {new} ({label}) instead of {old} ({base}), {join_words(changes)}. "
         f"Random weights reach {random}."
     )
 
@@ -130,10 +130,10 @@ def _failures(comparison: Comparison) -> str:
     failed = [label for label, found in comparison.pretraining.items() if found.has_failed]
     if not failed:
         return ""
-    return f"Pretraining failed for {listed(failed)}: it is no better than chance. "
+    return f"Pretraining failed for {join_words(failed)}: it is no better than chance. "
 
 
-def _caveat(circumstances: Circumstances) -> str:
+def _caveat(circumstances: RunContext) -> str:
     seeds = {seed for found in circumstances.seeds.values() for seed in found}
     if not seeds:
         return "The seeds aren't recorded, so a difference can't be told from luck."
@@ -143,16 +143,10 @@ def _caveat(circumstances: Circumstances) -> str:
             f"One seed ({seeds.pop()}){where}: the rule weighs test images and the spread of "
             "random seeds; docs/study/results.md has five seeds of the demo."
         )
-    return f"Seeds {listed([str(seed) for seed in sorted(seeds)])}{where}."
+    return f"Seeds {join_words([str(seed) for seed in sorted(seeds)])}{where}."
 
 
 def seeds_of(*recipes: Mapping[str, Any]) -> tuple[int, ...]:
     """The seeds in the recipes of model cards, each once, in order."""
     found = [recipe.get("train", {}).get("seed") for recipe in recipes]
     return tuple(dict.fromkeys(seed for seed in found if seed is not None))
-
-
-def listed(words: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last

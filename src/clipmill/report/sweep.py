@@ -8,7 +8,7 @@ from clipmill.report.html.page import (
     section,
     table,
     tag,
-    together,
+    concat,
 )
 from clipmill.tasks.base import Metric
 from clipmill.tasks.registry import get_task
@@ -28,7 +28,7 @@ def sweep_page(result: SweepResult) -> str:
     metric = get_task(result.task).metric
     best = result.best
     words = ", ".join(f"{_name(path)} {value:g}" for path, value in best.point.items())
-    header = together(
+    header = concat(
         paragraph("clipmill sweep", class_="kicker"),
         tag("h1", f"Sweep of {result.task}"),
         paragraph(f"Best: {words}, {_figure(best, metric)}"),

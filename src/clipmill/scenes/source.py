@@ -197,9 +197,9 @@ _LABELLED: dict[str, tuple[Callable[..., None], tuple[str, str], bool]] = {
 }
 
 
-def made_of_scenes(node: Node) -> bool:
+def has_scenes_ancestor(node: Node) -> bool:
     """Whether a node or one of its ancestors is scenes, or one of the sets in their folder."""
-    return _is_scenes(node) or any(made_of_scenes(parent) for parent in node.parents)
+    return _is_scenes(node) or any(has_scenes_ancestor(parent) for parent in node.parents)
 
 
 def _is_scenes(node: Node) -> bool:

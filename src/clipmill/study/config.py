@@ -281,9 +281,9 @@ class StudyConfig(Config):
         """Return the condition of this name."""
         return next(c for c in self.conditions if c.name == name)
 
-    def table(self, name: TableName) -> list[ConditionConfig]:
+    def conditions_of(self, table: TableName) -> list[ConditionConfig]:
         """Return the conditions of a table, the baseline first."""
-        return [c for c in self.conditions if name in c.tables]
+        return [c for c in self.conditions if table in c.tables]
 
     def _encoders(self) -> Iterator[str]:
         for runs in (self.clip_runs, self.mae_runs, self.supervised, self.from_scratch):

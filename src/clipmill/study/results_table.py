@@ -1,11 +1,11 @@
-"""Evaluations of several conditions over seeds: what every table is made of."""
+"""Evaluations of several conditions over seeds: the data of every table of a study."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
-from clipmill.study.statistics import Gain, paired_gain
+from clipmill.study.statistics import PairedDifference, paired_difference
 from clipmill.tasks.base import Metric
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
@@ -14,87 +14,89 @@ from clipmill.tasks.registry import get_task
 _TASKS = ("segmentation", "depth", "detection", "classification")
 
 
-def by_task(transfers: Mapping[str, FinetuneConfig]) -> dict[str, FinetuneConfig]:
-    """The same, dense tasks first."""
-    known = {name: number for number, name in enumerate(_TASKS)}
-    return dict(sorted(transfers.items(), key=lambda t: (known.get(t[1].task, len(known)), t[0])))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyRun:
     """One condition with one seed."""
 
     condition: str
-    """Its name."""
+    """Name of the condition."""
     seed: int
-    """Of weights and order."""
+    """Seed of weights and order."""
     encoder: str
-    """URI of what was pretrained."""
+    """URI of the encoder."""
     evaluations: dict[str, str]
     """URI of the evaluation by each transfer's name."""
     metrics: dict[str, dict[str, float]]
-    """All metrics, likewise."""
+    """All metrics by each transfer's name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Findings:
-    """Runs, and what they have in common."""
+class ResultsTable:
+    """Runs of several conditions with the same transfers and seeds."""
 
     conditions: tuple[str, ...]
-    """Names; the first is what the others are held against."""
+    """Names; the first is the baseline of the others."""
     transfers: Mapping[str, FinetuneConfig]
-    """What encoders were judged by, by name."""
+    """Transfer tasks by name."""
     seeds: tuple[int, ...]
-    """Each condition has a run with each of them."""
+    """Seeds that each condition has a run with."""
     runs: tuple[StudyRun, ...]
     """One a condition and seed, in any order; there may be more."""
-    over: Mapping[str, str] = field(default_factory=dict)
-    """What a condition is held against, where it isn't the first one."""
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    """Baselines of the conditions that aren't compared with the first."""
 
-    def reference(self, condition: str) -> str:
-        """What the condition is held against; itself, if others are held against it alone."""
-        return self.over.get(condition, self.conditions[0])
+    def baseline(self, condition: str) -> str:
+        """Return the condition to compare with; the condition itself if it is a baseline."""
+        return self.baselines.get(condition, self.conditions[0])
 
     def metric(self, transfer: str) -> Metric:
-        """The figure that a transfer is judged by."""
+        """Return the metric of a transfer."""
         return get_task(self.transfers[transfer].task).metric
 
     def is_frozen(self, transfer: str) -> bool:
-        """Whether the encoder stayed as it was."""
+        """Return whether the transfer keeps the encoder frozen."""
         return bool(self.transfers[transfer].model.to_json().get("freeze_encoder"))
 
-    def figures(self, condition: str, transfer: str) -> list[float]:
-        """A condition's figure for each seed, in its metric's unit and the order of the seeds."""
+    def values(self, condition: str, transfer: str) -> list[float]:
+        """Return a condition's metric for each seed, in the metric's unit and the seeds' order."""
         name = self.metric(transfer).name
-        found = {
+        by_seed = {
             run.seed: run.metrics[transfer][name] for run in self.runs if run.condition == condition
         }
-        return [found[seed] for seed in self.seeds]
+        return [by_seed[seed] for seed in self.seeds]
 
-    def gain(self, condition: str, over: str, transfer: str) -> Gain:
-        """How much better a condition is than another, paired by seed."""
+    def difference(self, condition: str, baseline: str, transfer: str) -> PairedDifference:
+        """Return the improvement of a condition over another, paired by seed."""
         metric = self.metric(transfer)
-        own, theirs = self.figures(condition, transfer), self.figures(over, transfer)
-        return paired_gain(
-            [metric.improvement(a, b) for a, b in zip(own, theirs, strict=True)], theirs
-        )
+        values = self.values(condition, transfer)
+        references = self.values(baseline, transfer)
+        improvements = [
+            metric.improvement(a, b) for a, b in zip(values, references, strict=True)
+        ]
+        return paired_difference(improvements, references)
 
 
-def gather(evaluations: Mapping[str, Sequence[str]]) -> Findings:
-    """Findings from anybody's evaluations (URIs by condition), the condition to hold against first.
+def sort_by_task(transfers: Mapping[str, FinetuneConfig]) -> dict[str, FinetuneConfig]:
+    """Return the transfers, dense tasks first."""
+    order = {name: number for number, name in enumerate(_TASKS)}
+    return dict(sorted(transfers.items(), key=lambda t: (order.get(t[1].task, len(order)), t[0])))
 
-    A transfer is a task, its encoder frozen or not; the seed is that of the fine-tuning. Only
-    transfers and seeds that all conditions have are kept.
+
+def collect_evaluations(evaluations: Mapping[str, Sequence[str]]) -> ResultsTable:
+    """Build a table from any evaluations (URIs by condition), the baseline first.
+
+    A transfer is a task, with a frozen or a trained encoder; the seed is that of the fine-tuning.
+    Only transfers and seeds of all conditions are kept.
 
     Raises:
-        ConfigError: nothing is common to all conditions, or a condition has two evaluations of one
-            transfer and seed.
-        ArtifactError, NotFoundError: an evaluation or its model isn't there.
+        ConfigError: the conditions have no transfer and seed in common, or a condition has two
+            evaluations of one transfer and seed.
+        ArtifactError, NotFoundError: an evaluation or its model doesn't exist.
     """
-    found: dict[str, dict[tuple[int, str], tuple[str, CheckpointMetadata]]] = {}
+    by_condition: dict[str, dict[tuple[int, str], tuple[str, CheckpointMetadata]]] = {}
     transfers: dict[str, FinetuneConfig] = {}
     for condition, uris in evaluations.items():
-        own = found.setdefault(condition, {})
+        own = by_condition.setdefault(condition, {})
         for uri in uris:
             metadata = read_metadata(read_evaluation(uri).model.uri)
             config = FinetuneConfig.from_json(metadata.recipe)
@@ -108,39 +110,46 @@ def gather(evaluations: Mapping[str, Sequence[str]]) -> Findings:
                 )
             transfers.setdefault(name, config)
             own[config.train.seed, name] = (uri, metadata)
-    names = [n for n in transfers if all(any(n == t for _, t in own) for own in found.values())]
+    names = [
+        n for n in transfers if all(any(n == t for _, t in own) for own in by_condition.values())
+    ]
     seeds = sorted(
         set.intersection(
-            *({s for s, _ in own if all((s, n) in own for n in names)} for own in found.values())
+            *(
+                {s for s, _ in own if all((s, n) in own for n in names)}
+                for own in by_condition.values()
+            )
         )
     )
     if not names or not seeds:
         raise ConfigError(
-            "no task was judged with the same seed under every condition",
+            "no task was evaluated with the same seed under every condition",
             expected="for each condition evaluations of the same tasks with the same train.seed",
             action="fine-tune what is missing",
         )
-    return Findings(
-        conditions=tuple(found),
-        transfers=by_task({name: transfers[name] for name in names}),
+    return ResultsTable(
+        conditions=tuple(by_condition),
+        transfers=sort_by_task({name: transfers[name] for name in names}),
         seeds=tuple(seeds),
         runs=tuple(
             _run(condition, seed, {name: own[seed, name] for name in names})
-            for condition, own in found.items()
+            for condition, own in by_condition.items()
             for seed in seeds
         ),
     )
 
 
 def _run(
-    condition: str, seed: int, judged: Mapping[str, tuple[str, CheckpointMetadata]]
+    condition: str, seed: int, evaluations: Mapping[str, tuple[str, CheckpointMetadata]]
 ) -> StudyRun:
-    cards = [metadata for _, metadata in judged.values()]
-    encoders = {p.uri for metadata in cards for p in metadata.parents if p.role == "encoder"}
+    parents = [p for _, metadata in evaluations.values() for p in metadata.parents]
+    encoders = {p.uri for p in parents if p.role == "encoder"}
     return StudyRun(
         condition=condition,
         seed=seed,
         encoder=", ".join(sorted(encoders)),
-        evaluations={name: uri for name, (uri, _) in judged.items()},
-        metrics={name: dict(read_evaluation(uri).metrics) for name, (uri, _) in judged.items()},
+        evaluations={name: uri for name, (uri, _) in evaluations.items()},
+        metrics={
+            name: dict(read_evaluation(uri).metrics) for name, (uri, _) in evaluations.items()
+        },
     )

@@ -30,7 +30,7 @@ class Recording:
 
 
 def drift(metric: str) -> str:
-    """Return the name of the recorded drift of a metric's last hour from the day before, 0 to 1."""
+    """Return the name of the recorded drift of a metric, 0 to 1, from the day before to an hour."""
     return f"model:{metric.removesuffix('_total')}:drift1h"
 
 

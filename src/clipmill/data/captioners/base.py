@@ -1,4 +1,4 @@
-"""What every captioner takes and gives, whatever it is made of."""
+"""Interface of captioners: their inputs, outputs and the reasons for a missing caption."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,33 +10,33 @@ from PIL import Image
 from clipmill.images import UNREADABLE_IMAGE
 from clipmill.lineage import Parent
 
-# Why a sample has no caption of the captioner's own, and what each reason means.
+# Reasons for a missing synthetic caption, with their meaning.
 REASONS = {
     UNREADABLE_IMAGE: "the image can't be decoded",
-    "empty": "the captioner said nothing",
+    "empty": "the captioner returned no text",
     "failed": "the model raised an error on this sample alone",
     "refused": "the endpoint or its model declines this sample",
-    "malformed": "the endpoint's answer isn't a chat completion, whatever was tried",
-    "unavailable": "the endpoint answered with errors, late or not at all, whatever was tried",
-    "no-label": "the labels say nothing of this sample",
+    "malformed": "the endpoint's response isn't a chat completion, after all attempts",
+    "unavailable": "the endpoint failed, timed out or gave no response, after all attempts",
+    "no-label": "the labels have no entry for this sample",
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionInput:
-    """What a captioner may know of a sample."""
+    """A sample as a captioner sees it."""
 
     uid: str
-    """The sample's id, which also decides what is random about its captions."""
+    """The sample's id, which also seeds its captions."""
     caption: str
     """The real caption."""
     image: Image.Image | None = None
-    """RGB and upright; None for a captioner that doesn't look at images."""
+    """RGB and upright; None for a captioner that doesn't need images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionOutput:
-    """What a captioner says of a sample."""
+    """Captions of a sample, or the reason why there are none."""
 
     texts: tuple[str, ...] = ()
     """Captions, none blank, no two equal, the best first where there are scores; may be empty."""
@@ -47,43 +47,43 @@ class CaptionOutput:
 
 
 class Captioner(Protocol):
-    """What turns samples into captions.
+    """Turns samples into captions.
 
     Making one is cheap and imports no model library; the first call of ``caption`` loads the
     model. ``caption`` yields the index of a sample with its output, in any order, each once; an
-    error that stops it comes after the outputs that were made before, and leaves the rest unsaid.
+    error that stops it is raised after the outputs so far; the rest are missing.
     """
 
-    looks_at_images: bool
+    needs_images: bool
     """Whether ``CaptionInput.image`` is needed."""
-    is_costly: bool
-    """Whether outputs are worth keeping before their shard is done."""
+    checkpoint_outputs: bool
+    """Whether outputs are expensive enough to be saved before their shard is complete."""
     identity: str
-    """SHA-256 (hex) over all that decides what is said."""
+    """SHA-256 (hex) over everything that determines the captions."""
     parents: tuple[Parent, ...]
-    """What the captions are made from beside the dataset."""
+    """Inputs of the captions in addition to the dataset, for lineage."""
     detail: Mapping[str, str]
-    """Model, prompt, sampling parameters and seed, to be kept with the captions."""
+    """Model, prompt, sampling parameters and seed, stored with the captions."""
 
     def caption(self, inputs: Sequence[CaptionInput]) -> Iterator[tuple[int, CaptionOutput]]:
-        """Each sample's captions."""
+        """Yield each sample's index and captions."""
         ...
 
     def close(self) -> None:
-        """Let go of connections; it can't be used any more."""
+        """Release connections and models."""
         ...
 
 
-def output_of(texts: Sequence[str], scores: Sequence[float | None]) -> CaptionOutput:
-    """An output of texts as a model wrote them: blank and repeated ones go, the best come first."""
-    found: dict[str, float | None] = {}
+def make_output(texts: Sequence[str], scores: Sequence[float | None]) -> CaptionOutput:
+    """Return generated texts as an output, without blank and repeated ones, the best first."""
+    by_text: dict[str, float | None] = {}
     for text, score in zip(texts, scores, strict=True):
         plain = " ".join(text.split())
-        if plain and plain not in found:
-            found[plain] = score
-    if not found:
+        if plain and plain not in by_text:
+            by_text[plain] = score
+    if not by_text:
         return CaptionOutput(reason="empty")
-    ranked = list(found.items())
+    ranked = list(by_text.items())
     if all(score is not None for _, score in ranked):
         ranked.sort(key=lambda pair: -(pair[1] or 0.0))
     return CaptionOutput(
@@ -92,6 +92,6 @@ def output_of(texts: Sequence[str], scores: Sequence[float | None]) -> CaptionOu
 
 
 def sample_seed(seed: int, uid: str) -> int:
-    """A sample's own seed (63 bits), so that its captions depend on no other sample."""
+    """Return a sample's own seed (63 bits), so that its captions depend on no other sample."""
     digest = hashlib.sha256(f"{seed}:{uid}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

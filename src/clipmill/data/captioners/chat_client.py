@@ -1,7 +1,7 @@
-"""A client of one chat endpoint that speaks OpenAI's protocol, such as vLLM's.
+"""Client of one chat endpoint with OpenAI's protocol, such as vLLM's.
 
-It keeps to a pace and a budget, tries again what may pass, and says of what can't whether the
-sample is at fault (BadSampleError) or all of them would be (ServerError, BudgetError).
+It limits the rate and the budget of a run, retries transient failures, and separates permanent
+failures of one sample (BadSampleError) from those of all (ServerError, BudgetError).
 """
 
 import json
@@ -19,49 +19,50 @@ from threading import Event, Lock
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from clipmill.data.captioners.config import ChatClientConfig
 from clipmill.errors import BadSampleError, BudgetError, ConfigError, ServerError
 from clipmill.telemetry import caption_metrics
 
-_MOST_ANSWER_BYTES = 8 * 2**20
+_MAX_RESPONSE_BYTES = 8 * 2**20
 
-# Too early, too slow, too many: what a later attempt may pass, with all that is 5xx.
-_PASSING = frozenset({408, 425, 429})
+# Too early, too slow, too many: worth a retry, as is any 5xx.
+_RETRYABLE_STATUSES = frozenset({408, 425, 429})
 
-# A key, an address or a bill is wrong, not a sample.
-_HOPELESS = frozenset({401, 402, 403, 404, 405, 407})
+# The key, the address or the payment is at fault, not a sample.
+_FATAL_STATUSES = frozenset({401, 402, 403, 404, 405, 407})
 
 
-class StoppedError(Exception):
+class CancelledBatchError(Exception):
     """Another request of the same batch has ended the run."""
 
 
-class MalformedAnswerError(Exception):
-    """An answer that isn't a chat completion."""
+class MalformedResponseError(Exception):
+    """A response that isn't a chat completion."""
 
 
-class _BrokenOffError(Exception):
-    """An attempt that ended without a whole answer."""
+class _IncompleteResponseError(Exception):
+    """An attempt that ended without a complete response."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """A chat completion, as far as captions need it."""
+class ChatCompletion:
+    """The parts of a chat completion that captions need."""
 
     texts: tuple[str, ...]
     """The text of each choice, in order; may be blank."""
     scores: tuple[float | None, ...]
-    """Of each the mean log probability of its tokens; None where the endpoint didn't say."""
+    """Mean log probability of each text's tokens; None if the endpoint doesn't return it."""
     num_tokens: int
-    """Tokens of prompt and answer; 0 where the endpoint didn't say."""
+    """Tokens of prompt and completion; 0 if the endpoint doesn't return it."""
 
 
-class Endpoint:
-    """The endpoint below ``url``, such as ``http://host:8000/v1``; safe to use from many threads.
+class ChatClient:
+    """Client of the endpoint at ``url``, such as ``http://host:8000/v1``; thread-safe.
 
-    Raises ConfigError where the key isn't where the config says.
+    Raises ConfigError if the key can't be read.
     """
 
-    def __init__(self, url: str, config: EndpointConfig) -> None:
+    def __init__(self, url: str, config: ChatClientConfig) -> None:
         import httpx
 
         self.url = check_url(url)
@@ -73,77 +74,78 @@ class Endpoint:
             timeout=config.timeout_seconds,
             limits=httpx.Limits(max_connections=config.concurrency),
         )
-        # Otherwise it logs every request, a line a caption.
+        # Otherwise it logs a line per caption.
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        self._pace = Pace(config.requests_per_minute)
+        self._rate_limiter = RateLimiter(config.requests_per_minute)
         self._budget = Budget(config.max_requests, config.max_total_tokens)
-        self._streak = Streak(config.max_failures_in_a_row)
+        self._circuit_breaker = CircuitBreaker(config.max_consecutive_failures)
 
-    def ask(self, body: Mapping[str, Any], stop: Event) -> Answer:
-        """The answer to a chat completion request; waits end early once ``stop`` is set.
+    def complete(self, body: Mapping[str, Any], stop: Event) -> ChatCompletion:
+        """Return the completion of a request; waits end early once ``stop`` is set.
 
         Raises:
-            BadSampleError: this request can't be answered; the reason is one of ``REASONS``.
+            BadSampleError: this request failed permanently; the reason is one of ``REASONS``.
             BudgetError: the budget is spent; nothing was sent.
-            ServerError: no request would be answered, or none was for too long.
-            StoppedError: ``stop`` was set.
+            ServerError: no request would succeed, or too many failed in a row.
+            CancelledBatchError: ``stop`` was set.
         """
         try:
-            answer = self._try_often(body, stop)
+            completion = self._post_with_retries(body, stop)
         except BadSampleError as error:
-            if self._streak.failed():
-                self._give_up(f"{self._config.max_failures_in_a_row} samples in a row: {error}")
+            if self._circuit_breaker.record_failure():
+                limit = self._config.max_consecutive_failures
+                self._raise_permanent_failure(f"{limit} samples in a row: {error}")
             raise
-        self._streak.succeeded()
-        return answer
+        self._circuit_breaker.record_success()
+        return completion
 
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
 
-    def _try_often(self, body: Mapping[str, Any], stop: Event) -> Answer:
-        trouble = BadSampleError("unavailable", "not asked")
-        least_wait = 0.0
-        for attempt in range(self._config.attempts):
+    def _post_with_retries(self, body: Mapping[str, Any], stop: Event) -> ChatCompletion:
+        failure = BadSampleError("unavailable", "no attempt was made")
+        min_wait = 0.0
+        for attempt in range(self._config.max_attempts):
             if attempt:
                 ceiling = self._config.backoff_seconds * 2 ** (attempt - 1)
-                # Full jitter: those who failed together don't come back together.
-                wait = least_wait + random.uniform(0, ceiling)  # noqa: S311
+                # Full jitter: requests that failed together aren't retried together.
+                wait = min_wait + random.uniform(0, ceiling)  # noqa: S311
                 _wait(min(wait, self._config.max_wait_seconds), stop)
-            _wait(self._pace.reserve(), stop)
-            with self._budget.request() as spent:
+            _wait(self._rate_limiter.acquire(), stop)
+            with self._budget.request() as usage:
                 try:
                     status, headers, text = self._post(body)
                     if status == 200:
-                        answer = parse_answer(text)
-                        spent.tokens(answer.num_tokens)
+                        completion = parse_completion(text)
+                        usage.num_tokens = completion.num_tokens
                         caption_metrics().requests.labels("answered").inc()
-                        caption_metrics().tokens.inc(answer.num_tokens)
-                        return answer
-                except MalformedAnswerError as error:
-                    trouble, least_wait = BadSampleError("malformed", str(error)), 0.0
+                        caption_metrics().tokens.inc(completion.num_tokens)
+                        return completion
+                except MalformedResponseError as error:
+                    failure, min_wait = BadSampleError("malformed", str(error)), 0.0
                     caption_metrics().requests.labels("malformed").inc()
                     continue
-                except _BrokenOffError as error:
-                    trouble, least_wait = BadSampleError("unavailable", str(error)), 0.0
+                except _IncompleteResponseError as error:
+                    failure, min_wait = BadSampleError("unavailable", str(error)), 0.0
                     caption_metrics().requests.labels("broken-off").inc()
                     continue
             caption_metrics().requests.labels(str(status)).inc()
-            said = f"status {status}: {' '.join(text.split())[:200]}"
-            if status in _HOPELESS or status < 400:
-                self._give_up(said)
-            if status not in _PASSING and status < 500:
-                raise BadSampleError("refused", said)
-            trouble = BadSampleError("unavailable", said)
-            least_wait = _retry_after(headers.get("retry-after", ""))
-            if least_wait > self._config.max_wait_seconds:
-                self._give_up(f"it asks to wait {least_wait:.0f} seconds; {said}")
-            if least_wait:
-                self._pace.hold(least_wait)
-        raise trouble
+            message = f"status {status}: {' '.join(text.split())[:200]}"
+            if status in _FATAL_STATUSES or status < 400:
+                self._raise_permanent_failure(message)
+            if status not in _RETRYABLE_STATUSES and status < 500:
+                raise BadSampleError("refused", message)
+            failure = BadSampleError("unavailable", message)
+            min_wait = _retry_after(headers.get("retry-after", ""))
+            if min_wait > self._config.max_wait_seconds:
+                self._raise_permanent_failure(f"Retry-After is {min_wait:.0f} seconds; {message}")
+            if min_wait:
+                self._rate_limiter.back_off(min_wait)
+        raise failure
 
     def _post(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
-        """Status, headers and text of one attempt; the key is blotted out wherever it's echoed."""
+        """Return status, headers and text of one attempt; an echoed key is redacted."""
         import httpx
 
         deadline = time.monotonic() + self._config.timeout_seconds
@@ -153,33 +155,33 @@ class Endpoint:
                 # httpx bounds the wait for each piece, not for all of them.
                 for piece in response.iter_bytes():
                     received += piece
-                    if len(received) > _MOST_ANSWER_BYTES:
-                        raise MalformedAnswerError(f"more than {_MOST_ANSWER_BYTES} bytes")
+                    if len(received) > _MAX_RESPONSE_BYTES:
+                        raise MalformedResponseError(f"more than {_MAX_RESPONSE_BYTES} bytes")
                     if time.monotonic() > deadline:
-                        raise _BrokenOffError("the answer took too long")
+                        raise _IncompleteResponseError("the response took too long")
         except httpx.DecodingError as error:
-            raise MalformedAnswerError("the answer's compression is broken") from error
+            raise MalformedResponseError("the response's compression is broken") from error
         except httpx.HTTPError as error:
-            raise _BrokenOffError(f"{type(error).__name__}: {error}") from error
+            raise _IncompleteResponseError(f"{type(error).__name__}: {error}") from error
         text = received.decode(errors="replace")
-        return response.status_code, response.headers, self._key.blot(text) if self._key else text
+        return response.status_code, response.headers, self._key.redact(text) if self._key else text
 
-    def _give_up(self, trouble: str) -> NoReturn:
+    def _raise_permanent_failure(self, reason: str) -> NoReturn:
         raise ServerError(
-            f"the endpoint {self.url} can't go on: {trouble}",
-            expected="answers to POST /chat/completions, for this key and model",
-            action="mend the endpoint, the key or the model's name, and run again: what was "
-            "answered is kept",
+            f"the endpoint {self.url} failed permanently: {reason}",
+            expected="responses to POST /chat/completions, for this key and model",
+            action="fix the endpoint, the key or the model's name, and run again: completed "
+            "captions are kept",
         )
 
 
 def _wait(seconds: float, stop: Event) -> None:
     if stop.wait(seconds) if seconds > 0 else stop.is_set():
-        raise StoppedError
+        raise CancelledBatchError
 
 
 def _retry_after(value: str) -> float:
-    """Seconds that the header asks for (RFC 9110, 10.2.3): a number or a date; 0 for neither."""
+    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3): a number or a date; else 0."""
     if value.strip().isdigit():
         return float(value)
     try:
@@ -192,7 +194,7 @@ def _retry_after(value: str) -> float:
 
 
 def check_url(url: str) -> str:
-    """The URL without a trailing slash; ConfigError if it's none, or could carry a secret."""
+    """Return the URL without a trailing slash; ConfigError if invalid, or it could hold a secret."""
     try:
         parts = urlsplit(url)
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname)
@@ -203,18 +205,18 @@ def check_url(url: str) -> str:
     if not fits or "@" in parts.netloc or parts.query or parts.fragment:
         # Not shown: it may hold a password.
         raise ConfigError(
-            "the endpoint's URL isn't one that may be kept",
+            "the endpoint's URL can't be stored",
             expected="http://host:port/v1 or https://..., without user, password or query",
             action="correct it; the key goes into endpoint.key_variable or endpoint.key_file",
         )
     return url.rstrip("/")
 
 
-def parse_answer(text: str) -> Answer:
-    """The answer in the body of a response.
+def parse_completion(text: str) -> ChatCompletion:
+    """Parse the body of a response.
 
-    Raises MalformedAnswerError; BadSampleError (``refused``) where the endpoint's filter or the
-    model's own refusal took all of the texts away.
+    Raises MalformedResponseError; BadSampleError (``refused``) if the endpoint's filter or the
+    model itself refused all texts.
     """
     try:
         value = json.loads(text)
@@ -231,12 +233,12 @@ def parse_answer(text: str) -> Answer:
         TypeError,
         ValueError,
     ) as error:
-        raise MalformedAnswerError(f"{type(error).__name__}: {str(error)[:200]}") from error
+        raise MalformedResponseError(f"{type(error).__name__}: {str(error)[:200]}") from error
     if not texts:
-        raise MalformedAnswerError("there is no choice")
+        raise MalformedResponseError("there is no choice")
     if len(refused) == len(texts):
         raise BadSampleError("refused", "the model or its filter declined")
-    return Answer(texts=texts, scores=scores, num_tokens=max(0, num_tokens))
+    return ChatCompletion(texts=texts, scores=scores, num_tokens=max(0, num_tokens))
 
 
 def _text(choice: dict[str, Any]) -> str:
@@ -260,32 +262,32 @@ def _score(choice: dict[str, Any]) -> float | None:
     return sum(float(token["logprob"]) for token in tokens) / len(tokens)
 
 
-class Pace:
-    """Starts of requests, evenly apart: a burst would use up the endpoint's own window."""
+class RateLimiter:
+    """Spaces out the starts of requests: a burst would use up the endpoint's own window."""
 
     def __init__(self, requests_per_minute: float) -> None:
         self._gap = 60 / requests_per_minute if requests_per_minute else 0.0
         self._next = 0.0
         self._lock = Lock()
 
-    def reserve(self) -> float:
-        """Take the next start; the seconds until it."""
+    def acquire(self) -> float:
+        """Reserve the next start, and return the seconds until then."""
         with self._lock:
             now = time.monotonic()
             start = max(now, self._next)
             self._next = start + self._gap
             return start - now
 
-    def hold(self, seconds: float) -> None:
-        """Let no request that isn't under way start before so long."""
+    def back_off(self, seconds: float) -> None:
+        """Delay all requests that haven't started by at least ``seconds``."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
 class Budget:
-    """Requests and tokens that may be spent; 0 for no limit.
+    """Requests and tokens that a run may use; 0 for no limit.
 
-    A request under way counts as the dearest so far, so only one that is dearer than all before it
+    A request in flight counts as the most expensive so far, so only one that exceeds all before it
     can pass the limit.
     """
 
@@ -294,75 +296,71 @@ class Budget:
         self._max_tokens = max_tokens
         self._num_requests = 0
         self._num_tokens = 0
-        self._under_way = 0
-        self._dearest = 0
+        self._in_flight = 0
+        self._max_tokens_per_request = 0
         self._lock = Lock()
 
     @contextmanager
-    def request(self) -> Iterator["Spent"]:
-        """Begin a request; raises BudgetError, before anything is sent, where it's one too many."""
+    def request(self) -> Iterator["RequestUsage"]:
+        """Start a request; raises BudgetError, before anything is sent, if it exceeds the budget."""
         with self._lock:
-            tokens = self._num_tokens + (self._under_way + 1) * self._dearest
+            tokens = self._num_tokens + (self._in_flight + 1) * self._max_tokens_per_request
             if self._max_requests and self._num_requests >= self._max_requests:
-                raise _spent(f"{self._num_requests} requests", "endpoint.max_requests")
+                raise _budget_error(f"{self._num_requests} requests", "endpoint.max_requests")
             if self._max_tokens and (
                 self._num_tokens >= self._max_tokens or tokens > self._max_tokens
             ):
-                raise _spent(f"{self._num_tokens} tokens", "endpoint.max_total_tokens")
+                raise _budget_error(f"{self._num_tokens} tokens", "endpoint.max_total_tokens")
             self._num_requests += 1
-            self._under_way += 1
-        spent = Spent()
+            self._in_flight += 1
+        usage = RequestUsage()
         try:
-            yield spent
+            yield usage
         finally:
             with self._lock:
-                self._under_way -= 1
-                self._num_tokens += spent.num_tokens
-                self._dearest = max(self._dearest, spent.num_tokens)
+                self._in_flight -= 1
+                self._num_tokens += usage.num_tokens
+                self._max_tokens_per_request = max(self._max_tokens_per_request, usage.num_tokens)
 
 
-class Spent:
-    """What one request has cost."""
+class RequestUsage:
+    """Tokens that one request has used; set by the caller."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
 
-    def tokens(self, count: int) -> None:
-        """Note the tokens that the endpoint counted."""
-        self.num_tokens = count
 
-
-class Streak:
-    """Failures one after the other."""
+class CircuitBreaker:
+    """Counts consecutive failures."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._length = 0
+        self._num_failures = 0
         self._lock = Lock()
 
-    def succeeded(self) -> None:
-        """End the streak."""
+    def record_success(self) -> None:
+        """Reset the count."""
         with self._lock:
-            self._length = 0
+            self._num_failures = 0
 
-    def failed(self) -> bool:
-        """Lengthen the streak; whether it has reached its limit."""
+    def record_failure(self) -> bool:
+        """Count a failure, and return whether the limit is reached."""
         with self._lock:
-            self._length += 1
-            return self._length >= self._limit
+            self._num_failures += 1
+            return self._num_failures >= self._limit
 
 
-def _spent(what: str, field: str) -> BudgetError:
+def _budget_error(what: str, field: str) -> BudgetError:
     return BudgetError(
         f"the budget of this run is spent: {what}",
         expected=f"captions for all samples within {field}",
-        action=f"run again to go on with a fresh budget, or raise {field}: what was answered "
-        "is kept",
+        action=f"run again to resume with a fresh budget, or raise {field}: completed "
+        "captions are kept",
     )
 
 
 class Secret:
-    """A text that no printed form of it, or of what holds it, shows."""
+    """A text that isn't shown when it, or an object that holds it, is printed."""
 
     __slots__ = ("_text",)
 
@@ -380,25 +378,25 @@ class Secret:
         """The text itself."""
         return self._text
 
-    def blot(self, text: str) -> str:
-        """``text`` with each occurrence of the secret blotted out."""
+    def redact(self, text: str) -> str:
+        """Return ``text`` with each occurrence of the secret replaced."""
         return text.replace(self._text, "[key]")
 
 
 def read_key(variable: str, file: str) -> Secret | None:
-    """The key in an environment variable or in a file; None where neither is named.
+    """Read the key from an environment variable or a file; None if neither is named.
 
-    Raises ConfigError where there is none, or it can't go into a header.
+    Raises ConfigError if there is none, or it can't be sent in a header.
     """
     if variable:
-        key, place = os.environ.get(variable, "").strip(), f"the environment variable {variable}"
+        key, origin = os.environ.get(variable, "").strip(), f"the environment variable {variable}"
     elif file:
-        place = f"the file {file}"
+        origin = f"the file {file}"
         try:
             key = Path(file).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{place} can't be read: {type(error).__name__}",
+                f"{origin} can't be read: {type(error).__name__}",
                 expected="a file that holds the endpoint's key and nothing else",
                 action="mount the secret there, or correct endpoint.key_file",
             ) from error
@@ -406,7 +404,7 @@ def read_key(variable: str, file: str) -> Secret | None:
         return None
     if not key or not key.isascii() or not key.isprintable():
         raise ConfigError(
-            f"{place} holds no key" if not key else f"{place} holds what can't be a key",
+            f"{origin} holds no key" if not key else f"{origin} holds what can't be a key",
             expected="one line of ASCII characters",
             action="put the endpoint's key there",
         )

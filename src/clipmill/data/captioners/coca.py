@@ -1,11 +1,12 @@
-"""CoCa as a captioner: a checkpoint of clipmill's, or weights in open_clip's layout."""
+"""CoCa as a captioner: a clipmill checkpoint, or weights in open_clip's layout."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clipmill.config import canonical_json, digest_json, sha256_file
-from clipmill.data.captioners.base import CaptionInput, CaptionOutput, output_of, sample_seed
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput, make_output, sample_seed
+from clipmill.data.captioners.config import MIN_TOKENS, GenerateConfig
 from clipmill.data.captioners.public import OpenClipCoca
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
@@ -17,24 +18,24 @@ from clipmill.models.weights.files import check_fit, read_tensors
 from clipmill.models.weights.open_clip import image_config
 
 if TYPE_CHECKING:
-    from clipmill.data.captioners.coca_generation import Decoder
+    from clipmill.data.captioners.coca_generation import CaptionGenerator
 
 
 class CocaCaptioner:
-    """A CoCa: the URI of a checkpoint of clipmill's, or weights in open_clip's layout.
+    """Captioner by a CoCa: the URI of a clipmill checkpoint, or weights in open_clip's layout.
 
     Raises NotFoundError, ArtifactError, and ConfigError for a length that the model can't have.
     """
 
-    looks_at_images = True
-    is_costly = False
+    needs_images = True
+    checkpoint_outputs = False
 
     def __init__(
         self, source: str | OpenClipCoca, config: GenerateConfig, *, num_threads: int = 0
     ) -> None:
         self._config = config
         self._num_threads = num_threads
-        self._decoder: Decoder | None = None
+        self._generator: CaptionGenerator | None = None
         self._source = source
         self._vision: VisionConfig
         self.parents: tuple[Parent, ...]
@@ -71,23 +72,23 @@ class CocaCaptioner:
         return isinstance(self._source, OpenClipCoca)
 
     def caption(self, inputs: Sequence[CaptionInput]) -> Iterator[tuple[int, CaptionOutput]]:
-        """Captions of the whole batch at once, scored by the same model."""
+        """Caption all samples in one batch, scored by the same model."""
         import numpy as np
 
-        decoder = self._decoder = self._decoder or self._load()
+        generator = self._generator = self._generator or self._load()
         images = [i.image for i in inputs if i.image is not None]
         assert len(images) == len(inputs)
         pixels_BHW3 = np.stack([tower_image(image, self._vision) for image in images])
         seeds = [sample_seed(self._config.seed, i.uid) for i in inputs]
-        for index, found in enumerate(decoder.decode(pixels_BHW3, seeds)):
-            yield index, output_of([text for text, _ in found], [score for _, score in found])
+        for index, scored in enumerate(generator.generate(pixels_BHW3, seeds)):
+            yield index, make_output([text for text, _ in scored], [score for _, score in scored])
 
     def close(self) -> None:
-        """Let go of the model."""
-        self._decoder = None
+        """Release the model."""
+        self._generator = None
 
-    def _load(self) -> "Decoder":
-        from clipmill.data.captioners.coca_generation import Decoder
+    def _load(self) -> "CaptionGenerator":
+        from clipmill.data.captioners.coca_generation import CaptionGenerator
         from clipmill.models.encoders import Normalize
         from clipmill.models.execution import set_num_threads
         from clipmill.models.tokenizer import Tokenizer
@@ -103,13 +104,13 @@ class CocaCaptioner:
             coca = build_coca(architecture)
             coca.load_state_dict(tensors)
             tokenizer = Tokenizer.from_config(architecture.clip.text, is_padded=True)
-        return Decoder(
+        return CaptionGenerator(
             coca, tokenizer, Normalize(self._vision.mean, self._vision.std), self._config
         )
 
 
 def _open_clip_images(source: OpenClipCoca) -> VisionConfig:
-    """How images are prepared for the weights."""
+    """Return the image preprocessing of the weights."""
     default, given = VisionConfig(), source.preprocessing
     images = image_config(
         source.config["vision_cfg"].get("image_size", default.image_size),
@@ -122,7 +123,7 @@ def _open_clip_images(source: OpenClipCoca) -> VisionConfig:
 
 
 def _build_open_clip(source: OpenClipCoca) -> tuple[Any, int]:
-    """The model with its weights, and the longest text that these were trained with."""
+    """Return the model with its weights, and the context length of its training."""
     from open_clip.coca_model import CoCa
 
     tensors = read_tensors(source.path)

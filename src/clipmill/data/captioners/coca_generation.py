@@ -1,7 +1,11 @@
-"""From pixels to captions with CoCa: beam search and sampling, and the captions' scores.
+"""Generate captions with a CoCa: beam search or sampling with a key-value cache, and scores.
 
-Shapes: B images, R texts an image, N = B * R texts, T text length, V vocabulary, K kept tokens,
-M image tokens, D their width.
+open_clip's ``generate`` recomputes both text transformers over the whole text for each new token.
+Here keys and values of earlier tokens are cached, and those of the image are computed once for all
+texts about it; the results are equal up to rounding.
+
+Shapes: B images, R texts or beams per image, N = B * R texts, T text length, V vocabulary, K kept
+tokens, M image tokens, D width, H heads.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,18 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipmill.data.captioners.coca import MIN_TOKENS, GenerateConfig
+from clipmill.data.captioners.config import MIN_TOKENS, GenerateConfig
 from clipmill.errors import ArtifactError
 from clipmill.models.coca import encode_image, predict_tokens
 from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
 
-# Step a text in each beam: tokens (N,) and, but for the first step, parents (N,) to logits (N, V).
+# Advances each beam: tokens (N,) and, after the first step, parents (N,) to logits (N, V).
 Step = Callable[[Tensor, Tensor | None], Tensor]
 
 
-class CachedCoca:
-    """Decodes R texts for each image of a batch with a CoCa, one token at a time."""
+class CocaWithKVCache:
+    """CoCa that extends R texts per image of a batch, one token at a time."""
 
     def __init__(
         self, coca: Any, image_embs_BMD: Tensor, *, texts_per_image: int, max_tokens: int
@@ -36,8 +40,8 @@ class CachedCoca:
         self._tokens_NT = torch.empty(
             len(image_embs_BMD) * texts_per_image, 0, dtype=torch.long, device=image_embs_BMD.device
         )
-        self._text_cache = [_Cache(max_tokens) for _ in self._text.transformer.resblocks]
-        self._decoder_cache = [_Cache(max_tokens) for _ in self._decoder.resblocks]
+        self._text_cache = [_KVCache(max_tokens) for _ in self._text.transformer.resblocks]
+        self._decoder_cache = [_KVCache(max_tokens) for _ in self._decoder.resblocks]
         self._image_cache = [
             _key_value(cross, cross.ln_1_kv(image_embs_BMD)) for cross in self._decoder.cross_attn
         ]
@@ -56,7 +60,7 @@ class CachedCoca:
         dtype = self._text.transformer.get_cast_dtype()
         x_N1D = self._text.token_embedding(token_N[:, None]).to(dtype)
         x_N1D = x_N1D + self._text.positional_embedding[at].to(dtype)
-        visible_N11T = self._visible(self._tokens_NT)[:, None, None]
+        visible_N11T = self._attention_mask(self._tokens_NT)[:, None, None]
         for block, cache in zip(self._text.transformer.resblocks, self._text_cache, strict=True):
             x_N1D = _self_attention(block, x_N1D, cache, at, visible_N11T)
         for block, cache, cross, (key, value) in zip(
@@ -72,11 +76,11 @@ class CachedCoca:
         logits_N1V: Tensor = self._decoder.ln_final(x_N1D) @ self._decoder.text_projection
         return logits_N1V[:, 0]
 
-    def _visible(self, text_NT: Tensor) -> Tensor:
-        """Which tokens (N, T) the text tower's attention sees, as its mask says.
+    def _attention_mask(self, text_NT: Tensor) -> Tensor:
+        """Return which tokens (N, T) the text tower attends to.
 
-        The mask that hides padding lies one place too far right in the CoCa that is published
-        (open_clip, ``correct_cls_mask``), and ours are trained alike.
+        In published CoCas the mask that hides padding is shifted right by one token (open_clip,
+        ``correct_cls_mask``); clipmill's are trained the same way.
         """
         valid_NT: Tensor = text_NT != self._text.pad_id
         if self._text.correct_cls_mask:
@@ -84,8 +88,8 @@ class CachedCoca:
         return torch.cat([torch.ones_like(valid_NT[:, :1]), valid_NT[:, :-1]], dim=1)
 
 
-class Decoder:
-    """Captions and their scores from pixels."""
+class CaptionGenerator:
+    """Generates captions and their scores from pixels."""
 
     def __init__(
         self,
@@ -101,16 +105,16 @@ class Decoder:
         self._config = config
 
     @torch.inference_mode()
-    def decode(
+    def generate(
         self, pixels_BHW3: NDArray[np.uint8], seeds: Sequence[int]
     ) -> list[list[tuple[str, float]]]:
-        """For each image its captions, each with the mean log probability of its tokens."""
+        """Return each image's captions with the mean log probability of their tokens."""
         images_B3HW = torch.from_numpy(pixels_BHW3).permute(0, 3, 1, 2).to(self._device)
-        with self._arithmetic():
+        with self._autocast():
             images_B3HW = self._normalize(images_B3HW.float() / 255)
             _, image_BMD = encode_image(self._coca, images_B3HW)
             if self._config.method == "beam_search":
-                tokens_NT = self._search(image_BMD)
+                tokens_NT = self._beam_search(image_BMD)
             else:
                 tokens_NT = self._sample(image_BMD, seeds)
             scores_N = self._score(image_BMD, tokens_NT)
@@ -125,13 +129,13 @@ class Decoder:
         found = list(zip(texts, scores_N.tolist(), strict=True))
         return [found[start : start + count] for start in range(0, len(found), count)]
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> AbstractContextManager[Any]:
         wanted = self._config.precision
         if wanted == "bf16" or (wanted == "auto" and self._device.type == "cuda"):
             return torch.autocast(self._device.type, torch.bfloat16)
         return nullcontext()
 
-    def _search(self, image_BMD: Tensor) -> Tensor:
+    def _beam_search(self, image_BMD: Tensor) -> Tensor:
         config, ids = self._config, self._tokenizer
         num_beams = config.num_beams // config.num_beam_groups
         return beam_search(
@@ -147,7 +151,7 @@ class Decoder:
         )
 
     def _sample(self, image_BMD: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Token ids (N, T), each text drawn by its own image's seed alone."""
+        """Return token ids (N, T); each text depends on its own image's seed alone."""
         config, ids = self._config, self._tokenizer
         shape = (config.num_captions, config.max_tokens)
         drawn = np.concatenate([np.random.default_rng(seed).random(shape) for seed in seeds])
@@ -159,7 +163,7 @@ class Decoder:
             logits_NV = cached.step(text_NT[:, -1]).float()
             if length < MIN_TOKENS:
                 logits_NV[:, ids.end_id] = -torch.inf
-            next_N = draw(logits_NV, u_NT[:, length], config)
+            next_N = sample_token(logits_NV, u_NT[:, length], config)
             if length == config.max_tokens - 1:
                 next_N = torch.full_like(next_N, ids.end_id)
             next_N = torch.where(done_N, ids.pad_id, next_N)
@@ -169,8 +173,8 @@ class Decoder:
                 break
         return text_NT
 
-    def _cached(self, image_BMD: Tensor, texts_per_image: int) -> CachedCoca:
-        return CachedCoca(
+    def _cached(self, image_BMD: Tensor, texts_per_image: int) -> CocaWithKVCache:
+        return CocaWithKVCache(
             self._coca,
             image_BMD,
             texts_per_image=texts_per_image,
@@ -178,7 +182,7 @@ class Decoder:
         )
 
     def _score(self, image_BMD: Tensor, tokens_NT: Tensor) -> Tensor:
-        """Mean log probability (N,) of the tokens after the start, padding left out."""
+        """Return the mean log probability (N,) of the tokens after the start, without padding."""
         count = len(tokens_NT) // len(image_BMD)
         logits = predict_tokens(self._coca, image_BMD.repeat_interleave(count, dim=0), tokens_NT)
         next_NT = tokens_NT[:, 1:]
@@ -187,10 +191,10 @@ class Decoder:
         return -(loss_NT * said_NT).sum(1) / said_NT.sum(1).clamp(min=1)
 
 
-def draw(logits_NV: Tensor, u_N: Tensor, config: GenerateConfig) -> Tensor:
-    """A token (N,) for each row, where ``u_N`` in [0, 1) falls among those that sampling keeps.
+def sample_token(logits_NV: Tensor, u_N: Tensor, config: GenerateConfig) -> Tensor:
+    """Return a token (N,) per row: ``u_N`` in [0, 1) selects one of the kept tokens.
 
-    Which are kept is decided before the temperature is applied, as in open_clip.
+    Tokens are kept or dropped before the temperature is applied, as in open_clip.
     """
     if config.method == "top_k" and config.top_k == 1:
         return logits_NV.argmax(-1)
@@ -206,8 +210,8 @@ def draw(logits_NV: Tensor, u_N: Tensor, config: GenerateConfig) -> Tensor:
     return tokens_NK.gather(1, place_N1.clamp(max=tokens_NK.shape[1] - 1))[:, 0]
 
 
-class _Cache:
-    """Keys and values (N, H, T, D / H) of the tokens so far, in room for all."""
+class _KVCache:
+    """Keys and values (N, H, T, D / H) of the tokens so far, preallocated for all."""
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
@@ -226,7 +230,7 @@ class _Cache:
 
 
 def _self_attention(
-    block: Any, x_N1D: Tensor, cache: _Cache, at: int, visible: Tensor | None
+    block: Any, x_N1D: Tensor, cache: _KVCache, at: int, visible: Tensor | None
 ) -> Tensor:
     normed = block.ln_1(x_N1D)
     key, value = cache.add(*_key_value(block, normed), at)
@@ -236,9 +240,9 @@ def _self_attention(
 def _finish(
     block: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None
 ) -> Tensor:
-    """The rest of open_clip's ResidualAttentionBlock, once queries, keys and values are there."""
-    found = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-    x = x + block.ls_1(block.attn.out_proj(found.transpose(1, 2).flatten(2)))
+    """Apply the rest of open_clip's ResidualAttentionBlock to queries, keys and values."""
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+    x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
     finished: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
     return finished
 
@@ -252,13 +256,13 @@ def _key_value(block: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _project(block: Any, x: Tensor, part: int) -> Tensor:
-    """Part 0, 1, 2 of the input projection: queries, keys, values (N, H, T, D / H)."""
+    """Return part 0, 1, 2 of the input projection: queries, keys, values (N, H, T, D / H)."""
     weight = block.attn.in_proj_weight.chunk(3)[part]
     bias = block.attn.in_proj_bias.chunk(3)[part]
-    found = F.linear(x, weight, bias)
-    count, length, width = found.shape
+    projected = F.linear(x, weight, bias)
+    count, length, width = projected.shape
     heads: int = block.attn.num_heads
-    return found.view(count, length, heads, width // heads).transpose(1, 2)
+    return projected.view(count, length, heads, width // heads).transpose(1, 2)
 
 
 def beam_search(
@@ -275,6 +279,12 @@ def beam_search(
 ) -> Tensor:
     """Return each image's best text: token ids (B, T), start and end included, then ``pad_id``.
 
+    This is the search of open_clip's ``CoCa.generate``, up to its version 3.3. It differs from the
+    textbook's in two ways, on which captions published with it depend: a text's score is the sum of
+    its tokens' *logits*, not of their log probabilities, divided by its length; and groups of beams
+    don't interact (open_clip has no diversity penalty), so all find the same texts, and one group
+    is searched here.
+
     No text ends before ``min_tokens``; at ``max_tokens`` it is cut without an end.
     """
     first_B1 = torch.arange(num_images, device=device)[:, None] * num_beams
@@ -282,7 +292,7 @@ def beam_search(
     # All beams begin as one.
     score_BK = torch.full((num_images, num_beams), -1e9, device=device)
     score_BK[:, 0] = 0.0
-    finished = _Finished(num_images, num_beams, max_tokens, pad_id, device)
+    finished = _FinishedTexts(num_images, num_beams, max_tokens, pad_id, device)
     done_B = torch.zeros(num_images, dtype=torch.bool, device=device)
     parent_N: Tensor | None = None
     while text_NT.shape[1] < max_tokens and not done_B.all():
@@ -292,7 +302,7 @@ def beam_search(
             logits_NV[:, end_id] = -torch.inf
         vocab_size = logits_NV.shape[1]
         scores_BKV = score_BK[:, :, None] + logits_NV.view(num_images, num_beams, vocab_size)
-        # At most one ending a beam, so that as many beams as ever go on.
+        # At most one ending per beam, so that the number of live beams stays the same.
         top_BJ, place_BJ = scores_BKV.flatten(1).topk(2 * num_beams)
         parent_BJ, token_BJ = first_B1 + place_BJ // vocab_size, place_BJ % vocab_size
         ends_BJ = token_BJ == end_id
@@ -312,8 +322,8 @@ def beam_search(
     return finished.best()[:, :length]
 
 
-class _Finished:
-    """The K best texts of each image so far that are at their end."""
+class _FinishedTexts:
+    """The best finished texts of each image so far."""
 
     def __init__(
         self, num_images: int, num_beams: int, max_tokens: int, pad_id: int, device: torch.device
@@ -326,7 +336,7 @@ class _Finished:
         self._pad_id = pad_id
 
     def add(self, text_BT: Tensor, score_B: Tensor, wanted_B: Tensor) -> None:
-        """Put a text in the place of the worst, where it is wanted and better."""
+        """Replace the worst text where ``wanted_B`` and the new one is better."""
         worst_B, place_B = self._score_BK.min(dim=1)
         better_B = wanted_B & (score_B > worst_B)
         rows_b, place_b = self._rows_B[better_B], place_B[better_B]
@@ -335,10 +345,10 @@ class _Finished:
         self._score_BK[rows_b, place_b] = score_B[better_B]
 
     def is_complete(self, attainable_B: Tensor) -> Tensor:
-        """Whether (B,) there are K texts, and none that goes on would be better now."""
+        """Return whether (B,) all texts are finished and no live one can be better."""
         worst_B = self._score_BK.min(dim=1).values
         return worst_B.isfinite() & (worst_B >= attainable_B)
 
     def best(self) -> Tensor:
-        """The best text (B, max_tokens) of each image."""
+        """Return the best text (B, max_tokens) of each image."""
         return self._text_BKT[self._rows_B, self._score_BK.argmax(dim=1)]

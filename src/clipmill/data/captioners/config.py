@@ -13,12 +13,12 @@ MIN_TOKENS = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateConfig(Config):
-    """How captions are drawn from a CoCa, in the words of open_clip's ``generate``."""
+    """Generation by a CoCa, named as in open_clip's ``generate``."""
 
     method: Literal["beam_search", "top_p", "top_k"] = "beam_search"
     """Deterministic beams, as open_clip 3.3 searches, or sampling."""
     num_captions: int = 1
-    """Captions drawn a sample; equal ones count once. Beam search gives one."""
+    """Captions generated per sample; equal ones count once. Beam search gives one."""
     num_beams: int = 6
     """Beams of a search."""
     num_beam_groups: int = 3
@@ -61,18 +61,18 @@ class GenerateConfig(Config):
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",
                     expected=expected,
-                    action=f"give {name} such a value",
+                    action=f"set {name} to such a value",
                 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HuggingFaceConfig(Config):
-    """How captions are drawn by transformers' ``generate``."""
+    """Generation by transformers' ``generate``."""
 
     method: Literal["beam_search", "top_p"] = "beam_search"
     """Deterministic beams, or nucleus sampling."""
     num_captions: int = 1
-    """Captions drawn a sample; at most ``num_beams`` of a beam search. Equal ones count once."""
+    """Captions per sample, at most ``num_beams`` of a beam search; equal ones count once."""
     num_beams: int = 3
     """Beams of a search; 1 is greedy."""
     top_p: float = 0.9
@@ -102,7 +102,7 @@ class HuggingFaceConfig(Config):
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",
                     expected=expected,
-                    action=f"give {name} such a value",
+                    action=f"set {name} to such a value",
                 )
 
 
@@ -110,38 +110,38 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EndpointConfig(Config):
-    """How an endpoint is asked; none of it decides what is said, so none is kept with a layer."""
+class ChatClientConfig(Config):
+    """Access to a chat endpoint. Nothing here changes captions, so none of it is stored with them."""
 
     key_variable: str = ""
-    """Name of the environment variable that holds the key; empty for none."""
+    """Environment variable that holds the API key; empty for none."""
     key_file: str = ""
-    """Path of a file that holds the key, such as a mounted secret; empty for none."""
+    """File that holds the API key, such as a mounted secret; empty for none."""
     concurrency: int = 8
-    """Requests under way at once."""
+    """Requests in flight at once."""
     requests_per_minute: float = 0.0
-    """Most requests that are begun a minute, retries included; 0 for no limit."""
+    """Most requests started per minute, retries included; 0 for no limit."""
     timeout_seconds: float = 60.0
     """Time for one attempt, from connecting to the last byte."""
-    attempts: int = 5
-    """Attempts a request, the first included."""
+    max_attempts: int = 5
+    """Attempts per request, the first included."""
     backoff_seconds: float = 0.5
     """Longest wait before the second attempt; it doubles from one attempt to the next."""
     max_wait_seconds: float = 60.0
-    """Longest wait before any attempt; an endpoint that asks for more ends the run."""
+    """Longest wait before any attempt, seconds; a longer ``Retry-After`` ends the run."""
     max_requests: int = 0
-    """Attempts that one run may make; 0 for no limit."""
+    """Attempts per run; 0 for no limit."""
     max_total_tokens: int = 0
-    """Tokens, of prompts and answers, that one run may use; 0 for no limit."""
-    max_failures_in_a_row: int = 20
-    """Samples that may fail one after the other before the endpoint is held to be at fault."""
+    """Tokens of prompts and completions per run; 0 for no limit."""
+    max_consecutive_failures: int = 20
+    """Consecutive samples that may fail before the run ends."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and two places for the key (ConfigError)."""
+        """Refuse values out of range, and two sources of the key (ConfigError)."""
         if self.key_variable and self.key_file:
             raise ConfigError(
                 "key_variable and key_file were both given",
-                expected="one place where the key is",
+                expected="one source of the key",
                 action="leave one of them empty",
             )
         if self.key_variable and not _VARIABLE.fullmatch(self.key_variable):
@@ -149,12 +149,12 @@ class EndpointConfig(Config):
             raise ConfigError(
                 "key_variable isn't the name of an environment variable",
                 expected="a name of capitals, digits and underscores, never the key itself",
-                action="put the key into a variable, and give the variable's name",
+                action="put the key into a variable, and set key_variable to the variable's name",
             )
         for name, least in (
             ("concurrency", 1),
-            ("attempts", 1),
-            ("max_failures_in_a_row", 1),
+            ("max_attempts", 1),
+            ("max_consecutive_failures", 1),
             ("requests_per_minute", 0),
             ("backoff_seconds", 0),
             ("max_wait_seconds", 0),
@@ -165,19 +165,19 @@ class EndpointConfig(Config):
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",
                     expected=f"at least {least}",
-                    action=f"give {name} such a value",
+                    action=f"set {name} to such a value",
                 )
         if self.timeout_seconds <= 0:
             raise ConfigError(
                 f"timeout_seconds was {self.timeout_seconds}",
                 expected="above 0",
-                action="give timeout_seconds such a value",
+                action="set timeout_seconds above 0",
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatConfig(Config):
-    """What a model at an endpoint is asked, and how its answers are drawn."""
+    """Prompt of a model at a chat endpoint, and its sampling."""
 
     model: str = ""
     """The model's name, as the endpoint knows it."""
@@ -186,21 +186,21 @@ class ChatConfig(Config):
     prompt: str = "{caption}"
     """The user's message; ``{caption}`` is replaced by the real caption, if it's there."""
     num_captions: int = 1
-    """Captions a sample; equal ones count once."""
+    """Captions per sample; equal ones count once."""
     max_tokens: int = 96
-    """Longest answer, tokens."""
+    """Longest completion, tokens."""
     temperature: float = 0.7
     """Sampling divides logits by this; 0 is greedy."""
     top_p: float = 0.95
     """Sampling draws from the likeliest tokens whose probabilities add up to this."""
     seed: int = 0
-    """Seed of sampling, with the sample's uid, for endpoints that heed it."""
+    """Seed of sampling, with the sample's uid, for endpoints that support it."""
     logprobs: bool = True
-    """Whether to ask how likely each token was, which is a caption's score; few refuse that."""
+    """Whether to request token log probabilities, which give a caption's score."""
     max_caption_characters: int = 1000
-    """Where a real caption is cut before it goes into the prompt, characters."""
-    unwanted: tuple[str, ...] = ("i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai")
-    """Beginnings, in lower case, of answers that are refusals and no captions."""
+    """Longest real caption in the prompt, characters; longer ones are truncated."""
+    refusal_prefixes: tuple[str, ...] = ("i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai")
+    """Prefixes, in lower case, of completions that are refusals rather than captions."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -215,18 +215,18 @@ class ChatConfig(Config):
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",
                     expected=expected,
-                    action=f"give {name} such a value",
+                    action=f"set {name} to such a value",
                 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VlmConfig(ChatConfig):
-    """What a vision-language model is asked of an image."""
+    """Prompt of a vision-language model, and the images sent to it."""
 
     prompt: str = "Describe this image in one sentence of at most 30 words."
-    """The user's message beside the image; ``{caption}`` is replaced by the real caption."""
+    """The user's message next to the image; ``{caption}`` is replaced by the real caption."""
     max_side: int = 512
-    """Images are scaled down to this longer side, pixels."""
+    """Images are downscaled to this longer side, pixels."""
     jpeg_quality: int = 90
     """Quality of the JPEG that is sent."""
 
@@ -239,13 +239,13 @@ class VlmConfig(ChatConfig):
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",
                     expected=f"{least} to {most}",
-                    action=f"give {name} such a value",
+                    action=f"set {name} to such a value",
                 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewriteConfig(ChatConfig):
-    """How a language model is asked to rewrite a caption."""
+    """Prompt of a language model that rewrites captions."""
 
     prompt: str = (
         "Rewrite this image caption in other words, as one plain sentence. Keep every fact, add "
@@ -254,7 +254,7 @@ class RewriteConfig(ChatConfig):
     """The user's message; ``{caption}`` is replaced by the real caption."""
 
     def __post_init__(self) -> None:
-        """Refuse a prompt that doesn't hold what is to be rewritten (ConfigError)."""
+        """Refuse a prompt without ``{caption}`` (ConfigError)."""
         # Plain super() doesn't know the class that slots=True makes.
         ChatConfig.__post_init__(self)
         if "{caption}" not in self.prompt:
@@ -267,47 +267,47 @@ class RewriteConfig(ChatConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TemplateConfig(Config):
-    """How labels become captions."""
+    """Templates that turn labels into captions."""
 
     templates: tuple[str, ...] = ("{objects}", "a picture of {objects}")
-    """A caption each; ``{objects}`` is the list of what is there."""
-    places: bool = True
-    """Whether objects with boxes are said to be on the left, in the middle or on the right."""
+    """One caption each; ``{objects}`` is replaced by the list of objects."""
+    include_positions: bool = True
+    """Whether objects with boxes are described as on the left, in the middle or on the right."""
     max_objects: int = 5
-    """Kinds of objects that a caption names, the largest or most frequent first."""
+    """Most kinds of objects in a caption, the largest or most frequent first."""
 
     def __post_init__(self) -> None:
-        """Refuse templates that say nothing of the sample (ConfigError)."""
+        """Refuse templates without ``{objects}`` (ConfigError)."""
         if not self.templates or any("{objects}" not in text for text in self.templates):
             raise ConfigError(
                 f"templates was {list(self.templates)}",
                 expected="at least one text, each with {objects} in it",
-                action="write the templates so",
+                action="add {objects} to each template",
             )
         if self.max_objects < 1:
             raise ConfigError(
                 f"max_objects was {self.max_objects}",
                 expected="at least 1",
-                action="give max_objects such a value",
+                action="set max_objects to at least 1",
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionersConfig(Config):
-    """Settings of every kind of captioner; only those of the kind that is opened count."""
+    """Settings of every kind of captioner; only those of the opened kind are used."""
 
     generate: GenerateConfig = GenerateConfig()
-    """How a CoCa draws captions."""
+    """Generation by a CoCa."""
     huggingface: HuggingFaceConfig = HuggingFaceConfig()
-    """How a model of transformers draws captions."""
+    """Generation by a model of transformers."""
     vlm: VlmConfig = VlmConfig()
-    """What ``vlm`` asks."""
+    """Prompt of ``vlm``."""
     rewrite: RewriteConfig = RewriteConfig()
-    """What ``rewrite`` asks."""
+    """Prompt of ``rewrite``."""
     template: TemplateConfig = TemplateConfig()
-    """What ``template`` writes."""
-    endpoint: EndpointConfig = EndpointConfig()
-    """How ``vlm`` and ``rewrite`` deal with their endpoint."""
+    """Templates of ``template``."""
+    endpoint: ChatClientConfig = ChatClientConfig()
+    """Access to the endpoint of ``vlm`` and ``rewrite``."""
     batch_size: int = 64
     """Samples captioned together."""
     num_threads: int = 0

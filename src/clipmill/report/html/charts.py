@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Each line is named at the margin, in its colour."""
+"""Charts as inline SVG: lines named at the margin in their color, intervals, histograms."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipmill.data.stats import QUANTILES, Distribution
-from clipmill.report.html.page import Html, tag, together
-from clipmill.report.html.style import series_colour
+from clipmill.report.html.page import Html, tag, concat
+from clipmill.report.html.style import series_color
 
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _TOP, _BOTTOM = 38, 12, 38
 _LABEL_HEIGHT = 15
+_HISTOGRAM_WIDTH, _HISTOGRAM_HEIGHT, _HISTOGRAM_BASE = 300, 96, 76
+_MEDIAN = QUANTILES.index(0.5)
 _CHARACTER_WIDTH = 7.2
 _MAX_POINTS = 400
 _SMOOTHED_FROM = 40
@@ -20,28 +22,28 @@ _SMOOTHED_FROM = 40
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """One curve."""
+    """One curve of a line chart."""
 
     label: str
-    """Written at the margin, with its last value."""
+    """Label at the margin, next to the last value."""
     x: tuple[float, ...]
-    """Ascending."""
+    """Ascending positions."""
     y: tuple[float, ...]
-    """As many."""
+    """Values, one for each ``x``."""
     series: int
-    """Index of its colour."""
+    """Index of the color."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
-    """A mean with its bounds at one place."""
+class IntervalPoint:
+    """A mean with its bounds at one position."""
 
     x: float
-    """Where it stands."""
+    """Position."""
     low: float
     """Lower bound."""
     mean: float
-    """Between them."""
+    """Mean."""
     high: float
     """Upper bound."""
 
@@ -51,9 +53,9 @@ class Reference:
     """A value to compare the curves with."""
 
     label: str
-    """What it is."""
+    """Label at the margin."""
     y: float
-    """Where it lies."""
+    """Value."""
 
 
 def line_chart(
@@ -78,16 +80,16 @@ def line_chart(
         marks.append(tag("line", x1=_LEFT, x2=_px(right), y1=y, y2=y, class_="reference"))
         marks.append(_text(reference.label, right, at_y(reference.y) - 5, text_anchor="end"))
     for curve in curves:
-        stroke = f"stroke: {curve.colour}"
+        stroke = f"stroke: {curve.color}"
         places = [at_x(x) for x in curve.x]
         if len(curve.x) >= _SMOOTHED_FROM:
             points = _points(places, [at_y(y) for y in curve.raw])
             marks.append(tag("polyline", points=points, style=stroke, class_="raw"))
         points = _points(places, [at_y(y) for y in curve.y])
         marks.append(tag("polyline", points=points, style=stroke))
-    for curve, place in zip(curves, _apart([at_y(curve.y[-1]) for curve in curves]), strict=True):
+    for curve, place in zip(curves, _avoid_overlap([at_y(curve.y[-1]) for curve in curves]), strict=True):
         # All at the margin: beside the end of a short line, others would run through it.
-        fill = f"fill: {curve.colour}"
+        fill = f"fill: {curve.color}"
         marks.append(_text(curve.words, right + 8, place + 4, class_="end", style=fill))
     said = "; ".join(f"{c.line.label} from {c.y[0]:.3g} to {c.y[-1]:.3g}" for c in curves)
     return _figure(title, note, marks, f"over {x_name}: {said}")
@@ -109,7 +111,7 @@ def dot_chart(
     """
     right = _WIDTH - 24.0
     marks, at_x, at_y = _axes((0.5, len(columns) + 0.5), limits, right, x_name)
-    fill = f"fill: {series_colour(series)}"
+    fill = f"fill: {series_color(series)}"
     marks += [
         tag("circle", cx=_px(at_x(number)), cy=_px(at_y(value)), r=4, style=fill, opacity=0.65)
         for number, column in enumerate(columns, start=1)
@@ -119,10 +121,10 @@ def dot_chart(
     return _figure(title, note, marks, f"by {x_name}: {said}")
 
 
-def spread_chart(
+def interval_chart(
     title: str,
     note: str,
-    spreads: Mapping[str, Sequence[Spread]],
+    spreads: Mapping[str, Sequence[IntervalPoint]],
     *,
     x_name: str,
     x_labels: Mapping[float, str] | None = None,
@@ -147,22 +149,22 @@ def spread_chart(
         is_log=fits is not None,
     )
     for series, (label, group) in enumerate(spreads.items()):
-        colour = series_colour(series)
+        color = series_color(series)
         places = [at_x(s.x) for s in group]
         fit = (fits or {}).get(label)
         joined = fit or [s.mean for s in group]
         points = _points(places, [at_y(y) for y in joined])
         kind = "fit" if fit else ""
-        marks.append(tag("polyline", points=points, style=f"stroke: {colour}", class_=kind))
+        marks.append(tag("polyline", points=points, style=f"stroke: {color}", class_=kind))
         for x, spread in zip(places, group, strict=True):
             y1, y2 = _px(at_y(spread.low)), _px(at_y(spread.high))
             line = {"x1": _px(x), "x2": _px(x), "y1": y1, "y2": y2}
-            marks.append(tag("line", **line, style=f"stroke: {colour}", stroke_width=1.5))
+            marks.append(tag("line", **line, style=f"stroke: {color}", stroke_width=1.5))
             mean = _px(at_y(spread.mean))
-            marks.append(tag("circle", cx=_px(x), cy=mean, r=3.5, style=f"fill: {colour}"))
-    ends = _apart([at_y(group[-1].mean) for group in spreads.values()])
+            marks.append(tag("circle", cx=_px(x), cy=mean, r=3.5, style=f"fill: {color}"))
+    ends = _avoid_overlap([at_y(group[-1].mean) for group in spreads.values()])
     for series, (label, place) in enumerate(zip(spreads, ends, strict=True)):
-        fill = f"fill: {series_colour(series)}"
+        fill = f"fill: {series_color(series)}"
         marks.append(_text(label, right + 8, place + 4, class_="end", style=fill))
     said = "; ".join(f"{name} ends at {group[-1].mean:.3g}" for name, group in spreads.items())
     return _figure(title, note, marks, f"over {x_name}: {said}")
@@ -231,7 +233,7 @@ class _Curve:
         )
         self.y = _smoothed(self.raw) if pieces >= _SMOOTHED_FROM else self.raw
         self.words = f"{line.label} {self.y[-1]:.3g}"
-        self.colour = series_colour(line.series)
+        self.color = series_color(line.series)
 
 
 def ticks(low: float, high: float, at_most: int) -> list[float]:
@@ -261,7 +263,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return smooth
 
 
-def _apart(places: Sequence[float]) -> list[float]:
+def _avoid_overlap(places: Sequence[float]) -> list[float]:
     """The places moved so that labels don't overlap nor leave the plot, in their order."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = list(places)
@@ -278,7 +280,7 @@ def _apart(places: Sequence[float]) -> list[float]:
 
 def _grid_line(y: float, words: str, right: float) -> Html:
     line = tag("line", x1=_LEFT, x2=_px(right), y1=_px(y), y2=_px(y), class_="grid")
-    return together(line, _text(words, _LEFT - 8, y + 4, text_anchor="end"))
+    return concat(line, _text(words, _LEFT - 8, y + 4, text_anchor="end"))
 
 
 def _text(words: str, x: float, y: float, **attributes: str) -> Html:
@@ -293,58 +295,54 @@ def _px(value: float) -> str:
     return f"{value:.1f}"
 
 
-_WIDTH, _HEIGHT, _BASE = 300, 96, 76
-_MEDIAN = QUANTILES.index(0.5)
-
-
-def histogram(title: str, distribution: Distribution, colour: str) -> Html:
-    """A figure of one score, its bars in a CSS colour; it needs at least one number."""
+def histogram(title: str, distribution: Distribution, color: str) -> Html:
+    """Draw the histogram of a score in a CSS color; the distribution isn't empty."""
     d = distribution
     median = d.quantiles[_MEDIAN]
-    step, most = _WIDTH / len(d.bins), max(d.bins)
+    step, most = _HISTOGRAM_WIDTH / len(d.bins), max(d.bins)
     bars = []
     for i, count in enumerate(d.bins):
-        height = max(1.5, (_BASE - 4) * count / most) if count else 0.0
+        height = max(1.5, (_HISTOGRAM_BASE - 4) * count / most) if count else 0.0
         bars.append(
             tag(
                 "rect",
                 x=f"{i * step + 0.75:.1f}",
-                y=f"{_BASE - height:.1f}",
+                y=f"{_HISTOGRAM_BASE - height:.1f}",
                 width=f"{step - 1.5:.1f}",
                 height=f"{height:.1f}",
                 rx=1,
             )
         )
-    at = _WIDTH * place(median, d)
+    at = _HISTOGRAM_WIDTH * normalized_position(median, d)
     marks = [
-        tag("line", x1=0, x2=_WIDTH, y1=_BASE + 0.5, y2=_BASE + 0.5, class_="grid"),
-        tag("line", x1=f"{at:.1f}", x2=f"{at:.1f}", y1=0, y2=_BASE, class_="median"),
-        tag("text", number(d.low), x=0, y=_HEIGHT - 2),
-        tag("text", number(d.high), x=_WIDTH, y=_HEIGHT - 2, text_anchor="end"),
+        tag("line", x1=0, x2=_HISTOGRAM_WIDTH, y1=_HISTOGRAM_BASE + 0.5, y2=_HISTOGRAM_BASE + 0.5, class_="grid"),
+        tag("line", x1=f"{at:.1f}", x2=f"{at:.1f}", y1=0, y2=_HISTOGRAM_BASE, class_="median"),
+        tag("text", format_number(d.low), x=0, y=_HISTOGRAM_HEIGHT - 2),
+        tag("text", format_number(d.high), x=_HISTOGRAM_WIDTH, y=_HISTOGRAM_HEIGHT - 2, text_anchor="end"),
     ]
-    said = f"{title}: from {number(d.low)} to {number(d.high)}, median {number(median)}"
-    chart = tag("svg", bars, marks, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=said)
+    label = f"{title}: from {format_number(d.low)} to {format_number(d.high)}, median {format_number(median)}"
+    chart = tag("svg", bars, marks, viewBox=f"0 0 {_HISTOGRAM_WIDTH} {_HISTOGRAM_HEIGHT}", role="img", aria_label=label)
     missing = f", {d.missing:,} missing" if d.missing else ""
-    note = tag("small", f"median {number(median)}, mean {number(d.mean)}{missing}")
-    words = tag("figcaption", tag("span", title), note)
-    return tag("figure", words, chart, class_="histogram", style=f"color: {colour}")
+    note = tag("small", f"median {format_number(median)}, mean {format_number(d.mean)}{missing}")
+    caption = tag("figcaption", tag("span", title), note)
+    return tag("figure", caption, chart, class_="histogram", style=f"color: {color}")
 
 
-def place(value: float, distribution: Distribution) -> float:
-    """Where a value lies between the least and the most, from 0 to 1."""
+def normalized_position(value: float, distribution: Distribution) -> float:
+    """Return a value's position between the lowest and the highest, 0 to 1."""
     low, high = distribution.low, distribution.high
     return 0.5 if high <= low else min(1.0, max(0.0, (value - low) / (high - low)))
 
 
 def share_below(value: float, distribution: Distribution) -> float:
-    """The share of all numbers that lie below a value, to within a bin; from 0 to 1."""
+    """Return the share of all numbers below a value, 0 to 1, interpolated within a bin."""
     bins = distribution.bins
-    position = place(value, distribution) * len(bins)
-    whole = min(int(position), len(bins) - 1)
-    below = sum(bins[:whole]) + bins[whole] * (position - whole)
+    position = normalized_position(value, distribution) * len(bins)
+    index = min(int(position), len(bins) - 1)
+    below = sum(bins[:index]) + bins[index] * (position - index)
     return below / sum(bins)
 
 
-def number(value: float) -> str:
-    """A score in few characters."""
+def format_number(value: float) -> str:
+    """Format a score in few characters."""
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"

@@ -36,10 +36,10 @@ def tag(name: str, /, *children: Child, **attributes: str | float) -> Html:
     )
     if name in _VOID:
         return Html(f"<{name}{spelled}>")
-    return Html(f"<{name}{spelled}>{together(*children)}</{name}>")
+    return Html(f"<{name}{spelled}>{concat(*children)}</{name}>")
 
 
-def together(*children: Child) -> Html:
+def concat(*children: Child) -> Html:
     """The children one after another, those that are text escaped."""
     parts: list[str] = []
     for child in children:
@@ -48,7 +48,7 @@ def together(*children: Child) -> Html:
         elif isinstance(child, str):
             parts.append(escape(child))
         else:
-            parts.append(together(*child))
+            parts.append(concat(*child))
     return Html("".join(parts))
 
 
@@ -66,7 +66,7 @@ class Section:
 
 def section(anchor: str, heading: str, *children: Child) -> Section:
     """A part of the page with its heading."""
-    return Section(anchor, heading, together(*children))
+    return Section(anchor, heading, concat(*children))
 
 
 def table(
@@ -105,7 +105,7 @@ def paragraph(*children: Child, class_: str = "") -> Html:
     return tag("p", *children, class_=class_)
 
 
-def missing(words: str) -> Html:
+def empty_section(words: str) -> Html:
     """Says that a section has nothing to show, and why."""
     return paragraph(words, class_="missing")
 
@@ -136,7 +136,7 @@ _PIXELATED_BELOW = 160
 """Sides so short are shown enlarged, where pixels are truer than blur."""
 
 
-def picture(data: bytes, alt: str) -> Html:
+def image_tag(data: bytes, alt: str) -> Html:
     """An image element of a JPEG, PNG or WebP file; large ones are made smaller.
 
     The file is decoded and encoded anew, so that no metadata of it gets into the page.
@@ -162,7 +162,7 @@ def picture(data: bytes, alt: str) -> Html:
     )
 
 
-def strip(cells: list[tuple[str, Html]]) -> Html:
+def image_row(cells: list[tuple[str, Html]]) -> Html:
     """Pictures in a row, each with the words above it."""
     figures = (tag("figure", tag("figcaption", words), image) for words, image in cells)
     return tag("div", figures, class_="strip")

@@ -181,7 +181,7 @@ footer { margin-top: 60px; color: var(--soft); font-size: .86rem; }
 """
 
 
-def series_colour(index: int) -> str:
+def series_color(index: int) -> str:
     """The CSS colour of the label at that place, the same all over the page."""
     return f"var(--series-{index % NUM_SERIES})"
 

@@ -12,13 +12,13 @@ from clipmill.data.sources import REASONS
 from clipmill.report.html.page import (
     Html,
     Section,
-    missing,
+    empty_section,
     paragraph,
-    picture,
+    image_tag,
     section,
     table,
     tag,
-    together,
+    concat,
 )
 from clipmill.storage import join, read_json
 
@@ -45,12 +45,12 @@ def samples_section(dataset: Dataset, layer: str, captioner: str) -> Section:
         f"{len(samples)} of {dataset.num_samples:,} pictures, evenly apart rather than picked."
     )
     if not layer:
-        note = missing("No layer of synthetic captions was given.")
+        note = empty_section("No layer of synthetic captions was given.")
     elif not known:
-        note = missing(f"The dataset has no layer {layer}, so only real captions are shown.")
+        note = empty_section(f"The dataset has no layer {layer}, so only real captions are shown.")
     else:
         note = Html("")
-    return section("samples", "Samples", together(intro, note), tag("div", cards, class_="samples"))
+    return section("samples", "Samples", concat(intro, note), tag("div", cards, class_="samples"))
 
 
 def _samples(dataset: Dataset, layer: str) -> Iterator[_Sample]:
@@ -76,16 +76,16 @@ def _samples(dataset: Dataset, layer: str) -> Iterator[_Sample]:
 
 
 def _card(sample: _Sample, captioner: str) -> Html:
-    captions = together(tag("dt", "real"), tag("dd", sample.real, dir="auto"))
+    captions = concat(tag("dt", "real"), tag("dd", sample.real, dir="auto"))
     if sample.fallback:
-        captions = together(
+        captions = concat(
             captions, tag("dt", captioner), tag("dd", "said nothing; the real one stands in")
         )
     elif sample.synthetic:
         synthetic = tag("dd", sample.synthetic, dir="auto", class_="synthetic")
-        captions = together(captions, tag("dt", captioner), synthetic)
+        captions = concat(captions, tag("dt", captioner), synthetic)
     # The captions below say what the picture shows.
-    image = picture(sample.image, f"Picture {sample.uid}")
+    image = image_tag(sample.image, f"Picture {sample.uid}")
     return tag("figure", image, tag("figcaption", tag("dl", captions)))
 
 

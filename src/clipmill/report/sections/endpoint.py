@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 from clipmill.errors import NotFoundError
 from clipmill.report.comparison import TaskComparison
-from clipmill.report.format import Figure, figure_named
+from clipmill.report.format import MetricFormat, metric_format
 from clipmill.report.html.page import (
     Html,
     Section,
     details,
-    missing,
-    picture,
+    empty_section,
+    image_tag,
     section,
-    strip,
+    image_row,
     table,
     tag,
 )
@@ -110,9 +110,9 @@ def read_served(
 
 def endpoint_section(probe: Probe | None, served: Sequence[PromotedModel]) -> Section:
     """The section ``Endpoint``."""
-    parts = [_promoted(served)] if served else [missing("No model was promoted.")]
+    parts = [_promoted(served)] if served else [empty_section("No model was promoted.")]
     if probe is None:
-        parts.append(missing("The endpoint was not probed."))
+        parts.append(empty_section("The endpoint was not probed."))
     else:
         by_task = {found.evaluation.task: found.evaluation.model.digest for found in served}
         parts += [_answer(probe, found, by_task.get(found.task)) for found in probe.endpoints]
@@ -125,8 +125,8 @@ def _promoted(served: Sequence[PromotedModel]) -> Html:
     rows = []
     for found in served:
         metric = get_task(found.evaluation.task).metric
-        known = figure_named(metric.name)
-        figure = Figure(known.title, metric.unit, metric.higher_is_better)
+        known = metric_format(metric.name)
+        figure = MetricFormat(known.title, metric.unit, metric.higher_is_better)
         sign = "≥" if metric.higher_is_better else "≤"
         rows.append(
             [
@@ -144,7 +144,7 @@ def _promoted(served: Sequence[PromotedModel]) -> Html:
 def _answer(probe: Probe, found: Endpoint, promoted: str | None) -> Html:
     def shown(part: str, words: str) -> tuple[str, Html]:
         data = read_bytes(join(probe.uri, f"{found.name}-{part}.png"))
-        return words, picture(data, f"{found.task} endpoint: {words}")
+        return words, image_tag(data, f"{found.task} endpoint: {words}")
 
     cells = [shown("image", "sent"), shown("answer", "answered")]
     if exists(join(probe.uri, f"{found.name}-truth.png")):
@@ -161,7 +161,7 @@ def _answer(probe: Probe, found: Endpoint, promoted: str | None) -> Html:
     return tag(
         "div",
         tag("h3", found.name.capitalize()),
-        strip(cells),
+        image_row(cells),
         tag(
             "dl",
             ((tag("dt", name), tag("dd", value)) for name, value in pairs.items()),

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.report.comparison import TaskComparison
-from clipmill.report.html.page import Html, Section, missing, picture, section, strip, tag, together
+from clipmill.report.html.page import Html, Section, empty_section, image_tag, section, image_row, tag, concat
 from clipmill.tasks.depth.config import MAX_DEPTH_METRES
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.visualization import class_palette, depth_colors
@@ -26,13 +26,13 @@ def predictions_section(
             for index in range(min(found.num_samples for found in group.values()))
         ]
         parts.append(
-            together(
+            concat(
                 tag("h3", task.task.capitalize()),
                 task_key(task.task, metadata),
                 tag("div", strips, class_="strips"),
             )
         )
-    body = parts or [missing("No evaluation was given.")]
+    body = parts or [empty_section("No evaluation was given.")]
     return section("predictions", "Predictions beside the truth", *body)
 
 
@@ -60,14 +60,14 @@ def _strip(group: Mapping[str, EvaluationResult], index: int) -> Html:
     first = next(iter(group.values()))
     name = f"{first.task} test picture {index + 1}"
     cells = [
-        ("image", picture(first.read_image(index, "image"), f"{name}: the image")),
-        ("truth", picture(first.read_image(index, "truth"), f"{name}: the truth")),
+        ("image", image_tag(first.read_image(index, "image"), f"{name}: the image")),
+        ("truth", image_tag(first.read_image(index, "truth"), f"{name}: the truth")),
     ]
     cells += [
-        (label, picture(found.read_image(index, "prediction"), f"{name}: what {label} predicts"))
+        (label, image_tag(found.read_image(index, "prediction"), f"{name}: what {label} predicts"))
         for label, found in group.items()
     ]
-    return strip(cells)
+    return image_row(cells)
 
 
 def _depth_bar() -> Html:

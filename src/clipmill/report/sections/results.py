@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from clipmill.report.comparison import Check
-from clipmill.report.format import figure_named
-from clipmill.report.html.page import Section, details, missing, paragraph, section, table, tag
-from clipmill.report.summary import gain_text, listed, shown
+from clipmill.report.format import metric_format
+from clipmill.report.html.page import Section, details, empty_section, paragraph, section, table, tag
+from clipmill.report.summary import gain_text, join_words, shown
 from clipmill.tasks.comparison import RANDOM, Comparison, PretrainingResult, TaskResult
 from clipmill.tasks.evaluation import read_evaluation
 
@@ -27,7 +27,7 @@ def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> S
     )
     fairness = (tag("h3", "What the encoders share"), tag("ul", marks, class_="checks"))
     if comparison is None or not comparison.tasks:
-        nothing = missing("No comparison with random weights was given.")
+        nothing = empty_section("No comparison with random weights was given.")
         return section("results", "Results", nothing, *(fairness if checks else ()))
     labels = tuple(comparison.tasks[0].values)
     best_first = labels[::-1]
@@ -40,7 +40,7 @@ def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> S
     )
     differences = table(
         "Differences, positive for better, with their 95 % intervals.",
-        ["Difference", "Task", "Gain", "95 % interval", "Spread of random weights", "Outcome"],
+        ["Difference", "Task", "Gain", "95 % interval", "IntervalPoint of random weights", "Outcome"],
         [row for task in comparison.tasks for row in _differences(task)],
         class_="small",
     )
@@ -89,7 +89,7 @@ def _values(task: TaskResult, labels: Sequence[str]) -> list[str]:
         tag("small", f"{figure.text(value)}: {_TRIVIAL.get((task.task, kind), kind)}")
         for kind, value in task.trivial.items()
     ]
-    seeds = f"{len(task.random)} seeds: {listed([figure.text(v) for v in task.random])}"
+    seeds = f"{len(task.random)} seeds: {join_words([figure.text(v) for v in task.random])}"
     middle = sorted(task.random)[len(task.random) // 2]
     sign = "≥" if figure.higher_is_better else "≤"
     return [
@@ -140,7 +140,7 @@ def _all_figures(task: TaskResult) -> list[list[str]]:
     names = dict.fromkeys(name for found in metrics.values() for name in found)
     rows = []
     for name in names:
-        figure = figure_named(name)
+        figure = metric_format(name)
         values = [
             "—" if name not in found else figure.text(found[name]) for found in metrics.values()
         ]

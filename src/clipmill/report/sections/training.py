@@ -7,9 +7,9 @@ from clipmill.engine.result import read_log
 from clipmill.errors import NotFoundError
 from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.report.html.charts import Line, Reference, line_chart
-from clipmill.report.html.page import Html, Section, missing, paragraph, section, table, tag
-from clipmill.report.html.style import series_colour
-from clipmill.report.summary import listed
+from clipmill.report.html.page import Html, Section, empty_section, paragraph, section, table, tag
+from clipmill.report.html.style import series_color
+from clipmill.report.summary import join_words
 from clipmill.stage_records import StageRecord
 
 Log = list[dict[str, float]]
@@ -24,9 +24,9 @@ def losses_section(
     if captioner is not None and (log := _log(captioner)):
         charts.append(_captioner_chart(log))
     absent = [label for label, log in logs.items() if not log]
-    notes = [missing(f"{listed(absent)} left no log.")] if absent else []
+    notes = [empty_section(f"{join_words(absent)} left no log.")] if absent else []
     if captioner is None:
-        notes.append(missing("No captioner was given."))
+        notes.append(empty_section("No captioner was given."))
     intro = paragraph(
         "Where many values were logged, a bold line is their moving average, over the raw ones."
     )
@@ -96,7 +96,7 @@ def _log(metadata: CheckpointMetadata) -> Log:
 def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Section:
     """The section ``Where time went``; stages of one of the labels are in its colour."""
     if not stages:
-        return section("time", "Where time went", missing("No stage of a run was recorded."))
+        return section("time", "Where time went", empty_section("No stage of a run was recorded."))
     total = wall_seconds(stages)
     start = min(stage.started for stage in stages)
     rows = [
@@ -134,25 +134,11 @@ def wall_seconds(stages: Sequence[StageRecord]) -> float:
     return max(s.started + s.seconds for s in stages) - min(s.started for s in stages)
 
 
-def duration(seconds: float) -> str:
-    """``0.4 s``, ``12 s``, ``2 min 05 s``, ``1 h 02 min``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f}\u00a0s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}\u00a0s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}\u00a0min {rest:02d}\u00a0s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours}\u00a0h {minutes:02d}\u00a0min"
-
-
 def _track(stage: StageRecord, start: float, total: float, labels: Sequence[str]) -> Html:
     left, width = (_percent(v, total) for v in (stage.started - start, stage.seconds))
     style = f"left: {left}; width: {width}"
     if stage.label in labels:
-        style += f"; color: {series_colour(labels.index(stage.label))}"
+        style += f"; color: {series_color(labels.index(stage.label))}"
     bar = tag("i", style=style, class_="reused" if stage.reused else "")
     return tag("div", bar, class_="track")
 

@@ -7,22 +7,22 @@ from strict_schemas import findings
 
 from clipmill.cluster.kserve import (
     DIGEST_ANNOTATION,
-    EndpointConfig,
+    InferenceServiceConfig,
     RolloutConfig,
-    ServedModel,
+    PromotedModel,
     canary,
     inference_service,
-    roll_out,
-    track_name,
+    rollout,
+    predictor_name,
 )
 from clipmill.errors import ClusterError, ConfigError, GateError, ServerError
 
-ENDPOINT = EndpointConfig(name="depth", namespace="ml")
-OLD = ServedModel(
+ENDPOINT = InferenceServiceConfig(name="depth", namespace="ml")
+OLD = PromotedModel(
     uri="s3://b/models/old", digest="0" * 64, task="depth", parents={"encoder": "e" * 64}
 )
-NEW = ServedModel(uri="s3://b/models/new", digest="1" * 64, task="depth", metrics={"rmse": 0.5})
-QUICK = RolloutConfig(ready_seconds=1.0, watch_seconds=0.0, poll_seconds=0.01)
+NEW = PromotedModel(uri="s3://b/models/new", digest="1" * 64, task="depth", metrics={"rmse": 0.5})
+QUICK = RolloutConfig(ready_seconds=1.0, observation_seconds=0.0, poll_interval_seconds=0.01)
 PATH = "/apis/serving.kserve.io/v1beta1/namespaces/ml/inferenceservices/depth"
 
 
@@ -37,7 +37,7 @@ def kserve(resource):
 
 
 def go(cluster, model, *, smoke=lambda url: None, ratio=lambda endpoint, track: 0.0, config=QUICK):
-    return roll_out(
+    return rollout(
         ENDPOINT, model, api=cluster.api(), smoke=smoke, error_ratio=ratio, config=config
     )
 
@@ -77,7 +77,7 @@ def test_a_better_model_gets_more_and_more_requests_and_then_all(serving_old):
         assert findings({k: v for k, v in past.items() if k != "status"}) == []
     assert serves(serving_old) == (NEW.uri, [])
     # The name stays, so KServe moves the route and restarts nothing.
-    assert serving_old.resources[PATH]["spec"]["predictor"]["name"] == track_name(NEW)
+    assert serving_old.resources[PATH]["spec"]["predictor"]["name"] == predictor_name(NEW)
     annotations = serving_old.resources[PATH]["metadata"]["annotations"]
     assert annotations[DIGEST_ANNOTATION] == NEW.digest
     assert annotations["clipmill.io/metric-rmse"] == "0.5"
@@ -112,7 +112,7 @@ def test_a_canary_that_fails_is_taken_back(serving_old, trouble, words):
 def test_a_canary_that_never_loads_is_taken_back(serving_old):
     serving_old.on_change = lambda resource: None
     serving_old.resources[PATH]["status"]["canaryStatuses"] = [
-        {"name": track_name(NEW), "ready": False, "trafficPercent": 10}
+        {"name": predictor_name(NEW), "ready": False, "trafficPercent": 10}
     ]
     with pytest.raises(GateError, match="wasn't ready within 1 seconds"):
         go(serving_old, NEW)
@@ -153,7 +153,7 @@ def test_steps_that_make_no_sense_are_refused(steps):
 @pytest.mark.parametrize("wrong", [{"name": "My.Depth"}, {"min_replicas": 0}, {"max_replicas": 0}])
 def test_an_endpoint_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ConfigError):
-        EndpointConfig(**{"name": "a", **wrong})
+        InferenceServiceConfig(**{"name": "a", **wrong})
 
 
 def test_an_endpoint_scales_by_its_queue_where_prometheus_is_known():
