@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader
+from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
@@ -62,7 +62,7 @@ def write_source(folder: Path, count: int) -> None:
 
 def our_batches(uri: str, options: argparse.Namespace) -> Iterator[PairBatch]:
     """The loader as training sets it up."""
-    loader = PairLoader(
+    loader = PairDataLoader(
         View(Dataset.open(uri), ViewConfig()),
         LoaderConfig(batch_size=options.batch_size, num_workers=options.workers),
         transform=CropTransform(options.size, RandomResizedCropConfig()),

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
+from clipmill.data.loading.dataloader import LoaderConfig, PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
@@ -45,9 +45,9 @@ def write_source(folder: Path, count: int) -> None:
         (part / f"{number}.txt").write_text(f"{caption} {number}")
 
 
-def loader(uri: str, cache: Path, num_workers: int, cursor: int) -> PairLoader:
+def loader(uri: str, cache: Path, num_workers: int, cursor: int) -> PairDataLoader:
     """The loader as training sets it up, from batch ``cursor`` on."""
-    return PairLoader(
+    return PairDataLoader(
         View(Dataset.open(uri), ViewConfig()),
         LoaderConfig(batch_size=_BATCH_SIZE, num_workers=num_workers),
         transform=CropTransform(32, RandomResizedCropConfig()),

@@ -13,7 +13,7 @@ def pretrain(
 
     Args:
         dataset: URI of the dataset.
-        captions: Caption source: real, synthetic, both or chosen.
+        captions: Caption source: real, synthetic, both or selected.
         layer: Layer of synthetic captions.
         recipe: Name of the recipe.
         overrides: ``path=value`` changes of the recipe.
@@ -28,5 +28,5 @@ def pretrain(
     from clipmill import stages
     from clipmill.lineage import log_artifact
 
-    seen = {"captions": captions, "layer": layer, "select": [select] if select else []}
+    seen = {"captions": captions, "layer": layer, "selection_layers": [select] if select else []}
     return log_artifact(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)

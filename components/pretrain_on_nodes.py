@@ -14,7 +14,7 @@ def pretrain_on_nodes(
 
     Args:
         dataset: URI of the dataset.
-        captions: Caption source: real, synthetic, both or chosen.
+        captions: Caption source: real, synthetic, both or selected.
         layer: Layer of synthetic captions.
         recipe: Name of the recipe.
         overrides: ``path=value`` changes of the recipe.

@@ -18,8 +18,8 @@ def main(name: str, text: str, folder: str) -> None:
     """Run to the end; tasks keep their scratch files under ``folder``."""
     # The whole group, tasks included.
     stop_with_parent(lambda: os.killpg(0, signal.SIGKILL))
-    from clipmill.pipelines.local import run_here
-    from clipmill.pipelines.plan import planned_stages
+    from clipmill.pipelines.local import run_local
+    from clipmill.pipelines.local import planned_stages
     from clipmill.pipelines.registry import PIPELINES
     from google.protobuf.json_format import MessageToDict
 
@@ -31,7 +31,7 @@ def main(name: str, text: str, folder: str) -> None:
         stages = planned_stages(MessageToDict(pipeline.pipeline_spec), arguments)
         with Path(path).open("a") as file:
             file.write(json.dumps({"event": PLAN_EVENT, "stages": stages}) + "\n")
-    run_here(pipeline, arguments, Path(folder))
+    run_local(pipeline, arguments, Path(folder))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from typing import Any
 
 from clipmill.components.compare import compare
 from clipmill.components.finish_run import finish_run
-from clipmill.pipelines.inputs import inputs_for, with_inputs_of
-from clipmill.pipelines.pieces import captioned, pretrained, sharded
-from clipmill.pipelines.placement import on_pool
+from clipmill.pipelines.common import inputs_for, with_inputs_of
+from clipmill.pipelines.common import captioned, pretrained, sharded
+from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 

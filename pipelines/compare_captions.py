@@ -7,7 +7,7 @@ from clipmill.components.probe import probe
 from clipmill.components.promote_compared import promote_compared
 from clipmill.components.random_weights import random_weights
 from clipmill.components.report import report
-from clipmill.pipelines.placement import on_pool
+from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 

@@ -1,13 +1,22 @@
-"""A compiled pipeline's graph as SVG: tasks in boxes, loops and conditions as frames about them."""
+"""A compiled pipeline's graph as SVG: tasks as boxes in layers, loops and conditions as frames.
 
-from collections.abc import Mapping
+The layout is the layered one of Sugiyama et al. (1981). Coordinates are pixels, y grows downwards.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from typing import Any
 
-from clipmill.pipelines.layout import Layout, layered
+Point = tuple[float, float]
+Edge = tuple[str, str]
 
+GAP = 28.0
+"""Between neighbours of a layer, and half of it at its ends."""
+LAYER_GAP = 44.0
+"""Between layers."""
+_SWEEPS = 6
 Spec = Mapping[str, Any]
 
 _CHARACTER = 7.4  # width of one at 13 px, roughly
@@ -26,6 +35,18 @@ path{fill:none;stroke:var(--line);stroke-width:1.5}polygon{fill:var(--line)}
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Positions of boxes and lines."""
+
+    corners: Mapping[str, Point]
+    """The upper left corner of each box."""
+    lines: tuple[tuple[Point, ...], ...]
+    """From a box's lower edge to another's upper one, with the points that it passes."""
+    width: float
+    height: float
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Drawn:
     """A task or a frame, at the origin."""
@@ -36,7 +57,7 @@ class _Drawn:
 
 
 def draw(spec: Spec, platform: Spec) -> str:
-    """The SVG of a pipeline, from both documents of its YAML."""
+    """Return the SVG of a pipeline, from both documents of its YAML."""
     pools = {
         executor: placed["nodeSelector"]["labels"]["clipmill.io/pool"]
         for executor, placed in platform["platforms"]["kubernetes"]["deploymentSpec"][
@@ -131,3 +152,100 @@ def _lines(placed: Layout) -> str:
 
 def _moved(svg: str, x: float, y: float) -> str:
     return f'<g transform="translate({x:.1f} {y:.1f})">{svg}</g>\n'
+
+
+def layered(sizes: Mapping[str, Point], edges: Iterable[Edge]) -> Layout:
+    """Lay boxes of these sizes out so that all edges point down.
+
+    Edges that a longer way between the same boxes implies are left out.
+    """
+    kept = _without_shortcuts(sizes, list(edges))
+    ranks = _ranks(sizes, kept)
+    rows: list[list[str]] = [[] for _ in range(max(ranks.values(), default=-1) + 1)]
+    for name, rank in ranks.items():
+        rows[rank].append(name)
+    widths = {name: size[0] for name, size in sizes.items()}
+    chains = []
+    for above, below in kept:
+        # A line that passes a layer takes a place in it.
+        passed = [f"{above}>{below}>{rank}" for rank in range(ranks[above] + 1, ranks[below])]
+        for rank, name in enumerate(passed, start=ranks[above] + 1):
+            rows[rank].append(name)
+            widths[name] = 0.0
+        chains.append([above, *passed, below])
+    _order(rows, [pair for chain in chains for pair in pairwise(chain)])
+    width = max((sum(widths[n] + GAP for n in row) for row in rows), default=0.0)
+    tops, middles, height = [], {}, 0.0
+    for row in rows:
+        x = (width - sum(widths[name] + GAP for name in row)) / 2
+        for name in row:
+            middles[name] = x + (widths[name] + GAP) / 2
+            x += widths[name] + GAP
+        tops.append(height)
+        height += max(sizes[name][1] for name in row if name in sizes) + LAYER_GAP
+    lines = tuple(_line(chain, ranks, sizes, middles, tops) for chain in chains)
+    corners = {
+        name: (middles[name] - size[0] / 2, tops[ranks[name]]) for name, size in sizes.items()
+    }
+    return Layout(corners, lines, width, max(height - LAYER_GAP, 0.0))
+
+
+def _without_shortcuts(names: Iterable[str], edges: Sequence[Edge]) -> list[Edge]:
+    below: dict[str, set[str]] = {name: set() for name in names}
+    for above, under in edges:
+        below[above].add(under)
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            new = below[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    return [
+        (above, under)
+        for above, under in edges
+        if not any(under in reached(other) for other in below[above] - {under})
+    ]
+
+
+def _ranks(names: Iterable[str], edges: Sequence[Edge]) -> dict[str, int]:
+    """Return the length of the longest path to each box."""
+    ranks = dict.fromkeys(names, 0)
+    for _ in ranks:
+        for above, under in edges:
+            ranks[under] = max(ranks[under], ranks[above] + 1)
+    return ranks
+
+
+def _order(rows: list[list[str]], links: Sequence[Edge]) -> None:
+    """Sort each row by the mean position of its neighbors, down and up in turn."""
+    for sweep in range(_SWEEPS):
+        downwards = sweep % 2 == 0
+        order = range(1, len(rows)) if downwards else range(len(rows) - 2, -1, -1)
+        for i in order:
+            fixed = rows[i - 1 if downwards else i + 1]
+            position = {name: (k + 0.5) / len(fixed) for k, name in enumerate(fixed)}
+            own = {name: (k + 0.5) / len(rows[i]) for k, name in enumerate(rows[i])}
+            means = {}
+            for name in rows[i]:
+                met = [a if name == b else b for a, b in links if name in {a, b}]
+                positions = [position[other] for other in met if other in position]
+                means[name] = sum(positions) / len(positions) if positions else own[name]
+            rows[i].sort(key=means.__getitem__)
+
+
+def _line(
+    chain: Sequence[str],
+    ranks: Mapping[str, int],
+    sizes: Mapping[str, Point],
+    middles: Mapping[str, float],
+    tops: Sequence[float],
+) -> tuple[Point, ...]:
+    first, *passed, last = chain
+    points = [(middles[first], tops[ranks[first]] + sizes[first][1])]
+    for rank, name in enumerate(passed, start=ranks[first] + 1):
+        points += [(middles[name], tops[rank]), (middles[name], tops[rank + 1] - LAYER_GAP)]
+    return (*points, (middles[last], tops[ranks[last]]))

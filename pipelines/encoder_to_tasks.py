@@ -3,8 +3,8 @@
 from typing import Any
 
 from clipmill.components.finish_run import finish_run
-from clipmill.pipelines.inputs import inputs_for, with_inputs_of
-from clipmill.pipelines.placement import on_pool
+from clipmill.pipelines.common import inputs_for, with_inputs_of
+from clipmill.pipelines.common import on_pool
 from clipmill.pipelines.tune_tasks import tune_tasks
 from kfp import dsl
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from clipmill.pipelines.compare_captions import compare_captions
-from clipmill.pipelines.inputs import inputs_for, with_inputs_of
-from clipmill.pipelines.pieces import captioned, sharded
+from clipmill.pipelines.common import inputs_for, with_inputs_of
+from clipmill.pipelines.common import captioned, sharded
 from kfp import dsl
 
 

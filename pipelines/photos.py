@@ -9,7 +9,7 @@ from clipmill.components.recaption import recaption
 from clipmill.components.report_photos import report_photos
 from clipmill.components.retrieval import retrieval
 from clipmill.components.shard import shard
-from clipmill.pipelines.placement import on_pool
+from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 

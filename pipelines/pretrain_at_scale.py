@@ -3,7 +3,7 @@
 from clipmill.components.finish_run import finish_run
 from clipmill.components.pretrain_on_nodes import pretrain_on_nodes
 from clipmill.components.recaption_on_argo import recaption_on_argo
-from clipmill.pipelines.placement import on_pool
+from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 

@@ -2,7 +2,7 @@
 
 from clipmill.components.finish_run import finish_run
 from clipmill.components.study import study as compare_sources
-from clipmill.pipelines.placement import on_pool
+from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 

@@ -8,7 +8,7 @@ from clipmill.components.report_tasks import report_tasks
 from clipmill.components.sweep import sweep
 from clipmill.components.sweep_point import sweep_point
 from clipmill.components.sweep_points import sweep_points
-from clipmill.pipelines.placement import on_pool
+from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 

@@ -24,8 +24,8 @@ OVERRIDES = {
     "scenes_overrides": [
         "size=32",
         "num_pairs=4",
-        "num_captioning=6",
-        "num_labelled=4",
+        "num_captioner_pairs=6",
+        "num_labeled=4",
         "num_test=2",
     ],
     "captioner_overrides": [
@@ -37,7 +37,7 @@ OVERRIDES = {
         *STEPS,
         "model.vision.image_size=32",
         "model.text.vocab_size=600",
-        "view.fraction=1.0",
+        "view.subset_fraction=1.0",
         "validation.every=0",
     ],
     "finetune_overrides": [*STEPS, "model.crop_size=32"],

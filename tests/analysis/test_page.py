@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.report.html.page import document, paragraph, section, table, tag, concat
+from clipmill.report.html.page import concat, document, paragraph, section, table, tag
 
 # What XML can hold, so that its parser can be the judge.
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn")))

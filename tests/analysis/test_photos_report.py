@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.view import in_fraction
+from clipmill.data.loading.view import in_subset
 from clipmill.demo import check_captioner
 from clipmill.errors import ConfigError
 from clipmill.recipes import run, run_data, run_judge
@@ -91,7 +91,7 @@ def test_a_small_run_from_a_folder_to_the_page(tmp_path, monkeypatch):
 
     dataset = Dataset.open(data)
     held_out = [u for i in range(len(dataset.shards)) for u in dataset.uids(i)]
-    held_out = [uid for uid in held_out if not in_fraction(uid, fraction)]
+    held_out = [uid for uid in held_out if not in_subset(uid, fraction)]
     ranks = read_ranks(evaluation)
     assert len(ranks["image_to_text"]) == len(ranks["text_to_image"]) == len(held_out) == 6
     recall = 100 * np.mean(np.array(ranks["image_to_text"]) < 5)
@@ -116,7 +116,7 @@ def test_captioners_of_drawn_scenes_are_refused_for_photographs(tmp_path, monkey
     check_captioner("vlm:http://host/v1")
     with pytest.raises(ConfigError, match="labels"):
         check_captioner("template:/labels")
-    small = ["size=32", "num_pairs=4", "num_captioning=4", "num_labelled=2", "num_test=2"]
+    small = ["size=32", "num_pairs=4", "num_captioner_pairs=4", "num_labeled=2", "num_test=2"]
     store = str(tmp_path / "store")
     drawn = run_data.scenes("scenes-miniature", small, store)
     data = run_data.shard("shards-miniature", [], f"{drawn}/captioning.tar", store)

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from clipmill.report.sections.training import duration, timing_section, wall_seconds
+from clipmill.report.format import format_duration
+from clipmill.report.sections.training import timing_section, wall_seconds
 from clipmill.stage_records import StageRecord
 
 
@@ -34,7 +35,7 @@ STAGES = [
     ],
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds).replace("\u00a0", " ") == words
+    assert format_duration(seconds).replace("\u00a0", " ") == words
 
 
 def test_bars_lie_where_their_stages_do() -> None:

@@ -12,8 +12,8 @@ from clipmill.report.summary import (
     RunContext,
     Verdict,
     gain_text,
-    judge,
     join_words,
+    judge,
     over,
     seeds_of,
 )

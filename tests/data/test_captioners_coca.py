@@ -434,7 +434,7 @@ def test_weights_that_cannot_be_had(tiny, tmp_path):
 @pytest.mark.parametrize("is_stage", [True, False])
 def test_a_captioner_of_scenes_knows_no_photos(tmp_path, is_stage):
     """Whether its dataset names the scenes' source or only the folder of pairs in it."""
-    config = ScenesSourceConfig(size=32, num_pairs=2, num_captioning=2, num_labelled=1, num_test=1)
+    config = ScenesSourceConfig(size=32, num_pairs=2, num_captioner_pairs=2, num_labeled=1, num_test=1)
     scenes = draw_source(config, str(tmp_path / "scenes"), report=lambda *_: None)
     pairs = unpack_dir(join(scenes, CAPTIONING), tmp_path / "copies") if is_stage else None
     parents = (Parent(role="source", uri=scenes, digest=read_artifact(scenes)["digest"]),)

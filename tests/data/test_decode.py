@@ -50,7 +50,7 @@ WHOLE = {
 @pytest.mark.parametrize("name", REDUCIBLE)
 def test_a_plain_jpeg_is_decoded_to_pillows_pixels(name):
     image = EncodedImage(REDUCIBLE[name])
-    assert image.is_reducible
+    assert image.can_downscale
     pixels, reduction = image.decode(1)
     assert reduction == 1
     np.testing.assert_array_equal(pixels, np.asarray(decode_rgb(REDUCIBLE[name])))
@@ -72,7 +72,7 @@ def test_each_reduced_pixel_is_about_the_mean_of_those_it_stands_for(name, reduc
 def test_anything_else_is_decoded_as_pillow_does(name):
     image = EncodedImage(WHOLE[name])
     expected = np.asarray(decode_rgb(WHOLE[name]))
-    assert not image.is_reducible
+    assert not image.can_downscale
     assert (image.height, image.width) == expected.shape[:2]
     pixels, reduction = image.decode(8)
     assert reduction == 1

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from clipmill.data.transforms.dense import (
     PhotometricConfig,
-    change_colours,
+    photometric_distortion,
     crop_pair,
-    cut_depth,
+    cutdepth,
     flip_pair,
     resize_pair,
 )
@@ -100,7 +100,7 @@ def test_cut_depth_shows_depth_in_one_band_of_columns():
     shown = (np.clip(depth / 10, 0, 1) * 255).astype(np.uint8)
     widths, starts = [], []
     for seed in range(300):
-        mixed = cut_depth(image, depth, 10.0, np.random.default_rng(seed))
+        mixed = cutdepth(image, depth, 10.0, np.random.default_rng(seed))
         columns = np.flatnonzero((mixed != image).any(axis=(0, 2)))
         assert np.array_equal(columns, np.arange(columns[0], columns[-1] + 1))
         assert np.array_equal(mixed[:, columns], np.repeat(shown[:, columns, None], 3, -1))
@@ -117,7 +117,7 @@ def test_cut_depth_shows_depth_in_one_band_of_columns():
 def test_without_chance_colours_stay():
     image, _ = pair()
     config = PhotometricConfig(probability=0.0)
-    assert np.array_equal(change_colours(image, config, np.random.default_rng(0)), image)
+    assert np.array_equal(photometric_distortion(image, config, np.random.default_rng(0)), image)
 
 
 def only(**changes):
@@ -130,7 +130,7 @@ def only(**changes):
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_gamma(gamma):
     grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, -1)
-    found = change_colours(grey, only(gamma=(gamma, gamma)), np.random.default_rng(0))
+    found = photometric_distortion(grey, only(gamma=(gamma, gamma)), np.random.default_rng(0))
     expected = 255 * (np.arange(256) / 255) ** gamma
     assert abs(found[0, :, 0] - expected).max() <= 1.01
 
@@ -140,7 +140,7 @@ def test_brightness_and_contrast_are_one_line():
     slopes, shifts = [], []
     for seed in range(60):
         config = only(brightness_contrast=0.2)
-        found = change_colours(grey, config, np.random.default_rng(seed))[0, :, 0].astype(float)
+        found = photometric_distortion(grey, config, np.random.default_rng(seed))[0, :, 0].astype(float)
         inside = (found > 2) & (found < 253)
         x, y = grey[0, inside, 0] / 255, found[inside] / 255
         slope, shift = np.polyfit(x, y, 1)
@@ -154,7 +154,7 @@ def test_brightness_and_contrast_are_one_line():
 
 def test_grey_has_no_hue_to_turn():
     grey = np.full((4, 4, 3), 90, np.uint8)
-    found = change_colours(grey, only(hue=0.4), np.random.default_rng(0))
+    found = photometric_distortion(grey, only(hue=0.4), np.random.default_rng(0))
     assert np.array_equal(found, grey)
 
 
@@ -163,7 +163,7 @@ def test_hue_turns_within_its_limit_and_round_the_circle():
     red[..., 0] = 255
     others = set()
     for seed in range(40):
-        found = change_colours(red, only(hue=0.1), np.random.default_rng(seed))[0, 0].astype(int)
+        found = photometric_distortion(red, only(hue=0.1), np.random.default_rng(seed))[0, 0].astype(int)
         assert found[0] == 255  # a tenth of the circle from red, red still leads
         others.add(("green" if found[1] else "") + ("blue" if found[2] else ""))
     assert {"green", "blue"} <= others
@@ -173,7 +173,7 @@ def test_the_generator_alone_decides():
     image, _ = pair()
     config = PhotometricConfig()
     found = [
-        change_colours(image, config, np.random.default_rng(s)).tobytes() for s in (1, 1, 2, 3)
+        photometric_distortion(image, config, np.random.default_rng(s)).tobytes() for s in (1, 1, 2, 3)
     ]
     assert found[0] == found[1]
     assert len(set(found)) > 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipmill.data.labeled.folder import open_folder
+from clipmill.data.labeled.folder import fetch_folder
 from clipmill.errors import NotFoundError, SourceError
 from clipmill.storage import pack_dir
 
@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_folder_is_used_where_it_lies(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    path, parent = open_folder("data", "data")
+    path, parent = fetch_folder("data", "data")
     assert path == folder
     assert (parent.role, parent.uri) == ("data", str(folder))
 
@@ -34,36 +34,36 @@ def test_a_packed_folder_comes_back(folder, tmp_path, place, request):
     store = str(tmp_path / "store") if place == "local" else f"s3://tests/{tmp_path.name}"
     uri = f"{store}/data.tar"
     digest = pack_dir(folder, uri)
-    path, parent = open_folder(uri, "source")
+    path, parent = fetch_folder(uri, "source")
     assert (path / "sub" / "b.txt").read_text() == "beta"
     assert (parent.role, parent.uri, parent.digest) == ("source", uri, digest)
 
 
 @pytest.mark.parametrize("change", ["rename", "grow", "add"])
 def test_digest_changes_with_names_and_sizes(folder, change):
-    _, before = open_folder(str(folder), "data")
+    _, before = fetch_folder(str(folder), "data")
     if change == "rename":
         (folder / "a.txt").rename(folder / "c.txt")
     elif change == "grow":
         (folder / "a.txt").write_text("alphabet")
     else:
         (folder / "c.txt").write_text("")
-    _, after = open_folder(str(folder), "data")
+    _, after = fetch_folder(str(folder), "data")
     assert after.digest != before.digest
 
 
 def test_digest_is_the_same_elsewhere(folder, tmp_path):
-    _, before = open_folder(str(folder), "data")
+    _, before = fetch_folder(str(folder), "data")
     folder.rename(tmp_path / "moved")
-    _, after = open_folder(str(tmp_path / "moved"), "data")
+    _, after = fetch_folder(str(tmp_path / "moved"), "data")
     assert after.digest == before.digest
 
 
 def test_no_folder(tmp_path):
     with pytest.raises(SourceError, match="is not a folder"):
-        open_folder(str(tmp_path / "nothing"), "data")
+        fetch_folder(str(tmp_path / "nothing"), "data")
 
 
 def test_no_tar(tmp_path):
     with pytest.raises(NotFoundError):
-        open_folder(str(tmp_path / "nothing.tar"), "data")
+        fetch_folder(str(tmp_path / "nothing.tar"), "data")

@@ -17,7 +17,7 @@ def test_the_cut_is_exact_and_is_what_training_sees(sizes, tmp_path):
     cut = hold_out(dataset)
     assert cut.num_train + cut.num_held_out == sum(sizes)
     assert cut.num_held_out == min(round(sum(sizes) / 4), 1_000)
-    view = View(dataset, ViewConfig(fraction=json.loads(repr(cut.fraction))))
+    view = View(dataset, ViewConfig(subset_fraction=json.loads(repr(cut.fraction))))
     assert sum(view.shard_sizes(tmp_path / "cache")) == cut.num_train
 
 

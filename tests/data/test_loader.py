@@ -16,9 +16,9 @@ from torch import Tensor
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading import dataloader as loader_module
-from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader
+from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairDataLoader
 from clipmill.data.loading.sampler import EpochShuffle
-from clipmill.data.loading.view import View, ViewConfig, in_fraction
+from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
@@ -44,10 +44,10 @@ def texts_of(tokens_BT: Tensor) -> list[str]:
     return [bytes(tokens.tolist()).decode().rstrip() for tokens in tokens_BT]
 
 
-def make_loader(view: View, tmp_path: Path, **options: int) -> PairLoader:
+def make_loader(view: View, tmp_path: Path, **options: int) -> PairDataLoader:
     config = {"batch_size": 8, "shuffle_shards": 2}
     own = {name: options.pop(name) for name in ("rank", "world_size", "cursor") if name in options}
-    return PairLoader(
+    return PairDataLoader(
         view,
         LoaderConfig(**{**config, **options}),
         transform=transform,
@@ -57,7 +57,7 @@ def make_loader(view: View, tmp_path: Path, **options: int) -> PairLoader:
     )
 
 
-def take(loader: PairLoader, count: int) -> list[PairBatch]:
+def take(loader: PairDataLoader, count: int) -> list[PairBatch]:
     return list(itertools.islice(loader, count))
 
 
@@ -165,12 +165,12 @@ def test_captions_leave_the_pixels_alone(view: View, tmp_path: Path) -> None:
 
 def test_fraction_shows_its_subset_alone(make_dataset: MakeDataset, tmp_path: Path) -> None:
     dataset = make_dataset()
-    loader = make_loader(View(dataset, ViewConfig(fraction=0.5)), tmp_path)
+    loader = make_loader(View(dataset, ViewConfig(subset_fraction=0.5)), tmp_path)
     expected = {
         uid
         for index in range(len(dataset.shards))
         for uid in dataset.uids(index)
-        if in_fraction(uid, 0.5)
+        if in_subset(uid, 0.5)
     }
     assert loader.num_samples == len(expected) < dataset.num_samples
     assert {uid for batch in take(loader, 4) for uid in batch.uids} == expected
@@ -249,7 +249,7 @@ def test_ranks_must_share_evenly(view: View, tmp_path: Path) -> None:
 
 
 def test_empty_view(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    view = View(make_dataset(), ViewConfig(fraction=1e-9))
+    view = View(make_dataset(), ViewConfig(subset_fraction=1e-9))
     with pytest.raises(ConfigError, match="has no sample"):
         make_loader(view, tmp_path)
 
@@ -283,7 +283,7 @@ def test_chosen_captions_of_selected_samples(
                 text = reader.caption(row) if number % 2 else f"synthetic {uid} {number % 3}"
                 if keep[number]:
                     expected[uid] = text
-    view = View(dataset, ViewConfig(captions="chosen", select=("select/x",)))
+    view = View(dataset, ViewConfig(captions="selected", selection_layers=("select/x",)))
     loader = make_loader(view, tmp_path, batch_size=len(expected))
     assert loader.num_samples == len(expected)
     (batch,) = take(loader, 1)

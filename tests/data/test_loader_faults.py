@@ -13,7 +13,7 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
+from clipmill.data.loading.dataloader import LoaderConfig, PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.cache import owned, trim
 from clipmill.data.shards.plan import ShardConfig
@@ -49,7 +49,7 @@ def dataset(source, tmp_path):
 
 def loader(dataset, cache, **options):
     own = {name: options.pop(name) for name in ("rank", "world_size", "cursor") if name in options}
-    return PairLoader(
+    return PairDataLoader(
         View(dataset, ViewConfig()),
         LoaderConfig(**{"batch_size": 8, "shuffle_shards": 2, **options}),
         transform=CropTransform(8, RandomResizedCropConfig()),

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clipmill.data.layers import commit_layer, mmap_layer, read_layer, write_layer_shard
-from clipmill.data.loading.dataloader import LoaderConfig, PairLoader
-from clipmill.data.loading.teacher_targets import Teaching
+from clipmill.data.loading.dataloader import LoaderConfig, PairDataLoader
+from clipmill.data.loading.teacher_targets import TeacherLayer
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import ConfigError
 
@@ -66,12 +66,12 @@ def make_view(make_dataset, add_captions):
 
 def batches(view, cache, count, **options):
     own = {name: options.pop(name) for name in ("rank", "world_size") if name in options}
-    loader = PairLoader(
+    loader = PairDataLoader(
         view,
         LoaderConfig(**{"batch_size": 8, "shuffle_shards": 2, **options}),
         transform=transform,
         tokenize=tokenize,
-        teaching=Teaching(TEACHER, replay),
+        teaching=TeacherLayer(TEACHER, replay),
         cache=cache,
         **own,
     )
@@ -138,7 +138,7 @@ def test_a_sample_without_embedding_is_replaced(make_view, tmp_path):
 
 
 def test_batches_without_teaching_have_no_embeddings(make_view, tmp_path):
-    loader = PairLoader(
+    loader = PairDataLoader(
         make_view(),
         LoaderConfig(batch_size=4),
         transform=transform,
@@ -151,12 +151,12 @@ def test_batches_without_teaching_have_no_embeddings(make_view, tmp_path):
 def test_a_layer_that_is_not_there(make_view, make_dataset, tmp_path):
     view = View(make_view().dataset, ViewConfig())
     with pytest.raises(ConfigError, match="teacher/test-1"):
-        PairLoader(
+        PairDataLoader(
             view,
             LoaderConfig(batch_size=4),
             transform=transform,
             tokenize=tokenize,
-            teaching=Teaching("teacher/other", replay),
+            teaching=TeacherLayer("teacher/other", replay),
             cache=tmp_path,
         )
 

@@ -23,7 +23,7 @@ from clipmill.data.captioners import (
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.loading.view import View, ViewConfig
-from clipmill.data.recaption import RecaptionConfig, recaption
+from clipmill.data.recaption import recaption
 from clipmill.data.shards.read import read_shard
 from clipmill.errors import BudgetError, ConfigError, ServerError
 from clipmill.images import decode_rgb
@@ -40,7 +40,7 @@ COCA = CocaConfig(
     decoder_layers=1,
     num_queries=2,
 )
-CONFIG = RecaptionConfig(
+CONFIG = CaptionersConfig(
     generate=GenerateConfig(method="top_k", top_k=1, max_tokens=8), batch_size=3
 )
 
@@ -331,7 +331,7 @@ def no_proxy(monkeypatch):
 
 def rewriting(**endpoint):
     changes = [f"{name}={value}" for name, value in endpoint.items()]
-    return RecaptionConfig(
+    return CaptionersConfig(
         rewrite=RewriteConfig(model="m", prompt="{caption}", num_captions=2),
         endpoint=ENDPOINT.override(changes),
         batch_size=3,
@@ -361,7 +361,7 @@ def test_pictures_that_the_endpoint_refuses_keep_their_caption(make_dataset, tmp
     dataset = break_image(make_dataset(count=10), 1, 0)
     # One request after the other, so that the answers come in the script's order.
     endpoint = replace(ENDPOINT, concurrency=1)
-    config = RecaptionConfig(vlm=VlmConfig(model="m"), endpoint=endpoint, batch_size=4)
+    config = CaptionersConfig(vlm=VlmConfig(model="m"), endpoint=endpoint, batch_size=4)
     script = ["ok", (400, {}), "filtered", "ok", (500, {}), "ok", "malformed"]
     with ChatServer(script) as server:
         layer = recaption(config, dataset.uri, f"vlm:{server.url}", report=silent)

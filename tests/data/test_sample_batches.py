@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.data.labeled.dataloader import kept_in_memory, sample_batches
-from clipmill.data.labeled.image_folder import ClassFolder
+from clipmill.data.labeled.dataloader import kept_in_memory, build_labeled_dataloader
+from clipmill.data.labeled.image_folder import ImageFolder
 from clipmill.errors import ConfigError, SourceError
 
 NUM_SAMPLES = 7
@@ -20,7 +20,7 @@ def load(index, generator):
 
 def take(count, **options):
     options = {"batch_size": 4, "seed": 0, **options}
-    return list(itertools.islice(sample_batches(load, NUM_SAMPLES, **options), count))
+    return list(itertools.islice(build_labeled_dataloader(load, NUM_SAMPLES, **options), count))
 
 
 def assert_same(found, expected):
@@ -91,7 +91,7 @@ def test_arrays_of_several_lengths_are_filled_up():
         return {"index": np.array(index), "values": np.full((index, 2), index, np.int64)}
 
     options = {"batch_size": 4, "seed": 0, "fills": {"values": -1}}
-    for batch in itertools.islice(sample_batches(ragged, NUM_SAMPLES, **options), 3):
+    for batch in itertools.islice(build_labeled_dataloader(ragged, NUM_SAMPLES, **options), 3):
         assert batch["values"].shape == (4, batch["index"].max(), 2)
         for index, values in zip(batch["index"].tolist(), batch["values"], strict=True):
             assert (values[:index] == index).all()
@@ -103,12 +103,12 @@ def test_a_broken_picture_is_named(num_workers, tmp_path):
     path = tmp_path / "train" / "cat" / "broken.jpg"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no picture")
-    folder = ClassFolder.open(tmp_path, "train")
+    folder = ImageFolder.open(tmp_path, "train")
 
     def load(index, generator):
         return {"image": np.asarray(folder.image(index))}
 
-    batches = sample_batches(load, 1, batch_size=1, seed=0, num_workers=num_workers)
+    batches = build_labeled_dataloader(load, 1, batch_size=1, seed=0, num_workers=num_workers)
     with pytest.raises(SourceError, match=r"cat/broken\.jpg can't be decoded: neither JPEG"):
         next(batches)
 

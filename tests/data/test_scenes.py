@@ -147,7 +147,7 @@ def test_as_many_objects_as_asked_for() -> None:
 
 
 def test_objects_stand_as_near_and_are_as_large_as_asked_for() -> None:
-    near = SceneConfig(farthest_metres=2.6, smallest_metres=1.0)
+    near = SceneConfig(max_distance_m=2.6, min_object_size_m=1.0)
     found = [placed for i in range(60) for placed in sample_world(near, i).objects]
     assert 2.3 < max(placed.z for placed in found) <= 2.6
     # One in a room that has no other space may have shrunk.
@@ -155,7 +155,7 @@ def test_objects_stand_as_near_and_are_as_large_as_asked_for() -> None:
 
 
 def test_a_room_that_is_full_stays_with_fewer_objects() -> None:
-    full = SceneConfig(min_objects=8, max_objects=8, farthest_metres=2.5, smallest_metres=1.25)
+    full = SceneConfig(min_objects=8, max_objects=8, max_distance_m=2.5, min_object_size_m=1.25)
     counts = {len(sample_world(full, i).objects) for i in range(30)}
     assert min(counts) >= 1
     assert max(counts) < 8
@@ -499,8 +499,8 @@ def test_coco_reads_back(tmp_path: Path) -> None:
         {"min_objects": 3, "max_objects": 2},
         {"max_objects": 9},
         {"supersample": 3},
-        {"farthest_metres": 6.0},
-        {"smallest_metres": 0.1},
+        {"max_distance_m": 6.0},
+        {"min_object_size_m": 0.1},
     ],
 )
 def test_configs_that_cant_be_drawn_are_refused(fields: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from clipmill.data.labeled.coco import CocoFolder
 from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
-from clipmill.data.labeled.image_folder import ClassFolder
+from clipmill.data.labeled.image_folder import ImageFolder
 from clipmill.lineage import lineage
 from clipmill.scenes import SceneConfig, draw, formats, write_ade20k, write_nyu
 from clipmill.scenes.source import (
@@ -20,7 +20,7 @@ from clipmill.scenes.source import (
 from clipmill.storage import exists, join, read_json, unpack_dir
 
 CONFIG = ScenesSourceConfig(
-    size=32, labelled_size=48, num_pairs=5, num_captioning=4, num_labelled=3, num_test=2
+    size=32, labeled_size=48, num_pairs=5, num_captioner_pairs=4, num_labeled=3, num_test=2
 )
 
 
@@ -42,14 +42,14 @@ def source(tmp_path_factory):
 
 
 def test_labels_of_every_task(tmp_path, monkeypatch):
-    config = replace(CONFIG, num_captioning=0, tasks=("detection", "classification"))
+    config = replace(CONFIG, num_captioner_pairs=0, tasks=("detection", "classification"))
     uri = draw_source(config, str(tmp_path), report=silent)
     assert not exists(join(uri, CAPTIONING))
     coco = unpack_dir(join(uri, LABELS["detection"]), tmp_path / "copies")
     shown = unpack_dir(join(uri, LABELS["classification"]), tmp_path / "copies")
     for split, ours, count in (("train2017", "train", 3), ("val2017", "val", 2)):
         assert len(CocoFolder.open(coco, split)) == count
-        pictures = ClassFolder.open(shown, ours)
+        pictures = ImageFolder.open(shown, ours)
         assert len(pictures) == count
         for path, label in zip(pictures.images, pictures.labels, strict=True):
             seen = draw(SceneConfig(size=48, min_objects=1, max_objects=1), int(path.stem)).objects
@@ -85,7 +85,7 @@ def test_tasks_drawn_together_are_drawn_as_alone(source, tmp_path):
     """Segmentation and depth share a drawing; each tar is what the task alone would have."""
     together = read_json(join(source, "source.json"))["files"]
     for task in ("segmentation", "depth"):
-        config = replace(CONFIG, num_pairs=1, num_captioning=8, tasks=(task,))  # starts agree
+        config = replace(CONFIG, num_pairs=1, num_captioner_pairs=8, tasks=(task,))  # starts agree
         alone = draw_source(config, str(tmp_path), report=silent)
         files = read_json(join(alone, "source.json"))["files"]
         assert files[LABELS[task]] == together[LABELS[task]]
@@ -120,7 +120,7 @@ def test_done_once(source):
 
 def test_other_scenes_lie_elsewhere(source):
     store = source.rpartition("/sources/")[0]
-    config = CONFIG.override(["seed=1", "num_pairs=1", "num_captioning=1"])
+    config = CONFIG.override(["seed=1", "num_pairs=1", "num_captioner_pairs=1"])
     other = draw_source(config, store, report=silent)
     assert other != source
     digests = [read_json(join(uri, "source.json"))["digest"] for uri in (source, other)]

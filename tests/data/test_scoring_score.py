@@ -21,7 +21,7 @@ from clipmill.data.scoring.scorers import (
     ConceptScoreConfig,
     ImageScoreConfig,
     TextScoreConfig,
-    language_of,
+    detect_language,
 )
 from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, BadSampleError, ConfigError
@@ -116,7 +116,7 @@ def test_measures_of_every_caption(make_dataset, add_captions, tmp_path):
     for row, (uid, _, caption) in zip(rows, samples_of(dataset, tmp_path), strict=True):
         synthetic = [f"synthetic {uid} {k}" for k in range(3)]
         for found, text in zip([row["real"], *row[LAYER]], [caption, *synthetic], strict=True):
-            language, confidence = language_of(text)
+            language, confidence = detect_language(text)
             assert found == {
                 "words": len(text.split()),
                 "characters": len(text),
@@ -137,7 +137,7 @@ def test_measures_of_every_caption(make_dataset, add_captions, tmp_path):
     ],
 )
 def test_languages(text, language):
-    assert language_of(text)[0] == language
+    assert detect_language(text)[0] == language
 
 
 def test_language_can_be_left_out(make_dataset, tmp_path):

@@ -14,7 +14,7 @@ from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.sources import RawPair, Source, open_source
 from clipmill.data.sources.base import Entry
 from clipmill.data.sources.files import Descriptor, expand_braces
-from clipmill.data.sources.webdataset import CutTarError, members
+from clipmill.data.sources.webdataset import TruncatedTarError, members
 from clipmill.errors import BadSampleError, SourceError
 
 
@@ -55,7 +55,7 @@ def test_cut_tar_is_noticed(tmp_path: Path, cut: int) -> None:
     path = write_tar(tmp_path / "x.tar", [("a.txt", b"x" * 1000), ("b.txt", b"y" * 1000)])
     path.write_bytes(path.read_bytes()[:cut])
     file = Descriptor(path)
-    with pytest.raises(CutTarError):
+    with pytest.raises(TruncatedTarError):
         list(members(file, 0, file.size))
 
 
@@ -65,7 +65,7 @@ def test_zip_bomb_of_a_header(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     file = Descriptor(path)
-    with pytest.raises(CutTarError, match="extended header"):
+    with pytest.raises(TruncatedTarError, match="extended header"):
         list(members(file, 0, file.size))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.stats import NUM_BINS, QUANTILES, Extent, chosen_shards, dataset_stats, of_counts
+from clipmill.data.stats import NUM_BINS, QUANTILES, Extent, sample_shards, dataset_stats, of_counts
 
 CAPTIONS = "captions/test-1"
 QUANTILE_METHOD = "inverted_cdf"
@@ -130,8 +130,8 @@ def test_scores_and_verdicts(make_dataset: Callable[..., Dataset], tmp_path: Pat
 
 def test_some_shards(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
     dataset = make_dataset(23)
-    assert chosen_shards(dataset, 0) == chosen_shards(dataset, 99) == [0, 1, 2, 3, 4, 5]
-    assert chosen_shards(dataset, 2) == [0, 5]
+    assert sample_shards(dataset, 0) == sample_shards(dataset, 99) == [0, 1, 2, 3, 4, 5]
+    assert sample_shards(dataset, 2) == [0, 5]
     stats = dataset_stats(dataset, tmp_path / "cache", max_shards=2)
     assert (stats.num_samples, stats.shards_read) == (23, 2)
     assert stats.captions["real"].words.count == 4 + 3

@@ -153,4 +153,4 @@ def test_a_sharded_run_resumes_exactly_and_on_one_process(ranks, tmp_path):
 
 def test_a_batch_that_ranks_cannot_share():
     with pytest.raises(ConfigError, match="batch_size was 8, with 3 ranks"):
-        DistributedContext(world_size=3).share(CONFIG.batch_size, 1)
+        DistributedContext(world_size=3).per_rank_batch_size(CONFIG.batch_size, 1)

@@ -34,7 +34,7 @@ from clipmill.images import decode_rgb
 
 CAPTIONS, SCORE = "captions/drill", "score/drill"
 EXPORT = ExportConfig(
-    view=ViewConfig(captions="both", layer=CAPTIONS), several="each", samples_per_tar=5
+    view=ViewConfig(captions="both", layer=CAPTIONS), captions_per_image="each", samples_per_tar=5
 )
 # Kills before a dataset is finished: some die while they mend what others left.
 MOST_KILLS = 3

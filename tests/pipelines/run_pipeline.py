@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from clipmill.pipelines.local import run_here
+from clipmill.pipelines.local import run_local
 from clipmill.pipelines.registry import PIPELINES
 
 if __name__ == "__main__":
     name, arguments, folder, *image = sys.argv[1:]
-    run_here(PIPELINES[name], json.loads(arguments), Path(folder), *image)
+    run_local(PIPELINES[name], json.loads(arguments), Path(folder), *image)

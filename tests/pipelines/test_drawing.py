@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 from clipmill.pipelines.compile import DRAWINGS, MANIFESTS
-from clipmill.pipelines.layout import layered
+from clipmill.pipelines.drawing import layered
 from clipmill.pipelines.registry import PIPELINES
 from hypothesis import given
 from hypothesis import strategies as st

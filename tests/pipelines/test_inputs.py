@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from clipmill.pipelines.inputs import inputs_for, with_inputs_of
+from clipmill.pipelines.common import inputs_for, with_inputs_of
 from clipmill.pipelines.registry import PIPELINES
 
 

@@ -20,7 +20,7 @@ LOCAL = """
 import sys, warnings
 warnings.filterwarnings("ignore")
 from clipmill.components.finish_run import finish_run
-from clipmill.pipelines.placement import on_pool
+from clipmill.pipelines.common import on_pool
 from kfp import dsl, local
 
 @dsl.component

@@ -21,7 +21,7 @@ from clipmill.tasks.finetune import FinetuneConfig
 
 RUN = Path(__file__).with_name("run_pipeline.py")
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_every=1", "train.num_threads=1"]
-SCENES = ["size=32", "num_pairs=6", "num_captioning=6", "num_labelled=4", "num_test=2"]
+SCENES = ["size=32", "num_pairs=6", "num_captioner_pairs=6", "num_labeled=4", "num_test=2"]
 CAPTIONS = {
     "scenes_overrides": SCENES,
     "captioner_overrides": [

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import typer
 from clipmill.pipelines.compile import DRAWINGS
-from clipmill.pipelines.parameters import check
+from clipmill.pipelines.submit import check_parameters
 from clipmill.pipelines.registry import PIPELINES
 from clipmill.pipelines.submit import submit
 from typer.testing import CliRunner
@@ -128,7 +128,7 @@ def test_no_cluster_is_one_message():
 
 def test_a_pipelines_defaults_are_right():
     for pipeline in PIPELINES.values():
-        check(pipeline, {})
+        check_parameters(pipeline, {})
 
 
 def test_the_pages_commands_pass_the_check():

@@ -9,7 +9,7 @@ from tiny import CAPTIONS, CLIP, COCA, pair_batch
 from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.recaption import RecaptionConfig, recaption
+from clipmill.data.recaption import recaption
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
@@ -138,7 +138,7 @@ def test_from_training_to_a_layer_of_captions(dataset_uri, tmp_path):
     metadata, tensors = load_checkpoint(uri)
     assert (metadata.kind, CocaTrainConfig.from_json(metadata.recipe)) == ("coca", CONFIG)
     build_coca(COCA).load_state_dict(tensors)  # strict
-    config = RecaptionConfig().override(["generate.method=top_k", "generate.max_tokens=11"])
+    config = CaptionersConfig().override(["generate.method=top_k", "generate.max_tokens=11"])
     layer = recaption(config, dataset_uri, uri, report=silent)
     dataset = Dataset.open(dataset_uri)
     assert layer in dataset.layers

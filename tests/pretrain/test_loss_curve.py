@@ -108,7 +108,7 @@ def our_losses(batches, decay, micro_batches, folder):
     return [record["loss"] for record in trained.log]
 
 
-@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, 2])
 def test_losses_are_those_of_open_clips_loop(tmp_path, micro_batches):
     batches = [pair_batch(("real",), BATCH, seed=step) for step in range(STEPS)]
     expected = their_losses(batches, 0.2)

@@ -15,7 +15,7 @@ from clipmill.models.config import MaeConfig
 from clipmill.models.encoders import build_dense
 from clipmill.models.mae import MaskedAutoencoder
 from clipmill.models.pretrained import open_encoder
-from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.clip import pretrain_clip
 from clipmill.pretrain.config import DataLoaderConfig, MaePretrainConfig, PretrainConfig
 from clipmill.pretrain.mae import MaeObjective, pretrain_mae
 
@@ -52,7 +52,7 @@ def test_a_run_and_clip_after_it(dataset_uri, tmp_path):
         dataloader=CONFIG.dataloader,
         train=replace(CONFIG.train, steps=1, schedule=ScheduleConfig(lr=0.0, min_lr=0.0)),
     )
-    started = pretrain(clip, dataset_uri, str(tmp_path), report=silent)
+    started = pretrain_clip(clip, dataset_uri, str(tmp_path), report=silent)
     metadata, begun = load_checkpoint(started)
     assert {"start", "dataset"} == {p.role for p in metadata.parents}
     name = "visual.transformer.resblocks.0.attn.in_proj_weight"

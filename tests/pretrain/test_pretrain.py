@@ -7,7 +7,7 @@ import torch
 from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.view import ViewConfig, in_fraction
+from clipmill.data.loading.view import ViewConfig, in_subset
 from clipmill.data.shards.read import read_shard
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.result import read_log
@@ -17,7 +17,7 @@ from clipmill.models.encoders import Normalize
 from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.towers import build_clip
-from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.clip import pretrain_clip
 from clipmill.pretrain.config import DataLoaderConfig, PretrainConfig
 
 CONFIG = PretrainConfig(
@@ -45,8 +45,8 @@ def fail(done, total, words):
 
 
 def test_a_run(dataset_uri, tmp_path):
-    uri = pretrain(CONFIG, dataset_uri, str(tmp_path), report=silent)
-    assert pretrain(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
+    uri = pretrain_clip(CONFIG, dataset_uri, str(tmp_path), report=silent)
+    assert pretrain_clip(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
     metadata, tensors = load_checkpoint(uri)
     assert (metadata.kind, metadata.architecture) == ("clip", CLIP.to_json())
     assert PretrainConfig.from_json(metadata.recipe) == CONFIG
@@ -69,11 +69,11 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
         if done == 3:
             raise KeyboardInterrupt
 
-    straight = pretrain(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
+    straight = pretrain_clip(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
+        pretrain_clip(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
     steps = []
-    resumed = pretrain(
+    resumed = pretrain_clip(
         CONFIG, dataset_uri, str(tmp_path / "b"), report=lambda done, *_: steps.append(done)
     )
     assert steps == [3, 4]
@@ -86,15 +86,15 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
 
 
 def test_embeddings_of_the_views_images_are_kept(dataset_uri, tmp_path):
-    config = CONFIG.override(["view.fraction=0.6"])
-    metadata, tensors = load_checkpoint(pretrain(config, dataset_uri, str(tmp_path), report=silent))
+    config = CONFIG.override(["view.subset_fraction=0.6"])
+    metadata, tensors = load_checkpoint(pretrain_clip(config, dataset_uri, str(tmp_path), report=silent))
     model, size = build_clip(CLIP).eval(), CLIP.vision.image_size
     model.load_state_dict(tensors)
     dataset, found = Dataset.open(dataset_uri), []
     for index in range(len(dataset.shards)):
         with read_shard(dataset, index, tmp_path / "cache") as reader:
             for row in range(len(reader)):
-                if in_fraction(reader.uid(row), 0.6):
+                if in_subset(reader.uid(row), 0.6):
                     square = center_crop_resize(decode_rgb(reader.image(row)), size)
                     image = Normalize()(torch.tensor(square).permute(2, 0, 1)[None] / 255)
                     found.append(model.encode_image(image, normalize=True).detach())
@@ -111,7 +111,7 @@ def test_micro_batches_change_no_weight(dataset_uri, tmp_path):
     # whose gradient is zero but for it, such as the biases of attention's keys.
     pieces = CONFIG.override(["train.optimizer.epsilon=1e-3"])
     whole = replace(pieces, train=replace(pieces.train, grad_accum_steps=1))
-    uris = [pretrain(c, dataset_uri, str(tmp_path), report=silent) for c in (pieces, whole)]
+    uris = [pretrain_clip(c, dataset_uri, str(tmp_path), report=silent) for c in (pieces, whole)]
     assert uris[0] != uris[1]
     found, expected = (load_checkpoint(uri)[1] for uri in uris)
     for name, tensor in expected.items():
@@ -124,7 +124,7 @@ def test_each_choice_of_captions_is_a_run_of_its_own(dataset_uri, tmp_path, capt
     config = replace(CONFIG, view=ViewConfig(captions=captions, layer=layer)).override(
         ["train.steps=1"]
     )
-    uri = pretrain(config, dataset_uri, str(tmp_path), report=silent)
+    uri = pretrain_clip(config, dataset_uri, str(tmp_path), report=silent)
     assert uri.startswith(f"{tmp_path}/encoders/{captions}-")
     roles = [p.role for p in load_checkpoint(uri)[0].parents]
     assert roles == (["dataset"] if captions == "real" else ["dataset", "captions"])

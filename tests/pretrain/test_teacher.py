@@ -10,7 +10,7 @@ from tiny import CLIP
 
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
-from clipmill.data.loading.teacher_targets import Teaching
+from clipmill.data.loading.teacher_targets import TeacherLayer
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.transforms.augmentation import (
@@ -29,7 +29,7 @@ from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save
 from clipmill.models.config import VisionConfig
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip
-from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.clip import pretrain_clip
 from clipmill.pretrain.config import (
     DataLoaderConfig,
     DistillationConfig,
@@ -107,11 +107,11 @@ def batches(view, distillation, dist=ALONE, cursor=0):
         view,
         LOAD,
         TRAIN,
-        crop=CropTransform(16, RandomResizedCropConfig()),
-        teaching=Teaching(distillation.layer, ReplayTransform(16)),
+        transform=CropTransform(16, RandomResizedCropConfig()),
+        teaching=TeacherLayer(distillation.layer, ReplayTransform(16)),
         tokenizer=Tokenizer.from_config(CLIP.text),
         dist=dist,
-        cursor=cursor,
+        start_step=cursor,
     )
 
 
@@ -214,15 +214,15 @@ def test_a_mobile_student_learns_from_the_layer(distillation, dataset_uri, tmp_p
         if done == 3:
             raise KeyboardInterrupt
 
-    uri = pretrain(config, dataset_uri, str(tmp_path / "a"), report=silent)
+    uri = pretrain_clip(config, dataset_uri, str(tmp_path / "a"), report=silent)
     metadata, expected = load_checkpoint(uri)
     assert {p.role for p in metadata.parents} == {"dataset", "captions", "teacher"}
     assert {"loss/real", "loss/real_distillation", "loss/synthetic_distillation"} <= set(
         read_log(uri)[0]
     )
     with pytest.raises(KeyboardInterrupt):
-        pretrain(config, dataset_uri, str(tmp_path / "b"), report=stop)
-    _, found = load_checkpoint(pretrain(config, dataset_uri, str(tmp_path / "b"), report=silent))
+        pretrain_clip(config, dataset_uri, str(tmp_path / "b"), report=stop)
+    _, found = load_checkpoint(pretrain_clip(config, dataset_uri, str(tmp_path / "b"), report=silent))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 

@@ -85,7 +85,7 @@ def test_clip_vit_b16_has_nothing_that_table_11_lacks():
     assert config.model.vision.patch_size == 16
     assert config.train.optimizer.layer_decay == 1.0
     assert config.train.optimizer.clip_norm is None
-    assert (config.view.captions, config.view.fraction) == ("real", 1.0)
+    assert (config.view.captions, config.view.subset_fraction) == ("real", 1.0)
     assert (config.init, config.distillation) == ("", None)
     assert config.tower_options.patch_dropout == 0.0
 
@@ -103,10 +103,10 @@ def test_other_runs_differ_from_table_11_by_what_they_are_named_after(name):
     assert differing <= allowed
     if name in LENGTHS:
         assert config.train.num_seen_samples == pytest.approx(LENGTHS[name], rel=0.03)
-        assert config.view.fraction == 1.0
+        assert config.view.subset_fraction == 1.0
     else:
         assert config.train.steps == 20_000
-        assert config.view.fraction == SCALING[name]
+        assert config.view.subset_fraction == SCALING[name]
     assert config.train.optimizer.clip_norm == (1.0 if is_mobile else None)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipmill.config import Config, digest_json
-from clipmill.data.recaption import RecaptionConfig
+from clipmill.data.captioners import CaptionersConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.engine.distributed import DistributedContext
 from clipmill.errors import ConfigError
@@ -68,7 +68,7 @@ def test_a_wrong_override_of_a_task_lists_its_fields():
 
 def test_a_recipe_of_another_command():
     with pytest.raises(ConfigError, match="one of recaption-beam, recaption-blip, recaption-coca"):
-        get_recipe("clip-vit-b16-12.8b", RecaptionConfig)
+        get_recipe("clip-vit-b16-12.8b", CaptionersConfig)
     with pytest.raises(ConfigError, match="one of shards, shards-miniature"):
         get_recipe("no-such-recipe", ShardConfig)
 

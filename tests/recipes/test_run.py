@@ -13,7 +13,7 @@ from clipmill.recipes import run, run_data
 from clipmill.stage_records import EVENTS_VARIABLE, read_stages
 from clipmill.storage import join, read_json
 
-SCENES = ["size=32", "num_pairs=12", "num_captioning=6", "num_labelled=4", "num_test=2"]
+SCENES = ["size=32", "num_pairs=12", "num_captioner_pairs=6", "num_labeled=4", "num_test=2"]
 SMALL = ["train.steps=2", "train.batch_size=4", "train.log_every=1"]
 COCA = [
     *SMALL,
@@ -163,7 +163,7 @@ def test_overrides_come_after_the_choice_of_captions(journey, monkeypatch):
     store, first, _ = journey
     uri = run.pretrain(
         "clip-miniature",
-        [*CLIP, "view.fraction=0.9"],
+        [*CLIP, "view.subset_fraction=0.9"],
         first["shard "],
         store,
         captions="synthetic",

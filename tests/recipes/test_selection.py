@@ -23,7 +23,7 @@ CLIP = ClipConfig(
     vision=VisionConfig(image_size=16, patch_size=8, width=8, layers=1, head_width=8),
     text=TextConfig(context_length=12, vocab_size=600, width=8, heads=2, layers=1),
 )
-SCENES = ["size=32", "num_pairs=40", "num_captioning=6", "num_labelled=4", "num_test=2"]
+SCENES = ["size=32", "num_pairs=40", "num_captioner_pairs=6", "num_labeled=4", "num_test=2"]
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +94,11 @@ def test_an_encoder_trains_on_what_was_chosen(journey):
         [*small, *tower],
         dataset,
         str(folder / "store"),
-        captions="chosen",
+        captions="selected",
         select=[layer],
     )
     view = read_metadata(uri).recipe["view"]
-    assert (view["captions"], view["select"]) == ("chosen", [layer])
+    assert (view["captions"], view["selection_layers"]) == ("selected", [layer])
 
     def kinds(node):
         return {node.kind} | {kind for parent in node.parents for kind in kinds(parent)}

@@ -15,7 +15,7 @@ from clipmill.data.shards.write import write_dataset
 from clipmill.engine.config import TrainConfig
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.models.embedding_stats import EmbeddingStatistics
-from clipmill.pretrain.clip import pretrain
+from clipmill.pretrain.clip import pretrain_clip
 from clipmill.pretrain.config import DataLoaderConfig, PretrainConfig
 from clipmill.recipes.registry import get_recipe
 from clipmill.scenes import SceneConfig, write_caption_folder, write_nyu
@@ -70,7 +70,7 @@ def test_what_is_sent_against_what_was_learnt(
         report=silent,
     )
     write_caption_folder(SCENES, range(24), tmp_path / "pairs", "terse")
-    clip = pretrain(
+    clip = pretrain_clip(
         PretrainConfig(
             model=CLIP,
             dataloader=DataLoaderConfig(num_workers=0),

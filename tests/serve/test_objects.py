@@ -17,7 +17,7 @@ from test_answers import v1
 
 from clipmill.errors import ServerError
 from clipmill.processes import free_port
-from clipmill.serve.client import Client, ask, v1_request
+from clipmill.serve.client import Client, predict_image, v1_request
 from clipmill.serve.kserve_compat import InferInput, InferRequest
 from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
@@ -53,7 +53,7 @@ def assert_equal(objects_found: Any, expected: Any) -> None:
 
 def test_all_objects_of_several_images(objects: Any, found: Any, picture: np.ndarray) -> None:
     images = [picture, picture[:40], np.zeros_like(picture)]
-    each = Client(objects[0].url).objects("detection", images)
+    each = Client(objects[0].url).detect("detection", images)
     for one, expected in zip(each, objects[1]["detection"].predict(images), strict=True):
         if len(expected["scores"]):
             assert_equal(one, expected)
@@ -66,9 +66,9 @@ def test_a_threshold_and_the_best(objects: Any, found: Any, picture: np.ndarray)
     threshold = float(np.sort(found["scores"])[len(found["scores"]) // 2])
     likely = {name: array[found["scores"] >= threshold] for name, array in found.items()}
     assert 0 < len(likely["scores"]) < len(found["scores"])
-    assert_equal(client.objects("detection", [picture], threshold=threshold)[0], likely)
+    assert_equal(client.detect("detection", [picture], threshold=threshold)[0], likely)
     best = {name: array[:2] for name, array in found.items()}
-    assert_equal(client.objects("detection", [picture], top_k=2)[0], best)
+    assert_equal(client.detect("detection", [picture], top_k=2)[0], best)
     raw = client.infer("detection", images=[picture], parameters={"top_k": 2})
     assert raw.pop("counts").tolist() == [2]
     assert_equal(raw, best)
@@ -123,10 +123,10 @@ def test_the_likeliest_classes(objects: Any, picture: np.ndarray) -> None:
 
 
 def test_query_draws_objects_and_names_classes(objects: Any, picture: np.ndarray) -> None:
-    answer = ask(objects[0].url, encode_png(picture), model="detection")
-    with Image.open(io.BytesIO(answer.drawn_png)) as drawn:
+    answer = predict_image(objects[0].url, encode_png(picture), model="detection")
+    with Image.open(io.BytesIO(answer.overlay_png)) as drawn:
         assert drawn.size == (256, 192)  # enlarged, so that names fit
-    lines = ask(objects[0].url, encode_png(picture), model="classification").lines
+    lines = predict_image(objects[0].url, encode_png(picture), model="classification").lines
     assert sum(float(line.split("%")[0]) for line in lines) == pytest.approx(100, abs=0.3)
 
 

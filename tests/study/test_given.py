@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from given_drill import NAMES, small_paper
 
-from clipmill.data.labeled.folder import open_folder
+from clipmill.data.labeled.folder import fetch_folder
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ConfigError
@@ -22,7 +22,7 @@ from clipmill.study.result import read_study
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import add_scene_layers, draw_captions
 
-SCENES = ScenesSourceConfig(num_pairs=16, num_captioning=1, num_labelled=4, num_test=2)
+SCENES = ScenesSourceConfig(num_pairs=16, num_captioner_pairs=1, num_labeled=4, num_test=2)
 DRILL = Path(__file__).with_name("given_drill.py")
 
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory):
         root = tmp_path_factory.mktemp("team")
         patch.setenv("CLIPMILL_CACHE", str(root / "cache"))
         source = draw_source(SCENES, str(root), report=no_progress)
-        folder, parent = open_folder(join(source, PAIRS), "source")
+        folder, parent = fetch_folder(join(source, PAIRS), "source")
         dataset = write_dataset(ShardConfig(), str(folder), str(root), source_parents=(parent,))
         add_scene_layers(dataset, draw_captions(SCENES), ["terse"], report=no_progress)
         yield dataset, join(source, LABELS["segmentation"])

@@ -11,8 +11,8 @@ from clipmill.study.run import run_study
 
 SCENES = ScenesSourceConfig(
     num_pairs=24,
-    num_captioning=8,
-    num_labelled=4,
+    num_captioner_pairs=8,
+    num_labeled=4,
     num_test=2,
     tasks=("segmentation", "depth", "classification"),
 )

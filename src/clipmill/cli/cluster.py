@@ -165,7 +165,9 @@ def cluster_capacity(
         name, _, rate = assignment.partition("=")
         fields = {"name": name, "pod_hour_price": price}
         load = StageProfile.from_json({**fields, "samples_per_second": _number(rate)})
-        found = plan_capacity(load, num_pairs=int(pairs), samples_per_shard=samples_per_shard, hours=hours)
+        found = plan_capacity(
+            load, num_pairs=int(pairs), samples_per_shard=samples_per_shard, hours=hours
+        )
         typer.echo(
             f"{name:<12}{found.pods:>7}{found.hours:>8.1f}{found.requests_per_second:>12.1f}"
             f"{found.bytes_per_second / 1e6:>10.0f}{found.price:>12.0f}"

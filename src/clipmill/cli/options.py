@@ -102,7 +102,12 @@ def submit_stage(
     import json
 
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.argo import DataWorkflowConfig, data_workflow, num_shards, submit_data_workflow
+    from clipmill.cluster.argo import (
+        DataWorkflowConfig,
+        data_workflow,
+        num_shards,
+        submit_data_workflow,
+    )
 
     pairs = [*options.items(), *(("--set", override) for override in sets or [])]
     arguments = [text for name, value in pairs if value for text in (name, value)]

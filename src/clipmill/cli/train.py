@@ -13,7 +13,7 @@ def pretrain(
     dataset: DatasetUri,
     store: Store,
     captions: Annotated[
-        str, typer.Option(help="Caption source: real, synthetic, both or chosen.")
+        str, typer.Option(help="Caption source: real, synthetic, both or selected.")
     ] = "real",
     layer: Annotated[str, typer.Option(help="Layer of synthetic captions.")] = "",
     select: Annotated[

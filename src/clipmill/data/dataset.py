@@ -83,9 +83,9 @@ class Dataset:
             )
             consistent = value["digest"] == dataset.digest
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise inconsistent(join(uri, MANIFEST), f"lacks a part: {error!r}") from error
+            raise inconsistent_artifact_error(join(uri, MANIFEST), f"lacks a part: {error!r}") from error
         if not consistent:
-            raise inconsistent(join(uri, MANIFEST), "doesn't match its own digest")
+            raise inconsistent_artifact_error(join(uri, MANIFEST), "doesn't match its own digest")
         return dataset
 
     @property
@@ -105,7 +105,7 @@ class Dataset:
         """
         sidecar = read_sidecar(self.uri, index, self._mark(index))
         if sidecar["sha256"] != self.shards[index].sha256:
-            raise inconsistent(self.sidecar_uri(index), "speaks of another shard")
+            raise inconsistent_artifact_error(self.sidecar_uri(index), "speaks of another shard")
         uids: list[str] = sidecar["uids"]
         return uids
 
@@ -172,7 +172,7 @@ def check_kind(value: object, kind: str, uri: str) -> None:
         )
 
 
-def inconsistent(uri: str, trouble: str) -> ArtifactError:
+def inconsistent_artifact_error(uri: str, trouble: str) -> ArtifactError:
     """The error for an artifact that was damaged or edited."""
     return ArtifactError(
         f"{uri} {trouble}",

@@ -33,14 +33,14 @@ _REAL = "real"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig(Config):
-    """What is exported, and how it lies in the tars."""
+    """Samples and captions to export, and their layout in tars."""
 
     view: ViewConfig = ViewConfig()
     """Which samples, and which captions they can have."""
-    several: Literal["first", "random", "each"] = "first"
-    """Where a sample has several captions: its first, one drawn by seed and uid, or a copy of the
-    sample for each (under keys ``<uid>-0``, ``<uid>-1``, ...). Of ``both`` the real one is first.
-    """
+    captions_per_image: Literal["first", "random", "each"] = "first"
+    """Captions of an image that has several: the first, one drawn by seed and uid, or each, with a
+    copy of the image (under keys ``<uid>-0``, ``<uid>-1``, ...). Of ``both`` the real one is
+    first."""
     seed: int = 0
     """Seed of ``random``."""
     samples_per_tar: int = 1000
@@ -163,19 +163,19 @@ def _samples(
 
 
 def _shard_samples(
-    view: View, config: ExportConfig, index: int, own: range, cache: Path
+    view: View, config: ExportConfig, index: int, rows: range, cache: Path
 ) -> Iterator[ExportedSample]:
     dataset, layer = view.dataset, config.view.layer
     records = list(read_records(dataset, index, cache))
     with read_shard(dataset, index, cache) as reader:
         shard = view.open_shard(index, reader.uids, cache)
-        for row in shard.rows[own.start : own.stop].tolist():
+        for row in shard.rows[rows.start : rows.stop].tolist():
             record = records[row]
             captions = {} if config.view.captions == "synthetic" else {_REAL: [record.caption]}
             if shard.synthetic is not None:
                 captions[layer] = shard.synthetic[row].as_py()
-            if shard.chosen is not None and (chosen := shard.chosen[row]) is not None:
-                captions = {config.view.select[-1]: [chosen]}
+            if shard.selected is not None and (selected := shard.selected[row]) is not None:
+                captions = {config.view.selection_layers[-1]: [selected]}
             known = [caption for kind in captions.values() for caption in kind]
             yield ExportedSample(
                 record=record,
@@ -186,9 +186,9 @@ def _shard_samples(
 
 
 def _texts(config: ExportConfig, uid: str, captions: list[str]) -> list[str]:
-    if config.several == "each":
+    if config.captions_per_image == "each":
         return captions
-    if config.several == "first":
+    if config.captions_per_image == "first":
         return captions[:1]
     key = int(digest_json([config.seed, uid])[:16], 16)
     return [captions[np.random.default_rng(key).integers(len(captions))]]

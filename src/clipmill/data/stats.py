@@ -128,7 +128,7 @@ def dataset_stats(
     bytes are always of the whole. Memory doesn't grow with the samples. Raises ArtifactError,
     StorageError where a shard or layer can't be read.
     """
-    shards = chosen_shards(dataset, max_shards)
+    shards = sample_shards(dataset, max_shards)
     pictures: dict[str, Counter[int]] = {
         name: Counter() for name in ("width", "height", "shorter side", "bytes")
     }
@@ -175,7 +175,7 @@ def dataset_stats(
     )
 
 
-def chosen_shards(dataset: Dataset, max_shards: int) -> list[int]:
+def sample_shards(dataset: Dataset, max_shards: int) -> list[int]:
     """The shards with samples, or so many of them evenly apart, ascending."""
     filled = [index for index, shard in enumerate(dataset.shards) if shard.num_samples]
     if not 0 < max_shards < len(filled):

@@ -104,7 +104,7 @@ class _Verifier:
         self._dataset = dataset
         self._value = value
         self._contents = contents
-        self._uids = UidIndex()
+        self._uids = DuplicateUidDetector()
         self._quarantined: list[dict[str, str]] = []
         self._faults: list[Fault] = []
         self._num_files, self._num_bytes = 1, 0
@@ -431,7 +431,7 @@ def _names(uids: Sequence[str]) -> str:
     return f"{noun} {', '.join(uids[:_NUM_NAMED])}" + (f" and {more:,} more" if more > 0 else "")
 
 
-class UidIndex:
+class DuplicateUidDetector:
     """Short hashes of the uids of each shard."""
 
     def __init__(self) -> None:

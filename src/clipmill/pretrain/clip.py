@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipmill.config import digest_json
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.loading.dataloader import PairBatch
-from clipmill.data.loading.teacher_targets import Teaching
+from clipmill.data.loading.teacher_targets import TeacherLayer
 from clipmill.data.loading.view import View
 from clipmill.data.shards.read import read_shard
 from clipmill.data.transforms.augmentation import CropTransform, ReplayTransform
@@ -148,7 +148,7 @@ def clip_dataloader(
     size = config.model.vision.image_size
     teaching = None
     if config.distillation is not None:
-        teaching = Teaching(config.distillation.layer, ReplayTransform(size))
+        teaching = TeacherLayer(config.distillation.layer, ReplayTransform(size))
     return build_pair_dataloader(
         view,
         config.dataloader,

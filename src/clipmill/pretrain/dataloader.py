@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairLoader, Tokenize
-from clipmill.data.loading.teacher_targets import Teaching
+from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairDataLoader, Tokenize
+from clipmill.data.loading.teacher_targets import TeacherLayer
 from clipmill.data.loading.view import View
 from clipmill.data.transforms.augmentation import CropTransform
 from clipmill.engine.config import TrainConfig
@@ -18,7 +18,7 @@ def build_pair_dataloader(
     *,
     transform: CropTransform,
     tokenizer: Tokenize,
-    teaching: Teaching | None = None,
+    teaching: TeacherLayer | None = None,
     start_step: int,
     dist: DistributedContext,
 ) -> Iterator[PairBatch]:
@@ -34,7 +34,7 @@ def build_pair_dataloader(
         shuffle_shards=config.shuffle_shards,
     )
     return iter(
-        PairLoader(
+        PairDataLoader(
             view,
             loader_config,
             transform=transform,

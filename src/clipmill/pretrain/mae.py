@@ -29,7 +29,7 @@ def pretrain_mae(
 
     An existing checkpoint is returned at once; an unfinished run is resumed.
     """
-    view = View(Dataset.open(dataset), ViewConfig(captions="real", fraction=config.fraction))
+    view = View(Dataset.open(dataset), ViewConfig(captions="real", subset_fraction=config.fraction))
     uri = result_uri(store, "encoders", "mae", config, view.parents)
     if has_checkpoint(uri):
         return uri

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipmill.data.labeled.dataloader import sample_batches
-from clipmill.data.labeled.folder import open_folder
-from clipmill.data.labeled.image_folder import ClassFolder
+from clipmill.data.labeled.dataloader import build_labeled_dataloader
+from clipmill.data.labeled.folder import fetch_folder
+from clipmill.data.labeled.image_folder import ImageFolder
 from clipmill.data.transforms.augmentation import draw_augmentation, replay
 from clipmill.data.transforms.mixup import erase, mix
 from clipmill.engine.distributed import DistributedContext
@@ -36,11 +36,11 @@ def pretrain_supervised(
 
     An existing checkpoint is returned at once; an unfinished run is resumed.
     """
-    folder, parent = open_folder(data, "images")
+    folder, parent = fetch_folder(data, "images")
     uri = result_uri(store, "encoders", "supervised", config, (parent,))
     if has_checkpoint(uri):
         return uri
-    images = ClassFolder.open(Path(folder), "train")
+    images = ImageFolder.open(Path(folder), "train")
     result = train(
         partial(SupervisedObjective, config, len(images.classes)),
         partial(_dataloader, config, images),
@@ -66,9 +66,9 @@ def pretrain_supervised(
 
 
 def _dataloader(
-    config: SupervisedConfig, images: ClassFolder, start_step: int, dist: DistributedContext
+    config: SupervisedConfig, images: ImageFolder, start_step: int, dist: DistributedContext
 ) -> Iterator[dict[str, Tensor]]:
-    return sample_batches(
+    return build_labeled_dataloader(
         partial(_load_sample, config, images),
         len(images),
         batch_size=config.train.batch_size,
@@ -81,7 +81,7 @@ def _dataloader(
 
 
 def _load_sample(
-    config: SupervisedConfig, images: ClassFolder, index: int, generator: np.random.Generator
+    config: SupervisedConfig, images: ImageFolder, index: int, generator: np.random.Generator
 ) -> dict[str, NDArray[Any]]:
     """Return an augmented ``image`` (3, H, W) uint8 and its ``label``."""
     image = images.image(index)

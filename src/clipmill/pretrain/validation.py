@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clipmill.data.dataset import cache_folder
-from clipmill.data.loading.view import View, in_fraction
+from clipmill.data.loading.view import View, in_subset
 from clipmill.data.shards.read import read_shard
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Objective
@@ -95,19 +95,19 @@ def _validation_pairs(view: View, num_pairs: int, vision: VisionConfig) -> tuple
     """Return up to ``num_pairs`` pairs outside of the view, in the dataset's order."""
     images: list[Any] = []
     captions: list[str] = []
-    for index in range(len(view.dataset.shards) if view.config.fraction < 1 else 0):
+    for index in range(len(view.dataset.shards) if view.config.subset_fraction < 1 else 0):
         with read_shard(view.dataset, index, cache_folder()) as reader:
             for row, uid in enumerate(reader.uids):
-                if not in_fraction(uid, view.config.fraction) and len(images) < num_pairs:
+                if not in_subset(uid, view.config.subset_fraction) and len(images) < num_pairs:
                     images.append(decode_rgb(reader.image(row)))
                     captions.append(reader.caption(row))
         if len(images) == num_pairs:
             break
     if not images:
         raise ConfigError(
-            f"the view has {view.config.fraction:g} of the dataset, so that no pair is held out",
+            f"the view has {view.config.subset_fraction:g} of the dataset, so that no pair is held out",
             expected="a fraction below 1, and samples outside of it",
-            action="set view.fraction=0.95, say, or num_pairs=0 for no retrieval",
+            action="set view.subset_fraction=0.95, say, or num_pairs=0 for no retrieval",
         )
     return _stack(images, vision), captions
 

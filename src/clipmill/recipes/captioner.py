@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from clipmill.data.captioners import (
+    CaptionersConfig,
     ChatClientConfig,
     GenerateConfig,
     HuggingFaceConfig,
     RewriteConfig,
     VlmConfig,
 )
-from clipmill.data.recaption import RecaptionConfig
 from clipmill.data.transforms.augmentation import RandomResizedCropConfig
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
@@ -82,16 +82,16 @@ def coca_miniature() -> CocaTrainConfig:
     )
 
 
-def recaption_beam() -> RecaptionConfig:
+def recaption_beam() -> CaptionersConfig:
     """open_clip's beam search, at its defaults.
 
     Source: open_clip, ``CoCa.generate``.
     Hardware and hours: not run.
     """
-    return RecaptionConfig()
+    return CaptionersConfig()
 
 
-def recaption_coca() -> RecaptionConfig:
+def recaption_coca() -> CaptionersConfig:
     """Five captions an image from a CoCa, by nucleus sampling.
 
     Source: MobileCLIP (Vasu et al. 2024), whose DataCompDR has five captions an image from
@@ -100,12 +100,12 @@ def recaption_coca() -> RecaptionConfig:
     open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k --recipe recaption-coca``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         generate=GenerateConfig(method="top_p", top_p=0.9, num_captions=5), batch_size=128
     )
 
 
-def recaption_blip() -> RecaptionConfig:
+def recaption_blip() -> CaptionersConfig:
     """BLIP's captions: three beams, as its authors evaluate it on COCO captions.
 
     Source: BLIP (Li et al. 2022), the captioning configuration of its code: 3 beams, lengths up to
@@ -114,12 +114,12 @@ def recaption_blip() -> RecaptionConfig:
     hf:Salesforce/blip-image-captioning-base --recipe recaption-blip``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         huggingface=HuggingFaceConfig(num_beams=3, max_new_tokens=20, prompt="a picture of")
     )
 
 
-def recaption_git() -> RecaptionConfig:
+def recaption_git() -> CaptionersConfig:
     """GIT's captions by beam search.
 
     Source: ours, for the models of GIT (Wang et al. 2022), which take no prompt.
@@ -127,10 +127,10 @@ def recaption_git() -> RecaptionConfig:
     hf:microsoft/git-base-coco --recipe recaption-git``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(huggingface=HuggingFaceConfig(num_beams=4, max_new_tokens=30))
+    return CaptionersConfig(huggingface=HuggingFaceConfig(num_beams=4, max_new_tokens=30))
 
 
-def recaption_vlm_vecap() -> RecaptionConfig:
+def recaption_vlm_vecap() -> CaptionersConfig:
     """A vision-language model describes the image, and keeps what the real caption knows.
 
     Source: VeCLIP (Lai et al. 2023). There one model describes the image and another fuses that
@@ -139,7 +139,7 @@ def recaption_vlm_vecap() -> RecaptionConfig:
     --recipe recaption-vlm-vecap --set vlm.model=NAME``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         vlm=VlmConfig(
             prompt=(
                 "This image was found on a web page with the text below. Describe what the image "
@@ -156,7 +156,7 @@ def recaption_vlm_vecap() -> RecaptionConfig:
     )
 
 
-def recaption_rewrite_laclip() -> RecaptionConfig:
+def recaption_rewrite_laclip() -> CaptionersConfig:
     """Four rewrites of each caption by a language model that doesn't see the image.
 
     Source: LaCLIP (Fan et al. 2023): rewrites in the manner of a few examples, one of which each
@@ -166,7 +166,7 @@ def recaption_rewrite_laclip() -> RecaptionConfig:
     --recipe recaption-rewrite-laclip --set rewrite.model=NAME``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         rewrite=RewriteConfig(
             system="You rewrite image captions. You answer with the new caption alone.",
             prompt=(
@@ -188,12 +188,12 @@ def recaption_rewrite_laclip() -> RecaptionConfig:
     )
 
 
-def recaption_miniature() -> RecaptionConfig:
+def recaption_miniature() -> CaptionersConfig:
     """Greedy captions on two CPU cores.
 
     Source: ours, derived from :func:`recaption_beam`.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         generate=GenerateConfig(method="top_k", top_k=1, max_tokens=17),
         batch_size=128,
         num_threads=2,

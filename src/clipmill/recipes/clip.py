@@ -260,7 +260,7 @@ def clip_miniature() -> PretrainConfig:
     return replace(
         vit,
         model=replace(vit.model, vision=vision),
-        view=replace(vit.view, fraction=0.92),
+        view=replace(vit.view, subset_fraction=0.92),
         validation=ValidationConfig(every=200, num_pairs=320),
         train=replace(
             vit.train,
@@ -280,4 +280,4 @@ def _seeing(config: PretrainConfig, num_samples: float) -> PretrainConfig:
 
 def _on_part(config: PretrainConfig, fraction: float) -> PretrainConfig:
     """The same on this part of the samples; a smaller part is inside any larger one."""
-    return replace(config, view=replace(config.view, fraction=fraction))
+    return replace(config, view=replace(config.view, subset_fraction=fraction))

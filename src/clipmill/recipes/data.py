@@ -31,13 +31,13 @@ def scenes_miniature() -> ScenesSourceConfig:
     """
     return ScenesSourceConfig(
         num_pairs=4096,
-        num_captioning=3072,
-        num_labelled=512,
-        num_test=256,
-        farthest_metres=3.3,
-        smallest_metres=0.75,
-        labelled_size=128,
-        labelled_objects=(1, 4),
+        num_captioner_pairs=3072,
+        num_labeled=512,
+        num_test=1024,
+        max_distance_m=3.3,
+        min_object_size_m=0.75,
+        labeled_size=128,
+        labeled_objects=(1, 4),
     )
 
 

@@ -41,10 +41,10 @@ from clipmill.recipes.mobile import clip_mci0_12_8b, teacher_datacompdr, teacher
 from clipmill.study.config import (
     COCA,
     ConditionConfig,
+    StudyConfig,
     SyntheticDataConfig,
     TableBudget,
     UserDataConfig,
-    StudyConfig,
 )
 from clipmill.study.scene_captions import NOISE_LEVELS
 from clipmill.tasks.finetune import FinetuneConfig
@@ -271,7 +271,11 @@ def _drawn() -> SyntheticDataConfig:
     captioner = replace(captioner, train=_seen(captioner.train))
     return SyntheticDataConfig(
         scenes=replace(
-            scenes_every_task(), num_pairs=8192, num_captioning=4096, num_labelled=512, num_test=256
+            scenes_every_task(),
+            num_pairs=8192,
+            num_captioner_pairs=4096,
+            num_labeled=512,
+            num_test=256,
         ),
         shards=shards_miniature(),
         captioner=captioner.override(["train.schedule.lr=2e-3", "train.num_threads=1"]),

@@ -1,4 +1,4 @@
-"""Attention of ViTs' heads side by side: CLIP-QC's Figure 3, for any encoders and pictures."""
+"""Attention distance of ViTs' heads (CLIP-QC, Figure 3), for any encoders and images."""
 
 import itertools
 from collections import Counter
@@ -12,12 +12,12 @@ from clipmill.report.html.charts import Line, dot_chart, line_chart
 from clipmill.report.html.page import (
     Html,
     Section,
+    concat,
     document,
     paragraph,
     section,
     table,
     tag,
-    concat,
 )
 from clipmill.stage_records import ProgressCallback
 
@@ -30,14 +30,14 @@ _BATCH = 16
 def measure_attention(
     encoder: str, data: str, *, num_images: int, report: ProgressCallback
 ) -> "AttentionStatistics":
-    """Look at the first pictures of ``data`` through a ViT, at the size of its pretraining.
+    """Measure a ViT's attention on the first images of ``data``, at its pretraining size.
 
     ``encoder`` is the address of a ViT (:mod:`clipmill.models.weights.addresses`); ``data`` a dataset's URI
     or any source.
 
     Raises:
-        ConfigError: the encoder's blocks don't see all patches.
-        SourceError: no picture can be used.
+        ConfigError: the encoder isn't a plain ViT.
+        SourceError: no image is usable.
     """
     import numpy as np
     import torch
@@ -47,24 +47,24 @@ def measure_attention(
     from clipmill.models.encoders import build_dense
     from clipmill.models.preprocess import tower_image
 
-    found = open_encoder(encoder)
-    dense = build_dense(found.config)
-    found.load_weights(dense)
+    source = open_encoder(encoder)
+    dense = build_dense(source.config)
+    source.load_weights(dense)
     if len(dense.strides) != 1:
         raise ConfigError(
             f"{encoder} has maps of strides {', '.join(map(str, dense.strides))}",
             expected="a plain ViT, each of whose blocks sees all patches",
             action="give another encoder",
         )
-    if found.notice:
-        report(0, num_images, found.notice)
+    if source.notice:
+        report(0, num_images, source.notice)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     meter = AttentionMeter(dense.to(device), patch_size=dense.strides[0])
     skipped: Counter[str] = Counter()
     pictures = itertools.islice(
         iter_captioned_images(open_captioned_images(data), skipped), num_images
     )
-    vision, count = found.config.vision, 0
+    vision, count = source.config.vision, 0
     while batch := [tower_image(p, vision) for p, _ in itertools.islice(pictures, _BATCH)]:
         pixels_BHW3 = torch.from_numpy(np.stack(batch)).to(device)
         meter.add(pixels_BHW3.permute(0, 3, 1, 2).float() / 255)
@@ -79,20 +79,20 @@ def measure_attention(
     return meter.result()
 
 
-def attention_json(found: "AttentionStatistics") -> dict[str, Any]:
-    """The statistics by their names, with lists for tensors."""
+def attention_json(statistics: "AttentionStatistics") -> dict[str, Any]:
+    """Return the statistics as JSON values."""
     return {
-        "distance_px": found.distance_LH.tolist(),
-        "spread_px": found.head_distance_std_L.tolist(),
-        "divergence_nats": found.divergence_L.tolist(),
-        "num_images": found.num_images,
-        "patch_size": found.patch_size,
-        "image_size": found.image_size,
+        "distance_px": statistics.distance_LH.tolist(),
+        "spread_px": statistics.head_distance_std_L.tolist(),
+        "divergence_nats": statistics.divergence_L.tolist(),
+        "num_images": statistics.num_images,
+        "patch_size": statistics.patch_size,
+        "image_size": statistics.image_size,
     }
 
 
 def attention_from_json(value: Mapping[str, Any]) -> "AttentionStatistics":
-    """What :func:`attention_json` gave."""
+    """Parse the output of :func:`attention_json`."""
     import torch
 
     from clipmill.models.attention import AttentionStatistics
@@ -106,19 +106,19 @@ def attention_from_json(value: Mapping[str, Any]) -> "AttentionStatistics":
     )
 
 
-def attention_charts(found: Mapping[str, "AttentionStatistics"]) -> Html:
-    """Each encoder's heads by layer, and how diverse they are, without headings."""
-    return concat(_heads(found).body, _diversity(found).body)
+def attention_charts(by_encoder: Mapping[str, "AttentionStatistics"]) -> Html:
+    """Draw each encoder's heads by layer, and their diversity, without headings."""
+    return concat(_heads(by_encoder).body, _diversity(by_encoder).body)
 
 
-def attention_page(found: Mapping[str, "AttentionStatistics"]) -> str:
-    """A page of HTML: each encoder's heads, and how diverse they are, by layer."""
+def attention_page(by_encoder: Mapping[str, "AttentionStatistics"]) -> str:
+    """Return an HTML page of each encoder's heads, and their diversity, by layer."""
     short = [
         name.rstrip("/").rpartition("/")[2] if parse_address(name).scheme == "clipmill" else name
-        for name in found
+        for name in by_encoder
     ]
     if len(set(short)) == len(short):
-        found = dict(zip(short, found.values(), strict=True))
+        by_encoder = dict(zip(short, by_encoder.values(), strict=True))
     header = concat(
         paragraph("clipmill attention", class_="kicker"),
         tag("h1", "How far the heads look"),
@@ -129,11 +129,13 @@ def attention_page(found: Mapping[str, "AttentionStatistics"]) -> str:
             class_="lead",
         ),
     )
-    return document("Attention distance", header, [_heads(found), _diversity(found), _all(found)])
+    return document(
+        "Attention distance", header, [_heads(by_encoder), _diversity(by_encoder), _all(by_encoder)]
+    )
 
 
-def _heads(found: Mapping[str, "AttentionStatistics"]) -> Section:
-    highest = max(float(statistics.distance_LH.max()) for statistics in found.values())
+def _heads(by_encoder: Mapping[str, "AttentionStatistics"]) -> Section:
+    highest = max(float(statistics.distance_LH.max()) for statistics in by_encoder.values())
     charts = [
         dot_chart(
             name,
@@ -143,23 +145,27 @@ def _heads(found: Mapping[str, "AttentionStatistics"]) -> Section:
             limits=(0.0, highest),
             series=series,
         )
-        for series, (name, statistics) in enumerate(found.items())
+        for series, (name, statistics) in enumerate(by_encoder.items())
     ]
     return section("heads", "Heads", tag("div", charts, class_="charts"))
 
 
-def _diversity(found: Mapping[str, "AttentionStatistics"]) -> Section:
+def _diversity(by_encoder: Mapping[str, "AttentionStatistics"]) -> Section:
     charts = [
-        line_chart(title, note, _lines(found, name), x_name="layer")
+        line_chart(title, note, _lines(by_encoder, name), x_name="layer")
         for title, note, name in (
-            ("IntervalPoint of the heads' distances", "standard deviation, pixels", "head_distance_std_L"),
+            (
+                "IntervalPoint of the heads' distances",
+                "standard deviation, pixels",
+                "head_distance_std_L",
+            ),
             ("Divergence between heads", "mean over pairs, nats", "divergence_L"),
         )
     ]
     return section("diversity", "Diversity of heads", tag("div", charts, class_="charts"))
 
 
-def _lines(found: Mapping[str, "AttentionStatistics"], name: str) -> list[Line]:
+def _lines(by_encoder: Mapping[str, "AttentionStatistics"], name: str) -> list[Line]:
     return [
         Line(
             label=label,
@@ -167,12 +173,12 @@ def _lines(found: Mapping[str, "AttentionStatistics"], name: str) -> list[Line]:
             y=tuple(values),
             series=series,
         )
-        for series, (label, statistics) in enumerate(found.items())
+        for series, (label, statistics) in enumerate(by_encoder.items())
         for values in [getattr(statistics, name).tolist()]
     ]
 
 
-def _all(found: Mapping[str, "AttentionStatistics"]) -> Section:
+def _all(by_encoder: Mapping[str, "AttentionStatistics"]) -> Section:
     rows = [
         [
             f"{label}, layer {layer}",
@@ -180,7 +186,7 @@ def _all(found: Mapping[str, "AttentionStatistics"]) -> Section:
             _number(statistics.head_distance_std_L[layer - 1]),
             _number(statistics.divergence_L[layer - 1]),
         ]
-        for label, statistics in found.items()
+        for label, statistics in by_encoder.items()
         for layer in range(1, len(statistics.head_distance_std_L) + 1)
     ]
     head = ["Layer", "Mean distance, px", "IntervalPoint, px", "Divergence, nats"]

@@ -1,4 +1,7 @@
-"""The results of every label side by side, task by task. The first label is the baseline."""
+"""Evaluations of several labels by task, and checks that they are comparable.
+
+The first label is the baseline.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +9,7 @@ from typing import Any
 
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import CheckpointMetadata
-from clipmill.report.format import MetricFormat, metric_format
-from clipmill.report.summary import join_words
+from clipmill.report.format import MetricFormat, join_words, metric_format
 from clipmill.tasks.base import Metric
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import TASKS
@@ -18,44 +20,46 @@ class TaskComparison:
     """One task's evaluations by label."""
 
     task: str
-    """The task's name."""
+    """Name of the task."""
     metric: Metric
-    """What models of the task are compared by."""
+    """Metric of the task."""
     labels: tuple[str, ...]
     """All labels of the report, the baseline first."""
     evaluations: Mapping[str, EvaluationResult]
-    """Those that there are."""
+    """Existing evaluations by label."""
 
     @property
-    def figure(self) -> MetricFormat:
-        """The task's metric as it is shown."""
+    def format(self) -> MetricFormat:
+        """Display format of the task's metric."""
         known = metric_format(self.metric.name)
         return MetricFormat(known.title, self.metric.unit, self.metric.higher_is_better)
 
     def value(self, label: str) -> float | None:
-        """The metric's value, None where the label wasn't judged on this task."""
-        found = self.evaluations.get(label)
-        return None if found is None else found.metrics[self.metric.name]
+        """Return the metric's value, None where the label wasn't evaluated on this task."""
+        result = self.evaluations.get(label)
+        return None if result is None else result.metrics[self.metric.name]
 
-    def gain(self, label: str) -> float | None:
-        """How much better the label is than the baseline; 0 where they agree as shown."""
-        value, over = self.value(label), self.value(self.labels[0])
-        return None if value is None or over is None else self.figure.gain(value, over)
+    def improvement(self, label: str) -> float | None:
+        """Return how much better the label is than the baseline; 0 where they are equal as shown."""
+        value, baseline = self.value(label), self.value(self.labels[0])
+        if value is None or baseline is None:
+            return None
+        return self.format.improvement(value, baseline)
 
     def best(self) -> tuple[str, ...]:
-        """The labels that lead, as shown; empty where all that were judged agree."""
+        """Return the leading labels, as shown; empty where all are equal."""
         values = {k: v for k in self.labels if (v := self.value(k)) is not None}
         if len(values) < 2:
             return ()
         reference = next(iter(values.values()))
-        gains = {label: self.figure.gain(v, reference) for label, v in values.items()}
+        gains = {label: self.format.improvement(v, reference) for label, v in values.items()}
         top = max(gains.values())
         leaders = tuple(label for label, gain in gains.items() if gain == top)
         return () if len(leaders) == len(values) else leaders
 
 
 def compare(evaluations: Mapping[str, Sequence[str]]) -> tuple[TaskComparison, ...]:
-    """Read the evaluations (URIs by label) and line them up, in the order of the tasks.
+    """Read evaluations (URIs by label) and group them by task.
 
     Raises:
         ConfigError: a label has two evaluations of one task.
@@ -70,24 +74,23 @@ def compare(evaluations: Mapping[str, Sequence[str]]) -> tuple[TaskComparison, .
                 action="give each label the evaluations of one model a task",
             )
     return tuple(
-        TaskComparison(task=name, metric=task.metric, labels=tuple(read), evaluations=found)
+        TaskComparison(task=name, metric=task.metric, labels=tuple(read), evaluations=by_label)
         for name, task in TASKS.items()
-        if (found := {k: r for k, results in read.items() for r in results if r.task == name})
+        if (by_label := {k: r for k, results in read.items() for r in results if r.task == name})
     )
 
 
-# What the comparison is about.
-_MEANT_TO_DIFFER = frozenset({"view.captions", "view.layer"})
+_EXPECTED_DIFFERENCES = frozenset({"view.captions", "view.layer"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One condition of a fair comparison, or several that hold."""
+    """A condition of a fair comparison, or several that hold."""
 
     fair: bool
-    """Whether it holds."""
+    """Whether the condition holds."""
     words: str
-    """What was found."""
+    """Description of the finding."""
 
 
 def check_comparability(
@@ -95,10 +98,13 @@ def check_comparability(
     encoders: Mapping[str, CheckpointMetadata],
     models: Mapping[tuple[str, str], CheckpointMetadata],
 ) -> tuple[Check, ...]:
-    """The checks; ``encoders`` by label, ``models`` by label and task."""
+    """Check that the labels differ in their captions alone.
+
+    ``encoders`` are by label, ``models`` by label and task.
+    """
     cards = list(encoders.values())
-    differing = _differing([metadata.recipe for metadata in cards]) - _MEANT_TO_DIFFER
-    checks = _summed_up(
+    differing = _differing([metadata.recipe for metadata in cards]) - _EXPECTED_DIFFERENCES
+    checks = _summarize(
         "The encoders share",
         {
             "the same pairs": ""
@@ -119,15 +125,15 @@ def _task_checks(
     encoders: Mapping[str, CheckpointMetadata],
     models: Mapping[tuple[str, str], CheckpointMetadata],
 ) -> list[Check]:
-    judged = {label: models[label, task.task] for label in task.evaluations}
-    cards = list(judged.values())
+    task_models = {label: models[label, task.task] for label in task.evaluations}
+    cards = list(task_models.values())
     differing = _differing([metadata.recipe for metadata in cards])
-    strangers = [
+    mismatched = [
         label
-        for label, metadata in judged.items()
+        for label, metadata in task_models.items()
         if label not in encoders or _parent(metadata, "encoder") != encoders[label].digest
     ]
-    found = {
+    problems = {
         "one recipe": f"The {task.task} models also differ in {_names(differing)}"
         if differing
         else "",
@@ -136,11 +142,11 @@ def _task_checks(
         else f"The {task.task} models were trained on different data",
         "test data": ""
         if _equal(result.data.digest for result in task.evaluations.values())
-        else f"The {task.task} models were judged on different test data",
+        else f"The {task.task} models were evaluated on different test data",
     }
-    checks = _summed_up(f"The {task.task} models share", found)
-    if strangers:
-        words = f"The {task.task} model of {join_words(strangers)} isn't made from that label's encoder"
+    checks = _summarize(f"The {task.task} models share", problems)
+    if mismatched:
+        words = f"The {task.task} model of {join_words(mismatched)} isn't made from that label's encoder"
         checks.append(Check(fair=False, words=words))
     else:
         words = f"Each {task.task} model is made from the encoder of its label"
@@ -148,11 +154,14 @@ def _task_checks(
     return checks
 
 
-def _summed_up(start: str, found: Mapping[str, str]) -> list[Check]:
-    """What holds in one sentence, and a sentence for each trouble; ``found`` maps to troubles."""
-    held = [words for words, trouble in found.items() if not trouble]
+def _summarize(start: str, problems: Mapping[str, str]) -> list[Check]:
+    """Return a check of all conditions that hold, and one for each problem.
+
+    ``problems`` maps a condition to its problem, empty where it holds.
+    """
+    held = [condition for condition, problem in problems.items() if not problem]
     good = [Check(fair=True, words=f"{start} {join_words(held)}")] if held else []
-    return good + [Check(fair=False, words=trouble) for trouble in found.values() if trouble]
+    return good + [Check(fair=False, words=problem) for problem in problems.values() if problem]
 
 
 def _differing(recipes: Sequence[Mapping[str, Any]]) -> set[str]:

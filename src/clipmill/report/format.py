@@ -1,7 +1,6 @@
 """Formats of reports: names, rounding and comparison of metrics, lists of words, durations."""
 
 from collections.abc import Sequence
-
 from dataclasses import dataclass
 
 NO_BREAK = "\u00a0"

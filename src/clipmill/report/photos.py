@@ -1,4 +1,4 @@
-"""The report about captioned photographs: what an encoder learned from them, without labels."""
+"""Report on captioned photographs: retrieval on held-out pairs, without labels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -38,27 +38,27 @@ _SEEN: Final = "given encoder, which may have seen these pairs"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """Queries that found their partner among the first ``rank``, of ``total``."""
+    """Recall at a rank, with its interval."""
 
     rank: int
-    found: int
+    num_hits: int
     total: int
 
     @property
     def percent(self) -> float:
-        """The share, percent."""
-        return 100 * self.found / self.total
+        """Recall, percent."""
+        return 100 * self.num_hits / self.total
 
     @property
     def chance(self) -> float:
-        """What guessing reaches, percent."""
+        """Recall of guessing, percent."""
         return 100 * min(self.rank / self.total, 1.0)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the share, percent (Wilson 1927)."""
+        """95 % score interval, percent (Wilson 1927)."""
         z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
-        share = self.found / self.total
+        share = self.num_hits / self.total
         middle = share + z * z / (2 * self.total)
         half = z * math.sqrt(share * (1 - share) / self.total + (z / (2 * self.total)) ** 2)
         scale = 100 / (1 + z * z / self.total)
@@ -71,19 +71,19 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """An encoder and how it retrieves the held-out pairs."""
+class EncoderRetrieval:
+    """An encoder with its retrieval ranks on the held-out pairs."""
 
     label: str
     evaluation: EvaluationResult
     ranks: Mapping[str, Sequence[int]]
     metadata: CheckpointMetadata | None
-    """Of an encoder that this run trained."""
+    """Metadata of an encoder that this run trained; None for another."""
 
     def share(self, way: str, rank: int) -> Share:
         """Recall at ``rank``."""
         ranks = self.ranks[way]
-        return Share(rank=rank, found=sum(r < rank for r in ranks), total=len(ranks))
+        return Share(rank=rank, num_hits=sum(r < rank for r in ranks), total=len(ranks))
 
     @property
     def beats_chance(self) -> bool:
@@ -97,27 +97,27 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Training:
+class FinalLoss:
     """Contrastive loss at the end of training, against chance."""
 
     loss: float
     """Mean of the last records, nats."""
     chance: float
-    """Of guessing within a batch: ln of its size, nats."""
+    """Loss of guessing within a batch: ln of its size, nats."""
     beats_chance: bool
     """Whether the mean lies below chance by more than two of its standard errors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Gain in recall of one encoder over another on the same queries, percentage points."""
+    """Difference in recall of two encoders on the same queries, percentage points."""
 
     mean: float
     low: float
     high: float
 
     @property
-    def words(self) -> str:
+    def outcome(self) -> str:
         """``better``, ``worse``, or neither."""
         if self.low > 0:
             return "better"
@@ -125,7 +125,7 @@ class Difference:
 
 
 def deciding_rank(num_pairs: int) -> int:
-    """The largest rank at which chance is at most a tenth, or 1."""
+    """Return the largest rank at which chance is at most a tenth, or 1."""
     return max((rank for rank in RANKS if 10 * rank <= num_pairs), default=RANKS[0])
 
 
@@ -139,7 +139,7 @@ def photos_report(
     given: str = "",
     run: str = "",
 ) -> str:
-    """Write ``report.html`` and ``report.json`` under ``store``; the URI of their folder.
+    """Write ``report.html`` and ``report.json`` under ``store``; return the URI of their folder.
 
     ``evaluations`` are of encoders that were pretrained on a part of ``dataset``, by retrieval on
     the other part; ``given`` is the same of any other encoder.
@@ -147,8 +147,8 @@ def photos_report(
     Raises NotFoundError where an artifact is missing.
     """
     opened = Dataset.open(dataset)
-    judged = [_trained(uri) for uri in evaluations]
-    judged += [_given(given, opened)] if given else []
+    encoders = [_trained(uri) for uri in evaluations]
+    encoders += [_given(given, opened)] if given else []
     stages = read_stages(store, run) if run else []
     parents = [Parent(role="dataset", uri=opened.uri, digest=opened.digest)]
     if layer:
@@ -156,13 +156,13 @@ def photos_report(
         parents.append(Parent(role="captions", uri=opened.layer_uri(layer), digest=digest))
     parents += [
         Parent(role=f"evaluation of {j.label}", uri=j.evaluation.uri, digest=j.evaluation.digest)
-        for j in judged
+        for j in encoders
     ]
     digest = digest_json([[parent.role, parent.digest] for parent in parents])
     uri = join(open_store(store).uri, "reports", digest[:12])
     known = environment()
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    page = _Page(opened, judged, layer, captioner, stages)
+    page = _Page(opened, encoders, layer, captioner, stages)
     write_bytes(join(uri, "report.html"), page.html(store, known, date).encode())
     write_json(
         join(uri, "report.json"),
@@ -181,48 +181,54 @@ def photos_report(
     return uri
 
 
-def _trained(uri: str) -> Judged:
+def _trained(uri: str) -> EncoderRetrieval:
     evaluation = read_evaluation(uri)
     metadata = read_metadata(evaluation.model.uri)
     label = _LABELS[metadata.recipe["view"]["captions"]]
-    return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), metadata=metadata)
+    return EncoderRetrieval(
+        label=label, evaluation=evaluation, ranks=read_ranks(uri), metadata=metadata
+    )
 
 
-def _given(uri: str, dataset: Dataset) -> Judged:
+def _given(uri: str, dataset: Dataset) -> EncoderRetrieval:
     evaluation = read_evaluation(uri)
     label = _GIVEN
     if exists(join(evaluation.model.uri, "model.json")):
         parents = read_metadata(evaluation.model.uri).parents
         label = _SEEN if dataset.digest in {parent.digest for parent in parents} else _GIVEN
-    return Judged(label=label, evaluation=evaluation, ranks=read_ranks(uri), metadata=None)
+    return EncoderRetrieval(
+        label=label, evaluation=evaluation, ranks=read_ranks(uri), metadata=None
+    )
 
 
-def training_of(metadata: CheckpointMetadata) -> Training:
-    """How pretraining on real captions ended."""
+def training_of(metadata: CheckpointMetadata) -> FinalLoss:
+    """Return the loss on real captions at the end of pretraining."""
     log = read_log(metadata.uri)
     last = np.array([record[_loss_name(log)] for record in log[-_NUM_LAST:]])
     chance = math.log(metadata.recipe["train"]["batch_size"])
     error = float(last.std(ddof=1)) / math.sqrt(len(last)) if len(last) > 1 else math.inf
     mean = float(last.mean())
-    return Training(loss=mean, chance=chance, beats_chance=mean + 2 * error < chance)
+    return FinalLoss(loss=mean, chance=chance, beats_chance=mean + 2 * error < chance)
 
 
 def _loss_name(log: Sequence[Mapping[str, float]]) -> str:
-    """The term on real captions; it has a name of its own where there are several."""
+    """Return the log's name of the loss on real captions."""
     return "loss/real" if "loss/real" in log[-1] else "loss"
 
 
-def paired_difference(ours: Judged, other: Judged, *, seed: int = 0) -> Difference:
-    """Gain in recall at the deciding rank, both ways together, by bootstrap over pairs."""
-    rank = deciding_rank(ours.num_pairs)
+def recall_difference(
+    encoder: EncoderRetrieval, baseline: EncoderRetrieval, *, seed: int = 0
+) -> Difference:
+    """Compute the difference in recall at the deciding rank, both ways, by bootstrap over pairs."""
+    rank = deciding_rank(encoder.num_pairs)
 
-    def hits(judged: Judged) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = 100 * np.mean(
-            [np.asarray(judged.ranks[way]) < rank for way in WAYS], axis=0
+    def hits(encoders: EncoderRetrieval) -> NDArray[np.float64]:
+        mean: NDArray[np.float64] = 100 * np.mean(
+            [np.asarray(encoders.ranks[way]) < rank for way in WAYS], axis=0
         )
-        return found
+        return mean
 
-    gains = hits(ours) - hits(other)
+    gains = hits(encoder) - hits(baseline)
     picks = np.random.default_rng(seed).integers(len(gains), size=(_RESAMPLES, len(gains)))
     tail = (1 - _LEVEL) / 2
     low, high = np.quantile(gains[picks].mean(axis=1), [tail, 1 - tail])
@@ -233,21 +239,21 @@ class _Page:
     def __init__(
         self,
         dataset: Dataset,
-        judged: Sequence[Judged],
+        encoders: Sequence[EncoderRetrieval],
         layer: str,
         captioner: str,
         stages: Sequence[StageRecord],
     ) -> None:
         self.dataset, self.layer, self.captioner = dataset, layer, captioner
         self.kind = captioner_kind(captioner)[0] if captioner else ""
-        self.judged, self.stages = judged, list(stages)
-        self.trained = [j for j in judged if j.metadata is not None]
+        self.encoders, self.stages = encoders, list(stages)
+        self.trained = [j for j in encoders if j.metadata is not None]
         self.training = {j.label: training_of(j.metadata) for j in self.trained if j.metadata}
-        self.num_held_out = judged[0].num_pairs
+        self.num_held_out = encoders[0].num_pairs
         self.num_train = dataset.num_samples - self.num_held_out
         self.rank = deciding_rank(self.num_held_out)
         self.gain = (
-            paired_difference(self.trained[1], self.trained[0]) if len(self.trained) > 1 else None
+            recall_difference(self.trained[1], self.trained[0]) if len(self.trained) > 1 else None
         )
 
     @property
@@ -321,7 +327,7 @@ class _Page:
         gain = ""
         if self.gain is not None:
             gain = paragraph(
-                f"Adding the captioner's captions: {self.gain.words}. R@{self.rank}, both ways "
+                f"Adding the captioner's captions: {self.gain.outcome}. R@{self.rank}, both ways "
                 f"together, changes by {self.gain.mean:+.1f} points "
                 f"[{self.gain.low:+.1f}, {self.gain.high:+.1f}] (paired bootstrap over held-out "
                 "pairs)."
@@ -330,10 +336,10 @@ class _Page:
 
     def _table(self, way: str, title: str) -> Html:
         rows = []
-        for judged in self.judged:
-            cells = [_cell(judged.share(way, rank)) for rank in RANKS]
-            rows.append([judged.label, *cells])
-        chance = [f"{self.judged[0].share(way, rank).chance:.1f}\u00a0%" for rank in RANKS]
+        for encoders in self.encoders:
+            cells = [_cell(encoders.share(way, rank)) for rank in RANKS]
+            rows.append([encoders.label, *cells])
+        chance = [f"{self.encoders[0].share(way, rank).chance:.1f}\u00a0%" for rank in RANKS]
         rows.append(["guessing", *chance])
         counted = f"Share of the {self.num_held_out:,} queries, with 95 % intervals."
         return tag(
@@ -344,35 +350,35 @@ class _Page:
 
     def _captions(self) -> Section:
         if self.layer:
-            words = (
+            text = (
                 f"A captioner ({self.captioner}) wrote a caption for every image. One encoder "
                 "learned from your captions alone, another from both. Both are measured on yours."
             )
         else:
-            words = (
+            text = (
                 "Recaptioning was skipped: no captioner was given, and the one that the demo "
                 "trains knows drawn scenes only. A captioner that knows photographs adds the step: "
             )
         example = "clipmill demo --images DIR --captioner blip:FOLDER"
         command = [] if self.layer else [tag("code", example), ", or git:FOLDER, or vlm:URL."]
-        return section("captions", "Captions", paragraph(words, command))
+        return section("captions", "Captions", paragraph(text, command))
 
     def _losses(self) -> Section:
         ends = [
             paragraph(
-                f"Trained on {label}: {found.loss:.2f} at the end, where guessing within a batch "
-                f"costs {found.chance:.2f}."
-                + ("" if found.beats_chance else " That isn't below chance: this training failed.")
+                f"Trained on {label}: {final.loss:.2f} at the end, where guessing within a batch "
+                f"costs {final.chance:.2f}."
+                + ("" if final.beats_chance else " That isn't below chance: this training failed.")
             )
-            for label, found in self.training.items()
+            for label, final in self.training.items()
         ]
         lines = []
-        for series, judged in enumerate(self.trained):
-            assert judged.metadata is not None
-            log = read_log(judged.metadata.uri)
+        for series, encoders in enumerate(self.trained):
+            assert encoders.metadata is not None
+            log = read_log(encoders.metadata.uri)
             name = _loss_name(log)
             steps, losses = ([record[key] for record in log] for key in ("step", name))
-            short = judged.metadata.recipe["view"]["captions"]
+            short = encoders.metadata.recipe["view"]["captions"]
             lines.append(Line(label=short, x=tuple(steps), y=tuple(losses), series=series))
         chance = next(iter(self.training.values())).chance
         chart = line_chart(
@@ -385,7 +391,7 @@ class _Page:
         return section("losses", "Losses", ends, tag("div", chart, class_="charts"))
 
     def results(self) -> dict[str, Any]:
-        """The page's numbers, for programs."""
+        """Return the page's numbers as JSON values."""
         return {
             "num_samples": self.dataset.num_samples,
             "num_held_out": self.num_held_out,
@@ -404,9 +410,9 @@ class _Page:
                         for share in [j.share(way, rank)]
                     },
                 }
-                for j in self.judged
+                for j in self.encoders
             },
-            "training": {label: asdict(found) for label, found in self.training.items()},
+            "training": {label: asdict(final) for label, final in self.training.items()},
             "gain": asdict(self.gain) if self.gain else None,
             "trained": {j.label: j.evaluation.model.uri for j in self.trained},
             "stages": [asdict(stage) for stage in self.stages],
@@ -415,8 +421,8 @@ class _Page:
 
 def _cell(share: Share) -> Html:
     low, high = share.interval
-    words = f"{share.percent:.1f}\u00a0%"
+    value = f"{share.percent:.1f}\u00a0%"
     bounds = tag(
         "small", f"[{low:.1f},\u00a0{high:.1f}]", class_="soft", style="white-space: nowrap"
     )
-    return tag("td", words, tag("br"), bounds)
+    return tag("td", value, tag("br"), bounds)

@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pyarrow as pa
+
 from clipmill.config import Config
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
@@ -16,22 +18,22 @@ from clipmill.data.shards.read import SampleRecord, read_records, read_shard
 from clipmill.data.stats import (
     REAL,
     Distribution,
-    chosen_shards,
     numbers,
+    sample_shards,
     score_columns,
     score_distributions,
 )
 from clipmill.errors import BadSampleError, ConfigError
-from clipmill.report.html.charts import histogram, format_number, normalized_position, share_below
+from clipmill.report.html.charts import format_number, histogram, normalized_position, share_below
 from clipmill.report.html.page import (
     Html,
     Section,
+    concat,
     document,
-    paragraph,
     image_tag,
+    paragraph,
     section,
     tag,
-    concat,
 )
 from clipmill.report.html.style import DATASET_STYLE, series_color
 from clipmill.stage_records import ProgressCallback
@@ -142,7 +144,7 @@ def dataset_page(
     """
     report(0, 2, "choosing samples")
     groups = select_samples(dataset, config, cache)
-    shards = chosen_shards(dataset, _NUM_SHARDS)
+    shards = sample_shards(dataset, _NUM_SHARDS)
     scores: Scores = {
         layer: score_distributions(dataset, layer, shards, cache)
         for layer in sorted(dataset.layers)

@@ -1,4 +1,4 @@
-"""Training runs in a store, finished and not: listed, and compared by settings and curves."""
+"""Training runs of a store, finished or not, compared by settings and curves."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from clipmill.report.html.charts import Line, line_chart
 from clipmill.report.html.page import (
     Html,
     Section,
+    concat,
     details,
     document,
     empty_section,
     section,
     table,
     tag,
-    concat,
 )
 from clipmill.storage import join, open_store, read_bytes, read_json
 
@@ -39,43 +39,44 @@ _CURVES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRun:
-    """A run as a person compares it with others."""
+    """A training run with its settings and log."""
 
     name: str
-    """Its folder, as the store has it: ``encoders/both-1a2b3c4d5e6f``."""
+    """Path in the store: ``encoders/both-1a2b3c4d5e6f``."""
     uri: str
-    """Where it lies."""
+    """URI of the folder."""
     status: str
     """``finished``, ``running``, ``stopped`` or ``failed``."""
-    words: str
-    """Why it failed, if it did."""
+    reason: str
+    """Cause of a failure; empty otherwise."""
     step: int
-    """Updates done, as far as the log tells."""
+    """Completed steps, by the log."""
     steps: int
-    """Updates wanted."""
+    """Steps of the full run."""
     settings: Mapping[str, Any]
-    """Its config, one value a dotted path."""
+    """Config values by dotted path."""
     log: tuple[dict[str, float], ...]
-    """Its records."""
+    """Log records."""
 
     @property
     def last(self) -> dict[str, float]:
-        """The last record."""
+        """Last log record."""
         return self.log[-1] if self.log else {}
 
     def to_json(self) -> dict[str, Any]:
-        """What a program reads: all but the log, of which the last record."""
-        names = ("name", "uri", "status", "words", "step", "steps")
-        own = {name: getattr(self, name) for name in names}
+        """Return plain JSON values, with the last record of the log."""
+        names = ("name", "uri", "status", "step", "steps")
+        own = {name: getattr(self, name) for name in names} | {"words": self.reason}
         return own | {"settings": dict(self.settings), "last": self.last}
 
 
 def list_runs(store: str) -> list[TrainingRun]:
-    """All training runs under a store, by name; artifacts that aren't readable are passed over.
+    """Return all training runs under a store, by name, without unreadable ones.
 
-    Raises NotFoundError where nothing at all lies under the store.
+    Raises:
+        NotFoundError: the store is empty.
     """
-    found = []
+    runs = []
     keys = list(open_store(store).list())
     if not keys:
         raise NotFoundError(
@@ -87,26 +88,26 @@ def list_runs(store: str) -> list[TrainingRun]:
         folder, _, file = key.rpartition("/")
         try:
             if file == _CARD:
-                found.append(_finished(store, folder))
+                runs.append(_finished(store, folder))
             elif file == RUN_FILE and folder.rpartition("/")[2] == _STATE:
-                found.append(_unfinished(store, folder.rpartition("/")[0]))
+                runs.append(_unfinished(store, folder.rpartition("/")[0]))
         except (ArtifactError, StorageError, KeyError):
             # Not a run of training, or one that is being written.
             continue
-    return sorted(found, key=lambda run: run.name)
+    return sorted(runs, key=lambda run: run.name)
 
 
-def differing(runs: Sequence[TrainingRun]) -> dict[str, list[Any]]:
-    """The settings in which runs that have them differ, with the value of each run."""
-    found = {}
+def varying_settings(runs: Sequence[TrainingRun]) -> dict[str, list[Any]]:
+    """Return the settings that differ between runs, with the value of each run."""
+    varying = {}
     for path in sorted({path for run in runs for path in run.settings}):
         if len({str(run.settings[path]) for run in runs if path in run.settings}) > 1:
-            found[path] = [run.settings.get(path) for run in runs]
-    return found
+            varying[path] = [run.settings.get(path) for run in runs]
+    return varying
 
 
 def runs_page(store: str, runs: Sequence[TrainingRun]) -> str:
-    """A page of HTML: a table of the runs, what sets them apart, and their curves."""
+    """Return an HTML page with a table of the runs, their varying settings, and curves."""
     header = tag(
         "header", tag("h1", "Training runs"), tag("p", f"{len(runs)} under {store}", class_="lead")
     )
@@ -125,7 +126,7 @@ def _finished(store: str, name: str) -> TrainingRun:
         name=name,
         uri=uri,
         status="finished",
-        words="",
+        reason="",
         step=steps,
         steps=steps,
         settings=_flat(metadata.recipe),
@@ -141,7 +142,7 @@ def _unfinished(store: str, name: str) -> TrainingRun:
         name=name,
         uri=uri,
         status=run["status"],
-        words=run["words"],
+        reason=run["words"],
         step=int(run["step"]),
         steps=int(run["steps"]),
         settings=_flat({"train": run["train"]}),
@@ -150,11 +151,12 @@ def _unfinished(store: str, name: str) -> TrainingRun:
 
 
 def _flat(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, item in value.items():
-        here = f"{path}.{name}" if path else name
-        found |= _flat(item, here) if isinstance(item, Mapping) else {here: item}
-    return found
+        full_path = f"{path}.{name}" if path else name
+        is_nested = isinstance(item, Mapping)
+        flat |= _flat(item, full_path) if is_nested else {full_path: item}
+    return flat
 
 
 def _table(runs: Sequence[TrainingRun]) -> Section:
@@ -164,10 +166,10 @@ def _table(runs: Sequence[TrainingRun]) -> Section:
     rows = [
         [
             run.name,
-            f"{run.status}: {run.words}" if run.words else run.status,
+            f"{run.status}: {run.reason}" if run.reason else run.status,
             f"{run.step:,} of {run.steps:,}",
-            shown(run.last.get("loss"), 3),
-            shown(run.last.get("samples_per_second"), 0),
+            format_cell(run.last.get("loss"), 3),
+            format_cell(run.last.get("samples_per_second"), 0),
         ]
         for run in runs
     ]
@@ -175,10 +177,10 @@ def _table(runs: Sequence[TrainingRun]) -> Section:
 
 
 def _settings(runs: Sequence[TrainingRun]) -> Section:
-    found = differing(runs)
-    if not found:
+    varying = varying_settings(runs)
+    if not varying:
         return section("settings", "What sets them apart", empty_section("No setting differs."))
-    rows = [[path, *(_plain(v) for v in values)] for path, values in found.items()]
+    rows = [[path, *(_plain(v) for v in values)] for path, values in varying.items()]
     head = ["Setting", *(run.name for run in runs)]
     body = table("Settings that aren't the same in all runs.", head, rows, class_="small")
     return section("settings", "What sets them apart", details(f"{len(rows)} settings", body))
@@ -204,8 +206,8 @@ def _curve(name: str, runs: Sequence[TrainingRun]) -> Html | None:
     return line_chart(title, note, lines, x_name="updates") if lines else None
 
 
-def shown(value: float | None, decimals: int) -> str:
-    """A number for a table; a dash for none."""
+def format_cell(value: float | None, decimals: int) -> str:
+    """Format a number for a table; a dash for None."""
     return _NONE if value is None else f"{value:,.{decimals}f}"
 
 

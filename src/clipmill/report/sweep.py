@@ -1,14 +1,14 @@
-"""A sweep on one page: a heat map of its grid, and every point with what it reached."""
+"""HTML page of a sweep: a heat map of its grid, and a table of all points."""
 
 from clipmill.report.html.page import (
     Html,
     Section,
+    concat,
     document,
     paragraph,
     section,
     table,
     tag,
-    concat,
 )
 from clipmill.tasks.base import Metric
 from clipmill.tasks.registry import get_task
@@ -20,18 +20,18 @@ _STYLE = """
 .heat small{display:block;opacity:.75}
 """
 _FAINTEST, _STRONGEST = 8, 62
-"""Share of the colour in a cell of the worst and the best figure, percent."""
+"""Opacity of a cell with the worst and with the best value, percent."""
 
 
 def sweep_page(result: SweepResult) -> str:
-    """A self-contained HTML page."""
+    """Return a self-contained HTML page."""
     metric = get_task(result.task).metric
     best = result.best
-    words = ", ".join(f"{_name(path)} {value:g}" for path, value in best.point.items())
+    settings = ", ".join(f"{_name(path)} {value:g}" for path, value in best.point.items())
     header = concat(
         paragraph("clipmill sweep", class_="kicker"),
         tag("h1", f"Sweep of {result.task}"),
-        paragraph(f"Best: {words}, {_figure(best, metric)}"),
+        paragraph(f"Best: {settings}, {_value(best, metric)}"),
         paragraph(tag("code", result.uri), class_="caveat"),
     )
     return document(
@@ -43,11 +43,13 @@ def sweep_page(result: SweepResult) -> str:
 
 
 def _heat_map(result: SweepResult, metric: Metric) -> list[Section]:
-    """Of a grid of two fields: each point's figure at the highest rung that it reached."""
+    """Return the heat map of a grid of two fields, by each point's last trial."""
     if len(result.config.grid) != 2:
         return []
     (row_path, rows), (column_path, columns) = result.config.grid.items()
-    reached = {(r, c): result.reached({row_path: r, column_path: c}) for r in rows for c in columns}
+    reached = {
+        (r, c): result.last_trial({row_path: r, column_path: c}) for r in rows for c in columns
+    }
     body = [[f"{r:g}", *(_cell(reached[r, c], result, metric) for c in columns)] for r in rows]
     note = (
         "A figure is of the longest training that the point came to, given below it as a share of "
@@ -69,18 +71,18 @@ def _cell(trial: Trial, result: SweepResult, metric: Metric) -> Html:
     share = result.config.rungs[trial.rung]
     length = tag("small", f"{share:.0%}")
     peers = [
-        metric.improvement(t.figure, 0.0)
+        metric.improvement(t.value, 0.0)
         for t in result.trials
-        if t.rung == trial.rung and t.figure is not None
+        if t.rung == trial.rung and t.value is not None
     ]
     strength = 0.0
-    if trial.figure is not None:
+    if trial.value is not None:
         spread = max(peers) - min(peers)
-        place = (metric.improvement(trial.figure, 0.0) - min(peers)) / spread if spread else 1.0
-        strength = _FAINTEST + place * (_STRONGEST - _FAINTEST)
+        position = (metric.improvement(trial.value, 0.0) - min(peers)) / spread if spread else 1.0
+        strength = _FAINTEST + position * (_STRONGEST - _FAINTEST)
     return tag(
         "td",
-        _figure(trial, metric),
+        _value(trial, metric),
         length,
         class_="best" if trial == result.best else "",
         style=f"background:color-mix(in srgb, var(--series-1) {strength:.0f}%, transparent)",
@@ -88,31 +90,31 @@ def _cell(trial: Trial, result: SweepResult, metric: Metric) -> Html:
 
 
 def _table(result: SweepResult, metric: Metric) -> Section:
-    """All points, those that came farthest first, the best before the rest."""
-    reached = [result.reached(point) for point in result.config.points()]
+    """Return a table of all points, by the last rung, then by value."""
+    reached = [result.last_trial(point) for point in result.config.points()]
     reached.sort(
-        key=lambda t: (t.rung, t.figure is not None, metric.improvement(t.figure or 0.0, 0.0)),
+        key=lambda t: (t.rung, t.value is not None, metric.improvement(t.value or 0.0, 0.0)),
         reverse=True,
     )
     paths = list(result.config.grid)
     rows = [
         [
-            str(place),
+            str(rank),
             *(f"{trial.point[path]:g}" for path in paths),
-            _figure(trial, metric),
+            _value(trial, metric),
             f"{result.config.rungs[trial.rung]:.0%}",
             tag("td", tag("code", trial.evaluation)),
         ]
-        for place, trial in enumerate(reached, start=1)
+        for rank, trial in enumerate(reached, start=1)
     ]
     head = ["place", *map(_name, paths), metric.name, "trained", "evaluation"]
     return section("points", "Points", table("Every point of the grid", head, rows))
 
 
-def _figure(trial: Trial, metric: Metric) -> str:
-    return "diverged" if trial.figure is None else f"{trial.figure:.3f} {metric.unit}".strip()
+def _value(trial: Trial, metric: Metric) -> str:
+    return "diverged" if trial.value is None else f"{trial.value:.3f} {metric.unit}".strip()
 
 
 def _name(path: str) -> str:
-    """A field's name in words: ``train.schedule.lr`` is the peak rate."""
+    """Return a field's display name: ``train.schedule.lr`` is the peak rate."""
     return {"train.schedule.lr": "rate"}.get(path, path.rpartition(".")[2].replace("_", " "))

@@ -1,4 +1,4 @@
-"""The report of an encoder's tasks: what it reached, what serves, what its models see."""
+"""Report of an encoder's tasks: metrics, promoted models, predictions."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,33 +19,33 @@ _LABEL = "this encoder"
 def tasks_report(
     encoder: str, evaluations: Sequence[str], promotions: Sequence[str], store: str
 ) -> str:
-    """Write ``report.html`` and ``report.json`` under ``store``; the URI of their folder.
+    """Write ``report.html`` and ``report.json`` under ``store``; return the URI of their folder.
 
     Raises:
-        NotFoundError: an artifact is gone.
+        NotFoundError: an artifact doesn't exist.
         ConfigError: two evaluations are of one task.
     """
     tasks = compare({_LABEL: evaluations})
-    judged = [task.evaluations[_LABEL] for task in tasks]
-    serving = {found.task: found for found in (read_promotion(p).evaluation for p in promotions)}
-    parents = [Parent(role="evaluation", uri=e.uri, digest=e.digest) for e in judged]
-    parents += [Parent(role="serving", uri=e.uri, digest=e.digest) for e in serving.values()]
+    results = [task.evaluations[_LABEL] for task in tasks]
+    promoted = {e.task: e for e in (read_promotion(p).evaluation for p in promotions)}
+    parents = [Parent(role="evaluation", uri=e.uri, digest=e.digest) for e in results]
+    parents += [Parent(role="serving", uri=e.uri, digest=e.digest) for e in promoted.values()]
     digest = digest_json([[parent.role, parent.digest] for parent in parents])
     uri = join(open_store(store).uri, "reports", digest[:12])
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    headline = "; ".join(f"{task.task} {_figure(task)}" for task in tasks)
-    now = {task.task: serving[task.task] for task in tasks if task.task in serving}
+    headline = "; ".join(f"{task.task} {_format_value(task)}" for task in tasks)
+    now = {task.task: promoted[task.task] for task in tasks if task.task in promoted}
     rows = [
         [
             task.task,
-            _figure(task),
-            task.figure.text(now[task.task].metrics[task.metric.name]) if task.task in now else "—",
+            _format_value(task),
+            task.format.text(now[task.task].metrics[task.metric.name]) if task.task in now else "—",
             "this" if now.get(task.task) == task.evaluations[_LABEL] else "another, not beaten",
         ]
         for task in tasks
     ]
     head = ["Task", "This encoder", "Serves now", "Which model"]
-    models = {(_LABEL, e.task): read_metadata(e.model.uri) for e in judged}
+    models = {(_LABEL, e.task): read_metadata(e.model.uri) for e in results}
     header = tag(
         "header",
         paragraph(f"clipmill report · {date}", class_="kicker"),
@@ -56,7 +56,7 @@ def tasks_report(
         section("results", "Results", table("Each task's metric on its test data.", head, rows)),
         predictions_section(tasks, models),
         provenance_section(
-            [(f"Model for {e.task}", e.model.uri) for e in judged], store, environment(), date
+            [(f"Model for {e.task}", e.model.uri) for e in results], store, environment(), date
         ),
     ]
     write_bytes(join(uri, "report.html"), document(headline, header, sections).encode())
@@ -69,13 +69,13 @@ def tasks_report(
             "parents": [parent.to_json() for parent in parents],
             "summary": {"verdict": headline},
             "encoder": encoder,
-            "metrics": {e.task: dict(e.metrics) for e in judged},
+            "metrics": {e.task: dict(e.metrics) for e in results},
             "date": date,
         },
     )
     return uri
 
 
-def _figure(task: TaskComparison) -> str:
+def _format_value(task: TaskComparison) -> str:
     value = task.evaluations[_LABEL].metrics[task.metric.name]
-    return f"{task.figure.title} {task.figure.text(value)}"
+    return f"{task.format.title} {task.format.text(value)}"

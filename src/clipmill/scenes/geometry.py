@@ -81,9 +81,9 @@ class SceneConfig(Config):
     """Fewest objects placed in a room that has space for them (one may be hidden from sight)."""
     max_objects: int = 4
     """Most objects placed in a room, 8 at most; a room without space for them gets fewer."""
-    farthest_metres: float = 5.8
+    max_distance_m: float = 5.8
     """Farthest that an object stands from the camera: 2.5 to 5.8."""
-    smallest_metres: float = 0.55
+    min_object_size_m: float = 0.55
     """Smallest size of an object: 0.3 to 1.25. One that is far is never too small to be seen."""
     supersample: int = 2
     """Samples a pixel along each side: 1 (fastest, jagged), or an even number to 8."""
@@ -105,15 +105,15 @@ class SceneConfig(Config):
             "a whole number from 1 to max_objects",
         )
         _check(
-            "farthest_metres",
-            self.farthest_metres,
-            2.5 <= self.farthest_metres <= 5.8,
+            "max_distance_m",
+            self.max_distance_m,
+            2.5 <= self.max_distance_m <= 5.8,
             "2.5 to 5.8",
         )
         _check(
-            "smallest_metres",
-            self.smallest_metres,
-            0.3 <= self.smallest_metres <= _LARGEST_METRES,
+            "min_object_size_m",
+            self.min_object_size_m,
+            0.3 <= self.min_object_size_m <= _LARGEST_METRES,
             f"0.3 to {_LARGEST_METRES}",
         )
         _check(
@@ -294,9 +294,9 @@ def _find_place(
         if shrink < _SMALLEST_SHRINK:
             return None
         u = rng.random(5).tolist()
-        z = _between(1.9, min(config.farthest_metres, room.distances[0] - 0.7), u[0])
+        z = _between(1.9, min(config.max_distance_m, room.distances[0] - 0.7), u[0])
         # Not so small that far objects vanish from a 64-pixel picture.
-        drawn = _between(config.smallest_metres, _LARGEST_METRES, u[1])
+        drawn = _between(config.min_object_size_m, _LARGEST_METRES, u[1])
         size = max(drawn, 0.38 * z * camera.tan_half) * shrink
         placed = Placed(
             name=name,

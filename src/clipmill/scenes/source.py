@@ -48,19 +48,19 @@ class ScenesSourceConfig(Config):
     """Captions of the set that a captioner learns from."""
     num_pairs: int = 2048
     """Pictures to pretrain on."""
-    num_captioning: int = 2048
+    num_captioner_pairs: int = 2048
     """Pictures for the captioner; none of them is among the pairs."""
-    num_labelled: int = 384
+    num_labeled: int = 384
     """Pictures with labels to fine-tune on."""
     num_test: int = 128
     """Pictures with labels to evaluate on."""
-    labelled_size: int = 64
+    labeled_size: int = 64
     """Side of a picture with labels, pixels."""
-    labelled_objects: tuple[int, int] = (4, 8)
+    labeled_objects: tuple[int, int] = (4, 8)
     """Fewest and most objects in a picture with labels: crowded, so that they fill it."""
-    farthest_metres: float = 5.8
+    max_distance_m: float = 5.8
     """Farthest that an object stands from the camera."""
-    smallest_metres: float = 0.55
+    min_object_size_m: float = 0.55
     """Smallest size of an object."""
     tasks: tuple[TaskName, ...] = ("segmentation", "depth")
     """Tasks that labels are written for; pictures to classify show one object each."""
@@ -71,8 +71,8 @@ class ScenesSourceConfig(Config):
         return SceneConfig(
             size=self.size,
             seed=self.seed,
-            farthest_metres=self.farthest_metres,
-            smallest_metres=self.smallest_metres,
+            max_distance_m=self.max_distance_m,
+            min_object_size_m=self.min_object_size_m,
         )
 
 
@@ -97,10 +97,10 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: ProgressCallb
     if exists(join(uri, _RESULT)):
         return uri
     scene = config.scene
-    to_label = replace(scene, size=config.labelled_size)
-    fewest, most = config.labelled_objects
+    to_label = replace(scene, size=config.labeled_size)
+    fewest, most = config.labeled_objects
     crowd = replace(to_label, min_objects=fewest, max_objects=most)
-    counts = (config.num_pairs, config.num_captioning, config.num_labelled, config.num_test)
+    counts = (config.num_pairs, config.num_captioner_pairs, config.num_labeled, config.num_test)
     starts = [sum(counts[:i]) for i in range(5)]
     pairs, captioning, labelled, test = (range(a, b) for a, b in itertools.pairwise(starts))
     with tempfile.TemporaryDirectory(prefix="clipmill-scenes-") as scratch:

@@ -64,7 +64,7 @@ def hold_out(
         split = hold_out(Dataset.open(dataset))
         stage.set_output(dataset)
     batch_size = fit_batch_size(split.num_train, config.train.batch_size)
-    added = [f"view.fraction={split.fraction!r}", f"train.batch_size={batch_size}"]
+    added = [f"view.subset_fraction={split.fraction!r}", f"train.batch_size={batch_size}"]
     # Evaluation on these pairs follows training, so none is needed during it.
     added.append("validation.every=0")
     return [*overrides, *added], [f"outside_fraction={split.fraction!r}"]
@@ -128,8 +128,9 @@ def recaption(
 ) -> str:
     """Caption the images of shards ``start`` to ``stop`` of a dataset; return the layer's name."""
     from clipmill.data import recaption
+    from clipmill.data.captioners import CaptionersConfig
 
-    config = get_recipe(recipe, recaption.RecaptionConfig, overrides)
+    config = get_recipe(recipe, CaptionersConfig, overrides)
     with Stage("recaption", store=store, run=run, target=dataset) as stage:
         layer = recaption.recaption(
             config, dataset, captioner, report=stage.report, start=start, stop=stop

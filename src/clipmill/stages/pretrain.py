@@ -6,7 +6,7 @@ from dataclasses import replace
 from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import Stage
 
-CAPTION_LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "chosen": "G or S"}
+CAPTION_LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "selected": "G or S"}
 """The paper's names of caption sources (CLIP-QC, Table 2), and of a selection of both."""
 
 
@@ -30,7 +30,7 @@ def pretrain(
     fields = {
         "captions": captions,
         "layer": layer if captions in {"synthetic", "both"} else "",
-        "select": list(select),
+        "selection_layers": list(select),
     }
     view = ViewConfig.from_json(base.view.to_json() | fields)
     config = replace(base, view=view).override(overrides)

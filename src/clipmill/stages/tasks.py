@@ -48,12 +48,12 @@ def check_data(
     task: str, data: str, *, encoder: str = "", recipe: str = "", model: str = ""
 ) -> "DataReport":
     """Check a task's data before training on it."""
-    from clipmill.data.labeled.folder import open_folder
+    from clipmill.data.labeled.folder import fetch_folder
     from clipmill.tasks import checks
 
     config = get_recipe(recipe, FinetuneConfig) if recipe else None
     with Stage("check", label=task) as stage:
-        folder, _ = open_folder(data, "data")
+        folder, _ = fetch_folder(data, "data")
         return checks.check_data(
             task, folder, encoder=encoder, config=config, model=model, report=stage.report
         )
@@ -171,7 +171,7 @@ def random_weights(
     ``data`` has a labeled folder for each fine-tuning recipe. Returns the evaluations' URIs.
     """
     from clipmill.config import digest_json
-    from clipmill.data.labeled.folder import open_folder
+    from clipmill.data.labeled.folder import fetch_folder
     from clipmill.pretrain.clip import random_encoder
     from clipmill.pretrain.config import PretrainConfig
     from clipmill.processes import process_pool
@@ -183,7 +183,7 @@ def random_weights(
         overrides = [*finetune_overrides, f"train.seed={seed}"]
         for recipe, folder in zip(finetune_recipes, data, strict=True):
             trials.append((config, get_recipe(recipe, FinetuneConfig, overrides), folder))
-    digests = {folder: open_folder(folder, "data")[1].digest for folder in data}
+    digests = {folder: fetch_folder(folder, "data")[1].digest for folder in data}
     digest = digest_json(
         [[c.model.digest, c.train.seed, f.digest, digests[d]] for c, f, d in trials]
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from clipmill.config import Config
-from clipmill.data.recaption import RecaptionConfig
+from clipmill.data.captioners import CaptionersConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.errors import ConfigError
 from clipmill.pretrain.config import (
@@ -70,7 +70,7 @@ class SyntheticDataConfig(Config):
     """Sharding of the pairs."""
     captioner: CocaTrainConfig
     """Training of the captioner, on other images; its layer is named ``coca``."""
-    recaption: RecaptionConfig
+    recaption: CaptionersConfig
     """Captioning settings."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.labeled.folder import open_folder
+from clipmill.data.labeled.folder import fetch_folder
 from clipmill.data.recaption import recaption
 from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ConfigError
@@ -83,7 +83,7 @@ def _synthetic(
     config: SyntheticDataConfig, layer_names: list[str], store: str, report: ProgressCallback
 ) -> StudyData:
     def shard(source: str, name: str) -> str:
-        folder, parent = open_folder(join(source, name), "source")
+        folder, parent = fetch_folder(join(source, name), "source")
         return write_dataset(config.shards, str(folder), store, source_parents=(parent,))
 
     def generate() -> tuple[str, str, dict[str, str]]:

@@ -36,12 +36,10 @@ def train_encoder(
     return run_on_rank_zero(lambda: uri)  # rank 0 saves it
 
 
-def clip_config(
-    config: StudyConfig, condition: ConditionConfig, data: StudyData
-) -> PretrainConfig:
+def clip_config(config: StudyConfig, condition: ConditionConfig, data: StudyData) -> PretrainConfig:
     """Return the pretraining config of the condition's CLIP, apart from its seed and budget."""
     layer = data.layers[condition.layer] if condition.captions != "real" else ""
-    view = ViewConfig(captions=condition.captions, layer=layer, fraction=condition.fraction)
+    view = ViewConfig(captions=condition.captions, layer=layer, subset_fraction=condition.fraction)
     clip = replace(config.clip_runs[condition.encoder], view=view)
     if clip.distillation is None or clip.distillation.layer:
         return clip

@@ -4,29 +4,36 @@ import base64
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+
 from clipmill.report.attention import attention_charts, attention_from_json
+from clipmill.report.format import join_words
 from clipmill.report.html.charts import IntervalPoint, interval_chart
 from clipmill.report.html.page import (
     Html,
     Section,
+    concat,
     details,
     document,
-    paragraph,
     image_tag,
+    paragraph,
     section,
     table,
     tag,
-    concat,
 )
 from clipmill.report.sections.provenance import environment
-from clipmill.report.summary import join_words
 from clipmill.study import tables
 from clipmill.study.config import ConditionConfig, TableName
 from clipmill.study.result import StudyResult
 from clipmill.study.results_table import ResultsTable
 from clipmill.study.scene_captions import CaptionAccuracy
 from clipmill.study.statistics import PowerLaw, bootstrap, power_law, trend_pvalue
-from clipmill.study.tables import PAPER, format_difference, format_header, format_value, summary_sentences
+from clipmill.study.tables import (
+    PAPER,
+    format_difference,
+    format_header,
+    format_value,
+    summary_sentences,
+)
 
 _CAVEAT = (
     "A miniature world: drawn scenes, small encoders, minutes of training. It can show whether "
@@ -61,9 +68,7 @@ def study_page(result: StudyResult) -> str:
         paragraph(_CAVEAT, class_="caveat"),
     )
     parts = [
-        section(
-            name, title, paragraph(note), tables.comparison(result.table(name), PAPER[name])
-        )
+        section(name, title, paragraph(note), tables.comparison(result.table(name), PAPER[name]))
         for name, (title, note) in _HEADINGS.items()
         if len(result.config.conditions_of(name)) > 1
     ]
@@ -133,9 +138,7 @@ def _chart_sections(result: StudyResult) -> list[Section]:
     names = {c.layer: c.name for c in result.config.conditions_of("sources")}
     if {"terse", "rich"} <= names.keys():
         first = result.config.conditions_of("sources")[0].name
-        pair = truth_and_detail(
-            result.table("sources"), first, names["terse"], names["rich"]
-        )
+        pair = truth_and_detail(result.table("sources"), first, names["terse"], names["rich"])
         sections.append(section("detail", "Truth and detail", pair))
     return sections
 
@@ -164,7 +167,11 @@ def _quality(result: StudyResult) -> Section:
         "Of colours and objects: the share of those in the picture that its caption names, and of "
         "those that it names, which are in the picture. A caption is wholly true that names some "
         "and none that isn't there. CLIP score: 100 times the cosine of picture and caption"
-        + (f", by the CLIP of {result.config.scoring_clip!r}." if result.config.scoring_clip else ".")
+        + (
+            f", by the CLIP of {result.config.scoring_clip!r}."
+            if result.config.scoring_clip
+            else "."
+        )
     )
     if result.varying_captions:
         note += (
@@ -265,7 +272,9 @@ def _noise_level_chart(
 
 def quality_charts(result: StudyResult) -> Html:
     """Draw each transfer over the share of the images' content that the captions name."""
-    sources = [c for c in result.config.conditions_of("sources") if quality_of(result, c) is not None]
+    sources = [
+        c for c in result.config.conditions_of("sources") if quality_of(result, c) is not None
+    ]
     results, charts = result.table("sources"), []
     for transfer in results.transfers:
         points = {
@@ -276,7 +285,10 @@ def quality_charts(result: StudyResult) -> Html:
         }
         charts.append(
             interval_chart(
-                format_header(results, transfer), "", points, x_name="of what is there, named, percent"
+                format_header(results, transfer),
+                "",
+                points,
+                x_name="of what is there, named, percent",
             )
         )
     return tag("div", charts, class_="charts")
@@ -398,7 +410,11 @@ def cost_charts(result: StudyResult) -> Html:
             end = groups[name][-1]
             bought = law.at(end.x)
             change = metric.improvement(end.mean, bought)
-            values = (format_value(bought, metric), format_value(end.mean, metric), format_difference(change, metric))
+            values = (
+                format_value(bought, metric),
+                format_value(end.mean, metric),
+                format_difference(change, metric),
+            )
             rows.append([f"{title}, {name}", f"{end.x / 1e12:.3g}", *values])
     head = ["Transfer, captions", "TFLOPs", f"{first} at that cost", "Its own", "Better by"]
     note = f"What more training on {first} would give by its power law, for the same cost."

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from typing import Any, TypeVar, get_args
+
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import read_artifact_file
 from clipmill.storage import join
-from clipmill.study.config import ConditionConfig, TableBudget, StudyConfig, TableName
+from clipmill.study.config import ConditionConfig, StudyConfig, TableBudget, TableName
 from clipmill.study.results_table import ResultsTable, StudyRun, sort_by_task
 from clipmill.study.scene_captions import CaptionAccuracy
 

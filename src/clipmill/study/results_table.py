@@ -70,9 +70,7 @@ class ResultsTable:
         metric = self.metric(transfer)
         values = self.values(condition, transfer)
         references = self.values(baseline, transfer)
-        improvements = [
-            metric.improvement(a, b) for a, b in zip(values, references, strict=True)
-        ]
+        improvements = [metric.improvement(a, b) for a, b in zip(values, references, strict=True)]
         return paired_difference(improvements, references)
 
 

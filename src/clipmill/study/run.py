@@ -35,7 +35,12 @@ _ConditionAndSeed = tuple[ConditionConfig, int]
 
 
 def run_study(
-    config: StudyConfig, store: str, *, workers: int = 1, command: str = "", report: ProgressCallback
+    config: StudyConfig,
+    store: str,
+    *,
+    workers: int = 1,
+    command: str = "",
+    report: ProgressCallback,
 ) -> str:
     """Run a study; return the URI of its result, under ``store``.
 

@@ -84,7 +84,9 @@ SCENE_CAPTIONS: dict[str, Callable[[list[SceneCaptions], int], str]] = {
 def draw_captions(config: ScenesSourceConfig) -> list[SceneCaptions]:
     """Return the captions and content of each scene of the pairs, in order."""
     with process_pool() as pool:
-        return list(pool.map(partial(_scene_captions, config.scene), range(config.num_pairs), chunksize=64))
+        return list(
+            pool.map(partial(_scene_captions, config.scene), range(config.num_pairs), chunksize=64)
+        )
 
 
 def _scene_captions(config: SceneConfig, index: int) -> SceneCaptions:

@@ -71,9 +71,7 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     return PowerLaw(exponent=float(exponent), factor=float(np.exp(log_factor)))
 
 
-def paired_difference(
-    improvements: Sequence[float], baseline: Sequence[float]
-) -> PairedDifference:
+def paired_difference(improvements: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
     """Summarize improvements, one a seed, over ``baseline``."""
     change = bootstrap(improvements)
     return PairedDifference(

@@ -5,8 +5,9 @@ The paper's own values (CLIP-QC's tables) stand in gray next to the study's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 from clipmill.report.format import join_words, metric_format
-from clipmill.report.html.page import Html, table, tag, concat
+from clipmill.report.html.page import Html, concat, table, tag
 from clipmill.study.config import TableName
 from clipmill.study.results_table import ResultsTable
 from clipmill.study.statistics import Interval, bootstrap
@@ -172,7 +173,9 @@ def format_difference(value: float, metric: Metric) -> str:
 def _comparison(
     results: ResultsTable, transfers: Sequence[str], kind: str, paper: Sequence[PaperRow]
 ) -> Html:
-    body = [[_name(results, c), *(_cell(results, c, t) for t in transfers)] for c in results.conditions]
+    body = [
+        [_name(results, c), *(_cell(results, c, t) for t in transfers)] for c in results.conditions
+    ]
     named = ", or than what stands below its name" if results.baselines else ""
     better = f"how much better than {results.conditions[0]}{named}"
     seeds = len(results.seeds)
@@ -244,7 +247,8 @@ def _paper_row(results: ResultsTable, transfers: Sequence[str], row: PaperRow) -
 
 def _text_cells(results: ResultsTable) -> list[list[str]]:
     return [
-        [c, *(_text_cell(results, c, transfer) for transfer in results.transfers)] for c in results.conditions
+        [c, *(_text_cell(results, c, transfer) for transfer in results.transfers)]
+        for c in results.conditions
     ]
 
 

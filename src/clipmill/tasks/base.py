@@ -231,10 +231,10 @@ class Task(ABC, Generic[TaskConfigT]):
 
         ``batch_size`` counts all ranks. A batch is a function of the seed and its step alone.
         """
-        from clipmill.data.labeled.dataloader import sample_batches
+        from clipmill.data.labeled.dataloader import build_labeled_dataloader
 
         samples = self.training_samples(config, folder)
-        return sample_batches(
+        return build_labeled_dataloader(
             samples.load,
             samples.num_samples,
             batch_size=batch_size,

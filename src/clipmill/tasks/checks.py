@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clipmill.data.labeled.coco import coco_split
 from clipmill.data.labeled.dense import IGNORED, Ade20kFolder, NyuFolder, ade20k_classes
-from clipmill.data.labeled.image_folder import ClassFolder
+from clipmill.data.labeled.image_folder import ImageFolder
 from clipmill.errors import BadSampleError, ClipmillError, ConfigError, SourceError
 from clipmill.images import image_size
 from clipmill.models.checkpoint import read_metadata
@@ -206,7 +206,7 @@ def check_classification(folder: Path, issues: IssueCounter, report: ProgressCal
     """Check ImageFolder's layout: the same classes in both splits, images that decode."""
     classes: dict[str, tuple[str, ...]] = {}
     for split in ("train", "val"):
-        data = issues.catch("layout", partial(ClassFolder.open, folder, split))
+        data = issues.catch("layout", partial(ImageFolder.open, folder, split))
         if data is None:
             continue
         issues.num_samples[split] = len(data)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from clipmill.config import Config, digest_json
-from clipmill.data.labeled.folder import open_folder
+from clipmill.data.labeled.folder import fetch_folder
 from clipmill.engine.result import read_log
 from clipmill.errors import ConfigError
 from clipmill.lineage import Parent
@@ -202,7 +202,7 @@ def compare_encoders(
     if exists(join(uri, _RESULT)):
         return uri
     names = [name for name in TASKS if any(e.task == name for e in trained)]
-    folders = {parent.digest: folder for folder, parent in (open_folder(d, "data") for d in data)}
+    folders = {parent.digest: folder for folder, parent in (fetch_folder(d, "data") for d in data)}
     tasks = []
     for done, name in enumerate(names):
         report(done, len(names), f"comparing {name}")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from clipmill.config import digest_json
-from clipmill.data.labeled.folder import open_folder
+from clipmill.data.labeled.folder import fetch_folder
 from clipmill.errors import ArtifactError
 from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.checkpoint import read_metadata
@@ -59,7 +59,7 @@ def evaluate(model: str, data: str, store: str, *, report: ProgressCallback) -> 
     An existing result is returned at once.
     """
     metadata = read_metadata(model)
-    folder, data_parent = open_folder(data, "data")
+    folder, data_parent = fetch_folder(data, "data")
     parents = [metadata.as_parent("model"), data_parent]
     digest = digest_json([[p.role, p.digest] for p in parents])
     uri = join(store, "evaluations", digest[:12])

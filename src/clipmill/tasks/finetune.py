@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.config import Config
-from clipmill.data.labeled.folder import open_folder
+from clipmill.data.labeled.folder import fetch_folder
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_run, state_uri
 from clipmill.errors import SourceError
@@ -71,7 +71,7 @@ def finetune(
     """
     task = get_task(config.task)
     source = open_encoder(encoder)
-    folder, data_parent = open_folder(data, "data")
+    folder, data_parent = fetch_folder(data, "data")
     parents = (source.parent, data_parent)
     uri = result_uri(store, "models", task.name, config, parents)
     if has_checkpoint(uri):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from clipmill.data.captioned_images import iter_captioned_images, open_captioned_images
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.view import in_fraction
-from clipmill.data.scoring.clip import ClipTowers, judge_parent
+from clipmill.data.loading.view import in_subset
+from clipmill.data.scoring.clip import ClipTowers, scoring_clip_parent
 from clipmill.errors import ConfigError, SourceError
 from clipmill.lineage import Parent
 from clipmill.models.retrieval import ranks, recall_of_ranks
@@ -35,7 +35,7 @@ class RetrievalConfig(ClipEvaluationConfig):
     num_images: int = 0
     """Number of images, from the first; 0 for all."""
     outside_fraction: float = 0.0
-    """Use only samples outside this fraction of a dataset, as ``view.fraction`` cuts it: those that
+    """Use only samples outside this fraction of a dataset, as ``view.subset_fraction`` cuts it: those that
     an encoder trained on the fraction hasn't seen. 0 for all."""
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class RetrievalConfig(ClipEvaluationConfig):
             raise ConfigError(
                 f"outside_fraction was {self.outside_fraction}",
                 expected="0 to below 1",
-                action="set it to the view.fraction that the encoder was trained on",
+                action="set it to the view.subset_fraction that the encoder was trained on",
             )
 
 
@@ -71,7 +71,7 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Progress
         )
     digest = opened.digest if isinstance(opened, Dataset) else opened.digest("listing")
     parents = (
-        judge_parent(config.clip, "model"),
+        scoring_clip_parent(config.clip, "model"),
         Parent(role="data", uri=opened.uri, digest=digest),
     )
     location = result_location(store, "retrieval", config, parents)
@@ -81,7 +81,7 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Progress
     skipped: Counter[str] = Counter()
     fraction = config.outside_fraction
     captioned = iter_captioned_images(
-        opened, skipped, lambda uid: not (fraction and in_fraction(uid, fraction))
+        opened, skipped, lambda uid: not (fraction and in_subset(uid, fraction))
     )
     pairs = (
         (image, captions[: config.captions_per_image])

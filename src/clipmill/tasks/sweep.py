@@ -11,7 +11,7 @@ from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
 
 from clipmill.config import Config, digest_json
-from clipmill.data.labeled.folder import open_folder
+from clipmill.data.labeled.folder import fetch_folder
 from clipmill.errors import ConfigError, TrainingError
 from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.pretrained import open_encoder
@@ -169,7 +169,7 @@ def sweep(
         ConfigError: the grid names an unknown field.
     """
     source = open_encoder(encoder)
-    parents = (source.parent, open_folder(data, "data")[1])
+    parents = (source.parent, fetch_folder(data, "data")[1])
     digest = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
     uri = join(store, "sweeps", f"{config.finetune.task}-{digest[:12]}")
     if exists(join(uri, _RESULT)):

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.config import Config, digest_json, sha256_bytes
-from clipmill.data.labeled.folder import open_folder
-from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers, judge_parent
+from clipmill.data.labeled.folder import fetch_folder
+from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers, scoring_clip_parent
 from clipmill.data.sources.base import IMAGE_SUFFIXES
 from clipmill.data.sources.files import Descriptor, files_digest, matching_files, relative_names
-from clipmill.data.sources.webdataset import CutTarError, Member, members
+from clipmill.data.sources.webdataset import Member, TruncatedTarError, members
 from clipmill.errors import BadSampleError, ConfigError, SourceError
 from clipmill.images import decode_rgb
 from clipmill.lineage import Parent
@@ -111,7 +111,7 @@ def zero_shot(config: ZeroShotConfig, data: str, store: str, *, report: Progress
         ConfigError: there is no such model, or a template lacks ``{}``.
     """
     images = open_labeled_images(data, config.split)
-    parents = (judge_parent(config.clip, "model"), images.parent)
+    parents = (scoring_clip_parent(config.clip, "model"), images.parent)
     location = result_location(store, "zero-shot", config, parents, config.classes)
     if location.result_exists:
         return location.uri
@@ -307,7 +307,7 @@ def open_labeled_images(uri: str, split: str) -> LabeledImages:
             tars=tuple(tars.values()),
             parent=Parent(role="data", uri=str(path.absolute()), digest=digest),
         )
-    folder, parent = open_folder(uri, "data")
+    folder, parent = fetch_folder(uri, "data")
     root = folder / split
     classes = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     image_files = [
@@ -348,7 +348,7 @@ def _samples(tar: Path) -> Iterator[LabeledImage | BadSampleError]:
             key = f"{folder}{slash}{stem}"
             sample.setdefault(kind.lower(), member)
         cut = None
-    except CutTarError as error:
+    except TruncatedTarError as error:
         cut = BadSampleError("cut-tar", f"{tar}: {error}")
     if sample:
         yield _read(file, key, sample)

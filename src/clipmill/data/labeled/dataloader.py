@@ -43,7 +43,7 @@ def kept_in_memory(
     return loaded
 
 
-def sample_batches(
+def build_labeled_dataloader(
     load: Load,
     num_samples: int,
     *,

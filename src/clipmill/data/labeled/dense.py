@@ -22,7 +22,7 @@ _NEAREST_METRES, _FARTHEST_METRES = 0.3, 20.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LabelledFolder:
+class LabeledFolder:
     """Paths of images and of their labels, in order."""
 
     images: tuple[Path, ...]
@@ -37,7 +37,7 @@ class LabelledFolder:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ade20kFolder(LabelledFolder):
+class Ade20kFolder(LabeledFolder):
     """``images/SPLIT/*.jpg`` beside ``annotations/SPLIT/*.png``: 0 unlabelled, k is class k - 1."""
 
     num_classes: int
@@ -76,7 +76,7 @@ class Ade20kFolder(LabelledFolder):
         return values_HW - np.uint8(1)
 
 
-class NyuFolder(LabelledFolder):
+class NyuFolder(LabeledFolder):
     """``SPLIT_list.txt`` with lines of ``image depth ...``; depth PNGs in millimetres.
 
     Files of the ``train`` list lie below the folder, those of ``test`` below

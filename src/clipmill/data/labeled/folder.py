@@ -9,7 +9,7 @@ from clipmill.lineage import Parent
 from clipmill.storage import read_bytes, unpack_dir
 
 
-def open_folder(uri: str, role: str) -> tuple[Path, Parent]:
+def fetch_folder(uri: str, role: str) -> tuple[Path, Parent]:
     """A local path of the folder at ``uri``, and what it is in a lineage.
 
     ``uri`` is a folder, or a ``.tar`` made by ``pack_dir``. A folder's digest covers its files'

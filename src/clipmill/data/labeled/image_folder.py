@@ -18,7 +18,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClassFolder:
+class ImageFolder:
     """Paths of images with the numbers of their classes, in order."""
 
     images: tuple[Path, ...]
@@ -38,7 +38,7 @@ class ClassFolder:
         return np.asarray(self.image(index))
 
     @classmethod
-    def open(cls, folder: Path, split: str) -> "ClassFolder":
+    def open(cls, folder: Path, split: str) -> "ImageFolder":
         """The images of a split, such as ``train``; SourceError if there are none."""
         root = folder / split
         names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []

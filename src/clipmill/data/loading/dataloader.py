@@ -22,7 +22,7 @@ from clipmill.config import Config
 from clipmill.data.dataset import cache_folder
 from clipmill.data.layers import mmap_layer
 from clipmill.data.loading.sampler import EpochShuffle, StepSampler, validate_world_size
-from clipmill.data.loading.teacher_targets import Lesson, Teaching, draw_lesson
+from clipmill.data.loading.teacher_targets import TeacherTargets, TeacherLayer, sample_teacher_targets
 from clipmill.data.loading.view import ShardView, View
 from clipmill.data.shards.cache import is_remote, trim
 from clipmill.data.shards.read import ShardReader, read_shard
@@ -116,7 +116,7 @@ class Skipped:
     detail: str
 
 
-class PairLoader:
+class PairDataLoader:
     """Iterates forever over this rank's batches, from global step ``cursor`` on."""
 
     def __init__(
@@ -126,7 +126,7 @@ class PairLoader:
         *,
         transform: Transform,
         tokenize: Tokenize,
-        teaching: Teaching | None = None,
+        teaching: TeacherLayer | None = None,
         rank: int = 0,
         world_size: int = 1,
         cursor: int = 0,
@@ -150,10 +150,10 @@ class PairLoader:
                 expected=f"one of {', '.join(names)}" if names else "a layer, but there is none",
                 action="name such a layer, or compute one first",
             )
-        if teaching and view.config.captions == "chosen":
+        if teaching and view.config.captions == "selected":
             raise ConfigError(
-                f"captions was 'chosen', with the teacher layer {teaching.layer!r}",
-                expected="real, synthetic or both: teachers embed no caption that a rule chose",
+                f"captions was 'selected', with the teacher layer {teaching.layer!r}",
+                expected="real, synthetic or both: teachers don't embed selected captions",
                 action="choose other captions, or train without a teacher",
             )
         self.config = config
@@ -179,7 +179,7 @@ class PairLoader:
             raise ConfigError(
                 f"the view of {view.dataset.uri} has no sample",
                 expected="at least one",
-                action=f"raise fraction, which was {view.config.fraction}",
+                action=f"raise subset_fraction, which was {view.config.subset_fraction}",
             )
 
     @property
@@ -247,7 +247,7 @@ class _Sample:
     real: str
     synthetic: str
     uid: str
-    lesson: Lesson | None
+    lesson: TeacherTargets | None
 
 
 @dataclass
@@ -265,7 +265,7 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
     shuffle_shards: int
     transform: Transform
     tokenize: Tokenize
-    teaching: Teaching | None
+    teaching: TeacherLayer | None
     cache: Path
     cache_bytes: int
 
@@ -363,14 +363,14 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
         generator = self._random(position, _AUGMENTATION)
         lesson = None
         if shard.teacher is not None:
-            lesson = draw_lesson(shard.teacher, row, caption, generator)
+            lesson = sample_teacher_targets(shard.teacher, row, caption, generator)
         data = shard.reader.image(row)
         if self.teaching and lesson and lesson.augmentation_K is not None:
             image_3HW = self.teaching.replay(data, lesson.augmentation_K)
         else:
             image_3HW = self.transform(data, generator)
-        chosen = shard.view.chosen[row] if shard.view.chosen else None
-        real = shard.reader.caption(row) if chosen is None else chosen
+        selected = shard.view.selected[row] if shard.view.selected else None
+        real = shard.reader.caption(row) if selected is None else selected
         uid = shard.reader.uid(row)
         return _Sample(image_3HW, real, synthetic, uid, lesson)
 

@@ -42,7 +42,7 @@ class EncodedImage:
             self.height, self.width = self._whole_HW3.shape[:2]
 
     @property
-    def is_reducible(self) -> bool:
+    def can_downscale(self) -> bool:
         """Whether ``decode`` may give fewer pixels than the file has."""
         return self._whole_HW3 is None
 

@@ -25,7 +25,7 @@ Replay = Callable[[bytes, NDArray[np.float32]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Teaching:
+class TeacherLayer:
     """What a loader takes from a teacher layer."""
 
     layer: str
@@ -35,7 +35,7 @@ class Teaching:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TeacherTargets:
     """The teachers' embeddings for a sample of a batch."""
 
     image_E: Tensor
@@ -46,9 +46,9 @@ class Lesson:
     """What was done to the picture that ``image_E`` is of; None: nothing."""
 
 
-def draw_lesson(
+def sample_teacher_targets(
     teacher: pa.Table, row: int, caption: int | None, generator: np.random.Generator
-) -> Lesson:
+) -> TeacherTargets:
     """One of a row's augmentations, with the embeddings of it and of the captions.
 
     ``caption`` is the place of the synthetic caption that the batch holds, None if it holds none.
@@ -62,7 +62,7 @@ def draw_lesson(
     numbers = None
     if "augmentation" in teacher.column_names:
         numbers = _numbers(teacher["augmentation"][row].values[drawn], np.float32)
-    return Lesson(
+    return TeacherTargets(
         _embedding(images[drawn]),
         _embedding(texts[0]),
         None if caption is None else _embedding(texts[caption + 1]),

@@ -1,4 +1,4 @@
-"""A view: which captions of a dataset, and which part of its samples, a training run sees."""
+"""Views of a dataset: filters over its samples and a choice of captions, without copies."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,62 +18,62 @@ from clipmill.lineage import Parent
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Sidecars are small and far away, so waiting for several at once is what counts.
+# Sidecars are small and remote, so reading is bound by latency.
 _NUM_READERS = 16
 _RECAPTION = "data recaption {} --captioner CAPTIONER"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewConfig(Config):
-    """What a training run sees of a dataset."""
+    """Samples and captions of a dataset that a training run uses."""
 
-    captions: Literal["real", "synthetic", "both", "chosen"] = "real"
-    """Which captions a batch holds; ``chosen``: the one that the last of ``select`` chose."""
+    captions: Literal["real", "synthetic", "both", "selected"] = "real"
+    """Captions in a batch; ``selected``: those that the last of ``selection_layers`` selected."""
     layer: str = ""
     """The layer of the synthetic captions, such as ``captions/coca-1a2b3c4d``."""
-    select: tuple[str, ...] = ()
-    """Select layers, such as ``select/basic-1a2b3c4d``: a sample needs to be kept by each."""
-    fraction: float = 1.0
-    """Part of the samples, above 0 and at most 1; a smaller one is inside any larger one."""
+    selection_layers: tuple[str, ...] = ()
+    """Select layers, such as ``select/basic-1a2b3c4d``; a sample must be kept by all of them."""
+    subset_fraction: float = 1.0
+    """Fraction of the samples, above 0 and at most 1; smaller subsets are inside larger ones."""
 
     def __post_init__(self) -> None:
         """Refuse half-given settings (ConfigError)."""
-        if not 0 < self.fraction <= 1:
+        if not 0 < self.subset_fraction <= 1:
             raise ConfigError(
-                f"fraction was {self.fraction}",
+                f"subset_fraction was {self.subset_fraction}",
                 expected="above 0 and at most 1",
-                action="give fraction such a value",
+                action="set subset_fraction to such a value, for example 0.5",
             )
-        if self.captions in {"real", "chosen"} and self.layer:
+        if self.captions in {"real", "selected"} and self.layer:
             raise ConfigError(
                 f"layer was {self.layer!r}, but captions was {self.captions!r}",
-                expected="no layer for real captions alone, nor for chosen ones",
+                expected="no layer for real or selected captions",
                 action="leave layer empty, or set captions to synthetic or both",
             )
-        if self.captions == "chosen" and not self.select:
+        if self.captions == "selected" and not self.selection_layers:
             raise ConfigError(
-                "captions was 'chosen', but select was empty",
-                expected="the select layer that chose",
-                action="name it in select",
+                "captions was 'selected', but selection_layers was empty",
+                expected="the select layer with the selected captions",
+                action="add it to selection_layers",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class ShardView:
-    """What a view lets through of one shard."""
+    """Samples and captions of one shard that belong to a view."""
 
     rows: NDArray[np.int64]
     """The shard's rows that belong to the view, ascending."""
     synthetic: "pa.ChunkedArray | None"
     """The synthetic captions of every row of the shard (lists of strings), if the view has them."""
-    chosen: tuple[str | None, ...] | None
-    """The caption chosen for every row of the shard, None where it is the real one; None where
-    nothing was chosen."""
+    selected: tuple[str | None, ...] | None
+    """The selected caption of every row of the shard, None for the real one; None if the view
+    doesn't have selected captions."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A dataset seen through a ViewConfig; it copies nothing."""
+    """A dataset seen through a ViewConfig."""
 
     dataset: Dataset
     config: ViewConfig
@@ -82,8 +82,8 @@ class View:
         """Refuse layers that the dataset doesn't have (ConfigError)."""
         if self.config.captions in {"synthetic", "both"}:
             self._check_layer("layer", self.config.layer, "captions/", _RECAPTION)
-        for name in self.config.select:
-            self._check_layer("select", name, "select/", "data select {}")
+        for name in self.config.selection_layers:
+            self._check_layer("selection_layers", name, "select/", "data select {}")
 
     @property
     def digest(self) -> str:
@@ -92,17 +92,17 @@ class View:
         parts = {
             "dataset": self.dataset.digest,
             "layer": layers[self.config.layer].digest if self.config.layer else "",
-            "select": [layers[name].digest for name in self.config.select],
+            "select": [layers[name].digest for name in self.config.selection_layers],
             "view": self.config.to_json(),
         }
         return digest_json(parts)
 
     @property
     def parents(self) -> tuple[Parent, ...]:
-        """What a model trained on this view was made from: the dataset and the layers used."""
+        """The dataset and the layers that are used, for the lineage of a model."""
         dataset = self.dataset
         used = [("captions", self.config.layer)] if self.config.layer else []
-        used += [("select", name) for name in self.config.select]
+        used += [("select", name) for name in self.config.selection_layers]
         layers = [
             Parent(role=role, uri=dataset.layer_uri(name), digest=dataset.layers[name].digest)
             for role, name in used
@@ -110,54 +110,53 @@ class View:
         return (Parent(role="dataset", uri=dataset.uri, digest=dataset.digest), *layers)
 
     def select(self, uids: Sequence[str]) -> NDArray[np.int64]:
-        """The rows of a shard with these uids that belong to the view's fraction, ascending."""
-        if self.config.fraction == 1:
+        """Return the rows, ascending, of a shard with these uids that belong to the subset."""
+        if self.config.subset_fraction == 1:
             return np.arange(len(uids))
-        return np.flatnonzero([in_fraction(uid, self.config.fraction) for uid in uids])
+        return np.flatnonzero([in_subset(uid, self.config.subset_fraction) for uid in uids])
 
     def open_shard(self, index: int, uids: Sequence[str], cache: Path) -> ShardView:
-        """What the view lets through of shard ``index``, which has these uids.
+        """Return the view's part of shard ``index``, which has these uids.
 
-        Reads a file a layer. Raises ArtifactError where one isn't as the dataset lists it.
+        Reads one file per layer. Raises ArtifactError where one isn't as the dataset lists it.
         """
         from clipmill.data.layers import read_layer
 
-        synthetic = chosen = None
+        synthetic = selected = None
         if self.config.layer:
             synthetic = read_layer(self.dataset, self.config.layer, index, cache)["captions"]
-        if self.config.captions == "chosen":
-            chosen = self._chosen(index, cache)
-        return ShardView(self._rows(index, uids, cache), synthetic, chosen)
+        if self.config.captions == "selected":
+            selected = self._selected_captions(index, cache)
+        return ShardView(self._rows(index, uids, cache), synthetic, selected)
 
     def shard_sizes(self, cache: Path | None = None) -> list[int]:
-        """How many samples of each shard belong to the view.
+        """Return the number of samples of each shard that belong to the view.
 
-        One select layer says it by itself; a fraction below 1, or several select layers, are
-        read shard by shard. ``cache`` holds copies of remote files (default: ``cache_folder()``).
+        One select layer states it; a subset, or several select layers, are read shard by shard. ``cache`` holds copies of remote files (default: ``cache_folder()``).
         """
-        if self.config.fraction == 1 and len(self.config.select) <= 1:
-            if not self.config.select:
+        if self.config.subset_fraction == 1 and len(self.config.selection_layers) <= 1:
+            if not self.config.selection_layers:
                 return [shard.num_samples for shard in self.dataset.shards]
             from clipmill.data.layers import num_kept
 
-            return list(num_kept(self.dataset, self.config.select[0]))
-        place = cache or cache_folder()
+            return list(num_kept(self.dataset, self.config.selection_layers[0]))
+        cache = cache or cache_folder()
         with ThreadPoolExecutor(_NUM_READERS) as readers:
             sizes = readers.map(
-                lambda index: len(self._rows(index, None, place)), range(len(self.dataset.shards))
+                lambda index: len(self._rows(index, None, cache)), range(len(self.dataset.shards))
             )
             return list(sizes)
 
     def _rows(self, index: int, uids: Sequence[str] | None, cache: Path) -> NDArray[np.int64]:
-        """The rows of a shard that every select layer keeps and the fraction has."""
+        """Return the rows of a shard that every select layer keeps and the subset contains."""
         keep = np.ones(self.dataset.shards[index].num_samples, bool)
-        for name in self.config.select:
+        for name in self.config.selection_layers:
             from clipmill.data.layers import read_layer
 
             table = read_layer(self.dataset, name, index, cache, columns=["keep"])
             keep &= table["keep"].to_numpy()
         kept = np.flatnonzero(keep)
-        if self.config.fraction == 1:
+        if self.config.subset_fraction == 1:
             return kept
         return np.intersect1d(
             kept,
@@ -165,24 +164,24 @@ class View:
             assume_unique=True,
         )
 
-    def _chosen(self, index: int, cache: Path) -> tuple[str | None, ...]:
+    def _selected_captions(self, index: int, cache: Path) -> tuple[str | None, ...]:
         from clipmill.data.layers import REAL, read_layer
 
         columns = ["caption", "caption_index"]
-        table = read_layer(self.dataset, self.config.select[-1], index, cache, columns=columns)
-        kinds, places = table["caption"].to_pylist(), table["caption_index"].to_pylist()
+        table = read_layer(self.dataset, self.config.selection_layers[-1], index, cache, columns=columns)
+        kinds, indices = table["caption"].to_pylist(), table["caption_index"].to_pylist()
         texts = {
             kind: read_layer(self.dataset, kind, index, cache, columns=["captions"])["captions"]
             for kind in set(kinds) - {REAL}
         }
         try:
             return tuple(
-                None if kind == REAL else texts[kind][row].values[place].as_py()
-                for row, (kind, place) in enumerate(zip(kinds, places, strict=True))
+                None if kind == REAL else texts[kind][row].values[index].as_py()
+                for row, (kind, index) in enumerate(zip(kinds, indices, strict=True))
             )
         except IndexError as error:
             raise ArtifactError(
-                f"{self.config.select[-1]} chose a caption that its layer doesn't have: {error}",
+                f"{self.config.selection_layers[-1]} selects a caption that its layer doesn't have: {error}",
                 expected="scores of the captions that the layer has",
                 action="score the captions again, then select again",
             ) from error
@@ -204,13 +203,13 @@ class View:
             )
 
 
-def in_fraction(uid: str, fraction: float) -> bool:
-    """Whether a sample belongs to the nested subset of this size, decided by its uid alone."""
+def in_subset(uid: str, fraction: float) -> bool:
+    """Return whether a sample belongs to the nested subset of this size; depends on its uid alone."""
     return _leading(uid) < fraction * 2**64
 
 
 def subset_position(uid: str) -> float:
-    """The fraction, 0 to 1, from which on a sample belongs to the nested subset."""
+    """Return the smallest fraction, 0 to 1, whose nested subset contains a sample."""
     return _leading(uid) / 2**64
 
 
@@ -226,10 +225,10 @@ _MAX_HELD_OUT: Final = 1_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HoldOutSplit:
-    """A cut of a dataset."""
+    """A training part and a held-out part of a dataset."""
 
     fraction: float
-    """``view.fraction`` of the training part; everything outside it is held out."""
+    """``view.subset_fraction`` of the training part; all other samples are held out."""
     num_train: int
     num_held_out: int
 

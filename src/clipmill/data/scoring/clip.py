@@ -64,7 +64,7 @@ class ClipScorer:
 
     def __init__(self, config: ClipScoreConfig) -> None:
         self._config = config
-        self.parents: tuple[Parent, ...] = (judge_parent(config, "judge"),)
+        self.parents: tuple[Parent, ...] = (scoring_clip_parent(config, "judge"),)
         self.detail = {"model": config.model, "precision": config.precision}
         self._towers: ClipTowers | None = None
 
@@ -151,7 +151,7 @@ class ClipTowers:
         return unit
 
 
-def judge_parent(config: ClipScoreConfig, role: str) -> Parent:
+def scoring_clip_parent(config: ClipScoreConfig, role: str) -> Parent:
     """The CLIP that judges, by digest.
 
     Raises:

@@ -213,10 +213,10 @@ class TextScorer:
     def _tell(self, text: str) -> tuple[str | None, float | None]:
         if not self._config.language:
             return None, None
-        return language_of(text[: self._config.longest])
+        return detect_language(text[: self._config.longest])
 
 
-def language_of(text: str) -> tuple[str, float]:
+def detect_language(text: str) -> tuple[str, float]:
     """ISO 639 code of a text's language, and its probability among those that py3langid knows.
 
     ``und`` where the text says next to nothing, as a file's name does.

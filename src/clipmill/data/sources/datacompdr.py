@@ -33,7 +33,7 @@ _LAYERS = {"syn.json": "captions", "npz": "teacher"}
 
 
 @dataclass(frozen=True, slots=True)
-class Reinforcement:
+class DataCompDRLayers:
     """Which layers the samples of a source bring, as its first sample shows."""
 
     name: str
@@ -43,9 +43,9 @@ class Reinforcement:
     """Length of an embedding; 0 without a teacher layer."""
 
 
-def see_reinforcement(
+def detect_reinforcement(
     keys: Container[str], read: Callable[[str], bytes], name: str
-) -> Reinforcement:
+) -> DataCompDRLayers:
     """See what a sample with these keys brings; raises SourceError for what can't be read."""
     if "pth.gz" in keys:
         raise SourceError(
@@ -64,11 +64,11 @@ def see_reinforcement(
                 expected="npz with image_emb and text_emb, a row an embedding",
                 action="mend the first tar, or leave all such keys out with `?layers=`",
             ) from error
-    return Reinforcement(name, layers, width)
+    return DataCompDRLayers(name, layers, width)
 
 
 def layer_rows(
-    kind: Reinforcement,
+    kind: DataCompDRLayers,
     keys: Container[str],
     read: Callable[[str], bytes],
     num_real: int,

@@ -41,10 +41,10 @@ def parse_spec(text: str, kinds: Iterable[str]) -> SourceSpec:
             options = dict(pairs)
         else:
             path = rest
-    return SourceSpec(kind or _see_kind(path, list(kinds)), path, options)
+    return SourceSpec(kind or _detect_kind(path, list(kinds)), path, options)
 
 
-def _see_kind(path: str, kinds: list[str]) -> str:
+def _detect_kind(path: str, kinds: list[str]) -> str:
     here = Path(path)
     suffix = here.suffix.lower()
     if here.is_dir():

@@ -20,7 +20,7 @@ from clipmill.data.sources.base import (
     Source,
     Split,
 )
-from clipmill.data.sources.datacompdr import Reinforcement, layer_rows, see_reinforcement
+from clipmill.data.sources.datacompdr import DataCompDRLayers, layer_rows, detect_reinforcement
 from clipmill.data.sources.files import Descriptor, files_digest, matching_files, relative_names
 from clipmill.errors import BadSampleError
 
@@ -47,7 +47,7 @@ Sample = tuple[str, list[tuple[str, Member]]]
 """A sample's key (its members' common name) and its members by what follows the first dot."""
 
 
-class CutTarError(Exception):
+class TruncatedTarError(Exception):
     """The tar ends, or stops being one, before its end."""
 
 
@@ -81,7 +81,7 @@ class WebDatasetSource(Source):
         try:
             for key, parts in _samples(file, split.start, split.stop):
                 yield Entry(f"{split.piece}/{key}", partial(self._load, file, parts))
-        except CutTarError as error:
+        except TruncatedTarError as error:
             yield Entry(split.piece, partial(_raise, BadSampleError("cut-tar", str(error))))
 
     def _split_tar(self, name: str, size: int) -> Iterator[Split]:
@@ -94,7 +94,7 @@ class WebDatasetSource(Source):
                     yield Split(name, start, stop, count)
                     start, count = stop, 0
                 count += 1
-        except CutTarError:
+        except TruncatedTarError:
             count += 1  # the entry that says so
         if count:
             yield Split(name, start, file.size, count)
@@ -111,15 +111,15 @@ class WebDatasetSource(Source):
         rows = layer_rows(self._kind, found, read, len(texts)) if self._kind else {}
         return RawPair(read(image), f".{image.lower()}", texts[0], rows)
 
-    def _see(self) -> Reinforcement | None:
+    def _see(self) -> DataCompDRLayers | None:
         """What the first sample brings."""
         for path in self._tars.values():
             file = Descriptor(path)
             try:
                 for _, parts in _samples(file, 0, file.size):
                     found = dict(reversed(parts))
-                    return see_reinforcement(found, partial(_read, file, found), self._name)
-            except CutTarError:
+                    return detect_reinforcement(found, partial(_read, file, found), self._name)
+            except TruncatedTarError:
                 continue
         return None
 
@@ -154,7 +154,7 @@ def _captions(found: dict[str, Member], read: Callable[[str], bytes]) -> list[by
 
 
 def _samples(file: Descriptor, start: int, stop: int) -> Iterator[Sample]:
-    """Yield the samples of a range; where the tar is cut, those before it, then CutTarError."""
+    """Yield the samples of a range; where the tar is cut, those before it, then TruncatedTarError."""
     key: str | None = None
     parts: list[tuple[str, Member]] = []
     try:
@@ -165,7 +165,7 @@ def _samples(file: Descriptor, start: int, stop: int) -> Iterator[Sample]:
                     yield key, parts
                 key, parts = following, []
             parts.append((kind, member))
-    except CutTarError:
+    except TruncatedTarError:
         if key is not None:
             yield key, parts
         raise
@@ -187,7 +187,7 @@ def _raise(error: Exception) -> RawPair:
 def members(file: Descriptor, start: int, stop: int) -> Iterator[Member]:
     """Yield the plain files whose headers begin in ``start`` to ``stop`` (byte offsets).
 
-    Raises CutTarError after the last whole member where the tar is damaged or cut; other kinds of
+    Raises TruncatedTarError after the last whole member where the tar is damaged or cut; other kinds of
     members (folders, links, devices) are passed over.
     """
     end = file.size
@@ -198,16 +198,16 @@ def members(file: Descriptor, start: int, stop: int) -> Iterator[Member]:
         if not block.strip(b"\0"):
             if len(block) == _BLOCK or extension:
                 break  # the end mark: blocks of zeros
-            raise CutTarError(f"no whole header at byte {position}")
+            raise TruncatedTarError(f"no whole header at byte {position}")
         kind, size = _check(block, position)
         offset = position + _BLOCK
         following = offset + -(-size // _BLOCK) * _BLOCK
         if kind in b"LxgK":
             if size > _MAX_EXTENSION_BYTES:
-                raise CutTarError(f"an extended header of {size} bytes at byte {position}")
+                raise TruncatedTarError(f"an extended header of {size} bytes at byte {position}")
             content = file.read(offset, size)
             if len(content) < size:
-                raise CutTarError(f"ends within the member at byte {position}")
+                raise TruncatedTarError(f"ends within the member at byte {position}")
             if kind == b"L":
                 extension["path"] = _text(content.rstrip(b"\0"))
             elif kind == b"x":
@@ -218,13 +218,13 @@ def members(file: Descriptor, start: int, stop: int) -> Iterator[Member]:
             size = _number(extension["size"], position)
             following = offset + -(-size // _BLOCK) * _BLOCK
         if offset + size > end:
-            raise CutTarError(f"ends within the member at byte {position}")
+            raise TruncatedTarError(f"ends within the member at byte {position}")
         if kind in b"0\0":
             yield Member(extension.get("path") or _name(block), header, offset, size)
         extension = {}
         position = header = following
     if extension:
-        raise CutTarError(f"a name without its member at byte {header}")
+        raise TruncatedTarError(f"a name without its member at byte {header}")
 
 
 def _check(block: bytes, position: int) -> tuple[bytes, int]:
@@ -235,10 +235,10 @@ def _check(block: bytes, position: int) -> tuple[bytes, int]:
         binary = block[124] & 0x80
         size = int.from_bytes(block[125:136]) if binary else int(block[124:136].strip(b" \0"), 8)
     except (ValueError, IndexError) as error:
-        raise CutTarError(f"no header at byte {position}") from error
+        raise TruncatedTarError(f"no header at byte {position}") from error
     # The checksum is taken with its own field as spaces.
     if len(block) < _BLOCK or sum(block) - sum(block[148:156]) + 8 * 0x20 != stated or size < 0:
-        raise CutTarError(f"no header at byte {position}")
+        raise TruncatedTarError(f"no header at byte {position}")
     return block[156:157], size
 
 
@@ -256,7 +256,7 @@ def _pax(content: bytes, position: int) -> dict[str, str]:
         size = _number(_text(length), position)
         record = rest[: size - len(length) - 2]
         if size > len(content) or size < len(length) + 3:
-            raise CutTarError(f"broken records in the header at byte {position}")
+            raise TruncatedTarError(f"broken records in the header at byte {position}")
         key, _, value = record.partition(b"=")
         if key in (b"path", b"size"):
             found[key.decode()] = _text(value)
@@ -266,7 +266,7 @@ def _pax(content: bytes, position: int) -> dict[str, str]:
 
 def _number(text: str, position: int) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise CutTarError(f"a length of {text[:20]!r} in the header at byte {position}")
+        raise TruncatedTarError(f"a length of {text[:20]!r} in the header at byte {position}")
     return int(text)
 
 

@@ -102,7 +102,7 @@ def crop_to_square(image: EncodedImage, box: Box, size: int) -> "Tensor":
 
 def _reduction(image: EncodedImage, box: Box, size: int) -> int:
     """The largest reduction that leaves at least ``size`` pixels of the box a side."""
-    if image.is_reducible:
+    if image.can_downscale:
         for reduction in REDUCTIONS:
             window = box.snapped(reduction)
             if min(window.width, window.height) >= size * reduction:

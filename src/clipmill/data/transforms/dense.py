@@ -42,7 +42,7 @@ def resize_pair(
     return np.asarray(image), np.asarray(label)
 
 
-def whole_pair(
+def center_crop_pair(
     image_HW3: NDArray[Any], label_HW: NDArray[Any], size: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Both as squares of side ``size``: resized to it by the shorter side, and its middle."""
@@ -82,7 +82,7 @@ def flip_pair(
     return image_HW3, label_HW
 
 
-def cut_depth(
+def cutdepth(
     image_HW3: NDArray[Any],
     depth_HW: NDArray[Any],
     max_depth: float,
@@ -103,7 +103,7 @@ def cut_depth(
     return mixed
 
 
-def change_colours(
+def photometric_distortion(
     image_HW3: NDArray[Any], config: PhotometricConfig, generator: np.random.Generator
 ) -> NDArray[Any]:
     """Brightness and contrast, gamma, then hue and saturation: each perhaps."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipmill.data.stats import QUANTILES, Distribution
-from clipmill.report.html.page import Html, tag, concat
+from clipmill.report.html.page import Html, concat, tag
 from clipmill.report.html.style import series_color
 
 _WIDTH, _HEIGHT = 460, 250
@@ -87,7 +87,9 @@ def line_chart(
             marks.append(tag("polyline", points=points, style=stroke, class_="raw"))
         points = _points(places, [at_y(y) for y in curve.y])
         marks.append(tag("polyline", points=points, style=stroke))
-    for curve, place in zip(curves, _avoid_overlap([at_y(curve.y[-1]) for curve in curves]), strict=True):
+    for curve, place in zip(
+        curves, _avoid_overlap([at_y(curve.y[-1]) for curve in curves]), strict=True
+    ):
         # All at the margin: beside the end of a short line, others would run through it.
         fill = f"fill: {curve.color}"
         marks.append(_text(curve.words, right + 8, place + 4, class_="end", style=fill))
@@ -315,13 +317,33 @@ def histogram(title: str, distribution: Distribution, color: str) -> Html:
         )
     at = _HISTOGRAM_WIDTH * normalized_position(median, d)
     marks = [
-        tag("line", x1=0, x2=_HISTOGRAM_WIDTH, y1=_HISTOGRAM_BASE + 0.5, y2=_HISTOGRAM_BASE + 0.5, class_="grid"),
+        tag(
+            "line",
+            x1=0,
+            x2=_HISTOGRAM_WIDTH,
+            y1=_HISTOGRAM_BASE + 0.5,
+            y2=_HISTOGRAM_BASE + 0.5,
+            class_="grid",
+        ),
         tag("line", x1=f"{at:.1f}", x2=f"{at:.1f}", y1=0, y2=_HISTOGRAM_BASE, class_="median"),
         tag("text", format_number(d.low), x=0, y=_HISTOGRAM_HEIGHT - 2),
-        tag("text", format_number(d.high), x=_HISTOGRAM_WIDTH, y=_HISTOGRAM_HEIGHT - 2, text_anchor="end"),
+        tag(
+            "text",
+            format_number(d.high),
+            x=_HISTOGRAM_WIDTH,
+            y=_HISTOGRAM_HEIGHT - 2,
+            text_anchor="end",
+        ),
     ]
     label = f"{title}: from {format_number(d.low)} to {format_number(d.high)}, median {format_number(median)}"
-    chart = tag("svg", bars, marks, viewBox=f"0 0 {_HISTOGRAM_WIDTH} {_HISTOGRAM_HEIGHT}", role="img", aria_label=label)
+    chart = tag(
+        "svg",
+        bars,
+        marks,
+        viewBox=f"0 0 {_HISTOGRAM_WIDTH} {_HISTOGRAM_HEIGHT}",
+        role="img",
+        aria_label=label,
+    )
     missing = f", {d.missing:,} missing" if d.missing else ""
     note = tag("small", f"median {format_number(median)}, mean {format_number(d.mean)}{missing}")
     caption = tag("figcaption", tag("span", title), note)

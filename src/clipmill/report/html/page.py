@@ -1,4 +1,7 @@
-"""HTML as values: text is escaped on its way in, so that no caption or file name is ever markup."""
+"""HTML as values, with text escaped on construction, and images as data URIs.
+
+No caption or file name can become markup.
+"""
 
 import base64
 import io
@@ -12,7 +15,7 @@ from PIL import Image
 from clipmill.images import decode_rgb
 from clipmill.report.html.style import STYLE
 
-# Nothing is fetched, framed or run, whatever a string that came in may say.
+# Nothing is fetched, framed or run, whatever a string contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _VOID = frozenset({"br", "img", "meta"})
 
@@ -28,7 +31,7 @@ Child: TypeAlias = "str | Iterable[Child]"
 
 
 def tag(name: str, /, *children: Child, **attributes: str | float) -> Html:
-    """An element; ``class_`` is spelled ``class``, and ``stroke_width`` ``stroke-width``."""
+    """Build an element; ``class_`` is spelled ``class``, and ``stroke_width`` ``stroke-width``."""
     spelled = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
         for key, value in attributes.items()
@@ -40,7 +43,7 @@ def tag(name: str, /, *children: Child, **attributes: str | float) -> Html:
 
 
 def concat(*children: Child) -> Html:
-    """The children one after another, those that are text escaped."""
+    """Concatenate the children, escaping text."""
     parts: list[str] = []
     for child in children:
         if isinstance(child, Html):
@@ -57,22 +60,22 @@ class Section:
     """A part of the page."""
 
     anchor: str
-    """Its name in links."""
+    """Name in links."""
     heading: str
-    """Its heading, and its entry in the contents."""
+    """Heading, and entry in the contents."""
     body: Html
-    """What follows the heading."""
+    """Content after the heading."""
 
 
 def section(anchor: str, heading: str, *children: Child) -> Section:
-    """A part of the page with its heading."""
+    """Build a part of the page."""
     return Section(anchor, heading, concat(*children))
 
 
 def table(
     caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, class_: str = ""
 ) -> Html:
-    """A table whose rows begin with their heading; a cell that is a ``td`` already is kept."""
+    """Build a table whose rows begin with their heading; a cell that is a ``td`` is kept."""
     return tag(
         "div",
         tag(
@@ -96,22 +99,22 @@ def _row(cells: Sequence[str]) -> Html:
 
 
 def details(summary: str, *children: Child) -> Html:
-    """What most readers can pass over, folded."""
+    """Build a collapsible section."""
     return tag("details", tag("summary", summary), *children)
 
 
 def paragraph(*children: Child, class_: str = "") -> Html:
-    """A paragraph."""
+    """Build a paragraph."""
     return tag("p", *children, class_=class_)
 
 
-def empty_section(words: str) -> Html:
-    """Says that a section has nothing to show, and why."""
-    return paragraph(words, class_="missing")
+def empty_section(reason: str) -> Html:
+    """Build the note of a section that has nothing to show."""
+    return paragraph(reason, class_="missing")
 
 
 def document(title: str, header: Html, sections: Sequence[Section], *, style: str = "") -> str:
-    """A whole page; ``style`` is what it adds to the style sheet."""
+    """Build a page; ``style`` is added to the style sheet."""
     contents = tag(
         "nav",
         (tag("a", part.heading, href=f"#{part.anchor}") for part in sections),
@@ -131,15 +134,15 @@ def document(title: str, header: Html, sections: Sequence[Section], *, style: st
 
 
 _MAX_SIDE = 384
-"""Pixels of the longer side that are kept: what the page shows at most, on a dense screen."""
+"""Maximum longer side, pixels: the page's largest display size on a dense screen."""
 _PIXELATED_BELOW = 160
-"""Sides so short are shown enlarged, where pixels are truer than blur."""
+"""Longer side below which an image is enlarged without smoothing, pixels."""
 
 
 def image_tag(data: bytes, alt: str) -> Html:
-    """An image element of a JPEG, PNG or WebP file; large ones are made smaller.
+    """Build an image element of a JPEG, PNG or WebP file, downscaled if large.
 
-    The file is decoded and encoded anew, so that no metadata of it gets into the page.
+    The file is decoded and encoded again, which strips its metadata.
     """
     image = decode_rgb(data)
     width, height = image.size
@@ -163,6 +166,6 @@ def image_tag(data: bytes, alt: str) -> Html:
 
 
 def image_row(cells: list[tuple[str, Html]]) -> Html:
-    """Pictures in a row, each with the words above it."""
-    figures = (tag("figure", tag("figcaption", words), image) for words, image in cells)
+    """Build a row of images, each below its caption."""
+    figures = (tag("figure", tag("figcaption", caption), image) for caption, image in cells)
     return tag("div", figures, class_="strip")

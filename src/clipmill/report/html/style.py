@@ -182,7 +182,7 @@ footer { margin-top: 60px; color: var(--soft); font-size: .86rem; }
 
 
 def series_color(index: int) -> str:
-    """The CSS colour of the label at that place, the same all over the page."""
+    """Return the CSS color of a label, the same in all of the page."""
     return f"var(--series-{index % NUM_SERIES})"
 
 

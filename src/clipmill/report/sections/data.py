@@ -1,4 +1,4 @@
-"""A few pictures of the dataset, each with its real and its synthetic caption."""
+"""Sections of the dataset: samples with their captions, and rejected items."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from clipmill.data.sources import REASONS
 from clipmill.report.html.page import (
     Html,
     Section,
+    concat,
     empty_section,
-    paragraph,
     image_tag,
+    paragraph,
     section,
     table,
     tag,
-    concat,
 )
 from clipmill.storage import join, read_json
 
@@ -33,11 +33,11 @@ class _Sample:
     synthetic: str
     """Empty without a layer."""
     fallback: bool
-    """Whether the captioner said nothing, and the real caption stands in."""
+    """Whether the captioner returned nothing, and the real caption replaces it."""
 
 
 def samples_section(dataset: Dataset, layer: str, captioner: str) -> Section:
-    """The section ``Samples``; ``captioner`` is whose the synthetic captions are."""
+    """Return the section ``Samples``; ``captioner`` names the synthetic captions."""
     known = layer in dataset.layers
     samples = list(_samples(dataset, layer if known else ""))
     cards = (_card(sample, captioner or "synthetic") for sample in samples)
@@ -54,15 +54,15 @@ def samples_section(dataset: Dataset, layer: str, captioner: str) -> Section:
 
 
 def _samples(dataset: Dataset, layer: str) -> Iterator[_Sample]:
-    """Samples from the first shards that have any, evenly apart within each."""
-    wanted = _NUM_SAMPLES
+    """Yield samples of the first non-empty shards, evenly spaced within each."""
+    remaining = _NUM_SAMPLES
     for index, shard in enumerate(dataset.shards):
-        if not wanted:
+        if not remaining:
             return
         if not shard.num_samples:
             continue
-        rows = np.linspace(0, shard.num_samples - 1, min(wanted, shard.num_samples)).astype(int)
-        wanted -= len(rows)
+        rows = np.linspace(0, shard.num_samples - 1, min(remaining, shard.num_samples)).astype(int)
+        remaining -= len(rows)
         columns = read_layer(dataset, layer, index, cache_folder()).to_pydict() if layer else {}
         with read_shard(dataset, index, cache_folder()) as reader:
             for row in rows.tolist():
@@ -93,7 +93,7 @@ _NUM_NAMES = 3
 
 
 def quarantine_section(dataset: Dataset) -> Section:
-    """The section ``Bad samples``."""
+    """Return the section ``Bad samples``."""
     if not dataset.quarantine:
         return section("quarantine", "Bad samples", paragraph("None: every item could be used."))
     names: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The endpoint: what was asked of it, what it answered, and which models it serves."""
+"""Section of the endpoint: promoted models, and their predictions in the smoke test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from clipmill.report.html.page import (
     Section,
     details,
     empty_section,
+    image_row,
     image_tag,
     section,
-    image_row,
     table,
     tag,
 )
@@ -28,75 +28,77 @@ class PromotedModel:
     """A promoted model."""
 
     uri: str
-    """Where its promotion's record lies."""
+    """URI of the promotion."""
     digest: str
-    """The promotion's digest."""
+    """Digest of the promotion."""
     threshold: float
-    """What its gate asked for, in the metric's unit."""
+    """Value required for promotion, in the metric's unit."""
     evaluation: EvaluationResult
-    """How it was judged."""
+    """Evaluation of the model."""
     label: str
-    """The report's label whose model it is; empty for an older one."""
+    """Label of the model in the report; empty for an older model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Endpoint:
-    """A served model that was asked once or more."""
+class EndpointInfo:
+    """A served model, as queried by the smoke test."""
 
     name: str
-    """Name of the model at the endpoint, and of its pictures."""
+    """Name of the model at the endpoint, and prefix of its image files."""
     task: str
     """The task's name."""
     model: str
     """URI of the model."""
     digest: str
-    """Its digest, as the endpoint reported it."""
+    """Digest of the model, as reported by the endpoint."""
     milliseconds: float
     """Median time of a request."""
     request: str
     """Method and path."""
     curl: str = ""
-    """The request as a command; empty where the probe didn't keep it."""
+    """The request as a command; empty where it wasn't recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Probe:
-    """What a probe of the endpoints found."""
+class SmokeTestResult:
+    """Result of a smoke test of the endpoints."""
 
     uri: str
-    """Where it lies."""
+    """Address of the result."""
     digest: str
-    """Its digest."""
-    endpoints: tuple[Endpoint, ...]
-    """Those that were asked."""
+    """Digest of the result."""
+    endpoints: tuple[EndpointInfo, ...]
+    """Queried endpoints."""
     metrics: str
     """Lines scraped from ``/metrics``."""
 
 
-def read_smoke_test(uri: str) -> Probe | None:
-    """The probe at ``uri``; None if the URI is empty or nothing lies there."""
+def read_smoke_test_result(uri: str) -> SmokeTestResult | None:
+    """Read the smoke test at ``uri``; None if the URI is empty or nothing is there."""
     if not uri:
         return None
     try:
         value = read_json(join(uri, "probe.json"))
     except NotFoundError:
         return None
-    endpoints = tuple(Endpoint(**found) for found in value["endpoints"])
-    return Probe(uri=uri, digest=value["digest"], endpoints=endpoints, metrics=value["metrics"])
+    endpoints = tuple(EndpointInfo(**endpoint) for endpoint in value["endpoints"])
+    return SmokeTestResult(
+        uri=uri, digest=value["digest"], endpoints=endpoints, metrics=value["metrics"]
+    )
 
 
-def read_served(
+def read_promoted_models(
     promotions: Sequence[str], tasks: Sequence[TaskComparison]
 ) -> tuple[PromotedModel, ...]:
-    """The promoted models, in the order given."""
+    """Read promotions; return the promoted models in their order."""
     labels: Mapping[str, str] = {
-        found.model.digest: label for task in tasks for label, found in task.evaluations.items()
+        result.model.digest: label for task in tasks for label, result in task.evaluations.items()
     }
-    served = []
+    promoted = []
     for uri in promotions:
         value = read_json(join(uri, "promotion.json"))
         evaluation = read_promotion(uri).evaluation
-        served.append(
+        promoted.append(
             PromotedModel(
                 uri=uri,
                 digest=value["digest"],
@@ -105,73 +107,75 @@ def read_served(
                 label=labels.get(evaluation.model.digest, ""),
             )
         )
-    return tuple(served)
+    return tuple(promoted)
 
 
-def endpoint_section(probe: Probe | None, served: Sequence[PromotedModel]) -> Section:
-    """The section ``Endpoint``."""
-    parts = [_promoted(served)] if served else [empty_section("No model was promoted.")]
-    if probe is None:
+def endpoint_section(
+    smoke_test: SmokeTestResult | None, promoted: Sequence[PromotedModel]
+) -> Section:
+    """Return the section ``Endpoint``."""
+    parts = [_promoted(promoted)] if promoted else [empty_section("No model was promoted.")]
+    if smoke_test is None:
         parts.append(empty_section("The endpoint was not probed."))
     else:
-        by_task = {found.evaluation.task: found.evaluation.model.digest for found in served}
-        parts += [_answer(probe, found, by_task.get(found.task)) for found in probe.endpoints]
-        if probe.metrics:
-            parts.append(details("Metrics that it exports", tag("pre", probe.metrics.strip())))
+        digests = {m.evaluation.task: m.evaluation.model.digest for m in promoted}
+        parts += [_prediction(smoke_test, e, digests.get(e.task)) for e in smoke_test.endpoints]
+        if smoke_test.metrics:
+            parts.append(details("Metrics that it exports", tag("pre", smoke_test.metrics.strip())))
     return section("endpoint", "The endpoint", *parts)
 
 
-def _promoted(served: Sequence[PromotedModel]) -> Html:
+def _promoted(promoted: Sequence[PromotedModel]) -> Html:
     rows = []
-    for found in served:
-        metric = get_task(found.evaluation.task).metric
-        known = metric_format(metric.name)
-        figure = MetricFormat(known.title, metric.unit, metric.higher_is_better)
+    for model in promoted:
+        metric = get_task(model.evaluation.task).metric
+        base = metric_format(metric.name)
+        form = MetricFormat(base.title, metric.unit, metric.higher_is_better)
         sign = "≥" if metric.higher_is_better else "≤"
         rows.append(
             [
-                found.evaluation.task,
-                found.label or "an earlier model",
-                f"{figure.title} {figure.text(found.evaluation.metrics[metric.name])}",
-                f"{sign} {figure.text(found.threshold)}",
-                tag("code", found.evaluation.model.digest[:12]),
+                model.evaluation.task,
+                model.label or "an earlier model",
+                f"{form.title} {form.text(model.evaluation.metrics[metric.name])}",
+                f"{sign} {form.text(model.threshold)}",
+                tag("code", model.evaluation.model.digest[:12]),
             ]
         )
     head = ["Task", "Promoted", "Judged", "Gate", "Model digest"]
     return table("Models that passed their gate and serve.", head, rows, class_="tight")
 
 
-def _answer(probe: Probe, found: Endpoint, promoted: str | None) -> Html:
-    def shown(part: str, words: str) -> tuple[str, Html]:
-        data = read_bytes(join(probe.uri, f"{found.name}-{part}.png"))
-        return words, image_tag(data, f"{found.task} endpoint: {words}")
+def _prediction(result: SmokeTestResult, endpoint: EndpointInfo, promoted: str | None) -> Html:
+    def captioned(part: str, caption: str) -> tuple[str, Html]:
+        data = read_bytes(join(result.uri, f"{endpoint.name}-{part}.png"))
+        return caption, image_tag(data, f"{endpoint.task} endpoint: {caption}")
 
-    cells = [shown("image", "sent"), shown("answer", "answered")]
-    if exists(join(probe.uri, f"{found.name}-truth.png")):
-        cells.append(shown("truth", "truth"))
+    cells = [captioned("image", "sent"), captioned("answer", "answered")]
+    if exists(join(result.uri, f"{endpoint.name}-truth.png")):
+        cells.append(captioned("truth", "truth"))
     if promoted is None:
         check = "no promotion to compare with"
     else:
-        check = "the promoted one" if promoted == found.digest else "not the promoted one"
+        check = "the promoted one" if promoted == endpoint.digest else "not the promoted one"
     pairs = {
-        "Request": tag("code", found.request),
-        "Median time": f"{found.milliseconds:.1f} ms",
-        "Model": tag("span", tag("code", found.digest[:12]), f", {check}"),
+        "Request": tag("code", endpoint.request),
+        "Median time": f"{endpoint.milliseconds:.1f} ms",
+        "Model": tag("span", tag("code", endpoint.digest[:12]), f", {check}"),
     }
     return tag(
         "div",
-        tag("h3", found.name.capitalize()),
+        tag("h3", endpoint.name.capitalize()),
         image_row(cells),
         tag(
             "dl",
             ((tag("dt", name), tag("dd", value)) for name, value in pairs.items()),
             class_="pairs",
         ),
-        _command(found.curl) if found.curl else "",
+        _command(endpoint.curl) if endpoint.curl else "",
         class_="endpoint",
     )
 
 
 def _command(curl: str) -> Html:
-    words = tag("small", "The request as a command; a click selects it.", class_="soft")
-    return tag("div", words, tag("pre", curl, class_="copy", tabindex=0), class_="wide")
+    hint = tag("small", "The request as a command; a click selects it.", class_="soft")
+    return tag("div", hint, tag("pre", curl, class_="copy", tabindex=0), class_="wide")

@@ -1,4 +1,4 @@
-"""What each label's models see in the same test pictures, beside the truth."""
+"""Section of predictions: each label's models on the same test images, with ground truth."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,16 @@ from numpy.typing import NDArray
 
 from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.report.comparison import TaskComparison
-from clipmill.report.html.page import Html, Section, empty_section, image_tag, section, image_row, tag, concat
+from clipmill.report.html.page import (
+    Html,
+    Section,
+    concat,
+    empty_section,
+    image_row,
+    image_tag,
+    section,
+    tag,
+)
 from clipmill.tasks.depth.config import MAX_DEPTH_METRES
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.visualization import class_palette, depth_colors
@@ -16,14 +25,14 @@ from clipmill.tasks.visualization import class_palette, depth_colors
 def predictions_section(
     tasks: Sequence[TaskComparison], models: Mapping[tuple[str, str], CheckpointMetadata]
 ) -> Section:
-    """The section ``Predictions``; ``models`` by label and task."""
+    """Return the section ``Predictions``; ``models`` are by label and task."""
     parts = []
     for task in tasks:
         metadata = models[next(iter(task.evaluations)), task.task]
         strips = [
             _strip(group, index)
             for group in _by_data(task).values()
-            for index in range(min(found.num_samples for found in group.values()))
+            for index in range(min(result.num_samples for result in group.values()))
         ]
         parts.append(
             concat(
@@ -37,22 +46,22 @@ def predictions_section(
 
 
 def task_key(task: str, metadata: CheckpointMetadata) -> Html:
-    """What the colours of a task's pictures mean."""
+    """Return the color legend of a task's images."""
     if task == "depth":
         return _depth_bar()
-    colours = class_palette()
+    colors = class_palette()
     items = (
-        tag("li", tag("i", style=f"background: {_css(colours[index])}"), name)
+        tag("li", tag("i", style=f"background: {_css(colors[index])}"), name)
         for index, name in enumerate(metadata.architecture.get("classes", []))
     )
     return tag("ul", items, class_="key")
 
 
 def _by_data(task: TaskComparison) -> dict[str, dict[str, EvaluationResult]]:
-    """Evaluations by label, those on equal data together: they show the same pictures."""
+    """Group evaluations by data, then by label: those of one group show the same images."""
     groups: dict[str, dict[str, EvaluationResult]] = {}
-    for label, found in task.evaluations.items():
-        groups.setdefault(found.data.digest, {})[label] = found
+    for label, result in task.evaluations.items():
+        groups.setdefault(result.data.digest, {})[label] = result
     return groups
 
 
@@ -64,15 +73,15 @@ def _strip(group: Mapping[str, EvaluationResult], index: int) -> Html:
         ("truth", image_tag(first.read_image(index, "truth"), f"{name}: the truth")),
     ]
     cells += [
-        (label, image_tag(found.read_image(index, "prediction"), f"{name}: what {label} predicts"))
-        for label, found in group.items()
+        (label, image_tag(result.read_image(index, "prediction"), f"{name}: what {label} predicts"))
+        for label, result in group.items()
     ]
     return image_row(cells)
 
 
 def _depth_bar() -> Html:
     stops = depth_colors(np.linspace(0, MAX_DEPTH_METRES, 13), MAX_DEPTH_METRES)
-    gradient = ", ".join(_css(colour) for colour in stops)
+    gradient = ", ".join(_css(color) for color in stops)
     return tag(
         "div",
         tag("i", style=f"background: linear-gradient(to right, {gradient})"),
@@ -85,9 +94,9 @@ def _depth_bar() -> Html:
         ),
         class_="bar",
         role="img",
-        aria_label=f"Colours of depth, from 0 to {MAX_DEPTH_METRES:g} metres",
+        aria_label=f"Colors of depth, from 0 to {MAX_DEPTH_METRES:g} metres",
     )
 
 
-def _css(colour: NDArray[np.uint8]) -> str:
-    return f"rgb({', '.join(str(int(c)) for c in colour)})"
+def _css(color: NDArray[np.uint8]) -> str:
+    return f"rgb({', '.join(str(int(c)) for c in color)})"

@@ -1,4 +1,4 @@
-"""From what the served models were made, with which versions, and on what machine."""
+"""Section of provenance: lineage of artifacts, versions, machine."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -21,30 +21,30 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine of this process; packages that aren't installed are left out."""
-    found = {}
+    """Return versions and machine of this process, without packages that aren't installed."""
+    facts = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            facts[name] = version(name)
         except PackageNotFoundError:
             continue
     cores = available_cpus()
-    found["Python"] = platform.python_version()
-    found["CPU"] = f"{_cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
-    return found
+    facts["Python"] = platform.python_version()
+    facts["CPU"] = f"{_cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
+    return facts
 
 
 def provenance_section(
     artifacts: Sequence[tuple[str, str]], store: str, known: Mapping[str, str], date: str
 ) -> Section:
-    """The section ``Provenance``.
+    """Return the section ``Provenance``.
 
-    ``artifacts`` pair words with the URI of an artifact; ``known`` is the environment.
+    ``artifacts`` pair a heading with the URI of an artifact; ``known`` is the environment.
     """
     seen: set[str] = set()
     trees = [
-        (tag("h3", words), tag("ul", _tree(lineage(uri), store, seen), class_="tree"))
-        for words, uri in artifacts
+        (tag("h3", heading), tag("ul", _tree(lineage(uri), store, seen), class_="tree"))
+        for heading, uri in artifacts
     ]
     pairs = {**known, "Date": date}
     return section(
@@ -57,7 +57,7 @@ def provenance_section(
         tag("h3", "Versions and machine that wrote this report"),
         tag(
             "dl",
-            ((tag("dt", name), tag("dd", words)) for name, words in pairs.items()),
+            ((tag("dt", name), tag("dd", value)) for name, value in pairs.items()),
             class_="pairs",
         ),
     )
@@ -65,22 +65,22 @@ def provenance_section(
 
 def _tree(node: Node, store: str, seen: set[str]) -> Html:
     role = f"{node.role}: " if node.role not in {"", node.kind} else ""
-    place = node.uri.removeprefix(f"{store.rstrip('/')}/")
-    words = [tag("b", f"{role}{node.kind}"), " ", tag("code", f"{place} ({node.digest[:12]})")]
+    path = node.uri.removeprefix(f"{store.rstrip('/')}/")
+    line = [tag("b", f"{role}{node.kind}"), " ", tag("code", f"{path} ({node.digest[:12]})")]
     if node.parents and node.uri in seen:
-        return tag("li", words, tag("span", " · as above", class_="soft"))
+        return tag("li", line, tag("span", " · as above", class_="soft"))
     seen.add(node.uri)
     parents = [_tree(parent, store, seen) for parent in node.parents]
-    return tag("li", words, _detail(node), tag("ul", parents) if parents else "")
+    return tag("li", line, _detail(node), tag("ul", parents) if parents else "")
 
 
 def _detail(node: Node) -> Html:
     detail = dict(node.detail)
     problem = detail.pop("problem", "")
-    words = "".join(f" · {name}: {value}" for name, value in detail.items())
+    text = "".join(f" · {name}: {value}" for name, value in detail.items())
     return tag(
         "span",
-        tag("span", words, class_="soft") if words else "",
+        tag("span", text, class_="soft") if text else "",
         tag("span", f" · {problem}", class_="worse") if problem else "",
     )
 

@@ -1,11 +1,19 @@
-"""The comparison's figures beside what learned nothing, the rule, and the gate."""
+"""Section of a comparison: metrics, differences, the decision rule and the threshold."""
 
 from collections.abc import Sequence
 
 from clipmill.report.comparison import Check
-from clipmill.report.format import metric_format
-from clipmill.report.html.page import Section, details, empty_section, paragraph, section, table, tag
-from clipmill.report.summary import gain_text, join_words, shown
+from clipmill.report.format import join_words, metric_format
+from clipmill.report.html.page import (
+    Section,
+    details,
+    empty_section,
+    paragraph,
+    section,
+    table,
+    tag,
+)
+from clipmill.report.summary import format_gain, task_format
 from clipmill.tasks.comparison import RANDOM, Comparison, PretrainingResult, TaskResult
 from clipmill.tasks.evaluation import read_evaluation
 
@@ -20,15 +28,15 @@ _MARKS = {"better": "ok", "worse": "no", "no difference": "soft"}
 
 
 def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> Section:
-    """The section ``Results``."""
+    """Return the section ``Results``."""
     marks = (
         tag("li", tag("b", "✓" if check.fair else "✗"), check.words, class_=_mark(check))
         for check in checks
     )
-    fairness = (tag("h3", "What the encoders share"), tag("ul", marks, class_="checks"))
+    comparability = (tag("h3", "What the encoders share"), tag("ul", marks, class_="checks"))
     if comparison is None or not comparison.tasks:
         nothing = empty_section("No comparison with random weights was given.")
-        return section("results", "Results", nothing, *(fairness if checks else ()))
+        return section("results", "Results", nothing, *(comparability if checks else ()))
     labels = tuple(comparison.tasks[0].values)
     best_first = labels[::-1]
     values = table(
@@ -40,7 +48,14 @@ def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> S
     )
     differences = table(
         "Differences, positive for better, with their 95 % intervals.",
-        ["Difference", "Task", "Gain", "95 % interval", "IntervalPoint of random weights", "Outcome"],
+        [
+            "Difference",
+            "Task",
+            "Gain",
+            "95 % interval",
+            "IntervalPoint of random weights",
+            "Outcome",
+        ],
         [row for task in comparison.tasks for row in _differences(task)],
         class_="small",
     )
@@ -49,13 +64,13 @@ def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> S
         "guessing, and how often held-out images and captions are nearer to their own than to "
         "others', where guessing gives 50 %.",
         ["Encoder", "Loss, guessing", "Held-out pairs", "Outcome"],
-        [_learned(label, found) for label, found in comparison.pretraining.items()],
+        [_learned(label, result) for label, result in comparison.pretraining.items()],
         class_="small",
     )
     others = table(
         "All figures of the evaluations.",
         ["Figure", *labels],
-        [row for task in comparison.tasks for row in _all_figures(task)],
+        [row for task in comparison.tasks for row in _all_metrics(task)],
         class_="small",
     )
     return section(
@@ -67,7 +82,7 @@ def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> S
         differences,
         learned if comparison.pretraining else "",
         details("All figures", others),
-        *fairness,
+        *comparability,
     )
 
 
@@ -81,26 +96,26 @@ RULE = (
 
 
 def _values(task: TaskResult, labels: Sequence[str]) -> list[str]:
-    figure = shown(task)
-    direction = "higher is better" if figure.higher_is_better else "lower is better"
-    name = tag("span", task.task, tag("small", f"{figure.title}, {direction}"))
+    metric = task_format(task)
+    direction = "higher is better" if metric.higher_is_better else "lower is better"
+    name = tag("span", task.task, tag("small", f"{metric.title}, {direction}"))
     passing = [task.metric.improvement(task.values[label], task.gate) >= 0 for label in labels]
     trivial = [
-        tag("small", f"{figure.text(value)}: {_TRIVIAL.get((task.task, kind), kind)}")
+        tag("small", f"{metric.text(value)}: {_TRIVIAL.get((task.task, kind), kind)}")
         for kind, value in task.trivial.items()
     ]
-    seeds = f"{len(task.random)} seeds: {join_words([figure.text(v) for v in task.random])}"
+    seeds = f"{len(task.random)} seeds: {join_words([metric.text(v) for v in task.random])}"
     middle = sorted(task.random)[len(task.random) // 2]
-    sign = "≥" if figure.higher_is_better else "≤"
+    sign = "≥" if metric.higher_is_better else "≤"
     return [
         name,
         *(
-            tag("td", figure.text(task.values[label]), class_="best" if passes else "")
+            tag("td", metric.text(task.values[label]), class_="best" if passes else "")
             for label, passes in zip(labels, passing, strict=True)
         ),
-        tag("td", figure.text(middle), tag("small", seeds)),
+        tag("td", metric.text(middle), tag("small", seeds)),
         tag("td", *trivial),
-        f"{sign} {figure.text(task.gate)}",
+        f"{sign} {metric.text(task.gate)}",
     ]
 
 
@@ -109,42 +124,40 @@ def _differences(task: TaskResult) -> list[list[str]]:
         [
             f"{d.label} over {d.over}",
             task.task,
-            gain_text(task, d.gain),
-            " to ".join(gain_text(task, end, with_unit=False) for end in (d.low, d.high)),
-            gain_text(task, task.spread)[1:],
+            format_gain(task, d.gain),
+            " to ".join(format_gain(task, end, with_unit=False) for end in (d.low, d.high)),
+            format_gain(task, task.spread)[1:],
             tag("td", d.outcome, class_=_MARKS[d.outcome]),
         ]
         for d in reversed(task.differences)
     ]
 
 
-def _learned(label: str, found: PretrainingResult) -> list[str]:
+def _learned(label: str, result: PretrainingResult) -> list[str]:
     losses = ", ".join(
         f"{kind.removeprefix('loss/')} {value:.2f}" if "/" in kind else f"{value:.2f}"
-        for kind, value in found.losses.items()
+        for kind, value in result.losses.items()
     )
     held_out = "—"
-    if found.pair_accuracy is not None:
-        error = 100 * found.pair_accuracy_error
-        held_out = f"{100 * found.pair_accuracy:.1f} ± {error:.1f} %"
+    if result.pair_accuracy is not None:
+        error = 100 * result.pair_accuracy_error
+        held_out = f"{100 * result.pair_accuracy:.1f} ± {error:.1f} %"
     outcome = (
         tag("td", "failed: no better than chance", class_="worse")
-        if found.has_failed
+        if result.has_failed
         else tag("td", "learned", class_="better")
     )
-    return [label, f"{losses}; {found.chance_loss:.2f}", held_out, outcome]
+    return [label, f"{losses}; {result.chance_loss:.2f}", held_out, outcome]
 
 
-def _all_figures(task: TaskResult) -> list[list[str]]:
+def _all_metrics(task: TaskResult) -> list[list[str]]:
     metrics = {label: read_evaluation(uri).metrics for label, uri in task.evaluations.items()}
-    names = dict.fromkeys(name for found in metrics.values() for name in found)
+    names = dict.fromkeys(name for values in metrics.values() for name in values)
     rows = []
     for name in names:
-        figure = metric_format(name)
-        values = [
-            "—" if name not in found else figure.text(found[name]) for found in metrics.values()
-        ]
-        rows.append([tag("span", figure.title, tag("small", task.task)), *values])
+        metric = metric_format(name)
+        values = ["—" if name not in own else metric.text(own[name]) for own in metrics.values()]
+        rows.append([tag("span", metric.title, tag("small", task.task)), *values])
     return rows
 
 

@@ -1,4 +1,4 @@
-"""How the losses of the encoders and of the captioner fell."""
+"""Sections of training: losses of encoders and captioner, and time by stage."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from clipmill.engine.result import read_log
 from clipmill.errors import NotFoundError
 from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.report.format import format_duration, join_words
 from clipmill.report.html.charts import Line, Reference, line_chart
 from clipmill.report.html.page import Html, Section, empty_section, paragraph, section, table, tag
 from clipmill.report.html.style import series_color
-from clipmill.report.summary import join_words
 from clipmill.stage_records import StageRecord
 
 Log = list[dict[str, float]]
@@ -18,7 +18,7 @@ Log = list[dict[str, float]]
 def losses_section(
     encoders: Mapping[str, CheckpointMetadata], captioner: CheckpointMetadata | None
 ) -> Section:
-    """The section ``Losses``: contrastive losses by kind of caption, totals, the captioner's."""
+    """Return the section ``Losses``: contrastive by caption source, totals, the captioner's."""
     logs = {label: _log(metadata) for label, metadata in encoders.items()}
     charts = _encoder_charts(encoders, {label: log for label, log in logs.items() if log})
     if captioner is not None and (log := _log(captioner)):
@@ -57,17 +57,17 @@ def _encoder_charts(
     return [
         line_chart(
             *titles[kind],
-            found,
+            curves,
             x_name="updates",
             reference=None if kind == "total" else chance,
         )
-        for kind, found in lines.items()
-        if found
+        for kind, curves in lines.items()
+        if curves
     ]
 
 
 def _chance(encoders: Mapping[str, CheckpointMetadata]) -> Reference | None:
-    """What guessing among a batch costs: the logarithm of its size."""
+    """Return the loss of guessing within a batch: the logarithm of its size."""
     sizes = {metadata.recipe.get("train", {}).get("batch_size") for metadata in encoders.values()}
     size = sizes.pop() if len(sizes) == 1 else None
     return Reference(label=f"guessing, ln {size}", y=math.log(size)) if size else None
@@ -94,7 +94,7 @@ def _log(metadata: CheckpointMetadata) -> Log:
 
 
 def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Section:
-    """The section ``Where time went``; stages of one of the labels are in its colour."""
+    """Return the section ``Where time went``; stages of a label have its color."""
     if not stages:
         return section("time", "Where time went", empty_section("No stage of a run was recorded."))
     total = wall_seconds(stages)
@@ -103,21 +103,21 @@ def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Sect
         [
             f"{stage.name} {stage.label}".strip(),
             tag("td", _track(stage, start, total, labels)),
-            "reused" if stage.reused else duration(stage.seconds),
+            "reused" if stage.reused else format_duration(stage.seconds),
         ]
         for stage in stages
     ]
     rows.append(["", tag("td", _axis(total)), ""])
     worked = sum(stage.seconds for stage in stages)
     reused = sum(stage.reused for stage in stages)
-    words = f"{duration(total)} from the first start to the last end; the stages add up to "
-    words += f"{duration(worked)}."
+    text = f"{format_duration(total)} from the first start to the last end; the stages add up to "
+    text += f"{format_duration(worked)}."
     if reused:
-        words += f" {reused} of {len(stages)} found their result there already (hatched)."
+        text += f" {reused} of {len(stages)} found their result there already (hatched)."
     return section(
         "time",
         "Where time went",
-        paragraph(words),
+        paragraph(text),
         table(
             "Stages in the order in which they began.",
             ["Stage", "", "Time"],
@@ -128,7 +128,7 @@ def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Sect
 
 
 def wall_seconds(stages: Sequence[StageRecord]) -> float:
-    """From the first start to the last end; 0 without stages."""
+    """Return seconds from the first start to the last end; 0 without stages."""
     if not stages:
         return 0.0
     return max(s.started + s.seconds for s in stages) - min(s.started for s in stages)
@@ -152,7 +152,7 @@ def _axis(total: float) -> Html:
 
 
 def _step_seconds(total: float) -> int:
-    """A round step of which at most five fit."""
+    """Return a round step of which at most five fit."""
     units = (1, 60, 3600, 86400, 864000, 8640000)
     steps = [unit * digit for unit in units for digit in (1, 2, 5, 10, 30)]
     return next((step for step in steps if total / step <= 5), steps[-1])

@@ -44,10 +44,10 @@ class ClassificationTask(Task[ClassificationConfig]):
 
     def classes(self, folder: Path) -> tuple[str, ...]:
         """Return the names of ``train``'s folders, or of ``val``'s where there is no ``train``."""
-        from clipmill.data.labeled.image_folder import ClassFolder
+        from clipmill.data.labeled.image_folder import ImageFolder
 
         split = "train" if (folder / "train").is_dir() else "val"
-        return ClassFolder.open(folder, split).classes
+        return ImageFolder.open(folder, split).classes
 
     def input_sizes(self, config: ClassificationConfig) -> tuple[int, ...]:
         """Return the sides of the training crop and of the test image."""
@@ -65,10 +65,10 @@ class ClassificationTask(Task[ClassificationConfig]):
         """Return ``images`` (S, S, 3) uint8 and ``labels`` ()."""
         from PIL import Image
 
-        from clipmill.data.labeled.image_folder import ClassFolder
+        from clipmill.data.labeled.image_folder import ImageFolder
         from clipmill.data.transforms.augmentation import RandomResizedCropConfig, draw_crop
 
-        samples = ClassFolder.open(folder, "train")
+        samples = ImageFolder.open(folder, "train")
         crop = RandomResizedCropConfig(scale=config.scale)
         size = (config.image_size, config.image_size)
 
@@ -85,9 +85,9 @@ class ClassificationTask(Task[ClassificationConfig]):
 
     def training_images(self, folder: Path) -> Images:
         """Return the training split's images."""
-        from clipmill.data.labeled.image_folder import ClassFolder
+        from clipmill.data.labeled.image_folder import ImageFolder
 
-        return ClassFolder.open(folder, "train")
+        return ImageFolder.open(folder, "train")
 
     def build_inference_model(
         self, config: ClassificationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
@@ -117,9 +117,9 @@ class ClassificationTestSplit(TestSplit):
     """Images of the ``val`` split with ``top1`` and ``top5`` accuracy, percent."""
 
     def __init__(self, folder: Path) -> None:
-        from clipmill.data.labeled.image_folder import ClassFolder
+        from clipmill.data.labeled.image_folder import ImageFolder
 
-        self._data = ClassFolder.open(folder, "val")
+        self._data = ImageFolder.open(folder, "val")
         self._metrics = TopKAccuracy((1, 5))
 
     def __len__(self) -> int:

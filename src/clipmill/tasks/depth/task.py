@@ -71,7 +71,7 @@ class DepthTask(Task[DepthConfig]):
         @kept_in_memory
         def resized(index: int) -> dict[str, NDArray[Any]]:
             pair = samples.image_HW3(index), samples.depth_HW(index)
-            image, depth = dense.whole_pair(*pair, config.crop_size)
+            image, depth = dense.center_crop_pair(*pair, config.crop_size)
             return {"images": image, "depth": depth}
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
@@ -79,10 +79,10 @@ class DepthTask(Task[DepthConfig]):
                 return resized(index) | {"keys": np.asarray(index)}
             image, depth = samples.image_HW3(index), samples.depth_HW(index)
             if generator.integers(config.cutdepth_period) == 0:
-                image = dense.cut_depth(image, depth, MAX_DEPTH_METRES, generator)
+                image = dense.cutdepth(image, depth, MAX_DEPTH_METRES, generator)
             image, depth = dense.flip_pair(image, depth, generator)
             image, depth = dense.crop_pair(image, depth, config.crop_size, generator, fill=0)
-            image = dense.change_colours(image, config.photometric, generator)
+            image = dense.photometric_distortion(image, config.photometric, generator)
             return {"images": image, "depth": depth}
 
         return TrainingSamples(load=load, num_samples=len(samples), num_workers=config.num_workers)

@@ -69,7 +69,7 @@ class SegmentationTask(Task[SegmentationConfig]):
         @kept_in_memory
         def resized(index: int) -> dict[str, NDArray[Any]]:
             pair = samples.image_HW3(index), samples.classes_HW(index)
-            image, label = dense.whole_pair(*pair, config.crop_size)
+            image, label = dense.center_crop_pair(*pair, config.crop_size)
             return {"images": image, "labels": label}
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
@@ -79,7 +79,7 @@ class SegmentationTask(Task[SegmentationConfig]):
             image, label = dense.resize_pair(image, label, generator.uniform(*config.scale))
             image, label = dense.crop_pair(image, label, config.crop_size, generator, fill=IGNORED)
             image, label = dense.flip_pair(image, label, generator)
-            image = dense.change_colours(image, config.photometric, generator)
+            image = dense.photometric_distortion(image, config.photometric, generator)
             return {"images": image, "labels": label}
 
         return TrainingSamples(load=load, num_samples=len(samples), num_workers=config.num_workers)

@@ -6,7 +6,7 @@ from PIL import Image
 from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.view import View, ViewConfig, in_fraction
+from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import DistributedContext
@@ -37,9 +37,9 @@ def test_a_model_that_maps_all_to_one_place_finds_nothing():
 
 def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
     dataset = Dataset.open(dataset_uri)
-    view = View(dataset, ViewConfig(fraction=0.5))
+    view = View(dataset, ViewConfig(subset_fraction=0.5))
     uids = [uid for index in range(len(dataset.shards)) for uid in dataset.uids(index)]
-    held_out = sum(not in_fraction(uid, 0.5) for uid in uids)
+    held_out = sum(not in_subset(uid, 0.5) for uid in uids)
     assert 0 < held_out < 12
     for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         (tmp_path / "classes" / name).mkdir(parents=True)
@@ -56,10 +56,10 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
             view,
             DataLoaderConfig(num_workers=0),
             config_of_run,
-            crop=CropTransform(16, RandomResizedCropConfig()),
+            transform=CropTransform(16, RandomResizedCropConfig()),
             tokenizer=tokenizer,
             dist=dist,
-            cursor=cursor,
+            start_step=cursor,
         ),
         config_of_run,
         name="clip",
@@ -78,9 +78,9 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
 
 def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
     """A model of given embeddings; a share of a half is chance."""
-    view = View(Dataset.open(dataset_uri), ViewConfig(fraction=0.5))
+    view = View(Dataset.open(dataset_uri), ViewConfig(subset_fraction=0.5))
     number = sum(
-        not in_fraction(u, 0.5)
+        not in_subset(u, 0.5)
         for i in range(len(view.dataset.shards))
         for u in view.dataset.uids(i)
     )

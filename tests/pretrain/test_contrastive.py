@@ -1,22 +1,22 @@
-"""Losses over a matrix that is made in pieces, against open_clip's over the whole one."""
+"""Losses over a matrix that is computed in chunks, against open_clip's over the full one."""
 
 import pytest
 import torch
 from open_clip.loss import ClipLoss, DistillClipLoss, SigLipLoss
 from torch.nn import functional as F
 
-from clipmill.pretrain import similarity
+from clipmill.pretrain import contrastive
 from clipmill.pretrain.contrastive import (
     DistillationLoss,
     chunked_loss,
-    cross_entropy,
-    sigmoid,
+    InfoNceLoss,
+    SiglipLoss,
 )
 
 
 @pytest.fixture(params=[1, 22, 10**6], ids=["a row", "3 rows", "whole"], autouse=True)
 def piece_elements(request, monkeypatch):
-    monkeypatch.setattr(similarity, "MAX_CHUNK_ELEMENTS", request.param)
+    monkeypatch.setattr(contrastive, "MAX_CHUNK_ELEMENTS", request.param)
 
 
 def unit_rows(num_rows, width, seed):
@@ -41,7 +41,7 @@ def assert_same(found, expected, inputs):
 
 def test_cross_entropy_is_open_clips():
     images, texts, scale, _ = leaves()
-    rule = cross_entropy(0)
+    rule = InfoNceLoss(0)
     to_text = chunked_loss(images, texts, scale, rule)
     to_image = chunked_loss(texts, images, scale, rule)
     assert_same((to_text + to_image) / 2, ClipLoss()(images, texts, scale), (images, texts, scale))
@@ -49,7 +49,7 @@ def test_cross_entropy_is_open_clips():
 
 def test_sigmoid_is_open_clips():
     images, texts, scale, bias = inputs = leaves()
-    found = chunked_loss(images, texts, scale, sigmoid(0), bias)
+    found = chunked_loss(images, texts, scale, SiglipLoss(0), bias)
     assert_same(found, SigLipLoss()(images, texts, scale, bias), inputs)
 
 
@@ -79,7 +79,7 @@ def test_of_several_teachers_the_mean_is_taken_after_the_softmax():
     assert_same(found, expected, (images, texts, scale))
 
 
-@pytest.mark.parametrize("rule", [cross_entropy, sigmoid])
+@pytest.mark.parametrize("rule", [InfoNceLoss, SiglipLoss])
 def test_rows_of_a_later_rank_belong_to_later_columns(rule):
     images, texts, scale, bias = leaves()
     parts = [
@@ -94,15 +94,15 @@ def test_rows_of_a_later_rank_belong_to_later_columns(rule):
 def test_gradients_are_those_of_small_steps():
     inputs = leaves()
     torch.autograd.gradcheck(
-        lambda a, b, scale, bias: chunked_loss(a, b, scale, cross_entropy(0), bias), inputs
+        lambda a, b, scale, bias: chunked_loss(a, b, scale, InfoNceLoss(0), bias), inputs
     )
 
 
 def test_autocast_leaves_the_precision_alone():
     images, texts, scale, _ = leaves()
     with torch.autocast("cpu", torch.bfloat16):
-        found = chunked_loss(images, texts, scale, cross_entropy(0))
-    assert torch.equal(found, chunked_loss(images, texts, scale, cross_entropy(0)))
+        found = chunked_loss(images, texts, scale, InfoNceLoss(0))
+    assert torch.equal(found, chunked_loss(images, texts, scale, InfoNceLoss(0)))
 
 
 def test_no_piece_is_larger_than_allowed():
@@ -111,7 +111,7 @@ def test_no_piece_is_larger_than_allowed():
 
     def rule(logits, start):
         sizes.append(logits.numel())
-        return cross_entropy(0)(logits, start)
+        return InfoNceLoss(0)(logits, start)
 
     chunked_loss(images, texts, scale, rule)
     assert max(sizes) <= max(similarity.MAX_CHUNK_ELEMENTS, 7)
