@@ -18,8 +18,7 @@ def main(name: str, text: str, folder: str) -> None:
     """Run to the end; tasks keep their scratch files under ``folder``."""
     # The whole group, tasks included.
     stop_with_parent(lambda: os.killpg(0, signal.SIGKILL))
-    from clipmill.pipelines.local import run_local
-    from clipmill.pipelines.local import planned_stages
+    from clipmill.pipelines.local import planned_stages, run_local
     from clipmill.pipelines.registry import PIPELINES
     from google.protobuf.json_format import MessageToDict
 

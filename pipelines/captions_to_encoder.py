@@ -4,9 +4,14 @@ from typing import Any
 
 from clipmill.components.compare import compare
 from clipmill.components.finish_run import finish_run
-from clipmill.pipelines.common import inputs_for, with_inputs_of
-from clipmill.pipelines.common import captioned, pretrained, sharded
-from clipmill.pipelines.common import on_pool
+from clipmill.pipelines.common import (
+    captioned,
+    inputs_for,
+    on_pool,
+    pretrained,
+    sharded,
+    with_inputs_of,
+)
 from kfp import dsl
 
 

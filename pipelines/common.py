@@ -12,6 +12,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from clipmill.components.pretrain import pretrain
+from clipmill.components.recaption import recaption
+from clipmill.components.score import score
+from clipmill.components.select import select
+from clipmill.components.shard import shard
+from clipmill.components.source import source
+from clipmill.components.train_captioner import train_captioner
 from kfp import dsl, kubernetes
 
 from clipmill.cluster.constants import (
@@ -23,13 +30,6 @@ from clipmill.cluster.constants import (
     STORE_VARIABLES,
 )
 from clipmill.cluster.pools import get_pool, load_pools
-from clipmill.components.pretrain import pretrain
-from clipmill.components.recaption import recaption
-from clipmill.components.score import score
-from clipmill.components.select import select
-from clipmill.components.shard import shard
-from clipmill.components.source import source
-from clipmill.components.train_captioner import train_captioner
 from clipmill.stage_records import METRICS_VARIABLE
 
 PoolName = Literal["cpu", "gpu"]

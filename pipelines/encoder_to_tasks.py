@@ -3,8 +3,7 @@
 from typing import Any
 
 from clipmill.components.finish_run import finish_run
-from clipmill.pipelines.common import inputs_for, with_inputs_of
-from clipmill.pipelines.common import on_pool
+from clipmill.pipelines.common import inputs_for, on_pool, with_inputs_of
 from clipmill.pipelines.tune_tasks import tune_tasks
 from kfp import dsl
 

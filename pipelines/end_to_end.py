@@ -4,9 +4,8 @@ from typing import Any
 
 from clipmill.components.deploy import deploy
 from clipmill.components.finish_run import finish_run
+from clipmill.pipelines.common import inputs_for, on_pool, with_inputs_of
 from clipmill.pipelines.first_light import first_light
-from clipmill.pipelines.common import inputs_for, with_inputs_of
-from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 

@@ -2,9 +2,8 @@
 
 from typing import Any
 
+from clipmill.pipelines.common import captioned, inputs_for, sharded, with_inputs_of
 from clipmill.pipelines.compare_captions import compare_captions
-from clipmill.pipelines.common import inputs_for, with_inputs_of
-from clipmill.pipelines.common import captioned, sharded
 from kfp import dsl
 
 

@@ -5,9 +5,14 @@ from typing import Any
 from clipmill.components.finish_run import finish_run
 from clipmill.components.is_new import is_new
 from clipmill.components.remember import remember
-from clipmill.pipelines.common import inputs_for, with_inputs_of
-from clipmill.pipelines.common import captioned, pretrained, sharded
-from clipmill.pipelines.common import on_pool
+from clipmill.pipelines.common import (
+    captioned,
+    inputs_for,
+    on_pool,
+    pretrained,
+    sharded,
+    with_inputs_of,
+)
 from clipmill.pipelines.tune_tasks import tune_tasks
 from kfp import dsl
 

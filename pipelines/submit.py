@@ -4,15 +4,16 @@ With ``--every`` it is started again and again. Runs are of the version that the
 last, which knows the cluster's pools and images.
 """
 
+import json
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
+
 import typer
+
 from clipmill.cli.entry import run
 from clipmill.cli.extras import needs
 from clipmill.errors import ClusterError, ConfigError, NotFoundError, StorageError
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 _TIMEOUT_SECONDS = 10
 _TYPES = {"STRING": str, "LIST": list, "STRUCT": dict, "NUMBER_DOUBLE": float}

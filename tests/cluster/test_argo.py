@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 from clipmill.cli import app
 from clipmill.cluster.argo import (
     DataWorkflowConfig,
-    workflow_status,
     data_workflow,
-    run_data_workflow,
     part_arguments,
     ranges,
+    run_data_workflow,
     submit_data_workflow,
     suspend_workflow,
     wait_for_workflow,
+    workflow_status,
 )
 from clipmill.errors import ClusterError, ConfigError
 

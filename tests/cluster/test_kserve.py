@@ -8,12 +8,12 @@ from strict_schemas import findings
 from clipmill.cluster.kserve import (
     DIGEST_ANNOTATION,
     InferenceServiceConfig,
-    RolloutConfig,
     PromotedModel,
+    RolloutConfig,
     canary,
     inference_service,
-    rollout,
     predictor_name,
+    rollout,
 )
 from clipmill.errors import ClusterError, ConfigError, GateError, ServerError
 

@@ -62,7 +62,7 @@ def test_every_metric_has_a_panel():
     assert [m.name for m in metrics if m.name not in texts] == []
 
 
-LABEL = re.compile(r'(clipmill_[a-z0-9_]+)\{([^{}]*)\}')
+LABEL = re.compile(r"(clipmill_[a-z0-9_]+)\{([^{}]*)\}")
 VALUES = {
     (series.REJECTED, "reason"): set(RejectReason),
     (series.SKIPPED, "reason"): set(SkipReason),

@@ -8,8 +8,8 @@ from clipmill.cluster.pools import (
     PoolConfig,
     container_resources,
     fabric_environment,
-    load_pools,
     get_pool,
+    load_pools,
 )
 from clipmill.errors import ConfigError
 

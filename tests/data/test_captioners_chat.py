@@ -14,8 +14,8 @@ from PIL import Image
 from clipmill.data.captioners import CaptionersConfig, open_captioner
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput
 from clipmill.data.captioners.chat import RewriteCaptioner, VlmCaptioner, clean_caption
-from clipmill.data.captioners.config import RewriteConfig, VlmConfig, ChatClientConfig
 from clipmill.data.captioners.chat_client import Secret, check_url, read_key
+from clipmill.data.captioners.config import ChatClientConfig, RewriteConfig, VlmConfig
 from clipmill.errors import BudgetError, ConfigError, ServerError
 
 QUICK = ChatClientConfig(backoff_seconds=0.001, max_attempts=3, timeout_seconds=5, concurrency=4)

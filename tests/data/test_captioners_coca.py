@@ -27,8 +27,8 @@ from transformers import TopPLogitsWarper
 from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput
 from clipmill.data.captioners.coca import CocaCaptioner
-from clipmill.data.captioners.config import GenerateConfig
 from clipmill.data.captioners.coca_generation import CaptionGenerator, sample_token
+from clipmill.data.captioners.config import GenerateConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
@@ -434,7 +434,9 @@ def test_weights_that_cannot_be_had(tiny, tmp_path):
 @pytest.mark.parametrize("is_stage", [True, False])
 def test_a_captioner_of_scenes_knows_no_photos(tmp_path, is_stage):
     """Whether its dataset names the scenes' source or only the folder of pairs in it."""
-    config = ScenesSourceConfig(size=32, num_pairs=2, num_captioner_pairs=2, num_labeled=1, num_test=1)
+    config = ScenesSourceConfig(
+        size=32, num_pairs=2, num_captioner_pairs=2, num_labeled=1, num_test=1
+    )
     scenes = draw_source(config, str(tmp_path / "scenes"), report=lambda *_: None)
     pairs = unpack_dir(join(scenes, CAPTIONING), tmp_path / "copies") if is_stage else None
     parents = (Parent(role="source", uri=scenes, digest=read_artifact(scenes)["digest"]),)

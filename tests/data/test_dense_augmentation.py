@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from clipmill.data.transforms.dense import (
     PhotometricConfig,
-    photometric_distortion,
     crop_pair,
     cutdepth,
     flip_pair,
+    photometric_distortion,
     resize_pair,
 )
 
@@ -140,7 +140,9 @@ def test_brightness_and_contrast_are_one_line():
     slopes, shifts = [], []
     for seed in range(60):
         config = only(brightness_contrast=0.2)
-        found = photometric_distortion(grey, config, np.random.default_rng(seed))[0, :, 0].astype(float)
+        found = photometric_distortion(grey, config, np.random.default_rng(seed))[0, :, 0].astype(
+            float
+        )
         inside = (found > 2) & (found < 253)
         x, y = grey[0, inside, 0] / 255, found[inside] / 255
         slope, shift = np.polyfit(x, y, 1)
@@ -163,7 +165,9 @@ def test_hue_turns_within_its_limit_and_round_the_circle():
     red[..., 0] = 255
     others = set()
     for seed in range(40):
-        found = photometric_distortion(red, only(hue=0.1), np.random.default_rng(seed))[0, 0].astype(int)
+        found = photometric_distortion(red, only(hue=0.1), np.random.default_rng(seed))[
+            0, 0
+        ].astype(int)
         assert found[0] == 255  # a tenth of the circle from red, red still leads
         others.add(("green" if found[1] else "") + ("blue" if found[2] else ""))
     assert {"green", "blue"} <= others
@@ -173,7 +177,8 @@ def test_the_generator_alone_decides():
     image, _ = pair()
     config = PhotometricConfig()
     found = [
-        photometric_distortion(image, config, np.random.default_rng(s)).tobytes() for s in (1, 1, 2, 3)
+        photometric_distortion(image, config, np.random.default_rng(s)).tobytes()
+        for s in (1, 1, 2, 3)
     ]
     assert found[0] == found[1]
     assert len(set(found)) > 1

@@ -109,7 +109,9 @@ def test_random_captions_follow_seed_and_uid(dataset: Dataset, cache: Path, tmp_
     view = ViewConfig(captions="synthetic", layer=LAYER)
     drawn = []
     for seed, size in ((0, 4), (0, 11), (1, 4)):
-        config = ExportConfig(view=view, captions_per_image="random", seed=seed, samples_per_tar=size)
+        config = ExportConfig(
+            view=view, captions_per_image="random", seed=seed, samples_per_tar=size
+        )
         uri = export(config, dataset.uri, str(tmp_path / "out"), cache)
         drawn.append({k: s["txt"].decode() for tar in read_tars(uri) for k, s in tar.items()})
     assert drawn[0] == drawn[1] != drawn[2]

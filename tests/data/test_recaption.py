@@ -14,8 +14,8 @@ from clipmill.cli import app
 from clipmill.config import digest_json, sha256_bytes
 from clipmill.data.captioners import (
     CaptionInput,
-    CocaCaptioner,
     ChatClientConfig,
+    CocaCaptioner,
     GenerateConfig,
     RewriteConfig,
     VlmConfig,
@@ -320,7 +320,11 @@ def test_a_model_that_fails_on_everything_is_no_samples_fault(make_dataset, capt
 
 KEY = "sk-Very_Secret-123"
 ENDPOINT = ChatClientConfig(
-    backoff_seconds=0.001, max_attempts=2, timeout_seconds=5, concurrency=2, max_consecutive_failures=4
+    backoff_seconds=0.001,
+    max_attempts=2,
+    timeout_seconds=5,
+    concurrency=2,
+    max_consecutive_failures=4,
 )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.data.labeled.dataloader import kept_in_memory, build_labeled_dataloader
+from clipmill.data.labeled.dataloader import build_labeled_dataloader, kept_in_memory
 from clipmill.data.labeled.image_folder import ImageFolder
 from clipmill.errors import ConfigError, SourceError
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.stats import NUM_BINS, QUANTILES, Extent, sample_shards, dataset_stats, of_counts
+from clipmill.data.stats import NUM_BINS, QUANTILES, Extent, dataset_stats, of_counts, sample_shards
 
 CAPTIONS = "captions/test-1"
 QUANTILE_METHOD = "inverted_cdf"

@@ -109,7 +109,9 @@ def test_select_layers_narrow_a_view(
     uids = [uid for index in range(6) for uid in dataset.uids(index)]
     for names in (["select/odd-1"], ["select/third-1"], list(keeps)):
         for fraction in (1.0, 0.5):
-            view = View(dataset, ViewConfig(selection_layers=tuple(names), subset_fraction=fraction))
+            view = View(
+                dataset, ViewConfig(selection_layers=tuple(names), subset_fraction=fraction)
+            )
             found = []
             for index in range(6):
                 own = dataset.uids(index)

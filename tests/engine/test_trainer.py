@@ -183,7 +183,9 @@ def test_micro_batches_average_to_the_batch(tmp_path):
 
 
 def test_a_batch_that_cannot_be_cut(tmp_path):
-    with pytest.raises(ConfigError, match="grad_accum_steps=3: not divisible into equal micro-batches"):
+    with pytest.raises(
+        ConfigError, match="grad_accum_steps=3: not divisible into equal micro-batches"
+    ):
         run(tmp_path, config=CONFIG.override(["grad_accum_steps=3"]))
 
 

@@ -9,9 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import typer
 from clipmill.pipelines.compile import DRAWINGS
-from clipmill.pipelines.submit import check_parameters
 from clipmill.pipelines.registry import PIPELINES
-from clipmill.pipelines.submit import submit
+from clipmill.pipelines.submit import check_parameters, submit
 from typer.testing import CliRunner
 
 from clipmill.errors import ArtifactError, ClusterError, ConfigError, NotFoundError

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from clipmill.pretrain import contrastive
 from clipmill.pretrain.contrastive import (
     DistillationLoss,
-    chunked_loss,
     InfoNceLoss,
     SiglipLoss,
+    chunked_loss,
 )
 
 

@@ -87,7 +87,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
 
 def test_embeddings_of_the_views_images_are_kept(dataset_uri, tmp_path):
     config = CONFIG.override(["view.subset_fraction=0.6"])
-    metadata, tensors = load_checkpoint(pretrain_clip(config, dataset_uri, str(tmp_path), report=silent))
+    metadata, tensors = load_checkpoint(
+        pretrain_clip(config, dataset_uri, str(tmp_path), report=silent)
+    )
     model, size = build_clip(CLIP).eval(), CLIP.vision.image_size
     model.load_state_dict(tensors)
     dataset, found = Dataset.open(dataset_uri), []

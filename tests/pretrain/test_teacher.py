@@ -222,7 +222,9 @@ def test_a_mobile_student_learns_from_the_layer(distillation, dataset_uri, tmp_p
     )
     with pytest.raises(KeyboardInterrupt):
         pretrain_clip(config, dataset_uri, str(tmp_path / "b"), report=stop)
-    _, found = load_checkpoint(pretrain_clip(config, dataset_uri, str(tmp_path / "b"), report=silent))
+    _, found = load_checkpoint(
+        pretrain_clip(config, dataset_uri, str(tmp_path / "b"), report=silent)
+    )
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 

@@ -80,9 +80,7 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
     """A model of given embeddings; a share of a half is chance."""
     view = View(Dataset.open(dataset_uri), ViewConfig(subset_fraction=0.5))
     number = sum(
-        not in_subset(u, 0.5)
-        for i in range(len(view.dataset.shards))
-        for u in view.dataset.uids(i)
+        not in_subset(u, 0.5) for i in range(len(view.dataset.shards)) for u in view.dataset.uids(i)
     )
 
     class Knowing(torch.nn.Module):

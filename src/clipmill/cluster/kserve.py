@@ -194,7 +194,9 @@ def rollout(
     current = api.get(*resource)
     if current is None:
         api.create(INFERENCE_SERVICE, endpoint.namespace, inference_service(endpoint, model))
-        _wait_until_ready(lambda: _is_ready(api.get(*resource)), config, f"endpoint {endpoint.name}")
+        _wait_until_ready(
+            lambda: _is_ready(api.get(*resource)), config, f"endpoint {endpoint.name}"
+        )
         smoke(_service_url(endpoint, model))
         return Rollout(endpoint=endpoint.name, digest=model.digest, changed=True)
     if current["metadata"].get("annotations", {}).get(
@@ -234,7 +236,9 @@ def rollout(
     return Rollout(endpoint=endpoint.name, digest=model.digest, changed=True)
 
 
-def _watch(endpoint: InferenceServiceConfig, config: RolloutConfig, error_ratio: ErrorRatio) -> None:
+def _watch(
+    endpoint: InferenceServiceConfig, config: RolloutConfig, error_ratio: ErrorRatio
+) -> None:
     end = time.monotonic() + config.observation_seconds
     while True:
         ratio = error_ratio(endpoint, "canary")
@@ -320,7 +324,9 @@ def predictor(endpoint: InferenceServiceConfig, model: PromotedModel) -> dict[st
     return spec
 
 
-def canary(endpoint: InferenceServiceConfig, model: PromotedModel, traffic_percent: int) -> dict[str, Any]:
+def canary(
+    endpoint: InferenceServiceConfig, model: PromotedModel, traffic_percent: int
+) -> dict[str, Any]:
     """Return an entry of ``spec.canary``, which may set no scaling but the least pods."""
     return {
         "trafficPercent": traffic_percent,

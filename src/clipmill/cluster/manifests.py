@@ -10,7 +10,7 @@ from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
 from clipmill.cluster.kserve import InferenceServiceConfig, PromotedModel, canary, inference_service
 from clipmill.cluster.monitoring.dashboards import dashboards
 from clipmill.cluster.monitoring.rules import rules
-from clipmill.cluster.pools import load_pools, get_pool
+from clipmill.cluster.pools import get_pool, load_pools
 from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.training_job import TrainingJobConfig, training_app
 
@@ -73,7 +73,9 @@ def _volcano_job() -> Mapping[str, Any]:
     app = training_app(job, get_pool(job.pool, load_pools({})))
     manifests = app_to_resource(app, job.queue, job.service_account, None, 0, 0, None)
     # TorchX gives each submission a name of its own.
-    text = json.dumps(sanitize_for_serialization(manifests)).replace(manifests["metadata"]["name"], job.name)
+    text = json.dumps(sanitize_for_serialization(manifests)).replace(
+        manifests["metadata"]["name"], job.name
+    )
     renamed: dict[str, Any] = json.loads(text)
     return renamed
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-
 from clipmill.config import Config
 from clipmill.errors import ConfigError
 

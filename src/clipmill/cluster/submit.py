@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipmill.cluster.pools import load_pools, get_pool
+from clipmill.cluster.pools import get_pool, load_pools
 from clipmill.cluster.training_job import ROLE, TrainingJobConfig, parse_nodes, training_app
 from clipmill.errors import ClusterError, suggestion
 

@@ -175,7 +175,9 @@ def parse_app_id(app_id: str) -> tuple[str, str]:
     """Return namespace and name; ClusterError for other forms than ``namespace:name``."""
     if not re.fullmatch(r"[^:]+:[^:]+", app_id):
         raise ClusterError(
-            f"{app_id!r} is no job's id", expected="NAMESPACE:NAME", action="pass the handle that `clipmill cluster submit` printed"
+            f"{app_id!r} is no job's id",
+            expected="NAMESPACE:NAME",
+            action="pass the handle that `clipmill cluster submit` printed",
         )
     namespace, _, name = app_id.partition(":")
     return namespace, name

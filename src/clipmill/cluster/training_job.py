@@ -106,8 +106,6 @@ def parse_nodes(text: str) -> tuple[int, int]:
         ) from None
 
 
-
-
 def processes_per_node(job: TrainingJobConfig, pool: PoolConfig) -> int:
     """Return the number of processes that ``torchrun`` starts on each node."""
     return job.processes_per_node or max(pool.gpus, 1)

@@ -83,7 +83,9 @@ class Dataset:
             )
             consistent = value["digest"] == dataset.digest
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise inconsistent_artifact_error(join(uri, MANIFEST), f"lacks a part: {error!r}") from error
+            raise inconsistent_artifact_error(
+                join(uri, MANIFEST), f"lacks a part: {error!r}"
+            ) from error
         if not consistent:
             raise inconsistent_artifact_error(join(uri, MANIFEST), "doesn't match its own digest")
         return dataset

@@ -38,7 +38,7 @@ from clipmill.data.dataset import (
     inconsistent_artifact_error,
     layer_list,
 )
-from clipmill.data.shards.cache import open_copy, owned
+from clipmill.data.shards.cache import open_copy
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
 from clipmill.storage import atomic_write, exists, join, open_store, read_json, write_json
@@ -326,7 +326,9 @@ def _listed_files(folder: str, digest: str) -> tuple[_LayerFile, ...]:
     value = read_json(join(folder, LAYER_MANIFEST))
     check_kind(value, "layer", folder)
     if digest_json({"name": value["name"], "files": value["files"]}) != digest:
-        raise inconsistent_artifact_error(join(folder, LAYER_MANIFEST), "isn't the one that the dataset lists")
+        raise inconsistent_artifact_error(
+            join(folder, LAYER_MANIFEST), "isn't the one that the dataset lists"
+        )
     return tuple(_LayerFile(file["sha256"], file.get("num_kept", 0)) for file in value["files"])
 
 
@@ -363,7 +365,9 @@ def validate_layer_table(layer: str, shard_index: int, table: pa.Table) -> None:
 def _check_captions(layer: str, shard_index: int, table: pa.Table) -> None:
     column = _column(layer, table, "captions", "a list of strings in each row")
     if not (pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type)):
-        raise _wrong_column_error(layer, "captions", str(column.type), "a list of strings in each row")
+        raise _wrong_column_error(
+            layer, "captions", str(column.type), "a list of strings in each row"
+        )
     texts = column.flatten()
     is_blank = pc.or_kleene(pc.is_null(texts), pc.equal(pc.utf8_trim_whitespace(texts), ""))
     is_blank = is_blank.fill_null(True).to_numpy(zero_copy_only=False)
@@ -384,7 +388,9 @@ def _check_select(layer: str, shard_index: int, table: pa.Table) -> None:
         if column.type != kind:
             raise _wrong_column_error(layer, name, str(column.type), str(kind))
         if column.null_count and name != "refused_by":
-            raise _wrong_column_error(layer, name, f"null in shard {shard_index}", "a value in each row")
+            raise _wrong_column_error(
+                layer, name, f"null in shard {shard_index}", "a value in each row"
+            )
 
 
 def _check_teacher(layer: str, shard_index: int, table: pa.Table) -> None:

@@ -114,7 +114,9 @@ class _ShardCaptioner:
     def caption_shard(self, index: int) -> Counter[str]:
         """Write the shard's rows; return the number of samples by reason, empty for captioned ones."""
         dataset, layer = self._dataset, self._layer
-        self._outputs = read_partial_outputs(dataset, layer, index) if self._model.checkpoint_outputs else {}
+        self._outputs = (
+            read_partial_outputs(dataset, layer, index) if self._model.checkpoint_outputs else {}
+        )
         with read_shard(dataset, index, cache_folder()) as reader:
             missing = [r for r, uid in enumerate(reader.uids) if uid not in self._outputs]
             for batch in self._batches(reader, missing):
@@ -221,7 +223,9 @@ def save_partial_outputs(
     write_json(join(dataset.layer_uri(layer), _partial_name(shard_index)), captions)
 
 
-def read_partial_outputs(dataset: Dataset, layer: str, shard_index: int) -> dict[str, CaptionOutput]:
+def read_partial_outputs(
+    dataset: Dataset, layer: str, shard_index: int
+) -> dict[str, CaptionOutput]:
     """The outputs that an earlier run kept, by uid."""
     try:
         said = read_json(join(dataset.layer_uri(layer), _partial_name(shard_index)))

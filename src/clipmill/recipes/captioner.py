@@ -67,7 +67,7 @@ def coca_miniature() -> CocaTrainConfig:
             token_stride=32,
         ),
         random_resized_crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
-        dataloader=DataLoaderConfig(num_workers=0),
+        dataloader=DataLoaderConfig(num_workers=1),
         train=replace(
             full.train,
             steps=600,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clipmill.report.format import MINUS, NO_BREAK, MetricFormat, metric_format, join_words
+from clipmill.report.format import MINUS, NO_BREAK, MetricFormat, join_words, metric_format
 from clipmill.tasks.comparison import Comparison, Difference, TaskResult
 
 

@@ -5,8 +5,7 @@ A new metric needs no change here: its group's dashboard gets a panel for it.
 
 from typing import Any
 
-from clipmill.cluster.monitoring.series import error_ratio
-from clipmill.cluster.monitoring.series import PrometheusMetric, metrics_by_group
+from clipmill.cluster.monitoring.series import PrometheusMetric, error_ratio, metrics_by_group
 
 _WIDTH, _HEIGHT, _COLUMNS = 12, 8, 2
 _QUANTILES = (0.5, 0.9, 0.99)
@@ -67,7 +66,9 @@ def _promotion() -> list[dict[str, Any]]:
             },
             "_ratio",
         ),
-        _chart("Failed share, an hour", {"__auto": f"{error_ratio('1h')}{{{_SELECTED}}}"}, "_ratio"),
+        _chart(
+            "Failed share, an hour", {"__auto": f"{error_ratio('1h')}{{{_SELECTED}}}"}, "_ratio"
+        ),
     ]
 
 

@@ -413,7 +413,9 @@ def rule_tests(rule_file: str) -> dict[str, Any]:
                 "interval": "1m",
                 "input_series": [
                     {"series": series, "values": values}
-                    for series, values in (alert.firing_series if firing else alert.quiet_series).items()
+                    for series, values in (
+                        alert.firing_series if firing else alert.quiet_series
+                    ).items()
                 ],
                 "promql_expr_test": [
                     {

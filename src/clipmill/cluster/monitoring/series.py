@@ -79,7 +79,9 @@ def metrics_by_group() -> dict[str, tuple[PrometheusMetric, ...]]:
 
 def all_series() -> frozenset[str]:
     """Return each name that may be queried."""
-    return frozenset(s for metrics in metrics_by_group().values() for m in metrics for s in m.series)
+    return frozenset(
+        s for metrics in metrics_by_group().values() for m in metrics for s in m.series
+    )
 
 
 def _metric(collector: Any) -> PrometheusMetric:

@@ -199,7 +199,13 @@ class ChatConfig(Config):
     """Whether to request token log probabilities, which give a caption's score."""
     max_caption_characters: int = 1000
     """Longest real caption in the prompt, characters; longer ones are truncated."""
-    refusal_prefixes: tuple[str, ...] = ("i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai")
+    refusal_prefixes: tuple[str, ...] = (
+        "i'm sorry",
+        "i am sorry",
+        "i cannot",
+        "i can't",
+        "as an ai",
+    )
     """Prefixes, in lower case, of completions that are refusals rather than captions."""
 
     def __post_init__(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 from clipmill.config import canonical_json, digest_json, sha256_file
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput, make_output, sample_seed
 from clipmill.data.captioners.config import HuggingFaceConfig
-from clipmill.data.captioners.config import HuggingFaceConfig
 from clipmill.data.captioners.public import MODEL_FILES
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent

@@ -146,7 +146,9 @@ def _parse(uri: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, _Labels]:
         except (AttributeError, KeyError, TypeError) as error:
             raise _bad_labels_error(uri, f"a row lacks {error}") from error
         if not fits:
-            raise _bad_labels_error(uri, f"the boxes of {uid} don't go with its {len(names)} labels")
+            raise _bad_labels_error(
+                uri, f"the boxes of {uid} don't go with its {len(names)} labels"
+            )
         labels[uid] = _Labels(names, boxes)
     return labels
 

@@ -22,7 +22,11 @@ from clipmill.config import Config
 from clipmill.data.dataset import cache_folder
 from clipmill.data.layers import mmap_layer
 from clipmill.data.loading.sampler import EpochShuffle, StepSampler, validate_world_size
-from clipmill.data.loading.teacher_targets import TeacherTargets, TeacherLayer, sample_teacher_targets
+from clipmill.data.loading.teacher_targets import (
+    TeacherLayer,
+    TeacherTargets,
+    sample_teacher_targets,
+)
 from clipmill.data.loading.view import ShardView, View
 from clipmill.data.shards.cache import is_remote, trim
 from clipmill.data.shards.read import ShardReader, read_shard

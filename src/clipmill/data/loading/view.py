@@ -168,7 +168,9 @@ class View:
         from clipmill.data.layers import REAL, read_layer
 
         columns = ["caption", "caption_index"]
-        table = read_layer(self.dataset, self.config.selection_layers[-1], index, cache, columns=columns)
+        table = read_layer(
+            self.dataset, self.config.selection_layers[-1], index, cache, columns=columns
+        )
         kinds, indices = table["caption"].to_pylist(), table["caption_index"].to_pylist()
         texts = {
             kind: read_layer(self.dataset, kind, index, cache, columns=["captions"])["captions"]

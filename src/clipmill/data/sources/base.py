@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
-from clipmill.images import UNREADABLE_IMAGE
 from clipmill.data.parallel import OrderedMap
+from clipmill.images import UNREADABLE_IMAGE
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTION_SUFFIX = ".txt"

@@ -20,7 +20,7 @@ from clipmill.data.sources.base import (
     Source,
     Split,
 )
-from clipmill.data.sources.datacompdr import DataCompDRLayers, layer_rows, detect_reinforcement
+from clipmill.data.sources.datacompdr import DataCompDRLayers, detect_reinforcement, layer_rows
 from clipmill.data.sources.files import Descriptor, files_digest, matching_files, relative_names
 from clipmill.errors import BadSampleError
 
