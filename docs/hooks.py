@@ -1,8 +1,8 @@
 """MkDocs hooks: pages and links that are made when the site is built.
 
-Pages under ``reference/`` with the mark ``<!-- generated: NAME -->`` come from the code: commands from
-the Typer application, recipes from their docstrings. The changelog and the contributing guide come
-from the repository's root. Links to other files outside of ``docs/`` lead to GitHub.
+Pages under ``reference/`` with the mark ``<!-- generated: NAME -->`` come from the code: commands
+from the Typer application, recipes from their docstrings. The changelog and the contributing guide
+come from the repository's root. Links to other files outside of ``docs/`` lead to GitHub.
 """
 
 import posixpath
@@ -37,7 +37,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def site_links(markdown: str, *, folder: str) -> str:
-    """Return Markdown whose links are the site's, for a page that lies in a folder of the repository."""
+    """Return Markdown with links for the site, of a page in a folder of the repository."""
 
     def rewrite(match: re.Match[str]) -> str:
         target, anchor = match[1], match[2] or ""
@@ -63,9 +63,8 @@ def cli_reference() -> str:
     from clipmill.cli import app
 
     sections = [
-        "# Command-line reference\n\n"
-        "Generated from the application when this site is built. `clipmill COMMAND --help` prints "
-        "the same text.\n"
+        "# Command-line reference\n",
+        "Generated from the application. `clipmill COMMAND --help` prints the same text.\n",
     ]
     sections += _sections(typer.main.get_command(app), "clipmill")
     return "\n".join(sections)
@@ -155,9 +154,8 @@ def recipe_reference() -> str:
         row = " | ".join(cell.replace("|", "\\|") for cell in cells)
         by_kind.setdefault(type(make()).__name__, []).append(f"| {row} |")
     text = [
-        "# Recipes\n\n"
-        "Generated from the recipes when this site is built. `clipmill recipes NAME` prints all "
-        "fields of one; `--set path=value` changes a field.\n"
+        "# Recipes\n",
+        "Generated from the docstrings. `clipmill recipes NAME` prints all fields of a recipe.\n",
     ]
     head = "| Recipe | Description | Source | Hardware and time | Expected |\n|---|---|---|---|---|"
     text += ["\n".join([f"## {kind}\n", head, *rows]) + "\n" for kind, rows in by_kind.items()]

@@ -114,5 +114,5 @@ def test_no_piece_is_larger_than_allowed():
         return InfoNceLoss(0)(logits, start)
 
     chunked_loss(images, texts, scale, rule)
-    assert max(sizes) <= max(similarity.MAX_CHUNK_ELEMENTS, 7)
+    assert max(sizes) <= max(contrastive.MAX_CHUNK_ELEMENTS, 7)
     assert sum(sizes) == 49

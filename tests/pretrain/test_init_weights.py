@@ -191,7 +191,7 @@ def test_what_isnt_there(tmp_path):
     for name in (f"file:{tmp_path}/none.pt", str(tmp_path / "none")):
         with pytest.raises(NotFoundError):
             resolve_init(name)
-    with pytest.raises(ConfigError, match="start from were random"):
+    with pytest.raises(ConfigError, match="the initial weights were random"):
         resolve_init("random:timm/test_vit")
 
 

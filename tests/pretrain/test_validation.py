@@ -99,7 +99,7 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
         def encode_text(self, tokens, normalize):
             return self.text
 
-    (evaluation,) = build_validators(
+    (validator,) = build_validators(
         ValidationConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision
     )
     texts = {
@@ -108,7 +108,7 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
         0.0: torch.eye(number) * -1,
     }
     for share, text in texts.items():
-        found = evaluation.check(Knowing(text), DistributedContext())
+        found = validator.compute(Knowing(text), DistributedContext())
         assert found["pair_accuracy"] == share
         assert found["pair_accuracy_error"] == 0
         assert found["image_to_text_r1"] == (share == 1)
@@ -134,8 +134,8 @@ def test_a_colour_that_the_model_knows_is_named(tmp_path):
             return torch.tensor([[0.0, 0, 1], [1, 0, 0]])  # classes in the order of their names
 
     config = ValidationConfig(num_pairs=0, zero_shot_dataset=str(tmp_path))
-    (evaluation,) = build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
-    assert evaluation.check(Knowing(), DistributedContext()) == {"top1": 1.0}
+    (validator,) = build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
+    assert validator.compute(Knowing(), DistributedContext()) == {"top1": 1.0}
 
 
 def test_a_view_that_holds_nothing_out(dataset_uri):
@@ -146,7 +146,7 @@ def test_a_view_that_holds_nothing_out(dataset_uri):
 
 def test_a_folder_without_pictures(tmp_path):
     config = ValidationConfig(num_pairs=0, zero_shot_dataset=str(tmp_path))
-    with pytest.raises(ConfigError, match="has no picture"):
+    with pytest.raises(ConfigError, match="has no image"):
         build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
 
 

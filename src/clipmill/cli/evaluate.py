@@ -109,7 +109,7 @@ def promote(
     ],
     store: Store,
 ) -> None:
-    """Promote the best evaluated model if it reaches --threshold; prints the promoted model's URI."""
+    """Promote the best model if it reaches --threshold; prints the promoted model's URI."""
     from clipmill import stages
     from clipmill.tasks.promotion import read_promotion
 

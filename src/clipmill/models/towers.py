@@ -1,11 +1,7 @@
-"""CLIP's towers from a config, built of open_clip's modules.
-
-Shapes: B batch, T text length, W token width, D embedding width.
-"""
+"""CLIP's towers from a config, built of open_clip's modules."""
 
 import math
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipmill.errors import ConfigError
 from clipmill.models.config import (
@@ -15,9 +11,6 @@ from clipmill.models.config import (
     VisionConfig,
 )
 from clipmill.models.weights.addresses import did_you_mean
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
 
@@ -32,10 +25,12 @@ def build_clip(
         ConfigError: the image tower has no patches to drop, timm has no such model, or the towers
             have two activations.
     """
+    from clipmill.models.open_clip import Clip
+
     check_towers(config)
     sigmoid = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}  # SigLIP, section 3.2
     try:
-        model = _clip_class()(
+        model = Clip(
             embed_dim=config.embed_dim,
             vision_cfg=vision_kwargs(config.vision) | {"patch_dropout": options.patch_dropout},
             text_cfg=text_kwargs(config.text),
@@ -55,37 +50,6 @@ def build_clip(
     if options.gradient_checkpointing:
         model.set_grad_checkpointing()
     return model
-
-
-@cache
-def _clip_class() -> Any:
-    """Return open_clip's CLIP for texts of any length up to its context; imports it (5 s)."""
-    import open_clip
-    from open_clip.transformer import text_global_pool
-    from torch.nn import functional as F
-
-    class Clip(open_clip.CLIP):  # type: ignore[misc]  # open_clip has no types
-        """``encode_image`` and ``encode_text``, both to (B, D), and ``logit_scale``."""
-
-        def encode_text(self, text: "Tensor", normalize: bool = False) -> "Tensor":
-            """Embeddings (B, D) of token ids (B, T), T up to the context's length.
-
-            open_clip's own needs the full context. A causal tower sees no padding behind a text,
-            so both give the same; a tower that isn't causal needs the padding.
-            """
-            length = text.shape[1]
-            dtype = self.transformer.get_cast_dtype()
-            positions_TW = self.positional_embedding[:length].to(dtype)
-            x_BTW = self.token_embedding(text).to(dtype) + positions_TW
-            mask_TT = None if self.attn_mask is None else self.attn_mask[:length, :length]
-            x_BTW = self.ln_final(self.transformer(x_BTW, attn_mask=mask_TT))
-            x_BW = text_global_pool(
-                x_BTW, text, self.text_pool_type, eos_token_id=getattr(self, "text_eos_id", None)
-            )
-            x_BD = x_BW @ self.text_projection
-            return F.normalize(x_BD, dim=-1) if normalize else x_BD
-
-    return Clip
 
 
 def build_vit(config: VisionConfig) -> Any:

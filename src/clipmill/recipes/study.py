@@ -326,8 +326,8 @@ def study_paper() -> StudyConfig:
     Source: CLIP-QC, Tables 2 and 3, Figures 2 and 3. Its best of a sweep of rates is one point here
     (``clipmill sweep`` finds it; ``--set transfers.segmentation.train.schedule.lr=...``).
     Command: ``torchrun --nnodes 8 --nproc-per-node 8 -m clipmill study captions --recipe
-    study-paper --store URI --set user_data.dataset=URI --set user_data.layers.synthetic=captions/...
-    --set user_data.labels.segmentation=URI`` and so on for detection, depth, classification.
+    study-paper --store URI --set user_data.dataset=URI
+    --set user_data.layers.synthetic=captions/... --set user_data.labels.segmentation=URI`` and so on for detection, depth, classification.
     Hardware and hours: not run.
     """
     return StudyConfig(

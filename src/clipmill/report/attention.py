@@ -32,8 +32,8 @@ def measure_attention(
 ) -> "AttentionStatistics":
     """Measure a ViT's attention on the first images of ``data``, at its pretraining size.
 
-    ``encoder`` is the address of a ViT (:mod:`clipmill.models.weights.addresses`); ``data`` a dataset's URI
-    or any source.
+    ``encoder`` is the address of a ViT (:mod:`clipmill.models.weights.addresses`); ``data`` a
+    dataset's URI or any source.
 
     Raises:
         ConfigError: the encoder isn't a plain ViT.

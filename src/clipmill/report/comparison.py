@@ -40,7 +40,7 @@ class TaskComparison:
         return None if result is None else result.metrics[self.metric.name]
 
     def improvement(self, label: str) -> float | None:
-        """Return how much better the label is than the baseline; 0 where they are equal as shown."""
+        """Return the improvement of a label over the baseline; 0 where they are equal as shown."""
         value, baseline = self.value(label), self.value(self.labels[0])
         if value is None or baseline is None:
             return None
@@ -146,7 +146,8 @@ def _task_checks(
     }
     checks = _summarize(f"The {task.task} models share", problems)
     if mismatched:
-        words = f"The {task.task} model of {join_words(mismatched)} isn't made from that label's encoder"
+        names = join_words(mismatched)
+        words = f"The {task.task} model of {names} isn't made from that label's encoder"
         checks.append(Check(fair=False, words=words))
     else:
         words = f"Each {task.task} model is made from the encoder of its label"

@@ -135,7 +135,7 @@ def _load(inputs: ReportInputs, store: str) -> _ReportData:
             )
             for label, metadata in encoders.items()
         },
-        drawn=has_scenes_ancestor(lineage(dataset.uri)),
+        uses_synthetic_scenes=has_scenes_ancestor(lineage(dataset.uri)),
     )
     return _ReportData(
         inputs=inputs,

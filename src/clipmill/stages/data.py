@@ -80,7 +80,7 @@ def plan(recipe: str, overrides: Sequence[str], source: str, store: str) -> str:
 
 
 def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | None = None) -> str:
-    """Write the part of a planned dataset of a worker (``I/N``), or shards ``start`` to ``stop``."""
+    """Write a worker's part (``I/N``) of a planned dataset, or shards ``start`` to ``stop``."""
     from clipmill.data.shards.plan import parse_worker_slice, read_plan, worker_range
     from clipmill.data.shards.write import write_shards
 

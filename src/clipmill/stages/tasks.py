@@ -40,8 +40,8 @@ class TaskSpec(Config):
         if recipe_type(self.recipe) is not FinetuneConfig:
             return get_recipe(self.recipe, SweepConfig, self.overrides)
         config = get_recipe(self.recipe, FinetuneConfig, self.overrides)
-        rate = {"train.schedule.lr": (config.train.schedule.lr,)}
-        return SweepConfig(finetune=config, grid=rate, rungs=(1.0,))
+        rates: tuple[float, ...] = (config.train.schedule.lr,)
+        return SweepConfig(finetune=config, grid={"train.schedule.lr": rates}, rungs=(1.0,))
 
 
 def check_data(

@@ -243,7 +243,7 @@ class StudyConfig(Config):
         if not selected:
             raise ConfigError(
                 f"no selected table has the seeds {', '.join(map(str, seeds))}",
-                expected="seeds of a table, of which table_budgets may give it fewer than the study",
+                expected="seeds of a table; table_budgets may give it fewer than the study",
                 action="name others, or give the table more: --set 'table_budgets.TABLE.seeds=[]'",
             )
         reduced = (

@@ -106,8 +106,8 @@ def _flops_per_sample(config: PretrainConfig, dataset: Dataset) -> float:
         dataloader=replace(config.dataloader, num_workers=0),
         train=replace(config.train, batch_size=size, grad_accum_steps=1),
     )
-    batch = next(clip_dataloader(small, View(dataset, small.view), DistributedContext(), 0))
-    return 3 * forward_flops(clip_objective(small, DistributedContext()), batch) / size
+    batch = next(clip_dataloader(small, View(dataset, small.view), 0, DistributedContext()))
+    return 3 * forward_flops(clip_objective(small, None, DistributedContext()), batch) / size
 
 
 def _captioning_flops(config: StudyConfig, data: StudyData) -> float:

@@ -175,8 +175,8 @@ def _quality(result: StudyResult) -> Section:
     )
     if result.varying_captions:
         note += (
-            f" Not every part has the same {join_words(result.varying_captions)} captions: a captioner is "
-            "trained for each, and processors round differently. Told of are the first part's."
+            f" Not every part has the same {join_words(result.varying_captions)} captions: a "
+            "captioner is trained for each, and processors round differently. Told of are the first part's."
         )
     return section("quality", "Quality of the captions", table(note, head, body))
 
@@ -295,7 +295,7 @@ def quality_charts(result: StudyResult) -> Html:
 
 
 def quality_of(result: StudyResult, condition: ConditionConfig) -> float | None:
-    """Return the share of content that a condition's captions name, percent; a mean for both kinds."""
+    """Return the share of content that a condition's captions name, percent (mean of kinds)."""
     names = {"real": ["real"], "synthetic": [condition.layer], "both": ["real", condition.layer]}
     qualities = [result.quality[n] for n in names[condition.captions] if n in result.quality]
     shares = [quality.truth.named for quality in qualities if quality.truth]

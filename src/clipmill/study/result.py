@@ -284,7 +284,7 @@ def _common_budget(
         raise ConfigError(
             f"no seed has all of the table {table!r}",
             expected="parts that together have its conditions with the same transfers",
-            action=f"run what is missing (`--table {table}`), or leave out the parts that have some of it",
+            action=f"run what is missing (`--table {table}`), or leave out the incomplete parts",
         )
     return TableBudget(seeds=tuple(seeds), transfers=tuple(transfers))
 

@@ -71,7 +71,7 @@ PAPER: dict[TableName, tuple[PaperRow, ...]] = {
         for how, box, miou in rows
     ),
 }
-"""Rows by table: ViT-B/16 and mobile encoders, with Mask R-CNN 1x; ``objectives`` has Cascade 3x."""
+"""Rows by table: ViT-B/16 and mobile encoders, Mask R-CNN 1x; ``objectives`` has Cascade 3x."""
 
 
 def comparison(results: ResultsTable, paper: Sequence[PaperRow] = ()) -> Html:

@@ -135,8 +135,8 @@ def check_data(
 ) -> DataReport:
     """Check a folder in a task's layout.
 
-    With ``encoder`` and the ``config`` of a fine-tuning, also check that they fit each other; with a
-    task model's URI, that it was trained for the folder's classes.
+    With ``encoder`` and the ``config`` of a fine-tuning, also check that they fit each other; with
+    a task model's URI, that it was trained for the folder's classes.
 
     Raises:
         ConfigError: there is no such task, or the config is another task's.

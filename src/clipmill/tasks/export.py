@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ONNX_FILE = "model.onnx"
 _ONNX_OPSET = 18
-_REQUIRED_KIND: Final = {"clip": "an encoder", "task": "a task model"}
+_KIND_NAMES: Final = {"clip": "an encoder", "task": "a task model"}
 FORMATS: Final = {**dict.fromkeys(ENCODER_FORMATS, "clip"), "onnx": "task"}
 """Export formats, with the kind of checkpoint that each takes."""
 
@@ -39,7 +39,7 @@ def export(uri: str, folder: Path, target: str) -> ExportResult:
             action="choose one with --to",
         )
     kind = str(read_artifact(uri)["kind"])
-    if kind not in _REQUIRED_KIND:
+    if kind not in _KIND_NAMES:
         raise ArtifactError(
             f"{uri} is a {kind}, not an encoder or a task model",
             expected="a CLIP encoder of clipmill pretrain, or a task model of clipmill finetune",
@@ -48,7 +48,7 @@ def export(uri: str, folder: Path, target: str) -> ExportResult:
     if kind != FORMATS[target]:
         fitting = [name for name, needed in FORMATS.items() if needed == kind]
         raise ArtifactError(
-            f"{uri} is {_REQUIRED_KIND[kind]}, and {target} takes {_REQUIRED_KIND[FORMATS[target]]}",
+            f"{uri} is {_KIND_NAMES[kind]}, and {target} takes {_KIND_NAMES[FORMATS[target]]}",
             expected=f"--to {' or '.join(fitting)}",
             action="choose another format, or another model",
         )

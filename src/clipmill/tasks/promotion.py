@@ -67,10 +67,10 @@ def promote(config: PromotionConfig, evaluations: Sequence[str], store: str) -> 
         if current is not None:
             return Promotion(uri=uri, evaluation=current, replaced=False)
         value = "none was evaluated" if best is None else f"{best.metrics[metric.name]:.4g}"
+        bound = "at least" if metric.higher_is_better else "at most"
         raise GateError(
             f"no {config.task} model may serve: the best {metric.name} is {value}",
-            expected=f"{'at least' if metric.higher_is_better else 'at most'} {config.threshold:.4g}"
-            f" {metric.unit}",
+            expected=f"{bound} {config.threshold:.4g} {metric.unit}",
             action="train longer or on better data, or lower the gate",
         )
     if current is not None and current.data.digest == best.data.digest:

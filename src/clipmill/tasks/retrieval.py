@@ -35,8 +35,8 @@ class RetrievalConfig(ClipEvaluationConfig):
     num_images: int = 0
     """Number of images, from the first; 0 for all."""
     outside_fraction: float = 0.0
-    """Use only samples outside this fraction of a dataset, as ``view.subset_fraction`` cuts it: those that
-    an encoder trained on the fraction hasn't seen. 0 for all."""
+    """Use only samples outside this fraction of a dataset, as ``view.subset_fraction`` cuts it:
+    those that an encoder trained on the fraction hasn't seen. 0 for all."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -58,7 +58,7 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Progress
 
     Raises:
         SourceError: no pair is usable.
-        ConfigError: there is no such model, or ``outside_fraction`` of a source that isn't a dataset.
+        ConfigError: there is no such model, or ``outside_fraction`` is set without a dataset.
     """
     import torch
 
@@ -69,7 +69,7 @@ def retrieve(config: RetrievalConfig, data: str, store: str, *, report: Progress
             expected="the URI of a dataset: a fraction is cut by its samples' ids",
             action="shard the data first, or leave outside_fraction out",
         )
-    digest = opened.digest if isinstance(opened, Dataset) else opened.digest("listing")
+    digest = opened.digest if isinstance(opened, Dataset) else opened.digest("metadata")
     parents = (
         scoring_clip_parent(config.clip, "model"),
         Parent(role="data", uri=opened.uri, digest=digest),

@@ -299,7 +299,7 @@ def open_labeled_images(uri: str, split: str) -> LabeledImages:
     if "*" in uri or _holds_tars(path) or _is_plain_tar(path):
         base, files = matching_files(uri, (".tar",))
         tars = relative_names(base, files)
-        digest = files_digest(tars.items(), "listing", LABEL_KEY)
+        digest = files_digest(tars.items(), "metadata", LABEL_KEY)
         names = (path if path.is_dir() else path.parent) / "classnames.txt"
         classes = names.read_text("utf-8").splitlines() if names.is_file() else []
         return LabeledImages(

@@ -11,7 +11,6 @@ from clipmill.data.captioners.public import OpenClipCoca
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import load_checkpoint, read_metadata
-from clipmill.models.coca import build_coca
 from clipmill.models.config import CocaConfig, VisionConfig
 from clipmill.models.preprocess import tower_image
 from clipmill.models.weights.files import check_fit, read_tensors
@@ -101,6 +100,8 @@ class CocaCaptioner:
         else:
             metadata, tensors = load_checkpoint(self._source)
             architecture = CocaConfig.from_json(metadata.architecture)
+            from clipmill.models.coca import build_coca
+
             coca = build_coca(architecture)
             coca.load_state_dict(tensors)
             tokenizer = Tokenizer.from_config(architecture.clip.text, is_padded=True)

@@ -335,7 +335,8 @@ def histogram(title: str, distribution: Distribution, color: str) -> Html:
             text_anchor="end",
         ),
     ]
-    label = f"{title}: from {format_number(d.low)} to {format_number(d.high)}, median {format_number(median)}"
+    low, middle, high = (format_number(v) for v in (d.low, median, d.high))
+    label = f"{title}: from {low} to {high}, median {middle}"
     chart = tag(
         "svg",
         bars,

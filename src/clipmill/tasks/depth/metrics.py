@@ -14,8 +14,8 @@ _MIN_DEPTH_METRES = 1e-3
 
 EIGEN_SIZE = (480, 640)
 EIGEN_CROP = (slice(45, 471), slice(41, 601))
-"""Rows and columns of NYUv2's images that are evaluated (Eigen et al. 2014). GLPDepth evaluates NYUv2
-within them whatever its options say, and Xie et al. 2023 took its evaluation over."""
+"""Rows and columns of NYUv2's images that are evaluated (Eigen et al. 2014). GLPDepth evaluates
+NYUv2 within them whatever its options say, and Xie et al. 2023 took its evaluation over."""
 
 
 class DepthMetrics:
