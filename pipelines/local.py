@@ -60,7 +60,7 @@ _CONDITION = re.compile(r"inputs\.parameter_values\['pipelinechannel--(\w+)'\] (
 
 
 def run_local(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str = "") -> None:
-    """Run a pipeline to its end; tasks are processes, which keep their scratch files under ``folder``.
+    """Run a pipeline to its end; tasks are processes with scratch files under ``folder``.
 
     With ``image`` they are restricted containers of it, under the Docker engine at DOCKER_HOST, on
     this machine's network: the store is a bucket, or lies under ``folder/kfp``, all they see.
@@ -110,7 +110,7 @@ def _with_python(command: Sequence[str], executable: str) -> list[str]:
 
 
 def planned_stages(spec: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[Planned]:
-    """Return the stages of a compiled pipeline (its IR as JSON) for these arguments, in no certain order.
+    """Return the stages of a compiled pipeline (IR as JSON) for these arguments, in any order.
 
     A loop counts once per item where its items are constant. A branch is left out where its
     condition compares a parameter of the pipeline and doesn't hold.

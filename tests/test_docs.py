@@ -1,6 +1,9 @@
 """The documentation: its links, its navigation, and the pages that come from the code."""
 
+import dataclasses
+import importlib
 import importlib.util
+import pkgutil
 import re
 from pathlib import Path
 
@@ -8,7 +11,10 @@ import pytest
 import typer
 import yaml
 
+import clipmill
 from clipmill.cli import app
+from clipmill.config import Config
+from clipmill.pipelines.registry import PIPELINES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -132,3 +138,35 @@ def test_the_recipe_reference_has_every_recipe(hooks):
 )
 def test_links_are_rewritten_for_the_site(hooks, folder, link, expected):
     assert hooks.site_links(f"[x]({link})", folder=folder) == f"[x]({expected})"
+
+
+def config_fields():
+    """The names of all fields of configs, and of the pipelines' parameters."""
+    for module in pkgutil.walk_packages(clipmill.__path__, "clipmill."):
+        if module.name.endswith(("config", "deploy", "recaption", "export")):
+            importlib.import_module(module.name)
+    importlib.import_module("clipmill.recipes.registry")
+    kinds = [Config]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    names = {field.name for kind in kinds[1:] for field in dataclasses.fields(kind)}
+    return names | {name for p in PIPELINES.values() for name in p.component_spec.inputs}
+
+
+def test_every_setting_of_the_pages_is_a_field():
+    names = config_fields()
+    keys = re.compile(r"(given\.(labels|layers)|efforts)\.\w+")  # entries of dicts
+    seen, unknown = 0, []
+    for page in PAGES:
+        if page.name in {"LOG.md", "CHANGELOG.md"}:  # settings of their time
+            continue
+        text = page.read_text()
+        paths = re.findall(r"--set '?([a-z_.]+)=", text)
+        paths += re.findall(r"`((?:train|model|view|validation|distillation)\.[a-z_.]+)\b", text)
+        for path in paths:
+            seen += 1
+            parts = keys.sub(lambda m: m[0].rpartition(".")[0], path).split(".")
+            if path != "path" and not names.issuperset(parts):
+                unknown.append(f"{page.relative_to(ROOT)}: {path}")
+    assert seen > 40
+    assert unknown == []

@@ -244,11 +244,11 @@ def _malformed_error(what: str) -> ArtifactError:
 
 
 def log_artifact(uri: str, artifact: Any) -> str:
-    """Write kind, digest and summary of the artifact at ``uri`` to kfp's ``artifact``; return ``uri``.
+    """Write kind, digest and summary of the artifact at ``uri`` to kfp's ``artifact``.
 
-    kfp's artifact is for lineage and the UI: metadata, and a JSON file at a URI of its own. The next
-    task gets the URI instead: Kubeflow downloads an input before a task starts, and fails a task
-    whose output lies in another bucket than the pipelines' own.
+    Returns ``uri``. kfp's artifact is for lineage and the UI: metadata, and a JSON file at a URI of
+    its own. The next task gets the URI instead: Kubeflow downloads an input before a task starts,
+    and fails a task whose output lies in another bucket than the pipelines' own.
     """
     content = read_artifact(uri)
     summary = {str(name): str(value) for name, value in content.get("summary", {}).items()}

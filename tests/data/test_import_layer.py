@@ -20,7 +20,7 @@ from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.lineage import lineage
 from clipmill.storage import open_store
 
-FILL = ImportConfig(missing="fill")
+FILL = ImportConfig(on_missing="fill")
 
 
 def silent(done, total, words):
@@ -79,7 +79,7 @@ def test_rows_find_their_samples(tmp_path_factory, sizes, suffix, seed, num_file
 
 
 def test_many_ranges_of_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_RANGES", 3)
+    monkeypatch.setattr(module, "_MAX_RANGES", 3)
     dataset = bare_dataset(tmp_path / "d", (2,) * 11)
     file = write(
         tmp_path / "t.parquet",
@@ -215,7 +215,7 @@ def test_a_score_from_elsewhere_can_be_selected_by(tmp_path):
     add_layer(dataset, "score/clip-1", {"real": np.zeros(4, np.float32)})
     table = pa.table({"uid": [f"u{n}" for n in range(3)], "similarity": [0.1, 0.5, 0.9]})
     file = write(tmp_path / "t.parquet", table)
-    config = ImportConfig(columns={"real": "similarity"}, missing="fill")
+    config = ImportConfig(columns={"real": "similarity"}, on_missing="fill")
     import_layer(config, dataset.uri, "score/datacomp", [file], report=silent)
     rule = SelectConfig(
         name="x", filters=filter_steps(ClipScoreFilter(threshold=0.5, layer="score/datacomp"))

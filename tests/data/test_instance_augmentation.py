@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipmill.data.transforms.instance import boxes_of, jitter
+from clipmill.data.transforms.instance import boxes_of, large_scale_jitter
 
 
 def scene():
@@ -14,7 +14,7 @@ def scene():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_mask_covers_what_it_covered(seed):
-    image, masks = jitter(*scene(), 48, (0.3, 2.0), np.random.default_rng(seed))
+    image, masks = large_scale_jitter(*scene(), 48, (0.3, 2.0), np.random.default_rng(seed))
     assert image.shape == (48, 48, 3)
     assert masks.shape == (1, 48, 48)
     wrong = (image[..., 0] > 127) != (masks[0] > 0)
@@ -23,7 +23,7 @@ def test_the_mask_covers_what_it_covered(seed):
 
 
 def test_a_small_picture_lies_at_the_corner():
-    image, masks = jitter(*scene(), 48, (0.5, 0.5), np.random.default_rng(0))
+    image, masks = large_scale_jitter(*scene(), 48, (0.5, 0.5), np.random.default_rng(0))
     assert image[:16, :24].any()
     assert not image[16:].any()
     assert not image[:, 24:].any()
@@ -32,13 +32,13 @@ def test_a_small_picture_lies_at_the_corner():
 
 def test_a_large_picture_is_cut_anywhere():
     firsts = {
-        jitter(*scene(), 48, (2.0, 2.0), np.random.default_rng(seed))[1].sum() for seed in range(9)
+        large_scale_jitter(*scene(), 48, (2.0, 2.0), np.random.default_rng(seed))[1].sum() for seed in range(9)
     }
     assert len(firsts) > 3
 
 
 def test_half_are_mirrored():
-    found = [jitter(*scene(), 60, (1.0, 1.0), np.random.default_rng(s))[0] for s in range(20)]
+    found = [large_scale_jitter(*scene(), 60, (1.0, 1.0), np.random.default_rng(s))[0] for s in range(20)]
     plain = [np.array_equal(f[:40], scene()[0]) for f in found]
     mirrored = [np.array_equal(f[:40], scene()[0][:, ::-1]) for f in found]
     assert all(a != b for a, b in zip(plain, mirrored, strict=True))
@@ -47,7 +47,7 @@ def test_half_are_mirrored():
 
 def test_a_picture_without_objects():
     image, _ = scene()
-    _, masks = jitter(
+    _, masks = large_scale_jitter(
         image, np.zeros((0, 40, 60), np.uint8), 48, (0.5, 2), np.random.default_rng(0)
     )
     assert masks.shape == (0, 48, 48)

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.dataloader import LoaderConfig, PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig
-from clipmill.data.shards.cache import owned, trim
+from clipmill.data.shards.cache import pin_entry, evict_lru
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.write import write_dataset
@@ -217,7 +217,7 @@ def test_processes_share_a_cache_too_small_for_all(source, tmp_path, s3):
 
 
 def hold(entry, ready, release):
-    with owned(Path(entry)):
+    with pin_entry(Path(entry)):
         ready.set()
         release.wait(60)
 
@@ -230,9 +230,9 @@ def test_an_owned_entry_outlives_a_trim(tmp_path):
     holder.start()
     assert ready.wait(60)
     (entry / "part").write_bytes(b"x" * 100)
-    trim(tmp_path, 10)
+    evict_lru(tmp_path, 10)
     assert entry.is_dir()
     release.set()
     holder.join(60)
-    trim(tmp_path, 10)
+    evict_lru(tmp_path, 10)
     assert not entry.exists()

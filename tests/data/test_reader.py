@@ -9,7 +9,7 @@ import pytest
 
 from clipmill.config import sha256_bytes
 from clipmill.data.dataset import Dataset
-from clipmill.data.shards.cache import open_copy, trim
+from clipmill.data.shards.cache import open_copy, evict_lru
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.tar import index_tar
@@ -98,7 +98,7 @@ def test_remote_shard_is_copied_once(
         open_store(dataset.uri).delete("shards/00000.tar")
         with read_shard(dataset, 0, cache) as second:
             assert first.image(1) == second.image(1)
-        trim(cache, 0)
+        evict_lru(cache, 0)
         assert first.caption(0).startswith("picture")
     with pytest.raises(NotFoundError):
         read_shard(dataset, 0, cache)
@@ -114,6 +114,6 @@ def test_trim_drops_what_was_used_longest_ago(tmp_path: Path, s3: dict[str, str]
         open_copy(f"{store.uri}/{name}", sha256_bytes(data), cache).close()
         os.utime(cache / sha256_bytes(data), (age, age))
     open_copy(f"{store.uri}/a", sha256_bytes(contents["a"]), cache).close()
-    trim(cache, 2000)
+    evict_lru(cache, 2000)
     kept = {path.name for path in cache.iterdir()}
     assert kept == {"trees", *(sha256_bytes(contents[name]) for name in "ac")}

@@ -38,7 +38,7 @@ def test_an_own_input_comes_first_and_differing_pieces_are_refused():
         return number, given
 
     assert one(7) == (7, {})
-    with pytest.raises(AssertionError, match="two pieces differ about number"):
+    with pytest.raises(AssertionError, match="two steps differ about number"):
         with_inputs_of(first, third)(lambda **given: given)
 
 

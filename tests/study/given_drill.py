@@ -19,8 +19,8 @@ def small_paper() -> StudyConfig:
     whole = study_paper()
     return replace(
         whole,
-        clips={"vit": clip_vit_miniature().override(SHORT)},
-        maes={},
+        clip_runs={"vit": clip_vit_miniature().override(SHORT)},
+        mae_runs={},
         transfers={"segmentation": upernet_miniature().override(SHORT)},
         conditions=tuple(c for c in whole.conditions if c.name in NAMES),
     )
@@ -29,8 +29,8 @@ def small_paper() -> StudyConfig:
 if __name__ == "__main__":
     store, dataset, labels = sys.argv[1:]
     given = [
-        f"given.dataset={dataset}",
-        "given.layers.synthetic=captions/scenes-terse",
-        f"given.labels.segmentation={labels}",
+        f"user_data.dataset={dataset}",
+        "user_data.layers.synthetic=captions/scenes-terse",
+        f"user_data.labels.segmentation={labels}",
     ]
     run_study(small_paper().override(given), store, report=no_progress)

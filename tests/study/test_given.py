@@ -75,9 +75,9 @@ def test_what_is_not_given_is_named(data, tmp_path):
     with pytest.raises(ConfigError, match=r"given\.dataset, given\.layers\.synthetic, given\.lab"):
         run_study(paper, str(tmp_path), report=no_progress)
     given = [
-        f"given.dataset={dataset}",
-        "given.layers.synthetic=captions/none",
-        f"given.labels.segmentation={labels}",
+        f"user_data.dataset={dataset}",
+        "user_data.layers.synthetic=captions/none",
+        f"user_data.labels.segmentation={labels}",
     ]
     with pytest.raises(ConfigError, match="has no layer 'captions/none'"):
         run_study(small_paper().override(given), str(tmp_path), report=no_progress)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from clipmill.recipes.study import study_captions
 from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.stage_records import no_progress
-from clipmill.study.config import EffortConfig, StudyConfig
+from clipmill.study.config import TableBudget, StudyConfig
 from clipmill.study.run import run_study
 
 SCENES = ScenesSourceConfig(
@@ -32,9 +32,9 @@ def tiny() -> StudyConfig:
 
     return replace(
         whole,
-        drawn=replace(whole.drawn, scenes=SCENES, captioner=short(whole.drawn.captioner)),
-        clips={name: short(clip) for name, clip in whole.clips.items()},
-        maes={name: short(mae) for name, mae in whole.maes.items()},
+        synthetic_data=replace(whole.synthetic_data, scenes=SCENES, captioner=short(whole.synthetic_data.captioner)),
+        clip_runs={name: short(clip) for name, clip in whole.clip_runs.items()},
+        mae_runs={name: short(mae) for name, mae in whole.mae_runs.items()},
         supervised={name: short(labels) for name, labels in whole.supervised.items()},
         transfers={
             name: short(whole.transfers[name]) for name in ("segmentation", "depth, frozen")
@@ -43,10 +43,10 @@ def tiny() -> StudyConfig:
             *(c for c in whole.conditions if c.name in kept),
             next(c for c in whole.conditions if c.encoder == "mae"),
         ),
-        judge="rich, true",
+        scoring_clip="rich, true",
         attention=tuple(c.name for c in whole.conditions if c.encoder == "mae")[:1],
         seeds=(0, 1),
-        efforts={"mobile": EffortConfig(seeds=(0,), transfers=("segmentation",))},
+        table_budgets={"mobile": TableBudget(seeds=(0,), transfers=("segmentation",))},
     )
 
 

@@ -22,14 +22,13 @@ from clipmill.models.retrieval import recall
 from clipmill.models.towers import build_clip
 from clipmill.recipes.registry import get_recipe
 from clipmill.tasks.evaluation import read_evaluation
-from clipmill.tasks.retrieval import retrieve
+from clipmill.tasks.retrieval import RetrievalConfig, retrieve
 from clipmill.tasks.zero_shot import (
-    RetrievalConfig,
     ZeroShotConfig,
     accuracies,
     class_embeddings,
     class_names,
-    open_pictures,
+    open_labeled_images,
     prompt_templates,
     zero_shot,
 )
@@ -180,7 +179,7 @@ def test_a_cut_tar_is_counted(tmp_path):
     write_tar(tmp_path / "a.tar", [("1.png", jpeg(0)), ("1.cls", b"0"), ("2.png", jpeg(1))])
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"2.png") + 700])
-    found = list(open_pictures(str(tmp_path), ""))
+    found = list(open_labeled_images(str(tmp_path), ""))
     assert [getattr(f, "reason", "fine") for f in found] == ["fine", "cut-tar"]
 
 
@@ -226,7 +225,7 @@ def test_templates():
 
 def test_nothing_to_judge(model, tmp_path):
     with pytest.raises(SourceError, match=r"has no CLASS/\*.jpg"):
-        open_pictures(str(tmp_path), "val")
+        open_labeled_images(str(tmp_path), "val")
     (tmp_path / "val" / "cat").mkdir(parents=True)
     (tmp_path / "val" / "cat" / "1.png").write_bytes(jpeg(0))
     with pytest.raises(ConfigError, match=r"clip\.model was empty"):

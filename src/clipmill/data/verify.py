@@ -125,7 +125,7 @@ class _Verifier:
         self._faults += self._list_faults()
         if num_read == len(dataset.shards):
             self._faults += self._quarantine_faults()
-        self._faults += self._doubled()
+        self._faults += self._duplicate_uid_faults()
         return Verification(
             uri=dataset.uri,
             digest=dataset.digest,
@@ -200,8 +200,8 @@ class _Verifier:
         elif shown != self._quarantined[: len(shown)]:
             yield Fault(uri, "names other items left out than the sidecars")
 
-    def _doubled(self) -> Iterator[Fault]:
-        for uid, shards in self._uids.doubled(self._read_uids):
+    def _duplicate_uid_faults(self) -> Iterator[Fault]:
+        for uid, shards in self._uids.find_duplicates(self._read_uids):
             names = " and ".join(self._dataset.shards[index].name for index in shards)
             yield Fault(join(self._dataset.uri, "shards"), f"hold {uid} more than once: {names}")
 
@@ -442,7 +442,7 @@ class DuplicateUidDetector:
         short = (hashlib.blake2b(uid.encode(), digest_size=8).digest() for uid in uids)
         self._hashes[shard_index] = np.frombuffer(b"".join(short), np.uint64)
 
-    def doubled(self, read_uids: Callable[[int], Sequence[str]]) -> Iterator[tuple[str, list[int]]]:
+    def find_duplicates(self, read_uids: Callable[[int], Sequence[str]]) -> Iterator[tuple[str, list[int]]]:
         """Yield each uid that occurs twice or more, with the shard of each occurrence.
 
         ``read_uids`` reads the uids of a shard again, for the few shards where hashes meet.

@@ -6,6 +6,7 @@ They import neither torch nor a sibling, so that recipes and commands can read t
 from dataclasses import dataclass
 
 from clipmill.config import Config
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.view import ViewConfig
 from clipmill.data.transforms.augmentation import RandomResizedCropConfig, StoredAugmentationConfig
 from clipmill.engine.config import TrainConfig
@@ -18,18 +19,6 @@ from clipmill.models.config import (
     TowerOptions,
     VisionConfig,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataLoaderConfig(Config):
-    """Reading and decoding of samples."""
-
-    num_workers: int = 8
-    """Processes of a rank that decode; 0 decodes in the training process."""
-    prefetch_batches: int = 2
-    """Batches that each worker prepares ahead."""
-    shuffle_shards: int = 32
-    """Shards whose samples are shuffled together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -218,7 +218,7 @@ def import_layer(
     named = {ours: theirs for ours, _, theirs in (c.partition("=") for c in columns)}
     renamed = {ours: theirs or ours for ours, theirs in named.items()}
     config = import_layer.ImportConfig.from_json(
-        {"uid_column": uid_column, "columns": renamed, "missing": missing}
+        {"uid_column": uid_column, "columns": renamed, "on_missing": missing}
     )
     with Stage("import", target=dataset) as stage:
         return stage.set_output(

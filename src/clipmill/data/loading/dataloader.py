@@ -1,9 +1,11 @@
-"""Endless batches of image-text pairs: the same ones for any number of ranks and workers.
+"""The dataloader of image-text pairs: a batch is a function of the global step.
 
-The epochs follow one another as one endless sequence of samples, and the global batch ``k`` is
-its positions ``k * B`` to ``(k + 1) * B``, whoever reads it. So a run resumes at any step with
-nothing but the step's number. A sample that turns out to be bad is replaced by another, which its
-position alone decides.
+Epochs form one endless sequence of samples, and global batch ``k`` of size B has its positions
+``k * B`` to ``(k + 1) * B``, for any number of ranks and workers. A run resumes at any step given
+only the step's number. A bad sample is replaced by another one, which its position determines.
+
+Shapes: B batch (of this rank), H W height and width, T text length, E width of all teachers'
+embeddings together.
 """
 
 import logging
@@ -18,9 +20,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from clipmill.config import Config
 from clipmill.data.dataset import cache_folder
 from clipmill.data.layers import mmap_layer
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.sampler import EpochShuffle, StepSampler, validate_world_size
 from clipmill.data.loading.teacher_targets import (
     TeacherLayer,
@@ -28,59 +30,26 @@ from clipmill.data.loading.teacher_targets import (
     sample_teacher_targets,
 )
 from clipmill.data.loading.view import ShardView, View
-from clipmill.data.shards.cache import is_remote, trim
+from clipmill.data.shards.cache import is_remote, evict_lru
 from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import ArtifactError, BadSampleError, ClipmillError, ConfigError
 from clipmill.telemetry import data_metrics
 
 _log = logging.getLogger(__name__)
 
+DEFAULT_CACHE_BYTES = 100_000_000_000
+"""Bytes of local disk for copies of remote shards and layers."""
+
 Transform = Callable[[bytes, np.random.Generator], Tensor]
 
 Tokenize = Callable[[list[str]], Tensor]
 
-# Labels that keep the random streams of a sample apart: the choice of a caption must not move
-# the crop, or real and synthetic captions would be compared on different pixels.
+# Salts of a sample's independent random streams: drawing a caption must not change the crop, or
+# real and synthetic captions would be compared on different pixels.
 _AUGMENTATION, _CAPTION, _REPLACEMENT = 0, 1, 2
 
-# Where a replacement is looked for: first among shards that are open anyway, then anywhere.
+# Replacements are drawn first from shards that are open anyway, then from the whole epoch.
 _TRIES_IN_BLOCK, _TRIES_IN_EPOCH = 8, 56
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoaderConfig(Config):
-    """How a view is turned into batches."""
-
-    batch_size: int
-    """Samples in a global batch, all ranks together."""
-    seed: int = 0
-    """Seed of the order, the augmentations and the choice among captions."""
-    num_workers: int = 0
-    """Processes of each rank that decode; 0 decodes in the training process."""
-    shuffle_shards: int = 32
-    """Shards whose samples are shuffled together, and so lie on the local disk together."""
-    prefetch_batches: int = 2
-    """Batches that each worker prepares ahead."""
-    cache_bytes: int = 100_000_000_000
-    """Most bytes of local disk that copies of remote shards and layers take."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range (ConfigError)."""
-        lows = {
-            "batch_size": 1,
-            "seed": 0,
-            "num_workers": 0,
-            "shuffle_shards": 1,
-            "prefetch_batches": 1,
-            "cache_bytes": 1,
-        }
-        for name, low in lows.items():
-            if getattr(self, name) < low:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=f"at least {low}",
-                    action=f"give {name} such a value",
-                )
 
 
 @dataclass(slots=True)
@@ -94,7 +63,7 @@ class PairBatch:
     """Tokens of the synthetic captions, if the view has them."""
     uids: tuple[str, ...]
     teacher_image_BE: Tensor | None = None
-    """The teachers' embeddings (fp16) of the very augmentation that the batch holds, if asked."""
+    """The teachers' embeddings (fp16) of the images' augmentations, with a teacher layer."""
     teacher_real_BE: Tensor | None = None
     """Those of the real captions, if the batch has them."""
     teacher_synthetic_BE: Tensor | None = None
@@ -110,74 +79,78 @@ class PairBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """A sample that couldn't be used; another one took its place in the batch."""
+class SkippedSample:
+    """A bad sample, replaced by another one in the batch."""
 
     shard: str
     row: int
-    """Among the rows that the view selects."""
+    """Index among the shard's rows that belong to the view."""
     reason: str
     detail: str
 
 
 class PairDataLoader:
-    """Iterates forever over this rank's batches, from global step ``cursor`` on."""
+    """Endless iterator over this rank's batches."""
 
     def __init__(
         self,
         view: View,
-        config: LoaderConfig,
+        config: DataLoaderConfig,
         *,
+        batch_size: int,
+        seed: int = 0,
         transform: Transform,
         tokenize: Tokenize,
-        teaching: TeacherLayer | None = None,
+        teacher: TeacherLayer | None = None,
         rank: int = 0,
         world_size: int = 1,
-        cursor: int = 0,
+        start_step: int = 0,
         cache: Path | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
-        """Prepare to read; ``cursor`` is the number of global batches consumed already.
+        """Prepare to read from global step ``start_step`` on.
 
-        ``transform`` makes a 3HW tensor of an image file with a random generator of its own,
-        ``tokenize`` a BT tensor of B texts; both run in the workers. With ``teaching``, batches
-        hold stored augmentations and what teachers made of them. ``cache`` holds local copies of
-        remote shards (default: ``cache_folder()``). Raises ConfigError if the ranks can't share
-        the batch evenly, the view is empty, the teacher layer isn't there, or the shards that are
-        needed at once don't fit in ``cache_bytes``.
+        ``batch_size`` counts all ranks. ``transform`` turns an image file into a 3HW tensor, with
+        a random generator of its own, ``tokenize`` B texts into a BT tensor; both run in the
+        workers. With ``teacher``, batches hold stored augmentations and the teachers' embeddings
+        of them. ``cache`` holds local copies of remote shards (default: ``cache_folder()``), at
+        most ``cache_bytes``. Raises ConfigError if the batch can't be divided evenly among the
+        ranks, the view is empty, the teacher layer is missing, or the shards that are needed at
+        once don't fit in ``cache_bytes``.
         """
-        validate_world_size(config.batch_size, world_size)
-        _check_cache(view, config)
-        if teaching and teaching.layer not in view.dataset.layers:
+        validate_world_size(batch_size, world_size)
+        _check_cache(view, config.shuffle_shards, cache_bytes)
+        if teacher and teacher.layer not in view.dataset.layers:
             names = sorted(name for name in view.dataset.layers if name.startswith("teacher/"))
             raise ConfigError(
-                f"the teacher layer was {teaching.layer!r}",
+                f"the teacher layer was {teacher.layer!r}",
                 expected=f"one of {', '.join(names)}" if names else "a layer, but there is none",
                 action="name such a layer, or compute one first",
             )
-        if teaching and view.config.captions == "selected":
+        if teacher and view.config.captions == "selected":
             raise ConfigError(
-                f"captions was 'selected', with the teacher layer {teaching.layer!r}",
+                f"captions was 'selected', with the teacher layer {teacher.layer!r}",
                 expected="real, synthetic or both: teachers don't embed selected captions",
                 action="choose other captions, or train without a teacher",
             )
         self.config = config
-        self.cursor = cursor
+        self.start_step = start_step
         self.skipped: Counter[str] = Counter()
-        """Bad samples that this rank met and replaced, by reason."""
-        self._told: set[tuple[str, str]] = set()
+        """Bad samples that this rank has replaced, by reason."""
+        self._logged: set[tuple[str, str]] = set()
         self._batches = BatchDataset(
             view=view,
             shard_sizes=view.shard_sizes(cache),
-            part_size=config.batch_size // world_size,
+            part_size=batch_size // world_size,
             rank=rank,
             world_size=world_size,
-            seed=config.seed,
+            seed=seed,
             shuffle_shards=config.shuffle_shards,
             transform=transform,
             tokenize=tokenize,
-            teaching=teaching,
+            teacher=teacher,
             cache=cache or cache_folder(),
-            cache_bytes=config.cache_bytes,
+            cache_bytes=cache_bytes,
         )
         if not self.num_samples:
             raise ConfigError(
@@ -192,14 +165,14 @@ class PairDataLoader:
         return sum(self._batches.shard_sizes)
 
     def __iter__(self) -> Iterator[PairBatch]:
-        """Yield the batches of steps ``cursor``, ``cursor + 1`` and so on, without end."""
+        """Yield the batches of steps ``start_step``, ``start_step + 1`` and so on, without end."""
         workers = self.config.num_workers
-        # What a tokenizer reads at its first call, the workers then inherit.
+        # A tokenizer loads its data at the first call; forked workers then inherit it.
         self._batches.tokenize([""])
         loader = torch.utils.data.DataLoader(
             self._batches,
             batch_size=None,
-            sampler=StepSampler(self.cursor),
+            sampler=StepSampler(self.start_step),
             num_workers=workers,
             prefetch_factor=self.config.prefetch_batches if workers else None,
             pin_memory=torch.cuda.is_available(),
@@ -216,15 +189,15 @@ class PairDataLoader:
         finally:
             self._batches.close()
 
-    def _count(self, skipped: list[Skipped]) -> None:
+    def _count(self, skipped: list[SkippedSample]) -> None:
         for bad in skipped:
             self.skipped[bad.reason] += 1
             data_metrics().skipped.labels(bad.reason).inc()
-            # One line for each shard and reason: a damaged shard would say thousands.
-            if (bad.shard, bad.reason) not in self._told:
-                self._told.add((bad.shard, bad.reason))
+            # Log once per shard and reason: a damaged shard would log thousands of lines.
+            if (bad.shard, bad.reason) not in self._logged:
+                self._logged.add((bad.shard, bad.reason))
                 _log.warning(
-                    "shard %s, sample %d: %s: %s; another sample takes its place",
+                    "shard %s, sample %d: %s: %s; replaced by another sample",
                     bad.shard,
                     bad.row,
                     bad.reason,
@@ -232,15 +205,15 @@ class PairDataLoader:
                 )
 
 
-def _check_cache(view: View, config: LoaderConfig) -> None:
-    """Refuse a cache that would drop shards before they are read, again and again."""
+def _check_cache(view: View, shuffle_shards: int, cache_bytes: int) -> None:
+    """Refuse a cache that would evict shards before they are read."""
     sizes = sorted((shard.num_bytes for shard in view.dataset.shards), reverse=True)
-    # The block that is read, and the next one, which is downloaded meanwhile.
-    needed = sum(sizes[: 2 * config.shuffle_shards])
-    if is_remote(view.dataset.uri) and needed > config.cache_bytes:
+    # The current block, and the next one, which is prefetched.
+    needed = sum(sizes[: 2 * shuffle_shards])
+    if is_remote(view.dataset.uri) and needed > cache_bytes:
         raise ConfigError(
-            f"cache_bytes was {config.cache_bytes}",
-            expected=f"at least {needed}: two blocks of {config.shuffle_shards} shards",
+            f"cache_bytes was {cache_bytes}",
+            expected=f"at least {needed}: two blocks of {shuffle_shards} shards",
             action="raise cache_bytes, or lower shuffle_shards",
         )
 
@@ -251,34 +224,34 @@ class _Sample:
     real: str
     synthetic: str
     uid: str
-    lesson: TeacherTargets | None
+    targets: TeacherTargets | None
 
 
 @dataclass
-class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | ClipmillError]):
-    """Maps a global step to this rank's part of its batch; every worker has a copy."""
+class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]] | ClipmillError]):
+    """Map-style dataset from global step to this rank's part of the batch; each worker has a copy."""
 
     view: View
     shard_sizes: list[int]
-    """Samples of each shard that the view selects."""
+    """Number of each shard's samples that belong to the view."""
     part_size: int
-    """Samples of a batch that this rank takes."""
+    """Samples per batch of this rank."""
     rank: int
     world_size: int
     seed: int
     shuffle_shards: int
     transform: Transform
     tokenize: Tokenize
-    teaching: TeacherLayer | None
+    teacher: TeacherLayer | None
     cache: Path
     cache_bytes: int
 
     def __post_init__(self) -> None:
         self._num_samples = sum(self.shard_sizes)
         self._orders: OrderedDict[int, EpochShuffle] = OrderedDict()
-        self._pool = ShardCache(
+        self._shards = ShardCache(
             self.view,
-            teacher=self.teaching.layer if self.teaching else "",
+            teacher_layer=self.teacher.layer if self.teacher else "",
             cache=self.cache,
             cache_bytes=self.cache_bytes,
             # A batch may straddle two blocks.
@@ -286,8 +259,8 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
         )
         self._block = (-1, -1)
 
-    def __getitem__(self, step: int) -> tuple[PairBatch, list[Skipped]] | ClipmillError:
-        """Return the batch, or the error: raised here it would lose its type on the way."""
+    def __getitem__(self, step: int) -> tuple[PairBatch, list[SkippedSample]] | ClipmillError:
+        """Return the batch, or the error: raised in a worker, it would lose its type."""
         try:
             return self._batch(step)
         except ClipmillError as error:
@@ -295,44 +268,44 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
 
     def close(self) -> None:
         """Close the shards that this process has open."""
-        self._pool.close()
+        self._shards.close()
 
-    def _batch(self, step: int) -> tuple[PairBatch, list[Skipped]]:
+    def _batch(self, step: int) -> tuple[PairBatch, list[SkippedSample]]:
         start = (step * self.world_size + self.rank) * self.part_size
-        skipped: list[Skipped] = []
+        skipped: list[SkippedSample] = []
         samples = [
             self._sample(position, skipped) for position in range(start, start + self.part_size)
         ]
         kind = self.view.config.captions
         batch = PairBatch(
-            images_B3HW=_stack([sample.image_3HW for sample in samples]),
+            images_B3HW=_collate_images([sample.image_3HW for sample in samples]),
             real_BT=None if kind == "synthetic" else self.tokenize([s.real for s in samples]),
             synthetic_BT=self.tokenize([s.synthetic for s in samples])
             if kind in {"synthetic", "both"}
             else None,
             uids=tuple(sample.uid for sample in samples),
         )
-        lessons = [sample.lesson for sample in samples if sample.lesson]
-        if lessons:
-            batch.teacher_image_BE = torch.stack([lesson.image_E for lesson in lessons])
+        targets = [sample.targets for sample in samples if sample.targets]
+        if targets:
+            batch.teacher_image_BE = torch.stack([target.image_E for target in targets])
             if batch.real_BT is not None:
-                batch.teacher_real_BE = torch.stack([lesson.real_E for lesson in lessons])
+                batch.teacher_real_BE = torch.stack([target.real_E for target in targets])
             if batch.synthetic_BT is not None:
-                drawn = [lesson.synthetic_E for lesson in lessons if lesson.synthetic_E is not None]
-                batch.teacher_synthetic_BE = torch.stack(drawn)
+                synthetic = [t.synthetic_E for t in targets if t.synthetic_E is not None]
+                batch.teacher_synthetic_BE = torch.stack(synthetic)
         return batch, skipped
 
-    def _sample(self, position: int, skipped: list[Skipped]) -> _Sample:
-        """The sample at a position of the endless sequence of epochs, or the one in its place.
+    def _sample(self, position: int, skipped: list[SkippedSample]) -> _Sample:
+        """Read the sample at a position of the endless sequence of epochs, or its replacement.
 
-        Which one that is depends on the position and on what is bad, not on who reads.
+        The replacement depends on the position and on which samples are bad, not on the reader.
         """
-        for shard, row in self._places(position):
+        for shard, row in self._candidate_indices(position):
             try:
                 return self._read(position, shard, row)
             except BadSampleError as bad:
                 name = self.view.dataset.shards[shard].name
-                skipped.append(Skipped(name, row, bad.reason, bad.detail))
+                skipped.append(SkippedSample(name, row, bad.reason, bad.detail))
         last = skipped[-1]
         raise ArtifactError(
             f"{1 + _TRIES_IN_BLOCK + _TRIES_IN_EPOCH} samples drawn from {self.view.dataset.uri} "
@@ -341,42 +314,42 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
             action="run `clipmill data verify`, and write the shards that it names again",
         )
 
-    def _places(self, position: int) -> Iterator[tuple[int, int]]:
-        """The (shard, selected row) at a position, then where to look if that sample is bad."""
-        epoch, place = divmod(position, self._num_samples)
+    def _candidate_indices(self, position: int) -> Iterator[tuple[int, int]]:
+        """Yield (shard, index in the view) of the sample at a position, then of replacements."""
+        epoch, index = divmod(position, self._num_samples)
         order = self._order(epoch)
-        block = order.block_of(place)
-        if self._pool.is_remote and self._block != (epoch, block):
+        block = order.block_of(index)
+        if self._shards.is_remote and self._block != (epoch, block):
             self._block = (epoch, block)
             self._prefetch(epoch, block + 1)
-        yield order.locate(place)
+        yield order.locate(index)
         random = self._random(position, _REPLACEMENT)
         for _ in range(_TRIES_IN_BLOCK):
             yield order.locate(int(random.integers(*order.block_range(block))))
         for _ in range(_TRIES_IN_EPOCH):
             yield order.locate(int(random.integers(self._num_samples)))
 
-    def _read(self, position: int, index: int, selected: int) -> _Sample:
-        shard = self._pool[index]
-        row = int(shard.view.rows[selected])
+    def _read(self, position: int, shard_index: int, view_index: int) -> _Sample:
+        shard = self._shards[shard_index]
+        row = int(shard.view.rows[view_index])
         synthetic, caption = "", None
         if shard.view.synthetic is not None:
-            choices = shard.view.synthetic[row].as_py()
-            caption = int(self._random(position, _CAPTION).integers(len(choices)))
-            synthetic = choices[caption]
+            captions = shard.view.synthetic[row].as_py()
+            caption = int(self._random(position, _CAPTION).integers(len(captions)))
+            synthetic = captions[caption]
         generator = self._random(position, _AUGMENTATION)
-        lesson = None
+        targets = None
         if shard.teacher is not None:
-            lesson = sample_teacher_targets(shard.teacher, row, caption, generator)
+            targets = sample_teacher_targets(shard.teacher, row, caption, generator)
         data = shard.reader.image(row)
-        if self.teaching and lesson and lesson.augmentation_K is not None:
-            image_3HW = self.teaching.replay(data, lesson.augmentation_K)
+        if self.teacher and targets and targets.augmentation_K is not None:
+            image_3HW = self.teacher.replay(data, targets.augmentation_K)
         else:
             image_3HW = self.transform(data, generator)
         selected = shard.view.selected[row] if shard.view.selected else None
         real = shard.reader.caption(row) if selected is None else selected
         uid = shard.reader.uid(row)
-        return _Sample(image_3HW, real, synthetic, uid, lesson)
+        return _Sample(image_3HW, real, synthetic, uid, targets)
 
     def _random(self, position: int, label: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, position, label))
@@ -395,37 +368,37 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[Skipped]] | Cl
         if block == self._order(epoch).num_blocks:
             epoch, block = epoch + 1, 0
         worker = torch.utils.data.get_worker_info()
-        own, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        self._pool.prefetch(self._order(epoch).block_shards(block)[own::step])
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        self._shards.prefetch(self._order(epoch).block_shards(block)[first::step])
 
 
-def _stack(images: list[Tensor]) -> Tensor:
-    """A batch that lies in memory as its images do: channels last, where they have it so."""
+def _collate_images(images: list[Tensor]) -> Tensor:
+    """Stack images, keeping their memory format: channels last stays channels last."""
     images_BHW3 = torch.stack([image_3HW.permute(1, 2, 0) for image_3HW in images])
     return images_BHW3.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
-    """What is kept of a shard while samples are read from it."""
+    """An open shard with its part of the view and its teacher rows."""
 
     reader: ShardReader
     view: ShardView
-    """The rows that the view selects, and their captions."""
+    """Its rows that belong to the view, and their captions."""
     teacher: pa.Table | None
-    """What teachers made of every row (see ``teacher_rows``)."""
+    """The teacher layer's rows (see ``teacher_targets``)."""
 
 
 class ShardCache:
-    """Up to ``capacity`` open shards of a view; the one used longest ago gives way."""
+    """LRU cache of up to ``capacity`` open shards of a view."""
 
     def __init__(
-        self, view: View, *, teacher: str, cache: Path, cache_bytes: int, capacity: int
+        self, view: View, *, teacher_layer: str, cache: Path, cache_bytes: int, capacity: int
     ) -> None:
-        """``teacher`` is the name of a teacher layer, or empty."""
+        """``teacher_layer`` is the name of a layer, or empty."""
         self.is_remote = is_remote(view.dataset.uri)
         self._view = view
-        self._teacher = teacher
+        self._teacher_layer = teacher_layer
         self._cache = cache
         self._cache_bytes = cache_bytes
         self._capacity = capacity
@@ -433,10 +406,9 @@ class ShardCache:
         self._damaged: dict[int, str] = {}
 
     def __getitem__(self, index: int) -> OpenShard:
-        """Shard ``index``; BadSampleError (``damaged-shard``) if its bytes aren't the listed ones.
+        """Return shard ``index``; BadSampleError (``damaged-shard``) if its digest doesn't match.
 
-        NotFoundError and StorageError are left as they are: they speak of the store, and what
-        a working store holds would be found by a later run.
+        NotFoundError and StorageError are raised unchanged: the store may work in a later run.
         """
         if index in self._damaged:
             raise BadSampleError("damaged-shard", self._damaged[index])
@@ -447,14 +419,14 @@ class ShardCache:
                 self._damaged[index] = str(error)
                 raise BadSampleError("damaged-shard", self._damaged[index]) from error
             if self.is_remote:
-                trim(self._cache, self._cache_bytes)
+                evict_lru(self._cache, self._cache_bytes)
             if len(self._open) > self._capacity:
                 self._open.popitem(last=False)[1].reader.close()
         self._open.move_to_end(index)
         return self._open[index]
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Bring shards to the local disk in the background."""
+        """Download shards in the background."""
         threading.Thread(target=self._download, args=(list(shards),), daemon=True).start()
 
     def close(self) -> None:
@@ -464,13 +436,18 @@ class ShardCache:
 
     def _read(self, index: int) -> OpenShard:
         dataset = self._view.dataset
-        teacher = mmap_layer(dataset, self._teacher, index, self._cache) if self._teacher else None
+        teacher = self._teacher_rows(index)
         reader = read_shard(dataset, index, self._cache)
         return OpenShard(reader, self._view.open_shard(index, reader.uids, self._cache), teacher)
+
+    def _teacher_rows(self, index: int) -> pa.Table | None:
+        if not self._teacher_layer:
+            return None
+        return mmap_layer(self._view.dataset, self._teacher_layer, index, self._cache)
 
     def _download(self, shards: list[int]) -> None:
         for index in shards:
             try:
                 self._read(index).reader.close()
-            except ClipmillError:  # whoever reads the shard meets it, and reports
+            except ClipmillError:  # raised again when the shard is read
                 continue

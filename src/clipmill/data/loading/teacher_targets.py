@@ -1,4 +1,4 @@
-"""What an ensemble of teachers made of a sample, drawn for one place in a batch.
+"""Distillation targets: the embeddings of a sample by an ensemble of teachers.
 
 A layer ``teacher/<ensemble>`` has in each row ``image``, an embedding for each stored
 augmentation; ``text``, one for the real caption and then one for each synthetic caption; and
@@ -26,33 +26,33 @@ Replay = Callable[[bytes, NDArray[np.float32]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class TeacherLayer:
-    """What a loader takes from a teacher layer."""
+    """A teacher layer, and the transform that replays its stored augmentations."""
 
     layer: str
     """Its name, such as ``teacher/ensemble-1a2b3c4d``."""
     replay: Replay
-    """Makes a 3HW tensor of an image file by the numbers of a stored augmentation."""
+    """Turns an image file into a 3HW tensor, by the parameters of a stored augmentation."""
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherTargets:
-    """The teachers' embeddings for a sample of a batch."""
+    """The teachers' embeddings of one augmentation of a sample and of its captions."""
 
     image_E: Tensor
     real_E: Tensor
     synthetic_E: Tensor | None
     """Of the synthetic caption that was drawn, where one was."""
     augmentation_K: NDArray[np.float32] | None
-    """What was done to the picture that ``image_E`` is of; None: nothing."""
+    """Parameters of the image's augmentation; None without one."""
 
 
 def sample_teacher_targets(
     teacher: pa.Table, row: int, caption: int | None, generator: np.random.Generator
 ) -> TeacherTargets:
-    """One of a row's augmentations, with the embeddings of it and of the captions.
+    """Draw one of a row's augmentations; return its embedding and those of the captions.
 
-    ``caption`` is the place of the synthetic caption that the batch holds, None if it holds none.
-    Raises BadSampleError (``no-embedding``) where the teachers gave none.
+    ``caption`` is the index of the synthetic caption in the batch, None for none. Raises
+    BadSampleError (``no-embedding``) if the layer has no embedding.
     """
     images, texts = (teacher[name][row].values for name in ("image", "text"))
     num_texts = 1 if caption is None else caption + 2

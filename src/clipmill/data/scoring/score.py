@@ -34,7 +34,7 @@ from clipmill.data.scoring.scorers import (
     TextScoreConfig,
     TextScorer,
 )
-from clipmill.data.shards.cache import is_remote, trim
+from clipmill.data.shards.cache import is_remote, evict_lru
 from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
@@ -113,7 +113,7 @@ def score(
                 if pending:
                     _score_shard(config, opened, index, pending, kinds, pool)
                     if is_remote(opened.uri):
-                        trim(cache_folder(), config.cache_bytes)
+                        evict_lru(cache_folder(), config.cache_bytes)
                 done += opened.shards[index].num_samples
                 report(done, total, "scored")
     others = [index for index in range(len(opened.shards)) if index not in part]

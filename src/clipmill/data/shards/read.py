@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.shards.cache import open_copy, owned
+from clipmill.data.shards.cache import open_copy, pin_entry
 from clipmill.data.shards.tar import INDEX_DTYPE, index_tar
 from clipmill.errors import ArtifactError, BadSampleError
 from clipmill.storage import atomic_write
@@ -97,7 +97,7 @@ def iter_samples(dataset: Dataset, cache: Path) -> Iterator[tuple[ShardReader, i
 
 
 def _load_index(tar: BinaryIO, path: Path) -> NDArray[np.void]:
-    with owned(path.parent):
+    with pin_entry(path.parent):
         try:
             index: NDArray[np.void] = np.load(path, allow_pickle=False)
         except FileNotFoundError:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
-def jitter(
+def large_scale_jitter(
     image_HW3: NDArray[Any],
     masks_MHW: NDArray[np.uint8],
     size: int,
@@ -27,20 +27,20 @@ def jitter(
     """
     height, width = image_HW3.shape[:2]
     factor = size / max(height, width) * generator.uniform(*scale)
-    whole = (max(1, round(width * factor)), max(1, round(height * factor)))
-    left, top = (int(generator.integers(0, max(0, side - size) + 1)) for side in whole)
-    seen = (min(size, whole[0]), min(size, whole[1]))
-    across, down = width / whole[0], height / whole[1]
-    window = (left * across, top * down, (left + seen[0]) * across, (top + seen[1]) * down)
+    scaled = (max(1, round(width * factor)), max(1, round(height * factor)))
+    left, top = (int(generator.integers(0, max(0, side - size) + 1)) for side in scaled)
+    visible = (min(size, scaled[0]), min(size, scaled[1]))
+    across, down = width / scaled[0], height / scaled[1]
+    window = (left * across, top * down, (left + visible[0]) * across, (top + visible[1]) * down)
     is_mirrored = generator.random() < 0.5
     canvas_SS3 = np.zeros((size, size, 3), np.uint8)
-    canvas_SS3[: seen[1], : seen[0]] = _resized(
-        image_HW3, seen, window, Image.Resampling.BILINEAR, is_mirrored
+    canvas_SS3[: visible[1], : visible[0]] = _resized(
+        image_HW3, visible, window, Image.Resampling.BILINEAR, is_mirrored
     )
     masks_MSS = np.zeros((len(masks_MHW), size, size), np.uint8)
     for mask_SS, mask_HW in zip(masks_MSS, masks_MHW, strict=True):
-        mask_SS[: seen[1], : seen[0]] = _resized(
-            mask_HW, seen, window, Image.Resampling.NEAREST, is_mirrored
+        mask_SS[: visible[1], : visible[0]] = _resized(
+            mask_HW, visible, window, Image.Resampling.NEAREST, is_mirrored
         )
     return canvas_SS3, masks_MSS
 

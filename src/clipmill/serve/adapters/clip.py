@@ -125,7 +125,7 @@ class ClipAdapter(ModelAdapter):
         results: Sequence[NDArray[Any]],
         parameters: InferenceParameters,
     ) -> Tensors:
-        """Return embeddings (n, D) and (M, D), or probabilities (n, L), or the ``top_k`` of them."""
+        """Return embeddings (n, D) and (M, D), or probabilities (n, L), or their ``top_k``."""
         dtype = np.float16 if parameters.output == "float16" else np.float32
         num_images = len(inputs.sources)
         tensors: Tensors = {}

@@ -68,13 +68,13 @@ class DetectionTask(Task[DetectionConfig]):
         (M, S, S / 8), packed eight pixels to a byte.
         """
         from clipmill.data.labeled.coco import CocoFolder, coco_split
-        from clipmill.data.transforms.instance import boxes_of, jitter
+        from clipmill.data.transforms.instance import boxes_of, large_scale_jitter
 
         samples = CocoFolder.open(folder, coco_split(folder, "train"))
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
             image_HW3, masks_MHW = samples.image_HW3(index), samples.masks_MHW(index)
-            image, masks = jitter(image_HW3, masks_MHW, config.image_size, config.scale, generator)
+            image, masks = large_scale_jitter(image_HW3, masks_MHW, config.image_size, config.scale, generator)
             visible = np.flatnonzero(masks.any(axis=(1, 2)))
             objects = [samples.images[index].instances[n] for n in visible]
             return {

@@ -19,10 +19,9 @@ from clipmill.data.layers import commit_layer, write_layer_shard
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
-from clipmill.engine.result import save_result
-from clipmill.engine.trainer import Trained
+from clipmill.engine.result import LOG_FILE, log_lines
 from clipmill.lineage import Parent
-from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata, save_checkpoint
 from clipmill.recipes.captioner import coca_miniature
 from clipmill.recipes.clip import clip_miniature
 from clipmill.recipes.dense import depth_miniature, upernet_miniature
@@ -120,7 +119,7 @@ def write_run(
         validators=evaluations,
         comparison=comparison,
         promotions=tuple(promotions),
-        probe=_probe(store, scenes[0], models),
+        smoke_test=_probe(store, scenes[0], models),
         run="demo",
     )
     return MadeRun(store=store, inputs=inputs, models=models)
@@ -215,8 +214,8 @@ def _save(
         named = {f"loss/{kind}": value for kind, value in terms.items()} if len(terms) > 1 else {}
         log.append({"step": step, "loss": sum(terms.values()), **named})
     tensors = {"weight": torch.full((2,), float(seed))}
-    trained = Trained(tensors=tensors, log=tuple(log))
-    save_result(join(store, place), metadata, tensors, trained)
+    write_bytes(join(store, place, LOG_FILE), log_lines(log))
+    save_checkpoint(join(store, place), metadata, tensors)
     return read_metadata(join(store, place))
 
 

@@ -12,19 +12,19 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import in_subset
 from clipmill.demo import check_captioner
 from clipmill.errors import ConfigError
-from clipmill.recipes import run, run_data, run_judge
+from clipmill import stages
 from clipmill.report.photos import (
-    Judged,
+    EncoderRetrieval,
     Share,
     deciding_rank,
-    paired_difference,
+    recall_difference,
     photos_report,
 )
 from clipmill.scenes.formats import write_caption_folder
 from clipmill.scenes.geometry import SceneConfig
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.retrieval import read_ranks
-from clipmill.tasks.zero_shot import RetrievalConfig
+from clipmill.tasks.retrieval import RetrievalConfig
 
 TINY = [
     "train.steps=4", "train.batch_size=16", "train.log_every=1", "train.num_threads=1",
@@ -41,15 +41,15 @@ def test_intervals_are_wilsons(found, total):
 
 
 def test_chance_is_k_of_n_and_the_rank_that_decides_leaves_room_above_it():
-    assert Share(rank=5, found=0, total=50).chance == 10
-    assert Share(rank=10, found=7, total=7).chance == 100
+    assert Share(rank=5, num_hits=0, total=50).chance == 10
+    assert Share(rank=10, num_hits=7, total=7).chance == 100
     assert [deciding_rank(n) for n in (5, 49, 50, 99, 100, 1000)] == [1, 1, 5, 5, 10, 10]
 
 
 def judged(image_to_text, text_to_image):
     evaluation = EvaluationResult.__new__(EvaluationResult)
     ranks = {"image_to_text": image_to_text, "text_to_image": text_to_image}
-    return Judged(label="", evaluation=evaluation, ranks=ranks, metadata=None)
+    return EncoderRetrieval(label="", evaluation=evaluation, ranks=ranks, metadata=None)
 
 
 def test_guessing_is_not_better_than_chance_and_one_way_alone_does_not_count():
@@ -63,10 +63,10 @@ def test_guessing_is_not_better_than_chance_and_one_way_alone_does_not_count():
 
 def test_paired_differences_have_three_outcomes():
     half, all_, none = [0] * 50 + [90] * 50, [0] * 100, [90] * 100
-    better = paired_difference(judged(all_, all_), judged(half, half))
+    better = recall_difference(judged(all_, all_), judged(half, half))
     assert (better.mean, better.words) == (50, "better")
-    assert paired_difference(judged(none, none), judged(half, half)).words == "worse"
-    same = paired_difference(judged(half, half), judged(half, half))
+    assert recall_difference(judged(none, none), judged(half, half)).words == "worse"
+    same = recall_difference(judged(half, half), judged(half, half))
     assert (same.low, same.high) == (0, 0)
     assert same.words.startswith("no difference")
 
@@ -81,13 +81,13 @@ def test_a_small_run_from_a_folder_to_the_page(tmp_path, monkeypatch):
     store, images = str(tmp_path / "store"), tmp_path / "images"
     write_caption_folder(SceneConfig(size=32, seed=3), range(24), images, "alt")
     (images / "mute.jpg").write_bytes((images / "000000.jpg").read_bytes())
-    data = run_data.shard("shards-miniature", ["duplicates=drop"], str(images), store)
-    pretraining, judging = run_data.hold_out("clip-miniature", TINY, data, store)
-    encoder = run.pretrain("clip-miniature", pretraining, data, store)
+    data = stages.shard("shards-miniature", ["duplicates=drop"], str(images), store)
+    pretraining, judging = stages.hold_out("clip-miniature", TINY, data, store)
+    encoder = stages.pretrain("clip-miniature", pretraining, data, store)
     (fraction,) = (float(text.partition("=")[2]) for text in judging)
     with pytest.raises(ConfigError, match="is no dataset"):
-        run_judge.retrieval("retrieval", judging, encoder, str(images), store)
-    evaluation = run_judge.retrieval("retrieval", judging, encoder, data, store)
+        stages.retrieval("retrieval", judging, encoder, str(images), store)
+    evaluation = stages.retrieval("retrieval", judging, encoder, data, store)
 
     dataset = Dataset.open(data)
     held_out = [u for i in range(len(dataset.shards)) for u in dataset.uids(i)]
@@ -118,10 +118,10 @@ def test_captioners_of_drawn_scenes_are_refused_for_photographs(tmp_path, monkey
         check_captioner("template:/labels")
     small = ["size=32", "num_pairs=4", "num_captioner_pairs=4", "num_labeled=2", "num_test=2"]
     store = str(tmp_path / "store")
-    drawn = run_data.scenes("scenes-miniature", small, store)
-    data = run_data.shard("shards-miniature", [], f"{drawn}/captioning.tar", store)
+    drawn = stages.scenes("scenes-miniature", small, store)
+    data = stages.shard("shards-miniature", [], f"{drawn}/captioning.tar", store)
     sizes = ["model.clip.vision.image_size=32", "model.clip.text.vocab_size=600"]
     steps = [*TINY[:4], "train.batch_size=4"]
-    captioner = run_data.train_captioner("coca-miniature", [*steps, *sizes], data, store)
+    captioner = stages.train_captioner("coca-miniature", [*steps, *sizes], data, store)
     with pytest.raises(ConfigError, match="drawn scenes"):
         check_captioner(captioner)

@@ -20,7 +20,7 @@ from clipmill.data.shards.write import write_dataset
 from clipmill.data.stats import Extent
 from clipmill.errors import ConfigError
 from clipmill.report.html.charts import share_below
-from clipmill.report.preview import PreviewConfig, choose, dataset_page
+from clipmill.report.preview import PreviewConfig, select_samples, dataset_page
 
 LAYER, SCORE, RULE = "captions/coca-1", "score/clip", "select/basic"
 
@@ -130,7 +130,7 @@ def test_of_equal_scores_the_first(dataset: Dataset, cache: Path) -> None:
         )
     same = commit_layer(dataset, "score/same", parents=(), detail={})
     for name in ("best", "worst"):
-        (chosen,) = choose(same, PreviewConfig(count=5, **{name: "score/same:x"}), cache)
+        (chosen,) = select_samples(same, PreviewConfig(count=5, **{name: "score/same:x"}), cache)
         assert chosen.places == ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0))
 
 

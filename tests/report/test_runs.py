@@ -11,7 +11,7 @@ from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.metrics import MetricsLogger
 from clipmill.engine.result import LOG_FILE, log_lines
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.report.runs import differing, list_runs, runs_page
+from clipmill.report.runs import varying_settings, list_runs, runs_page
 from clipmill.storage import join, write_bytes, write_json
 
 TRAIN = TrainConfig(steps=100, batch_size=8)
@@ -48,7 +48,7 @@ def test_runs_are_listed(store):
     assert (failed.status, failed.words, failed.step) == ("failed", "a rank was lost", 50)
     assert (finished.status, finished.step, finished.steps) == ("finished", 100, 100)
     assert finished.last["loss"] == 1.25
-    assert differing([failed, finished]) == {"train.schedule.lr": [0.5, 1e-3]}
+    assert varying_settings([failed, finished]) == {"train.schedule.lr": [0.5, 1e-3]}
 
 
 def test_a_page_shows_curves_and_what_sets_runs_apart(store):

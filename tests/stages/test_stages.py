@@ -9,7 +9,7 @@ import pytest
 from clipmill.data.dataset import Dataset
 from clipmill.lineage import lineage
 from clipmill.models.checkpoint import read_metadata
-from clipmill.recipes import run, run_data
+from clipmill import stages
 from clipmill.stage_records import EVENTS_VARIABLE, read_stages
 from clipmill.storage import join, read_json
 
@@ -38,32 +38,32 @@ def journey(tmp_path_factory):
 
 
 def _all_stages(store, name):
-    made = {"scenes": run_data.scenes("scenes-miniature", SCENES, store, name)}
+    made = {"scenes": stages.scenes("scenes-miniature", SCENES, store, name)}
     folder = made["scenes"]
     for label, tar in (("", "pairs.tar"), ("good", "captioning.tar")):
         shards = ["samples_per_shard=5"]
-        made[f"shard {label}"] = run_data.shard(
+        made[f"shard {label}"] = stages.shard(
             "shards-miniature", shards, join(folder, tar), store, name, label
         )
-    made["captioner"] = run_data.train_captioner(
+    made["captioner"] = stages.train_captioner(
         "coca-miniature", COCA, made["shard good"], store, name
     )
     dataset = made["shard "]
-    layer = made["layer"] = run_data.recaption(
+    layer = made["layer"] = stages.recaption(
         "recaption-miniature", ["num_threads=1"], dataset, made["captioner"], store, name
     )
     for captions in ("real", "synthetic", "both"):
-        made[f"pretrain {captions}"] = run.pretrain(
+        made[f"pretrain {captions}"] = stages.pretrain(
             "clip-miniature", CLIP, dataset, store, name, captions=captions, layer=layer
         )
     for recipe, tar in (("upernet", "ade20k.tar"), ("depth", "nyu_depth_v2.tar")):
         encoder, data = made["pretrain both"], join(folder, tar)
-        model = made[f"finetune {recipe}"] = run.finetune(
+        model = made[f"finetune {recipe}"] = stages.finetune(
             f"{recipe}-miniature", DENSE, encoder, data, store, name, "both"
         )
-        judged = made[f"evaluate {recipe}"] = run.evaluate(model, data, store, name, "both")
+        judged = made[f"evaluate {recipe}"] = stages.evaluate(model, data, store, name, "both")
         task, threshold = ("depth", 99.0) if recipe == "depth" else ("segmentation", 0.0)
-        made[f"promote {recipe}"] = run.promote(task, threshold, [judged], store, name)
+        made[f"promote {recipe}"] = stages.promote(task, threshold, [judged], store, name)
     return made
 
 
@@ -90,7 +90,7 @@ def test_finding_a_result_loads_nothing_heavy(journey):
     ]
     code = f"""
 import json, sys
-from clipmill.recipes import run, run_data
+from clipmill import stages
 stages = {{**vars(run_data), **vars(run)}}
 found = [stages[name](*arguments) for name, arguments in {calls!r}]
 heavy = [m for m in ("torch", "open_clip", "timm", "kserve", "mmseg") if m in sys.modules]
@@ -161,7 +161,7 @@ def test_a_served_model_knows_from_which_captions_it_came(journey):
 def test_overrides_come_after_the_choice_of_captions(journey, monkeypatch):
     """A fraction of the view can be set beside it."""
     store, first, _ = journey
-    uri = run.pretrain(
+    uri = stages.pretrain(
         "clip-miniature",
         [*CLIP, "view.subset_fraction=0.9"],
         first["shard "],

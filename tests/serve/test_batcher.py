@@ -40,7 +40,7 @@ class Recorder:
 
 async def ask(batcher: DynamicBatcher, numbers: Sequence[int]) -> list[int]:
     with batcher.admit(len(numbers)):
-        outputs: list[Any] = await batcher.predict([image(n) for n in numbers])
+        outputs: list[Any] = await batcher.enqueue([image(n) for n in numbers])
     return [int(o[0, 0]) for o in outputs]
 
 
@@ -100,7 +100,7 @@ def test_a_batch_waits_for_what_is_being_decoded() -> None:
                 first = asyncio.create_task(ask(batcher, [1]))
                 await asyncio.sleep(0.05)
                 assert not first.done()
-                await asyncio.gather(first, batcher.predict([image(2)]))
+                await asyncio.gather(first, batcher.enqueue([image(2)]))
 
     asyncio.run(run())
     assert recorder.batches == [[1, 2]]

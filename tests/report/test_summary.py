@@ -10,11 +10,11 @@ from clipmill.errors import ConfigError
 from clipmill.report.comparison import compare
 from clipmill.report.summary import (
     RunContext,
-    Verdict,
-    gain_text,
+    Summary,
+    format_gain,
     join_words,
-    judge,
-    over,
+    summarize,
+    difference,
     seeds_of,
 )
 from clipmill.tasks.comparison import RANDOM, Comparison, PretrainingResult
@@ -25,7 +25,7 @@ USUAL = RunContext(
     captions={"G": "real", "G+S": "both", "S": "synthetic"},
     captioner="CoCa",
     seeds={"G": (0,), "G+S": (0,)},
-    drawn=True,
+    uses_synthetic_scenes=True,
 )
 
 
@@ -50,11 +50,11 @@ def comparison(
     )
 
 
-def verdict(**figures: Mapping[str, float]) -> Verdict:
-    return spaced(judge(comparison(**figures), USUAL))
+def verdict(**figures: Mapping[str, float]) -> Summary:
+    return spaced(summarize(comparison(**figures), USUAL))
 
 
-def spaced(found: Verdict) -> Verdict:
+def spaced(found: Summary) -> Summary:
     return replace(found, findings=found.findings.replace("\u00a0", " "))
 
 
@@ -125,11 +125,11 @@ def test_a_tie_is_said() -> None:
 
 def test_nothing_to_compare() -> None:
     assert verdict(G=G).headline == "Nothing could be compared"
-    assert judge(comparison(), USUAL).headline == "Nothing could be compared"
+    assert summarize(comparison(), USUAL).headline == "Nothing could be compared"
 
 
 def test_without_random_weights_there_is_no_verdict() -> None:
-    found = judge(None, USUAL)
+    found = summarize(None, USUAL)
     assert found.headline == "Figures without a verdict"
     assert "can't be told from chance" in found.findings
     assert "One seed (0)" in found.caveat
@@ -145,11 +145,11 @@ def test_pretraining_that_learned_nothing_is_said() -> None:
         )
         for label, accuracy in (("G", 0.53), ("G+S", 0.8))
     }
-    found = judge(comparison(pretraining, G=G, G_S=AHEAD), USUAL)
+    found = summarize(comparison(pretraining, G=G, G_S=AHEAD), USUAL)
     assert found.caveat.startswith(
         "Pretraining failed for G: it is no better than chance. One seed"
     )
-    fine = judge(comparison({"G+S": pretraining["G+S"]}, G=G, G_S=AHEAD), USUAL)
+    fine = summarize(comparison({"G+S": pretraining["G+S"]}, G=G, G_S=AHEAD), USUAL)
     assert "failed" not in fine.caveat
 
 
@@ -164,26 +164,26 @@ def test_every_label_is_judged_against_the_first() -> None:
 
 def test_differences_are_found_by_their_labels() -> None:
     (segmentation, _) = comparison(G=G, G_S=AHEAD).tasks
-    assert over(segmentation, "G+S", "G").gain == pytest.approx(2.8)
+    assert difference(segmentation, "G+S", "G").gain == pytest.approx(2.8)
     best = max(RANDOM_FIGURES["segmentation"])
-    assert over(segmentation, "G", RANDOM).gain == pytest.approx(31.2 - best)
+    assert difference(segmentation, "G", RANDOM).gain == pytest.approx(31.2 - best)
 
 
 def test_gains_are_signed_for_better() -> None:
     segmentation, depth = comparison(G=G).tasks
-    assert gain_text(segmentation, -2.84) == "\u22122.8\u00a0points"
-    assert gain_text(depth, 0.0316, with_unit=False) == "+0.032"
+    assert format_gain(segmentation, -2.84) == "\u22122.8\u00a0points"
+    assert format_gain(depth, 0.0316, with_unit=False) == "+0.032"
 
 
 def test_seeds_that_differ_are_said() -> None:
     seeds = {"G": (0,), "G+S": (1, 2)}
-    circumstances = replace(USUAL, seeds=seeds, drawn=False)
-    assert judge(comparison(G=G, G_S=AHEAD), circumstances).caveat == "Seeds 0, 1 and 2."
+    circumstances = replace(USUAL, seeds=seeds, uses_synthetic_scenes=False)
+    assert summarize(comparison(G=G, G_S=AHEAD), circumstances).caveat == "Seeds 0, 1 and 2."
 
 
 def test_seeds_are_those_of_the_recipes() -> None:
     assert seeds_of({"train": {"seed": 3}}, {"train": {"seed": 3}}, {"train": {}}, {}) == (3,)
-    found = judge(comparison(G=G, G_S=G), replace(USUAL, seeds={"G": ()}))
+    found = summarize(comparison(G=G, G_S=G), replace(USUAL, seeds={"G": ()}))
     assert "aren't recorded" in found.caveat
 
 
@@ -191,7 +191,7 @@ def test_evaluations_are_lined_up_by_task(make_run) -> None:
     found = compare(make_run().inputs.evaluations)
     assert [task.task for task in found] == ["segmentation", "depth"]
     assert [task.value("G+S") for task in found] == [34.0, 0.88]
-    assert [task.gain("G+S") for task in found] == [2.8, 0.032]
+    assert [task.improvement("G+S") for task in found] == [2.8, 0.032]
 
 
 def test_two_evaluations_of_a_task_are_refused(make_run) -> None:

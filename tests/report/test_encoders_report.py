@@ -11,7 +11,7 @@ import pytest
 
 from clipmill.errors import NotFoundError
 from clipmill.lineage import lineage
-from clipmill.report.encoders import report
+from clipmill.report.encoders import encoders_report
 from clipmill.report.sections.results import RULE
 from clipmill.storage import exists, join, read_bytes, read_json, write_json
 
@@ -60,7 +60,7 @@ def read_page(uri: str) -> Page:
 
 def test_the_page_tells_the_run(make_run) -> None:
     run = make_run()
-    page = read_page(report(run.inputs, run.store))
+    page = read_page(encoders_report(run.inputs, run.store))
     found = page.sections
     assert list(found) == [
         "header",
@@ -102,7 +102,7 @@ def test_the_page_tells_the_run(make_run) -> None:
 
 def test_the_results_tell_what_learned_nothing_reaches_and_the_rule(make_run) -> None:
     run = make_run()
-    page = " ".join(read_page(report(run.inputs, run.store)).sections["results"].split())
+    page = " ".join(read_page(encoders_report(run.inputs, run.store)).sections["results"].split())
     assert RULE in page
     # The best and the trivial answers, a spread on top: 21.0 + 0.9 %, 0.95 - 0.02 m.
     assert "20.4 % 3 seeds: 20.1 %, 21.0 % and 20.4 %" in page
@@ -120,7 +120,7 @@ def test_the_results_tell_what_learned_nothing_reaches_and_the_rule(make_run) ->
 
 def test_a_pretraining_that_learned_nothing_is_called_failed(make_run) -> None:
     run = make_run(pair_accuracy={"G": 0.53, "G+S": 0.8})
-    uri = report(run.inputs, run.store)
+    uri = encoders_report(run.inputs, run.store)
     found = read_page(uri).sections
     assert "Pretraining failed for G: " in found["header"]
     assert "real 2.90; 4.16 53.0 ± 2.0 % failed: no better than chance" in " ".join(
@@ -135,7 +135,7 @@ def test_a_pretraining_that_learned_nothing_is_called_failed(make_run) -> None:
 
 def test_without_a_comparison_the_page_gives_no_verdict(make_run) -> None:
     run = make_run()
-    uri = report(replace(run.inputs, comparison=""), run.store)
+    uri = encoders_report(replace(run.inputs, comparison=""), run.store)
     found = read_page(uri).sections
     assert "Figures without a verdict" in found["header"]
     assert "No comparison with random weights was given." in found["results"]
@@ -149,7 +149,7 @@ def test_without_a_comparison_the_page_gives_no_verdict(make_run) -> None:
 
 def test_the_page_asks_for_nothing_and_runs_nothing(make_run) -> None:
     run = make_run()
-    uri = report(run.inputs, run.store)
+    uri = encoders_report(run.inputs, run.store)
     page = read_page(uri)
     assert all(link.startswith(("data:image/", "#")) for link in page.links)
     assert not page.tags & {"script", "link", "iframe", "object"}
@@ -163,7 +163,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(make_run) -> None:
 def test_what_people_wrote_is_text(make_run) -> None:
     caption = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
     run = make_run(caption=caption)
-    page = read_page(report(run.inputs, run.store))
+    page = read_page(encoders_report(run.inputs, run.store))
     assert caption in page.sections["samples"]
     assert "script" not in page.tags
     assert "cut<b>.jpg" in page.sections["quarantine"]
@@ -171,7 +171,7 @@ def test_what_people_wrote_is_text(make_run) -> None:
 
 def test_the_json_has_the_numbers(make_run) -> None:
     run = make_run()
-    uri = report(run.inputs, run.store)
+    uri = encoders_report(run.inputs, run.store)
     value = read_json(join(uri, "report.json"))
     assert (value["format"], value["kind"]) == (1, "report")
     assert uri == join(run.store, "reports", value["digest"][:12])
@@ -215,7 +215,7 @@ def test_the_page_is_the_same_but_for_the_time(make_run) -> None:
     run = make_run()
 
     def timeless() -> tuple[str, str]:
-        uri = report(run.inputs, run.store)
+        uri = encoders_report(run.inputs, run.store)
         html = read_bytes(join(uri, "report.html")).decode()
         return uri, re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", html)
 
@@ -227,7 +227,7 @@ def test_missing_pieces_are_said_to_be_missing(make_run) -> None:
     inputs = replace(
         run.inputs, layer="", captioner="", promotions=(), probe=join(run.store, "no"), run=""
     )
-    found = read_page(report(inputs, run.store)).sections
+    found = read_page(encoders_report(inputs, run.store)).sections
     assert "No layer of synthetic captions was given." in found["samples"]
     assert "No captioner was given." in found["losses"]
     assert "No model was promoted." in found["endpoint"]
@@ -240,7 +240,7 @@ def test_a_layer_or_log_that_is_gone_is_said_to_be(make_run) -> None:
     run = make_run()
     (Path(run.inputs.encoders["G"]) / "log.jsonl").unlink()
     inputs = replace(run.inputs, layer="captions/coca-00000000")
-    found = read_page(report(inputs, run.store)).sections
+    found = read_page(encoders_report(inputs, run.store)).sections
     assert "has no layer captions/coca-00000000" in found["samples"]
     assert "G left no log." in found["losses"]
 
@@ -248,7 +248,7 @@ def test_a_layer_or_log_that_is_gone_is_said_to_be(make_run) -> None:
 def test_without_any_evaluation_there_is_still_a_page(make_run) -> None:
     run = make_run()
     inputs = replace(run.inputs, evaluations={}, comparison="", promotions=(), probe="")
-    found = read_page(report(inputs, run.store)).sections
+    found = read_page(encoders_report(inputs, run.store)).sections
     assert "Figures without a verdict" in found["header"]
     assert "No comparison with random weights was given." in found["results"]
 
@@ -257,7 +257,7 @@ def test_a_missing_encoder_is_an_error_and_leaves_no_report(make_run) -> None:
     run = make_run()
     encoders = run.inputs.encoders | {"G": join(run.store, "encoders", "gone")}
     with pytest.raises(NotFoundError):
-        report(replace(run.inputs, encoders=encoders), run.store)
+        encoders_report(replace(run.inputs, encoders=encoders), run.store)
     assert not exists(join(run.store, "reports"))
     assert not (Path(run.store) / "reports").exists()
 
@@ -268,7 +268,7 @@ def test_an_endpoint_that_serves_another_model_is_found_out(make_run) -> None:
     probe = read_json(place)
     probe["endpoints"][0]["digest"] = "f" * 64
     write_json(place, probe)
-    found = read_page(report(run.inputs, run.store)).sections
+    found = read_page(encoders_report(run.inputs, run.store)).sections
     assert found["endpoint"].count("not the promoted one") == 1
 
 
@@ -277,7 +277,7 @@ def test_a_promoted_model_that_is_none_of_the_labels_is_called_earlier(make_run)
     evaluations = {"G": run.inputs.evaluations["G"]}
     encoders = {"G": run.inputs.encoders["G"]}
     inputs = replace(run.inputs, encoders=encoders, evaluations=evaluations)
-    found = read_page(report(inputs, run.store)).sections
+    found = read_page(encoders_report(inputs, run.store)).sections
     assert found["endpoint"].count("an earlier model") == 2
 
 
@@ -287,7 +287,7 @@ def test_a_changed_ancestor_is_shown(make_run) -> None:
     value = json.loads(captioner.read_text())
     captioner.write_text(json.dumps(value | {"digest": "f" * 64}))
     # Given as an input, its card would be read and refused.
-    found = read_page(report(replace(run.inputs, captioner=""), run.store)).sections
+    found = read_page(encoders_report(replace(run.inputs, captioner=""), run.store)).sections
     assert "it has changed since" in found["provenance"]
 
 
@@ -298,7 +298,7 @@ def test_three_labels(make_run) -> None:
         "G+S2": {"segmentation": 33.0, "depth": 0.9},
     }
     run = make_run(figures=figures)
-    page = read_page(report(run.inputs, run.store))
+    page = read_page(encoders_report(run.inputs, run.store))
     for words in ("G+S over G ", "G+S2 over G ", "G+S2 over G+S ", "no difference"):
         assert words in page.sections["results"]
     assert "G+S2 is better than G on segmentation" in page.sections["header"]
@@ -311,7 +311,7 @@ def test_three_labels(make_run) -> None:
 @pytest.mark.usefixtures("s3")
 def test_a_run_in_an_object_store(make_run) -> None:
     run = make_run(store=f"s3://tests/{uuid.uuid4().hex}")
-    uri = report(run.inputs, run.store)
+    uri = encoders_report(run.inputs, run.store)
     page = read_page(uri)
     assert uri.startswith(f"{run.store}/reports/")
     assert len(page.images) == 5 + 2 * 2 * 4 + 5

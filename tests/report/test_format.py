@@ -30,10 +30,10 @@ def test_text_has_the_unit() -> None:
 def test_gain_is_that_of_what_is_shown(
     figure: MetricFormat, value: float, over: float, gain: float, change: str
 ) -> None:
-    assert figure.gain(value, over) == gain
+    assert figure.improvement(value, over) == gain
     assert figure.change(value, over) == change
 
 
 def test_an_unknown_figure_is_not_judged() -> None:
-    assert metric_format("novel").gain(2.0, 1.0) == 0
+    assert metric_format("novel").improvement(2.0, 1.0) == 0
     assert metric_format("novel").change(2.0, 1.0) == "+1.000"
