@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairDataLoader
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.dataloader import PairBatch, PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
@@ -64,7 +65,8 @@ def our_batches(uri: str, options: argparse.Namespace) -> Iterator[PairBatch]:
     """The loader as training sets it up."""
     loader = PairDataLoader(
         View(Dataset.open(uri), ViewConfig()),
-        LoaderConfig(batch_size=options.batch_size, num_workers=options.workers),
+        DataLoaderConfig(num_workers=options.workers),
+        batch_size=options.batch_size,
         transform=CropTransform(options.size, RandomResizedCropConfig()),
         tokenize=Tokenizer(),
         cache=options.folder / "cache",

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.dataloader import LoaderConfig, PairDataLoader
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.dataloader import PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
@@ -49,10 +50,11 @@ def loader(uri: str, cache: Path, num_workers: int, cursor: int) -> PairDataLoad
     """The loader as training sets it up, from batch ``cursor`` on."""
     return PairDataLoader(
         View(Dataset.open(uri), ViewConfig()),
-        LoaderConfig(batch_size=_BATCH_SIZE, num_workers=num_workers),
+        DataLoaderConfig(num_workers=num_workers),
+        batch_size=_BATCH_SIZE,
         transform=CropTransform(32, RandomResizedCropConfig()),
         tokenize=Tokenizer(),
-        cursor=cursor,
+        start_step=cursor,
         cache=cache,
     )
 

@@ -54,7 +54,7 @@ class TrainMetrics:
     samples: Counter
     """Samples seen."""
     step_seconds: Histogram
-    """Wall time of an optimiser step."""
+    """Wall time of an optimizer step."""
     learning_rate: Gauge
     """Largest of the parameter groups."""
     gradient_norm: Gauge
@@ -64,42 +64,42 @@ class TrainMetrics:
     samples_per_second: Gauge
     """Samples of all ranks a second, since the last record of the log."""
     utilization: Gauge
-    """Model FLOPs utilisation, 0 to 1, since the last record; NaN where the peak isn't known."""
+    """Model FLOPs utilization, 0 to 1, since the last record; NaN where the peak isn't known."""
     logit_scale: Gauge
-    """What cosines are multiplied with; NaN where none are."""
+    """CLIP logit scale (inverse temperature); NaN without one."""
     data_wait_seconds: Counter
     """Time that this rank waited for its batches."""
     rank_data_wait_seconds: Gauge
-    """The same of every rank, as the first one hears; label ``rank``."""
+    """The same of every rank, exported by the first one; label ``rank``."""
     skipped_updates: Counter
-    """Updates that were left out; label ``reason``."""
+    """Skipped updates; label ``reason``."""
     skipped_samples: Counter
     """Samples of those updates."""
     checkpoint_seconds: Histogram
-    """Time of a saved state; label ``part``: ``stall`` of the training, or ``write`` beside it."""
+    """Time to save a checkpoint; label ``part``: ``stall`` of training, or ``write`` in the background."""
     checkpoints: Counter
     """States written; label ``result``: ``saved`` or ``failed``."""
     hangs: Counter
-    """Steps that took longer than they may, or ranks not heard of."""
+    """Steps that exceeded the timeout, or ranks without heartbeat."""
     evaluation: Gauge
     """Last value of an evaluation during training; labels ``evaluation`` and ``metric``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataMetrics:
-    """What reading and writing samples reports."""
+    """Metrics of reading and writing samples."""
 
     samples: Counter
-    """Samples that came through."""
+    """Samples processed."""
     quarantined: Counter
-    """Samples set aside; label ``reason``."""
+    """Samples rejected; label ``reason``."""
     skipped: Counter
     """Bad samples that a loader met and replaced; label ``reason``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionMetrics:
-    """What recaptioning reports."""
+    """Metrics of recaptioning."""
 
     samples: Counter
     """Samples that were captioned; label ``outcome``: ``captioned``, or why not."""
@@ -111,7 +111,7 @@ class CaptionMetrics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServingMetrics:
-    """What an endpoint reports. Each but ``reloads`` has the label ``model``."""
+    """Metrics of a server. Each but ``reloads`` has the label ``model``."""
 
     request_seconds: Histogram
     """Time from a request's head to the end of its answer, for those that were answered."""
@@ -157,7 +157,7 @@ def train_metrics() -> TrainMetrics:
         loss=Gauge("clipmill_train_loss", "Last loss", ["objective", "kind"]),
         samples=Counter("clipmill_train_samples_total", "Samples seen"),
         step_seconds=Histogram(
-            "clipmill_train_step_seconds", "Wall time of an optimiser step", buckets=_STEP_SECONDS
+            "clipmill_train_step_seconds", "Wall time of an optimizer step", buckets=_STEP_SECONDS
         ),
         learning_rate=Gauge("clipmill_train_learning_rate", "Largest learning rate of the groups"),
         gradient_norm=Gauge("clipmill_train_gradient_norm", "Gradient norm before clipping"),
@@ -165,8 +165,8 @@ def train_metrics() -> TrainMetrics:
         samples_per_second=Gauge(
             "clipmill_train_samples_per_second", "Samples of all ranks a second"
         ),
-        utilization=Gauge("clipmill_train_mfu_ratio", "Model FLOPs utilisation, 0 to 1"),
-        logit_scale=Gauge("clipmill_train_logit_scale", "What cosines are multiplied with"),
+        utilization=Gauge("clipmill_train_mfu_ratio", "Model FLOPs utilization, 0 to 1"),
+        logit_scale=Gauge("clipmill_train_logit_scale", "CLIP logit scale (inverse temperature)"),
         data_wait_seconds=Counter(
             "clipmill_train_data_wait_seconds_total", "Time that this rank waited for batches"
         ),
@@ -174,21 +174,21 @@ def train_metrics() -> TrainMetrics:
             "clipmill_train_rank_data_wait_seconds", "Wait for batches, by rank", ["rank"]
         ),
         skipped_updates=Counter(
-            "clipmill_train_skipped_updates_total", "Updates left out, by reason", ["reason"]
+            "clipmill_train_skipped_updates_total", "Skipped updates, by reason", ["reason"]
         ),
         skipped_samples=Counter(
-            "clipmill_train_skipped_samples_total", "Samples of updates left out"
+            "clipmill_train_skipped_samples_total", "Samples in skipped updates"
         ),
         checkpoint_seconds=Histogram(
             "clipmill_train_checkpoint_seconds",
-            "Time of a saved state: stall of the training, or write beside it",
+            "Time to save a checkpoint: stall of training, or write in the background",
             ["part"],
             buckets=_STEP_SECONDS,
         ),
         checkpoints=Counter(
             "clipmill_train_checkpoints_total", "States written, by result", ["result"]
         ),
-        hangs=Counter("clipmill_train_hangs_total", "Steps too long, or ranks not heard of"),
+        hangs=Counter("clipmill_train_hangs_total", "Steps that exceeded the timeout, or ranks without heartbeat"),
         evaluation=Gauge(
             "clipmill_train_evaluation",
             "Last value of an evaluation during training",
@@ -201,10 +201,10 @@ def train_metrics() -> TrainMetrics:
 def data_metrics() -> DataMetrics:
     """The data section, registered once."""
     return DataMetrics(
-        samples=Counter("clipmill_data_samples_total", "Samples that came through"),
-        quarantined=Counter("clipmill_data_quarantined_total", "Samples set aside", ["reason"]),
+        samples=Counter("clipmill_data_samples_total", "Samples processed"),
+        quarantined=Counter("clipmill_data_quarantined_total", "Samples rejected", ["reason"]),
         skipped=Counter(
-            "clipmill_data_skipped_total", "Samples that a loader replaced", ["reason"]
+            "clipmill_data_skipped_total", "Bad samples that a loader replaced", ["reason"]
         ),
     )
 
@@ -231,13 +231,13 @@ def serving_metrics() -> ServingMetrics:
         )
 
     return ServingMetrics(
-        request_seconds=seconds("request", "Whole time of a request that was answered"),
+        request_seconds=seconds("request", "Total time of a request that was answered"),
         queue_depth=Gauge("clipmill_serve_queue_depth", "Images that wait for a batch", ["model"]),
         queue_wait_seconds=seconds("queue_wait", "Wait of an image for its batch"),
         batch_size=Histogram(
             "clipmill_serve_batch_size", "Images in a batch", ["model"], buckets=_BATCH_SIZES
         ),
-        preprocess_seconds=seconds("preprocess", "Decoding of a request"),
+        preprocess_seconds=seconds("preprocess", "Time to decode and preprocess a request's images"),
         infer_seconds=seconds("infer", "Network time of a batch"),
         postprocess_seconds=seconds("postprocess", "Encoding of an answer"),
         requests=Counter(
@@ -263,11 +263,11 @@ def serving_metrics() -> ServingMetrics:
             "clipmill_serve_image_pixels", "Pixels of an image", ["model"], buckets=_PIXELS
         ),
         image_brightness=Histogram(
-            "clipmill_serve_image_brightness", "Mean of an image", ["model"], buckets=_BRIGHTNESS
+            "clipmill_serve_image_brightness", "Mean pixel intensity of an image, 0 to 1", ["model"], buckets=_BRIGHTNESS
         ),
         embedding_distance=Gauge(
             "clipmill_serve_embedding_distance",
-            "Distance of the last images' mean embedding from the training's, in its spreads",
+            "Distance of recent images' mean embedding from the training's, in its RMS distances",
             ["model", "version"],
         ),
         predicted_share=Counter(

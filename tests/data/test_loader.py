@@ -16,7 +16,8 @@ from torch import Tensor
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading import dataloader as loader_module
-from clipmill.data.loading.dataloader import LoaderConfig, PairBatch, PairDataLoader
+from clipmill.data.loading.dataloader import PairBatch, PairDataLoader
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.sampler import EpochShuffle
 from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.data.shards.read import read_shard
@@ -45,11 +46,12 @@ def texts_of(tokens_BT: Tensor) -> list[str]:
 
 
 def make_loader(view: View, tmp_path: Path, **options: int) -> PairDataLoader:
-    config = {"batch_size": 8, "shuffle_shards": 2}
-    own = {name: options.pop(name) for name in ("rank", "world_size", "cursor") if name in options}
+    config = {"num_workers": 0, "shuffle_shards": 2}
+    names = ("rank", "world_size", "start_step", "batch_size", "seed", "cache_bytes")
+    own = {"batch_size": 8} | {name: options.pop(name) for name in names if name in options}
     return PairDataLoader(
         view,
-        LoaderConfig(**{**config, **options}),
+        DataLoaderConfig(**{**config, **options}),
         transform=transform,
         tokenize=tokenize,
         cache=tmp_path / "cache",
@@ -99,13 +101,13 @@ def test_resuming_goes_on_where_it_stopped(
     view: View, tmp_path: Path, cursor: int, num_workers: int
 ) -> None:
     whole = global_batches(view, tmp_path, cursor + 4)
-    resumed = global_batches(view, tmp_path, 4, cursor=cursor, num_workers=num_workers)
+    resumed = global_batches(view, tmp_path, 4, start_step=cursor, num_workers=num_workers)
     assert resumed == whole[cursor:]
 
 
 def test_resuming_late_costs_no_more(view: View, tmp_path: Path) -> None:
     # Walking there would take days.
-    late = make_loader(view, tmp_path, cursor=10**12)
+    late = make_loader(view, tmp_path, start_step=10**12)
     assert [len(batch.uids) for batch in take(late, 2)] == [8, 8]
 
 
@@ -256,11 +258,11 @@ def test_empty_view(make_dataset: MakeDataset, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"batch_size": 0}, {"batch_size": 8, "seed": -1}, {"batch_size": 8, "cache_bytes": 0}],
+    [{"num_workers": -1}, {"prefetch_batches": 0}, {"shuffle_shards": 0}],
 )
 def test_config_out_of_range(values: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="at least"):
-        LoaderConfig(**values)
+        DataLoaderConfig(**values)
 
 
 def test_chosen_captions_of_selected_samples(

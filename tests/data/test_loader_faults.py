@@ -13,7 +13,8 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.dataloader import LoaderConfig, PairDataLoader
+from clipmill.data.loading.dataloader import PairDataLoader
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.cache import pin_entry, evict_lru
 from clipmill.data.shards.plan import ShardConfig
@@ -48,10 +49,13 @@ def dataset(source, tmp_path):
 
 
 def loader(dataset, cache, **options):
-    own = {name: options.pop(name) for name in ("rank", "world_size", "cursor") if name in options}
+    batch_size = options.pop("batch_size", 8)
+    names = ("rank", "world_size", "start_step", "seed", "cache_bytes")
+    own = {name: options.pop(name) for name in names if name in options}
     return PairDataLoader(
         View(dataset, ViewConfig()),
-        LoaderConfig(**{"batch_size": 8, "shuffle_shards": 2, **options}),
+        DataLoaderConfig(**{"num_workers": 0, "shuffle_shards": 2, **options}),
+        batch_size=batch_size,
         transform=CropTransform(8, RandomResizedCropConfig()),
         tokenize=tokenize,
         cache=cache,
@@ -135,7 +139,7 @@ def test_replacements_are_the_same_for_all(dataset, tmp_path, rotten, world_size
         parts = content([ranks[rank][step] for rank in range(world_size)])
         joined = [[value for part in parts for value in part[field]] for field in range(3)]
         assert joined == [list(field) for field in whole]
-    resumed = loader(dataset, tmp_path / "cache", cursor=3, num_workers=num_workers)
+    resumed = loader(dataset, tmp_path / "cache", start_step=3, num_workers=num_workers)
     assert content(take(resumed, 3)) == expected[3:]
 
 

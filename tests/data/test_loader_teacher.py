@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from clipmill.data.layers import commit_layer, mmap_layer, read_layer, write_layer_shard
-from clipmill.data.loading.dataloader import LoaderConfig, PairDataLoader
+from clipmill.data.loading.dataloader import PairDataLoader
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.teacher_targets import TeacherLayer
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import ConfigError
@@ -65,13 +66,16 @@ def make_view(make_dataset, add_captions):
 
 
 def batches(view, cache, count, **options):
-    own = {name: options.pop(name) for name in ("rank", "world_size") if name in options}
+    batch_size = options.pop("batch_size", 8)
+    names = ("rank", "world_size", "seed")
+    own = {name: options.pop(name) for name in names if name in options}
     loader = PairDataLoader(
         view,
-        LoaderConfig(**{"batch_size": 8, "shuffle_shards": 2, **options}),
+        DataLoaderConfig(**{"num_workers": 0, "shuffle_shards": 2, **options}),
+        batch_size=batch_size,
         transform=transform,
         tokenize=tokenize,
-        teaching=TeacherLayer(TEACHER, replay),
+        teacher=TeacherLayer(TEACHER, replay),
         cache=cache,
         **own,
     )
@@ -140,7 +144,8 @@ def test_a_sample_without_embedding_is_replaced(make_view, tmp_path):
 def test_batches_without_teaching_have_no_embeddings(make_view, tmp_path):
     loader = PairDataLoader(
         make_view(),
-        LoaderConfig(batch_size=4),
+        DataLoaderConfig(num_workers=0),
+        batch_size=4,
         transform=transform,
         tokenize=tokenize,
         cache=tmp_path,
@@ -153,10 +158,11 @@ def test_a_layer_that_is_not_there(make_view, make_dataset, tmp_path):
     with pytest.raises(ConfigError, match="teacher/test-1"):
         PairDataLoader(
             view,
-            LoaderConfig(batch_size=4),
+            DataLoaderConfig(num_workers=0),
+        batch_size=4,
             transform=transform,
             tokenize=tokenize,
-            teaching=TeacherLayer("teacher/other", replay),
+            teacher=TeacherLayer("teacher/other", replay),
             cache=tmp_path,
         )
 

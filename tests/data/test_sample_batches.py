@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.data.labeled.dataloader import build_labeled_dataloader, kept_in_memory
+from clipmill.data.labeled.dataloader import build_labeled_dataloader, cached_in_memory
 from clipmill.data.labeled.image_folder import ImageFolder
 from clipmill.errors import ConfigError, SourceError
 
@@ -31,7 +31,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize(("cursor", "num_workers"), [(0, 2), (1, 0), (3, 1), (4, 2)])
 def test_begun_anywhere_by_any_number_of_workers(cursor, num_workers):
-    assert_same(take(5, cursor=cursor, num_workers=num_workers), take(9)[cursor : cursor + 5])
+    assert_same(take(5, start_step=cursor, num_workers=num_workers), take(9)[cursor : cursor + 5])
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -67,7 +67,7 @@ def test_seeds_differ():
 
 
 def test_late_steps_cost_no_more():
-    (batch,) = take(1, cursor=10**12)
+    (batch,) = take(1, start_step=10**12)
     assert len(batch["index"]) == 4
 
 
@@ -120,7 +120,7 @@ def test_samples_are_kept_while_there_is_memory():
         calls.append(index)
         return {"image": np.full(10, index, np.uint8), "label": np.full(2, index, np.uint8)}
 
-    load = kept_in_memory(decode, max_bytes=24)  # two of twelve bytes
+    load = cached_in_memory(decode, max_bytes=24)  # two of twelve bytes
     first = [load(index) for index in range(4)]
     again = [load(index) for index in range(4)]
     assert calls == [0, 1, 2, 3, 2, 3]
@@ -139,7 +139,7 @@ def test_a_sample_that_does_not_fit_takes_no_place_from_one_that_does():
         calls.append(index)
         return {"image": np.zeros(100 if index == 0 else 10, np.uint8)}
 
-    load = kept_in_memory(decode, max_bytes=20)
+    load = cached_in_memory(decode, max_bytes=20)
     for index in (0, 1, 0, 1):
         load(index)
     assert calls == [0, 1, 0]

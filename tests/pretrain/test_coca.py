@@ -16,7 +16,8 @@ from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save
 from clipmill.models.coca import build_coca
 from clipmill.models.encoders import Normalize
 from clipmill.pretrain.coca import CocaObjective, train_coca
-from clipmill.pretrain.config import CocaTrainConfig, DataLoaderConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.pretrain.config import CocaTrainConfig
 
 CONFIG = CocaTrainConfig(
     model=COCA,

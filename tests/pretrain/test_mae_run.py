@@ -16,7 +16,8 @@ from clipmill.models.encoders import build_dense
 from clipmill.models.mae import MaskedAutoencoder
 from clipmill.models.pretrained import open_encoder
 from clipmill.pretrain.clip import pretrain_clip
-from clipmill.pretrain.config import DataLoaderConfig, MaePretrainConfig, PretrainConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.pretrain.config import MaePretrainConfig, PretrainConfig
 from clipmill.pretrain.mae import MaeObjective, pretrain_mae
 
 VISION = replace(CLIP.vision, has_input_norm=False)

@@ -18,7 +18,8 @@ from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import pretrain_clip
-from clipmill.pretrain.config import DataLoaderConfig, PretrainConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.pretrain.config import PretrainConfig
 
 CONFIG = PretrainConfig(
     model=CLIP,

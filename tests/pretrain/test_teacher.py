@@ -30,12 +30,8 @@ from clipmill.models.config import VisionConfig
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import pretrain_clip
-from clipmill.pretrain.config import (
-    DataLoaderConfig,
-    DistillationConfig,
-    PretrainConfig,
-    TeacherConfig,
-)
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.pretrain.config import (DistillationConfig, PretrainConfig, TeacherConfig)
 from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.teacher import embed_with_teachers, load_teacher, teacher_parent
 
@@ -108,7 +104,7 @@ def batches(view, distillation, dist=ALONE, cursor=0):
         LOAD,
         TRAIN,
         transform=CropTransform(16, RandomResizedCropConfig()),
-        teaching=TeacherLayer(distillation.layer, ReplayTransform(16)),
+        teacher=TeacherLayer(distillation.layer, ReplayTransform(16)),
         tokenizer=Tokenizer.from_config(CLIP.text),
         dist=dist,
         start_step=cursor,

@@ -15,7 +15,8 @@ from clipmill.errors import ConfigError
 from clipmill.models.retrieval import recall
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.pretrain.clip import ClipObjective
-from clipmill.pretrain.config import DataLoaderConfig, ValidationConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.pretrain.config import ValidationConfig
 from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.validation import build_validators
 

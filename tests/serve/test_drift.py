@@ -16,7 +16,8 @@ from clipmill.engine.config import TrainConfig
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.pretrain.clip import pretrain_clip
-from clipmill.pretrain.config import DataLoaderConfig, PretrainConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.pretrain.config import PretrainConfig
 from clipmill.recipes.registry import get_recipe
 from clipmill.scenes import SceneConfig, write_caption_folder, write_nyu
 from clipmill.serve.client import Client

@@ -146,16 +146,16 @@ def clip_dataloader(
 ) -> Iterator[PairBatch]:
     """Build the iterator over this rank's batches from ``start_step`` on."""
     size = config.model.vision.image_size
-    teaching = None
+    teacher = None
     if config.distillation is not None:
-        teaching = TeacherLayer(config.distillation.layer, ReplayTransform(size))
+        teacher = TeacherLayer(config.distillation.layer, ReplayTransform(size))
     return build_pair_dataloader(
         view,
         config.dataloader,
         config.train,
         transform=CropTransform(size, config.random_resized_crop),
         tokenizer=Tokenizer.from_config(config.model.text),
-        teaching=teaching,
+        teacher=teacher,
         start_step=start_step,
         dist=dist,
     )

@@ -13,7 +13,8 @@ from clipmill.data.captioners import (
 from clipmill.data.transforms.augmentation import RandomResizedCropConfig
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
-from clipmill.pretrain.config import CocaTrainConfig, DataLoaderConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.pretrain.config import CocaTrainConfig
 
 
 def coca_vit_l14() -> CocaTrainConfig:

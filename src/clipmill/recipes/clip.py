@@ -10,7 +10,8 @@ from clipmill.models.config import (
     TowerOptions,
     VisionConfig,
 )
-from clipmill.pretrain.config import DataLoaderConfig, PretrainConfig, ValidationConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.pretrain.config import PretrainConfig, ValidationConfig
 
 BATCH_SIZE = 65_536
 """Global batch (CLIP-QC, Table 11)."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.models.config import MaeConfig, VisionConfig
-from clipmill.pretrain.config import DataLoaderConfig, MaePretrainConfig, SupervisedConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.pretrain.config import MaePretrainConfig, SupervisedConfig
 
 MAE_BATCH_SIZE = 4_096
 """Global batch (He et al. 2022, Table 8)."""

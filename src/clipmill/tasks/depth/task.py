@@ -62,13 +62,13 @@ class DepthTask(Task[DepthConfig]):
 
         ``keys`` if cached.
         """
-        from clipmill.data.labeled.dataloader import kept_in_memory
+        from clipmill.data.labeled.dataloader import cached_in_memory
         from clipmill.data.labeled.dense import NyuFolder
         from clipmill.data.transforms import dense
 
         samples = NyuFolder.open(folder, "train")
 
-        @kept_in_memory
+        @cached_in_memory
         def resized(index: int) -> dict[str, NDArray[Any]]:
             pair = samples.image_HW3(index), samples.depth_HW(index)
             image, depth = dense.center_crop_pair(*pair, config.crop_size)

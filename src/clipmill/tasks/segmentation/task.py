@@ -60,13 +60,13 @@ class SegmentationTask(Task[SegmentationConfig]):
 
     def training_samples(self, config: SegmentationConfig, folder: Path) -> TrainingSamples:
         """Return ``images`` (H, W, 3) uint8 and ``labels`` (H, W) uint8; ``keys`` if cached."""
-        from clipmill.data.labeled.dataloader import kept_in_memory
+        from clipmill.data.labeled.dataloader import cached_in_memory
         from clipmill.data.labeled.dense import IGNORED, Ade20kFolder
         from clipmill.data.transforms import dense
 
         samples = Ade20kFolder.open(folder, "training")
 
-        @kept_in_memory
+        @cached_in_memory
         def resized(index: int) -> dict[str, NDArray[Any]]:
             pair = samples.image_HW3(index), samples.classes_HW(index)
             image, label = dense.center_crop_pair(*pair, config.crop_size)
