@@ -266,7 +266,7 @@ def _comparison(
         task_result(
             name,
             {label: by_task[name] for label, by_task in figures.items()},
-            validators={
+            evaluations={
                 label: uri for label, uris in evaluations.items() for uri in uris if name in uri
             },
         )

@@ -212,7 +212,7 @@ def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
         ("random:timm/test_resnet", ""),
         ("random:timm/vit_tiny_patch16_224", ""),
         ("random:timm/vit_small_patch14_dinov2", "stride 14"),
-        ("random:timm/test_vit_relpos", "can't see the recipe's images"),
+        ("random:timm/test_vit_relpos", "can't take the recipe's images"),
     ],
 )
 def test_encoders_of_other_families(encoder, words, nyu):
