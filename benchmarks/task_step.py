@@ -88,7 +88,7 @@ def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
             runner.train()
             return laps
 
-        def batches(cursor: int, dist: DistributedContext) -> Iterator[Any]:
+        def batches(start_step: int, dist: DistributedContext) -> Iterator[Any]:
             # A batch is made while the one before is still being computed: the end of a step is
             # where the next is asked for.
             made = task.train_dataloader(
@@ -96,7 +96,7 @@ def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
                 folder,
                 batch_size=config.train.batch_size,
                 seed=config.train.seed,
-                cursor=cursor,
+                start_step=start_step,
                 rank=dist.rank,
                 world_size=dist.world_size,
             )

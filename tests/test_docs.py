@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from clipmill.pipelines.registry import PIPELINES
 
 import clipmill
 from clipmill.cli import app
 from clipmill.config import Config
-from clipmill.pipelines.registry import PIPELINES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -170,3 +170,18 @@ def test_every_setting_of_the_pages_is_a_field():
                 unknown.append(f"{page.relative_to(ROOT)}: {path}")
     assert seen > 40
     assert unknown == []
+
+
+def test_every_path_of_the_pages_exists():
+    folders = "src|tests|benchmarks|components|pipelines|helm|manifests|requirements|docs|dev"
+    seen, missing = 0, []
+    for page in PAGES:
+        if page.name in {"LOG.md", "CHANGELOG.md"}:  # paths of their time
+            continue
+        text = re.sub(r"git show \w+:\S+", "", page.read_text())
+        for path in re.findall(rf"(?<![\w/])((?:{folders})/[\w/.-]*\w/?)", text):
+            seen += 1
+            if not (ROOT / path).exists():
+                missing.append(f"{page.relative_to(ROOT)}: {path}")
+    assert seen > 60
+    assert missing == []

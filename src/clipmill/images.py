@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clipmill.errors import BadSampleError, SourceError
 
-# What Pillow accepts without a warning; a larger limit of ours would meet Pillow's.
+# What Pillow accepts without a warning.
 MAX_PIXELS = 89_478_485
 
 UNREADABLE_IMAGE: Final = "unreadable-image"
@@ -46,7 +46,7 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """Return the decoded picture in mode RGB, upright (EXIF orientation applied).
+    """Return the decoded image in mode RGB, upright (EXIF orientation applied).
 
     Transparent pixels are laid over white, and 16-bit grey is scaled to 8 bits. Raises
     BadSampleError (``unreadable-image``) if any part of the file can't be decoded, or the decoder
@@ -60,16 +60,16 @@ def decode_rgb(data: bytes) -> Image.Image:
                 upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
                 return _to_rgb(upright)
     except UnidentifiedImageError as error:
-        # Pillow's words hold the address of a buffer, and records must be the same in every run.
+        # Pillow's message holds a buffer's address, and records must be the same in every run.
         raise BadSampleError(UNREADABLE_IMAGE, "not a picture behind its header") from error
     except Exception as error:  # decoders raise whatever a broken file provokes
         raise BadSampleError(UNREADABLE_IMAGE, str(error)) from error
-    # Whoever judged the file by its size looked at another picture.
+    # Callers checked the size in the header, which isn't that of the image.
     raise BadSampleError(UNREADABLE_IMAGE, "its headers disagree about its size")
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Return what ``decode_rgb`` makes of a file; SourceError, with its name, if it can't."""
+    """Return a file's image as ``decode_rgb`` does; SourceError, with its name, if it can't."""
     try:
         return decode_rgb(path.read_bytes())
     except BadSampleError as error:

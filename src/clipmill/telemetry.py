@@ -188,7 +188,10 @@ def train_metrics() -> TrainMetrics:
         checkpoints=Counter(
             "clipmill_train_checkpoints_total", "States written, by result", ["result"]
         ),
-        hangs=Counter("clipmill_train_hangs_total", "Steps that exceeded the timeout, or ranks without heartbeat"),
+        hangs=Counter(
+            "clipmill_train_hangs_total",
+            "Steps that exceeded the timeout, or ranks without heartbeat",
+        ),
         evaluation=Gauge(
             "clipmill_train_evaluation",
             "Last value of an evaluation during training",
@@ -237,7 +240,9 @@ def serving_metrics() -> ServingMetrics:
         batch_size=Histogram(
             "clipmill_serve_batch_size", "Images in a batch", ["model"], buckets=_BATCH_SIZES
         ),
-        preprocess_seconds=seconds("preprocess", "Time to decode and preprocess a request's images"),
+        preprocess_seconds=seconds(
+            "preprocess", "Time to decode and preprocess a request's images"
+        ),
         infer_seconds=seconds("infer", "Network time of a batch"),
         postprocess_seconds=seconds("postprocess", "Encoding of an answer"),
         requests=Counter(
@@ -263,7 +268,10 @@ def serving_metrics() -> ServingMetrics:
             "clipmill_serve_image_pixels", "Pixels of an image", ["model"], buckets=_PIXELS
         ),
         image_brightness=Histogram(
-            "clipmill_serve_image_brightness", "Mean pixel intensity of an image, 0 to 1", ["model"], buckets=_BRIGHTNESS
+            "clipmill_serve_image_brightness",
+            "Mean pixel intensity of an image, 0 to 1",
+            ["model"],
+            buckets=_BRIGHTNESS,
         ),
         embedding_distance=Gauge(
             "clipmill_serve_embedding_distance",

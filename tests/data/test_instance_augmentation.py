@@ -32,13 +32,16 @@ def test_a_small_picture_lies_at_the_corner():
 
 def test_a_large_picture_is_cut_anywhere():
     firsts = {
-        large_scale_jitter(*scene(), 48, (2.0, 2.0), np.random.default_rng(seed))[1].sum() for seed in range(9)
+        large_scale_jitter(*scene(), 48, (2.0, 2.0), np.random.default_rng(seed))[1].sum()
+        for seed in range(9)
     }
     assert len(firsts) > 3
 
 
 def test_half_are_mirrored():
-    found = [large_scale_jitter(*scene(), 60, (1.0, 1.0), np.random.default_rng(s))[0] for s in range(20)]
+    found = [
+        large_scale_jitter(*scene(), 60, (1.0, 1.0), np.random.default_rng(s))[0] for s in range(20)
+    ]
     plain = [np.array_equal(f[:40], scene()[0]) for f in found]
     mirrored = [np.array_equal(f[:40], scene()[0][:, ::-1]) for f in found]
     assert all(a != b for a, b in zip(plain, mirrored, strict=True))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading import dataloader as loader_module
-from clipmill.data.loading.dataloader import PairBatch, PairDataLoader
 from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.dataloader import PairBatch, PairDataLoader
 from clipmill.data.loading.sampler import EpochShuffle
 from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.data.shards.read import read_shard

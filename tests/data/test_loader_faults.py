@@ -13,10 +13,10 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.dataloader import PairDataLoader
 from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.dataloader import PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig
-from clipmill.data.shards.cache import pin_entry, evict_lru
+from clipmill.data.shards.cache import evict_lru, pin_entry
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.write import write_dataset

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clipmill.data.layers import commit_layer, mmap_layer, read_layer, write_layer_shard
-from clipmill.data.loading.dataloader import PairDataLoader
 from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.dataloader import PairDataLoader
 from clipmill.data.loading.teacher_targets import TeacherLayer
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import ConfigError
@@ -159,7 +159,7 @@ def test_a_layer_that_is_not_there(make_view, make_dataset, tmp_path):
         PairDataLoader(
             view,
             DataLoaderConfig(num_workers=0),
-        batch_size=4,
+            batch_size=4,
             transform=transform,
             tokenize=tokenize,
             teacher=TeacherLayer("teacher/other", replay),

@@ -9,7 +9,7 @@ import pytest
 
 from clipmill.config import sha256_bytes
 from clipmill.data.dataset import Dataset
-from clipmill.data.shards.cache import open_copy, evict_lru
+from clipmill.data.shards.cache import evict_lru, open_copy
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.tar import index_tar

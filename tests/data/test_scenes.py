@@ -30,7 +30,7 @@ from clipmill.scenes import (
 )
 from clipmill.scenes import scene as render_module
 from clipmill.scenes.captions import Subject, alt_text
-from clipmill.scenes.geometry import World, sample_world
+from clipmill.scenes.geometry import SceneGeometry, sample_geometry
 from clipmill.scenes.scene import render
 from clipmill.scenes.solids import INTERSECT, NORMAL
 
@@ -139,16 +139,16 @@ def test_masks_boxes_and_classes_agree() -> None:
 
 def test_as_many_objects_as_asked_for() -> None:
     alone = SceneConfig(min_objects=1, max_objects=1)
-    assert {len(sample_world(alone, i).objects) for i in range(30)} == {1}
+    assert {len(sample_geometry(alone, i).objects) for i in range(30)} == {1}
     full = SceneConfig(min_objects=8, max_objects=8)
-    counts = [len(sample_world(full, i).objects) for i in range(30)]
+    counts = [len(sample_geometry(full, i).objects) for i in range(30)]
     assert max(counts) == 8
     assert sum(counts) / len(counts) > 6
 
 
 def test_objects_stand_as_near_and_are_as_large_as_asked_for() -> None:
     near = SceneConfig(max_distance_m=2.6, min_object_size_m=1.0)
-    found = [placed for i in range(60) for placed in sample_world(near, i).objects]
+    found = [placed for i in range(60) for placed in sample_geometry(near, i).objects]
     assert 2.3 < max(placed.z for placed in found) <= 2.6
     # One in a room that has no other space may have shrunk.
     assert sorted(placed.size for placed in found)[len(found) // 20] >= 1.0
@@ -156,14 +156,14 @@ def test_objects_stand_as_near_and_are_as_large_as_asked_for() -> None:
 
 def test_a_room_that_is_full_stays_with_fewer_objects() -> None:
     full = SceneConfig(min_objects=8, max_objects=8, max_distance_m=2.5, min_object_size_m=1.25)
-    counts = {len(sample_world(full, i).objects) for i in range(30)}
+    counts = {len(sample_geometry(full, i).objects) for i in range(30)}
     assert min(counts) >= 1
     assert max(counts) < 8
     scene = draw(full, 0)
     assert all(seen.visible_pixels > 10 for seen in scene.objects)
 
 
-def rays_of(world: World, size: int) -> np.ndarray:
+def rays_of(world: SceneGeometry, size: int) -> np.ndarray:
     """Directions (H, W, 3) through the pixels' centres, of length 1 along the optical axis."""
     ticks = ((np.arange(size) + 0.5) / size * 2 - 1) * world.camera.tan_half
     u, v = np.meshgrid(ticks, -ticks)
@@ -174,7 +174,7 @@ def rays_of(world: World, size: int) -> np.ndarray:
 def test_depth_of_floor_and_spheres_is_that_of_geometry() -> None:
     spheres = 0
     for index in range(40):
-        world, scene = sample_world(CROWDED, index), crowded(index)
+        world, scene = sample_geometry(CROWDED, index), crowded(index)
         rays = rays_of(world, CROWDED.size)
         floor = scene.classes_HW == CLASSES.index("floor") + 1
         expected = -world.camera.height / rays[floor][:, 1]
@@ -208,7 +208,7 @@ def test_a_sphere_throws_a_shadow_away_from_the_sun() -> None:
     config = SceneConfig(size=96, min_objects=1, max_objects=1)
     shaded = 0
     for index in range(80):
-        world = sample_world(config, index)
+        world = sample_geometry(config, index)
         (placed,) = world.objects
         if placed.name != "sphere":
             continue
@@ -330,7 +330,7 @@ def test_rich_captions_tell_the_truth() -> None:
     told: dict[str, int] = {}
     for index in range(80):
         scene = crowded(index)
-        world = sample_world(CROWDED, index)
+        world = sample_geometry(CROWDED, index)
         opening, *others = scene.captions["rich"].split("; ")
         assert f"{world.room.wall} wall" in opening
         assert f"{world.room.floor} floor" in opening
@@ -460,7 +460,7 @@ def test_nyu_reads_back(tmp_path: Path, split: str, root: str) -> None:
         np.testing.assert_allclose(millimetres / 1000, scene.depth_HW, atol=5.1e-4)
         half = CROWDED.size / 2
         assert float(focal) == pytest.approx(
-            half / sample_world(CROWDED, index).camera.tan_half, abs=1e-3
+            half / sample_geometry(CROWDED, index).camera.tan_half, abs=1e-3
         )
 
 

@@ -13,7 +13,7 @@ from source_reading import plan, read_all
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.sources import RawPair, Source, open_source
 from clipmill.data.sources.base import Entry
-from clipmill.data.sources.files import Descriptor, expand_braces
+from clipmill.data.sources.files import PreadFile, expand_braces
 from clipmill.data.sources.webdataset import TruncatedTarError, members
 from clipmill.errors import BadSampleError, SourceError
 
@@ -45,7 +45,7 @@ def test_members_are_those_of_tarfile(tmp_path: Path, tar_format: int) -> None:
             tar.addfile(info)
     with tarfile.open(path) as tar:
         wanted = [(m.name, m.offset, m.offset_data, m.size) for m in tar if m.isfile()]
-    file = Descriptor(path)
+    file = PreadFile(path)
     found = [(m.name, m.header, m.offset, m.size) for m in members(file, 0, file.size)]
     assert found == wanted
 
@@ -54,7 +54,7 @@ def test_members_are_those_of_tarfile(tmp_path: Path, tar_format: int) -> None:
 def test_cut_tar_is_noticed(tmp_path: Path, cut: int) -> None:
     path = write_tar(tmp_path / "x.tar", [("a.txt", b"x" * 1000), ("b.txt", b"y" * 1000)])
     path.write_bytes(path.read_bytes()[:cut])
-    file = Descriptor(path)
+    file = PreadFile(path)
     with pytest.raises(TruncatedTarError):
         list(members(file, 0, file.size))
 
@@ -64,7 +64,7 @@ def test_zip_bomb_of_a_header(tmp_path: Path) -> None:
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
     path = tmp_path / "x.tar"
     path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
-    file = Descriptor(path)
+    file = PreadFile(path)
     with pytest.raises(TruncatedTarError, match="extended header"):
         list(members(file, 0, file.size))
 

@@ -8,8 +8,8 @@ from clipmill.data.transforms import augmentation as stored_augmentation
 from clipmill.data.transforms.augmentation import (
     RandomResizedCropConfig,
     StoredAugmentationConfig,
-    draw_augmentation,
     replay,
+    sample_augmentation,
 )
 
 OPERATIONS = list(stored_augmentation._OPERATIONS)
@@ -26,7 +26,7 @@ DEFAULTS = StoredAugmentationConfig()
 
 
 def drawn(config=DEFAULTS, seed=0, size=(60, 40)):
-    return draw_augmentation(*size, config, np.random.default_rng(seed))
+    return sample_augmentation(*size, config, np.random.default_rng(seed))
 
 
 def test_a_replay_is_exact():

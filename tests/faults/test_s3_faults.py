@@ -172,7 +172,7 @@ def test_a_dataset_made_through_faults_is_the_same_to_the_byte(
         assert write_dataset(config, str(source), root) == uri
         caption_and_score(uri, tmp_path / "cold")
         assert export(ExportConfig(samples_per_tar=7), uri, root, tmp_path / "cold") == exported
-        assert verify(uri).is_whole
+        assert verify(uri).is_ok
         cold = Dataset.open(uri)
         rows = [
             row

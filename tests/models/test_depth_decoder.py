@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipmill.models import at_once
+from clipmill.models import execution
 from clipmill.models.depth_decoder import DepthDecoder
 
 
@@ -52,7 +52,7 @@ def test_a_batch_too_large_for_one_map(monkeypatch):
     expected = torch.autograd.grad(whole.square().sum(), list(decoder.parameters()))
     resized = []
     decoder.head.register_forward_pre_hook(lambda _, given: resized.append(len(given[0])))
-    monkeypatch.setattr(at_once, "MAX_ELEMENTS", 2 * 5 * 32 * 48)
+    monkeypatch.setattr(execution, "MAX_ELEMENTS", 2 * 5 * 32 * 48)
     depth = decoder(maps)
     assert resized == [2, 2, 1]
     torch.testing.assert_close(depth, whole)

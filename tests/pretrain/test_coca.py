@@ -9,6 +9,7 @@ from tiny import CAPTIONS, CLIP, COCA, pair_batch
 from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.recaption import recaption
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext
@@ -16,7 +17,6 @@ from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save
 from clipmill.models.coca import build_coca
 from clipmill.models.encoders import Normalize
 from clipmill.pretrain.coca import CocaObjective, train_coca
-from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.pretrain.config import CocaTrainConfig
 
 CONFIG = CocaTrainConfig(

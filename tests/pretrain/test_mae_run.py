@@ -7,6 +7,7 @@ import torch
 from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.dataloader import PairBatch
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext
@@ -16,7 +17,6 @@ from clipmill.models.encoders import build_dense
 from clipmill.models.mae import MaskedAutoencoder
 from clipmill.models.pretrained import open_encoder
 from clipmill.pretrain.clip import pretrain_clip
-from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.pretrain.config import MaePretrainConfig, PretrainConfig
 from clipmill.pretrain.mae import MaeObjective, pretrain_mae
 

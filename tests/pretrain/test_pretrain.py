@@ -7,6 +7,7 @@ import torch
 from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.view import ViewConfig, in_subset
 from clipmill.data.shards.read import read_shard
 from clipmill.engine.config import ScheduleConfig, TrainConfig
@@ -18,7 +19,6 @@ from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import pretrain_clip
-from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.pretrain.config import PretrainConfig
 
 CONFIG = PretrainConfig(

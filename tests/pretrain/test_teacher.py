@@ -10,6 +10,7 @@ from tiny import CLIP
 
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.teacher_targets import TeacherLayer
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.read import read_shard
@@ -30,8 +31,7 @@ from clipmill.models.config import VisionConfig
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import pretrain_clip
-from clipmill.data.loading.config import DataLoaderConfig
-from clipmill.pretrain.config import (DistillationConfig, PretrainConfig, TeacherConfig)
+from clipmill.pretrain.config import DistillationConfig, PretrainConfig, TeacherConfig
 from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.teacher import embed_with_teachers, load_teacher, teacher_parent
 

@@ -6,6 +6,7 @@ from PIL import Image
 from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.engine.config import TrainConfig
@@ -15,7 +16,6 @@ from clipmill.errors import ConfigError
 from clipmill.models.retrieval import recall
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.pretrain.clip import ClipObjective
-from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.pretrain.config import ValidationConfig
 from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.validation import build_validators

@@ -60,7 +60,7 @@ def test_table_13(make, stages, epochs, falls, weight_decay):
     assert train.optimizer.weight_decay == weight_decay
     assert train.schedule.name == "step"
     assert train.schedule.lr in (5e-4, 2e-4, 1e-4)
-    rates = [train.schedule.at(e * train.steps // epochs, train.steps) for e in range(1, epochs)]
+    rates = [train.schedule.lr_at(e * train.steps // epochs, train.steps) for e in range(1, epochs)]
     expected = [train.schedule.lr * 0.1 ** sum(e >= f for f in falls) for e in range(1, epochs)]
     assert rates == pytest.approx(expected)
 

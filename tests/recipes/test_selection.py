@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from clipmill import stages
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.select import SelectConfig
@@ -14,7 +15,6 @@ from clipmill.lineage import lineage
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata, save_checkpoint
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.models.towers import build_clip
-from clipmill import stages
 from clipmill.recipes.registry import RECIPES
 from clipmill.storage import join
 

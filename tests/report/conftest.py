@@ -116,7 +116,7 @@ def write_run(
         layer=LAYER,
         captioner=captioner.uri,
         encoders={label: metadata.uri for label, metadata in encoders.items()},
-        validators=evaluations,
+        evaluations=evaluations,
         comparison=comparison,
         promotions=tuple(promotions),
         smoke_test=_probe(store, scenes[0], models),

@@ -8,23 +8,22 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from clipmill import stages
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import in_subset
 from clipmill.demo import check_captioner
 from clipmill.errors import ConfigError
-from clipmill import stages
 from clipmill.report.photos import (
     EncoderRetrieval,
     Share,
     deciding_rank,
-    recall_difference,
     photos_report,
+    recall_difference,
 )
 from clipmill.scenes.formats import write_caption_folder
 from clipmill.scenes.geometry import SceneConfig
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
-from clipmill.tasks.retrieval import read_ranks
-from clipmill.tasks.retrieval import RetrievalConfig
+from clipmill.tasks.retrieval import RetrievalConfig, read_ranks
 
 TINY = [
     "train.steps=4", "train.batch_size=16", "train.log_every=1", "train.num_threads=1",

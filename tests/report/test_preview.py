@@ -20,7 +20,7 @@ from clipmill.data.shards.write import write_dataset
 from clipmill.data.stats import Extent
 from clipmill.errors import ConfigError
 from clipmill.report.html.charts import share_below
-from clipmill.report.preview import PreviewConfig, select_samples, dataset_page
+from clipmill.report.preview import PreviewConfig, dataset_page, select_samples
 
 LAYER, SCORE, RULE = "captions/coca-1", "score/clip", "select/basic"
 

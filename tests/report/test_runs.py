@@ -11,7 +11,7 @@ from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.metrics import MetricsLogger
 from clipmill.engine.result import LOG_FILE, log_lines
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.report.runs import varying_settings, list_runs, runs_page
+from clipmill.report.runs import list_runs, runs_page, varying_settings
 from clipmill.storage import join, write_bytes, write_json
 
 TRAIN = TrainConfig(steps=100, batch_size=8)

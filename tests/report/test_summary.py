@@ -11,11 +11,11 @@ from clipmill.report.comparison import compare
 from clipmill.report.summary import (
     RunContext,
     Summary,
+    difference,
     format_gain,
     join_words,
-    summarize,
-    difference,
     seeds_of,
+    summarize,
 )
 from clipmill.tasks.comparison import RANDOM, Comparison, PretrainingResult
 

@@ -10,13 +10,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from clipmill.data.labeled.dense import NyuFolder
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
 from clipmill.engine.config import TrainConfig
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.pretrain.clip import pretrain_clip
-from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.pretrain.config import PretrainConfig
 from clipmill.recipes.registry import get_recipe
 from clipmill.scenes import SceneConfig, write_caption_folder, write_nyu

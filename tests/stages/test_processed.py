@@ -25,6 +25,6 @@ def test_a_dataset_is_new_until_a_refresh_was_finished_with_it(tmp_path):
 
 
 def test_no_dataset_is_an_error(tmp_path):
-    for ask in (is_new, lambda dataset, store: mark_processed(dataset, store, "r")):
+    for ask in (is_unprocessed, lambda dataset, store: mark_processed(dataset, store, "r")):
         with pytest.raises(ArtifactError):
             ask(str(tmp_path / "datasets" / "0"), str(tmp_path))

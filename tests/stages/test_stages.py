@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from clipmill import stages
 from clipmill.data.dataset import Dataset
 from clipmill.lineage import lineage
 from clipmill.models.checkpoint import read_metadata
-from clipmill import stages
 from clipmill.stage_records import EVENTS_VARIABLE, read_stages
 from clipmill.storage import join, read_json
 

@@ -30,7 +30,7 @@ def test_a_plain_recipe_is_one_point_and_the_same_fine_tuning():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"recipe": "depth-miniature", "data": "d"}, "gate is missing"),
+        ({"recipe": "depth-miniature", "data": "d"}, "min_metric is missing"),
         ({"recipe": "depth-miniature", "data": "d", "min_metric": "high"}, "min_metric"),
         (
             {"recipe": "clip-miniature", "data": "d", "min_metric": 1},

@@ -13,7 +13,7 @@ from clipmill.models.checkpoint import read_metadata
 from clipmill.recipes.study import study_captions
 from clipmill.report.sections.provenance import environment
 from clipmill.storage import join, read_json, write_json
-from clipmill.study.config import ConditionConfig, TableBudget, StudyConfig
+from clipmill.study.config import ConditionConfig, StudyConfig, TableBudget
 from clipmill.study.page import study_page
 from clipmill.study.result import RESULT, Cost, StudyResult, merge_studies, read_study
 from clipmill.study.results_table import StudyRun
@@ -22,10 +22,10 @@ from clipmill.study.scene_captions import (
     NOISE_LEVELS,
     SCENE_CAPTIONS,
     CaptionAccuracy,
-    draw_captions,
     caption_accuracy,
+    draw_captions,
 )
-from clipmill.study.tables import comparison, latex, markdown, csv_rows, summary_sentences
+from clipmill.study.tables import comparison, csv_rows, latex, markdown, summary_sentences
 from clipmill.tasks.evaluation import read_evaluation
 
 
@@ -325,11 +325,15 @@ def test_scene_captions_are_as_good_as_their_names_say(scenes):
     said = {
         name: [say(scenes, i) for i in range(len(scenes))] for name, say in SCENE_CAPTIONS.items()
     }
-    assert caption_accuracy(said["rich"], scenes) == CaptionAccuracy(pictures=100, words=100, named=100)
+    assert caption_accuracy(said["rich"], scenes) == CaptionAccuracy(
+        pictures=100, words=100, named=100
+    )
     terse = caption_accuracy(said["terse"], scenes)
     assert terse.words == 100 > terse.named > 60
     assert caption_accuracy(said["wrong-100"], scenes).named < 50
-    assert caption_accuracy([""] * len(scenes), scenes) == CaptionAccuracy(pictures=0, words=0, named=0)
+    assert caption_accuracy([""] * len(scenes), scenes) == CaptionAccuracy(
+        pictures=0, words=0, named=0
+    )
     assert said["rewrite"] != [scene.alt for scene in scenes]
     wrong = {
         percent: {i for i, text in enumerate(said[f"wrong-{percent}"]) if text != said["terse"][i]}

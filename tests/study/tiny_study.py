@@ -6,7 +6,7 @@ from dataclasses import replace
 from clipmill.recipes.study import study_captions
 from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.stage_records import no_progress
-from clipmill.study.config import TableBudget, StudyConfig
+from clipmill.study.config import StudyConfig, TableBudget
 from clipmill.study.run import run_study
 
 SCENES = ScenesSourceConfig(
@@ -32,7 +32,9 @@ def tiny() -> StudyConfig:
 
     return replace(
         whole,
-        synthetic_data=replace(whole.synthetic_data, scenes=SCENES, captioner=short(whole.synthetic_data.captioner)),
+        synthetic_data=replace(
+            whole.synthetic_data, scenes=SCENES, captioner=short(whole.synthetic_data.captioner)
+        ),
         clip_runs={name: short(clip) for name, clip in whole.clip_runs.items()},
         mae_runs={name: short(mae) for name, mae in whole.mae_runs.items()},
         supervised={name: short(labels) for name, labels in whole.supervised.items()},

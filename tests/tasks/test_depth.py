@@ -34,7 +34,7 @@ def network(encoder=VIT, **changes):
 
 
 def batches(folder, config=DEPTH, **changes):
-    options = {"batch_size": 2, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
+    options = {"batch_size": 2, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, **changes}
     return TASK.train_dataloader(config, folder, **options)
 
 

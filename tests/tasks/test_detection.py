@@ -48,7 +48,7 @@ def coco_folder(tmp_path_factory):
 
 
 def batches(folder, **changes):
-    options = {"batch_size": 3, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
+    options = {"batch_size": 3, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, **changes}
     return TASK.train_dataloader(CONFIG, folder, **options)
 
 
@@ -72,7 +72,7 @@ def test_batches(coco_folder):
 
 def test_batches_go_on_where_they_were(coco_folder):
     third = list(itertools.islice(batches(coco_folder), 3))[2]
-    (again,) = itertools.islice(batches(coco_folder, cursor=2), 1)
+    (again,) = itertools.islice(batches(coco_folder, start_step=2), 1)
     assert all(torch.equal(third[k], again[k]) for k in third)
 
 

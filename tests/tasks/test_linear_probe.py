@@ -28,7 +28,7 @@ def folders(ade20k_folder, nyu_folder):
 
 
 def batches(task, folder, config, **changes):
-    options = {"batch_size": 3, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
+    options = {"batch_size": 3, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, **changes}
     return get_task(task).train_dataloader(config, folder, **options)
 
 

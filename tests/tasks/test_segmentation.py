@@ -10,7 +10,7 @@ from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
 from torch.nn import functional as F
 
 from clipmill.data.labeled.dense import IGNORED, Ade20kFolder
-from clipmill.models import at_once
+from clipmill.models import execution
 from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.tasks.segmentation.task import SegmentationTask
 
@@ -22,7 +22,7 @@ def silent(done, total, words):
 
 
 def batches(folder, config=SEGMENTATION, **changes):
-    options = {"batch_size": 2, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
+    options = {"batch_size": 2, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, **changes}
     return TASK.train_dataloader(config, folder, **options)
 
 
@@ -78,7 +78,7 @@ def test_logits_too_many_for_one_map(monkeypatch):
     served = TASK.build_inference_model(SEGMENTATION, VIT, CLASSES).eval()
     images = torch.rand(3, 3, 32, 48)
     whole = served(images)
-    monkeypatch.setattr(at_once, "MAX_ELEMENTS", len(CLASSES) * 32 * 48 * 2)
+    monkeypatch.setattr(execution, "MAX_ELEMENTS", len(CLASSES) * 32 * 48 * 2)
     seen = []
     served.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     assert torch.equal(served(images), whole)

@@ -300,7 +300,7 @@ def data_verify(
         verdict = f"{len(report.faults)} faults" if report.faults else "whole"
         read = f"{report.num_files:,} files, {report.num_bytes / 1e6:,.1f} MB read"
         typer.echo(f"{report.uri}: {verdict} ({read})")
-    if not report.is_whole:
+    if not report.is_ok:
         raise typer.Exit(EXIT_DAMAGED)
 
 

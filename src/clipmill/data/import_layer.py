@@ -196,7 +196,10 @@ class _SpillFiles:
                 source = np.zeros(self._rows[index], np.int64)
                 is_missing = np.ones(self._rows[index], bool)
                 source[rows], is_missing[rows] = positions, False
-                yield index, table.take(pa.array(source, mask=is_missing)).drop_columns([_SHARD, _ROW])
+                yield (
+                    index,
+                    table.take(pa.array(source, mask=is_missing)).drop_columns([_SHARD, _ROW]),
+                )
 
 
 def _complete(dataset: Dataset, layer: str, index: int, table: pa.Table) -> pa.Table:

@@ -62,7 +62,7 @@ class CaptionStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerdictStats:
+class SelectionStats:
     """What a ``select/`` layer decided."""
 
     kept: int
@@ -105,13 +105,13 @@ class DatasetStats:
     """Image files by suffix."""
     scores: dict[str, dict[str, Distribution]]
     """By score layer and column."""
-    verdicts: dict[str, VerdictStats]
+    verdicts: dict[str, SelectionStats]
     """By select layer."""
     layers: dict[str, LayerStats]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; what isn't a number is null."""
-        value: dict[str, Any] = _plain(dataclasses.asdict(self))
+        value: dict[str, Any] = _to_json_value(dataclasses.asdict(self))
         return value
 
 
@@ -134,7 +134,7 @@ def dataset_stats(
     }
     suffixes: Counter[str] = Counter()
     kinds = {REAL: _CaptionCounter()}
-    verdicts: dict[str, VerdictStats] = {}
+    verdicts: dict[str, SelectionStats] = {}
     for done, index in enumerate(shards):
         for record in read_records(dataset, index, cache):
             kinds[REAL].add([record.caption])
@@ -151,7 +151,7 @@ def dataset_stats(
                     counter.add(captions)
             elif layer.startswith("select/"):
                 table = read_layer(dataset, layer, index, cache)
-                verdicts[layer] = _verdict(table, verdicts.get(layer))
+                verdicts[layer] = _selection_stats(table, verdicts.get(layer))
         if report:
             report(done + 1, len(shards), "shards read")
     return DatasetStats(
@@ -163,7 +163,7 @@ def dataset_stats(
         quarantine=dict(dataset.quarantine),
         shards_read=len(shards),
         captions={name: counter.stats() for name, counter in kinds.items()},
-        pictures={name: of_counts(counts) for name, counts in pictures.items()},
+        pictures={name: distribution_from_counts(counts) for name, counts in pictures.items()},
         suffixes=dict(suffixes.most_common()),
         scores={
             layer: score_distributions(dataset, layer, shards, cache)
@@ -218,11 +218,11 @@ def score_distributions(
         for index in shards:
             yield numbers(read_layer(dataset, layer, index, cache)[name])
 
-    extents: dict[str, Extent] = {}
+    extents: dict[str, StreamingRange] = {}
     for index in shards:
         table = read_layer(dataset, layer, index, cache)
         for name in score_columns(table):
-            extents.setdefault(name, Extent()).add(numbers(table[name]))
+            extents.setdefault(name, StreamingRange()).add(numbers(table[name]))
     return {name: extent.distribution(pieces(name)) for name, extent in extents.items()}
 
 
@@ -241,18 +241,18 @@ class _CaptionCounter:
     def stats(self) -> CaptionStats:
         return CaptionStats(
             per_sample=self._words.total() / self._samples if self._samples else 0.0,
-            words=of_counts(self._words),
-            characters=of_counts(self._characters),
+            words=distribution_from_counts(self._words),
+            characters=distribution_from_counts(self._characters),
         )
 
 
-def _verdict(table: pa.Table, before: VerdictStats | None) -> VerdictStats:
+def _selection_stats(table: pa.Table, before: SelectionStats | None) -> SelectionStats:
     kept = table["keep"].to_pylist()
     reasons = Counter(before.reasons if before else {})
     if "refused_by" in table.column_names:
         refused_by = table["refused_by"].to_pylist()
         reasons.update(r or "unnamed" for r, k in zip(refused_by, kept, strict=True) if not k)
-    return VerdictStats(
+    return SelectionStats(
         kept=sum(map(bool, kept)) + (before.kept if before else 0),
         refused=sum(not k for k in kept) + (before.refused if before else 0),
         reasons=dict(reasons.most_common()),
@@ -266,15 +266,15 @@ def _layer(dataset: Dataset, name: str, shards: list[int], cache: Path) -> Layer
     return LayerStats(digest=info.digest, num_bytes=info.num_bytes, columns=columns)
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_json_value(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def of_counts(counts: Counter[int]) -> Distribution:
+def distribution_from_counts(counts: Counter[int]) -> Distribution:
     """The distribution of whole numbers, exactly, from how often each occurs."""
     if not counts:
         return Distribution(count=0)
@@ -294,7 +294,7 @@ def of_counts(counts: Counter[int]) -> Distribution:
     )
 
 
-class Extent:
+class StreamingRange:
     """The first look at a stream of numbers: how many, and between which."""
 
     def __init__(self) -> None:

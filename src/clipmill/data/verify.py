@@ -62,7 +62,7 @@ class Verification:
     """What is odd, and harmless: work that isn't finished, files that nothing lists."""
 
     @property
-    def is_whole(self) -> bool:
+    def is_ok(self) -> bool:
         """Whether nothing is damaged."""
         return not self.faults
 
@@ -71,7 +71,7 @@ class Verification:
         return {
             "uri": self.uri,
             "digest": self.digest,
-            "whole": self.is_whole,
+            "whole": self.is_ok,
             "num_files": self.num_files,
             "num_bytes": self.num_bytes,
             "faults": [{"uri": fault.uri, "what": fault.what} for fault in self.faults],
@@ -251,19 +251,19 @@ def check_file(
     """
     store, key = split_uri(uri)
     try:
-        found = store.size(key)
+        size = store.size(key)
         faults = []
-        if found != num_bytes:
-            words = "cut" if found < num_bytes else "longer"
-            faults = [Fault(uri, f"is {words}: it has {found:,} bytes, and {num_bytes:,} listed")]
+        if size != num_bytes:
+            change = "cut" if size < num_bytes else "longer"
+            faults = [Fault(uri, f"is {change}: it has {size:,} bytes, and {num_bytes:,} listed")]
         if look_into is None:
             return 0, faults
         if isinstance(store, LocalStore):
-            return found, faults + _contents(store.path(key), uri, sha256, bool(faults), look_into)
+            return size, faults + _contents(store.path(key), uri, sha256, bool(faults), look_into)
         with tempfile.TemporaryDirectory(prefix="clipmill-verify-") as folder:
             path = Path(folder) / "file"
             store.get_file(key, path)
-            return found, faults + _contents(path, uri, sha256, bool(faults), look_into)
+            return size, faults + _contents(path, uri, sha256, bool(faults), look_into)
     except NotFoundError:
         return 0, [Fault(uri, "is missing")]
 
@@ -272,13 +272,13 @@ def _contents(
     path: Path,
     uri: str,
     sha256: str,
-    is_told: bool,
+    is_reported: bool,
     look_into: Callable[[Path, bool], list[Fault]],
 ) -> list[Fault]:
     actual = sha256_file(path)
     is_damaged = actual != sha256
     faults = look_into(path, is_damaged)
-    if is_damaged and not is_told:
+    if is_damaged and not is_reported:
         changed = f"has changed: its SHA-256 is {actual[:12]}…, and {sha256[:12]}… listed"
         faults.insert(0, Fault(uri, changed))
     return faults
@@ -402,13 +402,13 @@ def order_faults(uri: str, found: Sequence[str], expected: Sequence[str]) -> lis
     if list(found) == list(expected):
         return []
     faults = []
-    here, listed = Counter(found), set(expected)
-    if lost := [uid for uid in expected if uid not in here]:
+    counts, listed = Counter(found), set(expected)
+    if lost := [uid for uid in expected if uid not in counts]:
         faults.append(Fault(uri, f"lacks {_names(lost)}"))
-    if foreign := [uid for uid in here if uid not in listed]:
+    if foreign := [uid for uid in counts if uid not in listed]:
         faults.append(Fault(uri, f"holds {_names(foreign)}, foreign to the shard"))
-    if doubled := [uid for uid, count in here.items() if count > 1]:
-        faults.append(Fault(uri, f"holds {_names(doubled)} more than once"))
+    if duplicates := [uid for uid, count in counts.items() if count > 1]:
+        faults.append(Fault(uri, f"holds {_names(duplicates)} more than once"))
     if not faults:
         pairs = enumerate(zip(found, expected, strict=True))
         row, (uid, other) = next(item for item in pairs if len({*item[1]}) > 1)
@@ -442,7 +442,9 @@ class DuplicateUidDetector:
         short = (hashlib.blake2b(uid.encode(), digest_size=8).digest() for uid in uids)
         self._hashes[shard_index] = np.frombuffer(b"".join(short), np.uint64)
 
-    def find_duplicates(self, read_uids: Callable[[int], Sequence[str]]) -> Iterator[tuple[str, list[int]]]:
+    def find_duplicates(
+        self, read_uids: Callable[[int], Sequence[str]]
+    ) -> Iterator[tuple[str, list[int]]]:
         """Yield each uid that occurs twice or more, with the shard of each occurrence.
 
         ``read_uids`` reads the uids of a shard again, for the few shards where hashes meet.
@@ -451,12 +453,12 @@ class DuplicateUidDetector:
             return
         hashes, counts = np.unique(np.concatenate([*self._hashes.values()]), return_counts=True)
         met = hashes[counts > 1]
-        places: dict[str, list[int]] = {}
+        shards_by_uid: dict[str, list[int]] = {}
         if len(met):
             for index, own in self._hashes.items():
                 rows = np.flatnonzero(np.isin(own, met))
                 uids = read_uids(index) if len(rows) else ()
                 for row in rows.tolist():
-                    places.setdefault(uids[row], []).append(index)
+                    shards_by_uid.setdefault(uids[row], []).append(index)
         # Different uids may share a hash.
-        yield from ((uid, shards) for uid, shards in places.items() if len(shards) > 1)
+        yield from ((uid, shards) for uid, shards in shards_by_uid.items() if len(shards) > 1)

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from clipmill.config import Config, operational
+from clipmill.config import Config, runtime_field
 from clipmill.errors import ConfigError
 
 
@@ -159,13 +159,13 @@ class TrainConfig(Config):
     """``bf16`` computes under autocast; weights stay fp32."""
     spike_guard: SpikeGuardConfig = SpikeGuardConfig()
     """Skipping of harmful updates."""
-    checkpoint_every: int = operational(1000)
+    checkpoint_every: int = runtime_field(1000)
     """Updates between two training checkpoints."""
-    log_every: int = operational(50)
+    log_every: int = runtime_field(50)
     """Updates between two records of the log."""
     num_threads: int = 0
     """CPU threads of a rank; 0: as many as PyTorch would take, within the container's limit."""
-    runtime: RuntimeConfig = operational(RuntimeConfig())
+    runtime: RuntimeConfig = runtime_field(RuntimeConfig())
     """Execution and monitoring."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from clipmill.data.labeled.dataloader import build_labeled_dataloader
 from clipmill.data.labeled.folder import fetch_folder
 from clipmill.data.labeled.image_folder import ImageFolder
-from clipmill.data.transforms.augmentation import draw_augmentation, replay
+from clipmill.data.transforms.augmentation import replay, sample_augmentation
 from clipmill.data.transforms.mixup import erase, mix
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Objective
@@ -73,7 +73,7 @@ def _dataloader(
         len(images),
         batch_size=config.train.batch_size,
         seed=config.train.seed,
-        cursor=start_step,
+        start_step=start_step,
         num_workers=config.num_workers,
         rank=dist.rank,
         world_size=dist.world_size,
@@ -85,7 +85,7 @@ def _load_sample(
 ) -> dict[str, NDArray[Any]]:
     """Return an augmented ``image`` (3, H, W) uint8 and its ``label``."""
     image = images.image(index)
-    numbers = draw_augmentation(image.width, image.height, config.augmentation, generator)
+    numbers = sample_augmentation(image.width, image.height, config.augmentation, generator)
     pixels_HW3 = np.asarray(replay(image, config.vision.image_size, numbers))
     if generator.random() < 0.5:
         pixels_HW3 = pixels_HW3[:, ::-1]

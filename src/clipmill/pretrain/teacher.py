@@ -30,8 +30,8 @@ from clipmill.data.layers import (
 from clipmill.data.loading.view import View
 from clipmill.data.shards.read import read_shard
 from clipmill.data.transforms.augmentation import (
-    draw_augmentation,
     replay,
+    sample_augmentation,
 )
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
@@ -132,7 +132,7 @@ def _sample_augmentations(config: TeacherConfig, uid: str, image: Image.Image) -
     return [
         # As stored: a replay from the layer must be what the teacher saw.
         np.array(
-            draw_augmentation(image.width, image.height, config.augmentation, generator),
+            sample_augmentation(image.width, image.height, config.augmentation, generator),
             np.float32,
         ).tolist()
         for _ in range(config.num_augmentations)

@@ -10,10 +10,10 @@ from clipmill.data.captioners import (
     RewriteConfig,
     VlmConfig,
 )
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.transforms.augmentation import RandomResizedCropConfig
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
-from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.pretrain.config import CocaTrainConfig
 
 

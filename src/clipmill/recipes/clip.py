@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.models.config import (
     ClipConfig,
@@ -10,7 +11,6 @@ from clipmill.models.config import (
     TowerOptions,
     VisionConfig,
 )
-from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.pretrain.config import PretrainConfig, ValidationConfig
 
 BATCH_SIZE = 65_536

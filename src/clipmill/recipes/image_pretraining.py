@@ -5,9 +5,9 @@ Baselines of the pretraining comparison at matched seen samples, and of the mobi
 
 from dataclasses import replace
 
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.models.config import MaeConfig, VisionConfig
-from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.pretrain.config import MaePretrainConfig, SupervisedConfig
 
 MAE_BATCH_SIZE = 4_096

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.errors import StorageError
-from clipmill.scenes.geometry import CLASSES, OBJECTS, SceneConfig, sample_world
+from clipmill.scenes.geometry import CLASSES, OBJECTS, SceneConfig, sample_geometry
 from clipmill.scenes.scene import Scene, draw
 from clipmill.storage.local import temporary_path
 
@@ -116,7 +116,7 @@ def write_nyu(
     lines = []
     for index in indices if listed is None else listed:
         image, depth = _nyu_names(index)
-        focal = config.size / 2 / sample_world(config, index).camera.tan_half
+        focal = config.size / 2 / sample_geometry(config, index).camera.tan_half
         lines.append(f"/{image} /{depth} {focal:.4f}\n")
     _write(folder / f"{split}_list.txt", "".join(lines).encode())
 

@@ -1,6 +1,6 @@
 """What is in a scene: a room, a camera in it, a sun, and objects that stand about.
 
-World frame: metres, x right, y up, z ahead; the camera hangs above the origin, looks along +z and
+SceneGeometry frame: metres, x right, y up, z ahead; the camera hangs above the origin, looks along +z and
 down. Everything is drawn from (seed, index) alone, so a scene's world is the same at any image
 size and whichever others are drawn.
 """
@@ -138,7 +138,7 @@ class Camera:
     """Tangent of half the field of view, which is square."""
 
     def rotation(self) -> NDArray[np.float64]:
-        """World from camera (3, 3): columns are its right, up and forward directions."""
+        """SceneGeometry from camera (3, 3): columns are its right, up and forward directions."""
         s, c = math.sin(self.pitch), math.cos(self.pitch)
         return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
 
@@ -217,7 +217,7 @@ class Placed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class World:
+class SceneGeometry:
     """All that a picture shows."""
 
     camera: Camera
@@ -232,8 +232,8 @@ class World:
     """In order of placement."""
 
 
-def sample_world(config: SceneConfig, index: int) -> World:
-    """World of scene ``index`` (from 0)."""
+def sample_geometry(config: SceneConfig, index: int) -> SceneGeometry:
+    """SceneGeometry of scene ``index`` (from 0)."""
     rng = np.random.default_rng([config.seed, index])
     u = rng.random(16).tolist()
     camera = Camera(
@@ -260,7 +260,7 @@ def sample_world(config: SceneConfig, index: int) -> World:
         placed = _find_place(rng, config, camera, room, objects, needed=needed)
         if placed is not None:
             objects.append(placed)
-    return World(camera=camera, room=room, sun=sun, warmth=u[12], objects=tuple(objects))
+    return SceneGeometry(camera=camera, room=room, sun=sun, warmth=u[12], objects=tuple(objects))
 
 
 def _between(low: float, high: float, u: float) -> float:

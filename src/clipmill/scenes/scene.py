@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from clipmill.errors import ConfigError
 from clipmill.scenes.captions import Subject, alt_text, rich_caption, terse_caption
-from clipmill.scenes.geometry import CLASSES, SceneConfig, World, sample_world
+from clipmill.scenes.geometry import CLASSES, SceneConfig, SceneGeometry, sample_geometry
 from clipmill.scenes.shade import shade
 from clipmill.scenes.solids import Floats
-from clipmill.scenes.trace import set_stage, trace
+from clipmill.scenes.trace import prepare_render, trace
 
 _BAND_SAMPLES = 40_000
 
@@ -94,7 +94,7 @@ def draw(config: SceneConfig, index: int) -> Scene:
     """
     if index < 0:
         raise ConfigError(f"scene index {index}", expected="0 or more", action="count from 0")
-    world = sample_world(config, index)
+    world = sample_geometry(config, index)
     picture = render(world, config.size, config.supersample)
     room = np.where(picture.floor_HW, np.uint8(1), np.uint8(2))
     ids = np.zeros(len(world.objects) + 1, np.uint8)
@@ -124,7 +124,7 @@ def draw(config: SceneConfig, index: int) -> Scene:
     )
 
 
-def _see(world: World, picture: Picture, k: int) -> SceneObject | None:
+def _see(world: SceneGeometry, picture: Picture, k: int) -> SceneObject | None:
     mask = picture.object_HW == k
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
@@ -156,17 +156,17 @@ def _subjects(objects: tuple[SceneObject, ...], size: int) -> list[Subject]:
     ]
 
 
-def render(world: World, size: int, supersample: int) -> Picture:
+def render(world: SceneGeometry, size: int, supersample: int) -> Picture:
     """Draw ``world`` at ``size`` pixels a side; ``supersample`` is 1 or even."""
     s = supersample
     shared_edge = int(s > 1)
     first = 0.0 if shared_edge else 0.5
-    stage = set_stage(world)
+    render_scene = prepare_render(world)
     tan_half = world.camera.tan_half
     ticks = (np.arange(s * size + shared_edge, dtype=np.float64) + first) * (2 / (s * size)) - 1
     u = (ticks * tan_half).astype(np.float32)
     jitter = _jitter(s, u.size)
-    owners = np.array([0, *(item.owner + 1 for item in stage.solids)], np.uint8)
+    owners = np.array([0, *(item.owner + 1 for item in render_scene.solids)], np.uint8)
     picture = Picture(
         image_HW3=np.empty((size, size, 3), np.uint8),
         object_HW=np.empty((size, size), np.uint8),
@@ -178,8 +178,8 @@ def render(world: World, size: int, supersample: int) -> Picture:
     for top in range(0, size, band):
         bottom = min(top + band, size)
         rows = slice(s * top, s * bottom + shared_edge)
-        hits = trace(stage, u, -u[rows])
-        light = shade(stage, hits, (jitter[rows], jitter), 2 * tan_half / (s * size))
+        hits = trace(render_scene, u, -u[rows])
+        light = shade(render_scene, hits, (jitter[rows], jitter), 2 * tan_half / (s * size))
         view = np.s_[top:bottom]
         picture.image_HW3[view] = _expose(light, s)
         middles = np.s_[centre : s * (bottom - top) : s, centre : s * size : s]

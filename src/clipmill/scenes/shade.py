@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clipmill.scenes.geometry import COLOURS, FLOORS, WALLS, Axis, Placed
 from clipmill.scenes.solids import INTERSECT, NORMAL, Floats, Triple
-from clipmill.scenes.trace import Hits, Stage, rotate, triple
+from clipmill.scenes.trace import Hits, RenderScene, rotate, triple
 
 _SKY = np.array([[0.44], [0.50], [0.59]], np.float32)
 
@@ -68,7 +68,9 @@ class _Surfaces:
         return slice(self.edges[surface], self.edges[surface + 1])
 
 
-def shade(stage: Stage, hits: Hits, jitter: tuple[Floats, Floats], spread: float) -> Floats:
+def shade(
+    render_scene: RenderScene, hits: Hits, jitter: tuple[Floats, Floats], spread: float
+) -> Floats:
     """Linear RGB (3, R, G) of a band of samples.
 
     ``jitter`` moves the sun for each row (R,) and column (G,), from -1 to 1: neighbouring samples
@@ -81,55 +83,60 @@ def shade(stage: Stage, hits: Hits, jitter: tuple[Floats, Floats], spread: float
     np.copyto(surface, hits.plane, where=hits.solid < 0)
     order = np.argsort(surface, axis=None, kind="stable")
     surface = surface.ravel()[order]
-    count = _PLANES + len(stage.solids)
+    count = _PLANES + len(render_scene.solids)
     surfaces = _Surfaces(
-        p=_positions(stage, hits).take(order, 1),
+        p=_positions(render_scene, hits).take(order, 1),
         depth=hits.depth.ravel()[order],
         corner=hits.corner.ravel()[order],
         edges=np.searchsorted(surface, np.arange(count + 1)).tolist(),
         spread=spread,
     )
-    sun, normal = _facing(stage, surfaces)
-    owners = np.array([-1] * _PLANES + [item.owner for item in stage.solids], np.int16)
+    sun, normal = _facing(render_scene, surfaces)
+    owners = np.array([-1] * _PLANES + [item.owner for item in render_scene.solids], np.int16)
     looks = np.empty((2, *shape), np.float32)
     looks[0], looks[1] = jitter[1], jitter[0][:, None]
     cast_shadows(
-        stage, sun, surfaces.p, owners[surface], jitter_2N=looks.reshape(2, -1), order_N=order
+        render_scene,
+        sun,
+        surfaces.p,
+        owners[surface],
+        jitter_2N=looks.reshape(2, -1),
+        order_N=order,
     )
     np.maximum(sun, 0, out=sun)
 
     out = np.empty_like(surfaces.p)
-    _floor(stage, surfaces, sun, out)
-    _walls(stage, surfaces, sun, out)
+    _floor(render_scene, surfaces, sun, out)
+    _walls(render_scene, surfaces, sun, out)
     if surfaces.edges[_PLANES] < surface.size:
-        _objects(stage, surfaces, normal, sun, out)
+        _objects(render_scene, surfaces, normal, sun, out)
     back = np.empty_like(order)
     back[order] = np.arange(order.size)
     return out.take(back, 1).reshape(3, *shape)
 
 
-def _positions(stage: Stage, hits: Hits) -> Floats:
-    """World position (3, N), metres."""
-    r = stage.rotation
+def _positions(render_scene: RenderScene, hits: Hits) -> Floats:
+    """SceneGeometry position (3, N), metres."""
+    r = render_scene.rotation
     # The camera's right is the world's, so x needs no v, and y and z need no u.
     p = np.empty((3, *hits.depth.shape), np.float32)
     np.multiply(hits.depth, hits.u, out=p[0])
     np.multiply(hits.depth, (r[1, 1] * hits.v + r[1, 2])[:, None], out=p[1])
     np.multiply(hits.depth, (r[2, 1] * hits.v + r[2, 2])[:, None], out=p[2])
-    p[1] += np.float32(stage.world.camera.height)
+    p[1] += np.float32(render_scene.world.camera.height)
     return p.reshape(3, -1)
 
 
-def _facing(stage: Stage, surfaces: _Surfaces) -> tuple[Floats, Floats]:
+def _facing(render_scene: RenderScene, surfaces: _Surfaces) -> tuple[Floats, Floats]:
     """Cosine (N,) between normal and sun, 0 or less turned away; and normals (3, P) of solids."""
-    sun = stage.world.sun
+    sun = render_scene.world.sun
     facing = np.empty_like(surfaces.depth)
     facing[surfaces.span(0)] = sun[1]
-    for k, (nx, nz) in enumerate(stage.world.room.wall_normals()):
+    for k, (nx, nz) in enumerate(render_scene.world.room.wall_normals()):
         facing[surfaces.span(1 + k)] = -(nx * sun[0] + nz * sun[2])
     first = surfaces.edges[_PLANES]
     normal = np.empty((3, surfaces.depth.size - first), np.float32)
-    for k, item in enumerate(stage.solids):
+    for k, item in enumerate(render_scene.solids):
         span = surfaces.span(_PLANES + k)
         if span.start < span.stop:
             local = rotate(item.turn.T, surfaces.p[:, span] - item.centre[:, None])
@@ -140,13 +147,13 @@ def _facing(stage: Stage, surfaces: _Surfaces) -> tuple[Floats, Floats]:
     return facing, normal
 
 
-def _sunlight(stage: Stage) -> Floats:
-    warm = stage.world.warmth
+def _sunlight(render_scene: RenderScene) -> Floats:
+    warm = render_scene.world.warmth
     return np.array([[1.55], [1.53 - 0.12 * warm], [1.50 - 0.36 * warm]], np.float32)
 
 
-def _floor(stage: Stage, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
-    world, span = stage.world, surfaces.span(0)
+def _floor(render_scene: RenderScene, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
+    world, span = render_scene.world, surfaces.span(0)
     x, _, z = surfaces.p[:, span]
     depth = surfaces.depth[span]
     width = depth * depth
@@ -162,7 +169,7 @@ def _floor(stage: Stage, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
         near *= near
         near += 1
         sky *= 1 - np.float32(0.6) / near
-    base, sunlight = np.array(FLOORS[world.room.floor], np.float32), _sunlight(stage)
+    base, sunlight = np.array(FLOORS[world.room.floor], np.float32), _sunlight(render_scene)
     for channel in range(3):
         light = _SKY[channel] * sky
         light += sunlight[channel] * sun[span]
@@ -170,8 +177,8 @@ def _floor(stage: Stage, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
         out[channel, span] = light
 
 
-def _walls(stage: Stage, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
-    room, sunlight = stage.world.room, _sunlight(stage)
+def _walls(render_scene: RenderScene, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
+    room, sunlight = render_scene.world.room, _sunlight(render_scene)
     base = np.array(WALLS[room.wall], np.float32)
     walls = slice(surfaces.edges[1], surfaces.edges[_PLANES])
     if walls.start == walls.stop:
@@ -191,45 +198,47 @@ def _walls(stage: Stage, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
         out[channel, walls] = light
 
 
-def _objects(stage: Stage, surfaces: _Surfaces, normal: Floats, sun: Floats, out: Floats) -> None:
+def _objects(
+    render_scene: RenderScene, surfaces: _Surfaces, normal: Floats, sun: Floats, out: Floats
+) -> None:
     first = surfaces.edges[_PLANES]
     p, towards_sun = surfaces.p[:, first:], sun[first:]
     albedo = np.empty_like(p)
     gloss, inverse_size = np.zeros_like(towards_sun), np.empty_like(towards_sun)
-    for k, item in enumerate(stage.solids):
+    for k, item in enumerate(render_scene.solids):
         span = surfaces.span(_PLANES + k)
         if span.start == span.stop:
             continue
         part = slice(span.start - first, span.stop - first)
-        placed = stage.world.objects[item.owner]
+        placed = render_scene.world.objects[item.owner]
         inverse_size[part] = 2.5 / placed.size
         if item.part.paint is not None:
             albedo[:, part] = np.array(item.part.paint, np.float32)[:, None]
         else:
             albedo[:, part] = _albedo(placed, p[:, part])
             gloss[part] = {"glossy": 1.0, "matte": 0.0}.get(placed.material, 0.12)
-    view = np.array([[0], [stage.world.camera.height], [0]], np.float32) - p
+    view = np.array([[0], [render_scene.world.camera.height], [0]], np.float32) - p
     view /= np.sqrt(view[0] * view[0] + view[1] * view[1] + view[2] * view[2])
     # Light from all around: sky above, floor below, less of both close to the floor.
     up = 0.5 * normal[1] + 0.5
     open_air = np.float32(0.45) + np.float32(0.55) * np.minimum(p[1] * inverse_size, 1)
     up *= open_air
     light = (_SKY - _BOUNCE) * up + _BOUNCE * open_air
-    sunlight = _sunlight(stage)
+    sunlight = _sunlight(render_scene)
     light += sunlight * towards_sun
     light *= albedo
     shiny = np.flatnonzero(gloss)
     if shiny.size:
         gloss = gloss[shiny]
         light[:, shiny] += gloss * _gloss(
-            stage, normal.take(shiny, 1), view.take(shiny, 1), towards_sun[shiny] > 0
+            render_scene, normal.take(shiny, 1), view.take(shiny, 1), towards_sun[shiny] > 0
         )
     out[:, first:] = light
 
 
-def _gloss(stage: Stage, n: Floats, view: Floats, lit: NDArray[np.bool_]) -> Floats:
+def _gloss(render_scene: RenderScene, n: Floats, view: Floats, lit: NDArray[np.bool_]) -> Floats:
     """Blinn-Phong highlight, and a plain room mirrored by Schlick's Fresnel term: (3, P)."""
-    half = view + np.array(stage.world.sun, np.float32)[:, None]
+    half = view + np.array(render_scene.world.sun, np.float32)[:, None]
     shine = n[0] * half[0] + n[1] * half[1] + n[2] * half[2]
     shine = np.maximum(shine, 0) * lit
     shine /= np.sqrt(half[0] * half[0] + half[1] * half[1] + half[2] * half[2])
@@ -240,7 +249,7 @@ def _gloss(stage: Stage, n: Floats, view: Floats, lit: NDArray[np.bool_]) -> Flo
     fresnel = np.square(np.square(1 - towards_eye))
     fresnel = np.float32(0.10) + np.float32(1.2) * fresnel
     fresnel *= np.float32(0.45) + np.float32(0.5) * np.minimum(np.maximum(2 * mirrored, -0.7), 1)
-    gloss: Floats = np.float32(0.8) * _sunlight(stage) * shine + _SKY * fresnel
+    gloss: Floats = np.float32(0.8) * _sunlight(render_scene) * shine + _SKY * fresnel
     return gloss
 
 
@@ -258,7 +267,7 @@ def _albedo(placed: Placed, p: Floats) -> Floats:
 
 
 def cast_shadows(
-    stage: Stage,
+    render_scene: RenderScene,
     facing_N: Floats,
     position_3N: Floats,
     owner_N: NDArray[np.int16],
@@ -272,17 +281,17 @@ def cast_shadows(
     ``owner_N`` is the index of the object that a sample lies on, -1 for the room. ``jitter_2N``,
     from -1 to 1, says at which part of the sun sample ``order_N[k]`` of it looks.
     """
-    frame = _sun_frame(stage)
+    frame = _sun_frame(render_scene)
     sun, side, rise = frame.T
     x, y, z = position_3N
     along_side = side[0] * x + side[2] * z
     along_rise = rise[0] * x + rise[1] * y + rise[2] * z
     along_sun = sun[0] * x + sun[1] * y + sun[2] * z
     turned_to = facing_N > 0
-    for owner, centre in enumerate(stage.centres):
+    for owner, centre in enumerate(render_scene.centres):
         # Only points in the cone that the object's ball throws away from the sun can be in shade.
-        reach = np.float32(stage.reaches[owner])
-        items = [item for item in stage.solids if item.owner == owner]
+        reach = np.float32(render_scene.reaches[owner])
+        items = [item for item in render_scene.solids if item.owner == owner]
         off_side = along_side - side @ centre
         off_rise = along_rise - rise @ centre
         behind = sun @ centre - along_sun
@@ -314,9 +323,9 @@ def cast_shadows(
         facing_N[points[blocked]] = 0
 
 
-def _sun_frame(stage: Stage) -> Floats:
+def _sun_frame(render_scene: RenderScene) -> Floats:
     """Columns (3, 3): unit directions to the sun and across it, level and up its face."""
-    sx, sy, sz = stage.world.sun
+    sx, sy, sz = render_scene.world.sun
     flat = float(np.hypot(sx, sz))
     side = (sz / flat, 0.0, -sx / flat)
     rise = (sy * side[2], sz * side[0] - sx * side[2], -sy * side[0])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.scenes.geometry import Axis, Part, World
+from clipmill.scenes.geometry import Axis, Part, SceneGeometry
 from clipmill.scenes.solids import INTERSECT, Floats, Triple, half_extents
 
 # Columns: where the solid's own x, y, z axes point in the object's frame.
@@ -42,10 +42,10 @@ class Solid:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
+class RenderScene:
     """A world made ready for tracing."""
 
-    world: World
+    world: SceneGeometry
     """What it shows."""
     rotation: Floats
     """(3, 3) world from camera."""
@@ -77,7 +77,7 @@ class Hits:
     """(R, G) inverse depth of the nearer wall over that of the room: 1 on walls and at corners."""
 
 
-def set_stage(world: World) -> Stage:
+def prepare_render(world: SceneGeometry) -> RenderScene:
     """Transforms and image bounds of everything in a world."""
     rotation = world.camera.rotation()
     height = world.camera.height
@@ -102,7 +102,7 @@ def set_stage(world: World) -> Stage:
     windows = _windows(parts, eye, rays)
     turn_32, centre_32, eye_32, rays_32 = (a.astype(np.float32) for a in (turn, centre, eye, rays))
     middles = np.array([[o.x, o.shape.height / 2, o.z] for o in world.objects], np.float32)
-    return Stage(
+    return RenderScene(
         world=world,
         rotation=rotation.astype(np.float32),
         planes=planes.astype(np.float32),
@@ -136,10 +136,10 @@ def _windows(
     return [(low[i][0], high[i][0], low[i][1], high[i][1]) for i in range(len(parts))]
 
 
-def trace(stage: Stage, u: Floats, v: Floats) -> Hits:
+def trace(render_scene: RenderScene, u: Floats, v: Floats) -> Hits:
     """The nearest surface at columns ``u`` (G,) and rows ``v`` (R,), which falls."""
     floor, back, right, left = (
-        p[0] * u[None, :] + (p[1] * v[:, None] + p[2]) for p in stage.planes
+        p[0] * u[None, :] + (p[1] * v[:, None] + p[2]) for p in render_scene.planes
     )
     nearest = np.maximum(back, right)
     plane = (right > back).view(np.uint8) + np.uint8(1)
@@ -149,7 +149,7 @@ def trace(stage: Stage, u: Floats, v: Floats) -> Hits:
     room = np.maximum(nearest, floor)
     depth = 1 / room
     solid = np.full(depth.shape, -1, np.int16)
-    for k, item in enumerate(stage.solids):
+    for k, item in enumerate(render_scene.solids):
         view = _covered(item.window, u, v)
         if view is None:
             continue

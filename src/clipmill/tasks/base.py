@@ -223,11 +223,11 @@ class Task(ABC, Generic[TaskConfigT]):
         *,
         batch_size: int,
         seed: int,
-        cursor: int,
+        start_step: int,
         rank: int,
         world_size: int,
     ) -> "Iterator[dict[str, Tensor]]":
-        """Return this rank's endless training batches from step ``cursor`` on.
+        """Return this rank's endless training batches from step ``start_step`` on.
 
         ``batch_size`` counts all ranks. A batch is a function of the seed and its step alone.
         """
@@ -239,7 +239,7 @@ class Task(ABC, Generic[TaskConfigT]):
             samples.num_samples,
             batch_size=batch_size,
             seed=seed,
-            cursor=cursor,
+            start_step=start_step,
             num_workers=samples.num_workers,
             rank=rank,
             world_size=world_size,

@@ -95,7 +95,7 @@ def finetune(
             folder,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
-            cursor=start_step,
+            start_step=start_step,
             rank=dist.rank,
             world_size=dist.world_size,
         )

@@ -17,7 +17,7 @@ from clipmill.config import Config, digest_json, sha256_bytes
 from clipmill.data.labeled.folder import fetch_folder
 from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers, scoring_clip_parent
 from clipmill.data.sources.base import IMAGE_SUFFIXES
-from clipmill.data.sources.files import Descriptor, files_digest, matching_files, relative_names
+from clipmill.data.sources.files import PreadFile, files_digest, matching_files, relative_names
 from clipmill.data.sources.webdataset import Member, TruncatedTarError, members
 from clipmill.errors import BadSampleError, ConfigError, SourceError
 from clipmill.images import decode_rgb
@@ -335,7 +335,7 @@ def _is_plain_tar(path: Path) -> bool:
 
 
 def _samples(tar: Path) -> Iterator[LabeledImage | BadSampleError]:
-    file = Descriptor(tar)
+    file = PreadFile(tar)
     sample: dict[str, Member] = {}
     key = ""
     try:
@@ -356,7 +356,7 @@ def _samples(tar: Path) -> Iterator[LabeledImage | BadSampleError]:
         yield cut
 
 
-def _read(file: Descriptor, key: str, sample: dict[str, Member]) -> LabeledImage | BadSampleError:
+def _read(file: PreadFile, key: str, sample: dict[str, Member]) -> LabeledImage | BadSampleError:
     image = next((m for kind, m in sample.items() if f".{kind}" in IMAGE_SUFFIXES), None)
     label = sample.get(LABEL_KEY)
     if image is None or label is None:

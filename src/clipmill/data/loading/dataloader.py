@@ -30,7 +30,7 @@ from clipmill.data.loading.teacher_targets import (
     sample_teacher_targets,
 )
 from clipmill.data.loading.view import ShardView, View
-from clipmill.data.shards.cache import is_remote, evict_lru
+from clipmill.data.shards.cache import evict_lru, is_remote
 from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import ArtifactError, BadSampleError, ClipmillError, ConfigError
 from clipmill.telemetry import data_metrics

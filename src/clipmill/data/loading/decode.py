@@ -36,15 +36,15 @@ class EncodedImage:
         if self.width * self.height > MAX_PIXELS:
             raise BadSampleError("image-too-large", f"{self.width} x {self.height} pixels")
         self._data = data
-        self._whole_HW3: NDArray[np.uint8] | None = None
-        if not (data.startswith(b"\xff\xd8") and _is_plain(data)):
-            self._whole_HW3 = np.array(decode_rgb(data))
-            self.height, self.width = self._whole_HW3.shape[:2]
+        self._decoded_HW3: NDArray[np.uint8] | None = None
+        if not (data.startswith(b"\xff\xd8") and _is_simple_jpeg(data)):
+            self._decoded_HW3 = np.array(decode_rgb(data))
+            self.height, self.width = self._decoded_HW3.shape[:2]
 
     @property
     def can_downscale(self) -> bool:
         """Whether ``decode`` may give fewer pixels than the file has."""
-        return self._whole_HW3 is None
+        return self._decoded_HW3 is None
 
     def decode(self, reduction: int) -> tuple[NDArray[np.uint8], int]:
         """Pixels (H, W, 3), and how many of the file's, a side, became one of them.
@@ -52,8 +52,8 @@ class EncodedImage:
         That is ``reduction``, one of REDUCTIONS; or 1 where the file isn't reducible, or turns
         out to be damaged. Raises BadSampleError as ``decode_rgb`` does.
         """
-        if self._whole_HW3 is not None:
-            return self._whole_HW3, 1
+        if self._decoded_HW3 is not None:
+            return self._decoded_HW3, 1
         height, width = -(-self.height // reduction), -(-self.width // reduction)
         try:
             pixels_HW3: NDArray[np.uint8] = simplejpeg.decode_jpeg(
@@ -68,7 +68,7 @@ class EncodedImage:
         return pixels_HW3, reduction
 
 
-def _is_plain(data: bytes) -> bool:
+def _is_simple_jpeg(data: bytes) -> bool:
     """Whether a JPEG is stored upright, in colour or grey."""
     try:
         if simplejpeg.decode_jpeg_header(data)[2] not in {"YCbCr", "RGB", "Gray"}:

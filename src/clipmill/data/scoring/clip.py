@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.config import Config
-from clipmill.data.scoring.scorers import Captions, Rows
+from clipmill.data.scoring.scorers import Captions, RowBatch
 from clipmill.errors import ConfigError
 from clipmill.lineage import Parent
 from clipmill.models.clip import clip_parent
@@ -60,7 +60,7 @@ class ClipScoreConfig(Config):
 class ClipScorer:
     """A column a caption kind of float32; null where the picture doesn't decode."""
 
-    wants_images = True
+    needs_images = True
 
     def __init__(self, config: ClipScoreConfig) -> None:
         self._config = config
@@ -68,7 +68,7 @@ class ClipScorer:
         self.detail = {"model": config.model, "precision": config.precision}
         self._towers: ClipTowers | None = None
 
-    def score(self, rows: Rows) -> dict[str, pa.Array]:
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
         """The columns above."""
         assert rows.images is not None
         if self._towers is None:
@@ -76,9 +76,9 @@ class ClipScorer:
         has_image = np.array([image is not None for image in rows.images])
         images_BD = np.zeros((rows.num_rows, 1), np.float32)
         if has_image.any():
-            found = self._towers.encode_images([image for image in rows.images if image])
-            images_BD = np.zeros((rows.num_rows, found.shape[1]), np.float32)
-            images_BD[has_image] = found
+            embeddings = self._towers.encode_images([image for image in rows.images if image])
+            images_BD = np.zeros((rows.num_rows, embeddings.shape[1]), np.float32)
+            images_BD[has_image] = embeddings
         return {
             kind: captions.column(self._similarity(images_BD, has_image, captions))
             for kind, captions in rows.captions.items()
@@ -90,10 +90,10 @@ class ClipScorer:
         assert self._towers is not None
         counts = 1 if captions.counts is None else np.array(captions.counts, np.int64)
         row_C = np.repeat(np.arange(len(images_BD)), counts)
-        asked_C = np.flatnonzero(has_image[row_C])
+        valid_C = np.flatnonzero(has_image[row_C])
         scores = np.zeros(len(row_C), np.float32)
-        for start in range(0, len(asked_C), self._config.batch_size):
-            part = asked_C[start : start + self._config.batch_size]
+        for start in range(0, len(valid_C), self._config.batch_size):
+            part = valid_C[start : start + self._config.batch_size]
             texts_CD = self._towers.encode_texts([captions.texts[c] for c in part])
             scores[part] = np.einsum("cd,cd->c", images_BD[row_C[part]], texts_CD)
         return pa.array(scores, mask=~has_image[row_C])

@@ -1,7 +1,6 @@
-"""What a scorer is given and what it gives back.
+"""Scorers of images and captions: sizes, hashes, lengths, languages and concepts.
 
-A layer of scores has a column for each measure of the picture, or a column for each *caption
-kind*: ``real`` holds a value a row, and a captions layer's name holds a list a row, one value for
+A layer of scores has a column per measure of the image, or a column per *caption kind*: ``real`` holds a value a row, and a captions layer's name holds a list a row, one value for
 each of the layer's captions.
 """
 
@@ -49,7 +48,7 @@ class Captions:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowBatch:
     """Consecutive rows of a shard, read once for all scorers."""
 
     num_rows: int
@@ -64,14 +63,14 @@ class Rows:
 class Scorer(Protocol):
     """Measures rows."""
 
-    wants_images: bool
-    """Whether it looks at the pictures."""
+    needs_images: bool
+    """Whether it needs images."""
     parents: tuple[Parent, ...]
     """What it measures with, as the layer's parents."""
     detail: dict[str, str]
     """A few words for people, shown in the layer's lineage."""
 
-    def score(self, rows: Rows) -> dict[str, pa.Array]:
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
         """The layer's columns but ``uid``, one value a row."""
         ...
 
@@ -93,32 +92,32 @@ class ImageScorer:
     All but the last are null where the picture doesn't decode.
     """  # noqa: D205  # a list of columns has no shorter form
 
-    wants_images = True
+    needs_images = True
     parents: tuple[Parent, ...] = ()
 
     def __init__(self, config: ImageScoreConfig) -> None:
         del config
         self.detail = {"measures": "size, aspect, perceptual hash, content hash"}
 
-    def score(self, rows: Rows) -> dict[str, pa.Array]:
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
         """The columns above."""
         assert rows.images is not None
         assert rows.data is not None
         sizes = [image.size if image else (0, 0) for image in rows.images]
         width, height = np.array(sizes, np.int32).reshape(-1, 2).T
-        lacks = width == 0
+        is_missing = width == 0
         with np.errstate(invalid="ignore"):
             aspect = (np.maximum(width, height) / np.minimum(width, height)).astype(np.float32)
         hashes = np.zeros(len(sizes), np.uint64)
         small = [small_grey(image) for image in rows.images if image]
         if small:
-            hashes[~lacks] = perceptual_hashes(small)
+            hashes[~is_missing] = perceptual_hashes(small)
         content = [hashlib.sha256(data).digest()[:CONTENT_BYTES] for data in rows.data]
         return {
-            "width": pa.array(width, mask=lacks),
-            "height": pa.array(height, mask=lacks),
-            "aspect": pa.array(aspect, mask=lacks),
-            "perceptual_hash": pa.array(hashes, mask=lacks),
+            "width": pa.array(width, mask=is_missing),
+            "height": pa.array(height, mask=is_missing),
+            "aspect": pa.array(aspect, mask=is_missing),
+            "perceptual_hash": pa.array(hashes, mask=is_missing),
             "content_hash": pa.array(content, pa.binary(CONTENT_BYTES)),
         }
 
@@ -177,9 +176,9 @@ class TextScoreConfig(Config):
     """Measures of the captions."""
 
     language: bool = True
-    """Whether the language is told, which takes nearly all of the time; else it is null."""
+    """Whether to detect the language, which takes nearly all of the time; else it is null."""
     longest: int = 1000
-    """Characters of a caption that its language is told from."""
+    """Characters of a caption that are used to detect its language."""
 
 
 class TextScorer:
@@ -188,38 +187,38 @@ class TextScorer:
     ``confidence`` (its probability, 0..1).
     """  # noqa: D205  # a list of columns has no shorter form
 
-    wants_images = False
+    needs_images = False
     parents: tuple[Parent, ...] = ()
 
     def __init__(self, config: TextScoreConfig) -> None:
         self._config = config
         self.detail = {"measures": "words, characters" + ", language" * config.language}
 
-    def score(self, rows: Rows) -> dict[str, pa.Array]:
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
         """The columns above."""
         return {kind: c.column(self._measure(c)) for kind, c in rows.captions.items()}
 
     def _measure(self, captions: Captions) -> pa.Array:
         texts = captions.texts
-        told = [self._tell(text) for text in texts]
+        detected = [self._detect_language(text) for text in texts]
         columns = [
             pa.array([len(text.split()) for text in texts], pa.int32()),
             pa.array([len(text) for text in texts], pa.int32()),
-            pa.array([language for language, _ in told], pa.string()),
-            pa.array([confidence for _, confidence in told], pa.float32()),
+            pa.array([language for language, _ in detected], pa.string()),
+            pa.array([confidence for _, confidence in detected], pa.float32()),
         ]
         return pa.StructArray.from_arrays(columns, fields=list(_TYPE))
 
-    def _tell(self, text: str) -> tuple[str | None, float | None]:
+    def _detect_language(self, text: str) -> tuple[str | None, float | None]:
         if not self._config.language:
             return None, None
         return detect_language(text[: self._config.longest])
 
 
 def detect_language(text: str) -> tuple[str, float]:
-    """ISO 639 code of a text's language, and its probability among those that py3langid knows.
+    """Return the ISO 639 code of a text's language, and its probability by py3langid.
 
-    ``und`` where the text says next to nothing, as a file's name does.
+    ``und`` where the text is too short or isn't language, such as a file name.
     """
     return _identifier()(text)
 
@@ -254,7 +253,7 @@ class ConceptScorer:
     Numbers count the entries of the list from 0, and ascend.
     """
 
-    wants_images = False
+    needs_images = False
 
     def __init__(self, config: ConceptScoreConfig) -> None:
         if not config.concepts:
@@ -270,14 +269,14 @@ class ConceptScorer:
         self.detail = {"concepts": str(len(concepts))}
         self._matcher = ConceptMatcher(concepts, ignore_case=config.ignore_case)
 
-    def score(self, rows: Rows) -> dict[str, pa.Array]:
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
         """The columns above."""
         return {kind: c.column(self._match(c)) for kind, c in rows.captions.items()}
 
     def _match(self, captions: Captions) -> pa.Array:
-        found = [self._matcher(text) for text in captions.texts]
-        offsets = np.cumsum([0, *map(len, found)]).astype(np.int32)
-        numbers = pa.array([number for row in found for number in row], pa.int32())
+        matches = [self._matcher(text) for text in captions.texts]
+        offsets = np.cumsum([0, *map(len, matches)]).astype(np.int32)
+        numbers = pa.array([number for row in matches for number in row], pa.int32())
         return pa.ListArray.from_arrays(pa.array(offsets), numbers)
 
 
@@ -302,11 +301,11 @@ class ConceptMatcher:
         # An entry with a space on each side is a run of whole words: cutting at each single space
         # and looking runs up in a dict finds what a search for substrings would.
         words = self._fold(f" {text} ").translate(_SET_APART).split(" ")[1:-1]
-        found: set[int] = set()
+        matches: set[int] = set()
         for start, word in enumerate(words):
             for length in self._lengths.get(word, ()):
-                found.update(self._numbers.get(" ".join(words[start : start + length]), ()))
-        return sorted(found)
+                matches.update(self._numbers.get(" ".join(words[start : start + length]), ()))
+        return sorted(matches)
 
 
 def parse_concepts(data: bytes, uri: str) -> list[str]:
@@ -315,16 +314,16 @@ def parse_concepts(data: bytes, uri: str) -> list[str]:
         text = data.decode()
         value: object = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except ValueError as error:
-        raise _not_a_list(uri, str(error)) from error
+        raise _not_a_list_error(uri, str(error)) from error
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise _not_a_list(uri, "not an array of strings")
+        raise _not_a_list_error(uri, "not an array of strings")
     concepts = [entry.strip() for entry in value]
     if not concepts or not all(concepts):
-        raise _not_a_list(uri, "a blank entry" if concepts else "no entry")
+        raise _not_a_list_error(uri, "a blank entry" if concepts else "no entry")
     return concepts
 
 
-def _not_a_list(uri: str, trouble: str) -> ConfigError:
+def _not_a_list_error(uri: str, trouble: str) -> ConfigError:
     return ConfigError(
         f"{uri} isn't a list of concepts: {trouble}",
         expected="UTF-8 text with a concept a line, or a JSON array of strings",

@@ -1,4 +1,4 @@
-"""What every source of image-text pairs offers: a stable order, cut into ranges, read lazily."""
+"""Interface of sources of image-text pairs: a stable order, split into ranges, read lazily."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from clipmill.images import UNREADABLE_IMAGE
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTION_SUFFIX = ".txt"
 
-# Why an item can't be used, and what each reason means; quarantine is counted by these.
+# Reasons for quarantine of an item, with their meaning.
 REASONS = {
     "no-caption": "an image without a caption",
     "caption-without-image": "a caption without an image",
@@ -31,18 +31,18 @@ REASONS = {
 }
 
 FingerprintMode = Literal["content", "metadata"]
-"""What tells two sources apart: every byte, or names, sizes and times."""
+"""What a source's digest covers: all bytes, or names, sizes and modification times of files."""
 
 ReadListing = Callable[[int, int], bytes]
-"""``length`` bytes from ``start`` on of the listing that ``splits`` wrote."""
+"""Reads ``length`` bytes from ``start`` of the listing that ``splits`` wrote."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A range of a source: what one shard is made of."""
+    """A range of a source: the items of one shard."""
 
     piece: str
-    """Which of the source's files; its meaning is the source's."""
+    """One of the source's files; interpreted by the source."""
     start: int
     """First row, or first byte, of the range in the piece."""
     stop: int
@@ -57,7 +57,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class RawPair:
-    """An image-text pair as its source holds it, unchecked but for being there."""
+    """An image-text pair as its source holds it, not validated."""
 
     image_bytes: bytes
     suffix: str
@@ -65,7 +65,7 @@ class RawPair:
     caption: bytes | str
     """Bytes are decoded, and refused if they aren't UTF-8."""
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What the source knows besides: for each of its layers, this sample's values by column."""
+    """For each layer that the source provides, this sample's values by column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,35 +75,35 @@ class Entry:
     origin: str
     """Its id within the source, the same in every run."""
     load: Callable[[], RawPair]
-    """Read it; from any thread. Raises BadSampleError with one of REASONS, SourceError where
-    the machine is at fault rather than the sample."""
+    """Reads it, from any thread. Raises BadSampleError with one of REASONS, SourceError for a
+    failure of the machine rather than the sample."""
 
 
 class Source(ABC):
-    """A pile of pairs. It must stay unchanged while it's in use."""
+    """A collection of pairs. It must not change while in use."""
 
     uri: str
     """A source spec with an absolute path: opens the same source in any folder."""
     layers: tuple[str, ...] = ()
-    """Names of the layers that its samples bring along (see ``RawPair.rows``)."""
+    """Names of the layers that it provides (see ``RawPair.rows``)."""
 
     @abstractmethod
     def digest(self, mode: FingerprintMode) -> str:
-        """SHA-256 (hex) of what the source is."""
+        """Return the SHA-256 (hex) of the source."""
 
     def digest_by(self, mapped: OrderedMap, mode: FingerprintMode) -> str:
-        """The same, where many files are to be read by ``mapped``."""
+        """Return :meth:`digest`, reading files by ``mapped``."""
         del mapped
         return self.digest(mode)
 
     @abstractmethod
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
-        """Cut the source into ranges of ``size`` items, in order, with flat memory.
+        """Split the source into ranges of ``size`` items, in order, in constant memory.
 
-        A source whose items are dear to find writes them to ``listing``, and its splits are
-        ranges of that; the others leave it empty.
+        A source whose items are expensive to enumerate writes them to ``listing``, and its splits
+        are ranges of that; others leave it empty.
         """
 
     @abstractmethod
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
-        """The items of a range, in order, without a look at what lies outside it."""
+        """Yield the items of a range, in order, without reading others."""

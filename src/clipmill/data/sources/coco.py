@@ -16,11 +16,11 @@ from clipmill.data.sources.base import (
 )
 from clipmill.data.sources.files import (
     ImageFiles,
+    escape_name,
     files_digest,
     image_suffix,
     read_file,
     read_listing,
-    spell,
     write_listing,
 )
 from clipmill.errors import BadSampleError, SourceError
@@ -58,14 +58,14 @@ class CocoSource(Source):
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
         """The images of a range of the listing."""
         for name, *captions in read_listing(split, listing):
-            yield Entry(spell(name), partial(self._load, name, captions))
+            yield Entry(escape_name(name), partial(self._load, name, captions))
 
     def _load(self, name: str, captions: list[str]) -> RawPair:
         if not captions:
             raise BadSampleError("no-caption", "no annotation speaks of the image")
         data = self._images.read(name)
         texts = [text for text in captions if text.strip()]
-        if any(spell(text) != text for text in texts):
+        if any(escape_name(text) != text for text in texts):
             raise BadSampleError("caption-not-utf8", "one of the captions has half a character")
         rows = {LAYER: {"captions": texts, "fallback": not texts}}
         return RawPair(data, image_suffix(name, data), captions[0], rows)

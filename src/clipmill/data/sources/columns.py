@@ -1,33 +1,33 @@
-"""Which columns of a table hold the image and the caption."""
+"""Columns of a table that hold images and captions, shared by all table formats."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from clipmill.errors import SourceError
 
-# What tables of pairs call these columns, the likeliest first.
+# Common names of these columns, the most likely first.
 IMAGE_NAMES: Final = ("path", "image_path", "filepath", "file", "filename", "file_name", "image")
 BYTES_NAMES: Final = ("image", "jpg", "jpeg", "png", "webp", "img")
 CAPTION_NAMES: Final = ("caption", "text", "title", "txt", "captions")
 ID_NAMES: Final = ("uid", "id", "key", "image_id")
 
 
-def choose(
-    columns: Iterable[str], wanted: str, candidates: Sequence[str], role: str, option: str
+def resolve_column(
+    columns: Iterable[str], name: str, candidates: Sequence[str], role: str, option: str
 ) -> str:
-    """The column ``wanted``, or without one the first of ``candidates`` that there is.
+    """Return the column ``name``, or if that is empty the first of ``candidates`` that exists.
 
-    Raises SourceError, which names the columns and the option that chooses one.
+    Raises SourceError, which lists the columns and the option that sets one.
     """
     columns = list(columns)
-    if wanted and wanted in columns:
-        return wanted
+    if name and name in columns:
+        return name
     by_name = {column.lower(): column for column in reversed(columns)}
-    for candidate in () if wanted else candidates:
+    for candidate in () if name else candidates:
         if candidate in by_name:
             return by_name[candidate]
     raise SourceError(
-        f"no column {wanted!r} for the {role}" if wanted else f"no column for the {role} is known",
+        f"no column {name!r} for the {role}" if name else f"no column for the {role} is known",
         expected=f"one of the columns {', '.join(columns)}",
         action=f"name it in the source: KIND:PATH?{option}=COLUMN",
     )

@@ -16,8 +16,8 @@ from clipmill.data.sources.base import (
     Source,
     Split,
 )
-from clipmill.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose
-from clipmill.data.sources.files import Descriptor, ImageFiles, files_digest, image_suffix
+from clipmill.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, resolve_column
+from clipmill.data.sources.files import ImageFiles, PreadFile, files_digest, image_suffix
 from clipmill.errors import BadSampleError, SourceError
 
 # Python's default limit of 128 KiB a field would end the reading of a table at a giant caption.
@@ -79,7 +79,7 @@ class DelimitedSource(Source):
 
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:  # noqa: ARG002
         """The rows of a range."""
-        data = Descriptor(self._path).read(split.start, split.stop - split.start)
+        data = PreadFile(self._path).read(split.start, split.stop - split.start)
         for row, _ in _rows(io.BytesIO(data), self._delimiter):
             cells = dict(enumerate(row))
             image = cells.get(self._image, "")
@@ -100,7 +100,7 @@ class DelimitedSource(Source):
                 expected="a table whose first row names its columns",
                 action="check the path of the source",
             )
-        return self._columns.index(choose(self._columns, wanted, candidates, role, option))
+        return self._columns.index(resolve_column(self._columns, wanted, candidates, role, option))
 
 
 def _rows(file: BinaryIO, delimiter: str, position: int = 0) -> Iterator[tuple[list[str], int]]:

@@ -1,4 +1,4 @@
-"""Reading a source's files, and telling them apart."""
+"""Read a source's files: listings, patterns, digests, images by name, and external sorting."""
 
 import glob
 import hashlib
@@ -39,7 +39,7 @@ Record = tuple[bytes, ...]
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a file; raises SourceError, as the machine is at fault and not the sample."""
+    """Return the bytes of a file; raises SourceError, as the machine is at fault, not the sample."""
     try:
         # Plain system calls: a file object costs more than the reading of a small file.
         file = os.open(path, os.O_RDONLY)
@@ -51,12 +51,12 @@ def read_file(path: str | Path) -> bytes:
         finally:
             os.close(file)
     except OSError as error:
-        raise unreadable(Path(path), error) from error
+        raise unreadable_error(Path(path), error) from error
     return data
 
 
-class Descriptor:
-    """A file open for positioned reads, closed when nobody holds it any more.
+class PreadFile:
+    """A file open for positioned reads, closed when no reference is left.
 
     Threads may still read from it when the loop that opened it has ended.
     """
@@ -67,7 +67,7 @@ class Descriptor:
         try:
             self.number = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable_error(path, error) from error
 
     @property
     def size(self) -> int:
@@ -79,24 +79,24 @@ class Descriptor:
         try:
             return os.pread(self.number, length, offset)
         except OSError as error:
-            raise unreadable(self.path, error) from error
+            raise unreadable_error(self.path, error) from error
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
 
 
-def unreadable(path: Path, error: OSError) -> SourceError:
-    """The error for a file or folder that the system won't let us read."""
+def unreadable_error(path: Path, error: OSError) -> SourceError:
+    """Return the error for a file or folder that can't be read."""
     return SourceError(
         f"{path} can't be read: {error.strerror}",
-        expected="a source whose files this process may read, and that nobody changes meanwhile",
-        action="mend permissions or the disk, and run again: finished shards are kept",
+        expected="a source with readable files that don't change",
+        action="fix permissions or the disk, and run again: finished shards are kept",
     )
 
 
 def files_digest(paths: Iterable[tuple[str, Path]], mode: FingerprintMode, salt: str = "") -> str:
-    """SHA-256 (hex) over the files' names and contents, or names, sizes and times.
+    """Return the SHA-256 (hex) over the files' names and contents, or names, sizes and times.
 
     ``salt`` is whatever else decides what the source's samples are, such as its options.
     """
@@ -112,33 +112,33 @@ def files_digest(paths: Iterable[tuple[str, Path]], mode: FingerprintMode, salt:
                 stat = path.stat()
                 total.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode())
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable_error(path, error) from error
     return total.hexdigest()
 
 
 def matching_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files, sorted by these names.
+    """Return the folder that names are relative to, and the matching files, sorted by name.
 
     ``path`` is a file, a folder (with its subfolders), or a pattern with ``*``, ``?``,
     ``{a,b}`` and ``{00..12}``. Raises SourceError if there is none.
     """
-    here = Path(path)
-    if here.is_dir():
-        found = sorted(_below(here, suffixes), key=os.fsencode)
-        base = here
-    elif here.is_file():
-        found, base = [here], here.parent
+    root = Path(path)
+    if root.is_dir():
+        files = sorted(_below(root, suffixes), key=os.fsencode)
+        base = root
+    elif root.is_file():
+        files, base = [root], root.parent
     else:
         named = (Path(name) for pattern in expand_braces(path) for name in _glob(pattern))
-        found = sorted({file for file in named if file.is_file()}, key=os.fsencode)
-        base = Path(os.path.commonpath([file.parent for file in found])) if found else here
-    if not found:
+        files = sorted({file for file in named if file.is_file()}, key=os.fsencode)
+        base = Path(os.path.commonpath([file.parent for file in files])) if files else root
+    if not files:
         raise SourceError(
-            f"no file is meant by {path}",
+            f"no file matches {path}",
             expected=f"a file, a folder with {', '.join(suffixes)} files, or a pattern",
             action="correct the path of the source",
         )
-    return base, found
+    return base, files
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -171,37 +171,37 @@ def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
 
 
 def relative_names(base: Path, files: list[Path]) -> dict[str, Path]:
-    """The files by their names below ``base``, with ``/``."""
+    """Return the files by their names relative to ``base``, with ``/``."""
     names = (os.fsencode(file.relative_to(base)) for file in files)
     texts = (name.decode("utf-8", "backslashreplace") for name in names)
-    found = dict(zip(texts, files, strict=True))
-    assert len(found) == len(files), "two names of one spelling"
-    return found
+    by_name = dict(zip(texts, files, strict=True))
+    assert len(by_name) == len(files), "two names with the same escaped form"
+    return by_name
 
 
 class ImageFiles:
-    """Files by the names that a table gives them."""
+    """Reads images by the names in a table: local paths or ``s3://`` objects."""
 
     def __init__(self, base: str) -> None:
         """``base``: the folder or ``s3://`` URI that relative names are relative to."""
         self.base = base if "://" in base else str(Path(base).absolute())
 
     def read(self, name: str) -> bytes:
-        """The bytes of an image; raises BadSampleError (``missing-image``) if it isn't there.
+        """Return the bytes of an image; raises BadSampleError (``missing-image``) if there is none.
 
-        SourceError and StorageError where it is, and can't be read.
+        Raises SourceError or StorageError if it exists but can't be read.
         """
         uri = name if "://" in name or name.startswith("/") else join(self.base, name)
-        if not _could_exist(uri):
-            raise BadSampleError("missing-image", f"nothing lies at {spell(name)}")
+        if not _maybe_exists(uri):
+            raise BadSampleError("missing-image", f"no file at {escape_name(name)}")
         try:
             return read_bytes(uri) if "://" in uri else read_file(uri)
         except NotFoundError as error:
-            raise BadSampleError("missing-image", f"nothing lies at {spell(name)}") from error
+            raise BadSampleError("missing-image", f"no file at {escape_name(name)}") from error
 
 
-def _could_exist(uri: str) -> bool:
-    """Whether a local file is there, or an object may be: a bad name is its row's fault."""
+def _maybe_exists(uri: str) -> bool:
+    """Return whether a local file exists, or an object may: a bad name is its row's fault."""
     try:
         if "://" in uri:
             check_key(uri.partition("://")[2].partition("/")[2])
@@ -211,13 +211,13 @@ def _could_exist(uri: str) -> bool:
         return False
 
 
-def spell(name: str) -> str:
-    r"""``name`` with all that UTF-8 can't hold as ``\xNN`` or ``\uNNNN``, for records."""
+def escape_name(name: str) -> str:
+    r"""Return ``name`` with everything that isn't UTF-8 as ``\xNN`` or ``\uNNNN``, for records."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def image_suffix(name: str, data: bytes) -> str:
-    """The suffix of an image's name in lower case, or what its first bytes say without one."""
+    """Return the suffix of an image's name in lower case, or without one that of its format."""
     suffix = Path(name).suffix.lower()
     if suffix in (".jpg", ".jpeg", ".png", ".webp"):
         return suffix
@@ -227,7 +227,7 @@ def image_suffix(name: str, data: bytes) -> str:
 
 
 def write_listing(items: Iterable[list[Any]], size: int, listing: BinaryIO) -> Iterator[Split]:
-    """Write each item as a line, and yield a split every ``size`` items."""
+    """Write each item as a line of JSON, and yield a split of bytes every ``size`` items."""
     encode = json.JSONEncoder(separators=(",", ":")).encode
     start = position = count = 0
     for item in items:
@@ -241,31 +241,31 @@ def write_listing(items: Iterable[list[Any]], size: int, listing: BinaryIO) -> I
 
 
 def read_listing(split: Split, listing: ReadListing) -> list[list[Any]]:
-    """The items of a split."""
+    """Return the items of a split of a listing."""
     lines = listing(split.start, split.stop - split.start).splitlines()
     assert len(lines) == split.num_items, split
     return [json.loads(line) for line in lines]
 
 
 def sorted_records(records: Iterable[Record], run_length: int = RUN_LENGTH) -> Iterator[Record]:
-    """The records in order, with at most about ``run_length`` of them in memory."""
+    """Sort records externally, with at most about ``run_length`` of them in memory."""
     iterator = iter(records)
     first = sorted(itertools.islice(iterator, run_length))
     if len(first) < run_length:
         yield from first
         return
     with tempfile.TemporaryFile(prefix="clipmill-sort-") as file:
-        stops = [_spool(file, first)]
+        stops = [_write_run(file, first)]
         first.clear()
         while run := sorted(itertools.islice(iterator, run_length)):
-            stops.append(_spool(file, run))
+            stops.append(_write_run(file, run))
             run.clear()
         starts = [0, *stops[:-1]]
         runs = [_read(file.fileno(), *span) for span in zip(starts, stops, strict=True)]
         yield from heapq.merge(*runs)
 
 
-def _spool(file: BinaryIO, run: list[Record]) -> int:
+def _write_run(file: BinaryIO, run: list[Record]) -> int:
     """Append a run block by block, and return where it ends."""
     for start in range(0, len(run), _BLOCK_LENGTH):
         block = marshal.dumps(run[start : start + _BLOCK_LENGTH])

@@ -1,8 +1,8 @@
-"""The output folder of img2dataset: tars, folders or Parquet files, each with its record.
+"""Output folder of img2dataset: tars, folders or Parquet files, each with its record.
 
-Beside each of its shards lie ``NNNNN.parquet`` (a row an URL, with what became of it) and
-``NNNNN_stats.json``. What it failed to download is counted here too, so that a dataset says what
-it lost on the whole way from the list of URLs.
+Next to each of its shards are ``NNNNN.parquet`` (one row per URL, with its status) and
+``NNNNN_stats.json``. Failed downloads are counted too, so that a dataset reports all losses from
+the list of URLs on.
 """
 
 import json
@@ -84,7 +84,7 @@ class Img2datasetSource(Source):
         table = pq.read_table(self._records[name], columns=_COLUMNS, use_threads=False)
         for row in table.slice(split.start, split.stop - split.start).to_pylist():
             if row["status"] != "success":
-                yield Entry(f"{name}/{row['key']}", partial(_lost, row))
+                yield Entry(f"{name}/{row['key']}", partial(_raise_lost, row))
 
 
 def _pairs_source(folder: Path) -> Source:
@@ -119,5 +119,5 @@ def _num_rows(record: Path) -> int:
     return int(pq.read_metadata(record).num_rows)
 
 
-def _lost(row: dict[str, str | None]) -> RawPair:
+def _raise_lost(row: dict[str, str | None]) -> RawPair:
     raise BadSampleError("not-downloaded", f"{row['status']}: {row['error_message']}")

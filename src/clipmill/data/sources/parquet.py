@@ -21,7 +21,7 @@ from clipmill.data.sources.columns import (
     BYTES_NAMES,
     CAPTION_NAMES,
     IMAGE_NAMES,
-    choose,
+    resolve_column,
 )
 from clipmill.data.sources.files import (
     ImageFiles,
@@ -102,26 +102,28 @@ class RowColumns:
         paths = [f.name for f in schema if _is_text(f.type)]
         blobs = [f.name for f in schema if _is_binary(f.type) or _is_image_struct(f.type)]
         if image or not blobs:
-            self.image = choose(
+            self.image = resolve_column(
                 [*blobs, *paths], image, (*BYTES_NAMES, *IMAGE_NAMES), "image", "image"
             )
         else:
             self.image = (
-                blobs[0] if len(blobs) == 1 else choose(blobs, "", BYTES_NAMES, "image", "image")
+                blobs[0]
+                if len(blobs) == 1
+                else resolve_column(blobs, "", BYTES_NAMES, "image", "image")
             )
         texts = [f.name for f in schema if _is_text(f.type) or _is_texts(f.type)]
-        self.caption = choose(texts, caption, CAPTION_NAMES, "caption", "caption")
-        self.id = choose(schema.names, id, (), "id", "id") if id else ""
+        self.caption = resolve_column(texts, caption, CAPTION_NAMES, "caption", "caption")
+        self.id = resolve_column(schema.names, id, (), "id", "id") if id else ""
         self._of_paths = self.image in paths
         self.names = sorted({self.image, self.caption, *([self.id] if self.id else [])})
 
-    def entry(self, place: str, values: dict[str, Any], images: ImageFiles) -> Entry:
-        """The row at ``place``, which is its id if it has no other."""
+    def entry(self, position: str, values: dict[str, Any], images: ImageFiles) -> Entry:
+        """Return the row at ``position``, which is its id if it has no other."""
         image = values[self.image]
         path = image.get("path") if isinstance(image, dict) else image if self._of_paths else None
         data = image.get("bytes") if isinstance(image, dict) else None if self._of_paths else image
         name = values[self.id] if self.id else path if self._of_paths else None
-        origin = place if name in (None, b"") else _spell(name)
+        origin = position if name in (None, b"") else _escape_name(name)
         return Entry(origin, partial(_load, path, data, values[self.caption], images))
 
 
@@ -138,7 +140,7 @@ def _load(path: bytes | None, data: bytes | None, caption: Any, images: ImageFil
     return RawPair(data, image_suffix(name, data), caption)
 
 
-def _spell(value: object) -> str:
+def _escape_name(value: object) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 

@@ -12,7 +12,7 @@ from clipmill.data.sources.base import IMAGE_SUFFIXES
 from clipmill.errors import SourceError
 
 # Files looked at to tell what a folder holds: all of a mixed one, the first of a vast one.
-_MOST_SEEN = 10_000
+_MAX_INSPECTED_FILES = 10_000
 _BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -45,46 +45,46 @@ def parse_spec(text: str, kinds: Iterable[str]) -> SourceSpec:
 
 
 def _detect_kind(path: str, kinds: list[str]) -> str:
-    here = Path(path)
-    suffix = here.suffix.lower()
-    if here.is_dir():
-        found = _kinds_of_folder(here)
+    root = Path(path)
+    suffix = root.suffix.lower()
+    if root.is_dir():
+        matches = _kinds_of_folder(root)
     elif suffix in _BY_SUFFIX:
-        found = [_BY_SUFFIX[suffix]]
+        matches = [_BY_SUFFIX[suffix]]
     else:
-        found = ["coco"] if suffix == ".json" and _is_coco(here) else []
-    if len(found) == 1:
-        return found[0]
-    if found:
-        what = "could be any of " + ", ".join(found)
+        matches = ["coco"] if suffix == ".json" and _is_coco(root) else []
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        what = "could be any of " + ", ".join(matches)
     else:
-        what = "is no source of a known kind" if here.exists() else "doesn't exist"
+        what = "is no source of a known kind" if root.exists() else "doesn't exist"
     raise SourceError(
         f"{path} {what}",
         expected="a folder of images with .txt files, a table (.csv, .tsv, .parquet), a COCO "
         "captions .json, WebDataset .tar files, an img2dataset output or a Hugging Face dataset",
         action=f"check the path, or say which it is: KIND:{path} with KIND one of "
-        + ", ".join(found or kinds),
+        + ", ".join(matches or kinds),
     )
 
 
 def _kinds_of_folder(folder: Path) -> list[str]:
     names = (name for _, _, names in os.walk(folder) for name in names)
-    seen = [name.lower() for name in itertools.islice(names, _MOST_SEEN)]
+    seen = [name.lower() for name in itertools.islice(names, _MAX_INSPECTED_FILES)]
 
     def any_ends(*suffixes: str) -> bool:
         return any(name.endswith(suffixes) for name in seen)
 
     if any(folder.glob("*_stats.json")):
         return ["img2dataset"]
-    found = []
+    kinds = []
     if any_ends(".arrow", ".parquet") or (folder / "dataset_info.json").is_file():
-        found.append("hf")
+        kinds.append("hf")
     if any_ends(".tar"):
-        found.append("webdataset")
-    if any_ends(*IMAGE_SUFFIXES) or not found:
-        found.append("folder")
-    return found
+        kinds.append("webdataset")
+    if any_ends(*IMAGE_SUFFIXES) or not kinds:
+        kinds.append("folder")
+    return kinds
 
 
 def _is_coco(path: Path) -> bool:

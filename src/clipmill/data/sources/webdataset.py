@@ -21,7 +21,7 @@ from clipmill.data.sources.base import (
     Split,
 )
 from clipmill.data.sources.datacompdr import DataCompDRLayers, detect_reinforcement, layer_rows
-from clipmill.data.sources.files import Descriptor, files_digest, matching_files, relative_names
+from clipmill.data.sources.files import PreadFile, files_digest, matching_files, relative_names
 from clipmill.errors import BadSampleError
 
 _BLOCK = 512
@@ -63,7 +63,7 @@ class WebDatasetSource(Source):
         self._tars = relative_names(base, files)
         self.uri = f"webdataset:{Path(path).absolute()}?layers={layers}"
         self._name = layers
-        self._kind = self._see() if layers else None
+        self._kind = self._inspect_first_sample() if layers else None
         self.layers = self._kind.layers if self._kind else ()
 
     def digest(self, mode: FingerprintMode) -> str:
@@ -77,7 +77,7 @@ class WebDatasetSource(Source):
 
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:  # noqa: ARG002
         """The samples of a range of one tar; where the tar is cut, one entry says so."""
-        file = Descriptor(self._tars[split.piece])
+        file = PreadFile(self._tars[split.piece])
         try:
             for key, parts in _samples(file, split.start, split.stop):
                 yield Entry(f"{split.piece}/{key}", partial(self._load, file, parts))
@@ -85,7 +85,7 @@ class WebDatasetSource(Source):
             yield Entry(split.piece, partial(_raise, BadSampleError("cut-tar", str(error))))
 
     def _split_tar(self, name: str, size: int) -> Iterator[Split]:
-        file = Descriptor(self._tars[name])
+        file = PreadFile(self._tars[name])
         start = stop = count = 0
         try:
             for _, parts in _samples(file, 0, file.size):
@@ -99,7 +99,7 @@ class WebDatasetSource(Source):
         if count:
             yield Split(name, start, file.size, count)
 
-    def _load(self, file: Descriptor, parts: list[tuple[str, Member]]) -> RawPair:
+    def _load(self, file: PreadFile, parts: list[tuple[str, Member]]) -> RawPair:
         found = dict(reversed(parts))  # of two members of one name, the first counts
         read = partial(_read, file, found)
         image = next((kind for kind, _ in parts if f".{kind.lower()}" in IMAGE_SUFFIXES), None)
@@ -111,10 +111,10 @@ class WebDatasetSource(Source):
         rows = layer_rows(self._kind, found, read, len(texts)) if self._kind else {}
         return RawPair(read(image), f".{image.lower()}", texts[0], rows)
 
-    def _see(self) -> DataCompDRLayers | None:
-        """What the first sample brings."""
+    def _inspect_first_sample(self) -> DataCompDRLayers | None:
+        """Return the layers that the first sample provides."""
         for path in self._tars.values():
-            file = Descriptor(path)
+            file = PreadFile(path)
             try:
                 for _, parts in _samples(file, 0, file.size):
                     found = dict(reversed(parts))
@@ -124,7 +124,7 @@ class WebDatasetSource(Source):
         return None
 
 
-def _read(file: Descriptor, found: dict[str, Member], kind: str) -> bytes:
+def _read(file: PreadFile, parts: dict[str, Member], kind: str) -> bytes:
     member = found[kind]
     data = file.read(member.offset, member.size)
     if len(data) < member.size:
@@ -132,7 +132,7 @@ def _read(file: Descriptor, found: dict[str, Member], kind: str) -> bytes:
     return data
 
 
-def _captions(found: dict[str, Member], read: Callable[[str], bytes]) -> list[bytes | str]:
+def _captions(parts: dict[str, Member], read: Callable[[str], bytes]) -> list[bytes | str]:
     """The real captions: ``txt`` is one, or a JSON list of several (DataCompDR); else ``json``."""
     if "txt" in found:
         data = read("txt")
@@ -153,7 +153,7 @@ def _captions(found: dict[str, Member], read: Callable[[str], bytes]) -> list[by
     return []
 
 
-def _samples(file: Descriptor, start: int, stop: int) -> Iterator[Sample]:
+def _samples(file: PreadFile, start: int, stop: int) -> Iterator[Sample]:
     """Yield the samples of a range; where the tar is cut, those before it, then TruncatedTarError."""
     key: str | None = None
     parts: list[tuple[str, Member]] = []
@@ -184,7 +184,7 @@ def _raise(error: Exception) -> RawPair:
     raise error
 
 
-def members(file: Descriptor, start: int, stop: int) -> Iterator[Member]:
+def members(file: PreadFile, start: int, stop: int) -> Iterator[Member]:
     """Yield the plain files whose headers begin in ``start`` to ``stop`` (byte offsets).
 
     Raises TruncatedTarError after the last whole member where the tar is damaged or cut; other kinds of

@@ -1,4 +1,9 @@
-"""Augmentation of one image, all randomness from the generator that is handed in."""
+"""Augmentation of one image: random resized crops, and augmentations stored as numbers.
+
+All randomness is from the generator that is passed in. A teacher's embedding of an augmented image
+is only valid for that very image, so reinforced data stores how it was made (MobileCLIP, CVPR
+2024): a crop, then operations of RandAugment (Cubuk et al. 2020), replayed at any size.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -136,7 +141,7 @@ class StoredAugmentationConfig(Config):
     """Standard deviation of that strength."""
 
 
-def draw_augmentation(
+def sample_augmentation(
     width: int, height: int, config: StoredAugmentationConfig, generator: np.random.Generator
 ) -> list[float]:
     """The numbers of one augmentation for a picture of this size, pixels."""
@@ -175,8 +180,8 @@ class ReplayTransform:
         """The augmentation of these numbers; BadSampleError if the file can't be decoded."""
         import torch
 
-        picture = replay(decode_rgb(data), self._size, numbers_K.tolist())
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        image = replay(decode_rgb(data), self._size, numbers_K.tolist())
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _draw_crop(

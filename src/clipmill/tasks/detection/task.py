@@ -74,7 +74,9 @@ class DetectionTask(Task[DetectionConfig]):
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
             image_HW3, masks_MHW = samples.image_HW3(index), samples.masks_MHW(index)
-            image, masks = large_scale_jitter(image_HW3, masks_MHW, config.image_size, config.scale, generator)
+            image, masks = large_scale_jitter(
+                image_HW3, masks_MHW, config.image_size, config.scale, generator
+            )
             visible = np.flatnonzero(masks.any(axis=(1, 2)))
             objects = [samples.images[index].instances[n] for n in visible]
             return {
