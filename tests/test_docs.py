@@ -178,7 +178,7 @@ def test_every_path_of_the_pages_exists():
     for page in PAGES:
         if page.name in {"LOG.md", "CHANGELOG.md"}:  # paths of their time
             continue
-        text = re.sub(r"git show \w+:\S+", "", page.read_text())
+        text = re.sub(r"git show \w+:\S+|\]\([^)]*\)", "", page.read_text())
         for path in re.findall(rf"(?<![\w/])((?:{folders})/[\w/.-]*\w/?)", text):
             seen += 1
             if not (ROOT / path).exists():

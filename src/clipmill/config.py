@@ -48,7 +48,7 @@ def digest_json(value: object) -> str:
 
 
 def runtime_field(default: ValueT) -> ValueT:
-    """Return a field with this default that the digest leaves out: an interval, a port, a folder."""
+    """Return a field that the digest leaves out, such as an interval, a port or a folder."""
     field: ValueT = dataclasses.field(default=default, metadata={_RUNTIME: True})
     return field
 

@@ -221,7 +221,7 @@ def stop_demo(folder: Path) -> list[str]:
 
 
 def program() -> list[str]:
-    """Return the command line that starts clipmill in the user's shell: its name where that is on PATH."""
+    """Return the command that starts clipmill in the user's shell: its name where on PATH."""
     script = Path(sys.executable).parent / "clipmill"
     known = shutil.which("clipmill")
     if known and Path(known).absolute() == script:
@@ -365,7 +365,7 @@ def _endpoint_kind(captioner: str) -> str:
 
 @contextlib.contextmanager
 def _store(options: DemoOptions) -> Iterator[tuple[str, SeaweedServer | None]]:
-    """Yield the store's URI, and its server if it has one, which stops at the end unless it is kept."""
+    """Yield the store's URI and server, if any; it stops at the end unless it is kept."""
     if not options.s3:
         folder = options.folder.absolute() / "store"
         if (folder / "credentials.json").exists():
@@ -492,7 +492,7 @@ def _pipeline(options: DemoOptions) -> tuple[str, dict[str, Any]]:
 
 
 def _photos_result(page: Path, results: dict[str, Any], store: str) -> DemoResult:
-    """Return the result of ``photos``; the last encoder, trained on all captions, is to continue."""
+    """Return the result of ``photos``, with the encoder that was trained on all captions."""
     from clipmill.data.dataset import Dataset, cache_folder
     from clipmill.data.shards.read import read_shard
 

@@ -76,7 +76,7 @@ class TrainMetrics:
     skipped_samples: Counter
     """Samples of those updates."""
     checkpoint_seconds: Histogram
-    """Time to save a checkpoint; label ``part``: ``stall`` of training, or ``write`` in the background."""
+    """Time to save a checkpoint; label ``part``: ``stall`` of training, or background ``write``."""
     checkpoints: Counter
     """States written; label ``result``: ``saved`` or ``failed``."""
     hangs: Counter

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from clipmill.cli import app
 from clipmill.config import digest_json, sha256_bytes
 from clipmill.data.captioners import (
+    CaptionersConfig,
     CaptionInput,
     ChatClientConfig,
     CocaCaptioner,

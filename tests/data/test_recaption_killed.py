@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from chat_server import ChatServer
 
-from clipmill.data.captioners import ChatClientConfig, RewriteConfig
+from clipmill.data.captioners import CaptionersConfig, ChatClientConfig, RewriteConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.recaption import recaption
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from clipmill.cli import app
 from clipmill.data.dataset import Dataset
+from clipmill.data.shards import write
 from clipmill.data.shards.finalize import finalize_dataset
 from clipmill.data.shards.plan import (
     ShardConfig,
@@ -330,8 +331,8 @@ def test_config_out_of_range(values: dict[str, int]) -> None:
         ShardConfig(**values)
 
 
-# Runs write_dataset() in children that kill themselves at the n-th call of a function, for each n that
-# occurs; then once more to the end. Prints the number of children that were killed.
+# Runs write_dataset() in children that kill themselves at the n-th call of a function, for each n
+# that occurs; then once more to the end. Prints the number of children that were killed.
 KILLER = """
 import os, signal, sys
 from pathlib import Path

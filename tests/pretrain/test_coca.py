@@ -6,7 +6,7 @@ from open_clip.loss import CoCaLoss
 from PIL import Image
 from tiny import CAPTIONS, CLIP, COCA, pair_batch
 
-from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
+from clipmill.data.captioners import CaptionersConfig, CaptionInput, CocaCaptioner, GenerateConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.loading.config import DataLoaderConfig

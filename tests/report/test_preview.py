@@ -17,7 +17,7 @@ from clipmill.data.layers import commit_layer, write_layer_shard
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.write import write_dataset
-from clipmill.data.stats import Extent
+from clipmill.data.stats import StreamingRange
 from clipmill.errors import ConfigError
 from clipmill.report.html.charts import share_below
 from clipmill.report.preview import PreviewConfig, dataset_page, select_samples
@@ -219,7 +219,7 @@ def test_count_out_of_range() -> None:
 
 def test_share_below_is_numpys() -> None:
     values = np.random.default_rng(0).normal(size=5000)
-    extent = Extent()
+    extent = StreamingRange()
     extent.add(values)
     distribution = extent.distribution([values])
     for value in (-1.0, 0.0, 0.3, 2.0):

@@ -80,7 +80,9 @@ def test_nothing_to_judge():
 
 def test_batches(folder):
     options = {"batch_size": 9, "seed": 0, "rank": 0, "world_size": 1}
-    found = list(itertools.islice(TASK.train_dataloader(CONFIG, folder, start_step=0, **options), 2))
+    found = list(
+        itertools.islice(TASK.train_dataloader(CONFIG, folder, start_step=0, **options), 2)
+    )
     assert found[0]["images"].shape == (9, 32, 32, 3)
     for batch in found:
         colours = batch["images"].float().mean((1, 2)).argmax(1)

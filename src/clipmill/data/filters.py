@@ -63,7 +63,7 @@ class Block:
         return _numbers(self.column(layer, name))
 
     def captions(self, layer: str, of: CaptionOf) -> pa.Array:
-        """Return the value for each row's real or selected caption, from a layer's caption columns."""
+        """Return the value of each row's real or selected caption, from caption columns."""
         if of == "real" or not self.caption_kind.any():
             return self.column(layer, REAL)
         parts = [self.column(layer, name) for name in self.kinds]
@@ -441,8 +441,8 @@ class TopFractionThreshold:
     decisive bin by the trailing 16.
 
     The threshold is DataComp's: of N scores in descending order the one at index
-    ``int(N * fraction)``, so that what is at least that high is a little more
-    than the fraction, and all that tie with it are in. NaN counts as no score.
+    ``int(N * fraction)``, so that slightly more than the fraction reaches it, ties included. NaN
+    isn't a score.
     """
 
     num_passes = 2

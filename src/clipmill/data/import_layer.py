@@ -42,8 +42,8 @@ class ImportConfig(Config):
     columns: dict[str, str] = field(default_factory=dict)
     """The table's column for each column of the layer; empty for all under their own names."""
     on_missing: Literal["error", "fill"] = "error"
-    """Samples that the table lacks raise an error, or are filled with null; captions are filled with
-    the real one, and ``fallback`` is set."""
+    """Samples missing in the table raise an error, or are filled with null; captions are filled
+    with the real one, and ``fallback`` is set."""
 
 
 def import_layer(
@@ -81,7 +81,8 @@ def import_layer(
         num_missing = uid_index.num_missing
         if num_missing and config.on_missing == "error":
             raise ArtifactError(
-                f"{num_missing} of {total} samples aren't in the table, such as {uid_index.missing}",
+                f"{num_missing} of {total} samples aren't in the table, "
+                f"such as {uid_index.missing}",
                 expected="a row for each sample",
                 action="complete the table, or fill with --missing fill",
             )

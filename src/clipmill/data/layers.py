@@ -38,7 +38,7 @@ from clipmill.data.dataset import (
     inconsistent_artifact_error,
     layer_list,
 )
-from clipmill.data.shards.cache import open_copy
+from clipmill.data.shards.cache import open_copy, pin_entry
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
 from clipmill.storage import atomic_write, exists, join, open_store, read_json, write_json
@@ -248,7 +248,8 @@ def layer_table(
 ) -> pa.Table:
     """Build the table of a layer that a source provides, for the samples of a shard.
 
-    A sample without a synthetic caption gets its real one (``captions``), and ``fallback`` is set. Embeddings are lists of fixed-size lists of halffloat.
+    A sample without a synthetic caption gets its real one (``captions``), and ``fallback`` is
+    set. Embeddings are lists of fixed-size lists of halffloat.
     """
     columns: dict[str, pa.Array] = {"uid": pa.array(uids, pa.string())}
     if layer.startswith("captions/"):

@@ -112,7 +112,7 @@ class _ShardCaptioner:
         self._has_succeeded = False
 
     def caption_shard(self, index: int) -> Counter[str]:
-        """Write the shard's rows; return the number of samples by reason, empty for captioned ones."""
+        """Write the shard's rows; return the number of samples by reason, "" for captioned."""
         dataset, layer = self._dataset, self._layer
         self._outputs = (
             read_partial_outputs(dataset, layer, index) if self._model.checkpoint_outputs else {}
@@ -126,7 +126,7 @@ class _ShardCaptioner:
                     if self._model.checkpoint_outputs:
                         save_partial_outputs(dataset, layer, index, self._outputs)
             table, counts = self._table(reader)
-        # Another worker may have written it meanwhile, with other captions if sampling isn't seeded.
+        # Another worker may have written it meanwhile, with other captions where seeds don't help.
         if not has_layer_shard(dataset, layer, index):
             write_layer_shard(dataset, layer, index, table)
         if self._model.checkpoint_outputs:

@@ -229,8 +229,8 @@ def resolve_selection(
         captions = [resolve(name) for name in config.caption_selection.layers]
     elif not captions:
         raise ConfigError(
-            f"caption_selection.strategy was {config.caption_selection.strategy!r}, and {dataset.uri} "
-            "has no captions layer",
+            f"caption_selection.strategy was {config.caption_selection.strategy!r}, "
+            f"and {dataset.uri} has no captions layer",
             expected="synthetic captions to select from",
             action="run `clipmill data recaption` first",
         )

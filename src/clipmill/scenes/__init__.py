@@ -1,7 +1,8 @@
-"""Procedural scenes: pictures of which everything is known, drawn by numpy alone.
+"""Procedural scenes with complete ground truth, rendered with numpy.
 
-world.py says what is in a scene, shapes.py and solids.py what objects are made of, trace.py and
-shade.py how they look, captions.py what is written about them, formats.py how they are stored.
+``geometry`` samples rooms and objects, ``solids`` intersects rays with them, ``trace`` and ``shade``
+render, ``captions`` writes captions of three quality levels, ``formats`` stores scenes in the layouts
+of real datasets, and ``source`` packs them for the pipelines.
 """
 
 from clipmill.scenes.formats import (

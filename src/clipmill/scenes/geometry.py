@@ -1,8 +1,12 @@
-"""What is in a scene: a room, a camera in it, a sun, and objects that stand about.
+"""Scene geometry: a room, a camera, a sun, and objects made of solids.
 
-SceneGeometry frame: metres, x right, y up, z ahead; the camera hangs above the origin, looks along +z and
-down. Everything is drawn from (seed, index) alone, so a scene's world is the same at any image
-size and whichever others are drawn.
+World frame: meters, x right, y up, z ahead; the camera is above the origin, looks along +z and
+down. Everything is a function of (seed, index), so a scene's geometry is the same at any image
+size, whichever other scenes are rendered.
+
+An object's frame has its origin on the ground below its center, y up, meters. A shape builder
+takes the object's size (meters: its largest extent, roughly) and a number in [0, 1) that selects
+among its poses and proportions.
 """
 
 import itertools

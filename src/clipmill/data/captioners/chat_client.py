@@ -194,7 +194,7 @@ def _retry_after(value: str) -> float:
 
 
 def check_url(url: str) -> str:
-    """Return the URL without a trailing slash; ConfigError if invalid, or it could hold a secret."""
+    """Return the URL without trailing slash; ConfigError if invalid, or it may hold a secret."""
     try:
         parts = urlsplit(url)
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname)
@@ -302,7 +302,7 @@ class Budget:
 
     @contextmanager
     def request(self) -> Iterator["RequestUsage"]:
-        """Start a request; raises BudgetError, before anything is sent, if it exceeds the budget."""
+        """Start a request; raises BudgetError, before it is sent, if it exceeds the budget."""
         with self._lock:
             tokens = self._num_tokens + (self._in_flight + 1) * self._max_tokens_per_request
             if self._max_requests and self._num_requests >= self._max_requests:

@@ -111,7 +111,7 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatClientConfig(Config):
-    """Access to a chat endpoint. Nothing here changes captions, so none of it is stored with them."""
+    """Access to a chat endpoint; it doesn't change captions, so it isn't stored with them."""
 
     key_variable: str = ""
     """Environment variable that holds the API key; empty for none."""

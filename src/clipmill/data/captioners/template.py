@@ -74,7 +74,7 @@ class TemplateCaptioner:
 def describe(
     names: Sequence[str], boxes: Sequence[Sequence[float]] | None = None, *, max_objects: int = 5
 ) -> str:
-    """Describe objects: ``two cones and a red ball``, or with boxes ``a red ball on the left and a cone ...``.
+    """Describe objects: ``two cones and a ball``, or with boxes ``a ball on the left and ...``.
 
     Boxes are (left, top, width, height) as fractions of the image; larger objects come first.
     """

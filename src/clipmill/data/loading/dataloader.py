@@ -229,7 +229,7 @@ class _Sample:
 
 @dataclass
 class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]] | ClipmillError]):
-    """Map-style dataset from global step to this rank's part of the batch; each worker has a copy."""
+    """Dataset that maps a global step to this rank's part of its batch; each worker has a copy."""
 
     view: View
     shard_sizes: list[int]

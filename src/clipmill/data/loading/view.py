@@ -132,7 +132,8 @@ class View:
     def shard_sizes(self, cache: Path | None = None) -> list[int]:
         """Return the number of samples of each shard that belong to the view.
 
-        One select layer states it; a subset, or several select layers, are read shard by shard. ``cache`` holds copies of remote files (default: ``cache_folder()``).
+        One select layer states it; a subset, or several select layers, are read shard by shard.
+        ``cache`` holds copies of remote files (default: ``cache_folder()``).
         """
         if self.config.subset_fraction == 1 and len(self.config.selection_layers) <= 1:
             if not self.config.selection_layers:
@@ -183,7 +184,8 @@ class View:
             )
         except IndexError as error:
             raise ArtifactError(
-                f"{self.config.selection_layers[-1]} selects a caption that its layer doesn't have: {error}",
+                f"{self.config.selection_layers[-1]} selects a caption that its layer "
+                f"doesn't have: {error}",
                 expected="scores of the captions that the layer has",
                 action="score the captions again, then select again",
             ) from error
@@ -206,7 +208,7 @@ class View:
 
 
 def in_subset(uid: str, fraction: float) -> bool:
-    """Return whether a sample belongs to the nested subset of this size; depends on its uid alone."""
+    """Return whether a sample, by its uid, belongs to the nested subset of this size."""
     return _leading(uid) < fraction * 2**64
 
 

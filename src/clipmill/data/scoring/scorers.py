@@ -1,6 +1,7 @@
 """Scorers of images and captions: sizes, hashes, lengths, languages and concepts.
 
-A layer of scores has a column per measure of the image, or a column per *caption kind*: ``real`` holds a value a row, and a captions layer's name holds a list a row, one value for
+A layer of scores has a column per measure of the image, or a column per *caption kind*:
+``real`` holds one value per row, and a captions layer's name holds a list per row, one value for
 each of the layer's captions.
 """
 

@@ -61,8 +61,8 @@ class PreparedPair:
     height: int
     origin: str
     fingerprint: bytes
-    """FINGERPRINT_BYTES each of the SHA-256 over the origin and over the source's image bytes; equal
-    halves mark duplicates."""
+    """FINGERPRINT_BYTES each of the SHA-256 over the origin and over the source's image bytes:
+    samples with an equal half are duplicates."""
     rows: Mapping[str, Mapping[str, Any]]
     """See ``RawPair.rows``."""
 

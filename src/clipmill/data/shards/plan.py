@@ -118,7 +118,8 @@ class ShardPlan(Config):
 def plan_shards(config: ShardConfig, source: str, store: str, *, plan_uri: str = "") -> ShardPlan:
     """Plan the dataset of ``source`` under the folder ``store``; its plan goes to ``plan_uri``.
 
-    The default for ``plan_uri`` is the dataset's folder ``plan``. Memory doesn't grow with the source. Raises SourceError if it holds no item.
+    The default for ``plan_uri`` is the dataset's folder ``plan``. Memory doesn't grow with the
+    source. Raises SourceError if it holds no item.
     """
     opened = open_source(source)
     digest = opened.digest(config.fingerprint)

@@ -115,7 +115,7 @@ def write_shards(
     """Write shards ``start`` to ``stop`` (exclusive), skipping those that are complete.
 
     In this process, with ``num_threads`` that check images (0: one per CPU, up to the few that
-    help); or in ``num_processes`` (0: one per CPU) where there is enough to do. A script that asks for
+    help); or in ``num_processes`` (0: one per CPU) where there is enough to do. A script that uses
     processes needs ``if __name__ == "__main__"``.
 
     Raises SourceError where the source isn't readable as it was planned, StorageError.

@@ -39,7 +39,7 @@ Record = tuple[bytes, ...]
 
 
 def read_file(path: str | Path) -> bytes:
-    """Return the bytes of a file; raises SourceError, as the machine is at fault, not the sample."""
+    """Return the bytes of a file; raises SourceError: the machine is at fault, not the sample."""
     try:
         # Plain system calls: a file object costs more than the reading of a small file.
         file = os.open(path, os.O_RDONLY)

@@ -48,7 +48,7 @@ Sample = tuple[str, list[tuple[str, Member]]]
 
 
 class TruncatedTarError(Exception):
-    """The tar ends, or stops being one, before its end."""
+    """The tar is truncated or damaged."""
 
 
 class WebDatasetSource(Source):
@@ -63,8 +63,8 @@ class WebDatasetSource(Source):
         self._tars = relative_names(base, files)
         self.uri = f"webdataset:{Path(path).absolute()}?layers={layers}"
         self._name = layers
-        self._kind = self._inspect_first_sample() if layers else None
-        self.layers = self._kind.layers if self._kind else ()
+        self._layers = self._inspect_first_sample() if layers else None
+        self.layers = self._layers.layers if self._layers else ()
 
     def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the tars."""
@@ -100,15 +100,15 @@ class WebDatasetSource(Source):
             yield Split(name, start, file.size, count)
 
     def _load(self, file: PreadFile, parts: list[tuple[str, Member]]) -> RawPair:
-        found = dict(reversed(parts))  # of two members of one name, the first counts
-        read = partial(_read, file, found)
+        by_kind = dict(reversed(parts))  # of two members of one name, the first counts
+        read = partial(_read, file, by_kind)
         image = next((kind for kind, _ in parts if f".{kind.lower()}" in IMAGE_SUFFIXES), None)
-        texts = _captions(found, read)
+        texts = _captions(by_kind, read)
         if image is None:
             raise BadSampleError("caption-without-image", "the sample's members hold no image")
         if not texts:
             raise BadSampleError("no-caption", "neither a txt member nor a caption in json")
-        rows = layer_rows(self._kind, found, read, len(texts)) if self._kind else {}
+        rows = layer_rows(self._layers, by_kind, read, len(texts)) if self._layers else {}
         return RawPair(read(image), f".{image.lower()}", texts[0], rows)
 
     def _inspect_first_sample(self) -> DataCompDRLayers | None:
@@ -117,24 +117,25 @@ class WebDatasetSource(Source):
             file = PreadFile(path)
             try:
                 for _, parts in _samples(file, 0, file.size):
-                    found = dict(reversed(parts))
-                    return detect_reinforcement(found, partial(_read, file, found), self._name)
+                    by_kind = dict(reversed(parts))
+                    read = partial(_read, file, by_kind)
+                    return detect_reinforcement(by_kind, read, self._name)
             except TruncatedTarError:
                 continue
         return None
 
 
-def _read(file: PreadFile, parts: dict[str, Member], kind: str) -> bytes:
-    member = found[kind]
+def _read(file: PreadFile, members: dict[str, Member], kind: str) -> bytes:
+    member = members[kind]
     data = file.read(member.offset, member.size)
     if len(data) < member.size:
         raise BadSampleError("cut-tar", f"{member.name} ends early")
     return data
 
 
-def _captions(parts: dict[str, Member], read: Callable[[str], bytes]) -> list[bytes | str]:
+def _captions(members: dict[str, Member], read: Callable[[str], bytes]) -> list[bytes | str]:
     """The real captions: ``txt`` is one, or a JSON list of several (DataCompDR); else ``json``."""
-    if "txt" in found:
+    if "txt" in members:
         data = read("txt")
         if data.lstrip().startswith(b"["):
             try:
@@ -144,7 +145,7 @@ def _captions(parts: dict[str, Member], read: Callable[[str], bytes]) -> list[by
             if isinstance(several, list) and several and all(isinstance(t, str) for t in several):
                 return list(several)
         return [data]
-    if "json" in found:
+    if "json" in members:
         try:
             caption = json.loads(read("json")).get("caption")
         except (ValueError, AttributeError) as error:
@@ -154,7 +155,7 @@ def _captions(parts: dict[str, Member], read: Callable[[str], bytes]) -> list[by
 
 
 def _samples(file: PreadFile, start: int, stop: int) -> Iterator[Sample]:
-    """Yield the samples of a range; where the tar is cut, those before it, then TruncatedTarError."""
+    """Yield the samples of a range; raises TruncatedTarError after the last complete one."""
     key: str | None = None
     parts: list[tuple[str, Member]] = []
     try:
@@ -187,8 +188,8 @@ def _raise(error: Exception) -> RawPair:
 def members(file: PreadFile, start: int, stop: int) -> Iterator[Member]:
     """Yield the plain files whose headers begin in ``start`` to ``stop`` (byte offsets).
 
-    Raises TruncatedTarError after the last whole member where the tar is damaged or cut; other kinds of
-    members (folders, links, devices) are passed over.
+    Raises TruncatedTarError after the last complete member of a damaged or truncated tar; other
+    kinds of members (folders, links, devices) are passed over.
     """
     end = file.size
     position = header = start
