@@ -12,7 +12,7 @@ from clipmill.data.shards.plan import ShardConfig, plan_shards
 from clipmill.data.shards.write import write_shards
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from scale_plan import ScaleRates, scale_plan  # noqa: E402
+from scale_plan import ScaleRates, scale_plan
 
 RATES = ScaleRates(plan_seconds=1e-6, shard_cpu_seconds=1e-3, finish_seconds=2e-6)
 

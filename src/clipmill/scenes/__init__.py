@@ -1,8 +1,8 @@
 """Procedural scenes with complete ground truth, rendered with numpy.
 
-``geometry`` samples rooms and objects, ``solids`` intersects rays with them, ``trace`` and ``shade``
-render, ``captions`` writes captions of three quality levels, ``formats`` stores scenes in the layouts
-of real datasets, and ``source`` packs them for the pipelines.
+``geometry`` samples rooms and objects, ``solids`` intersects rays with them, ``trace`` and
+``shade`` render, ``captions`` writes captions of three quality levels, ``formats`` stores scenes
+in the layouts of real datasets, and ``source`` packs them for the pipelines.
 """
 
 from clipmill.scenes.formats import (
