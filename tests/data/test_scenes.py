@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from clipmill.errors import ConfigError, StorageError
 from clipmill.scenes import (
     CLASSES,
-    COLOURS,
+    COLORS,
     MATERIALS,
     OBJECTS,
     Scene,
@@ -132,8 +132,8 @@ def test_masks_boxes_and_classes_agree() -> None:
             rows, columns = np.nonzero(mask)
             box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             assert found.box == box
-            seen.add((found.name, found.colour, found.material))
-    for position, names in enumerate((OBJECTS, COLOURS, MATERIALS)):
+            seen.add((found.name, found.color, found.material))
+    for position, names in enumerate((OBJECTS, COLORS, MATERIALS)):
         assert {triple[position] for triple in seen} == set(names)
 
 
@@ -184,7 +184,7 @@ def test_depth_of_floor_and_spheres_is_that_of_geometry() -> None:
                 (
                     k
                     for k, found in enumerate(scene.objects, start=1)
-                    if (found.name, found.colour) == (placed.name, placed.colour)
+                    if (found.name, found.color) == (placed.name, placed.color)
                 ),
                 None,
             )
@@ -300,7 +300,7 @@ def spoken_of(scene: Scene, colour: str, name: str) -> tuple[SceneObject, np.nda
     (k,) = (
         k
         for k, found in enumerate(scene.objects, start=1)
-        if (found.colour, found.name) == (colour, name)
+        if (found.color, found.name) == (colour, name)
     )
     return scene.objects[k - 1], scene.instances_HW == k
 
@@ -318,13 +318,13 @@ def test_terse_captions_name_what_is_there() -> None:
         assert 1 <= len(named) <= 2
         for match in named:
             assert match is not None
-            assert match[1] in COLOURS
+            assert match[1] in COLORS
             _, mask = spoken_of(scene, match[1], match[2])
             assert mask.sum() >= 8
 
 
 def test_rich_captions_tell_the_truth() -> None:
-    noun = rf"an? ({'|'.join(MATERIALS)}) ({'|'.join(COLOURS)}) ({'|'.join(OBJECTS)})"
+    noun = rf"an? ({'|'.join(MATERIALS)}) ({'|'.join(COLORS)}) ({'|'.join(OBJECTS)})"
     placed = re.compile(rf"{noun} stands about (\d+) metres? away")
     related = re.compile(rf"{noun} stands (.+) the (\w+) (\w+), about (\d+) metres? away")
     told: dict[str, int] = {}
@@ -371,14 +371,14 @@ def test_rich_captions_tell_the_truth() -> None:
 
 def test_half_of_all_alt_texts_say_nothing_true() -> None:
     subjects = [
-        Subject(name=name, colour=colour, material="matte", distance=3, left=0.1, right=0.4)
+        Subject(name=name, color=colour, material="matte", distance=3, left=0.1, right=0.4)
         for name, colour in (("cube", "red"), ("mug", "black"))
     ]
     rng = np.random.default_rng(0)
     texts = [alt_text(subjects, rng.random(4).tolist()) for _ in range(4000)]
     about_a_class = [re.search(r"\b(cube|mug)\b", text) is not None for text in texts]
     assert np.mean(about_a_class) == pytest.approx(0.45, abs=0.03)
-    other_colours = "|".join(COLOURS)
+    other_colours = "|".join(COLORS)
     wholly_true = [
         about and not re.search(rf"\b({other_colours})\b(?<!red)(?<!black)", text)
         for about, text in zip(about_a_class, texts, strict=True)

@@ -20,7 +20,7 @@ from clipmill.lineage import lineage
 from clipmill.models.clip import load_clip
 from clipmill.models.encoders import build_dense, build_pooled
 from clipmill.models.pretrained import import_weights, open_encoder
-from clipmill.models.weights import files, open_clip
+from clipmill.models.weights import files, open_clip_layout
 from clipmill.models.weights.public import find_weights
 from clipmill.stage_records import no_progress
 
@@ -388,7 +388,7 @@ def test_a_file_needs_its_architecture_where_its_shapes_leave_a_doubt(tmp_path, 
     torch.save(tensors, path)
     assert find_weights(f"file:{path}").open_clip_config["vision_cfg"]["width"] == 384
     both = {"ViT-B-32": 0, "ViT-B-32-quickgelu": 0}
-    monkeypatch.setattr(open_clip, "known_architectures", lambda _: list(both))
+    monkeypatch.setattr(open_clip_layout, "known_architectures", lambda _: list(both))
     with pytest.raises(ArtifactError, match=r"#open_clip/ViT-B-32 or file:.*#open_clip/ViT-B-32-q"):
         find_weights(f"file:{path}")
     # OpenAI's files say that they are: all of them were trained with QuickGELU.
@@ -401,7 +401,7 @@ def test_a_file_needs_its_architecture_where_its_shapes_leave_a_doubt(tmp_path, 
 def test_shapes_name_the_architectures():
     for name in ("ViT-B-16", "ViT-L-14"):
         tensors = open_clip.create_model(name, device="meta").state_dict()
-        assert open_clip.known_architectures(tensors) == [name, f"{name}-quickgelu"]
+        assert open_clip_layout.known_architectures(tensors) == [name, f"{name}-quickgelu"]
 
 
 @pytest.mark.parametrize(

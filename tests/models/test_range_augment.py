@@ -182,7 +182,7 @@ def test_training_draws_the_error_to_the_target():
     assert sum(errors[-30:]) / 30 < 2 * target
 
 
-@pytest.mark.parametrize("values", [{"psnr_start_db": 0.0}, {"chance": 1.5}])
+@pytest.mark.parametrize("values", [{"psnr_start_db": 0.0}, {"prob": 1.5}])
 def test_config_out_of_range(values):
     with pytest.raises(ConfigError):
         RangeAugmentConfig(**values)

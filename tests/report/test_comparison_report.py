@@ -58,5 +58,5 @@ def test_other_test_data_is_found(make_run) -> None:
     tasks[0] = replace(tasks[0], evaluations={**tasks[0].evaluations, "G": other})
     encoders = {label: read_metadata(uri) for label, uri in run.inputs.encoders.items()}
     assert troubles(check_comparability(tasks, encoders, run.models)) == [
-        "The segmentation models were judged on different test data"
+        "The segmentation models were evaluated on different test data"
     ]

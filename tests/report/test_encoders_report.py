@@ -225,7 +225,7 @@ def test_the_page_is_the_same_but_for_the_time(make_run) -> None:
 def test_missing_pieces_are_said_to_be_missing(make_run) -> None:
     run = make_run()
     inputs = replace(
-        run.inputs, layer="", captioner="", promotions=(), probe=join(run.store, "no"), run=""
+        run.inputs, layer="", captioner="", promotions=(), smoke_test=join(run.store, "no"), run=""
     )
     found = read_page(encoders_report(inputs, run.store)).sections
     assert "No layer of synthetic captions was given." in found["samples"]
@@ -247,7 +247,7 @@ def test_a_layer_or_log_that_is_gone_is_said_to_be(make_run) -> None:
 
 def test_without_any_evaluation_there_is_still_a_page(make_run) -> None:
     run = make_run()
-    inputs = replace(run.inputs, evaluations={}, comparison="", promotions=(), probe="")
+    inputs = replace(run.inputs, evaluations={}, comparison="", promotions=(), smoke_test="")
     found = read_page(encoders_report(inputs, run.store)).sections
     assert "Figures without a verdict" in found["header"]
     assert "No comparison with random weights was given." in found["results"]
@@ -264,7 +264,7 @@ def test_a_missing_encoder_is_an_error_and_leaves_no_report(make_run) -> None:
 
 def test_an_endpoint_that_serves_another_model_is_found_out(make_run) -> None:
     run = make_run()
-    place = join(run.inputs.probe, "probe.json")
+    place = join(run.inputs.smoke_test, "probe.json")
     probe = read_json(place)
     probe["endpoints"][0]["digest"] = "f" * 64
     write_json(place, probe)

@@ -34,7 +34,7 @@ TINY = [
 @pytest.mark.parametrize(("found", "total"), [(0, 7), (3, 15), (15, 15), (180, 1000)])
 def test_intervals_are_wilsons(found, total):
     reference = binomtest(found, total).proportion_ci(method="wilson")
-    low, high = Share(rank=1, found=found, total=total).interval
+    low, high = Share(rank=1, num_hits=found, total=total).interval
     assert low == pytest.approx(100 * reference.low, abs=1e-9)
     assert high == pytest.approx(100 * reference.high, abs=1e-9)
 
@@ -63,11 +63,11 @@ def test_guessing_is_not_better_than_chance_and_one_way_alone_does_not_count():
 def test_paired_differences_have_three_outcomes():
     half, all_, none = [0] * 50 + [90] * 50, [0] * 100, [90] * 100
     better = recall_difference(judged(all_, all_), judged(half, half))
-    assert (better.mean, better.words) == (50, "better")
-    assert recall_difference(judged(none, none), judged(half, half)).words == "worse"
+    assert (better.mean, better.outcome) == (50, "better")
+    assert recall_difference(judged(none, none), judged(half, half)).outcome == "worse"
     same = recall_difference(judged(half, half), judged(half, half))
     assert (same.low, same.high) == (0, 0)
-    assert same.words.startswith("no difference")
+    assert same.outcome.startswith("no difference")
 
 
 def test_retrieval_outside_a_fraction_needs_a_dataset_and_a_fraction_in_range():

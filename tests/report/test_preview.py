@@ -131,7 +131,7 @@ def test_of_equal_scores_the_first(dataset: Dataset, cache: Path) -> None:
     same = commit_layer(dataset, "score/same", parents=(), detail={})
     for name in ("best", "worst"):
         (chosen,) = select_samples(same, PreviewConfig(count=5, **{name: "score/same:x"}), cache)
-        assert chosen.places == ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0))
+        assert chosen.rows == ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0))
 
 
 def test_at_random(dataset: Dataset, cache: Path) -> None:

@@ -45,7 +45,7 @@ def store(request, tmp_path):
 def test_runs_are_listed(store):
     failed, finished = list_runs(store)
     assert (failed.name, finished.name) == ("encoders/both-2", "encoders/real-1")
-    assert (failed.status, failed.words, failed.step) == ("failed", "a rank was lost", 50)
+    assert (failed.status, failed.reason, failed.step) == ("failed", "a rank was lost", 50)
     assert (finished.status, finished.step, finished.steps) == ("finished", 100, 100)
     assert finished.last["loss"] == 1.25
     assert varying_settings([failed, finished]) == {"train.schedule.lr": [0.5, 1e-3]}

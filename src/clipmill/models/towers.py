@@ -25,7 +25,7 @@ def build_clip(
         ConfigError: the image tower has no patches to drop, timm has no such model, or the towers
             have two activations.
     """
-    from clipmill.models.open_clip import Clip
+    from clipmill.models.clip_module import Clip
 
     check_towers(config)
     sigmoid = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}  # SigLIP, section 3.2

@@ -14,7 +14,7 @@ from clipmill.scenes.formats import (
 )
 from clipmill.scenes.geometry import (
     CLASSES,
-    COLOURS,
+    COLORS,
     MATERIALS,
     OBJECTS,
     SceneConfig,
@@ -23,7 +23,7 @@ from clipmill.scenes.scene import Scene, SceneObject, draw
 
 __all__ = [
     "CLASSES",
-    "COLOURS",
+    "COLORS",
     "MATERIALS",
     "OBJECTS",
     "Scene",

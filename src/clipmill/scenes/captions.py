@@ -1,13 +1,13 @@
-"""What stands under a picture: alt-text as the web has it, a terse caption, a rich one.
+"""Captions of scenes in three qualities: alt-text as on the web, terse, and rich.
 
 Terse and rich captions say only what the picture shows. Alt-text carries a true word about an
-object in 45% of pictures (30% wholly true, 15% with the wrong colour); the rest are file names,
+object in 45% of pictures (30% wholly true, 15% with the wrong color); the rest are file names,
 advertisements, and objects that aren't there.
 """
 
 from dataclasses import dataclass
 
-from clipmill.scenes.geometry import COLOURS, OBJECTS
+from clipmill.scenes.geometry import COLORS, OBJECTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,8 +16,8 @@ class Subject:
 
     name: str
     """Its class."""
-    colour: str
-    """One of COLOURS."""
+    color: str
+    """One of COLORS."""
     material: str
     """One of MATERIALS."""
     distance: float
@@ -34,7 +34,7 @@ class Subject:
 
 
 # Shares of alt-text by kind; what is left over is a true remark.
-_FILE_NAME, _ADVERTISEMENT, _ABSENT, _MISCOLOURED = 0.20, 0.20, 0.15, 0.15
+_FILE_NAME, _ADVERTISEMENT, _ABSENT, _MISCOLORED = 0.20, 0.20, 0.15, 0.15
 
 _FILE_NAMES = ("IMG_{}.JPG", "DSC0{}", "image{}.png", "screenshot {}", "untitled-{}-final", "P10{}")
 _ADVERTISEMENTS = (
@@ -48,12 +48,12 @@ _ADVERTISEMENTS = (
     "advertisement",
 )
 _REMARKS = (
-    "{colour} {name}",
+    "{color} {name}",
     "{name}",
     "photo of {name}",
-    "my {colour} {name}",
+    "my {color} {name}",
     "{name} stock photo",
-    "buy {colour} {name} online",
+    "buy {color} {name} online",
 )
 
 
@@ -75,24 +75,24 @@ def alt_text(subjects: list[Subject], u: list[float]) -> str:
     if kind < _ABSENT:
         present = {subject.name for subject in subjects}
         absent = _choose(tuple(name for name in OBJECTS if name not in present), pick)
-        return remark.format(colour=_choose(tuple(COLOURS), number), name=absent)
+        return remark.format(color=_choose(tuple(COLORS), number), name=absent)
     kind -= _ABSENT
     subject = subjects[int(pick * len(subjects))]
-    if kind < _MISCOLOURED:
-        wrong = _choose(tuple(c for c in COLOURS if c != subject.colour), number)
+    if kind < _MISCOLORED:
+        wrong = _choose(tuple(c for c in COLORS if c != subject.color), number)
         return f"{wrong} {subject.name}"
-    return remark.format(colour=subject.colour, name=subject.name)
+    return remark.format(color=subject.color, name=subject.name)
 
 
 def terse_caption(subjects: list[Subject]) -> str:
-    """The one or two largest objects, by colour and class."""
+    """The one or two largest objects, by color and class."""
     if not subjects:
         return "an empty room"
-    return " and ".join(_with_article(f"{s.colour} {s.name}") for s in subjects[:2])
+    return " and ".join(_with_article(f"{s.color} {s.name}") for s in subjects[:2])
 
 
 def rich_caption(subjects: list[Subject], *, wall: str, floor: str, u: list[float]) -> str:
-    """Every object with colour, material, distance and its relation to another, and the room.
+    """Every object with color, material, distance and its relation to another, and the room.
 
     ``u`` are eight numbers in [0, 1), which choose the wording.
     """
@@ -109,32 +109,32 @@ def rich_caption(subjects: list[Subject], *, wall: str, floor: str, u: list[floa
     ]
     for k, subject in enumerate(subjects[1:], start=1):
         other = subjects[int(u[k] * k)]
-        relation = " and ".join(relations(subject, other))
+        relation = " and ".join(spatial_relations(subject, other))
         clauses.append(
-            f"{_describe(subject)} stands {relation} the {other.colour} {other.name}, "
+            f"{_describe(subject)} stands {relation} the {other.color} {other.name}, "
             f"{_far(subject)}"
         )
     return "; ".join(clauses)
 
 
-def relations(subject: Subject, other: Subject) -> list[str]:
-    """How ``subject`` stands to ``other`` in the picture: never empty, only what is plain to see.
+def spatial_relations(subject: Subject, other: Subject) -> list[str]:
+    """Return the visible relations of ``subject`` to ``other``, at least one.
 
     Left and right compare the middles of boxes; in front and behind need boxes one above the
     other; nearer and farther compare depths of objects that stand apart.
     """
-    found = []
+    relations = []
     shift = subject.middle - other.middle
     if abs(shift) > _PLAIN_SHIFT:
-        found.append("left of" if shift < 0 else "right of")
+        relations.append("left of" if shift < 0 else "right of")
     gap = subject.distance - other.distance
     overlap = subject.left < other.right and other.left < subject.right
     if abs(gap) > _PLAIN_METRES:
         if overlap:
-            found.append("in front of" if gap < 0 else "behind")
+            relations.append("in front of" if gap < 0 else "behind")
         else:
-            found.append("nearer than" if gap < 0 else "farther away than")
-    return found or ["next to"]
+            relations.append("nearer than" if gap < 0 else "farther away than")
+    return relations or ["next to"]
 
 
 def _choose(options: tuple[str, ...], u: float) -> str:
@@ -142,7 +142,7 @@ def _choose(options: tuple[str, ...], u: float) -> str:
 
 
 def _describe(subject: Subject) -> str:
-    return _with_article(f"{subject.material} {subject.colour} {subject.name}")
+    return _with_article(f"{subject.material} {subject.color} {subject.name}")
 
 
 def _far(subject: Subject) -> str:

@@ -1,4 +1,4 @@
-"""Scenes written as the datasets that real data comes in: captions, ImageNet, ADE20K, NYU, COCO.
+"""Write scenes in the layouts of real datasets: captions, ImageNet, ADE20K, NYU, COCO.
 
 Each file is written under a temporary name and moved into place, so that a run that was killed can
 be run again; every file is written again, none is skipped. ``progress`` is called after each scene
@@ -38,7 +38,7 @@ def write_caption_folder(
     jpeg_quality: int = 92,
     progress: Progress = None,
 ) -> None:
-    """``000123.jpg`` beside ``000123.txt`` for scene 123, captioned in ``quality``."""
+    """``000123.jpg`` next to ``000123.txt`` for scene 123, captioned in ``quality``."""
     for index, scene in _drawn(config, indices, progress):
         _write(folder / f"{index:06d}.txt", scene.captions[quality].encode())
         # The image last: a folder's samples are its images.
@@ -60,7 +60,7 @@ def write_class_folder(
     """
     for index, scene in _drawn(config, indices, progress):
         if scene.objects:
-            main = max(scene.objects, key=lambda seen: seen.visible_pixels)
+            main = max(scene.objects, key=lambda obj: obj.visible_pixels)
             _write(folder / split / main.name / f"{index:06d}.jpg", _jpeg(scene, jpeg_quality))
 
 
@@ -154,15 +154,15 @@ def write_coco(
             captions.append(
                 {"id": len(captions) + 1, "image_id": index, "caption": scene.captions[quality]}
             )
-        for k, seen in enumerate(scene.objects, start=1):
-            x0, y0, x1, y1 = seen.box
+        for k, obj in enumerate(scene.objects, start=1):
+            x0, y0, x1, y1 = obj.box
             instances.append(
                 {
                     "id": len(instances) + 1,
                     "image_id": index,
-                    "category_id": OBJECTS.index(seen.name) + 1,
+                    "category_id": OBJECTS.index(obj.name) + 1,
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": seen.visible_pixels,
+                    "area": obj.visible_pixels,
                     "iscrowd": 0,
                     "segmentation": _run_lengths(scene.instances_HW == k),
                 }
@@ -197,7 +197,7 @@ _draw = lru_cache(maxsize=SCENES_A_JOB)(draw)
 
 def _jpeg(scene: Scene, quality: int) -> bytes:
     file = io.BytesIO()
-    # Full colour resolution: halved, a small object's colour would run.
+    # Full color resolution: halved, a small object's color would run.
     Image.fromarray(scene.image_HW3).save(file, "JPEG", quality=quality, subsampling=0)
     return file.getvalue()
 
@@ -234,5 +234,5 @@ def _write(path: Path, data: bytes) -> None:
         raise StorageError(
             f"can't write {path}: {error}",
             expected="a folder that this process may write in, on a disk with free space",
-            action="mend the folder's permissions or disk, or give another folder",
+            action="fix the folder's permissions or disk, or choose another folder",
         ) from error

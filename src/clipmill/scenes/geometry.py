@@ -26,7 +26,7 @@ RGB = tuple[float, float, float]
 
 Axis = Literal["x", "y", "z"]
 
-COLOURS: dict[str, RGB] = {
+COLORS: dict[str, RGB] = {
     "red": (0.66, 0.035, 0.03),
     "orange": (0.86, 0.25, 0.015),
     "yellow": (0.87, 0.66, 0.03),
@@ -36,7 +36,7 @@ COLOURS: dict[str, RGB] = {
     "white": (0.80, 0.80, 0.80),
     "black": (0.022, 0.022, 0.024),
 }
-"""Linear RGB of each named colour an object can have."""
+"""Linear RGB of each named color an object can have."""
 
 MATERIALS = ("matte", "glossy", "striped", "checkered")
 
@@ -47,7 +47,7 @@ WALLS: dict[str, RGB] = {
     "pink": (0.66, 0.40, 0.40),
     "brick": (0.42, 0.20, 0.14),
 }
-"""Linear RGB of each wall finish; none shares a name with an object's colour."""
+"""Linear RGB of each wall finish; none shares a name with an object's color."""
 
 FLOORS: dict[str, RGB] = {
     "wooden": (0.42, 0.26, 0.14),
@@ -178,12 +178,12 @@ class Part:
     """Key of ``solids.INTERSECT``."""
     size: Sizes
     """Sizes of the solid, metres; see solids.py."""
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     """Of the solid, metres, in the object's frame."""
     axis: Axis = "y"
     """Direction, in the object's frame, of the solid's own y axis."""
     paint: tuple[float, float, float] | None = None
-    """Linear RGB that replaces the object's colour and material."""
+    """Linear RGB that replaces the object's color and material."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,13 +199,13 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placed:
+class PlacedObject:
     """An object in its place."""
 
     name: str
     """Key of SHAPES."""
-    colour: str
-    """Key of COLOURS."""
+    color: str
+    """Key of COLORS."""
     material: str
     """One of MATERIALS."""
     shape: Shape
@@ -222,17 +222,17 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneGeometry:
-    """All that a picture shows."""
+    """Everything in a scene."""
 
     camera: Camera
-    """Where it is seen from."""
+    """Viewpoint."""
     room: Room
     """What closes it."""
     sun: tuple[float, float, float]
     """Unit direction towards the light."""
     warmth: float
     """0 for neutral light to 1 for warm light."""
-    objects: tuple[Placed, ...]
+    objects: tuple[PlacedObject, ...]
     """In order of placement."""
 
 
@@ -258,7 +258,7 @@ def sample_geometry(config: SceneConfig, index: int) -> SceneGeometry:
         -math.cos(side) * math.cos(rise),
     )
     wanted = config.min_objects + int(u[11] * (config.max_objects - config.min_objects + 1))
-    objects: list[Placed] = []
+    objects: list[PlacedObject] = []
     for slot in range(wanted):
         needed = slot < config.min_objects
         placed = _find_place(rng, config, camera, room, objects, needed=needed)
@@ -280,17 +280,17 @@ def _find_place(
     config: SceneConfig,
     camera: Camera,
     room: Room,
-    others: list[Placed],
+    others: list[PlacedObject],
     *,
     needed: bool,
-) -> Placed | None:
+) -> PlacedObject | None:
     """An object where it fits, or None; one that is needed shrinks before it is given up."""
     kind, hue, finish = rng.random(3).tolist()
     # One class for all attempts, or wide classes, which fit in fewer places, would be rarer.
     name = _choose(OBJECTS, kind)
-    # Two objects of one class differ in colour, so that a caption can tell them apart.
-    taken = {other.colour for other in others if other.name == name}
-    colour = _choose(tuple(c for c in COLOURS if c not in taken), hue)
+    # Two objects of one class differ in color, so that a caption can tell them apart.
+    taken = {other.color for other in others if other.name == name}
+    color = _choose(tuple(c for c in COLORS if c not in taken), hue)
     for attempt in itertools.count():
         if attempt >= _ATTEMPTS and not needed:
             return None
@@ -299,12 +299,12 @@ def _find_place(
             return None
         u = rng.random(5).tolist()
         z = _between(1.9, min(config.max_distance_m, room.distances[0] - 0.7), u[0])
-        # Not so small that far objects vanish from a 64-pixel picture.
+        # Not so small that far objects vanish from a 64-pixel image.
         drawn = _between(config.min_object_size_m, _LARGEST_METRES, u[1])
         size = max(drawn, 0.38 * z * camera.tan_half) * shrink
-        placed = Placed(
+        placed = PlacedObject(
             name=name,
-            colour=colour,
+            color=color,
             material=_choose(MATERIALS, finish),
             shape=SHAPES[name](size, u[2]),
             size=size,
@@ -317,7 +317,9 @@ def _find_place(
     raise AssertionError("itertools.count ended")
 
 
-def _fits(new: Placed, camera: Camera, room: Room, others: list[Placed], shrink: float) -> bool:
+def _fits(
+    new: PlacedObject, camera: Camera, room: Room, others: list[PlacedObject], shrink: float
+) -> bool:
     reach = new.shape.reach
     for (nx, nz), distance in zip(room.wall_normals(), room.distances, strict=True):
         if nx * new.x + nz * new.z + reach > distance - 0.08:
@@ -334,7 +336,7 @@ def _fits(new: Placed, camera: Camera, room: Room, others: list[Placed], shrink:
     return all(_apart(new, other, shrink) for other in others)
 
 
-def _apart(a: Placed, b: Placed, shrink: float) -> bool:
+def _apart(a: PlacedObject, b: PlacedObject, shrink: float) -> bool:
     """Neither touch nor hide one another for the most part."""
     if math.hypot(a.x - b.x, a.z - b.z) < a.shape.reach + b.shape.reach + 0.05 * shrink:
         return False
@@ -346,34 +348,34 @@ def _apart(a: Placed, b: Placed, shrink: float) -> bool:
 
 def _sphere(size: float, _: float) -> Shape:
     r = size / 2
-    part = Part(solid="ball", size=(r, r, r), centre=(0, r, 0))
+    part = Part(solid="ball", size=(r, r, r), center=(0, r, 0))
     return Shape(parts=(part,), height=size, reach=r)
 
 
 def _cube(size: float, _: float) -> Shape:
     h = 0.42 * size
-    part = Part(solid="box", size=(h, h, h), centre=(0, h, 0))
+    part = Part(solid="box", size=(h, h, h), center=(0, h, 0))
     return Shape(parts=(part,), height=2 * h, reach=1.42 * h)
 
 
 def _cylinder(size: float, pick: float) -> Shape:
     r, half = size * (0.26 + 0.08 * pick), size / 2
     if pick < 0.7:
-        part = Part(solid="frustum", size=(r, r, half), centre=(0, half, 0))
+        part = Part(solid="frustum", size=(r, r, half), center=(0, half, 0))
         return Shape(parts=(part,), height=size, reach=r)
-    part = Part(solid="frustum", size=(r, r, half), centre=(0, r, 0), axis="x")
+    part = Part(solid="frustum", size=(r, r, half), center=(0, r, 0), axis="x")
     return Shape(parts=(part,), height=2 * r, reach=float((r * r + half * half) ** 0.5))
 
 
 def _cone(size: float, pick: float) -> Shape:
     r, half = size * (0.32 + 0.1 * pick), size / 2
-    part = Part(solid="frustum", size=(r, 0.0, half), centre=(0, half, 0))
+    part = Part(solid="frustum", size=(r, 0.0, half), center=(0, half, 0))
     return Shape(parts=(part,), height=size, reach=r)
 
 
 def _pyramid(size: float, pick: float) -> Shape:
     base, half = 0.46 * size, size * (0.36 + 0.1 * pick)
-    part = Part(solid="pyramid", size=(base, half), centre=(0, half, 0))
+    part = Part(solid="pyramid", size=(base, half), center=(0, half, 0))
     return Shape(parts=(part,), height=2 * half, reach=1.42 * base)
 
 
@@ -381,9 +383,9 @@ def _torus(size: float, pick: float) -> Shape:
     tube = size * (0.12 + 0.04 * pick)
     ring = size / 2 - tube
     if pick < 0.5:
-        part = Part(solid="torus", size=(ring, tube), centre=(0, tube, 0))
+        part = Part(solid="torus", size=(ring, tube), center=(0, tube, 0))
         return Shape(parts=(part,), height=2 * tube, reach=size / 2)
-    part = Part(solid="torus", size=(ring, tube), centre=(0, size / 2, 0), axis="z")
+    part = Part(solid="torus", size=(ring, tube), center=(0, size / 2, 0), axis="z")
     return Shape(parts=(part,), height=size, reach=size / 2)
 
 
@@ -391,15 +393,15 @@ def _capsule(size: float, pick: float) -> Shape:
     r = size * (0.2 + 0.05 * pick)
     half = size / 2 - r
     if pick < 0.5:
-        part = Part(solid="capsule", size=(r, half), centre=(0, size / 2, 0))
+        part = Part(solid="capsule", size=(r, half), center=(0, size / 2, 0))
         return Shape(parts=(part,), height=size, reach=r)
-    part = Part(solid="capsule", size=(r, half), centre=(0, r, 0), axis="x")
+    part = Part(solid="capsule", size=(r, half), center=(0, r, 0), axis="x")
     return Shape(parts=(part,), height=2 * r, reach=size / 2)
 
 
 def _legs(x: float, z: float, thick: float, height: float) -> list[Part]:
     return [
-        Part(solid="box", size=(thick, height / 2, thick), centre=(sx * x, height / 2, sz * z))
+        Part(solid="box", size=(thick, height / 2, thick), center=(sx * x, height / 2, sz * z))
         for sx in (-1, 1)
         for sz in (-1, 1)
     ]
@@ -408,18 +410,18 @@ def _legs(x: float, z: float, thick: float, height: float) -> list[Part]:
 def _table(size: float, pick: float) -> Shape:
     x, z, height = 0.6 * size, size * (0.36 + 0.18 * pick), 0.72 * size
     board, thick = 0.045 * size, 0.045 * size
-    top = Part(solid="box", size=(x, board, z), centre=(0, height - board, 0))
+    top = Part(solid="box", size=(x, board, z), center=(0, height - board, 0))
     legs = _legs(x - thick, z - thick, thick, height - 2 * board)
     return Shape(parts=(top, *legs), height=height, reach=float((x * x + z * z) ** 0.5))
 
 
 def _chair(size: float, pick: float) -> Shape:
     x, seat, thick = 0.26 * size, size * (0.42 + 0.06 * pick), 0.035 * size
-    board = Part(solid="box", size=(x, 0.04 * size, x), centre=(0, seat, 0))
+    board = Part(solid="box", size=(x, 0.04 * size, x), center=(0, seat, 0))
     back = Part(
         solid="box",
         size=(x, (size - seat) / 2, thick),
-        centre=(0, (size + seat) / 2, thick - x),
+        center=(0, (size + seat) / 2, thick - x),
     )
     legs = _legs(x - thick, x - thick, thick, seat)
     return Shape(parts=(board, back, *legs), height=size, reach=1.42 * x)
@@ -428,12 +430,12 @@ def _chair(size: float, pick: float) -> Shape:
 def _mug(size: float, pick: float) -> Shape:
     r, half = size * (0.32 + 0.06 * pick), 0.42 * size
     ring, tube = 0.24 * size, 0.065 * size
-    body = Part(solid="frustum", size=(r, r, half), centre=(0, half, 0))
-    handle = Part(solid="torus", size=(ring, tube), centre=(r, half, 0), axis="z")
+    body = Part(solid="frustum", size=(r, r, half), center=(0, half, 0))
+    handle = Part(solid="torus", size=(ring, tube), center=(r, half, 0), axis="z")
     drink = Part(
         solid="frustum",
         size=(0.84 * r, 0.84 * r, 0.01 * size),
-        centre=(0, 2 * half, 0),
+        center=(0, 2 * half, 0),
         paint=_COFFEE,
     )
     return Shape(parts=(body, handle, drink), height=2 * half, reach=r + ring + tube)
@@ -444,26 +446,26 @@ def _lamp(size: float, pick: float) -> Shape:
     base = Part(
         solid="frustum",
         size=(0.2 * size, 0.17 * size, 0.025 * size),
-        centre=(0, 0.025 * size, 0),
+        center=(0, 0.025 * size, 0),
         paint=_METAL,
     )
     pole = Part(
         solid="frustum",
         size=(0.035 * size, 0.035 * size, 0.34 * size),
-        centre=(0, 0.35 * size, 0),
+        center=(0, 0.35 * size, 0),
         paint=_METAL,
     )
-    top = Part(solid="frustum", size=(r, 0.5 * r, shade), centre=(0, size - shade, 0))
+    top = Part(solid="frustum", size=(r, 0.5 * r, shade), center=(0, size - shade, 0))
     return Shape(parts=(top, pole, base), height=size, reach=r)
 
 
 def _mushroom(size: float, pick: float) -> Shape:
     r, stem = size * (0.4 + 0.06 * pick), size * (0.11 + 0.04 * pick)
-    cap = Part(solid="ball", size=(r, 0.3 * size, r), centre=(0, 0.7 * size, 0))
+    cap = Part(solid="ball", size=(r, 0.3 * size, r), center=(0, 0.7 * size, 0))
     foot = Part(
         solid="frustum",
         size=(1.25 * stem, stem, 0.3 * size),
-        centre=(0, 0.3 * size, 0),
+        center=(0, 0.3 * size, 0),
         paint=_CREAM,
     )
     return Shape(parts=(cap, foot), height=size, reach=r)

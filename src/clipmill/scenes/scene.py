@@ -1,4 +1,10 @@
-"""A scene: the picture, all that is known of it, and what three kinds of people write under it."""
+"""A scene: its image, ground truth, and captions of three quality levels.
+
+An image is rendered in bands of rows, so that a large one needs little memory. With an even
+supersample s, samples are on a grid of s * size + 1 points per side that contains every pixel's
+center and edges; a pixel's color is the mean over its samples, its depth and object are those of
+its center.
+"""
 
 from dataclasses import dataclass
 
@@ -36,12 +42,12 @@ _TONE = _make_tone()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneObject:
-    """An object of which at least one pixel is seen."""
+    """An object with at least one visible pixel."""
 
     name: str
     """Its class: one of OBJECTS."""
-    colour: str
-    """One of COLOURS."""
+    color: str
+    """One of COLORS."""
     material: str
     """One of MATERIALS."""
     distance_metres: float
@@ -54,30 +60,30 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """A picture with its ground truth; H = W = ``SceneConfig.size``."""
+    """An image with its ground truth; H = W = ``SceneConfig.size``."""
 
     image_HW3: NDArray[np.uint8]
     """sRGB."""
     classes_HW: NDArray[np.uint8]
-    """0 unlabelled (never drawn), k for ``CLASSES[k - 1]``."""
+    """0 unlabeled (never rendered), k for ``CLASSES[k - 1]``."""
     instances_HW: NDArray[np.uint8]
     """0 background, k for ``objects[k - 1]``."""
     depth_HW: NDArray[np.float32]
     """Metres along the optical axis (not along the ray), between 0.5 and 10 everywhere."""
     objects: tuple[SceneObject, ...]
-    """Those that can be seen."""
+    """Visible objects."""
     captions: dict[str, str]
     """``alt`` (noise: half says nothing true), ``terse`` and ``rich``, by quality."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """What the renderer knows of each pixel."""
+class RenderedImage:
+    """A rendered image, with object, floor and depth of each pixel."""
 
     image_HW3: NDArray[np.uint8]
     """sRGB."""
     object_HW: NDArray[np.uint8]
-    """0 for the room, k for the k-th object of the world (from 1)."""
+    """0 for the room, k for the k-th object of the scene (from 1)."""
     floor_HW: NDArray[np.bool_]
     """Whether the room behind the pixel is floor, not wall."""
     depth_HW: Floats
@@ -85,116 +91,119 @@ class Picture:
 
 
 def draw(config: SceneConfig, index: int) -> Scene:
-    """Scene ``index`` (from 0) of a family: the same whichever others are drawn, byte for byte.
+    """Render scene ``index`` (from 0) of a family, independently of other scenes, byte for byte.
 
     That holds for one version of numpy on one kind of processor; elsewhere last bits may differ.
-    Another size shows the same world, sampled finer or coarser; captions speak of objects that
-    fill enough of the picture, so one at the edge of that may be told at one size only. Raises
+    Another size shows the same scene at another resolution; captions mention objects that fill
+    enough of the image, so a very small one may be mentioned at one size only. Raises
     ConfigError for a negative index.
     """
     if index < 0:
         raise ConfigError(f"scene index {index}", expected="0 or more", action="count from 0")
-    world = sample_geometry(config, index)
-    picture = render(world, config.size, config.supersample)
-    room = np.where(picture.floor_HW, np.uint8(1), np.uint8(2))
-    ids = np.zeros(len(world.objects) + 1, np.uint8)
+    geometry = sample_geometry(config, index)
+    rendered = render(geometry, config.size, config.supersample)
+    room = np.where(rendered.floor_HW, np.uint8(1), np.uint8(2))
+    ids = np.zeros(len(geometry.objects) + 1, np.uint8)
     instance_of, objects = ids.copy(), []
-    for k, placed in enumerate(world.objects, start=1):
+    for k, placed in enumerate(geometry.objects, start=1):
         ids[k] = CLASSES.index(placed.name) + 1
-        seen = _see(world, picture, k)
-        if seen is not None:
-            objects.append(seen)
+        visible = _visible_object(geometry, rendered, k)
+        if visible is not None:
+            objects.append(visible)
             instance_of[k] = len(objects)
-    classes = np.where(picture.object_HW > 0, ids.take(picture.object_HW), room)
+    classes = np.where(rendered.object_HW > 0, ids.take(rendered.object_HW), room)
     subjects = _subjects(tuple(objects), config.size)
     rng = np.random.default_rng([config.seed, index, 1])
     return Scene(
-        image_HW3=picture.image_HW3,
+        image_HW3=rendered.image_HW3,
         classes_HW=classes,
-        instances_HW=instance_of.take(picture.object_HW),
-        depth_HW=picture.depth_HW,
+        instances_HW=instance_of.take(rendered.object_HW),
+        depth_HW=rendered.depth_HW,
         objects=tuple(objects),
         captions={
             "alt": alt_text(subjects, rng.random(4).tolist()),
             "terse": terse_caption(subjects),
             "rich": rich_caption(
-                subjects, wall=world.room.wall, floor=world.room.floor, u=rng.random(8).tolist()
+                subjects,
+                wall=geometry.room.wall,
+                floor=geometry.room.floor,
+                u=rng.random(8).tolist(),
             ),
         },
     )
 
 
-def _see(world: SceneGeometry, picture: Picture, k: int) -> SceneObject | None:
-    mask = picture.object_HW == k
+def _visible_object(geometry: SceneGeometry, rendered: RenderedImage, k: int) -> SceneObject | None:
+    mask = rendered.object_HW == k
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return None
-    placed = world.objects[k - 1]
+    placed = geometry.objects[k - 1]
     return SceneObject(
         name=placed.name,
-        colour=placed.colour,
+        color=placed.color,
         material=placed.material,
-        distance_metres=world.camera.depth(placed.shape.height / 2, placed.z),
+        distance_metres=geometry.camera.depth(placed.shape.height / 2, placed.z),
         box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1),
         visible_pixels=int(np.count_nonzero(mask)),
     )
 
 
 def _subjects(objects: tuple[SceneObject, ...], size: int) -> list[Subject]:
-    """What a caption may speak of: objects that fill 1/500 of the picture, largest first."""
+    """Return objects that fill at least 1/500 of the image, largest first."""
     return [
         Subject(
-            name=seen.name,
-            colour=seen.colour,
-            material=seen.material,
-            distance=seen.distance_metres,
-            left=seen.box[0] / size,
-            right=seen.box[2] / size,
+            name=obj.name,
+            color=obj.color,
+            material=obj.material,
+            distance=obj.distance_metres,
+            left=obj.box[0] / size,
+            right=obj.box[2] / size,
         )
-        for seen in sorted(objects, key=lambda seen: -seen.visible_pixels)
-        if seen.visible_pixels * 500 >= size * size
+        for obj in sorted(objects, key=lambda obj: -obj.visible_pixels)
+        if obj.visible_pixels * 500 >= size * size
     ]
 
 
-def render(world: SceneGeometry, size: int, supersample: int) -> Picture:
-    """Draw ``world`` at ``size`` pixels a side; ``supersample`` is 1 or even."""
+def render(geometry: SceneGeometry, size: int, supersample: int) -> RenderedImage:
+    """Render a scene at ``size`` pixels per side; ``supersample`` is 1 or even."""
     s = supersample
     shared_edge = int(s > 1)
     first = 0.0 if shared_edge else 0.5
-    render_scene = prepare_render(world)
-    tan_half = world.camera.tan_half
+    render_scene = prepare_render(geometry)
+    tan_half = geometry.camera.tan_half
     ticks = (np.arange(s * size + shared_edge, dtype=np.float64) + first) * (2 / (s * size)) - 1
     u = (ticks * tan_half).astype(np.float32)
     jitter = _jitter(s, u.size)
     owners = np.array([0, *(item.owner + 1 for item in render_scene.solids)], np.uint8)
-    picture = Picture(
+    rendered = RenderedImage(
         image_HW3=np.empty((size, size, 3), np.uint8),
         object_HW=np.empty((size, size), np.uint8),
         floor_HW=np.empty((size, size), np.bool_),
         depth_HW=np.empty((size, size), np.float32),
     )
     band = max(1, _BAND_SAMPLES // (s * u.size))
-    centre = s // 2
+    center = s // 2
     for top in range(0, size, band):
         bottom = min(top + band, size)
         rows = slice(s * top, s * bottom + shared_edge)
         hits = trace(render_scene, u, -u[rows])
         light = shade(render_scene, hits, (jitter[rows], jitter), 2 * tan_half / (s * size))
         view = np.s_[top:bottom]
-        picture.image_HW3[view] = _expose(light, s)
-        middles = np.s_[centre : s * (bottom - top) : s, centre : s * size : s]
-        picture.object_HW[view] = owners.take(hits.solid[middles] + 1)
-        picture.floor_HW[view] = hits.plane[middles] == 0
-        picture.depth_HW[view] = hits.depth[middles]
-    return picture
+        rendered.image_HW3[view] = _expose(light, s)
+        middles = np.s_[center : s * (bottom - top) : s, center : s * size : s]
+        rendered.object_HW[view] = owners.take(hits.solid[middles] + 1)
+        rendered.floor_HW[view] = hits.plane[middles] == 0
+        rendered.depth_HW[view] = hits.depth[middles]
+    return rendered
 
 
 def _jitter(s: int, count: int) -> Floats:
     """Where on the sun, from -1 to 1, each row or column of samples looks."""
     if s == 1:
         return np.zeros(count, np.float32)
-    places = (np.arange(s, dtype=np.float32) + 0.5) * (2 / s) - 1
-    return np.resize(places, count)
+    positions = (np.arange(s, dtype=np.float32) + 0.5) * (2 / s) - 1
+    return np.resize(positions, count)
 
 
 def _expose(light_3RG: Floats, s: int) -> NDArray[np.uint8]:

@@ -1,4 +1,7 @@
-"""Light on what the samples see: sun with shadows, sky, contact shade, gloss. Linear RGB.
+"""Shading of samples: surface patterns, sun with soft shadows, sky, contact shade, gloss.
+
+Colors are linear RGB. Patterns are functions of meters on the surface, so an image of another size
+samples the same paint; detail fades where a sample covers too much of it to avoid flicker.
 
 N samples of a band, sorted by surface: floor, three walls, then each solid in turn; P those of
 one surface or of all solids.
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.scenes.geometry import COLOURS, FLOORS, WALLS, Axis, Placed
+from clipmill.scenes.geometry import COLORS, FLOORS, WALLS, Axis, PlacedObject
 from clipmill.scenes.solids import INTERSECT, NORMAL, Floats, Triple
 from clipmill.scenes.trace import Hits, RenderScene, rotate, triple
 
@@ -123,23 +126,23 @@ def _positions(render_scene: RenderScene, hits: Hits) -> Floats:
     np.multiply(hits.depth, hits.u, out=p[0])
     np.multiply(hits.depth, (r[1, 1] * hits.v + r[1, 2])[:, None], out=p[1])
     np.multiply(hits.depth, (r[2, 1] * hits.v + r[2, 2])[:, None], out=p[2])
-    p[1] += np.float32(render_scene.world.camera.height)
+    p[1] += np.float32(render_scene.geometry.camera.height)
     return p.reshape(3, -1)
 
 
 def _facing(render_scene: RenderScene, surfaces: _Surfaces) -> tuple[Floats, Floats]:
     """Cosine (N,) between normal and sun, 0 or less turned away; and normals (3, P) of solids."""
-    sun = render_scene.world.sun
+    sun = render_scene.geometry.sun
     facing = np.empty_like(surfaces.depth)
     facing[surfaces.span(0)] = sun[1]
-    for k, (nx, nz) in enumerate(render_scene.world.room.wall_normals()):
+    for k, (nx, nz) in enumerate(render_scene.geometry.room.wall_normals()):
         facing[surfaces.span(1 + k)] = -(nx * sun[0] + nz * sun[2])
     first = surfaces.edges[_PLANES]
     normal = np.empty((3, surfaces.depth.size - first), np.float32)
     for k, item in enumerate(render_scene.solids):
         span = surfaces.span(_PLANES + k)
         if span.start < span.stop:
-            local = rotate(item.turn.T, surfaces.p[:, span] - item.centre[:, None])
+            local = rotate(item.turn.T, surfaces.p[:, span] - item.center[:, None])
             outward = NORMAL[item.part.solid](local, item.part.size)
             normal[:, span.start - first : span.stop - first] = rotate(item.turn, outward)
     x, y, z = (np.float32(s) for s in sun)
@@ -148,28 +151,28 @@ def _facing(render_scene: RenderScene, surfaces: _Surfaces) -> tuple[Floats, Flo
 
 
 def _sunlight(render_scene: RenderScene) -> Floats:
-    warm = render_scene.world.warmth
+    warm = render_scene.geometry.warmth
     return np.array([[1.55], [1.53 - 0.12 * warm], [1.50 - 0.36 * warm]], np.float32)
 
 
 def _floor(render_scene: RenderScene, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
-    world, span = render_scene.world, surfaces.span(0)
+    geometry, span = render_scene.geometry, surfaces.span(0)
     x, _, z = surfaces.p[:, span]
     depth = surfaces.depth[span]
     width = depth * depth
-    width *= np.float32(surfaces.spread / world.camera.height)
-    s, c = np.float32(np.sin(world.room.yaw)), np.float32(np.cos(world.room.yaw))
-    tone = floor_tone(world.room.floor, c * x - s * z, s * x + c * z, width)
+    width *= np.float32(surfaces.spread / geometry.camera.height)
+    s, c = np.float32(np.sin(geometry.room.yaw)), np.float32(np.cos(geometry.room.yaw))
+    tone = floor_tone(geometry.room.floor, c * x - s * z, s * x + c * z, width)
     # Sky is hidden near walls and under objects.
     sky = 1 - np.float32(0.4) * np.maximum(9 * surfaces.corner[span] - 8, 0)
-    for placed in world.objects:
+    for placed in geometry.objects:
         near = np.square(x - np.float32(placed.x))
         near += np.square(z - np.float32(placed.z))
         near *= np.float32(1 / (0.9 * placed.shape.reach) ** 2)
         near *= near
         near += 1
         sky *= 1 - np.float32(0.6) / near
-    base, sunlight = np.array(FLOORS[world.room.floor], np.float32), _sunlight(render_scene)
+    base, sunlight = np.array(FLOORS[geometry.room.floor], np.float32), _sunlight(render_scene)
     for channel in range(3):
         light = _SKY[channel] * sky
         light += sunlight[channel] * sun[span]
@@ -178,7 +181,7 @@ def _floor(render_scene: RenderScene, surfaces: _Surfaces, sun: Floats, out: Flo
 
 
 def _walls(render_scene: RenderScene, surfaces: _Surfaces, sun: Floats, out: Floats) -> None:
-    room, sunlight = render_scene.world.room, _sunlight(render_scene)
+    room, sunlight = render_scene.geometry.room, _sunlight(render_scene)
     base = np.array(WALLS[room.wall], np.float32)
     walls = slice(surfaces.edges[1], surfaces.edges[_PLANES])
     if walls.start == walls.stop:
@@ -210,14 +213,14 @@ def _objects(
         if span.start == span.stop:
             continue
         part = slice(span.start - first, span.stop - first)
-        placed = render_scene.world.objects[item.owner]
+        placed = render_scene.geometry.objects[item.owner]
         inverse_size[part] = 2.5 / placed.size
         if item.part.paint is not None:
             albedo[:, part] = np.array(item.part.paint, np.float32)[:, None]
         else:
             albedo[:, part] = _albedo(placed, p[:, part])
             gloss[part] = {"glossy": 1.0, "matte": 0.0}.get(placed.material, 0.12)
-    view = np.array([[0], [render_scene.world.camera.height], [0]], np.float32) - p
+    view = np.array([[0], [render_scene.geometry.camera.height], [0]], np.float32) - p
     view /= np.sqrt(view[0] * view[0] + view[1] * view[1] + view[2] * view[2])
     # Light from all around: sky above, floor below, less of both close to the floor.
     up = 0.5 * normal[1] + 0.5
@@ -238,7 +241,7 @@ def _objects(
 
 def _gloss(render_scene: RenderScene, n: Floats, view: Floats, lit: NDArray[np.bool_]) -> Floats:
     """Blinn-Phong highlight, and a plain room mirrored by Schlick's Fresnel term: (3, P)."""
-    half = view + np.array(render_scene.world.sun, np.float32)[:, None]
+    half = view + np.array(render_scene.geometry.sun, np.float32)[:, None]
     shine = n[0] * half[0] + n[1] * half[1] + n[2] * half[2]
     shine = np.maximum(shine, 0) * lit
     shine /= np.sqrt(half[0] * half[0] + half[1] * half[1] + half[2] * half[2])
@@ -253,16 +256,16 @@ def _gloss(render_scene: RenderScene, n: Floats, view: Floats, lit: NDArray[np.b
     return gloss
 
 
-def _albedo(placed: Placed, p: Floats) -> Floats:
+def _albedo(placed: PlacedObject, p: Floats) -> Floats:
     """Linear RGB (3, P) of an object's surface."""
-    base = np.array(COLOURS[placed.colour], np.float32)[:, None]
+    base = np.array(COLORS[placed.color], np.float32)[:, None]
     s, c = np.float32(np.sin(placed.yaw)), np.float32(np.cos(placed.yaw))
     dx, dz = p[0] - np.float32(placed.x), p[2] - np.float32(placed.z)
     own = (c * dx - s * dz, p[1], s * dx + c * dz)
     second = pattern(placed.material, own, placed.size)
     if second is None:
         return base
-    other = np.float32({"white": 0.22, "black": 0.30}.get(placed.colour, 0.80))
+    other = np.float32({"white": 0.22, "black": 0.30}.get(placed.color, 0.80))
     return base + (other - base) * second
 
 
@@ -288,13 +291,13 @@ def cast_shadows(
     along_rise = rise[0] * x + rise[1] * y + rise[2] * z
     along_sun = sun[0] * x + sun[1] * y + sun[2] * z
     turned_to = facing_N > 0
-    for owner, centre in enumerate(render_scene.centres):
+    for owner, center in enumerate(render_scene.centers):
         # Only points in the cone that the object's ball throws away from the sun can be in shade.
         reach = np.float32(render_scene.reaches[owner])
         items = [item for item in render_scene.solids if item.owner == owner]
-        off_side = along_side - side @ centre
-        off_rise = along_rise - rise @ centre
-        behind = sun @ centre - along_sun
+        off_side = along_side - side @ center
+        off_rise = along_rise - rise @ center
+        behind = sun @ center - along_sun
         radius = np.float32(1.5 * _SUN_SPREAD) * behind
         radius += np.float32(1.1) * reach
         off_side *= off_side
@@ -317,7 +320,7 @@ def cast_shadows(
             if item.part.axis not in rays:
                 rays[item.part.axis] = rotate(inward, p), _towards(inward @ frame, shift_2P)
             o, d = rays[item.part.axis]
-            start = inward @ (np.float32(_OFFSET) * sun - item.centre)
+            start = inward @ (np.float32(_OFFSET) * sun - item.center)
             t = INTERSECT[item.part.solid](triple(o + start[:, None]), d, item.part.size)
             blocked |= (t > 0) & (t < np.inf)
         facing_N[points[blocked]] = 0
@@ -325,7 +328,7 @@ def cast_shadows(
 
 def _sun_frame(render_scene: RenderScene) -> Floats:
     """Columns (3, 3): unit directions to the sun and across it, level and up its face."""
-    sx, sy, sz = render_scene.world.sun
+    sx, sy, sz = render_scene.geometry.sun
     flat = float(np.hypot(sx, sz))
     side = (sz / flat, 0.0, -sx / flat)
     rise = (sy * side[2], sz * side[0] - sx * side[2], -sy * side[0])
@@ -413,7 +416,7 @@ def wall_tone(kind: str, along: Floats, y: Floats, spread: Floats) -> Floats:
 
 
 def pattern(material: str, p: Triple, size: float) -> Floats | None:
-    """Share (P,) of an object's second colour at points of its frame, or None without one."""
+    """Share (P,) of an object's second color at points of its frame, or None without one."""
     share: Floats
     if material == "striped":
         wave = p[1] * np.float32(5.0 / size) + p[0] * np.float32(1.7 / size)

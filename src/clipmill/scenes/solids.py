@@ -8,7 +8,7 @@ surface (3, P) and give outward unit vectors (3, P).
 
 Sizes (metres): ball (rx, ry, rz); box (hx, hy, hz) half edges; frustum (bottom radius, top radius,
 half height); pyramid (half base edge, half height); capsule (radius, half length between the
-caps' centres); torus (ring radius, tube radius).
+caps' centers); torus (ring radius, tube radius).
 """
 
 from collections.abc import Callable
@@ -120,8 +120,8 @@ def _capsule(o: Triple, d: Triple, size: Sizes) -> Floats:
     t = (-b - np.sqrt(np.maximum(room, 0))) / a
     y = oy + t * dy
     # A ray into the endless cylinder that passes over its side enters by the nearer cap, if at all.
-    centre = np.clip(y, -half, half)
-    capped = _ball((ox, oy - centre, oz), d, (float(radius),) * 3)
+    center = np.clip(y, -half, half)
+    capped = _ball((ox, oy - center, oz), d, (float(radius),) * 3)
     return np.where(room > 0, np.where(np.abs(y) <= half, t, capped), _FAR)
 
 
@@ -149,7 +149,7 @@ def _torus(o: Triple, d: Triple, size: Sizes) -> Floats:
 def _torus_enter(o: Doubles, d: Doubles, R: float, r: float) -> NDArray[np.float64]:
     """Smallest t > 0 on the torus, or infinity.
 
-    From the ray's point closest to the centre, with |d| = 1, (|p|^2 + R^2 - r^2)^2
+    From the ray's point closest to the center, with |d| = 1, (|p|^2 + R^2 - r^2)^2
     = 4 R^2 (x^2 + z^2) has no cubic term: tau^4 + p tau^2 + q tau + s = 0, which Ferrari's formula
     solves.
     """

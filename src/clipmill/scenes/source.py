@@ -1,4 +1,7 @@
-"""Scenes as a source: what a user's own data would be, drawn and packed into the store."""
+"""Scenes as a data source: render all sets that the pipelines need, and pack them in the store.
+
+Also decides from an artifact's lineage whether it was made from scenes.
+"""
 
 import itertools
 import tempfile
@@ -36,32 +39,32 @@ TaskName = Literal["classification", "detection", "segmentation", "depth"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesSourceConfig(Config):
-    """How many scenes of which kind."""
+    """Numbers and kinds of scenes."""
 
     size: int = 64
-    """Side of a picture, pixels."""
+    """Image side, pixels."""
     seed: int = 0
     """Seed of the scenes."""
     quality: Literal["alt", "terse", "rich"] = "alt"
-    """Captions of the pairs to pretrain on."""
+    """Caption quality of the pairs to pretrain on."""
     captioning_quality: Literal["alt", "terse", "rich"] = "terse"
-    """Captions of the set that a captioner learns from."""
+    """Caption quality of the captioner's pairs."""
     num_pairs: int = 2048
-    """Pictures to pretrain on."""
+    """Image-caption pairs to pretrain on."""
     num_captioner_pairs: int = 2048
-    """Pictures for the captioner; none of them is among the pairs."""
+    """Pairs to train a captioner on, disjoint from the others."""
     num_labeled: int = 384
-    """Pictures with labels to fine-tune on."""
+    """Labeled images to fine-tune on."""
     num_test: int = 128
-    """Pictures with labels to evaluate on."""
+    """Labeled images to evaluate on."""
     labeled_size: int = 64
-    """Side of a picture with labels, pixels."""
+    """Side of a labeled image, pixels."""
     labeled_objects: tuple[int, int] = (4, 8)
-    """Fewest and most objects in a picture with labels: crowded, so that they fill it."""
+    """Fewest and most objects in a labeled image."""
     max_distance_m: float = 5.8
-    """Farthest that an object stands from the camera."""
+    """Largest distance of an object from the camera, meters."""
     min_object_size_m: float = 0.55
-    """Smallest size of an object."""
+    """Smallest size of an object, meters."""
     tasks: tuple[TaskName, ...] = ("segmentation", "depth")
     """Tasks that labels are written for; pictures to classify show one object each."""
 
@@ -102,7 +105,7 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: ProgressCallb
     crowd = replace(to_label, min_objects=fewest, max_objects=most)
     counts = (config.num_pairs, config.num_captioner_pairs, config.num_labeled, config.num_test)
     starts = [sum(counts[:i]) for i in range(5)]
-    pairs, captioning, labelled, test = (range(a, b) for a, b in itertools.pairwise(starts))
+    pairs, captioning, labeled, test = (range(a, b) for a, b in itertools.pairwise(starts))
     with tempfile.TemporaryDirectory(prefix="clipmill-scenes-") as scratch:
         root = Path(scratch)
         alone = replace(to_label, min_objects=1, max_objects=1)
@@ -114,11 +117,11 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: ProgressCallb
             )
         }
         for task in config.tasks:
-            name, (write, splits, is_cut) = LABELS[task], _LABELLED[task]
+            name, (write, splits, is_cut) = LABELS[task], _LABELED[task]
             kind = alone if task == "classification" else crowd
             writers[name] = [
                 job
-                for split, indices in zip(splits, (labelled, test), strict=True)
+                for split, indices in zip(splits, (labeled, test), strict=True)
                 for job in _cut(
                     partial(write, listed=indices) if task == "depth" else write,
                     kind,
@@ -137,7 +140,9 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: ProgressCallb
                 done += size
                 report(done, total, "scenes drawn")
         packed = {
-            name: pack_dir(root / name, join(uri, name)) for name, found in writers.items() if found
+            name: pack_dir(root / name, join(uri, name))
+            for name, jobs_of in writers.items()
+            if jobs_of
         }
     write_json(
         join(uri, _RESULT),
@@ -160,12 +165,12 @@ def _paired(writers: dict[str, list[Job]]) -> list[Job]:
     """All jobs; those of the same scenes for segmentation and depth are one, which draws once."""
     shared = [writers.get(LABELS[task], []) for task in ("segmentation", "depth")]
     if not all(shared):
-        return [job for found in writers.values() for job in found]
+        return [job for task_jobs in writers.values() for job in task_jobs]
     both = [
         (partial(_in_turn, first, second), size + more)
         for (first, size), (second, more) in zip(*shared, strict=True)
     ]
-    alone = [job for found in writers.values() if found not in shared for job in found]
+    alone = [job for task_jobs in writers.values() if task_jobs not in shared for job in task_jobs]
     return both + alone
 
 
@@ -189,7 +194,7 @@ def _cut(
 
 # By task: its writer, the splits' names, and whether several may write a split: COCO's
 # annotations are one file.
-_LABELLED: dict[str, tuple[Callable[..., None], tuple[str, str], bool]] = {
+_LABELED: dict[str, tuple[Callable[..., None], tuple[str, str], bool]] = {
     "classification": (write_class_folder, ("train", "val"), True),
     "detection": (write_coco, ("train2017", "val2017"), False),
     "segmentation": (write_ade20k, ("training", "validation"), True),
@@ -198,7 +203,7 @@ _LABELLED: dict[str, tuple[Callable[..., None], tuple[str, str], bool]] = {
 
 
 def has_scenes_ancestor(node: Node) -> bool:
-    """Whether a node or one of its ancestors is scenes, or one of the sets in their folder."""
+    """Return whether a node or one of its ancestors is a set of scenes."""
     return _is_scenes(node) or any(has_scenes_ancestor(parent) for parent in node.parents)
 
 

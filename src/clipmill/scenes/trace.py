@@ -1,4 +1,4 @@
-"""What each sample of a picture sees: the nearest surface and its depth.
+"""Ray tracing: the nearest surface at each sample, and its depth.
 
 R, G rows and columns of samples; S solids. A ray's direction has length 1 along the optical axis,
 so its parameter t is depth in metres. u runs right and v up over the image plane at depth 1.
@@ -29,7 +29,7 @@ class Solid:
     """What it is."""
     owner: int
     """Index of its object."""
-    centre: Floats
+    center: Floats
     """(3,) in the world, metres."""
     turn: Floats
     """(3, 3) world from solid."""
@@ -43,17 +43,17 @@ class Solid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderScene:
-    """A world made ready for tracing."""
+    """Scene geometry prepared for tracing."""
 
-    world: SceneGeometry
-    """What it shows."""
+    geometry: SceneGeometry
+    """Its source."""
     rotation: Floats
     """(3, 3) world from camera."""
     planes: Floats
     """(4, 3) inverse depth of floor, back, right, left wall: a u + b v + c."""
     solids: tuple[Solid, ...]
     """Every part of every object."""
-    centres: Floats
+    centers: Floats
     """(objects, 3) middle of each object, metres."""
     reaches: tuple[float, ...]
     """Radius (metres) of the ball about that middle that holds the object."""
@@ -77,40 +77,40 @@ class Hits:
     """(R, G) inverse depth of the nearer wall over that of the room: 1 on walls and at corners."""
 
 
-def prepare_render(world: SceneGeometry) -> RenderScene:
-    """Transforms and image bounds of everything in a world."""
-    rotation = world.camera.rotation()
-    height = world.camera.height
+def prepare_render(geometry: SceneGeometry) -> RenderScene:
+    """Compute transforms and image bounds of everything in a scene."""
+    rotation = geometry.camera.rotation()
+    height = geometry.camera.height
     walls = [
         [nx * rotation[0, i] + nz * rotation[2, i] for i in range(3)]
-        for nx, nz in world.room.wall_normals()
+        for nx, nz in geometry.room.wall_normals()
     ]
-    distances = np.array([height, *world.room.distances])
+    distances = np.array([height, *geometry.room.distances])
     planes = np.array([(-rotation[1]).tolist(), *walls]) / distances[:, None]
-    parts, owners, turns, centres = [], [], [], []
-    for owner, placed in enumerate(world.objects):
+    parts, owners, turns, centers = [], [], [], []
+    for owner, placed in enumerate(geometry.objects):
         s, c = float(np.sin(placed.yaw)), float(np.cos(placed.yaw))
         spin = np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
         for part in placed.shape.parts:
             parts.append(part)
             owners.append(owner)
             turns.append(spin @ _TURN[part.axis])
-            centres.append(spin @ np.array(part.centre) + (placed.x, 0.0, placed.z))
-    turn, centre = np.array(turns), np.array(centres)
-    eye = np.einsum("sji,sj->si", turn, np.array([0.0, height, 0.0]) - centre)
+            centers.append(spin @ np.array(part.center) + (placed.x, 0.0, placed.z))
+    turn, center = np.array(turns), np.array(centers)
+    eye = np.einsum("sji,sj->si", turn, np.array([0.0, height, 0.0]) - center)
     rays = np.einsum("sji,jk->sik", turn, rotation)
     windows = _windows(parts, eye, rays)
-    turn_32, centre_32, eye_32, rays_32 = (a.astype(np.float32) for a in (turn, centre, eye, rays))
-    middles = np.array([[o.x, o.shape.height / 2, o.z] for o in world.objects], np.float32)
+    turn_32, center_32, eye_32, rays_32 = (a.astype(np.float32) for a in (turn, center, eye, rays))
+    middles = np.array([[o.x, o.shape.height / 2, o.z] for o in geometry.objects], np.float32)
     return RenderScene(
-        world=world,
+        geometry=geometry,
         rotation=rotation.astype(np.float32),
         planes=planes.astype(np.float32),
         solids=tuple(
             Solid(
                 part=parts[i],
                 owner=owners[i],
-                centre=centre_32[i],
+                center=center_32[i],
                 turn=turn_32[i],
                 eye=eye_32[i],
                 rays=rays_32[i],
@@ -118,8 +118,8 @@ def prepare_render(world: SceneGeometry) -> RenderScene:
             )
             for i in range(len(parts))
         ),
-        centres=middles,
-        reaches=tuple(float(np.hypot(o.shape.reach, o.shape.height / 2)) for o in world.objects),
+        centers=middles,
+        reaches=tuple(float(np.hypot(o.shape.reach, o.shape.height / 2)) for o in geometry.objects),
     )
 
 
@@ -130,8 +130,8 @@ def _windows(
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
     halves = np.array([half_extents(part.solid, part.size) for part in parts])
     corners = signs[None] * halves[:, None] - eye[:, None]
-    seen = np.einsum("sji,scj->sci", rays, corners)
-    image = seen[..., :2] / seen[..., 2:]
+    corners_camera = np.einsum("sji,scj->sci", rays, corners)
+    image = corners_camera[..., :2] / corners_camera[..., 2:]
     low, high = image.min(1).tolist(), image.max(1).tolist()
     return [(low[i][0], high[i][0], low[i][1], high[i][1]) for i in range(len(parts))]
 

@@ -18,14 +18,14 @@ from clipmill.data.shards.read import iter_samples
 from clipmill.errors import ArtifactError
 from clipmill.processes import process_pool
 from clipmill.scenes import SceneConfig
-from clipmill.scenes.geometry import COLOURS, OBJECTS
+from clipmill.scenes.geometry import COLORS, OBJECTS
 from clipmill.scenes.scene import draw
 from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.stage_records import ProgressCallback
 
 NOISE_LEVELS = (25, 50, 75, 100)
 """Shares of wrong captions, percent."""
-_CONTENT_WORDS = re.compile(rf"\b({'|'.join((*COLOURS, *OBJECTS))})\b")
+_CONTENT_WORDS = re.compile(rf"\b({'|'.join((*COLORS, *OBJECTS))})\b")
 _FRAMES = (
     "an image showing {}",
     "here one can see {}",

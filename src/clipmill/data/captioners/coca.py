@@ -14,7 +14,7 @@ from clipmill.models.checkpoint import load_checkpoint, read_metadata
 from clipmill.models.config import CocaConfig, VisionConfig
 from clipmill.models.preprocess import tower_image
 from clipmill.models.weights.files import check_fit, read_tensors
-from clipmill.models.weights.open_clip import image_config
+from clipmill.models.weights.open_clip_layout import image_config
 
 if TYPE_CHECKING:
     from clipmill.data.captioners.coca_generation import CaptionGenerator

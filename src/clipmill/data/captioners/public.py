@@ -14,7 +14,7 @@ from typing import Any
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.weights.addresses import Address
 from clipmill.models.weights.files import HubFile, hub_file
-from clipmill.models.weights.open_clip import (
+from clipmill.models.weights.open_clip_layout import (
     CONFIG_FILE,
     WEIGHTS_FILES,
     common_preprocessing,

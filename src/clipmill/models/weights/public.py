@@ -16,7 +16,7 @@ from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.lineage import Parent
 from clipmill.models.config import ClipConfig, VisionConfig
 from clipmill.models.towers import check_timm_model
-from clipmill.models.weights import open_clip, timm, transformers
+from clipmill.models.weights import open_clip_layout, timm_layout, transformers_layout
 from clipmill.models.weights.addresses import Address, parse_address
 from clipmill.models.weights.files import (
     OPENAI_KEYS,
@@ -25,7 +25,7 @@ from clipmill.models.weights.files import (
     is_torchscript,
     read_tensors,
 )
-from clipmill.models.weights.transformers import read_json_file
+from clipmill.models.weights.transformers_layout import read_json_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,12 +99,12 @@ class PublicWeights:
         """
         assert self.path is not None
         if self.layout == "timm":
-            return timm.read_tower_tensors(self.path, self.vision)
+            return timm_layout.read_tower_tensors(self.path, self.vision)
         if self.layout == "open_clip":
-            return open_clip.read_clip_tensors(self.path, self.vision, self.clip)
+            return open_clip_layout.read_clip_tensors(self.path, self.vision, self.clip)
         if self.vision.timm_model:
-            return transformers.read_siglip_tensors(self.path, self.vision)
-        return transformers.read_clip_tensors(self.path, self.vision, self.clip)
+            return transformers_layout.read_siglip_tensors(self.path, self.vision)
+        return transformers_layout.read_clip_tensors(self.path, self.vision, self.clip)
 
     def both_towers(self) -> ClipConfig:
         """Return the config of both towers.
@@ -132,10 +132,10 @@ def find_weights(text: str) -> PublicWeights:
     """
     address = parse_address(text)
     if address.scheme == "open_clip":
-        config, preprocessing, file = open_clip.pretrained_file(address)
+        config, preprocessing, file = open_clip_layout.pretrained_file(address)
         return _open_clip_weights(address, config, preprocessing, file)
     if address.scheme == "timm":
-        vision, file = timm.pretrained_file(address)
+        vision, file = timm_layout.pretrained_file(address)
         return _timm_weights(address, vision, file)
     if address.scheme == "random":
         return _random_weights(address)
@@ -154,10 +154,10 @@ def check_names(text: str) -> None:
     """
     address = parse_address(text)
     if address.scheme == "open_clip":
-        config, preprocessing = open_clip.pretrained_config(address.name, address.tag)
-        open_clip.towers(text, config, preprocessing)
+        config, preprocessing = open_clip_layout.pretrained_config(address.name, address.tag)
+        open_clip_layout.towers(text, config, preprocessing)
     elif address.scheme == "timm":
-        timm.pretrained_tower(address.name, address.tag)
+        timm_layout.pretrained_tower(address.name, address.tag)
     elif address.scheme == "random":
         _random_weights(address)
 
@@ -169,8 +169,8 @@ def _random_weights(address: Address) -> PublicWeights:
         return PublicWeights(
             address=address.text, layout="timm", vision=vision, image_only="timm's model has none"
         )
-    config = open_clip.model_config(address.name)
-    vision, clip, image_only = open_clip.towers(address.text, config, {})
+    config = open_clip_layout.model_config(address.name)
+    vision, clip, image_only = open_clip_layout.towers(address.text, config, {})
     return PublicWeights(
         address=address.text,
         layout="open_clip",
@@ -184,7 +184,7 @@ def _random_weights(address: Address) -> PublicWeights:
 def _open_clip_weights(
     address: Address, config: Mapping[str, Any], preprocessing: Mapping[str, Any], file: HubFile
 ) -> PublicWeights:
-    vision, clip, image_only = open_clip.towers(address.text, config, preprocessing)
+    vision, clip, image_only = open_clip_layout.towers(address.text, config, preprocessing)
     return PublicWeights(
         address=address.text,
         layout="open_clip",
@@ -228,7 +228,7 @@ def _model_folder(
 
     # A repository may hold the same weights in several layouts; open_clip's has both towers.
     is_open_clip = weights is None or weights.name.startswith("open_clip")
-    config_file = get((open_clip.CONFIG_FILE,)) if is_open_clip else None
+    config_file = get((open_clip_layout.CONFIG_FILE,)) if is_open_clip else None
     if config_file is not None:
         value = read_json_file(config_file.path)
         if not isinstance(value.get("model_cfg"), dict):
@@ -241,28 +241,28 @@ def _model_folder(
             address,
             value["model_cfg"],
             value.get("preprocess_cfg", {}),
-            weights_file(open_clip.WEIGHTS_FILES),
+            weights_file(open_clip_layout.WEIGHTS_FILES),
         )
     config_file = get((_TIMM_CONFIG,))
     if config_file is None:
         raise NotFoundError(
-            f"{source} has neither {open_clip.CONFIG_FILE} nor {_TIMM_CONFIG}",
+            f"{source} has neither {open_clip_layout.CONFIG_FILE} nor {_TIMM_CONFIG}",
             expected="a model as open_clip, timm or transformers saves it",
             action="choose other weights; a file of a state dict alone is file:PATH#LIBRARY/NAME",
         )
     value = read_json_file(config_file.path)
     if "architecture" in value:
-        vision = timm.tower(
+        vision = timm_layout.tower(
             str(value["architecture"]),
             value.get("model_args", {}),
             value.get("pretrained_cfg", value),
         )
-        return _timm_weights(address, vision, weights_file(timm.WEIGHTS_FILES))
-    preprocessing = get((transformers.PREPROCESSING_FILE,))
-    vision, clip, image_only = transformers.towers(
+        return _timm_weights(address, vision, weights_file(timm_layout.WEIGHTS_FILES))
+    preprocessing = get((transformers_layout.PREPROCESSING_FILE,))
+    vision, clip, image_only = transformers_layout.towers(
         address.text, value, read_json_file(preprocessing.path) if preprocessing else {}
     )
-    file = weights_file(transformers.WEIGHTS_FILES)
+    file = weights_file(transformers_layout.WEIGHTS_FILES)
     return PublicWeights(
         address=address.text,
         layout="transformers",
@@ -302,13 +302,15 @@ def _local_weights(address: Address) -> PublicWeights:
         if address.library == "timm":
             name, _, tag = address.architecture.partition(".")
             if tag:
-                return _timm_weights(address, timm.pretrained_tower(name, tag)[0], file)
-            return _timm_weights(address, timm.tower(name, {}), file)
+                return _timm_weights(address, timm_layout.pretrained_tower(name, tag)[0], file)
+            return _timm_weights(address, timm_layout.tower(name, {}), file)
         name, _, tag = address.architecture.partition("/")
         if tag:
-            return _open_clip_weights(address, *open_clip.pretrained_config(name, tag), file)
-        config = open_clip.model_config(name)
-        return _open_clip_weights(address, config, open_clip.common_preprocessing(name), file)
+            return _open_clip_weights(address, *open_clip_layout.pretrained_config(name, tag), file)
+        config = open_clip_layout.model_config(name)
+        return _open_clip_weights(
+            address, config, open_clip_layout.common_preprocessing(name), file
+        )
     folder = path if path.is_dir() else path.parent
 
     def get(names: Sequence[str]) -> HubFile | None:
@@ -316,7 +318,7 @@ def _local_weights(address: Address) -> PublicWeights:
         return HubFile(path=paths[0], revision="") if paths else None
 
     weights = None if path.is_dir() else path
-    if path.is_dir() or get((open_clip.CONFIG_FILE, _TIMM_CONFIG)):
+    if path.is_dir() or get((open_clip_layout.CONFIG_FILE, _TIMM_CONFIG)):
         return _model_folder(address, get, str(folder), weights)
     return _bare_file(address, path)
 
@@ -324,13 +326,13 @@ def _local_weights(address: Address) -> PublicWeights:
 def _bare_file(address: Address, path: Path) -> PublicWeights:
     """Return the weights of a state dict without a config, if its shapes fit one open_clip ViT."""
     tensors = read_tensors(path)
-    names = open_clip.known_architectures(tensors)
+    names = open_clip_layout.known_architectures(tensors)
     quick = [name for name in names if name.endswith("-quickgelu")]
     if is_torchscript(path) or any(key in tensors for key in OPENAI_KEYS):
         names = quick or names  # OpenAI's own archives, all of which were trained with QuickGELU
     if len(names) == 1:
-        config = open_clip.model_config(names[0])
-        preprocessing = open_clip.common_preprocessing(names[0])
+        config = open_clip_layout.model_config(names[0])
+        preprocessing = open_clip_layout.common_preprocessing(names[0])
         return _open_clip_weights(address, config, preprocessing, HubFile(path=path, revision=""))
     if names:
         choices = [f"file:{address.name}#open_clip/{name}" for name in names]

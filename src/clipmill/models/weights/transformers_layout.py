@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.errors import ConfigError
 from clipmill.models.config import Activation, ClipConfig, TextConfig, VisionConfig
 from clipmill.models.weights.files import read_tensors
-from clipmill.models.weights.open_clip import image_config
+from clipmill.models.weights.open_clip_layout import image_config
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from clipmill.models.config import VisionConfig
 from clipmill.models.towers import check_timm_model
 from clipmill.models.weights.addresses import Address, did_you_mean
 from clipmill.models.weights.files import HubFile, check_fit, hub_file, read_tensors, url_file
-from clipmill.models.weights.open_clip import image_config
+from clipmill.models.weights.open_clip_layout import image_config
 
 if TYPE_CHECKING:
     from torch import Tensor
