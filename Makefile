@@ -42,7 +42,7 @@ check: installed-dev
 
 docs: VENV = .venv-docs
 docs: installed-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: installed-dev
 	$(BIN)/ruff check --fix

@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 
 import torch
-from pretrain import updater
+from pretrain import build_train_step
 from rich.console import Console
 from rich.table import Table
 from towers import BASE, hardware, matmul_flops, pairs
@@ -30,13 +30,13 @@ def measure(
 ) -> tuple[str, ...]:
     """The table's cells for one model: of its times the median."""
     torch.cuda.reset_peak_memory_stats()
-    run = updater(BASE, config, dist)
+    run = build_train_step(BASE, config, dist)
     batch = pairs(BASE, config.batch_size, synthetic=synthetic).pin_memory()
     laps = []
     for step in range(_WARM + steps):
         torch.cuda.synchronize()
         started = time.perf_counter()
-        run.update(step, batch)
+        run(step, batch)
         torch.cuda.synchronize()
         laps.append(time.perf_counter() - started)
     seconds = statistics.median(laps[_WARM:])
@@ -45,7 +45,7 @@ def measure(
         f"{seconds * 1000:.0f}",
         f"{config.batch_size / seconds:.0f}",
         f"{rate / 1e12:.0f}" if rate else "",
-        f"{rate / run.peak:.2f}" if run.peak else "peak not known",
+        f"{rate / run.peak_flops:.2f}" if run.peak_flops else "peak not known",
         f"{torch.cuda.max_memory_allocated() / 2**30:.1f}",
     )
 

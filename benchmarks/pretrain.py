@@ -26,7 +26,7 @@ from clipmill.pretrain.clip import ClipObjective
 _CHECKPOINT_STEPS = 100
 
 
-def updater(model: ClipConfig, config: TrainConfig, dist: DistributedContext) -> TrainStep:
+def build_train_step(model: ClipConfig, config: TrainConfig, dist: DistributedContext) -> TrainStep:
     """A fresh model and what trains it."""
     torch.manual_seed(config.seed)
     return TrainStep(ClipObjective(model, dist).to(dist.device).train(), config, dist)
@@ -43,13 +43,13 @@ def step_seconds(
         for lengths in ("", ", whole context")
         for kind in ("G", "G + S")
     }
-    updaters = {name: updater(model, config, dist) for name in batches}
+    train_steps = {name: build_train_step(model, config, dist) for name in batches}
     laps: dict[str, list[float]] = {name: [] for name in batches}
     for step in range(steps + 1):
         for name, batch in batches.items():
             synchronize(dist.device)
             started = time.perf_counter()
-            updaters[name].update(step, batch)
+            train_steps[name](step, batch)
             synchronize(dist.device)
             if step:
                 laps[name].append(time.perf_counter() - started)
@@ -59,12 +59,12 @@ def step_seconds(
 def checkpoint(config: TrainConfig, dist: DistributedContext, steps: int) -> dict[str, float]:
     """Seconds: of a step, of one while a state is written, of the stall, of a resume."""
     batch = pairs(SMALL, config.batch_size)
-    run = updater(SMALL, config, dist)
+    run = build_train_step(SMALL, config, dist)
     plain, busy, stalls = [], [], []
 
     def lap(step: int) -> float:
         started = time.perf_counter()
-        run.update(step, batch)
+        run(step, batch)
         return time.perf_counter() - started
 
     lap(0)
@@ -78,11 +78,11 @@ def checkpoint(config: TrainConfig, dist: DistributedContext, steps: int) -> dic
             busy.append(lap(step))
             states.finish(must_succeed=True)
         started = time.perf_counter()
-        again = updater(SMALL, config, dist)
+        again = build_train_step(SMALL, config, dist)
         built = time.perf_counter()
         Checkpointer(folder, again.state, dist, keep_last=2).restore()
         restored = time.perf_counter()
-        again.update(steps, batch)
+        again(steps, batch)
     names = {"step": plain, "step while a state is written": busy, "stall": stalls}
     found = {name: statistics.median(values) for name, values in names.items()}
     found["building the model"] = built - started

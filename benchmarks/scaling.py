@@ -12,7 +12,7 @@ import sys
 import time
 
 import torch
-from pretrain import updater
+from pretrain import build_train_step
 from rich.console import Console
 from towers import SMALL, hardware, pairs
 
@@ -26,12 +26,12 @@ def child(batch_size: int, steps: int) -> None:
     torch.set_num_threads(1)
     config = TrainConfig(steps=1000, batch_size=batch_size)
     with init_distributed() as dist:
-        run = updater(SMALL, config, dist)
+        run = build_train_step(SMALL, config, dist)
         batch = pairs(SMALL, dist.per_rank_batch_size(batch_size, 1), seed=dist.rank)
         laps = []
         for step in range(steps + 1):
             started = time.perf_counter()
-            run.update(step, batch)
+            run(step, batch)
             laps.append(time.perf_counter() - started)
         if dist.rank == 0:
             print(json.dumps(laps[1:]))

@@ -15,9 +15,19 @@ import hashlib
 import json
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from clipmill.errors import ConfigError, suggestion
 
@@ -57,6 +67,9 @@ def runtime_field(default: ValueT) -> ValueT:
 class Config:
     """Base of every config."""
 
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {}
+    """Fields' names in JSON that clipmill 0.1 stored, and their names now."""
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, nested configs included."""
         return {f.name: _to_plain_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
@@ -68,6 +81,7 @@ class Config:
             raise _wrong_type_error(path or cls.__name__, value, cls)
         hints = get_type_hints(cls)
         fields = {f.name: f for f in dataclasses.fields(cls)}
+        value = {cls.RENAMED_FIELDS.get(name, name): item for name, item in value.items()}
         for name in value:
             if name not in fields:
                 raise _unknown_field_error(_dotted(path, name), cls)
@@ -269,15 +283,14 @@ def _describe_type(hint: Any) -> str:
 
 
 def _unknown_field_error(path: str, cls: type[Config]) -> ConfigError:
-    hints = get_type_hints(cls)
     parent = path.rpartition(".")[0]
-    names = ", ".join(_dotted(parent, f.name) for f in dataclasses.fields(cls))
+    names = [_dotted(parent, f.name) for f in dataclasses.fields(cls)]
     return ConfigError(
         f"{path} is not a field of {cls.__name__}",
-        expected=f"one of {names}" if hints else "no field at all",
+        expected=f"one of {', '.join(names)}" if names else "no field at all",
         action=suggestion(
             path,
-            [_dotted(parent, name) for name in hints],
+            names,
             otherwise=f"use one of these instead of {path}",
         ),
     )

@@ -30,7 +30,7 @@ def test_addresses(name, kind):
         ("clip:http://host/v1", r"unknown scheme 'clip'[\s\S]*vlm:URL"),
         ("random:open_clip/coca_ViT-B-32", "writes no captions"),
         ("timm:vit_base_patch16_224", "writes no captions"),
-        ("hf:name", "isn't a whole address"),
+        ("hf:name", "isn't a complete address"),
         ("coca:s3://b/captioners/c", r"write s3://b/captioners/c in place"),
         ("coca:coca_ViT-L-14@w.pt", r"write file:w\.pt#open_clip/coca_ViT-L-14 in place"),
         ("blip:/models/blip", r"write file:/models/blip in place"),

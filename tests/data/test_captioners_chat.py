@@ -333,7 +333,7 @@ def test_the_key_is_sent_and_kept_nowhere(keyed, caplog):
         kind, captioner = open_captioner(f"rewrite:{server.url}", config)
         outputs = list(captioner.caption(samples(2)))
         shown = [kind, captioner.detail, captioner.identity, vars(captioner), outputs]
-        shown += [vars(captioner._endpoint)["_key"], config.to_json()]
+        shown += [vars(captioner._client)["_key"], config.to_json()]
         captioner.close()
         assert {h["Authorization"] for h in server.headers} == {f"Bearer {KEY}"}
     with ChatServer(always=(401, {})) as server:

@@ -158,7 +158,7 @@ def test_bad_samples_are_counted_and_told(dataset, tmp_path, rotten, num_workers
     assert [b - a for a, b in zip(before, after, strict=True)] == [
         pairs.skipped[reason] for reason in reasons
     ]
-    assert "another sample takes its place" in caplog.text
+    assert "replaced by another sample" in caplog.text
     assert "caption-not-utf8" in caplog.text
 
 

@@ -23,6 +23,7 @@ CONFIG = CaptionersConfig(
 # What a worker does, and a line once it has begun.
 WORKER = """
 import json, sys
+from clipmill.data.captioners import CaptionersConfig
 from clipmill.data.recaption import recaption
 config, dataset, captioner, start, stop = json.loads(sys.argv[1])
 told = []

@@ -105,7 +105,7 @@ def test_pattern_with_braces(tmp_path: Path) -> None:
     entries = read_all(open_source(f"{tmp_path}/{{01..02}}.tar"))
     assert [e.origin for e in entries] == ["01.tar/00001", "02.tar/00002"]
     assert len(read_all(open_source(f"{tmp_path}/*.tar"))) == 4
-    with pytest.raises(SourceError, match="no file is meant"):
+    with pytest.raises(SourceError, match="no file matches"):
         open_source(f"{tmp_path}/{{07..09}}.tar")
 
 

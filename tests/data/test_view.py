@@ -75,7 +75,7 @@ def test_fraction_out_of_range(fraction: float) -> None:
 
 
 def test_layer_for_real_captions_is_a_contradiction() -> None:
-    with pytest.raises(ConfigError, match="no layer for real captions"):
+    with pytest.raises(ConfigError, match="no layer for real or selected captions"):
         ViewConfig(captions="real", layer=LAYER)
 
 
@@ -143,11 +143,11 @@ def test_chosen_captions(
     view = View(dataset, ViewConfig(captions="selected", selection_layers=(SELECT,)))
     found = [view.open_shard(index, dataset.uids(index), tmp_path / "cache") for index in range(2)]
     first, second = (dataset.uids(index) for index in range(2))
-    assert found[0].chosen == (None, f"synthetic {first[1]} 0", f"synthetic {first[2]} 2", None)
-    assert found[1].chosen == (None, f"synthetic {second[1]} 1")
+    assert found[0].selected == (None, f"synthetic {first[1]} 0", f"synthetic {first[2]} 2", None)
+    assert found[1].selected == (None, f"synthetic {second[1]} 1")
     assert found[0].synthetic is None
     plain = View(dataset, ViewConfig(selection_layers=(SELECT,)))
-    assert plain.open_shard(0, first, tmp_path / "cache").chosen is None
+    assert plain.open_shard(0, first, tmp_path / "cache").selected is None
 
 
 def test_a_choice_of_a_caption_that_is_not_there(
@@ -156,7 +156,7 @@ def test_a_choice_of_a_caption_that_is_not_there(
     dataset = add_captions(make_dataset(count=2), LAYER)
     dataset = select_layer(dataset, SELECT, [True] * 2, [None, 3])
     view = View(dataset, ViewConfig(captions="selected", selection_layers=(SELECT,)))
-    with pytest.raises(ArtifactError, match="chose a caption that its layer doesn't have"):
+    with pytest.raises(ArtifactError, match="selects a caption that its layer doesn't have"):
         view.open_shard(0, dataset.uids(0), tmp_path / "cache")
 
 
@@ -190,7 +190,7 @@ def test_select_layers_need_to_be_there(
         View(dataset, ViewConfig(selection_layers=("select/none",)))
     with pytest.raises(ConfigError, match=f"'{LAYER}' is not a select layer"):
         View(dataset, ViewConfig(selection_layers=(LAYER,)))
-    with pytest.raises(ConfigError, match="select was empty"):
+    with pytest.raises(ConfigError, match="selection_layers was empty"):
         ViewConfig(captions="selected")
-    with pytest.raises(ConfigError, match="nor for chosen ones"):
+    with pytest.raises(ConfigError, match="no layer for real or selected captions"):
         ViewConfig(captions="selected", selection_layers=(SELECT,), layer=LAYER)

@@ -58,7 +58,7 @@ def whole(nyu_folder, tmp_path_factory):
 
 
 def figures(result):
-    return [(t.point, t.rung, t.figure) for t in result.trials]
+    return [(t.point, t.rung, t.value) for t in result.trials]
 
 
 def test_the_better_half_goes_on(whole):
@@ -66,12 +66,12 @@ def test_the_better_half_goes_on(whole):
     last = [t for t in whole.trials if t.rung == 1]
     assert [t.point for t in first] == list(CONFIG.points())
     assert len(last) == 2
-    by_figure = sorted(first, key=lambda t: t.figure)  # RMSE: less is better
+    by_figure = sorted(first, key=lambda t: t.value)  # RMSE: less is better
     assert [t.point for t in last] == [t.point for t in by_figure[:2]]
-    assert whole.best.figure == min(t.figure for t in last)
+    assert whole.best.value == min(t.value for t in last)
     for trial in whole.trials:
         evaluation = read_evaluation(trial.evaluation)
-        assert trial.figure == evaluation.metrics["rmse"]
+        assert trial.value == evaluation.metrics["rmse"]
         assert evaluation.model.uri.rpartition("/")[2].startswith("depth-")
 
 
@@ -142,7 +142,7 @@ def test_killed_and_resumed_by_two_workers(whole, nyu_folder, tmp_path):
 
 def test_points_are_the_recipe_with_their_values():
     point = {"model.drop_path": 0.2, "train.schedule.lr": 3e-2}
-    short, full = CONFIG.at(point, 0), CONFIG.at(point, 1)
+    short, full = CONFIG.config_for_rung(point, 0), CONFIG.config_for_rung(point, 1)
     assert (short.model.drop_path, short.train.schedule.lr) == (0.2, 3e-2)
     assert (short.train.steps, short.train.schedule.warmup_steps) == (2, 1)
     assert full == replace(
@@ -151,7 +151,7 @@ def test_points_are_the_recipe_with_their_values():
         train=replace(TRAIN, schedule=replace(TRAIN.schedule, lr=3e-2)),
     )
     with pytest.raises(ConfigError, match=r"model\.dropped is not a field"):
-        CONFIG.at({"model.dropped": 1.0}, 0)
+        CONFIG.config_for_rung({"model.dropped": 1.0}, 0)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_points_are_the_recipe_with_their_values():
         ("rungs=[0.5]", "rungs were"),
         ("rungs=[0.5, 0.5, 1.0]", "rungs were"),
         ("rungs=[]", "rungs were"),
-        ("keep=1.0", "keep was"),
+        ("reduction_fraction=1.0", "reduction_fraction was"),
         ("grid={}", "grid was"),
         ('grid={"model.drop_path": []}', "grid was"),
     ],
@@ -178,7 +178,7 @@ def test_the_grid_goes_through_json():
 
 def result(*values):
     trials = tuple(
-        Trial(point=point, rung=0, evaluation="e" if value is not None else "", figure=value)
+        Trial(point=point, rung=0, evaluation="e" if value is not None else "", value=value)
         for point, value in zip(CONFIG.points(), values, strict=True)
     )
     return SweepResult(
@@ -187,7 +187,7 @@ def result(*values):
 
 
 def test_what_diverged_is_last():
-    assert result(0.4, None, 0.3, float("nan")).best.figure == 0.3
+    assert result(0.4, None, 0.3, float("nan")).best.value == 0.3
     with pytest.raises(TrainingError, match="all 4 points of the sweep diverged"):
         _ = result(None, None, None, None).best
 
@@ -197,12 +197,12 @@ def test_the_page(whole):
     cells = re.findall(r"<td[^>]*background[^>]*>([^<]+)<small>(\d+%)", page)
     assert len(cells) == 4
     expected = sorted(
-        (f"{t.figure:.3f} m", f"{CONFIG.rungs[t.rung]:.0%}")
-        for t in (whole.reached(point) for point in CONFIG.points())
+        (f"{t.value:.3f} m", f"{CONFIG.rungs[t.rung]:.0%}")
+        for t in (whole.last_trial(point) for point in CONFIG.points())
     )
     assert sorted(cells) == expected
     (framed,) = re.findall(r'<td class="best"[^>]*>([^<]+)', page)
-    assert framed == f"{whole.best.figure:.3f} m"
+    assert framed == f"{whole.best.value:.3f} m"
     assert page.count("<tr>") == (1 + 2) + (1 + 4)  # both tables: a head and their rows
     assert "diverged" in sweep_page(result(0.4, None, 0.3, 0.2))
 
@@ -245,7 +245,7 @@ def test_the_papers_grids(name, drop_paths, rates):
     assert config.grid == {"model.drop_path": drop_paths, "train.schedule.lr": rates}
     last = len(config.rungs) - 1
     assert config.rungs[last] == 1
-    found = [config.at(point, last) for point in config.points()]
+    found = [config.config_for_rung(point, last) for point in config.points()]
     assert {(c.model.drop_path, c.train.schedule.lr) for c in found} == {
         (drop, rate) for drop in drop_paths for rate in rates
     }

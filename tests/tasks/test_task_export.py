@@ -44,7 +44,7 @@ def test_onnx_runtime_answers_as_the_predictor_for_any_batch(tmp_path, task):
     about = session.get_modelmeta().custom_metadata_map
     assert about["clipmill.task"] == task
     assert json.loads(about["clipmill.classes"]) == list(predictor.classes)
-    assert about["clipmill.config"] == predictor.metadata.digest
+    assert about["clipmill.digest"] == predictor.metadata.digest
     assert 'library_name: "onnx"' in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Decoded pictures with their captions, one at a time, from a dataset of ours or any source."""
+"""Iterate over decoded images with their captions, from a dataset or any source."""
 
 import os
 import tempfile
@@ -18,26 +18,26 @@ _COCO_LAYER = "captions/coco"
 
 
 def open_captioned_images(data: str) -> Dataset | Source:
-    """A dataset by its URI, or a source as ``clipmill data shard`` takes it (see ``sources``)."""
+    """Open a dataset by its URI, or a source by its spec (see ``sources``)."""
     return Dataset.open(data) if exists(join(data, MANIFEST)) else open_source(data)
 
 
 def iter_captioned_images(
     opened: Dataset | Source,
     skipped: Counter[str],
-    wanted: Callable[[str], bool] = lambda uid: True,  # noqa: ARG005  # every one
+    is_included: Callable[[str], bool] = lambda uid: True,  # noqa: ARG005  # every one
 ) -> Iterator[tuple[Image.Image, list[str]]]:
-    """Yield each picture, upright RGB, with its captions; ``skipped`` counts the bad by reason.
+    """Yield each image, upright RGB, with its captions; ``skipped`` counts the bad by reason.
 
     A COCO captions file brings all captions of an image, anything else one. Of a dataset, only
-    samples whose uid is ``wanted``.
+    samples whose uid is included.
     """
-    raw = _of_dataset(opened, wanted) if isinstance(opened, Dataset) else _of_source(opened)
-    for found in raw:
+    raw = _of_dataset(opened, is_included) if isinstance(opened, Dataset) else _of_source(opened)
+    for item in raw:
         try:
-            if isinstance(found, BadSampleError):
-                raise found
-            data, captions = found
+            if isinstance(item, BadSampleError):
+                raise item
+            data, captions = item
             yield decode_rgb(data), captions
         except BadSampleError as bad:
             skipped[bad.reason] += 1
@@ -46,11 +46,11 @@ def iter_captioned_images(
 _Raw = tuple[bytes, list[str]] | BadSampleError
 
 
-def _of_dataset(dataset: Dataset, wanted: Callable[[str], bool]) -> Iterator[_Raw]:
+def _of_dataset(dataset: Dataset, is_included: Callable[[str], bool]) -> Iterator[_Raw]:
     for index in range(len(dataset.shards)):
         with read_shard(dataset, index, cache_folder()) as reader:
             for row in range(len(reader)):
-                if not wanted(reader.uid(row)):
+                if not is_included(reader.uid(row)):
                     continue
                 try:
                     yield reader.image(row), [reader.caption(row)]
@@ -70,13 +70,13 @@ def _of_source(source: Source) -> Iterator[_Raw]:
             for entry in source.entries(split, read):
                 try:
                     pair = entry.load()
-                    own = pair.caption
-                    caption = own if isinstance(own, str) else own.decode()
+                    raw = pair.caption
+                    caption = raw if isinstance(raw, str) else raw.decode()
                 except BadSampleError as error:
                     yield error
                     continue
                 except UnicodeDecodeError as error:
                     yield BadSampleError("caption-not-utf8", str(error))
                     continue
-                all_of: list[str] = pair.rows.get(_COCO_LAYER, {}).get("captions") or [caption]
-                yield pair.image_bytes, all_of
+                captions: list[str] = pair.rows.get(_COCO_LAYER, {}).get("captions") or [caption]
+                yield pair.image_bytes, captions

@@ -105,9 +105,11 @@ class Dataset:
 
         Raises ArtifactError if the shard's sidecar isn't of the shard that is listed.
         """
-        sidecar = read_sidecar(self.uri, index, self._mark(index))
+        sidecar = read_sidecar(self.uri, index, self._dedup_suffix(index))
         if sidecar["sha256"] != self.shards[index].sha256:
-            raise inconsistent_artifact_error(self.sidecar_uri(index), "speaks of another shard")
+            raise inconsistent_artifact_error(
+                self.sidecar_uri(index), "describes a different shard (digest mismatch)"
+            )
         uids: list[str] = sidecar["uids"]
         return uids
 
@@ -128,13 +130,13 @@ class Dataset:
 
     def sidecar_uri(self, index: int) -> str:
         """Where the sidecar of shard ``index`` lies."""
-        return sidecar_uri(self.uri, index, self._mark(index))
+        return sidecar_uri(self.uri, index, self._dedup_suffix(index))
 
     def shard_uri(self, index: int) -> str:
         """The URI of shard ``index``."""
         return join(self.uri, "shards", self.shards[index].name)
 
-    def _mark(self, index: int) -> str:
+    def _dedup_suffix(self, index: int) -> str:
         return UNIQUE if self.shards[index].name.endswith(f"{UNIQUE}.tar") else ""
 
     def layer_uri(self, layer: str) -> str:
@@ -142,19 +144,19 @@ class Dataset:
         return join(self.uri, "layers", layer)
 
 
-def sidecar_uri(uri: str, index: int, mark: str = "") -> str:
+def sidecar_uri(uri: str, index: int, suffix: str = "") -> str:
     """Where the record beside shard ``index`` of the dataset at ``uri`` lies.
 
-    ``mark``: UNIQUE for the shard's version without doubles of earlier samples.
+    ``suffix``: UNIQUE for the shard's version without doubles of earlier samples.
     """
-    return join(uri, "shards", f"{index:05d}{mark}.json")
+    return join(uri, "shards", f"{index:05d}{suffix}.json")
 
 
-def read_sidecar(uri: str, index: int, mark: str = "") -> dict[str, Any]:
-    """The record beside shard ``index``: uids in order, counts, digest, quarantined items."""
-    place = sidecar_uri(uri, index, mark)
-    sidecar: dict[str, Any] = read_json(place)
-    check_kind(sidecar, "shard", place)
+def read_sidecar(uri: str, index: int, suffix: str = "") -> dict[str, Any]:
+    """Read the record of shard ``index``: uids in order, counts, digest, quarantined items."""
+    path = sidecar_uri(uri, index, suffix)
+    sidecar: dict[str, Any] = read_json(path)
+    check_kind(sidecar, "shard", path)
     return sidecar
 
 
@@ -165,25 +167,25 @@ def layer_list(layers: Iterable[LayerInfo]) -> dict[str, Any]:
 
 def check_kind(value: object, kind: str, uri: str) -> None:
     """Raise ArtifactError unless ``value`` is a record of this kind and format."""
-    found = (value.get("kind"), value.get("format")) if isinstance(value, dict) else (None, None)
-    if found != (kind, FORMAT):
+    actual = (value.get("kind"), value.get("format")) if isinstance(value, dict) else (None, None)
+    if actual != (kind, FORMAT):
         raise ArtifactError(
-            f"{uri} holds kind {found[0]!r} in format {found[1]!r}",
+            f"{uri} holds kind {actual[0]!r} in format {actual[1]!r}",
             expected=f"kind {kind!r} in format {FORMAT}",
             action="point at an artifact that this version of clipmill wrote",
         )
 
 
-def inconsistent_artifact_error(uri: str, trouble: str) -> ArtifactError:
-    """The error for an artifact that was damaged or edited."""
+def inconsistent_artifact_error(uri: str, reason: str) -> ArtifactError:
+    """Return the error for an artifact that was damaged or edited."""
     return ArtifactError(
-        f"{uri} {trouble}",
+        f"{uri} {reason}",
         expected="the file as clipmill wrote it",
         action="delete it and run the step that writes it again",
     )
 
 
 def cache_folder() -> Path:
-    """Where local copies are kept by default: ``CLIPMILL_CACHE``, or ~/.cache/clipmill."""
+    """Return the default folder of local copies: ``CLIPMILL_CACHE``, or ~/.cache/clipmill."""
     default = Path.home() / ".cache" / "clipmill"
     return Path(os.environ.get("CLIPMILL_CACHE") or default)

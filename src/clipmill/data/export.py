@@ -93,14 +93,14 @@ def export(
         raise ArtifactError(
             f"nothing of {view.dataset.uri} is in this view",
             expected="at least one sample",
-            action="let more in: a larger fraction, or other filters",
+            action="raise view.subset_fraction, or use other selection layers",
         )
     folder = open_store(uri)
     records = []
     for tar in range(-(-total // config.samples_per_tar)):
         first = tar * config.samples_per_tar
         last = min(first + config.samples_per_tar, total)
-        record = _whole(folder, tar)
+        record = _existing_record(folder, tar)
         if record is None:
             samples = _samples(view, config, sizes, range(first, last), cache)
             record = _write(folder, tar, samples)
@@ -112,12 +112,12 @@ def export(
 
 
 def tar_name(tar: int) -> str:
-    """The file name of a tar, below the export's folder."""
+    """Return the file name of a tar in the export's folder."""
     return f"{tar:05d}.tar"
 
 
-def _whole(folder: Store, tar: int) -> dict[str, Any] | None:
-    """The record of a tar that is there whole, else None."""
+def _existing_record(folder: Store, tar: int) -> dict[str, Any] | None:
+    """Return the record of a complete tar, else None."""
     name, record = tar_name(tar), f"{tar:05d}.json"
     if not (folder.exists(record) and folder.exists(name)):
         return None
@@ -145,20 +145,20 @@ def _write(folder: Store, tar: int, samples: Iterator[ExportedSample]) -> dict[s
             "sha256": sha256_file(path),
         }
         folder.put_file(tar_name(tar), path)
-    # The record comes last: where it lies, the tar is whole.
+    # The record is written last, so that it marks a complete tar.
     write_json(join(folder.uri, f"{tar:05d}.json"), record)
     return record
 
 
 def _samples(
-    view: View, config: ExportConfig, sizes: list[int], places: range, cache: Path
+    view: View, config: ExportConfig, sizes: list[int], positions: range, cache: Path
 ) -> Iterator[ExportedSample]:
-    """The samples at these places of the view, in the dataset's order."""
+    """Yield the samples at these positions of the view, in the dataset's order."""
     start = 0
     for index, size in enumerate(sizes):
-        own = range(max(places.start - start, 0), min(places.stop - start, size))
-        if own:
-            yield from _shard_samples(view, config, index, own, cache)
+        rows = range(max(positions.start - start, 0), min(positions.stop - start, size))
+        if rows:
+            yield from _shard_samples(view, config, index, rows, cache)
         start += size
 
 
@@ -197,7 +197,7 @@ def _texts(config: ExportConfig, uid: str, captions: list[str]) -> list[str]:
 def _finish(
     uri: str, address: str, config: ExportConfig, view: View, records: list[dict[str, Any]]
 ) -> None:
-    """List the tars, for open_clip and for our lineage; the list says that all are there."""
+    """Write the lists of tars, for open_clip and for lineage; they mark a complete export."""
     tars = {tar_name(tar): record for tar, record in enumerate(records)}
     write_json(join(uri, SIZES), {name: record["num_samples"] for name, record in tars.items()})
     files = {

@@ -1,4 +1,4 @@
-"""A function over many items on threads or processes, its results in the items' order."""
+"""Parallel maps over threads or processes that keep the order of items."""
 
 import itertools
 from collections import deque
@@ -19,12 +19,12 @@ _PROCESS_BATCH = 128
 # Batches that wait for a worker, or for whoever takes the results, a worker.
 _AHEAD = 2
 # Reading, hashing and decoding leave the interpreter to others, but the rest doesn't.
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 
 
 def default_threads() -> int:
-    """One a CPU that this process may use, up to the few that help."""
-    return min(available_cpus(), _MOST_THREADS)
+    """Return one thread per available CPU, up to the few that help."""
+    return min(available_cpus(), _MAX_THREADS)
 
 
 class OrderedMap(Protocol):
@@ -36,7 +36,7 @@ class OrderedMap(Protocol):
 
 @contextmanager
 def ordered_map(num_threads: int) -> Iterator[OrderedMap]:
-    """A map on ``num_threads``, or in the caller's if that is one: handing over costs more."""
+    """Yield a map over ``num_threads``; one thread runs in the caller, which is cheaper."""
     if num_threads == 1:
         yield map
         return
@@ -44,16 +44,18 @@ def ordered_map(num_threads: int) -> Iterator[OrderedMap]:
         yield partial(executor_map, pool, num_threads, _BATCH)
 
 
-def auto_map(few: OrderedMap, number: int, pool: Executor, num_processes: int) -> OrderedMap:
-    """``few`` for less than ``number`` items, and a pool's processes for more."""
+def auto_map(
+    thread_map: OrderedMap, min_items: int, pool: Executor, num_processes: int
+) -> OrderedMap:
+    """Return a map that uses ``thread_map`` below ``min_items`` items, and a process pool above."""
 
     def mapped(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
         iterator = iter(items)
-        first = list(itertools.islice(iterator, number))
-        if len(first) < number:
-            return few(function, first)
-        rest = itertools.chain(first, iterator)
-        return executor_map(pool, num_processes, _PROCESS_BATCH, function, rest)
+        first = list(itertools.islice(iterator, min_items))
+        if len(first) < min_items:
+            return thread_map(function, first)
+        remaining = itertools.chain(first, iterator)
+        return executor_map(pool, num_processes, _PROCESS_BATCH, function, remaining)
 
     return mapped
 

@@ -321,7 +321,7 @@ class StreamingRange:
         # numpy widens the range of a single value; then each quantile is that value.
         edges = np.histogram_bin_edges([], _FINE_BINS, (low, high))
         ranks = [max(1, math.ceil(q * self.count)) for q in QUANTILES]
-        places = np.searchsorted(np.cumsum(fine), ranks)
+        bins = np.searchsorted(np.cumsum(fine), ranks)
         middles = ((edges[:-1] + edges[1:]) / 2).clip(low, high)
         return Distribution(
             count=self.count,
@@ -329,6 +329,6 @@ class StreamingRange:
             mean=self.total / self.count,
             low=low,
             high=high,
-            quantiles=tuple(float(middles[place]) for place in places),
+            quantiles=tuple(float(middles[i]) for i in bins),
             bins=tuple(fine.reshape(NUM_BINS, -1).sum(axis=1).tolist()),
         )

@@ -84,7 +84,7 @@ def verify(
 ) -> Verification:
     """Check the dataset at ``uri``: every file whole, or without ``contents`` lists and sizes.
 
-    Raises StorageError if the store can't be asked; whatever it holds is told, not raised.
+    Raises StorageError if the store fails; whatever it holds is told, not raised.
     """
     uri = open_store(uri).uri
     manifest = join(uri, MANIFEST)
@@ -156,14 +156,14 @@ class _Verifier:
             return None
         try:
             uids: list[str] = [str(uid) for uid in sidecar["uids"]]
-            said = {name: sidecar[name] for name in ("num_samples", "num_bytes", "sha256")}
+            stated = {name: sidecar[name] for name in ("num_samples", "num_bytes", "sha256")}
             self._quarantined += [dict(bad) for bad in sidecar["quarantined"]]
             if sidecar["fingerprints_sha256"] != sha256_bytes(sidecar["fingerprints"].encode()):
                 self._faults.append(Fault(uri, "has other fingerprints than it was written with"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             self._faults.append(Fault(uri, f"lacks a part: {error!r}"))
             return None
-        for name, value in said.items():
+        for name, value in stated.items():
             if value != (listed := getattr(info, name)):
                 self._faults.append(Fault(uri, f"has {name} {value}, and {listed} listed"))
         if len(uids) != info.num_samples:
@@ -173,7 +173,7 @@ class _Verifier:
         return uids
 
     def _list_faults(self) -> Iterator[Fault]:
-        """What of ``dataset.json`` its digest doesn't cover, and the rest of it tells."""
+        """Yield faults of the parts of ``dataset.json`` that its digest doesn't cover."""
         dataset, summary = self._dataset, self._value.get("summary")
         counted = {
             "num_samples": dataset.num_samples,
@@ -182,13 +182,13 @@ class _Verifier:
             "num_quarantined": sum(dataset.quarantine.values()),
         }
         for name, count in counted.items():
-            said = summary.get(name) if isinstance(summary, dict) else None
-            if said != count:
-                what = f"sums up {name} as {said}, and it is {count}"
+            stated = summary.get(name) if isinstance(summary, dict) else None
+            if stated != count:
+                what = f"sums up {name} as {stated}, and it is {count}"
                 yield Fault(join(dataset.uri, MANIFEST), what)
 
     def _quarantine_faults(self) -> Iterator[Fault]:
-        """What the sidecars say of the items left out, against the dataset's list."""
+        """Compare the quarantined items in the sidecars with the dataset's list."""
         uri, shown = join(self._dataset.uri, MANIFEST), self._value.get("quarantined", [])
         counts: dict[str, int] = {}
         for bad in self._quarantined:
@@ -218,9 +218,9 @@ class _Verifier:
 
 
 def read_record(uri: str, kind: str = "") -> tuple[dict[str, Any] | None, list[Fault]]:
-    """The JSON object at ``uri``, of this kind if one is given; None with its fault otherwise.
+    """Read the JSON object at ``uri``, of this kind if one is given; None with its fault otherwise.
 
-    Raises StorageError if the store can't be asked.
+    Raises StorageError if the store fails.
     """
     try:
         value = json.loads(read_bytes(uri))
@@ -243,11 +243,11 @@ def check_file(
     sha256: str,
     look_into: Callable[[Path, bool], list[Fault]] | None,
 ) -> tuple[int, list[Fault]]:
-    """Bytes read of the file at ``uri``, and its faults.
+    """Return the bytes read of the file at ``uri``, and its faults.
 
     ``look_into`` gets a local path of it, and whether its digest is wrong; without it the size
     alone is compared. A remote file is copied for the while. Raises StorageError if the store
-    can't be asked, or the copy written.
+    fails, or the copy can't be written.
     """
     store, key = split_uri(uri)
     try:
@@ -318,17 +318,17 @@ class LayerCheck:
             del is_damaged
             return _table_faults(path, uri, uids, expected)
 
-        size, found = check_file(
+        size, file_faults = check_file(
             uri, listed["num_bytes"], listed["sha256"], look_into if contents else None
         )
-        return 2, size, faults + found
+        return 2, size, faults + file_faults
 
     def _manifest_faults(self, name: str, value: dict[str, Any]) -> Iterator[Fault]:
         uri, files, info = self._uri, value["files"], self._dataset.layers[name]
         computed = digest_json({"name": value["name"], "files": files})
-        for who, found in (("the dataset lists", info.digest), ("it says", value["digest"])):
-            if computed != found:
-                yield Fault(uri, f"has the digest {computed[:12]}…, and {who} {str(found)[:12]}…")
+        for who, listed in (("the dataset lists", info.digest), ("it says", value["digest"])):
+            if computed != listed:
+                yield Fault(uri, f"has the digest {computed[:12]}…, and {who} {str(listed)[:12]}…")
         if value["name"] != name:
             yield Fault(uri, f"is of layer {value['name']}")
         on = [parent["digest"] for parent in value["parents"] if parent["role"] == "dataset"]
@@ -342,8 +342,8 @@ class LayerCheck:
                 rows = f"{file['num_rows']} rows for the {shard.num_samples} samples"
                 yield Fault(uri, f"lists {rows} of shard {index}")
         for key in ("num_rows", "num_bytes"):
-            if (said := value["summary"][key]) != (total := sum(file[key] for file in files)):
-                yield Fault(uri, f"sums up {key} as {said}, and it is {total}")
+            if (stated := value["summary"][key]) != (total := sum(file[key] for file in files)):
+                yield Fault(uri, f"sums up {key} as {stated}, and it is {total}")
         if info.num_bytes != sum(file["num_bytes"] for file in files):
             yield Fault(
                 uri, f"lists other sizes than the {info.num_bytes:,} bytes of the dataset's"
@@ -352,7 +352,7 @@ class LayerCheck:
 
 
 def unlisted_layers(dataset: Dataset) -> Iterator[str]:
-    """Say which layers lie beside the dataset and aren't in its list, and how far they are."""
+    """Describe layers that the dataset doesn't list, and their progress."""
     files: dict[str, set[str]] = {}
     for key in open_store(dataset.uri).list("layers/"):
         folder, _, name = key.removeprefix("layers/").rpartition("/")
@@ -370,12 +370,12 @@ def _table_faults(
 ) -> list[Fault]:
     try:
         table = pq.read_table(path, use_threads=False)
-        found = table["uid"].to_pylist()
+        actual = table["uid"].to_pylist()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         return [Fault(uri, f"can't be read as Parquet with a column uid: {error}")]
-    faults = [] if uids is None else order_faults(uri, found, uids)
-    if not faults and len(found) != num_samples:
-        faults = [Fault(uri, f"has {len(found)} rows for {num_samples} samples")]
+    faults = [] if uids is None else order_faults(uri, actual, uids)
+    if not faults and len(actual) != num_samples:
+        faults = [Fault(uri, f"has {len(actual)} rows for {num_samples} samples")]
     return faults
 
 
@@ -388,21 +388,21 @@ def tar_faults(path: Path, uri: str, uids: Sequence[str] | None, is_damaged: boo
         try:
             index = index_tar(file)
         except (ArtifactError, ValueError) as error:
-            trouble = error.what if isinstance(error, ArtifactError) else str(error)
-            return [Fault(uri, f"can't be read as a shard: {trouble.rpartition('shard: ')[2]}")]
-        found = [uid.decode("utf-8", "backslashreplace") for uid in index["uid"].tolist()]
-        faults = [] if uids is None else order_faults(uri, found, uids)
-        if is_damaged and (broken := list(_broken(file, index, found))):
+            reason = error.what if isinstance(error, ArtifactError) else str(error)
+            return [Fault(uri, f"can't be read as a shard: {reason.rpartition('shard: ')[2]}")]
+        actual = [uid.decode("utf-8", "backslashreplace") for uid in index["uid"].tolist()]
+        faults = [] if uids is None else order_faults(uri, actual, uids)
+        if is_damaged and (broken := list(_broken(file, index, actual))):
             faults.append(Fault(uri, f"holds pictures that don't decode: {_names(broken)}"))
     return faults
 
 
-def order_faults(uri: str, found: Sequence[str], expected: Sequence[str]) -> list[Fault]:
-    """How a list of uids differs from the shard's: what is lost, foreign, doubled or moved."""
-    if list(found) == list(expected):
+def order_faults(uri: str, actual: Sequence[str], expected: Sequence[str]) -> list[Fault]:
+    """Return differences of a list of uids from the shard's: lost, foreign, duplicate, moved."""
+    if list(actual) == list(expected):
         return []
     faults = []
-    counts, listed = Counter(found), set(expected)
+    counts, listed = Counter(actual), set(expected)
     if lost := [uid for uid in expected if uid not in counts]:
         faults.append(Fault(uri, f"lacks {_names(lost)}"))
     if foreign := [uid for uid in counts if uid not in listed]:
@@ -410,7 +410,7 @@ def order_faults(uri: str, found: Sequence[str], expected: Sequence[str]) -> lis
     if duplicates := [uid for uid, count in counts.items() if count > 1]:
         faults.append(Fault(uri, f"holds {_names(duplicates)} more than once"))
     if not faults:
-        pairs = enumerate(zip(found, expected, strict=True))
+        pairs = enumerate(zip(actual, expected, strict=True))
         row, (uid, other) = next(item for item in pairs if len({*item[1]}) > 1)
         faults.append(Fault(uri, f"is in another order: row {row} is {uid}, and {other} expected"))
     return faults
@@ -455,8 +455,8 @@ class DuplicateUidDetector:
         met = hashes[counts > 1]
         shards_by_uid: dict[str, list[int]] = {}
         if len(met):
-            for index, own in self._hashes.items():
-                rows = np.flatnonzero(np.isin(own, met))
+            for index, hashes_of in self._hashes.items():
+                rows = np.flatnonzero(np.isin(hashes_of, met))
                 uids = read_uids(index) if len(rows) else ()
                 for row in rows.tolist():
                     shards_by_uid.setdefault(uids[row], []).append(index)

@@ -4,8 +4,9 @@ They import neither torch nor a sibling, so that recipes and commands can read t
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from clipmill.config import Config, runtime_field
 from clipmill.errors import ConfigError
@@ -14,6 +15,12 @@ from clipmill.errors import ConfigError
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig(Config):
     """Learning-rate schedule, a pure function of the step."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "shape": "name",
+        "peak": "lr",
+        "minimum": "min_lr",
+    }
 
     name: Literal["cosine", "polynomial", "triangular", "step"] = "cosine"
     """``cosine`` and ``polynomial`` fall after a linear warm-up; ``triangular`` rises over the
@@ -29,6 +36,14 @@ class ScheduleConfig(Config):
     """Exponent of the polynomial and triangular schedules."""
     milestones: tuple[float, ...] = ()
     """Milestones of ``step``, as shares of all steps, ascending."""
+
+    @classmethod
+    def from_json(cls, value: object, path: str = "") -> Self:
+        """Build from plain JSON values; 0.1 named the triangular schedule otherwise."""
+        if isinstance(value, dict) and value.get("shape") == "rise-and-fall":
+            value = {**value, "shape": "triangular"}
+        # A dataclass with slots is another class than the one that ``super()`` remembers.
+        return super(ScheduleConfig, cls).from_json(value, path)
 
     def __post_init__(self) -> None:
         """Refuse rates out of range (ConfigError)."""
@@ -80,6 +95,11 @@ class AdamWConfig(Config):
 class SpikeGuardConfig(Config):
     """Skipping of harmful updates, and the number of them at which a run gives up."""
 
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "spike_ratio": "loss_spike_ratio",
+        "max_skipped": "max_consecutive_skips",
+    }
+
     loss_spike_ratio: float | None = None
     """An update whose loss is above this many times its running mean is skipped; null for none.
 
@@ -95,6 +115,15 @@ class RuntimeConfig(Config):
     A TrainConfig leaves it out of its digest, so that a run can be resumed, or found complete,
     under other settings than it was started with.
     """
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "parallel": "parallelism",
+        "checkpoints_kept": "keep_last_checkpoints",
+        "hang_seconds": "step_timeout_seconds",
+        "collective_seconds": "collective_timeout_seconds",
+        "heartbeat_seconds": "heartbeat_interval_seconds",
+        "publish_seconds": "log_upload_interval_seconds",
+    }
 
     parallelism: Literal["ddp", "fsdp"] = "ddp"
     """``ddp`` has all weights on each rank; ``fsdp`` shards them (FSDP2), for large towers."""
@@ -140,6 +169,15 @@ class RuntimeConfig(Config):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(Config):
     """Length of a training run, and its optimization."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "micro_batches": "grad_accum_steps",
+        "average_decay": "ema_decay",
+        "guard": "spike_guard",
+        "checkpoint_steps": "checkpoint_every",
+        "log_steps": "log_every",
+        "operation": "runtime",
+    }
 
     steps: int
     """Number of updates."""

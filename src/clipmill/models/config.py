@@ -3,8 +3,9 @@
 They import neither torch nor a sibling, so that recipes and commands can read them quickly.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
@@ -91,7 +92,7 @@ class ClipConfig(Config):
     text: TextConfig = TextConfig()
     """The text tower."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Loss of the similarities; ``sigmoid`` adds a learnable bias to them (SigLIP, Zhai et al. 2023)."""
+    """Loss of the similarities; ``sigmoid`` adds a learnable bias (SigLIP, Zhai et al. 2023)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +174,12 @@ class MaeConfig(Config):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RangeAugmentConfig(Config):
     """How far images are driven from their originals."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "start_psnr_decibels": "psnr_start_db",
+        "end_psnr_decibels": "psnr_end_db",
+        "chance": "prob",
+    }
 
     psnr_start_db: float = 40.0
     """Target at the first step (CLIP-QC, Table 11)."""

@@ -24,7 +24,7 @@ MAX_CACHE_BYTES = 4 * 2**30
 
 
 class Normalize(nn.Module):
-    """``(images - mean) / std`` by channel, of images in 0..1; holds no state that a checkpoint would save."""
+    """``(images - mean) / std`` by channel, of images in 0..1; has no state to save."""
 
     mean_C11: Tensor
     std_C11: Tensor

@@ -5,13 +5,13 @@
 batch's maps exceed the CPU caches that one image's fit in, and one thread's share of an operator is
 too little to be worth sharing (``benchmarks/task_throughput.py --batch 8`` measures it).
 
-:func:`to_channels_last` avoids a bug. On a CPU, oneDNN 3.12 (torch 2.14.1) writes past its
-workspace in the backward pass of one kind of convolution: kernel 1x1, a stride, no padding, channels
-last, and fewer input channels than a vector register holds (8 of AVX2, 16 of AVX-512; uxlfoundation/
-oneDNN#6035). The stems of MobileOne, FastViT, MCi and RepVGG have one, of three channels. It
-corrupts memory at any image size that the stride divides; below 80 pixels it seldom crashes, so
-that it goes unnoticed. Such a convolution reads only every stride-th pixel, so it is computed as
-one of stride 1 on those pixels, which is exact.
+On a CPU :func:`to_channels_last` avoids a bug: oneDNN 3.12 (torch 2.14.1) writes past its workspace
+in the backward pass of one kind of convolution (kernel 1x1, a stride, no padding, channels last,
+fewer input channels than a vector register holds: 8 of AVX2, 16 of AVX-512;
+uxlfoundation/oneDNN#6035). The stems of MobileOne, FastViT, MCi and RepVGG have one, of three
+channels. It corrupts memory at any image size that the stride divides; below 80 pixels it seldom
+crashes, so that it goes unnoticed. Such a convolution reads only every stride-th pixel, so it is
+computed as one of stride 1 on those pixels, which is exact.
 """
 
 import os
@@ -32,8 +32,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_ELEMENTS = 2**30
-"""Elements of one map at most. Bilinear resizing of channels-last tensors on a GPU counts in 32 bits
-(torch 2.11: ``upsample_bilinear2d_nhwc``); half of that is 4 GB of fp32, and fills any GPU."""
+"""Elements of one map at most. Bilinear resizing of channels-last tensors on a GPU counts in 32
+bits (torch 2.11: ``upsample_bilinear2d_nhwc``); half of that is 4 GB of fp32, and fills any GPU."""
 
 
 def run_in_chunks(run: Callable[[Tensor], Tensor], batch: Tensor, elements: int) -> Tensor:

@@ -3,7 +3,9 @@
 They import neither torch nor a sibling, so that recipes and commands can read them quickly.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from clipmill.config import Config
 from clipmill.data.loading.config import DataLoaderConfig
@@ -24,6 +26,11 @@ from clipmill.models.config import (
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig(Config):
     """Validation of CLIP during training: retrieval and zero-shot classification."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "every_steps": "every",
+        "class_folder": "zero_shot_dataset",
+    }
 
     every: int = 1000
     """Updates between two validations; 0 for none."""
@@ -67,6 +74,13 @@ class DistillationConfig(Config):
 class PretrainConfig(Config):
     """A CLIP pretraining run."""
 
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "towers": "tower_options",
+        "evaluation": "validation",
+        "load": "dataloader",
+        "crop": "random_resized_crop",
+    }
+
     model: ClipConfig = ClipConfig()
     """The two towers."""
     init: str = ""
@@ -108,6 +122,11 @@ class PretrainConfig(Config):
 class CocaTrainConfig(Config):
     """A CoCa training run."""
 
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "load": "dataloader",
+        "crop": "random_resized_crop",
+    }
+
     model: CocaConfig = CocaConfig()
     """Towers and decoder."""
     contrastive_weight: float = 1.0
@@ -126,6 +145,11 @@ class CocaTrainConfig(Config):
 class MaePretrainConfig(Config):
     """A masked-autoencoder run."""
 
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "load": "dataloader",
+        "crop": "random_resized_crop",
+    }
+
     model: MaeConfig = MaeConfig()
     """Encoder and decoder."""
     fraction: float = 1.0
@@ -141,6 +165,10 @@ class MaePretrainConfig(Config):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupervisedConfig(Config):
     """A supervised run."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "erased": "random_erasing_prob",
+    }
 
     vision: VisionConfig
     """The image tower: a timm model, whose classifier is trained with it."""

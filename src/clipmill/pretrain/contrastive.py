@@ -4,9 +4,9 @@ Each rank computes its own rows against all ranks' columns (local loss), and gra
 through the gathered features; averaged over ranks that is the one-process loss.
 
 The similarity matrix is never held in memory: it is computed in chunks of rows, and each chunk
-gives its part of the loss and at once of all gradients, since these losses know their gradient as soon as
-they know their value. Memory is that of the features and one chunk, at the price of no extra matrix
-product. Exact, in the features' own precision even under autocast.
+gives its part of the loss and at once of all gradients, since these losses know their gradient as
+soon as they know their value. Memory is that of the features and one chunk, at the price of no
+extra matrix product. Exact, in the features' own precision even under autocast.
 
 Shapes: b a rank's samples (rows), N all ranks' samples (columns), c rows of a chunk, D embedding
 width, E the teachers' widths together.

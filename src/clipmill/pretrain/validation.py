@@ -105,7 +105,7 @@ def _validation_pairs(view: View, num_pairs: int, vision: VisionConfig) -> tuple
             break
     if not images:
         raise ConfigError(
-            f"the view has {view.config.subset_fraction:g} of the dataset, so that no pair is held out",
+            f"the view has {view.config.subset_fraction:g} of the dataset: no pair is held out",
             expected="a fraction below 1, and samples outside of it",
             action="set view.subset_fraction=0.95, say, or num_pairs=0 for no retrieval",
         )

@@ -61,8 +61,8 @@ def finetune(
 ) -> str:
     """Train a task model and return the URI of its checkpoint, under ``store``.
 
-    ``encoder`` is the address of an image tower (:mod:`clipmill.models.weights.addresses`); ``data``
-    a folder in the task's layout, or the URI of one packed as a tar. An existing checkpoint is
+    ``encoder`` is an image tower's address (:mod:`clipmill.models.weights.addresses`); ``data`` a
+    folder in the task's layout, or the URI of one packed as a tar. An existing checkpoint is
     returned at once; an unfinished run resumes.
 
     Raises:

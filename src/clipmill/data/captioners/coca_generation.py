@@ -126,12 +126,12 @@ class CaptionGenerator:
             )
         texts = [self._tokenizer.decode(tokens) for tokens in tokens_NT.cpu()]
         count = len(texts) // len(pixels_BHW3)
-        found = list(zip(texts, scores_N.tolist(), strict=True))
-        return [found[start : start + count] for start in range(0, len(found), count)]
+        scored = list(zip(texts, scores_N.tolist(), strict=True))
+        return [scored[start : start + count] for start in range(0, len(scored), count)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        wanted = self._config.precision
-        if wanted == "bf16" or (wanted == "auto" and self._device.type == "cuda"):
+        precision = self._config.precision
+        if precision == "bf16" or (precision == "auto" and self._device.type == "cuda"):
             return torch.autocast(self._device.type, torch.bfloat16)
         return nullcontext()
 
@@ -154,10 +154,10 @@ class CaptionGenerator:
         """Return token ids (N, T); each text depends on its own image's seed alone."""
         config, ids = self._config, self._tokenizer
         shape = (config.num_captions, config.max_tokens)
-        drawn = np.concatenate([np.random.default_rng(seed).random(shape) for seed in seeds])
-        u_NT = torch.from_numpy(drawn).to(self._device)
-        text_NT = torch.full((len(drawn), 1), ids.start_id, device=self._device)
-        done_N = torch.zeros(len(drawn), dtype=torch.bool, device=self._device)
+        uniform = np.concatenate([np.random.default_rng(seed).random(shape) for seed in seeds])
+        u_NT = torch.from_numpy(uniform).to(self._device)
+        text_NT = torch.full((len(uniform), 1), ids.start_id, device=self._device)
+        done_N = torch.zeros(len(uniform), dtype=torch.bool, device=self._device)
         cached = self._cached(image_BMD, config.num_captions)
         for length in range(1, config.max_tokens):
             logits_NV = cached.step(text_NT[:, -1]).float()

@@ -27,7 +27,7 @@ class Instance:
     label: int
     """Its class, from 0."""
     is_crowd: bool
-    """Whether it stands for many that nobody told apart."""
+    """Whether it stands for a group that isn't annotated one by one."""
     segmentation: Any
     """Polygons, or run lengths, as COCO has them."""
 
@@ -92,7 +92,7 @@ class CocoFolder:
         """The images of a split such as ``train2017``.
 
         Boxes without area, or outside their image, are left out and counted (``skipped``); an
-        image without annotations is kept, for ground is learnt too.
+        image without annotations is kept, since background is learned too.
 
         Raises:
             SourceError: a file is missing, or an annotation names an unknown image or category.
@@ -149,14 +149,14 @@ class CocoFolder:
 
 def coco_split(folder: Path, kind: str) -> str:
     """The split of a kind (``train`` or ``val``): with a year, as COCO names it, or without."""
-    found = sorted(folder.glob(f"annotations/instances_{kind}*.json"))
-    if len(found) != 1:
+    matches = sorted(folder.glob(f"annotations/instances_{kind}*.json"))
+    if len(matches) != 1:
         raise SourceError(
-            f"{folder} has {len(found)} files annotations/instances_{kind}*.json",
+            f"{folder} has {len(matches)} files annotations/instances_{kind}*.json",
             expected="one, such as instances_train2017.json",
             action="give a folder in COCO's layout with one split of each kind",
         )
-    return found[0].stem.removeprefix("instances_")
+    return matches[0].stem.removeprefix("instances_")
 
 
 def coco_classes(folder: Path) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ class ImageFolder:
         return len(self.images)
 
     def image(self, index: int) -> Image.Image:
-        """Picture ``index``, RGB; SourceError if it can't be decoded."""
+        """Return image ``index``, RGB; SourceError if it can't be decoded."""
         return read_rgb(self.images[index])
 
     def image_HW3(self, index: int) -> NDArray[Any]:
@@ -42,17 +42,17 @@ class ImageFolder:
         """The images of a split, such as ``train``; SourceError if there are none."""
         root = folder / split
         names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        found = [
+        samples = [
             (path, label)
             for label, name in enumerate(names)
             for path in sorted((root / name).iterdir())
             if path.suffix.lower() in _SUFFIXES
         ]
-        if not found:
+        if not samples:
             raise SourceError(
                 f"{folder} has no {split}/CLASS/*.jpg",
                 expected="a folder of images for each class, below the split's folder",
                 action="check the folder and the split's name",
             )
-        images, labels = zip(*found, strict=True)
+        images, labels = zip(*samples, strict=True)
         return cls(images=images, labels=labels, classes=tuple(names))

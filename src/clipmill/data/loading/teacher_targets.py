@@ -41,7 +41,7 @@ class TeacherTargets:
     image_E: Tensor
     real_E: Tensor
     synthetic_E: Tensor | None
-    """Of the synthetic caption that was drawn, where one was."""
+    """Of the synthetic caption that was index, where one was."""
     augmentation_K: NDArray[np.float32] | None
     """Parameters of the image's augmentation; None without one."""
 
@@ -58,12 +58,12 @@ def sample_teacher_targets(
     num_texts = 1 if caption is None else caption + 2
     if images is None or texts is None or not len(images) or len(texts) < num_texts:
         raise BadSampleError("no-embedding", f"the teacher layer lacks a part of row {row}")
-    drawn = int(generator.integers(len(images)))
+    index = int(generator.integers(len(images)))
     numbers = None
     if "augmentation" in teacher.column_names:
-        numbers = _numbers(teacher["augmentation"][row].values[drawn], np.float32)
+        numbers = _numbers(teacher["augmentation"][row].values[index], np.float32)
     return TeacherTargets(
-        _embedding(images[drawn]),
+        _embedding(images[index]),
         _embedding(texts[0]),
         None if caption is None else _embedding(texts[caption + 1]),
         numbers,

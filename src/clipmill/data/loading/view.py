@@ -156,11 +156,11 @@ class View:
 
             table = read_layer(self.dataset, name, index, cache, columns=["keep"])
             keep &= table["keep"].to_numpy()
-        kept = np.flatnonzero(keep)
+        rows = np.flatnonzero(keep)
         if self.config.subset_fraction == 1:
-            return kept
+            return rows
         return np.intersect1d(
-            kept,
+            rows,
             self.select(self.dataset.uids(index) if uids is None else uids),
             assume_unique=True,
         )
@@ -252,12 +252,12 @@ def hold_out(dataset: Dataset) -> HoldOutSplit:
             action="add images, each with a .txt caption of the same name; to measure existing "
             "weights on fewer, run: clipmill retrieval MODEL --data FOLDER --store URI",
         )
-    places = sorted(
+    positions = sorted(
         subset_position(uid) for index in range(len(dataset.shards)) for uid in dataset.uids(index)
     )
     num_held_out = min(round(_SHARE * total), _MAX_HELD_OUT)
     num_train = total - num_held_out
-    fraction = (places[num_train - 1] + places[num_train]) / 2
+    fraction = (positions[num_train - 1] + positions[num_train]) / 2
     return HoldOutSplit(fraction=fraction, num_train=num_train, num_held_out=num_held_out)
 
 

@@ -112,14 +112,14 @@ class ClipTowers:
         set_num_threads(config.num_threads)
         self.batch_size = config.batch_size
         """Most captions to be encoded together."""
-        found = load_clip(config.model, seed=config.seed)
-        self._vision, self._tokenize = found.vision, found.tokenize
+        clip = load_clip(config.model, seed=config.seed)
+        self._vision, self._tokenize = clip.vision, clip.tokenize
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._type = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
             config.precision
         ]
-        self._model = found.model.to(self._device)
-        self._normalize = Normalize(found.vision.mean, found.vision.std).to(self._device)
+        self._model = clip.model.to(self._device)
+        self._normalize = Normalize(clip.vision.mean, clip.vision.std).to(self._device)
         self._pool = ThreadPoolExecutor(_NUM_THREADS)
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
@@ -135,8 +135,8 @@ class ClipTowers:
         return self._encode(self._model.encode_text, self._tokenize(texts))
 
     def _resized(self, image: Image.Image) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = tower_image(image, self._vision)
-        return found
+        pixels: NDArray[np.uint8] = tower_image(image, self._vision)
+        return pixels
 
     def _encode(self, tower: "Callable[[Tensor], Tensor]", values: "Tensor") -> NDArray[np.float32]:
         import torch
@@ -146,8 +146,8 @@ class ClipTowers:
             self._device.type, self._type, enabled=self._type is not torch.float32
         )
         with torch.inference_mode(), autocast:
-            found = tower(values.to(self._device))
-        unit: NDArray[np.float32] = F.normalize(found.float(), dim=-1).cpu().numpy()
+            embeddings = tower(values.to(self._device))
+        unit: NDArray[np.float32] = F.normalize(embeddings.float(), dim=-1).cpu().numpy()
         return unit
 
 

@@ -76,13 +76,13 @@ def read_members(file: BinaryIO) -> Iterator[tuple[dict[str, Any], list[tuple[st
             for member in tar:
                 content = tar.extractfile(member)
                 if content is None:
-                    raise _foreign(file, f"member {member.name} is no file")
+                    raise _bad_tar_error(file, f"member {member.name} is no file")
                 members.append((member.name, content.read()))
                 if len(members) == 3:
                     yield json.loads(members[2][1]), members
                     members = []
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise _foreign(file, str(error)) from error
+        raise _bad_tar_error(file, str(error)) from error
 
 
 def index_tar(file: BinaryIO) -> NDArray[np.void]:
@@ -94,15 +94,15 @@ def index_tar(file: BinaryIO) -> NDArray[np.void]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             members = tar.getmembers()
     except (tarfile.TarError, OSError) as error:
-        raise _foreign(file, str(error)) from error
+        raise _bad_tar_error(file, str(error)) from error
     if len(members) % 3:
-        raise _foreign(file, f"{len(members)} members")
+        raise _bad_tar_error(file, f"{len(members)} members")
     index = np.empty(len(members) // 3, INDEX_DTYPE)
     for row in range(len(index)):
         image, caption, record = members[3 * row : 3 * row + 3]
         uid = image.name.partition(".")[0]
         if caption.name != f"{uid}.txt" or record.name != f"{uid}.json":
-            raise _foreign(file, f"members {image.name}, {caption.name}, {record.name}")
+            raise _bad_tar_error(file, f"members {image.name}, {caption.name}, {record.name}")
         index[row] = (
             uid.encode(),
             (image.offset_data, image.size),
@@ -140,9 +140,9 @@ def _header(name: str, size: int) -> bytes:
     )
 
 
-def _foreign(file: BinaryIO, trouble: str) -> ArtifactError:
+def _bad_tar_error(file: BinaryIO, reason: str) -> ArtifactError:
     return ArtifactError(
-        f"{file.name} is not a shard: {trouble}",
+        f"{file.name} is not a shard: {reason}",
         expected="a whole tar with members <uid>.<image suffix>, <uid>.txt, <uid>.json a sample",
         action="delete the file, and shard the source again",
     )

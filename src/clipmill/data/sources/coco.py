@@ -74,9 +74,9 @@ class CocoSource(Source):
         try:
             value = json.loads(read_file(self._path))
             names = {image["id"]: image["file_name"] for image in value["images"]}
-            found: dict[Any, list[tuple[int, str]]] = {key: [] for key in names}
+            captions: dict[Any, list[tuple[int, str]]] = {key: [] for key in names}
             for annotation in value["annotations"]:
-                found[annotation["image_id"]].append((annotation["id"], annotation["caption"]))
+                captions[annotation["image_id"]].append((annotation["id"], annotation["caption"]))
         except (ValueError, KeyError, TypeError) as error:
             raise SourceError(
                 f"{self._path} is not a COCO captions file: {type(error).__name__} {error}",
@@ -85,7 +85,7 @@ class CocoSource(Source):
                 action="point at the captions_*.json of the dataset",
             ) from error
         for name, key in sorted((name, key) for key, name in names.items()):
-            yield [name, *(caption for _, caption in sorted(found[key]))]
+            yield [name, *(caption for _, caption in sorted(captions[key]))]
 
 
 def _usual_folder(path: Path) -> Path:

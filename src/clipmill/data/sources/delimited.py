@@ -93,14 +93,14 @@ class DelimitedSource(Source):
         data = self._images.read(image)
         return RawPair(data, image_suffix(image, data), _bytes(caption))
 
-    def _column(self, wanted: str, candidates: tuple[str, ...], role: str, option: str) -> int:
+    def _column(self, name: str, candidates: tuple[str, ...], role: str, option: str) -> int:
         if not self._columns:
             raise SourceError(
                 f"{self._path} is empty",
                 expected="a table whose first row names its columns",
                 action="check the path of the source",
             )
-        return self._columns.index(resolve_column(self._columns, wanted, candidates, role, option))
+        return self._columns.index(resolve_column(self._columns, name, candidates, role, option))
 
 
 def _rows(file: BinaryIO, delimiter: str, position: int = 0) -> Iterator[tuple[list[str], int]]:

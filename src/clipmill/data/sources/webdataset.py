@@ -251,7 +251,7 @@ def _name(block: bytes) -> str:
 
 def _pax(content: bytes, position: int) -> dict[str, str]:
     """The path and size of PAX records, each ``length key=value newline``."""
-    found = {}
+    records = {}
     while content:
         length, _, rest = content.partition(b" ")
         size = _number(_text(length), position)
@@ -260,9 +260,9 @@ def _pax(content: bytes, position: int) -> dict[str, str]:
             raise TruncatedTarError(f"broken records in the header at byte {position}")
         key, _, value = record.partition(b"=")
         if key in (b"path", b"size"):
-            found[key.decode()] = _text(value)
+            records[key.decode()] = _text(value)
         content = content[size:]
-    return found
+    return records
 
 
 def _number(text: str, position: int) -> int:

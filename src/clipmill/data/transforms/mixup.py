@@ -24,19 +24,19 @@ def mix(
     if not kinds:
         return images_B3HW, targets_BC
     name, alpha = kinds[int(torch.randint(len(kinds), ()))]
-    kept = float(torch.distributions.Beta(alpha, alpha).sample())
+    weight = float(torch.distributions.Beta(alpha, alpha).sample())
     others_B3HW = images_B3HW.flip(0)
     if name == "mixup":
-        images_B3HW = kept * images_B3HW + (1 - kept) * others_B3HW
+        images_B3HW = weight * images_B3HW + (1 - weight) * others_B3HW
     else:
         height, width = images_B3HW.shape[-2:]
-        share = (1 - kept) ** 0.5
+        share = (1 - weight) ** 0.5
         rows, columns = _window(height, share), _window(width, share)
         images_B3HW = images_B3HW.clone()
         images_B3HW[..., rows, columns] = others_B3HW[..., rows, columns]
         replaced = (rows.stop - rows.start) * (columns.stop - columns.start)
-        kept = 1 - replaced / (height * width)
-    return images_B3HW, kept * targets_BC + (1 - kept) * targets_BC.flip(0)
+        weight = 1 - replaced / (height * width)
+    return images_B3HW, weight * targets_BC + (1 - weight) * targets_BC.flip(0)
 
 
 def erase(images_B3HW: Tensor, probability: float) -> Tensor:

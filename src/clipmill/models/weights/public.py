@@ -1,7 +1,7 @@
 """Public weights by address: their towers, their file and its digest, and the tensors.
 
-An address (:mod:`clipmill.models.weights.addresses`) becomes a :class:`PublicWeights`: the towers as
-the weights' own config describes them, the file with its digest, and the tensors on demand.
+An address (:mod:`clipmill.models.weights.addresses`) becomes a :class:`PublicWeights`: the towers
+as the weights' own config describes them, the file with its digest, and the tensors on demand.
 """
 
 import re

@@ -1,6 +1,8 @@
 """Configuration of image classification."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from clipmill.config import Config
 
@@ -8,6 +10,11 @@ from clipmill.config import Config
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassificationConfig(Config):
     """Input sizes, augmentation and regularization."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "is_frozen": "freeze_encoder",
+        "erased": "random_erasing_prob",
+    }
 
     image_size: int = 224
     """Side of the training crop, pixels (CLIP-QC, Table 12)."""

@@ -1,7 +1,8 @@
 """Configuration of depth estimation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from clipmill.config import Config
 from clipmill.data.transforms.dense import PhotometricConfig
@@ -14,6 +15,14 @@ MAX_DEPTH_METRES = 10.0
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DepthConfig(Config):
     """Decoder, training crop, augmentation and test-time averaging."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "is_frozen": "freeze_encoder",
+        "start_std": "init_std",
+        "cut_depth_every": "cutdepth_period",
+        "flip_test": "flip_augment_test",
+        "num_windows": "num_test_windows",
+    }
 
     head: Literal["deconvolution", "linear"] = "deconvolution"
     """Xie et al.'s decoder of the last feature map; ``linear`` is a probe of all of the encoder's

@@ -1,6 +1,8 @@
 """Configuration of object detection."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from clipmill.config import Config
 
@@ -8,6 +10,13 @@ from clipmill.config import Config
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectionConfig(Config):
     """Heads, training canvas and augmentation."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "is_frozen": "freeze_encoder",
+        "hidden_width": "roi_hidden_dim",
+        "regions_per_image": "rois_per_image",
+        "start_std": "init_std",
+    }
 
     image_size: int = 1024
     """Side of the training canvas, and the longer side at test, pixels (ViTDet)."""

@@ -1,7 +1,8 @@
 """Configuration of semantic segmentation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from clipmill.config import Config
 from clipmill.data.transforms.dense import PhotometricConfig
@@ -11,6 +12,11 @@ from clipmill.errors import ConfigError
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentationConfig(Config):
     """Head, training crop, augmentation and test mode."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "is_frozen": "freeze_encoder",
+        "test": "test_mode",
+    }
 
     head: Literal["upernet", "semantic-fpn", "linear"] = "upernet"
     """UPerNet for ViTs, SemanticFPN for mobile encoders (CLIP-QC, Table 14); ``linear`` is a
