@@ -158,7 +158,9 @@ def recipe_reference() -> str:
         "Generated from the docstrings. `clipmill recipes NAME` prints all fields of a recipe.\n",
     ]
     head = "| Recipe | Description | Source | Hardware and time | Expected |\n|---|---|---|---|---|"
-    text += ["\n".join([f"## {kind}\n", head, *rows]) + "\n" for kind, rows in by_kind.items()]
+    for kind, rows in sorted(by_kind.items()):
+        words = re.findall(r"[A-Z][a-z]+", kind.removesuffix("Config"))
+        text.append("\n".join([f"## {' '.join(words).capitalize()}\n", head, *rows]) + "\n")
     return "\n".join(text)
 
 
