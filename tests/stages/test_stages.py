@@ -92,7 +92,7 @@ def test_finding_a_result_loads_nothing_heavy(journey):
 import json, sys
 from clipmill import stages
 stages = {{**vars(run_data), **vars(run)}}
-found = [stages[name](*arguments) for name, arguments in {calls!r}]
+found = [getattr(stages, name)(*arguments) for name, arguments in {calls!r}]
 heavy = [m for m in ("torch", "open_clip", "timm", "kserve", "mmseg") if m in sys.modules]
 print(json.dumps([found, heavy]))
 """
@@ -170,4 +170,4 @@ def test_overrides_come_after_the_choice_of_captions(journey, monkeypatch):
         layer=first["layer"],
     )
     view = read_metadata(uri).recipe["view"]
-    assert (view["captions"], view["fraction"]) == ("synthetic", 0.9)
+    assert (view["captions"], view["subset_fraction"]) == ("synthetic", 0.9)

@@ -224,7 +224,7 @@ def test_encoders_of_other_families(encoder, words, nyu):
 
 def test_a_recipe_of_another_task(ade20k):
     config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
-    with pytest.raises(ConfigError, match="the recipe is one of depth"):
+    with pytest.raises(ConfigError, match="the recipe is for depth"):
         found("segmentation", ade20k, encoder="random:timm/test_resnet", config=config)
 
 

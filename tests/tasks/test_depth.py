@@ -167,9 +167,7 @@ def test_layers_learn_slower_the_deeper_they_lie():
 
     objective = TASK.build_objective(DEPTH, VIT, ())
     optimizer = build_optimizer(objective, AdamWConfig(layer_decay=0.8, weight_decay=0.05))
-    scales = {
-        id(p): group["rate_scale"] for group in optimizer.param_groups for p in group["params"]
-    }
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     rate = {name: scales[id(p)] for name, p in objective.named_parameters()}
     blocks = VIT.vision.layers
     assert rate["decoder.head.0.weight"] == 1

@@ -119,7 +119,7 @@ def test_losses_are_at_the_features_places(encoder):
         stride = objective.encoder.strides[0]
         places = batch[truth][:, stride // 2 :: stride, stride // 2 :: stride]
         (loss,) = objective(batch).values()
-        maps = objective.maps(batch)
+        maps = objective.feature_maps(batch)
         if task == "segmentation":
             logits = objective.heads.decode_head(maps)
             expected = F.cross_entropy(logits, places.long(), ignore_index=255)

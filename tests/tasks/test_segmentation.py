@@ -171,9 +171,9 @@ def test_sliding_test():
         ],
         dim=-1,
     )
-    torch.testing.assert_close(served._slide(images), expected)
+    torch.testing.assert_close(served._sliding_window(images), expected)
     assert torch.equal(served(images), expected.argmax(1).to(torch.uint8))
-    served._test = "whole"
+    served._test_mode = "whole"
     assert not torch.equal(served(images), expected.argmax(1).to(torch.uint8))
 
 

@@ -208,7 +208,10 @@ def test_the_page(whole):
 
 
 def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, "sweep-depth-miniature", lambda: replace(CONFIG, rungs=(1.0,)))
+    def recipe() -> SweepConfig:
+        return replace(CONFIG, rungs=(1.0,))
+
+    monkeypatch.setitem(RECIPES, "sweep-depth-miniature", recipe)
     store = str(tmp_path / "store")
     options = ["--set", 'grid={"train.schedule.lr": [1e-3]}', "--gate", "100"]
     answer = CliRunner().invoke(
