@@ -31,12 +31,12 @@ from clipmill.data.filters import (
     LanguageFilter,
 )
 from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
-from clipmill.data.select import SelectConfig, select, steps
+from clipmill.data.select import SelectConfig, filter_steps, select
 
 SHARD_ROWS = 10_000
 RULE = SelectConfig(
     name="benchmark",
-    filters=steps(
+    filters=filter_steps(
         ClipTopFractionFilter(fraction=0.3),
         LanguageFilter(),
         CaptionLengthFilter(),

@@ -28,5 +28,5 @@ def pretrain(
     from clipmill import stages
     from clipmill.lineage import log_artifact
 
-    seen = {"captions": captions, "layer": layer, "selection_layers": [select] if select else []}
+    seen = {"captions": captions, "layer": layer, "select": [select] if select else []}
     return log_artifact(stages.pretrain(recipe, overrides, dataset, store, run, **seen), made)

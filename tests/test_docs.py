@@ -143,7 +143,7 @@ def test_links_are_rewritten_for_the_site(hooks, folder, link, expected):
 def config_fields():
     """The names of all fields of configs, and of the pipelines' parameters."""
     for module in pkgutil.walk_packages(clipmill.__path__, "clipmill."):
-        if module.name.endswith(("config", "deploy", "recaption", "export")):
+        if module.name.endswith(("config", "kserve", "recaption", "export")):
             importlib.import_module(module.name)
     importlib.import_module("clipmill.recipes.registry")
     kinds = [Config]
@@ -155,14 +155,14 @@ def config_fields():
 
 def test_every_setting_of_the_pages_is_a_field():
     names = config_fields()
-    keys = re.compile(r"(given\.(labels|layers)|efforts)\.\w+")  # entries of dicts
+    keys = re.compile(r"(user_data\.(labels|layers)|table_budgets)\.\w+")  # entries of dicts
     seen, unknown = 0, []
     for page in PAGES:
         if page.name in {"LOG.md", "CHANGELOG.md"}:  # settings of their time
             continue
         text = page.read_text()
         paths = re.findall(r"--set '?([a-z_.]+)=", text)
-        paths += re.findall(r"`((?:train|model|view|validation|distillation)\.[a-z_.]+)\b", text)
+        paths += re.findall(r"`((?:train|model|view|validation|distillation)\.[a-z_.]+)=", text)
         for path in paths:
             seen += 1
             parts = keys.sub(lambda m: m[0].rpartition(".")[0], path).split(".")

@@ -43,7 +43,7 @@ def test_time_left_is_scaled_by_measured_speed_and_never_jumps(slowness):
     half = len(told) // 2
     assert told[half] == pytest.approx(len(told) - half, rel=0.35)
     assert told[-1] < 5
-    assert left.words(now) == "less than a minute left"
+    assert left.describe(now) == "less than a minute left"
 
 
 def test_reused_stages_take_their_work_out_of_the_time_left():

@@ -292,8 +292,8 @@ def next_steps(
     return lines
 
 
-def _command(*words: str) -> str:
-    return shlex.join([*program(), *words])
+def _command(*arguments: str) -> str:
+    return shlex.join([*program(), *arguments])
 
 
 def _check(options: DemoOptions) -> None:
@@ -322,9 +322,9 @@ def _check(options: DemoOptions) -> None:
             action="give another one as --folder",
         ) from error
     if options.keep and (kept := running_processes(options.folder / _RUNNING)):
-        words = ", ".join(f"{p.name} (process {p.pid}, {p.url})" for p in kept)
+        processes = ", ".join(f"{p.name} (process {p.pid}, {p.url})" for p in kept)
         raise ServerError(
-            f"an earlier demo is still up: {words}",
+            f"an earlier demo is still up: {processes}",
             expected="one demo with --keep per folder",
             action=f"stop it first: {_command('demo', '--folder', str(options.folder), '--stop')}",
         )

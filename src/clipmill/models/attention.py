@@ -1,4 +1,4 @@
-"""How far the heads of a ViT look, and how differently: attention distance and divergence.
+"""Attention distance and divergence of a ViT's heads.
 
 Do Vision Transformers See Like Convolutional Neural Networks? (Raghu et al. 2021) measured the
 distance, Revealing the Dark Secrets of Masked Image Modeling (Xie et al. 2023) the divergence too;
@@ -23,7 +23,7 @@ class AttentionStatistics:
     """Means over queries and images, class token and registers left out."""
 
     distance_LH: Tensor
-    """Attention-weighted distance between the centres of query's and key's patches, pixels."""
+    """Attention-weighted distance between the centers of query's and key's patches, pixels."""
     divergence_L: Tensor
     """Kullback-Leibler divergence between two heads' attention, mean over ordered pairs, nats."""
     num_images: int
@@ -115,10 +115,10 @@ def capture_attention(model: nn.Module, see: Callable[[Tensor], None]) -> Iterat
 
 
 def patch_distances(side: int) -> Tensor:
-    """Distances (P, P) between the centres of a square grid's patches, in patches."""
+    """Distances (P, P) between the centers of a square grid's patches, in patches."""
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    centres_P2 = torch.stack([rows.flatten(), columns.flatten()], dim=1).double()
-    return torch.cdist(centres_P2, centres_P2).float()
+    centers_P2 = torch.stack([rows.flatten(), columns.flatten()], dim=1).double()
+    return torch.cdist(centers_P2, centers_P2).float()
 
 
 _Watch = Callable[[Any, Callable[[Tensor], None]], Any]
@@ -139,7 +139,7 @@ def _hook_multihead(module: nn.MultiheadAttention, see: Callable[[Tensor], None]
         return inputs, named | {"need_weights": True, "average_attn_weights": False}
 
     before = module.register_forward_pre_hook(ask, with_kwargs=True)
-    after = module.register_forward_hook(lambda _, __, found: see(found[1]))
+    after = module.register_forward_hook(lambda _, __, output: see(output[1]))
     with before, after:
         yield
 

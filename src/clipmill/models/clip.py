@@ -100,7 +100,7 @@ def _build(address: str, config: ClipConfig, tensors: "Mapping[str, Tensor] | No
 
 
 def _has_text(weights: "PublicWeights") -> bool:
-    """Whether open_clip has the text tower of weights in its layout."""
+    """Return whether open_clip has the text tower of weights in its layout."""
     return bool(weights.open_clip_config) and weights.path is not None
 
 

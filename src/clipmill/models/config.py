@@ -55,7 +55,7 @@ class VisionConfig(Config):
     std: tuple[float, float, float] = CLIP_STD
     """Their standard deviation, by channel."""
     interpolation: Interpolation = "bicubic"
-    """How images are resized to ``image_size``."""
+    """Interpolation of the resizing to ``image_size``."""
     resize: Literal["center", "shortest", "squash"] = "center"
     """Part of the image that becomes the square of ``image_size``: the central square, the center
     after the shorter side was resized to it (open_clip's ``shortest``), or the full image."""
@@ -78,7 +78,7 @@ class TextConfig(Config):
     is_causal: bool = True
     """Whether a token sees only those before it; MobileCLIP's see all."""
     activation: Activation = "gelu"
-    """Activation of the MLPs; that of a ViT beside it is the same."""
+    """Activation of the MLPs; that of a ViT next to it must be the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +173,7 @@ class MaeConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RangeAugmentConfig(Config):
-    """How far images are driven from their originals."""
+    """Strength of RangeAugment (Mehta et al. 2022), as a distance from the original images."""
 
     RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
         "start_psnr_decibels": "psnr_start_db",

@@ -54,7 +54,7 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(channels, eps=1e-6)  # detectron2's ViTDet
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.LayerNorm's name
-        """Normalised, of the same shape."""
+        """Normalized, of the same shape."""
         channels_last_BhwD = input.permute(0, 2, 3, 1)
         normalized_BhwD = F.layer_norm(
             channels_last_BhwD, self.normalized_shape, self.weight, self.bias, self.eps
@@ -67,7 +67,7 @@ def _upsample2x(in_channels: int, out_channels: int) -> nn.Module:
 
 
 def _to_width(in_channels: int, width: int) -> tuple[nn.Module, ...]:
-    """A 1x1 and a 3x3 convolution, each normalised."""
+    """A 1x1 and a 3x3 convolution, each normalized."""
     return (
         nn.Conv2d(in_channels, width, 1, bias=False),
         LayerNorm2d(width),

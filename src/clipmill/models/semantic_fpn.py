@@ -54,7 +54,7 @@ class SemanticFpnHead(nn.Module):
 
 
 def num_upsamples(strides: Sequence[int]) -> list[int]:
-    """How often each level is doubled to reach the first one's size.
+    """Return the number of 2x upsamplings from each level to the first one's size.
 
     Raises:
         ConfigError: a stride isn't a power of two times the first.

@@ -99,7 +99,7 @@ class MaskRcnnTraining(nn.Module):
         self._proposals = ConfigDict(
             _proposals(2 * num_proposals if is_cascade else num_proposals, 2 * num_proposals)
         )
-        _initialise(self, init_std)
+        _initialize(self, init_std)
 
     def loss(
         self,
@@ -111,7 +111,7 @@ class MaskRcnnTraining(nn.Module):
         is_crowd_BM: Tensor,
         size: tuple[int, int],
     ) -> dict[str, Tensor]:
-        """Losses by name, already weighted: their sum is to be minimised.
+        """Losses by name, already weighted: their sum is to be minimized.
 
         ``labels`` are -1 where an image has no more objects. Crowds are left out,
         as in mmdet's configs. ``size`` (H, W) is that of the images as the maps saw them.
@@ -120,13 +120,13 @@ class MaskRcnnTraining(nn.Module):
             _sample(*one, size)
             for one in zip(boxes_BM4, labels_BM, masks_BMHW, is_crowd_BM, strict=True)
         ]
-        found, proposals = self.rpn_head.loss_and_predict(
+        losses, proposals = self.rpn_head.loss_and_predict(
             maps, [_as_objects(sample) for sample in samples], proposal_cfg=self._proposals
         )
-        found = dict(found) | self.roi_head.loss(maps, proposals, samples)
+        losses = dict(losses) | self.roi_head.loss(maps, proposals, samples)
         return {
             name: torch.stack(value).sum() if isinstance(value, list) else value.sum()
-            for name, value in found.items()
+            for name, value in losses.items()
             if "loss" in name
         }
 
@@ -257,7 +257,7 @@ def _region_test() -> dict[str, Any]:
     return {"score_thr": 0.05, "nms": nms, "max_per_img": 100, "mask_thr_binary": 0.5}
 
 
-def _initialise(heads: nn.Module, std: float) -> None:
+def _initialize(heads: nn.Module, std: float) -> None:
     """As the heads' init_weights would, which logs each parameter; convolutions are set already."""
     for name, parameter in heads.named_parameters():
         if name.endswith("bias"):

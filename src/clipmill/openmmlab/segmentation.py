@@ -1,6 +1,6 @@
-"""UPerNet's and SemanticFPN's training heads and losses: mmseg's own, built of plain arguments.
+"""Training heads, losses and mean IoU of segmentation: mmseg's own, built of plain arguments.
 
-Shapes: B batch, H W label height and width.
+Shapes: B batch, H W height and width of labels, C classes.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class UperNetTraining(nn.Module):
             nn.init.zeros_(head.conv_seg.bias)
 
     def loss(self, maps: list[Tensor], labels_BHW: Tensor) -> dict[str, Tensor]:
-        """Losses ``decode`` and ``auxiliary``, already weighted: their sum is to be minimised.
+        """Losses ``decode`` and ``auxiliary``, already weighted: their sum is to be minimized.
 
         Labels are int64, 255 where unknown. As in mmseg's configs, cross-entropy is divided by all
         pixels, unknown ones too: an image of which little is known counts for little. While
@@ -151,7 +151,7 @@ def _cross_entropy(weight: float) -> dict[str, Any]:
 
 
 def _on_several_gpus() -> bool:
-    """Whether batch statistics are to be shared: torch's SyncBatchNorm works on GPUs alone."""
+    """Return whether to synchronize batch statistics: torch's SyncBatchNorm works on GPUs only."""
     distributed = torch.distributed
     return distributed.is_initialized() and distributed.get_backend() == "nccl"
 

@@ -50,7 +50,7 @@ def write_model(
 
 
 def write_json_file(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an indented JSON object, whole or not at all."""
+    """Write an indented JSON object, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -61,7 +61,7 @@ def origin(metadata: CheckpointMetadata) -> dict[str, str]:
 
 
 def preprocessing(vision: VisionConfig) -> dict[str, Any]:
-    """How an image tower's images are prepared, for people and for a model's metadata."""
+    """Return an image tower's preprocessing, for people and for a model's metadata."""
     return {
         "size": vision.image_size,
         "mean": list(vision.mean),

@@ -83,23 +83,23 @@ def _timm_vit(visual: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """open_clip's ViT under timm's names; the projection becomes a classifier without bias."""
     import torch
 
-    found = {}
+    renamed = {}
     for key, tensor in visual.items():
         name = key
         for old, new in _VIT_NAMES:
             name = name.replace(old, new)
         if name == "proj":
-            found["head.weight"] = tensor.T
-            found["head.bias"] = torch.zeros(tensor.shape[1])
+            renamed["head.weight"] = tensor.T
+            renamed["head.bias"] = torch.zeros(tensor.shape[1])
         elif name == "cls_token":
-            found[name] = tensor[None, None]
+            renamed[name] = tensor[None, None]
         elif name == "pos_embed":
-            found[name] = tensor[None]
+            renamed[name] = tensor[None]
         else:
-            found[name] = tensor
-    if "norm_pre.weight" not in found:  # timm's patches have a bias where no norm follows
-        found["patch_embed.proj.bias"] = torch.zeros(len(found["patch_embed.proj.weight"]))
-    return found
+            renamed[name] = tensor
+    if "norm_pre.weight" not in renamed:  # timm's patches have a bias where no norm follows
+        renamed["patch_embed.proj.bias"] = torch.zeros(len(renamed["patch_embed.proj.weight"]))
+    return renamed
 
 
 def _preprocessing(vision: VisionConfig, num_classes: int) -> dict[str, Any]:

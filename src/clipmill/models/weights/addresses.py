@@ -36,7 +36,7 @@ class Address:
     text: str
     """The address as it was given."""
     scheme: Scheme
-    """Where the weights are."""
+    """Source of the weights."""
     name: str
     """URI, architecture, repository or path."""
     tag: str = ""

@@ -27,7 +27,7 @@ class HubFile:
     """A file of a model repository, on this machine."""
 
     path: Path
-    """Where the cache has it."""
+    """Path in the cache."""
     revision: str
     """Commit of the repository that it belongs to."""
 
@@ -175,7 +175,7 @@ def _reason(error: Exception) -> str:
 
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's archives, and no others, hold beside their weights."""
+"""Numbers that OpenAI's archives, and no others, hold in addition to their weights."""
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":

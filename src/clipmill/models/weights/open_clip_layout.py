@@ -1,4 +1,4 @@
-"""Weights in open_clip's layout: its config in clipmill's words, its tensors under CLIP's names."""
+"""Weights in open_clip's layout: conversion of its config and of its tensors' names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
-# Settings of a tower that clipmill's has with these values alone, beside those that it takes over.
+# Settings of a tower that clipmill supports with these values only, in addition to those that it takes over.
 _VISION_DEFAULTS: Mapping[str, Any] = {
     "ls_init_value": None,
     "attentional_pool": False,
@@ -91,8 +91,8 @@ def pretrained_file(address: Address) -> tuple[dict[str, Any], dict[str, Any], H
         ConfigError: open_clip has no such model, or no such weights of it.
         NotFoundError: the weights aren't in the cache and can't be downloaded.
     """
-    config, found = pretrained_config(address.name, address.tag)
-    repository, _, file = found["hf_hub"].rpartition("/")
+    config, preprocessing = pretrained_config(address.name, address.tag)
+    repository, _, file = preprocessing["hf_hub"].rpartition("/")
     weights = hub_file(
         repository,
         (file,) if file else WEIGHTS_FILES,
@@ -105,7 +105,7 @@ def pretrained_file(address: Address) -> tuple[dict[str, Any], dict[str, Any], H
             action="download the weights by hand, and give them as "
             f"file:PATH#open_clip/{address.name}/{address.tag}",
         )
-    return config, found, weights
+    return config, preprocessing, weights
 
 
 def pretrained_config(name: str, tag: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -126,8 +126,8 @@ def pretrained_config(name: str, tag: str) -> tuple[dict[str, Any], dict[str, An
             expected="open_clip:NAME/TAG",
             action=f"write file:{tag}#open_clip/{name}",
         )
-    found: dict[str, Any] = pretrained.get_pretrained_cfg(name, tag)
-    if not found:
+    settings: dict[str, Any] = pretrained.get_pretrained_cfg(name, tag)
+    if not settings:
         what = f"open_clip has no weights {tag!r} of {name}{did_you_mean(tag, tags)}"
         raise ConfigError(
             what if tag else f"open_clip:{name} names an architecture, and no weights of it",
@@ -136,7 +136,7 @@ def pretrained_config(name: str, tag: str) -> tuple[dict[str, Any], dict[str, An
             else f"random:open_clip/{name}, since open_clip lists no weights of it",
             action=f"name the weights; random:open_clip/{name} has random ones",
         )
-    return config | {"quick_gelu": found.get("quick_gelu", False)}, found
+    return config | {"quick_gelu": settings.get("quick_gelu", False)}, settings
 
 
 def common_preprocessing(name: str) -> dict[str, Any]:
@@ -144,12 +144,12 @@ def common_preprocessing(name: str) -> dict[str, Any]:
     from open_clip import pretrained
 
     names = ("mean", "std", "interpolation", "resize_mode")
-    found = [
+    candidates = [
         {key: config[key] for key in names}
         for tag in pretrained.list_pretrained_tags_by_model(name)
         for config in [pretrained.get_pretrained_cfg(name, tag)]
     ]
-    return found[0] if found and all(one == found[0] for one in found) else {}
+    return candidates[0] if candidates and all(c == candidates[0] for c in candidates) else {}
 
 
 def towers(
@@ -316,7 +316,7 @@ def read_clip_tensors(
 
 
 def _from_mobileclip(vision: VisionConfig, tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """Names of Apple's own files in open_clip's words."""
+    """Return the tensors of Apple's own files under open_clip's names."""
     from types import SimpleNamespace
 
     from open_clip.convert import convert_state_dict

@@ -1,4 +1,4 @@
-"""Weights in timm's layout: its config in clipmill's words, its tensors under the tower's names."""
+"""Weights in timm's layout: conversion of its config and of its tensors' names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,14 +31,14 @@ def pretrained_file(address: Address) -> tuple[VisionConfig, HubFile]:
         repository, _, revision = config.hf_hub_id.partition("@")
         names = (config.hf_hub_filename,) if config.hf_hub_filename else WEIGHTS_FILES
         architecture = f"timm/{address.name}.{config.tag}"
-        found = hub_file(repository, names, revision=revision, architecture=architecture)
-        if found is None:
+        file = hub_file(repository, names, revision=revision, architecture=architecture)
+        if file is None:
             raise NotFoundError(
                 f"https://huggingface.co/{repository} has none of {', '.join(names)}",
                 expected="the file that timm names for these weights",
                 action=f"download the weights by hand, and give them as file:PATH#{architecture}",
             )
-        return vision, found
+        return vision, file
     import torch
 
     url = config.url[0] if isinstance(config.url, tuple) else config.url
@@ -172,8 +172,8 @@ def _classifiers(name: str) -> tuple[str, ...]:
     """Names of the modules above a timm model's features."""
     from timm.models import get_pretrained_cfg_value
 
-    found = get_pretrained_cfg_value(name, "classifier") or ()
-    return (found,) if isinstance(found, str) else tuple(found)
+    names = get_pretrained_cfg_value(name, "classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _with_its_activation(name: str, tag: str) -> str:

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP in the layout of transformers: its config in clipmill's words, its tensors.
+"""CLIP and SigLIP in the layout of transformers: conversion of the config and of tensors' names.
 
 transformers itself isn't imported.
 """
@@ -111,7 +111,7 @@ def read_clip_tensors(
 ) -> "dict[str, Tensor]":
     """Read CLIP's tensors, or those of the image tower alone, under open_clip's names."""
     tensors = read_tensors(path)
-    found = _transformer(tensors, "vision_model.", "visual.", vision.layers)
+    renamed = _transformer(tensors, "vision_model.", "visual.", vision.layers)
     for theirs, ours in (
         ("embeddings.class_embedding", "class_embedding"),
         ("embeddings.patch_embedding.weight", "conv1.weight"),
@@ -119,22 +119,22 @@ def read_clip_tensors(
         ("pre_layrnorm", "ln_pre"),  # transformers' own spelling
         ("post_layernorm", "ln_post"),
     ):
-        _take(tensors, f"vision_model.{theirs}", found, f"visual.{ours}")
+        _take(tensors, f"vision_model.{theirs}", renamed, f"visual.{ours}")
     if "visual_projection.weight" in tensors:
-        found["visual.proj"] = tensors["visual_projection.weight"].T.contiguous()
+        renamed["visual.proj"] = tensors["visual_projection.weight"].T.contiguous()
     if clip is None:
-        return found
-    found |= _transformer(tensors, "text_model.", "", clip.text.layers)
+        return renamed
+    renamed |= _transformer(tensors, "text_model.", "", clip.text.layers)
     for theirs, ours in (
         ("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
         ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
         ("text_model.final_layer_norm", "ln_final"),
         ("logit_scale", "logit_scale"),
     ):
-        _take(tensors, theirs, found, ours)
+        _take(tensors, theirs, renamed, ours)
     if "text_projection.weight" in tensors:
-        found["text_projection"] = tensors["text_projection.weight"].T.contiguous()
-    return found
+        renamed["text_projection"] = tensors["text_projection.weight"].T.contiguous()
+    return renamed
 
 
 def read_siglip_tensors(path: Path, vision: VisionConfig) -> "dict[str, Tensor]":
@@ -142,7 +142,7 @@ def read_siglip_tensors(path: Path, vision: VisionConfig) -> "dict[str, Tensor]"
     import torch
 
     tensors = read_tensors(path)
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for theirs, ours in (
         ("embeddings.patch_embedding", "patch_embed.proj"),
         ("post_layernorm", "norm"),
@@ -151,10 +151,10 @@ def read_siglip_tensors(path: Path, vision: VisionConfig) -> "dict[str, Tensor]"
         ("head.layernorm", "attn_pool.norm"),
         ("head.mlp", "attn_pool.mlp"),
     ):
-        _take(tensors, f"vision_model.{theirs}", found, ours)
+        _take(tensors, f"vision_model.{theirs}", renamed, ours)
     positions = tensors.get("vision_model.embeddings.position_embedding.weight")
     if positions is not None:
-        found["pos_embed"] = positions[None]
+        renamed["pos_embed"] = positions[None]
     for number in range(int(vision.timm_args["depth"])):
         theirs, ours = f"vision_model.encoder.layers.{number}.", f"blocks.{number}."
         for one, other in (
@@ -163,18 +163,18 @@ def read_siglip_tensors(path: Path, vision: VisionConfig) -> "dict[str, Tensor]"
             ("self_attn.out_proj", "attn.proj"),
             ("mlp", "mlp"),
         ):
-            _take(tensors, theirs + one, found, ours + other)
+            _take(tensors, theirs + one, renamed, ours + other)
         for part in ("weight", "bias"):
             names = [f"{theirs}self_attn.{n}_proj.{part}" for n in "qkv"]
             if all(name in tensors for name in names):
-                found[f"{ours}attn.qkv.{part}"] = torch.cat([tensors[name] for name in names])
+                renamed[f"{ours}attn.qkv.{part}"] = torch.cat([tensors[name] for name in names])
     for part in ("weight", "bias"):  # MultiheadAttention keeps query, key and value together
         joint = tensors.get(f"vision_model.head.attention.in_proj_{part}")
         if joint is not None:
             width = len(joint) // 3
-            found[f"attn_pool.q.{part}"] = joint[:width]
-            found[f"attn_pool.kv.{part}"] = joint[width:]
-    return {f"visual.trunk.{name}": tensor.contiguous() for name, tensor in found.items()}
+            renamed[f"attn_pool.q.{part}"] = joint[:width]
+            renamed[f"attn_pool.kv.{part}"] = joint[width:]
+    return {f"visual.trunk.{name}": tensor.contiguous() for name, tensor in renamed.items()}
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def _transformer(
     """The blocks of a CLIP's tower under open_clip's names."""
     import torch
 
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for number in range(layers):
         old = f"{theirs}encoder.layers.{number}."
         new = f"{ours}transformer.resblocks.{number}."
@@ -276,17 +276,19 @@ def _transformer(
             ("mlp.fc1", "mlp.c_fc"),
             ("mlp.fc2", "mlp.c_proj"),
         ):
-            _take(tensors, old + one, found, new + other)
+            _take(tensors, old + one, renamed, new + other)
         for part in ("weight", "bias"):
             names = [f"{old}self_attn.{n}_proj.{part}" for n in "qkv"]
             if all(name in tensors for name in names):
                 joint = torch.cat([tensors[name] for name in names])
-                found[f"{new}attn.in_proj_{part}"] = joint
-    return found
+                renamed[f"{new}attn.in_proj_{part}"] = joint
+    return renamed
 
 
-def _take(tensors: "Mapping[str, Tensor]", old: str, found: "dict[str, Tensor]", new: str) -> None:
+def _take(
+    tensors: "Mapping[str, Tensor]", old: str, renamed: "dict[str, Tensor]", new: str
+) -> None:
     """Copy what is named ``old``, or begins with it, under the new name."""
     for name, tensor in tensors.items():
         if name == old or name.startswith(f"{old}."):
-            found[new + name.removeprefix(old)] = tensor
+            renamed[new + name.removeprefix(old)] = tensor
