@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from loader_peers import rates
+from loader_vs_webdataset import rates
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -108,7 +108,7 @@ def run(contender: str, options: argparse.Namespace) -> dict[str, float]:
 
 def peer(contender: str, options: argparse.Namespace) -> list[str]:
     """The command that runs a peer."""
-    program = Path(__file__).with_name("loader_peers.py")
+    program = Path(__file__).with_name("loader_vs_webdataset.py")
     return [options.peers, str(program), contender, str(options.folder)]
 
 

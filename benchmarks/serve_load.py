@@ -237,14 +237,16 @@ def main() -> None:
         binary = pixels_request(image_HW3)
         infer, live = "/v2/models/model/infer", "/v2/health/live"
         targets = {"clipmill": Target(ours.http_port, ours.pid, infer, live, *binary)}
-        control_port, _ = start_peer(sys.executable, "serve_nothing.py", "", log_path, stack)
+        control_port, _ = start_peer(sys.executable, "serve_overhead.py", "", log_path, stack)
         if options.rates:
             targets["clipmill"].wait()
             for rate in options.rates:
                 found = open_loop(targets["clipmill"], control_port, rate, options.seconds / 2)
                 print(json.dumps(found), flush=True)
             return
-        peer = start_peer(sys.executable, "serve_plain.py", options.model, log_path, stack)
+        peer = start_peer(
+            sys.executable, "serve_fastapi_baseline.py", options.model, log_path, stack
+        )
         targets["plain"] = Target(*peer, infer, live, *binary)
         if options.litserve:
             form = as_form(image_HW3)

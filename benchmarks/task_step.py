@@ -73,9 +73,9 @@ def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
     laps: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         if options.child == "mmengine":
-            import task_peers
+            import tasks_vs_mmlab
 
-            build = getattr(task_peers, options.task)
+            build = getattr(tasks_vs_mmlab, options.task)
             runner = build(
                 config.model,
                 config.train,

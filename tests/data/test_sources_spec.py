@@ -9,10 +9,9 @@ import pytest
 from make_sources import jpeg, plain_samples, write_tar
 from source_reading import read_all
 
-from clipmill.data.sources import SOURCES, open_source
+from clipmill.data.sources import SOURCES, open_source, parse_spec
 from clipmill.data.sources.files import sorted_records
 from clipmill.data.sources.folder import FolderSource
-from clipmill.data.sources.spec import parse_spec
 from clipmill.errors import BadSampleError, SourceError
 
 

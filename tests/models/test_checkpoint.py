@@ -77,7 +77,7 @@ def test_statistics_of_another_model(tmp_path, change):
     metadata = save_checkpoint(str(tmp_path), CARD, TENSORS, EMBEDDING)
     path = tmp_path / "embedding.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ArtifactError, match=r"embedding\.json isn't about the model beside it"):
+    with pytest.raises(ArtifactError, match=r"embedding\.json isn't about the model next to it"):
         read_embedding(metadata)
 
 

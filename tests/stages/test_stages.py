@@ -91,7 +91,6 @@ def test_finding_a_result_loads_nothing_heavy(journey):
     code = f"""
 import json, sys
 from clipmill import stages
-stages = {{**vars(run_data), **vars(run)}}
 found = [getattr(stages, name)(*arguments) for name, arguments in {calls!r}]
 heavy = [m for m in ("torch", "open_clip", "timm", "kserve", "mmseg") if m in sys.modules]
 print(json.dumps([found, heavy]))

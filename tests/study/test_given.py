@@ -72,7 +72,9 @@ def test_two_ranks_carry_out_what_the_paper_asks_on_given_data(data, tmp_path):
 def test_what_is_not_given_is_named(data, tmp_path):
     dataset, labels = data
     paper = get_recipe("study-paper", StudyConfig)
-    with pytest.raises(ConfigError, match=r"given\.dataset, given\.layers\.synthetic, given\.lab"):
+    with pytest.raises(
+        ConfigError, match=r"user_data\.dataset, user_data\.layers\.synthetic, user_data\.lab"
+    ):
         run_study(paper, str(tmp_path), report=no_progress)
     given = [
         f"user_data.dataset={dataset}",

@@ -155,7 +155,7 @@ def parts_are_the_whole(result, folder):
     clip = mobile.config.clip_runs["clip"]
     longer = replace(clip, train=replace(clip.train, steps=3))
     other = replace(mobile.config, clip_runs={**mobile.config.clip_runs, "clip": longer})
-    with pytest.raises(ConfigError, match=r"the studies differ in clips\.clip"):
+    with pytest.raises(ConfigError, match=r"the studies differ in clip_runs\.clip"):
         merge_studies([mobile, replace(mobile, config=other)])
     write_json(join(parts[0], RESULT), {**mobile.to_json(), "format": 1})
     with pytest.raises(ArtifactError, match="of format 1"):
@@ -165,14 +165,14 @@ def parts_are_the_whole(result, folder):
 def test_a_part_of_a_study_is_what_its_tables_need():
     whole = study_captions()
     part = whole.subset(("mobile",))
-    mobile = [c.name for c in whole.table("mobile")]
-    assert [c.name for c in part.table("mobile")] == mobile
+    mobile = [c.name for c in whole.conditions_of("mobile")]
+    assert [c.name for c in part.conditions_of("mobile")] == mobile
     assert {c.name for c in part.conditions} == {*mobile, whole.teacher}
-    assert (part.judge, part.attention, part.table_budgets.keys()) == ("", (), {"mobile"})
+    assert (part.scoring_clip, part.attention, part.table_budgets.keys()) == ("", (), {"mobile"})
     assert part.transfers_for(part.condition(whole.teacher), 0) == {}
     sources = whole.subset(("sources", "dose"))
-    assert sources.judge == whole.judge
-    for condition in sources.table("dose"):
+    assert sources.scoring_clip == whole.scoring_clip
+    for condition in sources.conditions_of("dose"):
         assert sources.transfers_for(condition, 1) == whole.transfers_for(condition, 1)
     with pytest.raises(ConfigError, match="no table 'sizes'"):
         whole.subset(("sizes",))
@@ -181,19 +181,19 @@ def test_a_part_of_a_study_is_what_its_tables_need():
 def test_a_part_of_a_study_is_what_its_seeds_need():
     whole = study_captions()
     second = whole.subset(("sources", "objectives"), (1,))
-    assert (second.seeds, second.attention, second.judge) == ((1,), (), whole.judge)
+    assert (second.seeds, second.attention, second.scoring_clip) == ((1,), (), whole.scoring_clip)
     for table in ("sources", "objectives"):
         assert second.seeds_of(table) == (1,)
-        for condition in second.table(table):
+        for condition in second.conditions_of(table):
             assert second.transfers_for(condition, 1) == whole.transfers_for(condition, 1)
     # The first two seeds have every table, the others the caption sources alone.
-    assert whole.subset(seeds=(0, 1)).table("dose") == whole.table("dose")
+    assert whole.subset(seeds=(0, 1)).conditions_of("dose") == whole.conditions_of("dose")
     later = whole.subset(seeds=(3, 4))
     assert {t for c in later.conditions for t in c.tables} == {"sources"}
     assert whole.subset(("objectives",), (0,)).attention == whole.attention
     for tables, seeds, complaint in (
         ((), (7,), "no seed 7"),
-        (("dose",), (3,), "no table that was asked for has the seeds 3"),
+        (("dose",), (3,), "no selected table has the seeds 3"),
         ((), (1,), r"'mobile, CLIP G\+S, distilled' learns from 'G\+S \(CoCa\)' of seed 0"),
     ):
         with pytest.raises(ConfigError, match=complaint):
@@ -306,9 +306,9 @@ def test_verdict_speaks_of_what_the_interval_leaves_no_doubt_about():
         "split is better than G at depth, frozen (by 0.100 m) and worse at segmentation "
         "(by 5.0 points)."
     )
-    # One that has a reference of its own is held against that.
+    # One that has a reference of its own is compared with that.
     findings = found.table()
-    matched = replace(findings, baseline={"less": "less", "same": "less"})
+    matched = replace(findings, baselines={"less": "less", "same": "less"})
     assert summary_sentences(matched)[0] == "same is worse than less at depth, frozen (by 0.100 m)."
     told = str(comparison(matched))
     assert "<span>same</span><small>against less</small>" in told
@@ -366,9 +366,9 @@ def test_a_layer_that_nobody_makes_is_refused():
         study_of(ConditionConfig(name="x", captions="synthetic", layer="nonsense"))
     with pytest.raises(ConfigError, match="takes the layer ''"):
         study_of(ConditionConfig(name="x", captions="both"))
-    with pytest.raises(ConfigError, match=r"has a share of 1\.5"):
+    with pytest.raises(ConfigError, match=r"has a fraction of 1\.5"):
         ConditionConfig(name="x", compute_budget=1.5)
-    with pytest.raises(ConfigError, match="is held against 'y'"):
+    with pytest.raises(ConfigError, match="is compared with 'y'"):
         study_of(ConditionConfig(name="x", baseline="y"))
     with pytest.raises(ConfigError, match="takes the encoder 'nothing'"):
         study_of(ConditionConfig(name="x", encoder="nothing"))
@@ -380,9 +380,9 @@ def test_a_layer_that_nobody_makes_is_refused():
     with pytest.raises(ConfigError, match="one world"):
         replace(tiny(), synthetic_data=None)
     for effort, complaint in (
-        (TableBudget(seeds=(1,)), r"efforts\.caption_noise\.seeds was \(1,\)"),
-        (TableBudget(seeds=(0, 2)), r"efforts\.caption_noise\.seeds was \(0, 2\)"),
-        (TableBudget(transfers=("x",)), r"efforts\.caption_noise\.transfers names 'x'"),
+        (TableBudget(seeds=(1,)), r"table_budgets.dose\.seeds was \(1,\)"),
+        (TableBudget(seeds=(0, 2)), r"table_budgets.dose\.seeds was \(0, 2\)"),
+        (TableBudget(transfers=("x",)), r"table_budgets.dose\.transfers names 'x'"),
     ):
         with pytest.raises(ConfigError, match=complaint):
             replace(tiny(), table_budgets={"dose": effort})
@@ -440,7 +440,7 @@ def test_equal_cost_says_what_captions_would_have_bought_otherwise():
         "S 1.0": Cost(pretraining=1e13, captioning=9e13),
     }
     figures = {"G": {0.1: 10.0, 1.0: 20.0}, "S": {0.1: 20.0, 1.0: 25.0}}
-    page = study_page(scaled(figures, "budget", costs))
+    page = study_page(scaled(figures, "compute_budget", costs))
     assert "<td>100</td><td>40.0</td><td>25.0</td><td>-15.0</td>" in page
     assert "<td>100</td><td>0.711</td><td>0.750</td><td>-0.039</td>" in page
-    assert "Equal cost" not in study_page(scaled(figures, "budget"))
+    assert "Equal cost" not in study_page(scaled(figures, "compute_budget"))

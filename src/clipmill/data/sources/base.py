@@ -1,14 +1,16 @@
 """Interface of sources of image-text pairs: a stable order, split into ranges, read lazily."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 from clipmill.data.parallel import OrderedMap
+from clipmill.errors import SourceError
 from clipmill.images import UNREADABLE_IMAGE
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
 CAPTION_SUFFIX = ".txt"
 
 # Reasons for quarantine of an item, with their meaning.
@@ -29,6 +31,15 @@ REASONS = {
     "duplicate-id": "another sample has the same id",
     "duplicate-image": "another sample's image has the same bytes",
 }
+
+# Common names of these columns, the most likely first.
+IMAGE_NAMES: Final = ("path", "image_path", "filepath", "file", "filename", "file_name", "image")
+
+BYTES_NAMES: Final = ("image", "jpg", "jpeg", "png", "webp", "img")
+
+CAPTION_NAMES: Final = ("caption", "text", "title", "txt", "captions")
+
+ID_NAMES: Final = ("uid", "id", "key", "image_id")
 
 FingerprintMode = Literal["content", "metadata"]
 """What a source's digest covers: all bytes, or names, sizes and modification times of files."""
@@ -107,3 +118,24 @@ class Source(ABC):
     @abstractmethod
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
         """Yield the items of a range, in order, without reading others."""
+
+
+def resolve_column(
+    columns: Iterable[str], name: str, candidates: Sequence[str], role: str, option: str
+) -> str:
+    """Return the column ``name``, or if that is empty the first of ``candidates`` that exists.
+
+    Raises SourceError, which lists the columns and the option that sets one.
+    """
+    columns = list(columns)
+    if name and name in columns:
+        return name
+    by_name = {column.lower(): column for column in reversed(columns)}
+    for candidate in () if name else candidates:
+        if candidate in by_name:
+            return by_name[candidate]
+    raise SourceError(
+        f"no column {name!r} for the {role}" if name else f"no column for the {role} is known",
+        expected=f"one of the columns {', '.join(columns)}",
+        action=f"name it in the source: KIND:PATH?{option}=COLUMN",
+    )

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clipmill.data.sources.base import (
+    CAPTION_NAMES,
+    IMAGE_NAMES,
     Entry,
     FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
+    resolve_column,
 )
-from clipmill.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, resolve_column
 from clipmill.data.sources.files import ImageFiles, PreadFile, files_digest, image_suffix
 from clipmill.errors import BadSampleError, SourceError
 

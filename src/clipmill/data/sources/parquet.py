@@ -10,17 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.data.sources.base import (
+    BYTES_NAMES,
+    CAPTION_NAMES,
+    IMAGE_NAMES,
     Entry,
     FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
-)
-from clipmill.data.sources.columns import (
-    BYTES_NAMES,
-    CAPTION_NAMES,
-    IMAGE_NAMES,
     resolve_column,
 )
 from clipmill.data.sources.files import (

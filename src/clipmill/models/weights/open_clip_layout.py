@@ -16,7 +16,7 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
-# Settings of a tower that clipmill supports with these values only, in addition to those that it takes over.
+# Settings of a tower that clipmill supports with these values only.
 _VISION_DEFAULTS: Mapping[str, Any] = {
     "ls_init_value": None,
     "attentional_pool": False,

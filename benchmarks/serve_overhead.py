@@ -1,6 +1,6 @@
 """A server that answers everything with an empty 200: what a probe costs on this machine.
 
-python benchmarks/serve_nothing.py PORT
+python benchmarks/serve_overhead.py PORT
 """
 
 import asyncio
