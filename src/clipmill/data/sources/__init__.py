@@ -1,6 +1,6 @@
-"""Where image-text pairs come from: one kind of source a file, and an entry here.
+"""Sources of image-text pairs, one external format per module, and a registry of their kinds.
 
-A source is named by a spec: a path whose kind is seen, or ``KIND:PATH?OPTION=VALUE&...``.
+A source is named by a spec: ``KIND:PATH?OPTION=VALUE&...``, or a path whose kind is detected.
 """
 
 import itertools
@@ -33,12 +33,12 @@ from clipmill.errors import SourceError
 from clipmill.storage import exists, unpack_dir
 
 __all__ = [
+    "REASONS",
+    "SOURCES",
     "Entry",
     "FingerprintMode",
     "FolderSource",
-    "REASONS",
     "RawPair",
-    "SOURCES",
     "Source",
     "SourceKind",
     "Split",
