@@ -373,16 +373,16 @@ def test_a_layer_that_nobody_makes_is_refused():
     with pytest.raises(ConfigError, match="takes the encoder 'nothing'"):
         study_of(ConditionConfig(name="x", encoder="nothing"))
     unlabelled = replace(tiny().synthetic_data, scenes=replace(SCENES, tasks=("segmentation",)))
-    with pytest.raises(ConfigError, match="no labels are drawn for depth"):
+    with pytest.raises(ConfigError, match="no labels are generated for depth"):
         replace(tiny(), synthetic_data=unlabelled)
     with pytest.raises(ConfigError, match="conditions was"):
         study_of()
-    with pytest.raises(ConfigError, match="one world"):
+    with pytest.raises(ConfigError, match="one source of data"):
         replace(tiny(), synthetic_data=None)
     for effort, complaint in (
-        (TableBudget(seeds=(1,)), r"table_budgets.dose\.seeds was \(1,\)"),
-        (TableBudget(seeds=(0, 2)), r"table_budgets.dose\.seeds was \(0, 2\)"),
-        (TableBudget(transfers=("x",)), r"table_budgets.dose\.transfers names 'x'"),
+        (TableBudget(seeds=(1,)), r"table_budgets\.dose\.seeds was \(1,\)"),
+        (TableBudget(seeds=(0, 2)), r"table_budgets\.dose\.seeds was \(0, 2\)"),
+        (TableBudget(transfers=("x",)), r"table_budgets\.dose\.transfers names 'x'"),
     ):
         with pytest.raises(ConfigError, match=complaint):
             replace(tiny(), table_budgets={"dose": effort})
