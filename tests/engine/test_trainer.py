@@ -269,3 +269,10 @@ def test_a_compiled_objective_trains_to_the_same_weights(tmp_path):
 
 def test_seen_samples_are_batches_times_updates():
     assert TrainConfig(steps=200_000, batch_size=65_536).num_seen_samples == 13_107_200_000
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", -1), ("steps", 0), ("log_every", 0)])
+def test_settings_out_of_range_are_refused(field, value):
+    usual = {"steps": 1, "batch_size": 1}
+    with pytest.raises(ConfigError, match=f"{field} was {value}"):
+        TrainConfig(**usual | {field: value})

@@ -216,6 +216,10 @@ class TrainConfig(Config):
                     expected="at least 1",
                     action=f"set {name} to a number of at least 1",
                 )
+        if self.seed < 0:
+            raise ConfigError(
+                f"seed was {self.seed}", expected="0 or more", action="set seed to 0 or more"
+            )
 
     @property
     def num_seen_samples(self) -> int:
