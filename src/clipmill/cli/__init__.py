@@ -34,9 +34,9 @@ app.command()(report)
 
 def _version(is_requested: bool) -> None:
     if is_requested:
-        from clipmill import __version__
+        from clipmill.version import clipmill_version
 
-        typer.echo(f"clipmill {__version__}")
+        typer.echo(f"clipmill {clipmill_version()}")
         raise typer.Exit
 
 

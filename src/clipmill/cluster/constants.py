@@ -2,10 +2,12 @@
 
 from typing import Final
 
+from clipmill.version import clipmill_version
+
 DOMAIN: Final = "clipmill.io"
 """Prefix of our labels and annotations."""
 
-VERSION: Final = "0.1.0"
+VERSION: Final = clipmill_version()
 """Tag of the images, and version of the chart."""
 
 DATA_IMAGE: Final = f"clipmill/data:{VERSION}"

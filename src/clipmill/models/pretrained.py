@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from clipmill import __version__
 from clipmill.config import digest_json
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
@@ -23,6 +22,7 @@ from clipmill.models.weights.files import check_fit
 from clipmill.models.weights.public import PublicWeights, find_weights
 from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join
+from clipmill.version import clipmill_version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,7 +184,7 @@ def import_weights(address: str, store: str, *, report: ProgressCallback) -> str
     metadata = CheckpointMetadata(
         kind="clip" if weights.clip else "image",
         architecture=config.to_json() if weights.clip else {"vision": config.to_json()},
-        recipe={"import": address, "clipmill": __version__},
+        recipe={"import": address, "clipmill": clipmill_version()},
         parents=(Parent(role="weights", uri=address, digest=weights.sha256),),
         summary=weights.summary,
     )
