@@ -42,12 +42,14 @@ def _version(is_requested: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     del version, debug
+    context.obj = app  # for `cluster submit`, which parses another command with it
 
 
 @app.command()

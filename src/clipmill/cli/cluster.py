@@ -38,11 +38,12 @@ def cluster_submit(
     sets: Set = None,
 ) -> None:
     """Run a clipmill command on GPU nodes: submit --name a --pool gpu -- pretrain DATASET ..."""
-    from clipmill import cli
     from clipmill.cluster import submit
     from clipmill.cluster.training_job import TrainingJobConfig, parse_nodes
 
-    entry.check_command(cli.app, context.args)
+    app = context.find_object(typer.Typer)
+    assert app is not None, "the root command sets it"
+    entry.check_command(app, context.args)
 
     least, most = parse_nodes(nodes)
     job = TrainingJobConfig(
