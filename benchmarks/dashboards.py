@@ -163,7 +163,7 @@ def train(folder: Path, port: int) -> dict[str, str]:
             f"validation.zero_shot_dataset={classes / 'val'}",
         ),
     )
-    wanted = {"depth": ("depth-miniature", nyu), "segmentation": ("upernet-miniature", ade20k)}
+    wanted = {"depth": ("depth-tiny", nyu), "segmentation": ("upernet-tiny", ade20k)}
     return {
         task: made_by(
             *("finetune", "--recipe", recipe, "--encoder", encoder, "--data", str(data)),

@@ -1,6 +1,6 @@
-"""Fine-tuning: our loop against mmengine's ``Runner``, on one miniature and the same data.
+"""Fine-tuning: our loop against mmengine's ``Runner``, on one tiny recipe and the same data.
 
-``upernet-miniature`` and ``mask-rcnn-miniature`` as ``clipmill finetune`` trains them, and as mmseg
+``upernet-tiny`` and ``mask-rcnn-tiny`` as ``clipmill finetune`` trains them, and as mmseg
 and mmdet do: their models of the same widths on the same encoder, their loading, their loop. Data
 loading counts, in the process on both sides. Each runs in processes of its own that take turns.
 Prints medians and ratios: ``python benchmarks/task_step.py``. Where other work shares the machine,
@@ -37,7 +37,7 @@ from clipmill.tasks.registry import get_task
 
 _WARM = 3
 _NUM_IMAGES = 64
-_RECIPES = {"segmentation": "upernet-miniature", "detection": "mask-rcnn-miniature"}
+_RECIPES = {"segmentation": "upernet-tiny", "detection": "mask-rcnn-tiny"}
 _ENCODER = "random:timm/test_resnet"
 _LOOPS = ("clipmill", "mmengine")
 
@@ -57,7 +57,7 @@ def data(task: str, folder: Path) -> None:
 
 
 def config_of(options: argparse.Namespace) -> FinetuneConfig:
-    """The miniature, no longer than a turn."""
+    """Return the tiny recipe, no longer than a turn."""
     config = get_recipe(_RECIPES[options.task], FinetuneConfig)
     schedule = replace(config.train.schedule, warmup_steps=1)
     steps = options.steps + _WARM

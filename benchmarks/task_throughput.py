@@ -33,7 +33,7 @@ NETWORKS = {
     "MCi1 + SemanticFPN": ("random:timm/fastvit_mci1", "semantic-fpn-mci1"),
     "MCi2 + SemanticFPN": ("random:timm/fastvit_mci2", "semantic-fpn-mci2"),
     # So small that what follows the network counts.
-    "miniature + UperNet": ("random:timm/test_resnet", "upernet-miniature"),
+    "tiny + UperNet": ("random:timm/test_resnet", "upernet-tiny"),
     "ViT-B/16 + depth": ("random:open_clip/ViT-B-16", "depth-vit-b16"),
     "MCi0 + UperNet": ("random:timm/fastvit_mci0", "upernet-vit-b16"),
     "MCi0 + depth": ("random:timm/fastvit_mci0", "depth-vit-b16"),

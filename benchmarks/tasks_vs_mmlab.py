@@ -1,6 +1,6 @@
 """mmseg's and mmdet's own training: their models, data sets, pipelines and ``Runner``.
 
-Built from the configs in their wheels, changed to what a miniature of ours says, with our encoder
+Built from the configs in their wheels, changed to what a tiny recipe of ours says, with our encoder
 as the backbone: the network is one, the loop and the loading are theirs.
 """
 

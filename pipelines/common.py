@@ -146,9 +146,9 @@ def sharded(
     store: Channel,
     run: Channel,
     pairs: str = "",
-    scenes_recipe: str = "scenes-miniature",
+    scenes_recipe: str = "scenes-tiny",
     scenes_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
-    shards_recipe: str = "shards-miniature",
+    shards_recipe: str = "shards-tiny",
 ) -> Sharded:
     """Draw scenes and shard them; ``pairs``, where given, takes the place of theirs."""
     at = {"store": store, "run": run}
@@ -169,9 +169,9 @@ def captioned(
     dataset: Channel,
     captioning: Channel,
     captioner: str = "",
-    captioner_recipe: str = "coca-miniature",
+    captioner_recipe: str = "coca-tiny",
     captioner_overrides: list = [],  # noqa: B006  # as above
-    recaption_recipe: str = "recaption-miniature",
+    recaption_recipe: str = "recaption-tiny",
     recaption_overrides: list = [],  # noqa: B006  # as above
 ) -> Captioned:
     """Caption ``dataset``'s images, by ``captioner`` or by one trained on ``captioning``."""
@@ -201,10 +201,10 @@ def pretrained(
     written: Any,
     score_recipe: str = "score-basic",
     score_overrides: list = [],  # noqa: B006  # as above
-    select_recipe: str = "select-miniature",
+    select_recipe: str = "select-tiny",
     select_overrides: list = [],  # noqa: B006  # as above
     captions: str = "both",
-    clip_recipe: str = "clip-miniature",
+    clip_recipe: str = "clip-tiny",
     clip_overrides: list = [],  # noqa: B006  # as above
 ) -> Any:
     """Score and select ``dataset``'s samples, and pretrain on those; the task that does.

@@ -20,10 +20,10 @@ def compare_captions(
     captioner: str,
     ade20k: str,
     nyu: str,
-    clip_recipe: str = "clip-miniature",
+    clip_recipe: str = "clip-tiny",
     clip_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
-    segmentation_recipe: str = "linear-segmentation-miniature",
-    depth_recipe: str = "linear-depth-miniature",
+    segmentation_recipe: str = "linear-segmentation-tiny",
+    depth_recipe: str = "linear-depth-tiny",
     finetune_overrides: list = [],  # noqa: B006  # as above
 ) -> str:
     """Pretrain on real captions, and on both; compare frozen features with random weights; serve.

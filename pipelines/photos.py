@@ -20,10 +20,10 @@ def photos(
     pairs: str,
     captioner: str = "",
     encoder: str = "",
-    shards_recipe: str = "shards-miniature",
-    recaption_recipe: str = "recaption-miniature",
+    shards_recipe: str = "shards-tiny",
+    recaption_recipe: str = "recaption-tiny",
     recaption_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
-    clip_recipe: str = "clip-miniature",
+    clip_recipe: str = "clip-tiny",
     clip_overrides: list = [],  # noqa: B006  # as above
 ) -> None:
     """Pretrain on ``pairs`` and measure image-text retrieval on pairs that were held out.

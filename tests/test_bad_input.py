@@ -124,7 +124,7 @@ def test_a_mistake_is_no_traceback_wherever_it_is_made(module, tmp_path):
         (["data", "shrad", "x"], "Did you mean 'shard'"),
         (["pretrain", "D"], "--store"),
         (["pretrain", "D", "--store", "s", "--caption", "real"], "--caption"),
-        (["pretrain", "D", "--store", "s", "--recipe", "clip-minature"], "'clip-miniature'"),
+        (["pretrain", "D", "--store", "s", "--recipe", "clip-minature"], "'clip-tiny'"),
         (["pretrain", "D", "--store", "s", "--set", "train.step=3"], "'train.steps'"),
         (["pretrain", "D", "--store", "s", "--set", "train.steps=many"], "a whole number"),
         (["--version"], "it runs nothing"),
@@ -254,7 +254,7 @@ def test_a_wrong_value_is_explained_in_words(override, expected, action):
 
 @pytest.mark.parametrize(
     ("name", "action"),
-    [("clip-miniatur", "did you mean 'clip-miniature'?"), ("qqq", "choose one of these")],
+    [("clip-miniatur", "did you mean 'clip-tiny'?"), ("qqq", "choose one of these")],
 )
 def test_a_recipe_that_does_not_exist_has_a_neighbour(name, action):
     with pytest.raises(ConfigError, match="there is no recipe") as caught:
@@ -267,8 +267,8 @@ def test_a_recipe_that_does_not_exist_has_a_neighbour(name, action):
 def test_a_recipe_of_another_command_is_called_that():
     from clipmill.data.shards.plan import ShardConfig
 
-    with pytest.raises(ConfigError, match="'clip-miniature' is a recipe of another command"):
-        get_recipe("clip-miniature", ShardConfig)
+    with pytest.raises(ConfigError, match="'clip-tiny' is a recipe of another command"):
+        get_recipe("clip-tiny", ShardConfig)
 
 
 def test_another_artifact_is_called_what_it_is(tmp_path):

@@ -1,8 +1,11 @@
 """The README and the architecture page show the tree as it is."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = [p.parent for p in (ROOT / "src" / "clipmill").glob("*/__init__.py")]
@@ -53,6 +56,22 @@ def test_every_function_and_component_of_the_stages_exists():
     components = re.findall(r"`(components/\w+\.py)`", page)
     assert len(components) > 10
     assert [c for c in components if not (ROOT / c).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("heading", "longest"), [("From a caption to the loss", 15), ("From a request to the mask", 12)]
+)
+def test_every_function_of_a_walk_is_in_its_file(heading, longest):
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    walk = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \| `([\w/]+\.py)` \|", walk, re.MULTILINE)
+    assert 8 < len(rows) <= longest
+    for function, file in rows:
+        tree = ast.parse((ROOT / "src" / "clipmill" / file).read_text())
+        for name in function.split("."):
+            inside = [node for node in tree.body if getattr(node, "name", "") == name]
+            assert inside, (function, file)
+            tree = inside[-1]
 
 
 def test_every_package_is_in_the_wheel():

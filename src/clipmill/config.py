@@ -29,7 +29,8 @@ from typing import (
     get_type_hints,
 )
 
-from clipmill.errors import ConfigError, suggestion
+from clipmill.errors import ArtifactError, ConfigError, suggestion
+from clipmill.version import clipmill_version
 
 _RUNTIME = "runtime"
 
@@ -69,6 +70,8 @@ class Config:
 
     RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {}
     """Fields' names in JSON that clipmill 0.1 stored, and their names now."""
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """By field (its name now), choices' names that clipmill 0.1 stored, and their names now."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, nested configs included."""
@@ -82,6 +85,9 @@ class Config:
         hints = get_type_hints(cls)
         fields = {f.name: f for f in dataclasses.fields(cls)}
         value = {cls.RENAMED_FIELDS.get(name, name): item for name, item in value.items()}
+        for name, choices in cls.RENAMED_VALUES.items():
+            if isinstance(value.get(name), str):
+                value[name] = choices.get(value[name], value[name])
         for name in value:
             if name not in fields:
                 raise _unknown_field_error(_dotted(path, name), cls)
@@ -96,6 +102,22 @@ class Config:
                     action=f"set {_dotted(path, name)}",
                 )
         return cls(**kwargs)
+
+    @classmethod
+    def from_stored(cls, value: object, uri: str) -> Self:
+        """Build from the JSON of the artifact at ``uri``.
+
+        Raises:
+            ArtifactError: another version of clipmill wrote it, with fields that this one lacks.
+        """
+        try:
+            return cls.from_json(value)
+        except ConfigError as error:
+            raise ArtifactError(
+                f"clipmill {clipmill_version()} can't read the config of {uri}: {error.what}",
+                expected="an artifact that this version wrote, or 0.1",
+                action="make it again with this version, or use the one that wrote it",
+            ) from error
 
     @property
     def digest(self) -> str:
@@ -122,6 +144,14 @@ class Config:
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def current_path(config: Config, path: str) -> str:
+    """Return a field's path, such as ``train.schedule.lr``, given as clipmill 0.1 named it."""
+    name, _, rest = path.partition(".")
+    name = config.RENAMED_FIELDS.get(name, name)
+    child = getattr(config, name, None)
+    return f"{name}.{current_path(child, rest) if isinstance(child, Config) else rest}".rstrip(".")
 
 
 def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:

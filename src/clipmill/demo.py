@@ -55,7 +55,7 @@ _RECAPTIONING = {
     "coca": "recaption-coca",
     "git": "recaption-git",
     "huggingface": "recaption-beam",
-    "rewrite": "recaption-rewrite-laclip",
+    "rewrite": "rewrite-laclip",
     "vlm": "recaption-vlm-vecap",
 }
 """Recipe by kind of captioner."""
@@ -245,7 +245,7 @@ def next_steps(
         ]
     url = f"http://{_HOST}:{options.port}"
     finetune = _command("finetune", "--encoder", result.encoder, "--store", result.store)
-    finetune += " --data YOUR_DATA --recipe upernet-miniature"
+    finetune += " --data YOUR_DATA --recipe upernet-tiny"
     onwards = [
         "# Fine-tune on your own data (formats: docs/tasks.md):",
         finetune,

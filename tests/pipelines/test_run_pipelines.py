@@ -61,7 +61,7 @@ def finish(name, arguments, folder):
 def wanted_tasks(source):
     """A sweep of two points, and a plain fine-tuning."""
     depth = {
-        "recipe": "sweep-depth-miniature",
+        "recipe": "sweep-depth-tiny",
         "data": f"{source}/nyu_depth_v2.tar",
         "min_metric": 99.0,
         "overrides": [
@@ -71,7 +71,7 @@ def wanted_tasks(source):
         ],
     }
     segmentation = {
-        "recipe": "upernet-miniature",
+        "recipe": "upernet-tiny",
         "data": f"{source}/ade20k.tar",
         "min_metric": 0.0,
         "overrides": TUNING,
@@ -82,17 +82,17 @@ def wanted_tasks(source):
 def prepare(store, source, tasks):
     """Do here what takes a model library, once for all processes; the encoder."""
     dataset, good = (
-        stages.shard("shards-miniature", [], f"{source}/{name}.tar", store)
+        stages.shard("shards-tiny", [], f"{source}/{name}.tar", store)
         for name in ("pairs", "captioning")
     )
     captioner = stages.train_captioner(
-        "coca-miniature", CAPTIONS["captioner_overrides"], good, store
+        "coca-tiny", CAPTIONS["captioner_overrides"], good, store
     )
-    layer = stages.recaption("recaption-miniature", [], dataset, captioner, store)
+    layer = stages.recaption("recaption-tiny", [], dataset, captioner, store)
     scores = stages.score("score-basic", [], dataset, store)
-    kept = stages.select("select-miniature", [], dataset, store, layers=scores)
+    kept = stages.select("select-tiny", [], dataset, store, layers=scores)
     encoder = stages.pretrain(
-        "clip-miniature",
+        "clip-tiny",
         CAPTIONS["clip_overrides"],
         dataset,
         store,
@@ -112,7 +112,7 @@ def prepare(store, source, tasks):
 def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
     store = str(tmp_path / "store")
-    source = stages.scenes("scenes-miniature", SCENES, store)
+    source = stages.scenes("scenes-tiny", SCENES, store)
     tasks = wanted_tasks(source)
     encoder = prepare(store, source, tasks) if prepared else ""
     heavy = {"captioner", "recaption", "score", "select", "pretrain", "sweep point"}
@@ -149,7 +149,7 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
 
 
 def test_a_study_runs_to_its_page(tmp_path):
-    depth = get_recipe("depth-miniature", FinetuneConfig, TUNING)
+    depth = get_recipe("depth-tiny", FinetuneConfig, TUNING)
     conditions = [{"name": "G"}, {"name": "rich", "captions": "synthetic", "layer": "rich"}]
     overrides = [
         *(f"drawn.scenes.{override}" for override in SCENES),
@@ -175,7 +175,7 @@ def test_a_study_runs_to_its_page(tmp_path):
 
 
 def test_a_failed_run_says_why_once_and_that_it_failed(tmp_path):
-    wanted = {"recipe": "depth-miniature", "data": str(tmp_path), "min_metric": 1.0}
+    wanted = {"recipe": "depth-tiny", "data": str(tmp_path), "min_metric": 1.0}
     gone = f"{tmp_path}/store/encoders/both-000000000000"
     arguments = {"store": f"{tmp_path}/store", "run": "r", "encoder": gone, "tasks": [wanted]}
     done = run("encoder-to-tasks", arguments, tmp_path)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from clipmill.errors import ArtifactError, ClusterError, ConfigError, NotFoundError
 
-TASKS = '[{"recipe": "depth-miniature", "data": "s3://b/nyu.tar", "min_metric": 0.5}]'
+TASKS = '[{"recipe": "depth-tiny", "data": "s3://b/nyu.tar", "min_metric": 0.5}]'
 REFRESH = ("--set", "store=s3://b", "--set", "run=nightly", "--set", f"tasks={TASKS}")
 NOWHERE = "http://127.0.0.1:9"
 
@@ -147,7 +147,7 @@ def test_the_pages_commands_pass_the_check():
         ("refresh", ["tasks=depth"], ConfigError, "tasks was 'depth'"),
         ("refresh", ["captions=all"], ConfigError, "captions was 'all'"),
         ("refresh", ["captioner=blop:x"], ConfigError, "'blop:x' has the unknown scheme 'blop'"),
-        ("refresh", ["clip_recipe=depth-miniature"], ConfigError, "depth-miniature"),
+        ("refresh", ["clip_recipe=depth-tiny"], ConfigError, "depth-tiny"),
         ("refresh", ['clip_overrides=["train.steps=-1"]'], ConfigError, "steps was -1"),
         (
             "refresh",
@@ -155,7 +155,7 @@ def test_the_pages_commands_pass_the_check():
             ConfigError,
             r"tasks\[0\].min_metric",
         ),
-        ("refresh", [f"tasks={TASKS.replace('depth-mini', 'mini')}"], ConfigError, "miniature"),
+        ("refresh", [f"tasks={TASKS.replace('depth-tiny', 'tiny')}"], ConfigError, "'tiny'"),
         ("end-to-end", ['finetune_overrides=["model.crop=1"]'], ConfigError, "model.crop"),
         ("end-to-end", ["clip_overrides=high"], ConfigError, "clip_overrides was 'high'"),
         ("end-to-end", ["min_miou=5"], ConfigError, "end-to-end has no parameter 'min_miou'"),

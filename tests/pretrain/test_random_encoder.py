@@ -9,11 +9,11 @@ from clipmill.lineage import lineage
 from clipmill.models.checkpoint import load_checkpoint, read_metadata
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
-from clipmill.recipes.clip import clip_miniature
+from clipmill.recipes.clip import clip_tiny
 
 
 def config(seed):
-    full = clip_miniature()
+    full = clip_tiny()
     return replace(full, model=CLIP, train=replace(full.train, seed=seed))
 
 

@@ -69,7 +69,7 @@ def test_a_wrong_override_of_a_task_lists_its_fields():
 def test_a_recipe_of_another_command():
     with pytest.raises(ConfigError, match="one of recaption-beam, recaption-blip, recaption-coca"):
         get_recipe("clip-vit-b16-12.8b", CaptionersConfig)
-    with pytest.raises(ConfigError, match="one of shards, shards-miniature"):
+    with pytest.raises(ConfigError, match="one of shards, shards-tiny"):
         get_recipe("no-such-recipe", ShardConfig)
 
 
@@ -86,11 +86,11 @@ def test_towers_can_be_built(name):
     assert config.train.batch_size % config.train.grad_accum_steps == 0
 
 
-def test_miniature_towers_are_as_small_as_their_recipes_say():
+def test_tiny_towers_are_as_small_as_their_recipes_say():
     sizes = {
-        "clip-vit-miniature": ("visual", 0.9e6),
-        "clip-miniature": ("visual", 0.23e6),
-        "coca-miniature": ("", 1.5e6),
+        "clip-vit-tiny": ("visual", 0.9e6),
+        "clip-tiny": ("visual", 0.23e6),
+        "coca-tiny": ("", 1.5e6),
     }
     for name, (part, expected) in sizes.items():
         config = RECIPES[name]()
@@ -101,9 +101,9 @@ def test_miniature_towers_are_as_small_as_their_recipes_say():
         assert found == pytest.approx(expected, rel=0.15), (name, found)
 
 
-def test_miniature_can_learn_a_batch():
+def test_tiny_clip_can_learn_a_batch():
     """A few steps at the recipe's own rate bring the loss of one batch down."""
-    config = get_recipe("clip-miniature", PretrainConfig)
+    config = get_recipe("clip-tiny", PretrainConfig)
     torch.manual_seed(0)
     objective = ClipObjective(config.model, DistributedContext())
     optimizer = torch.optim.AdamW(objective.parameters(), config.train.schedule.lr)

@@ -33,9 +33,9 @@ def journey(tmp_path_factory):
     store = str(folder / "store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPMILL_CACHE", str(folder / "cache"))
-        scenes = stages.scenes("scenes-miniature", SCENES, store)
+        scenes = stages.scenes("scenes-tiny", SCENES, store)
         small = ["samples_per_shard=16"]
-        dataset = stages.shard("shards-miniature", small, join(scenes, "pairs.tar"), store)
+        dataset = stages.shard("shards-tiny", small, join(scenes, "pairs.tar"), store)
         opened = Dataset.open(dataset)
         uids = [uid for index in range(len(opened.shards)) for uid in opened.uids(index)]
         captions = [f"a scene with number {n}" for n in range(len(uids))]
@@ -90,7 +90,7 @@ def test_an_encoder_trains_on_what_was_chosen(journey):
     small = ["train.steps=2", "train.batch_size=4", "train.log_every=1"]
     tower = ["model.vision.image_size=32", "model.text.vocab_size=600"]
     uri = stages.pretrain(
-        "clip-miniature",
+        "clip-tiny",
         [*small, *tower],
         dataset,
         str(folder / "store"),

@@ -22,9 +22,9 @@ from clipmill.data.shards.write import write_dataset
 from clipmill.engine.result import LOG_FILE, log_lines
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata, save_checkpoint
-from clipmill.recipes.captioner import coca_miniature
-from clipmill.recipes.clip import clip_miniature
-from clipmill.recipes.dense import depth_miniature, upernet_miniature
+from clipmill.recipes.captioner import coca_tiny
+from clipmill.recipes.clip import clip_tiny
+from clipmill.recipes.dense import depth_tiny, upernet_tiny
 from clipmill.report.encoders import ReportInputs
 from clipmill.scenes.formats import write_caption_folder
 from clipmill.scenes.geometry import CLASSES, SceneConfig
@@ -40,7 +40,7 @@ FIGURES = {
     "G": {"segmentation": 31.2, "depth": 0.912},
     "G+S": {"segmentation": 34.0, "depth": 0.88},
 }
-_RECIPES = {"segmentation": upernet_miniature(), "depth": depth_miniature()}
+_RECIPES = {"segmentation": upernet_tiny(), "depth": depth_tiny()}
 _OTHERS: dict[str, dict[str, float]] = {
     "segmentation": {"mAcc": 48.5, "aAcc": 80.25},
     "depth": {"d1": 0.513, "abs_rel": 0.271, "silog": 0.3},
@@ -89,7 +89,7 @@ def write_run(
     dataset = _dataset(root, store, size, num_pairs, caption)
     scenes = _scenes(size, 6 if size > 32 else 2)
     view = View(dataset, ViewConfig())
-    recipe = coca_miniature().to_json()
+    recipe = coca_tiny().to_json()
     metadata = CheckpointMetadata(kind="coca", architecture={}, recipe=recipe, parents=view.parents)
     captioner = _save(store, "captioners/coca", metadata, ("contrastive", "captioning"))
     dataset = _recaption(dataset, captioner)
@@ -163,7 +163,7 @@ def _encoder(
 ) -> CheckpointMetadata:
     kinds = ("real",) if number == 0 else ("real", "synthetic")
     captions = "real" if number == 0 else "both"
-    config = clip_miniature()
+    config = clip_tiny()
     config = replace(
         config,
         view=ViewConfig(captions=captions, layer="" if number == 0 else LAYER),

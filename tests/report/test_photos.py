@@ -80,9 +80,9 @@ def test_a_small_run_from_a_folder_to_the_page(tmp_path, monkeypatch):
     store, images = str(tmp_path / "store"), tmp_path / "images"
     write_caption_folder(SceneConfig(size=32, seed=3), range(24), images, "alt")
     (images / "mute.jpg").write_bytes((images / "000000.jpg").read_bytes())
-    data = stages.shard("shards-miniature", ["duplicates=drop"], str(images), store)
-    pretraining, judging = stages.hold_out("clip-miniature", TINY, data, store)
-    encoder = stages.pretrain("clip-miniature", pretraining, data, store)
+    data = stages.shard("shards-tiny", ["duplicates=drop"], str(images), store)
+    pretraining, judging = stages.hold_out("clip-tiny", TINY, data, store)
+    encoder = stages.pretrain("clip-tiny", pretraining, data, store)
     (fraction,) = (float(text.partition("=")[2]) for text in judging)
     with pytest.raises(ConfigError, match="is no dataset"):
         stages.retrieval("retrieval", judging, encoder, str(images), store)
@@ -117,10 +117,10 @@ def test_captioners_of_drawn_scenes_are_refused_for_photographs(tmp_path, monkey
         check_captioner("template:/labels")
     small = ["size=32", "num_pairs=4", "num_captioner_pairs=4", "num_labeled=2", "num_test=2"]
     store = str(tmp_path / "store")
-    drawn = stages.scenes("scenes-miniature", small, store)
-    data = stages.shard("shards-miniature", [], f"{drawn}/captioning.tar", store)
+    drawn = stages.scenes("scenes-tiny", small, store)
+    data = stages.shard("shards-tiny", [], f"{drawn}/captioning.tar", store)
     sizes = ["model.clip.vision.image_size=32", "model.clip.text.vocab_size=600"]
     steps = [*TINY[:4], "train.batch_size=4"]
-    captioner = stages.train_captioner("coca-miniature", [*steps, *sizes], data, store)
+    captioner = stages.train_captioner("coca-tiny", [*steps, *sizes], data, store)
     with pytest.raises(ConfigError, match="drawn scenes"):
         check_captioner(captioner)

@@ -64,7 +64,7 @@ def test_what_is_sent_against_what_was_learnt(
     monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
     steps = ["train.steps=2", "train.batch_size=2", "model.crop_size=32"]
     depth = finetune(
-        get_recipe("depth-miniature", FinetuneConfig, steps),
+        get_recipe("depth-tiny", FinetuneConfig, steps),
         "random:timm/test_vit",
         str(scenes),
         str(tmp_path / "store"),

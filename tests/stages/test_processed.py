@@ -11,15 +11,15 @@ from clipmill.stages.data import is_unprocessed, mark_processed, shard
 def test_a_dataset_is_new_until_a_refresh_was_finished_with_it(tmp_path):
     store, pictures = str(tmp_path / "store"), tmp_path / "pictures"
     write_caption_folder(SceneConfig(size=32), range(3), pictures, "alt")
-    dataset = shard("shards-miniature", [], str(pictures), store)
+    dataset = shard("shards-tiny", [], str(pictures), store)
     assert is_unprocessed(dataset, store)
     mark_processed(dataset, store, "nightly")
     assert not is_unprocessed(dataset, store)
     assert is_unprocessed(dataset, str(tmp_path / "another"))
 
-    assert shard("shards-miniature", [], str(pictures), store) == dataset
+    assert shard("shards-tiny", [], str(pictures), store) == dataset
     write_caption_folder(SceneConfig(size=32), range(3, 5), pictures / "more", "alt")
-    grown = shard("shards-miniature", [], str(pictures), store)
+    grown = shard("shards-tiny", [], str(pictures), store)
     assert is_unprocessed(grown, store)
     assert not is_unprocessed(dataset, store)
 

@@ -1,4 +1,4 @@
-"""Every stage with its miniature, one after the other, as a pipeline runs them."""
+"""Every stage with its tiny recipe, one after the other, as a pipeline runs them."""
 
 import json
 import subprocess
@@ -38,28 +38,28 @@ def journey(tmp_path_factory):
 
 
 def _all_stages(store, name):
-    made = {"scenes": stages.scenes("scenes-miniature", SCENES, store, name)}
+    made = {"scenes": stages.scenes("scenes-tiny", SCENES, store, name)}
     folder = made["scenes"]
     for label, tar in (("", "pairs.tar"), ("good", "captioning.tar")):
         shards = ["samples_per_shard=5"]
         made[f"shard {label}"] = stages.shard(
-            "shards-miniature", shards, join(folder, tar), store, name, label
+            "shards-tiny", shards, join(folder, tar), store, name, label
         )
     made["captioner"] = stages.train_captioner(
-        "coca-miniature", COCA, made["shard good"], store, name
+        "coca-tiny", COCA, made["shard good"], store, name
     )
     dataset = made["shard "]
     layer = made["layer"] = stages.recaption(
-        "recaption-miniature", ["num_threads=1"], dataset, made["captioner"], store, name
+        "recaption-tiny", ["num_threads=1"], dataset, made["captioner"], store, name
     )
     for captions in ("real", "synthetic", "both"):
         made[f"pretrain {captions}"] = stages.pretrain(
-            "clip-miniature", CLIP, dataset, store, name, captions=captions, layer=layer
+            "clip-tiny", CLIP, dataset, store, name, captions=captions, layer=layer
         )
     for recipe, tar in (("upernet", "ade20k.tar"), ("depth", "nyu_depth_v2.tar")):
         encoder, data = made["pretrain both"], join(folder, tar)
         model = made[f"finetune {recipe}"] = stages.finetune(
-            f"{recipe}-miniature", DENSE, encoder, data, store, name, "both"
+            f"{recipe}-tiny", DENSE, encoder, data, store, name, "both"
         )
         judged = made[f"evaluate {recipe}"] = stages.evaluate(model, data, store, name, "both")
         task, threshold = ("depth", 99.0) if recipe == "depth" else ("segmentation", 0.0)
@@ -81,15 +81,15 @@ def test_finding_a_result_loads_nothing_heavy(journey):
     light = [
         (
             "recaption",
-            ["recaption-miniature", ["num_threads=1"], first["shard "], first["captioner"], store],
+            ["recaption-tiny", ["num_threads=1"], first["shard "], first["captioner"], store],
         ),
-        ("finetune", ["depth-miniature", DENSE, first["pretrain both"], nyu, store]),
+        ("finetune", ["depth-tiny", DENSE, first["pretrain both"], nyu, store]),
         ("evaluate", [first["finetune depth"], nyu, store]),
     ]
     # Pretraining methods are modules that import torch.
     others = [
-        ("train_captioner", ["coca-miniature", COCA, first["shard good"], store]),
-        ("pretrain", ["clip-miniature", CLIP, first["shard "], store]),
+        ("train_captioner", ["coca-tiny", COCA, first["shard good"], store]),
+        ("pretrain", ["clip-tiny", CLIP, first["shard "], store]),
     ]
     code = f"""
 import json, sys
@@ -166,7 +166,7 @@ def test_overrides_come_after_the_choice_of_captions(journey, monkeypatch):
     """A fraction of the view can be set beside it."""
     store, first, _ = journey
     uri = stages.pretrain(
-        "clip-miniature",
+        "clip-tiny",
         [*CLIP, "view.subset_fraction=0.9"],
         first["shard "],
         store,

@@ -11,17 +11,17 @@ from clipmill.tasks.sweep import SweepConfig
 
 def test_a_sweeps_recipe_is_the_sweep():
     overrides = ("reduction_fraction=0.25",)
-    wanted = TaskSpec(recipe="sweep-depth-miniature", data="d", min_metric=1.0, overrides=overrides)
-    assert wanted.sweep == get_recipe("sweep-depth-miniature", SweepConfig, overrides)
+    wanted = TaskSpec(recipe="sweep-depth-tiny", data="d", min_metric=1.0, overrides=overrides)
+    assert wanted.sweep == get_recipe("sweep-depth-tiny", SweepConfig, overrides)
 
 
 def test_a_plain_recipe_is_one_point_and_the_same_fine_tuning():
     overrides = ("train.steps=7",)
     sweep = TaskSpec(
-        recipe="upernet-miniature", data="d", min_metric=1.0, overrides=overrides
+        recipe="upernet-tiny", data="d", min_metric=1.0, overrides=overrides
     ).sweep
     (point,) = sweep.points()
-    plain = get_recipe("upernet-miniature", FinetuneConfig, overrides)
+    plain = get_recipe("upernet-tiny", FinetuneConfig, overrides)
     # Its model is found where `clipmill finetune` has put it.
     assert sweep.config_for_rung(point, 0) == plain
     assert sweep.config_for_rung(point, 0).digest == plain.digest
@@ -30,15 +30,15 @@ def test_a_plain_recipe_is_one_point_and_the_same_fine_tuning():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"recipe": "depth-miniature", "data": "d"}, "min_metric is missing"),
-        ({"recipe": "depth-miniature", "data": "d", "min_metric": "high"}, "min_metric"),
+        ({"recipe": "depth-tiny", "data": "d"}, "min_metric is missing"),
+        ({"recipe": "depth-tiny", "data": "d", "min_metric": "high"}, "min_metric"),
         (
-            {"recipe": "clip-miniature", "data": "d", "min_metric": 1},
-            "'clip-miniature' is a recipe of another",
+            {"recipe": "clip-tiny", "data": "d", "min_metric": 1},
+            "'clip-tiny' is a recipe of another",
         ),
         (
             {
-                "recipe": "depth-miniature",
+                "recipe": "depth-tiny",
                 "data": "d",
                 "min_metric": 1,
                 "overrides": ["train.step=1"],

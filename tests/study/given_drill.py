@@ -3,8 +3,8 @@
 import sys
 from dataclasses import replace
 
-from clipmill.recipes.clip import clip_vit_miniature
-from clipmill.recipes.dense import upernet_miniature
+from clipmill.recipes.clip import clip_vit_tiny
+from clipmill.recipes.dense import upernet_tiny
 from clipmill.recipes.study import study_paper
 from clipmill.stage_records import no_progress
 from clipmill.study.config import StudyConfig
@@ -19,9 +19,9 @@ def small_paper() -> StudyConfig:
     whole = study_paper()
     return replace(
         whole,
-        clip_runs={"vit": clip_vit_miniature().override(SHORT)},
+        clip_runs={"vit": clip_vit_tiny().override(SHORT)},
         mae_runs={},
-        transfers={"segmentation": upernet_miniature().override(SHORT)},
+        transfers={"segmentation": upernet_tiny().override(SHORT)},
         conditions=tuple(c for c in whole.conditions if c.name in NAMES),
     )
 

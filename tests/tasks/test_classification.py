@@ -151,7 +151,7 @@ def test_smooth_labels_by_hand():
 TINY = ["model.image_size=32", "model.test_size=32", "train.batch_size=9", "train.log_every=1"]
 
 
-@pytest.mark.parametrize("name", ["classification-miniature", "linear-probe-miniature"])
+@pytest.mark.parametrize("name", ["classification-tiny", "linear-probe-tiny"])
 def test_from_an_encoder_to_a_judged_model(name, folder, tmp_path):
     steps = ["train.steps=40", "train.schedule.lr=1e-2"]
     config = get_recipe(name, FinetuneConfig, [*TINY, *steps])

@@ -18,7 +18,7 @@ from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
-from clipmill.recipes.clip import clip_miniature
+from clipmill.recipes.clip import clip_tiny
 from clipmill.recipes.registry import get_recipe
 from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.storage import write_bytes
@@ -308,13 +308,13 @@ def made(tmp_path_factory, nyu_folder):
                 f"{store}/encoders/gs", log, {k: v * 1.01 for k, v in weights.items()}
             ),
         }
-        untrained = replace(clip_miniature(), model=TOWERS)
+        untrained = replace(clip_tiny(), model=TOWERS)
         random = [
             random_encoder(replace(untrained, train=replace(untrained.train, seed=seed)), store)
             for seed in (0, 1)
         ]
         data = str(nyu_folder)
-        config = get_recipe("linear-depth-miniature", FinetuneConfig, PROBE)
+        config = get_recipe("linear-depth-tiny", FinetuneConfig, PROBE)
         evaluations = {
             uri: evaluate(
                 finetune(config, uri, data, store, report=silent), data, store, report=silent

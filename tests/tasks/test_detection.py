@@ -152,7 +152,7 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("name", ["mask-rcnn-miniature", "cascade-mask-rcnn-miniature"])
+@pytest.mark.parametrize("name", ["mask-rcnn-tiny", "cascade-mask-rcnn-tiny"])
 def test_from_an_encoder_to_a_judged_model(name, coco_folder, tmp_path):
     config = get_recipe(name, FinetuneConfig, TINY)
     store = str(tmp_path / "store")

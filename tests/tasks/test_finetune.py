@@ -50,7 +50,7 @@ def nyu(nyu_folder):
 
 def test_segmentation_from_scratch_to_a_gate(ade20k, tmp_path):
     store = str(tmp_path / "store")
-    config = get_recipe("upernet-miniature", FinetuneConfig, TINY)
+    config = get_recipe("upernet-tiny", FinetuneConfig, TINY)
     model = finetune(config, "random:timm/test_resnet", ade20k, store, report=quiet)
     assert finetune(config, "random:timm/test_resnet", ade20k, store, report=fail) == model
     judged = evaluate(model, ade20k, store, report=quiet)
@@ -71,7 +71,7 @@ def test_a_run_is_resumed_with_equal_weights(task, ade20k, nyu, tmp_path):
     """Drop path, and the dropout of UPerHead, go on where they were."""
     data = nyu if task == "depth" else ade20k
     steps = ["train.steps=3", "train.checkpoint_every=1", "model.drop_path=0.5"]
-    config = get_recipe(f"{task}-miniature", FinetuneConfig, [*TINY, *steps])
+    config = get_recipe(f"{task}-tiny", FinetuneConfig, [*TINY, *steps])
 
     def stop_after_two(done, total, words):
         if done == 2:
@@ -88,7 +88,7 @@ def test_a_run_is_resumed_with_equal_weights(task, ade20k, nyu, tmp_path):
 
 def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
     """As the served network makes them; an image that broke after training is passed over."""
-    config = get_recipe("depth-miniature", FinetuneConfig, TINY)
+    config = get_recipe("depth-tiny", FinetuneConfig, TINY)
     predictor = Predictor.open(
         finetune(config, "random:timm/test_vit", nyu, str(tmp_path / "store"), report=quiet)
     )
@@ -110,7 +110,7 @@ def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
 
 
 def test_a_prediction_has_its_images_size(nyu, tmp_path):
-    config = get_recipe("depth-miniature", FinetuneConfig, TINY)
+    config = get_recipe("depth-tiny", FinetuneConfig, TINY)
     model = finetune(config, "random:timm/test_resnet", nyu, str(tmp_path), report=quiet)
     images = [torch.randint(0, 255, size, dtype=torch.uint8).numpy() for size in SIZES]
     found = [p["depth_metres"] for p in Predictor.open(model).predict(images)]
@@ -131,7 +131,7 @@ def test_from_a_pretrained_vit_on_data_packed_in_a_store(task, ade20k, nyu, tmp_
     encoder = save_checkpoint(f"{store}/encoder", metadata, weights).uri
 
     # Of a frozen encoder, what is saved is what training began with.
-    config = get_recipe(f"{task}-miniature", FinetuneConfig, [*TINY, "model.freeze_encoder=true"])
+    config = get_recipe(f"{task}-tiny", FinetuneConfig, [*TINY, "model.freeze_encoder=true"])
     model = finetune(config, encoder, data, store, report=quiet)
     assert finetune(config, encoder, data, store, report=fail) == model
     metadata, tensors = load_checkpoint(model)
@@ -146,7 +146,7 @@ def test_from_a_pretrained_vit_on_data_packed_in_a_store(task, ade20k, nyu, tmp_
 
 def test_other_work_goes_elsewhere(nyu, tmp_path):
     """A changed setting, encoder or data makes another model, and leaves the first alone."""
-    config = get_recipe("depth-miniature", FinetuneConfig, [*TINY, "train.steps=1"])
+    config = get_recipe("depth-tiny", FinetuneConfig, [*TINY, "train.steps=1"])
     changed = config.override(["train.seed=1"])
     store = str(tmp_path)
     uris = {

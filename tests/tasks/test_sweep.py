@@ -211,7 +211,7 @@ def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
     def recipe() -> SweepConfig:
         return replace(CONFIG, rungs=(1.0,))
 
-    monkeypatch.setitem(RECIPES, "sweep-depth-miniature", recipe)
+    monkeypatch.setitem(RECIPES, "sweep-depth-tiny", recipe)
     store = str(tmp_path / "store")
     options = ["--set", 'grid={"train.schedule.lr": [1e-3]}', "--gate", "100"]
     answer = CliRunner().invoke(

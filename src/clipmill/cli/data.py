@@ -37,7 +37,7 @@ data = typer.Typer(help="From image-text pairs to a captioned dataset.", no_args
 
 
 @data.command("scenes")
-def data_scenes(store: Store, recipe: Recipe = "scenes-miniature", sets: Set = None) -> None:
+def data_scenes(store: Store, recipe: Recipe = "scenes-tiny", sets: Set = None) -> None:
     """Generate procedural scenes with captions and labels."""
     from clipmill import stages
 
@@ -112,7 +112,7 @@ def data_finish(
 def data_train_captioner(
     dataset: Annotated[str, typer.Argument(help="URI of a dataset with good captions.")],
     store: Store,
-    recipe: Recipe = "coca-miniature",
+    recipe: Recipe = "coca-tiny",
     sets: Set = None,
 ) -> None:
     """Train a CoCa captioner."""
@@ -146,7 +146,7 @@ def data_recaption(
             "template:LABELS."
         ),
     ],
-    recipe: Recipe = "recaption-miniature",
+    recipe: Recipe = "recaption-tiny",
     start: FirstShard = 0,
     stop: StopShard = None,
     sets: Set = None,

@@ -53,7 +53,8 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
 def check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
     """Parse a command, recipe and ``--set`` included, without running it.
 
-    Raises ConfigError where it isn't one that the app could run.
+    Raises:
+        ConfigError: the app couldn't run it.
     """
     from clipmill.recipes.registry import get_recipe
 

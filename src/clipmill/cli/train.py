@@ -19,7 +19,7 @@ def pretrain(
     select: Annotated[
         list[str] | None, typer.Option(help="Selection layer to follow; repeatable.")
     ] = None,
-    recipe: Recipe = "clip-miniature",
+    recipe: Recipe = "clip-tiny",
     sets: Set = None,
 ) -> None:
     """Pretrain a CLIP encoder; prints its URI."""
@@ -33,7 +33,7 @@ def pretrain(
 
 @needs("model")
 def pretrain_mae(
-    dataset: DatasetUri, store: Store, recipe: Recipe = "mae-miniature", sets: Set = None
+    dataset: DatasetUri, store: Store, recipe: Recipe = "mae-tiny", sets: Set = None
 ) -> None:
     """Pretrain a masked autoencoder on a dataset's images; prints its URI."""
     from clipmill import stages
@@ -43,7 +43,7 @@ def pretrain_mae(
 
 @needs("model")
 def pretrain_supervised(
-    data_uri: LabeledData, store: Store, recipe: Recipe = "supervised-miniature", sets: Set = None
+    data_uri: LabeledData, store: Store, recipe: Recipe = "supervised-tiny", sets: Set = None
 ) -> None:
     """Pretrain an image tower on labeled images, train/CLASS/*; prints its URI."""
     from clipmill import stages
@@ -56,7 +56,7 @@ def finetune(
     encoder: Encoder,
     data_uri: LabeledData,
     store: Store,
-    recipe: Recipe = "upernet-miniature",
+    recipe: Recipe = "upernet-tiny",
     sets: Set = None,
 ) -> None:
     """Fine-tune an encoder for the recipe's task; prints the model's URI."""
@@ -70,7 +70,7 @@ def sweep(
     encoder: Encoder,
     data_uri: LabeledData,
     store: Store,
-    recipe: Recipe = "sweep-depth-miniature",
+    recipe: Recipe = "sweep-depth-tiny",
     workers: Annotated[int, typer.Option(help="Points to run in parallel.")] = 1,
     gate: Annotated[
         float | None,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import comb, log2
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ Preference = Literal["pixels", "score"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _DuplicateFilter(FilterConfig):
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "prefer": "keep_best_by",
+    }
+
     keep_best_by: Preference = "pixels"
     """Criterion for the sample to keep: most pixels, or the highest CLIP score."""
     captions: CaptionOf = "real"

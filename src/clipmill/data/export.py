@@ -9,10 +9,10 @@ the number of samples.
 import io
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -34,6 +34,10 @@ _REAL = "real"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig(Config):
     """Samples and captions to export, and their layout in tars."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "several": "captions_per_image",
+    }
 
     view: ViewConfig = ViewConfig()
     """Which samples, and which captions they can have."""

@@ -13,7 +13,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -107,6 +107,10 @@ class FilterState(ABC):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FilterConfig(Config, ABC):
     """Settings of one filter."""
+
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "captions": {"chosen": "selected"},
+    }
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,10 @@ _SHARD, _ROW = "clipmill shard", "clipmill row"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportConfig(Config):
     """Mapping of a table's rows to a layer's."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "missing": "on_missing",
+    }
 
     uid_column: str = "uid"
     """The table's column with the samples' uids."""

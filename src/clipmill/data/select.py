@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +72,11 @@ FILTERS: Mapping[str, type[FilterConfig]] = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionSelectionConfig(Config):
     """Selection of one caption per sample, over the whole pool, before any filter."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "rule": "strategy",
+        "same_threshold": "threshold_synthetic_too",
+    }
 
     strategy: Literal["real", "synthetic", "best", "mix"] = "real"
     """The real caption; the synthetic one with the best score; the best of all, of equal ones the
@@ -139,6 +144,10 @@ def filter_steps(*filters: FilterConfig) -> tuple[FilterStep, ...]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectConfig(Config):
     """A selection: one caption per sample, then filters one after the other."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "choice": "caption_selection",
+    }
 
     name: str
     """Short name of the selection; the layer is ``select/<name>-<digest>``."""

@@ -6,7 +6,7 @@ They import neither torch nor a sibling, so that recipes and commands can read t
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from clipmill.config import Config, runtime_field
 from clipmill.errors import ConfigError
@@ -20,6 +20,9 @@ class ScheduleConfig(Config):
         "shape": "name",
         "peak": "lr",
         "minimum": "min_lr",
+    }
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "name": {"rise-and-fall": "triangular"},
     }
 
     name: Literal["cosine", "polynomial", "triangular", "step"] = "cosine"
@@ -36,14 +39,6 @@ class ScheduleConfig(Config):
     """Exponent of the polynomial and triangular schedules."""
     milestones: tuple[float, ...] = ()
     """Milestones of ``step``, as shares of all steps, ascending."""
-
-    @classmethod
-    def from_json(cls, value: object, path: str = "") -> Self:
-        """Build from plain JSON values; 0.1 named the triangular schedule otherwise."""
-        if isinstance(value, dict) and value.get("shape") == "rise-and-fall":
-            value = {**value, "shape": "triangular"}
-        # A dataclass with slots is another class than the one that ``super()`` remembers.
-        return super(ScheduleConfig, cls).from_json(value, path)
 
     def __post_init__(self) -> None:
         """Refuse rates out of range (ConfigError)."""

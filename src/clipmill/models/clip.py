@@ -73,7 +73,7 @@ def load_clip(address: str, *, seed: int = 0) -> ClipModel:
     if parse_address(address).scheme == "clipmill":
         read_encoder_metadata(address, ("clip",))
         metadata, tensors = load_checkpoint(address)
-        return _build(address, ClipConfig.from_json(metadata.architecture), tensors)
+        return _build(address, ClipConfig.from_stored(metadata.architecture, address), tensors)
     import torch
 
     from clipmill.models.weights.public import find_weights

@@ -85,7 +85,7 @@ def open_encoder(address: str) -> PretrainedEncoder:
             facts={f"encoder {name}": text for name, text in weights.summary.items()},
         )
     metadata = read_encoder_metadata(address)
-    vision = VisionConfig.from_json(metadata.architecture["vision"])
+    vision = VisionConfig.from_stored(metadata.architecture["vision"], address)
     return PretrainedEncoder(
         config=EncoderConfig(vision=vision, mean=vision.mean, std=vision.std),
         parent=metadata.as_parent("encoder"),

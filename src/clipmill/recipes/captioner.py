@@ -47,11 +47,11 @@ def coca_vit_l14() -> CocaTrainConfig:
     )
 
 
-def coca_miniature() -> CocaTrainConfig:
+def coca_tiny() -> CocaTrainConfig:
     """A CoCa of 1.5 M parameters at 64 px, from scratch on well-captioned scenes.
 
     Source: ours, derived from :func:`coca_vit_l14`.
-    Command: ``clipmill data train-captioner --recipe coca-miniature ...``
+    Command: ``clipmill data train-captioner --recipe coca-tiny ...``
     Hardware and time: see docs/hardware.md.
     """
     full = coca_vit_l14()
@@ -157,14 +157,14 @@ def recaption_vlm_vecap() -> CaptionersConfig:
     )
 
 
-def recaption_rewrite_laclip() -> CaptionersConfig:
+def rewrite_laclip() -> CaptionersConfig:
     """Four rewrites of each caption by a language model that doesn't see the image.
 
     Source: LaCLIP (Fan et al. 2023): rewrites in the manner of a few examples, one of which each
     training step draws at random; four rewrites a caption as in its released data. The examples
     are ours.
     Command: ``clipmill data recaption DATASET --captioner rewrite:http://HOST:8000/v1
-    --recipe recaption-rewrite-laclip --set rewrite.model=NAME``
+    --recipe rewrite-laclip --set rewrite.model=NAME``
     Hardware and hours: not run.
     """
     return CaptionersConfig(
@@ -189,7 +189,7 @@ def recaption_rewrite_laclip() -> CaptionersConfig:
     )
 
 
-def recaption_miniature() -> CaptionersConfig:
+def recaption_tiny() -> CaptionersConfig:
     """Greedy captions on two CPU cores.
 
     Source: ours, derived from :func:`recaption_beam`.

@@ -69,27 +69,27 @@ def linear_probe_vit_b16() -> FinetuneConfig:
     )
 
 
-def classification_miniature() -> FinetuneConfig:
+def classification_tiny() -> FinetuneConfig:
     """Full fine-tuning at 64 px, half a minute of one core.
 
     Source: ours, derived from :func:`classification_vit_b16`.
-    Command: ``clipmill finetune --recipe classification-miniature --encoder URI --data FOLDER``
+    Command: ``clipmill finetune --recipe classification-tiny --encoder URI --data FOLDER``
     Hardware and time: see docs/hardware.md.
     """
-    return _miniature(classification_vit_b16(), steps=200, peak=1e-3)
+    return _tiny(classification_vit_b16(), steps=200, peak=1e-3)
 
 
-def linear_probe_miniature() -> FinetuneConfig:
+def linear_probe_tiny() -> FinetuneConfig:
     """A linear probe at 64 px, seconds of one core.
 
     Source: ours, derived from :func:`linear_probe_vit_b16`.
-    Command: ``clipmill finetune --recipe linear-probe-miniature --encoder URI --data FOLDER``
+    Command: ``clipmill finetune --recipe linear-probe-tiny --encoder URI --data FOLDER``
     Hardware and time: see docs/hardware.md.
     """
-    return _miniature(linear_probe_vit_b16(), steps=200, peak=2e-2)
+    return _tiny(linear_probe_vit_b16(), steps=200, peak=2e-2)
 
 
-def _miniature(full: FinetuneConfig, *, steps: int, peak: float) -> FinetuneConfig:
+def _tiny(full: FinetuneConfig, *, steps: int, peak: float) -> FinetuneConfig:
     assert isinstance(full.model, ClassificationConfig)
     return replace(
         full,

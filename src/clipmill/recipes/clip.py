@@ -213,11 +213,11 @@ def siglip_vit_b16_12_8b() -> PretrainConfig:
     return replace(full, model=replace(full.model, loss="sigmoid"))
 
 
-def clip_vit_miniature() -> PretrainConfig:
+def clip_vit_tiny() -> PretrainConfig:
     """A ViT of 0.9 M parameters at 64 px: the same functions on two cores.
 
     Source: ours, derived from :func:`clip_vit_b16_12_8b`.
-    Command: ``clipmill pretrain --recipe clip-vit-miniature ...``
+    Command: ``clipmill pretrain --recipe clip-vit-tiny ...``
     Hardware and time: see docs/hardware.md.
     """
     full = clip_vit_b16_12_8b()
@@ -245,17 +245,17 @@ def clip_vit_miniature() -> PretrainConfig:
     )
 
 
-def clip_miniature() -> PretrainConfig:
+def clip_tiny() -> PretrainConfig:
     """A convolutional tower of 0.23 M parameters at 64 px: what the demo trains in two minutes.
 
     Tens of thousands of images teach it what a ViT needs many more for. Some pairs are held out,
     to see whether it learned anything.
 
-    Source: ours, derived from :func:`clip_vit_miniature`.
-    Command: ``clipmill pretrain --recipe clip-miniature ...``
+    Source: ours, derived from :func:`clip_vit_tiny`.
+    Command: ``clipmill pretrain --recipe clip-tiny ...``
     Hardware and time: see docs/hardware.md.
     """
-    vit = clip_vit_miniature()
+    vit = clip_vit_tiny()
     vision = VisionConfig(image_size=64, timm_model="test_byobnet")
     batch_size, steps = 64, 800
     return replace(

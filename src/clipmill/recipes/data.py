@@ -21,13 +21,13 @@ from clipmill.data.shards.plan import ShardConfig
 from clipmill.scenes.source import ScenesSourceConfig, TaskName
 
 
-def scenes_miniature() -> ScenesSourceConfig:
+def scenes_tiny() -> ScenesSourceConfig:
     """Procedural scenes enough for the demo, at 64 px, near enough to tell what stands there.
 
     Those with labels are larger, as ADE20K's and NYUv2's pictures are.
 
     Source: ours.
-    Command: ``clipmill data scenes --recipe scenes-miniature --store URI``
+    Command: ``clipmill data scenes --recipe scenes-tiny --store URI``
     """
     return ScenesSourceConfig(
         num_pairs=4096,
@@ -41,14 +41,14 @@ def scenes_miniature() -> ScenesSourceConfig:
     )
 
 
-def scenes_every_task() -> ScenesSourceConfig:
+def scenes_all_tasks() -> ScenesSourceConfig:
     """The same with labels for all four tasks.
 
-    Source: ours, derived from :func:`scenes_miniature`.
-    Command: ``clipmill data scenes --recipe scenes-every-task --store URI``
+    Source: ours, derived from :func:`scenes_tiny`.
+    Command: ``clipmill data scenes --recipe scenes-all-tasks --store URI``
     """
     tasks: tuple[TaskName, ...] = ("classification", "detection", "segmentation", "depth")
-    return replace(scenes_miniature(), tasks=tasks)
+    return replace(scenes_tiny(), tasks=tasks)
 
 
 def shards() -> ShardConfig:
@@ -59,7 +59,7 @@ def shards() -> ShardConfig:
     return ShardConfig(min_side=16)
 
 
-def shards_miniature() -> ShardConfig:
+def shards_tiny() -> ShardConfig:
     """Small shards, so that the demo has several.
 
     Source: ours, derived from :func:`shards`.
@@ -130,14 +130,14 @@ def select_datacomp_basic() -> SelectConfig:
     return SelectConfig(name="datacomp-basic", filters=filter_steps(*_BASIC))
 
 
-def select_miniature() -> SelectConfig:
+def select_tiny() -> SelectConfig:
     """No caption under three words, no picture twice: what small pictures can be judged by.
 
     Source: ours, derived from :func:`select_datacomp_basic`.
-    Command: ``clipmill data select DATASET --recipe select-miniature``
+    Command: ``clipmill data select DATASET --recipe select-tiny``
     """
     return SelectConfig(
-        name="miniature",
+        name="tiny",
         filters=filter_steps(CaptionLengthFilter(min_words=3), ExactDuplicateFilter()),
     )
 

@@ -1,4 +1,4 @@
-"""Fine-tuning for segmentation and depth: the paper's recipes, and their miniatures."""
+"""Fine-tuning for segmentation and depth: the paper's recipes, and tiny variants."""
 
 from dataclasses import replace
 
@@ -34,11 +34,11 @@ def upernet_vit_b16() -> FinetuneConfig:
     )
 
 
-def upernet_miniature() -> FinetuneConfig:
+def upernet_tiny() -> FinetuneConfig:
     """UperNet at 64 px, half a minute of one core.
 
     Source: ours, derived from :func:`upernet_vit_b16`.
-    Command: ``clipmill finetune --recipe upernet-miniature --encoder URI --data URI``
+    Command: ``clipmill finetune --recipe upernet-tiny --encoder URI --data URI``
     Hardware and time: see docs/hardware.md.
     """
     full = upernet_vit_b16()
@@ -111,14 +111,14 @@ def semantic_fpn_mci2() -> FinetuneConfig:
     return replace(semantic_fpn_mci0(), model=wider)
 
 
-def semantic_fpn_miniature() -> FinetuneConfig:
+def semantic_fpn_tiny() -> FinetuneConfig:
     """SemanticFPN at 64 px, for an encoder of stages, half a minute of one core.
 
-    Source: ours, derived from :func:`semantic_fpn_mci0` and :func:`upernet_miniature`.
-    Command: ``clipmill finetune --recipe semantic-fpn-miniature --encoder URI --data URI``
+    Source: ours, derived from :func:`semantic_fpn_mci0` and :func:`upernet_tiny`.
+    Command: ``clipmill finetune --recipe semantic-fpn-tiny --encoder URI --data URI``
     Hardware and time: see docs/hardware.md.
     """
-    return upernet_miniature().override(["model.head=semantic-fpn", "train.steps=400"])
+    return upernet_tiny().override(["model.head=semantic-fpn", "train.steps=400"])
 
 
 def depth_vit_b16() -> FinetuneConfig:
@@ -145,11 +145,11 @@ def depth_vit_b16() -> FinetuneConfig:
     )
 
 
-def depth_miniature() -> FinetuneConfig:
+def depth_tiny() -> FinetuneConfig:
     """Depth at 128 px, half a minute of one core.
 
     Source: ours, derived from :func:`depth_vit_b16`.
-    Command: ``clipmill finetune --recipe depth-miniature --encoder URI --data URI``
+    Command: ``clipmill finetune --recipe depth-tiny --encoder URI --data URI``
     Hardware and time: see docs/hardware.md.
     """
     full = depth_vit_b16()
@@ -196,15 +196,15 @@ def linear_segmentation_vit_b16() -> FinetuneConfig:
     )
 
 
-def linear_segmentation_miniature() -> FinetuneConfig:
+def linear_segmentation_tiny() -> FinetuneConfig:
     """The same at 64 px, features computed once: seconds of one core.
 
     Source: ours, derived from :func:`linear_segmentation_vit_b16`.
-    Command: ``clipmill finetune --recipe linear-segmentation-miniature --encoder URI --data URI``
+    Command: ``clipmill finetune --recipe linear-segmentation-tiny --encoder URI --data URI``
     Hardware and time: see docs/hardware.md.
     """
     full = linear_segmentation_vit_b16()
-    return replace(full, train=_probe_miniature(full.train)).override(_SMALL_AND_CACHED)
+    return replace(full, train=_probe_tiny(full.train)).override(_SMALL_AND_CACHED)
 
 
 def linear_depth_vit_b16() -> FinetuneConfig:
@@ -229,18 +229,18 @@ def linear_depth_vit_b16() -> FinetuneConfig:
     )
 
 
-def linear_depth_miniature() -> FinetuneConfig:
+def linear_depth_tiny() -> FinetuneConfig:
     """The same at 64 px, features computed once: seconds of one core.
 
     Source: ours, derived from :func:`linear_depth_vit_b16`.
-    Command: ``clipmill finetune --recipe linear-depth-miniature --encoder URI --data URI``
+    Command: ``clipmill finetune --recipe linear-depth-tiny --encoder URI --data URI``
     Hardware and time: see docs/hardware.md.
     """
     full = linear_depth_vit_b16()
-    return replace(full, train=_probe_miniature(full.train)).override(_SMALL_AND_CACHED)
+    return replace(full, train=_probe_tiny(full.train)).override(_SMALL_AND_CACHED)
 
 
-def _probe_miniature(train: TrainConfig) -> TrainConfig:
+def _probe_tiny(train: TrainConfig) -> TrainConfig:
     """A linear head's training on features that are there: rate and length found by hand."""
     return replace(
         train,

@@ -1,4 +1,4 @@
-"""Detection with instance masks: the paper's recipes, and their miniatures."""
+"""Detection with instance masks: the paper's recipes, and tiny variants."""
 
 from dataclasses import replace
 
@@ -59,27 +59,27 @@ def cascade_mask_rcnn_3x() -> FinetuneConfig:
     )
 
 
-def mask_rcnn_miniature() -> FinetuneConfig:
+def mask_rcnn_tiny() -> FinetuneConfig:
     """Mask R-CNN at 64 px, under two minutes of one core.
 
     Source: ours, derived from :func:`mask_rcnn_1x`.
-    Command: ``clipmill finetune --recipe mask-rcnn-miniature --encoder URI --data URI``
+    Command: ``clipmill finetune --recipe mask-rcnn-tiny --encoder URI --data URI``
     Hardware and time: see docs/hardware.md.
     """
-    return _miniature(mask_rcnn_1x(), num_stages=1, steps=500)
+    return _tiny(mask_rcnn_1x(), num_stages=1, steps=500)
 
 
-def cascade_mask_rcnn_miniature() -> FinetuneConfig:
+def cascade_mask_rcnn_tiny() -> FinetuneConfig:
     """Cascade Mask R-CNN at 64 px, under two minutes of one core.
 
     Source: ours, derived from :func:`cascade_mask_rcnn_3x`.
-    Command: ``clipmill finetune --recipe cascade-mask-rcnn-miniature --encoder URI --data URI``
+    Command: ``clipmill finetune --recipe cascade-mask-rcnn-tiny --encoder URI --data URI``
     Hardware and time: see docs/hardware.md.
     """
-    return _miniature(cascade_mask_rcnn_3x(), num_stages=3, steps=250)
+    return _tiny(cascade_mask_rcnn_3x(), num_stages=3, steps=250)
 
 
-def _miniature(full: FinetuneConfig, *, num_stages: int, steps: int) -> FinetuneConfig:
+def _tiny(full: FinetuneConfig, *, num_stages: int, steps: int) -> FinetuneConfig:
     return replace(
         full,
         model=DetectionConfig(

@@ -52,11 +52,11 @@ def mae_vit_b16_5b() -> MaePretrainConfig:
     return replace(full, train=replace(full.train, steps=round(5e9 / MAE_BATCH_SIZE)))
 
 
-def mae_miniature() -> MaePretrainConfig:
-    """A masked autoencoder on the tower of ``clip-vit-miniature``, for two cores.
+def mae_tiny() -> MaePretrainConfig:
+    """A masked autoencoder on the tower of ``clip-vit-tiny``, for two cores.
 
     Source: ours, derived from :func:`mae_vit_b16_2_05b`.
-    Command: ``clipmill pretrain-mae --recipe mae-miniature ...``
+    Command: ``clipmill pretrain-mae --recipe mae-tiny ...``
     Hardware and time: see docs/hardware.md.
     """
     full = mae_vit_b16_2_05b()
@@ -134,8 +134,8 @@ def supervised_mci2() -> SupervisedConfig:
     return replace(full, vision=replace(full.vision, timm_model="fastvit_mci2"), drop_path=0.1)
 
 
-def supervised_miniature() -> SupervisedConfig:
-    """The convolutional tower of ``clip-miniature`` at 64 px, for two cores.
+def supervised_tiny() -> SupervisedConfig:
+    """The convolutional tower of ``clip-tiny`` at 64 px, for two cores.
 
     Source: ours, derived from :func:`supervised_mci0`.
     """

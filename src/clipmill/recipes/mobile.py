@@ -5,7 +5,7 @@ from dataclasses import replace
 from clipmill.data.transforms.augmentation import RandomResizedCropConfig, StoredAugmentationConfig
 from clipmill.models.config import ClipConfig, TextConfig, TowerOptions, VisionConfig
 from clipmill.pretrain.config import DistillationConfig, PretrainConfig, TeacherConfig
-from clipmill.recipes.clip import clip_vit_b16_12_8b, clip_vit_b16_12m, clip_vit_miniature
+from clipmill.recipes.clip import clip_vit_b16_12_8b, clip_vit_b16_12m, clip_vit_tiny
 
 
 def clip_mci0_12_8b() -> PretrainConfig:
@@ -61,13 +61,13 @@ def clip_vit_b16_distilled_12_8b() -> PretrainConfig:
     return replace(full, range_augment=None, distillation=weights)
 
 
-def clip_mci0_miniature() -> PretrainConfig:
-    """MCi0 at 64 px with the miniature's text tower, for two cores.
+def clip_mci0_tiny() -> PretrainConfig:
+    """MCi0 at 64 px with the tiny recipe's text tower, for two cores.
 
-    Source: ours, derived from :func:`clip_mci0_12_8b` and ``clip-vit-miniature``.
+    Source: ours, derived from :func:`clip_mci0_12_8b` and ``clip-vit-tiny``.
     Hardware and time: see docs/hardware.md.
     """
-    small = clip_vit_miniature()
+    small = clip_vit_tiny()
     vision = replace(clip_mci0_12_8b().model.vision, image_size=64)
     return replace(
         small,
@@ -90,7 +90,7 @@ def teacher_datacompdr() -> TeacherConfig:
     )
 
 
-def teacher_miniature() -> TeacherConfig:
+def teacher_tiny() -> TeacherConfig:
     """One small teacher (``--set models=["URI"]``) and gentle augmentations, for two cores.
 
     Source: ours, derived from :func:`teacher_datacompdr`.

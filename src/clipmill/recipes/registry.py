@@ -1,9 +1,10 @@
-"""Recipes by name."""
+"""Recipes by name, by the command that takes them, and by task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from clipmill.config import Config
+from clipmill.deprecations import current_recipe
 from clipmill.errors import ConfigError, suggestion
 from clipmill.recipes import (
     captioner,
@@ -23,16 +24,16 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "cascade-mask-rcnn-3x": detection.cascade_mask_rcnn_3x,
-    "cascade-mask-rcnn-miniature": detection.cascade_mask_rcnn_miniature,
-    "classification-miniature": classification.classification_miniature,
+    "cascade-mask-rcnn-tiny": detection.cascade_mask_rcnn_tiny,
+    "classification-tiny": classification.classification_tiny,
     "classification-vit-b16": classification.classification_vit_b16,
     "classification-vit-b16-384": classification.classification_vit_b16_384,
     "clip-mci0-12.8b": mobile.clip_mci0_12_8b,
     "clip-mci0-12m": mobile.clip_mci0_12m,
-    "clip-mci0-miniature": mobile.clip_mci0_miniature,
+    "clip-mci0-tiny": mobile.clip_mci0_tiny,
     "clip-mci1-12.8b": mobile.clip_mci1_12_8b,
     "clip-mci2-12.8b": mobile.clip_mci2_12_8b,
-    "clip-miniature": clip.clip_miniature,
+    "clip-tiny": clip.clip_tiny,
     "clip-vit-b16-12.8b": clip.clip_vit_b16_12_8b,
     "clip-vit-b16-12m": clip.clip_vit_b16_12m,
     "clip-vit-b16-2.05b": clip.clip_vit_b16_2_05b,
@@ -45,35 +46,35 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "clip-vit-b16-distilled-12.8b": mobile.clip_vit_b16_distilled_12_8b,
     "clip-vit-b32-12.8b": clip.clip_vit_b32_12_8b,
     "clip-vit-l14-12.8b": clip.clip_vit_l14_12_8b,
-    "clip-vit-miniature": clip.clip_vit_miniature,
+    "clip-vit-tiny": clip.clip_vit_tiny,
     "clip-vit-s16-12.8b": clip.clip_vit_s16_12_8b,
     "clip-vit-ti16-12.8b": clip.clip_vit_ti16_12_8b,
-    "coca-miniature": captioner.coca_miniature,
+    "coca-tiny": captioner.coca_tiny,
     "coca-vit-l14": captioner.coca_vit_l14,
-    "depth-miniature": dense.depth_miniature,
+    "depth-tiny": dense.depth_tiny,
     "linear-segmentation-vit-b16": dense.linear_segmentation_vit_b16,
-    "linear-segmentation-miniature": dense.linear_segmentation_miniature,
+    "linear-segmentation-tiny": dense.linear_segmentation_tiny,
     "linear-depth-vit-b16": dense.linear_depth_vit_b16,
-    "linear-depth-miniature": dense.linear_depth_miniature,
+    "linear-depth-tiny": dense.linear_depth_tiny,
     "depth-vit-b16": dense.depth_vit_b16,
     "export": data.export,
-    "linear-probe-miniature": classification.linear_probe_miniature,
+    "linear-probe-tiny": classification.linear_probe_tiny,
     "linear-probe-vit-b16": classification.linear_probe_vit_b16,
-    "mae-miniature": image_pretraining.mae_miniature,
+    "mae-tiny": image_pretraining.mae_tiny,
     "mae-vit-b16-2.05b": image_pretraining.mae_vit_b16_2_05b,
     "mae-vit-b16-5b": image_pretraining.mae_vit_b16_5b,
     "mask-rcnn-1x": detection.mask_rcnn_1x,
-    "mask-rcnn-miniature": detection.mask_rcnn_miniature,
+    "mask-rcnn-tiny": detection.mask_rcnn_tiny,
     "recaption-beam": captioner.recaption_beam,
     "recaption-blip": captioner.recaption_blip,
     "recaption-coca": captioner.recaption_coca,
     "recaption-git": captioner.recaption_git,
-    "recaption-miniature": captioner.recaption_miniature,
-    "recaption-rewrite-laclip": captioner.recaption_rewrite_laclip,
+    "recaption-tiny": captioner.recaption_tiny,
+    "rewrite-laclip": captioner.rewrite_laclip,
     "recaption-vlm-vecap": captioner.recaption_vlm_vecap,
     "retrieval": classification.retrieval,
-    "scenes-every-task": data.scenes_every_task,
-    "scenes-miniature": data.scenes_miniature,
+    "scenes-all-tasks": data.scenes_all_tasks,
+    "scenes-tiny": data.scenes_tiny,
     "score-basic": data.score_basic,
     "score-clip": data.score_clip,
     "score-clip-l14": data.score_clip_l14,
@@ -84,35 +85,35 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "select-deduplicated": data.select_deduplicated,
     "select-laion2b": data.select_laion2b,
     "select-metaclip": data.select_metaclip,
-    "select-miniature": data.select_miniature,
+    "select-tiny": data.select_tiny,
     "select-mixed-captions": data.select_mixed_captions,
     "semantic-fpn-mci0": dense.semantic_fpn_mci0,
     "semantic-fpn-mci1": dense.semantic_fpn_mci1,
     "semantic-fpn-mci2": dense.semantic_fpn_mci2,
-    "semantic-fpn-miniature": dense.semantic_fpn_miniature,
+    "semantic-fpn-tiny": dense.semantic_fpn_tiny,
     "shards": data.shards,
-    "shards-miniature": data.shards_miniature,
+    "shards-tiny": data.shards_tiny,
     "siglip-vit-b16-12.8b": clip.siglip_vit_b16_12_8b,
     "study-captions": study.study_captions,
     "study-captions-quick": study.study_captions_quick,
     "study-from-scratch": study.study_from_scratch,
     "study-paper": study.study_paper,
     "study-paper-mobile": study.study_paper_mobile,
-    "study-brief": study.study_brief,
+    "study-short": study.study_short,
     "supervised-mci0": image_pretraining.supervised_mci0,
     "supervised-mci1": image_pretraining.supervised_mci1,
     "supervised-mci2": image_pretraining.supervised_mci2,
-    "supervised-miniature": image_pretraining.supervised_miniature,
+    "supervised-tiny": image_pretraining.supervised_tiny,
     "sweep-cascade-mask-rcnn-3x": sweeps.sweep_cascade_mask_rcnn_3x,
-    "sweep-depth-miniature": sweeps.sweep_depth_miniature,
+    "sweep-depth-tiny": sweeps.sweep_depth_tiny,
     "sweep-depth-vit-b16": sweeps.sweep_depth_vit_b16,
     "sweep-mask-rcnn-1x": sweeps.sweep_mask_rcnn_1x,
     "sweep-semantic-fpn": sweeps.sweep_semantic_fpn,
-    "sweep-upernet-miniature": sweeps.sweep_upernet_miniature,
+    "sweep-upernet-tiny": sweeps.sweep_upernet_tiny,
     "sweep-upernet-vit-b16": sweeps.sweep_upernet_vit_b16,
     "teacher-datacompdr": mobile.teacher_datacompdr,
-    "teacher-miniature": mobile.teacher_miniature,
-    "upernet-miniature": dense.upernet_miniature,
+    "teacher-tiny": mobile.teacher_tiny,
+    "upernet-tiny": dense.upernet_tiny,
     "upernet-vit-b16": dense.upernet_vit_b16,
     "zero-shot": classification.zero_shot,
     "zero-shot-imagenet": classification.zero_shot_imagenet,
@@ -127,6 +128,7 @@ def get_recipe(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) ->
         ConfigError: there is no such recipe, its config isn't of type ``kind``, or an override is
             wrong.
     """
+    name = current_recipe(name)
     known = list_recipes(kind)
     if name in known:
         config = RECIPES[name]()
@@ -150,4 +152,5 @@ def list_recipes(kind: type[Config] = Config) -> list[str]:
 
 def recipe_type(name: str) -> type[Config]:
     """Return the type of a recipe's config without building it; ``Config`` of an unknown name."""
+    name = current_recipe(name)
     return RECIPES[name].__annotations__["return"] if name in RECIPES else Config

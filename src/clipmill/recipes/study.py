@@ -8,36 +8,36 @@ from dataclasses import replace
 from clipmill.data.loading.view import ViewConfig
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.pretrain.config import DistillationConfig, PretrainConfig, ValidationConfig
-from clipmill.recipes.captioner import coca_miniature, recaption_miniature
+from clipmill.recipes.captioner import coca_tiny, recaption_tiny
 from clipmill.recipes.classification import (
-    classification_miniature,
+    classification_tiny,
     classification_vit_b16,
-    linear_probe_miniature,
+    linear_probe_tiny,
     linear_probe_vit_b16,
 )
 from clipmill.recipes.clip import (
-    clip_miniature,
+    clip_tiny,
     clip_vit_b16_12_8b,
     clip_vit_b16_scaling_1_28b,
-    clip_vit_miniature,
+    clip_vit_tiny,
 )
-from clipmill.recipes.data import scenes_every_task, shards_miniature
+from clipmill.recipes.data import scenes_all_tasks, shards_tiny
 from clipmill.recipes.dense import (
-    depth_miniature,
+    depth_tiny,
     depth_vit_b16,
     semantic_fpn_mci0,
-    semantic_fpn_miniature,
+    semantic_fpn_tiny,
     upernet_vit_b16,
 )
-from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x, mask_rcnn_miniature
+from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x, mask_rcnn_tiny
 from clipmill.recipes.image_pretraining import (
-    mae_miniature,
+    mae_tiny,
     mae_vit_b16_2_05b,
     mae_vit_b16_5b,
     supervised_mci0,
-    supervised_miniature,
+    supervised_tiny,
 )
-from clipmill.recipes.mobile import clip_mci0_12_8b, teacher_datacompdr, teacher_miniature
+from clipmill.recipes.mobile import clip_mci0_12_8b, teacher_datacompdr, teacher_tiny
 from clipmill.study.config import (
     COCA,
     ConditionConfig,
@@ -148,10 +148,10 @@ def study_captions() -> StudyConfig:
     Source: ours; the questions are those of CLIP-QC, Tables 2 to 5 and Figures 2 and 3.
     Command: ``clipmill study captions --store URI --workers 2``
     """
-    clip, vit = (_long(make()) for make in (_clip_resnet, clip_vit_miniature))
+    clip, vit = (_long(make()) for make in (_clip_resnet, clip_vit_tiny))
     mobile_vision = replace(clip.model.vision, timm_model=_MOBILE, head="classifier")
     mobile = replace(clip, model=replace(clip.model, vision=mobile_vision))
-    mae, labels = mae_miniature(), supervised_miniature()
+    mae, labels = mae_tiny(), supervised_tiny()
     labels = replace(labels, train=_seen(labels.train))
     return StudyConfig(
         synthetic_data=_drawn(),
@@ -170,19 +170,19 @@ def study_captions() -> StudyConfig:
         },
         from_scratch={"scratch": f"random:timm/{_RESNET}"},
         transfers={
-            "segmentation": semantic_fpn_miniature(),
-            "depth": depth_miniature(),
-            "detection": mask_rcnn_miniature(),
-            "classification": classification_miniature(),
-            "segmentation, frozen": _frozen(semantic_fpn_miniature()),
-            "depth, frozen": _frozen(depth_miniature()),
-            "detection, frozen": _frozen(mask_rcnn_miniature()),
-            "classification, frozen": linear_probe_miniature(),
+            "segmentation": semantic_fpn_tiny(),
+            "depth": depth_tiny(),
+            "detection": mask_rcnn_tiny(),
+            "classification": classification_tiny(),
+            "segmentation, frozen": _frozen(semantic_fpn_tiny()),
+            "depth, frozen": _frozen(depth_tiny()),
+            "detection, frozen": _frozen(mask_rcnn_tiny()),
+            "classification, frozen": linear_probe_tiny(),
         },
         conditions=(*_SOURCES, *_OBJECTIVES, *_MOBILE_ENCODERS, *_SCALED, *_DOSED),
         scoring_clip="terse, true",
         teacher=_BOTH.name,
-        distillation=teacher_miniature(),
+        distillation=teacher_tiny(),
         attention=tuple(c.name for c in _OBJECTIVES if c.baseline and c.compute_budget == 1),
         seeds=(0, 1, 2, 3, 4),
         table_budgets=_rest(seeds=(0, 1)),
@@ -212,14 +212,14 @@ def study_captions_quick() -> StudyConfig:
     )
 
 
-def study_brief() -> StudyConfig:
+def study_short() -> StudyConfig:
     """The questions of :func:`study_captions`, with most effort on the caption sources.
 
     Three seeds and seven transfers for those, one seed and six transfers for the rest, ViTs at two
     budgets: four hours and a half of two cores.
 
     Source: ours.
-    Command: ``clipmill study captions --recipe study-brief --store URI --workers 2``
+    Command: ``clipmill study captions --recipe study-short --store URI --workers 2``
     """
     whole = study_captions()
     without = {name: t for name, t in whole.transfers.items() if name != "detection, frozen"}
@@ -263,23 +263,23 @@ def _rest(seeds: tuple[int, ...]) -> dict[str, TableBudget]:
 
 def _clip_resnet() -> PretrainConfig:
     """The demo's recipe on the tower that the pilot chose."""
-    return clip_miniature().override([f"model.vision.timm_model={_RESNET}"])
+    return clip_tiny().override([f"model.vision.timm_model={_RESNET}"])
 
 
 def _drawn() -> SyntheticDataConfig:
-    captioner = coca_miniature().override([f"model.clip.vision.timm_model={_RESNET}"])
+    captioner = coca_tiny().override([f"model.clip.vision.timm_model={_RESNET}"])
     captioner = replace(captioner, train=_seen(captioner.train))
     return SyntheticDataConfig(
         scenes=replace(
-            scenes_every_task(),
+            scenes_all_tasks(),
             num_pairs=8192,
             num_captioner_pairs=4096,
             num_labeled=512,
             num_test=256,
         ),
-        shards=shards_miniature(),
+        shards=shards_tiny(),
         captioner=captioner.override(["train.schedule.lr=2e-3", "train.num_threads=1"]),
-        recaption=recaption_miniature(),
+        recaption=recaption_tiny(),
     )
 
 
@@ -327,7 +327,8 @@ def study_paper() -> StudyConfig:
     (``clipmill sweep`` finds it; ``--set transfers.segmentation.train.schedule.lr=...``).
     Command: ``torchrun --nnodes 8 --nproc-per-node 8 -m clipmill study captions --recipe
     study-paper --store URI --set user_data.dataset=URI
-    --set user_data.layers.synthetic=captions/... --set user_data.labels.segmentation=URI`` and so on for detection, depth, classification.
+    --set user_data.layers.synthetic=captions/... --set user_data.labels.segmentation=URI`` and so
+    on for detection, depth, classification.
     Hardware and hours: not run.
     """
     return StudyConfig(

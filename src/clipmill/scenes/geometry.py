@@ -11,9 +11,9 @@ among its poses and proportions.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,11 @@ _COFFEE = (0.055, 0.025, 0.012)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneConfig(Config):
     """A family of scenes; with an index it determines one scene."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "farthest_metres": "max_distance_m",
+        "smallest_metres": "min_object_size_m",
+    }
 
     size: int = 64
     """Image height and width, pixels: 32 to 1024."""

@@ -5,11 +5,11 @@ Also decides from an artifact's lineage whether it was made from scenes.
 
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from clipmill.config import Config, digest_json
 from clipmill.errors import ClipmillError
@@ -40,6 +40,15 @@ TaskName = Literal["classification", "detection", "segmentation", "depth"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesSourceConfig(Config):
     """Numbers and kinds of scenes."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "num_captioning": "num_captioner_pairs",
+        "num_labelled": "num_labeled",
+        "labelled_size": "labeled_size",
+        "labelled_objects": "labeled_objects",
+        "farthest_metres": "max_distance_m",
+        "smallest_metres": "min_object_size_m",
+    }
 
     size: int = 64
     """Image side, pixels."""

@@ -1,7 +1,7 @@
 """Pipeline stages: a recipe and URIs in, the URI of an artifact out.
 
 The CLI, the Kubeflow components and notebooks call a stage by the same name, as in
-``stages.pretrain("clip-miniature", [], dataset, store)``. A stage resolves the recipe, calls one
+``stages.pretrain("clip-tiny", [], dataset, store)``. A stage resolves the recipe, calls one
 library function with progress, and records its time in the store if ``run`` is given.
 """
 

@@ -6,7 +6,13 @@ from dataclasses import replace
 from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import Stage
 
-CAPTION_LABELS = {"real": "G", "synthetic": "S", "both": "G+S", "selected": "G or S"}
+CAPTION_LABELS = {
+    "real": "G",
+    "synthetic": "S",
+    "both": "G+S",
+    "selected": "G or S",
+    "chosen": "G or S",  # the name of ``selected`` in 0.1's artifacts
+}
 """The paper's names of caption sources (CLIP-QC, Table 2), and of a selection of both."""
 
 

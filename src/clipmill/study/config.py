@@ -1,8 +1,8 @@
 """Configuration of a caption-quality study: conditions, data, encoders, transfer tasks, seeds."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from clipmill.config import Config
 from clipmill.data.captioners import CaptionersConfig
@@ -28,6 +28,12 @@ TableName = Literal["sources", "objectives", "mobile", "scaling", "dose"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConditionConfig(Config):
     """One way to train an encoder."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "over": "baseline",
+        "dose": "caption_noise",
+        "budget": "compute_budget",
+    }
 
     name: str
     """Name in the tables."""
@@ -99,6 +105,17 @@ class TableBudget(Config):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig(Config):
     """Conditions to pretrain, and transfer tasks to evaluate each by, once a seed."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "drawn": "synthetic_data",
+        "given": "user_data",
+        "clips": "clip_runs",
+        "maes": "mae_runs",
+        "scratch": "from_scratch",
+        "judge": "scoring_clip",
+        "teaching": "distillation",
+        "efforts": "table_budgets",
+    }
 
     synthetic_data: SyntheticDataConfig | None = None
     """Data, if it is generated."""

@@ -176,7 +176,8 @@ def _quality(result: StudyResult) -> Section:
     if result.varying_captions:
         note += (
             f" Not every part has the same {join_words(result.varying_captions)} captions: a "
-            "captioner is trained for each, and processors round differently. Told of are the first part's."
+            "captioner is trained for each, and processors round differently. Shown are the first "
+            "part's."
         )
     return section("quality", "Quality of the captions", table(note, head, body))
 
@@ -446,9 +447,10 @@ def truth_and_detail(results: ResultsTable, noisy: str, terse: str, rich: str) -
             [
                 format_header(results, transfer),
                 *(
-                    f"{format_difference(g.change.mean, metric)} "
-                    f"({format_difference(g.change.low, metric)} to {format_difference(g.change.high, metric)})"
-                    for g in (truth, detail)
+                    "{} ({} to {})".format(
+                        *(format_difference(v, metric) for v in (c.mean, c.low, c.high))
+                    )
+                    for c in (truth.change, detail.change)
                 ),
             ]
         )

@@ -160,7 +160,7 @@ def read_study(uri: str) -> StudyResult:
         )
     return StudyResult(
         uri=uri,
-        config=StudyConfig.from_json(value["config"]),
+        config=StudyConfig.from_stored(value["config"], join(uri, RESULT)),
         runs=tuple(StudyRun(**run) for run in value["runs"]),
         num_pairs=value["num_pairs"],
         quality={name: _quality(quality) for name, quality in value["quality"].items()},

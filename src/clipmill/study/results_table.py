@@ -97,7 +97,7 @@ def collect_evaluations(evaluations: Mapping[str, Sequence[str]]) -> ResultsTabl
         own = by_condition.setdefault(condition, {})
         for uri in uris:
             metadata = read_metadata(read_evaluation(uri).model.uri)
-            config = FinetuneConfig.from_json(metadata.recipe)
+            config = FinetuneConfig.from_stored(metadata.recipe, metadata.uri)
             is_frozen = config.model.to_json().get("freeze_encoder")
             name = f"{config.task}, frozen" if is_frozen else config.task
             if (config.train.seed, name) in own:

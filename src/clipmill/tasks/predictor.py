@@ -43,8 +43,8 @@ class Predictor:
         """Class names by id; empty where the task has none."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = self.task.build_inference_model(
-            self.task.config_type.from_json(metadata.architecture["config"]),
-            EncoderConfig.from_json(metadata.architecture["encoder"]),
+            self.task.config_type.from_stored(metadata.architecture["config"], metadata.uri),
+            EncoderConfig.from_stored(metadata.architecture["encoder"], metadata.uri),
             self.classes,
         )
         network.load_state_dict(tensors)

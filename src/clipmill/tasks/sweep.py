@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
-from clipmill.config import Config, digest_json
+from clipmill.config import Config, current_path, digest_json
 from clipmill.data.labeled.folder import fetch_folder
 from clipmill.errors import ConfigError, TrainingError
 from clipmill.lineage import Parent, read_artifact_file
@@ -37,6 +38,10 @@ class SweepConfig(Config):
     truncated schedule ranks points by how high their learning rate still is.
     """
 
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "keep": "reduction_fraction",
+    }
+
     finetune: FinetuneConfig
     """Fine-tuning whose fields are swept."""
     grid: dict[str, tuple[float, ...]]
@@ -46,6 +51,14 @@ class SweepConfig(Config):
     full grid search, as in the paper."""
     reduction_fraction: float = 1 / 3
     """Fraction of a rung's points that is promoted to the next; one point at least."""
+
+    @classmethod
+    def from_json(cls, value: object, path: str = "") -> Self:
+        """Build from plain JSON values, in which the grid may name fields as 0.1 did."""
+        # A dataclass with slots is another class than the one that ``super()`` remembers.
+        config = super(SweepConfig, cls).from_json(value, path)
+        grid = {current_path(config.finetune, p): values for p, values in config.grid.items()}
+        return replace(config, grid=grid)
 
     def __post_init__(self) -> None:
         """Validate rungs, fraction and grid (ConfigError)."""
@@ -196,12 +209,18 @@ def read_sweep(uri: str) -> SweepResult:
         ArtifactError: the artifact is damaged or of another kind.
     """
     value = read_artifact_file(uri, _RESULT, "clipmill sweep")
+    config = SweepConfig.from_stored(value["config"], uri)
     return SweepResult(
         uri=uri,
         task=value["task"],
-        config=SweepConfig.from_json(value["config"]),
+        config=config,
         trials=tuple(
-            Trial(point=t["point"], rung=t["rung"], evaluation=t["evaluation"], value=t["figure"])
+            Trial(
+                point={current_path(config.finetune, p): v for p, v in t["point"].items()},
+                rung=t["rung"],
+                evaluation=t["evaluation"],
+                value=t["figure"],
+            )
             for t in value["trials"]
         ),
     )

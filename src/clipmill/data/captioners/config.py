@@ -1,8 +1,9 @@
 """Settings of all captioners."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
@@ -113,6 +114,11 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 class ChatClientConfig(Config):
     """Access to a chat endpoint; it doesn't change captions, so it isn't stored with them."""
 
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "attempts": "max_attempts",
+        "max_failures_in_a_row": "max_consecutive_failures",
+    }
+
     key_variable: str = ""
     """Environment variable that holds the API key; empty for none."""
     key_file: str = ""
@@ -178,6 +184,10 @@ class ChatClientConfig(Config):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatConfig(Config):
     """Prompt of a model at a chat endpoint, and its sampling."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "unwanted": "refusal_prefixes",
+    }
 
     model: str = ""
     """The model's name, as the endpoint knows it."""
@@ -274,6 +284,10 @@ class RewriteConfig(ChatConfig):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TemplateConfig(Config):
     """Templates that turn labels into captions."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "places": "include_positions",
+    }
 
     templates: tuple[str, ...] = ("{objects}", "a picture of {objects}")
     """One caption each; ``{objects}`` is replaced by the list of objects."""

@@ -1,11 +1,11 @@
 """Views of a dataset: filters over its samples and a choice of captions, without copies."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,14 @@ _RECAPTION = "data recaption {} --captioner CAPTIONER"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewConfig(Config):
     """Samples and captions of a dataset that a training run uses."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "select": "selection_layers",
+        "fraction": "subset_fraction",
+    }
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "captions": {"chosen": "selected"},
+    }
 
     captions: Literal["real", "synthetic", "both", "selected"] = "real"
     """Captions in a batch; ``selected``: those that the last of ``selection_layers`` selected."""

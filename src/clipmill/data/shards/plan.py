@@ -7,11 +7,11 @@ has one. Equal sources and configurations give equal plans on any machine.
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from clipmill.config import Config, canonical_json, digest_json
 from clipmill.data.dataset import FORMAT, check_kind
@@ -30,6 +30,14 @@ SPLITS_PER_FILE = 1000
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardConfig(Config):
     """Shard size, and the constraints that samples must meet."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "shorter_side": "resize_shorter_side",
+        "identity": "fingerprint",
+    }
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "fingerprint": {"listing": "metadata"},
+    }
 
     samples_per_shard: int = 1000
     """Items of the source per shard, bad ones included."""
@@ -82,6 +90,10 @@ class ShardConfig(Config):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardPlan(Config):
     """All that workers on different machines need to write ranges of one dataset's shards."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "place": "plan_uri",
+    }
 
     config: ShardConfig
     """Shard size and constraints."""
@@ -187,7 +199,7 @@ def read_plan(uri: str) -> ShardPlan:
             action="correct the URI, or run `clipmill data plan` first",
         ) from error
     check_kind(value, "plan", plan_uri)
-    return ShardPlan.from_json(value["plan"])
+    return ShardPlan.from_stored(value["plan"], plan_uri)
 
 
 def worker_range(num_shards: int, index: int, count: int) -> tuple[int, int]:
