@@ -271,3 +271,11 @@ def test_overrides_put_values_into_dicts():
     assert found == Places(uris={"depth": "s3://a/b.tar", "boxes": "5"}, sizes={"depth": 5})
     with pytest.raises(ConfigError, match=r"sizes\.depth"):
         found.override(["sizes.depth=many"])
+
+
+def test_a_former_name_of_a_field_is_answered_with_the_new_one():
+    from clipmill.engine.config import TrainConfig
+
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(steps=1, batch_size=1).override(["micro_batches=2"])
+    assert caught.value.action == "use grad_accum_steps, its name since clipmill 0.2"

@@ -58,6 +58,16 @@ def digest_json(value: object) -> str:
     return sha256_bytes(canonical_json(value).encode())
 
 
+def flatten(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted path."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        is_nested = isinstance(item, Mapping)
+        full_path = _dotted(path, name)
+        flat |= flatten(item, full_path) if is_nested else {full_path: item}
+    return flat
+
+
 def runtime_field(default: ValueT) -> ValueT:
     """Return a field that the digest leaves out, such as an interval, a port or a folder."""
     field: ValueT = dataclasses.field(default=default, metadata={_RUNTIME: True})
@@ -315,14 +325,13 @@ def _describe_type(hint: Any) -> str:
 def _unknown_field_error(path: str, cls: type[Config]) -> ConfigError:
     parent = path.rpartition(".")[0]
     names = [_dotted(parent, f.name) for f in dataclasses.fields(cls)]
+    renamed = cls.RENAMED_FIELDS.get(path.rpartition(".")[2])
     return ConfigError(
         f"{path} is not a field of {cls.__name__}",
         expected=f"one of {', '.join(names)}" if names else "no field at all",
-        action=suggestion(
-            path,
-            names,
-            otherwise=f"use one of these instead of {path}",
-        ),
+        action=f"use {_dotted(parent, renamed)}, its name since clipmill 0.2"
+        if renamed
+        else suggestion(path, names, otherwise=f"use one of these instead of {path}"),
     )
 
 

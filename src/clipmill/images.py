@@ -7,18 +7,14 @@ the whole canvas on opening, and its own guard is a process-wide setting.
 import io
 import struct
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 # What Pillow accepts without a warning.
 MAX_PIXELS = 89_478_485
-
-UNREADABLE_IMAGE: Final = "unreadable-image"
-"""Reason of a BadSampleError for an image that can't be decoded."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 # Start-of-frame markers of JPEG (ITU-T T.81, table B.1): C0..CF without DHT, JPG and DAC.
@@ -30,7 +26,7 @@ _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 def image_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) in pixels from the header of a JPEG, PNG or WebP file.
 
-    Raises BadSampleError (``unreadable-image``) for anything else, or a header that is cut.
+    Raises BadSampleError (``unreadable_image``) for anything else, or a header that is cut.
     """
     try:
         if data.startswith(b"\xff\xd8"):
@@ -41,15 +37,15 @@ def image_size(data: bytes) -> tuple[int, int]:
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             return _webp_size(data)
     except (IndexError, struct.error) as error:
-        raise BadSampleError(UNREADABLE_IMAGE, "the file ends within its header") from error
-    raise BadSampleError(UNREADABLE_IMAGE, "neither JPEG, PNG nor WebP")
+        raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "the file ends within its header") from error
+    raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "neither JPEG, PNG nor WebP")
 
 
 def decode_rgb(data: bytes) -> Image.Image:
     """Return the decoded image in mode RGB, upright (EXIF orientation applied).
 
     Transparent pixels are laid over white, and 16-bit grey is scaled to 8 bits. Raises
-    BadSampleError (``unreadable-image``) if any part of the file can't be decoded, or the decoder
+    BadSampleError (``unreadable_image``) if any part of the file can't be decoded, or the decoder
     sees another size than ``image_size``.
     """
     size = image_size(data)
@@ -61,11 +57,11 @@ def decode_rgb(data: bytes) -> Image.Image:
                 return _to_rgb(upright)
     except UnidentifiedImageError as error:
         # Pillow's message holds a buffer's address, and records must be the same in every run.
-        raise BadSampleError(UNREADABLE_IMAGE, "not a picture behind its header") from error
+        raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "not a picture behind its header") from error
     except Exception as error:  # decoders raise whatever a broken file provokes
-        raise BadSampleError(UNREADABLE_IMAGE, str(error)) from error
+        raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, str(error)) from error
     # Callers checked the size in the header, which isn't that of the image.
-    raise BadSampleError(UNREADABLE_IMAGE, "its headers disagree about its size")
+    raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "its headers disagree about its size")
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -94,7 +90,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     position = 2
     while True:
         if data[position] != 0xFF:
-            raise BadSampleError(UNREADABLE_IMAGE, "a JPEG marker is missing")
+            raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "a JPEG marker is missing")
         while data[position] == 0xFF:  # any number of fill bytes may precede a marker
             position += 1
         marker = data[position]
@@ -118,4 +114,4 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
-    raise BadSampleError(UNREADABLE_IMAGE, f"a WebP chunk of unknown kind {kind!r}")
+    raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, f"a WebP chunk of unknown kind {kind!r}")

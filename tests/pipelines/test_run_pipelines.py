@@ -152,10 +152,10 @@ def test_a_study_runs_to_its_page(tmp_path):
     depth = get_recipe("depth-tiny", FinetuneConfig, TUNING)
     conditions = [{"name": "G"}, {"name": "rich", "captions": "synthetic", "layer": "rich"}]
     overrides = [
-        *(f"drawn.scenes.{override}" for override in SCENES),
-        "judge=G",
+        *(f"synthetic_data.scenes.{override}" for override in SCENES),
+        "scoring_clip=G",
         "teacher=",
-        *(f"clips.clip.{override}" for override in CAPTIONS["clip_overrides"]),
+        *(f"clip_runs.clip.{override}" for override in CAPTIONS["clip_overrides"]),
         f"transfers={json.dumps({'depth': depth.to_json()})}",
         f"conditions={json.dumps(conditions)}",
         "seeds=[0]",

@@ -10,7 +10,7 @@ from PIL import Image
 from clipmill.data.dataset import MANIFEST, Dataset, cache_folder
 from clipmill.data.shards.read import read_shard
 from clipmill.data.sources import Source, open_source
-from clipmill.errors import BadSampleError
+from clipmill.errors import BadSampleError, BadSampleReason
 from clipmill.images import decode_rgb
 from clipmill.storage import exists, join
 
@@ -76,7 +76,7 @@ def _of_source(source: Source) -> Iterator[_Raw]:
                     yield error
                     continue
                 except UnicodeDecodeError as error:
-                    yield BadSampleError("caption-not-utf8", str(error))
+                    yield BadSampleError(BadSampleReason.CAPTION_NOT_UTF8, str(error))
                     continue
                 captions: list[str] = pair.rows.get(_COCO_LAYER, {}).get("captions") or [caption]
                 yield pair.image_bytes, captions

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from clipmill.config import digest_json
-from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.errors import ArtifactError, BadSampleReason, ConfigError, NotFoundError
 from clipmill.lineage import Parent, artifact_at
 from clipmill.storage import join, open_store, read_json
 
@@ -78,7 +78,7 @@ class Dataset:
                 uri=uri,
                 shards=tuple(ShardInfo(**shard) for shard in value["shards"]),
                 layers={n: LayerInfo(name=n, **v) for n, v in value["layers"].items()},
-                quarantine=dict(value["quarantine"]),
+                quarantine={BadSampleReason.parse(r): n for r, n in value["quarantine"].items()},
                 parents=tuple(Parent.from_json(parent) for parent in value["parents"]),
             )
             consistent = value["digest"] == dataset.digest
@@ -157,7 +157,12 @@ def read_sidecar(uri: str, index: int, suffix: str = "") -> dict[str, Any]:
     path = sidecar_uri(uri, index, suffix)
     sidecar: dict[str, Any] = read_json(path)
     check_kind(sidecar, "shard", path)
-    return sidecar
+    return {**sidecar, "quarantined": parse_quarantined(sidecar["quarantined"])}
+
+
+def parse_quarantined(items: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return rejected items as they are listed, with reasons as they are written now."""
+    return [{**item, "reason": BadSampleReason.parse(item["reason"])} for item in items]
 
 
 def layer_list(layers: Iterable[LayerInfo]) -> dict[str, Any]:

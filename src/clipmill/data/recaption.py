@@ -25,11 +25,11 @@ from clipmill.data.captioners import (
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
 from clipmill.data.shards.read import ShardReader, read_shard
-from clipmill.errors import BadSampleError, ClipmillError, NotFoundError
+from clipmill.errors import (BadSampleError, BadSampleReason, ClipmillError, NotFoundError)
 from clipmill.images import decode_rgb
 from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join, open_store, read_json, write_json
-from clipmill.telemetry import caption_metrics
+from clipmill.telemetry import CAPTIONED, caption_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class _ShardCaptioner:
         if self._model.checkpoint_outputs:
             delete_partial_outputs(dataset, layer, index)
         for reason, count in counts.items():
-            caption_metrics().samples.labels(reason or "captioned").inc(count)
+            caption_metrics().samples.labels(reason or CAPTIONED).inc(count)
         return counts
 
     def _batches(self, reader: ShardReader, rows: Sequence[int]) -> Iterator[list[CaptionInput]]:
@@ -168,7 +168,7 @@ class _ShardCaptioner:
             # No sample has succeeded yet, so the model is at fault.
             raise error
         for sample in failed:
-            self._outputs[sample.uid] = CaptionOutput(reason="failed")
+            self._outputs[sample.uid] = CaptionOutput(reason=BadSampleReason.FAILED)
 
     def _caption_batch(self, batch: Sequence[CaptionInput]) -> Exception | None:
         """Store the batch's captions, or return the model's error."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipmill.config import digest_json, sha256_bytes, sha256_file
-from clipmill.data.dataset import MANIFEST, Dataset, check_kind
+from clipmill.data.dataset import MANIFEST, Dataset, check_kind, parse_quarantined
 from clipmill.data.layers import LAYER_MANIFEST
 from clipmill.data.shards.tar import index_tar
 from clipmill.errors import ArtifactError, BadSampleError, NotFoundError
@@ -157,7 +157,7 @@ class _Verifier:
         try:
             uids: list[str] = [str(uid) for uid in sidecar["uids"]]
             stated = {name: sidecar[name] for name in ("num_samples", "num_bytes", "sha256")}
-            self._quarantined += [dict(bad) for bad in sidecar["quarantined"]]
+            self._quarantined += parse_quarantined(sidecar["quarantined"])
             if sidecar["fingerprints_sha256"] != sha256_bytes(sidecar["fingerprints"].encode()):
                 self._faults.append(Fault(uri, "has other fingerprints than it was written with"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:

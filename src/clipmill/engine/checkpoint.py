@@ -27,7 +27,7 @@ from clipmill.engine.objective import Objective
 from clipmill.engine.spike_guard import LossSpikeGuard
 from clipmill.errors import ArtifactError, StorageError
 from clipmill.storage import join, open_store, read_bytes, read_json, write_bytes, write_json
-from clipmill.telemetry import CheckpointResult, train_metrics
+from clipmill.telemetry import CheckpointPhase, Outcome, train_metrics
 
 FORMAT = 2
 _SUFFIX = ".safetensors"
@@ -209,7 +209,7 @@ class Checkpointer:
             )
             self._writer.start()
         stall = time.perf_counter() - started
-        self._metrics.checkpoint_seconds.labels(part="stall").observe(stall)
+        self._metrics.checkpoint_seconds.labels(phase=CheckpointPhase.BLOCKING).observe(stall)
 
     def finish(self, *, must_succeed: bool) -> None:
         """Wait for the pending write; raise its StorageError if it ``must_succeed``."""
@@ -243,7 +243,7 @@ class Checkpointer:
             prune_checkpoints(self._uri, self._keep_last)
         except StorageError as error:
             self._error = error
-            self._metrics.checkpoints.labels(result=CheckpointResult.FAILED).inc()
+            self._metrics.checkpoints.labels(outcome=Outcome.FAILURE).inc()
             steps = _steps_if_listed(self._uri)
             _LOG.warning(
                 "the checkpoint of step %d wasn't saved: %s (complete checkpoints: steps %s)",
@@ -254,8 +254,9 @@ class Checkpointer:
         except BaseException as error:  # noqa: BLE001 - raised again on the training thread
             self._error = error
         else:
-            self._metrics.checkpoints.labels(result=CheckpointResult.SAVED).inc()
-        self._metrics.checkpoint_seconds.labels(part="write").observe(time.perf_counter() - started)
+            self._metrics.checkpoints.labels(outcome=Outcome.SUCCESS).inc()
+        seconds = self._metrics.checkpoint_seconds.labels(phase=CheckpointPhase.BACKGROUND)
+        seconds.observe(time.perf_counter() - started)
 
     def _write_or_prune_and_retry(self, progress: TrainProgress, buffer: SafetensorsBuffer) -> None:
         """Write; where that fails, delete all older checkpoints but the last one, and retry."""

@@ -111,14 +111,14 @@ class MetricsLogger:
             gauge.set(record.get(key, math.nan))  # a 0 would be a claim
         for key, value in record.items():
             if key == "loss" or key.startswith("loss/"):
-                kind = "total" if key == "loss" else key.removeprefix("loss/")
-                metrics.loss.labels(objective=self._name, kind=kind).set(value)
+                term = TOTAL_LOSS if key == "loss" else key.removeprefix("loss/")
+                metrics.loss.labels(model=self._name, term=term).set(value)
             elif "/" in key:
-                evaluation, _, metric = key.partition("/")
-                metrics.evaluation.labels(evaluation=evaluation, metric=metric).set(value)
+                validator, _, metric = key.partition("/")
+                metrics.validation_metric.labels(validator=validator, metric=metric).set(value)
         if "loss" in record and not any(key.startswith("loss/") for key in record):
             # A single term is the total, under its own name as well.
-            metrics.loss.labels(objective=self._name, kind=TOTAL_LOSS).set(record["loss"])
+            metrics.loss.labels(model=self._name, term=TOTAL_LOSS).set(record["loss"])
 
 
 def _tensorboard_writer(folder: str) -> Any:

@@ -160,7 +160,6 @@ class Trainer:
         self._step = done = self._step + 1
         self._metrics.samples.inc(output.num_samples)
         self._metrics.step_seconds.observe(time.perf_counter() - started)
-        self._metrics.data_wait_seconds.inc(data_seconds)
         self._throughput.add(output.num_samples, data_seconds)
         if output.decision is not None:
             self._handle_skipped_update(output.decision)

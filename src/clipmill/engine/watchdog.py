@@ -175,8 +175,10 @@ class Watchdog:
         """Report the ranks that delay the others, once for each combination of steps."""
         now = time.monotonic()
         for rank, beat in self._heartbeats().items():
-            train_metrics().rank_data_wait_seconds.labels(rank=str(rank)).set(beat.data_seconds)
-            if rank not in self._received or self._received[rank][0].number != beat.number:
+            previous = self._received[rank][0] if rank in self._received else None
+            waited = beat.data_seconds - (previous.data_seconds if previous else 0)
+            train_metrics().data_wait_seconds.labels(rank=str(rank)).inc(max(0, waited))
+            if previous is None or previous.number != beat.number:
                 self._received[rank] = (beat, now)
         beats = {rank: beat for rank, (beat, _) in self._received.items()}
         limit = max(
@@ -191,7 +193,7 @@ class Watchdog:
         if steps == self._reported:
             return
         self._reported = steps
-        train_metrics().hangs.inc()
+        train_metrics().watchdog_timeouts.inc()
         if lost:
             ranks = "; ".join(beats[r].describe(r) for r in lost)
             self._log(f"no heartbeat for {limit:.0f} s: {ranks}")

@@ -151,10 +151,7 @@ class TimmEncoder(DenseEncoder):
         self.normalize = Normalize(config.mean, config.std)
         self.trunk = timm_trunk(config.vision, drop_path)
         stages = self.trunk.feature_info
-        by_stride = {stage["reduction"]: i for i, stage in enumerate(stages)}
-        self._indices = sorted(by_stride.values())[-4:]
-        self.strides = tuple(stages[i]["reduction"] for i in self._indices)
-        self.channels = tuple(stages[i]["num_chs"] for i in self._indices)
+        self._indices, self.strides, self.channels = dense_levels(self.trunk)
         self.stride = max(self.strides)
         self.num_layers = len(stages)
         before = set(self.trunk.state_dict())
@@ -199,6 +196,18 @@ def timm_trunk(vision: VisionConfig, drop_path: float) -> Any:
     if pool and vision.head in {"projection", "mlp"}:
         trunk.reset_classifier(0, global_pool=pool)  # as open_clip does below a projection
     return trunk
+
+
+def dense_levels(trunk: Any) -> tuple[list[int], tuple[int, ...], tuple[int, ...]]:
+    """Return indices, strides (pixels) and widths of a timm model's maps: the last of each stride.
+
+    Of the last four strides at most, ascending.
+    """
+    stages = trunk.feature_info
+    by_stride = {stage["reduction"]: i for i, stage in enumerate(stages)}
+    indices = sorted(by_stride.values())[-4:]
+    strides = tuple(stages[i]["reduction"] for i in indices)
+    return indices, strides, tuple(stages[i]["num_chs"] for i in indices)
 
 
 def layer_ids_by_name(trunk: nn.Module, stages: Sequence[str]) -> dict[str, int]:

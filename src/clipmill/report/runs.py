@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipmill.config import flatten
 from clipmill.engine.result import LOG_FILE, RUN_FILE, read_log
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
 from clipmill.models.checkpoint import read_metadata
@@ -81,7 +82,7 @@ def list_runs(store: str) -> list[TrainingRun]:
     if not keys:
         raise NotFoundError(
             f"there is nothing under {store}",
-            expected="the folder or s3:// URI that was given as --store before",
+            expected="the directory or s3:// URI of --store in the commands before",
             action="check the path",
         )
     for key in keys:
@@ -129,7 +130,7 @@ def _finished(store: str, name: str) -> TrainingRun:
         reason="",
         step=steps,
         steps=steps,
-        settings=_flat(metadata.recipe),
+        settings=flatten(metadata.recipe),
         log=log,
     )
 
@@ -145,18 +146,9 @@ def _unfinished(store: str, name: str) -> TrainingRun:
         reason=run["words"],
         step=int(run["step"]),
         steps=int(run["steps"]),
-        settings=_flat({"train": run["train"]}),
+        settings=flatten({"train": run["train"]}),
         log=tuple(json.loads(line) for line in lines),
     )
-
-
-def _flat(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        full_path = f"{path}.{name}" if path else name
-        is_nested = isinstance(item, Mapping)
-        flat |= _flat(item, full_path) if is_nested else {full_path: item}
-    return flat
 
 
 def _table(runs: Sequence[TrainingRun]) -> Section:

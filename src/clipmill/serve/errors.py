@@ -16,7 +16,7 @@ from clipmill.errors import ClipmillError
 
 
 class RejectReason(StrEnum):
-    """Values of the label ``reason`` of ``clipmill_serve_rejected_total``."""
+    """Values of the label ``reason`` of ``clipmill_serve_requests_rejected_total``."""
 
     BASE64 = "base64"
     """An image's text isn't base64."""

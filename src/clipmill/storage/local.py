@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clipmill.errors import NotFoundError, StorageError
-from clipmill.storage.store import TEMPORARY_PREFIX, Store, check_key
+from clipmill.storage.store import TEMPORARY_PREFIX, Store, StoreEntry, check_key
 
 # How the system says that a path isn't there, is a folder, or leads through a file.
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -131,6 +131,17 @@ class LocalStore(Store):
             if not name.startswith(TEMPORARY_PREFIX)
         )
         yield from sorted(key for key in keys if key.startswith(prefix))
+
+    def entries(self, prefix: str = "") -> Iterator[StoreEntry]:
+        """Yield the files that start with ``prefix``, sorted; those removed meanwhile are left out."""
+        for key in self.list(prefix):
+            try:
+                status = (self.folder / key).stat()
+            except _ABSENT:
+                continue
+            except OSError as error:
+                raise _storage_error("read", self.folder / key, error) from error
+            yield StoreEntry(key=key, size=status.st_size, modified=status.st_mtime)
 
     def require_writable(self) -> None:
         """Raise StorageError unless files can be written under the folder; leaves none."""

@@ -27,7 +27,7 @@ from minio.helpers import DictType, check_bucket_name
 
 from clipmill.errors import NotFoundError, StorageError
 from clipmill.storage.local import atomic_write
-from clipmill.storage.store import Store, check_key
+from clipmill.storage.store import Store, StoreEntry, check_key
 
 # Answers after which the same request may well succeed: too many requests, and server faults.
 _TRANSIENT_STATUSES = (429, 500, 502, 503, 504)
@@ -391,17 +391,28 @@ class S3Store(Store):
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys of objects that start with ``prefix``, sorted."""
+        yield from (entry.key for entry in self.entries(prefix))
+
+    def entries(self, prefix: str = "") -> Iterator[StoreEntry]:
+        """Yield the objects that start with ``prefix``, sorted."""
         try:
             with self._translate_errors(prefix, is_key=False) as (client, start):
-                names = self._retry_corrupt_responses(partial(self._listed, client, start))
+                entries = self._retry_corrupt_responses(partial(self._listed, client, start))
         except NotFoundError:
             return
         # Not every server lists by code point: SeaweedFS goes folder by folder.
-        yield from sorted(name.removeprefix(self.prefix) for name in names)
+        yield from sorted(entries, key=lambda entry: entry.key)
 
-    def _listed(self, client: Minio, start: str) -> Sequence[str]:
-        entries = client.list_objects(self.bucket, prefix=start, recursive=True)
-        return [entry.object_name or "" for entry in entries if not entry.is_dir]
+    def _listed(self, client: Minio, start: str) -> Sequence[StoreEntry]:
+        return [
+            StoreEntry(
+                key=(entry.object_name or "").removeprefix(self.prefix),
+                size=entry.size or 0,
+                modified=entry.last_modified.timestamp() if entry.last_modified else 0.0,
+            )
+            for entry in client.list_objects(self.bucket, prefix=start, recursive=True)
+            if not entry.is_dir
+        ]
 
     def _upload(self, key: str, file: BinaryIO, num_bytes: int) -> None:
         with self._translate_errors(key) as (client, name):

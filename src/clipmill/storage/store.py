@@ -6,6 +6,7 @@ key can't be another's folder (``a`` and ``a/b``).
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
 
@@ -18,6 +19,18 @@ TEMPORARY_PREFIX = ".clipmill-tmp-"
 _MAX_NAME_BYTES = 255
 # Unicode's control characters and lone surrogates: HTTP, XML or UTF-8 can't carry them.
 _BARRED_CATEGORIES = ("Cc", "Cs")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreEntry:
+    """An object in a store's listing."""
+
+    key: str
+    """Its key."""
+    size: int
+    """Bytes."""
+    modified: float
+    """Time of its last write, in seconds since 1970."""
 
 
 class Store(ABC):
@@ -64,6 +77,10 @@ class Store(ABC):
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield, sorted by code point, every key that starts with ``prefix``."""
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> Iterator[StoreEntry]:
+        """Yield the objects of ``list``, with their sizes and times."""
 
 
 def check_key(key: str) -> str:

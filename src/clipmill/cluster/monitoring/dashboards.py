@@ -9,7 +9,7 @@ from clipmill.cluster.monitoring.series import PrometheusMetric, error_ratio, me
 
 _WIDTH, _HEIGHT, _COLUMNS = 12, 8, 2
 _QUANTILES = (0.5, 0.9, 0.99)
-_UNITS = {"_ratio": "percentunit", "_seconds": "s", "_bytes": "bytes", "_metres": "lengthm"}
+_UNITS = {"_ratio": "percentunit", "_seconds": "s", "_bytes": "bytes", "_meters": "lengthm"}
 """Grafana's unit by a part of the metric's name."""
 _SELECTED = 'namespace=~"$namespace"'
 
@@ -33,8 +33,8 @@ def _panel(metric: PrometheusMetric) -> dict[str, Any]:
     if metric.type == "gauge":
         return _chart(metric.help, {"__auto": selected}, metric.name)
     if metric.type == "counter":
-        title = f"{metric.help}, a second"
-        # Seconds a second are a share.
+        title = f"{metric.help}, per second"
+        # Seconds per second are a ratio.
         unit = "_ratio" if "_seconds" in metric.name else ""
         return _chart(title, {"__auto": f"rate({selected}[$__rate_interval])"}, unit)
     bucket = f"{metric.name}_bucket{{{_SELECTED}}}"
@@ -52,14 +52,14 @@ def _promotion() -> list[dict[str, Any]]:
     requests = f"clipmill_serve_requests_total{{{_SELECTED}}}"
     failed = f'clipmill_serve_requests_total{{{_SELECTED},code=~"5.."}}'
     return [
-        _chart("Models that serve", {"__auto": f"clipmill_serve_model_info{{{_SELECTED}}}"}, ""),
+        _chart("Served models", {"__auto": f"clipmill_serve_model_info{{{_SELECTED}}}"}, ""),
         _chart(
-            "Requests a second, stable and canary",
+            "Requests per second, stable and canary",
             {"__auto": f"sum by ({by_track}) (rate({requests}[5m]))"},
             "",
         ),
         _chart(
-            "Failed share, stable and canary",
+            "Share of failed requests, stable and canary",
             {
                 "__auto": f"sum by ({by_track}) (rate({failed}[5m]))"
                 f" / sum by ({by_track}) (rate({requests}[5m]))"
@@ -67,7 +67,7 @@ def _promotion() -> list[dict[str, Any]]:
             "_ratio",
         ),
         _chart(
-            "Failed share, an hour", {"__auto": f"{error_ratio('1h')}{{{_SELECTED}}}"}, "_ratio"
+            "Share of failed requests, one hour", {"__auto": f"{error_ratio('1h')}{{{_SELECTED}}}"}, "_ratio"
         ),
     ]
 

@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from clipmill.cluster.monitoring import series as e
 from clipmill.cluster.monitoring.series import error_ratio
-from clipmill.images import UNREADABLE_IMAGE
+from clipmill.errors import BadSampleReason
 from clipmill.serve.errors import RejectReason
-from clipmill.telemetry import TOTAL_LOSS, CheckpointResult, SkipReason
+from clipmill.telemetry import TOTAL_LOSS, Outcome, SkipReason
 
 RUNBOOKS = "https://github.com/clipmill/clipmill/blob/main/docs/runbooks"
 BURN_WINDOWS = ("5m", "30m", "1h", "6h")
 """Windows of the error ratio: two pairs, for a fast burn and a slow one."""
+REJECTED_RATIO = "job:clipmill_data_samples_rejected:ratio_rate15m"
+"""Recorded share of samples that a data job rejects."""
 _HOUR = "[1h]"
 _DAY_BEFORE = "[1d] offset 1h"
 
@@ -87,16 +89,16 @@ RECORDINGS: tuple[Recording, ...] = (
     ),
     Recording(
         name="job:clipmill_train_samples:rate5m",
-        expression=f"sum by (namespace, job) (rate({e.TRAINED}[5m]))",
+        expression=f"sum by (namespace, job) (rate({e.TRAINED_SAMPLES}[5m]))",
     ),
     Recording(
-        name="job:clipmill_data_quarantined:ratio_rate15m",
-        expression=f"sum by (namespace, job) (rate({e.QUARANTINED}[15m])) / "
-        f"(sum by (namespace, job) (rate({e.SAMPLES}[15m]))"
-        f" + sum by (namespace, job) (rate({e.QUARANTINED}[15m])))",
+        name=REJECTED_RATIO,
+        expression=f"sum by (namespace, job) (rate({e.SAMPLES_REJECTED}[15m])) / "
+        f"(sum by (namespace, job) (rate({e.SAMPLES_PROCESSED}[15m]))"
+        f" + sum by (namespace, job) (rate({e.SAMPLES_REJECTED}[15m])))",
     ),
-    *(_histogram_drift(metric) for metric in (e.PIXELS, e.BRIGHTNESS, e.METRES)),
-    _class_drift(e.CLASS_SHARE),
+    *(_histogram_drift(metric) for metric in (e.PIXELS, e.BRIGHTNESS, e.DEPTH)),
+    _class_drift(e.CLASS_FRACTION),
 )
 
 
@@ -131,7 +133,7 @@ _ENOUGH_IMAGES = (
     "and on (namespace, model) "
     f"sum by (namespace, model) (increase({e.BRIGHTNESS}_count[1h])) > 200"
 )
-_QUEUE_FULL = f'{e.REJECTED}{{reason="{RejectReason.QUEUE_FULL}"}}'
+_QUEUE_FULL = f'{e.REQUESTS_REJECTED}{{reason="{RejectReason.QUEUE_FULL}"}}'
 _ERRORS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="503"}}'
 _SUCCESSES = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}'
 
@@ -160,8 +162,8 @@ def _bucketed(metric: str, low: str, high: str) -> dict[str, str]:
 def _shares(floor: str, wall: str) -> dict[str, str]:
     labels = 'model="depth",namespace="n"'
     return {
-        f'{e.CLASS_SHARE}{{{labels},class="floor"}}': floor,
-        f'{e.CLASS_SHARE}{{{labels},class="wall"}}': wall,
+        f'{e.CLASS_FRACTION}{{{labels},class="floor"}}': floor,
+        f'{e.CLASS_FRACTION}{{{labels},class="wall"}}': wall,
         f"{e.BRIGHTNESS}_count{{{labels}}}": "0+10x360",
     }
 
@@ -170,18 +172,18 @@ def _embedded(*distances: str) -> dict[str, str]:
     """Return the distances of each replica, and a steady stream of images."""
     labels = 'model="depth",namespace="n"'
     replicas = {
-        f'{e.EMBEDDING_DISTANCE}{{{labels},version="1",pod="{pod}"}}': values
+        f'{e.EMBEDDING_DRIFT}{{{labels},version="1",pod="{pod}"}}': values
         for pod, values in enumerate(distances)
     }
     return replicas | {f"{e.BRIGHTNESS}_count{{{labels}}}": "0+10x180"}
 
 
 def _rejected(reason: RejectReason) -> str:
-    return f'{e.REJECTED}{{model="depth",namespace="n",reason="{reason}"}}'
+    return f'{e.REQUESTS_REJECTED}{{model="depth",namespace="n",reason="{reason}"}}'
 
 
-def _checkpoints(result: CheckpointResult) -> str:
-    return f'{e.CHECKPOINTS}{{result="{result}"}}'
+def _checkpoints(outcome: Outcome) -> str:
+    return f'{e.CHECKPOINTS}{{outcome="{outcome}"}}'
 
 
 def _train(name: str, **labels: str) -> str:
@@ -217,7 +219,7 @@ ALERTS: tuple[Alert, ...] = (
         expression=f"sum by (namespace, model) (rate({_QUEUE_FULL}[5m])) > 0.1",
         for_="10m",
         severity="ticket",
-        summary="{{ $labels.model }} turns requests away: its queue is full",
+        summary="{{ $labels.model }} rejects requests: its queue is full",
         firing_series={_rejected(RejectReason.QUEUE_FULL): "0+60x40"},
         quiet_series={
             _rejected(RejectReason.QUEUE_FULL): "0+1x40",
@@ -240,7 +242,7 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         name="EmbeddingDrift",
         # A replica that has seen too few images says NaN, which no comparison lets through.
-        expression=f"avg by (namespace, model, version) ({e.EMBEDDING_DISTANCE} >= 0)"
+        expression=f"avg by (namespace, model, version) ({e.EMBEDDING_DRIFT} >= 0)"
         f" > {_EMBEDDING_THRESHOLD} {_ENOUGH_IMAGES}",
         for_="30m",
         severity="ticket",
@@ -251,7 +253,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         name="PredictionDrift",
-        expression=_drifted(e.METRES, e.CLASS_SHARE),
+        expression=_drifted(e.DEPTH, e.CLASS_FRACTION),
         for_="30m",
         severity="ticket",
         summary="what {{ $labels.model }} predicts is unlike the day before",
@@ -265,25 +267,25 @@ ALERTS: tuple[Alert, ...] = (
         expression=f"changes({e.STEP}[20m]) == 0 and {e.STEP} > 0",
         for_="5m",
         severity="page",
-        summary="{{ $labels.job }} has done no step for 20 minutes",
+        summary="{{ $labels.job }} has taken no step for 20 minutes",
         firing_series={_train(e.STEP): "100x60"},
         quiet_series={_train(e.STEP): "100+1x60"},
         eval_time="40m",
     ),
     Alert(
-        name="TrainingHang",
-        expression=f"increase({e.HANGS}[15m]) > 0",
+        name="TrainingWatchdogTimeout",
+        expression=f"increase({e.WATCHDOG_TIMEOUTS}[15m]) > 0",
         for_="1m",
         severity="page",
-        summary="{{ $labels.job }} reports a rank that isn't heard of, or a step that hangs",
-        firing_series={_train(e.HANGS): "0x20 1x20"},
-        quiet_series={_train(e.HANGS): "1x40"},
+        summary="{{ $labels.job }} has a rank without heartbeat, or a step over its timeout",
+        firing_series={_train(e.WATCHDOG_TIMEOUTS): "0x20 1x20"},
+        quiet_series={_train(e.WATCHDOG_TIMEOUTS): "1x40"},
     ),
     Alert(
         name="TrainingStraggler",
         # One rank that waits for its batches much longer than the middle one holds up all.
-        expression=f"max by (namespace, job) (deriv({e.DATA_WAIT}[10m])) > "
-        f"0.2 + 3 * quantile by (namespace, job) (0.5, deriv({e.DATA_WAIT}[10m]))",
+        expression=f"max by (namespace, job) (rate({e.DATA_WAIT}[10m])) > "
+        f"0.2 + 3 * quantile by (namespace, job) (0.5, rate({e.DATA_WAIT}[10m]))",
         for_="10m",
         severity="ticket",
         summary="a rank of {{ $labels.job }} waits for data while the others don't",
@@ -304,60 +306,60 @@ ALERTS: tuple[Alert, ...] = (
         expression=f"({e.LOSS} != {e.LOSS}) or (abs({e.LOSS}) == Inf)",
         for_="0m",
         severity="page",
-        summary="the {{ $labels.kind }} loss of {{ $labels.job }} is {{ $value }}",
-        firing_series={_train(e.LOSS, objective="clip", kind=TOTAL_LOSS): "2x10" + " NaN" * 30},
-        quiet_series={_train(e.LOSS, objective="clip", kind=TOTAL_LOSS): "2x40"},
+        summary="the {{ $labels.term }} loss of {{ $labels.job }} is {{ $value }}",
+        firing_series={_train(e.LOSS, model="clip", term=TOTAL_LOSS): "2x10" + " NaN" * 30},
+        quiet_series={_train(e.LOSS, model="clip", term=TOTAL_LOSS): "2x40"},
     ),
     Alert(
         name="TrainingUpdatesSkipped",
-        expression=f"sum by (namespace, job, reason) (increase({e.SKIPPED}[15m])) > 10",
+        expression=f"sum by (namespace, job, reason) (increase({e.SKIPPED_UPDATES}[15m])) > 10",
         for_="0m",
         severity="ticket",
-        summary="{{ $labels.job }} leaves updates out: {{ $labels.reason }}",
-        firing_series={_train(e.SKIPPED, reason=SkipReason.NOT_FINITE): "0+5x40"},
-        quiet_series={_train(e.SKIPPED, reason=SkipReason.NOT_FINITE): "0x20 1x20"},
+        summary="{{ $labels.job }} skips optimizer updates: {{ $labels.reason }}",
+        firing_series={_train(e.SKIPPED_UPDATES, reason=SkipReason.NOT_FINITE): "0+5x40"},
+        quiet_series={_train(e.SKIPPED_UPDATES, reason=SkipReason.NOT_FINITE): "0x20 1x20"},
     ),
     Alert(
         name="CheckpointFailed",
         expression="sum by (namespace, job) "
-        f"(increase({_checkpoints(CheckpointResult.FAILED)}[30m])) > 0",
+        f"(increase({_checkpoints(Outcome.FAILURE)}[30m])) > 0",
         for_="0m",
         severity="ticket",
-        summary="{{ $labels.job }} couldn't save its state",
-        firing_series={_train(e.CHECKPOINTS, result=CheckpointResult.FAILED): "0x10 1x30"},
-        quiet_series={_train(e.CHECKPOINTS, result=CheckpointResult.SAVED): "0+1x40"},
+        summary="{{ $labels.job }} couldn't write a checkpoint",
+        firing_series={_train(e.CHECKPOINTS, outcome=Outcome.FAILURE): "0x10 1x30"},
+        quiet_series={_train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "0+1x40"},
     ),
     Alert(
         name="CheckpointLate",
         expression="sum by (namespace, job) "
-        f"(increase({_checkpoints(CheckpointResult.SAVED)}[2h])) == 0"
+        f"(increase({_checkpoints(Outcome.SUCCESS)}[2h])) == 0"
         f" and on (namespace, job) changes({e.STEP}[2h]) > 0",
         for_="10m",
         severity="ticket",
-        summary="{{ $labels.job }} has saved nothing for two hours",
+        summary="{{ $labels.job }} has written no checkpoint for two hours",
         firing_series={
-            _train(e.CHECKPOINTS, result=CheckpointResult.SAVED): "1x200",
+            _train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "1x200",
             _train(e.STEP): "0+10x200",
         },
         quiet_series={
-            _train(e.CHECKPOINTS, result=CheckpointResult.SAVED): "0+0.1x200",
+            _train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "0+0.1x200",
             _train(e.STEP): "0+10x200",
         },
         eval_time="150m",
     ),
     Alert(
         name="ShardErrorsHigh",
-        expression="job:clipmill_data_quarantined:ratio_rate15m > 0.1",
+        expression=f"{REJECTED_RATIO} > 0.1",
         for_="15m",
         severity="ticket",
-        summary="{{ $labels.job }} sets {{ $value | humanizePercentage }} of its samples aside",
+        summary="{{ $labels.job }} rejects {{ $value | humanizePercentage }} of its samples",
         firing_series={
-            _train(e.SAMPLES): "0+80x60",
-            _train(e.QUARANTINED, reason=UNREADABLE_IMAGE): "0+20x60",
+            _train(e.SAMPLES_PROCESSED): "0+80x60",
+            _train(e.SAMPLES_REJECTED, reason=BadSampleReason.UNREADABLE_IMAGE): "0+20x60",
         },
         quiet_series={
-            _train(e.SAMPLES): "0+99x60",
-            _train(e.QUARANTINED, reason=UNREADABLE_IMAGE): "0+1x60",
+            _train(e.SAMPLES_PROCESSED): "0+99x60",
+            _train(e.SAMPLES_REJECTED, reason=BadSampleReason.UNREADABLE_IMAGE): "0+1x60",
         },
         eval_time="50m",
     ),

@@ -7,19 +7,19 @@ from typing import Protocol
 
 from PIL import Image
 
-from clipmill.images import UNREADABLE_IMAGE
+from clipmill.errors import BadSampleReason
 from clipmill.lineage import Parent
 
-# Reasons for a missing synthetic caption, with their meaning.
-REASONS = {
-    UNREADABLE_IMAGE: "the image can't be decoded",
-    "empty": "the captioner returned no text",
-    "failed": "the model raised an error on this sample alone",
-    "refused": "the endpoint or its model declines this sample",
-    "malformed": "the endpoint's response isn't a chat completion, after all attempts",
-    "unavailable": "the endpoint failed, timed out or gave no response, after all attempts",
-    "no-label": "the labels have no entry for this sample",
+REASONS: Mapping[str, str] = {
+    BadSampleReason.UNREADABLE_IMAGE: "the image can't be decoded",
+    BadSampleReason.EMPTY: "the captioner returned no text",
+    BadSampleReason.FAILED: "the model raised an error on this sample alone",
+    BadSampleReason.REFUSED: "the endpoint or its model declines this sample",
+    BadSampleReason.MALFORMED: "the endpoint's response isn't a chat completion, after all attempts",
+    BadSampleReason.UNAVAILABLE: "the endpoint failed, timed out or gave no response, after all attempts",
+    BadSampleReason.MISSING_LABEL: "the labels have no entry for this sample",
 }
+"""Reasons for a missing synthetic caption, with their meaning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +82,7 @@ def make_output(texts: Sequence[str], scores: Sequence[float | None]) -> Caption
         if plain and plain not in by_text:
             by_text[plain] = score
     if not by_text:
-        return CaptionOutput(reason="empty")
+        return CaptionOutput(reason=BadSampleReason.EMPTY)
     ranked = list(by_text.items())
     if all(score is not None for _, score in ranked):
         ranked.sort(key=lambda pair: -(pair[1] or 0.0))

@@ -13,7 +13,7 @@ from clipmill.config import canonical_json, digest_json
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput, make_output, sample_seed
 from clipmill.data.captioners.chat_client import CancelledBatchError, ChatClient, check_url
 from clipmill.data.captioners.config import ChatClientConfig, ChatConfig, RewriteConfig, VlmConfig
-from clipmill.errors import BadSampleError, ConfigError
+from clipmill.errors import BadSampleError, BadSampleReason, ConfigError
 from clipmill.lineage import Parent
 
 _QUOTES = {'"': '"', "'": "'", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
@@ -136,7 +136,7 @@ class ChatCaptioner:
         accepted = ["" if self._is_refusal(text) else text for text in captions]
         output = make_output(accepted[: config.num_captions], scores[: config.num_captions])
         if not output.texts and any(captions):
-            return CaptionOutput(reason="refused")
+            return CaptionOutput(reason=BadSampleReason.REFUSED)
         return output
 
     def _is_refusal(self, text: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from clipmill.data.captioners.config import ChatClientConfig
-from clipmill.errors import BadSampleError, BudgetError, ConfigError, ServerError
+from clipmill.errors import (BadSampleError, BadSampleReason, BudgetError, ConfigError, ServerError)
 from clipmill.telemetry import caption_metrics
 
 _MAX_RESPONSE_BYTES = 8 * 2**20
@@ -104,7 +104,7 @@ class ChatClient:
         self._client.close()
 
     def _post_with_retries(self, body: Mapping[str, Any], stop: Event) -> ChatCompletion:
-        failure = BadSampleError("unavailable", "no attempt was made")
+        failure = BadSampleError(BadSampleReason.UNAVAILABLE, "no attempt was made")
         min_wait = 0.0
         for attempt in range(self._config.max_attempts):
             if attempt:
@@ -123,11 +123,11 @@ class ChatClient:
                         caption_metrics().tokens.inc(completion.num_tokens)
                         return completion
                 except MalformedResponseError as error:
-                    failure, min_wait = BadSampleError("malformed", str(error)), 0.0
+                    failure, min_wait = BadSampleError(BadSampleReason.MALFORMED, str(error)), 0.0
                     caption_metrics().requests.labels("malformed").inc()
                     continue
                 except _IncompleteResponseError as error:
-                    failure, min_wait = BadSampleError("unavailable", str(error)), 0.0
+                    failure, min_wait = BadSampleError(BadSampleReason.UNAVAILABLE, str(error)), 0.0
                     caption_metrics().requests.labels("broken-off").inc()
                     continue
             caption_metrics().requests.labels(str(status)).inc()
@@ -135,8 +135,8 @@ class ChatClient:
             if status in _FATAL_STATUSES or status < 400:
                 self._raise_permanent_failure(message)
             if status not in _RETRYABLE_STATUSES and status < 500:
-                raise BadSampleError("refused", message)
-            failure = BadSampleError("unavailable", message)
+                raise BadSampleError(BadSampleReason.REFUSED, message)
+            failure = BadSampleError(BadSampleReason.UNAVAILABLE, message)
             min_wait = _retry_after(headers.get("retry-after", ""))
             if min_wait > self._config.max_wait_seconds:
                 self._raise_permanent_failure(f"Retry-After is {min_wait:.0f} seconds; {message}")
@@ -237,7 +237,7 @@ def parse_completion(text: str) -> ChatCompletion:
     if not texts:
         raise MalformedResponseError("there is no choice")
     if len(refused) == len(texts):
-        raise BadSampleError("refused", "the model or its filter declined")
+        raise BadSampleError(BadSampleReason.REFUSED, "the model or its filter declined")
     return ChatCompletion(texts=texts, scores=scores, num_tokens=max(0, num_tokens))
 
 

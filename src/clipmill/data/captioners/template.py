@@ -10,7 +10,7 @@ from typing import Any
 from clipmill.config import canonical_json, digest_json, sha256_bytes
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput
 from clipmill.data.captioners.config import TemplateConfig
-from clipmill.errors import ArtifactError
+from clipmill.errors import ArtifactError, BadSampleReason
 from clipmill.lineage import Parent
 from clipmill.storage import open_store, read_bytes
 
@@ -57,7 +57,7 @@ class TemplateCaptioner:
         for index, sample in enumerate(inputs):
             labels = self._labels.get(sample.uid)
             if labels is None or not labels.names:
-                yield index, CaptionOutput(reason="no-label")
+                yield index, CaptionOutput(reason=BadSampleReason.MISSING_LABEL)
                 continue
             objects = describe(
                 labels.names,

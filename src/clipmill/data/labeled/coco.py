@@ -114,10 +114,10 @@ class CocoFolder:
             _check(path, annotation, by_image, labels)
             box = _box(annotation["bbox"], *sizes[annotation["image_id"]])
             if box is None:
-                skipped["degenerate-box"] += 1
+                skipped["degenerate_box"] += 1
                 continue
             if not annotation.get("segmentation"):
-                skipped["no-mask"] += 1
+                skipped["no_mask"] += 1
                 continue
             by_image[annotation["image_id"]].append(
                 Instance(

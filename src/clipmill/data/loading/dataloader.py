@@ -32,7 +32,7 @@ from clipmill.data.loading.teacher_targets import (
 from clipmill.data.loading.view import ShardView, View
 from clipmill.data.shards.cache import evict_lru, is_remote
 from clipmill.data.shards.read import ShardReader, read_shard
-from clipmill.errors import ArtifactError, BadSampleError, ClipmillError, ConfigError
+from clipmill.errors import (ArtifactError, BadSampleError, BadSampleReason, ClipmillError, ConfigError)
 from clipmill.telemetry import data_metrics
 
 _log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class PairDataLoader:
     def _count(self, skipped: list[SkippedSample]) -> None:
         for bad in skipped:
             self.skipped[bad.reason] += 1
-            data_metrics().skipped.labels(bad.reason).inc()
+            data_metrics().samples_replaced.labels(bad.reason).inc()
             # Log once per shard and reason: a damaged shard would log thousands of lines.
             if (bad.shard, bad.reason) not in self._logged:
                 self._logged.add((bad.shard, bad.reason))
@@ -411,13 +411,13 @@ class ShardCache:
         NotFoundError and StorageError are raised unchanged: the store may work in a later run.
         """
         if index in self._damaged:
-            raise BadSampleError("damaged-shard", self._damaged[index])
+            raise BadSampleError(BadSampleReason.DAMAGED_SHARD, self._damaged[index])
         if index not in self._open:
             try:
                 self._open[index] = self._read(index)
             except ArtifactError as error:
                 self._damaged[index] = str(error)
-                raise BadSampleError("damaged-shard", self._damaged[index]) from error
+                raise BadSampleError(BadSampleReason.DAMAGED_SHARD, self._damaged[index]) from error
             if self.is_remote:
                 evict_lru(self._cache, self._cache_bytes)
             if len(self._open) > self._capacity:

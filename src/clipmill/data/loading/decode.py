@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.errors import BadSampleError
-from clipmill.images import MAX_PIXELS, UNREADABLE_IMAGE, decode_rgb, image_size
+from clipmill.images import MAX_PIXELS, decode_rgb, image_size
 
 REDUCTIONS = (8, 4, 2, 1)
 """How many pixels of a side may become one while decoding, most first."""
@@ -34,7 +34,7 @@ class EncodedImage:
         self.width, self.height = image_size(data)
         """Pixels of the upright picture."""
         if self.width * self.height > MAX_PIXELS:
-            raise BadSampleError("image-too-large", f"{self.width} x {self.height} pixels")
+            raise BadSampleError(BadSampleReason.IMAGE_TOO_LARGE, f"{self.width} x {self.height} pixels")
         self._data = data
         self._decoded_HW3: NDArray[np.uint8] | None = None
         if not (data.startswith(b"\xff\xd8") and _is_simple_jpeg(data)):
@@ -64,7 +64,7 @@ class EncodedImage:
             pixels_HW3 = np.array(decode_rgb(self._data))
             height, width, reduction = self.height, self.width, 1
         if pixels_HW3.shape != (height, width, 3):
-            raise BadSampleError(UNREADABLE_IMAGE, "its size isn't the one in its header")
+            raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "its size isn't the one in its header")
         return pixels_HW3, reduction
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipmill.errors import BadSampleError
+from clipmill.errors import BadSampleError, BadSampleReason
 
 Replay = Callable[[bytes, NDArray[np.float32]], Tensor]
 
@@ -57,7 +57,7 @@ def sample_teacher_targets(
     images, texts = (teacher[name][row].values for name in ("image", "text"))
     num_texts = 1 if caption is None else caption + 2
     if images is None or texts is None or not len(images) or len(texts) < num_texts:
-        raise BadSampleError("no-embedding", f"the teacher layer lacks a part of row {row}")
+        raise BadSampleError(BadSampleReason.MISSING_EMBEDDING, f"the teacher layer lacks a part of row {row}")
     index = int(generator.integers(len(images)))
     numbers = None
     if "augmentation" in teacher.column_names:

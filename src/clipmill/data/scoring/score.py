@@ -220,5 +220,5 @@ def _decode(data: bytes) -> Image.Image | None:
     try:
         return decode_rgb(data)
     except BadSampleError as bad:
-        data_metrics().quarantined.labels(bad.reason).inc()
+        data_metrics().samples_rejected.labels(bad.reason).inc()
         return None

@@ -40,7 +40,7 @@ from clipmill.data.shards.layout import (
 )
 from clipmill.data.shards.plan import ShardPlan
 from clipmill.data.shards.tar import TarWriter, read_members
-from clipmill.errors import NotFoundError, SourceError
+from clipmill.errors import BadSampleReason, NotFoundError, SourceError
 from clipmill.lineage import Parent
 from clipmill.storage import exists, join, open_store, write_json
 
@@ -284,8 +284,10 @@ class ShardManifest:
         return uids
 
 
-def _reason(duplicates: Duplicates, i: int) -> str:
-    return "duplicate-id" if duplicates.same_id[i] else "duplicate-image"
+def _reason(duplicates: Duplicates, i: int) -> BadSampleReason:
+    if duplicates.same_id[i]:
+        return BadSampleReason.DUPLICATE_ID
+    return BadSampleReason.DUPLICATE_IMAGE
 
 
 def summary(infos: list[ShardInfo], quarantine: Counter[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 from clipmill.data.sources.base import Entry
-from clipmill.errors import BadSampleError
+from clipmill.errors import BadSampleError, BadSampleReason
 from clipmill.images import decode_rgb, image_size
 
 UID_LENGTH = 20
@@ -111,27 +111,27 @@ class IngestConfig:
             data = raw.encode() if isinstance(raw, str) else raw
             text = data.decode("utf-8-sig").strip()
         except UnicodeError as error:
-            raise BadSampleError("caption-not-utf8", str(error)) from error
+            raise BadSampleError(BadSampleReason.CAPTION_NOT_UTF8, str(error)) from error
         if not text:
-            raise BadSampleError("empty-caption", "nothing but white space")
+            raise BadSampleError(BadSampleReason.EMPTY_CAPTION, "nothing but white space")
         if len(data) > self.max_caption_bytes:
-            raise BadSampleError("caption-too-long", f"{len(data)} bytes")
+            raise BadSampleError(BadSampleReason.CAPTION_TOO_LONG, f"{len(data)} bytes")
         return text
 
 
 def check_image(data: bytes, constraints: ImageConstraints) -> tuple[int, int]:
     """Decode an image to its end, and return width and height (pixels) of the upright image.
 
-    Raises BadSampleError: ``empty-file``, ``unreadable-image``, ``image-too-large``,
-    ``image-too-small``.
+    Raises BadSampleError: ``empty_file``, ``unreadable_image``, ``image_too_large``,
+    ``image_too_small``.
     """
     if not data:
-        raise BadSampleError("empty-file", "0 bytes")
+        raise BadSampleError(BadSampleReason.EMPTY_FILE, "0 bytes")
     width, height = image_size(data)
     if width * height > constraints.max_pixels:
-        raise BadSampleError("image-too-large", f"{width} x {height} pixels")
+        raise BadSampleError(BadSampleReason.IMAGE_TOO_LARGE, f"{width} x {height} pixels")
     if min(width, height) < constraints.min_side:
-        raise BadSampleError("image-too-small", f"{width} x {height} pixels")
+        raise BadSampleError(BadSampleReason.IMAGE_TOO_SMALL, f"{width} x {height} pixels")
     if data.startswith(_JPEG) and _jpeg_decodes(data):
         return (height, width) if _is_rotated_90(data) else (width, height)
     # Not a JPEG, or one that libjpeg warns about: Pillow decides.
@@ -173,7 +173,7 @@ def _is_rotated_90(data: bytes) -> bool:
                 return False
             return image.getexif().get(ExifTags.Base.Orientation) in _ROTATED_90
     except Exception as error:  # decoders raise whatever a broken file provokes
-        raise BadSampleError("unreadable-image", str(error)) from error
+        raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, str(error)) from error
 
 
 def reencode(data: bytes, *, shorter_side: int, jpeg_quality: int) -> tuple[bytes, int, int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clipmill.data.dataset import Dataset
 from clipmill.data.shards.cache import open_copy, pin_entry
 from clipmill.data.shards.tar import INDEX_DTYPE, index_tar
-from clipmill.errors import ArtifactError, BadSampleError
+from clipmill.errors import ArtifactError, BadSampleError, BadSampleReason
 from clipmill.storage import atomic_write
 
 
@@ -48,7 +48,7 @@ class ShardReader:
         try:
             return self._read("caption", row).decode()
         except UnicodeDecodeError as error:
-            raise BadSampleError("caption-not-utf8", str(error)) from error
+            raise BadSampleError(BadSampleReason.CAPTION_NOT_UTF8, str(error)) from error
 
     def close(self) -> None:
         """Close the file; the reader can't be used any more."""
@@ -69,7 +69,7 @@ class ShardReader:
         offset, length = self._index[part][row]
         data = os.pread(self._file.fileno(), length, offset)
         if len(data) != length:
-            raise BadSampleError("damaged-shard", f"{self._file.name} was cut while it was open")
+            raise BadSampleError(BadSampleReason.DAMAGED_SHARD, f"{self._file.name} was cut while it was open")
         return data
 
 

@@ -46,7 +46,7 @@ from clipmill.data.shards.layout import (
 from clipmill.data.shards.plan import ShardConfig, ShardPlan, dataset_uri, write_plan
 from clipmill.data.shards.tar import TarWriter
 from clipmill.data.sources import Entry, open_source
-from clipmill.errors import BadSampleError
+from clipmill.errors import BadSampleError, BadSampleReason
 from clipmill.lineage import Parent
 from clipmill.processes import available_cpus, process_pool
 from clipmill.storage import exists, join, open_store, write_json
@@ -160,9 +160,9 @@ def _write_shards(
     metrics = data_metrics()
     for num_items, result in shards:
         if result is not None:
-            metrics.samples.inc(result.num_samples)
+            metrics.samples_processed.inc(result.num_samples)
             for reason, count in result.quarantined.items():
-                metrics.quarantined.labels(reason).inc(count)
+                metrics.samples_rejected.labels(reason).inc(count)
         done += num_items
         if progress:
             progress(done, total)
@@ -297,7 +297,7 @@ def _reject_duplicate_uid(
 ) -> PreparedPair | BadSampleError:
     """Reject a second pair with the same uid: a tar can't hold two members of one name."""
     if pair.uid in uids:
-        return BadSampleError("duplicate-id", f"the same as sample {pair.uid}")
+        return BadSampleError(BadSampleReason.DUPLICATE_ID, f"the same as sample {pair.uid}")
     return pair
 
 

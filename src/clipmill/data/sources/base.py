@@ -6,31 +6,30 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, Literal
 
 from clipmill.data.parallel import OrderedMap
-from clipmill.errors import SourceError
-from clipmill.images import UNREADABLE_IMAGE
+from clipmill.errors import BadSampleReason, SourceError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 CAPTION_SUFFIX = ".txt"
 
-# Reasons for quarantine of an item, with their meaning.
-REASONS = {
-    "no-caption": "an image without a caption",
-    "caption-without-image": "a caption without an image",
-    "empty-caption": "the caption is nothing but white space",
-    "caption-not-utf8": "the caption isn't UTF-8",
-    "caption-too-long": "the caption has more bytes than the limit",
-    "empty-file": "the image file has no bytes",
-    "missing-image": "no file lies where the table says that the image is",
-    "not-downloaded": "img2dataset's record says that the image couldn't be had",
-    "broken-record": "the sample's record or embeddings can't be read",
-    "cut-tar": "the tar ends, or stops being one, before its end",
-    UNREADABLE_IMAGE: "the image is cut, broken, or neither JPEG, PNG nor WebP",
-    "image-too-large": "the header claims more pixels than the limit",
-    "image-too-small": "a side is shorter than the limit",
-    "duplicate-id": "another sample has the same id",
-    "duplicate-image": "another sample's image has the same bytes",
+REASONS: Mapping[str, str] = {
+    BadSampleReason.MISSING_CAPTION: "an image without a caption",
+    BadSampleReason.CAPTION_WITHOUT_IMAGE: "a caption without an image",
+    BadSampleReason.EMPTY_CAPTION: "the caption is nothing but white space",
+    BadSampleReason.CAPTION_NOT_UTF8: "the caption isn't UTF-8",
+    BadSampleReason.CAPTION_TOO_LONG: "the caption has more bytes than the limit",
+    BadSampleReason.EMPTY_FILE: "the image file has no bytes",
+    BadSampleReason.MISSING_IMAGE: "no file lies where the table says that the image is",
+    BadSampleReason.NOT_DOWNLOADED: "img2dataset's record says that the image couldn't be had",
+    BadSampleReason.DAMAGED_RECORD: "the sample's record or embeddings can't be read",
+    BadSampleReason.TRUNCATED_TAR: "the tar ends, or stops being one, before its end",
+    BadSampleReason.UNREADABLE_IMAGE: "the image is cut, broken, or neither JPEG, PNG nor WebP",
+    BadSampleReason.IMAGE_TOO_LARGE: "the header claims more pixels than the limit",
+    BadSampleReason.IMAGE_TOO_SMALL: "a side is shorter than the limit",
+    BadSampleReason.DUPLICATE_ID: "another sample has the same id",
+    BadSampleReason.DUPLICATE_IMAGE: "another sample's image has the same bytes",
 }
+"""Reasons for which a source's item is rejected, with their meaning."""
 
 # Common names of these columns, the most likely first.
 IMAGE_NAMES: Final = ("path", "image_path", "filepath", "file", "filename", "file_name", "image")

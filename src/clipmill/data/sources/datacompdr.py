@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 # What readers of JSON and npz raise for files that are neither.
 _BROKEN = (
@@ -98,7 +98,7 @@ def layer_rows(
                 row = _teacher(read, num_real + len(texts), [0, *of_captions], kind.width)
             rows[f"teacher/{kind.name}"] = row
     except _BROKEN as error:
-        raise BadSampleError("broken-record", f"{type(error).__name__}: {error}") from error
+        raise BadSampleError(BadSampleReason.DAMAGED_RECORD, f"{type(error).__name__}: {error}") from error
     return rows
 
 

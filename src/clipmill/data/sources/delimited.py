@@ -20,7 +20,7 @@ from clipmill.data.sources.base import (
     resolve_column,
 )
 from clipmill.data.sources.files import ImageFiles, PreadFile, files_digest, image_suffix
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 # Python's default limit of 128 KiB a field would end the reading of a table at a giant caption.
 _MAX_FIELD_BYTES = 1 << 26
@@ -91,7 +91,7 @@ class DelimitedSource(Source):
 
     def _load(self, image: str, caption: str) -> RawPair:
         if not image:
-            raise BadSampleError("missing-image", "the row names no image")
+            raise BadSampleError(BadSampleReason.MISSING_IMAGE, "the row names no image")
         data = self._images.read(image)
         return RawPair(data, image_suffix(image, data), _bytes(caption))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clipmill.data.sources.base import FingerprintMode, ReadListing, Split
-from clipmill.errors import BadSampleError, NotFoundError, SourceError, StorageError
+from clipmill.errors import (BadSampleError, BadSampleReason, NotFoundError, SourceError, StorageError)
 from clipmill.storage import join, read_bytes
 from clipmill.storage.store import check_key
 
@@ -193,11 +193,11 @@ class ImageFiles:
         """
         uri = name if "://" in name or name.startswith("/") else join(self.base, name)
         if not _maybe_exists(uri):
-            raise BadSampleError("missing-image", f"no file at {escape_name(name)}")
+            raise BadSampleError(BadSampleReason.MISSING_IMAGE, f"no file at {escape_name(name)}")
         try:
             return read_bytes(uri) if "://" in uri else read_file(uri)
         except NotFoundError as error:
-            raise BadSampleError("missing-image", f"no file at {escape_name(name)}") from error
+            raise BadSampleError(BadSampleReason.MISSING_IMAGE, f"no file at {escape_name(name)}") from error
 
 
 def _maybe_exists(uri: str) -> bool:

@@ -27,7 +27,7 @@ from clipmill.data.sources.files import (
     unreadable_error,
     write_listing,
 )
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 _SUFFIXES = frozenset(map(os.fsencode, (*IMAGE_SUFFIXES, CAPTION_SUFFIX)))
 _CAPTION = CAPTION_SUFFIX.encode()
@@ -97,9 +97,9 @@ class FolderSource(Source):
 
     def _load(self, origin: str, image: str, caption: str) -> RawPair:
         if not image:
-            raise BadSampleError("caption-without-image", f"no image next to {origin}")
+            raise BadSampleError(BadSampleReason.CAPTION_WITHOUT_IMAGE, f"no image next to {origin}")
         if not caption:
-            raise BadSampleError("no-caption", f"no {CAPTION_SUFFIX} file next to {origin}")
+            raise BadSampleError(BadSampleReason.MISSING_CAPTION, f"no {CAPTION_SUFFIX} file next to {origin}")
         text = read_file(self._prefix + caption)
         suffix = image[image.rindex(".") :].lower()
         return RawPair(read_file(self._prefix + image), suffix, text)

@@ -26,7 +26,7 @@ from clipmill.data.sources.files import files_digest, matching_files, read_file,
 from clipmill.data.sources.folder import FolderSource
 from clipmill.data.sources.parquet import ParquetSource, read_schema
 from clipmill.data.sources.webdataset import WebDatasetSource
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 STATS = "_stats.json"
 # A piece that begins so is a record of losses rather than of pairs.
@@ -120,4 +120,4 @@ def _num_rows(record: Path) -> int:
 
 
 def _raise_lost(row: dict[str, str | None]) -> RawPair:
-    raise BadSampleError("not-downloaded", f"{row['status']}: {row['error_message']}")
+    raise BadSampleError(BadSampleReason.NOT_DOWNLOADED, f"{row['status']}: {row['error_message']}")

@@ -28,7 +28,7 @@ from clipmill.data.sources.files import (
     matching_files,
     relative_names,
 )
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 # Rows held at once while a range is read.
 _BATCH_ROWS = 256
@@ -129,12 +129,12 @@ def _load(path: bytes | None, data: bytes | None, caption: Any, images: ImageFil
     name = os.fsdecode(path or b"")
     if data is None:
         if not name:
-            raise BadSampleError("missing-image", "the row has no image")
+            raise BadSampleError(BadSampleReason.MISSING_IMAGE, "the row has no image")
         data = images.read(name)
     if isinstance(caption, list):
         caption = next((text for text in caption if text), None)
     if caption is None:
-        raise BadSampleError("no-caption", "the row's caption is null")
+        raise BadSampleError(BadSampleReason.MISSING_CAPTION, "the row's caption is null")
     return RawPair(data, image_suffix(name, data), caption)
 
 

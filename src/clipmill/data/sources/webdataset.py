@@ -22,7 +22,7 @@ from clipmill.data.sources.base import (
 )
 from clipmill.data.sources.datacompdr import DataCompDRLayers, detect_reinforcement, layer_rows
 from clipmill.data.sources.files import PreadFile, files_digest, matching_files, relative_names
-from clipmill.errors import BadSampleError
+from clipmill.errors import BadSampleError, BadSampleReason
 
 _BLOCK = 512
 
@@ -82,7 +82,7 @@ class WebDatasetSource(Source):
             for key, parts in _samples(file, split.start, split.stop):
                 yield Entry(f"{split.piece}/{key}", partial(self._load, file, parts))
         except TruncatedTarError as error:
-            yield Entry(split.piece, partial(_raise, BadSampleError("cut-tar", str(error))))
+            yield Entry(split.piece, partial(_raise, BadSampleError(BadSampleReason.TRUNCATED_TAR, str(error))))
 
     def _split_tar(self, name: str, size: int) -> Iterator[Split]:
         file = PreadFile(self._tars[name])
@@ -105,9 +105,9 @@ class WebDatasetSource(Source):
         image = next((kind for kind, _ in parts if f".{kind.lower()}" in IMAGE_SUFFIXES), None)
         texts = _captions(by_kind, read)
         if image is None:
-            raise BadSampleError("caption-without-image", "the sample's members hold no image")
+            raise BadSampleError(BadSampleReason.CAPTION_WITHOUT_IMAGE, "the sample's members hold no image")
         if not texts:
-            raise BadSampleError("no-caption", "neither a txt member nor a caption in json")
+            raise BadSampleError(BadSampleReason.MISSING_CAPTION, "neither a txt member nor a caption in json")
         rows = layer_rows(self._layers, by_kind, read, len(texts)) if self._layers else {}
         return RawPair(read(image), f".{image.lower()}", texts[0], rows)
 
@@ -129,7 +129,7 @@ def _read(file: PreadFile, members: dict[str, Member], kind: str) -> bytes:
     member = members[kind]
     data = file.read(member.offset, member.size)
     if len(data) < member.size:
-        raise BadSampleError("cut-tar", f"{member.name} ends early")
+        raise BadSampleError(BadSampleReason.TRUNCATED_TAR, f"{member.name} ends early")
     return data
 
 
@@ -149,7 +149,7 @@ def _captions(members: dict[str, Member], read: Callable[[str], bytes]) -> list[
         try:
             caption = json.loads(read("json")).get("caption")
         except (ValueError, AttributeError) as error:
-            raise BadSampleError("broken-record", f"json: {error}") from error
+            raise BadSampleError(BadSampleReason.DAMAGED_RECORD, f"json: {error}") from error
         return [caption] if isinstance(caption, str) else []
     return []
 

@@ -97,7 +97,7 @@ def quarantine_section(dataset: Dataset) -> Section:
     if not dataset.quarantine:
         return section("quarantine", "Bad samples", paragraph("None: every item could be used."))
     names: dict[str, list[str]] = {}
-    for bad in read_json(join(dataset.uri, MANIFEST))["quarantined"]:
+    for bad in parse_quarantined(read_json(join(dataset.uri, MANIFEST))["quarantined"]):
         names.setdefault(bad["reason"], []).append(bad["origin"])
     rows = [
         [

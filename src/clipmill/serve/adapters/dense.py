@@ -112,19 +112,18 @@ class DenseAdapter(ModelAdapter):
         ]
 
     def record_output_metrics(self, model: str, results: Sequence[NDArray[Any]]) -> None:
-        """Record the classes, or the metres, of a few pixels of each output."""
+        """Record the classes, or the depths, of a few pixels of each output."""
         metrics = serving_metrics()
         for output_HW in results:
             sample = output_HW.ravel()[:: max(1, output_HW.size // _DRIFT_PIXELS)]
             if not self._is_classes:
-                histogram = metrics.predicted_metres.labels(model)
-                for metres in sample.tolist():
-                    histogram.observe(metres)
+                histogram = metrics.predicted_depth_meters.labels(model)
+                for depth in sample.tolist():
+                    histogram.observe(depth)
                 continue
             for index, count in zip(*np.unique(sample, return_counts=True), strict=True):
-                metrics.predicted_share.labels(model, self._class_name(index)).inc(
-                    count / sample.size
-                )
+                fraction = metrics.predicted_class_fraction.labels(model, self._class_name(index))
+                fraction.inc(count / sample.size)
 
     def _class_name(self, index: int) -> str:
         classes = self.predictor.classes

@@ -177,7 +177,7 @@ class Routes:
         return response
 
     def _reject(self, error: RequestError, label: str) -> Response:
-        serving_metrics().rejected.labels(label, error.reason).inc()
+        serving_metrics().requests_rejected.labels(label, error.reason).inc()
         return _error_response(error)
 
     def _count(self, response: Response, label: str, version: str) -> None:

@@ -80,11 +80,11 @@ class RegistryDataPlane(DataPlane):  # type: ignore[misc]  # KServe has no types
             code = "200"
         except asyncio.CancelledError:
             code = "499"
-            metrics.rejected.labels(name, RejectReason.DISCONNECTED).inc()
+            metrics.requests_rejected.labels(name, RejectReason.DISCONNECTED).inc()
             raise
         except RequestError as error:
             code = str(int(error.status))
-            metrics.rejected.labels(name, error.reason).inc()
+            metrics.requests_rejected.labels(name, error.reason).inc()
             raise GrpcException(error.message, _STATUSES[error.status]) from error
         else:
             metrics.request_seconds.labels(name).observe(time.perf_counter() - started)

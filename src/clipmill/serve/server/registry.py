@@ -10,7 +10,7 @@ from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import ModelNotFoundError
 from clipmill.serve.model_spec import ModelSpec, parse_model_specs, read_models_file
 from clipmill.serve.server.model import KServeModel
-from clipmill.telemetry import ReloadOutcome, serving_metrics
+from clipmill.telemetry import Outcome, serving_metrics
 
 _logger = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ class ModelRegistry:
         for model in removed:
             metrics = serving_metrics()
             metrics.info.remove(model.name, model.version, model.adapter.kind, model.digest)
-            metrics.loaded_bytes.remove(model.name, model.version)
-            metrics.embedding_distance.remove(model.name, model.version)
+            metrics.model_size_bytes.remove(model.name, model.version)
+            metrics.embedding_drift.remove(model.name, model.version)
         self._set_models(models)
         await asyncio.gather(*(model.drain_and_stop() for model in removed))
 
@@ -73,10 +73,11 @@ class ModelRegistry:
             by_name.setdefault(model.name, {})[model.version] = model
             kind, digest = model.adapter.kind, model.digest
             metrics.info.labels(model.name, model.version, kind, digest).set(1)
-            metrics.loaded_bytes.labels(model.name, model.version).set(model.metadata.tensors_bytes)
+            size = metrics.model_size_bytes.labels(model.name, model.version)
+            size.set(model.metadata.tensors_bytes)
             if model.drift is not None:
-                distance = metrics.embedding_distance.labels(model.name, model.version)
-                distance.set_function(model.drift.distance)
+                drift = metrics.embedding_drift.labels(model.name, model.version)
+                drift.set_function(model.drift.distance)
         self._models = by_name
 
 
@@ -111,14 +112,14 @@ class ModelReloader:
                 await self._apply_changes(self._path)
 
     async def _apply_changes(self, path: Path) -> None:
-        reloads = serving_metrics().reloads
+        reloads = serving_metrics().model_reloads
         models: list[KServeModel] = []
         try:
             # The old models answer while the new ones are loaded and warmed up.
             for spec in parse_model_specs(await asyncio.to_thread(read_models_file, path)):
                 models.append(await self._get_or_load(spec))  # noqa: PERF401  # kept if one fails
         except Exception as error:  # the running models must keep running
-            reloads.labels(ReloadOutcome.FAILED).inc()
+            reloads.labels(Outcome.FAILURE).inc()
             _logger.error(  # noqa: TRY400  # a user's error says all; others show their trace
                 "the models stay as they were: %s",
                 error,
@@ -130,7 +131,7 @@ class ModelReloader:
             )
             return
         await self._registry.replace_all(models)
-        reloads.labels(ReloadOutcome.SWAPPED).inc()
+        reloads.labels(Outcome.SUCCESS).inc()
         _logger.info("serving %s", [f"{model.name}@{model.version}" for model in models])
 
     async def _get_or_load(self, spec: ModelSpec) -> KServeModel:
