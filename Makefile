@@ -1,4 +1,5 @@
 # make demo    run the full pipeline on this machine
+# make smoke   run one test file of each package: a minute
 # make test    run the quick test suite
 # make check   run what CI runs
 # make docs    build the documentation site into site/, in .venv-docs
@@ -23,13 +24,23 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 INSTALL = "$(PYTHON)" requirements/environment.py --venv "$(VENV)" --torch $(TORCH) \
     --index $(TORCH_INDEX) $(if $(filter file,$(origin PYTHON)),--any-python)
 
-.PHONY: demo test check docs format lock clean installed-demo installed-dev installed-docs
+# A file of each package.
+SMOKE := $(addprefix tests/, test_config.py test_errors.py test_tree.py recipes/test_registry.py \
+    storage/test_store.py data/test_shards_read.py data/test_view.py data/test_dataloader.py \
+    models/test_tokenizer.py models/test_encoders.py engine/test_optim.py engine/test_trainer.py \
+    pretrain/test_contrastive.py tasks/test_segmentation_objective.py tasks/test_evaluation.py \
+    serve/test_bodies.py serve/test_answers.py report/test_summary.py cluster/test_argo.py)
+
+.PHONY: demo test smoke check docs format lock clean installed-demo installed-dev installed-docs
 
 demo: installed-demo
 	$(BIN)/python -m clipmill demo
 
 test: installed-dev
 	$(PYTEST)
+
+smoke: installed-dev
+	$(PYTEST) $(SMOKE)
 
 check: installed-dev
 	$(BIN)/ruff check

@@ -14,6 +14,15 @@ settings.register_profile("clipmill", deadline=None, suppress_health_check=[Heal
 settings.load_profile("clipmill")
 
 
+# Minutes each: they come first, so that no worker of xdist is left with one at the end.
+_LONG = {"test_demo.py", "test_run_pipelines.py", "test_given.py", "test_study.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest test files first."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Start a real SeaweedFS, point the AWS_* variables at it, and return them.

@@ -44,14 +44,14 @@ OVERRIDES = {
 }
 PHOTOS = {"clip_overrides": OVERRIDES["clip_overrides"]}
 REASONS = {
-    "caption-not-utf8",
-    "caption-without-image",
-    "duplicate-image",
-    "empty-caption",
-    "empty-file",
-    "image-too-large",
-    "no-caption",
-    "unreadable-image",
+    "caption_not_utf8",
+    "caption_without_image",
+    "duplicate_image",
+    "empty_caption",
+    "empty_file",
+    "image_too_large",
+    "missing_caption",
+    "unreadable_image",
 }
 
 

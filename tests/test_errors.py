@@ -39,7 +39,7 @@ def test_a_user_error_says_three_things_and_survives_pickling(kind):
 
 
 def test_a_bad_sample_survives_pickling():
-    again = pickle.loads(pickle.dumps(BadSampleError("too-small", "3 x 4")))
+    again = pickle.loads(pickle.dumps(BadSampleError(BadSampleReason.IMAGE_TOO_SMALL, "3 x 4")))
     assert (again.reason, again.detail, str(again)) == ("too-small", "3 x 4", "too-small: 3 x 4")
 
 

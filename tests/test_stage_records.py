@@ -136,7 +136,7 @@ def test_metrics_are_served_where_the_environment_says(monkeypatch):
             pass
     data_metrics()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        assert b"clipmill_data_samples_total" in answer.read()
+        assert b"clipmill_data_samples_processed_total" in answer.read()
 
 
 def test_a_malformed_address_of_metrics_is_refused(monkeypatch):

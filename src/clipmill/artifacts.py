@@ -7,10 +7,10 @@ from typing import Any
 
 from clipmill.config import flatten
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
-from clipmill.lineage import ARTIFACT_FILES, Parent, read_artifact
+from clipmill.lineage import ARTIFACT_FILES, Parent, parse_artifact, read_artifact
 from clipmill.storage import join, open_store
 
-_CONFIG_KEYS = ("recipe", "config", "gate")
+_CONFIG_KEYS = ("recipe", "config")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +63,16 @@ def list_artifacts(store: str) -> list[Artifact]:
     """
     artifacts = []
     is_empty = True
-    for entry in open_store(store).entries():
+    opened = open_store(store)
+    for entry in opened.entries():
         is_empty = False
         name, _, file = entry.key.rpartition("/")
         if file not in ARTIFACT_FILES:
             continue
         try:
-            artifacts.append(_read(join(store, name) if name else store, name, entry.modified))
+            value = parse_artifact(opened.get(entry.key), join(store, entry.key))
+            uri = join(store, name) if name else store
+            artifacts.append(_artifact(value, uri, name or ".", entry.modified))
         except (ArtifactError, StorageError):
             # A stage's record that has such a name, or an artifact that is being written.
             continue
@@ -95,11 +98,10 @@ def describe_artifact(uri: str) -> tuple[Artifact, int, int]:
         num_bytes += entry.size
         if entry.key in ARTIFACT_FILES:
             modified = entry.modified
-    return _read(uri, uri, modified), num_files, num_bytes
+    return _artifact(read_artifact(uri), uri, uri, modified), num_files, num_bytes
 
 
-def _read(uri: str, name: str, modified: float) -> Artifact:
-    value = read_artifact(uri)
+def _artifact(value: Mapping[str, Any], uri: str, name: str, modified: float) -> Artifact:
     config = next((value[key] for key in _CONFIG_KEYS if isinstance(value.get(key), dict)), {})
     metrics = value.get("metrics")
     numbers = flatten(metrics) if isinstance(metrics, dict) else {}

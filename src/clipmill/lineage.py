@@ -193,10 +193,19 @@ def _read_artifact(uri: str) -> dict[str, Any] | None:
         return None
     if len(names) > 1:
         raise _malformed_error(f"{uri} holds {' and '.join(names)}")
+    return parse_artifact(store.get(names[0]), join(uri, names[0]))
+
+
+def parse_artifact(data: bytes, uri: str) -> dict[str, Any]:
+    """Return the JSON in the artifact file at ``uri``.
+
+    Raises:
+        ArtifactError: it isn't JSON, or not an artifact's.
+    """
     try:
-        value = json.loads(store.get(names[0]))
+        value = json.loads(data)
     except ValueError as error:
-        raise _malformed_error(f"{join(uri, names[0])} isn't JSON: {error}") from error
+        raise _malformed_error(f"{uri} isn't JSON: {error}") from error
     if not (
         isinstance(value, dict)
         and isinstance(value.get("kind"), str)
@@ -204,7 +213,7 @@ def _read_artifact(uri: str) -> dict[str, Any] | None:
         and isinstance(value.get("parents"), list)
         and isinstance(value.get("summary", {}), dict)
     ):
-        raise _malformed_error(f"{join(uri, names[0])} isn't an artifact's description")
+        raise _malformed_error(f"{uri} isn't an artifact's description")
     return value
 
 

@@ -93,7 +93,7 @@ class TrainMetrics:
     logit_scale: Gauge
     """CLIP logit scale (inverse temperature); NaN without one."""
     data_wait_seconds: Counter
-    """Time that a rank waited for its batches; label ``rank``. Rank 0 exports those of all."""
+    """Time that a rank waited for its batches; label ``rank``. Rank 0 exports that of all ranks."""
     skipped_updates: Counter
     """Skipped updates; label ``reason``."""
     skipped_samples: Counter

@@ -42,7 +42,7 @@ def test_each_template_is_filled(labels):
         texts=(objects, f"a picture of {objects}"), scores=(None, None)
     )
     assert found[1].texts == ("a dog", "a picture of a dog")
-    assert found[2] == found[3] == CaptionOutput(reason="no-label")
+    assert found[2] == found[3] == CaptionOutput(reason="missing_label")
 
 
 def test_without_places_objects_are_counted(labels):

@@ -145,21 +145,21 @@ def test_replacements_are_the_same_for_all(dataset, tmp_path, rotten, world_size
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_bad_samples_are_counted_and_told(dataset, tmp_path, rotten, num_workers, caplog):
-    name = "clipmill_data_skipped_total"
-    reasons = ("unreadable-image", "caption-not-utf8")
+    name = "clipmill_data_samples_replaced_total"
+    reasons = ("unreadable_image", "caption_not_utf8")
     before = [REGISTRY.get_sample_value(name, {"reason": reason}) or 0 for reason in reasons]
     pairs = loader(dataset, tmp_path / "cache", num_workers=num_workers)
     with caplog.at_level(logging.WARNING):
         take(pairs, 6)  # an epoch: each bad sample's turn comes once, replacements may add
     assert pairs.skipped.keys() == set(reasons)
-    assert pairs.skipped["unreadable-image"] >= 5
-    assert pairs.skipped["caption-not-utf8"] >= 1
+    assert pairs.skipped["unreadable_image"] >= 5
+    assert pairs.skipped["caption_not_utf8"] >= 1
     after = [REGISTRY.get_sample_value(name, {"reason": reason}) for reason in reasons]
     assert [b - a for a, b in zip(before, after, strict=True)] == [
         pairs.skipped[reason] for reason in reasons
     ]
     assert "replaced by another sample" in caplog.text
-    assert "caption-not-utf8" in caplog.text
+    assert "caption_not_utf8" in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -171,8 +171,8 @@ def test_a_damaged_shard_is_replaced_as_a_whole(dataset, tmp_path, num_workers, 
     found = [uid for batch in take(pairs, 6) for uid in batch.uids]
     assert len(found) == NUM_SAMPLES
     assert not set(found) & lost
-    assert pairs.skipped["damaged-shard"] >= SHARD_SIZE
-    assert caplog.text.count("damaged-shard") == 1
+    assert pairs.skipped["damaged_shard"] >= SHARD_SIZE
+    assert caplog.text.count("damaged_shard") == 1
 
 
 def test_a_shard_cut_while_it_is_open(dataset, tmp_path):
@@ -181,14 +181,14 @@ def test_a_shard_cut_while_it_is_open(dataset, tmp_path):
     for path in Path(dataset.uri).glob("shards/*.tar"):
         with path.open("r+b") as file:
             file.truncate(100)
-    with pytest.raises(ArtifactError, match="damaged-shard"):
+    with pytest.raises(ArtifactError, match="damaged_shard"):
         take(pairs, 20)
 
 
 def test_a_dataset_of_bad_samples_alone_ends_with_an_error(dataset, tmp_path):
     uids = [uid for index in range(len(dataset.shards)) for uid in dataset.uids(index)]
     damage(dataset, tmp_path / "cache", dict.fromkeys(uids, "image"))
-    with pytest.raises(ArtifactError, match="unreadable-image"):
+    with pytest.raises(ArtifactError, match="unreadable_image"):
         take(loader(dataset, tmp_path / "cache"), 1)
 
 

@@ -137,7 +137,7 @@ def test_a_sample_without_embedding_is_replaced(make_view, tmp_path):
     view = make_view(lacking=(1,))
     found, loader = batches(view, tmp_path, 3)
     places = places_of(view)
-    assert loader.skipped["no-embedding"] > 0
+    assert loader.skipped["missing_embedding"] > 0
     assert all(places[uid] != 1 for batch in found for uid in batch.uids)
 
 

@@ -92,14 +92,14 @@ def test_too_many_pixels_are_refused_by_the_header():
     data = bytearray(encode())
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
-    with pytest.raises(BadSampleError, match="image-too-large"):
+    with pytest.raises(BadSampleError, match="image_too_large"):
         EncodedImage(bytes(data))
 
 
 @pytest.mark.parametrize("name", [*REDUCIBLE, *WHOLE])
 def test_a_cut_file_is_a_bad_sample(name):
     data = {**REDUCIBLE, **WHOLE}[name]
-    with pytest.raises(BadSampleError, match="unreadable-image"):
+    with pytest.raises(BadSampleError, match="unreadable_image"):
         EncodedImage(data[: len(data) * 2 // 3]).decode(2)
 
 
@@ -117,4 +117,4 @@ def test_any_damage_is_pixels_or_a_bad_sample(name, data):
         outcome = "pixels"
         size = (-(-image.height // reduction), -(-image.width // reduction), 3)
         assert pixels.shape == size
-    assert outcome in {"pixels", "unreadable-image", "image-too-large"}
+    assert outcome in {"pixels", "unreadable_image", "image_too_large"}

@@ -58,7 +58,7 @@ def test_a_box_without_area_is_left_out_and_counted(tmp_path, bbox):
     folder = written(tmp_path, [annotation(bbox=bbox), annotation(id=2)])
     data = CocoFolder.open(folder, "val")
     assert len(data.images[0].instances) == 1
-    assert data.skipped == {"degenerate-box": 1}
+    assert data.skipped == {"degenerate_box": 1}
 
 
 def test_a_box_is_cut_at_the_edge(tmp_path):
@@ -69,7 +69,7 @@ def test_a_box_is_cut_at_the_edge(tmp_path):
 @pytest.mark.parametrize("segmentation", [[], None])
 def test_an_object_without_a_mask_is_left_out_and_counted(tmp_path, segmentation):
     folder = written(tmp_path, [annotation(segmentation=segmentation)])
-    assert CocoFolder.open(folder, "val").skipped == {"no-mask": 1}
+    assert CocoFolder.open(folder, "val").skipped == {"no_mask": 1}
 
 
 @pytest.mark.parametrize(

@@ -278,10 +278,10 @@ def test_an_image_that_cannot_be_decoded_stops_nothing(make_dataset, captioner, 
     dataset = break_image(make_dataset(count=9), 0, 1)
     layer = recaption(CONFIG, dataset.uri, captioner.uri, report=silent)
     rows = rows_of(dataset, layer, tmp_path)
-    assert [row["reason"] for row in rows].count("unreadable-image") == 1
-    assert rows[1]["reason"] == "unreadable-image"
+    assert [row["reason"] for row in rows].count("unreadable_image") == 1
+    assert rows[1]["reason"] == "unreadable_image"
     assert rows[1]["captions"][0].startswith("picture ")
-    assert "1 unreadable-image" in summary_of(dataset, layer)["left as they were"]
+    assert "1 unreadable_image" in summary_of(dataset, layer)["left as they were"]
     # Most of the rest is captioned, with no regard to the one that is broken.
     whole = [row for row in rows if not row["fallback"]]
     assert len(whole) >= 6
@@ -371,8 +371,8 @@ def test_pictures_that_the_endpoint_refuses_keep_their_caption(make_dataset, tmp
     with ChatServer(script) as server:
         layer = recaption(config, dataset.uri, f"vlm:{server.url}", report=silent)
     reasons = sorted(row["reason"] for row in rows_of(dataset, layer, tmp_path) if row["reason"])
-    assert reasons == ["refused", "refused", "unreadable-image"]
-    assert summary_of(dataset, layer)["left as they were"] == "2 refused, 1 unreadable-image"
+    assert reasons == ["refused", "refused", "unreadable_image"]
+    assert summary_of(dataset, layer)["left as they were"] == "2 refused, 1 unreadable_image"
 
 
 def test_a_spent_budget_stops_cleanly_and_every_run_goes_on(make_dataset, tmp_path, no_proxy):

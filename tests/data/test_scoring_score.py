@@ -280,7 +280,7 @@ def test_a_picture_that_does_not_decode_has_no_scores(make_dataset, judge, tmp_p
 
     def decode(data):
         if data == bad:
-            raise BadSampleError("unreadable-image", "cut")
+            raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "cut")
         return decode_rgb(data)
 
     monkeypatch.setattr(score_module, "decode_rgb", decode)

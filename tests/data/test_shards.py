@@ -86,7 +86,7 @@ def test_dataset_lists_what_lies_there(tmp_path: Path, write_pairs: WritePairs) 
     dataset = Dataset.open(write_dataset(CONFIG, str(source), str(tmp_path / "store")))
     assert dataset.num_samples == 9
     assert [s.num_samples for s in dataset.shards] == [3, 3, 3]
-    assert dataset.quarantine == {"empty-file": 1, "caption-without-image": 1}
+    assert dataset.quarantine == {"empty_file": 1, "caption_without_image": 1}
     assert dataset.parents == (
         Parent(role="source", uri=f"folder:{source}", digest=dataset.parents[0].digest),
     )
@@ -95,8 +95,8 @@ def test_dataset_lists_what_lies_there(tmp_path: Path, write_pairs: WritePairs) 
         assert (len(data), hashlib.sha256(data).hexdigest()) == (info.num_bytes, info.sha256)
     quarantined = json.loads((Path(dataset.uri) / "dataset.json").read_text())["quarantined"]
     assert [(bad["origin"], bad["reason"]) for bad in quarantined] == [
-        ("part0/000.jpg", "empty-file"),
-        ("part0/lone.txt", "caption-without-image"),
+        ("part0/000.jpg", "empty_file"),
+        ("part0/lone.txt", "caption_without_image"),
     ]
 
 
@@ -124,7 +124,7 @@ def test_processes_make_the_same_and_count_it(
     whole = write_dataset(CONFIG, str(source), str(tmp_path / "whole"))
     monkeypatch.setattr(write, "_MIN_ITEMS_FOR_PROCESSES", 1)
     metrics, calls = data_metrics(), []
-    before = [metrics.samples._value.get(), _count(metrics.quarantined)]
+    before = [metrics.samples_processed._value.get(), _count(metrics.samples_rejected)]
     store = str(tmp_path / "store")
     uri = write_dataset(
         CONFIG,
@@ -134,7 +134,7 @@ def test_processes_make_the_same_and_count_it(
         num_processes=2,
     )
     assert tree_bytes(Path(uri)) == tree_bytes(Path(whole))
-    assert [metrics.samples._value.get(), _count(metrics.quarantined)] == [
+    assert [metrics.samples_processed._value.get(), _count(metrics.samples_rejected)] == [
         before[0] + 10,
         before[1] + 1,
     ]
@@ -294,7 +294,7 @@ def test_nothing_usable(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 3)
     (source / "part0" / "000.txt").unlink()
     config = dataclasses.replace(CONFIG, min_side=100)
-    with pytest.raises(SourceError, match="2 image-too-small, 1 no-caption"):
+    with pytest.raises(SourceError, match="2 image_too_small, 1 missing_caption"):
         write_dataset(config, str(source), str(tmp_path / "store"))
 
 

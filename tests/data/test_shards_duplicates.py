@@ -109,9 +109,9 @@ def test_doubles_are_reported(tmp_path: Path, source: str) -> None:
     assert (report["dropped"], report["num_same_id"], report["num_same_image"]) == (False, 1, 2)
     uids = [uid for index in range(len(dataset.shards)) for uid in dataset.uids(index)]
     assert report["shown"] == [
-        {"uid": uids[3], "same_as": uids[0], "reason": "duplicate-image"},
-        {"uid": uids[5], "same_as": uids[0], "reason": "duplicate-image"},
-        {"uid": uids[7], "same_as": uids[4], "reason": "duplicate-id"},
+        {"uid": uids[3], "same_as": uids[0], "reason": "duplicate_image"},
+        {"uid": uids[5], "same_as": uids[0], "reason": "duplicate_image"},
+        {"uid": uids[7], "same_as": uids[4], "reason": "duplicate_id"},
     ]
 
 
@@ -119,7 +119,7 @@ def test_doubles_are_dropped(tmp_path: Path, source: str) -> None:
     config = ShardConfig(samples_per_shard=3, duplicates="drop")
     dataset = Dataset.open(write_dataset(config, source, str(tmp_path / "store")))
     assert captions(dataset, tmp_path / "cache") == [f"picture {i}" for i in (0, 1, 2, 4, 6)]
-    assert dataset.quarantine == {"duplicate-image": 2, "duplicate-id": 1}
+    assert dataset.quarantine == {"duplicate_image": 2, "duplicate_id": 1}
     origins = [bad["origin"] for bad in manifest(dataset.uri)["quarantined"]]
     assert origins == ["a.tar/00003", "b.tar/00005", "b.tar/00004"]
     assert [info.name for info in dataset.shards] == [
@@ -216,4 +216,4 @@ def test_same_id_within_a_shard_is_left_out(tmp_path: Path) -> None:
     table.write_text("path,caption\n0.jpg,first\n0.jpg,second\n")
     dataset = Dataset.open(write_dataset(ShardConfig(), str(table), str(tmp_path / "store")))
     assert captions(dataset, tmp_path / "cache") == ["first"]
-    assert dataset.quarantine == {"duplicate-id": 1}
+    assert dataset.quarantine == {"duplicate_id": 1}

@@ -52,7 +52,7 @@ def test_cut_anywhere_fares_as_with_pillow(progressive: bool) -> None:
     for cut in range(2, len(data), 7):
         with pytest.raises(BadSampleError) as caught:
             check_image(data[:cut], LIMITS)
-        assert caught.value.reason == "unreadable-image"
+        assert caught.value.reason == "unreadable_image"
 
 
 def test_what_the_check_refuses_pillow_refuses() -> None:
@@ -68,7 +68,7 @@ def test_what_the_check_refuses_pillow_refuses() -> None:
         except BadSampleError as bad:
             refused += 1
             # Limits are looked at before anything is decoded.
-            if bad.reason == "unreadable-image":
+            if bad.reason == "unreadable_image":
                 with pytest.raises(BadSampleError):
                     decode_rgb(bytes(broken))
     assert refused > 20

@@ -115,18 +115,18 @@ def too_small(folder: Path) -> str:
 
 
 BAD: list[tuple[str, Callable[[Path], str]]] = [
-    ("no-caption", no_caption),
-    ("caption-without-image", caption_without_image),
-    ("empty-caption", empty_caption),
-    ("caption-not-utf8", caption_not_utf8),
-    ("caption-too-long", giant_caption),
-    ("empty-file", empty_file),
-    ("unreadable-image", truncated_jpeg),
-    ("unreadable-image", web_page),
-    ("unreadable-image", gif_in_disguise),
-    ("image-too-large", bomb),
-    ("image-too-large", just_too_large),
-    ("image-too-small", too_small),
+    ("missing_caption", no_caption),
+    ("caption_without_image", caption_without_image),
+    ("empty_caption", empty_caption),
+    ("caption_not_utf8", caption_not_utf8),
+    ("caption_too_long", giant_caption),
+    ("empty_file", empty_file),
+    ("unreadable_image", truncated_jpeg),
+    ("unreadable_image", web_page),
+    ("unreadable_image", gif_in_disguise),
+    ("image_too_large", bomb),
+    ("image_too_large", just_too_large),
+    ("image_too_small", too_small),
 ]
 
 

@@ -97,7 +97,7 @@ def write_img2dataset(folder: Path, output: str) -> None:
 
 @pytest.mark.parametrize(
     ("output", "lost"),
-    [("webdataset", "not-downloaded"), ("files", "not-downloaded"), ("parquet", "missing-image")],
+    [("webdataset", "not_downloaded"), ("files", "not_downloaded"), ("parquet", "missing_image")],
 )
 def test_img2dataset_output(tmp_path: Path, output: str, lost: str) -> None:
     write_img2dataset(tmp_path / "output", output)
@@ -110,7 +110,7 @@ def test_img2dataset_output(tmp_path: Path, output: str, lost: str) -> None:
         except BadSampleError as bad:
             reasons.append((bad.reason, "404" in bad.detail))
     assert [raw.image_bytes for raw in pictures] == [jpeg(i) for i in (0, 1, 2, 4, 5, 6)]
-    assert reasons == [(lost, lost == "not-downloaded")] * 2
+    assert reasons == [(lost, lost == "not_downloaded")] * 2
     before = source.digest("content")
     stats = tmp_path / "output" / "00000_stats.json"
     stats.write_text(stats.read_text() + " ")

@@ -138,16 +138,16 @@ def test_damaged_samples_by_their_reasons(tmp_path: Path) -> None:
             ("no-text.jpg", jpeg(0)),
             ("bad-json.jpg", jpeg(1)),
             ("bad-json.json", b"{"),
-            ("no-caption.jpg", jpeg(2)),
-            ("no-caption.json", b'{"url": "x"}'),
+            ("missing_caption.jpg", jpeg(2)),
+            ("missing_caption.json", b'{"url": "x"}'),
         ],
     )
     entries = by_origin(open_source(str(tmp_path / "a.tar")))
     assert {origin.removeprefix("a.tar/"): reason(e) for origin, e in entries.items()} == {
-        "no-image": "caption-without-image",
-        "no-text": "no-caption",
-        "bad-json": "broken-record",
-        "no-caption": "no-caption",
+        "no-image": "caption_without_image",
+        "no-text": "missing_caption",
+        "bad-json": "damaged_record",
+        "missing_caption": "missing_caption",
     }
 
 
@@ -170,7 +170,7 @@ def test_damaged_tar_counts_once_and_keeps_what_came_before(tmp_path: Path, dama
         "a.tar",
         "b.tar/00004",
     ]
-    assert reason(entries[2]) == "cut-tar"
+    assert reason(entries[2]) == "truncated_tar"
     assert [entries[i].load().caption for i in (0, 1, 3)] == [
         b"picture 0",
         b"picture 1",
@@ -199,7 +199,7 @@ def test_link_is_no_image(tmp_path: Path) -> None:
     write_tar(tmp_path / "b.tar", [("0.txt", b"a cat")])
     path.write_bytes(path.read_bytes()[:512] + (tmp_path / "b.tar").read_bytes())
     (entry,) = read_all(open_source(str(path)))
-    assert reason(entry) == "caption-without-image"
+    assert reason(entry) == "caption_without_image"
 
 
 def test_reinforced_samples_bring_layers(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_broken_records(tmp_path: Path, key: str, data: bytes) -> None:
     write_tar(tmp_path / "a.tar", [*reinforced_sample(0), *broken])
     good, bad = read_all(open_source(str(tmp_path / "a.tar")))
     good.load()
-    assert reason(bad) == "broken-record"
+    assert reason(bad) == "damaged_record"
 
 
 def test_layers_may_be_left_out_or_named(tmp_path: Path) -> None:
@@ -299,4 +299,4 @@ def test_flipped_bytes_spoil_samples_and_nothing_else(tmp_path: Path) -> None:
                 read(entry)
             except BadSampleError as bad:
                 reasons.add(bad.reason)
-    assert {"cut-tar", "unreadable-image", "broken-record"} <= reasons
+    assert {"truncated_tar", "unreadable_image", "damaged_record"} <= reasons

@@ -24,9 +24,9 @@ def test_the_cut_is_exact_and_is_what_training_sees(sizes, tmp_path):
 def test_too_few_pairs_are_refused_with_what_was_left_out(tmp_path):
     bare_dataset(tmp_path, [MIN_PAIRS - 1])
     manifest = tmp_path / "dataset.json"
-    value = json.loads(manifest.read_text()) | {"quarantine": {"no-caption": 3}}
+    value = json.loads(manifest.read_text()) | {"quarantine": {"missing_caption": 3}}
     Path(manifest).write_text(json.dumps(value))
-    with pytest.raises(SourceError, match=r"only 19 .*left out: 3 no-caption") as found:
+    with pytest.raises(SourceError, match=r"only 19 .*left out: 3 missing_caption") as found:
         hold_out(Dataset.open(str(tmp_path)))
     assert "at least 20 pairs" in found.value.expected
 

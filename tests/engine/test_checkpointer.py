@@ -81,7 +81,7 @@ def test_states_are_written_one_after_another_and_the_last_are_kept(tmp_path):
 
 
 def test_a_full_disk_is_a_warning_and_the_last_state_stays(tmp_path, caplog):
-    failed = train_metrics().checkpoints.labels(result="failed")
+    failed = train_metrics().checkpoints.labels(outcome=Outcome.FAILURE)
     before = failed._value.get()
     _, states = made(tmp_path)
     saved(states, 1)
@@ -133,7 +133,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_the_stall_and_the_write_are_measured(tmp_path):
-    stall, write = (train_metrics().checkpoint_seconds.labels(part=p) for p in ("stall", "write"))
+    stall, write = (train_metrics().checkpoint_seconds.labels(phase=p) for p in CheckpointPhase)
     before = stall._sum.get(), write._sum.get()
     _, states = made(tmp_path)
     started = time.perf_counter()

@@ -74,9 +74,9 @@ def test_a_job_is_scraped_while_it_runs(tmp_path, monkeypatch):
     assert found["clipmill_train_mfu_ratio",] == pytest.approx(last["mfu"])
     assert found["clipmill_train_samples_per_second",] == pytest.approx(last["samples_per_second"])
     assert found["clipmill_train_gradient_norm",] == pytest.approx(last["gradient_norm"])
-    assert found["clipmill_train_evaluation", "answer", "test"] == 42
-    assert found["clipmill_train_data_wait_seconds_total",] > 0
-    assert found["clipmill_train_checkpoint_seconds_count", "stall"] > 0
+    assert found["clipmill_train_validation_metric", "answer", "test"] == 42
+    assert found["clipmill_train_data_wait_seconds_total", "0"] > 0
+    assert found["clipmill_train_checkpoint_seconds_count", "blocking"] > 0
 
 
 def test_utilisation_counts_the_products_of_a_step(tmp_path):

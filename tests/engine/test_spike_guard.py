@@ -62,7 +62,7 @@ def run(folder, kinds, config=CONFIG, objective=Poisoned):
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_harmful_update_leaves_everything_as_it_was(tmp_path, kind):
-    counter = train_metrics().skipped_updates.labels(reason="not-finite")
+    counter = train_metrics().skipped_updates.labels(reason="not_finite")
     samples = train_metrics().skipped_samples
     before, samples_before = counter._value.get(), samples._value.get()
     trained, weights = run(tmp_path, {3: kind, 4: kind})

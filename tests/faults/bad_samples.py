@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 GOOD = "good"
-UNREADABLE = "unreadable-image"
-TOO_LARGE = "image-too-large"
-TOO_SMALL = "image-too-small"
+UNREADABLE = "unreadable_image"
+TOO_LARGE = "image_too_large"
+TOO_SMALL = "image_too_small"
 
 
 @dataclass(frozen=True)
@@ -289,13 +289,13 @@ KINDS = [
         ("rotated", {GOOD}, rotated),
         ("broken EXIF", {GOOD, UNREADABLE}, broken_exif),
         ("broken profile", {GOOD}, broken_profile),
-        ("empty", {"empty-file"}, empty),
-        ("blank caption", {"empty-caption"}, blank_caption),
-        ("giant caption", {GOOD, "caption-too-long"}, giant_caption),
-        ("caption not UTF-8", {"caption-not-utf8"}, not_utf8),
+        ("empty", {"empty_file"}, empty),
+        ("blank caption", {"empty_caption"}, blank_caption),
+        ("giant caption", {GOOD, "caption_too_long"}, giant_caption),
+        ("caption not UTF-8", {"caption_not_utf8"}, not_utf8),
         ("odd caption", {GOOD}, odd_caption),
-        ("lone picture", {"no-caption"}, lone_picture),
-        ("lone caption", {"caption-without-image"}, lone_caption),
+        ("lone picture", {"missing_caption"}, lone_picture),
+        ("lone caption", {"caption_without_image"}, lone_caption),
         ("odd name", {GOOD}, odd_name),
     )
 ]

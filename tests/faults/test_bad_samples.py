@@ -136,4 +136,4 @@ def test_tars_cut_in_a_header_give_what_precedes_the_cut(tmp_path: Path) -> None
         num_whole += which // 2
     dataset = Dataset.open(write_dataset(CONFIG, f"webdataset:{source}", str(tmp_path / "store")))
     assert dataset.num_samples == num_whole
-    assert dataset.quarantine == {"cut-tar": 60}
+    assert dataset.quarantine == {"truncated_tar": 60}

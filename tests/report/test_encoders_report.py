@@ -91,7 +91,7 @@ def test_the_page_tells_the_run(make_run) -> None:
     assert "≥ 21.9 %" in found["endpoint"]
     assert "clipmill_serving_images_total" in found["endpoint"]
     assert "3 of 8 items" in found["quarantine"]
-    assert "unreadable-image" in found["quarantine"]
+    assert "unreadable_image" in found["quarantine"]
     assert "lonely.jpg" in found["quarantine"]
     assert "pretrain G+S" in found["time"]
     assert "as above" in found["provenance"]
@@ -190,7 +190,7 @@ def test_the_json_has_the_numbers(make_run) -> None:
         ("G+S", "random weights", "better"),
     ]
     assert value["results"]["seeds"] == {"G": [0], "G+S": [0]}
-    assert value["results"]["quarantine"] == {"no-caption": 1, "unreadable-image": 2}
+    assert value["results"]["quarantine"] == {"missing_caption": 1, "unreadable_image": 2}
     assert value["results"]["request_milliseconds"] == {"segmentation": 12.34, "depth": 12.34}
     node = lineage(uri)
     assert [parent.role for parent in node.parents] == [

@@ -99,7 +99,7 @@ def test_a_small_run_from_a_folder_to_the_page(tmp_path, monkeypatch):
     uri = photos_report(data, [evaluation], store)
     results = json.loads(Path(uri, "report.json").read_text())["results"]
     assert results["num_held_out"] == 6
-    assert results["quarantine"] == {"no-caption": 1}
+    assert results["quarantine"] == {"missing_caption": 1}
     (training,) = results["training"].values()
     assert training["chance"] == pytest.approx(math.log(8))
     (found,) = results["retrieval"].values()

@@ -111,7 +111,7 @@ def test_versions_side_by_side_and_a_swap_that_drops_nothing(
                 write({"seg@3": other, "depth": models["depth"]})
                 until(lambda: "3" in load.versions)
                 write("{nonsense")
-                until(lambda: 'reloads_total{outcome="failed"} 1.0' in metrics(server))
+                until(lambda: 'reloads_total{outcome="failure"} 1.0' in metrics(server))
                 seen = len(load.versions)
                 until(lambda: len(load.versions) > seen + 5)
             finally:

@@ -32,7 +32,7 @@ CLIP = ClipConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=2, head_width=16),
     text=TextConfig(context_length=16, vocab_size=1000, width=32, heads=2, layers=1),
 )
-METRIC = "clipmill_serve_embedding_distance"
+METRIC = "clipmill_serve_embedding_drift"
 
 
 def silent(done: int, total: int, words: str) -> None:

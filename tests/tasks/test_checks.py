@@ -111,14 +111,14 @@ def test_segmentation(ade20k):
     assert faults(check) == {
         "layout": 1,
         "mask": 1,
-        "mask-of-another-size": 1,
-        "unreadable-image": 1,
+        "mask_of_another_size": 1,
+        "unreadable_image": 1,
     }
     assert by_reason["layout"].examples == (f"{lost} is missing",)
     assert by_reason["mask"].examples == (f"{masks[0]} has the value 15",)
-    assert str(images[1]) in by_reason["unreadable-image"].examples[0]
+    assert str(images[1]) in by_reason["unreadable_image"].examples[0]
     # All classes but the one in the last mask.
-    assert by_reason["class-without-pixels"].count == 13
+    assert by_reason["class_without_pixels"].count == 13
 
 
 def test_depth(nyu):
@@ -129,8 +129,8 @@ def test_depth(nyu):
     check, by_reason = found("depth", nyu)
     assert faults(check) == {"depth": 1}
     assert "median depth of 0.002 m" in by_reason["depth"].examples[0]
-    assert by_reason["no-depth-known"].examples == (str(maps[1]),)
-    assert by_reason["mostly-out-of-range"].count == 1
+    assert by_reason["no_depth_known"].examples == (str(maps[1]),)
+    assert by_reason["mostly_out_of_range"].count == 1
 
 
 def test_detection(coco):
@@ -151,25 +151,25 @@ def test_detection(coco):
     (coco / "val2017" / f"{4:012d}.jpg").write_bytes(file.getvalue())
     check, by_reason = found("detection", coco)
     assert faults(check) == {
-        "image-of-another-size": 1,
-        "missing-image": 1,
-        "unknown-category": 1,
-        "unknown-image": 1,
+        "image_of_another_size": 1,
+        "missing_image": 1,
+        "unknown_category": 1,
+        "unknown_image": 1,
     }
-    assert "category_id 99" in by_reason["unknown-category"].examples[0]
-    assert by_reason["degenerate-box"].count == 1
-    assert by_reason["box-out-of-image"].count == 1
-    assert by_reason["image-without-annotation"].examples == (f"{lonely:012d}.jpg",)
+    assert "category_id 99" in by_reason["unknown_category"].examples[0]
+    assert by_reason["degenerate_box"].count == 1
+    assert by_reason["box_out_of_image"].count == 1
+    assert by_reason["image_without_annotation"].examples == (f"{lonely:012d}.jpg",)
     path.write_text("[]")
-    assert "not-coco" in found("detection", coco)[1]
+    assert "not_coco" in found("detection", coco)[1]
 
 
 def test_classification(classes):
     (classes / "val" / "cat" / "1.jpg").write_bytes(b"broken")
     (classes / "val" / "cow").mkdir()
     check, by_reason = found("classification", classes)
-    assert faults(check) == {"unreadable-image": 1, "class-not-trained": 1}
-    assert by_reason["class-without-pictures"].examples == ("val/cow",)
+    assert faults(check) == {"unreadable_image": 1, "class_not_trained": 1}
+    assert by_reason["class_without_images"].examples == ("val/cow",)
 
 
 LAYOUTS = {
@@ -236,9 +236,9 @@ def test_a_model_for_another_list_of_classes(ade20k):
     )
     save_checkpoint(uri, metadata, {})
     check, by_reason = found("segmentation", ade20k, model=uri)
-    assert faults(check) == {"another-class-list": 1}
+    assert faults(check) == {"another_class_list": 1}
     assert (
-        "2 classes and the data 14; class 1 is 'sky'" in by_reason["another-class-list"].examples[0]
+        "2 classes and the data 14; class 1 is 'sky'" in by_reason["another_class_list"].examples[0]
     )
 
 

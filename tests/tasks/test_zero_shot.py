@@ -169,9 +169,9 @@ def test_tars_give_what_the_folder_gives(model, folder, tmp_path):
     assert read_evaluation(whole).metrics.items() <= metrics.items()
     skipped = {k: v for k, v in metrics.items() if k.startswith("skipped.")}
     assert skipped == {
-        "skipped.unreadable-image": 1,
-        "skipped.no-label": 1,
-        "skipped.missing-image": 1,
+        "skipped.unreadable_image": 1,
+        "skipped.missing_label": 1,
+        "skipped.missing_image": 1,
     }
 
 
@@ -180,7 +180,7 @@ def test_a_cut_tar_is_counted(tmp_path):
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"2.png") + 700])
     found = list(open_labeled_images(str(tmp_path), ""))
-    assert [getattr(f, "reason", "fine") for f in found] == ["fine", "cut-tar"]
+    assert [getattr(f, "reason", "fine") for f in found] == ["fine", "truncated_tar"]
 
 
 def test_a_label_that_is_no_class(model, tmp_path):
@@ -273,7 +273,7 @@ def test_retrieval_on_coco_captions(model, tmp_path):
         {k: 100 * v for k, v in expected.items()}
     )
     assert (metrics["num_images"], metrics["num_captions"]) == (3, 6)
-    assert metrics["skipped.unreadable-image"] == 1
+    assert metrics["skipped.unreadable_image"] == 1
 
 
 def test_commands(model, folder, tmp_path):

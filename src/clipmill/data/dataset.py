@@ -46,7 +46,14 @@ class LayerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What ``dataset.json`` says; the samples themselves are read by ``read_shard``."""
+    """Content of ``dataset.json``: shards of image-caption pairs, and layers computed over them.
+
+    Example:
+        >>> uri = clipmill.write_dataset(clipmill.ShardConfig(), "photos", "out")
+        >>> dataset = clipmill.Dataset.open(uri)
+        >>> dataset.num_samples, len(dataset.shards), list(dataset.layers)
+        (24, 1, [])
+    """
 
     uri: str
     """Absolute, so that what is made from the dataset can name it."""
@@ -157,7 +164,7 @@ def read_sidecar(uri: str, index: int, suffix: str = "") -> dict[str, Any]:
     path = sidecar_uri(uri, index, suffix)
     sidecar: dict[str, Any] = read_json(path)
     check_kind(sidecar, "shard", path)
-    return {**sidecar, "quarantined": parse_quarantined(sidecar["quarantined"])}
+    return {**sidecar, "quarantined": parse_quarantined(sidecar.get("quarantined", ()))}
 
 
 def parse_quarantined(items: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:

@@ -201,7 +201,8 @@ def _failures(dataset: Dataset, layer: str) -> str:
 
     def reasons(index: int) -> Counter[str]:
         data = io.BytesIO(store.get(f"{index:05d}.parquet"))
-        return Counter(pq.read_table(data, columns=["reason"])["reason"].to_pylist())
+        column = pq.read_table(data, columns=["reason"])["reason"]
+        return Counter(map(BadSampleReason.parse, column.to_pylist()))
 
     counts: Counter[str] = Counter()
     with ThreadPoolExecutor(_NUM_READERS) as readers:

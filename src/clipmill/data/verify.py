@@ -189,7 +189,8 @@ class _Verifier:
 
     def _quarantine_faults(self) -> Iterator[Fault]:
         """Compare the quarantined items in the sidecars with the dataset's list."""
-        uri, shown = join(self._dataset.uri, MANIFEST), self._value.get("quarantined", [])
+        uri = join(self._dataset.uri, MANIFEST)
+        shown = parse_quarantined(self._value.get("quarantined", ()))
         counts: dict[str, int] = {}
         for bad in self._quarantined:
             reason = bad.get("reason", "")

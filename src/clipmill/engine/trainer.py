@@ -160,6 +160,7 @@ class Trainer:
         self._step = done = self._step + 1
         self._metrics.samples.inc(output.num_samples)
         self._metrics.step_seconds.observe(time.perf_counter() - started)
+        self._metrics.data_wait_seconds.labels(rank=str(self._dist.rank)).inc(data_seconds)
         self._throughput.add(output.num_samples, data_seconds)
         if output.decision is not None:
             self._handle_skipped_update(output.decision)

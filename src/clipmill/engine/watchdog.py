@@ -176,8 +176,9 @@ class Watchdog:
         now = time.monotonic()
         for rank, beat in self._heartbeats().items():
             previous = self._received[rank][0] if rank in self._received else None
-            waited = beat.data_seconds - (previous.data_seconds if previous else 0)
-            train_metrics().data_wait_seconds.labels(rank=str(rank)).inc(max(0, waited))
+            if rank != self._dist.rank:
+                waited = beat.data_seconds - (previous.data_seconds if previous else 0)
+                train_metrics().data_wait_seconds.labels(rank=str(rank)).inc(max(0, waited))
             if previous is None or previous.number != beat.number:
                 self._received[rank] = (beat, now)
         beats = {rank: beat for rank, (beat, _) in self._received.items()}

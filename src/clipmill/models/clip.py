@@ -41,6 +41,33 @@ class ClipModel:
     tokenize: "Callable[[list[str]], Tensor]"
     """Texts to token ids (B, T)."""
 
+    def encode_images(self, images: Sequence[Image.Image]) -> "Tensor":
+        """Return unit embeddings (B, D), each image resized and normalized as the weights' own."""
+        import torch
+
+        from clipmill.models.encoders import Normalize
+
+        device = next(self.model.parameters()).device
+        squares = [tower_image(image.convert("RGB"), self.vision) for image in images]
+        pixels_B3SS = torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2)
+        normalize = Normalize(self.vision.mean, self.vision.std).to(device)
+        with torch.inference_mode():
+            embedding_BD: Tensor = self.model.encode_image(
+                normalize(pixels_B3SS.float() / 255), normalize=True
+            )
+        return embedding_BD
+
+    def encode_texts(self, texts: Sequence[str]) -> "Tensor":
+        """Return unit embeddings (M, D)."""
+        import torch
+
+        device = next(self.model.parameters()).device
+        with torch.inference_mode():
+            embedding_MD: Tensor = self.model.encode_text(
+                self.tokenize(list(texts)).to(device), normalize=True
+            )
+        return embedding_MD
+
 
 def clip_parent(address: str, role: str, *, seed: int = 0) -> Parent:
     """Return the CLIP at an address as a parent; ``seed`` is that of random weights.
@@ -69,6 +96,13 @@ def load_clip(address: str, *, seed: int = 0) -> ClipModel:
 
     Raises:
         ConfigError, NotFoundError, ArtifactError: as :func:`clip_parent`, or the weights don't fit.
+
+    Example:
+        >>> clip = clipmill.load_clip("random:open_clip/ViT-S-32-alt")
+        >>> images = clip.encode_images([Image.open("image.jpg")])
+        >>> texts = clip.encode_texts(["a cube", "a sphere"])
+        >>> (images @ texts.T).shape
+        torch.Size([1, 2])
     """
     if parse_address(address).scheme == "clipmill":
         read_encoder_metadata(address, ("clip",))

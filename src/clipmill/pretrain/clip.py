@@ -44,7 +44,7 @@ from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.init_weights import InitWeights, load_init_weights, resolve_init
 from clipmill.pretrain.teacher import teacher_parent
 from clipmill.pretrain.validation import build_validators
-from clipmill.stage_records import ProgressCallback
+from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.storage import join
 
 _LOG = logging.getLogger(__name__)
@@ -56,11 +56,33 @@ _EMBEDDING_BATCH_SIZE = 32
 
 
 def pretrain_clip(
-    config: PretrainConfig, dataset: str, store: str, *, report: ProgressCallback
+    config: PretrainConfig,
+    dataset: str,
+    store: str = "out",
+    *,
+    report: ProgressCallback = no_progress,
 ) -> str:
-    """Train CLIP on the dataset at a URI; return the URI of the checkpoint, under ``store``.
+    """Pretrain CLIP on a dataset; return the URI of the encoder.
 
     An existing checkpoint is returned at once; an unfinished run is resumed.
+
+    Args:
+        config: The run, such as a recipe's; ``config.view`` says which captions it uses.
+        dataset: URI that ``write_dataset`` returned.
+        store: Folder or ``s3://`` URI for checkpoints.
+        report: Called with the steps done, their total, and a message.
+
+    Raises:
+        ConfigError: the view names a layer that the dataset doesn't have.
+        StoppedError, TrainingError, StorageError: as the training loop does.
+
+    Example:
+        >>> dataset = clipmill.write_dataset(clipmill.ShardConfig(), "photos", "out")
+        >>> settings = ["train.steps=2", "train.batch_size=8", "validation.every=0"]
+        >>> config = clipmill.get_recipe("clip-tiny", clipmill.PretrainConfig, settings)
+        >>> encoder = clipmill.pretrain_clip(config, dataset, "out")
+        >>> clipmill.load_encoder(encoder).width
+        64
     """
     view = View(Dataset.open(dataset), config.view)
     init = resolve_init(config.init)

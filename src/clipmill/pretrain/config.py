@@ -72,7 +72,14 @@ class DistillationConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig(Config):
-    """A CLIP pretraining run."""
+    """A CLIP pretraining run.
+
+    Example:
+        >>> config = clipmill.get_recipe("clip-vit-b16-12m", clipmill.PretrainConfig)
+        >>> config = config.override(["view.captions=both", "view.layer=captions/coca-1a2b3c4d"])
+        >>> config.train.batch_size
+        8192
+    """
 
     RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
         "towers": "tower_options",

@@ -1,9 +1,10 @@
 """Recipes by name, by the command that takes them, and by task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
-from clipmill.config import Config
+from clipmill.config import Config, flatten
 from clipmill.deprecations import current_recipe
 from clipmill.errors import ConfigError, suggestion
 from clipmill.recipes import (
@@ -138,7 +139,7 @@ def get_recipe(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) ->
         f"{name!r} is a recipe of another command"
         if name in RECIPES
         else f"there is no recipe {name!r}",
-        expected="a name that `clipmill recipes` lists"
+        expected="a name that `clipmill recipes list` prints"
         if len(known) == len(RECIPES)
         else f"one of {', '.join(known)}",
         action=suggestion(name, known, otherwise="choose one of these"),
@@ -146,7 +147,12 @@ def get_recipe(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) ->
 
 
 def list_recipes(kind: type[Config] = Config) -> list[str]:
-    """Return the names of the recipes whose config is of type ``kind``, sorted."""
+    """Return the names of the recipes whose config is of type ``kind``, sorted.
+
+    Example:
+        >>> clipmill.list_recipes(clipmill.FinetuneConfig)
+        [...'depth-tiny', ...'upernet-tiny', ...]
+    """
     return sorted(name for name in RECIPES if issubclass(recipe_type(name), kind))
 
 
@@ -154,3 +160,120 @@ def recipe_type(name: str) -> type[Config]:
     """Return the type of a recipe's config without building it; ``Config`` of an unknown name."""
     name = current_recipe(name)
     return RECIPES[name].__annotations__["return"] if name in RECIPES else Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeInfo:
+    """Entry of the list of recipes."""
+
+    name: str
+    """Name."""
+    stage: str
+    """Stage that takes it: an item of ``STAGES``."""
+    task: str
+    """Task of a fine-tuning or sweep; empty for other recipes."""
+    description: str
+    """First line of its docstring."""
+
+
+STAGES: Final[Mapping[str, str]] = {
+    "generate-scenes": "data generate-scenes",
+    "shard": "data shard",
+    "train-captioner": "data train-captioner",
+    "recaption": "data recaption",
+    "score": "data score",
+    "select": "data select",
+    "embed-teacher": "data embed-teacher",
+    "export": "data export",
+    "pretrain-clip": "pretrain clip",
+    "pretrain-mae": "pretrain mae",
+    "pretrain-supervised": "pretrain supervised",
+    "finetune": "finetune",
+    "sweep": "sweep",
+    "zero-shot": "eval zero-shot",
+    "retrieval": "eval retrieval",
+    "study": "study captions",
+}
+"""Command of each stage that takes recipes, in the order of a project."""
+
+_STAGE_OF_TYPE: Final = {
+    "ScenesSourceConfig": "generate-scenes",
+    "ShardConfig": "shard",
+    "CocaTrainConfig": "train-captioner",
+    "CaptionersConfig": "recaption",
+    "ScoreConfig": "score",
+    "SelectConfig": "select",
+    "TeacherConfig": "embed-teacher",
+    "ExportConfig": "export",
+    "PretrainConfig": "pretrain-clip",
+    "MaePretrainConfig": "pretrain-mae",
+    "SupervisedConfig": "pretrain-supervised",
+    "FinetuneConfig": "finetune",
+    "SweepConfig": "sweep",
+    "ZeroShotConfig": "zero-shot",
+    "RetrievalConfig": "retrieval",
+    "StudyConfig": "study",
+}
+
+
+def describe_recipes(stage: str = "", task: str = "") -> list[RecipeInfo]:
+    """Return all recipes, or those of a stage and of a task, by stage and name.
+
+    ``stage`` may be the beginning of several, such as ``pretrain``.
+
+    Raises:
+        ConfigError: there is no such stage, or no recipe of such a task.
+    """
+    if stage and not any(_matches(name, stage) for name in STAGES):
+        raise ConfigError(
+            f"there is no stage {stage!r} with recipes",
+            expected=f"pretrain, or one of {', '.join(STAGES)}",
+            action=suggestion(stage, STAGES, otherwise="choose one of these"),
+        )
+    recipes = [_describe(name) for name in RECIPES]
+    tasks = sorted({recipe.task for recipe in recipes} - {""})
+    if task and task not in tasks:
+        raise ConfigError(
+            f"no recipe is of the task {task!r}",
+            expected=f"one of {', '.join(tasks)}",
+            action=suggestion(task, tasks, otherwise="choose one of these"),
+        )
+    order = list(STAGES)
+    return sorted(
+        (r for r in recipes if _matches(r.stage, stage) and task in ("", r.task)),
+        key=lambda recipe: (order.index(recipe.stage), recipe.name),
+    )
+
+
+def closest_recipe(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return the recipe with the fewest settings other than a stored config's, and those settings.
+
+    The settings are the config's values by dotted path. None where the config isn't a recipe's.
+    """
+    best: tuple[str, dict[str, Any]] | None = None
+    for kind in {recipe_type(name) for name in RECIPES}:
+        try:
+            parsed = kind.from_json(dict(config)).to_json()
+        except ConfigError:
+            continue
+        if len(parsed) != len(config):
+            continue
+        settings = flatten(parsed)
+        for name in list_recipes(kind):
+            recipe = flatten(RECIPES[name]().to_json())
+            changed = {path: v for path, v in settings.items() if recipe.get(path) != v}
+            if best is None or len(changed) < len(best[1]):
+                best = name, changed
+    return best
+
+
+def _describe(name: str) -> RecipeInfo:
+    config: Any = RECIPES[name]()
+    stage = _STAGE_OF_TYPE[type(config).__name__]
+    task = {"finetune": lambda: config.task, "sweep": lambda: config.finetune.task}.get(stage)
+    first_line = (RECIPES[name].__doc__ or "").strip().splitlines()[0]
+    return RecipeInfo(name=name, stage=stage, task=task() if task else "", description=first_line)
+
+
+def _matches(stage: str, beginning: str) -> bool:
+    return not beginning or stage == beginning or stage.startswith(f"{beginning}-")

@@ -45,7 +45,16 @@ Images = Sequence[NDArray[np.uint8] | bytes]
 
 
 class Client:
-    """A server, over REST with binary tensors."""
+    """A server, over REST with binary tensors.
+
+    Example:
+        >>> client = clipmill.Client(url)
+        >>> client.models()
+        ['segmentation']
+        >>> (classes,) = client.dense("segmentation", [Path("image.jpg").read_bytes()])
+        >>> classes.shape
+        (64, 64)
+    """
 
     def __init__(self, url: str, *, timeout_seconds: float = 60.0) -> None:
         """``url`` is the server's address, without a path."""

@@ -8,6 +8,7 @@ import gc
 import json
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -115,13 +116,18 @@ class ServerProcess(ChildProcess):
 
     It ends when this process ends, even if killed, unless ``detach`` is set: then it runs on in a
     session of its own, after the ``with`` too, until ``stop`` or a SIGTERM to ``pid``.
+
+    Example:
+        >>> with clipmill.ServerProcess({"segmentation": model}) as server:
+        ...     clipmill.Client(server.url).models()
+        ['segmentation']
     """
 
     def __init__(
         self,
         models: Mapping[str, str],
         *,
-        log_path: Path,
+        log_path: Path | None = None,
         models_file: Path | None = None,
         host: str = LOCALHOST,
         http_port: int | None = None,
@@ -130,7 +136,12 @@ class ServerProcess(ChildProcess):
         start_seconds: float = 120.0,
         detach: bool = False,
     ) -> None:
-        """Serve ``models``, URI by name; REST gets a free port where none is given."""
+        """Serve ``models``, URI by name; REST gets a free port where none is given.
+
+        Without ``log_path`` the log goes to a file of its own among the temporary files.
+        """
+        if log_path is None:
+            log_path = Path(tempfile.mkdtemp(prefix="clipmill-serve-")) / "server.log"
         super().__init__(
             "the server",
             log_path=log_path,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clipmill.data.labeled.coco import coco_split
 from clipmill.data.labeled.dense import IGNORED, Ade20kFolder, NyuFolder, ade20k_classes
 from clipmill.data.labeled.image_folder import ImageFolder
-from clipmill.errors import BadSampleError, ClipmillError, ConfigError, SourceError
+from clipmill.errors import BadSampleError, BadSampleReason, ClipmillError, ConfigError, SourceError
 from clipmill.images import image_size
 from clipmill.models.checkpoint import read_metadata
 from clipmill.models.pretrained import open_encoder
@@ -36,7 +36,7 @@ class Issue:
     """An error or a warning, with how often it occurs."""
 
     reason: str
-    """Identifier of the issue, words joined by hyphens."""
+    """Identifier of the issue, in snake_case."""
     is_error: bool
     """Whether it prevents training, or makes it meaningless."""
     count: int
@@ -196,7 +196,7 @@ def check_model(model: str, folder: Path, issues: IssueCounter) -> None:
         index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(theirs)))
         differing = [names[index] if index < len(names) else "nothing" for names in (own, theirs)]
         issues.error(
-            "another-class-list",
+            "another_class_list",
             f"{model} has {len(own)} classes and the data {len(theirs)}; class {index} is "
             f"{differing[0]!r} in the model and {differing[1]!r} in the data",
         )
@@ -212,15 +212,15 @@ def check_classification(folder: Path, issues: IssueCounter, report: ProgressCal
         issues.num_samples[split] = len(data)
         classes[split] = data.classes
         for number in set(range(len(data.classes))) - set(data.labels):
-            issues.warn("class-without-pictures", f"{split}/{data.classes[number]}")
+            issues.warn("class_without_images", f"{split}/{data.classes[number]}")
         for i in range(len(data)):
-            issues.catch("unreadable-image", partial(data.image, i))
+            issues.catch(BadSampleReason.UNREADABLE_IMAGE, partial(data.image, i))
             report(i + 1, len(data), f"{split} checked")
     for name in sorted(set(classes.get("val", ())) - set(classes.get("train", ()))):
-        issues.error("class-not-trained", f"val/{name} isn't in train")
+        issues.error("class_not_trained", f"val/{name} isn't in train")
     for name in sorted(set(classes.get("train", ())) - set(classes.get("val", ()))):
         if "val" in classes:
-            issues.error("class-not-judged", f"train/{name} isn't in val")
+            issues.error("class_not_evaluated", f"train/{name} isn't in val")
 
 
 def check_depth(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
@@ -238,15 +238,15 @@ def check_depth(folder: Path, issues: IssueCounter, report: ProgressCallback) ->
 def _check_depth_pair(data: NyuFolder, index: int, issues: IssueCounter) -> None:
     name = str(data.labels[index])
     depth = issues.catch("depth", lambda: data.depth_HW(index))
-    image = issues.catch("unreadable-image", lambda: data.image_HW3(index))
+    image = issues.catch(BadSampleReason.UNREADABLE_IMAGE, lambda: data.image_HW3(index))
     if depth is None or image is None:
         return
     if depth.shape != image.shape[:2]:
-        issues.error("depth-of-another-size", f"{name}: {depth.shape}, image {image.shape[:2]}")
+        issues.error("depth_of_another_size", f"{name}: {depth.shape}, image {image.shape[:2]}")
     if not (depth > 0).any():
-        issues.warn("no-depth-known", name)
+        issues.warn("no_depth_known", name)
     elif (depth > MAX_DEPTH_METRES).mean() > 0.5:
-        issues.warn("mostly-out-of-range", f"{name}: most is farther than {MAX_DEPTH_METRES} m")
+        issues.warn("mostly_out_of_range", f"{name}: most is farther than {MAX_DEPTH_METRES} m")
 
 
 def check_detection(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
@@ -263,22 +263,22 @@ def check_detection(folder: Path, issues: IssueCounter, report: ProgressCallback
             labels = {c["id"]: str(c["name"]) for c in content["categories"]}
             annotations = list(content["annotations"])
         except (ValueError, KeyError, TypeError) as error:
-            issues.error("not-coco", f"{path}: {type(error).__name__} {error}")
+            issues.error("not_coco", f"{path}: {type(error).__name__} {error}")
             continue
         names[kind] = [labels[key] for key in sorted(labels)]
         issues.num_samples[split] = len(images)
         if len(images) < len(content["images"]):
-            issues.error("image-id-twice", f"{path}")
+            issues.error("image_id_twice", f"{path}")
         for annotation in annotations:
             _check_annotation(path, annotation, images, labels, issues)
         counts = Counter(a.get("image_id") for a in annotations if isinstance(a, dict))
         for i, (key, image) in enumerate(images.items()):
             if not counts[key]:
-                issues.warn("image-without-annotation", str(image.get("file_name")))
+                issues.warn("image_without_annotation", str(image.get("file_name")))
             _check_image(folder / split, image, issues)
             report(i + 1, len(images), f"{split} checked")
     if len({tuple(categories) for categories in names.values()}) > 1:
-        issues.error("categories-differ", "the splits' files list different categories")
+        issues.error("categories_differ", "the splits' files list different categories")
 
 
 def _check_annotation(
@@ -291,33 +291,33 @@ def _check_annotation(
     where = f"{path.name}: annotation {annotation.get('id')}"
     image = images.get(annotation.get("image_id"))
     if image is None:
-        issues.error("unknown-image", f"{where} has image_id {annotation.get('image_id')}")
+        issues.error("unknown_image", f"{where} has image_id {annotation.get('image_id')}")
     if annotation.get("category_id") not in labels:
         category = annotation.get("category_id")
-        issues.error("unknown-category", f"{where} has category_id {category}")
+        issues.error("unknown_category", f"{where} has category_id {category}")
     if not annotation.get("segmentation"):
-        issues.warn("no-mask", f"{where} is left out")
+        issues.warn("no_mask", f"{where} is left out")
     try:
         x, y, width, height = (float(value) for value in annotation["bbox"])
     except (KeyError, TypeError, ValueError):
-        issues.error("no-box", f"{where} has bbox {annotation.get('bbox')}")
+        issues.error("no_box", f"{where} has bbox {annotation.get('bbox')}")
         return
     # Comparisons with NaN are false.
     if not (width >= 1 and height >= 1):
-        issues.warn("degenerate-box", f"{where} is {width} x {height} pixels, and left out")
+        issues.warn("degenerate_box", f"{where} is {width} x {height} pixels, and left out")
     elif image is not None and not (
         x >= -1
         and y >= -1
         and x + width <= image["width"] + 1
         and y + height <= image["height"] + 1
     ):
-        issues.warn("box-out-of-image", f"{where} has bbox {annotation['bbox']}, and is cut")
+        issues.warn("box_out_of_image", f"{where} has bbox {annotation['bbox']}, and is cut")
 
 
 def _check_image(root: Path, image: dict[str, Any], issues: IssueCounter) -> None:
     path = root / str(image.get("file_name"))
     if not path.is_file():
-        issues.error("missing-image", str(path))
+        issues.error(BadSampleReason.MISSING_IMAGE, str(path))
         return
 
     def size() -> tuple[int, int]:
@@ -328,7 +328,7 @@ def _check_image(root: Path, image: dict[str, Any], issues: IssueCounter) -> Non
     stated = (image.get("width"), image.get("height"))
     # A rotated photo (EXIF) has its sides swapped in the header.
     if actual is not None and sorted(actual) != sorted(s for s in stated if isinstance(s, int)):
-        issues.error("image-of-another-size", f"{path}: {actual}, stated {stated}")
+        issues.error("image_of_another_size", f"{path}: {actual}, stated {stated}")
 
 
 def check_segmentation(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
@@ -348,7 +348,7 @@ def check_segmentation(folder: Path, issues: IssueCounter, report: ProgressCallb
     if issues.num_samples.get("training"):
         for number, name in enumerate(classes):
             if not pixels[number]:
-                issues.warn("class-without-pixels", f"{name} ({number}) in training")
+                issues.warn("class_without_pixels", f"{name} ({number}) in training")
 
 
 def _check_segmentation_pair(
@@ -356,13 +356,13 @@ def _check_segmentation_pair(
 ) -> None:
     name = str(data.labels[index])
     labels = issues.catch("mask", lambda: data.classes_HW(index))
-    image = issues.catch("unreadable-image", lambda: data.image_HW3(index))
+    image = issues.catch(BadSampleReason.UNREADABLE_IMAGE, lambda: data.image_HW3(index))
     if labels is None or image is None:
         return
     if labels.shape != image.shape[:2]:
-        issues.error("mask-of-another-size", f"{name}: {labels.shape}, image {image.shape[:2]}")
+        issues.error("mask_of_another_size", f"{name}: {labels.shape}, image {image.shape[:2]}")
     if (labels == IGNORED).all():
-        issues.warn("nothing-labelled", name)
+        issues.warn("nothing_labeled", name)
     if pixels is not None:
         pixels += np.bincount(labels.ravel(), minlength=256)
 

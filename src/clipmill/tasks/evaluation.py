@@ -9,10 +9,10 @@ from safetensors.numpy import load, save
 
 from clipmill.config import digest_json
 from clipmill.data.labeled.folder import fetch_folder
-from clipmill.errors import ArtifactError
+from clipmill.errors import ArtifactError, BadSampleReason
 from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.checkpoint import read_metadata
-from clipmill.stage_records import ProgressCallback
+from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.storage import exists, join, read_bytes, write_bytes, write_json
 from clipmill.tasks.visualization import encode_png
 
@@ -53,10 +53,31 @@ class EvaluationResult:
         return read_bytes(join(self.uri, f"{index:02d}-{name}.png"))
 
 
-def evaluate(model: str, data: str, store: str, *, report: ProgressCallback) -> str:
-    """Evaluate a model on the data's test split; return the URI of the result, under ``store``.
+def evaluate(
+    model: str, data: str, store: str = "out", *, report: ProgressCallback = no_progress
+) -> str:
+    """Evaluate a task model on the data's test split; return the URI of the result.
 
-    An existing result is returned at once.
+    An existing result is returned at once. :func:`read_evaluation` reads its metrics.
+
+    Args:
+        model: URI that :func:`clipmill.tasks.finetune.finetune` returned.
+        data: Folder in the task's layout, or the URI of one packed as a tar.
+        store: Folder or ``s3://`` URI for the result.
+        report: Called with the images done, their total, and a message.
+
+    Raises:
+        ArtifactError: the model isn't a task model, or its classes aren't the data's.
+
+    Example:
+        >>> config = clipmill.get_recipe(
+        ...     "linear-segmentation-tiny", clipmill.FinetuneConfig, ["train.steps=2"]
+        ... )
+        >>> encoder = "random:timm/test_byobnet"
+        >>> model = clipmill.finetune(config, encoder, "labels", "out")
+        >>> evaluation = clipmill.evaluate(model, "labels", "out")
+        >>> clipmill.read_evaluation(evaluation).metrics
+        {...'mIoU': ...}
     """
     metadata = read_metadata(model)
     folder, data_parent = fetch_folder(data, "data")
@@ -160,12 +181,27 @@ class ResultLocation:
         return self.uri
 
 
+def _metric_name(stored: str) -> str:
+    prefix, dot, reason = stored.partition("skipped.")
+    return f"skipped.{BadSampleReason.parse(reason)}" if dot and not prefix else stored
+
+
 def read_evaluation(uri: str) -> EvaluationResult:
     """Read the evaluation at ``uri``.
 
     Raises:
         NotFoundError: there is none.
         ArtifactError: the artifact is damaged or of another kind.
+
+    Example:
+        >>> config = clipmill.get_recipe(
+        ...     "linear-segmentation-tiny", clipmill.FinetuneConfig, ["train.steps=2"]
+        ... )
+        >>> encoder = "random:timm/test_byobnet"
+        >>> model = clipmill.finetune(config, encoder, "labels", "out")
+        >>> result = clipmill.read_evaluation(clipmill.evaluate(model, "labels", "out"))
+        >>> result.task, result.num_samples
+        ('segmentation', 2)
     """
     value = read_artifact_file(uri, _RESULT, "clipmill evaluate")
     model, data = (Parent.from_json(p) for p in value["parents"])
@@ -175,6 +211,6 @@ def read_evaluation(uri: str) -> EvaluationResult:
         task=value["task"],
         model=model,
         data=data,
-        metrics=value["metrics"],
+        metrics={_metric_name(name): number for name, number in value["metrics"].items()},
         num_samples=value["num_samples"],
     )

@@ -21,7 +21,7 @@ from clipmill.models.embedding_stats import (
     statistics_of,
 )
 from clipmill.models.pretrained import open_encoder
-from clipmill.stage_records import ProgressCallback
+from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.registry import get_task
 
@@ -36,7 +36,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig(Config):
-    """Configuration of a fine-tuning run."""
+    """Configuration of a fine-tuning run.
+
+    Example:
+        >>> config = clipmill.get_recipe("depth-tiny", clipmill.FinetuneConfig)
+        >>> config = config.override(["train.steps=100", "train.schedule.lr=1e-3"])
+        >>> config.task, config.train.steps
+        ('depth', 100)
+    """
 
     task: str
     """Name of the task."""
@@ -57,17 +64,34 @@ class FinetuneConfig(Config):
 
 
 def finetune(
-    config: FinetuneConfig, encoder: str, data: str, store: str, *, report: ProgressCallback
+    config: FinetuneConfig,
+    encoder: str,
+    data: str,
+    store: str = "out",
+    *,
+    report: ProgressCallback = no_progress,
 ) -> str:
-    """Train a task model and return the URI of its checkpoint, under ``store``.
+    """Train a task model and return the URI of its checkpoint.
 
-    ``encoder`` is an image tower's address (:mod:`clipmill.models.weights.addresses`); ``data`` a
-    folder in the task's layout, or the URI of one packed as a tar. An existing checkpoint is
-    returned at once; an unfinished run resumes.
+    An existing checkpoint is returned at once; an unfinished run resumes.
+
+    Args:
+        config: The run, such as a recipe's.
+        encoder: Address of an image tower (:mod:`clipmill.models.weights.addresses`).
+        data: Folder in the task's layout, or the URI of one packed as a tar.
+        store: Folder or ``s3://`` URI for checkpoints.
+        report: Called with the steps done, their total, and a message.
 
     Raises:
         ConfigError: the encoder's stride doesn't fit the recipe's images.
         StoppedError, TrainingError, StorageError: as the training loop does.
+
+    Example:
+        >>> config = clipmill.get_recipe(
+        ...     "linear-segmentation-tiny", clipmill.FinetuneConfig, ["train.steps=2"]
+        ... )
+        >>> encoder = "random:timm/test_byobnet"
+        >>> model = clipmill.finetune(config, encoder, "labels", "out")
     """
     task = get_task(config.task)
     source = open_encoder(encoder)

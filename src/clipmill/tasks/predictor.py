@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint
@@ -19,7 +20,21 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """One model on one device. Not thread-safe: call it from one thread at a time."""
+    """One task model on one device; a GPU where there is one.
+
+    Not thread-safe: call it from one thread at a time.
+
+    Example:
+        >>> config = clipmill.get_recipe(
+        ...     "linear-segmentation-tiny", clipmill.FinetuneConfig, ["train.steps=2"]
+        ... )
+        >>> encoder = "random:timm/test_byobnet"
+        >>> model = clipmill.finetune(config, encoder, "labels", "out")
+        >>> predictor = clipmill.Predictor.open(model)
+        >>> prediction = predictor(Image.open("image.jpg"))
+        >>> prediction["classes"].shape  # class ids, as in predictor.classes
+        (64, 64)
+    """
 
     def __init__(self, metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]") -> None:
         """Build the network of a checkpoint, with the encoder's branches fused.
@@ -75,6 +90,11 @@ class Predictor:
     def outputs(self) -> tuple[OutputSpec, ...]:
         """Names, types, units and shapes of the arrays of a prediction."""
         return self.task.outputs
+
+    def __call__(self, image: Image.Image) -> Prediction:
+        """Return the prediction for an image, upright: arrays by the names of ``outputs``."""
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return self.predict([np.asarray(upright)])[0]
 
     def predict(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
         """Return a prediction for each image (H, W, 3) uint8; sizes may differ."""

@@ -134,6 +134,7 @@ _ENOUGH_IMAGES = (
     f"sum by (namespace, model) (increase({e.BRIGHTNESS}_count[1h])) > 200"
 )
 _QUEUE_FULL = f'{e.REQUESTS_REJECTED}{{reason="{RejectReason.QUEUE_FULL}"}}'
+_DATA_WAIT = f"max by (namespace, job, rank) (rate({e.DATA_WAIT}[10m]))"
 _ERRORS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="503"}}'
 _SUCCESSES = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}'
 
@@ -284,8 +285,9 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         name="TrainingStraggler",
         # One rank that waits for its batches much longer than the middle one holds up all.
-        expression=f"max by (namespace, job) (rate({e.DATA_WAIT}[10m])) > "
-        f"0.2 + 3 * quantile by (namespace, job) (0.5, rate({e.DATA_WAIT}[10m]))",
+        # Rank 0 reports all of them, and each its own.
+        expression=f"max by (namespace, job) ({_DATA_WAIT}) > "
+        f"0.2 + 3 * quantile by (namespace, job) (0.5, {_DATA_WAIT})",
         for_="10m",
         severity="ticket",
         summary="a rank of {{ $labels.job }} waits for data while the others don't",

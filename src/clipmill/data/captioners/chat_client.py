@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from clipmill.data.captioners.config import ChatClientConfig
 from clipmill.errors import (BadSampleError, BadSampleReason, BudgetError, ConfigError, ServerError)
-from clipmill.telemetry import caption_metrics
+from clipmill.telemetry import RequestOutcome, ResponseFault, caption_metrics
 
 _MAX_RESPONSE_BYTES = 8 * 2**20
 
@@ -107,6 +107,8 @@ class ChatClient:
         failure = BadSampleError(BadSampleReason.UNAVAILABLE, "no attempt was made")
         min_wait = 0.0
         for attempt in range(self._config.max_attempts):
+            is_last = attempt + 1 == self._config.max_attempts
+            failed = RequestOutcome.FAILURE if is_last else RequestOutcome.RETRY
             if attempt:
                 ceiling = self._config.backoff_seconds * 2 ** (attempt - 1)
                 # Full jitter: requests that failed together aren't retried together.
@@ -119,26 +121,30 @@ class ChatClient:
                     if status == 200:
                         completion = parse_completion(text)
                         usage.num_tokens = completion.num_tokens
-                        caption_metrics().requests.labels("answered").inc()
+                        _count_request(RequestOutcome.SUCCESS, status)
                         caption_metrics().tokens.inc(completion.num_tokens)
                         return completion
                 except MalformedResponseError as error:
                     failure, min_wait = BadSampleError(BadSampleReason.MALFORMED, str(error)), 0.0
-                    caption_metrics().requests.labels("malformed").inc()
+                    _count_request(failed, ResponseFault.MALFORMED)
                     continue
                 except _IncompleteResponseError as error:
                     failure, min_wait = BadSampleError(BadSampleReason.UNAVAILABLE, str(error)), 0.0
-                    caption_metrics().requests.labels("broken-off").inc()
+                    _count_request(failed, ResponseFault.INCOMPLETE)
                     continue
-            caption_metrics().requests.labels(str(status)).inc()
             message = f"status {status}: {' '.join(text.split())[:200]}"
+            min_wait = _retry_after(headers.get("retry-after", ""))
+            is_retryable = status in _RETRYABLE_STATUSES or status >= 500
+            is_too_late = min_wait > self._config.max_wait_seconds
+            if not is_retryable or is_too_late:
+                failed = RequestOutcome.FAILURE
+            _count_request(failed, status)
             if status in _FATAL_STATUSES or status < 400:
                 self._raise_permanent_failure(message)
-            if status not in _RETRYABLE_STATUSES and status < 500:
+            if not is_retryable:
                 raise BadSampleError(BadSampleReason.REFUSED, message)
             failure = BadSampleError(BadSampleReason.UNAVAILABLE, message)
-            min_wait = _retry_after(headers.get("retry-after", ""))
-            if min_wait > self._config.max_wait_seconds:
+            if is_too_late:
                 self._raise_permanent_failure(f"Retry-After is {min_wait:.0f} seconds; {message}")
             if min_wait:
                 self._rate_limiter.back_off(min_wait)
@@ -173,6 +179,10 @@ class ChatClient:
             action="fix the endpoint, the key or the model's name, and run again: completed "
             "captions are kept",
         )
+
+
+def _count_request(outcome: RequestOutcome, status: int | ResponseFault) -> None:
+    caption_metrics().requests.labels(outcome=outcome, status=str(status)).inc()
 
 
 def _wait(seconds: float, stop: Event) -> None:

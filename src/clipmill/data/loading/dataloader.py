@@ -32,7 +32,13 @@ from clipmill.data.loading.teacher_targets import (
 from clipmill.data.loading.view import ShardView, View
 from clipmill.data.shards.cache import evict_lru, is_remote
 from clipmill.data.shards.read import ShardReader, read_shard
-from clipmill.errors import (ArtifactError, BadSampleError, BadSampleReason, ClipmillError, ConfigError)
+from clipmill.errors import (
+    ArtifactError,
+    BadSampleError,
+    BadSampleReason,
+    ClipmillError,
+    ConfigError,
+)
 from clipmill.telemetry import data_metrics
 
 _log = logging.getLogger(__name__)
@@ -152,12 +158,6 @@ class PairDataLoader:
             cache=cache or cache_folder(),
             cache_bytes=cache_bytes,
         )
-        if not self.num_samples:
-            raise ConfigError(
-                f"the view of {view.dataset.uri} has no sample",
-                expected="at least one",
-                action=f"raise subset_fraction, which was {view.config.subset_fraction}",
-            )
 
     @property
     def num_samples(self) -> int:
@@ -248,6 +248,12 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]
 
     def __post_init__(self) -> None:
         self._num_samples = sum(self.shard_sizes)
+        if not self._num_samples:
+            raise ConfigError(
+                f"the view of {self.view.dataset.uri} has no sample",
+                expected="at least one",
+                action=f"raise subset_fraction, which was {self.view.config.subset_fraction}",
+            )
         self._orders: OrderedDict[int, EpochShuffle] = OrderedDict()
         self._shards = ShardCache(
             self.view,
@@ -406,7 +412,7 @@ class ShardCache:
         self._damaged: dict[int, str] = {}
 
     def __getitem__(self, index: int) -> OpenShard:
-        """Return shard ``index``; BadSampleError (``damaged-shard``) if its digest doesn't match.
+        """Return shard ``index``; BadSampleError (``damaged_shard``) if its digest doesn't match.
 
         NotFoundError and StorageError are raised unchanged: the store may work in a later run.
         """

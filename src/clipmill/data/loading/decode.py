@@ -29,12 +29,14 @@ class EncodedImage:
     def __init__(self, data: bytes) -> None:
         """Read the header; a file that only Pillow decodes rightly is decoded at once.
 
-        Raises BadSampleError: ``image-too-large``, or ``unreadable-image``.
+        Raises BadSampleError: ``image_too_large``, or ``unreadable_image``.
         """
         self.width, self.height = image_size(data)
         """Pixels of the upright picture."""
         if self.width * self.height > MAX_PIXELS:
-            raise BadSampleError(BadSampleReason.IMAGE_TOO_LARGE, f"{self.width} x {self.height} pixels")
+            raise BadSampleError(
+                BadSampleReason.IMAGE_TOO_LARGE, f"{self.width} x {self.height} pixels"
+            )
         self._data = data
         self._decoded_HW3: NDArray[np.uint8] | None = None
         if not (data.startswith(b"\xff\xd8") and _is_simple_jpeg(data)):
@@ -64,7 +66,9 @@ class EncodedImage:
             pixels_HW3 = np.array(decode_rgb(self._data))
             height, width, reduction = self.height, self.width, 1
         if pixels_HW3.shape != (height, width, 3):
-            raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "its size isn't the one in its header")
+            raise BadSampleError(
+                BadSampleReason.UNREADABLE_IMAGE, "its size isn't the one in its header"
+            )
         return pixels_HW3, reduction
 
 

@@ -52,12 +52,14 @@ def sample_teacher_targets(
     """Draw one of a row's augmentations; return its embedding and those of the captions.
 
     ``caption`` is the index of the synthetic caption in the batch, None for none. Raises
-    BadSampleError (``no-embedding``) if the layer has no embedding.
+    BadSampleError (``missing_embedding``) if the layer has no embedding.
     """
     images, texts = (teacher[name][row].values for name in ("image", "text"))
     num_texts = 1 if caption is None else caption + 2
     if images is None or texts is None or not len(images) or len(texts) < num_texts:
-        raise BadSampleError(BadSampleReason.MISSING_EMBEDDING, f"the teacher layer lacks a part of row {row}")
+        raise BadSampleError(
+            BadSampleReason.MISSING_EMBEDDING, f"the teacher layer lacks a part of row {row}"
+        )
     index = int(generator.integers(len(images)))
     numbers = None
     if "augmentation" in teacher.column_names:

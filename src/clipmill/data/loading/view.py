@@ -25,7 +25,13 @@ _RECAPTION = "data recaption {} --captioner CAPTIONER"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewConfig(Config):
-    """Samples and captions of a dataset that a training run uses."""
+    """Samples and captions of a dataset that a training run uses.
+
+    Example:
+        >>> view = clipmill.ViewConfig(captions="both", layer="captions/coca-1a2b3c4d")
+        >>> view.subset_fraction
+        1.0
+    """
 
     RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
         "select": "selection_layers",

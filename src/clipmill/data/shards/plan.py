@@ -29,7 +29,14 @@ SPLITS_PER_FILE = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardConfig(Config):
-    """Shard size, and the constraints that samples must meet."""
+    """Shard size, and the constraints that samples must meet.
+
+    Example:
+        >>> config = clipmill.ShardConfig(samples_per_shard=100, min_side=32, duplicates="drop")
+        >>> dataset = clipmill.Dataset.open(clipmill.write_dataset(config, "photos", "out"))
+        >>> len(dataset.shards), dataset.num_samples
+        (1, 24)
+    """
 
     RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
         "shorter_side": "resize_shorter_side",

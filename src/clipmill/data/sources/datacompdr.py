@@ -79,7 +79,7 @@ def layer_rows(
     Teacher: ``image``, an embedding an augmentation; ``text``, one for the real caption and one
     for each of ``captions``; ``augmentation``, the release's own numbers of each: top, left,
     height and width of the crop in pixels, then number and strength of each operation. All three
-    are null where the sample lacks one. Raises BadSampleError (``broken-record``) where a value
+    are null where the sample lacks one. Raises BadSampleError (``damaged_record``) where a value
     isn't of this shape.
     """
     rows: dict[str, Mapping[str, Any]] = {}

@@ -187,7 +187,7 @@ class ImageFiles:
         self.base = base if "://" in base else str(Path(base).absolute())
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of an image; raises BadSampleError (``missing-image``) if there is none.
+        """Return the bytes of an image; raises BadSampleError (``missing_image``) if there is none.
 
         Raises SourceError or StorageError if it exists but can't be read.
         """

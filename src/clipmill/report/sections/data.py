@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipmill.data.dataset import MANIFEST, Dataset, cache_folder
+from clipmill.data.dataset import MANIFEST, Dataset, cache_folder, parse_quarantined
 from clipmill.data.layers import read_layer
 from clipmill.data.shards.read import read_shard
 from clipmill.data.sources import REASONS
