@@ -33,9 +33,9 @@ from clipmill.report.html.page import (
     image_tag,
     paragraph,
     section,
+    series_color,
     tag,
 )
-from clipmill.report.html.style import DATASET_STYLE, series_color
 from clipmill.stage_records import ProgressCallback
 
 # Reading small remote sidecars is latency-bound, so several are read at once.
@@ -164,7 +164,7 @@ def dataset_page(
         note = paragraph(group.note, class_="caveat") if group.note else Html("")
         sections.append(section(group.anchor, group.heading, note, *cards))
     page = document(
-        f"Samples of {_name(dataset)}", _header(dataset, kinds), sections, style=DATASET_STYLE
+        f"Samples of {_name(dataset)}", _header(dataset, kinds), sections, stylesheets=["samples"]
     )
     report(2, 2, "drawn")
     return page

@@ -14,11 +14,6 @@ from clipmill.tasks.base import Metric
 from clipmill.tasks.registry import get_task
 from clipmill.tasks.sweep import SweepResult, Trial
 
-_STYLE = """
-.heat td{text-align:center;min-width:5rem;border:2px solid transparent}
-.heat td.best{border-color:currentColor;font-weight:700}
-.heat small{display:block;opacity:.75}
-"""
 _FAINTEST, _STRONGEST = 8, 62
 """Opacity of a cell with the worst and with the best value, percent."""
 
@@ -38,7 +33,7 @@ def sweep_page(result: SweepResult) -> str:
         f"Sweep of {result.task}",
         header,
         [*_heat_map(result, metric), _table(result, metric)],
-        style=_STYLE,
+        stylesheets=["sweep"],
     )
 
 

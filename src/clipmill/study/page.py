@@ -74,7 +74,7 @@ def study_page(result: StudyResult) -> str:
     ]
     parts += _chart_sections(result)
     parts += [_quality(result), _samples(result), _traces(result)]
-    return document("Study of captions", header, parts, style=tables.STYLE)
+    return document("Study of captions", header, parts, stylesheets=["intervals"])
 
 
 def comparison_page(results: ResultsTable) -> str:
@@ -88,7 +88,7 @@ def comparison_page(results: ResultsTable) -> str:
     facts = _facts("Versions and machine that wrote this page.", environment())
     table = tables.comparison(results, paper)
     parts = [section("results", "Results", table), _sources(results, facts)]
-    return document("Encoders side by side", header, parts, style=tables.STYLE)
+    return document("Encoders side by side", header, parts, stylesheets=["intervals"])
 
 
 def _summary(results: ResultsTable) -> list[Html]:

@@ -13,17 +13,6 @@ from clipmill.study.results_table import ResultsTable
 from clipmill.study.statistics import Interval, bootstrap
 from clipmill.tasks.base import Metric
 
-STYLE = """
-table :is(td, th):first-child { min-width: 9em; }
-.scroll + .scroll { margin-top: 2rem; }
-:is(td, th) small { display: block; color: var(--soft); white-space: nowrap; }
-th small { font-weight: 400; white-space: normal; }
-td.paper, th:has(.paper) { color: var(--soft); font-weight: 400; }
-td.sure small:first-of-type { color: var(--good); font-weight: 600; }
-td.sure.lost small:first-of-type { color: var(--bad); }
-"""
-
-
 _MIN_SEEDS = 5
 
 

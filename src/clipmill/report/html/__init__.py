@@ -1,1 +1,1 @@
-"""Building blocks of self-contained HTML pages: elements, style sheet, charts."""
+"""Building blocks of self-contained HTML pages: elements, style sheets, charts."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipmill.data.stats import QUANTILES, Distribution
-from clipmill.report.html.page import Html, concat, tag
-from clipmill.report.html.style import series_color
+from clipmill.report.html.page import Html, concat, series_color, tag
 
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _TOP, _BOTTOM = 38, 12, 38

@@ -8,16 +8,18 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TypeAlias
 
 from PIL import Image
 
 from clipmill.images import decode_rgb
-from clipmill.report.html.style import STYLE
 
+_FOLDER = Path(__file__).parent
 # Nothing is fetched, framed or run, whatever a string contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _VOID = frozenset({"br", "img", "meta"})
+_NUM_SERIES = 6  # of page.css
 
 
 class Html(str):
@@ -113,8 +115,16 @@ def empty_section(reason: str) -> Html:
     return paragraph(reason, class_="missing")
 
 
-def document(title: str, header: Html, sections: Sequence[Section], *, style: str = "") -> str:
-    """Build a page; ``style`` is added to the style sheet."""
+def series_color(index: int) -> str:
+    """Return the CSS color of a label, the same in all of the page."""
+    return f"var(--series-{index % _NUM_SERIES})"
+
+
+def document(
+    title: str, header: Html, sections: Sequence[Section], *, stylesheets: Sequence[str] = ()
+) -> str:
+    """Build a page; ``stylesheets`` name CSS files of this package that follow ``page.css``."""
+    style = "".join((_FOLDER / f"{name}.css").read_text() for name in ("page", *stylesheets))
     contents = tag(
         "nav",
         (tag("a", part.heading, href=f"#{part.anchor}") for part in sections),
@@ -127,7 +137,7 @@ def document(title: str, header: Html, sections: Sequence[Section], *, style: st
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("title", title),
-        tag("style", Html(STYLE + style)),
+        tag("style", Html(style)),
     )
     body = tag("body", tag("main", header, contents, parts))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"

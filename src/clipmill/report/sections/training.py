@@ -8,8 +8,16 @@ from clipmill.errors import NotFoundError
 from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.report.format import format_duration, join_words
 from clipmill.report.html.charts import Line, Reference, line_chart
-from clipmill.report.html.page import Html, Section, empty_section, paragraph, section, table, tag
-from clipmill.report.html.style import series_color
+from clipmill.report.html.page import (
+    Html,
+    Section,
+    empty_section,
+    paragraph,
+    section,
+    series_color,
+    table,
+    tag,
+)
 from clipmill.stage_records import StageRecord
 
 Log = list[dict[str, float]]
