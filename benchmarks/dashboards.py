@@ -155,7 +155,7 @@ def train(folder: Path, port: int) -> dict[str, str]:
     )
     layer = made_by("data", "recaption", dataset, "--captioner", captioner, port=port)
     encoder = made_by(
-        *("pretrain", dataset, *store, "--captions", "both", "--layer", layer),
+        *("pretrain", "clip", dataset, *store, "--captions", "both", "--caption-layer", layer),
         port=port,
         sets=(
             *(*STEPS, "train.steps=200", "train.runtime.peak_flops=1e11"),

@@ -33,7 +33,8 @@ def pretrain_on_nodes(
     from clipmill.cluster.submit import run_to_end
     from clipmill.lineage import log_artifact
 
-    command = ["pretrain", dataset, "--store", store, "--captions", captions, "--layer", layer]
+    command = ["pretrain", "clip", dataset, "--store", store]
+    command += ["--captions", captions, "--caption-layer", layer]
     command += ["--recipe", recipe, *(text for o in overrides for text in ("--set", o))]
     run_to_end(f"pretrain-{captions}", command, pool, nodes, queue, namespace)
     # It is there by now: the stage finds it, and tells where.

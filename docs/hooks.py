@@ -155,7 +155,7 @@ def recipe_reference() -> str:
         by_kind.setdefault(type(make()).__name__, []).append(f"| {row} |")
     text = [
         "# Recipes\n",
-        "Generated from the docstrings. `clipmill recipes NAME` prints all fields of a recipe.\n",
+        "Generated from the docstrings. `clipmill recipes show NAME` prints all fields of a recipe.\n",
     ]
     head = "| Recipe | Description | Source | Hardware and time | Expected |\n|---|---|---|---|---|"
     for kind, rows in sorted(by_kind.items()):

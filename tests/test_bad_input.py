@@ -122,11 +122,11 @@ def test_a_mistake_is_no_traceback_wherever_it_is_made(module, tmp_path):
         ([], "no command was given"),
         (["pretrian", "D"], "Did you mean 'pretrain'"),
         (["data", "shrad", "x"], "Did you mean 'shard'"),
-        (["pretrain", "D"], "--store"),
-        (["pretrain", "D", "--store", "s", "--caption", "real"], "--caption"),
-        (["pretrain", "D", "--store", "s", "--recipe", "clip-minature"], "'clip-tiny'"),
-        (["pretrain", "D", "--store", "s", "--set", "train.step=3"], "'train.steps'"),
-        (["pretrain", "D", "--store", "s", "--set", "train.steps=many"], "a whole number"),
+        (["pretrain", "clip", "D"], "--store"),
+        (["pretrain", "clip", "D", "--store", "s", "--caption", "real"], "--caption"),
+        (["pretrain", "clip", "D", "--store", "s", "--recipe", "clip-minature"], "'clip-tiny'"),
+        (["pretrain", "clip", "D", "--store", "s", "--set", "train.step=3"], "'train.steps'"),
+        (["pretrain", "clip", "D", "--store", "s", "--set", "train.steps=many"], "a whole number"),
         (["--version"], "it runs nothing"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_job_that_could_not_run_is_not_submitted(arguments, said):
 
 def test_a_job_that_can_run_is_only_parsed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ["data", "scenes", "--store", "out", "--set", "num_pairs=16"]
+    command = ["data", "generate-scenes", "--store", "out", "--set", "num_pairs=16"]
     entry.check_command(cli.app, command)
     entry.check_command(cli.app, ["finetune", "--encoder", "E", "--data", "D", "--store", "s3://b"])
     assert list(tmp_path.iterdir()) == []
@@ -167,13 +167,13 @@ def test_an_output_that_cannot_be_written_is_found_first(place, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["data", "view", "D", "--output", "no/x.html"],
+        ["data", "preview", "D", "--output", "no/x.html"],
         ["runs", "S", "--page", "no/x.html"],
-        ["report", "S", "--output", "no/x.html"],
-        ["attention", "E", "--data", "D", "--page", "no/x.html"],
-        ["query", "http://127.0.0.1:9", "picture.jpg", "--output", "no/x.png"],
+        ["study", "compare", "S", "--output", "no/x.html"],
+        ["eval", "attention", "E", "--data", "D", "--page", "no/x.html"],
+        ["predict", "http://127.0.0.1:9", "picture.jpg", "--output", "no/x.png"],
         [
-            *("page", "--dataset", "D", "--layer", "L", "--captioner", "C", "--encoder", "E"),
+            *("report", "--dataset", "D", "--caption-layer", "L", "--captioner", "C", "--encoder", "E"),
             *("--evaluation", "V", "--store", "S", "--output", "no/x.html"),
         ],
     ],
@@ -260,7 +260,7 @@ def test_a_recipe_that_does_not_exist_has_a_neighbour(name, action):
     with pytest.raises(ConfigError, match="there is no recipe") as caught:
         get_recipe(name, Config)
     assert caught.value.action == action
-    assert caught.value.expected == "a name that `clipmill recipes` lists"
+    assert caught.value.expected == "a name that `clipmill recipes list` prints"
     assert suggestion("deph", ["depth", "detection"], "") == "did you mean 'depth'?"
 
 
@@ -277,7 +277,7 @@ def test_another_artifact_is_called_what_it_is(tmp_path):
         read_metadata(str(tmp_path / "d"))
     write_json(str(tmp_path / "m" / "model.json"), {})
     with pytest.raises(ArtifactError, match="m is a checkpoint, not an evaluation"):
-        read_artifact_file(str(tmp_path / "m"), "evaluation.json", "clipmill evaluate")
+        read_artifact_file(str(tmp_path / "m"), "evaluation.json", "clipmill eval task")
     with pytest.raises(NotFoundError, match="there is no checkpoint at "):
         read_metadata(str(tmp_path / "nothing"))
 

@@ -30,15 +30,15 @@ def test_the_version():
     ("arguments", "said"),
     [
         (["data", "shard", "no/such/folder", "--store", "out"], "no/such/folder"),
-        (["data", "scenes", "--store", "out", "--set", "num_pair=1"], "num_pairs"),
-        (["data", "scenes", "--store", "ftp://host/x"], "ftp"),
-        (["recipes", "clip-vit-b17-12.8b"], "did you mean 'clip-vit-b16-12.8b'?"),
+        (["data", "generate-scenes", "--store", "out", "--set", "num_pair=1"], "num_pairs"),
+        (["data", "generate-scenes", "--store", "ftp://host/x"], "ftp"),
+        (["recipes", "show", "clip-vit-b17-12.8b"], "did you mean 'clip-vit-b16-12.8b'?"),
         (["lineage", "nothing/here"], "nothing/here"),
         (["demo", "--images", "no/such/folder"], "no/such/folder"),
         (["serve", "depth"], "'depth' is not a model with its name"),
         (["serve", "depth=a", "depth=b"], "names a model twice"),
         (["serve", "depth=a", "--set", "max_batch=2"], "max_batch_size"),
-        (["promote", "deth", "a", "--threshold", "1", "--store", "out"], "depth"),
+        (["promote", "deth", "a", "--min-metric", "1", "--store", "out"], "depth"),
     ],
 )
 def test_a_mistake_is_one_message_and_code_2(arguments, said, tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
     for evaluation in (store / "evaluations").iterdir():
         task = json.loads((evaluation / "evaluation.json").read_text())["task"]
         lenient = {"segmentation": "0", "depth": "99"}[task]
-        words = ["promote", task, str(evaluation), "--threshold", lenient, "--store", str(store)]
+        words = ["promote", task, str(evaluation), "--min-metric", lenient, "--store", str(store)]
         shell(shlex.join([*program(), *words]))
 
     second = shown(start(folder, OVERRIDES, keep=True, port=port))

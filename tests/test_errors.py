@@ -8,6 +8,7 @@ import pytest
 from clipmill import errors
 from clipmill.errors import (
     BadSampleError,
+    BadSampleReason,
     ClipmillError,
     ConfigError,
     NotFoundError,
@@ -40,7 +41,11 @@ def test_a_user_error_says_three_things_and_survives_pickling(kind):
 
 def test_a_bad_sample_survives_pickling():
     again = pickle.loads(pickle.dumps(BadSampleError(BadSampleReason.IMAGE_TOO_SMALL, "3 x 4")))
-    assert (again.reason, again.detail, str(again)) == ("too-small", "3 x 4", "too-small: 3 x 4")
+    assert (again.reason, again.detail, str(again)) == (
+        BadSampleReason.IMAGE_TOO_SMALL,
+        "3 x 4",
+        "image_too_small: 3 x 4",
+    )
 
 
 def test_who_catches_what():

@@ -1,4 +1,4 @@
-"""``clipmill data stats, view, verify, export`` as a person meets them."""
+"""``clipmill data stats, preview, verify, export`` as a person meets them."""
 
 import json
 import os
@@ -69,11 +69,11 @@ def test_stats_on_a_narrow_terminal(folder: Path, uri: str) -> None:
     assert characters == ["real", "5", "7", "7", "7", "7"]
 
 
-def test_view(folder: Path, uri: str) -> None:
-    done = clipmill(folder, "view", uri, "--count", "3", "--output", "page.html")
+def test_preview(folder: Path, uri: str) -> None:
+    done = clipmill(folder, "preview", uri, "--count", "3", "--output", "page.html")
     assert (done.returncode, done.stdout.strip()) == (0, "page.html"), done.stderr
     assert (folder / "page.html").read_text("utf-8").count("<article") == 3
-    refused = clipmill(folder, "view", uri, "--best", "score/x:real")
+    refused = clipmill(folder, "preview", uri, "--top", "score/x:real")
     assert refused.returncode == 2
     assert "score the dataset first" in refused.stderr
 

@@ -210,7 +210,7 @@ def run_demo(
 
 
 def stop_demo(folder: Path) -> list[str]:
-    """Stop what ``--keep`` left running; return a line per process, or one if none ran.
+    """Stop what ``--keep-running`` left running; return a line per process, or one if none ran.
 
     Raises StorageError where the folder's record is broken.
     """
@@ -238,7 +238,7 @@ def next_steps(
 ) -> list[str]:
     """Return commands to paste after a demo, each under a comment that says what it does."""
     if environment and not options.keep:
-        again = shlex.join([*program(), "demo", "--folder", str(options.folder), "--s3", "--keep"])
+        again = shlex.join([*program(), "demo", "--folder", str(options.folder), "--s3", "--keep-running"])
         return [
             "# The artifacts are in an S3 server that has stopped; start it and the endpoints:",
             again,
@@ -325,7 +325,7 @@ def _check(options: DemoOptions) -> None:
         processes = ", ".join(f"{p.name} (process {p.pid}, {p.url})" for p in kept)
         raise ServerError(
             f"an earlier demo is still up: {processes}",
-            expected="one demo with --keep per folder",
+            expected="one demo with --keep-running per folder",
             action=f"stop it first: {_command('demo', '--folder', str(options.folder), '--stop')}",
         )
     if options.keep:

@@ -37,7 +37,9 @@ def image_size(data: bytes) -> tuple[int, int]:
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             return _webp_size(data)
     except (IndexError, struct.error) as error:
-        raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "the file ends within its header") from error
+        raise BadSampleError(
+            BadSampleReason.UNREADABLE_IMAGE, "the file ends within its header"
+        ) from error
     raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "neither JPEG, PNG nor WebP")
 
 
@@ -57,7 +59,9 @@ def decode_rgb(data: bytes) -> Image.Image:
                 return _to_rgb(upright)
     except UnidentifiedImageError as error:
         # Pillow's message holds a buffer's address, and records must be the same in every run.
-        raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "not a picture behind its header") from error
+        raise BadSampleError(
+            BadSampleReason.UNREADABLE_IMAGE, "not a picture behind its header"
+        ) from error
     except Exception as error:  # decoders raise whatever a broken file provokes
         raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, str(error)) from error
     # Callers checked the size in the header, which isn't that of the image.

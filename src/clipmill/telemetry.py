@@ -10,7 +10,7 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
-from clipmill.errors import BadSampleReason, ServerError
+from clipmill.errors import ServerError
 
 _FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STEP_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -154,7 +154,7 @@ class ServingMetrics:
     requests: Counter
     """Requests answered; labels ``version``, and ``code``, the HTTP status."""
     requests_rejected: Counter
-    """Requests rejected; label ``reason``: a value of :class:`~clipmill.serve.errors.RejectReason`."""
+    """Requests rejected; label ``reason``: a value of ``serve.errors.RejectReason``."""
     info: Gauge
     """1 for each model served; labels ``version``, ``task`` and ``digest``."""
     model_size_bytes: Gauge
@@ -195,7 +195,9 @@ def train_metrics() -> TrainMetrics:
             "clipmill_train_data_wait_seconds_total", "Wait for batches, by rank", ["rank"]
         ),
         skipped_updates=Counter(
-            "clipmill_train_skipped_updates_total", "Skipped optimizer updates, by reason", ["reason"]
+            "clipmill_train_skipped_updates_total",
+            "Skipped optimizer updates, by reason",
+            ["reason"],
         ),
         skipped_samples=Counter(
             "clipmill_train_skipped_samples_total", "Samples in skipped optimizer updates"
@@ -243,7 +245,9 @@ def data_metrics() -> DataMetrics:
 def caption_metrics() -> CaptionMetrics:
     """The captioning section, registered once."""
     return CaptionMetrics(
-        samples=Counter("clipmill_caption_samples_total", "Captioned samples, by outcome", ["outcome"]),
+        samples=Counter(
+            "clipmill_caption_samples_total", "Captioned samples, by outcome", ["outcome"]
+        ),
         requests=Counter(
             "clipmill_caption_requests_total",
             "Requests to a captioning endpoint, by outcome",

@@ -164,7 +164,7 @@ def test_commands_are_those_that_the_command_line_has():
     for config in (RECAPTION, SHARD, DataWorkflowConfig(stage="score", subject="s3://b/d")):
         options = {option for p in known[config.stage].params for option in p.opts}
         assert {flag for part in part_arguments(config, 1) for flag in part[::2]} <= options
-    assert {"plan", "finish"} <= known.keys()
+    assert {"plan", "finalize"} <= known.keys()
 
 
 def command(*arguments):
@@ -172,7 +172,7 @@ def command(*arguments):
 
 
 def test_shard_on_argo_hands_its_options_to_the_pods():
-    asked = ["shard", "s3://b/raw", "--store", "s3://b", "--set", "min_side=64", "--on", "argo"]
+    asked = ["shard", "s3://b/raw", "--store", "s3://b", "--set", "min_side=64", "--executor", "argo"]
     answer = command(*asked, "--workflow", "num_workers=3", "--dry-run")
     found = templates(json.loads(answer.output))
     options = ["--store", "s3://b", "--recipe", "shards", "--set", "min_side=64"]
@@ -180,15 +180,15 @@ def test_shard_on_argo_hands_its_options_to_the_pods():
     tasks = {t["name"]: t for t in found["all"]["dag"]["tasks"]}
     assert [item["worker"] for item in tasks["part"]["withItems"]] == ["0/3", "1/3", "2/3"]
     for change, words in (
-        (["--worker", "0/3"], "--worker can't be used with --on argo"),
+        (["--worker", "0/3"], "--worker can't be used with --executor argo"),
         (["--workflow", "parallel=3"], "parallel"),
         (["--workflow", "pool=none"], "none"),
     ):
         answer = command(*asked, *change, "--dry-run")
         assert answer.exit_code
         assert words in answer.output + str(answer.exception)
-    assert "need --on argo" in command(*asked[:-2], "--dry-run").output
-    assert "give SOURCE and --store" in command("shard", "s3://b/raw", "--on", "argo").output
+    assert "need --executor argo" in command(*asked[:-2], "--dry-run").output
+    assert "give SOURCE and --store" in command("shard", "s3://b/raw", "--executor", "argo").output
 
 
 def test_stages_on_argo_cover_a_datasets_shards(tmp_path):
@@ -197,11 +197,11 @@ def test_stages_on_argo_cover_a_datasets_shards(tmp_path):
         ("recaption", "--captioner", "s3://b/c"),
         ("score", "--model", "s3://b/m"),
     ):
-        answer = command(stage, dataset, *options, "--on", "argo", "--dry-run")
+        answer = command(stage, dataset, *options, "--executor", "argo", "--dry-run")
         workflow = json.loads(answer.output)
         assert findings(workflow) == []
         args = templates(workflow)["part"]["container"]["args"]
         assert args[:5] == ["data", stage, dataset, *options]
         assert args[5] == "--recipe"
         assert args[-4::2] == ["--start", "--stop"]
-        assert command(stage, dataset, *options, "--on", "argo", "--stop", "1").exit_code
+        assert command(stage, dataset, *options, "--executor", "argo", "--stop", "1").exit_code

@@ -11,10 +11,8 @@ import yaml
 from clipmill.cluster.monitoring import series
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
 from clipmill.cluster.monitoring.rules import ALERTS, RECORDINGS, rule_tests, rules
-from clipmill.cluster.monitoring.series import all_series, metrics_by_group
-from clipmill.data.sources import REASONS
+from clipmill.cluster.monitoring.series import LABEL_VALUES, all_series, metrics_by_group
 from clipmill.serve.errors import RejectReason
-from clipmill.telemetry import CheckpointResult, SkipReason
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERIES = re.compile(r"\b(?:clipmill|kube|argo)_[a-z0-9_]+\b(?!:)")
@@ -63,25 +61,34 @@ def test_every_metric_has_a_panel():
 
 
 LABEL = re.compile(r"(clipmill_[a-z0-9_]+)\{([^{}]*)\}")
-VALUES = {
-    (series.REJECTED, "reason"): set(RejectReason),
-    (series.SKIPPED, "reason"): set(SkipReason),
-    (series.CHECKPOINTS, "result"): set(CheckpointResult),
-    (series.QUARANTINED, "reason"): set(REASONS),
-}
-"""Values of the labels that a fixed set of words fills, as the code that counts has them."""
+ENUMERATED = {label for _, label in LABEL_VALUES}
 
 
 def test_every_value_of_a_label_is_one_that_the_code_emits():
     texts = [a.expression for a in ALERTS] + [r.expression for r in RECORDINGS]
     texts += [name for a in ALERTS for name in (*a.firing_series, *a.quiet_series)]
+    texts += [query for dashboard in dashboards().values() for query in queries(dashboard)]
     seen = set()
     for name, labels in (match for text in texts for match in LABEL.findall(text)):
         for label, value in re.findall(r'(\w+)=~?"([^"]*)"', labels):
-            if label in {"reason", "result", "outcome", "part"}:
-                assert value in VALUES[name, label], f"{name}{{{label}={value!r}}}"
+            if label in ENUMERATED:
+                assert value in LABEL_VALUES[name, label], f"{name}{{{label}={value!r}}}"
                 seen.add((name, label))
-    assert seen == VALUES.keys()
+    assert seen >= {
+        (series.REQUESTS_REJECTED, "reason"),
+        (series.SKIPPED_UPDATES, "reason"),
+        (series.CHECKPOINTS, "outcome"),
+        (series.SAMPLES_REJECTED, "reason"),
+    }
+
+
+def test_label_values_are_snake_case_and_of_labels_that_exist():
+    labels = {
+        (m.name, label) for ms in metrics_by_group().values() for m in ms for label in m.labels
+    }
+    assert labels >= LABEL_VALUES.keys()
+    values = {value for values in LABEL_VALUES.values() for value in values}
+    assert [value for value in values if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", value)] == []
 
 
 def test_a_full_queue_alone_saturates_it():

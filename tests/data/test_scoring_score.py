@@ -24,7 +24,7 @@ from clipmill.data.scoring.scorers import (
     detect_language,
 )
 from clipmill.data.shards.read import read_shard
-from clipmill.errors import ArtifactError, BadSampleError, ConfigError
+from clipmill.errors import ArtifactError, BadSampleError, BadSampleReason, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig

@@ -276,7 +276,7 @@ def test_planned_on_the_command_line(tmp_path: Path, write_pairs: WritePairs) ->
     uri = run("plan", str(source), "--store", store, *sets)
     for part in (["--worker", "0/2"], ["--start", "1", "--stop", "2"], ["--start", "2"]):
         assert run("shard", "--plan", uri, *part) == uri
-    assert run("finish", uri) == uri
+    assert run("finalize", uri) == uri
     whole = write_dataset(CONFIG, str(source), str(tmp_path / "whole"))
     assert tree_bytes(Path(uri)) == tree_bytes(Path(whole))
 

@@ -21,7 +21,7 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.trainer import TrainStep
 from clipmill.errors import StorageError
-from clipmill.telemetry import train_metrics
+from clipmill.telemetry import CheckpointPhase, Outcome, train_metrics
 
 
 def made(folder, keep_last=2):

@@ -85,9 +85,7 @@ def prepare(store, source, tasks):
         stages.shard("shards-tiny", [], f"{source}/{name}.tar", store)
         for name in ("pairs", "captioning")
     )
-    captioner = stages.train_captioner(
-        "coca-tiny", CAPTIONS["captioner_overrides"], good, store
-    )
+    captioner = stages.train_captioner("coca-tiny", CAPTIONS["captioner_overrides"], good, store)
     layer = stages.recaption("recaption-tiny", [], dataset, captioner, store)
     scores = stages.score("score-basic", [], dataset, store)
     kept = stages.select("select-tiny", [], dataset, store, layers=scores)

@@ -70,7 +70,7 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
     )
     assert [record["step"] for record in trained.log] == [2, 4]
     for record in trained.log:
-        assert record["zero-shot/top1"] in {0, 0.5, 1}
+        assert record["zero_shot/top1"] in {0, 0.5, 1}
         assert round(record["retrieval/image_to_text_r1"] * held_out, 4) % 1 == 0
         assert record["retrieval/text_to_image_r10"] >= min(10, held_out) / held_out - 0.5
         assert 0 <= record["retrieval/pair_accuracy"] <= 1

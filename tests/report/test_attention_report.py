@@ -27,7 +27,7 @@ def pictures(tmp_path):
 
 def test_command_prints_layers_and_writes_the_page(pictures, tmp_path):
     page = tmp_path / "heads.html"
-    arguments = ["attention", "random:timm/test_vit", "--data", str(pictures), "--json"]
+    arguments = ["eval", "attention", "random:timm/test_vit", "--data", str(pictures), "--json"]
     done = CliRunner().invoke(app, [*arguments, "--page", str(page), "--num-images", "9"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)["random:timm/test_vit"]

@@ -31,7 +31,7 @@ def test_depth_is_told_in_metres(
 ) -> None:
     (tmp_path / "in.png").write_bytes(encode_png(picture))
     output = tmp_path / "out.png"
-    command = ["query", server.url, str(tmp_path / "in.png"), "--model", "depth"]
+    command = ["predict", server.url, str(tmp_path / "in.png"), "--model", "depth"]
     done = CliRunner().invoke(app, [*command, "--output", str(output)], catch_exceptions=False)
     assert done.exit_code == 0
     depth_HW = predictors["depth"].predict([picture])[0]["depth_metres"]

@@ -45,9 +45,7 @@ def _all_stages(store, name):
         made[f"shard {label}"] = stages.shard(
             "shards-tiny", shards, join(folder, tar), store, name, label
         )
-    made["captioner"] = stages.train_captioner(
-        "coca-tiny", COCA, made["shard good"], store, name
-    )
+    made["captioner"] = stages.train_captioner("coca-tiny", COCA, made["shard good"], store, name)
     dataset = made["shard "]
     layer = made["layer"] = stages.recaption(
         "recaption-tiny", ["num_threads=1"], dataset, made["captioner"], store, name

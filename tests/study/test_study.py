@@ -229,12 +229,12 @@ def report_has_the_same_figures(result, page):
     found = reported(*named, "--output", str(page))
     assert found == by_place(r for r in csv_rows(result.table()) if r["condition"] in kept)
     assert "rich, true" in page.read_text()
-    answer = CliRunner().invoke(app, ["report", "=x"])
+    answer = CliRunner().invoke(app, ["study", "compare", "=x"])
     assert isinstance(answer.exception, ConfigError)
 
 
 def reported(*arguments):
-    answer = CliRunner().invoke(app, ["report", *arguments, "--csv"])
+    answer = CliRunner().invoke(app, ["study", "compare", *arguments, "--csv"])
     assert answer.exit_code == 0, answer.output
     return by_place(csv.DictReader(answer.output.splitlines()))
 

@@ -244,12 +244,12 @@ def test_a_model_for_another_list_of_classes(ade20k):
 
 def test_command(ade20k):
     command = CliRunner()
-    answer = command.invoke(app, ["data", "check", "segmentation", str(ade20k)])
+    answer = command.invoke(app, ["data", "validate", "segmentation", str(ade20k)])
     assert answer.exit_code == 0, answer.output
     assert "training: 3 samples" in answer.stdout
     (mask, *_) = sorted((ade20k / "annotations" / "training").iterdir())
     Image.fromarray(np.full((32, 32), 15, np.uint8)).save(mask)
-    answer = command.invoke(app, ["data", "check", "segmentation", str(ade20k)])
+    answer = command.invoke(app, ["data", "validate", "segmentation", str(ade20k)])
     assert "fault: mask, 1 times" in answer.stdout
     assert mask.name in answer.stdout
     assert "can't be used for segmentation: mask (1)" in str(answer.exception)

@@ -213,7 +213,7 @@ def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
 
     monkeypatch.setitem(RECIPES, "sweep-depth-tiny", recipe)
     store = str(tmp_path / "store")
-    options = ["--set", 'grid={"train.schedule.lr": [1e-3]}', "--gate", "100"]
+    options = ["--set", 'grid={"train.schedule.lr": [1e-3]}', "--min-metric", "100"]
     answer = CliRunner().invoke(
         app,
         ["sweep", "--encoder", ENCODER, "--data", str(nyu_folder), "--store", store, *options],

@@ -279,11 +279,11 @@ def test_retrieval_on_coco_captions(model, tmp_path):
 def test_commands(model, folder, tmp_path):
     command = CliRunner()
     store = ["--store", str(tmp_path / "store"), "--json"]
-    answer = command.invoke(app, ["zero-shot", model, "--data", str(folder), *store])
+    answer = command.invoke(app, ["eval", "zero-shot", model, "--data", str(folder), *store])
     assert answer.exit_code == 0, answer.output
     assert {"top1", "top5"} <= json.loads(answer.stdout)["metrics"].keys()
     path = coco(tmp_path / "coco")
-    answer = command.invoke(app, ["retrieval", model, "--data", str(path), *store])
+    answer = command.invoke(app, ["eval", "retrieval", model, "--data", str(path), *store])
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)["metrics"]["num_captions"] == 12
 

@@ -1,4 +1,4 @@
-"""Commands that evaluate: ``clipmill evaluate``, ``zero-shot``, ``retrieval``, ``promote``, ..."""
+"""Commands that evaluate: ``clipmill eval``, ``report`` and ``promote``."""
 
 import json
 from pathlib import Path
@@ -7,74 +7,110 @@ from typing import Annotated
 import typer
 
 from clipmill.cli.extras import needs
-from clipmill.cli.options import Json, LabeledData, Recipe, Set, Store, require_output
+from clipmill.cli.options import (
+    MIN_METRIC_HELP,
+    CaptionLayer,
+    Json,
+    LabeledData,
+    Set,
+    Store,
+    Task,
+    recipe_option,
+    require_output,
+)
+from clipmill.cli.output import format_table, print_next, print_uri
 
 ClipModel = Annotated[
     str,
-    typer.Argument(help="Address of a CLIP: a URI, open_clip:NAME/TAG, hf:ORG/NAME or file:PATH."),
+    typer.Argument(
+        metavar="CLIP",
+        help="Address of a CLIP: a URI, open_clip:NAME/TAG, hf:ORG/NAME or file:PATH.",
+    ),
 ]
 
+evaluate = typer.Typer(help="Evaluate task models, CLIPs and encoders.", no_args_is_help=True)
 
+
+@evaluate.command("task")
 @needs("train")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="URI of a task model.")],
+def evaluate_task(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="URI of a task model.")],
     data_uri: LabeledData,
     store: Store,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a task model on its data's test split."""
+    """Evaluate a task model on its data's test split; prints the evaluation's URI and metrics."""
     from clipmill import stages
 
-    _print_metrics(stages.evaluate(model, data_uri, store), as_json, name_width=10, decimals=4)
+    uri = stages.evaluate(model, data_uri, store)
+    task = _print_metrics(uri, as_json, decimals=4)
+    print_next("promote", task, uri, "--min-metric", "VALUE", "--store", store)
 
 
+@evaluate.command("zero-shot")
 @needs("model")
 def zero_shot(
     model: ClipModel,
     data_uri: Annotated[
         str,
-        typer.Option("--data", help="Folder [SPLIT/]CLASS/*, or WebDataset tars with cls."),
+        typer.Option(
+            "--data", metavar="FOLDER", help="Folder [SPLIT/]CLASS/*, or WebDataset tars with cls."
+        ),
     ],
     store: Store,
     classes: Annotated[
-        str, typer.Option(help="Text file of class names, or imagenet; else the data's own.")
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Text file of class names, or imagenet. The data's own names if left out.",
+        ),
     ] = "",
-    recipe: Recipe = "zero-shot",
+    recipe: Annotated[str, recipe_option("zero-shot")] = "zero-shot",
     sets: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Classify images by the names of their classes alone."""
+    """Classify images by the names of the classes; prints the evaluation's URI and metrics."""
     from clipmill import stages
 
     uri = stages.zero_shot(recipe, sets or [], model, data_uri, store, classes=classes)
-    _print_metrics(uri, as_json, name_width=24, decimals=2)
+    _print_metrics(uri, as_json, decimals=2)
+    print_next("ls", store, "--kind", "evaluation")
 
 
+@evaluate.command("retrieval")
 @needs("model")
 def retrieval(
     model: ClipModel,
     data_uri: Annotated[
-        str, typer.Option("--data", help="Dataset, COCO captions .json, or any other source.")
+        str,
+        typer.Option(
+            "--data", metavar="URI", help="Dataset, COCO captions .json, or any other source."
+        ),
     ],
     store: Store,
-    recipe: Recipe = "retrieval",
+    recipe: Annotated[str, recipe_option("retrieval")] = "retrieval",
     sets: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Retrieve captions by images and images by captions."""
+    """Retrieve captions by images, and images by captions; prints the evaluation's metrics."""
     from clipmill import stages
 
     uri = stages.retrieval(recipe, sets or [], model, data_uri, store)
-    _print_metrics(uri, as_json, name_width=24, decimals=2)
+    _print_metrics(uri, as_json, decimals=2)
+    print_next("ls", store, "--kind", "evaluation")
 
 
+@evaluate.command("attention")
 @needs("model")
 def attention(
-    encoders: Annotated[list[str], typer.Argument(help="Addresses of ViTs (docs/weights.md).")],
-    data_uri: Annotated[
-        str, typer.Option("--data", help="Dataset, or any other source of images.")
+    encoders: Annotated[
+        list[str], typer.Argument(metavar="ENCODER", help="Addresses of ViTs (docs/weights.md).")
     ],
-    num_images: Annotated[int, typer.Option(help="Number of images, from the first.")] = 256,
+    data_uri: Annotated[
+        str,
+        typer.Option("--data", metavar="URI", help="Dataset, or any other source of images."),
+    ],
+    num_images: Annotated[int, typer.Option(min=1, help="Number of images, from the first.")] = 256,
     page: Annotated[Path | None, typer.Option(help="HTML page with charts to write.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -89,60 +125,90 @@ def attention(
     if as_json:
         typer.echo(json.dumps({name: attention_json(one) for name, one in statistics.items()}))
         return
+    header = ["layer", "distance (px)", "spread of heads (px)", "divergence (nats)"]
     for name, one in statistics.items():
+        rows = [
+            [
+                str(layer),
+                f"{sum(distances) / len(distances):.2f}",
+                f"{one.head_distance_std_L[layer - 1]:.2f}",
+                f"{one.divergence_L[layer - 1]:.4f}",
+            ]
+            for layer, distances in enumerate(one.distance_LH.tolist(), start=1)
+        ]
         typer.echo(name)
-        for layer, distances in enumerate(one.distance_LH.tolist(), start=1):
-            typer.echo(
-                f"  layer {layer:>3}  {sum(distances) / len(distances):8.2f} px  "
-                f"spread {one.head_distance_std_L[layer - 1]:7.2f} px  "
-                f"divergence {one.divergence_L[layer - 1]:7.4f} nats"
-            )
+        typer.echo(format_table(header, rows, right="rrrr"))
     if page is not None:
         typer.echo(str(page))
 
 
 def promote(
-    task: Annotated[str, typer.Argument(help="Name of the task.")],
-    evaluations: Annotated[list[str], typer.Argument(help="URIs of evaluations of the task.")],
-    threshold: Annotated[
-        float, typer.Option(help="Value of the task's metric required for promotion, in its unit.")
+    task: Task,
+    evaluations: Annotated[
+        list[str], typer.Argument(metavar="EVALUATION", help="URIs of evaluations of the task.")
     ],
+    min_metric: Annotated[float, typer.Option(help=MIN_METRIC_HELP)],
     store: Store,
+    as_json: Json = False,
 ) -> None:
-    """Promote the best model if it reaches --threshold; prints the promoted model's URI."""
+    """Promote the best model if it reaches --min-metric; prints the promoted model's URI."""
     from clipmill import stages
     from clipmill.tasks.promotion import read_promotion
 
-    uri = stages.promote(task, threshold, evaluations, store)
-    typer.echo(read_promotion(uri).evaluation.model.uri)
+    uri = stages.promote(task, min_metric, evaluations, store)
+    evaluation = read_promotion(uri).evaluation
+    model = evaluation.model.uri
+    fields = {"task": task, "promotion": uri, "evaluation": evaluation.uri}
+    print_uri(model, as_json=as_json, **fields, metrics=evaluation.metrics)
+    print_next("serve", f"{task}={model}")
 
 
-def page(
-    dataset: Annotated[str, typer.Option(help="URI of the dataset.")],
-    layer: Annotated[str, typer.Option(help="Layer of synthetic captions.")],
-    captioner: Annotated[str, typer.Option(help="Address of the captioner.")],
-    encoder: Annotated[list[str], typer.Option(help="URI of an encoder; repeatable.")],
-    evaluation: Annotated[list[str], typer.Option(help="URI of an evaluation; repeatable.")],
+def report(
+    dataset: Annotated[str, typer.Option(metavar="URI", help="URI of the dataset.")],
+    caption_layer: CaptionLayer,
+    captioner: Annotated[str, typer.Option(metavar="ADDRESS", help="Address of the captioner.")],
+    encoder: Annotated[
+        list[str], typer.Option(metavar="URI", help="URI of an encoder; repeatable.")
+    ],
+    evaluation: Annotated[
+        list[str], typer.Option(metavar="URI", help="URI of an evaluation; repeatable.")
+    ],
     store: Store,
+    comparison: Annotated[
+        str,
+        typer.Option(
+            metavar="URI",
+            help="URI of a comparison of the encoders, whose verdict the report states.",
+        ),
+    ] = "",
     output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    as_json: Json = False,
 ) -> None:
     """Write an HTML report that compares encoders of real and of synthetic captions."""
     require_output(output)
     from clipmill import stages
     from clipmill.storage import join, read_bytes
 
-    uri = stages.report(dataset, layer, captioner, encoder, evaluation, store)
+    uri = stages.report(
+        dataset, caption_layer, captioner, encoder, evaluation, store, comparison=comparison
+    )
     output.write_bytes(read_bytes(join(uri, "report.html")))
-    typer.echo(str(output))
+    if as_json:
+        print_uri(uri, as_json=True, page=str(output))
+    else:
+        typer.echo(str(output))
+    print_next("show", uri)
 
 
-def _print_metrics(uri: str, as_json: bool, *, name_width: int, decimals: int) -> None:
+def _print_metrics(uri: str, as_json: bool, *, decimals: int) -> str:
+    """Print an evaluation; return its task."""
     from clipmill.tasks.evaluation import read_evaluation
 
     result = read_evaluation(uri)
     if as_json:
-        typer.echo(json.dumps({"uri": result.uri, "task": result.task, "metrics": result.metrics}))
-        return
-    typer.echo(result.uri)
-    for name, value in result.metrics.items():
-        typer.echo(f"  {name:<{name_width}}{value:10.{decimals}f}")
+        print_uri(result.uri, as_json=True, task=result.task, metrics=result.metrics)
+    else:
+        rows = [[f"  {name}", f"{value:.{decimals}f}"] for name, value in result.metrics.items()]
+        typer.echo(result.uri)
+        typer.echo(format_table(rows[0], rows[1:], right=" r"))
+    return result.task

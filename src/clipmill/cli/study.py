@@ -1,4 +1,4 @@
-"""``clipmill study`` and ``report``: the caption-quality study, and comparisons of its kind."""
+"""``clipmill study``: the caption-quality study, and comparisons of its kind."""
 
 import csv
 import json
@@ -10,17 +10,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipmill.cli.extras import needs
-from clipmill.cli.options import Json, Recipe, Set, Store, require_output
+from clipmill.cli.options import (
+    Json,
+    Set,
+    Store,
+    Workers,
+    one_of,
+    recipe_option,
+    require_output,
+)
+from clipmill.cli.output import print_next
 from clipmill.errors import ConfigError
 
 if TYPE_CHECKING:
     from clipmill.study.results_table import ResultsTable
 
-Csv = Annotated[bool, typer.Option("--csv", help="Print every metric as CSV.")]
-Latex = Annotated[bool, typer.Option("--latex", help="Print the table as LaTeX.")]
+_TABLES = ("sources", "objectives", "mobile", "scaling", "dose")
+
+Csv = Annotated[bool, typer.Option("--csv", help="Every metric of every run, as CSV.")]
+Latex = Annotated[bool, typer.Option("--latex", help="The table as LaTeX.")]
 
 study = typer.Typer(
-    no_args_is_help=True, help="Experiments on the effect of captions, with error bars."
+    no_args_is_help=True, help="Measure the effect of captions, with intervals and tests."
 )
 
 
@@ -28,20 +39,21 @@ study = typer.Typer(
 @needs("train")
 def captions(
     store: Store,
-    recipe: Recipe = "study-captions",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Shorthand for --recipe study-captions-quick.")
-    ] = False,
+    recipe: Annotated[
+        str, recipe_option("study", "a night on two CPU cores")
+    ] = "study-captions",
     table: Annotated[
         list[str] | None,
         typer.Option(
-            help="Run only this table: sources, objectives, mobile, scaling or dose; repeatable."
+            metavar="TABLE",
+            help=f"Run only this table: {', '.join(_TABLES)}; repeatable.",
+            autocompletion=one_of(*_TABLES),
         ),
     ] = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="Run only this seed of the recipe; repeatable.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Training runs in parallel.")] = 1,
+    workers: Workers = 1,
     sets: Set = None,
     as_json: Json = False,
     as_csv: Csv = False,
@@ -54,9 +66,8 @@ def captions(
     from clipmill import stages
     from clipmill.study.result import read_study
 
-    name = "study-captions-quick" if quick else recipe
     uri = stages.study(
-        name, sets or [], store, tables=table or (), seeds=seed or (), workers=workers
+        recipe, sets or [], store, tables=table or (), seeds=seed or (), workers=workers
     )
     result = read_study(uri)
     if as_json:
@@ -65,19 +76,23 @@ def captions(
     _print_result(result.headline_table, as_csv=as_csv, as_latex=as_latex)
     if not as_csv and not as_latex:
         typer.echo(f"{uri}/study.html")
+    print_next("study", "compare", uri, "--output", "study.html")
 
 
-def report(
+@study.command("compare")
+def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
+            metavar="RUN",
             help="URIs of studies, parts of one; or CONDITION=URI of evaluations (with the runs of "
-            "studies, if need be), the first condition being the baseline."
+            "studies, if need be), the first condition being the baseline.",
         ),
     ],
     output: Annotated[
         Path | None, typer.Option(help="HTML page to write, with the paper's values.")
     ] = None,
+    as_json: Json = False,
     as_csv: Csv = False,
     as_latex: Latex = False,
 ) -> None:
@@ -86,6 +101,7 @@ def report(
     from clipmill.study.page import comparison_page, study_page
     from clipmill.study.result import merge_studies, read_study
     from clipmill.study.results_table import collect_evaluations
+    from clipmill.study.tables import csv_rows
 
     if any("=" in text for text in runs):
         table = collect_evaluations(_by_condition(runs))
@@ -96,6 +112,9 @@ def report(
         page = partial(study_page, merged)
     if output is not None:
         output.write_text(page(), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(csv_rows(table), indent=2))
+        return
     _print_result(table, as_csv=as_csv, as_latex=as_latex)
 
 

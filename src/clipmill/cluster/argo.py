@@ -114,7 +114,7 @@ def stage_commands(config: DataWorkflowConfig) -> tuple[list[str], list[str], li
         return (
             ["data", "plan", config.subject, *config.arguments],
             ["data", "shard", "--plan", PLANNED],
-            ["data", "finish", PLANNED],
+            ["data", "finalize", PLANNED],
         )
     full = ["data", config.stage, config.subject, *config.arguments]
     # Without a range the command finds all shards' files and lists them in the layer.

@@ -48,8 +48,9 @@ def _job() -> TrainingJobConfig:
     return TrainingJobConfig(
         name="clip-vit-b16",
         command=(
-            *("pretrain", f"{_STORE}/datasets/DIGEST", "--store", _STORE),
-            *("--captions", "both", "--layer", "captions/LAYER", "--recipe", "clip-vit-b16-12.8b"),
+            *("pretrain", "clip", f"{_STORE}/datasets/DIGEST", "--store", _STORE),
+            *("--captions", "both", "--caption-layer", "captions/LAYER"),
+            *("--recipe", "clip-vit-b16-12.8b"),
         ),
         pool="gpu-8x",
         min_nodes=2,

@@ -137,7 +137,7 @@ def _check_scheduler(scheduler: str) -> None:
         raise ClusterError(
             f"{scheduler!r} is no scheduler",
             expected=f"one of {', '.join(SCHEDULERS)}",
-            action=suggestion(scheduler, SCHEDULERS, otherwise="choose one with --on"),
+            action=suggestion(scheduler, SCHEDULERS, otherwise="choose one with --scheduler"),
         )
 
 

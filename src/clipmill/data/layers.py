@@ -228,7 +228,7 @@ def resolve_layer(names: Iterable[str], name_or_prefix: str) -> str:
     raise ConfigError(
         f"{len(matches) or 'no'} layers of the dataset are named {name_or_prefix}",
         expected=f"one of {', '.join(choices)}" if choices else f"a layer {name_or_prefix}",
-        action="name one of them, or narrow the choice with --layer"
+        action="name one of them, or narrow the choice with --prefer-layer"
         if matches
         else f"run `clipmill data {_COMMANDS.get(kind, 'import-layer')}` first",
     )

@@ -25,7 +25,7 @@ from clipmill.data.captioners import (
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
 from clipmill.data.shards.read import ShardReader, read_shard
-from clipmill.errors import (BadSampleError, BadSampleReason, ClipmillError, NotFoundError)
+from clipmill.errors import BadSampleError, BadSampleReason, ClipmillError, NotFoundError
 from clipmill.images import decode_rgb
 from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join, open_store, read_json, write_json

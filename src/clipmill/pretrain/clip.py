@@ -82,7 +82,7 @@ def pretrain_clip(
         >>> config = clipmill.get_recipe("clip-tiny", clipmill.PretrainConfig, settings)
         >>> encoder = clipmill.pretrain_clip(config, dataset, "out")
         >>> clipmill.load_encoder(encoder).width
-        64
+        256
     """
     view = View(Dataset.open(dataset), config.view)
     init = resolve_init(config.init)

@@ -234,7 +234,7 @@ def teacher_parent(view: View, distillation: DistillationConfig) -> Parent:
         raise ConfigError(
             f"distillation.layer was {layer!r}",
             expected=f"one of {known}" if known else "a teacher layer, but the dataset has none",
-            action="name such a layer, or compute one with `clipmill data teacher`",
+            action="name such a layer, or compute one with `clipmill data embed-teacher`",
         )
     manifest = read_json(join(dataset.layer_uri(layer), LAYER_MANIFEST))
     widths = tuple(int(w) for w in manifest["summary"]["widths"].split(","))

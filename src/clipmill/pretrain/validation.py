@@ -63,7 +63,7 @@ def build_validators(
             predicted_B = (image_BD @ class_CD.T / class_CD.norm(dim=1)).argmax(1)
             return {"top1": float((predicted_B == labels.to(predicted_B.device)).float().mean())}
 
-        validators.append(Validator(name="zero-shot", every=config.every, compute=zero_shot))
+        validators.append(Validator(name="zero_shot", every=config.every, compute=zero_shot))
     return tuple(validators)
 
 

@@ -21,7 +21,7 @@ def clip_vit_b16_12_8b() -> PretrainConfig:
     """ViT-B/16, 12.8 B seen samples.
 
     Source: CLIP-QC, Table 11.
-    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain --recipe clip-vit-b16-12.8b ...``
+    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain clip --recipe clip-vit-b16-12.8b ...``
     Hardware and hours: not run.
     Expected, on DataCompDR: UperNet 53.9 mIoU, NYUv2 RMSE 0.339 m (CLIP-QC, Table 1).
     """
@@ -217,7 +217,7 @@ def clip_vit_tiny() -> PretrainConfig:
     """A ViT of 0.9 M parameters at 64 px: the same functions on two cores.
 
     Source: ours, derived from :func:`clip_vit_b16_12_8b`.
-    Command: ``clipmill pretrain --recipe clip-vit-tiny ...``
+    Command: ``clipmill pretrain clip --recipe clip-vit-tiny ...``
     Hardware and time: see docs/hardware.md.
     """
     full = clip_vit_b16_12_8b()
@@ -252,7 +252,7 @@ def clip_tiny() -> PretrainConfig:
     to see whether it learned anything.
 
     Source: ours, derived from :func:`clip_vit_tiny`.
-    Command: ``clipmill pretrain --recipe clip-tiny ...``
+    Command: ``clipmill pretrain clip --recipe clip-tiny ...``
     Hardware and time: see docs/hardware.md.
     """
     vit = clip_vit_tiny()

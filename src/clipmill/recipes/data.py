@@ -27,7 +27,7 @@ def scenes_tiny() -> ScenesSourceConfig:
     Those with labels are larger, as ADE20K's and NYUv2's pictures are.
 
     Source: ours.
-    Command: ``clipmill data scenes --recipe scenes-tiny --store URI``
+    Command: ``clipmill data generate-scenes --recipe scenes-tiny --store URI``
     """
     return ScenesSourceConfig(
         num_pairs=4096,
@@ -45,7 +45,7 @@ def scenes_all_tasks() -> ScenesSourceConfig:
     """The same with labels for all four tasks.
 
     Source: ours, derived from :func:`scenes_tiny`.
-    Command: ``clipmill data scenes --recipe scenes-all-tasks --store URI``
+    Command: ``clipmill data generate-scenes --recipe scenes-all-tasks --store URI``
     """
     tasks: tuple[TaskName, ...] = ("classification", "detection", "segmentation", "depth")
     return replace(scenes_tiny(), tasks=tasks)

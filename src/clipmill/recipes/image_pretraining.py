@@ -21,7 +21,7 @@ def mae_vit_b16_2_05b() -> MaePretrainConfig:
     """MAE ViT-B/16, 2.05 B seen samples: 1,600 epochs of ImageNet-1K.
 
     Source: He et al. 2022, Table 8; CLIP-QC, the comparison at matched seen samples.
-    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain-mae --recipe mae-vit-b16-2.05b ...``
+    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain mae --recipe mae-vit-b16-2.05b ...``
     Hardware and hours: not run.
     Expected, on ImageNet-1K: UperNet 48.1 mIoU, NYUv2 RMSE 0.383 m.
     """
@@ -56,7 +56,7 @@ def mae_tiny() -> MaePretrainConfig:
     """A masked autoencoder on the tower of ``clip-vit-tiny``, for two cores.
 
     Source: ours, derived from :func:`mae_vit_b16_2_05b`.
-    Command: ``clipmill pretrain-mae --recipe mae-tiny ...``
+    Command: ``clipmill pretrain mae --recipe mae-tiny ...``
     Hardware and time: see docs/hardware.md.
     """
     full = mae_vit_b16_2_05b()
@@ -94,7 +94,7 @@ def supervised_mci0() -> SupervisedConfig:
 
     Source: apple/ml-fastvit, README and the defaults of ``train.py`` without distillation, whose
     encoders MCi0 to MCi2 derive from; CLIP-QC doesn't give its own.
-    Command: ``clipmill pretrain-supervised --recipe supervised-mci0 --data FOLDER``
+    Command: ``clipmill pretrain supervised --recipe supervised-mci0 --data FOLDER``
     Hardware and hours: not run.
     Expected: SemanticFPN 44.8 mIoU; Mask R-CNN 41.8 / 38.0 mAP (CLIP-QC, mobile tables).
     """

@@ -13,7 +13,7 @@ def clip_mci0_12_8b() -> PretrainConfig:
 
     Source: CLIP-QC, Table 11; towers of open_clip's MobileCLIP2-S0, since it has no MobileCLIP-S0;
     losses, clipping and checkpointing of apple/ml-mobileclip.
-    Command: ``clipmill pretrain --recipe clip-mci0-12.8b --captions both --layer captions/...
+    Command: ``clipmill pretrain clip --recipe clip-mci0-12.8b --captions both --caption-layer captions/...
     --set distillation.layer=teacher/... DATASET``
     Hardware and hours: not run.
     Expected: SemanticFPN 48.1 mIoU; Mask R-CNN 44.2 / 39.5 mAP (CLIP-QC, mobile tables).
@@ -82,7 +82,7 @@ def teacher_datacompdr() -> TeacherConfig:
     """DataCompDR's ensemble: two ViT-L/14, 30 augmentations a sample.
 
     Source: apple/ml-mobileclip (12M release).
-    Command: ``clipmill data teacher DATASET --captions captions/...``
+    Command: ``clipmill data embed-teacher DATASET --caption-layer captions/...``
     Hardware and hours: not run.
     """
     return TeacherConfig(

@@ -1,7 +1,8 @@
 """Recipes by name, by the command that takes them, and by task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from clipmill.config import Config, flatten
@@ -128,6 +129,12 @@ def get_recipe(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: there is no such recipe, its config isn't of type ``kind``, or an override is
             wrong.
+
+    Example:
+        >>> overrides = ["train.steps=1000", "view.captions=synthetic"]
+        >>> config = clipmill.get_recipe("clip-tiny", clipmill.PretrainConfig, overrides)
+        >>> config.train.steps, config.view.captions
+        (1000, 'synthetic')
     """
     name = current_recipe(name)
     known = list_recipes(kind)
@@ -251,28 +258,40 @@ def closest_recipe(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | No
     The settings are the config's values by dotted path. None where the config isn't a recipe's.
     """
     best: tuple[str, dict[str, Any]] | None = None
-    for kind in {recipe_type(name) for name in RECIPES}:
+    for kind, recipes in _settings_by_type().items():
+        if len(config) != len(fields(kind)):
+            continue
         try:
-            parsed = kind.from_json(dict(config)).to_json()
+            settings = flatten(kind.from_json(dict(config)).to_json())
         except ConfigError:
             continue
-        if len(parsed) != len(config):
-            continue
-        settings = flatten(parsed)
-        for name in list_recipes(kind):
-            recipe = flatten(RECIPES[name]().to_json())
+        for name, recipe in recipes.items():
             changed = {path: v for path, v in settings.items() if recipe.get(path) != v}
             if best is None or len(changed) < len(best[1]):
                 best = name, changed
     return best
 
 
+@cache
+def _settings_by_type() -> Mapping[type[Config], Mapping[str, Mapping[str, Any]]]:
+    """Return the settings of all recipes by dotted path, by the type of their configs."""
+    kinds = {recipe_type(name) for name in RECIPES}
+    return {
+        kind: {name: flatten(RECIPES[name]().to_json()) for name in list_recipes(kind)}
+        for kind in sorted(kinds, key=lambda kind: kind.__name__)
+    }
+
+
 def _describe(name: str) -> RecipeInfo:
     config: Any = RECIPES[name]()
     stage = _STAGE_OF_TYPE[type(config).__name__]
-    task = {"finetune": lambda: config.task, "sweep": lambda: config.finetune.task}.get(stage)
-    first_line = (RECIPES[name].__doc__ or "").strip().splitlines()[0]
-    return RecipeInfo(name=name, stage=stage, task=task() if task else "", description=first_line)
+    finetuning = {"finetune": config, "sweep": getattr(config, "finetune", None)}.get(stage)
+    return RecipeInfo(
+        name=name,
+        stage=stage,
+        task=finetuning.task if finetuning else "",
+        description=(RECIPES[name].__doc__ or "").strip().splitlines()[0],
+    )
 
 
 def _matches(stage: str, beginning: str) -> bool:

@@ -120,7 +120,7 @@ def attention_page(by_encoder: Mapping[str, "AttentionStatistics"]) -> str:
     if len(set(short)) == len(short):
         by_encoder = dict(zip(short, by_encoder.values(), strict=True))
     header = concat(
-        paragraph("clipmill attention", class_="kicker"),
+        paragraph("clipmill eval attention", class_="kicker"),
         tag("h1", "How far the heads look"),
         paragraph(
             "Each dot is a head: the distance from a patch to those that it attends to, weighted "

@@ -302,7 +302,7 @@ class _Page:
         return document(f"{self.headline} · clipmill report", header, sections)
 
     def _next(self) -> list[str]:
-        start = tag("code", "clipmill pretrain --set init=open_clip:NAME/TAG")
+        start = tag("code", "clipmill pretrain clip --set init=open_clip:NAME/TAG")
         if any(j.beats_chance for j in self.trained):
             works = "CLIPs of practical use see millions of pairs: this one shows that your data "
             works += "and the pipeline work. Next: start from public weights, "
@@ -359,8 +359,8 @@ class _Page:
                 "Recaptioning was skipped: no captioner was given, and the one that the demo "
                 "trains knows drawn scenes only. A captioner that knows photographs adds the step: "
             )
-        example = "clipmill demo --images DIR --captioner blip:FOLDER"
-        command = [] if self.layer else [tag("code", example), ", or git:FOLDER, or vlm:URL."]
+        example = "clipmill demo --images DIR --captioner file:FOLDER"
+        command = [] if self.layer else [tag("code", example), ", or hf:ORG/NAME, or vlm:URL."]
         return section("captions", "Captions", paragraph(text, command))
 
     def _losses(self) -> Section:

@@ -336,7 +336,7 @@ def _header(dataset: Dataset, kinds: list[str]) -> Html:
     }
     pairs = (tag("div", tag("dt", name), tag("dd", str(value))) for name, value in facts.items())
     return concat(
-        paragraph("clipmill data view", class_="kicker"),
+        paragraph("clipmill data preview", class_="kicker"),
         tag("h1", f"Samples of {_name(dataset)}"),
         paragraph(tag("code", dataset.uri), class_="caveat"),
         tag("dl", pairs, class_="facts"),

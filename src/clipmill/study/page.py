@@ -80,7 +80,7 @@ def study_page(result: StudyResult) -> str:
 def comparison_page(results: ResultsTable) -> str:
     """Return a page with the table of any evaluations, and the paper's values."""
     header = concat(
-        paragraph("clipmill report", class_="kicker"),
+        paragraph("clipmill study compare", class_="kicker"),
         tag("h1", f"{len(results.conditions)} encoders side by side"),
         *_summary(results),
     )

@@ -203,7 +203,7 @@ def read_evaluation(uri: str) -> EvaluationResult:
         >>> result.task, result.num_samples
         ('segmentation', 2)
     """
-    value = read_artifact_file(uri, _RESULT, "clipmill evaluate")
+    value = read_artifact_file(uri, _RESULT, "clipmill eval task")
     model, data = (Parent.from_json(p) for p in value["parents"])
     return EvaluationResult(
         uri=uri,

@@ -43,7 +43,7 @@ def export(uri: str, folder: Path, target: str) -> ExportResult:
         raise ArtifactError(
             f"{uri} is a {kind}, not an encoder or a task model",
             expected="a CLIP encoder of clipmill pretrain, or a task model of clipmill finetune",
-            action="give the URI of one; clipmill runs STORE lists them",
+            action="give the URI of one; `clipmill ls STORE` lists them",
         )
     if kind != FORMATS[target]:
         fitting = [name for name, needed in FORMATS.items() if needed == kind]

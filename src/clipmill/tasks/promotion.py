@@ -53,7 +53,7 @@ def promote(config: PromotionConfig, evaluations: Sequence[str], store: str) -> 
             f"no evaluation is of the task {config.task!r}, but of "
             + ", ".join(sorted({r.task for r in results})),
             expected=f"at least one evaluation of a {config.task} model",
-            action=f"name the evaluations' task, or give what `clipmill evaluate` printed for a "
+            action=f"name the evaluations' task, or give what `clipmill eval task` printed for a "
             f"{config.task} model",
         )
     best = max(

@@ -19,7 +19,7 @@ from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers, scoring_clip
 from clipmill.data.sources.base import IMAGE_SUFFIXES
 from clipmill.data.sources.files import PreadFile, files_digest, matching_files, relative_names
 from clipmill.data.sources.webdataset import Member, TruncatedTarError, members
-from clipmill.errors import (BadSampleError, BadSampleReason, ConfigError, SourceError)
+from clipmill.errors import BadSampleError, BadSampleReason, ConfigError, SourceError
 from clipmill.images import decode_rgb
 from clipmill.lineage import Parent
 from clipmill.stage_records import ProgressCallback
@@ -360,9 +360,7 @@ def _read(file: PreadFile, key: str, sample: dict[str, Member]) -> LabeledImage 
     image = next((m for kind, m in sample.items() if f".{kind}" in IMAGE_SUFFIXES), None)
     label = sample.get(LABEL_KEY)
     if image is None or label is None:
-        reason = (
-            BadSampleReason.MISSING_IMAGE if image is None else BadSampleReason.MISSING_LABEL
-        )
+        reason = BadSampleReason.MISSING_IMAGE if image is None else BadSampleReason.MISSING_LABEL
         return BadSampleError(reason, f"{file.path}: {key} has {', '.join(sample)}")
     text = file.read(label.offset, label.size).decode("utf-8", "backslashreplace").strip()
     return LabeledImage(data=file.read(image.offset, image.size), label=text)

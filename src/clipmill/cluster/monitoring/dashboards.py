@@ -67,7 +67,9 @@ def _promotion() -> list[dict[str, Any]]:
             "_ratio",
         ),
         _chart(
-            "Share of failed requests, one hour", {"__auto": f"{error_ratio('1h')}{{{_SELECTED}}}"}, "_ratio"
+            "Share of failed requests, one hour",
+            {"__auto": f"{error_ratio('1h')}{{{_SELECTED}}}"},
+            "_ratio",
         ),
     ]
 

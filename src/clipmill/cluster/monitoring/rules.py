@@ -323,8 +323,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         name="CheckpointFailed",
-        expression="sum by (namespace, job) "
-        f"(increase({_checkpoints(Outcome.FAILURE)}[30m])) > 0",
+        expression=f"sum by (namespace, job) (increase({_checkpoints(Outcome.FAILURE)}[30m])) > 0",
         for_="0m",
         severity="ticket",
         summary="{{ $labels.job }} couldn't write a checkpoint",

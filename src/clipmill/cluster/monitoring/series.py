@@ -1,10 +1,14 @@
 """Prometheus series: names for rules and rollouts, and all metrics of telemetry by group."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Final, Literal
 
 from clipmill import telemetry
+from clipmill.errors import BadSampleReason
+from clipmill.serve.errors import RejectReason
+from clipmill.telemetry import CheckpointPhase, Outcome, RequestOutcome, SkipReason
 
 SERVED_REQUESTS: Final = "clipmill_serve_requests_total"
 REQUESTS_REJECTED: Final = "clipmill_serve_requests_rejected_total"
@@ -33,6 +37,21 @@ OTHERS: Final = frozenset(
     }
 )
 """Series of others, which alerts may use."""
+
+LABEL_VALUES: Mapping[tuple[str, str], frozenset[str]] = {
+    ("clipmill_caption_requests_total", "outcome"): frozenset(RequestOutcome),
+    ("clipmill_caption_samples_total", "outcome"): frozenset(
+        {telemetry.CAPTIONED, *BadSampleReason}
+    ),
+    (SAMPLES_REJECTED, "reason"): frozenset(BadSampleReason),
+    ("clipmill_data_samples_replaced_total", "reason"): frozenset(BadSampleReason),
+    (REQUESTS_REJECTED, "reason"): frozenset(RejectReason),
+    ("clipmill_serve_model_reloads_total", "outcome"): frozenset(Outcome),
+    ("clipmill_train_checkpoint_seconds", "phase"): frozenset(CheckpointPhase),
+    (CHECKPOINTS, "outcome"): frozenset(Outcome),
+    (SKIPPED_UPDATES, "reason"): frozenset(SkipReason),
+}
+"""All values of a metric's label, for labels that the code fills from a fixed set."""
 
 OBJECTIVE: Final = 0.99
 """Service level objective: share of requests without a 5xx, over 30 days."""

@@ -15,8 +15,8 @@ REASONS: Mapping[str, str] = {
     BadSampleReason.EMPTY: "the captioner returned no text",
     BadSampleReason.FAILED: "the model raised an error on this sample alone",
     BadSampleReason.REFUSED: "the endpoint or its model declines this sample",
-    BadSampleReason.MALFORMED: "the endpoint's response isn't a chat completion, after all attempts",
-    BadSampleReason.UNAVAILABLE: "the endpoint failed, timed out or gave no response, after all attempts",
+    BadSampleReason.MALFORMED: "no attempt got a chat completion from the endpoint",
+    BadSampleReason.UNAVAILABLE: "the endpoint failed, timed out or didn't respond at each attempt",
     BadSampleReason.MISSING_LABEL: "the labels have no entry for this sample",
 }
 """Reasons for a missing synthetic caption, with their meaning."""

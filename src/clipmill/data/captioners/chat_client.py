@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from clipmill.data.captioners.config import ChatClientConfig
-from clipmill.errors import (BadSampleError, BadSampleReason, BudgetError, ConfigError, ServerError)
+from clipmill.errors import BadSampleError, BadSampleReason, BudgetError, ConfigError, ServerError
 from clipmill.telemetry import RequestOutcome, ResponseFault, caption_metrics
 
 _MAX_RESPONSE_BYTES = 8 * 2**20

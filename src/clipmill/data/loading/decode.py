@@ -13,7 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.errors import BadSampleError
+from clipmill.errors import BadSampleError, BadSampleReason
 from clipmill.images import MAX_PIXELS, decode_rgb, image_size
 
 REDUCTIONS = (8, 4, 2, 1)

@@ -3,8 +3,11 @@
 Shapes: B batch (of this rank), S image side, T text length.
 """
 
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,6 +97,11 @@ class PairDataset(torch.utils.data.Dataset[PairBatch]):
             cache=cache or cache_folder(),
             cache_bytes=DEFAULT_CACHE_BYTES,
         )
+        weakref.finalize(self, self._batches.close)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a worker process, which opens shards of its own."""
+        return {**self.__dict__, "_batches": replace(self._batches)}
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, at least 1."""

@@ -264,7 +264,7 @@ def hold_out(dataset: Dataset) -> HoldOutSplit:
             f"only {total} image-caption pairs can be used{left_out}",
             expected=f"at least {MIN_PAIRS} pairs to train on and to measure with",
             action="add images, each with a .txt caption of the same name; to measure existing "
-            "weights on fewer, run: clipmill retrieval MODEL --data FOLDER --store URI",
+            "weights on fewer, run: clipmill eval retrieval MODEL --data FOLDER --store URI",
         )
     positions = sorted(
         subset_position(uid) for index in range(len(dataset.shards)) for uid in dataset.uids(index)

@@ -69,7 +69,9 @@ class ShardReader:
         offset, length = self._index[part][row]
         data = os.pread(self._file.fileno(), length, offset)
         if len(data) != length:
-            raise BadSampleError(BadSampleReason.DAMAGED_SHARD, f"{self._file.name} was cut while it was open")
+            raise BadSampleError(
+                BadSampleReason.DAMAGED_SHARD, f"{self._file.name} was cut while it was open"
+            )
         return data
 
 

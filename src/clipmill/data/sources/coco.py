@@ -62,11 +62,15 @@ class CocoSource(Source):
 
     def _load(self, name: str, captions: list[str]) -> RawPair:
         if not captions:
-            raise BadSampleError(BadSampleReason.MISSING_CAPTION, "no annotation speaks of the image")
+            raise BadSampleError(
+                BadSampleReason.MISSING_CAPTION, "no annotation speaks of the image"
+            )
         data = self._images.read(name)
         texts = [text for text in captions if text.strip()]
         if any(escape_name(text) != text for text in texts):
-            raise BadSampleError(BadSampleReason.CAPTION_NOT_UTF8, "one of the captions has half a character")
+            raise BadSampleError(
+                BadSampleReason.CAPTION_NOT_UTF8, "one of the captions has half a character"
+            )
         rows = {LAYER: {"captions": texts, "fallback": not texts}}
         return RawPair(data, image_suffix(name, data), captions[0], rows)
 

@@ -98,7 +98,9 @@ def layer_rows(
                 row = _teacher(read, num_real + len(texts), [0, *of_captions], kind.width)
             rows[f"teacher/{kind.name}"] = row
     except _BROKEN as error:
-        raise BadSampleError(BadSampleReason.DAMAGED_RECORD, f"{type(error).__name__}: {error}") from error
+        raise BadSampleError(
+            BadSampleReason.DAMAGED_RECORD, f"{type(error).__name__}: {error}"
+        ) from error
     return rows
 
 

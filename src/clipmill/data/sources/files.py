@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clipmill.data.sources.base import FingerprintMode, ReadListing, Split
-from clipmill.errors import (BadSampleError, BadSampleReason, NotFoundError, SourceError, StorageError)
+from clipmill.errors import (
+    BadSampleError,
+    BadSampleReason,
+    NotFoundError,
+    SourceError,
+    StorageError,
+)
 from clipmill.storage import join, read_bytes
 from clipmill.storage.store import check_key
 
@@ -197,7 +203,9 @@ class ImageFiles:
         try:
             return read_bytes(uri) if "://" in uri else read_file(uri)
         except NotFoundError as error:
-            raise BadSampleError(BadSampleReason.MISSING_IMAGE, f"no file at {escape_name(name)}") from error
+            raise BadSampleError(
+                BadSampleReason.MISSING_IMAGE, f"no file at {escape_name(name)}"
+            ) from error
 
 
 def _maybe_exists(uri: str) -> bool:

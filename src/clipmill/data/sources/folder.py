@@ -97,9 +97,13 @@ class FolderSource(Source):
 
     def _load(self, origin: str, image: str, caption: str) -> RawPair:
         if not image:
-            raise BadSampleError(BadSampleReason.CAPTION_WITHOUT_IMAGE, f"no image next to {origin}")
+            raise BadSampleError(
+                BadSampleReason.CAPTION_WITHOUT_IMAGE, f"no image next to {origin}"
+            )
         if not caption:
-            raise BadSampleError(BadSampleReason.MISSING_CAPTION, f"no {CAPTION_SUFFIX} file next to {origin}")
+            raise BadSampleError(
+                BadSampleReason.MISSING_CAPTION, f"no {CAPTION_SUFFIX} file next to {origin}"
+            )
         text = read_file(self._prefix + caption)
         suffix = image[image.rindex(".") :].lower()
         return RawPair(read_file(self._prefix + image), suffix, text)

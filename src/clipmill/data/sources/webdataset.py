@@ -82,7 +82,10 @@ class WebDatasetSource(Source):
             for key, parts in _samples(file, split.start, split.stop):
                 yield Entry(f"{split.piece}/{key}", partial(self._load, file, parts))
         except TruncatedTarError as error:
-            yield Entry(split.piece, partial(_raise, BadSampleError(BadSampleReason.TRUNCATED_TAR, str(error))))
+            yield Entry(
+                split.piece,
+                partial(_raise, BadSampleError(BadSampleReason.TRUNCATED_TAR, str(error))),
+            )
 
     def _split_tar(self, name: str, size: int) -> Iterator[Split]:
         file = PreadFile(self._tars[name])
@@ -105,9 +108,13 @@ class WebDatasetSource(Source):
         image = next((kind for kind, _ in parts if f".{kind.lower()}" in IMAGE_SUFFIXES), None)
         texts = _captions(by_kind, read)
         if image is None:
-            raise BadSampleError(BadSampleReason.CAPTION_WITHOUT_IMAGE, "the sample's members hold no image")
+            raise BadSampleError(
+                BadSampleReason.CAPTION_WITHOUT_IMAGE, "the sample's members hold no image"
+            )
         if not texts:
-            raise BadSampleError(BadSampleReason.MISSING_CAPTION, "neither a txt member nor a caption in json")
+            raise BadSampleError(
+                BadSampleReason.MISSING_CAPTION, "neither a txt member nor a caption in json"
+            )
         rows = layer_rows(self._layers, by_kind, read, len(texts)) if self._layers else {}
         return RawPair(read(image), f".{image.lower()}", texts[0], rows)
 
