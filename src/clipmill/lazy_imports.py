@@ -3,7 +3,8 @@
 KServe imports kubernetes and pandas, torchvision torch's compiler, open_clip transformers: seconds
 each, for functions that a server never calls. Within :func:`lazy_imports` such an import returns a
 placeholder, and the real module is imported when it is first used: Python 3.15's lazy imports
-(PEP 810), applied from outside.
+(PEP 810), applied from outside. lazy-loader defers the imports that a package writes with it, not
+those inside other libraries.
 """
 
 import importlib

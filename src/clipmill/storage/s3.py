@@ -3,7 +3,9 @@
 Credentials are looked for in the order of Amazon's own clients: keys in the environment, a web
 identity (IRSA, or any other issuer), a credentials file, a container's role (ECS, EKS Pod
 Identity), an instance's role. The environment decides which of them is used. There is no fallback
-to the next where one fails, as its rights would differ.
+to the next where one fails, as its rights would differ: the credentials come from minio's
+providers, but not from its ChainedProvider, which goes on to the next after a ValueError, also when
+it renews.
 """
 
 import io

@@ -1,6 +1,7 @@
 """Intervals and tests for a few seeds, without assumptions about the distribution.
 
-Own code, since scipy isn't a dependency of any extra and each of these is a few lines of NumPy.
+The tests compare them with scipy.stats, which isn't used here: it takes 125 MB and 1.2 s to import,
+its bootstrap refuses a single seed, and its Page test is one-sided.
 """
 
 import itertools

@@ -2,6 +2,10 @@
 
 It limits the rate and the budget of a run, retries transient failures, and separates permanent
 failures of one sample (BadSampleError) from those of all (ServerError, BudgetError).
+
+tenacity would replace the loop and its wait, 7 of the 50 lines of ``_post_with_retries``; the rest
+decides which responses to retry. The openai client retries unseen, so that neither the budget nor
+the rate limit would count its attempts, and has no deadline for a whole response.
 """
 
 import json

@@ -1,7 +1,8 @@
 """How a shard lies in its tar: plain WebDataset, three members a sample.
 
 ``<uid>.jpg`` (the image file as it was, under its own suffix), ``<uid>.txt`` (the real caption,
-UTF-8) and ``<uid>.json`` (uid, width, height, origin), in this order.
+UTF-8) and ``<uid>.json`` (uid, width, height, origin), in this order. Written without tarfile,
+which takes 180 us of processor time a pair of 30 KB, hash included, rather than 60.
 """
 
 import hashlib
