@@ -1,4 +1,4 @@
-"""One Kubeflow component a file: thin, typed, no logic."""
+"""Kubeflow components by category, one per file: typed wrappers of stages without logic."""
 
 from clipmill.cluster.constants import TRAIN_IMAGE as IMAGE
 

@@ -145,17 +145,17 @@ def _help(parameter: Any) -> str:
 
 def recipe_reference() -> str:
     """Return a table of all recipes by kind, from their docstrings."""
-    from clipmill.recipes.registry import RECIPES
+    from clipmill.recipes.registry import RECIPES, describe_recipe
 
     by_kind: dict[str, list[str]] = {}
     for name, make in sorted(RECIPES.items()):
-        summary, fields = _docstring_fields(make.__doc__)
+        summary, fields = _docstring_fields(describe_recipe(name))
         cells = [f"`{name}`", summary, fields["Source"], fields["Hardware"], fields["Expected"]]
         row = " | ".join(cell.replace("|", "\\|") for cell in cells)
         by_kind.setdefault(type(make()).__name__, []).append(f"| {row} |")
     text = [
         "# Recipes\n",
-        "Generated from the docstrings. `clipmill recipes show NAME` prints all fields of a recipe.\n",
+        "Generated from the docstrings. `clipmill recipes show NAME` prints a recipe's fields.\n",
     ]
     head = "| Recipe | Description | Source | Hardware and time | Expected |\n|---|---|---|---|---|"
     for kind, rows in sorted(by_kind.items()):
@@ -164,10 +164,9 @@ def recipe_reference() -> str:
     return "\n".join(text)
 
 
-def _docstring_fields(docstring: str | None) -> tuple[str, dict[str, str]]:
+def _docstring_fields(docstring: str) -> tuple[str, dict[str, str]]:
     """Return a recipe's summary, and what its docstring states as source, hardware, ..."""
-    text = " ".join((docstring or "").split()).replace("``", "`")
-    text = re.sub(r":func:`(\w+)`", lambda m: "`" + m[1].replace("_", "-") + "`", text)
+    text = " ".join(docstring.split())
     text = text.replace("docs/hardware.md", "[hardware guide](../hardware.md)")
     parts = re.split(r"\b(Source|Command|Hardware|Expected)([^:.]{0,40}): ", text)
     fields = dict.fromkeys(("Source", "Command", "Hardware", "Expected"), "")

@@ -12,13 +12,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from clipmill.components.pretrain import pretrain
-from clipmill.components.recaption import recaption
-from clipmill.components.score import score
-from clipmill.components.select import select
-from clipmill.components.shard import shard
-from clipmill.components.source import source
-from clipmill.components.train_captioner import train_captioner
+from clipmill.components.data.load_or_generate_pairs import load_or_generate_pairs
+from clipmill.components.data.recaption import recaption
+from clipmill.components.data.score import score
+from clipmill.components.data.select import select
+from clipmill.components.data.shard import shard
+from clipmill.components.training.pretrain import pretrain
+from clipmill.components.training.train_captioner import train_captioner
 from kfp import dsl, kubernetes
 
 from clipmill.cluster.constants import (
@@ -150,14 +150,16 @@ def sharded(
     scenes_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
     shards_recipe: str = "shards-tiny",
 ) -> Sharded:
-    """Draw scenes and shard them; ``pairs``, where given, takes the place of theirs."""
+    """Shard ``pairs``, or those of generated scenes, and generate scenes for all else."""
     at = {"store": store, "run": run}
-    drawn = source(pairs=pairs, recipe=scenes_recipe, overrides=scenes_overrides, **at)
-    data = on_pool(drawn, "cpu").outputs
+    drawn = load_or_generate_pairs(
+        pairs=pairs, recipe=scenes_recipe, overrides=scenes_overrides, **at
+    )
+    data = on_pool(generated, "cpu").outputs
     shards = {"recipe": shards_recipe, "overrides": [], **at}
     # What lies at a URI of raw data may have changed since.
     dataset = on_pool(shard(source=data["pairs"], label="pairs", **shards), "cpu", cached=False)
-    captioning = on_pool(shard(source=data["captioning"], label="captioning", **shards), "cpu")
+    captioning = on_pool(shard(source=data["captioner_pairs"], label="captioning", **shards), "cpu")
     captioning.set_display_name("shard for captioning")
     outputs = (dataset.outputs["Output"], captioning.outputs["Output"])
     return Sharded(*outputs, ade20k=data["ade20k"], nyu=data["nyu"])

@@ -173,7 +173,17 @@ def test_an_output_that_cannot_be_written_is_found_first(place, tmp_path):
         ["eval", "attention", "E", "--data", "D", "--page", "no/x.html"],
         ["predict", "http://127.0.0.1:9", "picture.jpg", "--output", "no/x.png"],
         [
-            *("report", "--dataset", "D", "--caption-layer", "L", "--captioner", "C", "--encoder", "E"),
+            *(
+                "report",
+                "--dataset",
+                "D",
+                "--caption-layer",
+                "L",
+                "--captioner",
+                "C",
+                "--encoder",
+                "E",
+            ),
             *("--evaluation", "V", "--store", "S", "--output", "no/x.html"),
         ],
     ],

@@ -144,6 +144,8 @@ def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
     assert "No model is better than its gate" in output  # two updates teach nothing
     page = (folder / "report.html").read_text()
     assert "in a miniature world of procedural scenes" in page
+    assert "No training log of a captioner" not in page
+    assert "Spread of random weights" in page
     encoder = shlex.split(command(output, "Fine-tune"))[3]
     assert (Path(encoder) / "model.json").exists()
     shell(shlex.join([*program(), "export", encoder, "--output", str(tmp_path / "out")]))

@@ -11,6 +11,7 @@ from clipmill.lineage import ARTIFACT_FILES, Parent, parse_artifact, read_artifa
 from clipmill.storage import join, open_store
 
 _CONFIG_KEYS = ("recipe", "config")
+_COUNTS = ("num_samples", "num_rows")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,7 @@ class Artifact:
     config: Mapping[str, Any]
     """Config that it was made with, as JSON; empty where it records none."""
     summary: Mapping[str, str]
-    """Its main values as text, the most important first."""
+    """Its main values as text, by name."""
     metrics: Mapping[str, float]
     """Metric values by dotted name."""
     parents: tuple[Parent, ...]
@@ -39,6 +40,11 @@ class Artifact:
     @property
     def main_metric(self) -> str:
         """The most important value with its name, such as ``mIoU 31.205 %``; empty for none."""
+        for name in _COUNTS:
+            if name in self.summary:
+                return f"{int(self.summary[name]):,} {name.removeprefix('num_')}"
+        if "loss" in self.metrics:
+            return f"loss {self.metrics['loss']:.3f}"
         return next((f"{name} {value}" for name, value in self.summary.items()), "")
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def describe_artifact(uri: str) -> tuple[Artifact, int, int]:
 
 
 def _artifact(value: Mapping[str, Any], uri: str, name: str, modified: float) -> Artifact:
-    config = next((value[key] for key in _CONFIG_KEYS if isinstance(value.get(key), dict)), {})
+    configs = (value[key] for key in _CONFIG_KEYS if isinstance(value.get(key), dict))
     metrics = value.get("metrics")
     numbers = flatten(metrics) if isinstance(metrics, dict) else {}
     return Artifact(
@@ -111,7 +117,7 @@ def _artifact(value: Mapping[str, Any], uri: str, name: str, modified: float) ->
         kind=value["kind"],
         digest=value["digest"],
         date=datetime.fromtimestamp(modified, UTC),
-        config=config,
+        config=next(configs, {}),
         summary={str(key): str(text) for key, text in value.get("summary", {}).items()},
         metrics={key: float(v) for key, v in numbers.items() if isinstance(v, int | float)},
         parents=tuple(Parent.from_json(parent) for parent in value["parents"]),

@@ -238,7 +238,9 @@ def next_steps(
 ) -> list[str]:
     """Return commands to paste after a demo, each under a comment that says what it does."""
     if environment and not options.keep:
-        again = shlex.join([*program(), "demo", "--folder", str(options.folder), "--s3", "--keep-running"])
+        again = shlex.join(
+            [*program(), "demo", "--folder", str(options.folder), "--s3", "--keep-running"]
+        )
         return [
             "# The artifacts are in an S3 server that has stopped; start it and the endpoints:",
             again,

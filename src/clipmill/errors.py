@@ -156,3 +156,9 @@ def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     """Return ``did you mean 'x'?`` for a mistyped name, or ``otherwise`` if none is close."""
     nearest = get_close_matches(name, list(known), n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else otherwise
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` to end a message with, or nothing if no name is close."""
+    said = suggestion(name, known, "")
+    return f"; {said}" if said else ""

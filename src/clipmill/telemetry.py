@@ -115,9 +115,9 @@ class DataMetrics:
     samples_processed: Counter
     """Samples written to a dataset."""
     samples_rejected: Counter
-    """Bad samples left out; label ``reason``: a value of BadSampleReason."""
+    """Rejected samples left out; label ``reason``: a value of BadSampleReason."""
     samples_replaced: Counter
-    """Bad samples that a data loader replaced by others; label ``reason``, as above."""
+    """Rejected samples that a data loader replaced by others; label ``reason``, as above."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,11 +231,11 @@ def data_metrics() -> DataMetrics:
             "clipmill_data_samples_processed_total", "Samples written to a dataset"
         ),
         samples_rejected=Counter(
-            "clipmill_data_samples_rejected_total", "Bad samples left out, by reason", ["reason"]
+            "clipmill_data_samples_rejected_total", "Rejected samples left out, by reason", ["reason"]
         ),
         samples_replaced=Counter(
             "clipmill_data_samples_replaced_total",
-            "Bad samples that a data loader replaced, by reason",
+            "Rejected samples that a data loader replaced, by reason",
             ["reason"],
         ),
     )

@@ -172,7 +172,16 @@ def command(*arguments):
 
 
 def test_shard_on_argo_hands_its_options_to_the_pods():
-    asked = ["shard", "s3://b/raw", "--store", "s3://b", "--set", "min_side=64", "--executor", "argo"]
+    asked = [
+        "shard",
+        "s3://b/raw",
+        "--store",
+        "s3://b",
+        "--set",
+        "min_side=64",
+        "--executor",
+        "argo",
+    ]
     answer = command(*asked, "--workflow", "num_workers=3", "--dry-run")
     found = templates(json.loads(answer.output))
     options = ["--store", "s3://b", "--recipe", "shards", "--set", "min_side=64"]

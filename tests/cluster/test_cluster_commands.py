@@ -35,7 +35,11 @@ def test_a_trainjob_can_be_looked_at_without_a_cluster():
             ConfigError,
             "'tpu' is no pool",
         ),
-        (("submit", "--name", "a", "--nodes", "0", "--", "recipes", "list"), ConfigError, "nodes were 0:0"),
+        (
+            ("submit", "--name", "a", "--nodes", "0", "--", "recipes", "list"),
+            ConfigError,
+            "nodes were 0:0",
+        ),
         (("submit", "--name", "a"), ConfigError, "no command was given"),
         (("plan-capacity", "score"), ConfigError, "samples_per_second was ''"),
         (("status", "kubeflow_trainer://clipmill/name"), ClusterError, "is no job's id"),

@@ -1,4 +1,4 @@
-"""Bad samples met while reading: skipped, counted, replaced, and the same for everyone."""
+"""Rejected samples met while reading: skipped, counted, replaced, and the same for everyone."""
 
 import itertools
 import logging
@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from prometheus_client import REGISTRY
 
+from clipmill.data.cache import evict_lru, pin_entry
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.dataloader import PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig
-from clipmill.data.shards.cache import evict_lru, pin_entry
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.write import write_dataset

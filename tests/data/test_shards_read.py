@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from clipmill.config import sha256_bytes
+from clipmill.data.cache import evict_lru, open_copy
 from clipmill.data.dataset import Dataset
-from clipmill.data.shards.cache import evict_lru, open_copy
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.tar import index_tar

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from clipmill.data.loading.decode import EncodedImage
 from clipmill.data.transforms.augmentation import (
     Box,
     CropTransform,
@@ -18,6 +17,7 @@ from clipmill.data.transforms.augmentation import (
     crop_to_square,
     draw_crop,
 )
+from clipmill.data.transforms.decode import EncodedImage
 from clipmill.images import decode_rgb
 from clipmill.models.preprocess import center_crop_resize
 from clipmill.scenes import SceneConfig, draw

@@ -150,7 +150,7 @@ def test_the_pools_of_the_values_reach_pipelines_runtimes_and_queues():
 
 def test_placeholders_of_pipelines_survive_the_chart():
     (version,) = [
-        r for r in render(profile("")) if r["metadata"]["name"].startswith("first-light-")
+        r for r in render(profile("")) if r["metadata"]["name"].startswith("train-and-report-")
     ]
     commands = version["spec"]["pipelineSpec"]["deploymentSpec"]["executors"]
     assert "{{$}}" in commands["exec-shard"]["container"]["args"]

@@ -47,6 +47,10 @@ def test_what_a_piece_gains_its_pipelines_have():
         name: set(pipeline.pipeline_spec.root.input_definitions.parameters)
         for name, pipeline in PIPELINES.items()
     }
-    assert inputs["end-to-end"] == inputs["first-light"] | {"namespace", "runtime", "prometheus"}
-    assert inputs["refresh"] >= inputs["captions-to-encoder"]
+    assert inputs["end-to-end"] == inputs["train-and-report"] | {
+        "namespace",
+        "runtime",
+        "prometheus",
+    }
+    assert inputs["refresh"] >= inputs["pretrain-encoder"]
     assert inputs["refresh"] >= inputs["encoder-to-tasks"] - {"encoder"}

@@ -19,7 +19,7 @@ MUTABLE = {
 LOCAL = """
 import sys, warnings
 warnings.filterwarnings("ignore")
-from clipmill.components.finish_run import finish_run
+from clipmill.components.deployment.record_run_status import finish_run
 from clipmill.pipelines.common import on_pool
 from kfp import dsl, local
 

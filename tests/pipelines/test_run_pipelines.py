@@ -134,7 +134,7 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
     made, found = finish("refresh", {**news, "run": "second"}, tmp_path)
     assert (made, found) == (set(), {"scenes", "shard"})
 
-    _, found = finish("captions-to-encoder", {"store": store, "run": "third", **CAPTIONS}, tmp_path)
+    _, found = finish("pretrain-encoder", {"store": store, "run": "third", **CAPTIONS}, tmp_path)
     assert found == {"scenes", "shard", *heavy} - {"sweep point"}
     (pretrained,) = (s.output for s in read_stages(store, "third") if s.name == "pretrain")
     assert not prepared or pretrained == encoder

@@ -180,5 +180,5 @@ def test_an_artifact_that_is_not_there_is_one_message(tmp_path):
         run("encoder-to-tasks", "--endpoint", NOWHERE, *at,
             "--set", f"encoder={gone}", "--set", f"tasks={TASKS}")  # fmt: skip
     with pytest.raises(ArtifactError, match=r"there is no dataset at .*0000"):
-        run("pretrain-at-scale", "--endpoint", NOWHERE, *at, "--set", "captioner=c",
+        run("pretrain-encoder-distributed", "--endpoint", NOWHERE, *at, "--set", "captioner=c",
             "--set", "namespace=n", "--set", f"dataset={tmp_path}/datasets/0000")  # fmt: skip

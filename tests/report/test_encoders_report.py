@@ -229,7 +229,7 @@ def test_missing_pieces_are_said_to_be_missing(make_run) -> None:
     )
     found = read_page(encoders_report(inputs, run.store)).sections
     assert "No layer of synthetic captions was given." in found["samples"]
-    assert "No captioner was given." in found["losses"]
+    assert "No training log of a captioner." in found["losses"]
     assert "No model was promoted." in found["endpoint"]
     assert "The endpoint was not probed." in found["endpoint"]
     assert "No stage of a run was recorded." in found["time"]

@@ -77,8 +77,17 @@ def test_the_command(tmp_path):
         command = [sys.executable, "-c", code, "runs", str(tmp_path), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    line = said("--page", str(tmp_path / "runs.html"))
-    assert "encoders/real-1  finished        100 of       100  loss    1.250" in line
+    head, line, _ = said("--page", str(tmp_path / "runs.html")).splitlines()
+    assert head.split() == [
+        "RUN",
+        "STATUS",
+        "STEP",
+        "OF",
+        "LOSS",
+        "SAMPLES/S",
+        "RETRIEVAL/RECALL@1",
+    ]
+    assert line.split() == ["encoders/real-1", "finished", "100", "100", "1.250", "1,200", "0.500"]
     assert (tmp_path / "runs.html").read_text().startswith("<!DOCTYPE html>")
     (run,) = json.loads(said("--json"))
     assert (run["status"], run["last"]["loss"]) == ("finished", 1.25)

@@ -50,12 +50,12 @@ def _current_command(arguments: list[str], *, completing: bool) -> tuple[str, st
         return "recipes", "recipes list", rest
     if first == "recipes" and rest and rest[0] not in _RECIPES:
         return "recipes NAME", "recipes show", ["--json", *rest]
+    if first == "recipes":
+        return first, first, rest
     pair = " ".join(arguments[:2])
     if pair in COMMANDS:
         return pair, COMMANDS[pair], arguments[2:]
-    if first in COMMANDS and first not in ("recipes", "report"):
-        return first, COMMANDS[first], rest
-    return first, first, rest
+    return first, COMMANDS.get(first, first), rest
 
 
 def _is_of_study(arguments: Sequence[str]) -> bool:
@@ -101,9 +101,7 @@ class CommandGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the root's options, after old names were replaced in all arguments."""
-        return super().parse_args(
-            ctx, current_arguments(args, completing=ctx.resilient_parsing)
-        )
+        return super().parse_args(ctx, current_arguments(args, completing=ctx.resilient_parsing))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands' names in the order of the help."""

@@ -19,6 +19,7 @@ _PLAIN_METRICS = ("loss", "samples_per_second")
 # Records of the training itself; what else a log holds was measured on held-out data.
 _TRAINING_RECORDS = ("step", "gradient_norm", "learning_rate", "logit_scale", "data_wait", "mfu")
 _MAX_METRICS = 3
+_MAX_COMPARED = 6
 
 
 def ls(
@@ -109,10 +110,13 @@ def runs(
     if training_runs:
         typer.echo(_runs_table(training_runs))
     settings = varying_settings(training_runs)
-    if settings:
+    if settings and len(training_runs) <= _MAX_COMPARED:
         rows = [[path, *map(str, values)] for path, values in settings.items()]
         header = ["SETTING", *(run.name.rpartition("/")[2] for run in training_runs)]
         typer.echo(f"\n{format_table(header, rows)}")
+    elif settings:
+        values = {path: ", ".join(sorted({*map(str, v)})) for path, v in settings.items()}
+        typer.echo(f"\n{format_table(['SETTING', 'VALUES'], [*values.items()])}")
     if page is not None:
         typer.echo(str(page))
 

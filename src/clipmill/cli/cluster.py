@@ -173,9 +173,7 @@ def cluster_deploy(
     ] = "cpu",
     prometheus: Annotated[
         str,
-        typer.Option(
-            metavar="URL", help="Prometheus URL used to monitor the canary's error rate."
-        ),
+        typer.Option(metavar="URL", help="Prometheus URL used to monitor the canary's error rate."),
     ] = "",
     sets: Set = None,
     as_json: Json = False,

@@ -43,7 +43,7 @@ StopShard = Annotated[
     int | None, typer.Option(help="Index of the shard to stop before; the last if left out.")
 ]
 
-data = typer.Typer(help="From image-text pairs to a captioned dataset.", no_args_is_help=True)
+data = typer.Typer(help="Build, caption, score, filter and inspect datasets.", no_args_is_help=True)
 
 
 @data.command("generate-scenes")
@@ -418,9 +418,7 @@ def data_export(
     """Export plain WebDataset tars with captions for open_clip; prints their folder's URI."""
     from clipmill import stages
 
-    uri = stages.export(
-        recipe, sets or [], dataset, store, captions=captions, layer=caption_layer
-    )
+    uri = stages.export(recipe, sets or [], dataset, store, captions=captions, layer=caption_layer)
     print_uri(uri, as_json=as_json)
     print_next("show", uri)
 
@@ -470,7 +468,9 @@ def data_validate(
             expected="data without faults; notes are only counted",
             action="fix the faults listed above, and validate again",
         )
-    print_next("finetune", "--encoder", encoder or "ENCODER", "--data", data_uri, "--store", "STORE")
+    print_next(
+        "finetune", "--encoder", encoder or "ENCODER", "--data", data_uri, "--store", "STORE"
+    )
 
 
 def _print_layer(dataset: str, layer: str, as_json: bool) -> None:

@@ -60,17 +60,14 @@ def show_recipe(
     as_json: Json = False,
 ) -> None:
     """Show a recipe: its source, hardware, and settings as --set takes them."""
-    from inspect import cleandoc
-
     from clipmill.config import Config, flatten
-    from clipmill.deprecations import current_recipe
-    from clipmill.recipes.registry import RECIPES, get_recipe
+    from clipmill.recipes.registry import describe_recipe, get_recipe
 
     config = get_recipe(name, Config).to_json()
     if as_json:
         typer.echo(json.dumps(config, indent=2))
         return
-    typer.echo(cleandoc(RECIPES[current_recipe(name)].__doc__ or "").replace("``", "`"))
+    typer.echo(describe_recipe(name))
     typer.echo("\nSettings (override with --set PATH=VALUE):")
     for path, value in flatten(config).items():
         typer.echo(f"  {path}={value if isinstance(value, str) else json.dumps(value)}")

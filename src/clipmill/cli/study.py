@@ -39,9 +39,7 @@ study = typer.Typer(
 @needs("train")
 def captions(
     store: Store,
-    recipe: Annotated[
-        str, recipe_option("study", "a night on two CPU cores")
-    ] = "study-captions",
+    recipe: Annotated[str, recipe_option("study", "a night on two CPU cores")] = "study-captions",
     table: Annotated[
         list[str] | None,
         typer.Option(

@@ -177,5 +177,3 @@ def sweep(
 def _print_encoder(uri: str, store: str, as_json: bool) -> None:
     print_uri(uri, as_json=as_json)
     print_next("finetune", "--encoder", uri, "--data", "FOLDER", "--store", store)
-
-

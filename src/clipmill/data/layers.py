@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipmill.config import digest_json, sha256_bytes
+from clipmill.data.cache import open_copy, pin_entry
 from clipmill.data.dataset import (
     FORMAT,
     MANIFEST,
@@ -38,7 +39,6 @@ from clipmill.data.dataset import (
     inconsistent_artifact_error,
     layer_list,
 )
-from clipmill.data.shards.cache import open_copy, pin_entry
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
 from clipmill.storage import atomic_write, exists, join, open_store, read_json, write_json

@@ -3,7 +3,7 @@
 Shapes: B images, S the tower's image side, H W an image's sides, D width, h w a map's sides.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -64,11 +64,12 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> ImageFeatures:
         """Return the pooled vectors and the maps."""
-        tower = self.tower
+        tower: Any = self.tower
         if isinstance(tower, PooledViT):
             tokens_BND, (height, width) = tower.tokens(images_B3HW)
             map_BDN = tokens_BND[:, 1:].transpose(1, 2)
-            return ImageFeatures(tokens_BND[:, 0], [map_BDN.unflatten(2, (height, width))])
+            map_BDhw = map_BDN.reshape(*map_BDN.shape[:2], height, width)
+            return ImageFeatures(tokens_BND[:, 0], [map_BDhw])
         last, maps = tower.trunk.forward_intermediates(
             tower.normalize(images_B3HW), indices=self._indices, norm=True
         )

@@ -3,14 +3,13 @@
 import math
 from typing import Any
 
-from clipmill.errors import ConfigError
+from clipmill.errors import ConfigError, did_you_mean
 from clipmill.models.config import (
     ClipConfig,
     TextConfig,
     TowerOptions,
     VisionConfig,
 )
-from clipmill.models.weights.addresses import did_you_mean
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
 

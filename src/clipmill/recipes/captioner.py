@@ -68,7 +68,7 @@ def coca_tiny() -> CocaTrainConfig:
             token_stride=32,
         ),
         random_resized_crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
-        dataloader=DataLoaderConfig(num_workers=1),
+        dataloader=DataLoaderConfig(num_workers=0),
         train=replace(
             full.train,
             steps=600,

@@ -129,7 +129,8 @@ def zero_shot_imagenet() -> ZeroShotConfig:
     """ImageNet-1K's validation split by wnid, OpenAI's names and 80 sentences.
 
     Source: Radford et al. 2021, and open_clip's copy of names and sentences.
-    Command: ``clipmill eval zero-shot MODEL --recipe zero-shot-imagenet --data imagenet --store URI``
+    Command: ``clipmill eval zero-shot MODEL --recipe zero-shot-imagenet --data imagenet
+    --store URI``
     Hardware and hours: not run.
     """
     return ZeroShotConfig(classes=IMAGENET)

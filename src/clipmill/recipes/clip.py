@@ -21,7 +21,8 @@ def clip_vit_b16_12_8b() -> PretrainConfig:
     """ViT-B/16, 12.8 B seen samples.
 
     Source: CLIP-QC, Table 11.
-    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain clip --recipe clip-vit-b16-12.8b ...``
+    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain clip --recipe clip-vit-b16-12.8b
+    ...``
     Hardware and hours: not run.
     Expected, on DataCompDR: UperNet 53.9 mIoU, NYUv2 RMSE 0.339 m (CLIP-QC, Table 1).
     """

@@ -13,8 +13,8 @@ def clip_mci0_12_8b() -> PretrainConfig:
 
     Source: CLIP-QC, Table 11; towers of open_clip's MobileCLIP2-S0, since it has no MobileCLIP-S0;
     losses, clipping and checkpointing of apple/ml-mobileclip.
-    Command: ``clipmill pretrain clip --recipe clip-mci0-12.8b --captions both --caption-layer captions/...
-    --set distillation.layer=teacher/... DATASET``
+    Command: ``clipmill pretrain clip DATASET --recipe clip-mci0-12.8b --captions both
+    --caption-layer captions/... --set distillation.layer=teacher/...``
     Hardware and hours: not run.
     Expected: SemanticFPN 48.1 mIoU; Mask R-CNN 44.2 / 39.5 mAP (CLIP-QC, mobile tables).
     """

@@ -1,5 +1,7 @@
 """Recipes by name, by the command that takes them, and by task."""
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -169,6 +171,13 @@ def recipe_type(name: str) -> type[Config]:
     return RECIPES[name].__annotations__["return"] if name in RECIPES else Config
 
 
+def describe_recipe(name: str) -> str:
+    """Return the docstring of a recipe as plain text: description, source, command, hardware."""
+    text = inspect.cleandoc(RECIPES[current_recipe(name)].__doc__ or "").replace("``", "`")
+    names = {function.__name__: recipe for recipe, function in RECIPES.items()}
+    return re.sub(r":func:`(\w+)`", lambda match: f"`{names.get(match[1], match[1])}`", text)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecipeInfo:
     """Entry of the list of recipes."""
@@ -290,7 +299,7 @@ def _describe(name: str) -> RecipeInfo:
         name=name,
         stage=stage,
         task=finetuning.task if finetuning else "",
-        description=(RECIPES[name].__doc__ or "").strip().splitlines()[0],
+        description=describe_recipe(name).splitlines()[0],
     )
 
 

@@ -155,7 +155,7 @@ def _diversity(by_encoder: Mapping[str, "AttentionStatistics"]) -> Section:
         line_chart(title, note, _lines(by_encoder, name), x_name="layer")
         for title, note, name in (
             (
-                "IntervalPoint of the heads' distances",
+                "Spread of the heads' distances",
                 "standard deviation, pixels",
                 "head_distance_std_L",
             ),
@@ -189,7 +189,7 @@ def _all(by_encoder: Mapping[str, "AttentionStatistics"]) -> Section:
         for label, statistics in by_encoder.items()
         for layer in range(1, len(statistics.head_distance_std_L) + 1)
     ]
-    head = ["Layer", "Mean distance, px", "IntervalPoint, px", "Divergence, nats"]
+    head = ["Layer", "Mean distance, px", "Spread, px", "Divergence, nats"]
     return section("numbers", "Numbers", table("Means of each layer.", head, rows, class_="small"))
 
 

@@ -269,15 +269,16 @@ def export(
         )
 
 
-def is_unprocessed(dataset: str, store: str) -> bool:
-    """Return whether no refresh of ``store`` was completed with this dataset version.
+def is_processed(dataset: str, store: str) -> bool:
+    """Return whether a refresh of ``store`` was completed with this dataset version.
 
     Raises:
         ArtifactError: there is no such dataset.
     """
     from clipmill.data.dataset import Dataset
 
-    return not exists(_processed_record(Dataset.open(dataset).digest, store))
+    digest = Dataset.open(dataset).digest
+    return any(exists(_processed_record(digest, store, folder)) for folder in _PROCESSED_FOLDERS)
 
 
 def mark_processed(dataset: str, store: str, run: str) -> None:
@@ -293,5 +294,9 @@ def mark_processed(dataset: str, store: str, run: str) -> None:
     write_json(_processed_record(opened.digest, store), value)
 
 
-def _processed_record(digest: str, store: str) -> str:
-    return join(store, "refreshed", f"{digest[:12]}.json")
+_PROCESSED_FOLDERS = ("processed", "refreshed")
+"""Folders of the records; the first one is written, the others are those of clipmill 0.1."""
+
+
+def _processed_record(digest: str, store: str, folder: str = _PROCESSED_FOLDERS[0]) -> str:
+    return join(store, folder, f"{digest[:12]}.json")

@@ -67,7 +67,7 @@ def report(
     inputs = ReportInputs(
         dataset=dataset,
         layer=layer,
-        captioner=checkpoint if kind == "coca" else "",
+        captioner=checkpoint if kind == "clipmill" else "",
         encoders={labels[m.digest]: m.uri for m in metadata},
         evaluations={label: tuple(uris) for label, uris in by_label.items()},
         comparison=comparison,

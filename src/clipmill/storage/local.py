@@ -133,7 +133,7 @@ class LocalStore(Store):
         yield from sorted(key for key in keys if key.startswith(prefix))
 
     def entries(self, prefix: str = "") -> Iterator[StoreEntry]:
-        """Yield the files that start with ``prefix``, sorted; those removed meanwhile are left out."""
+        """Yield the files that start with ``prefix``, sorted, without those removed meanwhile."""
         for key in self.list(prefix):
             try:
                 status = (self.folder / key).stat()

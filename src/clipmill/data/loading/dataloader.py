@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from clipmill.data.cache import evict_lru, is_remote
 from clipmill.data.dataset import cache_folder
 from clipmill.data.layers import mmap_layer
 from clipmill.data.loading.config import DataLoaderConfig
@@ -30,7 +31,6 @@ from clipmill.data.loading.teacher_targets import (
     sample_teacher_targets,
 )
 from clipmill.data.loading.view import ShardView, View
-from clipmill.data.shards.cache import evict_lru, is_remote
 from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import (
     ArtifactError,
@@ -142,7 +142,7 @@ class PairDataLoader:
         self.config = config
         self.start_step = start_step
         self.skipped: Counter[str] = Counter()
-        """Bad samples that this rank has replaced, by reason."""
+        """Rejected samples that this rank has replaced, by reason."""
         self._logged: set[tuple[str, str]] = set()
         self._batches = BatchDataset(
             view=view,

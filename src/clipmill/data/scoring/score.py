@@ -13,6 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from clipmill.config import Config, digest_json
+from clipmill.data.cache import evict_lru, is_remote
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import (
     REAL,
@@ -34,7 +35,6 @@ from clipmill.data.scoring.scorers import (
     TextScoreConfig,
     TextScorer,
 )
-from clipmill.data.shards.cache import evict_lru, is_remote
 from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb

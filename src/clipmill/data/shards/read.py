@@ -12,8 +12,8 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.data.cache import open_copy, pin_entry
 from clipmill.data.dataset import Dataset
-from clipmill.data.shards.cache import open_copy, pin_entry
 from clipmill.data.shards.tar import INDEX_DTYPE, index_tar
 from clipmill.errors import ArtifactError, BadSampleError, BadSampleReason
 from clipmill.storage import atomic_write

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from clipmill.config import Config
-from clipmill.data.loading.decode import REDUCTIONS, EncodedImage
+from clipmill.data.transforms.decode import REDUCTIONS, EncodedImage
 from clipmill.images import decode_rgb
 
 if TYPE_CHECKING:

@@ -13,12 +13,10 @@ address                          weights
 ================================ ==================================================================
 """
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from clipmill.errors import ConfigError
+from clipmill.errors import ConfigError, did_you_mean
 
 Scheme = Literal["clipmill", "open_clip", "timm", "hf", "file", "random"]
 LIBRARIES: Final = ("open_clip", "timm")
@@ -103,12 +101,6 @@ def parse_address(text: str) -> Address:
 
 
 _SCHEMES = ("open_clip", "timm", "hf", "file", "random")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'X'?`` for the closest known name, empty where none is close."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _nonempty(text: str, part: str) -> str:

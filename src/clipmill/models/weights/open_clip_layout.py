@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.errors import ArtifactError, ConfigError, NotFoundError, did_you_mean
 from clipmill.models.config import ClipConfig, Interpolation, TextConfig, VisionConfig
-from clipmill.models.weights.addresses import Address, did_you_mean
+from clipmill.models.weights.addresses import Address
 from clipmill.models.weights.files import OPENAI_KEYS, HubFile, hub_file, read_tensors
 
 if TYPE_CHECKING:

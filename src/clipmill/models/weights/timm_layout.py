@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.errors import ConfigError, NotFoundError
+from clipmill.errors import ConfigError, NotFoundError, did_you_mean
 from clipmill.models.config import VisionConfig
 from clipmill.models.towers import check_timm_model
-from clipmill.models.weights.addresses import Address, did_you_mean
+from clipmill.models.weights.addresses import Address
 from clipmill.models.weights.files import HubFile, check_fit, hub_file, read_tensors, url_file
 from clipmill.models.weights.open_clip_layout import image_config
 

@@ -93,9 +93,9 @@ _NUM_NAMES = 3
 
 
 def quarantine_section(dataset: Dataset) -> Section:
-    """Return the section ``Bad samples``."""
+    """Return the section ``Rejected samples``."""
     if not dataset.quarantine:
-        return section("quarantine", "Bad samples", paragraph("None: every item could be used."))
+        return section("quarantine", "Rejected samples", paragraph("None: every item could be used."))
     names: dict[str, list[str]] = {}
     for bad in parse_quarantined(read_json(join(dataset.uri, MANIFEST))["quarantined"]):
         names.setdefault(bad["reason"], []).append(bad["origin"])
@@ -112,7 +112,7 @@ def quarantine_section(dataset: Dataset) -> Section:
     caption = f"{left_out:,} of {total:,} items were set aside; the others make up the dataset."
     return section(
         "quarantine",
-        "Bad samples",
+        "Rejected samples",
         table(caption, ["Reason", "Items", "Among them"], rows),
     )
 

@@ -42,7 +42,7 @@ def predictions_section(
             )
         )
     body = parts or [empty_section("No evaluation was given.")]
-    return section("predictions", "Predictions beside the truth", *body)
+    return section("predictions", "Predictions and ground truth", *body)
 
 
 def task_key(task: str, metadata: CheckpointMetadata) -> Html:

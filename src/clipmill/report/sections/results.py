@@ -53,7 +53,7 @@ def results_section(comparison: Comparison | None, checks: Sequence[Check]) -> S
             "Task",
             "Gain",
             "95 % interval",
-            "IntervalPoint of random weights",
+            "Spread of random weights",
             "Outcome",
         ],
         [row for task in comparison.tasks for row in _differences(task)],

@@ -34,7 +34,7 @@ def losses_section(
     absent = [label for label, log in logs.items() if not log]
     notes = [empty_section(f"{join_words(absent)} left no log.")] if absent else []
     if captioner is None:
-        notes.append(empty_section("No captioner was given."))
+        notes.append(empty_section("No training log of a captioner."))
     intro = paragraph(
         "Where many values were logged, a bold line is their moving average, over the raw ones."
     )
@@ -102,9 +102,9 @@ def _log(metadata: CheckpointMetadata) -> Log:
 
 
 def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Section:
-    """Return the section ``Where time went``; stages of a label have its color."""
+    """Return the section ``Timing``; stages of a label have its color."""
     if not stages:
-        return section("time", "Where time went", empty_section("No stage of a run was recorded."))
+        return section("time", "Timing", empty_section("No stage of a run was recorded."))
     total = wall_seconds(stages)
     start = min(stage.started for stage in stages)
     rows = [
@@ -124,7 +124,7 @@ def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Sect
         text += f" {reused} of {len(stages)} found their result there already (hatched)."
     return section(
         "time",
-        "Where time went",
+        "Timing",
         paragraph(text),
         table(
             "Stages in the order in which they began.",
