@@ -152,7 +152,7 @@ def sharded(
 ) -> Sharded:
     """Shard ``pairs``, or those of generated scenes, and generate scenes for all else."""
     at = {"store": store, "run": run}
-    drawn = load_or_generate_pairs(
+    generated = load_or_generate_pairs(
         pairs=pairs, recipe=scenes_recipe, overrides=scenes_overrides, **at
     )
     data = on_pool(generated, "cpu").outputs

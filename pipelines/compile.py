@@ -1,10 +1,12 @@
 """``python -m clipmill.pipelines.compile``: write every generated file of the repository.
 
-The compiled pipelines into ``manifests/`` and the chart, a drawing of each into ``docs/``, the
-chart's rules and dashboards from ``telemetry.py``, the table of pools from the chart's values, and
-the chart rendered into ``manifests/`` for those without Helm. ``--check`` makes them anew and fails
-where one differs.
+The compiled pipelines in ``manifests/`` and the chart, a drawing of each in ``docs/``, the tables of
+components in ``components/``, the chart's rules and dashboards from ``telemetry.py``, the table of
+pools from the chart's values, and the chart rendered into ``manifests/`` for those without Helm.
+``--check`` compares instead, and fails where a file differs.
 """
+
+import importlib
 
 import sys
 import tempfile
@@ -16,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MANIFESTS = ROOT / "manifests"
 CHART = ROOT / "helm" / "clipmill"
 DRAWINGS = ROOT / "docs" / "pipelines"
+COMPONENTS = ROOT / "components"
 
 
 def compile_all(folder: Path) -> list[Path]:
@@ -40,6 +43,7 @@ def generated() -> dict[Path, str]:
 
     made = {ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")}
     made |= {CHART / "files" / name: text for name, text in monitoring_files().items()}
+    made |= component_readmes()
     with tempfile.TemporaryDirectory() as scratch:
         for file in compile_all(Path(scratch)):
             text = file.read_text()
@@ -48,6 +52,40 @@ def generated() -> dict[Path, str]:
             made[DRAWINGS / f"{file.stem}.svg"] = draw(*yaml.safe_load_all(text))
     made |= {MANIFESTS / "examples" / name: text for name, text in examples().items()}
     return made
+
+
+def component_readmes() -> dict[Path, str]:
+    """Return a README for each category of components: name, purpose, inputs and outputs."""
+    readmes = {}
+    for package in sorted(COMPONENTS.glob("*/__init__.py")):
+        category = package.parent.name
+        module = importlib.import_module(f"clipmill.components.{category}")
+        rows = [_component_row(file) for file in sorted(package.parent.glob("[a-z]*.py"))]
+        lines = [
+            f"# {category.capitalize()} components",
+            "",
+            str(module.__doc__).strip(),
+            "",
+            "| component | purpose | inputs | outputs |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "Written by `python -m clipmill.pipelines.compile` from the components' docstrings.",
+        ]
+        readmes[package.parent / "README.md"] = "\n".join(lines) + "\n"
+    return readmes
+
+
+def _component_row(file: Path) -> str:
+    name = file.stem
+    module = importlib.import_module(f"clipmill.components.{file.parent.name}.{name}")
+    component = getattr(module, name)
+    spec = component.component_spec
+    purpose = component.python_func.__doc__.partition("\n")[0].rstrip(".")
+    inputs = ", ".join(f"`{key}`" for key in spec.inputs or {})
+    # KFP's name of a value that is returned.
+    outputs = ", ".join("returned value" if k == "Output" else f"`{k}`" for k in spec.outputs or {})
+    return f"| [`{name}`]({file.name}) | {purpose} | {inputs} | {outputs or 'none'} |"
 
 
 def rendered() -> dict[Path, str]:

@@ -110,8 +110,6 @@ def _title(task: Spec) -> str:
             return f"for each of {items['raw']}"
         source = items["inputParameter"].removeprefix("pipelinechannel--").removesuffix("-Output")
         return f"for each of {source}"
-    if "condition" in task.get("triggerPolicy", {}):
-        return f"if {name}"
     return str(name)
 
 

@@ -28,11 +28,10 @@ def refresh(store: str, run: str, tasks: list, **given: Any) -> None:
     at = {"store": store, "run": run}
     with dsl.ExitHandler(on_pool(record_run_status(**at), "cpu", cached=False), name="run"):
         data = sharded(**at, **inputs_for(sharded, given))
-        found = on_pool(
-            is_dataset_processed(dataset=data.dataset, store=store), "cpu", cached=False
-        )
-        with dsl.If(found.output == True, name="something-new"):  # noqa: E712  # a KFP condition
-            made = captioned(
+        processed = is_dataset_processed(dataset=data.dataset, store=store)
+        on_pool(processed, "cpu", cached=False)
+        with dsl.If(processed.output == False, name="if-new-data"):  # noqa: E712  # a KFP condition
+            captions = captioned(
                 dataset=data.dataset,
                 captioning=data.captioning,
                 **at,
@@ -41,11 +40,11 @@ def refresh(store: str, run: str, tasks: list, **given: Any) -> None:
             encoder = pretrained(
                 dataset=data.dataset, written=captions.written, **at, **inputs_for(pretrained, given)
             )
-            tuned = finetune_tasks(
+            finetuned = finetune_tasks(
                 encoder=encoder.outputs["Output"],
                 tasks=tasks,
                 **at,
                 **inputs_for(finetune_tasks, given),
             )
-            done = mark_dataset_processed(dataset=data.dataset, **at).after(tuned)
+            done = mark_dataset_processed(dataset=data.dataset, **at).after(finetuned)
             on_pool(done, "cpu", cached=False)

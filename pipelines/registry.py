@@ -26,3 +26,10 @@ PIPELINES: Mapping[str, Any] = {
     )
 }
 """Those that are compiled, and that a cluster's UI shows."""
+
+RENAMED_PIPELINES: Mapping[str, str] = {
+    "first-light": "train-and-report",
+    "captions-to-encoder": "pretrain-encoder",
+    "pretrain-at-scale": "pretrain-encoder-distributed",
+}
+"""Names by those of clipmill 0.1."""

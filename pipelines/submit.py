@@ -38,13 +38,14 @@ def submit(
     ] = False,
 ) -> None:
     """Check the parameters and start a run, or a recurring run; prints its id."""
-    from clipmill.pipelines.registry import PIPELINES
+    from clipmill.pipelines.registry import PIPELINES, RENAMED_PIPELINES
 
     if pipeline not in PIPELINES:
+        renamed = RENAMED_PIPELINES.get(pipeline)
         raise ConfigError(
             f"there is no pipeline {pipeline!r}",
             expected=f"one of {', '.join(PIPELINES)}",
-            action="correct its name",
+            action=f"it is called {renamed} since 0.2" if renamed else "correct its name",
         )
     parameters = parse_parameters(PIPELINES[pipeline], sets or [])
     check_parameters(PIPELINES[pipeline], parameters)

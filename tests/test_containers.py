@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import program, program_environment
+from helpers.small_models import save_model
 from packaging.requirements import Requirement
-from small_models import save_model
 from test_demo import OVERRIDES
 
 from clipmill.cluster.constants import NON_ROOT
@@ -196,13 +197,12 @@ def docker_engine():
 def test_end_to_end_runs_in_containers_to_its_end(s3, tmp_path):
     name, store = image("train"), f"s3://containers/{tmp_path.name}"
     arguments = json.dumps({"store": store, "run": "r", **OVERRIDES})
-    program = ROOT / "tests" / "pipelines" / "run_pipeline.py"
-    command = (sys.executable, program, "end-to-end", arguments, tmp_path, name)
+    command = program("run_pipeline", "end-to-end", arguments, tmp_path, name)
     started = time.monotonic()
     with docker_engine() as address:
         done = subprocess.run(
             command,
-            env={**os.environ, **s3, "DOCKER_HOST": address},
+            env=program_environment(**s3, DOCKER_HOST=address),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 import typer
-from bare_dataset import bare_dataset
-from strict_schemas import findings
+from helpers.bare_dataset import bare_dataset
+from helpers.strict_schemas import findings
 from typer.testing import CliRunner
 
 from clipmill.cli import app

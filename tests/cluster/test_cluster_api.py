@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from api_server import client_at
+from helpers.kubernetes_api import client_at
 
 from clipmill.cluster.api import TRAIN_JOB, ClusterApi
 from clipmill.errors import ClusterError

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 import pytest
-from strict_schemas import findings
+from helpers.strict_schemas import findings
 
 from clipmill.cluster.kserve import (
     DIGEST_ANNOTATION,

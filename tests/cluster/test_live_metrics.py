@@ -10,9 +10,9 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from helpers.small_models import save_model
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from small_models import save_model
 from torch.nn import functional as F
 
 from clipmill.cluster.monitoring import series

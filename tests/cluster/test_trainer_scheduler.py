@@ -1,7 +1,7 @@
 """A job's way through TorchX: submitted, described, followed, cancelled."""
 
 import pytest
-from strict_schemas import findings
+from helpers.strict_schemas import findings
 from torchx.runner import Runner
 from torchx.specs import AppState
 

@@ -3,7 +3,7 @@
 import shlex
 
 import pytest
-from strict_schemas import findings
+from helpers.strict_schemas import findings
 from torchx.schedulers.kubernetes_scheduler import app_to_resource, sanitize_for_serialization
 from torchx.specs import macros
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from chat_server import ChatServer, image_of, text_of
+from helpers.chat_server import ChatServer, image_of, text_of
 from PIL import Image
 
 from clipmill.data.captioners import CaptionersConfig, open_captioner

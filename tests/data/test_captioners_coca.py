@@ -9,7 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from make_open_clip_captions import (
+from helpers.open_clip_captions import (
     CASES,
     COCA,
     FILE,

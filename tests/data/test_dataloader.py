@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from bare_dataset import add_layer
+from helpers.bare_dataset import add_layer
 from PIL import Image
 from torch import Tensor
 

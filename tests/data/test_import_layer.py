@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
-from bare_dataset import add_layer, bare_dataset
+from helpers.bare_dataset import add_layer, bare_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bare_dataset import add_layer, bare_dataset
+from helpers.bare_dataset import add_layer, bare_dataset
 
 from clipmill.data import layers as layers_module
 from clipmill.data.dataset import Dataset

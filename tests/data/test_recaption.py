@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from chat_server import ChatServer
+from helpers.chat_server import ChatServer
 from typer.testing import CliRunner
 
 from clipmill.cli import app

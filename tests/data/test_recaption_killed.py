@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chat_server import ChatServer
+from helpers.chat_server import ChatServer
 
 from clipmill.data.captioners import CaptionersConfig, ChatClientConfig, RewriteConfig
 from clipmill.data.dataset import Dataset

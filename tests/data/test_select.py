@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from bare_dataset import add_layer, bare_dataset
+from helpers.bare_dataset import add_layer, bare_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

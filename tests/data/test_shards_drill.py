@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from make_sources import jpeg, reinforced_sample, write_tar
+from helpers.sources import jpeg, reinforced_sample, write_tar
 
 # A pair of workers makes all shards and finishes, each in an order of its own; one or both are
 # killed. Then two go on at once to the end. Prints how many were killed while at work.

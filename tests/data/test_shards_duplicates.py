@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sources import jpeg, reinforced_sample, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_sources import jpeg, reinforced_sample, write_tar
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer

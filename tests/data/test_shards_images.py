@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_sources import jpeg
+from helpers.sources import jpeg
 from PIL import Image
 
 from clipmill.data.dataset import Dataset

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.sources import read_all
 from PIL import Image
-from source_reading import read_all
 
 from clipmill.data.shards.ingest import ImageConstraints, IngestConfig, PreparedPair
 from clipmill.data.sources import FolderSource

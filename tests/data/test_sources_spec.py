@@ -6,8 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_sources import jpeg, plain_samples, write_tar
-from source_reading import read_all
+from helpers.sources import jpeg, plain_samples, read_all, write_tar
 
 from clipmill.data.sources import SOURCES, open_source, parse_spec
 from clipmill.data.sources.files import sorted_records

@@ -7,8 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_sources import jpeg
-from source_reading import plan, read_all
+from helpers.sources import jpeg, plan, read_all
 
 from clipmill.data.sources import RawPair, open_source
 from clipmill.data.sources.base import Entry

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_sources import jpeg, plain_samples, reinforced_sample, write_tar
-from source_reading import plan, read_all
+from helpers.sources import jpeg, plain_samples, plan, read_all, reinforced_sample, write_tar
 
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.sources import RawPair, Source, open_source

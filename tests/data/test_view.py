@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from bare_dataset import add_layer
+from helpers.bare_dataset import add_layer
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig, in_subset

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bare_dataset import bare_dataset
+from helpers.bare_dataset import bare_dataset
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import MIN_PAIRS, View, ViewConfig, fit_batch_size, hold_out

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from regression import Regression, regression_batches
+from helpers.regression import Regression, regression_batches
 from safetensors.torch import load_file
 
 from clipmill.engine.checkpoint import (

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from regression import Regression
+from helpers.regression import Regression
 
 from clipmill.engine import checkpoint as module
 from clipmill.engine.checkpoint import (

@@ -1,19 +1,15 @@
 """Two processes that share a batch train as one process does with all of it."""
 
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from two_ranks import CASES, gradients_of, trained_weights
+from helpers import program, program_environment
+from helpers.two_ranks import CASES, gradients_of, trained_weights
 
 from clipmill.engine.distributed import DistributedContext, init_distributed
 from clipmill.errors import ConfigError
 from clipmill.processes import free_ports
-
-SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +27,8 @@ def gradients(tmp_path_factory):
             with errors[rank].open("wb") as file:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, SCRIPT, folder, *ports],
-                        env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        program("two_ranks", folder, *ports),
+                        env=program_environment(**common, RANK=str(rank), LOCAL_RANK=str(rank)),
                         stderr=file,
                     )
                 )

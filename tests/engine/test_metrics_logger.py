@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.regression import Regression, regression_batches
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
-from regression import Regression, regression_batches
 from torch import nn
 
 from clipmill.engine import metrics

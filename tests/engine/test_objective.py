@@ -1,7 +1,7 @@
 """What an objective does unless it says otherwise."""
 
 import torch
-from regression import Regression, regression_batches
+from helpers.regression import Regression, regression_batches
 
 from clipmill.engine.objective import split_batch
 

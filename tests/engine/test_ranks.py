@@ -1,24 +1,20 @@
 """Two ranks that are stopped, lost, held up or sharded."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from drill import STOPPED
-from ranks_drill import CONFIG, SCENARIOS, Scaled, trained
-from regression import regression_batches
+from helpers import program, program_environment
+from helpers.ranks_drill import CONFIG, SCENARIOS, Scaled, trained
+from helpers.regression import regression_batches
+from helpers.resume_drill import STOPPED
 
 from clipmill.engine.checkpoint import latest_checkpoint
 from clipmill.engine.distributed import DistributedContext
 from clipmill.errors import ConfigError
 from clipmill.processes import free_ports
-
-SCRIPT = Path(__file__).with_name("ranks_drill.py")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +32,8 @@ def ranks(tmp_path_factory):
             with errors[rank].open("wb") as file:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, SCRIPT, folder, str(rank), *ports],
-                        env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        program("ranks_drill", folder, rank, *ports),
+                        env=program_environment(**common, RANK=str(rank), LOCAL_RANK=str(rank)),
                         stderr=file,
                     )
                 )

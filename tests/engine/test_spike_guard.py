@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from regression import Regression, regression_batches
+from helpers.regression import Regression, regression_batches
 
 from clipmill.engine.config import ScheduleConfig, SpikeGuardConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from regression import Regression, regression_batches
+from helpers.regression import Regression, regression_batches
 from torch.nn import functional as F
 
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from bad_samples import GOOD, KINDS, encoded, picture, write_corpus
+from helpers.bad_samples import GOOD, KINDS, encoded, picture, write_corpus
 
 from clipmill.data.dataset import Dataset, read_sidecar
 from clipmill.data.export import ExportConfig, export

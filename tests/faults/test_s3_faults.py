@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from s3_proxy import FaultRates, FaultyProxy
+from helpers.s3_proxy import FaultRates, FaultyProxy
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.export import ExportConfig, export

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 import yaml
-from rendering import ROOT, chart, profile, render
-from strict_schemas import findings
+from helpers.helm_chart import ROOT, chart, profile, render
+from helpers.strict_schemas import findings
 
 
 def blocks():

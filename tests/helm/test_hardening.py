@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from rendering import ENDPOINT, PROFILES, deep, pod_specs, profile, render
+from helpers.helm_chart import ENDPOINT, PROFILES, deep, pod_specs, profile, render
 
 CONTAINER_KINDS = ("containers", "initContainers")
 

@@ -1,10 +1,10 @@
 """Every rendered resource is what its schema allows, in all profiles, each option on and off."""
 
 import pytest
-from rendering import ENDPOINT, PROFILES, STORE, chart, deep, kinds, notes, profile, render
+from helpers.helm_chart import ENDPOINT, PROFILES, STORE, chart, deep, kinds, notes, profile, render
 
 from clipmill.pipelines.registry import PIPELINES
-from strict_schemas import findings
+from helpers.strict_schemas import findings
 
 OPTIONS = {
     "pipelines.enabled": (True, False),
@@ -176,7 +176,7 @@ def test_the_lint_is_clean():
 
 
 def chart_path():
-    from rendering import CHART
+    from helpers.helm_chart import CHART
 
     assert chart().name == "clipmill"
     return CHART

@@ -2,7 +2,7 @@
 
 import pytest
 from helm_python.errors import HelmError
-from rendering import ENDPOINT, STORE, chart, deep, profile, render
+from helpers.helm_chart import ENDPOINT, STORE, chart, deep, profile, render
 
 WRONG = {
     "unknown key": ("servng", {}, "servng"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from tiny_towers import CLIP, VIT
+from helpers.tiny_towers import CLIP, VIT
 from torch.nn import functional as F
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError

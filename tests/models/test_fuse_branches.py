@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_towers import CLIP, TEXT
+from helpers.tiny_towers import CLIP, TEXT
 from torch import nn
 
 from clipmill.models.config import ClipConfig, VisionConfig

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_towers import VIT
+from helpers.tiny_towers import VIT
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
 

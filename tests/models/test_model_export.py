@@ -9,8 +9,8 @@ import open_clip
 import pytest
 import timm
 import torch
+from helpers.tiny_towers import CLIP, COCA
 from PIL import Image
-from tiny_towers import CLIP, COCA
 from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError

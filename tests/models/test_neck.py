@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_towers import VIT
+from helpers.tiny_towers import VIT
 
 from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.models.encoders import build_dense

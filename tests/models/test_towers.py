@@ -5,7 +5,7 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from tiny_towers import CLIP, COCA
+from helpers.tiny_towers import CLIP, COCA
 from torch.nn import functional as F
 
 from clipmill.models.coca import build_coca

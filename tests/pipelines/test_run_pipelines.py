@@ -1,14 +1,13 @@
 """Pipelines run to their end on this machine, in processes, as small as can be."""
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers import program, program_environment
 from typer.testing import CliRunner
 
 from clipmill import stages
@@ -19,7 +18,6 @@ from clipmill.stage_records import read_stages
 from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig
 
-RUN = Path(__file__).with_name("run_pipeline.py")
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_every=1", "train.num_threads=1"]
 SCENES = ["size=32", "num_pairs=6", "num_captioner_pairs=6", "num_labeled=4", "num_test=2"]
 CAPTIONS = {
@@ -38,8 +36,8 @@ TUNING = [*STEPS, "model.crop_size=32"]
 def run(name, arguments, folder):
     """The finished process; its lines are on standard output."""
     return subprocess.run(
-        [sys.executable, RUN, name, json.dumps(arguments), folder],
-        env={**os.environ, "CLIPMILL_CACHE": str(folder / "cache")},
+        program("run_pipeline", name, json.dumps(arguments), folder),
+        env=program_environment(CLIPMILL_CACHE=str(folder / "cache")),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.tiny_clip import CLIP, pair_batch, reinforced_batch
 from open_clip.loss import ClipLoss, SigLipLoss
-from tiny import CLIP, pair_batch, reinforced_batch
 
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import split_batch

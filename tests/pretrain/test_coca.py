@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers.tiny_clip import CAPTIONS, CLIP, COCA, pair_batch
 from open_clip.loss import CoCaLoss
 from PIL import Image
-from tiny import CAPTIONS, CLIP, COCA, pair_batch
 
 from clipmill.data.captioners import CaptionersConfig, CaptionInput, CocaCaptioner, GenerateConfig
 from clipmill.data.dataset import Dataset

@@ -6,8 +6,8 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
+from helpers.tiny_clip import CLIP
 from safetensors.torch import save_file
-from tiny import CLIP
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.tiny_clip import CLIP, pair_batch
 from open_clip.loss import ClipLoss
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
-from tiny import CLIP, pair_batch
 
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.trainer import train

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CLIP
+from helpers.tiny_clip import CLIP
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.config import DataLoaderConfig

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from tiny import CLIP
+from helpers.tiny_clip import CLIP
 
 from clipmill.lineage import lineage
 from clipmill.models.checkpoint import load_checkpoint, read_metadata

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_clip import CLIP
 from PIL import Image
-from tiny import CLIP
 
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_clip import CLIP
 from PIL import Image
-from tiny import CLIP
 
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.tiny_clip import CLIP
 from PIL import Image
-from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.config import DataLoaderConfig

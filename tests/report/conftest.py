@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from made_comparison import task_result
+from helpers.comparisons import task_result
 
 from clipmill.config import digest_json
 from clipmill.data.dataset import Dataset

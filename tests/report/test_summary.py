@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from made_comparison import RANDOM_FIGURES, task_result
+from helpers.comparisons import RANDOM_FIGURES, task_result
 
 from clipmill.errors import ConfigError
 from clipmill.report.comparison import compare

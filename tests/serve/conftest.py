@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import save_model
+from helpers.small_models import save_model
 
 from clipmill.processes import free_port
 from clipmill.serve.launch import ServerProcess

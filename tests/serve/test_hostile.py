@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from hostile import LENGTH, PIXELS, PNG, REFUSED, Hostile, hostile, hostile_image
+from helpers.hostile_requests import LENGTH, PIXELS, PNG, REFUSED, Hostile, hostile, hostile_image
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.small_models import save_model
 from kserve import InferenceGRPCClient
 from PIL import Image
 from pycocotools import mask as coco
-from small_models import save_model
 from test_answers import v1
 
 from clipmill.errors import ServerError

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import save_model
+from helpers.small_models import save_model
 from websockets.sync.client import ClientConnection, connect
 
 from clipmill.serve.launch import ServerProcess

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.small_models import save_model
 from PIL import Image
-from small_models import save_model
 
 from clipmill.serve.launch import ServerProcess
 

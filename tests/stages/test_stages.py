@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from clipmill import stages
 from clipmill.data.dataset import Dataset
+from clipmill.errors import ConfigError
 from clipmill.lineage import lineage
 from clipmill.models.checkpoint import read_metadata
 from clipmill.stage_records import EVENTS_VARIABLE, read_stages
+from clipmill.stages.pretrain import caption_label
 from clipmill.storage import join, read_json
 
 SCENES = ["size=32", "num_pairs=12", "num_captioner_pairs=6", "num_labeled=4", "num_test=2"]
@@ -173,3 +176,11 @@ def test_overrides_come_after_the_choice_of_captions(journey, monkeypatch):
     )
     view = read_metadata(uri).recipe["view"]
     assert (view["captions"], view["subset_fraction"]) == ("synthetic", 0.9)
+
+
+def test_an_encoder_that_saw_no_captions_has_no_label(journey):
+    _, made, _ = journey
+    encoder = read_metadata(made["pretrain both"])
+    assert caption_label(encoder) == "G+S"
+    with pytest.raises(ConfigError, match="wasn't pretrained on captions by clipmill"):
+        caption_label(replace(encoder, recipe={}))

@@ -1,12 +1,11 @@
 """A study of a team's own data, by one process and by two that train together."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from given_drill import NAMES, small_paper
+from helpers import program_environment
+from helpers.study_ranks import NAMES, small_paper
 
 from clipmill.data.labeled.folder import fetch_folder
 from clipmill.data.shards.plan import ShardConfig
@@ -23,7 +22,6 @@ from clipmill.study.run import run_study
 from clipmill.study.scene_captions import add_scene_layers, draw_captions
 
 SCENES = ScenesSourceConfig(num_pairs=16, num_captioner_pairs=1, num_labeled=4, num_test=2)
-DRILL = Path(__file__).with_name("given_drill.py")
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +40,13 @@ def data(tmp_path_factory):
 def test_two_ranks_carry_out_what_the_paper_asks_on_given_data(data, tmp_path):
     store = tmp_path / "store"
     run = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {"CLIPMILL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""  # a machine may have fewer GPUs than ranks
+    environment = program_environment(
+        CLIPMILL_CACHE=str(tmp_path / "cache"),
+        OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",  # a machine may have fewer GPUs than ranks
+    )
     done = subprocess.run(
-        [sys.executable, *run, str(DRILL), str(store), *data],
+        [sys.executable, *run, "-m", "helpers.study_ranks", str(store), *data],
         env=environment,
         capture_output=True,
         text=True,

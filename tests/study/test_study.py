@@ -4,7 +4,7 @@ import csv
 from dataclasses import replace
 
 import pytest
-from tiny_study import SCENES, tiny
+from helpers.tiny_study import SCENES, tiny
 from typer.testing import CliRunner
 
 from clipmill.cli import app

@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from helpers.tiny_tasks import DEPTH, SEGMENTATION
 from PIL import Image
-from tiny_task import DEPTH, SEGMENTATION
 from typer.testing import CliRunner
 
 from clipmill.cli import app

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_tasks import CONV, VIT
 from PIL import Image
-from tiny_task import CONV, VIT
 
 from clipmill.errors import SourceError
 from clipmill.models.checkpoint import load_checkpoint, read_embedding

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
+from helpers.tiny_tasks import DEPTH, SEGMENTATION
 from safetensors.numpy import save_file
-from tiny_task import DEPTH, SEGMENTATION
 
 from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
 from clipmill.engine.result import log_lines

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_task import CONV, DEPTH, VIT
+from helpers.tiny_tasks import CONV, DEPTH, VIT
 
 from clipmill.data.labeled.dense import NyuFolder
 from clipmill.models.encoders import build_dense

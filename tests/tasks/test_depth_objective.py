@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_task import DEPTH, VIT
+from helpers.tiny_tasks import DEPTH, VIT
 
 from clipmill.tasks.depth.objective import DepthObjective, silog
 

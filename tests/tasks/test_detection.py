@@ -3,12 +3,12 @@
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_task import CONV, VIT
+from helpers import program_environment
+from helpers.tiny_tasks import CONV, VIT
 
 from clipmill.data.labeled.coco import CocoFolder
 from clipmill.errors import ArtifactError
@@ -188,7 +188,7 @@ def test_serving_needs_no_openmmlab():
 import sys
 from pathlib import Path
 import torch
-from tiny_task import VIT
+from helpers.tiny_tasks import VIT
 from clipmill.tasks.detection.config import DetectionConfig
 from clipmill.tasks.registry import get_task
 task = get_task("detection")
@@ -198,9 +198,9 @@ with torch.inference_mode():
     network(torch.rand(1, 3, 32, 32))
 print([m for m in sys.modules if m.split(".")[0] in ("mmcv", "mmdet", "mmengine", "mmseg")])
 """
-    path = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{script}"],
+        [sys.executable, "-c", script],
+        env=program_environment(),
         capture_output=True,
         text=True,
         check=True,

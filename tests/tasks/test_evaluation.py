@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_tasks import DEPTH, VIT
 from PIL import Image
-from tiny_task import DEPTH, VIT
 
 from clipmill.data.labeled.dense import NyuFolder
 from clipmill.errors import NotFoundError, SourceError

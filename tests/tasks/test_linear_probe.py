@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_task import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
+from helpers.tiny_tasks import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
 from torch.nn import functional as F
 
 from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from saliency import SaliencyConfig, SaliencyTask
+from helpers.saliency import SaliencyConfig, SaliencyTask
 
 from clipmill.engine.config import TrainConfig
 from clipmill.tasks.evaluation import evaluate, read_evaluation

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small_models import save_model
-from tiny_task import CLASSES, DEPTH, SEGMENTATION, VIT
+from helpers.small_models import save_model
+from helpers.tiny_tasks import CLASSES, DEPTH, SEGMENTATION, VIT
 from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError

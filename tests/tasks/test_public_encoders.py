@@ -10,8 +10,8 @@ import open_clip
 import pytest
 import timm
 import torch
+from helpers.tiny_tasks import DEPTH, SEGMENTATION
 from safetensors.torch import save_file
-from tiny_task import DEPTH, SEGMENTATION
 
 from clipmill.engine.config import AdamWConfig
 from clipmill.engine.optim import build_optimizer, set_lr

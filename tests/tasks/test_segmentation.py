@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
+from helpers.tiny_tasks import CLASSES, CONV, SEGMENTATION, VIT
 from torch.nn import functional as F
 
 from clipmill.data.labeled.dense import IGNORED, Ade20kFolder

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
+from helpers.tiny_tasks import CLASSES, CONV, SEGMENTATION, VIT
 
 from clipmill.engine.objective import split_batch
 from clipmill.tasks.segmentation.objective import SegmentationObjective

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_task import DEPTH
+from helpers import program_environment
+from helpers.tiny_tasks import DEPTH
 from typer.testing import CliRunner
 
 from clipmill.cli import app
@@ -122,7 +123,8 @@ def test_killed_and_resumed_by_two_workers(whole, nyu_folder, tmp_path):
     script.write_text(SCRIPT)
     here = str(Path(__file__).parent)
     command = [sys.executable, str(script), here, str(nyu_folder), str(store)]
-    process = subprocess.Popen([*command, "1"], start_new_session=True)
+    environment = program_environment()
+    process = subprocess.Popen([*command, "1"], env=environment, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(store.glob("evaluations/*/evaluation.json")):
         assert process.poll() is None, "it ended before it could be killed"
@@ -133,7 +135,7 @@ def test_killed_and_resumed_by_two_workers(whole, nyu_folder, tmp_path):
     done = {p: p.stat().st_mtime_ns for p in store.rglob("evaluation.json")}
     assert 0 < len(done) < len(whole.trials)
     assert not list(store.glob("sweeps/*/sweep.json"))
-    subprocess.run([*command, "2"], check=True, timeout=240)
+    subprocess.run([*command, "2"], env=environment, check=True, timeout=240)
     (result,) = store.glob("sweeps/*")
     assert figures(read_sweep(str(result))) == figures(whole)
     after = {p: p.stat().st_mtime_ns for p in store.rglob("evaluation.json")}

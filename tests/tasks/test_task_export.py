@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_models import save_model
+from helpers.small_models import save_model
 
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import load_checkpoint, save_checkpoint

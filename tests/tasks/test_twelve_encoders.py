@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 import torch
-from tiny_task import DEPTH, SEGMENTATION, VIT
+from helpers.tiny_tasks import DEPTH, SEGMENTATION, VIT
 
 from clipmill.engine.config import AdamWConfig
 from clipmill.engine.optim import build_optimizer, set_lr

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from clipmill.errors import ConfigError
+from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import Stage
 
@@ -14,6 +16,22 @@ CAPTION_LABELS = {
     "chosen": "G or S",  # the name of ``selected`` in 0.1's artifacts
 }
 """The paper's names of caption sources (CLIP-QC, Table 2), and of a selection of both."""
+
+
+def caption_label(encoder: CheckpointMetadata) -> str:
+    """Return the label of the captions that an encoder was pretrained on.
+
+    Raises:
+        ConfigError: ``clipmill pretrain clip`` didn't make it.
+    """
+    captions = encoder.recipe.get("view", {}).get("captions")
+    if captions not in CAPTION_LABELS:
+        raise ConfigError(
+            f"{encoder.uri} wasn't pretrained on captions by clipmill",
+            expected="encoders that `clipmill pretrain clip` made, one for each caption source",
+            action="leave it out; `clipmill study compare` compares evaluations of any models",
+        )
+    return CAPTION_LABELS[captions]
 
 
 def pretrain(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from clipmill.errors import ConfigError
 from clipmill.stage_records import Stage
-from clipmill.stages.pretrain import CAPTION_LABELS
+from clipmill.stages.pretrain import caption_label
 
 
 def view(
@@ -52,7 +52,7 @@ def report(
     # Only clipmill's own CoCa has a training log to show.
     kind, checkpoint = captioner_kind(captioner) if captioner else ("", "")
     metadata = [read_metadata(uri) for uri in encoders]
-    labels = {m.digest: CAPTION_LABELS[m.recipe["view"]["captions"]] for m in metadata}
+    labels = {m.digest: caption_label(m) for m in metadata}
     by_label: dict[str, list[str]] = {label: [] for label in labels.values()}
     for uri in evaluations:
         model = read_metadata(read_evaluation(uri).model.uri)

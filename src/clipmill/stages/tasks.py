@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from clipmill.config import Config
 from clipmill.recipes.registry import get_recipe, recipe_type
 from clipmill.stage_records import Stage
-from clipmill.stages.pretrain import CAPTION_LABELS
+from clipmill.stages.pretrain import CAPTION_LABELS, caption_label
 from clipmill.storage import exists, join, read_json, write_json
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.sweep import Point, SweepConfig
@@ -224,7 +224,7 @@ def compare(
     from clipmill.models.checkpoint import read_metadata
     from clipmill.tasks import comparison
 
-    uris = {CAPTION_LABELS[read_metadata(uri).recipe["view"]["captions"]]: uri for uri in encoders}
+    uris = {caption_label(read_metadata(uri)): uri for uri in encoders}
     with Stage("compare", store=store, run=run) as stage:
         return stage.set_output(
             comparison.compare_encoders(

@@ -1,7 +1,7 @@
 """Captions by open_clip's own ``CoCa.generate``; to make them again takes its version 3.3.
 
     pip install open_clip_torch==3.3.0 transformers==4.55.4
-    python tests/data/make_open_clip_captions.py
+    python tests/helpers/open_clip_captions.py
 
 writes ``open_clip_captions.json``: for each case the token ids that ``generate`` gives. Weights are
 drawn by numpy, so that any torch has the same.
@@ -20,7 +20,7 @@ from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionCon
 from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
 
-FILE = Path(__file__).with_name("open_clip_captions.json")
+FILE = Path(__file__).parents[1] / "data" / "open_clip_captions.json"
 COCA = CocaConfig(
     clip=ClipConfig(
         embed_dim=32,

@@ -1,4 +1,4 @@
-"""Workers killed at random points: ``python kill_drill.py SOURCE WORK NUM_KILLS SEED``.
+"""Workers killed at random points: ``python -m helpers.workers_drill SOURCE WORK NUM_KILLS SEED``.
 
 A worker shards, captions, scores and exports the pictures of SOURCE. Under WORK one is left alone
 first, and the calls and returns that its interpreter sees are counted. Others, one or two at a time

@@ -1,4 +1,7 @@
-"""Small sources of every kind, as the tools that make them lay them out."""
+"""Small sources of every kind, as the tools that make them lay them out, and a reader of them.
+
+A source is read the way that shards are made from it: planned, then split by split.
+"""
 
 import io
 import json
@@ -8,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from clipmill.data.sources import Entry, Source, Split
 
 Members = Sequence[tuple[str, bytes]]
 
@@ -59,3 +64,21 @@ def reinforced_sample(i: int, num_augmentations: int = 2, num_synthetic: int = 3
         (f"{i:05d}.npz", buffer.getvalue()),
         (f"{i:05d}.json", json.dumps({"uid": f"{i:032x}", "sha256": "0" * 64}).encode()),
     ]
+
+
+def plan(source: Source, size: int) -> tuple[list[Split], bytes]:
+    """The splits of ``size`` items, and the listing they may speak of."""
+    listing = io.BytesIO()
+    splits = list(source.splits(size, listing))
+    return splits, listing.getvalue()
+
+
+def read_all(source: Source, size: int = 1000) -> list[Entry]:
+    """All entries, in order."""
+    splits, listing = plan(source, size)
+    entries = []
+    for split in splits:
+        found = list(source.entries(split, lambda start, length: listing[start : start + length]))
+        assert len(found) == split.num_items
+        entries += found
+    return entries

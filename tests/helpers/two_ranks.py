@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import torch
-from regression import Regression, regression_batches
 from torch import Tensor
 
 from clipmill.data.loading.dataloader import PairBatch
@@ -19,6 +18,7 @@ from clipmill.models.tokenizer import Tokenizer
 from clipmill.pretrain.clip import ClipObjective
 from clipmill.pretrain.coca import CocaObjective
 from clipmill.pretrain.config import CocaTrainConfig
+from helpers.regression import Regression, regression_batches
 
 CLIP = ClipConfig(
     embed_dim=16,

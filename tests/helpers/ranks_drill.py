@@ -1,6 +1,6 @@
 """One of two ranks that are stopped, lost, held up or sharded: each scenario in a fork of its own.
 
-Run as ``ranks_drill.py FOLDER RANK PORT...``, a port for each of SCENARIOS.
+Run as ``python -m helpers.ranks_drill FOLDER RANK PORT...``, a port for each of SCENARIOS.
 """
 
 import itertools
@@ -13,14 +13,14 @@ import time
 from pathlib import Path
 
 import torch
-from drill import in_child
-from regression import Regression, regression_batches
 from torch import nn
 
 from clipmill.engine.config import AdamWConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.optim import build_optimizer
 from clipmill.engine.trainer import train
 from clipmill.errors import TrainingError
+from helpers.regression import Regression, regression_batches
+from helpers.resume_drill import in_child
 
 CONFIG = TrainConfig(
     steps=8,

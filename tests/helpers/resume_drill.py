@@ -15,12 +15,11 @@ import time
 import traceback
 from pathlib import Path
 
-from regression import Regression, regression_batches
-
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.optim import build_optimizer
 from clipmill.engine.trainer import train
 from clipmill.errors import StoppedError
+from helpers.regression import Regression, regression_batches
 
 CONFIG = TrainConfig(
     steps=12,

@@ -1,4 +1,4 @@
-"""``python run_pipeline.py NAME ARGUMENTS FOLDER [IMAGE]``: a pipeline in a process of its own."""
+"""``python -m helpers.run_pipeline NAME ARGUMENTS FOLDER [IMAGE]``: a pipeline in a process of its own."""
 
 import json
 import sys

@@ -32,20 +32,24 @@ def cluster(resources: list[dict]):
     with _Server(resources) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        with Config(kubeconfig_content=_kubeconfig(url), namespace="ml", storage_driver="memory") as helm:
+        with Config(
+            kubeconfig_content=_kubeconfig(url), namespace="ml", storage_driver="memory"
+        ) as helm:
             yield server, helm
         server.shutdown()
 
 
 def _kubeconfig(url: str) -> str:
-    return yaml.safe_dump({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "c",
-    })
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": url}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "c",
+        }
+    )
 
 
 class _Server(ThreadingHTTPServer):
@@ -78,7 +82,9 @@ class _Server(ThreadingHTTPServer):
                 if group:
                     entry = {"groupVersion": version, "version": name}
                     groups.setdefault(group, []).append(entry)
-            found = [{"name": n, "versions": v, "preferredVersion": v[0]} for n, v in groups.items()]
+            found = [
+                {"name": n, "versions": v, "preferredVersion": v[0]} for n, v in groups.items()
+            ]
             return {"kind": "APIGroupList", "groups": found}
         if path == "/openapi/v3":
             names = [f"apis/{v}" if "/" in v else f"api/{v}" for v in self.kinds]
@@ -90,7 +96,13 @@ class _Server(ThreadingHTTPServer):
             return None
         verbs = ["create", "delete", "get", "list", "patch", "update"]
         named = [
-            {"name": plural(kind), "singularName": "", "kind": kind, "namespaced": spaced, "verbs": verbs}
+            {
+                "name": plural(kind),
+                "singularName": "",
+                "kind": kind,
+                "namespaced": spaced,
+                "verbs": verbs,
+            }
             for kind, spaced in self.kinds[version].items()
         ]
         return {"kind": "APIResourceList", "groupVersion": version, "resources": named}
@@ -151,7 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
         if found:
             self.answer(200, found)
         elif any(path.endswith("/" + plural(k)) for ks in self.server.kinds.values() for k in ks):
-            wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
+            wanted = dict(
+                part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part
+            )
             inside = [r for p, r in self.server.kept.items() if p.rpartition("/")[0] == path]
             items = [r for r in inside if wanted.items() <= r["metadata"].get("labels", {}).items()]
             self.answer(200, {"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items})
