@@ -21,10 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import program, program_environment
-from helpers.small_models import save_model
 from packaging.requirements import Requirement
-from test_demo import OVERRIDES
 
 from clipmill.cluster.constants import NON_ROOT
 from clipmill.serve.client import Client
@@ -32,6 +29,9 @@ from clipmill.stage_records import read_stages
 from clipmill.storage import read_json
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.promotion import read_promotion
+from helpers import program, program_environment
+from helpers.small_models import save_model
+from test_demo import OVERRIDES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESTRICTED = (

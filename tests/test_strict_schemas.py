@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+
 from helpers.strict_schemas import VERSIONS, findings
 
 SERVICE = {

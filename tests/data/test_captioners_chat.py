@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from helpers.chat_server import ChatServer, image_of, text_of
 from PIL import Image
 
 from clipmill.data.captioners import CaptionersConfig, open_captioner
@@ -17,6 +16,7 @@ from clipmill.data.captioners.chat import RewriteCaptioner, VlmCaptioner, clean_
 from clipmill.data.captioners.chat_client import Secret, check_url, read_key
 from clipmill.data.captioners.config import ChatClientConfig, RewriteConfig, VlmConfig
 from clipmill.errors import BudgetError, ConfigError, ServerError
+from helpers.chat_server import ChatServer, image_of, text_of
 
 QUICK = ChatClientConfig(backoff_seconds=0.001, max_attempts=3, timeout_seconds=5, concurrency=4)
 ASK = RewriteConfig(model="m", prompt="{caption}")

@@ -9,16 +9,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from helpers.open_clip_captions import (
-    CASES,
-    COCA,
-    FILE,
-    MAX_TOKENS,
-    TINY,
-    draw_pixels,
-    drawn_coca,
-    tiny_model,
-)
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
@@ -42,6 +32,16 @@ from clipmill.models.preprocess import center_crop_resize, tower_image
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
 from clipmill.storage import join, unpack_dir
+from helpers.open_clip_captions import (
+    CASES,
+    COCA,
+    FILE,
+    MAX_TOKENS,
+    TINY,
+    draw_pixels,
+    drawn_coca,
+    tiny_model,
+)
 
 TOKENIZER = Tokenizer.from_config(COCA.clip.text)
 OPEN_CLIPS = json.loads(FILE.read_text())

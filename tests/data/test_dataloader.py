@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from helpers.bare_dataset import add_layer
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
+from helpers.bare_dataset import add_layer
 
 MakeDataset = Callable[..., Dataset]
 AddCaptions = Callable[[Dataset, str], Dataset]

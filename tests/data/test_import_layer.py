@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
-from helpers.bare_dataset import add_layer, bare_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.lineage import lineage
 from clipmill.storage import open_store
+from helpers.bare_dataset import add_layer, bare_dataset
 
 FILL = ImportConfig(on_missing="fill")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.bare_dataset import add_layer, bare_dataset
 
 from clipmill.data import layers as layers_module
 from clipmill.data.dataset import Dataset
@@ -20,6 +19,7 @@ from clipmill.data.layers import (
 )
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent, lineage
+from helpers.bare_dataset import add_layer, bare_dataset
 
 MakeDataset = Callable[..., Dataset]
 CaptionTable = Callable[[Dataset, int], pa.Table]

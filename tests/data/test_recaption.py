@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.chat_server import ChatServer
 from typer.testing import CliRunner
 
 from clipmill.cli import app
@@ -31,6 +30,7 @@ from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.coca import build_coca
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from helpers.chat_server import ChatServer
 
 COCA = CocaConfig(
     clip=ClipConfig(

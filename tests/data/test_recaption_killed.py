@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.chat_server import ChatServer
 
 from clipmill.data.captioners import CaptionersConfig, ChatClientConfig, RewriteConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.recaption import recaption
+from helpers.chat_server import ChatServer
 
 CONFIG = CaptionersConfig(
     rewrite=RewriteConfig(model="m", prompt="{caption}"),

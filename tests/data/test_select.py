@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.bare_dataset import add_layer, bare_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +27,7 @@ from clipmill.data.select import (
 )
 from clipmill.errors import ConfigError
 from clipmill.lineage import lineage
+from helpers.bare_dataset import add_layer, bare_dataset
 
 SYNTHETIC = "captions/s-1"
 SIZES = (7, 0, 20, 1, 12)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from helpers.sources import jpeg, reinforced_sample, write_tar
 
 # A pair of workers makes all shards and finishes, each in an order of its own; one or both are

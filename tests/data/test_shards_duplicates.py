@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sources import jpeg, reinforced_sample, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from clipmill.data.shards.plan import ShardConfig, plan_shards
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.write import write_dataset, write_shards
 from clipmill.data.verify import verify
+from helpers.sources import jpeg, reinforced_sample, write_tar
 
 
 def fingerprint(pairs: list[tuple[int, int]]) -> np.ndarray:

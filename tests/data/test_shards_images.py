@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sources import jpeg
 from PIL import Image
 
 from clipmill.data.dataset import Dataset
@@ -17,6 +16,7 @@ from clipmill.data.shards.tar import TarWriter
 from clipmill.data.shards.write import write_dataset
 from clipmill.errors import BadSampleError
 from clipmill.images import decode_rgb
+from helpers.sources import jpeg
 
 LIMITS = ImageConstraints(max_pixels=10_000_000, min_side=1)
 

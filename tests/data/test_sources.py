@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.sources import read_all
 from PIL import Image
 
 from clipmill.data.shards.ingest import ImageConstraints, IngestConfig, PreparedPair
 from clipmill.data.sources import FolderSource
 from clipmill.errors import BadSampleError, SourceError
+from helpers.sources import read_all
 
 WritePairs = Callable[[Path, int], Path]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.sources import jpeg, plain_samples, read_all, write_tar
 
 from clipmill.data.sources import SOURCES, open_source, parse_spec
 from clipmill.data.sources.files import sorted_records
 from clipmill.data.sources.folder import FolderSource
 from clipmill.errors import BadSampleError, SourceError
+from helpers.sources import jpeg, plain_samples, read_all, write_tar
 
 
 def write_folder(folder: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.sources import jpeg, plan, read_all
 
 from clipmill.data.sources import RawPair, open_source
 from clipmill.data.sources.base import Entry
 from clipmill.errors import BadSampleError, SourceError
 from clipmill.storage import write_bytes
+from helpers.sources import jpeg, plan, read_all
 
 FEATURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sources import jpeg, plain_samples, plan, read_all, reinforced_sample, write_tar
 
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.sources import RawPair, Source, open_source
@@ -15,6 +14,7 @@ from clipmill.data.sources.base import Entry
 from clipmill.data.sources.files import PreadFile, expand_braces
 from clipmill.data.sources.webdataset import TruncatedTarError, members
 from clipmill.errors import BadSampleError, SourceError
+from helpers.sources import jpeg, plain_samples, plan, read_all, reinforced_sample, write_tar
 
 
 def reason(entry: Entry) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.bare_dataset import add_layer
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.errors import ArtifactError, ConfigError
+from helpers.bare_dataset import add_layer
 
 MakeDataset = Callable[..., Dataset]
 AddCaptions = Callable[[Dataset, str], Dataset]

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.bare_dataset import bare_dataset
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.view import MIN_PAIRS, View, ViewConfig, fit_batch_size, hold_out
 from clipmill.errors import SourceError
+from helpers.bare_dataset import bare_dataset
 
 
 @pytest.mark.parametrize("sizes", [[20], [7, 0, 33, 20], [300, 300], [5_000]])

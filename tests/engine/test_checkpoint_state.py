@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from helpers.regression import Regression, regression_batches
 from safetensors.torch import load_file
 
 from clipmill.engine.checkpoint import (
@@ -23,6 +22,7 @@ from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.engine.result import delete_state
 from clipmill.engine.spike_guard import LossSpikeGuard
 from clipmill.errors import ArtifactError
+from helpers.regression import Regression, regression_batches
 
 
 def stepped(num_steps, **kwargs):

@@ -8,7 +8,6 @@ import time
 
 import pytest
 import torch
-from helpers.regression import Regression
 
 from clipmill.engine import checkpoint as module
 from clipmill.engine.checkpoint import (
@@ -22,6 +21,7 @@ from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.trainer import TrainStep
 from clipmill.errors import StorageError
 from clipmill.telemetry import CheckpointPhase, Outcome, train_metrics
+from helpers.regression import Regression
 
 
 def made(folder, keep_last=2):

@@ -4,12 +4,12 @@ import subprocess
 
 import pytest
 import torch
-from helpers import program, program_environment
-from helpers.two_ranks import CASES, gradients_of, trained_weights
 
 from clipmill.engine.distributed import DistributedContext, init_distributed
 from clipmill.errors import ConfigError
 from clipmill.processes import free_ports
+from helpers import program, program_environment
+from helpers.two_ranks import CASES, gradients_of, trained_weights
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.regression import Regression, regression_batches
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
@@ -18,6 +17,7 @@ from clipmill.engine.metrics import forward_flops, peak_flops
 from clipmill.engine.trainer import train
 from clipmill.engine.validation import Validator
 from clipmill.errors import ConfigError, TrainingError
+from helpers.regression import Regression, regression_batches
 
 CONFIG = TrainConfig(
     steps=6,

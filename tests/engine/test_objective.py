@@ -1,9 +1,9 @@
 """What an objective does unless it says otherwise."""
 
 import torch
-from helpers.regression import Regression, regression_batches
 
 from clipmill.engine.objective import split_batch
+from helpers.regression import Regression, regression_batches
 
 
 def test_pieces_add_up_to_the_gradient_of_the_whole():

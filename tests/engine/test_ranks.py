@@ -6,15 +6,15 @@ import subprocess
 
 import pytest
 import torch
-from helpers import program, program_environment
-from helpers.ranks_drill import CONFIG, SCENARIOS, Scaled, trained
-from helpers.regression import regression_batches
-from helpers.resume_drill import STOPPED
 
 from clipmill.engine.checkpoint import latest_checkpoint
 from clipmill.engine.distributed import DistributedContext
 from clipmill.errors import ConfigError
 from clipmill.processes import free_ports
+from helpers import program, program_environment
+from helpers.ranks_drill import CONFIG, SCENARIOS, Scaled, trained
+from helpers.regression import regression_batches
+from helpers.resume_drill import STOPPED
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import pytest
+
 from helpers import program, program_environment
 from helpers.resume_drill import STOPPED
 

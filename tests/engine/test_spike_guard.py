@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from helpers.regression import Regression, regression_batches
 
 from clipmill.engine.config import ScheduleConfig, SpikeGuardConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext
@@ -12,6 +11,7 @@ from clipmill.engine.spike_guard import LossSpikeGuard
 from clipmill.engine.trainer import train
 from clipmill.errors import ConfigError, TrainingError
 from clipmill.telemetry import train_metrics
+from helpers.regression import Regression, regression_batches
 
 CONFIG = TrainConfig(
     steps=8,

@@ -8,13 +8,13 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.regression import Regression, regression_batches
 from torch.nn import functional as F
 
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.objective import Objective
 from clipmill.engine.trainer import train
 from clipmill.errors import ConfigError, TrainingError
+from helpers.regression import Regression, regression_batches
 
 CONFIG = TrainConfig(
     steps=6,

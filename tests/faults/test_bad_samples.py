@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from helpers.bad_samples import GOOD, KINDS, encoded, picture, write_corpus
 
 from clipmill.data.dataset import Dataset, read_sidecar
 from clipmill.data.export import ExportConfig, export
@@ -21,6 +20,7 @@ from clipmill.data.shards.write import write_dataset
 from clipmill.data.stats import dataset_stats
 from clipmill.data.verify import verify
 from clipmill.images import decode_rgb
+from helpers.bad_samples import GOOD, KINDS, encoded, picture, write_corpus
 
 CONFIG = ShardConfig(samples_per_shard=100, min_side=8)
 

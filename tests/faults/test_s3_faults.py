@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from helpers.s3_proxy import FaultRates, FaultyProxy
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.export import ExportConfig, export
@@ -25,6 +24,7 @@ from clipmill.images import decode_rgb
 from clipmill.storage import open_store
 from clipmill.storage import s3 as s3_module
 from clipmill.storage.s3 import RetryPolicy, S3Settings, S3Store
+from helpers.s3_proxy import FaultRates, FaultyProxy
 
 QUICK = RetryPolicy(attempts=8, base_seconds=0.002, max_seconds=0.01, read_timeout_seconds=1.0)
 STALL_SECONDS = 1.5

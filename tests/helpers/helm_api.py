@@ -1,7 +1,7 @@
 """A Kubernetes API that keeps whatever it is sent: enough for Helm to install and upgrade for real.
 
-It applies patches by merging maps and replacing lists, turns a secret's ``stringData`` into ``data``,
-and knows the kinds that it is made with. Nothing runs on it.
+It applies patches by merging maps and replacing lists, turns a secret's ``stringData`` into
+``data``, and knows the kinds that it is made with. Nothing runs on it.
 """
 
 import json

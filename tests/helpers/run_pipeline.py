@@ -1,4 +1,4 @@
-"""``python -m helpers.run_pipeline NAME ARGUMENTS FOLDER [IMAGE]``: a pipeline in a process of its own."""
+"""Pipeline in a process of its own: ``helpers.run_pipeline NAME ARGUMENTS FOLDER [IMAGE]``."""
 
 import json
 import sys

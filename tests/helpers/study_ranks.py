@@ -1,4 +1,4 @@
-"""What each rank of a study on given data does: ``python -m helpers.study_ranks STORE DATASET LABELS``."""
+"""Each rank of a study on given data: ``helpers.study_ranks STORE DATASET LABELS``."""
 
 import sys
 from dataclasses import replace

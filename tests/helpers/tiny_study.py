@@ -1,4 +1,4 @@
-"""A study of a few pictures; ``python -m helpers.tiny_study STORE`` carries it out with two workers."""
+"""A study of a few images; ``helpers.tiny_study STORE`` carries it out with two workers."""
 
 import sys
 from dataclasses import replace

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from helpers.tiny_towers import CLIP, VIT
 from torch.nn import functional as F
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
@@ -14,6 +13,7 @@ from clipmill.models.config import CLIP_MEAN, CLIP_STD, EncoderConfig, VisionCon
 from clipmill.models.encoders import build_dense
 from clipmill.models.pretrained import open_encoder
 from clipmill.models.towers import build_clip
+from helpers.tiny_towers import CLIP, VIT
 
 TIMM_MODELS = [
     "resnet10t",

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers.tiny_towers import VIT
 
 from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.models.encoders import FeatureCache, build_dense
+from helpers.tiny_towers import VIT
 
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers.tiny_towers import CLIP, TEXT
 from torch import nn
 
 from clipmill.models.config import ClipConfig, VisionConfig
 from clipmill.models.execution import fuse_branches
 from clipmill.models.towers import build_clip
+from helpers.tiny_towers import CLIP, TEXT
 
 
 def settle(module):

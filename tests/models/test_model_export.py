@@ -9,7 +9,6 @@ import open_clip
 import pytest
 import timm
 import torch
-from helpers.tiny_towers import CLIP, COCA
 from PIL import Image
 from torch import nn
 
@@ -23,6 +22,7 @@ from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip
 from clipmill.storage import write_json
 from clipmill.tasks.export import export
+from helpers.tiny_towers import CLIP, COCA
 
 CONVOLUTIONAL = replace(CLIP, vision=VisionConfig(image_size=32, timm_model="test_resnet"))
 NO_INPUT_NORM = replace(CLIP, vision=replace(CLIP.vision, has_input_norm=False))

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers.tiny_towers import VIT
 
 from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.models.encoders import build_dense
 from clipmill.models.necks import build_neck
+from helpers.tiny_towers import VIT
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from helpers.tiny_towers import CLIP, COCA
 from torch.nn import functional as F
 
 from clipmill.models.coca import build_coca
 from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip
+from helpers.tiny_towers import CLIP, COCA
 
 
 def shapes(model):

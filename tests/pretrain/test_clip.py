@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.tiny_clip import CLIP, pair_batch, reinforced_batch
 from open_clip.loss import ClipLoss, SigLipLoss
 
 from clipmill.engine.distributed import DistributedContext
@@ -19,6 +18,7 @@ from clipmill.models.config import (
 )
 from clipmill.pretrain.clip import ClipObjective
 from clipmill.pretrain.config import DistillationConfig
+from helpers.tiny_clip import CLIP, pair_batch, reinforced_batch
 
 G, S, G_S = ("real",), ("synthetic",), ("real", "synthetic")
 DISTILLATION = DistillationConfig(contrastive_weight=0.25, weight=0.75, teacher_widths=(6, 4))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers.tiny_clip import CAPTIONS, CLIP, COCA, pair_batch
 from open_clip.loss import CoCaLoss
 from PIL import Image
 
@@ -18,6 +17,7 @@ from clipmill.models.coca import build_coca
 from clipmill.models.encoders import Normalize
 from clipmill.pretrain.coca import CocaObjective, train_coca
 from clipmill.pretrain.config import CocaTrainConfig
+from helpers.tiny_clip import CAPTIONS, CLIP, COCA, pair_batch
 
 CONFIG = CocaTrainConfig(
     model=COCA,

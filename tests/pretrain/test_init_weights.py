@@ -6,7 +6,6 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from helpers.tiny_clip import CLIP
 from safetensors.torch import save_file
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
@@ -16,6 +15,7 @@ from clipmill.models.mae import MaskedAutoencoder
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
 from clipmill.pretrain.init_weights import load_init_weights, resolve_init
+from helpers.tiny_clip import CLIP
 
 VISION = replace(CLIP.vision, has_input_norm=False)
 MAE = MaeConfig(vision=VISION, decoder_width=16, decoder_layers=1, decoder_heads=2)

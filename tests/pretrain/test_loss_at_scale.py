@@ -4,11 +4,11 @@ import subprocess
 
 import pytest
 import torch
-from helpers import program, program_environment
-from helpers.loss_ranks import CASES, NAMES, computed
 
 from clipmill.engine.distributed import DistributedContext
 from clipmill.processes import free_ports
+from helpers import program, program_environment
+from helpers.loss_ranks import CASES, NAMES, computed
 
 
 @pytest.fixture(scope="module", params=[2, 4])

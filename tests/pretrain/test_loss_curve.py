@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.tiny_clip import CLIP, pair_batch
 from open_clip.loss import ClipLoss
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
@@ -14,6 +13,7 @@ from clipmill.engine.trainer import train
 from clipmill.models.encoders import Normalize
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import ClipObjective
+from helpers.tiny_clip import CLIP, pair_batch
 
 STEPS, BATCH, RATE, WARMUP = 50, 8, 3e-3, 10
 

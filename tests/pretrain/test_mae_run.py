@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.tiny_clip import CLIP
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.config import DataLoaderConfig
@@ -19,6 +18,7 @@ from clipmill.models.pretrained import open_encoder
 from clipmill.pretrain.clip import pretrain_clip
 from clipmill.pretrain.config import MaePretrainConfig, PretrainConfig
 from clipmill.pretrain.mae import MaeObjective, pretrain_mae
+from helpers.tiny_clip import CLIP
 
 VISION = replace(CLIP.vision, has_input_norm=False)
 CONFIG = MaePretrainConfig(

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.tiny_clip import CLIP
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.config import DataLoaderConfig
@@ -20,6 +19,7 @@ from clipmill.models.pretrained import open_encoder
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import pretrain_clip
 from clipmill.pretrain.config import PretrainConfig
+from helpers.tiny_clip import CLIP
 
 CONFIG = PretrainConfig(
     model=CLIP,

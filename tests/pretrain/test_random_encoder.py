@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import torch
-from helpers.tiny_clip import CLIP
 
 from clipmill.lineage import lineage
 from clipmill.models.checkpoint import load_checkpoint, read_metadata
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
 from clipmill.recipes.clip import clip_tiny
+from helpers.tiny_clip import CLIP
 
 
 def config(seed):

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_clip import CLIP
 from PIL import Image
 
 from clipmill.engine.config import ScheduleConfig, TrainConfig
@@ -19,6 +18,7 @@ from clipmill.models.towers import build_clip
 from clipmill.pretrain.config import SupervisedConfig
 from clipmill.pretrain.init_weights import load_init_weights, resolve_init
 from clipmill.pretrain.supervised import SupervisedObjective, pretrain_supervised
+from helpers.tiny_clip import CLIP
 
 VISION = VisionConfig(image_size=32, timm_model="test_resnet")
 CONFIG = SupervisedConfig(

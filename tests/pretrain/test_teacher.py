@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_clip import CLIP
 from PIL import Image
 
 from clipmill.data.dataset import Dataset, cache_folder
@@ -34,6 +33,7 @@ from clipmill.pretrain.clip import pretrain_clip
 from clipmill.pretrain.config import DistillationConfig, PretrainConfig, TeacherConfig
 from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.teacher import embed_with_teachers, load_teacher, teacher_parent
+from helpers.tiny_clip import CLIP
 
 CAPTIONS = "captions/test-1"
 BIG = replace(CLIP, embed_dim=12, vision=replace(CLIP.vision, image_size=24))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers.tiny_clip import CLIP
 from PIL import Image
 
 from clipmill.data.dataset import Dataset
@@ -19,6 +18,7 @@ from clipmill.pretrain.clip import ClipObjective
 from clipmill.pretrain.config import ValidationConfig
 from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.validation import build_validators
+from helpers.tiny_clip import CLIP
 
 
 def test_recall_by_hand():

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from helpers.comparisons import task_result
 
 from clipmill.config import digest_json
 from clipmill.data.dataset import Dataset
@@ -34,6 +33,7 @@ from clipmill.tasks.comparison import Comparison
 from clipmill.tasks.promotion import PromotionConfig, promote
 from clipmill.tasks.registry import get_task
 from clipmill.tasks.visualization import encode_png
+from helpers.comparisons import task_result
 
 LAYER = "captions/coca-1a2b3c4d"
 FIGURES = {

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from helpers.comparisons import RANDOM_FIGURES, task_result
 
 from clipmill.errors import ConfigError
 from clipmill.report.comparison import compare
@@ -18,6 +17,7 @@ from clipmill.report.summary import (
     summarize,
 )
 from clipmill.tasks.comparison import RANDOM, Comparison, PretrainingResult
+from helpers.comparisons import RANDOM_FIGURES, task_result
 
 G = {"segmentation": 31.2, "depth": 0.912}
 AHEAD = {"segmentation": 34.0, "depth": 0.88}

@@ -8,13 +8,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from helpers.hostile_requests import LENGTH, PIXELS, PNG, REFUSED, Hostile, hostile, hostile_image
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from clipmill.serve.client import binary_request, query
 from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.visualization import encode_png
+from helpers.hostile_requests import LENGTH, PIXELS, PNG, REFUSED, Hostile, hostile, hostile_image
 
 REFUSED_RPC = {
     grpc.StatusCode.INVALID_ARGUMENT,

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import save_model
 from kserve import InferenceGRPCClient
 from PIL import Image
 from pycocotools import mask as coco
@@ -22,6 +21,7 @@ from clipmill.serve.kserve_compat import InferInput, InferRequest
 from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.visualization import encode_png
+from helpers.small_models import save_model
 
 # pycocotools 2.0.11 hands NumPy 2 an array in the way of NumPy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import save_model
 from websockets.sync.client import ClientConnection, connect
 
 from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.visualization import class_palette, encode_png
+from helpers.small_models import save_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

@@ -4,8 +4,6 @@ import subprocess
 import sys
 
 import pytest
-from helpers import program_environment
-from helpers.study_ranks import NAMES, small_paper
 
 from clipmill.data.labeled.folder import fetch_folder
 from clipmill.data.shards.plan import ShardConfig
@@ -20,6 +18,8 @@ from clipmill.study.page import study_page
 from clipmill.study.result import read_study
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import add_scene_layers, draw_captions
+from helpers import program_environment
+from helpers.study_ranks import NAMES, small_paper
 
 SCENES = ScenesSourceConfig(num_pairs=16, num_captioner_pairs=1, num_labeled=4, num_test=2)
 

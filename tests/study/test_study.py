@@ -4,7 +4,6 @@ import csv
 from dataclasses import replace
 
 import pytest
-from helpers.tiny_study import SCENES, tiny
 from typer.testing import CliRunner
 
 from clipmill.cli import app
@@ -27,6 +26,7 @@ from clipmill.study.scene_captions import (
 )
 from clipmill.study.tables import comparison, csv_rows, latex, markdown, summary_sentences
 from clipmill.tasks.evaluation import read_evaluation
+from helpers.tiny_study import SCENES, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -236,7 +236,7 @@ def report_has_the_same_figures(result, page):
 def reported(*arguments):
     answer = CliRunner().invoke(app, ["study", "compare", *arguments, "--csv"])
     assert answer.exit_code == 0, answer.output
-    return by_place(csv.DictReader(answer.output.splitlines()))
+    return by_place(csv.DictReader(answer.stdout.splitlines()))
 
 
 def by_place(found):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import program, program_environment
 
 from clipmill.study.result import StudyResult, read_study
+from helpers import program, program_environment
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:

@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from helpers.tiny_tasks import DEPTH, SEGMENTATION
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,6 +17,7 @@ from clipmill.tasks.checks import check_data
 from clipmill.tasks.classification.config import ClassificationConfig
 from clipmill.tasks.detection.config import DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig, finetune
+from helpers.tiny_tasks import DEPTH, SEGMENTATION
 
 SCENES = SceneConfig(size=32)
 TRAIN = TrainConfig(steps=1, batch_size=2)

@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_tasks import CONV, VIT
 from PIL import Image
 
 from clipmill.errors import SourceError
@@ -18,6 +17,7 @@ from clipmill.tasks.classification.task import (
 )
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
+from helpers.tiny_tasks import CONV, VIT
 
 TASK = ClassificationTask()
 CONFIG = ClassificationConfig(

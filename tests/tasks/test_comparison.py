@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
-from helpers.tiny_tasks import DEPTH, SEGMENTATION
 from safetensors.numpy import save_file
 
 from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
@@ -35,6 +34,7 @@ from clipmill.tasks.comparison import (
 from clipmill.tasks.evaluation import EvaluationResult, evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.registry import get_task
+from helpers.tiny_tasks import DEPTH, SEGMENTATION
 
 SEGMENT, MEASURE = get_task("segmentation"), get_task("depth")
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_tasks import CONV, DEPTH, VIT
 
 from clipmill.data.labeled.dense import NyuFolder
 from clipmill.models.encoders import build_dense
 from clipmill.tasks.depth.metrics import DepthMetrics
 from clipmill.tasks.depth.model import DepthNetwork
 from clipmill.tasks.depth.task import MAX_DEPTH_METRES, DepthTask
+from helpers.tiny_tasks import CONV, DEPTH, VIT
 
 TASK = DepthTask()
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from helpers.tiny_tasks import DEPTH, VIT
 
 from clipmill.tasks.depth.objective import DepthObjective, silog
+from helpers.tiny_tasks import DEPTH, VIT
 
 
 def test_silog_by_hand():

@@ -7,8 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import program_environment
-from helpers.tiny_tasks import CONV, VIT
 
 from clipmill.data.labeled.coco import CocoFolder
 from clipmill.errors import ArtifactError
@@ -20,6 +18,8 @@ from clipmill.tasks.detection.task import DetectionConfig, DetectionTask
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
+from helpers import program_environment
+from helpers.tiny_tasks import CONV, VIT
 
 TASK = DetectionTask()
 CONFIG = DetectionConfig(

@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_tasks import DEPTH, VIT
 from PIL import Image
 
 from clipmill.data.labeled.dense import NyuFolder
@@ -16,6 +15,7 @@ from clipmill.tasks.depth.metrics import DepthMetrics
 from clipmill.tasks.depth.task import DepthTask
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.predictor import Predictor
+from helpers.tiny_tasks import DEPTH, VIT
 
 
 def silent(done, total, words):

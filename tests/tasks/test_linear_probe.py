@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.tiny_tasks import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
 from torch.nn import functional as F
 
 from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
@@ -14,6 +13,7 @@ from clipmill.errors import ConfigError
 from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.tasks.depth.objective import silog
 from clipmill.tasks.registry import get_task
+from helpers.tiny_tasks import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
 
 PROBE = {"head": "linear", "freeze_encoder": True, "cache_features": True}
 CONFIGS = {

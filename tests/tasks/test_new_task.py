@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from helpers.saliency import SaliencyConfig, SaliencyTask
 
 from clipmill.engine.config import TrainConfig
 from clipmill.tasks.evaluation import evaluate, read_evaluation
@@ -10,6 +9,7 @@ from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.promotion import PromotionConfig, promote
 from clipmill.tasks.registry import TASKS
+from helpers.saliency import SaliencyConfig, SaliencyTask
 
 
 def silent(done, total, words):

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from helpers.small_models import save_model
-from helpers.tiny_tasks import CLASSES, DEPTH, SEGMENTATION, VIT
 from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
@@ -12,6 +10,8 @@ from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.pretrained import open_encoder
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.registry import get_task
+from helpers.small_models import save_model
+from helpers.tiny_tasks import CLASSES, DEPTH, SEGMENTATION, VIT
 
 CONFIGS = {"depth": DEPTH, "segmentation": SEGMENTATION}
 

@@ -10,7 +10,6 @@ import open_clip
 import pytest
 import timm
 import torch
-from helpers.tiny_tasks import DEPTH, SEGMENTATION
 from safetensors.torch import save_file
 
 from clipmill.engine.config import AdamWConfig
@@ -20,6 +19,7 @@ from clipmill.models.pretrained import open_encoder
 from clipmill.tasks.classification.config import ClassificationConfig
 from clipmill.tasks.detection.config import DetectionConfig
 from clipmill.tasks.registry import get_task
+from helpers.tiny_tasks import DEPTH, SEGMENTATION
 
 TASKS = {
     "segmentation": SEGMENTATION,

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_tasks import CLASSES, CONV, SEGMENTATION, VIT
 from torch.nn import functional as F
 
 from clipmill.data.labeled.dense import IGNORED, Ade20kFolder
 from clipmill.models import execution
 from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.tasks.segmentation.task import SegmentationTask
+from helpers.tiny_tasks import CLASSES, CONV, SEGMENTATION, VIT
 
 TASK = SegmentationTask()
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers.tiny_tasks import CLASSES, CONV, SEGMENTATION, VIT
 
 from clipmill.engine.objective import split_batch
 from clipmill.tasks.segmentation.objective import SegmentationObjective
+from helpers.tiny_tasks import CLASSES, CONV, SEGMENTATION, VIT
 
 
 def batch_of(num_samples=2):

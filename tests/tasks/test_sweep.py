@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import program_environment
-from helpers.tiny_tasks import DEPTH
 from typer.testing import CliRunner
 
 from clipmill.cli import app
@@ -23,6 +21,8 @@ from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.promotion import read_promotion
 from clipmill.tasks.sweep import SweepConfig, SweepResult, Trial, read_sweep, sweep
+from helpers import program_environment
+from helpers.tiny_tasks import DEPTH
 
 ENCODER = "random:timm/test_resnet"
 TRAIN = TrainConfig(

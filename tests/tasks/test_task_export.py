@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from helpers.small_models import save_model
 
 from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import load_checkpoint, save_checkpoint
 from clipmill.tasks.export import export
 from clipmill.tasks.predictor import Predictor
+from helpers.small_models import save_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx about its own libraries

@@ -8,7 +8,6 @@ import itertools
 
 import pytest
 import torch
-from helpers.tiny_tasks import DEPTH, SEGMENTATION, VIT
 
 from clipmill.engine.config import AdamWConfig
 from clipmill.engine.optim import build_optimizer, set_lr
@@ -16,6 +15,7 @@ from clipmill.models.config import EncoderConfig
 from clipmill.models.execution import to_channels_last
 from clipmill.models.pretrained import open_encoder
 from clipmill.tasks.registry import get_task
+from helpers.tiny_tasks import DEPTH, SEGMENTATION, VIT
 
 TASKS = {"segmentation": SEGMENTATION, "depth": DEPTH}
 SIDE = 64
