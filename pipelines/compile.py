@@ -7,7 +7,7 @@ pools from the chart's values, and the chart rendered into ``manifests/`` for th
 """
 
 import importlib
-
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -83,9 +83,13 @@ def _component_row(file: Path) -> str:
     spec = component.component_spec
     purpose = component.python_func.__doc__.partition("\n")[0].rstrip(".")
     inputs = ", ".join(f"`{key}`" for key in spec.inputs or {})
-    # KFP's name of a value that is returned.
-    outputs = ", ".join("returned value" if k == "Output" else f"`{k}`" for k in spec.outputs or {})
-    return f"| [`{name}`]({file.name}) | {purpose} | {inputs} | {outputs or 'none'} |"
+    # KFP calls a single returned value Output.
+    outputs = [", ".join(f"`{key}`" for key in spec.outputs or {} if key != "Output")]
+    returned = re.search(r"Returns:\n(.*)", component.python_func.__doc__, re.DOTALL)
+    if returned:
+        outputs.insert(0, " ".join(returned[1].split()).rstrip("."))
+    produced = "; ".join(filter(None, outputs)) or "none"
+    return f"| [`{name}`]({file.name}) | {purpose} | {inputs} | {produced} |"
 
 
 def rendered() -> dict[Path, str]:

@@ -26,15 +26,15 @@ def submit(
         str, typer.Option("-n", "--namespace", help="Namespace of the pipeline and its runs.")
     ] = "clipmill",
     every: Annotated[
-        str, typer.Option(help="Again and again: cron with seconds, '0 0 3 * * *' is at three.")
+        str, typer.Option(help="Schedule of a recurring run, as cron with seconds: '0 0 3 * * *' is daily at 3.")
     ] = "",
-    experiment: Annotated[str, typer.Option(help="What its runs are listed under.")] = "clipmill",
+    experiment: Annotated[str, typer.Option(help="Experiment that lists the runs.")] = "clipmill",
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter; repeatable."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Parameter of the pipeline; repeatable."),
     ] = None,
     check_only: Annotated[
-        bool, typer.Option("--check", help="Look through the parameters; start nothing.")
+        bool, typer.Option("--check", help="Check the parameters without starting a run.")
     ] = False,
 ) -> None:
     """Check the parameters and start a run, or a recurring run; prints its id."""

@@ -1,6 +1,7 @@
 """A Kubernetes API that answers over HTTP."""
 
 import pytest
+
 from helpers.kubernetes_api import ApiServer
 
 

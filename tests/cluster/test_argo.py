@@ -5,8 +5,6 @@ from itertools import pairwise
 
 import pytest
 import typer
-from helpers.bare_dataset import bare_dataset
-from helpers.strict_schemas import findings
 from typer.testing import CliRunner
 
 from clipmill.cli import app
@@ -22,6 +20,8 @@ from clipmill.cluster.argo import (
     workflow_status,
 )
 from clipmill.errors import ClusterError, ConfigError
+from helpers.bare_dataset import bare_dataset
+from helpers.strict_schemas import findings
 
 RECAPTION = DataWorkflowConfig(
     stage="recaption",
@@ -172,18 +172,10 @@ def command(*arguments):
 
 
 def test_shard_on_argo_hands_its_options_to_the_pods():
-    asked = [
-        "shard",
-        "s3://b/raw",
-        "--store",
-        "s3://b",
-        "--set",
-        "min_side=64",
-        "--executor",
-        "argo",
-    ]
+    asked = ["shard", "s3://b/raw", "--store", "s3://b", "--set", "min_side=64"]
+    asked += ["--executor", "argo"]
     answer = command(*asked, "--workflow", "num_workers=3", "--dry-run")
-    found = templates(json.loads(answer.output))
+    found = templates(json.loads(answer.stdout))
     options = ["--store", "s3://b", "--recipe", "shards", "--set", "min_side=64"]
     assert found["plan"]["container"]["args"] == ["data", "plan", "s3://b/raw", *options]
     tasks = {t["name"]: t for t in found["all"]["dag"]["tasks"]}
@@ -207,7 +199,7 @@ def test_stages_on_argo_cover_a_datasets_shards(tmp_path):
         ("score", "--model", "s3://b/m"),
     ):
         answer = command(stage, dataset, *options, "--executor", "argo", "--dry-run")
-        workflow = json.loads(answer.output)
+        workflow = json.loads(answer.stdout)
         assert findings(workflow) == []
         args = templates(workflow)["part"]["container"]["args"]
         assert args[:5] == ["data", stage, dataset, *options]

@@ -13,7 +13,7 @@ def run(*arguments, group="cluster"):
     result = CliRunner().invoke(app, [group, *arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return result.output
+    return result.stdout
 
 
 def test_a_trainjob_can_be_looked_at_without_a_cluster():

@@ -3,7 +3,6 @@
 from contextlib import suppress
 
 import pytest
-from helpers.strict_schemas import findings
 
 from clipmill.cluster.kserve import (
     DIGEST_ANNOTATION,
@@ -16,6 +15,7 @@ from clipmill.cluster.kserve import (
     rollout,
 )
 from clipmill.errors import ClusterError, ConfigError, GateError, ServerError
+from helpers.strict_schemas import findings
 
 ENDPOINT = InferenceServiceConfig(name="depth", namespace="ml")
 OLD = PromotedModel(

@@ -10,7 +10,6 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from helpers.small_models import save_model
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from torch.nn import functional as F
@@ -38,6 +37,7 @@ from clipmill.telemetry import (
     caption_metrics,
     serve_metrics,
 )
+from helpers.small_models import save_model
 
 NAME = re.compile(r"\bclipmill_(?:train|data|caption|serve)_[a-z0-9_]+\b")
 SELECTOR = re.compile(r"(clipmill_[a-z0-9_]+)\{([^{}]*)\}")

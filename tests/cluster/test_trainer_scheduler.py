@@ -1,7 +1,6 @@
 """A job's way through TorchX: submitted, described, followed, cancelled."""
 
 import pytest
-from helpers.strict_schemas import findings
 from torchx.runner import Runner
 from torchx.specs import AppState
 
@@ -9,6 +8,7 @@ from clipmill.cluster import submit, trainer_scheduler
 from clipmill.cluster.trainer_scheduler import TrainerScheduler, job_state
 from clipmill.cluster.training_job import TrainingJobConfig
 from clipmill.errors import ClusterError, ConfigError
+from helpers.strict_schemas import findings
 
 JOB = TrainingJobConfig(name="clip", command=("pretrain", "d"), pool="gpu", max_nodes=2)
 

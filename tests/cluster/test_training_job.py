@@ -3,7 +3,6 @@
 import shlex
 
 import pytest
-from helpers.strict_schemas import findings
 from torchx.schedulers.kubernetes_scheduler import app_to_resource, sanitize_for_serialization
 from torchx.specs import macros
 
@@ -11,6 +10,7 @@ from clipmill.cluster.pools import load_pools
 from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.training_job import TrainingJobConfig, parse_nodes, training_app
 from clipmill.errors import ConfigError
+from helpers.strict_schemas import findings
 
 POOLS = load_pools({})
 JOB = TrainingJobConfig(

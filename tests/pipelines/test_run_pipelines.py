@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import program, program_environment
 from typer.testing import CliRunner
 
 from clipmill import stages
@@ -17,6 +16,7 @@ from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import read_stages
 from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig
+from helpers import program, program_environment
 
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_every=1", "train.num_threads=1"]
 SCENES = ["size=32", "num_pairs=6", "num_captioner_pairs=6", "num_labeled=4", "num_test=2"]
