@@ -14,13 +14,13 @@ import time
 from dataclasses import replace
 
 import torch
-from pretrain import build_train_step
 from rich.console import Console
 from rich.table import Table
 from towers import BASE, hardware, matmul_flops, pairs
 
 from clipmill.engine.config import RuntimeConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext, init_distributed
+from pretrain import build_train_step
 
 _WARM = 3
 

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scale_plan import ScaleRates, scale_plan
-from scenes import hardware
 from shard import write_pairs
 
 from clipmill.data.shards.finalize import FINGERPRINT, find_duplicates
 from clipmill.data.shards.plan import ShardConfig, plan_shards
 from clipmill.data.shards.write import write_shards
 from clipmill.data.sources.files import sorted_records
+from scenes import hardware
 
 _PER_SHARD = 10_000
 

@@ -12,13 +12,13 @@ import sys
 import time
 
 import torch
-from pretrain import build_train_step
 from rich.console import Console
 from towers import SMALL, hardware, pairs
 
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import init_distributed
 from clipmill.processes import free_ports
+from pretrain import build_train_step
 
 
 def child(batch_size: int, steps: int) -> None:

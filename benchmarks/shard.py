@@ -25,10 +25,10 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from scenes import hardware
 
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
+from scenes import hardware
 
 Seconds = tuple[float, float]
 """Wall time and CPU time."""

@@ -38,7 +38,10 @@ def refresh(store: str, run: str, tasks: list, **given: Any) -> None:
                 **inputs_for(captioned, given),
             )
             encoder = pretrained(
-                dataset=data.dataset, written=captions.written, **at, **inputs_for(pretrained, given)
+                dataset=data.dataset,
+                written=captions.written,
+                **at,
+                **inputs_for(pretrained, given),
             )
             finetuned = finetune_tasks(
                 encoder=encoder.outputs["Output"],

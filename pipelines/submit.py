@@ -26,7 +26,10 @@ def submit(
         str, typer.Option("-n", "--namespace", help="Namespace of the pipeline and its runs.")
     ] = "clipmill",
     every: Annotated[
-        str, typer.Option(help="Schedule of a recurring run, as cron with seconds: '0 0 3 * * *' is daily at 3.")
+        str,
+        typer.Option(
+            help="Schedule of a recurring run, as cron with seconds: '0 0 3 * * *' is daily at 3."
+        ),
     ] = "",
     experiment: Annotated[str, typer.Option(help="Experiment that lists the runs.")] = "clipmill",
     sets: Annotated[

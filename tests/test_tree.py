@@ -53,7 +53,7 @@ def test_every_function_and_component_of_the_stages_exists():
     for module, name in functions:
         file = ROOT / "src" / "clipmill" / f"{module[1:].replace('.', '/')}.py"
         assert re.search(rf"^def {name}\(", file.read_text(), re.MULTILINE), (module, name)
-    components = re.findall(r"`(components/\w+\.py)`", page)
+    components = re.findall(r"`(components/[\w/]+\.py)`", page)
     assert len(components) > 10
     assert [c for c in components if not (ROOT / c).exists()] == []
 

@@ -9,7 +9,9 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def load_or_generate_pairs(
     pairs: str, recipe: str, overrides: list, store: str, run: str
-) -> NamedTuple("Sources", [("pairs", str), ("captioner_pairs", str), ("ade20k", str), ("nyu", str)]):
+) -> NamedTuple(
+    "Sources", [("pairs", str), ("captioner_pairs", str), ("ade20k", str), ("nyu", str)]
+):
     """Return the given image-text pairs, or generate some, and generate labeled scenes.
 
     Args:

@@ -231,7 +231,9 @@ def data_metrics() -> DataMetrics:
             "clipmill_data_samples_processed_total", "Samples written to a dataset"
         ),
         samples_rejected=Counter(
-            "clipmill_data_samples_rejected_total", "Rejected samples left out, by reason", ["reason"]
+            "clipmill_data_samples_rejected_total",
+            "Rejected samples left out, by reason",
+            ["reason"],
         ),
         samples_replaced=Counter(
             "clipmill_data_samples_replaced_total",

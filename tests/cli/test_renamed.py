@@ -15,6 +15,8 @@ from clipmill.errors import ConfigError
 from clipmill.recipes.registry import RECIPES, get_recipe, recipe_type
 
 ROOT = Path(__file__).resolve().parents[2]
+INTERNAL = {("place", "plan_uri")}
+"""Renamed fields that no user sets."""
 SPECIAL = {"pretrain DATASET", "report URI", "recipes", "recipes NAME"}
 
 
@@ -99,9 +101,7 @@ def test_an_old_option_is_the_new_one(command, old, new, capsys):
 def test_values_after_an_equals_sign_stay(capsys):
     assert current_arguments(["sweep", "--gate=0.5"]) == ["sweep", "--min-metric=0.5"]
     line = ["data", "score", "D", "--on=argo", "--dry-run"]
-    assert current_arguments(line) == [
-        *("data", "score", "D", "--executor", "argo", "--dry-run")
-    ]
+    assert current_arguments(line) == [*("data", "score", "D", "--executor", "argo", "--dry-run")]
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
@@ -109,6 +109,7 @@ def test_values_after_an_equals_sign_stay(capsys):
 def test_an_old_recipe_is_the_new_one(old, capsys):
     new = deprecations.RECIPES[old]
     assert (old in RECIPES, new in RECIPES) == (False, True)
+    assert not old.endswith("-miniature") or new == old.replace("-miniature", "-tiny")
     assert get_recipe(old, Config) == get_recipe(new, Config)
     assert recipe_type(old) is recipe_type(new)
     assert capsys.readouterr().err == f'warning: recipe "{old}" is now "{new}"\n'
@@ -121,5 +122,19 @@ def test_the_changelog_has_every_name():
     options = {
         f"clipmill {command} {old}": f"clipmill {command} {new}" for command, old, new in OPTIONS
     }
-    named = commands | options | dict(deprecations.RECIPES)
+    recipes = {"*-miniature": "*-tiny"}
+    recipes |= {o: n for o, n in deprecations.RECIPES.items() if not o.endswith("-miniature")}
+    named = commands | options | recipes
     assert {old: rows.get(old) for old in named} == named
+
+
+def test_the_changelog_has_every_field():
+    text = (ROOT / "CHANGELOG.md").read_text().partition("\n## [0.1.0]")[0]
+    rows = re.findall(r"(?m)^\| [\w ]+ \| `([^`]+)` \| `([^`]+)` \|", text)
+    last = {tuple(name.rpartition(".")[2] for name in row) for row in rows}
+    kinds = [Config]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    renamed = {pair for kind in kinds for pair in kind.RENAMED_FIELDS.items()}
+    assert len(renamed) > 50
+    assert renamed - last == INTERNAL

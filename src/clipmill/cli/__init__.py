@@ -94,7 +94,9 @@ def demo(
     ] = False,
     stop: Annotated[
         bool,
-        typer.Option("--stop", help="Stop the endpoints that --keep-running left, and run nothing."),
+        typer.Option(
+            "--stop", help="Stop the endpoints that --keep-running left, and run nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -95,7 +95,9 @@ _NUM_NAMES = 3
 def quarantine_section(dataset: Dataset) -> Section:
     """Return the section ``Rejected samples``."""
     if not dataset.quarantine:
-        return section("quarantine", "Rejected samples", paragraph("None: every item could be used."))
+        return section(
+            "quarantine", "Rejected samples", paragraph("None: every item could be used.")
+        )
     names: dict[str, list[str]] = {}
     for bad in parse_quarantined(read_json(join(dataset.uri, MANIFEST))["quarantined"]):
         names.setdefault(bad["reason"], []).append(bad["origin"])
