@@ -57,20 +57,20 @@ def test_argo_takes_it():
 def test_a_pod_owns_a_range_and_another_step_lists_the_layer():
     workflow = data_workflow(RECAPTION, 250)
     found = templates(workflow)
-    part, finish = found["part"]["container"], found["finish"]["container"]
+    part, last = found["process-range"]["container"], found["finalize"]["container"]
     whole = ["data", "recaption", RECAPTION.subject, *RECAPTION.arguments]
-    assert finish["args"] == whole
+    assert last["args"] == whole
     assert part["args"] == [
         *whole,
         "--start", "{{inputs.parameters.start}}", "--stop", "{{inputs.parameters.stop}}",
     ]  # fmt: skip
-    tasks = {t["name"]: t for t in found["all"]["dag"]["tasks"]}
-    assert tasks["part"]["withItems"] == [
+    tasks = {t["name"]: t for t in found["stage"]["dag"]["tasks"]}
+    assert tasks["process-range"]["withItems"] == [
         {"start": "0", "stop": "100"},
         {"start": "100", "stop": "200"},
         {"start": "200", "stop": "250"},
     ]
-    assert tasks["finish"]["depends"] == "part"
+    assert tasks["finalize"]["depends"] == "process-range"
     assert workflow["spec"]["parallelism"] == 500
     assert part["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert workflow["spec"]["nodeSelector"] == {"clipmill.io/pool": "gpu"}
@@ -79,16 +79,16 @@ def test_a_pod_owns_a_range_and_another_step_lists_the_layer():
 def test_shards_are_planned_first():
     found = templates(data_workflow(SHARD, 0))
     assert found["plan"]["container"]["args"] == ["data", "plan", "s3://b/raw", "--store", "s3://b"]
-    assert found["part"]["container"]["args"][:4] == [
+    assert found["process-range"]["container"]["args"][:4] == [
         "data", "shard", "--plan", "{{inputs.parameters.planned}}",
     ]  # fmt: skip
-    tasks = {t["name"]: t for t in found["all"]["dag"]["tasks"]}
-    assert [i["worker"] for i in tasks["part"]["withItems"]] == ["0/3", "1/3", "2/3"]
-    assert (tasks["part"]["depends"], tasks["finish"]["depends"]) == ("plan", "part")
+    tasks = {t["name"]: t for t in found["stage"]["dag"]["tasks"]}
+    assert [i["worker"] for i in tasks["process-range"]["withItems"]] == ["0/3", "1/3", "2/3"]
+    assert (tasks["process-range"]["depends"], tasks["finalize"]["depends"]) == ("plan", "process-range")
 
 
 def test_lost_nodes_are_retried_and_mistakes_are_not():
-    retry = templates(data_workflow(RECAPTION, 1))["part"]["retryStrategy"]
+    retry = templates(data_workflow(RECAPTION, 1))["process-range"]["retryStrategy"]
     assert retry["expression"] == "asInt(lastRetry.exitCode) != 2"
     assert retry["backoff"] == {"duration": "30s", "factor": 2, "cap": "10m"}
 
@@ -97,7 +97,7 @@ def test_equal_work_has_an_equal_key():
     from dataclasses import replace
 
     def key(config):
-        return templates(data_workflow(config, 9))["part"]["memoize"]["key"]
+        return templates(data_workflow(config, 9))["process-range"]["memoize"]["key"]
 
     assert key(RECAPTION) == key(replace(RECAPTION, parallelism=3, retries=1))
     other = replace(RECAPTION, arguments=("--captioner", "file:/x"))
@@ -178,8 +178,8 @@ def test_shard_on_argo_hands_its_options_to_the_pods():
     found = templates(json.loads(answer.stdout))
     options = ["--store", "s3://b", "--recipe", "shards", "--set", "min_side=64"]
     assert found["plan"]["container"]["args"] == ["data", "plan", "s3://b/raw", *options]
-    tasks = {t["name"]: t for t in found["all"]["dag"]["tasks"]}
-    assert [item["worker"] for item in tasks["part"]["withItems"]] == ["0/3", "1/3", "2/3"]
+    tasks = {t["name"]: t for t in found["stage"]["dag"]["tasks"]}
+    assert [item["worker"] for item in tasks["process-range"]["withItems"]] == ["0/3", "1/3", "2/3"]
     for change, words in (
         (["--worker", "0/3"], "--worker can't be used with --executor argo"),
         (["--workflow", "parallel=3"], "parallel"),
@@ -201,7 +201,7 @@ def test_stages_on_argo_cover_a_datasets_shards(tmp_path):
         answer = command(stage, dataset, *options, "--executor", "argo", "--dry-run")
         workflow = json.loads(answer.stdout)
         assert findings(workflow) == []
-        args = templates(workflow)["part"]["container"]["args"]
+        args = templates(workflow)["process-range"]["container"]["args"]
         assert args[:5] == ["data", stage, dataset, *options]
         assert args[5] == "--recipe"
         assert args[-4::2] == ["--start", "--stop"]

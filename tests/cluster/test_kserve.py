@@ -58,7 +58,7 @@ def test_the_first_model_is_asked_once_it_is_ready(cluster):
     cluster.on_change = kserve
     asked = []
     go(cluster, OLD, smoke=asked.append)
-    assert asked == ["http://depth-m0000000000-predictor.ml"]
+    assert asked == ["http://depth-rev-00000000-predictor.ml"]
     made = {k: v for k, v in cluster.resources[PATH].items() if k != "status"}
     assert findings(made) == []
     assert made["metadata"]["annotations"]["clipmill.io/parent-encoder"] == "e" * 64
@@ -72,7 +72,7 @@ def test_a_better_model_gets_more_and_more_requests_and_then_all(serving_old):
         for past in serving_old.history
     ]
     assert steps == [[], [10], [50], []]
-    assert asked == ["http://depth-m1111111111-predictor.ml"] * 2
+    assert asked == ["http://depth-rev-11111111-predictor.ml"] * 2
     for past in serving_old.history:
         assert findings({k: v for k, v in past.items() if k != "status"}) == []
     assert serves(serving_old) == (NEW.uri, [])
