@@ -42,7 +42,7 @@ def _rendered(chart: Path, profile: str) -> dict[tuple[str, str], Resource]:
     file = chart / f"values-{profile}.yaml"
     values = yaml.safe_load(file.read_text()) if profile else {}
     texts = Chart.load(chart).render(
-        {**values, "crds": "assume"}, name="clipmill", namespace=NAMESPACE
+        {**values, "crds": "require"}, name="clipmill", namespace=NAMESPACE
     )
     found = {}
     for path, text in sorted(texts.items()):

@@ -20,6 +20,13 @@ ClipmillError
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import StrEnum
+from typing import Final
+
+
+EXIT_USER_ERROR: Final = 2
+"""Exit code of a command for an error that the caller can fix, and no retry does."""
+EXIT_PREEMPTED: Final = 75
+"""Exit code of a run that stopped on SIGTERM and saved a checkpoint; sysexits.h's EX_TEMPFAIL."""
 
 
 class ClipmillError(Exception):

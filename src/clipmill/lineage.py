@@ -26,10 +26,14 @@ _ARTICLES: Final = {
     "comparison.json": "a comparison",
     "sweep.json": "a sweep",
     "promotion.json": "a promotion",
-    "probe.json": "a probe",
+    "smoke_test.json": "a smoke test",
+    "probe.json": "a smoke test",
     "study.json": "a study",
 }
 ARTIFACT_FILES: Final = tuple(_ARTICLES)
+
+_FILES_0_1: Final = {"smoke_test.json": "probe.json"}
+"""Names of artifact files in stores of clipmill 0.1."""
 
 PUBLIC_SCHEMES: Final = {
     "open_clip": "public weights",
@@ -120,6 +124,9 @@ def read_artifact_file(uri: str, name: str, made_by: str) -> Any:
     ``made_by`` is the command that prints such a URI. Raises ArtifactError where another artifact
     lies, NotFoundError where none does.
     """
+    old = _FILES_0_1.get(name)
+    if old and exists(join(uri, old)):
+        name = old
     try:
         return read_json(join(uri, name))
     except NotFoundError:

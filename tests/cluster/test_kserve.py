@@ -1,5 +1,6 @@
 """A model takes over an endpoint, or is taken back, on an API that answers over HTTP."""
 
+import re
 from contextlib import suppress
 
 import pytest
@@ -117,6 +118,24 @@ def test_a_canary_that_never_loads_is_taken_back(serving_old):
     with pytest.raises(GateError, match="wasn't ready within 1 seconds"):
         go(serving_old, NEW)
     assert serves(serving_old) == (OLD.uri, [])
+
+
+def test_a_predictor_that_0_1_named_serves_on_after_a_rollback(serving_old):
+    serving_old.resources[PATH]["spec"]["predictor"]["name"] = "m0000000000"
+    with pytest.raises(GateError):
+        go(serving_old, NEW, smoke=broken)
+    assert serving_old.resources[PATH]["spec"]["predictor"]["name"] == "m0000000000"
+    assert serves(serving_old) == (OLD.uri, [])
+    assert not go(serving_old, OLD).changed
+    assert go(serving_old, NEW).changed
+    assert serving_old.resources[PATH]["spec"]["predictor"]["name"] == "rev-11111111"
+
+
+def test_services_of_predictors_have_names_that_dns_takes():
+    longest = InferenceServiceConfig(name="a" * 32)
+    name = f"{longest.name}-{predictor_name(NEW)}-predictor"
+    assert len(name) <= 63
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
 
 
 def test_an_interrupt_takes_the_canary_back_too(serving_old):

@@ -124,16 +124,16 @@ def test_doubles_are_dropped(tmp_path: Path, source: str) -> None:
     assert origins == ["a.tar/00003", "b.tar/00005", "b.tar/00004"]
     assert [info.name for info in dataset.shards] == [
         "00000.tar",
-        "00001-unique.tar",
-        "00002-unique.tar",
-        "00003-unique.tar",
+        "00001-dedup.tar",
+        "00002-dedup.tar",
+        "00003-dedup.tar",
     ]
     found = verify(dataset.uri)
     assert (found.faults, found.notes) == ((), ())
     files = {path.name for path in (Path(dataset.uri) / "shards").iterdir()}
     assert files == {
         f"{i:05d}{m}.{s}"
-        for i, m in enumerate(["", "-unique", "-unique", "-unique"])
+        for i, m in enumerate(["", "-dedup", "-dedup", "-dedup"])
         for s in ("tar", "json")
     }
     for info in dataset.shards:

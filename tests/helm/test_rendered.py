@@ -9,7 +9,7 @@ from helpers.strict_schemas import findings
 OPTIONS = {
     "pipelines.enabled": (True, False),
     "training.enabled": (True, False),
-    "training.gang": ("none", "volcano", "coscheduling"),
+    "training.gangScheduler": ("none", "volcano", "coscheduling"),
     "dataPlane.enabled": (True, False),
     "serving.enabled": (True, False),
     "serving.endpoints": ([], [ENDPOINT]),
@@ -21,7 +21,7 @@ OPTIONS = {
     "monitoring.alerts": (True, False),
     "monitoring.dashboards": (True, False),
     "monitoring.kind": ("PodMonitor", "ServiceMonitor"),
-    "playground": (
+    "demo": (
         {"enabled": True, "models": {"depth": "s3://bucket/models/depth-1"}},
         {
             "enabled": True,
@@ -98,7 +98,7 @@ def secret(values: dict) -> dict[str, str]:
 
 
 def test_with_a_role_there_are_no_keys():
-    values = deep(profile("gpu"), "objectStore", {"role": True, "region": "eu-west-1"})
+    values = deep(profile("gpu"), "objectStore", {"useWorkloadIdentity": True, "region": "eu-west-1"})
     found = secret(values)
     assert found["AWS_ACCESS_KEY_ID"] == found["AWS_SECRET_ACCESS_KEY"] == ""
     assert found["AWS_REGION"] == "eu-west-1"

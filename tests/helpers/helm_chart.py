@@ -22,7 +22,7 @@ def chart() -> Chart:
 def profile(name: str) -> dict:
     """Values of a profile; all CRDs are taken to be there."""
     values = yaml.safe_load((CHART / f"values-{name}.yaml").read_text()) if name else {}
-    return {**values, "crds": "assume"}
+    return {**values, "crds": "require"}
 
 
 def deep(values: dict, path: str, value) -> dict:

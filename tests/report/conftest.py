@@ -329,7 +329,7 @@ def _stages(store: str, run: str) -> None:
 
 
 def _probe(store: str, scene: Scene, models: Mapping[tuple[str, str], CheckpointMetadata]) -> str:
-    uri = join(store, "probes", "one")
+    uri = join(store, "smoke_tests", "one")
     endpoints = []
     last = {task: metadata for (_, task), metadata in models.items()}
     for task, metadata in last.items():
@@ -353,11 +353,11 @@ def _probe(store: str, scene: Scene, models: Mapping[tuple[str, str], Checkpoint
             write_bytes(join(uri, f"{task}-truth.png"), encode_png(_drawn(task, truth)))
     value = {
         "format": 1,
-        "kind": "probe",
+        "kind": "smoke_test",
         "digest": digest_json(endpoints),
         "endpoints": endpoints,
         "metrics": 'clipmill_serving_images_total{model="segmentation"} 8.0\n',
         "parents": [metadata.as_parent("model").to_json() for metadata in last.values()],
     }
-    write_json(join(uri, "probe.json"), value)
+    write_json(join(uri, "smoke_test.json"), value)
     return uri

@@ -206,7 +206,7 @@ def test_the_json_has_the_numbers(make_run) -> None:
         "comparison",
         "promotion",
         "promotion",
-        "probe",
+        "smoke_test",
     ]
     assert not [parent for parent in node.parents if "problem" in parent.detail]
 
@@ -264,7 +264,7 @@ def test_a_missing_encoder_is_an_error_and_leaves_no_report(make_run) -> None:
 
 def test_an_endpoint_that_serves_another_model_is_found_out(make_run) -> None:
     run = make_run()
-    place = join(run.inputs.smoke_test, "probe.json")
+    place = join(run.inputs.smoke_test, "smoke_test.json")
     probe = read_json(place)
     probe["endpoints"][0]["digest"] = "f" * 64
     write_json(place, probe)

@@ -70,8 +70,8 @@ def test_a_stopped_study_goes_on_to_the_same_figures(tmp_path):
     made = sorted((tmp_path / "store" / "encoders").glob("*/model.json"))
     before = {path: path.stat().st_mtime_ns for path in made}
     assert len(before) == 2
-    (spent,) = (tmp_path / "store" / "studies").glob("*/spent.json")
-    first_start = read_json(str(spent))["seconds"]
+    (saved,) = (tmp_path / "store" / "studies").glob("*/wall_time.json")
+    first_start = read_json(str(saved))["seconds"]
     result = read_study(run_study(config, store, report=quietly))
     (part,) = result.parts
     assert part.seconds > first_start > 0

@@ -13,11 +13,17 @@ from typer.exceptions import TyperException
 
 from clipmill.cli.extras import extra_of, missing_extra_error
 from clipmill.config import Config
-from clipmill.errors import ClipmillError, ConfigError, StoppedError, StorageError, UserError
+from clipmill.errors import (
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    ClipmillError,
+    ConfigError,
+    StoppedError,
+    StorageError,
+    UserError,
+)
 
 EXIT_BUG: Final = 1
-EXIT_USER_ERROR: Final = 2
-EXIT_PREEMPTED: Final = 75  # sysexits.h: a temporary failure, to be tried again
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 _DEBUG: Final = "--debug"
 _DISK_ERRORS: Final = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}

@@ -21,7 +21,7 @@ from clipmill.cluster.constants import (
 )
 from clipmill.cluster.pools import PoolConfig, container_resources, get_pool, load_pools
 from clipmill.config import Config, digest_json
-from clipmill.errors import ClusterError, ConfigError
+from clipmill.errors import EXIT_USER_ERROR, ClusterError, ConfigError
 from clipmill.stage_records import METRICS_VARIABLE
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 PLANNED = "{{inputs.parameters.planned}}"
 """Argo's expression for the plan's output, the URI of the planned dataset."""
-USER_ERROR_CODE = 2
-"""Exit code of ``clipmill`` for errors that no retry fixes."""
+_PLAN, _PROCESS, _FINALIZE = "plan", "process-range", "finalize"
+"""Steps of a workflow."""
 _PLANNED = "planned"
 _WEEK_SECONDS = 7 * 24 * 3600
 _ENDED = ("Succeeded", "Failed", "Error")
@@ -128,10 +128,10 @@ def data_workflow(config: DataWorkflowConfig, num_shards: int) -> dict[str, Any]
     split = part_arguments(config, num_shards)
     names = [flag.removeprefix("--") for flag in split[0][::2]] if split else []
     items = [dict(zip(names, values[1::2], strict=True)) for values in split]
-    containers = [_container("plan", config, pool, before)] if before else []
+    containers = [_container(_PLAN, config, pool, before)] if before else []
     containers += [
-        _container("part", config, pool, part, inputs=names),
-        _container("finish", config, pool, after),
+        _container(_PROCESS, config, pool, part, inputs=names),
+        _container(_FINALIZE, config, pool, after),
     ]
     return _workflow(config, pool, containers, items)
 
@@ -253,7 +253,7 @@ def _container(
         retry_strategy=RetryStrategy(
             limit=config.retries,
             retry_policy="Always",
-            expression=f"asInt(lastRetry.exitCode) != {USER_ERROR_CODE}",
+            expression=f"asInt(lastRetry.exitCode) != {EXIT_USER_ERROR}",
             backoff=m.Backoff(duration="30s", factor=2, cap="10m"),
             affinity=m.RetryAffinity(node_anti_affinity={}),
         ),
@@ -266,20 +266,25 @@ def _workflow(
     containers: Sequence["Container"],
     items: Sequence[dict[str, str]],
 ) -> dict[str, Any]:
-    """Return the Workflow: all containers one after the other, ``part`` once for each item."""
+    """Return the Workflow: all steps one after the other, ``process-range`` once for each item."""
     from hera.workflows import DAG, Parameter, Task, Workflow
     from hera.workflows import models as m
 
     by_name = {c.name: c for c in containers}
-    planned = [Parameter(name=_PLANNED, value="{{tasks.plan.outputs.result}}")]
-    planned = planned if "plan" in by_name else []
+    planned = [Parameter(name=_PLANNED, value=f"{{{{tasks.{_PLAN}.outputs.result}}}}")]
+    planned = planned if _PLAN in by_name else []
     each = [Parameter(name=n, value=f"{{{{item.{n}}}}}") for n in (items[0] if items else {})]
-    with DAG(name="all") as graph:
-        tasks = [Task(name="plan", template="plan")] if planned else []
+    with DAG(name="stage") as graph:
+        tasks = [Task(name=_PLAN, template=_PLAN)] if planned else []
         tasks.append(
-            Task(name="part", template="part", arguments=[*each, *planned], with_items=list(items))
+            Task(
+                name=_PROCESS,
+                template=_PROCESS,
+                arguments=[*each, *planned],
+                with_items=list(items),
+            )
         )
-        tasks.append(Task(name="finish", template="finish", arguments=planned))
+        tasks.append(Task(name=_FINALIZE, template=_FINALIZE, arguments=planned))
         for first, second in pairwise(tasks):
             first >> second
     labels = {"app.kubernetes.io/name": "clipmill", f"{DOMAIN}/stage": config.stage}
@@ -288,7 +293,7 @@ def _workflow(
         namespace=config.namespace,
         labels=labels,
         pod_metadata=m.Metadata(labels=labels | {"app.kubernetes.io/component": "data"}),
-        entrypoint="all",
+        entrypoint="stage",
         templates=[*containers, graph],
         parallelism=config.parallelism,
         service_account_name=config.service_account,
@@ -310,5 +315,5 @@ def _memoize(config: DataWorkflowConfig, command: Sequence[str], parameters: Seq
     hashes = [
         f"{{{{=sprig.trunc(16, sprig.sha256sum(inputs.parameters.{p}))}}}}" for p in parameters
     ]
-    cache = m.Cache(config_map=m.LocalObjectReference(name=f"clipmill-memo-{config.stage}"))
+    cache = m.Cache(config_map=m.LocalObjectReference(name=f"clipmill-cache-{config.stage}"))
     return m.Memoize(key="-".join([what, *hashes]), max_age="720h", cache=cache)

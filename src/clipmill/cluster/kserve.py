@@ -286,8 +286,12 @@ def _lineage_keys(current: dict[str, Any]) -> list[str]:
 
 
 def predictor_name(model: PromotedModel) -> str:
-    """Return the predictor's name, the same as a canary and after, so that no pod restarts."""
-    return f"m{model.digest[:10]}"
+    """Return the predictor's name, the same as a canary and after, so that no pod restarts.
+
+    KServe names its services ``ENDPOINT-PREDICTOR-predictor``: at most 55 characters of the 63 that
+    a DNS label may have. A label begins with a letter, which a digest needn't.
+    """
+    return f"rev-{model.digest[:8]}"
 
 
 def inference_service(endpoint: InferenceServiceConfig, model: PromotedModel) -> dict[str, Any]:

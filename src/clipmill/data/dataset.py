@@ -18,9 +18,10 @@ from clipmill.storage import join, open_store, read_json
 
 FORMAT = 1
 MANIFEST = "dataset.json"
-# In the names of shards from which doubles of earlier samples were dropped. They have a name of
-# their own so that a late worker, who writes the shard as it was, changes nothing.
-UNIQUE = "-unique"
+DEDUP = "-dedup"
+"""In the names of shards from which duplicates of earlier samples were dropped. They have a name of
+their own so that a late worker, which writes the original shard, changes nothing. Datasets of
+clipmill 0.1 have ``-unique`` instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class ShardInfo:
     """One shard, as the dataset's list names it."""
 
     name: str
-    """File name below ``shards/``: ``00000.tar``, or ``00000-unique.tar`` (see UNIQUE)."""
+    """File name below ``shards/``: ``00000.tar``, or ``00000-dedup.tar`` (see DEDUP)."""
     num_samples: int
     num_bytes: int
     sha256: str
@@ -144,17 +145,22 @@ class Dataset:
         return join(self.uri, "shards", self.shards[index].name)
 
     def _dedup_suffix(self, index: int) -> str:
-        return UNIQUE if self.shards[index].name.endswith(f"{UNIQUE}.tar") else ""
+        return dedup_suffix(self.shards[index].name)
 
     def layer_uri(self, layer: str) -> str:
         """The URI of a layer's folder, whether or not it exists."""
         return join(self.uri, "layers", layer)
 
 
+def dedup_suffix(name: str) -> str:
+    """Return the part of a shard's name that says that duplicates were dropped, or ``""``."""
+    return name.removesuffix(".tar").lstrip("0123456789")
+
+
 def sidecar_uri(uri: str, index: int, suffix: str = "") -> str:
     """Where the record beside shard ``index`` of the dataset at ``uri`` lies.
 
-    ``suffix``: UNIQUE for the shard's version without doubles of earlier samples.
+    ``suffix``: DEDUP for the shard's version without duplicates of earlier samples.
     """
     return join(uri, "shards", f"{index:05d}{suffix}.json")
 

@@ -12,15 +12,15 @@ from urllib.request import urlopen
 from numpy.typing import NDArray
 
 from clipmill.config import digest_json
-from clipmill.lineage import Parent
+from clipmill.lineage import Parent, read_artifact_file
 from clipmill.serve.client import binary_request, curl_command, query
 from clipmill.serve.launch import ServerProcess
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import exists, join, read_json, write_bytes, write_json
+from clipmill.storage import exists, join, write_bytes, write_json
 from clipmill.tasks.registry import get_task
 from clipmill.tasks.visualization import encode_png
 
-_RESULT = "probe.json"
+_RESULT = "smoke_test.json"
 _REQUEST = "request.bin"
 _NUM_TIMED = 20
 
@@ -52,11 +52,11 @@ def run_smoke_test(
     """
     parents = [m.model for m in models]
     digest = digest_json([[p.digest for p in parents], encode_png(image_HW3).hex()])
-    uri = join(store, "probes", digest[:12])
+    uri = join(store, "smoke_tests", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
     report(0, len(models), "starting")
-    with tempfile.TemporaryDirectory(prefix="clipmill-probe-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="clipmill-smoke-test-") as scratch:
         uris = {m.task: m.model.uri for m in models}
         with ServerProcess(uris, log_path=Path(scratch) / "server.log") as server:
             endpoints = []
@@ -68,7 +68,7 @@ def run_smoke_test(
         join(uri, _RESULT),
         {
             "format": 1,
-            "kind": "probe",
+            "kind": "smoke_test",
             "digest": digest,
             "endpoints": endpoints,
             "metrics": metrics,
@@ -80,7 +80,7 @@ def run_smoke_test(
 
 def read_smoke_test(uri: str) -> dict[str, Any]:
     """Return the JSON of the smoke test at ``uri``."""
-    result: dict[str, Any] = read_json(join(uri, _RESULT))
+    result: dict[str, Any] = read_artifact_file(uri, _RESULT, "clipmill demo")
     return result
 
 

@@ -29,7 +29,8 @@ from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
 
 _ATTENTION_IMAGES = 256
-_WALL_TIME = "spent.json"
+_WALL_TIME = "wall_time.json"
+_WALL_TIME_0_1 = "spent.json"
 
 _ConditionAndSeed = tuple[ConditionConfig, int]
 
@@ -73,7 +74,8 @@ class _WallClock:
 
     def __init__(self, uri: str) -> None:
         self._uri = join(uri, _WALL_TIME)
-        self._before: float = read_json(self._uri)["seconds"] if exists(self._uri) else 0.0
+        saved = next(filter(exists, (self._uri, join(uri, _WALL_TIME_0_1))), "")
+        self._before: float = read_json(saved)["seconds"] if saved else 0.0
         self._started = time.monotonic()
 
     def save(self) -> float:

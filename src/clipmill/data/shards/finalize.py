@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from clipmill.data.dataset import (
     FORMAT,
     MANIFEST,
-    UNIQUE,
+    DEDUP,
     Dataset,
     ShardInfo,
+    dedup_suffix,
     read_sidecar,
     sidecar_uri,
 )
@@ -150,7 +151,7 @@ def _delete_temporaries(plan: ShardPlan, dataset: Dataset) -> None:
     for index, info in enumerate(dataset.shards):
         for layer in plan.layers:
             store.delete(staged_rows_key(layer, index))
-        if info.name.endswith(f"{UNIQUE}.tar"):
+        if dedup_suffix(info.name):
             delete_original(store, index)
 
 
@@ -196,8 +197,8 @@ class ShardManifest:
         for index in range(self._plan.num_shards):
             first, last = int(bounds[index]), int(bounds[index + 1])
             if first < last:
-                if not exists(sidecar_uri(self._plan.uri, index, UNIQUE)):
-                    self._write_unique(index, duplicates, range(first, last))
+                if not exists(sidecar_uri(self._plan.uri, index, DEDUP)):
+                    self._write_deduplicated(index, duplicates, range(first, last))
                 # The original goes last, when nothing needs it any more.
                 delete_original(self._store, index)
             self._record(index, *self._sidecar(index))
@@ -207,7 +208,7 @@ class ShardManifest:
         self.quarantine.update(bad["reason"] for bad in sidecar["quarantined"])
         self.quarantined += sidecar["quarantined"][: MAX_LISTED - len(self.quarantined)]
 
-    def _write_unique(self, index: int, duplicates: Duplicates, rows: range) -> None:
+    def _write_deduplicated(self, index: int, duplicates: Duplicates, rows: range) -> None:
         start = int(self._starts[index])
         by_row = {int(duplicates.positions[i]) - start: i for i in rows}
         try:
@@ -216,7 +217,7 @@ class ShardManifest:
                 self._rewrite_shard(index, sidecar, original, by_row, duplicates)
         except NotFoundError:
             # Another process may have finalized the dataset first and deleted the original.
-            if not exists(sidecar_uri(self._plan.uri, index, UNIQUE)):
+            if not exists(sidecar_uri(self._plan.uri, index, DEDUP)):
                 raise
 
     def _rewrite_shard(
@@ -228,7 +229,7 @@ class ShardManifest:
         duplicates: Duplicates,
     ) -> None:
         quarantined = list(sidecar["quarantined"])
-        with staged_file(self._store, tar_key(index, UNIQUE)) as path, path.open("wb") as file:
+        with staged_file(self._store, tar_key(index, DEDUP)) as path, path.open("wb") as file:
             tar = TarWriter(file)
             for row, (record, members) in enumerate(read_members(original)):
                 if row not in rows:
@@ -253,7 +254,7 @@ class ShardManifest:
             "quarantined": quarantined,
             "dropped": [[row, sidecar["uids"][row]] for row in sorted(rows)],
         }
-        write_json(sidecar_uri(self._plan.uri, index, UNIQUE), value)
+        write_json(sidecar_uri(self._plan.uri, index, DEDUP), value)
 
     @contextmanager
     def _open(self, index: int) -> Iterator[BinaryIO]:
@@ -266,7 +267,7 @@ class ShardManifest:
     def _sidecar(self, index: int) -> tuple[str, dict[str, Any]]:
         if self._plan.config.duplicates == "drop":
             try:
-                return UNIQUE, read_sidecar(self._plan.uri, index, UNIQUE)
+                return DEDUP, read_sidecar(self._plan.uri, index, DEDUP)
             except NotFoundError:
                 pass  # a shard without duplicates, or not rewritten yet
         return "", read_sidecar(self._plan.uri, index)

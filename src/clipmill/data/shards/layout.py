@@ -1,7 +1,7 @@
 """Keys and files of a dataset while it is written: tars, sidecars, staged layer rows.
 
 ``shards/00000.tar`` lies next to its sidecar ``shards/00000.json``. With ``duplicates=drop`` a
-shard that holds duplicates is rewritten without them as ``00000-unique.tar``, and the rows of the
+shard that holds duplicates is rewritten without them as ``00000-dedup.tar``, and the rows of the
 source's layers wait under ``plan/rows`` until the duplicates are known.
 """
 

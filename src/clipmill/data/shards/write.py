@@ -18,7 +18,7 @@ from clipmill.config import sha256_bytes
 from clipmill.data.dataset import (
     FORMAT,
     MANIFEST,
-    UNIQUE,
+    DEDUP,
     Dataset,
     ShardInfo,
     read_sidecar,
@@ -288,7 +288,7 @@ def write_shard(
         staged.close()
         write_json(sidecar_uri(plan.uri, index), record)
         _put_layers(plan, index, record, rows)
-        if plan.config.duplicates == "drop" and store.exists(sidecar_key(index, UNIQUE)):
+        if plan.config.duplicates == "drop" and store.exists(sidecar_key(index, DEDUP)):
             # Another process has finalized the dataset and no longer needs this version.
             delete_original(store, index)
         return ShardResult(len(uids), Counter(bad["reason"] for bad in quarantined))
@@ -299,7 +299,7 @@ def write_shard(
 def is_complete(plan: ShardPlan, index: int) -> bool:
     """Return whether shard ``index`` exists, in either version, with its layers' rows."""
     store = open_store(plan.uri)
-    for suffix in (UNIQUE, "") if plan.config.duplicates == "drop" else ("",):
+    for suffix in (DEDUP, "") if plan.config.duplicates == "drop" else ("",):
         if store.exists(sidecar_key(index, suffix)):
             size: int = read_sidecar(store.uri, index, suffix)["num_bytes"]
             tar = tar_key(index, suffix)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clipmill.errors import NotFoundError
+from clipmill.lineage import read_artifact_file
 from clipmill.report.comparison import TaskComparison
 from clipmill.report.format import MetricFormat, metric_format
 from clipmill.report.html.page import (
@@ -78,7 +79,7 @@ def read_smoke_test_result(uri: str) -> SmokeTestResult | None:
     if not uri:
         return None
     try:
-        value = read_json(join(uri, "probe.json"))
+        value = read_artifact_file(uri, "smoke_test.json", "clipmill demo")
     except NotFoundError:
         return None
     endpoints = tuple(EndpointInfo(**endpoint) for endpoint in value["endpoints"])
