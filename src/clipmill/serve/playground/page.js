@@ -100,7 +100,7 @@ async function ask() {
   const wishes = query(model);
   const binary = isMap(model);
   if (binary) wishes.set("binary_data_output", "true");
-  say("Asking …");
+  say("Waiting …");
   const started = performance.now();
   try {
     const response = await fetch(`/v2/models/${model}/infer?${wishes}`, {
