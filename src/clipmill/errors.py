@@ -22,7 +22,6 @@ from difflib import get_close_matches
 from enum import StrEnum
 from typing import Final
 
-
 EXIT_USER_ERROR: Final = 2
 """Exit code of a command for an error that the caller can fix, and no retry does."""
 EXIT_PREEMPTED: Final = 75

@@ -84,7 +84,10 @@ def test_shards_are_planned_first():
     ]  # fmt: skip
     tasks = {t["name"]: t for t in found["stage"]["dag"]["tasks"]}
     assert [i["worker"] for i in tasks["process-range"]["withItems"]] == ["0/3", "1/3", "2/3"]
-    assert (tasks["process-range"]["depends"], tasks["finalize"]["depends"]) == ("plan", "process-range")
+    assert (tasks["process-range"]["depends"], tasks["finalize"]["depends"]) == (
+        "plan",
+        "process-range",
+    )
 
 
 def test_lost_nodes_are_retried_and_mistakes_are_not():

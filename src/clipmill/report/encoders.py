@@ -174,7 +174,9 @@ def _parents(data: _ReportData) -> tuple[Parent, ...]:
         parents.append(Parent(role="comparison", uri=comparison.uri, digest=comparison.digest))
     parents += [Parent(role="promotion", uri=s.uri, digest=s.digest) for s in data.promoted]
     if data.smoke_test is not None:
-        parents.append(Parent(role="smoke_test", uri=data.smoke_test.uri, digest=data.smoke_test.digest))
+        parents.append(
+            Parent(role="smoke_test", uri=data.smoke_test.uri, digest=data.smoke_test.digest)
+        )
     return tuple(parents)
 
 

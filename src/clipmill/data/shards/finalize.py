@@ -21,9 +21,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipmill.data.dataset import (
+    DEDUP,
     FORMAT,
     MANIFEST,
-    DEDUP,
     Dataset,
     ShardInfo,
     dedup_suffix,

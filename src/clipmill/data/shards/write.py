@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from clipmill.config import sha256_bytes
 from clipmill.data.dataset import (
+    DEDUP,
     FORMAT,
     MANIFEST,
-    DEDUP,
     Dataset,
     ShardInfo,
     read_sidecar,
