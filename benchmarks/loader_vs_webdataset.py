@@ -65,7 +65,8 @@ def batches_open_clip(target: Path, options: argparse.Namespace) -> Iterable[Any
     )
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     info = data.get_wds_dataset(settings, transform_pil(options.size), True, tokenizer=tokenizer)
-    return info.dataloader
+    batches: Iterable[Any] = info.dataloader
+    return batches
 
 
 def prepare_streaming(source: Path, target: Path) -> None:
@@ -86,14 +87,14 @@ def batches_streaming(target: Path, options: argparse.Namespace) -> Iterator[Any
 
     tokenizer, transform = open_clip.get_tokenizer("ViT-B-32"), transform_pil(options.size)
 
-    class Pairs(StreamingDataset):
+    class Pairs(StreamingDataset):  # type: ignore[misc]  # untyped
         def __getitem__(self, index: int) -> Any:
             sample = super().__getitem__(index)
             image = Image.open(io.BytesIO(sample["image"]))
             return transform(image), tokenizer(sample["caption"])[0]
 
     dataset = Pairs(local=str(target), shuffle=True, batch_size=options.batch_size)
-    loader = torch.utils.data.DataLoader(
+    loader: Iterable[Any] = torch.utils.data.DataLoader(
         dataset, options.batch_size, num_workers=options.workers, persistent_workers=True
     )
     while True:

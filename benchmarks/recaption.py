@@ -10,6 +10,8 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -60,7 +62,7 @@ WAYS = {
 
 
 def by_hand(
-    coca: torch.nn.Module,
+    coca: Any,
     architecture: CocaConfig,
     pictures: list[Image.Image],
     config: GenerateConfig,
@@ -142,8 +144,9 @@ def main() -> None:
             expected = by_hand(coca, architecture, pictures, config)
             equal = sum(said[i].texts == tuple(texts) for i, texts in enumerate(expected))
             count = len(pictures) * config.num_captions
-            ours = count / best_seconds(lambda c=captioner: list(c.caption(inputs)))
-            theirs = count / best_seconds(lambda w=config: by_hand(coca, architecture, pictures, w))
+            ours = count / best_seconds(lambda: list(captioner.caption(inputs)))  # noqa: B023
+            by_open_clip = partial(by_hand, coca, architecture, pictures, config)
+            theirs = count / best_seconds(by_open_clip)
             shown = f"{equal}/{len(pictures)}" if config.num_captions == 1 else "drawn anew"
             table.add_row(way, f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}x", shown)
             Console(stderr=True).print(f"{way}: {ours / theirs:.2f}x")

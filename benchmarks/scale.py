@@ -55,10 +55,10 @@ def main() -> None:
     for count in arguments.entries:
         with tempfile.TemporaryDirectory() as scratch:
             for stage in STAGES:
-                seconds, peak = run_apart(stage, count, scratch)
-                rate[stage] = seconds / count
+                elapsed, peak = run_apart(stage, count, scratch)
+                rate[stage] = elapsed / count
                 print(
-                    f"| {stage} | {count:,} | {seconds:.1f} | {count / seconds:,.0f} | {peak:.0f} |"
+                    f"| {stage} | {count:,} | {elapsed:.1f} | {count / elapsed:,.0f} | {peak:.0f} |"
                 )
     rates = ScaleRates(
         plan_seconds=rate["plan a table"],

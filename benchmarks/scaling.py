@@ -56,7 +56,8 @@ def measured(world_size: int) -> float:
         for rank in range(world_size)
     ]
     told = [process.communicate()[0] for process in processes]
-    return statistics.median(json.loads(told[0].splitlines()[-1]))
+    seconds: list[float] = json.loads(told[0].splitlines()[-1])
+    return statistics.median(seconds)
 
 
 def main() -> None:

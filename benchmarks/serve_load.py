@@ -26,9 +26,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 from serve_start import cpu_seconds
 
 from clipmill.processes import free_port
@@ -140,10 +141,15 @@ def open_loop(target: Target, control_port: int, rate: float, seconds: float) ->
     }
 
 
+def _set_at_end(stream: TextIO, event: threading.Event) -> None:
+    stream.read()
+    event.set()
+
+
 def probe(addresses: list[str]) -> None:
     """Ask each twenty times a second until standard input closes; print the seconds they took."""
     is_done = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), is_done.set()), daemon=True).start()
+    threading.Thread(target=_set_at_end, args=(sys.stdin, is_done), daemon=True).start()
     seconds: list[list[float]] = [[] for _ in addresses]
     while not is_done.wait(0.05):
         for address, found in zip(addresses, seconds, strict=True):
@@ -165,7 +171,7 @@ def _p99(seconds: list[float]) -> float | None:
     return _ms(quantiles(seconds, n=100, method="inclusive")[98]) if len(seconds) > 1 else None
 
 
-def bare_forward(predictor: Predictor, image_HW3: np.ndarray) -> float:
+def bare_forward(predictor: Predictor, image_HW3: NDArray[np.uint8]) -> float:
     """Seconds of the network without a server."""
     started = time.perf_counter()
     predictor.predict([image_HW3])
@@ -185,7 +191,7 @@ def sums_of(url: str) -> dict[str, float]:
 
 def start_peer(
     python: str, file: str, uri: str, log_path: Path, stack: ExitStack, *options: str
-) -> list[int]:
+) -> tuple[int, int]:
     """Port and process id of a peer; it ends with ``stack``."""
     port = free_port(HOST)
     command = [python, str(Path(__file__).with_name(file)), str(port), uri, *options]
@@ -203,10 +209,10 @@ def start_peer(
             subprocess.run(["kill", "-9", str(child)], check=False, stderr=subprocess.DEVNULL)
 
     stack.callback(stop)
-    return [port, process.pid]
+    return port, process.pid
 
 
-def as_form(image_HW3: np.ndarray) -> tuple[bytes, dict[str, str]]:
+def as_form(image_HW3: NDArray[np.uint8]) -> tuple[bytes, dict[str, str]]:
     """The pixels as a file of a form, which is LitServe's way to take bytes."""
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
     body = head + image_HW3.tobytes() + b"\r\n--b--\r\n"
@@ -262,7 +268,7 @@ def main() -> None:
 def measure(
     targets: dict[str, Target],
     predictor: Predictor,
-    image_HW3: np.ndarray,
+    image_HW3: NDArray[np.uint8],
     url: str,
     control_port: int,
     options: argparse.Namespace,

@@ -63,7 +63,7 @@ def served(network: nn.Module) -> Callable[[Tensor], object]:
 
     if _DEVICE.type == "cuda":
         return one
-    return lambda images_B3HW: threads.map(one, images_B3HW.split(1))
+    return lambda images_B3HW: threads.map(one, torch.split(images_B3HW, 1))
 
 
 def in_bf16(run: Callable[[Tensor], object], images_B3HW: Tensor) -> object:

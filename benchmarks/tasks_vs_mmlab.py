@@ -191,7 +191,7 @@ def _runner(
     lap: Callable[[], None],
     scratch: str,
 ) -> "Runner":
-    class Laps(Hook):
+    class Laps(Hook):  # type: ignore[misc]  # untyped
         priority = "VERY_HIGH"
 
         def before_run(self, _runner: Runner) -> None:

@@ -119,6 +119,7 @@ def open_clips(options: argparse.Namespace) -> list[Lap]:
     model: Any = build_clip(config).to(device)
     raw = pairs(config, options.batch, is_padded=True)
     images, texts = Normalize()(raw.images_B3HW.float() / 255), raw.real_BT
+    assert texts is not None
     if _ON_GPU:
         images, texts = images.pin_memory(), texts.pin_memory()
     laps: list[tuple[Any, float]] = []

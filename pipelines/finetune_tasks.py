@@ -21,7 +21,7 @@ def finetune_task(
     namespace: str = "",
     runtime: str = "cpu",
     prometheus: str = "",
-) -> NamedTuple("Finetuned", [("evaluation", str), ("promotion", str)]):
+) -> NamedTuple("Finetuned", [("evaluation", str), ("promotion", str)]):  # type: ignore[valid-type]
     """Run a task's sweep, promote the best model, and deploy it if ``namespace`` is given."""
     at = {"store": store, "run": run}
     tuning = {"encoder": encoder, "task_spec": task_spec, **at}
@@ -43,9 +43,12 @@ def finetune_task(
             prometheus=prometheus,
         )
         on_pool(deployed, "cpu", cached=False)
-    return NamedTuple("Finetuned", [("evaluation", str), ("promotion", str)])(
-        best["evaluation"], promotion
-    )
+
+    class Finetuned(NamedTuple):
+        evaluation: str
+        promotion: str
+
+    return Finetuned(best["evaluation"], promotion)
 
 
 @dsl.pipeline(name="finetune-tasks")

@@ -7,7 +7,7 @@ from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def hold_out(dataset: str, recipe: str, overrides: list, store: str, run: str) -> NamedTuple(
+def hold_out(dataset: str, recipe: str, overrides: list, store: str, run: str) -> NamedTuple(  # type: ignore[valid-type]
     "Overrides", [("pretrain", list), ("retrieval", list)]
 ):
     """Split a dataset into a training part and a held-out part.
@@ -27,5 +27,8 @@ def hold_out(dataset: str, recipe: str, overrides: list, store: str, run: str) -
 
     from clipmill import stages
 
-    outputs = NamedTuple("Overrides", [("pretrain", list), ("retrieval", list)])
-    return outputs(*stages.hold_out(recipe, overrides, dataset, store, run))
+    class Overrides(NamedTuple):
+        pretrain: list
+        retrieval: list
+
+    return Overrides(*stages.hold_out(recipe, overrides, dataset, store, run))

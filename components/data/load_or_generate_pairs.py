@@ -9,7 +9,7 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def load_or_generate_pairs(
     pairs: str, recipe: str, overrides: list, store: str, run: str
-) -> NamedTuple(
+) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads no other form
     "Sources", [("pairs", str), ("captioner_pairs", str), ("ade20k", str), ("nyu", str)]
 ):
     """Return the given image-text pairs, or generate some, and generate labeled scenes.
@@ -32,6 +32,11 @@ def load_or_generate_pairs(
     folder = stages.scenes(recipe, overrides, store, run)
     names = (PAIRS, CAPTIONING, LABELS["segmentation"], LABELS["depth"])
     uris = [f"{folder}/{name}" for name in names]
-    outputs = ("pairs", "captioner_pairs", "ade20k", "nyu")
-    sources = NamedTuple("Sources", [(name, str) for name in outputs])
-    return sources(pairs or uris[0], *uris[1:])
+
+    class Sources(NamedTuple):
+        pairs: str
+        captioner_pairs: str
+        ade20k: str
+        nyu: str
+
+    return Sources(pairs or uris[0], *uris[1:])

@@ -32,5 +32,6 @@ def recaption(
     """
     from clipmill import stages
 
-    shards = {"start": start, "stop": stop or None}
-    return stages.recaption(recipe, overrides, dataset, captioner, store, run, **shards)
+    return stages.recaption(
+        recipe, overrides, dataset, captioner, store, run, start=start, stop=stop or None
+    )

@@ -32,5 +32,6 @@ def score(
     """
     from clipmill import stages
 
-    part = {"start": start, "stop": stop or None}
-    return stages.score(recipe, overrides, dataset, store, run, model=model, **part)
+    return stages.score(
+        recipe, overrides, dataset, store, run, model=model, start=start, stop=stop or None
+    )

@@ -43,7 +43,8 @@ def report(
 
     flat = [uri for uris in evaluations for uri in uris]
     inputs = (dataset, layer, captioner, encoders, flat)
-    served = {"promotions": promotions, "smoke_test": smoke_test}
-    uri = stages.report(*inputs, store, run, comparison=comparison, **served)
+    uri = stages.report(
+        *inputs, store, run, comparison=comparison, promotions=promotions, smoke_test=smoke_test
+    )
     Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
     return uri

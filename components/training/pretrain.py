@@ -28,5 +28,8 @@ def pretrain(
     from clipmill import stages
     from clipmill.lineage import log_artifact
 
-    seen = {"captions": captions, "layer": layer, "select": [select] if select else []}
-    return log_artifact(stages.pretrain(recipe, overrides, dataset, store, run, **seen), model)
+    uri = stages.pretrain(
+        recipe, overrides, dataset, store, run,
+        captions=captions, layer=layer, select=[select] if select else [],
+    )  # fmt: skip
+    return log_artifact(uri, model)

@@ -10,7 +10,7 @@ from kfp import dsl
 def sweep(
     encoder: str, task_spec: dict, store: str, run: str,
     model: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics], page: dsl.Output[dsl.HTML],
-) -> NamedTuple(
+) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads no other form
     "Best", [("task", str), ("min_metric", float), ("evaluation", str), ("evaluations", list)]
 ):  # fmt: skip
     """Complete a task's sweep and return its best evaluation.

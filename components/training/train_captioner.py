@@ -27,5 +27,5 @@ def train_captioner(
     from clipmill.lineage import log_artifact
 
     return captioner or log_artifact(
-        stages.train_captioner(recipe, overrides, dataset, store, run), made
+        stages.train_captioner(recipe, overrides, dataset, store, run), model
     )
