@@ -46,8 +46,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.stage:
         seconds = STAGES[arguments.stage](Path(arguments.scratch), arguments.entries[0])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps([seconds, peak / 1024]))
+        rss_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps([seconds, rss_kb / 1024]))
         return
     print(f"Measured on: {hardware()}\n")
     print("| stage | entries | seconds | entries/s | peak memory, MB |\n|---|---|---|---|---|")

@@ -115,7 +115,7 @@ def inputs_for(step: Step, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _optional(step: Step) -> dict[str, inspect.Parameter]:
-    function: Callable[..., Any] = getattr(step, "pipeline_func", step)
+    function: Any = getattr(step, "pipeline_func", step)
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p for p in parameters if p.default is not p.empty}
 
