@@ -56,6 +56,18 @@ def site_links(markdown: str, *, folder: str) -> str:
     return _LINK.sub(rewrite, markdown)
 
 
+_CLI_CONVENTIONS = """\
+- Results go to standard output: a URI or a table, or JSON with `--json`. Progress, the default
+  recipe and the next command go to standard error, so that `ENCODER=$(clipmill pretrain clip ...)`
+  captures the URI.
+- `clipmill --install-completion` installs completion of commands, options, recipes and tasks for
+  your shell.
+- Exit codes: 0 success, 1 a bug or damaged data, 2 a mistake that the message explains, 75 training
+  that SIGTERM stopped after it saved its state, 130 Ctrl-C.
+- Names of clipmill 0.1 work with a warning; the [changelog](../changelog.md) lists them.
+"""
+
+
 def cli_reference() -> str:
     """Return the reference of every command: usage, arguments, options and defaults."""
     import typer
@@ -65,6 +77,7 @@ def cli_reference() -> str:
     sections = [
         "# Command-line reference\n",
         "Generated from the application. `clipmill COMMAND --help` prints the same text.\n",
+        _CLI_CONVENTIONS,
     ]
     sections += _sections(typer.main.get_command(app), "clipmill")
     return "\n".join(sections)

@@ -1,6 +1,6 @@
 """``python -m clipmill.pipelines.compile``: write every generated file of the repository.
 
-The compiled pipelines in ``manifests/`` and the chart, a drawing of each in ``docs/``, the tables of
+The compiled pipelines in ``manifests/`` and the chart, a drawing of each in ``docs/``, tables of
 components in ``components/``, the chart's rules and dashboards from ``telemetry.py``, the table of
 pools from the chart's values, and the chart rendered into ``manifests/`` for those without Helm.
 ``--check`` compares instead, and fails where a file differs.
@@ -41,17 +41,18 @@ def generated() -> dict[Path, str]:
     from clipmill.cluster.manifests import examples, monitoring_files
     from clipmill.cluster.pools import pools_json
 
-    made = {ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")}
-    made |= {CHART / "files" / name: text for name, text in monitoring_files().items()}
-    made |= component_readmes()
+    pools = ROOT / "src" / "clipmill" / "cluster" / "pools.json"
+    files = {pools: pools_json(CHART / "values.yaml")}
+    files |= {CHART / "files" / name: text for name, text in monitoring_files().items()}
+    files |= component_readmes()
     with tempfile.TemporaryDirectory() as scratch:
         for file in compile_all(Path(scratch)):
             text = file.read_text()
             for folder in (MANIFESTS, CHART / "files" / "pipelines"):
-                made[folder / file.name] = text
-            made[DRAWINGS / f"{file.stem}.svg"] = draw(*yaml.safe_load_all(text))
-    made |= {MANIFESTS / "examples" / name: text for name, text in examples().items()}
-    return made
+                files[folder / file.name] = text
+            files[DRAWINGS / f"{file.stem}.svg"] = draw(*yaml.safe_load_all(text))
+    files |= {MANIFESTS / "examples" / name: text for name, text in examples().items()}
+    return files
 
 
 def component_readmes() -> dict[Path, str]:
@@ -99,10 +100,10 @@ def rendered() -> dict[Path, str]:
     return {MANIFESTS / name: text for name, text in kustomize_files(CHART).items()}
 
 
-def _write(made: dict[Path, str], *, check: bool) -> list[str]:
+def _write(files: dict[Path, str], *, check: bool) -> list[str]:
     """Write the files, or only say which differ."""
     stale = []
-    for file, text in made.items():
+    for file, text in files.items():
         if check:
             if not file.exists() or file.read_text() != text:
                 stale.append(str(file.relative_to(ROOT)))

@@ -15,7 +15,7 @@ OVERLAYS = ("gpu", "laptop")
 def kustomize_files(chart: Path) -> dict[str, str]:
     """Text by path below ``manifests/``; CRDs are taken to be there."""
     base = _rendered(chart, "")
-    made = {
+    files = {
         "base/kustomization.yaml": yaml_text(_kustomization(resources=["clipmill.yaml"])),
         "base/clipmill.yaml": yaml_text(*base.values()),
     }
@@ -25,15 +25,15 @@ def kustomize_files(chart: Path) -> dict[str, str]:
         patches = [_difference(base[k], r) for k, r in wanted.items() if base.get(k, r) != r]
         patches += [_head(r) | {"$patch": "delete"} for key, r in base.items() if key not in wanted]
         folder = f"overlays/{name}"
-        made[f"{folder}/kustomization.yaml"] = yaml_text(
+        files[f"{folder}/kustomization.yaml"] = yaml_text(
             _kustomization(
                 # One by one: several in a file crash older kustomize where one of them deletes.
                 resources=["../../base", "added.yaml"],
                 patches=[{"patch": yaml_text(patch)} for patch in patches],
             )
         )
-        made[f"{folder}/added.yaml"] = yaml_text(*added)
-    return made
+        files[f"{folder}/added.yaml"] = yaml_text(*added)
+    return files
 
 
 def _rendered(chart: Path, profile: str) -> dict[tuple[str, str], Resource]:

@@ -77,8 +77,9 @@ def test_the_commands_stand_in_panels():
     }
     text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120"}).stdout
     order = re.findall(r"─ (\w+) ─", text)
-    assert order == ["Options", "Quickstart", "Data", "Training", "Evaluation", "Serving"] + [
-        *("Artifacts", "Cluster")
+    assert order == [
+        *("Options", "Quickstart", "Data", "Training"),
+        *("Evaluation", "Serving", "Artifacts", "Cluster"),
     ]
 
 

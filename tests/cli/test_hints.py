@@ -60,8 +60,8 @@ def test_next_commands_parse(monkeypatch):
     from clipmill.cli.entry import check_command
 
     seen = []
-    for module in ("train", "data"):
-        module = sys.modules[f"clipmill.cli.{module}"]
+    for name in ("train", "data"):
+        module = sys.modules[f"clipmill.cli.{name}"]
         monkeypatch.setattr(module, "print_next", lambda *line: seen.append(line))
     for line, _, _ in TRAINING:
         run(*line.split())
@@ -82,3 +82,19 @@ def test_json_of_a_uri():
 def test_a_table():
     text = format_table(["a", "number"], [["long", "1"], ["b"]], right=" r")
     assert text == "a     number\nlong       1\nb"
+
+
+def test_a_report_takes_a_comparison(monkeypatch, tmp_path):
+    def report(dataset, layer, captioner, encoders, evaluations, store, *, comparison):
+        assert (dataset, layer, captioner, store) == ("D", "L", "C", str(tmp_path))
+        assert (encoders, evaluations, comparison) == (["E"], ["V"], "X")
+        (tmp_path / "report.html").write_text("page")
+        return str(tmp_path)
+
+    monkeypatch.setattr(stages, "report", report)
+    page = tmp_path / "out.html"
+    arguments = ["--dataset", "D", "--caption-layer", "L", "--captioner", "C", "--encoder", "E"]
+    arguments += ["--evaluation", "V", "--comparison", "X", "--store", str(tmp_path)]
+    output, hints = run("report", *arguments, "--output", str(page))
+    assert (output, hints) == (f"{page}\n", [f"next: clipmill show {tmp_path}"])
+    assert page.read_text() == "page"

@@ -41,7 +41,7 @@ class TrainingJobConfig(Config):
     name: str
     """Name of the job: lower case, digits and hyphens, 40 characters at maximum."""
     command: tuple[str, ...]
-    """Arguments of ``clipmill``, such as ``("pretrain", DATASET, "--store", STORE)``."""
+    """Arguments of ``clipmill``, such as ``("pretrain", "clip", DATASET, "--store", STORE)``."""
     pool: str = "gpu"
     """Name of the pool."""
     min_nodes: int = 1
