@@ -46,10 +46,10 @@ CHART = Path(__file__).resolve().parent.parent / "helm" / "clipmill"
 HOST = "127.0.0.1"
 STEPS = ("train.batch_size=16", "train.log_every=5", "train.checkpoint_every=10")
 NOTHING_HAPPENED = {
-    "Attempts at an endpoint, by outcome, a second",
-    "Samples that a loader replaced, a second",
-    "Updates left out, by reason, a second",
-    "Tokens that an endpoint counted, a second",
+    "Requests to a captioning endpoint, by outcome, per second",
+    "Bad samples that a data loader replaced, by reason, per second",
+    "Skipped optimizer updates, by reason, per second",
+    "Tokens of prompts and completions, per second",
 }
 """Panels of what this run has none of: faults, other captioners."""
 LOAD_SECONDS = 90.0

@@ -48,6 +48,17 @@ def test_a_bad_sample_survives_pickling():
     )
 
 
+def test_reasons_of_0_1_are_read_as_those_of_today():
+    for old, new in {
+        "cut-tar": BadSampleReason.TRUNCATED_TAR,
+        "no-caption": BadSampleReason.MISSING_CAPTION,
+        "unreadable-image": BadSampleReason.UNREADABLE_IMAGE,
+        "refused": BadSampleReason.REFUSED,
+    }.items():
+        assert BadSampleReason.parse(old) == BadSampleReason.parse(new) == new
+    assert BadSampleReason.parse("") == ""
+
+
 def test_who_catches_what():
     assert issubclass(NotFoundError, StorageError)
     assert issubclass(ConfigError, UserError)

@@ -33,7 +33,7 @@ def find(path):
     return command
 
 
-@pytest.mark.parametrize("old", deprecations.COMMANDS.keys() - SPECIAL)
+@pytest.mark.parametrize("old", sorted(deprecations.COMMANDS.keys() - SPECIAL))
 def test_an_old_command_is_the_new_one(old, capsys):
     new = deprecations.COMMANDS[old]
     assert current_arguments([*old.split(), "x", "--json"]) == [*new.split(), "x", "--json"]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.dataset import Dataset
+from clipmill.config import digest_json
+from clipmill.data.dataset import Dataset, parse_quarantined
 from clipmill.data.layers import read_layer
 from clipmill.data.shards import finalize as duplicates_module
 from clipmill.data.shards import write as shards_module
@@ -217,3 +218,27 @@ def test_same_id_within_a_shard_is_left_out(tmp_path: Path) -> None:
     dataset = Dataset.open(write_dataset(ShardConfig(), str(table), str(tmp_path / "store")))
     assert captions(dataset, tmp_path / "cache") == ["first"]
     assert dataset.quarantine == {"duplicate_id": 1}
+
+
+def test_a_dataset_that_0_1_wrote_is_read(tmp_path: Path, source: str) -> None:
+    config = ShardConfig(samples_per_shard=3, duplicates="drop")
+    dataset = Dataset.open(write_dataset(config, source, str(tmp_path / "store")))
+    before = captions(dataset, tmp_path / "cache")
+    folder = Path(dataset.uri)
+    for path in [folder / "dataset.json", *(folder / "shards").glob("*.json")]:
+        text = path.read_text().replace("-dedup", "-unique")
+        path.write_text(text.replace("duplicate_i", "duplicate-i"))
+    for path in (folder / "shards").glob("*-dedup.*"):
+        path.rename(path.with_name(path.name.replace("-dedup", "-unique")))
+    value = manifest(dataset.uri)
+    value["digest"] = digest_json(value["shards"])
+    (folder / "dataset.json").write_text(json.dumps(value))
+    for path in folder.glob("layers/**/layer.json"):
+        path.write_text(path.read_text().replace(dataset.digest, value["digest"]))
+
+    old = Dataset.open(dataset.uri)
+    assert old.quarantine == {"duplicate_image": 2, "duplicate_id": 1}
+    assert captions(old, tmp_path / "another cache") == before
+    found = verify(old.uri)
+    assert (found.faults, found.notes) == ((), ())
+    assert parse_quarantined(value["quarantined"])[0]["reason"] == "duplicate_image"

@@ -124,7 +124,8 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
     (page,) = Path(store, "reports").glob("*/report.html")
     assert "Serves now" in page.read_text()
     # Typed artifacts: two datasets, a captioner, an encoder, the best model of each sweep.
-    records = [json.loads(file.read_text()) for file in tmp_path.glob("kfp/**/made")]
+    files = [*tmp_path.glob("kfp/**/dataset"), *tmp_path.glob("kfp/**/model")]
+    records = [json.loads(file.read_text()) for file in files]
     assert Counter(r["kind"] for r in records) == KINDS
     assert all(lineage(r["store_uri"]).digest == r["digest"] for r in records)
 
