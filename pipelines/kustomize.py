@@ -20,10 +20,12 @@ def kustomize_files(chart: Path) -> dict[str, str]:
         "base/clipmill.yaml": yaml_text(*base.values()),
     }
     for name in OVERLAYS:
-        wanted = _rendered(chart, name)
-        added = [r for key, r in wanted.items() if key not in base]
-        patches = [_difference(base[k], r) for k, r in wanted.items() if base.get(k, r) != r]
-        patches += [_head(r) | {"$patch": "delete"} for key, r in base.items() if key not in wanted]
+        overlay = _rendered(chart, name)
+        added = [r for key, r in overlay.items() if key not in base]
+        patches = [_difference(base[k], r) for k, r in overlay.items() if base.get(k, r) != r]
+        patches += [
+            _head(r) | {"$patch": "delete"} for key, r in base.items() if key not in overlay
+        ]
         folder = f"overlays/{name}"
         files[f"{folder}/kustomization.yaml"] = yaml_text(
             _kustomization(

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import typer
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from clipmill.cli import app, options
 from clipmill.recipes.registry import STAGES, list_recipes, recipe_type
+from clipmill.study.config import TableName
 from clipmill.tasks.registry import TASKS
 
 
@@ -120,7 +122,8 @@ def test_shells_complete(line, expected):
     assert complete(line)[: len(expected)] == expected
 
 
-def test_completion_knows_all_tasks_and_stages():
+def test_completion_knows_all_tasks_tables_and_stages():
+    assert get_args(TableName) == sys.modules["clipmill.cli.study"]._TABLES
     assert set(options.TASKS) == set(TASKS)
     assert set(options.recipes_of("")()) >= {("retrieval", options.recipes_of("retrieval")()[0][1])}
     known = {recipe_type(name) for name in list_recipes()}

@@ -34,7 +34,7 @@ TRACK_LABEL: Final = f"{DOMAIN}/track"
 POOL_LABEL: Final = f"{DOMAIN}/pool"
 """Node label that stands for a pool until the chart puts the pool's own in its place."""
 METRICS_LABEL: Final = f"{DOMAIN}/metrics"
-"""What a monitor finds pods by that can't bear the chart's labels."""
+"""Label of pods that can't have the chart's labels, such as tasks of pipelines, for monitors."""
 
 METRICS_PORT: Final = 9090
 """Port of a job's ``/metrics``."""
