@@ -67,7 +67,7 @@ def check_help(parameter, where):
     assert parameter.help.endswith((".", "...")), f"{where}: {parameter.help}"
 
 
-@pytest.mark.parametrize("path", LEAVES.keys() - WITHOUT_RESULT, ids=names)
+@pytest.mark.parametrize("path", sorted(LEAVES.keys() - WITHOUT_RESULT), ids=names)
 def test_commands_that_print_a_result_can_print_json(path):
     assert "--json" in {option for p in LEAVES[path].params for option in p.opts}
 
