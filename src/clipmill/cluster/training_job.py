@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 STOP_SECONDS = 10
 """Time of a pod's grace period that is left after that of the processes, seconds."""
 ROLE = "node"
-"""Name of the only role. Kubeflow Trainer applies a TrainJob's spec to the job and the container that
-have this name, so that it can't be another."""
+"""Name of the only role. Kubeflow Trainer applies a TrainJob's spec to the job and the container
+of this name, so it can't be another."""
 _PORT = 29500
 _SHARED_MEMORY = "dshm"
 """TorchX's name of the volume at ``/dev/shm``."""
