@@ -45,7 +45,7 @@ def test_the_model_is_created_with_its_lineage_and_asked(cluster, promotion):
         resource["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
 
     cluster.on_change = ready
-    with pytest.raises(ServerError, match=r"depth-m.*-predictor\.ml"):
+    with pytest.raises(ServerError, match=r"depth-rev-[0-9a-f]{8}-predictor\.ml"):
         deploy_promotion(promotion, ENDPOINT, QUICK, api=cluster.api())
     (made,) = cluster.resources.values()
     annotations = made["metadata"]["annotations"]
