@@ -2,8 +2,8 @@
 
 Pages under ``reference/`` with the mark ``<!-- generated: NAME -->`` come from the code: commands
 from the Typer application, recipes from their docstrings. The changelog and the contributing guide
-come from the repository's root. Links to other files outside of ``docs/`` lead to GitHub.
-"""
+come from the root. Mermaid is drawn in the browser. Links to other files outside of ``docs/`` lead
+to GitHub.
 
 import posixpath
 import re
@@ -15,6 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "https://github.com/clipmill/clipmill/blob/main"
 ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 _LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def on_config(config: Any) -> Any:
+    """Let Mermaid's blocks be drawn; in ``mkdocs.yml`` this takes a tag that names a function."""
+    from pymdownx.superfences import fence_code_format
+
+    fence = {"name": "mermaid", "class": "mermaid", "format": fence_code_format}
+    config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -1,6 +1,6 @@
 """``python -m clipmill.pipelines.compile``: write every generated file of the repository.
 
-The compiled pipelines in ``manifests/`` and the chart, a drawing of each in ``docs/``, tables of
+The compiled pipelines in ``manifests/`` and the chart, a diagram of each in ``docs/``, tables of
 components in ``components/``, the chart's rules and dashboards from ``telemetry.py``, the table of
 pools from the chart's values, and the chart rendered into ``manifests/`` for those without Helm.
 ``--check`` compares instead, and fails where a file differs.
@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 MANIFESTS = ROOT / "manifests"
 CHART = ROOT / "helm" / "clipmill"
-DRAWINGS = ROOT / "docs" / "pipelines"
+DIAGRAMS = ROOT / "docs" / "pipelines" / "README.md"
 COMPONENTS = ROOT / "components"
 
 
@@ -36,7 +36,7 @@ def compile_all(folder: Path) -> list[Path]:
 
 def generated() -> dict[Path, str]:
     """Text of every generated file, by its path in the repository."""
-    from clipmill.pipelines.drawing import draw
+    from clipmill.pipelines.diagram import diagram, with_diagrams
 
     from clipmill.cluster.manifests import examples, monitoring_files
     from clipmill.cluster.pools import pools_json
@@ -45,12 +45,14 @@ def generated() -> dict[Path, str]:
     files = {pools: pools_json(CHART / "values.yaml")}
     files |= {CHART / "files" / name: text for name, text in monitoring_files().items()}
     files |= component_readmes()
+    diagrams = {}
     with tempfile.TemporaryDirectory() as scratch:
         for file in compile_all(Path(scratch)):
             text = file.read_text()
             for folder in (MANIFESTS, CHART / "files" / "pipelines"):
                 files[folder / file.name] = text
-            files[DRAWINGS / f"{file.stem}.svg"] = draw(*yaml.safe_load_all(text))
+            diagrams[file.stem] = diagram(*yaml.safe_load_all(text))
+    files[DIAGRAMS] = with_diagrams(DIAGRAMS.read_text(), diagrams)
     files |= {MANIFESTS / "examples" / name: text for name, text in examples().items()}
     return files
 
