@@ -4,6 +4,7 @@ Pages under ``reference/`` with the mark ``<!-- generated: NAME -->`` come from 
 from the Typer application, recipes from their docstrings. The changelog and the contributing guide
 come from the root. Mermaid is drawn in the browser. Links to other files outside of ``docs/`` lead
 to GitHub.
+"""
 
 import posixpath
 import re
