@@ -44,6 +44,7 @@ def _graph(dag: Spec, components: Spec, gpu: set[str], taken: set[str]) -> Itera
         component = components[task["componentRef"]["name"]]
         if "dag" in component:
             yield f'subgraph {ids[name]}["{_title(task)}"]'
+            yield "  direction TB"
             inner = _graph(component["dag"], components, gpu, taken)
             yield from (f"  {line}" for line in inner)
             yield "end"
@@ -74,7 +75,7 @@ def _title(task: Spec) -> str:
         source = items["inputParameter"].removeprefix("pipelinechannel--").removesuffix("-Output")
         return f"for each of {source}"
     if "condition" in task.get("triggerPolicy", {}):
-        return f"if {name}"
+        return f"if {name.removeprefix('if-')}"
     return str(name)
 
 
