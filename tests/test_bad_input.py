@@ -91,7 +91,9 @@ def test_debug_behind_two_dashes_is_the_commands_own(capsys):
 def test_ctrl_c_is_one_line_and_130(tmp_path):
     """In a process of its own, while a command is at work."""
     code = (
-        "import sys, time; from clipmill import cli; from clipmill.cli import entry\n"
+        "import signal, sys, time; from clipmill import cli; from clipmill.cli import entry\n"
+        # A shell starts background processes with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(): print('at work', flush=True); time.sleep(60)\n"
         "cli.app.command('wait')(wait); sys.argv = ['clipmill', 'wait']; cli.main()"
     )

@@ -251,7 +251,7 @@ def test_its_metrics_count_what_happened(server: ServerProcess, picture: np.ndar
     assert grown("requests_total", "code=200", "model=depth", version) == 1
     assert grown("requests_total", "code=400", "model=depth", version) == 1
     assert grown("requests_total", "code=404", "model=unknown", "version=") == 1
-    assert grown("rejected_total", "model=depth", "reason=image_unreadable") == 1
+    assert grown("requests_rejected_total", "model=depth", "reason=image_unreadable") == 1
     assert grown("batch_size_count", "model=depth") == 1
     for stage in ("request", "queue_wait", "infer", "postprocess"):
         assert grown(f"{stage}_seconds_count", "model=depth") == 1
