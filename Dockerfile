@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Three images of one file:  docker build --target serve -t clipmill/serve:0.1.0 .
+# Three images of one file:  docker build --target serve -t clipmill/serve:0.2.0 .
 #
 #   data    shards, captions, scores and selects
 #   train   pretrains, fine-tunes, evaluates; runs the pipelines' components
@@ -60,7 +60,7 @@ COPY . /build
 RUN sh requirements/finish.sh
 
 FROM base AS labelled
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=
 LABEL org.opencontainers.image.title="clipmill" \
       org.opencontainers.image.description="Quality-captioned CLIP encoders: made, fine-tuned, served" \

@@ -1,4 +1,8 @@
-# make demo: the whole way, on this machine. make test: the quick suite. make check: what CI runs.
+# make demo    run the full pipeline on this machine
+# make smoke   run one test file of each package: a minute
+# make test    run the quick test suite
+# make check   run what CI runs
+# make docs    build the documentation site into site/, in .venv-docs
 #
 #   PYTHON   Python 3.11 to 3.13 (python3, or what .venv was made from)
 #   VENV     folder of the virtual environment
@@ -9,24 +13,34 @@ VENV ?= .venv
 TORCH ?= auto
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Quoted: the checkout's path, and so VENV's, may have spaces.
-BIN := "$(VENV)"/bin
+BIN = "$(VENV)"/bin
 # OpenMMLab's compiled operators aren't needed: torchvision's stand in (docs/dependencies.md).
 export MMCV_WITH_OPS := 0
 # Bytecode is kept: without it each start of torch and OpenMMLab compiles for eight seconds.
 unexport PYTHONDONTWRITEBYTECODE
 # Workers run side by side: one thread each.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # A Python that nobody named gives way to the environment's own.
 INSTALL = "$(PYTHON)" requirements/environment.py --venv "$(VENV)" --torch $(TORCH) \
     --index $(TORCH_INDEX) $(if $(filter file,$(origin PYTHON)),--any-python)
 
-.PHONY: demo test check format lock clean installed-demo installed-dev
+# A file of each package.
+SMOKE := $(addprefix tests/, test_config.py test_errors.py test_tree.py recipes/test_registry.py \
+    storage/test_store.py data/test_shards_read.py data/test_view.py data/test_dataloader.py \
+    models/test_tokenizer.py models/test_encoders.py engine/test_optim.py engine/test_trainer.py \
+    pretrain/test_contrastive.py tasks/test_segmentation_objective.py tasks/test_evaluation.py \
+    serve/test_bodies.py serve/test_answers.py report/test_summary.py cluster/test_argo.py)
+
+.PHONY: demo test smoke check docs format lock clean installed-demo installed-dev installed-docs
 
 demo: installed-demo
 	$(BIN)/python -m clipmill demo
 
 test: installed-dev
 	$(PYTEST)
+
+smoke: installed-dev
+	$(PYTEST) $(SMOKE)
 
 check: installed-dev
 	$(BIN)/ruff check
@@ -37,6 +51,10 @@ check: installed-dev
 	$(BIN)/python -m clipmill.pipelines.compile --check
 	$(PYTEST)
 
+docs: VENV = .venv-docs
+docs: installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -44,10 +62,10 @@ format: installed-dev
 lock: installed-dev
 	$(BIN)/python requirements/lock.py
 
-installed-demo installed-dev: installed-%:
+installed-demo installed-dev installed-docs: installed-%:
 	@command -v "$(PYTHON)" > /dev/null || { \
 	    echo "error: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make ... PYTHON=python3.12" >&2; exit 2; }
 	@$(INSTALL) $*
 
 clean:
-	rm -rf "$(VENV)" .clipmill
+	rm -rf "$(VENV)" .venv-docs site .clipmill

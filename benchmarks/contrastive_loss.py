@@ -17,13 +17,13 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipmill.engine.distributed import Ranks
-from clipmill.pretrain.contrastive import CaptionLosses
+from clipmill.engine.distributed import DistributedContext
+from clipmill.pretrain.contrastive import ContrastiveLoss
 
 
 def ours(images_BD: Tensor, texts_BD: Tensor, scale: Tensor) -> Tensor:
     """The loss, by way of pieces of the similarity matrix."""
-    losses = CaptionLosses("softmax", Ranks())
+    losses = ContrastiveLoss("softmax", DistributedContext())
     return losses({"image": images_BD, "real": texts_BD}, scale, None, {})["real"]
 
 
@@ -46,7 +46,7 @@ def measure(name: str, batch: int, width: int, results: Connection) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     loss = LOSSES[name](images, texts, scale)
-    loss.backward()
+    torch.autograd.backward(loss)
     seconds = time.perf_counter() - started
     held = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert images.grad is not None

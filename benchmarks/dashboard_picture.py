@@ -29,7 +29,7 @@ _COLOURS = (
 _STYLE = {
     "axes.edgecolor": _GRID,
     "axes.facecolor": _PANEL,
-    "axes.prop_cycle": mpl.cycler(color=_COLOURS),
+    "axes.prop_cycle": plt.cycler(color=_COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.facecolor": _PAGE,

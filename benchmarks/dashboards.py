@@ -27,29 +27,29 @@ import numpy as np
 import yaml
 from dashboard_picture import STEP_SECONDS, draw
 
-from clipmill.cluster.monitoring.files import rules
-from clipmill.data.scenes.formats import (
+from clipmill.cluster.monitoring.rules import rules
+from clipmill.errors import ServerError
+from clipmill.processes import free_port
+from clipmill.scenes.formats import (
     write_ade20k,
     write_caption_folder,
     write_class_folder,
     write_nyu,
 )
-from clipmill.data.scenes.world import SceneConfig
-from clipmill.errors import ServerError
+from clipmill.scenes.geometry import SceneConfig
 from clipmill.serve.client import Client
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.ports import free_port
-from clipmill.serve.process import ServerProcess
-from clipmill.stages import METRICS_VARIABLE
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.launch import ServerProcess
+from clipmill.stage_records import METRICS_VARIABLE
 
 CHART = Path(__file__).resolve().parent.parent / "helm" / "clipmill"
 HOST = "127.0.0.1"
-STEPS = ("train.batch_size=16", "train.log_steps=5", "train.checkpoint_steps=10")
+STEPS = ("train.batch_size=16", "train.log_every=5", "train.checkpoint_every=10")
 NOTHING_HAPPENED = {
-    "Attempts at an endpoint, by outcome, a second",
-    "Samples that a loader replaced, a second",
-    "Updates left out, by reason, a second",
-    "Tokens that an endpoint counted, a second",
+    "Requests to a captioning endpoint, by outcome, per second",
+    "Bad samples that a data loader replaced, by reason, per second",
+    "Skipped optimizer updates, by reason, per second",
+    "Tokens of prompts and completions, per second",
 }
 """Panels of what this run has none of: faults, other captioners."""
 LOAD_SECONDS = 90.0
@@ -155,15 +155,15 @@ def train(folder: Path, port: int) -> dict[str, str]:
     )
     layer = made_by("data", "recaption", dataset, "--captioner", captioner, port=port)
     encoder = made_by(
-        *("pretrain", dataset, *store, "--captions", "both", "--layer", layer),
+        *("pretrain", "clip", dataset, *store, "--captions", "both", "--caption-layer", layer),
         port=port,
         sets=(
-            *(*STEPS, "train.steps=200", "train.operation.peak_flops=1e11"),
-            *("evaluation.every_steps=20", "evaluation.num_pairs=0"),
-            f"evaluation.class_folder={classes / 'val'}",
+            *(*STEPS, "train.steps=200", "train.runtime.peak_flops=1e11"),
+            *("validation.every=20", "validation.num_pairs=0"),
+            f"validation.zero_shot_dataset={classes / 'val'}",
         ),
     )
-    wanted = {"depth": ("depth-miniature", nyu), "segmentation": ("upernet-miniature", ade20k)}
+    wanted = {"depth": ("depth-tiny", nyu), "segmentation": ("upernet-tiny", ade20k)}
     return {
         task: made_by(
             *("finetune", "--recipe", recipe, "--encoder", encoder, "--data", str(data)),
@@ -205,7 +205,7 @@ def load(models: dict[str, str], folder: Path, ports: dict[str, int]) -> None:
     """A stable endpoint and a canary, asked by three clients and by one, in a rush by thrice."""
     listed = folder / "models.json"
     listed.write_text(json.dumps(models))
-    config = ServeConfig(max_queue_images=6)
+    config = ServingConfig(max_queue_size=6)
     with ExitStack() as stack:
         for track, port in ports.items():
             process = ServerProcess(

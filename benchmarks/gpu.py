@@ -14,28 +14,29 @@ import time
 from dataclasses import replace
 
 import torch
-from pretrain import updater
 from rich.console import Console
 from rich.table import Table
 from towers import BASE, hardware, matmul_flops, pairs
 
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks, ranks
-from clipmill.engine.operation import OperationConfig
+from clipmill.engine.config import RuntimeConfig, TrainConfig
+from clipmill.engine.distributed import DistributedContext, init_distributed
+from pretrain import build_train_step
 
 _WARM = 3
 
 
-def measure(config: TrainConfig, here: Ranks, steps: int, *, synthetic: bool) -> tuple[str, ...]:
+def measure(
+    config: TrainConfig, dist: DistributedContext, steps: int, *, synthetic: bool
+) -> tuple[str, ...]:
     """The table's cells for one model: of its times the median."""
     torch.cuda.reset_peak_memory_stats()
-    run = updater(BASE, config, here)
+    run = build_train_step(BASE, config, dist)
     batch = pairs(BASE, config.batch_size, synthetic=synthetic).pin_memory()
     laps = []
     for step in range(_WARM + steps):
         torch.cuda.synchronize()
         started = time.perf_counter()
-        run.update(step, batch)
+        run(step, batch)
         torch.cuda.synchronize()
         laps.append(time.perf_counter() - started)
     seconds = statistics.median(laps[_WARM:])
@@ -44,7 +45,7 @@ def measure(config: TrainConfig, here: Ranks, steps: int, *, synthetic: bool) ->
         f"{seconds * 1000:.0f}",
         f"{config.batch_size / seconds:.0f}",
         f"{rate / 1e12:.0f}" if rate else "",
-        f"{rate / run.peak:.2f}" if run.peak else "peak not known",
+        f"{rate / run.peak_flops:.2f}" if run.peak_flops else "peak not known",
         f"{torch.cuda.max_memory_allocated() / 2**30:.1f}",
     )
 
@@ -63,23 +64,23 @@ def main() -> None:
     config = TrainConfig(
         steps=100_000,
         batch_size=options.batch,
-        micro_batches=options.micro_batches,
+        grad_accum_steps=options.grad_accum_steps,
         precision=options.precision,
     )
-    pieces = f" in {options.micro_batches} pieces" if options.micro_batches > 1 else ""
+    pieces = f" in {options.grad_accum_steps} pieces" if options.grad_accum_steps > 1 else ""
     title = f"ViT-B/16, batch {options.batch}{pieces}, {options.precision}"
     table = Table(title=title, caption=hardware())
     for heading in ("captions", "form", "ms/step", "samples/s", "TFLOP/s", "MFU", "peak GiB"):
         table.add_column(heading, justify="left" if heading in {"captions", "form"} else "right")
     console = Console()
-    with ranks() as here:
+    with init_distributed() as dist:
         for is_compiled in (False, True) if options.compile else (False,):
             form = "compiled" if is_compiled else "eager"
-            operation = OperationConfig(compile=is_compiled)
+            runtime = RuntimeConfig(compile=is_compiled)
             for captions in ("G", "G + S"):
                 cells = measure(
-                    replace(config, operation=operation),
-                    here,
+                    replace(config, runtime=runtime),
+                    dist,
                     options.steps,
                     synthetic=captions == "G + S",
                 )
@@ -87,7 +88,7 @@ def main() -> None:
                 console.print(f"{captions}, {form}: {cells[0]} ms", style="dim")
                 gc.collect()
                 torch.cuda.empty_cache()
-        plain = matmul_flops(here.device, torch.bfloat16, 8192)
+        plain = matmul_flops(dist.device, torch.bfloat16, 8192)
     console.print(table)
     console.print(f"a plain product of bf16 matrices of side 8192: {plain / 1e12:.0f} TFLOP/s")
 

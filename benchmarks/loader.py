@@ -23,19 +23,21 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from loader_peers import rates
+from loader_vs_webdataset import rates
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.loader import LoaderConfig, PairBatch, PairLoader
-from clipmill.data.scenes import SceneConfig, draw
-from clipmill.data.shards import ShardConfig, shard
-from clipmill.data.view import View, ViewConfig
-from clipmill.models.normalization import Normalize
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.dataloader import PairBatch, PairDataLoader
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
+from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
+from clipmill.scenes import SceneConfig, draw
 from clipmill.storage import SeaweedServer
 
 _DRAWN, _PICTURE_SIZE, _QUALITY = 192, 512, 90
@@ -61,9 +63,10 @@ def write_source(folder: Path, count: int) -> None:
 
 def our_batches(uri: str, options: argparse.Namespace) -> Iterator[PairBatch]:
     """The loader as training sets it up."""
-    loader = PairLoader(
+    loader = PairDataLoader(
         View(Dataset.open(uri), ViewConfig()),
-        LoaderConfig(batch_size=options.batch_size, num_workers=options.workers),
+        DataLoaderConfig(num_workers=options.workers),
+        batch_size=options.batch_size,
         transform=CropTransform(options.size, RandomResizedCropConfig()),
         tokenize=Tokenizer(),
         cache=options.folder / "cache",
@@ -105,7 +108,7 @@ def run(contender: str, options: argparse.Namespace) -> dict[str, float]:
 
 def peer(contender: str, options: argparse.Namespace) -> list[str]:
     """The command that runs a peer."""
-    program = Path(__file__).with_name("loader_peers.py")
+    program = Path(__file__).with_name("loader_vs_webdataset.py")
     return [options.peers, str(program), contender, str(options.folder)]
 
 
@@ -114,8 +117,8 @@ def compare(options: argparse.Namespace) -> None:
     source = options.folder / "source"
     write_source(source, options.samples)
     config = ShardConfig(samples_per_shard=_SHARD_SAMPLES)
-    options.local = shard(config, str(source), str(options.folder / "store"))
-    options.s3 = shard(config, str(source), options.s3) if options.s3 else ""
+    options.local = write_dataset(config, str(source), str(options.folder / "store"))
+    options.s3 = write_dataset(config, str(source), options.s3) if options.s3 else ""
     contenders = [c for c in OURS if options.s3 or c != "ours, S3"]
     contenders += PEERS if options.peers else ()
     for contender in PEERS if options.peers else ():

@@ -17,11 +17,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.loader import LoaderConfig, PairLoader
-from clipmill.data.shards import ShardConfig, shard
-from clipmill.data.view import View, ViewConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.dataloader import PairDataLoader
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
+from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.models.tokenizer import Tokenizer
 
 _BATCH_SIZE = 256
@@ -44,14 +46,15 @@ def write_source(folder: Path, count: int) -> None:
         (part / f"{number}.txt").write_text(f"{caption} {number}")
 
 
-def loader(uri: str, cache: Path, num_workers: int, cursor: int) -> PairLoader:
+def loader(uri: str, cache: Path, num_workers: int, cursor: int) -> PairDataLoader:
     """The loader as training sets it up, from batch ``cursor`` on."""
-    return PairLoader(
+    return PairDataLoader(
         View(Dataset.open(uri), ViewConfig()),
-        LoaderConfig(batch_size=_BATCH_SIZE, num_workers=num_workers),
+        DataLoaderConfig(num_workers=num_workers),
+        batch_size=_BATCH_SIZE,
         transform=CropTransform(32, RandomResizedCropConfig()),
         tokenize=Tokenizer(),
-        cursor=cursor,
+        start_step=cursor,
         cache=cache,
     )
 
@@ -77,7 +80,7 @@ def main(num_samples: int, num_workers: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_source(folder / "source", num_samples)
-        uri = shard(ShardConfig(), str(folder / "source"), str(folder / "store"))
+        uri = write_dataset(ShardConfig(), str(folder / "source"), str(folder / "store"))
         num_batches = num_samples // _BATCH_SIZE
         batches = islice(loader(uri, folder / "cache", num_workers, 0), num_batches)
         memory = Table(title=f"MB over an epoch of {num_samples} samples")

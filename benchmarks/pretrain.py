@@ -15,26 +15,25 @@ from rich.console import Console
 from rich.table import Table
 from towers import BASE, SMALL, hardware, matmul_flops, pairs, synchronize
 
-from clipmill.engine.checkpointer import Checkpointer
+from clipmill.engine.checkpoint import Checkpointer, TrainProgress
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks, ranks
-from clipmill.engine.flops import forward_flops
-from clipmill.engine.state import Progress
-from clipmill.engine.update import Updater
-from clipmill.models.towers import ClipConfig
-from clipmill.pretrain.clip_objective import ClipObjective
+from clipmill.engine.distributed import DistributedContext, init_distributed
+from clipmill.engine.metrics import forward_flops
+from clipmill.engine.trainer import TrainStep
+from clipmill.models.config import ClipConfig
+from clipmill.pretrain.clip import ClipObjective
 
 _CHECKPOINT_STEPS = 100
 
 
-def updater(model: ClipConfig, config: TrainConfig, here: Ranks) -> Updater:
+def build_train_step(model: ClipConfig, config: TrainConfig, dist: DistributedContext) -> TrainStep:
     """A fresh model and what trains it."""
     torch.manual_seed(config.seed)
-    return Updater(ClipObjective(model, here).to(here.device).train(), config, here)
+    return TrainStep(ClipObjective(model, dist).to(dist.device).train(), config, dist)
 
 
 def step_seconds(
-    model: ClipConfig, config: TrainConfig, here: Ranks, steps: int
+    model: ClipConfig, config: TrainConfig, dist: DistributedContext, steps: int
 ) -> dict[str, float]:
     """Median seconds of a step on one kind of caption and on both, of usual and of full lengths."""
     batches = {
@@ -44,46 +43,46 @@ def step_seconds(
         for lengths in ("", ", whole context")
         for kind in ("G", "G + S")
     }
-    updaters = {name: updater(model, config, here) for name in batches}
+    train_steps = {name: build_train_step(model, config, dist) for name in batches}
     laps: dict[str, list[float]] = {name: [] for name in batches}
     for step in range(steps + 1):
         for name, batch in batches.items():
-            synchronize(here.device)
+            synchronize(dist.device)
             started = time.perf_counter()
-            updaters[name].update(step, batch)
-            synchronize(here.device)
+            train_steps[name](step, batch)
+            synchronize(dist.device)
             if step:
                 laps[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in laps.items()}
 
 
-def checkpoint(config: TrainConfig, here: Ranks, steps: int) -> dict[str, float]:
+def checkpoint(config: TrainConfig, dist: DistributedContext, steps: int) -> dict[str, float]:
     """Seconds: of a step, of one while a state is written, of the stall, of a resume."""
     batch = pairs(SMALL, config.batch_size)
-    run = updater(SMALL, config, here)
+    run = build_train_step(SMALL, config, dist)
     plain, busy, stalls = [], [], []
 
     def lap(step: int) -> float:
         started = time.perf_counter()
-        run.update(step, batch)
+        run(step, batch)
         return time.perf_counter() - started
 
     lap(0)
     with tempfile.TemporaryDirectory() as folder:
-        states = Checkpointer(folder, run.moving, here, num_kept=2)
+        states = Checkpointer(folder, run.state, dist, keep_last=2)
         for step in range(1, steps + 1):
             plain.append(lap(step))
             started = time.perf_counter()
-            states.save(Progress(step=step))
+            states.save(TrainProgress(step=step))
             stalls.append(time.perf_counter() - started)
             busy.append(lap(step))
-            states.finish(must=True)
+            states.finish(must_succeed=True)
         started = time.perf_counter()
-        again = updater(SMALL, config, here)
+        again = build_train_step(SMALL, config, dist)
         built = time.perf_counter()
-        Checkpointer(folder, again.moving, here, num_kept=2).restore()
+        Checkpointer(folder, again.state, dist, keep_last=2).restore()
         restored = time.perf_counter()
-        again.update(steps, batch)
+        again(steps, batch)
     names = {"step": plain, "step while a state is written": busy, "stall": stalls}
     found = {name: statistics.median(values) for name, values in names.items()}
     found["building the model"] = built - started
@@ -104,9 +103,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console()
     config = TrainConfig(steps=1000, batch_size=options.batch, precision=options.precision)
-    with ranks() as here:
+    with init_distributed() as dist:
         model, title = (SMALL, "ViT-Ti/16 at 112 px") if options.skip_base else (BASE, "ViT-B/16")
-        seconds = step_seconds(model, config, here, options.steps)
+        seconds = step_seconds(model, config, dist, options.steps)
         table = Table(title=f"{title}, batch {options.batch}, {options.precision}")
         table.add_column("captions")
         table.add_column("s/step", justify="right")
@@ -117,15 +116,15 @@ def main() -> None:
             ratio = seconds[f"G + S{lengths}"] / seconds[f"G{lengths}"]
             console.print(f"G + S / G step time{lengths}: {ratio:.2f}")
         flops = 3 * forward_flops(
-            ClipObjective(model, here).to(here.device), pairs(model, options.batch)
+            ClipObjective(model, dist).to(dist.device), pairs(model, options.batch)
         )
         dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-        peak = matmul_flops(here.device, dtype, 2048)
+        peak = matmul_flops(dist.device, dtype, 2048)
         console.print(
             f"G: {flops / seconds['G'] / 1e9:.0f} GFLOP/s of a plain product's {peak / 1e9:.0f}: "
             f"utilisation {flops / seconds['G'] / peak:.2f}"
         )
-        found = checkpoint(config, here, options.steps)
+        found = checkpoint(config, dist, options.steps)
         for name, value in found.items():
             console.print(f"{name}: {value * 1000:.0f} ms")
         extra = found["stall"] + max(found["step while a state is written"] - found["step"], 0)

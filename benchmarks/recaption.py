@@ -10,6 +10,8 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -21,10 +23,12 @@ from rich.table import Table
 from towers import hardware
 
 from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
-from clipmill.models.center_resize import center_resize
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig, build_coca
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.coca import build_coca
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.models.encoders import Normalize
+from clipmill.models.preprocess import center_crop_resize
+from clipmill.models.tokenizer import Tokenizer
 
 _ROUNDS = 2
 
@@ -58,15 +62,15 @@ WAYS = {
 
 
 def by_hand(
-    coca: torch.nn.Module,
+    coca: Any,
     architecture: CocaConfig,
     pictures: list[Image.Image],
     config: GenerateConfig,
 ) -> list[list[str]]:
     """Texts of each picture, as a script around open_clip would make them."""
-    tokenizer = architecture.clip.text.tokenizer(is_padded=True)
+    tokenizer = Tokenizer.from_config(architecture.clip.text, is_padded=True)
     size = architecture.clip.vision.image_size
-    pixels = torch.from_numpy(np.stack([center_resize(picture, size) for picture in pictures]))
+    pixels = torch.from_numpy(np.stack([center_crop_resize(picture, size) for picture in pictures]))
     images = Normalize()(pixels.permute(0, 3, 1, 2).float() / 255)
     images = images.to(_DEVICE).repeat_interleave(config.num_captions, dim=0)
     with torch.autocast("cuda", torch.bfloat16, enabled=_DEVICE.type == "cuda"):
@@ -132,16 +136,17 @@ def main() -> None:
     for heading in ("way", "ours", "open_clip", "ratio", "equal texts"):
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as folder:
-        card = ModelCard(kind="coca", architecture=architecture.to_json(), recipe={})
-        uri = save_checkpoint(folder, card, coca.state_dict()).uri
+        metadata = CheckpointMetadata(kind="coca", architecture=architecture.to_json(), recipe={})
+        uri = save_checkpoint(folder, metadata, coca.state_dict()).uri
         for way, config in WAYS.items():
             captioner = CocaCaptioner(uri, config)
             said = dict(captioner.caption(inputs))
             expected = by_hand(coca, architecture, pictures, config)
             equal = sum(said[i].texts == tuple(texts) for i, texts in enumerate(expected))
             count = len(pictures) * config.num_captions
-            ours = count / best_seconds(lambda c=captioner: list(c.caption(inputs)))
-            theirs = count / best_seconds(lambda w=config: by_hand(coca, architecture, pictures, w))
+            ours = count / best_seconds(lambda: list(captioner.caption(inputs)))  # noqa: B023
+            by_open_clip = partial(by_hand, coca, architecture, pictures, config)
+            theirs = count / best_seconds(by_open_clip)
             shown = f"{equal}/{len(pictures)}" if config.num_captions == 1 else "drawn anew"
             table.add_row(way, f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}x", shown)
             Console(stderr=True).print(f"{way}: {ours / theirs:.2f}x")

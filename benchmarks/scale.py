@@ -2,7 +2,7 @@
 
 Entries only: no image is behind them. Each stage runs in a process of its own, whose peak memory is
 reported. Then the same rates, with the measured cost of sharding real JPEGs, give the plan of a
-dataset of 1.28 x 10^9 pairs (``clipmill.data.scale``). Run::
+dataset of 1.28 x 10^9 pairs (``scale_plan.py``). Run::
 
     python benchmarks/scale.py --entries 100000 1000000 10000000
 
@@ -22,13 +22,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scenes import hardware
+from scale_plan import ScaleRates, scale_plan
 from shard import write_pairs
 
-from clipmill.data.scale import ScaleRates, scale_plan
-from clipmill.data.shard_duplicates import FINGERPRINT, find_duplicates
-from clipmill.data.shards import ShardConfig, plan_shards, shard_range
-from clipmill.data.sources.sorting import sorted_records
+from clipmill.data.shards.finalize import FINGERPRINT, find_duplicates
+from clipmill.data.shards.plan import ShardConfig, plan_shards
+from clipmill.data.shards.write import write_shards
+from clipmill.data.sources.files import sorted_records
+from scenes import hardware
 
 _PER_SHARD = 10_000
 
@@ -45,8 +46,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.stage:
         seconds = STAGES[arguments.stage](Path(arguments.scratch), arguments.entries[0])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps([seconds, peak / 1024]))
+        rss_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps([seconds, rss_kb / 1024]))
         return
     print(f"Measured on: {hardware()}\n")
     print("| stage | entries | seconds | entries/s | peak memory, MB |\n|---|---|---|---|---|")
@@ -54,10 +55,10 @@ def main() -> None:
     for count in arguments.entries:
         with tempfile.TemporaryDirectory() as scratch:
             for stage in STAGES:
-                seconds, peak = run_apart(stage, count, scratch)
-                rate[stage] = seconds / count
+                elapsed, peak = run_apart(stage, count, scratch)
+                rate[stage] = elapsed / count
                 print(
-                    f"| {stage} | {count:,} | {seconds:.1f} | {count / seconds:,.0f} | {peak:.0f} |"
+                    f"| {stage} | {count:,} | {elapsed:.1f} | {count / elapsed:,.0f} | {peak:.0f} |"
                 )
     rates = ScaleRates(
         plan_seconds=rate["plan a table"],
@@ -99,7 +100,7 @@ def work_through(scratch: Path, count: int) -> float:
     )
     assert plan.num_items == count
     start = time.perf_counter()
-    shard_range(plan, 0, plan.num_shards)
+    write_shards(plan, 0, plan.num_shards)
     return time.perf_counter() - start
 
 
@@ -134,10 +135,10 @@ def measure_sharding(count: int = 1000) -> float:
     """CPU seconds a pair of making shards from 512 x 384 JPEGs, all processes and threads."""
     with tempfile.TemporaryDirectory() as scratch:
         source = write_pairs(Path(scratch) / "source", count)
-        config = ShardConfig(identity="listing")
+        config = ShardConfig(fingerprint="metadata")
         plan = plan_shards(config, str(source), str(Path(scratch) / "store"))
         start = time.process_time()
-        shard_range(plan, 0, plan.num_shards)
+        write_shards(plan, 0, plan.num_shards)
         return (time.process_time() - start) / count
 
 

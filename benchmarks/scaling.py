@@ -12,28 +12,28 @@ import sys
 import time
 
 import torch
-from pretrain import updater
 from rich.console import Console
 from towers import SMALL, hardware, pairs
 
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import ranks
-from clipmill.storage.ports import free_ports
+from clipmill.engine.distributed import init_distributed
+from clipmill.processes import free_ports
+from pretrain import build_train_step
 
 
 def child(batch_size: int, steps: int) -> None:
     """A rank; the first one prints its seconds a step."""
     torch.set_num_threads(1)
     config = TrainConfig(steps=1000, batch_size=batch_size)
-    with ranks() as here:
-        run = updater(SMALL, config, here)
-        batch = pairs(SMALL, here.share(batch_size, 1), seed=here.rank)
+    with init_distributed() as dist:
+        run = build_train_step(SMALL, config, dist)
+        batch = pairs(SMALL, dist.per_rank_batch_size(batch_size, 1), seed=dist.rank)
         laps = []
         for step in range(steps + 1):
             started = time.perf_counter()
-            run.update(step, batch)
+            run(step, batch)
             laps.append(time.perf_counter() - started)
-        if here.rank == 0:
+        if dist.rank == 0:
             print(json.dumps(laps[1:]))
 
 
@@ -56,7 +56,8 @@ def measured(world_size: int) -> float:
         for rank in range(world_size)
     ]
     told = [process.communicate()[0] for process in processes]
-    return statistics.median(json.loads(told[0].splitlines()[-1]))
+    seconds: list[float] = json.loads(told[0].splitlines()[-1])
+    return statistics.median(seconds)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from clipmill.data.scenes import SceneConfig, draw
+from clipmill.scenes import SceneConfig, draw
 
 _ROUNDS = 5
 

@@ -14,28 +14,31 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from clipmill.config import digest_json, sha256_bytes
 from clipmill.data.dataset import Dataset
 from clipmill.data.duplicates import near_duplicates
-from clipmill.data.filters.aspect_ratio import AspectRatioFilter
-from clipmill.data.filters.caption_length import CaptionLengthFilter
-from clipmill.data.filters.clip_top_fraction import ClipTopFractionFilter
-from clipmill.data.filters.image_size import ImageSizeFilter
-from clipmill.data.filters.language import LanguageFilter
+from clipmill.data.filters import (
+    AspectRatioFilter,
+    CaptionLengthFilter,
+    ClipTopFractionFilter,
+    ImageSizeFilter,
+    LanguageFilter,
+)
 from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
-from clipmill.data.select import select
-from clipmill.data.select_rule import SelectConfig, steps
-from clipmill.digest import digest_json, sha256_bytes
+from clipmill.data.select import SelectConfig, filter_steps, select
 
 SHARD_ROWS = 10_000
 RULE = SelectConfig(
     name="benchmark",
-    filters=steps(
+    filters=filter_steps(
         ClipTopFractionFilter(fraction=0.3),
         LanguageFilter(),
         CaptionLengthFilter(),
@@ -43,6 +46,8 @@ RULE = SelectConfig(
         AspectRatioFilter(),
     ),
 )
+
+_T = TypeVar("_T")
 
 
 def main(num_rows: int) -> None:
@@ -134,7 +139,7 @@ def files(folder: Path, score: str) -> list[Path]:
     return sorted((folder / f"score/{score}-1").glob("*.parquet"))
 
 
-def by_arrow(folder: Path) -> np.ndarray:
+def by_arrow(folder: Path) -> NDArray[np.bool_]:
     """The rule as a plain script."""
     clip = pq.read_table(files(folder, "clip"), columns=["real"])["real"].to_numpy()
     text = pq.read_table(files(folder, "text"), columns=["real"])["real"].combine_chunks()
@@ -147,10 +152,11 @@ def by_arrow(folder: Path) -> np.ndarray:
     smaller, larger = np.minimum(width, height), np.maximum(width, height)
     keep &= (smaller >= 200) & (larger / smaller <= 3.0)
     pq.write_table(pa.table({"keep": keep}), folder / "mask.parquet")
-    return keep
+    mask: NDArray[np.bool_] = keep
+    return mask
 
 
-def by_pandas(folder: Path) -> np.ndarray:
+def by_pandas(folder: Path) -> NDArray[np.bool_]:
     """The rule as DataComp's baselines are written."""
     import pandas as pd
 
@@ -167,10 +173,11 @@ def by_pandas(folder: Path) -> np.ndarray:
     smaller, larger = image.min(axis=1), image.max(axis=1)
     keep &= (smaller >= 200) & (larger / smaller <= 3.0)
     pd.DataFrame({"keep": keep}).to_parquet(folder / "mask.parquet")
-    return keep.to_numpy()
+    mask: NDArray[np.bool_] = keep.to_numpy()
+    return mask
 
 
-def kept_by(dataset: Dataset, layer: str) -> np.ndarray:
+def kept_by(dataset: Dataset, layer: str) -> NDArray[np.bool_]:
     """The rows that a select layer keeps."""
     cache = Path(os.environ["CLIPMILL_CACHE"])
     parts = [
@@ -180,7 +187,7 @@ def kept_by(dataset: Dataset, layer: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def timed(run: Callable[[], object]) -> tuple[float, object]:
+def timed(run: Callable[[], _T]) -> tuple[float, _T]:
     """Wall-clock seconds of one run, and what it returned."""
     start = time.perf_counter()
     found = run()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastapi import Response
 
-from clipmill.serve.config import ServeConfig
+from clipmill.serve.config import ServingConfig
 from clipmill.tasks.predictor import Predictor
 
 
@@ -23,7 +23,7 @@ class Lit(litserve.LitAPI):  # type: ignore[misc]
     """Square images in, class ids out."""
 
     def __init__(self, uri: str, *, by_predictor: bool) -> None:
-        config = ServeConfig()
+        config = ServingConfig()
         super().__init__(
             max_batch_size=config.max_batch_size, batch_timeout=config.max_wait_seconds
         )

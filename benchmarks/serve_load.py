@@ -26,16 +26,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 from serve_start import cpu_seconds
 
+from clipmill.processes import free_port
 from clipmill.serve.client import pixels_request
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.ports import free_port
-from clipmill.serve.probe import scrape
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.launch import ServerProcess
+from clipmill.serve.smoke_test import scrape_metrics
 from clipmill.tasks.predictor import Predictor
 
 NUM_ALONE = 40
@@ -131,7 +132,7 @@ def open_loop(target: Target, control_port: int, rate: float, seconds: float) ->
         "sent_per_second": round(rate),
         "statuses": dict(Counter(status for status, _ in found)),
         "p99_200_ms": _p99(served),
-        "full_queue_ms": _ms(ServeConfig().max_queue_images * took / max(len(served), 1)),
+        "full_queue_ms": _ms(ServingConfig().max_queue_size * took / max(len(served), 1)),
         "p99_503_ms": _p99(refused),
         "live_ms": {"p99": _p99(ours), "max": _ms(max(ours))},
         "control_live_ms": {"p99": _p99(control), "max": _ms(max(control))},
@@ -140,10 +141,15 @@ def open_loop(target: Target, control_port: int, rate: float, seconds: float) ->
     }
 
 
+def _set_at_end(stream: TextIO, event: threading.Event) -> None:
+    stream.read()
+    event.set()
+
+
 def probe(addresses: list[str]) -> None:
     """Ask each twenty times a second until standard input closes; print the seconds they took."""
     is_done = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), is_done.set()), daemon=True).start()
+    threading.Thread(target=_set_at_end, args=(sys.stdin, is_done), daemon=True).start()
     seconds: list[list[float]] = [[] for _ in addresses]
     while not is_done.wait(0.05):
         for address, found in zip(addresses, seconds, strict=True):
@@ -165,7 +171,7 @@ def _p99(seconds: list[float]) -> float | None:
     return _ms(quantiles(seconds, n=100, method="inclusive")[98]) if len(seconds) > 1 else None
 
 
-def bare_forward(predictor: Predictor, image_HW3: np.ndarray) -> float:
+def bare_forward(predictor: Predictor, image_HW3: NDArray[np.uint8]) -> float:
     """Seconds of the network without a server."""
     started = time.perf_counter()
     predictor.predict([image_HW3])
@@ -174,7 +180,9 @@ def bare_forward(predictor: Predictor, image_HW3: np.ndarray) -> float:
 
 def sums_of(url: str) -> dict[str, float]:
     """Total seconds of each part of our requests so far, and their number."""
-    values = dict(line.rsplit(" ", 1) for line in scrape(url).splitlines() if line[0] != "#")
+    values = dict(
+        line.rsplit(" ", 1) for line in scrape_metrics(url).splitlines() if line[0] != "#"
+    )
     found = {
         part: float(values[f'clipmill_serve_{part}_seconds_sum{{model="model"}}']) for part in PARTS
     }
@@ -183,7 +191,7 @@ def sums_of(url: str) -> dict[str, float]:
 
 def start_peer(
     python: str, file: str, uri: str, log_path: Path, stack: ExitStack, *options: str
-) -> list[int]:
+) -> tuple[int, int]:
     """Port and process id of a peer; it ends with ``stack``."""
     port = free_port(HOST)
     command = [python, str(Path(__file__).with_name(file)), str(port), uri, *options]
@@ -201,10 +209,10 @@ def start_peer(
             subprocess.run(["kill", "-9", str(child)], check=False, stderr=subprocess.DEVNULL)
 
     stack.callback(stop)
-    return [port, process.pid]
+    return port, process.pid
 
 
-def as_form(image_HW3: np.ndarray) -> tuple[bytes, dict[str, str]]:
+def as_form(image_HW3: NDArray[np.uint8]) -> tuple[bytes, dict[str, str]]:
     """The pixels as a file of a form, which is LitServe's way to take bytes."""
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
     body = head + image_HW3.tobytes() + b"\r\n--b--\r\n"
@@ -235,14 +243,16 @@ def main() -> None:
         binary = pixels_request(image_HW3)
         infer, live = "/v2/models/model/infer", "/v2/health/live"
         targets = {"clipmill": Target(ours.http_port, ours.pid, infer, live, *binary)}
-        control_port, _ = start_peer(sys.executable, "serve_nothing.py", "", log_path, stack)
+        control_port, _ = start_peer(sys.executable, "serve_overhead.py", "", log_path, stack)
         if options.rates:
             targets["clipmill"].wait()
             for rate in options.rates:
                 found = open_loop(targets["clipmill"], control_port, rate, options.seconds / 2)
                 print(json.dumps(found), flush=True)
             return
-        peer = start_peer(sys.executable, "serve_plain.py", options.model, log_path, stack)
+        peer = start_peer(
+            sys.executable, "serve_fastapi_baseline.py", options.model, log_path, stack
+        )
         targets["plain"] = Target(*peer, infer, live, *binary)
         if options.litserve:
             form = as_form(image_HW3)
@@ -258,7 +268,7 @@ def main() -> None:
 def measure(
     targets: dict[str, Target],
     predictor: Predictor,
-    image_HW3: np.ndarray,
+    image_HW3: NDArray[np.uint8],
     url: str,
     control_port: int,
     options: argparse.Namespace,

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from clipmill.serve.listing import named_models
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.launch import ServerProcess
+from clipmill.serve.model_spec import parse_model_args
 
 
 def cpu_seconds(pid: int) -> float:
@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.rounds):
             started = time.perf_counter()
-            server = ServerProcess(named_models(options.models), log_path=Path(folder) / "log")
+            server = ServerProcess(parse_model_args(options.models), log_path=Path(folder) / "log")
             with server:
                 seconds = time.perf_counter() - started
                 cpu = cpu_seconds(server.pid)

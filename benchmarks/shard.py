@@ -25,9 +25,10 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from scenes import hardware
 
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
+from scenes import hardware
 
 Seconds = tuple[float, float]
 """Wall time and CPU time."""
@@ -96,8 +97,8 @@ def main() -> None:
         source = write_pairs(scratch / "source", arguments.pairs)
         tools: dict[str, Callable[[Path], Seconds]] = {
             "clipmill": lambda out: ours(source, out, ShardConfig()),
-            "clipmill, identity=listing": lambda out: ours(
-                source, out, ShardConfig(identity="listing")
+            "clipmill, fingerprint=metadata": lambda out: ours(
+                source, out, ShardConfig(fingerprint="metadata")
             ),
         }
         for tool, (module, program) in PEERS.items():
@@ -145,7 +146,7 @@ def write_pairs(folder: Path, count: int) -> Path:
 def ours(source: Path, out: Path, config: ShardConfig) -> Seconds:
     """From a folder to a dataset, the plan included."""
     wall, cpu = time.perf_counter(), cpu_seconds()
-    shard(config, str(source), str(out), num_processes=0)
+    write_dataset(config, str(source), str(out), num_processes=0)
     return time.perf_counter() - wall, cpu_seconds() - cpu
 
 

@@ -1,6 +1,6 @@
-"""Fine-tuning: our loop against mmengine's ``Runner``, on one miniature and the same data.
+"""Fine-tuning: our loop against mmengine's ``Runner``, on one tiny recipe and the same data.
 
-``upernet-miniature`` and ``mask-rcnn-miniature`` as ``clipmill finetune`` trains them, and as mmseg
+``upernet-tiny`` and ``mask-rcnn-tiny`` as ``clipmill finetune`` trains them, and as mmseg
 and mmdet do: their models of the same widths on the same encoder, their loading, their loop. Data
 loading counts, in the process on both sides. Each runs in processes of its own that take turns.
 Prints medians and ratios: ``python benchmarks/task_step.py``. Where other work shares the machine,
@@ -27,17 +27,17 @@ from rich.console import Console
 from rich.table import Table
 from towers import hardware
 
-from clipmill.data.scenes import SceneConfig, write_ade20k, write_coco
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import train
-from clipmill.models.encoders import open_encoder
-from clipmill.recipes.registry import recipe
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.trainer import train
+from clipmill.models.pretrained import open_encoder
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes import SceneConfig, write_ade20k, write_coco
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 _WARM = 3
 _NUM_IMAGES = 64
-_RECIPES = {"segmentation": "upernet-miniature", "detection": "mask-rcnn-miniature"}
+_RECIPES = {"segmentation": "upernet-tiny", "detection": "mask-rcnn-tiny"}
 _ENCODER = "random:timm/test_resnet"
 _LOOPS = ("clipmill", "mmengine")
 
@@ -57,25 +57,25 @@ def data(task: str, folder: Path) -> None:
 
 
 def config_of(options: argparse.Namespace) -> FinetuneConfig:
-    """The miniature, no longer than a turn."""
-    config = recipe(_RECIPES[options.task], FinetuneConfig)
+    """Return the tiny recipe, no longer than a turn."""
+    config = get_recipe(_RECIPES[options.task], FinetuneConfig)
     schedule = replace(config.train.schedule, warmup_steps=1)
     steps = options.steps + _WARM
-    train = replace(config.train, steps=steps, schedule=schedule, checkpoint_steps=10**6)
+    train = replace(config.train, steps=steps, schedule=schedule, checkpoint_every=10**6)
     return replace(config, train=train)
 
 
 def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
     """Both clocks at the end of each step."""
     config, encoder = config_of(options), open_encoder(_ENCODER).config
-    task, folder = task_named(config.task), Path(options.data)
+    task, folder = get_task(config.task), Path(options.data)
     classes = task.classes(folder)
     laps: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         if options.child == "mmengine":
-            import task_peers
+            import tasks_vs_mmlab
 
-            build = getattr(task_peers, options.task)
+            build = getattr(tasks_vs_mmlab, options.task)
             runner = build(
                 config.model,
                 config.train,
@@ -88,28 +88,28 @@ def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
             runner.train()
             return laps
 
-        def batches(cursor: int, here: Ranks) -> Iterator[Any]:
+        def batches(start_step: int, dist: DistributedContext) -> Iterator[Any]:
             # A batch is made while the one before is still being computed: the end of a step is
             # where the next is asked for.
-            made = task.batches(
+            made = task.train_dataloader(
                 config.model,
                 folder,
                 batch_size=config.train.batch_size,
                 seed=config.train.seed,
-                cursor=cursor,
-                rank=here.rank,
-                world_size=here.world_size,
+                start_step=start_step,
+                rank=dist.rank,
+                world_size=dist.world_size,
             )
             while True:
                 laps.append(now())
                 yield next(made)
 
         train(
-            lambda _: task.objective(config.model, encoder, classes),
+            lambda _: task.build_objective(config.model, encoder, classes),
             batches,
             config.train,
             name=task.name,
-            state_uri=scratch,
+            checkpoint_uri=scratch,
             report=lambda *_: None,
         )
     return laps

@@ -21,12 +21,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from towers import hardware, synchronize
 
-from clipmill.models.cpu_threads import CpuThreads
-from clipmill.models.encoders import open_encoder
-from clipmill.models.reparameterise import reparameterised
-from clipmill.recipes.registry import recipe
+from clipmill.models.execution import InferenceThreadPool, fuse_branches
+from clipmill.models.pretrained import open_encoder
+from clipmill.recipes.registry import get_recipe
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 NETWORKS = {
     "ViT-B/16 + UperNet": ("random:open_clip/ViT-B-16", "upernet-vit-b16"),
@@ -34,7 +33,7 @@ NETWORKS = {
     "MCi1 + SemanticFPN": ("random:timm/fastvit_mci1", "semantic-fpn-mci1"),
     "MCi2 + SemanticFPN": ("random:timm/fastvit_mci2", "semantic-fpn-mci2"),
     # So small that what follows the network counts.
-    "miniature + UperNet": ("random:timm/test_resnet", "upernet-miniature"),
+    "tiny + UperNet": ("random:timm/test_resnet", "upernet-tiny"),
     "ViT-B/16 + depth": ("random:open_clip/ViT-B-16", "depth-vit-b16"),
     "MCi0 + UperNet": ("random:timm/fastvit_mci0", "upernet-vit-b16"),
     "MCi0 + depth": ("random:timm/fastvit_mci0", "depth-vit-b16"),
@@ -45,16 +44,18 @@ _DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def network(encoder: str, name: str) -> nn.Module:
     """The network that such a fine-tuning would serve."""
-    config = recipe(name, FinetuneConfig)
+    config = get_recipe(name, FinetuneConfig)
     classes = tuple(str(number) for number in range(_NUM_CLASSES))
     torch.manual_seed(0)
-    made = task_named(config.task).network(config.model, open_encoder(encoder).config, classes)
+    made = get_task(config.task).build_inference_model(
+        config.model, open_encoder(encoder).config, classes
+    )
     return made.to(_DEVICE).eval()
 
 
 def served(network: nn.Module) -> Callable[[Tensor], object]:
     """As :class:`~clipmill.tasks.predictor.Predictor` runs it."""
-    network, threads = network.to(memory_format=torch.channels_last), CpuThreads()
+    network, threads = network.to(memory_format=torch.channels_last), InferenceThreadPool()
 
     @torch.inference_mode()
     def one(images_B3HW: Tensor) -> object:
@@ -62,7 +63,7 @@ def served(network: nn.Module) -> Callable[[Tensor], object]:
 
     if _DEVICE.type == "cuda":
         return one
-    return lambda images_B3HW: threads.map(one, images_B3HW.split(1))
+    return lambda images_B3HW: threads.map(one, torch.split(images_B3HW, 1))
 
 
 def in_bf16(run: Callable[[Tensor], object], images_B3HW: Tensor) -> object:
@@ -121,9 +122,9 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in {"network", "form"} else "right")
     for name in options.networks:
         eager = network(*NETWORKS[name])
-        fused = reparameterised(eager)
+        fused = fuse_branches(eager)
         forms: dict[str, Callable[[Tensor], object]] = {"eager": eager, "fused": fused}
-        forms["served"] = served(reparameterised(eager))
+        forms["served"] = served(fuse_branches(eager))
         if options.compile:
             forms["compiled"] = torch.compile(fused)
         if _DEVICE.type == "cuda":

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from clipmill.data.loader import PairBatch
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.tokenizer import Tokenizer
 
 SMALL = ClipConfig(
     embed_dim=192,
@@ -52,7 +53,7 @@ def pairs(
     """A batch of noise with captions of usual lengths, padded to the context if asked."""
     generator = torch.Generator().manual_seed(seed)
     side = config.vision.image_size
-    tokenizer = config.text.tokenizer(is_padded=is_padded)
+    tokenizer = Tokenizer.from_config(config.text, is_padded=is_padded)
     texts = [f"{_CAPTIONS[i % len(_CAPTIONS)]} {i}" for i in range(size)]
     return PairBatch(
         images_B3HW=torch.randint(

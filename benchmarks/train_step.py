@@ -29,14 +29,13 @@ from rich.console import Console
 from rich.table import Table
 from towers import BASE, SMALL, hardware, pairs
 
-from clipmill.data.loader import PairBatch
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.loop import train
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.normalization import Normalize
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.trainer import train
+from clipmill.models.encoders import Normalize
 from clipmill.models.towers import build_clip
-from clipmill.pretrain.clip_objective import ClipObjective
+from clipmill.pretrain.clip import ClipObjective
 
 _WARM = 2
 _PEAK = 1e-3
@@ -81,8 +80,8 @@ def ours(options: argparse.Namespace) -> list[Lap]:
     if _ON_GPU:
         batch = batch.pin_memory()
 
-    def batches(cursor: int, here: Ranks) -> Iterator[PairBatch]:
-        del cursor, here
+    def batches(cursor: int, dist: DistributedContext) -> Iterator[PairBatch]:
+        del cursor, dist
         while True:
             laps.append(now())
             yield batch
@@ -90,18 +89,18 @@ def ours(options: argparse.Namespace) -> list[Lap]:
     config = TrainConfig(
         steps=options.steps + _WARM,
         batch_size=options.batch,
-        schedule=ScheduleConfig(peak=_PEAK, warmup_steps=10),
+        schedule=ScheduleConfig(lr=_PEAK, warmup_steps=10),
         optimizer=AdamWConfig(weight_decay=0.2),
         precision=options.precision,
         num_threads=options.threads,
     )
     with tempfile.TemporaryDirectory() as folder:
         train(
-            lambda here: ClipObjective(model, here),
+            lambda dist: ClipObjective(model, dist),
             batches,
             config,
             name="clip",
-            state_uri=folder,
+            checkpoint_uri=folder,
             report=lambda *_: None,
         )
     return between(laps)
@@ -120,6 +119,7 @@ def open_clips(options: argparse.Namespace) -> list[Lap]:
     model: Any = build_clip(config).to(device)
     raw = pairs(config, options.batch, is_padded=True)
     images, texts = Normalize()(raw.images_B3HW.float() / 255), raw.real_BT
+    assert texts is not None
     if _ON_GPU:
         images, texts = images.pin_memory(), texts.pin_memory()
     laps: list[tuple[Any, float]] = []

@@ -1,5 +1,5 @@
-"""One Kubeflow component a file: thin, typed, no logic."""
+"""Kubeflow components by category, one per file: typed wrappers of stages without logic."""
 
-from clipmill.cluster.names import TRAIN_IMAGE as IMAGE
+from clipmill.cluster.constants import TRAIN_IMAGE as IMAGE
 
 __all__ = ["IMAGE"]

@@ -9,33 +9,28 @@ import json
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
-
-def _end_with_parent() -> None:
-    """End the whole group, tasks included, once whoever started us has closed our input."""
-    sys.stdin.read()
-    os.killpg(0, signal.SIGKILL)
+from clipmill.processes import stop_with_parent
 
 
 def main(name: str, text: str, folder: str) -> None:
     """Run to the end; tasks keep their scratch files under ``folder``."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    from clipmill.pipelines.local import run_here
-    from clipmill.pipelines.plan import planned_stages
+    # The whole group, tasks included.
+    stop_with_parent(lambda: os.killpg(0, signal.SIGKILL))
+    from clipmill.pipelines.local import planned_stages, run_local
     from clipmill.pipelines.registry import PIPELINES
     from google.protobuf.json_format import MessageToDict
 
     from clipmill.progress import PLAN_EVENT
-    from clipmill.stages import EVENTS_VARIABLE
+    from clipmill.stage_records import EVENTS_VARIABLE
 
     pipeline, arguments = PIPELINES[name], json.loads(text)
     if path := os.environ.get(EVENTS_VARIABLE):
         stages = planned_stages(MessageToDict(pipeline.pipeline_spec), arguments)
         with Path(path).open("a") as file:
             file.write(json.dumps({"event": PLAN_EVENT, "stages": stages}) + "\n")
-    run_here(pipeline, arguments, Path(folder))
+    run_local(pipeline, arguments, Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""From one dataset with a layer of synthetic captions to served models and a report."""
+"""From a dataset with a layer of synthetic captions to promoted models and a report."""
 
-from clipmill.components.compare_encoders import compare_encoders
-from clipmill.components.evaluate_features import evaluate_features
-from clipmill.components.pretrain import pretrain
-from clipmill.components.probe import probe
-from clipmill.components.promote_compared import promote_compared
-from clipmill.components.random_weights import random_weights
-from clipmill.components.report import report
-from clipmill.pipelines.placement import on_pool
+from clipmill.components.deployment.promote_compared import promote_compared
+from clipmill.components.deployment.smoke_test_models import smoke_test_models
+from clipmill.components.evaluation.compare_encoders import compare_encoders
+from clipmill.components.evaluation.evaluate_features import evaluate_features
+from clipmill.components.evaluation.random_weights import random_weights
+from clipmill.components.evaluation.report import report
+from clipmill.components.training.pretrain import pretrain
+from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 
@@ -20,18 +20,18 @@ def compare_captions(
     captioner: str,
     ade20k: str,
     nyu: str,
-    clip_recipe: str = "clip-miniature",
+    clip_recipe: str = "clip-tiny",
     clip_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
-    segmentation_recipe: str = "linear-segmentation-miniature",
-    depth_recipe: str = "linear-depth-miniature",
+    segmentation_recipe: str = "linear-segmentation-tiny",
+    depth_recipe: str = "linear-depth-tiny",
     finetune_overrides: list = [],  # noqa: B006  # as above
 ) -> str:
     """Pretrain on real captions, and on both; compare frozen features with random weights; serve.
 
-    The gate that a model must pass to serve is what random weights and trivial answers reach.
+    A model is promoted only if it is better than random weights and trivial predictions.
 
-    A pipeline of its own because ``kfp.local`` 2.17 hands a loop's item to every input that comes
-    from a task outside the loop; what comes from a pipeline's inputs it leaves alone.
+    A pipeline of its own because ``kfp.local`` 2.17 passes a loop's item to every input that comes
+    from a task outside the loop, but leaves a pipeline's inputs alone.
     """
     at = {"store": store, "run": run}
     heads = {
@@ -79,6 +79,7 @@ def compare_captions(
     }
     segmentation.set_display_name("promote segmentation")
     depth.set_display_name("promote depth")
+    tested = smoke_test_models(models=promoted, **at)
     page = report(
         dataset=dataset,
         layer=layer,
@@ -86,8 +87,8 @@ def compare_captions(
         encoders=dsl.Collected(encoder),
         evaluations=dsl.Collected(evaluated.output),
         comparison=comparison,
-        probed=on_pool(probe(**promoted, **at), "cpu", cached=False).output,
-        **promoted,
+        promotions=list(promoted.values()),
+        smoke_test=on_pool(tested, "cpu", cached=False).output,
         **at,
     )
     return on_pool(page, "cpu", cached=False).outputs["Output"]

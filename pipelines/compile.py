@@ -1,11 +1,13 @@
 """``python -m clipmill.pipelines.compile``: write every generated file of the repository.
 
-The compiled pipelines into ``manifests/`` and the chart, a drawing of each into ``docs/``, the
-chart's rules and dashboards from ``telemetry.py``, the table of pools from the chart's values, and
-the chart rendered into ``manifests/`` for those without Helm. ``--check`` makes them anew and fails
-where one differs.
+The compiled pipelines in ``manifests/`` and the chart, a diagram of each in ``docs/``, tables of
+components in ``components/``, the chart's rules and dashboards from ``telemetry.py``, the table of
+pools from the chart's values, and the chart rendered into ``manifests/`` for those without Helm.
+``--check`` compares instead, and fails where a file differs.
 """
 
+import importlib
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +17,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 MANIFESTS = ROOT / "manifests"
 CHART = ROOT / "helm" / "clipmill"
-DRAWINGS = ROOT / "docs" / "pipelines"
+DIAGRAMS = ROOT / "docs" / "pipelines" / "README.md"
+COMPONENTS = ROOT / "components"
 
 
 def compile_all(folder: Path) -> list[Path]:
@@ -33,22 +36,63 @@ def compile_all(folder: Path) -> list[Path]:
 
 def generated() -> dict[Path, str]:
     """Text of every generated file, by its path in the repository."""
-    from clipmill.pipelines.drawing import draw
+    from clipmill.pipelines.diagram import diagram, with_diagrams
 
-    from clipmill.cluster.examples import examples
-    from clipmill.cluster.monitoring.files import files
-    from clipmill.cluster.tables import pools_json
+    from clipmill.cluster.manifests import examples, monitoring_files
+    from clipmill.cluster.pools import pools_json
 
-    made = {ROOT / "src" / "clipmill" / "cluster" / "pools.json": pools_json(CHART / "values.yaml")}
-    made |= {CHART / "files" / name: text for name, text in files().items()}
+    pools = ROOT / "src" / "clipmill" / "cluster" / "pools.json"
+    files = {pools: pools_json(CHART / "values.yaml")}
+    files |= {CHART / "files" / name: text for name, text in monitoring_files().items()}
+    files |= component_readmes()
+    diagrams = {}
     with tempfile.TemporaryDirectory() as scratch:
         for file in compile_all(Path(scratch)):
             text = file.read_text()
             for folder in (MANIFESTS, CHART / "files" / "pipelines"):
-                made[folder / file.name] = text
-            made[DRAWINGS / f"{file.stem}.svg"] = draw(*yaml.safe_load_all(text))
-    made |= {MANIFESTS / "examples" / name: text for name, text in examples().items()}
-    return made
+                files[folder / file.name] = text
+            diagrams[file.stem] = diagram(*yaml.safe_load_all(text))
+    files[DIAGRAMS] = with_diagrams(DIAGRAMS.read_text(), diagrams)
+    files |= {MANIFESTS / "examples" / name: text for name, text in examples().items()}
+    return files
+
+
+def component_readmes() -> dict[Path, str]:
+    """Return a README for each category of components: name, purpose, inputs and outputs."""
+    readmes = {}
+    for package in sorted(COMPONENTS.glob("*/__init__.py")):
+        category = package.parent.name
+        module = importlib.import_module(f"clipmill.components.{category}")
+        rows = [_component_row(file) for file in sorted(package.parent.glob("[a-z]*.py"))]
+        lines = [
+            f"# {category.capitalize()} components",
+            "",
+            str(module.__doc__).strip(),
+            "",
+            "| component | purpose | inputs | outputs |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "Written by `python -m clipmill.pipelines.compile` from the components' docstrings.",
+        ]
+        readmes[package.parent / "README.md"] = "\n".join(lines) + "\n"
+    return readmes
+
+
+def _component_row(file: Path) -> str:
+    name = file.stem
+    module = importlib.import_module(f"clipmill.components.{file.parent.name}.{name}")
+    component = getattr(module, name)
+    spec = component.component_spec
+    purpose = component.python_func.__doc__.partition("\n")[0].rstrip(".")
+    inputs = ", ".join(f"`{key}`" for key in spec.inputs or {})
+    # KFP calls a single returned value Output.
+    outputs = [", ".join(f"`{key}`" for key in spec.outputs or {} if key != "Output")]
+    returned = re.search(r"Returns:\n(.*)", component.python_func.__doc__, re.DOTALL)
+    if returned:
+        outputs.insert(0, " ".join(returned[1].split()).rstrip("."))
+    produced = "; ".join(filter(None, outputs)) or "none"
+    return f"| [`{name}`]({file.name}) | {purpose} | {inputs} | {produced} |"
 
 
 def rendered() -> dict[Path, str]:
@@ -58,10 +102,10 @@ def rendered() -> dict[Path, str]:
     return {MANIFESTS / name: text for name, text in kustomize_files(CHART).items()}
 
 
-def _write(made: dict[Path, str], *, check: bool) -> list[str]:
+def _write(files: dict[Path, str], *, check: bool) -> list[str]:
     """Write the files, or only say which differ."""
     stale = []
-    for file, text in made.items():
+    for file, text in files.items():
         if check:
             if not file.exists() or file.read_text() != text:
                 stale.append(str(file.relative_to(ROOT)))

@@ -1,17 +1,16 @@
-"""The whole way on a cluster: as first-light, then the promoted models take over its endpoints."""
+"""The full pipeline of a cluster: train-and-report, then deployment of the promoted models."""
 
 from typing import Any
 
-from clipmill.components.deploy import deploy
-from clipmill.components.finish_run import finish_run
-from clipmill.pipelines.first_light import first_light
-from clipmill.pipelines.inputs import inputs_for, with_inputs_of
-from clipmill.pipelines.placement import on_pool
+from clipmill.components.deployment.deploy import deploy
+from clipmill.components.deployment.record_run_status import record_run_status
+from clipmill.pipelines.common import inputs_for, on_pool, with_inputs_of
+from clipmill.pipelines.train_and_report import train_and_report
 from kfp import dsl
 
 
 @dsl.pipeline(name="end-to-end")
-@with_inputs_of(first_light)
+@with_inputs_of(train_and_report)
 def end_to_end(
     store: str,
     run: str,
@@ -20,15 +19,15 @@ def end_to_end(
     prometheus: str = "",
     **given: Any,
 ) -> None:
-    """Pretrain, fine-tune, judge, and deploy what passes its gate.
+    """Pretrain, fine-tune, evaluate, and deploy the models that reach their threshold.
 
-    ``namespace`` is where the endpoints are; without one nothing is deployed. However the run
-    ends, the store says so.
+    ``namespace`` is that of the endpoints; without one nothing is deployed. The run's final status
+    is recorded in the store.
     """
     at = {"store": store, "run": run}
-    with dsl.ExitHandler(on_pool(finish_run(**at), "cpu", cached=False), name="all"):
-        made = first_light(**at, **inputs_for(first_light, given))
-        with dsl.If(namespace != "", name="on-a-cluster"):
+    with dsl.ExitHandler(on_pool(record_run_status(**at), "cpu", cached=False), name="run"):
+        report = train_and_report(**at, **inputs_for(train_and_report, given))
+        with dsl.If(namespace != "", name="deploy"):
             for task in ("segmentation", "depth"):
                 deployed = deploy(
                     promotion=f"{store}/serving/{task}",
@@ -36,6 +35,6 @@ def end_to_end(
                     namespace=namespace,
                     runtime=runtime,
                     prometheus=prometheus,
-                ).after(made)
+                ).after(report)
                 deployed.set_display_name(f"deploy {task}")
                 on_pool(deployed, "cpu", cached=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from clipmill.cluster.yaml_text import yaml_text
+from clipmill.cluster.manifests import yaml_text
 
 Resource = dict[str, Any]
 NAMESPACE = "clipmill"
@@ -15,25 +15,27 @@ OVERLAYS = ("gpu", "laptop")
 def kustomize_files(chart: Path) -> dict[str, str]:
     """Text by path below ``manifests/``; CRDs are taken to be there."""
     base = _rendered(chart, "")
-    made = {
+    files = {
         "base/kustomization.yaml": yaml_text(_kustomization(resources=["clipmill.yaml"])),
         "base/clipmill.yaml": yaml_text(*base.values()),
     }
     for name in OVERLAYS:
-        wanted = _rendered(chart, name)
-        added = [r for key, r in wanted.items() if key not in base]
-        patches = [_difference(base[k], r) for k, r in wanted.items() if base.get(k, r) != r]
-        patches += [_head(r) | {"$patch": "delete"} for key, r in base.items() if key not in wanted]
+        overlay = _rendered(chart, name)
+        added = [r for key, r in overlay.items() if key not in base]
+        patches = [_difference(base[k], r) for k, r in overlay.items() if base.get(k, r) != r]
+        patches += [
+            _head(r) | {"$patch": "delete"} for key, r in base.items() if key not in overlay
+        ]
         folder = f"overlays/{name}"
-        made[f"{folder}/kustomization.yaml"] = yaml_text(
+        files[f"{folder}/kustomization.yaml"] = yaml_text(
             _kustomization(
                 # One by one: several in a file crash older kustomize where one of them deletes.
                 resources=["../../base", "added.yaml"],
                 patches=[{"patch": yaml_text(patch)} for patch in patches],
             )
         )
-        made[f"{folder}/added.yaml"] = yaml_text(*added)
-    return made
+        files[f"{folder}/added.yaml"] = yaml_text(*added)
+    return files
 
 
 def _rendered(chart: Path, profile: str) -> dict[tuple[str, str], Resource]:
@@ -42,14 +44,14 @@ def _rendered(chart: Path, profile: str) -> dict[tuple[str, str], Resource]:
     file = chart / f"values-{profile}.yaml"
     values = yaml.safe_load(file.read_text()) if profile else {}
     texts = Chart.load(chart).render(
-        {**values, "crds": "assume"}, name="clipmill", namespace=NAMESPACE
+        {**values, "crds": "require"}, name="clipmill", namespace=NAMESPACE
     )
     found = {}
     for path, text in sorted(texts.items()):
         if "/tests/" in path or path.endswith("NOTES.txt"):
             continue
         for resource in yaml.safe_load_all(text):
-            # A secret in a repository is none: docs/install.md says how to make it.
+            # A secret in a repository is none: docs/cluster.md says how to make it.
             if resource and resource["kind"] != "Secret":
                 resource["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "kustomize"
                 found[resource["kind"], resource["metadata"]["name"]] = resource

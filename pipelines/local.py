@@ -1,13 +1,15 @@
-"""A pipeline on this machine, under ``kfp.local``."""
+"""Pipelines on this machine, under ``kfp.local``, and the stages that they will run."""
 
+import json
 import os
+import re
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmill.cluster.names import NON_ROOT, STORE_VARIABLES
+from clipmill.cluster.constants import NON_ROOT, STORE_VARIABLES
 
 _EXECUTOR = "-m kfp.dsl.executor_main"
 _RESTRICTED = {
@@ -19,16 +21,52 @@ _RESTRICTED = {
     "shm_size": "1g",
 }
 """A container as a cluster would have it, in the words of Docker's client."""
+Planned = tuple[str, float]
+"""First word of a stage's name, and its typical duration, seconds."""
+
+STAGES: Mapping[str, Planned | None] = {
+    "compare-encoders": ("compare", 8.0),
+    "evaluate": ("evaluate", 12.0),
+    "evaluate-features": ("evaluate", 35.0),
+    "finetune": ("finetune", 30.0),
+    "hold-out": ("hold-out", 3.0),
+    "load-or-generate-pairs": ("scenes", 40.0),
+    "pretrain": ("pretrain", 130.0),
+    "promote": ("promote", 3.0),
+    "promote-compared": ("promote", 3.0),
+    "random-weights": ("random", 40.0),
+    "recaption": ("recaption", 12.0),
+    "report": ("report", 5.0),
+    "photo-report": ("report", 5.0),
+    "retrieval": ("retrieval", 8.0),
+    "shard": ("shard", 5.0),
+    "smoke-test-models": ("serve", 10.0),
+    "train-captioner": ("captioner", 90.0),
+    # Components without a stage, for which nothing is shown.
+    "deploy": None,
+    "is-dataset-processed": None,
+    "mark-dataset-processed": None,
+    "record-run-status": None,
+    "runs-report": None,
+}
+"""Stage by component, timed in the demo on two idle cores; others get a default duration."""
+
+OPTIONAL: Mapping[str, str] = {"retrieval": "model"}
+"""Input by component; where the input is empty, the component does nothing."""
+
+_CHANNEL = "pipelinechannel--"
+_DEFAULT_SECONDS = 20.0
+_CONDITION = re.compile(r"inputs\.parameter_values\['pipelinechannel--(\w+)'\] (==|!=) '([^']*)'")
 
 
-def run_here(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str = "") -> None:
-    """Run to the end; tasks are processes, which keep their scratch files under ``folder``.
+def run_local(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str = "") -> None:
+    """Run a pipeline to its end; tasks are processes with scratch files under ``folder``.
 
     With ``image`` they are restricted containers of it, under the Docker engine at DOCKER_HOST, on
     this machine's network: the store is a bucket, or lies under ``folder/kfp``, all they see.
 
     Raises:
-        RuntimeError: a task failed; its own words are on standard output.
+        RuntimeError: a task failed; its message is on standard output.
     """
     from kfp import local
     from kfp.local import subprocess_task_handler
@@ -62,10 +100,53 @@ def run_here(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str 
 
 
 def _with_python(command: Sequence[str], executable: str) -> list[str]:
-    """Name the interpreter in a task's command, quoted for the shell that reads it.
+    """Return a task's command with the interpreter's path, quoted for the shell.
 
     kfp 2.17's own function replaces ``python3`` in every argument and doesn't quote, so that a
     space in the interpreter's path, or ``python3`` in a store's, breaks every task.
     """
-    ours = f"{shlex.quote(executable)} {_EXECUTOR}"
-    return [part.replace(f"python3 {_EXECUTOR}", ours) for part in command]
+    command_line = f"{shlex.quote(executable)} {_EXECUTOR}"
+    return [part.replace(f"python3 {_EXECUTOR}", command_line) for part in command]
+
+
+def planned_stages(spec: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[Planned]:
+    """Return the stages of a compiled pipeline (IR as JSON) for these arguments, in any order.
+
+    A loop counts once per item where its items are constant. A branch is left out where its
+    condition compares a parameter of the pipeline and doesn't hold.
+    """
+    inputs = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    defaults = {name: value.get("defaultValue") for name, value in inputs.items()}
+    return list(_stages(spec["root"]["dag"], spec["components"], {**defaults, **arguments}))
+
+
+def _stages(dag: Any, components: Any, arguments: Mapping[str, Any]) -> Iterator[Planned]:
+    for task in dag["tasks"].values():
+        if not _may_run(task.get("triggerPolicy", {}).get("condition", ""), arguments):
+            continue
+        name = task["componentRef"]["name"]
+        component = components[name]
+        if "dag" in component:
+            items = task.get("parameterIterator", {}).get("items", {}).get("raw", "[0]")
+            for _ in json.loads(items):
+                yield from _stages(component["dag"], components, arguments)
+            continue
+        # KFP numbers further tasks of one component: comp-promote-2.
+        base = re.sub(r"-\d+$", "", name.removeprefix("comp-"))
+        if base in OPTIONAL and _is_empty(task["inputs"]["parameters"][OPTIONAL[base]], arguments):
+            continue
+        planned = STAGES.get(base, (base, _DEFAULT_SECONDS))
+        if planned is not None:
+            yield planned
+
+
+def _may_run(condition: str, arguments: Mapping[str, Any]) -> bool:
+    match = _CONDITION.fullmatch(condition)
+    if match is None or match[1] not in arguments:
+        return True
+    return (str(arguments[match[1]]) == match[3]) == (match[2] == "==")
+
+
+def _is_empty(value: Mapping[str, str], arguments: Mapping[str, Any]) -> bool:
+    name = value.get("componentInputParameter", "").removeprefix(_CHANNEL)
+    return arguments.get(name) == ""

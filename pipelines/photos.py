@@ -1,15 +1,15 @@
-"""From anybody's captioned photographs to a CLIP encoder, and what it learned, without labels."""
+"""From captioned photographs to CLIP encoders, evaluated by retrieval, without labels."""
 
 from typing import Any
 
-from clipmill.components.finish_run import finish_run
-from clipmill.components.hold_out import hold_out
-from clipmill.components.pretrain import pretrain
-from clipmill.components.recaption import recaption
-from clipmill.components.report_photos import report_photos
-from clipmill.components.retrieval import retrieval
-from clipmill.components.shard import shard
-from clipmill.pipelines.placement import on_pool
+from clipmill.components.data.hold_out import hold_out
+from clipmill.components.data.recaption import recaption
+from clipmill.components.data.shard import shard
+from clipmill.components.deployment.record_run_status import record_run_status
+from clipmill.components.evaluation.photo_report import photo_report
+from clipmill.components.evaluation.retrieval import retrieval
+from clipmill.components.training.pretrain import pretrain
+from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 
@@ -20,60 +20,62 @@ def photos(
     pairs: str,
     captioner: str = "",
     encoder: str = "",
-    shards_recipe: str = "shards-miniature",
-    recaption_recipe: str = "recaption-miniature",
+    shards_recipe: str = "shards-tiny",
+    recaption_recipe: str = "recaption-tiny",
     recaption_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
-    clip_recipe: str = "clip-miniature",
+    clip_recipe: str = "clip-tiny",
     clip_overrides: list = [],  # noqa: B006  # as above
 ) -> None:
-    """Pretrain on ``pairs`` and measure image-text retrieval on pairs that were held out.
+    """Pretrain on ``pairs``, and evaluate image-text retrieval on held-out pairs.
 
-    With ``captioner``, which has to know photographs, a second encoder learns from its captions
-    too. ``encoder`` is an encoder to compare with, such as public weights.
+    With ``captioner``, trained on photographs, a second encoder is pretrained on its captions too.
+    ``encoder`` is an encoder to compare with, such as public weights.
     """
     at = {"store": store, "run": run}
-    with dsl.ExitHandler(on_pool(finish_run(**at), "cpu", cached=False), name="all"):
-        made = shard(
+    with dsl.ExitHandler(on_pool(record_run_status(**at), "cpu", cached=False), name="run"):
+        sharded = shard(
             source=pairs, recipe=shards_recipe, overrides=["duplicates=drop"], label="pairs", **at
         )
         # What lies at a URI of raw data may have changed since.
-        dataset = on_pool(made, "cpu", cached=False).outputs["Output"]
-        cut = hold_out(dataset=dataset, recipe=clip_recipe, overrides=clip_overrides, **at)
-        judging = {"data": dataset, "recipe": "retrieval", **at}
-        overrides = on_pool(cut, "cpu").outputs
-        given = retrieval(model=encoder, overrides=overrides["judging"], label="given", **judging)
-        on_pool(given, "gpu").set_display_name("retrieval of a given encoder")
+        dataset = on_pool(sharded, "cpu", cached=False).outputs["Output"]
+        split = hold_out(dataset=dataset, recipe=clip_recipe, overrides=clip_overrides, **at)
+        overrides = on_pool(split, "cpu").outputs
+        evaluation = {
+            "data": dataset,
+            "recipe": "retrieval",
+            "overrides": overrides["retrieval"],
+            **at,
+        }
+        public = retrieval(model=encoder, label="given", **evaluation)
+        on_pool(public, "gpu").set_display_name("retrieval of a public encoder")
 
-        def judged(captions: str, layer: Any) -> Any:
+        def pretrain_and_evaluate(captions: str, layer: Any) -> Any:
             trained = pretrain(
                 dataset=dataset,
                 captions=captions,
                 layer=layer,
                 recipe=clip_recipe,
-                overrides=overrides["pretraining"],
+                overrides=overrides["pretrain"],
                 **at,
             )
             model = on_pool(trained, "gpu").outputs["Output"]
-            found = retrieval(
-                model=model, overrides=overrides["judging"], label=captions, **judging
-            )
-            return on_pool(found, "gpu")
+            return on_pool(retrieval(model=model, label=captions, **evaluation), "gpu")
 
-        def reported(layer: Any, evaluations: list[Any]) -> Any:
-            page = report_photos(
+        def write_report(layer: Any, evaluations: list[Any]) -> Any:
+            page = photo_report(
                 dataset=dataset,
                 layer=layer,
                 captioner=captioner,
                 evaluations=evaluations,
-                given=given.outputs["Output"],
+                public=public.outputs["Output"],
                 **at,
             )
             return on_pool(page, "cpu", cached=False)
 
-        own = judged("real", "")
-        with dsl.If(captioner == "", name="own-captions-alone"):
-            reported("", [own.outputs["Output"]])
-        with dsl.If(captioner != "", name="with-a-captioner"):
+        own = pretrain_and_evaluate("real", "")
+        with dsl.If(captioner == "", name="without-captioner"):
+            write_report("", [own.outputs["Output"]])
+        with dsl.If(captioner != "", name="with-captioner"):
             written = recaption(
                 dataset=dataset,
                 captioner=captioner,
@@ -82,5 +84,5 @@ def photos(
                 **at,
             )
             layer = on_pool(written, "gpu").output
-            both = judged("both", layer)
-            reported(layer, [own.outputs["Output"], both.outputs["Output"]])
+            both = pretrain_and_evaluate("both", layer)
+            write_report(layer, [own.outputs["Output"], both.outputs["Output"]])

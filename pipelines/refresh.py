@@ -1,44 +1,53 @@
-"""To be run again and again: new data makes a new encoder, and models that serve if better."""
+"""Recurring pipeline: new data leads to a new encoder, and to served models if they are better."""
 
 from typing import Any
 
-from clipmill.components.finish_run import finish_run
-from clipmill.components.is_new import is_new
-from clipmill.components.remember import remember
-from clipmill.pipelines.inputs import inputs_for, with_inputs_of
-from clipmill.pipelines.pieces import captioned, pretrained, sharded
-from clipmill.pipelines.placement import on_pool
-from clipmill.pipelines.tune_tasks import tune_tasks
+from clipmill.components.data.is_dataset_processed import is_dataset_processed
+from clipmill.components.data.mark_dataset_processed import mark_dataset_processed
+from clipmill.components.deployment.record_run_status import record_run_status
+from clipmill.pipelines.common import (
+    captioned,
+    inputs_for,
+    on_pool,
+    pretrained,
+    sharded,
+    with_inputs_of,
+)
+from clipmill.pipelines.finetune_tasks import finetune_tasks
 from kfp import dsl
 
 
 @dsl.pipeline(name="refresh")
-@with_inputs_of(sharded, captioned, pretrained, tune_tasks)
+@with_inputs_of(sharded, captioned, pretrained, finetune_tasks)
 def refresh(store: str, run: str, tasks: list, **given: Any) -> None:
-    """Do nothing where ``pairs`` are those of an earlier refresh, else all from captions to tasks.
+    """Run all from captions to tasks, unless an earlier refresh was completed with ``pairs``.
 
-    A model is promoted only if it beats the one that serves. A refresh that failed is done again
-    by the next, which finds what was finished.
+    A model is promoted only if it is better than the one that serves. A refresh that failed is
+    repeated by the next one, which reuses finished stages.
     """
     at = {"store": store, "run": run}
-    with dsl.ExitHandler(on_pool(finish_run(**at), "cpu", cached=False), name="all"):
+    with dsl.ExitHandler(on_pool(record_run_status(**at), "cpu", cached=False), name="run"):
         data = sharded(**at, **inputs_for(sharded, given))
-        found = on_pool(is_new(dataset=data.dataset, store=store), "cpu", cached=False)
-        with dsl.If(found.output == True, name="something-new"):  # noqa: E712  # a KFP condition
-            made = captioned(
+        processed = is_dataset_processed(dataset=data.dataset, store=store)
+        on_pool(processed, "cpu", cached=False)
+        with dsl.If(processed.output == False, name="if-new-data"):  # noqa: E712  # a KFP condition
+            captions = captioned(
                 dataset=data.dataset,
                 captioning=data.captioning,
                 **at,
                 **inputs_for(captioned, given),
             )
             encoder = pretrained(
-                dataset=data.dataset, written=made.written, **at, **inputs_for(pretrained, given)
+                dataset=data.dataset,
+                written=captions.written,
+                **at,
+                **inputs_for(pretrained, given),
             )
-            tuned = tune_tasks(
+            finetuned = finetune_tasks(
                 encoder=encoder.outputs["Output"],
                 tasks=tasks,
                 **at,
-                **inputs_for(tune_tasks, given),
+                **inputs_for(finetune_tasks, given),
             )
-            done = remember(dataset=data.dataset, **at).after(tuned)
+            done = mark_dataset_processed(dataset=data.dataset, **at).after(finetuned)
             on_pool(done, "cpu", cached=False)

@@ -1,8 +1,8 @@
-"""The paper's question with error bars: what encoders learn from which captions."""
+"""The caption study: encoders by caption source and seed, with confidence intervals."""
 
-from clipmill.components.finish_run import finish_run
-from clipmill.components.study import study as compare_sources
-from clipmill.pipelines.placement import on_pool
+from clipmill.components.deployment.record_run_status import record_run_status
+from clipmill.components.evaluation.study import study as compare_sources
+from clipmill.pipelines.common import on_pool
 from kfp import dsl
 
 
@@ -13,10 +13,10 @@ def study(
     study_recipe: str = "study-captions-quick",
     study_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
 ) -> None:
-    """Pretrain and fine-tune once a source of captions and seed, and draw one page about it.
+    """Pretrain and fine-tune for each caption source and seed, and write a page of the results.
 
-    A study that was stopped goes on where it was.
+    A study that was stopped resumes.
     """
     at = {"store": store, "run": run}
-    with dsl.ExitHandler(on_pool(finish_run(**at), "cpu", cached=False), name="all"):
+    with dsl.ExitHandler(on_pool(record_run_status(**at), "cpu", cached=False), name="run"):
         on_pool(compare_sources(recipe=study_recipe, overrides=study_overrides, **at), "gpu")

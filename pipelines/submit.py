@@ -4,16 +4,19 @@ With ``--every`` it is started again and again. Runs are of the version that the
 last, which knows the cluster's pools and images.
 """
 
+import json
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from clipmill.cli.entry import run
 from clipmill.cli.extras import needs
-from clipmill.errors import ClusterError, ConfigError
+from clipmill.errors import ClusterError, ConfigError, NotFoundError, StorageError
 
 _TIMEOUT_SECONDS = 10
+_TYPES = {"STRING": str, "LIST": list, "STRUCT": dict, "NUMBER_DOUBLE": float}
 
 
 def submit(
@@ -23,29 +26,32 @@ def submit(
         str, typer.Option("-n", "--namespace", help="Namespace of the pipeline and its runs.")
     ] = "clipmill",
     every: Annotated[
-        str, typer.Option(help="Again and again: cron with seconds, '0 0 3 * * *' is at three.")
+        str,
+        typer.Option(
+            help="Schedule of a recurring run, as cron with seconds: '0 0 3 * * *' is daily at 3."
+        ),
     ] = "",
-    experiment: Annotated[str, typer.Option(help="What its runs are listed under.")] = "clipmill",
+    experiment: Annotated[str, typer.Option(help="Experiment that lists the runs.")] = "clipmill",
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter; repeatable."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Parameter of the pipeline; repeatable."),
     ] = None,
     check_only: Annotated[
-        bool, typer.Option("--check", help="Look through the parameters; start nothing.")
+        bool, typer.Option("--check", help="Check the parameters without starting a run.")
     ] = False,
 ) -> None:
     """Check the parameters and start a run, or a recurring run; prints its id."""
-    from clipmill.pipelines.parameters import check, parse
-    from clipmill.pipelines.registry import PIPELINES
+    from clipmill.pipelines.registry import PIPELINES, RENAMED_PIPELINES
 
     if pipeline not in PIPELINES:
+        renamed = RENAMED_PIPELINES.get(pipeline)
         raise ConfigError(
             f"there is no pipeline {pipeline!r}",
             expected=f"one of {', '.join(PIPELINES)}",
-            action="correct its name",
+            action=f"it is called {renamed} since 0.2" if renamed else "correct its name",
         )
-    parameters = parse(PIPELINES[pipeline], sets or [])
-    check(PIPELINES[pipeline], parameters)
+    parameters = parse_parameters(PIPELINES[pipeline], sets or [])
+    check_parameters(PIPELINES[pipeline], parameters)
     if not check_only:
         typer.echo(_start(pipeline, parameters, endpoint, namespace, every, experiment))
 
@@ -93,12 +99,12 @@ def _start(
         raise ClusterError(
             f"{endpoint} answered {error.status}: {str(error.body)[:300]}",
             expected="an answer of 2xx",
-            action="mend what the message names, or log in",
+            action="fix what the message names, or log in",
         ) from error
 
 
 def _require_answer(endpoint: str) -> None:
-    """Ask once; kfp's client would try for half a minute, and end in a traceback."""
+    """Send one request; kfp's client would retry for half a minute, and end in a traceback."""
     import urllib3
 
     try:
@@ -114,6 +120,106 @@ def _require_answer(endpoint: str) -> None:
             expected="the URL of Kubeflow Pipelines' API, such as http://127.0.0.1:8888",
             action="kubectl -n kubeflow port-forward svc/ml-pipeline 8888, and try again",
         ) from error
+
+
+def parse_parameters(pipeline: Any, assignments: Sequence[str]) -> dict[str, Any]:
+    """Return parameters from ``NAME=VALUE``; lists, dicts and numbers are JSON.
+
+    Raises:
+        ConfigError: there is no such parameter, a value is of another type, or one is missing.
+    """
+    inputs = pipeline.pipeline_spec.root.input_definitions.parameters
+    kinds = {name: _TYPES[_kind_name(spec)] for name, spec in inputs.items()}
+    found = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in kinds:
+            raise ConfigError(
+                f"{pipeline.name} has no parameter {name!r}",
+                expected=f"one of {', '.join(sorted(kinds))}",
+                action="correct its name",
+            )
+        found[name] = _value(name, text, kinds[name])
+    missing = sorted(n for n, spec in inputs.items() if not spec.is_optional and n not in found)
+    if missing:
+        raise ConfigError(
+            f"{pipeline.name} lacks {', '.join(missing)}",
+            expected="a value for each parameter without a default",
+            action=f"give --set {missing[0]}=VALUE",
+        )
+    return found
+
+
+def check_parameters(pipeline: Any, parameters: Mapping[str, Any]) -> None:
+    """Check parameters, before anything is started, for errors that a task would raise.
+
+    Raises:
+        ConfigError: a recipe, override, caption source or task specification is invalid.
+        NotFoundError, ArtifactError: an encoder or dataset that isn't there. A store that can't be
+            read from here is left to the tasks.
+    """
+    from clipmill.data.captioners import captioner_kind
+    from clipmill.data.dataset import Dataset
+    from clipmill.models.pretrained import check_address
+    from clipmill.recipes.registry import get_recipe, recipe_type
+    from clipmill.stages.pretrain import CAPTION_LABELS
+    from clipmill.stages.tasks import TaskSpec
+    from clipmill.tasks.finetune import FinetuneConfig
+
+    inputs = pipeline.pipeline_spec.root.input_definitions.parameters
+    every = {name: spec.default_value.string_value for name, spec in inputs.items()}
+    every |= parameters
+    for name, spec in inputs.items():
+        if not name.endswith("_recipe"):
+            continue
+        kind = recipe_type(spec.default_value.string_value)
+        # Fine-tunings share their overrides.
+        shared = "finetune_overrides" if kind is FinetuneConfig else ""
+        overrides = name.replace("_recipe", "_overrides")
+        get_recipe(every[name], kind, parameters.get(overrides, parameters.get(shared, [])))
+    if "captions" in every and every["captions"] not in CAPTION_LABELS:
+        raise ConfigError(
+            f"captions was {every['captions']!r}",
+            expected=f"one of {', '.join(CAPTION_LABELS)}",
+            action="correct it",
+        )
+    if parameters.get("captioner"):
+        captioner_kind(parameters["captioner"])
+    for number, task in enumerate(parameters.get("tasks", [])):
+        _ = TaskSpec.from_json(task, f"tasks[{number}]").sweep
+    try:
+        if "encoder" in parameters:
+            check_address(parameters["encoder"])
+        if "dataset" in parameters:
+            Dataset.open(parameters["dataset"])
+    except NotFoundError:
+        raise
+    except StorageError:
+        return
+
+
+def _kind_name(spec: Any) -> str:
+    from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
+
+    return str(ParameterType.ParameterTypeEnum.Name(spec.parameter_type))
+
+
+def _value(name: str, text: str, kind: type) -> Any:
+    if kind is str:
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"{name} was {text!r}",
+            expected={list: "a JSON list", dict: "a JSON object", float: "a number"}[kind],
+            action="write it as JSON, in single quotes for the shell",
+        )
+    return value
 
 
 def main() -> None:

@@ -192,6 +192,12 @@ def choose_torch(wanted: str, index: str, version: tuple, installed: str) -> str
     return "cpu"
 
 
+def torch_pins(extra: str) -> list:
+    """Return the extra's pins of torch and torchvision; none for an extra without them."""
+    text = (ROOT / "requirements" / f"{extra}.txt").read_text(encoding="utf-8")
+    return re.findall(r"^(?:torch|torchvision)==[^ \n]+", text, re.MULTILINE)
+
+
 def install(environment: Environment, extra: str, torch: str, index: str) -> None:
     """Install the extra's pins and clipmill itself, if that hasn't been done."""
     done = environment.installed()
@@ -201,15 +207,16 @@ def install(environment: Environment, extra: str, torch: str, index: str) -> Non
     say(f"installing requirements/{file.name} into {environment.folder}")
     environment.unfinished.touch()
     rest = file
-    if torch == "cpu":
-        text = file.read_text(encoding="utf-8")
-        pins = re.findall(r"^(?:torch|torchvision)==[^ \n]+", text, re.MULTILINE)
+    pins = torch_pins(extra)
+    if pins and torch == "cpu":
         environment.install_pins("--no-deps", "--index-url", index, *pins)
         rest = environment.folder / "rest.txt"
-        rest.write_text(without("torch", text), encoding="utf-8")
+        rest.write_text(without("torch", file.read_text(encoding="utf-8")), encoding="utf-8")
     environment.install_pins("--no-deps", "-r", str(rest))
     environment.pip("--no-deps", "-e", ".")
-    value = dict(done, torch=torch, **{extra: digest(extra)})
+    value = dict(done, **{extra: digest(extra)})
+    if torch:
+        value["torch"] = torch
     environment.stamp.write_text(json.dumps(value, indent=2), encoding="utf-8")
     environment.unfinished.unlink()
 
@@ -217,7 +224,7 @@ def install(environment: Environment, extra: str, torch: str, index: str) -> Non
 def main() -> None:
     """Check Python, make the environment if need be, and install into it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("extra", help="demo or dev")
+    parser.add_argument("extra", help="demo, dev or docs")
     parser.add_argument("--venv", default=".venv", help="folder of the environment")
     parser.add_argument("--torch", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--index", default=CPU_INDEX, help="index of torch without CUDA")
@@ -231,7 +238,9 @@ def main() -> None:
         version = tuple(sys.version_info[:2])
         require_supported(sys.executable, tuple(sys.version_info[:3]))
     installed = environment.installed().get("torch", "")
-    torch = choose_torch(options.torch, options.index, version, installed)
+    torch = installed
+    if torch_pins(options.extra):
+        torch = choose_torch(options.torch, options.index, version, installed)
     fault = environment.fault(version, torch)
     if fault:
         if environment.folder.exists():

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ("data", "serve", "train-image")
 """Extras that images install: pip checks the hash of each file. A virtual environment may take
 wheels of its user's own instead."""
-EXTRAS = (*IMAGES, "demo", "dev")
+EXTRAS = (*IMAGES, "demo", "dev", "docs")
 OLDEST_PYTHON = "3.11"
 
 

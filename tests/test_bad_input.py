@@ -25,10 +25,11 @@ from clipmill.errors import (
     StorageError,
     suggestion,
 )
-from clipmill.models.checkpoint import read_card
-from clipmill.recipes.registry import recipe
-from clipmill.stages import Stage
-from clipmill.storage import read_artifact_file, write_json
+from clipmill.lineage import read_artifact_file
+from clipmill.models.checkpoint import read_metadata
+from clipmill.recipes.registry import get_recipe
+from clipmill.stage_records import Stage
+from clipmill.storage import write_json
 
 
 def raising(error):
@@ -90,7 +91,9 @@ def test_debug_behind_two_dashes_is_the_commands_own(capsys):
 def test_ctrl_c_is_one_line_and_130(tmp_path):
     """In a process of its own, while a command is at work."""
     code = (
-        "import sys, time; from clipmill import cli; from clipmill.cli import entry\n"
+        "import signal, sys, time; from clipmill import cli; from clipmill.cli import entry\n"
+        # A shell starts background processes with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(): print('at work', flush=True); time.sleep(60)\n"
         "cli.app.command('wait')(wait); sys.argv = ['clipmill', 'wait']; cli.main()"
     )
@@ -121,11 +124,11 @@ def test_a_mistake_is_no_traceback_wherever_it_is_made(module, tmp_path):
         ([], "no command was given"),
         (["pretrian", "D"], "Did you mean 'pretrain'"),
         (["data", "shrad", "x"], "Did you mean 'shard'"),
-        (["pretrain", "D"], "--store"),
-        (["pretrain", "D", "--store", "s", "--caption", "real"], "--caption"),
-        (["pretrain", "D", "--store", "s", "--recipe", "clip-minature"], "'clip-miniature'"),
-        (["pretrain", "D", "--store", "s", "--set", "train.step=3"], "'train.steps'"),
-        (["pretrain", "D", "--store", "s", "--set", "train.steps=many"], "a whole number"),
+        (["pretrain", "clip", "D"], "--store"),
+        (["pretrain", "clip", "D", "--store", "s", "--caption", "real"], "--caption"),
+        (["pretrain", "clip", "D", "--store", "s", "--recipe", "clip-minature"], "'clip-tiny'"),
+        (["pretrain", "clip", "D", "--store", "s", "--set", "train.step=3"], "'train.steps'"),
+        (["pretrain", "clip", "D", "--store", "s", "--set", "train.steps=many"], "a whole number"),
         (["--version"], "it runs nothing"),
     ],
 )
@@ -137,7 +140,7 @@ def test_a_job_that_could_not_run_is_not_submitted(arguments, said):
 
 def test_a_job_that_can_run_is_only_parsed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ["data", "scenes", "--store", "out", "--set", "num_pairs=16"]
+    command = ["data", "generate-scenes", "--store", "out", "--set", "num_pairs=16"]
     entry.check_command(cli.app, command)
     entry.check_command(cli.app, ["finetune", "--encoder", "E", "--data", "D", "--store", "s3://b"])
     assert list(tmp_path.iterdir()) == []
@@ -166,13 +169,23 @@ def test_an_output_that_cannot_be_written_is_found_first(place, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["data", "view", "D", "--output", "no/x.html"],
+        ["data", "preview", "D", "--output", "no/x.html"],
         ["runs", "S", "--page", "no/x.html"],
-        ["report", "S", "--output", "no/x.html"],
-        ["attention", "E", "--data", "D", "--page", "no/x.html"],
-        ["query", "http://127.0.0.1:9", "picture.jpg", "--output", "no/x.png"],
+        ["study", "compare", "S", "--output", "no/x.html"],
+        ["eval", "attention", "E", "--data", "D", "--page", "no/x.html"],
+        ["predict", "http://127.0.0.1:9", "picture.jpg", "--output", "no/x.png"],
         [
-            *("page", "--dataset", "D", "--layer", "L", "--captioner", "C", "--encoder", "E"),
+            *(
+                "report",
+                "--dataset",
+                "D",
+                "--caption-layer",
+                "L",
+                "--captioner",
+                "C",
+                "--encoder",
+                "E",
+            ),
             *("--evaluation", "V", "--store", "S", "--output", "no/x.html"),
         ],
     ],
@@ -190,7 +203,7 @@ def test_a_store_that_cannot_be_written_stops_a_stage_before_its_work(as_target,
     (tmp_path / "file").touch()
     place = str(tmp_path / "file" / "store")
     with Stage("scenes", **{"target" if as_target else "store": place}) as stage:
-        stage.made("reused")  # there's nothing to write
+        stage.set_output("reused")  # there's nothing to write
     with (
         pytest.raises(StorageError, match="can't write under"),
         Stage("scenes", **{"target" if as_target else "store": place}) as stage,
@@ -253,32 +266,32 @@ def test_a_wrong_value_is_explained_in_words(override, expected, action):
 
 @pytest.mark.parametrize(
     ("name", "action"),
-    [("clip-miniatur", "did you mean 'clip-miniature'?"), ("qqq", "choose one of these")],
+    [("clip-miniatur", "did you mean 'clip-tiny'?"), ("qqq", "choose one of these")],
 )
 def test_a_recipe_that_does_not_exist_has_a_neighbour(name, action):
     with pytest.raises(ConfigError, match="there is no recipe") as caught:
-        recipe(name, Config)
+        get_recipe(name, Config)
     assert caught.value.action == action
-    assert caught.value.expected == "a name that `clipmill recipes` lists"
+    assert caught.value.expected == "a name that `clipmill recipes list` prints"
     assert suggestion("deph", ["depth", "detection"], "") == "did you mean 'depth'?"
 
 
 def test_a_recipe_of_another_command_is_called_that():
-    from clipmill.data.shards import ShardConfig
+    from clipmill.data.shards.plan import ShardConfig
 
-    with pytest.raises(ConfigError, match="'clip-miniature' is a recipe of another command"):
-        recipe("clip-miniature", ShardConfig)
+    with pytest.raises(ConfigError, match="'clip-tiny' is a recipe of another command"):
+        get_recipe("clip-tiny", ShardConfig)
 
 
 def test_another_artifact_is_called_what_it_is(tmp_path):
     write_json(str(tmp_path / "d" / "dataset.json"), {})
     with pytest.raises(ArtifactError, match="d is a dataset, not a checkpoint"):
-        read_card(str(tmp_path / "d"))
+        read_metadata(str(tmp_path / "d"))
     write_json(str(tmp_path / "m" / "model.json"), {})
     with pytest.raises(ArtifactError, match="m is a checkpoint, not an evaluation"):
-        read_artifact_file(str(tmp_path / "m"), "evaluation.json", "clipmill evaluate")
+        read_artifact_file(str(tmp_path / "m"), "evaluation.json", "clipmill eval task")
     with pytest.raises(NotFoundError, match="there is no checkpoint at "):
-        read_card(str(tmp_path / "nothing"))
+        read_metadata(str(tmp_path / "nothing"))
 
 
 def test_runs_of_a_folder_that_is_not_there_are_an_error(tmp_path, capsys):
@@ -300,9 +313,9 @@ def test_runs_of_a_folder_that_is_not_there_are_an_error(tmp_path, capsys):
     ],
 )
 def test_an_image_without_its_content_type_is_told_the_header(body, said):
-    from clipmill.serve.refusal import BadRequestError
-    from clipmill.serve.wire import read_v2
+    from clipmill.serve.errors import BadRequestError
+    from clipmill.serve.protocol.bodies import parse_v2
 
     with pytest.raises(BadRequestError, match="the request isn't JSON") as caught:
-        read_v2(body, None, "depth")
+        parse_v2(body, None, "depth")
     assert said in str(caught.value)

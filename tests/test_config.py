@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.config import Config, operational
+from clipmill.config import Config, runtime_field
 from clipmill.errors import ConfigError
 
 
@@ -236,13 +236,13 @@ def test_operational_fields_are_left_out_of_the_digest_alone():
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Inner(Config):
         size: int = 1
-        port: int = operational(0)
+        port: int = runtime_field(0)
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Outer(Config):
         inners: tuple[Inner, ...] = (Inner(),)
         named: dict[str, Inner] = field(default_factory=lambda: {"a": Inner()})
-        folder: str = operational("")
+        folder: str = runtime_field("")
 
     config = Outer()
     moved = Outer(inners=(Inner(port=5),), named={"a": Inner(port=6)}, folder="elsewhere")
@@ -271,3 +271,11 @@ def test_overrides_put_values_into_dicts():
     assert found == Places(uris={"depth": "s3://a/b.tar", "boxes": "5"}, sizes={"depth": 5})
     with pytest.raises(ConfigError, match=r"sizes\.depth"):
         found.override(["sizes.depth=many"])
+
+
+def test_a_former_name_of_a_field_is_answered_with_the_new_one():
+    from clipmill.engine.config import TrainConfig
+
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(steps=1, batch_size=1).override(["micro_batches=2"])
+    assert caught.value.action == "use grad_accum_steps, its name since clipmill 0.2"

@@ -22,15 +22,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
-from small_models import save_model
-from test_demo import OVERRIDES
 
-from clipmill.cluster.names import NON_ROOT
+from clipmill.cluster.constants import NON_ROOT
 from clipmill.serve.client import Client
-from clipmill.stages import read_stages
+from clipmill.stage_records import read_stages
 from clipmill.storage import read_json
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.promotion import read_promotion
+from helpers import program, program_environment
+from helpers.small_models import save_model
+from test_demo import OVERRIDES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESTRICTED = (
@@ -196,13 +197,12 @@ def docker_engine():
 def test_end_to_end_runs_in_containers_to_its_end(s3, tmp_path):
     name, store = image("train"), f"s3://containers/{tmp_path.name}"
     arguments = json.dumps({"store": store, "run": "r", **OVERRIDES})
-    program = ROOT / "tests" / "pipelines" / "run_pipeline.py"
-    command = (sys.executable, program, "end-to-end", arguments, tmp_path, name)
+    command = program("run_pipeline", "end-to-end", arguments, tmp_path, name)
     started = time.monotonic()
     with docker_engine() as address:
         done = subprocess.run(
             command,
-            env={**os.environ, **s3, "DOCKER_HOST": address},
+            env=program_environment(**s3, DOCKER_HOST=address),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

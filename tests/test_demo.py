@@ -13,20 +13,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipmill.background import listener
-from clipmill.data.scenes.formats import write_caption_folder
-from clipmill.data.scenes.world import SceneConfig
 from clipmill.demo import DemoOptions, program, show_demo
 from clipmill.errors import ConfigError, SourceError, StorageError
-from clipmill.serve.ports import free_port
+from clipmill.processes import free_port, port_owner
+from clipmill.scenes.formats import write_caption_folder
+from clipmill.scenes.geometry import SceneConfig
 
-STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
+STEPS = ["train.steps=2", "train.batch_size=4", "train.log_every=1", "train.num_threads=1"]
 OVERRIDES = {
     "scenes_overrides": [
         "size=32",
         "num_pairs=4",
-        "num_captioning=6",
-        "num_labelled=4",
+        "num_captioner_pairs=6",
+        "num_labeled=4",
         "num_test=2",
     ],
     "captioner_overrides": [
@@ -38,21 +37,21 @@ OVERRIDES = {
         *STEPS,
         "model.vision.image_size=32",
         "model.text.vocab_size=600",
-        "view.fraction=1.0",
-        "evaluation.every_steps=0",
+        "view.subset_fraction=1.0",
+        "validation.every=0",
     ],
     "finetune_overrides": [*STEPS, "model.crop_size=32"],
 }
 PHOTOS = {"clip_overrides": OVERRIDES["clip_overrides"]}
 REASONS = {
-    "caption-not-utf8",
-    "caption-without-image",
-    "duplicate-image",
-    "empty-caption",
-    "empty-file",
-    "image-too-large",
-    "no-caption",
-    "unreadable-image",
+    "caption_not_utf8",
+    "caption_without_image",
+    "duplicate_image",
+    "empty_caption",
+    "empty_file",
+    "image_too_large",
+    "missing_caption",
+    "unreadable_image",
 }
 
 
@@ -145,6 +144,8 @@ def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
     assert "No model is better than its gate" in output  # two updates teach nothing
     page = (folder / "report.html").read_text()
     assert "in a miniature world of procedural scenes" in page
+    assert "No training log of a captioner" not in page
+    assert "Spread of random weights" in page
     encoder = shlex.split(command(output, "Fine-tune"))[3]
     assert (Path(encoder) / "model.json").exists()
     shell(shlex.join([*program(), "export", encoder, "--output", str(tmp_path / "out")]))
@@ -153,7 +154,7 @@ def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
     for evaluation in (store / "evaluations").iterdir():
         task = json.loads((evaluation / "evaluation.json").read_text())["task"]
         lenient = {"segmentation": "0", "depth": "99"}[task]
-        words = ["promote", task, str(evaluation), "--threshold", lenient, "--store", str(store)]
+        words = ["promote", task, str(evaluation), "--min-metric", lenient, "--store", str(store)]
         shell(shlex.join([*program(), *words]))
 
     second = shown(start(folder, OVERRIDES, keep=True, port=port))
@@ -202,7 +203,7 @@ def test_photographs_in_an_s3_store_with_bad_files(images, tmp_path):
         stopped = shell(command(output, "Stop what is running")).stdout
     assert "stopped endpoints" in stopped
     assert "stopped S3 server" in stopped
-    assert listener(port) == ""
+    assert port_owner(port) == ""
     assert living(tmp_path) == []
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.digest import canonical_json, digest_json, sha256_bytes, sha256_file
+from clipmill.config import canonical_json, digest_json, sha256_bytes, sha256_file
 
 values = st.recursive(
     st.none()

@@ -209,3 +209,21 @@ def test_make_refuses_a_python_before_it_writes_anything(tmp_path):
     assert found.returncode == 2
     assert "is Python 3.10.4; clipmill needs 3.11 to 3.13" in found.stderr
     assert not folder.exists()
+
+
+def test_an_extra_without_torch_asks_for_none(environment, monkeypatch, tmp_path):
+    """``make docs`` neither looks for PyTorch's index nor says which torch it took."""
+    assert environment.torch_pins("docs") == []
+    assert len(environment.torch_pins("demo")) == 2
+    ran = []
+    monkeypatch.setattr(environment.Environment, "pip", lambda self, *words: ran.append(words))
+    monkeypatch.setattr(
+        environment.Environment, "install_pins", lambda self, *words: ran.append(words)
+    )
+    monkeypatch.setattr(environment, "choose_torch", lambda *_: pytest.fail("asked for torch"))
+    monkeypatch.setattr(environment.Environment, "version", lambda self: VERSION)
+    monkeypatch.setattr(sys, "argv", ["environment.py", "docs", "--venv", str(tmp_path)])
+    environment.main()
+    assert [word for words in ran for word in words if word.startswith("--index-url")] == []
+    stamp = json.loads((tmp_path / "clipmill.json").read_text())
+    assert set(stamp) == {"docs"}

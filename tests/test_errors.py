@@ -8,6 +8,7 @@ import pytest
 from clipmill import errors
 from clipmill.errors import (
     BadSampleError,
+    BadSampleReason,
     ClipmillError,
     ConfigError,
     NotFoundError,
@@ -39,8 +40,23 @@ def test_a_user_error_says_three_things_and_survives_pickling(kind):
 
 
 def test_a_bad_sample_survives_pickling():
-    again = pickle.loads(pickle.dumps(BadSampleError("too-small", "3 x 4")))
-    assert (again.reason, again.detail, str(again)) == ("too-small", "3 x 4", "too-small: 3 x 4")
+    again = pickle.loads(pickle.dumps(BadSampleError(BadSampleReason.IMAGE_TOO_SMALL, "3 x 4")))
+    assert (again.reason, again.detail, str(again)) == (
+        BadSampleReason.IMAGE_TOO_SMALL,
+        "3 x 4",
+        "image_too_small: 3 x 4",
+    )
+
+
+def test_reasons_of_0_1_are_read_as_those_of_today():
+    for old, new in {
+        "cut-tar": BadSampleReason.TRUNCATED_TAR,
+        "no-caption": BadSampleReason.MISSING_CAPTION,
+        "unreadable-image": BadSampleReason.UNREADABLE_IMAGE,
+        "refused": BadSampleReason.REFUSED,
+    }.items():
+        assert BadSampleReason.parse(old) == BadSampleReason.parse(new) == new
+    assert BadSampleReason.parse("") == ""
 
 
 def test_who_catches_what():

@@ -122,12 +122,12 @@ def without_extras(folder, arguments):
     ("extra", "arguments"),
     [
         ("demo", "demo"),
-        ("model", "pretrain D --store s"),
+        ("model", "pretrain clip D --store s"),
         ("train", "finetune --encoder E --data D --store s"),
-        ("train", "study captions --quick --store s"),
+        ("train", "study captions --store s"),
         ("serve", "serve x=y"),
-        ("cluster", "cluster submit --name a -- pretrain D --store s"),
-        ("cluster", "data shard D --store s --on argo"),
+        ("cluster", "cluster submit --name a -- pretrain clip D --store s"),
+        ("cluster", "data shard D --store s --executor argo"),
         ("pipelines", "submit compare-captions --endpoint http://127.0.0.1:9"),
     ],
 )
@@ -149,10 +149,11 @@ def commands(group, path=()):
 
 
 LIGHT = {
-    *("cluster capacity", "lineage", "page", "promote", "query", "recipes", "report", "runs"),
-    *("data check", "data export", "data finish", "data import-layer", "data plan"),
-    *("data recaption", "data scenes", "data score", "data select", "data shard"),
-    *("data stats", "data verify", "data view"),
+    *("cluster plan-capacity", "lineage", "ls", "predict", "promote", "recipes list"),
+    *("recipes show", "report", "runs", "show", "study compare"),
+    *("data export", "data finalize", "data generate-scenes", "data import-layer", "data plan"),
+    *("data preview", "data recaption", "data score", "data select", "data shard"),
+    *("data stats", "data validate", "data verify"),
 }
 """Commands that need no extra, or one that depends on what they are given."""
 

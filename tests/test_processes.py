@@ -1,16 +1,29 @@
-"""Processes: pools end with their parent, a container's limit counts, memory is kept."""
+"""Processes and ports: pools, CPU limits, memory, ports in use, processes left running."""
 
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clipmill.processes import available_cpus
+from clipmill import processes
+from clipmill.errors import ServerError, StorageError
+from clipmill.processes import (
+    BackgroundProcess,
+    available_cpus,
+    free_ports,
+    port_owner,
+    record_processes,
+    require_free,
+    running_processes,
+    stop_processes,
+)
 
 PARENT = """
 import os, time
@@ -85,10 +98,10 @@ def test_what_waits_is_dropped_where_a_task_fails(tmp_path):
 FAULTS = """
 import resource, sys
 import numpy as np
-from clipmill.processes import keep_freed_memory
+from clipmill.processes import tune_malloc
 
 if sys.argv[1] == "kept":
-    keep_freed_memory()
+    tune_malloc()
 for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     maps = [np.ones(2**23, np.uint8) for _ in range(12)]
@@ -132,3 +145,64 @@ def test_a_container_s_limit_of_cpus(tmp_path, monkeypatch, memberships, files, 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
     assert available_cpus(tmp_path, memberships) == expected
+
+
+@pytest.fixture
+def sleeper():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_recorded_process_is_stopped_once(sleeper, tmp_path):
+    file = tmp_path / "running.json"
+    background = BackgroundProcess.of("sleeper", sleeper.pid, "http://127.0.0.1:1")
+    record_processes(file, [background])
+    assert running_processes(file) == [background]
+    assert stop_processes(file) == [background]
+    assert sleeper.poll() is not None
+    assert running_processes(file) == stop_processes(file) == []
+
+
+@pytest.mark.parametrize("change", [{"created": 1.0}, {"command": "another program"}])
+def test_another_process_of_the_same_id_is_left_alone(sleeper, tmp_path, change):
+    file = tmp_path / "running.json"
+    record_processes(file, [replace(BackgroundProcess.of("sleeper", sleeper.pid, ""), **change)])
+    assert stop_processes(file) == []
+    assert sleeper.poll() is None
+
+
+def test_a_broken_record_is_named(tmp_path):
+    file = tmp_path / "running.json"
+    file.write_text("[{}]")
+    with pytest.raises(StorageError, match="isn't a record of running processes"):
+        stop_processes(file)
+
+
+def test_a_taken_port_names_its_process():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert port_owner(port).startswith(f"process {os.getpid()} (")
+        with pytest.raises(ServerError, match=rf":{port} can't be listened on.*process \d+ \("):
+            require_free("127.0.0.1", port)
+
+
+def test_no_port_is_another_ones_offset(monkeypatch):
+    (first,) = free_ports(1, offsets=(0, 10_000))
+    near = range(first - 3, first + 4)
+    monkeypatch.setattr(processes, "_PORTS", (*near, *(port + 10_000 for port in near)))
+    ports = free_ports(14, offsets=(0, 10_000), exclude=(first, first + 10_000))
+    assert first not in ports
+    assert first + 10_000 not in ports
+    assert len({port + offset for port in ports for offset in (0, 10_000)}) == 2 * len(ports)
+
+
+@pytest.mark.parametrize("offset", [0, 10_000])
+def test_a_port_in_use_is_passed_over(monkeypatch, offset):
+    taken, free = free_ports(2, offsets=(0, 10_000))
+    monkeypatch.setattr(processes, "_PORTS", (taken, free))
+    with socket.create_server(("127.0.0.1", taken + offset)):
+        assert free_ports(2, offsets=(0, 10_000)) == [free]

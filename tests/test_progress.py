@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from clipmill.progress import PLAN_EVENT, TimeLeft, follow
+from clipmill.progress import PLAN_EVENT, TimeLeft, render_progress
 
 PLAN = [("shard", 10.0), ("pretrain", 100.0), ("pretrain", 100.0), ("report", 5.0)]
 
@@ -43,7 +43,7 @@ def test_time_left_is_scaled_by_measured_speed_and_never_jumps(slowness):
     half = len(told) // 2
     assert told[half] == pytest.approx(len(told) - half, rel=0.35)
     assert told[-1] < 5
-    assert left.words(now) == "less than a minute left"
+    assert left.describe(now) == "less than a minute left"
 
 
 def test_reused_stages_take_their_work_out_of_the_time_left():
@@ -72,7 +72,7 @@ def test_without_a_terminal_a_line_is_printed_per_finished_stage(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     output = io.StringIO()
-    failed = follow(events, process, Console(file=output, width=40))
+    failed = render_progress(events, process, Console(file=output, width=40))
     assert failed == told[-1]
     first, second = output.getvalue().splitlines()
     assert first.split("   ")[0] == "✓ shard pairs"

@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = sorted((ROOT / "requirements").glob("*.txt"))
+DOCS = ROOT / "requirements" / "docs.txt"
+"""The documentation's, in an environment of its own: no torch."""
 PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = {"linux x86_64": "Linux", "linux aarch64": "Linux", "darwin arm64": "Darwin"}
 INDEX = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
@@ -65,7 +67,7 @@ def fitting_tags(platform, python):
     }
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [f for f in FILES if f != DOCS], ids=lambda path: path.stem)
 def test_markers_keep_cuda_off_a_mac_and_windows_out_of_linux(path):
     requirements = pins(path)
     assert len(requirements) > 50
@@ -78,17 +80,19 @@ def test_markers_keep_cuda_off_a_mac_and_windows_out_of_linux(path):
 
 
 def test_every_requirement_has_a_pin_that_satisfies_it_on_every_platform():
-    extras = PROJECT["optional-dependencies"]
-    direct = [Requirement(r) for name in ("", *extras) for r in extras.get(name, ())]
-    direct += map(Requirement, PROJECT["dependencies"])
-    for platform in PLATFORMS:
-        for python in PYTHONS:
-            found = wanted(pins(ROOT / "requirements" / "dev.txt"), platform, python)
-            for requirement in direct:
-                name = canonicalize_name(requirement.name)
-                if name != "clipmill" and name in wanted([requirement], platform, python):
-                    pin = found[name]
-                    assert requirement.specifier.contains(str(pin.specifier)[2:]), pin
+    extras = dict(PROJECT["optional-dependencies"])
+    docs = extras.pop("docs")
+    others = [text for texts in extras.values() for text in texts]
+    for path, texts in ((DOCS, docs), (ROOT / "requirements" / "dev.txt", others)):
+        direct = [Requirement(text) for text in [*texts, *PROJECT["dependencies"]]]
+        for platform in PLATFORMS:
+            for python in PYTHONS:
+                found = wanted(pins(path), platform, python)
+                for requirement in direct:
+                    name = canonicalize_name(requirement.name)
+                    if name != "clipmill" and name in wanted([requirement], platform, python):
+                        pin = found[name]
+                        assert requirement.specifier.contains(str(pin.specifier)[2:]), pin
 
 
 def test_pythons_are_those_of_the_project_and_of_the_makefile():
@@ -118,7 +122,7 @@ def listing(client, pin):
 @pytest.fixture(scope="module")
 def published():
     """Files of every pinned package, as the package index lists them."""
-    found = pins(ROOT / "requirements" / "dev.txt")
+    found = [*pins(ROOT / "requirements" / "dev.txt"), *pins(DOCS)]
     accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
     timeout = httpx.Timeout(20, connect=5)
     try:
@@ -130,23 +134,25 @@ def published():
             files = list(pool.map(lambda pin: listing(client, pin), found))
     except (httpx.HTTPError, ValueError) as error:
         pytest.skip(f"no package index answers at {INDEX}: {type(error).__name__}")
-    return {canonicalize_name(pin.name): of for pin, of in zip(found, files, strict=True)}
+    return {str(pin): of for pin, of in zip(found, files, strict=True)}
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_every_pin_can_be_installed(platform, python, published):
+@pytest.mark.parametrize("path", [DOCS, ROOT / "requirements" / "dev.txt"], ids=lambda p: p.stem)
+def test_every_pin_can_be_installed(path, platform, python, published):
     """As ``pip install --dry-run --no-deps`` on that machine: a wheel fits, or a known source."""
     fits = fitting_tags(platform, python)
     without_wheel = set()
-    for name, pin in wanted(pins(ROOT / "requirements" / "dev.txt"), platform, python).items():
+    for name, pin in wanted(pins(path), platform, python).items():
         version = str(pin.specifier)[2:]
-        files = [f for f, pythons in published[name] if pythons.contains(f"{python}.0")]
+        files = [f for f, pythons in published[str(pin)] if pythons.contains(f"{python}.0")]
         wheels = [parse_wheel_filename(file) for file in files if file.endswith(".whl")]
         if any(str(wheel[1]) == version and wheel[3] & fits for wheel in wheels):
             continue
         sources = [parse_sdist_filename(file) for file in files if file.endswith(".tar.gz")]
         assert version in {str(source[1]) for source in sources}, pin
         without_wheel.add(name)
-    assert without_wheel == FROM_SOURCE | COMPILED.get(platform, set())
+    known = set() if path == DOCS else FROM_SOURCE | COMPILED.get(platform, set())
+    assert without_wheel == known

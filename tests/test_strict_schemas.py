@@ -3,7 +3,8 @@
 import copy
 
 import pytest
-from strict_schemas import VERSIONS, findings
+
+from helpers.strict_schemas import VERSIONS, findings
 
 SERVICE = {
     "apiVersion": "v1",

@@ -17,14 +17,14 @@ def test_a_job_is_scraped_under_documented_names() -> None:
     metrics = train_metrics()
     metrics.loss.labels("clip", "total").set(2.5)
     metrics.step_seconds.observe(0.2)
-    data_metrics().quarantined.labels("too-small").inc(3)
+    data_metrics().samples_rejected.labels("not_downloaded").inc(3)
     port = serve_metrics(0)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         families = list(text_string_to_metric_families(response.read().decode()))
     values = {(s.name, *sorted(s.labels.values())): s.value for f in families for s in f.samples}
     assert values["clipmill_train_loss", "clip", "total"] == 2.5
     assert values["clipmill_train_step_seconds_count",] >= 1
-    assert values["clipmill_data_quarantined_total", "too-small"] == 3
+    assert values["clipmill_data_samples_rejected_total", "not_downloaded"] == 3
     assert ("clipmill_train_samples_total",) in values
     assert all(family.documentation for family in families)
 

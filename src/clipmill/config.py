@@ -1,50 +1,106 @@
 """Frozen dataclass configs: JSON both ways, a digest, and strict ``path=value`` overrides.
 
+Digests are SHA-256 over bytes, files and JSON values. A config's digest is part of the address of
+what is made with it, and overrides of unknown paths or wrong types are errors: that is why the
+parser is ours.
+
 Every config derives from :class:`Config`. Field types are those that JSON can hold: ``bool``,
 ``int``, ``float``, ``str``, ``Literal``, ``tuple[T, ...]``, ``dict[str, T]``, another Config,
-and any of these ``| None``. A field made by :func:`operational` says how work is carried out, not
-what comes out of it, and is left out of the digest.
+and any of these ``| None``. A field of :func:`runtime_field` affects how work is done, not its
+result, and is left out of the digest.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 import types
-from collections.abc import Sequence
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from clipmill.digest import digest_json
-from clipmill.errors import ConfigError, suggestion
+from clipmill.errors import ArtifactError, ConfigError, suggestion
+from clipmill.version import clipmill_version
 
-_OPERATIONAL = "operational"
+_RUNTIME = "runtime"
 
 ValueT = TypeVar("ValueT")
 
 
-def operational(default: ValueT) -> ValueT:
-    """A field with this default that doesn't count in the digest: an interval, a port, a folder."""
-    made: ValueT = dataclasses.field(default=default, metadata={_OPERATIONAL: True})
-    return made
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Return the SHA-256 of ``data`` (hex)."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content (hex), read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """Return the only JSON text of a value: sorted keys, no spaces, no NaN (ValueError)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_json(value: object) -> str:
+    """Return the SHA-256 of a value's canonical JSON (hex)."""
+    return sha256_bytes(canonical_json(value).encode())
+
+
+def flatten(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted path."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        is_nested = isinstance(item, Mapping)
+        full_path = _dotted(path, name)
+        flat |= flatten(item, full_path) if is_nested else {full_path: item}
+    return flat
+
+
+def runtime_field(default: ValueT) -> ValueT:
+    """Return a field that the digest leaves out, such as an interval, a port or a folder."""
+    field: ValueT = dataclasses.field(default=default, metadata={_RUNTIME: True})
+    return field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """Base of every config."""
 
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {}
+    """Fields' names in JSON that clipmill 0.1 stored, and their names now."""
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """By field (its name now), choices' names that clipmill 0.1 stored, and their names now."""
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, nested configs included."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        """Return plain JSON values, nested configs included."""
+        return {f.name: _to_plain_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, value: object, path: str = "") -> Self:
         """Build from plain JSON values; a missing, unknown or ill-typed field is a ConfigError."""
         if not isinstance(value, dict):
-            raise _wrong_type(path or cls.__name__, value, cls)
+            raise _wrong_type_error(path or cls.__name__, value, cls)
         hints = get_type_hints(cls)
         fields = {f.name: f for f in dataclasses.fields(cls)}
+        value = {cls.RENAMED_FIELDS.get(name, name): item for name, item in value.items()}
+        for name, choices in cls.RENAMED_VALUES.items():
+            if isinstance(value.get(name), str):
+                value[name] = choices.get(value[name], value[name])
         for name in value:
             if name not in fields:
-                raise _unknown(_dotted(path, name), cls)
+                raise _unknown_field_error(_dotted(path, name), cls)
         kwargs = {}
         for name, field in fields.items():
             if name in value:
@@ -52,18 +108,34 @@ class Config:
             elif _is_required(field):
                 raise ConfigError(
                     f"{_dotted(path, name)} is missing",
-                    expected=_type_words(hints[name]),
-                    action=f"give {_dotted(path, name)}",
+                    expected=_describe_type(hints[name]),
+                    action=f"set {_dotted(path, name)}",
                 )
         return cls(**kwargs)
 
+    @classmethod
+    def from_stored(cls, value: object, uri: str) -> Self:
+        """Build from the JSON of the artifact at ``uri``.
+
+        Raises:
+            ArtifactError: another version of clipmill wrote it, with fields that this one lacks.
+        """
+        try:
+            return cls.from_json(value)
+        except ConfigError as error:
+            raise ArtifactError(
+                f"clipmill {clipmill_version()} can't read the config of {uri}: {error.what}",
+                expected="an artifact that this version wrote, or 0.1",
+                action="make it again with this version, or use the one that wrote it",
+            ) from error
+
     @property
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON of all fields but the operational ones (hex)."""
+        """SHA-256 over the canonical JSON of all fields but the runtime ones (hex)."""
         return digest_json(_identity(self))
 
     def override(self, assignments: Sequence[str]) -> Self:
-        """A copy with each ``path.to.field=value`` applied, left to right.
+        """Return a copy with each ``path.to.field=value`` applied, left to right.
 
         A value is read as JSON where the field isn't a string (``1e-3``, ``true``, ``[1, 2]``,
         ``null``); for a string field it is taken as it stands.
@@ -84,34 +156,42 @@ class Config:
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
+def current_path(config: Config, path: str) -> str:
+    """Return a field's path, such as ``train.schedule.lr``, given as clipmill 0.1 named it."""
+    name, _, rest = path.partition(".")
+    name = config.RENAMED_FIELDS.get(name, name)
+    child = getattr(config, name, None)
+    return f"{name}.{current_path(child, rest) if isinstance(child, Config) else rest}".rstrip(".")
+
+
 def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
     name, *rest = path
-    here = _dotted(done, name)
+    full_name = _dotted(done, name)
     hints = get_type_hints(type(config))
     if name not in hints:
-        raise _unknown(here, type(config))
+        raise _unknown_field_error(full_name, type(config))
     if not rest:
         return dataclasses.replace(
-            config, **{name: _parse(_read(text, hints[name]), hints[name], here)}
+            config, **{name: _parse(_read(text, hints[name]), hints[name], full_name)}
         )
     child = getattr(config, name)
     if isinstance(child, dict):
         key, *below = rest
-        there = _dotted(here, key)
+        entry_name = _dotted(full_name, key)
         if not below:
             _, kind = get_args(hints[name])
-            entry = _parse(_read(text, kind), kind, there)
+            entry = _parse(_read(text, kind), kind, entry_name)
             return dataclasses.replace(config, **{name: {**child, key: entry}})
         if isinstance(child.get(key), Config):
-            changed = _set(child[key], below, text, there)
+            changed = _set(child[key], below, text, entry_name)
             return dataclasses.replace(config, **{name: {**child, key: changed}})
     if not isinstance(child, Config):
         raise ConfigError(
-            f"{here} has no fields, so {'.'.join([here, *rest])} can't be set",
-            expected=f"{_type_words(hints[name])} for {here}",
-            action=f"set {here}=VALUE",
+            f"{full_name} has no fields, so {'.'.join([full_name, *rest])} can't be set",
+            expected=f"{_describe_type(hints[name])} for {full_name}",
+            action=f"set {full_name}=VALUE",
         )
-    return dataclasses.replace(config, **{name: _set(child, rest, text, here)})
+    return dataclasses.replace(config, **{name: _set(child, rest, text, full_name)})
 
 
 def _read(text: str, hint: Any) -> object:
@@ -129,14 +209,14 @@ def _read(text: str, hint: Any) -> object:
 
 def _parse(value: object, hint: Any, path: str) -> object:
     for kind in _alternatives(hint):
-        found, parsed = _parse_one(value, kind, path)
-        if found:
+        fits, parsed = _coerce(value, kind, path)
+        if fits:
             return parsed
-    raise _wrong_type(path, value, hint)
+    raise _wrong_type_error(path, value, hint)
 
 
-def _parse_one(value: object, kind: Any, path: str) -> tuple[bool, object]:
-    """Whether ``value`` fits ``kind``, and the value that the field then holds."""
+def _coerce(value: object, kind: Any, path: str) -> tuple[bool, object]:
+    """Return whether ``value`` fits ``kind``, and the value that the field then holds."""
     origin = get_origin(kind)
     if kind is type(None):
         return value is None, None
@@ -178,20 +258,20 @@ def _parse_tuple(value: object, items: tuple[Any, ...], path: str) -> tuple[bool
     )
 
 
-def _plain(value: object) -> object:
+def _to_plain_json(value: object) -> object:
     if isinstance(value, Config):
         return value.to_json()
     if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
+        return [_to_plain_json(v) for v in value]
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _to_plain_json(v) for k, v in value.items()}
     return value
 
 
 def _identity(value: object) -> object:
-    """As :func:`_plain`, without operational fields."""
+    """Return what ``_to_plain_json`` does, without runtime fields."""
     if isinstance(value, Config):
-        fields = (f for f in dataclasses.fields(value) if _OPERATIONAL not in f.metadata)
+        fields = (f for f in dataclasses.fields(value) if _RUNTIME not in f.metadata)
         return {f.name: _identity(getattr(value, f.name)) for f in fields}
     if isinstance(value, tuple | list):
         return [_identity(v) for v in value]
@@ -213,7 +293,7 @@ def _dotted(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-_WORDS = {
+_TYPE_NAMES = {
     bool: "true or false",
     dict: "names with values",
     float: "a number",
@@ -223,41 +303,39 @@ _WORDS = {
 }
 
 
-def _type_words(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     """Describe a field's type for people who write JSON and ``--set``, not Python."""
     origin, items = get_origin(hint), get_args(hint)
     if origin is Literal:
-        words = [item if isinstance(item, str) else json.dumps(item) for item in items]
-        return ("one of " if len(words) > 1 else "") + ", ".join(words)
+        names = [item if isinstance(item, str) else json.dumps(item) for item in items]
+        return ("one of " if len(names) > 1 else "") + ", ".join(names)
     if origin in {Union, types.UnionType}:
-        return " or ".join(_type_words(item) for item in items)
+        return " or ".join(_describe_type(item) for item in items)
     if origin is dict:
-        return f"names, each with {_type_words(items[1])}"
+        return f"names, each with {_describe_type(items[1])}"
     if origin is tuple and items[-1] is Ellipsis:
-        return f"a list, each entry {_type_words(items[0])}"
+        return f"a list, each entry {_describe_type(items[0])}"
     if origin is tuple:
-        return f"a list of {len(items)}: {', '.join(map(_type_words, items))}"
+        return f"a list of {len(items)}: {', '.join(map(_describe_type, items))}"
     if issubclass(hint, Config):
         return "the fields " + ", ".join(field.name for field in dataclasses.fields(hint))
-    return _WORDS[hint]
+    return _TYPE_NAMES[hint]
 
 
-def _unknown(path: str, cls: type[Config]) -> ConfigError:
-    hints = get_type_hints(cls)
+def _unknown_field_error(path: str, cls: type[Config]) -> ConfigError:
     parent = path.rpartition(".")[0]
-    names = ", ".join(_dotted(parent, f.name) for f in dataclasses.fields(cls))
+    names = [_dotted(parent, f.name) for f in dataclasses.fields(cls)]
+    renamed = cls.RENAMED_FIELDS.get(path.rpartition(".")[2])
     return ConfigError(
         f"{path} is not a field of {cls.__name__}",
-        expected=f"one of {names}" if hints else "no field at all",
-        action=suggestion(
-            path,
-            [_dotted(parent, name) for name in hints],
-            otherwise=f"give one of these instead of {path}",
-        ),
+        expected=f"one of {', '.join(names)}" if names else "no field at all",
+        action=f"use {_dotted(parent, renamed)}, its name since clipmill 0.2"
+        if renamed
+        else suggestion(path, names, otherwise=f"use one of these instead of {path}"),
     )
 
 
-def _wrong_type(path: str, value: object, hint: Any) -> ConfigError:
+def _wrong_type_error(path: str, value: object, hint: Any) -> ConfigError:
     choices = [
         item
         for kind in _alternatives(hint)
@@ -267,6 +345,6 @@ def _wrong_type(path: str, value: object, hint: Any) -> ConfigError:
     ]
     return ConfigError(
         f"{path} was {value!r}",
-        expected=_type_words(hint),
+        expected=_describe_type(hint),
         action=suggestion(str(value), choices, otherwise=f"correct {path}"),
     )

@@ -1,4 +1,4 @@
-"""The demo: a pipeline on this machine under ``kfp.local``, with live progress, and what follows.
+"""The demo: the end-to-end pipeline on this machine, with live progress, and the next commands.
 
 Its artifacts lie in a plain folder, or in an embedded S3 server.
 """
@@ -20,7 +20,6 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from clipmill.background import BackgroundProcess, record, running, stop
 from clipmill.errors import (
     ClipmillError,
     ConfigError,
@@ -29,10 +28,17 @@ from clipmill.errors import (
     StorageError,
     UserError,
 )
-from clipmill.progress import follow
-from clipmill.serve.ports import DEFAULT_PORT, require_free
-from clipmill.serve.process import ServerProcess
-from clipmill.stages import EVENTS_VARIABLE
+from clipmill.processes import (
+    BackgroundProcess,
+    record_processes,
+    require_free,
+    running_processes,
+    stop_processes,
+)
+from clipmill.progress import render_progress
+from clipmill.serve.config import DEFAULT_PORT
+from clipmill.serve.launch import ServerProcess
+from clipmill.stage_records import EVENTS_VARIABLE
 from clipmill.storage import SeaweedServer, exists, join, read_bytes, read_json
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.promotion import read_promotion
@@ -41,7 +47,7 @@ _HOST = "127.0.0.1"
 _BUCKET = "s3://clipmill"
 _STOP_SECONDS = 5.0
 _RUNNING = "running.json"
-# Of a path that a Unix socket may have, less what libraries put after TMPDIR.
+# Of a Unix socket's longest path, less what libraries append to TMPDIR.
 _MAX_SCRATCH_CHARACTERS = 60
 _TASKS = ("segmentation", "depth")
 _RECAPTIONING = {
@@ -49,14 +55,14 @@ _RECAPTIONING = {
     "coca": "recaption-coca",
     "git": "recaption-git",
     "huggingface": "recaption-beam",
-    "rewrite": "recaption-rewrite-laclip",
+    "rewrite": "rewrite-laclip",
     "vlm": "recaption-vlm-vecap",
 }
 """Recipe by kind of captioner."""
 
 
 class PipelineError(ClipmillError):
-    """A stage of the pipeline failed; its own words say why."""
+    """A stage of the pipeline failed; its own message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +70,7 @@ class DemoOptions:
     """Settings of a demo."""
 
     folder: Path
-    """Where artifacts, logs and the page go."""
+    """Folder of artifacts, logs and the report."""
     images: Path | None = None
     """Folder of photographs with captions, in place of scenes; None for scenes."""
     captioner: str = ""
@@ -104,7 +110,7 @@ class DemoResult:
 
 
 def show_demo(options: DemoOptions, *, as_json: bool) -> None:
-    """Run the demo with live progress, then print where the page is and which commands follow.
+    """Run the demo with live progress, then print the report's path and the next commands.
 
     Raises:
         StorageError: the folder can't be written, or holds a store of another kind.
@@ -124,14 +130,14 @@ def show_demo(options: DemoOptions, *, as_json: bool) -> None:
         if options.keep and result.models:
             _keep(options, result, server)
     if as_json:
-        found = {
+        output = {
             "page": str(result.page),
             "store": result.store,
             "models": result.models,
             "encoder": result.encoder,
             **result.results,
         }
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        sys.stdout.write(json.dumps(output, indent=2) + "\n")
         return
     console.print(f"\n[bold]{result.results['verdict']}[/]", soft_wrap=True)
     console.print(f"\nPage: {result.page}  ({time.monotonic() - started:.0f} s)", soft_wrap=True)
@@ -173,49 +179,49 @@ def run_demo(
             *(name, json.dumps(parameters), str(scratch)),
         ]
         with log.open("wb") as output, _group(command, environment, output) as process:
-            failed = follow(events, process, console)
+            failed = render_progress(events, process, console)
     if process.returncode:
-        raise _failure(failed, log)
+        raise _pipeline_error(failed, log)
     report = read_json(join(store, "runs", run, "report.json"))["output"]
     page = folder / "report.html"
     page.write_bytes(read_bytes(join(report, "report.html")))
     results = read_json(join(report, "report.json"))
     if options.images:
         return _photos_result(page, results, store)
-    places = {task: join(store, "serving", task) for task in _TASKS}
+    serving_uris = {task: join(store, "serving", task) for task in _TASKS}
     promotions = {
-        task: read_promotion(place)
-        for task, place in places.items()
-        if exists(join(place, "promotion.json"))
+        task: read_promotion(uri)
+        for task, uri in serving_uris.items()
+        if exists(join(uri, "promotion.json"))
     }
     parents = {parent["role"]: parent["uri"] for parent in results["parents"]}
     encoder = [uri for role, uri in parents.items() if role.startswith("encoder ")][-1]
     evaluation = next(uri for role, uri in parents.items() if role.startswith("evaluation "))
     image = folder / "test-image.png"
-    image.write_bytes(read_evaluation(evaluation).picture(0, "image"))
+    image.write_bytes(read_evaluation(evaluation).read_image(0, "image"))
     return DemoResult(
         page=page,
         results=results,
         store=store,
-        models={task: found.evaluation.model.uri for task, found in promotions.items()},
+        models={task: promotion.evaluation.model.uri for task, promotion in promotions.items()},
         encoder=encoder,
         image=image,
     )
 
 
 def stop_demo(folder: Path) -> list[str]:
-    """Stop what ``--keep`` left running; a line for each process, or one that says that none ran.
+    """Stop what ``--keep-running`` left running; return a line per process, or one if none ran.
 
     Raises StorageError where the folder's record is broken.
     """
-    stopped = stop(folder / _RUNNING)
+    stopped = stop_processes(folder / _RUNNING)
     if not stopped:
         return [f"nothing runs that a demo in {folder} left"]
     return [f"stopped {p.name}: process {p.pid}, {p.url}" for p in stopped]
 
 
 def program() -> list[str]:
-    """The words that start clipmill in the user's shell: the name, if PATH leads to this one."""
+    """Return the command that starts clipmill in the user's shell: its name where on PATH."""
     script = Path(sys.executable).parent / "clipmill"
     known = shutil.which("clipmill")
     if known and Path(known).absolute() == script:
@@ -230,16 +236,18 @@ def program() -> list[str]:
 def next_steps(
     options: DemoOptions, result: DemoResult, environment: Mapping[str, str]
 ) -> list[str]:
-    """Commands to paste after a demo, each under a comment that says what it does."""
+    """Return commands to paste after a demo, each under a comment that says what it does."""
     if environment and not options.keep:
-        again = shlex.join([*program(), "demo", "--folder", str(options.folder), "--s3", "--keep"])
+        again = shlex.join(
+            [*program(), "demo", "--folder", str(options.folder), "--s3", "--keep-running"]
+        )
         return [
             "# The artifacts are in an S3 server that has stopped; start it and the endpoints:",
             again,
         ]
     url = f"http://{_HOST}:{options.port}"
     finetune = _command("finetune", "--encoder", result.encoder, "--store", result.store)
-    finetune += " --data YOUR_DATA --recipe upernet-miniature"
+    finetune += " --data YOUR_DATA --recipe upernet-tiny"
     onwards = [
         "# Fine-tune on your own data (formats: docs/tasks.md):",
         finetune,
@@ -266,10 +274,10 @@ def next_steps(
     lines += ["# Playground, once they serve:" if not options.keep else "# Playground:"]
     lines += [f"{url}/", "", "# One request:"]
     name = next(iter(result.models))
-    question = "labels=a photo,a drawing" if options.images else "output=png"
+    query = "labels=a photo,a drawing" if options.images else "output=png"
     answer = [] if options.images else ["--output", f"{name}.png"]
     kind = "png" if result.image.suffix == ".png" else "jpeg"
-    request = f"{url}/v2/models/{name}/infer?{question.replace(' ', '%20')}"
+    request = f"{url}/v2/models/{name}/infer?{query.replace(' ', '%20')}"
     lines += [
         shlex.join(
             [
@@ -286,12 +294,12 @@ def next_steps(
     return lines
 
 
-def _command(*words: str) -> str:
-    return shlex.join([*program(), *words])
+def _command(*arguments: str) -> str:
+    return shlex.join([*program(), *arguments])
 
 
 def _check(options: DemoOptions) -> None:
-    """Find what would stop the run before anything starts."""
+    """Raise for options that would stop the run, before anything starts."""
     if options.images is not None and not options.images.is_dir():
         raise SourceError(
             f"{options.images} is not a folder",
@@ -315,11 +323,11 @@ def _check(options: DemoOptions) -> None:
             expected="a folder that this user may write in",
             action="give another one as --folder",
         ) from error
-    if options.keep and (kept := running(options.folder / _RUNNING)):
-        words = ", ".join(f"{p.name} (process {p.pid}, {p.url})" for p in kept)
+    if options.keep and (kept := running_processes(options.folder / _RUNNING)):
+        processes = ", ".join(f"{p.name} (process {p.pid}, {p.url})" for p in kept)
         raise ServerError(
-            f"an earlier demo is still up: {words}",
-            expected="one demo with --keep per folder",
+            f"an earlier demo is still up: {processes}",
+            expected="one demo with --keep-running per folder",
             action=f"stop it first: {_command('demo', '--folder', str(options.folder), '--stop')}",
         )
     if options.keep:
@@ -327,7 +335,7 @@ def _check(options: DemoOptions) -> None:
 
 
 def check_captioner(captioner: str) -> None:
-    """Refuse (ConfigError) a captioner that would say of a street what it knows of scenes."""
+    """Raise ConfigError for a captioner that knows only procedural scenes."""
     from clipmill.data.captioners import (
         CaptionersConfig,
         GenerateConfig,
@@ -359,7 +367,7 @@ def _endpoint_kind(captioner: str) -> str:
 
 @contextlib.contextmanager
 def _store(options: DemoOptions) -> Iterator[tuple[str, SeaweedServer | None]]:
-    """The store's URI, and its server if it has one, which stops at the end unless it is kept."""
+    """Yield the store's URI and server, if any; it stops at the end unless it is kept."""
     if not options.s3:
         folder = options.folder.absolute() / "store"
         if (folder / "credentials.json").exists():
@@ -384,25 +392,25 @@ def _store(options: DemoOptions) -> Iterator[tuple[str, SeaweedServer | None]]:
 
 
 def _keep(options: DemoOptions, result: DemoResult, store: SeaweedServer | None) -> None:
-    """Start the endpoints, and record what stays up."""
+    """Start the endpoints, and record the processes that stay up."""
     folder = options.folder.absolute()
     log = folder / "server.log"
     server = ServerProcess(result.models, log_path=log, http_port=options.port, detach=True).start()
     kept = [BackgroundProcess.of("endpoints", server.pid, server.url)]
-    if store is not None and store.process_id is not None:
+    if store is not None:
         url = store.environment["AWS_ENDPOINT_URL"]
-        kept.append(BackgroundProcess.of("S3 server", store.process_id, url))
-    record(folder / _RUNNING, kept)
+        kept.append(BackgroundProcess.of("S3 server", store.pid, url))
+    record_processes(folder / _RUNNING, kept)
 
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder for temporary files, which is gone afterwards; so are those of a killed run."""
+    """Yield a folder for temporary files, removed afterwards; so are those of a killed run."""
     shutil.rmtree(folder / "tmp", ignore_errors=True)
     inside = folder / "tmp"
     if len(str(inside)) > _MAX_SCRATCH_CHARACTERS:
-        with tempfile.TemporaryDirectory(prefix="clipmill-demo-") as place:
-            yield Path(place)
+        with tempfile.TemporaryDirectory(prefix="clipmill-demo-") as name:
+            yield Path(name)
         return
     inside.mkdir()
     try:
@@ -430,7 +438,7 @@ def _exiting_on_sigterm() -> Iterator[None]:
 def _group(
     command: Sequence[str], environment: Mapping[str, str], output: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own; on leaving, none of the group is left, whatever happens."""
+    """Yield a process in a group of its own; on leaving, the whole group is ended."""
     process = subprocess.Popen(
         command,
         env=environment,
@@ -453,7 +461,7 @@ def _group(
             process.stdin.close()
 
 
-def _failure(failed: dict[str, Any] | None, log: Path) -> ClipmillError:
+def _pipeline_error(failed: dict[str, Any] | None, log: Path) -> ClipmillError:
     if failed is None:
         return PipelineError(f"the pipeline stopped; the end of {log} says why")
     if failed["user"]:
@@ -463,7 +471,7 @@ def _failure(failed: dict[str, Any] | None, log: Path) -> ClipmillError:
 
 
 def _pipeline(options: DemoOptions) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of the pipeline that the options ask for."""
+    """Return name and parameters of the pipeline for the options."""
     seed = f"train.seed={options.seed}"
     if options.images is None:
         return "end-to-end", {"clip_overrides": [seed], "finetune_overrides": [seed]}
@@ -486,9 +494,9 @@ def _pipeline(options: DemoOptions) -> tuple[str, dict[str, Any]]:
 
 
 def _photos_result(page: Path, results: dict[str, Any], store: str) -> DemoResult:
-    """The encoder that learned from all captions is the one to continue with."""
+    """Return the result of ``photos``, with the encoder that was trained on all captions."""
     from clipmill.data.dataset import Dataset, cache_folder
-    from clipmill.data.reader import read_shard
+    from clipmill.data.shards.read import read_shard
 
     parents = results["parents"]
     dataset = Dataset.open(next(p["uri"] for p in parents if p["role"] == "dataset"))

@@ -19,6 +19,13 @@ ClipmillError
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from enum import StrEnum
+from typing import Final
+
+EXIT_USER_ERROR: Final = 2
+"""Exit code of a command for an error that the caller can fix, and no retry does."""
+EXIT_PREEMPTED: Final = 75
+"""Exit code of a run that stopped on SIGTERM and saved a checkpoint; sysexits.h's EX_TEMPFAIL."""
 
 
 class ClipmillError(Exception):
@@ -83,10 +90,57 @@ class BudgetError(UserError):
     """A limit on cost that was reached; what was paid for is kept."""
 
 
+class BadSampleReason(StrEnum):
+    """Why a sample, or its caption, can't be used: in metrics, datasets' records and reports."""
+
+    CAPTION_NOT_UTF8 = "caption_not_utf8"
+    CAPTION_TOO_LONG = "caption_too_long"
+    CAPTION_WITHOUT_IMAGE = "caption_without_image"
+    DAMAGED_RECORD = "damaged_record"
+    DAMAGED_SHARD = "damaged_shard"
+    DUPLICATE_ID = "duplicate_id"
+    DUPLICATE_IMAGE = "duplicate_image"
+    EMPTY_CAPTION = "empty_caption"
+    EMPTY_FILE = "empty_file"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_TOO_SMALL = "image_too_small"
+    MISSING_CAPTION = "missing_caption"
+    MISSING_EMBEDDING = "missing_embedding"
+    MISSING_IMAGE = "missing_image"
+    MISSING_LABEL = "missing_label"
+    NOT_DOWNLOADED = "not_downloaded"
+    TRUNCATED_TAR = "truncated_tar"
+    UNREADABLE_IMAGE = "unreadable_image"
+    # Of captioners.
+    EMPTY = "empty"
+    FAILED = "failed"
+    MALFORMED = "malformed"
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
+
+    @classmethod
+    def parse(cls, text: str) -> str:
+        """Return a stored reason as it is written now.
+
+        Records of clipmill 0.1 join the words of reasons by hyphens, and have other words for some.
+        Reasons of other code's readers are kept.
+        """
+        return _REASONS_0_1.get(text, text.replace("-", "_"))
+
+
+_REASONS_0_1 = {
+    "broken-record": BadSampleReason.DAMAGED_RECORD,
+    "cut-tar": BadSampleReason.TRUNCATED_TAR,
+    "no-caption": BadSampleReason.MISSING_CAPTION,
+    "no-embedding": BadSampleReason.MISSING_EMBEDDING,
+    "no-label": BadSampleReason.MISSING_LABEL,
+}
+
+
 class BadSampleError(ClipmillError):
     """One sample that can't be used; ``reason`` is the counter it falls under."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: BadSampleReason, detail: str) -> None:
         self.reason = reason
         self.detail = detail
         super().__init__(f"{reason}: {detail}")
@@ -108,3 +162,9 @@ def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     """Return ``did you mean 'x'?`` for a mistyped name, or ``otherwise`` if none is close."""
     nearest = get_close_matches(name, list(known), n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else otherwise
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` to end a message with, or nothing if no name is close."""
+    said = suggestion(name, known, "")
+    return f"; {said}" if said else ""

@@ -1,4 +1,8 @@
-"""What a process logs: lines for people, or JSON for machines."""
+"""Logging to stderr: lines for people, or JSON for machines.
+
+python-json-logger would replace the ten lines of ``format``, but lets ``extra=`` overwrite the
+level and the message.
+"""
 
 import logging
 import sys

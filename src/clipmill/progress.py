@@ -81,8 +81,8 @@ class TimeLeft:
         self._updated = now
         return max(self._end - now, 0.0)
 
-    def words(self, now: float) -> str:
-        """Time to the end as a person would say it."""
+    def describe(self, now: float) -> str:
+        """Return the time to the end as text."""
         minutes = round(self.remaining_seconds(now) / 60)
         return f"about {minutes} min left" if minutes else "less than a minute left"
 
@@ -99,7 +99,7 @@ class _Running:
     """Part that is done."""
 
 
-def follow(
+def render_progress(
     events: Path, process: subprocess.Popen[bytes], console: Console
 ) -> dict[str, Any] | None:
     """Show the events of ``process`` until it ends; the event of the stage that failed, if any.
@@ -115,19 +115,19 @@ def follow(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[share]:>4}"),
-        TextColumn("[dim]{task.fields[words]}"),
+        TextColumn("[dim]{task.fields[message]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        whole = progress.add_task("[bold]starting", total=1.0, share="", words="")
+        total = progress.add_task("[bold]starting", total=1.0, share="", message="")
         for event in _read(events, process):
             now = time.time()
             progress.update(
-                whole,
+                total,
                 description=f"[bold]{left.position}" if bars else "[bold]starting",
                 completed=left.fraction,
-                words=left.words(now) if bars else "",
+                message=left.describe(now) if bars else "",
             )
             if event is None:
                 continue
@@ -138,7 +138,7 @@ def follow(
             name = f"{event['stage']} {event['label']}".strip()
             if kind == "start":
                 left.start(name, event["stage"])
-                bar = progress.add_task(name, total=None, share="", words="starting")
+                bar = progress.add_task(name, total=None, share="", message="starting")
                 bars[name] = (bar, event["time"])
             elif kind == "progress":
                 share = event["done"] / event["total"] if event["total"] else 0.0
@@ -149,7 +149,7 @@ def follow(
                     completed=event["done"],
                     total=event["total"],
                     share=f"{share:.0%}",
-                    words=_stage_words(event, now - started),
+                    message=_stage_message(event, now - started),
                 )
             else:
                 progress.remove_task(bars.pop(name)[0])
@@ -159,7 +159,7 @@ def follow(
     return failed
 
 
-def _stage_words(event: dict[str, Any], elapsed: float) -> str:
+def _stage_message(event: dict[str, Any], elapsed: float) -> str:
     seconds = event["remaining_seconds"]
     if seconds is None or elapsed < _QUIET_SECONDS:
         return str(event["words"])
@@ -170,7 +170,7 @@ def _line(name: str, event: dict[str, Any], left: TimeLeft, now: float) -> str:
     if event["event"] == "failed":
         return f"[red]✗[/] {name:<28}[red]failed[/] after {event['seconds']:.1f} s"
     state = "  reused" if event["reused"] else f"{event['seconds']:6.1f} s"
-    return f"[green]✓[/] {name:<28}{state}[dim]   {left.position}, {left.words(now)}[/]"
+    return f"[green]✓[/] {name:<28}{state}[dim]   {left.position}, {left.describe(now)}[/]"
 
 
 def _read(events: Path, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:

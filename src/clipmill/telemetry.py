@@ -5,6 +5,7 @@ only the sections that it uses.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -16,79 +17,128 @@ _STEP_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 6
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _PIXELS = tuple(4**n for n in range(3, 13))
 _BRIGHTNESS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-_METRES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40.0, 80.0)
+_METERS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40.0, 80.0)
+
+
+class SkipReason(StrEnum):
+    """Values of the label ``reason`` of ``clipmill_train_skipped_updates_total``."""
+
+    NOT_FINITE = "not_finite"
+    SPIKE = "spike"
+
+
+class Outcome(StrEnum):
+    """Values of the label ``outcome`` of written checkpoints and of reloaded models."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+
+
+class CheckpointPhase(StrEnum):
+    """Values of the label ``phase`` of ``clipmill_train_checkpoint_seconds``."""
+
+    BLOCKING = "blocking"
+    """Training waits."""
+    BACKGROUND = "background"
+    """The write, while training continues."""
+
+
+class RequestOutcome(StrEnum):
+    """Values of the label ``outcome`` of ``clipmill_caption_requests_total``."""
+
+    SUCCESS = "success"
+    RETRY = "retry"
+    """It failed and is sent again."""
+    FAILURE = "failure"
+    """It failed, and isn't sent again."""
+
+
+class ResponseFault(StrEnum):
+    """Values of the label ``status`` of caption requests that aren't an HTTP status."""
+
+    MALFORMED = "malformed"
+    """The response isn't a chat completion."""
+    INCOMPLETE = "incomplete"
+    """No response, or not all of it."""
+
+
+TOTAL_LOSS = "total"
+"""Value of the label ``term`` of ``clipmill_train_loss`` for the sum of all terms."""
+
+CAPTIONED = "captioned"
+"""Value of the label ``outcome`` of ``clipmill_caption_samples_total`` for a sample with a caption;
+the others are values of :class:`~clipmill.errors.BadSampleReason`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainMetrics:
-    """What the training loop reports."""
+    """Metrics of the training loop."""
 
     loss: Gauge
-    """Last value; labels ``objective``, ``kind`` (``total``, or one term of it)."""
+    """Last value; labels ``model``, ``term`` (``total``, or one term of it)."""
     samples: Counter
     """Samples seen."""
     step_seconds: Histogram
-    """Wall time of an optimiser step."""
+    """Wall time of an optimizer step."""
     learning_rate: Gauge
     """Largest of the parameter groups."""
     gradient_norm: Gauge
     """Before clipping."""
     step: Gauge
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     samples_per_second: Gauge
     """Samples of all ranks a second, since the last record of the log."""
     utilization: Gauge
-    """Model FLOPs utilisation, 0 to 1, since the last record; NaN where the peak isn't known."""
+    """Model FLOPs utilization, 0 to 1, since the last record; NaN where the peak isn't known."""
     logit_scale: Gauge
-    """What cosines are multiplied with; NaN where none are."""
+    """CLIP logit scale (inverse temperature); NaN without one."""
     data_wait_seconds: Counter
-    """Time that this rank waited for its batches."""
-    rank_data_wait_seconds: Gauge
-    """The same of every rank, as the first one hears; label ``rank``."""
+    """Time that a rank waited for its batches; label ``rank``. Rank 0 exports that of all ranks."""
     skipped_updates: Counter
-    """Updates that were left out; label ``reason``."""
+    """Skipped updates; label ``reason``."""
     skipped_samples: Counter
-    """Samples of those updates."""
+    """Samples in skipped optimizer updates."""
     checkpoint_seconds: Histogram
-    """Time of a saved state; label ``part``: ``stall`` of the training, or ``write`` beside it."""
+    """Time to save a checkpoint; label ``phase``: a value of CheckpointPhase."""
     checkpoints: Counter
-    """States written; label ``result``: ``saved`` or ``failed``."""
-    hangs: Counter
-    """Steps that took longer than they may, or ranks not heard of."""
-    evaluation: Gauge
-    """Last value of an evaluation during training; labels ``evaluation`` and ``metric``."""
+    """Checkpoints written; label ``outcome``: a value of Outcome."""
+    watchdog_timeouts: Counter
+    """Steps that exceeded the timeout, or ranks without heartbeat."""
+    validation_metric: Gauge
+    """Last value of a validation during training; labels ``validator`` and ``metric``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataMetrics:
-    """What reading and writing samples reports."""
+    """Metrics of reading and writing samples."""
 
-    samples: Counter
-    """Samples that came through."""
-    quarantined: Counter
-    """Samples set aside; label ``reason``."""
-    skipped: Counter
-    """Bad samples that a loader met and replaced; label ``reason``."""
+    samples_processed: Counter
+    """Samples written to a dataset."""
+    samples_rejected: Counter
+    """Rejected samples left out; label ``reason``: a value of BadSampleReason."""
+    samples_replaced: Counter
+    """Rejected samples that a data loader replaced by others; label ``reason``, as above."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionMetrics:
-    """What recaptioning reports."""
+    """Metrics of recaptioning."""
 
     samples: Counter
-    """Samples that were captioned; label ``outcome``: ``captioned``, or why not."""
+    """Samples; label ``outcome``: CAPTIONED, or the BadSampleReason of a missing caption."""
     requests: Counter
-    """Attempts at an endpoint; label ``outcome``: ``answered``, a status, or what went wrong."""
+    """Requests to an endpoint, retries included; labels ``outcome``: a value of RequestOutcome, and
+    ``status``: the HTTP status, or a value of ResponseFault."""
     tokens: Counter
-    """Tokens that an endpoint counted, of prompts and answers."""
+    """Tokens of prompts and completions, as the endpoint counts them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServingMetrics:
-    """What an endpoint reports. Each but ``reloads`` has the label ``model``."""
+    """Metrics of a server. Each but ``model_reloads`` has the label ``model``."""
 
     request_seconds: Histogram
-    """Time from a request's head to the end of its answer, for those that were answered."""
+    """Time from a request's head to the end of its response, for those not rejected."""
     queue_depth: Gauge
     """Images that wait for a batch."""
     queue_wait_seconds: Histogram
@@ -96,77 +146,79 @@ class ServingMetrics:
     batch_size: Histogram
     """Images in a batch."""
     preprocess_seconds: Histogram
-    """Decoding of a request's images."""
+    """Time to decode and preprocess a request's images."""
     infer_seconds: Histogram
-    """The network's time for a batch."""
+    """Time of the network's forward pass of a batch."""
     postprocess_seconds: Histogram
-    """Encoding of a request's answer."""
+    """Time to encode a response."""
     requests: Counter
     """Requests answered; labels ``version``, and ``code``, the HTTP status."""
-    rejected: Counter
-    """Requests refused; label ``reason``."""
+    requests_rejected: Counter
+    """Requests rejected; label ``reason``: a value of ``serve.errors.RejectReason``."""
     info: Gauge
     """1 for each model served; labels ``version``, ``task`` and ``digest``."""
-    loaded_bytes: Gauge
+    model_size_bytes: Gauge
     """Size of a model's tensors; label ``version``."""
-    reloads: Counter
-    """Changes of the file of models; label ``outcome``: ``swapped`` or ``failed``."""
+    model_reloads: Counter
+    """Changes of the models' file; label ``outcome``: a value of Outcome."""
     image_pixels: Histogram
     """Input drift: size of an image."""
     image_brightness: Histogram
     """Input drift: mean of an image, 0 to 1."""
-    embedding_distance: Gauge
-    """Input drift: how far the mean embedding of the last images is from the training images',
-    as a multiple of single ones' usual distance from theirs; label ``version``."""
-    predicted_share: Counter
-    """Prediction drift: share of an image that a class has, summed; label ``class``."""
-    predicted_metres: Histogram
-    """Prediction drift: depth of a few pixels of each answer."""
+    embedding_drift: Gauge
+    """Input drift: distance of recent images' mean embedding from the training mean, in units of
+    the training RMS distance; label ``version``. NaN with too few images."""
+    predicted_class_fraction: Counter
+    """Prediction drift: fraction of an image that a class has, summed; label ``class``."""
+    predicted_depth_meters: Histogram
+    """Prediction drift: depth of a few pixels of each response."""
 
 
 @cache
 def train_metrics() -> TrainMetrics:
     """The training section, registered once."""
     return TrainMetrics(
-        loss=Gauge("clipmill_train_loss", "Last loss", ["objective", "kind"]),
+        loss=Gauge("clipmill_train_loss", "Last loss, by term", ["model", "term"]),
         samples=Counter("clipmill_train_samples_total", "Samples seen"),
         step_seconds=Histogram(
-            "clipmill_train_step_seconds", "Wall time of an optimiser step", buckets=_STEP_SECONDS
+            "clipmill_train_step_seconds", "Wall time of an optimizer step", buckets=_STEP_SECONDS
         ),
         learning_rate=Gauge("clipmill_train_learning_rate", "Largest learning rate of the groups"),
         gradient_norm=Gauge("clipmill_train_gradient_norm", "Gradient norm before clipping"),
-        step=Gauge("clipmill_train_step", "Optimiser steps done"),
+        step=Gauge("clipmill_train_step", "Optimizer steps done"),
         samples_per_second=Gauge(
             "clipmill_train_samples_per_second", "Samples of all ranks a second"
         ),
-        utilization=Gauge("clipmill_train_mfu_ratio", "Model FLOPs utilisation, 0 to 1"),
-        logit_scale=Gauge("clipmill_train_logit_scale", "What cosines are multiplied with"),
+        utilization=Gauge("clipmill_train_mfu_ratio", "Model FLOPs utilization, 0 to 1"),
+        logit_scale=Gauge("clipmill_train_logit_scale", "CLIP logit scale (inverse temperature)"),
         data_wait_seconds=Counter(
-            "clipmill_train_data_wait_seconds_total", "Time that this rank waited for batches"
-        ),
-        rank_data_wait_seconds=Gauge(
-            "clipmill_train_rank_data_wait_seconds", "Wait for batches, by rank", ["rank"]
+            "clipmill_train_data_wait_seconds_total", "Wait for batches, by rank", ["rank"]
         ),
         skipped_updates=Counter(
-            "clipmill_train_skipped_updates_total", "Updates left out, by reason", ["reason"]
+            "clipmill_train_skipped_updates_total",
+            "Skipped optimizer updates, by reason",
+            ["reason"],
         ),
         skipped_samples=Counter(
-            "clipmill_train_skipped_samples_total", "Samples of updates left out"
+            "clipmill_train_skipped_samples_total", "Samples in skipped optimizer updates"
         ),
         checkpoint_seconds=Histogram(
             "clipmill_train_checkpoint_seconds",
-            "Time of a saved state: stall of the training, or write beside it",
-            ["part"],
+            "Time to save a checkpoint, blocking training or in the background",
+            ["phase"],
             buckets=_STEP_SECONDS,
         ),
         checkpoints=Counter(
-            "clipmill_train_checkpoints_total", "States written, by result", ["result"]
+            "clipmill_train_checkpoints_total", "Checkpoints written, by outcome", ["outcome"]
         ),
-        hangs=Counter("clipmill_train_hangs_total", "Steps too long, or ranks not heard of"),
-        evaluation=Gauge(
-            "clipmill_train_evaluation",
-            "Last value of an evaluation during training",
-            ["evaluation", "metric"],
+        watchdog_timeouts=Counter(
+            "clipmill_train_watchdog_timeouts_total",
+            "Steps that exceeded the timeout, or ranks without heartbeat",
+        ),
+        validation_metric=Gauge(
+            "clipmill_train_validation_metric",
+            "Last value of a validation during training",
+            ["validator", "metric"],
         ),
     )
 
@@ -175,10 +227,18 @@ def train_metrics() -> TrainMetrics:
 def data_metrics() -> DataMetrics:
     """The data section, registered once."""
     return DataMetrics(
-        samples=Counter("clipmill_data_samples_total", "Samples that came through"),
-        quarantined=Counter("clipmill_data_quarantined_total", "Samples set aside", ["reason"]),
-        skipped=Counter(
-            "clipmill_data_skipped_total", "Samples that a loader replaced", ["reason"]
+        samples_processed=Counter(
+            "clipmill_data_samples_processed_total", "Samples written to a dataset"
+        ),
+        samples_rejected=Counter(
+            "clipmill_data_samples_rejected_total",
+            "Rejected samples left out, by reason",
+            ["reason"],
+        ),
+        samples_replaced=Counter(
+            "clipmill_data_samples_replaced_total",
+            "Rejected samples that a data loader replaced, by reason",
+            ["reason"],
         ),
     )
 
@@ -187,11 +247,15 @@ def data_metrics() -> DataMetrics:
 def caption_metrics() -> CaptionMetrics:
     """The captioning section, registered once."""
     return CaptionMetrics(
-        samples=Counter("clipmill_caption_samples_total", "Samples, by outcome", ["outcome"]),
-        requests=Counter(
-            "clipmill_caption_requests_total", "Attempts at an endpoint, by outcome", ["outcome"]
+        samples=Counter(
+            "clipmill_caption_samples_total", "Captioned samples, by outcome", ["outcome"]
         ),
-        tokens=Counter("clipmill_caption_tokens_total", "Tokens that an endpoint counted"),
+        requests=Counter(
+            "clipmill_caption_requests_total",
+            "Requests to a captioning endpoint, by outcome",
+            ["outcome", "status"],
+        ),
+        tokens=Counter("clipmill_caption_tokens_total", "Tokens of prompts and completions"),
     )
 
 
@@ -205,55 +269,65 @@ def serving_metrics() -> ServingMetrics:
         )
 
     return ServingMetrics(
-        request_seconds=seconds("request", "Whole time of a request that was answered"),
+        request_seconds=seconds("request", "Time of a request that wasn't rejected"),
         queue_depth=Gauge("clipmill_serve_queue_depth", "Images that wait for a batch", ["model"]),
         queue_wait_seconds=seconds("queue_wait", "Wait of an image for its batch"),
         batch_size=Histogram(
             "clipmill_serve_batch_size", "Images in a batch", ["model"], buckets=_BATCH_SIZES
         ),
-        preprocess_seconds=seconds("preprocess", "Decoding of a request"),
-        infer_seconds=seconds("infer", "Network time of a batch"),
-        postprocess_seconds=seconds("postprocess", "Encoding of an answer"),
+        preprocess_seconds=seconds(
+            "preprocess", "Time to decode and preprocess a request's images"
+        ),
+        infer_seconds=seconds("infer", "Time of the network's forward pass of a batch"),
+        postprocess_seconds=seconds("postprocess", "Time to encode a response"),
         requests=Counter(
             "clipmill_serve_requests_total",
             "Requests answered, by HTTP status",
             ["model", "version", "code"],
         ),
-        rejected=Counter(
-            "clipmill_serve_rejected_total", "Requests refused, by reason", ["model", "reason"]
+        requests_rejected=Counter(
+            "clipmill_serve_requests_rejected_total",
+            "Requests rejected, by reason",
+            ["model", "reason"],
         ),
         info=Gauge(
             "clipmill_serve_model_info",
             "Models that are served",
             ["model", "version", "task", "digest"],
         ),
-        loaded_bytes=Gauge(
-            "clipmill_serve_loaded_bytes", "Size of a model's tensors", ["model", "version"]
+        model_size_bytes=Gauge(
+            "clipmill_serve_model_size_bytes", "Size of a model's tensors", ["model", "version"]
         ),
-        reloads=Counter(
-            "clipmill_serve_reloads_total", "Changes of the file of models", ["outcome"]
+        model_reloads=Counter(
+            "clipmill_serve_model_reloads_total",
+            "Changes of the models' file, by outcome",
+            ["outcome"],
         ),
         image_pixels=Histogram(
             "clipmill_serve_image_pixels", "Pixels of an image", ["model"], buckets=_PIXELS
         ),
         image_brightness=Histogram(
-            "clipmill_serve_image_brightness", "Mean of an image", ["model"], buckets=_BRIGHTNESS
+            "clipmill_serve_image_brightness",
+            "Mean pixel intensity of an image, 0 to 1",
+            ["model"],
+            buckets=_BRIGHTNESS,
         ),
-        embedding_distance=Gauge(
-            "clipmill_serve_embedding_distance",
-            "Distance of the last images' mean embedding from the training's, in its spreads",
+        embedding_drift=Gauge(
+            "clipmill_serve_embedding_drift",
+            "Distance of recent images' mean embedding from the training mean, in units of the "
+            "training RMS distance",
             ["model", "version"],
         ),
-        predicted_share=Counter(
-            "clipmill_serve_predicted_share_total",
-            "Share of images that a class has, summed",
+        predicted_class_fraction=Counter(
+            "clipmill_serve_predicted_class_fraction_total",
+            "Fraction of images that a class has, summed",
             ["model", "class"],
         ),
-        predicted_metres=Histogram(
-            "clipmill_serve_predicted_metres",
-            "Depth of a few pixels of each answer",
+        predicted_depth_meters=Histogram(
+            "clipmill_serve_predicted_depth_meters",
+            "Depth of a few pixels of each response",
             ["model"],
-            buckets=_METRES,
+            buckets=_METERS,
         ),
     )
 

@@ -1,7 +1,8 @@
 """A Kubernetes API that answers over HTTP."""
 
 import pytest
-from api_server import ApiServer
+
+from helpers.kubernetes_api import ApiServer
 
 
 @pytest.fixture

@@ -13,31 +13,35 @@ def run(*arguments, group="cluster"):
     result = CliRunner().invoke(app, [group, *arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return result.output
+    return result.stdout
 
 
 def test_a_trainjob_can_be_looked_at_without_a_cluster():
     text = run(
         "submit", "--dry-run", "--name", "clip", "--pool", "gpu-8x", "--nodes", "2:4",
-        "--set", "grace_seconds=300", "--", "pretrain", "s3://b/d", "--store", "s3://b",
+        "--set", "grace_seconds=300", "--", "pretrain", "clip", "s3://b/d", "--store", "s3://b",
     )  # fmt: skip
     job = json.loads(text)
     assert job["kind"] == "TrainJob"
     assert job["spec"]["trainer"]["numNodes"] == 4
-    assert "clipmill pretrain s3://b/d --store s3://b" in job["spec"]["trainer"]["args"][1]
+    assert "clipmill pretrain clip s3://b/d --store s3://b" in job["spec"]["trainer"]["args"][1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
         (
-            ("submit", "--name", "a", "--pool", "tpu", "--", "recipes"),
+            ("submit", "--name", "a", "--pool", "tpu", "--", "recipes", "list"),
             ConfigError,
             "'tpu' is no pool",
         ),
-        (("submit", "--name", "a", "--nodes", "0", "--", "recipes"), ConfigError, "nodes were 0:0"),
+        (
+            ("submit", "--name", "a", "--nodes", "0", "--", "recipes", "list"),
+            ConfigError,
+            "nodes were 0:0",
+        ),
         (("submit", "--name", "a"), ConfigError, "no command was given"),
-        (("capacity", "score"), ConfigError, "samples_per_second was ''"),
+        (("plan-capacity", "score"), ConfigError, "samples_per_second was ''"),
         (("status", "kubeflow_trainer://clipmill/name"), ClusterError, "is no job's id"),
     ],
 )
@@ -52,18 +56,18 @@ def test_no_cluster_is_one_message(monkeypatch, tmp_path):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     for arguments in (
-        ("submit", "--name", "a", "--", "recipes"),
-        ("data-status", "w"),
-        ("suspend", "w"),
-        ("resume", "w"),
+        ("submit", "--name", "a", "--", "recipes", "list"),
+        ("workflow", "status", "w"),
+        ("workflow", "suspend", "w"),
+        ("workflow", "resume", "w"),
     ):
         with pytest.raises(ClusterError, match="no cluster is configured"):
             run(*arguments)
     with pytest.raises(ClusterError, match="no cluster is configured"):
-        run("shard", "s3://b/raw", "--store", "s3://b", "--on", "argo", group="data")
+        run("shard", "s3://b/raw", "--store", "s3://b", "--executor", "argo", group="data")
 
 
 def test_capacity_is_a_table():
-    head, line = run("capacity", "recaption=300", "--hours", "48").splitlines()
+    head, line = run("plan-capacity", "recaption=300", "--hours", "48").splitlines()
     assert head.split() == ["stage", "pods", "hours", "requests/s", "MB/s", "price"]
     assert line.split()[:2] == ["recaption", "31"]

@@ -2,16 +2,15 @@
 
 import pytest
 
-from clipmill.cluster.deploy import deploy_promotion
-from clipmill.cluster.rollout import RolloutConfig
-from clipmill.cluster.serving import EndpointConfig
+from clipmill.cluster.kserve import InferenceServiceConfig, RolloutConfig, deploy_promotion
 from clipmill.errors import GateError, NotFoundError, ServerError
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.storage import Parent, join, write_bytes, write_json
-from clipmill.tasks.palette import to_png
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.storage import join, write_bytes, write_json
+from clipmill.tasks.visualization import encode_png
 
-ENDPOINT = EndpointConfig(name="depth", namespace="ml")
-QUICK = RolloutConfig(ready_seconds=1.0, watch_seconds=0.0, poll_seconds=0.01)
+ENDPOINT = InferenceServiceConfig(name="depth", namespace="ml")
+QUICK = RolloutConfig(ready_seconds=1.0, observation_seconds=0.0, poll_interval_seconds=0.01)
 
 
 @pytest.fixture
@@ -22,17 +21,19 @@ def promotion(tmp_path):
 
     store = str(tmp_path)
     parents = (Parent(role="encoder", uri="e", digest="abc"),)
-    card = ModelCard(kind="task-model", architecture={"task": "depth"}, recipe={}, parents=parents)
-    card = save_checkpoint(join(store, "models/m"), card, {"w": torch.zeros(1)})
+    metadata = CheckpointMetadata(
+        kind="task-model", architecture={"task": "depth"}, recipe={}, parents=parents
+    )
+    metadata = save_checkpoint(join(store, "models/m"), metadata, {"w": torch.zeros(1)})
     evaluation = join(store, "evaluations/e")
-    write_bytes(join(evaluation, "00-image.png"), to_png(np.zeros((8, 8, 3), np.uint8)))
+    write_bytes(join(evaluation, "00-image.png"), encode_png(np.zeros((8, 8, 3), np.uint8)))
     data = {"role": "data", "uri": "d", "digest": "d"}
     write_json(
         join(evaluation, "evaluation.json"),
         {
             "format": 1, "kind": "evaluation", "digest": "e", "task": "depth",
             "metrics": {"rmse": 0.4}, "num_samples": 1,
-            "parents": [card.as_parent("model").to_json(), data],
+            "parents": [metadata.as_parent("model").to_json(), data],
         },
     )  # fmt: skip
     write_json(join(store, "serving/depth/promotion.json"), {"evaluation": evaluation})
@@ -44,7 +45,7 @@ def test_the_model_is_created_with_its_lineage_and_asked(cluster, promotion):
         resource["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
 
     cluster.on_change = ready
-    with pytest.raises(ServerError, match=r"depth-m.*-predictor\.ml"):
+    with pytest.raises(ServerError, match=r"depth-rev-[0-9a-f]{8}-predictor\.ml"):
         deploy_promotion(promotion, ENDPOINT, QUICK, api=cluster.api())
     (made,) = cluster.resources.values()
     annotations = made["metadata"]["annotations"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from torchx.specs import AppState
 
 from clipmill.cluster import submit
-from clipmill.cluster.job import TrainingJobConfig
+from clipmill.cluster.training_job import TrainingJobConfig
 
 WORKER = """#!{python}
 import os, pathlib, signal, sys, time
@@ -35,7 +35,7 @@ def test_two_processes_run_and_a_stop_lets_them_save(tmp_path, monkeypatch):
         "max_restarts": 0,
         "image": str(tmp_path),
     }
-    with submit.runner() as torchx:
+    with submit.torchx_runner() as torchx:
         job = TrainingJobConfig(name="run", command=(str(tmp_path), "go", "it's $5"), **fields)
         handle = submit.submit(job, "local_cwd", torchx=torchx)
         ended = torchx.wait(handle, wait_interval=0.2)

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipmill.cluster.monitoring import expressions
-from clipmill.cluster.monitoring.alerts import ALERTS
-from clipmill.cluster.monitoring.catalogue import all_series, sections
+from clipmill.cluster.monitoring import series
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
-from clipmill.cluster.monitoring.files import rule_tests, rules
-from clipmill.cluster.monitoring.recording import RECORDINGS
+from clipmill.cluster.monitoring.rules import ALERTS, RECORDINGS, rule_tests, rules
+from clipmill.cluster.monitoring.series import LABEL_VALUES, all_series, metrics_by_group
+from clipmill.serve.errors import RejectReason
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERIES = re.compile(r"\b(?:clipmill|kube|argo)_[a-z0-9_]+\b(?!:)")
@@ -35,9 +34,9 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_catalogue_has_every_section_of_telemetry():
-    found = sections()
+    found = metrics_by_group()
     assert {"train", "data", "serving"} <= found.keys()
-    names = {m.name: m.kind for metrics in found.values() for m in metrics}
+    names = {m.name: m.type for metrics in found.values() for m in metrics}
     assert names["clipmill_train_loss"] == "gauge"
     assert names["clipmill_train_samples_total"] == "counter"
     assert names["clipmill_serve_infer_seconds"] == "histogram"
@@ -45,7 +44,7 @@ def test_the_catalogue_has_every_section_of_telemetry():
 
 
 def test_every_query_asks_for_a_metric_that_telemetry_defines():
-    known = all_series() | expressions.OTHERS
+    known = all_series() | series.OTHERS
     texts = {a.name: a.expression for a in ALERTS}
     texts |= {r.name: r.expression for r in RECORDINGS}
     for name, dashboard in dashboards().items():
@@ -57,8 +56,44 @@ def test_every_query_asks_for_a_metric_that_telemetry_defines():
 
 def test_every_metric_has_a_panel():
     texts = "\n".join(q for d in dashboards().values() for q in queries(d))
-    metrics = [m for metrics in sections().values() for m in metrics]
+    metrics = [m for metrics in metrics_by_group().values() for m in metrics]
     assert [m.name for m in metrics if m.name not in texts] == []
+
+
+LABEL = re.compile(r"(clipmill_[a-z0-9_]+)\{([^{}]*)\}")
+ENUMERATED = {label for _, label in LABEL_VALUES}
+
+
+def test_every_value_of_a_label_is_one_that_the_code_emits():
+    texts = [a.expression for a in ALERTS] + [r.expression for r in RECORDINGS]
+    texts += [name for a in ALERTS for name in (*a.firing_series, *a.quiet_series)]
+    texts += [query for dashboard in dashboards().values() for query in queries(dashboard)]
+    seen = set()
+    for name, labels in (match for text in texts for match in LABEL.findall(text)):
+        for label, value in re.findall(r'(\w+)=~?"([^"]*)"', labels):
+            if label in ENUMERATED:
+                assert value in LABEL_VALUES[name, label], f"{name}{{{label}={value!r}}}"
+                seen.add((name, label))
+    assert seen >= {
+        (series.REQUESTS_REJECTED, "reason"),
+        (series.SKIPPED_UPDATES, "reason"),
+        (series.CHECKPOINTS, "outcome"),
+        (series.SAMPLES_REJECTED, "reason"),
+    }
+
+
+def test_label_values_are_snake_case_and_of_labels_that_exist():
+    labels = {
+        (m.name, label) for ms in metrics_by_group().values() for m in ms for label in m.labels
+    }
+    assert labels >= LABEL_VALUES.keys()
+    values = {value for values in LABEL_VALUES.values() for value in values}
+    assert [value for value in values if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", value)] == []
+
+
+def test_a_full_queue_alone_saturates_it():
+    (alert,) = [a for a in ALERTS if a.name == "EndpointQueueSaturated"]
+    assert f'reason="{RejectReason.QUEUE_FULL}"' in alert.expression
 
 
 def test_recorded_series_that_are_used_exist():
@@ -75,7 +110,7 @@ def test_every_alert_has_a_runbook_of_what_to_do():
     for alert in ALERTS:
         text = (ROOT / "docs" / "runbooks" / f"{alert.name}.md").read_text()
         assert text.startswith(f"# {alert.name}\n")
-        assert {"## What it means", "## What to do"} <= set(text.splitlines()), alert.name
+        assert {"## Meaning", "## Actions"} <= set(text.splitlines()), alert.name
     names = {p.stem for p in (ROOT / "docs" / "runbooks").glob("*.md")} - {"README"}
     assert names == {alert.name for alert in ALERTS}
 

@@ -8,8 +8,8 @@ from clipmill.cluster.pools import (
     PoolConfig,
     container_resources,
     fabric_environment,
+    get_pool,
     load_pools,
-    pool_named,
 )
 from clipmill.errors import ConfigError
 
@@ -31,7 +31,7 @@ def test_an_installed_table_takes_their_place(tmp_path):
         "big": PoolConfig(gpus=4, cpu=32, memory_gibibytes=256, node_selector={"a": "b"})
     }
     with pytest.raises(ConfigError, match="'gpu' is no pool\n  expected: one of big"):
-        pool_named("gpu", pools)
+        get_pool("gpu", pools)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from clipmill.cluster.prometheus import Prometheus
-from clipmill.cluster.serving import EndpointConfig
+from clipmill.cluster.kserve import InferenceServiceConfig, Prometheus
 from clipmill.errors import ClusterError
 
-ENDPOINT = EndpointConfig(name="depth", namespace="ml")
+ENDPOINT = InferenceServiceConfig(name="depth", namespace="ml")
 
 
 @pytest.fixture

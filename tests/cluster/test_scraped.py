@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
-from clipmill.cluster.monitoring.files import rules
-from clipmill.serve.ports import free_port
+from clipmill.cluster.monitoring.rules import rules
+from clipmill.processes import free_port
 
 JOB = """
 import sys, time

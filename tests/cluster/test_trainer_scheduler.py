@@ -1,14 +1,14 @@
 """A job's way through TorchX: submitted, described, followed, cancelled."""
 
 import pytest
-from strict_schemas import findings
 from torchx.runner import Runner
 from torchx.specs import AppState
 
 from clipmill.cluster import submit, trainer_scheduler
-from clipmill.cluster.job import TrainingJobConfig
 from clipmill.cluster.trainer_scheduler import TrainerScheduler, job_state
+from clipmill.cluster.training_job import TrainingJobConfig
 from clipmill.errors import ClusterError, ConfigError
+from helpers.strict_schemas import findings
 
 JOB = TrainingJobConfig(name="clip", command=("pretrain", "d"), pool="gpu", max_nodes=2)
 
@@ -54,12 +54,12 @@ def test_a_job_is_waited_for_and_its_failure_is_said(cluster, torchx):
 
     where = {"pool": "gpu", "nodes": "1:2", "namespace": "ml", "torchx": torchx}
     cluster.on_change = ended("Complete", "")
-    submit.run_to_end("clip", ["pretrain", "d"], poll_seconds=0.01, **where)
+    submit.run_to_end("clip", ["pretrain", "d"], poll_interval_seconds=0.01, **where)
     (resource,) = cluster.resources.values()
     assert resource["spec"]["trainer"]["numNodes"] == 2
     cluster.on_change = ended("Failed", "out of restarts")
     with pytest.raises(ClusterError, match="ended as FAILED: out of restarts"):
-        submit.run_to_end("clip", ["pretrain", "d"], poll_seconds=0.01, **where)
+        submit.run_to_end("clip", ["pretrain", "d"], poll_interval_seconds=0.01, **where)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_newest_pod_of_a_node_is_read(cluster, torchx):
 
 
 def test_wrong_names_are_said():
-    with submit.runner() as runner:
+    with submit.torchx_runner() as runner:
         with pytest.raises(ConfigError, match="'tpu' is no pool"):
             submit.submit(
                 TrainingJobConfig(name="a", command=("x",), pool="tpu"), "local_cwd", torchx=runner
@@ -108,8 +108,8 @@ def test_wrong_names_are_said():
 
 
 def test_every_scheduler_describes_the_same_command():
-    with submit.runner() as runner:
-        texts = [submit.describe(JOB, s, namespace="ml", torchx=runner) for s in submit.SCHEDULERS]
+    with submit.torchx_runner() as runner:
+        texts = [submit.dry_run(JOB, s, namespace="ml", torchx=runner) for s in submit.SCHEDULERS]
     assert all("--no-python clipmill pretrain d" in text for text in texts)
 
 

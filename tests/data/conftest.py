@@ -10,7 +10,8 @@ from PIL import Image
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def make_dataset(
     def make(count: int = 23, samples_per_shard: int = 4, store: str = "") -> Dataset:
         source = write_pairs(tmp_path / "source", count)
         config = ShardConfig(samples_per_shard=samples_per_shard)
-        return Dataset.open(shard(config, str(source), store or str(tmp_path / "store")))
+        return Dataset.open(write_dataset(config, str(source), store or str(tmp_path / "store")))
 
     return make
 

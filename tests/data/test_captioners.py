@@ -3,7 +3,7 @@
 import pytest
 
 from clipmill.data.captioners import CaptionersConfig, captioner_kind, open_captioner
-from clipmill.data.captioners.contract import CaptionOutput, output_of, sample_seed
+from clipmill.data.captioners.base import CaptionOutput, make_output, sample_seed
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 
 
@@ -30,7 +30,7 @@ def test_addresses(name, kind):
         ("clip:http://host/v1", r"unknown scheme 'clip'[\s\S]*vlm:URL"),
         ("random:open_clip/coca_ViT-B-32", "writes no captions"),
         ("timm:vit_base_patch16_224", "writes no captions"),
-        ("hf:name", "isn't a whole address"),
+        ("hf:name", "isn't a complete address"),
         ("coca:s3://b/captioners/c", r"write s3://b/captioners/c in place"),
         ("coca:coca_ViT-L-14@w.pt", r"write file:w\.pt#open_clip/coca_ViT-L-14 in place"),
         ("blip:/models/blip", r"write file:/models/blip in place"),
@@ -55,11 +55,11 @@ def test_a_folder_of_another_kind(tmp_path):
 
 
 def test_an_output_has_no_blank_and_no_equal_texts_and_the_best_first():
-    assert output_of([" a\n cube ", "", "two balls", "a cube"], [-2.0, -1.0, -0.5, -3.0]) == (
+    assert make_output([" a\n cube ", "", "two balls", "a cube"], [-2.0, -1.0, -0.5, -3.0]) == (
         CaptionOutput(texts=("two balls", "a cube"), scores=(-0.5, -2.0))
     )
-    assert output_of(["b", "a"], [None, -1.0]).texts == ("b", "a")
-    assert output_of([" ", ""], [0.0, 0.0]) == CaptionOutput(reason="empty")
+    assert make_output(["b", "a"], [None, -1.0]).texts == ("b", "a")
+    assert make_output([" ", ""], [0.0, 0.0]) == CaptionOutput(reason="empty")
 
 
 def test_a_samples_seed_is_its_own():

@@ -8,19 +8,17 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from chat_server import ChatServer, image_of, text_of
 from PIL import Image
 
 from clipmill.data.captioners import CaptionersConfig, open_captioner
-from clipmill.data.captioners.chat import tidy
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
-from clipmill.data.captioners.endpoint import EndpointConfig, check_url
-from clipmill.data.captioners.rewrite import RewriteCaptioner, RewriteConfig
-from clipmill.data.captioners.secret import Secret, read_key
-from clipmill.data.captioners.vlm import VlmCaptioner, VlmConfig
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput
+from clipmill.data.captioners.chat import RewriteCaptioner, VlmCaptioner, clean_caption
+from clipmill.data.captioners.chat_client import Secret, check_url, read_key
+from clipmill.data.captioners.config import ChatClientConfig, RewriteConfig, VlmConfig
 from clipmill.errors import BudgetError, ConfigError, ServerError
+from helpers.chat_server import ChatServer, image_of, text_of
 
-QUICK = EndpointConfig(backoff_seconds=0.001, attempts=3, timeout_seconds=5, concurrency=4)
+QUICK = ChatClientConfig(backoff_seconds=0.001, max_attempts=3, timeout_seconds=5, concurrency=4)
 ASK = RewriteConfig(model="m", prompt="{caption}")
 KEY = "sk-Very_Secret-123"
 
@@ -164,7 +162,7 @@ def test_what_may_pass_is_tried_again_and_then_given_up(trouble):
 
 @pytest.mark.parametrize("trouble", ["silence", "drip"])
 def test_answers_that_take_too_long(trouble):
-    endpoint = QUICK.override(["timeout_seconds=0.3", "attempts=2"])
+    endpoint = QUICK.override(["timeout_seconds=0.3", "max_attempts=2"])
     with ChatServer([trouble]) as server:
         started = time.monotonic()
         (output,) = run(server, samples(1), endpoint=endpoint)
@@ -246,7 +244,7 @@ def test_redirects_are_not_followed():
 
 
 def test_a_streak_of_failures_ends_the_run_and_a_few_do_not():
-    endpoint = QUICK.override(["max_failures_in_a_row=3", "attempts=1", "concurrency=1"])
+    endpoint = QUICK.override(["max_consecutive_failures=3", "max_attempts=1", "concurrency=1"])
     failing = (500, {})
     with ChatServer([failing, failing, "ok", failing, failing, "ok"]) as server:
         outputs = run(server, samples(6), endpoint=endpoint)
@@ -263,7 +261,7 @@ def test_a_streak_of_failures_ends_the_run_and_a_few_do_not():
 def test_nobody_listens():
     with ChatServer() as server:
         pass
-    endpoint = QUICK.override(["max_failures_in_a_row=2", "attempts=2"])
+    endpoint = QUICK.override(["max_consecutive_failures=2", "max_attempts=2"])
     until(server, samples(5), ServerError, endpoint, "ConnectError")
 
 
@@ -335,14 +333,14 @@ def test_the_key_is_sent_and_kept_nowhere(keyed, caplog):
         kind, captioner = open_captioner(f"rewrite:{server.url}", config)
         outputs = list(captioner.caption(samples(2)))
         shown = [kind, captioner.detail, captioner.identity, vars(captioner), outputs]
-        shown += [vars(captioner._endpoint)["_key"], config.to_json()]
+        shown += [vars(captioner._client)["_key"], config.to_json()]
         captioner.close()
         assert {h["Authorization"] for h in server.headers} == {f"Bearer {KEY}"}
     with ChatServer(always=(401, {})) as server:
         _, error = until(server, samples(1), ServerError, keyed)
         shown += [str(error), repr(error), pickle.dumps(error)]
     with ChatServer(always=(400, {})) as server:
-        endpoint = keyed.override(["max_failures_in_a_row=1"])
+        endpoint = keyed.override(["max_consecutive_failures=1"])
         _, error = until(server, samples(1), ServerError, endpoint)
         shown += [str(error), repr(error.__cause__), repr(error.__context__)]
     assert "[key]" in str(error)
@@ -380,10 +378,10 @@ def test_keys_that_are_not_there(monkeypatch, tmp_path):
 
 def test_a_key_given_in_place_of_its_name_is_refused_unshown():
     with pytest.raises(ConfigError, match="isn't the name") as caught:
-        EndpointConfig(key_variable=KEY)
+        ChatClientConfig(key_variable=KEY)
     assert KEY not in str(caught.value)
     with pytest.raises(ConfigError, match="both given"):
-        EndpointConfig(key_variable="A", key_file="b")
+        ChatClientConfig(key_variable="A", key_file="b")
 
 
 @pytest.mark.parametrize(
@@ -400,7 +398,7 @@ def test_a_key_given_in_place_of_its_name_is_refused_unshown():
     ],
 )
 def test_urls_that_may_not_be_kept(url):
-    with pytest.raises(ConfigError, match="isn't one that may be kept") as caught:
+    with pytest.raises(ConfigError, match="can't be stored") as caught:
         check_url(url)
     assert KEY not in str(caught.value)
 
@@ -416,7 +414,7 @@ def test_who_it_is_depends_on_what_is_said_alone():
     def identity(config=ASK, endpoint=QUICK, url="http://a/v1"):
         return RewriteCaptioner(url, config, endpoint).identity
 
-    assert identity(endpoint=EndpointConfig(), url="https://b/v1") == identity()
+    assert identity(endpoint=ChatClientConfig(), url="https://b/v1") == identity()
     changes = ("model=n", "prompt=a {caption}", "seed=1", "temperature=0.1", "num_captions=2")
     assert len({identity(ASK.override([change])) for change in changes} | {identity()}) == 6
     vlm = VlmCaptioner("http://a/v1", VlmConfig(model="m"), QUICK)
@@ -438,9 +436,9 @@ def test_a_model_must_be_named():
         (RewriteConfig, {"num_captions": 0}),
         (VlmConfig, {"max_side": 1}),
         (VlmConfig, {"temperature": -1.0}),
-        (EndpointConfig, {"concurrency": 0}),
-        (EndpointConfig, {"timeout_seconds": 0.0}),
-        (EndpointConfig, {"max_requests": -1}),
+        (ChatClientConfig, {"concurrency": 0}),
+        (ChatClientConfig, {"timeout_seconds": 0.0}),
+        (ChatClientConfig, {"max_requests": -1}),
     ],
 )
 def test_settings_that_mean_nothing(wrong):
@@ -460,4 +458,4 @@ def test_settings_that_mean_nothing(wrong):
     ],
 )
 def test_tidy(text, expected):
-    assert tidy(text) == expected
+    assert clean_caption(text) == expected

@@ -9,7 +9,30 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from make_open_clip_captions import (
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from transformers import TopPLogitsWarper
+
+from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput
+from clipmill.data.captioners.coca import CocaCaptioner
+from clipmill.data.captioners.coca_generation import CaptionGenerator, sample_token
+from clipmill.data.captioners.config import GenerateConfig
+from clipmill.data.dataset import Dataset
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
+from clipmill.errors import ArtifactError, ConfigError, NotFoundError
+from clipmill.lineage import Parent, read_artifact
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
+from clipmill.models.coca import build_coca, coca_forward
+from clipmill.models.encoders import Normalize
+from clipmill.models.preprocess import center_crop_resize, tower_image
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
+from clipmill.storage import join, unpack_dir
+from helpers.open_clip_captions import (
     CASES,
     COCA,
     FILE,
@@ -19,29 +42,8 @@ from make_open_clip_captions import (
     drawn_coca,
     tiny_model,
 )
-from PIL import Image
-from safetensors.torch import save_file
-from torch.nn import functional as F
-from transformers import TopPLogitsWarper
 
-from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
-from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
-from clipmill.data.captioners.coca_decoding import Decoder, draw
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
-from clipmill.data.dataset import Dataset
-from clipmill.data.scenes.source import CAPTIONING, ScenesSourceConfig, draw_source
-from clipmill.data.shards import ShardConfig, shard
-from clipmill.data.view import View, ViewConfig
-from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.center_resize import center_resize, tower_image
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
-from clipmill.models.coca import coca_forward
-from clipmill.models.normalization import Normalize
-from clipmill.models.tokenizer import Tokenizer
-from clipmill.models.towers import build_coca
-from clipmill.storage import Parent, get_tree, join, read_artifact
-
-TOKENIZER = COCA.clip.text.tokenizer()
+TOKENIZER = Tokenizer.from_config(COCA.clip.text)
 OPEN_CLIPS = json.loads(FILE.read_text())
 TEXTS = {(255, 0, 0): "a red cube on the floor", (0, 0, 255): "two blue balls near a wall"}
 PICTURES = [Image.new("RGB", (20, 16), colour) for colour in TEXTS]
@@ -74,8 +76,8 @@ def random_coca(seed, config=COCA):
 
 
 def save_coca(folder, coca, config=COCA):
-    card = ModelCard(kind="coca", architecture=config.to_json(), recipe={})
-    return save_checkpoint(str(folder), card, coca.state_dict())
+    metadata = CheckpointMetadata(kind="coca", architecture=config.to_json(), recipe={})
+    return save_checkpoint(str(folder), metadata, coca.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def checkpoint(tmp_path_factory):
     """A CoCa that has learnt two pictures by heart."""
     torch.manual_seed(0)
     coca = build_coca(COCA)
-    pixels = np.stack([center_resize(picture, 16) for picture in PICTURES])
+    pixels = np.stack([center_crop_resize(picture, 16) for picture in PICTURES])
     images = Normalize()(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
     tokens = TOKENIZER(list(TEXTS.values()))
     optimizer = torch.optim.Adam(coca.parameters(), 5e-3)
@@ -126,8 +128,8 @@ def test_tokens_are_those_of_open_clip(case):
         top_k=1,
         max_tokens=MAX_TOKENS,
     )
-    decoder = Decoder(drawn_coca(seed), TOKENIZER, Normalize(), config)
-    found = decoder.decode(draw_pixels(seed), seeds=range(8))
+    generator = CaptionGenerator(drawn_coca(seed), TOKENIZER, Normalize(), config)
+    found = generator.generate(draw_pixels(seed), seeds=range(8))
     expected = OPEN_CLIPS[" ".join(map(str, case))]
     assert [texts[0][0] for texts in found] == [TOKENIZER.decode(torch.tensor(t)) for t in expected]
     assert len({texts[0][0] for texts in found}) > 1
@@ -137,7 +139,7 @@ def test_scores_are_mean_log_probabilities(checkpoint):
     """Against the plain model, told the text that it said."""
     coca = build_coca(COCA).eval()
     coca.load_state_dict(load_checkpoint(checkpoint.uri)[1])
-    pixels = np.stack([center_resize(picture, 16) for picture in PICTURES])
+    pixels = np.stack([center_crop_resize(picture, 16) for picture in PICTURES])
     images = Normalize()(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
     for config in (GREEDY, GenerateConfig(num_beams=4, num_beam_groups=2, max_tokens=19)):
         found = outputs(CocaCaptioner(checkpoint.uri, config), inputs())
@@ -181,7 +183,7 @@ def test_drawing_keeps_what_transformers_keeps_and_as_often(method, top):
     expected = (kept / 1.5).softmax(-1)[0]
     count = 20_000
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn = draw(logits.expand(count, -1), u, config)
+    drawn = sample_token(logits.expand(count, -1), u, config)
     assert drawn.bincount(minlength=40) / count == pytest.approx(expected, abs=2e-4)
 
 
@@ -242,7 +244,7 @@ def test_it_is_the_layers_parent(checkpoint):
 
 
 def test_a_checkpoint_of_another_kind(tmp_path):
-    save_checkpoint(str(tmp_path), ModelCard(kind="clip", architecture={}, recipe={}), {})
+    save_checkpoint(str(tmp_path), CheckpointMetadata(kind="clip", architecture={}, recipe={}), {})
     with pytest.raises(ArtifactError, match="of kind 'clip'"):
         CocaCaptioner(str(tmp_path), GREEDY)
 
@@ -432,11 +434,13 @@ def test_weights_that_cannot_be_had(tiny, tmp_path):
 @pytest.mark.parametrize("is_stage", [True, False])
 def test_a_captioner_of_scenes_knows_no_photos(tmp_path, is_stage):
     """Whether its dataset names the scenes' source or only the folder of pairs in it."""
-    config = ScenesSourceConfig(size=32, num_pairs=2, num_captioning=2, num_labelled=1, num_test=1)
+    config = ScenesSourceConfig(
+        size=32, num_pairs=2, num_captioner_pairs=2, num_labeled=1, num_test=1
+    )
     scenes = draw_source(config, str(tmp_path / "scenes"), report=lambda *_: None)
-    pairs = get_tree(join(scenes, CAPTIONING), tmp_path / "copies") if is_stage else None
+    pairs = unpack_dir(join(scenes, CAPTIONING), tmp_path / "copies") if is_stage else None
     parents = (Parent(role="source", uri=scenes, digest=read_artifact(scenes)["digest"]),)
-    dataset = shard(
+    dataset = write_dataset(
         ShardConfig(),
         str(pairs or join(scenes, CAPTIONING)),
         str(tmp_path),
@@ -447,7 +451,7 @@ def test_a_captioner_of_scenes_knows_no_photos(tmp_path, is_stage):
 
 def test_a_captioner_of_ones_own_images_knows_photos(tmp_path, write_pairs):
     photos = write_pairs(tmp_path / "photos", 3)
-    dataset = shard(ShardConfig(), str(photos), str(tmp_path))
+    dataset = write_dataset(ShardConfig(), str(photos), str(tmp_path))
     captioner = CocaCaptioner(save_trained(tmp_path / "coca", dataset), GREEDY)
     assert knows_photos(captioner)
     shutil.rmtree(photos)  # now nothing says what it was trained on
@@ -456,8 +460,10 @@ def test_a_captioner_of_ones_own_images_knows_photos(tmp_path, write_pairs):
 
 def save_trained(folder, dataset):
     parents = View(Dataset.open(dataset), ViewConfig(captions="real")).parents
-    card = ModelCard(kind="coca", architecture=COCA.to_json(), recipe={}, parents=parents)
-    return save_checkpoint(str(folder), card, random_coca(0).state_dict()).uri
+    metadata = CheckpointMetadata(
+        kind="coca", architecture=COCA.to_json(), recipe={}, parents=parents
+    )
+    return save_checkpoint(str(folder), metadata, random_coca(0).state_dict()).uri
 
 
 def test_weights_that_are_no_numbers(tmp_path):

@@ -30,8 +30,9 @@ from transformers import (
 )
 
 from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
-from clipmill.data.captioners.huggingface import HuggingFaceCaptioner, HuggingFaceConfig
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput
+from clipmill.data.captioners.config import HuggingFaceConfig
+from clipmill.data.captioners.huggingface import HuggingFaceCaptioner
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 
 WORDS = [

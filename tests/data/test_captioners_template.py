@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.data.captioners import CaptionersConfig, open_captioner
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
-from clipmill.data.captioners.template import TemplateCaptioner, TemplateConfig, describe
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput
+from clipmill.data.captioners.config import TemplateConfig
+from clipmill.data.captioners.template import TemplateCaptioner, describe
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 
 ROWS = [
@@ -41,11 +42,11 @@ def test_each_template_is_filled(labels):
         texts=(objects, f"a picture of {objects}"), scores=(None, None)
     )
     assert found[1].texts == ("a dog", "a picture of a dog")
-    assert found[2] == found[3] == CaptionOutput(reason="no-label")
+    assert found[2] == found[3] == CaptionOutput(reason="missing_label")
 
 
 def test_without_places_objects_are_counted(labels):
-    config = TemplateConfig(templates=("{objects}.",), places=False, max_objects=1)
+    config = TemplateConfig(templates=("{objects}.",), include_positions=False, max_objects=1)
     assert say(labels, config)[0].texts == ("two red cubes.",)
 
 
@@ -83,7 +84,7 @@ def test_who_it_is(labels, tmp_path):
     identities = {
         captioner.identity,
         open_captioner(f"template:{other}", config)[1].identity,
-        TemplateCaptioner(str(labels), TemplateConfig(places=False)).identity,
+        TemplateCaptioner(str(labels), TemplateConfig(include_positions=False)).identity,
     }
     assert len(identities) == 3
     assert captioner.parents[0].uri == str(labels)

@@ -8,7 +8,7 @@ import pytest
 
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ArtifactError
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
 
 MakeDataset = Callable[..., Dataset]
 
@@ -46,7 +46,7 @@ def test_sidecar_of_another_shard(make_dataset: MakeDataset) -> None:
     dataset = make_dataset()
     shards = Path(dataset.uri) / "shards"
     (shards / "00000.json").write_bytes((shards / "00001.json").read_bytes())
-    with pytest.raises(ArtifactError, match="speaks of another shard"):
+    with pytest.raises(ArtifactError, match="describes a different shard"):
         dataset.uids(0)
 
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipmill.data.decode import REDUCTIONS, EncodedImage
-from clipmill.data.scenes import SceneConfig, draw
+from clipmill.data.transforms.decode import REDUCTIONS, EncodedImage
 from clipmill.errors import BadSampleError
 from clipmill.images import decode_rgb
+from clipmill.scenes import SceneConfig, draw
 
 WIDTH, HEIGHT = 61, 37
 PICTURE = Image.fromarray(draw(SceneConfig(size=64, supersample=1), 0).image_HW3[:HEIGHT, :WIDTH])
@@ -50,7 +50,7 @@ WHOLE = {
 @pytest.mark.parametrize("name", REDUCIBLE)
 def test_a_plain_jpeg_is_decoded_to_pillows_pixels(name):
     image = EncodedImage(REDUCIBLE[name])
-    assert image.is_reducible
+    assert image.can_downscale
     pixels, reduction = image.decode(1)
     assert reduction == 1
     np.testing.assert_array_equal(pixels, np.asarray(decode_rgb(REDUCIBLE[name])))
@@ -72,7 +72,7 @@ def test_each_reduced_pixel_is_about_the_mean_of_those_it_stands_for(name, reduc
 def test_anything_else_is_decoded_as_pillow_does(name):
     image = EncodedImage(WHOLE[name])
     expected = np.asarray(decode_rgb(WHOLE[name]))
-    assert not image.is_reducible
+    assert not image.can_downscale
     assert (image.height, image.width) == expected.shape[:2]
     pixels, reduction = image.decode(8)
     assert reduction == 1
@@ -92,14 +92,14 @@ def test_too_many_pixels_are_refused_by_the_header():
     data = bytearray(encode())
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
-    with pytest.raises(BadSampleError, match="image-too-large"):
+    with pytest.raises(BadSampleError, match="image_too_large"):
         EncodedImage(bytes(data))
 
 
 @pytest.mark.parametrize("name", [*REDUCIBLE, *WHOLE])
 def test_a_cut_file_is_a_bad_sample(name):
     data = {**REDUCIBLE, **WHOLE}[name]
-    with pytest.raises(BadSampleError, match="unreadable-image"):
+    with pytest.raises(BadSampleError, match="unreadable_image"):
         EncodedImage(data[: len(data) * 2 // 3]).decode(2)
 
 
@@ -117,4 +117,4 @@ def test_any_damage_is_pixels_or_a_bad_sample(name, data):
         outcome = "pixels"
         size = (-(-image.height // reduction), -(-image.width // reduction), 3)
         assert pixels.shape == size
-    assert outcome in {"pixels", "unreadable-image", "image-too-large"}
+    assert outcome in {"pixels", "unreadable_image", "image_too_large"}

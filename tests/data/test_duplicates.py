@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.duplicates import exact_duplicates, near_duplicates, near_pairs, ranks
+from clipmill.data.duplicates import (
+    exact_duplicates,
+    hamming_neighbors,
+    near_duplicates,
+    preference_ranks,
+)
 
 
 def distance_of(one, other):
@@ -28,7 +33,7 @@ def clustered(seed, count, flips):
 @given(st.integers(0, 10**6), st.integers(2, 60), st.integers(0, 8))
 def test_every_near_pair_is_found(seed, count, distance):
     hashes = clustered(seed, count, 9)
-    found = {tuple(p) for part in near_pairs(hashes, distance) for p in part.tolist()}
+    found = {tuple(p) for part in hamming_neighbors(hashes, distance) for p in part.tolist()}
     expected = {
         (i, j)
         for i in range(count)
@@ -64,7 +69,7 @@ def test_the_order_of_rows_is_no_matter(seed, count, distance):
 
 def test_ranks_prefer_the_higher_then_the_lower_tie():
     preference = np.array([1.0, 3.0, 3.0, -np.inf])
-    assert ranks(preference, np.array([0, 9, 4, 1], np.uint64)).tolist() == [2, 1, 0, 3]
+    assert preference_ranks(preference, np.array([0, 9, 4, 1], np.uint64)).tolist() == [2, 1, 0, 3]
 
 
 @pytest.mark.parametrize("kind", ["V16", np.uint64])

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from clipmill.config import sha256_file
 from clipmill.data.dataset import Dataset
 from clipmill.data.export import ExportConfig, export
-from clipmill.data.reader import read_shard
-from clipmill.data.view import ViewConfig, in_fraction
-from clipmill.digest import sha256_file
+from clipmill.data.loading.view import ViewConfig, in_subset
+from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
 
 LAYER = "captions/test-1"
 SMALL = ExportConfig(samples_per_tar=4)
@@ -92,7 +92,7 @@ def test_several_captions(
     dataset: Dataset, cache: Path, tmp_path: Path, captions: str, several: str, expected: list[str]
 ) -> None:
     view = ViewConfig(captions=captions, layer=LAYER)
-    config = ExportConfig(view=view, several=several, samples_per_tar=5)
+    config = ExportConfig(view=view, captions_per_image=several, samples_per_tar=5)
     uri = export(config, dataset.uri, str(tmp_path / "out"), cache)
     texts: dict[str, list[str]] = {}
     for tar in read_tars(uri):
@@ -109,7 +109,9 @@ def test_random_captions_follow_seed_and_uid(dataset: Dataset, cache: Path, tmp_
     view = ViewConfig(captions="synthetic", layer=LAYER)
     drawn = []
     for seed, size in ((0, 4), (0, 11), (1, 4)):
-        config = ExportConfig(view=view, several="random", seed=seed, samples_per_tar=size)
+        config = ExportConfig(
+            view=view, captions_per_image="random", seed=seed, samples_per_tar=size
+        )
         uri = export(config, dataset.uri, str(tmp_path / "out"), cache)
         drawn.append({k: s["txt"].decode() for tar in read_tars(uri) for k, s in tar.items()})
     assert drawn[0] == drawn[1] != drawn[2]
@@ -118,9 +120,9 @@ def test_random_captions_follow_seed_and_uid(dataset: Dataset, cache: Path, tmp_
 
 
 def test_a_part_of_the_samples(dataset: Dataset, cache: Path, tmp_path: Path) -> None:
-    config = ExportConfig(view=ViewConfig(fraction=0.5), samples_per_tar=2)
+    config = ExportConfig(view=ViewConfig(subset_fraction=0.5), samples_per_tar=2)
     tars = read_tars(export(config, dataset.uri, str(tmp_path / "out"), cache))
-    inside = [uid for uid in originals(dataset, cache) if in_fraction(uid, 0.5)]
+    inside = [uid for uid in originals(dataset, cache) if in_subset(uid, 0.5)]
     assert 2 < len(inside) < 11
     assert [uid for tar in tars for uid in tar] == inside
     # Tars are filled across the borders of shards.
@@ -128,7 +130,7 @@ def test_a_part_of_the_samples(dataset: Dataset, cache: Path, tmp_path: Path) ->
 
 
 def test_an_empty_view_is_an_error(dataset: Dataset, cache: Path, tmp_path: Path) -> None:
-    config = ExportConfig(view=ViewConfig(fraction=1e-9))
+    config = ExportConfig(view=ViewConfig(subset_fraction=1e-9))
     with pytest.raises(ArtifactError, match="nothing of"):
         export(config, dataset.uri, str(tmp_path / "out"), cache)
 
@@ -203,7 +205,7 @@ def test_open_clip_trains_on_it(
     dataset: Dataset, cache: Path, tmp_path: Path, open_clip_python: str
 ) -> None:
     view = ViewConfig(captions="both", layer=LAYER)
-    config = ExportConfig(view=view, several="each", samples_per_tar=4)
+    config = ExportConfig(view=view, captions_per_image="each", samples_per_tar=4)
     uri = export(config, dataset.uri, str(tmp_path / "out"), cache)
     model = tmp_path / "tiny-export.json"
     model.write_text(json.dumps(TINY))

@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.filters.aspect_ratio import AspectRatioFilter
-from clipmill.data.filters.caption_length import CaptionLengthFilter
-from clipmill.data.filters.clip_score import ClipScoreFilter
-from clipmill.data.filters.clip_top_fraction import ClipTopFractionFilter
-from clipmill.data.filters.concept_balance import ConceptBalanceFilter
-from clipmill.data.filters.contract import Block
-from clipmill.data.filters.duplicate import ExactDuplicateFilter, NearDuplicateFilter
-from clipmill.data.filters.image_size import ImageSizeFilter
-from clipmill.data.filters.language import LanguageFilter
-from clipmill.data.filters.registry import FILTERS
+from clipmill.data.duplicates import ExactDuplicateFilter, NearDuplicateFilter
+from clipmill.data.filters import (
+    AspectRatioFilter,
+    Block,
+    CaptionLengthFilter,
+    ClipScoreFilter,
+    ClipTopFractionFilter,
+    ConceptBalanceFilter,
+    ImageSizeFilter,
+    LanguageFilter,
+)
+from clipmill.data.select import FILTERS
 from clipmill.errors import ConfigError
 
 SYNTHETIC = "captions/s"
@@ -32,8 +34,8 @@ def block_of(columns, *, start=0, kind=None, place=None, uids=None):
         start=start,
         num_rows=num_rows,
         kinds=("real", SYNTHETIC),
-        kind=np.array(kind or [0] * num_rows, np.uint8),
-        place=np.array(place or [0] * num_rows, np.uint16),
+        caption_kind=np.array(kind or [0] * num_rows, np.uint8),
+        caption_index=np.array(place or [0] * num_rows, np.uint16),
         columns=arrays,
         read_uids=lambda: uids or [f"u{start + row}" for row in range(num_rows)],
     )
@@ -43,12 +45,12 @@ def verdict(config, *blocks, alive=None):
     """Which rows of all blocks a filter keeps."""
     num_rows = sum(block.num_rows for block in blocks)
     alive = np.ones(num_rows, bool) if alive is None else np.array(alive)
-    judge = config.start(num_rows)
-    for _ in range(judge.num_passes):
+    state = config.create_state(num_rows)
+    for _ in range(state.num_passes):
         for block in blocks:
-            judge.see(block, alive[block.rows])
-        judge.end_pass()
-    return [kept for block in blocks for kept in judge.judge(block).tolist()]
+            state.observe(block, alive[block.rows])
+        state.finish_pass()
+    return [kept for block in blocks for kept in state.keep_mask(block).tolist()]
 
 
 def sizes(*pairs):
@@ -97,7 +99,7 @@ def test_clip_score():
     block = scores(0.7, 0.6999, None, 0.9, float("nan"))
     assert verdict(ClipScoreFilter(threshold=0.7), block) == [True, False, False, True, False]
     chosen = scores(0.9, 0.1, 0.1, kind=[1, 1, 0], place=[0, 1, 0], synthetic=[[0.1, 0.8]] * 3)
-    config = ClipScoreFilter(threshold=0.5, captions="chosen")
+    config = ClipScoreFilter(threshold=0.5, captions="selected")
     assert verdict(config, chosen) == [False, True, False]
 
 
@@ -106,7 +108,7 @@ def test_the_chosen_captions_value_may_be_missing():
     block = scores(
         0.9, 0.9, 0.9, kind=[1, 1, 0], place=[1, 1, 0], synthetic=[[1.0], [0.1, 1.0], []]
     )
-    config = ClipScoreFilter(threshold=0.5, captions="chosen")
+    config = ClipScoreFilter(threshold=0.5, captions="selected")
     assert verdict(config, block) == [False, True, True]
 
 
@@ -116,8 +118,8 @@ def test_a_slice_of_a_column_is_read_as_itself():
         start=0,
         num_rows=2,
         kinds=("real", SYNTHETIC),
-        kind=np.array([1, 1], np.uint8),
-        place=np.array([1, 0], np.uint16),
+        caption_kind=np.array([1, 1], np.uint8),
+        caption_index=np.array([1, 0], np.uint16),
         columns={"score/clip": {"real": pa.array([0.0, 0.0]), SYNTHETIC: values.slice(1, 2)}},
         read_uids=list,
     )
@@ -212,8 +214,8 @@ def test_duplicates_leave_the_largest():
 
 def test_duplicates_leave_the_best_score():
     block = pictures(PICTURES)
-    assert verdict(ExactDuplicateFilter(prefer="score"), block) == [True, False, True, True]
-    near = NearDuplicateFilter(distance=1, prefer="score")
+    assert verdict(ExactDuplicateFilter(keep_best_by="score"), block) == [True, False, True, True]
+    near = NearDuplicateFilter(distance=1, keep_best_by="score")
     assert verdict(near, block) == [True, False, True, False]
 
 
@@ -248,6 +250,6 @@ def test_distance_out_of_range(distance):
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_filter_says_what_it_needs(name):
     settings = {"threshold": 0.3} if name == "clip-score" else {}
-    needs = FILTERS[name].from_json(settings).needs
-    assert needs
-    assert all(layer.startswith("score/") and columns for layer, columns in needs.items())
+    required = FILTERS[name].from_json(settings).required_columns
+    assert required
+    assert all(layer.startswith("score/") and columns for layer, columns in required.items())

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
-from bare_dataset import add_layer, bare_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,11 +14,13 @@ from clipmill.data import import_layer as module
 from clipmill.data.dataset import Dataset
 from clipmill.data.import_layer import ImportConfig, import_layer
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
+from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError, SourceError
-from clipmill.storage import lineage, open_store
+from clipmill.lineage import lineage
+from clipmill.storage import open_store
+from helpers.bare_dataset import add_layer, bare_dataset
 
-FILL = ImportConfig(missing="fill")
+FILL = ImportConfig(on_missing="fill")
 
 
 def silent(done, total, words):
@@ -78,7 +79,7 @@ def test_rows_find_their_samples(tmp_path_factory, sizes, suffix, seed, num_file
 
 
 def test_many_ranges_of_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_RANGES", 3)
+    monkeypatch.setattr(module, "_MAX_RANGES", 3)
     dataset = bare_dataset(tmp_path / "d", (2,) * 11)
     file = write(
         tmp_path / "t.parquet",
@@ -207,18 +208,17 @@ def test_names_of_layers(tmp_path):
 
 
 def test_a_score_from_elsewhere_can_be_selected_by(tmp_path):
-    from clipmill.data.filters.clip_score import ClipScoreFilter
-    from clipmill.data.select import select
-    from clipmill.data.select_rule import SelectConfig, steps
+    from clipmill.data.filters import ClipScoreFilter
+    from clipmill.data.select import SelectConfig, filter_steps, select
 
     dataset = bare_dataset(tmp_path / "d", (2, 2))
     add_layer(dataset, "score/clip-1", {"real": np.zeros(4, np.float32)})
     table = pa.table({"uid": [f"u{n}" for n in range(3)], "similarity": [0.1, 0.5, 0.9]})
     file = write(tmp_path / "t.parquet", table)
-    config = ImportConfig(columns={"real": "similarity"}, missing="fill")
+    config = ImportConfig(columns={"real": "similarity"}, on_missing="fill")
     import_layer(config, dataset.uri, "score/datacomp", [file], report=silent)
     rule = SelectConfig(
-        name="x", filters=steps(ClipScoreFilter(threshold=0.5, layer="score/datacomp"))
+        name="x", filters=filter_steps(ClipScoreFilter(threshold=0.5, layer="score/datacomp"))
     )
     layer = select(rule, dataset.uri, report=silent)
     keep = [row["keep"] for row in rows_of(dataset, layer, tmp_path)]

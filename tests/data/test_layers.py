@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bare_dataset import add_layer, bare_dataset
 
 from clipmill.data import layers as layers_module
 from clipmill.data.dataset import Dataset
@@ -19,7 +18,8 @@ from clipmill.data.layers import (
     write_layer_shard,
 )
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import Parent, lineage
+from clipmill.lineage import Parent, lineage
+from helpers.bare_dataset import add_layer, bare_dataset
 
 MakeDataset = Callable[..., Dataset]
 CaptionTable = Callable[[Dataset, int], pa.Table]

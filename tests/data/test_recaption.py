@@ -7,28 +7,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from chat_server import ChatServer
 from typer.testing import CliRunner
 
 from clipmill.cli import app
+from clipmill.config import digest_json, sha256_bytes
 from clipmill.data.captioners import (
+    CaptionersConfig,
     CaptionInput,
+    ChatClientConfig,
     CocaCaptioner,
-    EndpointConfig,
     GenerateConfig,
     RewriteConfig,
     VlmConfig,
 )
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
-from clipmill.data.recaption import RecaptionConfig, recaption
-from clipmill.data.view import View, ViewConfig
-from clipmill.digest import digest_json, sha256_bytes
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.recaption import recaption
+from clipmill.data.shards.read import read_shard
 from clipmill.errors import BudgetError, ConfigError, ServerError
 from clipmill.images import decode_rgb
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig, build_coca
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.coca import build_coca
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from helpers.chat_server import ChatServer
 
 COCA = CocaConfig(
     clip=ClipConfig(
@@ -39,7 +41,7 @@ COCA = CocaConfig(
     decoder_layers=1,
     num_queries=2,
 )
-CONFIG = RecaptionConfig(
+CONFIG = CaptionersConfig(
     generate=GenerateConfig(method="top_k", top_k=1, max_tokens=8), batch_size=3
 )
 
@@ -72,8 +74,8 @@ def save_captioner(folder, seed=0, token=None):
             coca.text_decoder.ln_final.bias.fill_(1.0)
             coca.text_decoder.text_projection.zero_()
             coca.text_decoder.text_projection[:, token] = 1.0
-    card = ModelCard(kind="coca", architecture=COCA.to_json(), recipe={})
-    return save_checkpoint(str(folder), card, coca.state_dict())
+    metadata = CheckpointMetadata(kind="coca", architecture=COCA.to_json(), recipe={})
+    return save_checkpoint(str(folder), metadata, coca.state_dict())
 
 
 def rows_of(dataset, layer, tmp_path):
@@ -276,10 +278,10 @@ def test_an_image_that_cannot_be_decoded_stops_nothing(make_dataset, captioner, 
     dataset = break_image(make_dataset(count=9), 0, 1)
     layer = recaption(CONFIG, dataset.uri, captioner.uri, report=silent)
     rows = rows_of(dataset, layer, tmp_path)
-    assert [row["reason"] for row in rows].count("unreadable-image") == 1
-    assert rows[1]["reason"] == "unreadable-image"
+    assert [row["reason"] for row in rows].count("unreadable_image") == 1
+    assert rows[1]["reason"] == "unreadable_image"
     assert rows[1]["captions"][0].startswith("picture ")
-    assert "1 unreadable-image" in summary_of(dataset, layer)["left as they were"]
+    assert "1 unreadable_image" in summary_of(dataset, layer)["left as they were"]
     # Most of the rest is captioned, with no regard to the one that is broken.
     whole = [row for row in rows if not row["fallback"]]
     assert len(whole) >= 6
@@ -318,8 +320,12 @@ def test_a_model_that_fails_on_everything_is_no_samples_fault(make_dataset, capt
 # Endpoints.
 
 KEY = "sk-Very_Secret-123"
-ENDPOINT = EndpointConfig(
-    backoff_seconds=0.001, attempts=2, timeout_seconds=5, concurrency=2, max_failures_in_a_row=4
+ENDPOINT = ChatClientConfig(
+    backoff_seconds=0.001,
+    max_attempts=2,
+    timeout_seconds=5,
+    concurrency=2,
+    max_consecutive_failures=4,
 )
 
 
@@ -330,7 +336,7 @@ def no_proxy(monkeypatch):
 
 def rewriting(**endpoint):
     changes = [f"{name}={value}" for name, value in endpoint.items()]
-    return RecaptionConfig(
+    return CaptionersConfig(
         rewrite=RewriteConfig(model="m", prompt="{caption}", num_captions=2),
         endpoint=ENDPOINT.override(changes),
         batch_size=3,
@@ -360,13 +366,13 @@ def test_pictures_that_the_endpoint_refuses_keep_their_caption(make_dataset, tmp
     dataset = break_image(make_dataset(count=10), 1, 0)
     # One request after the other, so that the answers come in the script's order.
     endpoint = replace(ENDPOINT, concurrency=1)
-    config = RecaptionConfig(vlm=VlmConfig(model="m"), endpoint=endpoint, batch_size=4)
+    config = CaptionersConfig(vlm=VlmConfig(model="m"), endpoint=endpoint, batch_size=4)
     script = ["ok", (400, {}), "filtered", "ok", (500, {}), "ok", "malformed"]
     with ChatServer(script) as server:
         layer = recaption(config, dataset.uri, f"vlm:{server.url}", report=silent)
     reasons = sorted(row["reason"] for row in rows_of(dataset, layer, tmp_path) if row["reason"])
-    assert reasons == ["refused", "refused", "unreadable-image"]
-    assert summary_of(dataset, layer)["left as they were"] == "2 refused, 1 unreadable-image"
+    assert reasons == ["refused", "refused", "unreadable_image"]
+    assert summary_of(dataset, layer)["left as they were"] == "2 refused, 1 unreadable_image"
 
 
 def test_a_spent_budget_stops_cleanly_and_every_run_goes_on(make_dataset, tmp_path, no_proxy):

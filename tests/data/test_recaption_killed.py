@@ -9,27 +9,28 @@ import time
 from pathlib import Path
 
 import pytest
-from chat_server import ChatServer
 
-from clipmill.data.captioners import EndpointConfig, RewriteConfig
+from clipmill.data.captioners import CaptionersConfig, ChatClientConfig, RewriteConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.recaption import RecaptionConfig, recaption
+from clipmill.data.recaption import recaption
+from helpers.chat_server import ChatServer
 
-CONFIG = RecaptionConfig(
+CONFIG = CaptionersConfig(
     rewrite=RewriteConfig(model="m", prompt="{caption}"),
-    endpoint=EndpointConfig(concurrency=2, backoff_seconds=0.01),
+    endpoint=ChatClientConfig(concurrency=2, backoff_seconds=0.01),
     batch_size=2,
 )
 # What a worker does, and a line once it has begun.
 WORKER = """
 import json, sys
-from clipmill.data.recaption import RecaptionConfig, recaption
+from clipmill.data.captioners import CaptionersConfig
+from clipmill.data.recaption import recaption
 config, dataset, captioner, start, stop = json.loads(sys.argv[1])
 told = []
 def report(done, total, words):
     if not told:
         told.append(print("begun", flush=True))
-config = RecaptionConfig.from_json(config)
+config = CaptionersConfig.from_json(config)
 recaption(config, dataset, captioner, report=report, start=start, stop=stop)
 """
 # Somewhat less than the work takes, so that several are killed before one is done.

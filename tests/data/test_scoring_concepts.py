@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill.data.scoring.concepts import ConceptMatcher, parse_concepts
+from clipmill.data.scoring.scorers import ConceptMatcher, parse_concepts
 from clipmill.errors import ConfigError
 
 words = st.sampled_from(["a", "dog", "hot", "Dog", "new york", "st.", ",", "", "café", "a dog"])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.fft import dct
 
-from clipmill.data.scoring.perceptual_hash import perceptual_hashes, small_grey
+from clipmill.data.scoring.scorers import perceptual_hashes, small_grey
 
 
 def picture(seed, size=(160, 120)):

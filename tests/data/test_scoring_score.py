@@ -11,22 +11,27 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clipmill.config import sha256_bytes
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
 from clipmill.data.scoring import score as score_module
 from clipmill.data.scoring.clip import ClipScoreConfig
-from clipmill.data.scoring.concepts import ConceptScoreConfig
-from clipmill.data.scoring.image import ImageScoreConfig
 from clipmill.data.scoring.score import ScoreConfig, score
-from clipmill.data.scoring.text import TextScoreConfig, language_of
-from clipmill.digest import sha256_bytes
-from clipmill.errors import ArtifactError, BadSampleError, ConfigError
+from clipmill.data.scoring.scorers import (
+    ConceptScoreConfig,
+    ImageScoreConfig,
+    TextScoreConfig,
+    detect_language,
+)
+from clipmill.data.shards.read import read_shard
+from clipmill.errors import ArtifactError, BadSampleError, BadSampleReason, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.center_resize import center_resize
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.encoders import Normalize
+from clipmill.models.preprocess import center_crop_resize
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
 
 CLIP = ClipConfig(
     embed_dim=8,
@@ -63,8 +68,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def judge(tmp_path):
     torch.manual_seed(0)
-    card = ModelCard(kind="clip", architecture=CLIP.to_json(), recipe={})
-    return save_checkpoint(str(tmp_path / "judge"), card, build_clip(CLIP).state_dict()).uri
+    metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
+    return save_checkpoint(str(tmp_path / "judge"), metadata, build_clip(CLIP).state_dict()).uri
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +116,7 @@ def test_measures_of_every_caption(make_dataset, add_captions, tmp_path):
     for row, (uid, _, caption) in zip(rows, samples_of(dataset, tmp_path), strict=True):
         synthetic = [f"synthetic {uid} {k}" for k in range(3)]
         for found, text in zip([row["real"], *row[LAYER]], [caption, *synthetic], strict=True):
-            language, confidence = language_of(text)
+            language, confidence = detect_language(text)
             assert found == {
                 "words": len(text.split()),
                 "characters": len(text),
@@ -132,7 +137,7 @@ def test_measures_of_every_caption(make_dataset, add_captions, tmp_path):
     ],
 )
 def test_languages(text, language):
-    assert language_of(text)[0] == language
+    assert detect_language(text)[0] == language
 
 
 def test_language_can_be_left_out(make_dataset, tmp_path):
@@ -165,10 +170,10 @@ def test_clip_scores_are_the_models_similarities(make_dataset, add_captions, jud
     config = ScoreConfig(clip=ClipScoreConfig(model=judge, batch_size=2), batch_size=3)
     (layer,) = score(config, dataset.uri, report=silent)
     torch.manual_seed(0)
-    model, tokenize = build_clip(CLIP).eval(), CLIP.text.tokenizer()
+    model, tokenize = build_clip(CLIP).eval(), Tokenizer.from_config(CLIP.text)
     rows = rows_of(dataset, layer, tmp_path)
     for row, (uid, data, caption) in zip(rows, samples_of(dataset, tmp_path), strict=True):
-        pixels_HW3 = torch.from_numpy(center_resize(decode_rgb(data), 16).copy())
+        pixels_HW3 = torch.from_numpy(center_crop_resize(decode_rgb(data), 16).copy())
         image_D = model.encode_image(Normalize()(pixels_HW3.permute(2, 0, 1)[None] / 255))
         texts = [caption, *(f"synthetic {uid} {k}" for k in range(3))]
         expected = [cosine(image_D, model.encode_text(tokenize([text]))) for text in texts]
@@ -275,7 +280,7 @@ def test_a_picture_that_does_not_decode_has_no_scores(make_dataset, judge, tmp_p
 
     def decode(data):
         if data == bad:
-            raise BadSampleError("unreadable-image", "cut")
+            raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "cut")
         return decode_rgb(data)
 
     monkeypatch.setattr(score_module, "decode_rgb", decode)
@@ -317,9 +322,12 @@ def test_from_a_store_within_a_bounded_cache(s3, make_dataset, tmp_path, monkeyp
 
 
 def make_dataset_again(source, tmp_path):
-    from clipmill.data.shards import ShardConfig, shard
+    from clipmill.data.shards.plan import ShardConfig
+    from clipmill.data.shards.write import write_dataset
 
-    return Dataset.open(shard(ShardConfig(samples_per_shard=4), str(source), str(tmp_path / "s")))
+    return Dataset.open(
+        write_dataset(ShardConfig(samples_per_shard=4), str(source), str(tmp_path / "s"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -343,7 +351,9 @@ def test_mistakes(make_dataset, config, error, words):
 
 def test_what_is_no_judge(make_dataset, tmp_path, tiny_open_clip):
     dataset = make_dataset(count=3)
-    save_checkpoint(str(tmp_path / "m"), ModelCard(kind="task", architecture={}, recipe={}), {})
+    save_checkpoint(
+        str(tmp_path / "m"), CheckpointMetadata(kind="task", architecture={}, recipe={}), {}
+    )
     with pytest.raises(ArtifactError, match="kind 'task'"):
         score(
             ScoreConfig(clip=ClipScoreConfig(model=str(tmp_path / "m"))), dataset.uri, report=fail

@@ -6,22 +6,28 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from bare_dataset import add_layer, bare_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.data.caption_choice import ChoiceConfig
 from clipmill.data.dataset import Dataset
-from clipmill.data.filters.clip_score import ClipScoreFilter
-from clipmill.data.filters.clip_top_fraction import ClipTopFractionFilter
-from clipmill.data.filters.concept_balance import ConceptBalanceFilter
-from clipmill.data.filters.duplicate import ExactDuplicateFilter
-from clipmill.data.filters.image_size import ImageSizeFilter
+from clipmill.data.duplicates import ExactDuplicateFilter
+from clipmill.data.filters import (
+    ClipScoreFilter,
+    ClipTopFractionFilter,
+    ConceptBalanceFilter,
+    ImageSizeFilter,
+)
 from clipmill.data.layers import read_layer
-from clipmill.data.select import select
-from clipmill.data.select_rule import FilterStep, SelectConfig, steps
+from clipmill.data.select import (
+    CaptionSelectionConfig,
+    FilterStep,
+    SelectConfig,
+    filter_steps,
+    select,
+)
 from clipmill.errors import ConfigError
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
+from helpers.bare_dataset import add_layer, bare_dataset
 
 SYNTHETIC = "captions/s-1"
 SIZES = (7, 0, 20, 1, 12)
@@ -84,7 +90,7 @@ def test_each_filter_sees_what_the_earlier_left(tmp_path):
     dataset, drawn = scored(tmp_path / "d")
     config = SelectConfig(
         name="test",
-        filters=steps(
+        filters=filter_steps(
             ImageSizeFilter(min_side=150),
             ClipTopFractionFilter(fraction=0.7),
             ExactDuplicateFilter(),
@@ -133,10 +139,12 @@ def best_synthetic(drawn, row):
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from(["real", "synthetic", "best", "mix"]))
-def test_choice_of_captions(tmp_path_factory, seed, rule):
+def test_choice_of_captions(tmp_path_factory, seed, strategy):
     folder = tmp_path_factory.mktemp("choice")
     dataset, drawn = scored(folder / "d", seed)
-    config = SelectConfig(name="c", choice=ChoiceConfig(rule=rule, fraction=0.4))
+    config = SelectConfig(
+        name="c", caption_selection=CaptionSelectionConfig(strategy=strategy, fraction=0.4)
+    )
     table = rows_of(dataset, select(config, dataset.uri, report=silent), folder)
     in_top = top(drawn["real"], 0.4)
     expected = []
@@ -147,7 +155,7 @@ def test_choice_of_captions(tmp_path_factory, seed, rule):
             "synthetic": False,
             "best": real >= score,
             "mix": in_top[row],
-        }[rule]
+        }[strategy]
         expected.append(("real", 0) if is_real else (SYNTHETIC, place))
     assert choice_of(table) == expected
     assert all(table["keep"].to_pylist())
@@ -155,8 +163,8 @@ def test_choice_of_captions(tmp_path_factory, seed, rule):
 
 def test_mixed_captions_under_the_same_threshold(tmp_path):
     dataset, drawn = scored(tmp_path / "d")
-    choice = ChoiceConfig(rule="mix", fraction=0.3, same_threshold=True)
-    layer = select(SelectConfig(name="c", choice=choice), dataset.uri, report=silent)
+    choice = CaptionSelectionConfig(strategy="mix", fraction=0.3, threshold_synthetic_too=True)
+    layer = select(SelectConfig(name="c", caption_selection=choice), dataset.uri, report=silent)
     table = rows_of(dataset, layer, tmp_path)
     in_top = top(drawn["real"], 0.3)
     threshold = drawn["real"][in_top].min()
@@ -167,8 +175,10 @@ def test_mixed_captions_under_the_same_threshold(tmp_path):
 
 def test_filters_can_judge_the_chosen_caption(tmp_path):
     dataset, drawn = scored(tmp_path / "d")
-    filters = steps(ClipScoreFilter(threshold=0.5, captions="chosen"))
-    config = SelectConfig(name="c", choice=ChoiceConfig(rule="best"), filters=filters)
+    filters = filter_steps(ClipScoreFilter(threshold=0.5, captions="selected"))
+    config = SelectConfig(
+        name="c", caption_selection=CaptionSelectionConfig(strategy="best"), filters=filters
+    )
     table = rows_of(dataset, select(config, dataset.uri, report=silent), tmp_path)
     best = [max(real, *drawn["synthetic"][row]) for row, real in enumerate(drawn["real"])]
     assert table["keep"].to_pylist() == [score >= 0.5 for score in best]
@@ -177,8 +187,8 @@ def test_filters_can_judge_the_chosen_caption(tmp_path):
 def test_how_a_dataset_is_cut_is_no_matter(tmp_path):
     config = SelectConfig(
         name="c",
-        choice=ChoiceConfig(rule="mix"),
-        filters=steps(
+        caption_selection=CaptionSelectionConfig(strategy="mix"),
+        filters=filter_steps(
             ExactDuplicateFilter(), ConceptBalanceFilter(max_count=5), ClipTopFractionFilter()
         ),
     )
@@ -192,7 +202,7 @@ def test_how_a_dataset_is_cut_is_no_matter(tmp_path):
 
 def test_done_once(tmp_path):
     dataset, _ = scored(tmp_path / "d")
-    config = SelectConfig(name="c", filters=steps(ImageSizeFilter()))
+    config = SelectConfig(name="c", filters=filter_steps(ImageSizeFilter()))
     layer = select(config, dataset.uri, report=silent)
     files = sorted(Path(dataset.uri).glob("layers/select/*/*"))
     written = [file.read_bytes() for file in files]
@@ -201,7 +211,7 @@ def test_done_once(tmp_path):
         name="c", filters=(FilterStep(filter="image-size", settings={"min_side": 200}),)
     )
     assert spelled == config
-    other = SelectConfig(name="c", filters=steps(ImageSizeFilter(min_side=1)))
+    other = SelectConfig(name="c", filters=filter_steps(ImageSizeFilter(min_side=1)))
     assert select(other, dataset.uri, report=silent) != layer
     # What a killed run left is written again, byte for byte.
     (Path(dataset.layer_uri(layer)) / "layer.json").unlink()
@@ -218,7 +228,7 @@ def test_layers_by_the_beginning_of_their_name(tmp_path):
     dataset, drawn = scored(tmp_path / "d")
     real = 1 - drawn["real"]
     dataset = add_layer(dataset, "score/clip-2", {"real": real})
-    config = SelectConfig(name="c", filters=steps(ClipScoreFilter(threshold=0.5)))
+    config = SelectConfig(name="c", filters=filter_steps(ClipScoreFilter(threshold=0.5)))
     with pytest.raises(ConfigError, match="2 layers of the dataset are named score/clip"):
         select(config, dataset.uri, report=silent)
     layer = select(config, dataset.uri, layers=["score/clip-2"], report=silent)
@@ -228,10 +238,10 @@ def test_layers_by_the_beginning_of_their_name(tmp_path):
 
 def test_what_is_missing(tmp_path):
     dataset = bare_dataset(tmp_path / "d", (3, 2))
-    filters = steps(ClipTopFractionFilter())
+    filters = filter_steps(ClipTopFractionFilter())
     with pytest.raises(ConfigError, match="no layers of the dataset are named score/clip"):
         select(SelectConfig(name="c", filters=filters), dataset.uri, report=silent)
-    best = SelectConfig(name="c", choice=ChoiceConfig(rule="best"))
+    best = SelectConfig(name="c", caption_selection=CaptionSelectionConfig(strategy="best"))
     with pytest.raises(ConfigError, match="has no captions layer"):
         select(best, dataset.uri, report=silent)
     dataset = add_layer(dataset, "score/clip-1", {"real": np.zeros(5, np.float32)})
@@ -243,8 +253,12 @@ def test_what_is_missing(tmp_path):
 def test_a_rule_from_the_command_line(tmp_path):
     given_ = '[{"filter": "image-size", "settings": {"min_side": 250}}, {"filter": "clip-score",'
     given_ += ' "settings": {"threshold": 0.2}}]'
-    config = SelectConfig(name="c").override([f"filters={given_}", "choice.rule=best"])
-    assert config.filters == steps(ImageSizeFilter(min_side=250), ClipScoreFilter(threshold=0.2))
+    config = SelectConfig(name="c").override(
+        [f"filters={given_}", "caption_selection.strategy=best"]
+    )
+    assert config.filters == filter_steps(
+        ImageSizeFilter(min_side=250), ClipScoreFilter(threshold=0.2)
+    )
     assert SelectConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 

@@ -17,20 +17,19 @@ import pytest
 from typer.testing import CliRunner
 
 from clipmill.cli import app
-from clipmill.data import shards
 from clipmill.data.dataset import Dataset
-from clipmill.data.shard_tar import TarWriter
-from clipmill.data.shards import (
+from clipmill.data.shards import write
+from clipmill.data.shards.finalize import finalize_dataset
+from clipmill.data.shards.plan import (
     ShardConfig,
     ShardPlan,
-    finish_shards,
-    parse_worker,
+    parse_worker_slice,
     plan_shards,
     read_plan,
-    shard,
-    shard_range,
     worker_range,
 )
+from clipmill.data.shards.tar import TarWriter
+from clipmill.data.shards.write import write_dataset, write_shards
 from clipmill.errors import (
     ArtifactError,
     ConfigError,
@@ -38,7 +37,8 @@ from clipmill.errors import (
     SourceError,
     StorageError,
 )
-from clipmill.storage import Parent, put_tree
+from clipmill.lineage import Parent
+from clipmill.storage import pack_dir
 from clipmill.telemetry import data_metrics
 
 WritePairs = Callable[[Path, int], Path]
@@ -57,7 +57,7 @@ def tree_bytes(folder: Path) -> dict[str, bytes]:
 
 def test_tars_are_webdataset(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 10)
-    uri = Path(shard(CONFIG, str(source), str(tmp_path / "store")))
+    uri = Path(write_dataset(CONFIG, str(source), str(tmp_path / "store")))
     seen = {}
     for path in sorted(uri.glob("shards/*.tar")):
         samples: dict[str, dict[str, bytes]] = {}
@@ -83,10 +83,10 @@ def test_dataset_lists_what_lies_there(tmp_path: Path, write_pairs: WritePairs) 
     source = write_pairs(tmp_path / "source", 10)
     (source / "part0" / "lone.txt").write_text("no image")
     (source / "part0" / "000.jpg").write_bytes(b"")
-    dataset = Dataset.open(shard(CONFIG, str(source), str(tmp_path / "store")))
+    dataset = Dataset.open(write_dataset(CONFIG, str(source), str(tmp_path / "store")))
     assert dataset.num_samples == 9
     assert [s.num_samples for s in dataset.shards] == [3, 3, 3]
-    assert dataset.quarantine == {"empty-file": 1, "caption-without-image": 1}
+    assert dataset.quarantine == {"empty_file": 1, "caption_without_image": 1}
     assert dataset.parents == (
         Parent(role="source", uri=f"folder:{source}", digest=dataset.parents[0].digest),
     )
@@ -95,8 +95,8 @@ def test_dataset_lists_what_lies_there(tmp_path: Path, write_pairs: WritePairs) 
         assert (len(data), hashlib.sha256(data).hexdigest()) == (info.num_bytes, info.sha256)
     quarantined = json.loads((Path(dataset.uri) / "dataset.json").read_text())["quarantined"]
     assert [(bad["origin"], bad["reason"]) for bad in quarantined] == [
-        ("part0/000.jpg", "empty-file"),
-        ("part0/lone.txt", "caption-without-image"),
+        ("part0/000.jpg", "empty_file"),
+        ("part0/lone.txt", "caption_without_image"),
     ]
 
 
@@ -108,7 +108,9 @@ def test_equal_sources_give_equal_bytes(tmp_path: Path, write_pairs: WritePairs)
         (source / "broken.txt").write_text("broken")
         parent = Parent(role="source", uri="somewhere", digest="0")
         store = tmp_path / name / "store"
-        shard(CONFIG, str(source), str(store), source_parents=(parent,), num_threads=num_threads)
+        write_dataset(
+            CONFIG, str(source), str(store), source_parents=(parent,), num_threads=num_threads
+        )
         trees.append(tree_bytes(store))
     assert trees[0] == trees[1]
 
@@ -119,12 +121,12 @@ def test_processes_make_the_same_and_count_it(
     source = write_pairs(tmp_path / "source", 10)
     (source / "broken.jpg").write_text("<html>")
     (source / "broken.txt").write_text("broken")
-    whole = shard(CONFIG, str(source), str(tmp_path / "whole"))
-    monkeypatch.setattr(shards, "_WORTH_PROCESSES", 1)
+    whole = write_dataset(CONFIG, str(source), str(tmp_path / "whole"))
+    monkeypatch.setattr(write, "_MIN_ITEMS_FOR_PROCESSES", 1)
     metrics, calls = data_metrics(), []
-    before = [metrics.samples._value.get(), _count(metrics.quarantined)]
+    before = [metrics.samples_processed._value.get(), _count(metrics.samples_rejected)]
     store = str(tmp_path / "store")
-    uri = shard(
+    uri = write_dataset(
         CONFIG,
         str(source),
         store,
@@ -132,7 +134,7 @@ def test_processes_make_the_same_and_count_it(
         num_processes=2,
     )
     assert tree_bytes(Path(uri)) == tree_bytes(Path(whole))
-    assert [metrics.samples._value.get(), _count(metrics.quarantined)] == [
+    assert [metrics.samples_processed._value.get(), _count(metrics.samples_rejected)] == [
         before[0] + 10,
         before[1] + 1,
     ]
@@ -141,7 +143,7 @@ def test_processes_make_the_same_and_count_it(
     plan = plan_shards(CONFIG, str(source), str(tmp_path / "other"))
     shutil.rmtree(source)
     with pytest.raises(SourceError, match="is not a folder"):
-        shard_range(plan, 0, 3, num_processes=2)
+        write_shards(plan, 0, 3, num_processes=2)
 
 
 def _count(metric: Any) -> float:
@@ -153,9 +155,9 @@ def test_archive_of_a_folder_is_the_same_source(
 ) -> None:
     monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
     source = write_pairs(tmp_path / "source", 10)
-    put_tree(source, str(tmp_path / "source.tar"))
+    pack_dir(source, str(tmp_path / "source.tar"))
     uris = [
-        shard(CONFIG, uri, str(tmp_path / name))
+        write_dataset(CONFIG, uri, str(tmp_path / name))
         for name, uri in (("one", str(source)), ("two", str(tmp_path / "source.tar")))
     ]
     first, second = (Dataset.open(uri) for uri in uris)
@@ -167,44 +169,44 @@ def test_archive_of_a_folder_is_the_same_source(
 def test_address_follows_config_and_source(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 3)
     store = str(tmp_path / "store")
-    uri = shard(CONFIG, str(source), store)
-    assert shard(ShardConfig(samples_per_shard=2), str(source), store) != uri
+    uri = write_dataset(CONFIG, str(source), store)
+    assert write_dataset(ShardConfig(samples_per_shard=2), str(source), store) != uri
     (source / "part0" / "000.txt").write_text("another caption")
-    assert shard(CONFIG, str(source), store) != uri
+    assert write_dataset(CONFIG, str(source), store) != uri
 
 
 def test_rerun_writes_nothing(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 10)
-    uri = Path(shard(CONFIG, str(source), str(tmp_path / "store")))
+    uri = Path(write_dataset(CONFIG, str(source), str(tmp_path / "store")))
     times = {path: path.stat().st_mtime_ns for path in uri.rglob("*")}
-    shard(CONFIG, str(source), str(tmp_path / "store"))
+    write_dataset(CONFIG, str(source), str(tmp_path / "store"))
     assert {path: path.stat().st_mtime_ns for path in uri.rglob("*")} == times
 
 
 def test_cut_or_lost_tar_is_made_again(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 10)
-    uri = Path(shard(CONFIG, str(source), str(tmp_path / "store")))
+    uri = Path(write_dataset(CONFIG, str(source), str(tmp_path / "store")))
     whole = tree_bytes(uri)
     (uri / "dataset.json").unlink()
     (uri / "shards" / "00000.tar").unlink()
     (uri / "shards" / "00001.tar").write_bytes(b"cut")
-    shard(CONFIG, str(source), str(tmp_path / "store"))
+    write_dataset(CONFIG, str(source), str(tmp_path / "store"))
     assert tree_bytes(uri) == whole
 
 
 def test_ranges_in_any_order_make_the_same_dataset(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 10)
-    whole = shard(CONFIG, str(source), str(tmp_path / "whole"))
+    whole = write_dataset(CONFIG, str(source), str(tmp_path / "whole"))
     plan = plan_shards(CONFIG, str(source), str(tmp_path / "parts"))
     plan = ShardPlan.from_json(json.loads(json.dumps(plan.to_json())))
     assert plan.num_shards == 3
     calls: list[tuple[int, int]] = []
-    shard_range(plan, 1, 3, progress=lambda *counts: calls.append(counts))
+    write_shards(plan, 1, 3, progress=lambda *counts: calls.append(counts))
     assert calls == [(4, 6), (6, 6)]
     with pytest.raises(NotFoundError):
-        finish_shards(plan)
-    shard_range(plan, 0, 2)
-    finish_shards(plan)
+        finalize_dataset(plan)
+    write_shards(plan, 0, 2)
+    finalize_dataset(plan)
     assert tree_bytes(Path(plan.uri)) == tree_bytes(Path(whole))
 
 
@@ -215,26 +217,26 @@ def test_finishing_again_keeps_the_layers(
 ) -> None:
     source = write_pairs(tmp_path / "source", 3)
     plan = plan_shards(CONFIG, str(source), str(tmp_path / "store"))
-    shard_range(plan, 0, 1)
-    dataset = add_captions(finish_shards(plan), "captions/test-1")
-    assert finish_shards(plan) == dataset == Dataset.open(plan.uri)
+    write_shards(plan, 0, 1)
+    dataset = add_captions(finalize_dataset(plan), "captions/test-1")
+    assert finalize_dataset(plan) == dataset == Dataset.open(plan.uri)
 
 
 def test_what_came_after_the_plan_is_left_out(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 3)
     plan = plan_shards(CONFIG, str(source), str(tmp_path / "store"))
     write_pairs(source / "late", 4)
-    shard_range(plan, 0, 1)
-    assert finish_shards(plan).num_samples == 3
+    write_shards(plan, 0, 1)
+    assert finalize_dataset(plan).num_samples == 3
 
 
 def test_late_worker_finds_nothing_to_do(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 10)
     plan = plan_shards(CONFIG, str(source), str(tmp_path / "store"))
-    shard_range(plan, 0, 3)
-    finish_shards(plan)
+    write_shards(plan, 0, 3)
+    finalize_dataset(plan)
     (Path(plan.uri) / "shards" / "00001.tar").unlink()
-    shard_range(plan, 0, 3)
+    write_shards(plan, 0, 3)
     assert not (Path(plan.uri) / "shards" / "00001.tar").exists()
 
 
@@ -274,26 +276,26 @@ def test_planned_on_the_command_line(tmp_path: Path, write_pairs: WritePairs) ->
     uri = run("plan", str(source), "--store", store, *sets)
     for part in (["--worker", "0/2"], ["--start", "1", "--stop", "2"], ["--start", "2"]):
         assert run("shard", "--plan", uri, *part) == uri
-    assert run("finish", uri) == uri
-    whole = shard(CONFIG, str(source), str(tmp_path / "whole"))
+    assert run("finalize", uri) == uri
+    whole = write_dataset(CONFIG, str(source), str(tmp_path / "whole"))
     assert tree_bytes(Path(uri)) == tree_bytes(Path(whole))
 
 
 def test_worker_out_of_range() -> None:
     with pytest.raises(ConfigError, match="worker 3 of 3"):
         worker_range(10, 3, 3)
-    assert parse_worker("3/8") == (3, 8)
+    assert parse_worker_slice("3/8") == (3, 8)
     for text in ("3", "a/b", "-1/2", "1/"):
         with pytest.raises(ConfigError, match="I/N"):
-            parse_worker(text)
+            parse_worker_slice(text)
 
 
 def test_nothing_usable(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 3)
     (source / "part0" / "000.txt").unlink()
     config = dataclasses.replace(CONFIG, min_side=100)
-    with pytest.raises(SourceError, match="2 image-too-small, 1 no-caption"):
-        shard(config, str(source), str(tmp_path / "store"))
+    with pytest.raises(SourceError, match="2 image_too_small, 1 missing_caption"):
+        write_dataset(config, str(source), str(tmp_path / "store"))
 
 
 def test_full_disk(
@@ -306,12 +308,12 @@ def test_full_disk(
 
     monkeypatch.setattr(TarWriter, "add", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        shard(CONFIG, str(source), str(tmp_path / "store"))
+        write_dataset(CONFIG, str(source), str(tmp_path / "store"))
 
 
 def test_remote_folder_is_no_source(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="neither a local path"):
-        shard(CONFIG, "folder:s3://bucket/images", str(tmp_path))
+        write_dataset(CONFIG, "folder:s3://bucket/images", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_remote_folder_is_no_source(tmp_path: Path) -> None:
         {"max_pixels": 10**9},
         {"min_side": 0},
         {"jpeg_quality": 101},
-        {"jpeg_quality": 0, "shorter_side": 64},
+        {"jpeg_quality": 0, "resize_shorter_side": 64},
     ],
 )
 def test_config_out_of_range(values: dict[str, int]) -> None:
@@ -329,15 +331,16 @@ def test_config_out_of_range(values: dict[str, int]) -> None:
         ShardConfig(**values)
 
 
-# Runs shard() in children that kill themselves at the n-th call of a function, for each n that
-# occurs; then once more to the end. Prints the number of children that were killed.
+# Runs write_dataset() in children that kill themselves at the n-th call of a function, for each n
+# that occurs; then once more to the end. Prints the number of children that were killed.
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from clipmill.data.pairs import Admission
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.ingest import IngestConfig
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 
-owner, name = {"rename": (Path, "replace"), "read": (Admission, "read")}[sys.argv[1]]
+owner, name = {"rename": (Path, "replace"), "read": (IngestConfig, "read")}[sys.argv[1]]
 source, store = sys.argv[2:]
 real = getattr(owner, name)
 
@@ -352,7 +355,7 @@ def child(target, kill_at):
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
         setattr(owner, name, counting)
-        shard(ShardConfig(samples_per_shard=4), source, target, num_threads=1)
+        write_dataset(ShardConfig(samples_per_shard=4), source, target, num_threads=1)
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
@@ -376,7 +379,7 @@ def test_kill_at_any_point_then_rerun(
     tmp_path: Path, write_pairs: WritePairs, at: str, num_points: int
 ) -> None:
     source = write_pairs(tmp_path / "source", 10)
-    whole = Path(shard(CONFIG, str(source), str(tmp_path / "whole")))
+    whole = Path(write_dataset(CONFIG, str(source), str(tmp_path / "whole")))
     command = [sys.executable, "-c", KILLER, at, str(source), str(tmp_path / "killed")]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.split() == [str(num_points)]
@@ -387,10 +390,12 @@ def test_kill_at_any_point_then_rerun(
 
 def test_rivals_make_one_dataset(tmp_path: Path, write_pairs: WritePairs) -> None:
     source = write_pairs(tmp_path / "source", 10)
-    whole = Path(shard(CONFIG, str(source), str(tmp_path / "whole")))
+    whole = Path(write_dataset(CONFIG, str(source), str(tmp_path / "whole")))
     program = (
-        "import sys; from clipmill.data.shards import ShardConfig, shard;"
-        "shard(ShardConfig(samples_per_shard=4), sys.argv[1], sys.argv[2])"
+        "import sys\n"
+        "from clipmill.data.shards.plan import ShardConfig\n"
+        "from clipmill.data.shards.write import write_dataset\n"
+        "write_dataset(ShardConfig(samples_per_shard=4), sys.argv[1], sys.argv[2])"
     )
     store = tmp_path / "rivals"
     command = [sys.executable, "-c", program, str(source), str(store)]
@@ -403,19 +408,19 @@ def test_dataset_in_s3_is_the_same(
     tmp_path: Path, write_pairs: WritePairs, s3: dict[str, str]
 ) -> None:
     source = write_pairs(tmp_path / "source", 10)
-    local = Dataset.open(shard(CONFIG, str(source), str(tmp_path / "store")))
-    uri = shard(CONFIG, str(source), f"s3://tests/{tmp_path.name}")
+    local = Dataset.open(write_dataset(CONFIG, str(source), str(tmp_path / "store")))
+    uri = write_dataset(CONFIG, str(source), f"s3://tests/{tmp_path.name}")
     assert Dataset.open(uri).digest == local.digest
-    assert shard(CONFIG, str(source), f"s3://tests/{tmp_path.name}") == uri
+    assert write_dataset(CONFIG, str(source), f"s3://tests/{tmp_path.name}") == uri
 
 
 def test_workers_of_a_plan_in_s3(
     tmp_path: Path, write_pairs: WritePairs, s3: dict[str, str]
 ) -> None:
     source = write_pairs(tmp_path / "source", 10)
-    local = Dataset.open(shard(CONFIG, str(source), str(tmp_path / "store")))
+    local = Dataset.open(write_dataset(CONFIG, str(source), str(tmp_path / "store")))
     uri = plan_shards(CONFIG, str(source), f"s3://tests/{tmp_path.name}").uri
     for index in range(2):
         plan = read_plan(uri)
-        shard_range(plan, *worker_range(plan.num_shards, index, 2))
-    assert finish_shards(read_plan(uri)).digest == local.digest
+        write_shards(plan, *worker_range(plan.num_shards, index, 2))
+    assert finalize_dataset(read_plan(uri)).digest == local.digest

@@ -5,14 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from make_sources import jpeg, reinforced_sample, write_tar
+
+from helpers.sources import jpeg, reinforced_sample, write_tar
 
 # A pair of workers makes all shards and finishes, each in an order of its own; one or both are
 # killed. Then two go on at once to the end. Prints how many were killed while at work.
 DRILL = """
 import os, random, signal, sys, time
 from pathlib import Path
-from clipmill.data.shards import ShardConfig, finish_shards, plan_shards, read_plan, shard_range
+from clipmill.data.shards.plan import ShardConfig, plan_shards, read_plan
+from clipmill.data.shards.finalize import finalize_dataset
+from clipmill.data.shards.write import write_shards
 
 source, place, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 config = ShardConfig(samples_per_shard=4, duplicates=sys.argv[4])
@@ -23,9 +26,9 @@ def start(uri, is_backward):
         return pid
     plan = read_plan(uri)
     for index in sorted(range(plan.num_shards), reverse=is_backward):
-        shard_range(plan, index, index + 1, num_threads=1)
+        write_shards(plan, index, index + 1, num_threads=1)
     try:
-        finish_shards(plan)
+        finalize_dataset(plan)
     finally:
         os._exit(0 if (Path(uri) / "dataset.json").exists() else 1)
 

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_sources import jpeg, reinforced_sample, write_tar
 
-from clipmill.data import shard_duplicates as duplicates_module
-from clipmill.data import shards as shards_module
-from clipmill.data.dataset import Dataset
+from clipmill.config import digest_json
+from clipmill.data.dataset import Dataset, parse_quarantined
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
-from clipmill.data.shard_duplicates import FINGERPRINT, find_duplicates
-from clipmill.data.shards import ShardConfig, finish_shards, plan_shards, shard, shard_range
+from clipmill.data.shards import finalize as duplicates_module
+from clipmill.data.shards import write as shards_module
+from clipmill.data.shards.finalize import FINGERPRINT, finalize_dataset, find_duplicates
+from clipmill.data.shards.plan import ShardConfig, plan_shards
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import write_dataset, write_shards
 from clipmill.data.verify import verify
+from helpers.sources import jpeg, reinforced_sample, write_tar
 
 
 def fingerprint(pairs: list[tuple[int, int]]) -> np.ndarray:
@@ -100,7 +102,7 @@ def manifest(uri: str) -> dict:
 
 
 def test_doubles_are_reported(tmp_path: Path, source: str) -> None:
-    uri = shard(ShardConfig(samples_per_shard=3), source, str(tmp_path / "store"))
+    uri = write_dataset(ShardConfig(samples_per_shard=3), source, str(tmp_path / "store"))
     dataset = Dataset.open(uri)
     assert dataset.num_samples == 8
     assert not dataset.quarantine
@@ -108,31 +110,31 @@ def test_doubles_are_reported(tmp_path: Path, source: str) -> None:
     assert (report["dropped"], report["num_same_id"], report["num_same_image"]) == (False, 1, 2)
     uids = [uid for index in range(len(dataset.shards)) for uid in dataset.uids(index)]
     assert report["shown"] == [
-        {"uid": uids[3], "same_as": uids[0], "reason": "duplicate-image"},
-        {"uid": uids[5], "same_as": uids[0], "reason": "duplicate-image"},
-        {"uid": uids[7], "same_as": uids[4], "reason": "duplicate-id"},
+        {"uid": uids[3], "same_as": uids[0], "reason": "duplicate_image"},
+        {"uid": uids[5], "same_as": uids[0], "reason": "duplicate_image"},
+        {"uid": uids[7], "same_as": uids[4], "reason": "duplicate_id"},
     ]
 
 
 def test_doubles_are_dropped(tmp_path: Path, source: str) -> None:
     config = ShardConfig(samples_per_shard=3, duplicates="drop")
-    dataset = Dataset.open(shard(config, source, str(tmp_path / "store")))
+    dataset = Dataset.open(write_dataset(config, source, str(tmp_path / "store")))
     assert captions(dataset, tmp_path / "cache") == [f"picture {i}" for i in (0, 1, 2, 4, 6)]
-    assert dataset.quarantine == {"duplicate-image": 2, "duplicate-id": 1}
+    assert dataset.quarantine == {"duplicate_image": 2, "duplicate_id": 1}
     origins = [bad["origin"] for bad in manifest(dataset.uri)["quarantined"]]
     assert origins == ["a.tar/00003", "b.tar/00005", "b.tar/00004"]
     assert [info.name for info in dataset.shards] == [
         "00000.tar",
-        "00001-unique.tar",
-        "00002-unique.tar",
-        "00003-unique.tar",
+        "00001-dedup.tar",
+        "00002-dedup.tar",
+        "00003-dedup.tar",
     ]
     found = verify(dataset.uri)
     assert (found.faults, found.notes) == ((), ())
     files = {path.name for path in (Path(dataset.uri) / "shards").iterdir()}
     assert files == {
         f"{i:05d}{m}.{s}"
-        for i, m in enumerate(["", "-unique", "-unique", "-unique"])
+        for i, m in enumerate(["", "-dedup", "-dedup", "-dedup"])
         for s in ("tar", "json")
     }
     for info in dataset.shards:
@@ -143,7 +145,7 @@ def test_doubles_are_dropped(tmp_path: Path, source: str) -> None:
 @pytest.mark.parametrize("duplicates", ["report", "drop"])
 def test_layers_come_along(tmp_path: Path, source: str, duplicates: str) -> None:
     config = ShardConfig(samples_per_shard=3, duplicates=duplicates)
-    dataset = Dataset.open(shard(config, source, str(tmp_path / "store")))
+    dataset = Dataset.open(write_dataset(config, source, str(tmp_path / "store")))
     kinds = ("captions", "teacher")
     assert sorted(dataset.layers) == [f"{kind}/datacompdr" for kind in kinds]
     cache = tmp_path / "cache"
@@ -177,11 +179,11 @@ def test_layers_come_along(tmp_path: Path, source: str, duplicates: str) -> None
 def test_late_workers_change_nothing_that_was_dropped(tmp_path: Path, source: str) -> None:
     config = ShardConfig(samples_per_shard=3, duplicates="drop")
     plan = plan_shards(config, source, str(tmp_path / "store"))
-    shard_range(plan, 0, plan.num_shards)
-    before = finish_shards(plan)
+    write_shards(plan, 0, plan.num_shards)
+    before = finalize_dataset(plan)
     (Path(plan.uri) / "dataset.json").unlink()
-    shard_range(plan, 0, plan.num_shards)
-    assert finish_shards(plan).shards == before.shards
+    write_shards(plan, 0, plan.num_shards)
+    assert finalize_dataset(plan).shards == before.shards
 
 
 def test_worker_that_finishing_overtook_tidies_up(
@@ -189,23 +191,23 @@ def test_worker_that_finishing_overtook_tidies_up(
 ) -> None:
     config = ShardConfig(samples_per_shard=3, duplicates="drop")
     plan = plan_shards(config, source, str(tmp_path / "store"))
-    shard_range(plan, 0, plan.num_shards)
-    finish_shards(plan)
+    write_shards(plan, 0, plan.num_shards)
+    finalize_dataset(plan)
     names = sorted(path.name for path in (Path(plan.uri) / "shards").iterdir())
     (Path(plan.uri) / "dataset.json").unlink()
-    monkeypatch.setattr(shards_module, "is_whole", lambda *_: False)
-    shard_range(plan, 1, plan.num_shards)
+    monkeypatch.setattr(shards_module, "is_complete", lambda *_: False)
+    write_shards(plan, 1, plan.num_shards)
     assert sorted(path.name for path in (Path(plan.uri) / "shards").iterdir()) == names
 
 
 def test_finishing_again_tidies_up_after_a_worker_that_died(tmp_path: Path, source: str) -> None:
     config = ShardConfig(samples_per_shard=3, duplicates="drop")
     plan = plan_shards(config, source, str(tmp_path / "store"))
-    shard_range(plan, 0, plan.num_shards)
-    finish_shards(plan)
+    write_shards(plan, 0, plan.num_shards)
+    finalize_dataset(plan)
     late = Path(plan.uri) / "shards" / "00001.tar"
     late.write_bytes(b"put before the worker died")
-    finish_shards(plan)
+    finalize_dataset(plan)
     assert not late.exists()
 
 
@@ -213,6 +215,30 @@ def test_same_id_within_a_shard_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "0.jpg").write_bytes(jpeg(0))
     table = tmp_path / "pairs.csv"
     table.write_text("path,caption\n0.jpg,first\n0.jpg,second\n")
-    dataset = Dataset.open(shard(ShardConfig(), str(table), str(tmp_path / "store")))
+    dataset = Dataset.open(write_dataset(ShardConfig(), str(table), str(tmp_path / "store")))
     assert captions(dataset, tmp_path / "cache") == ["first"]
-    assert dataset.quarantine == {"duplicate-id": 1}
+    assert dataset.quarantine == {"duplicate_id": 1}
+
+
+def test_a_dataset_that_0_1_wrote_is_read(tmp_path: Path, source: str) -> None:
+    config = ShardConfig(samples_per_shard=3, duplicates="drop")
+    dataset = Dataset.open(write_dataset(config, source, str(tmp_path / "store")))
+    before = captions(dataset, tmp_path / "cache")
+    folder = Path(dataset.uri)
+    for path in [folder / "dataset.json", *(folder / "shards").glob("*.json")]:
+        text = path.read_text().replace("-dedup", "-unique")
+        path.write_text(text.replace("duplicate_i", "duplicate-i"))
+    for path in (folder / "shards").glob("*-dedup.*"):
+        path.rename(path.with_name(path.name.replace("-dedup", "-unique")))
+    value = manifest(dataset.uri)
+    value["digest"] = digest_json(value["shards"])
+    (folder / "dataset.json").write_text(json.dumps(value))
+    for path in folder.glob("layers/**/layer.json"):
+        path.write_text(path.read_text().replace(dataset.digest, value["digest"]))
+
+    old = Dataset.open(dataset.uri)
+    assert old.quarantine == {"duplicate_image": 2, "duplicate_id": 1}
+    assert captions(old, tmp_path / "another cache") == before
+    found = verify(old.uri)
+    assert (found.faults, found.notes) == ((), ())
+    assert parse_quarantined(value["quarantined"])[0]["reason"] == "duplicate_image"

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_sources import jpeg
 from PIL import Image
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.image_check import ImageLimits, check_image
-from clipmill.data.pairs import Pair
-from clipmill.data.reader import read_shard
-from clipmill.data.shard_tar import TarWriter
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.ingest import ImageConstraints, PreparedPair, check_image
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.tar import TarWriter
+from clipmill.data.shards.write import write_dataset
 from clipmill.errors import BadSampleError
 from clipmill.images import decode_rgb
+from helpers.sources import jpeg
 
-LIMITS = ImageLimits(max_pixels=10_000_000, min_side=1)
+LIMITS = ImageConstraints(max_pixels=10_000_000, min_side=1)
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
@@ -52,7 +52,7 @@ def test_cut_anywhere_fares_as_with_pillow(progressive: bool) -> None:
     for cut in range(2, len(data), 7):
         with pytest.raises(BadSampleError) as caught:
             check_image(data[:cut], LIMITS)
-        assert caught.value.reason == "unreadable-image"
+        assert caught.value.reason == "unreadable_image"
 
 
 def test_what_the_check_refuses_pillow_refuses() -> None:
@@ -68,15 +68,15 @@ def test_what_the_check_refuses_pillow_refuses() -> None:
         except BadSampleError as bad:
             refused += 1
             # Limits are looked at before anything is decoded.
-            if bad.reason == "unreadable-image":
+            if bad.reason == "unreadable_image":
                 with pytest.raises(BadSampleError):
                     decode_rgb(bytes(broken))
     assert refused > 20
 
 
-def make_pair(size: int, number: int) -> Pair:
+def make_pair(size: int, number: int) -> PreparedPair:
     caption = "ein Kätzchen" * number
-    return Pair(f"{number:020x}", b"x" * size, ".jpeg", caption, 8, 9, "Ü/1", b"", {})
+    return PreparedPair(f"{number:020x}", b"x" * size, ".jpeg", caption, 8, 9, "Ü/1", b"", {})
 
 
 def test_tar_is_byte_for_byte_that_of_tarfile() -> None:
@@ -121,14 +121,16 @@ def read_images(uri: str, cache: Path) -> dict[str, bytes]:
 
 def test_bytes_are_untouched_unless_asked(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
-    found = read_images(shard(ShardConfig(), str(source), str(tmp_path)), tmp_path / "cache")
+    found = read_images(
+        write_dataset(ShardConfig(), str(source), str(tmp_path)), tmp_path / "cache"
+    )
     assert found == {p.stem: p.read_bytes() for p in source.iterdir() if p.suffix != ".txt"}
 
 
 def test_larger_images_are_made_smaller(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
-    config = ShardConfig(shorter_side=20, jpeg_quality=80)
-    found = read_images(shard(config, str(source), str(tmp_path)), tmp_path / "cache")
+    config = ShardConfig(resize_shorter_side=20, jpeg_quality=80)
+    found = read_images(write_dataset(config, str(source), str(tmp_path)), tmp_path / "cache")
     sizes = {name: decode_rgb(data).size for name, data in found.items()}
     assert sizes == {"large": (30, 20), "small": (10, 30), "png": (20, 32)}
     assert found["small"] == (source / "small.jpg").read_bytes()
@@ -138,7 +140,7 @@ def test_larger_images_are_made_smaller(tmp_path: Path) -> None:
 def test_all_images_are_re_encoded(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
     config = ShardConfig(jpeg_quality=30)
-    found = read_images(shard(config, str(source), str(tmp_path)), tmp_path / "cache")
+    found = read_images(write_dataset(config, str(source), str(tmp_path)), tmp_path / "cache")
     for path in source.glob("*.jpg"):
         assert len(found[path.stem]) < path.stat().st_size
         assert decode_rgb(found[path.stem]).size == decode_rgb(path.read_bytes()).size

@@ -1,13 +1,18 @@
 """The reckoning of a dataset's cost, by hand and against a dataset that was made."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from clipmill.data.scale import ScaleRates, scale_plan
-from clipmill.data.shards import ShardConfig, finish_shards, plan_shards, shard_range
+from clipmill.data.shards.finalize import finalize_dataset
+from clipmill.data.shards.plan import ShardConfig, plan_shards
+from clipmill.data.shards.write import write_shards
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from scale_plan import ScaleRates, scale_plan
 
 RATES = ScaleRates(plan_seconds=1e-6, shard_cpu_seconds=1e-3, finish_seconds=2e-6)
 
@@ -32,8 +37,8 @@ def test_objects_and_bytes_are_those_of_a_real_one(
     source = write_pairs(tmp_path / "source", 60)
     config = ShardConfig(samples_per_shard=20)
     plan = plan_shards(config, str(source), str(tmp_path / "store"))
-    shard_range(plan, 0, plan.num_shards)
-    finish_shards(plan)
+    write_shards(plan, 0, plan.num_shards)
+    finalize_dataset(plan)
     made = [path for path in Path(plan.uri).rglob("*") if path.is_file()]
     tars = sum(path.stat().st_size for path in made if path.suffix == ".tar")
     reckoned = scale_plan(

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from source_reading import read_all
 
-from clipmill.data.image_check import ImageLimits
-from clipmill.data.pairs import Admission, Pair
+from clipmill.data.shards.ingest import ImageConstraints, IngestConfig, PreparedPair
 from clipmill.data.sources import FolderSource
 from clipmill.errors import BadSampleError, SourceError
+from helpers.sources import read_all
 
 WritePairs = Callable[[Path, int], Path]
 
@@ -23,15 +22,15 @@ def save(path: Path, size: tuple[int, int] = (8, 6), **options: object) -> bytes
     return path.read_bytes()
 
 
-ADMISSION = Admission(
-    limits=ImageLimits(max_pixels=10_000, min_side=4),
+ADMISSION = IngestConfig(
+    constraints=ImageConstraints(max_pixels=10_000, min_side=4),
     max_caption_bytes=100,
-    shorter_side=0,
+    resize_shorter_side=0,
     jpeg_quality=0,
 )
 
 
-def read(source: FolderSource, origin: str) -> Pair:
+def read(source: FolderSource, origin: str) -> PreparedPair:
     entries = {entry.origin: entry for entry in read_all(source)}
     return ADMISSION.read(entries[origin])
 
@@ -116,18 +115,18 @@ def too_small(folder: Path) -> str:
 
 
 BAD: list[tuple[str, Callable[[Path], str]]] = [
-    ("no-caption", no_caption),
-    ("caption-without-image", caption_without_image),
-    ("empty-caption", empty_caption),
-    ("caption-not-utf8", caption_not_utf8),
-    ("caption-too-long", giant_caption),
-    ("empty-file", empty_file),
-    ("unreadable-image", truncated_jpeg),
-    ("unreadable-image", web_page),
-    ("unreadable-image", gif_in_disguise),
-    ("image-too-large", bomb),
-    ("image-too-large", just_too_large),
-    ("image-too-small", too_small),
+    ("missing_caption", no_caption),
+    ("caption_without_image", caption_without_image),
+    ("empty_caption", empty_caption),
+    ("caption_not_utf8", caption_not_utf8),
+    ("caption_too_long", giant_caption),
+    ("empty_file", empty_file),
+    ("unreadable_image", truncated_jpeg),
+    ("unreadable_image", web_page),
+    ("unreadable_image", gif_in_disguise),
+    ("image_too_large", bomb),
+    ("image_too_large", just_too_large),
+    ("image_too_small", too_small),
 ]
 
 

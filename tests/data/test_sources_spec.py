@@ -6,14 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_sources import jpeg, plain_samples, write_tar
-from source_reading import read_all
 
-from clipmill.data.sources import SOURCES, open_source
+from clipmill.data.sources import SOURCES, open_source, parse_spec
+from clipmill.data.sources.files import sorted_records
 from clipmill.data.sources.folder import FolderSource
-from clipmill.data.sources.sorting import sorted_records
-from clipmill.data.sources.spec import parse_spec
 from clipmill.errors import BadSampleError, SourceError
+from helpers.sources import jpeg, plain_samples, read_all, write_tar
 
 
 def write_folder(folder: Path) -> None:
@@ -98,7 +96,7 @@ def write_img2dataset(folder: Path, output: str) -> None:
 
 @pytest.mark.parametrize(
     ("output", "lost"),
-    [("webdataset", "not-downloaded"), ("files", "not-downloaded"), ("parquet", "missing-image")],
+    [("webdataset", "not_downloaded"), ("files", "not_downloaded"), ("parquet", "missing_image")],
 )
 def test_img2dataset_output(tmp_path: Path, output: str, lost: str) -> None:
     write_img2dataset(tmp_path / "output", output)
@@ -111,7 +109,7 @@ def test_img2dataset_output(tmp_path: Path, output: str, lost: str) -> None:
         except BadSampleError as bad:
             reasons.append((bad.reason, "404" in bad.detail))
     assert [raw.image_bytes for raw in pictures] == [jpeg(i) for i in (0, 1, 2, 4, 5, 6)]
-    assert reasons == [(lost, lost == "not-downloaded")] * 2
+    assert reasons == [(lost, lost == "not_downloaded")] * 2
     before = source.digest("content")
     stats = tmp_path / "output" / "00000_stats.json"
     stats.write_text(stats.read_text() + " ")

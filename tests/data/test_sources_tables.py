@@ -7,13 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_sources import jpeg
-from source_reading import plan, read_all
 
 from clipmill.data.sources import RawPair, open_source
-from clipmill.data.sources.contract import Entry
+from clipmill.data.sources.base import Entry
 from clipmill.errors import BadSampleError, SourceError
 from clipmill.storage import write_bytes
+from helpers.sources import jpeg, plan, read_all
 
 FEATURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -79,7 +78,7 @@ def test_delimited_rows_that_are_no_pairs(tmp_path: Path, images: Path) -> None:
     path.write_bytes(rows.replace(b"%s", bytes(images)))
     entries = read_all(open_source(str(path)))
     assert entries[0].load().caption == b"caf\xe9"
-    assert [reason(entry) for entry in entries[1:3]] == ["missing-image", "missing-image"]
+    assert [reason(entry) for entry in entries[1:3]] == ["missing_image", "missing_image"]
     assert entries[3].load().caption == b""
 
 
@@ -113,7 +112,7 @@ def test_parquet_of_paths(tmp_path: Path, images: Path, row_group_size: int) -> 
     source = open_source(str(tmp_path / "pairs.parquet"))
     entries = read_all(source, 4)
     assert [entry.origin for entry in entries] == table["path"].to_pylist()
-    assert reason(entries.pop(5)) == "no-caption"
+    assert reason(entries.pop(5)) == "missing_caption"
     (one,) = read_all(open_source(f"parquet:{tmp_path}/pairs.parquet?id=url"))[:1]
     assert one.origin == "http://x/0"
     wanted = [i for i in range(10) if i != 5]
@@ -147,7 +146,7 @@ def test_images_in_s3(tmp_path: Path, s3: dict[str, str]) -> None:
     path = write_csv(tmp_path / "pairs.csv", rows)
     entries = read_all(open_source(f"csv:{path}?images=s3://tests/{tmp_path.name}"))
     assert [entry.load().image_bytes for entry in entries[:2]] == [jpeg(0), jpeg(1)]
-    assert reason(entries[2]) == "missing-image"
+    assert reason(entries[2]) == "missing_image"
 
 
 def write_coco(folder: Path) -> Path:
@@ -172,7 +171,7 @@ def test_coco(tmp_path: Path, images: Path) -> None:
     assert source.layers == ("captions/coco",)
     entries = read_all(source, 2)
     assert [entry.origin for entry in entries] == ["7.jpg", "8.jpg", "9.jpg"]
-    assert reason(entries[1]) == "no-caption"
+    assert reason(entries[1]) == "missing_caption"
     last = entries[2].load()
     assert (last.image_bytes, last.caption) == (jpeg(9), "first")
     rows = last.rows["captions/coco"]
@@ -250,22 +249,22 @@ def test_text_that_is_not_utf8(tmp_path: Path, images: Path) -> None:
     first, second = read_all(open_source(str(tmp_path / "x.parquet")))
     assert first.load().caption == b"caf\xe9"
     assert second.origin == "\\xff.jpg"
-    assert reason(second) == "missing-image"
+    assert reason(second) == "missing_image"
 
 
 def test_half_a_character_in_json(tmp_path: Path, images: Path) -> None:
     path = write_coco(tmp_path / "annotations")
     path.write_text(path.read_text().replace("later", "\\ud83d").replace("8.jpg", "\\ud83d.jpg"))
     entries = {entry.origin: entry for entry in read_all(open_source(str(path)))}
-    assert reason(entries["9.jpg"]) == "caption-not-utf8"
-    assert reason(entries["\\ud83d.jpg"]) == "no-caption"
+    assert reason(entries["9.jpg"]) == "caption_not_utf8"
+    assert reason(entries["\\ud83d.jpg"]) == "missing_caption"
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\0b.jpg", "..", "images"])
 def test_name_that_no_file_can_have(tmp_path: Path, images: Path, name: str) -> None:
     pq.write_table(pa.table({"path": [name], "caption": ["a cat"]}), tmp_path / "x.parquet")
     (entry,) = read_all(open_source(str(tmp_path / "x.parquet")))
-    assert reason(entry) == "missing-image"
+    assert reason(entry) == "missing_image"
 
 
 def test_damaged_pages_of_parquet(tmp_path: Path) -> None:

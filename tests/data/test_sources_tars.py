@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_sources import jpeg, plain_samples, reinforced_sample, write_tar
-from source_reading import plan, read_all
 
-from clipmill.data.shards import ShardConfig
+from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.sources import RawPair, Source, open_source
-from clipmill.data.sources.contract import Entry
-from clipmill.data.sources.files import Descriptor
-from clipmill.data.sources.paths import expand_braces
-from clipmill.data.sources.tar_members import CutTarError, members
+from clipmill.data.sources.base import Entry
+from clipmill.data.sources.files import PreadFile, expand_braces
+from clipmill.data.sources.webdataset import TruncatedTarError, members
 from clipmill.errors import BadSampleError, SourceError
+from helpers.sources import jpeg, plain_samples, plan, read_all, reinforced_sample, write_tar
 
 
 def reason(entry: Entry) -> str:
@@ -46,7 +44,7 @@ def test_members_are_those_of_tarfile(tmp_path: Path, tar_format: int) -> None:
             tar.addfile(info)
     with tarfile.open(path) as tar:
         wanted = [(m.name, m.offset, m.offset_data, m.size) for m in tar if m.isfile()]
-    file = Descriptor(path)
+    file = PreadFile(path)
     found = [(m.name, m.header, m.offset, m.size) for m in members(file, 0, file.size)]
     assert found == wanted
 
@@ -55,8 +53,8 @@ def test_members_are_those_of_tarfile(tmp_path: Path, tar_format: int) -> None:
 def test_cut_tar_is_noticed(tmp_path: Path, cut: int) -> None:
     path = write_tar(tmp_path / "x.tar", [("a.txt", b"x" * 1000), ("b.txt", b"y" * 1000)])
     path.write_bytes(path.read_bytes()[:cut])
-    file = Descriptor(path)
-    with pytest.raises(CutTarError):
+    file = PreadFile(path)
+    with pytest.raises(TruncatedTarError):
         list(members(file, 0, file.size))
 
 
@@ -65,8 +63,8 @@ def test_zip_bomb_of_a_header(tmp_path: Path) -> None:
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
     path = tmp_path / "x.tar"
     path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
-    file = Descriptor(path)
-    with pytest.raises(CutTarError, match="extended header"):
+    file = PreadFile(path)
+    with pytest.raises(TruncatedTarError, match="extended header"):
         list(members(file, 0, file.size))
 
 
@@ -106,7 +104,7 @@ def test_pattern_with_braces(tmp_path: Path) -> None:
     entries = read_all(open_source(f"{tmp_path}/{{01..02}}.tar"))
     assert [e.origin for e in entries] == ["01.tar/00001", "02.tar/00002"]
     assert len(read_all(open_source(f"{tmp_path}/*.tar"))) == 4
-    with pytest.raises(SourceError, match="no file is meant"):
+    with pytest.raises(SourceError, match="no file matches"):
         open_source(f"{tmp_path}/{{07..09}}.tar")
 
 
@@ -139,16 +137,16 @@ def test_damaged_samples_by_their_reasons(tmp_path: Path) -> None:
             ("no-text.jpg", jpeg(0)),
             ("bad-json.jpg", jpeg(1)),
             ("bad-json.json", b"{"),
-            ("no-caption.jpg", jpeg(2)),
-            ("no-caption.json", b'{"url": "x"}'),
+            ("missing_caption.jpg", jpeg(2)),
+            ("missing_caption.json", b'{"url": "x"}'),
         ],
     )
     entries = by_origin(open_source(str(tmp_path / "a.tar")))
     assert {origin.removeprefix("a.tar/"): reason(e) for origin, e in entries.items()} == {
-        "no-image": "caption-without-image",
-        "no-text": "no-caption",
-        "bad-json": "broken-record",
-        "no-caption": "no-caption",
+        "no-image": "caption_without_image",
+        "no-text": "missing_caption",
+        "bad-json": "damaged_record",
+        "missing_caption": "missing_caption",
     }
 
 
@@ -171,7 +169,7 @@ def test_damaged_tar_counts_once_and_keeps_what_came_before(tmp_path: Path, dama
         "a.tar",
         "b.tar/00004",
     ]
-    assert reason(entries[2]) == "cut-tar"
+    assert reason(entries[2]) == "truncated_tar"
     assert [entries[i].load().caption for i in (0, 1, 3)] == [
         b"picture 0",
         b"picture 1",
@@ -200,7 +198,7 @@ def test_link_is_no_image(tmp_path: Path) -> None:
     write_tar(tmp_path / "b.tar", [("0.txt", b"a cat")])
     path.write_bytes(path.read_bytes()[:512] + (tmp_path / "b.tar").read_bytes())
     (entry,) = read_all(open_source(str(path)))
-    assert reason(entry) == "caption-without-image"
+    assert reason(entry) == "caption_without_image"
 
 
 def test_reinforced_samples_bring_layers(tmp_path: Path) -> None:
@@ -252,7 +250,7 @@ def test_broken_records(tmp_path: Path, key: str, data: bytes) -> None:
     write_tar(tmp_path / "a.tar", [*reinforced_sample(0), *broken])
     good, bad = read_all(open_source(str(tmp_path / "a.tar")))
     good.load()
-    assert reason(bad) == "broken-record"
+    assert reason(bad) == "damaged_record"
 
 
 def test_layers_may_be_left_out_or_named(tmp_path: Path) -> None:
@@ -273,13 +271,13 @@ def test_pickled_embeddings_are_refused(tmp_path: Path) -> None:
 def test_digest_follows_the_bytes(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", plain_samples(0, 2))
     source = open_source(str(path))
-    content, listing = source.digest("content"), source.digest("listing")
+    content, metadata = source.digest("content"), source.digest("metadata")
     assert open_source(str(path)).digest("content") == content
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
     assert source.digest("content") != content
-    assert source.digest("listing") != listing
+    assert source.digest("metadata") != metadata
 
 
 def test_flipped_bytes_spoil_samples_and_nothing_else(tmp_path: Path) -> None:
@@ -287,7 +285,7 @@ def test_flipped_bytes_spoil_samples_and_nothing_else(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", members_of_four)
     data = path.read_bytes()
     source = open_source(str(path))
-    read = ShardConfig().admission.read
+    read = ShardConfig().ingest.read
     random = np.random.default_rng(0)
     reasons = set()
     for _ in range(150):
@@ -300,4 +298,4 @@ def test_flipped_bytes_spoil_samples_and_nothing_else(tmp_path: Path) -> None:
                 read(entry)
             except BadSampleError as bad:
                 reasons.add(bad.reason)
-    assert {"cut-tar", "unreadable-image", "broken-record"} <= reasons
+    assert {"truncated_tar", "unreadable_image", "damaged_record"} <= reasons

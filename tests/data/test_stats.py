@@ -13,9 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.distribution import NUM_BINS, QUANTILES, Extent, of_counts
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.stats import chosen_shards, dataset_stats
+from clipmill.data.stats import (
+    NUM_BINS,
+    QUANTILES,
+    StreamingRange,
+    dataset_stats,
+    distribution_from_counts,
+    sample_shards,
+)
 
 CAPTIONS = "captions/test-1"
 QUANTILE_METHOD = "inverted_cdf"
@@ -34,7 +40,7 @@ def add_layer(
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=200))
 def test_counts_are_numpys(values: list[int]) -> None:
-    found = of_counts(Counter(values))
+    found = distribution_from_counts(Counter(values))
     assert (found.count, found.missing) == (len(values), 0)
     assert found.mean == pytest.approx(np.mean(values))
     assert (found.low, found.high) == (min(values), max(values))
@@ -49,7 +55,7 @@ floats = st.floats(-1e6, 1e6) | st.just(math.nan) | st.just(math.inf)
 @given(st.lists(st.lists(floats, max_size=50), min_size=1, max_size=5))
 def test_a_stream_is_nearly_numpys(pieces: list[list[float]]) -> None:
     arrays = [np.array(piece, np.float64) for piece in pieces]
-    extent = Extent()
+    extent = StreamingRange()
     for piece in arrays:
         extent.add(piece)
     found = extent.distribution(arrays)
@@ -131,8 +137,8 @@ def test_scores_and_verdicts(make_dataset: Callable[..., Dataset], tmp_path: Pat
 
 def test_some_shards(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
     dataset = make_dataset(23)
-    assert chosen_shards(dataset, 0) == chosen_shards(dataset, 99) == [0, 1, 2, 3, 4, 5]
-    assert chosen_shards(dataset, 2) == [0, 5]
+    assert sample_shards(dataset, 0) == sample_shards(dataset, 99) == [0, 1, 2, 3, 4, 5]
+    assert sample_shards(dataset, 2) == [0, 5]
     stats = dataset_stats(dataset, tmp_path / "cache", max_shards=2)
     assert (stats.num_samples, stats.shards_read) == (23, 2)
     assert stats.captions["real"].words.count == 4 + 3

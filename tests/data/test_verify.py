@@ -33,7 +33,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 
 def faults(dataset: Dataset, *, contents: bool = True) -> list[str]:
     found = verify(dataset.uri, contents=contents)
-    assert found.is_whole == (not found.faults)
+    assert found.is_ok == (not found.faults)
     return [str(fault).removeprefix(f"{dataset.uri}/") for fault in found.faults]
 
 
@@ -54,7 +54,7 @@ def test_in_s3(
     from clipmill.storage import open_store
 
     dataset = add_captions(make_dataset(6, store="s3://tests/verify"), LAYER)
-    assert verify(dataset.uri).is_whole
+    assert verify(dataset.uri).is_ok
     store = open_store(dataset.uri)
     store.put("shards/00000.tar", store.get("shards/00000.tar")[:-700])
     (fault, *_) = verify(dataset.uri).faults
@@ -163,7 +163,7 @@ def test_unfinished_work_is_a_note(dataset: Dataset) -> None:
     write_layer_shard(dataset, "score/x", 0, pa.table({"uid": uids, "real": [0.5] * len(uids)}))
     (Path(dataset.uri) / "shards" / "notes.md").write_text("mine")
     found = verify(dataset.uri)
-    assert found.is_whole
+    assert found.is_ok
     assert found.notes == (
         f"{dataset.uri}/shards/notes.md is listed nowhere",
         "layer score/x isn't finished: 1 of 3 shards",
@@ -173,7 +173,7 @@ def test_unfinished_work_is_a_note(dataset: Dataset) -> None:
 def test_a_committed_layer_that_is_not_listed_is_a_note(dataset: Dataset) -> None:
     edit(Path(dataset.uri) / "dataset.json", lambda v: v.update(layers={}))
     found = verify(dataset.uri)
-    assert found.is_whole
+    assert found.is_ok
     assert found.notes == (f"layer {LAYER} is committed, and the dataset doesn't list it yet",)
     commit_layer(dataset, LAYER, parents=(), detail={})
     assert verify(dataset.uri).notes == ()

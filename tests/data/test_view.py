@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from bare_dataset import add_layer
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.view import View, ViewConfig, in_fraction
+from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.errors import ArtifactError, ConfigError
+from helpers.bare_dataset import add_layer
 
 MakeDataset = Callable[..., Dataset]
 AddCaptions = Callable[[Dataset, str], Dataset]
@@ -20,7 +20,7 @@ LAYER = "captions/test-1"
 
 def test_nested_subsets_have_about_their_size() -> None:
     uids = [f"{i:020x}" for i in range(20_000)]
-    subsets = [{uid for uid in uids if in_fraction(uid, f)} for f in (0.01, 0.1, 0.5, 1.0)]
+    subsets = [{uid for uid in uids if in_subset(uid, f)} for f in (0.01, 0.1, 0.5, 1.0)]
     assert subsets[0] < subsets[1] < subsets[2] < subsets[3] == set(uids)
     # Five standard deviations of a binomial.
     for subset, fraction in zip(subsets, (0.01, 0.1, 0.5, 1.0), strict=True):
@@ -31,12 +31,12 @@ def test_nested_subsets_have_about_their_size() -> None:
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 1.0])
 def test_sizes_agree_with_the_rows(make_dataset: MakeDataset, fraction: float) -> None:
     dataset = make_dataset()
-    view = View(dataset, ViewConfig(fraction=fraction))
+    view = View(dataset, ViewConfig(subset_fraction=fraction))
     rows = [view.select(dataset.uids(index)) for index in range(len(dataset.shards))]
     assert view.shard_sizes() == [len(r) for r in rows]
     for index, selected in enumerate(rows):
         uids = dataset.uids(index)
-        assert [uids[r] for r in selected] == [u for u in uids if in_fraction(u, fraction)]
+        assert [uids[r] for r in selected] == [u for u in uids if in_subset(u, fraction)]
     assert sum(view.shard_sizes()) == dataset.num_samples or fraction < 1
 
 
@@ -52,7 +52,7 @@ def test_parents_and_digest(make_dataset: MakeDataset, add_captions: AddCaptions
     others = [
         View(dataset, ViewConfig()),
         View(dataset, dataclasses.replace(view.config, captions="synthetic")),
-        View(dataset, dataclasses.replace(view.config, fraction=0.5)),
+        View(dataset, dataclasses.replace(view.config, subset_fraction=0.5)),
     ]
     assert len({view.digest, *(other.digest for other in others)}) == 4
 
@@ -71,11 +71,11 @@ def test_captions_need_a_layer(make_dataset: MakeDataset, add_captions: AddCapti
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1])
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(ConfigError, match="fraction"):
-        ViewConfig(fraction=fraction)
+        ViewConfig(subset_fraction=fraction)
 
 
 def test_layer_for_real_captions_is_a_contradiction() -> None:
-    with pytest.raises(ConfigError, match="no layer for real captions"):
+    with pytest.raises(ConfigError, match="no layer for real or selected captions"):
         ViewConfig(captions="real", layer=LAYER)
 
 
@@ -109,7 +109,9 @@ def test_select_layers_narrow_a_view(
     uids = [uid for index in range(6) for uid in dataset.uids(index)]
     for names in (["select/odd-1"], ["select/third-1"], list(keeps)):
         for fraction in (1.0, 0.5):
-            view = View(dataset, ViewConfig(select=tuple(names), fraction=fraction))
+            view = View(
+                dataset, ViewConfig(selection_layers=tuple(names), subset_fraction=fraction)
+            )
             found = []
             for index in range(6):
                 own = dataset.uids(index)
@@ -119,7 +121,7 @@ def test_select_layers_narrow_a_view(
             assert [uid for part in found for uid in part] == [
                 uid
                 for row, uid in enumerate(uids)
-                if all(keeps[name][row] for name in names) and in_fraction(uid, fraction)
+                if all(keeps[name][row] for name in names) and in_subset(uid, fraction)
             ]
 
 
@@ -130,7 +132,7 @@ def test_sizes_of_one_selection_are_known_without_its_files(
     dataset = select_layer(make_dataset(count=9), SELECT, [row > 5 for row in range(9)], [None] * 9)
     for file in Path(dataset.layer_uri(SELECT)).glob("*.parquet"):
         file.unlink()
-    assert View(dataset, ViewConfig(select=(SELECT,))).shard_sizes() == [0, 2, 1]
+    assert View(dataset, ViewConfig(selection_layers=(SELECT,))).shard_sizes() == [0, 2, 1]
 
 
 def test_chosen_captions(
@@ -138,14 +140,14 @@ def test_chosen_captions(
 ) -> None:
     dataset = add_captions(make_dataset(count=6), LAYER)
     dataset = select_layer(dataset, SELECT, [True] * 6, [None, 0, 2, None, None, 1])
-    view = View(dataset, ViewConfig(captions="chosen", select=(SELECT,)))
+    view = View(dataset, ViewConfig(captions="selected", selection_layers=(SELECT,)))
     found = [view.open_shard(index, dataset.uids(index), tmp_path / "cache") for index in range(2)]
     first, second = (dataset.uids(index) for index in range(2))
-    assert found[0].chosen == (None, f"synthetic {first[1]} 0", f"synthetic {first[2]} 2", None)
-    assert found[1].chosen == (None, f"synthetic {second[1]} 1")
+    assert found[0].selected == (None, f"synthetic {first[1]} 0", f"synthetic {first[2]} 2", None)
+    assert found[1].selected == (None, f"synthetic {second[1]} 1")
     assert found[0].synthetic is None
-    plain = View(dataset, ViewConfig(select=(SELECT,)))
-    assert plain.open_shard(0, first, tmp_path / "cache").chosen is None
+    plain = View(dataset, ViewConfig(selection_layers=(SELECT,)))
+    assert plain.open_shard(0, first, tmp_path / "cache").selected is None
 
 
 def test_a_choice_of_a_caption_that_is_not_there(
@@ -153,14 +155,14 @@ def test_a_choice_of_a_caption_that_is_not_there(
 ) -> None:
     dataset = add_captions(make_dataset(count=2), LAYER)
     dataset = select_layer(dataset, SELECT, [True] * 2, [None, 3])
-    view = View(dataset, ViewConfig(captions="chosen", select=(SELECT,)))
-    with pytest.raises(ArtifactError, match="chose a caption that its layer doesn't have"):
+    view = View(dataset, ViewConfig(captions="selected", selection_layers=(SELECT,)))
+    with pytest.raises(ArtifactError, match="selects a caption that its layer doesn't have"):
         view.open_shard(0, dataset.uids(0), tmp_path / "cache")
 
 
 def test_digest_and_parents_follow_the_selection(make_dataset: MakeDataset) -> None:
     dataset = select_layer(make_dataset(count=5), SELECT, [True] * 5, [None] * 5)
-    view = View(dataset, ViewConfig(select=(SELECT,)))
+    view = View(dataset, ViewConfig(selection_layers=(SELECT,)))
     assert [(p.role, p.uri, p.digest) for p in view.parents] == [
         ("dataset", dataset.uri, dataset.digest),
         ("select", dataset.layer_uri(SELECT), dataset.layers[SELECT].digest),
@@ -171,9 +173,9 @@ def test_digest_and_parents_follow_the_selection(make_dataset: MakeDataset) -> N
         for config in (
             ViewConfig(),
             view.config,
-            ViewConfig(select=("select/test-2",)),
-            ViewConfig(captions="chosen", select=(SELECT,)),
-            ViewConfig(select=(SELECT,), fraction=0.5),
+            ViewConfig(selection_layers=("select/test-2",)),
+            ViewConfig(captions="selected", selection_layers=(SELECT,)),
+            ViewConfig(selection_layers=(SELECT,), subset_fraction=0.5),
         )
     }
     assert len(digests) == 5
@@ -185,10 +187,10 @@ def test_select_layers_need_to_be_there(
 ) -> None:
     dataset = add_captions(make_dataset(count=3), LAYER)
     with pytest.raises(ConfigError, match="'select/none' is not a select layer"):
-        View(dataset, ViewConfig(select=("select/none",)))
+        View(dataset, ViewConfig(selection_layers=("select/none",)))
     with pytest.raises(ConfigError, match=f"'{LAYER}' is not a select layer"):
-        View(dataset, ViewConfig(select=(LAYER,)))
-    with pytest.raises(ConfigError, match="select was empty"):
-        ViewConfig(captions="chosen")
-    with pytest.raises(ConfigError, match="nor for chosen ones"):
-        ViewConfig(captions="chosen", select=(SELECT,), layer=LAYER)
+        View(dataset, ViewConfig(selection_layers=(LAYER,)))
+    with pytest.raises(ConfigError, match="selection_layers was empty"):
+        ViewConfig(captions="selected")
+    with pytest.raises(ConfigError, match="no layer for real or selected captions"):
+        ViewConfig(captions="selected", selection_layers=(SELECT,), layer=LAYER)

@@ -1,19 +1,15 @@
 """Two processes that share a batch train as one process does with all of it."""
 
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from two_ranks import CASES, gradients_of, trained_weights
 
-from clipmill.engine.distributed import Ranks, ranks
+from clipmill.engine.distributed import DistributedContext, init_distributed
 from clipmill.errors import ConfigError
-from clipmill.storage.ports import free_ports
-
-SCRIPT = Path(__file__).with_name("two_ranks.py")
+from clipmill.processes import free_ports
+from helpers import program, program_environment
+from helpers.two_ranks import CASES, gradients_of, trained_weights
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +27,8 @@ def gradients(tmp_path_factory):
             with errors[rank].open("wb") as file:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, SCRIPT, folder, *ports],
-                        env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        program("two_ranks", folder, *ports),
+                        env=program_environment(**common, RANK=str(rank), LOCAL_RANK=str(rank)),
                         stderr=file,
                     )
                 )
@@ -47,7 +43,7 @@ def gradients(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_one_process(gradients, case):
-    expected = gradients_of(case, Ranks())
+    expected = gradients_of(case, DistributedContext())
     assert expected
     for rank in range(2):
         found = gradients[rank][case]
@@ -69,9 +65,9 @@ def test_a_process_alone_is_rank_0_of_1(monkeypatch):
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     module = torch.nn.Linear(1, 1)
-    with ranks() as here:
-        assert (here.rank, here.world_size) == (0, 1)
-        assert here.wrap(module) is module
+    with init_distributed() as dist:
+        assert (dist.rank, dist.world_size) == (0, 1)
+        assert dist.wrap_ddp(module) is module
         assert not torch.distributed.is_initialized()
 
 
@@ -82,6 +78,6 @@ def test_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with (
         pytest.raises(ConfigError, match="rank 1 of this machine has no GPU: there are 1"),
-        ranks(),
+        init_distributed(),
     ):
         pass

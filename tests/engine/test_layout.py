@@ -4,19 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.loop import train
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.engine.objective import Objective
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.trainer import train
 
 CONFIG = TrainConfig(
     steps=6,
     batch_size=2,
-    schedule=ScheduleConfig(peak=1e-2, warmup_steps=1),
+    schedule=ScheduleConfig(lr=1e-2, warmup_steps=1),
     optimizer=AdamWConfig(),
-    average_decay=0.9,
-    checkpoint_steps=2,
-    log_steps=1,
+    ema_decay=0.9,
+    checkpoint_every=2,
+    log_every=1,
 )
 
 
@@ -31,7 +30,7 @@ class Filter(Objective):
         return {"squared": self.convolution(batch["images"]).square().mean()}
 
 
-def batches(cursor, here, end=CONFIG.steps):
+def batches(cursor, dist, end=CONFIG.steps):
     for step in range(cursor, end):
         yield {"images": torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(step))}
     raise KeyboardInterrupt
@@ -39,11 +38,11 @@ def batches(cursor, here, end=CONFIG.steps):
 
 def trained(folder, batches=batches):
     return train(
-        lambda here: Filter(),
+        lambda dist: Filter(),
         batches,
         CONFIG,
         name="filter",
-        state_uri=str(folder),
+        checkpoint_uri=str(folder),
         report=lambda *_: None,
     ).tensors
 
@@ -52,7 +51,7 @@ def test_a_convolution_resumes_to_the_same_weights(tmp_path):
     whole = trained(tmp_path / "whole")
     assert whole["convolution.weight"].is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "parts", lambda cursor, here: batches(cursor, here, end=3))
+        trained(tmp_path / "parts", lambda cursor, dist: batches(cursor, dist, end=3))
     resumed = trained(tmp_path / "parts")
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name

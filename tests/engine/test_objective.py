@@ -1,9 +1,9 @@
 """What an objective does unless it says otherwise."""
 
 import torch
-from regression import Regression, regression_batches
 
-from clipmill.engine.batch import split
+from clipmill.engine.objective import split_batch
+from helpers.regression import Regression, regression_batches
 
 
 def test_pieces_add_up_to_the_gradient_of_the_whole():
@@ -15,7 +15,7 @@ def test_pieces_add_up_to_the_gradient_of_the_whole():
     gradients = {n: p.grad for n, p in objective.named_parameters()}
     for num_pieces in (1, 2, 8):
         objective.zero_grad(set_to_none=True)
-        losses = objective.accumulate(split(batch, num_pieces), objective)
+        losses = objective.accumulate(split_batch(batch, num_pieces), objective)
         torch.testing.assert_close(losses["squared"], expected.detach())
         assert not losses["squared"].requires_grad
         for name, parameter in objective.named_parameters():
@@ -24,9 +24,5 @@ def test_pieces_add_up_to_the_gradient_of_the_whole():
 
 def test_by_itself_it_scales_no_rate():
     objective = Regression()
-    assert objective.layer_of("network.0.weight") is None
+    assert objective.layer_id("network.0.weight") is None
     assert objective.num_layers == 0
-
-
-def test_trained_tensors_hold_buffers_too():
-    assert "network.1.running_mean" in Regression().trained_tensors()

@@ -1,24 +1,20 @@
 """Two ranks that are stopped, lost, held up or sharded."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from drill import STOPPED
-from ranks_drill import CONFIG, SCENARIOS, Scaled, trained
-from regression import regression_batches
 
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.state import newest_state
+from clipmill.engine.checkpoint import latest_checkpoint
+from clipmill.engine.distributed import DistributedContext
 from clipmill.errors import ConfigError
-from clipmill.storage.ports import free_ports
-
-SCRIPT = Path(__file__).with_name("ranks_drill.py")
+from clipmill.processes import free_ports
+from helpers import program, program_environment
+from helpers.ranks_drill import CONFIG, SCENARIOS, Scaled, trained
+from helpers.regression import regression_batches
+from helpers.resume_drill import STOPPED
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +32,8 @@ def ranks(tmp_path_factory):
             with errors[rank].open("wb") as file:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, SCRIPT, folder, str(rank), *ports],
-                        env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        program("ranks_drill", folder, rank, *ports),
+                        env=program_environment(**common, RANK=str(rank), LOCAL_RANK=str(rank)),
                         stderr=file,
                     )
                 )
@@ -140,7 +136,7 @@ def test_a_sharded_run_resumes_exactly_and_on_one_process(ranks, tmp_path):
     assert [c["sharded_stopped"] for c in codes] == [STOPPED, STOPPED]
     assert [c["sharded_resumed"] for c in codes] == [0, 0]
     assert_equal(weights(folder, "sharded resumed", 0), weights(folder, "sharded", 0))
-    progress, _ = newest_state(str(folder / "sharded-stopped"))
+    progress, _ = latest_checkpoint(str(folder / "sharded-stopped"))
     assert progress.step == 6  # the last of its own schedule
     state = tmp_path / "state"
     state.mkdir()
@@ -153,4 +149,4 @@ def test_a_sharded_run_resumes_exactly_and_on_one_process(ranks, tmp_path):
 
 def test_a_batch_that_ranks_cannot_share():
     with pytest.raises(ConfigError, match="batch_size was 8, with 3 ranks"):
-        Ranks(world_size=3).share(CONFIG.batch_size, 1)
+        DistributedContext(world_size=3).per_rank_batch_size(CONFIG.batch_size, 1)

@@ -1,15 +1,14 @@
-"""Where results lie, and what is left there."""
+"""Addresses and files of results."""
 
 import pytest
 import torch
 
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.loop import Trained
-from clipmill.engine.result import read_log, result_uri, save_result
+from clipmill.engine.result import TrainResult, read_log, result_uri, save_run
 from clipmill.errors import NotFoundError
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, read_embedding
-from clipmill.models.embedding import EmbeddingStatistics
-from clipmill.storage import Parent
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import load_checkpoint, read_embedding
+from clipmill.models.embedding_stats import EmbeddingStatistics
 
 CONFIG = TrainConfig(steps=3, batch_size=2)
 DATA = Parent(role="data", uri="/data", digest="d" * 64)
@@ -51,14 +50,25 @@ def test_saved_result(tmp_path):
     uri = str(tmp_path)
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "step-00000001.json").write_text("{}")
-    log = ({"step": 1, "loss": 0.5}, {"step": 2, "loss": 1e-9})
+    log = ({"step": 1, "loss": 0.5}, {"step": 2, "loss": 1e-9, "learning_rate": 0.1})
     tensors = {"w": torch.arange(3.0)}
-    card = ModelCard(kind="clip", architecture={}, recipe=CONFIG.to_json())
     embedding = EmbeddingStatistics(mean=(0.5, 1e-9), spread=2.0, num_images=3)
-    save_result(uri, card, tensors, Trained(tensors=tensors, log=log), embed=lambda: embedding)
+    saved = save_run(
+        uri,
+        TrainResult(tensors=tensors, log=log),
+        kind="clip",
+        architecture={},
+        config=CONFIG,
+        parents=(DATA,),
+        summary={},
+        tensors=tensors,
+        embed=lambda metadata: embedding,
+    )
+    assert saved == uri
     loaded, found = load_checkpoint(uri)
     assert read_embedding(loaded) == embedding
     assert (loaded.kind, loaded.recipe, loaded.uri) == ("clip", CONFIG.to_json(), uri)
+    assert (loaded.metrics, loaded.parents) == ({"loss": 1e-9}, (DATA,))
     assert torch.equal(found["w"], tensors["w"])
     assert read_log(uri) == list(log)
     assert not list(tmp_path.glob("state/*"))
@@ -70,12 +80,15 @@ def test_no_log(tmp_path):
 
 
 def test_only_the_first_rank_writes(tmp_path):
-    card = ModelCard(kind="clip", architecture={}, recipe={})
-    save_result(
+    save_run(
         str(tmp_path),
-        card,
-        {},
-        Trained(tensors={}, log=(), rank=1),
-        embed=lambda: pytest.fail("another rank embeds"),
+        TrainResult(tensors={}, log=(), rank=1),
+        kind="clip",
+        architecture={},
+        config=CONFIG,
+        parents=(),
+        summary={},
+        tensors={},
+        embed=lambda metadata: pytest.fail("another rank embeds"),
     )
     assert not list(tmp_path.iterdir())

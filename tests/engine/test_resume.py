@@ -1,21 +1,18 @@
 """A run that is killed, told to stop, or out of disk, ends with the weights of one that wasn't."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from drill import STOPPED
 
-SCRIPT = Path(__file__).with_name("drill.py")
+from helpers import program, program_environment
+from helpers.resume_drill import STOPPED
 
 
 def drilled(folder, num_kills, kind, seed):
     found = subprocess.run(
-        [sys.executable, SCRIPT, str(folder), str(num_kills), kind, str(seed)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        program("resume_drill", folder, num_kills, kind, seed),
+        env=program_environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         check=False,

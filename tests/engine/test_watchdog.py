@@ -5,48 +5,58 @@ import threading
 import pytest
 import torch
 
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.watchdog import Beat, Watchdog, _behind, is_lost_rank
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.watchdog import Heartbeat, Watchdog, _slowest_ranks, is_lost_rank
 
 
 def beat(step, phase):
-    return Beat(number=1, step=step, phase=phase, seconds=61.0, data_seconds=0.0)
+    return Heartbeat(number=1, step=step, phase=phase, seconds=61.0, data_seconds=0.0)
 
 
 def test_a_step_that_takes_too_long_is_told_once():
-    told, twice = [], threading.Event()
-    with Watchdog(Ranks(), hang_seconds=0.05, heartbeat_seconds=0.01, tell=told.append) as dog:
-        dog.at(7, "data")
+    logged, twice = [], threading.Event()
+    with Watchdog(
+        DistributedContext(),
+        step_timeout_seconds=0.05,
+        heartbeat_interval_seconds=0.01,
+        log=logged.append,
+    ) as dog:
+        dog.set_phase(7, "data")
         looks = iter(range(10**9))
-        look = dog._look
+        look = dog._check_stragglers
 
         def counted():
             look()
-            if told and next(looks) > 5:
+            if logged and next(looks) > 5:
                 twice.set()
 
-        dog._look = counted
+        dog._check_stragglers = counted
         assert twice.wait(30)
-    assert len(told) == 1
-    assert "Behind: rank 0 at step 7, waiting for data" in told[0]
+    assert len(logged) == 1
+    assert "Behind: rank 0 at step 7, waiting for data" in logged[0]
 
 
 def test_a_run_that_moves_is_silent():
-    told = []
-    with Watchdog(Ranks(), hang_seconds=60, heartbeat_seconds=0.001, tell=told.append) as dog:
+    logged = []
+    with Watchdog(
+        DistributedContext(),
+        step_timeout_seconds=60,
+        heartbeat_interval_seconds=0.001,
+        log=logged.append,
+    ) as dog:
         for step in range(100):
-            dog.at(step, "compute")
-    assert told == []
+            dog.set_phase(step, "compute")
+    assert logged == []
 
 
 def test_time_spent_waiting_for_data_is_summed():
-    dog = Watchdog(Ranks(), hang_seconds=60, heartbeat_seconds=60)
-    dog.at(0, "data")
-    dog.at(0, "compute")
-    first = dog._own().data_seconds
+    dog = Watchdog(DistributedContext(), step_timeout_seconds=60, heartbeat_interval_seconds=60)
+    dog.set_phase(0, "data")
+    dog.set_phase(0, "compute")
+    first = dog._own_heartbeat().data_seconds
     assert first > 0
-    dog.at(1, "checkpoint")
-    assert dog._own().data_seconds == first
+    dog.set_phase(1, "checkpoint")
+    assert dog._own_heartbeat().data_seconds == first
 
 
 @pytest.mark.parametrize(
@@ -60,12 +70,12 @@ def test_time_spent_waiting_for_data_is_summed():
     ],
 )
 def test_who_is_behind(beats, expected):
-    assert _behind(beats) == expected
+    assert _slowest_ranks(beats) == expected
 
 
-def test_words():
-    assert beat(12, "data").words(1) == "rank 1 at step 12, waiting for data for 61 s"
-    assert beat(3, "evaluation").words(0) == "rank 0 at step 3, in its evaluation for 61 s"
+def test_description():
+    assert beat(12, "data").describe(1) == "rank 1 at step 12, waiting for data for 61 s"
+    assert beat(3, "evaluation").describe(0) == "rank 0 at step 3, in its evaluation for 61 s"
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from bad_samples import GOOD, KINDS, encoded, picture, write_corpus
 
 from clipmill.data.dataset import Dataset, read_sidecar
 from clipmill.data.export import ExportConfig, export
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.reader import read_shard
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import write_dataset
 from clipmill.data.stats import dataset_stats
 from clipmill.data.verify import verify
 from clipmill.images import decode_rgb
+from helpers.bad_samples import GOOD, KINDS, encoded, picture, write_corpus
 
 CONFIG = ShardConfig(samples_per_shard=100, min_side=8)
 
@@ -46,7 +47,7 @@ def test_each_sample_is_counted_once_under_its_reason(
 ) -> None:
     kinds = write_corpus(tmp_path / "source", count, seed)
     assert set(kinds.values()) >= set(KINDS)
-    dataset = Dataset.open(shard(CONFIG, str(tmp_path / "source"), str(tmp_path / "store")))
+    dataset = Dataset.open(write_dataset(CONFIG, str(tmp_path / "source"), str(tmp_path / "store")))
     found = outcomes(dataset)
     # The names begin with the sample's number.
     by_stem = {Path(origin).name[:5]: outcome for origin, outcome in found}
@@ -65,7 +66,7 @@ def test_each_sample_is_counted_once_under_its_reason(
 
 def test_what_was_let_in_can_be_used(tmp_path: Path) -> None:
     write_corpus(tmp_path / "source", 320, 2)
-    dataset = Dataset.open(shard(CONFIG, str(tmp_path / "source"), str(tmp_path / "store")))
+    dataset = Dataset.open(write_dataset(CONFIG, str(tmp_path / "source"), str(tmp_path / "store")))
     cache = tmp_path / "cache"
     for index in range(len(dataset.shards)):
         with read_shard(dataset, index, cache) as reader:
@@ -74,7 +75,7 @@ def test_what_was_let_in_can_be_used(tmp_path: Path) -> None:
             table = pa.table({"uid": reader.uids, "captions": captions, "size": sizes})
         write_layer_shard(dataset, "captions/same", index, table)
     dataset = commit_layer(dataset, "captions/same", parents=(), detail={})
-    assert verify(dataset.uri).is_whole
+    assert verify(dataset.uri).is_ok
     stats = dataset_stats(dataset, cache)
     assert stats.captions["real"] == stats.captions["captions/same"]
     json.dumps(stats.to_json(), allow_nan=False)
@@ -92,7 +93,7 @@ def test_items_that_share_a_name(tmp_path: Path) -> None:
         good.with_suffix(suffix).write_bytes(good.read_bytes())
     (source / "x.jpg").mkdir()
     (source / "y.jpg").symlink_to("nowhere")
-    uri = shard(CONFIG, str(source), str(tmp_path / "store"))
+    uri = write_dataset(CONFIG, str(source), str(tmp_path / "store"))
     dataset = Dataset.open(uri)
     found = Counter(origin for origin, _ in outcomes(dataset))
     assert len(found) == found.total() == len(KINDS) + 3
@@ -102,13 +103,13 @@ def test_items_that_share_a_name(tmp_path: Path) -> None:
 
 def test_a_tar_packed_of_them_unpacks_to_them(tmp_path: Path) -> None:
     """The corpus as an archive is the same source, odd names and all."""
-    from clipmill.storage import put_tree
+    from clipmill.storage import pack_dir
 
     source = tmp_path / "source"
     write_corpus(source, 2 * len(KINDS), 4)
-    put_tree(source, str(tmp_path / "source.tar"))
+    pack_dir(source, str(tmp_path / "source.tar"))
     direct, packed = (
-        Dataset.open(shard(CONFIG, str(tmp_path / name), str(tmp_path / f"store-{name}")))
+        Dataset.open(write_dataset(CONFIG, str(tmp_path / name), str(tmp_path / f"store-{name}")))
         for name in ("source", "source.tar")
     )
     assert (direct.digest, direct.quarantine) == (packed.digest, packed.quarantine)
@@ -133,6 +134,6 @@ def test_tars_cut_in_a_header_give_what_precedes_the_cut(tmp_path: Path) -> None
         which = random_.randrange(0, len(headers), 2)
         os.truncate(path, headers[which] + random_.randrange(1, tarfile.BLOCKSIZE))
         num_whole += which // 2
-    dataset = Dataset.open(shard(CONFIG, f"webdataset:{source}", str(tmp_path / "store")))
+    dataset = Dataset.open(write_dataset(CONFIG, f"webdataset:{source}", str(tmp_path / "store")))
     assert dataset.num_samples == num_whole
-    assert dataset.quarantine == {"cut-tar": 60}
+    assert dataset.quarantine == {"truncated_tar": 60}

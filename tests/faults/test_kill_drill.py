@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-DRILL = Path(__file__).with_name("kill_drill.py")
+from helpers import program, program_environment
 
 
 @pytest.mark.parametrize(
@@ -18,9 +17,10 @@ def test_killed_workers_leave_what_undisturbed_ones_make(
     tmp_path: Path, pairs: Callable[[int], Path], num_kills: int, seed: int
 ) -> None:
     (tmp_path / "work").mkdir()
-    command = [sys.executable, str(DRILL), str(pairs(15)), str(tmp_path / "work")]
-    command += [str(num_kills), str(seed)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    command = program("workers_drill", pairs(15), tmp_path / "work", num_kills, seed)
+    done = subprocess.run(
+        command, env=program_environment(), check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["different"] == []

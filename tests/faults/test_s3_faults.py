@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from s3_proxy import FaultRates, FaultyProxy
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.export import ExportConfig, export
 from clipmill.data.layers import commit_layer, read_layer, write_layer_shard
-from clipmill.data.reader import read_shard
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import write_dataset
 from clipmill.data.verify import verify
 from clipmill.errors import NotFoundError, StorageError
 from clipmill.images import decode_rgb
 from clipmill.storage import open_store
 from clipmill.storage import s3 as s3_module
 from clipmill.storage.s3 import RetryPolicy, S3Settings, S3Store
+from helpers.s3_proxy import FaultRates, FaultyProxy
 
 QUICK = RetryPolicy(attempts=8, base_seconds=0.002, max_seconds=0.01, read_timeout_seconds=1.0)
 STALL_SECONDS = 1.5
@@ -160,7 +161,7 @@ def test_a_dataset_made_through_faults_is_the_same_to_the_byte(
     # Layers name their dataset by its URI, so both runs must use one; the first is put aside.
     root = f"s3://tests/{uuid.uuid4().hex}"
     monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
-    uri = shard(config, str(source), root)
+    uri = write_dataset(config, str(source), root)
     caption_and_score(uri, tmp_path / "cache")
     exported = export(ExportConfig(samples_per_tar=7), uri, root, tmp_path / "cache")
     expected = {**objects_of(uri), **objects_of(exported)}
@@ -168,10 +169,10 @@ def test_a_dataset_made_through_faults_is_the_same_to_the_byte(
     for key in list(store.list()):
         store.delete(key)
     with faulty(real, ALL, seed) as proxy:
-        assert shard(config, str(source), root) == uri
+        assert write_dataset(config, str(source), root) == uri
         caption_and_score(uri, tmp_path / "cold")
         assert export(ExportConfig(samples_per_tar=7), uri, root, tmp_path / "cold") == exported
-        assert verify(uri).is_whole
+        assert verify(uri).is_ok
         cold = Dataset.open(uri)
         rows = [
             row
@@ -194,7 +195,7 @@ def test_workers_at_once_through_faults(
 
         def work(worker: int) -> str:
             barrier.wait()
-            uri = shard(config, str(source), root)
+            uri = write_dataset(config, str(source), root)
             caption_and_score(uri, tmp_path / f"cache{worker}")
             return uri
 

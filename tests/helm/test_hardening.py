@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from rendering import ENDPOINT, PROFILES, deep, pod_specs, profile, render
+from helpers.helm_chart import ENDPOINT, PROFILES, deep, pod_specs, profile, render
 
 CONTAINER_KINDS = ("containers", "initContainers")
 
@@ -11,7 +11,7 @@ CONTAINER_KINDS = ("containers", "initContainers")
 def resources(name):
     values = deep(profile(name), "serving.endpoints", [ENDPOINT])
     models = {"depth": ENDPOINT["modelUri"]}
-    return render(deep(values, "playground", {"enabled": True, "models": models}))
+    return render(deep(values, "demo", {"enabled": True, "models": models}))
 
 
 def containers(rendered):
@@ -66,7 +66,7 @@ def test_containers_are_restricted_and_bounded(name):
 
 def test_whatever_serves_is_probed():
     rendered = resources("laptop")
-    servers = [c for who, c in containers(rendered) if re.search("store|cpu|playground", who)]
+    servers = [c for who, c in containers(rendered) if re.search("store|cpu|demo", who)]
     servers = [c for c in servers if c["name"] in {"seaweedfs", "kserve-container", "serve"}]
     assert len(servers) == 3
     for container in servers:
@@ -100,10 +100,10 @@ def test_selectors_find_the_pods_that_they_are_for():
     assert store["spec"]["selector"]["matchLabels"].items() <= labels
     services = {r["metadata"]["name"]: r for r in rendered if r["kind"] == "Service"}
     assert services["clipmill-store"]["spec"]["selector"].items() <= labels
-    (playground,) = [r for r in rendered if r["kind"] == "Deployment"]
-    labels = playground["spec"]["template"]["metadata"]["labels"].items()
-    assert playground["spec"]["selector"]["matchLabels"].items() <= labels
-    assert services["clipmill-playground"]["spec"]["selector"].items() <= labels
+    (demo,) = [r for r in rendered if r["kind"] == "Deployment"]
+    labels = demo["spec"]["template"]["metadata"]["labels"].items()
+    assert demo["spec"]["selector"]["matchLabels"].items() <= labels
+    assert services["clipmill-demo"]["spec"]["selector"].items() <= labels
 
 
 def test_names_are_unique_and_every_resource_is_labelled():

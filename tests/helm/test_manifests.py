@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 import yaml
-from rendering import CHART, ROOT, profile, render
-from strict_schemas import findings
+from helpers.helm_chart import CHART, ROOT, profile, render
+from helpers.strict_schemas import findings
 
 from clipmill.pipelines.kustomize import OVERLAYS, kustomize_files
 

@@ -1,15 +1,15 @@
 """Every rendered resource is what its schema allows, in all profiles, each option on and off."""
 
 import pytest
-from rendering import ENDPOINT, PROFILES, STORE, chart, deep, kinds, notes, profile, render
+from helpers.helm_chart import ENDPOINT, PROFILES, STORE, chart, deep, kinds, notes, profile, render
 
 from clipmill.pipelines.registry import PIPELINES
-from strict_schemas import findings
+from helpers.strict_schemas import findings
 
 OPTIONS = {
     "pipelines.enabled": (True, False),
     "training.enabled": (True, False),
-    "training.gang": ("none", "volcano", "coscheduling"),
+    "training.gangScheduler": ("none", "volcano", "coscheduling"),
     "dataPlane.enabled": (True, False),
     "serving.enabled": (True, False),
     "serving.endpoints": ([], [ENDPOINT]),
@@ -21,7 +21,7 @@ OPTIONS = {
     "monitoring.alerts": (True, False),
     "monitoring.dashboards": (True, False),
     "monitoring.kind": ("PodMonitor", "ServiceMonitor"),
-    "playground": (
+    "demo": (
         {"enabled": True, "models": {"depth": "s3://bucket/models/depth-1"}},
         {
             "enabled": True,
@@ -98,7 +98,7 @@ def secret(values: dict) -> dict[str, str]:
 
 
 def test_with_a_role_there_are_no_keys():
-    values = deep(profile("gpu"), "objectStore", {"role": True, "region": "eu-west-1"})
+    values = deep(profile("gpu"), "objectStore", {"useWorkloadIdentity": True, "region": "eu-west-1"})
     found = secret(values)
     assert found["AWS_ACCESS_KEY_ID"] == found["AWS_SECRET_ACCESS_KEY"] == ""
     assert found["AWS_REGION"] == "eu-west-1"
@@ -150,7 +150,7 @@ def test_the_pools_of_the_values_reach_pipelines_runtimes_and_queues():
 
 def test_placeholders_of_pipelines_survive_the_chart():
     (version,) = [
-        r for r in render(profile("")) if r["metadata"]["name"].startswith("first-light-")
+        r for r in render(profile("")) if r["metadata"]["name"].startswith("train-and-report-")
     ]
     commands = version["spec"]["pipelineSpec"]["deploymentSpec"]["executors"]
     assert "{{$}}" in commands["exec-shard"]["container"]["args"]
@@ -176,7 +176,7 @@ def test_the_lint_is_clean():
 
 
 def chart_path():
-    from rendering import CHART
+    from helpers.helm_chart import CHART
 
     assert chart().name == "clipmill"
     return CHART

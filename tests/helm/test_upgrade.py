@@ -2,8 +2,8 @@
 
 import json
 
-from cluster import cluster
-from rendering import CHART, ENDPOINT, deep, profile, render
+from helpers.helm_api import cluster
+from helpers.helm_chart import CHART, ENDPOINT, deep, profile, render
 
 VALUES = deep(
     deep(profile(""), "objectStore", {"createSecret": True, "embedded": {"enabled": True}}),

@@ -2,7 +2,7 @@
 
 import pytest
 from helm_python.errors import HelmError
-from rendering import ENDPOINT, STORE, chart, deep, profile, render
+from helpers.helm_chart import ENDPOINT, STORE, chart, deep, profile, render
 
 WRONG = {
     "unknown key": ("servng", {}, "servng"),
@@ -17,11 +17,11 @@ WRONG = {
     "pool's fabric": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 1, "fabric": "roce"}, "fabric"),
     "negative GPUs": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 1, "gpus": -1}, "gpus"),
     "no time to stop": ("training.graceSeconds", 5, "graceSeconds"),
-    "scheduler": ("training.gang", "yunikorn", "gang"),
+    "scheduler": ("training.gangScheduler", "yunikorn", "gang"),
     "text for a switch": ("kueue.enabled", "yes", "/kueue/enabled"),
     "image by digest only": ("objectStore.embedded.image", "seaweedfs", "image"),
     "kind of monitor": ("monitoring.kind", "Probe", "kind"),
-    "playground's model": ("playground.models", {"depth": "models/depth"}, "depth"),
+    "demo's model": ("demo.models", {"depth": "models/depth"}, "depth"),
     "service account": ("serviceAccounts.root", {}, "root"),
 }
 
@@ -36,8 +36,8 @@ def test_the_schema_names_what_is_wrong(case):
 
 IMPOSSIBLE = {
     "queue of a pool that isn't there": (
-        deep({}, "kueue", {"enabled": True, "nodes": {"tpu": 1}}),
-        'kueue.nodes needs the pool "tpu", which isn\'t in pools; there are: cpu, gpu, gpu-8x',
+        deep({}, "kueue", {"enabled": True, "nodeQuota": {"tpu": 1}}),
+        'kueue.nodeQuota needs the pool "tpu", which isn\'t in pools; there are: cpu, gpu, gpu-8x',
     ),
     "endpoint on GPUs that aren't there": (
         deep(profile("laptop"), "serving.endpoints", [{**ENDPOINT, "runtime": "gpu"}]),
@@ -56,12 +56,12 @@ IMPOSSIBLE = {
         "objectStore.createSecret must be true",
     ),
     "role with keys": (
-        deep({}, "objectStore", {**STORE, "role": True}),
-        "objectStore.role is true, so there are no keys",
+        deep({}, "objectStore", {**STORE, "useWorkloadIdentity": True}),
+        "objectStore.useWorkloadIdentity is true, so there are no keys",
     ),
-    "playground of nothing": (
-        deep({}, "playground", {"enabled": True}),
-        "playground.models is empty",
+    "demo of nothing": (
+        deep({}, "demo", {"enabled": True}),
+        "demo.models is empty",
     ),
 }
 
@@ -70,8 +70,30 @@ IMPOSSIBLE = {
 def test_values_that_contradict_end_the_rendering_with_one_message(case):
     values, words = IMPOSSIBLE[case]
     with pytest.raises(HelmError) as caught:
-        render({**values, "crds": "assume"})
+        render({**values, "crds": "require"})
     assert words in str(caught.value)
+
+
+RENAMED = {
+    "objectStore.role": (True, "objectStore.useWorkloadIdentity"),
+    "serviceAccounts.operator": ({"annotations": {"a": "b"}}, "serviceAccounts.submitter"),
+    "training.gang": ("volcano", "training.gangScheduler"),
+    "kueue.nodes": ({"cpu": 1}, "kueue.nodeQuota"),
+    "playground": ({"enabled": False}, "demo"),
+}
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_value_of_0_1_ends_the_rendering_with_its_new_name(name):
+    value, new = RENAMED[name]
+    with pytest.raises(HelmError) as caught:
+        render({**deep({}, name, value), "crds": "require"})
+    assert f"{name} is called {new} since 0.2" in str(caught.value)
+
+
+def test_the_way_to_treat_crds_has_new_words():
+    with pytest.raises(HelmError, match="crds: assume is written crds: require since 0.2"):
+        render({"crds": "assume"})
 
 
 def test_the_profiles_are_valid():

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from clipmill.errors import ConfigError
-from clipmill.models.attention import AttentionMeter, patch_distances, seeing_attention
-from clipmill.models.dense import build_dense
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.towers import VisionConfig
+from clipmill.models.attention import AttentionMeter, capture_attention, patch_distances
+from clipmill.models.config import EncoderConfig, VisionConfig
+from clipmill.models.encoders import build_dense
 
 VIT = EncoderConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=3, head_width=8)
@@ -20,7 +19,7 @@ VIT = EncoderConfig(
 
 def seen(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     maps = []
-    with torch.no_grad(), seeing_attention(model, maps.append):
+    with torch.no_grad(), capture_attention(model, maps.append):
         model(images)
     return maps
 
@@ -61,7 +60,7 @@ def test_timm_models_are_seen_and_compute_the_same(name, patch_size, others):
     with torch.no_grad():
         expected = model(images)
         maps = []
-        with seeing_attention(model, maps.append):
+        with capture_attention(model, maps.append):
             found = model(images)
         again = model(images)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -101,7 +100,7 @@ def test_distance_and_divergence_are_those_of_loops():
     assert result.divergence_L[1].item() == pytest.approx(
         torch.stack(pairs).mean().item(), rel=1e-3
     )
-    assert result.spread_L[1] == pytest.approx(result.distance_LH[1].std(correction=0))
+    assert result.head_distance_std_L[1] == pytest.approx(result.distance_LH[1].std(correction=0))
 
 
 def test_a_head_that_sees_only_itself_looks_no_distance_and_an_even_one_the_mean():

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clipmill.models.channels_last import to_channels_last
+from clipmill.models.execution import to_channels_last
 
 CHILD = """
 import timm, torch
-from clipmill.models.channels_last import to_channels_last
+from clipmill.models.execution import to_channels_last
 torch.set_num_threads(1)
 network = to_channels_last(timm.create_model("fastvit_mci0", num_classes=0))
 for _ in range(5):

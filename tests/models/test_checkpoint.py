@@ -8,19 +8,20 @@ import torch
 from safetensors import safe_open
 
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
+from clipmill.lineage import Parent, lineage
 from clipmill.models.checkpoint import (
-    ModelCard,
+    CheckpointMetadata,
     has_checkpoint,
     load_checkpoint,
-    read_card,
     read_embedding,
+    read_metadata,
     save_checkpoint,
 )
-from clipmill.models.embedding import EmbeddingStatistics
-from clipmill.storage import Parent, join, lineage, read_bytes
+from clipmill.models.embedding_stats import EmbeddingStatistics
+from clipmill.storage import join, read_bytes
 
 DATA = Parent(role="dataset", uri="/data", digest="d" * 64)
-CARD = ModelCard(
+CARD = CheckpointMetadata(
     kind="clip",
     architecture={"width": 3},
     recipe={"steps": 5},
@@ -48,11 +49,11 @@ def test_round_trip(uri):
     assert not has_checkpoint(uri)
     saved = save_checkpoint(uri, CARD, TENSORS)
     assert has_checkpoint(uri)
-    card, tensors = load_checkpoint(uri)
+    metadata, tensors = load_checkpoint(uri)
     size = len(read_bytes(join(uri, "model.safetensors")))
     expected = replace(CARD, uri=uri, tensors_sha256=saved.tensors_sha256, tensors_bytes=size)
-    assert card == saved == expected
-    assert read_card(uri) == saved
+    assert metadata == saved == expected
+    assert read_metadata(uri) == saved
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype
@@ -73,11 +74,11 @@ def test_statistics_of_embeddings_lie_beside_it(uri):
 
 @pytest.mark.parametrize("change", [{"tensors_sha256": "0" * 64}, {"mean": None}, {"more": 1}])
 def test_statistics_of_another_model(tmp_path, change):
-    card = save_checkpoint(str(tmp_path), CARD, TENSORS, EMBEDDING)
+    metadata = save_checkpoint(str(tmp_path), CARD, TENSORS, EMBEDDING)
     path = tmp_path / "embedding.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ArtifactError, match=r"embedding\.json isn't about the model beside it"):
-        read_embedding(card)
+    with pytest.raises(ArtifactError, match=r"embedding\.json isn't about the model next to it"):
+        read_embedding(metadata)
 
 
 def test_views_and_gradients_are_saved_as_plain_tensors(tmp_path):
@@ -104,8 +105,8 @@ def test_its_lineage_names_its_parents(tmp_path):
     assert [(p.role, p.uri, p.digest) for p in node.parents] == [("dataset", "/data", DATA.digest)]
 
 
-def digest_of(tmp_path, card=CARD, tensors=TENSORS):
-    return save_checkpoint(str(tmp_path), card, tensors).digest
+def digest_of(tmp_path, metadata=CARD, tensors=TENSORS):
+    return save_checkpoint(str(tmp_path), metadata, tensors).digest
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_nothing_there(uri):
     with pytest.raises(NotFoundError):
         load_checkpoint(uri)
     with pytest.raises(NotFoundError):
-        read_card(uri)
+        read_metadata(uri)
 
 
 def test_weights_without_a_card_are_no_checkpoint(tmp_path):
@@ -212,8 +213,8 @@ def test_changed_card(tmp_path, key, value, said):
     """None takes the key out."""
     save_checkpoint(str(tmp_path), CARD, TENSORS)
     path = tmp_path / "model.json"
-    card = {**json.loads(path.read_text()), key: value}
-    path.write_text(json.dumps({k: v for k, v in card.items() if v is not None}))
+    metadata = {**json.loads(path.read_text()), key: value}
+    path.write_text(json.dumps({k: v for k, v in metadata.items() if v is not None}))
     with pytest.raises(ArtifactError, match=said):
         load_checkpoint(str(tmp_path))
 
@@ -222,7 +223,7 @@ def test_changed_card(tmp_path, key, value, said):
 def test_foreign_json(tmp_path, text):
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(ArtifactError, match="isn't a checkpoint's JSON"):
-        read_card(str(tmp_path))
+        read_metadata(str(tmp_path))
 
 
 def test_a_card_that_is_no_json(tmp_path):
@@ -230,4 +231,4 @@ def test_a_card_that_is_no_json(tmp_path):
     path = tmp_path / "model.json"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(StorageError, match="isn't JSON"):
-        read_card(str(tmp_path))
+        read_metadata(str(tmp_path))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipmill.models import at_once
+from clipmill.models import execution
 from clipmill.models.depth_decoder import DepthDecoder
 
 
@@ -46,13 +46,13 @@ def test_it_starts_in_the_middle():
 def test_a_batch_too_large_for_one_map(monkeypatch):
     """What resizing counts in 32 bits on a GPU comes in pieces, gradients too."""
     torch.manual_seed(0)
-    decoder = DepthDecoder(6, 5, 16, 10.0, start_std=0.1).double()
+    decoder = DepthDecoder(6, 5, 16, 10.0, init_std=0.1).double()
     maps = torch.randn(5, 6, 2, 3, dtype=torch.float64)
     whole = decoder(maps)
     expected = torch.autograd.grad(whole.square().sum(), list(decoder.parameters()))
     resized = []
     decoder.head.register_forward_pre_hook(lambda _, given: resized.append(len(given[0])))
-    monkeypatch.setattr(at_once, "MOST_ELEMENTS", 2 * 5 * 32 * 48)
+    monkeypatch.setattr(execution, "MAX_ELEMENTS", 2 * 5 * 32 * 48)
     depth = decoder(maps)
     assert resized == [2, 2, 1]
     torch.testing.assert_close(depth, whole)

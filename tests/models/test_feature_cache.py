@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from tiny_towers import VIT
 
-from clipmill.models.dense import build_dense
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.feature_cache import FeatureCache
-from clipmill.models.towers import VisionConfig
+from clipmill.models.config import EncoderConfig, VisionConfig
+from clipmill.models.encoders import FeatureCache, build_dense
+from helpers.tiny_towers import VIT
 
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

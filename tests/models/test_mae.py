@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tiny_towers import VIT
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
 
 from clipmill.errors import ConfigError
+from clipmill.models.config import MaeConfig, VisionConfig
 from clipmill.models.mae import MaskedAutoencoder, sine_positions
-from clipmill.models.mae_config import MaeConfig
-from clipmill.models.towers import VisionConfig
+from helpers.tiny_towers import VIT
 
 CONFIG = MaeConfig(
     vision=VisionConfig(

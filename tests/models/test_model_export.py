@@ -10,16 +10,19 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from tiny_towers import CLIP, COCA
 from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.reparameterise import reparameterised
-from clipmill.models.tokenizer import CLIP_VOCAB_SIZE
-from clipmill.models.towers import CLIP_MEAN, VisionConfig, build_clip, build_coca
-from clipmill.storage import Parent, write_json
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.coca import build_coca
+from clipmill.models.config import CLIP_MEAN, CLIP_VOCAB_SIZE, VisionConfig
+from clipmill.models.execution import fuse_branches
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
+from clipmill.storage import write_json
 from clipmill.tasks.export import export
+from helpers.tiny_towers import CLIP, COCA
 
 CONVOLUTIONAL = replace(CLIP, vision=VisionConfig(image_size=32, timm_model="test_resnet"))
 NO_INPUT_NORM = replace(CLIP, vision=replace(CLIP.vision, has_input_norm=False))
@@ -37,8 +40,8 @@ def saved(folder, config, build=build_clip, kind="clip"):
     model = build(config).eval()
     for parameter in model.parameters():  # a projection, a norm or a bias left out must show
         torch.nn.init.normal_(parameter.data, std=0.2)
-    card = ModelCard(kind=kind, architecture=config.to_json(), recipe={})
-    save_checkpoint(str(folder), card, model.state_dict())
+    metadata = CheckpointMetadata(kind=kind, architecture=config.to_json(), recipe={})
+    save_checkpoint(str(folder), metadata, model.state_dict())
     return model
 
 
@@ -54,7 +57,7 @@ def test_open_clip_loads_both_towers_with_equal_outputs(tmp_path, images, config
     ours = saved(tmp_path / "ours", config)
     made = export(str(tmp_path / "ours"), tmp_path / "out", "open_clip")
     theirs, preprocess = open_clip.create_model_from_pretrained(made.name)
-    tokens = config.text.tokenizer(is_padded=True)(["a red cube", "two balls"])
+    tokens = Tokenizer.from_config(config.text, is_padded=True)(["a red cube", "two balls"])
     with torch.no_grad():
         found, expected = theirs.eval()(images, tokens), ours(images, tokens)
     names = ("image_features", "text_features", "logit_scale")
@@ -70,7 +73,7 @@ def test_open_clips_tokenizer_gives_our_ids_where_the_vocabulary_is_whole(tmp_pa
     made = export(str(tmp_path / "ours"), tmp_path / "out", "open_clip")
     texts = ["A red cube, on a blue ground.", "naïve café"]
     found = open_clip.get_tokenizer(made.name)(texts)
-    assert torch.equal(found, FULL_VOCABULARY.text.tokenizer(is_padded=True)(texts))
+    assert torch.equal(found, Tokenizer.from_config(FULL_VOCABULARY.text, is_padded=True)(texts))
 
 
 @pytest.mark.parametrize("config", [CLIP, NO_INPUT_NORM, QUICK_GELU])
@@ -101,7 +104,9 @@ def test_transformers_loads_both_towers_with_equal_embeddings(tmp_path, images, 
     made = export(str(tmp_path / "ours"), tmp_path / "out", "transformers")
     theirs, loading = CLIPModel.from_pretrained(made.name, output_loading_info=True)
     assert not any(loading.values())
-    tokens = config.text.tokenizer(is_padded=True)(["a red cube", "two balls on blue ground"])
+    tokens = Tokenizer.from_config(config.text, is_padded=True)(
+        ["a red cube", "two balls on blue ground"]
+    )
     with torch.no_grad():
         found = theirs.eval()(input_ids=tokens, pixel_values=images)
         expected = ours(images, tokens)
@@ -148,7 +153,7 @@ def test_transformers_has_no_other_towers(tmp_path):
 def test_the_card_says_what_the_model_was_made_from(tmp_path):
     dataset = {"kind": "dataset", "digest": "d" * 64, "parents": [], "summary": {"license": "mit"}}
     write_json(str(tmp_path / "data" / "dataset.json"), dataset)
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="clip",
         architecture=CLIP.to_json(),
         recipe={"train": {"steps": 7}},
@@ -156,7 +161,7 @@ def test_the_card_says_what_the_model_was_made_from(tmp_path):
         metrics={"loss": 1.25},
         summary={"captions": "both"},
     )
-    save_checkpoint(str(tmp_path / "ours"), card, build_clip(CLIP).state_dict())
+    save_checkpoint(str(tmp_path / "ours"), metadata, build_clip(CLIP).state_dict())
     made = export(str(tmp_path / "ours"), tmp_path / "out", "open_clip")
     text = (tmp_path / "out" / "README.md").read_text()
     assert text.startswith('---\nlibrary_name: "open_clip"\n')
@@ -198,7 +203,7 @@ def test_core_ml_has_one_image_in_and_one_embedding_out(tmp_path):
     assert (image.type.imageType.width, image.type.imageType.height) == (64, 64)
     kinds = [o.type for f in spec.mlProgram.functions.values() for b in f.block_specializations
              .values() for o in b.operations]  # fmt: skip
-    fused = reparameterised(ours.visual)
+    fused = fuse_branches(ours.visual)
     assert kinds.count("conv") == sum(isinstance(m, nn.Conv2d) for m in fused.modules())
     assert program.user_defined_metadata["clipmill.uri"] == str(tmp_path / "ours")
     if sys.platform == "darwin":

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from tiny_towers import VIT
 
-from clipmill.models.dense import build_dense
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.neck import build_neck
-from clipmill.models.towers import VisionConfig
+from clipmill.models.config import EncoderConfig, VisionConfig
+from clipmill.models.encoders import build_dense
+from clipmill.models.necks import build_neck
+from helpers.tiny_towers import VIT
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 import torch
 from torchvision.transforms import functional
 
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import CLIP_MEAN, CLIP_STD
+from clipmill.models.config import CLIP_MEAN, CLIP_STD
+from clipmill.models.encoders import Normalize
 
 
 def test_equals_torchvisions():

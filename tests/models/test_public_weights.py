@@ -16,15 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models import hub, open_clip_weights
-from clipmill.models.clip_model import load_clip
-from clipmill.models.dense import build_dense
-from clipmill.models.encoders import open_encoder
-from clipmill.models.import_weights import import_weights
-from clipmill.models.pooled import build_pooled
-from clipmill.models.public_weights import find_weights
-from clipmill.stages import silent
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
+from clipmill.models.clip import load_clip
+from clipmill.models.encoders import build_dense, build_pooled
+from clipmill.models.pretrained import import_weights, open_encoder
+from clipmill.models.weights import files, open_clip_layout
+from clipmill.models.weights.public import find_weights
+from clipmill.stage_records import no_progress
 
 SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 4}
@@ -277,7 +275,7 @@ def test_features_are_those_of_the_library_that_owns_the_weights(name, tmp_path)
     inputs = normalized(saved, images)
     for build, expected in ((build_pooled, saved.pooled), (build_dense, saved.dense)):
         encoder = build(start.config).eval()
-        start.load_into(encoder)
+        start.load_weights(encoder)
         found = encoder(images)
         found = found[-1] if isinstance(found, list) else found
         reference = expected(inputs)
@@ -341,7 +339,7 @@ def test_whole_public_architectures(address, tmp_path):
         }
     for build, expected in references.items():
         encoder = build(start.config).eval()
-        start.load_into(encoder)
+        start.load_weights(encoder)
         found = encoder(images)
         found = found[-1] if isinstance(found, list) else found
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -390,7 +388,7 @@ def test_a_file_needs_its_architecture_where_its_shapes_leave_a_doubt(tmp_path, 
     torch.save(tensors, path)
     assert find_weights(f"file:{path}").open_clip_config["vision_cfg"]["width"] == 384
     both = {"ViT-B-32": 0, "ViT-B-32-quickgelu": 0}
-    monkeypatch.setattr(open_clip_weights, "known_architectures", lambda _: list(both))
+    monkeypatch.setattr(open_clip_layout, "known_architectures", lambda _: list(both))
     with pytest.raises(ArtifactError, match=r"#open_clip/ViT-B-32 or file:.*#open_clip/ViT-B-32-q"):
         find_weights(f"file:{path}")
     # OpenAI's files say that they are: all of them were trained with QuickGELU.
@@ -403,7 +401,7 @@ def test_a_file_needs_its_architecture_where_its_shapes_leave_a_doubt(tmp_path, 
 def test_shapes_name_the_architectures():
     for name in ("ViT-B-16", "ViT-L-14"):
         tensors = open_clip.create_model(name, device="meta").state_dict()
-        assert open_clip_weights.known_architectures(tensors) == [name, f"{name}-quickgelu"]
+        assert open_clip_layout.known_architectures(tensors) == [name, f"{name}-quickgelu"]
 
 
 @pytest.mark.parametrize(
@@ -488,11 +486,11 @@ def test_files_that_hold_nothing_or_something_else(tmp_path):
     for name, words in (("test_vit", "doesn't fit"), ("resnet18", "doesn't fit")):
         start = open_encoder(f"file:{path}#timm/{name}")
         with pytest.raises(ArtifactError, match=words):
-            start.load_into(build_dense(start.config))
+            start.load_weights(build_dense(start.config))
     path.write_bytes(path.read_bytes()[:-100])
     start = open_encoder(f"file:{path}#timm/test_resnet")
     with pytest.raises(ArtifactError, match="can't be read as weights"):
-        start.load_into(build_dense(start.config))
+        start.load_weights(build_dense(start.config))
 
 
 def test_a_transformers_model_of_another_kind(tmp_path):
@@ -548,7 +546,7 @@ def test_a_cached_repository_is_used_offline(tmp_path, monkeypatch):
         assert weights.revision == commit
     start = open_encoder("hf:team/vit")
     encoder = build_pooled(start.config).eval()
-    start.load_into(encoder)
+    start.load_weights(encoder)
     images = torch.rand(1, 3, saved.side, saved.side)
     torch.testing.assert_close(encoder(images), saved.pooled(normalized(saved, images)))
 
@@ -556,7 +554,7 @@ def test_a_cached_repository_is_used_offline(tmp_path, monkeypatch):
 def test_an_unreachable_hub_is_told_at_once(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(NotFoundError, match=r"can't be downloaded: .*refused"):
-        hub.hub_file("team/vit", ("config.json",))
+        files.hub_file("team/vit", ("config.json",))
 
 
 @torch.no_grad()
@@ -565,7 +563,7 @@ def test_imports_are_encoders(tmp_path):
     folder, store = tmp_path / "w", str(tmp_path / "out")
     folder.mkdir()
     saved = open_clip_vit(folder, quick_gelu=True, preprocess={"mean": HALF, "std": HALF})
-    uri = import_weights(saved.address, store, report=silent)
+    uri = import_weights(saved.address, store, report=no_progress)
     assert import_weights(saved.address, store, report=None) == uri
     node = lineage(uri)
     assert (node.kind, node.parents[0].role, node.parents[0].uri) == (
@@ -580,7 +578,7 @@ def test_imports_are_encoders(tmp_path):
     images = torch.rand(1, 3, 32, 32)
     start = open_encoder(uri)
     encoder = build_dense(start.config).eval()
-    start.load_into(encoder)
+    start.load_weights(encoder)
     expected = saved.dense(normalized(saved, images))
     torch.testing.assert_close(encoder(images)[-1], expected, rtol=1e-5, atol=1e-5)
     assert load_clip(uri).vision.activation == "quick_gelu"
@@ -588,7 +586,7 @@ def test_imports_are_encoders(tmp_path):
     other = tmp_path / "t"
     other.mkdir()
     saved = timm_folder(other, "vit_small_patch16_dinov3", img_size=64, **TINY)
-    uri = import_weights(saved.address, store, report=silent)
+    uri = import_weights(saved.address, store, report=no_progress)
     assert lineage(uri).kind == "image"
     with pytest.raises(ArtifactError, match="of kind 'image'"):
         load_clip(uri)
@@ -596,7 +594,7 @@ def test_imports_are_encoders(tmp_path):
         load_clip(saved.address)
     start = open_encoder(uri)
     encoder = build_dense(start.config).eval()
-    start.load_into(encoder)
+    start.load_weights(encoder)
     images = torch.rand(1, 3, 64, 64)
     expected = saved.dense(normalized(saved, images))
     torch.testing.assert_close(encoder(images)[-1], expected, rtol=1e-5, atol=1e-5)
@@ -605,7 +603,7 @@ def test_imports_are_encoders(tmp_path):
 def test_only_public_weights_are_imported(tmp_path):
     for address in ("random:timm/test_vit", str(tmp_path)):
         with pytest.raises(ConfigError, match="isn't public weights"):
-            import_weights(address, str(tmp_path), report=silent)
+            import_weights(address, str(tmp_path), report=no_progress)
 
 
 def test_another_artifact_is_named(tmp_path):

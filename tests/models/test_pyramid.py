@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipmill.errors import ConfigError
-from clipmill.models.pyramid import LayerNorm2d, SimpleFeaturePyramid
+from clipmill.models.necks import LayerNorm2d, SimpleFeaturePyramid
 
 
 def test_shapes():

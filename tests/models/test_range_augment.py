@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from clipmill.errors import ConfigError
+from clipmill.models.config import RangeAugmentConfig
 from clipmill.models.range_augment import (
     LearnableRange,
     RangeAugment,
@@ -15,7 +16,6 @@ from clipmill.models.range_augment import (
     change_contrast,
     squared_error,
 )
-from clipmill.models.range_augment_config import RangeAugmentConfig
 
 
 def images(count=4, side=6):
@@ -66,7 +66,7 @@ def test_loss_by_hand():
     before = torch.full((2, 3, 4, 4), 0.5)
     after = before + torch.tensor([20 / 255, -30 / 255]).reshape(2, 1, 1, 1)
     expected = ((250.25 - 0.5) + (249.75 - 0.5)) / 2 * 100 / 65025
-    augment.aim(1.0)
+    augment.set_progress(1.0)
     assert augment.loss(after, before).item() == pytest.approx(expected, rel=1e-3)
 
 
@@ -119,7 +119,7 @@ def test_gradients_reach_both_ends(name):
 def test_each_operator_takes_its_share_of_the_batch():
     pixels = images(10) * 0.5
     for chance, count in ((0.0, 0), (0.3, 3), (1.0, 10)):
-        augment = RangeAugment(RangeAugmentConfig(chance=chance))
+        augment = RangeAugment(RangeAugmentConfig(prob=chance))
         augment.contrast, augment.noise = _Constant(1.0), _Constant(0.0)
         found = augment(pixels, torch.Generator().manual_seed(2))
         changed = (abs(found - pixels) > 1e-6).flatten(1).any(dim=1)
@@ -148,7 +148,7 @@ def test_order_and_strengths_are_drawn_anew():
 
 
 def test_result_is_in_range_and_keeps_type_and_layout():
-    augment = RangeAugment(RangeAugmentConfig(chance=1.0))
+    augment = RangeAugment(RangeAugmentConfig(prob=1.0))
     pixels = images().to(torch.bfloat16)
     found = augment(pixels, torch.Generator().manual_seed(0))
     assert found.dtype == torch.bfloat16
@@ -164,14 +164,14 @@ def test_evaluation_leaves_images_alone():
 
 def test_training_draws_the_error_to_the_target():
     """From its starting ranges, which distort far more, down to 20 dB."""
-    augment = RangeAugment(RangeAugmentConfig(end_psnr_decibels=20))
+    augment = RangeAugment(RangeAugmentConfig(psnr_end_db=20))
     optimizer = torch.optim.Adam(augment.parameters(), lr=0.2)
     pixels = images(64, 8)
     generator = torch.Generator().manual_seed(0)
     errors = []
     for _ in range(150):
         found = augment(pixels, generator)
-        augment.aim(1.0)
+        augment.set_progress(1.0)
         loss = augment.loss(found, pixels)
         optimizer.zero_grad()
         loss.backward()
@@ -182,7 +182,7 @@ def test_training_draws_the_error_to_the_target():
     assert sum(errors[-30:]) / 30 < 2 * target
 
 
-@pytest.mark.parametrize("values", [{"start_psnr_decibels": 0.0}, {"chance": 1.5}])
+@pytest.mark.parametrize("values", [{"psnr_start_db": 0.0}, {"prob": 1.5}])
 def test_config_out_of_range(values):
     with pytest.raises(ConfigError):
         RangeAugmentConfig(**values)

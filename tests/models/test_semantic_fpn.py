@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipmill.errors import ConfigError
-from clipmill.models.semantic_fpn import SemanticFpnHead, num_doublings
+from clipmill.models.semantic_fpn import SemanticFpnHead, num_upsamples
 from clipmill.openmmlab.segmentation import SemanticFpnTraining
 
 CHANNELS, STRIDES = (4, 6, 8, 10), (16, 32, 64, 128)
@@ -42,6 +42,6 @@ def test_gradients_reach_every_parameter():
 
 
 def test_strides_that_no_doubling_meets():
-    assert num_doublings((16, 32, 32, 128)) == [0, 1, 1, 3]
+    assert num_upsamples((16, 32, 32, 128)) == [0, 1, 1, 3]
     with pytest.raises(ConfigError, match="strides 16, 48"):
-        num_doublings((16, 48))
+        num_upsamples((16, 48))

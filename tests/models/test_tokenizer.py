@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from clipmill.errors import ConfigError
 from clipmill.models import tokenizer as tokenizer_module
-from clipmill.models.tokenizer import CLIP_VOCAB_SIZE, Tokenizer
+from clipmill.models.config import CLIP_VOCAB_SIZE
+from clipmill.models.tokenizer import Tokenizer
 
 SIZES = [514, 600, 2048, 4096, CLIP_VOCAB_SIZE]
 CAPTIONS = [
@@ -105,12 +106,12 @@ def test_size_out_of_range(vocab_size):
 
 
 def test_memory_for_words_is_bounded_and_changes_nothing(monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "_REMEMBERED_WORDS", 12)
+    monkeypatch.setattr(tokenizer_module, "_MAX_CACHED_WORDS", 12)
     tokenizer = Tokenizer(vocab_size=1000)
     texts = [f"{a}{b}word {a}{b} <end_of_text>" for a in "abcdef" for b in "uvwxyz"]
     first = tokenizer(texts)
     assert len(tokenizer_module._bpe(1000).cache) <= 12
     assert torch.equal(tokenizer(texts[::-1]), first.flip(0))
-    monkeypatch.setattr(tokenizer_module, "_REMEMBERED_WORDS", 10**6)
+    monkeypatch.setattr(tokenizer_module, "_MAX_CACHED_WORDS", 10**6)
     tokenizer_module._bpe.cache_clear()
     assert torch.equal(tokenizer(texts), first)

@@ -5,17 +5,13 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from tiny_towers import CLIP, COCA
 from torch.nn import functional as F
 
-from clipmill.models.towers import (
-    ClipConfig,
-    CocaConfig,
-    TextConfig,
-    VisionConfig,
-    build_clip,
-    build_coca,
-)
+from clipmill.models.coca import build_coca
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
+from helpers.tiny_towers import CLIP, COCA
 
 
 def shapes(model):
@@ -70,7 +66,7 @@ def test_coca_has_open_clips_parameters():
 def test_clips_embeddings():
     torch.manual_seed(0)
     clip = build_clip(CLIP).eval()
-    tokens = CLIP.text.tokenizer()(["a cube", "two balls"])
+    tokens = Tokenizer.from_config(CLIP.text)(["a cube", "two balls"])
     found = clip(torch.rand(2, 3, 32, 32), tokens)
     for key in ("image_features", "text_features"):
         assert found[key].shape == (2, CLIP.embed_dim)
@@ -83,7 +79,7 @@ def test_cocas_forward(timm_model):
     vision = replace(CLIP.vision, timm_model=timm_model)
     config = replace(COCA, clip=replace(CLIP, vision=vision), token_stride=8)
     coca = build_coca(config).eval()
-    texts = config.clip.text.tokenizer()(["a cube", "two balls"])
+    texts = Tokenizer.from_config(config.clip.text)(["a cube", "two balls"])
     found = coca(torch.rand(2, 3, 32, 32), texts)
     num_tokens, vocabulary = CLIP.text.context_length - 1, CLIP.text.vocab_size
     assert found["logits"].shape == (2, num_tokens, vocabulary)
@@ -141,8 +137,8 @@ def test_trimmed_texts_embed_as_padded_ones_do_in_open_clip():
     torch.manual_seed(0)
     clip = build_clip(CLIP).eval()
     texts = ["a cube", "b", "!"]
-    padded = CLIP.text.tokenizer(is_padded=True)(texts)
-    trimmed = CLIP.text.tokenizer()(texts)
+    padded = Tokenizer.from_config(CLIP.text, is_padded=True)(texts)
+    trimmed = Tokenizer.from_config(CLIP.text)(texts)
     assert trimmed.shape[1] < padded.shape[1]
     with torch.no_grad():
         expected = open_clip.CLIP.encode_text(clip, padded, normalize=True)
@@ -152,7 +148,7 @@ def test_trimmed_texts_embed_as_padded_ones_do_in_open_clip():
 
 def test_a_tower_that_sees_padding_gets_it():
     both_ways = replace(CLIP, text=replace(CLIP.text, is_causal=False))
-    tokens = both_ways.text.tokenizer()(["a cube"])
+    tokens = Tokenizer.from_config(both_ways.text)(["a cube"])
     assert tokens.shape[1] == both_ways.text.context_length
     torch.manual_seed(0)
     clip = build_clip(both_ways).eval()

@@ -65,7 +65,7 @@ def test_serving_needs_no_openmmlab():
     script = """
 import sys
 import torch
-from clipmill.models.pyramid import SimpleFeaturePyramid
+from clipmill.models.necks import SimpleFeaturePyramid
 from clipmill.models.upernet import UperNetHead
 maps = SimpleFeaturePyramid(8, width=4)(torch.zeros(1, 8, 4, 4))
 UperNetHead((4, 4, 4, 4), 4, 3).eval()(maps)

@@ -3,10 +3,14 @@
 import pytest
 import torch
 
-from clipmill.models.dense import ViTEncoder
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.towers import VisionConfig
-from clipmill.models.windowed import WindowedViTEncoder, build_detector, from_windows, to_windows
+from clipmill.models.config import EncoderConfig, VisionConfig
+from clipmill.models.encoders import (
+    ViTEncoder,
+    WindowedViTEncoder,
+    build_detection_encoder,
+    from_windows,
+    to_windows,
+)
 
 CONFIG = EncoderConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=16, layers=4, head_width=8)
@@ -55,9 +59,9 @@ def test_one_window_is_plain_attention_without_the_class_token():
 
 
 def test_takes_a_plain_encoders_weights():
-    plain, windowed = ViTEncoder(CONFIG, 0.0), build_detector(CONFIG)
+    plain, windowed = ViTEncoder(CONFIG, 0.0), build_detection_encoder(CONFIG)
     state = {k: v for k, v in plain.state_dict().items() if k not in windowed.pruned}
     windowed.load_state_dict(state)
     assert windowed.pruned == {"trunk.class_embedding"}
     assert windowed.strides == (8,)
-    assert windowed.layer_of("trunk.transformer.resblocks.2.ln_1.weight") == 3
+    assert windowed.layer_id("trunk.transformer.resblocks.2.ln_1.weight") == 3

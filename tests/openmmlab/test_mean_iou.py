@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmill.errors import ConfigError
-from clipmill.openmmlab.mean_iou import MeanIoU
+from clipmill.openmmlab.segmentation import MeanIoU
 
 
 def test_by_hand():

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from clipmill.models.fpn import StageFpn
-from clipmill.models.mask_rcnn import Limits, ProposalHead, RegionHeads, paste
+from clipmill.models.mask_rcnn import PostprocessConfig, RoIHeads, RPNHead, paste_masks_in_image
+from clipmill.models.necks import StageFpn
 from clipmill.openmmlab.detection import MaskRcnnTraining
 from clipmill.openmmlab.ops import importing_openmmlab
-from clipmill.tasks.detection import DetectionTask
+from clipmill.tasks.detection.task import DetectionTask
 
 STRIDES = (4, 8, 16, 32, 64)
 WIDTH, HIDDEN, CLASSES = 8, 12, 5
@@ -38,11 +38,13 @@ def build(num_stages, **changes):
 def ours(training, num_stages):
     heads = torch.nn.ModuleDict(
         {
-            "rpn_head": ProposalHead(WIDTH, STRIDES, 2.0),
-            "roi_head": RegionHeads(WIDTH, HIDDEN, CLASSES, num_stages=num_stages, strides=STRIDES),
+            "rpn_head": RPNHead(WIDTH, STRIDES, 2.0),
+            "roi_head": RoIHeads(WIDTH, HIDDEN, CLASSES, num_stages=num_stages, strides=STRIDES),
         }
     )
-    named = {DetectionTask().served_name(f"heads.{k}"): v for k, v in training.state_dict().items()}
+    named = {
+        DetectionTask().inference_key(f"heads.{k}"): v for k, v in training.state_dict().items()
+    }
     heads.load_state_dict({k.removeprefix("heads."): v for k, v in named.items()})
     return heads
 
@@ -66,7 +68,7 @@ def samples():
 def test_detections_equal_mmdets(num_stages, seed):
     training = build(num_stages).eval()
     heads, seen = ours(training, num_stages), maps(seed)
-    limits = Limits(proposals_per_level=40, proposals=40)
+    limits = PostprocessConfig(proposals_per_level=40, proposals=40)
     proposals = heads["rpn_head"](seen, SIZE, limits)
     expected_proposals = training.rpn_head.predict(seen, samples(), rescale=False)
     for found, expected in zip(proposals, expected_proposals, strict=True):
@@ -80,7 +82,7 @@ def test_detections_equal_mmdets(num_stages, seed):
         torch.testing.assert_close(one["boxes"], other.bboxes, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(one["scores"], other.scores, rtol=1e-4, atol=1e-5)
         assert torch.equal(one["labels"], other.labels)
-        pasted = paste(probabilities, one["boxes"], *SIZE)
+        pasted = paste_masks_in_image(probabilities, one["boxes"], *SIZE)
         assert 0 < pasted.float().mean() < 1
         # A probability of one half may fall to either side by rounding.
         assert (pasted.bool() != other.masks).float().mean() < 1e-3
@@ -91,10 +93,10 @@ def test_nothing_found():
     heads = ours(build(1), 1)
     heads["roi_head"].bbox_head[0].fc_cls.bias[-1] += 100
     proposals = [torch.zeros(0, 4), torch.tensor([[1.0, 2.0, 30.0, 40.0]])]
-    found = heads["roi_head"].boxes(maps(), proposals, SIZE, Limits())
+    found = heads["roi_head"].boxes(maps(), proposals, SIZE, PostprocessConfig())
     assert [len(f["labels"]) for f in found] == [0, 0]
     assert [tuple(m.shape) for m in heads["roi_head"].masks(maps(), found)] == [(0, 28, 28)] * 2
-    assert paste(torch.zeros(0, 28, 28), torch.zeros(0, 4), 6, 7).shape == (0, 6, 7)
+    assert paste_masks_in_image(torch.zeros(0, 28, 28), torch.zeros(0, 4), 6, 7).shape == (0, 6, 7)
 
 
 @torch.no_grad()

@@ -147,6 +147,20 @@ UperNetTraining((4, 4, 4, 4), 4, 2)
     assert (done.stdout, done.stderr) == ("", "")
 
 
+def test_what_the_heads_dont_use_is_not_imported():
+    script = """
+import sys
+from clipmill.openmmlab.ops import importing_openmmlab
+with importing_openmmlab():
+    import mmdet.models, mmseg.models
+unused = ("matplotlib", "scipy", "skimage", "timm", "transformers")
+print([name for name in unused if name in sys.modules])
+import timm, scipy.optimize
+print(timm.__name__, callable(scipy.optimize.linear_sum_assignment))
+"""
+    assert run(script).stdout == "[]\ntimm True\n"
+
+
 def test_compiled_operations_are_kept(tmp_path):
     (tmp_path / "_ext.py").write_text("compiled = True")
     script = """

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "components"
-FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "__init__.py")
+FILES = sorted(p for p in FOLDER.rglob("*.py") if p.name != "__init__.py")
 NAMED = (
-    "shard", "recaption", "score", "select", "pretrain", "teacher", "pretrain_mae", "finetune",
-    "sweep", "evaluate", "compare", "promote", "deploy", "report",
+    "shard", "recaption", "score", "select", "pretrain", "embed_teacher", "pretrain_mae",
+    "finetune", "sweep", "evaluate", "runs_report", "promote", "deploy", "report",
 )  # fmt: skip
 
 

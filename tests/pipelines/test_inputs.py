@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from clipmill.pipelines.inputs import inputs_for, with_inputs_of
+from clipmill.pipelines.common import inputs_for, with_inputs_of
 from clipmill.pipelines.registry import PIPELINES
 
 
@@ -38,7 +38,7 @@ def test_an_own_input_comes_first_and_differing_pieces_are_refused():
         return number, given
 
     assert one(7) == (7, {})
-    with pytest.raises(AssertionError, match="two pieces differ about number"):
+    with pytest.raises(AssertionError, match="two steps differ about number"):
         with_inputs_of(first, third)(lambda **given: given)
 
 
@@ -47,6 +47,10 @@ def test_what_a_piece_gains_its_pipelines_have():
         name: set(pipeline.pipeline_spec.root.input_definitions.parameters)
         for name, pipeline in PIPELINES.items()
     }
-    assert inputs["end-to-end"] == inputs["first-light"] | {"namespace", "runtime", "prometheus"}
-    assert inputs["refresh"] >= inputs["captions-to-encoder"]
+    assert inputs["end-to-end"] == inputs["train-and-report"] | {
+        "namespace",
+        "runtime",
+        "prometheus",
+    }
+    assert inputs["refresh"] >= inputs["pretrain-encoder"]
     assert inputs["refresh"] >= inputs["encoder-to-tasks"] - {"encoder"}

@@ -10,17 +10,17 @@ from clipmill.pipelines.registry import PIPELINES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MUTABLE = {
-    "comp-compare", "comp-deploy", "comp-finish-run", "comp-is-new", "comp-probe", "comp-promote",
-    "comp-promote-compared", "comp-remember", "comp-report", "comp-report-photos",
-    "comp-report-tasks", "comp-shard",
+    "comp-deploy", "comp-is-dataset-processed", "comp-mark-dataset-processed",
+    "comp-photo-report", "comp-promote", "comp-promote-compared", "comp-record-run-status",
+    "comp-report", "comp-runs-report", "comp-shard", "comp-smoke-test-models", "comp-task-report",
 }  # fmt: skip
 """Read or change what no digest names; a second shard, of drawn scenes, doesn't."""
 
 LOCAL = """
 import sys, warnings
 warnings.filterwarnings("ignore")
-from clipmill.components.finish_run import finish_run
-from clipmill.pipelines.placement import on_pool
+from clipmill.components.deployment.record_run_status import record_run_status
+from clipmill.pipelines.common import on_pool
 from kfp import dsl, local
 
 @dsl.component
@@ -29,7 +29,7 @@ def work(text: str) -> str:
 
 @dsl.pipeline(name="small")
 def small(store: str, run: str):
-    with dsl.ExitHandler(on_pool(finish_run(store=store, run=run), "cpu"), name="all"):
+    with dsl.ExitHandler(on_pool(record_run_status(store=store, run=run), "cpu"), name="run"):
         with dsl.ParallelFor(items=["a", "b"]) as item:
             on_pool(work(text=item), "gpu")
 
@@ -92,7 +92,7 @@ def component(spec, task):
 
 def test_the_cluster_pipeline_ends_with_a_record_and_deploys_only_where_told():
     (spec, _) = yaml.safe_load_all((ROOT / "manifests" / "end-to-end.yaml").read_text())
-    last = spec["root"]["dag"]["tasks"]["finish-run"]
+    last = spec["root"]["dag"]["tasks"]["record-run-status"]
     assert last["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     text = (ROOT / "manifests" / "end-to-end.yaml").read_text()
     assert "condition: inputs.parameter_values['pipelinechannel--namespace'] != ''" in text

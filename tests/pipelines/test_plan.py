@@ -4,7 +4,7 @@ from collections import Counter
 
 import yaml
 from clipmill.pipelines.compile import MANIFESTS
-from clipmill.pipelines.plan import planned_stages
+from clipmill.pipelines.local import planned_stages
 
 
 def stages(name, **arguments):

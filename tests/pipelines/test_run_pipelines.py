@@ -1,29 +1,25 @@
 """Pipelines run to their end on this machine, in processes, as small as can be."""
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from clipmill import stages
 from clipmill.cli import app
-from clipmill.recipes import run_data
-from clipmill.recipes.registry import recipe
-from clipmill.recipes.run import pretrain
-from clipmill.recipes.wanted import WantedTask, sweep_point
-from clipmill.stages import read_stages
-from clipmill.storage import lineage
+from clipmill.lineage import lineage
+from clipmill.recipes.registry import get_recipe
+from clipmill.stage_records import read_stages
 from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig
+from helpers import program, program_environment
 
-RUN = Path(__file__).with_name("run_pipeline.py")
-STEPS = ["train.steps=2", "train.batch_size=4", "train.log_steps=1", "train.num_threads=1"]
-SCENES = ["size=32", "num_pairs=6", "num_captioning=6", "num_labelled=4", "num_test=2"]
+STEPS = ["train.steps=2", "train.batch_size=4", "train.log_every=1", "train.num_threads=1"]
+SCENES = ["size=32", "num_pairs=6", "num_captioner_pairs=6", "num_labeled=4", "num_test=2"]
 CAPTIONS = {
     "scenes_overrides": SCENES,
     "captioner_overrides": [
@@ -40,8 +36,8 @@ TUNING = [*STEPS, "model.crop_size=32"]
 def run(name, arguments, folder):
     """The finished process; its lines are on standard output."""
     return subprocess.run(
-        [sys.executable, RUN, name, json.dumps(arguments), folder],
-        env={**os.environ, "CLIPMILL_CACHE": str(folder / "cache")},
+        program("run_pipeline", name, json.dumps(arguments), folder),
+        env=program_environment(CLIPMILL_CACHE=str(folder / "cache")),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -63,19 +59,19 @@ def finish(name, arguments, folder):
 def wanted_tasks(source):
     """A sweep of two points, and a plain fine-tuning."""
     depth = {
-        "recipe": "sweep-depth-miniature",
+        "recipe": "sweep-depth-tiny",
         "data": f"{source}/nyu_depth_v2.tar",
-        "gate": 99.0,
+        "min_metric": 99.0,
         "overrides": [
             *(f"finetune.{override}" for override in TUNING),
-            'grid={"train.schedule.peak": [0.004, 0.002]}',
+            'grid={"train.schedule.lr": [0.004, 0.002]}',
             "rungs=[1.0]",
         ],
     }
     segmentation = {
-        "recipe": "upernet-miniature",
+        "recipe": "upernet-tiny",
         "data": f"{source}/ade20k.tar",
-        "gate": 0.0,
+        "min_metric": 0.0,
         "overrides": TUNING,
     }
     return [depth, segmentation]
@@ -84,17 +80,15 @@ def wanted_tasks(source):
 def prepare(store, source, tasks):
     """Do here what takes a model library, once for all processes; the encoder."""
     dataset, good = (
-        run_data.shard("shards-miniature", [], f"{source}/{name}.tar", store)
+        stages.shard("shards-tiny", [], f"{source}/{name}.tar", store)
         for name in ("pairs", "captioning")
     )
-    captioner = run_data.train_captioner(
-        "coca-miniature", CAPTIONS["captioner_overrides"], good, store
-    )
-    layer = run_data.recaption("recaption-miniature", [], dataset, captioner, store)
-    scores = run_data.score("score-basic", [], dataset, store)
-    kept = run_data.select("select-miniature", [], dataset, store, layers=scores)
-    encoder = pretrain(
-        "clip-miniature",
+    captioner = stages.train_captioner("coca-tiny", CAPTIONS["captioner_overrides"], good, store)
+    layer = stages.recaption("recaption-tiny", [], dataset, captioner, store)
+    scores = stages.score("score-basic", [], dataset, store)
+    kept = stages.select("select-tiny", [], dataset, store, layers=scores)
+    encoder = stages.pretrain(
+        "clip-tiny",
         CAPTIONS["clip_overrides"],
         dataset,
         store,
@@ -102,9 +96,9 @@ def prepare(store, source, tasks):
         layer=layer,
         select=[kept],
     )
-    for wanted in map(WantedTask.from_json, tasks):
+    for wanted in map(stages.TaskSpec.from_json, tasks):
         for point in wanted.sweep.points():
-            assert sweep_point(wanted, point, encoder, store)
+            assert stages.sweep_point(wanted, point, encoder, store)
     return encoder
 
 
@@ -114,7 +108,7 @@ def prepare(store, source, tasks):
 def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
     store = str(tmp_path / "store")
-    source = run_data.scenes("scenes-miniature", SCENES, store)
+    source = stages.scenes("scenes-tiny", SCENES, store)
     tasks = wanted_tasks(source)
     encoder = prepare(store, source, tasks) if prepared else ""
     heavy = {"captioner", "recaption", "score", "select", "pretrain", "sweep point"}
@@ -130,7 +124,8 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
     (page,) = Path(store, "reports").glob("*/report.html")
     assert "Serves now" in page.read_text()
     # Typed artifacts: two datasets, a captioner, an encoder, the best model of each sweep.
-    records = [json.loads(file.read_text()) for file in tmp_path.glob("kfp/**/made")]
+    files = [*tmp_path.glob("kfp/**/dataset"), *tmp_path.glob("kfp/**/model")]
+    records = [json.loads(file.read_text()) for file in files]
     assert Counter(r["kind"] for r in records) == KINDS
     assert all(lineage(r["store_uri"]).digest == r["digest"] for r in records)
 
@@ -138,7 +133,7 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
     made, found = finish("refresh", {**news, "run": "second"}, tmp_path)
     assert (made, found) == (set(), {"scenes", "shard"})
 
-    _, found = finish("captions-to-encoder", {"store": store, "run": "third", **CAPTIONS}, tmp_path)
+    _, found = finish("pretrain-encoder", {"store": store, "run": "third", **CAPTIONS}, tmp_path)
     assert found == {"scenes", "shard", *heavy} - {"sweep point"}
     (pretrained,) = (s.output for s in read_stages(store, "third") if s.name == "pretrain")
     assert not prepared or pretrained == encoder
@@ -151,13 +146,13 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
 
 
 def test_a_study_runs_to_its_page(tmp_path):
-    depth = recipe("depth-miniature", FinetuneConfig, TUNING)
+    depth = get_recipe("depth-tiny", FinetuneConfig, TUNING)
     conditions = [{"name": "G"}, {"name": "rich", "captions": "synthetic", "layer": "rich"}]
     overrides = [
-        *(f"drawn.scenes.{override}" for override in SCENES),
-        "judge=G",
+        *(f"synthetic_data.scenes.{override}" for override in SCENES),
+        "scoring_clip=G",
         "teacher=",
-        *(f"clips.clip.{override}" for override in CAPTIONS["clip_overrides"]),
+        *(f"clip_runs.clip.{override}" for override in CAPTIONS["clip_overrides"]),
         f"transfers={json.dumps({'depth': depth.to_json()})}",
         f"conditions={json.dumps(conditions)}",
         "seeds=[0]",
@@ -177,7 +172,7 @@ def test_a_study_runs_to_its_page(tmp_path):
 
 
 def test_a_failed_run_says_why_once_and_that_it_failed(tmp_path):
-    wanted = {"recipe": "depth-miniature", "data": str(tmp_path), "gate": 1.0}
+    wanted = {"recipe": "depth-tiny", "data": str(tmp_path), "min_metric": 1.0}
     gone = f"{tmp_path}/store/encoders/both-000000000000"
     arguments = {"store": f"{tmp_path}/store", "run": "r", "encoder": gone, "tasks": [wanted]}
     done = run("encoder-to-tasks", arguments, tmp_path)

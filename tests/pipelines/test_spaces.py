@@ -8,7 +8,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from kfp import dsl
-from clipmill.pipelines.local import run_here
+from clipmill.pipelines.local import run_local
 
 @dsl.component(install_kfp_package=False)
 def work(path: str):
@@ -21,7 +21,7 @@ def small(path: str):
     work(path=path)
 
 folder = Path(sys.argv[1])
-run_here(small, {"path": str(folder / "found.txt")}, folder)
+run_local(small, {"path": str(folder / "found.txt")}, folder)
 """
 
 

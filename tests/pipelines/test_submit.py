@@ -9,14 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import typer
 from clipmill.pipelines.compile import DRAWINGS
-from clipmill.pipelines.parameters import check
 from clipmill.pipelines.registry import PIPELINES
-from clipmill.pipelines.submit import submit
+from clipmill.pipelines.submit import check_parameters, submit
 from typer.testing import CliRunner
 
 from clipmill.errors import ArtifactError, ClusterError, ConfigError, NotFoundError
 
-TASKS = '[{"recipe": "depth-miniature", "data": "s3://b/nyu.tar", "gate": 0.5}]'
+TASKS = '[{"recipe": "depth-tiny", "data": "s3://b/nyu.tar", "min_metric": 0.5}]'
 REFRESH = ("--set", "store=s3://b", "--set", "run=nightly", "--set", f"tasks={TASKS}")
 NOWHERE = "http://127.0.0.1:9"
 
@@ -128,7 +127,7 @@ def test_no_cluster_is_one_message():
 
 def test_a_pipelines_defaults_are_right():
     for pipeline in PIPELINES.values():
-        check(pipeline, {})
+        check_parameters(pipeline, {})
 
 
 def test_the_pages_commands_pass_the_check():
@@ -148,10 +147,15 @@ def test_the_pages_commands_pass_the_check():
         ("refresh", ["tasks=depth"], ConfigError, "tasks was 'depth'"),
         ("refresh", ["captions=all"], ConfigError, "captions was 'all'"),
         ("refresh", ["captioner=blop:x"], ConfigError, "'blop:x' has the unknown scheme 'blop'"),
-        ("refresh", ["clip_recipe=depth-miniature"], ConfigError, "depth-miniature"),
+        ("refresh", ["clip_recipe=depth-tiny"], ConfigError, "depth-tiny"),
         ("refresh", ['clip_overrides=["train.steps=-1"]'], ConfigError, "steps was -1"),
-        ("refresh", ['tasks=[{"recipe": "a", "data": "b"}]'], ConfigError, r"tasks\[0\].gate"),
-        ("refresh", [f"tasks={TASKS.replace('depth-mini', 'mini')}"], ConfigError, "miniature"),
+        (
+            "refresh",
+            ['tasks=[{"recipe": "a", "data": "b"}]'],
+            ConfigError,
+            r"tasks\[0\].min_metric",
+        ),
+        ("refresh", [f"tasks={TASKS.replace('depth-tiny', 'tiny')}"], ConfigError, "'tiny'"),
         ("end-to-end", ['finetune_overrides=["model.crop=1"]'], ConfigError, "model.crop"),
         ("end-to-end", ["clip_overrides=high"], ConfigError, "clip_overrides was 'high'"),
         ("end-to-end", ["min_miou=5"], ConfigError, "end-to-end has no parameter 'min_miou'"),
@@ -176,5 +180,5 @@ def test_an_artifact_that_is_not_there_is_one_message(tmp_path):
         run("encoder-to-tasks", "--endpoint", NOWHERE, *at,
             "--set", f"encoder={gone}", "--set", f"tasks={TASKS}")  # fmt: skip
     with pytest.raises(ArtifactError, match=r"there is no dataset at .*0000"):
-        run("pretrain-at-scale", "--endpoint", NOWHERE, *at, "--set", "captioner=c",
+        run("pretrain-encoder-distributed", "--endpoint", NOWHERE, *at, "--set", "captioner=c",
             "--set", "namespace=n", "--set", f"dataset={tmp_path}/datasets/0000")  # fmt: skip

@@ -5,8 +5,9 @@ import pytest
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import commit_layer, write_layer_shard
-from clipmill.data.scenes import SceneConfig, write_caption_folder
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
+from clipmill.scenes import SceneConfig, write_caption_folder
 
 LAYER = "captions/test-1"
 
@@ -23,7 +24,7 @@ def dataset_uri(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     write_caption_folder(SceneConfig(size=32), range(12), folder / "source", "terse")
     config = ShardConfig(samples_per_shard=4)
-    dataset = Dataset.open(shard(config, str(folder / "source"), str(folder / "store")))
+    dataset = Dataset.open(write_dataset(config, str(folder / "source"), str(folder / "store")))
     for index in range(len(dataset.shards)):
         uids = dataset.uids(index)
         table = pa.table({"uid": uids, "captions": [[f"picture {uid}"] for uid in uids]})

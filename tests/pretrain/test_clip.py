@@ -5,15 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
-from tiny import CLIP, pair_batch, reinforced_batch
 
-from clipmill.engine.batch import split
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.objective import split_batch
 from clipmill.errors import ConfigError
-from clipmill.models.range_augment_config import RangeAugmentConfig
-from clipmill.models.towers import CLIP_MEAN, CLIP_STD, TowerOptions, VisionConfig
-from clipmill.pretrain.clip_objective import ClipObjective
-from clipmill.pretrain.distillation import DistillationConfig
+from clipmill.models.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    RangeAugmentConfig,
+    TowerOptions,
+    VisionConfig,
+)
+from clipmill.pretrain.clip import ClipObjective
+from clipmill.pretrain.config import DistillationConfig
+from helpers.tiny_clip import CLIP, pair_batch, reinforced_batch
 
 G, S, G_S = ("real",), ("synthetic",), ("real", "synthetic")
 DISTILLATION = DistillationConfig(contrastive_weight=0.25, weight=0.75, teacher_widths=(6, 4))
@@ -22,7 +27,7 @@ CONVOLUTIONAL = replace(CLIP, vision=VisionConfig(image_size=16, timm_model="tes
 
 def objective(config=CLIP, **options):
     torch.manual_seed(0)
-    made = ClipObjective(config, Ranks(), **options)
+    made = ClipObjective(config, DistributedContext(), **options)
     with torch.no_grad():
         made.clip.logit_scale.fill_(1.5)
     return made
@@ -30,7 +35,7 @@ def objective(config=CLIP, **options):
 
 def gradients(made, batch, num_pieces):
     made.zero_grad(set_to_none=True)
-    losses = made.accumulate(split(batch, num_pieces), made)
+    losses = made.accumulate(split_batch(batch, num_pieces), made)
     return losses, {name: p.grad.clone() for name, p in made.named_parameters()}
 
 
@@ -115,11 +120,11 @@ def test_learnt_augmentation_in_pieces_is_that_of_all_features_at_once():
     made.before_step(0.3)
     made.zero_grad(set_to_none=True)
     torch.manual_seed(5)
-    found = made.accumulate(split(batch, 2), made)
+    found = made.accumulate(split_batch(batch, 2), made)
     gradient = {name: p.grad.clone() for name, p in made.named_parameters()}
     made.zero_grad(set_to_none=True)
     torch.manual_seed(5)
-    pieces = [made(piece, features_only=True) for piece in split(batch, 2)]
+    pieces = [made(piece, features_only=True) for piece in split_batch(batch, 2)]
     whole = {kind: torch.cat([p[kind] for p in pieces]) for kind in ("image", *G_S)}
     loss = torch.stack([p["range_augment"] for p in pieces]).mean()
     scale = made.clip.logit_scale.exp()
@@ -144,11 +149,11 @@ def test_running_statistics_move_once_a_micro_batch():
     for num_pieces in (1, 2):
         made = objective(CONVOLUTIONAL)
         made.train()
-        pieces = split(batch, num_pieces)
+        pieces = split_batch(batch, num_pieces)
         if num_pieces == 2:
             made.accumulate(pieces, made)
         else:
-            for piece in split(batch, 2):
+            for piece in split_batch(batch, 2):
                 made.features(piece)
         found.append({k: v for k, v in made.state_dict().items() if "running_" in k})
     assert found[0]
@@ -186,7 +191,7 @@ def test_siglips_loss_is_open_clips():
 
 
 def test_siglip_starts_as_its_paper_says():
-    made = ClipObjective(replace(CLIP, loss="sigmoid"), Ranks())
+    made = ClipObjective(replace(CLIP, loss="sigmoid"), DistributedContext())
     assert made.clip.logit_scale.exp().item() == pytest.approx(10)
     assert made.clip.logit_bias.item() == -10
 
@@ -232,7 +237,7 @@ def test_checkpointed_blocks_change_no_gradient():
 
 def test_patches_of_a_tower_without_them():
     with pytest.raises(ConfigError, match="test_resnet has no patches"):
-        ClipObjective(CONVOLUTIONAL, Ranks(), options=TowerOptions(patch_dropout=0.5))
+        ClipObjective(CONVOLUTIONAL, DistributedContext(), options=TowerOptions(patch_dropout=0.5))
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 1.0)])

@@ -4,31 +4,30 @@ import pytest
 import torch
 from open_clip.loss import CoCaLoss
 from PIL import Image
-from tiny import CAPTIONS, CLIP, COCA, pair_batch
 
-from clipmill.data.captioners import CaptionInput, CocaCaptioner, GenerateConfig
+from clipmill.data.captioners import CaptionersConfig, CaptionInput, CocaCaptioner, GenerateConfig
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.recaption import RecaptionConfig, recaption
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import build_coca
-from clipmill.pretrain.coca import CaptionerConfig, train_captioner
-from clipmill.pretrain.coca_objective import CocaObjective
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.recaption import recaption
+from clipmill.engine.config import ScheduleConfig, TrainConfig
+from clipmill.engine.distributed import DistributedContext
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
+from clipmill.models.coca import build_coca
+from clipmill.models.encoders import Normalize
+from clipmill.pretrain.coca import CocaObjective, train_coca
+from clipmill.pretrain.config import CocaTrainConfig
+from helpers.tiny_clip import CAPTIONS, CLIP, COCA, pair_batch
 
-CONFIG = CaptionerConfig(
+CONFIG = CocaTrainConfig(
     model=COCA,
-    load=LoadConfig(num_workers=0),
+    dataloader=DataLoaderConfig(num_workers=0),
     train=TrainConfig(
         steps=3,
         batch_size=6,
-        schedule=ScheduleConfig(peak=1e-3),
-        checkpoint_steps=2,
-        log_steps=1,
+        schedule=ScheduleConfig(lr=1e-3),
+        checkpoint_every=2,
+        log_every=1,
     ),
 )
 
@@ -45,13 +44,13 @@ def fail(done, total, words):
 def test_losses_are_open_clips(weights):
     contrastive, captioning = weights
     torch.manual_seed(0)
-    config = CaptionerConfig(
+    config = CocaTrainConfig(
         model=COCA,
         contrastive_weight=contrastive,
         captioning_weight=captioning,
         train=CONFIG.train,
     )
-    objective, batch = CocaObjective(config, Ranks()), pair_batch(("real",))
+    objective, batch = CocaObjective(config, DistributedContext()), pair_batch(("real",))
     found = objective(batch)
     outputs = objective.coca(Normalize()(batch.images_B3HW / 255), batch.real_BT)
     if "labels" not in outputs:  # open_clip 4, whose CoCaTask shifts them
@@ -68,14 +67,14 @@ def test_losses_are_open_clips(weights):
     for ours, theirs in zip(found.values(), expected, strict=True):
         torch.testing.assert_close(ours, theirs.float())
     sum(found.values()).backward()
-    # Ranks that average gradients wait for all of them.
+    # DistributedContext that average gradients wait for all of them.
     assert [n for n, p in objective.named_parameters() if p.grad is None] == []
 
 
 def test_each_token_is_predicted_from_those_before_it():
     """Against the mean log loss of token t + 1 when the model is given tokens 0 to t alone."""
     torch.manual_seed(0)
-    objective, batch = CocaObjective(CONFIG, Ranks()).eval(), pair_batch(("real",))
+    objective, batch = CocaObjective(CONFIG, DistributedContext()).eval(), pair_batch(("real",))
     coca, losses = objective.coca, []
     with torch.no_grad():
         for parameter in coca.text_decoder.parameters():
@@ -94,14 +93,17 @@ def test_each_token_is_predicted_from_those_before_it():
 def test_a_caption_learnt_by_heart_is_said(tmp_path):
     """From the objective through a checkpoint to the captioner: one token off says another text."""
     torch.manual_seed(0)
-    objective, batch = CocaObjective(CONFIG, Ranks()), pair_batch(("real",), num_samples=1)
+    objective, batch = (
+        CocaObjective(CONFIG, DistributedContext()),
+        pair_batch(("real",), num_samples=1),
+    )
     optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
     for _ in range(40):
         optimizer.zero_grad()
         objective(batch)["captioning"].backward()
         optimizer.step()
-    card = ModelCard(kind="coca", architecture=COCA.to_json(), recipe={})
-    uri = save_checkpoint(str(tmp_path), card, objective.coca.state_dict()).uri
+    metadata = CheckpointMetadata(kind="coca", architecture=COCA.to_json(), recipe={})
+    uri = save_checkpoint(str(tmp_path), metadata, objective.coca.state_dict()).uri
     image = Image.fromarray(batch.images_B3HW[0].permute(1, 2, 0).numpy())
     for generate in (
         GenerateConfig(max_tokens=11),
@@ -115,7 +117,7 @@ def test_a_caption_learnt_by_heart_is_said(tmp_path):
 def test_padding_is_not_learnt():
     """Captions are judged up to their end: at chance, each of their tokens costs log V."""
     torch.manual_seed(0)
-    objective, batch = CocaObjective(CONFIG, Ranks()), pair_batch(("real",))
+    objective, batch = CocaObjective(CONFIG, DistributedContext()), pair_batch(("real",))
     with torch.no_grad():
         objective.coca.text_decoder.text_projection.zero_()
     found = objective(batch)["captioning"].item()
@@ -124,7 +126,7 @@ def test_padding_is_not_learnt():
 
 @pytest.mark.parametrize(("before", "after"), [(6.0, 4.6051702), (-1.0, 0.0)])
 def test_logit_scale_stays_within_clips_bounds(before, after):
-    objective = CocaObjective(CONFIG, Ranks())
+    objective = CocaObjective(CONFIG, DistributedContext())
     with torch.no_grad():
         objective.coca.logit_scale.fill_(before)
     objective.after_step()
@@ -132,12 +134,12 @@ def test_logit_scale_stays_within_clips_bounds(before, after):
 
 
 def test_from_training_to_a_layer_of_captions(dataset_uri, tmp_path):
-    uri = train_captioner(CONFIG, dataset_uri, str(tmp_path), report=silent)
-    assert train_captioner(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
-    card, tensors = load_checkpoint(uri)
-    assert (card.kind, CaptionerConfig.from_json(card.recipe)) == ("coca", CONFIG)
+    uri = train_coca(CONFIG, dataset_uri, str(tmp_path), report=silent)
+    assert train_coca(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
+    metadata, tensors = load_checkpoint(uri)
+    assert (metadata.kind, CocaTrainConfig.from_json(metadata.recipe)) == ("coca", CONFIG)
     build_coca(COCA).load_state_dict(tensors)  # strict
-    config = RecaptionConfig().override(["generate.method=top_k", "generate.max_tokens=11"])
+    config = CaptionersConfig().override(["generate.method=top_k", "generate.max_tokens=11"])
     layer = recaption(config, dataset_uri, uri, report=silent)
     dataset = Dataset.open(dataset_uri)
     assert layer in dataset.layers
@@ -150,8 +152,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
         if done == 3:
             raise KeyboardInterrupt
 
-    straight = train_captioner(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
+    straight = train_coca(CONFIG, dataset_uri, str(tmp_path / "a"), report=silent)
     with pytest.raises(KeyboardInterrupt):
-        train_captioner(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
-    resumed = train_captioner(CONFIG, dataset_uri, str(tmp_path / "b"), report=silent)
+        train_coca(CONFIG, dataset_uri, str(tmp_path / "b"), report=stop)
+    resumed = train_coca(CONFIG, dataset_uri, str(tmp_path / "b"), report=silent)
     assert load_checkpoint(resumed)[0].digest == load_checkpoint(straight)[0].digest

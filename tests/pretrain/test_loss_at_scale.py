@@ -1,18 +1,14 @@
 """The loss of several processes, each with its share of a batch, is that of one with all of it."""
 
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from loss_ranks import CASES, NAMES, computed
 
-from clipmill.engine.distributed import Ranks
-from clipmill.storage.ports import free_ports
-
-SCRIPT = Path(__file__).with_name("loss_ranks.py")
+from clipmill.engine.distributed import DistributedContext
+from clipmill.processes import free_ports
+from helpers import program, program_environment
+from helpers.loss_ranks import CASES, NAMES, computed
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -29,8 +25,8 @@ def by_rank(request, tmp_path_factory):
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, folder],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            program("loss_ranks", folder),
+            env=program_environment(**common, RANK=str(rank), LOCAL_RANK=str(rank)),
         )
         for rank in range(request.param)
     ]
@@ -46,7 +42,7 @@ def by_rank(request, tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_those_of_one_process(by_rank, case):
     """Averaged over ranks, as DDP averages what it sends back."""
-    expected = computed(case, Ranks())
+    expected = computed(case, DistributedContext())
     found = [ranks[case] for ranks in by_rank]
     assert all(f.keys() == expected.keys() for f in found)
     for name, value in expected.items():

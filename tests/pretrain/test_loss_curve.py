@@ -7,14 +7,13 @@ import torch
 from open_clip.loss import ClipLoss
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
-from tiny import CLIP, pair_batch
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.loop import train
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.normalization import Normalize
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.engine.trainer import train
+from clipmill.models.encoders import Normalize
 from clipmill.models.towers import build_clip
-from clipmill.pretrain.clip_objective import ClipObjective
+from clipmill.pretrain.clip import ClipObjective
+from helpers.tiny_clip import CLIP, pair_batch
 
 STEPS, BATCH, RATE, WARMUP = 50, 8, 3e-3, 10
 
@@ -85,25 +84,25 @@ def their_losses(batches, decay):
 
 
 def our_losses(batches, decay, micro_batches, folder):
-    def objective(here):
-        made = ClipObjective(CLIP, here)
+    def objective(dist):
+        made = ClipObjective(CLIP, dist)
         made.clip.load_state_dict(built().state_dict())
         return made
 
     config = TrainConfig(
         steps=STEPS,
         batch_size=BATCH,
-        micro_batches=micro_batches,
-        schedule=ScheduleConfig(peak=RATE, minimum=0.0, warmup_steps=WARMUP),
+        grad_accum_steps=micro_batches,
+        schedule=ScheduleConfig(lr=RATE, min_lr=0.0, warmup_steps=WARMUP),
         optimizer=AdamWConfig(betas=(0.9, 0.95), epsilon=1e-6, weight_decay=decay),
-        log_steps=1,
+        log_every=1,
     )
     trained = train(
         objective,
         lambda cursor, _: iter(batches[cursor:]),
         config,
         name="clip",
-        state_uri=str(folder / "state"),
+        checkpoint_uri=str(folder / "state"),
         report=lambda *_: None,
     )
     return [record["loss"] for record in trained.log]

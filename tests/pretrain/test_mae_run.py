@@ -4,31 +4,30 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CLIP
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loader import PairBatch
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.engine.config import ScheduleConfig, TrainConfig
+from clipmill.engine.distributed import DistributedContext
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.dense import build_dense
-from clipmill.models.encoders import open_encoder
+from clipmill.models.config import MaeConfig
+from clipmill.models.encoders import build_dense
 from clipmill.models.mae import MaskedAutoencoder
-from clipmill.models.mae_config import MaeConfig
-from clipmill.pretrain.clip import PretrainConfig, pretrain
-from clipmill.pretrain.mae import MaePretrainConfig, pretrain_mae
-from clipmill.pretrain.mae_objective import MaeObjective
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.models.pretrained import open_encoder
+from clipmill.pretrain.clip import pretrain_clip
+from clipmill.pretrain.config import MaePretrainConfig, PretrainConfig
+from clipmill.pretrain.mae import MaeObjective, pretrain_mae
+from helpers.tiny_clip import CLIP
 
 VISION = replace(CLIP.vision, has_input_norm=False)
 CONFIG = MaePretrainConfig(
     model=MaeConfig(
         vision=VISION, mask_ratio=0.5, decoder_width=16, decoder_layers=1, decoder_heads=2
     ),
-    load=LoadConfig(num_workers=0, shuffle_shards=2),
+    dataloader=DataLoaderConfig(num_workers=0, shuffle_shards=2),
     train=TrainConfig(
-        steps=4, batch_size=6, schedule=ScheduleConfig(peak=1e-3), checkpoint_steps=2, log_steps=1
+        steps=4, batch_size=6, schedule=ScheduleConfig(lr=1e-3), checkpoint_every=2, log_every=1
     ),
 )
 
@@ -44,19 +43,19 @@ def fail(done, total, words):
 def test_a_run_and_clip_after_it(dataset_uri, tmp_path):
     uri = pretrain_mae(CONFIG, dataset_uri, str(tmp_path), report=silent)
     assert pretrain_mae(CONFIG, dataset_uri, str(tmp_path), report=fail) == uri
-    card, tensors = load_checkpoint(uri)
-    assert (card.kind, card.architecture) == ("mae", CONFIG.model.to_json())
-    assert [p.digest for p in card.parents] == [Dataset.open(dataset_uri).digest]
+    metadata, tensors = load_checkpoint(uri)
+    assert (metadata.kind, metadata.architecture) == ("mae", CONFIG.model.to_json())
+    assert [p.digest for p in metadata.parents] == [Dataset.open(dataset_uri).digest]
     MaskedAutoencoder(CONFIG.model).load_state_dict(tensors)  # strict
     clip = PretrainConfig(
         model=replace(CLIP, vision=VISION),
         init=uri,
-        load=CONFIG.load,
-        train=replace(CONFIG.train, steps=1, schedule=ScheduleConfig(peak=0.0, minimum=0.0)),
+        dataloader=CONFIG.dataloader,
+        train=replace(CONFIG.train, steps=1, schedule=ScheduleConfig(lr=0.0, min_lr=0.0)),
     )
-    started = pretrain(clip, dataset_uri, str(tmp_path), report=silent)
-    card, begun = load_checkpoint(started)
-    assert {"start", "dataset"} == {p.role for p in card.parents}
+    started = pretrain_clip(clip, dataset_uri, str(tmp_path), report=silent)
+    metadata, begun = load_checkpoint(started)
+    assert {"start", "dataset"} == {p.role for p in metadata.parents}
     name = "visual.transformer.resblocks.0.attn.in_proj_weight"
     assert torch.equal(begun[name], tensors[name])
 
@@ -80,7 +79,7 @@ def test_its_tower_can_be_fine_tuned(dataset_uri, tmp_path):
     pretrained = open_encoder(uri)
     assert pretrained.config.vision == VISION
     encoder = build_dense(pretrained.config).eval()
-    pretrained.load_into(encoder)
+    pretrained.load_weights(encoder)
     mae = MaskedAutoencoder(CONFIG.model).eval()
     mae.load_state_dict(load_checkpoint(uri)[1])
     images = torch.rand(2, 3, 16, 16)
@@ -94,7 +93,7 @@ def test_its_tower_can_be_fine_tuned(dataset_uri, tmp_path):
 
 def test_it_learns_a_picture():
     torch.manual_seed(0)
-    objective = MaeObjective(CONFIG, Ranks())
+    objective = MaeObjective(CONFIG, DistributedContext())
     rows = torch.arange(16.0).mul(15).to(torch.uint8)
     picture = rows.expand(3, 16, 16)
     batch = PairBatch(picture.expand(8, 3, 16, 16), None, None, ())
@@ -110,7 +109,7 @@ def test_it_learns_a_picture():
 
 
 def test_half_of_the_pictures_are_mirrored(monkeypatch):
-    objective, seen = MaeObjective(CONFIG, Ranks()), []
+    objective, seen = MaeObjective(CONFIG, DistributedContext()), []
     forward = objective.mae.forward
 
     def noting(images):

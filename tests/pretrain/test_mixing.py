@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipmill.pretrain.mixing import erase, mix
+from clipmill.data.transforms.mixup import erase, mix
 
 # Each picture is filled with its own number, and each target names it.
 IMAGES = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)

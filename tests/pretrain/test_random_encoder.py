@@ -3,17 +3,17 @@
 from dataclasses import replace
 
 import torch
-from tiny import CLIP
 
-from clipmill.models.checkpoint import load_checkpoint, read_card
+from clipmill.lineage import lineage
+from clipmill.models.checkpoint import load_checkpoint, read_metadata
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
-from clipmill.recipes.clip import clip_miniature
-from clipmill.storage import lineage
+from clipmill.recipes.clip import clip_tiny
+from helpers.tiny_clip import CLIP
 
 
 def config(seed):
-    full = clip_miniature()
+    full = clip_tiny()
     return replace(full, model=CLIP, train=replace(full.train, seed=seed))
 
 
@@ -31,9 +31,9 @@ def test_weights_follow_from_the_seed(tmp_path):
     expected = build_clip(CLIP).state_dict()
     for name, tensor in expected.items():
         assert torch.equal(tensors(first)[name], tensor)
-    assert read_card(first).digest == read_card(second).digest
+    assert read_metadata(first).digest == read_metadata(second).digest
     assert first != other
-    assert read_card(first).digest != read_card(other).digest
+    assert read_metadata(first).digest != read_metadata(other).digest
     name = "visual.conv1.weight"
     assert not torch.equal(tensors(first)[name], tensors(other)[name])
 
@@ -48,10 +48,10 @@ def test_the_random_numbers_of_the_process_go_on(tmp_path):
 
 def test_the_card_says_that_they_are_random(tmp_path):
     uri = random_encoder(config(2), str(tmp_path))
-    card = read_card(uri)
-    assert card.kind == "clip"
-    assert card.architecture == CLIP.to_json()
-    assert card.summary == {"weights": "random", "seed": "2"}
+    metadata = read_metadata(uri)
+    assert metadata.kind == "clip"
+    assert metadata.architecture == CLIP.to_json()
+    assert metadata.summary == {"weights": "random", "seed": "2"}
     assert "/random-" in uri
     assert lineage(uri).parents == ()
 
@@ -60,6 +60,6 @@ def test_made_once(tmp_path):
     """Training's length doesn't matter to what wasn't trained."""
     uri = random_encoder(config(2), str(tmp_path))
     longer = replace(config(2), train=replace(config(2).train, steps=9))
-    changed = read_card(uri)
+    changed = read_metadata(uri)
     assert random_encoder(longer, str(tmp_path)) == uri
-    assert read_card(uri) == changed
+    assert read_metadata(uri) == changed

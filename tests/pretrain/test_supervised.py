@@ -6,27 +6,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import CLIP
 
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig, TrainConfig
+from clipmill.engine.distributed import DistributedContext
 from clipmill.errors import ConfigError, SourceError
 from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.dense import build_dense
-from clipmill.models.encoders import open_encoder
-from clipmill.models.towers import VisionConfig, build_clip
-from clipmill.pretrain.start import find_start
-from clipmill.pretrain.start_weights import load_start
-from clipmill.pretrain.supervised import SupervisedConfig, pretrain_supervised
-from clipmill.pretrain.supervised_objective import SupervisedObjective
+from clipmill.models.config import VisionConfig
+from clipmill.models.encoders import build_dense
+from clipmill.models.pretrained import open_encoder
+from clipmill.models.towers import build_clip
+from clipmill.pretrain.config import SupervisedConfig
+from clipmill.pretrain.init_weights import load_init_weights, resolve_init
+from clipmill.pretrain.supervised import SupervisedObjective, pretrain_supervised
+from helpers.tiny_clip import CLIP
 
 VISION = VisionConfig(image_size=32, timm_model="test_resnet")
 CONFIG = SupervisedConfig(
     vision=VISION,
     num_workers=0,
     train=TrainConfig(
-        steps=4, batch_size=4, schedule=ScheduleConfig(peak=1e-3), checkpoint_steps=2, log_steps=1
+        steps=4, batch_size=4, schedule=ScheduleConfig(lr=1e-3), checkpoint_every=2, log_every=1
     ),
 )
 
@@ -55,17 +54,20 @@ def data(tmp_path_factory):
 def test_a_run_and_what_starts_from_it(data, tmp_path):
     uri = pretrain_supervised(CONFIG, data, str(tmp_path), report=silent)
     assert pretrain_supervised(CONFIG, data, str(tmp_path), report=fail) == uri
-    card, tensors = load_checkpoint(uri)
-    assert (card.kind, card.architecture["classes"]) == ("supervised", ["ant", "bee", "cat"])
+    metadata, tensors = load_checkpoint(uri)
+    assert (metadata.kind, metadata.architecture["classes"]) == (
+        "supervised",
+        ["ant", "bee", "cat"],
+    )
     assert tensors["visual.trunk.fc.weight"].shape[0] == 3
     pretrained = open_encoder(uri)
     encoder = build_dense(pretrained.config)
-    pretrained.load_into(encoder)
+    pretrained.load_weights(encoder)
     name = "conv1.0.weight"
     assert torch.equal(encoder.trunk.get_parameter(name), tensors[f"visual.trunk.{name}"])
     config = replace(CLIP, vision=VISION)
     clip = build_clip(config)
-    load_start(find_start(uri), clip, config)
+    load_init_weights(resolve_init(uri), clip, config)
     assert torch.equal(clip.visual.trunk.get_parameter(name), tensors[f"visual.trunk.{name}"])
 
 
@@ -84,8 +86,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(data, tmp_path):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_is_torchs(smoothing):
-    config = replace(CONFIG, mixup=0.0, cutmix=0.0, erased=0.0, label_smoothing=smoothing)
-    objective = SupervisedObjective(config, 3, Ranks()).eval()
+    config = replace(
+        CONFIG, mixup=0.0, cutmix=0.0, random_erasing_prob=0.0, label_smoothing=smoothing
+    )
+    objective = SupervisedObjective(config, 3, DistributedContext()).eval()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     labels = torch.tensor([0, 2, 1, 2])
     found = objective({"image": images, "label": labels})["classification"]

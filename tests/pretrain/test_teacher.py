@@ -6,39 +6,45 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import CLIP
 
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
-from clipmill.data.reader import read_shard
-from clipmill.data.stored_augmentation import ReplayTransform, StoredAugmentationConfig, replay
-from clipmill.data.teacher_rows import Teaching
-from clipmill.data.view import View, ViewConfig
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import Ranks
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.teacher_targets import TeacherLayer
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.read import read_shard
+from clipmill.data.transforms.augmentation import (
+    CropTransform,
+    RandomResizedCropConfig,
+    ReplayTransform,
+    StoredAugmentationConfig,
+    replay,
+)
+from clipmill.engine.config import ScheduleConfig, TrainConfig
+from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.result import read_log
-from clipmill.engine.schedule import ScheduleConfig
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
-from clipmill.models.towers import VisionConfig, build_clip
-from clipmill.pretrain.clip import PretrainConfig, pretrain
-from clipmill.pretrain.distillation import DistillationConfig, teacher_parent
-from clipmill.pretrain.pairs import LoadConfig, pair_batches
-from clipmill.pretrain.teacher import TeacherConfig, make_teacher_layer
-from clipmill.pretrain.teachers import load_teacher
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
+from clipmill.models.config import VisionConfig
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
+from clipmill.pretrain.clip import pretrain_clip
+from clipmill.pretrain.config import DistillationConfig, PretrainConfig, TeacherConfig
+from clipmill.pretrain.dataloader import build_pair_dataloader
+from clipmill.pretrain.teacher import embed_with_teachers, load_teacher, teacher_parent
+from helpers.tiny_clip import CLIP
 
 CAPTIONS = "captions/test-1"
 BIG = replace(CLIP, embed_dim=12, vision=replace(CLIP.vision, image_size=24))
-LOAD = LoadConfig(num_workers=0, shuffle_shards=2)
+LOAD = DataLoaderConfig(num_workers=0, shuffle_shards=2)
 TRAIN = TrainConfig(
     steps=4,
     batch_size=6,
-    micro_batches=2,
-    schedule=ScheduleConfig(peak=1e-3),
-    checkpoint_steps=2,
-    log_steps=1,
+    grad_accum_steps=2,
+    schedule=ScheduleConfig(lr=1e-3),
+    checkpoint_every=2,
+    log_every=1,
 )
 
 
@@ -56,9 +62,9 @@ def teachers(tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("teachers"), []
     for number, config in enumerate((CLIP, BIG)):
         torch.manual_seed(number)
-        card = ModelCard(kind="clip", architecture=config.to_json(), recipe={})
+        metadata = CheckpointMetadata(kind="clip", architecture=config.to_json(), recipe={})
         tensors = build_clip(config).state_dict()
-        found.append(save_checkpoint(str(folder / str(number)), card, tensors).uri)
+        found.append(save_checkpoint(str(folder / str(number)), metadata, tensors).uri)
     return tuple(found)
 
 
@@ -74,7 +80,7 @@ def config(teachers):
 
 @pytest.fixture
 def layer(config, dataset_uri):
-    return make_teacher_layer(config, dataset_uri, CAPTIONS, report=silent)
+    return embed_with_teachers(config, dataset_uri, CAPTIONS, report=silent)
 
 
 @pytest.fixture
@@ -89,19 +95,19 @@ def view_of(dataset_uri, captions="both"):
     return View(Dataset.open(dataset_uri), config)
 
 
-ALONE = Ranks()
+ALONE = DistributedContext()
 
 
-def batches(view, distillation, here=ALONE, cursor=0):
-    return pair_batches(
+def batches(view, distillation, dist=ALONE, cursor=0):
+    return build_pair_dataloader(
         view,
         LOAD,
         TRAIN,
-        crop=CropTransform(16, RandomResizedCropConfig()),
-        teaching=Teaching(distillation.layer, ReplayTransform(16)),
-        tokenizer=CLIP.text.tokenizer(),
-        here=here,
-        cursor=cursor,
+        transform=CropTransform(16, RandomResizedCropConfig()),
+        teacher=TeacherLayer(distillation.layer, ReplayTransform(16)),
+        tokenizer=Tokenizer.from_config(CLIP.text),
+        dist=dist,
+        start_step=cursor,
     )
 
 
@@ -141,11 +147,11 @@ def test_embeddings_are_half_floats_and_unit_by_teacher(layer, dataset_uri):
 
 
 def test_the_stage_is_done_once(config, layer, dataset_uri):
-    assert make_teacher_layer(config, dataset_uri, CAPTIONS, report=fail) == layer
+    assert embed_with_teachers(config, dataset_uri, CAPTIONS, report=fail) == layer
     # How many at a time is no property of the layer; the seed is.
     other = replace(config, batch_size=7)
-    assert make_teacher_layer(other, dataset_uri, CAPTIONS, report=fail) == layer
-    assert make_teacher_layer(replace(config, seed=1), dataset_uri, report=silent) != layer
+    assert embed_with_teachers(other, dataset_uri, CAPTIONS, report=fail) == layer
+    assert embed_with_teachers(replace(config, seed=1), dataset_uri, report=silent) != layer
 
 
 def test_a_batch_holds_what_the_teachers_saw(distillation, config, dataset_uri):
@@ -174,7 +180,9 @@ def test_a_batch_holds_the_views_captions(distillation, dataset_uri, captions):
 def test_batches_are_the_same_for_any_number_of_ranks_and_from_any_step(distillation, dataset_uri):
     view = view_of(dataset_uri)
     whole = batches(view, distillation)
-    parts = [batches(view, distillation, Ranks(rank=r, world_size=2)) for r in range(2)]
+    parts = [
+        batches(view, distillation, DistributedContext(rank=r, world_size=2)) for r in range(2)
+    ]
     seen = []
     for _ in range(5):
         expected, found = next(whole), [next(p) for p in parts]
@@ -194,7 +202,7 @@ def test_a_mobile_student_learns_from_the_layer(distillation, dataset_uri, tmp_p
         model=replace(CLIP, vision=VisionConfig(image_size=16, timm_model="test_resnet")),
         view=ViewConfig(captions="both", layer=CAPTIONS),
         distillation=distillation,
-        load=LOAD,
+        dataloader=LOAD,
         train=TRAIN,
     )
 
@@ -202,15 +210,17 @@ def test_a_mobile_student_learns_from_the_layer(distillation, dataset_uri, tmp_p
         if done == 3:
             raise KeyboardInterrupt
 
-    uri = pretrain(config, dataset_uri, str(tmp_path / "a"), report=silent)
-    card, expected = load_checkpoint(uri)
-    assert {p.role for p in card.parents} == {"dataset", "captions", "teacher"}
+    uri = pretrain_clip(config, dataset_uri, str(tmp_path / "a"), report=silent)
+    metadata, expected = load_checkpoint(uri)
+    assert {p.role for p in metadata.parents} == {"dataset", "captions", "teacher"}
     assert {"loss/real", "loss/real_distillation", "loss/synthetic_distillation"} <= set(
         read_log(uri)[0]
     )
     with pytest.raises(KeyboardInterrupt):
-        pretrain(config, dataset_uri, str(tmp_path / "b"), report=stop)
-    _, found = load_checkpoint(pretrain(config, dataset_uri, str(tmp_path / "b"), report=silent))
+        pretrain_clip(config, dataset_uri, str(tmp_path / "b"), report=stop)
+    _, found = load_checkpoint(
+        pretrain_clip(config, dataset_uri, str(tmp_path / "b"), report=silent)
+    )
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
@@ -221,7 +231,7 @@ def test_layers_that_dont_fit(config, distillation, dataset_uri):
         teacher_parent(view, replace(distillation, layer="teacher/none"))
     with pytest.raises(ConfigError, match=r"teacher_widths was \(768, 768\)"):
         teacher_parent(view, replace(distillation, teacher_widths=(768, 768)))
-    bare = make_teacher_layer(config, dataset_uri, report=silent)
+    bare = embed_with_teachers(config, dataset_uri, report=silent)
     view = view_of(dataset_uri)  # lists the new layer
     with pytest.raises(ConfigError, match="has no embeddings of captions/test-1"):
         teacher_parent(view, replace(distillation, layer=bare))
@@ -230,12 +240,12 @@ def test_layers_that_dont_fit(config, distillation, dataset_uri):
 
 def test_ensembles_that_cannot_be(config, dataset_uri):
     with pytest.raises(ConfigError, match="models was empty"):
-        make_teacher_layer(TeacherConfig(), dataset_uri, report=silent)
+        embed_with_teachers(TeacherConfig(), dataset_uri, report=silent)
     with pytest.raises(ConfigError, match="has no layer 'captions/none'"):
-        make_teacher_layer(config, dataset_uri, "captions/none", report=silent)
+        embed_with_teachers(config, dataset_uri, "captions/none", report=silent)
     towers = replace(config, models=("random:timm/resnet18",))
     with pytest.raises(ArtifactError, match="no text tower"):
-        make_teacher_layer(towers, dataset_uri, report=silent)
+        embed_with_teachers(towers, dataset_uri, report=silent)
 
 
 def test_siglips_loss_has_no_distillation(distillation):

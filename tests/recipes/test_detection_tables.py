@@ -3,35 +3,34 @@
 import pytest
 import torch
 
-from clipmill.models.encoders import EncoderConfig
-from clipmill.models.towers import VisionConfig
+from clipmill.models.config import EncoderConfig, VisionConfig
 from clipmill.recipes import classification, detection
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 EPOCH = 1_281_167 // 1024
 COCO_IMAGES = 118_287
 
 
 @pytest.mark.parametrize(
-    ("make", "is_frozen", "rate", "weight_decay"),
+    ("make", "freeze_encoder", "rate", "weight_decay"),
     [
         (classification.classification_vit_b16, False, 1e-4, 0.05),
         (classification.linear_probe_vit_b16, True, 5e-4, 0.0005),
     ],
 )
-def test_table_12(make, is_frozen, rate, weight_decay):
+def test_table_12(make, freeze_encoder, rate, weight_decay):
     config = make()
     model, train = config.model, config.train
     assert config.task == "classification"
     assert (model.image_size, model.test_size) == (224, 224)
-    assert (model.mixup, model.cutmix, model.erased) == (0, 0, 0)
+    assert (model.mixup, model.cutmix, model.random_erasing_prob) == (0, 0, 0)
     assert model.label_smoothing == 0.1
     assert model.drop_path == 0.1
-    assert model.is_frozen is is_frozen
+    assert model.freeze_encoder is freeze_encoder
     assert train.batch_size == 1024
     assert train.steps == 100 * EPOCH
-    assert train.average_decay == 0.9995
-    assert (train.schedule.shape, train.schedule.peak) == ("cosine", rate)
+    assert train.ema_decay == 0.9995
+    assert (train.schedule.name, train.schedule.lr) == ("cosine", rate)
     assert train.schedule.warmup_steps == 5 * EPOCH
     assert train.optimizer.weight_decay == weight_decay
 
@@ -59,10 +58,10 @@ def test_table_13(make, stages, epochs, falls, weight_decay):
     assert train.batch_size == 16
     assert train.steps == epochs * -(-COCO_IMAGES // 16)
     assert train.optimizer.weight_decay == weight_decay
-    assert train.schedule.shape == "step"
-    assert train.schedule.peak in (5e-4, 2e-4, 1e-4)
-    rates = [train.schedule.at(e * train.steps // epochs, train.steps) for e in range(1, epochs)]
-    expected = [train.schedule.peak * 0.1 ** sum(e >= f for f in falls) for e in range(1, epochs)]
+    assert train.schedule.name == "step"
+    assert train.schedule.lr in (5e-4, 2e-4, 1e-4)
+    rates = [train.schedule.lr_at(e * train.steps // epochs, train.steps) for e in range(1, epochs)]
+    expected = [train.schedule.lr * 0.1 ** sum(e >= f for f in falls) for e in range(1, epochs)]
     assert rates == pytest.approx(expected)
 
 
@@ -70,7 +69,7 @@ def test_table_13(make, stages, epochs, falls, weight_decay):
 def test_the_full_network_can_be_built(make):
     config = make()
     with torch.device("meta"):
-        network = task_named("detection").network(
+        network = get_task("detection").build_inference_model(
             config.model, EncoderConfig(vision=VisionConfig()), ("a",) * 80
         )
     assert network.neck.strides == (4, 8, 16, 32, 64)
@@ -84,6 +83,6 @@ def test_the_full_network_can_be_built(make):
 def test_mobile_parameters_are_the_papers(timm_model, millions):
     config = detection.mask_rcnn_1x().model
     encoder = EncoderConfig(vision=VisionConfig(timm_model=timm_model))
-    network = task_named("detection").network(config, encoder, ("a",) * 80)
+    network = get_task("detection").build_inference_model(config, encoder, ("a",) * 80)
     found = sum(p.numel() for p in network.parameters()) / 1e6
     assert found == pytest.approx(millions, rel=0.01)

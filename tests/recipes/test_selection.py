@@ -6,22 +6,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from clipmill import stages
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
-from clipmill.data.select_rule import SelectConfig
+from clipmill.data.select import SelectConfig
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, read_card, save_checkpoint
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
-from clipmill.recipes import run, run_data
+from clipmill.lineage import lineage
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata, save_checkpoint
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.towers import build_clip
 from clipmill.recipes.registry import RECIPES
-from clipmill.storage import join, lineage
+from clipmill.storage import join
 
 CLIP = ClipConfig(
     embed_dim=8,
     vision=VisionConfig(image_size=16, patch_size=8, width=8, layers=1, head_width=8),
     text=TextConfig(context_length=12, vocab_size=600, width=8, heads=2, layers=1),
 )
-SCENES = ["size=32", "num_pairs=40", "num_captioning=6", "num_labelled=4", "num_test=2"]
+SCENES = ["size=32", "num_pairs=40", "num_captioner_pairs=6", "num_labeled=4", "num_test=2"]
 
 
 @pytest.fixture(scope="module")
@@ -31,27 +33,27 @@ def journey(tmp_path_factory):
     store = str(folder / "store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPMILL_CACHE", str(folder / "cache"))
-        scenes = run_data.scenes("scenes-miniature", SCENES, store)
+        scenes = stages.scenes("scenes-tiny", SCENES, store)
         small = ["samples_per_shard=16"]
-        dataset = run_data.shard("shards-miniature", small, join(scenes, "pairs.tar"), store)
+        dataset = stages.shard("shards-tiny", small, join(scenes, "pairs.tar"), store)
         opened = Dataset.open(dataset)
         uids = [uid for index in range(len(opened.shards)) for uid in opened.uids(index)]
         captions = [f"a scene with number {n}" for n in range(len(uids))]
         table = pa.table({"uid": uids[::-1], "text": captions})
         pq.write_table(table, folder / "captions.parquet")
-        layer = run_data.import_layer(
+        layer = stages.import_layer(
             dataset, "captions/x", [str(folder / "captions.parquet")], columns=["captions=text"]
         )
         torch.manual_seed(0)
-        card = ModelCard(kind="clip", architecture=CLIP.to_json(), recipe={})
-        judge = save_checkpoint(str(folder / "judge"), card, build_clip(CLIP).state_dict()).uri
+        metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
+        judge = save_checkpoint(str(folder / "judge"), metadata, build_clip(CLIP).state_dict()).uri
         (folder / "concepts").write_text("red\nblue\nsphere\na\n")
         concepts = f"concepts.concepts={folder / 'concepts'}"
         layers = [
             layer,
-            *run_data.score("score-basic", [], dataset, ""),
-            *run_data.score("score-clip", [], dataset, "", model=judge),
-            *run_data.score("score-concepts", [concepts], dataset, ""),
+            *stages.score("score-basic", [], dataset, ""),
+            *stages.score("score-clip", [], dataset, "", model=judge),
+            *stages.score("score-concepts", [concepts], dataset, ""),
         ]
         yield folder, dataset, layers
 
@@ -69,10 +71,10 @@ def rows_of(dataset, layer, folder):
 )
 def test_every_rule_runs(journey, name):
     folder, dataset, _ = journey
-    layer = run_data.select(name, [], dataset, "")
+    layer = stages.select(name, [], dataset, "")
     table = rows_of(dataset, layer, folder)
     assert len(table) == 40
-    assert run_data.select(name, [], dataset, "") == layer
+    assert stages.select(name, [], dataset, "") == layer
     kept = np.array(table["keep"].to_pylist())
     if name == "select-clip-top30":
         assert kept.sum() == 13  # the place int(40 * 0.3), counted from 0, is in
@@ -84,19 +86,19 @@ def test_every_rule_runs(journey, name):
 
 def test_an_encoder_trains_on_what_was_chosen(journey):
     folder, dataset, _ = journey
-    layer = run_data.select("select-mixed-captions", [], dataset, "")
-    small = ["train.steps=2", "train.batch_size=4", "train.log_steps=1"]
+    layer = stages.select("select-mixed-captions", [], dataset, "")
+    small = ["train.steps=2", "train.batch_size=4", "train.log_every=1"]
     tower = ["model.vision.image_size=32", "model.text.vocab_size=600"]
-    uri = run.pretrain(
-        "clip-miniature",
+    uri = stages.pretrain(
+        "clip-tiny",
         [*small, *tower],
         dataset,
         str(folder / "store"),
-        captions="chosen",
+        captions="selected",
         select=[layer],
     )
-    view = read_card(uri).recipe["view"]
-    assert (view["captions"], view["select"]) == ("chosen", [layer])
+    view = read_metadata(uri).recipe["view"]
+    assert (view["captions"], view["selection_layers"]) == ("selected", [layer])
 
     def kinds(node):
         return {node.kind} | {kind for parent in node.parents for kind in kinds(parent)}
@@ -110,5 +112,5 @@ def test_parts_of_a_score(journey):
     _, dataset, layers = journey
     for start, stop in ((0, 0), (-1, 1), (0, 99)):
         with pytest.raises(ConfigError, match="the range of shards was"):
-            run_data.score("score-basic", [], dataset, "", start=start, stop=stop)
-    assert run_data.score("score-basic", [], dataset, "", start=0, stop=1) == layers[1:3]
+            stages.score("score-basic", [], dataset, "", start=start, stop=stop)
+    assert stages.score("score-basic", [], dataset, "", start=0, stop=1) == layers[1:3]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import save_model
 
-from clipmill.serve.ports import free_port
-from clipmill.serve.process import ServerProcess
+from clipmill.processes import free_port
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
+from helpers.small_models import save_model
 
 
 @pytest.fixture(scope="session")

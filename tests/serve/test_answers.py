@@ -11,14 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from clipmill.models.center_resize import center_resize
-from clipmill.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
-from clipmill.models.normalization import Normalize
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.encoders import Normalize
+from clipmill.models.preprocess import center_crop_resize
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import build_clip
 from clipmill.serve.client import Client
-from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import class_palette, to_png
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import class_palette, encode_png
 
 CONFIG = ClipConfig(
     embed_dim=16,
@@ -37,15 +39,15 @@ def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     torch.manual_seed(0)
     config = replace(CONFIG, loss=request.param)
     model = build_clip(config).eval()
-    card = ModelCard(kind="clip", architecture=config.to_json(), recipe={})
-    save_checkpoint(str(folder / "model"), card, model.state_dict())
+    metadata = CheckpointMetadata(kind="clip", architecture=config.to_json(), recipe={})
+    save_checkpoint(str(folder / "model"), metadata, model.state_dict())
     models = {"clip": str(folder / "model")}
     with ServerProcess(models, log_path=folder / "server.log") as server:
         yield model, Client(server.url), str(folder / "model")
 
 
 def embed(model: Any, image_HW3: np.ndarray) -> np.ndarray:
-    pixels = torch.from_numpy(center_resize(Image.fromarray(image_HW3), 32).copy())
+    pixels = torch.from_numpy(center_crop_resize(Image.fromarray(image_HW3), 32).copy())
     with torch.inference_mode():
         found = model.encode_image(
             Normalize()(pixels.permute(2, 0, 1)[None].float() / 255), normalize=True
@@ -55,7 +57,7 @@ def embed(model: Any, image_HW3: np.ndarray) -> np.ndarray:
 
 def embed_texts(model: Any, texts: list[str]) -> np.ndarray:
     with torch.inference_mode():
-        return model.encode_text(CONFIG.text.tokenizer()(texts), normalize=True).numpy()
+        return model.encode_text(Tokenizer.from_config(CONFIG.text)(texts), normalize=True).numpy()
 
 
 def test_embeddings_are_the_towers(clip: Any, picture: np.ndarray) -> None:
@@ -125,7 +127,7 @@ def test_what_a_clip_cant_answer(clip: Any, changes: dict[str, Any], message: st
 def instance(image_HW3: np.ndarray) -> dict[str, Any]:
     from clipmill.serve.client import v1_request
 
-    return dict(json.loads(v1_request(to_png(image_HW3)))["instances"][0])
+    return dict(json.loads(v1_request(encode_png(image_HW3)))["instances"][0])
 
 
 def v1(url: str, model: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -209,7 +211,7 @@ def test_a_file_alone_is_a_request(
 ) -> None:
     request = urllib.request.Request(
         f"{server.url}/v2/models/{name}/infer?output=png",
-        to_png(picture),
+        encode_png(picture),
         {"Content-Type": "image/png"},
     )
     with urllib.request.urlopen(request, timeout=30) as response:

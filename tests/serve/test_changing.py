@@ -18,13 +18,13 @@ import pytest
 from clipmill.errors import ServerError
 from clipmill.models.checkpoint import load_checkpoint, save_checkpoint
 from clipmill.serve.client import Client, binary_request
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import to_png
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.launch import ServerProcess
+from clipmill.tasks.visualization import encode_png
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
-BODY, HEADERS = binary_request(to_png(PIXELS))
-CONFIG = ServeConfig(reload_seconds=0.1, drain_seconds=1.0)
+BODY, HEADERS = binary_request(encode_png(PIXELS))
+CONFIG = ServingConfig(reload_interval_seconds=0.1, unready_before_shutdown_seconds=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,10 @@ def other(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> s
     """URI of the segmentation model with other weights."""
     from dataclasses import replace
 
-    card, tensors = load_checkpoint(models["seg"])
+    metadata, tensors = load_checkpoint(models["seg"])
     uri = str(tmp_path_factory.mktemp("other"))
     turned = {name: -tensor for name, tensor in tensors.items()}
-    save_checkpoint(uri, replace(card, recipe={"of": "another"}), turned)
+    save_checkpoint(uri, replace(metadata, recipe={"of": "another"}), turned)
     return uri
 
 
@@ -111,7 +111,7 @@ def test_versions_side_by_side_and_a_swap_that_drops_nothing(
                 write({"seg@3": other, "depth": models["depth"]})
                 until(lambda: "3" in load.versions)
                 write("{nonsense")
-                until(lambda: 'reloads_total{outcome="failed"} 1.0' in metrics(server))
+                until(lambda: 'reloads_total{outcome="failure"} 1.0' in metrics(server))
                 seen = len(load.versions)
                 until(lambda: len(load.versions) > seen + 5)
             finally:
@@ -170,7 +170,7 @@ def test_a_deadline_that_cant_be_met(slow_model: str, log_path: Path) -> None:
 
 
 def test_a_client_that_leaves_isnt_answered(slow_model: str, log_path: Path) -> None:
-    config = ServeConfig(max_batch_size=1, max_queue_images=3)
+    config = ServingConfig(max_batch_size=1, max_queue_size=3)
     with ServerProcess({"slow": slow_model}, log_path=log_path, config=config) as server:
         leavers: list[Any] = []
         for _ in range(3):

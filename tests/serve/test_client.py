@@ -9,16 +9,15 @@ import pytest
 from PIL import Image
 
 from clipmill.errors import ServerError
+from clipmill.processes import free_port
 from clipmill.serve.client import (
     binary_request,
     curl_command,
     query,
     read_answer,
-    v1_curl_command,
     v1_request,
 )
-from clipmill.serve.ports import free_port
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl isn't installed")
@@ -75,7 +74,10 @@ def test_curl_with_plain_json(
 ) -> None:
     body_path, output_path = tmp_path / "body.json", tmp_path / "answer.json"
     body_path.write_bytes(v1_request(jpeg))
-    command = v1_curl_command(server.url, "depth", body_path=body_path, output_path=output_path)
+    command = (
+        f"curl --silent --show-error --dump-header - --header 'Content-Type: application/json' "
+        f"--data-binary @{body_path} --output {output_path} {server.url}/v1/models/depth:predict"
+    )
     assert "200" in run(command).splitlines()[0]
     (prediction,) = json.loads(output_path.read_text())["predictions"]
     np.testing.assert_array_equal(np.array(prediction["depth_metres"], np.float32), expected)

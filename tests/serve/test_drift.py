@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from clipmill.data.labelled import NyuFolder
-from clipmill.data.scenes import SceneConfig, write_caption_folder, write_nyu
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.labeled.dense import NyuFolder
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 from clipmill.engine.config import TrainConfig
-from clipmill.models.embedding import EmbeddingStatistics
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig
-from clipmill.pretrain.clip import PretrainConfig, pretrain
-from clipmill.pretrain.pairs import LoadConfig
-from clipmill.recipes.registry import recipe
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.embedding_stats import EmbeddingStatistics
+from clipmill.pretrain.clip import pretrain_clip
+from clipmill.pretrain.config import PretrainConfig
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes import SceneConfig, write_caption_folder, write_nyu
 from clipmill.serve.client import Client
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.drift import EmbeddingDrift
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.launch import ServerProcess
+from clipmill.serve.server.model import EmbeddingDrift
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 
 SCENES = SceneConfig(size=32)
@@ -30,7 +32,7 @@ CLIP = ClipConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=2, head_width=16),
     text=TextConfig(context_length=16, vocab_size=1000, width=32, heads=2, layers=1),
 )
-METRIC = "clipmill_serve_embedding_distance"
+METRIC = "clipmill_serve_embedding_drift"
 
 
 def silent(done: int, total: int, words: str) -> None:
@@ -62,26 +64,28 @@ def test_what_is_sent_against_what_was_learnt(
     monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
     steps = ["train.steps=2", "train.batch_size=2", "model.crop_size=32"]
     depth = finetune(
-        recipe("depth-miniature", FinetuneConfig, steps),
+        get_recipe("depth-tiny", FinetuneConfig, steps),
         "random:timm/test_vit",
         str(scenes),
         str(tmp_path / "store"),
         report=silent,
     )
     write_caption_folder(SCENES, range(24), tmp_path / "pairs", "terse")
-    clip = pretrain(
+    clip = pretrain_clip(
         PretrainConfig(
             model=CLIP,
-            load=LoadConfig(num_workers=0),
+            dataloader=DataLoaderConfig(num_workers=0),
             train=TrainConfig(steps=2, batch_size=6),
         ),
-        shard(ShardConfig(samples_per_shard=10), str(tmp_path / "pairs"), str(tmp_path / "store")),
+        write_dataset(
+            ShardConfig(samples_per_shard=10), str(tmp_path / "pairs"), str(tmp_path / "store")
+        ),
         str(tmp_path / "store"),
         report=silent,
     )
     listing = tmp_path / "models.json"
     listing.write_text(json.dumps({"depth@1": depth, "clip@1": clip, "old@1": models["seg"]}))
-    config = ServeConfig(reload_seconds=0.1)
+    config = ServingConfig(reload_interval_seconds=0.1)
     with ServerProcess(
         {}, models_file=listing, log_path=tmp_path / "server.log", config=config
     ) as server:

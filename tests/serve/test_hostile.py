@@ -8,13 +8,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from hostile import LENGTH, PIXELS, PNG, REFUSED, Hostile, hostile, hostile_image
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from clipmill.serve.client import binary_request, query
-from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import to_png
+from clipmill.serve.launch import ServerProcess
+from clipmill.tasks.visualization import encode_png
+from helpers.hostile_requests import LENGTH, PIXELS, PNG, REFUSED, Hostile, hostile, hostile_image
 
 REFUSED_RPC = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -115,7 +115,7 @@ def test_ten_thousand_hostile_requests_leave_no_trace(server: ServerProcess) -> 
 
 def test_hundreds_of_requests_leave_memory_flat(server: ServerProcess) -> None:
     """An image kept of every three would show: each is 192 KiB."""
-    image = to_png(np.random.default_rng(6).integers(0, 256, (256, 256, 3), np.uint8))
+    image = encode_png(np.random.default_rng(6).integers(0, 256, (256, 256, 3), np.uint8))
     answer_many(server, 50, image)
     before = resident_bytes(server)
     answer_many(server, 250, image)

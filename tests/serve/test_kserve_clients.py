@@ -10,9 +10,9 @@ from kserve import InferenceGRPCClient, InferenceRESTClient
 from kserve.inference_client import RESTConfig
 from PIL import Image
 
-from clipmill.serve.framework import InferInput, InferRequest
-from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import to_png
+from clipmill.serve.kserve_compat import InferInput, InferRequest
+from clipmill.serve.launch import ServerProcess
+from clipmill.tasks.visualization import encode_png
 
 
 def request_for(model: str, values: np.ndarray, datatype: str, **parameters: Any) -> InferRequest:
@@ -22,7 +22,7 @@ def request_for(model: str, values: np.ndarray, datatype: str, **parameters: Any
 
 
 def file_of(picture: np.ndarray) -> np.ndarray:
-    return np.array([to_png(picture)], object)
+    return np.array([encode_png(picture)], object)
 
 
 async def over_rest(server: ServerProcess, request: InferRequest) -> Any:

@@ -12,17 +12,16 @@ import pytest
 from kserve import InferenceGRPCClient
 from PIL import Image
 from pycocotools import mask as coco
-from small_models import save_model
 from test_answers import v1
 
 from clipmill.errors import ServerError
-from clipmill.serve.client import Client, v1_request
-from clipmill.serve.framework import InferInput, InferRequest
-from clipmill.serve.ports import free_port
-from clipmill.serve.process import ServerProcess
-from clipmill.serve.query import ask
-from clipmill.tasks.palette import to_png
+from clipmill.processes import free_port
+from clipmill.serve.client import Client, predict_image, v1_request
+from clipmill.serve.kserve_compat import InferInput, InferRequest
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import encode_png
+from helpers.small_models import save_model
 
 # pycocotools 2.0.11 hands NumPy 2 an array in the way of NumPy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -54,7 +53,7 @@ def assert_equal(objects_found: Any, expected: Any) -> None:
 
 def test_all_objects_of_several_images(objects: Any, found: Any, picture: np.ndarray) -> None:
     images = [picture, picture[:40], np.zeros_like(picture)]
-    each = Client(objects[0].url).objects("detection", images)
+    each = Client(objects[0].url).detect("detection", images)
     for one, expected in zip(each, objects[1]["detection"].predict(images), strict=True):
         if len(expected["scores"]):
             assert_equal(one, expected)
@@ -67,16 +66,16 @@ def test_a_threshold_and_the_best(objects: Any, found: Any, picture: np.ndarray)
     threshold = float(np.sort(found["scores"])[len(found["scores"]) // 2])
     likely = {name: array[found["scores"] >= threshold] for name, array in found.items()}
     assert 0 < len(likely["scores"]) < len(found["scores"])
-    assert_equal(client.objects("detection", [picture], threshold=threshold)[0], likely)
+    assert_equal(client.detect("detection", [picture], threshold=threshold)[0], likely)
     best = {name: array[:2] for name, array in found.items()}
-    assert_equal(client.objects("detection", [picture], top_k=2)[0], best)
+    assert_equal(client.detect("detection", [picture], top_k=2)[0], best)
     raw = client.infer("detection", images=[picture], parameters={"top_k": 2})
     assert raw.pop("counts").tolist() == [2]
     assert_equal(raw, best)
 
 
 def test_v1_gives_cocos_form(objects: Any, found: Any, picture: np.ndarray) -> None:
-    body = json.loads(v1_request(to_png(picture))) | {"parameters": {"output": "rle"}}
+    body = json.loads(v1_request(encode_png(picture))) | {"parameters": {"output": "rle"}}
     (one,) = v1(objects[0].url, "detection", body)
     masks = np.stack([coco.decode(rle) for rle in one.pop("masks")])
     assert_equal({**one, "masks": masks}, found)
@@ -85,7 +84,7 @@ def test_v1_gives_cocos_form(objects: Any, found: Any, picture: np.ndarray) -> N
 def test_a_file_alone(objects: Any, found: Any, picture: np.ndarray) -> None:
     request = urllib.request.Request(
         f"{objects[0].url}/v2/models/detection/infer?output=rle&threshold=0.0&top_k=3",
-        to_png(picture),
+        encode_png(picture),
         {"Content-Type": "image/png"},
     )
     with urllib.request.urlopen(request, timeout=30) as response:
@@ -124,10 +123,10 @@ def test_the_likeliest_classes(objects: Any, picture: np.ndarray) -> None:
 
 
 def test_query_draws_objects_and_names_classes(objects: Any, picture: np.ndarray) -> None:
-    answer = ask(objects[0].url, to_png(picture), model="detection")
-    with Image.open(io.BytesIO(answer.drawn_png)) as drawn:
+    answer = predict_image(objects[0].url, encode_png(picture), model="detection")
+    with Image.open(io.BytesIO(answer.overlay_png)) as drawn:
         assert drawn.size == (256, 192)  # enlarged, so that names fit
-    lines = ask(objects[0].url, to_png(picture), model="classification").lines
+    lines = predict_image(objects[0].url, encode_png(picture), model="classification").lines
     assert sum(float(line.split("%")[0]) for line in lines) == pytest.approx(100, abs=0.3)
 
 

@@ -14,14 +14,14 @@ import pytest
 
 from clipmill.errors import ServerError
 from clipmill.serve.client import query
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.launch import ServerProcess
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
 
 
-CONFIG = ServeConfig(
-    max_batch_size=1, max_queue_images=2, max_receive_seconds=3, max_request_bytes=10_000
+CONFIG = ServingConfig(
+    max_batch_size=1, max_queue_size=2, read_timeout_seconds=3, max_request_bytes=10_000
 )
 
 

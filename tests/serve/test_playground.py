@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import save_model
 from websockets.sync.client import ClientConnection, connect
 
-from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import class_palette, to_png
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import class_palette, encode_png
+from helpers.small_models import save_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -122,10 +122,10 @@ _DROP = """(() => {
 })()"""
 _PIXELS = """[...document.getElementById("answer").getContext("2d")
   .getImageData(0, 0, 64, 48).data].filter((_, index) => index %% 4 < 3)""".replace("%%", "%")
-_ANSWERED = 'document.getElementById("status").textContent.startsWith("Answered")'
+_RESPONDED = 'document.getElementById("status").textContent.startsWith("Response in")'
 
 
-def test_drop_a_picture_see_the_mask_then_the_depth(
+def test_drop_an_image_see_the_mask_then_the_depth(
     browser: Browser,
     server: ServerProcess,
     picture: np.ndarray,
@@ -133,8 +133,8 @@ def test_drop_a_picture_see_the_mask_then_the_depth(
 ) -> None:
     browser.send("Page.navigate", url=f"{server.url}/?model=seg")
     browser.wait_for('document.querySelectorAll("#models input").length === 2')
-    browser.value(_DROP % json.dumps(base64.b64encode(to_png(picture)).decode()))
-    browser.wait_for(_ANSWERED)
+    browser.value(_DROP % json.dumps(base64.b64encode(encode_png(picture)).decode()))
+    browser.wait_for(_RESPONDED)
     classes_HW = predictors["seg"].predict([picture])[0]["classes"]
     shown = np.array(browser.value(_PIXELS), np.uint8).reshape(48, 64, 3)
     np.testing.assert_array_equal(shown, class_palette()[classes_HW])
@@ -145,7 +145,7 @@ def test_drop_a_picture_see_the_mask_then_the_depth(
     )
 
     browser.value('document.querySelector("#models input[value=depth]").click()')
-    browser.wait_for(f'{_ANSWERED} && !document.getElementById("scale").hidden')
+    browser.wait_for(f'{_RESPONDED} && !document.getElementById("scale").hidden')
     press(browser, "ArrowRight")
     reading = browser.wait_for('document.getElementById("reading").textContent')
     metres = predictors["depth"].predict([picture])[0]["depth_metres"][24, 32]
@@ -174,17 +174,17 @@ def test_a_sample_on_a_phone_in_the_dark(browser: Browser, server: ServerProcess
         "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}]
     )
     browser.send("Page.navigate", url=f"{server.url}/?model=depth&sample=2")
-    browser.wait_for(_ANSWERED)
+    browser.wait_for(_RESPONDED)
     assert browser.value("document.documentElement.scrollWidth") <= 375
     background = browser.value("getComputedStyle(document.body).backgroundColor")
     assert max(int(n) for n in background[4:-1].split(",")) < 64
 
 
-def test_what_is_no_picture_is_said(browser: Browser, server: ServerProcess) -> None:
+def test_a_file_that_is_no_image_is_refused(browser: Browser, server: ServerProcess) -> None:
     browser.send("Page.navigate", url=server.url)
     browser.wait_for('document.querySelectorAll("#models input").length === 2')
     browser.value(_DROP % json.dumps(base64.b64encode(b"no picture").decode()))
-    browser.wait_for('document.getElementById("status").textContent.includes("no picture")')
+    browser.wait_for('document.getElementById("status").textContent.includes("not an image")')
     assert not browser.value('!document.getElementById("answer").hidden')
 
 
@@ -206,8 +206,8 @@ def test_objects_are_masked_boxed_and_listed(
     assert shown.any()
     browser.send("Page.navigate", url=server.url)
     browser.wait_for('document.querySelectorAll("#models input").length === 1')
-    browser.value(_DROP % json.dumps(base64.b64encode(to_png(picture)).decode()))
-    browser.wait_for(_ANSWERED)
+    browser.value(_DROP % json.dumps(base64.b64encode(encode_png(picture)).decode()))
+    browser.wait_for(_RESPONDED)
     legend = browser.value('document.getElementById("legend").innerText').split("\n")
     names = [line for line in legend if line in predictor.classes]
     assert names == [predictor.classes[label] for label in found["labels"][shown]]

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from clipmill.errors import ConfigError, NotFoundError, ServerError
+from clipmill.processes import free_port, require_free
 from clipmill.serve.client import query
-from clipmill.serve.config import ServeConfig
-from clipmill.serve.ports import free_port, require_free
-from clipmill.serve.process import ProcessSettings, ServerProcess
-from clipmill.serve.server import serve
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.launch import ProcessSettings, ServerProcess, serve
 
 PIXELS = np.zeros((32, 32, 3), np.uint8)
 
@@ -50,7 +49,7 @@ def test_the_server_itself_checks_its_ports_before_it_loads() -> None:
                     {"seg": "/nowhere/at/all"},
                     http_port=ports[0],
                     grpc_port=ports[1],
-                    config=ServeConfig(),
+                    config=ServingConfig(),
                 )
 
 
@@ -60,23 +59,23 @@ def test_a_missing_model_is_the_stores_error(tmp_path: Path) -> None:
             {"seg": str(tmp_path / "nothing")},
             http_port=free_port("127.0.0.1"),
             grpc_port=None,
-            config=ServeConfig(),
+            config=ServingConfig(),
         )
 
 
 @pytest.mark.parametrize("models", [{}, {"a/b": "x"}, {"": "x"}, {"a:predict": "x"}, {"a@": "x"}])
 def test_a_name_that_fits_no_url_is_refused(models: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
-        serve(models, http_port=free_port("127.0.0.1"), grpc_port=None, config=ServeConfig())
+        serve(models, http_port=free_port("127.0.0.1"), grpc_port=None, config=ServingConfig())
 
 
 def test_limits_are_above_zero() -> None:
     with pytest.raises(ConfigError, match="max_batch_size was 0"):
-        ServeConfig(max_batch_size=0)
+        ServingConfig(max_batch_size=0)
 
 
 def test_settings_survive_the_command_line() -> None:
-    settings = ProcessSettings(models={"seg": "s3://b/m"}, http_port=1, config=ServeConfig())
+    settings = ProcessSettings(models={"seg": "s3://b/m"}, http_port=1, config=ServingConfig())
     assert ProcessSettings.from_json(settings.to_json()) == settings
 
 
@@ -99,7 +98,7 @@ def test_a_child_that_isnt_ready_in_time_is_ended(models: dict[str, str], log_pa
 _PARENT = """
 import sys
 from pathlib import Path
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.launch import ServerProcess
 
 uri, log, port, detach = sys.argv[1:]
 server = ServerProcess(
@@ -146,7 +145,7 @@ def test_serving_needs_neither_training_nor_its_data() -> None:
     code = """
 import sys
 sys.argv += ["--http_port", "x", "--model"]  # KServe would end the process over these
-import clipmill.serve.endpoint
+import clipmill.serve.server.inference_server
 foreign = {"mmcv", "mmengine", "mmseg", "mmdet", "clipmill.data", "clipmill.engine"}
 print(sorted(foreign & sys.modules.keys()))
 """

@@ -7,31 +7,31 @@ from typer.testing import CliRunner
 
 from clipmill.cli import app
 from clipmill.errors import ConfigError
-from clipmill.serve.process import ServerProcess
-from clipmill.serve.query import ask
-from clipmill.tasks.palette import class_palette, to_png
+from clipmill.serve.client import predict_image
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import class_palette, encode_png
 
 
 def test_the_answer_is_drawn_over_the_picture(
     server: ServerProcess, picture: np.ndarray, predictors: dict[str, Predictor]
 ) -> None:
-    answer = ask(server.url, to_png(picture), model="seg")
+    answer = predict_image(server.url, encode_png(picture), model="seg")
     classes_HW = predictors["seg"].predict([picture])[0]["classes"]
     expected = np.rint(0.4 * picture + 0.6 * class_palette()[classes_HW])
-    found = np.asarray(Image.open(io.BytesIO(answer.drawn_png)))
+    found = np.asarray(Image.open(io.BytesIO(answer.overlay_png)))
     np.testing.assert_allclose(found, expected, atol=1)
     ids, counts = np.unique(classes_HW, return_counts=True)
-    likeliest = predictors["seg"].classes[ids[np.argmax(counts)]]
-    assert answer.lines[0] == f"{counts.max() / classes_HW.size:7.1%}  {likeliest}"
+    top_k_labels = predictors["seg"].classes[ids[np.argmax(counts)]]
+    assert answer.lines[0] == f"{counts.max() / classes_HW.size:7.1%}  {top_k_labels}"
 
 
 def test_depth_is_told_in_metres(
     server: ServerProcess, picture: np.ndarray, predictors: dict[str, Predictor], tmp_path
 ) -> None:
-    (tmp_path / "in.png").write_bytes(to_png(picture))
+    (tmp_path / "in.png").write_bytes(encode_png(picture))
     output = tmp_path / "out.png"
-    command = ["query", server.url, str(tmp_path / "in.png"), "--model", "depth"]
+    command = ["predict", server.url, str(tmp_path / "in.png"), "--model", "depth"]
     done = CliRunner().invoke(app, [*command, "--output", str(output)], catch_exceptions=False)
     assert done.exit_code == 0
     depth_HW = predictors["depth"].predict([picture])[0]["depth_metres"]
@@ -42,4 +42,4 @@ def test_depth_is_told_in_metres(
 
 def test_with_several_models_one_must_be_named(server: ServerProcess, picture: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="serves seg, depth"):
-        ask(server.url, to_png(picture))
+        predict_image(server.url, encode_png(picture))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from clipmill.serve.rle import decode_rle, encode_rle
+from clipmill.serve.protocol.rle import decode_rle, encode_rle
 
 
 @settings(max_examples=200, deadline=None)

@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from clipmill.errors import ServerError
 from clipmill.serve.client import binary_request, query, read_answer, v1_request
-from clipmill.serve.process import ServerProcess
-from clipmill.tasks.palette import to_png
+from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
+from clipmill.tasks.visualization import encode_png
 
 LENGTH = "Inference-Header-Content-Length"
 
@@ -49,7 +49,7 @@ def test_pixels_in_array_out(
 def test_a_file_in_array_out(
     server: ServerProcess, name: str, picture: np.ndarray, expected: np.ndarray
 ) -> None:
-    body, headers = binary_request(to_png(picture))
+    body, headers = binary_request(encode_png(picture))
     status, data, answer = post(f"{server.url}/v2/models/{name}/infer", body, headers)
     assert status == 200
     assert answer["Content-Type"] == "application/octet-stream"
@@ -68,7 +68,7 @@ def test_plain_json_in_and_out(
     tensor: dict[str, Any] = {"name": "image", "datatype": "UINT8", "shape": [48, 64, 3]}
     tensor["data"] = picture.ravel().tolist()
     if encoded:
-        text = base64.b64encode(to_png(picture)).decode()
+        text = base64.b64encode(encode_png(picture)).decode()
         tensor |= {"datatype": "BYTES", "shape": [1], "data": [text]}
     body = json.dumps({"id": "7", "inputs": [tensor]}).encode()
     status, data, headers = post(
@@ -91,7 +91,7 @@ def test_v1(
     expected: np.ndarray,
 ) -> None:
     instances = [
-        json.loads(v1_request(to_png(i)))["instances"][0] for i in (picture, picture[:, :50])
+        json.loads(v1_request(encode_png(i)))["instances"][0] for i in (picture, picture[:, :50])
     ]
     body = json.dumps({"instances": instances}).encode()
     status, data, headers = post(f"{server.url}/v1/models/{name}:predict", body)
@@ -143,14 +143,14 @@ _NOISE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
 def _bad_bodies() -> dict[str, bytes]:
     wrong_output = json.loads(_tensor()) | {"outputs": [{"name": "depth"}]}
     # A PNG of which only the header is read: 30000 x 30000 pixels.
-    huge = to_png(_NOISE)
+    huge = encode_png(_NOISE)
     huge = huge[:16] + struct.pack(">II", 30_000, 30_000) + huge[24:]
     return {
         "empty": b"",
         "no JSON": b"{",
         "no object": b"[1]",
         "no inputs": b"{}",
-        "truncated file": _file(to_png(_NOISE)[:2000]),
+        "truncated file": _file(encode_png(_NOISE)[:2000]),
         "empty file": _file(b""),
         "huge header": _file(huge),
         "wrong datatype": _tensor(datatype="FP64"),
@@ -215,13 +215,13 @@ def test_it_describes_its_models(
     assert described["outputs"] == [output]
 
     lineage = json.loads(get(f"{server.url}/v2/models/{name}/lineage"))
-    assert lineage["digest"] == predictor.card.digest
+    assert lineage["digest"] == predictor.metadata.digest
     assert tuple(lineage["classes"]) == predictor.classes
     assert lineage["outputs"][0]["unit"] == predictor.outputs[0].unit
-    body, headers = binary_request(to_png(picture))
+    body, headers = binary_request(encode_png(picture))
     _, data, answer = post(f"{server.url}/v2/models/{name}/infer", body, headers)
     header = json.loads(data[: int(answer[LENGTH])])
-    assert header["parameters"] == {"digest": predictor.card.digest}
+    assert header["parameters"] == {"digest": predictor.metadata.digest}
 
     assert json.loads(get(f"{server.url}/v2/health/ready")) == {"ready": True}
     assert json.loads(get(f"{server.url}/v2/models/{name}/ready"))["ready"] is True
@@ -251,7 +251,7 @@ def test_its_metrics_count_what_happened(server: ServerProcess, picture: np.ndar
     assert grown("requests_total", "code=200", "model=depth", version) == 1
     assert grown("requests_total", "code=400", "model=depth", version) == 1
     assert grown("requests_total", "code=404", "model=unknown", "version=") == 1
-    assert grown("rejected_total", "model=depth", "reason=image_unreadable") == 1
+    assert grown("requests_rejected_total", "model=depth", "reason=image_unreadable") == 1
     assert grown("batch_size_count", "model=depth") == 1
     for stage in ("request", "queue_wait", "infer", "postprocess"):
         assert grown(f"{stage}_seconds_count", "model=depth") == 1

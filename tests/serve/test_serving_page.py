@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import save_model
 
-from clipmill.serve.process import ServerProcess
+from clipmill.serve.launch import ServerProcess
+from helpers.small_models import save_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
 (PYTHON,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -35,7 +35,7 @@ def page_server(
 
 def run(block: str, server: ServerProcess, folder: Path) -> str:
     """What the block prints; it runs in a folder with a picture."""
-    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "picture.jpg")
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "image.jpg")
     script = block.replace("http://localhost:8080", server.url)
     assert server.url in script
     done = subprocess.run(
@@ -76,7 +76,7 @@ def test_lines_run_as_pasted(page_server: ServerProcess, tmp_path: Path) -> None
 def test_python_runs_as_pasted(
     page_server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "picture.jpg")
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     found: dict[str, np.ndarray] = {}
     exec(PYTHON.replace("http://localhost:8080", page_server.url), found)

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.digest import sha256_bytes
+from clipmill.config import sha256_bytes
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
 from clipmill.storage import (
     exists,
     fetch,
-    get_tree,
     join,
-    put_tree,
+    pack_dir,
     read_bytes,
     split_uri,
+    unpack_dir,
     write_bytes,
 )
 
@@ -46,9 +46,9 @@ def _content(root: Path) -> dict[str, bytes | None]:
 
 def test_a_tree_comes_back(tree: Path, root_uri: str, tmp_path: Path) -> None:
     uri = join(root_uri, "tree.tar")
-    sha256 = put_tree(tree, uri)
+    sha256 = pack_dir(tree, uri)
     assert hashlib.sha256(read_bytes(uri)).hexdigest() == sha256
-    folder = get_tree(uri, tmp_path / "cache")
+    folder = unpack_dir(uri, tmp_path / "cache")
     assert _content(folder) == _content(tree)
     assert os.access(folder / "run", os.X_OK)
     assert not os.access(folder / "images.txt", os.X_OK)
@@ -69,16 +69,16 @@ def test_equal_trees_give_equal_bytes(tree: Path, tmp_path: Path) -> None:
             target.write_bytes(path.read_bytes())
             target.chmod(0o711 if path.name == "run" else 0o600)
             os.utime(target, (1, 1))
-    assert put_tree(copy, str(tmp_path / "1.tar")) == put_tree(tree, str(tmp_path / "2.tar"))
+    assert pack_dir(copy, str(tmp_path / "1.tar")) == pack_dir(tree, str(tmp_path / "2.tar"))
     (copy / "images.txt").write_text("changed")
-    assert put_tree(copy, str(tmp_path / "1.tar")) != put_tree(tree, str(tmp_path / "2.tar"))
+    assert pack_dir(copy, str(tmp_path / "1.tar")) != pack_dir(tree, str(tmp_path / "2.tar"))
 
 
 def test_a_link_to_a_file_is_packed_as_the_file(tree: Path, tmp_path: Path) -> None:
-    before = put_tree(tree, str(tmp_path / "1.tar"))
+    before = pack_dir(tree, str(tmp_path / "1.tar"))
     (tree / "images.txt").rename(tmp_path / "moved")
     (tree / "images.txt").symlink_to(tmp_path / "moved")
-    assert put_tree(tree, str(tmp_path / "2.tar")) == before
+    assert pack_dir(tree, str(tmp_path / "2.tar")) == before
 
 
 @pytest.mark.parametrize("target", ["images", "nowhere", "/"])
@@ -87,7 +87,7 @@ def test_links_to_folders_and_to_nothing_are_refused(
 ) -> None:
     (tree / "link").symlink_to(target)
     with pytest.raises(ArtifactError, match=r"can't pack .*/link"):
-        put_tree(tree, str(tmp_path / "x.tar"))
+        pack_dir(tree, str(tmp_path / "x.tar"))
     assert not (tmp_path / "x.tar").exists()
 
 
@@ -103,7 +103,7 @@ def test_a_disk_without_room_to_pack_is_an_error(
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
     try:
         with pytest.raises(StorageError, match="can't pack"):
-            put_tree(tree, str(tmp_path / "x.tar"))
+            pack_dir(tree, str(tmp_path / "x.tar"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / "x.tar").exists()
@@ -112,52 +112,52 @@ def test_a_disk_without_room_to_pack_is_an_error(
 
 def test_a_second_put_writes_nothing(tree: Path, tmp_path: Path) -> None:
     uri = tmp_path / "x.tar"
-    sha256 = put_tree(tree, str(uri))
+    sha256 = pack_dir(tree, str(uri))
     before = uri.stat().st_ino
-    assert put_tree(tree, str(uri)) == sha256
+    assert pack_dir(tree, str(uri)) == sha256
     assert uri.stat().st_ino == before
 
 
 def test_a_put_that_was_cut_short_is_completed(tree: Path, root_uri: str, tmp_path: Path) -> None:
     uri = join(root_uri, "x.tar")
-    sha256 = put_tree(tree, uri)
+    sha256 = pack_dir(tree, uri)
     store, key = split_uri(uri)
     for lost in (key, f"{key}.sha256"):
         store.delete(lost)
-        assert put_tree(tree, uri) == sha256
-        assert _content(get_tree(uri, tmp_path / "cache")) == _content(tree)
+        assert pack_dir(tree, uri) == sha256
+        assert _content(unpack_dir(uri, tmp_path / "cache")) == _content(tree)
 
 
 def test_a_changed_tree_replaces_and_is_unpacked_beside(
     tree: Path, root_uri: str, tmp_path: Path
 ) -> None:
     uri = join(root_uri, "x.tar")
-    put_tree(tree, uri)
-    old = get_tree(uri, tmp_path / "cache")
+    pack_dir(tree, uri)
+    old = unpack_dir(uri, tmp_path / "cache")
     (tree / "run").write_text("changed")
-    put_tree(tree, uri)
-    new = get_tree(uri, tmp_path / "cache")
+    pack_dir(tree, uri)
+    new = unpack_dir(uri, tmp_path / "cache")
     assert (old / "run").read_text() == "#!/bin/sh"
     assert (new / "run").read_text() == "changed"
 
 
 def test_a_second_get_does_not_read_the_tar(tree: Path, root_uri: str, tmp_path: Path) -> None:
     uri = join(root_uri, "x.tar")
-    put_tree(tree, uri)
-    first = get_tree(uri, tmp_path / "cache")
+    pack_dir(tree, uri)
+    first = unpack_dir(uri, tmp_path / "cache")
     store, key = split_uri(uri)
     store.delete(key)
-    assert get_tree(uri, tmp_path / "cache") == first
+    assert unpack_dir(uri, tmp_path / "cache") == first
 
 
 def test_many_may_get_a_tree_at_once(tree: Path, root_uri: str, tmp_path: Path) -> None:
     uri = join(root_uri, "x.tar")
-    put_tree(tree, uri)
+    pack_dir(tree, uri)
     barrier, folders = threading.Barrier(4), []
 
     def work() -> None:
         barrier.wait()
-        folders.append(get_tree(uri, tmp_path / "cache"))
+        folders.append(unpack_dir(uri, tmp_path / "cache"))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -197,7 +197,7 @@ def test_a_tar_that_would_escape_is_refused(tmp_path: Path, member: tarfile.TarI
     write_bytes(uri, buffer.getvalue())
     write_bytes(f"{uri}.sha256", sha256_bytes(buffer.getvalue()).encode())
     with pytest.raises(ArtifactError, match="can't be unpacked"):
-        get_tree(uri, tmp_path / "deep" / "cache")
+        unpack_dir(uri, tmp_path / "deep" / "cache")
     assert list((tmp_path / "deep" / "cache").iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "store"]
 
@@ -209,7 +209,7 @@ def test_an_absolute_member_lands_inside(tmp_path: Path) -> None:
     uri = str(tmp_path / "x.tar")
     write_bytes(uri, buffer.getvalue())
     write_bytes(f"{uri}.sha256", sha256_bytes(buffer.getvalue()).encode())
-    folder = get_tree(uri, tmp_path / "cache")
+    folder = unpack_dir(uri, tmp_path / "cache")
     assert [path.name for path in folder.iterdir()] == ["clipmill-absolute"]
     assert not Path("/clipmill-absolute").exists()
 
@@ -227,10 +227,10 @@ def test_a_damaged_tar_is_refused(
     tree: Path, root_uri: str, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     uri = join(root_uri, "x.tar")
-    put_tree(tree, uri)
+    pack_dir(tree, uri)
     write_bytes(uri, damage(read_bytes(uri)))
     with pytest.raises(ArtifactError, match="has the SHA-256"):
-        get_tree(uri, tmp_path / "cache")
+        unpack_dir(uri, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -239,10 +239,10 @@ def test_a_recorded_digest_that_is_none_is_refused(
     tree: Path, tmp_path: Path, recorded: str
 ) -> None:
     uri = str(tmp_path / "x.tar")
-    put_tree(tree, uri)
+    pack_dir(tree, uri)
     write_bytes(f"{uri}.sha256", recorded.encode())
     with pytest.raises(ArtifactError, match="recorded digest"):
-        get_tree(uri, tmp_path / "cache")
+        unpack_dir(uri, tmp_path / "cache")
     with pytest.raises(ArtifactError):
         fetch(uri, recorded, tmp_path / "cache")
 
@@ -250,24 +250,24 @@ def test_a_recorded_digest_that_is_none_is_refused(
 def test_what_is_not_there_is_not_found(root_uri: str, tmp_path: Path) -> None:
     uri = join(root_uri, "x.tar")
     with pytest.raises(NotFoundError):
-        get_tree(uri, tmp_path / "cache")
+        unpack_dir(uri, tmp_path / "cache")
     with pytest.raises(NotFoundError):
         fetch(uri, "0" * 64, tmp_path / "cache")
     with pytest.raises(NotFoundError, match="no folder"):
-        put_tree(tmp_path / "absent", uri)
+        pack_dir(tmp_path / "absent", uri)
     assert not exists(uri)
 
 
 def test_the_name_must_say_tar(tree: Path, root_uri: str) -> None:
     with pytest.raises(ArtifactError, match=r"ends in \.tar"):
-        put_tree(tree, join(root_uri, "x.zip"))
+        pack_dir(tree, join(root_uri, "x.zip"))
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tree: Path, tmp_path: Path) -> None:
     uri = str(tmp_path / "x.tar")
-    put_tree(tree, uri)
+    pack_dir(tree, uri)
     with pytest.raises(StorageError, match="can't unpack"):
-        get_tree(uri, tmp_path / "x.tar" / "cache")
+        unpack_dir(uri, tmp_path / "x.tar" / "cache")
 
 
 def test_fetch_returns_a_local_file_where_it_lies(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from minio.error import S3Error
 
 from clipmill.errors import NotFoundError, StorageError
 from clipmill.storage import open_store, read_bytes, write_bytes
-from clipmill.storage.s3 import RetryPolicy, S3Settings, S3Store
-from clipmill.storage.s3_client import client_for
+from clipmill.storage.s3 import RetryPolicy, S3Settings, S3Store, client_for
 
 QUICK = RetryPolicy(attempts=4, base_seconds=0.01, max_seconds=0.05)
 

@@ -16,9 +16,9 @@ import pytest
 import urllib3
 
 from clipmill.errors import StorageError
-from clipmill.storage import open_store, s3_client
-from clipmill.storage.s3 import S3Settings, S3Store
-from clipmill.storage.s3_roles import RoleProvider, find_role
+from clipmill.storage import open_store
+from clipmill.storage import s3 as s3_store
+from clipmill.storage.s3 import RoleCredentialsProvider, S3Settings, S3Store, resolve_role
 
 TOKEN = "a-web-identity-token"
 ARN = "arn:aws:iam::1:role/train"
@@ -93,7 +93,7 @@ def issuer(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     # A client keeps its role's credentials; the environment of a real process doesn't change.
-    s3_client._client.cache_clear()
+    s3_store._client.cache_clear()
     issuer = Issuer(s3)
     threading.Thread(target=issuer.http.serve_forever, args=(0.01,), daemon=True).start()
     yield issuer
@@ -163,7 +163,7 @@ def test_a_profile_of_the_credentials_file(issuer: Issuer, tmp_path: Path) -> No
 def test_no_credentials_at_all_are_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="no S3 credentials found") as caught:
-        RoleProvider("instance", urllib3.PoolManager()).retrieve()
+        RoleCredentialsProvider("instance", urllib3.PoolManager()).retrieve()
     assert "AWS_ACCESS_KEY_ID" in caught.value.expected
 
 
@@ -193,7 +193,7 @@ def test_a_refused_role_is_told_without_its_token(
 )
 def test_one_role_is_chosen(environment: dict[str, str], role: str | None, tmp_path: Path) -> None:
     nowhere = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none")}
-    assert find_role({**nowhere, **environment}) == role
+    assert resolve_role({**nowhere, **environment}) == role
 
 
 def test_half_a_key_is_no_reason_to_look_for_a_role(web_identity: Issuer) -> None:

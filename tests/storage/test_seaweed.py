@@ -50,8 +50,7 @@ def test_a_second_run_has_the_same_objects_and_credentials(
         _store(first).put("a", b"kept")
         assert _answers(first["AWS_ENDPOINT_URL"])
         # Killed, not stopped: what was put must survive that too.
-        assert server.process_id
-        os.kill(server.process_id, signal.SIGKILL)
+        os.kill(server.pid, signal.SIGKILL)
     assert not _answers(first["AWS_ENDPOINT_URL"])
     assert (tmp_path / "store" / "credentials.json").stat().st_mode & 0o777 == 0o600
 
@@ -140,7 +139,7 @@ from pathlib import Path
 from clipmill.storage import SeaweedServer
 server = SeaweedServer(Path(sys.argv[1]), detach=sys.argv[2] == "detach")
 server.start()
-print(server.process_id, server.environment["AWS_ENDPOINT_URL"], flush=True)
+print(server.pid, server.environment["AWS_ENDPOINT_URL"], flush=True)
 time.sleep(600)
 """
 

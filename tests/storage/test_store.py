@@ -24,7 +24,7 @@ from clipmill.storage import (
     write_bytes,
     write_json,
 )
-from clipmill.storage.atomic import TEMPORARY_PREFIX
+from clipmill.storage.store import TEMPORARY_PREFIX
 
 MANY_PARTS = 40_000_000  # bytes: past the size at which S3 uploads go in parts
 

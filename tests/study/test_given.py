@@ -1,28 +1,27 @@
 """A study of a team's own data, by one process and by two that train together."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from given_drill import NAMES, small_paper
 
-from clipmill.data.folder import open_folder
-from clipmill.data.scenes.source import LABELS, PAIRS, ScenesSourceConfig, draw_source
-from clipmill.data.shards import ShardConfig, shard
+from clipmill.data.labeled.folder import fetch_folder
+from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ConfigError
-from clipmill.recipes.registry import recipe
-from clipmill.stages import silent
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes.source import LABELS, PAIRS, ScenesSourceConfig, draw_source
+from clipmill.stage_records import no_progress
 from clipmill.storage import join
 from clipmill.study.config import StudyConfig
 from clipmill.study.page import study_page
 from clipmill.study.result import read_study
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import add_scene_layers, draw_captions
+from helpers import program_environment
+from helpers.study_ranks import NAMES, small_paper
 
-SCENES = ScenesSourceConfig(num_pairs=16, num_captioning=1, num_labelled=4, num_test=2)
-DRILL = Path(__file__).with_name("given_drill.py")
+SCENES = ScenesSourceConfig(num_pairs=16, num_captioner_pairs=1, num_labeled=4, num_test=2)
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +30,23 @@ def data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("team")
         patch.setenv("CLIPMILL_CACHE", str(root / "cache"))
-        source = draw_source(SCENES, str(root), report=silent)
-        folder, parent = open_folder(join(source, PAIRS), "source")
-        dataset = shard(ShardConfig(), str(folder), str(root), source_parents=(parent,))
-        add_scene_layers(dataset, draw_captions(SCENES), ["terse"], report=silent)
+        source = draw_source(SCENES, str(root), report=no_progress)
+        folder, parent = fetch_folder(join(source, PAIRS), "source")
+        dataset = write_dataset(ShardConfig(), str(folder), str(root), source_parents=(parent,))
+        add_scene_layers(dataset, draw_captions(SCENES), ["terse"], report=no_progress)
         yield dataset, join(source, LABELS["segmentation"])
 
 
 def test_two_ranks_carry_out_what_the_paper_asks_on_given_data(data, tmp_path):
     store = tmp_path / "store"
     run = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {"CLIPMILL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""  # a machine may have fewer GPUs than ranks
+    environment = program_environment(
+        CLIPMILL_CACHE=str(tmp_path / "cache"),
+        OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",  # a machine may have fewer GPUs than ranks
+    )
     done = subprocess.run(
-        [sys.executable, *run, str(DRILL), str(store), *data],
+        [sys.executable, *run, "-m", "helpers.study_ranks", str(store), *data],
         env=environment,
         capture_output=True,
         text=True,
@@ -64,25 +66,27 @@ def test_two_ranks_carry_out_what_the_paper_asks_on_given_data(data, tmp_path):
     # One process finds all of it made.
     made = sorted(p.stat().st_mtime_ns for p in store.rglob("model.json"))
     (found / "study.json").unlink()
-    assert read_study(run_study(result.config, str(store), report=silent)).runs == result.runs
+    assert read_study(run_study(result.config, str(store), report=no_progress)).runs == result.runs
     assert sorted(p.stat().st_mtime_ns for p in store.rglob("model.json")) == made
 
 
 def test_what_is_not_given_is_named(data, tmp_path):
     dataset, labels = data
-    paper = recipe("study-paper", StudyConfig)
-    with pytest.raises(ConfigError, match=r"given\.dataset, given\.layers\.synthetic, given\.lab"):
-        run_study(paper, str(tmp_path), report=silent)
+    paper = get_recipe("study-paper", StudyConfig)
+    with pytest.raises(
+        ConfigError, match=r"user_data\.dataset, user_data\.layers\.synthetic, user_data\.lab"
+    ):
+        run_study(paper, str(tmp_path), report=no_progress)
     given = [
-        f"given.dataset={dataset}",
-        "given.layers.synthetic=captions/none",
-        f"given.labels.segmentation={labels}",
+        f"user_data.dataset={dataset}",
+        "user_data.layers.synthetic=captions/none",
+        f"user_data.labels.segmentation={labels}",
     ]
     with pytest.raises(ConfigError, match="has no layer 'captions/none'"):
-        run_study(small_paper().override(given), str(tmp_path), report=silent)
+        run_study(small_paper().override(given), str(tmp_path), report=no_progress)
 
 
 def test_workers_are_not_for_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="workers was 2, under torchrun with 2 ranks"):
-        run_study(small_paper(), str(tmp_path), workers=2, report=silent)
+        run_study(small_paper(), str(tmp_path), workers=2, report=no_progress)

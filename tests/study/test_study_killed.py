@@ -1,8 +1,6 @@
 """A study killed with -9, again and again, ends with the figures of one that wasn't."""
 
-import os
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,14 +9,12 @@ import numpy as np
 import pytest
 
 from clipmill.study.result import StudyResult, read_study
-
-STUDY = Path(__file__).with_name("tiny_study.py")
+from helpers import program, program_environment
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"CLIPMILL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(STUDY), str(folder / "store")]
-    return subprocess.Popen(command, env=environment)
+    environment = program_environment(CLIPMILL_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1")
+    return subprocess.Popen(program("tiny_study", folder / "store"), env=environment)
 
 
 def result_in(folder: Path) -> StudyResult:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipmill.data.scenes import SceneConfig, write_ade20k, write_nyu
+from clipmill.scenes import SceneConfig, write_ade20k, write_nyu
 
 SCENES = SceneConfig(size=32)
 

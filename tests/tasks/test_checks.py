@@ -6,18 +6,18 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_task import DEPTH, SEGMENTATION
 from typer.testing import CliRunner
 
 from clipmill.cli import app
-from clipmill.data.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
 from clipmill.engine.config import TrainConfig
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
 from clipmill.tasks.checks import check_data
-from clipmill.tasks.classification import ClassificationConfig
-from clipmill.tasks.detection import DetectionConfig
+from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.detection.config import DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig, finetune
+from helpers.tiny_tasks import DEPTH, SEGMENTATION
 
 SCENES = SceneConfig(size=32)
 TRAIN = TrainConfig(steps=1, batch_size=2)
@@ -33,11 +33,11 @@ def fail(done, total, words):
 
 def found(task, folder, **options):
     check = check_data(task, folder, report=silent, **options)
-    return check, {f.reason: f for f in check.findings}
+    return check, {f.reason: f for f in check.issues}
 
 
 def faults(check):
-    return {f.reason: f.count for f in check.findings if f.is_fatal}
+    return {f.reason: f.count for f in check.issues if f.is_error}
 
 
 @pytest.fixture
@@ -81,14 +81,14 @@ def classes(tmp_path):
 )
 def test_good_data_is_fit(task, layout, splits, request):
     check, _ = found(task, request.getfixturevalue(layout))
-    assert check.is_fit
+    assert check.is_usable
     assert check.num_samples == splits
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth", "detection", "classification"])
 def test_an_empty_folder_says_what_was_looked_for(task, tmp_path):
     check, by_reason = found(task, tmp_path)
-    assert not check.is_fit
+    assert not check.is_usable
     looked_for = {
         "segmentation": "objectInfo150.txt",
         "depth": "train_list.txt",
@@ -111,14 +111,14 @@ def test_segmentation(ade20k):
     assert faults(check) == {
         "layout": 1,
         "mask": 1,
-        "mask-of-another-size": 1,
-        "unreadable-image": 1,
+        "mask_of_another_size": 1,
+        "unreadable_image": 1,
     }
     assert by_reason["layout"].examples == (f"{lost} is missing",)
     assert by_reason["mask"].examples == (f"{masks[0]} has the value 15",)
-    assert str(images[1]) in by_reason["unreadable-image"].examples[0]
+    assert str(images[1]) in by_reason["unreadable_image"].examples[0]
     # All classes but the one in the last mask.
-    assert by_reason["class-without-pixels"].count == 13
+    assert by_reason["class_without_pixels"].count == 13
 
 
 def test_depth(nyu):
@@ -129,8 +129,8 @@ def test_depth(nyu):
     check, by_reason = found("depth", nyu)
     assert faults(check) == {"depth": 1}
     assert "median depth of 0.002 m" in by_reason["depth"].examples[0]
-    assert by_reason["no-depth-known"].examples == (str(maps[1]),)
-    assert by_reason["mostly-out-of-range"].count == 1
+    assert by_reason["no_depth_known"].examples == (str(maps[1]),)
+    assert by_reason["mostly_out_of_range"].count == 1
 
 
 def test_detection(coco):
@@ -151,25 +151,25 @@ def test_detection(coco):
     (coco / "val2017" / f"{4:012d}.jpg").write_bytes(file.getvalue())
     check, by_reason = found("detection", coco)
     assert faults(check) == {
-        "image-of-another-size": 1,
-        "missing-image": 1,
-        "unknown-category": 1,
-        "unknown-image": 1,
+        "image_of_another_size": 1,
+        "missing_image": 1,
+        "unknown_category": 1,
+        "unknown_image": 1,
     }
-    assert "category_id 99" in by_reason["unknown-category"].examples[0]
-    assert by_reason["degenerate-box"].count == 1
-    assert by_reason["box-out-of-image"].count == 1
-    assert by_reason["image-without-annotation"].examples == (f"{lonely:012d}.jpg",)
+    assert "category_id 99" in by_reason["unknown_category"].examples[0]
+    assert by_reason["degenerate_box"].count == 1
+    assert by_reason["box_out_of_image"].count == 1
+    assert by_reason["image_without_annotation"].examples == (f"{lonely:012d}.jpg",)
     path.write_text("[]")
-    assert "not-coco" in found("detection", coco)[1]
+    assert "not_coco" in found("detection", coco)[1]
 
 
 def test_classification(classes):
     (classes / "val" / "cat" / "1.jpg").write_bytes(b"broken")
     (classes / "val" / "cow").mkdir()
     check, by_reason = found("classification", classes)
-    assert faults(check) == {"unreadable-image": 1, "class-not-trained": 1}
-    assert by_reason["class-without-pictures"].examples == ("val/cow",)
+    assert faults(check) == {"unreadable_image": 1, "class_not_trained": 1}
+    assert by_reason["class_without_images"].examples == ("val/cow",)
 
 
 LAYOUTS = {
@@ -177,7 +177,7 @@ LAYOUTS = {
     "depth": ("nyu", DEPTH),
     "detection": (
         "coco",
-        DetectionConfig(neck_channels=8, hidden_width=8, num_workers=0, drop_path=0.0),
+        DetectionConfig(neck_channels=8, roi_hidden_dim=8, num_workers=0, drop_path=0.0),
     ),
     "segmentation": ("ade20k", SEGMENTATION),
 }
@@ -196,11 +196,11 @@ def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
     """The check says so, and training refuses before its first step."""
     fixture, model = LAYOUTS[task]
     folder, encoder = request.getfixturevalue(fixture), "random:open_clip/ViT-B-16"
-    for side, is_fit in ((48, True), (40, False)):
+    for side, is_usable in ((48, True), (40, False)):
         sides = [f"{other}=48" for other in SIDES[task]] + [f"{field}={side}"]
         config = FinetuneConfig(task=task, model=model.override(sides), train=TRAIN)
         check, by_reason = found(task, folder, encoder=encoder, config=config)
-        assert faults(check) == ({} if is_fit else {"encoder": 1})
+        assert faults(check) == ({} if is_usable else {"encoder": 1})
     assert "images of 40 pixels a side, on an encoder of stride 16" in str(by_reason)
     with pytest.raises(ConfigError, match="of 40 pixels a side, on an encoder of stride 16"):
         finetune(config, encoder, str(folder), str(tmp_path / "store"), report=fail)
@@ -212,42 +212,44 @@ def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
         ("random:timm/test_resnet", ""),
         ("random:timm/vit_tiny_patch16_224", ""),
         ("random:timm/vit_small_patch14_dinov2", "stride 14"),
-        ("random:timm/test_vit_relpos", "can't see the recipe's images"),
+        ("random:timm/test_vit_relpos", "can't take the recipe's images"),
     ],
 )
 def test_encoders_of_other_families(encoder, words, nyu):
     config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
     check, by_reason = found("depth", nyu, encoder=encoder, config=config)
-    assert check.is_fit == (not words)
+    assert check.is_usable == (not words)
     assert words in str(by_reason)
 
 
 def test_a_recipe_of_another_task(ade20k):
     config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
-    with pytest.raises(ConfigError, match="the recipe is one of depth"):
+    with pytest.raises(ConfigError, match="the recipe is for depth"):
         found("segmentation", ade20k, encoder="random:timm/test_resnet", config=config)
 
 
 def test_a_model_for_another_list_of_classes(ade20k):
     uri = str(ade20k / "model")
     architecture = {"task": "segmentation", "classes": ["floor", "sky"]}
-    card = ModelCard(kind="task", architecture=architecture, recipe=SEGMENTATION.to_json())
-    save_checkpoint(uri, card, {})
+    metadata = CheckpointMetadata(
+        kind="task", architecture=architecture, recipe=SEGMENTATION.to_json()
+    )
+    save_checkpoint(uri, metadata, {})
     check, by_reason = found("segmentation", ade20k, model=uri)
-    assert faults(check) == {"another-class-list": 1}
+    assert faults(check) == {"another_class_list": 1}
     assert (
-        "2 classes and the data 14; class 1 is 'sky'" in by_reason["another-class-list"].examples[0]
+        "2 classes and the data 14; class 1 is 'sky'" in by_reason["another_class_list"].examples[0]
     )
 
 
 def test_command(ade20k):
     command = CliRunner()
-    answer = command.invoke(app, ["data", "check", "segmentation", str(ade20k)])
+    answer = command.invoke(app, ["data", "validate", "segmentation", str(ade20k)])
     assert answer.exit_code == 0, answer.output
     assert "training: 3 samples" in answer.stdout
     (mask, *_) = sorted((ade20k / "annotations" / "training").iterdir())
     Image.fromarray(np.full((32, 32), 15, np.uint8)).save(mask)
-    answer = command.invoke(app, ["data", "check", "segmentation", str(ade20k)])
+    answer = command.invoke(app, ["data", "validate", "segmentation", str(ade20k)])
     assert "fault: mask, 1 times" in answer.stdout
     assert mask.name in answer.stdout
     assert "can't be used for segmentation: mask (1)" in str(answer.exception)

@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_task import CONV, VIT
 
 from clipmill.errors import SourceError
 from clipmill.models.checkpoint import load_checkpoint, read_embedding
-from clipmill.recipes.registry import recipe
-from clipmill.tasks.classification import ClassificationConfig, ClassificationTask
-from clipmill.tasks.classification_metrics import TopK
+from clipmill.recipes.registry import get_recipe
+from clipmill.tasks.classification.task import (
+    ClassificationConfig,
+    ClassificationTask,
+    TopKAccuracy,
+)
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
+from helpers.tiny_tasks import CONV, VIT
 
 TASK = ClassificationTask()
 CONFIG = ClassificationConfig(
@@ -43,10 +46,10 @@ def folder(tmp_path_factory):
 
 
 def top(k, *pairs):
-    metrics = TopK((k,))
+    metrics = TopKAccuracy((k,))
     for probabilities, label in pairs:
         metrics.update(np.array(probabilities, np.float32), label)
-    return metrics.result()[f"top{k}"]
+    return metrics.compute()[f"top{k}"]
 
 
 def test_accuracy_by_hand():
@@ -71,18 +74,20 @@ def test_accuracy_equals_torchs():
 
 
 def test_nothing_to_judge():
-    with pytest.raises(SourceError, match="no image to judge"):
-        TopK((1,)).result()
+    with pytest.raises(SourceError, match="no image to evaluate"):
+        TopKAccuracy((1,)).compute()
 
 
 def test_batches(folder):
     options = {"batch_size": 9, "seed": 0, "rank": 0, "world_size": 1}
-    found = list(itertools.islice(TASK.batches(CONFIG, folder, cursor=0, **options), 2))
+    found = list(
+        itertools.islice(TASK.train_dataloader(CONFIG, folder, start_step=0, **options), 2)
+    )
     assert found[0]["images"].shape == (9, 32, 32, 3)
     for batch in found:
         colours = batch["images"].float().mean((1, 2)).argmax(1)
         assert (colours == 2 - batch["labels"]).all()
-    (again,) = itertools.islice(TASK.batches(CONFIG, folder, cursor=1, **options), 1)
+    (again,) = itertools.islice(TASK.train_dataloader(CONFIG, folder, start_step=1, **options), 1)
     assert torch.equal(again["images"], found[1]["images"])
 
 
@@ -91,7 +96,9 @@ def test_batches(folder):
 def test_probabilities_at_any_size(encoder):
     torch.manual_seed(0)
     for size in (32, 48):
-        network = TASK.network(CONFIG.override([f"test_size={size}"]), encoder, CLASSES).eval()
+        network = TASK.build_inference_model(
+            CONFIG.override([f"test_size={size}"]), encoder, CLASSES
+        ).eval()
         for shape in ((32, 32), (50, 41), (9, 90)):
             found = network(torch.rand(2, 3, *shape))
             assert found.shape == (2, 3)
@@ -100,7 +107,7 @@ def test_probabilities_at_any_size(encoder):
 
 @torch.no_grad()
 def test_the_centre_is_seen():
-    network = TASK.network(CONFIG, VIT, CLASSES).eval()
+    network = TASK.build_inference_model(CONFIG, VIT, CLASSES).eval()
     images = torch.rand(1, 3, 32, 64)
     changed = images.clone()
     changed[..., :16] = 0
@@ -109,10 +116,10 @@ def test_the_centre_is_seen():
 
 
 @pytest.mark.parametrize("encoder", [VIT, CONV])
-@pytest.mark.parametrize("is_frozen", [False, True])
-def test_gradients(encoder, is_frozen):
-    config = CONFIG.override([f"is_frozen={str(is_frozen).lower()}", "drop_path=0.5"])
-    objective = TASK.objective(config, encoder, CLASSES).train()
+@pytest.mark.parametrize("freeze_encoder", [False, True])
+def test_gradients(encoder, freeze_encoder):
+    config = CONFIG.override([f"freeze_encoder={str(freeze_encoder).lower()}", "drop_path=0.5"])
+    objective = TASK.build_objective(config, encoder, CLASSES).train()
     before = {k: v.clone() for k, v in objective.encoder.state_dict().items()}
     batch = {
         "images": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8),
@@ -120,9 +127,9 @@ def test_gradients(encoder, is_frozen):
     }
     objective(batch)["classification"].backward()
     grads = [p.grad is not None for p in objective.encoder.parameters()]
-    assert not any(grads) if is_frozen else all(grads)
+    assert not any(grads) if freeze_encoder else all(grads)
     assert objective.head.weight.grad is not None
-    if is_frozen:
+    if freeze_encoder:
         # Neither drop path nor batch statistics move a frozen encoder.
         after = objective.encoder.state_dict()
         assert all(torch.equal(before[k], after[k]) for k in before)
@@ -131,7 +138,7 @@ def test_gradients(encoder, is_frozen):
 
 def test_smooth_labels_by_hand():
     """Of an untrained, zero classifier every target costs log C."""
-    objective = TASK.objective(CONFIG, VIT, CLASSES)
+    objective = TASK.build_objective(CONFIG, VIT, CLASSES)
     with torch.no_grad():
         objective.head.weight.zero_()
         objective.head.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))
@@ -141,31 +148,31 @@ def test_smooth_labels_by_hand():
     torch.testing.assert_close(objective(batch)["classification"], expected)
 
 
-TINY = ["model.image_size=32", "model.test_size=32", "train.batch_size=9", "train.log_steps=1"]
+TINY = ["model.image_size=32", "model.test_size=32", "train.batch_size=9", "train.log_every=1"]
 
 
-@pytest.mark.parametrize("name", ["classification-miniature", "linear-probe-miniature"])
+@pytest.mark.parametrize("name", ["classification-tiny", "linear-probe-tiny"])
 def test_from_an_encoder_to_a_judged_model(name, folder, tmp_path):
-    steps = ["train.steps=40", "train.schedule.peak=1e-2"]
-    config = recipe(name, FinetuneConfig, [*TINY, *steps])
+    steps = ["train.steps=40", "train.schedule.lr=1e-2"]
+    config = get_recipe(name, FinetuneConfig, [*TINY, *steps])
     model = finetune(config, "random:timm/test_vit", str(folder), str(tmp_path), report=silent)
     found = read_evaluation(evaluate(model, str(folder), str(tmp_path), report=silent))
     assert found.metrics["top1"] > 60
     assert found.metrics["top5"] == 100
-    card, tensors = load_checkpoint(model)
-    assert card.architecture["classes"] == list(CLASSES)
+    metadata, tensors = load_checkpoint(model)
+    assert metadata.architecture["classes"] == list(CLASSES)
     assert tensors["head.weight"].shape[0] == 3
-    assert read_embedding(card).num_images == 18
+    assert read_embedding(metadata).num_images == 18
 
 
 def test_drawing():
     image = np.zeros((160, 200, 3), np.uint8)
     probabilities = np.array([0.1, 0.7, 0.2], np.float32)
-    drawn = TASK.draw({"probabilities": probabilities}, image, CLASSES)
+    drawn = TASK.visualize({"probabilities": probabilities}, image, CLASSES)
     assert drawn.shape == image.shape
     assert not drawn[:124].any()
     blue = (drawn == (46, 134, 171)).all(-1).sum(1)
     likeliest = blue[124:136].max()
     assert 0.5 * 200 < likeliest <= 0.7 * 200 + 1  # names cover some of the bar
-    tiny = TASK.draw({"probabilities": probabilities}, image[:8, :8], ())
+    tiny = TASK.visualize({"probabilities": probabilities}, image[:8, :8], ())
     assert tiny.shape == (160, 160, 3)

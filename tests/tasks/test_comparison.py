@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import scipy.stats
 from safetensors.numpy import save_file
-from tiny_task import DEPTH, SEGMENTATION
 
-from clipmill.data.labelled import Ade20kFolder, NyuFolder
-from clipmill.data.scenes import CLASSES as SCENE_CLASSES
+from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
 from clipmill.engine.result import log_lines
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
+from clipmill.lineage import Parent, lineage
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
-from clipmill.recipes.clip import clip_miniature
-from clipmill.recipes.registry import recipe
-from clipmill.storage import Parent, lineage, write_bytes
+from clipmill.recipes.clip import clip_tiny
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes import CLASSES as SCENE_CLASSES
+from clipmill.storage import write_bytes
 from clipmill.tasks.comparison import (
     RANDOM,
     Comparison,
@@ -32,9 +33,10 @@ from clipmill.tasks.comparison import (
 )
 from clipmill.tasks.evaluation import EvaluationResult, evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
+from helpers.tiny_tasks import DEPTH, SEGMENTATION
 
-SEGMENT, MEASURE = task_named("segmentation"), task_named("depth")
+SEGMENT, MEASURE = get_task("segmentation"), get_task("depth")
 
 
 def silent(done, total, words):
@@ -88,7 +90,7 @@ def test_the_gate_is_a_spread_better_than_all_that_learned_nothing(task, random,
     found = result(task, random, trivial)
     assert found.gate == pytest.approx(gate)
     for known in (*random, *trivial.values()):
-        assert found.metric.gain(found.gate, known) >= found.spread - 1e-9
+        assert found.metric.improvement(found.gate, known) >= found.spread - 1e-9
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def evaluation(folder, task, rows):
         task=task.name,
         model=NOBODY,
         data=NOBODY,
-        metrics={task.metric.name: task.figure(rows)},
+        metrics={task.metric.name: task.metric_from_rows(rows)},
         num_samples=0,
     )
 
@@ -148,7 +150,9 @@ def test_the_interval_is_scipys_paired_bootstrap(task, rows, tmp_path):
     low, high = paired_interval(task, *pair, config)
 
     def gain(drawn):
-        figures = [task.figure({k: v[drawn] for k, v in r.items()}) for r in (ours, theirs)]
+        figures = [
+            task.metric_from_rows({k: v[drawn] for k, v in r.items()}) for r in (ours, theirs)
+        ]
         return figures[0] - figures[1] if task.metric.higher_is_better else figures[1] - figures[0]
 
     expected = scipy.stats.bootstrap(
@@ -205,7 +209,9 @@ def test_figures_by_image_make_the_metric(ade20k_folder, nyu_folder):
     for task, folder in ((SEGMENT, ade20k_folder), (MEASURE, nyu_folder)):
         found = predictions(folder, task)
         assert {len(rows) for rows in found.per_image.values()} == {2}
-        assert task.figure(found.per_image) == pytest.approx(found.metrics[task.metric.name])
+        assert task.metric_from_rows(found.per_image) == pytest.approx(
+            found.metrics[task.metric.name]
+        )
 
 
 def judged(task, folder):
@@ -215,7 +221,7 @@ def judged(task, folder):
         name: task.evaluate(answer, config, folder, num_samples=0, report=silent).metrics[
             task.metric.name
         ]
-        for name, answer in task.trivial_answers(folder).items()
+        for name, answer in task.trivial_predictors(folder).items()
     }
 
 
@@ -266,14 +272,14 @@ TOWERS = ClipConfig(
     vision=VisionConfig(image_size=32, timm_model="test_vit"),
     text=TextConfig(context_length=12, vocab_size=600, width=16, heads=2, layers=1),
 )
-PROBE = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log_steps=1"]
+PROBE = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log_every=1"]
 
 
 def save_encoder(uri, log, weights):
     """A CLIP checkpoint with the log of its training."""
     recipe = {"train": {"batch_size": 8}}
-    card = ModelCard(kind="clip", architecture=TOWERS.to_json(), recipe=recipe)
-    save_checkpoint(uri, card, weights)
+    metadata = CheckpointMetadata(kind="clip", architecture=TOWERS.to_json(), recipe=recipe)
+    save_checkpoint(uri, metadata, weights)
     write_bytes(f"{uri}/log.jsonl", log_lines(log))
     return uri
 
@@ -302,13 +308,13 @@ def made(tmp_path_factory, nyu_folder):
                 f"{store}/encoders/gs", log, {k: v * 1.01 for k, v in weights.items()}
             ),
         }
-        untrained = replace(clip_miniature(), model=TOWERS)
+        untrained = replace(clip_tiny(), model=TOWERS)
         random = [
             random_encoder(replace(untrained, train=replace(untrained.train, seed=seed)), store)
             for seed in (0, 1)
         ]
         data = str(nyu_folder)
-        config = recipe("linear-depth-miniature", FinetuneConfig, PROBE)
+        config = get_recipe("linear-depth-tiny", FinetuneConfig, PROBE)
         evaluations = {
             uri: evaluate(
                 finetune(config, uri, data, store, report=silent), data, store, report=silent

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_task import CONV, DEPTH, VIT
 
-from clipmill.data.labelled import NyuFolder
-from clipmill.models.dense import build_dense
-from clipmill.tasks.depth import MAX_DEPTH_METRES, DepthTask
-from clipmill.tasks.depth_metrics import DepthMetrics
-from clipmill.tasks.depth_network import DepthNetwork
+from clipmill.data.labeled.dense import NyuFolder
+from clipmill.models.encoders import build_dense
+from clipmill.tasks.depth.metrics import DepthMetrics
+from clipmill.tasks.depth.model import DepthNetwork
+from clipmill.tasks.depth.task import MAX_DEPTH_METRES, DepthTask
+from helpers.tiny_tasks import CONV, DEPTH, VIT
 
 TASK = DepthTask()
 
@@ -34,8 +34,8 @@ def network(encoder=VIT, **changes):
 
 
 def batches(folder, config=DEPTH, **changes):
-    options = {"batch_size": 2, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
-    return TASK.batches(config, folder, **options)
+    options = {"batch_size": 2, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, **changes}
+    return TASK.train_dataloader(config, folder, **options)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def test_network_gives_metres_at_the_images_size(encoder):
 @torch.no_grad()
 def test_flip_test_averages_both_directions():
     images = torch.rand(1, 3, 32, 32)
-    plain, flipped = network(flip_test=False), network(flip_test=True)
+    plain, flipped = network(flip_augment_test=False), network(flip_augment_test=True)
     expected = (plain(images) + plain(images.flip(-1)).flip(-1)) / 2
     torch.testing.assert_close(flipped(images), expected)
     torch.testing.assert_close(flipped(images.flip(-1)), expected.flip(-1))
@@ -63,9 +63,9 @@ def test_flip_test_averages_both_directions():
 @pytest.mark.parametrize("encoder", [VIT, CONV])
 def test_objectives_tensors_are_the_networks(encoder):
     torch.manual_seed(0)
-    objective = TASK.objective(DEPTH, encoder, ())
-    trained = {TASK.served_name(k): v for k, v in objective.state_dict().items()}
-    served = TASK.network(DEPTH, encoder, ())
+    objective = TASK.build_objective(DEPTH, encoder, ())
+    trained = {TASK.inference_key(k): v for k, v in objective.state_dict().items()}
+    served = TASK.build_inference_model(DEPTH, encoder, ())
     served.load_state_dict(trained)
     images = torch.rand(2, 3, 32, 32)
     expected = objective.eval().decoder(objective.encoder(images)[-1])
@@ -141,13 +141,13 @@ def test_evaluation_reports_each_picture(nyu_folder):
 
 
 def test_less_is_better():
-    assert TASK.metric.gain(0.3, over=0.4) == pytest.approx(0.1)
+    assert TASK.metric.improvement(0.3, baseline=0.4) == pytest.approx(0.1)
 
 
 @torch.no_grad()
 def test_an_image_longer_than_high_is_seen_as_two_squares():
     """Each square, mirrored too, as Xie et al. test NYUv2."""
-    made = network(num_windows=2, flip_test=True)
+    made = network(num_test_windows=2, flip_augment_test=True)
     images = torch.rand(1, 3, 32, 48)
     total, count = torch.zeros(1, 32, 48), torch.zeros(32, 48)
     for start in (0, 16):
@@ -156,20 +156,18 @@ def test_an_image_longer_than_high_is_seen_as_two_squares():
         total[..., start : start + 32] += both[:, 0]
         count[:, start : start + 32] += 1
     torch.testing.assert_close(made(images), total / count)
-    whole = network(num_windows=1, flip_test=True)
+    whole = network(num_test_windows=1, flip_augment_test=True)
     assert not torch.allclose(made(images), whole(images), atol=1e-3)
 
 
 def test_layers_learn_slower_the_deeper_they_lie():
     """The rate of a ViT's block is 0.8 times that of the one above (CLIP-QC, Table 15)."""
     from clipmill.engine.config import AdamWConfig
-    from clipmill.engine.optimizer import build_optimizer
+    from clipmill.engine.optim import build_optimizer
 
-    objective = TASK.objective(DEPTH, VIT, ())
+    objective = TASK.build_objective(DEPTH, VIT, ())
     optimizer = build_optimizer(objective, AdamWConfig(layer_decay=0.8, weight_decay=0.05))
-    scales = {
-        id(p): group["rate_scale"] for group in optimizer.param_groups for p in group["params"]
-    }
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     rate = {name: scales[id(p)] for name, p in objective.named_parameters()}
     blocks = VIT.vision.layers
     assert rate["decoder.head.0.weight"] == 1

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tiny_task import DEPTH, VIT
 
-from clipmill.tasks.depth_objective import DepthObjective, silog
+from clipmill.tasks.depth.objective import DepthObjective, silog
+from helpers.tiny_tasks import DEPTH, VIT
 
 
 def test_silog_by_hand():
@@ -65,6 +65,6 @@ def test_training_fits_a_picture():
 def test_rate_falls_with_depth_in_the_encoder_alone():
     objective = DepthObjective(DEPTH, VIT)
     assert objective.num_layers == objective.encoder.num_layers + 1 == 4
-    assert objective.layer_of("encoder.trunk.conv1.weight") == 0
-    assert objective.layer_of("encoder.norm.bias") == 3
-    assert objective.layer_of("decoder.head.0.weight") is None
+    assert objective.layer_id("encoder.trunk.conv1.weight") == 0
+    assert objective.layer_id("encoder.norm.bias") == 3
+    assert objective.layer_id("decoder.head.0.weight") is None

@@ -3,23 +3,23 @@
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_task import CONV, VIT
 
-from clipmill.data.labelled_coco import CocoFolder
-from clipmill.data.scenes import OBJECTS, SceneConfig, write_coco
+from clipmill.data.labeled.coco import CocoFolder
 from clipmill.errors import ArtifactError
 from clipmill.models.checkpoint import read_embedding
-from clipmill.recipes.registry import recipe
-from clipmill.tasks.detection import DetectionConfig, DetectionTask
-from clipmill.tasks.detection_objective import unpack
+from clipmill.recipes.registry import get_recipe
+from clipmill.scenes import OBJECTS, SceneConfig, write_coco
+from clipmill.tasks.detection.objective import unpack_bits
+from clipmill.tasks.detection.task import DetectionConfig, DetectionTask
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
+from helpers import program_environment
+from helpers.tiny_tasks import CONV, VIT
 
 TASK = DetectionTask()
 CONFIG = DetectionConfig(
@@ -27,10 +27,10 @@ CONFIG = DetectionConfig(
     scale=(0.8, 1.25),
     drop_path=0.0,
     neck_channels=8,
-    hidden_width=8,
+    roi_hidden_dim=8,
     anchor_scale=4.0,
     num_proposals=20,
-    regions_per_image=16,
+    rois_per_image=16,
     num_workers=0,
 )
 
@@ -48,8 +48,8 @@ def coco_folder(tmp_path_factory):
 
 
 def batches(folder, **changes):
-    options = {"batch_size": 3, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
-    return TASK.batches(CONFIG, folder, **options)
+    options = {"batch_size": 3, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, **changes}
+    return TASK.train_dataloader(CONFIG, folder, **options)
 
 
 def test_batches(coco_folder):
@@ -57,7 +57,7 @@ def test_batches(coco_folder):
     most = batch["labels"].shape[1]
     assert batch["images"].shape == (3, 32, 32, 3)
     assert batch["boxes"].shape == (3, most, 4)
-    masks = unpack(batch["masks"], 32)
+    masks = unpack_bits(batch["masks"], 32)
     assert masks.shape == (3, most, 32, 32)
     counts = (batch["labels"] >= 0).sum(1)
     assert counts.max() == most
@@ -72,14 +72,14 @@ def test_batches(coco_folder):
 
 def test_batches_go_on_where_they_were(coco_folder):
     third = list(itertools.islice(batches(coco_folder), 3))[2]
-    (again,) = itertools.islice(batches(coco_folder, cursor=2), 1)
+    (again,) = itertools.islice(batches(coco_folder, start_step=2), 1)
     assert all(torch.equal(third[k], again[k]) for k in third)
 
 
 def test_unpack_inverts_numpy():
     bits = np.random.default_rng(0).integers(0, 2, (2, 3, 13), dtype=np.uint8)
     packed = torch.from_numpy(np.packbits(bits, axis=-1))
-    assert unpack(packed, 13).numpy().tolist() == bits.tolist()
+    assert unpack_bits(packed, 13).numpy().tolist() == bits.tolist()
 
 
 @pytest.mark.parametrize("encoder", [VIT, CONV])
@@ -87,13 +87,13 @@ def test_unpack_inverts_numpy():
 def test_trained_tensors_are_the_served_networks(encoder, num_stages, coco_folder):
     torch.manual_seed(0)
     config = CONFIG.override([f"num_stages={num_stages}"])
-    objective = TASK.objective(config, encoder, OBJECTS)
+    objective = TASK.build_objective(config, encoder, OBJECTS)
     losses = objective(next(batches(coco_folder)))
     sum(losses.values()).backward()
     still = [n for n, p in objective.encoder.named_parameters() if p.grad is None]
     assert still == []
-    served = TASK.network(config, encoder, OBJECTS)
-    served.load_state_dict({TASK.served_name(k): v for k, v in objective.state_dict().items()})
+    served = TASK.build_inference_model(config, encoder, OBJECTS)
+    served.load_state_dict({TASK.inference_key(k): v for k, v in objective.state_dict().items()})
     served.eval()
     with torch.no_grad():
         served.heads["roi_head"].bbox_head[-1].fc_cls.bias.normal_()
@@ -109,9 +109,9 @@ def test_trained_tensors_are_the_served_networks(encoder, num_stages, coco_folde
 
 
 def test_rate_falls_with_depth_in_the_encoder_alone():
-    objective = TASK.objective(CONFIG, VIT, OBJECTS)
-    assert objective.layer_of("encoder.trunk.conv1.weight") == 0
-    assert objective.layer_of("heads.rpn_head.rpn_cls.weight") is None
+    objective = TASK.build_objective(CONFIG, VIT, OBJECTS)
+    assert objective.layer_id("encoder.trunk.conv1.weight") == 0
+    assert objective.layer_id("heads.rpn_head.rpn_cls.weight") is None
 
 
 def test_the_truth_is_judged_nearly_perfect(coco_folder):
@@ -134,7 +134,7 @@ def test_the_truth_is_judged_nearly_perfect(coco_folder):
     for sample in found.samples:
         for name, array in sample.truth.items():
             np.testing.assert_array_equal(array, sample.prediction[name])
-        drawn = TASK.draw(sample.prediction, sample.image_HW3, data.classes)
+        drawn = TASK.visualize(sample.prediction, sample.image_HW3, data.classes)
         bare = sample.image_HW3.repeat(5, 0).repeat(5, 1)  # 32 pixels have no room for names
         assert drawn.shape == bare.shape
         assert (drawn != bare).any()
@@ -143,18 +143,18 @@ def test_the_truth_is_judged_nearly_perfect(coco_folder):
 TINY = [
     "train.steps=2",
     "train.batch_size=2",
-    "train.log_steps=1",
-    "train.checkpoint_steps=1",
+    "train.log_every=1",
+    "train.checkpoint_every=1",
     "model.image_size=32",
     "model.neck_channels=8",
-    "model.hidden_width=8",
+    "model.roi_hidden_dim=8",
     "model.num_proposals=10",
 ]
 
 
-@pytest.mark.parametrize("name", ["mask-rcnn-miniature", "cascade-mask-rcnn-miniature"])
+@pytest.mark.parametrize("name", ["mask-rcnn-tiny", "cascade-mask-rcnn-tiny"])
 def test_from_an_encoder_to_a_judged_model(name, coco_folder, tmp_path):
-    config = recipe(name, FinetuneConfig, TINY)
+    config = get_recipe(name, FinetuneConfig, TINY)
     store = str(tmp_path / "store")
 
     def stop_after_one(done, total, words):
@@ -168,7 +168,7 @@ def test_from_an_encoder_to_a_judged_model(name, coco_folder, tmp_path):
         )
     again = f"{store}2"
     resumed = finetune(config, "random:timm/test_vit", str(coco_folder), again, report=silent)
-    cards = [Predictor.open(uri).card for uri in (straight, resumed)]
+    cards = [Predictor.open(uri).metadata for uri in (straight, resumed)]
     assert cards[0].digest == cards[1].digest
     assert read_embedding(cards[0]) == read_embedding(cards[1]) is not None
     judged = read_evaluation(evaluate(straight, str(coco_folder), store, report=silent))
@@ -177,7 +177,9 @@ def test_from_an_encoder_to_a_judged_model(name, coco_folder, tmp_path):
     write_coco(SceneConfig(size=32), range(2), other, "val")
     path = other / "annotations" / "instances_val.json"
     path.write_text(path.read_text().replace('"sphere"', '"globe"'))
-    with pytest.raises(ArtifactError, match="class 0 is 'sphere' there and 'globe' here"):
+    with pytest.raises(
+        ArtifactError, match="class 0 is 'sphere' in the model and 'globe' in the data"
+    ):
         evaluate(straight, str(other), store, report=silent)
 
 
@@ -186,19 +188,19 @@ def test_serving_needs_no_openmmlab():
 import sys
 from pathlib import Path
 import torch
-from tiny_task import VIT
-from clipmill.tasks.detection import DetectionConfig
-from clipmill.tasks.registry import task_named
-task = task_named("detection")
-config = DetectionConfig(image_size=32, neck_channels=8, hidden_width=8)
-network = task.network(config, VIT, ("a", "b")).eval()
+from helpers.tiny_tasks import VIT
+from clipmill.tasks.detection.config import DetectionConfig
+from clipmill.tasks.registry import get_task
+task = get_task("detection")
+config = DetectionConfig(image_size=32, neck_channels=8, roi_hidden_dim=8)
+network = task.build_inference_model(config, VIT, ("a", "b")).eval()
 with torch.inference_mode():
     network(torch.rand(1, 3, 32, 32))
 print([m for m in sys.modules if m.split(".")[0] in ("mmcv", "mmdet", "mmengine", "mmseg")])
 """
-    path = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{script}"],
+        [sys.executable, "-c", script],
+        env=program_environment(),
         capture_output=True,
         text=True,
         check=True,

@@ -11,9 +11,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from clipmill.data.labelled_coco import CocoFolder
+from clipmill.data.labeled.coco import CocoFolder
 from clipmill.errors import SourceError
-from clipmill.tasks.detection_metrics import CocoMetrics
+from clipmill.tasks.detection.metrics import CocoMetrics
 
 SIDE = 40
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_task import DEPTH, VIT
 
-from clipmill.data.labelled import NyuFolder
+from clipmill.data.labeled.dense import NyuFolder
 from clipmill.errors import NotFoundError, SourceError
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.storage import lineage
-from clipmill.tasks.depth import DepthTask
-from clipmill.tasks.depth_metrics import DepthMetrics
+from clipmill.lineage import lineage
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.tasks.depth.metrics import DepthMetrics
+from clipmill.tasks.depth.task import DepthTask
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.predictor import Predictor
+from helpers.tiny_tasks import DEPTH, VIT
 
 
 def silent(done, total, words):
@@ -35,12 +35,14 @@ def save_model(folder, seed):
     torch.manual_seed(seed)
     task = DepthTask()
     architecture = {"task": "depth", "classes": [], "encoder": VIT.to_json()}
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="task",
         architecture=architecture | {"config": DEPTH.to_json()},
         recipe={"train": {"num_threads": 0}},
     )
-    return save_checkpoint(str(folder), card, task.network(DEPTH, VIT, ()).state_dict())
+    return save_checkpoint(
+        str(folder), metadata, task.build_inference_model(DEPTH, VIT, ()).state_dict()
+    )
 
 
 def test_figures_are_those_of_the_models_predictions(model, nyu_folder, tmp_path):
@@ -64,18 +66,21 @@ def test_pictures_are_kept(model, nyu_folder, tmp_path):
     task = DepthTask()
     for index in range(2):
         shown = {
-            name: np.asarray(Image.open(io.BytesIO(found.picture(index, name))))
+            name: np.asarray(Image.open(io.BytesIO(found.read_image(index, name))))
             for name in ("image", "truth", "prediction")
         }
         assert np.array_equal(shown["image"], data.image_HW3(index))
         assert np.array_equal(
-            shown["truth"], task.draw({"depth_metres": data.depth_HW(index)}, shown["image"], ())
+            shown["truth"],
+            task.visualize({"depth_metres": data.depth_HW(index)}, shown["image"], ()),
         )
         (prediction,) = Predictor.open(model.uri).predict([data.image_HW3(index)])
-        difference = shown["prediction"].astype(int) - task.draw(prediction, shown["image"], ())
+        difference = shown["prediction"].astype(int) - task.visualize(
+            prediction, shown["image"], ()
+        )
         assert abs(difference).max() <= 1
     with pytest.raises(NotFoundError):
-        found.picture(2, "image")
+        found.read_image(2, "image")
 
 
 def test_done_once(model, nyu_folder, tmp_path):

@@ -7,25 +7,26 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.data.labelled import NyuFolder
+from clipmill.data.labeled.dense import NyuFolder
 from clipmill.errors import GateError
+from clipmill.lineage import lineage
 from clipmill.models.checkpoint import (
-    ModelCard,
+    CheckpointMetadata,
     has_checkpoint,
     load_checkpoint,
     read_embedding,
     save_checkpoint,
 )
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
-from clipmill.recipes.registry import recipe
-from clipmill.storage import lineage, put_tree
-from clipmill.tasks.embedding import training_embedding
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
+from clipmill.models.towers import build_clip
+from clipmill.recipes.registry import get_recipe
+from clipmill.storage import pack_dir
 from clipmill.tasks.evaluation import evaluate, read_evaluation
-from clipmill.tasks.finetune import FinetuneConfig, finetune
+from clipmill.tasks.finetune import FinetuneConfig, finetune, training_embedding
 from clipmill.tasks.predictor import Predictor
-from clipmill.tasks.promotion import GateConfig, promote
+from clipmill.tasks.promotion import PromotionConfig, promote
 
-TINY = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log_steps=1"]
+TINY = ["train.steps=2", "train.batch_size=2", "model.crop_size=32", "train.log_every=1"]
 
 
 def quiet(done, total, words):
@@ -49,7 +50,7 @@ def nyu(nyu_folder):
 
 def test_segmentation_from_scratch_to_a_gate(ade20k, tmp_path):
     store = str(tmp_path / "store")
-    config = recipe("upernet-miniature", FinetuneConfig, TINY)
+    config = get_recipe("upernet-tiny", FinetuneConfig, TINY)
     model = finetune(config, "random:timm/test_resnet", ade20k, store, report=quiet)
     assert finetune(config, "random:timm/test_resnet", ade20k, store, report=fail) == model
     judged = evaluate(model, ade20k, store, report=quiet)
@@ -57,11 +58,11 @@ def test_segmentation_from_scratch_to_a_gate(ade20k, tmp_path):
     found = read_evaluation(judged)
     assert 0 <= found.metrics["mIoU"] <= 100
     with pytest.raises(GateError, match="at least 101"):
-        promote(GateConfig(task="segmentation", threshold=101), [judged], store)
-    promoted = promote(GateConfig(task="segmentation", threshold=0), [judged], store)
+        promote(PromotionConfig(task="segmentation", threshold=101), [judged], store)
+    promoted = promote(PromotionConfig(task="segmentation", threshold=0), [judged], store)
     assert promoted.replaced
     assert promoted.evaluation.model.uri == model
-    again = promote(GateConfig(task="segmentation", threshold=101), [judged], store)
+    again = promote(PromotionConfig(task="segmentation", threshold=101), [judged], store)
     assert not again.replaced
 
 
@@ -69,8 +70,8 @@ def test_segmentation_from_scratch_to_a_gate(ade20k, tmp_path):
 def test_a_run_is_resumed_with_equal_weights(task, ade20k, nyu, tmp_path):
     """Drop path, and the dropout of UPerHead, go on where they were."""
     data = nyu if task == "depth" else ade20k
-    steps = ["train.steps=3", "train.checkpoint_steps=1", "model.drop_path=0.5"]
-    config = recipe(f"{task}-miniature", FinetuneConfig, [*TINY, *steps])
+    steps = ["train.steps=3", "train.checkpoint_every=1", "model.drop_path=0.5"]
+    config = get_recipe(f"{task}-tiny", FinetuneConfig, [*TINY, *steps])
 
     def stop_after_two(done, total, words):
         if done == 2:
@@ -80,20 +81,20 @@ def test_a_run_is_resumed_with_equal_weights(task, ade20k, nyu, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         finetune(config, "random:timm/test_vit", data, str(tmp_path / "b"), report=stop_after_two)
     resumed = finetune(config, "random:timm/test_vit", data, str(tmp_path / "b"), report=quiet)
-    cards = [Predictor.open(uri).card for uri in (straight, resumed)]
+    cards = [Predictor.open(uri).metadata for uri in (straight, resumed)]
     assert cards[0].digest == cards[1].digest
     assert read_embedding(cards[0]) == read_embedding(cards[1])
 
 
 def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
     """As the served network makes them; an image that broke after training is passed over."""
-    config = recipe("depth-miniature", FinetuneConfig, TINY)
+    config = get_recipe("depth-tiny", FinetuneConfig, TINY)
     predictor = Predictor.open(
         finetune(config, "random:timm/test_vit", nyu, str(tmp_path / "store"), report=quiet)
     )
-    kept = read_embedding(predictor.card)
+    kept = read_embedding(predictor.metadata)
     found = []
-    predictor.watch(found.append)
+    predictor.add_embedding_hook(found.append)
     data = NyuFolder.open(Path(nyu), "train")
     predictor.predict([data.image_HW3(index) for index in range(len(data))])
     embeddings_NC = np.concatenate(found)
@@ -103,13 +104,13 @@ def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
     broken = tmp_path / "broken"
     shutil.copytree(nyu, broken)
     NyuFolder.open(broken, "train").images[1].write_bytes(b"broken")
-    fewer = training_embedding(Predictor.open(predictor.card.uri), broken)
+    fewer = training_embedding(Predictor.open(predictor.metadata.uri), broken)
     assert fewer.num_images == 3
     assert "no embedding of training image 1" in caplog.text
 
 
 def test_a_prediction_has_its_images_size(nyu, tmp_path):
-    config = recipe("depth-miniature", FinetuneConfig, TINY)
+    config = get_recipe("depth-tiny", FinetuneConfig, TINY)
     model = finetune(config, "random:timm/test_resnet", nyu, str(tmp_path), report=quiet)
     images = [torch.randint(0, 255, size, dtype=torch.uint8).numpy() for size in SIZES]
     found = [p["depth_metres"] for p in Predictor.open(model).predict(images)]
@@ -122,21 +123,21 @@ def test_from_a_pretrained_vit_on_data_packed_in_a_store(task, ade20k, nyu, tmp_
     """The encoder's weights are where training starts; all else is in its lineage."""
     store = f"s3://tests/{tmp_path.name}"
     data = f"{store}/data.tar"
-    put_tree(Path(nyu if task == "depth" else ade20k), data)
+    pack_dir(Path(nyu if task == "depth" else ade20k), data)
     vision = VisionConfig(image_size=32, patch_size=8, width=16, layers=2, head_width=8)
     clip = ClipConfig(embed_dim=8, vision=vision, text=TextConfig(width=8, heads=2, layers=1))
     weights = build_clip(clip).state_dict()
-    card = ModelCard(kind="clip", architecture=clip.to_json(), recipe={})
-    encoder = save_checkpoint(f"{store}/encoder", card, weights).uri
+    metadata = CheckpointMetadata(kind="clip", architecture=clip.to_json(), recipe={})
+    encoder = save_checkpoint(f"{store}/encoder", metadata, weights).uri
 
     # Of a frozen encoder, what is saved is what training began with.
-    config = recipe(f"{task}-miniature", FinetuneConfig, [*TINY, "model.is_frozen=true"])
+    config = get_recipe(f"{task}-tiny", FinetuneConfig, [*TINY, "model.freeze_encoder=true"])
     model = finetune(config, encoder, data, store, report=quiet)
     assert finetune(config, encoder, data, store, report=fail) == model
-    card, tensors = load_checkpoint(model)
+    metadata, tensors = load_checkpoint(model)
     assert torch.equal(tensors["encoder.trunk.conv1.weight"], weights["visual.conv1.weight"])
     assert torch.equal(tensors["encoder.norm.weight"], weights["visual.ln_post.weight"])
-    assert card.architecture["task"] == ("depth" if task == "depth" else "segmentation")
+    assert metadata.architecture["task"] == ("depth" if task == "depth" else "segmentation")
     roles = {parent.role: parent.uri for parent in lineage(model).parents}
     assert roles == {"encoder": encoder, "data": data}
     judged = lineage(evaluate(model, data, store, report=quiet))
@@ -145,7 +146,7 @@ def test_from_a_pretrained_vit_on_data_packed_in_a_store(task, ade20k, nyu, tmp_
 
 def test_other_work_goes_elsewhere(nyu, tmp_path):
     """A changed setting, encoder or data makes another model, and leaves the first alone."""
-    config = recipe("depth-miniature", FinetuneConfig, [*TINY, "train.steps=1"])
+    config = get_recipe("depth-tiny", FinetuneConfig, [*TINY, "train.steps=1"])
     changed = config.override(["train.seed=1"])
     store = str(tmp_path)
     uris = {

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_task import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
 from torch.nn import functional as F
 
-from clipmill.data.labelled import Ade20kFolder, NyuFolder
-from clipmill.data.scenes import CLASSES as SCENE_CLASSES
+from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
 from clipmill.errors import ConfigError
-from clipmill.tasks.depth_objective import silog
-from clipmill.tasks.registry import task_named
+from clipmill.scenes import CLASSES as SCENE_CLASSES
+from clipmill.tasks.depth.objective import silog
+from clipmill.tasks.registry import get_task
+from helpers.tiny_tasks import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
 
-PROBE = {"head": "linear", "is_frozen": True, "cache_features": True}
+PROBE = {"head": "linear", "freeze_encoder": True, "cache_features": True}
 CONFIGS = {
     "segmentation": replace(SEGMENTATION, **PROBE),
-    "depth": replace(DEPTH, **PROBE, position_side=4, flip_test=False, num_windows=1),
+    "depth": replace(DEPTH, **PROBE, position_side=4, flip_augment_test=False, num_test_windows=1),
 }
 
 
@@ -28,8 +28,8 @@ def folders(ade20k_folder, nyu_folder):
 
 
 def batches(task, folder, config, **changes):
-    options = {"batch_size": 3, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
-    return task_named(task).batches(config, folder, **options)
+    options = {"batch_size": 3, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, **changes}
+    return get_task(task).train_dataloader(config, folder, **options)
 
 
 def classes(task):
@@ -41,7 +41,7 @@ def classes(task):
 def test_cached_training_is_uncached_training(task, encoder, folders):
     """Ten steps on the same images, with the encoder called on each anew, or once."""
     torch.manual_seed(0)
-    cached = task_named(task).objective(CONFIGS[task], encoder, classes(task)).train()
+    cached = get_task(task).build_objective(CONFIGS[task], encoder, classes(task)).train()
     plain = copy.deepcopy(cached)
     start = {name: tensor.clone() for name, tensor in cached.state_dict().items()}
     seen = {"cached": 0, "plain": 0}
@@ -73,12 +73,12 @@ def test_cached_training_is_uncached_training(task, encoder, folders):
 @pytest.mark.parametrize("encoder", [VIT, CONV])
 def test_served_segmentation_equals_the_trained_head(encoder):
     torch.manual_seed(0)
-    task, config = task_named("segmentation"), CONFIGS["segmentation"]
-    objective = task.objective(config, encoder, CLASSES).eval()
+    task, config = get_task("segmentation"), CONFIGS["segmentation"]
+    objective = task.build_objective(config, encoder, CLASSES).eval()
     for projection in objective.heads.decode_head.projections:
         projection.weight.normal_()
-    served = task.network(config, encoder, CLASSES).eval()
-    served.load_state_dict({task.served_name(k): v for k, v in objective.state_dict().items()})
+    served = task.build_inference_model(config, encoder, CLASSES).eval()
+    served.load_state_dict({task.inference_key(k): v for k, v in objective.state_dict().items()})
     images = torch.rand(2, 3, 32, 32)
     coarse = objective.heads.decode_head(objective.encoder(images))
     logits = F.interpolate(coarse, (32, 32), mode="bilinear", align_corners=False)
@@ -90,11 +90,11 @@ def test_served_segmentation_equals_the_trained_head(encoder):
 @pytest.mark.parametrize("encoder", [VIT, CONV])
 def test_served_depth_equals_the_trained_head(encoder):
     torch.manual_seed(0)
-    task, config = task_named("depth"), CONFIGS["depth"]
-    objective = task.objective(config, encoder, ()).eval()
+    task, config = get_task("depth"), CONFIGS["depth"]
+    objective = task.build_objective(config, encoder, ()).eval()
     objective.decoder.head.position.normal_()
-    served = task.network(config, encoder, ()).eval()
-    served.load_state_dict({task.served_name(k): v for k, v in objective.state_dict().items()})
+    served = task.build_inference_model(config, encoder, ()).eval()
+    served.load_state_dict({task.inference_key(k): v for k, v in objective.state_dict().items()})
     images = torch.rand(2, 3, 32, 32)
     coarse = torch.sigmoid(objective.decoder.head(objective.encoder(images))) * 10
     expected = F.interpolate(coarse, (32, 32), mode="bilinear", align_corners=False)
@@ -115,11 +115,11 @@ def test_losses_are_at_the_features_places(encoder):
     batch["depth"][:, :6] = 0
     torch.manual_seed(0)
     for task, truth in (("segmentation", "labels"), ("depth", "depth")):
-        objective = task_named(task).objective(CONFIGS[task], encoder, CLASSES).train()
+        objective = get_task(task).build_objective(CONFIGS[task], encoder, CLASSES).train()
         stride = objective.encoder.strides[0]
         places = batch[truth][:, stride // 2 :: stride, stride // 2 :: stride]
         (loss,) = objective(batch).values()
-        maps = objective.maps(batch)
+        maps = objective.feature_maps(batch)
         if task == "segmentation":
             logits = objective.heads.decode_head(maps)
             expected = F.cross_entropy(logits, places.long(), ignore_index=255)
@@ -152,4 +152,4 @@ def test_what_is_trained_can_not_be_cached():
     for config in (SEGMENTATION, DEPTH):
         with pytest.raises(ConfigError, match="cache_features was true") as found:
             replace(config, cache_features=True)
-        assert "is_frozen=true" in str(found.value)
+        assert "freeze_encoder=true" in str(found.value)

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from saliency import SaliencyConfig, SaliencyTask
 
 from clipmill.engine.config import TrainConfig
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
-from clipmill.tasks.promotion import GateConfig, promote
+from clipmill.tasks.promotion import PromotionConfig, promote
 from clipmill.tasks.registry import TASKS
+from helpers.saliency import SaliencyConfig, SaliencyTask
 
 
 def silent(done, total, words):
@@ -28,17 +28,17 @@ def test_saliency_from_an_encoder_to_a_gate(encoder, ade20k_folder, tmp_path):
     config = FinetuneConfig(
         task="saliency",
         model=SaliencyConfig(size=32),
-        train=TrainConfig(steps=3, batch_size=2, log_steps=1),
+        train=TrainConfig(steps=3, batch_size=2, log_every=1),
     )
     assert FinetuneConfig.from_json(config.to_json()) == config
     model = finetune(config, encoder, data, store, report=silent)
     judged = evaluate(model, data, store, report=silent)
     found = read_evaluation(judged)
     assert 0 <= found.metrics["mae"] <= 1
-    assert found.picture(0, "prediction").startswith(b"\x89PNG")
-    assert promote(GateConfig(task="saliency", threshold=1), [judged], store).replaced
+    assert found.read_image(0, "prediction").startswith(b"\x89PNG")
+    assert promote(PromotionConfig(task="saliency", threshold=1), [judged], store).replaced
     predictor = Predictor.open(model)
     image = np.zeros((40, 50, 3), np.uint8)
     (prediction,) = predictor.predict([image])
     assert prediction["saliency"].shape == (40, 50)
-    assert predictor.draw(prediction, image).shape == (40, 50, 3)
+    assert predictor.visualize(prediction, image).shape == (40, 50, 3)

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from small_models import save_model
-from tiny_task import CLASSES, DEPTH, SEGMENTATION, VIT
 from torch import nn
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.models.encoders import open_encoder
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.pretrained import open_encoder
 from clipmill.tasks.predictor import Predictor
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
+from helpers.small_models import save_model
+from helpers.tiny_tasks import CLASSES, DEPTH, SEGMENTATION, VIT
 
 CONFIGS = {"depth": DEPTH, "segmentation": SEGMENTATION}
 
@@ -20,13 +20,13 @@ CONFIGS = {"depth": DEPTH, "segmentation": SEGMENTATION}
 def saved(request, tmp_path):
     """A network with random weights, and its checkpoint."""
     torch.manual_seed(0)
-    task, config = task_named(request.param), CONFIGS[request.param]
+    task, config = get_task(request.param), CONFIGS[request.param]
     classes = CLASSES if request.param == "segmentation" else ()
-    network = task.network(config, VIT, classes).eval()
+    network = task.build_inference_model(config, VIT, classes).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="task",
         architecture={
             "task": task.name,
@@ -36,7 +36,7 @@ def saved(request, tmp_path):
         },
         recipe={},
     )
-    return network, save_checkpoint(str(tmp_path), card, network.state_dict())
+    return network, save_checkpoint(str(tmp_path), metadata, network.state_dict())
 
 
 def pictures():
@@ -46,8 +46,8 @@ def pictures():
 
 
 def test_gives_what_the_network_gives(saved):
-    network, card = saved
-    predictor = Predictor.open(card.uri)
+    network, metadata = saved
+    predictor = Predictor.open(metadata.uri)
     found = predictor.predict(pictures())
     (spec,) = predictor.outputs
     assert [list(f) for f in found] == [[spec.name]] * 5
@@ -92,7 +92,7 @@ def test_threads_share_a_network(task, tmp_path):
     images = pictures() * 8
     expected = [predictor.predict([image])[0] for image in images]
     heard = []
-    predictor.watch(heard.append)
+    predictor.add_embedding_hook(heard.append)
     for found, alone in zip(predictor.predict(images), expected, strict=True):
         for name, array in alone.items():
             np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-4)
@@ -111,14 +111,14 @@ def test_branches_of_a_mobile_encoder_are_fused(tmp_path):
         open_encoder("random:timm/fastvit_mci0").config,
         DEPTH.override(["crop_size=64"]),
     )
-    network = task_named("depth").network(config, encoder, ())
+    network = get_task("depth").build_inference_model(config, encoder, ())
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_(std=0.1)
             norm.running_var.uniform_(0.5, 2.0)
     for parameter in network.decoder.parameters():
         nn.init.normal_(parameter, std=0.1)
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="task",
         architecture={
             "task": "depth",
@@ -128,7 +128,7 @@ def test_branches_of_a_mobile_encoder_are_fused(tmp_path):
         },
         recipe={},
     )
-    predictor = Predictor(card, network.state_dict())
+    predictor = Predictor(metadata, network.state_dict())
     sizes = [
         sum(isinstance(module, nn.Conv2d) for module in made.modules())
         for made in (network, predictor._network)
@@ -143,11 +143,11 @@ def test_branches_of_a_mobile_encoder_are_fused(tmp_path):
 
 
 def test_says_what_it_is(saved):
-    _, card = saved
-    predictor = Predictor.open(card.uri)
-    assert predictor.card == card
-    assert predictor.classes == tuple(card.architecture["classes"])
-    picture = predictor.draw(predictor.predict(pictures()[:1])[0], pictures()[0])
+    _, metadata = saved
+    predictor = Predictor.open(metadata.uri)
+    assert predictor.metadata == metadata
+    assert predictor.classes == tuple(metadata.architecture["classes"])
+    picture = predictor.visualize(predictor.predict(pictures()[:1])[0], pictures()[0])
     assert picture.shape == (32, 32, 3)
     assert picture.dtype == np.uint8
 
@@ -158,13 +158,13 @@ def test_nothing_there(tmp_path):
 
 
 def test_an_encoder_is_no_task_model(tmp_path):
-    save_checkpoint(str(tmp_path), ModelCard(kind="clip", architecture={}, recipe={}), {})
+    save_checkpoint(str(tmp_path), CheckpointMetadata(kind="clip", architecture={}, recipe={}), {})
     with pytest.raises(ArtifactError, match="of kind 'clip'"):
         Predictor.open(str(tmp_path))
 
 
 def test_a_task_of_a_later_version(tmp_path):
-    card = ModelCard(kind="task", architecture={"task": "flow"}, recipe={})
-    save_checkpoint(str(tmp_path), card, {})
+    metadata = CheckpointMetadata(kind="task", architecture={"task": "flow"}, recipe={})
+    save_checkpoint(str(tmp_path), metadata, {})
     with pytest.raises(ConfigError, match="'flow' is not a task"):
         Predictor.open(str(tmp_path))

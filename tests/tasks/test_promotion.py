@@ -3,12 +3,13 @@
 import pytest
 
 from clipmill.errors import ConfigError, GateError
-from clipmill.storage import exists, join, lineage, read_json, write_json
+from clipmill.lineage import lineage
+from clipmill.storage import exists, join, read_json, write_json
 from clipmill.tasks.evaluation import read_evaluation
-from clipmill.tasks.promotion import GateConfig, promote, read_promotion
+from clipmill.tasks.promotion import PromotionConfig, promote, read_promotion
 
-DEPTH = GateConfig(task="depth", threshold=1.0)
-SEGMENTATION = GateConfig(task="segmentation", threshold=40.0)
+DEPTH = PromotionConfig(task="depth", threshold=1.0)
+SEGMENTATION = PromotionConfig(task="segmentation", threshold=40.0)
 
 
 @pytest.fixture
@@ -123,4 +124,4 @@ def test_its_lineage(store, judged):
 
 def test_a_task_that_there_is_none_of(store):
     with pytest.raises(ConfigError, match=r"one of .*depth"):
-        promote(GateConfig(task="saliency", threshold=1), [], store)
+        promote(PromotionConfig(task="saliency", threshold=1), [], store)

@@ -11,20 +11,20 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tiny_task import DEPTH, SEGMENTATION
 
 from clipmill.engine.config import AdamWConfig
-from clipmill.engine.optimizer import build_optimizer, set_rate
+from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.errors import ConfigError
-from clipmill.models.encoders import open_encoder
-from clipmill.tasks.classification import ClassificationConfig
-from clipmill.tasks.detection import DetectionConfig
-from clipmill.tasks.registry import task_named
+from clipmill.models.pretrained import open_encoder
+from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.detection.config import DetectionConfig
+from clipmill.tasks.registry import get_task
+from helpers.tiny_tasks import DEPTH, SEGMENTATION
 
 TASKS = {
     "segmentation": SEGMENTATION,
     "depth": DEPTH,
-    "detection": DetectionConfig(neck_channels=8, hidden_width=16, num_proposals=20),
+    "detection": DetectionConfig(neck_channels=8, roi_hidden_dim=16, num_proposals=20),
     "classification": ClassificationConfig(test_size=448),
 }
 CLASSES = ("floor", "wall", "cube")
@@ -91,13 +91,13 @@ def test_three_steps(name, task, tmp_path):
     start = open_encoder(address)
     size = "image_size" if task in {"classification", "detection"} else "crop_size"
     config = TASKS[task].override([f"{size}={side}"])
-    objective = task_named(task).objective(config, start.config, CLASSES).train()
-    for needed in task_named(task).sides(config):
-        objective.encoder.check_side(needed)
-    start.load_into(objective.encoder)
+    objective = get_task(task).build_objective(config, start.config, CLASSES).train()
+    for needed in get_task(task).input_sizes(config):
+        objective.encoder.validate_image_size(needed)
+    start.load_weights(objective.encoder)
     first = {n: p.detach().clone() for n, p in objective.encoder.named_parameters()}
     optimizer = build_optimizer(objective, AdamWConfig(layer_decay=0.8))
-    set_rate(optimizer, 1e-3)
+    set_lr(optimizer, 1e-3)
     for _ in range(3):
         loss = sum(objective(batch_of(task, side)).values())
         assert torch.isfinite(loss)
@@ -111,6 +111,6 @@ def test_three_steps(name, task, tmp_path):
 def test_a_patch_of_14_in_a_recipe_for_16_is_refused_with_sizes_that_fit(tmp_path):
     address, _ = saved("TIPS, patch 14", tmp_path)
     start = open_encoder(address)
-    objective = task_named("depth").objective(DEPTH, start.config, ())
+    objective = get_task("depth").build_objective(DEPTH, start.config, ())
     with pytest.raises(ConfigError, match="504 or 518"):
-        objective.encoder.check_side(512)
+        objective.encoder.validate_image_size(512)

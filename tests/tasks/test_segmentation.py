@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
 from torch.nn import functional as F
 
-from clipmill.data.labelled import IGNORED, Ade20kFolder
-from clipmill.data.scenes import CLASSES as SCENE_CLASSES
-from clipmill.models import at_once
-from clipmill.tasks.segmentation import SegmentationTask
+from clipmill.data.labeled.dense import IGNORED, Ade20kFolder
+from clipmill.models import execution
+from clipmill.scenes import CLASSES as SCENE_CLASSES
+from clipmill.tasks.segmentation.task import SegmentationTask
+from helpers.tiny_tasks import CLASSES, CONV, SEGMENTATION, VIT
 
 TASK = SegmentationTask()
 
@@ -22,8 +22,8 @@ def silent(done, total, words):
 
 
 def batches(folder, config=SEGMENTATION, **changes):
-    options = {"batch_size": 2, "seed": 0, "cursor": 0, "rank": 0, "world_size": 1, **changes}
-    return TASK.batches(config, folder, **options)
+    options = {"batch_size": 2, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, **changes}
+    return TASK.train_dataloader(config, folder, **options)
 
 
 @torch.no_grad()
@@ -33,19 +33,19 @@ def test_served_network_equals_the_trained_heads(encoder, head):
     """mmseg's head as it was trained, its logits brought to the picture's size."""
     torch.manual_seed(0)
     config = replace(SEGMENTATION, head=head)
-    objective = TASK.objective(config, encoder, CLASSES)
+    objective = TASK.build_objective(config, encoder, CLASSES)
     for name, buffer in objective.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(std=0.1)
     # The classifier starts so small that all logits would be alike.
     objective.heads.decode_head.conv_seg.weight.normal_()
     objective.eval()
-    trained = {TASK.served_name(k): v for k, v in objective.state_dict().items()}
-    left = {k for k in objective.state_dict() if TASK.served_name(k) is None}
+    trained = {TASK.inference_key(k): v for k, v in objective.state_dict().items()}
+    left = {k for k in objective.state_dict() if TASK.inference_key(k) is None}
     assert bool(left) == (head == "upernet")
     assert all(name.startswith("heads.auxiliary_head.") for name in left)
     trained.pop(None, None)
-    served = TASK.network(config, encoder, CLASSES)
+    served = TASK.build_inference_model(config, encoder, CLASSES)
     served.load_state_dict(trained)  # strict: not one too many, none missing
     served.eval()
 
@@ -65,7 +65,7 @@ def test_served_network_equals_the_trained_heads(encoder, head):
 @pytest.mark.parametrize("size", [(32, 32), (33, 50), (20, 16)])
 def test_network_gives_class_ids_at_the_images_size(size):
     torch.manual_seed(0)
-    served = TASK.network(SEGMENTATION, VIT, CLASSES).eval()
+    served = TASK.build_inference_model(SEGMENTATION, VIT, CLASSES).eval()
     found = served(torch.rand(2, 3, *size))
     assert found.shape == (2, *size)
     assert found.dtype == torch.uint8
@@ -75,10 +75,10 @@ def test_network_gives_class_ids_at_the_images_size(size):
 @torch.no_grad()
 def test_logits_too_many_for_one_map(monkeypatch):
     torch.manual_seed(0)
-    served = TASK.network(SEGMENTATION, VIT, CLASSES).eval()
+    served = TASK.build_inference_model(SEGMENTATION, VIT, CLASSES).eval()
     images = torch.rand(3, 3, 32, 48)
     whole = served(images)
-    monkeypatch.setattr(at_once, "MOST_ELEMENTS", len(CLASSES) * 32 * 48 * 2)
+    monkeypatch.setattr(execution, "MAX_ELEMENTS", len(CLASSES) * 32 * 48 * 2)
     seen = []
     served.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     assert torch.equal(served(images), whole)
@@ -156,8 +156,8 @@ def test_classes(ade20k_folder):
 def test_sliding_test():
     """A longer image is the average of its windows' logits; a square one is seen whole."""
     torch.manual_seed(0)
-    config = replace(SEGMENTATION, test="slide", test_stride=16)
-    served = TASK.network(config, VIT, CLASSES).eval()
+    config = replace(SEGMENTATION, test_mode="slide", test_stride=16)
+    served = TASK.build_inference_model(config, VIT, CLASSES).eval()
     served.head.conv_seg.weight.normal_()
     images = torch.rand(2, 3, 32, 64)
     parts = [served._logits(images[..., start : start + 32]) for start in (0, 16, 32)]
@@ -171,9 +171,9 @@ def test_sliding_test():
         ],
         dim=-1,
     )
-    torch.testing.assert_close(served._slide(images), expected)
+    torch.testing.assert_close(served._sliding_window(images), expected)
     assert torch.equal(served(images), expected.argmax(1).to(torch.uint8))
-    served._test = "whole"
+    served._test_mode = "whole"
     assert not torch.equal(served(images), expected.argmax(1).to(torch.uint8))
 
 

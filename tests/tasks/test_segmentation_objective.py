@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_task import CLASSES, CONV, SEGMENTATION, VIT
 
-from clipmill.engine.batch import split
-from clipmill.tasks.segmentation_objective import SegmentationObjective
+from clipmill.engine.objective import split_batch
+from clipmill.tasks.segmentation.objective import SegmentationObjective
+from helpers.tiny_tasks import CLASSES, CONV, SEGMENTATION, VIT
 
 
 def batch_of(num_samples=2):
@@ -63,5 +63,5 @@ def test_labels_are_read_where_they_lie():
 
 
 def test_batch_can_be_cut():
-    pieces = split(batch_of(4), 2)
+    pieces = split_batch(batch_of(4), 2)
     assert [p["labels"].shape for p in pieces] == [(2, 64, 64)] * 2

@@ -10,34 +10,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_task import DEPTH
 from typer.testing import CliRunner
 
-from clipmill.analysis.sweep_page import sweep_page
 from clipmill.cli import app
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
+from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.errors import ConfigError, TrainingError
-from clipmill.recipes.registry import RECIPES, recipe
+from clipmill.recipes.registry import RECIPES, get_recipe
+from clipmill.report.sweep import sweep_page
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.promotion import read_promotion
-from clipmill.tasks.sweep import SweepResult, Trial, read_sweep, sweep
-from clipmill.tasks.sweep_config import SweepConfig
+from clipmill.tasks.sweep import SweepConfig, SweepResult, Trial, read_sweep, sweep
+from helpers import program_environment
+from helpers.tiny_tasks import DEPTH
 
 ENCODER = "random:timm/test_resnet"
 TRAIN = TrainConfig(
     steps=6,
     batch_size=2,
-    schedule=ScheduleConfig(peak=1e-3, warmup_steps=2),
+    schedule=ScheduleConfig(lr=1e-3, warmup_steps=2),
     num_threads=1,
-    checkpoint_steps=1,
+    checkpoint_every=1,
 )
 CONFIG = SweepConfig(
     finetune=FinetuneConfig(task="depth", model=DEPTH, train=TRAIN),
-    grid={"model.drop_path": (0.0, 0.2), "train.schedule.peak": (1e-3, 3e-2)},
+    grid={"model.drop_path": (0.0, 0.2), "train.schedule.lr": (1e-3, 3e-2)},
     rungs=(0.34, 1.0),
-    keep=0.5,
+    reduction_fraction=0.5,
 )
 
 
@@ -60,7 +59,7 @@ def whole(nyu_folder, tmp_path_factory):
 
 
 def figures(result):
-    return [(t.point, t.rung, t.figure) for t in result.trials]
+    return [(t.point, t.rung, t.value) for t in result.trials]
 
 
 def test_the_better_half_goes_on(whole):
@@ -68,12 +67,12 @@ def test_the_better_half_goes_on(whole):
     last = [t for t in whole.trials if t.rung == 1]
     assert [t.point for t in first] == list(CONFIG.points())
     assert len(last) == 2
-    by_figure = sorted(first, key=lambda t: t.figure)  # RMSE: less is better
+    by_figure = sorted(first, key=lambda t: t.value)  # RMSE: less is better
     assert [t.point for t in last] == [t.point for t in by_figure[:2]]
-    assert whole.best.figure == min(t.figure for t in last)
+    assert whole.best.value == min(t.value for t in last)
     for trial in whole.trials:
         evaluation = read_evaluation(trial.evaluation)
-        assert trial.figure == evaluation.metrics["rmse"]
+        assert trial.value == evaluation.metrics["rmse"]
         assert evaluation.model.uri.rpartition("/")[2].startswith("depth-")
 
 
@@ -124,7 +123,8 @@ def test_killed_and_resumed_by_two_workers(whole, nyu_folder, tmp_path):
     script.write_text(SCRIPT)
     here = str(Path(__file__).parent)
     command = [sys.executable, str(script), here, str(nyu_folder), str(store)]
-    process = subprocess.Popen([*command, "1"], start_new_session=True)
+    environment = program_environment()
+    process = subprocess.Popen([*command, "1"], env=environment, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(store.glob("evaluations/*/evaluation.json")):
         assert process.poll() is None, "it ended before it could be killed"
@@ -135,7 +135,7 @@ def test_killed_and_resumed_by_two_workers(whole, nyu_folder, tmp_path):
     done = {p: p.stat().st_mtime_ns for p in store.rglob("evaluation.json")}
     assert 0 < len(done) < len(whole.trials)
     assert not list(store.glob("sweeps/*/sweep.json"))
-    subprocess.run([*command, "2"], check=True, timeout=240)
+    subprocess.run([*command, "2"], env=environment, check=True, timeout=240)
     (result,) = store.glob("sweeps/*")
     assert figures(read_sweep(str(result))) == figures(whole)
     after = {p: p.stat().st_mtime_ns for p in store.rglob("evaluation.json")}
@@ -143,17 +143,17 @@ def test_killed_and_resumed_by_two_workers(whole, nyu_folder, tmp_path):
 
 
 def test_points_are_the_recipe_with_their_values():
-    point = {"model.drop_path": 0.2, "train.schedule.peak": 3e-2}
-    short, full = CONFIG.at(point, 0), CONFIG.at(point, 1)
-    assert (short.model.drop_path, short.train.schedule.peak) == (0.2, 3e-2)
+    point = {"model.drop_path": 0.2, "train.schedule.lr": 3e-2}
+    short, full = CONFIG.config_for_rung(point, 0), CONFIG.config_for_rung(point, 1)
+    assert (short.model.drop_path, short.train.schedule.lr) == (0.2, 3e-2)
     assert (short.train.steps, short.train.schedule.warmup_steps) == (2, 1)
     assert full == replace(
         CONFIG.finetune,
         model=replace(DEPTH, drop_path=0.2),
-        train=replace(TRAIN, schedule=replace(TRAIN.schedule, peak=3e-2)),
+        train=replace(TRAIN, schedule=replace(TRAIN.schedule, lr=3e-2)),
     )
     with pytest.raises(ConfigError, match=r"model\.dropped is not a field"):
-        CONFIG.at({"model.dropped": 1.0}, 0)
+        CONFIG.config_for_rung({"model.dropped": 1.0}, 0)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_points_are_the_recipe_with_their_values():
         ("rungs=[0.5]", "rungs were"),
         ("rungs=[0.5, 0.5, 1.0]", "rungs were"),
         ("rungs=[]", "rungs were"),
-        ("keep=1.0", "keep was"),
+        ("reduction_fraction=1.0", "reduction_fraction was"),
         ("grid={}", "grid was"),
         ('grid={"model.drop_path": []}', "grid was"),
     ],
@@ -180,7 +180,7 @@ def test_the_grid_goes_through_json():
 
 def result(*values):
     trials = tuple(
-        Trial(point=point, rung=0, evaluation="e" if value is not None else "", figure=value)
+        Trial(point=point, rung=0, evaluation="e" if value is not None else "", value=value)
         for point, value in zip(CONFIG.points(), values, strict=True)
     )
     return SweepResult(
@@ -189,7 +189,7 @@ def result(*values):
 
 
 def test_what_diverged_is_last():
-    assert result(0.4, None, 0.3, float("nan")).best.figure == 0.3
+    assert result(0.4, None, 0.3, float("nan")).best.value == 0.3
     with pytest.raises(TrainingError, match="all 4 points of the sweep diverged"):
         _ = result(None, None, None, None).best
 
@@ -199,20 +199,23 @@ def test_the_page(whole):
     cells = re.findall(r"<td[^>]*background[^>]*>([^<]+)<small>(\d+%)", page)
     assert len(cells) == 4
     expected = sorted(
-        (f"{t.figure:.3f} m", f"{CONFIG.rungs[t.rung]:.0%}")
-        for t in (whole.reached(point) for point in CONFIG.points())
+        (f"{t.value:.3f} m", f"{CONFIG.rungs[t.rung]:.0%}")
+        for t in (whole.last_trial(point) for point in CONFIG.points())
     )
     assert sorted(cells) == expected
     (framed,) = re.findall(r'<td class="best"[^>]*>([^<]+)', page)
-    assert framed == f"{whole.best.figure:.3f} m"
+    assert framed == f"{whole.best.value:.3f} m"
     assert page.count("<tr>") == (1 + 2) + (1 + 4)  # both tables: a head and their rows
     assert "diverged" in sweep_page(result(0.4, None, 0.3, 0.2))
 
 
 def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, "sweep-depth-miniature", lambda: replace(CONFIG, rungs=(1.0,)))
+    def recipe() -> SweepConfig:
+        return replace(CONFIG, rungs=(1.0,))
+
+    monkeypatch.setitem(RECIPES, "sweep-depth-tiny", recipe)
     store = str(tmp_path / "store")
-    options = ["--set", 'grid={"train.schedule.peak": [1e-3]}', "--gate", "100"]
+    options = ["--set", 'grid={"train.schedule.lr": [1e-3]}', "--min-metric", "100"]
     answer = CliRunner().invoke(
         app,
         ["sweep", "--encoder", ENCODER, "--data", str(nyu_folder), "--store", store, *options],
@@ -222,7 +225,7 @@ def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
     assert (Path(uri) / "sweep.html").exists()
     serving = read_promotion(str(tmp_path / "store" / "serving" / "depth"))
     assert serving.evaluation.model.uri == model
-    from clipmill.storage import lineage
+    from clipmill.lineage import lineage
 
     assert {p.role for p in lineage(uri).parents} == {"encoder", "data", "best"}
 
@@ -243,11 +246,11 @@ TO_30 = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 )
 def test_the_papers_grids(name, drop_paths, rates):
     """CLIP-QC, Tables 13, 14 and 15."""
-    config = recipe(name, SweepConfig)
-    assert config.grid == {"model.drop_path": drop_paths, "train.schedule.peak": rates}
+    config = get_recipe(name, SweepConfig)
+    assert config.grid == {"model.drop_path": drop_paths, "train.schedule.lr": rates}
     last = len(config.rungs) - 1
     assert config.rungs[last] == 1
-    found = [config.at(point, last) for point in config.points()]
-    assert {(c.model.drop_path, c.train.schedule.peak) for c in found} == {
+    found = [config.config_for_rung(point, last) for point in config.points()]
+    assert {(c.model.drop_path, c.train.schedule.lr) for c in found} == {
         (drop, rate) for drop in drop_paths for rate in rates
     }

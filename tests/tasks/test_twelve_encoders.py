@@ -8,13 +8,14 @@ import itertools
 
 import pytest
 import torch
-from tiny_task import DEPTH, SEGMENTATION, VIT
 
 from clipmill.engine.config import AdamWConfig
-from clipmill.engine.optimizer import build_optimizer, set_rate
-from clipmill.models.channels_last import to_channels_last
-from clipmill.models.encoders import EncoderConfig, open_encoder
-from clipmill.tasks.registry import task_named
+from clipmill.engine.optim import build_optimizer, set_lr
+from clipmill.models.config import EncoderConfig
+from clipmill.models.execution import to_channels_last
+from clipmill.models.pretrained import open_encoder
+from clipmill.tasks.registry import get_task
+from helpers.tiny_tasks import DEPTH, SEGMENTATION, VIT
 
 TASKS = {"segmentation": SEGMENTATION, "depth": DEPTH}
 SIDE = 64
@@ -51,7 +52,7 @@ def test_two_steps(name, task):
     config = TASKS[task].override(["drop_path=0.1", f"crop_size={side}"])
     encoder = opened(name)
     classes = ("floor", "wall", "cube") if task == "segmentation" else ()
-    objective = task_named(task).objective(config, encoder, classes).train()
+    objective = get_task(task).build_objective(config, encoder, classes).train()
     to_channels_last(objective)  # as training does
     batch = {
         "images": torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8),
@@ -59,8 +60,8 @@ def test_two_steps(name, task):
         "depth": 1 + 8 * torch.rand(2, side, side),
     }
     optimizer = build_optimizer(objective, AdamWConfig(layer_decay=0.8))
-    set_rate(optimizer, 1e-3)
-    layers = {n: objective.layer_of(n) for n, p in objective.named_parameters() if p.requires_grad}
+    set_lr(optimizer, 1e-3)
+    layers = {n: objective.layer_id(n) for n, p in objective.named_parameters() if p.requires_grad}
     own = [layer for layer in layers.values() if layer is not None]
     assert min(own) in {0, 1}  # a stem that timm counts as a stage is layer 1
     assert max(own) <= objective.encoder.num_layers
@@ -74,9 +75,9 @@ def test_two_steps(name, task):
     moved = {n for n, p in objective.named_parameters() if not torch.equal(p, before[n])}
     assert {min(own), max(own)} <= {layers[n] for n in moved if n in layers}
 
-    served = task_named(task).network(config, encoder, classes).eval()
+    served = get_task(task).build_inference_model(config, encoder, classes).eval()
     state = objective.state_dict()
-    names = {n: task_named(task).served_name(n) for n in state}
+    names = {n: get_task(task).inference_key(n) for n in state}
     served.load_state_dict({s: state[n] for n, s in names.items() if s is not None})
     with torch.no_grad():
         found = served(torch.rand(1, 3, side, side))

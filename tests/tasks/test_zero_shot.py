@@ -16,16 +16,22 @@ from clipmill.cli import app
 from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers
 from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.images import decode_rgb
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.models.retrieval import recall
-from clipmill.models.towers import ClipConfig, TextConfig, VisionConfig, build_clip
-from clipmill.recipes.registry import recipe
+from clipmill.models.towers import build_clip
+from clipmill.recipes.registry import get_recipe
 from clipmill.tasks.evaluation import read_evaluation
-from clipmill.tasks.zero_shot import accuracies, class_embeddings, zero_shot
-from clipmill.tasks.zero_shot_config import RetrievalConfig, ZeroShotConfig
-from clipmill.tasks.zero_shot_data import open_pictures
-from clipmill.tasks.zero_shot_prompts import class_names, prompt_templates
-from clipmill.tasks.zero_shot_retrieval import retrieve
+from clipmill.tasks.retrieval import RetrievalConfig, retrieve
+from clipmill.tasks.zero_shot import (
+    ZeroShotConfig,
+    accuracies,
+    class_embeddings,
+    class_names,
+    open_labeled_images,
+    prompt_templates,
+    zero_shot,
+)
 
 CLIP = ClipConfig(
     embed_dim=8,
@@ -55,8 +61,8 @@ def model(tmp_path_factory):
     """A CLIP with random weights, as a checkpoint of ours."""
     torch.manual_seed(1)
     uri = str(tmp_path_factory.mktemp("store") / "clip")
-    card = ModelCard(kind="clip", architecture=CLIP.to_json(), recipe={})
-    save_checkpoint(uri, card, build_clip(CLIP).state_dict())
+    metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
+    save_checkpoint(uri, metadata, build_clip(CLIP).state_dict())
     return uri
 
 
@@ -163,9 +169,9 @@ def test_tars_give_what_the_folder_gives(model, folder, tmp_path):
     assert read_evaluation(whole).metrics.items() <= metrics.items()
     skipped = {k: v for k, v in metrics.items() if k.startswith("skipped.")}
     assert skipped == {
-        "skipped.unreadable-image": 1,
-        "skipped.no-label": 1,
-        "skipped.missing-image": 1,
+        "skipped.unreadable_image": 1,
+        "skipped.missing_label": 1,
+        "skipped.missing_image": 1,
     }
 
 
@@ -173,8 +179,8 @@ def test_a_cut_tar_is_counted(tmp_path):
     write_tar(tmp_path / "a.tar", [("1.png", jpeg(0)), ("1.cls", b"0"), ("2.png", jpeg(1))])
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"2.png") + 700])
-    found = list(open_pictures(str(tmp_path), ""))
-    assert [getattr(f, "reason", "fine") for f in found] == ["fine", "cut-tar"]
+    found = list(open_labeled_images(str(tmp_path), ""))
+    assert [getattr(f, "reason", "fine") for f in found] == ["fine", "truncated_tar"]
 
 
 def test_a_label_that_is_no_class(model, tmp_path):
@@ -219,12 +225,14 @@ def test_templates():
 
 def test_nothing_to_judge(model, tmp_path):
     with pytest.raises(SourceError, match=r"has no CLASS/\*.jpg"):
-        open_pictures(str(tmp_path), "val")
+        open_labeled_images(str(tmp_path), "val")
     (tmp_path / "val" / "cat").mkdir(parents=True)
     (tmp_path / "val" / "cat" / "1.png").write_bytes(jpeg(0))
     with pytest.raises(ConfigError, match=r"clip\.model was empty"):
         zero_shot(config(""), str(tmp_path), str(tmp_path), report=silent)
-    save_checkpoint(str(tmp_path / "mae"), ModelCard(kind="mae", architecture={}, recipe={}), {})
+    save_checkpoint(
+        str(tmp_path / "mae"), CheckpointMetadata(kind="mae", architecture={}, recipe={}), {}
+    )
     with pytest.raises(ArtifactError, match="kind 'mae'"):
         zero_shot(config(str(tmp_path / "mae")), str(tmp_path), str(tmp_path), report=silent)
 
@@ -265,21 +273,21 @@ def test_retrieval_on_coco_captions(model, tmp_path):
         {k: 100 * v for k, v in expected.items()}
     )
     assert (metrics["num_images"], metrics["num_captions"]) == (3, 6)
-    assert metrics["skipped.unreadable-image"] == 1
+    assert metrics["skipped.unreadable_image"] == 1
 
 
 def test_commands(model, folder, tmp_path):
     command = CliRunner()
     store = ["--store", str(tmp_path / "store"), "--json"]
-    answer = command.invoke(app, ["zero-shot", model, "--data", str(folder), *store])
+    answer = command.invoke(app, ["eval", "zero-shot", model, "--data", str(folder), *store])
     assert answer.exit_code == 0, answer.output
     assert {"top1", "top5"} <= json.loads(answer.stdout)["metrics"].keys()
     path = coco(tmp_path / "coco")
-    answer = command.invoke(app, ["retrieval", model, "--data", str(path), *store])
+    answer = command.invoke(app, ["eval", "retrieval", model, "--data", str(path), *store])
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)["metrics"]["num_captions"] == 12
 
 
 def test_imagenets_recipe():
-    assert recipe("zero-shot-imagenet", ZeroShotConfig).classes == "imagenet"
-    assert recipe("zero-shot-imagenet", ZeroShotConfig).prompts == "openai-80"
+    assert get_recipe("zero-shot-imagenet", ZeroShotConfig).classes == "imagenet"
+    assert get_recipe("zero-shot-imagenet", ZeroShotConfig).prompts == "openai-80"

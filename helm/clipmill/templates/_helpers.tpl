@@ -1,6 +1,30 @@
 {{/* Whether an API is there: dict "root" $ "api" "group/version/Kind". */}}
 {{- define "clipmill.has" -}}
-{{- if or (eq .root.Values.crds "assume") (.root.Capabilities.APIVersions.Has .api) -}}yes{{- end -}}
+{{- if or (eq .root.Values.crds "require") (.root.Capabilities.APIVersions.Has .api) -}}yes{{- end -}}
+{{- end -}}
+
+{{/* Values that have another name since 0.2: an end with the new names. */}}
+{{- define "clipmill.refuseRenamed" -}}
+{{- $renamed := list
+  (list "objectStore.role" "objectStore.useWorkloadIdentity")
+  (list "serviceAccounts.operator" "serviceAccounts.submitter")
+  (list "training.gang" "training.gangScheduler")
+  (list "playground" "demo")
+  (list "kueue.nodes" "kueue.nodeQuota") -}}
+{{- $messages := list -}}
+{{- range $pair := $renamed -}}
+{{- $value := $.Values -}}
+{{- range $key := splitList "." (index $pair 0) -}}
+{{- if and (kindIs "map" $value) (hasKey $value $key) -}}{{- $value = index $value $key -}}{{- else -}}{{- $value = "absent" -}}{{- end -}}
+{{- end -}}
+{{- if ne (toString $value) "absent" -}}
+{{- $messages = append $messages (printf "%s is called %s since 0.2" (index $pair 0) (index $pair 1)) -}}
+{{- end -}}
+{{- end -}}
+{{- with get (dict "detect" "auto" "assume" "require") .Values.crds -}}
+{{- $messages = append $messages (printf "crds: %s is written crds: %s since 0.2" $.Values.crds .) -}}
+{{- end -}}
+{{- with $messages -}}{{- fail (join "; " .) -}}{{- end -}}
 {{- end -}}
 
 {{- define "clipmill.labels" -}}
@@ -119,7 +143,7 @@ pipeline's spec with the pools' share and the installed images: dict "root" $ "f
   (list .Values.monitoring.enabled "monitoring" "monitoring.coreos.com/v1/PodMonitor")
   (list .Values.kueue.enabled "kueue" "kueue.x-k8s.io/v1beta2/ClusterQueue")
   (list .Values.autoscaling.enabled "autoscaling" "keda.sh/v1alpha1/ScaledObject")
-  (list (and .Values.playground.enabled .Values.playground.route.gateway) "playground.route" "gateway.networking.k8s.io/v1/HTTPRoute")
+  (list (and .Values.demo.enabled .Values.demo.route.gateway) "demo.route" "gateway.networking.k8s.io/v1/HTTPRoute")
   (list .Values.dataPlane.enabled "dataPlane" "argoproj.io/v1alpha1/Workflow") -}}
 {{- range $parts -}}
 {{- if and (index . 0) (not (include "clipmill.has" (dict "root" $ "api" (index . 2)))) -}}

@@ -1,81 +1,112 @@
 """``clipmill cluster``: training jobs, data workflows and endpoints on Kubernetes."""
 
+import json
 from typing import Annotated
 
 import typer
 
 from clipmill.cli import entry
+from clipmill.cli.aliases import current_arguments
 from clipmill.cli.extras import needs
-from clipmill.cli.options import Set
+from clipmill.cli.options import Json, Set, one_of
+from clipmill.cli.output import format_table, print_next
 
 cluster = typer.Typer(
     help="Training jobs, data workflows and endpoints on Kubernetes.", no_args_is_help=True
 )
+workflow = typer.Typer(help="Follow, suspend and resume data workflows.", no_args_is_help=True)
+cluster.add_typer(workflow, name="workflow")
 
-Namespace = Annotated[str, typer.Option("-n", "--namespace", help="Kubernetes namespace.")]
-Handle = Annotated[str, typer.Argument(help="What `cluster submit` printed.")]
-Workflow = Annotated[str, typer.Argument(help="Name of the workflow.")]
-_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+Namespace = Annotated[
+    str, typer.Option("-n", "--namespace", metavar="NAME", help="Kubernetes namespace.")
+]
+Handle = Annotated[
+    str, typer.Argument(metavar="HANDLE", help="Handle that `cluster submit` printed.")
+]
+WorkflowName = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Name of the workflow.")]
+_PASSTHROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@cluster.command("submit", context_settings=_THROUGH)
+@cluster.command("submit", context_settings=_PASSTHROUGH)
 @needs("cluster")
 def cluster_submit(
     context: typer.Context,
-    name: Annotated[str, typer.Option(help="Name of the job.")],
-    on: Annotated[
-        str, typer.Option(help="local_cwd, kubernetes (Volcano) or kubeflow_trainer.")
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the job.")],
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            metavar="SCHEDULER",
+            help="Scheduler: local_cwd (this machine), kubernetes (Volcano) or kubeflow_trainer.",
+            autocompletion=one_of("local_cwd", "kubernetes", "kubeflow_trainer"),
+        ),
     ] = "kubeflow_trainer",
-    pool: Annotated[str, typer.Option(help="Pool of nodes.")] = "gpu",
-    nodes: Annotated[str, typer.Option(help="N, or MIN:MAX to go on when nodes are lost.")] = "1",
-    queue: Annotated[str, typer.Option(help="Kueue's or Volcano's queue.")] = "",
+    pool: Annotated[str, typer.Option(metavar="NAME", help="Node pool.")] = "gpu",
+    nodes: Annotated[
+        str, typer.Option(metavar="N", help="Number of nodes, or MIN:MAX for elastic training.")
+    ] = "1",
+    queue: Annotated[str, typer.Option(metavar="NAME", help="Kueue or Volcano queue.")] = "",
     namespace: Namespace = "default",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the manifest without submitting it.")
+    ] = False,
     sets: Set = None,
+    as_json: Json = False,
 ) -> None:
-    """Run a clipmill command on GPU nodes: submit --name a --pool gpu -- pretrain DATASET ..."""
-    from clipmill import cli
-    from clipmill.cluster import submit
-    from clipmill.cluster.job import TrainingJobConfig, parse_nodes
+    """Run a clipmill command on GPU nodes; prints the job's handle.
 
-    entry.check_command(cli.app, context.args)
+    The command follows --: cluster submit --name a --pool gpu -- pretrain clip DATASET ...
+    """
+    from clipmill.cluster import submit
+    from clipmill.cluster.training_job import TrainingJobConfig, parse_nodes
+
+    app = context.find_object(typer.Typer)
+    assert app is not None, "the root command sets it"
+    command = current_arguments(context.args)
+    entry.check_command(app, command)
 
     least, most = parse_nodes(nodes)
     job = TrainingJobConfig(
         name=name,
-        command=tuple(context.args),
+        command=tuple(command),
         pool=pool,
         min_nodes=least,
         max_nodes=most,
         queue=queue,
     ).override(sets or [])
-    with submit.runner() as torchx:
-        run = submit.describe if dry_run else submit.submit
-        typer.echo(run(job, on, namespace=namespace, torchx=torchx))
+    with submit.torchx_runner() as torchx:
+        if dry_run:
+            typer.echo(submit.dry_run(job, scheduler, namespace=namespace, torchx=torchx))
+            return
+        handle = submit.submit(job, scheduler, namespace=namespace, torchx=torchx)
+    typer.echo(json.dumps({"handle": handle}) if as_json else handle)
+    print_next("cluster", "logs", handle, "--follow")
 
 
 @cluster.command("status")
 @needs("cluster")
-def cluster_status(handle: Handle) -> None:
+def cluster_status(handle: Handle, as_json: Json = False) -> None:
     """Print a job's state."""
     from clipmill.cluster import submit
 
-    with submit.runner() as torchx:
-        found = submit.status(handle, torchx=torchx)
-    typer.echo(f"{found.state.name} {found.msg}".strip())
+    with submit.torchx_runner() as torchx:
+        status = submit.status(handle, torchx=torchx)
+    value = {"handle": handle, "state": status.state.name, "message": status.msg}
+    typer.echo(json.dumps(value) if as_json else f"{status.state.name} {status.msg}".strip())
 
 
 @cluster.command("logs")
 @needs("cluster")
 def cluster_logs(
     handle: Handle,
-    node: Annotated[int, typer.Option(help="Number of the node.")] = 0,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Until it ends.")] = False,
+    node: Annotated[int, typer.Option(min=0, help="Index of the node.")] = 0,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Stream logs until the job finishes.")
+    ] = False,
 ) -> None:
     """Print the log of one of a job's nodes."""
     from clipmill.cluster import submit
 
-    with submit.runner() as torchx:
+    with submit.torchx_runner() as torchx:
         for line in submit.logs(handle, node, follow=follow, torchx=torchx):
             typer.echo(line, nl=False)
 
@@ -86,88 +117,126 @@ def cluster_cancel(handle: Handle) -> None:
     """Stop a job; its processes save their state first."""
     from clipmill.cluster import submit
 
-    with submit.runner() as torchx:
+    with submit.torchx_runner() as torchx:
         submit.cancel(handle, torchx=torchx)
 
 
-@cluster.command("data-status")
+@workflow.command("status")
 @needs("cluster")
-def cluster_data_status(workflow: Workflow, namespace: Namespace = "default") -> None:
-    """Print a data workflow's phase, and how many of its pods are done."""
+def workflow_status(
+    name: WorkflowName, namespace: Namespace = "default", as_json: Json = False
+) -> None:
+    """Print a data workflow's phase and its number of finished pods."""
+    from clipmill.cluster import argo
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.data_runs import data_phase
 
-    typer.echo(" ".join(data_phase(namespace, workflow, api=ClusterApi())))
+    phase, progress = argo.workflow_status(namespace, name, api=ClusterApi())
+    value = {"workflow": name, "namespace": namespace, "phase": phase, "progress": progress}
+    typer.echo(json.dumps(value) if as_json else f"{phase} {progress}")
 
 
-@cluster.command("suspend")
+@workflow.command("suspend")
 @needs("cluster")
-def cluster_suspend(workflow: Workflow, namespace: Namespace = "default") -> None:
-    """Start no further pods of a data workflow."""
+def workflow_suspend(name: WorkflowName, namespace: Namespace = "default") -> None:
+    """Suspend a data workflow: no further pods start."""
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.data_runs import suspend_data
+    from clipmill.cluster.argo import suspend_workflow
 
-    suspend_data(namespace, workflow, api=ClusterApi())
+    suspend_workflow(namespace, name, api=ClusterApi())
+    print_next("cluster", "workflow", "resume", name, "--namespace", namespace)
 
 
-@cluster.command("resume")
+@workflow.command("resume")
 @needs("cluster")
-def cluster_resume(workflow: Workflow, namespace: Namespace = "default") -> None:
-    """Go on with a suspended data workflow."""
+def workflow_resume(name: WorkflowName, namespace: Namespace = "default") -> None:
+    """Resume a suspended data workflow."""
     from clipmill.cluster.api import ClusterApi
-    from clipmill.cluster.data_runs import suspend_data
+    from clipmill.cluster.argo import suspend_workflow
 
-    suspend_data(namespace, workflow, api=ClusterApi(), suspended=False)
+    suspend_workflow(namespace, name, api=ClusterApi(), suspended=False)
+    print_next("cluster", "workflow", "status", name, "--namespace", namespace)
 
 
 @cluster.command("deploy")
 @needs("cluster")
 def cluster_deploy(
-    promotion: Annotated[str, typer.Argument(help="URI of a promotion.")],
-    endpoint: Annotated[str, typer.Option(help="Name of the endpoint.")],
+    promotion: Annotated[str, typer.Argument(metavar="PROMOTION", help="URI of a promotion.")],
+    endpoint: Annotated[str, typer.Option(metavar="NAME", help="Name of the endpoint.")],
     namespace: Namespace = "default",
-    runtime: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
-    prometheus: Annotated[str, typer.Option(help="URL that tells the canary's errors.")] = "",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|gpu",
+            help="Serving runtime: cpu or gpu.",
+            autocompletion=one_of("cpu", "gpu"),
+        ),
+    ] = "cpu",
+    prometheus: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Prometheus URL used to monitor the canary's error rate."),
+    ] = "",
     sets: Set = None,
+    as_json: Json = False,
 ) -> None:
-    """Let a promoted model take over an endpoint as a canary; prints its digest."""
-    from clipmill.cluster.deploy import deploy_promotion
-    from clipmill.cluster.rollout import RolloutConfig
-    from clipmill.cluster.serving import EndpointConfig
+    """Roll a promoted model out to an endpoint as a canary; prints its digest."""
+    from clipmill.cluster.kserve import InferenceServiceConfig, RolloutConfig, deploy_promotion
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
-    place = EndpointConfig.from_json({**settings, "prometheus": prometheus})
+    service = InferenceServiceConfig.from_json({**settings, "prometheus": prometheus})
     rollout = RolloutConfig().override(sets or [])
-    typer.echo(deploy_promotion(promotion, place, rollout).digest)
+    digest = deploy_promotion(promotion, service, rollout).digest
+    value = {"endpoint": endpoint, "namespace": namespace, "digest": digest}
+    typer.echo(json.dumps(value) if as_json else digest)
+    print_next("predict", "URL", "IMAGE", "--model", endpoint)
 
 
-@cluster.command("capacity")
-def cluster_capacity(
+@cluster.command("plan-capacity")
+def cluster_plan_capacity(
     stages: Annotated[
-        list[str], typer.Argument(help="STAGE=RATE, samples a second of one pod, as measured.")
+        list[str],
+        typer.Argument(
+            metavar="STAGE=RATE", help="Stages, with the measured samples/s of one pod each."
+        ),
     ],
-    pairs: Annotated[float, typer.Option(help="Pairs of the dataset.")] = 1.28e9,
-    samples_per_shard: Annotated[int, typer.Option(help="Samples of a shard.")] = 10_000,
-    hours: Annotated[float, typer.Option(help="Within which each stage shall be done.")] = 24.0,
-    price: Annotated[float, typer.Option(help="Of a pod's hour.")] = 0.0,
+    pairs: Annotated[float, typer.Option(help="Number of image-text pairs.")] = 1.28e9,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples per shard.")] = 10_000,
+    hours: Annotated[float, typer.Option(help="Deadline per stage, in hours.")] = 24.0,
+    price: Annotated[float, typer.Option(help="Price per pod-hour.")] = 0.0,
+    as_json: Json = False,
 ) -> None:
-    """Tell what stages over a whole dataset take: pods, hours, requests on the store."""
-    from clipmill.cluster.capacity import StageLoad, demand
+    """Estimate pods, hours and store requests of stages over a dataset."""
+    from dataclasses import asdict
 
-    typer.echo(f"{'stage':<12}{'pods':>7}{'hours':>8}{'requests/s':>12}{'MB/s':>10}{'price':>12}")
+    from clipmill.cluster.capacity import StageProfile, plan_capacity
+
+    demands = {}
     for assignment in stages:
         name, _, rate = assignment.partition("=")
         fields = {"name": name, "pod_hour_price": price}
-        load = StageLoad.from_json({**fields, "samples_per_second": _number(rate)})
-        found = demand(load, num_pairs=int(pairs), samples_per_shard=samples_per_shard, hours=hours)
-        typer.echo(
-            f"{name:<12}{found.pods:>7}{found.hours:>8.1f}{found.requests_per_second:>12.1f}"
-            f"{found.bytes_per_second / 1e6:>10.0f}{found.price:>12.0f}"
+        load = StageProfile.from_json({**fields, "samples_per_second": _number(rate)})
+        demands[name] = plan_capacity(
+            load, num_pairs=int(pairs), samples_per_shard=samples_per_shard, hours=hours
         )
+    if as_json:
+        typer.echo(json.dumps({name: asdict(demand) for name, demand in demands.items()}, indent=2))
+        return
+    header = ["stage", "pods", "hours", "requests/s", "MB/s", "price"]
+    rows = [
+        [
+            name,
+            str(demand.pods),
+            f"{demand.hours:.1f}",
+            f"{demand.requests_per_second:.1f}",
+            f"{demand.bytes_per_second / 1e6:.0f}",
+            f"{demand.price:.0f}",
+        ]
+        for name, demand in demands.items()
+    ]
+    typer.echo(format_table(header, rows, right=" rrrrr"))
 
 
 def _number(text: str) -> float | str:
-    """The number, or the text for the config to refuse."""
+    """Return the number, or the text for the config to reject."""
     try:
         return float(text)
     except ValueError:

@@ -1,215 +1,479 @@
 """``clipmill data``: from image-text pairs to a captioned dataset."""
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clipmill.cli import argo, check, look
-from clipmill.cli.argo import DryRun, On, Place, Workflow
 from clipmill.cli.extras import needs
-from clipmill.cli.options import OptionalStore, Set, Store
-
-_SOURCE_HELP = (
-    "A folder of images with .txt files, a .csv, .tsv or .parquet table, a COCO captions .json, "
-    "WebDataset .tar files, an img2dataset or Hugging Face folder; or KIND:PATH?OPTION=VALUE."
+from clipmill.cli.options import (
+    CaptionLayer,
+    DatasetUri,
+    DryRun,
+    Executor,
+    ExecutorOption,
+    Json,
+    Set,
+    Store,
+    Task,
+    Workflow,
+    one_of,
+    recipe_option,
+    recipes_of,
+    reject_range_options,
+    require_output,
+    should_submit,
+    submit_stage,
+    toy_recipe_option,
 )
+from clipmill.cli.output import print_next, print_uri
+from clipmill.errors import SourceError
 
-data = typer.Typer(help="From image-text pairs to a captioned dataset.", no_args_is_help=True)
-data.command("stats")(look.stats)
-data.command("view")(look.view)
-data.command("verify")(look.verify)
-data.command("export")(look.export)
-data.command("check")(check.check)
+EXIT_DAMAGED = 1
+_SOURCE_HELP = (
+    "Source of pairs: a folder of images with .txt files, a .csv, .tsv or .parquet table, a COCO "
+    "captions .json, WebDataset .tar files, an img2dataset or Hugging Face folder; or "
+    "KIND:PATH?OPTION=VALUE."
+)
+# One placeholder of `next:`, as `data recaption --captioner` takes it.
+_CAPTIONER = "CAPTIONER"
+
+FirstShard = Annotated[int, typer.Option(min=0, help="Index of the first shard.")]
+StopShard = Annotated[
+    int | None, typer.Option(help="Index of the shard to stop before; the last if left out.")
+]
+
+data = typer.Typer(help="Build, caption, score, filter and inspect datasets.", no_args_is_help=True)
 
 
-@data.command("scenes")
-def data_scenes(store: Store, recipe: str = "scenes-miniature", sets: Set = None) -> None:
-    """Draw procedural scenes with captions and labels."""
-    from clipmill.recipes import run_data as run
+@data.command("generate-scenes")
+def data_generate_scenes(
+    store: Store,
+    recipe: Annotated[str, toy_recipe_option("generate-scenes")] = "scenes-tiny",
+    sets: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Generate procedural scenes with captions and labels; prints their folder's URI."""
+    from clipmill import stages
 
-    typer.echo(run.scenes(recipe, sets or [], store))
+    uri = stages.scenes(recipe, sets or [], store)
+    print_uri(uri, as_json=as_json)
+    print_next("data", "shard", f"{uri}/pairs.tar", "--store", store)
 
 
 @data.command("plan")
 def data_plan(
-    source: Annotated[str, typer.Argument(help=_SOURCE_HELP)],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)],
     store: Store,
-    recipe: str = "shards",
+    recipe: Annotated[str, recipe_option("shard")] = "shards",
     sets: Set = None,
+    as_json: Json = False,
 ) -> None:
-    """Fix which part of a source each shard holds; prints the URI that the dataset will have."""
-    from clipmill.recipes import run_data as run
+    """Assign a source's items to shards; prints the URI that the dataset will have."""
+    from clipmill import stages
 
-    typer.echo(run.plan(recipe, sets or [], source, store))
+    uri = stages.plan(recipe, sets or [], source, store)
+    print_uri(uri, as_json=as_json)
+    print_next("data", "shard", "--plan", uri, "--worker", "I/N")
 
 
 @data.command("shard")
 def data_shard(
-    source: Annotated[str, typer.Argument(help=_SOURCE_HELP)] = "",
-    store: OptionalStore = "",
-    recipe: str = "shards",
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)] = "",
+    store: Store = "",
+    recipe: Annotated[str, recipe_option("shard")] = "shards",
     sets: Set = None,
     plan: Annotated[
-        str, typer.Option(help="Work on this planned dataset instead: what `plan` printed.")
+        str,
+        typer.Option(metavar="URI", help="URI of a planned dataset to work on, instead of SOURCE."),
     ] = "",
     worker: Annotated[
-        str, typer.Option(metavar="I/N", help="Which part of a plan: worker I (from 0) of N.")
+        str, typer.Option(metavar="I/N", help="Part of a plan: worker I (from 0) of N.")
     ] = "",
-    start: Annotated[int, typer.Option(help="Or: the first shard of a plan to make.")] = 0,
-    stop: Annotated[int | None, typer.Option(help="Where to stop (exclusive).")] = None,
-    on: On = Place.HERE,
+    start: Annotated[
+        int, typer.Option(min=0, help="Index of a plan's first shard, instead of --worker.")
+    ] = 0,
+    stop: StopShard = None,
+    executor: ExecutorOption = Executor.LOCAL,
     workflow: Workflow = None,
     dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
-    """Cut a source of pictures with captions into a dataset, or make a part of a planned one.
+    """Convert a source of image-text pairs into a dataset, or write a part of a planned one.
 
-    Plain `shard SOURCE --store URI` does it all. With many workers: `plan` once, then
-    `shard --plan URI --worker I/N` in each, then `finish`; `--on argo` has pods do that.
+    `shard SOURCE --store URI` writes all shards. With several workers: run `plan` once, then
+    `shard --plan URI --worker I/N` in each, then `finalize`. `--executor argo` has pods do that.
     """
-    if argo.is_asked(on, workflow, dry_run):
-        argo.refuse_parts(plan=plan, worker=worker, start=start, stop=stop)
+    if should_submit(executor, workflow, dry_run):
+        reject_range_options(plan=plan, worker=worker, start=start, stop=stop)
         if not (source and store):
             raise typer.BadParameter("give SOURCE and --store")
         options = {"--store": store, "--recipe": recipe}
-        argo.fan_out("shard", source, options, sets, workflow=workflow, dry_run=dry_run)
+        submit_stage(
+            "shard", source, options, sets, workflow=workflow, dry_run=dry_run, as_json=as_json
+        )
         return
-    from clipmill.recipes import run_data as run
+    from clipmill import stages
 
     if plan:
-        typer.echo(run.shard_part(plan, worker=worker, start=start, stop=stop))
+        uri = stages.shard_part(plan, worker=worker, start=start, stop=stop)
+        print_uri(uri, as_json=as_json)
+        print_next("data", "finalize", uri)
     elif source and store:
-        typer.echo(run.shard(recipe, sets or [], source, store))
+        uri = stages.shard(recipe, sets or [], source, store)
+        print_uri(uri, as_json=as_json)
+        print_next("data", "recaption", uri, "--captioner", _CAPTIONER)
     else:
         raise typer.BadParameter("give SOURCE and --store, or --plan")
 
 
-@data.command("finish")
-def data_finish(
-    dataset: Annotated[str, typer.Argument(help="URI of a planned dataset, all shards made.")],
+@data.command("finalize")
+def data_finalize(
+    dataset: Annotated[
+        str,
+        typer.Argument(metavar="DATASET", help="URI of a planned dataset, all shards written."),
+    ],
+    as_json: Json = False,
 ) -> None:
-    """List a planned dataset's shards, find doubles, and add the source's layers."""
-    from clipmill.recipes import run_data as run
+    """List a planned dataset's shards, find duplicates, and add the source's layers."""
+    from clipmill import stages
 
-    typer.echo(run.finish(dataset))
+    uri = stages.finalize(dataset)
+    print_uri(uri, as_json=as_json)
+    print_next("data", "recaption", uri, "--captioner", _CAPTIONER)
 
 
 @data.command("train-captioner")
 @needs("model")
 def data_train_captioner(
-    dataset: Annotated[str, typer.Argument(help="URI of a dataset with good captions.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="URI of a dataset with good captions.")
+    ],
     store: Store,
-    recipe: str = "coca-miniature",
+    recipe: Annotated[str, toy_recipe_option("train-captioner")] = "coca-tiny",
     sets: Set = None,
+    as_json: Json = False,
 ) -> None:
-    """Train a CoCa captioner."""
-    from clipmill.recipes import run_data as run
+    """Train a CoCa captioner; prints its URI."""
+    from clipmill import stages
 
-    typer.echo(run.train_captioner(recipe, sets or [], dataset, store))
+    uri = stages.train_captioner(recipe, sets or [], dataset, store)
+    print_uri(uri, as_json=as_json)
+    print_next("data", "recaption", "DATASET", "--captioner", uri)
 
 
-@data.command("teacher")
+@data.command("embed-teacher")
 @needs("model")
-def data_teacher(
-    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
-    captions: Annotated[str, typer.Option(help="Layer of synthetic captions to embed too.")] = "",
-    recipe: str = "teacher-datacompdr",
+def data_embed_teacher(
+    dataset: DatasetUri,
+    caption_layer: Annotated[
+        str, typer.Option(metavar="LAYER", help="Layer of synthetic captions to embed too.")
+    ] = "",
+    recipe: Annotated[str, recipe_option("embed-teacher")] = "teacher-datacompdr",
     sets: Set = None,
+    as_json: Json = False,
 ) -> None:
-    """Embed pictures and captions with a teacher ensemble, as a layer; prints its name."""
-    from clipmill.recipes import run_data as run
+    """Embed images and captions with a teacher ensemble, as a layer; prints its name."""
+    from clipmill import stages
 
-    typer.echo(run.teacher(recipe, sets or [], dataset, captions, store=""))
+    layer = stages.teacher(recipe, sets or [], dataset, caption_layer, store="")
+    _print_layer(dataset, layer, as_json)
+    teaching = ("--recipe", "RECIPE", "--set", f"distillation.layer={layer}", "--store", "STORE")
+    print_next("pretrain", "clip", dataset, *teaching)
 
 
 @data.command("recaption")
 def data_recaption(
-    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    dataset: DatasetUri,
     captioner: Annotated[
         str,
         typer.Option(
+            metavar="ADDRESS",
             help="URI of a trained captioner, or open_clip:NAME/TAG, hf:ORG/NAME, "
             "file:PATH[#open_clip/NAME], vlm:http://HOST/v1, rewrite:http://HOST/v1, "
-            "template:LABELS."
+            "template:LABELS.",
         ),
     ],
-    recipe: str = "recaption-miniature",
-    start: Annotated[int, typer.Option(help="First shard.")] = 0,
-    stop: Annotated[int | None, typer.Option(help="Shard to stop before.")] = None,
+    recipe: Annotated[
+        str, recipe_option("recaption", "greedy captions of the toy captioner, on a CPU")
+    ] = "recaption-tiny",
+    start: FirstShard = 0,
+    stop: StopShard = None,
     sets: Set = None,
-    on: On = Place.HERE,
+    executor: ExecutorOption = Executor.LOCAL,
     workflow: Workflow = None,
     dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
-    """Write synthetic captions as a layer beside a dataset's shards; prints the layer's name."""
-    if argo.is_asked(on, workflow, dry_run):
-        argo.refuse_parts(start=start, stop=stop)
+    """Write synthetic captions as a layer of a dataset; prints the layer's name."""
+    if should_submit(executor, workflow, dry_run):
+        reject_range_options(start=start, stop=stop)
         options = {"--captioner": captioner, "--recipe": recipe}
-        argo.fan_out("recaption", dataset, options, sets, workflow=workflow, dry_run=dry_run)
+        submit_stage(
+            "recaption", dataset, options, sets, workflow=workflow, dry_run=dry_run, as_json=as_json
+        )
         return
-    from clipmill.recipes import run_data as run
+    from clipmill import stages
 
-    layer = run.recaption(recipe, sets or [], dataset, captioner, "", start=start, stop=stop)
-    typer.echo(layer)
+    layer = stages.recaption(recipe, sets or [], dataset, captioner, "", start=start, stop=stop)
+    _print_layer(dataset, layer, as_json)
+    training = ("--captions", "both", "--caption-layer", layer, "--store", "STORE")
+    print_next("pretrain", "clip", dataset, *training)
 
 
 @data.command("score")
 def data_score(
-    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
+    dataset: DatasetUri,
     model: Annotated[
-        str, typer.Option(help="Address of the CLIP that judges (docs/weights.md).")
+        str,
+        typer.Option(metavar="ADDRESS", help="Address of the scoring CLIP (docs/weights.md)."),
     ] = "",
-    start: Annotated[int, typer.Option(help="First shard.")] = 0,
-    stop: Annotated[int | None, typer.Option(help="Shard to stop before.")] = None,
-    recipe: str = "score-basic",
+    start: FirstShard = 0,
+    stop: StopShard = None,
+    recipe: Annotated[str, recipe_option("score")] = "score-basic",
     sets: Set = None,
-    on: On = Place.HERE,
+    executor: ExecutorOption = Executor.LOCAL,
     workflow: Workflow = None,
     dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
-    """Measure pictures and captions as layers; prints their names."""
-    if argo.is_asked(on, workflow, dry_run):
-        argo.refuse_parts(start=start, stop=stop)
+    """Score images and captions as layers; prints their names."""
+    if should_submit(executor, workflow, dry_run):
+        reject_range_options(start=start, stop=stop)
         options = {"--model": model, "--recipe": recipe}
-        argo.fan_out("score", dataset, options, sets, workflow=workflow, dry_run=dry_run)
+        submit_stage(
+            "score", dataset, options, sets, workflow=workflow, dry_run=dry_run, as_json=as_json
+        )
         return
-    from clipmill.recipes import run_data as run
+    from clipmill import stages
 
-    layers = run.score(recipe, sets or [], dataset, "", model=model, start=start, stop=stop)
-    typer.echo("\n".join(layers))
+    layers = stages.score(recipe, sets or [], dataset, "", model=model, start=start, stop=stop)
+    value = {"dataset": dataset, "layers": layers}
+    typer.echo(json.dumps(value, indent=2) if as_json else "\n".join(layers))
+    print_next("data", "select", dataset)
 
 
 @data.command("select")
 def data_select(
-    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
-    layer: Annotated[
+    dataset: DatasetUri,
+    prefer_layer: Annotated[
         list[str] | None,
-        typer.Option(help="A layer to use where a filter's name fits several; repeatable."),
+        typer.Option(
+            metavar="LAYER",
+            help="Layer to use where a filter's name fits several layers; repeatable.",
+        ),
     ] = None,
-    recipe: str = "select-datacomp-basic",
+    recipe: Annotated[str, recipe_option("select")] = "select-datacomp-basic",
     sets: Set = None,
+    as_json: Json = False,
 ) -> None:
-    """Judge a dataset's samples by their scores, for views to follow; prints the layer's name."""
-    from clipmill.recipes import run_data as run
+    """Filter a dataset's samples by their scores, as a layer for views; prints its name."""
+    from clipmill import stages
 
-    typer.echo(run.select(recipe, sets or [], dataset, store="", layers=layer or []))
+    layer = stages.select(recipe, sets or [], dataset, store="", layers=prefer_layer or [])
+    _print_layer(dataset, layer, as_json)
+    print_next("pretrain", "clip", dataset, "--select", layer, "--store", "STORE")
 
 
 @data.command("import-layer")
 def data_import_layer(
-    dataset: Annotated[str, typer.Argument(help="URI of the dataset.")],
-    layer: Annotated[str, typer.Argument(help="Name of the layer, such as score/aesthetic.")],
-    files: Annotated[list[str], typer.Argument(help="URIs of .parquet, .csv or .tsv tables.")],
-    uid_column: Annotated[str, typer.Option(help="The table's column of uids.")] = "uid",
+    dataset: DatasetUri,
+    layer: Annotated[
+        str,
+        typer.Argument(metavar="LAYER", help="Name of the layer, such as score/aesthetic."),
+    ],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE", help="URIs of .parquet, .csv or .tsv tables."),
+    ],
+    uid_column: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of uids in the tables.")
+    ] = "uid",
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="OURS=THEIRS", help="A column to take; repeatable; default all."),
+        typer.Option(
+            metavar="NAME[=COLUMN]",
+            help="Column to import, with the name in the layer first; repeatable. "
+            "All columns if left out.",
+        ),
     ] = None,
-    missing: Annotated[str, typer.Option(help="Samples without a row: error or fill.")] = "error",
+    missing: Annotated[
+        str,
+        typer.Option(
+            metavar="error|fill",
+            help="Samples without a row: error stops, fill writes empty values.",
+            autocompletion=one_of("error", "fill"),
+        ),
+    ] = "error",
+    as_json: Json = False,
 ) -> None:
-    """Join other tools' tables to a dataset by uid, as a layer."""
-    from clipmill.recipes import run_data as run
+    """Join other tools' tables to a dataset by uid, as a layer; prints its URI."""
+    from clipmill import stages
 
-    made = run.import_layer(
+    uri = stages.import_layer(
         dataset, layer, files, uid_column=uid_column, columns=column or [], missing=missing
     )
-    typer.echo(made)
+    print_uri(uri, as_json=as_json, dataset=dataset, layer=layer)
+    print_next("data", "stats", dataset)
+
+
+@data.command("stats")
+def data_stats(
+    dataset: DatasetUri,
+    shards: Annotated[
+        int, typer.Option(min=0, help="Maximum number of shards to read, evenly spaced (0 = all).")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Summarize pairs, captions, images and scores, by caption source and layer."""
+    from clipmill import stages
+
+    stats = stages.stats(dataset, max_shards=shards)
+    if as_json:
+        typer.echo(json.dumps(stats.to_json(), indent=2))
+        return
+    from rich.console import Console
+
+    from clipmill.cli.stats_tables import stats_tables
+
+    console = Console()
+    console.print(stats_tables(stats, console.width))
+
+
+@data.command("preview")
+def data_preview(
+    dataset: DatasetUri,
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("dataset.html"),
+    uid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="UID", help="Uid of a sample, or its beginning; repeatable."),
+    ] = None,
+    top: Annotated[
+        str, typer.Option(metavar="LAYER:COLUMN", help="Score whose highest samples are shown.")
+    ] = "",
+    bottom: Annotated[
+        str, typer.Option(metavar="LAYER:COLUMN", help="Score whose lowest samples are shown.")
+    ] = "",
+    count: Annotated[
+        int, typer.Option(min=1, help="Number of samples (of --top and of --bottom, each).")
+    ] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of the random choice.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write an HTML page of samples: images, captions, scores, selections.
+
+    Samples are random, unless --uid, --top or --bottom is given.
+    """
+    require_output(output)
+    from clipmill import stages
+
+    page = stages.view(dataset, uids=uid or [], best=top, worst=bottom, count=count, seed=seed)
+    output.write_text(page, encoding="utf-8")
+    typer.echo(json.dumps({"page": str(output)}) if as_json else str(output))
+
+
+@data.command("verify")
+def data_verify(
+    dataset: DatasetUri,
+    sizes_only: Annotated[
+        bool, typer.Option("--sizes-only", help="Compare lists and sizes; read no shard.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check every digest, count and uid of a dataset; exit code 1 if it's damaged."""
+    from clipmill import stages
+
+    report = stages.verify(dataset, contents=not sizes_only)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        for fault in report.faults:
+            typer.echo(f"damaged: {fault}")
+        for note in report.notes:
+            typer.echo(f"note: {note}")
+        verdict = f"{len(report.faults)} faults" if report.faults else "whole"
+        read = f"{report.num_files:,} files, {report.num_bytes / 1e6:,.1f} MB read"
+        typer.echo(f"{report.uri}: {verdict} ({read})")
+    if not report.is_ok:
+        raise typer.Exit(EXIT_DAMAGED)
+
+
+@data.command("export")
+def data_export(
+    dataset: DatasetUri,
+    store: Store,
+    captions: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Caption source: real, synthetic or both.",
+            autocompletion=one_of("real", "synthetic", "both"),
+        ),
+    ] = "real",
+    caption_layer: CaptionLayer = "",
+    recipe: Annotated[str, recipe_option("export")] = "export",
+    sets: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Export plain WebDataset tars with captions for open_clip; prints their folder's URI."""
+    from clipmill import stages
+
+    uri = stages.export(recipe, sets or [], dataset, store, captions=captions, layer=caption_layer)
+    print_uri(uri, as_json=as_json)
+    print_next("show", uri)
+
+
+@data.command("validate")
+def data_validate(
+    task: Task,
+    data_uri: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Folder of labeled data, or URI of its .tar.")
+    ],
+    encoder: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Encoder whose fit to --recipe is checked too."),
+    ] = "",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Name of a fine-tuning recipe.",
+            autocompletion=recipes_of("finetune"),
+        ),
+    ] = "",
+    model: Annotated[
+        str,
+        typer.Option(metavar="URI", help="Task model whose classes must match the dataset's."),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check every file of a task's data; exit code 2 if it can't be used for training."""
+    from clipmill import stages
+
+    report = stages.check_data(task, data_uri, encoder=encoder, recipe=recipe, model=model)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        for split, number in report.num_samples.items():
+            typer.echo(f"{split}: {number:,} samples")
+        for issue in report.issues:
+            kind = "fault" if issue.is_error else "note"
+            typer.echo(f"{kind}: {issue.reason}, {issue.count:,} times")
+            for example in issue.examples:
+                typer.echo(f"    {example}")
+    if not report.is_usable:
+        errors = [f"{i.reason} ({i.count:,})" for i in report.issues if i.is_error]
+        raise SourceError(
+            f"{data_uri} can't be used for {task}: {', '.join(errors)}",
+            expected="data without faults; notes are only counted",
+            action="fix the faults listed above, and validate again",
+        )
+    print_next(
+        "finetune", "--encoder", encoder or "ENCODER", "--data", data_uri, "--store", "STORE"
+    )
+
+
+def _print_layer(dataset: str, layer: str, as_json: bool) -> None:
+    """Print a layer's name, which options of later commands take."""
+    typer.echo(json.dumps({"dataset": dataset, "layer": layer}, indent=2) if as_json else layer)

@@ -1,4 +1,4 @@
-"""Run a Typer app so that every error is one clear message and an exit code."""
+"""Run a Typer app, and turn every error into one clear message and an exit code."""
 
 import errno
 import shlex
@@ -13,12 +13,18 @@ from typer.exceptions import TyperException
 
 from clipmill.cli.extras import extra_of, missing_extra_error
 from clipmill.config import Config
-from clipmill.errors import ClipmillError, ConfigError, StoppedError, StorageError, UserError
+from clipmill.errors import (
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    ClipmillError,
+    ConfigError,
+    StoppedError,
+    StorageError,
+    UserError,
+)
 
-BUG_CODE: Final = 1
-USER_ERROR_CODE: Final = 2
-STOPPED_CODE: Final = 75  # sysexits.h: a temporary failure, to be tried again
-INTERRUPTED_CODE: Final = 130  # 128 + SIGINT, as shells have it
+EXIT_BUG: Final = 1
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 _DEBUG: Final = "--debug"
 _DISK_ERRORS: Final = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
 _MAX_MESSAGE: Final = 300
@@ -27,35 +33,36 @@ _MAX_MESSAGE: Final = 300
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
     """Run the command in ``arguments`` (default: the process's) and exit.
 
-    Exit codes: 2 for a user's mistake, 1 for anything unforeseen, 75 for training that SIGTERM
+    Exit codes: 2 for a user's mistake, 1 for anything unexpected, 75 for training that SIGTERM
     stopped after it saved its state, 130 for Ctrl-C. ``--debug`` anywhere before a ``--`` shows
     tracebacks instead.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    own = given[: given.index("--")] if "--" in given else given
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    own = argv[: argv.index("--")] if "--" in argv else argv
     is_debug = _DEBUG in own
-    rest = [text for text in own if text != _DEBUG] + given[len(own) :]
+    rest = [text for text in own if text != _DEBUG] + argv[len(own) :]
     try:
         app(rest)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as ended:
         # Typer turns Ctrl-C into this exit code.
-        if ended.code == INTERRUPTED_CODE:
+        if ended.code == EXIT_INTERRUPTED:
             _interrupted()
         raise
     except Exception as error:
         if is_debug:
             raise
-        sys.exit(_report(error))
+        sys.exit(_print_error(error))
 
 
 def check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
     """Parse a command, recipe and ``--set`` included, without running it.
 
-    Raises ConfigError where it isn't one that the app could run.
+    Raises:
+        ConfigError: the app couldn't run it.
     """
-    from clipmill.recipes.registry import recipe
+    from clipmill.recipes.registry import get_recipe
 
     parsed: dict[str, Any] | None = None
 
@@ -78,7 +85,7 @@ def check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
             action="try it with --help instead of its arguments",
         )
     if "recipe" in parsed:
-        recipe(parsed["recipe"], Config, parsed.get("sets") or ())
+        get_recipe(parsed["recipe"], Config, parsed.get("sets") or ())
 
 
 def _replace_commands(command: Any, callback: Callable[..., None]) -> None:
@@ -93,17 +100,17 @@ def _replace_commands(command: Any, callback: Callable[..., None]) -> None:
 def _interrupted() -> None:
     again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     sys.stderr.write(f"stopped; the same command resumes: {again}\n")
-    sys.exit(INTERRUPTED_CODE)
+    sys.exit(EXIT_INTERRUPTED)
 
 
-def _report(error: Exception) -> int:
-    """Write what a person should read about an error; return the exit code."""
+def _print_error(error: Exception) -> int:
+    """Print an error for the user; return the exit code."""
     known = _known(error)
     if known is not None:
         sys.stderr.write(f"error: {known}\n")
         if isinstance(known, StoppedError):
-            return STOPPED_CODE
-        return USER_ERROR_CODE if isinstance(known, UserError) else BUG_CODE
+            return EXIT_PREEMPTED
+        return EXIT_USER_ERROR if isinstance(known, UserError) else EXIT_BUG
     last = traceback.extract_tb(error.__traceback__)[-1]
     lines = str(error).strip().splitlines() or [""]
     what = f"{type(error).__name__}: {lines[0][:_MAX_MESSAGE]}".removesuffix(": ")
@@ -111,11 +118,11 @@ def _report(error: Exception) -> int:
         f"this is a bug in clipmill: {what} ({last.filename}, line {last.lineno})\n"
         f"run again with {_DEBUG} for the traceback, and report it with the command\n"
     )
-    return BUG_CODE
+    return EXIT_BUG
 
 
 def _known(error: Exception) -> ClipmillError | None:
-    """Return the error as one of clipmill's own; None for one that nobody foresaw."""
+    """Return the error as one of clipmill's own; None for an unexpected one."""
     if isinstance(error, ClipmillError):
         return error
     if isinstance(error, ModuleNotFoundError) and error.name:

@@ -1,4 +1,7 @@
-"""A dataset's statistics on a terminal."""
+"""Tables of a dataset's statistics for a terminal.
+
+A module of its own, since rich and pyarrow are slow to import and one command needs them.
+"""
 
 from collections.abc import Mapping
 
@@ -7,18 +10,17 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from clipmill.data.distribution import QUANTILES, Distribution
-from clipmill.data.stats import DatasetStats
+from clipmill.data.stats import QUANTILES, DatasetStats, Distribution
 
 _BARS = " ▁▂▃▄▅▆▇█"
-# Columns of text, below which the median stands for all quantiles.
-_WIDE = 120
+# Columns of text; a narrower terminal gets the median alone.
+_MIN_WIDTH_FOR_QUANTILES = 120
 
 
 def stats_tables(stats: DatasetStats, width: int) -> Group:
-    """All tables, for a terminal of ``width`` columns; those without rows are left out."""
-    quantiles = QUANTILES if width >= _WIDE else (0.5,)
-    captions = {name.removeprefix("captions/"): found for name, found in stats.captions.items()}
+    """Return the tables that have rows, for a terminal of ``width`` columns."""
+    quantiles = QUANTILES if width >= _MIN_WIDTH_FOR_QUANTILES else (0.5,)
+    captions = {name.removeprefix("captions/"): c for name, c in stats.captions.items()}
     tables = (
         ("Words of a caption", "kind", {k: c.words for k, c in captions.items()}),
         ("Characters of a caption", "kind", {k: c.characters for k, c in captions.items()}),
@@ -74,7 +76,7 @@ def _table(title: str, *columns: str) -> Table:
 def _distributions(
     title: str, first: str, rows: Mapping[str, Distribution], quantiles: tuple[float, ...]
 ) -> Table:
-    """A row a distribution; where the terminal is narrow, names are broken and numbers aren't."""
+    """Return a table with a row for each distribution; a narrow terminal wraps names only."""
     table = _table(title)
     table.add_column(first, overflow="fold")
     for name in ("number", "mean", "least", *(f"{q:.0%}" for q in quantiles), "most"):
@@ -84,18 +86,18 @@ def _distributions(
         number = f"{d.count:,}" + (f" ({d.missing:,} missing)" if d.missing else "")
         at = dict(zip(QUANTILES, d.quantiles, strict=False))
         values = (d.mean, d.low, *(at[q] for q in quantiles), d.high) if d.count else ()
-        histogram = [spark(d.bins)] if d.count else []
+        histogram = [sparkline(d.bins)] if d.count else []
         table.add_row(name, number, *map(short, values), *histogram)
     return table
 
 
 def short(value: float) -> str:
-    """A number in few characters: whole from a hundred on, else three digits or so."""
+    """Format a number in few characters: whole from 100, else three digits."""
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def spark(bins: tuple[int, ...]) -> str:
-    """The histogram as blocks; a bin with anything in it shows at least the lowest."""
+def sparkline(bins: tuple[int, ...]) -> str:
+    """Draw a histogram with block characters; a bin that isn't empty gets at least the lowest."""
     most = max(bins)
     return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in bins)
 

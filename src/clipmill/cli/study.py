@@ -1,4 +1,4 @@
-"""``clipmill study``: the paper's experiment, with error bars."""
+"""``clipmill study``: the caption-quality study, and comparisons of its kind."""
 
 import csv
 import json
@@ -10,95 +10,117 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipmill.cli.extras import needs
-from clipmill.cli.options import Json, Set, Store, require_output
+from clipmill.cli.options import (
+    Json,
+    Set,
+    Store,
+    Workers,
+    one_of,
+    recipe_option,
+    require_output,
+)
+from clipmill.cli.output import print_next
 from clipmill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from clipmill.study.findings import Findings
+    from clipmill.study.results_table import ResultsTable
 
-Csv = Annotated[bool, typer.Option("--csv", help="Print every figure as CSV.")]
-Latex = Annotated[bool, typer.Option("--latex", help="Print the table for a paper.")]
+_TABLES = ("sources", "objectives", "mobile", "scaling", "dose")
 
-study = typer.Typer(no_args_is_help=True, help="Experiments on what captions do, with error bars.")
+Csv = Annotated[bool, typer.Option("--csv", help="Every metric of every run, as CSV.")]
+Latex = Annotated[bool, typer.Option("--latex", help="The table as LaTeX.")]
+
+study = typer.Typer(
+    no_args_is_help=True, help="Measure the effect of captions, with intervals and tests."
+)
 
 
 @study.command("captions")
 @needs("train")
 def captions(
     store: Store,
-    recipe: str = "study-captions",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The recipe study-captions-quick.")
-    ] = False,
+    recipe: Annotated[str, recipe_option("study", "a night on two CPU cores")] = "study-captions",
     table: Annotated[
         list[str] | None,
-        typer.Option(help="Only sources, objectives, mobile, scaling or dose; repeatable."),
+        typer.Option(
+            metavar="TABLE",
+            help=f"Run only this table: {', '.join(_TABLES)}; repeatable.",
+            autocompletion=one_of(*_TABLES),
+        ),
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="Only this one of the recipe's; repeatable.")
+        list[int] | None, typer.Option(help="Run only this seed of the recipe; repeatable.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Runs that train side by side.")] = 1,
+    workers: Workers = 1,
     sets: Set = None,
     as_json: Json = False,
     as_csv: Csv = False,
     as_latex: Latex = False,
 ) -> None:
-    """Compare caption sources by what encoders learn from them; prints where the page is.
+    """Compare caption sources by the encoders trained on them; prints the page's location.
 
-    A study that was stopped goes on where it was when the same command runs again.
+    The same command resumes an interrupted study.
     """
-    from clipmill.recipes import run_judge as run
+    from clipmill import stages
     from clipmill.study.result import read_study
 
-    name = "study-captions-quick" if quick else recipe
-    uri = run.study(name, sets or [], store, tables=table or (), seeds=seed or (), workers=workers)
-    found = read_study(uri)
+    uri = stages.study(
+        recipe, sets or [], store, tables=table or (), seeds=seed or (), workers=workers
+    )
+    result = read_study(uri)
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        typer.echo(json.dumps(result.to_json()))
         return
-    _tell(found.judged, as_csv=as_csv, as_latex=as_latex)
+    _print_result(result.headline_table, as_csv=as_csv, as_latex=as_latex)
     if not as_csv and not as_latex:
         typer.echo(f"{uri}/study.html")
+    print_next("study", "compare", uri, "--output", "study.html")
 
 
-def report(
+@study.command("compare")
+def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
+            metavar="RUN",
             help="URIs of studies, parts of one; or CONDITION=URI of evaluations (with the runs of "
-            "studies, if need be), the first condition being the reference."
+            "studies, if need be), the first condition being the baseline.",
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Write a page too, with the paper's figures beside.")
+        Path | None, typer.Option(help="HTML page to write, with the paper's values.")
     ] = None,
+    as_json: Json = False,
     as_csv: Csv = False,
     as_latex: Latex = False,
 ) -> None:
-    """Make one study of its parts, or compare anybody's runs as the study does."""
+    """Merge the parts of a study, or compare any evaluations as the study does."""
     require_output(output)
-    from clipmill.study.findings import gather
-    from clipmill.study.join import join_studies
-    from clipmill.study.page import findings_page, study_page
-    from clipmill.study.result import read_study
+    from clipmill.study.page import comparison_page, study_page
+    from clipmill.study.result import merge_studies, read_study
+    from clipmill.study.results_table import collect_evaluations
+    from clipmill.study.tables import csv_rows
 
     if any("=" in text for text in runs):
-        found = gather(_by_condition(runs))
-        page = partial(findings_page, found)
+        table = collect_evaluations(_by_condition(runs))
+        page = partial(comparison_page, table)
     else:
-        joined = join_studies([read_study(uri) for uri in dict.fromkeys(runs)])
-        found = joined.judged
-        page = partial(study_page, joined)
+        merged = merge_studies([read_study(uri) for uri in dict.fromkeys(runs)])
+        table = merged.headline_table
+        page = partial(study_page, merged)
     if output is not None:
         output.write_text(page(), encoding="utf-8")
-    _tell(found, as_csv=as_csv, as_latex=as_latex)
+    if as_json:
+        typer.echo(json.dumps(csv_rows(table), indent=2))
+        return
+    _print_result(table, as_csv=as_csv, as_latex=as_latex)
 
 
 def _by_condition(runs: list[str]) -> dict[str, list[str]]:
-    """URIs of evaluations; one that two studies share counts once."""
+    """Return URIs of evaluations by condition; one that two studies share counts once."""
     from clipmill.study.result import read_study
 
-    found: dict[str, dict[str, None]] = {}
+    uris: dict[str, dict[str, None]] = {}
     for text in runs:
         condition, is_named, uri = text.partition("=")
         if is_named and not (condition and uri):
@@ -108,22 +130,23 @@ def _by_condition(runs: list[str]) -> dict[str, list[str]]:
                 action="write it as 'G=out/evaluations/0123456789ab'",
             )
         if is_named:
-            found.setdefault(condition, {})[uri] = None
+            uris.setdefault(condition, {})[uri] = None
             continue
         for run in read_study(text).runs:
-            found.setdefault(run.condition, {}).update(dict.fromkeys(run.evaluations.values()))
-    return {condition: list(uris) for condition, uris in found.items()}
+            uris.setdefault(run.condition, {}).update(dict.fromkeys(run.evaluations.values()))
+    return {condition: list(evaluations) for condition, evaluations in uris.items()}
 
 
-def _tell(found: "Findings", *, as_csv: bool, as_latex: bool) -> None:
-    from clipmill.study.words import latex, markdown, rows, verdict
+def _print_result(table: "ResultsTable", *, as_csv: bool, as_latex: bool) -> None:
+    from clipmill.study.tables import csv_rows, latex, markdown, summary_sentences
 
     if as_csv:
-        table = csv.DictWriter(sys.stdout, list(rows(found)[0]))
-        table.writeheader()
-        table.writerows(rows(found))
+        rows = csv_rows(table)
+        writer = csv.DictWriter(sys.stdout, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     elif as_latex:
-        typer.echo(latex(found), nl=False)
+        typer.echo(latex(table), nl=False)
     else:
-        typer.echo(markdown(found))
-        typer.echo("\n".join(verdict(found)))
+        typer.echo(markdown(table))
+        typer.echo("\n".join(summary_sentences(table)))

@@ -1,4 +1,4 @@
-"""The Kubernetes API, as far as clipmill needs it, with errors that say what to do."""
+"""The part of the Kubernetes API that clipmill uses, with errors that say what to do."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Kind:
     version: str
     """Version of the group."""
     plural: str
-    """How the API's paths name it."""
+    """Its name in the API's paths."""
 
 
 TRAIN_JOB = Kind(group="trainer.kubeflow.org", version="v1alpha1", plural="trainjobs")
@@ -32,23 +32,23 @@ WORKFLOW = Kind(group="argoproj.io", version="v1alpha1", plural="workflows")
 
 
 class ClusterApi:
-    """One cluster, reached as kubectl would, or from inside it."""
+    """A cluster, reached with kubectl's configuration, or from inside it."""
 
     def __init__(self, client: "ApiClient | None" = None) -> None:
         self._client = client if client is not None else _client()
 
     def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
-        """The resource, or None where there is none."""
+        """Return the resource, or None where there is none."""
         return self._call("GET", _path(kind, namespace, name), missing_is_none=True)
 
     def find(self, kind: Kind, namespace: str, selector: str = "") -> list[dict[str, Any]]:
-        """Resources of a namespace that bear the selected labels."""
+        """Return the resources of a namespace with the selected labels."""
         query = [("labelSelector", selector)] if selector else []
-        found = self._call("GET", _path(kind, namespace), query=query)
-        return list((found or {}).get("items", []))
+        body = self._call("GET", _path(kind, namespace), query=query)
+        return list((body or {}).get("items", []))
 
     def create(self, kind: Kind, namespace: str, resource: dict[str, Any]) -> dict[str, Any]:
-        """Make the resource; unknown fields are refused, not dropped."""
+        """Create the resource; unknown fields are an error."""
         query = [("fieldValidation", "Strict")]
         return self._call("POST", _path(kind, namespace), body=resource, query=query) or {}
 
@@ -64,15 +64,15 @@ class ClusterApi:
         self._call("DELETE", _path(kind, namespace, name), query=query, missing_is_none=True)
 
     def pods(self, namespace: str, selector: str) -> list[dict[str, Any]]:
-        """Pods that bear the selected labels."""
+        """Return the pods with the selected labels."""
         path = f"/api/v1/namespaces/{namespace}/pods"
-        found = self._call("GET", path, query=[("labelSelector", selector)])
-        return list((found or {}).get("items", []))
+        body = self._call("GET", path, query=[("labelSelector", selector)])
+        return list((body or {}).get("items", []))
 
     def log(
         self, namespace: str, pod: str, container: str, *, follow: bool = False
     ) -> Iterator[str]:
-        """A container's lines, without their ends; all that come until it ends with ``follow``."""
+        """Yield a container's lines, without their ends; with ``follow``, until it ends."""
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
         query = [("container", container), ("follow", str(follow).lower())]
         response = self._raw("GET", path, query=query, timeout=None if follow else _TIMEOUT_SECONDS)
@@ -102,12 +102,12 @@ class ClusterApi:
                 content=content,
                 timeout=_TIMEOUT_SECONDS,
             )
-        except _NotThereError:
+        except _NotFoundError:
             if missing_is_none:
                 return None
             raise
-        answer: dict[str, Any] = json.loads(response.data)
-        return answer
+        value: dict[str, Any] = json.loads(response.data)
+        return value
 
     def _raw(
         self,
@@ -135,7 +135,7 @@ class ClusterApi:
                 _request_timeout=timeout,
             )
         except ApiException as error:
-            raise _refused(method, path, error.status, error.body) from error
+            raise _api_error(method, path, error.status, error.body) from error
         except (HTTPError, OSError) as error:
             host = self._client.configuration.host
             raise ClusterError(
@@ -145,7 +145,7 @@ class ClusterApi:
             ) from error
 
 
-class _NotThereError(ClusterError):
+class _NotFoundError(ClusterError):
     """The API answered 404."""
 
 
@@ -169,12 +169,12 @@ def _client() -> "ApiClient":
                 expected="a service account inside a cluster, or a kubeconfig",
                 action="log in to the cluster, or set KUBECONFIG",
             ) from error
-    # One try: urllib3's own retries would hide for a minute that nobody listens.
+    # One try: urllib3's own retries would hide for a minute that no server answers.
     configuration.retries = False
     return client.ApiClient(configuration)
 
 
-def _refused(method: str, path: str, status: int, body: str | bytes | None) -> ClusterError:
+def _api_error(method: str, path: str, status: int, body: str | bytes | None) -> ClusterError:
     try:
         message = json.loads(body or "")["message"]
     except (ValueError, KeyError, TypeError):
@@ -184,8 +184,8 @@ def _refused(method: str, path: str, status: int, body: str | bytes | None) -> C
         403: ("the right to do that", "ask for it, or use one of the chart's service accounts"),
         404: ("a resource of that name, and its CRD", "check the name, and what is installed"),
         409: ("a name that isn't taken", "delete the old one, or choose another name"),
-    }.get(status, ("an answer of 2xx", "mend what the message names"))
-    kind = _NotThereError if status == 404 else ClusterError
+    }.get(status, ("an answer of 2xx", "fix what the message names"))
+    kind = _NotFoundError if status == 404 else ClusterError
     return kind(
         f"the cluster answered {status} to {method} {path}: {message}",
         expected=expected,

@@ -1,7 +1,4 @@
-"""How many pods, hours, requests and euros a stage over a whole dataset takes.
-
-Plain arithmetic from rates that someone has measured on the hardware in question.
-"""
+"""Pods, hours, requests and cost of a stage over a dataset, from measured rates."""
 
 import math
 from dataclasses import dataclass
@@ -11,17 +8,17 @@ from clipmill.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StageLoad(Config):
-    """A stage on the hardware that it shall run on; all numbers are above zero."""
+class StageProfile(Config):
+    """Measured rates of a stage on its hardware; all numbers are above zero."""
 
     name: str
     """Name of the stage."""
     samples_per_second: float
-    """What one pod does."""
+    """Throughput of one pod."""
     bytes_per_sample: float = 50_000.0
-    """What is read from the store for a sample, bytes: a JPEG of a web dataset."""
+    """Bytes read from the store per sample: a JPEG of a web dataset."""
     requests_per_shard: int = 4
-    """Requests to the store for a shard: read it, look whether it is done, write, put in place."""
+    """Requests to the store per shard: read it, check whether it is done, write, move."""
     pod_hour_price: float = 0.0
     """Price of a pod's hour; 0 where it doesn't matter."""
 
@@ -37,41 +34,41 @@ class StageLoad(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageDemand:
-    """What the stage takes."""
+    """Resources that the stage needs."""
 
     pods: int
     """Pods at once."""
     hours: float
-    """From beginning to end."""
+    """Duration."""
     requests_per_second: float
     """On the store, by all pods."""
     bytes_per_second: float
     """From the store, by all pods."""
     price: float
-    """Of all pods' hours."""
+    """Price of all pods' hours."""
 
 
-def demand(
-    load: StageLoad,
+def plan_capacity(
+    profile: StageProfile,
     *,
     num_pairs: int,
     samples_per_shard: int,
     hours: float,
     efficiency: float = 0.8,
 ) -> StageDemand:
-    """Pods to be done within ``hours``, and what they then do to the store.
+    """Return the pods that finish within ``hours``, and their load on the store.
 
     ``efficiency`` is the share of the time in which pods work: starts, retries and lost spot nodes
     take the rest.
     """
-    pod_seconds = num_pairs / load.samples_per_second / efficiency
+    pod_seconds = num_pairs / profile.samples_per_second / efficiency
     num_shards = math.ceil(num_pairs / samples_per_shard)
     pods = min(max(math.ceil(pod_seconds / (hours * 3600)), 1), num_shards)
     seconds = pod_seconds / pods
     return StageDemand(
         pods=pods,
         hours=seconds / 3600,
-        requests_per_second=num_shards * load.requests_per_shard / seconds,
-        bytes_per_second=num_pairs * load.bytes_per_sample / seconds,
-        price=pod_seconds / 3600 * load.pod_hour_price,
+        requests_per_second=num_shards * profile.requests_per_shard / seconds,
+        bytes_per_second=num_pairs * profile.bytes_per_sample / seconds,
+        price=pod_seconds / 3600 * profile.pod_hour_price,
     )

@@ -1,8 +1,8 @@
-"""Node pools by name: where a job runs, and what one of its nodes has.
+"""Node pools by name: where a job runs, and the resources of one node.
 
-The table's place is ``pools`` in the chart's values. ``pools.json`` beside this file is a copy of
-the chart's defaults (``python -m clipmill.pipelines.compile`` makes it); in a cluster the chart
-mounts the table that was installed, and CLIPMILL_POOLS names its file.
+The table is ``pools`` in the chart's values. ``pools.json`` next to this file is a copy of the
+chart's defaults, written by ``python -m clipmill.pipelines.compile``; in a cluster the chart mounts
+the table that was installed, and CLIPMILL_POOLS names its file.
 """
 
 import json
@@ -35,11 +35,11 @@ class PoolConfig(Config):
     shared_memory_gibibytes: int = 2
     """Size of ``/dev/shm``, GiB; part of the memory."""
     node_selector: dict[str, str] = field(default_factory=dict)
-    """Labels that the pool's nodes bear."""
+    """Labels of the pool's nodes."""
     tolerations: tuple[dict[str, str], ...] = ()
     """Taints of the pool's nodes that a job tolerates."""
     fabric: Literal["none", "efa", "infiniband"] = "none"
-    """What connects the nodes beside their ordinary network."""
+    """Network between the nodes in addition to the ordinary one."""
     fabric_devices: int = 0
     """Fabric devices of a node that a job uses."""
 
@@ -50,12 +50,12 @@ class PoolConfig(Config):
                 raise ConfigError(
                     f"{name} of a pool was {getattr(self, name)}",
                     expected=f"at least {least}",
-                    action=f"give {name} such a value",
+                    action=f"set {name} to {least} or more",
                 )
 
 
 def load_pools(environment: Mapping[str, str] = os.environ) -> dict[str, PoolConfig]:
-    """The table that CLIPMILL_POOLS names, else the chart's defaults.
+    """Return the table that CLIPMILL_POOLS names, else the chart's defaults.
 
     Raises:
         ConfigError: there is no such file, or it isn't such a table.
@@ -75,8 +75,16 @@ def load_pools(environment: Mapping[str, str] = os.environ) -> dict[str, PoolCon
     }
 
 
-def pool_named(name: str, pools: Mapping[str, PoolConfig]) -> PoolConfig:
-    """The pool of that name; ConfigError, with the names there are, where there is none."""
+def pools_json(values_file: Path) -> str:
+    """Return ``pools`` of the chart's values as text that ``load_pools`` reads."""
+    import yaml
+
+    values = yaml.safe_load(values_file.read_text())
+    return json.dumps(values["pools"], indent=2, sort_keys=True) + "\n"
+
+
+def get_pool(name: str, pools: Mapping[str, PoolConfig]) -> PoolConfig:
+    """Return the pool of that name; ConfigError, with the known names, where there is none."""
     if name not in pools:
         raise ConfigError(
             f"{name!r} is no pool",
@@ -87,22 +95,22 @@ def pool_named(name: str, pools: Mapping[str, PoolConfig]) -> PoolConfig:
 
 
 def container_resources(pool: PoolConfig) -> dict[str, Any]:
-    """Requests and limits of a container that has a whole node's share."""
+    """Return requests and limits of a container that gets a node's share in full."""
     amounts: dict[str, Any] = {"cpu": str(pool.cpu), "memory": f"{pool.memory_gibibytes}Gi"}
     if pool.gpus:
         amounts[pool.gpu_resource] = str(pool.gpus)
-    amounts |= {name: str(count) for name, count in fabric_devices(pool).items()}
+    amounts |= {name: str(count) for name, count in network_devices(pool).items()}
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
-def fabric_devices(pool: PoolConfig) -> dict[str, int]:
-    """Fabric devices of a node by the name under which they are requested."""
+def network_devices(pool: PoolConfig) -> dict[str, int]:
+    """Return a node's network devices by the name under which they are requested."""
     names = {"efa": "vpc.amazonaws.com/efa", "infiniband": "rdma/hca"}
     return {names[pool.fabric]: pool.fabric_devices} if pool.fabric_devices else {}
 
 
 def fabric_environment(pool: PoolConfig) -> dict[str, str]:
-    """What NCCL and libfabric are told; empty for a pool without GPUs."""
+    """Return the variables of NCCL and libfabric; empty for a pool without GPUs."""
     if not pool.gpus:
         return {}
     common = {

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from clipmill.storage import fetch, open_store, replacing, split_uri
+from clipmill.storage import atomic_write, fetch, open_store, split_uri
 from clipmill.storage.local import LocalStore
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 
 
 def is_remote(uri: str) -> bool:
-    """Whether what lies below ``uri`` has to be copied to be read."""
+    """Return whether files below ``uri`` must be copied before reading."""
     return not isinstance(open_store(uri), LocalStore)
 
 
@@ -34,13 +34,13 @@ def open_copy(uri: str, sha256: str, cache: Path) -> BinaryIO:
     store, key = split_uri(uri)
     if isinstance(store, LocalStore):
         return _open_local(store.path(key), uri, sha256, cache)
-    with owned(cache / sha256):
+    with pin_entry(cache / sha256):
         return fetch(uri, sha256, cache).open("rb")
 
 
 @contextmanager
-def owned(entry: Path) -> Iterator[None]:
-    """Own an entry of the cache, which is marked as used now; no process trims it meanwhile."""
+def pin_entry(entry: Path) -> Iterator[None]:
+    """Lock an entry of the cache and mark it as used; no process evicts it meanwhile."""
     folder = _locked(entry)
     try:
         os.utime(entry)
@@ -49,10 +49,10 @@ def owned(entry: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def trim(cache: Path, limit_bytes: int) -> None:
-    """Delete the entries used longest ago until the others fit in ``limit_bytes``.
+def evict_lru(cache: Path, limit_bytes: int) -> None:
+    """Delete the least recently used entries until the others fit in ``limit_bytes``.
 
-    A file that some process has open stays readable to it. What isn't named as an entry stays.
+    A process that has a file open can still read it. Other files in the folder are kept.
     """
     entries = [entry for entry in cache.iterdir() if _ENTRY.fullmatch(entry.name)]
     total = 0
@@ -65,19 +65,19 @@ def trim(cache: Path, limit_bytes: int) -> None:
 def _open_local(path: Path, uri: str, sha256: str, cache: Path) -> BinaryIO:
     note = cache / sha256 / "verified"
     try:
-        is_verified = note.read_text() == _state(path)
+        is_verified = note.read_text() == _stat_signature(path)
     except FileNotFoundError:
         is_verified = False
     if not is_verified:
-        with owned(note.parent):
+        with pin_entry(note.parent):
             fetch(uri, sha256, cache)
-            with replacing(note) as temporary:
-                temporary.write_text(_state(path))
+            with atomic_write(note) as temporary:
+                temporary.write_text(_stat_signature(path))
     return path.open("rb")
 
 
-def _state(path: Path) -> str:
-    """What changes when a file is written or replaced."""
+def _stat_signature(path: Path) -> str:
+    """Return a text that changes when a file is written or replaced."""
     stat = path.stat()
     return f"{path} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
 
@@ -88,7 +88,7 @@ def _locked(entry: Path) -> int:
         entry.mkdir(parents=True, exist_ok=True)
         try:
             folder = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # trimmed just now
+        except FileNotFoundError:  # evicted just now
             continue
         fcntl.flock(folder, fcntl.LOCK_EX)
         try:
@@ -96,15 +96,15 @@ def _locked(entry: Path) -> int:
                 return folder
         except FileNotFoundError:
             pass
-        # While this process waited for the lock, its owner trimmed the entry.
+        # While this process waited for the lock, its owner evicted the entry.
         os.close(folder)
 
 
 def _delete_unless_in_use(entry: Path) -> None:
-    """Leave an entry that some process is filling: it is about to be used."""
+    """Delete an entry, unless a process has it locked."""
     try:
         folder = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:  # another process trims too
+    except FileNotFoundError:  # another process evicts too
         return
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,7 +118,7 @@ def _delete_unless_in_use(entry: Path) -> None:
 def _last_use(entry: Path) -> float:
     try:
         return entry.stat().st_mtime
-    except FileNotFoundError:  # another process trims too
+    except FileNotFoundError:  # another process evicts too
         return 0.0
 
 

@@ -11,15 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from clipmill.digest import digest_json
-from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.storage import Parent, artifact_at, join, open_store, read_json
+from clipmill.config import digest_json
+from clipmill.errors import ArtifactError, BadSampleReason, ConfigError, NotFoundError
+from clipmill.lineage import Parent, artifact_at
+from clipmill.storage import join, open_store, read_json
 
 FORMAT = 1
 MANIFEST = "dataset.json"
-# In the names of shards from which doubles of earlier samples were dropped. They have a name of
-# their own so that a late worker, who writes the shard as it was, changes nothing.
-UNIQUE = "-unique"
+DEDUP = "-dedup"
+"""In the names of shards from which duplicates of earlier samples were dropped. They have a name of
+their own so that a late worker, which writes the original shard, changes nothing. Datasets of
+clipmill 0.1 have ``-unique`` instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class ShardInfo:
     """One shard, as the dataset's list names it."""
 
     name: str
-    """File name below ``shards/``: ``00000.tar``, or ``00000-unique.tar`` (see UNIQUE)."""
+    """File name below ``shards/``: ``00000.tar``, or ``00000-dedup.tar`` (see DEDUP)."""
     num_samples: int
     num_bytes: int
     sha256: str
@@ -45,7 +47,14 @@ class LayerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What ``dataset.json`` says; the samples themselves are read by ``read_shard``."""
+    """Content of ``dataset.json``: shards of image-caption pairs, and layers computed over them.
+
+    Example:
+        >>> uri = clipmill.write_dataset(clipmill.ShardConfig(), "photos", "out")
+        >>> dataset = clipmill.Dataset.open(uri)
+        >>> dataset.num_samples, len(dataset.shards), list(dataset.layers)
+        (24, 1, [])
+    """
 
     uri: str
     """Absolute, so that what is made from the dataset can name it."""
@@ -77,14 +86,16 @@ class Dataset:
                 uri=uri,
                 shards=tuple(ShardInfo(**shard) for shard in value["shards"]),
                 layers={n: LayerInfo(name=n, **v) for n, v in value["layers"].items()},
-                quarantine=dict(value["quarantine"]),
+                quarantine={BadSampleReason.parse(r): n for r, n in value["quarantine"].items()},
                 parents=tuple(Parent.from_json(parent) for parent in value["parents"]),
             )
             consistent = value["digest"] == dataset.digest
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise inconsistent(join(uri, MANIFEST), f"lacks a part: {error!r}") from error
+            raise inconsistent_artifact_error(
+                join(uri, MANIFEST), f"lacks a part: {error!r}"
+            ) from error
         if not consistent:
-            raise inconsistent(join(uri, MANIFEST), "doesn't match its own digest")
+            raise inconsistent_artifact_error(join(uri, MANIFEST), "doesn't match its own digest")
         return dataset
 
     @property
@@ -102,9 +113,11 @@ class Dataset:
 
         Raises ArtifactError if the shard's sidecar isn't of the shard that is listed.
         """
-        sidecar = read_sidecar(self.uri, index, self._mark(index))
+        sidecar = read_sidecar(self.uri, index, self._dedup_suffix(index))
         if sidecar["sha256"] != self.shards[index].sha256:
-            raise inconsistent(self.sidecar_uri(index), "speaks of another shard")
+            raise inconsistent_artifact_error(
+                self.sidecar_uri(index), "describes a different shard (digest mismatch)"
+            )
         uids: list[str] = sidecar["uids"]
         return uids
 
@@ -125,34 +138,44 @@ class Dataset:
 
     def sidecar_uri(self, index: int) -> str:
         """Where the sidecar of shard ``index`` lies."""
-        return sidecar_uri(self.uri, index, self._mark(index))
+        return sidecar_uri(self.uri, index, self._dedup_suffix(index))
 
     def shard_uri(self, index: int) -> str:
         """The URI of shard ``index``."""
         return join(self.uri, "shards", self.shards[index].name)
 
-    def _mark(self, index: int) -> str:
-        return UNIQUE if self.shards[index].name.endswith(f"{UNIQUE}.tar") else ""
+    def _dedup_suffix(self, index: int) -> str:
+        return dedup_suffix(self.shards[index].name)
 
     def layer_uri(self, layer: str) -> str:
         """The URI of a layer's folder, whether or not it exists."""
         return join(self.uri, "layers", layer)
 
 
-def sidecar_uri(uri: str, index: int, mark: str = "") -> str:
+def dedup_suffix(name: str) -> str:
+    """Return the part of a shard's name that says that duplicates were dropped, or ``""``."""
+    return name.removesuffix(".tar").lstrip("0123456789")
+
+
+def sidecar_uri(uri: str, index: int, suffix: str = "") -> str:
     """Where the record beside shard ``index`` of the dataset at ``uri`` lies.
 
-    ``mark``: UNIQUE for the shard's version without doubles of earlier samples.
+    ``suffix``: DEDUP for the shard's version without duplicates of earlier samples.
     """
-    return join(uri, "shards", f"{index:05d}{mark}.json")
+    return join(uri, "shards", f"{index:05d}{suffix}.json")
 
 
-def read_sidecar(uri: str, index: int, mark: str = "") -> dict[str, Any]:
-    """The record beside shard ``index``: uids in order, counts, digest, quarantined items."""
-    place = sidecar_uri(uri, index, mark)
-    sidecar: dict[str, Any] = read_json(place)
-    check_kind(sidecar, "shard", place)
-    return sidecar
+def read_sidecar(uri: str, index: int, suffix: str = "") -> dict[str, Any]:
+    """Read the record of shard ``index``: uids in order, counts, digest, quarantined items."""
+    path = sidecar_uri(uri, index, suffix)
+    sidecar: dict[str, Any] = read_json(path)
+    check_kind(sidecar, "shard", path)
+    return {**sidecar, "quarantined": parse_quarantined(sidecar.get("quarantined", ()))}
+
+
+def parse_quarantined(items: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return rejected items as they are listed, with reasons as they are written now."""
+    return [{**item, "reason": BadSampleReason.parse(item["reason"])} for item in items]
 
 
 def layer_list(layers: Iterable[LayerInfo]) -> dict[str, Any]:
@@ -162,25 +185,25 @@ def layer_list(layers: Iterable[LayerInfo]) -> dict[str, Any]:
 
 def check_kind(value: object, kind: str, uri: str) -> None:
     """Raise ArtifactError unless ``value`` is a record of this kind and format."""
-    found = (value.get("kind"), value.get("format")) if isinstance(value, dict) else (None, None)
-    if found != (kind, FORMAT):
+    actual = (value.get("kind"), value.get("format")) if isinstance(value, dict) else (None, None)
+    if actual != (kind, FORMAT):
         raise ArtifactError(
-            f"{uri} holds kind {found[0]!r} in format {found[1]!r}",
+            f"{uri} holds kind {actual[0]!r} in format {actual[1]!r}",
             expected=f"kind {kind!r} in format {FORMAT}",
             action="point at an artifact that this version of clipmill wrote",
         )
 
 
-def inconsistent(uri: str, trouble: str) -> ArtifactError:
-    """The error for an artifact that was damaged or edited."""
+def inconsistent_artifact_error(uri: str, reason: str) -> ArtifactError:
+    """Return the error for an artifact that was damaged or edited."""
     return ArtifactError(
-        f"{uri} {trouble}",
+        f"{uri} {reason}",
         expected="the file as clipmill wrote it",
         action="delete it and run the step that writes it again",
     )
 
 
 def cache_folder() -> Path:
-    """Where local copies are kept by default: ``CLIPMILL_CACHE``, or ~/.cache/clipmill."""
+    """Return the default folder of local copies: ``CLIPMILL_CACHE``, or ~/.cache/clipmill."""
     default = Path.home() / ".cache" / "clipmill"
     return Path(os.environ.get("CLIPMILL_CACHE") or default)

@@ -6,40 +6,45 @@ the tars that are whole, and rivals write equal bytes. ``sizes.json`` is what op
 the number of samples.
 """
 
+import io
+import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from clipmill.config import Config
+from clipmill.config import Config, canonical_json, digest_json, sha256_file
 from clipmill.data.dataset import FORMAT, Dataset, check_kind
-from clipmill.data.export_tar import ExportedSample, write_export_tar
-from clipmill.data.reader import read_shard
-from clipmill.data.shard_records import read_records
-from clipmill.data.view import View, ViewConfig
-from clipmill.digest import digest_json, sha256_file
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.shards.read import SampleRecord, read_records, read_shard
 from clipmill.errors import ArtifactError, ConfigError, StorageError
-from clipmill.stages import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.storage import Store, exists, join, open_store, read_json, write_json
 
 EXPORT_MANIFEST = "export.json"
+
 SIZES = "sizes.json"
+
 _REAL = "real"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig(Config):
-    """What is exported, and how it lies in the tars."""
+    """Samples and captions to export, and their layout in tars."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "several": "captions_per_image",
+    }
 
     view: ViewConfig = ViewConfig()
     """Which samples, and which captions they can have."""
-    several: Literal["first", "random", "each"] = "first"
-    """Where a sample has several captions: its first, one drawn by seed and uid, or a copy of the
-    sample for each (under keys ``<uid>-0``, ``<uid>-1``, ...). Of ``both`` the real one is first.
-    """
+    captions_per_image: Literal["first", "random", "each"] = "first"
+    """Captions of an image that has several: the first, one drawn by seed and uid, or each, with a
+    copy of the image (under keys ``<uid>-0``, ``<uid>-1``, ...). Of ``both`` the real one is
+    first."""
     seed: int = 0
     """Seed of ``random``."""
     samples_per_tar: int = 1000
@@ -55,8 +60,26 @@ class ExportConfig(Config):
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedSample:
+    """One sample with the captions it goes out with."""
+
+    record: SampleRecord
+    image: bytes
+    """The image file."""
+    captions: dict[str, list[str]]
+    """All that the view has, by kind: ``real``, or the name of a layer."""
+    texts: list[str]
+    """Those that it's written with, a copy of the sample each."""
+
+
 def export(
-    config: ExportConfig, dataset: str, store: str, cache: Path, *, report: Report | None = None
+    config: ExportConfig,
+    dataset: str,
+    store: str,
+    cache: Path,
+    *,
+    report: ProgressCallback | None = None,
 ) -> str:
     """Write the tars under ``store``, and return the URI of their folder.
 
@@ -74,14 +97,14 @@ def export(
         raise ArtifactError(
             f"nothing of {view.dataset.uri} is in this view",
             expected="at least one sample",
-            action="let more in: a larger fraction, or other filters",
+            action="raise view.subset_fraction, or use other selection layers",
         )
     folder = open_store(uri)
     records = []
     for tar in range(-(-total // config.samples_per_tar)):
         first = tar * config.samples_per_tar
         last = min(first + config.samples_per_tar, total)
-        record = _whole(folder, tar)
+        record = _existing_record(folder, tar)
         if record is None:
             samples = _samples(view, config, sizes, range(first, last), cache)
             record = _write(folder, tar, samples)
@@ -93,12 +116,12 @@ def export(
 
 
 def tar_name(tar: int) -> str:
-    """The file name of a tar, below the export's folder."""
+    """Return the file name of a tar in the export's folder."""
     return f"{tar:05d}.tar"
 
 
-def _whole(folder: Store, tar: int) -> dict[str, Any] | None:
-    """The record of a tar that is there whole, else None."""
+def _existing_record(folder: Store, tar: int) -> dict[str, Any] | None:
+    """Return the record of a complete tar, else None."""
     name, record = tar_name(tar), f"{tar:05d}.json"
     if not (folder.exists(record) and folder.exists(name)):
         return None
@@ -126,37 +149,37 @@ def _write(folder: Store, tar: int, samples: Iterator[ExportedSample]) -> dict[s
             "sha256": sha256_file(path),
         }
         folder.put_file(tar_name(tar), path)
-    # The record comes last: where it lies, the tar is whole.
+    # The record is written last, so that it marks a complete tar.
     write_json(join(folder.uri, f"{tar:05d}.json"), record)
     return record
 
 
 def _samples(
-    view: View, config: ExportConfig, sizes: list[int], places: range, cache: Path
+    view: View, config: ExportConfig, sizes: list[int], positions: range, cache: Path
 ) -> Iterator[ExportedSample]:
-    """The samples at these places of the view, in the dataset's order."""
+    """Yield the samples at these positions of the view, in the dataset's order."""
     start = 0
     for index, size in enumerate(sizes):
-        own = range(max(places.start - start, 0), min(places.stop - start, size))
-        if own:
-            yield from _shard_samples(view, config, index, own, cache)
+        rows = range(max(positions.start - start, 0), min(positions.stop - start, size))
+        if rows:
+            yield from _shard_samples(view, config, index, rows, cache)
         start += size
 
 
 def _shard_samples(
-    view: View, config: ExportConfig, index: int, own: range, cache: Path
+    view: View, config: ExportConfig, index: int, rows: range, cache: Path
 ) -> Iterator[ExportedSample]:
     dataset, layer = view.dataset, config.view.layer
     records = list(read_records(dataset, index, cache))
     with read_shard(dataset, index, cache) as reader:
         shard = view.open_shard(index, reader.uids, cache)
-        for row in shard.rows[own.start : own.stop].tolist():
+        for row in shard.rows[rows.start : rows.stop].tolist():
             record = records[row]
             captions = {} if config.view.captions == "synthetic" else {_REAL: [record.caption]}
             if shard.synthetic is not None:
                 captions[layer] = shard.synthetic[row].as_py()
-            if shard.chosen is not None and (chosen := shard.chosen[row]) is not None:
-                captions = {config.view.select[-1]: [chosen]}
+            if shard.selected is not None and (selected := shard.selected[row]) is not None:
+                captions = {config.view.selection_layers[-1]: [selected]}
             known = [caption for kind in captions.values() for caption in kind]
             yield ExportedSample(
                 record=record,
@@ -167,9 +190,9 @@ def _shard_samples(
 
 
 def _texts(config: ExportConfig, uid: str, captions: list[str]) -> list[str]:
-    if config.several == "each":
+    if config.captions_per_image == "each":
         return captions
-    if config.several == "first":
+    if config.captions_per_image == "first":
         return captions[:1]
     key = int(digest_json([config.seed, uid])[:16], 16)
     return [captions[np.random.default_rng(key).integers(len(captions))]]
@@ -178,7 +201,7 @@ def _texts(config: ExportConfig, uid: str, captions: list[str]) -> list[str]:
 def _finish(
     uri: str, address: str, config: ExportConfig, view: View, records: list[dict[str, Any]]
 ) -> None:
-    """List the tars, for open_clip and for our lineage; the list says that all are there."""
+    """Write the lists of tars, for open_clip and for lineage; they mark a complete export."""
     tars = {tar_name(tar): record for tar, record in enumerate(records)}
     write_json(join(uri, SIZES), {name: record["num_samples"] for name, record in tars.items()})
     files = {
@@ -201,3 +224,32 @@ def _finish(
             },
         },
     )
+
+
+def write_export_tar(path: Path, samples: Iterable[ExportedSample]) -> int:
+    """Write a tar whose bytes depend on the samples alone; how many samples it then has."""
+    count = 0
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            uid = sample.record.uid
+            value = {
+                "uid": uid,
+                "width": sample.record.width,
+                "height": sample.record.height,
+                "origin": sample.record.origin,
+                "captions": sample.captions,
+            }
+            for number, text in enumerate(sample.texts):
+                key = uid if len(sample.texts) == 1 else f"{uid}-{number}"
+                _add(tar, f"{key}{sample.record.suffix}", sample.image)
+                _add(tar, f"{key}.txt", text.encode())
+                _add(tar, f"{key}.json", canonical_json(value).encode())
+                count += 1
+    return count
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    # A fresh TarInfo has zero times, no owner and mode 0644.
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

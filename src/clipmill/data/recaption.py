@@ -1,17 +1,16 @@
-"""Recaptioning: a Parquet layer of captions beside a dataset's shards.
+"""Recaptioning: write a layer of synthetic captions for a dataset.
 
 Any number of workers may caption ranges of one dataset's shards; the one that finds no shard
-missing makes the layer part of the dataset. Work is kept by shard, that of a costly captioner by
-batch.
+missing commits the layer. Progress is saved per shard, and per batch for expensive captioners:
+their outputs are stored next to the layer's shards until their shard is complete.
 """
 
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,13 +24,12 @@ from clipmill.data.captioners import (
 )
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
-from clipmill.data.reader import ShardReader, read_shard
-from clipmill.data.recaption_parts import drop_part, read_part, write_part
-from clipmill.errors import BadSampleError, ClipmillError
+from clipmill.data.shards.read import ShardReader, read_shard
+from clipmill.errors import BadSampleError, BadSampleReason, ClipmillError, NotFoundError
 from clipmill.images import decode_rgb
-from clipmill.stages import Report
-from clipmill.storage import open_store
-from clipmill.telemetry import caption_metrics
+from clipmill.stage_records import ProgressCallback
+from clipmill.storage import join, open_store, read_json, write_json
+from clipmill.telemetry import CAPTIONED, caption_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -44,36 +42,31 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""Columns of the layer: several captions a sample with their scores (null where unknown); whether
-the real caption stands in, and for which of ``captioners.REASONS``, or the empty text."""
+"""Columns of the layer: captions of each sample with their scores (null if unknown); whether the
+real caption is used as a fallback, and the reason among ``captioners.REASONS``, else empty."""
 
-# Decoding runs beside the captioner, which has the other cores or waits for the network.
+# Decoding runs concurrently with the captioner, which uses other cores or waits for the network.
 _NUM_DECODERS = 4
+
 # Files are small and may be far away, so waiting for several at once is what counts.
 _NUM_READERS = 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecaptionConfig(CaptionersConfig):
-    """How a dataset is recaptioned."""
-
-
 def recaption(
-    config: RecaptionConfig,
+    config: CaptionersConfig,
     dataset: str,
     captioner: str,
     *,
-    report: Report,
+    report: ProgressCallback,
     start: int = 0,
     stop: int | None = None,
 ) -> str:
-    """Caption the samples of shards ``start`` to ``stop`` (exclusive); the layer's name.
+    """Caption the samples of shards ``start`` to ``stop`` (exclusive); return the layer's name.
 
-    ``captioner`` is an address (see :mod:`clipmill.data.captioners`). Shards that are captioned
-    already are left as they are. The layer is part of the dataset once all of its
-    shards are captioned, whoever did that. A sample without a caption of the captioner's keeps its
-    real one, with the reason. Raises ConfigError for a range that isn't one, BudgetError and
-    ServerError where an endpoint's captions end early: running it again goes on from there.
+    ``captioner`` is an address (see :mod:`clipmill.data.captioners`). Complete shards are skipped.
+    The layer is committed once all of its shards are captioned, by any worker. A sample that the
+    captioner can't caption keeps its real caption, with the reason. Raises ConfigError for an
+    invalid range, BudgetError and ServerError if an endpoint fails: run it again to resume.
     """
     opened = Dataset.open(dataset)
     kind, model = open_captioner(captioner, config)
@@ -85,7 +78,7 @@ def recaption(
     report(done, total, "loading the captioner")
     counts: Counter[str] = Counter()
     with closing(model), ThreadPoolExecutor(_NUM_DECODERS) as decoders:
-        worker = _Worker(opened, layer, model, config.batch_size, decoders)
+        worker = _ShardCaptioner(opened, layer, model, config.batch_size, decoders)
         for index in shards:
             if not has_layer_shard(opened, layer, index):
                 counts.update(worker.caption_shard(index))
@@ -99,7 +92,7 @@ def recaption(
     return layer
 
 
-class _Worker:
+class _ShardCaptioner:
     """Captions shards, one after the other."""
 
     def __init__(
@@ -116,32 +109,34 @@ class _Worker:
         self._batch_size = batch_size
         self._decoders = decoders
         self._outputs: dict[str, CaptionOutput] = {}
-        self._has_worked = False
+        self._has_succeeded = False
 
     def caption_shard(self, index: int) -> Counter[str]:
-        """Write the shard's rows; how many samples had each reason, the empty one included."""
+        """Write the shard's rows; return the number of samples by reason, "" for captioned."""
         dataset, layer = self._dataset, self._layer
-        self._outputs = read_part(dataset, layer, index) if self._model.is_costly else {}
+        self._outputs = (
+            read_partial_outputs(dataset, layer, index) if self._model.checkpoint_outputs else {}
+        )
         with read_shard(dataset, index, cache_folder()) as reader:
             missing = [r for r, uid in enumerate(reader.uids) if uid not in self._outputs]
             for batch in self._batches(reader, missing):
                 try:
                     self._caption(batch)
                 finally:
-                    if self._model.is_costly:
-                        write_part(dataset, layer, index, self._outputs)
+                    if self._model.checkpoint_outputs:
+                        save_partial_outputs(dataset, layer, index, self._outputs)
             table, counts = self._table(reader)
-        # Another worker may have done it meanwhile, in other words where sampling isn't decided.
+        # Another worker may have written it meanwhile, with other captions where seeds don't help.
         if not has_layer_shard(dataset, layer, index):
             write_layer_shard(dataset, layer, index, table)
-        if self._model.is_costly:
-            drop_part(dataset, layer, index)
+        if self._model.checkpoint_outputs:
+            delete_partial_outputs(dataset, layer, index)
         for reason, count in counts.items():
-            caption_metrics().samples.labels(reason or "captioned").inc(count)
+            caption_metrics().samples.labels(reason or CAPTIONED).inc(count)
         return counts
 
     def _batches(self, reader: ShardReader, rows: Sequence[int]) -> Iterator[list[CaptionInput]]:
-        """Samples whose images decode, the next batch being decoded while one is captioned."""
+        """Yield samples whose images decode; the next batch is decoded while one is captioned."""
         cuts = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]
 
         def submit(cut: Sequence[int]) -> list[Future[CaptionInput]]:
@@ -160,23 +155,23 @@ class _Worker:
                 yield batch
 
     def _read(self, reader: ShardReader, row: int) -> CaptionInput:
-        image = decode_rgb(reader.image(row)) if self._model.looks_at_images else None
+        image = decode_rgb(reader.image(row)) if self._model.needs_images else None
         return CaptionInput(uid=reader.uid(row), caption=reader.caption(row), image=image)
 
     def _caption(self, batch: Sequence[CaptionInput]) -> None:
-        trouble = self._try(batch)
-        if trouble is None:
+        error = self._caption_batch(batch)
+        if error is None:
             return
-        _log.warning("%d samples failed together, so each goes alone: %r", len(batch), trouble)
-        failed = [sample for sample in batch if self._try([sample]) is not None]
-        if not self._has_worked:
-            # Nothing says that it's these samples' fault.
-            raise trouble
+        _log.warning("a batch of %d samples failed, retrying one by one: %r", len(batch), error)
+        failed = [sample for sample in batch if self._caption_batch([sample]) is not None]
+        if not self._has_succeeded:
+            # No sample has succeeded yet, so the model is at fault.
+            raise error
         for sample in failed:
-            self._outputs[sample.uid] = CaptionOutput(reason="failed")
+            self._outputs[sample.uid] = CaptionOutput(reason=BadSampleReason.FAILED)
 
-    def _try(self, batch: Sequence[CaptionInput]) -> Exception | None:
-        """Note the batch's captions, or say what its model raised."""
+    def _caption_batch(self, batch: Sequence[CaptionInput]) -> Exception | None:
+        """Store the batch's captions, or return the model's error."""
         try:
             for i, output in self._model.caption(batch):
                 self._outputs[batch[i].uid] = output
@@ -184,7 +179,7 @@ class _Worker:
             raise
         except Exception as error:  # noqa: BLE001  # a model may raise anything over an odd sample
             return error
-        self._has_worked = True
+        self._has_succeeded = True
         return None
 
     def _table(self, reader: ShardReader) -> tuple[pa.Table, Counter[str]]:
@@ -201,16 +196,52 @@ class _Worker:
 
 
 def _failures(dataset: Dataset, layer: str) -> str:
-    """How many samples keep their real caption for each reason, over the whole layer."""
+    """Describe how many samples keep their real caption, by reason, over the whole layer."""
     store = open_store(dataset.layer_uri(layer))
 
     def reasons(index: int) -> Counter[str]:
         data = io.BytesIO(store.get(f"{index:05d}.parquet"))
-        return Counter(pq.read_table(data, columns=["reason"])["reason"].to_pylist())
+        column = pq.read_table(data, columns=["reason"])["reason"]
+        return Counter(map(BadSampleReason.parse, column.to_pylist()))
 
     counts: Counter[str] = Counter()
     with ThreadPoolExecutor(_NUM_READERS) as readers:
-        for found in readers.map(reasons, range(len(dataset.shards))):
-            counts.update(found)
+        for shard_counts in readers.map(reasons, range(len(dataset.shards))):
+            counts.update(shard_counts)
     del counts[""]
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+def save_partial_outputs(
+    dataset: Dataset, layer: str, shard_index: int, outputs: Mapping[str, CaptionOutput]
+) -> None:
+    """Save the outputs of a shard that isn't complete; failed ones are retried by the next run."""
+    captions = {
+        uid: {"texts": list(out.texts), "scores": list(out.scores)}
+        for uid, out in outputs.items()
+        if out.texts
+    }
+    write_json(join(dataset.layer_uri(layer), _partial_name(shard_index)), captions)
+
+
+def read_partial_outputs(
+    dataset: Dataset, layer: str, shard_index: int
+) -> dict[str, CaptionOutput]:
+    """The outputs that an earlier run kept, by uid."""
+    try:
+        said = read_json(join(dataset.layer_uri(layer), _partial_name(shard_index)))
+    except NotFoundError:
+        return {}
+    return {
+        uid: CaptionOutput(texts=tuple(out["texts"]), scores=tuple(out["scores"]))
+        for uid, out in said.items()
+    }
+
+
+def delete_partial_outputs(dataset: Dataset, layer: str, shard_index: int) -> None:
+    """Forget what was kept of a shard that is whole."""
+    open_store(dataset.layer_uri(layer)).delete(_partial_name(shard_index))
+
+
+def _partial_name(shard_index: int) -> str:
+    return f"{shard_index:05d}.part.json"

@@ -1,8 +1,9 @@
 """What a dataset holds, in numbers: pairs, captions, pictures, scores, verdicts, layers."""
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,39 @@ import pyarrow.types as pt
 from numpy.typing import NDArray
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.distribution import Distribution, Extent, of_counts
-from clipmill.data.layer_rows import list_rows
-from clipmill.data.layers import read_layer
-from clipmill.data.shard_records import read_records
-from clipmill.stages import Report
+from clipmill.data.layers import list_parent_indices, read_layer
+from clipmill.data.shards.read import read_records
+from clipmill.stage_records import ProgressCallback
 
 REAL = "real"
 """What the captions in the shards themselves are called, beside those of layers."""
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+NUM_BINS = 24
+"""Bins of a histogram as it is shown."""
+
+# Quantiles are known to within this part of the range.
+_FINE_BINS = NUM_BINS * 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distribution:
+    """A summary of many numbers."""
+
+    count: int
+    """Numbers in all."""
+    missing: int = 0
+    """Values that weren't numbers: null or NaN."""
+    mean: float = math.nan
+    low: float = math.nan
+    """The least."""
+    high: float = math.nan
+    """The greatest."""
+    quantiles: tuple[float, ...] = ()
+    """At QUANTILES."""
+    bins: tuple[int, ...] = ()
+    """Numbers in each of equal parts of low to high."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +62,7 @@ class CaptionStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerdictStats:
+class SelectionStats:
     """What a ``select/`` layer decided."""
 
     kept: int
@@ -79,13 +105,13 @@ class DatasetStats:
     """Image files by suffix."""
     scores: dict[str, dict[str, Distribution]]
     """By score layer and column."""
-    verdicts: dict[str, VerdictStats]
+    verdicts: dict[str, SelectionStats]
     """By select layer."""
     layers: dict[str, LayerStats]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; what isn't a number is null."""
-        value: dict[str, Any] = _plain(dataclasses.asdict(self))
+        value: dict[str, Any] = _to_json_value(dataclasses.asdict(self))
         return value
 
 
@@ -94,7 +120,7 @@ def dataset_stats(
     cache: Path,
     *,
     max_shards: int = 0,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
 ) -> DatasetStats:
     """Look at the shards and layers of a dataset.
 
@@ -102,13 +128,13 @@ def dataset_stats(
     bytes are always of the whole. Memory doesn't grow with the samples. Raises ArtifactError,
     StorageError where a shard or layer can't be read.
     """
-    shards = chosen_shards(dataset, max_shards)
+    shards = sample_shards(dataset, max_shards)
     pictures: dict[str, Counter[int]] = {
         name: Counter() for name in ("width", "height", "shorter side", "bytes")
     }
     suffixes: Counter[str] = Counter()
     kinds = {REAL: _CaptionCounter()}
-    verdicts: dict[str, VerdictStats] = {}
+    verdicts: dict[str, SelectionStats] = {}
     for done, index in enumerate(shards):
         for record in read_records(dataset, index, cache):
             kinds[REAL].add([record.caption])
@@ -125,7 +151,7 @@ def dataset_stats(
                     counter.add(captions)
             elif layer.startswith("select/"):
                 table = read_layer(dataset, layer, index, cache)
-                verdicts[layer] = _verdict(table, verdicts.get(layer))
+                verdicts[layer] = _selection_stats(table, verdicts.get(layer))
         if report:
             report(done + 1, len(shards), "shards read")
     return DatasetStats(
@@ -137,7 +163,7 @@ def dataset_stats(
         quarantine=dict(dataset.quarantine),
         shards_read=len(shards),
         captions={name: counter.stats() for name, counter in kinds.items()},
-        pictures={name: of_counts(counts) for name, counts in pictures.items()},
+        pictures={name: distribution_from_counts(counts) for name, counts in pictures.items()},
         suffixes=dict(suffixes.most_common()),
         scores={
             layer: score_distributions(dataset, layer, shards, cache)
@@ -149,7 +175,7 @@ def dataset_stats(
     )
 
 
-def chosen_shards(dataset: Dataset, max_shards: int) -> list[int]:
+def sample_shards(dataset: Dataset, max_shards: int) -> list[int]:
     """The shards with samples, or so many of them evenly apart, ascending."""
     filled = [index for index, shard in enumerate(dataset.shards) if shard.num_samples]
     if not 0 < max_shards < len(filled):
@@ -179,7 +205,7 @@ def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     lists = column.combine_chunks()
     highest = np.full(len(lists), np.nan)
     scores = lists.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
-    np.fmax.at(highest, list_rows(lists), scores)
+    np.fmax.at(highest, list_parent_indices(lists), scores)
     return highest
 
 
@@ -192,11 +218,11 @@ def score_distributions(
         for index in shards:
             yield numbers(read_layer(dataset, layer, index, cache)[name])
 
-    extents: dict[str, Extent] = {}
+    extents: dict[str, StreamingRange] = {}
     for index in shards:
         table = read_layer(dataset, layer, index, cache)
         for name in score_columns(table):
-            extents.setdefault(name, Extent()).add(numbers(table[name]))
+            extents.setdefault(name, StreamingRange()).add(numbers(table[name]))
     return {name: extent.distribution(pieces(name)) for name, extent in extents.items()}
 
 
@@ -215,18 +241,18 @@ class _CaptionCounter:
     def stats(self) -> CaptionStats:
         return CaptionStats(
             per_sample=self._words.total() / self._samples if self._samples else 0.0,
-            words=of_counts(self._words),
-            characters=of_counts(self._characters),
+            words=distribution_from_counts(self._words),
+            characters=distribution_from_counts(self._characters),
         )
 
 
-def _verdict(table: pa.Table, before: VerdictStats | None) -> VerdictStats:
+def _selection_stats(table: pa.Table, before: SelectionStats | None) -> SelectionStats:
     kept = table["keep"].to_pylist()
     reasons = Counter(before.reasons if before else {})
     if "refused_by" in table.column_names:
         refused_by = table["refused_by"].to_pylist()
         reasons.update(r or "unnamed" for r, k in zip(refused_by, kept, strict=True) if not k)
-    return VerdictStats(
+    return SelectionStats(
         kept=sum(map(bool, kept)) + (before.kept if before else 0),
         refused=sum(not k for k in kept) + (before.refused if before else 0),
         reasons=dict(reasons.most_common()),
@@ -240,9 +266,69 @@ def _layer(dataset: Dataset, name: str, shards: list[int], cache: Path) -> Layer
     return LayerStats(digest=info.digest, num_bytes=info.num_bytes, columns=columns)
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_json_value(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def distribution_from_counts(counts: Counter[int]) -> Distribution:
+    """The distribution of whole numbers, exactly, from how often each occurs."""
+    if not counts:
+        return Distribution(count=0)
+    values = np.array(sorted(counts))
+    weights = np.array([counts[value] for value in values.tolist()])
+    total = int(weights.sum())
+    # Nearest rank: the least value that so many of the numbers don't exceed.
+    ranks = np.searchsorted(np.cumsum(weights), [max(1, math.ceil(q * total)) for q in QUANTILES])
+    span = (int(values[0]), int(values[-1]))
+    return Distribution(
+        count=total,
+        mean=float((values * weights).sum() / total),
+        low=float(span[0]),
+        high=float(span[1]),
+        quantiles=tuple(float(values[rank]) for rank in ranks),
+        bins=tuple(np.histogram(values, NUM_BINS, span, weights=weights)[0].tolist()),
+    )
+
+
+class StreamingRange:
+    """The first look at a stream of numbers: how many, and between which."""
+
+    def __init__(self) -> None:
+        self.count, self.missing, self.total = 0, 0, 0.0
+        self.low, self.high = math.inf, -math.inf
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Take a piece of the stream; NaN and infinities count as missing."""
+        finite = values[np.isfinite(values)]
+        self.missing += len(values) - len(finite)
+        if len(finite):
+            self.count += len(finite)
+            self.total += float(finite.sum())
+            self.low, self.high = min(self.low, finite.min()), max(self.high, finite.max())
+
+    def distribution(self, pieces: Iterable[NDArray[np.float64]]) -> Distribution:
+        """The second look, at the same stream: quantiles to a small part of the range."""
+        if not self.count:
+            return Distribution(count=0, missing=self.missing)
+        low, high = float(self.low), float(self.high)
+        fine = np.zeros(_FINE_BINS, np.int64)
+        for values in pieces:
+            fine += np.histogram(values[np.isfinite(values)], _FINE_BINS, (low, high))[0]
+        # numpy widens the range of a single value; then each quantile is that value.
+        edges = np.histogram_bin_edges([], _FINE_BINS, (low, high))
+        ranks = [max(1, math.ceil(q * self.count)) for q in QUANTILES]
+        bins = np.searchsorted(np.cumsum(fine), ranks)
+        middles = ((edges[:-1] + edges[1:]) / 2).clip(low, high)
+        return Distribution(
+            count=self.count,
+            missing=self.missing,
+            mean=self.total / self.count,
+            low=low,
+            high=high,
+            quantiles=tuple(float(middles[i]) for i in bins),
+            bins=tuple(fine.reshape(NUM_BINS, -1).sum(axis=1).tolist()),
+        )

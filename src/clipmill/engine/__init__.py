@@ -1,1 +1,1 @@
-"""The training loop: objectives, optimiser groups, schedules, exact resume."""
+"""The training loop: objectives, optimizer groups, schedules, exact resume."""

@@ -1,4 +1,4 @@
-"""Ranks, as ``torchrun`` sets them; a process alone is rank 0 of 1."""
+"""The process group that ``torchrun`` describes; a single process is rank 0 of 1."""
 
 import contextlib
 import datetime as dt
@@ -15,66 +15,66 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipmill.errors import ConfigError
 
-_meetings = itertools.count()
+_rendezvous_count = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ranks:
-    """This process among all that train together."""
+class DistributedContext:
+    """This process in the process group: its rank, its device, and collectives."""
 
     rank: int = 0
-    """Number of this process."""
+    """Index of this process."""
     world_size: int = 1
     """Number of processes."""
     device: torch.device = torch.device("cpu")
-    """Where this process computes."""
+    """Device of this process."""
     store: Store | None = None
-    """What all ranks read and write; None for a process alone."""
+    """Key-value store shared by all ranks; None for a single process."""
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, averaging gradients over ranks where there are several."""
+    def wrap_ddp(self, module: nn.Module) -> nn.Module:
+        """Wrap a module in DDP, which averages gradients over ranks, if there are several."""
         if self.world_size == 1:
             return module
         return nn.parallel.DistributedDataParallel(
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            # Only statistics change by themselves; anything else is the same on all ranks.
+            # Only batch statistics differ between ranks.
             forward_sync_buffers=any(isinstance(m, _BatchNorm) for m in module.modules()),
             gradient_as_bucket_view=True,
         )
 
-    def share(self, batch_size: int, num_pieces: int) -> int:
-        """Samples of a global batch that this rank takes.
+    def per_rank_batch_size(self, batch_size: int, grad_accum_steps: int) -> int:
+        """Return the samples of a global batch that this rank takes.
 
         Raises:
-            ConfigError: ranks, or the pieces of a rank's share, can't be equal.
+            ConfigError: the batch can't be cut into equal micro-batches.
         """
-        if batch_size % (self.world_size * num_pieces):
+        if batch_size % (self.world_size * grad_accum_steps):
             raise ConfigError(
                 f"batch_size was {batch_size}, with {self.world_size} ranks "
-                f"and micro_batches={num_pieces}: it can't be cut into equal pieces",
-                expected="batch_size divisible by micro_batches times the number of ranks",
+                f"and grad_accum_steps={grad_accum_steps}: not divisible into equal micro-batches",
+                expected="batch_size divisible by grad_accum_steps times the number of ranks",
                 action="change one of them",
             )
         return batch_size // self.world_size
 
-    def agreed(self, number: int) -> int:
-        """Rank 0's number, on all ranks."""
+    def broadcast_int(self, number: int) -> int:
+        """Return rank 0's number on all ranks."""
         if self.world_size == 1:
             return number
-        told = torch.tensor([number], dtype=torch.int64, device=self.device)
-        torch.distributed.broadcast(told, src=0)
-        return int(told)
+        value = torch.tensor([number], dtype=torch.int64, device=self.device)
+        torch.distributed.broadcast(value, src=0)
+        return int(value)
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Sum over all ranks, in place."""
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
 
 
 @contextlib.contextmanager
-def ranks(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
+def init_distributed(timeout_seconds: float = 1800.0) -> Iterator[DistributedContext]:
     """Join the group that the environment names, and leave it at the end.
 
     A rank that waits for another one longer than ``timeout_seconds`` fails.
@@ -89,12 +89,12 @@ def ranks(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
         _check_gpu(local_rank, torch.cuda.device_count())
         torch.cuda.set_device(device)
     if world_size == 1:
-        yield Ranks(device=device)
+        yield DistributedContext(device=device)
         return
     timeout = dt.timedelta(seconds=timeout_seconds)
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    # Ranks may meet several times in one store, which remembers where they were.
-    store = PrefixStore(f"meeting-{next(_meetings)}", store)
+    # A process may join several groups in turn, in one store that keeps the earlier groups' keys.
+    store = PrefixStore(f"group-{next(_rendezvous_count)}", store)
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
@@ -103,13 +103,13 @@ def ranks(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
         timeout=timeout,
     )
     try:
-        yield Ranks(rank=rank, world_size=world_size, device=device, store=store)
+        yield DistributedContext(rank=rank, world_size=world_size, device=device, store=store)
     finally:
         torch.distributed.destroy_process_group()
 
 
 def _check_gpu(local_rank: int, num_gpus: int) -> None:
-    """NCCL would wait for its whole timeout where two ranks share one."""
+    """Refuse a rank without a GPU (ConfigError); NCCL would wait until its timeout."""
     if local_rank >= num_gpus:
         raise ConfigError(
             f"rank {local_rank} of this machine has no GPU: there are {num_gpus}",

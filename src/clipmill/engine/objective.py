@@ -1,18 +1,62 @@
-"""What a loop minimises."""
+"""Interface of a training objective, and of its batches: dicts or dataclasses of tensors."""
 
 import contextlib
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clipmill.errors import ConfigError
+
 Forward = Callable[..., dict[str, Tensor]]
 
 
-def synchronizing(forward: Forward, *, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Where gradients are averaged over ranks, do so only with a step's last backward pass."""
+def num_samples(batch: Any) -> int:
+    """Return the length of the batch's first tensor."""
+    return next(len(v) for v in _items(batch).values() if isinstance(v, Tensor))
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Copy the batch to ``device``; copies from pinned memory don't block."""
+    return _map(batch, lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v)
+
+
+def split_batch(batch: Any, number: int) -> list[Any]:
+    """Split the batch into equal micro-batches, in order."""
+    if number == 1:
+        return [batch]
+    size, rest = divmod(num_samples(batch), number)
+    if rest:
+        raise ConfigError(
+            f"a batch of {num_samples(batch)} can't be cut into {number} micro-batches",
+            expected="batch_size divisible by grad_accum_steps and the number of ranks",
+            action="change one of them",
+        )
+    windows = [slice(i * size, (i + 1) * size) for i in range(number)]
+    return [_map(batch, partial(_cut, window=window)) for window in windows]
+
+
+def _cut(value: Any, window: slice) -> Any:
+    return None if value is None else value[window]
+
+
+def _items(batch: Any) -> dict[str, Any]:
+    if isinstance(batch, dict):
+        return batch
+    return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+
+
+def _map(batch: Any, change: Callable[[Any], Any]) -> Any:
+    items = {name: change(value) for name, value in _items(batch).items()}
+    return items if isinstance(batch, dict) else dataclasses.replace(batch, **items)
+
+
+def no_sync_except_last(forward: Forward, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Average gradients over ranks only in a step's last backward pass."""
     if hasattr(forward, "set_requires_gradient_sync"):  # sharded by FSDP2
         forward.set_requires_gradient_sync(last)
     if last or not isinstance(forward, nn.parallel.DistributedDataParallel):
@@ -22,21 +66,21 @@ def synchronizing(forward: Forward, *, last: bool) -> contextlib.AbstractContext
 
 
 class Objective(nn.Module, ABC):
-    """A module whose forward turns a batch into losses by name; their sum is minimised."""
+    """Module whose forward turns a batch into losses by name; their sum is minimized."""
 
     @abstractmethod
     def forward(self, batch: Any) -> dict[str, Tensor]:
-        """Losses by name, each a scalar averaged over the batch."""
+        """Return losses by name, each a scalar averaged over the batch."""
 
     def accumulate(self, micro_batches: Sequence[Any], forward: Forward) -> dict[str, Tensor]:
-        """Add the gradients of the whole batch, given in equal pieces, and return its losses.
+        """Add the gradients of a batch, given in equal micro-batches, and return its losses.
 
         ``forward`` is this module's, by way of whatever averages gradients over ranks. The default
-        averages the pieces, which is exact for losses that are means over samples.
+        averages the micro-batches, which is exact for losses that are means over samples.
         """
         totals: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(micro_batches, start=1):
-            with synchronizing(forward, last=number == len(micro_batches)):
+            with no_sync_except_last(forward, last=number == len(micro_batches)):
                 losses = {k: v / len(micro_batches) for k, v in forward(micro_batch).items()}
                 torch.autograd.backward(torch.stack(list(losses.values())).sum())
             for name, value in losses.items():
@@ -44,26 +88,22 @@ class Objective(nn.Module, ABC):
         return totals
 
     def before_step(self, progress: float) -> None:
-        """What follows training's progress, from 0 at its first update on; nothing by default."""
+        """Update what follows training's progress (0..1); nothing by default."""
 
     def after_step(self) -> None:
-        """What must hold after each update (a clamp, say); nothing by default."""
+        """Enforce constraints after each update (a clamp, say); nothing by default."""
 
-    def gauges(self) -> dict[str, Tensor]:
-        """Numbers to watch beside the losses, by name: the logit scale of a contrastive model."""
-        found = [p for name, p in self.named_parameters() if name.endswith("logit_scale")]
-        return {"logit_scale": found[0].detach().exp()} if found else {}
+    def extra_metrics(self) -> dict[str, Tensor]:
+        """Return metrics to log in addition to the losses: a contrastive model's logit scale."""
+        scales = [p for name, p in self.named_parameters() if name.endswith("logit_scale")]
+        return {"logit_scale": scales[0].detach().exp()} if scales else {}
 
-    def layer_of(self, parameter: str) -> int | None:
-        """Layer of a parameter for layer-wise decay; None where the rate isn't scaled."""
+    def layer_id(self, parameter: str) -> int | None:
+        """Return a parameter's layer for layer-wise decay; None where the rate isn't scaled."""
         del parameter
         return None
 
     @property
     def num_layers(self) -> int:
-        """The layer number at which layer-wise decay leaves the rate as it is."""
+        """Layer id at which layer-wise decay leaves the learning rate as it is."""
         return 0
-
-    def trained_tensors(self) -> Mapping[str, Tensor]:
-        """What training changes: parameters and buffers, by name."""
-        return self.state_dict()

@@ -1,58 +1,99 @@
-"""Where a run's result lies: an address made of its config and its parents."""
+"""Results of training runs: their address, made of config and parents, and their files."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from clipmill.config import Config
-from clipmill.digest import digest_json
-from clipmill.models.checkpoint import ModelCard, save_checkpoint
-from clipmill.storage import Parent, join, read_bytes, write_bytes
+from clipmill.config import Config, digest_json
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.embedding_stats import EmbeddingStatistics
+from clipmill.storage import join, open_store, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipmill.engine.loop import Trained
-    from clipmill.models.embedding import EmbeddingStatistics
-
 LOG_FILE = "log.jsonl"
 """A run's records; of an unfinished one, in its folder ``state``."""
 RUN_FILE = "run.json"
-"""How an unfinished run stands, in the same folder."""
+"""Status of an unfinished run, in the same folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """Result of a training run."""
+
+    tensors: "dict[str, Tensor]"
+    """Weights by name in the objective: the moving average if there is one."""
+    log: tuple[dict[str, float], ...]
+    """Records: step, losses, learning rate, gradient norm, samples per second."""
+    rank: int = 0
+    """Rank of this process; all ranks hold the same weights, and rank 0 saves them."""
 
 
 def result_uri(store: str, kind: str, name: str, config: Config, parents: Sequence[Parent]) -> str:
-    """``store/kind/name-key``: the same config on the same parents always has the same key."""
+    """Return ``store/kind/name-key``; the same config and parents always have the same key."""
     key = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
     return join(store, kind, f"{name}-{key[:12]}")
 
 
-def save_result(
+def state_uri(uri: str) -> str:
+    """Return the folder of an unfinished run's training checkpoints."""
+    return join(uri, "state")
+
+
+def save_run(
     uri: str,
-    card: ModelCard,
-    tensors: Mapping[str, "Tensor"],
-    trained: "Trained",
+    result: TrainResult,
     *,
-    embed: "Callable[[], EmbeddingStatistics | None]" = lambda: None,
-) -> None:
-    """Write log and checkpoint, then drop the state that resuming needed; the first rank does.
+    kind: str,
+    architecture: dict[str, Any],
+    config: Config,
+    parents: tuple[Parent, ...],
+    summary: dict[str, str],
+    tensors: "Mapping[str, Tensor]",
+    embed: "Callable[[CheckpointMetadata], EmbeddingStatistics | None] | None" = None,
+) -> str:
+    """Save a finished run as a checkpoint at ``uri``, on rank 0, and return ``uri``.
 
-    ``embed`` says what the model makes of its training images; it is asked there alone.
+    Log and checkpoint are written before the training checkpoints are deleted. ``tensors`` are
+    those of the result to keep, under their final names. ``embed`` computes the statistics of the
+    model's embeddings of its training images.
     """
-    from clipmill.engine.state import drop_state
+    if result.rank:
+        return uri
+    metadata = CheckpointMetadata(
+        kind=kind,
+        architecture=architecture,
+        recipe=config.to_json(),
+        parents=parents,
+        metrics={k: v for k, v in result.log[-1].items() if k.startswith("loss")},
+        summary=summary,
+    )
+    write_bytes(join(uri, LOG_FILE), log_lines(result.log))
+    save_checkpoint(uri, metadata, tensors, embed(metadata) if embed else None)
+    delete_state(state_uri(uri))
+    return uri
 
-    if trained.rank:
-        return
-    write_bytes(join(uri, LOG_FILE), log_lines(trained.log))
-    save_checkpoint(uri, card, tensors, embed())
-    drop_state(join(uri, "state"))
+
+def delete_state(uri: str) -> None:
+    """Delete all training checkpoints at a URI, with the unfinished log."""
+    store = open_store(uri)
+    for key in list(store.list()):
+        store.delete(key)
+
+
+def under_prefix(tensors: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
+    """Return the tensors whose names begin with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def read_log(uri: str) -> list[dict[str, float]]:
-    """The log of the run that wrote the checkpoint at ``uri``."""
+    """Read the log of the run that wrote the checkpoint at ``uri``."""
     return [json.loads(line) for line in read_bytes(join(uri, LOG_FILE)).decode().splitlines()]
 
 
 def log_lines(log: Sequence[Mapping[str, float]]) -> bytes:
-    """Records as JSON lines."""
+    """Return records as JSON lines."""
     return "".join(json.dumps(record) + "\n" for record in log).encode()

@@ -1,47 +1,80 @@
-"""Who holds up a run: each rank tells where it is, and the first one says who is behind.
+"""Hanging and lost ranks, and SIGTERM.
 
-Ranks meet in the process group's store, which needs no step to end: a rank that hangs in a kernel,
-in a collective or in its data still has a thread that tells so, and one that is lost has none.
+Each rank publishes a heartbeat with its step and phase in the process group's store, which needs no
+step to end: a rank that hangs in a kernel, in a collective or in its data still has a thread that
+publishes, and one that is lost has none. Rank 0 reports the ranks that delay the others.
 """
 
 import contextlib
 import json
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
 
-from clipmill.engine.distributed import Ranks
+from clipmill.engine.distributed import DistributedContext
 from clipmill.telemetry import train_metrics
 
 _LOG = logging.getLogger(__name__)
 
-# Beats that a rank may miss before it counts as lost.
-_MISSED_BEATS = 3
+# Heartbeats that a rank may miss before it counts as lost.
+_MISSED_HEARTBEATS = 3
+
+
+class SigtermHandler:
+    """Context manager in which SIGTERM, as Kubernetes sends it, only sets :attr:`requested`.
+
+    The trainer acts on it between two steps. Only a process's main thread can handle signals; in
+    others it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+        self._is_main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        if self._is_main:
+            self._previous = signal.signal(signal.SIGTERM, self._set_requested)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_main:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _set_requested(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.requested = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Beat:
-    """Where a rank was when it last told."""
+class Heartbeat:
+    """Position of a rank in its run."""
 
     number: int
-    """How often it has told."""
+    """Number of heartbeats so far."""
     step: int
-    """Updates that it had done."""
+    """Updates done."""
     phase: str
-    """What it was doing: ``data``, ``compute``, ``checkpoint`` or ``evaluation``."""
+    """Current phase: ``data``, ``compute``, ``checkpoint`` or ``evaluation``."""
     seconds: float
-    """For how long."""
+    """Time in that phase."""
     data_seconds: float
-    """How long it has waited for data in all."""
+    """Total time spent waiting for data."""
 
-    def words(self, rank: int) -> str:
-        """``rank 1 at step 12, waiting for data for 61 s``."""
+    def describe(self, rank: int) -> str:
+        """Return ``rank 1 at step 12, waiting for data for 61 s``."""
         doing = {"data": "waiting for data", "compute": "computing, or waiting for other ranks"}
         return (
             f"rank {rank} at step {self.step}, {doing.get(self.phase, f'in its {self.phase}')} "
@@ -50,31 +83,31 @@ class Beat:
 
 
 class Watchdog:
-    """Context manager with a thread that tells this rank's beats, and on rank 0 watches all."""
+    """Context manager with a thread that publishes heartbeats, and on rank 0 checks all of them."""
 
     def __init__(
         self,
-        here: Ranks,
+        dist: DistributedContext,
         *,
-        hang_seconds: float,
-        heartbeat_seconds: float,
-        tell: Callable[[str], None] = _LOG.error,
+        step_timeout_seconds: float,
+        heartbeat_interval_seconds: float,
+        log: Callable[[str], None] = _LOG.error,
     ) -> None:
-        self._here = here
-        self._store = here.store.clone() if here.store is not None else None
-        self._hang_seconds = hang_seconds
-        self._heartbeat_seconds = heartbeat_seconds
-        self._tell = tell
-        self._told: tuple[int, ...] = ()
-        self._place = (0, "compute", time.monotonic())
+        self._dist = dist
+        self._store = dist.store.clone() if dist.store is not None else None
+        self._step_timeout_seconds = step_timeout_seconds
+        self._heartbeat_interval_seconds = heartbeat_interval_seconds
+        self._log = log
+        self._reported: tuple[int, ...] = ()
+        self._position = (0, "compute", time.monotonic())
         self._data_seconds = 0.0
         self._number = 0
-        self._heard: dict[int, tuple[Beat, float]] = {}
+        self._received: dict[int, tuple[Heartbeat, float]] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="clipmill-watchdog")
 
     def __enter__(self) -> Self:
-        self._beat()
+        self._publish()
         self._thread.start()
         return self
 
@@ -87,42 +120,44 @@ class Watchdog:
         self._end.set()
         self._thread.join()
 
-    def at(self, step: int, phase: str) -> None:
-        """Note that this rank is now there; costs nothing to speak of."""
+    def set_phase(self, step: int, phase: str) -> None:
+        """Set this rank's step and phase; takes no noticeable time."""
         now = time.monotonic()
-        if self._place[1] == "data":
-            self._data_seconds += now - self._place[2]
-        self._place = (step, phase, now)
+        if self._position[1] == "data":
+            self._data_seconds += now - self._position[2]
+        self._position = (step, phase, now)
 
     def lost_ranks(self) -> str:
-        """After a collective failed: the ranks that no longer beat, in words; takes a few beats."""
+        """Describe the ranks without a heartbeat, after a failed collective; takes seconds."""
         if self._store is None:
             return "no other rank"
         try:
-            before = self._beats()
-            self._end.wait(_MISSED_BEATS * self._heartbeat_seconds)
-            after = self._beats()
+            before = self._heartbeats()
+            self._end.wait(_MISSED_HEARTBEATS * self._heartbeat_interval_seconds)
+            after = self._heartbeats()
         except RuntimeError:
             return "the rank or agent that holds the store (rank 0, unless torchrun started it)"
-        silent = [r for r, beat in after.items() if beat == before.get(r) and r != self._here.rank]
-        return ", ".join(after[r].words(r) for r in silent) or "no rank that has stopped telling"
+        silent = [r for r, beat in after.items() if beat == before.get(r) and r != self._dist.rank]
+        return ", ".join(after[r].describe(r) for r in silent) or "no rank without a heartbeat"
 
     def _watch(self) -> None:
-        while not self._end.wait(self._heartbeat_seconds):
-            # The store ends with the process that holds it; the training thread says so, too.
+        while not self._end.wait(self._heartbeat_interval_seconds):
+            # The store ends with the process that holds it; the training thread reports that.
             with contextlib.suppress(RuntimeError):
-                self._beat()
-                if self._here.rank == 0:
-                    self._look()
+                self._publish()
+                if self._dist.rank == 0:
+                    self._check_stragglers()
 
-    def _beat(self) -> None:
+    def _publish(self) -> None:
         self._number += 1
         if self._store is not None:
-            self._store.set(_key(self._here.rank), json.dumps(_plain(self._own())))
+            heartbeat = self._own_heartbeat()
+            values = {name: getattr(heartbeat, name) for name in Heartbeat.__slots__}
+            self._store.set(_key(self._dist.rank), json.dumps(values))
 
-    def _own(self) -> Beat:
-        step, phase, since = self._place
-        return Beat(
+    def _own_heartbeat(self) -> Heartbeat:
+        step, phase, since = self._position
+        return Heartbeat(
             number=self._number,
             step=step,
             phase=phase,
@@ -130,43 +165,49 @@ class Watchdog:
             data_seconds=self._data_seconds,
         )
 
-    def _beats(self) -> dict[int, Beat]:
+    def _heartbeats(self) -> dict[int, Heartbeat]:
         if self._store is None:
-            return {0: self._own()}
-        ranks = [r for r in range(self._here.world_size) if self._store.check([_key(r)])]
-        return {r: Beat(**json.loads(self._store.get(_key(r)))) for r in ranks}
+            return {0: self._own_heartbeat()}
+        ranks = [r for r in range(self._dist.world_size) if self._store.check([_key(r)])]
+        return {r: Heartbeat(**json.loads(self._store.get(_key(r)))) for r in ranks}
 
-    def _look(self) -> None:
-        """Report, once for each place where it happens, the ranks that hold the others up."""
+    def _check_stragglers(self) -> None:
+        """Report the ranks that delay the others, once for each combination of steps."""
         now = time.monotonic()
-        for rank, beat in self._beats().items():
-            train_metrics().rank_data_wait_seconds.labels(rank=str(rank)).set(beat.data_seconds)
-            if rank not in self._heard or self._heard[rank][0].number != beat.number:
-                self._heard[rank] = (beat, now)
-        beats = {rank: beat for rank, (beat, _) in self._heard.items()}
-        limit = max(self._hang_seconds, _MISSED_BEATS * self._heartbeat_seconds)
-        lost = [r for r, (_, heard) in self._heard.items() if now - heard > limit]
-        slow = any(beat.seconds > self._hang_seconds for beat in beats.values())
-        if not (lost or slow):
-            self._told = ()
+        for rank, beat in self._heartbeats().items():
+            previous = self._received[rank][0] if rank in self._received else None
+            if rank != self._dist.rank:
+                waited = beat.data_seconds - (previous.data_seconds if previous else 0)
+                train_metrics().data_wait_seconds.labels(rank=str(rank)).inc(max(0, waited))
+            if previous is None or previous.number != beat.number:
+                self._received[rank] = (beat, now)
+        beats = {rank: beat for rank, (beat, _) in self._received.items()}
+        limit = max(
+            self._step_timeout_seconds, _MISSED_HEARTBEATS * self._heartbeat_interval_seconds
+        )
+        lost = [r for r, (_, received) in self._received.items() if now - received > limit]
+        is_slow = any(beat.seconds > self._step_timeout_seconds for beat in beats.values())
+        if not (lost or is_slow):
+            self._reported = ()
             return
         steps = tuple(beat.step for beat in beats.values())
-        if steps == self._told:
+        if steps == self._reported:
             return
-        self._told = steps
-        train_metrics().hangs.inc()
+        self._reported = steps
+        train_metrics().watchdog_timeouts.inc()
         if lost:
-            places = "; ".join(beats[r].words(r) for r in lost)
-            self._tell(f"not heard of for {limit:.0f} s: {places}")
+            ranks = "; ".join(beats[r].describe(r) for r in lost)
+            self._log(f"no heartbeat for {limit:.0f} s: {ranks}")
             return
-        behind = _behind(beats)
-        others = "; ".join(b.words(r) for r, b in beats.items() if r not in behind) or "none"
-        words = "; ".join(beats[r].words(r) for r in behind)
-        self._tell(f"no update for {self._hang_seconds:.0f} s. Behind: {words}. Others: {others}")
+        slowest = _slowest_ranks(beats)
+        behind = "; ".join(beats[r].describe(r) for r in slowest)
+        others = "; ".join(b.describe(r) for r, b in beats.items() if r not in slowest) or "none"
+        timeout = self._step_timeout_seconds
+        self._log(f"no update for {timeout:.0f} s. Behind: {behind}. Others: {others}")
 
 
-def _behind(beats: dict[int, Beat]) -> list[int]:
-    """The ranks at the lowest step; among those, any that does something else than compute.
+def _slowest_ranks(beats: dict[int, Heartbeat]) -> list[int]:
+    """Return the ranks at the lowest step; among those, any in another phase than compute.
 
     A rank that computes may only be waiting, in a collective, for one that doesn't get there.
     """
@@ -180,14 +221,10 @@ def _key(rank: int) -> str:
     return f"clipmill/beat/{rank}"
 
 
-def _plain(beat: Beat) -> dict[str, Any]:
-    return {name: getattr(beat, name) for name in Beat.__slots__}
-
-
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether a collective failed since another rank is gone, or didn't come in time."""
+    """Return whether a collective failed because another rank is gone, or too late."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    words = str(error).lower()
+    message = str(error).lower()
     signs = ("connection closed by peer", "connection reset by peer", "timed out", "gloo", "nccl")
-    return isinstance(error, RuntimeError) and any(sign in words for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in message for sign in signs)

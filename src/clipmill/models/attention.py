@@ -1,4 +1,4 @@
-"""How far the heads of a ViT look, and how differently: attention distance and divergence.
+"""Attention distance and divergence of a ViT's heads.
 
 Do Vision Transformers See Like Convolutional Neural Networks? (Raghu et al. 2021) measured the
 distance, Revealing the Dark Secrets of Masked Image Modeling (Xie et al. 2023) the divergence too;
@@ -23,7 +23,7 @@ class AttentionStatistics:
     """Means over queries and images, class token and registers left out."""
 
     distance_LH: Tensor
-    """Attention-weighted distance between the centres of query's and key's patches, pixels."""
+    """Attention-weighted distance between the centers of query's and key's patches, pixels."""
     divergence_L: Tensor
     """Kullback-Leibler divergence between two heads' attention, mean over ordered pairs, nats."""
     num_images: int
@@ -34,7 +34,7 @@ class AttentionStatistics:
     """Side of an image, pixels."""
 
     @property
-    def spread_L(self) -> Tensor:
+    def head_distance_std_L(self) -> Tensor:
         """Standard deviation of the heads' distances, pixels: the diversity of a layer's heads."""
         return self.distance_LH.std(dim=1, correction=0)
 
@@ -75,7 +75,7 @@ class AttentionMeter:
             nonlocal number
             maps_BHPP = _of_patches(maps_BHNN, side * side)
             distance_H = (maps_BHPP * distance_PP).sum(-1).mean(-1).sum(0)
-            divergence = _divergence(maps_BHPP) * len(maps_BHPP)
+            divergence = _pairwise_kl(maps_BHPP) * len(maps_BHPP)
             if number == len(self._distances):
                 self._distances.append(torch.zeros_like(distance_H, dtype=torch.float64))
                 self._divergences.append(torch.zeros((), dtype=torch.float64))
@@ -83,7 +83,7 @@ class AttentionMeter:
             self._divergences[number] += divergence.cpu()
             number += 1
 
-        with seeing_attention(self._encoder, see):
+        with capture_attention(self._encoder, see):
             self._encoder(images_B3SS)
         self._num_images += len(images_B3SS)
         self._image_size = images_B3SS.shape[-1]
@@ -100,7 +100,7 @@ class AttentionMeter:
 
 
 @contextmanager
-def seeing_attention(model: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
+def capture_attention(model: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
     """Hand ``see`` each layer's attention (B, H, N, N), rows summing to 1, as the model runs.
 
     Watches ``nn.MultiheadAttention`` (open_clip) and timm's attention modules, biases of relative
@@ -115,10 +115,10 @@ def seeing_attention(model: nn.Module, see: Callable[[Tensor], None]) -> Iterato
 
 
 def patch_distances(side: int) -> Tensor:
-    """Distances (P, P) between the centres of a square grid's patches, in patches."""
+    """Distances (P, P) between the centers of a square grid's patches, in patches."""
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    centres_P2 = torch.stack([rows.flatten(), columns.flatten()], dim=1).double()
-    return torch.cdist(centres_P2, centres_P2).float()
+    centers_P2 = torch.stack([rows.flatten(), columns.flatten()], dim=1).double()
+    return torch.cdist(centers_P2, centers_P2).float()
 
 
 _Watch = Callable[[Any, Callable[[Tensor], None]], Any]
@@ -126,28 +126,26 @@ _Watch = Callable[[Any, Callable[[Tensor], None]], Any]
 
 def _watcher(module: nn.Module) -> _Watch | None:
     if isinstance(module, nn.MultiheadAttention):
-        return _seeing_multihead
+        return _hook_multihead
     # What timm's attention modules have in common: probabilities pass through ``attn_drop``.
     if isinstance(getattr(module, "attn_drop", None), nn.Module) and hasattr(module, "fused_attn"):
-        return _seeing_timm
+        return _hook_timm
     return None
 
 
 @contextmanager
-def _seeing_multihead(
-    module: nn.MultiheadAttention, see: Callable[[Tensor], None]
-) -> Iterator[None]:
+def _hook_multihead(module: nn.MultiheadAttention, see: Callable[[Tensor], None]) -> Iterator[None]:
     def ask(_: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
         return inputs, named | {"need_weights": True, "average_attn_weights": False}
 
     before = module.register_forward_pre_hook(ask, with_kwargs=True)
-    after = module.register_forward_hook(lambda _, __, found: see(found[1]))
+    after = module.register_forward_hook(lambda _, __, output: see(output[1]))
     with before, after:
         yield
 
 
 @contextmanager
-def _seeing_timm(module: Any, see: Callable[[Tensor], None]) -> Iterator[None]:
+def _hook_timm(module: Any, see: Callable[[Tensor], None]) -> Iterator[None]:
     was_fused, module.fused_attn = module.fused_attn, False
     try:
         with module.attn_drop.register_forward_hook(lambda _, __, maps: see(maps)):
@@ -170,7 +168,7 @@ def _of_patches(maps_BHNN: Tensor, num_patches: int) -> Tensor:
     return maps_BHPP / maps_BHPP.sum(-1, keepdim=True)
 
 
-def _divergence(maps_BHPP: Tensor) -> Tensor:
+def _pairwise_kl(maps_BHPP: Tensor) -> Tensor:
     """Mean over images, queries and ordered pairs of heads."""
     heads = maps_BHPP.shape[1]
     if heads == 1:

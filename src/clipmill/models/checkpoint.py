@@ -1,40 +1,32 @@
 """Checkpoints: a folder with ``model.safetensors`` and, written last, ``model.json``.
 
-The JSON names the format, what the model is, how it was made and from what; nothing is ever
-unpickled. A folder without its JSON is no checkpoint. ``embedding.json`` may lie beside them: what
-the model's embeddings of its training images are like.
+The JSON has the format, the architecture, the recipe and the parents; nothing is ever unpickled. A
+folder without its JSON is no checkpoint. An optional ``embedding.json`` has statistics of the
+model's embeddings of its training images.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from clipmill.digest import digest_json, sha256_bytes
+from clipmill.config import digest_json, sha256_bytes
 from clipmill.errors import ArtifactError
-from clipmill.models.embedding import EmbeddingStatistics
-from clipmill.storage import (
-    Parent,
-    exists,
-    join,
-    read_artifact_file,
-    read_bytes,
-    read_json,
-    write_bytes,
-    write_json,
-)
+from clipmill.lineage import Parent, read_artifact_file
+from clipmill.models.embedding_stats import EmbeddingStatistics
+from clipmill.storage import exists, join, read_bytes, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
 _TENSORS = "model.safetensors"
-_CARD = "model.json"
+_METADATA = "model.json"
 _EMBEDDING = "embedding.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelCard:
-    """What a checkpoint's JSON says."""
+class CheckpointMetadata:
+    """Metadata of a checkpoint: the content of its JSON."""
 
     kind: str
     """``clip``, ``mae``, ``supervised`` or ``image`` (encoders), ``coca`` or ``task``."""
@@ -43,17 +35,17 @@ class ModelCard:
     recipe: dict[str, Any]
     """The config that trained it."""
     parents: tuple[Parent, ...] = ()
-    """The artifacts that it was made from."""
+    """Artifacts that it was computed from."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Last values of training, by name."""
     summary: dict[str, str] = field(default_factory=dict)
-    """A few words for people, shown in the lineage."""
+    """Short facts for people, shown in the lineage."""
     tensors_sha256: str = ""
     """SHA-256 of the tensor file; set when the checkpoint is saved."""
     tensors_bytes: int = 0
     """Size of the tensor file; set when the checkpoint is saved."""
     uri: str = ""
-    """Where it was read from or saved to."""
+    """URI that it was read from or saved to."""
 
     @property
     def digest(self) -> str:
@@ -76,36 +68,40 @@ class ModelCard:
 
 def save_checkpoint(
     uri: str,
-    card: ModelCard,
+    metadata: CheckpointMetadata,
     tensors: Mapping[str, "Tensor"],
     embedding: EmbeddingStatistics | None = None,
-) -> ModelCard:
-    """Write the files, the card last, and return the card with its digest's parts filled in."""
+) -> CheckpointMetadata:
+    """Write the files, the JSON last; return the metadata with the tensors' digest and size."""
     from safetensors.torch import save
 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    card = replace(card, tensors_sha256=sha256_bytes(data), tensors_bytes=len(data), uri=uri)
+    metadata = replace(
+        metadata, tensors_sha256=sha256_bytes(data), tensors_bytes=len(data), uri=uri
+    )
     write_bytes(join(uri, _TENSORS), data)
     if embedding is not None:
-        of_model = {"tensors_sha256": card.tensors_sha256}
+        of_model = {"tensors_sha256": metadata.tensors_sha256}
         write_json(join(uri, _EMBEDDING), of_model | asdict(embedding))
-    write_json(join(uri, _CARD), _to_json(card))
-    return card
+    write_json(join(uri, _METADATA), _to_json(metadata))
+    return metadata
 
 
 def has_checkpoint(uri: str) -> bool:
-    """Whether a whole checkpoint lies at ``uri``."""
-    return exists(join(uri, _CARD))
+    """Return whether a complete checkpoint exists at ``uri``."""
+    return exists(join(uri, _METADATA))
 
 
-def read_card(uri: str) -> ModelCard:
-    """The card alone.
+def read_metadata(uri: str) -> CheckpointMetadata:
+    """Read the metadata only.
 
     Raises:
         NotFoundError: nothing lies there.
         ArtifactError: another artifact does, or the JSON is foreign, or of another format.
     """
-    value = read_artifact_file(uri, _CARD, "clipmill pretrain, finetune or data train-captioner")
+    value = read_artifact_file(
+        uri, _METADATA, "clipmill pretrain, finetune or data train-captioner"
+    )
     try:
         if value["format"] != FORMAT:
             raise ArtifactError(
@@ -113,7 +109,7 @@ def read_card(uri: str) -> ModelCard:
                 expected=f"format {FORMAT}",
                 action="make it again with this version of clipmill",
             )
-        card = ModelCard(
+        metadata = CheckpointMetadata(
             kind=value["kind"],
             architecture=value["architecture"],
             recipe=value["recipe"],
@@ -127,21 +123,21 @@ def read_card(uri: str) -> ModelCard:
         stated = str(value["digest"])
     except (KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{uri}/{_CARD} isn't a checkpoint's JSON: {error!r}",
+            f"{uri}/{_METADATA} isn't a checkpoint's JSON: {error!r}",
             expected="a file written by clipmill",
             action="give the URI of a checkpoint",
         ) from error
-    if card.digest != stated:
+    if metadata.digest != stated:
         raise ArtifactError(
-            f"{uri}/{_CARD} doesn't match its digest {stated[:12]}",
-            expected=f"an unchanged file; its content gives {card.digest[:12]}",
+            f"{uri}/{_METADATA} doesn't match its digest {stated[:12]}",
+            expected=f"an unchanged file; its content gives {metadata.digest[:12]}",
             action="restore the checkpoint or make it again",
         )
-    return card
+    return metadata
 
 
-def load_checkpoint(uri: str) -> tuple[ModelCard, dict[str, "Tensor"]]:
-    """Card and tensors, verified against the card's SHA-256.
+def load_checkpoint(uri: str) -> tuple[CheckpointMetadata, dict[str, "Tensor"]]:
+    """Read metadata and tensors, verified against the SHA-256 in the metadata.
 
     Raises:
         NotFoundError: nothing lies there.
@@ -149,51 +145,55 @@ def load_checkpoint(uri: str) -> tuple[ModelCard, dict[str, "Tensor"]]:
     """
     from safetensors.torch import load
 
-    card = read_card(uri)
+    metadata = read_metadata(uri)
     data = read_bytes(join(uri, _TENSORS))
-    found = sha256_bytes(data)
-    if found != card.tensors_sha256:
+    digest = sha256_bytes(data)
+    if digest != metadata.tensors_sha256:
         raise ArtifactError(
-            f"{uri}/{_TENSORS} has SHA-256 {found[:12]}",
-            expected=f"{card.tensors_sha256[:12]}, as {_CARD} says",
+            f"{uri}/{_TENSORS} has SHA-256 {digest[:12]}",
+            expected=f"{metadata.tensors_sha256[:12]}, as {_METADATA} says",
             action="restore the checkpoint or make it again",
         )
-    return card, load(data)
+    return metadata, load(data)
 
 
-def read_embedding(card: ModelCard) -> EmbeddingStatistics | None:
-    """What the model's embeddings of its training images are like, if that was kept with it.
+def read_embedding(metadata: CheckpointMetadata) -> EmbeddingStatistics | None:
+    """Read the statistics of the model's embeddings of its training images, if it has any.
 
     Raises:
         ArtifactError: the file is foreign, or another model's.
     """
-    uri = join(card.uri, _EMBEDDING)
+    uri = join(metadata.uri, _EMBEDDING)
     if not exists(uri):
         return None
     value = read_json(uri)
     try:
-        is_its_own = value.pop("tensors_sha256") == card.tensors_sha256
-        found = EmbeddingStatistics(**value | {"mean": tuple(map(float, value["mean"]))})
+        is_its_own = value.pop("tensors_sha256") == metadata.tensors_sha256
+        statistics = EmbeddingStatistics(**value | {"mean": tuple(map(float, value["mean"]))})
     except (AttributeError, KeyError, TypeError, ValueError):
         is_its_own = False
     if not is_its_own:
         raise ArtifactError(
-            f"{uri} isn't about the model beside it",
+            f"{uri} isn't about the model next to it",
             expected="the file that was written with the checkpoint",
             action="restore it, or remove it and do without its metric",
         )
-    return found
+    return statistics
 
 
-def _to_json(card: ModelCard) -> dict[str, Any]:
+def _to_json(metadata: CheckpointMetadata) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "kind": card.kind,
-        "digest": card.digest,
-        "architecture": card.architecture,
-        "recipe": card.recipe,
-        "parents": [p.to_json() for p in card.parents],
-        "metrics": card.metrics,
-        "summary": card.summary,
-        "tensors": {"file": _TENSORS, "sha256": card.tensors_sha256, "bytes": card.tensors_bytes},
+        "kind": metadata.kind,
+        "digest": metadata.digest,
+        "architecture": metadata.architecture,
+        "recipe": metadata.recipe,
+        "parents": [p.to_json() for p in metadata.parents],
+        "metrics": metadata.metrics,
+        "summary": metadata.summary,
+        "tensors": {
+            "file": _TENSORS,
+            "sha256": metadata.tensors_sha256,
+            "bytes": metadata.tensors_bytes,
+        },
     }

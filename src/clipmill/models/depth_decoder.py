@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipmill.models.at_once import few_at_once
+from clipmill.models.execution import run_in_chunks
 
 _DECONV_CHANNELS = 32
 _NUM_DECONVS = 3
-START_STD = 0.001
+INIT_STD = 0.001
 """Standard deviation of start weights (Xie et al. 2023)."""
 
 
@@ -31,7 +31,7 @@ class DepthDecoder(nn.Module):
         stride: int,
         max_depth_metres: float,
         *,
-        start_std: float = START_STD,
+        init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
         num_deconvs = min(_NUM_DECONVS, int(math.log2(stride)))
@@ -59,7 +59,7 @@ class DepthDecoder(nn.Module):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.normal_(module.weight, std=start_std)
+                nn.init.normal_(module.weight, std=init_std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -67,7 +67,7 @@ class DepthDecoder(nn.Module):
         """Depth in metres, between 0 and the largest."""
         map_BChw = self.up(map_BDhw)
         elements = round(math.prod(map_BChw.shape[1:]) * self._factor**2)
-        return few_at_once(self._depth, map_BChw, elements)
+        return run_in_chunks(self._depth, map_BChw, elements)
 
     def _depth(self, map_BChw: Tensor) -> Tensor:
         if self._factor > 1:

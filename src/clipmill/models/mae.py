@@ -2,7 +2,7 @@
 
 The encoder is the image tower of a :class:`ClipConfig` without input norm; the decoder is dropped
 after pretraining. Two things differ from the paper's code, and change no function that it can
-represent: patches have no bias of their own (positions carry it, once they are learnt), and
+represent: patches have no bias of their own (positions carry it, once they are learned), and
 norms add 1e-5, as CLIP's do, where the paper's add 1e-6.
 
 Shapes: B batch, N patches, n visible ones, D width, d decoder width, P numbers of a patch, h w the
@@ -14,24 +14,24 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from clipmill.models.mae_config import MaeConfig
+from clipmill.models.config import MaeConfig
 from clipmill.models.towers import build_vit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Reconstruction:
-    """What a masked autoencoder makes of a batch."""
+    """Output of a masked autoencoder for a batch."""
 
     loss: Tensor
-    """Mean squared error on masked patches, normalised each by itself."""
+    """Mean squared error on masked patches, normalized each by itself."""
     patches_BNP: Tensor
-    """Predicted patches, normalised; within a patch rows, columns, then channels."""
+    """Predicted patches, normalized; within a patch rows, columns, then channels."""
     is_masked_BN: Tensor
-    """Which patches the encoder didn't see."""
+    """Mask of the patches that the encoder didn't see."""
 
 
 class MaskedAutoencoder(nn.Module):
-    """Normalised images (B, 3, H, W) to their reconstruction from a few patches."""
+    """Normalized images (B, 3, H, W) to their reconstruction from a few patches."""
 
     positions_Nd: Tensor
 
@@ -63,10 +63,10 @@ class MaskedAutoencoder(nn.Module):
             noise_BN = torch.rand(batch, num_patches, device=images_B3HW.device)
         num_visible = int(num_patches * (1 - self._config.mask_ratio))
         shuffled_BN = noise_BN.argsort(dim=1)
-        places_BN = shuffled_BN.argsort(dim=1)
+        positions_BN = shuffled_BN.argsort(dim=1)
         tokens_BnD = self._encode(patches_BND, shuffled_BN[:, :num_visible])
-        predicted_BNP = self._decode(tokens_BnD, places_BN)
-        is_masked_BN = places_BN >= num_visible
+        predicted_BNP = self._decode(tokens_BnD, positions_BN)
+        is_masked_BN = positions_BN >= num_visible
         target_BNP = _patches(images_B3HW, self._config.vision.patch_size)
         error_BN = (predicted_BNP.float() - _normalized(target_BNP.float())).square().mean(-1)
         return Reconstruction(
@@ -84,15 +84,15 @@ class MaskedAutoencoder(nn.Module):
         encoded: Tensor = self.visual.ln_post(self.visual.transformer(tokens))
         return encoded
 
-    def _decode(self, tokens_BnD: Tensor, places_BN: Tensor) -> Tensor:
-        """Every patch, predicted from the class token and visible patches, in its own place."""
+    def _decode(self, tokens_BnD: Tensor, positions_BN: Tensor) -> Tensor:
+        """Every patch, predicted from the class token and visible patches, in its own position."""
         tokens_Bnd = self.to_decoder(tokens_BnD)
         batch, num_seen, width = tokens_Bnd.shape
-        num_masked = 1 + places_BN.shape[1] - num_seen
+        num_masked = 1 + positions_BN.shape[1] - num_seen
         masked = self.mask_token.to(tokens_Bnd.dtype).expand(batch, num_masked, width)
-        patches_BNd = _take(torch.cat([tokens_Bnd[:, 1:], masked], dim=1), places_BN)
-        whole = torch.cat([tokens_Bnd[:, :1], patches_BNd], dim=1) + self.positions_Nd
-        decoded: Tensor = self.to_pixels(self.norm(self.decoder(whole)))
+        patches_BNd = _take(torch.cat([tokens_Bnd[:, 1:], masked], dim=1), positions_BN)
+        decoder_input = torch.cat([tokens_Bnd[:, :1], patches_BNd], dim=1) + self.positions_Nd
+        decoded: Tensor = self.to_pixels(self.norm(self.decoder(decoder_input)))
         return decoded[:, 1:]
 
     def _initialize(self) -> None:
@@ -118,12 +118,12 @@ def sine_positions(grid: int, width: int) -> Tensor:
     waves_gd = torch.cat([angles_gq.sin(), angles_gq.cos()], dim=1)
     columns_hwd = waves_gd[None].expand(grid, grid, -1)
     rows_hwd = waves_gd[:, None].expand(grid, grid, -1)
-    places = torch.cat([columns_hwd, rows_hwd], dim=2).flatten(0, 1)
-    return torch.cat([places.new_zeros(1, places.shape[1]), places]).float()
+    positions = torch.cat([columns_hwd, rows_hwd], dim=2).flatten(0, 1)
+    return torch.cat([positions.new_zeros(1, positions.shape[1]), positions]).float()
 
 
-def _take(rows_BND: Tensor, places_Bn: Tensor) -> Tensor:
-    return rows_BND.gather(1, places_Bn[..., None].expand(-1, -1, rows_BND.shape[2]))
+def _take(rows_BND: Tensor, positions_Bn: Tensor) -> Tensor:
+    return rows_BND.gather(1, positions_Bn[..., None].expand(-1, -1, rows_BND.shape[2]))
 
 
 def _patches(images_B3HW: Tensor, side: int) -> Tensor:

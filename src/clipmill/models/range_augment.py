@@ -1,10 +1,10 @@
-"""RangeAugment: photometric augmentation whose strengths are learnt (Mehta et al. 2022).
+"""RangeAugment: photometric augmentation whose strengths are learned (Mehta et al. 2022).
 
 Each operator's strength is drawn uniformly between two learnable ends, image by image. A loss
 draws the augmented images towards a distance from their originals, given as a PSNR, so that the
 network itself finds the range that suits its data. It is part of the model, sits before
-normalisation, is trained by the model's optimiser, and does nothing in evaluation: hence this
-room, and not the loader's. Source: arXiv 2212.10553, and ``cvnets/neural_augmentor`` in
+normalization, is trained by the model's optimizer, and does nothing in evaluation: so it belongs to
+the model. Source: arXiv 2212.10553, and ``cvnets/neural_augmentor`` in
 apple/ml-cvnets for what the paper leaves open.
 
 Shapes: B batch, H W height and width. Images are in 0..1.
@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from clipmill.models.range_augment_config import RangeAugmentConfig
+from clipmill.models.config import RangeAugmentConfig
 
 
 class LearnableRange(nn.Module):
@@ -35,11 +35,11 @@ class LearnableRange(nn.Module):
         self.raw_high = nn.Parameter(torch.tensor(start[1]))
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """The low and the high end."""
+        """Return the low and the high end."""
         return _within(self.raw_low, self.low_interval), _within(self.raw_high, self.high_interval)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """``count`` strengths (count, 1, 1, 1); gradients reach both ends."""
+        """Draw ``count`` strengths (count, 1, 1, 1); gradients reach both ends."""
         low, high = self.ends()
         shape = (count, 1, 1, 1)
         share = torch.rand(shape, generator=generator, device=low.device, dtype=low.dtype)
@@ -59,36 +59,36 @@ class RangeAugment(nn.Module):
         self.contrast = LearnableRange((0.1, 0.9), (1.1, 10.0), (0.5, 1.5))
         self.noise = LearnableRange((0.0, 5e-5), (1e-4, 1.0), (0.0, 0.1))
         self.register_buffer("target", torch.zeros(()), persistent=False)
-        self.aim(0.0)
+        self.set_progress(0.0)
 
     def forward(self, images_B3HW: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Augmented images in 0..1; the very images in evaluation.
+        """Return augmented images in 0..1; unchanged images in evaluation.
 
         ``generator`` must be of the images' device; without one torch's own stream is used.
         """
         if not self.training:
             return images_B3HW
-        found_B3HW = images_B3HW
+        augmented_B3HW = images_B3HW
         operators = (
             (self.brightness, change_brightness),
             (self.contrast, change_contrast),
             (self.noise, lambda x, m: add_noise(x, m, generator)),
         )
-        count = round(self.config.chance * len(images_B3HW))
+        count = round(self.config.prob * len(images_B3HW))
         for number in _permutation(len(operators), images_B3HW.device, generator).tolist():
             strength, change = operators[number]
             chosen = _permutation(len(images_B3HW), images_B3HW.device, generator)[:count]
-            changed = change(found_B3HW[chosen], strength.draw(count, generator))
-            found_B3HW = found_B3HW.index_copy(0, chosen, changed.to(found_B3HW.dtype))
-        return found_B3HW.clamp(0, 1)
+            changed = change(augmented_B3HW[chosen], strength.draw(count, generator))
+            augmented_B3HW = augmented_B3HW.index_copy(0, chosen, changed.to(augmented_B3HW.dtype))
+        return augmented_B3HW.clamp(0, 1)
 
-    def aim(self, progress: float) -> None:
-        """Take the target of the loss at ``progress`` (0..1) through training."""
+    def set_progress(self, progress: float) -> None:
+        """Set the target of the loss to that at ``progress`` (0..1) through training."""
         # In a tensor, so that a compiled step doesn't hold it for a constant.
         self.target.fill_(self.target_error(progress))
 
     def loss(self, augmented_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
-        """How far the images' squared errors are from the target that was aimed at.
+        """Return the distance of the images' squared errors from the target.
 
         Smooth L1 between the mean squared error of each image, in units of 1/255, and the
         target's; mean over the batch, times ``weight`` / 255^2 (ml-cvnets,
@@ -100,13 +100,13 @@ class RangeAugment(nn.Module):
         return loss * self.config.weight / 255**2
 
     def target_error(self, progress: float) -> float:
-        """Mean squared error aimed at, in units of 1/255: a cosine from start to end.
+        """Return the target mean squared error, in units of 1/255: a cosine from start to end.
 
         In errors, not in decibels (ml-cvnets).
         """
         start, end = (
-            squared_error(decibels)
-            for decibels in (self.config.start_psnr_decibels, self.config.end_psnr_decibels)
+            squared_error(psnr_db)
+            for psnr_db in (self.config.psnr_start_db, self.config.psnr_end_db)
         )
         return end + (start - end) / 2 * (1 + math.cos(math.pi * progress))
 
@@ -132,9 +132,9 @@ def add_noise(
     return images_B3HW + noise_B3HW * strength_B111
 
 
-def squared_error(psnr_decibels: float) -> float:
-    """The mean squared error, in units of 1/255, that has this peak signal-to-noise ratio."""
-    return float(10 ** ((20 * math.log10(255) - psnr_decibels) / 10))
+def squared_error(psnr_db: float) -> float:
+    """Return the mean squared error, in units of 1/255, of a peak signal-to-noise ratio."""
+    return float(10 ** ((20 * math.log10(255) - psnr_db) / 10))
 
 
 def _within(raw: Tensor, interval: tuple[float, float]) -> Tensor:

@@ -38,9 +38,9 @@ def ranks(
     if owner_C is None:
         owner_C = torch.arange(len(text_CD))
     owner_C = owner_C.to(text_CD.device)
-    asked_B = torch.unique(owner_C)
+    queries_B = torch.unique(owner_C)
     return {
-        "image_to_text": torch.cat(list(_text_ranks(image_BD, text_CD, owner_C, asked_B))),
+        "image_to_text": torch.cat(list(_text_ranks(image_BD, text_CD, owner_C, queries_B))),
         "text_to_image": torch.cat(list(_image_ranks(image_BD, text_CD, owner_C))),
     }
 
@@ -48,14 +48,14 @@ def ranks(
 def recall_of_ranks(ranks: "Mapping[str, Tensor]") -> dict[str, float]:
     """R@1, R@5 and R@10 as shares, of the ranks of :func:`ranks`."""
     return {
-        f"{way}_r{k}": float((found < k).double().mean())
-        for way, found in ranks.items()
+        f"{way}_r{k}": float((ranks_N < k).double().mean())
+        for way, ranks_N in ranks.items()
         for k in RANKS
     }
 
 
 def pair_accuracy(image_BD: "Tensor", text_BD: "Tensor") -> dict[str, float]:
-    """How often a caption is nearer to its own image than another caption is, and the reverse.
+    """Return the share of captions nearer to their own image than another caption, and vice versa.
 
     ``pair_accuracy`` is a share, 0.5 for guessing and for a model that maps everything to one
     place; ``pair_accuracy_error`` is its standard error over pairs. Unlike a loss it doesn't depend
@@ -79,12 +79,12 @@ def pair_accuracy(image_BD: "Tensor", text_BD: "Tensor") -> dict[str, float]:
 
 
 def _text_ranks(
-    image_BD: "Tensor", text_CD: "Tensor", owner_C: "Tensor", asked_B: "Tensor"
+    image_BD: "Tensor", text_CD: "Tensor", owner_C: "Tensor", queries_B: "Tensor"
 ) -> "Iterator[Tensor]":
     """For each image that has captions, how many foreign ones are as near as its nearest."""
     import torch
 
-    for rows in torch.split(asked_B, _BLOCK_ROWS):
+    for rows in torch.split(queries_B, _BLOCK_ROWS):
         similarity_RC = image_BD[rows] @ text_CD.T
         own_RC = owner_C[None] == rows[:, None]
         best_R1 = similarity_RC.masked_fill(~own_RC, -float("inf")).amax(1, keepdim=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipmill.errors import ConfigError
-from clipmill.models.fpn import StageFpn
+from clipmill.models.necks import StageFpn
 from clipmill.models.upernet import ConvBnRelu
 
 
@@ -35,7 +35,7 @@ class SemanticFpnHead(nn.Module):
         super().__init__()
         self.neck = StageFpn(in_channels, width)
         self.scale_heads = nn.ModuleList(
-            _scale_head(width, channels, doublings) for doublings in num_doublings(strides)
+            _scale_head(width, channels, doublings) for doublings in num_upsamples(strides)
         )
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
 
@@ -53,8 +53,8 @@ class SemanticFpnHead(nn.Module):
         return logits_BChw
 
 
-def num_doublings(strides: Sequence[int]) -> list[int]:
-    """How often each level is doubled to reach the first one's size.
+def num_upsamples(strides: Sequence[int]) -> list[int]:
+    """Return the number of 2x upsamplings from each level to the first one's size.
 
     Raises:
         ConfigError: a stride isn't a power of two times the first.

@@ -1,7 +1,7 @@
-"""CLIP's byte-pair tokenizer, whole or cut to its most frequent merges.
+"""CLIP's byte-pair tokenizer, complete or cut to its most frequent merges.
 
 Merges are ordered by frequency, so the first N of them are a smaller vocabulary of the same kind:
-512 byte symbols, N merges, then start and end of text. A miniature uses a few thousand; the full
+512 byte symbols, N merges, then start and end of text. Tiny recipes use a few thousand; the full
 49,408 are CLIP's own and give open_clip's token ids exactly.
 """
 
@@ -10,20 +10,21 @@ import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from clipmill.errors import ConfigError
+from clipmill.models.config import CLIP_VOCAB_SIZE, TextConfig
 
 if TYPE_CHECKING:
     import torch
 
-CLIP_VOCAB_SIZE = 49408
+
 _NUM_BYTE_SYMBOLS = 512
 _NUM_SPECIAL = 2
 _LENGTH_STEP = 8
-# The web has tens of millions of distinct words, and open_clip would remember each it meets.
-_REMEMBERED_WORDS = 100_000
-_REMEMBERED_TEXTS = 1 << 14
+# The web has tens of millions of distinct words, and open_clip would cache all of them.
+_MAX_CACHED_WORDS = 100_000
+_MAX_CACHED_TEXTS = 1 << 14
 
 
 class Tokenizer:
@@ -53,8 +54,17 @@ class Tokenizer:
         self.start_id = vocab_size - 2
         self.end_id = vocab_size - 1
 
+    @classmethod
+    def from_config(cls, config: TextConfig, *, is_padded: bool = False) -> Self:
+        """Build the tokenizer of a text tower; ``is_padded`` always fills the context."""
+        return cls(
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
+            is_trimmed=config.is_causal and not is_padded,
+        )
+
     def __call__(self, texts: Sequence[str]) -> "torch.Tensor":
-        """Token ids (B, T) int64: start, text cut to fit, end, then ``pad_id``.
+        """Return token ids (B, T) int64: start, text cut to fit, end, then ``pad_id``.
 
         T is the context's length or, trimmed, a multiple of 8 (which matrix units like, and
         which keeps the number of shapes small) up to it.
@@ -66,26 +76,26 @@ class Tokenizer:
         return tokens_BT[:, : -(-longest // _LENGTH_STEP) * _LENGTH_STEP].contiguous()
 
     def decode(self, tokens_T: "torch.Tensor") -> str:
-        """The text between start and end."""
-        words = []
+        """Return the text between start and end."""
+        ids = []
         for token in tokens_T.tolist():
             if token == self.end_id:
                 break
             # The id of padding is also that of "!" within a word, which is far rarer.
             if token not in {self.start_id, self.pad_id}:
-                words.append(token)
-        return str(_bpe(self.vocab_size).decode(words)).strip()
+                ids.append(token)
+        return str(_bpe(self.vocab_size).decode(ids)).strip()
 
 
-class _WordMemory(dict[str, str]):
-    """Words in pieces, as open_clip caches them; forgets all but special tokens when it's full."""
+class _BoundedBpeCache(dict[str, str]):
+    """open_clip's cache of words in pieces, emptied (but for special tokens) when it is full."""
 
     def __init__(self, special: dict[str, str]) -> None:
         super().__init__(special)
         self._special = dict(special)
 
     def __setitem__(self, word: str, pieces: str) -> None:
-        if len(self) >= _REMEMBERED_WORDS:
+        if len(self) >= _MAX_CACHED_WORDS:
             self.clear()
             self.update(self._special)
         super().__setitem__(word, pieces)
@@ -94,9 +104,9 @@ class _WordMemory(dict[str, str]):
 @lru_cache(maxsize=4)
 def _bpe(vocab_size: int):  # type: ignore[no-untyped-def]  # noqa: ANN202  # open_clip is untyped
     tokenizer = _simple_tokenizer(vocab_size)
-    tokenizer.cache = _WordMemory(tokenizer.cache)
+    tokenizer.cache = _BoundedBpeCache(tokenizer.cache)
     # Cleaning a text takes longer than its pieces, and small datasets come again every epoch.
-    tokenizer.encode = lru_cache(maxsize=_REMEMBERED_TEXTS)(tokenizer.encode)
+    tokenizer.encode = lru_cache(maxsize=_MAX_CACHED_TEXTS)(tokenizer.encode)
     return tokenizer
 
 

@@ -1,154 +1,32 @@
-"""CLIP and CoCa from a config, built of open_clip's modules.
+"""CLIP's towers from a config, built of open_clip's modules."""
 
-Shapes: B batch, T text length, D embedding width, N image tokens, V vocabulary.
-"""
-
-import dataclasses
 import math
-from dataclasses import field, replace
-from typing import Any, Literal
+from typing import Any
 
-from clipmill.config import Config
-from clipmill.errors import ConfigError
-from clipmill.models.addresses import did_you_mean
-from clipmill.models.tokenizer import CLIP_VOCAB_SIZE, Tokenizer
+from clipmill.errors import ConfigError, did_you_mean
+from clipmill.models.config import (
+    ClipConfig,
+    TextConfig,
+    TowerOptions,
+    VisionConfig,
+)
 
-Activation = Literal["gelu", "quick_gelu"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's clamp (Radford et al. 2021)
-# OpenAI CLIP's image statistics, open_clip's default for every tower but MobileCLIP's.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class VisionConfig(Config):
-    """An image tower: a ViT of the given size, or any timm model by name."""
-
-    image_size: int = 224
-    """Side of the square input, pixels."""
-    patch_size: int = 16
-    """Side of a ViT's patch, pixels."""
-    width: int = 768
-    """Width of a ViT's tokens."""
-    layers: int = 12
-    """Number of a ViT's blocks."""
-    head_width: int = 64
-    """Width of an attention head."""
-    timm_model: str = ""
-    """Name of a timm model that replaces the ViT; empty for the ViT."""
-    has_input_norm: bool = True
-    """Whether a ViT's tokens are normalised before the first block: CLIP's are, MAE's aren't."""
-    mlp_ratio: float = 4.0
-    """Width of a ViT's MLP, as a multiple of its tokens' width."""
-    activation: Activation = "gelu"
-    """Activation of a ViT's MLP; OpenAI's, DFN's and MetaCLIP's weights need ``quick_gelu``. A timm
-    model has its own."""
-    timm_args: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Arguments of ``timm.create_model`` that make another model of ``timm_model``'s."""
-    pool: str = ""
-    """Pooling of a timm model (timm's ``global_pool``), ``default`` for the model's own; empty for
-    the mean under a projection, and for the model's own where there is none."""
-    head: Literal["projection", "mlp", "classifier", "none"] = "projection"
-    """How a timm model reaches the embedding: a projection or an MLP of the pooled features, the
-    model's own classifier (MobileCLIP), or not at all (SigLIP)."""
-    mean: tuple[float, float, float] = CLIP_MEAN
-    """Mean of the images that the tower reads, by channel, in 0..1."""
-    std: tuple[float, float, float] = CLIP_STD
-    """Their standard deviation, by channel."""
-    interpolation: Interpolation = "bicubic"
-    """How images are resized to ``image_size``."""
-    resize: Literal["center", "shortest", "squash"] = "center"
-    """What becomes a square of ``image_size``: the image's central square; the center of the image
-    once its shorter side has that length (open_clip's ``shortest``); or the whole image."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TextConfig(Config):
-    """A text transformer."""
-
-    context_length: int = 77
-    """Longest text, tokens (CLIP-QC, Table 11)."""
-    vocab_size: int = CLIP_VOCAB_SIZE
-    """Number of tokens; fewer keep the most frequent merges."""
-    width: int = 512
-    """Width of tokens."""
-    heads: int = 8
-    """Number of attention heads."""
-    layers: int = 12
-    """Number of blocks."""
-    is_causal: bool = True
-    """Whether a token sees only those before it; MobileCLIP's see all."""
-    activation: Activation = "gelu"
-    """Activation of the MLPs; that of a ViT beside it is the same."""
-
-    def tokenizer(self, *, is_padded: bool = False) -> Tokenizer:
-        """The tokenizer whose ids this tower reads; ``is_padded`` always fills the context."""
-        return Tokenizer(
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            is_trimmed=self.is_causal and not is_padded,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ClipConfig(Config):
-    """A pair of towers with one embedding space; the defaults are ViT-B/16."""
-
-    embed_dim: int = 512
-    """Width of the shared embedding."""
-    vision: VisionConfig = VisionConfig()
-    """The image tower."""
-    text: TextConfig = TextConfig()
-    """The text tower."""
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    """What similarities are made for; ``sigmoid`` adds a learnable bias to them (SigLIP, Zhai et
-    al. 2023)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TowerOptions(Config):
-    """How towers are run in training; their weights fit any choice."""
-
-    patch_dropout: float = 0.0
-    """Share of an image's patches that a step leaves out (FLIP, Li et al. 2023)."""
-    gradient_checkpointing: bool = False
-    """Whether blocks run again in the backward pass, to save their activations' memory."""
-
-    def __post_init__(self) -> None:
-        """Refuse a share out of range (ConfigError)."""
-        if not 0 <= self.patch_dropout < 1:
-            raise ConfigError(
-                f"patch_dropout was {self.patch_dropout}",
-                expected="at least 0 and below 1",
-                action="use 0.5 to 0.75, or 0 for none",
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class CocaConfig(Config):
-    """CLIP's towers with a multimodal decoder that writes captions (CoCa, Yu et al. 2022)."""
-
-    clip: ClipConfig = ClipConfig()
-    """The two towers."""
-    decoder_layers: int = 12
-    """Number of the multimodal decoder's blocks."""
-    num_queries: int = 256
-    """Number of image tokens that a ViT's attentional pooler hands to the decoder."""
-    token_stride: int = 16
-    """Stride of a timm tower's map whose places are the image tokens, pixels."""
-
-
-def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> Any:
-    """A :class:`~clipmill.models.clip.Clip` of the config's towers.
+def build_clip(
+    config: ClipConfig,
+    options: TowerOptions = TowerOptions(),  # noqa: B008  # frozen
+) -> Any:
+    """Build CLIP with the config's towers: ``encode_image``, ``encode_text`` and ``logit_scale``.
 
     Raises:
         ConfigError: the image tower has no patches to drop, timm has no such model, or the towers
             have two activations.
     """
-    from clipmill.models.clip import Clip
+    from clipmill.models.clip_module import Clip
 
-    _check_towers(config)
+    check_towers(config)
     sigmoid = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}  # SigLIP, section 3.2
     try:
         model = Clip(
@@ -166,66 +44,22 @@ def build_clip(config: ClipConfig, options: TowerOptions = TowerOptions()) -> An
             f"patch_dropout was {options.patch_dropout}, and {config.vision.timm_model} has no "
             "patches to drop",
             expected="0 for such a tower",
-            action="set towers.patch_dropout=0.0",
+            action="set tower_options.patch_dropout=0.0",
         ) from error
     if options.gradient_checkpointing:
         model.set_grad_checkpointing()
     return model
 
 
-def build_coca(config: CocaConfig) -> Any:
-    """open_clip's CoCa, run by :mod:`clipmill.models.coca`.
-
-    open_clip has image tokens from ViTs only; a timm tower's come from :class:`TimmTokens`.
-    """
-    from open_clip.coca_model import CoCa
-    from torch import nn
-
-    from clipmill.models.timm_tokens import TimmTokens
-
-    _check_towers(config.clip)
-    # The text tower appends a class token of its own after the context.
-    text = text_kwargs(config.clip.text) | {"embed_cls": True, "output_tokens": True}
-    model = CoCa(
-        embed_dim=config.clip.embed_dim,
-        vision_cfg=vision_kwargs(replace(config.clip.vision, timm_model=""))
-        | {
-            "attentional_pool": True,
-            "attn_pooler_queries": config.num_queries,
-            "attn_pooler_heads": config.clip.text.heads,
-            "output_tokens": True,
-        },
-        text_cfg=text,
-        quick_gelu=config.clip.text.activation == "quick_gelu",
-        multimodal_cfg={
-            "context_length": text["context_length"],
-            "vocab_size": config.clip.text.vocab_size,
-            "width": config.clip.text.width,
-            "heads": config.clip.text.heads,
-            "layers": config.decoder_layers,
-        },
-    )
-    # open_clip leaves it as the memory was.
-    nn.init.normal_(model.text_decoder.text_projection, std=config.clip.text.width**-0.5)
-    if config.clip.vision.timm_model:
-        model.visual = TimmTokens(
-            config.clip.vision.timm_model,
-            image_size=config.clip.vision.image_size,
-            stride=config.token_stride,
-            width=config.clip.text.width,
-            embed_dim=config.clip.embed_dim,
-        )
-    return model
-
-
 def build_vit(config: VisionConfig) -> Any:
-    """open_clip's ViT of the config, with its projection to a single number."""
+    """Build open_clip's ViT of the config, with a projection to a single number."""
     from open_clip.model import _build_vision_tower
 
     return _build_vision_tower(1, vision_kwargs(config), config.activation == "quick_gelu")
 
 
-def _check_towers(config: ClipConfig) -> None:
+def check_towers(config: ClipConfig) -> None:
+    """Refuse an unknown timm model, or two activations (ConfigError)."""
     check_timm_model(config.vision)
     if not config.vision.timm_model and config.vision.activation != config.text.activation:
         raise ConfigError(
@@ -252,10 +86,10 @@ def check_timm_model(config: VisionConfig) -> None:
 
 
 def vision_kwargs(config: VisionConfig) -> dict[str, Any]:
-    """The image tower in open_clip's words.
+    """Return open_clip's ``vision_cfg`` of an image tower.
 
     Raises:
-        ConfigError: it is a timm model with arguments, which open_clip can't be told.
+        ConfigError: it is a timm model with arguments, which open_clip doesn't take.
     """
     kwargs: dict[str, Any] = {"image_size": config.image_size}
     if config.timm_args:
@@ -283,7 +117,7 @@ def vision_kwargs(config: VisionConfig) -> dict[str, Any]:
 
 
 def text_kwargs(config: TextConfig) -> dict[str, Any]:
-    """The text tower in open_clip's words."""
+    """Return open_clip's ``text_cfg`` of a text tower."""
     return {
         "context_length": config.context_length,
         "vocab_size": config.vocab_size,

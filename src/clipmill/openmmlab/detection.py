@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipmill.models.boxes import ANCHOR_RATIOS
 from clipmill.models.mask_rcnn import (
+    ANCHOR_RATIOS,
     BOX_SIZE,
+    FINEST_ROI_SCALE,
     MASK_SIZE,
-    NUM_REGION_LEVELS,
-    REGION_UNIT,
+    NUM_ROI_LEVELS,
     STAGE_STDS,
 )
 from clipmill.openmmlab.ops import importing_openmmlab
@@ -39,8 +39,8 @@ class MaskRcnnTraining(nn.Module):
         strides: Sequence[int],
         anchor_scale: float,
         num_proposals: int = 1000,
-        regions_per_image: int = 512,
-        start_std: float = 0.01,
+        rois_per_image: int = 512,
+        init_std: float = 0.01,
     ) -> None:
         super().__init__()
         with importing_openmmlab():
@@ -77,7 +77,7 @@ class MaskRcnnTraining(nn.Module):
         }
         training = [
             _region_training(
-                STAGE_OVERLAPS[stage], regions_per_image, match_low_quality=not is_cascade
+                STAGE_OVERLAPS[stage], rois_per_image, match_low_quality=not is_cascade
             )
             for stage in range(num_stages)
         ]
@@ -99,7 +99,7 @@ class MaskRcnnTraining(nn.Module):
         self._proposals = ConfigDict(
             _proposals(2 * num_proposals if is_cascade else num_proposals, 2 * num_proposals)
         )
-        _initialise(self, start_std)
+        _initialize(self, init_std)
 
     def loss(
         self,
@@ -111,7 +111,7 @@ class MaskRcnnTraining(nn.Module):
         is_crowd_BM: Tensor,
         size: tuple[int, int],
     ) -> dict[str, Tensor]:
-        """Losses by name, already weighted: their sum is to be minimised.
+        """Losses by name, already weighted: their sum is to be minimized.
 
         ``labels`` are -1 where an image has no more objects. Crowds are left out,
         as in mmdet's configs. ``size`` (H, W) is that of the images as the maps saw them.
@@ -120,13 +120,13 @@ class MaskRcnnTraining(nn.Module):
             _sample(*one, size)
             for one in zip(boxes_BM4, labels_BM, masks_BMHW, is_crowd_BM, strict=True)
         ]
-        found, proposals = self.rpn_head.loss_and_predict(
+        losses, proposals = self.rpn_head.loss_and_predict(
             maps, [_as_objects(sample) for sample in samples], proposal_cfg=self._proposals
         )
-        found = dict(found) | self.roi_head.loss(maps, proposals, samples)
+        losses = dict(losses) | self.roi_head.loss(maps, proposals, samples)
         return {
             name: torch.stack(value).sum() if isinstance(value, list) else value.sum()
-            for name, value in found.items()
+            for name, value in losses.items()
             if "loss" in name
         }
 
@@ -201,8 +201,8 @@ def _extractor(side: int, width: int, strides: Sequence[int]) -> dict[str, Any]:
             "use_torchvision": True,
         },
         "out_channels": width,
-        "featmap_strides": list(strides[:NUM_REGION_LEVELS]),
-        "finest_scale": REGION_UNIT * strides[0],
+        "featmap_strides": list(strides[:NUM_ROI_LEVELS]),
+        "finest_scale": FINEST_ROI_SCALE * strides[0],
     }
 
 
@@ -257,7 +257,7 @@ def _region_test() -> dict[str, Any]:
     return {"score_thr": 0.05, "nms": nms, "max_per_img": 100, "mask_thr_binary": 0.5}
 
 
-def _initialise(heads: nn.Module, std: float) -> None:
+def _initialize(heads: nn.Module, std: float) -> None:
     """As the heads' init_weights would, which logs each parameter; convolutions are set already."""
     for name, parameter in heads.named_parameters():
         if name.endswith("bias"):

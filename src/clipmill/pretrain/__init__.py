@@ -1,1 +1,1 @@
-"""What the loop trains before any task: CLIP and CoCa."""
+"""Pretraining before any task: CLIP, CoCa, MAE, supervised encoders, and teacher layers."""

@@ -1,194 +1,400 @@
-"""CLIP with quality captions: contrastive pretraining on real and synthetic captions."""
+"""CLIP with quality captions: contrastive pretraining on real and synthetic captions.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+Shapes: B batch, D embedding width.
+"""
 
-from clipmill.config import Config
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
-from clipmill.data.dataset import Dataset
-from clipmill.data.stored_augmentation import ReplayTransform
-from clipmill.data.view import View, ViewConfig
-from clipmill.digest import digest_json
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
-from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, has_checkpoint, save_checkpoint
-from clipmill.models.range_augment_config import RangeAugmentConfig
-from clipmill.models.towers import ClipConfig, TowerOptions
-from clipmill.pretrain.distillation import DistillationConfig, teacher_parent
-from clipmill.pretrain.in_training_evaluation import InTrainingConfig, clip_evaluations
-from clipmill.pretrain.pairs import LoadConfig, pair_batches
-from clipmill.pretrain.start import find_start
-from clipmill.stages import Report
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clipmill.config import digest_json
+from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.data.loading.teacher_targets import TeacherLayer
+from clipmill.data.loading.view import View
+from clipmill.data.shards.read import read_shard
+from clipmill.data.transforms.augmentation import CropTransform, ReplayTransform
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.objective import Forward, Objective, no_sync_except_last
+from clipmill.engine.result import result_uri, save_run, state_uri, under_prefix
+from clipmill.engine.trainer import train
+from clipmill.errors import BadSampleError
+from clipmill.images import decode_rgb
+from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint, save_checkpoint
+from clipmill.models.clip import ClipEmbedder
+from clipmill.models.config import ClipConfig, RangeAugmentConfig, TowerOptions
+from clipmill.models.embedding_stats import (
+    EmbeddingStatistics,
+    evenly_spaced_indices,
+    statistics_of,
+)
+from clipmill.models.encoders import Normalize
+from clipmill.models.range_augment import RangeAugment
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import MAX_LOGIT_SCALE, build_clip
+from clipmill.pretrain.config import DistillationConfig, PretrainConfig
+from clipmill.pretrain.contrastive import ContrastiveLoss
+from clipmill.pretrain.dataloader import build_pair_dataloader
+from clipmill.pretrain.init_weights import InitWeights, load_init_weights, resolve_init
+from clipmill.pretrain.teacher import teacher_parent
+from clipmill.pretrain.validation import build_validators
+from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.storage import join
 
-if TYPE_CHECKING:
-    from clipmill.data.batches import PairBatch
-    from clipmill.engine.distributed import Ranks
-    from clipmill.pretrain.clip_objective import ClipObjective
+_LOG = logging.getLogger(__name__)
+
+_AUGMENTATION_LOSS = "range_augment"
+_NUM_EMBEDDED_IMAGES = 256
+_NUM_EMBEDDED_SHARDS = 8
+_EMBEDDING_BATCH_SIZE = 32
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig(Config):
-    """A CLIP pretraining run."""
+def pretrain_clip(
+    config: PretrainConfig,
+    dataset: str,
+    store: str = "out",
+    *,
+    report: ProgressCallback = no_progress,
+) -> str:
+    """Pretrain CLIP on a dataset; return the URI of the encoder.
 
-    model: ClipConfig = ClipConfig()
-    """The two towers."""
-    init: str = ""
-    """Address of the weights to start from; empty for random ones."""
-    towers: TowerOptions = TowerOptions()
-    """How the towers are run."""
-    distillation: DistillationConfig | None = None
-    """Learning from a teacher layer; null to learn from captions alone."""
-    view: ViewConfig = ViewConfig()
-    """Which captions of which samples."""
-    crop: RandomResizedCropConfig = RandomResizedCropConfig()
-    """Augmentation; with distillation the layer's own is replayed instead."""
-    range_augment: RangeAugmentConfig | None = None
-    """Learnt photometric augmentation on the device; null for none."""
-    load: LoadConfig = LoadConfig()
-    """Where samples are read and decoded."""
-    evaluation: InTrainingConfig = InTrainingConfig(every_steps=0)
-    """What is judged while it trains."""
-    train: TrainConfig
-    """Length, rate, precision."""
+    An existing checkpoint is returned at once; an unfinished run is resumed.
 
-    def __post_init__(self) -> None:
-        """Refuse losses that don't go together (ConfigError)."""
-        if self.distillation is not None and self.model.loss == "sigmoid":
-            raise ConfigError(
-                "model.loss was 'sigmoid', with distillation",
-                expected="softmax: teachers give a distribution over a batch",
-                action="set model.loss=softmax, or distillation=null",
-            )
-        if self.distillation is not None and self.range_augment is not None:
-            raise ConfigError(
-                "range_augment was given, with distillation",
-                expected="null: teachers speak of the stored augmentation, not of a changed one",
-                action="set range_augment=null, or distillation=null",
-            )
+    Args:
+        config: The run, such as a recipe's; ``config.view`` says which captions it uses.
+        dataset: URI that ``write_dataset`` returned.
+        store: Folder or ``s3://`` URI for checkpoints.
+        report: Called with the steps done, their total, and a message.
 
+    Raises:
+        ConfigError: the view names a layer that the dataset doesn't have.
+        StoppedError, TrainingError, StorageError: as the training loop does.
 
-def pretrain(config: PretrainConfig, dataset: str, store: str, *, report: Report) -> str:
-    """Train CLIP on the dataset at that URI; the URI of the checkpoint, under ``store``.
-
-    A checkpoint that is there already is returned at once; an unfinished run goes on.
+    Example:
+        >>> dataset = clipmill.write_dataset(clipmill.ShardConfig(), "photos", "out")
+        >>> settings = ["train.steps=2", "train.batch_size=8", "validation.every=0"]
+        >>> config = clipmill.get_recipe("clip-tiny", clipmill.PretrainConfig, settings)
+        >>> encoder = clipmill.pretrain_clip(config, dataset, "out")
+        >>> clipmill.load_encoder(encoder).width
+        256
     """
     view = View(Dataset.open(dataset), config.view)
-    start = find_start(config.init)
+    init = resolve_init(config.init)
     parents = view.parents
-    if start is not None:
-        parents += (start.parent,)
+    if init is not None:
+        parents += (init.parent,)
     if config.distillation is not None:
         parents += (teacher_parent(view, config.distillation),)
     uri = result_uri(store, "encoders", config.view.captions, config, parents)
     if has_checkpoint(uri):
         return uri
-    from clipmill.engine.loop import train
-    from clipmill.pretrain.embedding import training_embedding
-    from clipmill.pretrain.start_weights import load_start
-
-    def objective(here: "Ranks") -> "ClipObjective":
-        made = clip_objective(config, here)
-        if start is not None:
-            load_start(start, made.clip, config.model)
-        return made
-
-    trained = train(
-        objective,
-        lambda cursor, here: clip_batches(config, view, here, cursor),
+    result = train(
+        partial(clip_objective, config, init),
+        partial(clip_dataloader, config, view),
         config.train,
         name="clip",
-        state_uri=f"{uri}/state",
+        checkpoint_uri=state_uri(uri),
         report=report,
-        evaluations=clip_evaluations(
-            config.evaluation, view, config.model.text.tokenizer(), config.model.vision
+        validators=build_validators(
+            config.validation, view, Tokenizer.from_config(config.model.text), config.model.vision
         ),
     )
-    card = ModelCard(
+    tensors = under_prefix(result.tensors, "clip.")
+    return save_run(
+        uri,
+        result,
         kind="clip",
         architecture=config.model.to_json(),
-        recipe=config.to_json(),
+        config=config,
         parents=parents,
-        metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
         summary={
             "captions": config.view.captions,
             "seen samples": f"{config.train.num_seen_samples:,}",
             "seed": str(config.train.seed),
         },
+        tensors=tensors,
+        embed=lambda _: training_embedding_stats(config.model, tensors, view),
     )
-    tensors = {
-        k.removeprefix("clip."): v for k, v in trained.tensors.items() if k.startswith("clip.")
-    }
-    save_result(
-        uri,
-        card,
-        tensors,
-        trained,
-        embed=lambda: training_embedding(config.model, tensors, view),
-    )
-    return uri
 
 
 def random_encoder(config: PretrainConfig, store: str) -> str:
-    """A checkpoint of the config's towers that has learned nothing: a comparison's baseline.
+    """Save the config's towers with random weights, as a baseline; return the checkpoint's URI.
 
-    Its weights follow from ``train.seed``; the card says that they are random.
+    The weights follow from ``train.seed``; the metadata says that they are random.
     """
-    untrained = {"model": config.model.to_json(), "seed": config.train.seed}
-    uri = join(store, "encoders", f"random-{digest_json(untrained)[:12]}")
+    recipe = {"model": config.model.to_json(), "seed": config.train.seed}
+    uri = join(store, "encoders", f"random-{digest_json(recipe)[:12]}")
     if has_checkpoint(uri):
         return uri
-    import torch
-
-    from clipmill.models.towers import build_clip
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         tensors = build_clip(config.model).state_dict()
-    card = ModelCard(
+    metadata = CheckpointMetadata(
         kind="clip",
         architecture=config.model.to_json(),
-        recipe=untrained,
+        recipe=recipe,
         parents=(),
         metrics={},
         summary={"weights": "random", "seed": str(config.train.seed)},
     )
-    save_checkpoint(uri, card, tensors)
+    save_checkpoint(uri, metadata, tensors)
     return uri
 
 
-def clip_objective(config: PretrainConfig, here: "Ranks") -> "ClipObjective":
-    """What the run minimises, with random weights."""
-    from clipmill.pretrain.clip_objective import ClipObjective
-
-    return ClipObjective(
+def clip_objective(
+    config: PretrainConfig, init: InitWeights | None, dist: DistributedContext
+) -> "ClipObjective":
+    """Build the objective, with the initial weights if there are any, else random ones."""
+    objective = ClipObjective(
         config.model,
-        here,
-        options=config.towers,
+        dist,
+        options=config.tower_options,
         range_augment=config.range_augment,
         distillation=config.distillation,
     )
+    if init is not None:
+        load_init_weights(init, objective.clip, config.model)
+    return objective
 
 
-def clip_batches(
-    config: PretrainConfig, view: View, here: "Ranks", cursor: int
-) -> "Iterator[PairBatch]":
-    """This rank's batches from update ``cursor`` on."""
-    from clipmill.data.teacher_rows import Teaching
-
+def clip_dataloader(
+    config: PretrainConfig, view: View, start_step: int, dist: DistributedContext
+) -> Iterator[PairBatch]:
+    """Build the iterator over this rank's batches from ``start_step`` on."""
     size = config.model.vision.image_size
-    teaching = None
+    teacher = None
     if config.distillation is not None:
-        teaching = Teaching(config.distillation.layer, ReplayTransform(size))
-    return pair_batches(
+        teacher = TeacherLayer(config.distillation.layer, ReplayTransform(size))
+    return build_pair_dataloader(
         view,
-        config.load,
+        config.dataloader,
         config.train,
-        crop=CropTransform(size, config.crop),
-        tokenizer=config.model.text.tokenizer(),
-        teaching=teaching,
-        here=here,
-        cursor=cursor,
+        transform=CropTransform(size, config.random_resized_crop),
+        tokenizer=Tokenizer.from_config(config.model.text),
+        teacher=teacher,
+        start_step=start_step,
+        dist=dist,
     )
+
+
+class ClipObjective(Objective):
+    """Contrastive loss of the images with each kind of caption that a batch has.
+
+    G + S of CLIP-QC: both losses are added, and share the image pass. With distillation, the batch
+    has the teachers' embeddings too.
+    """
+
+    def __init__(
+        self,
+        config: ClipConfig,
+        dist: DistributedContext,
+        *,
+        options: TowerOptions = TowerOptions(),  # noqa: B008  # frozen
+        range_augment: RangeAugmentConfig | None = None,
+        distillation: DistillationConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.range_augment = None if range_augment is None else RangeAugment(range_augment)
+        self.normalize = Normalize(config.vision.mean, config.vision.std)
+        self.clip = build_clip(config, options)
+        self._is_distilled = distillation is not None
+        self._loss = ContrastiveLoss(config.loss, dist, distillation)
+
+    def forward(
+        self,
+        batch: PairBatch,
+        *,
+        features_only: bool = False,
+        gradients: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return losses by caption kind, and RangeAugment's if it is used.
+
+        With ``features_only`` return those of :meth:`features`. With ``gradients`` (of the losses,
+        by name of the feature, or of the logit scale and bias) return one number whose gradients
+        are those that the losses would have for this micro-batch.
+        """
+        images_B3HW, augmentation_loss = self._augment(batch)
+        features = self._embed(images_B3HW, batch)
+        if features_only:
+            return features | augmentation_loss
+        if gradients is not None:
+            values = features | self._logit_scale_and_bias() | augmentation_loss
+            parts = [(values[name] * gradient).sum() for name, gradient in gradients.items()]
+            return {"replay": torch.stack(parts).sum()}
+        teachers = self._teacher_targets([batch])
+        return self._compute_losses(features, self._logit_scale_and_bias(), teachers) | (
+            augmentation_loss
+        )
+
+    def features(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Return unit embeddings (B, D): ``image``, and one for each kind of caption."""
+        return self._embed(batch.images_B3HW.float() / 255, batch)
+
+    def _augment(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return augmented images (B, 3, H, W) in 0..1, and the loss that trains RangeAugment."""
+        images_B3HW = batch.images_B3HW.float() / 255
+        if self.range_augment is None or not self.training:
+            return images_B3HW, {}
+        augmented_B3HW = self.range_augment(images_B3HW)
+        loss = self.range_augment.loss(augmented_B3HW, images_B3HW)
+        return augmented_B3HW, {_AUGMENTATION_LOSS: loss}
+
+    def _embed(self, images_B3HW: Tensor, batch: PairBatch) -> dict[str, Tensor]:
+        images_B3HW = self.normalize(images_B3HW)
+        features = {"image": self.clip.encode_image(images_B3HW, normalize=True)}
+        for kind, tokens_BT in (("real", batch.real_BT), ("synthetic", batch.synthetic_BT)):
+            if tokens_BT is not None:
+                features[kind] = self.clip.encode_text(tokens_BT, normalize=True)
+        return {kind: value.float() for kind, value in features.items()}
+
+    def accumulate(self, micro_batches: Sequence[PairBatch], forward: Forward) -> dict[str, Tensor]:
+        """Add exactly the full batch's gradients, with one micro-batch's activations at a time.
+
+        Features are computed first, without gradients; the loss over all of them gives each
+        feature's gradient; then each micro-batch runs again and takes its own part of these
+        (GradCache; Gao et al. 2021). The loss and its exchange between ranks happen once per step.
+        """
+        if len(micro_batches) == 1:
+            return super().accumulate(micro_batches, forward)
+        device = micro_batches[0].images_B3HW.device
+        rng_states, outputs = [], []
+        with torch.no_grad(), freeze_batchnorm_stats(self):
+            for micro_batch in micro_batches:
+                rng_states.append(_get_rng_state(device))
+                outputs.append(forward(micro_batch, features_only=True))
+        augmentation = [o.pop(_AUGMENTATION_LOSS) for o in outputs if _AUGMENTATION_LOSS in o]
+        features = {k: torch.cat([o[k] for o in outputs]).requires_grad_() for k in outputs[0]}
+        scale = {k: v.detach().requires_grad_() for k, v in self._logit_scale_and_bias().items()}
+        losses = self._compute_losses(features, scale, self._teacher_targets(micro_batches))
+        leaves = features | scale
+        loss = torch.stack(list(losses.values())).sum()
+        gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        start = 0
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            end = start + len(micro_batch.images_B3HW)
+            local = {k: gradients[k][start:end] for k in features}
+            local |= {k: gradients[k] / len(micro_batches) for k in scale}
+            if augmentation:
+                local[_AUGMENTATION_LOSS] = torch.ones((), device=device) / len(micro_batches)
+            # Patch dropout and the like must draw the same numbers again.
+            _set_rng_state(rng_states[number - 1], device)
+            with no_sync_except_last(forward, last=number == len(micro_batches)):
+                torch.autograd.backward(forward(micro_batch, gradients=local)["replay"])
+            start = end
+        if augmentation:
+            losses[_AUGMENTATION_LOSS] = torch.stack(augmentation).mean()
+        return {kind: value.detach() for kind, value in losses.items()}
+
+    def before_step(self, progress: float) -> None:
+        """Set RangeAugment's target by its curriculum."""
+        if self.range_augment is not None:
+            self.range_augment.set_progress(progress)
+
+    def after_step(self) -> None:
+        """Keep the logit scale within CLIP's bounds."""
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    def _logit_scale_and_bias(self) -> dict[str, Tensor]:
+        """Return the factor of the similarities as ``scale``, and SigLIP's ``bias`` if any."""
+        values = {"scale": self.clip.logit_scale.exp()}
+        if self.clip.logit_bias is not None:
+            values["bias"] = self.clip.logit_bias
+        return values
+
+    def _compute_losses(
+        self,
+        features: dict[str, Tensor],
+        logits: dict[str, Tensor],
+        teachers: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        return self._loss(features, logits["scale"], logits.get("bias"), teachers)
+
+    def _teacher_targets(self, batches: Sequence[PairBatch]) -> dict[str, Tensor]:
+        if not self._is_distilled:
+            return {}
+        targets = [_teacher_embeddings(batch) for batch in batches]
+        return {name: torch.cat([t[name] for t in targets]).float() for name in targets[0]}
+
+
+def _teacher_embeddings(batch: PairBatch) -> dict[str, Tensor]:
+    """Return the teachers' embeddings (B, E) by name: ``image``, and each kind of caption."""
+    assert batch.teacher_image_BE is not None, "distillation needs batches with teacher embeddings"
+    embeddings = {
+        "image": batch.teacher_image_BE,
+        "real": batch.teacher_real_BE,
+        "synthetic": batch.teacher_synthetic_BE,
+    }
+    return {name: value for name, value in embeddings.items() if value is not None}
+
+
+@contextlib.contextmanager
+def freeze_batchnorm_stats(module: nn.Module) -> Iterator[None]:
+    """Let batch norms use their batch's statistics, as in training, without updating running ones.
+
+    GradCache passes each micro-batch through the towers twice; it must count once.
+    """
+    norms = [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001
+    ]
+    before = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, value in zip(norms, before, strict=True):
+            norm.track_running_stats = value
+
+
+def _get_rng_state(device: torch.device) -> list[Tensor]:
+    """Return the random state of the CPU and of ``device``."""
+    state = [torch.get_rng_state()]
+    if device.type == "cuda":
+        state.append(torch.cuda.get_rng_state(device))
+    return state
+
+
+def _set_rng_state(state: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def training_embedding_stats(
+    config: ClipConfig, tensors: Mapping[str, Tensor], view: View
+) -> EmbeddingStatistics | None:
+    """Return statistics of a few hundred training images' embeddings, computed as when served.
+
+    None where the view has too few.
+    """
+    embedder = ClipEmbedder(config, tensors)
+    prepared = [embedder.prepare(image) for image in _sample_images(view)]
+    embeddings = [
+        embedder.encode_images(prepared[start : start + _EMBEDDING_BATCH_SIZE])
+        for start in range(0, len(prepared), _EMBEDDING_BATCH_SIZE)
+    ]
+    return statistics_of(np.concatenate(embeddings)) if embeddings else None
+
+
+def _sample_images(view: View) -> Iterator[Image.Image]:
+    """Sample images from all over the view, but from few shards, which are large and remote."""
+    indices = evenly_spaced_indices(len(view.dataset.shards), _NUM_EMBEDDED_SHARDS)
+    images_per_shard = -(-_NUM_EMBEDDED_IMAGES // len(indices)) if indices else 0
+    for index in indices:
+        with read_shard(view.dataset, index, cache_folder()) as reader:
+            rows = view.open_shard(index, reader.uids, cache_folder()).rows.tolist()
+            for position in evenly_spaced_indices(len(rows), images_per_shard):
+                row = rows[position]
+                try:
+                    yield decode_rgb(reader.image(row))
+                except BadSampleError as error:
+                    _LOG.warning("no embedding of %s: %s", reader.uid(row), error)

@@ -1,79 +1,118 @@
-"""Training a CoCa captioner on a dataset with good captions.
+"""CoCa: training of a captioner on a dataset with good captions.
 
-As CoCa was fine-tuned on COCO's captions before it wrote those of DataCompDR.
+As CoCa was fine-tuned on COCO's captions before it wrote those of DataCompDR. Its objective adds a
+contrastive and a captioning loss (Yu et al. 2022).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 
-from clipmill.config import Config
-from clipmill.data.augmentation import CropTransform, RandomResizedCropConfig
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from clipmill.data.dataset import Dataset
-from clipmill.data.view import View, ViewConfig
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
-from clipmill.models.checkpoint import ModelCard, has_checkpoint
-from clipmill.models.towers import CocaConfig
-from clipmill.pretrain.pairs import LoadConfig, pair_batches
-from clipmill.stages import Report
+from clipmill.data.loading.dataloader import PairBatch
+from clipmill.data.loading.view import View, ViewConfig
+from clipmill.data.transforms.augmentation import CropTransform
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.objective import Objective
+from clipmill.engine.result import result_uri, save_run, state_uri, under_prefix
+from clipmill.engine.trainer import train
+from clipmill.models.checkpoint import has_checkpoint
+from clipmill.models.coca import build_coca, coca_forward
+from clipmill.models.encoders import Normalize
+from clipmill.models.tokenizer import Tokenizer
+from clipmill.models.towers import MAX_LOGIT_SCALE
+from clipmill.pretrain.config import CocaTrainConfig
+from clipmill.pretrain.dataloader import build_pair_dataloader
+from clipmill.stage_records import ProgressCallback
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionerConfig(Config):
-    """A CoCa training run."""
+def train_coca(
+    config: CocaTrainConfig, dataset: str, store: str, *, report: ProgressCallback
+) -> str:
+    """Train CoCa on the dataset's real captions; return the URI of the checkpoint, under ``store``.
 
-    model: CocaConfig = CocaConfig()
-    """Towers and decoder."""
-    contrastive_weight: float = 1.0
-    """Weight of the contrastive loss (open_clip's default)."""
-    captioning_weight: float = 2.0
-    """Weight of the captioning loss (open_clip's default)."""
-    crop: RandomResizedCropConfig = RandomResizedCropConfig()
-    """Augmentation."""
-    load: LoadConfig = LoadConfig()
-    """How samples are read and decoded."""
-    train: TrainConfig
-    """Length, rate, precision."""
-
-
-def train_captioner(config: CaptionerConfig, dataset: str, store: str, *, report: Report) -> str:
-    """Train CoCa on the dataset's real captions; the URI of the checkpoint, under ``store``.
-
-    A checkpoint that is there already is returned at once; an unfinished run goes on.
+    An existing checkpoint is returned at once; an unfinished run is resumed.
     """
     view = View(Dataset.open(dataset), ViewConfig(captions="real"))
     uri = result_uri(store, "captioners", "coca", config, view.parents)
     if has_checkpoint(uri):
         return uri
-    from clipmill.engine.loop import train
-    from clipmill.pretrain.coca_objective import CocaObjective
-
-    clip = config.model.clip
-    trained = train(
-        lambda here: CocaObjective(config, here),
-        lambda cursor, here: pair_batches(
-            view,
-            config.load,
-            config.train,
-            crop=CropTransform(clip.vision.image_size, config.crop),
-            tokenizer=clip.text.tokenizer(is_padded=True),
-            here=here,
-            cursor=cursor,
-        ),
+    result = train(
+        partial(CocaObjective, config),
+        partial(_dataloader, config, view),
         config.train,
         name="coca",
-        state_uri=f"{uri}/state",
+        checkpoint_uri=state_uri(uri),
         report=report,
     )
-    card = ModelCard(
+    return save_run(
+        uri,
+        result,
         kind="coca",
         architecture=config.model.to_json(),
-        recipe=config.to_json(),
+        config=config,
         parents=view.parents,
-        metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
         summary={"seen samples": f"{config.train.num_seen_samples:,}"},
+        tensors=under_prefix(result.tensors, "coca."),
     )
-    tensors = {
-        k.removeprefix("coca."): v for k, v in trained.tensors.items() if k.startswith("coca.")
-    }
-    save_result(uri, card, tensors, trained)
-    return uri
+
+
+def _dataloader(
+    config: CocaTrainConfig, view: View, start_step: int, dist: DistributedContext
+) -> Iterator[PairBatch]:
+    clip = config.model.clip
+    return build_pair_dataloader(
+        view,
+        config.dataloader,
+        config.train,
+        transform=CropTransform(clip.vision.image_size, config.random_resized_crop),
+        tokenizer=Tokenizer.from_config(clip.text, is_padded=True),
+        start_step=start_step,
+        dist=dist,
+    )
+
+
+class CocaObjective(Objective):
+    """Contrastive and captioning loss of (image, real caption)."""
+
+    def __init__(self, config: CocaTrainConfig, dist: DistributedContext) -> None:
+        from open_clip.loss import ClipLoss
+
+        super().__init__()
+        self.normalize = Normalize(config.model.clip.vision.mean, config.model.clip.vision.std)
+        self.coca = build_coca(config.model)
+        self._weights = (config.contrastive_weight, config.captioning_weight)
+        self._contrastive = ClipLoss(
+            local_loss=True,
+            gather_with_grad=True,
+            cache_labels=True,
+            rank=dist.rank,
+            world_size=dist.world_size,
+        )
+
+    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Return losses ``contrastive`` and ``captioning``."""
+        assert batch.real_BT is not None
+        images_B3HW = self.normalize(batch.images_B3HW.float() / 255)
+        output = coca_forward(self.coca, images_B3HW, batch.real_BT)
+        contrastive = self._contrastive(
+            output.image_BD.float(), output.text_BD.float(), self.coca.logit_scale.exp()
+        )
+        captioning = F.cross_entropy(
+            output.logits_BTV.float().transpose(1, 2),
+            batch.real_BT[:, 1:],
+            ignore_index=self.coca.pad_id,
+        )
+        # A weight of 0 leaves every parameter a gradient, which ranks that average them wait for.
+        return {
+            "contrastive": contrastive * self._weights[0],
+            "captioning": captioning * self._weights[1],
+        }
+
+    def after_step(self) -> None:
+        """Keep the logit scale within CLIP's bounds."""
+        with torch.no_grad():
+            self.coca.logit_scale.clamp_(0, MAX_LOGIT_SCALE)

@@ -1,122 +1,131 @@
-"""Supervised pretraining on labelled images: the mobile encoders' baseline."""
+"""Supervised pretraining on labeled images: the mobile encoders' baseline.
+
+Shapes: B batch, C classes, H W height and width.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from clipmill.config import Config
-from clipmill.data.classes import ClassFolder
-from clipmill.data.folder import open_folder
-from clipmill.data.stored_augmentation import StoredAugmentationConfig, draw_augmentation, replay
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.result import result_uri, save_result
-from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, has_checkpoint
-from clipmill.models.towers import VisionConfig
-from clipmill.stages import Report
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clipmill.engine.distributed import Ranks
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SupervisedConfig(Config):
-    """A supervised run."""
-
-    vision: VisionConfig
-    """The image tower: a timm model, whose classifier is trained with it."""
-    augmentation: StoredAugmentationConfig = StoredAugmentationConfig()
-    """Crop and RandAugment; pictures are mirrored besides."""
-    mixup: float = 0.2
-    """Alpha of mixup; 0 for none."""
-    cutmix: float = 1.0
-    """Alpha of CutMix; 0 for none."""
-    erased: float = 0.25
-    """Share of pictures that lose a rectangle."""
-    label_smoothing: float = 0.1
-    """Probability that is spread over all classes."""
-    drop_path: float = 0.0
-    """Highest rate of stochastic depth."""
-    num_workers: int = 8
-    """Processes of a rank that decode; 0 decodes in the training process."""
-    train: TrainConfig
-    """Length, rate, precision."""
-
-    def __post_init__(self) -> None:
-        """Refuse a tower without a classifier of its own (ConfigError)."""
-        if not self.vision.timm_model:
-            raise ConfigError(
-                "vision.timm_model was empty",
-                expected="the name of a timm model",
-                action="set vision.timm_model=fastvit_mci0, or vit_base_patch16_224",
-            )
+from clipmill.data.labeled.dataloader import build_labeled_dataloader
+from clipmill.data.labeled.folder import fetch_folder
+from clipmill.data.labeled.image_folder import ImageFolder
+from clipmill.data.transforms.augmentation import replay, sample_augmentation
+from clipmill.data.transforms.mixup import erase, mix
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.objective import Objective
+from clipmill.engine.result import result_uri, save_run, state_uri
+from clipmill.engine.trainer import train
+from clipmill.models.checkpoint import has_checkpoint
+from clipmill.models.encoders import Normalize
+from clipmill.pretrain.config import SupervisedConfig
+from clipmill.stage_records import ProgressCallback
 
 
-def pretrain_supervised(config: SupervisedConfig, data: str, store: str, *, report: Report) -> str:
-    """Train on ``train/CLASS/*`` below the folder (or tar) at ``data``; the checkpoint's URI.
+def pretrain_supervised(
+    config: SupervisedConfig, data: str, store: str, *, report: ProgressCallback
+) -> str:
+    """Train on ``train/CLASS/*`` in the folder (or tar) at ``data``; return the checkpoint's URI.
 
-    A checkpoint that is there already is returned at once; an unfinished run goes on.
+    An existing checkpoint is returned at once; an unfinished run is resumed.
     """
-    folder, parent = open_folder(data, "images")
+    folder, parent = fetch_folder(data, "images")
     uri = result_uri(store, "encoders", "supervised", config, (parent,))
     if has_checkpoint(uri):
         return uri
-    from clipmill.engine.loop import train
-    from clipmill.pretrain.supervised_objective import SupervisedObjective
-
-    images = ClassFolder.open(Path(folder), "train")
-    trained = train(
-        lambda here: SupervisedObjective(config, len(images.classes), here),
-        lambda cursor, here: _batches(config, images, here, cursor),
+    images = ImageFolder.open(Path(folder), "train")
+    result = train(
+        partial(SupervisedObjective, config, len(images.classes)),
+        partial(_dataloader, config, images),
         config.train,
         name="supervised",
-        state_uri=f"{uri}/state",
+        checkpoint_uri=state_uri(uri),
         report=report,
     )
-    card = ModelCard(
+    return save_run(
+        uri,
+        result,
         kind="supervised",
         architecture={"vision": config.vision.to_json(), "classes": list(images.classes)},
-        recipe=config.to_json(),
+        config=config,
         parents=(parent,),
-        metrics={k: v for k, v in trained.log[-1].items() if k.startswith("loss")},
         summary={
             "classes": str(len(images.classes)),
             "seen samples": f"{config.train.num_seen_samples:,}",
             "seed": str(config.train.seed),
         },
+        tensors={k: v for k, v in result.tensors.items() if k.startswith("visual.")},
     )
-    tensors = {k: v for k, v in trained.tensors.items() if k.startswith("visual.")}
-    save_result(uri, card, tensors, trained)
-    return uri
 
 
-def _batches(
-    config: SupervisedConfig, images: ClassFolder, here: "Ranks", cursor: int
-) -> "Iterator[dict[str, Tensor]]":
-    from clipmill.data.samples import sample_batches
-
-    def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
-        picture = images.image(index)
-        numbers = draw_augmentation(picture.width, picture.height, config.augmentation, generator)
-        seen_HW3 = np.asarray(replay(picture, config.vision.image_size, numbers))
-        if generator.random() < 0.5:
-            seen_HW3 = seen_HW3[:, ::-1]
-        pixels_3HW = np.ascontiguousarray(seen_HW3.transpose(2, 0, 1))
-        return {"image": pixels_3HW, "label": np.array(images.labels[index])}
-
-    return sample_batches(
-        load,
+def _dataloader(
+    config: SupervisedConfig, images: ImageFolder, start_step: int, dist: DistributedContext
+) -> Iterator[dict[str, Tensor]]:
+    return build_labeled_dataloader(
+        partial(_load_sample, config, images),
         len(images),
         batch_size=config.train.batch_size,
         seed=config.train.seed,
-        cursor=cursor,
+        start_step=start_step,
         num_workers=config.num_workers,
-        rank=here.rank,
-        world_size=here.world_size,
+        rank=dist.rank,
+        world_size=dist.world_size,
     )
+
+
+def _load_sample(
+    config: SupervisedConfig, images: ImageFolder, index: int, generator: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """Return an augmented ``image`` (3, H, W) uint8 and its ``label``."""
+    image = images.image(index)
+    numbers = sample_augmentation(image.width, image.height, config.augmentation, generator)
+    pixels_HW3 = np.asarray(replay(image, config.vision.image_size, numbers))
+    if generator.random() < 0.5:
+        pixels_HW3 = pixels_HW3[:, ::-1]
+    pixels_3HW = np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1))
+    return {"image": pixels_3HW, "label": np.array(images.labels[index])}
+
+
+class SupervisedObjective(Objective):
+    """Cross-entropy of a timm model on mixed, erased, smoothly labeled batches.
+
+    A batch has ``image`` (B, 3, H, W) uint8 and ``label`` (B,).
+    """
+
+    def __init__(
+        self, config: SupervisedConfig, num_classes: int, dist: DistributedContext
+    ) -> None:
+        import timm
+
+        super().__init__()
+        del dist  # the loss is a mean over images, on whichever rank
+        self.normalize = Normalize(config.vision.mean, config.vision.std)
+        # Named as in a CLIP checkpoint, so that the tower is found in the same place.
+        trunk = timm.create_model(
+            config.vision.timm_model, num_classes=num_classes, drop_path_rate=config.drop_path
+        )
+        self.visual = nn.ModuleDict({"trunk": trunk})
+        self._config = config
+        self._num_classes = num_classes
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return loss ``classification``."""
+        config = self._config
+        images_B3HW = self.normalize(batch["image"].float() / 255)
+        targets_BC = F.one_hot(batch["label"], self._num_classes).float()
+        targets_BC = torch.lerp(
+            targets_BC, torch.full_like(targets_BC, 1 / self._num_classes), config.label_smoothing
+        )
+        images_B3HW = erase(images_B3HW, config.random_erasing_prob)
+        images_B3HW, targets_BC = mix(
+            images_B3HW, targets_BC, mixup=config.mixup, cutmix=config.cutmix
+        )
+        logits_BC = self.visual["trunk"](images_B3HW).float()
+        return {"classification": F.cross_entropy(logits_BC, targets_BC)}

@@ -1,61 +1,55 @@
-"""The ``teacher`` stage: what an ensemble of CLIP models makes of a dataset, as a layer.
+"""Teacher layers: embeddings of a dataset by an ensemble of CLIP models, for distillation.
 
 Row of the layer: ``image``, an embedding for each stored augmentation; ``text``, one for the real
 caption, then one for each synthetic caption of a layer; ``augmentation``, the numbers that replay
-each (:mod:`clipmill.data.stored_augmentation`). An embedding holds the teachers' unit embeddings
-side by side, fp16.
+each (:mod:`clipmill.data.transforms.augmentation`). An embedding holds the teachers' unit
+embeddings concatenated, in fp16 (MobileCLIP, CVPR 2024).
 """
 
 import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from clipmill.config import Config
+from clipmill.config import digest_json
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
-from clipmill.data.reader import read_shard
-from clipmill.data.stored_augmentation import StoredAugmentationConfig, draw_augmentation, replay
-from clipmill.digest import digest_json
+from clipmill.data.layers import (
+    LAYER_MANIFEST,
+    commit_layer,
+    has_layer_shard,
+    read_layer,
+    write_layer_shard,
+)
+from clipmill.data.loading.view import View
+from clipmill.data.shards.read import read_shard
+from clipmill.data.transforms.augmentation import (
+    replay,
+    sample_augmentation,
+)
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
-from clipmill.models.clip_model import clip_parent
-from clipmill.stages import Report
-from clipmill.storage import Parent
-
-if TYPE_CHECKING:
-    from clipmill.pretrain.teachers import Teacher
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherConfig(Config):
-    """An ensemble, and what it looks at."""
-
-    models: tuple[str, ...] = ()
-    """Addresses of the teachers, CLIPs with both towers."""
-    num_augmentations: int = 30
-    """Augmentations stored a sample (DataCompDR-12M)."""
-    augmentation: StoredAugmentationConfig = StoredAugmentationConfig()
-    """What they are drawn from."""
-    seed: int = 0
-    """Seed of augmentations, with each sample's uid."""
-    batch_size: int = 64
-    """Pictures or texts embedded together."""
+from clipmill.lineage import Parent
+from clipmill.models.clip import clip_parent, load_clip
+from clipmill.models.encoders import Normalize
+from clipmill.pretrain.config import DistillationConfig, TeacherConfig
+from clipmill.stage_records import ProgressCallback
+from clipmill.storage import join, read_json
 
 
-def make_teacher_layer(
-    config: TeacherConfig, dataset: str, captions: str = "", *, report: Report
+def embed_with_teachers(
+    config: TeacherConfig, dataset: str, captions: str = "", *, report: ProgressCallback
 ) -> str:
-    """Embed the dataset's pictures and captions; the layer's name.
+    """Embed the dataset's images and captions as a layer; return the layer's name.
 
-    ``captions`` names the layer of synthetic captions to embed beside the real ones. Shards that
-    are done already are left as they are.
+    ``captions`` names the layer of synthetic captions to embed in addition to the real ones. Shards
+    that are complete are skipped.
 
     Raises:
         ConfigError: there is no teacher, or no such layer of captions.
@@ -77,12 +71,11 @@ def make_teacher_layer(
             )
         digest = opened.layers[captions].digest
         parents.append(Parent(role="captions", uri=opened.layer_uri(captions), digest=digest))
-    plain = config.to_json() | {"batch_size": 0}  # how many at a time changes nothing
-    layer = f"teacher/ensemble-{digest_json([plain, [p.digest for p in parents]])[:8]}"
+    # The batch size changes nothing.
+    recipe = config.to_json() | {"batch_size": 0}
+    layer = f"teacher/ensemble-{digest_json([recipe, [p.digest for p in parents]])[:8]}"
     if layer in opened.layers:
         return layer
-    from clipmill.pretrain.teachers import load_teacher
-
     report(0, opened.num_samples, "loading the teachers")
     teachers = [load_teacher(name) for name in config.models]
     done = 0
@@ -103,7 +96,7 @@ def _embed_shard(
     dataset: Dataset,
     index: int,
     captions: str,
-    teachers: "Sequence[Teacher]",
+    teachers: Sequence["Teacher"],
 ) -> pa.Table:
     with read_shard(dataset, index, cache_folder()) as reader:
         texts = [[reader.caption(row)] for row in range(len(reader))]
@@ -112,10 +105,10 @@ def _embed_shard(
             texts = [own + more for own, more in zip(texts, synthetic.to_pylist(), strict=True)]
         numbers, images = [], []
         for row in range(len(reader)):
-            picture = decode_rgb(reader.image(row))
-            drawn = _draw(config, reader.uid(row), picture)
-            numbers.append(drawn)
-            images.append(_embed_picture(picture, drawn, teachers, config.batch_size))
+            image = decode_rgb(reader.image(row))
+            augmentations = _sample_augmentations(config, reader.uid(row), image)
+            numbers.append(augmentations)
+            images.append(_embed_image(image, augmentations, teachers, config.batch_size))
         flat = [text for own in texts for text in own]
         pieces = [flat[i : i + config.batch_size] for i in range(0, len(flat), config.batch_size)]
         rows = np.concatenate(
@@ -132,35 +125,37 @@ def _embed_shard(
         )
 
 
-def _draw(config: TeacherConfig, uid: str, picture: Image.Image) -> list[list[float]]:
-    """This sample's augmentations; they depend on seed and uid alone."""
+def _sample_augmentations(config: TeacherConfig, uid: str, image: Image.Image) -> list[list[float]]:
+    """Return this sample's augmentations; they depend on seed and uid alone."""
     key = int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8], "big")
     generator = np.random.default_rng((config.seed, key))
     return [
         # As stored: a replay from the layer must be what the teacher saw.
         np.array(
-            draw_augmentation(picture.width, picture.height, config.augmentation, generator),
+            sample_augmentation(image.width, image.height, config.augmentation, generator),
             np.float32,
         ).tolist()
         for _ in range(config.num_augmentations)
     ]
 
 
-def _embed_picture(
-    picture: Image.Image,
-    drawn: Sequence[Sequence[float]],
-    teachers: "Sequence[Teacher]",
+def _embed_image(
+    image: Image.Image,
+    augmentations: Sequence[Sequence[float]],
+    teachers: Sequence["Teacher"],
     batch_size: int,
 ) -> NDArray[Any]:
-    """Embeddings (augmentations, widths together)."""
+    """Return embeddings (augmentations, E) of one image."""
     columns = []
     for teacher in teachers:
-        pieces = [drawn[i : i + batch_size] for i in range(0, len(drawn), batch_size)]
+        batches = [
+            augmentations[i : i + batch_size] for i in range(0, len(augmentations), batch_size)
+        ]
         columns.append(
             np.concatenate(
                 [
-                    teacher.embed_images([replay(picture, teacher.image_size, n) for n in piece])
-                    for piece in pieces
+                    teacher.embed_images([replay(image, teacher.image_size, n) for n in batch])
+                    for batch in batches
                 ]
             )
         )
@@ -168,8 +163,93 @@ def _embed_picture(
 
 
 def _lists(rows: Sequence[NDArray[Any]]) -> pa.Array:
-    """A list of fp16 embeddings a sample."""
-    together = np.concatenate(list(rows)).astype(np.float16)
-    embeddings = pa.FixedSizeListArray.from_arrays(pa.array(together.ravel()), together.shape[1])
+    """Return a list of fp16 embeddings per sample."""
+    joined = np.concatenate(list(rows)).astype(np.float16)
+    embeddings = pa.FixedSizeListArray.from_arrays(pa.array(joined.ravel()), joined.shape[1])
     offsets = np.cumsum([0, *(len(r) for r in rows)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), embeddings)
+
+
+class Teacher:
+    """A CLIP model in evaluation, on the GPU where there is one."""
+
+    def __init__(
+        self,
+        clip: Any,
+        *,
+        image_size: int,
+        normalize: Normalize,
+        tokenize: Callable[[list[str]], Tensor],
+    ) -> None:
+        self.image_size = image_size
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._clip = clip.to(self._device).eval()
+        self._normalize = normalize.to(self._device)
+        self._tokenize = tokenize
+        self.width = self.embed_texts(["a"]).shape[1]
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Image.Image]) -> NDArray[Any]:
+        """Return unit embeddings (B, width) fp32 of images of ``image_size``."""
+        pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        pixels_B3HW = pixels_BHW3.to(self._device).permute(0, 3, 1, 2).float() / 255
+        return self._embed(self._clip.encode_image, self._normalize(pixels_B3HW))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[Any]:
+        """Return unit embeddings (B, width) fp32."""
+        return self._embed(self._clip.encode_text, self._tokenize(list(texts)).to(self._device))
+
+    def _embed(self, encode: Callable[..., Tensor], inputs: Tensor) -> NDArray[Any]:
+        is_fast = self._device.type == "cuda"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=is_fast):
+            embeddings = encode(inputs)
+        return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu().numpy()
+
+
+def load_teacher(address: str) -> Teacher:
+    """Load the CLIP at an address as a teacher.
+
+    Raises:
+        ConfigError, NotFoundError, ArtifactError: there is no such CLIP.
+    """
+    clip = load_clip(address)
+    return Teacher(
+        clip.model,
+        image_size=clip.vision.image_size,
+        normalize=Normalize(clip.vision.mean, clip.vision.std),
+        tokenize=clip.tokenize,
+    )
+
+
+def teacher_parent(view: View, distillation: DistillationConfig) -> Parent:
+    """Return the teacher layer as a run's parent.
+
+    Raises:
+        ConfigError: it is missing, or of other captions or widths.
+    """
+    dataset, layer = view.dataset, distillation.layer
+    if layer not in dataset.layers:
+        known = ", ".join(n for n in dataset.layers if n.startswith("teacher/"))
+        raise ConfigError(
+            f"distillation.layer was {layer!r}",
+            expected=f"one of {known}" if known else "a teacher layer, but the dataset has none",
+            action="name such a layer, or compute one with `clipmill data embed-teacher`",
+        )
+    manifest = read_json(join(dataset.layer_uri(layer), LAYER_MANIFEST))
+    widths = tuple(int(w) for w in manifest["summary"]["widths"].split(","))
+    if widths != distillation.teacher_widths:
+        raise ConfigError(
+            f"distillation.teacher_widths was {distillation.teacher_widths}",
+            expected=f"{widths}, as in {layer}",
+            action=f"set distillation.teacher_widths={list(widths)}",
+        )
+    embedded = [p["digest"] for p in manifest["parents"] if p["role"] == "captions"]
+    if view.config.layer and dataset.layers[view.config.layer].digest not in embedded:
+        raise ConfigError(
+            f"{layer} has no embeddings of {view.config.layer}",
+            expected="a teacher layer computed with the view's captions",
+            action="compute one, or train on captions=real",
+        )
+    digest = dataset.layers[layer].digest
+    return Parent(role="teacher", uri=dataset.layer_uri(layer), digest=digest)

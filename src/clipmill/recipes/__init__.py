@@ -1,1 +1,1 @@
-"""The paper's tables as functions, and the miniature of each that runs on a CPU."""
+"""Recipes: the paper's tables as functions, and a tiny variant of each that runs on a CPU."""

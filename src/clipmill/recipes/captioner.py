@@ -2,30 +2,29 @@
 
 from dataclasses import replace
 
-from clipmill.data.augmentation import RandomResizedCropConfig
 from clipmill.data.captioners import (
-    EndpointConfig,
+    CaptionersConfig,
+    ChatClientConfig,
     GenerateConfig,
     HuggingFaceConfig,
     RewriteConfig,
     VlmConfig,
 )
-from clipmill.data.recaption import RecaptionConfig
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.towers import ClipConfig, CocaConfig, TextConfig, VisionConfig
-from clipmill.pretrain.coca import CaptionerConfig
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.transforms.augmentation import RandomResizedCropConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.pretrain.config import CocaTrainConfig
 
 
-def coca_vit_l14() -> CaptionerConfig:
+def coca_vit_l14() -> CocaTrainConfig:
     """CoCa ViT-L/14 fine-tuned on a captioning set, as open_clip did on COCO captions.
 
     Source: open_clip, ``coca_ViT-L-14`` and the fine-tuning command in its README.
     Command: ``torchrun --nproc-per-node 8 -m clipmill data train-captioner --recipe coca-vit-l14``
     Hardware and hours: not run.
     """
-    return CaptionerConfig(
+    return CocaTrainConfig(
         model=CocaConfig(
             clip=ClipConfig(
                 embed_dim=768,
@@ -40,20 +39,20 @@ def coca_vit_l14() -> CaptionerConfig:
         train=TrainConfig(
             steps=4_500,
             batch_size=128,
-            schedule=ScheduleConfig(peak=1e-5, minimum=0.0, warmup_steps=1_000),
+            schedule=ScheduleConfig(lr=1e-5, min_lr=0.0, warmup_steps=1_000),
             optimizer=AdamWConfig(betas=(0.9, 0.98), weight_decay=0.1),
             precision="bf16",
-            checkpoint_steps=500,
+            checkpoint_every=500,
         ),
     )
 
 
-def coca_miniature() -> CaptionerConfig:
+def coca_tiny() -> CocaTrainConfig:
     """A CoCa of 1.5 M parameters at 64 px, from scratch on well-captioned scenes.
 
     Source: ours, derived from :func:`coca_vit_l14`.
-    Command: ``clipmill data train-captioner --recipe coca-miniature ...``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill data train-captioner --recipe coca-tiny ...``
+    Hardware and time: see docs/hardware.md.
     """
     full = coca_vit_l14()
     return replace(
@@ -68,32 +67,32 @@ def coca_miniature() -> CaptionerConfig:
             # Deep features: those of a finer map tell colours well and shapes hardly.
             token_stride=32,
         ),
-        crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
-        load=LoadConfig(num_workers=0),
+        random_resized_crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
+        dataloader=DataLoaderConfig(num_workers=0),
         train=replace(
             full.train,
             steps=600,
             batch_size=64,
-            schedule=ScheduleConfig(peak=2e-3, minimum=1e-5, warmup_steps=20),
+            schedule=ScheduleConfig(lr=2e-3, min_lr=1e-5, warmup_steps=20),
             optimizer=AdamWConfig(betas=(0.9, 0.98), weight_decay=0.05, clip_norm=1.0),
             precision="fp32",
-            checkpoint_steps=200,
-            log_steps=10,
+            checkpoint_every=200,
+            log_every=10,
             num_threads=2,
         ),
     )
 
 
-def recaption_beam() -> RecaptionConfig:
+def recaption_beam() -> CaptionersConfig:
     """open_clip's beam search, at its defaults.
 
     Source: open_clip, ``CoCa.generate``.
     Hardware and hours: not run.
     """
-    return RecaptionConfig()
+    return CaptionersConfig()
 
 
-def recaption_coca() -> RecaptionConfig:
+def recaption_coca() -> CaptionersConfig:
     """Five captions an image from a CoCa, by nucleus sampling.
 
     Source: MobileCLIP (Vasu et al. 2024), whose DataCompDR has five captions an image from
@@ -102,12 +101,12 @@ def recaption_coca() -> RecaptionConfig:
     open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k --recipe recaption-coca``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         generate=GenerateConfig(method="top_p", top_p=0.9, num_captions=5), batch_size=128
     )
 
 
-def recaption_blip() -> RecaptionConfig:
+def recaption_blip() -> CaptionersConfig:
     """BLIP's captions: three beams, as its authors evaluate it on COCO captions.
 
     Source: BLIP (Li et al. 2022), the captioning configuration of its code: 3 beams, lengths up to
@@ -116,12 +115,12 @@ def recaption_blip() -> RecaptionConfig:
     hf:Salesforce/blip-image-captioning-base --recipe recaption-blip``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         huggingface=HuggingFaceConfig(num_beams=3, max_new_tokens=20, prompt="a picture of")
     )
 
 
-def recaption_git() -> RecaptionConfig:
+def recaption_git() -> CaptionersConfig:
     """GIT's captions by beam search.
 
     Source: ours, for the models of GIT (Wang et al. 2022), which take no prompt.
@@ -129,10 +128,10 @@ def recaption_git() -> RecaptionConfig:
     hf:microsoft/git-base-coco --recipe recaption-git``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(huggingface=HuggingFaceConfig(num_beams=4, max_new_tokens=30))
+    return CaptionersConfig(huggingface=HuggingFaceConfig(num_beams=4, max_new_tokens=30))
 
 
-def recaption_vlm_vecap() -> RecaptionConfig:
+def recaption_vlm_vecap() -> CaptionersConfig:
     """A vision-language model describes the image, and keeps what the real caption knows.
 
     Source: VeCLIP (Lai et al. 2023). There one model describes the image and another fuses that
@@ -141,7 +140,7 @@ def recaption_vlm_vecap() -> RecaptionConfig:
     --recipe recaption-vlm-vecap --set vlm.model=NAME``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         vlm=VlmConfig(
             prompt=(
                 "This image was found on a web page with the text below. Describe what the image "
@@ -153,22 +152,22 @@ def recaption_vlm_vecap() -> RecaptionConfig:
             max_tokens=96,
             temperature=0.2,
         ),
-        endpoint=EndpointConfig(concurrency=32),
+        endpoint=ChatClientConfig(concurrency=32),
         batch_size=256,
     )
 
 
-def recaption_rewrite_laclip() -> RecaptionConfig:
+def rewrite_laclip() -> CaptionersConfig:
     """Four rewrites of each caption by a language model that doesn't see the image.
 
     Source: LaCLIP (Fan et al. 2023): rewrites in the manner of a few examples, one of which each
     training step draws at random; four rewrites a caption as in its released data. The examples
     are ours.
     Command: ``clipmill data recaption DATASET --captioner rewrite:http://HOST:8000/v1
-    --recipe recaption-rewrite-laclip --set rewrite.model=NAME``
+    --recipe rewrite-laclip --set rewrite.model=NAME``
     Hardware and hours: not run.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         rewrite=RewriteConfig(
             system="You rewrite image captions. You answer with the new caption alone.",
             prompt=(
@@ -185,17 +184,17 @@ def recaption_rewrite_laclip() -> RecaptionConfig:
             max_tokens=77,
             temperature=0.9,
         ),
-        endpoint=EndpointConfig(concurrency=64),
+        endpoint=ChatClientConfig(concurrency=64),
         batch_size=512,
     )
 
 
-def recaption_miniature() -> RecaptionConfig:
+def recaption_tiny() -> CaptionersConfig:
     """Greedy captions on two CPU cores.
 
     Source: ours, derived from :func:`recaption_beam`.
     """
-    return RecaptionConfig(
+    return CaptionersConfig(
         generate=GenerateConfig(method="top_k", top_k=1, max_tokens=17),
         batch_size=128,
         num_threads=2,

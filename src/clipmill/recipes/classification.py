@@ -1,11 +1,12 @@
-"""Classification: the paper's two recipes, and their miniatures."""
+"""Classification recipes, and the zero-shot and retrieval evaluations of CLIP."""
 
 from dataclasses import replace
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.tasks.classification import ClassificationConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.tasks.classification.config import ClassificationConfig
 from clipmill.tasks.finetune import FinetuneConfig
+from clipmill.tasks.retrieval import RetrievalConfig
+from clipmill.tasks.zero_shot import IMAGENET, ZeroShotConfig
 
 # 1,281,167 images at batch 1024, the last batch of an epoch left out as timm does.
 _STEPS_OF_AN_EPOCH = 1_251
@@ -26,10 +27,10 @@ def classification_vit_b16() -> FinetuneConfig:
             steps=100 * _STEPS_OF_AN_EPOCH,
             batch_size=1024,
             schedule=ScheduleConfig(
-                shape="cosine", peak=1e-4, minimum=0.0, warmup_steps=5 * _STEPS_OF_AN_EPOCH
+                name="cosine", lr=1e-4, min_lr=0.0, warmup_steps=5 * _STEPS_OF_AN_EPOCH
             ),
             optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.05),
-            average_decay=0.9995,
+            ema_decay=0.9995,
             precision="bf16",
         ),
     )
@@ -59,36 +60,36 @@ def linear_probe_vit_b16() -> FinetuneConfig:
     train = full.train
     return replace(
         full,
-        model=ClassificationConfig(is_frozen=True),
+        model=ClassificationConfig(freeze_encoder=True),
         train=replace(
             train,
-            schedule=replace(train.schedule, peak=5e-4),
+            schedule=replace(train.schedule, lr=5e-4),
             optimizer=replace(train.optimizer, weight_decay=0.0005),
         ),
     )
 
 
-def classification_miniature() -> FinetuneConfig:
+def classification_tiny() -> FinetuneConfig:
     """Full fine-tuning at 64 px, half a minute of one core.
 
     Source: ours, derived from :func:`classification_vit_b16`.
-    Command: ``clipmill finetune --recipe classification-miniature --encoder URI --data FOLDER``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill finetune --recipe classification-tiny --encoder URI --data FOLDER``
+    Hardware and time: see docs/hardware.md.
     """
-    return _miniature(classification_vit_b16(), steps=200, peak=1e-3)
+    return _tiny(classification_vit_b16(), steps=200, peak=1e-3)
 
 
-def linear_probe_miniature() -> FinetuneConfig:
+def linear_probe_tiny() -> FinetuneConfig:
     """A linear probe at 64 px, seconds of one core.
 
     Source: ours, derived from :func:`linear_probe_vit_b16`.
-    Command: ``clipmill finetune --recipe linear-probe-miniature --encoder URI --data FOLDER``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill finetune --recipe linear-probe-tiny --encoder URI --data FOLDER``
+    Hardware and time: see docs/hardware.md.
     """
-    return _miniature(linear_probe_vit_b16(), steps=200, peak=2e-2)
+    return _tiny(linear_probe_vit_b16(), steps=200, peak=2e-2)
 
 
-def _miniature(full: FinetuneConfig, *, steps: int, peak: float) -> FinetuneConfig:
+def _tiny(full: FinetuneConfig, *, steps: int, peak: float) -> FinetuneConfig:
     assert isinstance(full.model, ClassificationConfig)
     return replace(
         full,
@@ -105,11 +106,40 @@ def _miniature(full: FinetuneConfig, *, steps: int, peak: float) -> FinetuneConf
             full.train,
             steps=steps,
             batch_size=32,
-            schedule=replace(full.train.schedule, peak=peak, warmup_steps=10),
-            average_decay=None,
+            schedule=replace(full.train.schedule, lr=peak, warmup_steps=10),
+            ema_decay=None,
             precision="fp32",
-            checkpoint_steps=50,
-            log_steps=10,
+            checkpoint_every=50,
+            log_every=10,
             num_threads=1,
         ),
     )
+
+
+def zero_shot() -> ZeroShotConfig:
+    """Any labelled pictures, with OpenAI's 80 sentences.
+
+    Source: Radford et al. 2021, section 3.1.
+    Command: ``clipmill eval zero-shot MODEL --data FOLDER --classes NAMES.txt --store URI``
+    """
+    return ZeroShotConfig()
+
+
+def zero_shot_imagenet() -> ZeroShotConfig:
+    """ImageNet-1K's validation split by wnid, OpenAI's names and 80 sentences.
+
+    Source: Radford et al. 2021, and open_clip's copy of names and sentences.
+    Command: ``clipmill eval zero-shot MODEL --recipe zero-shot-imagenet --data imagenet
+    --store URI``
+    Hardware and hours: not run.
+    """
+    return ZeroShotConfig(classes=IMAGENET)
+
+
+def retrieval() -> RetrievalConfig:
+    """Image-text retrieval, at most five captions an image.
+
+    Source: COCO's and Flickr30k's custom since Karpathy and Fei-Fei 2015.
+    Command: ``clipmill eval retrieval MODEL --data captions_val2014.json --store URI``
+    """
+    return RetrievalConfig()

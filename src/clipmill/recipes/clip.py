@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.models.range_augment_config import RangeAugmentConfig
-from clipmill.models.towers import ClipConfig, TextConfig, TowerOptions, VisionConfig
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.in_training_evaluation import InTrainingConfig
-from clipmill.pretrain.pairs import LoadConfig
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.models.config import (
+    ClipConfig,
+    RangeAugmentConfig,
+    TextConfig,
+    TowerOptions,
+    VisionConfig,
+)
+from clipmill.pretrain.config import PretrainConfig, ValidationConfig
 
 BATCH_SIZE = 65_536
 """Global batch (CLIP-QC, Table 11)."""
@@ -18,7 +21,8 @@ def clip_vit_b16_12_8b() -> PretrainConfig:
     """ViT-B/16, 12.8 B seen samples.
 
     Source: CLIP-QC, Table 11.
-    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain --recipe clip-vit-b16-12.8b ...``
+    Command: ``torchrun --nproc-per-node 8 -m clipmill pretrain clip --recipe clip-vit-b16-12.8b
+    ...``
     Hardware and hours: not run.
     Expected, on DataCompDR: UperNet 53.9 mIoU, NYUv2 RMSE 0.339 m (CLIP-QC, Table 1).
     """
@@ -27,13 +31,13 @@ def clip_vit_b16_12_8b() -> PretrainConfig:
         train=TrainConfig(
             steps=200_000,
             batch_size=BATCH_SIZE,
-            micro_batches=4,
-            schedule=ScheduleConfig(peak=1e-3, minimum=1e-6, warmup_steps=2_000),
+            grad_accum_steps=4,
+            schedule=ScheduleConfig(lr=1e-3, min_lr=1e-6, warmup_steps=2_000),
             optimizer=AdamWConfig(betas=(0.9, 0.95), weight_decay=0.2),
-            average_decay=0.9995,
+            ema_decay=0.9995,
             precision="bf16",
-            checkpoint_steps=1_000,
-            log_steps=50,
+            checkpoint_every=1_000,
+            log_every=50,
         ),
     )
 
@@ -125,7 +129,7 @@ def clip_vit_b16_12m() -> PretrainConfig:
     return replace(
         full,
         train=replace(
-            full.train, steps=30_000, batch_size=8_192, micro_batches=1, schedule=schedule
+            full.train, steps=30_000, batch_size=8_192, grad_accum_steps=1, schedule=schedule
         ),
     )
 
@@ -140,7 +144,7 @@ def clip_vit_b32_12_8b() -> PretrainConfig:
     return replace(
         full,
         model=ClipConfig(vision=VisionConfig(patch_size=32)),
-        train=replace(full.train, micro_batches=2),
+        train=replace(full.train, grad_accum_steps=2),
     )
 
 
@@ -158,8 +162,8 @@ def clip_vit_l14_12_8b() -> PretrainConfig:
             vision=VisionConfig(patch_size=14, width=1024, layers=24),
             text=TextConfig(width=768, heads=12),
         ),
-        towers=TowerOptions(gradient_checkpointing=True),
-        train=replace(full.train, micro_batches=16),
+        tower_options=TowerOptions(gradient_checkpointing=True),
+        train=replace(full.train, grad_accum_steps=16),
     )
 
 
@@ -177,7 +181,7 @@ def clip_vit_s16_12_8b() -> PretrainConfig:
             vision=VisionConfig(width=384),
             text=TextConfig(width=384, heads=6),
         ),
-        train=replace(full.train, micro_batches=2),
+        train=replace(full.train, grad_accum_steps=2),
     )
 
 
@@ -196,7 +200,7 @@ def clip_vit_ti16_12_8b() -> PretrainConfig:
             vision=VisionConfig(width=192),
             text=TextConfig(width=256, heads=4),
         ),
-        train=replace(full.train, micro_batches=1),
+        train=replace(full.train, grad_accum_steps=1),
     )
 
 
@@ -210,12 +214,12 @@ def siglip_vit_b16_12_8b() -> PretrainConfig:
     return replace(full, model=replace(full.model, loss="sigmoid"))
 
 
-def clip_vit_miniature() -> PretrainConfig:
+def clip_vit_tiny() -> PretrainConfig:
     """A ViT of 0.9 M parameters at 64 px: the same functions on two cores.
 
     Source: ours, derived from :func:`clip_vit_b16_12_8b`.
-    Command: ``clipmill pretrain --recipe clip-vit-miniature ...``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill pretrain clip --recipe clip-vit-tiny ...``
+    Hardware and time: see docs/hardware.md.
     """
     full = clip_vit_b16_12_8b()
     return replace(
@@ -226,46 +230,46 @@ def clip_vit_miniature() -> PretrainConfig:
             text=TextConfig(context_length=64, vocab_size=2048, width=64, heads=2, layers=1),
         ),
         range_augment=None,
-        load=LoadConfig(num_workers=0),
+        dataloader=DataLoaderConfig(num_workers=0),
         train=replace(
             full.train,
             steps=300,
             batch_size=32,
-            micro_batches=1,
-            schedule=ScheduleConfig(peak=3e-3, minimum=1e-6, warmup_steps=20),
-            average_decay=0.98,
+            grad_accum_steps=1,
+            schedule=ScheduleConfig(lr=3e-3, min_lr=1e-6, warmup_steps=20),
+            ema_decay=0.98,
             precision="fp32",
-            checkpoint_steps=50,
-            log_steps=10,
+            checkpoint_every=50,
+            log_every=10,
             num_threads=1,
         ),
     )
 
 
-def clip_miniature() -> PretrainConfig:
+def clip_tiny() -> PretrainConfig:
     """A convolutional tower of 0.23 M parameters at 64 px: what the demo trains in two minutes.
 
     Tens of thousands of images teach it what a ViT needs many more for. Some pairs are held out,
     to see whether it learned anything.
 
-    Source: ours, derived from :func:`clip_vit_miniature`.
-    Command: ``clipmill pretrain --recipe clip-miniature ...``
-    Hardware and time: see docs/log.md.
+    Source: ours, derived from :func:`clip_vit_tiny`.
+    Command: ``clipmill pretrain clip --recipe clip-tiny ...``
+    Hardware and time: see docs/hardware.md.
     """
-    vit = clip_vit_miniature()
+    vit = clip_vit_tiny()
     vision = VisionConfig(image_size=64, timm_model="test_byobnet")
     batch_size, steps = 64, 800
     return replace(
         vit,
         model=replace(vit.model, vision=vision),
-        view=replace(vit.view, fraction=0.92),
-        evaluation=InTrainingConfig(every_steps=200, num_pairs=320),
+        view=replace(vit.view, subset_fraction=0.92),
+        validation=ValidationConfig(every=200, num_pairs=320),
         train=replace(
             vit.train,
             steps=steps,
             batch_size=batch_size,
-            schedule=ScheduleConfig(peak=2e-3, minimum=1e-6, warmup_steps=50),
-            checkpoint_steps=200,
+            schedule=ScheduleConfig(lr=2e-3, min_lr=1e-6, warmup_steps=50),
+            checkpoint_every=200,
         ),
     )
 
@@ -278,4 +282,4 @@ def _seeing(config: PretrainConfig, num_samples: float) -> PretrainConfig:
 
 def _on_part(config: PretrainConfig, fraction: float) -> PretrainConfig:
     """The same on this part of the samples; a smaller part is inside any larger one."""
-    return replace(config, view=replace(config.view, fraction=fraction))
+    return replace(config, view=replace(config.view, subset_fraction=fraction))

@@ -1,13 +1,12 @@
-"""Fine-tuning for segmentation and depth: the paper's recipes, and their miniatures."""
+"""Fine-tuning for segmentation and depth: the paper's recipes, and tiny variants."""
 
 from dataclasses import replace
 
-from clipmill.data.dense_augmentation import PhotometricConfig
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.tasks.depth import DepthConfig
+from clipmill.data.transforms.dense import PhotometricConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.tasks.depth.config import DepthConfig
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.segmentation import SegmentationConfig
+from clipmill.tasks.segmentation.config import SegmentationConfig
 
 # In minutes, shapes are learnt sooner without.
 _AS_THEY_ARE = PhotometricConfig(probability=0.0)
@@ -28,19 +27,19 @@ def upernet_vit_b16() -> FinetuneConfig:
         train=TrainConfig(
             steps=160_000,
             batch_size=16,
-            schedule=ScheduleConfig(shape="polynomial", peak=1e-4, minimum=0.0, warmup_steps=1_500),
+            schedule=ScheduleConfig(name="polynomial", lr=1e-4, min_lr=0.0, warmup_steps=1_500),
             optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.01),
             precision="bf16",
         ),
     )
 
 
-def upernet_miniature() -> FinetuneConfig:
+def upernet_tiny() -> FinetuneConfig:
     """UperNet at 64 px, half a minute of one core.
 
     Source: ours, derived from :func:`upernet_vit_b16`.
-    Command: ``clipmill finetune --recipe upernet-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill finetune --recipe upernet-tiny --encoder URI --data URI``
+    Hardware and time: see docs/hardware.md.
     """
     full = upernet_vit_b16()
     return replace(
@@ -60,10 +59,10 @@ def upernet_miniature() -> FinetuneConfig:
             full.train,
             steps=300,
             batch_size=16,
-            schedule=ScheduleConfig(shape="polynomial", peak=4e-3, minimum=0.0, warmup_steps=20),
+            schedule=ScheduleConfig(name="polynomial", lr=4e-3, min_lr=0.0, warmup_steps=20),
             precision="fp32",
-            checkpoint_steps=30,
-            log_steps=10,
+            checkpoint_every=30,
+            log_every=10,
             num_threads=1,
         ),
     )
@@ -79,7 +78,7 @@ def semantic_fpn_mci0() -> FinetuneConfig:
     tables).
     """
     full = upernet_vit_b16()
-    schedule = ScheduleConfig(shape="polynomial", peak=2e-4, minimum=0.0, warmup_steps=0)
+    schedule = ScheduleConfig(name="polynomial", lr=2e-4, min_lr=0.0, warmup_steps=0)
     optimizer = replace(full.train.optimizer, weight_decay=5e-4)
     return replace(
         full,
@@ -112,14 +111,14 @@ def semantic_fpn_mci2() -> FinetuneConfig:
     return replace(semantic_fpn_mci0(), model=wider)
 
 
-def semantic_fpn_miniature() -> FinetuneConfig:
+def semantic_fpn_tiny() -> FinetuneConfig:
     """SemanticFPN at 64 px, for an encoder of stages, half a minute of one core.
 
-    Source: ours, derived from :func:`semantic_fpn_mci0` and :func:`upernet_miniature`.
-    Command: ``clipmill finetune --recipe semantic-fpn-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Source: ours, derived from :func:`semantic_fpn_mci0` and :func:`upernet_tiny`.
+    Command: ``clipmill finetune --recipe semantic-fpn-tiny --encoder URI --data URI``
+    Hardware and time: see docs/hardware.md.
     """
-    return upernet_miniature().override(["model.head=semantic-fpn", "train.steps=400"])
+    return upernet_tiny().override(["model.head=semantic-fpn", "train.steps=400"])
 
 
 def depth_vit_b16() -> FinetuneConfig:
@@ -137,7 +136,7 @@ def depth_vit_b16() -> FinetuneConfig:
         train=TrainConfig(
             steps=25_225,
             batch_size=24,
-            schedule=ScheduleConfig(shape="rise-and-fall", peak=5e-4, minimum=3e-5, power=0.9),
+            schedule=ScheduleConfig(name="triangular", lr=5e-4, min_lr=3e-5, power=0.9),
             optimizer=AdamWConfig(
                 betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.05, layer_decay=0.8
             ),
@@ -146,12 +145,12 @@ def depth_vit_b16() -> FinetuneConfig:
     )
 
 
-def depth_miniature() -> FinetuneConfig:
+def depth_tiny() -> FinetuneConfig:
     """Depth at 128 px, half a minute of one core.
 
     Source: ours, derived from :func:`depth_vit_b16`.
-    Command: ``clipmill finetune --recipe depth-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill finetune --recipe depth-tiny --encoder URI --data URI``
+    Hardware and time: see docs/hardware.md.
     """
     full = depth_vit_b16()
     return replace(
@@ -159,7 +158,7 @@ def depth_miniature() -> FinetuneConfig:
         model=DepthConfig(
             crop_size=128,
             photometric=_AS_THEY_ARE,
-            start_std=0.1,
+            init_std=0.1,
             drop_path=0.0,
             head_channels=32,
             num_workers=0,
@@ -168,10 +167,10 @@ def depth_miniature() -> FinetuneConfig:
             full.train,
             steps=200,
             batch_size=8,
-            schedule=replace(full.train.schedule, peak=2e-3),
+            schedule=replace(full.train.schedule, lr=2e-3),
             precision="fp32",
-            checkpoint_steps=30,
-            log_steps=10,
+            checkpoint_every=30,
+            log_every=10,
             num_threads=1,
         ),
     )
@@ -188,24 +187,24 @@ def linear_segmentation_vit_b16() -> FinetuneConfig:
     full = upernet_vit_b16()
     return replace(
         full,
-        model=SegmentationConfig(head="linear", is_frozen=True, drop_path=0.0),
+        model=SegmentationConfig(head="linear", freeze_encoder=True, drop_path=0.0),
         train=replace(
             full.train,
             steps=40_000,
-            schedule=ScheduleConfig(shape="polynomial", peak=1e-3, minimum=0.0),
+            schedule=ScheduleConfig(name="polynomial", lr=1e-3, min_lr=0.0),
         ),
     )
 
 
-def linear_segmentation_miniature() -> FinetuneConfig:
+def linear_segmentation_tiny() -> FinetuneConfig:
     """The same at 64 px, features computed once: seconds of one core.
 
     Source: ours, derived from :func:`linear_segmentation_vit_b16`.
-    Command: ``clipmill finetune --recipe linear-segmentation-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill finetune --recipe linear-segmentation-tiny --encoder URI --data URI``
+    Hardware and time: see docs/hardware.md.
     """
     full = linear_segmentation_vit_b16()
-    return replace(full, train=_probe_miniature(full.train)).override(_SMALL_AND_CACHED)
+    return replace(full, train=_probe_tiny(full.train)).override(_SMALL_AND_CACHED)
 
 
 def linear_depth_vit_b16() -> FinetuneConfig:
@@ -220,33 +219,37 @@ def linear_depth_vit_b16() -> FinetuneConfig:
     return replace(
         full,
         model=DepthConfig(
-            head="linear", is_frozen=True, drop_path=0.0, flip_test=False, num_windows=1
+            head="linear",
+            freeze_encoder=True,
+            drop_path=0.0,
+            flip_augment_test=False,
+            num_test_windows=1,
         ),
-        train=replace(full.train, schedule=replace(full.train.schedule, peak=1e-3)),
+        train=replace(full.train, schedule=replace(full.train.schedule, lr=1e-3)),
     )
 
 
-def linear_depth_miniature() -> FinetuneConfig:
+def linear_depth_tiny() -> FinetuneConfig:
     """The same at 64 px, features computed once: seconds of one core.
 
     Source: ours, derived from :func:`linear_depth_vit_b16`.
-    Command: ``clipmill finetune --recipe linear-depth-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill finetune --recipe linear-depth-tiny --encoder URI --data URI``
+    Hardware and time: see docs/hardware.md.
     """
     full = linear_depth_vit_b16()
-    return replace(full, train=_probe_miniature(full.train)).override(_SMALL_AND_CACHED)
+    return replace(full, train=_probe_tiny(full.train)).override(_SMALL_AND_CACHED)
 
 
-def _probe_miniature(train: TrainConfig) -> TrainConfig:
+def _probe_tiny(train: TrainConfig) -> TrainConfig:
     """A linear head's training on features that are there: rate and length found by hand."""
     return replace(
         train,
         steps=300,
         batch_size=32,
-        schedule=ScheduleConfig(shape="polynomial", peak=2e-2, minimum=0.0, warmup_steps=10),
+        schedule=ScheduleConfig(name="polynomial", lr=2e-2, min_lr=0.0, warmup_steps=10),
         optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=1e-2),
         precision="fp32",
-        checkpoint_steps=300,
-        log_steps=10,
+        checkpoint_every=300,
+        log_every=10,
         num_threads=1,
     )

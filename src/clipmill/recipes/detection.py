@@ -1,10 +1,9 @@
-"""Detection with instance masks: the paper's recipes, and their miniatures."""
+"""Detection with instance masks: the paper's recipes, and tiny variants."""
 
 from dataclasses import replace
 
-from clipmill.engine.config import AdamWConfig, TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.tasks.detection import DetectionConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.tasks.detection.config import DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig
 
 # 117,266 images of train2017 have objects, 118,287 in all; all train here, at batch 16.
@@ -29,7 +28,7 @@ def mask_rcnn_1x() -> FinetuneConfig:
             steps=12 * _STEPS_OF_AN_EPOCH,
             batch_size=16,
             schedule=ScheduleConfig(
-                shape="step", peak=1e-4, warmup_steps=_WARMUP_STEPS, milestones=(8 / 12, 11 / 12)
+                name="step", lr=1e-4, warmup_steps=_WARMUP_STEPS, milestones=(8 / 12, 11 / 12)
             ),
             optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.1),
             precision="bf16",
@@ -60,27 +59,27 @@ def cascade_mask_rcnn_3x() -> FinetuneConfig:
     )
 
 
-def mask_rcnn_miniature() -> FinetuneConfig:
+def mask_rcnn_tiny() -> FinetuneConfig:
     """Mask R-CNN at 64 px, under two minutes of one core.
 
     Source: ours, derived from :func:`mask_rcnn_1x`.
-    Command: ``clipmill finetune --recipe mask-rcnn-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill finetune --recipe mask-rcnn-tiny --encoder URI --data URI``
+    Hardware and time: see docs/hardware.md.
     """
-    return _miniature(mask_rcnn_1x(), num_stages=1, steps=500)
+    return _tiny(mask_rcnn_1x(), num_stages=1, steps=500)
 
 
-def cascade_mask_rcnn_miniature() -> FinetuneConfig:
+def cascade_mask_rcnn_tiny() -> FinetuneConfig:
     """Cascade Mask R-CNN at 64 px, under two minutes of one core.
 
     Source: ours, derived from :func:`cascade_mask_rcnn_3x`.
-    Command: ``clipmill finetune --recipe cascade-mask-rcnn-miniature --encoder URI --data URI``
-    Hardware and time: see docs/log.md.
+    Command: ``clipmill finetune --recipe cascade-mask-rcnn-tiny --encoder URI --data URI``
+    Hardware and time: see docs/hardware.md.
     """
-    return _miniature(cascade_mask_rcnn_3x(), num_stages=3, steps=250)
+    return _tiny(cascade_mask_rcnn_3x(), num_stages=3, steps=250)
 
 
-def _miniature(full: FinetuneConfig, *, num_stages: int, steps: int) -> FinetuneConfig:
+def _tiny(full: FinetuneConfig, *, num_stages: int, steps: int) -> FinetuneConfig:
     return replace(
         full,
         model=DetectionConfig(
@@ -88,23 +87,23 @@ def _miniature(full: FinetuneConfig, *, num_stages: int, steps: int) -> Finetune
             scale=(0.8, 1.25),
             drop_path=0.0,
             neck_channels=32,
-            hidden_width=64,
+            roi_hidden_dim=64,
             num_stages=num_stages,
             anchor_scale=4.0,
-            start_std=0.1,
+            init_std=0.1,
             num_proposals=100,
-            regions_per_image=32,
+            rois_per_image=32,
             num_workers=0,
         ),
         train=replace(
             full.train,
             steps=steps,
             batch_size=8,
-            schedule=replace(full.train.schedule, peak=2e-3, warmup_steps=20),
+            schedule=replace(full.train.schedule, lr=2e-3, warmup_steps=20),
             optimizer=replace(full.train.optimizer, clip_norm=10.0),
             precision="fp32",
-            checkpoint_steps=30,
-            log_steps=10,
+            checkpoint_every=30,
+            log_every=10,
             num_threads=1,
         ),
     )

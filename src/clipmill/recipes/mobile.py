@@ -2,13 +2,10 @@
 
 from dataclasses import replace
 
-from clipmill.data.augmentation import RandomResizedCropConfig
-from clipmill.data.stored_augmentation import StoredAugmentationConfig
-from clipmill.models.towers import ClipConfig, TextConfig, TowerOptions, VisionConfig
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.distillation import DistillationConfig
-from clipmill.pretrain.teacher import TeacherConfig
-from clipmill.recipes.clip import clip_vit_b16_12_8b, clip_vit_b16_12m, clip_vit_miniature
+from clipmill.data.transforms.augmentation import RandomResizedCropConfig, StoredAugmentationConfig
+from clipmill.models.config import ClipConfig, TextConfig, TowerOptions, VisionConfig
+from clipmill.pretrain.config import DistillationConfig, PretrainConfig, TeacherConfig
+from clipmill.recipes.clip import clip_vit_b16_12_8b, clip_vit_b16_12m, clip_vit_tiny
 
 
 def clip_mci0_12_8b() -> PretrainConfig:
@@ -16,8 +13,8 @@ def clip_mci0_12_8b() -> PretrainConfig:
 
     Source: CLIP-QC, Table 11; towers of open_clip's MobileCLIP2-S0, since it has no MobileCLIP-S0;
     losses, clipping and checkpointing of apple/ml-mobileclip.
-    Command: ``clipmill pretrain --recipe clip-mci0-12.8b --captions both --layer captions/...
-    --set distillation.layer=teacher/... DATASET``
+    Command: ``clipmill pretrain clip DATASET --recipe clip-mci0-12.8b --captions both
+    --caption-layer captions/... --set distillation.layer=teacher/...``
     Hardware and hours: not run.
     Expected: SemanticFPN 48.1 mIoU; Mask R-CNN 44.2 / 39.5 mAP (CLIP-QC, mobile tables).
     """
@@ -64,13 +61,13 @@ def clip_vit_b16_distilled_12_8b() -> PretrainConfig:
     return replace(full, range_augment=None, distillation=weights)
 
 
-def clip_mci0_miniature() -> PretrainConfig:
-    """MCi0 at 64 px with the miniature's text tower, for two cores.
+def clip_mci0_tiny() -> PretrainConfig:
+    """MCi0 at 64 px with the tiny recipe's text tower, for two cores.
 
-    Source: ours, derived from :func:`clip_mci0_12_8b` and ``clip-vit-miniature``.
-    Hardware and time: see docs/log.md.
+    Source: ours, derived from :func:`clip_mci0_12_8b` and ``clip-vit-tiny``.
+    Hardware and time: see docs/hardware.md.
     """
-    small = clip_vit_miniature()
+    small = clip_vit_tiny()
     vision = replace(clip_mci0_12_8b().model.vision, image_size=64)
     return replace(
         small,
@@ -85,7 +82,7 @@ def teacher_datacompdr() -> TeacherConfig:
     """DataCompDR's ensemble: two ViT-L/14, 30 augmentations a sample.
 
     Source: apple/ml-mobileclip (12M release).
-    Command: ``clipmill data teacher DATASET --captions captions/...``
+    Command: ``clipmill data embed-teacher DATASET --caption-layer captions/...``
     Hardware and hours: not run.
     """
     return TeacherConfig(
@@ -93,7 +90,7 @@ def teacher_datacompdr() -> TeacherConfig:
     )
 
 
-def teacher_miniature() -> TeacherConfig:
+def teacher_tiny() -> TeacherConfig:
     """One small teacher (``--set models=["URI"]``) and gentle augmentations, for two cores.
 
     Source: ours, derived from :func:`teacher_datacompdr`.
@@ -118,7 +115,7 @@ def _distilled(config: PretrainConfig, timm_model: str) -> PretrainConfig:
     return replace(
         config,
         model=ClipConfig(vision=vision, text=TextConfig(is_causal=False)),
-        towers=TowerOptions(gradient_checkpointing=False),
+        tower_options=TowerOptions(gradient_checkpointing=False),
         range_augment=None,
         distillation=DistillationConfig(contrastive_weight=0.0, weight=1.0),
         train=replace(train, optimizer=replace(train.optimizer, clip_norm=1.0)),

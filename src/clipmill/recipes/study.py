@@ -1,34 +1,62 @@
 """Studies of captions, at the sizes that two cores can answer.
 
-World, sizes and rates were chosen by a pilot, which docs/study.md tells of.
+World, sizes and rates were chosen by a pilot, which docs/study/design.md tells of.
 """
 
 from dataclasses import replace
 
-from clipmill.data.view import ViewConfig
-from clipmill.engine.config import TrainConfig
-from clipmill.engine.schedule import ScheduleConfig
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.distillation import DistillationConfig
-from clipmill.pretrain.in_training_evaluation import InTrainingConfig
-from clipmill.recipes.captioner import coca_miniature, recaption_miniature
-from clipmill.recipes.classification import classification_miniature, linear_probe_miniature
-from clipmill.recipes.clip import clip_miniature, clip_vit_miniature
-from clipmill.recipes.data import scenes_every_task, shards_miniature
-from clipmill.recipes.dense import depth_miniature, semantic_fpn_miniature
-from clipmill.recipes.detection import mask_rcnn_miniature
-from clipmill.recipes.mae import mae_miniature
-from clipmill.recipes.mobile import teacher_miniature
-from clipmill.recipes.supervised import supervised_miniature
+from clipmill.data.loading.view import ViewConfig
+from clipmill.engine.config import ScheduleConfig, TrainConfig
+from clipmill.pretrain.config import DistillationConfig, PretrainConfig, ValidationConfig
+from clipmill.recipes.captioner import coca_tiny, recaption_tiny
+from clipmill.recipes.classification import (
+    classification_tiny,
+    classification_vit_b16,
+    linear_probe_tiny,
+    linear_probe_vit_b16,
+)
+from clipmill.recipes.clip import (
+    clip_tiny,
+    clip_vit_b16_12_8b,
+    clip_vit_b16_scaling_1_28b,
+    clip_vit_tiny,
+)
+from clipmill.recipes.data import scenes_all_tasks, shards_tiny
+from clipmill.recipes.dense import (
+    depth_tiny,
+    depth_vit_b16,
+    semantic_fpn_mci0,
+    semantic_fpn_tiny,
+    upernet_vit_b16,
+)
+from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x, mask_rcnn_tiny
+from clipmill.recipes.image_pretraining import (
+    mae_tiny,
+    mae_vit_b16_2_05b,
+    mae_vit_b16_5b,
+    supervised_mci0,
+    supervised_tiny,
+)
+from clipmill.recipes.mobile import clip_mci0_12_8b, teacher_datacompdr, teacher_tiny
 from clipmill.study.config import (
     COCA,
     ConditionConfig,
-    DrawnConfig,
-    EffortConfig,
     StudyConfig,
+    SyntheticDataConfig,
+    TableBudget,
+    UserDataConfig,
 )
-from clipmill.study.scene_captions import DOSES
+from clipmill.study.scene_captions import NOISE_LEVELS
 from clipmill.tasks.finetune import FinetuneConfig
+
+LAYER = "synthetic"
+"""What the conditions call the caption layer: ``--set user_data.layers.synthetic=captions/...``."""
+
+_PAPER_BILLIONS = (2.05, 5.0, 12.8)
+_PAPER_FRACTIONS = (0.001, 0.01, 0.1, 1.0)
+_PAPER_G = ConditionConfig(name="G", encoder="vit")
+_PAPER_BOTH = ConditionConfig(name="G+S", encoder="vit", captions="both", layer=LAYER)
+_PAPER_SOURCES = (_PAPER_G, replace(_PAPER_BOTH, name="S", captions="synthetic"), _PAPER_BOTH)
 
 _STEPS, _BATCH = 1000, 64
 _BUDGETS = (0.25, 0.5, 1.0)
@@ -51,7 +79,7 @@ _SOURCES = (
         tables=("sources", "dose"),
         captions="synthetic",
         layer="terse",
-        dose=0.0,
+        caption_noise=0.0,
     ),
     ConditionConfig(name="rich, true", captions="synthetic", layer="rich"),
 )
@@ -61,9 +89,9 @@ _DOSED = tuple(
         tables=("dose",),
         captions="synthetic",
         layer=f"wrong-{percent}",
-        dose=float(percent),
+        caption_noise=float(percent),
     )
-    for percent in DOSES
+    for percent in NOISE_LEVELS
 )
 _SCALED = tuple(
     replace(whole, name=f"{whole.name}, {fraction:.0%}", tables=("scaling",), fraction=fraction)
@@ -83,10 +111,10 @@ _OBJECTIVES = (
         replace(
             condition,
             name=_at(budget, name),
-            over=_at(budget, "MAE"),
+            baseline=_at(budget, "MAE"),
             tables=("objectives",),
             encoder=encoder,
-            budget=budget,
+            compute_budget=budget,
         )
         for budget in _BUDGETS
         for name, encoder, condition in (
@@ -120,14 +148,14 @@ def study_captions() -> StudyConfig:
     Source: ours; the questions are those of CLIP-QC, Tables 2 to 5 and Figures 2 and 3.
     Command: ``clipmill study captions --store URI --workers 2``
     """
-    clip, vit = (_long(make()) for make in (_clip_resnet, clip_vit_miniature))
+    clip, vit = (_long(make()) for make in (_clip_resnet, clip_vit_tiny))
     mobile_vision = replace(clip.model.vision, timm_model=_MOBILE, head="classifier")
     mobile = replace(clip, model=replace(clip.model, vision=mobile_vision))
-    mae, labels = mae_miniature(), supervised_miniature()
+    mae, labels = mae_tiny(), supervised_tiny()
     labels = replace(labels, train=_seen(labels.train))
     return StudyConfig(
-        drawn=_drawn(),
-        clips={
+        synthetic_data=_drawn(),
+        clip_runs={
             "clip": clip,
             "vit": vit,
             "mobile": mobile,
@@ -135,29 +163,29 @@ def study_captions() -> StudyConfig:
                 mobile, distillation=DistillationConfig(teacher_widths=(clip.model.embed_dim,))
             ),
         },
-        maes={"mae": replace(mae, train=_seen(mae.train))},
+        mae_runs={"mae": replace(mae, train=_seen(mae.train))},
         supervised={
             "supervised": labels,
             "mobile, supervised": replace(labels, vision=mobile_vision),
         },
-        scratch={"scratch": f"random:timm/{_RESNET}"},
+        from_scratch={"scratch": f"random:timm/{_RESNET}"},
         transfers={
-            "segmentation": semantic_fpn_miniature(),
-            "depth": depth_miniature(),
-            "detection": mask_rcnn_miniature(),
-            "classification": classification_miniature(),
-            "segmentation, frozen": _frozen(semantic_fpn_miniature()),
-            "depth, frozen": _frozen(depth_miniature()),
-            "detection, frozen": _frozen(mask_rcnn_miniature()),
-            "classification, frozen": linear_probe_miniature(),
+            "segmentation": semantic_fpn_tiny(),
+            "depth": depth_tiny(),
+            "detection": mask_rcnn_tiny(),
+            "classification": classification_tiny(),
+            "segmentation, frozen": _frozen(semantic_fpn_tiny()),
+            "depth, frozen": _frozen(depth_tiny()),
+            "detection, frozen": _frozen(mask_rcnn_tiny()),
+            "classification, frozen": linear_probe_tiny(),
         },
         conditions=(*_SOURCES, *_OBJECTIVES, *_MOBILE_ENCODERS, *_SCALED, *_DOSED),
-        judge="terse, true",
+        scoring_clip="terse, true",
         teacher=_BOTH.name,
-        teaching=teacher_miniature(),
-        attention=tuple(c.name for c in _OBJECTIVES if c.over and c.budget == 1),
+        distillation=teacher_tiny(),
+        attention=tuple(c.name for c in _OBJECTIVES if c.baseline and c.compute_budget == 1),
         seeds=(0, 1, 2, 3, 4),
-        efforts=_rest(seeds=(0, 1)),
+        table_budgets=_rest(seeds=(0, 1)),
     )
 
 
@@ -180,27 +208,27 @@ def study_captions_quick() -> StudyConfig:
         ),
         attention=(),
         seeds=(0, 1),
-        efforts={},
+        table_budgets={},
     )
 
 
-def study_brief() -> StudyConfig:
+def study_short() -> StudyConfig:
     """The questions of :func:`study_captions`, with most effort on the caption sources.
 
     Three seeds and seven transfers for those, one seed and six transfers for the rest, ViTs at two
     budgets: four hours and a half of two cores.
 
     Source: ours.
-    Command: ``clipmill study captions --recipe study-brief --store URI --workers 2``
+    Command: ``clipmill study captions --recipe study-short --store URI --workers 2``
     """
     whole = study_captions()
     without = {name: t for name, t in whole.transfers.items() if name != "detection, frozen"}
     return replace(
         whole,
         transfers=without,
-        conditions=tuple(c for c in whole.conditions if c.budget != _BUDGETS[1]),
+        conditions=tuple(c for c in whole.conditions if c.compute_budget != _BUDGETS[1]),
         seeds=(0, 1, 2),
-        efforts=_rest(seeds=(0,)),
+        table_budgets=_rest(seeds=(0,)),
     )
 
 
@@ -217,47 +245,51 @@ def study_from_scratch() -> StudyConfig:
         whole,
         transfers={name: whole.transfers[name] for name in tasks},
         conditions=(scratch, replace(pretrained, tables=("objectives",))),
-        judge="",
+        scoring_clip="",
         teacher="",
         attention=(),
         seeds=(0, 1, 2),
-        efforts={},
+        table_budgets={},
     )
 
 
-def _rest(seeds: tuple[int, ...]) -> dict[str, EffortConfig]:
+def _rest(seeds: tuple[int, ...]) -> dict[str, TableBudget]:
     """What all but the caption sources is given: no detection, which tells encoders least apart."""
     tasks = ("segmentation", "depth", "classification")
     transfers = (*tasks, *(f"{task}, frozen" for task in tasks))
-    effort = EffortConfig(seeds=seeds, transfers=transfers)
+    effort = TableBudget(seeds=seeds, transfers=transfers)
     return dict.fromkeys(("objectives", "mobile", "scaling", "dose"), effort)
 
 
 def _clip_resnet() -> PretrainConfig:
     """The demo's recipe on the tower that the pilot chose."""
-    return clip_miniature().override([f"model.vision.timm_model={_RESNET}"])
+    return clip_tiny().override([f"model.vision.timm_model={_RESNET}"])
 
 
-def _drawn() -> DrawnConfig:
-    captioner = coca_miniature().override([f"model.clip.vision.timm_model={_RESNET}"])
+def _drawn() -> SyntheticDataConfig:
+    captioner = coca_tiny().override([f"model.clip.vision.timm_model={_RESNET}"])
     captioner = replace(captioner, train=_seen(captioner.train))
-    return DrawnConfig(
+    return SyntheticDataConfig(
         scenes=replace(
-            scenes_every_task(), num_pairs=8192, num_captioning=4096, num_labelled=512, num_test=256
+            scenes_all_tasks(),
+            num_pairs=8192,
+            num_captioner_pairs=4096,
+            num_labeled=512,
+            num_test=256,
         ),
-        shards=shards_miniature(),
-        captioner=captioner.override(["train.schedule.peak=2e-3", "train.num_threads=1"]),
-        recaption=recaption_miniature(),
+        shards=shards_tiny(),
+        captioner=captioner.override(["train.schedule.lr=2e-3", "train.num_threads=1"]),
+        recaption=recaption_tiny(),
     )
 
 
 def _long(config: PretrainConfig) -> PretrainConfig:
     """As many samples as all conditions see; every pair trains, for captions are what differs."""
-    schedule = ScheduleConfig(peak=1e-3, minimum=1e-6, warmup_steps=50)
+    schedule = ScheduleConfig(lr=1e-3, min_lr=1e-6, warmup_steps=50)
     return replace(
         config,
         view=ViewConfig(),
-        evaluation=InTrainingConfig(every_steps=0),
+        validation=ValidationConfig(every=0),
         train=replace(_seen(config.train), schedule=schedule),
     )
 
@@ -267,4 +299,93 @@ def _seen(train: TrainConfig) -> TrainConfig:
 
 
 def _frozen(config: FinetuneConfig) -> FinetuneConfig:
-    return config.override(["model.is_frozen=true"])
+    return config.override(["model.freeze_encoder=true"])
+
+
+def _paper_objectives(billions: float) -> tuple[ConditionConfig, ...]:
+    """CLIP of so many seen samples, held against the MAE of as many where the paper has one."""
+    mae = f"MAE, {billions} B"
+    has_mae = billions < _PAPER_BILLIONS[-1]
+    masked = ConditionConfig(name=mae, baseline=mae, tables=("objectives",), encoder=mae)
+    clips = tuple(
+        replace(
+            condition,
+            name=f"{condition.name}, {billions} B seen",
+            baseline=mae if has_mae else "",
+            tables=("objectives",),
+            compute_budget=billions / _PAPER_BILLIONS[-1],
+        )
+        for condition in (_PAPER_G, _PAPER_BOTH)
+    )
+    return (masked, *clips) if has_mae else clips
+
+
+def study_paper() -> StudyConfig:
+    """ViT-B/16 by caption source, MAE and CLIP by seen samples, 1.28 M to 1.28 B pairs.
+
+    Source: CLIP-QC, Tables 2 and 3, Figures 2 and 3. Its best of a sweep of rates is one point here
+    (``clipmill sweep`` finds it; ``--set transfers.segmentation.train.schedule.lr=...``).
+    Command: ``torchrun --nnodes 8 --nproc-per-node 8 -m clipmill study captions --recipe
+    study-paper --store URI --set user_data.dataset=URI
+    --set user_data.layers.synthetic=captions/... --set user_data.labels.segmentation=URI`` and so
+    on for detection, depth, classification.
+    Hardware and hours: not run.
+    """
+    return StudyConfig(
+        user_data=UserDataConfig(),
+        clip_runs={"vit": clip_vit_b16_12_8b(), "scaled": clip_vit_b16_scaling_1_28b()},
+        mae_runs={"MAE, 2.05 B": mae_vit_b16_2_05b(), "MAE, 5.0 B": mae_vit_b16_5b()},
+        transfers={
+            "segmentation": upernet_vit_b16(),
+            "depth": depth_vit_b16(),
+            "detection": mask_rcnn_1x(),
+            "detection, cascade": cascade_mask_rcnn_3x(),
+            "classification": classification_vit_b16(),
+            "classification, frozen": linear_probe_vit_b16(),
+        },
+        conditions=(
+            *_PAPER_SOURCES,
+            *(c for billions in _PAPER_BILLIONS for c in _paper_objectives(billions)),
+            *(
+                replace(
+                    condition,
+                    name=f"{condition.name}, {fraction:.1%}",
+                    tables=("scaling",),
+                    encoder="scaled",
+                    fraction=fraction,
+                )
+                for condition in (_PAPER_G, _PAPER_BOTH)
+                for fraction in _PAPER_FRACTIONS
+            ),
+        ),
+        attention=("G", "G+S"),
+        seeds=(0,),
+    )
+
+
+def study_paper_mobile() -> StudyConfig:
+    """MCi0 by labels, and by CLIP with distillation.
+
+    Source: CLIP-QC, the mobile tables (4 and 5); MCi1 and MCi2 by ``--set
+    clip_runs.mobile.model.vision.timm_model=fastvit_mci1`` and its like for ``supervised``.
+    Command: as for :func:`study_paper`; ``user_data.labels.classification`` is ImageNet-1K, and
+    ``distillation.models`` teach where ``clip_runs.mobile.distillation.layer`` is empty.
+    Hardware and hours: not run.
+    """
+    labels = ConditionConfig(name="labels", tables=("mobile",), encoder="supervised")
+    distilled = ConditionConfig(
+        name="CLIP, distilled",
+        tables=("mobile",),
+        encoder="mobile",
+        captions="both",
+        layer=LAYER,
+    )
+    return StudyConfig(
+        user_data=UserDataConfig(),
+        clip_runs={"mobile": clip_mci0_12_8b()},
+        supervised={"supervised": supervised_mci0()},
+        transfers={"segmentation": semantic_fpn_mci0(), "detection": mask_rcnn_1x()},
+        conditions=(labels, distilled),
+        distillation=teacher_datacompdr(),
+        seeds=(0,),
+    )

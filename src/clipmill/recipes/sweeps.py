@@ -1,16 +1,16 @@
 """The paper's sweeps: drop path and rate of each fine-tuning."""
 
 from clipmill.recipes.dense import (
-    depth_miniature,
+    depth_tiny,
     depth_vit_b16,
     semantic_fpn_mci0,
-    upernet_miniature,
+    upernet_tiny,
     upernet_vit_b16,
 )
 from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x
-from clipmill.tasks.sweep_config import SweepConfig
+from clipmill.tasks.sweep import SweepConfig
 
-DROP_PATH, RATE = "model.drop_path", "train.schedule.peak"
+DROP_PATH, RATE = "model.drop_path", "train.schedule.lr"
 _TO_20 = (0.0, 0.05, 0.1, 0.15, 0.2)
 _TO_30 = (*_TO_20, 0.25, 0.3)
 
@@ -73,31 +73,31 @@ def sweep_depth_vit_b16() -> SweepConfig:
     )
 
 
-def sweep_depth_miniature() -> SweepConfig:
+def sweep_depth_tiny() -> SweepConfig:
     """Four points of depth at 64 px, the better two in whole.
 
     Source: ours, derived from :func:`sweep_depth_vit_b16`.
-    Command: ``clipmill sweep --recipe sweep-depth-miniature --encoder URI --data URI``
+    Command: ``clipmill sweep --recipe sweep-depth-tiny --encoder URI --data URI``
     Hardware and time: not run.
     """
     return SweepConfig(
-        finetune=depth_miniature(),
+        finetune=depth_tiny(),
         grid={DROP_PATH: (0.0, 0.1), RATE: (4e-3, 2e-3)},
         rungs=(0.25, 1.0),
-        keep=0.5,
+        reduction_fraction=0.5,
     )
 
 
-def sweep_upernet_miniature() -> SweepConfig:
+def sweep_upernet_tiny() -> SweepConfig:
     """Four points of UperNet at 64 px, the better two in whole.
 
     Source: ours, derived from :func:`sweep_upernet_vit_b16`.
-    Command: ``clipmill sweep --recipe sweep-upernet-miniature --encoder URI --data URI``
+    Command: ``clipmill sweep --recipe sweep-upernet-tiny --encoder URI --data URI``
     Hardware and time: not run.
     """
     return SweepConfig(
-        finetune=upernet_miniature(),
+        finetune=upernet_tiny(),
         grid={DROP_PATH: (0.0, 0.1), RATE: (8e-3, 4e-3)},
         rungs=(0.25, 1.0),
-        keep=0.5,
+        reduction_fraction=0.5,
     )

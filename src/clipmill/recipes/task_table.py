@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clipmill.recipes.registry import RECIPES
-from clipmill.tasks.contract import Metric
+from clipmill.tasks.base import Metric
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.registry import TASKS
-from clipmill.tasks.sweep_config import SweepConfig
+from clipmill.tasks.sweep import SweepConfig
 
 BEGIN, END = "<!-- generated: task_table -->", "<!-- end of generated -->"
 
@@ -52,7 +52,7 @@ def recipe_table() -> str:
             [
                 f"`{name}`",
                 f"{train.steps:,} x {train.batch_size}",
-                f"{train.schedule.peak:g}",
+                f"{train.schedule.lr:g}",
                 f"{train.optimizer.weight_decay:g}",
                 f"{decay:g}" if decay < 1 else "none",
                 _said(make.__doc__, "Source"),
@@ -60,7 +60,7 @@ def recipe_table() -> str:
             ]
         )
     head = ["recipe", "steps x batch", "peak rate", "weight decay", "layer decay"]
-    return _markdown([*head, "source", "expected (not run unless docs/log.md says so)"], rows)
+    return _markdown([*head, "source", "expected (not run unless docs/hardware.md says so)"], rows)
 
 
 def _judged(metric: Metric) -> str:

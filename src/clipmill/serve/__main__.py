@@ -6,14 +6,13 @@
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 
 from clipmill.errors import UserError
 from clipmill.logs import configure_logging
-from clipmill.serve.process import ProcessSettings
+from clipmill.processes import stop_with_parent
+from clipmill.serve.launch import ProcessSettings
 
 
 def main() -> int:
@@ -21,9 +20,9 @@ def main() -> int:
     settings = ProcessSettings.from_json(json.loads(sys.argv[1]))
     configure_logging("INFO", json=settings.json_logs)
     if settings.stop_with_parent:
-        threading.Thread(target=_stop_with_parent, daemon=True).start()
+        stop_with_parent()
     try:
-        from clipmill.serve.server import serve
+        from clipmill.serve.launch import serve
 
         serve(
             settings.models,
@@ -37,16 +36,6 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def _stop_with_parent() -> None:
-    """Stop when the other end of our standard input is closed, as it is when the parent ends.
-
-    Unlike Linux's PR_SET_PDEATHSIG it doesn't depend on the thread that started us.
-    """
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

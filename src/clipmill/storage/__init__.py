@@ -1,19 +1,10 @@
-"""Bytes at a URI: a local folder or S3, what is packed there, and where it came from."""
+"""Bytes at a URI: a local folder or S3, folders packed into tars, and an embedded S3 server."""
 
-from clipmill.storage.archive import fetch, get_tree, put_tree
-from clipmill.storage.atomic import replacing
-from clipmill.storage.lineage import (
-    Node,
-    Parent,
-    artifact_at,
-    lineage,
-    read_artifact,
-    read_artifact_file,
-    render,
-)
+from clipmill.storage.archive import fetch, pack_dir, unpack_dir
+from clipmill.storage.local import atomic_write
 from clipmill.storage.seaweed import SeaweedServer
-from clipmill.storage.store import (
-    Store,
+from clipmill.storage.store import Store
+from clipmill.storage.uri import (
     exists,
     join,
     open_store,
@@ -26,26 +17,19 @@ from clipmill.storage.store import (
 )
 
 __all__ = [
-    "Node",
-    "Parent",
     "SeaweedServer",
     "Store",
-    "artifact_at",
+    "atomic_write",
     "exists",
     "fetch",
-    "get_tree",
     "join",
-    "lineage",
     "open_store",
-    "put_tree",
-    "read_artifact",
-    "read_artifact_file",
+    "pack_dir",
     "read_bytes",
     "read_json",
-    "render",
-    "replacing",
     "require_writable",
     "split_uri",
+    "unpack_dir",
     "write_bytes",
     "write_json",
 ]

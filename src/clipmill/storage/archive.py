@@ -7,14 +7,14 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from clipmill.digest import sha256_bytes, sha256_file
+from clipmill.config import sha256_bytes, sha256_file
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
-from clipmill.storage.atomic import TEMPORARY_PREFIX, replacing, temporary_beside
-from clipmill.storage.local import LocalStore
-from clipmill.storage.store import split_uri
+from clipmill.storage.local import LocalStore, atomic_write, temporary_path
+from clipmill.storage.store import TEMPORARY_PREFIX
+from clipmill.storage.uri import split_uri
 
 
-def put_tree(folder: Path, uri: str) -> str:
+def pack_dir(folder: Path, uri: str) -> str:
     """Pack ``folder`` into a tar at ``uri`` and return the tar's SHA-256 as hex digits.
 
     Equal trees give equal bytes: names are sorted; times, owners and all of the modes but the
@@ -52,8 +52,8 @@ def put_tree(folder: Path, uri: str) -> str:
     return sha256
 
 
-def get_tree(uri: str, cache: Path) -> Path:
-    """Return a folder under ``cache`` with what ``put_tree`` packed at ``uri``.
+def unpack_dir(uri: str, cache: Path) -> Path:
+    """Return a folder under ``cache`` with what ``pack_dir`` packed at ``uri``.
 
     It's unpacked once for each URI and digest, and shared by all processes: don't write in
     it. Raises NotFoundError, StorageError; ArtifactError where the tar isn't the one that its
@@ -64,7 +64,7 @@ def get_tree(uri: str, cache: Path) -> Path:
     folder = cache / f"{sha256_bytes(uri.encode())[:16]}-{sha256}"
     if folder.is_dir():
         return folder
-    unpacked = temporary_beside(folder)
+    unpacked = temporary_path(folder)
     try:
         unpacked.mkdir(parents=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=TEMPORARY_PREFIX) as scratch:
@@ -101,7 +101,7 @@ def fetch(uri: str, sha256: str, cache: Path) -> Path:
         return path
     path = cache / _check_hex(sha256, uri) / key
     if not path.is_file():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             store.get_file(key, temporary)
             _check_digest(temporary, sha256, uri)
     return path

@@ -1,18 +1,54 @@
-"""A store in a local folder."""
+"""A store in a local folder, and atomic writes of local files.
+
+An atomic write goes to a temporary file in the target's folder, which then takes its name: a
+reader sees the old bytes or the new, never a part.
+"""
 
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from clipmill.errors import NotFoundError, StorageError
-from clipmill.storage.atomic import TEMPORARY_PREFIX, replacing
-from clipmill.storage.store import Store, check_key
+from clipmill.storage.store import TEMPORARY_PREFIX, Store, StoreEntry, check_key
 
 # How the system says that a path isn't there, is a folder, or leads through a file.
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return an unused temporary name in the folder of ``path``."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; when the block ends well, its file becomes ``path``.
+
+    The bytes are on the disk before the name is, so that neither a crash nor a power cut
+    leaves part of a file under ``path``. When the block raises, ``path`` is left as it was.
+    Missing folders are made. Raises StorageError where the system refuses the write.
+    """
+    temporary = temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"can't write {path}: {error}",
+            expected="a folder that this process may write in, on a disk with free space",
+            action="mend the folder's permissions or disk, or give another folder",
+        ) from error
 
 
 class LocalStore(Store):
@@ -44,17 +80,21 @@ class LocalStore(Store):
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Write a file from bytes."""
-        with replacing(self.path(key)) as temporary:
+        with atomic_write(self.path(key)) as temporary:
             temporary.write_bytes(data)
 
     def get_file(self, key: str, path: Path) -> None:
         """Copy a file to a local file."""
-        with self._open(key) as source, replacing(path) as temporary, temporary.open("wb") as copy:
+        with (
+            self._open(key) as source,
+            atomic_write(path) as temporary,
+            temporary.open("wb") as copy,
+        ):
             shutil.copyfileobj(source, copy, 1 << 20)
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a file from a local file."""
-        with replacing(self.path(key)) as temporary:
+        with atomic_write(self.path(key)) as temporary:
             shutil.copyfile(path, temporary)
 
     def exists(self, key: str) -> bool:
@@ -78,7 +118,7 @@ class LocalStore(Store):
         except _ABSENT:
             return
         except OSError as error:
-            raise _refused("delete", path, error) from error
+            raise _storage_error("delete", path, error) from error
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys of files that start with ``prefix``, sorted."""
@@ -92,6 +132,17 @@ class LocalStore(Store):
         )
         yield from sorted(key for key in keys if key.startswith(prefix))
 
+    def entries(self, prefix: str = "") -> Iterator[StoreEntry]:
+        """Yield the files that start with ``prefix``, sorted, without those removed meanwhile."""
+        for key in self.list(prefix):
+            try:
+                status = (self.folder / key).stat()
+            except _ABSENT:
+                continue
+            except OSError as error:
+                raise _storage_error("read", self.folder / key, error) from error
+            yield StoreEntry(key=key, size=status.st_size, modified=status.st_mtime)
+
     def require_writable(self) -> None:
         """Raise StorageError unless files can be written under the folder; leaves none."""
         folder = next(p for p in (self.folder, *self.folder.parents) if os.path.lexists(p))
@@ -99,7 +150,7 @@ class LocalStore(Store):
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise _refused("write under", self.folder, error) from error
+            raise _storage_error("write under", self.folder, error) from error
 
     def _open(self, key: str) -> BinaryIO:
         path = self.path(key)
@@ -112,15 +163,15 @@ class LocalStore(Store):
                 action="check the URI, and that the step which writes it has run",
             ) from error
         except OSError as error:
-            raise _refused("read", path, error) from error
+            raise _storage_error("read", path, error) from error
 
 
 def _raise_unless_absent(error: OSError) -> None:
     if not isinstance(error, _ABSENT):
-        raise _refused("list", Path(error.filename), error) from error
+        raise _storage_error("list", Path(error.filename), error) from error
 
 
-def _refused(verb: str, path: Path, error: OSError) -> StorageError:
+def _storage_error(verb: str, path: Path, error: OSError) -> StorageError:
     return StorageError(
         f"can't {verb} {path}: {error.strerror}",
         expected="a path whose folders this process may use",

@@ -1,160 +1,179 @@
-"""What a study of captions compares, on which data, how often."""
+"""Configuration of a caption-quality study: conditions, data, encoders, transfer tasks, seeds."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from clipmill.config import Config
-from clipmill.data.recaption import RecaptionConfig
-from clipmill.data.scenes.source import ScenesSourceConfig
-from clipmill.data.shards import ShardConfig
+from clipmill.data.captioners import CaptionersConfig
+from clipmill.data.shards.plan import ShardConfig
 from clipmill.errors import ConfigError
-from clipmill.pretrain.clip import PretrainConfig
-from clipmill.pretrain.coca import CaptionerConfig
-from clipmill.pretrain.mae import MaePretrainConfig
-from clipmill.pretrain.supervised import SupervisedConfig
-from clipmill.pretrain.teacher import TeacherConfig
+from clipmill.pretrain.config import (
+    CocaTrainConfig,
+    MaePretrainConfig,
+    PretrainConfig,
+    SupervisedConfig,
+    TeacherConfig,
+)
+from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.study.scene_captions import SCENE_CAPTIONS
 from clipmill.tasks.finetune import FinetuneConfig
 
 COCA = "coca"
-"""The layer that the study's own captioner writes."""
+"""Name of the layer that the study's own captioner writes."""
 
 TableName = Literal["sources", "objectives", "mobile", "scaling", "dose"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConditionConfig(Config):
-    """One way to make an encoder."""
+    """One way to train an encoder."""
+
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "over": "baseline",
+        "dose": "caption_noise",
+        "budget": "compute_budget",
+    }
 
     name: str
-    """What tables call it."""
+    """Name in the tables."""
     tables: tuple[TableName, ...] = ("sources",)
-    """Where it is compared: with each table's first condition, or with ``over``."""
-    over: str = ""
-    """The condition that it is held against, where that isn't the table's first; itself for one
-    that others are held against."""
+    """Tables that compare it, with their first condition or with ``baseline``."""
+    baseline: str = ""
+    """Condition to compare with, where that isn't the table's first; itself for a baseline of
+    others."""
     encoder: str = "clip"
-    """Which of the study's encoders; MAE and labels need no captions."""
+    """Name of one of the study's encoders; MAE and supervised ones need no captions."""
     captions: Literal["real", "synthetic", "both"] = "real"
-    """Which captions are learnt from."""
+    """Caption source."""
     layer: str = ""
-    """Name of the layer that synthetic captions are from; empty where there are none."""
-    dose: float | None = None
-    """Share of wrong captions, percent, where it belongs to a dose-response."""
+    """Name of the layer of synthetic captions; empty without."""
+    caption_noise: float | None = None
+    """Share of wrong captions, percent, for conditions of the noise table."""
     fraction: float = 1.0
-    """Share of the pictures that are learnt from; a smaller share is inside any larger one."""
-    budget: float = 1.0
-    """Seen samples, as a share of what the encoder's own config says."""
+    """Fraction of the pairs to train on; a smaller fraction is a subset of any larger one."""
+    compute_budget: float = 1.0
+    """Seen samples, as a fraction of the encoder config's."""
 
     def __post_init__(self) -> None:
-        """Refuse shares out of range (ConfigError)."""
-        for share in (self.fraction, self.budget):
-            if not 0 < share <= 1:
+        """Validate the fractions (ConfigError)."""
+        for fraction in (self.fraction, self.compute_budget):
+            if not 0 < fraction <= 1:
                 raise ConfigError(
-                    f"condition {self.name!r} has a share of {share}",
+                    f"condition {self.name!r} has a fraction of {fraction}",
                     expected="more than 0, at most 1",
-                    action="correct conditions.fraction or conditions.budget",
+                    action="correct conditions.fraction or conditions.compute_budget",
                 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DrawnConfig(Config):
-    """A world that is drawn: what is true of each picture is known."""
+class SyntheticDataConfig(Config):
+    """Procedural scenes, whose content is known exactly."""
 
     scenes: ScenesSourceConfig
-    """Pictures, captions, labels."""
+    """Images, captions and labels."""
     shards: ShardConfig
-    """How they are sharded."""
-    captioner: CaptionerConfig
-    """The captioner, trained on other pictures; its layer is named ``coca``."""
-    recaption: RecaptionConfig
-    """How it captions."""
+    """Sharding of the pairs."""
+    captioner: CocaTrainConfig
+    """Training of the captioner, on other images; its layer is named ``coca``."""
+    recaption: CaptionersConfig
+    """Captioning settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GivenConfig(Config):
-    """A world that is there: a team's own pairs and labels."""
+class UserDataConfig(Config):
+    """Existing image-text pairs and labeled data."""
 
     dataset: str = ""
     """URI of the sharded pairs."""
     layers: dict[str, str] = field(default_factory=dict)
-    """Its caption layers, by the names that conditions give them."""
+    """Caption layers of the dataset, by the names that conditions use."""
     labels: dict[str, str] = field(default_factory=dict)
-    """URI of the data to fine-tune and judge on, by task, in the task's layout."""
+    """URI of the data to fine-tune and evaluate on, by task, in the task's layout."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EffortConfig(Config):
-    """What a table is given, where that is less than the whole study."""
+class TableBudget(Config):
+    """Seeds and transfers of a table, where they are fewer than the study's."""
 
     seeds: tuple[int, ...] = ()
-    """Some of the study's, its first among them; empty for all."""
+    """Some of the study's seeds, including its first; empty for all."""
     transfers: tuple[str, ...] = ()
-    """Names of what its encoders are judged by; empty for all."""
+    """Names of transfer tasks; empty for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig(Config):
-    """Every condition, pretrained and judged by every task once a seed."""
+    """Conditions to pretrain, and transfer tasks to evaluate each by, once a seed."""
 
-    drawn: DrawnConfig | None = None
-    """The world, if it is drawn."""
-    given: GivenConfig | None = None
-    """The world, if it isn't."""
-    clips: dict[str, PretrainConfig]
-    """Encoders that learn from captions, by name; view and seed are the condition's."""
-    maes: dict[str, MaePretrainConfig] = field(default_factory=dict)
-    """Encoders that learn from pictures alone."""
+    RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "drawn": "synthetic_data",
+        "given": "user_data",
+        "clips": "clip_runs",
+        "maes": "mae_runs",
+        "scratch": "from_scratch",
+        "judge": "scoring_clip",
+        "teaching": "distillation",
+        "efforts": "table_budgets",
+    }
+
+    synthetic_data: SyntheticDataConfig | None = None
+    """Data, if it is generated."""
+    user_data: UserDataConfig | None = None
+    """Data, if it exists already."""
+    clip_runs: dict[str, PretrainConfig]
+    """CLIP pretraining by name; view and seed are the condition's."""
+    mae_runs: dict[str, MaePretrainConfig] = field(default_factory=dict)
+    """MAE pretraining by name, on images alone."""
     supervised: dict[str, SupervisedConfig] = field(default_factory=dict)
-    """Encoders that learn from the labels of pictures with one object each."""
-    scratch: dict[str, str] = field(default_factory=dict)
-    """Encoders that learn nothing before their task, as ``random:timm/NAME``."""
+    """Supervised pretraining by name, on images with one object each."""
+    from_scratch: dict[str, str] = field(default_factory=dict)
+    """Encoders without pretraining, as ``random:timm/NAME``, by name."""
     transfers: dict[str, FinetuneConfig]
-    """What an encoder is judged by, by name; seeds are the study's."""
+    """Transfer tasks that evaluate an encoder, by name; seeds are the study's."""
     conditions: tuple[ConditionConfig, ...]
-    """What is compared."""
-    judge: str = ""
+    """Conditions to compare."""
+    scoring_clip: str = ""
     """Condition whose CLIP, with the first seed, scores captions; empty for no score."""
     teacher: str = ""
-    """Condition whose CLIP, with the first seed, teaches those that are distilled."""
-    teaching: TeacherConfig = TeacherConfig()
-    """How it teaches; with a teacher among the conditions, its models are that one alone."""
+    """Condition whose CLIP, with the first seed, is the teacher of distilled ones."""
+    distillation: TeacherConfig = TeacherConfig()
+    """Teacher embeddings; ``teacher``, where set, replaces the models."""
     attention: tuple[str, ...] = ()
-    """Conditions, of ViTs, whose heads are looked at, with the first seed."""
+    """Conditions with ViTs whose attention is measured, with the first seed."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of weights and order, in pretraining and fine-tuning; the data are the same."""
-    efforts: dict[str, EffortConfig] = field(default_factory=dict)
-    """By table, where it is given less than these seeds and transfers."""
+    """Seeds of weights and order, in pretraining and fine-tuning; the data are the same."""
+    table_budgets: dict[str, TableBudget] = field(default_factory=dict)
+    """Fewer seeds and transfers, by table."""
 
     def __post_init__(self) -> None:
-        """Refuse names that stand twice or for nothing, and nothing to compare (ConfigError)."""
-        self._check_world()
-        for name, found in (
+        """Refuse duplicate and unknown names, and missing conditions (ConfigError)."""
+        self._check_data()
+        for name, values in (
             ("conditions", [c.name for c in self.conditions]),
             ("seeds", list(map(str, self.seeds))),
             ("transfers", list(self.transfers)),
-            ("encoders", [*self.clips, *self.maes, *self.supervised, *self.scratch]),
+            ("encoders", [*self._encoders()]),
         ):
-            if not found or len(set(found)) < len(found):
+            if not values or len(set(values)) < len(values):
                 raise ConfigError(
-                    f"{name} was {found}",
+                    f"{name} was {values}",
                     expected="at least one, each once",
                     action=f"correct {name}",
                 )
         known = {c.name for c in self.conditions}
-        for where, names in (
+        for field_name, names in (
             ("attention", self.attention),
-            ("judge", (self.judge,)),
+            ("scoring_clip", (self.scoring_clip,)),
             ("teacher", (self.teacher,)),
         ):
             for name in names:
-                _check(f"{where} names {name!r}", name, {"", *known}, where)
+                _check(f"{field_name} names {name!r}", name, {"", *known}, field_name)
         for condition in self.conditions:
-            problem = f"condition {condition.name!r} is held against {condition.over!r}"
-            _check(problem, condition.over, {"", *known}, "conditions.over")
-        self._check_efforts()
-        encoders = {*self.clips, *self.maes, *self.supervised, *self.scratch}
+            problem = f"condition {condition.name!r} is compared with {condition.baseline!r}"
+            _check(problem, condition.baseline, {"", *known}, "conditions.baseline")
+        self._check_table_budgets()
+        encoders = {*self._encoders()}
         for condition in self.conditions:
             _check(
                 f"condition {condition.name!r} takes the encoder {condition.encoder!r}",
@@ -163,21 +182,22 @@ class StudyConfig(Config):
                 "conditions.encoder",
             )
 
-    def _check_world(self) -> None:
-        if (self.drawn is None) == (self.given is None):
+    def _check_data(self) -> None:
+        if (self.synthetic_data is None) == (self.user_data is None):
             raise ConfigError(
-                "a study has one world",
-                expected="either drawn or given, and the other null",
+                "a study has one source of data",
+                expected="either synthetic_data or user_data, and the other null",
                 action="start from a recipe of studies",
             )
-        if self.drawn is None:
+        if self.synthetic_data is None:
             return
-        unlabelled = {t.task for t in self.transfers.values()} - set(self.drawn.scenes.tasks)
-        if unlabelled:
+        tasks = self.synthetic_data.scenes.tasks
+        unlabeled = {t.task for t in self.transfers.values()} - set(tasks)
+        if unlabeled:
             raise ConfigError(
-                f"no labels are drawn for {', '.join(sorted(unlabelled))}",
-                expected=f"tasks among drawn.scenes.tasks: {', '.join(self.drawn.scenes.tasks)}",
-                action="add the task to drawn.scenes.tasks",
+                f"no labels are generated for {', '.join(sorted(unlabeled))}",
+                expected=f"tasks among synthetic_data.scenes.tasks: {', '.join(tasks)}",
+                action="add the task to synthetic_data.scenes.tasks",
             )
         for condition in self.conditions:
             _check(
@@ -187,99 +207,104 @@ class StudyConfig(Config):
                 "conditions.layer",
             )
 
-    def _check_efforts(self) -> None:
-        for table, effort in self.efforts.items():
-            _check(f"efforts names the table {table!r}", table, get_args(TableName), "efforts")
-            for name in effort.transfers:
-                where = f"efforts.{table}.transfers"
-                _check(f"{where} names {name!r}", name, self.transfers, where)
-            if effort.seeds and not {self.seeds[0]} <= set(effort.seeds) <= set(self.seeds):
+    def _check_table_budgets(self) -> None:
+        for table, budget in self.table_budgets.items():
+            problem = f"table_budgets names the table {table!r}"
+            _check(problem, table, get_args(TableName), "table_budgets")
+            for name in budget.transfers:
+                path = f"table_budgets.{table}.transfers"
+                _check(f"{path} names {name!r}", name, self.transfers, path)
+            if budget.seeds and not {self.seeds[0]} <= set(budget.seeds) <= set(self.seeds):
                 raise ConfigError(
-                    f"efforts.{table}.seeds was {effort.seeds}",
+                    f"table_budgets.{table}.seeds was {budget.seeds}",
                     expected=f"some of {self.seeds}, {self.seeds[0]} among them",
                     action="correct it, or leave it out for all",
                 )
 
     def seeds_of(self, table: TableName) -> tuple[int, ...]:
-        """The seeds that a table's conditions have in it, in the study's order."""
-        own = self.efforts.get(table, EffortConfig()).seeds
+        """Return the seeds of a table, in the study's order."""
+        own = self.table_budgets.get(table, TableBudget()).seeds
         return tuple(seed for seed in self.seeds if seed in (own or self.seeds))
 
     def transfers_of(self, table: TableName) -> dict[str, FinetuneConfig]:
-        """What a table's conditions are judged by in it."""
-        own = self.efforts.get(table, EffortConfig()).transfers
+        """Return the transfer tasks of a table, by name."""
+        own = self.table_budgets.get(table, TableBudget()).transfers
         return {name: t for name, t in self.transfers.items() if name in (own or self.transfers)}
 
-    def judged_by(self, condition: ConditionConfig, seed: int) -> dict[str, FinetuneConfig]:
-        """What some table asks of a condition with a seed; nothing where none does."""
+    def transfers_for(self, condition: ConditionConfig, seed: int) -> dict[str, FinetuneConfig]:
+        """Return the transfer tasks that any table needs of a condition with a seed, by name."""
         tables = [table for table in condition.tables if seed in self.seeds_of(table)]
         names = {name for table in tables for name in self.transfers_of(table)}
         return {name: t for name, t in self.transfers.items() if name in names}
 
-    def only(self, tables: Collection[str] = (), seeds: Collection[int] = ()) -> "StudyConfig":
-        """The part of these tables and seeds, of all where none is named.
+    def subset(self, tables: Collection[str] = (), seeds: Collection[int] = ()) -> "StudyConfig":
+        """Return the part of the study with these tables and seeds, all where none is named.
 
-        What it makes, the whole study doesn't make again. The teacher stays, in no table.
+        The whole study reuses its artifacts. The teacher stays, in no table.
 
         Raises:
-            ConfigError: one isn't the study's, no table has these seeds, or a condition learns from
-                the first seed's teacher, which isn't among them.
+            ConfigError: a table or seed isn't the study's, no table has these seeds, or a condition
+                is distilled from the first seed's teacher, which isn't among them.
         """
         own = {table for condition in self.conditions for table in condition.tables}
         for table in tables:
             _check(f"the study has no table {table!r}", table, own, "the table's name")
         for seed in seeds:
             _check(f"the study has no seed {seed}", f"{seed}", [*map(str, self.seeds)], "the seed")
-        asked = {
+        selected = {
             table: tuple(s for s in self.seeds_of(table) if not seeds or s in seeds)
             for table in get_args(TableName)
             if table in (tables or own)
         }
-        asked = {table: found for table, found in asked.items() if found}
-        if not asked:
+        selected = {table: kept for table, kept in selected.items() if kept}
+        if not selected:
             raise ConfigError(
-                f"no table that was asked for has the seeds {', '.join(map(str, seeds))}",
-                expected="seeds of a table, of which efforts may give it fewer than the study",
-                action="name others, or give the table more: --set 'efforts.TABLE.seeds=[]'",
+                f"no selected table has the seeds {', '.join(map(str, seeds))}",
+                expected="seeds of a table; table_budgets may give it fewer than the study",
+                action="name others, or give the table more: --set 'table_budgets.TABLE.seeds=[]'",
             )
         reduced = (
-            replace(c, tables=tuple(t for t in c.tables if t in asked)) for c in self.conditions
+            replace(c, tables=tuple(t for t in c.tables if t in selected)) for c in self.conditions
         )
         kept = tuple(c for c in reduced if c.tables or c.name == self.teacher)
         has_first = not seeds or self.seeds[0] in seeds
-        taught = [c.name for c in kept if c.tables and self.is_taught(c)]
-        if self.teacher and taught and not has_first:
+        students = [c.name for c in kept if c.tables and self.uses_teacher(c)]
+        if self.teacher and students and not has_first:
             raise ConfigError(
-                f"condition {taught[0]!r} learns from {self.teacher!r} of seed {self.seeds[0]}",
+                f"condition {students[0]!r} learns from {self.teacher!r} of seed {self.seeds[0]}",
                 expected="that seed among those that are named",
-                action=f"name it too, or leave out {', '.join(taught)} by naming tables",
+                action=f"name it too, or leave out {', '.join(students)} by naming tables",
             )
-        judged = {c.name for c in kept if c.tables}
+        evaluated = {c.name for c in kept if c.tables}
         return replace(
             self,
             conditions=kept,
-            judge=self.judge if self.judge in judged else "",
-            attention=tuple(name for name in self.attention if name in judged and has_first),
+            scoring_clip=self.scoring_clip if self.scoring_clip in evaluated else "",
+            attention=tuple(name for name in self.attention if name in evaluated and has_first),
             seeds=tuple(s for s in self.seeds if not seeds or s in seeds),
-            efforts={
-                table: replace(effort, seeds=asked[table]) if seeds else effort
-                for table, effort in self.efforts.items()
-                if table in asked
+            table_budgets={
+                table: replace(budget, seeds=selected[table]) if seeds else budget
+                for table, budget in self.table_budgets.items()
+                if table in selected
             },
         )
 
-    def is_taught(self, condition: ConditionConfig) -> bool:
-        """Whether the condition learns from the study's teacher, rather than a layer it names."""
-        clip = self.clips.get(condition.encoder)
+    def uses_teacher(self, condition: ConditionConfig) -> bool:
+        """Return whether the condition is distilled from the study's teacher, not a named layer."""
+        clip = self.clip_runs.get(condition.encoder)
         return clip is not None and clip.distillation is not None and not clip.distillation.layer
 
     def condition(self, name: str) -> ConditionConfig:
-        """The condition of this name."""
+        """Return the condition of this name."""
         return next(c for c in self.conditions if c.name == name)
 
-    def table(self, name: TableName) -> list[ConditionConfig]:
-        """The conditions of a table, the one that the others are held against first."""
-        return [c for c in self.conditions if name in c.tables]
+    def conditions_of(self, table: TableName) -> list[ConditionConfig]:
+        """Return the conditions of a table, the baseline first."""
+        return [c for c in self.conditions if table in c.tables]
+
+    def _encoders(self) -> Iterator[str]:
+        for runs in (self.clip_runs, self.mae_runs, self.supervised, self.from_scratch):
+            yield from runs
 
 
 def _check(problem: str, value: str, known: Collection[str], field_name: str) -> None:

@@ -1,7 +1,7 @@
-"""A study, carried out: each condition and seed by the same library calls as the commands.
+"""Run a study: train and evaluate every condition and seed.
 
-Every artifact lies where its command would put it, by digest; so a study that was killed goes on
-where it was, and any of its numbers can be followed to the run that made it.
+Every artifact is at the address that its own command would use, so an interrupted study resumes,
+and each number can be traced to the run behind it.
 """
 
 import time
@@ -11,96 +11,100 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from clipmill.analysis.attention import attention_json, measure_attention
-from clipmill.analysis.provenance import environment
 from clipmill.data.dataset import Dataset
 from clipmill.errors import ConfigError
-from clipmill.pretrain.teacher import make_teacher_layer
+from clipmill.pretrain.teacher import embed_with_teachers
 from clipmill.processes import process_pool
-from clipmill.stages import Report, silent
+from clipmill.report.attention import attention_json, measure_attention
+from clipmill.report.sections.provenance import environment
+from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.storage import exists, join, read_json, write_json
 from clipmill.study.caption_quality import caption_quality, caption_samples, captions_by_kind
 from clipmill.study.config import ConditionConfig, StudyConfig
-from clipmill.study.cost import clip_costs
-from clipmill.study.encoders import make_encoder
-from clipmill.study.findings import StudyRun
-from clipmill.study.ranks import num_ranks, on_first_rank
+from clipmill.study.data import StudyData, known_scenes, num_ranks, prepare_data, run_on_rank_zero
+from clipmill.study.encoders import clip_costs, train_encoder
 from clipmill.study.result import RESULT, StudyPart, StudyResult
-from clipmill.study.world import World, make_world, scenes_of
+from clipmill.study.results_table import StudyRun
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import finetune
 
 _ATTENTION_IMAGES = 256
-_SPENT = "spent.json"
+_WALL_TIME = "wall_time.json"
+_WALL_TIME_0_1 = "spent.json"
 
-_Asked = tuple[ConditionConfig, int]
-"""A condition, and a seed."""
+_ConditionAndSeed = tuple[ConditionConfig, int]
 
 
 def run_study(
-    config: StudyConfig, store: str, *, workers: int = 1, command: str = "", report: Report
+    config: StudyConfig,
+    store: str,
+    *,
+    workers: int = 1,
+    command: str = "",
+    report: ProgressCallback,
 ) -> str:
-    """Carry a study out; the URI of its result, under ``store``.
+    """Run a study; return the URI of its result, under ``store``.
 
-    ``workers`` processes train side by side. What is there already isn't made again. ``command``
-    is what the result says it was made by.
+    ``workers`` processes train in parallel. Existing artifacts are reused. ``command`` is recorded
+    in the result.
     """
     uri = join(store, "studies", f"captions-{config.digest[:12]}")
     if exists(join(uri, RESULT)):
         return uri
     _check_workers(workers)
-    clock = _Clock(uri)
-    world = _taught(config, make_world(config, store, report=report), report)
-    # Seed by seed, so that a study that is stopped has compared all conditions with some.
-    asked = [
+    clock = _WallClock(uri)
+    data = _with_teacher(config, prepare_data(config, store, report=report), report)
+    # Seed by seed, so that an interrupted study has compared all conditions with some seeds.
+    pairs = [
         (condition, seed)
         for seed in config.seeds
         for condition in config.conditions
-        if config.judged_by(condition, seed)
+        if config.transfers_for(condition, seed)
     ]
-    runs: dict[_Asked, StudyRun] = {}
-    for pair, run in _made(config, asked, world, workers):
+    runs: dict[_ConditionAndSeed, StudyRun] = {}
+    for pair, run in _run_all(config, pairs, data, workers):
         runs[pair] = run
-        on_first_rank(clock.save)
-        report(len(runs), len(asked), f"runs; last {run.condition}, seed {run.seed}")
-    return on_first_rank(lambda: _save(config, uri, world, runs, clock, command))
+        run_on_rank_zero(clock.save)
+        report(len(runs), len(pairs), f"runs; last {run.condition}, seed {run.seed}")
+    return run_on_rank_zero(lambda: _save(config, uri, data, runs, clock, command))
 
 
-class _Clock:
-    """Time that a study has taken in all its starts, each up to the last run that it finished."""
+class _WallClock:
+    """Wall time of a study over all its starts, each up to the last run that it finished."""
 
     def __init__(self, uri: str) -> None:
-        self._place = join(uri, _SPENT)
-        self._before: float = read_json(self._place)["seconds"] if exists(self._place) else 0.0
+        self._uri = join(uri, _WALL_TIME)
+        saved = next(filter(exists, (self._uri, join(uri, _WALL_TIME_0_1))), "")
+        self._before: float = read_json(saved)["seconds"] if saved else 0.0
         self._started = time.monotonic()
 
     def save(self) -> float:
-        """Seconds so far, which the next start goes on from."""
+        """Save and return the seconds so far, to which the next start adds."""
         seconds = self._before + time.monotonic() - self._started
-        write_json(self._place, {"seconds": seconds})
+        write_json(self._uri, {"seconds": seconds})
         return seconds
 
 
 def _save(
     config: StudyConfig,
     uri: str,
-    world: World,
-    runs: dict[_Asked, StudyRun],
-    clock: _Clock,
+    data: StudyData,
+    runs: dict[_ConditionAndSeed, StudyRun],
+    clock: _WallClock,
     command: str,
 ) -> str:
     first = {c.name: run.encoder for (c, seed), run in runs.items() if seed == config.seeds[0]}
-    captions = captions_by_kind(world)
-    judge = first[config.judge] if config.judge else ""
+    captions = captions_by_kind(data)
+    scoring_clip = first[config.scoring_clip] if config.scoring_clip else ""
     result = StudyResult(
         uri=uri,
         config=config,
         runs=tuple(runs[c, s] for s in config.seeds for c in config.conditions if (c, s) in runs),
-        num_pairs=Dataset.open(world.dataset).num_samples,
-        quality=caption_quality(captions, scenes_of(config), world.dataset, judge),
-        samples=caption_samples(world.dataset, captions),
-        attention={name: _attention(first[name], world) for name in config.attention},
-        costs=clip_costs(config, world),
+        num_pairs=Dataset.open(data.dataset).num_samples,
+        quality=caption_quality(captions, known_scenes(config), data.dataset, scoring_clip),
+        samples=caption_samples(data.dataset, captions),
+        attention={name: _attention(first[name], data) for name in config.attention},
+        costs=clip_costs(config, data),
         parts=(
             StudyPart(
                 command=command,
@@ -123,53 +127,53 @@ def _check_workers(workers: int) -> None:
         )
 
 
-def _taught(config: StudyConfig, world: World, report: Report) -> World:
-    """The same with the teacher's embeddings, if some condition learns from a layer not named."""
-    students = [c for c in config.conditions if config.is_taught(c)]
+def _with_teacher(config: StudyConfig, data: StudyData, report: ProgressCallback) -> StudyData:
+    """Add the teacher's embeddings, if a condition is distilled without naming a layer."""
+    students = [c for c in config.conditions if config.uses_teacher(c)]
     if not students:
-        return world
-    teaching = config.teaching
+        return data
+    distillation = config.distillation
     if config.teacher:
         report(0, 1, f"the teacher, {config.teacher}")
-        encoder = make_encoder(config, config.condition(config.teacher), config.seeds[0], world)
-        teaching = replace(teaching, models=(encoder,))
-    captions = world.layers.get(students[0].layer, "")
-    layer = on_first_rank(
-        lambda: make_teacher_layer(teaching, world.dataset, captions, report=report)
+        encoder = train_encoder(config, config.condition(config.teacher), config.seeds[0], data)
+        distillation = replace(distillation, models=(encoder,))
+    captions = data.layers.get(students[0].layer, "")
+    layer = run_on_rank_zero(
+        lambda: embed_with_teachers(distillation, data.dataset, captions, report=report)
     )
-    return replace(world, teaching=layer)
+    return replace(data, teacher_layer=layer)
 
 
-def _made(
-    config: StudyConfig, asked: list[_Asked], world: World, workers: int
-) -> Iterator[tuple[_Asked, StudyRun]]:
-    """Every run, as they end; in this process if ``workers`` is 1."""
+def _run_all(
+    config: StudyConfig, pairs: list[_ConditionAndSeed], data: StudyData, workers: int
+) -> Iterator[tuple[_ConditionAndSeed, StudyRun]]:
+    """Yield every run when it ends; all in this process if ``workers`` is 1."""
     value = config.to_json()
     if workers == 1:
-        for condition, seed in asked:
-            yield (condition, seed), _run(value, condition.to_json(), seed, world)
+        for condition, seed in pairs:
+            yield (condition, seed), _run(value, condition.to_json(), seed, data)
         return
     with process_pool(workers) as pool:
         running = {
-            pool.submit(_run, value, condition.to_json(), seed, world): (condition, seed)
-            for condition, seed in asked
+            pool.submit(_run, value, condition.to_json(), seed, data): (condition, seed)
+            for condition, seed in pairs
         }
         for future in as_completed(running):
             yield running[future], future.result()
 
 
-def _run(value: object, condition_value: object, seed: int, world: World) -> StudyRun:
-    """One condition with one seed, in a process of its own, which gets configs as JSON."""
+def _run(value: object, condition_value: object, seed: int, data: StudyData) -> StudyRun:
+    """Train and evaluate one condition with one seed; configs are JSON, which pickles."""
     config = StudyConfig.from_json(value)
     condition = ConditionConfig.from_json(condition_value)
-    encoder = make_encoder(config, condition, seed, world)
+    encoder = train_encoder(config, condition, seed, data)
     evaluations = {}
-    for name, asked in config.judged_by(condition, seed).items():
-        seeded = replace(asked, train=replace(asked.train, seed=seed))
-        data = world.labels[asked.task]
-        model = finetune(seeded, encoder, data, world.store, report=silent)
-        evaluations[name] = on_first_rank(
-            partial(evaluate, model, data, world.store, report=silent)
+    for name, transfer in config.transfers_for(condition, seed).items():
+        seeded = replace(transfer, train=replace(transfer.train, seed=seed))
+        labels = data.labels[transfer.task]
+        model = finetune(seeded, encoder, labels, data.store, report=no_progress)
+        evaluations[name] = run_on_rank_zero(
+            partial(evaluate, model, labels, data.store, report=no_progress)
         )
     return StudyRun(
         condition=condition.name,
@@ -180,7 +184,7 @@ def _run(value: object, condition_value: object, seed: int, world: World) -> Stu
     )
 
 
-def _attention(encoder: str, world: World) -> dict[str, Any]:
+def _attention(encoder: str, data: StudyData) -> dict[str, Any]:
     return attention_json(
-        measure_attention(encoder, world.dataset, num_images=_ATTENTION_IMAGES, report=silent)
+        measure_attention(encoder, data.dataset, num_images=_ATTENTION_IMAGES, report=no_progress)
     )

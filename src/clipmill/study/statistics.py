@@ -1,4 +1,8 @@
-"""What a few seeds allow to say: intervals, and tests that assume no distribution."""
+"""Intervals and tests for a few seeds, without assumptions about the distribution.
+
+The tests compare them with scipy.stats, which isn't used here: it takes 125 MB and 1.2 s to import,
+its bootstrap refuses a single seed, and its Page test is one-sided.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -6,112 +10,116 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_RESAMPLES = 10_000
-_MOST_EXACT = 16
-_LEVEL = 0.95
+_NUM_RESAMPLES = 10_000
+_MAX_EXACT = 16
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A mean with its bounds."""
+    """A mean with its 95 % interval."""
 
     mean: float
-    """Of the values."""
+    """Mean of the values."""
     low: float
-    """Lower bound, 95 %."""
+    """Lower bound."""
     high: float
-    """Upper bound, 95 %."""
+    """Upper bound."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gain:
-    """How much better one condition is than another, over seeds."""
+class PairedDifference:
+    """Improvement of one condition over another, over seeds."""
 
     change: Interval
-    """Mean difference, positive where it is better."""
+    """Mean difference, positive for an improvement."""
     percent: float
-    """The mean difference, of the other's mean."""
+    """Mean difference, percent of the other's mean."""
     p: float
-    """Of a sign-flip test."""
+    """p-value of a sign-flip test."""
     num_seeds: int
-    """How many pairs there are."""
+    """Number of pairs."""
 
     @property
-    def is_sure(self) -> bool:
-        """Whether the interval leaves 0 out; of one seed nothing is sure."""
+    def is_significant(self) -> bool:
+        """Whether the interval excludes 0; never with one seed."""
         return self.num_seeds > 1 and not self.change.low <= 0 <= self.change.high
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PowerLaw:
-    """``factor * x ** exponent``: a straight line between logarithms."""
+    """Function ``factor * x ** exponent``, a straight line between logarithms."""
 
     exponent: float
     """Slope of that line."""
     factor: float
-    """What it gives at 1."""
+    """Value at 1."""
 
     def at(self, x: float) -> float:
-        """Its value there."""
+        """Return the value at ``x``."""
         return float(self.factor * x**self.exponent)
 
-    def reaches(self, value: float) -> float:
-        """Where it has this value; the exponent isn't 0."""
+    def inverse(self, value: float) -> float:
+        """Return the ``x`` of a value; the exponent isn't 0."""
         return float((value / self.factor) ** (1 / self.exponent))
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
-    """Least squares between logarithms; None of a single place, or if not all of ``y`` is > 0."""
+    """Fit by least squares between logarithms; None for a single ``x``, or if any ``y`` <= 0."""
     if len(set(x)) < 2 or min(y) <= 0:
         return None
-    exponent, base = np.polyfit(np.log(x), np.log(y), 1)
-    return PowerLaw(exponent=float(exponent), factor=float(np.exp(base)))
+    exponent, log_factor = np.polyfit(np.log(x), np.log(y), 1)
+    return PowerLaw(exponent=float(exponent), factor=float(np.exp(log_factor)))
 
 
-def paired_gain(gains: Sequence[float], others: Sequence[float]) -> Gain:
-    """Of gains seed by seed over ``others``."""
-    change = bootstrap(gains)
-    percent = 100 * change.mean / float(np.mean(others))
-    return Gain(change=change, percent=percent, p=sign_flip_p(gains), num_seeds=len(gains))
+def paired_difference(improvements: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
+    """Summarize improvements, one a seed, over ``baseline``."""
+    change = bootstrap(improvements)
+    return PairedDifference(
+        change=change,
+        percent=100 * change.mean / float(np.mean(baseline)),
+        p=sign_flip_pvalue(improvements),
+        num_seeds=len(improvements),
+    )
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """The mean's percentile bootstrap interval (Efron 1979). Few values make it too narrow."""
-    found = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(len(found), size=(_RESAMPLES, len(found)))
-    tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(found[picks].mean(axis=1), [tail, 1 - tail])
-    return Interval(mean=float(found.mean()), low=float(low), high=float(high))
+    """Compute the mean's percentile bootstrap interval (Efron 1979), too narrow for few values."""
+    array = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(array), size=(_NUM_RESAMPLES, len(array)))
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(array[picks].mean(axis=1), [tail, 1 - tail])
+    return Interval(mean=float(array.mean()), low=float(low), high=float(high))
 
 
-def sign_flip_p(differences: Sequence[float], *, seed: int = 0) -> float:
-    """Two-sided p-value of paired differences being even about 0 (Fisher 1935).
+def sign_flip_pvalue(differences: Sequence[float], *, seed: int = 0) -> float:
+    """Compute the two-sided p-value of differences symmetric about 0 (Fisher 1935).
 
-    All 2^n sign patterns are counted up to 16 differences, else 10,000 drawn ones. With n
-    differences it can't fall below 2 / 2^n.
+    All 2^n sign patterns are counted up to 16 differences, else 10,000 random ones. With n
+    differences it can't be below 2 / 2^n.
     """
-    found = np.asarray(differences, dtype=np.float64)
-    n = len(found)
-    if n <= _MOST_EXACT:
+    array = np.asarray(differences, dtype=np.float64)
+    n = len(array)
+    if n <= _MAX_EXACT:
         signs = np.array(list(itertools.product((-1, 1), repeat=n)))
     else:
-        signs = np.random.default_rng(seed).choice((-1, 1), size=(_RESAMPLES, n))
-    sums = np.abs(signs @ found)
+        signs = np.random.default_rng(seed).choice((-1, 1), size=(_NUM_RESAMPLES, n))
+    sums = np.abs(signs @ array)
     # Rounding must not make the observed pattern rarer than itself.
-    return float((sums >= abs(found.sum()) * (1 - 1e-12)).mean())
+    return float((sums >= abs(array.sum()) * (1 - 1e-12)).mean())
 
 
-def trend_p(figures: Sequence[Sequence[float]], *, seed: int = 0) -> float:
-    """Two-sided p-value of a monotone trend (Page's L, by permutation within seeds).
+def trend_pvalue(values: Sequence[Sequence[float]], *, seed: int = 0) -> float:
+    """Compute the two-sided p-value of a monotone trend (Page's L, by permutation within seeds).
 
-    ``figures[i][s]`` is what dose ``i``, in ascending order, gave with seed ``s``.
+    ``values[i][s]`` is the metric at level ``i``, in ascending order, with seed ``s``.
     """
-    values = np.asarray(figures, dtype=np.float64)
-    ranks = values.argsort(axis=0).argsort(axis=0).astype(np.float64)
-    doses = np.arange(len(values)) - (len(values) - 1) / 2
-    observed = abs(doses @ ranks.sum(axis=1))
+    array = np.asarray(values, dtype=np.float64)
+    ranks = array.argsort(axis=0).argsort(axis=0).astype(np.float64)
+    levels = np.arange(len(array)) - (len(array) - 1) / 2
+    observed = abs(levels @ ranks.sum(axis=1))
     random = np.random.default_rng(seed)
-    shuffled = random.permuted(np.broadcast_to(ranks, (_RESAMPLES, *ranks.shape)), axis=1)
-    found = np.abs(np.einsum("d,rds->r", doses, shuffled))
+    shuffled = random.permuted(np.broadcast_to(ranks, (_NUM_RESAMPLES, *ranks.shape)), axis=1)
+    statistics = np.abs(np.einsum("d,rds->r", levels, shuffled))
     # The observed order is one of those possible.
-    return float(((found >= observed - 1e-9).sum() + 1) / (_RESAMPLES + 1))
+    return float(((statistics >= observed - 1e-9).sum() + 1) / (_NUM_RESAMPLES + 1))

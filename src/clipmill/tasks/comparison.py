@@ -13,17 +13,17 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from clipmill.config import Config
-from clipmill.data.folder import open_folder
-from clipmill.digest import digest_json
+from clipmill.config import Config, digest_json
+from clipmill.data.labeled.folder import fetch_folder
 from clipmill.engine.result import read_log
 from clipmill.errors import ConfigError
-from clipmill.models.checkpoint import ModelCard, read_card
-from clipmill.stages import Report
-from clipmill.storage import Parent, exists, join, read_json, write_json
-from clipmill.tasks.contract import Metric, Task
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
+from clipmill.stage_records import ProgressCallback
+from clipmill.storage import exists, join, read_json, write_json
+from clipmill.tasks.base import Metric, Task
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
-from clipmill.tasks.registry import TASKS, task_named
+from clipmill.tasks.registry import TASKS, get_task
 
 RANDOM = "random weights"
 """Label of the encoders that learned nothing."""
@@ -83,7 +83,7 @@ class TaskResult:
     @property
     def metric(self) -> Metric:
         """What encoders are compared by."""
-        return task_named(self.task).metric
+        return get_task(self.task).metric
 
     @property
     def spread(self) -> float:
@@ -180,7 +180,7 @@ def compare_encoders(
     data: Sequence[str],
     store: str,
     *,
-    report: Report,
+    report: ProgressCallback,
 ) -> str:
     """Compare trained encoders with each other and with random weights; the URI, under ``store``.
 
@@ -191,18 +191,18 @@ def compare_encoders(
     Raises:
         ConfigError: an encoder wasn't evaluated at a task, or random weights have one seed.
     """
-    cards = {label: read_card(uri) for label, uri in encoders.items()}
-    labels = {card.digest: label for label, card in cards.items()}
+    cards = {label: read_metadata(uri) for label, uri in encoders.items()}
+    labels = {metadata.digest: label for label, metadata in cards.items()}
     trained = [read_evaluation(uri) for uri in evaluations]
     random = [read_evaluation(uri) for uri in random_evaluations]
-    parents = [card.as_parent(f"encoder {label}") for label, card in cards.items()]
+    parents = [metadata.as_parent(f"encoder {label}") for label, metadata in cards.items()]
     parents += [Parent(role="evaluation", uri=e.uri, digest=e.digest) for e in (*trained, *random)]
     digest = digest_json([config.digest, [[p.role, p.digest] for p in parents]])
     uri = join(store, "comparisons", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
     names = [name for name in TASKS if any(e.task == name for e in trained)]
-    folders = {parent.digest: folder for folder, parent in (open_folder(d, "data") for d in data)}
+    folders = {parent.digest: folder for folder, parent in (fetch_folder(d, "data") for d in data)}
     tasks = []
     for done, name in enumerate(names):
         report(done, len(names), f"comparing {name}")
@@ -217,10 +217,12 @@ def compare_encoders(
                 config,
                 {label: by_label[label] for label in encoders},
                 [e for e in random if e.task == name],
-                _trivial(task_named(name), by_label[next(iter(encoders))], folders),
+                _trivial(get_task(name), by_label[next(iter(encoders))], folders),
             )
         )
-    pretraining = {label: found for label, card in cards.items() if (found := _pretraining(card))}
+    pretraining = {
+        label: found for label, metadata in cards.items() if (found := _pretraining(metadata))
+    }
     summary = {
         f"{d.label} over {d.over}, {t.task}": d.outcome for t in tasks for d in t.differences
     }
@@ -265,10 +267,10 @@ def paired_interval(
     for _ in range(config.num_resamples):
         drawn = generator.integers(number, size=number)
         figures = [
-            task.figure({name: array[drawn] for name, array in found.items()})
+            task.metric_from_rows({name: array[drawn] for name, array in found.items()})
             for found in (rows, over_rows)
         ]
-        gains.append(task.metric.gain(*figures))
+        gains.append(task.metric.improvement(*figures))
     tail = 50 * (1 - config.confidence)
     low, high = np.percentile(gains, [tail, 100 - tail])
     return float(low), float(high)
@@ -280,16 +282,16 @@ def _compare_task(
     random: Sequence[EvaluationResult],
     trivial: Mapping[str, float],
 ) -> TaskResult:
-    task = task_named(random[0].task)
+    task = get_task(random[0].task)
     metric = task.metric
-    best_random = max(random, key=lambda e: metric.gain(e.metrics[metric.name], 0.0))
+    best_random = max(random, key=lambda e: metric.improvement(e.metrics[metric.name], 0.0))
     known = [e.metrics[metric.name] for e in random]
     spread = max(known) - min(known)
     differences = []
     before: dict[str, EvaluationResult] = {RANDOM: best_random}
     for label, found in by_label.items():
         for other, over in reversed(before.items()):
-            gain = metric.gain(found.metrics[metric.name], over.metrics[metric.name])
+            gain = metric.improvement(found.metrics[metric.name], over.metrics[metric.name])
             low, high = paired_interval(task, found, over, config)
             differences.append(
                 Difference(
@@ -324,9 +326,9 @@ def _trivial(
             expected="the labeled data of each evaluation",
             action="give it as data",
         )
-    config = task.config_type.from_json(read_card(evaluation.model.uri).architecture["config"])
+    config = task.config_type.from_json(read_metadata(evaluation.model.uri).architecture["config"])
     found = {}
-    for name, answer in task.trivial_answers(folder).items():
+    for name, answer in task.trivial_predictors(folder).items():
         judged = task.evaluate(answer, config, folder, num_samples=0, report=_silent)
         found[name] = judged.metrics[task.metric.name]
     return found
@@ -336,14 +338,14 @@ def _silent(done: int, total: int, words: str) -> None:
     del done, total, words
 
 
-def _pretraining(card: ModelCard) -> PretrainingResult | None:
-    log = [record for record in read_log(card.uri) if "loss" in record]
-    batch_size = card.recipe.get("train", {}).get("batch_size")
+def _pretraining(metadata: CheckpointMetadata) -> PretrainingResult | None:
+    log = [record for record in read_log(metadata.uri) if "loss" in record]
+    batch_size = metadata.recipe.get("train", {}).get("batch_size")
     if not log or not batch_size:
         return None
     kinds = [k for k in log[-1] if k in {"loss/real", "loss/synthetic"}] or ["loss"]
     end = log[-max(1, len(log) // 10) :]
-    held_out = [r for r in read_log(card.uri) if "retrieval/pair_accuracy" in r][-1:]
+    held_out = [r for r in read_log(metadata.uri) if "retrieval/pair_accuracy" in r][-1:]
     return PretrainingResult(
         losses={kind: float(np.mean([r[kind] for r in end if kind in r])) for kind in kinds},
         chance_loss=math.log(batch_size),
@@ -353,7 +355,7 @@ def _pretraining(card: ModelCard) -> PretrainingResult | None:
 
 
 def _encoder_digest(evaluation: EvaluationResult) -> str:
-    parents = read_card(evaluation.model.uri).parents
+    parents = read_metadata(evaluation.model.uri).parents
     return next(parent.digest for parent in parents if parent.role == "encoder")
 
 

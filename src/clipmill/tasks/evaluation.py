@@ -1,26 +1,20 @@
-"""Evaluating a task model: metrics, and a few samples to look at, as an artifact."""
+"""Evaluate a task model, and write its metrics and a few samples as an artifact."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from clipmill.data.folder import open_folder
-from clipmill.digest import digest_json
-from clipmill.errors import ArtifactError
-from clipmill.models.checkpoint import read_card
-from clipmill.stages import Report
-from clipmill.storage import (
-    Parent,
-    exists,
-    join,
-    read_artifact_file,
-    read_bytes,
-    write_bytes,
-    write_json,
-)
-from clipmill.tasks.palette import to_png
+from clipmill.config import digest_json
+from clipmill.data.labeled.folder import fetch_folder
+from clipmill.errors import ArtifactError, BadSampleReason
+from clipmill.lineage import Parent, read_artifact_file
+from clipmill.models.checkpoint import read_metadata
+from clipmill.stage_records import ProgressCallback, no_progress
+from clipmill.storage import exists, join, read_bytes, write_bytes, write_json
+from clipmill.tasks.visualization import encode_png
 
 _RESULT = "evaluation.json"
 _PER_IMAGE = "per_image.safetensors"
@@ -29,72 +23,93 @@ NUM_SAMPLES = 6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationResult:
-    """What an evaluation's artifact says."""
+    """Content of an evaluation artifact."""
 
     uri: str
-    """Where it lies."""
+    """Address of the artifact."""
     digest: str
-    """Its digest."""
+    """Digest of model and data."""
     task: str
     """The task's name."""
     model: Parent
-    """The model that was judged."""
+    """The evaluated model."""
     data: Parent
-    """The data that it was judged on."""
+    """The test data."""
     metrics: dict[str, float]
-    """Figures by name."""
+    """Metric values by name."""
     num_samples: int
-    """Samples whose pictures are kept."""
+    """Samples whose images are kept."""
 
     def per_image(self) -> dict[str, NDArray[Any]]:
-        """What the task's ``figure`` takes, a row an image.
+        """Read the rows of :meth:`Task.metric_from_rows`, one an image.
 
         Raises:
-            NotFoundError: the task has none, or an evaluation before 0.2 left none.
+            NotFoundError: the task has none, or the evaluation was written before 0.2.
         """
         return load(read_bytes(join(self.uri, _PER_IMAGE)))
 
-    def picture(self, index: int, name: str) -> bytes:
-        """PNG of sample ``index``: ``image``, ``truth`` or ``prediction``."""
+    def read_image(self, index: int, name: str) -> bytes:
+        """Read a PNG of sample ``index``: ``image``, ``truth`` or ``prediction``."""
         return read_bytes(join(self.uri, f"{index:02d}-{name}.png"))
 
 
-def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
-    """Judge the model on the data's test split; the URI of the result, under ``store``.
+def evaluate(
+    model: str, data: str, store: str = "out", *, report: ProgressCallback = no_progress
+) -> str:
+    """Evaluate a task model on the data's test split; return the URI of the result.
 
-    A result that is there already is returned at once.
+    An existing result is returned at once. :func:`read_evaluation` reads its metrics.
+
+    Args:
+        model: URI that :func:`clipmill.tasks.finetune.finetune` returned.
+        data: Folder in the task's layout, or the URI of one packed as a tar.
+        store: Folder or ``s3://`` URI for the result.
+        report: Called with the images done, their total, and a message.
+
+    Raises:
+        ArtifactError: the model isn't a task model, or its classes aren't the data's.
+
+    Example:
+        >>> config = clipmill.get_recipe(
+        ...     "linear-segmentation-tiny", clipmill.FinetuneConfig, ["train.steps=2"]
+        ... )
+        >>> encoder = "random:timm/test_byobnet"
+        >>> model = clipmill.finetune(config, encoder, "labels", "out")
+        >>> evaluation = clipmill.evaluate(model, "labels", "out")
+        >>> clipmill.read_evaluation(evaluation).metrics
+        {...'mIoU': ...}
     """
-    card = read_card(model)
-    folder, data_parent = open_folder(data, "data")
-    parents = [card.as_parent("model"), data_parent]
+    metadata = read_metadata(model)
+    folder, data_parent = fetch_folder(data, "data")
+    parents = [metadata.as_parent("model"), data_parent]
     digest = digest_json([[p.role, p.digest] for p in parents])
     uri = join(store, "evaluations", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
     from clipmill.tasks.predictor import Predictor
 
-    predictor = Predictor.open(model, num_threads=card.recipe["train"]["num_threads"])
+    predictor = Predictor.open(model, num_threads=metadata.recipe["train"]["num_threads"])
     task = predictor.task
     _check_classes(model, predictor.classes, task.classes(folder))
-    found = task.evaluate(
+    output = task.evaluate(
         lambda image_HW3: predictor.predict([image_HW3])[0],
-        task.config_type.from_json(predictor.card.architecture["config"]),
+        task.config_type.from_json(predictor.metadata.architecture["config"]),
         folder,
         num_samples=NUM_SAMPLES,
         report=report,
     )
-    for index, sample in enumerate(found.samples):
-        pictures = {
+    for index, sample in enumerate(output.samples):
+        images = {
             "image": sample.image_HW3,
-            "truth": task.draw(sample.truth, sample.image_HW3, predictor.classes),
-            "prediction": task.draw(sample.prediction, sample.image_HW3, predictor.classes),
+            "truth": task.visualize(sample.truth, sample.image_HW3, predictor.classes),
+            "prediction": task.visualize(sample.prediction, sample.image_HW3, predictor.classes),
         }
-        for name, picture_HW3 in pictures.items():
-            write_bytes(join(uri, f"{index:02d}-{name}.png"), to_png(picture_HW3))
-    if found.per_image:
+        for name, pixels_HW3 in images.items():
+            write_bytes(join(uri, f"{index:02d}-{name}.png"), encode_png(pixels_HW3))
+    if output.per_image:
         # Rows are paired by their number: models that are compared see the same images.
-        write_bytes(join(uri, _PER_IMAGE), save(dict(found.per_image)))
-    figure = found.metrics[task.metric.name]
+        write_bytes(join(uri, _PER_IMAGE), save(dict(output.per_image)))
+    value = output.metrics[task.metric.name]
     write_json(
         join(uri, _RESULT),
         {
@@ -102,34 +117,93 @@ def evaluate(model: str, data: str, store: str, *, report: Report) -> str:
             "kind": "evaluation",
             "digest": digest,
             "task": task.name,
-            "metrics": found.metrics,
-            "num_samples": len(found.samples),
+            "metrics": output.metrics,
+            "num_samples": len(output.samples),
             "parents": [p.to_json() for p in parents],
-            "summary": {task.metric.name: f"{figure:.3f} {task.metric.unit}"},
+            "summary": {task.metric.name: f"{value:.3f} {task.metric.unit}"},
         },
     )
     return uri
 
 
-def _check_classes(model: str, known: tuple[str, ...], found: tuple[str, ...]) -> None:
-    if found == known:
+def _check_classes(model: str, known: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    if classes == known:
         return
     number = next(
-        (n for n, (a, b) in enumerate(zip(known, found, strict=False)) if a != b),
-        min(len(known), len(found)),
+        (n for n, (a, b) in enumerate(zip(known, classes, strict=False)) if a != b),
+        min(len(known), len(classes)),
     )
-    names = [repr(c[number]) if number < len(c) else "missing" for c in (known, found)]
+    names = [repr(c[number]) if number < len(c) else "missing" for c in (known, classes)]
     raise ArtifactError(
-        f"{model} knows {len(known)} classes, the data has {len(found)}; "
-        f"class {number} is {names[0]} there and {names[1]} here",
+        f"{model} knows {len(known)} classes, the data has {len(classes)}; "
+        f"class {number} is {names[0]} in the model and {names[1]} in the data",
         expected="a model that was trained for the data's class list",
-        action="give the data that it was made for, or fine-tune on this",
+        action="give the data that it was trained on, or fine-tune on this",
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultLocation:
+    """Address of an evaluation, and the inputs that determine it."""
+
+    uri: str
+    """Address under the store, by the digest."""
+    digest: str
+    """Digest of the task, its configuration, the model and the data."""
+    task: str
+    """``zero-shot`` or ``retrieval``."""
+    recipe: Mapping[str, object]
+    """The config's JSON."""
+    parents: tuple[Parent, ...]
+    """Model and data."""
+
+    @property
+    def result_exists(self) -> bool:
+        """Whether the evaluation was written."""
+        return exists(join(self.uri, _RESULT))
+
+    def write_result(self, metrics: Mapping[str, float], summary: Mapping[str, str]) -> str:
+        """Write the evaluation, and return its URI."""
+        write_json(
+            join(self.uri, _RESULT),
+            {
+                "format": 1,
+                "kind": "evaluation",
+                "digest": self.digest,
+                "task": self.task,
+                "recipe": self.recipe,
+                "metrics": dict(metrics),
+                "num_samples": 0,
+                "parents": [p.to_json() for p in self.parents],
+                "summary": dict(summary),
+            },
+        )
+        return self.uri
+
+
+def _metric_name(stored: str) -> str:
+    prefix, dot, reason = stored.partition("skipped.")
+    return f"skipped.{BadSampleReason.parse(reason)}" if dot and not prefix else stored
 
 
 def read_evaluation(uri: str) -> EvaluationResult:
-    """The result at ``uri``; NotFoundError or ArtifactError where none or another thing lies."""
-    value = read_artifact_file(uri, _RESULT, "clipmill evaluate")
+    """Read the evaluation at ``uri``.
+
+    Raises:
+        NotFoundError: there is none.
+        ArtifactError: the artifact is damaged or of another kind.
+
+    Example:
+        >>> config = clipmill.get_recipe(
+        ...     "linear-segmentation-tiny", clipmill.FinetuneConfig, ["train.steps=2"]
+        ... )
+        >>> encoder = "random:timm/test_byobnet"
+        >>> model = clipmill.finetune(config, encoder, "labels", "out")
+        >>> result = clipmill.read_evaluation(clipmill.evaluate(model, "labels", "out"))
+        >>> result.task, result.num_samples
+        ('segmentation', 2)
+    """
+    value = read_artifact_file(uri, _RESULT, "clipmill eval task")
     model, data = (Parent.from_json(p) for p in value["parents"])
     return EvaluationResult(
         uri=uri,
@@ -137,6 +211,6 @@ def read_evaluation(uri: str) -> EvaluationResult:
         task=value["task"],
         model=model,
         data=data,
-        metrics=value["metrics"],
+        metrics={_metric_name(name): number for name, number in value["metrics"].items()},
         num_samples=value["num_samples"],
     )

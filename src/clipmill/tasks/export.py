@@ -1,24 +1,31 @@
-"""A model in another library's format, with a README.md that says what it was made from."""
+"""Export a model to another library's format, with a model card as README.md."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.checkpoint import load_checkpoint
-from clipmill.models.export.card import model_card
-from clipmill.models.export.encoder import ENCODER_FORMATS
-from clipmill.models.export.files import Exported
-from clipmill.models.towers import ClipConfig
-from clipmill.storage import replacing
-from clipmill.storage.lineage import read_artifact
-from clipmill.tasks.onnx_graph import export_onnx
+from clipmill.lineage import read_artifact
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint
+from clipmill.models.config import ClipConfig, EncoderConfig
+from clipmill.models.export import ENCODER_FORMATS
+from clipmill.models.export.base import ExportResult, missing_extra_error, origin, render_model_card
+from clipmill.storage import atomic_write
+from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.registry import get_task
 
-_NEEDED: Final = {"clip": "an encoder", "task": "a task model"}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ONNX_FILE = "model.onnx"
+_ONNX_OPSET = 18
+_KIND_NAMES: Final = {"clip": "an encoder", "task": "a task model"}
 FORMATS: Final = {**dict.fromkeys(ENCODER_FORMATS, "clip"), "onnx": "task"}
-"""Formats, and the kind of checkpoint that each takes."""
+"""Export formats, with the kind of checkpoint that each takes."""
 
 
-def export(uri: str, folder: Path, target: str) -> Exported:
+def export(uri: str, folder: Path, target: str) -> ExportResult:
     """Write the model at ``uri`` into ``folder`` for the library ``target``.
 
     Raises:
@@ -32,25 +39,119 @@ def export(uri: str, folder: Path, target: str) -> Exported:
             action="choose one with --to",
         )
     kind = str(read_artifact(uri)["kind"])
-    if kind not in _NEEDED:
+    if kind not in _KIND_NAMES:
         raise ArtifactError(
             f"{uri} is a {kind}, not an encoder or a task model",
             expected="a CLIP encoder of clipmill pretrain, or a task model of clipmill finetune",
-            action="give the URI of one; clipmill runs STORE lists them",
+            action="give the URI of one; `clipmill ls STORE` lists them",
         )
     if kind != FORMATS[target]:
         fitting = [name for name, needed in FORMATS.items() if needed == kind]
         raise ArtifactError(
-            f"{uri} is {_NEEDED[kind]}, and {target} takes {_NEEDED[FORMATS[target]]}",
+            f"{uri} is {_KIND_NAMES[kind]}, and {target} takes {_KIND_NAMES[FORMATS[target]]}",
             expected=f"--to {' or '.join(fitting)}",
             action="choose another format, or another model",
         )
-    card, tensors = load_checkpoint(uri)
+    metadata, tensors = load_checkpoint(uri)
     if kind == "clip":
-        config = ClipConfig.from_json(card.architecture)
-        made = ENCODER_FORMATS[target](card, config, tensors, folder)
+        config = ClipConfig.from_json(metadata.architecture)
+        result = ENCODER_FORMATS[target](metadata, config, tensors, folder)
     else:
-        made = export_onnx(card, tensors, folder)
-    with replacing(folder / "README.md") as path:
-        path.write_text(model_card(card, made), "utf-8")
-    return made
+        result = export_onnx(metadata, tensors, folder)
+    with atomic_write(folder / "README.md") as path:
+        path.write_text(render_model_card(metadata, result), "utf-8")
+    return result
+
+
+def export_onnx(
+    metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]", folder: Path
+) -> ExportResult:
+    """Write ``model.onnx``: ``images`` (B, 3, S, S) in 0..1 to the task's one output.
+
+    S is the side that the model is tested at. Normalization is in the graph, resizing isn't; the
+    metadata says so, and names the classes.
+
+    Raises:
+        ConfigError: onnx isn't installed, or the task's outputs differ in number by image.
+    """
+    import torch
+
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # torch.onnx needs it
+    except ImportError as error:
+        raise missing_extra_error(str(error.name), "export") from error
+
+    network, size = _build_network(metadata, tensors)
+    output = get_task(str(metadata.architecture["task"])).outputs[0]
+    # Two, since an exporter takes a size of 1 for a constant.
+    example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamo=True,
+        opset_version=_ONNX_OPSET,
+        input_names=["images"],
+        output_names=[output.name],
+        dynamic_shapes=({0: "batch"},),
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    prepared = {
+        "input": f"images (B, 3, {size}, {size}), RGB, float32 in 0..1; normalized in the graph",
+        "resize": f"to {size} x {size} before the graph, bilinear with antialiasing",
+    }
+    about = {
+        "task": str(metadata.architecture["task"]),
+        "classes": json.dumps(metadata.architecture["classes"]),
+        "output": f"{output.name}: {output.unit}",
+    }
+    properties = about | prepared | origin(metadata)
+    onnx.helper.set_model_props(model, {f"clipmill.{k}": v for k, v in properties.items()})
+    onnx.checker.check_model(model)
+    target = folder / _ONNX_FILE
+    with atomic_write(target) as path:
+        onnx.save(model, path)
+    return ExportResult(
+        name=str(target),
+        usage=(
+            "import numpy, onnxruntime\n\n"
+            f'session = onnxruntime.InferenceSession("{target}")\n'
+            f"images = numpy.zeros((1, 3, {size}, {size}), numpy.float32)  # RGB in 0..1\n"
+            f'({output.name},) = session.run(None, {{"images": images}})'
+        ),
+        library="onnx",
+        preprocessing=about | prepared,
+    )
+
+
+def _build_network(
+    metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]"
+) -> tuple[Any, int]:
+    """Build the inference network; with it the side of square images that it needn't resize.
+
+    Raises:
+        ConfigError: the number of outputs differs by image, which the graph can't express.
+    """
+    from clipmill.models.execution import fuse_branches
+
+    name = str(metadata.architecture["task"])
+    task = get_task(name)
+    if any("N" in output.shape for output in task.outputs):
+        raise ConfigError(
+            f"{metadata.uri} is a {name} model, whose number of objects differs by image",
+            expected="a segmentation, depth or classification model",
+            action="serve it with clipmill serve",
+        )
+    config = task.config_type.from_json(metadata.architecture["config"])
+    network = task.build_inference_model(
+        config,
+        EncoderConfig.from_json(metadata.architecture["encoder"]),
+        tuple(metadata.architecture["classes"]),
+    )
+    network.load_state_dict(tensors)
+    size = task.input_sizes(config)[-1]
+    if isinstance(config, ClassificationConfig):  # whose network takes the central part
+        size = round(size / config.test_crop)
+    return fuse_branches(network).eval(), size

@@ -1,4 +1,4 @@
-"""A trained task model, ready to be asked: images in, named arrays for each out."""
+"""Run a trained task model on images."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,52 +6,66 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from clipmill.errors import ArtifactError
-from clipmill.models.checkpoint import ModelCard, load_checkpoint
-from clipmill.models.embedding import Listener, watch_encoder
-from clipmill.models.encoders import EncoderConfig
-from clipmill.tasks.contract import OutputSpec, Prediction, Task
-from clipmill.tasks.registry import task_named
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint
+from clipmill.models.config import EncoderConfig
+from clipmill.models.embedding_stats import EmbeddingCallback, register_embedding_hook
+from clipmill.tasks.base import OutputSpec, Prediction, Task
+from clipmill.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Predictor:
-    """One model on one device. Not thread-safe: call it from one thread at a time."""
+    """One task model on one device; a GPU where there is one.
 
-    def __init__(self, card: ModelCard, tensors: "Mapping[str, Tensor]") -> None:
-        """The network of a checkpoint, its encoder's branches fused.
+    Not thread-safe: call it from one thread at a time.
+
+    Example:
+        >>> config = clipmill.get_recipe(
+        ...     "linear-segmentation-tiny", clipmill.FinetuneConfig, ["train.steps=2"]
+        ... )
+        >>> encoder = "random:timm/test_byobnet"
+        >>> model = clipmill.finetune(config, encoder, "labels", "out")
+        >>> predictor = clipmill.Predictor.open(model)
+        >>> prediction = predictor(Image.open("image.jpg"))
+        >>> prediction["classes"].shape  # class ids, as in predictor.classes
+        (64, 64)
+    """
+
+    def __init__(self, metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]") -> None:
+        """Build the network of a checkpoint, with the encoder's branches fused.
 
         Raises:
-            ArtifactError: it is no task model.
+            ArtifactError: the checkpoint is no task model.
         """
         import torch
 
-        from clipmill.models.cpu_threads import CpuThreads
-        from clipmill.models.reparameterise import reparameterised
+        from clipmill.models.execution import InferenceThreadPool, fuse_branches
 
-        if card.kind != "task":
+        if metadata.kind != "task":
             raise ArtifactError(
-                f"{card.uri} is a checkpoint of kind {card.kind!r}",
+                f"{metadata.uri} is a checkpoint of kind {metadata.kind!r}",
                 expected="a task model, as finetune makes",
                 action="fine-tune the encoder first and give that URI",
             )
-        self.card: ModelCard = card
-        self.task: Task[Any] = task_named(card.architecture["task"])
-        self.classes: tuple[str, ...] = tuple(card.architecture["classes"])
+        self.metadata: CheckpointMetadata = metadata
+        self.task: Task[Any] = get_task(metadata.architecture["task"])
+        self.classes: tuple[str, ...] = tuple(metadata.architecture["classes"])
         """Class names by id; empty where the task has none."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network = self.task.network(
-            self.task.config_type.from_json(card.architecture["config"]),
-            EncoderConfig.from_json(card.architecture["encoder"]),
+        network = self.task.build_inference_model(
+            self.task.config_type.from_stored(metadata.architecture["config"], metadata.uri),
+            EncoderConfig.from_stored(metadata.architecture["encoder"], metadata.uri),
             self.classes,
         )
         network.load_state_dict(tensors)
-        network = reparameterised(network).to(memory_format=torch.channels_last)
+        network = fuse_branches(network).to(memory_format=torch.channels_last)
         self._network = network.to(self._device)
-        self._cpu = CpuThreads() if self._device.type == "cpu" else None
+        self._cpu = InferenceThreadPool() if self._device.type == "cpu" else None
         # Its own, so that models in one process don't wait for each other.
         self._stream = (
             torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -61,24 +75,29 @@ class Predictor:
 
     @classmethod
     def open(cls, uri: str, *, num_threads: int = 0) -> Self:
-        """Load and verify the checkpoint at ``uri``; threads are as in :func:`use_threads`.
+        """Load and verify the checkpoint at ``uri``; threads as in :func:`set_num_threads`.
 
         Raises:
-            NotFoundError: nothing lies there.
-            ArtifactError: it is cut, changed, or no task model.
+            NotFoundError: there is no checkpoint.
+            ArtifactError: the checkpoint is damaged, or no task model.
         """
-        from clipmill.models.cpu_threads import use_threads
+        from clipmill.models.execution import set_num_threads
 
-        use_threads(num_threads)
+        set_num_threads(num_threads)
         return cls(*load_checkpoint(uri))
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
-        """Names, types, units and shapes of what :meth:`predict` gives."""
+        """Names, types, units and shapes of the arrays of a prediction."""
         return self.task.outputs
 
+    def __call__(self, image: Image.Image) -> Prediction:
+        """Return the prediction for an image, upright: arrays by the names of ``outputs``."""
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return self.predict([np.asarray(upright)])[0]
+
     def predict(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
-        """A prediction for each image (H, W, 3) uint8; sizes may differ."""
+        """Return a prediction for each image (H, W, 3) uint8; sizes may differ."""
         if self._cpu is not None:
             return self._cpu.map(lambda image_HW3: self._run([image_HW3])[0], images)
         by_size = defaultdict(list)
@@ -86,13 +105,13 @@ class Predictor:
             by_size[image_HW3.shape].append(index)
         predictions: list[Prediction] = [{}] * len(images)
         for indices in by_size.values():
-            found = self._run([images[i] for i in indices])
-            for index, prediction in zip(indices, found, strict=True):
+            outputs = self._run([images[i] for i in indices])
+            for index, prediction in zip(indices, outputs, strict=True):
                 predictions[index] = prediction
         return predictions
 
     def _run(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
-        """Predictions of images of one size."""
+        """Return predictions for images of one size."""
         import torch
 
         on_gpu = self._device.type == "cuda"
@@ -100,23 +119,23 @@ class Predictor:
         batch_BHW3 = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
         np.stack(images, out=batch_BHW3.numpy())
         with torch.inference_mode(), torch.cuda.stream(self._stream):
-            moved_B3HW = batch_BHW3.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-            return self._by_image(self._network(moved_B3HW.float().div_(255)))
+            device_B3HW = batch_BHW3.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            return self._split_outputs(self._network(device_B3HW.float().div_(255)))
 
-    def watch(self, listener: Listener) -> None:
-        """From now on let ``listener`` hear the encoder's embedding of each image."""
-        watch_encoder(self._network, self._network.get_submodule("encoder"), listener)
+    def add_embedding_hook(self, hook: EmbeddingCallback) -> None:
+        """Call ``hook`` with the encoder's embedding (1, width) of each image from now on."""
+        register_embedding_hook(self._network, self._network.get_submodule("encoder"), hook)
 
-    def draw(self, prediction: Prediction, image_HW3: NDArray[Any]) -> NDArray[Any]:
-        """A picture (H, W, 3) uint8 of a prediction, on or instead of its image."""
-        return self.task.draw(prediction, image_HW3, self.classes)
+    def visualize(self, prediction: Prediction, image_HW3: NDArray[Any]) -> NDArray[Any]:
+        """Draw a prediction, on or instead of its image, as RGB (H, W, 3) uint8."""
+        return self.task.visualize(prediction, image_HW3, self.classes)
 
-    def _by_image(self, found: "Tensor | list[dict[str, Tensor]]") -> list[Prediction]:
-        """What the network gave, as arrays of the promised types."""
-        if not isinstance(found, list):
-            (output,) = self.outputs
-            found = [{output.name: tensor} for tensor in found.cpu()]
+    def _split_outputs(self, outputs: "Tensor | list[dict[str, Tensor]]") -> list[Prediction]:
+        """Split the network's outputs by image, as arrays of the specified types."""
+        if not isinstance(outputs, list):
+            (spec,) = self.outputs
+            outputs = [{spec.name: tensor} for tensor in outputs.cpu()]
         return [
             {o.name: tensors[o.name].cpu().numpy().astype(o.dtype) for o in self.outputs}
-            for tensors in found
+            for tensors in outputs
         ]

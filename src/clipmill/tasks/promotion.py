@@ -1,99 +1,107 @@
-"""Promotion: a model serves only if it passes the gate and beats the one that serves now."""
+"""Promote the best model of a task if it reaches a minimum metric and beats the current one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipmill.config import Config
-from clipmill.digest import digest_json
+from clipmill.config import Config, digest_json
 from clipmill.errors import ConfigError, GateError
-from clipmill.storage import exists, join, read_artifact_file, write_json
+from clipmill.lineage import read_artifact_file
+from clipmill.storage import exists, join, write_json
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
-from clipmill.tasks.registry import task_named
+from clipmill.tasks.registry import get_task
 
 _RECORD = "promotion.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GateConfig(Config):
-    """What a model must reach to be served."""
+class PromotionConfig(Config):
+    """Condition for a model to be promoted."""
 
     task: str
     """Name of the task."""
     threshold: float
-    """Value of the task's metric that must be reached, in its unit."""
+    """Minimum of the task's metric (maximum where lower is better), in its unit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Promotion:
-    """What a promotion decided."""
+    """Content of a promotion record."""
 
     uri: str
-    """Where its record lies."""
+    """Address of the record."""
     evaluation: EvaluationResult
-    """The evaluation of the model that serves now."""
+    """Evaluation of the promoted model."""
     replaced: bool
-    """Whether another model served before, or none."""
+    """Whether this call replaced the promoted model, or promoted the first."""
 
 
-def promote(gate: GateConfig, evaluations: Sequence[str], store: str) -> Promotion:
-    """Let the best of the judged models serve, if it may; what serves from now on.
+def promote(config: PromotionConfig, evaluations: Sequence[str], store: str) -> Promotion:
+    """Promote the best of the evaluated models; return the promotion in effect afterwards.
 
-    A candidate that fails leaves the model serving that did. One that is judged on other data than
-    the serving model can't be compared with it, and replaces it on the gate's word alone.
+    The current model stays if no candidate reaches the threshold or beats it. A candidate that was
+    evaluated on other data can't be compared with the current one, and only has to reach the
+    threshold.
 
     Raises:
-        GateError: no candidate passes, and nothing serves yet.
+        GateError: no candidate reaches the threshold, and none was promoted before.
     """
-    metric = task_named(gate.task).metric
+    metric = get_task(config.task).metric
     results = [read_evaluation(uri) for uri in evaluations]
-    candidates = [r for r in results if r.task == gate.task]
+    candidates = [r for r in results if r.task == config.task]
     if results and not candidates:
         raise ConfigError(
-            f"no evaluation is of the task {gate.task!r}, but of "
+            f"no evaluation is of the task {config.task!r}, but of "
             + ", ".join(sorted({r.task for r in results})),
-            expected=f"at least one evaluation of a {gate.task} model",
-            action=f"name the evaluations' task, or give what `clipmill evaluate` printed for a "
-            f"{gate.task} model",
+            expected=f"at least one evaluation of a {config.task} model",
+            action=f"name the evaluations' task, or give what `clipmill eval task` printed for a "
+            f"{config.task} model",
         )
     best = max(
-        candidates, key=lambda r: metric.gain(r.metrics[metric.name], gate.threshold), default=None
+        candidates,
+        key=lambda r: metric.improvement(r.metrics[metric.name], config.threshold),
+        default=None,
     )
-    place = join(store, "serving", gate.task)
-    serving = read_promotion(place).evaluation if exists(join(place, _RECORD)) else None
-    if best is None or metric.gain(best.metrics[metric.name], gate.threshold) < 0:
-        if serving is not None:
-            return Promotion(uri=place, evaluation=serving, replaced=False)
-        found = "none was judged" if best is None else f"{best.metrics[metric.name]:.4g}"
+    uri = join(store, "serving", config.task)
+    current = read_promotion(uri).evaluation if exists(join(uri, _RECORD)) else None
+    if best is None or metric.improvement(best.metrics[metric.name], config.threshold) < 0:
+        if current is not None:
+            return Promotion(uri=uri, evaluation=current, replaced=False)
+        value = "none was evaluated" if best is None else f"{best.metrics[metric.name]:.4g}"
+        bound = "at least" if metric.higher_is_better else "at most"
         raise GateError(
-            f"no {gate.task} model may serve: the best {metric.name} is {found}",
-            expected=f"{'at least' if metric.higher_is_better else 'at most'} {gate.threshold:.4g}"
-            f" {metric.unit}",
+            f"no {config.task} model may serve: the best {metric.name} is {value}",
+            expected=f"{bound} {config.threshold:.4g} {metric.unit}",
             action="train longer or on better data, or lower the gate",
         )
-    if serving is not None and serving.data.digest == best.data.digest:
-        over = serving.metrics[metric.name]
-        if metric.gain(best.metrics[metric.name], over) <= 0:
-            return Promotion(uri=place, evaluation=serving, replaced=False)
+    if current is not None and current.data.digest == best.data.digest:
+        baseline = current.metrics[metric.name]
+        if metric.improvement(best.metrics[metric.name], baseline) <= 0:
+            return Promotion(uri=uri, evaluation=current, replaced=False)
     parents = [
         best.model.to_json() | {"role": "model"},
         {"role": "evaluation", "uri": best.uri, "digest": best.digest},
     ]
     write_json(
-        join(place, _RECORD),
+        join(uri, _RECORD),
         {
             "format": 1,
             "kind": "promotion",
-            "digest": digest_json([gate.digest, best.digest]),
-            "gate": gate.to_json(),
+            "digest": digest_json([config.digest, best.digest]),
+            "gate": config.to_json(),
             "evaluation": best.uri,
             "parents": parents,
             "summary": {metric.name: f"{best.metrics[metric.name]:.3f} {metric.unit}"},
         },
     )
-    return Promotion(uri=place, evaluation=best, replaced=True)
+    return Promotion(uri=uri, evaluation=best, replaced=True)
 
 
 def read_promotion(uri: str) -> Promotion:
-    """The record at ``uri``; NotFoundError or ArtifactError where none or another thing lies."""
+    """Read the promotion at ``uri``.
+
+    Raises:
+        NotFoundError: there is none.
+        ArtifactError: the record is damaged or of another kind.
+    """
     value = read_artifact_file(uri, _RECORD, "clipmill promote")
     return Promotion(uri=uri, evaluation=read_evaluation(value["evaluation"]), replaced=False)

@@ -1,13 +1,13 @@
-"""The tasks that there are, by name."""
+"""Tasks by name."""
 
 from typing import Any
 
 from clipmill.errors import ConfigError, suggestion
-from clipmill.tasks.classification import ClassificationTask
-from clipmill.tasks.contract import Task
-from clipmill.tasks.depth import DepthTask
-from clipmill.tasks.detection import DetectionTask
-from clipmill.tasks.segmentation import SegmentationTask
+from clipmill.tasks.base import Task
+from clipmill.tasks.classification.task import ClassificationTask
+from clipmill.tasks.depth.task import DepthTask
+from clipmill.tasks.detection.task import DetectionTask
+from clipmill.tasks.segmentation.task import SegmentationTask
 
 TASKS: dict[str, Task[Any]] = {
     task.name: task
@@ -15,8 +15,12 @@ TASKS: dict[str, Task[Any]] = {
 }
 
 
-def task_named(name: str) -> Task[Any]:
-    """The task of that name, or a ConfigError that lists them."""
+def get_task(name: str) -> Task[Any]:
+    """Return the task of that name.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
     if name not in TASKS:
         raise ConfigError(
             f"{name!r} is not a task",

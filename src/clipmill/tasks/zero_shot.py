@@ -1,66 +1,140 @@
-"""Zero-shot classification: a class is the mean embedding of sentences about it.
+"""Zero-shot classification with a CLIP: a class is the mean embedding of sentences about it.
 
-Radford et al. 2021, section 3.1. Shapes: B images, C classes, D embedding width.
+Radford et al. 2021, section 3.1. Images are ImageNet's folder layout, or WebDataset tars. Shapes:
+B images, C classes, D embedding width.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.data.scoring.clip import ClipTowers, judge_parent
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.config import Config, digest_json, sha256_bytes
+from clipmill.data.labeled.folder import fetch_folder
+from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers, scoring_clip_parent
+from clipmill.data.sources.base import IMAGE_SUFFIXES
+from clipmill.data.sources.files import PreadFile, files_digest, matching_files, relative_names
+from clipmill.data.sources.webdataset import Member, TruncatedTarError, members
+from clipmill.errors import BadSampleError, BadSampleReason, ConfigError, SourceError
 from clipmill.images import decode_rgb
-from clipmill.stages import Report
-from clipmill.tasks.zero_shot_config import ZeroShotConfig
-from clipmill.tasks.zero_shot_data import ClassPictures, open_pictures
-from clipmill.tasks.zero_shot_prompts import class_names, prompt_templates
-from clipmill.tasks.zero_shot_result import is_judged, result_place, write_result
+from clipmill.lineage import Parent
+from clipmill.stage_records import ProgressCallback
+from clipmill.storage import join
+from clipmill.tasks.evaluation import ResultLocation
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _BATCH = 64
 
+LABEL_KEY = "cls"
+"""What WebDataset calls the member that holds a sample's class."""
 
-def zero_shot(config: ZeroShotConfig, data: str, store: str, *, report: Report) -> str:
-    """Judge a CLIP on labelled pictures; the URI of the evaluation, under ``store``.
+
+IMAGENET = "imagenet"
+"""In place of a file of class names: OpenAI's names of ImageNet's classes, in wnid order."""
+
+
+PromptSet = Literal["openai-80", "openai-7", "plain", "given"]
+"""OpenAI's 80 sentences for ImageNet, their best 7, a photo alone, or the config's own."""
+
+
+ConfigT = TypeVar("ConfigT", bound="ClipEvaluationConfig")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipEvaluationConfig(Config):
+    """Configuration shared by the evaluations of a CLIP without training."""
+
+    clip: ClipScoreConfig = ClipScoreConfig()
+    """The CLIP to evaluate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroShotConfig(ClipEvaluationConfig):
+    """Configuration of zero-shot classification."""
+
+    prompts: PromptSet = "openai-80"
+    """Sentences whose mean embedding stands for a class (Radford et al. 2021, section 3.1.4)."""
+    templates: tuple[str, ...] = ()
+    """Sentences for ``prompts=given``, each with ``{}`` for the class's name."""
+    classes: str = ""
+    """Text file of class names, ``imagenet``, or empty for the data's own."""
+    split: str = "val"
+    """Subfolder of the split; empty where the classes' folders are at the top."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabeledImage:
+    """An encoded image with its class."""
+
+    data: bytes
+    """The image file."""
+    label: str
+    """Name of the class, or its id as digits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabeledImages:
+    """Labeled images in files or tars, read on iteration."""
+
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of their ids; empty where only numbers are known."""
+    files: tuple[tuple[Path, int], ...] = ()
+    """Image files of a folder, each with its class id."""
+    tars: tuple[Path, ...] = ()
+    """Tars of images, where the data isn't a folder."""
+    parent: Parent
+    """The data as a parent in the lineage."""
+
+    def __iter__(self) -> Iterator[LabeledImage | BadSampleError]:
+        """Yield every image, or the error of an unusable sample, in order."""
+        for path, label in self.files:
+            yield LabeledImage(data=path.read_bytes(), label=str(label))
+        for tar in self.tars:
+            yield from _samples(tar)
+
+
+def zero_shot(config: ZeroShotConfig, data: str, store: str, *, report: ProgressCallback) -> str:
+    """Evaluate a CLIP on labeled images; return the URI of the evaluation, under ``store``.
 
     Metrics: ``top1``, ``top5`` and ``mean_per_class`` (mean recall over the classes that have
-    pictures), percent. Pictures that can't be used are left out and counted by reason, as
-    ``skipped.REASON``. A result that is there already is returned at once.
+    images), percent. Unusable images are left out and counted by reason, as ``skipped.REASON``. An
+    existing result is returned at once.
 
     Raises:
-        SourceError: there are no pictures, or a label is no class.
-        ConfigError: there is no such model, or a template has no place for a name.
+        SourceError: there are no images, or a label is no class.
+        ConfigError: there is no such model, or a template lacks ``{}``.
     """
-    pictures = open_pictures(data, config.split)
-    parents = (judge_parent(config.clip, "model"), pictures.parent)
-    place = result_place(store, "zero-shot", config, parents, config.classes)
-    if is_judged(place):
-        return place.uri
-    names = class_names(config.classes, pictures.classes)
+    images = open_labeled_images(data, config.split)
+    parents = (scoring_clip_parent(config.clip, "model"), images.parent)
+    location = result_location(store, "zero-shot", config, parents, config.classes)
+    if location.result_exists:
+        return location.uri
+    names = class_names(config.classes, images.classes)
     if not names:
         raise SourceError(
             f"{data} names no classes",
-            expected="classnames.txt beside the tars, or a list of classes",
+            expected="classnames.txt next to the tars, or a list of classes",
             action="give one with --classes",
         )
     towers = ClipTowers(config.clip)
     templates = prompt_templates(config.prompts, config.templates)
     classes_CD = class_embeddings(towers, names, templates)
-    scores_BC, labels_B, skipped = _scores(towers, classes_CD, pictures, names, report)
+    scores_BC, labels_B, skipped = _scores(towers, classes_CD, images, names, report)
     metrics = {k: 100 * v for k, v in accuracies(scores_BC, labels_B).items()}
     metrics |= {f"skipped.{reason}": float(count) for reason, count in sorted(skipped.items())}
-    return write_result(place, metrics, {"top1": f"{metrics['top1']:.2f} %"})
+    return location.write_result(metrics, {"top1": f"{metrics['top1']:.2f} %"})
 
 
 def class_embeddings(
     towers: ClipTowers, names: Sequence[str], templates: Sequence[str]
 ) -> NDArray[np.float32]:
-    """Unit vectors (C, D): the mean over templates of unit embeddings, brought to length 1."""
+    """Return unit vectors (C, D): normalized means over templates of unit embeddings."""
     sentences = [template.replace("{}", name) for name in names for template in templates]
     parts = [
         towers.encode_texts(sentences[start : start + towers.batch_size])
@@ -72,9 +146,9 @@ def class_embeddings(
 
 
 def accuracies(scores_BC: NDArray[np.float32], labels_B: NDArray[np.int64]) -> dict[str, float]:
-    """``top1``, ``top5`` and ``mean_per_class``, as shares.
+    """Compute ``top1``, ``top5`` and ``mean_per_class``, as fractions.
 
-    A tie counts against: another class as near as the right one is taken to be before it. With
+    Ties count as errors: a class as similar as the right one ranks before it. With
     fewer than five classes top5 is 1.
     """
     own_B1 = np.take_along_axis(scores_BC, labels_B[:, None], axis=1)
@@ -91,53 +165,220 @@ def accuracies(scores_BC: NDArray[np.float32], labels_B: NDArray[np.int64]) -> d
 def _scores(
     towers: ClipTowers,
     classes_CD: NDArray[np.float32],
-    pictures: ClassPictures,
+    images: LabeledImages,
     names: Sequence[str],
-    report: Report,
+    report: ProgressCallback,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], Counter[str]]:
-    """Similarities (B, C), labels (B,), and the pictures that were left out, by reason."""
-    numbers = {name: i for i, name in enumerate(pictures.classes or names)}
-    total = len(pictures.files)
+    """Return similarities (B, C), labels (B,), and counts of skipped images by reason."""
+    numbers = {name: i for i, name in enumerate(images.classes or names)}
+    total = len(images.files)
     scores: list[NDArray[np.float32]] = []
     labels: list[int] = []
     skipped: Counter[str] = Counter()
-    waiting: list[Image.Image] = []
+    batch: list[Image.Image] = []
 
-    def judge() -> None:
-        scores.append(towers.encode_images(waiting) @ classes_CD.T)
-        waiting.clear()
-        report(len(labels), max(total, len(labels)), "judged")
+    def score_batch() -> None:
+        scores.append(towers.encode_images(batch) @ classes_CD.T)
+        batch.clear()
+        report(len(labels), max(total, len(labels)), "evaluated")
 
-    for found in pictures:
-        if isinstance(found, BadSampleError):
-            skipped[found.reason] += 1
+    for sample in images:
+        if isinstance(sample, BadSampleError):
+            skipped[sample.reason] += 1
             continue
-        label = _number(found.label, numbers, len(names))
+        label = _class_id(sample.label, numbers, len(names))
         try:
-            waiting.append(decode_rgb(found.data))
+            batch.append(decode_rgb(sample.data))
         except BadSampleError as error:
             skipped[error.reason] += 1
             continue
         labels.append(label)
-        if len(waiting) == _BATCH:
-            judge()
-    if waiting:
-        judge()
+        if len(batch) == _BATCH:
+            score_batch()
+    if batch:
+        score_batch()
     if not labels:
         raise SourceError(
-            f"none of the data's {sum(skipped.values())} pictures can be used",
+            f"none of the data's {sum(skipped.values())} images can be used",
             expected="JPEG, PNG or WebP files with labels",
-            action=f"mend the data; left out were {dict(skipped)}",
+            action=f"fix the data; skipped were {dict(skipped)}",
         )
     return np.concatenate(scores), np.array(labels, np.int64), skipped
 
 
-def _number(label: str, numbers: dict[str, int], num_classes: int) -> int:
+def _class_id(label: str, numbers: dict[str, int], num_classes: int) -> int:
     number = numbers.get(label, int(label) if label.isascii() and label.isdigit() else -1)
     if not 0 <= number < num_classes:
         raise SourceError(
-            f"a picture has the class {label!r}",
+            f"an image has the class {label!r}",
             expected=f"a number from 0 to {num_classes - 1}, or one of the classes' names",
             action="give the list of classes that the data was labelled with",
         )
     return number
+
+
+def prompt_templates(prompts: PromptSet, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return sentences with ``{}`` for the class's name.
+
+    Raises:
+        ConfigError: none are given, or one has no ``{}``.
+    """
+    if prompts == "plain":
+        return ("a photo of a {}.",)
+    if prompts != "given":
+        import open_clip
+
+        known = {
+            "openai-80": open_clip.OPENAI_IMAGENET_TEMPLATES,
+            "openai-7": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+        }[prompts]
+        return tuple(str(template("{}")) for template in known)
+    wrong = [template for template in given if template.count("{}") != 1]
+    if wrong or not given:
+        raise ConfigError(
+            f"templates were {wrong[0]!r}" if wrong else "templates were empty",
+            expected="sentences with one {} each, where the class's name goes",
+            action="correct templates, or choose prompts=openai-80",
+        )
+    return given
+
+
+def class_names(classes: str, folders: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a name for each of the data's classes, in their order.
+
+    ``classes`` is empty for the data's own names, ``imagenet``, or a text file: a line a class, in
+    order of class ids, or ``OWN NAME<tab>WORDS`` in any order.
+
+    Raises:
+        SourceError: there is no such file, or it doesn't fit the data's classes.
+    """
+    if not classes:
+        return tuple(name.replace("_", " ") for name in folders)
+    if classes == IMAGENET:
+        import open_clip
+
+        lines = list(open_clip.IMAGENET_CLASSNAMES)
+    else:
+        path = Path(classes)
+        if not path.is_file():
+            raise SourceError(
+                f"{classes} is not a file",
+                expected=f"a text file with a line a class, or {IMAGENET!r}",
+                action="correct the path",
+            )
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if lines and all("\t" in line for line in lines):
+        named = dict(line.split("\t", 1) for line in lines)
+        missing = [name for name in folders if name not in named]
+        if missing:
+            raise SourceError(
+                f"{classes} names no class {missing[0]!r}",
+                expected=f"a line for each of the data's {len(folders)} classes",
+                action="add the line",
+            )
+        return tuple(named[name].strip() for name in folders)
+    if len(lines) < len(folders):
+        raise SourceError(
+            f"{classes} has {len(lines)} names, and the data has {len(folders)} classes",
+            expected="a name for each class",
+            action="give another list of classes",
+        )
+    return tuple(lines)
+
+
+def open_labeled_images(uri: str, split: str) -> LabeledImages:
+    """Open the images at ``uri``: a folder ``[SPLIT/]CLASS/*``, or tars (a folder, glob or file).
+
+    A tar's sample is an image with ``cls``: a class's number, or its name. ``classnames.txt`` in
+    the tars' folder, a line a class, gives the classes' names (as clip_benchmark's sets have it).
+
+    Raises:
+        SourceError: there are no images.
+    """
+    path = Path(uri)
+    if "*" in uri or _holds_tars(path) or _is_plain_tar(path):
+        base, files = matching_files(uri, (".tar",))
+        tars = relative_names(base, files)
+        digest = files_digest(tars.items(), "metadata", LABEL_KEY)
+        names = (path if path.is_dir() else path.parent) / "classnames.txt"
+        classes = names.read_text("utf-8").splitlines() if names.is_file() else []
+        return LabeledImages(
+            classes=tuple(name.strip() for name in classes if name.strip()),
+            tars=tuple(tars.values()),
+            parent=Parent(role="data", uri=str(path.absolute()), digest=digest),
+        )
+    folder, parent = fetch_folder(uri, "data")
+    root = folder / split
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    image_files = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((root / name).rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES or file.suffix == ".JPEG"
+    ]
+    if not image_files:
+        raise SourceError(
+            f"{root} has no CLASS/*.jpg, and {uri} no .tar",
+            expected="a folder of images for each class, or WebDataset tars with `cls`",
+            action="check the folder, and the split's name (--set split=... ; empty for none)",
+        )
+    return LabeledImages(classes=tuple(classes), files=tuple(image_files), parent=parent)
+
+
+def _holds_tars(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.tar"))
+
+
+def _is_plain_tar(path: Path) -> bool:
+    """A tar of samples, rather than a folder packed by ``pack_dir``, which has a digest by it."""
+    return path.suffix == ".tar" and path.is_file() and not Path(f"{path}.sha256").exists()
+
+
+def _samples(tar: Path) -> Iterator[LabeledImage | BadSampleError]:
+    file = PreadFile(tar)
+    sample: dict[str, Member] = {}
+    key = ""
+    try:
+        for member in members(file, 0, file.size):
+            folder, slash, name = member.name.rpartition("/")
+            stem, _, kind = name.partition(".")
+            if f"{folder}{slash}{stem}" != key and sample:
+                yield _read(file, key, sample)
+                sample = {}
+            key = f"{folder}{slash}{stem}"
+            sample.setdefault(kind.lower(), member)
+        cut = None
+    except TruncatedTarError as error:
+        cut = BadSampleError(BadSampleReason.TRUNCATED_TAR, f"{tar}: {error}")
+    if sample:
+        yield _read(file, key, sample)
+    if cut:
+        yield cut
+
+
+def _read(file: PreadFile, key: str, sample: dict[str, Member]) -> LabeledImage | BadSampleError:
+    image = next((m for kind, m in sample.items() if f".{kind}" in IMAGE_SUFFIXES), None)
+    label = sample.get(LABEL_KEY)
+    if image is None or label is None:
+        reason = BadSampleReason.MISSING_IMAGE if image is None else BadSampleReason.MISSING_LABEL
+        return BadSampleError(reason, f"{file.path}: {key} has {', '.join(sample)}")
+    text = file.read(label.offset, label.size).decode("utf-8", "backslashreplace").strip()
+    return LabeledImage(data=file.read(image.offset, image.size), label=text)
+
+
+def result_location(
+    store: str, task: str, config: ConfigT, parents: Sequence[Parent], file: str = ""
+) -> ResultLocation:
+    """Return the location of a result; a local ``file``'s content is part of its digest."""
+    # The parent identifies the model, and its speed settings don't change the result.
+    clip = replace(config.clip, model="", weights="", seed=0, batch_size=0, num_threads=0)
+    settings = replace(config, clip=clip).to_json()
+    content = sha256_bytes(Path(file).read_bytes()) if file and Path(file).is_file() else ""
+    digest = digest_json([task, settings, content, sorted([p.role, p.digest] for p in parents)])
+    return ResultLocation(
+        uri=join(store, "evaluations", digest[:12]),
+        digest=digest,
+        task=task,
+        recipe=config.to_json(),
+        parents=tuple(parents),
+    )

@@ -1,73 +1,76 @@
-"""Grafana dashboards: one a section of telemetry, with a panel a metric, and one of promotion.
+"""Grafana dashboards: one per group of metrics, with a panel per metric, and one of promotion.
 
-A new metric needs no work here: its section's dashboard gets a panel for it.
+A new metric needs no change here: its group's dashboard gets a panel for it.
 """
 
 from typing import Any
 
-from clipmill.cluster.monitoring.catalogue import Metric, sections
-from clipmill.cluster.monitoring.recording import error_ratio
+from clipmill.cluster.monitoring.series import PrometheusMetric, error_ratio, metrics_by_group
 
 _WIDTH, _HEIGHT, _COLUMNS = 12, 8, 2
 _QUANTILES = (0.5, 0.9, 0.99)
-_UNITS = {"_ratio": "percentunit", "_seconds": "s", "_bytes": "bytes", "_metres": "lengthm"}
-"""Grafana's, by what a metric's name says."""
-_CHOSEN = 'namespace=~"$namespace"'
+_UNITS = {"_ratio": "percentunit", "_seconds": "s", "_bytes": "bytes", "_meters": "lengthm"}
+"""Grafana's unit by a part of the metric's name."""
+_SELECTED = 'namespace=~"$namespace"'
 
 
 def dashboards() -> dict[str, dict[str, Any]]:
-    """Dashboards as Grafana's JSON, by file name without its end."""
-    found = {
+    """Return dashboards as Grafana's JSON, by file name without extension."""
+    by_name = {
         f"clipmill-{name}": _dashboard(name, [_panel(metric) for metric in metrics])
-        for name, metrics in sections().items()
+        for name, metrics in metrics_by_group().items()
     }
-    return found | {"clipmill-promotion": _dashboard("promotion", _promotion())}
+    return by_name | {"clipmill-promotion": _dashboard("promotion", _promotion())}
 
 
 def queries(dashboard: dict[str, Any]) -> list[str]:
-    """Every PromQL expression of a dashboard."""
+    """Return every PromQL expression of a dashboard."""
     return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
-def _panel(metric: Metric) -> dict[str, Any]:
-    selected = f"{metric.name}{{{_CHOSEN}}}"
-    if metric.kind == "gauge":
-        return _chart(metric.meaning, {"__auto": selected}, metric.name)
-    if metric.kind == "counter":
-        title = f"{metric.meaning}, a second"
-        # Seconds a second are a share.
+def _panel(metric: PrometheusMetric) -> dict[str, Any]:
+    selected = f"{metric.name}{{{_SELECTED}}}"
+    if metric.type == "gauge":
+        return _chart(metric.help, {"__auto": selected}, metric.name)
+    if metric.type == "counter":
+        title = f"{metric.help}, per second"
+        # Seconds per second are a ratio.
         unit = "_ratio" if "_seconds" in metric.name else ""
         return _chart(title, {"__auto": f"rate({selected}[$__rate_interval])"}, unit)
-    bucket = f"{metric.name}_bucket{{{_CHOSEN}}}"
+    bucket = f"{metric.name}_bucket{{{_SELECTED}}}"
     # "without" keeps whatever labels the metric has, now or later.
     rate = f"sum without (pod, instance, endpoint) (rate({bucket}[$__rate_interval]))"
     # An endpoint's models may be a stable one and a canary.
     labels = [*metric.labels, *(["clipmill_io_track"] if "model" in metric.labels else [])]
-    told = "".join(f" {{{{{label}}}}}" for label in labels)
-    lines = {f"p{q * 100:g}{told}": f"histogram_quantile({q}, {rate})" for q in _QUANTILES}
-    return _chart(metric.meaning, lines, metric.name)
+    legend = "".join(f" {{{{{label}}}}}" for label in labels)
+    lines = {f"p{q * 100:g}{legend}": f"histogram_quantile({q}, {rate})" for q in _QUANTILES}
+    return _chart(metric.help, lines, metric.name)
 
 
 def _promotion() -> list[dict[str, Any]]:
     by_track = "namespace, model, clipmill_io_track"
-    requests = f"clipmill_serve_requests_total{{{_CHOSEN}}}"
-    failed = f'clipmill_serve_requests_total{{{_CHOSEN},code=~"5.."}}'
+    requests = f"clipmill_serve_requests_total{{{_SELECTED}}}"
+    failed = f'clipmill_serve_requests_total{{{_SELECTED},code=~"5.."}}'
     return [
-        _chart("Models that serve", {"__auto": f"clipmill_serve_model_info{{{_CHOSEN}}}"}, ""),
+        _chart("Served models", {"__auto": f"clipmill_serve_model_info{{{_SELECTED}}}"}, ""),
         _chart(
-            "Requests a second, stable and canary",
+            "Requests per second, stable and canary",
             {"__auto": f"sum by ({by_track}) (rate({requests}[5m]))"},
             "",
         ),
         _chart(
-            "Failed share, stable and canary",
+            "Share of failed requests, stable and canary",
             {
                 "__auto": f"sum by ({by_track}) (rate({failed}[5m]))"
                 f" / sum by ({by_track}) (rate({requests}[5m]))"
             },
             "_ratio",
         ),
-        _chart("Failed share, an hour", {"__auto": f"{error_ratio('1h')}{{{_CHOSEN}}}"}, "_ratio"),
+        _chart(
+            "Share of failed requests, one hour",
+            {"__auto": f"{error_ratio('1h')}{{{_SELECTED}}}"},
+            "_ratio",
+        ),
     ]
 
 

@@ -3,7 +3,7 @@
 ================================= ================================================================
 address                           captioner
 ================================= ================================================================
-``URI``                           a CoCa that ``clipmill data train-captioner`` made
+``URI``                           a CoCa trained by ``clipmill data train-captioner``
 ``open_clip:NAME/TAG``            a CoCa with weights that open_clip lists
 ``hf:ORG/NAME[@REVISION]``        an image-to-text model of transformers, or a CoCa, on the hub
 ``file:PATH[#open_clip/NAME]``    the same in a folder, or a file of a CoCa's weights
@@ -13,26 +13,31 @@ address                           captioner
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from clipmill.config import Config
-from clipmill.data.captioners.coca import CocaCaptioner, GenerateConfig
-from clipmill.data.captioners.contract import (
+from clipmill.data.captioners.base import (
     REASONS,
     Captioner,
     CaptionInput,
     CaptionOutput,
 )
-from clipmill.data.captioners.endpoint import EndpointConfig
-from clipmill.data.captioners.huggingface import HuggingFaceCaptioner, HuggingFaceConfig
+from clipmill.data.captioners.chat import RewriteCaptioner, VlmCaptioner
+from clipmill.data.captioners.coca import CocaCaptioner
+from clipmill.data.captioners.config import (
+    CaptionersConfig,
+    ChatClientConfig,
+    GenerateConfig,
+    HuggingFaceConfig,
+    RewriteConfig,
+    TemplateConfig,
+    VlmConfig,
+)
+from clipmill.data.captioners.huggingface import HuggingFaceCaptioner
 from clipmill.data.captioners.public import OpenClipCoca, find_captioner
-from clipmill.data.captioners.rewrite import RewriteCaptioner, RewriteConfig
-from clipmill.data.captioners.template import TemplateCaptioner, TemplateConfig
-from clipmill.data.captioners.vlm import VlmCaptioner, VlmConfig
-from clipmill.data.scenes.ancestry import made_of_scenes
+from clipmill.data.captioners.template import TemplateCaptioner
 from clipmill.errors import ClipmillError, ConfigError
-from clipmill.models.addresses import parse_address
-from clipmill.storage import Node, lineage
+from clipmill.lineage import Node, lineage
+from clipmill.models.weights.addresses import parse_address
+from clipmill.scenes.source import has_scenes_ancestor
 
 __all__ = [
     "REASONS",
@@ -40,8 +45,8 @@ __all__ = [
     "CaptionOutput",
     "Captioner",
     "CaptionersConfig",
+    "ChatClientConfig",
     "CocaCaptioner",
-    "EndpointConfig",
     "GenerateConfig",
     "HuggingFaceCaptioner",
     "HuggingFaceConfig",
@@ -57,28 +62,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionersConfig(Config):
-    """Settings of every kind of captioner; only those of the kind that is opened count."""
-
-    generate: GenerateConfig = GenerateConfig()
-    """How a CoCa draws captions."""
-    huggingface: HuggingFaceConfig = HuggingFaceConfig()
-    """How a model of transformers draws captions."""
-    vlm: VlmConfig = VlmConfig()
-    """What ``vlm`` asks."""
-    rewrite: RewriteConfig = RewriteConfig()
-    """What ``rewrite`` asks."""
-    template: TemplateConfig = TemplateConfig()
-    """What ``template`` writes."""
-    endpoint: EndpointConfig = EndpointConfig()
-    """How ``vlm`` and ``rewrite`` deal with their endpoint."""
-    batch_size: int = 64
-    """Samples captioned together."""
-    num_threads: int = 0
-    """CPU threads of a model; 0: PyTorch's choice, within the container's limit."""
-
-
 # Captioners that aren't weights: how each is opened by what follows KIND:.
 _OTHERS: Mapping[str, Callable[[str, CaptionersConfig], Captioner]] = {
     "rewrite": lambda uri, config: RewriteCaptioner(uri, config.rewrite, config.endpoint),
@@ -92,7 +75,7 @@ FORMS = (
 
 
 def captioner_kind(name: str) -> tuple[str, str]:
-    """Scheme of a captioner's address and what follows it; ``clipmill`` is that of a URI alone.
+    """Return the scheme of a captioner's address and the rest; ``clipmill`` for a plain URI.
 
     Nothing is opened.
 
@@ -103,7 +86,7 @@ def captioner_kind(name: str) -> tuple[str, str]:
     if kind in _OTHERS and colon:
         return kind, rest
     if kind in {"coca", "blip", "git", "huggingface"} and colon:
-        raise _former_address(name, kind, rest)
+        raise _former_address_error(name, kind, rest)
     try:
         address = parse_address(name)
     except ConfigError as error:
@@ -121,7 +104,7 @@ def captioner_kind(name: str) -> tuple[str, str]:
 
 
 def open_captioner(name: str, config: CaptionersConfig) -> tuple[str, Captioner]:
-    """Kind and captioner of an address; the kind is part of the names of its layers.
+    """Return kind and captioner of an address; the kind is part of its layers' names.
 
     Loads no weights. Raises UserErrors, as :func:`captioner_kind` and the captioner's class say.
     """
@@ -131,13 +114,13 @@ def open_captioner(name: str, config: CaptionersConfig) -> tuple[str, Captioner]
     threads = config.num_threads
     if scheme == "clipmill":
         return "coca", CocaCaptioner(name, config.generate, num_threads=threads)
-    found = find_captioner(parse_address(name))
-    if isinstance(found, OpenClipCoca):
-        return "coca", CocaCaptioner(found, config.generate, num_threads=threads)
+    weights = find_captioner(parse_address(name))
+    if isinstance(weights, OpenClipCoca):
+        return "coca", CocaCaptioner(weights, config.generate, num_threads=threads)
     captioner = HuggingFaceCaptioner(
-        found.path,
+        weights.path,
         config.huggingface,
-        source=found.source,
+        source=weights.source,
         batch_size=config.batch_size,
         num_threads=threads,
     )
@@ -146,26 +129,26 @@ def open_captioner(name: str, config: CaptionersConfig) -> tuple[str, Captioner]
 
 
 def knows_photos(captioner: Captioner) -> bool:
-    """Whether a captioner can say something true of a photo.
+    """Return whether a captioner can describe photos.
 
-    Public weights and endpoints do. A CoCa of clipmill's doesn't if procedural scenes are among
-    what it was made from, or if that can't be found any more.
+    Public weights and endpoints can. A clipmill CoCa can't if procedural scenes are among its
+    ancestors, or if its lineage can't be read.
     """
     if not isinstance(captioner, CocaCaptioner) or captioner.is_public:
         return True
     try:
-        made_of = lineage(captioner.parents[0].uri)
+        node = lineage(captioner.parents[0].uri)
     except ClipmillError:
         return False
-    return not (made_of_scenes(made_of) or _has_unknown(made_of))
+    return not (has_scenes_ancestor(node) or _has_unknown(node))
 
 
 def _has_unknown(node: Node) -> bool:
     return node.kind == "unknown" or any(_has_unknown(parent) for parent in node.parents)
 
 
-def _former_address(name: str, kind: str, rest: str) -> ConfigError:
-    """The error for an address of clipmill 0.1.0 and before."""
+def _former_address_error(name: str, kind: str, rest: str) -> ConfigError:
+    """Return the error for an address of clipmill 0.1.0 and before."""
     model, at, file = rest.partition("@")
     if kind != "coca":
         now = f"file:{rest}"

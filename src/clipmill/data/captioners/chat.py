@@ -1,63 +1,22 @@
-"""What captioners at a chat endpoint share: the request, several at once, and tidy texts."""
+"""Captioners at a chat endpoint: vision-language models, and rewriting of real captions."""
 
+import base64
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-from clipmill.config import Config
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput, output_of, sample_seed
-from clipmill.data.captioners.endpoint import Endpoint, EndpointConfig, StoppedError, check_url
-from clipmill.digest import canonical_json, digest_json
-from clipmill.errors import BadSampleError, ConfigError
-from clipmill.storage import Parent
+from PIL import Image
+
+from clipmill.config import canonical_json, digest_json
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput, make_output, sample_seed
+from clipmill.data.captioners.chat_client import CancelledBatchError, ChatClient, check_url
+from clipmill.data.captioners.config import ChatClientConfig, ChatConfig, RewriteConfig, VlmConfig
+from clipmill.errors import BadSampleError, BadSampleReason, ConfigError
+from clipmill.lineage import Parent
 
 _QUOTES = {'"': '"', "'": "'", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatConfig(Config):
-    """What a model at an endpoint is asked, and how its answers are drawn."""
-
-    model: str = ""
-    """The model's name, as the endpoint knows it."""
-    system: str = ""
-    """The system message; empty for none."""
-    prompt: str = "{caption}"
-    """The user's message; ``{caption}`` is replaced by the real caption, if it's there."""
-    num_captions: int = 1
-    """Captions a sample; equal ones count once."""
-    max_tokens: int = 96
-    """Longest answer, tokens."""
-    temperature: float = 0.7
-    """Sampling divides logits by this; 0 is greedy."""
-    top_p: float = 0.95
-    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
-    seed: int = 0
-    """Seed of sampling, with the sample's uid, for endpoints that heed it."""
-    logprobs: bool = True
-    """Whether to ask how likely each token was, which is a caption's score; few refuse that."""
-    max_caption_characters: int = 1000
-    """Where a real caption is cut before it goes into the prompt, characters."""
-    unwanted: tuple[str, ...] = ("i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai")
-    """Beginnings, in lower case, of answers that are refusals and no captions."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range (ConfigError)."""
-        for name, fits, expected in (
-            ("num_captions", self.num_captions >= 1, "at least 1"),
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("max_caption_characters", self.max_caption_characters >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=expected,
-                    action=f"give {name} such a value",
-                )
 
 
 class ChatCaptioner:
@@ -66,10 +25,10 @@ class ChatCaptioner:
     Raises ConfigError where no model is named, or the URL can't be kept with the captions.
     """
 
-    looks_at_images = False
-    is_costly = True
+    needs_images = False
+    checkpoint_outputs = True
 
-    def __init__(self, url: str, config: ChatConfig, endpoint: EndpointConfig) -> None:
+    def __init__(self, url: str, config: ChatConfig, client: ChatClientConfig) -> None:
         if not config.model:
             raise ConfigError(
                 "no model was named",
@@ -77,10 +36,10 @@ class ChatCaptioner:
                 action="set vlm.model or rewrite.model",
             )
         self._config = config
-        self._endpoint_config = endpoint
+        self._client_config = client
         self._url = check_url(url)
-        self._endpoint: Endpoint | None = None
-        # Where a model is served doesn't decide what it says.
+        self._client: ChatClient | None = None
+        # The URL doesn't determine the captions.
         self.identity = digest_json([type(self).__name__, config.digest])
         self.parents: tuple[Parent, ...] = ()
         self.detail: Mapping[str, str] = {
@@ -94,34 +53,34 @@ class ChatCaptioner:
         }
 
     def content(self, sample: CaptionInput) -> str | list[dict[str, Any]]:
-        """The content of the user's message."""
+        """Return the content of the user's message."""
         return self.prompt(sample)
 
     def prompt(self, sample: CaptionInput) -> str:
-        """The prompt with the sample's real caption in it."""
+        """Return the prompt with the sample's real caption."""
         real = sample.caption[: self._config.max_caption_characters]
         return self._config.prompt.replace("{caption}", real)
 
     def caption(self, inputs: Sequence[CaptionInput]) -> Iterator[tuple[int, CaptionOutput]]:
-        """Each sample's captions as they come, several asked for at once.
+        """Yield each sample's captions as they arrive; requests run concurrently.
 
-        Raises BudgetError and ServerError, see ``Endpoint.ask``; requests under way are waited for
-        and yielded first.
+        Raises BudgetError and ServerError, see :meth:`ChatClient.complete`; requests in
+        flight are completed and yielded first.
         """
-        endpoint = self._endpoint = self._endpoint or Endpoint(self._url, self._endpoint_config)
+        client = self._client = self._client or ChatClient(self._url, self._client_config)
         stop = Event()
-        pool = ThreadPoolExecutor(self._endpoint_config.concurrency)
+        pool = ThreadPoolExecutor(self._client_config.concurrency)
         fatal: BaseException | None = None
         try:
             futures = {
-                pool.submit(self._caption_or_stop, endpoint, sample, stop): index
+                pool.submit(self._caption_or_stop, client, sample, stop): index
                 for index, sample in enumerate(inputs)
             }
             for future in as_completed(futures):
                 trouble = future.exception()
                 if trouble is None:
                     yield futures[future], future.result()
-                elif fatal is None and not isinstance(trouble, StoppedError):
+                elif fatal is None and not isinstance(trouble, CancelledBatchError):
                     fatal = trouble
         finally:
             stop.set()
@@ -131,23 +90,23 @@ class ChatCaptioner:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._endpoint is not None:
-            self._endpoint.close()
-            self._endpoint = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     def _caption_or_stop(
-        self, endpoint: Endpoint, sample: CaptionInput, stop: Event
+        self, client: ChatClient, sample: CaptionInput, stop: Event
     ) -> CaptionOutput:
         if stop.is_set():
-            raise StoppedError
+            raise CancelledBatchError
         try:
-            return self._caption_one(endpoint, sample, stop)
+            return self._caption_one(client, sample, stop)
         except BaseException:
             # At once, before this thread takes the next sample.
             stop.set()
             raise
 
-    def _caption_one(self, endpoint: Endpoint, sample: CaptionInput, stop: Event) -> CaptionOutput:
+    def _caption_one(self, client: ChatClient, sample: CaptionInput, stop: Event) -> CaptionOutput:
         config = self._config
         messages: list[dict[str, Any]] = [{"role": "user", "content": self.content(sample)}]
         if config.system:
@@ -155,7 +114,7 @@ class ChatCaptioner:
         texts: list[str] = []
         scores: list[float | None] = []
         try:
-            # Not every endpoint gives as many choices as it's asked for.
+            # Some endpoints return fewer choices than requested.
             while len(texts) < config.num_captions:
                 body = {
                     "model": config.model,
@@ -167,29 +126,60 @@ class ChatCaptioner:
                     "seed": (sample_seed(config.seed, sample.uid) + len(texts)) % 2**31,
                     "stream": False,
                 } | ({"logprobs": True} if config.logprobs else {})
-                answer = endpoint.ask(body, stop)
-                texts += answer.texts
-                scores += answer.scores
+                completion = client.complete(body, stop)
+                texts += completion.texts
+                scores += completion.scores
         except BadSampleError as error:
             if not texts:
                 return CaptionOutput(reason=error.reason)
-        tidied = [tidy(text) for text in texts]
-        wanted = ["" if self._is_unwanted(text) else text for text in tidied]
-        found = output_of(wanted[: config.num_captions], scores[: config.num_captions])
-        if not found.texts and any(tidied):
-            return CaptionOutput(reason="refused")
-        return found
+        captions = [clean_caption(text) for text in texts]
+        accepted = ["" if self._is_refusal(text) else text for text in captions]
+        output = make_output(accepted[: config.num_captions], scores[: config.num_captions])
+        if not output.texts and any(captions):
+            return CaptionOutput(reason=BadSampleReason.REFUSED)
+        return output
 
-    def _is_unwanted(self, text: str) -> bool:
+    def _is_refusal(self, text: str) -> bool:
         plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-        return plain.startswith(self._config.unwanted)
+        return plain.startswith(self._config.refusal_prefixes)
 
 
-def tidy(text: str) -> str:
-    """``text`` on one line, without quotation marks around all of it."""
+def clean_caption(text: str) -> str:
+    """Return ``text`` on one line, without enclosing quotation marks."""
     plain = " ".join(text.split())
     if len(plain) > 2 and _QUOTES.get(plain[0]) == plain[-1]:
         inner = plain[1:-1]
         if plain[0] not in inner and plain[-1] not in inner:
             return inner.strip()
     return plain
+
+
+class VlmCaptioner(ChatCaptioner):
+    """Captions of images by a vision-language model; the real caption may guide it."""
+
+    needs_images = True
+
+    def __init__(self, url: str, config: VlmConfig, client: ChatClientConfig) -> None:
+        super().__init__(url, config, client)
+        self._max_side = config.max_side
+        self._jpeg_quality = config.jpeg_quality
+
+    def content(self, sample: CaptionInput) -> list[dict[str, Any]]:
+        """Return the prompt and the image, as a data URL."""
+        assert sample.image is not None
+        image = sample.image.copy()
+        image.thumbnail((self._max_side, self._max_side), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=self._jpeg_quality)
+        url = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return [
+            {"type": "text", "text": self.prompt(sample)},
+            {"type": "image_url", "image_url": {"url": url}},
+        ]
+
+
+class RewriteCaptioner(ChatCaptioner):
+    """Rewrites of real captions by a language model that doesn't see the image (as in LaCLIP)."""
+
+    def __init__(self, url: str, config: RewriteConfig, client: ChatClientConfig) -> None:
+        super().__init__(url, config, client)

@@ -1,97 +1,40 @@
-"""CoCa as a captioner: a checkpoint of clipmill's, or weights in open_clip's layout."""
+"""CoCa as a captioner: a clipmill checkpoint, or weights in open_clip's layout."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from clipmill.config import Config
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput, output_of, sample_seed
+from clipmill.config import canonical_json, digest_json, sha256_file
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput, make_output, sample_seed
+from clipmill.data.captioners.config import MIN_TOKENS, GenerateConfig
 from clipmill.data.captioners.public import OpenClipCoca
-from clipmill.digest import canonical_json, digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.models.center_resize import tower_image
-from clipmill.models.checkpoint import load_checkpoint, read_card
-from clipmill.models.open_clip_weights import image_config
-from clipmill.models.tensor_files import check_fit, read_tensors
-from clipmill.models.towers import CocaConfig, VisionConfig, build_coca
-from clipmill.storage import Parent
+from clipmill.lineage import Parent
+from clipmill.models.checkpoint import load_checkpoint, read_metadata
+from clipmill.models.config import CocaConfig, VisionConfig
+from clipmill.models.preprocess import tower_image
+from clipmill.models.weights.files import check_fit, read_tensors
+from clipmill.models.weights.open_clip_layout import image_config
 
 if TYPE_CHECKING:
-    from clipmill.data.captioners.coca_decoding import Decoder
-
-# open_clip's ``generate`` lets no caption end before this many.
-MIN_TOKENS = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateConfig(Config):
-    """How captions are drawn from a CoCa, in the words of open_clip's ``generate``."""
-
-    method: Literal["beam_search", "top_p", "top_k"] = "beam_search"
-    """Deterministic beams, as open_clip 3.3 searches, or sampling."""
-    num_captions: int = 1
-    """Captions drawn a sample; equal ones count once. Beam search gives one."""
-    num_beams: int = 6
-    """Beams of a search."""
-    num_beam_groups: int = 3
-    """Groups that the beams are divided among. open_clip searches each alike, so the search is that
-    of ``num_beams / num_beam_groups`` beams."""
-    top_p: float = 0.1
-    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
-    top_k: int = 1
-    """Sampling draws from this many of the likeliest tokens; 1 is greedy."""
-    temperature: float = 1.0
-    """Sampling divides logits by this, after the choice of tokens."""
-    max_tokens: int = 40
-    """Longest caption, tokens, start and end included."""
-    seed: int = 0
-    """Seed of sampling, with the sample's uid."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing (ConfigError)."""
-        several = self.method != "beam_search" and (self.method, self.top_k) != ("top_k", 1)
-        for name, fits, expected in (
-            ("num_captions", self.num_captions >= 1, "at least 1"),
-            (
-                "num_captions",
-                self.num_captions == 1 or several,
-                "1: neither beam search nor greedy decoding gives several",
-            ),
-            ("num_beams", self.num_beams >= 2, "at least 2; one beam is top_k with top_k=1"),
-            (
-                "num_beam_groups",
-                self.num_beam_groups >= 1 and self.num_beams % self.num_beam_groups == 0,
-                f"a divisor of num_beams, which is {self.num_beams}",
-            ),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 1, "at least 1"),
-            ("temperature", self.temperature > 0, "above 0"),
-        ):
-            if not fits:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=expected,
-                    action=f"give {name} such a value",
-                )
+    from clipmill.data.captioners.coca_generation import CaptionGenerator
 
 
 class CocaCaptioner:
-    """A CoCa: the URI of a checkpoint of clipmill's, or weights in open_clip's layout.
+    """Captioner by a CoCa: the URI of a clipmill checkpoint, or weights in open_clip's layout.
 
     Raises NotFoundError, ArtifactError, and ConfigError for a length that the model can't have.
     """
 
-    looks_at_images = True
-    is_costly = False
+    needs_images = True
+    checkpoint_outputs = False
 
     def __init__(
         self, source: str | OpenClipCoca, config: GenerateConfig, *, num_threads: int = 0
     ) -> None:
         self._config = config
         self._num_threads = num_threads
-        self._decoder: Decoder | None = None
+        self._generator: CaptionGenerator | None = None
         self._source = source
         self._vision: VisionConfig
         self.parents: tuple[Parent, ...]
@@ -101,17 +44,17 @@ class CocaCaptioner:
             weights = [source.config, source.preprocessing, sha256_file(source.path)]
             parent = Parent(role="captioner", uri=source.source, digest=digest_json(weights))
         else:
-            card = read_card(source)
-            if card.kind != "coca":
+            metadata = read_metadata(source)
+            if metadata.kind != "coca":
                 raise ArtifactError(
-                    f"{source} is a checkpoint of kind {card.kind!r}",
+                    f"{source} is a checkpoint of kind {metadata.kind!r}",
                     expected="a CoCa checkpoint",
                     action="give the URI of a captioner",
                 )
-            clip = CocaConfig.from_json(card.architecture).clip
+            clip = CocaConfig.from_json(metadata.architecture).clip
             self._vision = clip.vision
             longest = clip.text.context_length
-            parent = card.as_parent("captioner")
+            parent = metadata.as_parent("captioner")
         _check_length(config, longest)
         self.parents = (parent,)
         self.identity = digest_json([parent.digest, config.digest])
@@ -128,45 +71,47 @@ class CocaCaptioner:
         return isinstance(self._source, OpenClipCoca)
 
     def caption(self, inputs: Sequence[CaptionInput]) -> Iterator[tuple[int, CaptionOutput]]:
-        """Captions of the whole batch at once, scored by the same model."""
+        """Caption all samples in one batch, scored by the same model."""
         import numpy as np
 
-        decoder = self._decoder = self._decoder or self._load()
+        generator = self._generator = self._generator or self._load()
         images = [i.image for i in inputs if i.image is not None]
         assert len(images) == len(inputs)
         pixels_BHW3 = np.stack([tower_image(image, self._vision) for image in images])
         seeds = [sample_seed(self._config.seed, i.uid) for i in inputs]
-        for index, found in enumerate(decoder.decode(pixels_BHW3, seeds)):
-            yield index, output_of([text for text, _ in found], [score for _, score in found])
+        for index, scored in enumerate(generator.generate(pixels_BHW3, seeds)):
+            yield index, make_output([text for text, _ in scored], [score for _, score in scored])
 
     def close(self) -> None:
-        """Let go of the model."""
-        self._decoder = None
+        """Release the model."""
+        self._generator = None
 
-    def _load(self) -> "Decoder":
-        from clipmill.data.captioners.coca_decoding import Decoder
-        from clipmill.models.cpu_threads import use_threads
-        from clipmill.models.normalization import Normalize
+    def _load(self) -> "CaptionGenerator":
+        from clipmill.data.captioners.coca_generation import CaptionGenerator
+        from clipmill.models.encoders import Normalize
+        from clipmill.models.execution import set_num_threads
         from clipmill.models.tokenizer import Tokenizer
 
-        use_threads(self._num_threads)
+        set_num_threads(self._num_threads)
         if isinstance(self._source, OpenClipCoca):
             coca, context_length = _build_open_clip(self._source)
             _check_length(self._config, context_length)
             tokenizer = Tokenizer(context_length=context_length)
         else:
-            card, tensors = load_checkpoint(self._source)
-            architecture = CocaConfig.from_json(card.architecture)
+            metadata, tensors = load_checkpoint(self._source)
+            architecture = CocaConfig.from_json(metadata.architecture)
+            from clipmill.models.coca import build_coca
+
             coca = build_coca(architecture)
             coca.load_state_dict(tensors)
-            tokenizer = architecture.clip.text.tokenizer(is_padded=True)
-        return Decoder(
+            tokenizer = Tokenizer.from_config(architecture.clip.text, is_padded=True)
+        return CaptionGenerator(
             coca, tokenizer, Normalize(self._vision.mean, self._vision.std), self._config
         )
 
 
 def _open_clip_images(source: OpenClipCoca) -> VisionConfig:
-    """How images are prepared for the weights."""
+    """Return the image preprocessing of the weights."""
     default, given = VisionConfig(), source.preprocessing
     images = image_config(
         source.config["vision_cfg"].get("image_size", default.image_size),
@@ -179,7 +124,7 @@ def _open_clip_images(source: OpenClipCoca) -> VisionConfig:
 
 
 def _build_open_clip(source: OpenClipCoca) -> tuple[Any, int]:
-    """The model with its weights, and the longest text that these were trained with."""
+    """Return the model with its weights, and the context length of its training."""
     from open_clip.coca_model import CoCa
 
     tensors = read_tensors(source.path)

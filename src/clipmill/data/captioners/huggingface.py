@@ -1,57 +1,15 @@
 """Image-to-text models of Hugging Face transformers (BLIP, GIT, ...), from a local folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from clipmill.config import Config
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput, output_of, sample_seed
+from clipmill.config import canonical_json, digest_json, sha256_file
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput, make_output, sample_seed
+from clipmill.data.captioners.config import HuggingFaceConfig
 from clipmill.data.captioners.public import MODEL_FILES
-from clipmill.digest import canonical_json, digest_json, sha256_file
 from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import Parent
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HuggingFaceConfig(Config):
-    """How captions are drawn by transformers' ``generate``."""
-
-    method: Literal["beam_search", "top_p"] = "beam_search"
-    """Deterministic beams, or nucleus sampling."""
-    num_captions: int = 1
-    """Captions drawn a sample; at most ``num_beams`` of a beam search. Equal ones count once."""
-    num_beams: int = 3
-    """Beams of a search; 1 is greedy."""
-    top_p: float = 0.9
-    """Sampling draws from the likeliest tokens whose probabilities add up to this."""
-    temperature: float = 1.0
-    """Sampling divides logits by this."""
-    max_new_tokens: int = 30
-    """Longest caption, tokens, without the prompt."""
-    prompt: str = ""
-    """Beginning of each caption (BLIP) or instruction; it is cut from captions that repeat it."""
-    seed: int = 0
-    """Seed of sampling, with the uid of the first sample of a batch."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing (ConfigError)."""
-        most = self.num_beams if self.method == "beam_search" else self.num_captions
-        for name, fits, expected in (
-            ("num_captions", 1 <= self.num_captions <= most, f"1 to {most}"),
-            ("num_beams", self.num_beams >= 1, "at least 1"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=expected,
-                    action=f"give {name} such a value",
-                )
+from clipmill.lineage import Parent
 
 
 class HuggingFaceCaptioner:
@@ -61,8 +19,8 @@ class HuggingFaceCaptioner:
     is the folder's address, for the captions' lineage. Raises ArtifactError for any other folder.
     """
 
-    looks_at_images = True
-    is_costly = False
+    needs_images = True
+    checkpoint_outputs = False
 
     def __init__(
         self,
@@ -93,16 +51,16 @@ class HuggingFaceCaptioner:
         }
 
     def caption(self, inputs: Sequence[CaptionInput]) -> Iterator[tuple[int, CaptionOutput]]:
-        """Captions of the whole batch at once."""
+        """Caption all samples in one batch."""
         model = self._model = self._model or _Model(self._folder, self._config, self._num_threads)
         images = [i.image for i in inputs if i.image is not None]
         assert len(images) == len(inputs)
-        found = model.generate(images, sample_seed(self._config.seed, inputs[0].uid))
-        for index, (texts, scores) in enumerate(found):
-            yield index, output_of(texts, scores)
+        captions = model.generate(images, sample_seed(self._config.seed, inputs[0].uid))
+        for index, (texts, scores) in enumerate(captions):
+            yield index, make_output(texts, scores)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._model = None
 
 
@@ -113,12 +71,12 @@ class _Model:
         import torch
         import transformers
 
-        from clipmill.models.cpu_threads import use_threads
+        from clipmill.models.execution import set_num_threads
 
         # Their classes are made at import, so nothing is known of their types.
         auto: Any = transformers
 
-        use_threads(num_threads)
+        set_num_threads(num_threads)
         self._config = config
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
@@ -134,7 +92,7 @@ class _Model:
             raise ArtifactError(
                 f"{folder} can't be loaded: {str(error).splitlines()[0]}",
                 expected="an image-to-text model with its processor, saved by save_pretrained",
-                action="give the folder of such a model, whole",
+                action="pass the complete folder of such a model",
             ) from error
         if config.prompt and not hasattr(self._images, "tokenizer"):
             raise ConfigError(
@@ -145,13 +103,13 @@ class _Model:
         self._model.to(self._device).eval()
 
     def generate(self, images: Sequence[Any], seed: int) -> list[tuple[list[str], list[float]]]:
-        """For each image its texts, and of each the mean log probability of its tokens."""
+        """Return each image's texts, with the mean log probability of their tokens."""
         import torch
 
         config = self._config
         prompt = {"text": [config.prompt] * len(images)} if config.prompt else {}
         encoded = self._images(
-            # Said outright: of a picture three pixels high it would be guessed wrong.
+            # Explicit: for an image three pixels high it would be guessed wrong.
             images=list(images),
             input_data_format="channels_last",
             return_tensors="pt",
@@ -162,7 +120,7 @@ class _Model:
         sampling = {"do_sample": True, "top_p": config.top_p, "temperature": config.temperature}
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            found = self._model.generate(
+            output = self._model.generate(
                 **encoded,
                 max_new_tokens=config.max_new_tokens,
                 num_return_sequences=config.num_captions,
@@ -170,8 +128,8 @@ class _Model:
                 output_scores=True,
                 **(sampling if config.method == "top_p" else {"num_beams": config.num_beams}),
             )
-            scores = self._scores(found)
-        texts = self._tokenizer.batch_decode(found.sequences, skip_special_tokens=True)
+            scores = self._scores(output)
+        texts = self._tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         texts = [self._without_prompt(text) for text in texts]
         count = config.num_captions
         return [
@@ -179,16 +137,16 @@ class _Model:
             for start in range(0, len(texts), count)
         ]
 
-    def _scores(self, found: Any) -> list[float]:
+    def _scores(self, output: Any) -> list[float]:
         import torch
 
-        beams = getattr(found, "beam_indices", None)
+        beams = getattr(output, "beam_indices", None)
         # BLIP generates with a decoder of its own, which alone knows its vocabulary.
-        speaker = getattr(self._model, "text_decoder", self._model)
-        logs_NT = speaker.compute_transition_scores(
-            found.sequences, found.scores, beams, normalize_logits=True
+        decoder = getattr(self._model, "text_decoder", self._model)
+        logs_NT = decoder.compute_transition_scores(
+            output.sequences, output.scores, beams, normalize_logits=True
         )
-        tokens_NT = found.sequences[:, -logs_NT.shape[1] :]
+        tokens_NT = output.sequences[:, -logs_NT.shape[1] :]
         ends_NT = torch.isin(tokens_NT, torch.tensor(self._end_ids(), device=tokens_NT.device))
         # Up to the first end, that one included; what follows is padding, likely or not.
         said_NT = ends_NT.cumsum(1) - ends_NT.long() == 0
@@ -208,9 +166,9 @@ class _Model:
 
 
 def _processors(auto: Any, folder: Path, local: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What prepares images (and a prompt), and the tokenizer.
+    """Return the processor of images (and a prompt), and the tokenizer.
 
-    A VisionEncoderDecoder's folder has no processor of both; AutoProcessor then gives either.
+    A VisionEncoderDecoder's folder has no combined processor; AutoProcessor then returns either.
     """
     processor = auto.AutoProcessor.from_pretrained(folder, **local)
     if hasattr(processor, "image_processor"):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
-from clipmill.models.addresses import Address
-from clipmill.models.hub import HubFile, hub_file
-from clipmill.models.open_clip_weights import (
+from clipmill.models.weights.addresses import Address
+from clipmill.models.weights.files import HubFile, hub_file
+from clipmill.models.weights.open_clip_layout import (
     CONFIG_FILE,
     WEIGHTS_FILES,
     common_preprocessing,
@@ -100,25 +100,25 @@ def _check_coca(source: str, config: Mapping[str, Any]) -> None:
 
 
 def _repository(address: Address) -> OpenClipCoca | ModelFolder:
-    place = f"https://huggingface.co/{address.name}"
+    url = f"https://huggingface.co/{address.name}"
 
     def get(names: Sequence[str], *, is_optional: bool = False) -> HubFile | None:
         return hub_file(address.name, names, revision=address.tag, is_optional=is_optional)
 
-    found = get((CONFIG_FILE,), is_optional=True) or get((_TRANSFORMERS_CONFIG,))
-    if found is None:
+    config = get((CONFIG_FILE,), is_optional=True) or get((_TRANSFORMERS_CONFIG,))
+    if config is None:
         raise NotFoundError(
-            f"{place} has neither {CONFIG_FILE} nor {_TRANSFORMERS_CONFIG}",
+            f"{url} has neither {CONFIG_FILE} nor {_TRANSFORMERS_CONFIG}",
             expected="a repository of open_clip's, or of a model of transformers",
             action="choose another repository",
         )
-    source = f"hf:{address.name}@{found.revision}"
-    coca = _coca_config(found.path)
+    source = f"hf:{address.name}@{config.revision}"
+    coca = _coca_config(config.path)
     names = WEIGHTS_FILES if coca else _SAFETENSORS
     weights = get(names)
     if weights is None:
         raise NotFoundError(
-            f"{place} has none of {', '.join(names)}",
+            f"{url} has none of {', '.join(names)}",
             expected="weights under one of these names; those in pickles of transformers aren't "
             "read",
             action="download the repository, and give it as file:FOLDER"
@@ -168,7 +168,7 @@ def _local(address: Address) -> OpenClipCoca | ModelFolder:
             else (model_config(name), common_preprocessing(name))
         )
         return _coca(f"file:{path}#open_clip/{name}", config, preprocessing, file)
-    coca = _config_beside(path.parent)
+    coca = _config_in_folder(path.parent)
     if coca is None or address.library:
         raise ConfigError(
             f"{address.text} doesn't say which CoCa's weights it holds",
@@ -179,7 +179,7 @@ def _local(address: Address) -> OpenClipCoca | ModelFolder:
 
 
 def _folder(path: Path) -> OpenClipCoca | ModelFolder:
-    coca = _config_beside(path)
+    coca = _config_in_folder(path)
     if coca is None:
         return ModelFolder(source=f"file:{path}", path=path)
     named = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
@@ -193,7 +193,7 @@ def _folder(path: Path) -> OpenClipCoca | ModelFolder:
     return _coca(f"file:{path}", *coca, HubFile(path=files[0], revision=""))
 
 
-def _config_beside(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def _config_in_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     for name in (CONFIG_FILE, _TRANSFORMERS_CONFIG):
         if (folder / name).is_file():
             return _coca_config(folder / name)

@@ -1,4 +1,4 @@
-"""Captions by template, from labels or boxes that are known: for worlds that draw themselves."""
+"""Captions by template from known labels and boxes, such as those of procedural scenes."""
 
 import io
 import json
@@ -7,48 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipmill.config import Config
-from clipmill.data.captioners.contract import CaptionInput, CaptionOutput
-from clipmill.digest import canonical_json, digest_json, sha256_bytes
-from clipmill.errors import ArtifactError, ConfigError
-from clipmill.storage import Parent, open_store, read_bytes
+from clipmill.config import canonical_json, digest_json, sha256_bytes
+from clipmill.data.captioners.base import CaptionInput, CaptionOutput
+from clipmill.data.captioners.config import TemplateConfig
+from clipmill.errors import ArtifactError, BadSampleReason
+from clipmill.lineage import Parent
+from clipmill.storage import open_store, read_bytes
 
 _NUMBERS = ("no", "a", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _VOWELS = "aeiou"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TemplateConfig(Config):
-    """How labels become captions."""
-
-    templates: tuple[str, ...] = ("{objects}", "a picture of {objects}")
-    """A caption each; ``{objects}`` is the list of what is there."""
-    places: bool = True
-    """Whether objects with boxes are said to be on the left, in the middle or on the right."""
-    max_objects: int = 5
-    """Kinds of objects that a caption names, the largest or most frequent first."""
-
-    def __post_init__(self) -> None:
-        """Refuse templates that say nothing of the sample (ConfigError)."""
-        if not self.templates or any("{objects}" not in text for text in self.templates):
-            raise ConfigError(
-                f"templates was {list(self.templates)}",
-                expected="at least one text, each with {objects} in it",
-                action="write the templates so",
-            )
-        if self.max_objects < 1:
-            raise ConfigError(
-                f"max_objects was {self.max_objects}",
-                expected="at least 1",
-                action="give max_objects such a value",
-            )
 
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
     names: Sequence[str]
     boxes: Sequence[Sequence[float]] | None
-    """Left, top, width, height of each, as shares of the picture."""
+    """Left, top, width, height of each, as fractions of the image."""
 
 
 class TemplateCaptioner:
@@ -56,12 +30,12 @@ class TemplateCaptioner:
 
     That is a Parquet file, a file of JSON lines (``.jsonl``), or a folder of Parquet files such as
     a layer. Each row has ``uid``, ``labels`` (a list of names) and, if it likes, ``boxes`` (for
-    each label left, top, width and height as shares of the picture). Raises NotFoundError,
+    each label left, top, width and height as fractions of the image). Raises NotFoundError,
     ArtifactError.
     """
 
-    looks_at_images = False
-    is_costly = False
+    needs_images = False
+    checkpoint_outputs = False
 
     def __init__(self, uri: str, config: TemplateConfig) -> None:
         self._config = config
@@ -79,15 +53,15 @@ class TemplateCaptioner:
         }
 
     def caption(self, inputs: Sequence[CaptionInput]) -> Iterator[tuple[int, CaptionOutput]]:
-        """Each template filled with what is there."""
+        """Fill each template with the sample's objects."""
         for index, sample in enumerate(inputs):
             labels = self._labels.get(sample.uid)
             if labels is None or not labels.names:
-                yield index, CaptionOutput(reason="no-label")
+                yield index, CaptionOutput(reason=BadSampleReason.MISSING_LABEL)
                 continue
             objects = describe(
                 labels.names,
-                labels.boxes if self._config.places else None,
+                labels.boxes if self._config.include_positions else None,
                 max_objects=self._config.max_objects,
             )
             texts = dict.fromkeys(t.replace("{objects}", objects) for t in self._config.templates)
@@ -100,20 +74,20 @@ class TemplateCaptioner:
 def describe(
     names: Sequence[str], boxes: Sequence[Sequence[float]] | None = None, *, max_objects: int = 5
 ) -> str:
-    """``two cones and a red ball``, or with boxes ``a red ball on the left and a cone ...``.
+    """Describe objects: ``two cones and a ball``, or with boxes ``a ball on the left and ...``.
 
-    Boxes are (left, top, width, height) as shares of the picture; larger objects come first.
+    Boxes are (left, top, width, height) as fractions of the image; larger objects come first.
     """
     if boxes is None:
         counts = Counter(names).most_common(max_objects)
         return _listed([_counted(name, count) for name, count in counts])
     largest = sorted(zip(names, boxes, strict=True), key=lambda pair: -pair[1][2] * pair[1][3])
-    placed = Counter((name, _place(box[0] + box[2] / 2)) for name, box in largest)
-    kept = list(placed.items())[:max_objects]
-    return _listed([f"{_counted(name, count)} {place}" for (name, place), count in kept])
+    positioned = Counter((name, _position(box[0] + box[2] / 2)) for name, box in largest)
+    kept = list(positioned.items())[:max_objects]
+    return _listed([f"{_counted(name, count)} {position}" for (name, position), count in kept])
 
 
-def _place(middle: float) -> str:
+def _position(middle: float) -> str:
     if middle < 1 / 3:
         return "on the left"
     return "on the right" if middle > 2 / 3 else "in the middle"
@@ -132,7 +106,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _read(uri: str) -> tuple[str, list[Mapping[str, Any]]]:
-    """The digest of the files, and all their rows."""
+    """Return the digest of the files, and all their rows."""
     if uri.endswith((".parquet", ".jsonl")):
         files = {uri: read_bytes(uri)}
     else:
@@ -143,9 +117,9 @@ def _read(uri: str) -> tuple[str, list[Mapping[str, Any]]]:
         for name, data in files.items():
             rows += _parquet(data) if name.endswith(".parquet") else _json_lines(data)
     except ValueError as error:
-        raise _foreign(uri, str(error)) from error
+        raise _bad_labels_error(uri, str(error)) from error
     if not rows:
-        raise _foreign(uri, "there is no row")
+        raise _bad_labels_error(uri, "there is no row")
     return digest_json([sha256_bytes(data) for data in files.values()]), rows
 
 
@@ -161,7 +135,7 @@ def _json_lines(data: bytes) -> list[Mapping[str, Any]]:
 
 
 def _parse(uri: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, _Labels]:
-    found = {}
+    labels = {}
     for row in rows:
         try:
             names, boxes = [str(name) for name in row["labels"]], row.get("boxes")
@@ -170,16 +144,18 @@ def _parse(uri: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, _Labels]:
             )
             uid = row["uid"]
         except (AttributeError, KeyError, TypeError) as error:
-            raise _foreign(uri, f"a row lacks {error}") from error
+            raise _bad_labels_error(uri, f"a row lacks {error}") from error
         if not fits:
-            raise _foreign(uri, f"the boxes of {uid} don't go with its {len(names)} labels")
-        found[uid] = _Labels(names, boxes)
-    return found
+            raise _bad_labels_error(
+                uri, f"the boxes of {uid} don't go with its {len(names)} labels"
+            )
+        labels[uid] = _Labels(names, boxes)
+    return labels
 
 
-def _foreign(uri: str, trouble: str) -> ArtifactError:
+def _bad_labels_error(uri: str, trouble: str) -> ArtifactError:
     return ArtifactError(
         f"{uri} holds no labels: {trouble}",
         expected="rows with uid, labels (names) and perhaps boxes (four shares for each label)",
-        action="give a .parquet or .jsonl file, or a folder of .parquet files, with such rows",
+        action="pass a .parquet or .jsonl file, or a folder of .parquet files, with such rows",
     )

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.config import Config
-from clipmill.data.scoring.contract import Captions, Rows
+from clipmill.data.scoring.scorers import Captions, RowBatch
 from clipmill.errors import ConfigError
-from clipmill.models.addresses import FORMS
-from clipmill.models.center_resize import tower_image
-from clipmill.models.clip_model import clip_parent
-from clipmill.storage import Parent
+from clipmill.lineage import Parent
+from clipmill.models.clip import clip_parent
+from clipmill.models.preprocess import tower_image
+from clipmill.models.weights.addresses import FORMS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,15 +60,15 @@ class ClipScoreConfig(Config):
 class ClipScorer:
     """A column a caption kind of float32; null where the picture doesn't decode."""
 
-    wants_images = True
+    needs_images = True
 
     def __init__(self, config: ClipScoreConfig) -> None:
         self._config = config
-        self.parents: tuple[Parent, ...] = (judge_parent(config, "judge"),)
+        self.parents: tuple[Parent, ...] = (scoring_clip_parent(config, "judge"),)
         self.detail = {"model": config.model, "precision": config.precision}
         self._towers: ClipTowers | None = None
 
-    def score(self, rows: Rows) -> dict[str, pa.Array]:
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
         """The columns above."""
         assert rows.images is not None
         if self._towers is None:
@@ -76,9 +76,9 @@ class ClipScorer:
         has_image = np.array([image is not None for image in rows.images])
         images_BD = np.zeros((rows.num_rows, 1), np.float32)
         if has_image.any():
-            found = self._towers.encode_images([image for image in rows.images if image])
-            images_BD = np.zeros((rows.num_rows, found.shape[1]), np.float32)
-            images_BD[has_image] = found
+            embeddings = self._towers.encode_images([image for image in rows.images if image])
+            images_BD = np.zeros((rows.num_rows, embeddings.shape[1]), np.float32)
+            images_BD[has_image] = embeddings
         return {
             kind: captions.column(self._similarity(images_BD, has_image, captions))
             for kind, captions in rows.captions.items()
@@ -90,10 +90,10 @@ class ClipScorer:
         assert self._towers is not None
         counts = 1 if captions.counts is None else np.array(captions.counts, np.int64)
         row_C = np.repeat(np.arange(len(images_BD)), counts)
-        asked_C = np.flatnonzero(has_image[row_C])
+        valid_C = np.flatnonzero(has_image[row_C])
         scores = np.zeros(len(row_C), np.float32)
-        for start in range(0, len(asked_C), self._config.batch_size):
-            part = asked_C[start : start + self._config.batch_size]
+        for start in range(0, len(valid_C), self._config.batch_size):
+            part = valid_C[start : start + self._config.batch_size]
             texts_CD = self._towers.encode_texts([captions.texts[c] for c in part])
             scores[part] = np.einsum("cd,cd->c", images_BD[row_C[part]], texts_CD)
         return pa.array(scores, mask=~has_image[row_C])
@@ -105,21 +105,21 @@ class ClipTowers:
     def __init__(self, config: ClipScoreConfig) -> None:
         import torch
 
-        from clipmill.models.clip_model import load_clip
-        from clipmill.models.cpu_threads import use_threads
-        from clipmill.models.normalization import Normalize
+        from clipmill.models.clip import load_clip
+        from clipmill.models.encoders import Normalize
+        from clipmill.models.execution import set_num_threads
 
-        use_threads(config.num_threads)
+        set_num_threads(config.num_threads)
         self.batch_size = config.batch_size
         """Most captions to be encoded together."""
-        found = load_clip(config.model, seed=config.seed)
-        self._vision, self._tokenize = found.vision, found.tokenize
+        clip = load_clip(config.model, seed=config.seed)
+        self._vision, self._tokenize = clip.vision, clip.tokenize
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._type = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
             config.precision
         ]
-        self._model = found.model.to(self._device)
-        self._normalize = Normalize(found.vision.mean, found.vision.std).to(self._device)
+        self._model = clip.model.to(self._device)
+        self._normalize = Normalize(clip.vision.mean, clip.vision.std).to(self._device)
         self._pool = ThreadPoolExecutor(_NUM_THREADS)
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
@@ -135,8 +135,8 @@ class ClipTowers:
         return self._encode(self._model.encode_text, self._tokenize(texts))
 
     def _resized(self, image: Image.Image) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = tower_image(image, self._vision)
-        return found
+        pixels: NDArray[np.uint8] = tower_image(image, self._vision)
+        return pixels
 
     def _encode(self, tower: "Callable[[Tensor], Tensor]", values: "Tensor") -> NDArray[np.float32]:
         import torch
@@ -146,12 +146,12 @@ class ClipTowers:
             self._device.type, self._type, enabled=self._type is not torch.float32
         )
         with torch.inference_mode(), autocast:
-            found = tower(values.to(self._device))
-        unit: NDArray[np.float32] = F.normalize(found.float(), dim=-1).cpu().numpy()
+            embeddings = tower(values.to(self._device))
+        unit: NDArray[np.float32] = F.normalize(embeddings.float(), dim=-1).cpu().numpy()
         return unit
 
 
-def judge_parent(config: ClipScoreConfig, role: str) -> Parent:
+def scoring_clip_parent(config: ClipScoreConfig, role: str) -> Parent:
     """The CLIP that judges, by digest.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Scoring: layers of measures beside a dataset's shards, all scorers in one reading.
+"""Scoring: write score layers of a dataset, with all scorers in one pass over its shards.
 
-A task owns a range of shards. What it has written stays, so any number of tasks may share a
-dataset, be killed, and run twice.
+A task owns a range of shards, and skips those that are scored, so any number of tasks may share a
+dataset, be killed, and be run again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,22 +12,33 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from clipmill.config import Config
-from clipmill.data.cache import is_remote, trim
+from clipmill.config import Config, digest_json
+from clipmill.data.cache import evict_lru, is_remote
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.layer_names import find_layer
-from clipmill.data.layer_rows import REAL
-from clipmill.data.layers import commit_layer, has_layer_shard, read_layer, write_layer_shard
-from clipmill.data.reader import ShardReader, read_shard
+from clipmill.data.layers import (
+    REAL,
+    commit_layer,
+    has_layer_shard,
+    read_layer,
+    resolve_layer,
+    write_layer_shard,
+)
 from clipmill.data.scoring.clip import ClipScoreConfig, ClipScorer
-from clipmill.data.scoring.concepts import ConceptScoreConfig, ConceptScorer
-from clipmill.data.scoring.contract import Captions, Rows, Scorer
-from clipmill.data.scoring.image import ImageScoreConfig, ImageScorer
-from clipmill.data.scoring.text import TextScoreConfig, TextScorer
-from clipmill.digest import digest_json
+from clipmill.data.scoring.scorers import (
+    Captions,
+    ConceptScoreConfig,
+    ConceptScorer,
+    ImageScoreConfig,
+    ImageScorer,
+    RowBatch,
+    Scorer,
+    TextScoreConfig,
+    TextScorer,
+)
+from clipmill.data.shards.read import ShardReader, read_shard
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
-from clipmill.stages import Report
+from clipmill.stage_records import ProgressCallback
 from clipmill.telemetry import data_metrics
 
 SCORERS: Mapping[str, Callable[[Any], Scorer]] = {
@@ -54,7 +65,7 @@ class ScoreConfig(Config):
     clip: ClipScoreConfig | None = None
     """Similarity of picture and captions."""
     batch_size: int = 256
-    """Rows read together."""
+    """RowBatch read together."""
     num_threads: int = 4
     """Threads that decode pictures."""
     cache_bytes: int = 100_000_000_000
@@ -75,7 +86,7 @@ def score(
     config: ScoreConfig,
     dataset: str,
     *,
-    report: Report,
+    report: ProgressCallback,
     start: int = 0,
     stop: int | None = None,
 ) -> tuple[str, ...]:
@@ -86,7 +97,7 @@ def score(
     kind isn't known, or the range isn't one.
     """
     opened = Dataset.open(dataset)
-    kinds = _kinds(config, opened)
+    kinds = _caption_kinds(config, opened)
     scorers = {_layer(opened, n, config, s, kinds): s for n, s in _scorers(config).items()}
     missing = {name: s for name, s in scorers.items() if name not in opened.layers}
     part = opened.shard_range(start, stop)
@@ -102,7 +113,7 @@ def score(
                 if pending:
                     _score_shard(config, opened, index, pending, kinds, pool)
                     if is_remote(opened.uri):
-                        trim(cache_folder(), config.cache_bytes)
+                        evict_lru(cache_folder(), config.cache_bytes)
                 done += opened.shards[index].num_samples
                 report(done, total, "scored")
     others = [index for index in range(len(opened.shards)) if index not in part]
@@ -113,8 +124,8 @@ def score(
 
 
 def _scorers(config: ScoreConfig) -> dict[str, Scorer]:
-    asked = {name: getattr(config, name) for name in SCORERS}
-    scorers = {name: SCORERS[name](c) for name, c in asked.items() if c is not None}
+    configs = {name: getattr(config, name) for name in SCORERS}
+    scorers = {name: SCORERS[name](c) for name, c in configs.items() if c is not None}
     if not scorers:
         raise ConfigError(
             "the recipe asks for no score",
@@ -124,11 +135,11 @@ def _scorers(config: ScoreConfig) -> dict[str, Scorer]:
     return scorers
 
 
-def _kinds(config: ScoreConfig, dataset: Dataset) -> tuple[str, ...]:
+def _caption_kinds(config: ScoreConfig, dataset: Dataset) -> tuple[str, ...]:
     layers = sorted(name for name in dataset.layers if name.startswith("captions/"))
     if not config.captions:
         return (REAL, *layers)
-    named = {kind if kind == REAL else find_layer(layers, kind) for kind in config.captions}
+    named = {kind if kind == REAL else resolve_layer(layers, kind) for kind in config.captions}
     return tuple(kind for kind in (REAL, *layers) if kind in named)
 
 
@@ -137,19 +148,19 @@ def _layer(
 ) -> str:
     """The layer's name: what it depends on gives its digest."""
     captions = [] if name == "image" else [[k, _digest(dataset, k)] for k in kinds]
-    judges = [parent.digest for parent in scorer.parents]
+    parents = [parent.digest for parent in scorer.parents]
     settings = _settings(name, getattr(config, name))
-    return f"score/{name}-{digest_json([settings, captions, judges])[:8]}"
+    return f"score/{name}-{digest_json([settings, captions, parents])[:8]}"
 
 
 def _settings(name: str, config: Config) -> dict[str, Any]:
     """The config's fields that change what is measured, those that name a place left out."""
-    speed_or_place = {
+    irrelevant = {
         "clip": {"model", "weights", "seed", "batch_size", "num_threads"},
         "concepts": {"concepts"},
     }
     value = config.to_json()
-    return {k: v for k, v in value.items() if k not in speed_or_place.get(name, set())}
+    return {k: v for k, v in value.items() if k not in irrelevant.get(name, set())}
 
 
 def _digest(dataset: Dataset, kind: str) -> str:
@@ -165,18 +176,18 @@ def _score_shard(
     pool: Executor,
 ) -> None:
     parts: dict[str, list[dict[str, pa.Array]]] = {name: [] for name in scorers}
-    wants_images = any(scorer.wants_images for scorer in scorers.values())
+    needs_images = any(scorer.needs_images for scorer in scorers.values())
     with read_shard(dataset, index, cache_folder()) as reader:
         uids = reader.uids
         captions = {kind: _captions(dataset, index, kind, reader) for kind in kinds}
         # An empty shard is scored as well: its file needs the columns.
         for start in range(0, len(uids) or 1, config.batch_size):
             span = range(start, min(start + config.batch_size, len(uids)))
-            rows = _read(reader, span, captions, pool, wants_images=wants_images)
+            rows = _read(reader, span, captions, pool, needs_images=needs_images)
             for name, scorer in scorers.items():
                 parts[name].append(scorer.score(rows))
-    for name, found in parts.items():
-        columns = {c: pa.chunked_array([part[c] for part in found]) for c in found[0]}
+    for name, batches in parts.items():
+        columns = {c: pa.chunked_array([batch[c] for batch in batches]) for c in batches[0]}
         table = pa.table({"uid": pa.array(uids, pa.string()), **columns})
         write_layer_shard(dataset, name, index, table)
 
@@ -195,19 +206,19 @@ def _read(
     captions: Mapping[str, Captions],
     pool: Executor,
     *,
-    wants_images: bool,
-) -> Rows:
+    needs_images: bool,
+) -> RowBatch:
     data = images = None
-    if wants_images:
+    if needs_images:
         data = [reader.image(row) for row in rows]
         images = list(pool.map(_decode, data))
     part = {kind: c.slice(rows.start, rows.stop) for kind, c in captions.items()}
-    return Rows(len(rows), data, images, part)
+    return RowBatch(len(rows), data, images, part)
 
 
 def _decode(data: bytes) -> Image.Image | None:
     try:
         return decode_rgb(data)
     except BadSampleError as bad:
-        data_metrics().quarantined.labels(bad.reason).inc()
+        data_metrics().samples_rejected.labels(bad.reason).inc()
         return None

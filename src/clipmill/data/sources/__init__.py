@@ -1,45 +1,63 @@
-"""Where image-text pairs come from: one kind of source a file, and an entry here.
+"""Sources of image-text pairs, one external format per module, and a registry of their kinds.
 
-A source is named by a spec: a path whose kind is seen, or ``KIND:PATH?OPTION=VALUE&...``.
+A source is named by a spec: ``KIND:PATH?OPTION=VALUE&...``, or a path whose kind is detected.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from clipmill.data.dataset import cache_folder
-from clipmill.data.sources.coco import CocoSource
-from clipmill.data.sources.contract import (
+from clipmill.data.sources.base import (
+    IMAGE_SUFFIXES,
     REASONS,
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     Source,
     Split,
 )
+from clipmill.data.sources.coco import CocoSource
 from clipmill.data.sources.delimited import DelimitedSource
 from clipmill.data.sources.folder import FolderSource
 from clipmill.data.sources.hugging_face import hugging_face_source
 from clipmill.data.sources.img2dataset import Img2datasetSource
 from clipmill.data.sources.parquet import ParquetSource
-from clipmill.data.sources.spec import parse_spec
 from clipmill.data.sources.webdataset import WebDatasetSource
 from clipmill.errors import SourceError
-from clipmill.storage import exists, get_tree
+from clipmill.storage import exists, unpack_dir
 
 __all__ = [
     "REASONS",
     "SOURCES",
     "Entry",
+    "FingerprintMode",
     "FolderSource",
-    "Identity",
     "RawPair",
     "Source",
     "SourceKind",
     "Split",
     "open_source",
 ]
+
+# Files looked at to tell what a folder holds: all of a mixed one, the first of a vast one.
+_MAX_INSPECTED_FILES = 10_000
+
+_BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".tar": "webdataset"}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """A source spec, taken apart."""
+
+    kind: str
+    path: str
+    options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +75,7 @@ def _folder(path: str) -> Source:
 
 
 _COLUMNS = ("image", "caption", "id")
+
 SOURCES: Mapping[str, SourceKind] = {
     "folder": SourceKind(_folder),
     "csv": SourceKind(DelimitedSource, (*_COLUMNS, "images")),
@@ -70,19 +89,19 @@ SOURCES: Mapping[str, SourceKind] = {
 
 
 def open_source(spec: str) -> Source:
-    """The source that ``spec`` names, or the folder packed at a ``.tar`` by ``put_tree``.
+    """The source that ``spec`` names, or the folder packed at a ``.tar`` by ``pack_dir``.
 
     Raises SourceError where there is none, its kind can't be told, or an option is unknown.
     """
     if spec.endswith(".tar") and _is_packed(spec):
-        return FolderSource(get_tree(spec, cache_folder()), spec)
+        return FolderSource(unpack_dir(spec, cache_folder()), spec)
     parsed = parse_spec(spec, SOURCES)
     if "://" in parsed.path:
         raise SourceError(
             f"{parsed.path} is neither a local path nor a folder packed as .tar",
             expected="a local path (of a table, its images may lie at s3://), or the URI of a "
-            ".tar that put_tree made",
-            action="pack the folder with put_tree, copy it here, or mount the bucket",
+            ".tar that pack_dir made",
+            action="pack the folder with pack_dir, copy it here, or mount the bucket",
         )
     kind = SOURCES[parsed.kind]
     unknown = parsed.options.keys() - set(kind.options)
@@ -97,3 +116,73 @@ def open_source(spec: str) -> Source:
 
 def _is_packed(uri: str) -> bool:
     return not any(uri.startswith(f"{kind}:") for kind in SOURCES) and exists(f"{uri}.sha256")
+
+
+def parse_spec(text: str, kinds: Iterable[str]) -> SourceSpec:
+    """Take ``text`` apart, and see what kind of source it is if it doesn't say so.
+
+    Raises SourceError if the kind can't be told.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon or kind not in kinds or rest.startswith("//"):
+        kind, rest = "", text
+    path, options = rest, {}
+    if not Path(rest).exists():  # a file may have a question mark in its name
+        path, mark, query = rest.rpartition("?")
+        pairs = parse_qsl(query, keep_blank_values=True)
+        if mark and "=" in query:
+            options = dict(pairs)
+        else:
+            path = rest
+    return SourceSpec(kind or _detect_kind(path, list(kinds)), path, options)
+
+
+def _detect_kind(path: str, kinds: list[str]) -> str:
+    root = Path(path)
+    suffix = root.suffix.lower()
+    if root.is_dir():
+        matches = _kinds_of_folder(root)
+    elif suffix in _BY_SUFFIX:
+        matches = [_BY_SUFFIX[suffix]]
+    else:
+        matches = ["coco"] if suffix == ".json" and _is_coco(root) else []
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        what = "could be any of " + ", ".join(matches)
+    else:
+        what = "is no source of a known kind" if root.exists() else "doesn't exist"
+    raise SourceError(
+        f"{path} {what}",
+        expected="a folder of images with .txt files, a table (.csv, .tsv, .parquet), a COCO "
+        "captions .json, WebDataset .tar files, an img2dataset output or a Hugging Face dataset",
+        action=f"check the path, or say which it is: KIND:{path} with KIND one of "
+        + ", ".join(matches or kinds),
+    )
+
+
+def _kinds_of_folder(folder: Path) -> list[str]:
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    seen = [name.lower() for name in itertools.islice(names, _MAX_INSPECTED_FILES)]
+
+    def any_ends(*suffixes: str) -> bool:
+        return any(name.endswith(suffixes) for name in seen)
+
+    if any(folder.glob("*_stats.json")):
+        return ["img2dataset"]
+    kinds = []
+    if any_ends(".arrow", ".parquet") or (folder / "dataset_info.json").is_file():
+        kinds.append("hf")
+    if any_ends(".tar"):
+        kinds.append("webdataset")
+    if any_ends(*IMAGE_SUFFIXES) or not kinds:
+        kinds.append("folder")
+    return kinds
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and {"images", "annotations"} <= value.keys()

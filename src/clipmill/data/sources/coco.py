@@ -6,18 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clipmill.data.sources.contract import (
+from clipmill.data.sources.base import (
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
 )
-from clipmill.data.sources.files import files_digest, read_file
-from clipmill.data.sources.image_files import ImageFiles, image_suffix, spell
-from clipmill.data.sources.listing import read_listing, write_listing
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.data.sources.files import (
+    ImageFiles,
+    escape_name,
+    files_digest,
+    image_suffix,
+    read_file,
+    read_listing,
+    write_listing,
+)
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 LAYER = "captions/coco"
 
@@ -41,9 +47,9 @@ class CocoSource(Source):
         self._images = ImageFiles(images or str(_usual_folder(self._path)))
         self.uri = f"coco:{self._path}?images={self._images.base}"
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the JSON file alone: it speaks for its images."""
-        return files_digest([(self._path.name, self._path)], identity, "coco")
+        return files_digest([(self._path.name, self._path)], mode, "coco")
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
         """Read the whole file, which COCO's format demands, and list its images."""
@@ -52,15 +58,19 @@ class CocoSource(Source):
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
         """The images of a range of the listing."""
         for name, *captions in read_listing(split, listing):
-            yield Entry(spell(name), partial(self._load, name, captions))
+            yield Entry(escape_name(name), partial(self._load, name, captions))
 
     def _load(self, name: str, captions: list[str]) -> RawPair:
         if not captions:
-            raise BadSampleError("no-caption", "no annotation speaks of the image")
+            raise BadSampleError(
+                BadSampleReason.MISSING_CAPTION, "no annotation speaks of the image"
+            )
         data = self._images.read(name)
         texts = [text for text in captions if text.strip()]
-        if any(spell(text) != text for text in texts):
-            raise BadSampleError("caption-not-utf8", "one of the captions has half a character")
+        if any(escape_name(text) != text for text in texts):
+            raise BadSampleError(
+                BadSampleReason.CAPTION_NOT_UTF8, "one of the captions has half a character"
+            )
         rows = {LAYER: {"captions": texts, "fallback": not texts}}
         return RawPair(data, image_suffix(name, data), captions[0], rows)
 
@@ -68,9 +78,9 @@ class CocoSource(Source):
         try:
             value = json.loads(read_file(self._path))
             names = {image["id"]: image["file_name"] for image in value["images"]}
-            found: dict[Any, list[tuple[int, str]]] = {key: [] for key in names}
+            captions: dict[Any, list[tuple[int, str]]] = {key: [] for key in names}
             for annotation in value["annotations"]:
-                found[annotation["image_id"]].append((annotation["id"], annotation["caption"]))
+                captions[annotation["image_id"]].append((annotation["id"], annotation["caption"]))
         except (ValueError, KeyError, TypeError) as error:
             raise SourceError(
                 f"{self._path} is not a COCO captions file: {type(error).__name__} {error}",
@@ -79,7 +89,7 @@ class CocoSource(Source):
                 action="point at the captions_*.json of the dataset",
             ) from error
         for name, key in sorted((name, key) for key, name in names.items()):
-            yield [name, *(caption for _, caption in sorted(found[key]))]
+            yield [name, *(caption for _, caption in sorted(captions[key]))]
 
 
 def _usual_folder(path: Path) -> Path:

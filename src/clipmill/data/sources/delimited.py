@@ -8,18 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from clipmill.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose
-from clipmill.data.sources.contract import (
+from clipmill.data.sources.base import (
+    CAPTION_NAMES,
+    IMAGE_NAMES,
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
+    resolve_column,
 )
-from clipmill.data.sources.files import Descriptor, files_digest
-from clipmill.data.sources.image_files import ImageFiles, image_suffix
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.data.sources.files import ImageFiles, PreadFile, files_digest, image_suffix
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 # Python's default limit of 128 KiB a field would end the reading of a table at a giant caption.
 _MAX_FIELD_BYTES = 1 << 26
@@ -59,9 +60,9 @@ class DelimitedSource(Source):
         text = "&".join(f"{key}={value}" for key, value in options.items() if value)
         self.uri = f"{kind}:{self._path}?{text}"
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the table alone: it speaks for its images."""
-        return files_digest([(self._path.name, self._path)], identity, self._salt)
+        return files_digest([(self._path.name, self._path)], mode, self._salt)
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
         """Read the table once; a split is a range of its bytes, since rows may span lines."""
@@ -80,7 +81,7 @@ class DelimitedSource(Source):
 
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:  # noqa: ARG002
         """The rows of a range."""
-        data = Descriptor(self._path).read(split.start, split.stop - split.start)
+        data = PreadFile(self._path).read(split.start, split.stop - split.start)
         for row, _ in _rows(io.BytesIO(data), self._delimiter):
             cells = dict(enumerate(row))
             image = cells.get(self._image, "")
@@ -90,18 +91,18 @@ class DelimitedSource(Source):
 
     def _load(self, image: str, caption: str) -> RawPair:
         if not image:
-            raise BadSampleError("missing-image", "the row names no image")
+            raise BadSampleError(BadSampleReason.MISSING_IMAGE, "the row names no image")
         data = self._images.read(image)
         return RawPair(data, image_suffix(image, data), _bytes(caption))
 
-    def _column(self, wanted: str, candidates: tuple[str, ...], role: str, option: str) -> int:
+    def _column(self, name: str, candidates: tuple[str, ...], role: str, option: str) -> int:
         if not self._columns:
             raise SourceError(
                 f"{self._path} is empty",
                 expected="a table whose first row names its columns",
                 action="check the path of the source",
             )
-        return self._columns.index(choose(self._columns, wanted, candidates, role, option))
+        return self._columns.index(resolve_column(self._columns, name, candidates, role, option))
 
 
 def _rows(file: BinaryIO, delimiter: str, position: int = 0) -> Iterator[tuple[list[str], int]]:

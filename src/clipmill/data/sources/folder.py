@@ -1,4 +1,4 @@
-"""Image-text pairs in a folder: ``name.jpg`` with its caption in ``name.txt`` beside it."""
+"""Folder of image-text pairs: ``name.jpg`` with its caption in ``name.txt``."""
 
 import hashlib
 import heapq
@@ -9,21 +9,25 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clipmill.data.ordered_map import OrderedMap, default_threads, ordered_map
-from clipmill.data.sources.contract import (
+from clipmill.data.parallel import OrderedMap, default_threads, ordered_map
+from clipmill.data.sources.base import (
     CAPTION_SUFFIX,
     IMAGE_SUFFIXES,
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
 )
-from clipmill.data.sources.files import read_file, unreadable
-from clipmill.data.sources.listing import read_listing, write_listing
-from clipmill.data.sources.sorting import sorted_records
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.data.sources.files import (
+    read_file,
+    read_listing,
+    sorted_records,
+    unreadable_error,
+    write_listing,
+)
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 _SUFFIXES = frozenset(map(os.fsencode, (*IMAGE_SUFFIXES, CAPTION_SUFFIX)))
 _CAPTION = CAPTION_SUFFIX.encode()
@@ -41,23 +45,23 @@ class FolderSource(Source):
         if not folder.is_dir():
             raise SourceError(
                 f"{folder} is not a folder",
-                expected="a folder of images, each with its caption in a .txt file beside it",
+                expected="a folder of images, each with its caption in a .txt file next to it",
                 action="correct the path of the source",
             )
         self.folder = folder
         self._prefix = f"{folder}/"
         self.uri = uri or f"folder:{folder.absolute()}"
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over every image and caption: name and content, or name, size, time."""
         with ordered_map(default_threads()) as mapped:
-            return self.digest_by(mapped, identity)
+            return self.digest_by(mapped, mode)
 
-    def digest_by(self, mapped: OrderedMap, identity: Identity) -> str:
+    def digest_by(self, mapped: OrderedMap, mode: FingerprintMode) -> str:
         """The same, files read by ``mapped``."""
-        total = hashlib.sha256(b"" if identity == "content" else b"listing\0")
-        for found in mapped(partial(_facts, self._prefix, identity), self.items()):
-            total.update(found)
+        total = hashlib.sha256(b"" if mode == "content" else b"metadata\0")
+        for fields in mapped(partial(_fingerprint_fields, self._prefix, mode), self.items()):
+            total.update(fields)
         return total.hexdigest()
 
     def items(self) -> Iterator[tuple[str, str, str]]:
@@ -70,16 +74,16 @@ class FolderSource(Source):
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
         """List the folder; raises SourceError if it holds no image."""
-        found = False
+        has_image = False
 
         def items() -> Iterator[list[Any]]:
-            nonlocal found
+            nonlocal has_image
             for item in self.items():
-                found = found or bool(item[1])
+                has_image = has_image or bool(item[1])
                 yield list(item)
 
         yield from write_listing(items(), size, listing)
-        if not found:
+        if not has_image:
             raise SourceError(
                 f"{self.folder} holds no image",
                 expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}, in any subfolder",
@@ -93,31 +97,35 @@ class FolderSource(Source):
 
     def _load(self, origin: str, image: str, caption: str) -> RawPair:
         if not image:
-            raise BadSampleError("caption-without-image", f"no image beside {origin}")
+            raise BadSampleError(
+                BadSampleReason.CAPTION_WITHOUT_IMAGE, f"no image next to {origin}"
+            )
         if not caption:
-            raise BadSampleError("no-caption", f"no {CAPTION_SUFFIX} file beside {origin}")
+            raise BadSampleError(
+                BadSampleReason.MISSING_CAPTION, f"no {CAPTION_SUFFIX} file next to {origin}"
+            )
         text = read_file(self._prefix + caption)
         suffix = image[image.rindex(".") :].lower()
         return RawPair(read_file(self._prefix + image), suffix, text)
 
 
-def _facts(prefix: str, identity: Identity, item: tuple[str, str, str]) -> bytes:
-    """What tells an item from others: its files' names, and their contents or sizes, times."""
-    found = b""
+def _fingerprint_fields(prefix: str, mode: FingerprintMode, item: tuple[str, str, str]) -> bytes:
+    """Return an item's part of the digest: its files' names, and their contents or metadata."""
+    fields = b""
     for name in item[1:]:
         encoded = os.fsencode(name)
-        fact = _fact(prefix + name, identity) if name else b""
-        found += len(encoded).to_bytes(4, "big") + encoded + fact
-    return found
+        fingerprint = _fingerprint(prefix + name, mode) if name else b""
+        fields += len(encoded).to_bytes(4, "big") + encoded + fingerprint
+    return fields
 
 
-def _fact(path: str, identity: Identity) -> bytes:
-    if identity == "content":
+def _fingerprint(path: str, mode: FingerprintMode) -> bytes:
+    if mode == "content":
         return hashlib.sha256(read_file(path)).digest()
     try:
         stat = os.stat(path)  # noqa: PTH116  # a Path would cost more than the call
     except OSError as error:
-        raise unreadable(Path(path), error) from error
+        raise unreadable_error(Path(path), error) from error
     return b"%d %d" % (stat.st_size, stat.st_mtime_ns)
 
 
@@ -155,13 +163,13 @@ def _files(
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     path = below + name + b"/"
-                    folders.append((_spell(path), path))
+                    folders.append((_escape_name(path), path))
                     continue
                 stem, _, suffix = name.rpartition(b".")
                 if b"." + suffix.lower() in _SUFFIXES and entry.is_file():
                     yield stem, b"." + suffix.lower(), name
     except OSError as error:
-        raise unreadable(Path(os.fsdecode(folder)), error) from error
+        raise unreadable_error(Path(os.fsdecode(folder)), error) from error
 
 
 def _pair_up(
@@ -173,11 +181,11 @@ def _pair_up(
         images = [name for suffix, name in named if suffix != _CAPTION]
         caption = captions[-1] if captions else b""
         for image in images:
-            yield _spell(image), image, caption
+            yield _escape_name(image), image, caption
         if not images:
-            yield _spell(caption), b"", caption
+            yield _escape_name(caption), b"", caption
 
 
-def _spell(name: bytes) -> bytes:
+def _escape_name(name: bytes) -> bytes:
     r"""UTF-8 for any name: a byte that isn't is spelled ``\xNN``, so that records can hold it."""
     return name.decode("utf-8", "backslashreplace").encode()

@@ -6,11 +6,9 @@ from typing import BinaryIO, Self
 
 import pyarrow as pa
 
-from clipmill.data.sources.contract import Entry, Identity, ReadListing, Source, Split
-from clipmill.data.sources.files import files_digest
-from clipmill.data.sources.image_files import ImageFiles
+from clipmill.data.sources.base import Entry, FingerprintMode, ReadListing, Source, Split
+from clipmill.data.sources.files import ImageFiles, files_digest, matching_files, relative_names
 from clipmill.data.sources.parquet import ParquetSource, RowColumns, rows_between
-from clipmill.data.sources.paths import matching_files, relative_names
 from clipmill.errors import SourceError
 
 
@@ -45,9 +43,9 @@ class ArrowSource(Source):
         text = "&".join(f"{key}={value}" for key, value in options.items() if value)
         self.uri = f"hf:{Path(path).absolute()}" + (f"?{text}" if text else "")
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the files."""
-        return files_digest(self._files.items(), identity, self._salt)
+        return files_digest(self._files.items(), mode, self._salt)
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
         """Count the batches' rows, whose columns stay on the disk."""

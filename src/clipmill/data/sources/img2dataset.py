@@ -1,8 +1,8 @@
-"""The output folder of img2dataset: tars, folders or Parquet files, each with its record.
+"""Output folder of img2dataset: tars, folders or Parquet files, each with its record.
 
-Beside each of its shards lie ``NNNNN.parquet`` (a row an URL, with what became of it) and
-``NNNNN_stats.json``. What it failed to download is counted here too, so that a dataset says what
-it lost on the whole way from the list of URLs.
+Next to each of its shards are ``NNNNN.parquet`` (one row per URL, with its status) and
+``NNNNN_stats.json``. Failed downloads are counted too, so that a dataset reports all losses from
+the list of URLs on.
 """
 
 import json
@@ -13,21 +13,20 @@ from typing import BinaryIO
 
 import pyarrow.parquet as pq
 
-from clipmill.data.sources.contract import (
+from clipmill.config import digest_json
+from clipmill.data.sources.base import (
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
 )
-from clipmill.data.sources.files import files_digest, read_file
+from clipmill.data.sources.files import files_digest, matching_files, read_file, relative_names
 from clipmill.data.sources.folder import FolderSource
 from clipmill.data.sources.parquet import ParquetSource, read_schema
-from clipmill.data.sources.paths import matching_files, relative_names
 from clipmill.data.sources.webdataset import WebDatasetSource
-from clipmill.digest import digest_json
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 STATS = "_stats.json"
 # A piece that begins so is a record of losses rather than of pairs.
@@ -59,10 +58,10 @@ class Img2datasetSource(Source):
             if (folder / (name := stats_name.removesuffix(STATS) + ".parquet")).is_file()
         }
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the pairs and the records."""
-        records = files_digest((self._stats | self._records).items(), identity)
-        return digest_json([self._pairs.digest(identity), records])
+        records = files_digest((self._stats | self._records).items(), mode)
+        return digest_json([self._pairs.digest(mode), records])
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
         """The splits of the pairs, then those of the losses, which the stats count."""
@@ -85,7 +84,7 @@ class Img2datasetSource(Source):
         table = pq.read_table(self._records[name], columns=_COLUMNS, use_threads=False)
         for row in table.slice(split.start, split.stop - split.start).to_pylist():
             if row["status"] != "success":
-                yield Entry(f"{name}/{row['key']}", partial(_lost, row))
+                yield Entry(f"{name}/{row['key']}", partial(_raise_lost, row))
 
 
 def _pairs_source(folder: Path) -> Source:
@@ -120,5 +119,5 @@ def _num_rows(record: Path) -> int:
     return int(pq.read_metadata(record).num_rows)
 
 
-def _lost(row: dict[str, str | None]) -> RawPair:
-    raise BadSampleError("not-downloaded", f"{row['status']}: {row['error_message']}")
+def _raise_lost(row: dict[str, str | None]) -> RawPair:
+    raise BadSampleError(BadSampleReason.NOT_DOWNLOADED, f"{row['status']}: {row['error_message']}")

@@ -9,24 +9,26 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipmill.data.sources.columns import (
+from clipmill.data.sources.base import (
     BYTES_NAMES,
     CAPTION_NAMES,
     IMAGE_NAMES,
-    choose,
-)
-from clipmill.data.sources.contract import (
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
+    resolve_column,
 )
-from clipmill.data.sources.files import files_digest
-from clipmill.data.sources.image_files import ImageFiles, image_suffix
-from clipmill.data.sources.paths import matching_files, relative_names
-from clipmill.errors import BadSampleError, SourceError
+from clipmill.data.sources.files import (
+    ImageFiles,
+    files_digest,
+    image_suffix,
+    matching_files,
+    relative_names,
+)
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 # Rows held at once while a range is read.
 _BATCH_ROWS = 256
@@ -60,9 +62,9 @@ class ParquetSource(Source):
         text = "&".join(f"{key}={value}" for key, value in options.items() if value)
         self.uri = f"{kind}:{Path(path).absolute()}" + (f"?{text}" if text else "")
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the files; images that they only name aren't read."""
-        return files_digest(self._files.items(), identity, self._salt)
+        return files_digest(self._files.items(), mode, self._salt)
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
         """Read the footers alone; a split is a range of one file's rows."""
@@ -98,26 +100,28 @@ class RowColumns:
         paths = [f.name for f in schema if _is_text(f.type)]
         blobs = [f.name for f in schema if _is_binary(f.type) or _is_image_struct(f.type)]
         if image or not blobs:
-            self.image = choose(
+            self.image = resolve_column(
                 [*blobs, *paths], image, (*BYTES_NAMES, *IMAGE_NAMES), "image", "image"
             )
         else:
             self.image = (
-                blobs[0] if len(blobs) == 1 else choose(blobs, "", BYTES_NAMES, "image", "image")
+                blobs[0]
+                if len(blobs) == 1
+                else resolve_column(blobs, "", BYTES_NAMES, "image", "image")
             )
         texts = [f.name for f in schema if _is_text(f.type) or _is_texts(f.type)]
-        self.caption = choose(texts, caption, CAPTION_NAMES, "caption", "caption")
-        self.id = choose(schema.names, id, (), "id", "id") if id else ""
+        self.caption = resolve_column(texts, caption, CAPTION_NAMES, "caption", "caption")
+        self.id = resolve_column(schema.names, id, (), "id", "id") if id else ""
         self._of_paths = self.image in paths
         self.names = sorted({self.image, self.caption, *([self.id] if self.id else [])})
 
-    def entry(self, place: str, values: dict[str, Any], images: ImageFiles) -> Entry:
-        """The row at ``place``, which is its id if it has no other."""
+    def entry(self, position: str, values: dict[str, Any], images: ImageFiles) -> Entry:
+        """Return the row at ``position``, which is its id if it has no other."""
         image = values[self.image]
         path = image.get("path") if isinstance(image, dict) else image if self._of_paths else None
         data = image.get("bytes") if isinstance(image, dict) else None if self._of_paths else image
         name = values[self.id] if self.id else path if self._of_paths else None
-        origin = place if name in (None, b"") else _spell(name)
+        origin = position if name in (None, b"") else _escape_name(name)
         return Entry(origin, partial(_load, path, data, values[self.caption], images))
 
 
@@ -125,16 +129,16 @@ def _load(path: bytes | None, data: bytes | None, caption: Any, images: ImageFil
     name = os.fsdecode(path or b"")
     if data is None:
         if not name:
-            raise BadSampleError("missing-image", "the row has no image")
+            raise BadSampleError(BadSampleReason.MISSING_IMAGE, "the row has no image")
         data = images.read(name)
     if isinstance(caption, list):
         caption = next((text for text in caption if text), None)
     if caption is None:
-        raise BadSampleError("no-caption", "the row's caption is null")
+        raise BadSampleError(BadSampleReason.MISSING_CAPTION, "the row's caption is null")
     return RawPair(data, image_suffix(name, data), caption)
 
 
-def _spell(value: object) -> str:
+def _escape_name(value: object) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 

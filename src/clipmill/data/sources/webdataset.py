@@ -6,27 +6,49 @@ release are understood (see ``reinforced.py``).
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from clipmill.data.sources.contract import (
+from clipmill.data.sources.base import (
     IMAGE_SUFFIXES,
     Entry,
-    Identity,
+    FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
 )
-from clipmill.data.sources.files import Descriptor, files_digest
-from clipmill.data.sources.paths import matching_files, relative_names
-from clipmill.data.sources.reinforced import Reinforcement, layer_rows, see_reinforcement
-from clipmill.data.sources.tar_members import CutTarError, Member, members
-from clipmill.errors import BadSampleError
+from clipmill.data.sources.datacompdr import DataCompDRLayers, detect_reinforcement, layer_rows
+from clipmill.data.sources.files import PreadFile, files_digest, matching_files, relative_names
+from clipmill.errors import BadSampleError, BadSampleReason
+
+_BLOCK = 512
+
+# Extended headers hold a name or a few records; more is an attempt to exhaust memory.
+_MAX_EXTENSION_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A plain file in a tar."""
+
+    name: str
+    header: int
+    """Where its first header begins, in bytes."""
+    offset: int
+    """Where its content begins, in bytes."""
+    size: int
+    """Bytes of its content."""
+
 
 Sample = tuple[str, list[tuple[str, Member]]]
 """A sample's key (its members' common name) and its members by what follows the first dot."""
+
+
+class TruncatedTarError(Exception):
+    """The tar is truncated or damaged."""
 
 
 class WebDatasetSource(Source):
@@ -41,12 +63,12 @@ class WebDatasetSource(Source):
         self._tars = relative_names(base, files)
         self.uri = f"webdataset:{Path(path).absolute()}?layers={layers}"
         self._name = layers
-        self._kind = self._see() if layers else None
-        self.layers = self._kind.layers if self._kind else ()
+        self._layers = self._inspect_first_sample() if layers else None
+        self.layers = self._layers.layers if self._layers else ()
 
-    def digest(self, identity: Identity) -> str:
+    def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the tars."""
-        return files_digest(self._tars.items(), identity, self._name)
+        return files_digest(self._tars.items(), mode, self._name)
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
         """Read the headers of all members; a split never spans two tars."""
@@ -55,15 +77,18 @@ class WebDatasetSource(Source):
 
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:  # noqa: ARG002
         """The samples of a range of one tar; where the tar is cut, one entry says so."""
-        file = Descriptor(self._tars[split.piece])
+        file = PreadFile(self._tars[split.piece])
         try:
             for key, parts in _samples(file, split.start, split.stop):
                 yield Entry(f"{split.piece}/{key}", partial(self._load, file, parts))
-        except CutTarError as error:
-            yield Entry(split.piece, partial(_raise, BadSampleError("cut-tar", str(error))))
+        except TruncatedTarError as error:
+            yield Entry(
+                split.piece,
+                partial(_raise, BadSampleError(BadSampleReason.TRUNCATED_TAR, str(error))),
+            )
 
     def _split_tar(self, name: str, size: int) -> Iterator[Split]:
-        file = Descriptor(self._tars[name])
+        file = PreadFile(self._tars[name])
         start = stop = count = 0
         try:
             for _, parts in _samples(file, 0, file.size):
@@ -72,47 +97,52 @@ class WebDatasetSource(Source):
                     yield Split(name, start, stop, count)
                     start, count = stop, 0
                 count += 1
-        except CutTarError:
+        except TruncatedTarError:
             count += 1  # the entry that says so
         if count:
             yield Split(name, start, file.size, count)
 
-    def _load(self, file: Descriptor, parts: list[tuple[str, Member]]) -> RawPair:
-        found = dict(reversed(parts))  # of two members of one name, the first counts
-        read = partial(_read, file, found)
+    def _load(self, file: PreadFile, parts: list[tuple[str, Member]]) -> RawPair:
+        by_kind = dict(reversed(parts))  # of two members of one name, the first counts
+        read = partial(_read, file, by_kind)
         image = next((kind for kind, _ in parts if f".{kind.lower()}" in IMAGE_SUFFIXES), None)
-        texts = _captions(found, read)
+        texts = _captions(by_kind, read)
         if image is None:
-            raise BadSampleError("caption-without-image", "the sample's members hold no image")
+            raise BadSampleError(
+                BadSampleReason.CAPTION_WITHOUT_IMAGE, "the sample's members hold no image"
+            )
         if not texts:
-            raise BadSampleError("no-caption", "neither a txt member nor a caption in json")
-        rows = layer_rows(self._kind, found, read, len(texts)) if self._kind else {}
+            raise BadSampleError(
+                BadSampleReason.MISSING_CAPTION, "neither a txt member nor a caption in json"
+            )
+        rows = layer_rows(self._layers, by_kind, read, len(texts)) if self._layers else {}
         return RawPair(read(image), f".{image.lower()}", texts[0], rows)
 
-    def _see(self) -> Reinforcement | None:
-        """What the first sample brings."""
+    def _inspect_first_sample(self) -> DataCompDRLayers | None:
+        """Return the layers that the first sample provides."""
         for path in self._tars.values():
-            file = Descriptor(path)
+            file = PreadFile(path)
             try:
                 for _, parts in _samples(file, 0, file.size):
-                    found = dict(reversed(parts))
-                    return see_reinforcement(found, partial(_read, file, found), self._name)
-            except CutTarError:
+                    by_kind = dict(reversed(parts))
+                    read = partial(_read, file, by_kind)
+                    return detect_reinforcement(by_kind, read, self._name)
+            except TruncatedTarError:
                 continue
         return None
 
 
-def _read(file: Descriptor, found: dict[str, Member], kind: str) -> bytes:
-    member = found[kind]
+def _read(file: PreadFile, members: dict[str, Member], kind: str) -> bytes:
+    member = members[kind]
     data = file.read(member.offset, member.size)
     if len(data) < member.size:
-        raise BadSampleError("cut-tar", f"{member.name} ends early")
+        raise BadSampleError(BadSampleReason.TRUNCATED_TAR, f"{member.name} ends early")
     return data
 
 
-def _captions(found: dict[str, Member], read: Callable[[str], bytes]) -> list[bytes | str]:
+def _captions(members: dict[str, Member], read: Callable[[str], bytes]) -> list[bytes | str]:
     """The real captions: ``txt`` is one, or a JSON list of several (DataCompDR); else ``json``."""
-    if "txt" in found:
+    if "txt" in members:
         data = read("txt")
         if data.lstrip().startswith(b"["):
             try:
@@ -122,17 +152,17 @@ def _captions(found: dict[str, Member], read: Callable[[str], bytes]) -> list[by
             if isinstance(several, list) and several and all(isinstance(t, str) for t in several):
                 return list(several)
         return [data]
-    if "json" in found:
+    if "json" in members:
         try:
             caption = json.loads(read("json")).get("caption")
         except (ValueError, AttributeError) as error:
-            raise BadSampleError("broken-record", f"json: {error}") from error
+            raise BadSampleError(BadSampleReason.DAMAGED_RECORD, f"json: {error}") from error
         return [caption] if isinstance(caption, str) else []
     return []
 
 
-def _samples(file: Descriptor, start: int, stop: int) -> Iterator[Sample]:
-    """Yield the samples of a range; where the tar is cut, those before it, then CutTarError."""
+def _samples(file: PreadFile, start: int, stop: int) -> Iterator[Sample]:
+    """Yield the samples of a range; raises TruncatedTarError after the last complete one."""
     key: str | None = None
     parts: list[tuple[str, Member]] = []
     try:
@@ -143,7 +173,7 @@ def _samples(file: Descriptor, start: int, stop: int) -> Iterator[Sample]:
                     yield key, parts
                 key, parts = following, []
             parts.append((kind, member))
-    except CutTarError:
+    except TruncatedTarError:
         if key is not None:
             yield key, parts
         raise
@@ -160,3 +190,93 @@ def _key(name: str) -> tuple[str, str]:
 
 def _raise(error: Exception) -> RawPair:
     raise error
+
+
+def members(file: PreadFile, start: int, stop: int) -> Iterator[Member]:
+    """Yield the plain files whose headers begin in ``start`` to ``stop`` (byte offsets).
+
+    Raises TruncatedTarError after the last complete member of a damaged or truncated tar; other
+    kinds of members (folders, links, devices) are passed over.
+    """
+    end = file.size
+    position = header = start
+    extension: dict[str, str] = {}
+    while position < min(stop, end):
+        block = file.read(position, _BLOCK)
+        if not block.strip(b"\0"):
+            if len(block) == _BLOCK or extension:
+                break  # the end mark: blocks of zeros
+            raise TruncatedTarError(f"no whole header at byte {position}")
+        kind, size = _check(block, position)
+        offset = position + _BLOCK
+        following = offset + -(-size // _BLOCK) * _BLOCK
+        if kind in b"LxgK":
+            if size > _MAX_EXTENSION_BYTES:
+                raise TruncatedTarError(f"an extended header of {size} bytes at byte {position}")
+            content = file.read(offset, size)
+            if len(content) < size:
+                raise TruncatedTarError(f"ends within the member at byte {position}")
+            if kind == b"L":
+                extension["path"] = _text(content.rstrip(b"\0"))
+            elif kind == b"x":
+                extension |= _pax(content, position)
+            position = following
+            continue
+        if "size" in extension:
+            size = _number(extension["size"], position)
+            following = offset + -(-size // _BLOCK) * _BLOCK
+        if offset + size > end:
+            raise TruncatedTarError(f"ends within the member at byte {position}")
+        if kind in b"0\0":
+            yield Member(extension.get("path") or _name(block), header, offset, size)
+        extension = {}
+        position = header = following
+    if extension:
+        raise TruncatedTarError(f"a name without its member at byte {header}")
+
+
+def _check(block: bytes, position: int) -> tuple[bytes, int]:
+    """The kind and size that a header states, if its checksum is right."""
+    try:
+        stated = int(block[148:156].strip(b" \0") or b"x", 8)
+        # Sizes past 8 GiB are binary, marked by the first bit (GNU).
+        binary = block[124] & 0x80
+        size = int.from_bytes(block[125:136]) if binary else int(block[124:136].strip(b" \0"), 8)
+    except (ValueError, IndexError) as error:
+        raise TruncatedTarError(f"no header at byte {position}") from error
+    # The checksum is taken with its own field as spaces.
+    if len(block) < _BLOCK or sum(block) - sum(block[148:156]) + 8 * 0x20 != stated or size < 0:
+        raise TruncatedTarError(f"no header at byte {position}")
+    return block[156:157], size
+
+
+def _name(block: bytes) -> str:
+    name = block[:100].split(b"\0", 1)[0]
+    prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
+    return _text(prefix + b"/" + name if prefix else name)
+
+
+def _pax(content: bytes, position: int) -> dict[str, str]:
+    """The path and size of PAX records, each ``length key=value newline``."""
+    records = {}
+    while content:
+        length, _, rest = content.partition(b" ")
+        size = _number(_text(length), position)
+        record = rest[: size - len(length) - 2]
+        if size > len(content) or size < len(length) + 3:
+            raise TruncatedTarError(f"broken records in the header at byte {position}")
+        key, _, value = record.partition(b"=")
+        if key in (b"path", b"size"):
+            records[key.decode()] = _text(value)
+        content = content[size:]
+    return records
+
+
+def _number(text: str, position: int) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise TruncatedTarError(f"a length of {text[:20]!r} in the header at byte {position}")
+    return int(text)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.models.checkpoint import ModelCard
-from clipmill.models.export.files import Exported, missing_extra_error, origin, preprocessing
-from clipmill.models.towers import ClipConfig, build_clip
+from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.models.config import ClipConfig
+from clipmill.models.export.base import ExportResult, missing_extra_error, origin, preprocessing
+from clipmill.models.towers import build_clip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,8 +16,8 @@ _FILE = "encoder.mlpackage"
 
 
 def export_coreml(
-    card: ModelCard, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
-) -> Exported:
+    metadata: CheckpointMetadata, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
+) -> ExportResult:
     """Write the image tower, its branches fused, as ``encoder.mlpackage`` in full precision.
 
     Its input ``image`` is RGB, its output ``embedding`` (1, D) as before normalization; the mean
@@ -54,11 +55,11 @@ def export_coreml(
     program.short_description = "Image tower of a CLIP encoder"
     program.input_description["image"] = f"RGB image, its central square at {size} x {size} pixels"
     program.output_description["embedding"] = "Embedding before normalization"
-    program.user_defined_metadata.update({f"clipmill.{k}": v for k, v in origin(card).items()})
+    program.user_defined_metadata.update({f"clipmill.{k}": v for k, v in origin(metadata).items()})
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / _FILE
     program.save(str(place))
-    return Exported(
+    return ExportResult(
         name=str(place),
         usage=(
             "import coremltools, PIL.Image\n\n"
@@ -76,10 +77,10 @@ def image_embedder(config: ClipConfig, tensors: Mapping[str, "Tensor"]) -> Any:
     """Images (B, 3, S, S) in 0..1 to embeddings (B, D): the module that is converted."""
     from torch import nn
 
-    from clipmill.models.normalization import Normalize
-    from clipmill.models.reparameterise import reparameterised
+    from clipmill.models.encoders import Normalize
+    from clipmill.models.execution import fuse_branches
 
     clip = build_clip(config)
     clip.load_state_dict(tensors)
     normalize = Normalize(config.vision.mean, config.vision.std)
-    return nn.Sequential(normalize, reparameterised(clip.visual)).eval()
+    return nn.Sequential(normalize, fuse_branches(clip.visual)).eval()

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmill.models.checkpoint import ModelCard
-from clipmill.models.export.files import Exported, origin, preprocessing, write_model
-from clipmill.models.tokenizer import CLIP_VOCAB_SIZE
-from clipmill.models.towers import ClipConfig, text_kwargs, vision_kwargs
+from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.models.config import CLIP_VOCAB_SIZE, ClipConfig
+from clipmill.models.export.base import ExportResult, origin, preprocessing, write_model
+from clipmill.models.towers import text_kwargs, vision_kwargs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def export_open_clip(
-    card: ModelCard, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
-) -> Exported:
+    metadata: CheckpointMetadata, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
+) -> ExportResult:
     """Write ``open_clip_config.json`` and ``open_clip_model.safetensors``."""
     value = {
         "model_cfg": {
@@ -32,7 +32,7 @@ def export_open_clip(
             "interpolation": config.vision.interpolation,
             "resize_mode": "squash" if config.vision.resize == "squash" else "shortest",
         },
-        "clipmill": origin(card),
+        "clipmill": origin(metadata),
     }
     write_model(folder, "open_clip_config.json", value, "open_clip_model.safetensors", tensors)
     notes: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ def export_open_clip(
             f"{config.text.vocab_size}: give it ids from clipmill.models.tokenizer"
         )
         notes = (note,)
-    return Exported(
+    return ExportResult(
         name=f"local-dir:{folder}",
         usage=(
             "import open_clip\n\n"

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.models.checkpoint import ModelCard
-from clipmill.models.export.files import Exported, origin, preprocessing, write_model
-from clipmill.models.towers import ClipConfig, VisionConfig
+from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.models.config import ClipConfig, VisionConfig
+from clipmill.models.export.base import ExportResult, origin, preprocessing, write_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,8 @@ _VIT_NAMES = (
 
 
 def export_timm(
-    card: ModelCard, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
-) -> Exported:
+    metadata: CheckpointMetadata, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
+) -> ExportResult:
     """Write ``config.json`` and ``model.safetensors`` of the image tower.
 
     A ViT has its projection as the classifier, so that its output is the embedding before
@@ -68,9 +68,9 @@ def export_timm(
             "pretrained_cfg": _preprocessing(vision, config.embed_dim),
         }
         notes = ()
-    value |= {"clipmill": origin(card)}
+    value |= {"clipmill": origin(metadata)}
     write_model(folder, "config.json", value, "model.safetensors", kept)
-    return Exported(
+    return ExportResult(
         name=f"local-dir:{folder}",
         usage=f'import timm\n\nmodel = timm.create_model("local-dir:{folder}", pretrained=True)',
         library="timm",
@@ -83,23 +83,23 @@ def _timm_vit(visual: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """open_clip's ViT under timm's names; the projection becomes a classifier without bias."""
     import torch
 
-    found = {}
+    renamed = {}
     for key, tensor in visual.items():
         name = key
         for old, new in _VIT_NAMES:
             name = name.replace(old, new)
         if name == "proj":
-            found["head.weight"] = tensor.T
-            found["head.bias"] = torch.zeros(tensor.shape[1])
+            renamed["head.weight"] = tensor.T
+            renamed["head.bias"] = torch.zeros(tensor.shape[1])
         elif name == "cls_token":
-            found[name] = tensor[None, None]
+            renamed[name] = tensor[None, None]
         elif name == "pos_embed":
-            found[name] = tensor[None]
+            renamed[name] = tensor[None]
         else:
-            found[name] = tensor
-    if "norm_pre.weight" not in found:  # timm's patches have a bias where no norm follows
-        found["patch_embed.proj.bias"] = torch.zeros(len(found["patch_embed.proj.weight"]))
-    return found
+            renamed[name] = tensor
+    if "norm_pre.weight" not in renamed:  # timm's patches have a bias where no norm follows
+        renamed["patch_embed.proj.bias"] = torch.zeros(len(renamed["patch_embed.proj.weight"]))
+    return renamed
 
 
 def _preprocessing(vision: VisionConfig, num_classes: int) -> dict[str, Any]:

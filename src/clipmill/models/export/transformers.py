@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.errors import ArtifactError
-from clipmill.models.checkpoint import ModelCard
-from clipmill.models.export.files import (
-    Exported,
+from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.models.config import CLIP_VOCAB_SIZE, ClipConfig
+from clipmill.models.export.base import (
+    ExportResult,
     origin,
     preprocessing,
     write_json_file,
     write_model,
 )
-from clipmill.models.tokenizer import CLIP_VOCAB_SIZE
-from clipmill.models.towers import ClipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,14 +45,14 @@ _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 def export_transformers(
-    card: ModelCard, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
-) -> Exported:
+    metadata: CheckpointMetadata, config: ClipConfig, tensors: Mapping[str, "Tensor"], folder: Path
+) -> ExportResult:
     """Write a ``CLIPModel``, its image processor and, for CLIP's vocabulary, its tokenizer.
 
     Raises:
         ArtifactError: transformers' CLIP has no such tower.
     """
-    _check(card, config)
+    _check(metadata, config)
     notes = []
     kept = dict(tensors)
     if kept.pop("logit_bias", None) is not None:
@@ -81,9 +80,9 @@ def export_transformers(
         "image_std": list(config.vision.std),
     }
     write_json_file(folder / "preprocessor_config.json", processor)
-    value = _config(config) | {"clipmill": origin(card)}
+    value = _config(config) | {"clipmill": origin(metadata)}
     write_model(folder, "config.json", value, "model.safetensors", dict(_renamed(kept)))
-    return Exported(
+    return ExportResult(
         name=str(folder),
         usage=(
             "from transformers import CLIPModel, CLIPProcessor\n\n"
@@ -96,7 +95,7 @@ def export_transformers(
     )
 
 
-def _check(card: ModelCard, config: ClipConfig) -> None:
+def _check(metadata: CheckpointMetadata, config: ClipConfig) -> None:
     wrong = ""
     if config.vision.timm_model:
         wrong = f"an image tower {config.vision.timm_model}"
@@ -106,7 +105,7 @@ def _check(card: ModelCard, config: ClipConfig) -> None:
         wrong = "a text tower that isn't causal"
     if wrong:
         raise ArtifactError(
-            f"{card.uri} has {wrong}",
+            f"{metadata.uri} has {wrong}",
             expected="CLIP's own ViT and causal text tower, all that transformers' CLIPModel has",
             action="export it with --to open_clip",
         )

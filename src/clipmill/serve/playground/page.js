@@ -1,5 +1,5 @@
-// Asks a served model about a picture and draws the answer over it.
-const LONGEST_SIDE = 1024; // larger pictures are made smaller before they are sent
+// Sends an image to a served model and draws the prediction over it.
+const LONGEST_SIDE = 1024; // larger images are resized before they are sent
 const SAMPLES = ["sample-1.jpg", "sample-2.jpg", "sample-3.jpg"];
 const RAMP = [[252, 232, 153], [250, 168, 92], [219, 102, 92], [161, 61, 112], [99, 43, 117], [48, 33, 92], [15, 15, 46]];
 
@@ -8,8 +8,8 @@ const asked = new URLSearchParams(location.search);
 let models = {}; // metadata by name
 let picture = null; // {blob, name, bitmap}
 let found = null; // {kind, width, height, values}
-let point = null; // reading point, in the answer's pixels
-let turn = 0; // number of the last question: late answers are dropped
+let point = null; // reading point, in pixels of the output
+let turn = 0; // number of the last question: late responses are dropped
 
 function make(tag, text, className) {
   const element = document.createElement(tag);
@@ -57,7 +57,7 @@ async function take(blob, name) {
   try {
     bitmap = await createImageBitmap(blob);
   } catch {
-    return say(`${name} is no picture that this browser can read.`, true);
+    return say(`${name} is not an image that this browser can read.`, true);
   }
   const factor = Math.min(1, LONGEST_SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = at("picture");
@@ -89,7 +89,7 @@ function query(model) {
   return wishes;
 }
 
-// Whether the answer is an array of the picture's size.
+// Whether the output is an array of the size of the image.
 const isMap = (model) => models[model].parameters.codings.includes("png");
 
 async function ask() {
@@ -100,7 +100,7 @@ async function ask() {
   const wishes = query(model);
   const binary = isMap(model);
   if (binary) wishes.set("binary_data_output", "true");
-  say("Asking …");
+  say("Waiting …");
   const started = performance.now();
   try {
     const response = await fetch(`/v2/models/${model}/infer?${wishes}`, {
@@ -115,8 +115,8 @@ async function ask() {
     const answer = JSON.parse(new TextDecoder().decode(body.slice(0, length)));
     show(model, answer, body.slice(length));
     const milliseconds = performance.now() - started;
-    say(`Answered in ${milliseconds.toFixed(0)} ms`);
-    facts({ "Picture sent": `${(picture.blob.size / 1024).toFixed(0)} kB`, "Answer": `${(body.byteLength / 1024).toFixed(0)} kB`, "Version": answer.model_version });
+    say(`Response in ${milliseconds.toFixed(0)} ms`);
+    facts({ "Image sent": `${(picture.blob.size / 1024).toFixed(0)} kB`, "Response": `${(body.byteLength / 1024).toFixed(0)} kB`, "Version": answer.model_version });
   } catch (error) {
     if (mine === turn) say(error.message, true);
   }
@@ -133,7 +133,7 @@ function identify() {
   const type = picture?.blob.type ?? "image/jpeg";
   const output = isDrawn ? " \\\n  --output answer.png" : "";
   at("curl").textContent =
-    `curl --data-binary @${picture?.name ?? "picture.jpg"} \\\n  --header 'Content-Type: ${type}'${output} \\\n  '${location.origin}/v2/models/${model}/infer?${wishes}'`;
+    `curl --data-binary @${picture?.name ?? "image.jpg"} \\\n  --header 'Content-Type: ${type}'${output} \\\n  '${location.origin}/v2/models/${model}/infer?${wishes}'`;
 }
 
 function show(model, answer, bytes) {

@@ -1,0 +1,1 @@
+"""Components that prepare datasets: sharding, captions, scores, selections."""

@@ -1,0 +1,1 @@
+"""Components that promote, test and deploy models, and record a run's status."""

@@ -1,0 +1,1 @@
+"""Components that evaluate models, compare them, and write reports."""

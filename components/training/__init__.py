@@ -1,0 +1,1 @@
+"""Components that pretrain, fine-tune and search hyperparameters."""

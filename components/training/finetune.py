@@ -1,0 +1,30 @@
+"""Fine-tuning of an encoder for a task."""
+
+from clipmill.components import IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def finetune(
+    encoder: str, data: str, recipe: str, overrides: list, store: str, run: str, label: str,
+    model: dsl.Output[dsl.Model],
+) -> str:  # fmt: skip
+    """Fine-tune an encoder on labeled data.
+
+    Args:
+        encoder: Address of the encoder.
+        data: Folder of labeled data, or URI of one as .tar.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        label: Label of the encoder, such as a caption source.
+        model: The model as an artifact with its metadata.
+
+    Returns:
+        URI of the model.
+    """
+    from clipmill import stages
+    from clipmill.lineage import log_artifact
+
+    return log_artifact(stages.finetune(recipe, overrides, encoder, data, store, run, label), model)

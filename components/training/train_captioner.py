@@ -1,0 +1,31 @@
+"""Training of a captioner."""
+
+from clipmill.components import IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_captioner(
+    dataset: str, recipe: str, overrides: list, store: str, run: str,
+    model: dsl.Output[dsl.Model], captioner: str = "",
+) -> str:  # fmt: skip
+    """Train a CoCa captioner, unless one is given.
+
+    Args:
+        dataset: URI of the dataset.
+        recipe: Name of the recipe.
+        overrides: ``path=value`` changes of the recipe.
+        store: URI of the store to write to.
+        run: Name of the run, for its timing records.
+        model: The model as an artifact with its metadata.
+        captioner: Address of a captioner to use instead; may be empty.
+
+    Returns:
+        URI of the captioner.
+    """
+    from clipmill import stages
+    from clipmill.lineage import log_artifact
+
+    return captioner or log_artifact(
+        stages.train_captioner(recipe, overrides, dataset, store, run), model
+    )

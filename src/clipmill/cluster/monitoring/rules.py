@@ -1,0 +1,451 @@
+"""Prometheus rules: recordings, alerts, and promtool's tests of the alerts.
+
+An alert names its labels' values by the constants of the code that emits them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from clipmill.cluster.monitoring import series as e
+from clipmill.cluster.monitoring.series import error_ratio
+from clipmill.errors import BadSampleReason
+from clipmill.serve.errors import RejectReason
+from clipmill.telemetry import TOTAL_LOSS, Outcome, SkipReason
+
+RUNBOOKS = "https://github.com/clipmill/clipmill/blob/main/docs/runbooks"
+BURN_WINDOWS = ("5m", "30m", "1h", "6h")
+"""Windows of the error ratio: two pairs, for a fast burn and a slow one."""
+REJECTED_RATIO = "job:clipmill_data_samples_rejected:ratio_rate15m"
+"""Recorded share of samples that a data job rejects."""
+_HOUR = "[1h]"
+_DAY_BEFORE = "[1d] offset 1h"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """A recording rule: a series computed from others."""
+
+    name: str
+    """Name of the series, ``level:metric:operation``."""
+    expression: str
+    """PromQL."""
+
+
+def drift(metric: str) -> str:
+    """Return the name of the recorded drift of a metric, 0 to 1, from the day before to an hour."""
+    return f"model:{metric.removesuffix('_total')}:drift1h"
+
+
+def _histogram_drift(metric: str) -> Recording:
+    """Record the Kolmogorov-Smirnov distance, the largest gap of two cumulative distributions."""
+
+    def shares(when: str) -> str:
+        return (
+            f"sum by (namespace, model, le) (rate({metric}_bucket{when}))"
+            " / on (namespace, model) group_left ()"
+            f" sum by (namespace, model) (rate({metric}_count{when}))"
+        )
+
+    hour, day = shares(_HOUR), shares(_DAY_BEFORE)
+    return Recording(
+        name=drift(metric), expression=f"max by (namespace, model) (abs({hour} - ({day})))"
+    )
+
+
+def _class_drift(metric: str) -> Recording:
+    """Record the total variation distance, half the sum of the differences of shares."""
+
+    def shares(when: str) -> str:
+        rate = f"rate({metric}{when})"
+        return (
+            f"sum by (namespace, model, class) ({rate})"
+            f" / on (namespace, model) group_left () sum by (namespace, model) ({rate})"
+        )
+
+    hour, day = shares(_HOUR), shares(_DAY_BEFORE)
+    return Recording(
+        name=drift(metric), expression=f"sum by (namespace, model) (abs({hour} - ({day}))) / 2"
+    )
+
+
+RECORDINGS: tuple[Recording, ...] = (
+    *(
+        Recording(
+            name=error_ratio(window),
+            expression="sum by (namespace, model) "
+            f'(rate({e.SERVED_REQUESTS}{{code=~"5.."}}[{window}]))'
+            f" / sum by (namespace, model) (rate({e.SERVED_REQUESTS}[{window}]))",
+        )
+        for window in BURN_WINDOWS
+    ),
+    Recording(
+        name="model:clipmill_serve_requests:rate5m",
+        expression=f"sum by (namespace, model) (rate({e.SERVED_REQUESTS}[5m]))",
+    ),
+    Recording(
+        name="model:clipmill_serve_queue_wait_seconds:p99_5m",
+        expression="histogram_quantile(0.99, sum by (namespace, model, le) "
+        f"(rate({e.QUEUE_WAIT}[5m])))",
+    ),
+    Recording(
+        name="job:clipmill_train_samples:rate5m",
+        expression=f"sum by (namespace, job) (rate({e.TRAINED_SAMPLES}[5m]))",
+    ),
+    Recording(
+        name=REJECTED_RATIO,
+        expression=f"sum by (namespace, job) (rate({e.SAMPLES_REJECTED}[15m])) / "
+        f"(sum by (namespace, job) (rate({e.SAMPLES_PROCESSED}[15m]))"
+        f" + sum by (namespace, job) (rate({e.SAMPLES_REJECTED}[15m])))",
+    ),
+    *(_histogram_drift(metric) for metric in (e.PIXELS, e.BRIGHTNESS, e.DEPTH)),
+    _class_drift(e.CLASS_FRACTION),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alert:
+    """An alert, with an input that must fire it and one that must not."""
+
+    name: str
+    """Name; its runbook is the file of that name in docs/runbooks."""
+    expression: str
+    """PromQL that has a value while something is wrong."""
+    for_: str
+    """Time for which the expression must hold."""
+    severity: Literal["page", "ticket"]
+    """``page`` wakes someone, ``ticket`` waits for working hours."""
+    summary: str
+    """One line; may hold Prometheus' templates."""
+    firing_series: dict[str, str]
+    """Values by series, a minute apart, that must fire it at ``eval_time``."""
+    quiet_series: dict[str, str]
+    """Values by series that must not fire it."""
+    eval_time: str = "30m"
+    """Time at which the inputs are evaluated."""
+
+
+_ERROR_BUDGET = 1 - e.OBJECTIVE
+# A distance of distributions, 0 to 1: two halves of one stream stay below a tenth.
+_DRIFT_THRESHOLD = 0.25
+# In usual distances of a training image from their mean: means of images like them stay below 0.2.
+_EMBEDDING_THRESHOLD = 1
+_ENOUGH_IMAGES = (
+    "and on (namespace, model) "
+    f"sum by (namespace, model) (increase({e.BRIGHTNESS}_count[1h])) > 200"
+)
+_QUEUE_FULL = f'{e.REQUESTS_REJECTED}{{reason="{RejectReason.QUEUE_FULL}"}}'
+_DATA_WAIT = f"max by (namespace, job, rank) (rate({e.DATA_WAIT}[10m]))"
+_ERRORS = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="503"}}'
+_SUCCESSES = f'{e.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}'
+
+
+def _burn(short: str, long: str, factor: float) -> str:
+    budget = f"{factor * _ERROR_BUDGET:.4g}"
+    return f"{error_ratio(long)} > {budget} and {error_ratio(short)} > {budget}"
+
+
+def _drifted(*metrics: str) -> str:
+    """Return PromQL for drift of any metric in an hour with enough images."""
+    far = " or ".join(f"{drift(metric)} > {_DRIFT_THRESHOLD}" for metric in metrics)
+    return f"({far}) {_ENOUGH_IMAGES}"
+
+
+def _bucketed(metric: str, low: str, high: str) -> dict[str, str]:
+    """Return the series of a histogram, from the values of its lower bucket and of all."""
+    labels = 'model="depth",namespace="n"'
+    return {
+        f'{metric}_bucket{{{labels},le="0.5"}}': low,
+        f'{metric}_bucket{{{labels},le="+Inf"}}': high,
+        f"{metric}_count{{{labels}}}": high,
+    }
+
+
+def _shares(floor: str, wall: str) -> dict[str, str]:
+    labels = 'model="depth",namespace="n"'
+    return {
+        f'{e.CLASS_FRACTION}{{{labels},class="floor"}}': floor,
+        f'{e.CLASS_FRACTION}{{{labels},class="wall"}}': wall,
+        f"{e.BRIGHTNESS}_count{{{labels}}}": "0+10x360",
+    }
+
+
+def _embedded(*distances: str) -> dict[str, str]:
+    """Return the distances of each replica, and a steady stream of images."""
+    labels = 'model="depth",namespace="n"'
+    replicas = {
+        f'{e.EMBEDDING_DRIFT}{{{labels},version="1",pod="{pod}"}}': values
+        for pod, values in enumerate(distances)
+    }
+    return replicas | {f"{e.BRIGHTNESS}_count{{{labels}}}": "0+10x180"}
+
+
+def _rejected(reason: RejectReason) -> str:
+    return f'{e.REQUESTS_REJECTED}{{model="depth",namespace="n",reason="{reason}"}}'
+
+
+def _checkpoints(outcome: Outcome) -> str:
+    return f'{e.CHECKPOINTS}{{outcome="{outcome}"}}'
+
+
+def _train(name: str, **labels: str) -> str:
+    text = ",".join(f'{k}="{v}"' for k, v in {"job": "j", "namespace": "n", **labels}.items())
+    return f"{name}{{{text}}}"
+
+
+ALERTS: tuple[Alert, ...] = (
+    Alert(
+        name="EndpointFastBurn",
+        # Google's SRE workbook, chapter 5: 2% of a month's budget within an hour.
+        expression=_burn("5m", "1h", 14.4),
+        for_="2m",
+        severity="page",
+        summary="{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests",
+        firing_series={_ERRORS: "0+30x90", _SUCCESSES: "0+70x90"},
+        quiet_series={_ERRORS: "0+1x90", _SUCCESSES: "0+999x90"},
+        eval_time="80m",
+    ),
+    Alert(
+        name="EndpointSlowBurn",
+        # The same chapter: 5% of the budget within six hours.
+        expression=_burn("30m", "6h", 6),
+        for_="15m",
+        severity="ticket",
+        summary="{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests",
+        firing_series={_ERRORS: "0+10x420", _SUCCESSES: "0+90x420"},
+        quiet_series={_ERRORS: "0+1x420", _SUCCESSES: "0+99x420"},
+        eval_time="400m",
+    ),
+    Alert(
+        name="EndpointQueueSaturated",
+        expression=f"sum by (namespace, model) (rate({_QUEUE_FULL}[5m])) > 0.1",
+        for_="10m",
+        severity="ticket",
+        summary="{{ $labels.model }} rejects requests: its queue is full",
+        firing_series={_rejected(RejectReason.QUEUE_FULL): "0+60x40"},
+        quiet_series={
+            _rejected(RejectReason.QUEUE_FULL): "0+1x40",
+            # Clients' mistakes don't fill a queue.
+            _rejected(RejectReason.PROTOCOL): "0+60x40",
+            _rejected(RejectReason.DISCONNECTED): "0+60x40",
+        },
+    ),
+    Alert(
+        name="InputDrift",
+        expression=_drifted(e.PIXELS, e.BRIGHTNESS),
+        for_="30m",
+        severity="ticket",
+        summary="images sent to {{ $labels.model }} are unlike those of the day before",
+        # Four hours of half dark, half bright images; then dark ones alone.
+        firing_series=_bucketed(e.BRIGHTNESS, "0+5x240 1210+10x120", "0+10x360"),
+        quiet_series=_bucketed(e.BRIGHTNESS, "0+5x240 1206+6x120", "0+10x360"),
+        eval_time="330m",
+    ),
+    Alert(
+        name="EmbeddingDrift",
+        # A replica that has seen too few images says NaN, which no comparison lets through.
+        expression=f"avg by (namespace, model, version) ({e.EMBEDDING_DRIFT} >= 0)"
+        f" > {_EMBEDDING_THRESHOLD} {_ENOUGH_IMAGES}",
+        for_="30m",
+        severity="ticket",
+        summary="images sent to {{ $labels.model }} are unlike those that it was trained on",
+        firing_series=_embedded("0.1x60 2x120", "NaN " * 180),
+        quiet_series=_embedded("0.2x180", "NaN " * 60 + "0.9x120"),
+        eval_time="150m",
+    ),
+    Alert(
+        name="PredictionDrift",
+        expression=_drifted(e.DEPTH, e.CLASS_FRACTION),
+        for_="30m",
+        severity="ticket",
+        summary="what {{ $labels.model }} predicts is unlike the day before",
+        firing_series=_shares("0+5x240 1209+9x120", "0+5x240 1201+1x120"),
+        quiet_series=_shares("0+5x240 1206+6x120", "0+5x240 1204+4x120"),
+        eval_time="330m",
+    ),
+    Alert(
+        name="TrainingStalled",
+        # A step counter that stands still while the process is still scraped.
+        expression=f"changes({e.STEP}[20m]) == 0 and {e.STEP} > 0",
+        for_="5m",
+        severity="page",
+        summary="{{ $labels.job }} has taken no step for 20 minutes",
+        firing_series={_train(e.STEP): "100x60"},
+        quiet_series={_train(e.STEP): "100+1x60"},
+        eval_time="40m",
+    ),
+    Alert(
+        name="TrainingWatchdogTimeout",
+        expression=f"increase({e.WATCHDOG_TIMEOUTS}[15m]) > 0",
+        for_="1m",
+        severity="page",
+        summary="{{ $labels.job }} has a rank without heartbeat, or a step over its timeout",
+        firing_series={_train(e.WATCHDOG_TIMEOUTS): "0x20 1x20"},
+        quiet_series={_train(e.WATCHDOG_TIMEOUTS): "1x40"},
+    ),
+    Alert(
+        name="TrainingStraggler",
+        # One rank that waits for its batches much longer than the middle one holds up all.
+        # Rank 0 reports all of them, and each its own.
+        expression=f"max by (namespace, job) ({_DATA_WAIT}) > "
+        f"0.2 + 3 * quantile by (namespace, job) (0.5, {_DATA_WAIT})",
+        for_="10m",
+        severity="ticket",
+        summary="a rank of {{ $labels.job }} waits for data while the others don't",
+        firing_series={
+            _train(e.DATA_WAIT, rank="0"): "0+1x60",
+            _train(e.DATA_WAIT, rank="1"): "0+1x60",
+            _train(e.DATA_WAIT, rank="2"): "0+40x60",
+        },
+        quiet_series={
+            _train(e.DATA_WAIT, rank="0"): "0+20x60",
+            _train(e.DATA_WAIT, rank="1"): "0+21x60",
+            _train(e.DATA_WAIT, rank="2"): "0+22x60",
+        },
+    ),
+    Alert(
+        name="TrainingLossNotFinite",
+        # NaN is the one value that differs from itself.
+        expression=f"({e.LOSS} != {e.LOSS}) or (abs({e.LOSS}) == Inf)",
+        for_="0m",
+        severity="page",
+        summary="the {{ $labels.term }} loss of {{ $labels.job }} is {{ $value }}",
+        firing_series={_train(e.LOSS, model="clip", term=TOTAL_LOSS): "2x10" + " NaN" * 30},
+        quiet_series={_train(e.LOSS, model="clip", term=TOTAL_LOSS): "2x40"},
+    ),
+    Alert(
+        name="TrainingUpdatesSkipped",
+        expression=f"sum by (namespace, job, reason) (increase({e.SKIPPED_UPDATES}[15m])) > 10",
+        for_="0m",
+        severity="ticket",
+        summary="{{ $labels.job }} skips optimizer updates: {{ $labels.reason }}",
+        firing_series={_train(e.SKIPPED_UPDATES, reason=SkipReason.NOT_FINITE): "0+5x40"},
+        quiet_series={_train(e.SKIPPED_UPDATES, reason=SkipReason.NOT_FINITE): "0x20 1x20"},
+    ),
+    Alert(
+        name="CheckpointFailed",
+        expression=f"sum by (namespace, job) (increase({_checkpoints(Outcome.FAILURE)}[30m])) > 0",
+        for_="0m",
+        severity="ticket",
+        summary="{{ $labels.job }} couldn't write a checkpoint",
+        firing_series={_train(e.CHECKPOINTS, outcome=Outcome.FAILURE): "0x10 1x30"},
+        quiet_series={_train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "0+1x40"},
+    ),
+    Alert(
+        name="CheckpointLate",
+        expression="sum by (namespace, job) "
+        f"(increase({_checkpoints(Outcome.SUCCESS)}[2h])) == 0"
+        f" and on (namespace, job) changes({e.STEP}[2h]) > 0",
+        for_="10m",
+        severity="ticket",
+        summary="{{ $labels.job }} has written no checkpoint for two hours",
+        firing_series={
+            _train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "1x200",
+            _train(e.STEP): "0+10x200",
+        },
+        quiet_series={
+            _train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "0+0.1x200",
+            _train(e.STEP): "0+10x200",
+        },
+        eval_time="150m",
+    ),
+    Alert(
+        name="ShardErrorsHigh",
+        expression=f"{REJECTED_RATIO} > 0.1",
+        for_="15m",
+        severity="ticket",
+        summary="{{ $labels.job }} rejects {{ $value | humanizePercentage }} of its samples",
+        firing_series={
+            _train(e.SAMPLES_PROCESSED): "0+80x60",
+            _train(e.SAMPLES_REJECTED, reason=BadSampleReason.UNREADABLE_IMAGE): "0+20x60",
+        },
+        quiet_series={
+            _train(e.SAMPLES_PROCESSED): "0+99x60",
+            _train(e.SAMPLES_REJECTED, reason=BadSampleReason.UNREADABLE_IMAGE): "0+1x60",
+        },
+        eval_time="50m",
+    ),
+    Alert(
+        name="PipelineFailed",
+        expression='increase(argo_workflows_total_count{phase=~"Failed|Error"}[15m]) > 0',
+        for_="0m",
+        severity="ticket",
+        summary="a pipeline run or data workflow ended as {{ $labels.phase }}",
+        firing_series={'argo_workflows_total_count{phase="Failed"}': "0x20 1x20"},
+        quiet_series={'argo_workflows_total_count{phase="Succeeded"}': "0+1x40"},
+    ),
+    Alert(
+        name="EndpointRestarts",
+        expression="increase(kube_pod_container_status_restarts_total"
+        '{container="kserve-container"}[30m]) > 2',
+        for_="0m",
+        severity="ticket",
+        summary="{{ $labels.pod }} keeps restarting",
+        firing_series={
+            'kube_pod_container_status_restarts_total{container="kserve-container",pod="p"}': (
+                "0x5 1x5 2x5 4x30"
+            )
+        },
+        quiet_series={
+            'kube_pod_container_status_restarts_total{container="kserve-container",pod="p"}': (
+                "3x40"
+            )
+        },
+    ),
+)
+
+
+def rules() -> dict[str, Any]:
+    """Return the rule groups as Prometheus reads them."""
+    recorded = [{"record": r.name, "expr": r.expression} for r in RECORDINGS]
+    return {
+        "groups": [
+            {"name": "clipmill-recording", "interval": "30s", "rules": recorded},
+            {"name": "clipmill-alerts", "rules": [_rule(alert) for alert in ALERTS]},
+        ]
+    }
+
+
+def rule_tests(rule_file: str) -> dict[str, Any]:
+    """Return promtool's tests: each alert fires on one input and is silent on the other."""
+    return {
+        "rule_files": [rule_file],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "name": f"{alert.name} {'fires' if firing else 'is silent'}",
+                "interval": "1m",
+                "input_series": [
+                    {"series": series, "values": values}
+                    for series, values in (
+                        alert.firing_series if firing else alert.quiet_series
+                    ).items()
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": f"count({_firing(alert)}) or vector(0)",
+                        "eval_time": alert.eval_time,
+                        "exp_samples": [{"labels": "{}", "value": int(firing)}],
+                    }
+                ],
+            }
+            for alert in ALERTS
+            for firing in (True, False)
+        ],
+    }
+
+
+def _firing(alert: Alert) -> str:
+    return f'ALERTS{{alertname="{alert.name}",alertstate="firing"}}'
+
+
+def _rule(alert: Alert) -> dict[str, Any]:
+    return {
+        "alert": alert.name,
+        "expr": alert.expression,
+        "for": alert.for_,
+        "labels": {"severity": alert.severity},
+        "annotations": {
+            "summary": alert.summary,
+            "runbook_url": f"{RUNBOOKS}/{alert.name}.md",
+        },
+    }

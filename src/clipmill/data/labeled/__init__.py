@@ -1,0 +1,1 @@
+"""Labeled datasets for fine-tuning: dense labels, COCO, and folders of classes."""

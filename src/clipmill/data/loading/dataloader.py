@@ -1,0 +1,459 @@
+"""The dataloader of image-text pairs: a batch is a function of the global step.
+
+Epochs form one endless sequence of samples, and global batch ``k`` of size B has its positions
+``k * B`` to ``(k + 1) * B``, for any number of ranks and workers. A run resumes at any step given
+only the step's number. A bad sample is replaced by another one, which its position determines.
+
+Shapes: B batch (of this rank), H W height and width, T text length, E width of all teachers'
+embeddings together.
+"""
+
+import logging
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from clipmill.data.cache import evict_lru, is_remote
+from clipmill.data.dataset import cache_folder
+from clipmill.data.layers import mmap_layer
+from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.sampler import EpochShuffle, StepSampler, validate_world_size
+from clipmill.data.loading.teacher_targets import (
+    TeacherLayer,
+    TeacherTargets,
+    sample_teacher_targets,
+)
+from clipmill.data.loading.view import ShardView, View
+from clipmill.data.shards.read import ShardReader, read_shard
+from clipmill.errors import (
+    ArtifactError,
+    BadSampleError,
+    BadSampleReason,
+    ClipmillError,
+    ConfigError,
+)
+from clipmill.telemetry import data_metrics
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_CACHE_BYTES = 100_000_000_000
+"""Bytes of local disk for copies of remote shards and layers."""
+
+Transform = Callable[[bytes, np.random.Generator], Tensor]
+
+Tokenize = Callable[[list[str]], Tensor]
+
+# Salts of a sample's independent random streams: drawing a caption must not change the crop, or
+# real and synthetic captions would be compared on different pixels.
+_AUGMENTATION, _CAPTION, _REPLACEMENT = 0, 1, 2
+
+# Replacements are drawn first from shards that are open anyway, then from the whole epoch.
+_TRIES_IN_BLOCK, _TRIES_IN_EPOCH = 8, 56
+
+
+@dataclass(slots=True)
+class PairBatch:
+    """This rank's part of a global batch."""
+
+    images_B3HW: Tensor
+    real_BT: Tensor | None
+    """Tokens of the real captions, if the view has them."""
+    synthetic_BT: Tensor | None
+    """Tokens of the synthetic captions, if the view has them."""
+    uids: tuple[str, ...]
+    teacher_image_BE: Tensor | None = None
+    """The teachers' embeddings (fp16) of the images' augmentations, with a teacher layer."""
+    teacher_real_BE: Tensor | None = None
+    """Those of the real captions, if the batch has them."""
+    teacher_synthetic_BE: Tensor | None = None
+    """Those of the synthetic captions that were drawn, if the batch has them."""
+
+    def pin_memory(self) -> "PairBatch":
+        """Move the tensors to page-locked memory; the DataLoader calls this."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                setattr(self, field.name, value.pin_memory())
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedSample:
+    """A bad sample, replaced by another one in the batch."""
+
+    shard: str
+    row: int
+    """Index among the shard's rows that belong to the view."""
+    reason: str
+    detail: str
+
+
+class PairDataLoader:
+    """Endless iterator over this rank's batches."""
+
+    def __init__(
+        self,
+        view: View,
+        config: DataLoaderConfig,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        transform: Transform,
+        tokenize: Tokenize,
+        teacher: TeacherLayer | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        cache: Path | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        """Prepare to read from global step ``start_step`` on.
+
+        ``batch_size`` counts all ranks. ``transform`` turns an image file into a 3HW tensor, with
+        a random generator of its own, ``tokenize`` B texts into a BT tensor; both run in the
+        workers. With ``teacher``, batches hold stored augmentations and the teachers' embeddings
+        of them. ``cache`` holds local copies of remote shards (default: ``cache_folder()``), at
+        most ``cache_bytes``. Raises ConfigError if the batch can't be divided evenly among the
+        ranks, the view is empty, the teacher layer is missing, or the shards that are needed at
+        once don't fit in ``cache_bytes``.
+        """
+        validate_world_size(batch_size, world_size)
+        _check_cache(view, config.shuffle_shards, cache_bytes)
+        if teacher and teacher.layer not in view.dataset.layers:
+            names = sorted(name for name in view.dataset.layers if name.startswith("teacher/"))
+            raise ConfigError(
+                f"the teacher layer was {teacher.layer!r}",
+                expected=f"one of {', '.join(names)}" if names else "a layer, but there is none",
+                action="name such a layer, or compute one first",
+            )
+        if teacher and view.config.captions == "selected":
+            raise ConfigError(
+                f"captions was 'selected', with the teacher layer {teacher.layer!r}",
+                expected="real, synthetic or both: teachers don't embed selected captions",
+                action="choose other captions, or train without a teacher",
+            )
+        self.config = config
+        self.start_step = start_step
+        self.skipped: Counter[str] = Counter()
+        """Rejected samples that this rank has replaced, by reason."""
+        self._logged: set[tuple[str, str]] = set()
+        self._batches = BatchDataset(
+            view=view,
+            shard_sizes=view.shard_sizes(cache),
+            part_size=batch_size // world_size,
+            rank=rank,
+            world_size=world_size,
+            seed=seed,
+            shuffle_shards=config.shuffle_shards,
+            transform=transform,
+            tokenize=tokenize,
+            teacher=teacher,
+            cache=cache or cache_folder(),
+            cache_bytes=cache_bytes,
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch."""
+        return sum(self._batches.shard_sizes)
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        """Yield the batches of steps ``start_step``, ``start_step + 1`` and so on, without end."""
+        workers = self.config.num_workers
+        # A tokenizer loads its data at the first call; forked workers then inherit it.
+        self._batches.tokenize([""])
+        loader = torch.utils.data.DataLoader(
+            self._batches,
+            batch_size=None,
+            sampler=StepSampler(self.start_step),
+            num_workers=workers,
+            prefetch_factor=self.config.prefetch_batches if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            # Without one of its own, a DataLoader draws from the training's random stream.
+            generator=torch.Generator(),
+        )
+        try:
+            for batch in loader:
+                if isinstance(batch, ClipmillError):
+                    raise batch
+                pairs, skipped = batch
+                self._count(skipped)
+                yield pairs
+        finally:
+            self._batches.close()
+
+    def _count(self, skipped: list[SkippedSample]) -> None:
+        for bad in skipped:
+            self.skipped[bad.reason] += 1
+            data_metrics().samples_replaced.labels(bad.reason).inc()
+            # Log once per shard and reason: a damaged shard would log thousands of lines.
+            if (bad.shard, bad.reason) not in self._logged:
+                self._logged.add((bad.shard, bad.reason))
+                _log.warning(
+                    "shard %s, sample %d: %s: %s; replaced by another sample",
+                    bad.shard,
+                    bad.row,
+                    bad.reason,
+                    bad.detail,
+                )
+
+
+def _check_cache(view: View, shuffle_shards: int, cache_bytes: int) -> None:
+    """Refuse a cache that would evict shards before they are read."""
+    sizes = sorted((shard.num_bytes for shard in view.dataset.shards), reverse=True)
+    # The current block, and the next one, which is prefetched.
+    needed = sum(sizes[: 2 * shuffle_shards])
+    if is_remote(view.dataset.uri) and needed > cache_bytes:
+        raise ConfigError(
+            f"cache_bytes was {cache_bytes}",
+            expected=f"at least {needed}: two blocks of {shuffle_shards} shards",
+            action="raise cache_bytes, or lower shuffle_shards",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    image_3HW: Tensor
+    real: str
+    synthetic: str
+    uid: str
+    targets: TeacherTargets | None
+
+
+@dataclass
+class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]] | ClipmillError]):
+    """Dataset that maps a global step to this rank's part of its batch; each worker has a copy."""
+
+    view: View
+    shard_sizes: list[int]
+    """Number of each shard's samples that belong to the view."""
+    part_size: int
+    """Samples per batch of this rank."""
+    rank: int
+    world_size: int
+    seed: int
+    shuffle_shards: int
+    transform: Transform
+    tokenize: Tokenize
+    teacher: TeacherLayer | None
+    cache: Path
+    cache_bytes: int
+
+    def __post_init__(self) -> None:
+        self._num_samples = sum(self.shard_sizes)
+        if not self._num_samples:
+            raise ConfigError(
+                f"the view of {self.view.dataset.uri} has no sample",
+                expected="at least one",
+                action=f"raise subset_fraction, which was {self.view.config.subset_fraction}",
+            )
+        self._orders: OrderedDict[int, EpochShuffle] = OrderedDict()
+        self._shards = ShardCache(
+            self.view,
+            teacher_layer=self.teacher.layer if self.teacher else "",
+            cache=self.cache,
+            cache_bytes=self.cache_bytes,
+            # A batch may straddle two blocks.
+            capacity=2 * self.shuffle_shards,
+        )
+        self._block = (-1, -1)
+
+    def __getitem__(self, step: int) -> tuple[PairBatch, list[SkippedSample]] | ClipmillError:
+        """Return the batch, or the error: raised in a worker, it would lose its type."""
+        try:
+            return self._batch(step)
+        except ClipmillError as error:
+            return error
+
+    def close(self) -> None:
+        """Close the shards that this process has open."""
+        self._shards.close()
+
+    def _batch(self, step: int) -> tuple[PairBatch, list[SkippedSample]]:
+        start = (step * self.world_size + self.rank) * self.part_size
+        skipped: list[SkippedSample] = []
+        samples = [
+            self._sample(position, skipped) for position in range(start, start + self.part_size)
+        ]
+        kind = self.view.config.captions
+        batch = PairBatch(
+            images_B3HW=_collate_images([sample.image_3HW for sample in samples]),
+            real_BT=None if kind == "synthetic" else self.tokenize([s.real for s in samples]),
+            synthetic_BT=self.tokenize([s.synthetic for s in samples])
+            if kind in {"synthetic", "both"}
+            else None,
+            uids=tuple(sample.uid for sample in samples),
+        )
+        targets = [sample.targets for sample in samples if sample.targets]
+        if targets:
+            batch.teacher_image_BE = torch.stack([target.image_E for target in targets])
+            if batch.real_BT is not None:
+                batch.teacher_real_BE = torch.stack([target.real_E for target in targets])
+            if batch.synthetic_BT is not None:
+                synthetic = [t.synthetic_E for t in targets if t.synthetic_E is not None]
+                batch.teacher_synthetic_BE = torch.stack(synthetic)
+        return batch, skipped
+
+    def _sample(self, position: int, skipped: list[SkippedSample]) -> _Sample:
+        """Read the sample at a position of the endless sequence of epochs, or its replacement.
+
+        The replacement depends on the position and on which samples are bad, not on the reader.
+        """
+        for shard, row in self._candidate_indices(position):
+            try:
+                return self._read(position, shard, row)
+            except BadSampleError as bad:
+                name = self.view.dataset.shards[shard].name
+                skipped.append(SkippedSample(name, row, bad.reason, bad.detail))
+        last = skipped[-1]
+        raise ArtifactError(
+            f"{1 + _TRIES_IN_BLOCK + _TRIES_IN_EPOCH} samples drawn from {self.view.dataset.uri} "
+            f"are bad, the last in shard {last.shard}: {last.reason}: {last.detail}",
+            expected="a dataset of which most samples are as they were written",
+            action="run `clipmill data verify`, and write the shards that it names again",
+        )
+
+    def _candidate_indices(self, position: int) -> Iterator[tuple[int, int]]:
+        """Yield (shard, index in the view) of the sample at a position, then of replacements."""
+        epoch, index = divmod(position, self._num_samples)
+        order = self._order(epoch)
+        block = order.block_of(index)
+        if self._shards.is_remote and self._block != (epoch, block):
+            self._block = (epoch, block)
+            self._prefetch(epoch, block + 1)
+        yield order.locate(index)
+        random = self._random(position, _REPLACEMENT)
+        for _ in range(_TRIES_IN_BLOCK):
+            yield order.locate(int(random.integers(*order.block_range(block))))
+        for _ in range(_TRIES_IN_EPOCH):
+            yield order.locate(int(random.integers(self._num_samples)))
+
+    def _read(self, position: int, shard_index: int, view_index: int) -> _Sample:
+        shard = self._shards[shard_index]
+        row = int(shard.view.rows[view_index])
+        synthetic, caption = "", None
+        if shard.view.synthetic is not None:
+            captions = shard.view.synthetic[row].as_py()
+            caption = int(self._random(position, _CAPTION).integers(len(captions)))
+            synthetic = captions[caption]
+        generator = self._random(position, _AUGMENTATION)
+        targets = None
+        if shard.teacher is not None:
+            targets = sample_teacher_targets(shard.teacher, row, caption, generator)
+        data = shard.reader.image(row)
+        if self.teacher and targets and targets.augmentation_K is not None:
+            image_3HW = self.teacher.replay(data, targets.augmentation_K)
+        else:
+            image_3HW = self.transform(data, generator)
+        selected = shard.view.selected[row] if shard.view.selected else None
+        real = shard.reader.caption(row) if selected is None else selected
+        uid = shard.reader.uid(row)
+        return _Sample(image_3HW, real, synthetic, uid, targets)
+
+    def _random(self, position: int, label: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, position, label))
+
+    def _order(self, epoch: int) -> EpochShuffle:
+        if epoch not in self._orders:
+            self._orders[epoch] = EpochShuffle(
+                self.shard_sizes, seed=self.seed, epoch=epoch, shuffle_shards=self.shuffle_shards
+            )
+            if len(self._orders) > 2:
+                self._orders.popitem(last=False)
+        return self._orders[epoch]
+
+    def _prefetch(self, epoch: int, block: int) -> None:
+        """Download a block's shards in the background, shared among this rank's workers."""
+        if block == self._order(epoch).num_blocks:
+            epoch, block = epoch + 1, 0
+        worker = torch.utils.data.get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        self._shards.prefetch(self._order(epoch).block_shards(block)[first::step])
+
+
+def _collate_images(images: list[Tensor]) -> Tensor:
+    """Stack images, keeping their memory format: channels last stays channels last."""
+    images_BHW3 = torch.stack([image_3HW.permute(1, 2, 0) for image_3HW in images])
+    return images_BHW3.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenShard:
+    """An open shard with its part of the view and its teacher rows."""
+
+    reader: ShardReader
+    view: ShardView
+    """Its rows that belong to the view, and their captions."""
+    teacher: pa.Table | None
+    """The teacher layer's rows (see ``teacher_targets``)."""
+
+
+class ShardCache:
+    """LRU cache of up to ``capacity`` open shards of a view."""
+
+    def __init__(
+        self, view: View, *, teacher_layer: str, cache: Path, cache_bytes: int, capacity: int
+    ) -> None:
+        """``teacher_layer`` is the name of a layer, or empty."""
+        self.is_remote = is_remote(view.dataset.uri)
+        self._view = view
+        self._teacher_layer = teacher_layer
+        self._cache = cache
+        self._cache_bytes = cache_bytes
+        self._capacity = capacity
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._damaged: dict[int, str] = {}
+
+    def __getitem__(self, index: int) -> OpenShard:
+        """Return shard ``index``; BadSampleError (``damaged_shard``) if its digest doesn't match.
+
+        NotFoundError and StorageError are raised unchanged: the store may work in a later run.
+        """
+        if index in self._damaged:
+            raise BadSampleError(BadSampleReason.DAMAGED_SHARD, self._damaged[index])
+        if index not in self._open:
+            try:
+                self._open[index] = self._read(index)
+            except ArtifactError as error:
+                self._damaged[index] = str(error)
+                raise BadSampleError(BadSampleReason.DAMAGED_SHARD, self._damaged[index]) from error
+            if self.is_remote:
+                evict_lru(self._cache, self._cache_bytes)
+            if len(self._open) > self._capacity:
+                self._open.popitem(last=False)[1].reader.close()
+        self._open.move_to_end(index)
+        return self._open[index]
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Download shards in the background."""
+        threading.Thread(target=self._download, args=(list(shards),), daemon=True).start()
+
+    def close(self) -> None:
+        """Close all shards."""
+        while self._open:
+            self._open.popitem()[1].reader.close()
+
+    def _read(self, index: int) -> OpenShard:
+        dataset = self._view.dataset
+        teacher = self._teacher_rows(index)
+        reader = read_shard(dataset, index, self._cache)
+        return OpenShard(reader, self._view.open_shard(index, reader.uids, self._cache), teacher)
+
+    def _teacher_rows(self, index: int) -> pa.Table | None:
+        if not self._teacher_layer:
+            return None
+        return mmap_layer(self._view.dataset, self._teacher_layer, index, self._cache)
+
+    def _download(self, shards: list[int]) -> None:
+        for index in shards:
+            try:
+                self._read(index).reader.close()
+            except ClipmillError:  # raised again when the shard is read
+                continue

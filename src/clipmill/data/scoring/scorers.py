@@ -1,0 +1,332 @@
+"""Scorers of images and captions: sizes, hashes, lengths, languages and concepts.
+
+A layer of scores has a column per measure of the image, or a column per *caption kind*:
+``real`` holds one value per row, and a captions layer's name holds a list per row, one value for
+each of the layer's captions.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipmill.config import Config, sha256_bytes
+from clipmill.errors import ConfigError
+from clipmill.lineage import Parent
+from clipmill.storage import read_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """All captions of one kind in some rows, one after the other."""
+
+    texts: Sequence[str]
+    """The captions of row 0, then those of row 1, ..."""
+    counts: Sequence[int] | None
+    """How many each row has; None where each has one, as the real ones do."""
+
+    def column(self, values: pa.Array) -> pa.Array:
+        """``values``, one a caption, as a layer's column: a value, or a list, a row."""
+        if self.counts is None:
+            return values
+        offsets = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+    def slice(self, start: int, stop: int) -> "Captions":
+        """The captions of rows ``start`` to ``stop`` (exclusive)."""
+        if self.counts is None:
+            return Captions(self.texts[start:stop], None)
+        before = sum(self.counts[:start])
+        counts = self.counts[start:stop]
+        return Captions(self.texts[before : before + sum(counts)], counts)
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Consecutive rows of a shard, read once for all scorers."""
+
+    num_rows: int
+    data: Sequence[bytes] | None
+    """The image files, if any scorer asks for them."""
+    images: Sequence[Image.Image | None] | None
+    """The pictures, upright RGB, if any scorer asks for them; None where one doesn't decode."""
+    captions: Mapping[str, Captions]
+    """By caption kind, those that are asked for."""
+
+
+class Scorer(Protocol):
+    """Measures rows."""
+
+    needs_images: bool
+    """Whether it needs images."""
+    parents: tuple[Parent, ...]
+    """What it measures with, as the layer's parents."""
+    detail: dict[str, str]
+    """A few words for people, shown in the layer's lineage."""
+
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
+        """The layer's columns but ``uid``, one value a row."""
+        ...
+
+
+CONTENT_BYTES = 16
+"""Bytes kept of the SHA-256 of an image file; among 10^10 files two agree by chance once in 10^18
+such sets."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageScoreConfig(Config):
+    """Measures of the picture; there is nothing to choose."""
+
+
+class ImageScorer:
+    """Columns ``width``, ``height`` (pixels, upright), ``aspect`` (longer side by shorter),
+    ``perceptual_hash`` (uint64) and ``content_hash`` (leading bytes of the file's SHA-256).
+
+    All but the last are null where the picture doesn't decode.
+    """  # noqa: D205  # a list of columns has no shorter form
+
+    needs_images = True
+    parents: tuple[Parent, ...] = ()
+
+    def __init__(self, config: ImageScoreConfig) -> None:
+        del config
+        self.detail = {"measures": "size, aspect, perceptual hash, content hash"}
+
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
+        """The columns above."""
+        assert rows.images is not None
+        assert rows.data is not None
+        sizes = [image.size if image else (0, 0) for image in rows.images]
+        width, height = np.array(sizes, np.int32).reshape(-1, 2).T
+        is_missing = width == 0
+        with np.errstate(invalid="ignore"):
+            aspect = (np.maximum(width, height) / np.minimum(width, height)).astype(np.float32)
+        hashes = np.zeros(len(sizes), np.uint64)
+        small = [small_grey(image) for image in rows.images if image]
+        if small:
+            hashes[~is_missing] = perceptual_hashes(small)
+        content = [hashlib.sha256(data).digest()[:CONTENT_BYTES] for data in rows.data]
+        return {
+            "width": pa.array(width, mask=is_missing),
+            "height": pa.array(height, mask=is_missing),
+            "aspect": pa.array(aspect, mask=is_missing),
+            "perceptual_hash": pa.array(hashes, mask=is_missing),
+            "content_hash": pa.array(content, pa.binary(CONTENT_BYTES)),
+        }
+
+
+SIDE, LOW = 32, 8
+
+# Coefficients of a flat picture are rounding noise, which mustn't become bits.
+_DECIMALS = 6
+
+
+def small_grey(image: Image.Image) -> NDArray[np.uint8]:
+    """The picture as (S, S) grey values, shrunk by Lanczos."""
+    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+
+
+def perceptual_hashes(small_BSS: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint64]:
+    """Hashes (B,) of small grey pictures: which low frequencies lie above their median.
+
+    The first bit is the most significant one, and rows come before columns, as in ImageHash.
+    """
+    pixels_BSS = np.stack(small_BSS).astype(np.float64)
+    basis_LS = _dct_basis()
+    low_BLL = np.round(basis_LS @ pixels_BSS @ basis_LS.T, _DECIMALS)
+    low_BK = low_BLL.reshape(len(low_BLL), LOW * LOW)
+    bits_BK = low_BK > np.median(low_BK, axis=1, keepdims=True)
+    hashes: NDArray[np.uint64] = np.packbits(bits_BK, axis=1).view(">u8")[:, 0].astype(np.uint64)
+    return hashes
+
+
+@cache
+def _dct_basis() -> NDArray[np.float64]:
+    """The first L rows of the unnormalised DCT-II of length S."""
+    frequency_L1 = np.arange(LOW)[:, None]
+    place_S = np.arange(SIDE)
+    basis_LS: NDArray[np.float64] = 2 * np.cos(
+        np.pi * frequency_L1 * (2 * place_S + 1) / (2 * SIDE)
+    )
+    return basis_LS
+
+
+# A little above what each of py3langid's languages gets for a text without any feature.
+_LEAST_CONFIDENCE = 0.02
+
+_TYPE = pa.struct(
+    {
+        "words": pa.int32(),
+        "characters": pa.int32(),
+        "language": pa.string(),
+        "confidence": pa.float32(),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextScoreConfig(Config):
+    """Measures of the captions."""
+
+    language: bool = True
+    """Whether to detect the language, which takes nearly all of the time; else it is null."""
+    longest: int = 1000
+    """Characters of a caption that are used to detect its language."""
+
+
+class TextScorer:
+    """A column a caption kind, of structs: ``words`` (divided by white space, as DataComp counts
+    them), ``characters`` (code points), ``language`` (ISO 639 code, by py3langid) and
+    ``confidence`` (its probability, 0..1).
+    """  # noqa: D205  # a list of columns has no shorter form
+
+    needs_images = False
+    parents: tuple[Parent, ...] = ()
+
+    def __init__(self, config: TextScoreConfig) -> None:
+        self._config = config
+        self.detail = {"measures": "words, characters" + ", language" * config.language}
+
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
+        """The columns above."""
+        return {kind: c.column(self._measure(c)) for kind, c in rows.captions.items()}
+
+    def _measure(self, captions: Captions) -> pa.Array:
+        texts = captions.texts
+        detected = [self._detect_language(text) for text in texts]
+        columns = [
+            pa.array([len(text.split()) for text in texts], pa.int32()),
+            pa.array([len(text) for text in texts], pa.int32()),
+            pa.array([language for language, _ in detected], pa.string()),
+            pa.array([confidence for _, confidence in detected], pa.float32()),
+        ]
+        return pa.StructArray.from_arrays(columns, fields=list(_TYPE))
+
+    def _detect_language(self, text: str) -> tuple[str | None, float | None]:
+        if not self._config.language:
+            return None, None
+        return detect_language(text[: self._config.longest])
+
+
+def detect_language(text: str) -> tuple[str, float]:
+    """Return the ISO 639 code of a text's language, and its probability by py3langid.
+
+    ``und`` where the text is too short or isn't language, such as a file name.
+    """
+    return _identifier()(text)
+
+
+@cache
+def _identifier() -> Callable[[str], tuple[str, float]]:
+    # Its model lies in its wheel, and takes some seconds to load.
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    classify: Callable[[str], tuple[str, float]] = LanguageIdentifier.from_model_file(
+        MODEL_FILE, norm_probs=True, min_confidence=_LEAST_CONFIDENCE
+    ).classify
+    return classify
+
+
+_SET_APART = str.maketrans({mark: f" {mark} " for mark in ",.;:?!`"} | dict.fromkeys("\t\n\r", " "))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConceptScoreConfig(Config):
+    """Which concepts captions are matched with."""
+
+    concepts: str = ""
+    """URI of the list: UTF-8 text with a concept a line, or a JSON array of strings."""
+    ignore_case: bool = False
+    """Whether capital letters match small ones; MetaCLIP's published code says no."""
+
+
+class ConceptScorer:
+    """A column a caption kind: the list of numbers of the concepts that the caption names.
+
+    Numbers count the entries of the list from 0, and ascend.
+    """
+
+    needs_images = False
+
+    def __init__(self, config: ConceptScoreConfig) -> None:
+        if not config.concepts:
+            raise ConfigError(
+                "concepts.concepts was empty",
+                expected="the URI of a list of concepts, one a line",
+                action="give it with --set concepts.concepts=URI",
+            )
+        data = read_bytes(config.concepts)
+        concepts = parse_concepts(data, config.concepts)
+        parent = Parent(role="concepts", uri=config.concepts, digest=sha256_bytes(data))
+        self.parents: tuple[Parent, ...] = (parent,)
+        self.detail = {"concepts": str(len(concepts))}
+        self._matcher = ConceptMatcher(concepts, ignore_case=config.ignore_case)
+
+    def score(self, rows: RowBatch) -> dict[str, pa.Array]:
+        """The columns above."""
+        return {kind: c.column(self._match(c)) for kind, c in rows.captions.items()}
+
+    def _match(self, captions: Captions) -> pa.Array:
+        matches = [self._matcher(text) for text in captions.texts]
+        offsets = np.cumsum([0, *map(len, matches)]).astype(np.int32)
+        numbers = pa.array([number for row in matches for number in row], pa.int32())
+        return pa.ListArray.from_arrays(pa.array(offsets), numbers)
+
+
+class ConceptMatcher:
+    """Maps a text to the numbers of the concepts that stand in it, ascending."""
+
+    def __init__(self, concepts: Sequence[str], *, ignore_case: bool = False) -> None:
+        self._fold = str.casefold if ignore_case else str
+        self._numbers: dict[str, list[int]] = {}
+        # By first word, how many words the entries have: most words begin none.
+        self._lengths: dict[str, list[int]] = {}
+        for number, concept in enumerate(concepts):
+            entry = self._fold(concept)
+            self._numbers.setdefault(entry, []).append(number)
+            words = entry.split(" ")
+            lengths = self._lengths.setdefault(words[0], [])
+            if len(words) not in lengths:
+                lengths.append(len(words))
+
+    def __call__(self, text: str) -> list[int]:
+        """The concepts that stand in ``text`` between spaces, once its punctuation has some."""
+        # An entry with a space on each side is a run of whole words: cutting at each single space
+        # and looking runs up in a dict finds what a search for substrings would.
+        words = self._fold(f" {text} ").translate(_SET_APART).split(" ")[1:-1]
+        matches: set[int] = set()
+        for start, word in enumerate(words):
+            for length in self._lengths.get(word, ()):
+                matches.update(self._numbers.get(" ".join(words[start : start + length]), ()))
+        return sorted(matches)
+
+
+def parse_concepts(data: bytes, uri: str) -> list[str]:
+    """The entries of a list, as they stand; raises ConfigError if it isn't one."""
+    try:
+        text = data.decode()
+        value: object = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except ValueError as error:
+        raise _not_a_list_error(uri, str(error)) from error
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise _not_a_list_error(uri, "not an array of strings")
+    concepts = [entry.strip() for entry in value]
+    if not concepts or not all(concepts):
+        raise _not_a_list_error(uri, "a blank entry" if concepts else "no entry")
+    return concepts
+
+
+def _not_a_list_error(uri: str, trouble: str) -> ConfigError:
+    return ConfigError(
+        f"{uri} isn't a list of concepts: {trouble}",
+        expected="UTF-8 text with a concept a line, or a JSON array of strings",
+        action="correct the list, or give another one",
+    )

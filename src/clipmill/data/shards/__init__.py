@@ -1,0 +1,1 @@
+"""Shards of a dataset: plan, write, finalize, read and cache them."""

@@ -1,0 +1,140 @@
+"""Interface of sources of image-text pairs: a stable order, split into ranges, read lazily."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Final, Literal
+
+from clipmill.data.parallel import OrderedMap
+from clipmill.errors import BadSampleReason, SourceError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+CAPTION_SUFFIX = ".txt"
+
+REASONS: Mapping[str, str] = {
+    BadSampleReason.MISSING_CAPTION: "an image without a caption",
+    BadSampleReason.CAPTION_WITHOUT_IMAGE: "a caption without an image",
+    BadSampleReason.EMPTY_CAPTION: "the caption is nothing but white space",
+    BadSampleReason.CAPTION_NOT_UTF8: "the caption isn't UTF-8",
+    BadSampleReason.CAPTION_TOO_LONG: "the caption has more bytes than the limit",
+    BadSampleReason.EMPTY_FILE: "the image file has no bytes",
+    BadSampleReason.MISSING_IMAGE: "no file lies where the table says that the image is",
+    BadSampleReason.NOT_DOWNLOADED: "img2dataset's record says that the image couldn't be had",
+    BadSampleReason.DAMAGED_RECORD: "the sample's record or embeddings can't be read",
+    BadSampleReason.TRUNCATED_TAR: "the tar ends, or stops being one, before its end",
+    BadSampleReason.UNREADABLE_IMAGE: "the image is cut, broken, or neither JPEG, PNG nor WebP",
+    BadSampleReason.IMAGE_TOO_LARGE: "the header claims more pixels than the limit",
+    BadSampleReason.IMAGE_TOO_SMALL: "a side is shorter than the limit",
+    BadSampleReason.DUPLICATE_ID: "another sample has the same id",
+    BadSampleReason.DUPLICATE_IMAGE: "another sample's image has the same bytes",
+}
+"""Reasons for which a source's item is rejected, with their meaning."""
+
+# Common names of these columns, the most likely first.
+IMAGE_NAMES: Final = ("path", "image_path", "filepath", "file", "filename", "file_name", "image")
+
+BYTES_NAMES: Final = ("image", "jpg", "jpeg", "png", "webp", "img")
+
+CAPTION_NAMES: Final = ("caption", "text", "title", "txt", "captions")
+
+ID_NAMES: Final = ("uid", "id", "key", "image_id")
+
+FingerprintMode = Literal["content", "metadata"]
+"""What a source's digest covers: all bytes, or names, sizes and modification times of files."""
+
+ReadListing = Callable[[int, int], bytes]
+"""Reads ``length`` bytes from ``start`` of the listing that ``splits`` wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A range of a source: the items of one shard."""
+
+    piece: str
+    """One of the source's files; interpreted by the source."""
+    start: int
+    """First row, or first byte, of the range in the piece."""
+    stop: int
+    """Where the range ends (exclusive)."""
+    num_items: int
+    """Items in the range, the bad ones included."""
+
+    def to_json(self) -> list[Any]:
+        """The fields in their order."""
+        return [self.piece, self.start, self.stop, self.num_items]
+
+
+@dataclass(frozen=True, slots=True)
+class RawPair:
+    """An image-text pair as its source holds it, not validated."""
+
+    image_bytes: bytes
+    suffix: str
+    """The image file's suffix in lower case, with its dot."""
+    caption: bytes | str
+    """Bytes are decoded, and refused if they aren't UTF-8."""
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """For each layer that the source provides, this sample's values by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One item of a source."""
+
+    origin: str
+    """Its id within the source, the same in every run."""
+    load: Callable[[], RawPair]
+    """Reads it, from any thread. Raises BadSampleError with one of REASONS, SourceError for a
+    failure of the machine rather than the sample."""
+
+
+class Source(ABC):
+    """A collection of pairs. It must not change while in use."""
+
+    uri: str
+    """A source spec with an absolute path: opens the same source in any folder."""
+    layers: tuple[str, ...] = ()
+    """Names of the layers that it provides (see ``RawPair.rows``)."""
+
+    @abstractmethod
+    def digest(self, mode: FingerprintMode) -> str:
+        """Return the SHA-256 (hex) of the source."""
+
+    def digest_by(self, mapped: OrderedMap, mode: FingerprintMode) -> str:
+        """Return :meth:`digest`, reading files by ``mapped``."""
+        del mapped
+        return self.digest(mode)
+
+    @abstractmethod
+    def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
+        """Split the source into ranges of ``size`` items, in order, in constant memory.
+
+        A source whose items are expensive to enumerate writes them to ``listing``, and its splits
+        are ranges of that; others leave it empty.
+        """
+
+    @abstractmethod
+    def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
+        """Yield the items of a range, in order, without reading others."""
+
+
+def resolve_column(
+    columns: Iterable[str], name: str, candidates: Sequence[str], role: str, option: str
+) -> str:
+    """Return the column ``name``, or if that is empty the first of ``candidates`` that exists.
+
+    Raises SourceError, which lists the columns and the option that sets one.
+    """
+    columns = list(columns)
+    if name and name in columns:
+        return name
+    by_name = {column.lower(): column for column in reversed(columns)}
+    for candidate in () if name else candidates:
+        if candidate in by_name:
+            return by_name[candidate]
+    raise SourceError(
+        f"no column {name!r} for the {role}" if name else f"no column for the {role} is known",
+        expected=f"one of the columns {', '.join(columns)}",
+        action=f"name it in the source: KIND:PATH?{option}=COLUMN",
+    )

@@ -1,0 +1,1 @@
+"""Random image transforms, for pretraining and for each task."""

@@ -1,0 +1,125 @@
+"""Augmentation of an image together with its dense label.
+
+Shapes: H image height, W image width; labels are (H, W).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipmill.config import Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhotometricConfig(Config):
+    """Changes of colour, each with probability ``probability`` (albumentations' defaults)."""
+
+    probability: float = 0.5
+    """Chance of each of the three changes."""
+    brightness_contrast: float = 0.2
+    """Largest change of brightness and of contrast, as a share."""
+    gamma: tuple[float, float] = (0.8, 1.2)
+    """Lowest and highest exponent."""
+    hue: float = 20 / 180
+    """Largest turn of hue, as a share of the circle."""
+    saturation: float = 30 / 255
+    """Largest change of saturation, as a share of its range."""
+    value: float = 20 / 255
+    """Largest change of value, as a share of its range."""
+
+
+def resize_pair(
+    image_HW3: NDArray[Any], label_HW: NDArray[Any], factor: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both resized by ``factor``: the image bilinear, the label by its nearest pixel."""
+    height, width = label_HW.shape
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    image = Image.fromarray(image_HW3).resize(size, Image.Resampling.BILINEAR)
+    label = Image.fromarray(label_HW).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(image), np.asarray(label)
+
+
+def center_crop_pair(
+    image_HW3: NDArray[Any], label_HW: NDArray[Any], size: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both as squares of side ``size``: resized to it by the shorter side, and its middle."""
+    image_HW3, label_HW = resize_pair(image_HW3, label_HW, size / min(label_HW.shape))
+    top, left = ((side - size) // 2 for side in label_HW.shape)
+    window = (slice(top, top + size), slice(left, left + size))
+    return image_HW3[window], label_HW[window]
+
+
+def crop_pair(
+    image_HW3: NDArray[Any],
+    label_HW: NDArray[Any],
+    size: int,
+    generator: np.random.Generator,
+    *,
+    fill: float,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A random square of side ``size``; beyond the edge, black and label ``fill``."""
+    missing = [max(0, size - side) for side in label_HW.shape]
+    if any(missing):
+        below, right = missing
+        image_HW3 = np.pad(image_HW3, ((0, below), (0, right), (0, 0)))
+        label_HW = np.pad(label_HW, ((0, below), (0, right)), constant_values=fill)
+    height, width = label_HW.shape
+    top = int(generator.integers(0, height - size + 1))
+    left = int(generator.integers(0, width - size + 1))
+    window = (slice(top, top + size), slice(left, left + size))
+    return image_HW3[window], label_HW[window]
+
+
+def flip_pair(
+    image_HW3: NDArray[Any], label_HW: NDArray[Any], generator: np.random.Generator
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both mirrored left to right, half of the time."""
+    if generator.random() < 0.5:
+        return image_HW3[:, ::-1], label_HW[:, ::-1]
+    return image_HW3, label_HW
+
+
+def cutdepth(
+    image_HW3: NDArray[Any],
+    depth_HW: NDArray[Any],
+    max_depth: float,
+    generator: np.random.Generator,
+) -> NDArray[Any]:
+    """Vertical CutDepth: a band of columns shows the depth in place of the picture.
+
+    From column a W, max((W - a W) b 0.75, 1) columns wide; a and b uniform in 0..1 (Ishii and
+    Yamashita 2021, in the form of Xie et al. 2023).
+    """
+    width = depth_HW.shape[1]
+    left = int(generator.random() * width)
+    span = int(max((width - left) * generator.random() * 0.75, 1))
+    band = slice(left, left + span)
+    mixed = image_HW3.copy()
+    shown = np.clip(depth_HW[:, band] / max_depth, 0, 1) * 255
+    mixed[:, band] = shown[..., None].astype(np.uint8)
+    return mixed
+
+
+def photometric_distortion(
+    image_HW3: NDArray[Any], config: PhotometricConfig, generator: np.random.Generator
+) -> NDArray[Any]:
+    """Brightness and contrast, gamma, then hue and saturation: each perhaps."""
+    image = image_HW3.astype(np.float32) / 255
+    if generator.random() < config.probability:
+        limit = config.brightness_contrast
+        contrast, brightness = 1 + generator.uniform(-limit, limit, 2)
+        image = np.clip(image * contrast + (brightness - 1), 0, 1)
+    if generator.random() < config.probability:
+        image = image ** generator.uniform(*config.gamma)
+    image_HW3 = np.rint(image * 255).astype(np.uint8)
+    if generator.random() < config.probability:
+        hsv = np.asarray(Image.fromarray(image_HW3).convert("HSV")).astype(np.int16)
+        limits = np.array([config.hue, config.saturation, config.value]) * 255
+        hsv += generator.uniform(-limits, limits).astype(np.int16)
+        hsv[..., 0] %= 256
+        hsv = np.clip(hsv, 0, 255).astype(np.uint8)
+        image_HW3 = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+    return image_HW3

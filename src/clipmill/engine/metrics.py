@@ -1,0 +1,213 @@
+"""Metrics of a run: the log in the store, Prometheus, TensorBoard, throughput and FLOPs."""
+
+import logging
+import math
+import time
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from clipmill.engine.config import TrainConfig
+from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.objective import Objective
+from clipmill.engine.result import LOG_FILE, RUN_FILE, log_lines
+from clipmill.errors import ConfigError, StorageError
+from clipmill.storage import join, write_bytes, write_json
+from clipmill.telemetry import TOTAL_LOSS, serve_metrics, train_metrics
+
+_LOG = logging.getLogger(__name__)
+
+# Dense peaks without sparsity, FLOP/s, of bf16 tensor cores and of fp32 (NVIDIA's data sheets).
+_PEAK_FLOPS = {
+    "B200": (2.25e15, 80e12),
+    "H200": (989e12, 67e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "L4": (121e12, 30.3e12),
+    "A10G": (70e12, 31.2e12),
+}
+
+
+class MetricsLogger:
+    """Sink of rank 0's records. The copy in the store is what ``clipmill runs`` reads.
+
+    Raises:
+        ConfigError: TensorBoard is configured and isn't installed.
+        ServerError: the metrics port is taken.
+    """
+
+    def __init__(self, name: str, config: TrainConfig, dist: DistributedContext, uri: str) -> None:
+        runtime = config.runtime
+        if runtime.metrics_port is not None:
+            local_rank = dist.device.index or 0 if dist.device.type == "cuda" else dist.rank
+            port = runtime.metrics_port + (local_rank if runtime.metrics_port else 0)
+            _serve_once(port, runtime.metrics_host)
+        self._is_first = dist.rank == 0
+        self._tensorboard = _tensorboard_writer(runtime.tensorboard) if self._is_first else None
+        self._name = name
+        self._config = config
+        self._world_size = dist.world_size
+        self._uri = uri
+        self._metrics = train_metrics()
+        self._uploaded = 0.0
+        self.log: list[dict[str, float]] = []
+
+    def resume(self, log: tuple[dict[str, float], ...]) -> None:
+        """Continue after the records of a checkpoint."""
+        self.log = list(log)
+        self.upload("running")
+
+    def write(self, record: dict[str, float]) -> None:
+        """Add a record."""
+        self.log.append(record)
+        self._update_prometheus(record)
+        if self._tensorboard is not None:
+            for key, value in record.items():
+                if key != "step":
+                    self._tensorboard.add_scalar(key, value, int(record["step"]))
+        if time.monotonic() - self._uploaded > self._config.runtime.log_upload_interval_seconds:
+            self.upload("running")
+
+    def upload(self, status: str, message: str = "") -> None:
+        """Write the log and the run's status to the store; a failure is only a warning."""
+        if not self._is_first:
+            return
+        self._uploaded = time.monotonic()
+        run = {
+            "name": self._name,
+            "status": status,
+            "words": message,
+            "steps": self._config.steps,
+            "step": self.log[-1]["step"] if self.log else 0,
+            "updated": time.time(),
+            "world_size": self._world_size,
+            "train": self._config.to_json(),
+        }
+        try:
+            write_bytes(join(self._uri, LOG_FILE), log_lines(self.log))
+            write_json(join(self._uri, RUN_FILE), run)
+        except StorageError as error:
+            _LOG.warning("the log of this run can't be written now: %s", error.what)
+
+    def close(self) -> None:
+        """Flush TensorBoard's files."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _update_prometheus(self, record: dict[str, float]) -> None:
+        metrics = self._metrics
+        metrics.step.set(record["step"])
+        gauges = {
+            "learning_rate": metrics.learning_rate,
+            "gradient_norm": metrics.gradient_norm,
+            "samples_per_second": metrics.samples_per_second,
+            "mfu": metrics.utilization,
+            "logit_scale": metrics.logit_scale,
+        }
+        for key, gauge in gauges.items():
+            gauge.set(record.get(key, math.nan))  # a 0 would be a claim
+        for key, value in record.items():
+            if key == "loss" or key.startswith("loss/"):
+                term = TOTAL_LOSS if key == "loss" else key.removeprefix("loss/")
+                metrics.loss.labels(model=self._name, term=term).set(value)
+            elif "/" in key:
+                validator, _, metric = key.partition("/")
+                metrics.validation_metric.labels(validator=validator, metric=metric).set(value)
+        if "loss" in record and not any(key.startswith("loss/") for key in record):
+            # A single term is the total, under its own name as well.
+            metrics.loss.labels(model=self._name, term=TOTAL_LOSS).set(record["loss"])
+
+
+def _tensorboard_writer(folder: str) -> Any:
+    if not folder:
+        return None
+    if find_spec("tensorboard") is None:
+        raise ConfigError(
+            f"runtime.tensorboard was {folder!r}, but tensorboard isn't installed",
+            expected="the Python package tensorboard",
+            action="pip install tensorboard, or leave runtime.tensorboard empty: the log is in "
+            "the store in any case",
+        )
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder)
+
+
+@cache
+def _serve_once(port: int, host: str) -> int:
+    """Start the metrics server; a process that trains several models in turn has only one."""
+    return serve_metrics(port, host=host)
+
+
+class ThroughputMeter:
+    """Throughput between two records of the log.
+
+    It measures wall time, since the host waits for the device only where it records.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._samples = 0
+        self._steps = 0
+        self._data_seconds = 0.0
+        self._excluded_seconds = 0.0
+
+    def add(self, num_samples: int, data_seconds: float) -> None:
+        """Count an update, and the time that it waited for its batch."""
+        self._samples += num_samples
+        self._steps += 1
+        self._data_seconds += data_seconds
+
+    def exclude(self, seconds: float) -> None:
+        """Leave out time that isn't training, such as a validation."""
+        self._excluded_seconds += seconds
+
+    def read(self, flops: float | None, peak: float | None) -> dict[str, float]:
+        """Return the throughput since the last reading, and start the next one.
+
+        ``samples_per_second``; ``data_wait``, the share of time spent waiting for data; and
+        ``mfu``, the model FLOPs utilization, if a step's FLOPs and the device's peak are known.
+        """
+        now = time.perf_counter()
+        seconds = max(now - self._started - self._excluded_seconds, 1e-9)
+        throughput = {
+            "samples_per_second": self._samples / seconds,
+            "data_wait": self._data_seconds / seconds,
+        }
+        if flops is not None and peak is not None:
+            throughput["mfu"] = flops * self._steps / seconds / peak
+        self._started, self._samples, self._steps = now, 0, 0
+        self._data_seconds = self._excluded_seconds = 0.0
+        return throughput
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Return the peak FLOP/s of a known GPU; None for unknown ones, and for a CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    for known, (bf16, fp32) in _PEAK_FLOPS.items():
+        if known in name:
+            return bf16 if precision == "bf16" else fp32
+    return None
+
+
+@torch.no_grad()
+def forward_flops(objective: Objective, batch: Any) -> float:
+    """Return the FLOPs of an objective's forward pass; its buffers stay as they were.
+
+    A step has three times as many, whether or not it recomputes activations (the usual count for
+    MFU: the backward pass has two products for each of the forward pass).
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    with FlopCounterMode(display=False) as counter:
+        objective.forward(batch)
+    for name, buffer in objective.named_buffers():
+        if name in before:
+            buffer.copy_(before[name])
+    return float(counter.get_total_flops())

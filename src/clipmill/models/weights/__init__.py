@@ -1,0 +1,1 @@
+"""Weights that other libraries published, by address: files, configs, tensors."""

@@ -1,0 +1,1 @@
+"""HTML reports: encoders compared, a dataset's samples, training runs, sweeps, attention."""

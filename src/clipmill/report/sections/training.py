@@ -1,0 +1,177 @@
+"""Sections of training: losses of encoders and captioner, and time by stage."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from clipmill.engine.result import read_log
+from clipmill.errors import NotFoundError
+from clipmill.models.checkpoint import CheckpointMetadata
+from clipmill.report.format import format_duration, join_words
+from clipmill.report.html.charts import Line, Reference, line_chart
+from clipmill.report.html.page import (
+    Html,
+    Section,
+    empty_section,
+    paragraph,
+    section,
+    series_color,
+    table,
+    tag,
+)
+from clipmill.stage_records import StageRecord
+
+Log = list[dict[str, float]]
+
+
+def losses_section(
+    encoders: Mapping[str, CheckpointMetadata], captioner: CheckpointMetadata | None
+) -> Section:
+    """Return the section ``Losses``: contrastive by caption source, totals, the captioner's."""
+    logs = {label: _log(metadata) for label, metadata in encoders.items()}
+    charts = _encoder_charts(encoders, {label: log for label, log in logs.items() if log})
+    if captioner is not None and (log := _log(captioner)):
+        charts.append(_captioner_chart(log))
+    absent = [label for label, log in logs.items() if not log]
+    notes = [empty_section(f"{join_words(absent)} left no log.")] if absent else []
+    if captioner is None:
+        notes.append(empty_section("No training log of a captioner."))
+    intro = paragraph(
+        "Where many values were logged, a bold line is their moving average, over the raw ones."
+    )
+    return section("losses", "Losses", intro, notes, tag("div", charts, class_="charts"))
+
+
+def _encoder_charts(
+    encoders: Mapping[str, CheckpointMetadata], logs: Mapping[str, Log]
+) -> list[Html]:
+    lines: dict[str, list[Line]] = {"real": [], "synthetic": [], "total": []}
+    for series, (label, metadata) in enumerate(encoders.items()):
+        log = logs.get(label)
+        if not log:
+            continue
+        lines["total"].append(_line(label, log, "loss", series))
+        for kind in ("real", "synthetic"):
+            # The log names the terms only where there are several.
+            if f"loss/{kind}" in log[0]:
+                lines[kind].append(_line(label, log, f"loss/{kind}", series))
+            elif metadata.recipe.get("view", {}).get("captions") == kind:
+                lines[kind].append(_line(label, log, "loss", series))
+    titles = {
+        "real": ("Contrastive loss on real captions", "what the encoders have in common"),
+        "synthetic": ("Contrastive loss on synthetic captions", "for the same pictures"),
+        "total": ("Total loss", "the sum of the terms, one for each kind of caption"),
+    }
+    chance = _chance(encoders)
+    return [
+        line_chart(
+            *titles[kind],
+            curves,
+            x_name="updates",
+            reference=None if kind == "total" else chance,
+        )
+        for kind, curves in lines.items()
+        if curves
+    ]
+
+
+def _chance(encoders: Mapping[str, CheckpointMetadata]) -> Reference | None:
+    """Return the loss of guessing within a batch: the logarithm of its size."""
+    sizes = {metadata.recipe.get("train", {}).get("batch_size") for metadata in encoders.values()}
+    size = sizes.pop() if len(sizes) == 1 else None
+    return Reference(label=f"guessing, ln {size}", y=math.log(size)) if size else None
+
+
+def _captioner_chart(log: Log) -> Html:
+    terms = [name for name in log[0] if name.startswith("loss/")]
+    lines = [_line("total", log, "loss", 5)]
+    lines += [_line(name.removeprefix("loss/"), log, name, 2 + i) for i, name in enumerate(terms)]
+    return line_chart("The captioner's loss", "CoCa, on its own pairs", lines, x_name="updates")
+
+
+def _line(label: str, log: Log, name: str, series: int) -> Line:
+    records = [record for record in log if name in record]
+    x, y = (tuple(record[key] for record in records) for key in ("step", name))
+    return Line(label=label, x=x, y=y, series=series)
+
+
+def _log(metadata: CheckpointMetadata) -> Log:
+    try:
+        return read_log(metadata.uri)
+    except NotFoundError:
+        return []
+
+
+def timing_section(stages: Sequence[StageRecord], labels: Sequence[str]) -> Section:
+    """Return the section ``Timing``; stages of a label have its color."""
+    if not stages:
+        return section("time", "Timing", empty_section("No stage of a run was recorded."))
+    total = wall_seconds(stages)
+    start = min(stage.started for stage in stages)
+    rows = [
+        [
+            f"{stage.name} {stage.label}".strip(),
+            tag("td", _track(stage, start, total, labels)),
+            "reused" if stage.reused else format_duration(stage.seconds),
+        ]
+        for stage in stages
+    ]
+    rows.append(["", tag("td", _axis(total)), ""])
+    worked = sum(stage.seconds for stage in stages)
+    reused = sum(stage.reused for stage in stages)
+    text = f"{format_duration(total)} from the first start to the last end; the stages add up to "
+    text += f"{format_duration(worked)}."
+    if reused:
+        text += f" {reused} of {len(stages)} found their result there already (hatched)."
+    return section(
+        "time",
+        "Timing",
+        paragraph(text),
+        table(
+            "Stages in the order in which they began.",
+            ["Stage", "", "Time"],
+            rows,
+            class_="time small",
+        ),
+    )
+
+
+def wall_seconds(stages: Sequence[StageRecord]) -> float:
+    """Return seconds from the first start to the last end; 0 without stages."""
+    if not stages:
+        return 0.0
+    return max(s.started + s.seconds for s in stages) - min(s.started for s in stages)
+
+
+def _track(stage: StageRecord, start: float, total: float, labels: Sequence[str]) -> Html:
+    left, width = (_percent(v, total) for v in (stage.started - start, stage.seconds))
+    style = f"left: {left}; width: {width}"
+    if stage.label in labels:
+        style += f"; color: {series_color(labels.index(stage.label))}"
+    bar = tag("i", style=style, class_="reused" if stage.reused else "")
+    return tag("div", bar, class_="track")
+
+
+def _axis(total: float) -> Html:
+    marks = (
+        tag("span", _round_duration(v), style=f"left: {_percent(v, total)}")
+        for v in range(0, int(total) + 1, _step_seconds(total))
+    )
+    return tag("div", marks, class_="track soft", aria_hidden="true")
+
+
+def _step_seconds(total: float) -> int:
+    """Return a round step of which at most five fit."""
+    units = (1, 60, 3600, 86400, 864000, 8640000)
+    steps = [unit * digit for unit in units for digit in (1, 2, 5, 10, 30)]
+    return next((step for step in steps if total / step <= 5), steps[-1])
+
+
+def _round_duration(seconds: int) -> str:
+    for name, unit in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds and seconds % unit == 0:
+            return f"{seconds // unit}\u00a0{name}"
+    return "0"
+
+
+def _percent(part: float, total: float) -> str:
+    return f"{100 * part / total:.2f}%" if total else "0%"

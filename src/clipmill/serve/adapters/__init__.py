@@ -1,0 +1,1 @@
+"""Adapters between the server and each kind of model."""

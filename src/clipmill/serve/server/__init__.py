@@ -1,0 +1,1 @@
+"""The server: routes, batching, models in memory, gRPC."""

@@ -1,0 +1,288 @@
+"""HTTP routes of predictions and of the models' descriptions, in front of KServe's own.
+
+``admission_middleware`` answers a prediction without FastAPI's routing and KServe's timing, which
+take half a millisecond per request. All other routes are registered with the app.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.errors import (
+    BadRequestError,
+    ClientDisconnectedError,
+    OverloadedError,
+    PayloadTooLargeError,
+    RejectReason,
+    RequestError,
+)
+from clipmill.serve.protocol.bodies import RequestBody
+from clipmill.serve.protocol.openapi import INFER, PREDICT
+from clipmill.serve.server.registry import ModelRegistry
+from clipmill.telemetry import serving_metrics
+
+_logger = logging.getLogger(__name__)
+
+_V2: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_V1: Final = re.compile(r"/v1/models/([^/]+):predict")
+_NUM_DRAINED_AT_ONCE: Final = 2
+_DRAIN_SECONDS: Final = 0.1
+T = TypeVar("T")
+
+
+class _PredictRoute(NamedTuple):
+    protocol: Literal["v1", "v2"]
+    model: str
+    version: str
+
+
+class Routes:
+    """Reads bodies within limits, has the models answer, and counts the responses."""
+
+    def __init__(
+        self, registry: ModelRegistry, config: ServingConfig, is_stopping: Callable[[], bool]
+    ) -> None:
+        self._registry = registry
+        self._config = config
+        self._is_stopping = is_stopping
+        self._num_open = 0
+        self._drainer = RequestDrainer()
+
+    def admission_middleware(self, app: ASGIApp) -> ASGIApp:
+        """Return ``app`` behind a middleware that answers predictions and passes all else on.
+
+        It rejects predictions while ``max_queue_size`` requests are open. A rejection here costs a
+        fraction of the routing, which under overload leaves the event loop free for health probes.
+        It also bounds the bodies in memory, as the batchers bound the images.
+        """
+
+        async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+            route = _match_predict_route(scope)
+            if route is None:
+                await app(scope, receive, send)
+                return
+            limit = self._config.max_queue_size
+            if self._num_open >= limit and route.model in self._registry.names:
+                error = OverloadedError(
+                    RejectReason.QUEUE_FULL,
+                    f"{limit} requests are open; try again later",
+                    retry_after_seconds=self._config.retry_after_seconds,
+                )
+                response = self._reject(error, route.model)
+                self._count(response, route.model, "")
+                await self._drainer.respond_and_drain(response, scope, receive, send)
+                return
+            self._num_open += 1
+            started = time.perf_counter()
+            try:
+                response = await self._handle(route, Request(scope, receive))
+                await response(scope, receive, send)
+            finally:
+                self._num_open -= 1
+            if response.status_code == HTTPStatus.OK:
+                seconds = time.perf_counter() - started
+                serving_metrics().request_seconds.labels(route.model).observe(seconds)
+
+        return middleware
+
+    def add_to(self, app: FastAPI) -> None:
+        """Register the routes; those that are registered first win.
+
+        Predictions are among them for ``/openapi.json`` and for requests of other methods.
+        """
+        v2 = "/v2/models/{name}"
+        for base in (v2, v2 + "/versions/{version}"):
+            app.add_api_route(
+                base + "/infer",
+                self.handle_v2,
+                name="infer",
+                methods=["POST"],
+                response_model=None,
+                openapi_extra=INFER,
+            )
+            app.add_api_route(base + "/lineage", self.lineage, response_model=None)
+            app.add_api_route(base, self.metadata, response_model=None)
+        app.add_api_route(
+            "/v1/models/{name}:predict",
+            self.handle_v1,
+            name="predict",
+            methods=["POST"],
+            response_model=None,
+            openapi_extra=PREDICT,
+        )
+        app.add_api_route("/v2/models", self.models, response_model=None)
+
+    async def handle_v2(self, name: str, request: Request, version: str = "") -> Response:
+        """Answer by Open Inference Protocol V2: JSON, or JSON and binary tensors."""
+        return await self._handle(_PredictRoute("v2", name, version), request)
+
+    async def handle_v1(self, name: str, request: Request) -> Response:
+        """Answer by V1: plain JSON."""
+        return await self._handle(_PredictRoute("v1", name, ""), request)
+
+    async def models(self) -> Response:
+        """List the models that are served."""
+        return JSONResponse({"models": self._registry.names})
+
+    async def lineage(self, name: str, version: str = "") -> Response:
+        """Describe what the model is and from what it was made, back to the captions."""
+        try:
+            return JSONResponse(self._registry.get(name, version).lineage())
+        except RequestError as error:
+            return _error_response(error)
+
+    async def metadata(self, name: str, version: str = "") -> Response:
+        """Describe inputs, outputs, classes, palette and units."""
+        try:
+            return JSONResponse(model_metadata(self._registry, name, version))
+        except RequestError as error:
+            return _error_response(error)
+
+    async def _handle(self, route: _PredictRoute, request: Request) -> Response:
+        """Answer a prediction; every error becomes a response, and each response is counted."""
+        label, label_version = "unknown", ""
+        try:
+            self._registry.get(route.model, route.version)  # before a body is read in vain
+            label = route.model
+            body = RequestBody(
+                protocol=route.protocol,
+                data=await self._read(request),
+                headers=request.headers,
+                query=request.query_params,
+            )
+            # Resolved again: another version may have come while the body did.
+            model = self._registry.get(route.model, route.version)
+            label_version = model.version
+            with model.in_flight():
+                answer = await _cancel_on_disconnect(request, model.predict(body))
+            response = Response(answer.data, headers=answer.headers)
+        except RequestError as error:
+            response = self._reject(error, label)
+        except Exception:
+            _logger.exception("model %s failed on a request", label)
+            text = "the model failed on this request; the server's log says why"
+            response = JSONResponse({"error": text}, status_code=500)
+        self._count(response, label, label_version)
+        return response
+
+    def _reject(self, error: RequestError, label: str) -> Response:
+        serving_metrics().requests_rejected.labels(label, error.reason).inc()
+        return _error_response(error)
+
+    def _count(self, response: Response, label: str, version: str) -> None:
+        if self._is_stopping():
+            # So that a client's next request goes to another server.
+            response.headers["Connection"] = "close"
+        serving_metrics().requests.labels(label, version, str(response.status_code)).inc()
+
+    async def _read(self, request: Request) -> bytes:
+        """Return the body, bounded in size and in the time in which it must arrive."""
+        config = self._config
+        received = bytearray()
+        try:
+            async with asyncio.timeout(config.read_timeout_seconds):
+                async for part in request.stream():
+                    received += part
+                    if len(received) > config.max_request_bytes:
+                        raise PayloadTooLargeError(
+                            f"the request has more than {config.max_request_bytes} bytes"
+                        )
+        except TimeoutError:
+            raise BadRequestError(RejectReason.SLOW, "the request's body came too slowly") from None
+        except ClientDisconnect:
+            raise ClientDisconnectedError from None
+        return bytes(received)
+
+
+class RequestDrainer:
+    """Responds at once, and reads rejected requests' bodies a few at a time.
+
+    Most clients send all of a body before they read a response, so it can't be left unread. What
+    comes after a response's end uvicorn reads as it comes, of each connection as much as there is:
+    at hundreds of megabytes a second one turn of its loop takes tenths of seconds, for which probes
+    wait. So a response ends only when its request's body is read, or after a while: slow senders do
+    no harm.
+    """
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(_NUM_DRAINED_AT_ONCE)
+
+    async def respond_and_drain(
+        self, response: Response, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Send all of ``response``, which states its length, then read the body."""
+
+        async def send_open(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "more_body": True}
+            await send(message)
+
+        await response(scope, receive, send_open)
+        async with self._slots:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    while (await receive()).get("more_body"):
+                        pass
+        await send({"type": "http.response.body", "body": b""})
+
+
+def model_metadata(registry: ModelRegistry, name: str, version: str = "") -> dict[str, Any]:
+    """Return V2's description of a model; ModelNotFoundError if it isn't served."""
+    model = registry.get(name, version)
+    return {
+        "name": name,
+        "versions": list(registry.versions(name)),
+        "platform": "clipmill",
+        "inputs": model.get_input_types(),
+        "outputs": model.get_output_types(),
+        "parameters": {
+            "task": model.adapter.kind,
+            "version": model.version,
+            "digest": model.digest,
+            **model.adapter.describe(),
+        },
+    }
+
+
+def _match_predict_route(scope: Scope) -> _PredictRoute | None:
+    """Return the model and protocol of a prediction; None for all other requests."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    if v2 := _V2.fullmatch(scope["path"]):
+        return _PredictRoute("v2", v2[1], v2[2] or "")
+    if v1 := _V1.fullmatch(scope["path"]):
+        return _PredictRoute("v1", v1[1], "")
+    return None
+
+
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what ``work`` returns; cancel it where the client leaves (ClientDisconnectedError)."""
+    working = asyncio.ensure_future(work)
+    # The body was read to its end, so only the end of the connection can still come.
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnectedError
+    finally:
+        leaving.cancel()
+        working.cancel()
+
+
+def _error_response(error: RequestError) -> Response:
+    headers = {}
+    if isinstance(error, OverloadedError):
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    return JSONResponse({"error": error.message}, error.status, headers)

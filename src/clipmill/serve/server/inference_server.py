@@ -1,0 +1,156 @@
+"""KServe's ``ModelServer`` on a chosen address, with clipmill's routes in front of its own."""
+
+import asyncio
+import logging
+import signal
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.kserve_compat import (
+    ModelRepository,
+    ModelRepositoryExtension,
+    ModelServer,
+    app,
+)
+from clipmill.serve.model_spec import ModelSpec
+from clipmill.serve.playground import Playground
+from clipmill.serve.server.app import Routes
+from clipmill.serve.server.grpc_server import GrpcServer, RegistryDataPlane
+from clipmill.serve.server.model import KServeModel
+from clipmill.serve.server.registry import ModelRegistry, ModelReloader
+
+_logger = logging.getLogger(__name__)
+
+
+class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
+    """One process, one event loop, any number of models, each with its batcher."""
+
+    def __init__(
+        self,
+        models: tuple[ModelSpec, ...],
+        *,
+        models_file: Path | None,
+        host: str,
+        http_port: int,
+        grpc_port: int | None,
+        config: ServingConfig,
+    ) -> None:
+        """Load the models; errors as :class:`KServeModel`'s."""
+        # KServe's choice of a response class doesn't concern readers of the log.
+        warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")
+        self._config = config
+        self._codec = ThreadPoolExecutor(config.num_codec_threads, thread_name_prefix="codec")
+        self._registry = ModelRegistry([self._load(spec) for spec in models])
+        super().__init__(
+            http_port=http_port,
+            registered_models=_RegistryRepository(self._registry),
+            enable_grpc=False,  # KServe's listens on every interface; see GrpcServer
+            workers=1,
+            enable_latency_logging=False,
+            grace_period=config.shutdown_timeout_seconds,
+        )
+        # They log every request, health probes too; metrics are better, and cheaper.
+        for name in ("kserve.trace", "uvicorn.access"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._reloader = ModelReloader(models_file, self._load, self._registry, config)
+        self._is_stopping = False
+        self.dataplane = RegistryDataPlane(
+            self.registered_models, self._registry, lambda: self._is_stopping
+        )
+        self.model_repository_extension = _ReadOnlyRepository(self.registered_models)
+        self._host = host
+        self._grpc = (
+            GrpcServer(
+                f"{host}:{grpc_port}", self.dataplane, self.model_repository_extension, config
+            )
+            if grpc_port is not None
+            else None
+        )
+        # A wrong path is a 404, not a redirection to wherever the Host header says.
+        app.router.redirect_slashes = False
+        self._routes = Routes(self._registry, config, lambda: self._is_stopping)
+        self._routes.add_to(app)
+        Playground().add_to(app)
+
+    def run(self) -> None:
+        """Serve until a signal, then finish the requests in flight."""
+        self.start([self._registry.get(name) for name in self._registry.names])
+        self._codec.shutdown()
+
+    def _load(self, spec: ModelSpec) -> KServeModel:
+        # In a thread that ends: OpenMP counts the helper threads of each thread that ever ran an
+        # operator, and once they outnumber the CPUs, those of a single model no longer spin.
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as loading:
+            return loading.submit(
+                KServeModel, spec.name, spec.uri, self._config, self._codec, spec.version
+            ).result()
+
+    async def _serve(self) -> None:
+        settings = self._rest_server.config
+        settings.host = self._host
+        settings.app = self._routes.admission_middleware(app)
+        self._mark_unready_before_shutdown()
+        if self._grpc is not None:
+            self._grpc_server = self._grpc  # KServe stops it with the rest
+            self.servers.append(self._grpc.start())
+        for model in self._registry:
+            await model.batcher.__aenter__()
+        reloading = asyncio.create_task(self._reloader.run())
+        try:
+            await super()._serve()
+        finally:
+            reloading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reloading
+            await self._registry.replace_all([])
+
+    def _mark_unready_before_shutdown(self) -> None:
+        """Let the first signal make the server unready, and a later moment stop it.
+
+        Load balancers keep sending for a moment after it is unready.
+        """
+        server = self._rest_server._server  # noqa: SLF001  # KServe has no other way to it
+        loop = asyncio.get_running_loop()
+        stop_accepting = server.handle_exit
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            seconds = 0.0 if self._is_stopping else self._config.unready_before_shutdown_seconds
+            self._is_stopping = True
+            _logger.info("%s: not ready any more", signal.Signals(number).name)
+            loop.call_soon_threadsafe(loop.call_later, seconds, stop_accepting, number, frame)
+
+        server.handle_exit = stop
+
+
+class _RegistryRepository(ModelRepository):  # type: ignore[misc]  # KServe has no types
+    """KServe's view of the registry: each name's default version, read-only."""
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        super().__init__()
+        self._registry = registry
+
+    def get_models(self) -> dict[str, KServeModel]:
+        return {name: self._registry.get(name) for name in self._registry.names}
+
+    def get_model(self, name: str) -> KServeModel | None:
+        return self.get_models().get(name)
+
+    def update(self, model: KServeModel, name: str | None = None) -> None:
+        pass
+
+    def unload(self, name: str) -> None:
+        pass
+
+
+class _ReadOnlyRepository(ModelRepositoryExtension):  # type: ignore[misc]  # KServe has no types
+    """No loading and unloading over the network: clients may use a model, not remove it."""
+
+    async def load(self, model_name: str) -> None:
+        raise NotImplementedError(f"{model_name[:80]} can't be loaded over the network")
+
+    async def unload(self, model_name: str) -> None:
+        raise NotImplementedError(f"{model_name[:80]} can't be unloaded over the network")

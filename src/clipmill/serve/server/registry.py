@@ -1,0 +1,145 @@
+"""Models in memory by name and version, and their reloading when the models file changes."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from clipmill.errors import UserError
+from clipmill.serve.config import ServingConfig
+from clipmill.serve.errors import ModelNotFoundError
+from clipmill.serve.model_spec import ModelSpec, parse_model_specs, read_models_file
+from clipmill.serve.server.model import KServeModel
+from clipmill.telemetry import Outcome, serving_metrics
+
+_logger = logging.getLogger(__name__)
+
+
+class ModelRegistry:
+    """Models by name and version; the first of a name's versions is its default.
+
+    Only the event loop's thread touches it.
+    """
+
+    def __init__(self, models: Sequence[KServeModel]) -> None:
+        self._models: dict[str, dict[str, KServeModel]] = {}
+        self._set_models(models)
+
+    def __iter__(self) -> Iterator[KServeModel]:
+        for versions in self._models.values():
+            yield from versions.values()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models."""
+        return list(self._models)
+
+    def versions(self, name: str) -> Mapping[str, KServeModel]:
+        """Return a name's models by version, the default first; ModelNotFoundError if none."""
+        if name not in self._models:
+            raise ModelNotFoundError(f"no model named {name[:80]!r} is served here")
+        return self._models[name]
+
+    def get(self, name: str, version: str | None = None) -> KServeModel:
+        """Return the model; ModelNotFoundError if it isn't served."""
+        versions = self.versions(name)
+        if not version:
+            return next(iter(versions.values()))
+        if version not in versions:
+            raise ModelNotFoundError(
+                f"{name!r} has no version {version[:80]!r}; there are {list(versions)}",
+            )
+        return versions[version]
+
+    async def replace_all(self, models: Sequence[KServeModel]) -> None:
+        """Serve these models, which are running, and no others.
+
+        The change is atomic: a request sees the old list or the new one. Requests in flight are
+        still answered by the models that are removed.
+        """
+        removed = [model for model in self if model not in models]
+        for model in removed:
+            metrics = serving_metrics()
+            metrics.info.remove(model.name, model.version, model.adapter.kind, model.digest)
+            metrics.model_size_bytes.remove(model.name, model.version)
+            metrics.embedding_drift.remove(model.name, model.version)
+        self._set_models(models)
+        await asyncio.gather(*(model.drain_and_stop() for model in removed))
+
+    def _set_models(self, models: Sequence[KServeModel]) -> None:
+        by_name: dict[str, dict[str, KServeModel]] = {}
+        metrics = serving_metrics()
+        for model in models:
+            by_name.setdefault(model.name, {})[model.version] = model
+            kind, digest = model.adapter.kind, model.digest
+            metrics.info.labels(model.name, model.version, kind, digest).set(1)
+            size = metrics.model_size_bytes.labels(model.name, model.version)
+            size.set(model.metadata.tensors_bytes)
+            if model.drift is not None:
+                drift = metrics.embedding_drift.labels(model.name, model.version)
+                drift.set_function(model.drift.distance)
+        self._models = by_name
+
+
+class ModelReloader:
+    """Applies changes of the models file to the registry, without a pause in serving."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        load: Callable[[ModelSpec], KServeModel],
+        registry: ModelRegistry,
+        config: ServingConfig,
+    ) -> None:
+        self._path = path
+        self._load = load
+        self._registry = registry
+        self._config = config
+        self._content = b"" if path is None else path.read_bytes()
+
+    async def run(self) -> None:
+        """Check the file at intervals, forever; return at once without one."""
+        if self._path is None:
+            return
+        while True:
+            await asyncio.sleep(self._config.reload_interval_seconds)
+            try:
+                text = await asyncio.to_thread(self._path.read_bytes)
+            except OSError:
+                continue  # a file is gone for a moment where its directory is swapped
+            if text != self._content:
+                self._content = text
+                await self._apply_changes(self._path)
+
+    async def _apply_changes(self, path: Path) -> None:
+        reloads = serving_metrics().model_reloads
+        models: list[KServeModel] = []
+        try:
+            # The old models answer while the new ones are loaded and warmed up.
+            for spec in parse_model_specs(await asyncio.to_thread(read_models_file, path)):
+                models.append(await self._get_or_load(spec))  # noqa: PERF401  # kept if one fails
+        except Exception as error:  # the running models must keep running
+            reloads.labels(Outcome.FAILURE).inc()
+            _logger.error(  # noqa: TRY400  # a user's error says all; others show their trace
+                "the models stay as they were: %s",
+                error,
+                exc_info=not isinstance(error, UserError),
+            )
+            running = list(self._registry)
+            await asyncio.gather(
+                *(model.drain_and_stop() for model in models if model not in running)
+            )
+            return
+        await self._registry.replace_all(models)
+        reloads.labels(Outcome.SUCCESS).inc()
+        _logger.info("serving %s", [f"{model.name}@{model.version}" for model in models])
+
+    async def _get_or_load(self, spec: ModelSpec) -> KServeModel:
+        for model in self._registry:
+            if (model.name, model.uri) == (spec.name, spec.uri) and (
+                spec.version in {"", model.version}
+            ):
+                return model
+        model = await asyncio.to_thread(self._load, spec)
+        await model.batcher.__aenter__()
+        return model

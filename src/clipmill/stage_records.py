@@ -1,0 +1,178 @@
+"""Records of a run's stages: progress while they last, and times in the store when they end.
+
+Progress goes as JSON lines to the file that ``CLIPMILL_EVENTS`` names, where a person's terminal
+follows it; without that variable it is plain lines on standard error. Where ``CLIPMILL_METRICS``
+is ``HOST:PORT``, the process serves ``/metrics`` there from its first stage on.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from clipmill.errors import ConfigError, UserError
+from clipmill.storage import join, open_store, read_json, require_writable, write_json
+from clipmill.telemetry import serve_metrics
+
+ProgressCallback = Callable[[int, int, str], None]
+"""Callback with the amount done, the total, and a short message."""
+
+
+def no_progress(done: int, total: int, words: str) -> None:
+    """Ignore progress."""
+    del done, total, words
+
+
+EVENTS_VARIABLE = "CLIPMILL_EVENTS"
+METRICS_VARIABLE = "CLIPMILL_METRICS"
+_PROGRESS_INTERVAL_SECONDS = 0.2
+_END = "end.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRecord:
+    """Record of a finished stage."""
+
+    name: str
+    """Name of the stage."""
+    label: str
+    """Name of one of several runs of the stage, such as ``G``; empty where there is one."""
+    started: float
+    """Unix time, seconds."""
+    seconds: float
+    """Duration."""
+    reused: bool
+    """Whether its result existed already."""
+    output: str
+    """URI of its output."""
+
+
+class Stage:
+    """Context manager around a stage's work; ``report`` is what the library calls."""
+
+    def __init__(
+        self, name: str, *, store: str = "", run: str = "", label: str = "", target: str = ""
+    ) -> None:
+        self.name = name
+        self.label = label
+        self._folder = join(store, "runs", run) if store and run else ""
+        # Its output lies in the store, or in the dataset that it adds to.
+        self._target = target or store
+        self._started = 0.0
+        self._reported = 0.0
+        self._worked = False
+        self._first: tuple[int, float] | None = None
+        self._output = ""
+
+    def __enter__(self) -> Self:
+        """Begin; raises ConfigError or ServerError where metrics can't be served as asked."""
+        if address := os.environ.get(METRICS_VARIABLE):
+            _serve_metrics(address)
+        self._started = time.time()
+        self._write_event({"event": "start"})
+        return self
+
+    def report(self, done: int, total: int, words: str) -> None:
+        """Report ``done`` of ``total``. The first call marks the stage as one that does work.
+
+        That call raises StorageError where the work couldn't be written.
+        """
+        if self._target and not self._worked:
+            require_writable(self._target)
+        self._worked = True
+        now = time.time()
+        if now - self._reported < _PROGRESS_INTERVAL_SECONDS and done < total:
+            return
+        self._reported = now
+        event = {"event": "progress", "done": done, "total": total, "words": words}
+        self._write_event(event | {"remaining_seconds": self._remaining(done, total, now)})
+
+    def _remaining(self, done: int, total: int, now: float) -> float | None:
+        """Return the time to the end at the rate since the first report; None without a rate yet.
+
+        A resumed run's first report comes late in it, so the rate isn't counted from its start.
+        """
+        if self._first is None or done < self._first[0]:
+            self._first = (done, now)
+        first, since = self._first
+        return (total - done) * (now - since) / (done - first) if done > first else None
+
+    def set_output(self, output: str) -> str:
+        """Record the URI of the stage's output, and return it."""
+        self._output = output
+        return output
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        seconds = time.time() - self._started
+        if error is not None:
+            user = (
+                [error.what, error.expected, error.action] if isinstance(error, UserError) else None
+            )
+            words = f"{type(error).__name__}: {error}"
+            self._write_event({"event": "failed", "seconds": seconds, "words": words, "user": user})
+            return
+        if self._folder:
+            value = {
+                "name": self.name,
+                "label": self.label,
+                "started": self._started,
+                "seconds": seconds,
+                "reused": not self._worked,
+                "output": self._output,
+            }
+            name = f"{self.name}-{self.label}.json" if self.label else f"{self.name}.json"
+            write_json(join(self._folder, name), value)
+        self._write_event({"event": "end", "seconds": seconds, "reused": not self._worked})
+
+    def _write_event(self, event: dict[str, Any]) -> None:
+        event = {"stage": self.name, "label": self.label, "time": time.time(), **event}
+        path = os.environ.get(EVENTS_VARIABLE)
+        if path:
+            with Path(path).open("a") as file:
+                file.write(json.dumps(event) + "\n")
+            return
+        name = f"{self.name} {self.label}".strip()
+        if event["event"] == "progress":
+            left = event["remaining_seconds"]
+            words = event["words"] if left is None else f"{event['words']}, {left:.0f} s left"
+            print(f"{name}: {event['done']}/{event['total']} {words}", file=sys.stderr)
+        elif event["event"] == "end":
+            state = "reused" if event["reused"] else "done"
+            print(f"{name}: {state} in {event['seconds']:.1f} s", file=sys.stderr)
+
+
+def write_end(store: str, run: str, state: str, error: str) -> None:
+    """Write how a run ended, next to the records of its stages."""
+    write_json(join(store, "runs", run, _END), {"state": state, "error": error})
+
+
+def read_stages(store: str, run: str) -> list[StageRecord]:
+    """Return the finished stages of a run, in the order in which they began."""
+    folder = join(store, "runs", run)
+    keys = [key for key in open_store(folder).list() if key != _END]
+    records = [StageRecord(**read_json(join(folder, key))) for key in keys]
+    return sorted(records, key=lambda record: record.started)
+
+
+@cache
+def _serve_metrics(address: str) -> None:
+    """Serve metrics once per process, whose stages follow one another."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ConfigError(
+            f"{METRICS_VARIABLE} is {address!r}",
+            expected="HOST:PORT, such as 0.0.0.0:9090",
+            action=f"correct {METRICS_VARIABLE}, or unset it",
+        )
+    serve_metrics(int(port), host=host)

@@ -1,0 +1,89 @@
+"""Depth network: an encoder and Xie et al.'s decoder.
+
+Shapes: B batch, H W image.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipmill.models.depth_decoder import DepthDecoder
+from clipmill.models.encoders import DenseEncoder
+from clipmill.models.linear_head import LinearHead
+from clipmill.tasks.depth.config import MAX_DEPTH_METRES, DepthConfig
+from clipmill.tasks.inference import resize_and_run, shifted_window_inference
+
+
+class LinearDepthHead(nn.Module):
+    """A linear probe of all maps, with a bias by position, to depth at the image's size."""
+
+    def __init__(
+        self, encoder: DenseEncoder, max_depth_metres: float, *, position_side: int
+    ) -> None:
+        super().__init__()
+        self.head = LinearHead(encoder.channels, 1, position_side=position_side)
+        self._factor = encoder.strides[0]
+        self._max_depth_metres = max_depth_metres
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Return depth (B, 1, H, W), metres."""
+        return F.interpolate(
+            self.coarse(maps), scale_factor=self._factor, mode="bilinear", align_corners=False
+        )
+
+    def coarse(self, maps: list[Tensor]) -> Tensor:
+        """Return depth (B, 1, h, w), metres, at the finest map's resolution."""
+        return torch.sigmoid(self.head(maps)) * self._max_depth_metres
+
+
+class DepthNetwork(nn.Module):
+    """Encoder and decoder: images (B, 3, H, W) in 0..1 to metres (B, H, W)."""
+
+    def __init__(self, config: DepthConfig, encoder: DenseEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder: DepthDecoder | LinearDepthHead
+        if config.head == "linear":
+            self.decoder = LinearDepthHead(
+                encoder, MAX_DEPTH_METRES, position_side=config.position_side
+            )
+        else:
+            self.decoder = DepthDecoder(
+                encoder.channels[-1],
+                config.head_channels or encoder.channels[-1],
+                encoder.strides[-1],
+                MAX_DEPTH_METRES,
+                init_std=config.init_std,
+            )
+        self._short_side = config.crop_size
+        self._num_windows = config.num_test_windows
+        self._flip_test = config.flip_augment_test
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Return depth at the images' size, which may be any, float32."""
+        depth_B1HW = self._resize_to_train_size(images_B3HW)
+        if self._flip_test:
+            depth_B1HW = (
+                depth_B1HW + self._resize_to_train_size(images_B3HW.flip(-1)).flip(-1)
+            ) / 2
+        return depth_B1HW[:, 0].float()
+
+    def depth(self, images_B3HW: Tensor) -> Tensor:
+        """Return depth (B, 1, H, W) of images whose sides the encoder's stride divides."""
+        maps = self.encoder(images_B3HW)
+        is_linear = isinstance(self.decoder, LinearDepthHead)
+        depth_B1HW: Tensor = self.decoder(maps if is_linear else maps[-1])
+        return depth_B1HW
+
+    def _resize_to_train_size(self, images_B3HW: Tensor) -> Tensor:
+        return resize_and_run(
+            images_B3HW,
+            self._short_side,
+            1,
+            lambda scaled: shifted_window_inference(scaled, self._num_windows, self._padded),
+        )
+
+    def _padded(self, images_B3HW: Tensor) -> Tensor:
+        """Return depth of images of any size, padded to the encoder's stride."""
+        side = min(images_B3HW.shape[-2:])
+        return resize_and_run(images_B3HW, side, self.encoder.strides[-1], self.depth)

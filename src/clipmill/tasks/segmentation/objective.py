@@ -1,0 +1,79 @@
+"""Training objective of segmentation: mmseg's heads and losses on a clipmill encoder.
+
+Shapes: B batch, H W image, h w a feature map's height and width, C classes.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipmill.data.labeled.dense import IGNORED
+from clipmill.models.config import EncoderConfig
+from clipmill.models.encoders import build_dense
+from clipmill.models.linear_head import LinearHead
+from clipmill.models.necks import build_neck, feature_strides
+from clipmill.openmmlab.segmentation import SemanticFpnTraining, UperNetTraining
+from clipmill.tasks.objective import DenseObjective
+from clipmill.tasks.segmentation.config import SegmentationConfig
+
+
+class SegmentationObjective(DenseObjective):
+    """Cross-entropy of the head, plus 0.4 times an FCN head's on the third map with UPerNet."""
+
+    def __init__(
+        self, config: SegmentationConfig, encoder: EncoderConfig, num_classes: int
+    ) -> None:
+        super().__init__(freeze_encoder=config.freeze_encoder)
+        self.encoder = self.freeze_if(build_dense(encoder, drop_path=config.drop_path))
+        self.heads: UperNetTraining | SemanticFpnTraining | LinearTraining
+        if config.head == "linear":
+            self.pyramid: nn.Module = nn.Identity()
+            self.heads = LinearTraining(self.encoder.channels, num_classes)
+            return
+        self.pyramid = build_neck(self.encoder, config.pyramid_channels)
+        if config.head == "upernet":
+            self.heads = UperNetTraining(
+                in_channels=self.pyramid.channels,
+                channels=config.head_channels,
+                num_classes=num_classes,
+                aux_channels=config.auxiliary_channels,
+                classifier_std=config.classifier_std,
+            )
+        else:
+            self.heads = SemanticFpnTraining(
+                in_channels=self.pyramid.channels,
+                strides=feature_strides(self.encoder),
+                width=config.pyramid_channels,
+                channels=config.head_channels,
+                num_classes=num_classes,
+                classifier_std=config.classifier_std,
+            )
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses ``decode`` and, with UPerNet, ``auxiliary``."""
+        maps = self.pyramid(self.feature_maps(batch))
+        losses: dict[str, Tensor] = self.heads.loss(maps, batch["labels"].long())
+        return losses
+
+
+class LinearTraining(nn.Module):
+    """Linear head with its cross-entropy; ``decode_head`` is the part used for inference."""
+
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.decode_head = LinearHead(channels, num_classes)
+
+    def loss(self, maps: list[Tensor], labels_BHW: Tensor) -> dict[str, Tensor]:
+        """Return the loss ``decode`` at the feature map's resolution.
+
+        Labels are int64, 255 where unknown. A linear head can't tell the pixels between two
+        positions apart, so they are left out.
+        """
+        logits_BChw = self.decode_head(maps)
+        labels_B1hw = F.interpolate(
+            labels_BHW[:, None].float(), logits_BChw.shape[-2:], mode="nearest-exact"
+        )
+        return {
+            "decode": F.cross_entropy(logits_BChw, labels_B1hw[:, 0].long(), ignore_index=IGNORED)
+        }

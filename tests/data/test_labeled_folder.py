@@ -1,0 +1,69 @@
+"""Folders of data, here and in a store."""
+
+import pytest
+
+from clipmill.data.labeled.folder import fetch_folder
+from clipmill.errors import NotFoundError, SourceError
+from clipmill.storage import pack_dir
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "data" / "a.txt").write_text("alpha")
+    (tmp_path / "data" / "sub" / "b.txt").write_text("beta")
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_folder_is_used_where_it_lies(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    path, parent = fetch_folder("data", "data")
+    assert path == folder
+    assert (parent.role, parent.uri) == ("data", str(folder))
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_packed_folder_comes_back(folder, tmp_path, place, request):
+    if place == "s3":
+        request.getfixturevalue("s3")
+    store = str(tmp_path / "store") if place == "local" else f"s3://tests/{tmp_path.name}"
+    uri = f"{store}/data.tar"
+    digest = pack_dir(folder, uri)
+    path, parent = fetch_folder(uri, "source")
+    assert (path / "sub" / "b.txt").read_text() == "beta"
+    assert (parent.role, parent.uri, parent.digest) == ("source", uri, digest)
+
+
+@pytest.mark.parametrize("change", ["rename", "grow", "add"])
+def test_digest_changes_with_names_and_sizes(folder, change):
+    _, before = fetch_folder(str(folder), "data")
+    if change == "rename":
+        (folder / "a.txt").rename(folder / "c.txt")
+    elif change == "grow":
+        (folder / "a.txt").write_text("alphabet")
+    else:
+        (folder / "c.txt").write_text("")
+    _, after = fetch_folder(str(folder), "data")
+    assert after.digest != before.digest
+
+
+def test_digest_is_the_same_elsewhere(folder, tmp_path):
+    _, before = fetch_folder(str(folder), "data")
+    folder.rename(tmp_path / "moved")
+    _, after = fetch_folder(str(tmp_path / "moved"), "data")
+    assert after.digest == before.digest
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(SourceError, match="is not a folder"):
+        fetch_folder(str(tmp_path / "nothing"), "data")
+
+
+def test_no_tar(tmp_path):
+    with pytest.raises(NotFoundError):
+        fetch_folder(str(tmp_path / "nothing.tar"), "data")

@@ -1,0 +1,69 @@
+"""The chart, rendered without a cluster."""
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+from helm_python import Chart
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHART = ROOT / "helm" / "clipmill"
+PROFILES = ("", "laptop", "gpu", "openshift")
+ENDPOINT = {"name": "depth", "modelUri": "s3://bucket/models/depth-1", "maxReplicas": 3}
+STORE = {"createSecret": True, "accessKey": "key", "secretKey": "secret"}
+
+
+@cache
+def chart() -> Chart:
+    """The chart, loaded once."""
+    return Chart.load(CHART)
+
+
+def profile(name: str) -> dict:
+    """Values of a profile; all CRDs are taken to be there."""
+    values = yaml.safe_load((CHART / f"values-{name}.yaml").read_text()) if name else {}
+    return {**values, "crds": "require"}
+
+
+def deep(values: dict, path: str, value) -> dict:
+    """The values with one of them set, by dotted path."""
+    name, _, rest = path.partition(".")
+    if not rest:
+        return {**values, name: value}
+    return {**values, name: deep(values.get(name) or {}, rest, value)}
+
+
+def render(values: dict, *, name: str = "mill", namespace: str = "ml") -> list[dict]:
+    """Every resource; templates' order."""
+    texts = chart().render(values, name=name, namespace=namespace)
+    return [
+        resource
+        for path, text in sorted(texts.items())
+        if not path.endswith("NOTES.txt")
+        for resource in yaml.load_all(text, Loader=yaml.CSafeLoader)
+        if resource
+    ]
+
+
+def notes(values: dict) -> str:
+    """What helm tells after the installation."""
+    texts = chart().render(values, name="mill", namespace="ml")
+    return next(text for path, text in texts.items() if path.endswith("NOTES.txt"))
+
+
+def kinds(resources: list[dict]) -> set[str]:
+    return {resource["kind"] for resource in resources}
+
+
+def pod_specs(resources: list[dict]):
+    """Every pod that resources describe, with who describes it and the pods' count."""
+    for resource in resources:
+        who = f"{resource['kind']} {resource['metadata']['name']}"
+        spec = resource.get("spec", {})
+        if resource["kind"] == "Pod":
+            yield who, spec
+        elif resource["kind"] in {"StatefulSet", "Deployment", "Job"}:
+            yield who, spec["template"]["spec"]
+        elif resource["kind"] == "ClusterTrainingRuntime":
+            for job in spec["template"]["spec"]["replicatedJobs"]:
+                yield who, job["template"]["spec"]["template"]["spec"]
