@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import typer
-from clipmill.pipelines.compile import DRAWINGS
+from clipmill.pipelines.compile import DIAGRAMS
 from clipmill.pipelines.registry import PIPELINES
 from clipmill.pipelines.submit import check_parameters, submit
 from typer.testing import CliRunner
@@ -131,7 +131,7 @@ def test_a_pipelines_defaults_are_right():
 
 
 def test_the_pages_commands_pass_the_check():
-    page = (DRAWINGS / "README.md").read_text().replace("\\\n", " ")
+    page = DIAGRAMS.read_text().replace("\\\n", " ")
     blocks = re.findall(r"(?ms)^python -m clipmill.pipelines.submit (.*?)^```", page)
     assert len(blocks) == 3
     for block in blocks:
