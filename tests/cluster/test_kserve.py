@@ -149,9 +149,9 @@ def test_an_interrupt_takes_the_canary_back_too(serving_old):
 
 def test_prometheus_that_is_gone_takes_it_back_and_says_so(serving_old):
     def gone(endpoint, track):
-        raise ClusterError("Prometheus can't be asked", expected="it", action="start it")
+        raise ClusterError("Prometheus can't be queried", expected="it", action="start it")
 
-    with pytest.raises(ClusterError, match="Prometheus can't be asked"):
+    with pytest.raises(ClusterError, match="Prometheus can't be queried"):
         go(serving_old, NEW, ratio=gone)
     assert serves(serving_old) == (OLD.uri, [])
 

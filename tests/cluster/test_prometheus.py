@@ -52,7 +52,7 @@ def test_the_ratio_of_one_track(asked, text, ratio):
 def test_what_isnt_prometheus_is_said(asked):
     url, _, answers = asked
     answers.append("<html>")
-    with pytest.raises(ClusterError, match="can't be asked"):
+    with pytest.raises(ClusterError, match="can't be queried"):
         Prometheus(url).value("up")
-    with pytest.raises(ClusterError, match="can't be asked"):
+    with pytest.raises(ClusterError, match="can't be queried"):
         Prometheus("http://127.0.0.1:1").value("up")

@@ -62,7 +62,7 @@ def test_better_on_both() -> None:
     found = verdict(G=G, G_S=AHEAD)
     assert found.headline == "G+S is better than G on segmentation and depth"
     assert found.findings == (
-        "With CoCa captions beside the real ones (G+S) instead of the real ones alone (G), "
+        "With CoCa captions in addition to the real ones (G+S) instead of the real ones alone (G), "
         "segmentation mIoU went from 31.2 % to 34.0 %, +2.8 points [+1.7, +3.9] and "
         "depth RMSE went from 0.912 m to 0.880 m, +0.032 m [+0.022, +0.042]. "
         "Random weights reach segmentation 20.1 % to 21.0 %; depth 1.000 m to 1.020 m."

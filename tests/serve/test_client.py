@@ -89,5 +89,5 @@ def test_a_refusal_names_its_reason(server: ServerProcess) -> None:
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(ServerError, match="can't be asked"):
+    with pytest.raises(ServerError, match="can't be queried"):
         query(f"http://127.0.0.1:{free_port('127.0.0.1')}", "seg", np.zeros((2, 2, 3), np.uint8))

@@ -410,7 +410,7 @@ class Prometheus:
                 current = json.load(response)["data"]["result"]
         except (OSError, ValueError, KeyError) as error:
             raise ClusterError(
-                f"Prometheus at {self._url} can't be asked: {error}",
+                f"Prometheus at {self._url} can't be queried: {error}",
                 expected="a Prometheus that answers /api/v1/query",
                 action="give its address with --prometheus",
             ) from error

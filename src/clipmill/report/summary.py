@@ -111,7 +111,7 @@ def _finding(label: str, comparison: Comparison, context: RunContext) -> str:
     captioner = context.captioner or "synthetic"
     descriptions = {
         "synthetic": f"{captioner} captions alone",
-        "both": f"{captioner} captions beside the real ones",
+        "both": f"{captioner} captions in addition to the real ones",
     }
     new = descriptions.get(source, "the real captions alone")
     old = descriptions.get(base_source, "the real ones alone")

@@ -135,7 +135,7 @@ class Client:
             text = error.read(_SHOWN_BYTES).decode("utf-8", "replace")
             raise _server_error(address, f"answered {error.code}: {text}") from error
         except (OSError, HTTPException) as error:
-            raise _server_error(address, f"can't be asked: {error}") from error
+            raise _server_error(address, f"can't be queried: {error}") from error
 
 
 def query(

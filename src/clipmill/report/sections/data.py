@@ -42,7 +42,7 @@ def samples_section(dataset: Dataset, layer: str, captioner: str) -> Section:
     samples = list(_samples(dataset, layer if known else ""))
     cards = (_card(sample, captioner or "synthetic") for sample in samples)
     intro = paragraph(
-        f"{len(samples)} of {dataset.num_samples:,} pictures, evenly apart rather than picked."
+        f"{len(samples)} of {dataset.num_samples:,} images, evenly spaced, not hand-picked."
     )
     if not layer:
         note = empty_section("No layer of synthetic captions was given.")

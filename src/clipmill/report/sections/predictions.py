@@ -67,7 +67,7 @@ def _by_data(task: TaskComparison) -> dict[str, dict[str, EvaluationResult]]:
 
 def _strip(group: Mapping[str, EvaluationResult], index: int) -> Html:
     first = next(iter(group.values()))
-    name = f"{first.task} test picture {index + 1}"
+    name = f"{first.task} test image {index + 1}"
     cells = [
         ("image", image_tag(first.read_image(index, "image"), f"{name}: the image")),
         ("truth", image_tag(first.read_image(index, "truth"), f"{name}: the truth")),

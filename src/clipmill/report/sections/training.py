@@ -58,7 +58,7 @@ def _encoder_charts(
                 lines[kind].append(_line(label, log, "loss", series))
     titles = {
         "real": ("Contrastive loss on real captions", "what the encoders have in common"),
-        "synthetic": ("Contrastive loss on synthetic captions", "for the same pictures"),
+        "synthetic": ("Contrastive loss on synthetic captions", "for the same images"),
         "total": ("Total loss", "the sum of the terms, one for each kind of caption"),
     }
     chance = _chance(encoders)
