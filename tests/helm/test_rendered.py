@@ -92,6 +92,27 @@ def test_a_service_monitor_finds_the_services_that_find_the_pods():
         assert found["metadata"]["name"] == f"clipmill-{component}-metrics"
 
 
+@pytest.mark.parametrize("gpu_name", ["nvidia.com/gpu", "amd.com/gpu"])
+def test_a_serving_runtime_requests_what_the_values_say(gpu_name):
+    amounts = {
+        kind: {
+            "requests": {"cpu": "2", "memory": f"{8 + i}Gi"},
+            "limits": {"cpu": "7", "memory": f"{16 + i}Gi"},
+        }
+        for i, kind in enumerate(("cpu", "gpu"))
+    }
+    values = deep(profile(""), "serving.resources", amounts)
+    resources = render(deep(values, "pools.gpu.gpuResource", gpu_name))
+    runtimes = {
+        r["metadata"]["name"]: r["spec"]["containers"][0]["resources"]
+        for r in resources
+        if r["kind"] == "ServingRuntime"
+    }
+    device = {gpu_name: "1"}
+    assert runtimes["clipmill-cpu"] == amounts["cpu"]
+    assert runtimes["clipmill-gpu"] == {k: v | device for k, v in amounts["gpu"].items()}
+
+
 def secret(values: dict) -> dict[str, str]:
     (found,) = [r for r in checked(values) if r["kind"] == "Secret"]
     return found["stringData"]
