@@ -59,11 +59,11 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
 COPY . /build
 RUN sh requirements/finish.sh
 
-FROM base AS labelled
+FROM base AS labeled
 ARG VERSION=0.2.0
 ARG REVISION=
 LABEL org.opencontainers.image.title="clipmill" \
-      org.opencontainers.image.description="Quality-captioned CLIP encoders: made, fine-tuned, served" \
+      org.opencontainers.image.description="Quality-captioned CLIP encoders: pretrained, fine-tuned, served" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.source="https://github.com/clipmill/clipmill" \
       org.opencontainers.image.version="${VERSION}" \
@@ -71,19 +71,19 @@ LABEL org.opencontainers.image.title="clipmill" \
 WORKDIR /tmp
 ENTRYPOINT ["clipmill"]
 
-FROM labelled AS data
+FROM labeled AS data
 COPY --from=data-build /opt/clipmill /opt/clipmill
 COPY --from=data-build /own /opt/clipmill
 RUN mkdir -p /usr/share/clipmill && python -m clipmill.cluster.sbom > /usr/share/clipmill/sbom.json
 USER 10001:10001
 
-FROM labelled AS train
+FROM labeled AS train
 COPY --from=train-build /opt/clipmill /opt/clipmill
 COPY --from=train-build /own /opt/clipmill
 RUN mkdir -p /usr/share/clipmill && python -m clipmill.cluster.sbom > /usr/share/clipmill/sbom.json
 USER 10001:10001
 
-FROM labelled AS serve
+FROM labeled AS serve
 COPY --from=serve-build /opt/clipmill /opt/clipmill
 COPY --from=serve-build /own /opt/clipmill
 RUN mkdir -p /usr/share/clipmill && python -m clipmill.cluster.sbom > /usr/share/clipmill/sbom.json

@@ -30,10 +30,10 @@ readelf -d "$lib"/*.so | sed -nE 's/.*NEEDED.*\[(lib(cu|nv|nccl).*)\]/\1/p' | so
         [ -e "$(echo "$1"/nvidia/*/lib/"$name")" ] || ln -s libabsent.so "$lib/$name"
     done
 
-# What only compilers, debuggers and the packages' own tests read.
+# What only compilers and debuggers read. Folders named tests stay: numpy.testing imports one, and
+# scipy.optimize imports numpy.testing.
 for file in "$lib"/libtorch*.so; do strip --strip-unneeded "$file"; done
 rm -r "$torch/include" "$torch"/bin/protoc*
-find "$1" -type d -name tests -prune -exec rm -r {} +
 rm -r "$work"
 
 # ld.so resolves all that an import needs, so this fails here, not in an endpoint.

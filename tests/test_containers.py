@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 
 from clipmill.cluster.constants import NON_ROOT
 from clipmill.serve.client import Client
@@ -122,6 +123,52 @@ def test_an_image_holds_what_is_pinned_and_nothing_else(target):
     assert {n: v for n, v in held.items() if pinned.get(n, v) != v} == {}
     if "triton" not in held:
         assert found["Size"] < 2e9
+
+
+IMPORT_ALL = """
+import importlib, importlib.metadata, json, pkgutil, clipmill
+installed = importlib.metadata.packages_distributions()
+failures = {}
+for module in pkgutil.walk_packages(clipmill.__path__, "clipmill."):
+    if module.name.rpartition(".")[2] == "__main__":
+        continue
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        top = (error.name or "").partition(".")[0]
+        # A package that the image has no need of may be absent; a part of one that it has may not.
+        if top in installed:
+            failures[module.name] = repr(error)
+    except Exception as error:
+        # clipmill says which extra lacks.
+        if type(error).__name__ != "MissingExtraError":
+            failures[module.name] = repr(error)
+print(json.dumps(failures))
+"""
+
+
+@pytest.mark.parametrize("target", ["data", "train", "serve"])
+def test_every_module_can_be_imported_in_an_image(target):
+    assert json.loads(inside(image(target), IMPORT_ALL).splitlines()[-1]) == {}
+    # scipy.optimize imports numpy.testing, and that numpy._core.tests.
+    needed = {"train": "scipy.optimize, mmseg.models, mmdet.models, kfp", "serve": "torch, kserve"}
+    assert "ok" in inside(image(target), f"import {needed.get(target, 'pyarrow')}; print('ok')")
+
+
+def test_data_shards_a_folder_restricted(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for i in range(8):
+        Image.new("RGB", (48, 32), (i * 30, 99, 200)).save(source / f"{i}.jpg")
+        (source / f"{i}.txt").write_text(f"image number {i}")
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o644)
+    command = ("data", "shard", "/data/source", "--store=/data/store", "--recipe=shards-tiny")
+    name = image("data")
+    mount = f"--volume={tmp_path}:/data"
+    done = podman("run", "--rm", "--network=none", *RESTRICTED, mount, name, *command)
+    dataset = done.stdout.strip().replace("/data/", f"{tmp_path}/", 1)
+    assert read_json(f"{dataset}/dataset.json")["summary"]["num_samples"] == 8
 
 
 def normal(name):
