@@ -4,6 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import typer
+
+from clipmill.cli import entry
+from clipmill.errors import ConfigError
 
 # As torchrun -m clipmill starts it.
 RUN = [sys.executable, "-m", "clipmill"]
@@ -54,3 +58,30 @@ def test_a_mistake_is_one_message_and_code_2(arguments, said, tmp_path, monkeypa
 def test_debug_shows_the_traceback(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "Traceback" in clipmill("--debug", "lineage", "nothing/here").stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (ConfigError("no captioner", expected="a URI", action="give one"), 2, "no captioner"),
+        (ZeroDivisionError("by 0\nline 2"), 1, "bug in clipmill: ZeroDivisionError: by 0"),
+        (ConfigError("x" * 5000, expected="a URI", action="give one"), 2, "x" * 300),
+    ],
+)
+def test_a_pods_status_names_the_error(error, code, reason, tmp_path, monkeypatch):
+    log = tmp_path / "termination-log"
+    monkeypatch.setattr(entry, "TERMINATION_LOG", log)
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as outside:
+        entry.run(app, [])
+    assert outside.value.code == code
+    assert not log.exists()
+    log.touch()
+    with pytest.raises(SystemExit):
+        entry.run(app, [])
+    assert log.read_text() == reason

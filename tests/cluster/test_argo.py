@@ -1,6 +1,9 @@
 """The data plane's workflow: what Argo takes, and what its pods are told."""
 
+import base64
+import gzip
 import json
+import random
 from itertools import pairwise
 
 import pytest
@@ -96,26 +99,112 @@ def test_lost_nodes_are_retried_and_mistakes_are_not():
     assert retry["backoff"] == {"duration": "30s", "factor": 2, "cap": "10m"}
 
 
-def test_equal_work_has_an_equal_key():
-    from dataclasses import replace
+@pytest.mark.parametrize("config", [RECAPTION, SHARD])
+def test_pods_need_no_right_or_secret_but_argos_own(config):
+    """Argo's default role lacks configmaps, which memoization writes; an artifact repository that
+    archives logs mounts its secret into every pod whose template has no location of its own.
+    """
+    for name, template in templates(data_workflow(config, 9)).items():
+        assert "memoize" not in template
+        assert "artifacts" not in template.get("outputs", {})
+        if name != "stage":
+            assert template["archiveLocation"] == {"archiveLogs": False, "raw": {"data": "none"}}
 
-    def key(config):
-        return templates(data_workflow(config, 9))["process-range"]["memoize"]["key"]
 
-    assert key(RECAPTION) == key(replace(RECAPTION, parallelism=3, retries=1))
-    other = replace(RECAPTION, arguments=("--captioner", "file:/x"))
-    assert key(other) != key(RECAPTION)
-    assert key(replace(RECAPTION, subject="s3://b/datasets/d2")) != key(RECAPTION)
-    assert "inputs.parameters.start" in key(RECAPTION)
-    # What a plan finds depends on the source's content, which no name tells.
-    assert "memoize" not in templates(data_workflow(SHARD, 0))["plan"]
+def test_a_retry_may_run_on_the_node_of_the_first_attempt():
+    """Argo's node anti-affinity is required: a pool of one node would wait for ever."""
+    workflow = data_workflow(RECAPTION, 9)
+    assert "affinity" not in templates(workflow)["process-range"]["retryStrategy"]
+    assert "affinity" not in workflow["spec"]
+
+
+LIMIT = 1024 * 1024
+"""Argo's limit of a Workflow's size as JSON, bytes (``MAX_WORKFLOW_SIZE`` of its controller)."""
+
+
+def worst_status(workflow, attempts):
+    """The status that Argo writes once every part has been attempted so often, compressed.
+
+    Ids, times, durations and hosts vary as they do in a cluster, and are what doesn't compress.
+    """
+    draw = random.Random(1)
+    name = "clipmill-recaption-x7k2p"
+    nodes = {}
+
+    def common(label):
+        node_id = f"{name}-{draw.randrange(10**9, 2**32)}"
+        nodes[node_id] = node = {
+            "id": node_id,
+            "name": f"{name}.{label}",
+            "displayName": label,
+            "templateName": "process-range",
+            "templateScope": f"local/{name}",
+            "boundaryID": name,
+            "startedAt": f"2026-11-30T{draw.randrange(24):02}:{draw.randrange(60):02}:07Z",
+            "finishedAt": f"2026-12-01T{draw.randrange(24):02}:{draw.randrange(60):02}:59Z",
+            "progress": "0/1",
+            "resourcesDuration": {k: draw.randrange(10**6) for k in ("cpu", "memory", "gpu")},
+        }
+        return node
+
+    (tasks,) = [t["dag"]["tasks"] for t in workflow["spec"]["templates"] if "dag" in t]
+    (items,) = [t["withItems"] for t in tasks if "withItems" in t]
+    for index, item in enumerate(items):
+        label = f"process-range({index}:{','.join(f'{k}:{v}' for k, v in item.items())})"
+        inputs = {"parameters": [{"name": k, "value": v} for k, v in item.items()]}
+        parent = common(label) | {"type": "Retry", "phase": "Failed", "inputs": inputs}
+        parent["children"] = []
+        nodes[parent["id"]] = parent
+        for attempt in range(attempts):
+            host = ".".join(str(draw.randrange(256)) for _ in range(3))
+            pod = common(f"{label}({attempt})")
+            pod |= {"type": "Pod", "phase": "Failed", "inputs": inputs}
+            pod |= {"message": "main: OOMKilled (exit code 137)", "outputs": {"exitCode": "137"}}
+            pod |= {"hostNodeName": f"ip-10.{host}", "taskResultSynced": True}
+            pod |= {"nodeFlag": {"retried": True}}
+            parent["children"].append(pod["id"])
+    packed = gzip.compress(json.dumps(nodes, separators=(",", ":")).encode(), 6)
+    pods = [node["id"] for node in nodes.values() if node["type"] == "Pod"]
+    return {
+        "phase": "Failed",
+        "progress": f"0/{len(pods)}",
+        "compressedNodes": base64.b64encode(packed).decode(),
+        "taskResultsCompletionStatus": dict.fromkeys(pods, True),
+    }
+
+
+@pytest.mark.parametrize("retries", [0, 5, 20])
+def test_a_workflow_of_any_size_is_within_argos_limit(retries, cluster):
+    config = DataWorkflowConfig(
+        stage="recaption", subject="s3://b/datasets/d1", parallelism=500, retries=retries
+    )
+    workflow = data_workflow(config, 1_000_000)
+    items = templates(workflow)["stage"]["dag"]["tasks"][0]["withItems"]
+    assert len(items) <= config.max_parts
+    assert int(items[-1]["stop"]) == 1_000_000
+    name = submit_data_workflow(config, 1_000_000, api=cluster.api())
+    resource = resource_at(cluster)
+    resource["status"] = worst_status(workflow, retries + 1)
+    assert len(json.dumps(resource, separators=(",", ":"))) < LIMIT
+    status = workflow_status("default", name, api=cluster.api())
+    assert (status.total, status.failed) == (len(items) + 1, len(items))
+    assert status.reasons == {
+        "process-range failed: main: OOMKilled (exit code 137)": len(items) * (retries + 1)
+    }
+
+
+def test_500_pods_at_once_have_parts_of_100_000_shards():
+    assert len(part_arguments(RECAPTION, 100_000)) == 1000
+    small = part_arguments(RECAPTION, 250)
+    assert small[0] == ["--start", "0", "--stop", "100"]
 
 
 def test_a_workflows_life(cluster):
     api = cluster.api()
     name = submit_data_workflow(RECAPTION, 250, api=api)
     (resource,) = cluster.resources.values()
-    assert workflow_status("ml", name, api=api) == ("Pending", "0/0")
+    status = workflow_status("ml", name, api=api)
+    assert str(status) == "Pending: 0 of 4 pods done, 0 failed, 4 left"
     suspend_workflow("ml", name, api=api)
     assert resource_at(cluster)["spec"]["suspend"] is True
     suspend_workflow("ml", name, api=api, suspended=False)
@@ -125,11 +214,45 @@ def test_a_workflows_life(cluster):
     resource_at(cluster)["status"] = {"phase": "Succeeded", "progress": "4/4"}
     wait_for_workflow("ml", name, api=api, report=lambda *args: told.append(args))
     assert told == [(4, 4, "pods")]
-    resource_at(cluster)["status"] = {"phase": "Failed", "progress": "3/4"}
-    with pytest.raises(ClusterError, match="ended as Failed after 3/4 pods"):
-        wait_for_workflow("ml", name, api=api)
     with pytest.raises(ClusterError, match="there is no workflow ml/other"):
         suspend_workflow("ml", "other", api=api)
+
+
+def test_status_has_a_fixed_total_and_reasons(cluster):
+    """As Argo writes it: the total in ``progress`` grows with each pod and retry."""
+    api = cluster.api()
+    name = submit_data_workflow(RECAPTION, 250, api=api)
+
+    def node(kind, phase, message=""):
+        text = {"message": message} if message else {}
+        return {"type": kind, "templateName": "process-range", "phase": phase, **text}
+
+    lost = "main: Error (exit code 2): no captioner\n  expected: a URI"
+    nodes = [
+        node("Retry", "Succeeded"), node("Pod", "Succeeded"),
+        node("Retry", "Failed", "No more retries left"), node("Pod", "Failed", lost),
+        node("Retry", "Running"), node("Pod", "Failed", "pod deleted"),
+        node("Pod", "Pending", "Unschedulable: 0/1 nodes are available"),
+    ]  # fmt: skip
+    resource_at(cluster)["status"] = {
+        "phase": "Running",
+        "progress": "1/4",
+        "nodes": {str(i): n for i, n in enumerate(nodes)},
+    }
+    status = workflow_status("ml", name, api=api)
+    assert (status.total, status.done, status.failed, status.left) == (4, 1, 1, 2)
+    assert status.reasons == {
+        "process-range failed: main: Error (exit code 2): no captioner": 1,
+        "process-range failed: pod deleted": 1,
+        "process-range pending: Unschedulable: 0/1 nodes are available": 1,
+    }
+    resource_at(cluster)["status"]["phase"] = "Failed"
+    with pytest.raises(ClusterError, match=r"Failed: 1 of 4 pods done, 1 failed, 2 left\n.*1 x"):
+        wait_for_workflow("ml", name, api=api)
+    # An error of the workflow itself, before any pod.
+    resource_at(cluster)["status"] = {"phase": "Error", "message": "invalid spec: no entrypoint"}
+    with pytest.raises(ClusterError, match="1 x invalid spec: no entrypoint"):
+        wait_for_workflow("ml", name, api=api)
 
 
 def test_a_stage_is_submitted_over_a_datasets_shards_and_waited_for(cluster, tmp_path):
@@ -155,10 +278,20 @@ def resource_at(cluster):
     return resource
 
 
-@pytest.mark.parametrize("name", ["shards_per_pod", "num_workers", "parallelism"])
-def test_nothing_is_split_into_none(name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shards_per_pod", 0),
+        ("num_workers", 0),
+        ("num_workers", 1001),
+        ("parallelism", 0),
+        ("retries", -1),
+        ("retries", 10_000),
+    ],
+)
+def test_values_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=name):
-        DataWorkflowConfig(stage="score", subject="d", **{name: 0})
+        DataWorkflowConfig(stage="score", subject="d", **{name: value})
 
 
 def test_commands_are_those_that_the_command_line_has():

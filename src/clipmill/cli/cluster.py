@@ -126,13 +126,15 @@ def cluster_cancel(handle: Handle) -> None:
 def workflow_status(
     name: WorkflowName, namespace: Namespace = "default", as_json: Json = False
 ) -> None:
-    """Print a data workflow's phase and its number of finished pods."""
+    """Print a data workflow's phase, its pods done, failed and left, and reasons of failures."""
+    from dataclasses import asdict
+
     from clipmill.cluster import argo
     from clipmill.cluster.api import ClusterApi
 
-    phase, progress = argo.workflow_status(namespace, name, api=ClusterApi())
-    value = {"workflow": name, "namespace": namespace, "phase": phase, "progress": progress}
-    typer.echo(json.dumps(value) if as_json else f"{phase} {progress}")
+    status = argo.workflow_status(namespace, name, api=ClusterApi())
+    value = {"workflow": name, "namespace": namespace, **asdict(status), "left": status.left}
+    typer.echo(json.dumps(value) if as_json else str(status))
 
 
 @workflow.command("suspend")

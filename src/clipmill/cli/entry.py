@@ -5,6 +5,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 _DEBUG: Final = "--debug"
 _DISK_ERRORS: Final = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
 _MAX_MESSAGE: Final = 300
+TERMINATION_LOG: Final = Path("/dev/termination-log")
+"""File in a Kubernetes container whose text becomes the reason that the pod's status shows."""
 
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
@@ -108,17 +111,26 @@ def _print_error(error: Exception) -> int:
     known = _known(error)
     if known is not None:
         sys.stderr.write(f"error: {known}\n")
+        _report_to_kubernetes(str(known))
         if isinstance(known, StoppedError):
             return EXIT_PREEMPTED
         return EXIT_USER_ERROR if isinstance(known, UserError) else EXIT_BUG
     last = traceback.extract_tb(error.__traceback__)[-1]
     lines = str(error).strip().splitlines() or [""]
     what = f"{type(error).__name__}: {lines[0][:_MAX_MESSAGE]}".removesuffix(": ")
+    _report_to_kubernetes(f"bug in clipmill: {what}")
     sys.stderr.write(
         f"this is a bug in clipmill: {what} ({last.filename}, line {last.lineno})\n"
         f"run again with {_DEBUG} for the traceback, and report it with the command\n"
     )
     return EXIT_BUG
+
+
+def _report_to_kubernetes(message: str) -> None:
+    """Show an error's first line as the pod's reason; nothing outside of a pod."""
+    if TERMINATION_LOG.is_file():
+        with suppress(OSError):
+            TERMINATION_LOG.write_text(message.partition("\n")[0][:_MAX_MESSAGE])
 
 
 def _known(error: Exception) -> ClipmillError | None:

@@ -1,11 +1,17 @@
 """Data workflows: one stage over all shards of a dataset, as an Argo Workflow built with Hera.
 
 A pod owns a range of shards. It writes each output atomically, and skips those that exist: a retry,
-a lost spot node and two pods on one range are harmless.
+a lost spot node and two pods on one range are harmless, and nothing but the store remembers what is
+done. The pods need no right but Argo's own (``workflowtaskresults``), and no artifact repository.
 """
 
+import base64
+import gzip
+import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +26,7 @@ from clipmill.cluster.constants import (
     STORE_SECRET,
 )
 from clipmill.cluster.pools import PoolConfig, container_resources, get_pool, load_pools
-from clipmill.config import Config, digest_json
+from clipmill.config import Config
 from clipmill.errors import EXIT_USER_ERROR, ClusterError, ConfigError
 from clipmill.stage_records import METRICS_VARIABLE
 
@@ -34,6 +40,14 @@ _PLAN, _PROCESS, _FINALIZE = "plan", "process-range", "finalize"
 _PLANNED = "planned"
 _WEEK_SECONDS = 7 * 24 * 3600
 _ENDED = ("Succeeded", "Failed", "Error")
+_MAX_NODES = 7000
+"""Most entries of a workflow's ``status.nodes``: one per part, and one per attempt at it.
+
+Argo stops a workflow whose object exceeds 1 MiB. An entry takes about 105 bytes there once Argo has
+compressed them, and 45 more in the versions that list the finished ones separately.
+"""
+_MAX_REASON = 200
+"""Longest text of a reason in a workflow's status, characters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +63,13 @@ class DataWorkflowConfig(Config):
     pool: str = "cpu"
     """Name of the pool."""
     shards_per_pod: int = 32
-    """Shards that a pod owns; a pod takes seconds to start, so not too few."""
+    """Fewest shards that a pod owns, as it takes seconds to start; more for large datasets, whose
+    workflow would otherwise exceed Argo's limit of 1 MiB."""
     num_workers: int = 64
     """Pods of ``shard``, for which the number of shards isn't known before the plan."""
     parallelism: int = 64
     """Most pods at once."""
-    retries: int = 10
+    retries: int = 5
     """Retries of a range; spot nodes may be preempted."""
     namespace: str = "default"
     """Namespace of the workflow."""
@@ -65,13 +80,35 @@ class DataWorkflowConfig(Config):
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        for name in ("shards_per_pod", "num_workers", "parallelism"):
-            if getattr(self, name) < 1:
+        for name, least in (
+            ("shards_per_pod", 1),
+            ("num_workers", 1),
+            ("parallelism", 1),
+            ("retries", 0),
+        ):
+            if getattr(self, name) < least:
                 raise ConfigError(
                     f"{name} was {getattr(self, name)}",
-                    expected="at least 1",
-                    action=f"set {name} to 1 or more",
+                    expected=f"at least {least}",
+                    action=f"set {name} to {least} or more",
                 )
+        if self.max_parts < 1:
+            raise ConfigError(
+                f"retries was {self.retries}",
+                expected=f"at most {_MAX_NODES - 2}",
+                action="set retries to a small number, such as 5",
+            )
+        if self.num_workers > self.max_parts:
+            raise ConfigError(
+                f"num_workers was {self.num_workers} with {self.retries} retries",
+                expected=f"at most {self.max_parts}, since Argo limits a workflow to 1 MiB",
+                action=f"set num_workers to {self.max_parts} or less, or retries to less",
+            )
+
+    @property
+    def max_parts(self) -> int:
+        """Most parts that a workflow can have, each attempted ``retries`` + 1 times."""
+        return _MAX_NODES // (self.retries + 2)
 
 
 def ranges(num_shards: int, shards_per_pod: int) -> list[tuple[int, int]]:
@@ -99,9 +136,10 @@ def part_arguments(config: DataWorkflowConfig, num_shards: int) -> list[list[str
     """Return the arguments that give each pod its part."""
     if config.stage == "shard":
         return [["--worker", f"{i}/{config.num_workers}"] for i in range(config.num_workers)]
+    shards_per_pod = max(config.shards_per_pod, math.ceil(num_shards / config.max_parts))
     return [
         ["--start", str(start), "--stop", str(stop)]
-        for start, stop in ranges(num_shards, config.shards_per_pod)
+        for start, stop in ranges(num_shards, shards_per_pod)
     ]
 
 
@@ -172,8 +210,35 @@ def run_data_workflow(
     wait_for_workflow(namespace, name, api=api, poll_interval_seconds=poll_interval_seconds)
 
 
-def workflow_status(namespace: str, name: str, *, api: ClusterApi) -> tuple[str, str]:
-    """Return a workflow's phase and progress (``done/all``); ClusterError where there is none."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkflowStatus:
+    """Progress of a data workflow."""
+
+    phase: str
+    """Argo's phase, ``Pending`` before its controller has seen the workflow."""
+    total: int
+    """Pods that have to succeed, fixed from the start; retries don't add to it."""
+    done: int
+    """Pods that succeeded."""
+    failed: int
+    """Ranges that failed for good, their retries included."""
+    reasons: dict[str, int]
+    """Number of failed attempts and of waiting pods by reason, most frequent first."""
+
+    @property
+    def left(self) -> int:
+        """Pods that haven't ended."""
+        return self.total - self.done - self.failed
+
+    def __str__(self) -> str:
+        """Return the counts in one line, and a line for each reason."""
+        counts = f"{self.done} of {self.total} pods done, {self.failed} failed, {self.left} left"
+        reasons = [f"  {count} x {reason}" for reason, count in self.reasons.items()]
+        return "\n".join([f"{self.phase}: {counts}", *reasons])
+
+
+def workflow_status(namespace: str, name: str, *, api: ClusterApi) -> WorkflowStatus:
+    """Return a workflow's progress; ClusterError where there is no such workflow."""
     workflow = api.get(WORKFLOW, namespace, name)
     if workflow is None:
         raise ClusterError(
@@ -182,7 +247,26 @@ def workflow_status(namespace: str, name: str, *, api: ClusterApi) -> tuple[str,
             action="see `kubectl get workflows`",
         )
     status = workflow.get("status") or {}
-    return status.get("phase", "Pending"), status.get("progress", "0/0")
+    nodes = _nodes(status)
+    reasons = Counter(
+        f"{node.get('templateName')} {node['phase'].lower()}: {_first_line(node['message'])}"
+        for node in nodes
+        if node["type"] == "Pod"
+        and node.get("phase") in ("Pending", "Failed", "Error")
+        and node.get("message")
+    )
+    phase = status.get("phase", "Pending")
+    if not reasons and phase != "Succeeded" and status.get("message"):
+        reasons[_first_line(status["message"])] += 1
+    return WorkflowStatus(
+        phase=phase,
+        total=_num_pods(workflow),
+        done=int(status.get("progress", "0/0").partition("/")[0]),
+        failed=sum(
+            node["type"] == "Retry" and node.get("phase") in ("Failed", "Error") for node in nodes
+        ),
+        reasons=dict(reasons.most_common()),
+    )
 
 
 def wait_for_workflow(
@@ -199,15 +283,14 @@ def wait_for_workflow(
         ClusterError: it failed, or is gone.
     """
     while True:
-        phase, progress = workflow_status(namespace, name, api=api)
-        done, _, total = progress.partition("/")
+        status = workflow_status(namespace, name, api=api)
         if report is not None:
-            report(int(done), int(total or 0), "pods")
-        if phase == "Succeeded":
+            report(status.done, status.total, "pods")
+        if status.phase == "Succeeded":
             return
-        if phase in _ENDED:
+        if status.phase in _ENDED:
             raise ClusterError(
-                f"workflow {namespace}/{name} ended as {phase} after {progress} pods",
+                f"workflow {namespace}/{name} ended as {status}",
                 expected="Succeeded",
                 action="read its failed pods' logs; a new submission resumes where it ended",
             )
@@ -218,6 +301,26 @@ def suspend_workflow(namespace: str, name: str, *, api: ClusterApi, suspended: b
     """Suspend a workflow, or resume it; running pods finish their range."""
     workflow_status(namespace, name, api=api)
     api.patch(WORKFLOW, namespace, name, {"spec": {"suspend": suspended}})
+
+
+def _nodes(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a workflow's status; none where Argo keeps them in a database."""
+    packed = base64.b64decode(status.get("compressedNodes") or "")
+    # Argo's default; other algorithms are an option of its controller.
+    if packed.startswith(b"\x1f\x8b"):
+        nodes: dict[str, dict[str, Any]] = json.loads(gzip.decompress(packed))
+        return list(nodes.values())
+    return list((status.get("nodes") or {}).values())
+
+
+def _num_pods(workflow: Mapping[str, Any]) -> int:
+    """Return the number of pods of a workflow without its retries."""
+    (graph,) = [t["dag"] for t in workflow["spec"]["templates"] if "dag" in t]
+    return sum(len(task.get("withItems", [None])) for task in graph["tasks"])
+
+
+def _first_line(message: str) -> str:
+    return message.partition("\n")[0][:_MAX_REASON]
 
 
 def _container(
@@ -234,28 +337,27 @@ def _container(
     planned = any(_PLANNED in text for text in command)
     parameters = [*inputs, *([_PLANNED] if planned else [])]
     options = [t for i in inputs for t in (f"--{i}", f"{{{{inputs.parameters.{i}}}}}")]
-    # An empty result: Argo memoizes only templates with outputs.
-    done = Parameter(name="done", value_from=m.ValueFrom(path="/tmp/done", default="yes"))  # noqa: S108
     return Container(
         name=name,
         image=config.image,
         command=["clipmill"],
         args=[*command, *options],
         inputs=[Parameter(name=p) for p in parameters],
-        outputs=[done] if inputs else None,
         env=[m.EnvVar(name=METRICS_VARIABLE, value=f"0.0.0.0:{METRICS_PORT}")],
         ports=[m.ContainerPort(name="metrics", container_port=METRICS_PORT)],
         env_from=[m.EnvFromSource(secret_ref=m.SecretEnvSource(name=STORE_SECRET, optional=True))],
         resources=m.ResourceRequirements(**container_resources(pool)),
         security_context=m.SecurityContext.model_validate(CONTAINER_SECURITY),
         volume_mounts=[m.VolumeMount(name="tmp", mount_path="/tmp")],  # noqa: S108  # the pod's own
-        memoize=_memoize(config, command, parameters) if inputs else None,
+        # Where the controller's artifact repository archives logs, a workflow can't decline, and
+        # pods wait for the repository's secret. A location that is none prevents both.
+        archive_location=m.ArtifactLocation(archive_logs=False, raw=m.RawArtifact(data="none")),
         retry_strategy=RetryStrategy(
             limit=config.retries,
             retry_policy="Always",
             expression=f"asInt(lastRetry.exitCode) != {EXIT_USER_ERROR}",
+            # No anti-affinity: Argo's is a hard rule, which a pool of one node can't meet.
             backoff=m.Backoff(duration="30s", factor=2, cap="10m"),
-            affinity=m.RetryAffinity(node_anti_affinity={}),
         ),
     )
 
@@ -305,15 +407,3 @@ def _workflow(
         ttl_strategy=m.TTLStrategy(seconds_after_completion=_WEEK_SECONDS),
     ).to_dict()
     return manifest
-
-
-def _memoize(config: DataWorkflowConfig, command: Sequence[str], parameters: Sequence[str]) -> Any:
-    """Return a cache key of the work, equal in any workflow: a URI holds its dataset's digest."""
-    from hera.workflows import models as m
-
-    what = digest_json([config.stage, config.subject, *config.arguments, *command])[:20]
-    hashes = [
-        f"{{{{=sprig.trunc(16, sprig.sha256sum(inputs.parameters.{p}))}}}}" for p in parameters
-    ]
-    cache = m.Cache(config_map=m.LocalObjectReference(name=f"clipmill-cache-{config.stage}"))
-    return m.Memoize(key="-".join([what, *hashes]), max_age="720h", cache=cache)
