@@ -70,7 +70,7 @@ def on_pool(task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True) -> d
     kubernetes.add_pod_annotation(task, address, f"0.0.0.0:{METRICS_PORT}")
     kubernetes.use_field_path_as_env(task, METRICS_VARIABLE, f"metadata.annotations['{address}']")
     kubernetes.set_security_context(task, run_as_non_root=True)
-    task.set_cpu_request(str(nodes.cpu)).set_cpu_limit(str(nodes.cpu))
+    task.set_cpu_request(nodes.cpu_quantity).set_cpu_limit(nodes.cpu_quantity)
     memory = f"{nodes.memory_gibibytes}Gi"
     task.set_memory_request(memory).set_memory_limit(memory)
     if nodes.gpus:

@@ -22,6 +22,8 @@ class ApiServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.resources: dict[str, dict] = {}
         self.pods: list[dict] = []
+        self.events: list[dict] = []
+        self.config_maps: dict[str, dict] = {}
         self.logs: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
         self.history: list[dict] = []
@@ -94,7 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
         path, query, _ = self._begin()
         if self._refuses():
             return
-        if path.startswith("/api/v1/"):
+        if "/configmaps/" in path:
+            self._config_map(path)
+        elif path.endswith("/events"):
+            self._answer(200, {"items": self.server.events})
+        elif path.startswith("/api/v1/"):
             self._pods(path, query)
         elif path in self.server.resources:
             self._answer(200, self.server.resources[path])
@@ -104,6 +110,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"items": [r for r in found if _bears(r, wanted)]})
         else:
             self._fail(404, f"{path} not found")
+
+    def _config_map(self, path: str) -> None:
+        namespace, _, name = path.removeprefix("/api/v1/namespaces/").split("/")
+        config_map = self.server.config_maps.get(f"{namespace}/{name}")
+        if config_map is None:
+            self._fail(404, f"{path} not found")
+        else:
+            self._answer(200, config_map)
 
     def _pods(self, path: str, query: dict) -> None:
         if path.endswith("/log"):

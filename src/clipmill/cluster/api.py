@@ -59,9 +59,17 @@ class ClusterApi:
         return self._call("PATCH", path, body=patch, query=query, content=_MERGE_PATCH) or {}
 
     def delete(self, kind: Kind, namespace: str, name: str) -> None:
-        """Remove the resource and what belongs to it; nothing where there is none."""
-        query = [("propagationPolicy", "Foreground")]
+        """Remove the resource, and what belongs to it in the background; nothing where it isn't.
+
+        In the foreground an owner outlives its parts, and its controller makes them again.
+        """
+        query = [("propagationPolicy", "Background")]
         self._call("DELETE", _path(kind, namespace, name), query=query, missing_is_none=True)
+
+    def config_map(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """Return the ConfigMap, or None where there is none."""
+        path = f"/api/v1/namespaces/{namespace}/configmaps/{name}"
+        return self._call("GET", path, missing_is_none=True)
 
     def pods(self, namespace: str, selector: str) -> list[dict[str, Any]]:
         """Return the pods with the selected labels."""

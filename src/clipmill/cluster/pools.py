@@ -1,8 +1,9 @@
-"""Node pools by name: where a job runs, and the resources of one node.
+"""Node pools and images of an installation: where a job runs, with what, on how much of a node.
 
-The table is ``pools`` in the chart's values. ``pools.json`` next to this file is a copy of the
-chart's defaults, written by ``python -m clipmill.pipelines.compile``; in a cluster the chart mounts
-the table that was installed, and CLIPMILL_POOLS names its file.
+The table is ``pools`` in the chart's values, with the images of its registry. The chart installs it
+as the ConfigMap ``clipmill-pools``. :func:`load_installation` reads it from the namespace that a job
+is submitted to, or from the file that CLIPMILL_POOLS names. ``pools.json`` next to this file is a
+copy of the chart's defaults, written by ``python -m clipmill.pipelines.compile``.
 """
 
 import json
@@ -13,10 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from clipmill.cluster.api import ClusterApi
+from clipmill.cluster.constants import VERSION
 from clipmill.config import Config
-from clipmill.errors import ConfigError
+from clipmill.errors import ClusterError, ConfigError
 
 POOLS_VARIABLE = "CLIPMILL_POOLS"
+POOLS_CONFIG_MAP = "clipmill-pools"
+"""ConfigMap of the chart with the table."""
+POOLS_FILE = "pools.json"
+"""Key of the table in the ConfigMap."""
 _DEFAULTS = Path(__file__).parent / "pools.json"
 
 
@@ -28,8 +35,8 @@ class PoolConfig(Config):
     """GPUs of a node that a job uses; 0 for a pool without."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name under which the GPUs are requested."""
-    cpu: int = 4
-    """Cores of a node that a job uses."""
+    cpu: float | str = 4
+    """Cores of a node that a job uses: a number, or millicores such as ``500m``."""
     memory_gibibytes: int = 16
     """Memory of a node that a job uses, GiB."""
     shared_memory_gibibytes: int = 2
@@ -45,34 +52,127 @@ class PoolConfig(Config):
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        for name, least in (("gpus", 0), ("cpu", 1), ("memory_gibibytes", 1)):
+        for name, least in (("gpus", 0), ("memory_gibibytes", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(
                     f"{name} of a pool was {getattr(self, name)}",
                     expected=f"at least {least}",
                     action=f"set {name} to {least} or more",
                 )
+        if isinstance(self.cpu, str) and not re.fullmatch(r"[0-9]+m|[0-9]+(\.[0-9]+)?", self.cpu):
+            raise _cpu_error(self.cpu)
+        if not self.num_cores > 0:
+            raise _cpu_error(self.cpu)
+
+    @property
+    def num_cores(self) -> float:
+        """Cores as a number: 0.5 for ``500m``."""
+        text = str(self.cpu)
+        return int(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+    @property
+    def cpu_quantity(self) -> str:
+        """Cores as Kubernetes writes them: ``4`` or ``500m``."""
+        cores = self.num_cores
+        return str(int(cores)) if cores == int(cores) else f"{round(cores * 1000)}m"
 
 
-def load_pools(environment: Mapping[str, str] = os.environ) -> dict[str, PoolConfig]:
-    """Return the table that CLIPMILL_POOLS names, else the chart's defaults.
+def _cpu_error(value: object) -> ConfigError:
+    return ConfigError(
+        f"cpu of a pool was {value!r}",
+        expected="a number of cores above 0, or millicores such as 500m",
+        action="set cpu to such as 4, 0.5 or 500m",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Installation:
+    """Pools and images that a chart installed."""
+
+    pools: Mapping[str, PoolConfig]
+    """Pools by name."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Full names of the images ``data`` and ``train``; empty for the released ones."""
+
+    def pool(self, name: str) -> PoolConfig:
+        """Return the pool of that name; ConfigError, with the known names, where there is none."""
+        return get_pool(name, self.pools)
+
+    def image(self, target: Literal["data", "train"]) -> str:
+        """Return the full name of an image, with its registry and tag."""
+        return self.images.get(target, f"clipmill/{target}:{VERSION}")
+
+
+def load_installation(
+    namespace: str, *, api: ClusterApi, environment: Mapping[str, str] = os.environ
+) -> Installation:
+    """Return the table of the file that CLIPMILL_POOLS names, else of the namespace's ConfigMap.
+
+    Raises:
+        ConfigError: the table can't be read.
+        ClusterError: the namespace has no installation, or the cluster can't be reached.
+    """
+    if environment.get(POOLS_VARIABLE):
+        return _read_file(Path(environment[POOLS_VARIABLE]))
+    config_map = api.config_map(namespace, POOLS_CONFIG_MAP)
+    if config_map is None:
+        raise ClusterError(
+            f"clipmill isn't installed in the namespace {namespace}: it has no ConfigMap "
+            f"{POOLS_CONFIG_MAP}",
+            expected="the namespace of a Helm release of clipmill",
+            action=f"pass its namespace with -n, or install the chart there; {POOLS_VARIABLE}=FILE "
+            "names a table of your own",
+        )
+    source = f"ConfigMap {namespace}/{POOLS_CONFIG_MAP}"
+    return _parse_table(config_map.get("data", {}).get(POOLS_FILE, ""), source)
+
+
+def load_pools(environment: Mapping[str, str] = os.environ) -> Mapping[str, PoolConfig]:
+    """Return the pools of the file that CLIPMILL_POOLS names, else the chart's defaults.
 
     Raises:
         ConfigError: there is no such file, or it isn't such a table.
     """
-    path = Path(environment.get(POOLS_VARIABLE) or _DEFAULTS)
+    return default_installation(environment).pools
+
+
+def default_installation(environment: Mapping[str, str] = os.environ) -> Installation:
+    """Return the file's table that CLIPMILL_POOLS names, else the chart's defaults.
+
+    Raises:
+        ConfigError: there is no such file, or it isn't such a table.
+    """
+    return _read_file(Path(environment.get(POOLS_VARIABLE) or _DEFAULTS))
+
+
+def _read_file(path: Path) -> Installation:
     try:
-        table = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"the table of pools can't be read from {path}: {error}",
-            expected="JSON: an object of a pool by name",
-            action=f"correct {POOLS_VARIABLE}, or unset it for the defaults",
-        ) from error
-    return {
-        name: PoolConfig.from_json({_snake(k): v for k, v in value.items()}, f"pools.{name}")
-        for name, value in table.items()
-    }
+        return _parse_table(path.read_text(), str(path))
+    except OSError as error:
+        raise _table_error(str(path), error) from error
+
+
+def _parse_table(text: str, source: str) -> Installation:
+    try:
+        table = json.loads(text)
+        pools, images = table["pools"], table.get("images", {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _table_error(source, error) from error
+    return Installation(
+        pools={
+            name: PoolConfig.from_json({_snake(k): v for k, v in value.items()}, f"pools.{name}")
+            for name, value in pools.items()
+        },
+        images=images,
+    )
+
+
+def _table_error(source: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the table of pools can't be read from {source}: {error}",
+        expected='JSON: {"pools": {NAME: POOL}, "images": {"train": IMAGE, "data": IMAGE}}',
+        action=f"correct {POOLS_VARIABLE}, or run helm upgrade if it is the chart's ConfigMap",
+    )
 
 
 def pools_json(values_file: Path) -> str:
@@ -80,7 +180,7 @@ def pools_json(values_file: Path) -> str:
     import yaml
 
     values = yaml.safe_load(values_file.read_text())
-    return json.dumps(values["pools"], indent=2, sort_keys=True) + "\n"
+    return json.dumps({"pools": values["pools"]}, indent=2, sort_keys=True) + "\n"
 
 
 def get_pool(name: str, pools: Mapping[str, PoolConfig]) -> PoolConfig:
@@ -96,7 +196,7 @@ def get_pool(name: str, pools: Mapping[str, PoolConfig]) -> PoolConfig:
 
 def container_resources(pool: PoolConfig) -> dict[str, Any]:
     """Return requests and limits of a container that gets a node's share in full."""
-    amounts: dict[str, Any] = {"cpu": str(pool.cpu), "memory": f"{pool.memory_gibibytes}Gi"}
+    amounts: dict[str, Any] = {"cpu": pool.cpu_quantity, "memory": f"{pool.memory_gibibytes}Gi"}
     if pool.gpus:
         amounts[pool.gpu_resource] = str(pool.gpus)
     amounts |= {name: str(count) for name, count in network_devices(pool).items()}

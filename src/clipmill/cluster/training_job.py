@@ -126,7 +126,7 @@ def training_app(job: TrainingJobConfig, pool: PoolConfig) -> "AppDef":
         num_replicas=job.max_nodes,
         min_replicas=job.min_nodes if job.min_nodes < job.max_nodes else None,
         resource=Resource(
-            cpu=pool.cpu,
+            cpu=pool.num_cores,
             gpu=pool.gpus,
             memMB=pool.memory_gibibytes * 2**30 // 10**6,
             devices=network_devices(pool),
@@ -160,7 +160,7 @@ def _environment(job: TrainingJobConfig, pool: PoolConfig) -> dict[str, str]:
         "PET_RDZV_ID": job.name,
         "PET_MAX_RESTARTS": str(job.max_restarts),
         "PET_SHUTDOWN_TIMEOUT": str(job.grace_seconds - STOP_SECONDS),
-        "OMP_NUM_THREADS": str(max(pool.cpu // processes_per_node(job, pool), 1)),
+        "OMP_NUM_THREADS": str(max(int(pool.num_cores / processes_per_node(job, pool)), 1)),
         **fabric_environment(pool),
         **job.environment,
     }
