@@ -1,9 +1,9 @@
 """Node pools and images of an installation: where a job runs, with what, on how much of a node.
 
 The table is ``pools`` in the chart's values, with the images of its registry. The chart installs it
-as the ConfigMap ``clipmill-pools``. :func:`load_installation` reads it from the namespace that a job
-is submitted to, or from the file that CLIPMILL_POOLS names. ``pools.json`` next to this file is a
-copy of the chart's defaults, written by ``python -m clipmill.pipelines.compile``.
+as the ConfigMap ``clipmill-pools``. :func:`load_installation` reads it from the namespace of the
+job, or from the file that CLIPMILL_POOLS names. ``pools.json`` next to this file is a copy of the
+chart's defaults, written by ``python -m clipmill.pipelines.compile``.
 """
 
 import json
