@@ -22,6 +22,7 @@ from clipmill.cluster.argo import (
     wait_for_workflow,
     workflow_status,
 )
+from clipmill.cluster.pools import default_installation
 from clipmill.errors import ClusterError, ConfigError
 from helpers.bare_dataset import bare_dataset
 from helpers.strict_schemas import findings
@@ -39,6 +40,18 @@ SHARD = DataWorkflowConfig(
     stage="shard", subject="s3://b/raw", arguments=("--store", "s3://b"), num_workers=3
 )
 
+INSTALLED = default_installation({})
+
+
+@pytest.fixture(autouse=True)
+def installed(cluster):
+    """The chart's table in the namespaces that workflows are submitted to."""
+    table = {"pools": {"cpu": {"cpu": 2}, "gpu": {"gpus": 1}}, "images": {"data": "r.io/data:1"}}
+    for namespace in ("ml", "default"):
+        cluster.config_maps[f"{namespace}/clipmill-pools"] = {
+            "data": {"pools.json": json.dumps(table)}
+        }
+
 
 def templates(workflow):
     return {t["name"]: t for t in workflow["spec"]["templates"]}
@@ -54,11 +67,11 @@ def test_ranges_meet_and_cover_all(shards, per_pod):
 
 def test_argo_takes_it():
     for config in (RECAPTION, SHARD, DataWorkflowConfig(stage="score", subject="s3://b/d")):
-        assert findings(data_workflow(config, 250)) == []
+        assert findings(data_workflow(config, 250, INSTALLED)) == []
 
 
 def test_a_pod_owns_a_range_and_another_step_lists_the_layer():
-    workflow = data_workflow(RECAPTION, 250)
+    workflow = data_workflow(RECAPTION, 250, INSTALLED)
     found = templates(workflow)
     part, last = found["process-range"]["container"], found["finalize"]["container"]
     whole = ["data", "recaption", RECAPTION.subject, *RECAPTION.arguments]
@@ -80,7 +93,7 @@ def test_a_pod_owns_a_range_and_another_step_lists_the_layer():
 
 
 def test_shards_are_planned_first():
-    found = templates(data_workflow(SHARD, 0))
+    found = templates(data_workflow(SHARD, 0, INSTALLED))
     assert found["plan"]["container"]["args"] == ["data", "plan", "s3://b/raw", "--store", "s3://b"]
     assert found["process-range"]["container"]["args"][:4] == [
         "data", "shard", "--plan", "{{inputs.parameters.planned}}",
@@ -94,7 +107,7 @@ def test_shards_are_planned_first():
 
 
 def test_lost_nodes_are_retried_and_mistakes_are_not():
-    retry = templates(data_workflow(RECAPTION, 1))["process-range"]["retryStrategy"]
+    retry = templates(data_workflow(RECAPTION, 1, INSTALLED))["process-range"]["retryStrategy"]
     assert retry["expression"] == "asInt(lastRetry.exitCode) != 2"
     assert retry["backoff"] == {"duration": "30s", "factor": 2, "cap": "10m"}
 
@@ -104,7 +117,7 @@ def test_pods_need_no_right_or_secret_but_argos_own(config):
     """Argo's default role lacks configmaps, which memoization writes; an artifact repository that
     archives logs mounts its secret into every pod whose template has no location of its own.
     """
-    for name, template in templates(data_workflow(config, 9)).items():
+    for name, template in templates(data_workflow(config, 9, INSTALLED)).items():
         assert "memoize" not in template
         assert "artifacts" not in template.get("outputs", {})
         if name != "stage":
@@ -113,7 +126,7 @@ def test_pods_need_no_right_or_secret_but_argos_own(config):
 
 def test_a_retry_may_run_on_the_node_of_the_first_attempt():
     """Argo's node anti-affinity is required: a pool of one node would wait for ever."""
-    workflow = data_workflow(RECAPTION, 9)
+    workflow = data_workflow(RECAPTION, 9, INSTALLED)
     assert "affinity" not in templates(workflow)["process-range"]["retryStrategy"]
     assert "affinity" not in workflow["spec"]
 
@@ -178,7 +191,7 @@ def test_a_workflow_of_any_size_is_within_argos_limit(retries, cluster):
     config = DataWorkflowConfig(
         stage="recaption", subject="s3://b/datasets/d1", parallelism=500, retries=retries
     )
-    workflow = data_workflow(config, 1_000_000)
+    workflow = data_workflow(config, 1_000_000, INSTALLED)
     items = templates(workflow)["stage"]["dag"]["tasks"][0]["withItems"]
     assert len(items) <= config.max_parts
     assert int(items[-1]["stop"]) == 1_000_000
@@ -203,6 +216,8 @@ def test_a_workflows_life(cluster):
     api = cluster.api()
     name = submit_data_workflow(RECAPTION, 250, api=api)
     (resource,) = cluster.resources.values()
+    part = templates(resource)["process-range"]["container"]
+    assert (part["image"], part["resources"]["limits"]["cpu"]) == ("r.io/data:1", "4")
     status = workflow_status("ml", name, api=api)
     assert str(status) == "Pending: 0 of 4 pods done, 0 failed, 4 left"
     suspend_workflow("ml", name, api=api)

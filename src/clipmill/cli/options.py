@@ -131,7 +131,12 @@ Workflow = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="With --executor argo: print the workflow's manifest.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="With --executor argo: print the workflow's manifest, with the pools that "
+        "CLIPMILL_POOLS names or the chart's defaults.",
+    ),
 ]
 
 
@@ -199,6 +204,7 @@ def submit_stage(
         num_shards,
         submit_data_workflow,
     )
+    from clipmill.cluster.pools import default_installation
 
     pairs = [*options.items(), *(("--set", override) for override in sets or [])]
     arguments = [text for name, value in pairs if value for text in (name, value)]
@@ -206,7 +212,7 @@ def submit_stage(
     config = DataWorkflowConfig.from_json(fields).override(workflow or [])
     count = num_shards(config)
     if dry_run:
-        typer.echo(json.dumps(data_workflow(config, count), indent=2))
+        typer.echo(json.dumps(data_workflow(config, count, default_installation()), indent=2))
         return
     name = submit_data_workflow(config, count, api=ClusterApi())
     typer.echo(json.dumps({"workflow": name, "namespace": config.namespace}) if as_json else name)

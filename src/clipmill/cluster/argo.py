@@ -12,20 +12,24 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipmill.cluster.api import WORKFLOW, ClusterApi
 from clipmill.cluster.constants import (
     CONTAINER_SECURITY,
-    DATA_IMAGE,
     DOMAIN,
     METRICS_PORT,
     POD_SECURITY,
     STORE_SECRET,
 )
-from clipmill.cluster.pools import PoolConfig, container_resources, get_pool, load_pools
+from clipmill.cluster.pools import (
+    Installation,
+    PoolConfig,
+    container_resources,
+    load_installation,
+)
 from clipmill.config import Config
 from clipmill.errors import EXIT_USER_ERROR, ClusterError, ConfigError
 from clipmill.stage_records import METRICS_VARIABLE
@@ -75,8 +79,8 @@ class DataWorkflowConfig(Config):
     """Namespace of the workflow."""
     service_account: str = "clipmill-data"
     """Service account of the pods."""
-    image: str = DATA_IMAGE
-    """Image of the pods."""
+    image: str = ""
+    """Image of the pods; empty for the installed one."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -159,9 +163,12 @@ def stage_commands(config: DataWorkflowConfig) -> tuple[list[str], list[str], li
     return [], full, full
 
 
-def data_workflow(config: DataWorkflowConfig, num_shards: int) -> dict[str, Any]:
+def data_workflow(
+    config: DataWorkflowConfig, num_shards: int, installation: Installation
+) -> dict[str, Any]:
     """Return the Workflow; ``shard`` ignores ``num_shards``, which its plan decides."""
-    pool = get_pool(config.pool, load_pools())
+    config = replace(config, image=config.image or installation.image("data"))
+    pool = installation.pool(config.pool)
     before, part, after = stage_commands(config)
     split = part_arguments(config, num_shards)
     names = [flag.removeprefix("--") for flag in split[0][::2]] if split else []
@@ -175,8 +182,9 @@ def data_workflow(config: DataWorkflowConfig, num_shards: int) -> dict[str, Any]
 
 
 def submit_data_workflow(config: DataWorkflowConfig, num_shards: int, *, api: ClusterApi) -> str:
-    """Submit the workflow, and return its name."""
-    workflow = api.create(WORKFLOW, config.namespace, data_workflow(config, num_shards))
+    """Submit the workflow with the namespace's pools and image, and return its name."""
+    manifest = data_workflow(config, num_shards, load_installation(config.namespace, api=api))
+    workflow = api.create(WORKFLOW, config.namespace, manifest)
     return str(workflow["metadata"]["name"])
 
 

@@ -10,7 +10,7 @@ from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
 from clipmill.cluster.kserve import InferenceServiceConfig, PromotedModel, canary, inference_service
 from clipmill.cluster.monitoring.dashboards import dashboards
 from clipmill.cluster.monitoring.rules import rules
-from clipmill.cluster.pools import get_pool, load_pools
+from clipmill.cluster.pools import default_installation, get_pool, load_pools
 from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.training_job import TrainingJobConfig, training_app
 
@@ -38,6 +38,7 @@ def examples() -> dict[str, str]:
                 pool="gpu",
             ),
             100,
+            default_installation({}),
         ),
         "inferenceservice-canary.yaml": _endpoint(),
     }

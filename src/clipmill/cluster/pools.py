@@ -92,13 +92,13 @@ class Installation:
     pools: Mapping[str, PoolConfig]
     """Pools by name."""
     images: Mapping[str, str] = field(default_factory=dict)
-    """Full names of the images ``data`` and ``train``; empty for the released ones."""
+    """Full names of the images ``data``, ``train`` and ``serve``; empty for the released ones."""
 
     def pool(self, name: str) -> PoolConfig:
         """Return the pool of that name; ConfigError, with the known names, where there is none."""
         return get_pool(name, self.pools)
 
-    def image(self, target: Literal["data", "train"]) -> str:
+    def image(self, target: Literal["data", "train", "serve"]) -> str:
         """Return the full name of an image, with its registry and tag."""
         return self.images.get(target, f"clipmill/{target}:{VERSION}")
 
