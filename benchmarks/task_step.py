@@ -33,7 +33,7 @@ from clipmill.models.pretrained import open_encoder
 from clipmill.recipes.registry import get_recipe
 from clipmill.scenes import SceneConfig, write_ade20k, write_coco
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.registry import get_task
+from clipmill.tasks.training_registry import get_training_task
 
 _WARM = 3
 _NUM_IMAGES = 64
@@ -68,7 +68,7 @@ def config_of(options: argparse.Namespace) -> FinetuneConfig:
 def laps_of(options: argparse.Namespace) -> list[tuple[float, float]]:
     """Both clocks at the end of each step."""
     config, encoder = config_of(options), open_encoder(_ENCODER).config
-    task, folder = get_task(config.task), Path(options.data)
+    task, folder = get_training_task(config.task), Path(options.data)
     classes = task.classes(folder)
     laps: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as scratch:

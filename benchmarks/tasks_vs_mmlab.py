@@ -15,8 +15,7 @@ from clipmill.engine.config import TrainConfig
 from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import build_dense
 from clipmill.openmmlab.ops import importing_openmmlab
-from clipmill.tasks.detection.config import DetectionConfig
-from clipmill.tasks.segmentation.config import SegmentationConfig
+from clipmill.tasks.config import DetectionConfig, SegmentationConfig
 
 with importing_openmmlab():
     import mmdet.datasets

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from clipmill.config import Config
 from clipmill.models.encoders import build_dense
-from clipmill.tasks.base import Metric, OutputSpec, Task, TestSplit, TrainingSamples
+from clipmill.tasks.base import Metric, OutputSpec
 from clipmill.tasks.inference import resize_and_run
 from clipmill.tasks.objective import DenseObjective
+from clipmill.tasks.training import TestSplit, TrainingSamples, TrainingTask
 
 NUM_GROUNDS = 2  # a scene's first classes are its floor and wall
 
@@ -55,7 +56,7 @@ class SaliencyObjective(DenseObjective):
         return {"saliency": F.binary_cross_entropy_with_logits(logits, batch["salient"])}
 
 
-class SaliencyTask(Task[SaliencyConfig]):
+class SaliencyTask(TrainingTask[SaliencyConfig]):
     name = "saliency"
     metric = Metric(name="mae", unit="", higher_is_better=False)
     outputs = (OutputSpec(name="saliency", dtype="float32", unit="probability"),)

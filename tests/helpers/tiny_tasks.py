@@ -1,8 +1,7 @@
 """The smallest encoders and tasks."""
 
 from clipmill.models.config import EncoderConfig, VisionConfig
-from clipmill.tasks.depth.config import DepthConfig
-from clipmill.tasks.segmentation.config import SegmentationConfig
+from clipmill.tasks.config import DepthConfig, SegmentationConfig
 
 VIT = EncoderConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=16, layers=2, head_width=8)

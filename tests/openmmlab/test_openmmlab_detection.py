@@ -9,7 +9,7 @@ from clipmill.models.mask_rcnn import PostprocessConfig, RoIHeads, RPNHead, past
 from clipmill.models.necks import StageFpn
 from clipmill.openmmlab.detection import MaskRcnnTraining
 from clipmill.openmmlab.ops import importing_openmmlab
-from clipmill.tasks.detection.task import DetectionTask
+from clipmill.tasks.detection.training import DetectionTraining
 
 STRIDES = (4, 8, 16, 32, 64)
 WIDTH, HIDDEN, CLASSES = 8, 12, 5
@@ -43,7 +43,7 @@ def ours(training, num_stages):
         }
     )
     named = {
-        DetectionTask().inference_key(f"heads.{k}"): v for k, v in training.state_dict().items()
+        DetectionTraining().inference_key(f"heads.{k}"): v for k, v in training.state_dict().items()
     }
     heads.load_state_dict({k.removeprefix("heads."): v for k, v in named.items()})
     return heads

@@ -14,8 +14,7 @@ from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
 from clipmill.tasks.checks import check_data
-from clipmill.tasks.classification.config import ClassificationConfig
-from clipmill.tasks.detection.config import DetectionConfig
+from clipmill.tasks.config import ClassificationConfig, DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from helpers.tiny_tasks import DEPTH, SEGMENTATION
 

@@ -10,16 +10,16 @@ from PIL import Image
 from clipmill.errors import SourceError
 from clipmill.models.checkpoint import load_checkpoint, read_embedding
 from clipmill.recipes.registry import get_recipe
-from clipmill.tasks.classification.task import (
+from clipmill.tasks.classification.training import (
     ClassificationConfig,
-    ClassificationTask,
+    ClassificationTraining,
     TopKAccuracy,
 )
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from helpers.tiny_tasks import CONV, VIT
 
-TASK = ClassificationTask()
+TASK = ClassificationTraining()
 CONFIG = ClassificationConfig(
     image_size=32, test_size=32, test_crop=1.0, scale=(0.5, 1.0), drop_path=0.0, num_workers=0
 )

@@ -33,10 +33,10 @@ from clipmill.tasks.comparison import (
 )
 from clipmill.tasks.evaluation import EvaluationResult, evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
-from clipmill.tasks.registry import get_task
+from clipmill.tasks.training_registry import get_training_task
 from helpers.tiny_tasks import DEPTH, SEGMENTATION
 
-SEGMENT, MEASURE = get_task("segmentation"), get_task("depth")
+SEGMENT, MEASURE = get_training_task("segmentation"), get_training_task("depth")
 
 
 def silent(done, total, words):

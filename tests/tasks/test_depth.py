@@ -10,12 +10,11 @@ import torch
 
 from clipmill.data.labeled.dense import NyuFolder
 from clipmill.models.encoders import build_dense
-from clipmill.tasks.depth.metrics import DepthMetrics
 from clipmill.tasks.depth.model import DepthNetwork
-from clipmill.tasks.depth.task import MAX_DEPTH_METRES, DepthTask
+from clipmill.tasks.depth.training import MAX_DEPTH_METRES, DepthMetrics, DepthTraining
 from helpers.tiny_tasks import CONV, DEPTH, VIT
 
-TASK = DepthTask()
+TASK = DepthTraining()
 
 
 def silent(done, total, words):

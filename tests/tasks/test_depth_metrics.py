@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipmill.errors import SourceError
-from clipmill.tasks.depth.metrics import DepthMetrics
+from clipmill.tasks.depth.training import DepthMetrics
 
 
 def figures(*pairs, max_depth_metres=10.0):

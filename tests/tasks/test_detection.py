@@ -14,14 +14,14 @@ from clipmill.models.checkpoint import read_embedding
 from clipmill.recipes.registry import get_recipe
 from clipmill.scenes import OBJECTS, SceneConfig, write_coco
 from clipmill.tasks.detection.objective import unpack_bits
-from clipmill.tasks.detection.task import DetectionConfig, DetectionTask
+from clipmill.tasks.detection.training import DetectionConfig, DetectionTraining
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
 from helpers import program_environment
 from helpers.tiny_tasks import CONV, VIT
 
-TASK = DetectionTask()
+TASK = DetectionTraining()
 CONFIG = DetectionConfig(
     image_size=32,
     scale=(0.8, 1.25),
@@ -189,9 +189,9 @@ import sys
 from pathlib import Path
 import torch
 from helpers.tiny_tasks import VIT
-from clipmill.tasks.detection.config import DetectionConfig
-from clipmill.tasks.registry import get_task
-task = get_task("detection")
+from clipmill.tasks.config import DetectionConfig
+from clipmill.tasks.training_registry import get_training_task
+task = get_training_task("detection")
 config = DetectionConfig(image_size=32, neck_channels=8, roi_hidden_dim=8)
 network = task.build_inference_model(config, VIT, ("a", "b")).eval()
 with torch.inference_mode():

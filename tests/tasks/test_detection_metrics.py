@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from clipmill.data.labeled.coco import CocoFolder
 from clipmill.errors import SourceError
-from clipmill.tasks.detection.metrics import CocoMetrics
+from clipmill.tasks.detection.training import CocoMetrics
 
 SIDE = 40
 

@@ -11,8 +11,7 @@ from clipmill.data.labeled.dense import NyuFolder
 from clipmill.errors import NotFoundError, SourceError
 from clipmill.lineage import lineage
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.tasks.depth.metrics import DepthMetrics
-from clipmill.tasks.depth.task import DepthTask
+from clipmill.tasks.depth.training import DepthMetrics, DepthTraining
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.predictor import Predictor
 from helpers.tiny_tasks import DEPTH, VIT
@@ -33,7 +32,7 @@ def model(tmp_path):
 
 def save_model(folder, seed):
     torch.manual_seed(seed)
-    task = DepthTask()
+    task = DepthTraining()
     architecture = {"task": "depth", "classes": [], "encoder": VIT.to_json()}
     metadata = CheckpointMetadata(
         kind="task",
@@ -63,7 +62,7 @@ def test_pictures_are_kept(model, nyu_folder, tmp_path):
     uri = evaluate(model.uri, str(nyu_folder), str(tmp_path), report=silent)
     found, data = read_evaluation(uri), NyuFolder.open(nyu_folder, "test")
     assert found.num_samples == len(data) == 2
-    task = DepthTask()
+    task = DepthTraining()
     for index in range(2):
         shown = {
             name: np.asarray(Image.open(io.BytesIO(found.read_image(index, name))))

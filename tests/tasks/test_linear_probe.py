@@ -12,7 +12,7 @@ from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
 from clipmill.errors import ConfigError
 from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.tasks.depth.objective import silog
-from clipmill.tasks.registry import get_task
+from clipmill.tasks.training_registry import get_training_task
 from helpers.tiny_tasks import CLASSES, CONV, DEPTH, SEGMENTATION, VIT
 
 PROBE = {"head": "linear", "freeze_encoder": True, "cache_features": True}
@@ -29,7 +29,7 @@ def folders(ade20k_folder, nyu_folder):
 
 def batches(task, folder, config, **changes):
     options = {"batch_size": 3, "seed": 0, "start_step": 0, "rank": 0, "world_size": 1, **changes}
-    return get_task(task).train_dataloader(config, folder, **options)
+    return get_training_task(task).train_dataloader(config, folder, **options)
 
 
 def classes(task):
@@ -41,7 +41,7 @@ def classes(task):
 def test_cached_training_is_uncached_training(task, encoder, folders):
     """Ten steps on the same images, with the encoder called on each anew, or once."""
     torch.manual_seed(0)
-    cached = get_task(task).build_objective(CONFIGS[task], encoder, classes(task)).train()
+    cached = get_training_task(task).build_objective(CONFIGS[task], encoder, classes(task)).train()
     plain = copy.deepcopy(cached)
     start = {name: tensor.clone() for name, tensor in cached.state_dict().items()}
     seen = {"cached": 0, "plain": 0}
@@ -73,7 +73,7 @@ def test_cached_training_is_uncached_training(task, encoder, folders):
 @pytest.mark.parametrize("encoder", [VIT, CONV])
 def test_served_segmentation_equals_the_trained_head(encoder):
     torch.manual_seed(0)
-    task, config = get_task("segmentation"), CONFIGS["segmentation"]
+    task, config = get_training_task("segmentation"), CONFIGS["segmentation"]
     objective = task.build_objective(config, encoder, CLASSES).eval()
     for projection in objective.heads.decode_head.projections:
         projection.weight.normal_()
@@ -90,7 +90,7 @@ def test_served_segmentation_equals_the_trained_head(encoder):
 @pytest.mark.parametrize("encoder", [VIT, CONV])
 def test_served_depth_equals_the_trained_head(encoder):
     torch.manual_seed(0)
-    task, config = get_task("depth"), CONFIGS["depth"]
+    task, config = get_training_task("depth"), CONFIGS["depth"]
     objective = task.build_objective(config, encoder, ()).eval()
     objective.decoder.head.position.normal_()
     served = task.build_inference_model(config, encoder, ()).eval()
@@ -115,7 +115,7 @@ def test_losses_are_at_the_features_places(encoder):
     batch["depth"][:, :6] = 0
     torch.manual_seed(0)
     for task, truth in (("segmentation", "labels"), ("depth", "depth")):
-        objective = get_task(task).build_objective(CONFIGS[task], encoder, CLASSES).train()
+        objective = get_training_task(task).build_objective(CONFIGS[task], encoder, CLASSES).train()
         stride = objective.encoder.strides[0]
         places = batch[truth][:, stride // 2 :: stride, stride // 2 :: stride]
         (loss,) = objective(batch).values()

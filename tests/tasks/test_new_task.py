@@ -9,6 +9,7 @@ from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.promotion import PromotionConfig, promote
 from clipmill.tasks.registry import TASKS
+from clipmill.tasks.training_registry import TRAINING_TASKS
 from helpers.saliency import SaliencyConfig, SaliencyTask
 
 
@@ -18,8 +19,9 @@ def silent(done, total, words):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """What the one line in the registry's dict does."""
+    """Do what a line in each registry's dict does."""
     monkeypatch.setitem(TASKS, "saliency", SaliencyTask())
+    monkeypatch.setitem(TRAINING_TASKS, "saliency", SaliencyTask())
 
 
 @pytest.mark.parametrize("encoder", ["random:timm/test_vit", "random:timm/test_resnet"])

@@ -16,9 +16,8 @@ from clipmill.engine.config import AdamWConfig
 from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.errors import ConfigError
 from clipmill.models.pretrained import open_encoder
-from clipmill.tasks.classification.config import ClassificationConfig
-from clipmill.tasks.detection.config import DetectionConfig
-from clipmill.tasks.registry import get_task
+from clipmill.tasks.config import ClassificationConfig, DetectionConfig
+from clipmill.tasks.training_registry import get_training_task
 from helpers.tiny_tasks import DEPTH, SEGMENTATION
 
 TASKS = {
@@ -91,8 +90,8 @@ def test_three_steps(name, task, tmp_path):
     start = open_encoder(address)
     size = "image_size" if task in {"classification", "detection"} else "crop_size"
     config = TASKS[task].override([f"{size}={side}"])
-    objective = get_task(task).build_objective(config, start.config, CLASSES).train()
-    for needed in get_task(task).input_sizes(config):
+    objective = get_training_task(task).build_objective(config, start.config, CLASSES).train()
+    for needed in get_training_task(task).input_sizes(config):
         objective.encoder.validate_image_size(needed)
     start.load_weights(objective.encoder)
     first = {n: p.detach().clone() for n, p in objective.encoder.named_parameters()}
@@ -111,6 +110,6 @@ def test_three_steps(name, task, tmp_path):
 def test_a_patch_of_14_in_a_recipe_for_16_is_refused_with_sizes_that_fit(tmp_path):
     address, _ = saved("TIPS, patch 14", tmp_path)
     start = open_encoder(address)
-    objective = get_task("depth").build_objective(DEPTH, start.config, ())
+    objective = get_training_task("depth").build_objective(DEPTH, start.config, ())
     with pytest.raises(ConfigError, match="504 or 518"):
         objective.encoder.validate_image_size(512)

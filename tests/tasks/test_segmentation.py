@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from clipmill.data.labeled.dense import IGNORED, Ade20kFolder
 from clipmill.models import execution
 from clipmill.scenes import CLASSES as SCENE_CLASSES
-from clipmill.tasks.segmentation.task import SegmentationTask
+from clipmill.tasks.segmentation.training import SegmentationTraining
 from helpers.tiny_tasks import CLASSES, CONV, SEGMENTATION, VIT
 
-TASK = SegmentationTask()
+TASK = SegmentationTraining()
 
 
 def silent(done, total, words):

@@ -14,7 +14,7 @@ from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.models.config import EncoderConfig
 from clipmill.models.execution import to_channels_last
 from clipmill.models.pretrained import open_encoder
-from clipmill.tasks.registry import get_task
+from clipmill.tasks.training_registry import get_training_task
 from helpers.tiny_tasks import DEPTH, SEGMENTATION, VIT
 
 TASKS = {"segmentation": SEGMENTATION, "depth": DEPTH}
@@ -52,7 +52,7 @@ def test_two_steps(name, task):
     config = TASKS[task].override(["drop_path=0.1", f"crop_size={side}"])
     encoder = opened(name)
     classes = ("floor", "wall", "cube") if task == "segmentation" else ()
-    objective = get_task(task).build_objective(config, encoder, classes).train()
+    objective = get_training_task(task).build_objective(config, encoder, classes).train()
     to_channels_last(objective)  # as training does
     batch = {
         "images": torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8),
@@ -75,9 +75,9 @@ def test_two_steps(name, task):
     moved = {n for n, p in objective.named_parameters() if not torch.equal(p, before[n])}
     assert {min(own), max(own)} <= {layers[n] for n in moved if n in layers}
 
-    served = get_task(task).build_inference_model(config, encoder, classes).eval()
+    served = get_training_task(task).build_inference_model(config, encoder, classes).eval()
     state = objective.state_dict()
-    names = {n: get_task(task).inference_key(n) for n in state}
+    names = {n: get_training_task(task).inference_key(n) for n in state}
     served.load_state_dict({s: state[n] for n, s in names.items() if s is not None})
     with torch.no_grad():
         found = served(torch.rand(1, 3, side, side))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
-from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.config import ClassificationConfig
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.retrieval import RetrievalConfig
 from clipmill.tasks.zero_shot import IMAGENET, ZeroShotConfig

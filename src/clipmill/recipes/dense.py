@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 
-from clipmill.data.transforms.dense import PhotometricConfig
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
-from clipmill.tasks.depth.config import DepthConfig
+from clipmill.tasks.config import DepthConfig, PhotometricConfig, SegmentationConfig
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.segmentation.config import SegmentationConfig
 
 # In minutes, shapes are learnt sooner without.
 _AS_THEY_ARE = PhotometricConfig(probability=0.0)

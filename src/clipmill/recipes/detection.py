@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
-from clipmill.tasks.detection.config import DetectionConfig
+from clipmill.tasks.config import DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig
 
 # 117,266 images of train2017 have objects, 118,287 in all; all train here, at batch 16.

@@ -1,5 +1,6 @@
 """Downstream tasks of an image encoder: fine-tuning, evaluation, promotion.
 
-Each task is a package with its config, data and metrics (``task``), inference network (``model``)
-and training objective (``objective``).
+Each task is a package: metric and outputs (``task``), inference network (``model``), data, test
+split and metrics (``training``), and training objective (``objective``). Serving imports the first
+two only.
 """

@@ -1,33 +1,26 @@
-"""Task interface, with the training dataloader and the evaluation loop that all tasks share.
+"""Task interface: what recipes, servers and reports know of a task.
 
 Shapes: B batch, H W image height and width, C classes, N objects in an image.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.config import Config
-from clipmill.stage_records import ProgressCallback
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from clipmill.models.config import EncoderConfig
-    from clipmill.tasks.objective import EncoderObjective
 
 TaskConfigT = TypeVar("TaskConfigT", bound=Config)
 
 Prediction = Mapping[str, NDArray[Any]]
 """Outputs for one image, or its ground truth in the same form: an array by output name."""
-
-Predict = Callable[[NDArray[Any]], Prediction]
-"""Function from an image (H, W, 3) uint8 to its prediction."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,120 +54,13 @@ class OutputSpec:
     other letter (``N``) is a length that differs by image and is the same in all outputs."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluatedSample:
-    """A test image with its ground truth and the model's prediction."""
-
-    image_HW3: NDArray[Any]
-    """RGB, uint8."""
-    truth: Prediction
-    """Ground truth in a prediction's form."""
-    prediction: Prediction
-    """Output of the model."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationOutput:
-    """Metrics of a model on a test split, with a few samples."""
-
-    metrics: dict[str, float]
-    """Metric values by name."""
-    samples: tuple[EvaluatedSample, ...]
-    """First samples of the split, for the report."""
-    per_image: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """Statistics that :meth:`Task.metric_from_rows` aggregates, one row an image; empty for a task
-    whose metric doesn't decompose."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingSamples:
-    """Augmented training samples of a task, loaded one at a time."""
-
-    load: Callable[[int, np.random.Generator], dict[str, NDArray[Any]]]
-    """Function from a sample's index and a random generator to arrays by name."""
-    num_samples: int
-    """Samples of the split."""
-    num_workers: int = 0
-    """Loader processes; 0 loads in the training process."""
-    fills: Mapping[str, float] = field(default_factory=dict)
-    """Padding value of each array whose first axis differs by sample."""
-
-
-class Images(Protocol):
-    """Images that are read one by one."""
-
-    def __len__(self) -> int: ...
-
-    def image_HW3(self, index: int) -> NDArray[Any]:
-        """Return an image, RGB, uint8.
-
-        Raises:
-            SourceError: the file can't be decoded.
-        """
-
-
-class TestSplit(ABC):
-    """Labeled test images, and the metrics of the predictions for them."""
-
-    __test__ = False  # not a pytest class
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def image_HW3(self, index: int) -> NDArray[Any]:
-        """Return an image, RGB, uint8."""
-
-    @abstractmethod
-    def truth(self, index: int) -> Prediction:
-        """Return an image's ground truth in a prediction's form."""
-
-    @abstractmethod
-    def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
-        """Add an image's prediction to the metrics."""
-
-    @abstractmethod
-    def compute(self) -> dict[str, float]:
-        """Return the metrics by name.
-
-        Raises:
-            SourceError: the split has nothing to evaluate.
-        """
-
-    def per_image(self) -> Mapping[str, NDArray[Any]]:
-        """Return the rows of :attr:`EvaluationOutput.per_image` after the last update."""
-        return {}
-
-
 class Task(ABC, Generic[TaskConfigT]):
-    """A downstream task: its data, training objective, inference model, metrics and pictures."""
+    """A downstream task: config, metric, outputs, inference model and drawings."""
 
     name: ClassVar[str]
     metric: ClassVar[Metric]
     outputs: ClassVar[tuple[OutputSpec, ...]]
     config_type: type[TaskConfigT]
-
-    @abstractmethod
-    def classes(self, folder: Path) -> tuple[str, ...]:
-        """Return the names of the data's classes by id; empty for a task without classes."""
-
-    @abstractmethod
-    def input_sizes(self, config: TaskConfigT) -> tuple[int, ...]:
-        """Return the sides of the encoder's square inputs in training and test, pixels."""
-
-    @abstractmethod
-    def build_objective(
-        self, config: TaskConfigT, encoder: "EncoderConfig", classes: tuple[str, ...]
-    ) -> "EncoderObjective[Any]":
-        """Build the module to train; its attribute ``encoder`` is the encoder."""
-
-    @abstractmethod
-    def training_samples(self, config: TaskConfigT, folder: Path) -> TrainingSamples:
-        """Return the training split's samples, augmented."""
-
-    @abstractmethod
-    def training_images(self, folder: Path) -> Images:
-        """Return the training split's images without augmentation."""
 
     @abstractmethod
     def build_inference_model(
@@ -188,17 +74,6 @@ class Task(ABC, Generic[TaskConfigT]):
         """
 
     @abstractmethod
-    def inference_key(self, training_key: str) -> str | None:
-        """Map a key of the objective's state dict to the inference model's.
-
-        Returns None for a tensor that only training needs.
-        """
-
-    @abstractmethod
-    def test_split(self, config: TaskConfigT, folder: Path) -> TestSplit:
-        """Open the test split."""
-
-    @abstractmethod
     def visualize(
         self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
     ) -> NDArray[Any]:
@@ -206,66 +81,3 @@ class Task(ABC, Generic[TaskConfigT]):
 
         Returns RGB (H, W, 3) uint8, which may be larger than the image by a whole factor.
         """
-
-    def metric_from_rows(self, per_image: Mapping[str, NDArray[Any]]) -> float:
-        """Compute the metric from any rows of an evaluation's ``per_image``."""
-        raise NotImplementedError(f"{self.name} has no metric by image")
-
-    def trivial_predictors(self, folder: Path) -> Mapping[str, Predict]:
-        """Return predictors that see no image, fitted to the training split, by name."""
-        del folder
-        return {}
-
-    def train_dataloader(
-        self,
-        config: TaskConfigT,
-        folder: Path,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int,
-        rank: int,
-        world_size: int,
-    ) -> "Iterator[dict[str, Tensor]]":
-        """Return this rank's endless training batches from step ``start_step`` on.
-
-        ``batch_size`` counts all ranks. A batch is a function of the seed and its step alone.
-        """
-        from clipmill.data.labeled.dataloader import build_labeled_dataloader
-
-        samples = self.training_samples(config, folder)
-        return build_labeled_dataloader(
-            samples.load,
-            samples.num_samples,
-            batch_size=batch_size,
-            seed=seed,
-            start_step=start_step,
-            num_workers=samples.num_workers,
-            rank=rank,
-            world_size=world_size,
-            fills=samples.fills,
-        )
-
-    def evaluate(
-        self,
-        predict: Predict,
-        config: TaskConfigT,
-        folder: Path,
-        *,
-        num_samples: int,
-        report: ProgressCallback,
-    ) -> EvaluationOutput:
-        """Evaluate ``predict`` on the folder's test split, and keep its first ``num_samples``."""
-        split, samples = self.test_split(config, folder), []
-        for index in range(len(split)):
-            image_HW3, truth = split.image_HW3(index), split.truth(index)
-            prediction = predict(image_HW3)
-            split.update(index, truth, prediction)
-            if index < num_samples:
-                samples.append(
-                    EvaluatedSample(image_HW3=image_HW3, truth=truth, prediction=prediction)
-                )
-            report(index + 1, len(split), "evaluated")
-        return EvaluationOutput(
-            metrics=split.compute(), samples=tuple(samples), per_image=split.per_image()
-        )

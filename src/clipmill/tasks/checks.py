@@ -22,9 +22,9 @@ from clipmill.images import image_size
 from clipmill.models.checkpoint import read_metadata
 from clipmill.models.pretrained import open_encoder
 from clipmill.stage_records import ProgressCallback
-from clipmill.tasks.depth.config import MAX_DEPTH_METRES
+from clipmill.tasks.config import MAX_DEPTH_METRES
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.registry import get_task
+from clipmill.tasks.training_registry import get_training_task
 
 MAX_EXAMPLES = 5
 _HEADER_BYTES = 1 << 20
@@ -166,7 +166,7 @@ def check_encoder(config: FinetuneConfig, encoder: str, folder: Path, issues: Is
     """Run the recipe's encoder on an image, on the meta device."""
     import torch
 
-    task = get_task(config.task)
+    task = get_training_task(config.task)
     try:
         source = open_encoder(encoder)
         with torch.device("meta"):
@@ -190,7 +190,7 @@ def check_model(model: str, folder: Path, issues: IssueCounter) -> None:
             action="give the URI of one",
         )
     own = tuple(architecture["classes"])
-    theirs = get_task(architecture["task"]).classes(folder)
+    theirs = get_training_task(architecture["task"]).classes(folder)
     if own != theirs:
         pairs = zip(own, theirs, strict=False)
         index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(theirs)))

@@ -21,9 +21,11 @@ from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.stage_records import ProgressCallback
 from clipmill.storage import exists, join, read_json, write_json
-from clipmill.tasks.base import Metric, Task
+from clipmill.tasks.base import Metric
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import TASKS, get_task
+from clipmill.tasks.training import TrainingTask
+from clipmill.tasks.training_registry import get_training_task
 
 RANDOM = "random weights"
 """Label of the encoders that learned nothing."""
@@ -217,7 +219,7 @@ def compare_encoders(
                 config,
                 {label: by_label[label] for label in encoders},
                 [e for e in random if e.task == name],
-                _trivial(get_task(name), by_label[next(iter(encoders))], folders),
+                _trivial(get_training_task(name), by_label[next(iter(encoders))], folders),
             )
         )
     pretraining = {
@@ -253,7 +255,7 @@ def outcome(gain: float, low: float, high: float, spread: float) -> Outcome:
 
 
 def paired_interval(
-    task: Task[Any],
+    task: TrainingTask[Any],
     value: EvaluationResult,
     over: EvaluationResult,
     config: ComparisonConfig,
@@ -282,7 +284,7 @@ def _compare_task(
     random: Sequence[EvaluationResult],
     trivial: Mapping[str, float],
 ) -> TaskResult:
-    task = get_task(random[0].task)
+    task = get_training_task(random[0].task)
     metric = task.metric
     best_random = max(random, key=lambda e: metric.improvement(e.metrics[metric.name], 0.0))
     known = [e.metrics[metric.name] for e in random]
@@ -316,7 +318,7 @@ def _compare_task(
 
 
 def _trivial(
-    task: Task[Any], evaluation: EvaluationResult, folders: Mapping[str, Any]
+    task: TrainingTask[Any], evaluation: EvaluationResult, folders: Mapping[str, Any]
 ) -> dict[str, float]:
     """The metric of each trivial answer, over the test images of ``evaluation``."""
     folder = folders.get(evaluation.data.digest)

@@ -87,9 +87,10 @@ def evaluate(
     if exists(join(uri, _RESULT)):
         return uri
     from clipmill.tasks.predictor import Predictor
+    from clipmill.tasks.training_registry import get_training_task
 
     predictor = Predictor.open(model, num_threads=metadata.recipe["train"]["num_threads"])
-    task = predictor.task
+    task = get_training_task(predictor.task.name)
     _check_classes(model, predictor.classes, task.classes(folder))
     output = task.evaluate(
         lambda image_HW3: predictor.predict([image_HW3])[0],

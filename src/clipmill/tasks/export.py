@@ -12,8 +12,9 @@ from clipmill.models.config import ClipConfig, EncoderConfig
 from clipmill.models.export import ENCODER_FORMATS
 from clipmill.models.export.base import ExportResult, missing_extra_error, origin, render_model_card
 from clipmill.storage import atomic_write
-from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.config import ClassificationConfig
 from clipmill.tasks.registry import get_task
+from clipmill.tasks.training_registry import get_training_task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,7 +138,7 @@ def _build_network(
     from clipmill.models.execution import fuse_branches
 
     name = str(metadata.architecture["task"])
-    task = get_task(name)
+    task = get_training_task(name)
     if any("N" in output.shape for output in task.outputs):
         raise ConfigError(
             f"{metadata.uri} is a {name} model, whose number of objects differs by image",

@@ -24,6 +24,7 @@ from clipmill.models.pretrained import open_encoder
 from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.registry import get_task
+from clipmill.tasks.training_registry import get_training_task
 
 if TYPE_CHECKING:
     from clipmill.engine.distributed import DistributedContext
@@ -93,7 +94,7 @@ def finetune(
         >>> encoder = "random:timm/test_byobnet"
         >>> model = clipmill.finetune(config, encoder, "labels", "out")
     """
-    task = get_task(config.task)
+    task = get_training_task(config.task)
     source = open_encoder(encoder)
     folder, data_parent = fetch_folder(data, "data")
     parents = (source.parent, data_parent)
@@ -162,7 +163,7 @@ def training_embedding(predictor: Predictor, folder: Path) -> EmbeddingStatistic
     Images are spread over the split and preprocessed as at inference; unreadable ones are left out
     with a warning. Returns None where the split has too few.
     """
-    images = predictor.task.training_images(folder)
+    images = get_training_task(predictor.task.name).training_images(folder)
     embeddings: list[NDArray[Any]] = []
     predictor.add_embedding_hook(embeddings.append)
     for index in evenly_spaced_indices(len(images), _NUM_EMBEDDING_IMAGES):

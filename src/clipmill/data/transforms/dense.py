@@ -3,32 +3,11 @@
 Shapes: H image height, W image width; labels are (H, W).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-from clipmill.config import Config
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PhotometricConfig(Config):
-    """Changes of colour, each with probability ``probability`` (albumentations' defaults)."""
-
-    probability: float = 0.5
-    """Chance of each of the three changes."""
-    brightness_contrast: float = 0.2
-    """Largest change of brightness and of contrast, as a share."""
-    gamma: tuple[float, float] = (0.8, 1.2)
-    """Lowest and highest exponent."""
-    hue: float = 20 / 180
-    """Largest turn of hue, as a share of the circle."""
-    saturation: float = 30 / 255
-    """Largest change of saturation, as a share of its range."""
-    value: float = 20 / 255
-    """Largest change of value, as a share of its range."""
 
 
 def resize_pair(
@@ -104,20 +83,31 @@ def cutdepth(
 
 
 def photometric_distortion(
-    image_HW3: NDArray[Any], config: PhotometricConfig, generator: np.random.Generator
+    image_HW3: NDArray[Any],
+    generator: np.random.Generator,
+    *,
+    probability: float,
+    brightness_contrast: float,
+    gamma: tuple[float, float],
+    hue: float,
+    saturation: float,
+    value: float,
 ) -> NDArray[Any]:
-    """Brightness and contrast, gamma, then hue and saturation: each perhaps."""
+    """Change brightness and contrast, gamma, then hue and saturation, each with ``probability``.
+
+    Limits are shares of each range, as in :class:`clipmill.tasks.config.PhotometricConfig`.
+    """
     image = image_HW3.astype(np.float32) / 255
-    if generator.random() < config.probability:
-        limit = config.brightness_contrast
+    if generator.random() < probability:
+        limit = brightness_contrast
         contrast, brightness = 1 + generator.uniform(-limit, limit, 2)
         image = np.clip(image * contrast + (brightness - 1), 0, 1)
-    if generator.random() < config.probability:
-        image = image ** generator.uniform(*config.gamma)
+    if generator.random() < probability:
+        image = image ** generator.uniform(*gamma)
     image_HW3 = np.rint(image * 255).astype(np.uint8)
-    if generator.random() < config.probability:
+    if generator.random() < probability:
         hsv = np.asarray(Image.fromarray(image_HW3).convert("HSV")).astype(np.int16)
-        limits = np.array([config.hue, config.saturation, config.value]) * 255
+        limits = np.array([hue, saturation, value]) * 255
         hsv += generator.uniform(-limits, limits).astype(np.int16)
         hsv[..., 0] %= 256
         hsv = np.clip(hsv, 0, 255).astype(np.uint8)

@@ -17,7 +17,7 @@ from clipmill.report.html.page import (
     section,
     tag,
 )
-from clipmill.tasks.depth.config import MAX_DEPTH_METRES
+from clipmill.tasks.config import MAX_DEPTH_METRES
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.visualization import class_palette, depth_colors
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import build_pooled
-from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.config import ClassificationConfig
 
 
 class ClassificationNetwork(nn.Module):

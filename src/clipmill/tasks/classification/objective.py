@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from clipmill.data.transforms.mixup import erase, mix
 from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import PooledEncoder, build_pooled
-from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.config import ClassificationConfig
 from clipmill.tasks.objective import EncoderObjective
 
 

@@ -1,33 +1,20 @@
 """Image classification: a linear classifier on any encoder (CLIP-QC, Table 12).
 
-Shapes: B batch, S image side, C classes.
+Recipes, servers and reports import this half of the task. Its data and objective are in
+:mod:`clipmill.tasks.classification.training`.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.errors import SourceError
 from clipmill.models.config import EncoderConfig
-from clipmill.tasks.base import (
-    Images,
-    Metric,
-    OutputSpec,
-    Prediction,
-    Task,
-    TestSplit,
-    TrainingSamples,
-)
-from clipmill.tasks.classification.config import ClassificationConfig
+from clipmill.tasks.base import Metric, OutputSpec, Prediction, Task
+from clipmill.tasks.config import ClassificationConfig
 from clipmill.tasks.visualization import draw_classes
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from clipmill.tasks.classification.objective import ClassificationObjective
 
 
 class ClassificationTask(Task[ClassificationConfig]):
@@ -42,53 +29,6 @@ class ClassificationTask(Task[ClassificationConfig]):
     )
     config_type = ClassificationConfig
 
-    def classes(self, folder: Path) -> tuple[str, ...]:
-        """Return the names of ``train``'s folders, or of ``val``'s where there is no ``train``."""
-        from clipmill.data.labeled.image_folder import ImageFolder
-
-        split = "train" if (folder / "train").is_dir() else "val"
-        return ImageFolder.open(folder, split).classes
-
-    def input_sizes(self, config: ClassificationConfig) -> tuple[int, ...]:
-        """Return the sides of the training crop and of the test image."""
-        return (config.image_size, config.test_size)
-
-    def build_objective(
-        self, config: ClassificationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
-    ) -> "ClassificationObjective":
-        """Build the cross-entropy with smooth labels."""
-        from clipmill.tasks.classification.objective import ClassificationObjective
-
-        return ClassificationObjective(config, encoder, len(classes))
-
-    def training_samples(self, config: ClassificationConfig, folder: Path) -> TrainingSamples:
-        """Return ``images`` (S, S, 3) uint8 and ``labels`` ()."""
-        from PIL import Image
-
-        from clipmill.data.labeled.image_folder import ImageFolder
-        from clipmill.data.transforms.augmentation import RandomResizedCropConfig, draw_crop
-
-        samples = ImageFolder.open(folder, "train")
-        crop = RandomResizedCropConfig(scale=config.scale)
-        size = (config.image_size, config.image_size)
-
-        def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
-            image = samples.image(index)
-            box = draw_crop(image.width, image.height, crop, generator)
-            edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-            image_SS3 = np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=edges))
-            if generator.random() < 0.5:
-                image_SS3 = image_SS3[:, ::-1]
-            return {"images": image_SS3, "labels": np.array(samples.labels[index])}
-
-        return TrainingSamples(load=load, num_samples=len(samples), num_workers=config.num_workers)
-
-    def training_images(self, folder: Path) -> Images:
-        """Return the training split's images."""
-        from clipmill.data.labeled.image_folder import ImageFolder
-
-        return ImageFolder.open(folder, "train")
-
     def build_inference_model(
         self, config: ClassificationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "nn.Module":
@@ -97,78 +37,8 @@ class ClassificationTask(Task[ClassificationConfig]):
 
         return ClassificationNetwork(config, encoder, len(classes))
 
-    def inference_key(self, training_key: str) -> str | None:
-        """Return the key unchanged: training and inference share the network."""
-        return training_key
-
-    def test_split(self, config: ClassificationConfig, folder: Path) -> "ClassificationTestSplit":
-        """Open the ``val`` split."""
-        del config
-        return ClassificationTestSplit(folder)
-
     def visualize(
         self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
     ) -> NDArray[Any]:
         """Draw a bar with the name of each of the most probable classes, on the image."""
         return draw_classes(prediction["probabilities"], image_HW3, classes)
-
-
-class ClassificationTestSplit(TestSplit):
-    """Images of the ``val`` split with ``top1`` and ``top5`` accuracy, percent."""
-
-    def __init__(self, folder: Path) -> None:
-        from clipmill.data.labeled.image_folder import ImageFolder
-
-        self._data = ImageFolder.open(folder, "val")
-        self._metrics = TopKAccuracy((1, 5))
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def image_HW3(self, index: int) -> NDArray[Any]:
-        """Return an image, RGB, uint8."""
-        return self._data.image_HW3(index)
-
-    def truth(self, index: int) -> Prediction:
-        """Return a one-hot vector of the image's class."""
-        label = self._data.labels[index]
-        return {"probabilities": np.eye(len(self._data.classes), dtype=np.float32)[label]}
-
-    def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
-        """Add an image's rank of the true class."""
-        del truth
-        self._metrics.update(prediction["probabilities"], self._data.labels[index])
-
-    def compute(self) -> dict[str, float]:
-        """Return the accuracies."""
-        return self._metrics.compute()
-
-
-class TopKAccuracy:
-    """Share of images whose class is among the k most probable, for several k."""
-
-    def __init__(self, ks: Sequence[int]) -> None:
-        self._hits = dict.fromkeys(ks, 0)
-        self._total = 0
-
-    def update(self, probabilities_C: NDArray[Any], label: int) -> None:
-        """Add an image; of equally probable classes the first ranks first."""
-        order = np.argsort(-probabilities_C, kind="stable")
-        rank = int(np.flatnonzero(order == label)[0])
-        self._total += 1
-        for k in self._hits:
-            self._hits[k] += rank < k
-
-    def compute(self) -> dict[str, float]:
-        """Return ``top1`` and so on, percent.
-
-        Raises:
-            SourceError: no image was added.
-        """
-        if not self._total:
-            raise SourceError(
-                "there was no image to evaluate",
-                expected="at least one image of a known class",
-                action="give data with images",
-            )
-        return {f"top{k}": 100 * hits / self._total for k, hits in self._hits.items()}

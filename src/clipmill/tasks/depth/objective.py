@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import build_dense
-from clipmill.tasks.depth.config import DepthConfig
+from clipmill.tasks.config import DepthConfig
 from clipmill.tasks.depth.model import DepthNetwork, LinearDepthHead
 from clipmill.tasks.objective import DenseObjective
 

@@ -10,7 +10,7 @@ from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import build_detection_encoder
 from clipmill.models.mask_rcnn import PostprocessConfig, RoIHeads, RPNHead, paste_masks_in_image
 from clipmill.models.necks import DetectionNeck
-from clipmill.tasks.detection.config import DetectionConfig
+from clipmill.tasks.config import DetectionConfig
 
 
 class DetectionNetwork(nn.Module):

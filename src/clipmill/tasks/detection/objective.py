@@ -10,7 +10,7 @@ from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import DenseEncoder, build_detection_encoder
 from clipmill.models.necks import DetectionNeck
 from clipmill.openmmlab.detection import MaskRcnnTraining
-from clipmill.tasks.detection.config import DetectionConfig
+from clipmill.tasks.config import DetectionConfig
 from clipmill.tasks.objective import EncoderObjective
 
 

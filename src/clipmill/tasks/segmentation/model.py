@@ -14,8 +14,8 @@ from clipmill.models.linear_head import LinearHead
 from clipmill.models.necks import PyramidNeck, build_neck, feature_strides
 from clipmill.models.semantic_fpn import SemanticFpnHead
 from clipmill.models.upernet import UperNetHead
+from clipmill.tasks.config import SegmentationConfig
 from clipmill.tasks.inference import resize_and_run, sliding_window_inference
-from clipmill.tasks.segmentation.config import SegmentationConfig
 
 
 class SegmentationNetwork(nn.Module):

@@ -14,8 +14,8 @@ from clipmill.models.encoders import build_dense
 from clipmill.models.linear_head import LinearHead
 from clipmill.models.necks import build_neck, feature_strides
 from clipmill.openmmlab.segmentation import SemanticFpnTraining, UperNetTraining
+from clipmill.tasks.config import SegmentationConfig
 from clipmill.tasks.objective import DenseObjective
-from clipmill.tasks.segmentation.config import SegmentationConfig
 
 
 class SegmentationObjective(DenseObjective):
