@@ -38,7 +38,7 @@ def kustomize_files(chart: Path) -> dict[str, str]:
     return files
 
 
-def _rendered(chart: Path, profile: str) -> dict[tuple[str, str], Resource]:
+def _rendered(chart: Path, profile: str) -> dict[tuple[str, str, str], Resource]:
     from helm_python import Chart
 
     file = chart / f"values-{profile}.yaml"
@@ -46,7 +46,7 @@ def _rendered(chart: Path, profile: str) -> dict[tuple[str, str], Resource]:
     texts = Chart.load(chart).render(
         {**values, "crds": "require"}, name="clipmill", namespace=NAMESPACE
     )
-    found = {}
+    resources = {}
     for path, text in sorted(texts.items()):
         if "/tests/" in path or path.endswith("NOTES.txt"):
             continue
@@ -54,8 +54,9 @@ def _rendered(chart: Path, profile: str) -> dict[tuple[str, str], Resource]:
             # A secret in a repository is none: docs/cluster.md says how to make it.
             if resource and resource["kind"] != "Secret":
                 resource["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "kustomize"
-                found[resource["kind"], resource["metadata"]["name"]] = resource
-    return found
+                namespace = resource["metadata"].get("namespace", "")
+                resources[resource["kind"], namespace, resource["metadata"]["name"]] = resource
+    return resources
 
 
 def _difference(old: Resource, new: Resource) -> Resource:

@@ -15,7 +15,9 @@ MANIFESTS = ROOT / "manifests"
 
 
 def by_name(resources):
-    return {(r["kind"], r["metadata"]["name"]): r for r in resources}
+    return {
+        (r["kind"], r["metadata"].get("namespace"), r["metadata"]["name"]): r for r in resources
+    }
 
 
 @pytest.mark.parametrize("name", ["", *OVERLAYS])
@@ -43,7 +45,9 @@ def test_the_files_are_current():
 
 def test_no_secret_is_in_the_repository():
     files = [*MANIFESTS.rglob("*.yaml"), *CHART.glob("values*.yaml")]
-    assert not [f for f in files if re.search(r"^kind: Secret$|secretKey: [^\"A]", f.read_text(), re.M)]
+    assert not [
+        f for f in files if re.search(r"^kind: Secret$|secretKey: [^\"A]", f.read_text(), re.M)
+    ]
 
 
 def test_examples_are_what_a_cluster_takes():

@@ -34,7 +34,10 @@ OPTIONS = {
     "images.registry": ("", "registry.example.com:5000/ml"),
     "images.pullSecrets": ([], [{"name": "pull"}]),
     "objectStore.embedded.storageClass": ("", "fast"),
-    "serviceAccounts.train.annotations": ({}, {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/r"}),
+    "serviceAccounts.train.annotations": (
+        {},
+        {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/r"},
+    ),
 }
 
 
@@ -114,12 +117,18 @@ def test_a_serving_runtime_requests_what_the_values_say(gpu_name):
 
 
 def secret(values: dict) -> dict[str, str]:
-    (found,) = [r for r in checked(values) if r["kind"] == "Secret"]
-    return found["stringData"]
+    """Keys of the store, the same where endpoints and jobs run and where pipelines do."""
+    secrets = [r for r in checked(values) if r["kind"] == "Secret"]
+    assert {s["metadata"]["namespace"] for s in secrets} == {"ml", "kubeflow"}
+    keys, others = (s["stringData"] for s in secrets)
+    assert keys == others
+    return keys
 
 
 def test_with_a_role_there_are_no_keys():
-    values = deep(profile("gpu"), "objectStore", {"useWorkloadIdentity": True, "region": "eu-west-1"})
+    values = deep(
+        profile("gpu"), "objectStore", {"useWorkloadIdentity": True, "region": "eu-west-1"}
+    )
     found = secret(values)
     assert found["AWS_ACCESS_KEY_ID"] == found["AWS_SECRET_ACCESS_KEY"] == ""
     assert found["AWS_REGION"] == "eu-west-1"

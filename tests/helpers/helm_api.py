@@ -14,8 +14,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 from helm_python import Config
 
-HELD = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "", "namespace": ""}}
-"""Helm keeps its releases in secrets."""
+KNOWN = (
+    {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "", "namespace": ""}},
+    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ""}},
+    {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "", "namespace": ""}},
+)
+"""Kinds that Helm keeps its releases in, and that the chart looks up."""
 
 
 def plural(kind: str) -> str:
@@ -58,11 +62,18 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, resources: list[dict]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.kinds: dict[str, dict[str, bool]] = {}
-        for resource in [HELD, *resources]:
+        for resource in [*KNOWN, *resources]:
             kinds = self.kinds.setdefault(resource["apiVersion"], {})
             kinds[resource["kind"]] = "namespace" in resource["metadata"]
         self.kept: dict[str, dict] = {}
         self.log: list[str] = []
+
+    def put(self, resource: dict) -> None:
+        """Keep an object, as if it had been created before."""
+        version, kind, meta = resource["apiVersion"], resource["kind"], resource["metadata"]
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        space = f"/namespaces/{meta['namespace']}" if "namespace" in meta else ""
+        self.kept[f"{root}{space}/{plural(kind)}/{meta['name']}"] = resource
 
     def of(self, kind: str) -> dict[str, dict]:
         """What is kept of a kind, by name."""

@@ -93,46 +93,6 @@ requests: {{- toYaml $amounts | nindent 2 }}
 limits: {{- toYaml $amounts | nindent 2 }}
 {{- end -}}
 
-{{/*
-The pipeline tasks' platform, with the pools' own nodes in the place of the compiled names, and the
-pipeline's spec with the pools' share and the installed images: dict "root" $ "file" F.
-*/}}
-{{- define "clipmill.pipeline" -}}
-{{- $root := .root -}}
-{{- $documents := splitList "\n---\n" ($root.Files.Get .file) -}}
-{{- $spec := index $documents 0 | fromYaml -}}
-{{- $platform := index $documents 1 | fromYaml -}}
-{{- $executors := $spec.deploymentSpec.executors -}}
-{{- range $name, $placed := $platform.platforms.kubernetes.deploymentSpec.executors -}}
-{{- $label := index $placed.nodeSelector.labels "clipmill.io/pool" -}}
-{{- $what := printf "pipeline %s" $spec.pipelineInfo.name -}}
-{{- /* A cluster without GPUs runs every task on the pool it has. */ -}}
-{{- $chosen := $label -}}
-{{- if and (eq $label "gpu") (not (hasKey $root.Values.pools "gpu")) -}}{{- $chosen = "cpu" -}}{{- end -}}
-{{- $pool := include "clipmill.pool" (dict "root" $root "name" $chosen "what" $what) | fromYaml -}}
-{{- if $pool.nodeSelector -}}
-{{- $_ := set $placed "nodeSelector" (dict "labels" $pool.nodeSelector) -}}
-{{- else -}}
-{{- $_ := unset $placed "nodeSelector" -}}
-{{- end -}}
-{{- $_ := set $placed "tolerations" ($pool.tolerations | default list) -}}
-{{- range $placed.emptyDirMounts -}}
-{{- $_ := set . "sizeLimit" (printf "%vGi" ($pool.sharedMemoryGibibytes | default 2)) -}}
-{{- end -}}
-{{- $container := (index $executors $name).container -}}
-{{- $_ := set $container "image" (include "clipmill.image" (dict "root" $root "image" $root.Values.images.train)) -}}
-{{- $cpu := toString $pool.cpu -}}
-{{- $memory := printf "%vGi" $pool.memoryGibibytes -}}
-{{- $resources := dict "resourceCpuRequest" $cpu "resourceCpuLimit" $cpu "resourceMemoryRequest" $memory "resourceMemoryLimit" $memory -}}
-{{- with $pool.gpus -}}
-{{- $type := default "nvidia.com/gpu" $pool.gpuResource -}}
-{{- $_ := set $resources "accelerator" (dict "resourceType" $type "resourceCount" (toString .)) -}}
-{{- end -}}
-{{- $_ := set $container "resources" $resources -}}
-{{- end -}}
-{{- toYaml (dict "pipelineSpec" $spec "platformSpec" $platform) -}}
-{{- end -}}
-
 {{/* Parts that are on and whose CRDs are missing, for the notes: a comma-separated list. */}}
 {{- define "clipmill.missing" -}}
 {{- $missing := list -}}
