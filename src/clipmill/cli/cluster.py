@@ -1,7 +1,9 @@
 """``clipmill cluster``: training jobs, data workflows and endpoints on Kubernetes."""
 
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +12,10 @@ from clipmill.cli.aliases import current_arguments
 from clipmill.cli.extras import needs
 from clipmill.cli.options import Json, Set, one_of
 from clipmill.cli.output import format_table, print_next
+from clipmill.errors import EXIT_USER_ERROR
+
+if TYPE_CHECKING:
+    from clipmill.cluster.doctor.checks import Part
 
 cluster = typer.Typer(
     help="Training jobs, data workflows and endpoints on Kubernetes.", no_args_is_help=True
@@ -157,6 +163,75 @@ def workflow_resume(name: WorkflowName, namespace: Namespace = "default") -> Non
 
     suspend_workflow(namespace, name, api=ClusterApi(), suspended=False)
     print_next("cluster", "workflow", "status", name, "--namespace", namespace)
+
+
+@cluster.command("doctor")
+@needs("cluster")
+def cluster_doctor(
+    namespace: Namespace = "default",
+    values: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Values of an installation to come, instead of the installed ones.",
+        ),
+    ] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test",
+            help="Run a pod of each image and a task of each kind too, and remove them.",
+        ),
+    ] = False,
+    pool: Annotated[
+        str, typer.Option(metavar="NAME", help="Node pool of the self-test's tasks.")
+    ] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Check the cluster's parts and settings; fails if a part that the values turn on can't work.
+
+    Each missing or wrong part is printed with the command that corrects it. Nothing is changed.
+    """
+    from dataclasses import asdict
+
+    from clipmill.cluster.api import ClusterApi
+    from clipmill.cluster.doctor.checks import examine, is_broken
+    from clipmill.cluster.doctor.snapshot import collect
+    from clipmill.cluster.doctor.values import read_parts
+
+    api = ClusterApi()
+    snapshot = collect(api, namespace, read_parts(values) if values else None)
+    parts = examine(snapshot)
+    results = []
+    if self_test:
+        from clipmill.cluster.doctor.self_test import self_test as run_self_test
+
+        results = run_self_test(api, snapshot, pool=pool)
+    if as_json:
+        tables = [{**asdict(part), "status": part.status} for part in parts]
+        report = {"namespace": namespace, "parts": tables}
+        if self_test:
+            report["self_test"] = [asdict(result) for result in results]
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        typer.echo(_doctor_table(parts))
+        for result in results:
+            state = "passed" if result.passed else f"failed: {result.reason}"
+            typer.echo(f"{result.name}: {state} ({result.seconds:g} s)")
+    if is_broken(parts) or not all(result.passed for result in results):
+        raise typer.Exit(EXIT_USER_ERROR)
+
+
+def _doctor_table(parts: "Sequence[Part]") -> str:
+    """Return a line per part, then what is missing or wrong with the commands that correct it."""
+    rows = [[part.name, str(part.status), part.version, part.settings] for part in parts]
+    lines = [format_table(["part", "status", "version", "settings"], rows)]
+    for part in parts:
+        for problem in part.problems:
+            lines.append(f"\n{part.name}: {problem.status}: {problem.message}")
+            lines.append(f"  needed by: {part.needed_by}")
+            lines += [f"  what to do: {problem.action}"] * bool(problem.action)
+    return "\n".join(lines)
 
 
 @cluster.command("deploy")

@@ -77,6 +77,40 @@ class ClusterApi:
         body = self._call("GET", path, query=[("labelSelector", selector)])
         return list((body or {}).get("items", []))
 
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: dict[str, Any] | None = None,
+        accept: str = "application/json",
+        timeout_seconds: float = _TIMEOUT_SECONDS,
+    ) -> tuple[int, dict[str, Any]]:
+        """Return status and body of an answer, whatever its status.
+
+        Raises:
+            ClusterError: the cluster can't be reached.
+        """
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            response = self._client.call_api(
+                path,
+                method,
+                header_params={"Accept": accept, "Content-Type": "application/json"},
+                body=body,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=timeout_seconds,
+            )
+            return response.status, json.loads(response.data)
+        except ApiException as error:
+            return error.status, {"message": _message(error.body)}
+        except (HTTPError, OSError) as error:
+            raise self._unreachable_error(error) from error
+
     def log(
         self, namespace: str, pod: str, container: str, *, follow: bool = False
     ) -> Iterator[str]:
@@ -145,12 +179,14 @@ class ClusterApi:
         except ApiException as error:
             raise _api_error(method, path, error.status, error.body) from error
         except (HTTPError, OSError) as error:
-            host = self._client.configuration.host
-            raise ClusterError(
-                f"the cluster at {host} can't be reached: {error}",
-                expected="a Kubernetes API that answers",
-                action="check `kubectl cluster-info`, and the context that KUBECONFIG has current",
-            ) from error
+            raise self._unreachable_error(error) from error
+
+    def _unreachable_error(self, error: Exception) -> ClusterError:
+        return ClusterError(
+            f"the cluster at {self._client.configuration.host} can't be reached: {error}",
+            expected="a Kubernetes API that answers",
+            action="check `kubectl cluster-info`, and the context that KUBECONFIG has current",
+        )
 
 
 class _NotFoundError(ClusterError):
@@ -182,11 +218,15 @@ def _client() -> "ApiClient":
     return client.ApiClient(configuration)
 
 
-def _api_error(method: str, path: str, status: int, body: str | bytes | None) -> ClusterError:
+def _message(body: str | bytes | None) -> str:
+    """Return the message of an error's body, or the beginning of another body."""
     try:
-        message = json.loads(body or "")["message"]
+        return str(json.loads(body or "")["message"])
     except (ValueError, KeyError, TypeError):
-        message = str(body or "")[:300]
+        return str(body or "")[:300]
+
+
+def _api_error(method: str, path: str, status: int, body: str | bytes | None) -> ClusterError:
     expected, action = {
         401: ("credentials that the cluster knows", "log in to the cluster again"),
         403: ("the right to do that", "ask for it, or use one of the chart's service accounts"),
@@ -195,7 +235,7 @@ def _api_error(method: str, path: str, status: int, body: str | bytes | None) ->
     }.get(status, ("an answer of 2xx", "fix what the message names"))
     kind = _NotFoundError if status == 404 else ClusterError
     return kind(
-        f"the cluster answered {status} to {method} {path}: {message}",
+        f"the cluster answered {status} to {method} {path}: {_message(body)}",
         expected=expected,
         action=action,
     )

@@ -158,13 +158,16 @@ def _parse_table(text: str, source: str) -> Installation:
         pools, images = table["pools"], table.get("images", {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _table_error(source, error) from error
-    return Installation(
-        pools={
-            name: PoolConfig.from_json({_snake(k): v for k, v in value.items()}, f"pools.{name}")
-            for name, value in pools.items()
-        },
-        images=images,
-    )
+    return Installation(pools=parse_pools(pools), images=images)
+
+
+def parse_pools(pools: Mapping[str, Mapping[str, Any]]) -> dict[str, PoolConfig]:
+    """Return the pools of the chart's values, whose keys are in camel case."""
+    return {
+        name: PoolConfig.from_json({_snake(k): v for k, v in value.items()}, f"pools.{name}")
+        for name, value in pools.items()
+        if value is not None
+    }
 
 
 def _table_error(source: str, error: Exception) -> ConfigError:

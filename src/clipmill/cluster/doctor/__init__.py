@@ -1,0 +1,1 @@
+"""``clipmill cluster doctor``: which parts a cluster has, and what an installation lacks."""
