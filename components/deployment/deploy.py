@@ -18,7 +18,8 @@ def deploy(promotion: str, endpoint: str, namespace: str, runtime: str, promethe
     Returns:
         Digest of the model that the endpoint serves.
     """
-    from clipmill.cluster.kserve import InferenceServiceConfig, RolloutConfig, deploy_promotion
+    from clipmill.cluster.kserve import InferenceServiceConfig
+    from clipmill.cluster.rollout import RolloutConfig, deploy_promotion
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
     service = InferenceServiceConfig.from_json({**settings, "prometheus": prometheus})

@@ -30,6 +30,7 @@ from clipmill.errors import (
 )
 from clipmill.processes import (
     BackgroundProcess,
+    exiting_on_sigterm,
     record_processes,
     require_free,
     running_processes,
@@ -124,7 +125,7 @@ def show_demo(options: DemoOptions, *, as_json: bool) -> None:
     _check(options)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_exiting_on_sigterm())
+        stack.enter_context(exiting_on_sigterm())
         store, server = stack.enter_context(_store(options))
         result = run_demo(options, store, server.environment if server else {}, console)
         if options.keep and result.models:
@@ -417,21 +418,6 @@ def _scratch(folder: Path) -> Iterator[Path]:
         yield inside
     finally:
         shutil.rmtree(inside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _exiting_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that children are ended and temporary files removed."""
-
-    def leave(number: int, frame: object) -> None:
-        del frame
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

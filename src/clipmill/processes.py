@@ -109,6 +109,24 @@ def tune_malloc() -> None:
             library.mallopt(parameter, _KEPT_BYTES)
 
 
+@contextmanager
+def exiting_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that what was begun is undone; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        del frame
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # End with the parent, even where it is killed. There are three ways, as no single one fits all:
 # a pool's workers watch multiprocessing's sentinel (their standard input is /dev/null), clipmill's
 # own servers their standard input, and other programs are killed by Linux's PR_SET_PDEATHSIG, which

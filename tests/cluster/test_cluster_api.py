@@ -39,6 +39,40 @@ def test_what_the_api_says_is_passed_on(cluster):
         api.create(TRAIN_JOB, "ml", job("c"))
 
 
+@pytest.mark.parametrize(
+    ("message", "expected", "action"),
+    [
+        (
+            'admission webhook "v.kserve" denied the request: minReplicas (2) must not exceed 1',
+            "a resource that the webhook v.kserve accepts",
+            "minReplicas (2) must not exceed 1",
+        ),
+        (
+            'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot',
+            "the namespace's policies",
+            "change what the message names",
+        ),
+        (
+            'jobs "x" is forbidden: exceeded quota: team, requested: cpu=8, limited: cpu=4',
+            "the namespace's policies",
+            "change what the message names",
+        ),
+        (
+            'trainjobs "x" is forbidden: User "system:serviceaccount:ml:a" cannot create resource',
+            "the right to do that",
+            "service accounts",
+        ),
+    ],
+)
+def test_a_403_of_a_webhook_a_policy_and_rbac_are_told_apart(cluster, message, expected, action):
+    cluster.interfere = lambda method, path: (403, message)
+    with pytest.raises(ClusterError) as caught:
+        cluster.api().create(TRAIN_JOB, "ml", job("c"))
+    assert message in caught.value.what
+    assert expected in caught.value.expected
+    assert action in caught.value.action
+
+
 def test_nobody_there_is_said_with_the_address():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -1,187 +1,194 @@
-"""A model takes over an endpoint, or is taken back, on an API that answers over HTTP."""
+"""Objects of an endpoint, held against KServe's definitions and the rules of its webhook."""
 
+import copy
 import re
-from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from clipmill.cluster.kserve import (
-    DIGEST_ANNOTATION,
+    MODEL_ANNOTATION,
+    PREDICTOR_ANNOTATION,
     InferenceServiceConfig,
     PromotedModel,
-    RolloutConfig,
     canary,
+    canary_name,
+    endpoint_service,
     inference_service,
-    predictor_name,
-    rollout,
+    predictor_settings,
+    promoted_fields,
+    served_model,
 )
-from clipmill.errors import ClusterError, ConfigError, GateError, ServerError
+from clipmill.errors import ConfigError
+from helpers.kserve_cluster import RUNTIME, KServe, refusal
+from helpers.kubernetes_api import merged
 from helpers.strict_schemas import findings
 
 ENDPOINT = InferenceServiceConfig(name="depth", namespace="ml")
-OLD = PromotedModel(
-    uri="s3://b/models/old", digest="0" * 64, task="depth", parents={"encoder": "e" * 64}
-)
+OLD = PromotedModel(uri="s3://b/models/old", digest="0" * 64, task="depth")
 NEW = PromotedModel(uri="s3://b/models/new", digest="1" * 64, task="depth", metrics={"rmse": 0.5})
-QUICK = RolloutConfig(ready_seconds=1.0, observation_seconds=0.0, poll_interval_seconds=0.01)
-PATH = "/apis/serving.kserve.io/v1beta1/namespaces/ml/inferenceservices/depth"
+KEDA = {
+    "autoScaling": {
+        "metrics": [
+            {
+                "type": "External",
+                "external": {
+                    "metric": {"backend": "prometheus", "serverAddress": "http://p", "query": "q"},
+                    "target": {"type": "Value", "value": "8"},
+                },
+            }
+        ]
+    }
+}
 
 
-def kserve(resource):
-    """What KServe's controller says once pods are up."""
-    canaries = [
-        {"name": c["predictor"]["name"], "ready": True, "trafficPercent": c["trafficPercent"]}
-        for c in resource["spec"].get("canary", [])
-    ]
-    ready = {"type": "Ready", "status": "True"}
-    resource["status"] = {"conditions": [ready], "canaryStatuses": canaries}
+def rolled_out(settings=None):
+    made = inference_service(ENDPOINT, OLD, settings or {})
+    stable = made["spec"]["predictor"]
+    with_canary = merged(made, {"spec": {"canary": [canary(stable, NEW, 10)]}})
+    promoted = merged(made, {"spec": {"canary": [], "predictor": promoted_fields(stable, NEW)}})
+    return made, with_canary, promoted
 
 
-def go(cluster, model, *, smoke=lambda url: None, ratio=lambda endpoint, track: 0.0, config=QUICK):
-    return rollout(
-        ENDPOINT, model, api=cluster.api(), smoke=smoke, error_ratio=ratio, config=config
-    )
+@pytest.mark.parametrize("settings", [{}, KEDA])
+def test_kserve_accepts_every_step_of_a_rollout(settings):
+    before = None
+    for step in rolled_out(settings):
+        assert refusal(step, before) == ""
+        assert findings(step) == []
+        before = step
 
 
-@pytest.fixture
-def serving_old(cluster):
-    cluster.on_change = kserve
-    assert go(cluster, OLD).changed
-    return cluster
+def broken(path, value):
+    """An endpoint with a canary, and one field set otherwise."""
+    _, resource, _ = rolled_out(copy.deepcopy(KEDA))
+    owner = resource
+    *parents, last = path.split(".")
+    for part in parents:
+        owner = owner[int(part)] if part.isdigit() else owner[part]
+    owner[last] = value
+    return resource
 
 
-def serves(cluster):
-    spec = cluster.resources[PATH]["spec"]
-    return spec["predictor"]["model"]["storageUri"], spec.get("canary", [])
-
-
-def test_the_first_model_is_asked_once_it_is_ready(cluster):
-    cluster.on_change = kserve
-    asked = []
-    go(cluster, OLD, smoke=asked.append)
-    assert asked == ["http://depth-rev-00000000-predictor.ml"]
-    made = {k: v for k, v in cluster.resources[PATH].items() if k != "status"}
-    assert findings(made) == []
-    assert made["metadata"]["annotations"]["clipmill.io/parent-encoder"] == "e" * 64
-
-
-def test_a_better_model_gets_more_and_more_requests_and_then_all(serving_old):
-    asked = []
-    assert go(serving_old, NEW, smoke=asked.append).changed
-    steps = [
-        [c["trafficPercent"] for c in past["spec"].get("canary", [])]
-        for past in serving_old.history
-    ]
-    assert steps == [[], [10], [50], []]
-    assert asked == ["http://depth-rev-11111111-predictor.ml"] * 2
-    for past in serving_old.history:
-        assert findings({k: v for k, v in past.items() if k != "status"}) == []
-    assert serves(serving_old) == (NEW.uri, [])
-    # The name stays, so KServe moves the route and restarts nothing.
-    assert serving_old.resources[PATH]["spec"]["predictor"]["name"] == predictor_name(NEW)
-    annotations = serving_old.resources[PATH]["metadata"]["annotations"]
-    assert annotations[DIGEST_ANNOTATION] == NEW.digest
-    assert annotations["clipmill.io/metric-rmse"] == "0.5"
-    assert "clipmill.io/parent-encoder" not in annotations
-
-
-def test_what_serves_already_is_left_alone(serving_old):
-    serving_old.requests.clear()
-    assert not go(serving_old, OLD).changed
-    assert serving_old.requests == [("GET", PATH)]
-
-
-def broken(url):
-    raise ServerError("it answered 500", expected="200", action="mend it")
+METRIC = "spec.predictor.autoScaling.metrics.0.external.target"
 
 
 @pytest.mark.parametrize(
-    ("trouble", "words"),
+    ("path", "value", "words"),
     [
-        ({"smoke": broken}, "it answered 500"),
-        ({"ratio": lambda endpoint, track: 0.2}, "failed 20.0% of its requests"),
+        ("spec.predictor.model.name", "kserve-container", "'name' field is not allowed"),
+        ("spec.predictor.name", "rev-22222222", "predictor.name change requires a model change"),
+        (METRIC, {"type": "AverageValue", "averageValue": "8"}, "threshold value should not be"),
+        ("spec.canary.0.predictor.autoScaling", KEDA["autoScaling"], "must not set autoScaling"),
+        ("spec.canary.0.predictor.maxReplicas", 4, "must not set maxReplicas"),
+        ("spec.canary.0.predictor.minReplicas", 2, "must not exceed stable"),
+        ("spec.canary.0.predictor.name", "stable", "conflicts with stable predictor name"),
+        ("spec.canary.0.predictor.name", "", "predictor.name is required"),
+        ("spec.canary.0.predictor.model", {"modelFormat": {"name": "clipmill"}}, "Required value"),
     ],
 )
-def test_a_canary_that_fails_is_taken_back(serving_old, trouble, words):
-    with pytest.raises(GateError, match=words):
-        go(serving_old, NEW, **trouble)
-    assert serves(serving_old) == (OLD.uri, [])
-    annotations = serving_old.resources[PATH]["metadata"]["annotations"]
-    assert annotations[DIGEST_ANNOTATION] == OLD.digest
+def test_the_webhooks_rules_refuse_what_kserve_refused(path, value, words):
+    assert words in refusal(broken(path, value), rolled_out(KEDA)[0])
 
 
-def test_a_canary_that_never_loads_is_taken_back(serving_old):
-    serving_old.on_change = lambda resource: None
-    serving_old.resources[PATH]["status"]["canaryStatuses"] = [
-        {"name": predictor_name(NEW), "ready": False, "trafficPercent": 10}
-    ]
-    with pytest.raises(GateError, match="wasn't ready within 1 seconds"):
-        go(serving_old, NEW)
-    assert serves(serving_old) == (OLD.uri, [])
+def test_a_canary_is_the_stable_predictor_with_another_model_in_one_pod():
+    made, with_canary, _ = rolled_out(KEDA)
+    stable, (entry,) = made["spec"]["predictor"], with_canary["spec"]["canary"]
+    predictor = entry["predictor"]
+    assert served_model(predictor) == NEW
+    assert served_model(stable) == OLD
+    assert predictor["labels"]["clipmill.io/track"] == "canary"
+    assert predictor["minReplicas"] == 1
+    assert "autoScaling" not in predictor
+    # KEDA refuses an object without metrics, which KServe would make for the canary.
+    assert predictor["annotations"]["serving.kserve.io/autoscalerClass"] == "none"
+    same = {"serviceAccountName", "securityContext", "terminationGracePeriodSeconds"}
+    assert {k: stable[k] for k in same & stable.keys()} == {
+        k: predictor[k] for k in same & stable.keys()
+    }
 
 
-def test_a_predictor_that_0_1_named_serves_on_after_a_rollback(serving_old):
-    serving_old.resources[PATH]["spec"]["predictor"]["name"] = "m0000000000"
-    with pytest.raises(GateError):
-        go(serving_old, NEW, smoke=broken)
-    assert serving_old.resources[PATH]["spec"]["predictor"]["name"] == "m0000000000"
-    assert serves(serving_old) == (OLD.uri, [])
-    assert not go(serving_old, OLD).changed
-    assert go(serving_old, NEW).changed
-    assert serving_old.resources[PATH]["spec"]["predictor"]["name"] == "rev-11111111"
+def test_a_promotion_changes_the_model_only():
+    made, _, promoted = rolled_out(KEDA)
+    predictor = promoted["spec"]["predictor"]
+    assert served_model(predictor) == NEW
+    for field in ("annotations", "model"):
+        del predictor[field]
+        del made["spec"]["predictor"][field]
+    assert predictor == made["spec"]["predictor"]
 
 
-def test_services_of_predictors_have_names_that_dns_takes():
+def test_other_variables_of_a_predictor_stay():
+    stable = inference_service(ENDPOINT, OLD)["spec"]["predictor"]
+    stable["model"]["env"].append({"name": "HTTP_PROXY", "value": "http://proxy"})
+    names = [v["name"] for v in promoted_fields(stable, NEW)["model"]["env"]]
+    assert names == ["HTTP_PROXY", "MODEL_URI"]
+
+
+def test_the_variable_counts_where_it_and_the_annotation_differ():
+    stable = inference_service(ENDPOINT, OLD)["spec"]["predictor"]
+    stable["model"]["env"][0]["value"] = "s3://b/models/by-hand"
+    assert served_model(stable) == PromotedModel(uri="s3://b/models/by-hand")
+    stable["annotations"][MODEL_ANNOTATION] = "not JSON"
+    assert served_model(stable) == PromotedModel(uri="s3://b/models/by-hand")
+    assert served_model({"model": {"storageUri": "s3://foreign"}}) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        (replace(OLD, uri="s3://copy"), True),
+        (PromotedModel(uri=OLD.uri), True),
+        (replace(OLD, digest="2" * 64), False),
+        (NEW, False),
+    ],
+)
+def test_models_are_the_same_by_digest_and_else_by_uri(other, is_same):
+    assert OLD.is_same_as(other) is is_same
+
+
+def test_the_service_selects_the_stable_pods_and_goes_with_its_owner():
+    owner = inference_service(ENDPOINT, OLD)
+    owner["metadata"]["uid"] = "u"
+    service = endpoint_service(ENDPOINT, owner)
+    assert ENDPOINT.url == f"http://{service['metadata']['name']}.ml"
+    labels = owner["spec"]["predictor"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert service["metadata"]["ownerReferences"][0]["uid"] == "u"
+    ports = {p["name"]: (p["port"], p["targetPort"]) for p in service["spec"]["ports"]}
+    assert ports == {"http": (80, 8080), "grpc": (8081, 8081)}
+    assert findings(endpoint_service(ENDPOINT)) == []
+
+
+def test_kserve_makes_no_service_of_that_name_and_dns_takes_all_names():
     longest = InferenceServiceConfig(name="a" * 32)
-    name = f"{longest.name}-{predictor_name(NEW)}-predictor"
-    assert len(name) <= 63
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    by_kserve = {f"{longest.name}-{p}-predictor" for p in ("stable", canary_name(NEW))}
+    names = {longest.service_name, *by_kserve}
+    assert len(names) == 3
+    for name in names:
+        assert len(name) <= 63
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
 
 
-def test_an_interrupt_takes_the_canary_back_too(serving_old):
-    def interrupt(url):
-        raise KeyboardInterrupt
-
-    with suppress(KeyboardInterrupt):
-        go(serving_old, NEW, smoke=interrupt)
-    assert serves(serving_old) == (OLD.uri, [])
-
-
-def test_prometheus_that_is_gone_takes_it_back_and_says_so(serving_old):
-    def gone(endpoint, track):
-        raise ClusterError("Prometheus can't be queried", expected="it", action="start it")
-
-    with pytest.raises(ClusterError, match="Prometheus can't be queried"):
-        go(serving_old, NEW, ratio=gone)
-    assert serves(serving_old) == (OLD.uri, [])
+def test_settings_come_from_the_serving_runtime(cluster):
+    KServe(cluster)
+    annotation = '{"terminationGracePeriodSeconds": 99, "x": "ENDPOINT"}'
+    metadata = cluster.resources[RUNTIME + "clipmill-cpu"]["metadata"]
+    assert predictor_settings(ENDPOINT, cluster.api())["terminationGracePeriodSeconds"] == 75
+    metadata["annotations"] = {PREDICTOR_ANNOTATION: annotation}
+    settings = predictor_settings(ENDPOINT, cluster.api())
+    assert settings["terminationGracePeriodSeconds"] == 99
+    assert settings["x"] == "depth"
+    assert settings["serviceAccountName"] == "clipmill-serve"
 
 
-def test_a_canary_that_was_left_behind_is_replaced(serving_old):
-    left = {"spec": {"canary": [canary(ENDPOINT, NEW, 10)]}}
-    serving_old.resources[PATH]["spec"].update(left["spec"])
-    assert go(serving_old, OLD).changed
-    assert serves(serving_old) == (OLD.uri, [])
-
-
-@pytest.mark.parametrize("steps", [(), (50, 10), (0, 10), (10, 100), (10, 10)])
-def test_steps_that_make_no_sense_are_refused(steps):
-    with pytest.raises(ConfigError, match="traffic_percents"):
-        RolloutConfig(traffic_percents=steps)
+def test_a_namespace_without_the_runtime_is_refused(cluster):
+    gpu = replace(ENDPOINT, runtime="gpu")
+    with pytest.raises(ConfigError, match="namespace ml has no ServingRuntime clipmill-gpu"):
+        predictor_settings(gpu, cluster.api())
 
 
 @pytest.mark.parametrize("wrong", [{"name": "My.Depth"}, {"min_replicas": 0}, {"max_replicas": 0}])
 def test_an_endpoint_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ConfigError):
         InferenceServiceConfig(**{"name": "a", **wrong})
-
-
-def test_an_endpoint_scales_by_its_queue_where_prometheus_is_known():
-    from dataclasses import replace
-
-    made = inference_service(replace(ENDPOINT, prometheus="http://p:9090"), NEW)
-    assert findings(made) == []
-    (metric,) = made["spec"]["predictor"]["autoScaling"]["metrics"]
-    assert 'model="depth"' in metric["external"]["metric"]["query"]
-    assert made["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "keda"
-    # KServe refuses a canary that says how it scales.
-    assert "autoScaling" not in canary(ENDPOINT, NEW, 10)["predictor"]

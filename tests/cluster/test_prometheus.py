@@ -7,7 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from clipmill.cluster.kserve import InferenceServiceConfig, Prometheus
+from clipmill.cluster.canary_checks import Prometheus
+from clipmill.cluster.kserve import InferenceServiceConfig
 from clipmill.errors import ClusterError
 
 ENDPOINT = InferenceServiceConfig(name="depth", namespace="ml")
@@ -40,7 +41,7 @@ def answer(*values):
 
 
 @pytest.mark.parametrize(
-    ("text", "ratio"), [(answer("0.25"), 0.25), (answer(), 0.0), (answer("NaN"), 0.0)]
+    ("text", "ratio"), [(answer("0.25"), 0.25), (answer(), None), (answer("NaN"), None)]
 )
 def test_the_ratio_of_one_track(asked, text, ratio):
     url, queries, answers = asked

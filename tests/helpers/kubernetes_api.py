@@ -1,7 +1,8 @@
 """A small Kubernetes API over HTTP: custom resources and pods in memory, its errors in JSON.
 
 It keeps what it is sent, merges patches as RFC 7396 says, and lets a test play the controllers:
-``on_change(resource)`` is called after each write and may set its status.
+``on_change(resource)`` is called after each write and may set its status; ``admit(new, old)``
+returns a webhook's message where it refuses a write, ``interfere(method, path)`` a code and message.
 """
 
 import json
@@ -29,6 +30,8 @@ class ApiServer(ThreadingHTTPServer):
         self.history: list[dict] = []
         self.forbidden: set[str] = set()
         self.on_change: Callable[[dict], None] = lambda resource: None
+        self.admit: Callable[[dict, dict | None], str] = lambda new, old: ""
+        self.interfere: Callable[[str, str], tuple[int, str] | None] = lambda method, path: None
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -87,6 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
         return url.path, parse_qs(url.query), body
 
     def _refuses(self) -> bool:
+        if failure := self.server.interfere(self.command, urlsplit(self.path).path):
+            self._fail(*failure)
+            return True
         if self.command in self.server.forbidden:
             self._fail(403, "the service account cannot do that")
             return True
@@ -100,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._config_map(path)
         elif path.endswith("/events"):
             self._answer(200, {"items": self.server.events})
-        elif path.startswith("/api/v1/"):
+        elif "/pods" in path:
             self._pods(path, query)
         elif path in self.server.resources:
             self._answer(200, self.server.resources[path])
@@ -138,6 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
         if key in self.server.resources:
             self._fail(409, f"{meta['name']} already exists")
             return
+        if message := self.server.admit(body, None):
+            self._fail(403, message)
+            return
         self._keep(key, body)
         self._answer(201, body)
 
@@ -149,7 +158,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in self.server.resources:
             self._fail(404, f"{path} not found")
             return
-        self._keep(path, merged(self.server.resources[path], body))
+        changed = merged(self.server.resources[path], body)
+        if message := self.server.admit(changed, self.server.resources[path]):
+            self._fail(403, message)
+            return
+        self._keep(path, changed)
         self._answer(200, self.server.resources[path])
 
     def do_DELETE(self) -> None:

@@ -1,5 +1,6 @@
 """``clipmill cluster``: training jobs, data workflows and endpoints on Kubernetes."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -256,15 +257,18 @@ def cluster_deploy(
     as_json: Json = False,
 ) -> None:
     """Roll a promoted model out to an endpoint as a canary; prints its digest."""
-    from clipmill.cluster.kserve import InferenceServiceConfig, RolloutConfig, deploy_promotion
+    from clipmill.cluster.kserve import InferenceServiceConfig
+    from clipmill.cluster.rollout import RolloutConfig, deploy_promotion
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
     service = InferenceServiceConfig.from_json({**settings, "prometheus": prometheus})
-    rollout = RolloutConfig().override(sets or [])
-    digest = deploy_promotion(promotion, service, rollout).digest
-    value = {"endpoint": endpoint, "namespace": namespace, "digest": digest}
-    typer.echo(json.dumps(value) if as_json else digest)
-    print_next("predict", "URL", "IMAGE", "--model", endpoint)
+    rollout = deploy_promotion(promotion, service, RolloutConfig().override(sets or []))
+    value = {**dataclasses.asdict(rollout), "namespace": namespace}
+    typer.echo(json.dumps(value) if as_json else rollout.digest)
+    if not as_json:
+        for sentence in rollout.evidence:
+            typer.echo(sentence, err=True)
+    print_next("predict", rollout.url, "IMAGE", "--model", endpoint)
 
 
 @cluster.command("plan-capacity")

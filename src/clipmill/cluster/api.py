@@ -1,6 +1,7 @@
 """The part of the Kubernetes API that clipmill uses, with errors that say what to do."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,16 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS = 30
 _MERGE_PATCH = "application/merge-patch+json"
+_FIELD_MANAGER = "clipmill"
+_WEBHOOK = re.compile(r'admission webhook "([^"]+)" denied the request: (.*)', re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """A kind of custom resource."""
+    """A kind of resource."""
 
     group: str
-    """API group."""
+    """API group; empty for Kubernetes' core."""
     version: str
     """Version of the group."""
     plural: str
@@ -28,6 +31,9 @@ class Kind:
 
 TRAIN_JOB = Kind(group="trainer.kubeflow.org", version="v1alpha1", plural="trainjobs")
 INFERENCE_SERVICE = Kind(group="serving.kserve.io", version="v1beta1", plural="inferenceservices")
+SERVING_RUNTIME = Kind(group="serving.kserve.io", version="v1alpha1", plural="servingruntimes")
+HTTP_ROUTE = Kind(group="gateway.networking.k8s.io", version="v1", plural="httproutes")
+SERVICE = Kind(group="", version="v1", plural="services")
 WORKFLOW = Kind(group="argoproj.io", version="v1alpha1", plural="workflows")
 
 
@@ -49,12 +55,12 @@ class ClusterApi:
 
     def create(self, kind: Kind, namespace: str, resource: dict[str, Any]) -> dict[str, Any]:
         """Create the resource; unknown fields are an error."""
-        query = [("fieldValidation", "Strict")]
+        query = [("fieldValidation", "Strict"), ("fieldManager", _FIELD_MANAGER)]
         return self._call("POST", _path(kind, namespace), body=resource, query=query) or {}
 
     def patch(self, kind: Kind, namespace: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
         """Merge fields into the resource (RFC 7396); lists are replaced."""
-        query = [("fieldValidation", "Strict")]
+        query = [("fieldValidation", "Strict"), ("fieldManager", _FIELD_MANAGER)]
         path = _path(kind, namespace, name)
         return self._call("PATCH", path, body=patch, query=query, content=_MERGE_PATCH) or {}
 
@@ -194,7 +200,8 @@ class _NotFoundError(ClusterError):
 
 
 def _path(kind: Kind, namespace: str, name: str = "") -> str:
-    base = f"/apis/{kind.group}/{kind.version}/namespaces/{namespace}/{kind.plural}"
+    root = f"/apis/{kind.group}" if kind.group else "/api"
+    base = f"{root}/{kind.version}/namespaces/{namespace}/{kind.plural}"
     return f"{base}/{name}" if name else base
 
 
@@ -218,6 +225,16 @@ def _client() -> "ApiClient":
     return client.ApiClient(configuration)
 
 
+def _forbidden(message: str) -> tuple[str, str]:
+    """Tell apart what answers 403: an admission webhook, a policy of the namespace, RBAC."""
+    if webhook := _WEBHOOK.search(message):
+        name, reason = webhook.groups()
+        return f"a resource that the webhook {name} accepts", f"change what it names: {reason}"
+    if re.search(r"violates PodSecurity|exceeded quota|(min|max)imum .* usage", message):
+        return "a resource within the namespace's policies", "change what the message names"
+    return "the right to do that", "ask for it, or use one of the chart's service accounts"
+
+
 def _message(body: str | bytes | None) -> str:
     """Return the message of an error's body, or the beginning of another body."""
     try:
@@ -227,9 +244,10 @@ def _message(body: str | bytes | None) -> str:
 
 
 def _api_error(method: str, path: str, status: int, body: str | bytes | None) -> ClusterError:
+    message = _message(body)
     expected, action = {
         401: ("credentials that the cluster knows", "log in to the cluster again"),
-        403: ("the right to do that", "ask for it, or use one of the chart's service accounts"),
+        403: _forbidden(message),
         404: ("a resource of that name, and its CRD", "check the name, and what is installed"),
         409: ("a name that isn't taken", "delete the old one, or choose another name"),
     }.get(status, ("an answer of 2xx", "fix what the message names"))

@@ -40,6 +40,8 @@ METRICS_PORT: Final = 9090
 """Port of a job's ``/metrics``."""
 HTTP_PORT: Final = 8080
 """Port of an endpoint's REST routes and ``/metrics``."""
+GRPC_PORT: Final = 8081
+"""Port of an endpoint's Open Inference Protocol by gRPC."""
 
 NON_ROOT: Final = 10001
 """User and group of every container."""

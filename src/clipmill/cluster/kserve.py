@@ -1,32 +1,52 @@
-"""Promoted models as InferenceServices of KServe 0.21 (Standard mode), rolled out as canaries."""
+"""Objects of an endpoint: the InferenceService of KServe 0.21 (Standard mode) and its Service.
 
-import io
+The chart writes the same objects (``templates/endpoints.yaml``). A rollout changes the model only:
+one annotation, which describes it, and one variable, by which the server reads it from the store.
+"""
+
+import copy
 import json
-import math
 import re
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Self
 
-from clipmill.cluster.api import INFERENCE_SERVICE, ClusterApi
-from clipmill.cluster.constants import DOMAIN, POD_SECURITY, TRACK_LABEL
-from clipmill.cluster.monitoring.series import QUEUE_DEPTH, SERVED_REQUESTS
+from clipmill.cluster.api import SERVING_RUNTIME, ClusterApi
+from clipmill.cluster.constants import DOMAIN, GRPC_PORT, HTTP_PORT, POD_SECURITY, TRACK_LABEL
 from clipmill.config import Config
-from clipmill.errors import ClipmillError, ClusterError, ConfigError, GateError
-from clipmill.models.checkpoint import read_metadata
-from clipmill.tasks.evaluation import EvaluationResult
-from clipmill.tasks.promotion import read_promotion
+from clipmill.errors import ConfigError
 
-RUNTIMES = {"cpu": "clipmill-cpu", "gpu": "clipmill-gpu"}
+RUNTIMES: Final = {"cpu": "clipmill-cpu", "gpu": "clipmill-gpu"}
 """ServingRuntimes that the chart makes."""
-MODEL_FORMAT = "clipmill"
-DIGEST_ANNOTATION = f"{DOMAIN}/model-digest"
-_TIMEOUT_SECONDS = 10
-_NAME = re.compile(r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?")
+CONTAINER: Final = "kserve-container"
+"""Name of the server's container, by which KServe merges it with the runtime's."""
+MODEL_FORMAT: Final = "clipmill"
+STABLE: Final = "stable"
+"""Name of the stable predictor and value of its track label. It never changes: KServe deletes the
+Deployment of a predictor that is renamed before the new one is ready."""
+CANARY: Final = "canary"
+
+ENDPOINT_LABEL: Final = f"{DOMAIN}/endpoint"
+MODEL_ANNOTATION: Final = f"{DOMAIN}/model"
+"""JSON of :class:`PromotedModel` on a predictor, which KServe copies to its pods."""
+PREDICTOR_ANNOTATION: Final = f"{DOMAIN}/predictor"
+"""JSON of a predictor's settings on a ServingRuntime, with ``ENDPOINT`` for the endpoint's name."""
+MODEL_VARIABLE: Final = "MODEL_URI"
+"""Variable of the server's container, which the runtime puts into its arguments."""
+AUTOSCALER_ANNOTATION: Final = "serving.kserve.io/autoscalerClass"
+
+PREDICTOR_SETTINGS: Final[Mapping[str, Any]] = {
+    "serviceAccountName": "clipmill-serve",
+    "automountServiceAccountToken": False,
+    # 5 s unready, 60 s for the requests in flight, 10 s to spare.
+    "terminationGracePeriodSeconds": 75,
+    "securityContext": POD_SECURITY,
+}
+"""Settings of a predictor where the ServingRuntime names none; those of the chart's defaults."""
+_SCALING: Final = frozenset(
+    {"minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling"}
+)
+_NAME: Final = re.compile(r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,19 +55,29 @@ class PromotedModel(Config):
 
     uri: str
     """URI of its checkpoint."""
-    digest: str
-    """Its digest."""
-    task: str
-    """Name of its task."""
+    digest: str = ""
+    """Its digest; empty where only the values of the chart named the model."""
+    task: str = ""
+    """Name of its task; empty where only the values of the chart named the model."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of its evaluation."""
     parents: dict[str, str] = field(default_factory=dict)
     """Digests of its parents by role."""
 
+    def annotation(self) -> str:
+        """Return the value of :data:`MODEL_ANNOTATION`."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    def is_same_as(self, other: Self) -> bool:
+        """Return whether both are one model: by digest where both have one, else by URI."""
+        if self.digest and other.digest:
+            return self.digest == other.digest
+        return self.uri == other.uri
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceServiceConfig(Config):
-    """An InferenceService, whichever model it serves."""
+    """An endpoint; all but its name and namespace count at its first deployment only."""
 
     name: str
     """Name of the InferenceService, and of the model in URLs."""
@@ -58,13 +88,9 @@ class InferenceServiceConfig(Config):
     min_replicas: int = 1
     """Fewest pods."""
     max_replicas: int = 4
-    """Most pods."""
-    service_account: str = "clipmill-serve"
-    """Service account of the pods; it may read the models' bucket."""
+    """Most pods, where the chart's autoscaling is on."""
     prometheus: str = ""
-    """URL of a Prometheus by which KEDA scales the pods; empty for a fixed number of pods."""
-    target_queue_depth: int = 8
-    """Images that wait in one pod before another is started."""
+    """URL of a Prometheus that tells the canary's share of failed requests."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -81,220 +107,43 @@ class InferenceServiceConfig(Config):
                 action="let at least one pod serve",
             )
 
+    @property
+    def service_name(self) -> str:
+        """Name of the Service that stays whichever model serves; KServe makes none of it."""
+        return f"{self.name}-endpoint"
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutConfig(Config):
-    """Steps and limits of a canary rollout."""
-
-    traffic_percents: tuple[int, ...] = (10, 50)
-    """Share of requests that the canary gets, step by step, percent."""
-    ready_seconds: float = 900.0
-    """Longest that a model may take to be ready, seconds."""
-    observation_seconds: float = 300.0
-    """Time for which each step is observed, seconds."""
-    poll_interval_seconds: float = 10.0
-    """Interval of the checks, seconds."""
-    max_error_ratio: float = 0.01
-    """Largest share of failed requests, 0 to 1."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range (ConfigError)."""
-        steps = self.traffic_percents
-        if not steps or list(steps) != sorted(set(steps)) or not 0 < steps[0] <= steps[-1] < 100:
-            raise ConfigError(
-                f"traffic_percents was {list(steps)}",
-                expected="rising whole numbers between 1 and 99, such as [10, 50]",
-                action="set traffic_percents to such a list",
-            )
+    @property
+    def url(self) -> str:
+        """Address of the endpoint inside the cluster."""
+        return f"http://{self.service_name}.{self.namespace}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rollout:
-    """Result of a rollout."""
-
-    endpoint: str
-    """Name of the endpoint."""
-    digest: str
-    """Digest of the model that serves now."""
-    changed: bool
-    """Whether another model, or none, served before."""
-
-
-SmokeTest = Callable[[str], None]
-"""Sends a request to the server at a base URL; a ClipmillError means that it failed."""
-ErrorRatio = Callable[[InferenceServiceConfig, str], float]
-"""Returns the recent share of requests (0 to 1) that a track's pods answered with 5xx."""
-
-
-def deploy_promotion(
-    promotion: str,
-    endpoint: InferenceServiceConfig,
-    config: RolloutConfig,
-    *,
-    api: ClusterApi | None = None,
-) -> Rollout:
-    """Roll out a promoted model; without Prometheus only its smoke query is checked.
+def predictor_settings(endpoint: InferenceServiceConfig, api: ClusterApi) -> dict[str, Any]:
+    """Return the settings of a predictor that the endpoint's ServingRuntime names.
 
     Raises:
-        NotFoundError: nothing was promoted there.
-        GateError: the canary failed; the model before keeps serving.
-        ClusterError: the cluster or Prometheus can't be reached.
-    """
-    result = read_promotion(promotion).evaluation
-    server = Prometheus(endpoint.prometheus) if endpoint.prometheus else None
-    return rollout(
-        endpoint,
-        promoted_model(result),
-        api=api or ClusterApi(),
-        smoke=lambda url: _smoke_query(url, endpoint.name, result),
-        error_ratio=server.error_ratio if server else lambda _endpoint, _track: 0.0,
-        config=config if server else replace(config, observation_seconds=0.0),
-    )
-
-
-def promoted_model(result: EvaluationResult) -> PromotedModel:
-    """Return the evaluated model with its metrics and parents."""
-    metadata = read_metadata(result.model.uri)
-    return PromotedModel(
-        uri=result.model.uri,
-        digest=result.model.digest,
-        task=result.task,
-        metrics=result.metrics,
-        parents={parent.role: parent.digest for parent in metadata.parents},
-    )
-
-
-def _smoke_query(url: str, model: str, result: EvaluationResult) -> None:
-    import numpy as np
-    from PIL import Image
-
-    from clipmill.serve.client import query
-
-    image = Image.open(io.BytesIO(result.read_image(0, "image"))).convert("RGB")
-    query(url, model, np.asarray(image))
-
-
-def rollout(
-    endpoint: InferenceServiceConfig,
-    model: PromotedModel,
-    *,
-    api: ClusterApi,
-    smoke: SmokeTest,
-    error_ratio: ErrorRatio,
-    config: RolloutConfig,
-) -> Rollout:
-    """Serve the model at the endpoint; nothing changes where it does already.
-
-    Raises:
-        GateError: the canary wasn't ready, failed the smoke query, or failed too many requests;
-            the model before keeps serving, alone.
+        ConfigError: the namespace has no such ServingRuntime.
         ClusterError: the cluster can't be reached or refuses.
     """
-    resource = (INFERENCE_SERVICE, endpoint.namespace, endpoint.name)
-    current = api.get(*resource)
-    if current is None:
-        api.create(INFERENCE_SERVICE, endpoint.namespace, inference_service(endpoint, model))
-        _wait_until_ready(
-            lambda: _is_ready(api.get(*resource)), config, f"endpoint {endpoint.name}"
+    name = RUNTIMES[endpoint.runtime]
+    runtime = api.get(SERVING_RUNTIME, endpoint.namespace, name)
+    if runtime is None:
+        raise ConfigError(
+            f"namespace {endpoint.namespace} has no ServingRuntime {name}",
+            expected="a namespace in which the chart is installed, with serving.enabled and, for "
+            "gpu, a pool gpu",
+            action=f"run `kubectl get servingruntimes -A`, and name a namespace that has {name}",
         )
-        smoke(_service_url(endpoint, model))
-        return Rollout(endpoint=endpoint.name, digest=model.digest, changed=True)
-    if current["metadata"].get("annotations", {}).get(
-        DIGEST_ANNOTATION
-    ) == model.digest and not current["spec"].get("canary"):
-        return Rollout(endpoint=endpoint.name, digest=model.digest, changed=False)
-    try:
-        for percent in config.traffic_percents:
-            api.patch(*resource, {"spec": {"canary": [canary(endpoint, model, percent)]}})
-            _wait_until_ready(
-                lambda: _canary_is_ready(api.get(*resource), predictor_name(model)),
-                config,
-                f"the canary of {endpoint.name}",
-            )
-            smoke(_service_url(endpoint, model))
-            _watch(endpoint, config, error_ratio)
-    except BaseException as error:
-        # For any error, an interrupt too: the old model keeps serving, alone.
-        api.patch(*resource, {"spec": {"canary": []}})
-        if isinstance(error, ClipmillError) and not isinstance(error, ClusterError):
-            raise GateError(
-                f"{model.uri} was taken back from {endpoint.name}: {error}",
-                expected="a canary that is ready, answers, and fails few requests",
-                action=f"read the logs of {endpoint.name}-{predictor_name(model)}-predictor's pods",
-            ) from error
-        raise
-    # KServe points the stable route at the canary's pods, since the name stays: none restarts.
-    # null removes what only the model before had.
-    annotations: dict[str, str | None] = dict.fromkeys(_lineage_keys(current))
-    api.patch(
-        *resource,
-        {
-            "metadata": {"annotations": annotations | lineage_annotations(model)},
-            "spec": {"predictor": predictor(endpoint, model), "canary": []},
-        },
-    )
-    return Rollout(endpoint=endpoint.name, digest=model.digest, changed=True)
+    annotations = runtime["metadata"].get("annotations", {})
+    text = annotations.get(PREDICTOR_ANNOTATION, "{}").replace("ENDPOINT", endpoint.name)
+    return {**PREDICTOR_SETTINGS, **json.loads(text)}
 
 
-def _watch(
-    endpoint: InferenceServiceConfig, config: RolloutConfig, error_ratio: ErrorRatio
-) -> None:
-    end = time.monotonic() + config.observation_seconds
-    while True:
-        ratio = error_ratio(endpoint, "canary")
-        if ratio > config.max_error_ratio:
-            raise GateError(
-                f"the canary failed {ratio:.1%} of its requests",
-                expected=f"at most {config.max_error_ratio:.1%}",
-                action="read the canary's logs, and fix the model or its server",
-            )
-        if time.monotonic() >= end:
-            return
-        time.sleep(config.poll_interval_seconds)
-
-
-def _wait_until_ready(is_ready: Callable[[], bool], config: RolloutConfig, what: str) -> None:
-    end = time.monotonic() + config.ready_seconds
-    while not is_ready():
-        if time.monotonic() >= end:
-            raise GateError(
-                f"{what} wasn't ready within {config.ready_seconds:g} seconds",
-                expected="pods that load the model",
-                action="see its events with kubectl describe inferenceservice",
-            )
-        time.sleep(config.poll_interval_seconds)
-
-
-def _is_ready(current: dict[str, Any] | None) -> bool:
-    conditions = ((current or {}).get("status") or {}).get("conditions", [])
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-
-
-def _canary_is_ready(current: dict[str, Any] | None, name: str) -> bool:
-    statuses = ((current or {}).get("status") or {}).get("canaryStatuses", [])
-    return any(s["name"] == name and s["ready"] for s in statuses)
-
-
-def _service_url(endpoint: InferenceServiceConfig, model: PromotedModel) -> str:
-    """Return the URL of KServe's service of this model, whatever its share of the traffic."""
-    return f"http://{endpoint.name}-{predictor_name(model)}-predictor.{endpoint.namespace}"
-
-
-def _lineage_keys(current: dict[str, Any]) -> list[str]:
-    prefix = DIGEST_ANNOTATION.partition("/")[0] + "/"
-    return [k for k in current["metadata"].get("annotations", {}) if k.startswith(prefix)]
-
-
-def predictor_name(model: PromotedModel) -> str:
-    """Return the predictor's name, the same as a canary and after, so that no pod restarts.
-
-    KServe names its services ``ENDPOINT-PREDICTOR-predictor``: at most 55 characters of the 63 that
-    a DNS label may have. A label begins with a letter, which a digest needn't.
-    """
-    return f"rev-{model.digest[:8]}"
-
-
-def inference_service(endpoint: InferenceServiceConfig, model: PromotedModel) -> dict[str, Any]:
+def inference_service(
+    endpoint: InferenceServiceConfig,
+    model: PromotedModel,
+    settings: Mapping[str, Any] = PREDICTOR_SETTINGS,
+) -> dict[str, Any]:
     """Return the InferenceService with this model only."""
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
@@ -302,116 +151,125 @@ def inference_service(endpoint: InferenceServiceConfig, model: PromotedModel) ->
         "metadata": {
             "name": endpoint.name,
             "namespace": endpoint.namespace,
-            "labels": {
-                "app.kubernetes.io/name": "clipmill",
-                "app.kubernetes.io/component": "serve",
-            },
+            "labels": _labels(),
             "annotations": {
                 "serving.kserve.io/deploymentMode": "Standard",
-                "serving.kserve.io/autoscalerClass": "keda" if endpoint.prometheus else "none",
-                **lineage_annotations(model),
+                # Without a class KServe scales by CPU.
+                AUTOSCALER_ANNOTATION: "keda" if "autoScaling" in settings else "none",
             },
         },
-        "spec": {"predictor": predictor(endpoint, model)},
-    }
-
-
-def predictor(endpoint: InferenceServiceConfig, model: PromotedModel) -> dict[str, Any]:
-    """Return the predictor of a stable model."""
-    spec = {
-        **_serving(endpoint, model, "stable"),
-        "minReplicas": endpoint.min_replicas,
-        "maxReplicas": endpoint.max_replicas,
-    }
-    if endpoint.prometheus:
-        spec["autoScaling"] = {"metrics": [_queue_metric(endpoint)]}
-    return spec
-
-
-def canary(
-    endpoint: InferenceServiceConfig, model: PromotedModel, traffic_percent: int
-) -> dict[str, Any]:
-    """Return an entry of ``spec.canary``, which may set no scaling but the least pods."""
-    return {
-        "trafficPercent": traffic_percent,
-        "predictor": {**_serving(endpoint, model, "canary"), "minReplicas": 1},
-    }
-
-
-def lineage_annotations(model: PromotedModel) -> dict[str, str]:
-    """Return annotations with the model's digest, task, metrics and parents."""
-    current = {
-        DIGEST_ANNOTATION: model.digest,
-        f"{DOMAIN}/model-uri": model.uri,
-        f"{DOMAIN}/task": model.task,
-    }
-    current |= {f"{DOMAIN}/metric-{_key(k)}": f"{v:.6g}" for k, v in model.metrics.items()}
-    return current | {f"{DOMAIN}/parent-{_key(k)}": v for k, v in model.parents.items()}
-
-
-def _serving(endpoint: InferenceServiceConfig, model: PromotedModel, track: str) -> dict[str, Any]:
-    return {
-        "name": predictor_name(model),
-        "labels": {TRACK_LABEL: track, f"{DOMAIN}/endpoint": endpoint.name},
-        "annotations": {DIGEST_ANNOTATION: model.digest},
-        "serviceAccountName": endpoint.service_account,
-        "automountServiceAccountToken": False,
-        "securityContext": POD_SECURITY,
-        "model": {
-            # A canary's definition wants the container's name; it is the runtime's.
-            "name": "kserve-container",
-            "modelFormat": {"name": MODEL_FORMAT},
-            "runtime": RUNTIMES[endpoint.runtime],
-            "protocolVersion": "v2",
-            "storageUri": model.uri,
+        "spec": {
+            "predictor": {
+                "name": STABLE,
+                "labels": {TRACK_LABEL: STABLE, ENDPOINT_LABEL: endpoint.name},
+                "annotations": {MODEL_ANNOTATION: model.annotation()},
+                **settings,
+                "minReplicas": endpoint.min_replicas,
+                "maxReplicas": endpoint.max_replicas,
+                # KServe allows no name here, and requires one in a canary.
+                "model": {
+                    "modelFormat": {"name": MODEL_FORMAT},
+                    "runtime": RUNTIMES[endpoint.runtime],
+                    "protocolVersion": "v2",
+                    "env": [{"name": MODEL_VARIABLE, "value": model.uri}],
+                },
+            }
         },
     }
 
 
-def _queue_metric(endpoint: InferenceServiceConfig) -> dict[str, Any]:
-    selector = f'namespace="{endpoint.namespace}",model="{endpoint.name}"'
-    metric = {
-        "backend": "prometheus",
-        "serverAddress": endpoint.prometheus,
-        "query": f"sum({QUEUE_DEPTH}{{{selector}}})",
+def canary(stable: dict[str, Any], model: PromotedModel, traffic_percent: int) -> dict[str, Any]:
+    """Return an entry of ``spec.canary``: the stable predictor with another model, in one pod."""
+    predictor = {k: copy.deepcopy(v) for k, v in stable.items() if k not in _SCALING}
+    predictor["name"] = canary_name(model)
+    predictor["minReplicas"] = 1
+    predictor["labels"] = {**predictor.get("labels", {}), TRACK_LABEL: CANARY}
+    predictor["annotations"] = {
+        **predictor.get("annotations", {}),
+        MODEL_ANNOTATION: model.annotation(),
+        # KServe would make a KEDA object without any metric, which KEDA refuses.
+        AUTOSCALER_ANNOTATION: "none",
     }
-    target = {"type": "AverageValue", "averageValue": str(endpoint.target_queue_depth)}
-    return {"type": "External", "external": {"metric": metric, "target": target}}
+    predictor["model"] = {**predictor["model"], "name": CONTAINER, "env": model_env(stable, model)}
+    return {"trafficPercent": traffic_percent, "predictor": predictor}
 
 
-def _key(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+def canary_name(model: PromotedModel) -> str:
+    """Return the name of a canary's predictor.
+
+    KServe names its Service ``ENDPOINT-PREDICTOR-predictor``: at most 55 characters of the 63 that
+    a DNS label may have. A label begins with a letter, which a digest needn't.
+    """
+    return f"rev-{model.digest[:8]}"
 
 
-class Prometheus:
-    """A Prometheus server at a base URL, such as ``http://prometheus-operated.monitoring:9090``."""
+def promoted_fields(stable: dict[str, Any], model: PromotedModel) -> dict[str, Any]:
+    """Return the fields of the stable predictor that name its model, with this one."""
+    return {
+        "annotations": {MODEL_ANNOTATION: model.annotation()},
+        "model": {"env": model_env(stable, model)},
+    }
 
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
 
-    def error_ratio(self, endpoint: InferenceServiceConfig, track: str) -> float:
-        """Return the share of a track's requests in two minutes that got a 5xx; 0 without any.
+def model_env(predictor: dict[str, Any], model: PromotedModel) -> list[dict[str, Any]]:
+    """Return the predictor's variables with this model's URI."""
+    others = [v for v in predictor["model"].get("env", []) if v["name"] != MODEL_VARIABLE]
+    return [*others, {"name": MODEL_VARIABLE, "value": model.uri}]
 
-        Raises:
-            ClusterError: the server can't be queried.
-        """
-        # The PodMonitor turns the pods' label into this one.
-        label = TRACK_LABEL.replace(".", "_").replace("/", "_")
-        selector = f'model="{endpoint.name}",namespace="{endpoint.namespace}",{label}="{track}"'
-        failed = f'sum(rate({SERVED_REQUESTS}{{{selector},code=~"5.."}}[2m]))'
-        value = self.value(f"{failed} / sum(rate({SERVED_REQUESTS}{{{selector}}}[2m]))")
-        return 0.0 if value is None or math.isnan(value) else value
 
-    def value(self, query: str) -> float | None:
-        """Return the only value of an instant query, or None where there is none."""
-        address = f"{self._url}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-        try:
-            with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
-                current = json.load(response)["data"]["result"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ClusterError(
-                f"Prometheus at {self._url} can't be queried: {error}",
-                expected="a Prometheus that answers /api/v1/query",
-                action="give its address with --prometheus",
-            ) from error
-        return float(current[0]["value"][1]) if current else None
+def served_model(predictor: dict[str, Any]) -> PromotedModel | None:
+    """Return the model that a predictor serves, or None where it serves none of ours.
+
+    The variable says which; the annotation's other facts count where it names the same URI.
+    """
+    variables = {v["name"]: v.get("value", "") for v in predictor.get("model", {}).get("env", [])}
+    uri = variables.get(MODEL_VARIABLE)
+    if not uri:
+        return None
+    try:
+        model = PromotedModel.from_json(json.loads(model_annotation(predictor)))
+    except (ValueError, ConfigError):
+        model = PromotedModel(uri="")
+    return model if model.uri == uri else PromotedModel(uri=uri)
+
+
+def model_annotation(owner: dict[str, Any]) -> str:
+    """Return :data:`MODEL_ANNOTATION` of a predictor or of a pod's metadata; empty without one."""
+    return str((owner.get("annotations") or {}).get(MODEL_ANNOTATION, ""))
+
+
+def endpoint_service(
+    endpoint: InferenceServiceConfig, owner: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the Service of the endpoint's stable pods; it goes with its owner."""
+    metadata: dict[str, Any] = {
+        "name": endpoint.service_name,
+        "namespace": endpoint.namespace,
+        "labels": {**_labels(), ENDPOINT_LABEL: endpoint.name},
+    }
+    if owner is not None:
+        kind = {key: owner[key] for key in ("apiVersion", "kind")}
+        named = {key: owner["metadata"][key] for key in ("name", "uid")}
+        metadata["ownerReferences"] = [{**kind, **named}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {
+            "selector": {ENDPOINT_LABEL: endpoint.name, TRACK_LABEL: STABLE},
+            "ports": [
+                {"name": "http", "port": 80, "targetPort": HTTP_PORT, "protocol": "TCP"},
+                {
+                    "name": "grpc",
+                    "port": GRPC_PORT,
+                    "targetPort": GRPC_PORT,
+                    "protocol": "TCP",
+                    "appProtocol": "kubernetes.io/h2c",
+                },
+            ],
+        },
+    }
+
+
+def _labels() -> dict[str, str]:
+    return {"app.kubernetes.io/name": "clipmill", "app.kubernetes.io/component": "serve"}

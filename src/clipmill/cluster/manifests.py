@@ -7,7 +7,13 @@ from typing import Any
 import yaml
 
 from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
-from clipmill.cluster.kserve import InferenceServiceConfig, PromotedModel, canary, inference_service
+from clipmill.cluster.kserve import (
+    InferenceServiceConfig,
+    PromotedModel,
+    canary,
+    endpoint_service,
+    inference_service,
+)
 from clipmill.cluster.monitoring.dashboards import dashboards
 from clipmill.cluster.monitoring.rules import rules
 from clipmill.cluster.pools import default_installation, get_pool, load_pools
@@ -40,9 +46,9 @@ def examples() -> dict[str, str]:
             100,
             default_installation({}),
         ),
-        "inferenceservice-canary.yaml": _endpoint(),
     }
-    return {name: yaml_text(value) for name, value in manifests.items()}
+    texts = {name: yaml_text(value) for name, value in manifests.items()}
+    return texts | {"inferenceservice-canary.yaml": yaml_text(*_endpoint())}
 
 
 def _job() -> TrainingJobConfig:
@@ -82,10 +88,8 @@ def _volcano_job() -> Mapping[str, Any]:
     return renamed
 
 
-def _endpoint() -> dict[str, Any]:
-    endpoint = InferenceServiceConfig(
-        name="depth", namespace="clipmill", prometheus="http://prometheus-operated.monitoring:9090"
-    )
+def _endpoint() -> tuple[dict[str, Any], dict[str, Any]]:
+    endpoint = InferenceServiceConfig(name="depth", namespace="clipmill")
     stable = PromotedModel(
         uri=f"{_STORE}/models/STABLE",
         digest="0" * 64,
@@ -95,8 +99,8 @@ def _endpoint() -> dict[str, Any]:
     )
     better = PromotedModel(uri=f"{_STORE}/models/BETTER", digest="1" * 64, task="depth")
     manifests = inference_service(endpoint, stable)
-    manifests["spec"]["canary"] = [canary(endpoint, better, 10)]
-    return manifests
+    manifests["spec"]["canary"] = [canary(manifests["spec"]["predictor"], better, 10)]
+    return manifests, endpoint_service(endpoint)
 
 
 def yaml_text(*documents: Any) -> str:
