@@ -84,10 +84,22 @@ def test_an_absent_endpoint_is_created_with_its_service_and_queried(cluster, kse
     done = go(cluster, OLD, check=lambda url: asked.append(url) or "fine")
     assert (done.url, done.digest, done.changed) == (URL, OLD.digest, True)
     assert asked == [URL]
-    assert done.evidence == (f"{URL}: fine",)
+    assert done.evidence == (f"{URL}: fine", "KServe's route: none")
     assert serves(kserve) == OLD
     (owner,) = cluster.resources[SERVICE + "depth-endpoint"]["metadata"]["ownerReferences"]
     assert owner["uid"] == kserve.endpoint()["metadata"]["uid"]
+
+
+def test_a_first_deployment_doesnt_wait_for_a_gateway_that_isnt_there(cluster, kserve):
+    def reconcile(resource):
+        kserve._reconcile(resource)
+        if resource.get("kind") == "InferenceService":
+            waiting = {"type": "IngressReady", "status": "False", "message": "ParentStatusNotAvailable"}
+            resource["status"]["conditions"] = [{"type": "Ready", "status": "False"}, waiting]
+
+    cluster.on_change = reconcile
+    done = go(cluster, OLD)
+    assert "inside the cluster only: ParentStatusNotAvailable" in done.evidence[1]
 
 
 def test_a_first_deployment_that_fails_names_the_pods_reason_and_fails_again(cluster, kserve):

@@ -237,7 +237,8 @@ class _Rollout:
         resource = inference_service(self.endpoint, self.model, settings)
         created = self.api.create(INFERENCE_SERVICE, self.endpoint.namespace, resource)
         self.ensure_service(created)
-        return self._result(changed=True, evidence=(self._check_stable(resource),))
+        evidence = self._check_stable(resource)
+        return self._result(changed=True, evidence=(evidence, self._describe_way_in()))
 
     def confirm(self, current: dict[str, Any]) -> Rollout:
         """Wait until the endpoint, which has the model, answers; remove a canary left behind."""
@@ -332,6 +333,24 @@ class _Rollout:
     def _check_stable(self, current: dict[str, Any]) -> str:
         self._wait_until_serving(STABLE, model_annotation(current["spec"]["predictor"]))
         return f"{self.endpoint.url}: {self.check_answers(self.endpoint.url)}"
+
+    def _describe_way_in(self) -> str:
+        """Return the address outside the cluster, or why there is none yet; pods serve anyway."""
+        end = time.monotonic() + self.config.route_seconds
+        while True:
+            resource = (INFERENCE_SERVICE, self.endpoint.namespace, self.endpoint.name)
+            status = (self.api.get(*resource) or {}).get("status") or {}
+            states = {c["type"]: c for c in status.get("conditions", [])}
+            if states.get("Ready", {}).get("status") == "True":
+                return f"KServe's route: {status.get('url') or 'none'}"
+            if time.monotonic() >= end:
+                ingress = states.get("IngressReady", {})
+                reason = ingress.get("message") or ingress.get("reason") or "no gateway accepted it"
+                return (
+                    f"KServe's route isn't ready after {self.config.route_seconds:g} s, so it can "
+                    f"be reached inside the cluster only: {reason}"
+                )
+            time.sleep(self.config.poll_interval_seconds)
 
     def _wait_until_serving(self, track: str, annotation: str) -> None:
         end = time.monotonic() + self.config.ready_seconds
