@@ -166,7 +166,9 @@ def evaluated(tmp_path, monkeypatch):
 def test_answers_of_every_task_are_held_against_the_evaluation(evaluated, task):
     Answering.answer = PREDICTIONS[task]
     seen = check_answers("http://x", task, evaluated(task), **LIMITS)
-    assert "1 labeled images of the evaluation: the answers agree with the evaluation by 100%" in seen
+    assert (
+        "1 labeled images of the evaluation: the answers agree with the evaluation by 100%" in seen
+    )
     Answering.answer = WRONG[task]
     with pytest.raises(GateError, match="doesn't answer as it was evaluated"):
         check_answers("http://x", task, evaluated(task), **LIMITS)

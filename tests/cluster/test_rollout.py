@@ -66,7 +66,9 @@ def serves(kserve):
     assert {pod["metadata"]["annotations"][MODEL_ANNOTATION] for pod in pods} == {
         model.annotation()
     }
-    assert not [p for p in kserve.server.pods if p["metadata"]["labels"]["clipmill.io/track"] != "stable"]
+    assert not [
+        p for p in kserve.server.pods if p["metadata"]["labels"]["clipmill.io/track"] != "stable"
+    ]
     assert not kserve.was_down
     return model
 
@@ -94,7 +96,11 @@ def test_a_first_deployment_doesnt_wait_for_a_gateway_that_isnt_there(cluster, k
     def reconcile(resource):
         kserve._reconcile(resource)
         if resource.get("kind") == "InferenceService":
-            waiting = {"type": "IngressReady", "status": "False", "message": "ParentStatusNotAvailable"}
+            waiting = {
+                "type": "IngressReady",
+                "status": "False",
+                "message": "ParentStatusNotAvailable",
+            }
             resource["status"]["conditions"] = [{"type": "Ready", "status": "False"}, waiting]
 
     cluster.on_change = reconcile
@@ -436,7 +442,9 @@ def test_settings_of_the_charts_runtime_count(cluster, kserve):
     assert kserve.endpoint()["spec"]["predictor"]["terminationGracePeriodSeconds"] == 99
 
 
-def test_the_canarys_service_is_asked_at_the_pods_port_where_it_has_no_address(cluster, serving_old):
+def test_the_canarys_service_is_asked_at_the_pods_port_where_it_has_no_address(
+    cluster, serving_old
+):
     asked = []
     reconcile = cluster.on_change
 

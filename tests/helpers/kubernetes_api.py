@@ -2,7 +2,8 @@
 
 It keeps what it is sent, merges patches as RFC 7396 says, and lets a test play the controllers:
 ``on_change(resource)`` is called after each write and may set its status; ``admit(new, old)``
-returns a webhook's message where it refuses a write, ``interfere(method, path)`` a code and message.
+returns a webhook's message where it refuses a write, ``interfere(method, path)`` a code and a
+message.
 """
 
 import json

@@ -253,7 +253,7 @@ def _api_error(method: str, path: str, status: int, body: str | bytes | None) ->
     }.get(status, ("an answer of 2xx", "fix what the message names"))
     kind = _NotFoundError if status == 404 else ClusterError
     return kind(
-        f"the cluster answered {status} to {method} {path}: {_message(body)}",
+        f"the cluster answered {status} to {method} {path}: {message}",
         expected=expected,
         action=action,
     )

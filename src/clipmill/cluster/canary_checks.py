@@ -1,4 +1,4 @@
-"""Checks of a canary: its answers to images of the evaluation, and the errors that Prometheus counts.
+"""Checks of a canary: answers to the evaluation's images, and the errors that Prometheus counts.
 
 Shapes: H W image height and width.
 """

@@ -121,7 +121,7 @@ def accepted_route(api: ClusterApi, endpoint: InferenceServiceConfig) -> dict[st
 
 
 def traffic_percent(route: dict[str, Any], service: str) -> int:
-    """Return the share of requests that a route sends to a Service, percent; the least of its rules."""
+    """Return the share of requests that a route sends to a Service, percent: its rules' least."""
     shares = []
     for rule in route["spec"].get("rules", []):
         backends = {b["name"]: b.get("weight", 1) for b in rule.get("backendRefs", [])}

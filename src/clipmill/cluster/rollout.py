@@ -106,7 +106,7 @@ class Rollout:
 
 
 CheckAnswers = Callable[[str], str]
-"""Queries the server at a base URL and returns what it saw; a ClipmillError means that it failed."""
+"""Queries the server at a base URL and returns what it saw; a ClipmillError means a failure."""
 ErrorRatio = Callable[[InferenceServiceConfig, str], float | None]
 """Returns the recent share of requests (0 to 1) that a track's pods answered with 5xx."""
 
@@ -282,7 +282,7 @@ class _Rollout:
         if self.error_ratio is None:
             yield "canary: without a Prometheus it got no share of the requests"
             return
-        if not self._has_route(lambda route: True, self.config.route_seconds):
+        if not self._has_route(lambda _: True, self.config.route_seconds):
             yield "canary: no gateway accepted the route, so it got no share of the requests"
             return
         try:
@@ -438,9 +438,7 @@ class _Rollout:
         )
 
     def _patch(self, patch: dict[str, Any]) -> dict[str, Any]:
-        return self.api.patch(
-            INFERENCE_SERVICE, self.endpoint.namespace, self.endpoint.name, patch
-        )
+        return self.api.patch(INFERENCE_SERVICE, self.endpoint.namespace, self.endpoint.name, patch)
 
     def _result(self, *, changed: bool, evidence: tuple[str, ...]) -> Rollout:
         return Rollout(
