@@ -8,7 +8,7 @@ from kfp import dsl
 def pretrain_on_nodes(
     dataset: str, captions: str, layer: str, recipe: str, overrides: list,
     pool: str, nodes: str, queue: str, namespace: str, store: str, run: str,
-    model: dsl.Output[dsl.Model],
+    model: dsl.Output[dsl.Model], start_timeout_seconds: int = 1800,
 ) -> str:  # fmt: skip
     """Submit a TrainJob that pretrains a CLIP encoder, and wait for it.
 
@@ -24,6 +24,7 @@ def pretrain_on_nodes(
         namespace: Kubernetes namespace.
         store: URI of the store to write to.
         run: Name of the run, for its timing records.
+        start_timeout_seconds: Longest time that the job may be unable to run, apart from a queue.
         model: The model as an artifact with its metadata.
 
     Returns:
@@ -36,7 +37,9 @@ def pretrain_on_nodes(
     command = ["pretrain", "clip", dataset, "--store", store]
     command += ["--captions", captions, "--caption-layer", layer]
     command += ["--recipe", recipe, *(text for o in overrides for text in ("--set", o))]
-    run_to_end(f"pretrain-{captions}", command, pool, nodes, queue, namespace)
+    limit = start_timeout_seconds
+    where = (pool, nodes, queue, namespace)
+    run_to_end(f"pretrain-{captions}", command, *where, start_timeout_seconds=limit)
     # The encoder exists by now, and the stage returns its URI.
     seen = {"captions": captions, "layer": layer}
     return log_artifact(stages.pretrain(recipe, overrides, dataset, store, run, **seen), model)

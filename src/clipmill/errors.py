@@ -13,6 +13,7 @@ ClipmillError
 │   ├── MissingExtraError   an optional dependency that isn't installed
 │   ├── BudgetError         a limit on cost that was reached
 │   └── TrainingError       a run that can't go on
+│       └── LostRankError   another rank is gone, and a restart resumes: exit code 1
 ├── StoppedError            a run that was told to stop, and did, its state saved: exit code 75
 └── BadSampleError          one sample that can't be used: counted by reason, never fatal
 """
@@ -152,6 +153,10 @@ class BadSampleError(ClipmillError):
 
 class TrainingError(UserError):
     """A run that can't go on."""
+
+
+class LostRankError(TrainingError):
+    """A rank that can't continue since another one is gone; started again, all resume."""
 
 
 class StoppedError(ClipmillError):

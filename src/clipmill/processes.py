@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 LOCALHOST: Final = "127.0.0.1"
 
+
+def local_rank() -> int:
+    """Return this process's index on its machine, as torchrun sets it; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _V1_FILES = ("quota", "period")
 # glibc's malloc.h.

@@ -2,7 +2,8 @@
 
 Progress goes as JSON lines to the file that ``CLIPMILL_EVENTS`` names, where a person's terminal
 follows it; without that variable it is plain lines on standard error. Where ``CLIPMILL_METRICS``
-is ``HOST:PORT``, the process serves ``/metrics`` there from its first stage on.
+is ``HOST:PORT``, the process serves ``/metrics`` there from its first stage on; of those that
+torchrun starts on a machine only the first one.
 """
 
 import json
@@ -11,14 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from clipmill.errors import ConfigError, UserError
+from clipmill.processes import local_rank
 from clipmill.storage import join, open_store, read_json, require_writable, write_json
-from clipmill.telemetry import serve_metrics
+from clipmill.telemetry import serve_metrics_once
 
 ProgressCallback = Callable[[int, int, str], None]
 """Callback with the amount done, the total, and a short message."""
@@ -165,9 +166,8 @@ def read_stages(store: str, run: str) -> list[StageRecord]:
     return sorted(records, key=lambda record: record.started)
 
 
-@cache
 def _serve_metrics(address: str) -> None:
-    """Serve metrics once per process, whose stages follow one another."""
+    """Serve metrics, by the first process of a machine if torchrun started several."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()):
         raise ConfigError(
@@ -175,4 +175,5 @@ def _serve_metrics(address: str) -> None:
             expected="HOST:PORT, such as 0.0.0.0:9090",
             action=f"correct {METRICS_VARIABLE}, or unset it",
         )
-    serve_metrics(int(port), host=host)
+    if local_rank() == 0:
+        serve_metrics_once(int(port), host)

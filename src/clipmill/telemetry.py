@@ -348,3 +348,9 @@ def serve_metrics(port: int, *, host: str = "127.0.0.1") -> int:
         ) from error
     bound: int = server.server_port
     return bound
+
+
+@cache
+def serve_metrics_once(port: int, host: str) -> int:
+    """Serve ``/metrics`` at an address on the first call of a process, and return the port."""
+    return serve_metrics(port, host=host)

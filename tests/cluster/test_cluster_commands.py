@@ -18,12 +18,13 @@ def run(*arguments, group="cluster"):
 
 def test_a_trainjob_can_be_looked_at_without_a_cluster():
     text = run(
-        "submit", "--dry-run", "--name", "clip", "--pool", "gpu-8x", "--nodes", "2:4",
+        "submit", "--dry-run", "--name", "clip", "--pool", "gpu-8x", "--nodes", "1:2",
         "--set", "grace_seconds=300", "--", "pretrain", "clip", "s3://b/d", "--store", "s3://b",
+        "--recipe", "clip-vit-b16-12.8b",
     )  # fmt: skip
     job = json.loads(text)
     assert job["kind"] == "TrainJob"
-    assert job["spec"]["trainer"]["numNodes"] == 4
+    assert job["spec"]["trainer"]["numNodes"] == 2
     assert "clipmill pretrain clip s3://b/d --store s3://b" in job["spec"]["trainer"]["args"][1]
 
 
@@ -31,7 +32,7 @@ def test_a_trainjob_can_be_looked_at_without_a_cluster():
     ("arguments", "kind", "words"),
     [
         (
-            ("submit", "--name", "a", "--pool", "tpu", "--", "recipes", "list"),
+            ("submit", "--name", "a", "--dry-run", "--pool", "tpu", "--", "recipes", "list"),
             ConfigError,
             "'tpu' is no pool",
         ),
@@ -41,6 +42,16 @@ def test_a_trainjob_can_be_looked_at_without_a_cluster():
             "nodes were 0:0",
         ),
         (("submit", "--name", "a"), ConfigError, "no command was given"),
+        (
+            (
+                *("submit", "--name", "a", "--dry-run", "--pool", "gpu-8x", "--nodes", "2:4", "--"),
+                *("pretrain", "clip", "s3://b/d", "--store", "s3://b"),
+                *("--recipe", "clip-vit-b16-12.8b"),
+            ),
+            ConfigError,
+            "nodes were 2:4.*over 3 nodes of 8 processes",
+        ),
+        (("list", "--scheduler", "ray"), ClusterError, "'ray' is no scheduler"),
         (("plan-capacity", "score"), ConfigError, "samples_per_second was ''"),
         (("status", "kubeflow_trainer://clipmill/name"), ClusterError, "is no job's id"),
     ],
@@ -57,6 +68,7 @@ def test_no_cluster_is_one_message(monkeypatch, tmp_path):
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     for arguments in (
         ("submit", "--name", "a", "--", "recipes", "list"),
+        ("list",),
         ("workflow", "status", "w"),
         ("workflow", "suspend", "w"),
         ("workflow", "resume", "w"),

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
-from clipmill.engine import metrics
+from clipmill import telemetry
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.metrics import forward_flops, peak_flops
 from clipmill.engine.trainer import train
@@ -49,11 +49,11 @@ def run(folder, config=CONFIG, objective=Scaled, validators=(), report=lambda *_
 
 def test_a_job_is_scraped_while_it_runs(tmp_path, monkeypatch):
     ports = []
-    serve = metrics.serve_metrics
+    serve = telemetry.serve_metrics
     monkeypatch.setattr(
-        metrics, "serve_metrics", lambda *a, **k: ports.append(serve(*a, **k)) or ports[-1]
+        telemetry, "serve_metrics", lambda *a, **k: ports.append(serve(*a, **k)) or ports[-1]
     )
-    metrics._serve_once.cache_clear()
+    telemetry.serve_metrics_once.cache_clear()
     found = {}
 
     def scrape(done, total, words):

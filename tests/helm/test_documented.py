@@ -21,5 +21,5 @@ def test_values_of_the_pages_render(values):
     both = {**profile("gpu"), **values, "kueue": {"enabled": True, **values.get("kueue", {})}}
     rendered = render(both)
     assert [f for r in rendered for f in findings(r)] == []
-    runtimes = {r["metadata"]["name"] for r in rendered if r["kind"] == "ClusterTrainingRuntime"}
+    runtimes = {r["metadata"]["name"] for r in rendered if r["kind"] == "TrainingRuntime"}
     assert {f"clipmill-{name}" for name in values.get("pools", {})} <= runtimes

@@ -54,7 +54,7 @@ def test_each_profile_with_all_parts(name):
     for part in ("autoscaling", "kueue"):
         values = deep(values, f"{part}.enabled", True)
     resources = checked(values)
-    assert {"PipelineVersion", "ClusterTrainingRuntime", "InferenceService"} <= kinds(resources)
+    assert {"PipelineVersion", "TrainingRuntime", "InferenceService"} <= kinds(resources)
     assert {"ClusterQueue", "PodMonitor", "PrometheusRule", "ServingRuntime"} <= kinds(resources)
 
 
@@ -171,7 +171,7 @@ def test_the_pools_of_the_values_reach_pipelines_runtimes_and_queues():
         "resourceCount": "4",
     }
     assert "nodeSelector" not in placed["executors"]["exec-shard"]
-    runtime = by_name["ClusterTrainingRuntime", "clipmill-gpu"]
+    runtime = by_name["TrainingRuntime", "clipmill-gpu"]
     pod = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
     assert pod["spec"]["nodeSelector"] == {"cloud/pool": "a100"}
     flavour = by_name["ResourceFlavor", "clipmill-gpu"]

@@ -64,6 +64,6 @@ def pod_specs(resources: list[dict]):
             yield who, spec
         elif resource["kind"] in {"StatefulSet", "Deployment", "Job"}:
             yield who, spec["template"]["spec"]
-        elif resource["kind"] == "ClusterTrainingRuntime":
+        elif resource["kind"] == "TrainingRuntime":
             for job in spec["template"]["spec"]["replicatedJobs"]:
                 yield who, job["template"]["spec"]["template"]["spec"]

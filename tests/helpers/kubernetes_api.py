@@ -26,6 +26,10 @@ class ApiServer(ThreadingHTTPServer):
         self.pods: list[dict] = []
         self.events: list[dict] = []
         self.config_maps: dict[str, dict] = {}
+        self.secrets: set[str] = set()
+        self.forbidden_paths: set[str] = set()
+        self.queries: list[dict] = []
+        self.on_read: Callable[[str], None] = lambda path: None
         self.logs: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
         self.history: list[dict] = []
@@ -86,15 +90,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _begin(self) -> tuple[str, dict, object]:
         url = urlsplit(self.path)
         self.server.requests.append((self.command, url.path))
+        self.server.queries.append(parse_qs(url.query))
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         return url.path, parse_qs(url.query), body
 
     def _refuses(self) -> bool:
-        if failure := self.server.interfere(self.command, urlsplit(self.path).path):
+        path = urlsplit(self.path).path
+        if failure := self.server.interfere(self.command, path):
             self._fail(*failure)
             return True
-        if self.command in self.server.forbidden:
+        if self.command in self.server.forbidden or path in self.server.forbidden_paths:
             self._fail(403, "the service account cannot do that")
             return True
         return False
@@ -103,7 +109,12 @@ class _Handler(BaseHTTPRequestHandler):
         path, query, _ = self._begin()
         if self._refuses():
             return
-        if "/configmaps/" in path:
+        self.server.on_read(path)
+        if "/secrets/" in path:
+            namespace, _, name = path.removeprefix("/api/v1/namespaces/").split("/")
+            is_there = f"{namespace}/{name}" in self.server.secrets
+            self._answer(200, {}) if is_there else self._fail(404, f"{path} not found")
+        elif "/configmaps/" in path:
             self._config_map(path)
         elif path.endswith("/events"):
             self._answer(200, {"items": self.server.events})

@@ -98,7 +98,8 @@ limits: {{- toYaml $amounts | nindent 2 }}
 {{- $missing := list -}}
 {{- $parts := list
   (list .Values.pipelines.enabled "pipelines" "pipelines.kubeflow.org/v2beta1/PipelineVersion")
-  (list .Values.training.enabled "training" "trainer.kubeflow.org/v1alpha1/ClusterTrainingRuntime")
+  (list .Values.training.enabled "training" "trainer.kubeflow.org/v1alpha1/TrainingRuntime")
+  (list (ne .Values.training.gangScheduler "none") (printf "training.gangScheduler: %s" .Values.training.gangScheduler) (include "clipmill.gangApi" .Values.training.gangScheduler))
   (list .Values.serving.enabled "serving" "serving.kserve.io/v1beta1/InferenceService")
   (list .Values.monitoring.enabled "monitoring" "monitoring.coreos.com/v1/PodMonitor")
   (list .Values.kueue.enabled "kueue" "kueue.x-k8s.io/v1beta2/ClusterQueue")

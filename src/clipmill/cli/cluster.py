@@ -56,6 +56,13 @@ def cluster_submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the manifest without submitting it.")
     ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            help="Wait for the job's end; cancel it if it can't run for start_timeout_seconds.",
+        ),
+    ] = False,
     sets: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +76,7 @@ def cluster_submit(
     app = context.find_object(typer.Typer)
     assert app is not None, "the root command sets it"
     command = current_arguments(context.args)
-    entry.check_command(app, command)
+    checked = entry.check_command(app, command)
 
     least, most = parse_nodes(nodes)
     job = TrainingJobConfig(
@@ -82,17 +89,52 @@ def cluster_submit(
     ).override(sets or [])
     with submit.torchx_runner() as torchx:
         if dry_run:
-            typer.echo(submit.dry_run(job, scheduler, namespace=namespace, torchx=torchx))
+            text = submit.dry_run(
+                job, scheduler, namespace=namespace, config=checked.config, torchx=torchx
+            )
+            typer.echo(text)
             return
-        handle = submit.submit(job, scheduler, namespace=namespace, torchx=torchx)
-    typer.echo(json.dumps({"handle": handle}) if as_json else handle)
+        if checked.dataset and scheduler != "local_cwd":
+            submit.check_dataset(checked.dataset)
+        handle = submit.submit(
+            job, scheduler, namespace=namespace, config=checked.config, torchx=torchx
+        )
+        typer.echo(json.dumps({"handle": handle}) if as_json else handle)
+        if wait:
+            submit.wait(handle, start_timeout_seconds=job.start_timeout_seconds, torchx=torchx)
+            return
     print_next("cluster", "logs", handle, "--follow")
+
+
+@cluster.command("list")
+@needs("cluster")
+def cluster_list(
+    namespace: Namespace = "default",
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            metavar="SCHEDULER",
+            help="Scheduler: local_cwd (this machine), kubernetes (Volcano) or kubeflow_trainer.",
+            autocompletion=one_of("local_cwd", "kubernetes", "kubeflow_trainer"),
+        ),
+    ] = "kubeflow_trainer",
+    as_json: Json = False,
+) -> None:
+    """List the training jobs of a namespace, with their states."""
+    from clipmill.cluster import submit
+
+    with submit.torchx_runner() as torchx:
+        jobs = submit.list_jobs(scheduler, namespace=namespace, torchx=torchx)
+    if as_json:
+        typer.echo(json.dumps([{"handle": handle, "state": state} for handle, state in jobs]))
+    else:
+        typer.echo(format_table(["handle", "state"], [[handle, state] for handle, state in jobs]))
 
 
 @cluster.command("status")
 @needs("cluster")
 def cluster_status(handle: Handle, as_json: Json = False) -> None:
-    """Print a job's state."""
+    """Print a job's state, and why it doesn't run."""
     from clipmill.cluster import submit
 
     with submit.torchx_runner() as torchx:
@@ -110,7 +152,10 @@ def cluster_logs(
         bool, typer.Option("-f", "--follow", help="Stream logs until the job finishes.")
     ] = False,
 ) -> None:
-    """Print the log of one of a job's nodes."""
+    """Print the log of one of a job's nodes.
+
+    With --follow it waits for the node to start, and continues with the pod that replaces it.
+    """
     from clipmill.cluster import submit
 
     with submit.torchx_runner() as torchx:

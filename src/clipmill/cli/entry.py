@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from clipmill.errors import (
     EXIT_USER_ERROR,
     ClipmillError,
     ConfigError,
+    LostRankError,
     StoppedError,
     StorageError,
     UserError,
@@ -59,7 +61,17 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
         sys.exit(_print_error(error))
 
 
-def check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedCommand:
+    """A command that could run."""
+
+    config: Config | None
+    """Config of its recipe, ``--set`` included; None of a command without one."""
+    dataset: str
+    """URI of its dataset; empty for a command without one."""
+
+
+def check_command(app: typer.Typer, arguments: Sequence[str]) -> CheckedCommand:
     """Parse a command, recipe and ``--set`` included, without running it.
 
     Raises:
@@ -87,8 +99,10 @@ def check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
             expected="a command of clipmill with its arguments, after --",
             action="try it with --help instead of its arguments",
         )
+    config = None
     if "recipe" in parsed:
-        get_recipe(parsed["recipe"], Config, parsed.get("sets") or ())
+        config = get_recipe(parsed["recipe"], Config, parsed.get("sets") or ())
+    return CheckedCommand(config=config, dataset=parsed.get("dataset", ""))
 
 
 def _replace_commands(command: Any, callback: Callable[..., None]) -> None:
@@ -114,7 +128,8 @@ def _print_error(error: Exception) -> int:
         _report_to_kubernetes(str(known))
         if isinstance(known, StoppedError):
             return EXIT_PREEMPTED
-        return EXIT_USER_ERROR if isinstance(known, UserError) else EXIT_BUG
+        is_final = isinstance(known, UserError) and not isinstance(known, LostRankError)
+        return EXIT_USER_ERROR if is_final else EXIT_BUG
     last = traceback.extract_tb(error.__traceback__)[-1]
     lines = str(error).strip().splitlines() or [""]
     what = f"{type(error).__name__}: {lines[0][:_MAX_MESSAGE]}".removesuffix(": ")

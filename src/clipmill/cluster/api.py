@@ -77,6 +77,14 @@ class ClusterApi:
         path = f"/api/v1/namespaces/{namespace}/configmaps/{name}"
         return self._call("GET", path, missing_is_none=True)
 
+    def has_secret(self, namespace: str, name: str) -> bool | None:
+        """Return whether the secret exists; None where this account may not read secrets."""
+        path = f"/api/v1/namespaces/{namespace}/secrets/{name}"
+        try:
+            return self._call("GET", path, missing_is_none=True) is not None
+        except _ForbiddenError:
+            return None
+
     def pods(self, namespace: str, selector: str) -> list[dict[str, Any]]:
         """Return the pods with the selected labels."""
         path = f"/api/v1/namespaces/{namespace}/pods"
@@ -116,6 +124,15 @@ class ClusterApi:
             return error.status, {"message": _message(error.body)}
         except (HTTPError, OSError) as error:
             raise self._unreachable_error(error) from error
+
+    def warnings(self, namespace: str, name: str) -> list[dict[str, Any]]:
+        """Return the warnings about a resource of that name; none without the right to."""
+        path = f"/api/v1/namespaces/{namespace}/events"
+        query = [("fieldSelector", f"involvedObject.name={name},type=Warning")]
+        try:
+            return list((self._call("GET", path, query=query) or {}).get("items", []))
+        except _ForbiddenError:
+            return []
 
     def log(
         self, namespace: str, pod: str, container: str, *, follow: bool = False
@@ -199,6 +216,10 @@ class _NotFoundError(ClusterError):
     """The API answered 404."""
 
 
+class _ForbiddenError(ClusterError):
+    """The API answered 403."""
+
+
 def _path(kind: Kind, namespace: str, name: str = "") -> str:
     root = f"/apis/{kind.group}" if kind.group else "/api"
     base = f"{root}/{kind.version}/namespaces/{namespace}/{kind.plural}"
@@ -251,7 +272,7 @@ def _api_error(method: str, path: str, status: int, body: str | bytes | None) ->
         404: ("a resource of that name, and its CRD", "check the name, and what is installed"),
         409: ("a name that isn't taken", "delete the old one, or choose another name"),
     }.get(status, ("an answer of 2xx", "fix what the message names"))
-    kind = _NotFoundError if status == 404 else ClusterError
+    kind = {404: _NotFoundError, 403: _ForbiddenError}.get(status, ClusterError)
     return kind(
         f"the cluster answered {status} to {method} {path}: {message}",
         expected=expected,

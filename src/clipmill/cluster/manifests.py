@@ -16,7 +16,7 @@ from clipmill.cluster.kserve import (
 )
 from clipmill.cluster.monitoring.dashboards import dashboards
 from clipmill.cluster.monitoring.rules import rules
-from clipmill.cluster.pools import default_installation, get_pool, load_pools
+from clipmill.cluster.pools import default_installation
 from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.training_job import TrainingJobConfig, training_app
 
@@ -60,8 +60,8 @@ def _job() -> TrainingJobConfig:
             *("--recipe", "clip-vit-b16-12.8b"),
         ),
         pool="gpu-8x",
-        min_nodes=2,
-        max_nodes=4,
+        min_nodes=1,
+        max_nodes=2,
         queue="clipmill",
         topology="topology.kubernetes.io/zone",
         grace_seconds=300,
@@ -70,15 +70,18 @@ def _job() -> TrainingJobConfig:
 
 def _train_job() -> dict[str, Any]:
     job = _job()
-    pool = get_pool(job.pool, load_pools({}))
-    return train_job(training_app(job, pool), job, pool, name=job.name, namespace="clipmill")
+    installation = default_installation({})
+    pool = installation.pool(job.pool)
+    app = training_app(job, pool, installation.image("train"))
+    return train_job(app, job, pool, name=job.name, namespace="clipmill")
 
 
 def _volcano_job() -> Mapping[str, Any]:
     from torchx.schedulers.kubernetes_scheduler import app_to_resource, sanitize_for_serialization
 
     job = _job()
-    app = training_app(job, get_pool(job.pool, load_pools({})))
+    installation = default_installation({})
+    app = training_app(job, installation.pool(job.pool), installation.image("train"))
     manifests = app_to_resource(app, job.queue, job.service_account, None, 0, 0, None)
     # TorchX gives each submission a name of its own.
     text = json.dumps(sanitize_for_serialization(manifests)).replace(

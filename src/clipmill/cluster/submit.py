@@ -1,23 +1,37 @@
 """Submission, status, logs and cancelation of training jobs on any scheduler."""
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipmill.cluster.pools import get_pool, load_pools
-from clipmill.cluster.training_job import ROLE, TrainingJobConfig, parse_nodes, training_app
-from clipmill.errors import ClusterError, suggestion
+from clipmill.cluster.api import ClusterApi
+from clipmill.cluster.constants import STORE_SECRET
+from clipmill.cluster.pools import Installation, default_installation, load_installation
+from clipmill.cluster.training_job import (
+    ROLE,
+    TrainingJobConfig,
+    check_batch,
+    parse_nodes,
+    training_app,
+)
+from clipmill.config import Config
+from clipmill.engine.config import TrainConfig
+from clipmill.errors import ClusterError, ConfigError, NotFoundError, StorageError, suggestion
+from clipmill.recipes.registry import get_recipe
 
 if TYPE_CHECKING:
     from torchx.runner import Runner
-    from torchx.specs import AppStatus
+    from torchx.specs import AppDef, AppStatus
 
 SchedulerName = Literal["local_cwd", "kubernetes", "kubeflow_trainer"]
 """Local processes, a Volcano job, a TrainJob."""
 SCHEDULERS: tuple[SchedulerName, ...] = ("local_cwd", "kubernetes", "kubeflow_trainer")
+_LOG = logging.getLogger(__name__)
 _HANDLE = re.compile(rf"({'|'.join(SCHEDULERS)})://[^/]*/[^/]+")
 
 
@@ -38,17 +52,31 @@ def torchx_runner() -> Iterator["Runner"]:
 
 
 def submit(
-    job: TrainingJobConfig, scheduler: str, *, namespace: str = "default", torchx: "Runner"
+    job: TrainingJobConfig,
+    scheduler: str,
+    *,
+    namespace: str = "default",
+    config: Config | None = None,
+    torchx: "Runner",
+    api: ClusterApi | None = None,
 ) -> str:
     """Submit the job, and return its handle, ``SCHEDULER://clipmill/ID``.
 
+    ``config`` is that of the command's recipe: its batch must divide over the nodes.
+
     Raises:
-        ConfigError: there is no such pool.
-        ClusterError: there is no such scheduler, or the cluster refuses the job.
+        ConfigError: there is no such pool, or the batch can't be divided.
+        ClusterError: there is no such scheduler or installation, or the cluster refuses the job.
     """
-    app = training_app(job, get_pool(job.pool, load_pools()))
     _check_scheduler(scheduler)
-    return str(torchx.run(app, scheduler, _options(job, scheduler, namespace)))
+    if scheduler == "local_cwd":
+        installation = default_installation()
+    else:
+        api = api or ClusterApi()
+        installation = load_installation(namespace, api=api)
+        _check_secret(namespace, api)
+    app, options = _request(job, scheduler, namespace, installation, config)
+    return str(torchx.run(app, scheduler, options))
 
 
 def run_to_end(
@@ -59,18 +87,31 @@ def run_to_end(
     queue: str = "",
     namespace: str = "default",
     *,
+    start_timeout_seconds: int = 1800,
     torchx: "Runner | None" = None,
+    api: ClusterApi | None = None,
     poll_interval_seconds: float = 30.0,
 ) -> None:
-    """Submit a TrainJob of the ``clipmill`` command, and return when it has succeeded.
+    """Submit a TrainJob of a ``clipmill`` command with a recipe, and return when it has succeeded.
 
     Raises:
-        ConfigError: a value of the job is out of range.
-        ClusterError: it failed, is gone, or the cluster can't be reached.
+        ConfigError: a value of the job or of the recipe is out of range.
+        NotFoundError: there is no such dataset.
+        ClusterError: it failed, couldn't run for the time that it may, is gone, or the cluster
+            can't be reached.
     """
     if torchx is None:
         with torchx_runner() as instance:
-            run_to_end(name, command, pool, nodes, queue, namespace, torchx=instance)
+            run_to_end(
+                name,
+                command,
+                pool,
+                nodes,
+                queue,
+                namespace,
+                start_timeout_seconds=start_timeout_seconds,
+                torchx=instance,
+            )
         return
     min_nodes, max_nodes = parse_nodes(nodes)
     job = TrainingJobConfig(
@@ -80,9 +121,47 @@ def run_to_end(
         min_nodes=min_nodes,
         max_nodes=max_nodes,
         queue=queue,
+        start_timeout_seconds=start_timeout_seconds,
     )
-    handle = submit(job, "kubeflow_trainer", namespace=namespace, torchx=torchx)
+    config = get_recipe(_values(command, "--recipe")[-1], Config, _values(command, "--set"))
+    handle = submit(
+        job, "kubeflow_trainer", namespace=namespace, config=config, torchx=torchx, api=api
+    )
+    wait(
+        handle,
+        start_timeout_seconds=start_timeout_seconds,
+        torchx=torchx,
+        poll_interval_seconds=poll_interval_seconds,
+    )
+
+
+def wait(
+    handle: str,
+    *,
+    start_timeout_seconds: float,
+    torchx: "Runner",
+    poll_interval_seconds: float = 30.0,
+) -> None:
+    """Return when the job has succeeded; cancel it if it can't run for too long.
+
+    Time in a queue doesn't count.
+
+    Raises:
+        ClusterError: it failed, couldn't run for ``start_timeout_seconds``, or is gone.
+    """
+    pending_since = time.monotonic()
     while not (app_status := status(handle, torchx=torchx)).is_terminal():
+        now = time.monotonic()
+        if app_status.state.name != "PENDING":
+            pending_since = now
+        elif now - pending_since > start_timeout_seconds:
+            cancel(handle, torchx=torchx)
+            raise ClusterError(
+                f"{handle} couldn't run for {start_timeout_seconds:.0f} s and was cancelled: "
+                f"{app_status.msg}",
+                expected="nodes that start",
+                action="fix what the message names, or raise start_timeout_seconds",
+            )
         time.sleep(poll_interval_seconds)
     if app_status.state.name != "SUCCEEDED":
         raise ClusterError(
@@ -92,14 +171,55 @@ def run_to_end(
         )
 
 
-def dry_run(job: TrainingJobConfig, scheduler: str, *, namespace: str, torchx: "Runner") -> str:
-    """Return the request that would be submitted, as text."""
-    app = training_app(job, get_pool(job.pool, load_pools()))
+def dry_run(
+    job: TrainingJobConfig,
+    scheduler: str,
+    *,
+    namespace: str,
+    config: Config | None = None,
+    torchx: "Runner",
+) -> str:
+    """Return the request that would be submitted, as text; without a cluster for default pools."""
     _check_scheduler(scheduler)
-    options = _options(job, scheduler, namespace)
+    installation = default_installation()
+    if scheduler != "local_cwd":
+        with suppress(ClusterError):
+            installation = load_installation(namespace, api=ClusterApi())
+    app, options = _request(job, scheduler, namespace, installation, config)
     if scheduler == "kubernetes":
         options["validate_spec"] = False  # by a cluster
     return str(torchx.dryrun(app, scheduler, options).request)
+
+
+def list_jobs(scheduler: str, *, namespace: str, torchx: "Runner") -> list[tuple[str, str]]:
+    """Return the handles and the states of a scheduler's jobs in a namespace."""
+    _check_scheduler(scheduler)
+    options = {} if scheduler == "local_cwd" else {"namespace": namespace}
+    return [(app.app_handle, app.state.name) for app in torchx.list(scheduler, options)]
+
+
+def check_dataset(uri: str) -> None:
+    """Refuse a dataset that no pod could read.
+
+    Raises:
+        ConfigError: it is a local folder.
+        NotFoundError: there is no such dataset.
+    """
+    from clipmill.data.dataset import Dataset
+
+    if "://" not in uri or uri.startswith("file:"):
+        raise ConfigError(
+            f"the dataset {uri} is a folder of this machine",
+            expected="a URI that pods can read: s3://BUCKET/...",
+            action="copy it to the object store, or pass --scheduler local_cwd",
+        )
+    try:
+        Dataset.open(uri)
+    except NotFoundError:
+        raise
+    except StorageError as error:
+        # The store, or its credentials, may be the cluster's own.
+        _LOG.warning("the dataset can't be checked from this machine: %s", error.what)
 
 
 def status(handle: str, *, torchx: "Runner") -> "AppStatus":
@@ -115,7 +235,7 @@ def status(handle: str, *, torchx: "Runner") -> "AppStatus":
         raise ClusterError(
             f"there is no job {handle}",
             expected="the handle of a job that was neither cancelled nor cleaned up",
-            action="list the jobs with `kubectl get trainjobs` or `kubectl get vcjob`",
+            action="list the jobs with `clipmill cluster list -n NAMESPACE`",
         )
     return app_status
 
@@ -141,11 +261,39 @@ def _check_scheduler(scheduler: str) -> None:
         )
 
 
-def _options(job: TrainingJobConfig, scheduler: str, namespace: str) -> dict[str, Any]:
+def _check_secret(namespace: str, api: ClusterApi) -> None:
+    if api.has_secret(namespace, STORE_SECRET) is False:
+        raise ClusterError(
+            f"the namespace {namespace} has no secret {STORE_SECRET}",
+            expected="the object store's credentials",
+            action=f"create it: kubectl -n {namespace} create secret generic {STORE_SECRET} "
+            "--from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...",
+        )
+
+
+def _values(command: Sequence[str], option: str) -> list[str]:
+    return [value for name, value in pairwise(command) if name == option]
+
+
+def _request(
+    job: TrainingJobConfig,
+    scheduler: str,
+    namespace: str,
+    installation: Installation,
+    config: Config | None,
+) -> tuple["AppDef", dict[str, Any]]:
+    """Return the AppDef and the scheduler's options."""
+    pool = installation.pool(job.pool)
+    train = getattr(config, "train", None)
+    if isinstance(train, TrainConfig):
+        check_batch(job, pool, train)
+    image = installation.image("train")
+    app = training_app(job, pool, image, is_local=scheduler == "local_cwd")
     if scheduler == "kubeflow_trainer":
-        return {"namespace": namespace, "job": json.dumps(job.to_json())}
+        settings = {"job": json.dumps(job.to_json()), "pool": json.dumps(pool.to_json())}
+        return app, {"namespace": namespace, **settings}
     if scheduler == "kubernetes":
-        return {
+        return app, {
             "namespace": namespace,
             "queue": job.queue or "default",
             "service_account": job.service_account,
@@ -154,4 +302,4 @@ def _options(job: TrainingJobConfig, scheduler: str, namespace: str) -> dict[str
             "reserved_millicpu": 0,
             "reserved_memmb": 0,
         }
-    return {}
+    return app, {}

@@ -1,8 +1,10 @@
 """A TorchX scheduler for Kubeflow Trainer 2.3: an AppDef becomes a TrainJob."""
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,22 +26,37 @@ from torchx.specs import (
     ReplicaStatus,
     Role,
     RoleStatus,
+    is_terminal,
     runopts,
 )
 
 from clipmill.cluster.api import TRAIN_JOB, ClusterApi
 from clipmill.cluster.constants import DOMAIN, PRIORITY_LABEL, QUEUE_LABEL
-from clipmill.cluster.pools import PoolConfig, container_resources, get_pool, load_pools
+from clipmill.cluster.pod_status import (
+    Resource,
+    is_ready,
+    is_started,
+    newest,
+    newest_warning,
+    pod_problem,
+    summarize_problems,
+)
+from clipmill.cluster.pools import PoolConfig, container_resources
 from clipmill.cluster.training_job import ROLE, TrainingJobConfig, processes_per_node
 from clipmill.errors import ClusterError
 
 NAME = "kubeflow_trainer"
 """TorchX's name of this scheduler."""
 RUNTIME_PREFIX = "clipmill-"
-"""Prefix of the chart's ClusterTrainingRuntimes, before a pool's name."""
+"""Prefix of the chart's TrainingRuntimes, before a pool's name."""
 RANK0_VARIABLE = "PET_MASTER_ADDR"
 """Trainer's variable of the first node's address. With another one every node is a master."""
+MIN_NODES_ANNOTATION = f"{DOMAIN}/min-nodes"
+"""Annotation of a TrainJob with the fewest nodes with which it runs."""
 _MANAGED = "app.kubernetes.io/managed-by=torchx"
+_JOB_SET = "jobset.sigs.k8s.io/jobset-name"
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,6 +65,9 @@ class TrainerOptions(StructuredOpts):  # type: ignore[misc]  # TorchX has no typ
 
     job: str
     """JSON of the TrainingJobConfig."""
+
+    pool: str
+    """JSON of its PoolConfig."""
 
     namespace: str = "default"
     """Namespace of the TrainJob."""
@@ -67,9 +87,16 @@ class TrainJobRequest:
 class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as above
     """Submits, describes, follows and cancels TrainJobs; an app's id is ``namespace:name``."""
 
-    def __init__(self, session_name: str, api: ClusterApi | None = None) -> None:
+    def __init__(
+        self,
+        session_name: str,
+        api: ClusterApi | None = None,
+        *,
+        poll_interval_seconds: float = 2.0,
+    ) -> None:
         super().__init__(NAME, session_name)
         self._api = api
+        self._poll_interval_seconds = poll_interval_seconds
 
     @property
     def api(self) -> ClusterApi:
@@ -89,7 +116,7 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
         self, app: AppDef, cfg: TrainerOptions
     ) -> AppDryRunInfo[TrainJobRequest, TrainerOptions]:
         job = TrainingJobConfig.from_json(json.loads(cfg.job))
-        pool = get_pool(job.pool, load_pools())
+        pool = PoolConfig.from_json(json.loads(cfg.pool))
         name = make_unique(app.name).lower().replace("_", "-")
         resource = train_job(app, job, pool, name=name, namespace=cfg.namespace)
         return AppDryRunInfo(TrainJobRequest(resource), str)
@@ -106,7 +133,10 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
         resource = self.api.get(TRAIN_JOB, namespace, name)
         if resource is None:
             return None
-        state, message = job_state(resource)
+        pods = newest_per_node(self.api.pods(namespace, f"{_JOB_SET}={name}"))
+        state, message = job_state(resource, pods)
+        if state == AppState.PENDING and not message:
+            message = self._missing_pods(namespace, name, pods)
         trainer = resource["spec"].get("trainer", {})
         role = Role(
             name=ROLE, image=trainer.get("image", ""), num_replicas=trainer.get("numNodes", 1)
@@ -126,12 +156,30 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
     def list(self, cfg: Mapping[str, CfgVal] | None = None) -> list[ListAppResponse]:
         """Return the TrainJobs of this scheduler in one namespace."""
         namespace = str((cfg or {}).get("namespace") or "default")
+        resources = self.api.find(TRAIN_JOB, namespace, _MANAGED)
+        by_job: dict[str, list[Resource]] = {}
+        for pod in self.api.pods(namespace, _MANAGED) if resources else []:
+            by_job.setdefault(pod["metadata"]["labels"].get(_JOB_SET, ""), []).append(pod)
+        names = [resource["metadata"]["name"] for resource in resources]
         return [
             ListAppResponse(
-                app_id=f"{namespace}:{resource['metadata']['name']}", state=job_state(resource)[0]
+                app_id=f"{namespace}:{name}",
+                state=job_state(resource, newest_per_node(by_job.get(name, [])))[0],
             )
-            for resource in self.api.find(TRAIN_JOB, namespace, _MANAGED)
+            for name, resource in zip(names, resources, strict=True)
         ]
+
+    def _missing_pods(self, namespace: str, name: str, pods: Sequence[Resource]) -> str:
+        """Return why there are no pods or why they don't start, from the newest warning."""
+        # Trainer reports at the TrainJob, JobSet and the Job controller at what they make.
+        subjects = [pod["metadata"]["name"] for pod in pods] or [name, f"{name}-{ROLE}-0"]
+        events = [
+            event for subject in subjects[:2] for event in self.api.warnings(namespace, subject)
+        ]
+        waiting = (
+            "its pods start" if pods else "no pods yet; Kubeflow Trainer and JobSet create them"
+        )
+        return newest_warning(events) or waiting
 
     def _cancel_existing(self, app_id: str) -> None:
         """Delete the TrainJob: its processes get SIGTERM, and their time to save a checkpoint."""
@@ -152,23 +200,55 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
         """Return lines of node ``k``, with their ends; Kubernetes keeps both streams as one."""
         if since or until or streams not in {None, Stream.COMBINED}:
             raise NotImplementedError("a pod's log has no part, and both streams in one")
-        namespace, name = parse_app_id(app_id)
-        selector = (
-            f"jobset.sigs.k8s.io/jobset-name={name},"
-            f"jobset.sigs.k8s.io/replicatedjob-name={role_name},"
-            f"batch.kubernetes.io/job-completion-index={k}"
+        lines = (
+            self._follow(app_id, role_name, k) if should_tail else self._log(app_id, role_name, k)
         )
-        pods = self.api.pods(namespace, selector)
-        if not pods:
-            raise ClusterError(
-                f"node {k} of {app_id} has no pod",
-                expected="a job that was started",
-                action="look at its state; a queue may hold it back",
-            )
-        newest = max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
-        lines = self.api.log(namespace, newest["metadata"]["name"], role_name, follow=should_tail)
         ended = (f"{line}\n" for line in lines)
         return filter_regex(regex, ended) if regex else ended
+
+    def _newest_pod(self, app_id: str, role_name: str, k: int) -> Resource | None:
+        namespace, name = parse_app_id(app_id)
+        selector = (
+            f"{_JOB_SET}={name},jobset.sigs.k8s.io/replicatedjob-name={role_name},{_INDEX}={k}"
+        )
+        return newest(self.api.pods(namespace, selector))
+
+    def _log(self, app_id: str, role_name: str, k: int) -> Iterator[str]:
+        pod = self._newest_pod(app_id, role_name, k)
+        if pod is None or not is_started(pod):
+            description = self.describe(app_id)
+            reason = (pod and pod_problem(pod)) or (description.msg if description else "")
+            raise ClusterError(
+                f"node {k} of {app_id} has no log yet{': ' if reason else ''}{reason}",
+                expected="a node that has started",
+                action="wait for it with --follow, or fix what keeps it from starting",
+            )
+        namespace, _ = parse_app_id(app_id)
+        yield from self.api.log(namespace, pod["metadata"]["name"], role_name)
+
+    def _follow(self, app_id: str, role_name: str, k: int) -> Iterator[str]:
+        """Yield the lines of node ``k`` and of the pods that replace it, until the job ends."""
+        namespace, _ = parse_app_id(app_id)
+        num_printed: dict[str, int] = {}
+        reported = ""
+        while True:
+            description = self.describe(app_id)
+            is_last = description is None or is_terminal(description.state)
+            pod = self._newest_pod(app_id, role_name, k)
+            if pod is not None and is_started(pod):
+                name = pod["metadata"]["name"]
+                # A connection that breaks is opened again, and begins with the first line.
+                lines = self.api.log(namespace, name, role_name, follow=not is_last)
+                for number, line in enumerate(lines):
+                    if number >= num_printed.get(name, 0):
+                        yield line
+                        num_printed[name] = number + 1
+            if is_last:
+                return
+            if description.msg and description.msg != reported:
+                reported = description.msg
+                _LOG.warning("%s: %s", description.state.name, reported)
+            time.sleep(self._poll_interval_seconds)
 
 
 def parse_app_id(app_id: str) -> tuple[str, str]:
@@ -183,19 +263,33 @@ def parse_app_id(app_id: str) -> tuple[str, str]:
     return namespace, name
 
 
-def job_state(resource: Mapping[str, Any]) -> tuple[AppState, str]:
-    """Return a TrainJob's state as TorchX names it, and its condition's message."""
+def newest_per_node(pods: Iterable[Resource]) -> list[Resource]:
+    """Return the newest pod of each node; replaced ones are kept by Kubernetes for their logs."""
+    by_index: dict[str, list[Resource]] = {}
+    for pod in pods:
+        by_index.setdefault(pod["metadata"]["labels"].get(_INDEX, ""), []).append(pod)
+    return [pod for group in by_index.values() if (pod := newest(group)) is not None]
+
+
+def job_state(resource: Resource, pods: Sequence[Resource]) -> tuple[AppState, str]:
+    """Return a TrainJob's state as TorchX names it, and the reason where it doesn't run.
+
+    ``pods`` are the newest ones of its nodes. A job that waits in a queue is SUBMITTED.
+    """
     status = resource.get("status") or {}
     true = {c["type"]: c for c in status.get("conditions", []) if c["status"] == "True"}
-    for kind, state in (
-        ("Failed", AppState.FAILED),
-        ("Complete", AppState.SUCCEEDED),
-        ("Suspended", AppState.PENDING),
-    ):
-        if kind in true:
-            return state, str(true[kind].get("message", ""))
-    running = sum(int(j.get("active", 0)) for j in status.get("jobsStatus", []))
-    return (AppState.RUNNING, "") if running else (AppState.PENDING, "")
+    problem = summarize_problems(pods)
+    if "Failed" in true:
+        message = str(true["Failed"].get("message", ""))
+        return AppState.FAILED, "; ".join(filter(None, (problem, message)))
+    if "Complete" in true:
+        return AppState.SUCCEEDED, str(true["Complete"].get("message", ""))
+    if "Suspended" in true:
+        return AppState.SUBMITTED, str(true["Suspended"].get("message", ""))
+    annotations = resource["metadata"].get("annotations") or {}
+    min_nodes = int(annotations.get(MIN_NODES_ANNOTATION, resource["spec"]["trainer"]["numNodes"]))
+    is_running = sum(map(is_ready, pods)) >= min_nodes
+    return AppState.RUNNING if is_running else AppState.PENDING, problem
 
 
 def create_scheduler(session_name: str, **options: object) -> TrainerScheduler:
@@ -225,15 +319,18 @@ def train_job(
             "name": name,
             "namespace": namespace,
             "labels": labels | _kueue_labels(job),
+            "annotations": {MIN_NODES_ANNOTATION: str(job.min_nodes)},
         },
         "spec": {
+            **({"activeDeadlineSeconds": job.deadline_seconds} if job.deadline_seconds else {}),
             "runtimeRef": {
                 "apiGroup": "trainer.kubeflow.org",
-                "kind": "ClusterTrainingRuntime",
+                "kind": "TrainingRuntime",
                 "name": f"{RUNTIME_PREFIX}{job.pool}",
             },
             "trainer": {
-                "image": role.image,
+                # Without an image of its own the runtime's is used.
+                **({"image": job.image} if job.image else {}),
                 "command": [role.entrypoint],
                 "args": role.args,
                 "env": [{"name": k, "value": v} for k, v in sorted(role.env.items())],

@@ -14,6 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipmill.errors import ConfigError
+from clipmill.processes import local_rank
 
 _rendezvous_count = itertools.count()
 
@@ -83,10 +84,10 @@ def init_distributed(timeout_seconds: float = 1800.0) -> Iterator[DistributedCon
         ConfigError: this machine has GPUs, but none for this rank.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    gpu = local_rank()
+    device = torch.device("cuda", gpu) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
-        _check_gpu(local_rank, torch.cuda.device_count())
+        _check_gpu(gpu, torch.cuda.device_count())
         torch.cuda.set_device(device)
     if world_size == 1:
         yield DistributedContext(device=device)
@@ -108,11 +109,11 @@ def init_distributed(timeout_seconds: float = 1800.0) -> Iterator[DistributedCon
         torch.distributed.destroy_process_group()
 
 
-def _check_gpu(local_rank: int, num_gpus: int) -> None:
+def _check_gpu(gpu: int, num_gpus: int) -> None:
     """Refuse a rank without a GPU (ConfigError); NCCL would wait until its timeout."""
-    if local_rank >= num_gpus:
+    if gpu >= num_gpus:
         raise ConfigError(
-            f"rank {local_rank} of this machine has no GPU: there are {num_gpus}",
+            f"rank {gpu} of this machine has no GPU: there are {num_gpus}",
             expected="a GPU for each rank",
             action=f"start {num_gpus} ranks a machine (torchrun --nproc-per-node {num_gpus}), or "
             "train on its processors (CUDA_VISIBLE_DEVICES= in the environment)",

@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,8 +13,9 @@ from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Objective
 from clipmill.engine.result import LOG_FILE, RUN_FILE, log_lines
 from clipmill.errors import ConfigError, StorageError
+from clipmill.processes import local_rank
 from clipmill.storage import join, write_bytes, write_json
-from clipmill.telemetry import TOTAL_LOSS, serve_metrics, train_metrics
+from clipmill.telemetry import TOTAL_LOSS, serve_metrics_once, train_metrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,9 +42,8 @@ class MetricsLogger:
     def __init__(self, name: str, config: TrainConfig, dist: DistributedContext, uri: str) -> None:
         runtime = config.runtime
         if runtime.metrics_port is not None:
-            local_rank = dist.device.index or 0 if dist.device.type == "cuda" else dist.rank
-            port = runtime.metrics_port + (local_rank if runtime.metrics_port else 0)
-            _serve_once(port, runtime.metrics_host)
+            port = runtime.metrics_port + (local_rank() if runtime.metrics_port else 0)
+            serve_metrics_once(port, runtime.metrics_host)
         self._is_first = dist.rank == 0
         self._tensorboard = _tensorboard_writer(runtime.tensorboard) if self._is_first else None
         self._name = name
@@ -134,12 +133,6 @@ def _tensorboard_writer(folder: str) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(folder)
-
-
-@cache
-def _serve_once(port: int, host: str) -> int:
-    """Start the metrics server; a process that trains several models in turn has only one."""
-    return serve_metrics(port, host=host)
 
 
 class ThroughputMeter:

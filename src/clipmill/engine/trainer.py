@@ -7,6 +7,7 @@ stops; :class:`TrainStep` updates the weights once.
 import contextlib
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from clipmill.engine.result import TrainResult
 from clipmill.engine.spike_guard import LossSpikeGuard, StepDecision
 from clipmill.engine.validation import Validator, run_validators
 from clipmill.engine.watchdog import SigtermHandler, Watchdog, is_lost_rank
-from clipmill.errors import StoppedError, TrainingError
+from clipmill.errors import LostRankError, StoppedError, TrainingError
 from clipmill.models.execution import set_num_threads, to_channels_last
 from clipmill.processes import tune_malloc
 from clipmill.stage_records import ProgressCallback
@@ -125,6 +126,9 @@ class Trainer:
         progress = self._checkpointer.restore()
         self._step = progress.step
         self._logger.resume(progress.log)
+        if self._dist.world_size > 1:
+            begins = f"resumes from step {self._step}" if self._step else "begins"
+            sys.stderr.write(f"rank {self._dist.rank} of {self._dist.world_size} {begins}\n")
         try:
             with self._watchdog:
                 batches = build_dataloader(progress.step, self._dist)
@@ -244,7 +248,7 @@ class Trainer:
         if self._dist.world_size == 1 or not is_lost_rank(error):
             return
         first = (str(error).splitlines() or [""])[0]
-        raise TrainingError(
+        raise LostRankError(
             f"rank {self._dist.rank} lost the others at step {self._step}: no longer there: "
             f"{self._watchdog.lost_ranks()} ({first})",
             expected="all ranks until the end",
