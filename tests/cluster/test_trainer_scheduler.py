@@ -131,7 +131,7 @@ def test_a_job_that_cannot_run_is_cancelled_with_the_reason(cluster, torchx):
     cluster.on_change = started
     with pytest.raises(
         ClusterError,
-        match="couldn't run for 1 s and was cancelled: ImagePullBackOff: Back-off pulling",
+        match="couldn't run for 1 s and was cancelled: ImagePullBackOff: Back-off",
     ):
         submit.run_to_end(
             "clip", RUN, "gpu", "1", "", "ml", torchx=torchx, api=cluster.api(),

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
 from clipmill import telemetry
+from clipmill.engine import metrics
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.metrics import forward_flops, peak_flops
 from clipmill.engine.trainer import train
