@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from clipmill.serve.config import parse_model_args
 from clipmill.serve.launch import ServerProcess
-from clipmill.serve.model_spec import parse_model_args
 
 
 def cpu_seconds(pid: int) -> float:

@@ -27,9 +27,8 @@ from clipmill.scenes.source import ScenesSourceConfig
 from clipmill.study.config import StudyConfig
 from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.retrieval import RetrievalConfig
 from clipmill.tasks.sweep import SweepConfig
-from clipmill.tasks.zero_shot import ZeroShotConfig
+from clipmill.tasks.zero_shot import RetrievalConfig, ZeroShotConfig
 from clipmill.version import clipmill_version
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from clipmill.cli import app
-from clipmill.cli.aliases import current_arguments
+from clipmill.cli.entry import current_arguments
 from clipmill.recipes.registry import RECIPES, describe_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from clipmill import deprecations
 from clipmill.cli import app, entry
-from clipmill.cli.aliases import current_arguments
+from clipmill.cli.entry import current_arguments
 from clipmill.config import Config
 from clipmill.errors import ConfigError
 from clipmill.recipes.registry import RECIPES, get_recipe, recipe_type

@@ -9,8 +9,7 @@ import torch
 
 from clipmill.data.layers import commit_layer, mmap_layer, read_layer, write_layer_shard
 from clipmill.data.loading.config import DataLoaderConfig
-from clipmill.data.loading.dataloader import PairDataLoader
-from clipmill.data.loading.teacher_targets import TeacherLayer
+from clipmill.data.loading.dataloader import PairDataLoader, TeacherLayer
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.errors import ConfigError
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipmill.data.transforms.decode import REDUCTIONS, EncodedImage
+from clipmill.data.transforms.augmentation import REDUCTIONS, EncodedImage
 from clipmill.errors import BadSampleError
 from clipmill.images import decode_rgb
 from clipmill.scenes import SceneConfig, draw

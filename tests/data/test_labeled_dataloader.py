@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipmill.data.labeled.dataloader import build_labeled_dataloader, cached_in_memory
-from clipmill.data.labeled.image_folder import ImageFolder
+from clipmill.data.labeled.folder import ImageFolder
 from clipmill.errors import ConfigError, SourceError
 
 NUM_SAMPLES = 7

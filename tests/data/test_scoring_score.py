@@ -15,9 +15,9 @@ from clipmill.config import sha256_bytes
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
 from clipmill.data.scoring import score as score_module
-from clipmill.data.scoring.clip import ClipScoreConfig
 from clipmill.data.scoring.score import ScoreConfig, score
 from clipmill.data.scoring.scorers import (
+    ClipScoreConfig,
     ConceptScoreConfig,
     ImageScoreConfig,
     TextScoreConfig,

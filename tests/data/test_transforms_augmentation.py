@@ -13,11 +13,11 @@ from torchvision.transforms import RandomResizedCrop
 from clipmill.data.transforms.augmentation import (
     Box,
     CropTransform,
+    EncodedImage,
     RandomResizedCropConfig,
     crop_to_square,
     draw_crop,
 )
-from clipmill.data.transforms.decode import EncodedImage
 from clipmill.images import decode_rgb
 from clipmill.models.preprocess import center_crop_resize
 from clipmill.scenes import SceneConfig, draw

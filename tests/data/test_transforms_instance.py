@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipmill.data.transforms.instance import boxes_of, large_scale_jitter
+from clipmill.data.transforms.dense import boxes_of, large_scale_jitter
 
 
 def scene():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from clipmill.models import execution
-from clipmill.models.depth_decoder import DepthDecoder
+from clipmill.models.heads import DepthDecoder
 
 
 @torch.no_grad()

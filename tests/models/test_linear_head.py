@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clipmill.models.linear_head import LinearHead
+from clipmill.models.heads import LinearHead
 
 CHANNELS = (8, 12, 20)
 SIDES = ((16, 24), (8, 12), (2, 3))

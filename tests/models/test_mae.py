@@ -8,7 +8,7 @@ from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
 
 from clipmill.errors import ConfigError
 from clipmill.models.config import MaeConfig, VisionConfig
-from clipmill.models.mae import MaskedAutoencoder, sine_positions
+from clipmill.pretrain.mae import MaskedAutoencoder, sine_positions
 from helpers.tiny_towers import VIT
 
 CONFIG = MaeConfig(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipmill.errors import ConfigError
-from clipmill.models.semantic_fpn import SemanticFpnHead, num_upsamples
+from clipmill.models.heads import SemanticFpnHead, num_upsamples
 from clipmill.openmmlab.segmentation import SemanticFpnTraining
 
 CHANNELS, STRIDES = (4, 6, 8, 10), (16, 32, 64, 128)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from clipmill.models.upernet import UperNetHead
+from clipmill.models.heads import UperNetHead
 from clipmill.openmmlab.segmentation import UperNetTraining
 
 WIDTHS = (4, 6, 8, 10)
@@ -66,7 +66,7 @@ def test_serving_needs_no_openmmlab():
 import sys
 import torch
 from clipmill.models.necks import SimpleFeaturePyramid
-from clipmill.models.upernet import UperNetHead
+from clipmill.models.heads import UperNetHead
 maps = SimpleFeaturePyramid(8, width=4)(torch.zeros(1, 8, 4, 4))
 UperNetHead((4, 4, 4, 4), 4, 3).eval()(maps)
 print({name.split(".")[0] for name in sys.modules} & {"mmcv", "mmdet", "mmengine", "mmseg"})

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.config import MaeConfig, TextConfig, VisionConfig
-from clipmill.models.mae import MaskedAutoencoder
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip, text_kwargs, vision_kwargs
 from clipmill.pretrain.init_weights import load_init_weights, resolve_init
+from clipmill.pretrain.mae import MaskedAutoencoder
 from helpers.tiny_clip import CLIP
 
 VISION = replace(CLIP.vision, has_input_norm=False)

@@ -13,11 +13,10 @@ from clipmill.engine.distributed import DistributedContext
 from clipmill.models.checkpoint import load_checkpoint
 from clipmill.models.config import MaeConfig
 from clipmill.models.encoders import build_dense
-from clipmill.models.mae import MaskedAutoencoder
 from clipmill.models.pretrained import open_encoder
 from clipmill.pretrain.clip import pretrain_clip
 from clipmill.pretrain.config import MaePretrainConfig, PretrainConfig
-from clipmill.pretrain.mae import MaeObjective, pretrain_mae
+from clipmill.pretrain.mae import MaeObjective, MaskedAutoencoder, pretrain_mae
 from helpers.tiny_clip import CLIP
 
 VISION = replace(CLIP.vision, has_input_norm=False)

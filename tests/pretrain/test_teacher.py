@@ -10,7 +10,7 @@ from PIL import Image
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import read_layer
 from clipmill.data.loading.config import DataLoaderConfig
-from clipmill.data.loading.teacher_targets import TeacherLayer
+from clipmill.data.loading.dataloader import PairDataLoader, TeacherLayer
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.transforms.augmentation import (
@@ -31,7 +31,6 @@ from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import pretrain_clip
 from clipmill.pretrain.config import DistillationConfig, PretrainConfig, TeacherConfig
-from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.teacher import embed_with_teachers, load_teacher, teacher_parent
 from helpers.tiny_clip import CLIP
 
@@ -99,15 +98,19 @@ ALONE = DistributedContext()
 
 
 def batches(view, distillation, dist=ALONE, cursor=0):
-    return build_pair_dataloader(
-        view,
-        LOAD,
-        TRAIN,
-        transform=CropTransform(16, RandomResizedCropConfig()),
-        teacher=TeacherLayer(distillation.layer, ReplayTransform(16)),
-        tokenizer=Tokenizer.from_config(CLIP.text),
-        dist=dist,
-        start_step=cursor,
+    return iter(
+        PairDataLoader(
+            view,
+            LOAD,
+            batch_size=TRAIN.batch_size,
+            seed=TRAIN.seed,
+            transform=CropTransform(16, RandomResizedCropConfig()),
+            teacher=TeacherLayer(distillation.layer, ReplayTransform(16)),
+            tokenize=Tokenizer.from_config(CLIP.text),
+            rank=dist.rank,
+            world_size=dist.world_size,
+            start_step=cursor,
+        )
     )
 
 

@@ -6,6 +6,7 @@ from PIL import Image
 
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.dataloader import PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.engine.config import TrainConfig
@@ -16,7 +17,6 @@ from clipmill.models.retrieval import recall
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.pretrain.clip import ClipObjective
 from clipmill.pretrain.config import ValidationConfig
-from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.validation import build_validators
 from helpers.tiny_clip import CLIP
 
@@ -53,14 +53,18 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
     config_of_run = TrainConfig(steps=4, batch_size=4, log_every=4)
     trained = train(
         lambda dist: ClipObjective(CLIP, dist),
-        lambda cursor, dist: build_pair_dataloader(
-            view,
-            DataLoaderConfig(num_workers=0),
-            config_of_run,
-            transform=CropTransform(16, RandomResizedCropConfig()),
-            tokenizer=tokenizer,
-            dist=dist,
-            start_step=cursor,
+        lambda cursor, dist: iter(
+            PairDataLoader(
+                view,
+                DataLoaderConfig(num_workers=0),
+                batch_size=config_of_run.batch_size,
+                seed=config_of_run.seed,
+                transform=CropTransform(16, RandomResizedCropConfig()),
+                tokenize=tokenizer,
+                rank=dist.rank,
+                world_size=dist.world_size,
+                start_step=cursor,
+            )
         ),
         config_of_run,
         name="clip",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipmill.models.config import EncoderConfig, VisionConfig
-from clipmill.recipes import classification, detection
+from clipmill.recipes import classification, finetune
 from clipmill.tasks.registry import get_task
 
 EPOCH = 1_281_167 // 1024
@@ -43,8 +43,8 @@ def test_evaluation_at_384():
 @pytest.mark.parametrize(
     ("make", "stages", "epochs", "falls", "weight_decay"),
     [
-        (detection.mask_rcnn_1x, 1, 12, (8, 11), 0.1),
-        (detection.cascade_mask_rcnn_3x, 3, 36, (27, 33), 0.05),
+        (finetune.mask_rcnn_1x, 1, 12, (8, 11), 0.1),
+        (finetune.cascade_mask_rcnn_3x, 3, 36, (27, 33), 0.05),
     ],
 )
 def test_table_13(make, stages, epochs, falls, weight_decay):
@@ -65,7 +65,7 @@ def test_table_13(make, stages, epochs, falls, weight_decay):
     assert rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("make", [detection.mask_rcnn_1x, detection.cascade_mask_rcnn_3x])
+@pytest.mark.parametrize("make", [finetune.mask_rcnn_1x, finetune.cascade_mask_rcnn_3x])
 def test_the_full_network_can_be_built(make):
     config = make()
     with torch.device("meta"):
@@ -81,7 +81,7 @@ def test_the_full_network_can_be_built(make):
     [("fastvit_mci0", 31.0), ("fastvit_mci1", 41.1), ("fastvit_mci2", 55.0)],
 )
 def test_mobile_parameters_are_the_papers(timm_model, millions):
-    config = detection.mask_rcnn_1x().model
+    config = finetune.mask_rcnn_1x().model
     encoder = EncoderConfig(vision=VisionConfig(timm_model=timm_model))
     network = get_task("detection").build_inference_model(config, encoder, ("a",) * 80)
     found = sum(p.numel() for p in network.parameters()) / 1e6

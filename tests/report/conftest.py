@@ -23,7 +23,7 @@ from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata, save_checkpoint
 from clipmill.recipes.captioner import coca_tiny
 from clipmill.recipes.clip import clip_tiny
-from clipmill.recipes.dense import depth_tiny, upernet_tiny
+from clipmill.recipes.finetune import depth_tiny, upernet_tiny
 from clipmill.report.encoders import ReportInputs
 from clipmill.scenes.formats import write_caption_folder
 from clipmill.scenes.geometry import CLASSES, SceneConfig

@@ -23,7 +23,7 @@ from clipmill.report.photos import (
 from clipmill.scenes.formats import write_caption_folder
 from clipmill.scenes.geometry import SceneConfig
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
-from clipmill.tasks.retrieval import RetrievalConfig, read_ranks
+from clipmill.tasks.zero_shot import RetrievalConfig, read_ranks
 
 TINY = [
     "train.steps=4", "train.batch_size=16", "train.log_every=1", "train.num_threads=1",

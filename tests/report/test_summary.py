@@ -7,7 +7,7 @@ import pytest
 
 from clipmill.errors import ConfigError
 from clipmill.report.comparison import compare
-from clipmill.report.summary import (
+from clipmill.report.sections.results import (
     RunContext,
     Summary,
     difference,

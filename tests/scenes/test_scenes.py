@@ -29,9 +29,8 @@ from clipmill.scenes import (
     write_nyu,
 )
 from clipmill.scenes import scene as render_module
-from clipmill.scenes.captions import Subject, alt_text
 from clipmill.scenes.geometry import SceneGeometry, sample_geometry
-from clipmill.scenes.scene import render
+from clipmill.scenes.scene import Subject, alt_text, render
 from clipmill.scenes.solids import INTERSECT, NORMAL
 
 CROWDED = SceneConfig(seed=5, min_objects=3, max_objects=6)

@@ -7,7 +7,7 @@ import pytest
 
 from clipmill.data.labeled.coco import CocoFolder
 from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
-from clipmill.data.labeled.image_folder import ImageFolder
+from clipmill.data.labeled.folder import ImageFolder
 from clipmill.lineage import lineage
 from clipmill.scenes import SceneConfig, draw, formats, write_ade20k, write_nyu
 from clipmill.scenes.source import (

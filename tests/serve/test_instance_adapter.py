@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clipmill.serve.adapters.instance import pack_ragged
+from clipmill.serve.adapters.task import pack_ragged
 from clipmill.serve.errors import BadRequestError
 from clipmill.tasks.registry import TASKS
 

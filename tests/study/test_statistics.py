@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clipmill.study.statistics import bootstrap, power_law, sign_flip_pvalue, trend_pvalue
+from clipmill.study.tables import bootstrap, power_law, sign_flip_pvalue, trend_pvalue
 
 
 def test_bootstrap_is_scipys():

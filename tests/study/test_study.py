@@ -15,7 +15,6 @@ from clipmill.storage import join, read_json, write_json
 from clipmill.study.config import ConditionConfig, StudyConfig, TableBudget
 from clipmill.study.page import study_page
 from clipmill.study.result import RESULT, Cost, StudyResult, merge_studies, read_study
-from clipmill.study.results_table import StudyRun
 from clipmill.study.run import run_study
 from clipmill.study.scene_captions import (
     NOISE_LEVELS,
@@ -24,7 +23,7 @@ from clipmill.study.scene_captions import (
     caption_accuracy,
     draw_captions,
 )
-from clipmill.study.tables import comparison, csv_rows, latex, markdown, summary_sentences
+from clipmill.study.tables import StudyRun, comparison, csv_rows, latex, markdown, summary_sentences
 from clipmill.tasks.evaluation import read_evaluation
 from helpers.tiny_study import SCENES, tiny
 

@@ -16,7 +16,7 @@ from clipmill.cli import app
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.errors import ConfigError, TrainingError
 from clipmill.recipes.registry import RECIPES, get_recipe
-from clipmill.report.sweep import sweep_page
+from clipmill.report.tasks import sweep_page
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.promotion import read_promotion

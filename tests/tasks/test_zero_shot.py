@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipmill.cli import app
-from clipmill.data.scoring.clip import ClipScoreConfig, ClipTowers
+from clipmill.data.scoring.scorers import ClipScoreConfig, ClipTowers
 from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
@@ -22,14 +22,15 @@ from clipmill.models.retrieval import recall
 from clipmill.models.towers import build_clip
 from clipmill.recipes.registry import get_recipe
 from clipmill.tasks.evaluation import read_evaluation
-from clipmill.tasks.retrieval import RetrievalConfig, retrieve
 from clipmill.tasks.zero_shot import (
+    RetrievalConfig,
     ZeroShotConfig,
     accuracies,
     class_embeddings,
     class_names,
     open_labeled_images,
     prompt_templates,
+    retrieve,
     zero_shot,
 )
 

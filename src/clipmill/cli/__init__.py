@@ -6,9 +6,9 @@ from typing import Annotated, Final
 import typer
 
 from clipmill.cli import artifacts, entry, evaluate, serve, train
-from clipmill.cli.aliases import CommandGroup
 from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
+from clipmill.cli.entry import CommandGroup
 from clipmill.cli.extras import needs
 from clipmill.cli.options import Json
 from clipmill.cli.recipes import recipes

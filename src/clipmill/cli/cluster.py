@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipmill.cli import entry
-from clipmill.cli.aliases import current_arguments
+from clipmill.cli.entry import current_arguments
 from clipmill.cli.extras import needs
 from clipmill.cli.options import Json, Set, one_of
 from clipmill.cli.output import format_table, print_next

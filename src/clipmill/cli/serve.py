@@ -39,9 +39,8 @@ def serve(
 ) -> None:
     """Serve task models and CLIPs with KServe: Open Inference Protocol V2 and V1, and a page."""
     from clipmill.logs import configure_logging
-    from clipmill.serve.config import ServingConfig
+    from clipmill.serve.config import ServingConfig, parse_model_args
     from clipmill.serve.launch import serve as launch
-    from clipmill.serve.model_spec import parse_model_args
 
     configure_logging(json=log_format is LogFormat.JSON)
     launch(

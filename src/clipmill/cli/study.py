@@ -23,7 +23,7 @@ from clipmill.cli.output import print_next
 from clipmill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from clipmill.study.results_table import ResultsTable
+    from clipmill.study.tables import ResultsTable
 
 _TABLES = ("sources", "objectives", "mobile", "scaling", "dose")
 
@@ -98,8 +98,7 @@ def compare(
     require_output(output)
     from clipmill.study.page import comparison_page, study_page
     from clipmill.study.result import merge_studies, read_study
-    from clipmill.study.results_table import collect_evaluations
-    from clipmill.study.tables import csv_rows
+    from clipmill.study.tables import collect_evaluations, csv_rows
 
     if any("=" in text for text in runs):
         table = collect_evaluations(_by_condition(runs))

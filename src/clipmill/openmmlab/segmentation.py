@@ -26,7 +26,7 @@ _NOTICES = ("Default ``avg_non_ignore`` is False", "For binary segmentation, we 
 class UperNetTraining(nn.Module):
     """UPerNet (Xiao et al. 2018) on four maps, with an FCN head on the third to help it train.
 
-    ``decode_head``'s state dict is that of :class:`clipmill.models.upernet.UperNetHead`.
+    ``decode_head``'s state dict is that of :class:`clipmill.models.heads.UperNetHead`.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class SemanticFpnTraining(nn.Module):
     """SemanticFPN (Kirillov et al. 2019) on maps of the given strides.
 
     ``neck`` and ``decode_head`` have the names of
-    :class:`clipmill.models.semantic_fpn.SemanticFpnHead`.
+    :class:`clipmill.models.heads.SemanticFpnHead`.
     """
 
     def __init__(

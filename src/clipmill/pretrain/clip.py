@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from clipmill.config import digest_json
 from clipmill.data.dataset import Dataset, cache_folder
-from clipmill.data.loading.dataloader import PairBatch
-from clipmill.data.loading.teacher_targets import TeacherLayer
+from clipmill.data.loading.dataloader import PairBatch, PairDataLoader, TeacherLayer
 from clipmill.data.loading.view import View
 from clipmill.data.shards.read import read_shard
 from clipmill.data.transforms.augmentation import CropTransform, ReplayTransform
@@ -40,7 +39,6 @@ from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import MAX_LOGIT_SCALE, build_clip
 from clipmill.pretrain.config import DistillationConfig, PretrainConfig
 from clipmill.pretrain.contrastive import ContrastiveLoss
-from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.pretrain.init_weights import InitWeights, load_init_weights, resolve_init
 from clipmill.pretrain.teacher import teacher_parent
 from clipmill.pretrain.validation import build_validators
@@ -171,15 +169,19 @@ def clip_dataloader(
     teacher = None
     if config.distillation is not None:
         teacher = TeacherLayer(config.distillation.layer, ReplayTransform(size))
-    return build_pair_dataloader(
-        view,
-        config.dataloader,
-        config.train,
-        transform=CropTransform(size, config.random_resized_crop),
-        tokenizer=Tokenizer.from_config(config.model.text),
-        teacher=teacher,
-        start_step=start_step,
-        dist=dist,
+    return iter(
+        PairDataLoader(
+            view,
+            config.dataloader,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            transform=CropTransform(size, config.random_resized_crop),
+            tokenize=Tokenizer.from_config(config.model.text),
+            teacher=teacher,
+            start_step=start_step,
+            rank=dist.rank,
+            world_size=dist.world_size,
+        )
     )
 
 

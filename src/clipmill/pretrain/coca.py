@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipmill.data.dataset import Dataset
-from clipmill.data.loading.dataloader import PairBatch
+from clipmill.data.loading.dataloader import PairBatch, PairDataLoader
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.transforms.augmentation import CropTransform
 from clipmill.engine.distributed import DistributedContext
@@ -25,7 +25,6 @@ from clipmill.models.encoders import Normalize
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import MAX_LOGIT_SCALE
 from clipmill.pretrain.config import CocaTrainConfig
-from clipmill.pretrain.dataloader import build_pair_dataloader
 from clipmill.stage_records import ProgressCallback
 
 
@@ -64,14 +63,18 @@ def _dataloader(
     config: CocaTrainConfig, view: View, start_step: int, dist: DistributedContext
 ) -> Iterator[PairBatch]:
     clip = config.model.clip
-    return build_pair_dataloader(
-        view,
-        config.dataloader,
-        config.train,
-        transform=CropTransform(clip.vision.image_size, config.random_resized_crop),
-        tokenizer=Tokenizer.from_config(clip.text, is_padded=True),
-        start_step=start_step,
-        dist=dist,
+    return iter(
+        PairDataLoader(
+            view,
+            config.dataloader,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            transform=CropTransform(clip.vision.image_size, config.random_resized_crop),
+            tokenize=Tokenizer.from_config(clip.text, is_padded=True),
+            start_step=start_step,
+            rank=dist.rank,
+            world_size=dist.world_size,
+        )
     )
 
 

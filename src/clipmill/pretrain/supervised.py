@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipmill.data.labeled.dataloader import build_labeled_dataloader
-from clipmill.data.labeled.folder import fetch_folder
-from clipmill.data.labeled.image_folder import ImageFolder
+from clipmill.data.labeled.folder import ImageFolder, fetch_folder
 from clipmill.data.transforms.augmentation import replay, sample_augmentation
 from clipmill.data.transforms.mixup import erase, mix
 from clipmill.engine.distributed import DistributedContext

@@ -5,8 +5,7 @@ from dataclasses import replace
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
 from clipmill.tasks.config import ClassificationConfig
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.retrieval import RetrievalConfig
-from clipmill.tasks.zero_shot import IMAGENET, ZeroShotConfig
+from clipmill.tasks.zero_shot import IMAGENET, RetrievalConfig, ZeroShotConfig
 
 # 1,281,167 images at batch 1024, the last batch of an epoch left out as timm does.
 _STEPS_OF_AN_EPOCH = 1_251

@@ -13,9 +13,13 @@ from clipmill.data.filters import (
     ImageSizeFilter,
     LanguageFilter,
 )
-from clipmill.data.scoring.clip import ClipScoreConfig
 from clipmill.data.scoring.score import ScoreConfig
-from clipmill.data.scoring.scorers import ConceptScoreConfig, ImageScoreConfig, TextScoreConfig
+from clipmill.data.scoring.scorers import (
+    ClipScoreConfig,
+    ConceptScoreConfig,
+    ImageScoreConfig,
+    TextScoreConfig,
+)
 from clipmill.data.select import CaptionSelectionConfig, SelectConfig, filter_steps
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.scenes.source import ScenesSourceConfig, TaskName

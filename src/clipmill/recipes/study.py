@@ -16,20 +16,25 @@ from clipmill.recipes.classification import (
     linear_probe_vit_b16,
 )
 from clipmill.recipes.clip import (
+    clip_mci0_12_8b,
     clip_tiny,
     clip_vit_b16_12_8b,
     clip_vit_b16_scaling_1_28b,
     clip_vit_tiny,
+    teacher_datacompdr,
+    teacher_tiny,
 )
 from clipmill.recipes.data import scenes_all_tasks, shards_tiny
-from clipmill.recipes.dense import (
+from clipmill.recipes.finetune import (
+    cascade_mask_rcnn_3x,
     depth_tiny,
     depth_vit_b16,
+    mask_rcnn_1x,
+    mask_rcnn_tiny,
     semantic_fpn_mci0,
     semantic_fpn_tiny,
     upernet_vit_b16,
 )
-from clipmill.recipes.detection import cascade_mask_rcnn_3x, mask_rcnn_1x, mask_rcnn_tiny
 from clipmill.recipes.image_pretraining import (
     mae_tiny,
     mae_vit_b16_2_05b,
@@ -37,7 +42,6 @@ from clipmill.recipes.image_pretraining import (
     supervised_mci0,
     supervised_tiny,
 )
-from clipmill.recipes.mobile import clip_mci0_12_8b, teacher_datacompdr, teacher_tiny
 from clipmill.study.config import (
     COCA,
     ConditionConfig,

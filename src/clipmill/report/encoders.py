@@ -12,7 +12,6 @@ from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.report.comparison import Check, TaskComparison, check_comparability, compare
 from clipmill.report.format import format_duration
 from clipmill.report.html.page import document, paragraph, tag
-from clipmill.report.sections.data import quarantine_section, samples_section
 from clipmill.report.sections.endpoint import (
     PromotedModel,
     SmokeTestResult,
@@ -22,9 +21,20 @@ from clipmill.report.sections.endpoint import (
 )
 from clipmill.report.sections.predictions import predictions_section
 from clipmill.report.sections.provenance import environment, provenance_section
-from clipmill.report.sections.results import results_section
-from clipmill.report.sections.training import losses_section, timing_section, wall_seconds
-from clipmill.report.summary import RunContext, Summary, seeds_of, summarize
+from clipmill.report.sections.results import (
+    RunContext,
+    Summary,
+    results_section,
+    seeds_of,
+    summarize,
+)
+from clipmill.report.sections.training import (
+    losses_section,
+    quarantine_section,
+    samples_section,
+    timing_section,
+    wall_seconds,
+)
 from clipmill.scenes.source import has_scenes_ancestor
 from clipmill.stage_records import StageRecord, read_stages
 from clipmill.storage import join, open_store, write_bytes, write_json

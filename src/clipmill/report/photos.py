@@ -19,13 +19,12 @@ from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.models.retrieval import RANKS
 from clipmill.report.html.charts import Line, Reference, line_chart
 from clipmill.report.html.page import Html, Section, document, paragraph, section, table, tag
-from clipmill.report.sections.data import quarantine_section, samples_section
 from clipmill.report.sections.provenance import environment, provenance_section
-from clipmill.report.sections.training import timing_section
+from clipmill.report.sections.training import quarantine_section, samples_section, timing_section
 from clipmill.stage_records import StageRecord, read_stages
 from clipmill.storage import exists, join, open_store, write_bytes, write_json
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
-from clipmill.tasks.retrieval import read_ranks
+from clipmill.tasks.zero_shot import read_ranks
 
 WAYS: Final = {"image_to_text": "Image to caption", "text_to_image": "Caption to image"}
 _LEVEL: Final = 0.95

@@ -19,8 +19,7 @@ from clipmill.config import Config
 from clipmill.errors import ConfigError
 from clipmill.lazy_imports import lazy_imports
 from clipmill.processes import LOCALHOST, ChildProcess, free_port, require_free, tune_malloc
-from clipmill.serve.config import ServingConfig
-from clipmill.serve.model_spec import parse_model_specs, read_models_file
+from clipmill.serve.config import ServingConfig, parse_model_specs, read_models_file
 
 _STOP_SECONDS: Final = 10.0
 _SWITCH_SECONDS: Final = 0.0005

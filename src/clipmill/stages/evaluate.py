@@ -42,12 +42,12 @@ def retrieval(
     label: str = "",
 ) -> str:
     """Evaluate a CLIP by image-text retrieval; return the result's URI."""
-    from clipmill.tasks import retrieval
+    from clipmill.tasks.zero_shot import RetrievalConfig, retrieve
 
-    config = get_recipe(recipe, retrieval.RetrievalConfig, [f"clip.model={model}", *overrides])
+    config = get_recipe(recipe, RetrievalConfig, [f"clip.model={model}", *overrides])
     label = CAPTION_LABELS.get(label, label)
     with Stage("retrieval", store=store, run=run, label=label) as stage:
-        return stage.set_output(retrieval.retrieve(config, data, store, report=stage.report))
+        return stage.set_output(retrieve(config, data, store, report=stage.report))
 
 
 def attention(

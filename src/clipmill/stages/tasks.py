@@ -302,7 +302,7 @@ def _sweep_with_report(
     config: SweepConfig, encoder: str, data: str, store: str, run: str = "", *, workers: int = 1
 ) -> str:
     """Run a sweep and write its page, ``sweep.html``."""
-    from clipmill.report.sweep import sweep_page
+    from clipmill.report.tasks import sweep_page
     from clipmill.storage import write_bytes
     from clipmill.tasks import sweep
 

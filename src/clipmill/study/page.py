@@ -24,15 +24,18 @@ from clipmill.report.sections.provenance import environment
 from clipmill.study import tables
 from clipmill.study.config import ConditionConfig, TableName
 from clipmill.study.result import StudyResult
-from clipmill.study.results_table import ResultsTable
 from clipmill.study.scene_captions import CaptionAccuracy
-from clipmill.study.statistics import PowerLaw, bootstrap, power_law, trend_pvalue
 from clipmill.study.tables import (
     PAPER,
+    PowerLaw,
+    ResultsTable,
+    bootstrap,
     format_difference,
     format_header,
     format_value,
+    power_law,
     summary_sentences,
+    trend_pvalue,
 )
 
 _CAVEAT = (

@@ -10,8 +10,8 @@ from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import read_artifact_file
 from clipmill.storage import join
 from clipmill.study.config import ConditionConfig, StudyConfig, TableBudget, TableName
-from clipmill.study.results_table import ResultsTable, StudyRun, sort_by_task
 from clipmill.study.scene_captions import CaptionAccuracy
+from clipmill.study.tables import ResultsTable, StudyRun, sort_by_task
 
 RESULT = "study.json"
 

@@ -1,17 +1,280 @@
-"""Tables of a study as HTML, Markdown, LaTeX and rows, and its results in sentences.
+"""Tables of a study: evaluations over seeds, their statistics, and HTML, Markdown, LaTeX and rows.
 
 The paper's own values (CLIP-QC's tables) stand in gray next to the study's.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from clipmill.errors import ConfigError
+from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.report.format import join_words, metric_format
 from clipmill.report.html.page import Html, concat, table, tag
 from clipmill.study.config import TableName
-from clipmill.study.results_table import ResultsTable
-from clipmill.study.statistics import Interval, bootstrap
 from clipmill.tasks.base import Metric
+from clipmill.tasks.evaluation import read_evaluation
+from clipmill.tasks.finetune import FinetuneConfig
+from clipmill.tasks.registry import get_task
+
+_NUM_RESAMPLES = 10_000
+_MAX_EXACT = 16
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    """Mean of the values."""
+    low: float
+    """Lower bound."""
+    high: float
+    """Upper bound."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedDifference:
+    """Improvement of one condition over another, over seeds."""
+
+    change: Interval
+    """Mean difference, positive for an improvement."""
+    percent: float
+    """Mean difference, percent of the other's mean."""
+    p: float
+    """p-value of a sign-flip test."""
+    num_seeds: int
+    """Number of pairs."""
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the interval excludes 0; never with one seed."""
+        return self.num_seeds > 1 and not self.change.low <= 0 <= self.change.high
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PowerLaw:
+    """Function ``factor * x ** exponent``, a straight line between logarithms."""
+
+    exponent: float
+    """Slope of that line."""
+    factor: float
+    """Value at 1."""
+
+    def at(self, x: float) -> float:
+        """Return the value at ``x``."""
+        return float(self.factor * x**self.exponent)
+
+    def inverse(self, value: float) -> float:
+        """Return the ``x`` of a value; the exponent isn't 0."""
+        return float((value / self.factor) ** (1 / self.exponent))
+
+
+def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
+    """Fit by least squares between logarithms; None for a single ``x``, or if any ``y`` <= 0."""
+    if len(set(x)) < 2 or min(y) <= 0:
+        return None
+    exponent, log_factor = np.polyfit(np.log(x), np.log(y), 1)
+    return PowerLaw(exponent=float(exponent), factor=float(np.exp(log_factor)))
+
+
+def paired_difference(improvements: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
+    """Summarize improvements, one a seed, over ``baseline``."""
+    change = bootstrap(improvements)
+    return PairedDifference(
+        change=change,
+        percent=100 * change.mean / float(np.mean(baseline)),
+        p=sign_flip_pvalue(improvements),
+        num_seeds=len(improvements),
+    )
+
+
+def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """Compute the mean's percentile bootstrap interval (Efron 1979), too narrow for few values."""
+    array = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(array), size=(_NUM_RESAMPLES, len(array)))
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(array[picks].mean(axis=1), [tail, 1 - tail])
+    return Interval(mean=float(array.mean()), low=float(low), high=float(high))
+
+
+def sign_flip_pvalue(differences: Sequence[float], *, seed: int = 0) -> float:
+    """Compute the two-sided p-value of differences symmetric about 0 (Fisher 1935).
+
+    All 2^n sign patterns are counted up to 16 differences, else 10,000 random ones. With n
+    differences it can't be below 2 / 2^n.
+    """
+    array = np.asarray(differences, dtype=np.float64)
+    n = len(array)
+    if n <= _MAX_EXACT:
+        signs = np.array(list(itertools.product((-1, 1), repeat=n)))
+    else:
+        signs = np.random.default_rng(seed).choice((-1, 1), size=(_NUM_RESAMPLES, n))
+    sums = np.abs(signs @ array)
+    # Rounding must not make the observed pattern rarer than itself.
+    return float((sums >= abs(array.sum()) * (1 - 1e-12)).mean())
+
+
+def trend_pvalue(values: Sequence[Sequence[float]], *, seed: int = 0) -> float:
+    """Compute the two-sided p-value of a monotone trend (Page's L, by permutation within seeds).
+
+    ``values[i][s]`` is the metric at level ``i``, in ascending order, with seed ``s``.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    ranks = array.argsort(axis=0).argsort(axis=0).astype(np.float64)
+    levels = np.arange(len(array)) - (len(array) - 1) / 2
+    observed = abs(levels @ ranks.sum(axis=1))
+    random = np.random.default_rng(seed)
+    shuffled = random.permuted(np.broadcast_to(ranks, (_NUM_RESAMPLES, *ranks.shape)), axis=1)
+    statistics = np.abs(np.einsum("d,rds->r", levels, shuffled))
+    # The observed order is one of those possible.
+    return float(((statistics >= observed - 1e-9).sum() + 1) / (_NUM_RESAMPLES + 1))
+
+
+_TASKS = ("segmentation", "depth", "detection", "classification")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyRun:
+    """One condition with one seed."""
+
+    condition: str
+    """Name of the condition."""
+    seed: int
+    """Seed of weights and order."""
+    encoder: str
+    """URI of the encoder."""
+    evaluations: dict[str, str]
+    """URI of the evaluation by each transfer's name."""
+    metrics: dict[str, dict[str, float]]
+    """All metrics by each transfer's name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultsTable:
+    """Runs of several conditions with the same transfers and seeds."""
+
+    conditions: tuple[str, ...]
+    """Names; the first is the baseline of the others."""
+    transfers: Mapping[str, FinetuneConfig]
+    """Transfer tasks by name."""
+    seeds: tuple[int, ...]
+    """Seeds that each condition has a run with."""
+    runs: tuple[StudyRun, ...]
+    """One a condition and seed, in any order; there may be more."""
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    """Baselines of the conditions that aren't compared with the first."""
+
+    def baseline(self, condition: str) -> str:
+        """Return the condition to compare with; the condition itself if it is a baseline."""
+        return self.baselines.get(condition, self.conditions[0])
+
+    def metric(self, transfer: str) -> Metric:
+        """Return the metric of a transfer."""
+        return get_task(self.transfers[transfer].task).metric
+
+    def is_frozen(self, transfer: str) -> bool:
+        """Return whether the transfer keeps the encoder frozen."""
+        return bool(self.transfers[transfer].model.to_json().get("freeze_encoder"))
+
+    def values(self, condition: str, transfer: str) -> list[float]:
+        """Return a condition's metric for each seed, in the metric's unit and the seeds' order."""
+        name = self.metric(transfer).name
+        by_seed = {
+            run.seed: run.metrics[transfer][name] for run in self.runs if run.condition == condition
+        }
+        return [by_seed[seed] for seed in self.seeds]
+
+    def difference(self, condition: str, baseline: str, transfer: str) -> PairedDifference:
+        """Return the improvement of a condition over another, paired by seed."""
+        metric = self.metric(transfer)
+        values = self.values(condition, transfer)
+        references = self.values(baseline, transfer)
+        improvements = [metric.improvement(a, b) for a, b in zip(values, references, strict=True)]
+        return paired_difference(improvements, references)
+
+
+def sort_by_task(transfers: Mapping[str, FinetuneConfig]) -> dict[str, FinetuneConfig]:
+    """Return the transfers, dense tasks first."""
+    order = {name: number for number, name in enumerate(_TASKS)}
+    return dict(sorted(transfers.items(), key=lambda t: (order.get(t[1].task, len(order)), t[0])))
+
+
+def collect_evaluations(evaluations: Mapping[str, Sequence[str]]) -> ResultsTable:
+    """Build a table from any evaluations (URIs by condition), the baseline first.
+
+    A transfer is a task, with a frozen or a trained encoder; the seed is that of the fine-tuning.
+    Only transfers and seeds of all conditions are kept.
+
+    Raises:
+        ConfigError: the conditions have no transfer and seed in common, or a condition has two
+            evaluations of one transfer and seed.
+        ArtifactError, NotFoundError: an evaluation or its model doesn't exist.
+    """
+    by_condition: dict[str, dict[tuple[int, str], tuple[str, CheckpointMetadata]]] = {}
+    transfers: dict[str, FinetuneConfig] = {}
+    for condition, uris in evaluations.items():
+        own = by_condition.setdefault(condition, {})
+        for uri in uris:
+            metadata = read_metadata(read_evaluation(uri).model.uri)
+            config = FinetuneConfig.from_stored(metadata.recipe, metadata.uri)
+            is_frozen = config.model.to_json().get("freeze_encoder")
+            name = f"{config.task}, frozen" if is_frozen else config.task
+            if (config.train.seed, name) in own:
+                raise ConfigError(
+                    f"{condition!r} has two evaluations of {name} with seed {config.train.seed}",
+                    expected="one of each transfer and seed",
+                    action="give each under a condition of its own",
+                )
+            transfers.setdefault(name, config)
+            own[config.train.seed, name] = (uri, metadata)
+    names = [
+        n for n in transfers if all(any(n == t for _, t in own) for own in by_condition.values())
+    ]
+    seeds = sorted(
+        set.intersection(
+            *(
+                {s for s, _ in own if all((s, n) in own for n in names)}
+                for own in by_condition.values()
+            )
+        )
+    )
+    if not names or not seeds:
+        raise ConfigError(
+            "no task was evaluated with the same seed under every condition",
+            expected="for each condition evaluations of the same tasks with the same train.seed",
+            action="fine-tune what is missing",
+        )
+    return ResultsTable(
+        conditions=tuple(by_condition),
+        transfers=sort_by_task({name: transfers[name] for name in names}),
+        seeds=tuple(seeds),
+        runs=tuple(
+            _run(condition, seed, {name: own[seed, name] for name in names})
+            for condition, own in by_condition.items()
+            for seed in seeds
+        ),
+    )
+
+
+def _run(
+    condition: str, seed: int, evaluations: Mapping[str, tuple[str, CheckpointMetadata]]
+) -> StudyRun:
+    parents = [p for _, metadata in evaluations.values() for p in metadata.parents]
+    encoders = {p.uri for p in parents if p.role == "encoder"}
+    return StudyRun(
+        condition=condition,
+        seed=seed,
+        encoder=", ".join(sorted(encoders)),
+        evaluations={name: uri for name, (uri, _) in evaluations.items()},
+        metrics={
+            name: dict(read_evaluation(uri).metrics) for name, (uri, _) in evaluations.items()
+        },
+    )
+
 
 _MIN_SEEDS = 5
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clipmill.data.labeled.coco import coco_split
 from clipmill.data.labeled.dense import IGNORED, Ade20kFolder, NyuFolder, ade20k_classes
-from clipmill.data.labeled.image_folder import ImageFolder
+from clipmill.data.labeled.folder import ImageFolder
 from clipmill.errors import BadSampleError, BadSampleReason, ClipmillError, ConfigError, SourceError
 from clipmill.images import image_size
 from clipmill.models.checkpoint import read_metadata

@@ -46,7 +46,7 @@ class SegmentationConfig(Config):
 
     head: Literal["upernet", "semantic-fpn", "linear"] = "upernet"
     """UPerNet for ViTs, SemanticFPN for mobile encoders (CLIP-QC, Table 14); ``linear`` is a
-    probe of the encoder's feature maps (:mod:`clipmill.models.linear_head`)."""
+    probe of the encoder's feature maps (:mod:`clipmill.models.heads`)."""
     crop_size: int = 512
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 14)."""
     scale: tuple[float, float] = (0.5, 2.0)
@@ -95,7 +95,7 @@ class DepthConfig(Config):
 
     head: Literal["deconvolution", "linear"] = "deconvolution"
     """Xie et al.'s decoder of the last feature map; ``linear`` is a probe of all of the encoder's
-    maps (:mod:`clipmill.models.linear_head`)."""
+    maps (:mod:`clipmill.models.heads`)."""
     position_side: int = 16
     """Grid positions along each side of the linear head's bias by position."""
     crop_size: int = 480

@@ -23,9 +23,10 @@ from clipmill.data.layers import (
     resolve_layer,
     write_layer_shard,
 )
-from clipmill.data.scoring.clip import ClipScoreConfig, ClipScorer
 from clipmill.data.scoring.scorers import (
     Captions,
+    ClipScoreConfig,
+    ClipScorer,
     ConceptScoreConfig,
     ConceptScorer,
     ImageScoreConfig,

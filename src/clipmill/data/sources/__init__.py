@@ -25,9 +25,8 @@ from clipmill.data.sources.base import (
 from clipmill.data.sources.coco import CocoSource
 from clipmill.data.sources.delimited import DelimitedSource
 from clipmill.data.sources.folder import FolderSource
-from clipmill.data.sources.hugging_face import hugging_face_source
 from clipmill.data.sources.img2dataset import Img2datasetSource
-from clipmill.data.sources.parquet import ParquetSource
+from clipmill.data.sources.parquet import ParquetSource, hugging_face_source
 from clipmill.data.sources.webdataset import WebDatasetSource
 from clipmill.errors import SourceError
 from clipmill.storage import exists, unpack_dir

@@ -9,14 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from clipmill.serve.config import ServingConfig
+from clipmill.serve.config import ModelSpec, ServingConfig
 from clipmill.serve.kserve_compat import (
     ModelRepository,
     ModelRepositoryExtension,
     ModelServer,
     app,
 )
-from clipmill.serve.model_spec import ModelSpec
 from clipmill.serve.playground import Playground
 from clipmill.serve.server.app import Routes
 from clipmill.serve.server.grpc_server import GrpcServer, RegistryDataPlane

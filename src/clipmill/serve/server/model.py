@@ -15,11 +15,11 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.errors import ArtifactError
 from clipmill.lineage import Node, lineage
-from clipmill.models.checkpoint import read_embedding
+from clipmill.models.checkpoint import read_embedding, read_metadata
 from clipmill.models.embedding_stats import EmbeddingStatistics
-from clipmill.serve.adapters.base import Item
-from clipmill.serve.adapters.load import load_model_adapter
+from clipmill.serve.adapters.base import Item, ModelAdapter
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import BadRequestError, OverloadedError, RejectReason
 from clipmill.serve.kserve_compat import InferOutput, InferRequest, InferResponse, Model
@@ -322,3 +322,31 @@ def _strip_uris(node: Node) -> dict[str, Any]:
         "detail": {name: text for name, text in node.detail.items() if name != "problem"},
         "parents": [_strip_uris(parent) for parent in node.parents],
     }
+
+
+def load_model_adapter(uri: str) -> ModelAdapter:
+    """Load the model at ``uri``, verified against its digest.
+
+    Only the libraries of its kind are imported.
+
+    Raises:
+        NotFoundError: nothing lies there.
+        ArtifactError: it is cut, changed, or of a kind that can't be served.
+    """
+    kind = read_metadata(uri).kind
+    if kind == "task":
+        from clipmill.serve.adapters.task import DenseAdapter, InstanceAdapter
+        from clipmill.tasks.predictor import Predictor
+
+        predictor = Predictor.open(uri)
+        is_dense = [output.shape for output in predictor.outputs] == [("H", "W")]
+        return DenseAdapter(predictor) if is_dense else InstanceAdapter(predictor)
+    if kind == "clip":
+        from clipmill.serve.adapters.clip import ClipAdapter
+
+        return ClipAdapter(uri)
+    raise ArtifactError(
+        f"{uri} is a checkpoint of kind {kind!r}",
+        expected="a task model, as finetune makes, or a CLIP, as pretrain makes",
+        action="give the URI of such a checkpoint",
+    )

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clipmill.errors import UserError
-from clipmill.serve.config import ServingConfig
+from clipmill.serve.config import ModelSpec, ServingConfig, parse_model_specs, read_models_file
 from clipmill.serve.errors import ModelNotFoundError
-from clipmill.serve.model_spec import ModelSpec, parse_model_specs, read_models_file
 from clipmill.serve.server.model import KServeModel
 from clipmill.telemetry import Outcome, serving_metrics
 

@@ -26,7 +26,7 @@ class ClassificationTraining(ClassificationTask, TrainingTask[ClassificationConf
 
     def classes(self, folder: Path) -> tuple[str, ...]:
         """Return the names of ``train``'s folders, or of ``val``'s where there is no ``train``."""
-        from clipmill.data.labeled.image_folder import ImageFolder
+        from clipmill.data.labeled.folder import ImageFolder
 
         split = "train" if (folder / "train").is_dir() else "val"
         return ImageFolder.open(folder, split).classes
@@ -47,7 +47,7 @@ class ClassificationTraining(ClassificationTask, TrainingTask[ClassificationConf
         """Return ``images`` (S, S, 3) uint8 and ``labels`` ()."""
         from PIL import Image
 
-        from clipmill.data.labeled.image_folder import ImageFolder
+        from clipmill.data.labeled.folder import ImageFolder
         from clipmill.data.transforms.augmentation import RandomResizedCropConfig, draw_crop
 
         samples = ImageFolder.open(folder, "train")
@@ -67,7 +67,7 @@ class ClassificationTraining(ClassificationTask, TrainingTask[ClassificationConf
 
     def training_images(self, folder: Path) -> Images:
         """Return the training split's images."""
-        from clipmill.data.labeled.image_folder import ImageFolder
+        from clipmill.data.labeled.folder import ImageFolder
 
         return ImageFolder.open(folder, "train")
 
@@ -85,7 +85,7 @@ class ClassificationTestSplit(TestSplit):
     """Images of the ``val`` split with ``top1`` and ``top5`` accuracy, percent."""
 
     def __init__(self, folder: Path) -> None:
-        from clipmill.data.labeled.image_folder import ImageFolder
+        from clipmill.data.labeled.folder import ImageFolder
 
         self._data = ImageFolder.open(folder, "val")
         self._metrics = TopKAccuracy((1, 5))

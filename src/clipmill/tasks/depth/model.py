@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipmill.models.depth_decoder import DepthDecoder
 from clipmill.models.encoders import DenseEncoder
-from clipmill.models.linear_head import LinearHead
+from clipmill.models.heads import DepthDecoder, LinearHead
 from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig
 from clipmill.tasks.inference import resize_and_run, shifted_window_inference
 

@@ -57,7 +57,7 @@ class DetectionTraining(DetectionTask, TrainingTask[DetectionConfig]):
         (M, S, S / 8), packed eight pixels to a byte.
         """
         from clipmill.data.labeled.coco import CocoFolder, coco_split
-        from clipmill.data.transforms.instance import boxes_of, large_scale_jitter
+        from clipmill.data.transforms.dense import boxes_of, large_scale_jitter
 
         samples = CocoFolder.open(folder, coco_split(folder, "train"))
 

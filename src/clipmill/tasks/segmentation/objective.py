@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from clipmill.data.labeled.dense import IGNORED
 from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import build_dense
-from clipmill.models.linear_head import LinearHead
+from clipmill.models.heads import LinearHead
 from clipmill.models.necks import build_neck, feature_strides
 from clipmill.openmmlab.segmentation import SemanticFpnTraining, UperNetTraining
 from clipmill.tasks.config import SegmentationConfig
