@@ -1,1 +1,1 @@
-"""How components are wired, and how a pipeline runs on one machine."""
+"""Pipelines: components wired together, and their run on one machine."""

@@ -62,7 +62,7 @@ def decode_rgb(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         # Pillow's message holds a buffer's address, and records must be the same in every run.
         raise BadSampleError(
-            BadSampleReason.UNREADABLE_IMAGE, "not a picture behind its header"
+            BadSampleReason.UNREADABLE_IMAGE, "not an image behind its header"
         ) from error
     except Exception as error:  # decoders raise whatever a broken file provokes
         raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, str(error)) from error

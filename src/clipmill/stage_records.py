@@ -49,7 +49,7 @@ class StageRecord:
     seconds: float
     """Duration."""
     reused: bool
-    """Whether its result existed already."""
+    """True if its result existed already."""
     output: str
     """URI of its output."""
 

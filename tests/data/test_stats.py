@@ -87,9 +87,9 @@ def test_captions_and_pictures(
     assert real.characters.mean == len("picture 0")
     assert (synthetic.per_sample, synthetic.words.count, synthetic.words.mean) == (3, 30, 3)
     heights = [6 + i % 3 for i in range(10)]
-    assert stats.pictures["width"].quantiles == (8,) * 5
-    assert stats.pictures["height"].mean == pytest.approx(np.mean(heights))
-    assert stats.pictures["shorter side"].high == 8
+    assert stats.images["width"].quantiles == (8,) * 5
+    assert stats.images["height"].mean == pytest.approx(np.mean(heights))
+    assert stats.images["shorter side"].high == 8
     assert stats.suffixes == {".jpg": 4, ".png": 3, ".webp": 3}
     assert stats.layers[CAPTIONS].digest == dataset.layers[CAPTIONS].digest
     assert "uid" in stats.layers[CAPTIONS].columns

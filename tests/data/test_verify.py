@@ -103,7 +103,7 @@ def test_a_broken_picture_is_named(dataset: Dataset) -> None:
     changed, broken = faults(dataset)
     assert "its SHA-256 is" in changed
     uid = picture.name.partition(".")[0]
-    assert broken == f"shards/00000.tar holds pictures that don't decode: sample {uid}"
+    assert broken == f"shards/00000.tar holds images that don't decode: sample {uid}"
     assert faults(dataset, contents=False) == []
 
 

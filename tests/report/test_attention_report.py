@@ -60,5 +60,5 @@ def test_what_cannot_be_looked_at_is_refused(pictures, tmp_path):
         measure_attention("random:timm/test_resnet", str(pictures), num_images=2, report=report)
     for path in pictures.glob("[0-9].jpg"):
         path.write_text("<html>")
-    with pytest.raises(SourceError, match="no picture that can be used"):
+    with pytest.raises(SourceError, match="no image that can be used"):
         measure_attention("random:timm/test_vit", str(pictures), num_images=2, report=report)

@@ -115,7 +115,9 @@ def page(dataset: Dataset, cache: Path, **values: object) -> Text:
 
 
 def test_best_and_worst(dataset: Dataset, cache: Path, uid: Callable[[int], str]) -> None:
-    found = page(dataset, cache, best=f"{SCORE}:real", worst=f"{SCORE}:real", count=4)
+    found = page(
+        dataset, cache, highest_by=f"{SCORE}:real", lowest_by=f"{SCORE}:real", num_samples=4
+    )
     assert found.samples == [uid(i) for i in (10, 9, 8, 7, 0, 1, 2, 4)]
     reds = [np.asarray(Image.open(io.BytesIO(data)))[0, 0, 0] for data in found.pictures]
     assert [int(red) // 20 for red in reds] == [10, 9, 8, 7, 0, 1, 2, 4]
@@ -129,16 +131,18 @@ def test_of_equal_scores_the_first(dataset: Dataset, cache: Path) -> None:
             dataset, "score/same", index, pa.table({"uid": uids, "x": [1.0] * len(uids)})
         )
     same = commit_layer(dataset, "score/same", parents=(), detail={})
-    for name in ("best", "worst"):
-        (chosen,) = select_samples(same, PreviewConfig(count=5, **{name: "score/same:x"}), cache)
+    for name in ("highest_by", "lowest_by"):
+        (chosen,) = select_samples(
+            same, PreviewConfig(num_samples=5, **{name: "score/same:x"}), cache
+        )
         assert chosen.rows == ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0))
 
 
 def test_at_random(dataset: Dataset, cache: Path) -> None:
-    drawn = [page(dataset, cache, count=5, seed=seed).samples for seed in (0, 0, 1)]
+    drawn = [page(dataset, cache, num_samples=5, seed=seed).samples for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 5
-    everything = page(dataset, cache, count=100).samples
+    everything = page(dataset, cache, num_samples=100).samples
     assert sorted(everything) == sorted(u for index in range(3) for u in dataset.uids(index))
 
 
@@ -209,12 +213,12 @@ def test_a_score_that_is_not_there(
     dataset: Dataset, cache: Path, score: str, expected: str
 ) -> None:
     with pytest.raises(ConfigError, match=expected):
-        page(dataset, cache, worst=score)
+        page(dataset, cache, lowest_by=score)
 
 
 def test_count_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="count was 0"):
-        PreviewConfig(count=0)
+    with pytest.raises(ConfigError, match="num_samples was 0"):
+        PreviewConfig(num_samples=0)
 
 
 def test_share_below_is_numpys() -> None:

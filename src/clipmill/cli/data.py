@@ -368,7 +368,7 @@ def data_preview(
     require_output(output)
     from clipmill import stages
 
-    page = stages.view(dataset, uids=uid or [], best=top, worst=bottom, count=count, seed=seed)
+    page = stages.view(dataset, uids=uid or [], top=top, bottom=bottom, count=count, seed=seed)
     output.write_text(page, encoding="utf-8")
     typer.echo(json.dumps({"page": str(output)}) if as_json else str(output))
 

@@ -217,7 +217,7 @@ def _current_command(arguments: list[str], *, completing: bool) -> tuple[str, st
 
 
 def _is_of_study(arguments: Sequence[str]) -> bool:
-    """Whether arguments of ``report`` are those that it had in clipmill 0.1."""
+    """Return whether arguments of ``report`` are those of clipmill 0.1."""
     if not arguments or "--dataset" in arguments or arguments[0] in _HELP:
         return False
     return not arguments[0].startswith("-") or bool({"--csv", "--latex"} & {*arguments})

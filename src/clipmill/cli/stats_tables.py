@@ -24,7 +24,7 @@ def stats_tables(stats: DatasetStats, width: int) -> Group:
     tables = (
         ("Words of a caption", "kind", {k: c.words for k, c in captions.items()}),
         ("Characters of a caption", "kind", {k: c.characters for k, c in captions.items()}),
-        ("Pictures", "pixels or bytes", stats.pictures),
+        ("Images", "pixels or bytes", stats.images),
         (
             "Scores",
             "layer: column",

@@ -137,7 +137,7 @@ class Dataset:
         return range(start, last)
 
     def sidecar_uri(self, index: int) -> str:
-        """Where the sidecar of shard ``index`` lies."""
+        """Return the key of the sidecar of shard ``index``."""
         return sidecar_uri(self.uri, index, self._dedup_suffix(index))
 
     def shard_uri(self, index: int) -> str:
@@ -158,7 +158,7 @@ def dedup_suffix(name: str) -> str:
 
 
 def sidecar_uri(uri: str, index: int, suffix: str = "") -> str:
-    """Where the record beside shard ``index`` of the dataset at ``uri`` lies.
+    """Return the URI of the record beside shard ``index`` of the dataset at ``uri``.
 
     ``suffix``: DEDUP for the shard's version without duplicates of earlier samples.
     """

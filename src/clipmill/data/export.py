@@ -1,6 +1,6 @@
 """A view baked into plain WebDataset tars, for trainers that know nothing of layers.
 
-Samples keep the dataset's order. Each holds its picture as it was, one caption as ``.txt``, and a
+Samples keep the dataset's order. Each holds its image as it was, one caption as ``.txt``, and a
 ``.json`` with all captions by kind. Tar ``j`` holds fixed samples of the view, so a rerun keeps
 the tars that are whole, and rivals write equal bytes. ``sizes.json`` is what open_clip reads for
 the number of samples.
@@ -40,7 +40,7 @@ class ExportConfig(Config):
     }
 
     view: ViewConfig = ViewConfig()
-    """Which samples, and which captions they can have."""
+    """Samples, and the captions they can have."""
     captions_per_image: Literal["first", "random", "each"] = "first"
     """Captions of an image that has several: the first, one drawn by seed and uid, or each, with a
     copy of the image (under keys ``<uid>-0``, ``<uid>-1``, ...). Of ``both`` the real one is

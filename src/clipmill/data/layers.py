@@ -46,7 +46,7 @@ from clipmill.storage import atomic_write, exists, join, open_store, read_json, 
 LAYER_MANIFEST = "layer.json"
 
 REAL = "real"
-"""The caption kind of the text that came with the picture; any other is a captions layer's name."""
+"""The caption kind of the text that came with the image; any other is a captions layer's name."""
 
 SELECT_COLUMNS = {
     "keep": pa.bool_(),

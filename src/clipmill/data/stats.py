@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers: pairs, captions, pictures, scores, verdicts, layers."""
+"""Statistics of a dataset: pairs, captions, images, scores, verdicts, layers."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from clipmill.data.shards.read import read_records
 from clipmill.stage_records import ProgressCallback
 
 REAL = "real"
-"""What the captions in the shards themselves are called, beside those of layers."""
+"""Name of the captions in the shards themselves, beside those of layers."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -63,7 +63,7 @@ class CaptionStats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectionStats:
-    """What a ``select/`` layer decided."""
+    """Verdicts of a ``select/`` layer."""
 
     kept: int
     """Samples that passed."""
@@ -99,7 +99,7 @@ class DatasetStats:
     """Shards that the distributions are over."""
     captions: dict[str, CaptionStats]
     """By kind: ``real``, or the name of a captions layer."""
-    pictures: dict[str, Distribution]
+    images: dict[str, Distribution]
     """``width``, ``height``, ``shorter side`` in pixels; ``bytes`` of the file, to the hundred."""
     suffixes: dict[str, int]
     """Image files by suffix."""
@@ -129,7 +129,7 @@ def dataset_stats(
     StorageError where a shard or layer can't be read.
     """
     shards = sample_shards(dataset, max_shards)
-    pictures: dict[str, Counter[int]] = {
+    images: dict[str, Counter[int]] = {
         name: Counter() for name in ("width", "height", "shorter side", "bytes")
     }
     suffixes: Counter[str] = Counter()
@@ -138,10 +138,10 @@ def dataset_stats(
     for done, index in enumerate(shards):
         for record in read_records(dataset, index, cache):
             kinds[REAL].add([record.caption])
-            pictures["width"][record.width] += 1
-            pictures["height"][record.height] += 1
-            pictures["shorter side"][min(record.width, record.height)] += 1
-            pictures["bytes"][round(record.image_bytes, -2)] += 1
+            images["width"][record.width] += 1
+            images["height"][record.height] += 1
+            images["shorter side"][min(record.width, record.height)] += 1
+            images["bytes"][round(record.image_bytes, -2)] += 1
             suffixes[record.suffix] += 1
         for layer in dataset.layers:
             if layer.startswith("captions/"):
@@ -163,7 +163,7 @@ def dataset_stats(
         quarantine=dict(dataset.quarantine),
         shards_read=len(shards),
         captions={name: counter.stats() for name, counter in kinds.items()},
-        pictures={name: distribution_from_counts(counts) for name, counts in pictures.items()},
+        images={name: distribution_from_counts(counts) for name, counts in images.items()},
         suffixes=dict(suffixes.most_common()),
         scores={
             layer: score_distributions(dataset, layer, shards, cache)

@@ -1,4 +1,4 @@
-"""Whether a dataset is what it says: every digest, count and uid, in shards and layers.
+"""Verify a dataset: every digest, count and uid, in shards and layers.
 
 Nothing is trusted but ``dataset.json``, whose own digest is checked first; copies in a cache
 aren't looked at.
@@ -37,9 +37,9 @@ class Fault:
     """One thing that is damaged."""
 
     uri: str
-    """What it lies in."""
+    """URI that holds it."""
     what: str
-    """What is wrong there, as the rest of a sentence that begins with the URI."""
+    """Description of the fault, the rest of a sentence that begins with the URI."""
 
     def __str__(self) -> str:
         return f"{self.uri} {self.what}"
@@ -47,7 +47,7 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """What was checked, and everything that is wrong."""
+    """Counts of what was checked, and all faults."""
 
     uri: str
     digest: str = ""
@@ -57,13 +57,13 @@ class Verification:
     num_bytes: int = 0
     """Bytes of shards and layers that were read."""
     faults: tuple[Fault, ...] = ()
-    """What is damaged."""
+    """Damage."""
     notes: tuple[str, ...] = ()
-    """What is odd, and harmless: work that isn't finished, files that nothing lists."""
+    """Harmless oddities: unfinished work, files that nothing lists."""
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing is damaged."""
+        """True if nothing is damaged."""
         return not self.faults
 
     def to_json(self) -> dict[str, Any]:
@@ -383,7 +383,7 @@ def _table_faults(
 def tar_faults(path: Path, uri: str, uids: Sequence[str] | None, is_damaged: bool) -> list[Fault]:
     """Compare the samples in a tar with the sidecar's uids, if those are known.
 
-    Of a damaged tar the pictures are decoded too, to name those that are broken.
+    Of a damaged tar the images are decoded too, to name those that are broken.
     """
     with path.open("rb") as file:
         try:
@@ -394,7 +394,7 @@ def tar_faults(path: Path, uri: str, uids: Sequence[str] | None, is_damaged: boo
         actual = [uid.decode("utf-8", "backslashreplace") for uid in index["uid"].tolist()]
         faults = [] if uids is None else order_faults(uri, actual, uids)
         if is_damaged and (broken := list(_broken(file, index, actual))):
-            faults.append(Fault(uri, f"holds pictures that don't decode: {_names(broken)}"))
+            faults.append(Fault(uri, f"holds images that don't decode: {_names(broken)}"))
     return faults
 
 

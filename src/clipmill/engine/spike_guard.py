@@ -31,11 +31,11 @@ class StepDecision:
     consecutive_skips: int
     """Consecutive skipped updates up to this one."""
     stopping: bool
-    """Whether any rank received SIGTERM."""
+    """True if any rank received SIGTERM."""
 
     @property
     def skipped(self) -> bool:
-        """Whether the update left weights and moments as they were."""
+        """True if the update left weights and moments as they were."""
         return self.not_finite or self.spike
 
 

@@ -36,7 +36,7 @@ class VisionConfig(Config):
     timm_model: str = ""
     """Name of a timm model that replaces the ViT; empty for the ViT."""
     has_input_norm: bool = True
-    """Whether a ViT's tokens are normalized before the first block: CLIP's are, MAE's aren't."""
+    """Normalize a ViT's tokens before the first block, as CLIP does and MAE doesn't."""
     mlp_ratio: float = 4.0
     """Width of a ViT's MLP, as a multiple of its tokens' width."""
     activation: Activation = "gelu"
@@ -76,7 +76,7 @@ class TextConfig(Config):
     layers: int = 12
     """Number of blocks."""
     is_causal: bool = True
-    """Whether a token sees only those before it; MobileCLIP's see all."""
+    """Let a token see only those before it; MobileCLIP's see all."""
     activation: Activation = "gelu"
     """Activation of the MLPs; that of a ViT next to it must be the same."""
 
@@ -102,7 +102,7 @@ class TowerOptions(Config):
     patch_dropout: float = 0.0
     """Share of an image's patches that a step leaves out (FLIP, Li et al. 2023)."""
     gradient_checkpointing: bool = False
-    """Whether blocks run again in the backward pass, to save their activations' memory."""
+    """Run blocks again in the backward pass, to save their activations' memory."""
 
     def __post_init__(self) -> None:
         """Refuse a share out of range (ConfigError)."""

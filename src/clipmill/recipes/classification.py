@@ -116,7 +116,7 @@ def _tiny(full: FinetuneConfig, *, steps: int, peak: float) -> FinetuneConfig:
 
 
 def zero_shot() -> ZeroShotConfig:
-    """Any labelled pictures, with OpenAI's 80 sentences.
+    """Any labeled images, with OpenAI's 80 sentences.
 
     Source: Radford et al. 2021, section 3.1.
     Command: ``clipmill eval zero-shot MODEL --data FOLDER --classes NAMES.txt --store URI``

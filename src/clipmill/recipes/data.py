@@ -28,7 +28,7 @@ from clipmill.scenes.source import ScenesSourceConfig, TaskName
 def scenes_tiny() -> ScenesSourceConfig:
     """Procedural scenes enough for the demo, at 64 px, near enough to tell what stands there.
 
-    Those with labels are larger, as ADE20K's and NYUv2's pictures are.
+    Those with labels are larger, as ADE20K's and NYUv2's images are.
 
     Source: ours.
     Command: ``clipmill data generate-scenes --recipe scenes-tiny --store URI``
@@ -97,7 +97,7 @@ def score_basic() -> ScoreConfig:
 
 
 def score_clip_l14() -> ScoreConfig:
-    """Similarity of pictures and captions by OpenAI's ViT-L/14.
+    """Similarity of images and captions by OpenAI's ViT-L/14.
 
     Source: DataComp's score (Gadre et al. 2023), OpenAI's ViT-L/14.
     Command: ``clipmill data score DATASET --recipe score-clip-l14``
@@ -107,7 +107,7 @@ def score_clip_l14() -> ScoreConfig:
 
 
 def score_clip() -> ScoreConfig:
-    """Similarity of pictures and captions by a CLIP of ours, named with ``--model``.
+    """Similarity of images and captions by a CLIP of ours, named with ``--model``.
 
     Source: ours.
     Command: ``clipmill data score DATASET --recipe score-clip --model URI``
@@ -116,7 +116,7 @@ def score_clip() -> ScoreConfig:
 
 
 def score_concepts() -> ScoreConfig:
-    """Which concepts of a list the real captions name.
+    """Concepts of a list that the real captions name.
 
     Source: MetaCLIP's substring matching (Xu et al. 2024, "Demystifying CLIP Data").
     Command: ``clipmill data score DATASET --recipe score-concepts --set concepts.concepts=URI``
@@ -135,7 +135,7 @@ def select_datacomp_basic() -> SelectConfig:
 
 
 def select_tiny() -> SelectConfig:
-    """No caption under three words, no picture twice: what small pictures can be judged by.
+    """No caption under three words, no image twice: what small images can be judged by.
 
     Source: ours, derived from :func:`select_datacomp_basic`.
     Command: ``clipmill data select DATASET --recipe select-tiny``
@@ -208,7 +208,7 @@ def select_mixed_captions() -> SelectConfig:
 
 
 def select_deduplicated() -> SelectConfig:
-    """One of each picture, the largest, and DataComp's basic filtering.
+    """One of each image, the largest, and DataComp's basic filtering.
 
     Source: ours, derived from :func:`select_datacomp_basic`.
     Command: ``clipmill data select DATASET --recipe select-deduplicated``

@@ -54,7 +54,7 @@ from clipmill.study.scene_captions import NOISE_LEVELS
 from clipmill.tasks.finetune import FinetuneConfig
 
 LAYER = "synthetic"
-"""What the conditions call the caption layer: ``--set user_data.layers.synthetic=captions/...``."""
+"""Caption layer's alias in conditions: ``--set user_data.layers.synthetic=captions/...``."""
 
 _PAPER_BILLIONS = (2.05, 5.0, 12.8)
 _PAPER_FRACTIONS = (0.001, 0.01, 0.1, 1.0)
@@ -237,7 +237,7 @@ def study_short() -> StudyConfig:
 
 
 def study_from_scratch() -> StudyConfig:
-    """What pretraining is worth: each task from a pretrained encoder and from random weights.
+    """Value of pretraining: each task from a pretrained encoder and from random weights.
 
     Source: ours.
     Command: ``clipmill study captions --recipe study-from-scratch --store URI --workers 2``
@@ -258,7 +258,7 @@ def study_from_scratch() -> StudyConfig:
 
 
 def _rest(seeds: tuple[int, ...]) -> dict[str, TableBudget]:
-    """What all but the caption sources is given: no detection, which tells encoders least apart."""
+    """Transfers of the other tables: no detection, which tells encoders least apart."""
     tasks = ("segmentation", "depth", "classification")
     transfers = (*tasks, *(f"{task}, frozen" for task in tasks))
     effort = TableBudget(seeds=seeds, transfers=transfers)

@@ -77,7 +77,7 @@ def _recipes_of(task: str) -> Iterable[str]:
 
 
 def _said(docstring: str | None, word: str) -> str:
-    """What a recipe's docstring says after a word such as ``Source``, on one line."""
+    """Return a recipe's docstring after a word such as ``Source``, on one line."""
     text = " ".join((docstring or "").split())
     found = re.search(rf"{word}[^:]*: (.*?)(?=\s(?:Command|Hardware|Expected|Source)\b|$)", text)
     words = found[1].replace("``", "`").replace("|", "\\|").rstrip(". ") if found else ""

@@ -61,19 +61,19 @@ def measure_attention(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     meter = AttentionMeter(dense.to(device), patch_size=dense.strides[0])
     skipped: Counter[str] = Counter()
-    pictures = itertools.islice(
+    images = itertools.islice(
         iter_captioned_images(open_captioned_images(data), skipped), num_images
     )
     vision, count = source.config.vision, 0
-    while batch := [tower_image(p, vision) for p, _ in itertools.islice(pictures, _BATCH)]:
+    while batch := [tower_image(p, vision) for p, _ in itertools.islice(images, _BATCH)]:
         pixels_BHW3 = torch.from_numpy(np.stack(batch)).to(device)
         meter.add(pixels_BHW3.permute(0, 3, 1, 2).float() / 255)
         count += len(batch)
         report(count, num_images, "looked at")
     if not count:
         raise SourceError(
-            f"{data} has no picture that can be used",
-            expected="pictures with captions",
+            f"{data} has no image that can be used",
+            expected="images with captions",
             action=f"mend the data; left out were {dict(skipped)}",
         )
     return meter.result()
@@ -124,7 +124,7 @@ def attention_page(by_encoder: Mapping[str, "AttentionStatistics"]) -> str:
         tag("h1", "How far the heads look"),
         paragraph(
             "Each dot is a head: the distance from a patch to those that it attends to, weighted "
-            "by attention, mean over patches and pictures; class token left out (CLIP-QC, "
+            "by attention, mean over patches and images; class token left out (CLIP-QC, "
             "Figure 3).",
             class_="lead",
         ),
@@ -139,7 +139,7 @@ def _heads(by_encoder: Mapping[str, "AttentionStatistics"]) -> Section:
     charts = [
         dot_chart(
             name,
-            f"pixels of {statistics.image_size}, over {statistics.num_images:,} pictures",
+            f"pixels of {statistics.image_size}, over {statistics.num_images:,} images",
             statistics.distance_LH.tolist(),
             x_name="layer",
             limits=(0.0, highest),

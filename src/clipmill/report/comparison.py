@@ -88,7 +88,7 @@ class Check:
     """A condition of a fair comparison, or several that hold."""
 
     fair: bool
-    """Whether the condition holds."""
+    """True if the condition holds."""
     words: str
     """Description of the finding."""
 

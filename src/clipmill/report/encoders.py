@@ -58,9 +58,9 @@ class ReportInputs:
     evaluations: dict[str, tuple[str, ...]]
     """By the same labels, one evaluation a task."""
     comparison: str = ""
-    """How the encoders compare with each other and with random weights; may be empty."""
+    """Comparison of the encoders with each other and with random weights; may be empty."""
     promotions: tuple[str, ...] = ()
-    """What serves."""
+    """Promoted models."""
     smoke_test: str = ""
     """Result of the endpoints' smoke test; may be empty."""
     run: str = ""

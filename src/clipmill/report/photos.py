@@ -65,7 +65,7 @@ class Share:
 
     @property
     def beats_chance(self) -> bool:
-        """Whether the interval lies above chance."""
+        """True if the interval lies above chance."""
         return self.interval[0] > self.chance
 
 
@@ -86,7 +86,7 @@ class EncoderRetrieval:
 
     @property
     def beats_chance(self) -> bool:
-        """Whether recall both ways lies above chance, at the rank that decides."""
+        """True if recall both ways lies above chance, at the rank that decides."""
         return all(self.share(way, deciding_rank(self.num_pairs)).beats_chance for way in WAYS)
 
     @property
@@ -104,7 +104,7 @@ class FinalLoss:
     chance: float
     """Loss of guessing within a batch: ln of its size, nats."""
     beats_chance: bool
-    """Whether the mean lies below chance by more than two of its standard errors."""
+    """True if the mean lies below chance by more than two of its standard errors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,22 +62,22 @@ class PreviewConfig(Config):
 
     uids: tuple[str, ...] = ()
     """Uids of samples, or their beginnings."""
-    best: str = ""
-    """``LAYER:COLUMN`` of a score whose highest are shown."""
-    worst: str = ""
-    """``LAYER:COLUMN`` of a score whose lowest are shown."""
-    count: int = 24
-    """Number of random samples; or of best and of worst, each."""
+    highest_by: str = ""
+    """``LAYER:COLUMN`` of the score whose ``num_samples`` highest are shown; empty for none."""
+    lowest_by: str = ""
+    """``LAYER:COLUMN`` of the score whose ``num_samples`` lowest are shown; empty for none."""
+    num_samples: int = 24
+    """Samples of each choice: random ones, highest, lowest."""
     seed: int = 0
     """Seed of the random choice."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        if not 1 <= self.count <= MAX_SAMPLES:
+        if not 1 <= self.num_samples <= MAX_SAMPLES:
             raise ConfigError(
-                f"count was {self.count}",
+                f"num_samples was {self.num_samples}",
                 expected=f"1 to {MAX_SAMPLES}",
-                action="set count=24, say, and write several pages for more",
+                action="set num_samples=24, say, and write several pages for more",
             )
 
 
@@ -180,14 +180,14 @@ def select_samples(dataset: Dataset, config: PreviewConfig, cache: Path) -> list
     if config.uids:
         rows = tuple(_named(dataset, config.uids))
         groups.append(SampleGroup(anchor="named", heading="By uid", note="", rows=rows))
-    for anchor, score in (("best", config.best), ("worst", config.worst)):
+    for anchor, score in (("best", config.highest_by), ("worst", config.lowest_by)):
         if score:
-            rows = _extremes(dataset, score, config.count, cache, highest=anchor == "best")
+            rows = _extremes(dataset, score, config.num_samples, cache, highest=anchor == "best")
             note = f"The {len(rows)} {'highest' if anchor == 'best' else 'lowest'}, in order."
             heading = f"{anchor.capitalize()} by {score}"
             groups.append(SampleGroup(anchor=anchor, heading=heading, note=note, rows=rows))
     if not groups:
-        rows = _random(dataset, config.count, config.seed)
+        rows = _random(dataset, config.num_samples, config.seed)
         note = f"{len(rows)} of {dataset.num_samples:,}, drawn with seed {config.seed}."
         groups = [SampleGroup(anchor="random", heading="At random", note=note, rows=rows)]
     return groups
@@ -383,8 +383,8 @@ def sample_card(
 
 def _picture(details: SampleDetails) -> Html:
     try:
-        # The captions beside it say what the picture shows.
-        return image_tag(details.image, f"Picture {details.record.uid}")
+        # The captions beside it say what the image shows.
+        return image_tag(details.image, f"Image {details.record.uid}")
     except BadSampleError as bad:
         return tag("div", f"{bad.reason}: {bad.detail}", class_="broken")
 

@@ -232,7 +232,7 @@ class SceneGeometry:
     camera: Camera
     """Viewpoint."""
     room: Room
-    """What closes it."""
+    """Floor and walls around the objects."""
     sun: tuple[float, float, float]
     """Unit direction towards the light."""
     warmth: float

@@ -205,7 +205,7 @@ class SceneObject:
     box: tuple[int, int, int, int]
     """x0, y0, x1, y1 in pixels round its visible part; x1 and y1 are past the last pixel."""
     visible_pixels: int
-    """How many pixels show it."""
+    """Number of pixels that show it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +235,7 @@ class RenderedImage:
     object_HW: NDArray[np.uint8]
     """0 for the room, k for the k-th object of the scene (from 1)."""
     floor_HW: NDArray[np.bool_]
-    """Whether the room behind the pixel is floor, not wall."""
+    """Mask of the room's floor behind each pixel; the rest is wall."""
     depth_HW: Floats
     """Metres along the optical axis."""
 
@@ -349,7 +349,7 @@ def render(geometry: SceneGeometry, size: int, supersample: int) -> RenderedImag
 
 
 def _jitter(s: int, count: int) -> Floats:
-    """Where on the sun, from -1 to 1, each row or column of samples looks."""
+    """Position on the sun, from -1 to 1, of each row or column of samples."""
     if s == 1:
         return np.zeros(count, np.float32)
     positions = (np.arange(s, dtype=np.float32) + 0.5) * (2 / s) - 1

@@ -62,7 +62,7 @@ class _Surfaces:
     corner: Floats
     """(N,) as in Hits."""
     edges: list[int]
-    """Where each surface begins, and N."""
+    """Index of each surface's first sample, then N."""
     spread: float
     """Width (metres) of a sample at depth 1."""
 

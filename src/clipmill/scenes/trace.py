@@ -26,7 +26,7 @@ class Solid:
     """A part of an object, in the world."""
 
     part: Part
-    """What it is."""
+    """Shape, size and place on the object."""
     owner: int
     """Index of its object."""
     center: Floats

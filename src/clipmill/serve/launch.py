@@ -105,9 +105,9 @@ class ProcessSettings(Config):
     config: ServingConfig = dataclasses.field(default_factory=ServingConfig)
     """Limits."""
     json_logs: bool = False
-    """Whether each log line is a JSON object."""
+    """Write each log line as a JSON object."""
     stop_with_parent: bool = True
-    """Whether the end of standard input stops the server."""
+    """Stop the server at the end of standard input."""
 
 
 class ServerProcess(ChildProcess):

@@ -11,8 +11,8 @@ def view(
     dataset: str,
     *,
     uids: Sequence[str] = (),
-    best: str = "",
-    worst: str = "",
+    top: str = "",
+    bottom: str = "",
     count: int = 24,
     seed: int = 0,
 ) -> str:
@@ -20,7 +20,9 @@ def view(
     from clipmill.data.dataset import Dataset, cache_folder
     from clipmill.report import preview
 
-    config = preview.PreviewConfig(uids=tuple(uids), best=best, worst=worst, count=count, seed=seed)
+    config = preview.PreviewConfig(
+        uids=tuple(uids), highest_by=top, lowest_by=bottom, num_samples=count, seed=seed
+    )
     with Stage("view") as stage:
         return preview.dataset_page(
             Dataset.open(dataset), config, cache_folder(), report=stage.report

@@ -51,7 +51,7 @@ class PairedDifference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval excludes 0; never with one seed."""
+        """True if the interval excludes 0; never with one seed."""
         return self.num_seeds > 1 and not self.change.low <= 0 <= self.change.high
 
 

@@ -38,7 +38,7 @@ class Issue:
     reason: str
     """Identifier of the issue, in snake_case."""
     is_error: bool
-    """Whether it prevents training, or makes it meaningless."""
+    """True if it prevents training, or makes it meaningless."""
     count: int
     """Number of occurrences."""
     examples: tuple[str, ...]
@@ -58,7 +58,7 @@ class DataReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether training can start."""
+        """True if training can start."""
         return not any(issue.is_error for issue in self.issues)
 
     def to_json(self) -> dict[str, object]:

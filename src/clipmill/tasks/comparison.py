@@ -35,7 +35,7 @@ _RESULT = "comparison.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparisonConfig(Config):
-    """How differences are judged."""
+    """Rule that turns differences into outcomes."""
 
     num_resamples: int = 2000
     """Bootstrap resamples of the test images."""
@@ -54,13 +54,13 @@ class Difference:
     over: str
     """The one that it is compared with; of random weights their best seed."""
     gain: float
-    """How much better it is, in the metric's unit; negative when it is worse."""
+    """Improvement in the metric's unit; negative when it is worse."""
     low: float
     """Lower end of the interval of the gain."""
     high: float
     """Upper end."""
     outcome: Outcome
-    """What the rule makes of it."""
+    """Outcome by the rule."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,7 @@ class TaskResult:
 
     @property
     def metric(self) -> Metric:
-        """What encoders are compared by."""
+        """Metric that ranks the encoders."""
         return get_task(self.task).metric
 
     @property
@@ -94,7 +94,7 @@ class TaskResult:
 
     @property
     def gate(self) -> float:
-        """What a model must reach to serve.
+        """Threshold of promotion.
 
         Better than any seed of random weights and any trivial answer, by the spread.
         """
@@ -106,21 +106,21 @@ class TaskResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainingResult:
-    """What an encoder's pretraining learned."""
+    """Losses and held-out accuracy of an encoder's pretraining."""
 
     losses: dict[str, float]
     """Contrastive loss by kind of caption, the mean over the last tenth of the log."""
     chance_loss: float
     """The loss of guessing: the logarithm of the batch's size."""
     pair_accuracy: float | None
-    """How often held-out images and captions are nearer to their own than to others'; 0.5 is
+    """Share of held-out images and captions nearer to their own than to others'; 0.5 is
     chance. None where no pairs were held out."""
     pair_accuracy_error: float
     """Its standard error."""
 
     @property
     def has_failed(self) -> bool:
-        """Whether a loss, or two standard errors of held-out pairs, reach chance."""
+        """True if a loss, or two standard errors of held-out pairs, reach chance."""
         is_level = self.pair_accuracy is not None and (
             self.pair_accuracy - 2 * self.pair_accuracy_error <= 0.5
         )
@@ -129,10 +129,10 @@ class PretrainingResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What came of comparing encoders."""
+    """Result of comparing encoders."""
 
     uri: str
-    """Where it lies."""
+    """URI of the comparison."""
     digest: str
     """Its digest."""
     tasks: tuple[TaskResult, ...]
@@ -246,7 +246,7 @@ def compare_encoders(
 
 
 def outcome(gain: float, low: float, high: float, spread: float) -> Outcome:
-    """What the rule makes of a gain, its interval and the spread of random weights."""
+    """Return the outcome of a gain, its interval and the spread of random weights."""
     if low > 0 and gain > spread:
         return "better"
     if high < 0 and gain < -spread:

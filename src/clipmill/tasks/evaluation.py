@@ -160,7 +160,7 @@ class ResultLocation:
 
     @property
     def result_exists(self) -> bool:
-        """Whether the evaluation was written."""
+        """True once the evaluation was written."""
         return exists(join(self.uri, _RESULT))
 
     def write_result(self, metrics: Mapping[str, float], summary: Mapping[str, str]) -> str:

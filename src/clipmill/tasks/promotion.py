@@ -32,7 +32,7 @@ class Promotion:
     evaluation: EvaluationResult
     """Evaluation of the promoted model."""
     replaced: bool
-    """Whether this call replaced the promoted model, or promoted the first."""
+    """True if this call replaced the promoted model, or promoted the first."""
 
 
 def promote(config: PromotionConfig, evaluations: Sequence[str], store: str) -> Promotion:

@@ -36,7 +36,7 @@ from clipmill.tasks.evaluation import ResultLocation
 _BATCH = 64
 
 LABEL_KEY = "cls"
-"""What WebDataset calls the member that holds a sample's class."""
+"""WebDataset's name of the member that holds a sample's class."""
 
 
 IMAGENET = "imagenet"

@@ -55,9 +55,9 @@ class Captioner(Protocol):
     """
 
     needs_images: bool
-    """Whether ``CaptionInput.image`` is needed."""
+    """True if ``CaptionInput.image`` is needed."""
     checkpoint_outputs: bool
-    """Whether outputs are expensive enough to be saved before their shard is complete."""
+    """True if outputs are expensive enough to be saved before their shard is complete."""
     identity: str
     """SHA-256 (hex) over everything that determines the captions."""
     parents: tuple[Parent, ...]

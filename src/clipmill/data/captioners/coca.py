@@ -67,7 +67,7 @@ class CocaCaptioner:
 
     @property
     def is_public(self) -> bool:
-        """Whether another library published the weights."""
+        """True if another library published the weights."""
         return isinstance(self._source, OpenClipCoca)
 
     def caption(self, inputs: Sequence[CaptionInput]) -> Iterator[tuple[int, CaptionOutput]]:

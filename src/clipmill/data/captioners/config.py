@@ -206,7 +206,7 @@ class ChatConfig(Config):
     seed: int = 0
     """Seed of sampling, with the sample's uid, for endpoints that support it."""
     logprobs: bool = True
-    """Whether to request token log probabilities, which give a caption's score."""
+    """Request token log probabilities, which give a caption's score."""
     max_caption_characters: int = 1000
     """Longest real caption in the prompt, characters; longer ones are truncated."""
     refusal_prefixes: tuple[str, ...] = (
@@ -292,7 +292,7 @@ class TemplateConfig(Config):
     templates: tuple[str, ...] = ("{objects}", "a picture of {objects}")
     """One caption each; ``{objects}`` is replaced by the list of objects."""
     include_positions: bool = True
-    """Whether objects with boxes are described as on the left, in the middle or on the right."""
+    """Describe objects with boxes as on the left, in the middle or on the right."""
     max_objects: int = 5
     """Most kinds of objects in a caption, the largest or most frequent first."""
 

@@ -39,7 +39,7 @@ class OpenClipCoca:
     config: Mapping[str, Any]
     """open_clip's model config."""
     preprocessing: Mapping[str, Any]
-    """How the weights' images were prepared, in open_clip's words; empty for its defaults."""
+    """Preprocessing of the weights' images, in open_clip's words; empty for its defaults."""
     path: Path
     """The file of weights."""
 

@@ -27,7 +27,7 @@ class Instance:
     label: int
     """Its class, from 0."""
     is_crowd: bool
-    """Whether it stands for a group that isn't annotated one by one."""
+    """True for a group that isn't annotated one by one."""
     segmentation: Any
     """Polygons, or run lengths, as COCO has them."""
 
@@ -49,7 +49,7 @@ class CocoImage:
     width: int
     """Pixels."""
     instances: tuple[Instance, ...]
-    """What it holds; perhaps nothing."""
+    """Its objects; perhaps none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from clipmill.images import read_rgb
 
 IGNORED = 255
 _MILLIMETRES = 1000
-# Medians that no picture of a room has: depth in metres or centimetres is nearer, in tenths of
+# Medians that no image of a room has: depth in metres or centimetres is nearer, in tenths of
 # millimetres farther.
 _NEAREST_METRES, _FARTHEST_METRES = 0.3, 20.0
 
@@ -63,7 +63,7 @@ class Ade20kFolder(LabeledFolder):
             raise SourceError(
                 f"{path} is no map of class ids: shape {values_HW.shape}, {values_HW.dtype}",
                 expected="a PNG of one channel of 8 bits, grey or with a palette",
-                action="convert it; a picture of colours has to be mapped to ids",
+                action="convert it; an image of colours has to be mapped to ids",
             )
         if values_HW.max(initial=0) > self.num_classes:
             raise SourceError(

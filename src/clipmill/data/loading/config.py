@@ -8,7 +8,7 @@ from clipmill.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataLoaderConfig(Config):
-    """How samples are read and decoded; batch size and seed are the training's."""
+    """Reading and decoding of samples; batch size and seed are the training's."""
 
     num_workers: int = 8
     """Decoding processes per rank; 0 decodes in the training process."""

@@ -3,7 +3,7 @@
 A layer ``teacher/<ensemble>`` has in each row ``image``, an embedding for each stored
 augmentation; ``text``, one for the real caption and then one for each synthetic caption; and
 ``augmentation``, the numbers of each stored augmentation (lists of float32), unless the teachers
-saw the plain picture. An embedding holds those of all teachers side by side, as a fixed-size list
+saw the plain image. An embedding holds those of all teachers side by side, as a fixed-size list
 of halffloat.
 
 Shapes: E the teachers' widths together, K numbers of an augmentation.

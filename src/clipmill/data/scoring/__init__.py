@@ -1,1 +1,1 @@
-"""Scores: what is measured of a dataset's pictures and captions, as layers below ``score/``."""
+"""Scores: what is measured of a dataset's images and captions, as layers below ``score/``."""

@@ -53,22 +53,22 @@ SCORERS: Mapping[str, Callable[[Any], Scorer]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreConfig(Config):
-    """What is measured."""
+    """Scorers and their settings."""
 
     captions: tuple[str, ...] = ()
     """Caption kinds: ``real`` and captions layers; empty for all that the dataset has."""
     image: ImageScoreConfig | None = None
-    """Size, aspect and hashes of the picture."""
+    """Size, aspect and hashes of the image."""
     text: TextScoreConfig | None = None
     """Length and language of the captions."""
     concepts: ConceptScoreConfig | None = None
-    """Which concepts of a list the captions name."""
+    """Concepts of a list that the captions name."""
     clip: ClipScoreConfig | None = None
-    """Similarity of picture and captions."""
+    """Similarity of image and captions."""
     batch_size: int = 256
     """RowBatch read together."""
     num_threads: int = 4
-    """Threads that decode pictures."""
+    """Threads that decode images."""
     cache_bytes: int = 100_000_000_000
     """Most bytes of local disk that copies of remote shards and layers take."""
 

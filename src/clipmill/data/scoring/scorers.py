@@ -42,7 +42,7 @@ class Captions:
     texts: Sequence[str]
     """The captions of row 0, then those of row 1, ..."""
     counts: Sequence[int] | None
-    """How many each row has; None where each has one, as the real ones do."""
+    """Number of captions of each row; None where each has one, as the real ones do."""
 
     def column(self, values: pa.Array) -> pa.Array:
         """``values``, one a caption, as a layer's column: a value, or a list, a row."""
@@ -68,7 +68,7 @@ class RowBatch:
     data: Sequence[bytes] | None
     """The image files, if any scorer asks for them."""
     images: Sequence[Image.Image | None] | None
-    """The pictures, upright RGB, if any scorer asks for them; None where one doesn't decode."""
+    """The images, upright RGB, if any scorer asks for them; None where one doesn't decode."""
     captions: Mapping[str, Captions]
     """By caption kind, those that are asked for."""
 
@@ -77,9 +77,9 @@ class Scorer(Protocol):
     """Measures rows."""
 
     needs_images: bool
-    """Whether it needs images."""
+    """True if it needs images."""
     parents: tuple[Parent, ...]
-    """What it measures with, as the layer's parents."""
+    """Models and lists that it measures with, as the layer's parents."""
     detail: dict[str, str]
     """A few words for people, shown in the layer's lineage."""
 
@@ -95,14 +95,14 @@ such sets."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageScoreConfig(Config):
-    """Measures of the picture; there is nothing to choose."""
+    """Measures of the image; there is nothing to choose."""
 
 
 class ImageScorer:
     """Columns ``width``, ``height`` (pixels, upright), ``aspect`` (longer side by shorter),
     ``perceptual_hash`` (uint64) and ``content_hash`` (leading bytes of the file's SHA-256).
 
-    All but the last are null where the picture doesn't decode.
+    All but the last are null where the image doesn't decode.
     """  # noqa: D205  # a list of columns has no shorter form
 
     needs_images = True
@@ -137,17 +137,17 @@ class ImageScorer:
 
 SIDE, LOW = 32, 8
 
-# Coefficients of a flat picture are rounding noise, which mustn't become bits.
+# Coefficients of a flat image are rounding noise, which mustn't become bits.
 _DECIMALS = 6
 
 
 def small_grey(image: Image.Image) -> NDArray[np.uint8]:
-    """The picture as (S, S) grey values, shrunk by Lanczos."""
+    """The image as (S, S) grey values, shrunk by Lanczos."""
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
 def perceptual_hashes(small_BSS: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint64]:
-    """Hashes (B,) of small grey pictures: which low frequencies lie above their median.
+    """Hashes (B,) of small grey images: which low frequencies lie above their median.
 
     The first bit is the most significant one, and rows come before columns, as in ImageHash.
     """
@@ -189,7 +189,7 @@ class TextScoreConfig(Config):
     """Measures of the captions."""
 
     language: bool = True
-    """Whether to detect the language, which takes nearly all of the time; else it is null."""
+    """Detect the language, which takes nearly all of the time; else it is null."""
     longest: int = 1000
     """Characters of a caption that are used to detect its language."""
 
@@ -252,12 +252,12 @@ _SET_APART = str.maketrans({mark: f" {mark} " for mark in ",.;:?!`"} | dict.from
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConceptScoreConfig(Config):
-    """Which concepts captions are matched with."""
+    """Concepts that captions are matched with."""
 
     concepts: str = ""
     """URI of the list: UTF-8 text with a concept a line, or a JSON array of strings."""
     ignore_case: bool = False
-    """Whether capital letters match small ones; MetaCLIP's published code says no."""
+    """Match capital letters with small ones; MetaCLIP's published code doesn't."""
 
 
 class ConceptScorer:
@@ -349,7 +349,7 @@ _NUM_THREADS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipScoreConfig(Config):
-    """Which CLIP judges, and how it runs."""
+    """CLIP that scores, and its batch size and precision."""
 
     model: str = ""
     """Address of a CLIP with both towers."""
@@ -358,7 +358,7 @@ class ClipScoreConfig(Config):
     seed: int = 0
     """Seed of random weights."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the towers compute in; similarities are always taken in fp32."""
+    """Precision of the towers; similarities are always taken in fp32."""
     batch_size: int = 256
     """Most captions encoded together."""
     num_threads: int = 0
@@ -376,7 +376,7 @@ class ClipScoreConfig(Config):
 
 
 class ClipScorer:
-    """A column a caption kind of float32; null where the picture doesn't decode."""
+    """A column a caption kind of float32; null where the image doesn't decode."""
 
     needs_images = True
 

@@ -112,16 +112,16 @@ def _load_index(tar: BinaryIO, path: Path) -> NDArray[np.void]:
 
 @dataclass(frozen=True, slots=True)
 class SampleRecord:
-    """One sample without the bytes of its picture."""
+    """One sample without the bytes of its image."""
 
     uid: str
     caption: str
     """The real caption."""
     width: int
-    """Pixels of the upright picture."""
+    """Pixels of the upright image."""
     height: int
     origin: str
-    """Where the source had it."""
+    """Path in the source."""
     suffix: str
     """The image file's suffix, with its dot."""
     image_bytes: int
@@ -129,7 +129,7 @@ class SampleRecord:
 
 
 def read_records(dataset: Dataset, index: int, cache: Path) -> Iterator[SampleRecord]:
-    """Yield the records of shard ``index``, in order; pictures are passed over unread.
+    """Yield the records of shard ``index``, in order; images are passed over unread.
 
     A remote shard is copied to ``cache`` first. Raises ArtifactError if the shard isn't the one
     that the dataset lists, NotFoundError if it's gone.

@@ -1,4 +1,4 @@
-"""How a shard lies in its tar: plain WebDataset, three members a sample.
+"""Layout of a shard's tar: plain WebDataset, three members per sample.
 
 ``<uid>.jpg`` (the image file as it was, under its own suffix), ``<uid>.txt`` (the real caption,
 UTF-8) and ``<uid>.json`` (uid, width, height, origin), in this order. Written without tarfile,

@@ -61,7 +61,7 @@ class SourceSpec:
 
 @dataclass(frozen=True, slots=True)
 class SourceKind:
-    """How a kind of source is opened."""
+    """Opener of a kind of source."""
 
     open: Callable[..., Source]
     """Takes the path, and the options by name."""

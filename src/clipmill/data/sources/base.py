@@ -41,7 +41,7 @@ CAPTION_NAMES: Final = ("caption", "text", "title", "txt", "captions")
 ID_NAMES: Final = ("uid", "id", "key", "image_id")
 
 FingerprintMode = Literal["content", "metadata"]
-"""What a source's digest covers: all bytes, or names, sizes and modification times of files."""
+"""Coverage of a source's digest: all bytes, or names, sizes and modification times of files."""
 
 ReadListing = Callable[[int, int], bytes]
 """Reads ``length`` bytes from ``start`` of the listing that ``splits`` wrote."""
@@ -56,7 +56,7 @@ class Split:
     start: int
     """First row, or first byte, of the range in the piece."""
     stop: int
-    """Where the range ends (exclusive)."""
+    """End of the range (exclusive)."""
     num_items: int
     """Items in the range, the bad ones included."""
 

@@ -93,7 +93,7 @@ class CocoSource(Source):
 
 
 def _usual_folder(path: Path) -> Path:
-    """Where COCO puts the images of ``annotations/captions_train2017.json``: ``train2017``."""
+    """Return COCO's image folder for ``annotations/captions_train2017.json``: ``train2017``."""
     folder = path.parent.parent / path.stem.rpartition("_")[2]
     if not folder.is_dir():
         raise SourceError(

@@ -48,7 +48,7 @@ _LAYERS = {"syn.json": "captions", "npz": "teacher"}
 
 @dataclass(frozen=True, slots=True)
 class DataCompDRLayers:
-    """Which layers the samples of a source bring, as its first sample shows."""
+    """Return the layers that a source's samples bring, as its first sample shows."""
 
     name: str
     """The part of the layers' names after their kind."""
@@ -155,9 +155,9 @@ class Member:
 
     name: str
     header: int
-    """Where its first header begins, in bytes."""
+    """Offset of its first header, bytes."""
     offset: int
-    """Where its content begins, in bytes."""
+    """Offset of its content, bytes."""
     size: int
     """Bytes of its content."""
 

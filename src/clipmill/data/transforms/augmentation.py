@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REDUCTIONS = (8, 4, 2, 1)
-"""How many pixels of a side may become one while decoding, most first."""
+"""Pixels of a side that may become one while decoding, most first."""
 
-# The EXIF tag that says how a picture is turned; 1 is upright.
+# The EXIF tag that says how an image is turned; 1 is upright.
 _ORIENTATION = 0x0112
 
 
@@ -45,7 +45,7 @@ class EncodedImage:
         Raises BadSampleError: ``image_too_large``, or ``unreadable_image``.
         """
         self.width, self.height = image_size(data)
-        """Pixels of the upright picture."""
+        """Pixels of the upright image."""
         if self.width * self.height > MAX_PIXELS:
             raise BadSampleError(
                 BadSampleReason.IMAGE_TOO_LARGE, f"{self.width} x {self.height} pixels"
@@ -58,7 +58,7 @@ class EncodedImage:
 
     @property
     def can_downscale(self) -> bool:
-        """Whether ``decode`` may give fewer pixels than the file has."""
+        """True if ``decode`` may return fewer pixels than the file has."""
         return self._decoded_HW3 is None
 
     def decode(self, reduction: int) -> tuple[NDArray[np.uint8], int]:
@@ -86,7 +86,7 @@ class EncodedImage:
 
 
 def _is_simple_jpeg(data: bytes) -> bool:
-    """Whether a JPEG is stored upright, in colour or grey."""
+    """Return whether a JPEG is stored upright, in color or gray."""
     try:
         if simplejpeg.decode_jpeg_header(data)[2] not in {"YCbCr", "RGB", "Gray"}:
             return False
@@ -110,7 +110,7 @@ class RandomResizedCropConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A window of a picture, in its pixels."""
+    """A window of an image, in its pixels."""
 
     left: int
     top: int
@@ -128,7 +128,7 @@ class Box:
 def draw_crop(
     width: int, height: int, config: RandomResizedCropConfig, generator: np.random.Generator
 ) -> Box:
-    """A window into a picture of this size, as torchvision's RandomResizedCrop draws it."""
+    """A window into an image of this size, as torchvision's RandomResizedCrop draws it."""
     area = width * height
     log_low, log_high = (math.log(r) for r in config.ratio)
     for _ in range(10):
@@ -165,7 +165,7 @@ class CropTransform:
 
 
 def crop_to_square(image: EncodedImage, box: Box, size: int) -> "Tensor":
-    """What ``box`` shows of a picture, as a (3, size, size) uint8 tensor (see CropTransform)."""
+    """Crop an image to ``box``, as a (3, size, size) uint8 tensor (see CropTransform)."""
     import torch
 
     reduction = _reduction(image, box, size)
@@ -205,7 +205,7 @@ _FILL = (124, 116, 104)  # timm's, the mean of ImageNet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredAugmentationConfig(Config):
-    """What augmentations are drawn from."""
+    """Distribution of stored augmentations."""
 
     crop: RandomResizedCropConfig = RandomResizedCropConfig(scale=(0.08, 1.0))
     """The crop."""
@@ -220,7 +220,7 @@ class StoredAugmentationConfig(Config):
 def sample_augmentation(
     width: int, height: int, config: StoredAugmentationConfig, generator: np.random.Generator
 ) -> list[float]:
-    """The numbers of one augmentation for a picture of this size, pixels."""
+    """The numbers of one augmentation for an image of this size, pixels."""
     numbers = _draw_crop(width / height, config.crop, generator)
     for _ in range(config.num_operations):
         operation = int(generator.integers(len(_OPERATIONS)))
@@ -231,7 +231,7 @@ def sample_augmentation(
 
 
 def replay(image: Image.Image, size: int, numbers: Sequence[float]) -> Image.Image:
-    """The augmented picture at (size, size), bicubic; the same at any time, nearly at any size."""
+    """The augmented image at (size, size), bicubic; the same at any time, nearly at any size."""
     left, top, width, height = numbers[:_CROP_NUMBERS]
     box = (
         left * image.width,
@@ -263,7 +263,7 @@ class ReplayTransform:
 def _draw_crop(
     aspect: float, config: RandomResizedCropConfig, generator: np.random.Generator
 ) -> list[float]:
-    """Left, top, width and height as shares of a picture of this width over height."""
+    """Left, top, width and height as shares of an image of this width over height."""
     low, high = np.log(config.ratio)
     for _ in range(10):
         area = generator.uniform(*config.scale)

@@ -67,7 +67,7 @@ def cutdepth(
     max_depth: float,
     generator: np.random.Generator,
 ) -> NDArray[Any]:
-    """Vertical CutDepth: a band of columns shows the depth in place of the picture.
+    """Vertical CutDepth: a band of columns shows the depth in place of the image.
 
     From column a W, max((W - a W) b 0.75, 1) columns wide; a and b uniform in 0..1 (Ishii and
     Yamashita 2021, in the form of Xie et al. 2023).
@@ -124,8 +124,8 @@ def large_scale_jitter(
 ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Image (S, S, 3) and masks (M, S, S), resized by the same factor and cut at the same place.
 
-    ``scale`` is the lowest and highest factor, of the picture that just fits the canvas; what the
-    picture doesn't cover, right and below, is black and holds nothing.
+    ``scale`` is the lowest and highest factor, of the image that just fits the canvas; what the
+    image doesn't cover, right and below, is black and holds nothing.
     """
     height, width = image_HW3.shape[:2]
     factor = size / max(height, width) * generator.uniform(*scale)

@@ -58,7 +58,7 @@ def erase(images_B3HW: Tensor, probability: float) -> Tensor:
 
 
 def _window(length: int, share: float) -> slice:
-    """A window of this share around a random centre, cut where it leaves the picture."""
+    """A window of this share around a random center, cut where it leaves the image."""
     half = int(length * share) // 2
     centre = int(torch.randint(length, ()))
     return slice(max(0, centre - half), min(length, centre + half))

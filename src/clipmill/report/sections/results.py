@@ -47,7 +47,7 @@ class RunContext:
     seeds: Mapping[str, tuple[int, ...]]
     """Distinct seeds of the encoder and task models, by label."""
     uses_synthetic_scenes: bool
-    """Whether the data is procedural scenes."""
+    """True if the data is procedural scenes."""
 
 
 def summarize(comparison: Comparison | None, context: RunContext) -> Summary:

@@ -41,7 +41,7 @@ class _Sample:
     synthetic: str
     """Empty without a layer."""
     fallback: bool
-    """Whether the captioner returned nothing, and the real caption replaces it."""
+    """True if the captioner returned nothing, and the real caption replaces it."""
 
 
 def samples_section(dataset: Dataset, layer: str, captioner: str) -> Section:
@@ -92,8 +92,8 @@ def _card(sample: _Sample, captioner: str) -> Html:
     elif sample.synthetic:
         synthetic = tag("dd", sample.synthetic, dir="auto", class_="synthetic")
         captions = concat(captions, tag("dt", captioner), synthetic)
-    # The captions below say what the picture shows.
-    image = image_tag(sample.image, f"Picture {sample.uid}")
+    # The captions below say what the image shows.
+    image = image_tag(sample.image, f"Image {sample.uid}")
     return tag("figure", image, tag("figcaption", tag("dl", captions)))
 
 

@@ -1,4 +1,4 @@
-"""The page at ``/``: drop a picture, see what the served models make of it.
+"""Playground at ``/``: drop an image, see the served models' outputs.
 
 It asks the routes that everybody asks, and fetches nothing from anywhere else.
 """

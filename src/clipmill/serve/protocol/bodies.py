@@ -57,7 +57,7 @@ class RequestBody:
 
     @property
     def is_image(self) -> bool:
-        """Whether the body is an image file."""
+        """True if the body is an image file."""
         return self.protocol == "v2" and self.headers.get("content-type", "").startswith("image/")
 
 

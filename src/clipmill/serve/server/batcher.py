@@ -82,7 +82,7 @@ class DynamicBatcher:
 
     @property
     def is_running(self) -> bool:
-        """Whether images are admitted and batches formed."""
+        """True while images are admitted and batches formed."""
         return self._task is not None and not self._task.done() and not self._is_closing
 
     @contextmanager
