@@ -140,7 +140,9 @@ def test_trainer_takes_jobs(api, installed):
     table = load_installation(installed, api=api)
     job = TrainingJobConfig(name="a", command=("--version",), pool="cpu")
     pool = table.pool("cpu")
-    manifest = train_job(training_app(job, pool), job, pool, name="a", namespace=installed)
+    manifest = train_job(
+        training_app(job, pool, table.image("train")), job, pool, name="a", namespace=installed
+    )
     path = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{installed}/trainjobs"
     assert dry_run(api, path, manifest) == ""
 

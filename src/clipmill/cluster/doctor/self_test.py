@@ -12,6 +12,7 @@ from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
 from clipmill.cluster.constants import CONTAINER_SECURITY, DOMAIN, POD_SECURITY
 from clipmill.cluster.doctor.snapshot import Snapshot
 from clipmill.cluster.kserve import InferenceServiceConfig, PromotedModel, inference_service
+from clipmill.cluster.pod_status import pod_problem
 from clipmill.cluster.pools import Installation, load_installation
 from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.training_job import TrainingJobConfig, training_app
@@ -142,7 +143,7 @@ class _Runner:
     def _pending_reason(self, name: str) -> str:
         """Return why a pod of an object failed or doesn't start, as text to append."""
         for pod in self.api.pods(self.namespace, ""):
-            if pod["metadata"]["name"].startswith(name) and (reason := waiting_reason(pod)):
+            if pod["metadata"]["name"].startswith(name) and (reason := pod_problem(pod)):
                 return f": {pod['metadata']['name']}: {reason}"
         return ""
 
@@ -167,35 +168,12 @@ def _timed(name: str, test: Callable[[], str]) -> SelfTestResult:
     return SelfTestResult(name=name, passed=not reason, seconds=seconds, reason=reason)
 
 
-def waiting_reason(pod: Mapping[str, Any]) -> str:
-    """Return why a pod failed or isn't running; empty if nothing is wrong with it."""
-    status = pod.get("status") or {}
-    states = [
-        c.get("state") or {}
-        for c in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
-    ]
-    for state in states:
-        terminated = state.get("terminated")
-        if terminated and terminated.get("exitCode"):
-            text = f"{terminated.get('reason', 'Error')} (exit code {terminated['exitCode']})"
-            message = str(terminated.get("message", "")).strip()
-            return f"{text}: {message}" if message else text
-    for state in states:
-        waiting = state.get("waiting") or {}
-        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-            return ": ".join(filter(None, (waiting["reason"], waiting.get("message", ""))))
-    for condition in status.get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"{condition.get('reason', '')}: {condition.get('message', '')}"
-    return str(status.get("message", ""))
-
-
 def pod_outcome(pod: Mapping[str, Any]) -> str | None:
     """Return "" for a pod that succeeded, a reason for one that can't, None for one in progress."""
     phase = (pod.get("status") or {}).get("phase")
     if phase == "Succeeded":
         return ""
-    reason = waiting_reason(pod)
+    reason = pod_problem(pod)
     is_final = phase == "Failed" or reason.startswith(_FAILED_WAITING)
     return (reason or "the pod failed") if is_final else None
 
@@ -256,11 +234,10 @@ def _pod(target: str, installation: Installation, namespace: str) -> dict[str, A
 
 def _train_job(installation: Installation, pool: str, namespace: str) -> dict[str, Any]:
     name = f"self-test-{_suffix()}"
-    job = TrainingJobConfig(
-        name=name, command=("--version",), pool=pool, image=installation.image("train")
-    )
+    job = TrainingJobConfig(name=name, command=("--version",), pool=pool)
     config = installation.pool(pool)
-    return train_job(training_app(job, config), job, config, name=name, namespace=namespace)
+    app = training_app(job, config, installation.image("train"))
+    return train_job(app, job, config, name=name, namespace=namespace)
 
 
 def _workflow(installation: Installation, pool: str, namespace: str) -> dict[str, Any]:
