@@ -18,7 +18,7 @@ def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--endpoint", help="URL of Kubeflow Pipelines' API")
-    parser.add_argument("--namespace", default="clipmill", help="namespace of the run")
+    parser.add_argument("--namespace", default="kubeflow", help="namespace of the run")
     parser.add_argument("--store", default="s3://clipmill/out", help="s3:// URI of the results")
     parser.add_argument("--encoder", default="random:timm/test_byobnet", help="docs/weights.md")
     parser.add_argument("--data", default="s3://clipmill/ade20k.tar", help="labeled data")
@@ -30,7 +30,6 @@ def main() -> None:
     task = {"recipe": options.recipe, "data": options.data, "min_metric": 0.4}
     parameters = {
         "store": options.store,
-        "run": "example",
         "encoder": options.encoder,
         "tasks": [task],
     }

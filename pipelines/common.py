@@ -30,7 +30,7 @@ from clipmill.cluster.constants import (
     STORE_VARIABLES,
 )
 from clipmill.cluster.pools import get_pool, load_pools
-from clipmill.stage_records import METRICS_VARIABLE
+from clipmill.stage_records import METRICS_VARIABLE, RUN_VARIABLE
 
 PoolName = Literal["cpu", "gpu"]
 """Pools of the pipelines' tasks."""
@@ -69,6 +69,9 @@ def on_pool(task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True) -> d
     address = f"{DOMAIN}/metrics-address"
     kubernetes.add_pod_annotation(task, address, f"0.0.0.0:{METRICS_PORT}")
     kubernetes.use_field_path_as_env(task, METRICS_VARIABLE, f"metadata.annotations['{address}']")
+    # Its name in Kubernetes, which no two runs share.
+    workflow = "metadata.labels['workflows.argoproj.io/workflow']"
+    kubernetes.use_field_path_as_env(task, RUN_VARIABLE, workflow)
     kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_cpu_request(nodes.cpu_quantity).set_cpu_limit(nodes.cpu_quantity)
     memory = f"{nodes.memory_gibibytes}Gi"
@@ -82,11 +85,67 @@ def on_pool(task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True) -> d
     )
 
 
+DESCRIPTIONS: Mapping[str, str] = {
+    "store": "URI that all artifacts are written under, such as s3://BUCKET/PREFIX.",
+    "pairs": "Folder or archive of image-caption pairs; empty to generate scenes.",
+    "dataset": "URI of a sharded dataset.",
+    "encoder": "Address of an encoder: a URI, or public weights.",
+    "captioner": "Address of a captioner; empty to train one on scenes, or in photos for none.",
+    "captions": "Captions to train on: real, synthetic, both or selected.",
+    "tasks": (
+        "Tasks to fine-tune for: a list of objects with recipe, data, min_metric (the value "
+        "required for promotion) and, optionally, overrides."
+    ),
+    "namespace": "Namespace of the endpoints, jobs and workflows; empty to deploy nothing.",
+    "runtime": "Serving runtime of the endpoints: cpu or gpu.",
+    "prometheus": "URL of the Prometheus that a canary is watched by; empty for none.",
+    "pool": "Node pool of the training job.",
+    "nodes": "Nodes of the training job: a number, or MIN:MAX to go on when nodes are lost.",
+    "queue": "Kueue queue of the training job; empty for none.",
+    "recaption_pool": "Node pool of the captioning workflow.",
+    "scenes_recipe": "Recipe of the generated scenes.",
+    "scenes_overrides": "Changes of that recipe, a list of path=value.",
+    "shards_recipe": "Recipe of the dataset's shards.",
+    "captioner_recipe": "Recipe of the captioner's training.",
+    "captioner_overrides": "Changes of that recipe, a list of path=value.",
+    "recaption_recipe": "Recipe of the captions.",
+    "recaption_overrides": "Changes of that recipe, a list of path=value.",
+    "score_recipe": "Recipe of the samples' scores.",
+    "score_overrides": "Changes of that recipe, a list of path=value.",
+    "select_recipe": "Recipe of the selection by scores.",
+    "select_overrides": "Changes of that recipe, a list of path=value.",
+    "clip_recipe": "Recipe of the encoder's pretraining.",
+    "clip_overrides": "Changes of that recipe, a list of path=value.",
+    "segmentation_recipe": "Recipe of the segmentation head's training.",
+    "depth_recipe": "Recipe of the depth head's training.",
+    "finetune_overrides": "Changes of both heads' recipes, a list of path=value.",
+    "study_recipe": "Recipe of the study.",
+    "study_overrides": "Changes of that recipe, a list of path=value.",
+}
+"""What each parameter of a pipeline means."""
+
+
+def pipeline(name: str, *steps: Step) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that makes a pipeline of a function and the optional inputs of ``steps``.
+
+    Its parameters are described as in :data:`DESCRIPTIONS`.
+    """
+
+    def define(function: Callable[..., Any]) -> Any:
+        extended = with_inputs_of(*steps)(function)
+        parameters = inspect.signature(extended).parameters
+        described = "\n".join(f"    {name}: {DESCRIPTIONS[name]}" for name in parameters)
+        extended.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nArgs:\n{described}\n"
+        return dsl.pipeline(name=name)(extended)
+
+    return define
+
+
 def with_inputs_of(*steps: Step) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds the optional inputs of ``steps`` to a pipeline's function.
+    """Return a decorator that adds the optional inputs of ``steps`` to a function.
 
     The function gets their values as ``**given``, and passes them on with :func:`inputs_for`. It
-    wires a step's required inputs itself; these aren't inputs of the pipeline.
+    wires a step's required inputs itself; these aren't inputs of the function.
     """
 
     def extend(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,12 +157,15 @@ def with_inputs_of(*steps: Step) -> Callable[[Callable[..., Any]], Callable[...,
                 known = inputs.setdefault(name, parameter)
                 assert name in taken or known == parameter, f"two steps differ about {name}"
         ordered = sorted(inputs.values(), key=lambda p: p.default is not p.empty)
+        signature = own.replace(parameters=ordered)
 
         @functools.wraps(function)
-        def extended(*values: Any) -> Any:
-            return function(**dict(zip((p.name for p in ordered), values, strict=True)))
+        def extended(*values: Any, **named: Any) -> Any:
+            bound = signature.bind(*values, **named)
+            bound.apply_defaults()
+            return function(**bound.arguments)
 
-        extended.__signature__ = own.replace(parameters=ordered)  # type: ignore[attr-defined]  # KFP reads it
+        extended.__signature__ = signature  # type: ignore[attr-defined]  # KFP reads it
         return extended
 
     return extend
@@ -115,8 +177,7 @@ def inputs_for(step: Step, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _optional(step: Step) -> dict[str, inspect.Parameter]:
-    function: Any = getattr(step, "pipeline_func", step)
-    parameters = inspect.signature(function).parameters.values()
+    parameters = inspect.signature(step).parameters.values()
     return {p.name: p for p in parameters if p.default is not p.empty}
 
 
@@ -136,38 +197,36 @@ class Sharded(NamedTuple):
 class Captioned(NamedTuple):
     """Synthetic captions of a dataset."""
 
-    written: Any
-    """The task that writes their layer, and returns its name."""
+    layer: Channel
+    """Name of their layer."""
     captioner: Channel
     """The captioner that wrote them."""
 
 
 def sharded(
     store: Channel,
-    run: Channel,
     pairs: str = "",
     scenes_recipe: str = "scenes-tiny",
     scenes_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
     shards_recipe: str = "shards-tiny",
 ) -> Sharded:
     """Shard ``pairs``, or those of generated scenes, and generate scenes for all else."""
-    at = {"store": store, "run": run}
     generated = load_or_generate_pairs(
-        pairs=pairs, recipe=scenes_recipe, overrides=scenes_overrides, **at
+        pairs=pairs, recipe=scenes_recipe, overrides=scenes_overrides, store=store
     )
-    data = on_pool(generated, "cpu").outputs
-    shards = {"recipe": shards_recipe, "overrides": [], **at}
+    data = on_pool(generated, "cpu").set_display_name("load or generate data").outputs
+    shards = {"recipe": shards_recipe, "overrides": [], "store": store}
+    dataset = shard(source=data["pairs"], label="pairs", **shards)
     # What lies at a URI of raw data may have changed since.
-    dataset = on_pool(shard(source=data["pairs"], label="pairs", **shards), "cpu", cached=False)
-    captioning = on_pool(shard(source=data["captioner_pairs"], label="captioning", **shards), "cpu")
-    captioning.set_display_name("shard for captioning")
+    on_pool(dataset, "cpu", cached=False).set_display_name("shard dataset")
+    captioning = shard(source=data["captioner_pairs"], label="captioning", **shards)
+    on_pool(captioning, "cpu").set_display_name("shard captioner data")
     outputs = (dataset.outputs["Output"], captioning.outputs["Output"])
     return Sharded(*outputs, ade20k=data["ade20k"], nyu=data["nyu"])
 
 
 def captioned(
     store: Channel,
-    run: Channel,
     dataset: Channel,
     captioning: Channel,
     captioner: str = "",
@@ -177,30 +236,29 @@ def captioned(
     recaption_overrides: list = [],  # noqa: B006  # as above
 ) -> Captioned:
     """Caption ``dataset``'s images, by ``captioner`` or by one trained on ``captioning``."""
-    at = {"store": store, "run": run}
     trained = train_captioner(
         dataset=captioning,
         recipe=captioner_recipe,
         overrides=captioner_overrides,
         captioner=captioner,
-        **at,
+        store=store,
     )
-    chosen = on_pool(trained, "gpu").outputs["Output"]
+    chosen = on_pool(trained, "gpu").set_display_name("train captioner").outputs["Output"]
     written = recaption(
         dataset=dataset,
         captioner=chosen,
         recipe=recaption_recipe,
         overrides=recaption_overrides,
-        **at,
+        store=store,
     )
-    return Captioned(written=on_pool(written, "gpu"), captioner=chosen)
+    on_pool(written, "gpu").set_display_name("write captions")
+    return Captioned(layer=written.outputs["Output"], captioner=chosen)
 
 
 def pretrained(
     store: Channel,
-    run: Channel,
     dataset: Channel,
-    written: Any,
+    layer: Channel,
     score_recipe: str = "score-basic",
     score_overrides: list = [],  # noqa: B006  # as above
     select_recipe: str = "select-tiny",
@@ -211,24 +269,26 @@ def pretrained(
 ) -> Any:
     """Score and select ``dataset``'s samples, and pretrain on those; the task that does.
 
-    ``written`` is the task that captioned them: its captions are scored too.
+    The captions of ``layer`` are scored too.
     """
-    at = {"store": store, "run": run}
-    scored = score(dataset=dataset, recipe=score_recipe, overrides=score_overrides, **at)
+    scored = score(dataset=dataset, recipe=score_recipe, overrides=score_overrides, store=store)
+    # It scores all captions that the dataset has by then.
+    on_pool(scored.after(layer.task), "cpu").set_display_name("score samples")
     rule = select(
         dataset=dataset,
-        layers=on_pool(scored.after(written), "cpu").output,
+        layers=scored.output,
         recipe=select_recipe,
         overrides=select_overrides,
-        **at,
+        store=store,
     )
+    on_pool(rule, "cpu").set_display_name("select samples")
     encoder = pretrain(
         dataset=dataset,
         captions=captions,
-        layer=written.output,
-        select=on_pool(rule, "cpu").output,
+        layer=layer,
+        select=rule.output,
         recipe=clip_recipe,
         overrides=clip_overrides,
-        **at,
+        store=store,
     )
-    return on_pool(encoder, "gpu")
+    return on_pool(encoder, "gpu").set_display_name("pretrain encoder")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.cluster.constants import NON_ROOT, STORE_VARIABLES
+from clipmill.stage_records import RUN_VARIABLE
 
 _EXECUTOR = "-m kfp.dsl.executor_main"
 _RESTRICTED = {
@@ -44,9 +45,6 @@ STAGES: Mapping[str, Planned | None] = {
     "train-captioner": ("captioner", 90.0),
     # Components without a stage, for which nothing is shown.
     "deploy": None,
-    "is-dataset-processed": None,
-    "mark-dataset-processed": None,
-    "record-run-status": None,
     "runs-report": None,
 }
 """Stage by component, timed in the demo on two idle cores; others get a default duration."""
@@ -70,6 +68,7 @@ def run_local(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str
     """
     from kfp import local
     from kfp.local import subprocess_task_handler
+    from kfp.local.orchestrator import task_spec_utils
 
     # It would have every local user read that images and pools are not used locally.
     for message in ("You may be attemping to run a task", r"Task .*: settings .* have no effect"):
@@ -84,13 +83,15 @@ def run_local(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str
     if image:
         for executor in pipeline.pipeline_spec.deployment_spec["executors"].values():
             executor["container"]["image"] = image
-        store = {name: os.environ[name] for name in STORE_VARIABLES if name in os.environ}
+        passed = (*STORE_VARIABLES, RUN_VARIABLE)
+        environment = {name: os.environ[name] for name in passed if name in os.environ}
         runner = local.DockerRunner(
-            network_mode="host", entrypoint=["env"], environment=store, **_RESTRICTED
+            network_mode="host", entrypoint=["env"], environment=environment, **_RESTRICTED
         )
         shared.mkdir(parents=True)
         shared.chmod(0o777)  # the containers' user is nobody here
     subprocess_task_handler.replace_python_executable = _with_python
+    task_spec_utils.create_parameter_loop_iteration_task_spec = _iteration
     local.init(
         runner=runner,
         pipeline_root=str(shared),
@@ -107,6 +108,23 @@ def _with_python(command: Sequence[str], executable: str) -> list[str]:
     """
     command_line = f"{shlex.quote(executable)} {_EXECUTOR}"
     return [part.replace(f"python3 {_EXECUTOR}", command_line) for part in command]
+
+
+def _iteration(loop: Any, item: Any, name: str) -> Any:
+    """Return the task of one iteration of a loop over parameters.
+
+    kfp 2.17's own function passes the item to every input that comes from a task outside the loop,
+    and to that of an outer loop's item.
+    """
+    from kfp.compiler.pipeline_spec_builder import to_protobuf_value
+
+    del name
+    iteration = type(loop)()
+    iteration.CopyFrom(loop)
+    iteration.ClearField("parameter_iterator")
+    value = iteration.inputs.parameters[loop.parameter_iterator.item_input].runtime_value
+    value.constant.CopyFrom(to_protobuf_value(item))
+    return iteration
 
 
 def planned_stages(spec: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[Planned]:

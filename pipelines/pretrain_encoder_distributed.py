@@ -1,16 +1,13 @@
 """Recaption a large dataset on many pods, and pretrain an encoder on several GPU nodes."""
 
 from clipmill.components.data.recaption_on_argo import recaption_on_argo
-from clipmill.components.deployment.record_run_status import record_run_status
 from clipmill.components.training.pretrain_on_nodes import pretrain_on_nodes
-from clipmill.pipelines.common import on_pool
-from kfp import dsl
+from clipmill.pipelines.common import on_pool, pipeline
 
 
-@dsl.pipeline(name="pretrain-encoder-distributed")
+@pipeline("pretrain-encoder-distributed")
 def pretrain_encoder_distributed(
     store: str,
-    run: str,
     dataset: str,
     captioner: str,
     namespace: str,
@@ -23,31 +20,30 @@ def pretrain_encoder_distributed(
     nodes: str = "1",
     queue: str = "",
 ) -> None:
-    """Caption all images of ``dataset``, and pretrain on ``captions``.
+    """Caption all images of a dataset by Argo, and pretrain on several nodes.
 
-    ``nodes`` is a number, or MIN:MAX to continue when nodes are lost. The tasks only submit a
-    workflow and a TrainJob, and wait for them; both resume when they are submitted again.
+    The tasks only submit a workflow and a TrainJob, and wait for them; both resume when they are
+    submitted again.
     """
-    at = {"store": store, "run": run}
-    with dsl.ExitHandler(on_pool(record_run_status(**at), "cpu", cached=False), name="run"):
-        layer = recaption_on_argo(
-            dataset=dataset,
-            captioner=captioner,
-            recipe=recaption_recipe,
-            pool=recaption_pool,
-            namespace=namespace,
-            **at,
-        )
-        encoder = pretrain_on_nodes(
-            dataset=dataset,
-            captions=captions,
-            layer=on_pool(layer, "cpu").output,
-            recipe=clip_recipe,
-            overrides=clip_overrides,
-            pool=pool,
-            nodes=nodes,
-            queue=queue,
-            namespace=namespace,
-            **at,
-        )
-        on_pool(encoder, "cpu")
+    written = recaption_on_argo(
+        dataset=dataset,
+        captioner=captioner,
+        recipe=recaption_recipe,
+        pool=recaption_pool,
+        namespace=namespace,
+        store=store,
+    )
+    on_pool(written, "cpu").set_display_name("write captions")
+    encoder = pretrain_on_nodes(
+        dataset=dataset,
+        captions=captions,
+        layer=written.outputs["Output"],
+        recipe=clip_recipe,
+        overrides=clip_overrides,
+        pool=pool,
+        nodes=nodes,
+        queue=queue,
+        namespace=namespace,
+        store=store,
+    )
+    on_pool(encoder, "cpu").set_display_name("pretrain encoder")

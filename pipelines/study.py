@@ -1,15 +1,12 @@
 """The caption study: encoders by caption source and seed, with confidence intervals."""
 
-from clipmill.components.deployment.record_run_status import record_run_status
 from clipmill.components.evaluation.study import study as compare_sources
-from clipmill.pipelines.common import on_pool
-from kfp import dsl
+from clipmill.pipelines.common import on_pool, pipeline
 
 
-@dsl.pipeline(name="study")
+@pipeline("study")
 def study(
     store: str,
-    run: str,
     study_recipe: str = "study-captions-quick",
     study_overrides: list = [],  # noqa: B006  # KFP reads the default, nothing changes it
 ) -> None:
@@ -17,6 +14,4 @@ def study(
 
     A study that was stopped resumes.
     """
-    at = {"store": store, "run": run}
-    with dsl.ExitHandler(on_pool(record_run_status(**at), "cpu", cached=False), name="run"):
-        on_pool(compare_sources(recipe=study_recipe, overrides=study_overrides, **at), "gpu")
+    on_pool(compare_sources(recipe=study_recipe, overrides=study_overrides, store=store), "gpu")

@@ -1,10 +1,12 @@
 """``python -m clipmill.pipelines.submit PIPELINE``: start a pipeline that a cluster has.
 
 With ``--every`` it is started again and again. Runs are of the version that the chart installed
-last, which knows the cluster's pools and images.
+last, which knows the cluster's pools and images, its store and its namespace.
 """
 
+import contextlib
 import json
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -13,9 +15,12 @@ import typer
 
 from clipmill.cli.entry import run
 from clipmill.cli.extras import needs
+from clipmill.cli.options import Json
 from clipmill.errors import ClusterError, ConfigError, NotFoundError, StorageError
 
 _TIMEOUT_SECONDS = 10
+_INSTALLED = {"store", "namespace"}
+"""Parameters whose default the chart compiles into the installed version."""
 _TYPES = {"STRING": str, "LIST": list, "STRUCT": dict, "NUMBER_DOUBLE": float}
 
 
@@ -23,8 +28,9 @@ def submit(
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
     endpoint: Annotated[str, typer.Option(help="URL of Kubeflow Pipelines' API.")],
     namespace: Annotated[
-        str, typer.Option("-n", "--namespace", help="Namespace of the pipeline and its runs.")
-    ] = "clipmill",
+        str,
+        typer.Option("-n", "--namespace", help="Namespace of a profile, in multi-user mode only."),
+    ] = "",
     every: Annotated[
         str,
         typer.Option(
@@ -39,6 +45,7 @@ def submit(
     check_only: Annotated[
         bool, typer.Option("--check", help="Check the parameters without starting a run.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Check the parameters and start a run, or a recurring run; prints its id."""
     from clipmill.pipelines.registry import PIPELINES, RENAMED_PIPELINES
@@ -52,8 +59,10 @@ def submit(
         )
     parameters = parse_parameters(PIPELINES[pipeline], sets or [])
     check_parameters(PIPELINES[pipeline], parameters)
-    if not check_only:
-        typer.echo(_start(pipeline, parameters, endpoint, namespace, every, experiment))
+    if check_only:
+        return
+    started = _start(pipeline, parameters, endpoint, namespace, every, experiment)
+    typer.echo(json.dumps(started) if as_json else next(iter(started.values())))
 
 
 def _start(
@@ -63,52 +72,74 @@ def _start(
     namespace: str,
     every: str,
     experiment: str,
-) -> str:
+) -> dict[str, str]:
+    """Start a run, or a recurring run; return its id, and those of its version and experiment."""
     from kfp import Client
     from kfp_server_api import ApiException
 
-    _require_answer(endpoint)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # that old servers aren't supported
-            client = Client(host=endpoint, namespace=namespace)
-        pipeline_id = client.get_pipeline_id(name)
-        if pipeline_id is None:
+    profile = _profile(endpoint, namespace)
+    # kfp prints links.
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that old servers aren't supported
+        try:
+            return _create(Client(host=endpoint), name, parameters, profile, every, experiment)
+        except ApiException as error:
             raise ClusterError(
-                f"{endpoint} has no pipeline {name!r}",
-                expected="one that the chart installed",
-                action="helm install clipmill first, with pipelines.enabled",
-            )
-        found = client.list_pipeline_versions(
-            pipeline_id, page_size=1, sort_by="created_at desc"
-        ).pipeline_versions
-        group = client.create_experiment(experiment, namespace=namespace).experiment_id
-        version = {"pipeline_id": pipeline_id, "version_id": found[0].pipeline_version_id}
-        if every:
-            return client.create_recurring_run(
-                group,
-                name,
-                cron_expression=every,
-                max_concurrency=1,
-                no_catchup=True,
-                params=parameters,
-                **version,
-            ).recurring_run_id
-        return client.run_pipeline(group, name, params=parameters, **version).run_id
-    except ApiException as error:
+                f"{endpoint} answered {error.status}: {str(error.body)[:300]}",
+                expected="an answer of 2xx",
+                action="fix what the message names, or log in",
+            ) from error
+
+
+def _create(
+    client: Any,
+    name: str,
+    parameters: dict[str, Any],
+    profile: str | None,
+    every: str,
+    experiment: str,
+) -> dict[str, str]:
+    listed = client.list_pipelines(page_size=200, namespace=profile).pipelines or []
+    ids = [p.pipeline_id for p in listed if p.display_name == name]
+    if not ids:
         raise ClusterError(
-            f"{endpoint} answered {error.status}: {str(error.body)[:300]}",
-            expected="an answer of 2xx",
-            action="fix what the message names, or log in",
-        ) from error
+            f"Kubeflow Pipelines has no pipeline {name!r}"
+            + (f" in namespace {profile}" if profile else ""),
+            expected="one that the chart installed",
+            action="helm install clipmill first, with pipelines.kubeflow.namespace set to the "
+            "namespace of Kubeflow Pipelines, or in multi-user mode of the profile",
+        )
+    versions = client.list_pipeline_versions(
+        ids[0], page_size=1, sort_by="created_at desc"
+    ).pipeline_versions
+    version = {"pipeline_id": ids[0], "version_id": versions[0].pipeline_version_id}
+    group = client.create_experiment(experiment, namespace=profile).experiment_id
+    if every:
+        recurring = client.create_recurring_run(
+            group,
+            name,
+            cron_expression=every,
+            max_concurrency=1,
+            no_catchup=True,
+            params=parameters,
+            **version,
+        )
+        started = {"recurring_run_id": recurring.recurring_run_id}
+    else:
+        run_id = client.run_pipeline(group, name, params=parameters, **version).run_id
+        started = {"run_id": run_id}
+    return {**started, **version, "experiment_id": group}
 
 
-def _require_answer(endpoint: str) -> None:
-    """Send one request; kfp's client would retry for half a minute, and end in a traceback."""
+def _profile(endpoint: str, namespace: str) -> str | None:
+    """Return the namespace to name in requests: a profile's in multi-user mode, else None.
+
+    One request; kfp's client would retry for half a minute, and end in a traceback.
+    """
     import urllib3
 
     try:
-        urllib3.request(
+        answer = urllib3.request(
             "GET",
             f"{endpoint.rstrip('/')}/apis/v2beta1/healthz",
             timeout=_TIMEOUT_SECONDS,
@@ -120,6 +151,17 @@ def _require_answer(endpoint: str) -> None:
             expected="the URL of Kubeflow Pipelines' API, such as http://127.0.0.1:8888",
             action="kubectl -n kubeflow port-forward svc/ml-pipeline 8888, and try again",
         ) from error
+    try:
+        is_multi_user = answer.json().get("multi_user", False)
+    except ValueError:  # a login page; the next request says so
+        is_multi_user = bool(namespace)
+    if is_multi_user and not namespace:
+        raise ConfigError(
+            f"no namespace was given, and {endpoint} is in multi-user mode",
+            expected="the namespace of a profile",
+            action="pass it with -n",
+        )
+    return namespace if is_multi_user else None
 
 
 def parse_parameters(pipeline: Any, assignments: Sequence[str]) -> dict[str, Any]:
@@ -140,7 +182,8 @@ def parse_parameters(pipeline: Any, assignments: Sequence[str]) -> dict[str, Any
                 action="correct its name",
             )
         found[name] = _value(name, text, kinds[name])
-    missing = sorted(n for n, spec in inputs.items() if not spec.is_optional and n not in found)
+    known = found.keys() | _INSTALLED
+    missing = sorted(n for n, spec in inputs.items() if not spec.is_optional and n not in known)
     if missing:
         raise ConfigError(
             f"{pipeline.name} lacks {', '.join(missing)}",

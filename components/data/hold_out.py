@@ -7,7 +7,7 @@ from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def hold_out(dataset: str, recipe: str, overrides: list, store: str, run: str) -> NamedTuple(  # type: ignore[valid-type]
+def hold_out(dataset: str, recipe: str, overrides: list, store: str) -> NamedTuple(  # type: ignore[valid-type]
     "Overrides", [("pretrain", list), ("retrieval", list)]
 ):
     """Split a dataset into a training part and a held-out part.
@@ -17,7 +17,6 @@ def hold_out(dataset: str, recipe: str, overrides: list, store: str, run: str) -
         recipe: Pretraining recipe.
         overrides: Overrides of that recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
 
     Returns:
         Overrides for pretraining on the training part, and for evaluating retrieval on the
@@ -31,4 +30,4 @@ def hold_out(dataset: str, recipe: str, overrides: list, store: str, run: str) -
         pretrain: list
         retrieval: list
 
-    return Overrides(*stages.hold_out(recipe, overrides, dataset, store, run))
+    return Overrides(*stages.hold_out(recipe, overrides, dataset, store))

@@ -7,9 +7,7 @@ from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def load_or_generate_pairs(
-    pairs: str, recipe: str, overrides: list, store: str, run: str
-) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads no other form
+def load_or_generate_pairs(pairs: str, recipe: str, overrides: list, store: str) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads no other form
     "Sources", [("pairs", str), ("captioner_pairs", str), ("ade20k", str), ("nyu", str)]
 ):
     """Return the given image-text pairs, or generate some, and generate labeled scenes.
@@ -17,9 +15,8 @@ def load_or_generate_pairs(
     Args:
         pairs: Address of a source of pairs; empty to generate scenes.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
 
     Returns:
         URIs of the pairs, of the captioner's pairs, and of the labeled data.
@@ -29,7 +26,7 @@ def load_or_generate_pairs(
     from clipmill import stages
     from clipmill.scenes.source import CAPTIONING, LABELS, PAIRS
 
-    folder = stages.scenes(recipe, overrides, store, run)
+    folder = stages.scenes(recipe, overrides, store)
     names = (PAIRS, CAPTIONING, LABELS["segmentation"], LABELS["depth"])
     uris = [f"{folder}/{name}" for name in names]
 

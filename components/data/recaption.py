@@ -11,7 +11,7 @@ def recaption(
     recipe: str,
     overrides: list,
     store: str,
-    run: str,
+    captions: dsl.Output[dsl.Dataset],
     start: int = 0,
     stop: int = 0,
 ) -> str:
@@ -21,9 +21,9 @@ def recaption(
         dataset: URI of the dataset.
         captioner: Address of the captioner.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
+        captions: The captions as an artifact with their address.
         start: First shard.
         stop: Shard to stop before; 0 for all.
 
@@ -32,6 +32,8 @@ def recaption(
     """
     from clipmill import stages
 
-    return stages.recaption(
-        recipe, overrides, dataset, captioner, store, run, start=start, stop=stop or None
+    layer = stages.recaption(
+        recipe, overrides, dataset, captioner, store, start=start, stop=stop or None
     )
+    captions.metadata.update(store_uri=f"{dataset}/layers/{layer}", captioner=captioner)
+    return layer

@@ -6,7 +6,7 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def recaption_on_argo(
-    dataset: str, captioner: str, recipe: str, pool: str, namespace: str, store: str, run: str
+    dataset: str, captioner: str, recipe: str, pool: str, namespace: str, store: str
 ) -> str:
     """Submit a workflow that captions a dataset, and wait for it.
 
@@ -17,7 +17,6 @@ def recaption_on_argo(
         pool: Node pool.
         namespace: Kubernetes namespace.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
 
     Returns:
         Name of the caption layer.
@@ -28,4 +27,4 @@ def recaption_on_argo(
     arguments = ["--captioner", captioner, "--recipe", recipe]
     run_data_workflow("recaption", dataset, arguments, pool=pool, namespace=namespace)
     # The layer exists by now, and the stage returns its name.
-    return stages.recaption(recipe, [], dataset, captioner, store, run)
+    return stages.recaption(recipe, [], dataset, captioner, store)

@@ -10,7 +10,6 @@ def score(
     recipe: str,
     overrides: list,
     store: str,
-    run: str,
     model: str = "",
     start: int = 0,
     stop: int = 0,
@@ -20,9 +19,8 @@ def score(
     Args:
         dataset: URI of the dataset.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
         model: Address of the CLIP; empty for the recipe's.
         start: First shard.
         stop: Shard to stop before; 0 for all.
@@ -33,5 +31,5 @@ def score(
     from clipmill import stages
 
     return stages.score(
-        recipe, overrides, dataset, store, run, model=model, start=start, stop=stop or None
+        recipe, overrides, dataset, store, model=model, start=start, stop=stop or None
     )

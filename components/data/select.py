@@ -5,20 +5,19 @@ from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def select(dataset: str, layers: list, recipe: str, overrides: list, store: str, run: str) -> str:
+def select(dataset: str, layers: list, recipe: str, overrides: list, store: str) -> str:
     """Filter a dataset's samples by their scores.
 
     Args:
         dataset: URI of the dataset.
         layers: Score layers to prefer where a filter's name fits several.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
 
     Returns:
         Name of the selection layer.
     """
     from clipmill import stages
 
-    return stages.select(recipe, overrides, dataset, store, run, layers=layers)
+    return stages.select(recipe, overrides, dataset, store, layers=layers)

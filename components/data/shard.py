@@ -6,7 +6,7 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def shard(
-    source: str, recipe: str, overrides: list, store: str, run: str,
+    source: str, recipe: str, overrides: list, store: str,
     dataset: dsl.Output[dsl.Dataset], label: str = "",
 ) -> str:  # fmt: skip
     """Convert a source of image-text pairs into a sharded dataset.
@@ -14,9 +14,8 @@ def shard(
     Args:
         source: Address of the source.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
         dataset: The dataset as an artifact with its metadata.
         label: Label of the stage in the report.
 
@@ -26,4 +25,4 @@ def shard(
     from clipmill import stages
     from clipmill.lineage import log_artifact
 
-    return log_artifact(stages.shard(recipe, overrides, source, store, run, label), dataset)
+    return log_artifact(stages.shard(recipe, overrides, source, store, label=label), dataset)

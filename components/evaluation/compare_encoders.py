@@ -12,7 +12,7 @@ def compare_encoders(
     ade20k: str,
     nyu: str,
     store: str,
-    run: str,
+    comparison: dsl.Output[dsl.Markdown],
 ) -> str:
     """Compare encoders at their tasks, with each other and with random weights.
 
@@ -23,12 +23,18 @@ def compare_encoders(
         ade20k: URI of the segmentation data.
         nyu: URI of the depth data.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
+        comparison: Table of the encoders' metrics for the UI's viewer.
 
     Returns:
         URI of the comparison.
     """
-    from clipmill import stages
+    from pathlib import Path
 
-    flat = [uri for uris in evaluations for uri in uris]
-    return stages.compare(encoders, flat, random, [ade20k, nyu], store, run)
+    from clipmill import stages
+    from clipmill.report.comparison import comparison_markdown
+
+    evaluated = [uri for uris in evaluations for uri in uris]
+    uri = stages.compare(encoders, evaluated, random, [ade20k, nyu], store)
+    Path(comparison.path).write_text(comparison_markdown(uri), encoding="utf-8")
+    comparison.metadata["store_uri"] = uri
+    return uri

@@ -6,7 +6,7 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
-    model: str, data: str, store: str, run: str, label: str, metrics: dsl.Output[dsl.Metrics]
+    model: str, data: str, store: str, label: str, metrics: dsl.Output[dsl.Metrics]
 ) -> str:
     """Evaluate a task model on its data's test split.
 
@@ -14,7 +14,6 @@ def evaluate(
         model: URI of the task model.
         data: Folder of labeled data, or URI of one as .tar.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
         label: Label of the encoder, such as a caption source.
         metrics: Metrics for the UI.
 
@@ -24,7 +23,7 @@ def evaluate(
     from clipmill import stages
     from clipmill.tasks.evaluation import read_evaluation
 
-    uri = stages.evaluate(model, data, store, run, label)
+    uri = stages.evaluate(model, data, store, label=label)
     for name, value in read_evaluation(uri).metrics.items():
         metrics.log_metric(name, value)
     return uri

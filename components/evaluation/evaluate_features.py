@@ -13,8 +13,10 @@ def evaluate_features(
     ade20k: str,
     nyu: str,
     store: str,
-    run: str,
     label: str,
+    segmentation_model: dsl.Output[dsl.Model],
+    depth_model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
 ) -> list:
     """Fine-tune and evaluate a head for segmentation and for depth.
 
@@ -22,17 +24,27 @@ def evaluate_features(
         encoder: Address of the encoder.
         segmentation_recipe: Fine-tuning recipe for segmentation.
         depth_recipe: Fine-tuning recipe for depth.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         ade20k: URI of the segmentation data.
         nyu: URI of the depth data.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
         label: Label of the encoder, such as a caption source.
+        segmentation_model: The segmentation model as an artifact with its metadata.
+        depth_model: The depth model as an artifact with its metadata.
+        metrics: Metrics of both for the UI.
 
     Returns:
         URIs of the evaluations.
     """
     from clipmill import stages
+    from clipmill.lineage import log_artifact
+    from clipmill.tasks.evaluation import read_evaluation
 
     recipes, data = [segmentation_recipe, depth_recipe], [ade20k, nyu]
-    return stages.evaluate_features(recipes, overrides, encoder, data, store, run, label)
+    uris = stages.evaluate_features(recipes, overrides, encoder, data, store, label=label)
+    for uri, model in zip(uris, [segmentation_model, depth_model], strict=True):
+        evaluation = read_evaluation(uri)
+        log_artifact(evaluation.model.uri, model)
+        for name, value in evaluation.metrics.items():
+            metrics.log_metric(f"{evaluation.task} {name}", value)
+    return uris

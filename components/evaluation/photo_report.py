@@ -6,8 +6,8 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def photo_report(
-    dataset: str, layer: str, captioner: str, evaluations: list, public: str, store: str, run: str,
-    page: dsl.Output[dsl.HTML],
+    dataset: str, layer: str, captioner: str, evaluations: list, public: str, store: str,
+    report: dsl.Output[dsl.HTML],
 ) -> str:  # fmt: skip
     """Write the report of retrieval on photographs.
 
@@ -18,8 +18,7 @@ def photo_report(
         evaluations: URIs of retrieval evaluations.
         public: URI of the evaluation of a public encoder; may be empty.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
-        page: HTML page for the UI's viewer.
+        report: HTML page for the UI's viewer.
 
     Returns:
         URI of the report.
@@ -29,6 +28,7 @@ def photo_report(
     from clipmill import stages
     from clipmill.storage import read_bytes
 
-    uri = stages.report_photos(dataset, layer, captioner, evaluations, public, store, run)
-    Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
+    uri = stages.report_photos(dataset, layer, captioner, evaluations, public, store)
+    Path(report.path).write_bytes(read_bytes(f"{uri}/report.html"))
+    report.metadata["store_uri"] = uri
     return uri

@@ -14,7 +14,6 @@ def random_weights(
     ade20k: str,
     nyu: str,
     store: str,
-    run: str,
 ) -> list:
     """Evaluate encoders with random weights at segmentation and depth.
 
@@ -27,7 +26,6 @@ def random_weights(
         ade20k: URI of the segmentation data.
         nyu: URI of the depth data.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
 
     Returns:
         URIs of the evaluations.
@@ -36,5 +34,5 @@ def random_weights(
 
     recipes, data = [segmentation_recipe, depth_recipe], [ade20k, nyu]
     return stages.random_weights(
-        clip_recipe, clip_overrides, recipes, finetune_overrides, data, store, run
+        clip_recipe, clip_overrides, recipes, finetune_overrides, data, store
     )

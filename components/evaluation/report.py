@@ -15,8 +15,7 @@ def report(
     promotions: list,
     smoke_test: str,
     store: str,
-    run: str,
-    page: dsl.Output[dsl.HTML],
+    html: dsl.Output[dsl.HTML],
 ) -> str:
     """Write the report of a run.
 
@@ -30,8 +29,7 @@ def report(
         promotions: URIs of the promotions; may be empty.
         smoke_test: URI of the smoke test's result; may be empty.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
-        page: HTML page for the UI's viewer.
+        html: HTML page for the UI's viewer.
 
     Returns:
         URI of the report.
@@ -41,10 +39,11 @@ def report(
     from clipmill import stages
     from clipmill.storage import read_bytes
 
-    flat = [uri for uris in evaluations for uri in uris]
-    inputs = (dataset, layer, captioner, encoders, flat)
+    evaluated = [uri for uris in evaluations for uri in uris]
+    inputs = (dataset, layer, captioner, encoders, evaluated)
     uri = stages.report(
-        *inputs, store, run, comparison=comparison, promotions=promotions, smoke_test=smoke_test
+        *inputs, store, comparison=comparison, promotions=promotions, smoke_test=smoke_test
     )
-    Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
+    Path(html.path).write_bytes(read_bytes(f"{uri}/report.html"))
+    html.metadata["store_uri"] = uri
     return uri

@@ -6,7 +6,7 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def retrieval(
-    model: str, data: str, recipe: str, overrides: list, store: str, run: str, label: str,
+    model: str, data: str, recipe: str, overrides: list, store: str, label: str,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:  # fmt: skip
     """Evaluate a CLIP by image-text retrieval.
@@ -15,9 +15,8 @@ def retrieval(
         model: Address of the CLIP; may be empty.
         data: URI of a dataset or source of captioned images.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
         label: Label of the encoder, such as a caption source.
         metrics: Metrics for the UI.
 
@@ -27,7 +26,7 @@ def retrieval(
     from clipmill import stages
     from clipmill.tasks.evaluation import read_evaluation
 
-    uri = stages.retrieval(recipe, overrides, model, data, store, run, label) if model else ""
+    uri = stages.retrieval(recipe, overrides, model, data, store, label=label) if model else ""
     for name, value in read_evaluation(uri).metrics.items() if uri else ():
         metrics.log_metric(name, value)
     return uri

@@ -6,16 +6,15 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def study(
-    recipe: str, overrides: list, store: str, run: str, page: dsl.Output[dsl.HTML]
+    recipe: str, overrides: list, store: str, report: dsl.Output[dsl.HTML]
 ) -> str:  # fmt: skip
     """Run the caption-quality study and write its page.
 
     Args:
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
-        page: HTML page for the UI's viewer.
+        report: HTML page for the UI's viewer.
 
     Returns:
         URI of the study.
@@ -25,6 +24,7 @@ def study(
     from clipmill import stages
     from clipmill.storage import read_bytes
 
-    uri = stages.study(recipe, overrides, store, run)
-    Path(page.path).write_bytes(read_bytes(f"{uri}/study.html"))
+    uri = stages.study(recipe, overrides, store)
+    Path(report.path).write_bytes(read_bytes(f"{uri}/study.html"))
+    report.metadata["store_uri"] = uri
     return uri

@@ -6,8 +6,8 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def task_report(
-    encoder: str, evaluations: list, promotions: list, store: str, run: str,
-    page: dsl.Output[dsl.HTML],
+    encoder: str, evaluations: list, promotions: list, store: str,
+    report: dsl.Output[dsl.HTML],
 ) -> str:  # fmt: skip
     """Write the report of an encoder's tasks.
 
@@ -16,8 +16,7 @@ def task_report(
         evaluations: URIs of evaluations.
         promotions: URIs of promotions.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
-        page: HTML page for the UI's viewer.
+        report: HTML page for the UI's viewer.
 
     Returns:
         URI of the report.
@@ -27,6 +26,7 @@ def task_report(
     from clipmill import stages
     from clipmill.storage import read_bytes
 
-    uri = stages.report_tasks(encoder, evaluations, promotions, store, run)
-    Path(page.path).write_bytes(read_bytes(f"{uri}/report.html"))
+    uri = stages.report_tasks(encoder, evaluations, promotions, store)
+    Path(report.path).write_bytes(read_bytes(f"{uri}/report.html"))
+    report.metadata["store_uri"] = uri
     return uri

@@ -6,8 +6,8 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def finetune(
-    encoder: str, data: str, recipe: str, overrides: list, store: str, run: str, label: str,
-    model: dsl.Output[dsl.Model],
+    encoder: str, data: str, recipe: str, overrides: list, store: str, label: str,
+    task_model: dsl.Output[dsl.Model],
 ) -> str:  # fmt: skip
     """Fine-tune an encoder on labeled data.
 
@@ -15,11 +15,10 @@ def finetune(
         encoder: Address of the encoder.
         data: Folder of labeled data, or URI of one as .tar.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
         label: Label of the encoder, such as a caption source.
-        model: The model as an artifact with its metadata.
+        task_model: The model as an artifact with its metadata.
 
     Returns:
         URI of the model.
@@ -27,4 +26,5 @@ def finetune(
     from clipmill import stages
     from clipmill.lineage import log_artifact
 
-    return log_artifact(stages.finetune(recipe, overrides, encoder, data, store, run, label), model)
+    uri = stages.finetune(recipe, overrides, encoder, data, store, label=label)
+    return log_artifact(uri, task_model)

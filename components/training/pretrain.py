@@ -6,8 +6,8 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def pretrain(
-    dataset: str, captions: str, layer: str, recipe: str, overrides: list, store: str, run: str,
-    model: dsl.Output[dsl.Model], select: str = "",
+    dataset: str, captions: str, layer: str, recipe: str, overrides: list, store: str,
+    encoder: dsl.Output[dsl.Model], select: str = "",
 ) -> str:  # fmt: skip
     """Pretrain a CLIP encoder on a dataset.
 
@@ -16,10 +16,9 @@ def pretrain(
         captions: Caption source: real, synthetic, both or selected.
         layer: Layer of synthetic captions.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
-        model: The model as an artifact with its metadata.
+        encoder: The encoder as an artifact with its metadata.
         select: Selection layer to follow; empty for all samples.
 
     Returns:
@@ -29,7 +28,7 @@ def pretrain(
     from clipmill.lineage import log_artifact
 
     uri = stages.pretrain(
-        recipe, overrides, dataset, store, run,
+        recipe, overrides, dataset, store,
         captions=captions, layer=layer, select=[select] if select else [],
     )  # fmt: skip
-    return log_artifact(uri, model)
+    return log_artifact(uri, encoder)

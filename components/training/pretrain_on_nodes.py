@@ -7,8 +7,8 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def pretrain_on_nodes(
     dataset: str, captions: str, layer: str, recipe: str, overrides: list,
-    pool: str, nodes: str, queue: str, namespace: str, store: str, run: str,
-    model: dsl.Output[dsl.Model], start_timeout_seconds: int = 1800,
+    pool: str, nodes: str, queue: str, namespace: str, store: str,
+    encoder: dsl.Output[dsl.Model], start_timeout_seconds: int = 1800,
 ) -> str:  # fmt: skip
     """Submit a TrainJob that pretrains a CLIP encoder, and wait for it.
 
@@ -17,15 +17,14 @@ def pretrain_on_nodes(
         captions: Caption source: real, synthetic, both or selected.
         layer: Layer of synthetic captions.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         pool: Node pool.
         nodes: Number of nodes, or MIN:MAX for elastic training.
         queue: Kueue queue.
         namespace: Kubernetes namespace.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
         start_timeout_seconds: Longest time that the job may be unable to run, apart from a queue.
-        model: The model as an artifact with its metadata.
+        encoder: The encoder as an artifact with its metadata.
 
     Returns:
         URI of the encoder.
@@ -42,4 +41,4 @@ def pretrain_on_nodes(
     run_to_end(f"pretrain-{captions}", command, *where, start_timeout_seconds=limit)
     # The encoder exists by now, and the stage returns its URI.
     seen = {"captions": captions, "layer": layer}
-    return log_artifact(stages.pretrain(recipe, overrides, dataset, store, run, **seen), model)
+    return log_artifact(stages.pretrain(recipe, overrides, dataset, store, **seen), encoder)

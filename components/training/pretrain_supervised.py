@@ -6,17 +6,16 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def pretrain_supervised(
-    data: str, recipe: str, overrides: list, store: str, run: str, model: dsl.Output[dsl.Model]
+    data: str, recipe: str, overrides: list, store: str, encoder: dsl.Output[dsl.Model]
 ) -> str:
     """Pretrain an image tower on class labels.
 
     Args:
         data: Folder of class folders, or URI of one as .tar.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
-        model: The model as an artifact with its metadata.
+        encoder: The encoder as an artifact with its metadata.
 
     Returns:
         URI of the encoder.
@@ -24,4 +23,4 @@ def pretrain_supervised(
     from clipmill import stages
     from clipmill.lineage import log_artifact
 
-    return log_artifact(stages.pretrain_supervised(recipe, overrides, data, store, run), model)
+    return log_artifact(stages.pretrain_supervised(recipe, overrides, data, store), encoder)

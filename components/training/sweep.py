@@ -8,8 +8,9 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def sweep(
-    encoder: str, task_spec: dict, store: str, run: str,
-    model: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics], page: dsl.Output[dsl.HTML],
+    encoder: str, task_spec: dict, store: str,
+    task_model: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
 ) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads no other form
     "Best", [("task", str), ("min_metric", float), ("evaluation", str), ("evaluations", list)]
 ):  # fmt: skip
@@ -19,10 +20,9 @@ def sweep(
         encoder: Address of the encoder.
         task_spec: Recipe, data, overrides and threshold of the task, as JSON of a TaskSpec.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
-        model: The model as an artifact with its metadata.
+        task_model: The best model as an artifact with its metadata.
         metrics: Metrics for the UI.
-        page: HTML page of the sweep for the UI's viewer.
+        report: HTML page of the sweep for the UI's viewer.
 
     Returns:
         The task, its threshold, and the best evaluation, also as a list.
@@ -34,9 +34,9 @@ def sweep(
     from clipmill.storage import read_bytes
 
     spec = stages.TaskSpec.from_json(task_spec)
-    uri, best = stages.best_of_sweep(spec, encoder, store, run)
-    Path(page.path).write_bytes(read_bytes(f"{uri}/sweep.html"))
-    log_artifact(best.model.uri, model)
+    uri, best = stages.best_of_sweep(spec, encoder, store)
+    Path(report.path).write_bytes(read_bytes(f"{uri}/sweep.html"))
+    log_artifact(best.model.uri, task_model)
     for name, value in best.metrics.items():
         metrics.log_metric(name, value)
     return best.task, spec.min_metric, best.uri, [best.uri]

@@ -5,7 +5,7 @@ from kfp import dsl
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def sweep_point(encoder: str, task_spec: dict, point: dict, store: str, run: str) -> str:
+def sweep_point(encoder: str, task_spec: dict, point: dict, store: str) -> str:
     """Fine-tune and evaluate one point of a sweep.
 
     Args:
@@ -13,11 +13,10 @@ def sweep_point(encoder: str, task_spec: dict, point: dict, store: str, run: str
         task_spec: Recipe, data, overrides and threshold of the task, as JSON of a TaskSpec.
         point: Values by path.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
 
     Returns:
         URI of the evaluation; empty where training diverged.
     """
     from clipmill import stages
 
-    return stages.sweep_point(stages.TaskSpec.from_json(task_spec), point, encoder, store, run)
+    return stages.sweep_point(stages.TaskSpec.from_json(task_spec), point, encoder, store)

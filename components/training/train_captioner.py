@@ -6,18 +6,17 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train_captioner(
-    dataset: str, recipe: str, overrides: list, store: str, run: str,
-    model: dsl.Output[dsl.Model], captioner: str = "",
+    dataset: str, recipe: str, overrides: list, store: str,
+    trained: dsl.Output[dsl.Model], captioner: str = "",
 ) -> str:  # fmt: skip
     """Train a CoCa captioner, unless one is given.
 
     Args:
         dataset: URI of the dataset.
         recipe: Name of the recipe.
-        overrides: ``path=value`` changes of the recipe.
+        overrides: path=value changes of the recipe.
         store: URI of the store to write to.
-        run: Name of the run, for its timing records.
-        model: The model as an artifact with its metadata.
+        trained: The trained captioner as an artifact with its metadata.
         captioner: Address of a captioner to use instead; may be empty.
 
     Returns:
@@ -26,6 +25,6 @@ def train_captioner(
     from clipmill import stages
     from clipmill.lineage import log_artifact
 
-    return captioner or log_artifact(
-        stages.train_captioner(recipe, overrides, dataset, store, run), model
-    )
+    if captioner:
+        return captioner
+    return log_artifact(stages.train_captioner(recipe, overrides, dataset, store), trained)

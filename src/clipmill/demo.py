@@ -39,7 +39,7 @@ from clipmill.processes import (
 from clipmill.progress import render_progress
 from clipmill.serve.config import DEFAULT_PORT
 from clipmill.serve.launch import ServerProcess
-from clipmill.stage_records import EVENTS_VARIABLE
+from clipmill.stage_records import EVENTS_VARIABLE, RUN_VARIABLE
 from clipmill.storage import SeaweedServer, exists, join, read_bytes, read_json
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.promotion import read_promotion
@@ -162,13 +162,14 @@ def run_demo(
     events = folder / "events.jsonl"
     events.write_text("")
     name, parameters = _pipeline(options)
-    parameters = {"store": store, "run": run, **parameters, **options.overrides}
+    parameters = {"store": store, **parameters, **options.overrides}
     log = folder / "demo.log"
     with _scratch(folder) as scratch:
         environment = {
             **os.environ,
             **environment,
             EVENTS_VARIABLE: str(events),
+            RUN_VARIABLE: run,
             "CLIPMILL_CACHE": str(folder / "cache"),
             "TMPDIR": str(scratch),
             # Every stage is a process: bytecode that isn't kept costs each of them eight seconds.

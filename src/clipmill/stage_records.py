@@ -3,7 +3,9 @@
 Progress goes as JSON lines to the file that ``CLIPMILL_EVENTS`` names, where a person's terminal
 follows it; without that variable it is plain lines on standard error. Where ``CLIPMILL_METRICS``
 is ``HOST:PORT``, the process serves ``/metrics`` there from its first stage on; of those that
-torchrun starts on a machine only the first one.
+torchrun starts on a machine only the first one. ``CLIPMILL_RUN`` names
+the run of a pipeline's tasks: as a parameter it would keep a task of another run from Kubeflow's
+cache.
 """
 
 import json
@@ -32,8 +34,10 @@ def no_progress(done: int, total: int, words: str) -> None:
 
 EVENTS_VARIABLE = "CLIPMILL_EVENTS"
 METRICS_VARIABLE = "CLIPMILL_METRICS"
+RUN_VARIABLE = "CLIPMILL_RUN"
 _PROGRESS_INTERVAL_SECONDS = 0.2
 _END = "end.json"
+"""Written by clipmill 0.2 next to the stages' records."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +66,7 @@ class Stage:
     ) -> None:
         self.name = name
         self.label = label
+        run = run or current_run()
         self._folder = join(store, "runs", run) if store and run else ""
         # Its output lies in the store, or in the dataset that it adds to.
         self._target = target or store
@@ -153,9 +158,9 @@ class Stage:
             print(f"{name}: {state} in {event['seconds']:.1f} s", file=sys.stderr)
 
 
-def write_end(store: str, run: str, state: str, error: str) -> None:
-    """Write how a run ended, next to the records of its stages."""
-    write_json(join(store, "runs", run, _END), {"state": state, "error": error})
+def current_run() -> str:
+    """Return the name of the run that this process is a task of; empty outside a pipeline."""
+    return os.environ.get(RUN_VARIABLE, "")
 
 
 def read_stages(store: str, run: str) -> list[StageRecord]:

@@ -42,6 +42,15 @@ def test_an_own_input_comes_first_and_differing_pieces_are_refused():
         with_inputs_of(first, third)(lambda **given: given)
 
 
+@pytest.mark.parametrize("name", PIPELINES)
+def test_texts_of_the_ui_are_plain_and_every_parameter_has_one(name):
+    spec = PIPELINES[name].pipeline_spec
+    parameters = spec.root.input_definitions.parameters
+    assert [n for n, parameter in parameters.items() if not parameter.description] == []
+    texts = [spec.pipeline_info.description, *(p.description for p in parameters.values())]
+    assert not [text for text in texts if "`" in text]
+
+
 def test_what_a_piece_gains_its_pipelines_have():
     inputs = {
         name: set(pipeline.pipeline_spec.root.input_definitions.parameters)

@@ -16,8 +16,7 @@ def test_loops_count_and_conditions_that_do_not_hold_are_left_out():
     here = stages("end-to-end")
     assert here["scenes"] == here["captioner"] == here["serve"] == here["report"] == 1
     assert here["shard"] == here["promote"] == 2
-    assert here["pretrain"] >= 2  # once per item of a loop
-    assert stages("end-to-end", namespace="a") == here, "deploying has no stage"
+    assert here["pretrain"] == here["evaluate"] == 2
 
 
 def test_a_branch_and_an_optional_task_follow_the_arguments():

@@ -4,7 +4,9 @@ import json
 import re
 import shlex
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl
 
 import pytest
 import typer
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 from clipmill.errors import ArtifactError, ClusterError, ConfigError, NotFoundError
 
 TASKS = '[{"recipe": "depth-tiny", "data": "s3://b/nyu.tar", "min_metric": 0.5}]'
-REFRESH = ("--set", "store=s3://b", "--set", "run=nightly", "--set", f"tasks={TASKS}")
+REFRESH = ("--set", "store=s3://b", "--set", f"tasks={TASKS}")
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -25,9 +27,11 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, pipelines):
+    def __init__(self, pipelines, *, multi_user=False):
         super().__init__(("127.0.0.1", 0), Handler)
         self.pipelines = pipelines
+        self.multi_user = multi_user
+        self.queries = []
         self.made = []
 
     @property
@@ -48,9 +52,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self):
-        path = self.path.partition("?")[0].removeprefix("/apis/v2beta1/")
+        path, _, query = self.path.removeprefix("/apis/v2beta1/").partition("?")
+        self.server.queries.append((path, dict(parse_qsl(query))))
         known = {
-            "healthz": {"multi_user": False},
+            "healthz": {"multi_user": self.server.multi_user},
             "pipelines": {"pipelines": self.server.pipelines},
             "pipelines/p1/versions": {
                 "pipeline_versions": [{"pipeline_id": "p1", "pipeline_version_id": "v7"}]
@@ -77,12 +82,18 @@ def without_a_store(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def kubeflow():
-    with Server([{"pipeline_id": "p1", "display_name": "refresh"}]) as server:
+@contextmanager
+def serving(**options):
+    with Server([{"pipeline_id": "p1", "display_name": "refresh"}], **options) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture
+def kubeflow():
+    with serving() as server:
+        yield server
 
 
 def run(*arguments):
@@ -91,11 +102,11 @@ def run(*arguments):
     result = CliRunner().invoke(app, arguments)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return result.output
+    return result.stdout
 
 
 def test_a_run_and_a_recurring_one_are_of_the_installed_version(kubeflow):
-    assert run("refresh", "--endpoint", kubeflow.url, *REFRESH).strip().endswith("made-1")
+    assert run("refresh", "--endpoint", kubeflow.url, *REFRESH) == "made-1\n"
     run("refresh", "--endpoint", kubeflow.url, *REFRESH, "--every", "0 0 3 * * *")
     (once, made), (again, nightly) = kubeflow.made
     assert (once, again) == ("runs", "recurringruns")
@@ -106,11 +117,38 @@ def test_a_run_and_a_recurring_one_are_of_the_installed_version(kubeflow):
         }
         assert body["runtime_config"]["parameters"] == {
             "store": "s3://b",
-            "run": "nightly",
             "tasks": json.loads(TASKS),
         }
     assert nightly["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *"}}
     assert (nightly["max_concurrency"], nightly["no_catchup"]) == (1, True)
+
+
+def test_what_was_started_as_json(kubeflow):
+    assert json.loads(run("refresh", "--endpoint", kubeflow.url, *REFRESH, "--json")) == {
+        "run_id": "made-1",
+        "pipeline_id": "p1",
+        "version_id": "v7",
+        "experiment_id": "e1",
+    }
+
+
+def test_requests_name_a_profile_in_multi_user_mode_only(kubeflow):
+    def namespaces(server):
+        return {query.get("namespace") for path, query in server.queries if path == "pipelines"}
+
+    run("refresh", "--endpoint", kubeflow.url, *REFRESH, "-n", "kubeflow")
+    assert namespaces(kubeflow) == {None}
+    with serving(multi_user=True) as server:
+        with pytest.raises(ConfigError, match="no namespace was given"):
+            run("refresh", "--endpoint", server.url, *REFRESH)
+        run("refresh", "--endpoint", server.url, *REFRESH, "-n", "team-a")
+        assert namespaces(server) == {"team-a"}
+
+
+def test_the_store_may_be_the_installations(kubeflow):
+    run("refresh", "--endpoint", kubeflow.url, "--set", f"tasks={TASKS}")
+    ((_, body),) = kubeflow.made
+    assert "store" not in body["runtime_config"]["parameters"]
 
 
 def test_a_pipeline_that_is_not_installed(kubeflow):
@@ -143,7 +181,7 @@ def test_the_pages_commands_pass_the_check():
     [
         ("refesh", [], ConfigError, "there is no pipeline 'refesh'"),
         ("refresh", ["shop=s3://b"], ConfigError, "refresh has no parameter 'shop'"),
-        ("refresh", ["store=s3://b"], ConfigError, "refresh lacks run, tasks"),
+        ("refresh", ["store=s3://b"], ConfigError, "refresh lacks tasks"),
         ("refresh", ["tasks=depth"], ConfigError, "tasks was 'depth'"),
         ("refresh", ["captions=all"], ConfigError, "captions was 'all'"),
         ("refresh", ["captioner=blop:x"], ConfigError, "'blop:x' has the unknown scheme 'blop'"),
@@ -166,7 +204,7 @@ def test_a_wrong_parameter_is_one_message(pipeline, sets, kind, words):
     if "store=s3://b" in sets:
         given = {}
     if pipeline == "end-to-end":
-        given = {"store": "s3://b", "run": "r"}
+        given = {"store": "s3://b"}
     given |= dict(s.partition("=")[::2] for s in sets)
     options = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
     with pytest.raises(kind, match=words):
@@ -174,7 +212,7 @@ def test_a_wrong_parameter_is_one_message(pipeline, sets, kind, words):
 
 
 def test_an_artifact_that_is_not_there_is_one_message(tmp_path):
-    at = ("--set", f"store={tmp_path}", "--set", "run=r")
+    at = ("--set", f"store={tmp_path}")
     gone = f"{tmp_path}/encoders/both-000000000000"
     with pytest.raises(NotFoundError, match="both-000000000000"):
         run("encoder-to-tasks", "--endpoint", NOWHERE, *at,

@@ -11,6 +11,7 @@ from clipmill.errors import ConfigError
 from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.report.format import MetricFormat, join_words, metric_format
 from clipmill.tasks.base import Metric
+from clipmill.tasks.comparison import Comparison
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import TASKS
 
@@ -189,3 +190,19 @@ def _equal(digests: Iterator[str]) -> bool:
 
 def _parent(metadata: CheckpointMetadata, role: str) -> str:
     return next((parent.digest for parent in metadata.parents if parent.role == role), "")
+
+
+def comparison_markdown(uri: str) -> str:
+    """Return the comparison at ``uri`` as a Markdown table: a row per task, a column per label."""
+    tasks = Comparison.read(uri).tasks
+    labels = list(tasks[0].values)
+    head = ["task", "metric", *labels, "random weights", "required to serve"]
+    rows = [head, ["---"] * len(head)]
+    for task in tasks:
+        shown = MetricFormat(
+            metric_format(task.metric.name).title, task.metric.unit, task.metric.higher_is_better
+        )
+        values = [shown.text(task.values[label]) for label in labels]
+        random = " to ".join(shown.text(value) for value in (min(task.random), max(task.random)))
+        rows.append([task.task, shown.title, *values, random, shown.text(task.gate)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import Stage
-from clipmill.storage import exists, join, write_json
+from clipmill.storage import join
 
 if TYPE_CHECKING:
     from clipmill.data.stats import DatasetStats
@@ -267,36 +267,3 @@ def export(
         return stage.set_output(
             export.export(config, dataset, store, cache_folder(), report=stage.report)
         )
-
-
-def is_processed(dataset: str, store: str) -> bool:
-    """Return whether a refresh of ``store`` was completed with this dataset version.
-
-    Raises:
-        ArtifactError: there is no such dataset.
-    """
-    from clipmill.data.dataset import Dataset
-
-    digest = Dataset.open(dataset).digest
-    return any(exists(_processed_record(digest, store, folder)) for folder in _PROCESSED_FOLDERS)
-
-
-def mark_processed(dataset: str, store: str, run: str) -> None:
-    """Record that ``run`` was completed with this dataset version.
-
-    Raises:
-        ArtifactError: there is no such dataset.
-    """
-    from clipmill.data.dataset import Dataset
-
-    opened = Dataset.open(dataset)
-    value = {"dataset": opened.uri, "digest": opened.digest, "run": run}
-    write_json(_processed_record(opened.digest, store), value)
-
-
-_PROCESSED_FOLDERS = ("processed", "refreshed")
-"""Folders of the records; the first one is written, the others are those of clipmill 0.1."""
-
-
-def _processed_record(digest: str, store: str, folder: str = _PROCESSED_FOLDERS[0]) -> str:
-    return join(store, folder, f"{digest[:12]}.json")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from clipmill.errors import ConfigError
-from clipmill.stage_records import Stage
+from clipmill.stage_records import Stage, current_run
 from clipmill.stages.pretrain import caption_label
 
 
@@ -75,7 +75,7 @@ def report(
         comparison=comparison,
         promotions=tuple(uri for uri in promotions if uri),
         smoke_test=smoke_test,
-        run=run,
+        run=run or current_run(),
     )
     with Stage("report", store=store, run=run) as stage:
         stage.report(0, 1, "drawing")
@@ -112,7 +112,8 @@ def report_photos(
     """
     from clipmill.report.photos import photos_report
 
-    described = {"layer": layer, "captioner": captioner, "given": given, "run": run}
+    described = {"layer": layer, "captioner": captioner, "given": given}
+    described["run"] = run or current_run()
     with Stage("report", store=store, run=run) as stage:
         stage.report(0, 1, "drawing")
         return stage.set_output(photos_report(dataset, evaluations, store, **described))
