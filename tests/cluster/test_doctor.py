@@ -45,6 +45,7 @@ ALL = EnabledParts(
     kueue=True,
     demo_gateway="public",
     needs_storage_class=True,
+    needs_kube_state_metrics=True,
     pools=installed_parts(
         {"data": {"pools.json": json.dumps({"pools": {"cpu": {"cpu": 4}, "gpu": {"gpus": 1}}})}}
     ).pools,

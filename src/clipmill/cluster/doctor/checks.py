@@ -783,12 +783,13 @@ def _storage_class(snapshot: Snapshot, parts: EnabledParts) -> Part:
 
 def _kube_state_metrics(snapshot: Snapshot, parts: EnabledParts) -> Part:
     name = "deployment/kube-state-metrics"
+    is_needed = parts.monitoring and parts.alerts and parts.needs_kube_state_metrics
     deployments = snapshot.items(name)
     problems = _unreadable(snapshot, name, "Deployments of all namespaces")
     if not deployments and not problems:
         problems.append(
             Problem(
-                status=Status.LIMITED if parts.monitoring and parts.alerts else Status.ABSENT,
+                status=Status.LIMITED if is_needed else Status.ABSENT,
                 message="not installed: the alert EndpointRestarts never fires",
                 action="helm install kube-state-metrics oci://ghcr.io/prometheus-community/charts/"
                 "kube-state-metrics -n monitoring --create-namespace",

@@ -124,12 +124,13 @@ class _Runner:
             end = time.monotonic() + self.timeout_seconds
             while (reason := outcome(body)) is None:
                 if time.monotonic() >= end:
-                    return f"not finished in {self.timeout_seconds:g} s{self._pending_reason(name)}"
+                    return f"not finished in {self.timeout_seconds:g} s{self._pod_reason(name)}"
                 time.sleep(self.poll_interval_seconds)
                 status, body = self.api.request("GET", f"{path}/{name}")
                 if status >= 300:
                     return f"HTTP {status}: {body.get('message', '')}"
-            return reason + (self._pending_reason(name) if reason else "")
+            # A pod's own reason is its outcome.
+            return reason + (self._pod_reason(name) if reason and plural != "pods" else "")
         finally:
             query = f"propagationPolicy=Background&gracePeriodSeconds={_GRACE_SECONDS}"
             self.api.request("DELETE", f"{path}/{name}?{query}")
@@ -140,7 +141,7 @@ class _Runner:
         status, body = self.api.request("POST", path, body=manifest)
         return "" if status < 300 else f"refused: HTTP {status}: {body.get('message', '')}"
 
-    def _pending_reason(self, name: str) -> str:
+    def _pod_reason(self, name: str) -> str:
         """Return why a pod of an object failed or doesn't start, as text to append."""
         for pod in self.api.pods(self.namespace, ""):
             if pod["metadata"]["name"].startswith(name) and (reason := pod_problem(pod)):

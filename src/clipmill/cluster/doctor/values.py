@@ -45,6 +45,8 @@ class EnabledParts:
     """``monitoring.labels``."""
     alerts: bool = True
     """``monitoring.alerts``."""
+    needs_kube_state_metrics: bool = False
+    """``monitoring.alertsFrom.kubeStateMetrics``."""
     demo_gateway: str = ""
     """``demo.route.gateway`` of a demo that is on."""
     needs_storage_class: bool = False
@@ -112,6 +114,7 @@ def enabled_parts(values: Mapping[str, Any]) -> EnabledParts:
         "monitor_kind": (("monitoring",), "kind"),
         "monitor_labels": (("monitoring",), "labels"),
         "alerts": (("monitoring",), "alerts"),
+        "needs_kube_state_metrics": (("monitoring", "alertsFrom"), "kubeStateMetrics"),
     }.items():
         found = section(*path)
         if key in found:
