@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from clipmill.config import Config
 from clipmill.models.encoders import build_dense
+from clipmill.models.execution import resize_and_run
 from clipmill.tasks.base import Metric, OutputSpec
-from clipmill.tasks.inference import resize_and_run
 from clipmill.tasks.objective import DenseObjective
 from clipmill.tasks.training import TestSplit, TrainingSamples, TrainingTask
 

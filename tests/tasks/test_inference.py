@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipmill.tasks.inference import (
+from clipmill.models.execution import (
     resize_and_run,
     shifted_window_inference,
     sliding_window_inference,

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from clipmill.config import sha256_bytes
-from clipmill.engine.distributed import DistributedContext
-from clipmill.engine.fsdp import distribute_like, full_tensors
+from clipmill.engine.distributed import DistributedContext, distribute_like, full_tensors
 from clipmill.engine.objective import Objective
 from clipmill.engine.spike_guard import LossSpikeGuard
 from clipmill.errors import ArtifactError, StorageError

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clipmill.engine.config import AdamWConfig
-from clipmill.engine.fsdp import is_sharded, total_norm
+from clipmill.engine.distributed import is_sharded, total_norm
 from clipmill.engine.objective import Objective
 from clipmill.errors import ConfigError
 

@@ -19,8 +19,13 @@ from torch import Tensor
 
 from clipmill.engine.checkpoint import Checkpointer, TrainProgress, TrainState
 from clipmill.engine.config import TrainConfig
-from clipmill.engine.distributed import DistributedContext, init_distributed
-from clipmill.engine.fsdp import all_reduce_scalar_grads, apply_fsdp, full_tensors
+from clipmill.engine.distributed import (
+    DistributedContext,
+    all_reduce_scalar_grads,
+    apply_fsdp,
+    full_tensors,
+    init_distributed,
+)
 from clipmill.engine.metrics import MetricsLogger, ThroughputMeter, forward_flops, peak_flops
 from clipmill.engine.objective import Objective, num_samples, split_batch, to_device
 from clipmill.engine.optim import build_optimizer, clip_gradients, set_lr

@@ -23,10 +23,9 @@ from clipmill.data.sources.base import (
     Split,
 )
 from clipmill.data.sources.coco import CocoSource
-from clipmill.data.sources.delimited import DelimitedSource
 from clipmill.data.sources.folder import FolderSource
 from clipmill.data.sources.img2dataset import Img2datasetSource
-from clipmill.data.sources.parquet import ParquetSource, hugging_face_source
+from clipmill.data.sources.tables import DelimitedSource, ParquetSource, hugging_face_source
 from clipmill.data.sources.webdataset import WebDatasetSource
 from clipmill.errors import SourceError
 from clipmill.storage import exists, unpack_dir

@@ -24,7 +24,7 @@ from clipmill.data.sources.base import (
 )
 from clipmill.data.sources.files import files_digest, matching_files, read_file, relative_names
 from clipmill.data.sources.folder import FolderSource
-from clipmill.data.sources.parquet import ParquetSource, read_schema
+from clipmill.data.sources.tables import ParquetSource, read_schema
 from clipmill.data.sources.webdataset import WebDatasetSource
 from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 

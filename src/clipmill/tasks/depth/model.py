@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipmill.models.encoders import DenseEncoder
+from clipmill.models.execution import resize_and_run, shifted_window_inference
 from clipmill.models.heads import DepthDecoder, LinearHead
 from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig
-from clipmill.tasks.inference import resize_and_run, shifted_window_inference
 
 
 class LinearDepthHead(nn.Module):

@@ -9,11 +9,10 @@ from torch.nn import functional as F
 
 from clipmill.models.config import EncoderConfig
 from clipmill.models.encoders import build_dense
-from clipmill.models.execution import run_in_chunks
+from clipmill.models.execution import resize_and_run, run_in_chunks, sliding_window_inference
 from clipmill.models.heads import LinearHead, SemanticFpnHead, UperNetHead
 from clipmill.models.necks import PyramidNeck, build_neck, feature_strides
 from clipmill.tasks.config import SegmentationConfig
-from clipmill.tasks.inference import resize_and_run, sliding_window_inference
 
 
 class SegmentationNetwork(nn.Module):
