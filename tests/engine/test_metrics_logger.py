@@ -15,8 +15,8 @@ from clipmill import telemetry
 from clipmill.engine import metrics
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.metrics import forward_flops, peak_flops
+from clipmill.engine.objective import Validator
 from clipmill.engine.trainer import train
-from clipmill.engine.validation import Validator
 from clipmill.errors import ConfigError, TrainingError
 from helpers.regression import Regression, regression_batches
 

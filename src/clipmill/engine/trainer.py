@@ -27,11 +27,17 @@ from clipmill.engine.distributed import (
     init_distributed,
 )
 from clipmill.engine.metrics import MetricsLogger, ThroughputMeter, forward_flops, peak_flops
-from clipmill.engine.objective import Objective, num_samples, split_batch, to_device
+from clipmill.engine.objective import (
+    Objective,
+    Validator,
+    num_samples,
+    run_validators,
+    split_batch,
+    to_device,
+)
 from clipmill.engine.optim import build_optimizer, clip_gradients, set_lr
 from clipmill.engine.result import TrainResult
 from clipmill.engine.spike_guard import LossSpikeGuard, StepDecision
-from clipmill.engine.validation import Validator, run_validators
 from clipmill.engine.watchdog import SigtermHandler, Watchdog, is_lost_rank
 from clipmill.errors import LostRankError, StoppedError, TrainingError
 from clipmill.models.execution import set_num_threads, to_channels_last

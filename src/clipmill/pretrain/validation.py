@@ -15,8 +15,7 @@ from clipmill.data.dataset import cache_folder
 from clipmill.data.loading.view import View, in_subset
 from clipmill.data.shards.read import read_shard
 from clipmill.engine.distributed import DistributedContext
-from clipmill.engine.objective import Objective
-from clipmill.engine.validation import Validator
+from clipmill.engine.objective import Objective, Validator
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.config import VisionConfig

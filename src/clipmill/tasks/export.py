@@ -9,8 +9,13 @@ from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import read_artifact
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint
 from clipmill.models.config import ClipConfig, EncoderConfig
-from clipmill.models.export import ENCODER_FORMATS
-from clipmill.models.export.base import ExportResult, missing_extra_error, origin, render_model_card
+from clipmill.models.export import (
+    ENCODER_FORMATS,
+    ExportResult,
+    missing_extra_error,
+    origin,
+    render_model_card,
+)
 from clipmill.storage import atomic_write
 from clipmill.tasks.config import ClassificationConfig
 from clipmill.tasks.registry import get_task

@@ -31,7 +31,8 @@ from clipmill.data.dataset import (
     sidecar_uri,
 )
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
-from clipmill.data.shards.layout import (
+from clipmill.data.shards.plan import (
+    ShardPlan,
     delete_original,
     read_staged_rows,
     shard_info,
@@ -39,7 +40,6 @@ from clipmill.data.shards.layout import (
     staged_rows_key,
     tar_key,
 )
-from clipmill.data.shards.plan import ShardPlan
 from clipmill.data.shards.tar import TarWriter, read_members
 from clipmill.errors import BadSampleReason, NotFoundError, SourceError
 from clipmill.lineage import Parent

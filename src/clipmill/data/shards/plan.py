@@ -1,27 +1,38 @@
-"""Plan a dataset: the range of its source that each shard holds, fixed before any is written.
+"""Plan of a dataset: the range of its source that each shard holds, and the files it is written to.
 
 A plan is in the store, so that workers need nothing but it and the source: ``plan.json``, the
 source's splits (one per shard) in files of SPLITS_PER_FILE, and the source's ``listing`` if it
 has one. Equal sources and configurations give equal plans on any machine.
+
+``shards/00000.tar`` lies next to its sidecar ``shards/00000.json``. With ``duplicates=drop`` a
+shard that holds duplicates is rewritten without them as ``00000-dedup.tar``, and the rows of the
+source's layers wait under ``plan/rows`` until the duplicates are known.
 """
 
+import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from clipmill.config import Config, canonical_json, digest_json
-from clipmill.data.dataset import FORMAT, check_kind
+from clipmill.data.dataset import FORMAT, ShardInfo, check_kind
 from clipmill.data.shards.ingest import ImageConstraints, IngestConfig
 from clipmill.data.sources import FingerprintMode, Source, Split, open_source
 from clipmill.data.sources.base import ReadListing
 from clipmill.data.sources.files import LISTING
-from clipmill.errors import ArtifactError, ConfigError, NotFoundError, SourceError
+from clipmill.errors import ArtifactError, ConfigError, NotFoundError, SourceError, StorageError
 from clipmill.images import MAX_PIXELS
-from clipmill.storage import join, open_store, read_json, write_json
+from clipmill.storage import Store, atomic_write, join, open_store, read_json, write_json
+from clipmill.storage.local import LocalStore
 
 PLAN = "plan.json"
 SPLITS_PER_FILE = 1000
@@ -239,3 +250,67 @@ def parse_worker_slice(text: str) -> tuple[int, int]:
 
 def _splits_name(number: int) -> str:
     return f"splits-{number:05d}.json"
+
+
+def tar_key(index: int, suffix: str = "") -> str:
+    """Return the key of a shard's tar in its dataset."""
+    return f"shards/{index:05d}{suffix}.tar"
+
+
+def sidecar_key(index: int, suffix: str = "") -> str:
+    """Return the key of a shard's sidecar in its dataset."""
+    return f"shards/{index:05d}{suffix}.json"
+
+
+def shard_info(index: int, sidecar: dict[str, Any], suffix: str = "") -> ShardInfo:
+    """Return the entry in ``dataset.json`` of a shard with this sidecar."""
+    return ShardInfo(
+        name=f"{index:05d}{suffix}.tar",
+        num_samples=sidecar["num_samples"],
+        num_bytes=sidecar["num_bytes"],
+        sha256=sidecar["sha256"],
+    )
+
+
+@contextmanager
+def staged_file(store: Store, key: str) -> Iterator[Path]:
+    """Yield a local path to write to; the file is put at ``key`` when the block succeeds."""
+    if isinstance(store, LocalStore):
+        with atomic_write(store.path(key)) as path:
+            yield path
+        return
+    with TemporaryDirectory(prefix="clipmill-shard-") as folder:
+        path = Path(folder) / "shard.tar"
+        try:
+            yield path
+        except OSError as error:
+            raise StorageError(
+                f"can't write a shard to {folder}: {error.strerror}",
+                expected="space for a shard in the folder for temporary files",
+                action="free some, or set TMPDIR to a folder on a larger disk",
+            ) from error
+        store.put_file(key, path)
+
+
+def delete_original(store: Store, index: int) -> None:
+    """Delete the version of a shard that has duplicates; its sidecar first, which lists it."""
+    store.delete(sidecar_key(index))
+    store.delete(tar_key(index))
+
+
+def staged_rows_key(layer: str, index: int) -> str:
+    """Return the key of a layer's rows that wait for duplicates to be dropped."""
+    return f"plan/rows/{layer}/{index:05d}.parquet"
+
+
+def write_staged_rows(plan: ShardPlan, layer: str, index: int, table: pa.Table) -> None:
+    """Write a layer's rows, to wait for duplicates to be dropped."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    open_store(plan.uri).put(staged_rows_key(layer, index), buffer.getvalue())
+
+
+def read_staged_rows(plan: ShardPlan, layer: str, index: int) -> pa.Table:
+    """Read the rows of :func:`write_staged_rows`."""
+    data = open_store(plan.uri).get(staged_rows_key(layer, index))
+    return pq.read_table(io.BytesIO(data), use_threads=False)

@@ -34,16 +34,19 @@ from clipmill.data.parallel import (
 )
 from clipmill.data.shards.finalize import finalize_dataset
 from clipmill.data.shards.ingest import PreparedPair
-from clipmill.data.shards.layout import (
+from clipmill.data.shards.plan import (
+    ShardConfig,
+    ShardPlan,
+    dataset_uri,
     delete_original,
     shard_info,
     sidecar_key,
     staged_file,
     staged_rows_key,
     tar_key,
+    write_plan,
     write_staged_rows,
 )
-from clipmill.data.shards.plan import ShardConfig, ShardPlan, dataset_uri, write_plan
 from clipmill.data.shards.tar import TarWriter
 from clipmill.data.sources import Entry, open_source
 from clipmill.errors import BadSampleError, BadSampleReason
