@@ -1,6 +1,8 @@
-"""A promotion's record becomes an endpoint, judged by the answers of a real server."""
+"""A promotion's record becomes an endpoint: lineage, the task, what isn't there, patience."""
 
-import urllib.error
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ from clipmill.cluster.rollout import RolloutConfig, deploy_promotion
 from clipmill.errors import ConfigError, GateError, NotFoundError, ServerError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.processes import free_port
 from clipmill.storage import join, write_bytes, write_json
 from clipmill.tasks.evaluation import EvaluationResult
-from clipmill.tasks.registry import get_task
 from clipmill.tasks.visualization import encode_png
 from helpers.kserve_cluster import ISVC, KServe
 
@@ -22,7 +24,6 @@ QUICK = RolloutConfig(
     ready_seconds=1.0, answer_seconds=0.0, observation_seconds=0.0, poll_interval_seconds=0.01
 )
 IMAGE = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
-LIMITS = {"min_agreement": 0.9, "answer_seconds": 0.0, "poll_interval_seconds": 0.01}
 
 
 def checkpoint(store, name, task="depth"):
@@ -86,120 +87,75 @@ def test_a_promotion_that_isnt_there_is_said(cluster, tmp_path):
     assert cluster.requests == []
 
 
-# Answers, of each task, as a client of ours would return them.
+# A server of which only its description is asked: the evaluation keeps no image.
 
-MASK = np.zeros((1, 200, 200), np.uint8)
-MASK[0, 50:150, 50:150] = 1
-PREDICTIONS = {
-    "segmentation": {"classes": np.full((200, 200), 3, np.uint8)},
-    "depth": {"depth_metres": np.full((200, 200), 4.0, np.float32)},
-    "detection": {
-        "boxes": np.array([[50, 50, 150, 150]], np.float32),
-        "scores": np.array([0.9], np.float32),
-        "labels": np.array([1]),
-        "masks": MASK,
-    },
-    "classification": {"probabilities": np.array([0.1, 0.7, 0.2], np.float32)},
-}
-WRONG = {
-    "segmentation": {"classes": np.full((200, 200), 4, np.uint8)},
-    "depth": {"depth_metres": np.full((200, 200), 9.0, np.float32)},
-    "detection": {**PREDICTIONS["detection"], "scores": np.array([0.1], np.float32)},
-    "classification": {"probabilities": np.array([0.8, 0.1, 0.1], np.float32)},
-}
-CLASSES = ("floor", "wall", "cube", "ball", "cone")
+NO_IMAGE = EvaluationResult(
+    uri="e",
+    digest="e",
+    task="depth",
+    model=Parent(role="model", uri="m", digest="m"),
+    data=Parent(role="data", uri="d", digest="d"),
+    metrics={},
+    num_samples=0,
+)
 
 
-class Answering:
-    """A client whose server answers what a test says, after some refused connections."""
+class Describing(BaseHTTPRequestHandler):
+    """A server that describes its model, or answers 500."""
 
-    answer: dict
-    refused = 0
-    error: Exception | None = None
+    status = 200
+    num_requests = 0
 
-    def __init__(self, url):
-        pass
+    def log_message(self, *args):
+        """Be quiet."""
 
-    def metadata(self, name):
-        if Answering.refused:
-            Answering.refused -= 1
-            cause = Answering.error or ConnectionRefusedError("no way")
-            raise ServerError("can't be queried", expected="it", action="wait") from cause
-        return {"parameters": {"classes": list(CLASSES)}}
-
-    def infer(self, name, images):
-        return {key: value[None] for key, value in self.answer.items()}
-
-    def detect(self, name, images):
-        return [self.answer]
+    def do_GET(self):
+        Describing.num_requests += 1
+        self.send_response(Describing.status)
+        self.end_headers()
+        self.wfile.write(b'{"parameters": {"classes": []}}')
 
 
-@pytest.fixture
-def evaluated(tmp_path, monkeypatch):
-    """A function from a task to its evaluation of one image, whose label is the prediction."""
-    from clipmill.cluster import canary_checks
+@contextmanager
+def describing(port, *, after_seconds=0.0, status=200):
+    Describing.status, Describing.num_requests = status, 0
+    servers = []
 
-    monkeypatch.setattr(canary_checks, "Client", Answering)
-    Answering.refused, Answering.error = 0, None
+    def serve():
+        servers.append(HTTPServer(("127.0.0.1", port), Describing))
+        servers[0].serve_forever()
 
-    def result(task, truth=None):
-        drawn = get_task(task).visualize(PREDICTIONS[task], IMAGE, CLASSES)
-        label = get_task(task).visualize(truth or PREDICTIONS[task], IMAGE, CLASSES)
-        images = {"image": IMAGE, "prediction": drawn, "truth": label}
-        for name, pixels in images.items():
-            write_bytes(join(str(tmp_path), f"00-{name}.png"), encode_png(pixels))
-        parent = Parent(role="model", uri="m", digest="d")
-        return EvaluationResult(
-            uri=str(tmp_path),
-            digest="d",
-            task=task,
-            model=parent,
-            data=parent,
-            metrics={},
-            num_samples=1,
-        )
-
-    return result
+    timer = Timer(after_seconds, serve)
+    timer.daemon = True
+    timer.start()
+    yield f"http://127.0.0.1:{port}"
+    servers[0].shutdown()
+    servers[0].server_close()
 
 
-@pytest.mark.parametrize("task", PREDICTIONS)
-def test_answers_of_every_task_are_held_against_the_evaluation(evaluated, task):
-    Answering.answer = PREDICTIONS[task]
-    seen = check_answers("http://x", task, evaluated(task), **LIMITS)
-    assert (
-        "1 labeled images of the evaluation: the answers agree with the evaluation by 100%" in seen
+def check(url, seconds):
+    return check_answers(
+        url,
+        "depth",
+        NO_IMAGE,
+        min_agreement=0.9,
+        answer_seconds=seconds,
+        poll_interval_seconds=0.05,
     )
-    Answering.answer = WRONG[task]
-    with pytest.raises(GateError, match="doesn't answer as it was evaluated"):
-        check_answers("http://x", task, evaluated(task), **LIMITS)
 
 
-def test_answers_that_meet_the_labels_less_than_evaluated_are_refused(evaluated):
-    almost = PREDICTIONS["segmentation"]["classes"].copy()
-    almost[:16] = 4  # 8 % of the pixels
-    Answering.answer = {"classes": almost}
-    assert check_answers("http://x", "s", evaluated("segmentation", {"classes": almost}), **LIMITS)
-    with pytest.raises(GateError, match=r"with the labels by 92% \(evaluated: 100%\)"):
-        check_answers("http://x", "s", evaluated("segmentation"), **LIMITS)
+def test_refused_connections_are_tried_again_within_a_limit():
+    with pytest.raises(ServerError, match="can't be queried"):
+        check(f"http://127.0.0.1:{free_port('127.0.0.1')}", 0.2)
+    with describing(free_port("127.0.0.1"), after_seconds=0.3) as url:
+        assert "keeps no image" in check(url, 30.0)
 
 
-def test_refused_connections_are_tried_again_within_a_limit(evaluated):
-    Answering.answer = PREDICTIONS["depth"]
-    Answering.refused = 3
-    patient = {**LIMITS, "answer_seconds": 5.0}
-    assert check_answers("http://x", "depth", evaluated("depth"), **patient)
-    Answering.refused = 3
-    with pytest.raises(ServerError):
-        check_answers("http://x", "depth", evaluated("depth"), **LIMITS)
-
-
-def test_an_answer_of_500_isnt_tried_again(evaluated):
-    Answering.answer = PREDICTIONS["depth"]
-    Answering.refused = 2
-    Answering.error = urllib.error.HTTPError("u", 500, "broken", None, None)
-    with pytest.raises(ServerError):
-        check_answers("http://x", "depth", evaluated("depth"), **{**LIMITS, "answer_seconds": 5.0})
-    assert Answering.refused == 1
+def test_an_answer_of_500_isnt_tried_again():
+    with describing(free_port("127.0.0.1"), status=500) as url:
+        with pytest.raises(ServerError, match="answered 500"):
+            check(url, 30.0)
+        assert Describing.num_requests == 1
 
 
 def test_agreement_counts_what_is_drawn():

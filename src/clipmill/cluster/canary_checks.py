@@ -81,8 +81,9 @@ def check_answers(
         evaluated.append(agreement(prediction_HW3, truth_HW3, image_HW3))
     if not same:
         return "it has started and describes its model; the evaluation keeps no image to send"
+    images = "1 labeled image" if len(same) == 1 else f"{len(same)} labeled images"
     seen = (
-        f"{len(same)} labeled images of the evaluation: the answers agree with the evaluation by "
+        f"{images} of the evaluation: the answers agree with the evaluation by "
         f"{np.mean(same):.0%}, and with the labels by {np.mean(served):.0%} "
         f"(evaluated: {np.mean(evaluated):.0%})"
     )
