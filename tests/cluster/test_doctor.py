@@ -96,14 +96,6 @@ INGRESS = {
     "disableIstioVirtualHost": True,
 }
 KUEUE = {"integrations": {"frameworks": ["trainer.kubeflow.org/trainjob"]}}
-STORAGE = {
-    "container": {
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        }
-    }
-}
 LABELS = {"app.kubernetes.io/name": "clipmill", "release": "prometheus"}
 SELECT = {"matchLabels": {"release": "prometheus"}}
 PROMETHEUS = {
@@ -144,7 +136,6 @@ def full():
         ),
         "gatewayclasses": items(named("envoy", status=condition("Accepted"))),
         "gateways": items(named("gateway", "kserve", status=condition("Programmed"))),
-        "clusterstoragecontainers": items(named("default", spec=STORAGE)),
         "prometheuses": items(named("k8s", "monitoring", spec=PROMETHEUS)),
         "podmonitors": items(named("clipmill-train", "ml", labels=LABELS)),
         "servicemonitors": items(),
@@ -357,12 +348,6 @@ def node(**allocatable):
             "isn't programmed",
         ),
         (ingress(disableIstioVirtualHost=False), "KServe", "limited", "Istio isn't installed"),
-        (
-            changed("clusterstoragecontainers", items(named("default", spec={"container": {}}))),
-            "KServe",
-            "broken",
-            "ClusterStorageContainer default",
-        ),
         (changed("gatewayclasses", items()), "Gateway API", "broken", "no GatewayClass"),
         (
             changed(

@@ -61,7 +61,8 @@ def other_than(prediction: Mapping[str, Any]) -> dict[str, Any]:
     if "scores" in prediction:
         return {name: array[:0] for name, array in prediction.items()}
     if "probabilities" in prediction:
-        return {"probabilities": np.roll(prediction["probabilities"], 1)}
+        probabilities = prediction["probabilities"]
+        return {"probabilities": np.eye(len(probabilities))[probabilities.argmin()]}
     if "classes" in prediction:
         return {"classes": (prediction["classes"] + 1) % 3}
     return {"depth_metres": 10.0 - prediction["depth_metres"]}

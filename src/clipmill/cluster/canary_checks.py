@@ -25,7 +25,7 @@ from clipmill.serve.client import Client
 from clipmill.tasks.base import Prediction
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.registry import get_task
-from clipmill.tasks.visualization import upscale_factor, upscale_nearest
+from clipmill.tasks.visualization import BAR_BACKGROUND, upscale_factor, upscale_nearest
 
 _TIMEOUT_SECONDS: Final = 10
 _SAME_COLOR: Final = 24
@@ -97,13 +97,18 @@ def check_answers(
 
 
 def agreement(a_HW3: NDArray[Any], b_HW3: NDArray[Any], image_HW3: NDArray[Any]) -> float:
-    """Return the share (0 to 1) of equal pixels, among those where either isn't the plain image."""
+    """Return the share (0 to 1) of equal pixels, among those where either is drawn upon.
+
+    Pixels of the image itself or of a panel's background don't count where both have them.
+    """
     if a_HW3.shape != b_HW3.shape:
         return 0.0
     plain_HW3 = upscale_nearest(image_HW3, upscale_factor(image_HW3))
+    background_HW3 = np.broadcast_to(np.array(BAR_BACKGROUND, np.uint8), a_HW3.shape)
     is_drawn_HW = np.ones(a_HW3.shape[:2], bool)
     if plain_HW3.shape == a_HW3.shape:
-        is_drawn_HW = ~(_same(a_HW3, plain_HW3) & _same(b_HW3, plain_HW3))
+        for below_HW3 in (plain_HW3, background_HW3):
+            is_drawn_HW &= ~(_same(a_HW3, below_HW3) & _same(b_HW3, below_HW3))
     if not is_drawn_HW.any():
         return 1.0
     return float(_same(a_HW3, b_HW3)[is_drawn_HW].mean())

@@ -6,6 +6,7 @@ from clipmill.cluster.api import HTTP_ROUTE, INFERENCE_SERVICE, SERVICE, Cluster
 from clipmill.cluster.constants import HTTP_PORT, TRACK_LABEL
 from clipmill.cluster.kserve import CONTAINER, ENDPOINT_LABEL, InferenceServiceConfig
 from clipmill.cluster.kserve import model_annotation as annotation_of
+from clipmill.cluster.pod_status import is_ready
 
 _MAX_RESTARTS: Final = 3
 """Restarts of a container after which it isn't waited for any longer."""
@@ -32,7 +33,7 @@ def live_pods(
 def are_serving(pods: list[dict[str, Any]], model_annotation: str) -> bool:
     """Return whether at least one pod is ready, and none has another model's annotation."""
     is_current = all(annotation_of(pod["metadata"]) == model_annotation for pod in pods)
-    return is_current and any(_is_ready(pod) for pod in pods)
+    return is_current and any(is_ready(pod) for pod in pods)
 
 
 def is_given_up(pods: list[dict[str, Any]], model_annotation: str) -> bool:
@@ -58,7 +59,7 @@ def describe_failure(
     reasons = [
         f"pod {pod['metadata']['name']}: {reason}"
         for pod in pods
-        if not _is_ready(pod) and (reason := pod_reason(pod))
+        if not is_ready(pod) and (reason := pod_reason(pod))
     ]
     if not reasons:
         current = api.get(INFERENCE_SERVICE, endpoint.namespace, endpoint.name) or {}
@@ -128,11 +129,6 @@ def traffic_percent(route: dict[str, Any], service: str) -> int:
         total = sum(backends.values())
         shares.append(round(100 * backends.get(service, 0) / total) if total else 0)
     return min(shares, default=0)
-
-
-def _is_ready(pod: dict[str, Any]) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions", [])
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 def _containers(pod: dict[str, Any]) -> list[dict[str, Any]]:

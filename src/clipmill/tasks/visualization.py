@@ -21,7 +21,7 @@ _MASK_OPACITY = 0.5
 _NUM_BARS = 5
 _BAR_HEIGHT = 12  # pixels: a line of Pillow's own font
 _BAR_COLOR = (46, 134, 171)
-_BAR_BACKGROUND = (245, 245, 245)
+BAR_BACKGROUND = (245, 245, 245)
 
 # Turbo-like ramp from near (warm, bright) to far (cool, dark), as RGB in 0..1 at even steps.
 _DEPTH_RAMP = np.array(
@@ -118,7 +118,7 @@ def draw_classes(
     width, height = image.size
     labels = np.argsort(-probabilities_C, kind="stable")[:_NUM_BARS]
     top = height - _BAR_HEIGHT * len(labels)
-    canvas.rectangle((0, top, width, height), fill=_BAR_BACKGROUND)
+    canvas.rectangle((0, top, width, height), fill=BAR_BACKGROUND)
     for row, label in enumerate(labels.tolist()):
         y, length = top + row * _BAR_HEIGHT, float(probabilities_C[label]) * width
         if length >= 1:

@@ -404,8 +404,6 @@ def _kserve(snapshot: Snapshot) -> tuple[str, list[Problem]]:
         mode = json.loads(data.get("deploy", "{}")).get("defaultDeploymentMode", "")
         settings = [f"default mode {mode}" if mode else "", *_ingress_settings(ingress)]
         problems += _ingress_problems(snapshot, ingress, home)
-    if pod_security(snapshot) == "restricted":
-        problems += _storage_container_problems(snapshot)
     return ", ".join(filter(None, settings)), problems
 
 
@@ -476,28 +474,6 @@ def _gateway_problems(snapshot: Snapshot, gateway: str, edit: str) -> list[Probl
 def _has_condition(resource: Mapping[str, Any], kind: str) -> bool:
     conditions = (resource.get("status") or {}).get("conditions") or []
     return any(c["type"] == kind and c["status"] == "True" for c in conditions)
-
-
-def _storage_container_problems(snapshot: Snapshot) -> list[Problem]:
-    """Return the containers that download models and that ``restricted`` refuses."""
-    problems = _unreadable(snapshot, "clusterstoragecontainers", "ClusterStorageContainers")
-    for resource in snapshot.items("clusterstoragecontainers"):
-        security = resource["spec"]["container"].get("securityContext") or {}
-        drops = (security.get("capabilities") or {}).get("drop") or []
-        if security.get("allowPrivilegeEscalation") is False and "ALL" in drops:
-            continue
-        patch = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-        text = json.dumps({"spec": {"container": {"securityContext": patch}}})
-        name = resource["metadata"]["name"]
-        problems.append(
-            Problem(
-                status=Status.BROKEN,
-                message=f"the namespace enforces Pod Security restricted, which refuses the "
-                f"container of ClusterStorageContainer {name}: no endpoint starts",
-                action=f"kubectl patch clusterstoragecontainer {name} --type merge -p '{text}'",
-            )
-        )
-    return problems
 
 
 def _gateway_api(snapshot: Snapshot) -> tuple[str, list[Problem]]:

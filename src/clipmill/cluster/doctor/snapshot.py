@@ -157,7 +157,6 @@ def _first_round(namespace: str) -> dict[str, _Request]:
         "storageclasses": "/apis/storage.k8s.io/v1/storageclasses",
         "gatewayclasses": "/apis/gateway.networking.k8s.io/v1/gatewayclasses",
         "gateways": "/apis/gateway.networking.k8s.io/v1/gateways",
-        "clusterstoragecontainers": "/apis/serving.kserve.io/v1alpha1/clusterstoragecontainers",
         "prometheuses": f"{monitoring}/prometheuses",
         "podmonitors": _query(f"{monitoring}/namespaces/{namespace}/podmonitors", own),
         "servicemonitors": _query(f"{monitoring}/namespaces/{namespace}/servicemonitors", own),
