@@ -2,6 +2,7 @@
 # make smoke   run one test file of each package: a minute
 # make test    run the quick test suite
 # make check   run what CI runs
+# make kustomize REGISTRY=R NAMESPACE=N OUT=DIR    write a kustomize base and overlays
 # make docs    build the documentation site into site/, in .venv-docs
 #
 #   PYTHON   Python 3.11 to 3.13 (python3, or what .venv was made from)
@@ -31,7 +32,7 @@ SMOKE := $(addprefix tests/, test_config.py test_errors.py test_tree.py recipes/
     pretrain/test_contrastive.py tasks/test_segmentation_objective.py tasks/test_evaluation.py \
     serve/test_bodies.py serve/test_answers.py report/test_summary.py cluster/test_argo.py)
 
-.PHONY: demo test smoke check docs format lock clean installed-demo installed-dev installed-docs
+.PHONY: demo test smoke check kustomize docs format lock clean installed-demo installed-dev installed-docs
 
 demo: installed-demo
 	$(BIN)/python -m clipmill demo
@@ -50,6 +51,10 @@ check: installed-dev
 	$(BIN)/python requirements/lock.py --check
 	$(BIN)/python -m clipmill.pipelines.compile --check
 	$(PYTEST)
+
+kustomize: installed-dev
+	$(BIN)/python -m clipmill.pipelines.kustomize --registry "$(REGISTRY)" \
+	    --namespace "$(or $(NAMESPACE),clipmill)" --out "$(or $(OUT),kustomize)"
 
 docs: VENV = .venv-docs
 docs: installed-docs

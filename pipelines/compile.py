@@ -1,8 +1,8 @@
 """``python -m clipmill.pipelines.compile``: write every generated file of the repository.
 
 The compiled pipelines in ``manifests/`` and the chart, a diagram of each in ``docs/``, tables of
-components in ``components/``, the chart's rules and dashboards from ``telemetry.py``, the table of
-pools from the chart's values, and the chart rendered into ``manifests/`` for those without Helm.
+components in ``components/``, the chart's rules and dashboards from ``telemetry.py``, and the table
+of pools from the chart's values.
 ``--check`` compares instead, and fails where a file differs.
 """
 
@@ -95,13 +95,6 @@ def _component_row(file: Path) -> str:
     return f"| [`{name}`]({file.name}) | {purpose} | {inputs} | {produced} |"
 
 
-def rendered() -> dict[Path, str]:
-    """Text of what Helm makes of the chart as it is now, by path."""
-    from clipmill.pipelines.kustomize import kustomize_files
-
-    return {MANIFESTS / name: text for name, text in kustomize_files(CHART).items()}
-
-
 def _write(files: dict[Path, str], *, check: bool) -> list[str]:
     """Write the files, or only say which differ."""
     stale = []
@@ -118,8 +111,7 @@ def _write(files: dict[Path, str], *, check: bool) -> list[str]:
 def main() -> int:
     """Write the generated files, or check that they are current."""
     check = "--check" in sys.argv
-    # The chart is rendered with the files that were made for it just before.
-    stale = [*_write(generated(), check=check), *_write(rendered(), check=check)]
+    stale = _write(generated(), check=check)
     if not check:
         return 0
     if stale:

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -15,6 +13,7 @@ import yaml
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
 from clipmill.cluster.monitoring.rules import rules
 from clipmill.processes import free_port
+from helpers.background import running
 
 JOB = """
 import sys, time
@@ -36,16 +35,6 @@ while True:
                 (child.inc if kind in (Counter, Gauge) else child.observe)(0.5)
     time.sleep(0.1)
 """
-
-
-@contextmanager
-def running(*command):
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def ask(port, query):

@@ -3,6 +3,7 @@
 import pytest
 from helpers.helm_chart import ENDPOINT, PROFILES, STORE, chart, deep, kinds, notes, profile, render
 
+from clipmill.cluster.monitoring.rules import ALERTS
 from clipmill.pipelines.registry import PIPELINES
 from helpers.strict_schemas import findings
 
@@ -19,6 +20,7 @@ OPTIONS = {
     "kueue.cohort": ("", "all"),
     "monitoring.enabled": (True, False),
     "monitoring.alerts": (True, False),
+    "monitoring.alertsFrom": ({"kubeStateMetrics": True, "argo": True},),
     "monitoring.dashboards": (True, False),
     "monitoring.kind": ("PodMonitor", "ServiceMonitor"),
     "demo": (
@@ -30,6 +32,7 @@ OPTIONS = {
         },
     ),
     "networkPolicies.enabled": (True, False),
+    "networkPolicies.clientCidrs": (["10.1.0.0/16", "fd00::/8"],),
     "openshift": (True, False),
     "images.registry": ("", "registry.example.com:5000/ml"),
     "images.pullSecrets": ([], [{"name": "pull"}]),
@@ -39,6 +42,12 @@ OPTIONS = {
         {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/r"},
     ),
 }
+
+NEEDED = {
+    ("serving.enabled", False): ("serving.endpoints", []),
+    ("monitoring.enabled", False): ("autoscaling.enabled", False),
+}
+"""What an option's value rules out."""
 
 
 def checked(values: dict) -> list[dict]:
@@ -64,6 +73,8 @@ def test_each_profile_with_all_parts(name):
 def test_each_option(path, value):
     values = deep(profile("gpu"), "serving.endpoints", [ENDPOINT])
     values = deep(values, "objectStore", {**STORE, "embedded": {"enabled": True}})
+    if isinstance(value, bool) and (path, value) in NEEDED:
+        values = deep(values, *NEEDED[path, value])
     checked(deep(values, path, value))
 
 
@@ -116,9 +127,161 @@ def test_a_serving_runtime_requests_what_the_values_say(gpu_name):
     assert runtimes["clipmill-gpu"] == {k: v | device for k, v in amounts["gpu"].items()}
 
 
+def test_a_queue_covers_all_that_its_pods_request():
+    pools = {
+        "gpu-8x": {"fabric": "efa", "fabricDevices": 32},
+        "gpu": {"gpuResource": "amd.com/gpu"},
+    }
+    values = {**profile(""), "pools": pools, "kueue": {"enabled": True}}
+    resources = checked(values)
+    requested = {
+        r["metadata"]["name"].removeprefix("clipmill-"): containers_of(r)[0]["resources"][
+            "requests"
+        ]
+        for r in resources
+        if r["kind"] == "TrainingRuntime"
+    }
+    (queue,) = [r for r in resources if r["kind"] == "ClusterQueue"]
+    (group,) = queue["spec"]["resourceGroups"]
+    assert group["coveredResources"] == sorted({name for pod in requested.values() for name in pod})
+    assert {"vpc.amazonaws.com/efa", "amd.com/gpu", "nvidia.com/gpu"} <= {
+        *group["coveredResources"]
+    }
+    quotas = {
+        flavor["name"].removeprefix("ml-clipmill-"): {
+            q["name"]: q["nominalQuota"] for q in flavor["resources"]
+        }
+        for flavor in group["flavors"]
+    }
+    assert quotas["gpu-8x"] == {
+        "cpu": "180", "memory": "2000Gi", "nvidia.com/gpu": "16", "amd.com/gpu": "0",
+        "vpc.amazonaws.com/efa": "64",
+    }  # fmt: skip
+    assert quotas["cpu"] == {
+        **dict.fromkeys(group["coveredResources"], "0"), "cpu": "16", "memory": "64Gi",
+    }  # fmt: skip
+
+
+def containers_of(runtime: dict) -> list[dict]:
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    return job["template"]["spec"]["template"]["spec"]["containers"]
+
+
+def test_two_installations_share_no_name_of_the_cluster():
+    values = deep(deep(profile("gpu"), "serving.endpoints", [ENDPOINT]), "kueue.enabled", True)
+    one, two = (
+        {(r["kind"], r["metadata"].get("namespace"), r["metadata"]["name"]) for r in resources}
+        for resources in (
+            render(deep(values, "pipelines.kubeflow.namespace", name), namespace=name)
+            for name in ("ml", "vision")
+        )
+    )
+    assert len(one) == len(two)
+    assert not one & two
+    assert {kind for kind, namespace, _ in one if namespace is None} == {
+        "ClusterQueue", "ResourceFlavor", "Topology",
+    }  # fmt: skip
+
+
+def test_a_cluster_needs_no_pool_of_a_fixed_name():
+    pools = {"cpu": None, "gpu": None, "gpu-8x": None, "big": {"cpu": 2, "memoryGibibytes": 8}}
+    values = {
+        **profile(""),
+        "pools": pools,
+        "pipelines": {"enabled": False},
+        "kueue": {"enabled": True, "nodeQuota": {"big": 3, **dict.fromkeys(pools, None)}},
+    }
+    values["kueue"]["nodeQuota"]["big"] = 3
+    resources = checked(values)
+    assert [r["metadata"]["name"] for r in resources if r["kind"] == "TrainingRuntime"] == [
+        "clipmill-big"
+    ]
+    assert "ServingRuntime" in kinds(resources)
+
+
+def alerts(values: dict) -> set[str]:
+    (found,) = [r for r in checked(values) if r["kind"] == "PrometheusRule"]
+    return {
+        rule["alert"] for g in found["spec"]["groups"] for rule in g["rules"] if "alert" in rule
+    }
+
+
+def test_alerts_on_the_metrics_of_others_are_opted_into():
+    default = alerts(profile(""))
+    argo = alerts(deep(profile(""), "monitoring.alertsFrom.argo", True))
+    state = alerts(deep(profile(""), "monitoring.alertsFrom.kubeStateMetrics", True))
+    assert default == {a.name for a in ALERTS if not a.source}
+    assert argo - default == {"PipelineFailed"}
+    assert state - default == {"EndpointRestarts"}
+
+
+def allowed(values: dict, component: str, port: int) -> set[str]:
+    """Namespaces and networks that may reach a port of the pods of a component."""
+    labels = {"app.kubernetes.io/name": "clipmill", "app.kubernetes.io/component": component}
+    peers = set()
+    for policy in render(values):
+        if policy["kind"] != "NetworkPolicy":
+            continue
+        if not policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items():
+            continue
+        for rule in policy["spec"].get("ingress", []):
+            if not any(
+                p["port"] <= port <= p.get("endPort", p["port"]) for p in rule.get("ports", [])
+            ):
+                continue
+            for peer in rule["from"]:
+                selector = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                peers |= {*selector.values(), peer.get("ipBlock", {}).get("cidr", "own")} - {None}
+    return peers
+
+
+def test_policies_let_in_the_peers_that_the_values_name():
+    policies = {
+        "gatewayNamespaces": ["edge"],
+        "clientCidrs": ["10.1.0.0/16"],
+        "prometheusNamespaces": ["metrics"],
+        "userNamespaces": ["team-a"],
+    }
+    values = {**profile(""), "networkPolicies": policies}
+    values["pipelines"] = {"kubeflow": {"namespace": "profile"}}
+    own = {"own"}
+    for port in (8080, 8081):
+        queriers = allowed(values, "serve", port) - {"metrics"}
+        assert queriers == own | {"edge", "10.1.0.0/16", "profile", "team-a"}
+    assert allowed(values, "store", 8333) == own | {"profile", "team-a"}
+    # A process per GPU serves its own metrics.
+    for component, port in (("train", 9090), ("train", 9097), ("data", 9090), ("serve", 8080)):
+        assert "metrics" in allowed(values, component, port)
+    assert "edge" not in allowed(values, "train", 9090)
+    assert allowed(values, "store", 8888) == set()
+
+
+@pytest.mark.parametrize("part", ["pipelines", "serving", "kueue"])
+def test_notes_name_only_parts_that_are_on(part):
+    values = deep(
+        deep(profile(""), "serving.endpoints", [ENDPOINT]), "training.gangScheduler", "volcano"
+    )
+    text = notes(values)
+    assert "open end-to-end in the Kubeflow UI" in text
+    assert "Its last tasks deploy" in text
+    assert "helm -n ml test mill" in text
+    off = notes(deep(profile(""), part, {"enabled": False}))
+    assert ("in the Kubeflow UI" in off) == (part != "pipelines")
+    assert ("Its last tasks deploy" in off) == (part == "kueue")
+    assert "helm -n ml test" not in off
+    # Nothing to start or to query where the CRDs are missing.
+    bare = notes({key: value for key, value in values.items() if key != "crds"})
+    assert "in the Kubeflow UI" not in bare
+    assert "helm -n ml test" not in bare
+
+
 def secret(values: dict) -> dict[str, str]:
     """Keys of the store, the same where endpoints and jobs run and where pipelines do."""
-    secrets = [r for r in checked(values) if r["kind"] == "Secret"]
+    secrets = [
+        r
+        for r in checked(values)
+        if r["metadata"]["name"] == "clipmill-store" and r["kind"] == "Secret"
+    ]
     assert {s["metadata"]["namespace"] for s in secrets} == {"ml", "kubeflow"}
     keys, others = (s["stringData"] for s in secrets)
     assert keys == others
@@ -174,7 +337,7 @@ def test_the_pools_of_the_values_reach_pipelines_runtimes_and_queues():
     runtime = by_name["TrainingRuntime", "clipmill-gpu"]
     pod = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
     assert pod["spec"]["nodeSelector"] == {"cloud/pool": "a100"}
-    flavour = by_name["ResourceFlavor", "clipmill-gpu"]
+    flavour = by_name["ResourceFlavor", "ml-clipmill-gpu"]
     assert flavour["spec"]["nodeLabels"] == {"cloud/pool": "a100"}
 
 
@@ -193,7 +356,7 @@ def test_an_upgrade_keeps_what_serves_and_what_ran():
         for r in render(values)
         if r["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
     }
-    assert kept == {"InferenceService", "PipelineVersion"}
+    assert kept == {"InferenceService", "PipelineVersion", "ServingRuntime", "ServiceAccount"}
 
 
 def test_the_lint_is_clean():

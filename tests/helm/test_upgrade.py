@@ -1,8 +1,10 @@
 """Helm's own install and upgrade, at an API that keeps what it is sent."""
 
 import json
+from base64 import b64decode
 
 import pytest
+from helm_python.errors import HelmError
 from helpers.helm_api import cluster
 from helpers.helm_chart import CHART, ENDPOINT, deep, profile, render
 
@@ -13,6 +15,8 @@ VALUES = deep(
     "serving.endpoints",
     [ENDPOINT],
 )
+
+NO_ENDPOINTS = deep(VALUES, "serving.endpoints", [])
 
 
 def test_an_upgrade_keeps_generated_keys():
@@ -112,3 +116,108 @@ def test_a_model_that_was_changed_by_hand_is_kept_and_named(installed):
     predictor(server)["model"]["env"][0]["value"] = THIRD
     assert upgrade(ENDPOINT) == PromotedModel(uri=THIRD)
     assert json.loads(predictor(server)["annotations"]["clipmill.io/model"]) == {"uri": THIRD}
+
+
+def keys(server):
+    data = server.of("Secret")["clipmill-store"]["data"]
+    return tuple(
+        b64decode(data[f"AWS_{n}"]).decode() for n in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
+    )
+
+
+def checksum(server):
+    template = server.of("StatefulSet")["clipmill-store"]["spec"]["template"]
+    return template["metadata"]["annotations"]["checksum/store"]
+
+
+def test_keys_rotate_and_given_keys_go_with_the_values():
+    with cluster(render(NO_ENDPOINTS)) as (server, helm):
+        helm.install(str(CHART), "mill", NO_ENDPOINTS)
+        seen = [(keys(server), checksum(server))]
+        certificate = server.of("Secret")["clipmill-store-grpc"]["data"]
+
+        def upgraded(**store):
+            values = {**NO_ENDPOINTS["objectStore"], **store}
+            helm.upgrade(str(CHART), "mill", {**NO_ENDPOINTS, "objectStore": values})
+            seen.append((keys(server), checksum(server)))
+            return seen[-1]
+
+        assert upgraded() == seen[0]
+        second = {"embedded": {"enabled": True, "keysVersion": 2}}
+        drawn, _ = upgraded(**second)
+        assert upgraded(**second) == seen[-2]
+        assert [len(key) for key in drawn] == [20, 40]
+        given, _ = upgraded(**second, accessKey="mine", secretKey="secret")
+        assert given == ("mine", "secret")
+        again, _ = upgraded(**second)
+        assert again != given
+        # The store restarts with each change of its keys.
+        changes = [(one[0] != two[0], one[1] != two[1]) for one, two in zip(seen, seen[1:])]
+        assert changes == [(False, False), (True, True), (False, False), (True, True), (True, True)]
+        assert server.of("Secret")["clipmill-store-grpc"]["data"] == certificate
+
+
+def test_a_volume_that_cant_be_changed_is_refused_before_the_cluster_is():
+    with cluster(render(NO_ENDPOINTS)) as (server, helm):
+        helm.install(str(CHART), "mill", NO_ENDPOINTS)
+        for name, value, words in (
+            ("size", "30Gi", "embedded.size is 30Gi, but the installed store has 20Gi"),
+            ("storageClass", "fast", 'storageClass is "fast", but the installed store has ""'),
+        ):
+            with pytest.raises(HelmError) as caught:
+                helm.upgrade(
+                    str(CHART), "mill", deep(NO_ENDPOINTS, f"objectStore.embedded.{name}", value)
+                )
+            assert words in str(caught.value)
+        # As the page on upgrading says: the StatefulSet goes, its pod and volume stay.
+        path = next(p for p, r in server.kept.items() if r["kind"] == "StatefulSet")
+        del server.kept[path]
+        helm.upgrade(str(CHART), "mill", deep(NO_ENDPOINTS, "objectStore.embedded.size", "30Gi"))
+        (claim,) = server.of("StatefulSet")["clipmill-store"]["spec"]["volumeClaimTemplates"]
+        assert claim["spec"]["resources"]["requests"]["storage"] == "30Gi"
+
+
+def test_levels_of_a_topology_that_cant_be_changed_are_refused():
+    values = deep(NO_ENDPOINTS, "kueue", {"enabled": True, "topologyLevels": ["zone"]})
+    with cluster(render(values)) as (server, helm):
+        helm.install(str(CHART), "mill", values)
+        other = deep(values, "kueue.topologyLevels", ["rack", "kubernetes.io/hostname"])
+        with pytest.raises(HelmError, match="the installed topology has zone"):
+            helm.upgrade(str(CHART), "mill", other)
+        helm.upgrade(str(CHART), "mill", deep(other, "kueue.queue", "racks"))
+        assert "ml-racks" in server.of("Topology")
+
+
+KEPT = {"InferenceService", "ServingRuntime", "ServiceAccount", "Secret", "StatefulSet", "Service"}
+"""Kinds that an uninstall leaves, beside PipelineVersions: what a served endpoint needs."""
+
+
+def adopt(server, name):
+    """As ``helm install --take-ownership`` does."""
+    for resource in server.kept.values():
+        resource["metadata"].setdefault("annotations", {})["meta.helm.sh/release-name"] = name
+
+
+def test_uninstall_leaves_what_endpoints_need_and_any_release_adopts_it():
+    with cluster(render(VALUES)) as (server, helm):
+        helm.install(str(CHART), "mill", VALUES)
+        before, first = dict(server.kept), keys(server)
+        helm.uninstall("mill")
+        left = {r["kind"] for r in server.kept.values()} - {"PipelineVersion"}
+        assert left == KEPT
+        endpoint = server.of("InferenceService")["depth"]["spec"]["predictor"]
+        assert endpoint["model"]["runtime"] in server.of("ServingRuntime")
+        assert {endpoint["serviceAccountName"]} == server.of("ServiceAccount").keys()
+        assert {"clipmill-store", "clipmill-store-grpc"} == server.of("Secret").keys()
+        selectors = [
+            json.dumps(server.of(k)["clipmill-store"]["spec"]["selector"])
+            for k in ("StatefulSet", "Service")
+        ]
+        adopt(server, "other")
+        helm.install(str(CHART), "other", VALUES)
+        assert server.kept.keys() >= before.keys() - {p for p in before if "pipelineversion" in p}
+        assert keys(server) == first
+        assert selectors == [
+            json.dumps(server.of(k)["clipmill-store"]["spec"]["selector"])
+            for k in ("StatefulSet", "Service")
+        ]

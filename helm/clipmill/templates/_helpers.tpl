@@ -3,6 +3,102 @@
 {{- if or (eq .root.Values.crds "require") (.root.Capabilities.APIVersions.Has .api) -}}yes{{- end -}}
 {{- end -}}
 
+{{/*
+Values that contradict each other or the cluster: an end with all of them. A wrong type or spelling is
+the schema's to refuse.
+*/}}
+{{- define "clipmill.validate" -}}
+{{- include "clipmill.refuseRenamed" . -}}
+{{- $values := .Values -}}
+{{- $wrong := list -}}
+{{- if $values.nameOverride -}}
+{{- $wrong = append $wrong "nameOverride was removed in 0.2: pods of jobs and endpoints are found by the name clipmill" -}}
+{{- end -}}
+{{- if $values.global -}}
+{{- $wrong = append $wrong "global isn't read by this chart: set its values under their own names" -}}
+{{- end -}}
+{{- if not (regexMatch "^([^/:\\s]+(:[0-9]+)?(/[^/:\\s]+)*)?$" $values.images.registry) -}}
+{{- $wrong = append $wrong (printf "images.registry is %q: write HOST, HOST:PORT or HOST/PATH, without a scheme, a space or a slash at the end" $values.images.registry) -}}
+{{- end -}}
+{{- range $name, $pool := $values.pools -}}
+{{- if $pool -}}
+{{- $fabric := $pool.fabric | default "none" -}}
+{{- if and (hasPrefix "gpu" $name) (not $pool.gpus) -}}
+{{- $wrong = append $wrong (printf "pools.%s has no GPU: set pools.%s.gpus to 1 or more, or call the pool something else" $name $name) -}}
+{{- end -}}
+{{- if and (ne $fabric "none") (not $pool.fabricDevices) -}}
+{{- $wrong = append $wrong (printf "pools.%s.fabric is %s, but fabricDevices is 0: set it to the devices of a node" $name $fabric) -}}
+{{- else if and (eq $fabric "none") $pool.fabricDevices -}}
+{{- $wrong = append $wrong (printf "pools.%s.fabricDevices is %v, but fabric is none: set fabric to efa or infiniband" $name $pool.fabricDevices) -}}
+{{- end -}}
+{{- if ge (float64 ($pool.sharedMemoryGibibytes | default 2)) (float64 $pool.memoryGibibytes) -}}
+{{- $wrong = append $wrong (printf "pools.%s.sharedMemoryGibibytes is %v of a pod's %v GiB, of which it is a part: set less" $name ($pool.sharedMemoryGibibytes | default 2) $pool.memoryGibibytes) -}}
+{{- end -}}
+{{- range $pool.tolerations -}}
+{{- if and (not .key) (ne (.operator | default "Equal") "Exists") -}}
+{{- $wrong = append $wrong (printf "a toleration of pools.%s compares with Equal, but has no key: set key, or operator: Exists" $name) -}}
+{{- else if and .value (eq (.operator | default "Equal") "Exists") -}}
+{{- $wrong = append $wrong (printf "a toleration of pools.%s has operator Exists and a value: leave value out, or set operator: Equal" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $path, $resources := dict
+    "serving.resources.cpu" $values.serving.resources.cpu "serving.resources.gpu" $values.serving.resources.gpu
+    "demo.resources" $values.demo.resources "objectStore.embedded.resources" $values.objectStore.embedded.resources -}}
+{{- if $resources -}}
+{{- range $name, $amount := $resources.requests -}}
+{{- $limit := get $resources.limits $name -}}
+{{- if and $limit (gt (include "clipmill.number" $amount | float64) (include "clipmill.number" $limit | float64)) -}}
+{{- $wrong = append $wrong (printf "%s.requests.%s is %v, above limits.%s %v: lower the request or raise the limit" $path $name $amount $name $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range $values.serving.endpoints -}}
+{{- if has .name $names -}}
+{{- $wrong = append $wrong (printf "serving.endpoints names %q twice: an endpoint's name is unique" .name) -}}
+{{- end -}}
+{{- if or (eq .name "demo") (hasPrefix "clipmill-" .name) -}}
+{{- $wrong = append $wrong (printf "serving.endpoints has the name %q, which is the chart's own: choose another" .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
+{{- $runtime := .runtime | default "cpu" -}}
+{{- if and (eq $runtime "gpu") (not (hasKey $values.pools "gpu")) -}}
+{{- $wrong = append $wrong (printf "endpoint %q wants a GPU, but pools has no pool gpu" .name) -}}
+{{- else if not (get $values.serving.resources $runtime) -}}
+{{- $wrong = append $wrong (printf "endpoint %q runs on the %s, but serving.resources.%s is null: set it, or another runtime" .name $runtime $runtime) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.serving.endpoints (not $values.serving.enabled) -}}
+{{- $wrong = append $wrong "serving.endpoints isn't empty, but serving.enabled is false: set it to true, or leave the endpoints out" -}}
+{{- end -}}
+{{- $route := $values.demo.route -}}
+{{- if and (or $route.host $route.gatewayNamespace) (not $route.gateway) -}}
+{{- $wrong = append $wrong "demo.route has a host or gatewayNamespace, but no gateway: set demo.route.gateway to the Gateway's name" -}}
+{{- end -}}
+{{- $store := $values.objectStore -}}
+{{- if and $store.embedded.enabled $store.endpoint (not (regexMatch "^http://clipmill-store[.:/]" $store.endpoint)) -}}
+{{- $wrong = append $wrong (printf "objectStore.embedded is on, but objectStore.endpoint is %s, so nobody would use it: leave endpoint empty, or set embedded.enabled to false" $store.endpoint) -}}
+{{- end -}}
+{{- if and (or $store.accessKey $store.secretKey) (not (or $store.createSecret $store.useWorkloadIdentity)) -}}
+{{- $wrong = append $wrong "objectStore.accessKey or secretKey is set, but createSecret is false, so they would be ignored: set createSecret to true, or leave the keys out" -}}
+{{- end -}}
+{{- if $values.kueue.enabled -}}
+{{- if not $values.kueue.nodeQuota -}}
+{{- $wrong = append $wrong "kueue.enabled is true, but kueue.nodeQuota has no pool: set the nodes of at least one" -}}
+{{- end -}}
+{{- if and (has "kubernetes.io/hostname" $values.kueue.topologyLevels) (ne (last $values.kueue.topologyLevels) "kubernetes.io/hostname") -}}
+{{- $wrong = append $wrong "kueue.topologyLevels has kubernetes.io/hostname, which is a single node, before a wider level: put it last" -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.autoscaling.enabled (not $values.monitoring.enabled) -}}
+{{- $wrong = append $wrong "autoscaling.enabled is true, but monitoring.enabled is false, so no Prometheus has the figures to scale by: set it to true" -}}
+{{- end -}}
+{{- with $wrong -}}{{- fail (join "; " .) -}}{{- end -}}
+{{- end -}}
+
 {{/* Values that have another name since 0.2: an end with the new names. */}}
 {{- define "clipmill.refuseRenamed" -}}
 {{- $renamed := list
@@ -10,7 +106,8 @@
   (list "serviceAccounts.operator" "serviceAccounts.submitter")
   (list "training.gang" "training.gangScheduler")
   (list "playground" "demo")
-  (list "kueue.nodes" "kueue.nodeQuota") -}}
+  (list "kueue.nodes" "kueue.nodeQuota")
+  (list "networkPolicies.allowedNamespaces" "networkPolicies.gatewayNamespaces, prometheusNamespaces or userNamespaces") -}}
 {{- $messages := list -}}
 {{- range $pair := $renamed -}}
 {{- $value := $.Values -}}
@@ -28,7 +125,7 @@
 {{- end -}}
 
 {{- define "clipmill.labels" -}}
-app.kubernetes.io/name: {{ .Values.nameOverride | default .Chart.Name }}
+app.kubernetes.io/name: clipmill
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -81,16 +178,36 @@ livenessProbe:
 {{- toYaml $pool -}}
 {{- end -}}
 
-{{/* Requests and limits of a pool's node share. */}}
-{{- define "clipmill.poolResources" -}}
+{{/* A pool's node share: each resource that a pod requests, and its amount. */}}
+{{- define "clipmill.poolAmounts" -}}
 {{- $amounts := dict "cpu" (toString .cpu) "memory" (printf "%vGi" .memoryGibibytes) -}}
 {{- with .gpus }}{{ $_ := set $amounts (default "nvidia.com/gpu" $.gpuResource) (toString .) }}{{ end -}}
 {{- $fabric := default "none" .fabric -}}
 {{- if and (ne $fabric "none") .fabricDevices -}}
 {{- $_ := set $amounts (ternary "vpc.amazonaws.com/efa" "rdma/hca" (eq $fabric "efa")) (toString .fabricDevices) -}}
 {{- end -}}
-requests: {{- toYaml $amounts | nindent 2 }}
-limits: {{- toYaml $amounts | nindent 2 }}
+{{- toYaml $amounts -}}
+{{- end -}}
+
+{{/* Requests and limits of a pool's node share. */}}
+{{- define "clipmill.poolResources" -}}
+{{- $amounts := include "clipmill.poolAmounts" . -}}
+requests: {{- $amounts | nindent 2 }}
+limits: {{- $amounts | nindent 2 }}
+{{- end -}}
+
+{{/* Changes with the store's keys, so that pods that read them at their start are restarted. */}}
+{{- define "clipmill.storeChecksum" -}}
+{{- $store := .Values.objectStore -}}
+{{- list $store.accessKey $store.secretKey $store.endpoint $store.region $store.embedded.keysVersion | toJson | sha256sum -}}
+{{- end -}}
+
+{{/* Number of a quantity such as 250m or 2Gi. */}}
+{{- define "clipmill.number" -}}
+{{- $text := toString . -}}
+{{- $units := dict "m" 0.001 "K" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{- $unit := regexFind "[A-Za-z]+$" $text -}}
+{{- mulf (trimSuffix $unit $text | float64) (get $units $unit | default 1.0) -}}
 {{- end -}}
 
 {{/* Parts that are on and whose CRDs are missing, for the notes: a comma-separated list. */}}

@@ -69,7 +69,7 @@ dict "root" $ "file" F.
 {{- $what := printf "pipeline %s" $spec.pipelineInfo.name -}}
 {{- /* A cluster without GPUs runs every task on the pool it has. */ -}}
 {{- $chosen := $label -}}
-{{- if and (eq $label "gpu") (not (hasKey $root.Values.pools "gpu")) -}}{{- $chosen = "cpu" -}}{{- end -}}
+{{- if not (hasKey $root.Values.pools $label) -}}{{- $chosen = ternary "cpu" "gpu" (eq $label "gpu") -}}{{- end -}}
 {{- $pool := include "clipmill.pool" (dict "root" $root "name" $chosen "what" $what) | fromYaml -}}
 {{- if $pool.nodeSelector -}}
 {{- $_ := set $placed "nodeSelector" (dict "labels" $pool.nodeSelector) -}}

@@ -31,6 +31,20 @@ class Recording:
     """PromQL."""
 
 
+def _ratio(part: str, total: str, labels: str) -> str:
+    """Return PromQL for the share of a rate in another: 0, not absent, before the first error."""
+    parts = f"sum by ({labels}) (rate({part}))"
+    totals = f"sum by ({labels}) (rate({total}))"
+    return f"({parts} or 0 * {totals}) / {totals}"
+
+
+def _increased(counter: str, window: str, labels: str) -> str:
+    """Return PromQL for a counter that grew, or that begins, within the window."""
+    grown = f"sum by ({labels}) (increase({counter}[{window}])) > 0"
+    begun = f"sum by ({labels}) ({counter} unless {counter} offset {window}) > 0"
+    return f"({grown}) or ({begun})"
+
+
 def drift(metric: str) -> str:
     """Return the name of the recorded drift of a metric, 0 to 1, from the day before to an hour."""
     return f"model:{metric.removesuffix('_total')}:drift1h"
@@ -68,13 +82,26 @@ def _class_drift(metric: str) -> Recording:
     )
 
 
+def _rejected_ratio(window: str) -> str:
+    """Return PromQL for rejected samples among all; 0 before the first, 1 if none is processed."""
+    rejected = f"sum by (namespace, job) (rate({e.SAMPLES_REJECTED}[{window}]))"
+    processed = f"sum by (namespace, job) (rate({e.SAMPLES_PROCESSED}[{window}]))"
+    rejected, processed = (
+        f"({rejected} or 0 * {processed})",
+        f"({processed} or 0 * {rejected})",
+    )
+    return f"{rejected} / ({processed} + {rejected})"
+
+
 RECORDINGS: tuple[Recording, ...] = (
     *(
         Recording(
             name=error_ratio(window),
-            expression="sum by (namespace, model) "
-            f'(rate({e.SERVED_REQUESTS}{{code=~"5.."}}[{window}]))'
-            f" / sum by (namespace, model) (rate({e.SERVED_REQUESTS}[{window}]))",
+            expression=_ratio(
+                f'{e.SERVED_REQUESTS}{{code=~"5.."}}[{window}]',
+                f"{e.SERVED_REQUESTS}[{window}]",
+                "namespace, model",
+            ),
         )
         for window in BURN_WINDOWS
     ),
@@ -93,9 +120,7 @@ RECORDINGS: tuple[Recording, ...] = (
     ),
     Recording(
         name=REJECTED_RATIO,
-        expression=f"sum by (namespace, job) (rate({e.SAMPLES_REJECTED}[15m])) / "
-        f"(sum by (namespace, job) (rate({e.SAMPLES_PROCESSED}[15m]))"
-        f" + sum by (namespace, job) (rate({e.SAMPLES_REJECTED}[15m])))",
+        expression=_rejected_ratio("15m"),
     ),
     *(_histogram_drift(metric) for metric in (e.PIXELS, e.BRIGHTNESS, e.DEPTH)),
     _class_drift(e.CLASS_FRACTION),
@@ -120,6 +145,8 @@ class Alert:
     """Values by series, a minute apart, that must fire it at ``eval_time``."""
     quiet_series: dict[str, str]
     """Values by series that must not fire it."""
+    source: Literal["", "kube-state-metrics", "argo"] = ""
+    """Whose metrics it queries, if not clipmill's; the chart has a value for each."""
     eval_time: str = "30m"
     """Time at which the inputs are evaluated."""
 
@@ -188,8 +215,16 @@ def _checkpoints(outcome: Outcome) -> str:
 
 
 def _train(name: str, **labels: str) -> str:
-    text = ",".join(f'{k}="{v}"' for k, v in {"job": "j", "namespace": "n", **labels}.items())
+    """Return a series with the labels that the chart's monitors give to a job's pods."""
+    job = {"clipmill_io_job": "j", "container": "node", "job": "j", "namespace": "n"}
+    text = ",".join(f'{k}="{v}"' for k, v in {**job, **labels}.items())
     return f"{name}{{{text}}}"
+
+
+def _neighbors(series: dict[str, str]) -> dict[str, str]:
+    """Return the same series of another job, or endpoint, of the same namespace."""
+    others = {s.replace('"j"', '"k"').replace('"depth"', '"other"'): v for s, v in series.items()}
+    return {name: values for name, values in others.items() if name not in series}
 
 
 ALERTS: tuple[Alert, ...] = (
@@ -323,27 +358,27 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         name="CheckpointFailed",
-        expression=f"sum by (namespace, job) (increase({_checkpoints(Outcome.FAILURE)}[30m])) > 0",
+        expression=_increased(_checkpoints(Outcome.FAILURE), "30m", "namespace, job"),
         for_="0m",
         severity="ticket",
         summary="{{ $labels.job }} couldn't write a checkpoint",
-        firing_series={_train(e.CHECKPOINTS, outcome=Outcome.FAILURE): "0x10 1x30"},
+        # The series begins with the first failure.
+        firing_series={_train(e.CHECKPOINTS, outcome=Outcome.FAILURE): "_x10 1x30"},
         quiet_series={_train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "0+1x40"},
     ),
     Alert(
         name="CheckpointLate",
-        expression="sum by (namespace, job) "
-        f"(increase({_checkpoints(Outcome.SUCCESS)}[2h])) == 0"
-        f" and on (namespace, job) changes({e.STEP}[2h]) > 0",
+        # Of a job that ran two hours ago and still does; one without a checkpoint has no series.
+        expression=f"(sum by (namespace, job) (changes({e.STEP}[2h])) > 0"
+        f" and sum by (namespace, job) ({e.STEP} offset 2h) >= 0)"
+        f" unless ({_increased(_checkpoints(Outcome.SUCCESS), '2h', 'namespace, job')})",
         for_="10m",
         severity="ticket",
         summary="{{ $labels.job }} has written no checkpoint for two hours",
-        firing_series={
-            _train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "1x200",
-            _train(e.STEP): "0+10x200",
-        },
+        firing_series={_train(e.STEP): "0+10x200"},
         quiet_series={
-            _train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "0+0.1x200",
+            # The series begins with the first checkpoint.
+            _train(e.CHECKPOINTS, outcome=Outcome.SUCCESS): "_x60 1x140",
             _train(e.STEP): "0+10x200",
         },
         eval_time="150m",
@@ -366,11 +401,14 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         name="PipelineFailed",
-        expression='increase(argo_workflows_total_count{phase=~"Failed|Error"}[15m]) > 0',
+        expression=_increased(
+            'argo_workflows_total_count{phase=~"Failed|Error"}', "15m", "namespace, phase"
+        ),
         for_="0m",
         severity="ticket",
         summary="a pipeline run or data workflow ended as {{ $labels.phase }}",
-        firing_series={'argo_workflows_total_count{phase="Failed"}': "0x20 1x20"},
+        source="argo",
+        firing_series={'argo_workflows_total_count{phase="Failed"}': "_x20 1x20"},
         quiet_series={'argo_workflows_total_count{phase="Succeeded"}': "0+1x40"},
     ),
     Alert(
@@ -380,6 +418,7 @@ ALERTS: tuple[Alert, ...] = (
         for_="0m",
         severity="ticket",
         summary="{{ $labels.pod }} keeps restarting",
+        source="kube-state-metrics",
         firing_series={
             'kube_pod_container_status_restarts_total{container="kserve-container",pod="p"}': (
                 "0x5 1x5 2x5 4x30"
@@ -395,18 +434,21 @@ ALERTS: tuple[Alert, ...] = (
 
 
 def rules() -> dict[str, Any]:
-    """Return the rule groups as Prometheus reads them."""
+    """Return the rule groups as Prometheus reads them, alerts by the source of their metrics."""
     recorded = [{"record": r.name, "expr": r.expression} for r in RECORDINGS]
-    return {
-        "groups": [
-            {"name": "clipmill-recording", "interval": "30s", "rules": recorded},
-            {"name": "clipmill-alerts", "rules": [_rule(alert) for alert in ALERTS]},
-        ]
-    }
+    groups = [{"name": "clipmill-recording", "interval": "30s", "rules": recorded}]
+    for source in dict.fromkeys(alert.source for alert in ALERTS):
+        name = f"clipmill-alerts-{source}".removesuffix("-")
+        alerts = [_rule(alert) for alert in ALERTS if alert.source == source]
+        groups.append({"name": name, "rules": alerts})
+    return {"groups": groups}
 
 
 def rule_tests(rule_file: str) -> dict[str, Any]:
-    """Return promtool's tests: each alert fires on one input and is silent on the other."""
+    """Return promtool's tests: each alert fires on one input and is silent on the other.
+
+    Beside what fires, another job or endpoint of the namespace is well: it must not hide the alert.
+    """
     return {
         "rule_files": [rule_file],
         "evaluation_interval": "1m",
@@ -417,7 +459,9 @@ def rule_tests(rule_file: str) -> dict[str, Any]:
                 "input_series": [
                     {"series": series, "values": values}
                     for series, values in (
-                        alert.firing_series if firing else alert.quiet_series
+                        alert.firing_series | _neighbors(alert.quiet_series)
+                        if firing
+                        else alert.quiet_series
                     ).items()
                 ],
                 "promql_expr_test": [
