@@ -9,8 +9,9 @@ from helpers.strict_schemas import findings
 
 
 def blocks():
-    for page in ("cluster.md", "developing.md"):
-        text = (ROOT / "docs" / page).read_text()
+    docs = ROOT / "docs"
+    for path in (docs / "cluster.md", docs / "developing.md", *sorted(docs.glob("cluster/*.md"))):
+        page, text = path.name, path.read_text()
         for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)):
             yield pytest.param(yaml.safe_load(block), id=f"{page} {number}")
 
@@ -22,4 +23,6 @@ def test_values_of_the_pages_render(values):
     rendered = render(both)
     assert [f for r in rendered for f in findings(r)] == []
     runtimes = {r["metadata"]["name"] for r in rendered if r["kind"] == "TrainingRuntime"}
-    assert {f"clipmill-{name}" for name in values.get("pools", {})} <= runtimes
+    assert {
+        f"clipmill-{name}" for name, pool in values.get("pools", {}).items() if pool
+    } <= runtimes
