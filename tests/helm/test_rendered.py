@@ -49,6 +49,9 @@ NEEDED = {
 }
 """What an option's value rules out."""
 
+LEAN = {**profile(""), "pipelines": {"enabled": False}}
+"""Without pipelines, which take most of the time."""
+
 
 def checked(values: dict) -> list[dict]:
     resources = render(values)
@@ -132,7 +135,7 @@ def test_a_queue_covers_all_that_its_pods_request():
         "gpu-8x": {"fabric": "efa", "fabricDevices": 32},
         "gpu": {"gpuResource": "amd.com/gpu"},
     }
-    values = {**profile(""), "pools": pools, "kueue": {"enabled": True}}
+    values = {**LEAN, "pools": pools, "kueue": {"enabled": True}}
     resources = checked(values)
     requested = {
         r["metadata"]["name"].removeprefix("clipmill-"): containers_of(r)[0]["resources"][
@@ -207,19 +210,19 @@ def alerts(values: dict) -> set[str]:
 
 
 def test_alerts_on_the_metrics_of_others_are_opted_into():
-    default = alerts(profile(""))
-    argo = alerts(deep(profile(""), "monitoring.alertsFrom.argo", True))
-    state = alerts(deep(profile(""), "monitoring.alertsFrom.kubeStateMetrics", True))
+    default = alerts(LEAN)
+    argo = alerts(deep(LEAN, "monitoring.alertsFrom.argo", True))
+    state = alerts(deep(LEAN, "monitoring.alertsFrom.kubeStateMetrics", True))
     assert default == {a.name for a in ALERTS if not a.source}
     assert argo - default == {"PipelineFailed"}
     assert state - default == {"EndpointRestarts"}
 
 
-def allowed(values: dict, component: str, port: int) -> set[str]:
+def allowed(resources: list[dict], component: str, port: int) -> set[str]:
     """Namespaces and networks that may reach a port of the pods of a component."""
     labels = {"app.kubernetes.io/name": "clipmill", "app.kubernetes.io/component": component}
     peers = set()
-    for policy in render(values):
+    for policy in resources:
         if policy["kind"] != "NetworkPolicy":
             continue
         if not policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items():
@@ -244,16 +247,17 @@ def test_policies_let_in_the_peers_that_the_values_name():
     }
     values = {**profile(""), "networkPolicies": policies}
     values["pipelines"] = {"kubeflow": {"namespace": "profile"}}
+    resources = checked(values)
     own = {"own"}
     for port in (8080, 8081):
-        queriers = allowed(values, "serve", port) - {"metrics"}
+        queriers = allowed(resources, "serve", port) - {"metrics"}
         assert queriers == own | {"edge", "10.1.0.0/16", "profile", "team-a"}
-    assert allowed(values, "store", 8333) == own | {"profile", "team-a"}
+    assert allowed(resources, "store", 8333) == own | {"profile", "team-a"}
     # A process per GPU serves its own metrics.
     for component, port in (("train", 9090), ("train", 9097), ("data", 9090), ("serve", 8080)):
-        assert "metrics" in allowed(values, component, port)
-    assert "edge" not in allowed(values, "train", 9090)
-    assert allowed(values, "store", 8888) == set()
+        assert "metrics" in allowed(resources, component, port)
+    assert "edge" not in allowed(resources, "train", 9090)
+    assert allowed(resources, "store", 8888) == set()
 
 
 @pytest.mark.parametrize("part", ["pipelines", "serving", "kueue"])

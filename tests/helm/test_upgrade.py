@@ -16,7 +16,7 @@ VALUES = deep(
     [ENDPOINT],
 )
 
-NO_ENDPOINTS = deep(VALUES, "serving.endpoints", [])
+NO_ENDPOINTS = deep(deep(VALUES, "serving.endpoints", []), "pipelines.enabled", False)
 
 
 def test_an_upgrade_keeps_generated_keys():

@@ -197,7 +197,8 @@ ALLOWED = {
 def test_values_that_look_odd_and_are_right(case):
     for values in ALLOWED[case]:
         chart().validate_schema(chart().merge_values(values))
-        assert render({**values, "crds": "require"})
+        # Pipelines take most of the time.
+        assert render({**values, "crds": "require", "pipelines": {"enabled": False}})
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)
