@@ -10,8 +10,19 @@ import yaml
 
 from clipmill.cluster.monitoring import series
 from clipmill.cluster.monitoring.dashboards import dashboards, queries
-from clipmill.cluster.monitoring.rules import ALERTS, RECORDINGS, rule_tests, rules
-from clipmill.cluster.monitoring.series import LABEL_VALUES, all_series, metrics_by_group
+from clipmill.cluster.monitoring.rules import (
+    ALERTS,
+    RECORDINGS,
+    REJECTED_RATIO,
+    rule_tests,
+    rules,
+)
+from clipmill.cluster.monitoring.series import (
+    LABEL_VALUES,
+    all_series,
+    error_ratio,
+    metrics_by_group,
+)
 from clipmill.serve.errors import RejectReason
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -126,6 +137,41 @@ def test_each_alert_fires_when_it_should_and_is_silent_when_it_shouldnt(folder):
     assert done.returncode == 0, done.stdout + done.stderr
     tests = rule_tests("rules.yaml")
     assert len(tests["tests"]) == 2 * len(ALERTS)
+    (folder / "tests.yaml").write_text(yaml.safe_dump(tests))
+    done = promtool("test", "rules", str(folder / "tests.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ratios_are_zero_before_the_first_error_and_one_without_a_success(folder):
+    job, other = ('{job="j",namespace="n"}', '{job="k",namespace="n"}')
+    samples = [
+        (error_ratio("5m"), '{model="depth",namespace="n"}', 0),
+        (REJECTED_RATIO, job, 0),
+        (REJECTED_RATIO, other, 1),
+    ]
+    reason = 'reason="unreadable_image"'
+    inputs = {
+        f'{series.SERVED_REQUESTS}{{model="depth",namespace="n",code="200"}}': "0+9x30",
+        f"{series.SAMPLES_PROCESSED}{job}": "0+9x30",
+        f"{series.SAMPLES_REJECTED}{other[:-1]},{reason}}}": "0+9x30",
+    }
+    tests = {
+        "rule_files": ["rules.yaml"],
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": k, "values": v} for k, v in inputs.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": name + labels,
+                        "eval_time": "30m",
+                        "exp_samples": [{"labels": name + labels, "value": value}],
+                    }
+                    for name, labels, value in samples
+                ],
+            }
+        ],
+    }
     (folder / "tests.yaml").write_text(yaml.safe_dump(tests))
     done = promtool("test", "rules", str(folder / "tests.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr

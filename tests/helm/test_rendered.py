@@ -360,7 +360,9 @@ def test_an_upgrade_keeps_what_serves_and_what_ran():
         for r in render(values)
         if r["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
     }
-    assert kept == {"InferenceService", "PipelineVersion", "ServingRuntime", "ServiceAccount"}
+    assert kept == {
+        "InferenceService", "PipelineVersion", "Service", "ServiceAccount", "ServingRuntime",
+    }  # fmt: skip
 
 
 def test_the_lint_is_clean():
