@@ -28,7 +28,8 @@ def test_a_dry_run_prints_each_step_in_order():
     text = dry_run()
     steps = [
         "kind create cluster", "kind load docker-image clipmill/serve",
-        "upgrade --install cert-manager", "kube-prometheus-stack", "kind: Gateway\n", "charts/kserve-resources",
+        "upgrade --install cert-manager", "kube-prometheus-stack", "kind: Gateway\n",
+        "charts/kserve-resources",
         "platform-agnostic-k8s-native", "charts/kubeflow-trainer", "namespace-install.yaml",
         "upgrade --install clipmill",
     ]  # fmt: skip
