@@ -107,6 +107,9 @@ def test_a_service_monitor_finds_the_services_that_find_the_pods():
         tasks = {"clipmill.io/metrics": "pipeline"}
         component = "pipeline" if chosen == tasks else chosen["app.kubernetes.io/component"]
         assert found["metadata"]["name"] == f"clipmill-{component}-metrics"
+        namespaces = monitor["spec"].get("namespaceSelector", {"matchNames": ["ml"]})
+        assert namespaces == {"matchNames": [found["metadata"]["namespace"]]}
+        assert (namespaces == {"matchNames": ["kubeflow"]}) == (component == "pipeline")
 
 
 @pytest.mark.parametrize("gpu_name", ["nvidia.com/gpu", "amd.com/gpu"])
