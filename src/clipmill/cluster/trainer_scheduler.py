@@ -243,7 +243,7 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
                     if number >= num_printed.get(name, 0):
                         yield line
                         num_printed[name] = number + 1
-            if is_last:
+            if description is None or is_last:
                 return
             if description.msg and description.msg != reported:
                 reported = description.msg
@@ -268,7 +268,7 @@ def newest_per_node(pods: Iterable[Resource]) -> list[Resource]:
     by_index: dict[str, list[Resource]] = {}
     for pod in pods:
         by_index.setdefault(pod["metadata"]["labels"].get(_INDEX, ""), []).append(pod)
-    return [pod for group in by_index.values() if (pod := newest(group)) is not None]
+    return [last for group in by_index.values() if (last := newest(group)) is not None]
 
 
 def job_state(resource: Resource, pods: Sequence[Resource]) -> tuple[AppState, str]:
