@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipmill.engine.batch_norm import sync_batch_norms
 from clipmill.engine.checkpoint import Checkpointer, TrainProgress, TrainState
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import (
@@ -181,7 +182,7 @@ class Trainer:
             self._handle_skipped_update(output.decision)
         due = [v for v in self._validators if v.is_due(done, config.steps)]
         if due or done % config.log_every == 0 or done == config.steps:
-            record = output.log_record(done, self._objective.extra_metrics())
+            record = output.log_record(done, self._objective.extra_metrics(), self._dist)
             record |= self._throughput.read(self._train_step.flops, self._train_step.peak_flops)
             record |= self._validate(due)
             self._logger.write(record)
@@ -283,9 +284,16 @@ class StepOutput:
     decision: StepDecision | None
     """Newest known decision of the spike guard: on this update, or on a GPU on the one before."""
 
-    def log_record(self, step: int, extra: dict[str, Tensor]) -> dict[str, float]:
-        """Return the log's record after ``step`` updates, without values that aren't finite."""
-        losses = {kind: float(value) for kind, value in self.losses.items()}
+    def log_record(
+        self, step: int, extra: dict[str, Tensor], dist: DistributedContext
+    ) -> dict[str, float]:
+        """Return the log's record after ``step`` updates, without values that aren't finite.
+
+        Losses are means over ranks, so all ranks have to call it.
+        """
+        means = dist.all_reduce_sum(torch.stack([v.float() for v in self.losses.values()]))
+        means = (means / dist.world_size).tolist()
+        losses = dict(zip(self.losses, means, strict=True))
         record = {
             "step": step,
             "loss": sum(losses.values()),
@@ -308,6 +316,7 @@ class TrainStep:
         if runtime.compile:
             objective.compile()
         self._is_sharded = runtime.parallelism == "fsdp" and dist.world_size > 1
+        sync_batch_norms(objective, dist)
         # Before the optimizer and the EMA: sharding replaces the parameters.
         self._forward = (
             apply_fsdp(objective, dist) if self._is_sharded else dist.wrap_ddp(objective)
