@@ -10,6 +10,7 @@ from clipmill.processes import free_port
 from clipmill.stage_records import (
     EVENTS_VARIABLE,
     METRICS_VARIABLE,
+    RUN_VARIABLE,
     Stage,
     StageRecord,
     read_stages,
@@ -24,6 +25,16 @@ def events(tmp_path, monkeypatch):
     path = tmp_path / "events.jsonl"
     monkeypatch.setenv(EVENTS_VARIABLE, str(path))
     return lambda: [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_environment_names_the_run_of_a_task(monkeypatch, tmp_path):
+    monkeypatch.setenv(RUN_VARIABLE, "end-to-end-x7k2p")
+    with Stage("shard", store=str(tmp_path)):
+        pass
+    with Stage("shard", store=str(tmp_path), run="own"):
+        pass
+    assert [r.name for r in read_stages(str(tmp_path), "end-to-end-x7k2p")] == ["shard"]
+    assert [r.name for r in read_stages(str(tmp_path), "own")] == ["shard"]
 
 
 def test_a_stage_from_start_to_end(events, tmp_path):

@@ -63,6 +63,16 @@ def test_tasks_may_deploy_and_submit_in_the_releases_namespace(kubeflow, account
     assert subjects == [("clipmill-submitter", "ml"), *([account] if account else [])]
 
 
+def test_tasks_reach_endpoints_and_the_embedded_store():
+    (policy,) = [
+        r
+        for r in of_kind(render(VALUES), "NetworkPolicy")
+        if r["metadata"]["name"] == "clipmill-allow-inference"
+    ]
+    peers = [p["namespaceSelector"] for p in policy["spec"]["ingress"][0]["from"][1:]]
+    assert {"matchLabels": {"kubernetes.io/metadata.name": "kubeflow"}} in peers
+
+
 def test_a_run_needs_no_typing_of_what_the_chart_knows():
     known = defaults(VALUES, "end-to-end")
     assert known["store"] == "s3://clipmill/store"

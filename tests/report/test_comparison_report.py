@@ -1,10 +1,13 @@
 """What else differs between the labels."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
-from clipmill.report.comparison import Check, check_comparability, compare
+from clipmill.report.comparison import Check, check_comparability, compare, comparison_markdown
+from clipmill.report.format import NO_BREAK
+from clipmill.storage import write_json
+from helpers.comparisons import task_result
 
 
 def check(
@@ -16,6 +19,23 @@ def check(
 
 def troubles(checks: tuple[Check, ...]) -> list[str]:
     return [check.words for check in checks if not check.fair]
+
+
+def test_a_comparison_as_a_markdown_table(tmp_path) -> None:
+    tasks = [
+        task_result("segmentation", {"G": 34.0, "G+S": 36.44}),
+        task_result("depth", {"G": 0.9, "G+S": 0.8}),
+    ]
+    write_json(
+        f"{tmp_path}/comparison.json",
+        {"digest": "d", "tasks": [asdict(task) for task in tasks], "pretraining": {}},
+    )
+    assert comparison_markdown(str(tmp_path)).replace(NO_BREAK, " ") == (
+        "| task | metric | G | G+S | random weights | required to serve |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| segmentation | mIoU | 34.0 % | 36.4 % | 20.1 % to 21.0 % | 21.9 % |\n"
+        "| depth | RMSE | 0.900 m | 0.800 m | 1.000 m to 1.020 m | 0.930 m |\n"
+    )
 
 
 def test_runs_that_differ_in_captions_alone_are_fair(make_run) -> None:
