@@ -32,7 +32,7 @@ from transformers import (
 from clipmill.data.captioners import CaptionersConfig, knows_photos, open_captioner
 from clipmill.data.captioners.base import CaptionInput, CaptionOutput
 from clipmill.data.captioners.config import HuggingFaceConfig
-from clipmill.data.captioners.huggingface import HuggingFaceCaptioner
+from clipmill.data.captioners.public import HuggingFaceCaptioner
 from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 
 WORDS = [

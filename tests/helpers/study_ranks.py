@@ -3,8 +3,8 @@
 import sys
 from dataclasses import replace
 
-from clipmill.recipes.clip import clip_vit_tiny
 from clipmill.recipes.finetune import upernet_tiny
+from clipmill.recipes.pretrain import clip_vit_tiny
 from clipmill.recipes.study import study_paper
 from clipmill.stage_records import no_progress
 from clipmill.study.config import StudyConfig

@@ -8,7 +8,7 @@ from clipmill.lineage import lineage
 from clipmill.models.checkpoint import load_checkpoint, read_metadata
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
-from clipmill.recipes.clip import clip_tiny
+from clipmill.recipes.pretrain import clip_tiny
 from helpers.tiny_clip import CLIP
 
 

@@ -15,7 +15,7 @@ from clipmill.pretrain.config import (
     SupervisedConfig,
     TeacherConfig,
 )
-from clipmill.recipes.captioner import coca_vit_l14, recaption_beam
+from clipmill.recipes.data import coca_vit_l14, recaption_beam
 from clipmill.recipes.finetune import depth_vit_b16, upernet_vit_b16
 from clipmill.recipes.registry import get_recipe
 from clipmill.tasks.finetune import FinetuneConfig

@@ -21,9 +21,9 @@ from clipmill.data.shards.write import write_dataset
 from clipmill.engine.result import LOG_FILE, log_lines
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata, save_checkpoint
-from clipmill.recipes.captioner import coca_tiny
-from clipmill.recipes.clip import clip_tiny
+from clipmill.recipes.data import coca_tiny
 from clipmill.recipes.finetune import depth_tiny, upernet_tiny
+from clipmill.recipes.pretrain import clip_tiny
 from clipmill.report.encoders import ReportInputs
 from clipmill.scenes.formats import write_caption_folder
 from clipmill.scenes.geometry import CLASSES, SceneConfig

@@ -17,7 +17,7 @@ from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.models.towers import build_clip
 from clipmill.pretrain.clip import random_encoder
-from clipmill.recipes.clip import clip_tiny
+from clipmill.recipes.pretrain import clip_tiny
 from clipmill.recipes.registry import get_recipe
 from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.storage import write_bytes

@@ -1,7 +1,15 @@
-"""Data recipes: sources, shards, scores, selections, exports."""
+"""Datasets: scenes and shards, captioners and captions, scores, selections and exports."""
 
 from dataclasses import replace
 
+from clipmill.data.captioners import (
+    CaptionersConfig,
+    ChatClientConfig,
+    GenerateConfig,
+    HuggingFaceConfig,
+    RewriteConfig,
+    VlmConfig,
+)
 from clipmill.data.duplicates import ExactDuplicateFilter, NearDuplicateFilter
 from clipmill.data.export import ExportConfig
 from clipmill.data.filters import (
@@ -13,6 +21,7 @@ from clipmill.data.filters import (
     ImageSizeFilter,
     LanguageFilter,
 )
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.scoring.score import ScoreConfig
 from clipmill.data.scoring.scorers import (
     ClipScoreConfig,
@@ -22,6 +31,10 @@ from clipmill.data.scoring.scorers import (
 )
 from clipmill.data.select import CaptionSelectionConfig, SelectConfig, filter_steps
 from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.transforms.augmentation import RandomResizedCropConfig
+from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
+from clipmill.models.config import ClipConfig, CocaConfig, TextConfig, VisionConfig
+from clipmill.pretrain.config import CocaTrainConfig
 from clipmill.scenes.source import ScenesSourceConfig, TaskName
 
 
@@ -217,4 +230,188 @@ def select_deduplicated() -> SelectConfig:
         select_datacomp_basic(),
         name="deduplicated",
         filters=filter_steps(*_BASIC, ExactDuplicateFilter(), NearDuplicateFilter()),
+    )
+
+
+def coca_vit_l14() -> CocaTrainConfig:
+    """CoCa ViT-L/14 fine-tuned on a captioning set, as open_clip did on COCO captions.
+
+    Source: open_clip, ``coca_ViT-L-14`` and the fine-tuning command in its README.
+    Command: ``torchrun --nproc-per-node 8 -m clipmill data train-captioner --recipe coca-vit-l14``
+    Hardware and hours: not run.
+    """
+    return CocaTrainConfig(
+        model=CocaConfig(
+            clip=ClipConfig(
+                embed_dim=768,
+                vision=VisionConfig(image_size=224, patch_size=14, width=1024, layers=24),
+                text=TextConfig(context_length=76, width=768, heads=12, layers=12),
+            ),
+            decoder_layers=12,
+            num_queries=256,
+        ),
+        contrastive_weight=0.0,
+        captioning_weight=1.0,
+        train=TrainConfig(
+            steps=4_500,
+            batch_size=128,
+            schedule=ScheduleConfig(lr=1e-5, min_lr=0.0, warmup_steps=1_000),
+            optimizer=AdamWConfig(betas=(0.9, 0.98), weight_decay=0.1),
+            precision="bf16",
+            checkpoint_every=500,
+        ),
+    )
+
+
+def coca_tiny() -> CocaTrainConfig:
+    """A CoCa of 1.5 M parameters at 64 px, from scratch on well-captioned scenes.
+
+    Source: ours, derived from :func:`coca_vit_l14`.
+    Command: ``clipmill data train-captioner --recipe coca-tiny ...``
+    Hardware and time: see docs/hardware.md.
+    """
+    full = coca_vit_l14()
+    return replace(
+        full,
+        model=CocaConfig(
+            clip=ClipConfig(
+                embed_dim=128,
+                vision=VisionConfig(image_size=64, timm_model="test_byobnet"),
+                text=TextConfig(context_length=18, vocab_size=2048, width=128, heads=4, layers=1),
+            ),
+            decoder_layers=1,
+            # Deep features: those of a finer map tell colours well and shapes hardly.
+            token_stride=32,
+        ),
+        random_resized_crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),
+        dataloader=DataLoaderConfig(num_workers=0),
+        train=replace(
+            full.train,
+            steps=600,
+            batch_size=64,
+            schedule=ScheduleConfig(lr=2e-3, min_lr=1e-5, warmup_steps=20),
+            optimizer=AdamWConfig(betas=(0.9, 0.98), weight_decay=0.05, clip_norm=1.0),
+            precision="fp32",
+            checkpoint_every=200,
+            log_every=10,
+            num_threads=2,
+        ),
+    )
+
+
+def recaption_beam() -> CaptionersConfig:
+    """open_clip's beam search, at its defaults.
+
+    Source: open_clip, ``CoCa.generate``.
+    Hardware and hours: not run.
+    """
+    return CaptionersConfig()
+
+
+def recaption_coca() -> CaptionersConfig:
+    """Five captions an image from a CoCa, by nucleus sampling.
+
+    Source: MobileCLIP (Vasu et al. 2024), whose DataCompDR has five captions an image from
+    open_clip's CoCa ViT-L/14; the sampling parameters are ours.
+    Command: ``clipmill data recaption DATASET --captioner
+    open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k --recipe recaption-coca``
+    Hardware and hours: not run.
+    """
+    return CaptionersConfig(
+        generate=GenerateConfig(method="top_p", top_p=0.9, num_captions=5), batch_size=128
+    )
+
+
+def recaption_blip() -> CaptionersConfig:
+    """BLIP's captions: three beams, as its authors evaluate it on COCO captions.
+
+    Source: BLIP (Li et al. 2022), the captioning configuration of its code: 3 beams, lengths up to
+    20 tokens, the prompt "a picture of ".
+    Command: ``clipmill data recaption DATASET --captioner
+    hf:Salesforce/blip-image-captioning-base --recipe recaption-blip``
+    Hardware and hours: not run.
+    """
+    return CaptionersConfig(
+        huggingface=HuggingFaceConfig(num_beams=3, max_new_tokens=20, prompt="a picture of")
+    )
+
+
+def recaption_git() -> CaptionersConfig:
+    """GIT's captions by beam search.
+
+    Source: ours, for the models of GIT (Wang et al. 2022), which take no prompt.
+    Command: ``clipmill data recaption DATASET --captioner
+    hf:microsoft/git-base-coco --recipe recaption-git``
+    Hardware and hours: not run.
+    """
+    return CaptionersConfig(huggingface=HuggingFaceConfig(num_beams=4, max_new_tokens=30))
+
+
+def recaption_vlm_vecap() -> CaptionersConfig:
+    """A vision-language model describes the image, and keeps what the real caption knows.
+
+    Source: VeCLIP (Lai et al. 2023). There one model describes the image and another fuses that
+    with the real caption; here one that can do both is asked once, in words of ours.
+    Command: ``clipmill data recaption DATASET --captioner vlm:http://HOST:8000/v1
+    --recipe recaption-vlm-vecap --set vlm.model=NAME``
+    Hardware and hours: not run.
+    """
+    return CaptionersConfig(
+        vlm=VlmConfig(
+            prompt=(
+                "This image was found on a web page with the text below. Describe what the image "
+                "shows in one or two plain sentences of at most 40 words. Where the text names "
+                "something that can be seen, such as a place, a person, a product or a species, "
+                "use that name. Leave out whatever the image doesn't show, and don't mention the "
+                "text.\n\nText: {caption}"
+            ),
+            max_tokens=96,
+            temperature=0.2,
+        ),
+        endpoint=ChatClientConfig(concurrency=32),
+        batch_size=256,
+    )
+
+
+def rewrite_laclip() -> CaptionersConfig:
+    """Four rewrites of each caption by a language model that doesn't see the image.
+
+    Source: LaCLIP (Fan et al. 2023): rewrites in the manner of a few examples, one of which each
+    training step draws at random; four rewrites a caption as in its released data. The examples
+    are ours.
+    Command: ``clipmill data recaption DATASET --captioner rewrite:http://HOST:8000/v1
+    --recipe rewrite-laclip --set rewrite.model=NAME``
+    Hardware and hours: not run.
+    """
+    return CaptionersConfig(
+        rewrite=RewriteConfig(
+            system="You rewrite image captions. You answer with the new caption alone.",
+            prompt=(
+                "Rewrite the last caption in the manner of the examples: other words and another "
+                "order, the same facts.\n\n"
+                "Caption: old wooden boat on lake at sunset stock photo\n"
+                "Rewrite: At dusk, a weathered rowing boat made of wood rests on a calm lake.\n\n"
+                "Caption: my dog Rex playing fetch\n"
+                "Rewrite: Rex, a dog, runs after a ball that was thrown for him.\n\n"
+                "Caption: {caption}\n"
+                "Rewrite:"
+            ),
+            num_captions=4,
+            max_tokens=77,
+            temperature=0.9,
+        ),
+        endpoint=ChatClientConfig(concurrency=64),
+        batch_size=512,
+    )
+
+
+def recaption_tiny() -> CaptionersConfig:
+    """Greedy captions on two CPU cores.
+
+    Source: ours, derived from :func:`recaption_beam`.
+    """
+    return CaptionersConfig(
+        generate=GenerateConfig(method="top_k", top_k=1, max_tokens=17),
+        batch_size=128,
+        num_threads=2,
     )

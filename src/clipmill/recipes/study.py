@@ -8,23 +8,13 @@ from dataclasses import replace
 from clipmill.data.loading.view import ViewConfig
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.pretrain.config import DistillationConfig, PretrainConfig, ValidationConfig
-from clipmill.recipes.captioner import coca_tiny, recaption_tiny
 from clipmill.recipes.classification import (
     classification_tiny,
     classification_vit_b16,
     linear_probe_tiny,
     linear_probe_vit_b16,
 )
-from clipmill.recipes.clip import (
-    clip_mci0_12_8b,
-    clip_tiny,
-    clip_vit_b16_12_8b,
-    clip_vit_b16_scaling_1_28b,
-    clip_vit_tiny,
-    teacher_datacompdr,
-    teacher_tiny,
-)
-from clipmill.recipes.data import scenes_all_tasks, shards_tiny
+from clipmill.recipes.data import coca_tiny, recaption_tiny, scenes_all_tasks, shards_tiny
 from clipmill.recipes.finetune import (
     cascade_mask_rcnn_3x,
     depth_tiny,
@@ -35,12 +25,19 @@ from clipmill.recipes.finetune import (
     semantic_fpn_tiny,
     upernet_vit_b16,
 )
-from clipmill.recipes.image_pretraining import (
+from clipmill.recipes.pretrain import (
+    clip_mci0_12_8b,
+    clip_tiny,
+    clip_vit_b16_12_8b,
+    clip_vit_b16_scaling_1_28b,
+    clip_vit_tiny,
     mae_tiny,
     mae_vit_b16_2_05b,
     mae_vit_b16_5b,
     supervised_mci0,
     supervised_tiny,
+    teacher_datacompdr,
+    teacher_tiny,
 )
 from clipmill.study.config import (
     COCA,

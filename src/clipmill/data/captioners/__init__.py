@@ -31,8 +31,7 @@ from clipmill.data.captioners.config import (
     TemplateConfig,
     VlmConfig,
 )
-from clipmill.data.captioners.huggingface import HuggingFaceCaptioner
-from clipmill.data.captioners.public import OpenClipCoca, find_captioner
+from clipmill.data.captioners.public import HuggingFaceCaptioner, OpenClipCoca, find_captioner
 from clipmill.data.captioners.template import TemplateCaptioner
 from clipmill.errors import ClipmillError, ConfigError
 from clipmill.lineage import Node, lineage
