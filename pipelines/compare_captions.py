@@ -75,7 +75,8 @@ def compare_captions(
             **heads,
         )
         on_pool(evaluated, "gpu").set_display_name(f"evaluate encoder of {captions} captions")
-        evaluations.append(evaluated.outputs["Output"])
+        # One by one: KFP can't put a list into a list.
+        evaluations += [evaluated.outputs[task] for task in TASKS]
     compared = compare_encoders(
         encoders=encoders, evaluations=evaluations, random=untrained.output, store=store, **data
     )

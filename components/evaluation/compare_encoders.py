@@ -18,7 +18,7 @@ def compare_encoders(
 
     Args:
         encoders: URIs of the encoders.
-        evaluations: Lists of evaluation URIs, one for each encoder.
+        evaluations: URIs of the evaluations of all encoders.
         random: Evaluation URIs of encoders with random weights.
         ade20k: URI of the segmentation data.
         nyu: URI of the depth data.
@@ -33,8 +33,7 @@ def compare_encoders(
     from clipmill import stages
     from clipmill.report.comparison import comparison_markdown
 
-    evaluated = [uri for uris in evaluations for uri in uris]
-    uri = stages.compare(encoders, evaluated, random, [ade20k, nyu], store)
+    uri = stages.compare(encoders, evaluations, random, [ade20k, nyu], store)
     Path(comparison.path).write_text(comparison_markdown(uri), encoding="utf-8")
     comparison.metadata["store_uri"] = uri
     return uri

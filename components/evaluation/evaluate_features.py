@@ -1,5 +1,7 @@
 """Evaluation of an encoder's features by trained heads."""
 
+from typing import NamedTuple
+
 from clipmill.components import IMAGE
 from kfp import dsl
 
@@ -17,7 +19,7 @@ def evaluate_features(
     segmentation_model: dsl.Output[dsl.Model],
     depth_model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
-) -> list:
+) -> NamedTuple("Evaluations", [("segmentation", str), ("depth", str)]):  # type: ignore[valid-type]
     """Fine-tune and evaluate a head for segmentation and for depth.
 
     Args:
@@ -47,4 +49,4 @@ def evaluate_features(
         log_artifact(evaluation.model.uri, model)
         for name, value in evaluation.metrics.items():
             metrics.log_metric(f"{evaluation.task} {name}", value)
-    return uris
+    return tuple(uris)

@@ -24,7 +24,7 @@ def report(
         layer: Layer of synthetic captions.
         captioner: Address of the captioner; may be empty.
         encoders: URIs of the encoders.
-        evaluations: Lists of evaluation URIs, one for each encoder.
+        evaluations: URIs of the evaluations of all encoders.
         comparison: URI of the comparison; may be empty.
         promotions: URIs of the promotions; may be empty.
         smoke_test: URI of the smoke test's result; may be empty.
@@ -39,8 +39,7 @@ def report(
     from clipmill import stages
     from clipmill.storage import read_bytes
 
-    evaluated = [uri for uris in evaluations for uri in uris]
-    inputs = (dataset, layer, captioner, encoders, evaluated)
+    inputs = (dataset, layer, captioner, encoders, evaluations)
     uri = stages.report(
         *inputs, store, comparison=comparison, promotions=promotions, smoke_test=smoke_test
     )

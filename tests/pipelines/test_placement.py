@@ -1,6 +1,7 @@
 """Compiled pipelines say where tasks run; on one machine that changes nothing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,20 @@ def test_tasks_of_nested_loops_run_on_this_machine_with_their_own_items(tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     labels = {s.label for s in read_stages(f"{tmp_path}/store", "r")}
     assert labels == {"-a1", "-a2", "-b1", "-b2"}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_list_of_outputs_holds_texts(name):
+    """KFP writes an output into the JSON of a list as a text: one that is a list breaks it."""
+    (spec, _) = yaml.safe_load_all((ROOT / "manifests" / f"{name}.yaml").read_text())
+    dags = [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
+    for tasks, task in ((d["tasks"], task) for d in dags for task in d["tasks"].values()):
+        inputs = task.get("inputs", {}).get("parameters", {})
+        constants = [v["runtimeValue"]["constant"] for v in inputs.values() if "runtimeValue" in v]
+        for constant in (c for c in constants if isinstance(c, list)):
+            for item in re.findall(r"parameters\['(pipelinechannel--[^']+)'\]", str(constant)):
+                if producer := inputs[item].get("taskOutputParameter"):
+                    task_above = tasks[producer["producerTask"]]
+                    outputs = component(spec, task_above)["outputDefinitions"]["parameters"]
+                    kind = outputs[producer["outputParameterKey"]]["parameterType"]
+                    assert kind == "STRING", item
