@@ -102,6 +102,9 @@ DESCRIPTIONS: Mapping[str, str] = {
     "pool": "Node pool of the training job.",
     "nodes": "Nodes of the training job: a number, or MIN:MAX to go on when nodes are lost.",
     "queue": "Kueue queue of the training job; empty for none.",
+    "start_timeout_seconds": (
+        "Longest time that the training job may be unable to run, seconds, apart from a queue."
+    ),
     "recaption_pool": "Node pool of the captioning workflow.",
     "scenes_recipe": "Recipe of the generated scenes.",
     "scenes_overrides": "Changes of that recipe, a list of path=value.",

@@ -19,6 +19,7 @@ def pretrain_encoder_distributed(
     pool: str = "gpu-8x",
     nodes: str = "1",
     queue: str = "",
+    start_timeout_seconds: int = 1800,
 ) -> None:
     """Caption all images of a dataset by Argo, and pretrain on several nodes.
 
@@ -45,5 +46,6 @@ def pretrain_encoder_distributed(
         queue=queue,
         namespace=namespace,
         store=store,
+        start_timeout_seconds=start_timeout_seconds,
     )
     on_pool(encoder, "cpu").set_display_name("pretrain encoder")

@@ -4,8 +4,9 @@ ClipmillError
 ├── UserError               the caller can mend it: exit code 2
 │   ├── ConfigError         an unknown field, a wrong type, a value out of range
 │   ├── SourceError         a folder or list of samples that can't be used at all
-│   ├── StorageError        a store that is missing, refuses us, or stays unreachable
-│   │   └── NotFoundError   nothing lies at that URI
+│   ├── StorageError        a store that is missing or refuses us
+│   │   ├── NotFoundError   nothing lies at that URI
+│   │   └── StoreUnavailableError   it doesn't answer, or fails: exit code 1, a retry may succeed
 │   ├── ArtifactError       a dataset, layer or checkpoint that is cut, foreign or inconsistent
 │   ├── GateError           a model that may not be promoted
 │   ├── ServerError         a server that can't start or doesn't answer
@@ -60,11 +61,15 @@ class SourceError(UserError):
 
 
 class StorageError(UserError):
-    """A store that is missing, refuses us, or stays unreachable."""
+    """A store that is missing, refuses us, or fails."""
 
 
 class NotFoundError(StorageError):
     """Nothing lies at that URI."""
+
+
+class StoreUnavailableError(StorageError):
+    """A store that doesn't answer, or answers with a fault of its own; later it may not."""
 
 
 class ArtifactError(UserError):

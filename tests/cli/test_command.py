@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from clipmill.cli import entry
-from clipmill.errors import ConfigError
+from clipmill.errors import ConfigError, LostRankError, StorageError, StoreUnavailableError
 
 # As torchrun -m clipmill starts it.
 RUN = [sys.executable, "-m", "clipmill"]
@@ -53,6 +53,21 @@ def test_a_mistake_is_one_message_and_code_2(arguments, said, tmp_path, monkeypa
     assert "expected:" in found.stderr
     assert "what to do:" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [(StorageError, 2), (StoreUnavailableError, 1), (LostRankError, 1)]
+)
+def test_an_error_that_may_pass_has_a_code_that_is_retried(kind, code):
+    app = typer.Typer()
+
+    @app.command()
+    def train():
+        raise kind("no store", expected="one", action="start it")
+
+    with pytest.raises(SystemExit) as ended:
+        entry.run(app, [])
+    assert ended.value.code == code
 
 
 def test_debug_shows_the_traceback(tmp_path, monkeypatch):

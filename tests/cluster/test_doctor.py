@@ -331,11 +331,11 @@ def node(**allocatable):
         (argo("--namespaced"), "Argo Workflows", "broken", "workflows of kubeflow only"),
         (argo("--managed-namespace=x"), "Argo Workflows", "broken", "workflows of x only"),
         (argo("--managed-namespace", "x"), "Argo Workflows", "broken", "workflows of x only"),
-        (ingress(enableGatewayApi=False), "KServe", "limited", "a canary gets no traffic"),
+        (ingress(enableGatewayApi=False), "KServe", "limited", "makes no routes"),
         (
             ingress(kserveIngressGateway="kserve/other"),
             "KServe",
-            "broken",
+            "limited",
             "the Gateway kserve/other doesn't exist",
         ),
         (
@@ -344,7 +344,7 @@ def node(**allocatable):
                 items(named("gateway", "kserve", status=condition("Programmed", "False"))),
             ),
             "KServe",
-            "broken",
+            "limited",
             "isn't programmed",
         ),
         (ingress(disableIstioVirtualHost=False), "KServe", "limited", "Istio isn't installed"),

@@ -5,9 +5,9 @@ import pytest
 from clipmill.cluster.endpoint_status import (
     accepted_route,
     are_serving,
+    describe_failure,
     is_given_up,
     live_pods,
-    pod_reason,
     traffic_percent,
 )
 from clipmill.cluster.kserve import MODEL_ANNOTATION, InferenceServiceConfig
@@ -43,55 +43,19 @@ def container(state, *, last=None, restarts=0):
     }
 
 
-@pytest.mark.parametrize(
-    ("broken", "words"),
-    [
-        (
-            pod(
-                ready="False",
-                conditions=[
-                    {
-                        "type": "PodScheduled",
-                        "status": "False",
-                        "reason": "Unschedulable",
-                        "message": "0/3 nodes are available: insufficient nvidia.com/gpu",
-                    }
-                ],
-            ),
-            "Unschedulable: 0/3 nodes are available: insufficient nvidia.com/gpu",
-        ),
-        (
-            pod(
-                containers=[
-                    container({"waiting": {"reason": "ImagePullBackOff", "message": "no such tag"}})
-                ]
-            ),
-            "kserve-container: ImagePullBackOff: no such tag",
-        ),
-        (
-            pod(
-                containers=[
-                    container(
-                        {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s"}},
-                        last={"terminated": {"reason": "OOMKilled", "exitCode": 137}},
-                    )
-                ]
-            ),
-            "kserve-container: CrashLoopBackOff: OOMKilled, exit code 137",
-        ),
-        (
-            pod(
-                containers=[
-                    container({"terminated": {"reason": "Error", "exitCode": 2, "message": "x\n"}})
-                ]
-            ),
-            "kserve-container: Error, exit code 2: x",
-        ),
-        (pod(containers=[container({"running": {}})]), "its readiness probe fails"),
-    ],
-)
-def test_the_reason_of_a_pod_is_that_of_the_node_or_the_container(broken, words):
-    assert words in pod_reason(broken)
+def test_each_pod_that_isnt_ready_has_its_reason(cluster):
+    out_of_memory = container({"terminated": {"reason": "OOMKilled", "exitCode": 137}})
+    creating = container({"waiting": {"reason": "ContainerCreating"}})
+    pods = [
+        pod(ready="False", containers=[one])
+        for one in (out_of_memory, creating, container({"running": {}}))
+    ]
+    reasons = describe_failure(cluster.api(), ENDPOINT, [*pods, pod()]).split("; ")
+    assert reasons[0].startswith("pod p: OOMKilled")
+    assert reasons[1:] == [
+        "pod p: its containers haven't started",
+        "pod p: its readiness probe fails",
+    ]
 
 
 def test_pods_serve_when_one_is_ready_and_none_has_another_model():

@@ -189,7 +189,10 @@ TERMINATED = {"exitCode": 1, "reason": "Error", "message": "step 3\nCUDA error: 
         ),
         (
             {"containerStatuses": container(terminated={"exitCode": 137, "reason": "OOMKilled"})},
-            "OOMKilled: the process used more memory than the pool's memoryGibibytes",
+            (
+                "OOMKilled: the process used more memory than memoryGibibytes of its pool, or "
+                "serving.resources of an endpoint"
+            ),
         ),
         (
             {"containerStatuses": container(terminated=TERMINATED)},

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clipmill.engine import checkpoint
 from clipmill.engine.checkpoint import (
     SafetensorsBuffer,
     TrainProgress,
@@ -21,7 +22,7 @@ from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.optim import build_optimizer, set_lr
 from clipmill.engine.result import delete_state
 from clipmill.engine.spike_guard import LossSpikeGuard
-from clipmill.errors import ArtifactError
+from clipmill.errors import ArtifactError, StoreUnavailableError
 from helpers.regression import Regression, regression_batches
 
 
@@ -152,6 +153,18 @@ def test_a_state_that_is_not_whole_is_passed_over(tmp_path, harm):
     harm(tmp_path)
     progress, _ = latest_checkpoint(str(tmp_path))
     assert progress.step == 1
+
+
+def test_no_step_is_lost_to_a_store_that_does_not_answer(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def unavailable(uri):
+        raise StoreUnavailableError(uri, expected="an answer", action="wait")
+
+    monkeypatch.setattr(checkpoint, "read_bytes", unavailable)
+    with pytest.raises(StoreUnavailableError):
+        latest_checkpoint(str(tmp_path))
 
 
 def test_a_changed_state_asked_for_is_an_error(tmp_path):

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from minio.error import S3Error
 
-from clipmill.errors import NotFoundError, StorageError
+from clipmill.errors import NotFoundError, StorageError, StoreUnavailableError
 from clipmill.storage import open_store, read_bytes, write_bytes
 from clipmill.storage.s3 import RetryPolicy, S3Settings, S3Store, client_for
 
@@ -208,10 +208,10 @@ def test_a_repeated_put_sends_the_same_bytes(
 def test_retries_are_bounded_and_the_reason_is_told(serve: Callable[..., ScriptedServer]) -> None:
     server = serve(SLOW_DOWN)
     store = S3Store("bucket", "", server.settings, QUICK)
-    with pytest.raises(StorageError, match="SlowDown: Please reduce your request rate"):
+    with pytest.raises(StoreUnavailableError, match="SlowDown: Please reduce your request rate"):
         store.get("a")
     assert len(server.requests) == QUICK.attempts
-    with pytest.raises(StorageError, match="503"):
+    with pytest.raises(StoreUnavailableError, match="503"):
         store.exists("a")
     assert len(server.requests) == 2 * QUICK.attempts
 
@@ -236,7 +236,7 @@ def test_nobody_at_the_endpoint_is_an_error_after_bounded_retries(
     store = S3Store("bucket", "", settings, QUICK)
     for use in (lambda: store.get("a"), lambda: store.put("a", b""), lambda: list(store.list())):
         caplog.clear()
-        with pytest.raises(StorageError, match=f"can't reach .*:{closed_port}") as caught:
+        with pytest.raises(StoreUnavailableError, match=f"can't reach .*:{closed_port}") as caught:
             use()
         assert "AWS_ENDPOINT_URL" in caught.value.action
         repeats = [record for record in caplog.records if "Retrying" in record.getMessage()]
@@ -297,7 +297,7 @@ def test_two_versions_are_never_spliced(
 ) -> None:
     first = (200, {"ETag": '"v1"', "Content-Length": f"{2 * MIB}"}, bytes(MIB + 1))
     server = serve(first, answer)
-    with pytest.raises(StorageError, match="failed on s3://bucket/a"):
+    with pytest.raises(StoreUnavailableError, match="failed on s3://bucket/a"):
         S3Store("bucket", "", server.settings, QUICK).get_file("a", tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
 
@@ -315,7 +315,7 @@ def test_a_version_that_changes_while_it_is_read_is_an_error(real: S3Settings) -
 
 def test_a_body_that_never_comes_is_an_error(serve: Callable[..., ScriptedServer]) -> None:
     server = serve((200, {"ETag": '"v1"', "Content-Length": "1024"}, b""))
-    with pytest.raises(StorageError, match="failed on s3://bucket/a"):
+    with pytest.raises(StoreUnavailableError, match="failed on s3://bucket/a"):
         S3Store("bucket", "", server.settings, QUICK).get("a")
     assert len(server.requests) == QUICK.attempts
 

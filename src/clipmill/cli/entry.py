@@ -25,10 +25,11 @@ from clipmill.errors import (
     LostRankError,
     StoppedError,
     StorageError,
+    StoreUnavailableError,
     UserError,
 )
 
-EXIT_BUG: Final = 1
+EXIT_FAILURE: Final = 1
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 _DEBUG: Final = "--debug"
 _DISK_ERRORS: Final = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
@@ -40,7 +41,7 @@ TERMINATION_LOG: Final = Path("/dev/termination-log")
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
     """Run the command in ``arguments`` (default: the process's) and exit.
 
-    Exit codes: 2 for a user's mistake, 1 for anything unexpected, 75 for training that SIGTERM
+    Exit codes: 2 for a user's mistake, 1 for any other failure, 75 for training that SIGTERM
     stopped after it saved its state, 130 for Ctrl-C. ``--debug`` anywhere before a ``--`` shows
     tracebacks instead.
     """
@@ -130,8 +131,9 @@ def _print_error(error: Exception) -> int:
         _report_to_kubernetes(str(known))
         if isinstance(known, StoppedError):
             return EXIT_PREEMPTED
-        is_final = isinstance(known, UserError) and not isinstance(known, LostRankError)
-        return EXIT_USER_ERROR if is_final else EXIT_BUG
+        may_pass = isinstance(known, LostRankError | StoreUnavailableError)
+        is_final = isinstance(known, UserError) and not may_pass
+        return EXIT_USER_ERROR if is_final else EXIT_FAILURE
     last = traceback.extract_tb(error.__traceback__)[-1]
     lines = str(error).strip().splitlines() or [""]
     what = f"{type(error).__name__}: {lines[0][:_MAX_MESSAGE]}".removesuffix(": ")
@@ -140,7 +142,7 @@ def _print_error(error: Exception) -> int:
         f"this is a bug in clipmill: {what} ({last.filename}, line {last.lineno})\n"
         f"run again with {_DEBUG} for the traceback, and report it with the command\n"
     )
-    return EXIT_BUG
+    return EXIT_FAILURE
 
 
 def _report_to_kubernetes(message: str) -> None:

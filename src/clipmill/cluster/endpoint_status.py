@@ -6,7 +6,7 @@ from clipmill.cluster.api import HTTP_ROUTE, INFERENCE_SERVICE, SERVICE, Cluster
 from clipmill.cluster.constants import HTTP_PORT, TRACK_LABEL
 from clipmill.cluster.kserve import CONTAINER, ENDPOINT_LABEL, InferenceServiceConfig
 from clipmill.cluster.kserve import model_annotation as annotation_of
-from clipmill.cluster.pod_status import is_ready
+from clipmill.cluster.pod_status import containers, is_ready, is_started, pod_problem
 
 _MAX_RESTARTS: Final = 3
 """Restarts of a container after which it isn't waited for any longer."""
@@ -44,7 +44,7 @@ def is_given_up(pods: list[dict[str, Any]], model_annotation: str) -> bool:
         and "waiting" in container.get("state", {})
         for pod in pods
         if annotation_of(pod["metadata"]) == model_annotation
-        for container in _containers(pod)
+        for container in containers(pod)
     )
 
 
@@ -57,9 +57,9 @@ def describe_failure(
         ClusterError: the cluster can't be reached or refuses.
     """
     reasons = [
-        f"pod {pod['metadata']['name']}: {reason}"
+        f"pod {pod['metadata']['name']}: {pod_problem(pod) or _waiting_for(pod)}"
         for pod in pods
-        if not is_ready(pod) and (reason := pod_reason(pod))
+        if not is_ready(pod)
     ]
     if not reasons:
         current = api.get(INFERENCE_SERVICE, endpoint.namespace, endpoint.name) or {}
@@ -70,27 +70,6 @@ def describe_failure(
             and (condition.get("message") or condition.get("reason"))
         ]
     return "; ".join(reasons) or "it has no pod, and KServe names no reason"
-
-
-def pod_reason(pod: dict[str, Any]) -> str:
-    """Return why a pod isn't ready: its node, or a container's state, exit code and last lines."""
-    status = pod.get("status") or {}
-    for condition in status.get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"{condition.get('reason', 'Unschedulable')}: {condition.get('message', '')}"
-    for container in _containers(pod):
-        state = container.get("state", {})
-        waiting = state.get("waiting", {})
-        ended = state.get("terminated") or container.get("lastState", {}).get("terminated")
-        parts = [waiting["reason"]] if waiting.get("reason") else []
-        if ended:
-            parts += [f"{ended.get('reason', 'Error')}, exit code {ended.get('exitCode')}"]
-            parts += [ended["message"].strip()] if ended.get("message") else []
-        elif waiting.get("message"):
-            parts += [waiting["message"]]
-        if parts and parts != ["PodInitializing"]:
-            return f"{container['name']}: {': '.join(parts)}"
-    return "its containers run, and its readiness probe fails" if status else ""
 
 
 def logs_command(endpoint: InferenceServiceConfig, track: str) -> str:
@@ -131,6 +110,5 @@ def traffic_percent(route: dict[str, Any], service: str) -> int:
     return min(shares, default=0)
 
 
-def _containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
-    status = pod.get("status") or {}
-    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+def _waiting_for(pod: dict[str, Any]) -> str:
+    return "its readiness probe fails" if is_started(pod) else "its containers haven't started"

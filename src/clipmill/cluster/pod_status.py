@@ -11,11 +11,21 @@ Resource = Mapping[str, Any]
 _STARTING = {"ContainerCreating", "PodInitializing"}
 """Reasons of a container that waits as it should."""
 _MAX_MESSAGE = 300
+_OUT_OF_MEMORY = (
+    "OOMKilled: the process used more memory than memoryGibibytes of its pool, or "
+    "serving.resources of an endpoint"
+)
 
 
 def newest(pods: Iterable[Resource]) -> Resource | None:
     """Return the pod that was created last; None of no pods."""
     return max(pods, key=_created, default=None)
+
+
+def containers(pod: Resource) -> list[Resource]:
+    """Return the statuses of a pod's containers, those that initialize it first."""
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
 
 
 def is_started(pod: Resource) -> bool:
@@ -38,8 +48,7 @@ def pod_problem(pod: Resource) -> str:
     keeps for ``terminationMessagePolicy: FallbackToLogsOnError``.
     """
     status = pod.get("status", {})
-    containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
-    for container in containers:
+    for container in containers(pod):
         state = container.get("state", {})
         ended = state.get("terminated") or container.get("lastState", {}).get("terminated")
         if ended and (ended.get("exitCode") or ended.get("reason") == "OOMKilled"):
@@ -82,7 +91,7 @@ def newest_warning(events: Iterable[Resource]) -> str:
 
 def _termination(ended: Resource) -> str:
     if ended.get("reason") == "OOMKilled":
-        return "OOMKilled: the process used more memory than the pool's memoryGibibytes"
+        return _OUT_OF_MEMORY
     lines = [line.strip() for line in str(ended.get("message", "")).splitlines() if line.strip()]
     # An error of clipmill's is its last lines, of which the first says what was wrong.
     errors = [line for line in lines if line.startswith("error: ")]

@@ -24,7 +24,7 @@ from clipmill.config import sha256_bytes
 from clipmill.engine.distributed import DistributedContext, distribute_like, full_tensors
 from clipmill.engine.objective import Objective
 from clipmill.engine.spike_guard import LossSpikeGuard
-from clipmill.errors import ArtifactError, StorageError
+from clipmill.errors import ArtifactError, StorageError, StoreUnavailableError
 from clipmill.storage import join, open_store, read_bytes, read_json, write_bytes, write_json
 from clipmill.telemetry import CheckpointPhase, Outcome, train_metrics
 
@@ -303,10 +303,16 @@ def read_checkpoint(uri: str, step: int) -> tuple[TrainProgress, dict[str, Tenso
 
 
 def latest_checkpoint(uri: str) -> tuple[TrainProgress, dict[str, Tensor]] | None:
-    """Read the last complete checkpoint, or return None; incomplete ones are skipped."""
+    """Read the last complete checkpoint, or return None; incomplete ones are skipped.
+
+    Raises:
+        StoreUnavailableError: the store doesn't answer; an earlier checkpoint would lose steps.
+    """
     for step in reversed(checkpoint_steps(uri)):
         try:
             return read_checkpoint(uri, step)
+        except StoreUnavailableError:
+            raise
         except (ArtifactError, StorageError):
             continue
     return None

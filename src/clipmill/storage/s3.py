@@ -27,7 +27,7 @@ from minio.credentials.providers import AWSConfigProvider, IamAwsProvider, Provi
 from minio.error import MinioException, S3Error
 from minio.helpers import DictType, check_bucket_name
 
-from clipmill.errors import NotFoundError, StorageError
+from clipmill.errors import NotFoundError, StorageError, StoreUnavailableError
 from clipmill.storage.local import atomic_write
 from clipmill.storage.store import Store, StoreEntry, check_key
 
@@ -105,7 +105,8 @@ class RoleCredentialsProvider(Provider):
                     expected="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role",
                     action="export the keys (and AWS_ENDPOINT_URL for a store that isn't Amazon's)",
                 ) from None
-            raise StorageError(
+            is_network = isinstance(error, urllib3.exceptions.HTTPError)
+            raise (StoreUnavailableError if is_network else StorageError)(
                 f"{what}: the role ({self._role}) gives none ({type(error).__name__})",
                 expected="temporary credentials for the S3 store",
                 action=f"check {_VARIABLES[self._role]}, and the role's trust policy",
@@ -274,7 +275,7 @@ def _storage_error(
             )
         return _server_fault_error(uri, f"{error.code}: {error.message}", settings)
     if isinstance(error, urllib3.exceptions.MaxRetryError):
-        return StorageError(
+        return StoreUnavailableError(
             f"can't reach the S3 store at {settings.endpoint}: {error.reason}",
             expected="a server that answers within "
             f"{policy.attempts} attempts of {policy.connect_timeout_seconds:g} s",
@@ -289,9 +290,9 @@ def _describe_credentials(settings: S3Settings) -> str:
     return f"access key {settings.access_key!r} with the right secret"
 
 
-def _server_fault_error(uri: str, reason: str, settings: S3Settings) -> StorageError:
+def _server_fault_error(uri: str, reason: str, settings: S3Settings) -> StoreUnavailableError:
     """Return the error for a store that answers incorrectly."""
-    return StorageError(
+    return StoreUnavailableError(
         f"{settings.endpoint} failed on {uri}: {reason}",
         expected="an S3 store in working order",
         action="look at the store's own log, then run again: what is done already is kept",
@@ -542,7 +543,7 @@ class S3Store(Store):
             uri = f"s3://{self.bucket}/{name}"
             raise _storage_error(error, uri, self.settings, self.policy) from error
 
-    def _failed_error(self, name: str, reason: str) -> StorageError:
+    def _failed_error(self, name: str, reason: str) -> StoreUnavailableError:
         return _server_fault_error(f"s3://{self.bucket}/{name}", reason, self.settings)
 
 

@@ -424,8 +424,7 @@ def _ingress_problems(snapshot: Snapshot, ingress: Mapping[str, Any], home: str)
         problems.append(
             Problem(
                 status=Status.LIMITED,
-                message="without the Gateway API a canary gets no traffic: rollouts are judged by "
-                "clipmill's own queries",
+                message=f"KServe makes no routes of the Gateway API: {_WITHOUT_GATEWAY}",
                 action=f"install a gateway, and set enableGatewayApi under ingress: {edit}",
             )
         )
@@ -445,6 +444,11 @@ def _ingress_problems(snapshot: Snapshot, ingress: Mapping[str, Any], home: str)
     return problems
 
 
+_WITHOUT_GATEWAY = (
+    "endpoints have only their address in the cluster, and a canary gets no share of the requests"
+)
+
+
 def _gateway_problems(snapshot: Snapshot, gateway: str, edit: str) -> list[Problem]:
     forbidden = _unreadable(snapshot, "gateways", "Gateways of all namespaces")
     if forbidden:
@@ -456,16 +460,16 @@ def _gateway_problems(snapshot: Snapshot, gateway: str, edit: str) -> list[Probl
                 return []
             return [
                 Problem(
-                    status=Status.BROKEN,
-                    message=f"the Gateway {gateway} isn't programmed: endpoints never become ready",
+                    status=Status.LIMITED,
+                    message=f"the Gateway {gateway} isn't programmed: {_WITHOUT_GATEWAY}",
                     action=f"kubectl -n {metadata['namespace']} describe gateway "
                     f"{metadata['name']}",
                 )
             ]
     return [
         Problem(
-            status=Status.BROKEN,
-            message=f"the Gateway {gateway} doesn't exist: endpoints never become ready",
+            status=Status.LIMITED,
+            message=f"the Gateway {gateway} doesn't exist: {_WITHOUT_GATEWAY}",
             action=f"create it, or name another as kserveIngressGateway: {edit}",
         )
     ]
@@ -487,7 +491,7 @@ def _gateway_api(snapshot: Snapshot) -> tuple[str, list[Problem]]:
             Problem(
                 status=Status.BROKEN,
                 message="no GatewayClass is accepted: no implementation is installed",
-                action="helm install eg oci://docker.io/envoyproxy/gateway-helm --version v1.6.0 "
+                action="helm install eg oci://docker.io/envoyproxy/gateway-helm --version v1.8.1 "
                 "-n envoy-gateway-system --create-namespace",
             )
         )
@@ -848,8 +852,8 @@ COMPONENTS = (
         resource="inferenceservices.serving.kserve.io",
         deployment="kserve-controller-manager",
         needed_by="endpoints",
-        install="helm install kserve-crd oci://ghcr.io/kserve/charts/kserve-crd --version v0.21.0 "
-        "&& helm install kserve oci://ghcr.io/kserve/charts/kserve-resources --version v0.21.0 "
+        install="helm install kserve-crd oci://ghcr.io/kserve/charts/kserve-crd --version v0.20.0 "
+        "&& helm install kserve oci://ghcr.io/kserve/charts/kserve-resources --version v0.20.0 "
         "-n kserve --create-namespace --set kserve.controller.deploymentMode=Standard",
         is_enabled=lambda parts: parts.serving,
         check=_kserve,
