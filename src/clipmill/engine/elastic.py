@@ -50,7 +50,7 @@ class ElasticAgent(LocalElasticAgent):
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if result.is_failed():
             codes = {failure.exitcode for failure in result.failures.values()}
             self._remaining_restarts = remaining_restarts(
@@ -78,12 +78,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments, and return the node's exit code."""
     # At the end it warns that the first node, which may end earlier, holds no rendezvous any more.
     logging.getLogger(dynamic_rendezvous.__name__).setLevel(logging.ERROR)
-    api.LocalElasticAgent = ElasticAgent  # the launcher has no option for its agent
-    options = run.parse_args(list(arguments))
+    # The launcher has no option for its agent.
+    api.LocalElasticAgent = ElasticAgent  # type: ignore[attr-defined]
+    options = run.parse_args(list(arguments))  # type: ignore[no-untyped-call]
     settings = _parse_rendezvous_config(options.rdzv_conf)
     try:
         wait_for_first_node(options.rdzv_endpoint, float(settings.get("join_timeout", 600)))
-        run.run(options)
+        run.run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         return EXIT_USER_ERROR if EXIT_USER_ERROR in codes else 1

@@ -291,9 +291,8 @@ class StepOutput:
 
         Losses are means over ranks, so all ranks have to call it.
         """
-        means = dist.all_reduce_sum(torch.stack([v.float() for v in self.losses.values()]))
-        means = (means / dist.world_size).tolist()
-        losses = dict(zip(self.losses, means, strict=True))
+        sums = dist.all_reduce_sum(torch.stack([v.float() for v in self.losses.values()]))
+        losses = dict(zip(self.losses, (sums / dist.world_size).tolist(), strict=True))
         record = {
             "step": step,
             "loss": sum(losses.values()),
