@@ -143,7 +143,7 @@ def test_links_are_rewritten_for_the_site(hooks, folder, link, expected):
 def config_fields():
     """The names of all fields of configs, and of the pipelines' parameters."""
     for module in pkgutil.walk_packages(clipmill.__path__, "clipmill."):
-        if module.name.endswith(("config", "kserve", "recaption", "export")):
+        if module.name.endswith(("config", "recaption", "export", "rollout", "training_job")):
             importlib.import_module(module.name)
     importlib.import_module("clipmill.recipes.registry")
     kinds = [Config]
@@ -160,7 +160,8 @@ def test_every_setting_of_the_pages_is_a_field():
     for page in PAGES:
         if page.name in {"LOG.md", "CHANGELOG.md"}:  # settings of their time
             continue
-        text = page.read_text()
+        # Charts' values aren't clipmill's settings.
+        text = re.sub(r"helm (?:.*\\\n)*.*", "", page.read_text())
         paths = re.findall(r"--set '?([a-z_.]+)=", text)
         paths += re.findall(r"`((?:train|model|view|validation|distillation)\.[a-z_.]+)=", text)
         for path in paths:

@@ -18,7 +18,7 @@ def layout():
 
 def test_every_path_in_the_readme_exists():
     paths = re.findall(r"^\| `([^`]+)` \|", layout(), flags=re.MULTILINE)
-    assert len(paths) == 13
+    assert len(paths) == 14
     assert [p for p in paths if not (ROOT / p).exists()] == []
 
 

@@ -81,7 +81,7 @@ def test_the_charts_table_is_read_from_the_namespace_of_the_job(cluster):
     from helpers.helm_chart import profile, render
 
     values = {**profile(""), "images": {"registry": "registry.example.com/ml"}}
-    values["pools"] = {"cpu": {"cpu": "500m", "memoryGibibytes": 2}}
+    values["pools"] = {"cpu": {"cpu": "500m", "memoryGibibytes": 2, "sharedMemoryGibibytes": 1}}
     (config_map,) = [
         r for r in render(values, namespace="ml")
         if r["kind"] == "ConfigMap" and r["metadata"]["name"] == "clipmill-pools"

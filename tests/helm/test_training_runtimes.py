@@ -59,16 +59,17 @@ def test_gang_scheduling_needs_its_crd(gang):
     assert all("podGroupPolicy" not in r["spec"] for r in runtimes(profile("")).values())
 
 
-@pytest.mark.parametrize(("cpu", "milli"), [(0.5, "1000m"), ("250m", "500m"), (4, "8000m")])
-def test_a_pool_may_have_a_part_of_a_core(cpu, milli):
-    values = {**profile(""), "pools": {"cpu": {"cpu": cpu, "memoryGibibytes": 1}}}
+@pytest.mark.parametrize(("cpu", "quota"), [(0.5, "1"), ("250m", "500m"), (4, "8")])
+def test_a_pool_may_have_a_part_of_a_core(cpu, quota):
+    pool = {"cpu": cpu, "memoryGibibytes": 2, "sharedMemoryGibibytes": 1}
+    values = {**profile(""), "pools": {"cpu": pool}}
     values["kueue"] = {"enabled": True, "nodeQuota": {"cpu": 2, "gpu": None, "gpu-8x": None}}
     (container,) = job_spec(values)["template"]["spec"]["containers"]
     assert container["resources"]["requests"]["cpu"] == str(cpu)
     (queue,) = [r for r in render(values) if r["kind"] == "ClusterQueue"]
     (group,) = [g for g in queue["spec"]["resourceGroups"] if "cpu" in g["coveredResources"]]
     amounts = {r["name"]: r["nominalQuota"] for r in group["flavors"][0]["resources"]}
-    assert amounts["cpu"] == milli
+    assert amounts["cpu"] == quota
 
 
 def test_the_table_has_the_images_that_the_chart_installs():
