@@ -1,12 +1,13 @@
 """Doctor's findings on recorded clusters: a bare one, a full one, and full ones with one fault."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import yaml
 
-from clipmill.cluster.doctor.checks import Status, examine, is_broken, matches
+from clipmill.cluster.doctor.checks import COMPONENTS, Status, examine, is_broken, matches
 from clipmill.cluster.doctor.self_test import pod_outcome, self_test
 from clipmill.cluster.doctor.snapshot import DEPLOYMENTS, Answer, Snapshot, collect
 from clipmill.cluster.doctor.values import EnabledParts, installed_parts, read_parts
@@ -454,6 +455,13 @@ def test_the_command_that_corrects_a_selector_names_its_labels():
 )
 def test_selectors_match_as_kubernetes_defines_them(selector, is_match):
     assert matches(selector, {"a": "1"}) is is_match
+
+
+def test_commands_install_the_versions_of_the_documentation():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    versions = {v for c in COMPONENTS for v in re.findall(r"\d+\.\d+\.\d+", c.install)}
+    assert len(versions) > 8
+    assert [version for version in versions if version not in page] == []
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -786,7 +786,7 @@ def _kube_state_metrics(snapshot: Snapshot, parts: EnabledParts) -> Part:
 def _argo_install(namespace: str) -> str:
     return (
         f"kubectl -n {namespace} apply --server-side -f https://github.com/argoproj/"
-        "argo-workflows/releases/download/v4.1.2/namespace-install.yaml"
+        "argo-workflows/releases/download/v4.0.5/namespace-install.yaml"
     )
 
 
@@ -825,7 +825,7 @@ COMPONENTS = (
         deployment="workflow-controller",
         needed_by="data workflows, --executor argo",
         install="kubectl create namespace argo && kubectl -n argo apply --server-side -f "
-        "https://github.com/argoproj/argo-workflows/releases/download/v4.1.2/install.yaml",
+        "https://github.com/argoproj/argo-workflows/releases/download/v4.0.5/install.yaml",
         is_enabled=lambda parts: parts.data_plane,
         check=_argo,
     ),
@@ -885,7 +885,7 @@ COMPONENTS = (
         deployment="keda-operator",
         needed_by="autoscaling of endpoints",
         install="kubectl apply --server-side -f https://github.com/kedacore/keda/releases/download/"
-        "v2.20.2/keda-2.20.2.yaml",
+        "v2.18.0/keda-2.18.0.yaml",
         is_enabled=lambda parts: parts.autoscaling,
     ),
     _Component(
@@ -912,7 +912,7 @@ COMPONENTS = (
         deployment="metrics-server",
         needed_by="kubectl top, autoscaling by CPU",
         install="kubectl apply -f https://github.com/kubernetes-sigs/metrics-server/releases/"
-        "latest/download/components.yaml",
+        "download/v0.8.1/components.yaml",
     ),
 )
 """Components in the order of the table."""
