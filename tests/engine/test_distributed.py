@@ -50,7 +50,9 @@ def test_gradients_are_those_of_one_process(gradients, case):
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             message = f"rank {rank}, {name}"
-            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5, msg=message)
+            # Of the whole tensor: batch norms add up what nearly cancels.
+            atol = 3e-5 * max(1.0, float(gradient.norm()))
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=atol, msg=message)
 
 
 @pytest.mark.parametrize("run", ["weights", "resumed weights"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clipmill.data.loading.dataloader import PairBatch
+from clipmill.engine.batch_norm import sync_batch_norms
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.distributed import DistributedContext, init_distributed
 from clipmill.engine.objective import Objective, split_batch
@@ -25,6 +26,9 @@ CLIP = ClipConfig(
     vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, head_width=8),
     text=TextConfig(context_length=10, vocab_size=600, width=16, heads=2, layers=1),
 )
+CONVOLUTIONAL = dataclasses.replace(
+    CLIP, vision=VisionConfig(image_size=16, timm_model="test_resnet")
+)
 COCA = CocaConfig(clip=CLIP, decoder_layers=1, num_queries=4)
 TRAIN = TrainConfig(
     steps=3, batch_size=8, schedule=ScheduleConfig(lr=1e-2), checkpoint_every=2, log_every=1
@@ -33,6 +37,8 @@ TRAIN = TrainConfig(
 CASES = {
     "CLIP": ("clip", 1),
     "CLIP in 2 pieces": ("clip", 2),
+    "batch norms": ("convolutional", 1),
+    "batch norms in 2 pieces": ("convolutional", 2),
     "CoCa": ("coca", 1),
     "CoCa without its contrastive loss": ("captions", 1),
 }
@@ -44,8 +50,12 @@ def gradients_of(case: str, dist: DistributedContext) -> dict[str, Tensor]:
     kind, num_pieces = CASES[case]
     torch.manual_seed(0)
     objective = _objective(kind, dist)
+    sync_batch_norms(objective, dist)
     forward = dist.wrap_ddp(objective)
-    share = _batch(16 // dist.world_size * dist.rank, 16 // dist.world_size)
+    # A piece has the rows that both ranks have in theirs, since its batch norms depend on them.
+    rows = torch.arange(16).view(2, num_pieces, -1)
+    rows = rows.transpose(0, 1) if dist.world_size == 1 else rows[dist.rank]
+    share = _batch(rows.flatten())
     for _ in range(2):
         objective.zero_grad(set_to_none=True)
         objective.accumulate(split_batch(share, num_pieces), forward)
@@ -73,12 +83,14 @@ def trained_weights(folder: Path) -> dict[str, Tensor]:
 def _objective(kind: str, dist: DistributedContext) -> Objective:
     if kind == "clip":
         return ClipObjective(CLIP, dist)
+    if kind == "convolutional":
+        return ClipObjective(CONVOLUTIONAL, dist)
     weight = 1.0 if kind == "coca" else 0.0
     config = CocaTrainConfig(model=COCA, contrastive_weight=weight, train=TRAIN)
     return CocaObjective(config, dist)
 
 
-def _batch(start: int, size: int) -> PairBatch:
+def _batch(rows: Tensor) -> PairBatch:
     """These rows of one global batch of 16; all captions are equally long."""
     generator = torch.Generator().manual_seed(0)
     texts = [
@@ -91,13 +103,12 @@ def _batch(start: int, size: int) -> PairBatch:
         synthetic_BT=tokens_BT.roll(3, 0),
         uids=tuple(texts),
     )
-    rows = slice(start, start + size)
     return dataclasses.replace(
         batch,
         images_B3HW=batch.images_B3HW[rows],
         real_BT=batch.real_BT[rows],
         synthetic_BT=batch.synthetic_BT[rows],
-        uids=batch.uids[rows],
+        uids=tuple(texts[row] for row in rows),
     )
 
 
