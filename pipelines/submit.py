@@ -21,7 +21,14 @@ from clipmill.errors import ClusterError, ConfigError, NotFoundError, StorageErr
 _TIMEOUT_SECONDS = 10
 _INSTALLED = {"store", "namespace"}
 """Parameters whose default the chart compiles into the installed version."""
-_TYPES = {"STRING": str, "LIST": list, "STRUCT": dict, "NUMBER_DOUBLE": float}
+_TYPES = {
+    "STRING": str,
+    "LIST": list,
+    "STRUCT": dict,
+    "NUMBER_DOUBLE": float,
+    "NUMBER_INTEGER": int,
+}
+_EXPECTED = {list: "a JSON list", dict: "a JSON object", float: "a number", int: "a whole number"}
 
 
 def submit(
@@ -256,10 +263,10 @@ def _value(name: str, text: str, kind: type) -> Any:
         value = None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise ConfigError(
             f"{name} was {text!r}",
-            expected={list: "a JSON list", dict: "a JSON object", float: "a number"}[kind],
+            expected=_EXPECTED[kind],
             action="write it as JSON, in single quotes for the shell",
         )
     return value

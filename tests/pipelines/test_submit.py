@@ -196,6 +196,12 @@ def test_the_pages_commands_pass_the_check():
         ("refresh", [f"tasks={TASKS.replace('depth-tiny', 'tiny')}"], ConfigError, "'tiny'"),
         ("end-to-end", ['finetune_overrides=["model.crop=1"]'], ConfigError, "model.crop"),
         ("end-to-end", ["clip_overrides=high"], ConfigError, "clip_overrides was 'high'"),
+        (
+            "pretrain-encoder-distributed",
+            ["start_timeout_seconds=half"],
+            ConfigError,
+            "start_timeout_seconds was 'half'",
+        ),
         ("end-to-end", ["min_miou=5"], ConfigError, "end-to-end has no parameter 'min_miou'"),
     ],
 )
