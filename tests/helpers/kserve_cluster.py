@@ -152,6 +152,8 @@ class KServe:
         labels = {**resource["metadata"].get("labels", {}), **predictor.get("labels", {})}
         annotations = {**resource["metadata"]["annotations"], **predictor.get("annotations", {})}
         state = {"name": "kserve-container", "ready": not is_broken, "state": {"running": {}}}
+        # KServe injects its agent, whose image isn't clipmill's to give.
+        assert {"storage", "storageUri"} & predictor["model"].keys(), "a multi-model predictor"
         if is_broken:
             ended = {"reason": "Error", "exitCode": 2, "message": "no checkpoint at that URI\n"}
             state |= {

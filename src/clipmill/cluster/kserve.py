@@ -172,6 +172,9 @@ def inference_service(
                     "runtime": RUNTIMES[endpoint.runtime],
                     "protocolVersion": "v2",
                     "env": [{"name": MODEL_VARIABLE, "value": model.uri}],
+                    # The server reads the store itself. Without this KServe takes the endpoint for
+                    # one of several models, and adds its agent to the pods.
+                    "storage": {},
                 },
             }
         },
