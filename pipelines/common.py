@@ -44,11 +44,15 @@ Step = Any
 """A function that adds tasks, or a pipeline that is used as a component."""
 
 
-def on_pool(task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True) -> dsl.PipelineTask:
+def on_pool(
+    task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True, is_light: bool = False
+) -> dsl.PipelineTask:
     """Place ``task`` on nodes of the pool, with memory, secret, metrics and retries; return it.
 
     ``cached=False`` runs it each time: for tasks that read or change things that no digest names.
     All others take URIs that hold digests, so that equal inputs mean equal outputs.
+    ``is_light`` is for tasks that decide, or submit and wait: they leave the node to those that
+    work, and to the endpoints and jobs for which they wait.
     """
     nodes = get_pool(pool, load_pools())
     kubernetes.add_node_selector(task, POOL_LABEL, pool)
@@ -73,9 +77,13 @@ def on_pool(task: dsl.PipelineTask, pool: PoolName, *, cached: bool = True) -> d
     workflow = "metadata.labels['workflows.argoproj.io/workflow']"
     kubernetes.use_field_path_as_env(task, RUN_VARIABLE, workflow)
     kubernetes.set_security_context(task, run_as_non_root=True)
-    task.set_cpu_request(nodes.cpu_quantity).set_cpu_limit(nodes.cpu_quantity)
-    memory = f"{nodes.memory_gibibytes}Gi"
-    task.set_memory_request(memory).set_memory_limit(memory)
+    if is_light:
+        task.set_cpu_request("100m").set_cpu_limit("1")
+        task.set_memory_request("512Mi").set_memory_limit("2Gi")
+    else:
+        task.set_cpu_request(nodes.cpu_quantity).set_cpu_limit(nodes.cpu_quantity)
+        memory = f"{nodes.memory_gibibytes}Gi"
+        task.set_memory_request(memory).set_memory_limit(memory)
     if nodes.gpus:
         task.set_accelerator_type(nodes.gpu_resource).set_accelerator_limit(nodes.gpus)
     task.set_caching_options(enable_caching=cached)

@@ -85,7 +85,9 @@ def compare_captions(
     promoted = {}
     for task in TASKS:
         decided = promote_compared(task=task, comparison=comparison, store=store)
-        on_pool(decided, "cpu", cached=False).set_display_name(f"promote {task} model")
+        on_pool(decided, "cpu", cached=False, is_light=True).set_display_name(
+            f"promote {task} model"
+        )
         promoted[task] = decided.outputs
     promotions = {task: outputs["promotion"] for task, outputs in promoted.items()}
     tested = smoke_test_models(

@@ -26,4 +26,6 @@ def end_to_end(
             runtime=runtime,
             prometheus=prometheus,
         ).after(compared.tested)
-        on_pool(deployed, "cpu", cached=False).set_display_name(f"deploy {task} model")
+        on_pool(deployed, "cpu", cached=False, is_light=True).set_display_name(
+            f"deploy {task} model"
+        )

@@ -21,7 +21,7 @@ def finetuned(
     """Run a sweep for each of ``tasks``, promote and deploy the best models, write the report."""
     with dsl.ParallelFor(items=tasks, parallelism=4, name="each task") as task_spec:
         tuning = {"encoder": encoder, "task_spec": task_spec, "store": store}
-        points = on_pool(list_sweep_points(task_spec=task_spec), "cpu")
+        points = on_pool(list_sweep_points(task_spec=task_spec), "cpu", is_light=True)
         with dsl.ParallelFor(items=points.output, name="each sweep point") as point:
             tried = on_pool(sweep_point(point=point, **tuning), "gpu")
             tried.set_display_name("fine-tune and evaluate")
@@ -33,7 +33,7 @@ def finetuned(
             evaluations=best.outputs["evaluations"],
             store=store,
         )
-        on_pool(promoted, "cpu", cached=False).set_display_name("promote model")
+        on_pool(promoted, "cpu", cached=False, is_light=True).set_display_name("promote model")
         deployed = deploy(
             promotion=promoted.outputs["Output"],
             endpoint=best.outputs["task"],
@@ -41,7 +41,7 @@ def finetuned(
             runtime=runtime,
             prometheus=prometheus,
         )
-        on_pool(deployed, "cpu", cached=False).set_display_name("deploy model")
+        on_pool(deployed, "cpu", cached=False, is_light=True).set_display_name("deploy model")
     report = task_report(
         encoder=encoder,
         evaluations=dsl.Collected(best.outputs["evaluation"]),

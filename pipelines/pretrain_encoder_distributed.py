@@ -34,7 +34,7 @@ def pretrain_encoder_distributed(
         namespace=namespace,
         store=store,
     )
-    on_pool(written, "cpu").set_display_name("write captions")
+    on_pool(written, "cpu", is_light=True).set_display_name("write captions")
     encoder = pretrain_on_nodes(
         dataset=dataset,
         captions=captions,
@@ -48,4 +48,4 @@ def pretrain_encoder_distributed(
         store=store,
         start_timeout_seconds=start_timeout_seconds,
     )
-    on_pool(encoder, "cpu").set_display_name("pretrain encoder")
+    on_pool(encoder, "cpu", is_light=True).set_display_name("pretrain encoder")

@@ -98,6 +98,28 @@ def test_another_store_registry_or_default_is_another_version():
     assert len({*names, version(VALUES, "end-to-end")["metadata"]["name"]}) == len(changes) + 1
 
 
+def test_tasks_take_a_nodes_share_and_those_that_wait_little():
+    values = deep(VALUES, "pools.cpu", {"cpu": "1500m", "memoryGibibytes": 6})
+    versions = {
+        r["metadata"]["name"].rpartition("-")[0]: r["spec"]["pipelineSpec"]
+        for r in of_kind(render(values), "PipelineVersion")
+    }
+    requests = {
+        (pipeline, name.removeprefix("exec-")): (
+            executor["container"]["resources"]["resourceCpuRequest"],
+            executor["container"]["resources"]["resourceMemoryRequest"],
+        )
+        for pipeline, spec in versions.items()
+        for name, executor in spec["deploymentSpec"]["executors"].items()
+    }
+    light = {task.rstrip("-2345678") for (_, task), r in requests.items() if r == ("100m", "512Mi")}
+    assert light == {
+        "deploy", "list-sweep-points", "pretrain-on-nodes", "promote", "promote-compared",
+        "recaption-on-argo",
+    }  # fmt: skip
+    assert requests["end-to-end", "shard"] == ("1500m", "6Gi")
+
+
 def test_a_default_of_no_parameter_is_refused():
     with pytest.raises(Exception, match='pipelines.defaults has "stor", which is no parameter'):
         render(deep(VALUES, "pipelines.defaults", {"stor": "s3://b"}))

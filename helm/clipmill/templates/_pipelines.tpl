@@ -82,6 +82,9 @@ dict "root" $ "file" F.
 {{- end -}}
 {{- $container := (index $executors $name).container -}}
 {{- $_ := set $container "image" (include "clipmill.image" (dict "root" $root "image" $root.Values.images.train)) -}}
+{{- /* A light task, which requests less than its limit, keeps its own share. */ -}}
+{{- $own := $container.resources -}}
+{{- if eq $own.resourceCpuRequest $own.resourceCpuLimit -}}
 {{- $cpu := toString $pool.cpu -}}
 {{- $memory := printf "%vGi" $pool.memoryGibibytes -}}
 {{- $resources := dict "resourceCpuRequest" $cpu "resourceCpuLimit" $cpu "resourceMemoryRequest" $memory "resourceMemoryLimit" $memory -}}
@@ -90,6 +93,7 @@ dict "root" $ "file" F.
 {{- $_ := set $resources "accelerator" (dict "resourceType" $type "resourceCount" (toString .)) -}}
 {{- end -}}
 {{- $_ := set $container "resources" $resources -}}
+{{- end -}}
 {{- end -}}
 {{- $parameters := dig "root" "inputDefinitions" "parameters" dict $spec -}}
 {{- range $name, $value := include "clipmill.pipelineDefaults" $root | fromYaml -}}
