@@ -62,7 +62,7 @@ def store(tmp_path_factory):
 
 
 def client(ports, access, secret):
-    pool = urllib3.PoolManager(retries=False, timeout=5)
+    pool = urllib3.PoolManager(retries=False, timeout=30)
     address = f"127.0.0.1:{ports['-s3.port']}"
     return Minio(address, access, secret, secure=False, http_client=pool)
 
