@@ -15,7 +15,7 @@ def report(
     promotions: list,
     smoke_test: str,
     store: str,
-    html: dsl.Output[dsl.HTML],
+    report: dsl.Output[dsl.HTML],
 ) -> str:
     """Write the report of a run.
 
@@ -29,7 +29,7 @@ def report(
         promotions: URIs of the promotions; may be empty.
         smoke_test: URI of the smoke test's result; may be empty.
         store: URI of the store to write to.
-        html: HTML page for the UI's viewer.
+        report: HTML page for the UI's viewer.
 
     Returns:
         URI of the report.
@@ -43,6 +43,6 @@ def report(
     uri = stages.report(
         *inputs, store, comparison=comparison, promotions=promotions, smoke_test=smoke_test
     )
-    Path(html.path).write_bytes(read_bytes(f"{uri}/report.html"))
-    html.metadata["store_uri"] = uri
+    Path(report.path).write_bytes(read_bytes(f"{uri}/report.html"))
+    report.metadata["store_uri"] = uri
     return uri
