@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from clipmill.cluster.constants import NON_ROOT
+from clipmill.cluster.doctor.self_test import IMPORTS
 from clipmill.serve.client import Client
 from clipmill.stage_records import read_stages
 from clipmill.storage import read_json
@@ -151,8 +152,7 @@ print(json.dumps(failures))
 def test_every_module_can_be_imported_in_an_image(target):
     assert json.loads(inside(image(target), IMPORT_ALL).splitlines()[-1]) == {}
     # scipy.optimize imports numpy.testing, and that numpy._core.tests.
-    needed = {"train": "scipy.optimize, mmseg.models, mmdet.models, kfp", "serve": "torch, kserve"}
-    assert "ok" in inside(image(target), f"import {needed.get(target, 'pyarrow')}; print('ok')")
+    assert "ok" in inside(image(target), f"{IMPORTS[target]}\nprint('ok')")
 
 
 def test_data_shards_a_folder_restricted(tmp_path):

@@ -18,12 +18,17 @@ from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.training_job import TrainingJobConfig, training_app
 from clipmill.errors import ClipmillError
 
-_IMPORTS: Final = {
-    "data": "pyarrow, PIL.Image, clipmill.data.shards.write",
-    "train": "scipy.optimize, mmseg.models, mmdet.models, kfp, clipmill.tasks.finetune",
-    "serve": "torch, kserve, clipmill.serve.launch",
+IMPORTS: Final = {
+    "data": "import pyarrow, PIL.Image, clipmill.data.shards.write",
+    "train": (
+        "import scipy.optimize, kfp, clipmill.tasks.finetune\n"
+        "from clipmill.openmmlab.ops import importing_openmmlab\n"
+        "with importing_openmmlab():\n"
+        "    import mmdet.models, mmseg.models"
+    ),
+    "serve": "import torch, kserve, clipmill.serve.launch",
 }
-"""Modules that each image's work needs."""
+"""Programs that import what each image's work needs."""
 _LABEL: Final = f"{DOMAIN}/self-test"
 _RESOURCES: Final = {"cpu": "100m", "memory": "512Mi"}
 _LIMITS: Final = {"cpu": "1", "memory": "2Gi"}
@@ -67,7 +72,7 @@ def self_test(
         poll_interval_seconds=poll_interval_seconds,
     )
     tests: dict[str, Callable[[], str]] = {}
-    for target in _IMPORTS:
+    for target in IMPORTS:
         pod = _pod(target, installation, namespace)
         tests[f"pod of the image {target}"] = _test(runner, "/api/v1", "pods", pod, pod_outcome)
     if snapshot.has("trainjobs.trainer.kubeflow.org"):
@@ -201,8 +206,7 @@ def _suffix() -> str:
 
 
 def _pod(target: str, installation: Installation, namespace: str) -> dict[str, Any]:
-    imports = f"import {_IMPORTS[target]}"
-    image = installation.image(target)  # type: ignore[arg-type]  # a key of _IMPORTS
+    image = installation.image(target)  # type: ignore[arg-type]  # a key of IMPORTS
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -220,7 +224,11 @@ def _pod(target: str, installation: Installation, namespace: str) -> dict[str, A
                 {
                     "name": "self-test",
                     "image": image,
-                    "command": ["bash", "-c", f'clipmill --version && python -c "{imports}"'],
+                    "command": [
+                        "bash",
+                        "-c",
+                        f'clipmill --version && python -c "{IMPORTS[target]}"',
+                    ],
                     "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108  # the pod's own
                     "resources": {"requests": _RESOURCES, "limits": _LIMITS},
                     "securityContext": CONTAINER_SECURITY,
