@@ -26,6 +26,12 @@ def batches(folder, config=SEGMENTATION, **changes):
     return TASK.train_dataloader(config, folder, **options)
 
 
+def test_weights_that_the_served_model_would_lack_are_an_error():
+    assert TASK.inference_key("heads.auxiliary_head.conv_seg.weight") is None
+    with pytest.raises(KeyError, match="another_head"):
+        TASK.inference_key("heads.another_head.conv_seg.weight")
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["upernet", "semantic-fpn"])
 @pytest.mark.parametrize("encoder", [VIT, CONV])

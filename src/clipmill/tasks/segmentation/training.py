@@ -78,11 +78,20 @@ class SegmentationTraining(SegmentationTask, TrainingTask[SegmentationConfig]):
         return Ade20kFolder.open(folder, "training")
 
     def inference_key(self, training_key: str) -> str | None:
-        """Map mmseg's neck and decode head to the head; drop the auxiliary head."""
-        if training_key.startswith("heads."):
-            head, _, rest = training_key.removeprefix("heads.").partition(".")
-            return {"decode_head": f"head.{rest}", "neck": f"head.neck.{rest}"}.get(head)
-        return training_key
+        """Map mmseg's neck and decode head to the head; drop the auxiliary head.
+
+        Raises:
+            KeyError: another module of mmseg's has weights, which the served model would lack.
+        """
+        if not training_key.startswith("heads."):
+            return training_key
+        module, _, rest = training_key.removeprefix("heads.").partition(".")
+        keys = {
+            "decode_head": f"head.{rest}",
+            "neck": f"head.neck.{rest}",
+            "auxiliary_head": None,
+        }
+        return keys[module]
 
     def test_split(self, config: SegmentationConfig, folder: Path) -> "SegmentationTestSplit":
         """Open the validation split."""
