@@ -133,7 +133,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "study_recipe": "Recipe of the study.",
     "study_overrides": "Changes of that recipe, a list of path=value.",
 }
-"""What each parameter of a pipeline means."""
+"""Meaning of each parameter of a pipeline."""
 
 
 def pipeline(name: str, *steps: Step) -> Callable[[Callable[..., Any]], Any]:

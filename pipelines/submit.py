@@ -179,7 +179,7 @@ def parse_parameters(pipeline: Any, assignments: Sequence[str]) -> dict[str, Any
     """
     inputs = pipeline.pipeline_spec.root.input_definitions.parameters
     kinds = {name: _TYPES[_kind_name(spec)] for name, spec in inputs.items()}
-    found = {}
+    parsed = {}
     for assignment in assignments:
         name, _, text = assignment.partition("=")
         if name not in kinds:
@@ -188,8 +188,8 @@ def parse_parameters(pipeline: Any, assignments: Sequence[str]) -> dict[str, Any
                 expected=f"one of {', '.join(sorted(kinds))}",
                 action="correct its name",
             )
-        found[name] = _value(name, text, kinds[name])
-    known = found.keys() | _INSTALLED
+        parsed[name] = _value(name, text, kinds[name])
+    known = parsed.keys() | _INSTALLED
     missing = sorted(n for n, spec in inputs.items() if not spec.is_optional and n not in known)
     if missing:
         raise ConfigError(
@@ -197,7 +197,7 @@ def parse_parameters(pipeline: Any, assignments: Sequence[str]) -> dict[str, Any
             expected="a value for each parameter without a default",
             action=f"give --set {missing[0]}=VALUE",
         )
-    return found
+    return parsed
 
 
 def check_parameters(pipeline: Any, parameters: Mapping[str, Any]) -> None:

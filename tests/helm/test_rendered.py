@@ -47,7 +47,7 @@ NEEDED = {
     ("serving.enabled", False): ("serving.endpoints", []),
     ("monitoring.enabled", False): ("autoscaling.enabled", False),
 }
-"""What an option's value rules out."""
+"""Values that an option rules out."""
 
 LEAN = {**profile(""), "pipelines": {"enabled": False}}
 """Without pipelines, which take most of the time."""

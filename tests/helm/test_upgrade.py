@@ -189,7 +189,7 @@ def test_levels_of_a_topology_that_cant_be_changed_are_refused():
 
 
 KEPT = {"InferenceService", "ServingRuntime", "ServiceAccount", "Secret", "StatefulSet", "Service"}
-"""Kinds that an uninstall leaves, beside PipelineVersions: what a served endpoint needs."""
+"""Kinds that an uninstall leaves, in addition to PipelineVersions: what a served endpoint needs."""
 
 
 def adopt(server, name):

@@ -87,7 +87,7 @@ class ApiServer:
         return f"{base}/namespaces/{where}/{plural}" if namespaced else f"{base}/{plural}"
 
     def problems(self, resource: dict[str, Any], namespace: str = "default") -> list[str]:
-        """What the API says against a strict dry run; empty where it takes the resource."""
+        """Return the API's objections to a strict dry run; none where it takes the resource."""
         query = "?dryRun=All&fieldValidation=Strict&fieldManager=tests"
         metadata = resource["metadata"]
         if "name" in metadata:
@@ -105,7 +105,7 @@ class ApiServer:
         assert code in {200, 201, 409}, body
 
     def allows(self, user: str, verb: str, resource: str, namespace: str, group: str = "") -> bool:
-        """Whether RBAC lets the user do that, by the API's own review.
+        """Return True if RBAC lets the user do that, by the API's own review.
 
         ``resource`` may name a subresource: ``pods/log``.
         """

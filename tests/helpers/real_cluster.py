@@ -84,7 +84,7 @@ class Paths:
 
 
 def parts(api: ClusterApi, namespace: str = "default") -> tuple[Snapshot, dict[str, Part]]:
-    """What doctor says of the cluster, parts by name."""
+    """Return doctor's parts of the cluster by name."""
     snapshot = collect(api, namespace)
     return snapshot, {part.name: part for part in examine(snapshot)}
 

@@ -31,7 +31,7 @@ _TIMEOUT_SECONDS: Final = 10
 _SAME_COLOR: Final = 24
 """Largest difference of a channel between colors that count as the same, of 255: devices round."""
 _LABEL_TOLERANCE: Final = 0.05
-"""How much less the answers may agree with the labels than the evaluation's did, 0 to 1."""
+"""Largest loss of agreement with the labels against the evaluation, 0 to 1."""
 T = TypeVar("T")
 
 
@@ -73,7 +73,7 @@ def check_answers(
     same, served, evaluated = [], [], []
     for index in range(result.num_samples):
         image_HW3 = _read(result, index, "image")
-        answer = retried(lambda: _predict(client, name, result.task, image_HW3))  # noqa: B023
+        answer = retried(lambda: _predict(client, name, result.task, image_HW3))  # noqa: B023  # called at once
         drawn_HW3 = task.visualize(answer, image_HW3, classes)
         truth_HW3, prediction_HW3 = (_read(result, index, n) for n in ("truth", "prediction"))
         same.append(agreement(drawn_HW3, prediction_HW3, image_HW3))

@@ -166,7 +166,7 @@ def inference_service(
                 **settings,
                 "minReplicas": endpoint.min_replicas,
                 "maxReplicas": endpoint.max_replicas,
-                # KServe allows no name here, and requires one in a canary.
+                # KServe allows no name in the stable model, and requires one in a canary.
                 "model": {
                     "modelFormat": {"name": MODEL_FORMAT},
                     "runtime": RUNTIMES[endpoint.runtime],
@@ -221,7 +221,7 @@ def model_env(predictor: dict[str, Any], model: PromotedModel) -> list[dict[str,
 
 
 def served_model(predictor: dict[str, Any]) -> PromotedModel | None:
-    """Return the model that a predictor serves, or None where it serves none of ours.
+    """Return the model that a predictor serves, or None where clipmill made none.
 
     The variable says which; the annotation's other facts count where it names the same URI.
     """

@@ -100,7 +100,7 @@ class Rollout:
     digest: str
     """Digest of the model that serves now."""
     changed: bool
-    """Whether another model, or none, served before."""
+    """True if another model, or none, served before."""
     evidence: tuple[str, ...]
     """Checks that the model passed, a sentence each."""
 

@@ -63,7 +63,7 @@ class Part:
     settings: str = ""
     """Settings that matter."""
     problems: tuple[Problem, ...] = ()
-    """What is missing or wrong."""
+    """Missing and wrong things."""
 
     @property
     def status(self) -> Status:
@@ -854,7 +854,8 @@ COMPONENTS = (
         needed_by="endpoints",
         install="helm install kserve-crd oci://ghcr.io/kserve/charts/kserve-crd --version v0.20.0 "
         "&& helm install kserve oci://ghcr.io/kserve/charts/kserve-resources --version v0.20.0 "
-        "-n kserve --create-namespace --set kserve.controller.deploymentMode=Standard",
+        "-n kserve --create-namespace --set kserve.controller.deploymentMode=Standard "
+        "--set kserve.controller.gateway.disableIstioVirtualHost=true",
         is_enabled=lambda parts: parts.serving,
         check=_kserve,
     ),

@@ -43,7 +43,7 @@ class SelfTestResult:
     name: str
     """Name of the test."""
     passed: bool
-    """Whether it passed."""
+    """True if it passed."""
     seconds: float
     """Duration."""
     reason: str = ""

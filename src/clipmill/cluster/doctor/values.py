@@ -50,9 +50,9 @@ class EnabledParts:
     demo_gateway: str = ""
     """``demo.route.gateway`` of a demo that is on."""
     needs_storage_class: bool = False
-    """Whether the embedded store's volume has the cluster's default class."""
+    """True if the embedded store's volume has the cluster's default class."""
     needs_secret: bool = True
-    """Whether the store's keys come from a secret."""
+    """True if the store's keys come from a secret."""
     pools: Mapping[str, PoolConfig] = field(default_factory=dict)
     """``pools``."""
 
@@ -116,9 +116,9 @@ def enabled_parts(values: Mapping[str, Any]) -> EnabledParts:
         "alerts": (("monitoring",), "alerts"),
         "needs_kube_state_metrics": (("monitoring", "alertsFrom"), "kubeStateMetrics"),
     }.items():
-        found = section(*path)
-        if key in found:
-            fields[name] = found[key]
+        group = section(*path)
+        if key in group:
+            fields[name] = group[key]
     store, demo = section("objectStore"), section("demo")
     embedded = section("objectStore", "embedded")
     return EnabledParts(

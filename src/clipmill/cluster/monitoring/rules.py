@@ -447,7 +447,7 @@ def rules() -> dict[str, Any]:
 def rule_tests(rule_file: str) -> dict[str, Any]:
     """Return promtool's tests: each alert fires on one input and is silent on the other.
 
-    Beside what fires, another job or endpoint of the namespace is well: it must not hide the alert.
+    Another job or endpoint of the namespace is well: it must not hide the alert.
     """
     return {
         "rule_files": [rule_file],
