@@ -212,7 +212,8 @@ def test_it_describes_its_models(
     assert described["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
     datatype = {"seg": "UINT8", "depth": "FP32"}[name]
     output = {"name": predictor.outputs[0].name, "datatype": datatype, "shape": [-1, -1, -1]}
-    assert described["outputs"] == [output]
+    sizes = {"name": "sizes", "datatype": "INT64", "shape": [-1, 2]}
+    assert described["outputs"] == [output, sizes]
 
     lineage = json.loads(get(f"{server.url}/v2/models/{name}/lineage"))
     assert lineage["digest"] == predictor.metadata.digest

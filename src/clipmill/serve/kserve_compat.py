@@ -10,36 +10,28 @@ _arguments = sys.argv
 sys.argv = sys.argv[:1]
 try:
     from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelServer
-    from kserve.errors import InvalidInput, ModelNotFound
+    from kserve.errors import InvalidInput
     from kserve.model_repository import ModelRepository
     from kserve.model_server import app
     from kserve.protocol.dataplane import DataPlane
-    from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
-        add_GRPCInferenceServiceServicer_to_server,
-    )
-    from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
-    from kserve.protocol.grpc.servicer import InferenceServicer
-    from kserve.protocol.infer_type import RequestedOutput, to_http_parameters
+    from kserve.protocol.grpc.grpc_predict_v2_pb2 import DESCRIPTOR as GRPC_DESCRIPTOR
+    from kserve.protocol.infer_type import RequestedOutput
     from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 finally:
     sys.argv = _arguments
 
 __all__ = [
+    "GRPC_DESCRIPTOR",
     "DataPlane",
-    "ExceptionToStatusInterceptor",
     "InferInput",
     "InferOutput",
     "InferRequest",
     "InferResponse",
-    "InferenceServicer",
     "InvalidInput",
     "Model",
-    "ModelNotFound",
     "ModelRepository",
     "ModelRepositoryExtension",
     "ModelServer",
     "RequestedOutput",
-    "add_GRPCInferenceServiceServicer_to_server",
     "app",
-    "to_http_parameters",
 ]

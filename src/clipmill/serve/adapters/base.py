@@ -35,7 +35,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def output_specs(self) -> list[dict[str, Any]]:
-        """Return V2's description of the outputs, as they are without parameters."""
+        """Return V2's description of every output that a request may name."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -72,7 +72,10 @@ class ModelAdapter(ABC):
     def build_v2_outputs(
         self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
     ) -> Tensors:
-        """Return V2's output tensors; ``results`` are those of the images, then of the texts."""
+        """Return V2's output tensors, at least those that ``parameters`` names.
+
+        ``results`` are those of the images, then of the texts.
+        """
 
     def build_v1_predictions(
         self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
@@ -87,13 +90,23 @@ class ModelAdapter(ABC):
         del model, results
 
 
-def top_k_labels(
-    names: Sequence[str], probabilities_nC: NDArray[Any], num: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the ``num`` most probable names (n, num), as bytes, and their probabilities."""
+def classification_outputs(
+    names: Sequence[str], probabilities_nC: NDArray[Any], parameters: InferenceParameters
+) -> Tensors:
+    """Return ``probabilities`` (n, C), or the most probable names as bytes and theirs (n, k).
+
+    The latter are ``top_labels`` and ``top_probabilities``, of all classes without ``top_k``.
+    """
+    num = parameters.top_k or len(names)
     best_nk = np.argsort(-probabilities_nC, axis=1, kind="stable")[:, :num]
     encoded = np.array([name.encode() for name in names], object)
-    return encoded[best_nk], np.take_along_axis(probabilities_nC, best_nk, axis=1)
+    tensors: Tensors = {
+        "probabilities": probabilities_nC,
+        "top_labels": encoded[best_nk],
+        "top_probabilities": np.take_along_axis(probabilities_nC, best_nk, axis=1),
+    }
+    own = ("top_labels", "top_probabilities") if parameters.top_k else ("probabilities",)
+    return {name: tensors[name] for name in parameters.outputs or own if name in tensors}
 
 
 def require_images_only(inputs: InferenceInputs) -> None:

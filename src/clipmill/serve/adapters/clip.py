@@ -15,11 +15,13 @@ from clipmill.models.clip import ClipEmbedder
 from clipmill.models.config import ClipConfig
 from clipmill.models.embedding_stats import EmbeddingCallback
 from clipmill.models.execution import set_num_threads
-from clipmill.serve.adapters.base import Item, ModelAdapter, Tensors, top_k_labels
+from clipmill.serve.adapters.base import Item, ModelAdapter, Tensors, classification_outputs
 from clipmill.serve.errors import BadRequestError, RejectReason
 from clipmill.serve.protocol.request import InferenceInputs, InferenceParameters
 
 _MAX_CACHED_TEXTS: Final = 4096
+_NEEDED_INPUTS: Final = {"image_embedding": "image", "text_embedding": "text"}
+"""Input that an output needs; all others need ``labels``."""
 
 
 class ClipAdapter(ModelAdapter):
@@ -47,12 +49,14 @@ class ClipAdapter(ModelAdapter):
         return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
 
     def output_specs(self) -> list[dict[str, Any]]:
-        """Describe an embedding per image and text; with labels, their probabilities."""
+        """Describe an embedding per image and text; with labels, their probabilities or order."""
         width = self._config.embed_dim
         return [
             {"name": "image_embedding", "datatype": "FP32", "shape": [-1, width]},
             {"name": "text_embedding", "datatype": "FP32", "shape": [-1, width]},
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, -1]},
+            {"name": "top_labels", "datatype": "BYTES", "shape": [-1, -1]},
+            {"name": "top_probabilities", "datatype": "FP32", "shape": [-1, -1]},
         ]
 
     def describe(self) -> dict[str, Any]:
@@ -85,6 +89,12 @@ class ClipAdapter(ModelAdapter):
             )
         if parameters.top_k and not inputs.labels:
             raise BadRequestError(RejectReason.PARAMETER, "'top_k' goes with 'labels'")
+        present = {"image": inputs.sources, "text": inputs.texts, "labels": inputs.labels}
+        for output in parameters.outputs:
+            if not present[needed := _NEEDED_INPUTS.get(output, "labels")]:
+                raise BadRequestError(
+                    RejectReason.PROTOCOL, f"the output {output!r} needs the input {needed!r}"
+                )
 
     def preprocess(self, image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the central square at the tower's size."""
@@ -129,7 +139,7 @@ class ClipAdapter(ModelAdapter):
         dtype = np.float16 if parameters.output == "float16" else np.float32
         num_images = len(inputs.sources)
         tensors: Tensors = {}
-        if num_images and not inputs.labels:
+        if num_images and ("image_embedding" in parameters.outputs or not inputs.labels):
             tensors["image_embedding"] = np.stack(results[:num_images]).astype(dtype)
         if inputs.texts:
             tensors["text_embedding"] = results[num_images].astype(dtype)
@@ -137,10 +147,11 @@ class ClipAdapter(ModelAdapter):
             return tensors
         cosine_nL = np.stack(results[:num_images]) @ results[num_images].T
         probabilities_nL = self._probabilities(cosine_nL.astype(np.float64))
-        if not parameters.top_k:
-            return {"probabilities": probabilities_nL.astype(dtype)}
-        names_nk, scores_nk = top_k_labels(inputs.labels, probabilities_nL, parameters.top_k)
-        return {"top_labels": names_nk, "top_probabilities": scores_nk.astype(dtype)}
+        for name, array in classification_outputs(
+            inputs.labels, probabilities_nL, parameters
+        ).items():
+            tensors[name] = array if array.dtype == object else array.astype(dtype)
+        return tensors
 
     def _probabilities(self, cosine_nL: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return softmax over the labels, or a sigmoid of each, whichever the loss was."""

@@ -18,8 +18,8 @@ from clipmill.serve.adapters.base import (
     Item,
     ModelAdapter,
     Tensors,
+    classification_outputs,
     require_images_only,
-    top_k_labels,
 )
 from clipmill.serve.errors import BadRequestError, RejectReason
 from clipmill.serve.protocol.images import DATATYPES
@@ -32,6 +32,7 @@ from clipmill.telemetry import serving_metrics
 
 _MAX_MILLIMETRES: Final = 65535
 _DRIFT_PIXELS: Final = 64
+_SIZES: Final = "sizes"
 
 
 class DenseAdapter(ModelAdapter):
@@ -49,9 +50,12 @@ class DenseAdapter(ModelAdapter):
         return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 
     def output_specs(self) -> list[dict[str, Any]]:
-        """Describe one array of the images' size."""
+        """Describe one array of the images' size, and the sizes."""
         datatype = DATATYPES[self._output.dtype]
-        return [{"name": self._output.name, "datatype": datatype, "shape": [-1, -1, -1]}]
+        return [
+            {"name": self._output.name, "datatype": datatype, "shape": [-1, -1, -1]},
+            {"name": _SIZES, "datatype": "INT64", "shape": [-1, 2]},
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Return class names and their colors, or the unit of depth."""
@@ -94,16 +98,19 @@ class DenseAdapter(ModelAdapter):
         """
         del inputs
         name = self._output.name
+        sizes_n2 = np.array([output_HW.shape for output_HW in results], np.int64)
+        sizes: Tensors = {_SIZES: sizes_n2} if _SIZES in parameters.outputs else {}
+        if not parameters.is_wanted(name):
+            return sizes
         if parameters.output == "png":
             files = np.empty(len(results), object)
             files[:] = [self._encode_png(output_HW) for output_HW in results]
-            return {name: files}
+            return {name: files, **sizes}
         dtype = np.float16 if parameters.output == "float16" else np.dtype(self._output.dtype)
         arrays = [output_HW.astype(dtype, copy=False) for output_HW in results]
-        if len({array.shape for array in arrays}) == 1:
-            return {name: np.stack(arrays)}
-        sizes = np.array([array.shape for array in arrays], np.int64)
-        return {name: np.concatenate([array.ravel() for array in arrays]), "sizes": sizes}
+        if (sizes_n2 == sizes_n2[0]).all():
+            return {name: np.stack(arrays), **sizes}
+        return {name: np.concatenate([array.ravel() for array in arrays]), _SIZES: sizes_n2}
 
     def build_v1_predictions(
         self,
@@ -230,21 +237,19 @@ class InstanceAdapter(ModelAdapter):
         With ``top_k`` a classification is ``top_labels`` and ``top_probabilities`` (n, k).
         """
         del inputs
-        if parameters.top_k and self._has(_PROBABILITIES):
+        if self._has(_PROBABILITIES):
             probabilities_nC = np.stack([prediction[_PROBABILITIES] for prediction in results])
-            names_nk, scores_nk = top_k_labels(
-                self._predictor.classes, probabilities_nC, parameters.top_k
-            )
-            return {"top_labels": names_nk, "top_probabilities": scores_nk}
+            return classification_outputs(self._predictor.classes, probabilities_nC, parameters)
         predictions = [
             self._apply_threshold_and_top_k(prediction, parameters) for prediction in results
         ]
-        if parameters.output == "rle":
+        if parameters.output == "rle" and parameters.is_wanted(_MASKS):
             predictions = [
                 {**prediction, _MASKS: _encode_rle_json(prediction[_MASKS])}
                 for prediction in predictions
             ]
-        return pack_ragged(self._predictor.outputs, predictions)
+        outputs = [output for output in self._predictor.outputs if output.name in predictions[0]]
+        return pack_ragged(outputs, predictions)
 
     def build_v1_predictions(
         self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
@@ -260,12 +265,19 @@ class InstanceAdapter(ModelAdapter):
     def _apply_threshold_and_top_k(
         self, prediction: Prediction, parameters: InferenceParameters
     ) -> dict[str, Any]:
-        """Return the objects that the parameters select; a prediction lists the best first."""
+        """Return the objects that the parameters select; a prediction lists the best first.
+
+        Arrays that aren't wanted are left out, but for the scores, which ``counts`` needs.
+        """
         if not self._has(_SCORES):
             return dict(prediction)
         selected = np.flatnonzero(prediction[_SCORES] >= parameters.threshold)
         selected = selected[: parameters.top_k or None]
-        return {name: array[selected] for name, array in prediction.items()}
+        return {
+            name: array[selected]
+            for name, array in prediction.items()
+            if name == _SCORES or parameters.is_wanted(name)
+        }
 
     def _has(self, name: str) -> bool:
         return any(output.name == name for output in self._predictor.outputs)

@@ -12,7 +12,7 @@ PNG.
 import base64
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from clipmill.serve.errors import BadRequestError, RejectReason
 from clipmill.serve.kserve_compat import InferInput, InferRequest, InferResponse, RequestedOutput
+from clipmill.serve.protocol.request import parse_text_value
 
 Payload: TypeAlias = InferRequest | dict[str, Any]
 """A parsed request: V2's, or V1's object."""
@@ -38,8 +39,6 @@ _IMAGE_STARTS: Final = {
     b"\x89PNG": "image/png",
     b"RIFF": "image/webp",
 }
-_INTEGER_PARAMETERS: Final = frozenset({"top_k", "deadline_milliseconds"})
-_FRACTION: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +83,7 @@ def encode_response(body: RequestBody, payload: Payload, response: Response) -> 
         return encode_v1(response)
     if body.is_image and (png := _only_png(response)):
         return ResponseBody(png, {"Content-Type": "image/png"})
-    return encode_v2(response, binary=_wants_binary(payload))
+    return encode_v2(response, binary=_binary_outputs(payload, response))
 
 
 def parse_v2(body: bytes, header_length: str | None, model: str) -> InferRequest:
@@ -129,13 +128,13 @@ def parse_v2(body: bytes, header_length: str | None, model: str) -> InferRequest
     )
 
 
-def encode_v2(response: InferResponse, *, binary: bool) -> ResponseBody:
-    """Encode a V2 response with NumPy arrays, as JSON or as JSON and binary tensors."""
+def encode_v2(response: InferResponse, *, binary: Collection[str]) -> ResponseBody:
+    """Encode a V2 response with NumPy arrays as JSON, the tensors named ``binary`` after it."""
     outputs, tensors = [], []
     for output in response.outputs:
         description = {"name": output.name, "shape": output.shape, "datatype": output.datatype}
         array = np.ascontiguousarray(output.data)
-        if binary:
+        if output.name in binary:
             data = _bytes_tensor(array) if output.datatype == "BYTES" else array.tobytes()
             description["parameters"] = {"binary_data_size": len(data)}
             tensors.append(data)
@@ -171,16 +170,12 @@ def _request_from_image(body: RequestBody, model: str) -> InferRequest:
     """Return the V2 request of an image file and a query; ``labels`` are comma-separated."""
     parameters: dict[str, Any] = {}
     for name, text in body.query.items():
-        if name == "binary_data_output":
+        if text in {"true", "false"} and name == "binary_data_output":
             parameters[name] = text == "true"
-        elif name in _INTEGER_PARAMETERS and text.isascii() and text.isdigit() and len(text) <= 9:
-            parameters[name] = int(text)
-        elif name == "threshold" and _FRACTION.fullmatch(text):
-            parameters[name] = float(text)
         elif name != "labels":
-            parameters[name] = text
+            parameters[name] = parse_text_value(name, text)
     inputs = [InferInput(name="image", datatype="BYTES", shape=[1])]
-    raw: list[bytes | None] = [_length_prefixed(body.data)]
+    raw: list[bytes | None] = [length_prefixed(body.data)]
     labels = [label.strip() for label in body.query.get("labels", "").split(",") if label.strip()]
     if labels:
         inputs.append(InferInput(name="labels", datatype="BYTES", shape=[len(labels)], data=labels))
@@ -199,15 +194,16 @@ def _only_png(response: InferResponse) -> bytes | None:
     return data
 
 
-def _wants_binary(request: InferRequest) -> bool:
-    """Return whether outputs shall be binary: by an output's parameter, or else the request's."""
-    for output in request.request_outputs or ():
-        if output.binary_data is not None:
-            return bool(output.binary_data)
-    return bool(request.use_binary_outputs)
+def _binary_outputs(request: InferRequest, response: InferResponse) -> list[str]:
+    """Return the names of outputs that shall be binary: as each asks, or else as the request."""
+    wishes = {output.name: output.binary_data for output in request.request_outputs or ()}
+    default = request.use_binary_outputs
+    names = [output.name for output in response.outputs]
+    return [name for name in names if (default if wishes.get(name) is None else wishes[name])]
 
 
-def _length_prefixed(data: bytes) -> bytes:
+def length_prefixed(data: bytes) -> bytes:
+    """Return an element of a binary BYTES tensor: its length, then the element."""
     return struct.pack("<I", len(data)) + data
 
 
@@ -223,7 +219,7 @@ def _v1_value(value: object) -> object:
 
 def _bytes_tensor(array: NDArray[Any]) -> bytes:
     """Return elements with their lengths before them, the protocol's form of BYTES."""
-    return b"".join(_length_prefixed(value) for value in array.ravel())
+    return b"".join(length_prefixed(value) for value in array.ravel())
 
 
 def _json_values(array: NDArray[Any]) -> object:

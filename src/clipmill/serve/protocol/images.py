@@ -30,20 +30,22 @@ DATATYPES: Final = {
 
 
 def images_from_tensor(datatype: str, shape: Sequence[int], values: NDArray[Any]) -> list[Source]:
-    """Return the images of an input tensor: BYTES (n,), or UINT8 or FP32 (H, W, 3) or (n, H, W, 3).
+    """Return the images of a tensor: BYTES (n,), or pixels (H, W, 3) or (n, H, W, 3).
 
-    FP32 pixels are 0 to 1. ``values`` holds the tensor's elements in order; text among BYTES is
-    base64, as JSON needs.
+    Pixels are UINT8, or FP32 or FP16 from 0 to 1. ``values`` holds the tensor's elements in order;
+    text among BYTES is base64, as JSON needs.
 
     Raises:
         BadRequestError: another datatype or shape, or values that don't fit them.
     """
-    num_dimensions = {"BYTES": (1,), "UINT8": (3, 4), "FP32": (3, 4)}.get(datatype, ())
+    num_dimensions = {"BYTES": (1,), "UINT8": (3, 4), "FP32": (3, 4), "FP16": (3, 4)}.get(
+        datatype, ()
+    )
     if len(shape) not in num_dimensions or (datatype != "BYTES" and shape[-1] != 3):
         raise BadRequestError(
             RejectReason.TENSOR,
             f"'image' was {datatype[:20]} {str(list(shape))[:60]}; "
-            "expected BYTES [n], or UINT8 or FP32 [H, W, 3] or [n, H, W, 3]",
+            "expected BYTES [n], or UINT8, FP32 or FP16 [H, W, 3] or [n, H, W, 3]",
         )
     if values.size != np.prod(shape, dtype=object) or values.size == 0:
         raise BadRequestError(
@@ -52,8 +54,8 @@ def images_from_tensor(datatype: str, shape: Sequence[int], values: NDArray[Any]
         )
     if datatype == "BYTES":
         return [v if isinstance(v, bytes) else decode_base64(v) for v in values.ravel()]
-    if datatype == "FP32":
-        values = _uint8_from_float(values)
+    if datatype in {"FP32", "FP16"}:
+        values = _uint8_from_float(datatype, values)
     if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
         raise BadRequestError(
             RejectReason.TENSOR, "'image' is UINT8, but not all values are 0 to 255"
@@ -62,10 +64,13 @@ def images_from_tensor(datatype: str, shape: Sequence[int], values: NDArray[Any]
     return list(images_nHW3)
 
 
-def _uint8_from_float(values: NDArray[Any]) -> NDArray[np.uint8]:
+def _uint8_from_float(datatype: str, values: NDArray[Any]) -> NDArray[np.uint8]:
     if values.dtype.kind not in "fiu" or not ((values >= 0) & (values <= 1)).all():
-        raise BadRequestError(RejectReason.TENSOR, "'image' is FP32, but not all values are 0 to 1")
-    pixels: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+        raise BadRequestError(
+            RejectReason.TENSOR, f"'image' is {datatype}, but not all values are 0 to 1"
+        )
+    # Not in half precision, which is too coarse for the product.
+    pixels: NDArray[np.uint8] = np.rint(np.multiply(values, 255, dtype=np.float32)).astype(np.uint8)
     return pixels
 
 

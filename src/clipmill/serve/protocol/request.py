@@ -4,8 +4,9 @@ V2 has the tensors ``image``, ``text`` and ``labels``; V1 has instances that are
 and ``labels`` next to them. Both have ``parameters``. Images aren't decoded here.
 """
 
+import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
 
@@ -14,12 +15,25 @@ from numpy.typing import NDArray
 
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import BadRequestError, RejectReason
-from clipmill.serve.kserve_compat import InferInput, InferRequest, InvalidInput, to_http_parameters
+from clipmill.serve.kserve_compat import InferInput, InferRequest, InvalidInput
 from clipmill.serve.protocol.images import Source, decode_base64, images_from_tensor
 
 OutputFormat = Literal["raw", "float16", "png", "rle"]
 
-_PROTOCOL_PARAMETERS: Final = frozenset({"binary_data_output", "binary_data_size", "digest"})
+_PARAMETERS: Final = ("output", "top_k", "threshold", "template", "deadline_milliseconds")
+_PROTOCOL_PARAMETERS: Final[Mapping[str, tuple[type, ...]]] = {
+    "binary_data_output": (bool,),
+    "timeout": (int,),
+    "priority": (int,),
+    "sequence_id": (int, str),
+    "sequence_start": (bool,),
+    "sequence_end": (bool,),
+}
+"""Parameters of the protocol and of its extensions, with their types. ``timeout`` is a deadline in
+microseconds. ``priority`` and ``sequence_*`` change nothing: requests are answered in the order of
+their arrival, and models have no state."""
+_NUMBERS: Final = frozenset({"top_k", "threshold", "deadline_milliseconds", "timeout", "priority"})
+_NUMBER: Final = re.compile(r"[0-9]{1,19}|[0-9]{0,3}\.[0-9]{1,17}")
 _MAX_TEMPLATE: Final = 200
 
 
@@ -56,29 +70,60 @@ class InferenceParameters:
     """Prompt that each label is put into, in place of ``{}``."""
     deadline_seconds: float | None = None
     """Time that the client waits for the response, seconds."""
+    outputs: tuple[str, ...] = ()
+    """Names of the outputs to return, in this order; none for the model's own choice."""
+
+    def is_wanted(self, output: str) -> bool:
+        """Return whether an output of the model's own choice is to be returned."""
+        return not self.outputs or output in self.outputs
 
     @classmethod
-    def from_json(cls, parameters: Mapping[str, Any]) -> "InferenceParameters":
-        """Read ``output``, ``top_k``, ``threshold``, ``template``, ``deadline_milliseconds``.
+    def from_json(
+        cls, parameters: Mapping[str, Any], outputs: tuple[str, ...] = ()
+    ) -> "InferenceParameters":
+        """Read clipmill's parameters and the protocol's; ``outputs`` are the names requested.
 
         Raises:
             BadRequestError: a name or a value that isn't known.
         """
-        known = {"output", "top_k", "threshold", "template", "deadline_milliseconds"}
-        unknown = sorted(set(parameters) - known - _PROTOCOL_PARAMETERS)
-        if unknown:
-            raise BadRequestError(
-                RejectReason.PARAMETER,
-                f"{unknown[0][:40]!r} isn't a parameter; there are {sorted(known)}",
-            )
+        _check_names(parameters)
         milliseconds = _number(parameters, "deadline_milliseconds", 0)
+        seconds = [n for n in (milliseconds / 1000, parameters.get("timeout", 0) / 1e6) if n]
         return cls(
             output=_output_format(parameters.get("output", "raw")),
             top_k=_number(parameters, "top_k", 0),
             threshold=_fraction(parameters.get("threshold", 0.0)),
             template=_template(parameters.get("template", "{}")),
-            deadline_seconds=milliseconds / 1000 if milliseconds else None,
+            deadline_seconds=min(seconds, default=None),
+            outputs=outputs,
         )
+
+
+def _check_names(parameters: Mapping[str, Any]) -> None:
+    """Raise BadRequestError for an unknown parameter, or one of the protocol of a wrong type."""
+    for name, value in parameters.items():
+        if name in _PARAMETERS:
+            continue
+        if name not in _PROTOCOL_PARAMETERS:
+            raise BadRequestError(
+                RejectReason.PARAMETER,
+                f"{name[:40]!r} isn't a parameter; there are {sorted(_PARAMETERS)}"
+                + ("; for the most probable classes, send 'top_k'" * (name == "classification")),
+            )
+        types = _PROTOCOL_PARAMETERS[name]
+        if type(value) not in types or (type(value) is int and not 0 <= value < 2**64):
+            meanings = {bool: "true or false", int: "a whole number from 0", str: "a text"}
+            raise BadRequestError(
+                RejectReason.PARAMETER,
+                f"{name!r} must be {' or '.join(meanings[kind] for kind in types)}",
+            )
+
+
+def parse_text_value(name: str, text: str) -> str | float:
+    """Return a parameter's value that came as text: a number where the parameter is one."""
+    if name not in _NUMBERS or not _NUMBER.fullmatch(text):
+        return text
+    return float(text) if "." in text else int(text)
 
 
 def _output_format(value: object) -> OutputFormat:
@@ -231,8 +276,40 @@ def request_parameters(payload: InferRequest | dict[str, Any]) -> dict[str, Any]
         if not isinstance(parameters, dict):
             raise BadRequestError(RejectReason.PROTOCOL, "'parameters' must be an object")
         return parameters
-    parameters = dict(to_http_parameters(payload.parameters or {}))
+    parameters = dict(payload.parameters or {})
     for output in payload.request_outputs or ():
-        of_output = to_http_parameters(output.parameters or {})
+        of_output = output.parameters or {}
+        if not isinstance(of_output.get("binary_data", False), bool):
+            raise BadRequestError(RejectReason.PARAMETER, "'binary_data' must be true or false")
         parameters |= {name: value for name, value in of_output.items() if name != "binary_data"}
+    for tensor in payload.inputs:
+        if unknown := (tensor.parameters or {}).keys() - {"binary_data_size"}:
+            raise BadRequestError(
+                RejectReason.PARAMETER,
+                f"{min(unknown)[:40]!r} isn't a parameter of an input; the only one is "
+                "'binary_data_size'",
+            )
+    if payload.from_grpc:
+        # KServe's messages have no fractions.
+        for name, value in parameters.items():
+            if isinstance(value, str):
+                parameters[name] = parse_text_value(name, value)
     return parameters
+
+
+def requested_outputs(request: InferRequest, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the outputs that a request names, of the model's ``names``.
+
+    Raises:
+        BadRequestError: there is no such output, or one comes twice.
+    """
+    requested = [output.name for output in request.request_outputs or ()]
+    for name in requested:
+        if name not in names:
+            raise BadRequestError(
+                RejectReason.PROTOCOL,
+                f"there is no output {str(name)[:40]!r}; there are {list(names)}",
+            )
+        if requested.count(name) > 1:
+            raise BadRequestError(RejectReason.PROTOCOL, f"the output {name!r} is requested twice")
+    return tuple(requested)

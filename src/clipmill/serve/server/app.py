@@ -111,6 +111,7 @@ class Routes:
                 openapi_extra=INFER,
             )
             app.add_api_route(base + "/lineage", self.lineage, response_model=None)
+            app.add_api_route(base + "/ready", self.model_ready, response_model=None)
             app.add_api_route(base, self.metadata, response_model=None)
         app.add_api_route(
             "/v1/models/{name}:predict",
@@ -121,6 +122,8 @@ class Routes:
             openapi_extra=PREDICT,
         )
         app.add_api_route("/v2/models", self.models, response_model=None)
+        # Of KServe's routes, which ask the registry too.
+        app.add_exception_handler(RequestError, _handle_error)
 
     async def handle_v2(self, name: str, request: Request, version: str = "") -> Response:
         """Answer by Open Inference Protocol V2: JSON, or JSON and binary tensors."""
@@ -133,6 +136,15 @@ class Routes:
     async def models(self) -> Response:
         """List the models that are served."""
         return JSONResponse({"models": self._registry.names})
+
+    async def model_ready(self, name: str, version: str = "") -> Response:
+        """Tell whether a model, or one version of it, answers: 200 or 503."""
+        try:
+            is_healthy = await self._registry.get(name, version).healthy()
+        except RequestError as error:
+            return _error_response(error)
+        is_ready = is_healthy and not self._is_stopping()
+        return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
     async def lineage(self, name: str, version: str = "") -> Response:
         """Describe what the model is and from what it was made, back to the captions."""
@@ -278,6 +290,11 @@ async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) 
     finally:
         leaving.cancel()
         working.cancel()
+
+
+def _handle_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _error_response(error)
 
 
 def _error_response(error: RequestError) -> Response:

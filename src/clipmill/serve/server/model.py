@@ -5,7 +5,7 @@ Shapes: B batch, C embedding width.
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from clipmill.models.checkpoint import read_embedding, read_metadata
 from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.serve.adapters.base import Item, ModelAdapter
 from clipmill.serve.config import ServingConfig
-from clipmill.serve.errors import BadRequestError, OverloadedError, RejectReason
-from clipmill.serve.kserve_compat import InferOutput, InferRequest, InferResponse, Model
+from clipmill.serve.errors import OverloadedError, RejectReason
+from clipmill.serve.kserve_compat import InferOutput, InferResponse, Model
 from clipmill.serve.protocol.bodies import (
     Payload,
     RequestBody,
@@ -31,6 +31,11 @@ from clipmill.serve.protocol.bodies import (
     encode_response,
     parse_request,
 )
+from clipmill.serve.protocol.grpc_messages import (
+    GrpcBody,
+    encode_grpc_response,
+    parse_grpc_request,
+)
 from clipmill.serve.protocol.images import DATATYPES, Source, decode_image
 from clipmill.serve.protocol.request import (
     InferenceInputs,
@@ -38,6 +43,7 @@ from clipmill.serve.protocol.request import (
     parse_v1_instances,
     parse_v2_inputs,
     request_parameters,
+    requested_outputs,
 )
 from clipmill.serve.server.batcher import DynamicBatcher
 from clipmill.telemetry import serving_metrics
@@ -145,20 +151,10 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
     async def predict(self, payload: RequestBody) -> ResponseBody: ...
 
     @overload
-    async def predict(
-        self,
-        payload: Payload,
-        headers: Mapping[str, str] | None = None,
-        response_headers: dict[str, str] | None = None,
-    ) -> Response: ...
+    async def predict(self, payload: GrpcBody) -> bytes: ...
 
-    async def predict(
-        self,
-        payload: RequestBody | Payload,
-        headers: Mapping[str, str] | None = None,  # noqa: ARG002  # KServe passes them
-        response_headers: dict[str, str] | None = None,  # noqa: ARG002
-    ) -> ResponseBody | Response:
-        """Return the response to a request: encoded where the request came as an HTTP body.
+    async def predict(self, payload: RequestBody | GrpcBody) -> ResponseBody | bytes:
+        """Return the encoded response to a request: HTTP's body, or gRPC's message.
 
         Parsing and encoding take as long as a body is large, so they run off the event loop, each
         together with the other work there: a change of threads costs a tenth of a millisecond.
@@ -184,32 +180,29 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
                 retry_after_seconds=self._config.retry_after_seconds,
             ) from None
 
-    def _parse(self, body: RequestBody | Payload) -> "_ParsedRequest":
+    def _parse(self, body: RequestBody | GrpcBody) -> "_ParsedRequest":
         """Parse and validate a request; pixels are preprocessed, files not yet decoded."""
-        payload = parse_request(body, self.name) if isinstance(body, RequestBody) else body
-        parameters = InferenceParameters.from_json(request_parameters(payload))
+        if isinstance(body, GrpcBody):
+            payload: Payload = parse_grpc_request(body)
+        else:
+            payload = parse_request(body, self.name)
+        outputs: tuple[str, ...] = ()
         if isinstance(payload, dict):
             inputs = parse_v1_instances(payload, self._config)
         else:
             inputs = parse_v2_inputs(payload, self._config)
-            self._check_requested_outputs(payload)
+            names = [str(output["name"]) for output in self.adapter.output_specs()]
+            outputs = requested_outputs(payload, names)
+        parameters = InferenceParameters.from_json(request_parameters(payload), outputs)
         self.adapter.validate(inputs, parameters)
         has_files = any(isinstance(source, bytes) for source in inputs.sources)
         return _ParsedRequest(
-            body=body if isinstance(body, RequestBody) else None,
+            body=body,
             payload=payload,
             inputs=inputs,
             parameters=parameters,
             images=None if has_files else self._preprocess(inputs.sources),
         )
-
-    def _check_requested_outputs(self, request: InferRequest) -> None:
-        names = [str(output["name"]) for output in self.adapter.output_specs()]
-        for requested in request.request_outputs or ():
-            if requested.name not in names:
-                raise BadRequestError(
-                    RejectReason.PROTOCOL, f"there is no such output; there are {names}"
-                )
 
     async def _infer(self, request: "_ParsedRequest") -> list[Any]:
         """Return the results of the images, then that of the texts."""
@@ -237,12 +230,12 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
 
     def _postprocess(
         self, request: "_ParsedRequest", results: Sequence[Any]
-    ) -> ResponseBody | Response:
-        """Build the response and encode it for HTTP."""
+    ) -> ResponseBody | bytes:
+        """Build the response and encode it."""
         self.adapter.record_output_metrics(self.name, results)
         response = self._build_response(request, results)
-        if request.body is None:
-            return response
+        if isinstance(request.body, GrpcBody):
+            return encode_grpc_response(request.payload, response)
         return encode_response(request.body, request.payload, response)
 
     def _build_response(self, request: "_ParsedRequest", results: Sequence[Any]) -> Response:
@@ -261,7 +254,8 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
                     datatype=DATATYPES[array.dtype.name],
                     data=array,
                 )
-                for name, array in tensors.items()
+                for name in parameters.outputs or tensors
+                for array in [tensors[name]]
             ],
             parameters={"digest": self.digest},
         )
@@ -276,8 +270,8 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
 class _ParsedRequest:
     """A parsed and validated request."""
 
-    body: RequestBody | None
-    """The HTTP body that it came in; None for gRPC."""
+    body: RequestBody | GrpcBody
+    """The body that it came in."""
     payload: Payload
     inputs: InferenceInputs
     parameters: InferenceParameters
