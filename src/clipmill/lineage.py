@@ -29,6 +29,7 @@ _ARTICLES: Final = {
     "smoke_test.json": "a smoke test",
     "probe.json": "a smoke test",
     "study.json": "a study",
+    "prediction.json": "a prediction",
 }
 ARTIFACT_FILES: Final = tuple(_ARTICLES)
 

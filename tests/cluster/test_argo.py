@@ -40,6 +40,13 @@ SHARD = DataWorkflowConfig(
     stage="shard", subject="s3://b/raw", arguments=("--store", "s3://b"), num_workers=3
 )
 
+PREDICT = DataWorkflowConfig(
+    stage="predict",
+    subject="s3://b/models/seg",
+    arguments=("--data", "s3://b/planned photos", "--store", "s3://b"),
+    num_workers=2,
+)
+
 INSTALLED = default_installation({})
 
 
@@ -66,7 +73,12 @@ def test_ranges_meet_and_cover_all(shards, per_pod):
 
 
 def test_argo_takes_it():
-    for config in (RECAPTION, SHARD, DataWorkflowConfig(stage="score", subject="s3://b/d")):
+    for config in (
+        RECAPTION,
+        SHARD,
+        PREDICT,
+        DataWorkflowConfig(stage="score", subject="s3://b/d"),
+    ):
         assert findings(data_workflow(config, 250, INSTALLED)) == []
 
 
@@ -106,13 +118,28 @@ def test_shards_are_planned_first():
     )
 
 
+def test_a_prediction_is_planned_once_and_its_workers_read_the_plan():
+    found = templates(data_workflow(PREDICT, 0, INSTALLED))
+    plan, part, last = (
+        found[name]["container"]["args"] for name in ("plan", "process-range", "finalize")
+    )
+    assert plan == ["predict", PREDICT.subject, *PREDICT.arguments, "--plan-only"]
+    assert last == ["predict", "--plan", "{{inputs.parameters.planned}}"]
+    assert part == [*last, "--worker", "{{inputs.parameters.worker}}"]
+    # The plan has no input, whatever the names in its arguments.
+    assert not found["plan"].get("inputs", {}).get("parameters")
+    tasks = {t["name"]: t for t in found["stage"]["dag"]["tasks"]}
+    assert [i["worker"] for i in tasks["process-range"]["withItems"]] == ["0/2", "1/2"]
+    assert tasks["finalize"]["depends"] == "process-range"
+
+
 def test_lost_nodes_are_retried_and_mistakes_are_not():
     retry = templates(data_workflow(RECAPTION, 1, INSTALLED))["process-range"]["retryStrategy"]
     assert retry["expression"] == "asInt(lastRetry.exitCode) != 2"
     assert retry["backoff"] == {"duration": "30s", "factor": 2, "cap": "10m"}
 
 
-@pytest.mark.parametrize("config", [RECAPTION, SHARD])
+@pytest.mark.parametrize("config", [RECAPTION, SHARD, PREDICT])
 def test_pods_need_no_right_or_secret_but_argos_own(config):
     """Argo's default role lacks configmaps, which memoization writes; an artifact repository that
     archives logs mounts its secret into every pod whose template has no location of its own.
@@ -310,9 +337,15 @@ def test_values_out_of_range_are_refused(name, value):
 
 
 def test_commands_are_those_that_the_command_line_has():
-    """A flag that ``clipmill data`` lacks would fail on thousands of pods."""
-    known = typer.main.get_command(app).commands["data"].commands
-    for config in (RECAPTION, SHARD, DataWorkflowConfig(stage="score", subject="s3://b/d")):
+    """A flag that a command lacks would fail on thousands of pods."""
+    commands = typer.main.get_command(app).commands
+    known = {**commands["data"].commands, "predict": commands["predict"]}
+    for config in (
+        RECAPTION,
+        SHARD,
+        PREDICT,
+        DataWorkflowConfig(stage="score", subject="s3://b/d"),
+    ):
         options = {option for p in known[config.stage].params for option in p.opts}
         assert {flag for part in part_arguments(config, 1) for flag in part[::2]} <= options
     assert {"plan", "finalize"} <= known.keys()

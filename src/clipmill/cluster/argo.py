@@ -42,6 +42,7 @@ PLANNED = "{{inputs.parameters.planned}}"
 _PLAN, _PROCESS, _FINALIZE = "plan", "process-range", "finalize"
 """Steps of a workflow."""
 _PLANNED = "planned"
+_PLANNED_STAGES = ("shard", "predict")
 _WEEK_SECONDS = 7 * 24 * 3600
 _ENDED = ("Succeeded", "Failed", "Error")
 _MAX_NODES = 7000
@@ -58,10 +59,10 @@ _MAX_REASON = 200
 class DataWorkflowConfig(Config):
     """A stage over all shards of a dataset."""
 
-    stage: Literal["shard", "recaption", "score"]
+    stage: Literal["shard", "recaption", "score", "predict"]
     """Name of the stage."""
     subject: str
-    """URI of the dataset; for ``shard``, the source of the plan."""
+    """URI of the dataset; for ``shard``, the source of the plan, and for ``predict`` the model."""
     arguments: tuple[str, ...] = ()
     """Further arguments of the stage's command, such as ``("--captioner", URI)``."""
     pool: str = "cpu"
@@ -70,7 +71,7 @@ class DataWorkflowConfig(Config):
     """Fewest shards that a pod owns, as it takes seconds to start; more for large datasets, whose
     workflow would otherwise exceed Argo's limit of 1 MiB."""
     num_workers: int = 64
-    """Pods of ``shard``, for which the number of shards isn't known before the plan."""
+    """Pods of ``shard`` and ``predict``, whose number of shards isn't known before the plan."""
     parallelism: int = 64
     """Most pods at once."""
     retries: int = 5
@@ -124,12 +125,12 @@ def ranges(num_shards: int, shards_per_pod: int) -> list[tuple[int, int]]:
 
 
 def num_shards(config: DataWorkflowConfig) -> int:
-    """Return the number of the dataset's shards; 0 for ``shard``, whose plan decides it.
+    """Return the number of the dataset's shards; 0 for stages whose plan decides it.
 
     Raises:
         NotFoundError: there is no such dataset.
     """
-    if config.stage == "shard":
+    if config.stage in _PLANNED_STAGES:
         return 0
     from clipmill.data.dataset import Dataset
 
@@ -138,7 +139,7 @@ def num_shards(config: DataWorkflowConfig) -> int:
 
 def part_arguments(config: DataWorkflowConfig, num_shards: int) -> list[list[str]]:
     """Return the arguments that give each pod its part."""
-    if config.stage == "shard":
+    if config.stage in _PLANNED_STAGES:
         return [["--worker", f"{i}/{config.num_workers}"] for i in range(config.num_workers)]
     shards_per_pod = max(config.shards_per_pod, math.ceil(num_shards / config.max_parts))
     return [
@@ -158,6 +159,10 @@ def stage_commands(config: DataWorkflowConfig) -> tuple[list[str], list[str], li
             ["data", "shard", "--plan", PLANNED],
             ["data", "finalize", PLANNED],
         )
+    if config.stage == "predict":
+        planned = ["predict", "--plan", PLANNED]
+        plan = ["predict", config.subject, *config.arguments, "--plan-only"]
+        return plan, planned, planned
     full = ["data", config.stage, config.subject, *config.arguments]
     # Without a range the command finds all shards' files and lists them in the layer.
     return [], full, full
@@ -166,7 +171,7 @@ def stage_commands(config: DataWorkflowConfig) -> tuple[list[str], list[str], li
 def data_workflow(
     config: DataWorkflowConfig, num_shards: int, installation: Installation
 ) -> dict[str, Any]:
-    """Return the Workflow; ``shard`` ignores ``num_shards``, which its plan decides."""
+    """Return the Workflow; ``num_shards`` is 0 for stages whose plan decides it."""
     config = replace(config, image=config.image or installation.image("data"))
     pool = installation.pool(config.pool)
     before, part, after = stage_commands(config)
@@ -342,7 +347,7 @@ def _container(
     from hera.workflows import Container, Parameter, RetryStrategy
     from hera.workflows import models as m
 
-    planned = any(_PLANNED in text for text in command)
+    planned = PLANNED in command
     parameters = [*inputs, *([_PLANNED] if planned else [])]
     options = [t for i in inputs for t in (f"--{i}", f"{{{{inputs.parameters.{i}}}}}")]
     return Container(

@@ -23,6 +23,7 @@ from clipmill.stages.data import (
     verify,
 )
 from clipmill.stages.evaluate import attention, retrieval, study, zero_shot
+from clipmill.stages.predict import plan_predict, predict, predict_part
 from clipmill.stages.pretrain import import_weights, pretrain, pretrain_mae, pretrain_supervised
 from clipmill.stages.report import report, report_photos, report_tasks, view
 from clipmill.stages.tasks import (
@@ -56,6 +57,9 @@ __all__ = [
     "import_layer",
     "import_weights",
     "plan",
+    "plan_predict",
+    "predict",
+    "predict_part",
     "pretrain",
     "pretrain_mae",
     "pretrain_supervised",

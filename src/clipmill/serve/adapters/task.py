@@ -4,14 +4,12 @@ Shapes: n images in a request, H W an image's height and width, C classes, N obj
 k classes that are named, P pixels of all images.
 """
 
-import io
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from PIL import Image
 
 from clipmill.models.embedding_stats import EmbeddingCallback
 from clipmill.serve.adapters.base import (
@@ -23,6 +21,7 @@ from clipmill.serve.adapters.base import (
 )
 from clipmill.serve.errors import BadRequestError, RejectReason
 from clipmill.serve.protocol.images import DATATYPES
+from clipmill.serve.protocol.png import encode_output_png
 from clipmill.serve.protocol.request import InferenceInputs, InferenceParameters
 from clipmill.serve.protocol.rle import encode_rle
 from clipmill.tasks.base import OutputSpec, Prediction
@@ -30,7 +29,6 @@ from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.visualization import class_palette, object_color_index
 from clipmill.telemetry import serving_metrics
 
-_MAX_MILLIMETRES: Final = 65535
 _DRIFT_PIXELS: Final = 64
 _SIZES: Final = "sizes"
 
@@ -104,7 +102,7 @@ class DenseAdapter(ModelAdapter):
             return sizes
         if parameters.output == "png":
             files = np.empty(len(results), object)
-            files[:] = [self._encode_png(output_HW) for output_HW in results]
+            files[:] = [encode_output_png(output_HW) for output_HW in results]
             return {name: files, **sizes}
         dtype = np.float16 if parameters.output == "float16" else np.dtype(self._output.dtype)
         arrays = [output_HW.astype(dtype, copy=False) for output_HW in results]
@@ -145,18 +143,6 @@ class DenseAdapter(ModelAdapter):
     def _class_name(self, index: int) -> str:
         classes = self.predictor.classes
         return classes[index] if index < len(classes) else str(index)
-
-    def _encode_png(self, output_HW: NDArray[Any]) -> bytes:
-        file = io.BytesIO()
-        if self._is_classes:
-            height, width = output_HW.shape
-            image = Image.frombytes("P", (width, height), output_HW.tobytes())
-            image.putpalette(class_palette().tobytes())
-        else:
-            millimetres_HW = np.clip(np.rint(output_HW * 1000), 0, _MAX_MILLIMETRES)
-            image = Image.fromarray(millimetres_HW.astype(np.uint16))
-        image.save(file, "PNG", compress_level=1)
-        return file.getvalue()
 
 
 _MASKS: Final = "masks"

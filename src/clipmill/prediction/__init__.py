@@ -1,0 +1,1 @@
+"""Batch inference: predictions of a task model or CLIP for a folder, bucket or dataset."""
