@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
@@ -19,6 +19,16 @@ from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 MAX_PIXELS = 89_478_485
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
+# What brings an image upright, by EXIF orientation (CIPA DC-008, 4.6.5.1.6); 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Start-of-frame markers of JPEG (ITU-T T.81, table B.1): C0..CF without DHT, JPG and DAC.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers that stand alone, without a length (T.81, B.1.1.3): TEM, RST0..7, SOI.
@@ -57,8 +67,7 @@ def decode_rgb(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.size == size:
                 image.load()
-                upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
-                return _to_rgb(upright)
+                return to_rgb(upright(image))
     except UnidentifiedImageError as error:
         # Pillow's message holds a buffer's address, and records must be the same in every run.
         raise BadSampleError(
@@ -68,6 +77,24 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, str(error)) from error
     # Callers checked the size in the header, which isn't that of the image.
     raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "its headers disagree about its size")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image as its EXIF orientation says."""
+    turn = _TURNS.get(exif_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return an image's EXIF orientation, 1 to 8; 1 where it has none or its EXIF is broken.
+
+    Pillow's ``exif_transpose`` fails where any of the EXIF data are broken, since it writes them.
+    """
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
+    except Exception:  # noqa: BLE001  # Pillow raises whatever the data provoke
+        return 1
+    return value if value in _TURNS else 1
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -82,7 +109,8 @@ def read_rgb(path: Path) -> Image.Image:
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return 8-bit RGB: transparent pixels over white, 16-bit gray scaled down."""
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.uint32) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

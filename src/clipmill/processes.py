@@ -353,8 +353,14 @@ def require_free(host: str, port: int) -> None:
         ) from error
 
 
+def url_host(host: str) -> str:
+    """Return an address as URLs have it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _bind(host: str, port: int) -> None:
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         # As servers do: a connection that's closing down doesn't hold a port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))

@@ -4,7 +4,8 @@ Metrics are registered by the first call of their section's function, so that a 
 only the sections that it uses.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import cache
 
@@ -138,7 +139,7 @@ class ServingMetrics:
     """Metrics of a server. Each but ``model_reloads`` has the label ``model``."""
 
     request_seconds: Histogram
-    """Time from a request's head to the end of its response, for those not rejected."""
+    """Time from a request's head until its response is sent, for those not rejected."""
     queue_depth: Gauge
     """Images that wait for a batch."""
     queue_wait_seconds: Histogram
@@ -330,6 +331,15 @@ def serving_metrics() -> ServingMetrics:
             buckets=_METERS,
         ),
     )
+
+
+def remove_series(labels: Mapping[str, str]) -> None:
+    """Remove the serving section's series with these labels, of each metric that has them all."""
+    metrics = serving_metrics()
+    for field in fields(metrics):
+        metric: Counter | Gauge | Histogram = getattr(metrics, field.name)
+        if labels.keys() <= set(metric._labelnames):  # noqa: SLF001  # it has no other name
+            metric.remove_by_labels(dict(labels))
 
 
 def serve_metrics(port: int, *, host: str = "127.0.0.1") -> int:

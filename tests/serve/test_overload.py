@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from clipmill.errors import ServerError
-from clipmill.serve.client import query
+from clipmill.serve.client import pixels_request, query
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.launch import ServerProcess
 
@@ -61,41 +61,88 @@ def test_more_requests_than_places(slow_server: ServerProcess) -> None:
     assert query(slow_server.url, "slow", PIXELS).shape == (32, 32)
 
 
-def test_clients_that_stall_hold_places_for_a_while_only(slow_server: ServerProcess) -> None:
+def test_clients_that_stall_take_no_places_and_are_cut_off(slow_server: ServerProcess) -> None:
     head = b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
     address = (slow_server.host, slow_server.http_port)
-    with socket.create_connection(address) as one, socket.create_connection(address) as two:
-        one.sendall(head)
-        two.sendall(head)
+    with ExitStack() as stack:
+        stalled = [stack.enter_context(socket.create_connection(address)) for _ in range(6)]
+        for connection in stalled:
+            connection.sendall(head + b"{")
         assert is_up(slow_server, "live")
-        request = urllib.request.Request(f"{slow_server.url}/v2/models/slow/infer", b"{}")
-        with pytest.raises(urllib.error.HTTPError) as refusal:
-            urllib.request.urlopen(request, timeout=30)
-        assert refusal.value.code == 503
-        assert refusal.value.headers["Retry-After"] == "1"
-        assert "error" in json.loads(refusal.value.read())
-        for stalled in (one, two):
-            stalled.settimeout(30)
-            assert stalled.recv(100).startswith(b"HTTP/1.1 400")
-    assert query(slow_server.url, "slow", PIXELS).shape == (32, 32)
+        assert query(slow_server.url, "slow", PIXELS).shape == (32, 32)
+        for connection in stalled:
+            connection.settimeout(30)
+            answer = connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert b"read_timeout_seconds" in answer
+
+
+def test_one_model_that_is_full_leaves_the_others_their_places(
+    slow_model: str, models: dict[str, str], log_path: Path
+) -> None:
+    served = {"slow": slow_model, "depth": models["depth"]}
+    with (
+        ServerProcess(served, log_path=log_path, config=CONFIG) as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        answers = ask_at_once(server, pool, 4)
+        while not any(answer.done() for answer in answers):
+            wait(answers, timeout=0.01)
+        assert query(server.url, "depth", PIXELS).shape == (32, 32)
+        assert not all(answer.done() for answer in answers)
+
+
+def test_bodies_in_memory_are_bounded_for_all_models_together(
+    slow_model: str, log_path: Path
+) -> None:
+    config = ServingConfig(max_buffered_bytes=20_000, max_request_bytes=15_000)
+    with (
+        ServerProcess({"slow": slow_model}, log_path=log_path, config=config) as server,
+        closing(HTTPConnection(server.host, server.http_port, timeout=30)) as first,
+        closing(HTTPConnection(server.host, server.http_port, timeout=30)) as second,
+    ):
+        begin(first, 15_000)
+        first.send(bytes(14_000))
+        begin(second, 15_000)
+        second.send(bytes(14_000))
+        refusal = second.getresponse()
+        assert refusal.status == 503
+        assert b"max_buffered_bytes" in refusal.read()
+        first.send(bytes(1_000))
+        assert first.getresponse().status == 400  # no request, but read
+        assert query(server.url, "slow", PIXELS).shape == (32, 32)
+
+
+def test_the_depth_of_a_queue_is_zero_once_its_clients_left(slow_server: ServerProcess) -> None:
+    body, headers = pixels_request(PIXELS)
+    connections = [
+        HTTPConnection(slow_server.host, slow_server.http_port, timeout=30) for _ in range(2)
+    ]
+    for connection in connections:
+        connection.request("POST", "/v2/models/slow/infer", body, headers)
+    depth = 'clipmill_serve_queue_depth{model="slow"} '
+    while depth + "1.0" not in _metrics(slow_server):  # one is computed, one waits
+        pass
+    for connection in connections:
+        connection.close()
+    while depth + "1.0" in _metrics(slow_server):
+        pass
+    assert depth + "0.0" in _metrics(slow_server)
 
 
 def test_a_refused_connection_goes_on_after_its_body(slow_server: ServerProcess) -> None:
-    with ExitStack() as stack:
-        *holding, stalled, refused = (
-            stack.enter_context(
-                closing(HTTPConnection(slow_server.host, slow_server.http_port, timeout=30))
-            )
-            for _ in range(4)
-        )
-        for connection in holding:
-            begin(connection, 100)
-        assert is_up(slow_server, "live")
-        for connection in (stalled, refused):
-            begin(connection, 2_000_000)
-            answer = connection.getresponse()  # before the body came
-            assert answer.status == 503
-            answer.read()
+    with (
+        ThreadPoolExecutor(8) as pool,
+        closing(HTTPConnection(slow_server.host, slow_server.http_port, timeout=30)) as refused,
+    ):
+        answers = ask_at_once(slow_server, pool, 8)
+        while not any(answer.done() for answer in answers):
+            wait(answers, timeout=0.01)
+        begin(refused, 2_000_000)
+        answer = refused.getresponse()  # before the body came
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == "1"
+        assert "max_queue_size" in json.loads(answer.read())["error"]
         refused.send(bytes(2_000_000))
         refused.request("GET", "/v2/health/live")
         assert refused.getresponse().status == 200

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.errors import ConfigError, ServerError
+from clipmill.images import upright
 from clipmill.serve.protocol.rle import decode_rle
 from clipmill.tasks.visualization import (
     SCORE_THRESHOLD,
@@ -388,7 +389,5 @@ def _overlay(image: bytes, colors_HW3: NDArray[np.uint8]) -> bytes:
 
 
 def _decode_rgb(image: bytes) -> NDArray[np.uint8]:
-    from PIL import ImageOps
-
     with Image.open(io.BytesIO(image)) as opened:
-        return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+        return np.asarray(upright(opened).convert("RGB"))

@@ -21,24 +21,36 @@ DEFAULT_PORT: Final = 8080
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ServingConfig(Config):
-    """Batching, admission and input limits of each model served; all are above zero."""
+    """Batching, admission, limits and addresses of a server; all numbers are above zero."""
 
     max_batch_size: int = 8
     """Largest batch, images."""
     max_wait_seconds: float = 0.005
     """Longest time that an image waits for others, being decoded, to share its batch, seconds."""
     max_queue_size: int = 32
-    """Most images in flight; a request beyond them gets a 503."""
+    """Most images and requests in flight of each model; a request beyond them gets a 503."""
     retry_after_seconds: int = 1
     """Retry-After of a 503, seconds."""
     max_request_bytes: int = 32 * 2**20
-    """Largest body of a request, bytes."""
+    """Largest body of a request, as sent and decompressed, bytes."""
+    max_response_bytes: int = 64 * 2**20
+    """Largest body of a response, bytes; known before it is encoded."""
+    max_buffered_bytes: int = 2**30
+    """Most bytes of bodies that are arriving and of responses that are leaving, of all models
+    together; a request beyond them gets a 503."""
+    max_header_bytes: int = 64 * 2**10
+    """Largest headers of a request with its URL, bytes."""
     read_timeout_seconds: float = 30.0
-    """Longest time in which a request's body must arrive, seconds."""
-    max_image_bytes: int = 16 * 2**20
+    """Longest time in which a request's headers, and then its body, must arrive, seconds."""
+    write_timeout_seconds: float = 30.0
+    """Longest time for which a client may read nothing of its response, seconds."""
+    max_image_bytes: int = 32 * 2**20
     """Largest encoded image, bytes."""
-    max_pixels: int = 2048 * 2048
+    max_pixels: int = 64_000_000
     """Largest image, pixels; read from its header before it is decoded."""
+    max_network_pixels: int = 2048 * 2048
+    """Largest image that a network gets, pixels; larger ones are scaled down before, and outputs
+    scaled back to the image's size."""
     max_aspect_ratio: float = 4.0
     """Longer side over shorter: networks scale by the shorter, so a thin image would explode."""
     warmup_image_size: int = 64
@@ -58,10 +70,23 @@ class ServingConfig(Config):
     """Threads that decode images and encode responses, for all models together."""
     reload_interval_seconds: float = 1.0
     """Interval of the checks of the models file for changes, seconds."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins, such as ``https://example.org``, whose pages may query the server from a browser;
+    ``*`` is any."""
+    root_path: str = ""
+    """Path under which a proxy publishes the server, such as ``/models``; the proxy may strip it
+    or not."""
 
     def __post_init__(self) -> None:
+        if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError(
+                f"root_path was {self.root_path!r}",
+                expected="a path that begins with a slash and doesn't end with one",
+                action="set root_path to a path such as /models",
+            )
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and value <= 0:
                 raise ConfigError(
                     f"{field.name} was {getattr(self, field.name)}",
                     expected="a number above zero",
@@ -69,6 +94,7 @@ class ServingConfig(Config):
                 )
 
 
+_ROOT_PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

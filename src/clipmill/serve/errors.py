@@ -4,6 +4,7 @@ RequestError
 ├── BadRequestError          400: the request can't be understood or exceeds a limit
 ├── ModelNotFoundError       404
 ├── PayloadTooLargeError     413: the body exceeds the limit
+├── UnsupportedEncodingError 415: the body is compressed in a way that isn't read
 ├── ClientDisconnectedError  499: no one is waiting for the response
 └── OverloadedError          503: try again later
 """
@@ -24,6 +25,8 @@ class RejectReason(StrEnum):
     """The response wasn't ready in time."""
     DISCONNECTED = "disconnected"
     """The client closed the connection."""
+    ENCODING = "encoding"
+    """The body is compressed in a way that isn't read, or can't be decompressed."""
     IMAGE_COUNT = "image_count"
     """No image, or more than the queue could ever hold."""
     IMAGE_SHAPE = "image_shape"
@@ -40,6 +43,8 @@ class RejectReason(StrEnum):
     """As many images or requests as are allowed are in flight."""
     REQUEST_SIZE = "request_size"
     """The body has too many bytes."""
+    RESPONSE_SIZE = "response_size"
+    """The response would have too many bytes."""
     SLOW = "slow"
     """The body arrived too slowly."""
     STOPPING = "stopping"
@@ -85,6 +90,15 @@ class PayloadTooLargeError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(RejectReason.REQUEST_SIZE, message)
+
+
+class UnsupportedEncodingError(RequestError):
+    """A body with a Content-Encoding that isn't decoded."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+    def __init__(self, message: str) -> None:
+        super().__init__(RejectReason.ENCODING, message)
 
 
 class ClientDisconnectedError(RequestError):

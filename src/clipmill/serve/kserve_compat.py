@@ -10,7 +10,7 @@ _arguments = sys.argv
 sys.argv = sys.argv[:1]
 try:
     from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelServer
-    from kserve.errors import InvalidInput
+    from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady, ServerNotReady
     from kserve.model_repository import ModelRepository
     from kserve.model_server import app
     from kserve.protocol.dataplane import DataPlane
@@ -29,9 +29,12 @@ __all__ = [
     "InferResponse",
     "InvalidInput",
     "Model",
+    "ModelNotFound",
+    "ModelNotReady",
     "ModelRepository",
     "ModelRepositoryExtension",
     "ModelServer",
     "RequestedOutput",
+    "ServerNotReady",
     "app",
 ]

@@ -18,7 +18,14 @@ from typing import Final, Self
 from clipmill.config import Config
 from clipmill.errors import ConfigError
 from clipmill.lazy_imports import lazy_imports
-from clipmill.processes import LOCALHOST, ChildProcess, free_port, require_free, tune_malloc
+from clipmill.processes import (
+    LOCALHOST,
+    ChildProcess,
+    free_port,
+    require_free,
+    tune_malloc,
+    url_host,
+)
 from clipmill.serve.config import ServingConfig, parse_model_specs, read_models_file
 
 _STOP_SECONDS: Final = 10.0
@@ -164,7 +171,7 @@ class ServerProcess(ChildProcess):
     @property
     def url(self) -> str:
         """Base of the REST routes, without a slash at the end."""
-        return f"http://{self.host}:{self.http_port}"
+        return f"http://{url_host(self.host)}:{self.http_port}"
 
     def start(self) -> Self:
         """Start the child and return once it is ready.

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clipmill.errors import ArtifactError
+from clipmill.images import upright
 from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint
 from clipmill.models.config import EncoderConfig
 from clipmill.models.embedding_stats import EmbeddingCallback, register_embedding_hook
@@ -93,8 +94,7 @@ class Predictor:
 
     def __call__(self, image: Image.Image) -> Prediction:
         """Return the prediction for an image, upright: arrays by the names of ``outputs``."""
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        return self.predict([np.asarray(upright)])[0]
+        return self.predict([np.asarray(upright(image).convert("RGB"))])[0]
 
     def predict(self, images: Sequence[NDArray[Any]]) -> list[Prediction]:
         """Return a prediction for each image (H, W, 3) uint8; sizes may differ."""

@@ -5,6 +5,8 @@ k classes that are named, P pixels of all images.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
 from typing import Any, Final, cast
 
 import numpy as np
@@ -18,12 +20,13 @@ from clipmill.serve.adapters.base import (
     Tensors,
     classification_outputs,
     require_images_only,
+    scale_to,
 )
 from clipmill.serve.errors import BadRequestError, RejectReason
 from clipmill.serve.protocol.images import DATATYPES
 from clipmill.serve.protocol.png import encode_output_png
 from clipmill.serve.protocol.request import InferenceInputs, InferenceParameters
-from clipmill.serve.protocol.rle import encode_rle
+from clipmill.serve.protocol.rle import Rle, encode_rle
 from clipmill.tasks.base import OutputSpec, Prediction
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.visualization import class_palette, object_color_index
@@ -94,12 +97,12 @@ class DenseAdapter(ModelAdapter):
 
         Raw images of several sizes come end to end as (P,), with ``sizes`` (n, 2): H, W of each.
         """
-        del inputs
         name = self._output.name
-        sizes_n2 = np.array([output_HW.shape for output_HW in results], np.int64)
+        sizes_n2 = np.array(inputs.sizes, np.int64)
         sizes: Tensors = {_SIZES: sizes_n2} if _SIZES in parameters.outputs else {}
         if not parameters.is_wanted(name):
             return sizes
+        results = [scale_to(*pair) for pair in zip(results, inputs.sizes, strict=True)]
         if parameters.output == "png":
             files = np.empty(len(results), object)
             files[:] = [encode_output_png(output_HW) for output_HW in results]
@@ -117,14 +120,21 @@ class DenseAdapter(ModelAdapter):
         parameters: InferenceParameters,
     ) -> list[dict[str, Any]]:
         """Return one array or PNG per image; their sizes may differ."""
-        return [
-            {
-                self._output.name: self.build_v2_outputs(inputs, [result], parameters)[
-                    self._output.name
-                ][0]
-            }
-            for result in results
-        ]
+        name = self._output.name
+        predictions = []
+        for result, size in zip(results, inputs.sizes, strict=True):
+            outputs = self.build_v2_outputs(replace(inputs, sizes=(size,)), [result], parameters)
+            predictions.append({name: outputs[name][0]})
+        return predictions
+
+    def min_response_bytes(
+        self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
+    ) -> int:
+        """Return a byte or two for each pixel, except for PNG."""
+        del results
+        if parameters.output == "png" or not parameters.is_wanted(self._output.name):
+            return 0
+        return sum(map(prod, inputs.sizes)) * (1 if self._is_classes else 2)
 
     def record_output_metrics(self, model: str, results: Sequence[NDArray[Any]]) -> None:
         """Record the classes, or the depths, of a few pixels of each output."""
@@ -145,6 +155,7 @@ class DenseAdapter(ModelAdapter):
         return classes[index] if index < len(classes) else str(index)
 
 
+_BOXES: Final = "boxes"
 _MASKS: Final = "masks"
 _SCORES: Final = "scores"
 _PROBABILITIES: Final = "probabilities"
@@ -222,17 +233,13 @@ class InstanceAdapter(ModelAdapter):
         With ``rle`` each of the ``masks`` (N,) is the JSON of an ``Rle``.
         With ``top_k`` a classification is ``top_labels`` and ``top_probabilities`` (n, k).
         """
-        del inputs
         if self._has(_PROBABILITIES):
             probabilities_nC = np.stack([prediction[_PROBABILITIES] for prediction in results])
             return classification_outputs(self._predictor.classes, probabilities_nC, parameters)
-        predictions = [
-            self._apply_threshold_and_top_k(prediction, parameters) for prediction in results
-        ]
+        predictions = self._selected_objects(inputs, results, parameters)
         if parameters.output == "rle" and parameters.is_wanted(_MASKS):
             predictions = [
-                {**prediction, _MASKS: _encode_rle_json(prediction[_MASKS])}
-                for prediction in predictions
+                {**prediction, _MASKS: _as_json(prediction[_MASKS])} for prediction in predictions
             ]
         outputs = [output for output in self._predictor.outputs if output.name in predictions[0]]
         return pack_ragged(outputs, predictions)
@@ -243,10 +250,42 @@ class InstanceAdapter(ModelAdapter):
         """Return each image's own arrays; with ``rle`` its masks as COCO's objects."""
         if parameters.top_k and self._has(_PROBABILITIES):
             return super().build_v1_predictions(inputs, results, parameters)
-        each = [self._apply_threshold_and_top_k(prediction, parameters) for prediction in results]
-        if parameters.output == "rle":
-            return [{**one, _MASKS: [encode_rle(mask) for mask in one[_MASKS]]} for one in each]
-        return each
+        return self._selected_objects(inputs, results, parameters)
+
+    def min_response_bytes(
+        self, inputs: InferenceInputs, results: Sequence[Any], parameters: InferenceParameters
+    ) -> int:
+        """Return the size of the masks as raw bytes."""
+        if parameters.output == "rle" or not self._has(_MASKS) or not parameters.is_wanted(_MASKS):
+            return 0
+        selected = (self._apply_threshold_and_top_k(result, parameters) for result in results)
+        counts = [len(prediction[_MASKS]) for prediction in selected]
+        return sum(n * prod(size) for n, size in zip(counts, inputs.sizes, strict=True))
+
+    def _selected_objects(
+        self,
+        inputs: InferenceInputs,
+        results: Sequence[Prediction],
+        parameters: InferenceParameters,
+    ) -> list[dict[str, Any]]:
+        """Return each image's objects in its own pixels; masks are run lengths with ``rle``."""
+        predictions = []
+        for result, size, network_size in zip(
+            results, inputs.sizes, inputs.network_sizes, strict=True
+        ):
+            prediction = self._apply_threshold_and_top_k(result, parameters)
+            if _BOXES in prediction and size != network_size:
+                y, x = (a / b for a, b in zip(size, network_size, strict=True))
+                prediction[_BOXES] = prediction[_BOXES] * np.array([x, y, x, y], np.float32)
+            if _MASKS in prediction:
+                masks = (scale_to(mask_HW, size) for mask_HW in prediction[_MASKS])
+                if parameters.output == "rle":
+                    prediction[_MASKS] = [encode_rle(mask_HW) for mask_HW in masks]
+                elif size != network_size:
+                    empty = np.empty((0, *size), np.uint8)
+                    prediction[_MASKS] = np.stack(list(masks)) if len(prediction[_MASKS]) else empty
+            predictions.append(prediction)
+        return predictions
 
     def _apply_threshold_and_top_k(
         self, prediction: Prediction, parameters: InferenceParameters
@@ -269,10 +308,10 @@ class InstanceAdapter(ModelAdapter):
         return any(output.name == name for output in self._predictor.outputs)
 
 
-def _encode_rle_json(masks_NHW: NDArray[Any]) -> NDArray[Any]:
-    files = np.empty(len(masks_NHW), object)
-    files[:] = [orjson.dumps(encode_rle(mask_HW)) for mask_HW in masks_NHW]
-    return files
+def _as_json(masks: Sequence[Rle]) -> NDArray[Any]:
+    texts = np.empty(len(masks), object)
+    texts[:] = [orjson.dumps(mask) for mask in masks]
+    return texts
 
 
 def pack_ragged(outputs: Sequence[OutputSpec], predictions: Sequence[Prediction]) -> Tensors:

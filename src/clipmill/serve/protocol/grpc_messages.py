@@ -34,6 +34,7 @@ _CONTENTS: Final = {
     "BYTES": "bytes_contents",
 }
 """Field of a tensor's elements by datatype; FP16 has none, and is raw."""
+_MAX_TYPED: Final = 2**18
 
 
 def _build_pool() -> descriptor_pool.DescriptorPool:
@@ -107,15 +108,18 @@ def parse_grpc_request(body: GrpcBody) -> InferRequest:
 def encode_grpc_response(request: InferRequest, response: InferResponse) -> bytes:
     """Return the serialized ``ModelInferResponse``.
 
-    Tensors are raw, or typed where those of the request are; FP16 can only be raw.
+    Tensors are raw, or typed where those of the request are; FP16 can only be raw, and many numbers
+    are, since writing them one by one would hold the interpreter's lock, for which probes wait.
     """
     message = _Response(
         model_name=response.model_name, model_version=response.model_version, id=response.id
     )
     for name, text in response.parameters.items():
         message.parameters[name].string_param = text
-    is_raw = request.use_binary_outputs or any(
-        output.datatype not in _CONTENTS for output in response.outputs
+    is_raw = (
+        request.use_binary_outputs
+        or any(output.datatype not in _CONTENTS for output in response.outputs)
+        or sum(output.data.size for output in response.outputs) > _MAX_TYPED
     )
     for output in response.outputs:
         tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)

@@ -47,6 +47,10 @@ class InferenceInputs:
     """Texts to embed."""
     labels: tuple[str, ...] = ()
     """Names to choose from for each image."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Height and width of each image as it was sent, once it is decoded."""
+    network_sizes: tuple[tuple[int, int], ...] = ()
+    """Height and width with which each image goes to the network."""
 
     @property
     def num_queue_slots(self) -> int:

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -22,12 +22,14 @@ from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import (
     BadRequestError,
     ClientDisconnectedError,
+    ModelNotFoundError,
     OverloadedError,
     PayloadTooLargeError,
     RejectReason,
     RequestError,
+    UnsupportedEncodingError,
 )
-from clipmill.serve.protocol.bodies import RequestBody
+from clipmill.serve.protocol.bodies import ENCODINGS, RequestBody, require_known_encoding
 from clipmill.serve.server.registry import ModelRegistry
 from clipmill.telemetry import serving_metrics
 
@@ -37,6 +39,7 @@ _V2: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _V1: Final = re.compile(r"/v1/models/([^/]+):predict")
 _NUM_DRAINED_AT_ONCE: Final = 2
 _DRAIN_SECONDS: Final = 0.1
+_PART_BYTES: Final = 2**20
 T = TypeVar("T")
 
 
@@ -55,15 +58,16 @@ class Routes:
         self._registry = registry
         self._config = config
         self._is_stopping = is_stopping
-        self._num_open = 0
+        self._num_buffered_bytes = 0
         self._drainer = RequestDrainer()
 
     def admission_middleware(self, app: ASGIApp) -> ASGIApp:
         """Return ``app`` behind a middleware that answers predictions and passes all else on.
 
-        It rejects predictions while ``max_queue_size`` requests are open. A rejection here costs a
-        fraction of the routing, which under overload leaves the event loop free for health probes.
-        It also bounds the bodies in memory, as the batchers bound the images.
+        It rejects a model's predictions while ``max_queue_size`` of them are in flight; bodies that
+        are still arriving and responses that are leaving count by their bytes, for all models. A
+        rejection here costs a fraction of the routing, which under overload leaves the event loop
+        free for health probes.
         """
 
         async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,27 +75,20 @@ class Routes:
             if route is None:
                 await app(scope, receive, send)
                 return
-            limit = self._config.max_queue_size
-            if self._num_open >= limit and route.model in self._registry.names:
-                error = OverloadedError(
-                    RejectReason.QUEUE_FULL,
-                    f"{limit} requests are open; try again later",
-                    retry_after_seconds=self._config.retry_after_seconds,
-                )
+            try:
+                self._require_room(route)
+            except OverloadedError as error:
                 response = self._reject(error, route.model)
                 self._count(response, route.model, "")
                 await self._drainer.respond_and_drain(response, scope, receive, send)
                 return
-            self._num_open += 1
             started = time.perf_counter()
-            try:
-                response = await self._handle(route, Request(scope, receive))
-                await response(scope, receive, send)
-            finally:
-                self._num_open -= 1
+            response = await self._handle(route, Request(scope, receive))
             if response.status_code == HTTPStatus.OK:
                 seconds = time.perf_counter() - started
                 serving_metrics().request_seconds.labels(route.model).observe(seconds)
+            with self._buffering(len(response.body)):
+                await response(scope, receive, _send_in_parts(send))
 
         return middleware
 
@@ -163,12 +160,15 @@ class Routes:
     async def _handle(self, route: _PredictRoute, request: Request) -> Response:
         """Answer a prediction; every error becomes a response, and each response is counted."""
         label, label_version = "unknown", ""
+        received = bytearray()
         try:
             self._registry.get(route.model, route.version)  # before a body is read in vain
             label = route.model
+            require_known_encoding(request.headers)
+            await self._read(request, received)
             body = RequestBody(
                 protocol=route.protocol,
-                data=await self._read(request),
+                data=bytes(received),
                 headers=request.headers,
                 query=request.query_params,
             )
@@ -184,6 +184,8 @@ class Routes:
             _logger.exception("model %s failed on a request", label)
             text = "the model failed on this request; the server's log says why"
             response = JSONResponse({"error": text}, status_code=500)
+        finally:
+            self._num_buffered_bytes -= len(received)
         self._count(response, label, label_version)
         return response
 
@@ -197,23 +199,72 @@ class Routes:
             response.headers["Connection"] = "close"
         serving_metrics().requests.labels(label, version, str(response.status_code)).inc()
 
-    async def _read(self, request: Request) -> bytes:
-        """Return the body, bounded in size and in the time in which it must arrive."""
+    def _require_room(self, route: _PredictRoute) -> None:
+        """Raise OverloadedError for a request for which there is no room now."""
+        with suppress(ModelNotFoundError):
+            self._registry.get(route.model, route.version).require_room()
+        self._require_memory()
+
+    def _require_memory(self) -> None:
+        """Raise OverloadedError while bodies and responses fill the memory that they may take."""
+        limit = self._config.max_buffered_bytes
+        if self._num_buffered_bytes >= limit:
+            raise OverloadedError(
+                RejectReason.QUEUE_FULL,
+                f"{limit} bytes of requests and responses are in memory (max_buffered_bytes); "
+                "try again later",
+                retry_after_seconds=self._config.retry_after_seconds,
+            )
+
+    @contextmanager
+    def _buffering(self, num_bytes: int) -> Iterator[None]:
+        """Count bytes that are in memory."""
+        self._num_buffered_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self._num_buffered_bytes -= num_bytes
+
+    async def _read(self, request: Request, received: bytearray) -> None:
+        """Read the body into ``received``, bounded in size and in the time of its arrival."""
         config = self._config
-        received = bytearray()
         try:
             async with asyncio.timeout(config.read_timeout_seconds):
                 async for part in request.stream():
                     received += part
+                    self._num_buffered_bytes += len(part)
                     if len(received) > config.max_request_bytes:
                         raise PayloadTooLargeError(
-                            f"the request has more than {config.max_request_bytes} bytes"
+                            f"the request has more than {config.max_request_bytes} bytes "
+                            "(max_request_bytes)"
                         )
+                    self._require_memory()
         except TimeoutError:
-            raise BadRequestError(RejectReason.SLOW, "the request's body came too slowly") from None
+            raise BadRequestError(
+                RejectReason.SLOW,
+                f"the request's body didn't arrive within {config.read_timeout_seconds:g} s "
+                "(read_timeout_seconds)",
+            ) from None
         except ClientDisconnect:
             raise ClientDisconnectedError from None
-        return bytes(received)
+
+
+def _send_in_parts(send: Send) -> Send:
+    """Return a ``send`` that waits between the parts of a large body until the client took them.
+
+    uvicorn keeps in memory what the client doesn't take, a second time, and copies it at once.
+    """
+
+    async def send_parts(message: Message) -> None:
+        body = memoryview(message.get("body", b""))
+        for start in range(0, len(body) - _PART_BYTES, _PART_BYTES):
+            part = body[start : start + _PART_BYTES]
+            await send({"type": message["type"], "body": part, "more_body": True})
+            body_left = body[start + _PART_BYTES :]
+            message = {**message, "body": body_left}
+        await send(message)
+
+    return send_parts
 
 
 class RequestDrainer:
@@ -270,9 +321,10 @@ def _match_predict_route(scope: Scope) -> _PredictRoute | None:
     """Return the model and protocol of a prediction; None for all other requests."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
-    if v2 := _V2.fullmatch(scope["path"]):
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    if v2 := _V2.fullmatch(path):
         return _PredictRoute("v2", v2[1], v2[2] or "")
-    if v1 := _V1.fullmatch(scope["path"]):
+    if v1 := _V1.fullmatch(path):
         return _PredictRoute("v1", v1[1], "")
     return None
 
@@ -301,6 +353,8 @@ def _error_response(error: RequestError) -> Response:
     headers = {}
     if isinstance(error, OverloadedError):
         headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, UnsupportedEncodingError):
+        headers["Accept-Encoding"] = ", ".join(ENCODINGS)
     return JSONResponse({"error": error.message}, error.status, headers)
 
 
@@ -318,6 +372,7 @@ def _error_responses() -> dict[str, Any]:
         "400": "It can't be understood, or is beyond a limit",
         "404": "No such model or version",
         "413": "The body is too large",
+        "415": "The body has another Content-Encoding than gzip or deflate",
         "503": "Too much to do, stopping, or past the deadline; Retry-After says when to return",
     }
     return {code: {"description": meaning, **_ERROR} for code, meaning in meanings.items()}
@@ -334,7 +389,18 @@ _TENSOR: Final = {
         "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
     },
 }
-_PARAMETERS: Final = {
+_OUTPUT: Final = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "data": {"type": "array", "items": {}},
+        "parameters": {"type": "object"},
+    },
+}
+_PARAMETERS: Final[dict[str, Any]] = {
     "type": "object",
     "properties": {
         "output": {"enum": ["raw", "float16", "png", "rle"]},
@@ -363,9 +429,50 @@ INFER: Final[dict[str, Any]] = {
             },
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary"},
+                        **_PARAMETERS["properties"],
+                    },
+                }
+            },
         },
     },
-    "responses": _error_responses(),
+    "parameters": [
+        {
+            "name": name,
+            "in": "query",
+            "description": "With an image or a form as the body",
+            "schema": schema,
+        }
+        for name, schema in _PARAMETERS["properties"].items()
+    ],
+    "responses": {
+        "200": {
+            "description": "The output tensors, or a PNG with output=png",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["model_name", "outputs"],
+                        "properties": {
+                            "model_name": {"type": "string"},
+                            "model_version": {"type": "string"},
+                            "id": {"type": "string"},
+                            "parameters": {"type": "object"},
+                            "outputs": {"type": "array", "items": _OUTPUT},
+                        },
+                    }
+                },
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "image/png": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+        **_error_responses(),
+    },
 }
 """V2's route."""
 
@@ -386,6 +493,22 @@ PREDICT: Final[dict[str, Any]] = {
             }
         },
     },
-    "responses": _error_responses(),
+    "responses": {
+        "200": {
+            "description": "An object for each instance",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["predictions"],
+                        "properties": {
+                            "predictions": {"type": "array", "items": {"type": "object"}}
+                        },
+                    }
+                }
+            },
+        },
+        **_error_responses(),
+    },
 }
 """V1's route."""

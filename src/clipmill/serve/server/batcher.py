@@ -58,7 +58,6 @@ class DynamicBatcher:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"predict-{model}")
         self._task: asyncio.Task[None] | None = None
         metrics = serving_metrics()
-        self._depth = metrics.queue_depth.labels(model)
         self._wait_seconds = metrics.queue_wait_seconds.labels(model)
         self._batch_size = metrics.batch_size.labels(model)
         self._infer_seconds = metrics.infer_seconds.labels(model)
@@ -84,6 +83,11 @@ class DynamicBatcher:
     def is_running(self) -> bool:
         """True while images are admitted and batches formed."""
         return self._task is not None and not self._task.done() and not self._is_closing
+
+    @property
+    def depth(self) -> int:
+        """Images that wait for a batch; those that no one waits for any more don't count."""
+        return sum(not queued_item.output.done() for queued_item in list(self._queue))
 
     @contextmanager
     def admit(self, num_images: int) -> Iterator[None]:
@@ -130,7 +134,6 @@ class DynamicBatcher:
         self._queue.extend(queued)
         self._num_queued_or_running += len(queued)
         self._has_changed.set()
-        self._depth.set(len(self._queue))
         try:
             return await asyncio.gather(*(queued_item.output for queued_item in queued))
         finally:
@@ -142,7 +145,6 @@ class DynamicBatcher:
     async def _batch_loop(self) -> None:
         while True:
             batch = await self._next_batch()
-            self._depth.set(len(self._queue))
             if batch:
                 await self._run_batch(batch)
 

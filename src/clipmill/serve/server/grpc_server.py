@@ -7,8 +7,7 @@ refused request.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import grpc  # type: ignore[import-untyped]
@@ -16,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from clipmill.serve.config import ServingConfig
-from clipmill.serve.errors import ModelNotFoundError, OverloadedError, RejectReason, RequestError
+from clipmill.serve.errors import ModelNotFoundError, RejectReason, RequestError
 from clipmill.serve.kserve_compat import DataPlane
 from clipmill.serve.protocol.grpc_messages import POOL, SERVICE, GrpcBody, message_type
 from clipmill.serve.server.app import model_metadata
@@ -47,7 +46,7 @@ class GrpcServer:
         self, address: str, dataplane: DataPlane, registry: ModelRegistry, config: ServingConfig
     ) -> None:
         self._address = address
-        self._servicer = InferenceServicer(dataplane, registry, config)
+        self._servicer = InferenceServicer(dataplane, registry)
         self._health = HealthServicer(dataplane, registry)
         self._config = config
         num_models = len(list(registry))
@@ -90,13 +89,9 @@ class GrpcServer:
 class InferenceServicer:
     """``inference.GRPCInferenceService``: errors become statuses, and requests are counted."""
 
-    def __init__(
-        self, dataplane: DataPlane, registry: ModelRegistry, config: ServingConfig
-    ) -> None:
+    def __init__(self, dataplane: DataPlane, registry: ModelRegistry) -> None:
         self._dataplane = dataplane
         self._registry = registry
-        self._config = config
-        self._num_open: dict[str, int] = {}
 
     def handler(self) -> Any:
         """Return the handler of the service's calls."""
@@ -148,7 +143,7 @@ class InferenceServicer:
         try:
             model = self._registry.get(request.model_name, request.model_version)
             name, version = model.name, model.version
-            with self._admit(name), model.in_flight():
+            with model.in_flight():
                 response = await model.predict(GrpcBody(request))
             code = "200"
         except asyncio.CancelledError:
@@ -168,26 +163,6 @@ class InferenceServicer:
             return response
         finally:
             metrics.requests.labels(name, version, code).inc()
-
-    @contextmanager
-    def _admit(self, model: str) -> Iterator[None]:
-        """Hold one of a model's places for requests.
-
-        Raises:
-            OverloadedError: all are taken.
-        """
-        limit = self._config.max_queue_size
-        if self._num_open.get(model, 0) >= limit:
-            raise OverloadedError(
-                RejectReason.QUEUE_FULL,
-                f"{limit} requests to {model!r} are open; try again later",
-                retry_after_seconds=self._config.retry_after_seconds,
-            )
-        self._num_open[model] = self._num_open.get(model, 0) + 1
-        try:
-            yield
-        finally:
-            self._num_open[model] -= 1
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # has no types

@@ -7,24 +7,40 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from clipmill.processes import url_host
 from clipmill.serve.config import ModelSpec, ServingConfig
 from clipmill.serve.kserve_compat import (
     DataPlane,
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
     ModelRepository,
     ModelRepositoryExtension,
     ModelServer,
+    ServerNotReady,
     app,
 )
 from clipmill.serve.playground import Playground
 from clipmill.serve.server.app import Routes
 from clipmill.serve.server.grpc_server import GrpcServer
+from clipmill.serve.server.http_protocol import HttpProtocol
+from clipmill.serve.server.middleware import with_cors, with_methods, with_root_path
 from clipmill.serve.server.model import KServeModel
+from clipmill.serve.server.openapi import describe_routes
 from clipmill.serve.server.registry import ModelRegistry, ModelReloader
 
+_EXPECTED_ERRORS: Final = (
+    InvalidInput, ModelNotFound, ModelNotReady, NotImplementedError, ServerNotReady,
+)  # fmt: skip
 _logger = logging.getLogger(__name__)
 
 
@@ -72,6 +88,8 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
         config: ServingConfig,
     ) -> None:
         """Load the models; errors as :class:`KServeModel`'s."""
+        # What Pillow thinks of a client's image is no event of the server.
+        warnings.filterwarnings("ignore", module="PIL")
         # KServe's choice of a response class doesn't concern readers of the log.
         warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")
         self._config = config
@@ -96,12 +114,15 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
         self.model_repository_extension = _ReadOnlyRepository(self.registered_models)
         self._host = host
         self._grpc = (
-            GrpcServer(f"{host}:{grpc_port}", self.dataplane, self._registry, config)
+            GrpcServer(f"{url_host(host)}:{grpc_port}", self.dataplane, self._registry, config)
             if grpc_port is not None
             else None
         )
         # A wrong path is a 404, not a redirection to wherever the Host header says.
         app.router.redirect_slashes = False
+        app.openapi = partial(describe_routes, app, config.root_path)
+        app.add_exception_handler(HTTPException, _respond_http_exception)
+        logging.getLogger("kserve").addFilter(_is_unexpected)
         self._routes = Routes(self._registry, config, lambda: self._is_stopping)
         self._routes.add_to(app)
         Playground().add_to(app)
@@ -122,7 +143,11 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
     async def _serve(self) -> None:
         settings = self._rest_server.config
         settings.host = self._host
-        settings.app = self._routes.admission_middleware(app)
+        settings.http = partial(HttpProtocol, self._config)
+        settings.ws = "none"
+        predictions = self._routes.admission_middleware(app)
+        routes = with_root_path(with_methods(predictions, app), self._config.root_path)
+        settings.app = with_cors(routes, self._config)
         self._mark_unready_before_shutdown()
         if self._grpc is not None:
             self._grpc_server = self._grpc  # KServe stops it with the rest
@@ -154,6 +179,17 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
             loop.call_soon_threadsafe(loop.call_later, seconds, stop_accepting, number, frame)
 
         server.handle_exit = stop
+
+
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Return whether KServe's log record is no mere error of a request."""
+    return not (record.exc_info and isinstance(record.exc_info[1], _EXPECTED_ERRORS))
+
+
+def _respond_http_exception(_: Request, error: Exception) -> Response:
+    """Respond to an unknown route or method as to all other errors."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 class _RegistryRepository(ModelRepository):  # type: ignore[misc]  # KServe has no types

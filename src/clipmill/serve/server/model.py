@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeVar, overload
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
 import numpy as np
@@ -28,8 +28,11 @@ from clipmill.serve.protocol.bodies import (
     RequestBody,
     Response,
     ResponseBody,
+    decompress,
     encode_response,
+    num_bytes,
     parse_request,
+    require_fitting_size,
 )
 from clipmill.serve.protocol.grpc_messages import (
     GrpcBody,
@@ -50,6 +53,9 @@ from clipmill.telemetry import serving_metrics
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+NETWORK_SIZE: Final = "Clipmill-Network-Size"
+"""HTTP header: the size to which each image was scaled down for the network, height x width."""
 
 _NUM_AVERAGED: Final = 256
 _NUM_NEEDED: Final = 16
@@ -103,9 +109,25 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
         """Return whether requests are answered now."""
         return bool(self.ready) and self.batcher.is_running
 
+    def require_room(self) -> None:
+        """Raise OverloadedError while as many requests as are allowed are in flight."""
+        limit = self._config.max_queue_size
+        if self._num_in_flight >= limit:
+            raise OverloadedError(
+                RejectReason.QUEUE_FULL,
+                f"{limit} requests of {self.name!r} are in flight (max_queue_size); "
+                "try again later",
+                retry_after_seconds=self._config.retry_after_seconds,
+            )
+
     @contextmanager
     def in_flight(self) -> Iterator[None]:
-        """Keep the model from being stopped while a request uses it."""
+        """Hold a place for a request that was read, and keep the model from being stopped.
+
+        Raises:
+            OverloadedError: all places are taken.
+        """
+        self.require_room()
         self._num_in_flight += 1
         self._is_free.clear()
         try:
@@ -140,7 +162,9 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
             "version": self.version,
             "task": self.adapter.kind,
             "digest": self.digest,
-            "parents": [parent.to_json() for parent in self.metadata.parents],
+            "parents": [
+                {"role": parent.role, "digest": parent.digest} for parent in self.metadata.parents
+            ],
             "ancestry": self._ancestry,
             "metrics": self.metadata.metrics,
             "summary": self.metadata.summary,
@@ -170,7 +194,11 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
                 request = await self._run_in_thread(self._parse, payload)
                 seconds = request.parameters.deadline_seconds or limit
                 deadline.reschedule(started + min(limit, seconds))
-                results = await self._infer(request)
+                images, results = await self._infer(request)
+                inputs = replace(
+                    request.inputs, sizes=images.sizes, network_sizes=images.network_sizes
+                )
+                request = replace(request, inputs=inputs, images=images)
                 with self._postprocess_seconds.time():
                     return await self._run_in_thread(self._postprocess, request, results)
         except TimeoutError:
@@ -185,6 +213,7 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
         if isinstance(body, GrpcBody):
             payload: Payload = parse_grpc_request(body)
         else:
+            body = decompress(body, self._config.max_request_bytes)
             payload = parse_request(body, self.name)
         outputs: tuple[str, ...] = ()
         if isinstance(payload, dict):
@@ -204,39 +233,51 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
             images=None if has_files else self._preprocess(inputs.sources),
         )
 
-    async def _infer(self, request: "_ParsedRequest") -> list[Any]:
-        """Return the results of the images, then that of the texts."""
+    async def _infer(self, request: "_ParsedRequest") -> tuple["_Preprocessed", list[Any]]:
+        """Return the images, and the results of the images, then that of the texts."""
         inputs, images = request.inputs, request.images
         with self.batcher.admit(inputs.num_queue_slots):
             if images is None:
                 images = await self._run_in_thread(self._preprocess, inputs.sources)
             texts = self.adapter.text_inputs(inputs, request.parameters)
-            return await self.batcher.enqueue([*images, texts] if texts else images)
+            items = [*images.items, texts] if texts else images.items
+            return images, await self.batcher.enqueue(items)
 
-    def _preprocess(self, sources: Sequence[Source]) -> list[Item]:
+    def _preprocess(self, sources: Sequence[Source]) -> "_Preprocessed":
         """Decode and preprocess images, and record statistics of them."""
         if not sources:
-            return []
+            return _Preprocessed([], (), ())
         items: list[Item] = []
+        sizes: list[tuple[int, int]] = []
+        network_sizes: list[tuple[int, int]] = []
         with self._preprocess_seconds.time():
             for source in sources:
-                image_HW3 = decode_image(source, self._config)
-                self._pixels.observe(image_HW3.shape[0] * image_HW3.shape[1])
+                image_HW3, size = decode_image(source, self._config)
+                network_sizes.append(image_HW3.shape[:2])
+                self._pixels.observe(math.prod(size))
                 # Subsampled: brightness needs no full pass.
                 step = max(1, min(image_HW3.shape[:2]) // 16)
                 self._brightness.observe(float(image_HW3[::step, ::step].mean()) / 255)
                 items.append(self.adapter.preprocess(image_HW3))
-        return items
+                sizes.append(size)
+        return _Preprocessed(items, tuple(sizes), tuple(network_sizes))
 
     def _postprocess(
         self, request: "_ParsedRequest", results: Sequence[Any]
     ) -> ResponseBody | bytes:
         """Build the response and encode it."""
         self.adapter.record_output_metrics(self.name, results)
+        limit = self._config.max_response_bytes
+        inputs, parameters = request.inputs, request.parameters
+        require_fitting_size(self.adapter.min_response_bytes(inputs, results, parameters), limit)
         response = self._build_response(request, results)
         if isinstance(request.body, GrpcBody):
+            assert isinstance(response, InferResponse), "only REST has V1"
+            require_fitting_size(sum(num_bytes(each.data) for each in response.outputs), limit)
             return encode_grpc_response(request.payload, response)
-        return encode_response(request.body, request.payload, response)
+        body = encode_response(request.body, request.payload, response, limit)
+        body.headers.update(_network_size_header(inputs))
+        return body
 
     def _build_response(self, request: "_ParsedRequest", results: Sequence[Any]) -> Response:
         payload, inputs, parameters = request.payload, request.inputs, request.parameters
@@ -257,13 +298,21 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
                 for name in parameters.outputs or tensors
                 for array in [tensors[name]]
             ],
-            parameters={"digest": self.digest},
+            parameters={"digest": self.digest, **_network_size_parameter(inputs)},
         )
 
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work`` off the event loop, which stays free for health probes."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._codec, lambda: work(*args, **kwargs))
+
+
+class _Preprocessed(NamedTuple):
+    """Images as they wait in the queue, and their sizes before and after they were scaled down."""
+
+    items: list[Item]
+    sizes: tuple[tuple[int, int], ...]
+    network_sizes: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,8 +324,22 @@ class _ParsedRequest:
     payload: Payload
     inputs: InferenceInputs
     parameters: InferenceParameters
-    images: list[Item] | None
+    images: "_Preprocessed | None"
     """None where there are files, which are decoded once they are admitted."""
+
+
+def _network_size_parameter(inputs: InferenceInputs) -> dict[str, str]:
+    """Return V2's parameter that tells of images that were scaled down; empty if none was."""
+    if inputs.sizes == inputs.network_sizes:
+        return {}
+    sizes = (f"{height}x{width}" for height, width in inputs.network_sizes)
+    return {"network_size": ",".join(sizes)}
+
+
+def _network_size_header(inputs: InferenceInputs) -> dict[str, str]:
+    """Return the same as an HTTP header."""
+    parameter = _network_size_parameter(inputs)
+    return {NETWORK_SIZE: parameter["network_size"]} if parameter else {}
 
 
 class EmbeddingDrift:

@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from clipmill.errors import UserError
 from clipmill.serve.config import ModelSpec, ServingConfig, parse_model_specs, read_models_file
 from clipmill.serve.errors import ModelNotFoundError
 from clipmill.serve.server.model import KServeModel
-from clipmill.telemetry import Outcome, serving_metrics
+from clipmill.telemetry import Outcome, remove_series, serving_metrics
 
 _logger = logging.getLogger(__name__)
 
@@ -58,12 +59,16 @@ class ModelRegistry:
         """
         removed = [model for model in self if model not in models]
         for model in removed:
-            metrics = serving_metrics()
-            metrics.info.remove(model.name, model.version, model.adapter.kind, model.digest)
-            metrics.model_size_bytes.remove(model.name, model.version)
-            metrics.embedding_drift.remove(model.name, model.version)
+            info = (model.name, model.version, model.adapter.kind, model.digest)
+            serving_metrics().info.remove(*info)
         self._set_models(models)
         await asyncio.gather(*(model.drain_and_stop() for model in removed))
+        for model in removed:
+            is_name_served = model.name in self._models
+            if is_name_served and model.version in self._models[model.name]:
+                continue  # by another model of that version
+            version = {"version": model.version} if is_name_served else {}
+            remove_series({"model": model.name, **version})
 
     def _set_models(self, models: Sequence[KServeModel]) -> None:
         by_name: dict[str, dict[str, KServeModel]] = {}
@@ -77,7 +82,13 @@ class ModelRegistry:
             if model.drift is not None:
                 drift = metrics.embedding_drift.labels(model.name, model.version)
                 drift.set_function(model.drift.distance)
+        for name, versions in by_name.items():
+            metrics.queue_depth.labels(name).set_function(partial(_queue_depth, versions.values()))
         self._models = by_name
+
+
+def _queue_depth(models: Iterable[KServeModel]) -> int:
+    return sum(model.batcher.depth for model in models)
 
 
 class ModelReloader:
