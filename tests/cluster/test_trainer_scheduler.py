@@ -85,8 +85,11 @@ def test_a_jobs_life(cluster, torchx):
     assert len(found.roles[0].replicas) == 2
     listed = submit.list_jobs(trainer_scheduler.NAME, namespace="ml", torchx=torchx)
     assert listed == [(handle, "RUNNING")]
+    num_lists = sum("/pods" in path for _, path in cluster.requests)
     submit.cancel(handle, torchx=torchx)
     assert cluster.resources == {}
+    # A list of 512 pods is 6 MB.
+    assert sum("/pods" in path for _, path in cluster.requests) == num_lists + 2
     # In the foreground Trainer would create the pods again.
     assert cluster.queries[-1] == {"propagationPolicy": ["Background"]}
     with pytest.raises(ClusterError, match="there is no job"):

@@ -153,6 +153,10 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
             roles_statuses=[RoleStatus(ROLE, replicas)],
         )
 
+    def exists(self, app_id: str) -> bool:
+        """Return whether there is such a TrainJob, without asking for its pods."""
+        return self.api.get(TRAIN_JOB, *parse_app_id(app_id)) is not None
+
     def list(self, cfg: Mapping[str, CfgVal] | None = None) -> list[ListAppResponse]:
         """Return the TrainJobs of this scheduler in one namespace."""
         namespace = str((cfg or {}).get("namespace") or "default")
