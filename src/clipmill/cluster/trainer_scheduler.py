@@ -92,7 +92,7 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
         session_name: str,
         api: ClusterApi | None = None,
         *,
-        poll_interval_seconds: float = 2.0,
+        poll_interval_seconds: float = 5.0,
     ) -> None:
         super().__init__(NAME, session_name)
         self._api = api
