@@ -1,13 +1,28 @@
 """A real server over gRPC."""
 
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from clipmill.processes import free_port
+from clipmill.serve.config import ServingConfig
 from clipmill.serve.kserve_compat import InferInput, InferRequest, InferResponse
 from clipmill.serve.launch import ServerProcess
+from clipmill.serve.protocol.grpc_messages import message_type
+from clipmill.serve.server.grpc_server import InferenceServicer
 from clipmill.serve.smoke_test import scrape_metrics
 from clipmill.tasks.visualization import encode_png
+from clipmill.telemetry import serving_metrics
 
 
 class _Rpc:
@@ -64,3 +79,67 @@ def test_grpc_refuses(
         rpc.infer(model, values, "BYTES")
     assert refusal.value.code() == status
     assert "Traceback" not in refusal.value.details()
+
+
+def test_a_failure_after_inference_is_counted_as_one() -> None:
+    class Model:
+        name, version = "broken", "1"
+
+        def in_flight(self) -> Any:
+            return contextlib.nullcontext()
+
+        async def predict(self, _body: Any) -> bytes:
+            raise ValueError("an array that can't be encoded")
+
+    class AbortedError(Exception):
+        pass
+
+    class Context:
+        async def abort(self, code: grpc.StatusCode, message: str) -> None:
+            raise AbortedError(code, message)
+
+    registry: Any = SimpleNamespace(get=lambda _name, _version: Model())
+    handler = InferenceServicer(None, registry).handler()
+    details = SimpleNamespace(method="/inference.GRPCInferenceService/ModelInfer")
+    answer = handler.service(details).unary_unary
+    with pytest.raises(AbortedError) as aborted:
+        asyncio.run(answer(message_type("ModelInferRequest")(model_name="broken"), Context()))
+    assert aborted.value.args[0] is grpc.StatusCode.INTERNAL
+    assert "can't be encoded" not in aborted.value.args[1], "details are for the log"
+    counted = serving_metrics().requests.labels("broken", "1", "500")
+    assert counted._value.get() == 1
+
+
+def test_health_of_server_and_models_until_it_stops(models: dict[str, str], tmp_path: Path) -> None:
+    port = free_port("127.0.0.1")
+    config = ServingConfig(unready_before_shutdown_seconds=1.5)
+    uris = {"seg@1": models["seg"], "seg@2": models["seg"]}
+    statuses = health_pb2.HealthCheckResponse
+    with (
+        ServerProcess(uris, log_path=tmp_path / "log", grpc_port=port, config=config) as server,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        def check(service: str) -> int:
+            request = health_pb2.HealthCheckRequest(service=service)
+            return int(stub.Check(request, timeout=30).status)
+
+        for service in ("", "inference.GRPCInferenceService", "seg", "seg@2"):
+            assert check(service) == statuses.SERVING
+        for service in ("depth", "seg@3", "other.Service"):
+            with pytest.raises(grpc.RpcError) as unknown:
+                check(service)
+            assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+        watches = [
+            stub.Watch(health_pb2.HealthCheckRequest(service=service), timeout=60)
+            for service in ("seg", "none")
+        ]
+        seen = [next(watch).status for watch in watches]
+        os.kill(server.pid, signal.SIGTERM)
+        stopping = time.monotonic()
+        assert seen == [statuses.SERVING, statuses.SERVICE_UNKNOWN]
+        assert [answer.status for answer in watches[0]] == [statuses.NOT_SERVING]
+        assert list(watches[1]) == []
+        assert time.monotonic() - stopping < config.shutdown_timeout_seconds / 2

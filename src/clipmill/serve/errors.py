@@ -6,6 +6,7 @@ RequestError
 ├── PayloadTooLargeError     413: the body exceeds the limit
 ├── UnsupportedEncodingError 415: the body is compressed in a way that isn't read
 ├── ClientDisconnectedError  499: no one is waiting for the response
+├── UnsupportedError         501: a part of a protocol that this server doesn't have
 └── OverloadedError          503: try again later
 """
 
@@ -108,6 +109,15 @@ class ClientDisconnectedError(RequestError):
 
     def __init__(self) -> None:
         super().__init__(RejectReason.DISCONNECTED, "the client left")
+
+
+class UnsupportedError(RequestError):
+    """A call of the protocol that this server refuses to all."""
+
+    status = HTTPStatus.NOT_IMPLEMENTED
+
+    def __init__(self, message: str) -> None:
+        super().__init__(RejectReason.PROTOCOL, message)
 
 
 class OverloadedError(RequestError):

@@ -15,7 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from clipmill.serve.config import ServingConfig
-from clipmill.serve.errors import ModelNotFoundError, RejectReason, RequestError
+from clipmill.serve.errors import (
+    ModelNotFoundError,
+    RejectReason,
+    RequestError,
+    UnsupportedError,
+)
 from clipmill.serve.kserve_compat import DataPlane
 from clipmill.serve.protocol.grpc_messages import POOL, SERVICE, GrpcBody, message_type
 from clipmill.serve.server.app import model_metadata
@@ -28,14 +33,16 @@ _STATUSES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.INVALID_ARGUMENT,
+    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
 _NUM_OTHER_CALLS: Final = 64
 """Calls that may be open besides inference, such as probes."""
 _WATCH_SECONDS: Final = 0.5
-_READ_ONLY: Final = (
+READ_ONLY: Final = (
     "models aren't loaded or unloaded by clients; list them in the server's models file"
 )
+"""Message of a refused load."""
 _Call = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -134,8 +141,8 @@ class InferenceServicer:
         del metadata["parameters"]  # the message has no place for them
         return message_type("ModelMetadataResponse")(**metadata)
 
-    async def _refuse(self, _request: Any, context: Any) -> None:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _READ_ONLY)
+    async def _refuse(self, _request: Any, _context: Any) -> Any:
+        raise UnsupportedError(READ_ONLY)
 
     async def _model_infer(self, request: Any, context: Any) -> bytes:
         metrics, started = serving_metrics(), time.perf_counter()
@@ -215,8 +222,6 @@ def _with_status(call: _Call) -> _Call:
     async def answer(request: Any, context: Any) -> bytes:
         try:
             response = await call(request, context)
-        except grpc.aio.AbortError:
-            raise
         except RequestError as error:
             await context.abort(_status_code(error), error.message)
         except Exception:

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from clipmill.processes import url_host
 from clipmill.serve.config import ModelSpec, ServingConfig
+from clipmill.serve.errors import UnsupportedError
 from clipmill.serve.kserve_compat import (
     DataPlane,
     InvalidInput,
@@ -31,7 +32,7 @@ from clipmill.serve.kserve_compat import (
 )
 from clipmill.serve.playground import Playground
 from clipmill.serve.server.app import Routes
-from clipmill.serve.server.grpc_server import GrpcServer
+from clipmill.serve.server.grpc_server import READ_ONLY, GrpcServer
 from clipmill.serve.server.http_protocol import HttpProtocol
 from clipmill.serve.server.middleware import with_cors, with_methods, with_root_path
 from clipmill.serve.server.model import KServeModel
@@ -215,8 +216,8 @@ class _RegistryRepository(ModelRepository):  # type: ignore[misc]  # KServe has 
 class _ReadOnlyRepository(ModelRepositoryExtension):  # type: ignore[misc]  # KServe has no types
     """No loading and unloading over the network: clients may use a model, not remove it."""
 
-    async def load(self, model_name: str) -> None:
-        raise NotImplementedError(f"{model_name[:80]} can't be loaded over the network")
+    async def load(self, model_name: str) -> None:  # noqa: ARG002  # KServe passes it
+        raise UnsupportedError(READ_ONLY)
 
-    async def unload(self, model_name: str) -> None:
-        raise NotImplementedError(f"{model_name[:80]} can't be unloaded over the network")
+    async def unload(self, model_name: str) -> None:  # noqa: ARG002
+        raise UnsupportedError(READ_ONLY)
