@@ -1,7 +1,7 @@
 """Load on an endpoint, beside other servers with the same network and codec.
 
     python benchmarks/serve_load.py MODEL_URI [--side 512] [--seconds 5] [--rounds 3]
-        [--litserve PYTHON] [--rates RATE ...]
+        [--litserve PYTHON] [--rates RATE ...] [--detection MODEL_URI]
 
 ``MODEL_URI`` is a segmentation model. The peers are a plain KServe model and, run by the given
 interpreter, LitServe around the network and around our predictor; they are measured by turns.
@@ -10,11 +10,14 @@ one after another, and the CPU time that the server took for one; of ours where 
 request goes. Then an open loop sends at ten times its own rate, whether answers come or not (a full
 queue of ours takes ``full_queue_ms`` at the rate at which answers come then), while a process of
 its own probes liveness and, beside it, a server that does nothing; right after, 32 clients ask for
-a second. With rates, that open loop alone is run, on ours.
+a second. With rates, that open loop alone is run, on ours. With a detection model, it is run with
+every eighth request a photo of 2048 x 2048 pixels whose masks come as 60 MB of JSON.
 """
 
 import argparse
 import http.client
+import io
+import itertools
 import json
 import subprocess
 import sys
@@ -30,6 +33,7 @@ from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from serve_start import cpu_seconds
 
 from clipmill.processes import free_port
@@ -56,6 +60,10 @@ class Target:
         self._path, self._body, self._headers = path, body, headers
         self._local = threading.local()
 
+    def request(self) -> tuple[str, bytes, dict[str, str]]:
+        """Return path, body and headers of the next request."""
+        return self._path, self._body, self._headers
+
     def ask(self) -> tuple[int, float]:
         """Status and seconds of one request, over the thread's connection; -1 for none."""
         if not hasattr(self._local, "connection"):
@@ -63,7 +71,7 @@ class Target:
         started = time.perf_counter()
         try:
             connection = self._local.connection
-            connection.request("POST", self._path, self._body, self._headers)
+            connection.request("POST", *self.request())
             response = connection.getresponse()
             response.read()
             status = response.status
@@ -83,6 +91,29 @@ class Target:
     def cpu_seconds(self) -> float:
         """CPU time of its processes so far."""
         return sum(map(cpu_seconds, _tree(self.pid)))
+
+
+class MixedTarget(Target):
+    """A server of two models, with every eighth request a large one for detection."""
+
+    _numbers = itertools.count()
+
+    def request(self) -> tuple[str, bytes, dict[str, str]]:
+        """Return path, body and headers of the next request."""
+        if next(self._numbers) % 8:
+            return super().request()
+        return LARGE_PATH, LARGE_BODY, {"Content-Type": "image/jpeg"}
+
+
+def _photo(side: int) -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(1).integers(0, 256, (side // 16, side // 16, 3), np.uint8)
+    Image.fromarray(noise).resize((side, side)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+LARGE_PATH = "/v2/models/detection/infer?top_k=7"
+LARGE_BODY = _photo(2048)
 
 
 def _tree(pid: int) -> list[int]:
@@ -229,6 +260,7 @@ def main() -> None:
     parser.add_argument("--litserve", help="a Python that has LitServe and clipmill")
     parser.add_argument("--rates", nargs="+", type=float)
     parser.add_argument("--probe", nargs="+")
+    parser.add_argument("--detection", help="URI of a detection model")
     options = parser.parse_args()
     if options.probe:
         probe(options.probe)
@@ -238,12 +270,22 @@ def main() -> None:
     predictor = Predictor.open(options.model)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         log_path = Path(folder) / "log"
-        ours = ServerProcess({"model": options.model}, log_path=log_path)
+        models = {"model": options.model}
+        if options.detection:
+            models["detection"] = options.detection
+        ours = ServerProcess(models, log_path=log_path)
         stack.enter_context(ours)
         binary = pixels_request(image_HW3)
         infer, live = "/v2/models/model/infer", "/v2/health/live"
         targets = {"clipmill": Target(ours.http_port, ours.pid, infer, live, *binary)}
         control_port, _ = start_peer(sys.executable, "serve_overhead.py", "", log_path, stack)
+        if options.detection:
+            mixed = MixedTarget(ours.http_port, ours.pid, infer, live, *binary)
+            mixed.wait()
+            rate, _ = closed_loop(mixed, options.seconds)
+            found = open_loop(mixed, control_port, OVERLOAD * rate, options.seconds)
+            print(json.dumps({"closed_loop_per_second": round(rate, 2), **found}))
+            return
         if options.rates:
             targets["clipmill"].wait()
             for rate in options.rates:

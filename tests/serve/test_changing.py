@@ -122,6 +122,11 @@ def test_versions_side_by_side_and_a_swap_that_drops_nothing(
         np.testing.assert_array_equal(client.dense("seg", [PIXELS])[0], second)
         with pytest.raises(ServerError, match="404"):
             client.dense("seg", [PIXELS], version="1")
+        assert 'version="3"' in metrics(server)
+        assert 'version="1"' not in metrics(server)
+        write({"depth": models["depth"]})
+        until(lambda: 'model="seg"' not in metrics(server))
+        assert 'model="depth"' in metrics(server)
 
 
 def until(is_true: Callable[[], bool]) -> None:

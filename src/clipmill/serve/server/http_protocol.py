@@ -35,6 +35,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.logger = _logger
         self._limits = limits
         self._is_reading_headers = True
+        self._has_begun = False
         self._is_refused = False
         self._num_unparsed = 0
         self._header_timer: asyncio.TimerHandle | None = None
@@ -79,6 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to count the headers' bytes and their time."""
         super().on_message_begin()
+        self._has_begun = True
         self._is_reading_headers = True
         if self._header_timer is None:
             self._start_header_timer()
@@ -123,10 +125,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_header_timer(self) -> None:
         def refuse() -> None:
-            if self.scope is None:
+            if not self._has_begun:
                 self.transport.close()  # it never asked for anything
-            else:
-                self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the request's headers came too slowly")
+                return
+            self._refuse(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the request's headers didn't arrive within {self._limits.read_timeout_seconds:g} "
+                "s (read_timeout_seconds)",
+            )
 
         self._header_timer = self.loop.call_later(self._limits.read_timeout_seconds, refuse)
 
