@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.protocol.bodies import HEADER_LENGTH
+from clipmill.serve.server.model import NETWORK_SIZE
 
-_EXPOSED_HEADERS = (HEADER_LENGTH, "Retry-After")
+_EXPOSED_HEADERS = (HEADER_LENGTH, NETWORK_SIZE, "Retry-After")
 
 
 def with_methods(app: ASGIApp, routes: FastAPI) -> ASGIApp:
