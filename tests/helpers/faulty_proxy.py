@@ -1,11 +1,12 @@
-"""A proxy in front of a server that adds a path prefix, holds requests back, and fails on demand."""
+"""A proxy that adds a path prefix, holds requests back, and fails on demand."""
 
 import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
 class Answer(NamedTuple):
@@ -55,7 +56,7 @@ class FaultyProxy(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}{self.prefix}"
 
-    def __enter__(self) -> "FaultyProxy":
+    def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
@@ -105,7 +106,5 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        try:
+        with suppress(OSError):  # the browser has left
             self.wfile.write(answer.body)
-        except OSError:
-            pass  # the browser has left
