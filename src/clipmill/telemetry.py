@@ -35,6 +35,17 @@ class Outcome(StrEnum):
     FAILURE = "failure"
 
 
+class SampleOutcome(StrEnum):
+    """Values of the label ``outcome`` of ``clipmill_serve_samples_total``."""
+
+    WRITTEN = "written"
+    """The image is in the store."""
+    DROPPED = "dropped"
+    """Too many samples waited to be written."""
+    FAILED = "failed"
+    """The store refused it, or didn't answer."""
+
+
 class CheckpointPhase(StrEnum):
     """Values of the label ``phase`` of ``clipmill_train_checkpoint_seconds``."""
 
@@ -156,6 +167,9 @@ class ServingMetrics:
     """Requests answered; labels ``version``, and ``code``, the HTTP status."""
     requests_rejected: Counter
     """Requests rejected; label ``reason``: a value of ``serve.errors.RejectReason``."""
+    samples: Counter
+    """Images of requests that were chosen as samples; label ``outcome``: a value of
+    SampleOutcome."""
     info: Gauge
     """1 for each model served; labels ``version``, ``task`` and ``digest``."""
     model_size_bytes: Gauge
@@ -290,6 +304,11 @@ def serving_metrics() -> ServingMetrics:
             "clipmill_serve_requests_rejected_total",
             "Requests rejected, by reason",
             ["model", "reason"],
+        ),
+        samples=Counter(
+            "clipmill_serve_samples_total",
+            "Images chosen as samples, by outcome",
+            ["model", "outcome"],
         ),
         info=Gauge(
             "clipmill_serve_model_info",

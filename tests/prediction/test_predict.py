@@ -27,9 +27,11 @@ from clipmill.lineage import lineage
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
 from clipmill.models.towers import build_clip
-from clipmill.prediction.plan import PredictionConfig, plan_prediction, read_prediction_plan
+from clipmill.prediction.config import PredictionConfig
+from clipmill.prediction.plan import plan_prediction, read_prediction_plan
 from clipmill.prediction.run import predict_shards, read_prediction
 from clipmill.serve.client import Client
+from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import RejectReason
 from clipmill.serve.launch import ServerProcess
 from clipmill.serve.protocol.rle import decode_rle
@@ -45,6 +47,8 @@ CLIP = ClipConfig(
     text=TextConfig(context_length=16, vocab_size=1000, width=32, heads=2, layers=2),
 )
 NUM_IMAGES = 5
+NETWORK_PIXELS = 2700
+"""Below the size of the larger images, which are scaled down for the network."""
 SMALL_SHARDS = ["images_per_shard=2", "num_threads=2"]
 
 
@@ -95,14 +99,16 @@ def contents(uri, folder="files"):
 @pytest.fixture(scope="module")
 def server(models, tmp_path_factory):
     log_path = tmp_path_factory.mktemp("server") / "server.log"
-    with ServerProcess(models, log_path=log_path) as process:
+    config = ServingConfig().override([f"max_network_pixels={NETWORK_PIXELS}"])
+    with ServerProcess(models, log_path=log_path, config=config) as process:
         yield process
 
 
 def test_results_are_the_servers_answers_bit_for_bit(server, models, images, tmp_path):
     """Server and batch run with the threads of OMP_NUM_THREADS, and a batch holds one image."""
     client, store = Client(server.url), str(tmp_path / "store")
-    uris = {name: stages.predict(SMALL_SHARDS, models[name], str(images), store) for name in models}
+    options = [*SMALL_SHARDS, f"serving.max_network_pixels={NETWORK_PIXELS}"]
+    uris = {name: stages.predict(options, models[name], str(images), store) for name in models}
     rows = {name: {row["uid"]: row for row in table(uri)} for name, uri in uris.items()}
     objects = json.loads(read_bytes(join(uris["detection"], "coco_results.json")))
     listed = json.loads(read_bytes(join(uris["detection"], "coco_images.json")))

@@ -1,9 +1,10 @@
-"""The page at / in a real browser: images, models side by side, failures, and the curl command."""
+"""The page at / in a real browser: a sample, a dropped file, keys, and what it may load."""
 
-import io
+import base64
 import json
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,107 +12,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from websockets.sync.client import ClientConnection, connect
 
-from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.models.config import ClipConfig, TextConfig, VisionConfig
-from clipmill.models.towers import build_clip
 from clipmill.serve.launch import ServerProcess
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.visualization import class_palette, encode_png
-from helpers.browser import PLAIN_HOST, Browser, open_browser
-from helpers.faulty_proxy import Answer, FaultyProxy
 from helpers.small_models import save_model
 
-STATUS = '[...document.querySelectorAll(".status")].map((status) => status.textContent)'
-ANSWERED = f'{STATUS}.length && {STATUS}.every((text) => text.startsWith("Response in"))'
-SECOND = "#samples button:nth-child(2)"
-CLIP = ClipConfig(
-    embed_dim=16,
-    vision=VisionConfig(image_size=32, patch_size=8, width=32, layers=2, head_width=16),
-    text=TextConfig(context_length=16, vocab_size=1000, width=32, heads=2, layers=2),
-)
-HTML = Answer(502, b"<html><h1>Bad gateway</h1></html>", {"Content-Type": "text/html"})
-BUSY = Answer(503, b'{"error": "32 requests are open; try again later"}', {"Retry-After": "0"})
-
-
-@pytest.fixture(scope="module")
-def uris(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Models of each kind, and two versions of one."""
-    folder = tmp_path_factory.mktemp("kinds")
-    torch.manual_seed(0)
-    metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
-    save_checkpoint(str(folder / "clip"), metadata, build_clip(CLIP).state_dict())
-    return {
-        "seg@2": models["seg"],
-        "seg@1": save_model(str(folder / "seg"), "segmentation", crop_size=32),
-        "depth": models["depth"],
-        "objects": save_model(str(folder / "detection"), "detection"),
-        "kinds": save_model(str(folder / "classification"), "classification"),
-        "clip": str(folder / "clip"),
-    }
-
-
-@pytest.fixture(scope="module")
-def server(
-    uris: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
-    log_path = tmp_path_factory.mktemp("server") / "server.log"
-    with ServerProcess(uris, log_path=log_path) as process:
-        yield process
-
-
-@pytest.fixture
-def proxy(server: ServerProcess) -> Iterator[FaultyProxy]:
-    with FaultyProxy(server.url) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with open_browser(tmp_path_factory.mktemp("profile")) as page:
-        yield page
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Browser:
-    chromium.reset()
-    return chromium
-
-
-def overlay(browser: Browser, panel: int = 0) -> np.ndarray:
-    """RGBA pixels of a panel's overlay."""
-    canvas = f'document.querySelectorAll(".overlay")[{panel}]'
-    width, height = browser.value(f"[{canvas}.width, {canvas}.height]")
-    pixels = f'[...{canvas}.getContext("2d").getImageData(0, 0, {width}, {height}).data]'
-    return np.array(browser.value(pixels), np.uint8).reshape(height, width, 4)
-
-
-def colors_of(uri: str, image_HW3: np.ndarray) -> np.ndarray:
-    """Colors (H, W, 3) of the classes that a model predicts."""
-    return class_palette()[Predictor.open(uri).predict([image_HW3])[0]["classes"]]
-
-
-def sample(number: int) -> np.ndarray:
-    folder = Path(__file__).parents[2] / "src/clipmill/serve/playground"
-    return np.asarray(Image.open(folder / f"sample-{number}.jpg").convert("RGB"))
-
-
-def assert_no_answer(browser: Browser) -> None:
-    """No part of a prediction is shown: neither overlay nor legend, scale, numbers or probe."""
-    assert not browser.value(
-        '[...document.querySelectorAll(".overlay, .ramp, .probe, .legend li, .facts dt")]'
-        ".some((element) => element.checkVisibility())"
-    )
-    assert not browser.text(".reading")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def test_the_page_and_its_files_may_load_nothing_from_elsewhere(server: ServerProcess) -> None:
-    folder = Path(__file__).parents[2] / "src/clipmill/serve/playground"
-    files = [path.name for path in folder.iterdir() if path.suffix in {".js", ".css", ".jpg"}]
-    assert {"page.js", "page.css", "sample-1.jpg"} <= set(files)
-    for path in ("/", *(f"/playground/{name}" for name in files)):
+    for path in ("/", "/playground/page.js", "/playground/page.css", "/playground/sample-1.jpg"):
         with urllib.request.urlopen(server.url + path, timeout=30) as response:
             policy = response.headers["Content-Security-Policy"]
             body = response.read()
@@ -124,424 +46,120 @@ def test_the_page_and_its_files_may_load_nothing_from_elsewhere(server: ServerPr
             urllib.request.urlopen(f"{server.url}/playground/{name}", timeout=30)
 
 
-def test_drop_an_image_see_the_mask_then_the_depth(
-    browser: Browser, server: ServerProcess, uris: dict[str, str], picture: np.ndarray
-) -> None:
-    browser.open(f"{server.url}/#model=seg@2")
-    browser.wait_for('document.querySelectorAll("#models input").length')
-    browser.drop(encode_png(picture))
-    browser.wait_for(ANSWERED)
-    np.testing.assert_array_equal(overlay(browser)[..., :3], colors_of(uris["seg@2"], picture))
-    predictor = Predictor.open(uris["seg@2"])
-    classes = np.unique(predictor.predict([picture])[0]["classes"])
-    assert {predictor.classes[i] for i in classes} == set(browser.text(".name").split("\n"))
+class Browser:
+    """A page of a real Chromium, over the DevTools protocol."""
 
-    browser.click("#models input[value=depth]")
-    browser.wait_for(ANSWERED)
-    assert browser.is_shown(".ramp")
-    browser.value('document.querySelector(".stage").focus()')
-    browser.press("ArrowRight")
-    meters = Predictor.open(uris["depth"]).predict([picture])[0]["depth_metres"][24, 32]
-    assert browser.text(".reading") == f"{meters:.2f} meters at 32, 24"
+    def __init__(self, connection: ClientConnection) -> None:
+        self._socket = connection
+        self._number = 0
+        self.requested: list[str] = []
+        self.complaints: list[str] = []
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        self._socket.send(json.dumps({"id": self._number, "method": method, "params": params}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=60))
+            if message.get("method") == "Network.requestWillBeSent":
+                self.requested.append(message["params"]["request"]["url"])
+            if message.get("method") in {"Log.entryAdded", "Runtime.exceptionThrown"}:
+                self.complaints.append(json.dumps(message["params"]))
+            if message.get("id") == self._number:
+                assert "error" not in message, message
+                return dict(message["result"])
+
+    def value(self, expression: str) -> Any:
+        found = self.send(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
+        return found["result"].get("value")
+
+    def wait_for(self, expression: str) -> Any:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            value = self.value(expression)
+            if value:
+                return value
+            time.sleep(0.05)
+        pytest.fail(f"{expression} never came true: {self.value('document.body.innerText')}")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("chromium isn't installed")
+    command = [CHROMIUM, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={tmp_path}"]
+    with subprocess.Popen(
+        [*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            port_file = tmp_path / "DevToolsActivePort"
+            deadline = time.monotonic() + 60
+            while not (port_file.exists() and port_file.read_text().count("\n")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            port = int(port_file.read_text().splitlines()[0])
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=30) as response:
+                (page,) = [t for t in json.loads(response.read()) if t["type"] == "page"]
+            with connect(page["webSocketDebuggerUrl"], max_size=None) as connection:
+                yield Browser(connection)
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+_DROP = """(() => {
+  const bytes = Uint8Array.from(atob(%s), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "mine.png", { type: "image/png" }));
+  const stage = document.getElementById("stage");
+  stage.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+})()"""
+_PIXELS = """[...document.getElementById("answer").getContext("2d")
+  .getImageData(0, 0, 64, 48).data].filter((_, index) => index %% 4 < 3)""".replace("%%", "%")
+_RESPONDED = 'document.getElementById("status").textContent.startsWith("Response in")'
+
+
+def test_drop_an_image_see_the_mask_then_the_depth(
+    browser: Browser,
+    server: ServerProcess,
+    picture: np.ndarray,
+    predictors: dict[str, Predictor],
+) -> None:
+    browser.send("Page.navigate", url=f"{server.url}/?model=seg")
+    browser.wait_for('document.querySelectorAll("#models input").length === 2')
+    browser.value(_DROP % json.dumps(base64.b64encode(encode_png(picture)).decode()))
+    browser.wait_for(_RESPONDED)
+    classes_HW = predictors["seg"].predict([picture])[0]["classes"]
+    shown = np.array(browser.value(_PIXELS), np.uint8).reshape(48, 64, 3)
+    np.testing.assert_array_equal(shown, class_palette()[classes_HW])
+    legend = browser.value('document.getElementById("legend").innerText')
+    assert all(predictors["seg"].classes[i] in legend for i in np.unique(classes_HW))
+    assert f"{server.url}/v2/models/seg/infer?output=png" in browser.value(
+        'document.getElementById("curl").textContent'
+    )
+
+    browser.value('document.querySelector("#models input[value=depth]").click()')
+    browser.wait_for(f'{_RESPONDED} && !document.getElementById("scale").hidden')
+    press(browser, "ArrowRight")
+    reading = browser.wait_for('document.getElementById("reading").textContent')
+    metres = predictors["depth"].predict([picture])[0]["depth_metres"][24, 32]
+    assert reading == f"{np.float16(metres):.2f} metres at 32, 24"
 
     assert browser.requested
-    assert all(
-        url.startswith((server.url, "data:", "blob:", "about:")) for url in browser.requested
-    )
+    assert all(url.startswith((server.url, "data:", "blob:")) for url in browser.requested)
     assert not browser.complaints
 
 
-def test_objects_are_masked_boxed_and_listed(
-    browser: Browser, server: ServerProcess, uris: dict[str, str], picture: np.ndarray
-) -> None:
-    predictor = Predictor.open(uris["objects"])
-    (expected,) = predictor.predict([picture])
-    shown = expected["scores"] >= 0.3
-    assert shown.any()
-    browser.open(f"{server.url}/#model=objects")
-    browser.wait_for('document.querySelectorAll("#models input").length')
-    browser.drop(encode_png(picture))
-    browser.wait_for(ANSWERED)
-    names = browser.text(".name").split("\n")
-    assert names == [predictor.classes[label] for label in expected["labels"][shown]]
-    alpha_HW = overlay(browser)[..., 3]
-    assert (alpha_HW[expected["masks"][shown].any(axis=0)] == 255).all()
-    boxed_HW = np.zeros((48, 64), bool)
-    for x1, y1, x2, y2 in expected["boxes"][shown].astype(int):
-        boxed_HW[max(0, y1 - 2) : y2 + 3, max(0, x1 - 2) : x2 + 3] = True
-    assert not alpha_HW[~boxed_HW & ~expected["masks"][shown].any(axis=0)].any()
-    assert not browser.complaints
-
-
-def test_an_old_answer_is_never_over_a_new_image_or_model(
-    browser: Browser, proxy: FaultyProxy, uris: dict[str, str]
-) -> None:
-    faults = proxy.faults
-    browser.open(f"{proxy.url}/#model=seg@2&sample=1")
-    browser.wait_for(ANSWERED)
-    assert browser.is_shown(".overlay")
-
-    faults.is_open.clear()
-    browser.click(SECOND)  # the answer to it comes after that to the third
-    browser.wait_for(f'{STATUS}[0].startsWith("Waiting")')
-    assert_no_answer(browser)
-    browser.click("#samples button:nth-child(3)")
-    browser.wait_for(f'{STATUS}[0].startsWith("Waiting") && location.hash.includes("sample=3")')
-    faults.is_open.set()
-    browser.wait_for(ANSWERED)
-    np.testing.assert_array_equal(overlay(browser)[..., :3], colors_of(uris["seg@2"], sample(3)))
-
-    faults.next_answers = [Answer(500, b'{"error": "the model failed"}')]
-    browser.click(SECOND)
-    browser.wait_for(f'{STATUS}[0] === "The model failed."')
-    assert_no_answer(browser)
-    browser.click(".again")
-    browser.wait_for(ANSWERED)
-
-    faults.is_open.clear()
-    browser.click("#models input[value=depth]")
-    browser.wait_for(f'{STATUS}[0].startsWith("Waiting")')
-    assert_no_answer(browser)
-    assert not browser.is_shown("#fade")
-
-
-def test_a_503_is_retried_once(browser: Browser, proxy: FaultyProxy) -> None:
-    proxy.faults.next_answers = [BUSY._replace(headers={"Retry-After": "1"})]
-    browser.open(f"{proxy.url}/#model=seg@2&sample=1")
-    browser.wait_for(f'{STATUS}[0] === "The server is busy. Trying again in 1 s …"')
-    browser.wait_for(ANSWERED)
-    assert len(proxy.faults.predictions) == 2
-
-    proxy.faults.next_answers = [BUSY, BUSY]
-    browser.click(SECOND)
-    browser.wait_for(f'{STATUS}[0] === "32 requests are open; try again later."')
-    assert len(proxy.faults.predictions) == 4
-    browser.click(".again")
-    browser.wait_for(ANSWERED)
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        (HTML, "can't reach the model server"),
-        (HTML._replace(status=413), "too large for the gateway"),
-        (HTML._replace(status=418), "status 418 and no reason"),
-        (HTML._replace(status=200), "not a PNG"),
-        (Answer(400, b'{"error": "an image is 9 x 1"}'), "An image is 9 x 1."),
-    ],
-)
-def test_failures_of_a_request_in_words(
-    browser: Browser, proxy: FaultyProxy, answer: Answer, words: str
-) -> None:
-    proxy.faults.next_answers = [answer]
-    browser.open(f"{proxy.url}/#model=seg@2&sample=1")
-    browser.wait_for(f"{STATUS}[0].includes({json.dumps(words)})")
-    assert_no_answer(browser)
-
-
-def test_a_server_that_is_gone_in_words(browser: Browser, server: ServerProcess) -> None:
-    with FaultyProxy(server.url) as proxy:
-        browser.open(f"{proxy.url}/#model=seg@2")
-        browser.wait_for('document.querySelectorAll("#models input").length')
-    browser.drop(encode_png(sample(1)))
-    browser.wait_for(f'{STATUS}[0].startsWith("The server can\'t be reached")')
-    browser.click(SECOND)
-    browser.wait_for('document.querySelector("#notice.failed")')
-    assert "can't be reached" in browser.text("#notice")
-    assert not browser.is_shown("#panels"), "the image before"
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [(HTML, "can't reach"), (HTML._replace(status=200), "not as a clipmill server does")],
-)
-def test_a_list_of_models_that_fails_in_words(
-    browser: Browser, proxy: FaultyProxy, answer: Answer, words: str
-) -> None:
-    proxy.faults.answers["/v2/models"] = answer
-    browser.open(f"{proxy.url}/")
-    browser.wait_for('document.querySelector("#notice.failed")')
-    assert words in browser.text("#notice")
-    proxy.faults.answers.clear()
-    browser.click("#notice button")
-    browser.wait_for('document.querySelectorAll("#models input").length === 6')
-
-
-def test_models_that_go_or_change_while_the_page_is_open(
-    browser: Browser, proxy: FaultyProxy
-) -> None:
-    answers = proxy.faults.answers
-    answers["/v2/models/kinds"] = Answer(404, b'{"error": "no model"}')
-    browser.open(f"{proxy.url}/#model=seg@2&sample=1")
-    browser.wait_for(ANSWERED)
-    assert not browser.value('Boolean(document.querySelector("input[value=kinds]"))'), (
-        "went at start"
-    )
-
-    with urllib.request.urlopen(f"{proxy.url}/v2/models/seg/versions/2") as response:
-        metadata: dict[str, Any] = json.loads(response.read())
-    metadata["parameters"] |= {"digest": "f" * 64, "classes": ["new-0", "new-1", "new-2"]}
-    answers["/v2/models/seg/versions/2"] = Answer(200, json.dumps(metadata).encode())
-    browser.click(SECOND)
-    browser.wait_for(ANSWERED)
-    assert all(name.startswith("new-") for name in browser.text(".name").split("\n"))
-    assert "digest ffffffffffff" in browser.text(".identity")
-
-    gone = Answer(404, b'{"error": "\'depth\' is not served"}')
-    browser.wait_for('document.querySelector("input[value=depth]")')
-    answers["/v2/models/depth"] = answers["/v2/models/depth/infer"] = gone
-    browser.click("#models input[value=depth]")
-    browser.wait_for(f'{STATUS}[0] === "depth isn\'t served any more. Choose another model."')
-    browser.wait_for('!document.querySelector("input[value=depth]")')
-    assert_no_answer(browser)
-
-
-def test_images_that_cannot_be_shown_or_sent(browser: Browser, server: ServerProcess) -> None:
-    browser.open(f"{server.url}/#model=seg@2&sample=1")
-    browser.wait_for(ANSWERED)
-    for data, words in ((b"no picture", "not an image"), (b"", "empty")):
-        browser.drop(data, "note.heic")
-        browser.wait_for(
-            f'document.querySelector("#notice.failed")?.textContent.includes("{words}")'
-        )
-        assert "note.heic" in browser.text("#notice")
-        assert not browser.is_shown("#panels")
-        assert browser.is_shown("#empty")
-    for size in ((1, 5000), (5000, 1)):
-        browser.drop(encode_png(np.zeros((*size, 3), np.uint8)))
-        browser.wait_for(f'{STATUS}[0]?.includes("5000")')
-        assert_no_answer(browser)
-        assert browser.value("document.documentElement.scrollHeight") < 2000
-        browser.click(SECOND)
-        browser.wait_for(ANSWERED)
-
-
-def test_empty_labels_in_words(browser: Browser, server: ServerProcess) -> None:
-    browser.open(f"{server.url}/#model=clip&sample=1&labels=a ball,a box")
-    browser.wait_for(ANSWERED)
-    assert sorted(browser.text(".name").split("\n")) == ["a ball", "a box"]
-    browser.value('document.getElementById("labels").value = " , "')
-    browser.click("#zero-shot button")
-    browser.wait_for(f'{STATUS}[0] === "Enter at least one label."')
-    assert_no_answer(browser)
-    assert not browser.is_shown("pre")
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "image.jpg",
-        "my photo's $(touch pwned);x.jpg",
-        '`touch pwned`"!!\\n%s *.png',
-        "-",
-        "--output",
-        "Bildschirmfoto größer.png",
-        "a\x03\ntouch pwned\n",
-        "\x1b[201~\u0085%d\\.png",
-    ],
-)
-def test_the_command_sends_what_the_page_sends(
-    name: str,
-    browser: Browser,
-    proxy: FaultyProxy,
-    uris: dict[str, str],
-    tmp_path: Path,
-) -> None:
-    image_HW3 = np.random.default_rng(0).integers(0, 256, (40, 1100, 3), np.uint8)[:, ::8]
-    browser.open(f"{proxy.url}/#model=seg@2")
-    browser.wait_for('document.querySelectorAll("#models input").length')
-    data = encode_png(image_HW3)
-    browser.drop(data, name)
-    browser.wait_for(ANSWERED)
-    command = browser.text("pre")
-    # A terminal obeys control characters even between quotes.
-    assert command.replace("\n", "").isprintable()
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / name).write_bytes(data)
-    subprocess.run(["sh", "-euc", command], cwd=folder, check=True)
-    by_page, by_curl = proxy.faults.predictions
-    assert by_curl == by_page
-    assert by_page.body == data
-    with Image.open(folder / "seg-prediction.png") as answer:
-        np.testing.assert_array_equal(answer.convert("RGB"), colors_of(uris["seg@2"], image_HW3))
-    assert {path.name for path in folder.iterdir()} == {name, "seg-prediction.png"}
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-@pytest.mark.parametrize("model", ["depth", "objects", "kinds", "clip"])
-def test_the_command_fetches_a_sample(
-    model: str, browser: Browser, proxy: FaultyProxy, tmp_path: Path
-) -> None:
-    browser.open(f"{proxy.url}/#model={model}&sample=3&labels=it's a ball,50%")
-    browser.wait_for(ANSWERED)
-    subprocess.run(["sh", "-euc", browser.text("pre")], cwd=tmp_path, check=True)
-    by_page, by_curl = proxy.faults.predictions
-    assert by_curl == by_page
-
-
-def test_a_transparent_image_is_sent_as_it_is_and_shown_over_white(
-    browser: Browser, proxy: FaultyProxy
-) -> None:
-    rgba_HW4 = np.zeros((700, 1300, 4), np.uint8)
-    rgba_HW4[:, 650:] = (200, 0, 0, 255)
-    data = encode_png(rgba_HW4)
-    browser.open(f"{proxy.url}/#model=seg@2")
-    browser.wait_for('document.querySelectorAll("#models input").length')
-    browser.drop(data)
-    browser.wait_for(ANSWERED)
-    assert proxy.faults.predictions[0].body == data
-    context = 'document.querySelector(".image").getContext("2d")'
-    assert browser.value(f"[...{context}.getImageData(0, 0, 1, 1).data]") == [255, 255, 255, 255]
-    assert overlay(browser).shape == (700, 1300, 4)
-
-
-def test_a_photo_shows_that_it_is_read_and_needs_no_type(
-    browser: Browser, server: ServerProcess, picture: np.ndarray
-) -> None:
-    file = io.BytesIO()
-    Image.fromarray(picture).resize((4032, 3024)).save(file, "JPEG")
-    browser.open(f"{server.url}/#model=seg@2")
-    browser.wait_for('document.querySelectorAll("#models input").length')
-    browser.value("""{
-      const notice = document.getElementById("notice");
-      window.said = [];
-      const observer = new MutationObserver(() => said.push(notice.textContent));
-      observer.observe(notice, { childList: true });
-    }""")
-    browser.drop(file.getvalue(), "phone", "")
-    browser.wait_for(ANSWERED)
-    assert browser.value("said") == ["Reading phone …", ""]
-    assert browser.value("document.querySelector('.overlay').width") == 4032
-
-
-def test_versions_side_by_side_by_a_link(
-    browser: Browser, server: ServerProcess, uris: dict[str, str], tmp_path: Path
-) -> None:
-    browser.open(f"{server.url}/#sample=2")
-    browser.wait_for(ANSWERED)
-    browser.click("#compare")
-    browser.click("#models input[value='seg@1']")
-    browser.wait_for(f"{STATUS}.length === 2 && {ANSWERED}")
-    link = browser.value("location.href")
-    assert link == f"{server.url}/#model=seg@2&model=seg@1&sample=2"
-    assert browser.is_shown("#share")
-
-    browser.open(link)
-    browser.wait_for(ANSWERED)
-    assert browser.text("h2").split("\n") == ["seg@2", "seg@1"]
-    expected = [colors_of(uris[key], sample(2)) for key in ("seg@2", "seg@1")]
-    assert (expected[0] != expected[1]).any()
-    for panel, colors_HW3 in enumerate(expected):
-        np.testing.assert_array_equal(overlay(browser, panel)[..., :3], colors_HW3)
-    browser.value('document.querySelector(".stage").focus()')
-    browser.press("ArrowLeft")
-    first, second = browser.text(".reading").split("\n")
-    assert first.split(" at ")[1] == second.split(" at ")[1]
-
-    browser.value('location.hash = "#model=depth&model=gone&sample=3"')
-    browser.wait_for(f"{STATUS}.length === 1 && {ANSWERED}")
-    assert browser.text("h2") == "depth"
-    assert browser.text("#notice") == "The link names gone, which isn't served here."
-    browser.drop(encode_png(sample(1)))
-    browser.wait_for(f'{ANSWERED} && !location.hash.includes("sample")')
-    assert not browser.is_shown("#share"), "the image isn't in the link"
-
-
-def test_a_pasted_image_can_be_saved_for_the_command(
-    browser: Browser, server: ServerProcess, picture: np.ndarray
-) -> None:
-    browser.open(f"{server.url}/#model=seg@2")
-    browser.wait_for('document.querySelectorAll("#models input").length')
-    assert browser.is_shown("#empty[for=file]"), "a click chooses a file"
-    data = encode_png(picture)
-    browser.drop(data, "image.png", paste=True)
-    browser.wait_for(ANSWERED)
-    assert browser.is_shown(".save a[download='image.png']")
-    assert "@image.png" in browser.text("pre")
-
-
-def test_copy_without_a_secure_context(browser: Browser, server: ServerProcess) -> None:
-    browser.open(f"http://{PLAIN_HOST}:{server.http_port}/#model=clip&sample=1")
-    browser.wait_for(ANSWERED)
-    assert not browser.value("isSecureContext")
-    command = browser.text("pre")
-    browser.click_by_mouse(".copy")
-    browser.wait_for('document.querySelector(".copy").textContent === "Copied"')
-    browser.value('document.getElementById("labels").select()')
-    browser.press("v", commands=["paste"])
-    pasted = browser.value('document.getElementById("labels").value')
-    assert pasted.split() == command.split()
-    browser.wait_for('document.querySelector(".copy").textContent === "Copy"')
-
-
-def test_behind_a_path_prefix(browser: Browser, server: ServerProcess) -> None:
-    with FaultyProxy(server.url, "/serving/ns/name") as proxy:
-        browser.open(f"{proxy.url}/#model=seg@2&sample=1")
-        browser.wait_for(ANSWERED)
-        assert f"{proxy.url}/v2/models/seg/versions/2/infer" in browser.text("pre")
-        assert not browser.complaints
-
-
-def test_zoom_keeps_the_place_under_the_pointer(browser: Browser, server: ServerProcess) -> None:
-    browser.open(f"{server.url}/#model=seg@2&model=depth&sample=2")
-    browser.wait_for(ANSWERED)
-    left, top = browser.value("""(() => {
-      const box = document.querySelector(".layers").getBoundingClientRect();
-      return [box.left + box.width / 4, box.top + box.height / 4].map(Math.round);
-    })()""")
-    place = {"x": left, "y": top}
-
-    def move(x: float, y: float, kind: str = "mouseMoved", **options: Any) -> str:
-        browser.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **options)
-        return browser.text(".reading")
-
-    before = move(**place)
-    assert before
-    browser.send(
-        "Input.dispatchMouseEvent", type="mouseWheel", deltaX=0, deltaY=-400, modifiers=2, **place
-    )
-    browser.wait_for('document.querySelector("[data-zoom=fit]").textContent === "400 %"')
-    move(left + 1, top)
-    assert move(**place) == before
-    move(**place, kind="mousePressed", button="left", clickCount=1)
-    move(left + 40, top + 20, button="left", buttons=1)
-    move(left + 40, top + 20, kind="mouseReleased", button="left", clickCount=1)
-    assert move(left + 40, top + 20) == before, "dragged along"
-    browser.value('document.querySelector(".stage").focus()')
-    browser.press("0")
-    assert browser.text("[data-zoom=fit]") == "100 %"
-    browser.press("+")
-    assert browser.text("[data-zoom=fit]") == "200 %"
-
-
-def test_no_opacity_where_nothing_is_drawn(browser: Browser, server: ServerProcess) -> None:
-    browser.open(f"{server.url}/#model=kinds&sample=1")
-    browser.wait_for(ANSWERED)
-    assert not browser.is_shown("#fade")
-    browser.click("#models input[value=depth]")
-    browser.wait_for(ANSWERED)
-    assert browser.is_shown("#fade")
-
-
-def test_all_controls_have_names(browser: Browser, server: ServerProcess) -> None:
-    browser.open(f"{server.url}/#model=seg@2&model=clip&sample=1")
-    browser.wait_for(ANSWERED)
-    browser.send("Accessibility.enable")
-    nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
-    focusable = [
-        (node["role"]["value"], node.get("name", {}).get("value", ""))
-        for node in nodes
-        if any(p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", []))
-    ]
-    assert len(focusable) > 15
-    assert not [role for role, name in focusable if not name and role != "generic"]
-    assert [name for role, name in focusable if role == "application"] == [
-        f"Image with the prediction of {key}. Arrow keys move the probe point, plus and minus zoom."
-        for key in ("seg@2", "clip")
-    ]
-    assert ("checkbox", "seg, version 1") in focusable
+def press(browser: Browser, key: str) -> None:
+    browser.value('document.getElementById("stage").focus()')
+    for kind in ("keyDown", "keyUp"):
+        browser.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
 
 def test_a_sample_on_a_phone_in_the_dark(browser: Browser, server: ServerProcess) -> None:
@@ -555,8 +173,51 @@ def test_a_sample_on_a_phone_in_the_dark(browser: Browser, server: ServerProcess
     browser.send(
         "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}]
     )
-    browser.open(f"{server.url}/#model=depth&model=clip&sample=2")
-    browser.wait_for(ANSWERED)
+    browser.send("Page.navigate", url=f"{server.url}/?model=depth&sample=2")
+    browser.wait_for(_RESPONDED)
     assert browser.value("document.documentElement.scrollWidth") <= 375
     background = browser.value("getComputedStyle(document.body).backgroundColor")
     assert max(int(n) for n in background[4:-1].split(",")) < 64
+
+
+def test_a_file_that_is_no_image_is_refused(browser: Browser, server: ServerProcess) -> None:
+    browser.send("Page.navigate", url=server.url)
+    browser.wait_for('document.querySelectorAll("#models input").length === 2')
+    browser.value(_DROP % json.dumps(base64.b64encode(b"no picture").decode()))
+    browser.wait_for('document.getElementById("status").textContent.includes("not an image")')
+    assert not browser.value('!document.getElementById("answer").hidden')
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Predictor]]:
+    """A server of a detection model whose random weights are sure of what they see."""
+    folder = tmp_path_factory.mktemp("detector")
+    uri = save_model(str(folder / "model"), "detection")
+    with ServerProcess({"objects": uri}, log_path=folder / "server.log") as process:
+        yield process, Predictor.open(uri)
+
+
+def test_objects_are_masked_boxed_and_listed(
+    browser: Browser, detector: tuple[ServerProcess, Predictor], picture: np.ndarray
+) -> None:
+    server, predictor = detector
+    (found,) = predictor.predict([picture])
+    shown = found["scores"] >= 0.3
+    assert shown.any()
+    browser.send("Page.navigate", url=server.url)
+    browser.wait_for('document.querySelectorAll("#models input").length === 1')
+    browser.value(_DROP % json.dumps(base64.b64encode(encode_png(picture)).decode()))
+    browser.wait_for(_RESPONDED)
+    legend = browser.value('document.getElementById("legend").innerText').split("\n")
+    names = [line for line in legend if line in predictor.classes]
+    assert names == [predictor.classes[label] for label in found["labels"][shown]]
+    opaque = """[...document.getElementById("answer").getContext("2d")
+      .getImageData(0, 0, 64, 48).data].filter((_, index) => index % 4 === 3)"""
+    alpha_HW = np.array(browser.value(opaque), np.uint8).reshape(48, 64)
+    assert (alpha_HW[found["masks"][shown].any(axis=0)] == 255).all()
+    boxed_HW = np.zeros((48, 64), bool)
+    for x1, y1, x2, y2 in found["boxes"][shown].astype(int):
+        boxed_HW[max(0, y1 - 2) : y2 + 3, max(0, x1 - 2) : x2 + 3] = True
+    assert not alpha_HW[~boxed_HW & ~found["masks"][shown].any(axis=0)].any()
+    assert "output=rle" in browser.value('document.getElementById("curl").textContent')
+    assert not browser.complaints

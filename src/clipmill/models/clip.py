@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,7 +199,19 @@ def _open_clip_tokenizer(
 class ClipEmbedder:
     """Both towers on this machine's device, their branches fused: unit vectors as numpy arrays."""
 
-    def __init__(self, config: ClipConfig, tensors: "Mapping[str, Tensor]") -> None:
+    def __init__(
+        self,
+        config: ClipConfig,
+        tensors: "Mapping[str, Tensor]",
+        *,
+        backend: Literal["torch", "onnx"] = "torch",
+        name: str = "the model",
+    ) -> None:
+        """Build both towers; with the backend ``onnx`` ONNX Runtime runs that of images, on a CPU.
+
+        Raises:
+            ConfigError: the tower of the model ``name`` can't run with this backend.
+        """
         import torch
 
         from clipmill.models.encoders import Normalize
@@ -208,7 +220,12 @@ class ClipEmbedder:
         model = build_clip(config)
         model.load_state_dict(tensors)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = fuse_branches(model).to(self._device)
+        fused = fuse_branches(model)
+        if backend == "onnx":
+            from clipmill.models.onnx_runtime import OnnxModule
+
+            fused.visual = OnnxModule(fused.visual, name, side=config.vision.image_size)
+        self._model = fused.to(self._device)
         self._vision = config.vision
         self._normalize = Normalize(config.vision.mean, config.vision.std).to(self._device)
         self._tokenize = Tokenizer.from_config(config.text)

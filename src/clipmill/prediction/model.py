@@ -41,12 +41,13 @@ class PredictionModel:
         """Width of a CLIP's embeddings; 0 of a task model."""
         self._embedder: ClipEmbedder | None = None
         self._predictor: Predictor | None = None
+        backend = plan.config.serving.backend
         if metadata.kind == "clip":
             config = ClipConfig.from_json(metadata.architecture)
-            self._embedder = ClipEmbedder(config, tensors)
+            self._embedder = ClipEmbedder(config, tensors, backend=backend, name=plan.model)
             self.embedding_width = config.embed_dim
         else:
-            self._predictor = Predictor(metadata, tensors)
+            self._predictor = Predictor(metadata, tensors, backend=backend)
             self.classes = self._predictor.classes
         default = 32 if torch.cuda.is_available() else 1
         self.batch_size = plan.config.batch_size or default

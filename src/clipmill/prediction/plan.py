@@ -5,17 +5,17 @@ All workers read the plan, so that they agree about the images even where a buck
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, Literal
 
-from clipmill.config import Config, digest_json, runtime_field
+from clipmill.config import Config, digest_json
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.shards.read import ShardReader, read_shard
-from clipmill.errors import ArtifactError, ConfigError, SourceError
+from clipmill.errors import ArtifactError, SourceError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import read_metadata
-from clipmill.serve.config import ServingConfig
+from clipmill.prediction.config import PredictionConfig
 from clipmill.storage import exists, join, open_store, read_json, write_json
 
 FORMAT: Final = 1
@@ -26,32 +26,6 @@ IMAGE_SUFFIXES: Final = (
 )
 """Files of a folder that are images; those that can't be decoded are counted as rejected."""
 _DATASET: Final = "dataset.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PredictionConfig(Config):
-    """Settings of a batch prediction."""
-
-    images_per_shard: int = 256
-    """Images of a folder per shard. A killed worker repeats its current shard; those of a dataset
-    are the dataset's own."""
-    batch_size: int = runtime_field(0)
-    """Images in a forward pass; 0 for 1 on a CPU, where a result is then bit for bit a server's
-    answer to a request of one image, and 32 on a GPU."""
-    num_threads: int = runtime_field(4)
-    """Threads that read and decode images, and write results."""
-    serving: ServingConfig = field(default_factory=ServingConfig)
-    """Limits of images and backend of the model, as of a server."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range (ConfigError)."""
-        for name, least in (("images_per_shard", 1), ("batch_size", 0), ("num_threads", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"{name} was {getattr(self, name)}",
-                    expected=f"at least {least}",
-                    action=f"set {name} to {least} or more",
-                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

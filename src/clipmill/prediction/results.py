@@ -7,6 +7,7 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from operator import itemgetter
 from typing import Any, Final
@@ -17,12 +18,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipmill.errors import ArtifactError
+from clipmill.serve.protocol.images import scale_boxes, scale_to
 from clipmill.serve.protocol.png import encode_output_png
 from clipmill.serve.protocol.rle import encode_rle
 from clipmill.storage import Store
 from clipmill.tasks.base import Prediction
 
 _MAX_NAME_BYTES: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image as the model takes it."""
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+    """Height and width of the upright image, pixels."""
+    network_size: tuple[int, int]
+    """Those to which it was scaled down for the network."""
 
 
 class ShardResults(ABC):
@@ -46,7 +59,7 @@ class ShardResults(ABC):
         self._digests = [b""] * len(names)
 
     @abstractmethod
-    def add(self, row: int, prediction: Prediction) -> None:
+    def add(self, row: int, prediction: Prediction, image: PreparedImage) -> None:
         """Keep, or write, the prediction for an image."""
 
     @abstractmethod
@@ -77,10 +90,10 @@ def table_key(index: int) -> str:
 class DenseResults(ShardResults):
     """A PNG for each image: class ids with their palette, or millimetres as 16 bits."""
 
-    def add(self, row: int, prediction: Prediction) -> None:
+    def add(self, row: int, prediction: Prediction, image: PreparedImage) -> None:
         """Write the PNG."""
         (output_HW,) = prediction.values()
-        data = encode_output_png(output_HW)
+        data = encode_output_png(scale_to(output_HW, image.size))
         key = _png_key(self._names[row])
         self._store.put(key, data)
         self._predictions[row] = key
@@ -93,10 +106,11 @@ class DenseResults(ShardResults):
 class DetectionResults(ShardResults):
     """COCO's results, joined to one file at the end; the table has the images' sizes."""
 
-    def add(self, row: int, prediction: Prediction) -> None:
+    def add(self, row: int, prediction: Prediction, image: PreparedImage) -> None:
         """Keep the image's size and objects, with the row in place of the image's id."""
         objects = []
-        arrays = (prediction[name] for name in ("boxes", "scores", "labels", "masks"))
+        boxes_N4 = scale_boxes(prediction["boxes"], image.size, image.network_size)
+        arrays = (boxes_N4, *(prediction[name] for name in ("scores", "labels", "masks")))
         for box, score, label, mask_HW in zip(*arrays, strict=True):
             x1, y1, x2, y2 = box.tolist()
             objects.append(
@@ -105,10 +119,10 @@ class DetectionResults(ShardResults):
                     "category_id": int(label) + 1,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "score": float(score),
-                    "segmentation": encode_rle(mask_HW),
+                    "segmentation": encode_rle(scale_to(mask_HW, image.size)),
                 }
             )
-        self._predictions[row] = (*prediction["masks"].shape[1:], objects)
+        self._predictions[row] = (*image.size, objects)
 
     def write(self) -> str:
         """Write the objects, then the table."""
@@ -137,8 +151,9 @@ def objects_key(index: int) -> str:
 class ClassificationResults(ShardResults):
     """The most probable class, its probability, and the probabilities of all (C,)."""
 
-    def add(self, row: int, prediction: Prediction) -> None:
+    def add(self, row: int, prediction: Prediction, image: PreparedImage) -> None:
         """Keep the probabilities."""
+        del image
         self._predictions[row] = prediction["probabilities"]
 
     def _columns(self) -> dict[str, pa.Array]:
@@ -156,8 +171,9 @@ class ClassificationResults(ShardResults):
 class EmbeddingResults(ShardResults):
     """A unit vector (D,) for each image."""
 
-    def add(self, row: int, prediction: Prediction) -> None:
+    def add(self, row: int, prediction: Prediction, image: PreparedImage) -> None:
         """Keep the embedding."""
+        del image
         self._predictions[row] = prediction["embedding"]
 
     def _columns(self) -> dict[str, pa.Array]:

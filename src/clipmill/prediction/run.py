@@ -16,10 +16,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from clipmill.config import digest_json
 from clipmill.errors import (
@@ -31,6 +29,12 @@ from clipmill.errors import (
 )
 from clipmill.lineage import read_artifact_file
 from clipmill.prediction.plan import FORMAT, DatasetShard, FolderShard, PredictionPlan
+from clipmill.prediction.results import (
+    PreparedImage,
+    objects_key,
+    results_type,
+    table_key,
+)
 from clipmill.serve.errors import BadRequestError, RejectReason, RequestError
 from clipmill.serve.protocol.images import decode_image
 from clipmill.stage_records import ProgressCallback
@@ -91,6 +95,9 @@ def read_prediction(uri: str) -> dict[str, Any]:
     return value
 
 
+_Result = tuple[int, Prediction, PreparedImage]
+
+
 class _Worker:
     """Predicts shards, one after the other."""
 
@@ -107,8 +114,6 @@ class _Worker:
 
     def predict_shard(self, index: int, done: int, total: int, report: ProgressCallback) -> None:
         """Write the results of a shard, then its record."""
-        from clipmill.prediction.results import results_type
-
         with closing(self._plan.open_shard(index)) as shard:
             results = results_type(self._plan.task)(
                 self._store, index, shard.names, self._model.classes, self._model.embedding_width
@@ -142,13 +147,13 @@ class _Worker:
 
     def _batches(
         self, shard: FolderShard | DatasetShard, reject: Callable[[int, str], None]
-    ) -> Iterator[tuple[list[int], list[NDArray[np.uint8]]]]:
+    ) -> Iterator[tuple[list[int], list[PreparedImage]]]:
         """Yield images that decode with their rows; the next batch is read meanwhile."""
         size = max(self._model.batch_size, self._plan.config.num_threads)
         num_rows = len(shard.names)
         cuts = [range(i, min(i + size, num_rows)) for i in range(0, num_rows, size)]
 
-        def submit(cut: range) -> list[Future[NDArray[np.uint8]]]:
+        def submit(cut: range) -> list[Future[PreparedImage]]:
             return [self._pool.submit(self._read, shard, row) for row in cut]
 
         ahead = submit(cuts[0]) if cuts else []
@@ -166,20 +171,22 @@ class _Worker:
             if rows:
                 yield rows, images
 
-    def _read(self, shard: FolderShard | DatasetShard, row: int) -> NDArray[np.uint8]:
+    def _read(self, shard: FolderShard | DatasetShard, row: int) -> PreparedImage:
         limits = self._plan.config.serving
         if shard.size(row) > limits.max_image_bytes:
             raise BadRequestError(RejectReason.IMAGE_SIZE, "the file has too many bytes")
-        return self._model.prepare(decode_image(shard.read(row), limits))
+        image_HW3, size = decode_image(shard.read(row), limits)
+        height, width = image_HW3.shape[:2]
+        return PreparedImage(self._model.prepare(image_HW3), size, (height, width))
 
     def _predict(
         self,
         rows: Sequence[int],
-        images: Sequence[NDArray[np.uint8]],
+        images: Sequence[PreparedImage],
         reject: Callable[[int, str], None],
-    ) -> list[tuple[int, Prediction]]:
+    ) -> list[_Result]:
         """Return the rows with their predictions; images on which the model fails are rejected."""
-        predictions: list[tuple[int, Prediction]] = []
+        predictions: list[_Result] = []
         size = self._model.batch_size
         for begin in range(0, len(rows), size):
             part, batch = rows[begin : begin + size], images[begin : begin + size]
@@ -196,12 +203,13 @@ class _Worker:
     def _predict_batch(
         self,
         rows: Sequence[int],
-        images: Sequence[NDArray[np.uint8]],
-        predictions: list[tuple[int, Prediction]],
+        images: Sequence[PreparedImage],
+        predictions: list[_Result],
     ) -> Exception | None:
         """Append a batch's predictions, or return the model's error."""
         try:
-            predictions += zip(rows, self._model.predict(images), strict=True)
+            outputs = self._model.predict([image.pixels for image in images])
+            predictions += zip(rows, outputs, images, strict=True)
         except ClipmillError:
             raise
         except Exception as error:  # noqa: BLE001  # a model may raise anything over an odd image
@@ -267,8 +275,6 @@ def _join_results(plan: PredictionPlan, store: Store) -> None:
 
 
 def _join_tables(store: Store, shards: range, path: Path) -> None:
-    from clipmill.prediction.results import table_key
-
     writer: Any = None
     for index in shards:
         table = pq.read_table(pa.BufferReader(store.get(table_key(index))))
@@ -281,8 +287,6 @@ def _join_objects(
     plan: PredictionPlan, store: Store, folder: Path, table: Path, classes: Sequence[str]
 ) -> None:
     """Write COCO's results, and the images and categories that their ids name, both from 1 on."""
-    from clipmill.prediction.results import objects_key
-
     first_ids = [1, *accumulate(plan.shard_sizes, initial=1)][1:]
     results = folder / OBJECTS
     with results.open("wb") as file:

@@ -10,13 +10,44 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
 
 DEFAULT_PORT: Final = 8080
 """HTTP port of ``clipmill serve``, and of the endpoints that the demo leaves up."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig(Config):
+    """Samples of requests' images, for relabeling; none by default."""
+
+    rate: float = 0.0
+    """Fraction of the images of answered requests that are written, 0 to 1."""
+    store: str = ""
+    """Folder or s3:// URI to write them to."""
+    redaction: Literal["none", "metadata", "downscale"] = "metadata"
+    """``none`` keeps files as they were sent; ``metadata`` keeps pixels alone, without EXIF and
+    location; ``downscale`` also shrinks them to ``max_side``."""
+    max_side: int = 256
+    """Longer side of an image after ``downscale``, pixels."""
+    max_queue_bytes: int = 64 * 2**20
+    """Most bytes of images that wait to be written; those beyond it are dropped."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        for name, low, high in (
+            ("rate", 0, 1),
+            ("max_side", 1, 65535),
+            ("max_queue_bytes", 1, 2**40),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(
+                    f"sampling.{name} was {getattr(self, name)}",
+                    expected=f"a number from {low} to {high}",
+                    action=f"set sampling.{name} in that range",
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +107,10 @@ class ServingConfig(Config):
     root_path: str = ""
     """Path under which a proxy publishes the server, such as ``/models``; the proxy may strip it
     or not."""
+    backend: Literal["torch", "onnx"] = "torch"
+    """Library that runs the networks; ``onnx`` is ONNX Runtime (extra ``onnx``)."""
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    """Samples of requests' images, for relabeling."""
 
     def __post_init__(self) -> None:
         if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):

@@ -7,7 +7,8 @@ from clipmill.stage_records import Stage
 
 def plan_predict(overrides: Sequence[str], model: str, data: str, store: str) -> str:
     """Plan a prediction for several workers; return the URI that it will have."""
-    from clipmill.prediction.plan import PredictionConfig, plan_prediction
+    from clipmill.prediction.config import PredictionConfig
+    from clipmill.prediction.plan import plan_prediction
 
     with Stage("plan", target=store) as stage:
         config = PredictionConfig().override(overrides)
@@ -31,7 +32,8 @@ def predict_part(plan: str, *, worker: str = "") -> str:
 
 def predict(overrides: Sequence[str], model: str, data: str, store: str, run: str = "") -> str:
     """Predict all images of a folder, bucket or dataset; return the prediction's URI."""
-    from clipmill.prediction.plan import PredictionConfig, plan_prediction
+    from clipmill.prediction.config import PredictionConfig
+    from clipmill.prediction.plan import plan_prediction
     from clipmill.prediction.run import predict_shards
 
     config = PredictionConfig().override(overrides)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +37,20 @@ class Predictor:
         (64, 64)
     """
 
-    def __init__(self, metadata: CheckpointMetadata, tensors: "Mapping[str, Tensor]") -> None:
+    def __init__(
+        self,
+        metadata: CheckpointMetadata,
+        tensors: "Mapping[str, Tensor]",
+        *,
+        backend: Literal["torch", "onnx"] = "torch",
+    ) -> None:
         """Build the network of a checkpoint, with the encoder's branches fused.
+
+        With the backend ``onnx`` ONNX Runtime runs the encoder, on a CPU.
 
         Raises:
             ArtifactError: the checkpoint is no task model.
+            ConfigError: the encoder can't run with this backend.
         """
         import torch
 
@@ -64,9 +73,14 @@ class Predictor:
             self.classes,
         )
         network.load_state_dict(tensors)
-        network = fuse_branches(network).to(memory_format=torch.channels_last)
+        network = fuse_branches(network)
+        if backend == "onnx":
+            _run_encoder_with_onnx(network, metadata.uri)
+        network = network.to(memory_format=torch.channels_last)
         self._network = network.to(self._device)
-        self._cpu = InferenceThreadPool() if self._device.type == "cpu" else None
+        # ONNX Runtime has threads of its own, which a batch shares.
+        is_pooled = self._device.type == "cpu" and backend == "torch"
+        self._cpu = InferenceThreadPool() if is_pooled else None
         # Its own, so that models in one process don't wait for each other.
         self._stream = (
             torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -75,7 +89,9 @@ class Predictor:
         )
 
     @classmethod
-    def open(cls, uri: str, *, num_threads: int = 0) -> Self:
+    def open(
+        cls, uri: str, *, num_threads: int = 0, backend: Literal["torch", "onnx"] = "torch"
+    ) -> Self:
         """Load and verify the checkpoint at ``uri``; threads as in :func:`set_num_threads`.
 
         Raises:
@@ -85,7 +101,7 @@ class Predictor:
         from clipmill.models.execution import set_num_threads
 
         set_num_threads(num_threads)
-        return cls(*load_checkpoint(uri))
+        return cls(*load_checkpoint(uri), backend=backend)
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
@@ -139,3 +155,15 @@ class Predictor:
             {o.name: tensors[o.name].cpu().numpy().astype(o.dtype) for o in self.outputs}
             for tensors in outputs
         ]
+
+
+def _run_encoder_with_onnx(network: Any, uri: str) -> None:
+    """Replace the encoder by its graph: of the test size for classification, else of any size."""
+    from clipmill.models.encoders import PooledEncoder
+    from clipmill.models.onnx_runtime import OnnxModule
+
+    encoder = network.encoder
+    if isinstance(encoder, PooledEncoder):
+        network.encoder = OnnxModule(encoder, uri, side=network.test_size)
+    else:
+        network.encoder = OnnxModule(encoder, uri, multiple=encoder.stride)

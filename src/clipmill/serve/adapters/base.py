@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from clipmill.models.checkpoint import CheckpointMetadata
 from clipmill.models.embedding_stats import EmbeddingCallback
@@ -96,15 +95,6 @@ class ModelAdapter(ABC):
     def record_output_metrics(self, model: str, results: Sequence[Any]) -> None:
         """Record statistics of results under the model's name, for alerts on prediction drift."""
         del model, results
-
-
-def scale_to(array_HW: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Return an output of an image that was scaled down at the image's size (nearest neighbor)."""
-    if array_HW.shape == size:
-        return array_HW
-    height, width = size
-    image = Image.fromarray(array_HW)
-    return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
 def classification_outputs(

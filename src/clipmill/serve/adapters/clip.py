@@ -4,7 +4,7 @@ Shapes: B images, M texts, L labels, D embedding width, n images in a request.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class ClipAdapter(ModelAdapter):
 
     kind = "clip"
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, backend: Literal["torch", "onnx"] = "torch") -> None:
         """Load and verify the CLIP checkpoint at ``uri``; branches of its towers are fused.
 
         Raises:
@@ -39,7 +39,7 @@ class ClipAdapter(ModelAdapter):
         set_num_threads()
         self.metadata, tensors = load_checkpoint(uri)
         self._config = ClipConfig.from_json(self.metadata.architecture)
-        self._embedder = ClipEmbedder(self._config, tensors)
+        self._embedder = ClipEmbedder(self._config, tensors, backend=backend, name=uri)
         self._hooks: list[EmbeddingCallback] = []
         self._text_cache: dict[str, NDArray[np.float32]] = {}
 

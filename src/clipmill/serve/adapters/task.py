@@ -20,10 +20,9 @@ from clipmill.serve.adapters.base import (
     Tensors,
     classification_outputs,
     require_images_only,
-    scale_to,
 )
 from clipmill.serve.errors import BadRequestError, RejectReason
-from clipmill.serve.protocol.images import DATATYPES
+from clipmill.serve.protocol.images import DATATYPES, scale_boxes, scale_to
 from clipmill.serve.protocol.png import encode_output_png
 from clipmill.serve.protocol.request import InferenceInputs, InferenceParameters
 from clipmill.serve.protocol.rle import Rle, encode_rle
@@ -274,9 +273,8 @@ class InstanceAdapter(ModelAdapter):
             results, inputs.sizes, inputs.network_sizes, strict=True
         ):
             prediction = self._apply_threshold_and_top_k(result, parameters)
-            if _BOXES in prediction and size != network_size:
-                y, x = (a / b for a, b in zip(size, network_size, strict=True))
-                prediction[_BOXES] = prediction[_BOXES] * np.array([x, y, x, y], np.float32)
+            if _BOXES in prediction:
+                prediction[_BOXES] = scale_boxes(prediction[_BOXES], size, network_size)
             if _MASKS in prediction:
                 masks = (scale_to(mask_HW, size) for mask_HW in prediction[_MASKS])
                 if parameters.output == "rle":

@@ -200,6 +200,26 @@ def _scale_down(
     return DecodedImage(np.asarray(image) if pixels_HW3 is None else pixels_HW3, size)
 
 
+def scale_to(array_HW: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Return an output of an image that was scaled down at the image's size (nearest neighbor)."""
+    if array_HW.shape == size:
+        return array_HW
+    height, width = size
+    image = Image.fromarray(array_HW)
+    return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
+
+
+def scale_boxes(
+    boxes_N4: NDArray[Any], size: tuple[int, int], network_size: tuple[int, int]
+) -> NDArray[Any]:
+    """Return boxes of an image that was scaled down to ``network_size`` in its own pixels."""
+    if size == network_size:
+        return boxes_N4
+    y, x = (a / b for a, b in zip(size, network_size, strict=True))
+    scaled_N4: NDArray[Any] = boxes_N4 * np.array([x, y, x, y], np.float32)
+    return scaled_N4
+
+
 def _scale(num_pixels: int, config: ServingConfig) -> float:
     return min(1.0, math.sqrt(config.max_network_pixels / num_pixels))
 

@@ -31,6 +31,7 @@ from clipmill.serve.errors import (
 )
 from clipmill.serve.protocol.bodies import ENCODINGS, RequestBody, require_known_encoding
 from clipmill.serve.server.registry import ModelRegistry
+from clipmill.serve.server.tracing import trace_request
 from clipmill.telemetry import serving_metrics
 
 _logger = logging.getLogger(__name__)
@@ -158,6 +159,13 @@ class Routes:
             return _error_response(error)
 
     async def _handle(self, route: _PredictRoute, request: Request) -> Response:
+        """Answer a prediction, as a span where traces are exported."""
+        with trace_request(route.model, route.protocol, request.headers) as span:
+            response = await self._answer(route, request)
+            span.end_with(response.status_code)
+            return response
+
+    async def _answer(self, route: _PredictRoute, request: Request) -> Response:
         """Answer a prediction; every error becomes a response, and each response is counted."""
         label, label_version = "unknown", ""
         received = bytearray()

@@ -17,6 +17,7 @@ import numpy as np
 
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import BadRequestError, OverloadedError, RejectReason
+from clipmill.serve.server.tracing import add_step
 from clipmill.telemetry import serving_metrics
 
 Output = Any
@@ -24,14 +25,20 @@ PredictBatch = Callable[[Sequence[Any]], list[Output]]
 BatchKey = Callable[[Any], Hashable]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _QueuedItem:
-    """An item, its batch key, its arrival (event-loop seconds), and the future of its output."""
+    """An item, its batch key, its arrival (event-loop seconds), and the future of its output.
+
+    Then, once it ran: start and end of its batch, and the images in it.
+    """
 
     item: Any
     batch_key: Hashable
     arrived_seconds: float
     output: "asyncio.Future[Output]"
+    started_seconds: float = 0.0
+    ended_seconds: float = 0.0
+    batch_size: int = 0
 
 
 class DynamicBatcher:
@@ -135,7 +142,14 @@ class DynamicBatcher:
         self._num_queued_or_running += len(queued)
         self._has_changed.set()
         try:
-            return await asyncio.gather(*(queued_item.output for queued_item in queued))
+            outputs = await asyncio.gather(*(queued_item.output for queued_item in queued))
+            batches = {queued_item.started_seconds: queued_item for queued_item in queued}
+            for each in batches.values():
+                add_step("queue", each.arrived_seconds, each.started_seconds)
+                add_step(
+                    "forward", each.started_seconds, each.ended_seconds, batch_size=each.batch_size
+                )
+            return outputs
         finally:
             self._num_queued_or_running -= len(queued)
             # Where one failed, or the client left, the others needn't run.
@@ -197,8 +211,9 @@ class DynamicBatcher:
 
     async def _run_batch(self, batch: Sequence[_QueuedItem]) -> None:
         loop = asyncio.get_running_loop()
+        started = loop.time()
         for queued_item in batch:
-            self._wait_seconds.observe(loop.time() - queued_item.arrived_seconds)
+            self._wait_seconds.observe(started - queued_item.arrived_seconds)
         self._batch_size.observe(len(batch))
         items = [queued_item.item for queued_item in batch]
         try:
@@ -212,6 +227,9 @@ class DynamicBatcher:
             elif not batch[0].output.done():
                 batch[0].output.set_exception(error)
             return
+        ended = loop.time()
         for queued_item, output in zip(batch, outputs, strict=True):
+            queued_item.started_seconds, queued_item.ended_seconds = started, ended
+            queued_item.batch_size = len(batch)
             if not queued_item.output.done():
                 queued_item.output.set_result(output)

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import (
+    ClientDisconnectedError,
     ModelNotFoundError,
     RejectReason,
     RequestError,
@@ -25,6 +26,7 @@ from clipmill.serve.kserve_compat import DataPlane
 from clipmill.serve.protocol.grpc_messages import POOL, SERVICE, GrpcBody, message_type
 from clipmill.serve.server.app import model_metadata
 from clipmill.serve.server.registry import ModelRegistry
+from clipmill.serve.server.tracing import trace_request
 from clipmill.telemetry import serving_metrics
 
 _logger = logging.getLogger(__name__)
@@ -145,6 +147,24 @@ class InferenceServicer:
         raise UnsupportedError(READ_ONLY)
 
     async def _model_infer(self, request: Any, context: Any) -> bytes:
+        metadata = context.invocation_metadata() or ()
+        headers = {key: value for key, value in metadata if isinstance(value, str)}
+        with trace_request(request.model_name, "grpc", headers) as span:
+            status = 500
+            try:
+                response = await self._infer(request, context)
+                status = 200
+            except RequestError as error:
+                status = error.status
+                raise
+            except asyncio.CancelledError:
+                status = ClientDisconnectedError.status
+                raise
+            finally:
+                span.end_with(status)
+            return response
+
+    async def _infer(self, request: Any, context: Any) -> bytes:
         metrics, started = serving_metrics(), time.perf_counter()
         name, version, code = "unknown", "", "500"
         try:

@@ -38,6 +38,8 @@ from clipmill.serve.server.middleware import with_cors, with_methods, with_root_
 from clipmill.serve.server.model import KServeModel
 from clipmill.serve.server.openapi import describe_routes
 from clipmill.serve.server.registry import ModelRegistry, ModelReloader
+from clipmill.serve.server.sampling import PayloadSampler
+from clipmill.serve.server.tracing import configure_tracing, flush_traces
 
 _EXPECTED_ERRORS: Final = (
     InvalidInput, ModelNotFound, ModelNotReady, NotImplementedError, ServerNotReady,
@@ -93,7 +95,9 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
         warnings.filterwarnings("ignore", module="PIL")
         # KServe's choice of a response class doesn't concern readers of the log.
         warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")
+        configure_tracing()
         self._config = config
+        self._sampler = PayloadSampler.open(config.sampling)
         self._codec = ThreadPoolExecutor(config.num_codec_threads, thread_name_prefix="codec")
         self._registry = ModelRegistry([self._load(spec) for spec in models])
         super().__init__(
@@ -132,13 +136,22 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
         """Serve until a signal, then finish the requests in flight."""
         self.start([self._registry.get(name) for name in self._registry.names])
         self._codec.shutdown()
+        if self._sampler is not None:
+            self._sampler.close()
+        flush_traces()
 
     def _load(self, spec: ModelSpec) -> KServeModel:
         # In a thread that ends: OpenMP counts the helper threads of each thread that ever ran an
         # operator, and once they outnumber the CPUs, those of a single model no longer spin.
         with ThreadPoolExecutor(1, thread_name_prefix="load") as loading:
             return loading.submit(
-                KServeModel, spec.name, spec.uri, self._config, self._codec, spec.version
+                KServeModel,
+                spec.name,
+                spec.uri,
+                self._config,
+                self._codec,
+                spec.version,
+                self._sampler,
             ).result()
 
     async def _serve(self) -> None:

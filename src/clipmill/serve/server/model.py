@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, overload
+from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
 import numpy as np
@@ -49,6 +49,8 @@ from clipmill.serve.protocol.request import (
     requested_outputs,
 )
 from clipmill.serve.server.batcher import DynamicBatcher
+from clipmill.serve.server.sampling import PayloadSampler
+from clipmill.serve.server.tracing import trace_step
 from clipmill.telemetry import serving_metrics
 
 P = ParamSpec("P")
@@ -65,7 +67,13 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
     """One checkpoint under one name. Ready once it has predicted a first image."""
 
     def __init__(
-        self, name: str, uri: str, config: ServingConfig, codec: Executor, version: str = ""
+        self,
+        name: str,
+        uri: str,
+        config: ServingConfig,
+        codec: Executor,
+        version: str = "",
+        sampler: PayloadSampler | None = None,
     ) -> None:
         """Load the checkpoint at ``uri``; ``codec`` runs what takes time and isn't inference.
 
@@ -79,7 +87,8 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
         self.uri = uri
         self._config = config
         self._codec = codec
-        self.adapter = load_model_adapter(uri)
+        self._sampler = sampler
+        self.adapter = load_model_adapter(uri, config.backend)
         self.metadata = self.adapter.metadata
         self._ancestry = _strip_uris(lineage(uri))
         self.digest = self.metadata.digest
@@ -191,7 +200,8 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
         limit = self._config.max_request_seconds
         try:
             async with asyncio.timeout_at(started + limit) as deadline:
-                request = await self._run_in_thread(self._parse, payload)
+                with trace_step("parse"):
+                    request = await self._run_in_thread(self._parse, payload)
                 seconds = request.parameters.deadline_seconds or limit
                 deadline.reschedule(started + min(limit, seconds))
                 images, results = await self._infer(request)
@@ -199,14 +209,19 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
                     request.inputs, sizes=images.sizes, network_sizes=images.network_sizes
                 )
                 request = replace(request, inputs=inputs, images=images)
-                with self._postprocess_seconds.time():
-                    return await self._run_in_thread(self._postprocess, request, results)
+                with self._postprocess_seconds.time(), trace_step("encode"):
+                    response = await self._run_in_thread(self._postprocess, request, results)
         except TimeoutError:
             raise OverloadedError(
                 RejectReason.DEADLINE,
                 "the deadline passed before the answer was there",
                 retry_after_seconds=self._config.retry_after_seconds,
             ) from None
+        if self._sampler is not None:
+            self._sampler.offer(
+                request.inputs.sources, model=self.name, version=self.version, digest=self.digest
+            )
+        return response
 
     def _parse(self, body: RequestBody | GrpcBody) -> "_ParsedRequest":
         """Parse and validate a request; pixels are preprocessed, files not yet decoded."""
@@ -238,7 +253,8 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
         inputs, images = request.inputs, request.images
         with self.batcher.admit(inputs.num_queue_slots):
             if images is None:
-                images = await self._run_in_thread(self._preprocess, inputs.sources)
+                with trace_step("decode"):
+                    images = await self._run_in_thread(self._preprocess, inputs.sources)
             texts = self.adapter.text_inputs(inputs, request.parameters)
             items = [*images.items, texts] if texts else images.items
             return images, await self.batcher.enqueue(items)
@@ -381,27 +397,28 @@ def _strip_uris(node: Node) -> dict[str, Any]:
     }
 
 
-def load_model_adapter(uri: str) -> ModelAdapter:
-    """Load the model at ``uri``, verified against its digest.
+def load_model_adapter(uri: str, backend: Literal["torch", "onnx"] = "torch") -> ModelAdapter:
+    """Load the model at ``uri``, verified against its digest, for a backend.
 
     Only the libraries of its kind are imported.
 
     Raises:
         NotFoundError: nothing lies there.
         ArtifactError: it is cut, changed, or of a kind that can't be served.
+        ConfigError: it can't run with the backend.
     """
     kind = read_metadata(uri).kind
     if kind == "task":
         from clipmill.serve.adapters.task import DenseAdapter, InstanceAdapter
         from clipmill.tasks.predictor import Predictor
 
-        predictor = Predictor.open(uri)
+        predictor = Predictor.open(uri, backend=backend)
         is_dense = [output.shape for output in predictor.outputs] == [("H", "W")]
         return DenseAdapter(predictor) if is_dense else InstanceAdapter(predictor)
     if kind == "clip":
         from clipmill.serve.adapters.clip import ClipAdapter
 
-        return ClipAdapter(uri)
+        return ClipAdapter(uri, backend=backend)
     raise ArtifactError(
         f"{uri} is a checkpoint of kind {kind!r}",
         expected="a task model, as finetune makes, or a CLIP, as pretrain makes",

@@ -20,13 +20,15 @@ class ClassificationNetwork(nn.Module):
         super().__init__()
         self.encoder = build_pooled(encoder)
         self.head = nn.Linear(self.encoder.width, num_classes)
+        self.test_size = config.test_size
+        """Side of the squares that the encoder takes, pixels."""
         self._config = config
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Return probabilities of the classes of the central square, float32."""
         height, width = images_B3HW.shape[-2:]
         side = min(height, width) * self._config.test_crop
-        size = self._config.test_size
+        size = self.test_size
         factor = size / side
         resized = (max(size, round(height * factor)), max(size, round(width * factor)))
         if resized != (height, width):
