@@ -287,6 +287,35 @@ def test_states(status, state):
     assert job_state(submitted(**status), [])[0] == state
 
 
+def test_status_tells_why_kueue_does_not_admit_a_job(cluster, torchx):
+    handle = submit_job(cluster, torchx)
+    (job,) = cluster.resources.values()
+    job["metadata"]["uid"] = "u-1"
+    job.update(condition("Suspended", "TrainJob is suspended"))
+    assert submit.status(handle, torchx=torchx).msg == "TrainJob is suspended"
+    missing = "insufficient unused quota for cpu in flavor ml-clipmill-gpu, 8 more needed"
+    # As Kueue 0.17 wrote it.
+    path = "/apis/kueue.x-k8s.io/v1beta2/namespaces/ml/workloads/trainjob-clip-f88f5"
+    cluster.resources[path] = {
+        "metadata": {"name": "trainjob-clip-f88f5", "labels": {"kueue.x-k8s.io/job-uid": "u-1"}},
+        "spec": {"queueName": "research"},
+        "status": {
+            "conditions": [
+                {
+                    "type": "QuotaReserved",
+                    "status": "False",
+                    "reason": "Pending",
+                    "message": f"couldn't assign flavors to pod set node: {missing}",
+                }
+            ]
+        },
+    }
+    status = submit.status(handle, torchx=torchx)
+    assert status.state == AppState.SUBMITTED
+    assert status.msg.startswith("in the queue research: ")
+    assert status.msg.endswith(missing)
+
+
 def test_the_newest_pod_of_a_node_is_read(cluster, torchx):
     handle = submit_job(cluster, torchx)
     name = handle.rpartition(":")[2]

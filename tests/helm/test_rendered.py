@@ -189,6 +189,18 @@ def test_two_installations_share_no_name_of_the_cluster():
     }  # fmt: skip
 
 
+def test_a_job_is_admitted_to_its_own_pools_quota_only():
+    """Kueue compares its pods' node selectors and tolerations with each flavor."""
+    resources = checked({**LEAN, "kueue": {"enabled": True}})
+    flavors = {r["metadata"]["name"]: r["spec"] for r in resources if r["kind"] == "ResourceFlavor"}
+    gpu = {"key": "nvidia.com/gpu", "value": "", "effect": "NoSchedule"}
+    assert flavors == {
+        "ml-clipmill-cpu": {},
+        "ml-clipmill-gpu": {"nodeLabels": {"clipmill.io/pool": "gpu"}, "nodeTaints": [gpu]},
+        "ml-clipmill-gpu-8x": {"nodeLabels": {"clipmill.io/pool": "gpu-8x"}, "nodeTaints": [gpu]},
+    }
+
+
 def test_a_cluster_needs_no_pool_of_a_fixed_name():
     pools = {"cpu": None, "gpu": None, "gpu-8x": None, "big": {"cpu": 2, "memoryGibibytes": 8}}
     values = {

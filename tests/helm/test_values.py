@@ -153,6 +153,14 @@ IMPOSSIBLE = {
         deep({}, "kueue", {"enabled": True, "nodeQuota": dict.fromkeys(("cpu", "gpu", "gpu-8x"))}),
         "kueue.nodeQuota has no pool",
     ),
+    "pools that a queue can't tell apart": (
+        deep(
+            deep({}, "pools.small", {"cpu": 1, "memoryGibibytes": 2}),
+            "kueue",
+            {"enabled": True, "nodeQuota": {"small": 2}},
+        ),
+        "kueue.nodeQuota has the pools cpu and small without a nodeSelector",
+    ),
     "node above a wider domain": (
         deep({}, "kueue", {"enabled": True, "topologyLevels": ["kubernetes.io/hostname", "zone"]}),
         "kueue.topologyLevels has kubernetes.io/hostname",

@@ -89,6 +89,14 @@ the schema's to refuse.
 {{- if not $values.kueue.nodeQuota -}}
 {{- $wrong = append $wrong "kueue.enabled is true, but kueue.nodeQuota has no pool: set the nodes of at least one" -}}
 {{- end -}}
+{{- $unlabeled := list -}}
+{{- range $name, $_ := $values.kueue.nodeQuota -}}
+{{- $pool := index $values.pools $name | default dict -}}
+{{- if and $pool (not $pool.nodeSelector) }}{{ $unlabeled = append $unlabeled $name }}{{ end -}}
+{{- end -}}
+{{- if gt (len $unlabeled) 1 -}}
+{{- $wrong = append $wrong (printf "kueue.nodeQuota has the pools %s without a nodeSelector, by which Kueue tells them apart: set pools.NAME.nodeSelector of all but one" (join " and " $unlabeled)) -}}
+{{- end -}}
 {{- if and (has "kubernetes.io/hostname" $values.kueue.topologyLevels) (ne (last $values.kueue.topologyLevels) "kubernetes.io/hostname") -}}
 {{- $wrong = append $wrong "kueue.topologyLevels has kubernetes.io/hostname, which is a single node, before a wider level: put it last" -}}
 {{- end -}}

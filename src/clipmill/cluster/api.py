@@ -34,6 +34,7 @@ INFERENCE_SERVICE = Kind(group="serving.kserve.io", version="v1beta1", plural="i
 SERVING_RUNTIME = Kind(group="serving.kserve.io", version="v1alpha1", plural="servingruntimes")
 HTTP_ROUTE = Kind(group="gateway.networking.k8s.io", version="v1", plural="httproutes")
 SERVICE = Kind(group="", version="v1", plural="services")
+WORKLOAD = Kind(group="kueue.x-k8s.io", version="v1beta2", plural="workloads")
 WORKFLOW = Kind(group="argoproj.io", version="v1alpha1", plural="workflows")
 
 

@@ -5,6 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -30,7 +31,7 @@ from torchx.specs import (
     runopts,
 )
 
-from clipmill.cluster.api import TRAIN_JOB, ClusterApi
+from clipmill.cluster.api import TRAIN_JOB, WORKLOAD, ClusterApi
 from clipmill.cluster.constants import DOMAIN, PRIORITY_LABEL, QUEUE_LABEL
 from clipmill.cluster.pod_status import (
     Resource,
@@ -55,6 +56,7 @@ MIN_NODES_ANNOTATION = f"{DOMAIN}/min-nodes"
 """Annotation of a TrainJob with the fewest nodes with which it runs."""
 _MANAGED = "app.kubernetes.io/managed-by=torchx"
 _JOB_SET = "jobset.sigs.k8s.io/jobset-name"
+_JOB_UID = "kueue.x-k8s.io/job-uid"
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _LOG = logging.getLogger(__name__)
 
@@ -137,6 +139,8 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
         state, message = job_state(resource, pods)
         if state == AppState.PENDING and not message:
             message = self._missing_pods(namespace, name, pods)
+        elif state == AppState.SUBMITTED:
+            message = self._queued(namespace, resource) or message
         trainer = resource["spec"].get("trainer", {})
         role = Role(
             name=ROLE, image=trainer.get("image", ""), num_replicas=trainer.get("numNodes", 1)
@@ -184,6 +188,19 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
             "its pods start" if pods else "no pods yet; Kubeflow Trainer and JobSet create them"
         )
         return newest_warning(events) or waiting
+
+    def _queued(self, namespace: str, resource: Resource) -> str:
+        """Return why Kueue hasn't admitted the job; empty where its Workload can't be read."""
+        selector = f"{_JOB_UID}={resource['metadata'].get('uid', '')}"
+        with suppress(ClusterError):
+            for workload in self.api.find(WORKLOAD, namespace, selector):
+                conditions = (workload.get("status") or {}).get("conditions", [])
+                for condition in conditions:
+                    if condition["type"] == "QuotaReserved" and condition["status"] == "False":
+                        return (
+                            f"in the queue {workload['spec']['queueName']}: {condition['message']}"
+                        )
+        return ""
 
     def _cancel_existing(self, app_id: str) -> None:
         """Delete the TrainJob: its processes get SIGTERM, and their time to save a checkpoint."""
