@@ -147,7 +147,7 @@ class CaptionMetrics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServingMetrics:
-    """Metrics of a server. Each but ``model_reloads`` has the label ``model``."""
+    """Metrics of a server. Each but those of the models file has the label ``model``."""
 
     request_seconds: Histogram
     """Time from a request's head until its response is sent, for those not rejected."""
@@ -176,6 +176,8 @@ class ServingMetrics:
     """Size of a model's tensors; label ``version``."""
     model_reloads: Counter
     """Changes of the models' file; label ``outcome``: a value of Outcome."""
+    models_file_stale: Gauge
+    """1 while the models' file lists other models than are served, and they can't be loaded."""
     image_pixels: Histogram
     """Input drift: size of an image."""
     image_brightness: Histogram
@@ -322,6 +324,10 @@ def serving_metrics() -> ServingMetrics:
             "clipmill_serve_model_reloads_total",
             "Changes of the models' file, by outcome",
             ["outcome"],
+        ),
+        models_file_stale=Gauge(
+            "clipmill_serve_models_file_stale",
+            "1 while a change of the models' file can't be applied",
         ),
         image_pixels=Histogram(
             "clipmill_serve_image_pixels", "Pixels of an image", ["model"], buckets=_PIXELS

@@ -1,8 +1,11 @@
 """Versions side by side, a swap and a stop under load, deadlines, clients that leave."""
 
+import asyncio
+import dataclasses
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -11,6 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from clipmill.models.checkpoint import load_checkpoint, save_checkpoint
 from clipmill.serve.client import Client, binary_request
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.launch import ServerProcess
+from clipmill.serve.server.registry import ModelReloader
 from clipmill.tasks.visualization import encode_png
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (32, 32, 3), np.uint8)
@@ -127,6 +132,67 @@ def test_versions_side_by_side_and_a_swap_that_drops_nothing(
         write({"depth": models["depth"]})
         until(lambda: 'model="seg"' not in metrics(server))
         assert 'model="depth"' in metrics(server)
+
+
+def test_the_file_is_followed_as_a_new_server_would_read_it(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    listing, late = tmp_path / "models.json", tmp_path / "late"
+    listing.write_text(json.dumps({"seg@canary": models["seg"]}))
+    config = dataclasses.replace(CONFIG, max_reload_wait_seconds=0.4)
+    with ServerProcess({}, models_file=listing, log_path=tmp_path / "log", config=config) as server:
+        client = Client(server.url)
+        digest = client.metadata("seg")["parameters"]["digest"]
+
+        def versions() -> list[str]:
+            return list(client.metadata("seg")["versions"])
+
+        def stale() -> bool:
+            return "clipmill_serve_models_file_stale 1.0" in metrics(server)
+
+        assert versions() == ["canary"]
+        listing.write_text(json.dumps({"seg": models["seg"]}))
+        until(lambda: versions() == [digest[:12]])
+        with pytest.raises(ServerError, match="404"):
+            client.dense("seg", [PIXELS], version="canary")
+
+        # A name twice, whether the file or a digest says so.
+        for content in (
+            f'{{"seg": "{models["seg"]}", "seg": "{models["depth"]}"}}',
+            json.dumps({"seg": models["seg"], f"seg@{digest[:12]}": models["seg"]}),
+        ):
+            listing.write_text(content)
+            until(stale)
+            listing.write_text(json.dumps({"seg": models["seg"]}))
+            until(lambda: not stale())
+
+        # A model that isn't there yet is served once it is, without a change of the file.
+        listing.write_text(json.dumps({"seg@late": str(late)}))
+        until(lambda: 'reloads_total{outcome="failure"} 5.0' in metrics(server))
+        assert stale()
+        assert versions() == [digest[:12]]
+        shutil.copytree(models["depth"], tmp_path / "copy")
+        (tmp_path / "copy").rename(late)
+        until(lambda: versions() == ["late"])
+        until(lambda: not stale())
+        assert client.metadata("seg")["parameters"]["task"] == "depth"
+
+        # A change finds other content at the same URI, as a new server would.
+        shutil.rmtree(late)
+        shutil.copytree(models["seg"], tmp_path / "copy")
+        (tmp_path / "copy").rename(late)
+        listing.write_text(json.dumps({"seg@late": str(late), "other": models["depth"]}))
+        until(lambda: client.models() == ["seg", "other"])
+        assert client.metadata("seg")["parameters"]["task"] == "segmentation"
+
+
+def test_waits_between_tries_double() -> None:
+    async def waits() -> list[float]:
+        config = ServingConfig(reload_interval_seconds=0.5, max_reload_wait_seconds=5)
+        reloader = ModelReloader(None, Mock(), Mock(), config)
+        return [reloader._schedule_retry() for _ in range(6)]
+
+    assert asyncio.run(waits()) == [0.5, 1, 2, 4, 5, 5]
 
 
 def until(is_true: Callable[[], bool]) -> None:

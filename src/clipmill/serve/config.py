@@ -101,6 +101,9 @@ class ServingConfig(Config):
     """Threads that decode images and encode responses, for all models together."""
     reload_interval_seconds: float = 1.0
     """Interval of the checks of the models file for changes, seconds."""
+    max_reload_wait_seconds: float = 60.0
+    """Longest wait until a change of the models file that failed is tried again, seconds; the first
+    is ``reload_interval_seconds``, and each one is twice the last."""
     cors_origins: tuple[str, ...] = ()
     """Origins, such as ``https://example.org``, whose pages may query the server from a browser;
     ``*`` is any."""
@@ -182,20 +185,33 @@ def parse_model_specs(models: Mapping[str, str]) -> tuple[ModelSpec, ...]:
 def read_models_file(path: Path) -> dict[str, str]:
     """Return URI by key from a file with a JSON object; ConfigError for anything else."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} can't be read as JSON: {error}",
-            expected='a file such as {"depth": "s3://bucket/models/depth-1"}',
-            action=f"correct {path}",
-        ) from error
-    if not isinstance(value, dict) or not all(isinstance(uri, str) for uri in value.values()):
-        raise ConfigError(
-            f"{path} isn't a list of models",
-            expected='an object such as {"depth@1": "s3://bucket/models/depth-1"}',
-            action=f"correct {path}",
-        )
-    return value
+        content = path.read_bytes()
+    except OSError as error:
+        raise _models_file_error(str(path), f"can't be read: {error}") from error
+    return parse_models_file(content, str(path))
+
+
+def parse_models_file(content: bytes, path: str) -> dict[str, str]:
+    """Return URI by key from the content of a models file; ConfigError for anything else."""
+    try:
+        pairs = json.loads(content, object_pairs_hook=tuple)
+    except ValueError as error:
+        raise _models_file_error(path, f"can't be read as JSON: {error}") from error
+    # Tuples are of pairs; a list, which is no object, stays one.
+    if not isinstance(pairs, tuple) or not all(isinstance(uri, str) for _, uri in pairs):
+        raise _models_file_error(path, "isn't a list of models")
+    models = dict(pairs)
+    if len(models) < len(pairs):
+        raise _models_file_error(path, "names a model twice")
+    return models
+
+
+def _models_file_error(path: str, fault: str) -> ConfigError:
+    return ConfigError(
+        f"{path} {fault}",
+        expected='an object such as {"depth@1": "s3://bucket/models/depth-1"}, each key once',
+        action=f"correct {path}",
+    )
 
 
 def _parse_spec(key: str, uri: str) -> ModelSpec:

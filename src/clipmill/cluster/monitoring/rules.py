@@ -265,6 +265,16 @@ ALERTS: tuple[Alert, ...] = (
         },
     ),
     Alert(
+        name="EndpointModelsFileStale",
+        expression=f"max by (namespace, pod) ({e.MODELS_FILE_STALE}) > 0",
+        for_="10m",
+        severity="ticket",
+        summary="{{ $labels.pod }} serves other models than its models file lists",
+        firing_series={f'{e.MODELS_FILE_STALE}{{namespace="n",pod="p"}}': "0x10 1x30"},
+        # A retry that succeeds.
+        quiet_series={f'{e.MODELS_FILE_STALE}{{namespace="n",pod="p"}}': "0x22 1x5 0x10"},
+    ),
+    Alert(
         name="InputDrift",
         expression=_drifted(e.PIXELS, e.BRIGHTNESS),
         for_="30m",

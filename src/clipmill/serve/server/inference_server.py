@@ -37,7 +37,7 @@ from clipmill.serve.server.http_protocol import HttpProtocol
 from clipmill.serve.server.middleware import with_cors, with_methods, with_root_path
 from clipmill.serve.server.model import KServeModel
 from clipmill.serve.server.openapi import describe_routes
-from clipmill.serve.server.registry import ModelRegistry, ModelReloader
+from clipmill.serve.server.registry import ModelRegistry, ModelReloader, require_distinct
 from clipmill.serve.server.sampling import PayloadSampler
 from clipmill.serve.server.tracing import configure_tracing, flush_traces
 
@@ -99,7 +99,9 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
         self._config = config
         self._sampler = PayloadSampler.open(config.sampling)
         self._codec = ThreadPoolExecutor(config.num_codec_threads, thread_name_prefix="codec")
-        self._registry = ModelRegistry([self._load(spec) for spec in models])
+        loaded = [self._load(spec) for spec in models]
+        require_distinct(loaded)
+        self._registry = ModelRegistry(loaded)
         super().__init__(
             http_port=http_port,
             registered_models=_RegistryRepository(self._registry),

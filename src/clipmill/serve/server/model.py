@@ -93,7 +93,7 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
         self._ancestry = _strip_uris(lineage(uri))
         self.digest = self.metadata.digest
         """Digest of the checkpoint; each response states it."""
-        self.version = version or self.digest[:12]
+        self.version = version or default_version(self.digest)
         side = config.warmup_image_size
         self.adapter.predict_batch([self.adapter.preprocess(np.zeros((side, side, 3), np.uint8))])
         training = read_embedding(self.metadata)
@@ -321,6 +321,11 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
         """Run ``work`` off the event loop, which stays free for health probes."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._codec, lambda: work(*args, **kwargs))
+
+
+def default_version(digest: str) -> str:
+    """Return the version of a model that was given none."""
+    return digest[:12]
 
 
 class _Preprocessed(NamedTuple):
