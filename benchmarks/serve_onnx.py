@@ -23,10 +23,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for name, recipe in RECIPES.items():
-        config = get_recipe(recipe, PretrainConfig).model
+    for name in options.models:
+        config = get_recipe(RECIPES[name], PretrainConfig).model
         torch.manual_seed(0)
         tensors = build_clip(config).eval().state_dict()
         embedders = {

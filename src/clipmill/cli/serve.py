@@ -122,6 +122,8 @@ def predict(
         raise typer.BadParameter("IMAGE, --model and --label are for a server, without --data")
     if plan and (target or data_uri or store or sets or plan_only):
         raise typer.BadParameter("--plan has the model, the data and the settings already")
+    if worker and not plan:
+        raise typer.BadParameter("--worker goes with --plan")
     if is_batch and not plan and not (target and data_uri and store):
         raise typer.BadParameter("give MODEL, --data and --store")
     if not is_batch:
