@@ -6,6 +6,7 @@ Shapes: B batch, H W image, S the side of an encoder of fixed size.
 
 import logging
 import math
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +19,10 @@ from clipmill.errors import ConfigError, MissingExtraError
 
 TOLERANCE: Final = 1e-3
 """Largest difference from PyTorch, as a fraction of the largest absolute output."""
+_ATTRIBUTES: Final = ("stride", "strides", "channels", "width")
+"""What heads read of an encoder."""
 _OPSET: Final = 18
+_ESCAPES: Final = re.compile(r"\x1b\[\d+m")
 _NUM_EXAMPLES: Final = 2  # an exporter takes a size of 1 for a constant
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +57,9 @@ class OnnxModule(nn.Module):
                 expected="clipmill with the extra 'onnx' for backend=onnx",
                 action="pip install 'clipmill[onnx]', or leave backend at torch",
             ) from error
+        for attribute in _ATTRIBUTES:
+            if hasattr(module, attribute):
+                setattr(self, attribute, getattr(module, attribute))
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(0)
         # Not square at first: an exporter would keep the shortcut of an encoder's own grid.
@@ -69,7 +76,8 @@ class OnnxModule(nn.Module):
                 self._session: Any = onnxruntime.InferenceSession(
                     str(path), options, providers=["CPUExecutionProvider"]
                 )
-                self._is_list = len(self._session.get_outputs()) > 1
+                with torch.inference_mode():
+                    self._is_list = isinstance(module(examples[0]), list)
                 seconds = time.perf_counter() - started
                 difference = max(self._difference(module, example) for example in examples)
             except Exception as error:  # exporter and runtime have no common class of errors
@@ -131,6 +139,9 @@ def _export(module: nn.Module, example: Tensor, path: Path, multiple: int) -> No
     program.save(path, external_data=True)
 
 
-def _first_lines(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _first_lines(error: BaseException) -> str:
+    """Return the beginning of an error's root cause, which names the operator."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in _ESCAPES.sub("", str(error)).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])[:400]}"
