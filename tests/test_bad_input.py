@@ -303,19 +303,11 @@ def test_runs_of_a_folder_that_is_not_there_are_an_error(tmp_path, capsys):
     assert "no training runs yet" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (b"\xff\xd8\xff\xe0rest", "Content-Type: image/jpeg"),
-        (b"\x89PNG\r\n", "Content-Type: image/png"),
-        (b"------boundary\r\nContent-Disposition: form-data", "--data-binary"),
-        (b"{", "unexpected end of data"),
-    ],
-)
-def test_an_image_without_its_content_type_is_told_the_header(body, said):
+@pytest.mark.parametrize("body", [b"{", b"------boundary", b"hello"])
+def test_a_body_that_is_neither_json_nor_an_image_is_told_the_header(body):
     from clipmill.serve.errors import BadRequestError
     from clipmill.serve.protocol.bodies import parse_v2
 
-    with pytest.raises(BadRequestError, match="the request isn't JSON") as caught:
+    with pytest.raises(BadRequestError, match="neither JSON nor an image") as caught:
         parse_v2(body, None, "depth")
-    assert said in str(caught.value)
+    assert "Content-Type: image/jpeg" in str(caught.value)

@@ -50,12 +50,29 @@ def test_overrides_reach_nested_fields_and_leave_the_original():
         ("inner.mode=c", "one of a, b"),
         ("inner.rate=nan", "a number"),
         ("steps.more=1", "steps"),
+        ("inner.rate=-1e-3", "inner.rate was -0.001"),
         ("steps", "path.to.field=value"),
     ],
 )
 def test_a_wrong_override_says_what_was_expected(assignment, said):
     with pytest.raises(ConfigError, match=said):
         Outer(steps=3).override([assignment])
+
+
+def test_only_a_field_whose_default_is_negative_takes_negative_numbers():
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Bias(Config):
+        logit: float = -10.0
+        num_pairs: int = 8
+
+    assert Bias().override(["logit=-5"]).logit == -5
+    for assign in (
+        lambda: Bias().override(["num_pairs=-5"]),
+        lambda: Bias.from_json({"num_pairs": -5}),
+    ):
+        with pytest.raises(ConfigError, match="num_pairs was -5") as caught:
+            assign()
+        assert caught.value.expected == "0 or more"
 
 
 def test_the_digest_changes_with_any_field():
@@ -85,16 +102,18 @@ class Everything(Config):
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
-inners = st.builds(Inner, rate=finite, mode=st.sampled_from(["a", "b"]))
+counts = st.integers(min_value=0)
+rates = st.floats(min_value=0, allow_infinity=False)
+inners = st.builds(Inner, rate=rates, mode=st.sampled_from(["a", "b"]))
 everything = st.builds(
     Everything,
     flag=st.booleans(),
-    count=st.integers(),
-    rate=finite,
+    count=counts,
+    rate=rates,
     text=st.text(),
     word=st.sampled_from(["a", "b", None]),
     limit=st.none() | finite,
-    either=st.integers() | st.text(),
+    either=counts | st.text(),
     pair=st.tuples(st.integers(), finite),
     names=st.lists(st.text(), max_size=3).map(tuple),
     table=st.dictionaries(st.text(max_size=3), finite, max_size=3),

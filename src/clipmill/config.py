@@ -111,7 +111,10 @@ class Config:
                     expected=_describe_type(hints[name]),
                     action=f"set {_dotted(path, name)}",
                 )
-        return cls(**kwargs)
+        config = cls(**kwargs)
+        for name in kwargs:
+            _require_sign(config, name, _dotted(path, name))
+        return config
 
     @classmethod
     def from_stored(cls, value: object, uri: str) -> Self:
@@ -171,9 +174,10 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
     if name not in hints:
         raise _unknown_field_error(full_name, type(config))
     if not rest:
-        return dataclasses.replace(
-            config, **{name: _parse(_read(text, hints[name]), hints[name], full_name)}
-        )
+        value = _parse(_read(text, hints[name]), hints[name], full_name)
+        changed = dataclasses.replace(config, **{name: value})
+        _require_sign(changed, name, full_name)
+        return changed
     child = getattr(config, name)
     if isinstance(child, dict):
         key, *below = rest
@@ -192,6 +196,17 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
             action=f"set {full_name}=VALUE",
         )
     return dataclasses.replace(config, **{name: _set(child, rest, text, full_name)})
+
+
+def _require_sign(config: Config, name: str, path: str) -> None:
+    """Refuse a negative number for a field whose default isn't one: a count, size, rate or time."""
+    value, default = getattr(config, name), type(config).__dataclass_fields__[name].default
+    if not all(isinstance(number, int | float) for number in (value, default)):
+        return
+    if value < 0 <= default:
+        raise ConfigError(
+            f"{path} was {value}", expected="0 or more", action=f"set {path} to 0 or more"
+        )
 
 
 def _read(text: str, hint: Any) -> object:
