@@ -41,7 +41,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default::ResourceWarning"),
 ]
 IMAGE = os.environ.get("CLIPMILL_TEST_IMAGE", "busybox:1.37")
-POOLS = {"cpu": {"cpu": "50m", "memoryGibibytes": 1, "sharedMemoryGibibytes": 1}}
+POOLS = {"cpu": {"cpu": "50m", "memoryGibibytes": 2, "sharedMemoryGibibytes": 1}}
 
 
 @pytest.fixture(scope="module")
