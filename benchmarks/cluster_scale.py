@@ -83,7 +83,7 @@ def traffic() -> Iterator[Traffic]:
         return response
 
     start = time.monotonic()
-    urllib3.HTTPConnectionPool.urlopen = counting  # type: ignore[method-assign]
+    urllib3.HTTPConnectionPool.urlopen = counting  # type: ignore[assignment, method-assign]
     try:
         yield counted
     finally:

@@ -200,10 +200,10 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
 
 def _require_sign(config: Config, name: str, path: str) -> None:
     """Refuse a negative number for a field whose default isn't one: a count, size, rate or time."""
-    value, default = getattr(config, name), type(config).__dataclass_fields__[name].default
-    if not all(isinstance(number, int | float) for number in (value, default)):
-        return
-    if value < 0 <= default:
+    value: Any = getattr(config, name)
+    default: Any = type(config).__dataclass_fields__[name].default
+    are_numbers = isinstance(value, int | float) and isinstance(default, int | float)
+    if are_numbers and value < 0 <= default:
         raise ConfigError(
             f"{path} was {value}", expected="0 or more", action=f"set {path} to 0 or more"
         )

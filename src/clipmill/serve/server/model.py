@@ -269,10 +269,11 @@ class KServeModel(Model):  # type: ignore[misc]  # KServe has no types
         with self._preprocess_seconds.time():
             for source in sources:
                 image_HW3, size = decode_image(source, self._config)
-                network_sizes.append(image_HW3.shape[:2])
+                height, width, _ = image_HW3.shape
+                network_sizes.append((height, width))
                 self._pixels.observe(math.prod(size))
                 # Subsampled: brightness needs no full pass.
-                step = max(1, min(image_HW3.shape[:2]) // 16)
+                step = max(1, min(height, width) // 16)
                 self._brightness.observe(float(image_HW3[::step, ::step].mean()) / 255)
                 items.append(self.adapter.preprocess(image_HW3))
                 sizes.append(size)
