@@ -29,6 +29,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_OTHER_FORMATS = {
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+}
+_ISO_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
 # Start-of-frame markers of JPEG (ITU-T T.81, table B.1): C0..CF without DHT, JPG and DAC.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers that stand alone, without a length (T.81, B.1.1.3): TEM, RST0..7, SOI.
@@ -52,7 +62,16 @@ def image_size(data: bytes) -> tuple[int, int]:
         raise BadSampleError(
             BadSampleReason.UNREADABLE_IMAGE, "the file ends within its header"
         ) from error
-    raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, "neither JPEG, PNG nor WebP")
+    name = _other_format(data)
+    detail = f"{name}, which isn't read: convert it to JPEG, PNG or WebP" if name else ""
+    raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, detail or "neither JPEG, PNG nor WebP")
+
+
+def _other_format(data: bytes) -> str:
+    """Return the name of a known image format that isn't read, or ``""``."""
+    if data[4:8] == b"ftyp":  # ISO base media; the brand names the codec
+        return _ISO_BRANDS.get(data[8:12], "")
+    return next((name for magic, name in _OTHER_FORMATS.items() if data.startswith(magic)), "")
 
 
 def decode_rgb(data: bytes) -> Image.Image:

@@ -214,8 +214,9 @@ def test_finishing_again_tidies_up_after_a_worker_that_died(tmp_path: Path, sour
 def test_same_id_within_a_shard_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "0.jpg").write_bytes(jpeg(0))
     table = tmp_path / "pairs.csv"
-    table.write_text("path,caption\n0.jpg,first\n0.jpg,second\n")
-    dataset = Dataset.open(write_dataset(ShardConfig(), str(table), str(tmp_path / "store")))
+    table.write_text("path,caption,key\n0.jpg,first,a\n0.jpg,second,a\n")
+    source = f"{table}?id=key"
+    dataset = Dataset.open(write_dataset(ShardConfig(), source, str(tmp_path / "store")))
     assert captions(dataset, tmp_path / "cache") == ["first"]
     assert dataset.quarantine == {"duplicate_id": 1}
 

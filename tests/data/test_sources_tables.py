@@ -40,10 +40,12 @@ def write_csv(path: Path, rows: list[tuple[str, str]], delimiter: str = ",") -> 
     return path
 
 
-@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv?quote=double", "\t")])
 def test_delimited(tmp_path: Path, images: Path, suffix: str, delimiter: str) -> None:
     rows = [(f"images/{i}.jpg", f"picture, {i}\nof ten") for i in range(10)]
-    source = open_source(str(write_csv(tmp_path / f"pairs{suffix}", rows, delimiter)))
+    suffix, _, options = suffix.partition("?")
+    path = write_csv(tmp_path / f"pairs{suffix}", rows, delimiter)
+    source = open_source(f"{path}?{options}" if options else str(path))
     splits, _ = plan(source, 4)
     assert [split.num_items for split in splits] == [4, 4, 2]
     entries = read_all(source, 4)
@@ -79,7 +81,7 @@ def test_delimited_rows_that_are_no_pairs(tmp_path: Path, images: Path) -> None:
     entries = read_all(open_source(str(path)))
     assert entries[0].load().caption == b"caf\xe9"
     assert [reason(entry) for entry in entries[1:3]] == ["missing_image", "missing_image"]
-    assert entries[3].load().caption == b""
+    assert reason(entries[3]) == "missing_caption"
 
 
 def test_giant_caption_in_csv(tmp_path: Path, images: Path) -> None:
@@ -117,7 +119,7 @@ def test_parquet_of_paths(tmp_path: Path, images: Path, row_group_size: int) -> 
     assert one.origin == "http://x/0"
     wanted = [i for i in range(10) if i != 5]
     assert [e.load() for e in entries] == [
-        RawPair(jpeg(i), ".jpg", b"picture %d" % i) for i in wanted
+        RawPair(jpeg(i), ".jpg", b"picture %d" % i, {}, {"url": f"http://x/{i}"}) for i in wanted
     ]
 
 
@@ -231,8 +233,15 @@ def test_hugging_face_folder(tmp_path: Path, write: Callable[[Path], None]) -> N
     assert [split.num_items for split in splits] == [3, 2, 3, 2]
     entries = read_all(source, 3)
     assert len({entry.origin for entry in entries}) == 10
+    assert source.layers == ("captions/source",)
     assert [e.load() for e in entries] == [
-        RawPair(jpeg(i), ".jpg", b"picture %d" % i) for i in range(10)
+        RawPair(
+            jpeg(i),
+            ".jpg",
+            b"picture %d" % i,
+            {"captions/source": {"captions": [f"picture {i}", "else"], "fallback": False}},
+        )
+        for i in range(10)
     ]
 
 

@@ -36,7 +36,7 @@ from clipmill.data.scoring.scorers import (
     TextScoreConfig,
     TextScorer,
 )
-from clipmill.data.shards.read import ShardReader, read_shard
+from clipmill.data.shards.read import ShardReader, original_size, read_records, read_shard
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.stage_records import ProgressCallback
@@ -178,13 +178,15 @@ def _score_shard(
 ) -> None:
     parts: dict[str, list[dict[str, pa.Array]]] = {name: [] for name in scorers}
     needs_images = any(scorer.needs_images for scorer in scorers.values())
+    records = read_records(dataset, index, cache_folder()) if needs_images else ()
+    sizes = [original_size(record.metadata) for record in records]
     with read_shard(dataset, index, cache_folder()) as reader:
         uids = reader.uids
         captions = {kind: _captions(dataset, index, kind, reader) for kind in kinds}
         # An empty shard is scored as well: its file needs the columns.
         for start in range(0, len(uids) or 1, config.batch_size):
             span = range(start, min(start + config.batch_size, len(uids)))
-            rows = _read(reader, span, captions, pool, needs_images=needs_images)
+            rows = _read(reader, span, captions, pool, sizes, needs_images=needs_images)
             for name, scorer in scorers.items():
                 parts[name].append(scorer.score(rows))
     for name, batches in parts.items():
@@ -206,6 +208,7 @@ def _read(
     rows: range,
     captions: Mapping[str, Captions],
     pool: Executor,
+    sizes: Sequence[tuple[int, int] | None],
     *,
     needs_images: bool,
 ) -> RowBatch:
@@ -214,7 +217,7 @@ def _read(
         data = [reader.image(row) for row in rows]
         images = list(pool.map(_decode, data))
     part = {kind: c.slice(rows.start, rows.stop) for kind, c in captions.items()}
-    return RowBatch(len(rows), data, images, part)
+    return RowBatch(len(rows), data, images, part, sizes[rows.start : rows.stop])
 
 
 def _decode(data: bytes) -> Image.Image | None:

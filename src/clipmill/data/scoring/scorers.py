@@ -71,6 +71,8 @@ class RowBatch:
     """The images, upright RGB, if any scorer asks for them; None where one doesn't decode."""
     captions: Mapping[str, Captions]
     """By caption kind, those that are asked for."""
+    original_sizes: Sequence[tuple[int, int] | None] | None = None
+    """Width and height before the source resized the image, pixels; None where it names none."""
 
 
 class Scorer(Protocol):
@@ -99,7 +101,8 @@ class ImageScoreConfig(Config):
 
 
 class ImageScorer:
-    """Columns ``width``, ``height`` (pixels, upright), ``aspect`` (longer side by shorter),
+    """Columns ``width``, ``height`` (pixels, upright), ``aspect`` (longer side by shorter): those
+    before the source resized the image, where it names them (img2dataset does);
     ``perceptual_hash`` (uint64) and ``content_hash`` (leading bytes of the file's SHA-256).
 
     All but the last are null where the image doesn't decode.
@@ -116,7 +119,11 @@ class ImageScorer:
         """The columns above."""
         assert rows.images is not None
         assert rows.data is not None
-        sizes = [image.size if image else (0, 0) for image in rows.images]
+        originals = rows.original_sizes or [None] * len(rows.images)
+        sizes = [
+            (original or image.size) if image else (0, 0)
+            for image, original in zip(rows.images, originals, strict=True)
+        ]
         width, height = np.array(sizes, np.int32).reshape(-1, 2).T
         is_missing = width == 0
         with np.errstate(invalid="ignore"):

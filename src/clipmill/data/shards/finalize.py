@@ -7,6 +7,7 @@ when.
 """
 
 import base64
+import io
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipmill.data.dataset import (
@@ -36,6 +38,7 @@ from clipmill.data.shards.plan import (
     delete_original,
     read_staged_rows,
     shard_info,
+    shard_versions,
     staged_file,
     staged_rows_key,
     tar_key,
@@ -89,6 +92,8 @@ def finalize_dataset(plan: ShardPlan, *, source_parents: tuple[Parent, ...] = ()
         if layer not in dataset.layers:
             if is_staged:
                 _write_staged_rows(plan, dataset, layer)
+            else:
+                _drop_rows(dataset, layer)
             dataset = commit_layer(dataset, layer, parents=(source,), detail={"from": "source"})
     if is_staged:
         _delete_temporaries(plan, dataset)
@@ -100,11 +105,18 @@ def _write_manifest(plan: ShardPlan, parents: tuple[Parent, ...]) -> None:
     duplicates = find_duplicates(shards.fingerprints(), plan.num_items)
     if plan.config.duplicates == "drop":
         shards.drop_duplicates(duplicates)
+    else:
+        same_uids = shards.same_uids(duplicates)
+        if len(same_uids.positions):
+            shards.drop_duplicates(same_uids)
     infos, counts = shards.infos, shards.quarantine
     if not any(info.num_samples for info in infos):
         raise SourceError(
             f"none of the {plan.num_items} items in {plan.source} can be used: "
-            + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())),
+            + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+            + "".join(
+                f"; the first, {bad['origin']}: {bad['detail']}" for bad in shards.quarantined[:1]
+            ),
             expected="images that decode, each with a UTF-8 caption",
             action="correct the source, or widen the limits of the configuration",
         )
@@ -140,9 +152,21 @@ def _write_staged_rows(plan: ShardPlan, dataset: Dataset, layer: str) -> None:
     for index in range(plan.num_shards):
         if not has_layer_shard(dataset, layer, index):
             table = read_staged_rows(plan, layer, index)
-            kept = set(dataset.uids(index))
-            is_kept = pa.array([uid in kept for uid in table["uid"].to_pylist()], pa.bool_())
-            write_layer_shard(dataset, layer, index, table.filter(is_kept))
+            write_layer_shard(dataset, layer, index, _kept_rows(dataset, index, table))
+
+
+def _drop_rows(dataset: Dataset, layer: str) -> None:
+    """Rewrite a layer's rows of shards from which samples were dropped, without those."""
+    store = open_store(dataset.layer_uri(layer))
+    for index, info in enumerate(dataset.shards):
+        if dedup_suffix(info.name) and not has_layer_shard(dataset, layer, index):
+            table = pq.read_table(io.BytesIO(store.get(f"{index:05d}.parquet")), use_threads=False)
+            write_layer_shard(dataset, layer, index, _kept_rows(dataset, index, table))
+
+
+def _kept_rows(dataset: Dataset, index: int, table: pa.Table) -> pa.Table:
+    kept = set(dataset.uids(index))
+    return table.filter(pa.array([uid in kept for uid in table["uid"].to_pylist()], pa.bool_()))
 
 
 def _delete_temporaries(plan: ShardPlan, dataset: Dataset) -> None:
@@ -190,6 +214,25 @@ class ShardManifest:
             for i in range(min(len(duplicates.positions), MAX_LISTED))
         ]
 
+    def same_uids(self, duplicates: Duplicates) -> Duplicates:
+        """Return those with the uid of an earlier sample, which no dataset may hold twice.
+
+        A sample of the same id has another uid where its image differs.
+        """
+        uids: dict[int, set[str]] = {}
+        is_repeated = np.zeros(len(duplicates.positions), np.bool_)
+        for i in np.flatnonzero(duplicates.same_id):
+            original = int(duplicates.originals[i])
+            seen = uids.setdefault(original, {self._uid(original)})
+            uid = self._uid(int(duplicates.positions[i]))
+            is_repeated[i] = uid in seen
+            seen.add(uid)
+        return Duplicates(
+            duplicates.positions[is_repeated],
+            duplicates.originals[is_repeated],
+            duplicates.same_id[is_repeated],
+        )
+
     def drop_duplicates(self, duplicates: Duplicates) -> None:
         """Rewrite each shard that has duplicates without them, under another name."""
         bounds = np.searchsorted(duplicates.positions, self._starts)
@@ -201,7 +244,9 @@ class ShardManifest:
                     self._write_deduplicated(index, duplicates, range(first, last))
                 # The original goes last, when nothing needs it any more.
                 delete_original(self._store, index)
-            self._record(index, *self._sidecar(index))
+                self._record(index, DEDUP, read_sidecar(self._plan.uri, index, DEDUP))
+            else:
+                self._record(index, *self._sidecar(index))
 
     def _record(self, index: int, suffix: str, sidecar: dict[str, Any]) -> None:
         self.infos.append(shard_info(index, sidecar, suffix))
@@ -265,12 +310,11 @@ class ShardManifest:
                 yield file
 
     def _sidecar(self, index: int) -> tuple[str, dict[str, Any]]:
-        if self._plan.config.duplicates == "drop":
-            try:
-                return DEDUP, read_sidecar(self._plan.uri, index, DEDUP)
-            except NotFoundError:
-                pass  # a shard without duplicates, or not rewritten yet
-        return "", read_sidecar(self._plan.uri, index)
+        first, second = shard_versions(self._plan.config)
+        try:
+            return first, read_sidecar(self._plan.uri, index, first)
+        except NotFoundError:
+            return second, read_sidecar(self._plan.uri, index, second)
 
     def _uid(self, position: int) -> str:
         index = int(np.searchsorted(self._starts, position, side="right")) - 1

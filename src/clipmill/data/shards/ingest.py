@@ -7,7 +7,7 @@ where damage shows, and saves most of the arithmetic.
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import simplejpeg
@@ -51,7 +51,8 @@ class PreparedPair:
     """A validated sample, ready to be written."""
 
     uid: str
-    """UID_LENGTH hex digits of the SHA-256 over the source's image bytes and the origin."""
+    """UID_LENGTH hex digits of the SHA-256 over the source's image bytes and the origin, or
+    what tells it from others of this origin."""
     image_bytes: bytes
     suffix: str
     """The image's suffix in lower case, with its dot."""
@@ -65,6 +66,8 @@ class PreparedPair:
     samples with an equal half are duplicates."""
     rows: Mapping[str, Mapping[str, Any]]
     """See ``RawPair.rows``."""
+    metadata: Mapping[str, str | int] = field(default_factory=dict)
+    """See ``RawPair.metadata``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class IngestConfig:
         caption = self._caption(raw.caption)
         data = raw.image_bytes
         width, height = check_image(data, self.constraints)
-        origin = entry.origin.encode()
+        origin = entry.identity or entry.origin.encode()
         content = hashlib.sha256(data)
         halves = (
             hashed.digest()[:FINGERPRINT_BYTES] for hashed in (hashlib.sha256(origin), content)
@@ -95,7 +98,7 @@ class IngestConfig:
         fingerprint = b"".join(halves)
         content.update(b"\0" + origin)
         uid = content.hexdigest()[:UID_LENGTH]
-        suffix = raw.suffix
+        suffix = actual_suffix(raw.suffix, data)
         is_large = min(width, height) > self.resize_shorter_side
         if self.jpeg_quality and (not self.resize_shorter_side or is_large):
             data, width, height = reencode(
@@ -103,7 +106,16 @@ class IngestConfig:
             )
             suffix = ".jpg"
         return PreparedPair(
-            uid, data, suffix, caption, width, height, entry.origin, fingerprint, raw.rows
+            uid,
+            data,
+            suffix,
+            caption,
+            width,
+            height,
+            entry.origin,
+            fingerprint,
+            raw.rows,
+            raw.metadata,
         )
 
     def _caption(self, raw: bytes | str) -> str:
@@ -117,6 +129,16 @@ class IngestConfig:
         if len(data) > self.max_caption_bytes:
             raise BadSampleError(BadSampleReason.CAPTION_TOO_LONG, f"{len(data)} bytes")
         return text
+
+
+def actual_suffix(suffix: str, data: bytes) -> str:
+    """Return ``suffix`` if it's that of the image's format, and else the format's.
+
+    Readers of tars choose a decoder by it, and the web has many a WebP named ``.jpg``.
+    """
+    if data.startswith(_JPEG):
+        return suffix if suffix in (".jpg", ".jpeg") else ".jpg"
+    return ".png" if data.startswith(b"\x89PNG") else ".webp"
 
 
 def check_image(data: bytes, constraints: ImageConstraints) -> tuple[int, int]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.config import Config, canonical_json, digest_json
-from clipmill.data.dataset import FORMAT, ShardInfo, check_kind
+from clipmill.data.dataset import DEDUP, FORMAT, ShardInfo, check_kind
 from clipmill.data.shards.ingest import ImageConstraints, IngestConfig
 from clipmill.data.sources import FingerprintMode, Source, Split, open_source
 from clipmill.data.sources.base import ReadListing
@@ -290,6 +290,14 @@ def staged_file(store: Store, key: str) -> Iterator[Path]:
                 action="free some, or set TMPDIR to a folder on a larger disk",
             ) from error
         store.put_file(key, path)
+
+
+def shard_versions(config: ShardConfig) -> tuple[str, str]:
+    """Return the suffixes of a shard's versions, the likelier first: see DEDUP.
+
+    Samples with the uid of an earlier one are always dropped, others if ``duplicates`` says so.
+    """
+    return (DEDUP, "") if config.duplicates == "drop" else ("", DEDUP)
 
 
 def delete_original(store: Store, index: int) -> None:

@@ -3,8 +3,8 @@
 import json
 import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -126,6 +126,16 @@ class SampleRecord:
     """The image file's suffix, with its dot."""
     image_bytes: int
     """Bytes of the image file."""
+    metadata: Mapping[str, str | int] = field(default_factory=dict)
+    """What the source knows of the image: see ``METADATA_NAMES``."""
+
+
+def original_size(metadata: Mapping[str, str | int]) -> tuple[int, int] | None:
+    """Return an image's width and height before its source resized it, if that names them."""
+    width, height = metadata.get("original_width"), metadata.get("original_height")
+    if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
+        return width, height
+    return None
 
 
 def read_records(dataset: Dataset, index: int, cache: Path) -> Iterator[SampleRecord]:
@@ -154,6 +164,7 @@ def parse_records(file: BinaryIO) -> Iterator[SampleRecord]:
                     origin=value["origin"],
                     suffix=PurePosixPath(image.name).suffix,
                     image_bytes=image.size,
+                    metadata=value.get("metadata", {}),
                 )
     except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(

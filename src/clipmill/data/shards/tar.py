@@ -1,7 +1,8 @@
 """Layout of a shard's tar: plain WebDataset, three members per sample.
 
 ``<uid>.jpg`` (the image file as it was, under its own suffix), ``<uid>.txt`` (the real caption,
-UTF-8) and ``<uid>.json`` (uid, width, height, origin), in this order. Written without tarfile,
+UTF-8) and ``<uid>.json`` (uid, width, height, origin, and ``metadata`` where the source has any:
+see ``METADATA_NAMES``), in this order. Written without tarfile,
 which takes 180 us of processor time a pair of 30 KB, hash included, rather than 60.
 """
 
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.config import canonical_json
 from clipmill.data.shards.ingest import UID_LENGTH, PreparedPair
 from clipmill.errors import ArtifactError
 
@@ -36,8 +38,11 @@ class TarWriter:
     def add(self, pair: PreparedPair) -> None:
         """Append a pair."""
         # The canonical JSON of these fields, in a fraction of the encoder's time.
+        metadata = ""
+        if pair.metadata:
+            metadata = f'"metadata":{canonical_json(dict(pair.metadata))},'
         record = (
-            f'{{"height":{pair.height},"origin":{json.dumps(pair.origin)},'
+            f'{{"height":{pair.height},{metadata}"origin":{json.dumps(pair.origin)},'
             f'"uid":"{pair.uid}","width":{pair.width}}}'
         )
         members = (

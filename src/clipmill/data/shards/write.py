@@ -40,6 +40,7 @@ from clipmill.data.shards.plan import (
     dataset_uri,
     delete_original,
     shard_info,
+    shard_versions,
     sidecar_key,
     staged_file,
     staged_rows_key,
@@ -291,7 +292,7 @@ def write_shard(
         staged.close()
         write_json(sidecar_uri(plan.uri, index), record)
         _put_layers(plan, index, record, rows)
-        if plan.config.duplicates == "drop" and store.exists(sidecar_key(index, DEDUP)):
+        if store.exists(sidecar_key(index, DEDUP)):
             # Another process has finalized the dataset and no longer needs this version.
             delete_original(store, index)
         return ShardResult(len(uids), Counter(bad["reason"] for bad in quarantined))
@@ -302,7 +303,7 @@ def write_shard(
 def is_complete(plan: ShardPlan, index: int) -> bool:
     """Return whether shard ``index`` exists, in either version, with its layers' rows."""
     store = open_store(plan.uri)
-    for suffix in (DEDUP, "") if plan.config.duplicates == "drop" else ("",):
+    for suffix in shard_versions(plan.config):
         if store.exists(sidecar_key(index, suffix)):
             size: int = read_sidecar(store.uri, index, suffix)["num_bytes"]
             tar = tar_key(index, suffix)

@@ -25,7 +25,8 @@ from clipmill.data.sources.base import (
 from clipmill.data.sources.coco import CocoSource
 from clipmill.data.sources.folder import FolderSource
 from clipmill.data.sources.img2dataset import Img2datasetSource
-from clipmill.data.sources.tables import DelimitedSource, ParquetSource, hugging_face_source
+from clipmill.data.sources.tables import ParquetSource, hugging_face_source
+from clipmill.data.sources.text_tables import DelimitedSource, ImageFolderSource, JsonLinesSource
 from clipmill.data.sources.webdataset import WebDatasetSource
 from clipmill.errors import SourceError
 from clipmill.storage import exists, unpack_dir
@@ -46,7 +47,19 @@ __all__ = [
 # Files looked at to tell what a folder holds: all of a mixed one, the first of a vast one.
 _MAX_INSPECTED_FILES = 10_000
 
-_BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".tar": "webdataset"}
+_BY_SUFFIX = {
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "tsv",
+    ".tsv.gz": "tsv",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".tar.gz": "webdataset",
+    ".tgz": "webdataset",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +87,19 @@ def _folder(path: str) -> Source:
 
 _COLUMNS = ("image", "caption", "id")
 
+_TEXT_OPTIONS = (*_COLUMNS, "images", "delimiter", "quote")
+
 SOURCES: Mapping[str, SourceKind] = {
     "folder": SourceKind(_folder),
-    "csv": SourceKind(DelimitedSource, (*_COLUMNS, "images")),
-    "tsv": SourceKind(partial(DelimitedSource, delimiter="\t", kind="tsv"), (*_COLUMNS, "images")),
+    "csv": SourceKind(DelimitedSource, _TEXT_OPTIONS),
+    "tsv": SourceKind(partial(DelimitedSource, kind="tsv"), _TEXT_OPTIONS),
+    "jsonl": SourceKind(JsonLinesSource, (*_COLUMNS, "images")),
+    "imagefolder": SourceKind(ImageFolderSource, _COLUMNS),
     "parquet": SourceKind(ParquetSource, (*_COLUMNS, "images")),
     "coco": SourceKind(CocoSource, ("images",)),
     "webdataset": SourceKind(WebDatasetSource, ("layers",)),
     "img2dataset": SourceKind(Img2datasetSource),
-    "hf": SourceKind(hugging_face_source, _COLUMNS),
+    "hf": SourceKind(hugging_face_source, (*_COLUMNS, "split")),
 }
 
 
@@ -137,7 +154,8 @@ def parse_spec(text: str, kinds: Iterable[str]) -> SourceSpec:
 
 def _detect_kind(path: str, kinds: list[str]) -> str:
     root = Path(path)
-    suffix = root.suffix.lower()
+    name = root.name.lower()
+    suffix = next((each for each in _BY_SUFFIX if name.endswith(each)), root.suffix.lower())
     if root.is_dir():
         matches = _kinds_of_folder(root)
     elif suffix in _BY_SUFFIX:
@@ -152,8 +170,9 @@ def _detect_kind(path: str, kinds: list[str]) -> str:
         what = "is no source of a known kind" if root.exists() else "doesn't exist"
     raise SourceError(
         f"{path} {what}",
-        expected="a folder of images with .txt files, a table (.csv, .tsv, .parquet), a COCO "
-        "captions .json, WebDataset .tar files, an img2dataset output or a Hugging Face dataset",
+        expected="a folder of images with .txt files, a table (.csv, .tsv, .jsonl, .parquet), a "
+        "COCO captions .json, WebDataset .tar files, an img2dataset output or a Hugging Face "
+        "dataset",
         action=f"check the path, or say which it is: KIND:{path} with KIND one of "
         + ", ".join(matches or kinds),
     )
@@ -161,13 +180,15 @@ def _detect_kind(path: str, kinds: list[str]) -> str:
 
 def _kinds_of_folder(folder: Path) -> list[str]:
     names = (name for _, _, names in os.walk(folder) for name in names)
-    seen = [name.lower() for name in itertools.islice(names, _MAX_INSPECTED_FILES)]
+    seen = [f"/{name.lower()}" for name in itertools.islice(names, _MAX_INSPECTED_FILES)]
 
     def any_ends(*suffixes: str) -> bool:
         return any(name.endswith(suffixes) for name in seen)
 
     if any(folder.glob("*_stats.json")):
         return ["img2dataset"]
+    if any_ends("/metadata.jsonl", "/metadata.csv"):
+        return ["imagefolder"]
     kinds = []
     if any_ends(".arrow", ".parquet") or (folder / "dataset_info.json").is_file():
         kinds.append("hf")

@@ -10,6 +10,9 @@ from clipmill.errors import BadSampleReason, SourceError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
+OTHER_IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jxl", ".tif", ".tiff")
+"""Suffixes of images that are items of a source, but in formats that aren't read."""
+
 CAPTION_SUFFIX = ".txt"
 
 REASONS: Mapping[str, str] = {
@@ -32,13 +35,29 @@ REASONS: Mapping[str, str] = {
 """Reasons for which a source's item is rejected, with their meaning."""
 
 # Common names of these columns, the most likely first.
-IMAGE_NAMES: Final = ("path", "image_path", "filepath", "file", "filename", "file_name", "image")
+IMAGE_NAMES: Final = (
+    "path",
+    "image_path",
+    "filepath",
+    "file",
+    "filename",
+    "file_name",
+    "image",
+    "image_name",
+)
 
 BYTES_NAMES: Final = ("image", "jpg", "jpeg", "png", "webp", "img")
 
-CAPTION_NAMES: Final = ("caption", "text", "title", "txt", "captions")
+CAPTION_NAMES: Final = ("caption", "text", "title", "txt", "captions", "comment")
 
 ID_NAMES: Final = ("uid", "id", "key", "image_id")
+
+METADATA_NAMES: Final = ("key", "original_height", "original_width", "uid", "url")
+"""Fields of a source that are kept with a sample: those by which other tables name it, and the
+image's size before it was resized. img2dataset and DataComp write them under these names."""
+
+LAYER: Final = "captions/source"
+"""Layer of all captions of an image, of sources that list several."""
 
 FingerprintMode = Literal["content", "metadata"]
 """Coverage of a source's digest: all bytes, or names, sizes and modification times of files."""
@@ -76,6 +95,8 @@ class RawPair:
     """Bytes are decoded, and refused if they aren't UTF-8."""
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """For each layer that the source provides, this sample's values by column."""
+    metadata: Mapping[str, str | int] = field(default_factory=dict)
+    """Fields of METADATA_NAMES that the source has, see :func:`sample_metadata`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +108,8 @@ class Entry:
     load: Callable[[], RawPair]
     """Reads it, from any thread. Raises BadSampleError with one of REASONS, SourceError for a
     failure of the machine rather than the sample."""
+    identity: bytes = b""
+    """Tells it from other items of the same origin; empty where the origin does."""
 
 
 class Source(ABC):
@@ -117,6 +140,29 @@ class Source(ABC):
     @abstractmethod
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:
         """Yield the items of a range, in order, without reading others."""
+
+
+def sample_metadata(values: Mapping[str, Any]) -> dict[str, str | int]:
+    """Return the fields of METADATA_NAMES that have a value: sizes as numbers, others as text."""
+    kept: dict[str, str | int] = {}
+    for name in METADATA_NAMES:
+        value = values.get(name)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "backslashreplace")
+        if name.startswith("original_"):
+            try:
+                kept[name] = int(value or 0)
+            except (TypeError, ValueError, OverflowError):
+                continue
+        elif isinstance(value, str | int) and value != "" and not isinstance(value, bool):
+            kept[name] = str(value)
+    return kept
+
+
+def caption_row(texts: Iterable[str]) -> dict[str, Any]:
+    """Return a sample's row in the layer LAYER."""
+    captions = [text for text in texts if text.strip()]
+    return {"captions": captions, "fallback": not captions}
 
 
 def resolve_column(

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Iterator
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from clipmill.config import digest_json
+from clipmill.data.parallel import OrderedMap, default_threads, ordered_map
 from clipmill.data.sources.base import (
     Entry,
     FingerprintMode,
@@ -19,6 +22,7 @@ from clipmill.data.sources.files import (
     escape_name,
     files_digest,
     image_suffix,
+    images_digest,
     read_file,
     read_listing,
     write_listing,
@@ -48,8 +52,15 @@ class CocoSource(Source):
         self.uri = f"coco:{self._path}?images={self._images.base}"
 
     def digest(self, mode: FingerprintMode) -> str:
-        """SHA-256 (hex) over the JSON file alone: it speaks for its images."""
-        return files_digest([(self._path.name, self._path)], mode, "coco")
+        """SHA-256 (hex) over the JSON file, and over the local images that it names."""
+        with ordered_map(default_threads()) as mapped:
+            return self.digest_by(mapped, mode)
+
+    def digest_by(self, mapped: OrderedMap, mode: FingerprintMode) -> str:
+        """The same, images read by ``mapped``."""
+        table = files_digest([(self._path.name, self._path)], mode, "coco")
+        names = (item[0] for item in self._items())
+        return digest_json([table, images_digest(names, self._images, mapped, mode)])
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:
         """Read the whole file, which COCO's format demands, and list its images."""
@@ -60,27 +71,32 @@ class CocoSource(Source):
         for name, *captions in read_listing(split, listing):
             yield Entry(escape_name(name), partial(self._load, name, captions))
 
-    def _load(self, name: str, captions: list[str]) -> RawPair:
+    def _load(self, name: str, captions: list[Any]) -> RawPair:
         if not captions:
+            raise BadSampleError(BadSampleReason.MISSING_CAPTION, "no annotation of the image")
+        if not any(isinstance(caption, str) for caption in captions):
             raise BadSampleError(
-                BadSampleReason.MISSING_CAPTION, "no annotation speaks of the image"
+                BadSampleReason.MISSING_CAPTION, f"the caption is {captions[0]!r}, not text"
             )
+        texts = [text for text in captions if isinstance(text, str) and text.strip()]
+        if not texts:
+            raise BadSampleError(BadSampleReason.EMPTY_CAPTION, "nothing but white space")
         data = self._images.read(name)
-        texts = [text for text in captions if text.strip()]
         if any(escape_name(text) != text for text in texts):
             raise BadSampleError(
                 BadSampleReason.CAPTION_NOT_UTF8, "one of the captions has half a character"
             )
-        rows = {LAYER: {"captions": texts, "fallback": not texts}}
-        return RawPair(data, image_suffix(name, data), captions[0], rows)
+        rows = {LAYER: {"captions": texts, "fallback": False}}
+        return RawPair(data, image_suffix(name, data), texts[0], rows)
 
     def _items(self) -> Iterator[list[Any]]:
         try:
             value = json.loads(read_file(self._path))
-            names = {image["id"]: image["file_name"] for image in value["images"]}
-            captions: dict[Any, list[tuple[int, str]]] = {key: [] for key in names}
-            for annotation in value["annotations"]:
-                captions[annotation["image_id"]].append((annotation["id"], annotation["caption"]))
+            names = [(str(image["file_name"]), image["id"]) for image in value["images"]]
+            captions: dict[Any, list[Any]] = {key: [] for _, key in names}
+            for annotation in sorted(value["annotations"], key=_annotation_order):
+                # Files cut down to some images keep the annotations of others.
+                captions.get(annotation["image_id"], []).append(annotation.get("caption"))
         except (ValueError, KeyError, TypeError) as error:
             raise SourceError(
                 f"{self._path} is not a COCO captions file: {type(error).__name__} {error}",
@@ -88,8 +104,14 @@ class CocoSource(Source):
                 "(id, image_id, caption)",
                 action="point at the captions_*.json of the dataset",
             ) from error
-        for name, key in sorted((name, key) for key, name in names.items()):
-            yield [name, *(caption for _, caption in sorted(captions[key]))]
+        for name, key in sorted(names, key=itemgetter(0)):
+            yield [name, *captions[key]]
+
+
+def _annotation_order(annotation: dict[str, Any]) -> tuple[bool, Any]:
+    """Return the sort key of an annotation: ids may be numbers, text, both, or missing."""
+    value = annotation.get("id", 0)
+    return isinstance(value, str), value
 
 
 def _usual_folder(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """Read a source's files: listings, patterns, digests, images by name, and external sorting."""
 
 import glob
+import gzip
 import hashlib
 import heapq
 import itertools
@@ -8,12 +9,18 @@ import json
 import marshal
 import os
 import re
+import shutil
 import struct
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from clipmill.data.dataset import cache_folder
+from clipmill.data.parallel import OrderedMap
 from clipmill.data.sources.base import FingerprintMode, ReadListing, Split
 from clipmill.errors import (
     BadSampleError,
@@ -22,10 +29,12 @@ from clipmill.errors import (
     SourceError,
     StorageError,
 )
-from clipmill.storage import join, read_bytes
+from clipmill.storage import atomic_write, join, read_bytes
 from clipmill.storage.store import check_key
 
 _BLOCK = 1 << 20
+
+_GZIP = b"\x1f\x8b"
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -92,6 +101,31 @@ class PreadFile:
             os.close(self.number)
 
 
+def uncompressed_file(path: Path) -> Path:
+    """Return ``path``, or where it is compressed by gzip its content as a file in the cache.
+
+    Ranges of a source are read by their offsets, which gzip has none of. Raises SourceError.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_GZIP)) != _GZIP:
+                return path
+        status = path.stat()
+        identity = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
+        name = hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]
+        target = cache_folder() / "uncompressed" / name
+        if not target.is_file():
+            with atomic_write(target) as copy, gzip.open(path) as source, copy.open("wb") as file:
+                shutil.copyfileobj(source, file, _BLOCK)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(
+            f"{path} can't be uncompressed: {error}",
+            expected="a whole gzip file, and space for its content in the cache",
+            action="copy the file again, or uncompress it with `gunzip`",
+        ) from error
+    return target
+
+
 def unreadable_error(path: Path, error: OSError) -> SourceError:
     """Return the error for a file or folder that can't be read."""
     return SourceError(
@@ -120,6 +154,33 @@ def files_digest(paths: Iterable[tuple[str, Path]], mode: FingerprintMode, salt:
         except OSError as error:
             raise unreadable_error(path, error) from error
     return total.hexdigest()
+
+
+def images_digest(
+    names: Iterable[str], images: "ImageFiles", mapped: OrderedMap, mode: FingerprintMode
+) -> str:
+    """Return the SHA-256 (hex) over the local images that a table names, in its order.
+
+    Missing ones count as missing; those at ``s3://`` aren't read, so the table speaks for them.
+    """
+    local = (uri for uri in map(images.uri, names) if "://" not in uri)
+    total = hashlib.sha256()
+    for part in mapped(partial(_image_fingerprint, mode), (uri for uri, _ in groupby(local))):
+        total.update(part)
+    return total.hexdigest()
+
+
+def _image_fingerprint(mode: FingerprintMode, path: str) -> bytes:
+    try:
+        stat = os.stat(path)  # noqa: PTH116  # a Path would cost more than the call
+    except (OSError, ValueError):
+        return b"missing"
+    if mode == "metadata":
+        return b"%d %d" % (stat.st_size, stat.st_mtime_ns)
+    try:
+        return hashlib.sha256(read_file(path)).digest()
+    except SourceError:
+        return b"unreadable"
 
 
 def matching_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Path]]:
@@ -192,12 +253,16 @@ class ImageFiles:
         """``base``: the folder or ``s3://`` URI that relative names are relative to."""
         self.base = base if "://" in base else str(Path(base).absolute())
 
+    def uri(self, name: str) -> str:
+        """Return the path or URI of an image."""
+        return name if "://" in name or name.startswith("/") else join(self.base, name)
+
     def read(self, name: str) -> bytes:
         """Return the bytes of an image; raises BadSampleError (``missing_image``) if there is none.
 
         Raises SourceError or StorageError if it exists but can't be read.
         """
-        uri = name if "://" in name or name.startswith("/") else join(self.base, name)
+        uri = self.uri(name)
         if not _maybe_exists(uri):
             raise BadSampleError(BadSampleReason.MISSING_IMAGE, f"no file at {escape_name(name)}")
         try:

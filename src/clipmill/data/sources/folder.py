@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -13,12 +14,14 @@ from clipmill.data.parallel import OrderedMap, default_threads, ordered_map
 from clipmill.data.sources.base import (
     CAPTION_SUFFIX,
     IMAGE_SUFFIXES,
+    OTHER_IMAGE_SUFFIXES,
     Entry,
     FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
+    sample_metadata,
 )
 from clipmill.data.sources.files import (
     read_file,
@@ -29,7 +32,7 @@ from clipmill.data.sources.files import (
 )
 from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
-_SUFFIXES = frozenset(map(os.fsencode, (*IMAGE_SUFFIXES, CAPTION_SUFFIX)))
+_SUFFIXES = frozenset(map(os.fsencode, (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES, CAPTION_SUFFIX)))
 _CAPTION = CAPTION_SUFFIX.encode()
 
 
@@ -40,8 +43,11 @@ class FolderSource(Source):
     passed over.
     """
 
-    def __init__(self, folder: Path, uri: str = "") -> None:
-        """Raise SourceError if ``folder`` is missing; ``uri`` is the source's name elsewhere."""
+    def __init__(self, folder: Path, uri: str = "", *, has_records: bool = False) -> None:
+        """Raise SourceError if ``folder`` is missing; ``uri`` is the source's name elsewhere.
+
+        ``has_records``: ``name.json`` has the metadata of ``name.jpg``, as img2dataset writes it.
+        """
         if not folder.is_dir():
             raise SourceError(
                 f"{folder} is not a folder",
@@ -49,6 +55,7 @@ class FolderSource(Source):
                 action="correct the path of the source",
             )
         self.folder = folder
+        self._has_records = has_records
         self._prefix = f"{folder}/"
         self.uri = uri or f"folder:{folder.absolute()}"
 
@@ -106,7 +113,16 @@ class FolderSource(Source):
             )
         text = read_file(self._prefix + caption)
         suffix = image[image.rindex(".") :].lower()
-        return RawPair(read_file(self._prefix + image), suffix, text)
+        metadata = self._metadata(image) if self._has_records else {}
+        return RawPair(read_file(self._prefix + image), suffix, text, metadata=metadata)
+
+    def _metadata(self, image: str) -> dict[str, str | int]:
+        path = Path(self._prefix + image).with_suffix(".json")
+        try:
+            value = json.loads(read_file(path)) if path.is_file() else {}
+        except ValueError:
+            return {}
+        return sample_metadata(value) if isinstance(value, dict) else {}
 
 
 def _fingerprint_fields(prefix: str, mode: FingerprintMode, item: tuple[str, str, str]) -> bytes:

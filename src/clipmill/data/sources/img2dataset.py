@@ -93,7 +93,7 @@ def _pairs_source(folder: Path) -> Source:
     _, files = matching_files(str(folder), (".parquet",))
     if {"jpg", "png", "webp"} & set(read_schema(files[0]).names):
         return ParquetSource(str(folder), id="key")
-    return FolderSource(folder)
+    return FolderSource(folder, has_records=True)
 
 
 def _num_lost(stats: Path) -> int:

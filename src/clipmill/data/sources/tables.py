@@ -1,14 +1,11 @@
-"""Tables of images and captions: CSV and TSV, Parquet, and Hugging Face datasets folders.
+"""Tables of images and captions in Arrow's types: Parquet, and Hugging Face datasets folders.
 
-A row has an image's path and a caption; a Parquet table may hold the images themselves. A Hugging
-Face folder holds Parquet files, or the Arrow files of ``save_to_disk``.
+A row has an image or its path, and a caption or a list of them, which become a layer. A Hugging
+Face folder holds Parquet files, the Arrow files of ``save_to_disk``, or images with metadata files.
 """
 
-import csv
-import io
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -16,136 +13,33 @@ from typing import Any, BinaryIO, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipmill.config import digest_json
+from clipmill.data.parallel import OrderedMap, default_threads, ordered_map
 from clipmill.data.sources.base import (
     BYTES_NAMES,
     CAPTION_NAMES,
     IMAGE_NAMES,
+    LAYER,
+    METADATA_NAMES,
     Entry,
     FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
+    caption_row,
     resolve_column,
+    sample_metadata,
 )
 from clipmill.data.sources.files import (
     ImageFiles,
-    PreadFile,
     files_digest,
     image_suffix,
+    images_digest,
     matching_files,
     relative_names,
 )
 from clipmill.errors import BadSampleError, BadSampleReason, SourceError
-
-# Python's default limit of 128 KiB a field would end the reading of a table at a giant caption.
-_MAX_FIELD_BYTES = 1 << 26
-
-
-class DelimitedSource(Source):
-    """The rows of a CSV or TSV file whose first row names the columns.
-
-    A row's id is its image's path as written, or the column that ``id`` names. Where a row isn't
-    UTF-8 its bytes survive as they are, so that the caption is refused for it.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        image: str = "",
-        caption: str = "",
-        id: str = "",  # noqa: A002  # the option's name in a source spec
-        images: str = "",
-        delimiter: str = ",",
-        kind: str = "csv",
-    ) -> None:
-        """``image``, ``caption``, ``id``: names of columns; ``images``: see ``ImageFiles``."""
-        self._path = Path(path).absolute()
-        self._delimiter = delimiter
-        csv.field_size_limit(min(_MAX_FIELD_BYTES, sys.maxsize))
-        self._images = ImageFiles(images or str(self._path.parent))
-        with self._path.open("rb") as file:
-            header, self._first = next(_rows(file, delimiter), ([], 0))
-        self._columns = [name.removeprefix("\ufeff") for name in header]
-        self._image = self._column(image, IMAGE_NAMES, "image's path", "image")
-        self._caption = self._column(caption, CAPTION_NAMES, "caption", "caption")
-        self._id = self._column(id, (), "id", "id") if id else self._image
-        options = {"image": image, "caption": caption, "id": id, "images": self._images.base}
-        self._salt = repr(sorted(options.items()))
-        text = "&".join(f"{key}={value}" for key, value in options.items() if value)
-        self.uri = f"{kind}:{self._path}?{text}"
-
-    def digest(self, mode: FingerprintMode) -> str:
-        """SHA-256 (hex) over the table alone: it speaks for its images."""
-        return files_digest([(self._path.name, self._path)], mode, self._salt)
-
-    def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
-        """Read the table once; a split is a range of its bytes, since rows may span lines."""
-        start = stop = self._first
-        count = 0
-        with self._path.open("rb") as file:
-            file.seek(start)
-            for _, position in _rows(file, self._delimiter, start):
-                stop = position
-                count += 1
-                if count == size:
-                    yield Split(self._path.name, start, stop, count)
-                    start, count = stop, 0
-        if count:
-            yield Split(self._path.name, start, stop, count)
-
-    def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:  # noqa: ARG002
-        """The rows of a range."""
-        data = PreadFile(self._path).read(split.start, split.stop - split.start)
-        for row, _ in _rows(io.BytesIO(data), self._delimiter):
-            cells = dict(enumerate(row))
-            image = cells.get(self._image, "")
-            origin = cells.get(self._id, "") or image
-            spelled = _bytes(origin).decode("utf-8", "backslashreplace")
-            yield Entry(spelled, partial(self._load, image, cells.get(self._caption, "")))
-
-    def _load(self, image: str, caption: str) -> RawPair:
-        if not image:
-            raise BadSampleError(BadSampleReason.MISSING_IMAGE, "the row names no image")
-        data = self._images.read(image)
-        return RawPair(data, image_suffix(image, data), _bytes(caption))
-
-    def _column(self, name: str, candidates: tuple[str, ...], role: str, option: str) -> int:
-        if not self._columns:
-            raise SourceError(
-                f"{self._path} is empty",
-                expected="a table whose first row names its columns",
-                action="check the path of the source",
-            )
-        return self._columns.index(resolve_column(self._columns, name, candidates, role, option))
-
-
-def _rows(file: BinaryIO, delimiter: str, position: int = 0) -> Iterator[tuple[list[str], int]]:
-    """Yield each row that isn't empty, and the file's position after it."""
-
-    def lines() -> Iterator[str]:
-        nonlocal position
-        for line in file:
-            position += len(line)
-            # A byte of zero would end the row for some versions of the csv module.
-            yield line.decode("utf-8", "surrogateescape").replace("\0", "\ufffd")
-
-    try:
-        for row in csv.reader(lines(), delimiter=delimiter):
-            if row:
-                yield row, position
-    except csv.Error as error:
-        raise SourceError(
-            f"the table can't be read near byte {position}: {error}",
-            expected="rows of a delimited table, in which each quote is closed",
-            action="mend the row, or save the table as Parquet",
-        ) from error
-
-
-def _bytes(cell: str) -> bytes:
-    return cell.encode("utf-8", "surrogateescape")
-
 
 # Rows held at once while a range is read.
 _BATCH_ROWS = 256
@@ -166,22 +60,46 @@ class ParquetSource(Source):
         caption: str = "",
         id: str = "",  # noqa: A002  # the option's name in a source spec
         images: str = "",
+        split: str = "",
         kind: str = "parquet",
     ) -> None:
-        """``image``, ``caption``, ``id``: names of columns; ``images``: see ``ImageFiles``."""
+        """``image``, ``caption``, ``id``: names of columns; ``images``: see ``ImageFiles``.
+
+        ``split``: only the files of that split of a Hugging Face dataset.
+        """
         base, files = matching_files(path, (".parquet",))
+        files = _split_files(base, files, split)
         self._files = relative_names(base, files)
-        schema = read_schema(files[0])
-        self.columns = RowColumns(schema, image=image, caption=caption, id=id)
+        self._columns = {
+            name: _file_columns(file, image=image, caption=caption, id=id)
+            for name, file in self._files.items()
+        }
+        self.layers = layers_of(self._columns.values())
         self._images = ImageFiles(images or str(base))
-        options = {"image": image, "caption": caption, "id": id, "images": images}
+        options = {"image": image, "caption": caption, "id": id, "images": images, "split": split}
         self._salt = repr(sorted(options.items()))
         text = "&".join(f"{key}={value}" for key, value in options.items() if value)
         self.uri = f"{kind}:{Path(path).absolute()}" + (f"?{text}" if text else "")
 
     def digest(self, mode: FingerprintMode) -> str:
-        """SHA-256 (hex) over the files; images that they only name aren't read."""
-        return files_digest(self._files.items(), mode, self._salt)
+        """SHA-256 (hex) over the files, and over the local images that they name."""
+        with ordered_map(default_threads()) as mapped:
+            return self.digest_by(mapped, mode)
+
+    def digest_by(self, mapped: OrderedMap, mode: FingerprintMode) -> str:
+        """The same, images read by ``mapped``."""
+        tables = files_digest(self._files.items(), mode, self._salt)
+        images = images_digest(self._image_names(), self._images, mapped, mode)
+        return digest_json([tables, images])
+
+    def _image_names(self) -> Iterator[str]:
+        for name, columns in self._columns.items():
+            if columns.is_path:
+                file = _open(self._files[name])
+                batches = file.iter_batches(_BATCH_ROWS, columns=[columns.image], use_threads=False)
+                for _, values in rows_between(batches, 0, 0, file.metadata.num_rows, name):
+                    if values[columns.image]:
+                        yield os.fsdecode(values[columns.image])
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
         """Read the footers alone; a split is a range of one file's rows."""
@@ -193,13 +111,13 @@ class ParquetSource(Source):
 
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:  # noqa: ARG002
         """The rows of a range, from the row groups that hold it."""
-        file = _open(self._files[split.piece])
+        file, columns = _open(self._files[split.piece]), self._columns[split.piece]
         groups, first = _groups(file.metadata, split.start, split.stop)
         batches = file.iter_batches(
-            _BATCH_ROWS, row_groups=groups, columns=self.columns.names, use_threads=False
+            _BATCH_ROWS, row_groups=groups, columns=columns.names, use_threads=False
         )
         for row, values in rows_between(batches, first, split.start, split.stop, split.piece):
-            yield self.columns.entry(f"{split.piece}#{row}", values, self._images)
+            yield columns.entry(f"{split.piece}#{row}", values, self._images)
 
 
 class RowColumns:
@@ -216,6 +134,12 @@ class RowColumns:
         """Raises SourceError where the columns can't be told or have another type."""
         paths = [f.name for f in schema if _is_text(f.type)]
         blobs = [f.name for f in schema if _is_binary(f.type) or _is_image_struct(f.type)]
+        texts = [f.name for f in schema if _is_text(f.type) or _is_texts(f.type)]
+        # Some writers store text as bytes.
+        raw = [f.name for f in schema if _is_binary(f.type) and f.name.lower() in CAPTION_NAMES]
+        self.caption = resolve_column([*texts, *raw], caption, CAPTION_NAMES, "caption", "caption")
+        self.has_lists = _is_texts(schema.field(self.caption).type)
+        blobs = [name for name in blobs if name != self.caption]
         if image or not blobs:
             self.image = resolve_column(
                 [*blobs, *paths], image, (*BYTES_NAMES, *IMAGE_NAMES), "image", "image"
@@ -226,33 +150,61 @@ class RowColumns:
                 if len(blobs) == 1
                 else resolve_column(blobs, "", BYTES_NAMES, "image", "image")
             )
-        texts = [f.name for f in schema if _is_text(f.type) or _is_texts(f.type)]
-        self.caption = resolve_column(texts, caption, CAPTION_NAMES, "caption", "caption")
         self.id = resolve_column(schema.names, id, (), "id", "id") if id else ""
-        self._of_paths = self.image in paths
-        self.names = sorted({self.image, self.caption, *([self.id] if self.id else [])})
+        self.is_path = self.image in paths
+        self._metadata = [name for name in schema.names if name in METADATA_NAMES]
+        names = {self.image, self.caption, *self._metadata, *([self.id] if self.id else [])}
+        self.names = sorted(names)
 
     def entry(self, position: str, values: dict[str, Any], images: ImageFiles) -> Entry:
         """Return the row at ``position``, which is its id if it has no other."""
-        image = values[self.image]
-        path = image.get("path") if isinstance(image, dict) else image if self._of_paths else None
-        data = image.get("bytes") if isinstance(image, dict) else None if self._of_paths else image
-        name = values[self.id] if self.id else path if self._of_paths else None
+        image, caption = values[self.image], values[self.caption]
+        path = image.get("path") if isinstance(image, dict) else image if self.is_path else None
+        data = image.get("bytes") if isinstance(image, dict) else None if self.is_path else image
+        name = values[self.id] if self.id else path if self.is_path else None
         origin = position if name in (None, b"") else _escape_name(name)
-        return Entry(origin, partial(_load, path, data, values[self.caption], images))
+        # Rows of one image are several samples, unless they have ids.
+        identity = b"" if self.id or not self.is_path else f"{origin}\0{caption}".encode()
+        return Entry(origin, partial(self._load, path, data, values, images), identity)
+
+    def _load(
+        self, path: bytes | None, data: bytes | None, values: dict[str, Any], images: ImageFiles
+    ) -> RawPair:
+        name = os.fsdecode(path or b"")
+        if data is None:
+            if not name:
+                raise BadSampleError(BadSampleReason.MISSING_IMAGE, "the row has no image")
+            data = images.read(name)
+        caption = values[self.caption]
+        texts = [text for text in (caption if self.has_lists else [caption]) or [] if text]
+        if not texts:
+            if caption is None or caption in ([], [None]):
+                raise BadSampleError(BadSampleReason.MISSING_CAPTION, "the row's caption is null")
+            raise BadSampleError(BadSampleReason.EMPTY_CAPTION, "the row's caption is empty")
+        rows = {}
+        if self.has_lists:
+            try:
+                rows = {LAYER: caption_row(text.decode() for text in texts)}
+            except UnicodeDecodeError as error:
+                raise BadSampleError(BadSampleReason.CAPTION_NOT_UTF8, str(error)) from error
+            texts = [text for text in texts if text.strip()] or texts
+        metadata = sample_metadata({name: values[name] for name in self._metadata})
+        return RawPair(data, image_suffix(name, data), texts[0], rows, metadata)
 
 
-def _load(path: bytes | None, data: bytes | None, caption: Any, images: ImageFiles) -> RawPair:
-    name = os.fsdecode(path or b"")
-    if data is None:
-        if not name:
-            raise BadSampleError(BadSampleReason.MISSING_IMAGE, "the row has no image")
-        data = images.read(name)
-    if isinstance(caption, list):
-        caption = next((text for text in caption if text), None)
-    if caption is None:
-        raise BadSampleError(BadSampleReason.MISSING_CAPTION, "the row's caption is null")
-    return RawPair(data, image_suffix(name, data), caption)
+def layers_of(columns: Iterable[RowColumns]) -> tuple[str, ...]:
+    """Return the layers of a source with these columns: one if any lists captions."""
+    return (LAYER,) if any(each.has_lists for each in columns) else ()
+
+
+def _file_columns(path: Path, **options: str) -> RowColumns:
+    """Return the columns of a Parquet file; files of one source may differ in them."""
+    try:
+        return RowColumns(read_schema(path), **options)
+    except SourceError as error:
+        raise SourceError(
+            f"{path}: {error.what}", expected=error.expected, action=error.action
+        ) from error
 
 
 def _escape_name(value: object) -> str:
@@ -283,11 +235,14 @@ def rows_between(
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
-    """The type with all text in it as bytes."""
-    if _is_text(kind):
-        return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+    """The type with all text in it as bytes, and neither views nor dictionaries."""
+    if pa.types.is_dictionary(kind):
+        return _as_bytes(kind.value_type)
     if _is_texts(kind):
         return pa.list_(_as_bytes(kind.value_type))
+    if _is_text(kind) or _is_binary(kind):
+        is_large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
+        return pa.large_binary() if is_large else pa.binary()
     if pa.types.is_struct(kind):
         fields = (kind.field(i) for i in range(kind.num_fields))
         return pa.struct([(field.name, _as_bytes(field.type)) for field in fields])
@@ -328,27 +283,72 @@ def _groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    # A column of nothing but nulls has no type of its own.
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
+    )
 
 
 def _is_texts(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    is_list = (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
     return bool(is_list and _is_text(kind.value_type))
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_dictionary(kind):
+        return _is_binary(kind.value_type)
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )
 
 
 def _is_image_struct(kind: pa.DataType) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
-def hugging_face_source(path: str, *, image: str = "", caption: str = "", id: str = "") -> Source:  # noqa: A002
-    """The dataset in a folder, whichever of its two formats it has."""
+def hugging_face_source(
+    path: str,
+    *,
+    image: str = "",
+    caption: str = "",
+    id: str = "",  # noqa: A002
+    split: str = "",
+) -> Source:
+    """The dataset in a folder, whichever of its formats it has; ``split``: only that one."""
+    options = {"image": image, "caption": caption, "id": id}
     if any(Path(path).rglob("*.arrow")):
-        return ArrowSource(path, image=image, caption=caption, id=id)
-    return ParquetSource(path, image=image, caption=caption, id=id, kind="hf")
+        return ArrowSource(path, **options, split=split)
+    return ParquetSource(path, **options, split=split, kind="hf")
+
+
+def _split_files(base: Path, files: list[Path], split: str) -> list[Path]:
+    """Return the files of a split: those in a folder of its name, or named ``SPLIT-00000-of-...``.
+
+    Raises SourceError, which lists the splits, if there is none.
+    """
+    names = {file: _split_name(file.relative_to(base)) for file in files}
+    chosen = [file for file in files if not split or names[file] == split]
+    if not chosen:
+        raise SourceError(
+            f"{base} has no split {split}",
+            expected=f"one of {', '.join(sorted(set(names.values())))}",
+            action="correct `split=` in the source, or leave it out to read all",
+        )
+    return chosen
+
+
+def _split_name(path: Path) -> str:
+    folder = path.parent.name
+    if folder and folder != "data":
+        return folder
+    return path.stem.partition("-")[0]
 
 
 class ArrowSource(Source):
@@ -361,16 +361,21 @@ class ArrowSource(Source):
         image: str = "",
         caption: str = "",
         id: str = "",  # noqa: A002  # the option's name in a source spec
+        split: str = "",
     ) -> None:
-        """``image``, ``caption``, ``id``: names of columns."""
+        """``image``, ``caption``, ``id``: names of columns; ``split``: only that one's files."""
         base, files = matching_files(path, (".arrow",))
         # Caches of earlier transformations lie beside the data.
         files = [file for file in files if not file.name.startswith("cache-")]
+        files = _split_files(base, files, split)
         self._files = relative_names(base, files)
-        with _Table(files[0]) as table:
-            self.columns = RowColumns(table.schema, image=image, caption=caption, id=id)
+        self._columns = {}
+        for name, file in self._files.items():
+            with _Table(file) as table:
+                self._columns[name] = RowColumns(table.schema, image=image, caption=caption, id=id)
+        self.layers = layers_of(self._columns.values())
         self._images = ImageFiles(str(base))
-        options = {"image": image, "caption": caption, "id": id}
+        options = {"image": image, "caption": caption, "id": id, "split": split}
         self._salt = repr(sorted(options.items()))
         text = "&".join(f"{key}={value}" for key, value in options.items() if value)
         self.uri = f"hf:{Path(path).absolute()}" + (f"?{text}" if text else "")
@@ -390,10 +395,11 @@ class ArrowSource(Source):
 
     def entries(self, split: Split, listing: ReadListing) -> Iterator[Entry]:  # noqa: ARG002
         """The rows of a range."""
+        columns = self._columns[split.piece]
         with _Table(self._files[split.piece]) as table:
-            batches = (batch.select(self.columns.names) for batch in table.batches())
+            batches = (batch.select(columns.names) for batch in table.batches())
             for row, values in rows_between(batches, 0, split.start, split.stop, split.piece):
-                yield self.columns.entry(f"{split.piece}#{row}", values, self._images)
+                yield columns.entry(f"{split.piece}#{row}", values, self._images)
 
 
 class _Table:

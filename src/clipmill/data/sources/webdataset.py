@@ -1,5 +1,10 @@
 """WebDataset tars: a sample is the run of members whose names share what precedes the first dot.
 
+As readers of this format do, suffixes are taken in lower case, a suffix that comes a second time
+begins another sample, and members whose names have no stem or no suffix (``README``, ``.DS_Store``,
+``._0001.jpg`` of a Mac) are passed over. Unlike them, a run without an image of a plain suffix is
+split at the last dot, so that ``v1.0001.jpg`` and ``v1.0002.jpg`` are two samples.
+
 Beside an image and a caption (``txt``, or ``caption`` in ``json``), the keys of DataCompDR's
 release are read as rows of layers. Keys as in the dataset cards of apple/DataCompDR-12M and -1B:
 ``syn.json`` (``syn_text``: synthetic captions), ``paug.json`` (``param_aug``: parameters of stored
@@ -14,6 +19,7 @@ import zlib
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,14 +28,22 @@ from numpy.typing import NDArray
 
 from clipmill.data.sources.base import (
     IMAGE_SUFFIXES,
+    OTHER_IMAGE_SUFFIXES,
     Entry,
     FingerprintMode,
     RawPair,
     ReadListing,
     Source,
     Split,
+    sample_metadata,
 )
-from clipmill.data.sources.files import PreadFile, files_digest, matching_files, relative_names
+from clipmill.data.sources.files import (
+    PreadFile,
+    files_digest,
+    matching_files,
+    relative_names,
+    uncompressed_file,
+)
 from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 
 # What readers of JSON and npz raise for files that are neither.
@@ -143,6 +157,14 @@ def _embeddings(data: bytes) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     return image_AE, text_CE
 
 
+# Members of a sample that a record of its loss names.
+_MAX_NAMED = 4
+
+_RULE = (
+    "a sample's members share their name up to the first dot and lie side by side "
+    "(`tar --sort=name`)"
+)
+
 _BLOCK = 512
 
 # Extended headers hold a name or a few records; more is an attempt to exhaust memory.
@@ -178,8 +200,9 @@ class WebDatasetSource(Source):
 
         ``layers`` names the layers that DataCompDR's keys become; none are made if it's empty.
         """
-        base, files = matching_files(path, (".tar",))
-        self._tars = relative_names(base, files)
+        base, files = matching_files(path, (".tar", ".tar.gz", ".tgz"))
+        self._files = relative_names(base, files)
+        self._tars = {name: uncompressed_file(file) for name, file in self._files.items()}
         self.uri = f"webdataset:{Path(path).absolute()}?layers={layers}"
         self._name = layers
         self._layers = self._inspect_first_sample() if layers else None
@@ -187,7 +210,7 @@ class WebDatasetSource(Source):
 
     def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the tars."""
-        return files_digest(self._tars.items(), mode, self._name)
+        return files_digest(self._files.items(), mode, self._name)
 
     def splits(self, size: int, listing: BinaryIO) -> Iterator[Split]:  # noqa: ARG002
         """Read the headers of all members; a split never spans two tars."""
@@ -222,20 +245,26 @@ class WebDatasetSource(Source):
             yield Split(name, start, file.size, count)
 
     def _load(self, file: PreadFile, parts: list[tuple[str, Member]]) -> RawPair:
-        by_kind = dict(reversed(parts))  # of two members of one name, the first counts
+        by_kind = dict(parts)
         read = partial(_read, file, by_kind)
-        image = next((kind for kind, _ in parts if f".{kind.lower()}" in IMAGE_SUFFIXES), None)
+        image = next((kind for kind in by_kind if f".{kind}" in IMAGE_SUFFIXES), None)
+        if image is None:
+            image = next((kind for kind in by_kind if f".{kind}" in OTHER_IMAGE_SUFFIXES), None)
         texts = _captions(by_kind, read)
         if image is None:
             raise BadSampleError(
-                BadSampleReason.CAPTION_WITHOUT_IMAGE, "the sample's members hold no image"
+                BadSampleReason.CAPTION_WITHOUT_IMAGE,
+                f"no image among {_names(parts)}; {_RULE}",
             )
         if not texts:
             raise BadSampleError(
-                BadSampleReason.MISSING_CAPTION, "neither a txt member nor a caption in json"
+                BadSampleReason.MISSING_CAPTION,
+                f"neither a txt member nor a caption in json among {_names(parts)}; {_RULE}",
             )
         rows = layer_rows(self._layers, by_kind, read, len(texts)) if self._layers else {}
-        return RawPair(read(image), f".{image.lower()}", texts[0], rows)
+        caption = next((text for text in texts if text.strip()), texts[0])
+        metadata = sample_metadata(_record(read)) if "json" in by_kind else {}
+        return RawPair(read(image), f".{image}", caption, rows, metadata)
 
     def _inspect_first_sample(self) -> DataCompDRLayers | None:
         """Return the layers that the first sample provides."""
@@ -243,7 +272,7 @@ class WebDatasetSource(Source):
             file = PreadFile(path)
             try:
                 for _, parts in _samples(file, 0, file.size):
-                    by_kind = dict(reversed(parts))
+                    by_kind = dict(parts)
                     read = partial(_read, file, by_kind)
                     return detect_reinforcement(by_kind, read, self._name)
             except TruncatedTarError:
@@ -276,35 +305,66 @@ def _captions(members: dict[str, Member], read: Callable[[str], bytes]) -> list[
             caption = json.loads(read("json")).get("caption")
         except (ValueError, AttributeError) as error:
             raise BadSampleError(BadSampleReason.DAMAGED_RECORD, f"json: {error}") from error
-        return [caption] if isinstance(caption, str) else []
+        texts = caption if isinstance(caption, list) else [caption]
+        return [text for text in texts if isinstance(text, str)]
     return []
+
+
+def _record(read: Callable[[str], bytes]) -> dict[str, Any]:
+    """Return a sample's json; empty if it's damaged, which the caption decides about."""
+    try:
+        value = json.loads(read("json"))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _names(parts: list[tuple[str, Member]]) -> str:
+    names = [member.name for _, member in parts[:_MAX_NAMED]]
+    return ", ".join([*names, "..."] if len(parts) > _MAX_NAMED else names)
 
 
 def _samples(file: PreadFile, start: int, stop: int) -> Iterator[Sample]:
     """Yield the samples of a range; raises TruncatedTarError after the last complete one."""
-    key: str | None = None
-    parts: list[tuple[str, Member]] = []
+    run: list[Member] = []
+    kinds: set[str] = set()
+    key = ""
     try:
         for member in members(file, start, stop):
             following, kind = _key(member.name)
-            if following != key:
-                if key is not None:
-                    yield key, parts
-                key, parts = following, []
-            parts.append((kind, member))
+            if not kind or not following or following.endswith("/"):
+                continue
+            if following != key or kind in kinds:
+                yield from _split_run(run)
+                key, run, kinds = following, [], set()
+            run.append(member)
+            kinds.add(kind)
     except TruncatedTarError:
-        if key is not None:
-            yield key, parts
+        yield from _split_run(run)
         raise
-    if key is not None:
-        yield key, parts
+    yield from _split_run(run)
+
+
+def _split_run(run: list[Member]) -> Iterator[Sample]:
+    """Yield the sample of a run of members; those of one without an image by their last dots."""
+    parts = [(*_key(member.name), member) for member in run]
+    has_image = any(f".{kind}" in IMAGE_SUFFIXES for _, kind, _ in parts)
+    if not has_image and any(kind.endswith(IMAGE_SUFFIXES) for _, kind, _ in parts):
+        parts = [(*_key_to_last_dot(member.name), member) for member in run]
+    for key, group in groupby(parts, key=lambda part: part[0]):
+        yield key, [(kind, member) for _, kind, member in group]
 
 
 def _key(name: str) -> tuple[str, str]:
     """WebDataset's rule: the key goes up to the first dot of the file's name."""
     folder, slash, last = name.rpartition("/")
     stem, _, kind = last.partition(".")
-    return folder + slash + stem, kind
+    return folder + slash + stem, kind.lower()
+
+
+def _key_to_last_dot(name: str) -> tuple[str, str]:
+    stem, _, kind = name.rpartition(".")
+    return stem, kind.lower()
 
 
 def _raise(error: Exception) -> RawPair:
