@@ -1,4 +1,6 @@
+import asyncio
 import json
+from collections import Counter
 from contextlib import suppress
 
 import numpy as np
@@ -123,3 +125,33 @@ def test_any_json_is_read_or_refused(value: object, rest: bytes) -> None:
     with suppress(BadRequestError):
         body = RequestBody(protocol="v1", data=header, headers={}, query={})
         parse_v1_instances(parse_request(body, "m"), ServingConfig())
+
+
+def test_parts_of_large_responses_leave_the_event_loop_to_others():
+    """A client that takes all at once doesn't keep health probes waiting."""
+    from clipmill.serve.server.app import _PART_BYTES, _send_in_parts
+
+    async def respond():
+        turns, seen = 0, []
+        turn = asyncio.Lock()
+
+        async def send(message):
+            seen.append(turns)
+
+        async def probe():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        probing = asyncio.create_task(probe())
+        body = {"type": "http.response.body", "body": bytes(8 * _PART_BYTES)}
+        await asyncio.gather(*(_send_in_parts(send, turn)(dict(body)) for _ in range(4)))
+        probing.cancel()
+        return seen
+
+    seen = asyncio.run(respond())
+    assert len(seen) == 32
+    # At most a part of each response starts, or follows another, in one turn.
+    assert max(Counter(seen).values()) <= 5
+    assert seen[-1] - seen[0] >= 24

@@ -45,7 +45,7 @@ _MAX_INPUTS: Final = 3
 ENCODINGS: Final = ("gzip", "deflate")
 """Values of Content-Encoding that are read."""
 _ZLIB_OR_GZIP: Final = 32 + zlib.MAX_WBITS
-_JSON_PIECE: Final = 2**18  # elements that are written as JSON at once
+_JSON_PIECE: Final = 2**16  # elements that are written as JSON at once
 _MIN_JSON_BYTES: Final = 2  # of an element: a digit and a comma
 
 

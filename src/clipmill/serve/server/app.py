@@ -40,7 +40,7 @@ _V2: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _V1: Final = re.compile(r"/v1/models/([^/]+):predict")
 _NUM_DRAINED_AT_ONCE: Final = 2
 _DRAIN_SECONDS: Final = 0.1
-_PART_BYTES: Final = 2**20
+_PART_BYTES: Final = 2**18  # of a response's body, sent in a turn of the event loop
 T = TypeVar("T")
 
 
@@ -61,6 +61,7 @@ class Routes:
         self._is_stopping = is_stopping
         self._num_buffered_bytes = 0
         self._drainer = RequestDrainer()
+        self._part_turn = asyncio.Lock()
 
     def admission_middleware(self, app: ASGIApp) -> ASGIApp:
         """Return ``app`` behind a middleware that answers predictions and passes all else on.
@@ -89,7 +90,7 @@ class Routes:
                 seconds = time.perf_counter() - started
                 serving_metrics().request_seconds.labels(route.model).observe(seconds)
             with self._buffering(len(response.body)):
-                await response(scope, receive, _send_in_parts(send))
+                await response(scope, receive, _send_in_parts(send, self._part_turn))
 
         return middleware
 
@@ -257,10 +258,12 @@ class Routes:
             raise ClientDisconnectedError from None
 
 
-def _send_in_parts(send: Send) -> Send:
+def _send_in_parts(send: Send, turn: asyncio.Lock) -> Send:
     """Return a ``send`` that waits between the parts of a large body until the client took them.
 
     uvicorn keeps in memory what the client doesn't take, a second time, and copies it at once.
+    ``turn``, one for all responses, leaves a turn of the event loop one part: else fast clients'
+    parts, for which ``send`` doesn't wait, would keep health probes waiting.
     """
 
     async def send_parts(message: Message) -> None:
@@ -268,6 +271,8 @@ def _send_in_parts(send: Send) -> Send:
         for start in range(0, len(body) - _PART_BYTES, _PART_BYTES):
             part = body[start : start + _PART_BYTES]
             await send({"type": message["type"], "body": part, "more_body": True})
+            async with turn:
+                await asyncio.sleep(0)
             body_left = body[start + _PART_BYTES :]
             message = {**message, "body": body_left}
         await send(message)
