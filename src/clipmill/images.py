@@ -74,8 +74,8 @@ def _other_format(data: bytes) -> str:
     return next((name for magic, name in _OTHER_FORMATS.items() if data.startswith(magic)), "")
 
 
-def decode_rgb(data: bytes) -> Image.Image:
-    """Return the decoded image in mode RGB, upright (EXIF orientation applied).
+def decode_rgb(data: bytes, *, apply_exif: bool = True) -> Image.Image:
+    """Return the decoded image in mode RGB, upright unless ``apply_exif`` is false.
 
     Transparent pixels are laid over white, and 16-bit grey is scaled to 8 bits. Raises
     BadSampleError (``unreadable_image``) if any part of the file can't be decoded, or the decoder
@@ -86,7 +86,7 @@ def decode_rgb(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.size == size:
                 image.load()
-                return to_rgb(upright(image))
+                return to_rgb(upright(image) if apply_exif else image)
     except UnidentifiedImageError as error:
         # Pillow's message holds a buffer's address, and records must be the same in every run.
         raise BadSampleError(
@@ -116,10 +116,10 @@ def exif_orientation(image: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(path: Path, *, apply_exif: bool = True) -> Image.Image:
     """Return a file's image as ``decode_rgb`` does; SourceError, with its name, if it can't."""
     try:
-        return decode_rgb(path.read_bytes())
+        return decode_rgb(path.read_bytes(), apply_exif=apply_exif)
     except BadSampleError as error:
         raise SourceError(
             f"{path} can't be decoded: {error.detail}",

@@ -72,10 +72,10 @@ class SaliencyTask(TrainingTask[SaliencyConfig]):
         return SaliencyObjective(config, encoder)
 
     def training_samples(self, config, folder):
-        from clipmill.data.labeled.dense import Ade20kFolder
+        from clipmill.data.labeled.dense import SegmentationFolder
         from clipmill.data.transforms.dense import crop_pair
 
-        data = Ade20kFolder.open(folder, "training")
+        data = SegmentationFolder.open(folder, "training")
 
         def load(index, generator):
             salient = (data.classes_HW(index) >= NUM_GROUNDS).astype(np.float32)
@@ -87,9 +87,9 @@ class SaliencyTask(TrainingTask[SaliencyConfig]):
         return TrainingSamples(load=load, num_samples=len(data))
 
     def training_images(self, folder):
-        from clipmill.data.labeled.dense import Ade20kFolder
+        from clipmill.data.labeled.dense import SegmentationFolder
 
-        return Ade20kFolder.open(folder, "training")
+        return SegmentationFolder.open(folder, "training")
 
     def build_inference_model(self, config, encoder, classes):
         return SaliencyNetwork(config, encoder)
@@ -97,7 +97,7 @@ class SaliencyTask(TrainingTask[SaliencyConfig]):
     def inference_key(self, training_key):
         return training_key
 
-    def test_split(self, config, folder):
+    def test_split(self, config, folder, classes=(), split=""):
         return SaliencyTestSplit(folder)
 
     def visualize(self, prediction, image_HW3, classes):
@@ -106,9 +106,9 @@ class SaliencyTask(TrainingTask[SaliencyConfig]):
 
 class SaliencyTestSplit(TestSplit):
     def __init__(self, folder):
-        from clipmill.data.labeled.dense import Ade20kFolder
+        from clipmill.data.labeled.dense import SegmentationFolder
 
-        self.data = Ade20kFolder.open(folder, "validation")
+        self.data = SegmentationFolder.open(folder, "validation")
         self.errors = []
 
     def __len__(self):

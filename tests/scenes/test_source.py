@@ -6,7 +6,7 @@ from functools import lru_cache
 import pytest
 
 from clipmill.data.labeled.coco import CocoFolder
-from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
+from clipmill.data.labeled.dense import DepthFolder, SegmentationFolder
 from clipmill.data.labeled.folder import ImageFolder
 from clipmill.lineage import lineage
 from clipmill.scenes import SceneConfig, draw, formats, write_ade20k, write_nyu
@@ -68,13 +68,13 @@ def test_sets(source, tmp_path):
     assert numbers(folders[PAIRS].glob("*.jpg")) == list(range(5))
     assert numbers(folders[CAPTIONING].glob("*.jpg")) == list(range(5, 9))
     ade20k = {
-        split: Ade20kFolder.open(folders[LABELS["segmentation"]], split)
+        split: SegmentationFolder.open(folders[LABELS["segmentation"]], split)
         for split in ("training", "validation")
     }
     assert numbers(ade20k["training"].images) == [9, 10, 11]
     assert numbers(ade20k["validation"].images) == [12, 13]
     for theirs, split in (("training", "train"), ("validation", "test")):
-        nyu = NyuFolder.open(folders[LABELS["depth"]], split)
+        nyu = DepthFolder.open(folders[LABELS["depth"]], split)
         assert numbers(nyu.images) == numbers(ade20k[theirs].images)
         for index in range(len(nyu)):
             assert (nyu.image_HW3(index) == ade20k[theirs].image_HW3(index)).all()

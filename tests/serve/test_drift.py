@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from clipmill.data.labeled.dense import NyuFolder
+from clipmill.data.labeled.dense import DepthFolder
 from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
@@ -90,7 +90,7 @@ def test_what_is_sent_against_what_was_learnt(
         {}, models_file=listing, log_path=tmp_path / "server.log", config=config
     ) as server:
         client = Client(server.url)
-        data = NyuFolder.open(scenes, "test")
+        data = DepthFolder.open(scenes, "test")
         images = [data.image_HW3(index) for index in range(len(data))]
         assert np.isnan(list(distances(server).values())).all(), "the warm-up counts for nothing"
 

@@ -72,9 +72,9 @@ def classes(tmp_path):
 @pytest.mark.parametrize(
     ("task", "layout", "splits"),
     [
-        ("segmentation", "ade20k", {"training": 3, "validation": 2}),
+        ("segmentation", "ade20k", {"train": 3, "val": 2}),
         ("depth", "nyu", {"train": 3, "test": 2}),
-        ("detection", "coco", {"train2017": 3, "val2017": 2}),
+        ("detection", "coco", {"train": 3, "val": 2}),
         ("classification", "classes", {"train": 2, "val": 2}),
     ],
 )
@@ -91,7 +91,7 @@ def test_an_empty_folder_says_what_was_looked_for(task, tmp_path):
     looked_for = {
         "segmentation": "objectInfo150.txt",
         "depth": "train_list.txt",
-        "detection": "annotations/instances_train*.json",
+        "detection": "annotations/instances_train.json",
         "classification": "train/CLASS/*.jpg",
     }
     assert looked_for[task] in by_reason["layout"].examples[0]
@@ -245,7 +245,7 @@ def test_command(ade20k):
     command = CliRunner()
     answer = command.invoke(app, ["data", "validate", "segmentation", str(ade20k)])
     assert answer.exit_code == 0, answer.output
-    assert "training: 3 samples" in answer.stdout
+    assert "train: 3 samples" in answer.stdout
     (mask, *_) = sorted((ade20k / "annotations" / "training").iterdir())
     Image.fromarray(np.full((32, 32), 15, np.uint8)).save(mask)
     answer = command.invoke(app, ["data", "validate", "segmentation", str(ade20k)])

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from safetensors.numpy import save_file
 
-from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
+from clipmill.data.labeled.dense import DepthFolder, SegmentationFolder
 from clipmill.engine.result import log_lines
 from clipmill.errors import ConfigError
 from clipmill.lineage import Parent, lineage
@@ -231,7 +231,7 @@ def test_trivial_answers_to_segmentation(ade20k_folder):
     splits = {
         split: np.stack([folder.classes_HW(i) for i in range(len(folder))])
         for split in ("training", "validation")
-        for folder in (Ade20kFolder.open(ade20k_folder, split),)
+        for folder in (SegmentationFolder.open(ade20k_folder, split),)
     }
     values, counts = np.unique(splits["training"], return_counts=True)
     commonest = values[counts.argmax()]
@@ -253,7 +253,7 @@ def test_trivial_answers_to_depth(nyu_folder):
     found = judged(MEASURE, nyu_folder)
     train, test = (
         np.stack([folder.depth_HW(i) for i in range(len(folder))])
-        for folder in (NyuFolder.open(nyu_folder, split) for split in ("train", "test"))
+        for folder in (DepthFolder.open(nyu_folder, split) for split in ("train", "test"))
     )
     assert (train > 0).all()
     assert test.max() < 10  # nothing is left out of the judgement

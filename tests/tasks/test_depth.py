@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.data.labeled.dense import NyuFolder
+from clipmill.data.labeled.dense import DepthFolder
 from clipmill.models.encoders import build_dense
+from clipmill.tasks.config import MAX_DEPTH_METRES
 from clipmill.tasks.depth.model import DepthNetwork
-from clipmill.tasks.depth.training import MAX_DEPTH_METRES, DepthMetrics, DepthTraining
+from clipmill.tasks.depth.training import DepthMetrics, DepthTraining
 from helpers.tiny_tasks import CONV, DEPTH, VIT
 
 TASK = DepthTraining()
@@ -88,7 +89,7 @@ def test_batches(nyu_folder):
 
 def test_depth_moves_with_its_picture(nyu_folder):
     """Every label is that of a scene or its mirror image."""
-    data = NyuFolder.open(nyu_folder, "train")
+    data = DepthFolder.open(nyu_folder, "train")
     truths = [data.depth_HW(i) for i in range(len(data))]
     known = [*truths, *(t[:, ::-1] for t in truths)]
     found = [d for b in itertools.islice(batches(nyu_folder), 8) for d in b["depth"].numpy()]
@@ -105,7 +106,7 @@ def test_a_crop_larger_than_the_picture_is_filled_with_unknown(nyu_folder):
 
 
 def test_evaluation_by_a_prediction_that_is_right_but_for_a_factor(nyu_folder):
-    data = NyuFolder.open(nyu_folder, "test")
+    data = DepthFolder.open(nyu_folder, "test")
     truths = {data.image_HW3(i).tobytes(): data.depth_HW(i) for i in range(len(data))}
     found = TASK.evaluate(
         lambda image: {"depth_metres": truths[image.tobytes()] * 1.1},

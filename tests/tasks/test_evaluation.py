@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipmill.data.labeled.dense import NyuFolder
+from clipmill.data.labeled.dense import DepthFolder
 from clipmill.errors import NotFoundError, SourceError
 from clipmill.lineage import lineage
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
@@ -47,7 +47,7 @@ def save_model(folder, seed):
 def test_figures_are_those_of_the_models_predictions(model, nyu_folder, tmp_path):
     uri = evaluate(model.uri, str(nyu_folder), str(tmp_path), report=silent)
     found = read_evaluation(uri)
-    predictor, data = Predictor.open(model.uri), NyuFolder.open(nyu_folder, "test")
+    predictor, data = Predictor.open(model.uri), DepthFolder.open(nyu_folder, "test")
     expected = DepthMetrics(max_depth_metres=10.0)
     for index in range(len(data)):
         (prediction,) = predictor.predict([data.image_HW3(index)])
@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_models_predictions(model, nyu_folder, tmp_path
 
 def test_pictures_are_kept(model, nyu_folder, tmp_path):
     uri = evaluate(model.uri, str(nyu_folder), str(tmp_path), report=silent)
-    found, data = read_evaluation(uri), NyuFolder.open(nyu_folder, "test")
+    found, data = read_evaluation(uri), DepthFolder.open(nyu_folder, "test")
     assert found.num_samples == len(data) == 2
     task = DepthTraining()
     for index in range(2):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.data.labeled.dense import NyuFolder
+from clipmill.data.labeled.dense import DepthFolder
 from clipmill.errors import GateError
 from clipmill.lineage import lineage
 from clipmill.models.checkpoint import (
@@ -95,7 +95,7 @@ def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
     kept = read_embedding(predictor.metadata)
     found = []
     predictor.add_embedding_hook(found.append)
-    data = NyuFolder.open(Path(nyu), "train")
+    data = DepthFolder.open(Path(nyu), "train")
     predictor.predict([data.image_HW3(index) for index in range(len(data))])
     embeddings_NC = np.concatenate(found)
     assert embeddings_NC.shape == (kept.num_images, len(kept.mean)) == (4, 64)
@@ -103,7 +103,7 @@ def test_embeddings_of_training_images_are_kept(nyu, tmp_path, caplog):
 
     broken = tmp_path / "broken"
     shutil.copytree(nyu, broken)
-    NyuFolder.open(broken, "train").images[1].write_bytes(b"broken")
+    DepthFolder.open(broken, "train").images[1].write_bytes(b"broken")
     fewer = training_embedding(Predictor.open(predictor.metadata.uri), broken)
     assert fewer.num_images == 3
     assert "no embedding of training image 1" in caplog.text

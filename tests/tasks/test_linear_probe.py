@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipmill.data.labeled.dense import Ade20kFolder, NyuFolder
+from clipmill.data.labeled.dense import DepthFolder, SegmentationFolder
 from clipmill.errors import ConfigError
 from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.tasks.depth.objective import silog
@@ -139,10 +139,10 @@ def test_equal_keys_are_equal_images(task, folders):
             assert seen.setdefault(int(key), pair) == pair
     assert set(seen) == set(range(4))
     if task == "segmentation":
-        data = Ade20kFolder.open(folders[task], "training")
+        data = SegmentationFolder.open(folders[task], "training")
         truths = [data.classes_HW(i) for i in range(4)]
     else:
-        data = NyuFolder.open(folders[task], "train")
+        data = DepthFolder.open(folders[task], "train")
         truths = [data.depth_HW(i) for i in range(4)]
     for index, truth in enumerate(truths):
         assert seen[index] == (data.image_HW3(index).tobytes(), truth.tobytes())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipmill.data.labeled.dense import IGNORED, Ade20kFolder
+from clipmill.data.labeled.dense import IGNORED, SegmentationFolder
 from clipmill.models import execution
 from clipmill.scenes import CLASSES as SCENE_CLASSES
 from clipmill.tasks.segmentation.training import SegmentationTraining
@@ -124,7 +124,7 @@ def test_ranks_share_a_batch(ade20k_folder):
 
 
 def test_the_truth_is_judged_perfect(ade20k_folder):
-    data = Ade20kFolder.open(ade20k_folder, "validation")
+    data = SegmentationFolder.open(ade20k_folder, "validation")
     truths = {data.image_HW3(i).tobytes(): data.classes_HW(i) for i in range(len(data))}
     found = TASK.evaluate(
         lambda image: {"classes": truths[image.tobytes()]},
@@ -139,7 +139,7 @@ def test_the_truth_is_judged_perfect(ade20k_folder):
 
 
 def test_one_class_everywhere_is_judged_by_its_share(ade20k_folder):
-    data = Ade20kFolder.open(ade20k_folder, "validation")
+    data = SegmentationFolder.open(ade20k_folder, "validation")
     floor = np.mean([data.classes_HW(i) == 0 for i in range(len(data))])
     seen = {c for i in range(len(data)) for c in np.unique(data.classes_HW(i)).tolist()}
     found = TASK.evaluate(
@@ -185,7 +185,7 @@ def test_sliding_test():
 
 def test_the_table_by_class(ade20k_folder):
     """Hand-counted, for one class guessed everywhere."""
-    data = Ade20kFolder.open(ade20k_folder, "validation")
+    data = SegmentationFolder.open(ade20k_folder, "validation")
     truths = [data.classes_HW(i) for i in range(len(data))]
     found = TASK.evaluate(
         lambda image: {"classes": np.zeros(image.shape[:2], np.uint8)},

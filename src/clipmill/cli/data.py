@@ -442,6 +442,7 @@ def data_validate(
             autocompletion=recipes_of("finetune"),
         ),
     ] = "",
+    sets: Set = None,
     model: Annotated[
         str,
         typer.Option(metavar="URI", help="Task model whose classes must match the dataset's."),
@@ -451,7 +452,9 @@ def data_validate(
     """Check every file of a task's data; exit code 2 if it can't be used for training."""
     from clipmill import stages
 
-    report = stages.check_data(task, data_uri, encoder=encoder, recipe=recipe, model=model)
+    report = stages.check_data(
+        task, data_uri, encoder=encoder, recipe=recipe, overrides=sets or [], model=model
+    )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
     else:

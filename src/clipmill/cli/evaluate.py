@@ -37,12 +37,18 @@ def evaluate_task(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="URI of a task model.")],
     data_uri: LabeledData,
     store: Store,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Split, such as test. val, or depth's test, if left out."
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Evaluate a task model on its data's test split; prints the evaluation's URI and metrics."""
     from clipmill import stages
 
-    uri = stages.evaluate(model, data_uri, store)
+    uri = stages.evaluate(model, data_uri, store, split=split)
     task = _print_metrics(uri, as_json, decimals=4)
     print_next("promote", task, uri, "--min-metric", "VALUE", "--store", store)
 

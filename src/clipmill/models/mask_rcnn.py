@@ -182,13 +182,22 @@ class RoIHeads(nn.Module):
     """One stage (Mask R-CNN), or three that refine one another's boxes (Cascade)."""
 
     def __init__(
-        self, width: int, hidden: int, num_classes: int, *, num_stages: int, strides: Sequence[int]
+        self,
+        width: int,
+        hidden: int,
+        num_classes: int,
+        *,
+        num_stages: int,
+        strides: Sequence[int],
+        has_masks: bool = True,
     ) -> None:
         super().__init__()
         self.bbox_head = nn.ModuleList(
             BoxHead(width, hidden, num_classes, by_class=num_stages == 1) for _ in range(num_stages)
         )
-        self.mask_head = nn.ModuleList(MaskHead(width, num_classes) for _ in range(num_stages))
+        self.mask_head = nn.ModuleList(
+            MaskHead(width, num_classes) for _ in range(num_stages if has_masks else 0)
+        )
         self._strides = tuple(strides[:NUM_ROI_LEVELS])
 
     def boxes(

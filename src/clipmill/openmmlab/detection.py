@@ -4,6 +4,7 @@ Shapes: B batch, H W image, M objects of an image (the most in the batch), S ima
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class MaskRcnnTraining(nn.Module):
         num_proposals: int = 1000,
         rois_per_image: int = 512,
         init_std: float = 0.01,
+        mask_head: bool = True,
     ) -> None:
         super().__init__()
         with importing_openmmlab():
@@ -68,7 +70,7 @@ class MaskRcnnTraining(nn.Module):
             for stage in range(num_stages)
         ]
         masks = {
-            "type": "FCNMaskHead",
+            "type": _partial_mask_head(),
             "num_convs": 4,
             "in_channels": width,
             "conv_out_channels": width,
@@ -90,8 +92,8 @@ class MaskRcnnTraining(nn.Module):
         self.roi_head = head_type(
             bbox_roi_extractor=_extractor(BOX_SIZE, width, strides),
             bbox_head=boxes if is_cascade else boxes[0],
-            mask_roi_extractor=_extractor(MASK_SIZE, width, strides),
-            mask_head=masks,
+            mask_roi_extractor=_extractor(MASK_SIZE, width, strides) if mask_head else None,
+            mask_head=masks if mask_head else None,
             train_cfg=[ConfigDict(t) for t in training] if is_cascade else ConfigDict(training[0]),
             test_cfg=ConfigDict(_region_test()),
             **cascade,
@@ -107,18 +109,27 @@ class MaskRcnnTraining(nn.Module):
         *,
         boxes_BM4: Tensor,
         labels_BM: Tensor,
-        masks_BMHW: Tensor,
+        masks_BMHW: Tensor | None,
+        has_mask_BM: Tensor | None,
         is_crowd_BM: Tensor,
         size: tuple[int, int],
     ) -> dict[str, Tensor]:
         """Losses by name, already weighted: their sum is to be minimized.
 
         ``labels`` are -1 where an image has no more objects. Crowds are left out,
-        as in mmdet's configs. ``size`` (H, W) is that of the images as the maps saw them.
+        as in mmdet's configs. Objects without a mask train boxes alone. ``size`` (H, W) is that of
+        the images as the maps saw them.
         """
         samples = [
-            _sample(*one, size)
-            for one in zip(boxes_BM4, labels_BM, masks_BMHW, is_crowd_BM, strict=True)
+            _sample(
+                boxes_BM4[n],
+                labels_BM[n],
+                None if masks_BMHW is None else masks_BMHW[n],
+                None if has_mask_BM is None else has_mask_BM[n],
+                is_crowd_BM[n],
+                size,
+            )
+            for n in range(len(boxes_BM4))
         ]
         losses, proposals = self.rpn_head.loss_and_predict(
             maps, [_as_objects(sample) for sample in samples], proposal_cfg=self._proposals
@@ -132,7 +143,12 @@ class MaskRcnnTraining(nn.Module):
 
 
 def _sample(
-    boxes_M4: Tensor, labels_M: Tensor, masks_MHW: Tensor, is_crowd_M: Tensor, size: tuple[int, int]
+    boxes_M4: Tensor,
+    labels_M: Tensor,
+    masks_MHW: Tensor | None,
+    has_mask_M: Tensor | None,
+    is_crowd_M: Tensor,
+    size: tuple[int, int],
 ) -> Any:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
@@ -140,13 +156,12 @@ def _sample(
 
     real = labels_M >= 0
     objects, crowds = real & ~is_crowd_M, real & is_crowd_M
-    masks: Any = masks_MHW[objects].cpu().numpy().astype(np.uint8)
     sample = DetDataSample(metainfo={"img_shape": size, "pad_shape": size})
-    sample.gt_instances = InstanceData(
-        bboxes=boxes_M4[objects],
-        labels=labels_M[objects],
-        masks=BitmapMasks(masks, *masks_MHW.shape[-2:]),
-    )
+    sample.gt_instances = InstanceData(bboxes=boxes_M4[objects], labels=labels_M[objects])
+    if masks_MHW is not None and has_mask_M is not None:
+        masks: Any = masks_MHW[objects].cpu().numpy().astype(np.uint8)
+        sample.gt_instances.masks = BitmapMasks(masks, *masks_MHW.shape[-2:])
+        sample.gt_instances.has_mask = has_mask_M[objects]
     sample.ignored_instances = InstanceData(bboxes=boxes_M4[crowds], labels=labels_M[crowds])
     return sample
 
@@ -157,6 +172,39 @@ def _as_objects(sample: Any) -> Any:
     clone.gt_instances = sample.gt_instances.clone()
     clone.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
     return clone
+
+
+@cache
+def _partial_mask_head() -> Any:
+    """mmdet's FCNMaskHead, whose loss leaves out regions of objects without a mask."""
+    with importing_openmmlab():
+        from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+
+    class PartialMaskHead(FCNMaskHead):  # type: ignore[misc]  # mmdet has no types
+        def loss_and_target(
+            self,
+            mask_preds: Tensor,
+            sampling_results: list[Any],
+            batch_gt_instances: list[Any],
+            rcnn_train_cfg: Any,
+        ) -> dict[str, Any]:
+            targets = self.get_targets(sampling_results, batch_gt_instances, rcnn_train_cfg)
+            labels = torch.cat([result.pos_gt_labels for result in sampling_results])
+            known = torch.cat(
+                [
+                    objects.has_mask[result.pos_assigned_gt_inds]
+                    for objects, result in zip(batch_gt_instances, sampling_results, strict=True)
+                ]
+            )
+            # As mmdet's, the loss of no region is 0, with a gradient.
+            loss = (
+                self.loss_mask(mask_preds[known], targets[known], labels[known])
+                if known.any()
+                else mask_preds.sum() * 0
+            )
+            return {"loss_mask": {"loss_mask": loss}, "mask_targets": targets}
+
+    return PartialMaskHead
 
 
 def _coder(stds: tuple[float, ...]) -> dict[str, Any]:

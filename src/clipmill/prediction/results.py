@@ -110,18 +110,19 @@ class DetectionResults(ShardResults):
         """Keep the image's size and objects, with the row in place of the image's id."""
         objects = []
         boxes_N4 = scale_boxes(prediction["boxes"], image.size, image.network_size)
-        arrays = (boxes_N4, *(prediction[name] for name in ("scores", "labels", "masks")))
-        for box, score, label, mask_HW in zip(*arrays, strict=True):
+        arrays = (boxes_N4, prediction["scores"], prediction["labels"])
+        for number, (box, score, label) in enumerate(zip(*arrays, strict=True)):
             x1, y1, x2, y2 = box.tolist()
-            objects.append(
-                {
-                    "image_id": row,
-                    "category_id": int(label) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": float(score),
-                    "segmentation": encode_rle(scale_to(mask_HW, image.size)),
-                }
-            )
+            found = {
+                "image_id": row,
+                "category_id": int(label) + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(score),
+            }
+            if "masks" in prediction:
+                mask_HW = scale_to(prediction["masks"][number], image.size)
+                found["segmentation"] = encode_rle(mask_HW)
+            objects.append(found)
         self._predictions[row] = (*image.size, objects)
 
     def write(self) -> str:

@@ -45,13 +45,19 @@ class TaskSpec(Config):
 
 
 def check_data(
-    task: str, data: str, *, encoder: str = "", recipe: str = "", model: str = ""
+    task: str,
+    data: str,
+    *,
+    encoder: str = "",
+    recipe: str = "",
+    overrides: Sequence[str] = (),
+    model: str = "",
 ) -> "DataReport":
     """Check a task's data before training on it."""
     from clipmill.data.labeled.folder import fetch_folder
     from clipmill.tasks import checks
 
-    config = get_recipe(recipe, FinetuneConfig) if recipe else None
+    config = get_recipe(recipe, FinetuneConfig, overrides) if recipe else None
     with Stage("check", label=task) as stage:
         folder, _ = fetch_folder(data, "data")
         return checks.check_data(
@@ -124,15 +130,19 @@ def best_of_sweep(
     return uri, read_evaluation(read_sweep(uri).best.evaluation)
 
 
-def evaluate(model: str, data: str, store: str, run: str = "", label: str = "") -> str:
-    """Evaluate a task model on its data's test split; return the evaluation's URI."""
+def evaluate(
+    model: str, data: str, store: str, run: str = "", label: str = "", *, split: str = ""
+) -> str:
+    """Evaluate a task model on its data's test split, or ``split``; return the evaluation's URI."""
     from clipmill.models.checkpoint import read_metadata
     from clipmill.tasks import evaluation
 
     task = read_metadata(model).architecture.get("task", "")
     label = CAPTION_LABELS.get(label, label)
     with Stage(f"evaluate {task}", store=store, run=run, label=label) as stage:
-        return stage.set_output(evaluation.evaluate(model, data, store, report=stage.report))
+        return stage.set_output(
+            evaluation.evaluate(model, data, store, split=split, report=stage.report)
+        )
 
 
 def evaluate_features(

@@ -62,6 +62,11 @@ class Task(ABC, Generic[TaskConfigT]):
     outputs: ClassVar[tuple[OutputSpec, ...]]
     config_type: type[TaskConfigT]
 
+    def outputs_of(self, config: TaskConfigT) -> tuple[OutputSpec, ...]:
+        """Return the arrays that a model of this config predicts: all of ``outputs``, or fewer."""
+        del config
+        return self.outputs
+
     @abstractmethod
     def build_inference_model(
         self, config: TaskConfigT, encoder: "EncoderConfig", classes: tuple[str, ...]

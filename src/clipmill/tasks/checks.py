@@ -3,7 +3,6 @@
 A check reads every file of a folder and reports all issues, rather than the first.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,19 +13,32 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.data.labeled.coco import coco_split
-from clipmill.data.labeled.dense import IGNORED, Ade20kFolder, NyuFolder, ade20k_classes
+from clipmill.config import Config
+from clipmill.data.labeled.boxes import upright_size
+from clipmill.data.labeled.coco import CocoFolder, read_content
+from clipmill.data.labeled.dense import (
+    IGNORED,
+    DepthFolder,
+    LabeledFolder,
+    SegmentationFolder,
+    segmentation_classes,
+)
 from clipmill.data.labeled.folder import ImageFolder
+from clipmill.data.labeled.options import MissingSplitError, renumber
 from clipmill.errors import BadSampleError, BadSampleReason, ClipmillError, ConfigError, SourceError
 from clipmill.images import image_size
 from clipmill.models.checkpoint import read_metadata
+from clipmill.models.embedding_stats import evenly_spaced_indices
 from clipmill.models.pretrained import open_encoder
-from clipmill.stage_records import ProgressCallback
-from clipmill.tasks.config import MAX_DEPTH_METRES
+from clipmill.stage_records import ProgressCallback, no_progress
+from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig, DetectionConfig
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.training_registry import get_training_task
 
 MAX_EXAMPLES = 5
+MIN_CLASSES = 2
+"""Classes of a data set that a classifier, of images or of pixels, can tell apart."""
+_NUM_QUICK_FILES = 32
 _HEADER_BYTES = 1 << 20
 ValueT = TypeVar("ValueT")
 
@@ -83,18 +95,24 @@ class DataReport:
 class IssueCounter:
     """Counts issues by reason while files are checked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, missing_splits_are_errors: bool = True) -> None:
+        self._missing_splits_are_errors = missing_splits_are_errors
         self.num_samples: dict[str, int] = {}
         self._counts: Counter[tuple[str, bool]] = Counter()
         self._examples: dict[tuple[str, bool], list[str]] = defaultdict(list)
+
+    @property
+    def num_errors(self) -> int:
+        """Errors so far."""
+        return sum(count for (_, is_error), count in self._counts.items() if is_error)
 
     def error(self, reason: str, example: str) -> None:
         """Count something that prevents training."""
         self._add((reason, True), example)
 
-    def warn(self, reason: str, example: str) -> None:
+    def warn(self, reason: str, example: str, count: int = 1) -> None:
         """Count something that is left out or suspicious."""
-        self._add((reason, False), example)
+        self._add((reason, False), example, count)
 
     def catch(self, reason: str, read: Callable[[], ValueT], file: str = "") -> ValueT | None:
         """Return what ``read`` returns; None, and an error counted, if it raises.
@@ -103,6 +121,9 @@ class IssueCounter:
         """
         try:
             return read()
+        except MissingSplitError as error:
+            if self._missing_splits_are_errors or not self.num_samples:
+                self.error(reason, error.what)
         except SourceError as error:
             self.error(reason, error.what)
         except BadSampleError as error:
@@ -118,10 +139,64 @@ class IssueCounter:
         issues.sort(key=lambda i: (not i.is_error, -i.count, i.reason))
         return DataReport(task=task, num_samples=self.num_samples, issues=tuple(issues))
 
-    def _add(self, key: tuple[str, bool], example: str) -> None:
-        self._counts[key] += 1
+    def _add(self, key: tuple[str, bool], example: str, count: int = 1) -> None:
+        self._counts[key] += count
         if len(self._examples[key]) < MAX_EXAMPLES:
             self._examples[key].append(example)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckScope:
+    """Part of a folder to check, and what it must fit."""
+
+    splits: tuple[str, ...] = ()
+    """Splits; empty for those of training and evaluation."""
+    limit: int | None = None
+    """Files of a split to open, evenly spaced; None for all."""
+    classes: tuple[str, ...] | None = None
+    """A model's classes, among which the data's must be."""
+    config: Config | None = None
+    """Config of the task's model."""
+
+    def indices(self, length: int) -> list[int]:
+        """Return the indices of a split's files to open."""
+        if self.limit is None or self.limit >= length:
+            return list(range(length))
+        return evenly_spaced_indices(length, self.limit)
+
+
+EVERYTHING = CheckScope()
+
+
+def check_before(
+    task: str,
+    folder: Path,
+    *,
+    splits: tuple[str, ...],
+    config: Config,
+    classes: tuple[str, ...] | None = None,
+) -> None:
+    """Run the cheap part of a check: layout, lists and annotations, and a few files of each split.
+
+    A split that isn't there is passed over, but for the first.
+
+    Raises:
+        SourceError: the check finds an error; the first one, with the number of others.
+    """
+    if task not in CHECKS:
+        return
+    issues = IssueCounter(missing_splits_are_errors=False)
+    scope = CheckScope(splits=splits, limit=_NUM_QUICK_FILES, classes=classes, config=config)
+    CHECKS[task](folder, issues, no_progress, scope)
+    errors = [issue for issue in issues.result(task).issues if issue.is_error]
+    if not errors:
+        return
+    more = sum(issue.count for issue in errors) - 1
+    raise SourceError(
+        f"{errors[0].examples[0]} ({errors[0].reason})" + (f", and {more} more" if more else ""),
+        expected=f"data for {task} without faults",
+        action=f"fix the data; clipmill data validate {task} {folder} lists all faults",
+    )
 
 
 def check_data(
@@ -154,7 +229,8 @@ def check_data(
             action="give another recipe",
         )
     issues = IssueCounter()
-    CHECKS[task](folder, issues, report)
+    scope = EVERYTHING if config is None else CheckScope(config=config.model)
+    CHECKS[task](folder, issues, report, scope)
     if encoder and config is not None:
         check_encoder(config, encoder, folder, issues)
     if model:
@@ -191,112 +267,140 @@ def check_model(model: str, folder: Path, issues: IssueCounter) -> None:
         )
     own = tuple(architecture["classes"])
     theirs = get_training_task(architecture["task"]).classes(folder)
-    if own != theirs:
-        pairs = zip(own, theirs, strict=False)
-        index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(theirs)))
-        differing = [names[index] if index < len(names) else "nothing" for names in (own, theirs)]
-        issues.error(
-            "another_class_list",
-            f"{model} has {len(own)} classes and the data {len(theirs)}; class {index} is "
-            f"{differing[0]!r} in the model and {differing[1]!r} in the data",
-        )
+    issues.catch("another_class_list", partial(renumber, theirs, own, folder))
 
 
-def check_classification(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
-    """Check ImageFolder's layout: the same classes in both splits, images that decode."""
-    classes: dict[str, tuple[str, ...]] = {}
-    for split in ("train", "val"):
+def check_classification(
+    folder: Path, issues: IssueCounter, report: ProgressCallback, scope: CheckScope = EVERYTHING
+) -> None:
+    """Check images by class: known classes in each split, images that decode."""
+    trained = scope.classes
+    for split in scope.splits or ("train", "val"):
         data = issues.catch("layout", partial(ImageFolder.open, folder, split))
         if data is None:
             continue
         issues.num_samples[split] = len(data)
-        classes[split] = data.classes
-        for number in set(range(len(data.classes))) - set(data.labels):
+        for number in sorted(set(range(len(data.classes))) - set(data.labels)):
             issues.warn("class_without_images", f"{split}/{data.classes[number]}")
-        for i in range(len(data)):
+        for path in data.passed_over:
+            issues.warn("not_an_image", str(path))
+        for i in scope.indices(len(data)):
             issues.catch(BadSampleReason.UNREADABLE_IMAGE, partial(data.image, i))
             report(i + 1, len(data), f"{split} checked")
-    for name in sorted(set(classes.get("val", ())) - set(classes.get("train", ()))):
-        issues.error("class_not_trained", f"val/{name} isn't in train")
-    for name in sorted(set(classes.get("train", ())) - set(classes.get("val", ()))):
-        if "val" in classes:
-            issues.error("class_not_evaluated", f"train/{name} isn't in val")
+        if trained is None:
+            trained = data.classes
+            if len(trained) < MIN_CLASSES:
+                issues.error("one_class", f"{folder} has {len(trained)} class")
+            continue
+        for name in sorted(set(data.classes) - set(trained)):
+            issues.error("class_not_trained", f"{split}/{name} isn't in train")
+        for name in sorted(set(trained) - set(data.classes)):
+            issues.warn("class_not_evaluated", f"train/{name} isn't in {split}")
 
 
-def check_depth(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
-    """Check NYUv2's layout: every image and depth map of both lists."""
-    for split in ("train", "test"):
-        data = issues.catch("layout", partial(NyuFolder.open, folder, split))
+def check_depth(
+    folder: Path, issues: IssueCounter, report: ProgressCallback, scope: CheckScope = EVERYTHING
+) -> None:
+    """Check every image and depth map of both splits."""
+    config = scope.config
+    farthest = config.max_depth_metres if isinstance(config, DepthConfig) else MAX_DEPTH_METRES
+    for split in scope.splits or ("train", "test"):
+        data = issues.catch("layout", partial(DepthFolder.open, folder, split))
         if data is None:
             continue
         issues.num_samples[split] = len(data)
-        for i in range(len(data)):
-            _check_depth_pair(data, i, issues)
+        _warn_passed_over(data, issues)
+        for i in scope.indices(len(data)):
+            _check_depth_pair(data, i, issues, farthest)
             report(i + 1, len(data), f"{split} checked")
 
 
-def _check_depth_pair(data: NyuFolder, index: int, issues: IssueCounter) -> None:
+def _check_depth_pair(data: DepthFolder, index: int, issues: IssueCounter, farthest: float) -> None:
     name = str(data.labels[index])
     depth = issues.catch("depth", lambda: data.depth_HW(index))
     image = issues.catch(BadSampleReason.UNREADABLE_IMAGE, lambda: data.image_HW3(index))
     if depth is None or image is None:
         return
-    if depth.shape != image.shape[:2]:
-        issues.error("depth_of_another_size", f"{name}: {depth.shape}, image {image.shape[:2]}")
+    if depth.shape != image.shape[:2] and issues.catch(
+        "depth_of_another_size", lambda: data.pair(index)
+    ):
+        issues.warn("depth_resized", f"{name}: {depth.shape}, image {image.shape[:2]}")
     if not (depth > 0).any():
         issues.warn("no_depth_known", name)
-    elif (depth > MAX_DEPTH_METRES).mean() > 0.5:
-        issues.warn("mostly_out_of_range", f"{name}: most is farther than {MAX_DEPTH_METRES} m")
+    elif (depth > farthest).mean() > 0.5:
+        issues.warn("mostly_out_of_range", f"{name}: most is farther than {farthest} m")
 
 
-def check_detection(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
-    """Check COCO's layout: every annotation, and every image's header, of both splits."""
-    names: dict[str, list[str]] = {}
-    for kind in ("train", "val"):
-        split = issues.catch("layout", partial(coco_split, folder, kind))
-        if split is None:
+def check_detection(
+    folder: Path, issues: IssueCounter, report: ProgressCallback, scope: CheckScope = EVERYTHING
+) -> None:
+    """Check every annotation, and every image's header, of both splits."""
+    trained = scope.classes
+    for split in scope.splits or ("train", "val"):
+        read = issues.catch("layout", partial(read_content, folder, split))
+        if read is None:
             continue
-        path = folder / "annotations" / f"instances_{split}.json"
-        try:
-            content = json.loads(path.read_bytes())
-            images = {image["id"]: image for image in content["images"]}
-            labels = {c["id"]: str(c["name"]) for c in content["categories"]}
-            annotations = list(content["annotations"])
-        except (ValueError, KeyError, TypeError) as error:
-            issues.error("not_coco", f"{path}: {type(error).__name__} {error}")
-            continue
-        names[kind] = [labels[key] for key in sorted(labels)]
+        path, root, content = read
+        num_errors = issues.num_errors
+        _check_content(path, content, issues)
+        images = content["images"]
         issues.num_samples[split] = len(images)
-        if len(images) < len(content["images"]):
-            issues.error("image_id_twice", f"{path}")
-        for annotation in annotations:
-            _check_annotation(path, annotation, images, labels, issues)
-        counts = Counter(a.get("image_id") for a in annotations if isinstance(a, dict))
-        for i, (key, image) in enumerate(images.items()):
-            if not counts[key]:
-                issues.warn("image_without_annotation", str(image.get("file_name")))
-            _check_image(folder / split, image, issues)
+        for i in scope.indices(len(images)):
+            _check_image(root, images[i], issues)
             report(i + 1, len(images), f"{split} checked")
-    if len({tuple(categories) for categories in names.values()}) > 1:
-        issues.error("categories_differ", "the splits' files list different categories")
+        if issues.num_errors > num_errors:
+            continue
+        data = issues.catch("layout", partial(CocoFolder.open, folder, split))
+        if data is None:
+            continue
+        for reason, count in data.skipped.items():
+            if reason == "degenerate_box":  # counted above
+                continue
+            issues.warn(reason, f"{path.name}: {data.examples[reason]}", count)
+        wants_masks = isinstance(scope.config, DetectionConfig) and scope.config.mask_head
+        if split == "train" and wants_masks and data.num_objects and not data.num_masks:
+            issues.error(
+                "no_object_has_a_mask", f"{path} has boxes only: set model.mask_head=false"
+            )
+        if trained is None:
+            trained = data.classes
+        else:
+            issues.catch("class_not_trained", partial(renumber, data.classes, trained, path))
+
+
+def _check_content(path: Path, content: dict[str, Any], issues: IssueCounter) -> None:
+    images = {image["id"]: image for image in content["images"]}
+    labels = {category["id"]: str(category["name"]) for category in content["categories"]}
+    if len(images) < len(content["images"]):
+        issues.error("image_id_twice", f"{path}")
+    counts: Counter[Any] = Counter()
+    for number, annotation in enumerate(content["annotations"]):
+        if isinstance(annotation, dict):
+            counts[annotation.get("image_id")] += 1
+            _check_annotation(path, number, annotation, images, labels, issues)
+        else:
+            issues.error("not_an_annotation", f"{path}: {annotation!r}")
+    for key, image in images.items():
+        if not counts[key]:
+            issues.warn("image_without_annotation", str(image.get("file_name")))
 
 
 def _check_annotation(
     path: Path,
-    annotation: Any,
+    number: int,
+    annotation: dict[str, Any],
     images: dict[Any, Any],
     labels: dict[Any, str],
     issues: IssueCounter,
 ) -> None:
-    where = f"{path.name}: annotation {annotation.get('id')}"
+    name = f"annotation {annotation['id']}" if "id" in annotation else f"annotation number {number}"
+    where = f"{path.name}: {name}"
     image = images.get(annotation.get("image_id"))
     if image is None:
         issues.error("unknown_image", f"{where} has image_id {annotation.get('image_id')}")
     if annotation.get("category_id") not in labels:
         category = annotation.get("category_id")
         issues.error("unknown_category", f"{where} has category_id {category}")
-    if not annotation.get("segmentation"):
-        issues.warn("no_mask", f"{where} is left out")
     try:
         x, y, width, height = (float(value) for value in annotation["bbox"])
     except (KeyError, TypeError, ValueError):
@@ -305,11 +409,14 @@ def _check_annotation(
     # Comparisons with NaN are false.
     if not (width >= 1 and height >= 1):
         issues.warn("degenerate_box", f"{where} is {width} x {height} pixels, and left out")
-    elif image is not None and not (
+        return
+    if image is None or not image.get("width") or not image.get("height"):
+        return
+    if not (
         x >= -1
         and y >= -1
-        and x + width <= image["width"] + 1
-        and y + height <= image["height"] + 1
+        and x + width <= float(image["width"]) + 1
+        and y + height <= float(image["height"]) + 1
     ):
         issues.warn("box_out_of_image", f"{where} has bbox {annotation['bbox']}, and is cut")
 
@@ -326,33 +433,43 @@ def _check_image(root: Path, image: dict[str, Any], issues: IssueCounter) -> Non
 
     actual = issues.catch("image", size, str(path))
     stated = (image.get("width"), image.get("height"))
-    # A rotated photo (EXIF) has its sides swapped in the header.
-    if actual is not None and sorted(actual) != sorted(s for s in stated if isinstance(s, int)):
+    if actual is None or None in stated or actual == stated:
+        return
+    # A photo that EXIF turns has its sides swapped in the header.
+    upright = issues.catch("image", partial(upright_size, path), str(path))
+    if upright not in {None, stated}:
         issues.error("image_of_another_size", f"{path}: {actual}, stated {stated}")
 
 
-def check_segmentation(folder: Path, issues: IssueCounter, report: ProgressCallback) -> None:
-    """Check ADE20K's layout: every image and mask of both splits."""
-    classes = issues.catch("layout", lambda: ade20k_classes(folder))
+def check_segmentation(
+    folder: Path, issues: IssueCounter, report: ProgressCallback, scope: CheckScope = EVERYTHING
+) -> None:
+    """Check every image and mask of both splits."""
+    classes = issues.catch("layout", lambda: segmentation_classes(folder))
     if classes is None:
         return
+    if len(classes) < MIN_CLASSES:
+        issues.error("one_class", f"{folder} lists {len(classes)} class: add one for the rest")
     pixels = np.zeros(256, np.int64)
-    for split in ("training", "validation"):
-        data = issues.catch("layout", partial(Ade20kFolder.open, folder, split))
+    for split in scope.splits or ("train", "val"):
+        data = issues.catch(
+            "layout", partial(SegmentationFolder.open, folder, split, scope.classes)
+        )
         if data is None:
             continue
         issues.num_samples[split] = len(data)
-        for i in range(len(data)):
-            _check_segmentation_pair(data, i, issues, pixels if split == "training" else None)
+        _warn_passed_over(data, issues)
+        for i in scope.indices(len(data)):
+            _check_segmentation_pair(data, i, issues, pixels if split == "train" else None)
             report(i + 1, len(data), f"{split} checked")
-    if issues.num_samples.get("training"):
+    if issues.num_samples.get("train") and scope.limit is None:
         for number, name in enumerate(classes):
             if not pixels[number]:
-                issues.warn("class_without_pixels", f"{name} ({number}) in training")
+                issues.warn("class_without_pixels", f"{name} ({number}) in train")
 
 
 def _check_segmentation_pair(
-    data: Ade20kFolder, index: int, issues: IssueCounter, pixels: NDArray[np.int64] | None
+    data: SegmentationFolder, index: int, issues: IssueCounter, pixels: NDArray[np.int64] | None
 ) -> None:
     name = str(data.labels[index])
     labels = issues.catch("mask", lambda: data.classes_HW(index))
@@ -360,17 +477,22 @@ def _check_segmentation_pair(
     if labels is None or image is None:
         return
     if labels.shape != image.shape[:2]:
-        issues.error("mask_of_another_size", f"{name}: {labels.shape}, image {image.shape[:2]}")
+        issues.catch("mask_of_another_size", lambda: data.pair(index))
     if (labels == IGNORED).all():
         issues.warn("nothing_labeled", name)
     if pixels is not None:
         pixels += np.bincount(labels.ravel(), minlength=256)
 
 
-CHECKS: Mapping[str, Callable[[Path, IssueCounter, ProgressCallback], None]] = {
+def _warn_passed_over(data: LabeledFolder, issues: IssueCounter) -> None:
+    for path in data.passed_over:
+        issues.warn("file_without_partner", f"{path} is in no pair of image and label")
+
+
+CHECKS: Mapping[str, Callable[[Path, IssueCounter, ProgressCallback, CheckScope], None]] = {
     "classification": check_classification,
     "depth": check_depth,
     "detection": check_detection,
     "segmentation": check_segmentation,
 }
-"""Check of each task's layout, by the task's name."""
+"""Check of each task's data, by the task's name."""

@@ -48,9 +48,17 @@ class SegmentationConfig(Config):
     """UPerNet for ViTs, SemanticFPN for mobile encoders (CLIP-QC, Table 14); ``linear`` is a
     probe of the encoder's feature maps (:mod:`clipmill.models.heads`)."""
     crop_size: int = 512
-    """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 14)."""
+    """Side of the training crop, pixels (CLIP-QC, Table 14)."""
+    test_size: int = 0
+    """Shorter side of an image at test, pixels; 0 takes the crop's."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Random resize before the crop, lowest and highest factor (mmseg's ADE20K pipeline)."""
+    scale_of: Literal["test", "image"] = "test"
+    """What the factor multiplies: the image as it is resized at test (mmseg's RandomResize), or as
+    it is stored."""
+    cat_max_ratio: float = 0.75
+    """Largest share of a crop's labeled pixels in one class; up to ten crops are drawn for less
+    (mmseg). 1 takes the first."""
     photometric: PhotometricConfig = PhotometricConfig()
     """Photometric distortion."""
     freeze_encoder: bool = False
@@ -77,8 +85,16 @@ class SegmentationConfig(Config):
     """Loader processes; 0 loads in the training process."""
 
     def __post_init__(self) -> None:
-        """Refuse to cache the features of an encoder that is trained (ConfigError)."""
+        """Refuse values out of range, and cached features of a trained encoder (ConfigError)."""
+        _validate_fraction("drop_path", self.drop_path)
+        _validate_factors("scale", self.scale)
+        _validate_sides(crop_size=self.crop_size)
         _validate_cache(cache_features=self.cache_features, freeze_encoder=self.freeze_encoder)
+
+    @property
+    def test_side(self) -> int:
+        """Shorter side of an image at test, pixels."""
+        return self.test_size or self.crop_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +134,8 @@ class DepthConfig(Config):
     """Weight of the squared mean in the SiLog loss (Xie et al. 2023)."""
     cutdepth_period: int = 4
     """Apply CutDepth to one sample in this many (Xie et al. 2023)."""
+    max_depth_metres: float = MAX_DEPTH_METRES
+    """Farthest depth that is predicted and evaluated: 10 for NYUv2, 80 for KITTI."""
     flip_augment_test: bool = True
     """Average with the mirrored image's prediction at test (Xie et al. 2023)."""
     num_test_windows: int = 2
@@ -129,7 +147,15 @@ class DepthConfig(Config):
     """Loader processes; 0 loads in the training process."""
 
     def __post_init__(self) -> None:
-        """Refuse to cache the features of an encoder that is trained (ConfigError)."""
+        """Refuse values out of range, and cached features of a trained encoder (ConfigError)."""
+        _validate_fraction("drop_path", self.drop_path)
+        _validate_sides(crop_size=self.crop_size)
+        if not self.max_depth_metres > 0:
+            raise ConfigError(
+                f"max_depth_metres was {self.max_depth_metres}",
+                expected="a number above 0",
+                action="set model.max_depth_metres to the farthest depth, such as 10 or 80",
+            )
         _validate_cache(cache_features=self.cache_features, freeze_encoder=self.freeze_encoder)
 
 
@@ -158,6 +184,8 @@ class DetectionConfig(Config):
     """Width of the box head's layers (mmdet)."""
     num_stages: int = 1
     """Box refinement stages: 1 for Mask R-CNN, 3 for Cascade Mask R-CNN."""
+    mask_head: bool = True
+    """Predict masks too; false for data with boxes only."""
     anchor_scale: float = 8.0
     """Side of a square anchor in strides of its map (mmdet)."""
     num_proposals: int = 1000
@@ -170,6 +198,12 @@ class DetectionConfig(Config):
     (mmdet). Heads far narrower than mmdet's need larger ones."""
     num_workers: int = 4
     """Loader processes; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        _validate_fraction("drop_path", self.drop_path)
+        _validate_factors("scale", self.scale)
+        _validate_sides(image_size=self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,6 +238,12 @@ class ClassificationConfig(Config):
     num_workers: int = 8
     """Loader processes; 0 loads in the training process."""
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        _validate_fraction("drop_path", self.drop_path)
+        _validate_factors("scale", self.scale)
+        _validate_sides(image_size=self.image_size, test_size=self.test_size)
+
 
 def _validate_cache(*, cache_features: bool, freeze_encoder: bool) -> None:
     if cache_features and not freeze_encoder:
@@ -212,3 +252,32 @@ def _validate_cache(*, cache_features: bool, freeze_encoder: bool) -> None:
             expected="freeze_encoder=true: only a frozen encoder's features stay the same",
             action="set freeze_encoder=true, or cache_features=false",
         )
+
+
+def _validate_fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(
+            f"{name} was {value}",
+            expected="a share from 0 to below 1",
+            action=f"set model.{name} to such as 0.1",
+        )
+
+
+def _validate_factors(name: str, values: tuple[float, float]) -> None:
+    lowest, highest = values
+    if not 0 < lowest <= highest:
+        raise ConfigError(
+            f"{name} was [{lowest}, {highest}]",
+            expected="the lowest and the highest factor, above 0",
+            action=f"set model.{name} to such as [0.5, 2.0]",
+        )
+
+
+def _validate_sides(**sides: int) -> None:
+    for name, side in sides.items():
+        if side < 1:
+            raise ConfigError(
+                f"{name} was {side}",
+                expected="a side of at least 1 pixel",
+                action=f"set model.{name} to the side that the encoder was trained at",
+            )

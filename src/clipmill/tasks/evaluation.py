@@ -9,7 +9,7 @@ from safetensors.numpy import load, save
 
 from clipmill.config import digest_json
 from clipmill.data.labeled.folder import fetch_folder
-from clipmill.errors import ArtifactError, BadSampleReason
+from clipmill.errors import BadSampleReason
 from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.checkpoint import read_metadata
 from clipmill.stage_records import ProgressCallback, no_progress
@@ -54,7 +54,12 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: str, data: str, store: str = "out", *, report: ProgressCallback = no_progress
+    model: str,
+    data: str,
+    store: str = "out",
+    *,
+    split: str = "",
+    report: ProgressCallback = no_progress,
 ) -> str:
     """Evaluate a task model on the data's test split; return the URI of the result.
 
@@ -64,10 +69,12 @@ def evaluate(
         model: URI that :func:`clipmill.tasks.finetune.finetune` returned.
         data: Folder in the task's layout, or the URI of one packed as a tar.
         store: Folder or ``s3://`` URI for the result.
+        split: Name of the split, such as ``test``; the task's usual one where it is empty.
         report: Called with the images done, their total, and a message.
 
     Raises:
-        ArtifactError: the model isn't a task model, or its classes aren't the data's.
+        ArtifactError: the model isn't a task model.
+        SourceError: the data have faults, or classes that the model doesn't know.
 
     Example:
         >>> config = clipmill.get_recipe(
@@ -82,22 +89,33 @@ def evaluate(
     metadata = read_metadata(model)
     folder, data_parent = fetch_folder(data, "data")
     parents = [metadata.as_parent("model"), data_parent]
-    digest = digest_json([[p.role, p.digest] for p in parents])
+    identity = [[p.role, p.digest] for p in parents]
+    digest = digest_json([*identity, ["split", split]] if split else identity)
     uri = join(store, "evaluations", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
+    from clipmill.tasks.checks import check_before
     from clipmill.tasks.predictor import Predictor
     from clipmill.tasks.training_registry import get_training_task
 
     predictor = Predictor.open(model, num_threads=metadata.recipe["train"]["num_threads"])
     task = get_training_task(predictor.task.name)
-    _check_classes(model, predictor.classes, task.classes(folder))
+    config = task.config_type.from_json(predictor.metadata.architecture["config"])
+    check_before(
+        task.name,
+        folder,
+        splits=(split or task.test_split_name,),
+        config=config,
+        classes=predictor.classes,
+    )
     output = task.evaluate(
         lambda image_HW3: predictor.predict([image_HW3])[0],
-        task.config_type.from_json(predictor.metadata.architecture["config"]),
+        config,
         folder,
         num_samples=NUM_SAMPLES,
         report=report,
+        classes=predictor.classes,
+        split=split,
     )
     for index, sample in enumerate(output.samples):
         images = {
@@ -119,28 +137,13 @@ def evaluate(
             "digest": digest,
             "task": task.name,
             "metrics": output.metrics,
+            "split": split or task.test_split_name,
             "num_samples": len(output.samples),
             "parents": [p.to_json() for p in parents],
             "summary": {task.metric.name: f"{value:.3f} {task.metric.unit}"},
         },
     )
     return uri
-
-
-def _check_classes(model: str, known: tuple[str, ...], classes: tuple[str, ...]) -> None:
-    if classes == known:
-        return
-    number = next(
-        (n for n, (a, b) in enumerate(zip(known, classes, strict=False)) if a != b),
-        min(len(known), len(classes)),
-    )
-    names = [repr(c[number]) if number < len(c) else "missing" for c in (known, classes)]
-    raise ArtifactError(
-        f"{model} knows {len(known)} classes, the data has {len(classes)}; "
-        f"class {number} is {names[0]} in the model and {names[1]} in the data",
-        expected="a model that was trained for the data's class list",
-        action="give the data that it was trained on, or fine-tune on this",
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

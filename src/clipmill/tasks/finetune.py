@@ -13,7 +13,7 @@ from clipmill.config import Config
 from clipmill.data.labeled.folder import fetch_folder
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import result_uri, save_run, state_uri
-from clipmill.errors import SourceError
+from clipmill.errors import ConfigError, SourceError
 from clipmill.models.checkpoint import has_checkpoint
 from clipmill.models.embedding_stats import (
     EmbeddingStatistics,
@@ -84,7 +84,9 @@ def finetune(
         report: Called with the steps done, their total, and a message.
 
     Raises:
-        ConfigError: the encoder's stride doesn't fit the recipe's images.
+        ConfigError: the encoder's stride doesn't fit the recipe's images, or a batch of one image
+            a process doesn't suit the head's batch norm.
+        SourceError: the data have faults (:func:`clipmill.tasks.checks.check_before`).
         StoppedError, TrainingError, StorageError: as the training loop does.
 
     Example:
@@ -102,7 +104,10 @@ def finetune(
     if has_checkpoint(uri):
         return uri
     from clipmill.engine.trainer import train
+    from clipmill.tasks.checks import check_before
 
+    splits = ("train", task.test_split_name)
+    check_before(task.name, folder, splits=splits, config=config.model)
     classes = task.classes(folder)
 
     def build_objective(dist: "DistributedContext") -> "Objective":
@@ -125,14 +130,24 @@ def finetune(
             world_size=dist.world_size,
         )
 
-    result = train(
-        build_objective,
-        build_dataloader,
-        config.train,
-        name=task.name,
-        checkpoint_uri=state_uri(uri),
-        report=report,
-    )
+    try:
+        result = train(
+            build_objective,
+            build_dataloader,
+            config.train,
+            name=task.name,
+            checkpoint_uri=state_uri(uri),
+            report=report,
+        )
+    except ValueError as error:
+        # PyTorch's batch norm refuses a single value before the first update.
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"a batch of {config.train.batch_size} leaves batch norm a single value a channel",
+            expected="at least 2 images in a batch of each process",
+            action="set train.batch_size to 2 or more for each process",
+        ) from error
     renamed = {task.inference_key(key): tensor for key, tensor in result.tensors.items()}
     tensors = {key: tensor for key, tensor in renamed.items() if key is not None}
     return save_run(

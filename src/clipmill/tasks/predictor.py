@@ -67,8 +67,11 @@ class Predictor:
         self.classes: tuple[str, ...] = tuple(metadata.architecture["classes"])
         """Class names by id; empty where the task has none."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = self.task.config_type.from_stored(metadata.architecture["config"], metadata.uri)
+        self.outputs: tuple[OutputSpec, ...] = self.task.outputs_of(config)
+        """Names, types, units and shapes of the arrays of a prediction."""
         network = self.task.build_inference_model(
-            self.task.config_type.from_stored(metadata.architecture["config"], metadata.uri),
+            config,
             EncoderConfig.from_stored(metadata.architecture["encoder"], metadata.uri),
             self.classes,
         )
@@ -102,11 +105,6 @@ class Predictor:
 
         set_num_threads(num_threads)
         return cls(*load_checkpoint(uri), backend=backend)
-
-    @property
-    def outputs(self) -> tuple[OutputSpec, ...]:
-        """Names, types, units and shapes of the arrays of a prediction."""
-        return self.task.outputs
 
     def __call__(self, image: Image.Image) -> Prediction:
         """Return the prediction for an image, upright: arrays by the names of ``outputs``."""

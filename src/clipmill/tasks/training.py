@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +113,9 @@ class TestSplit(ABC):
 class TrainingTask(Task[TaskConfigT]):
     """A task with its labeled data, training objective and test split."""
 
+    test_split_name: ClassVar[str] = "val"
+    """Name of the split that is evaluated by default."""
+
     @abstractmethod
     def classes(self, folder: Path) -> tuple[str, ...]:
         """Return the names of the data's classes by id; empty for a task without classes."""
@@ -143,8 +146,17 @@ class TrainingTask(Task[TaskConfigT]):
         """
 
     @abstractmethod
-    def test_split(self, config: TaskConfigT, folder: Path) -> TestSplit:
-        """Open the test split."""
+    def test_split(
+        self, config: TaskConfigT, folder: Path, classes: tuple[str, ...] = (), split: str = ""
+    ) -> TestSplit:
+        """Open a split for evaluation: the task's usual one where ``split`` is empty.
+
+        Labels are numbered by ``classes``, the model's, matched by name; by the data's own where
+        it is empty.
+
+        Raises:
+            SourceError: a class of the data isn't among ``classes``.
+        """
 
     def metric_from_rows(self, per_image: Mapping[str, NDArray[Any]]) -> float:
         """Compute the metric from any rows of an evaluation's ``per_image``."""
@@ -193,18 +205,20 @@ class TrainingTask(Task[TaskConfigT]):
         *,
         num_samples: int,
         report: ProgressCallback,
+        classes: tuple[str, ...] = (),
+        split: str = "",
     ) -> EvaluationOutput:
-        """Evaluate ``predict`` on the folder's test split, and keep its first ``num_samples``."""
-        split, samples = self.test_split(config, folder), []
-        for index in range(len(split)):
-            image_HW3, truth = split.image_HW3(index), split.truth(index)
+        """Evaluate ``predict`` on a split (:meth:`test_split`), and keep its first samples."""
+        data, samples = self.test_split(config, folder, classes, split), []
+        for index in range(len(data)):
+            image_HW3, truth = data.image_HW3(index), data.truth(index)
             prediction = predict(image_HW3)
-            split.update(index, truth, prediction)
+            data.update(index, truth, prediction)
             if index < num_samples:
                 samples.append(
                     EvaluatedSample(image_HW3=image_HW3, truth=truth, prediction=prediction)
                 )
-            report(index + 1, len(split), "evaluated")
+            report(index + 1, len(data), "evaluated")
         return EvaluationOutput(
-            metrics=split.compute(), samples=tuple(samples), per_image=split.per_image()
+            metrics=data.compute(), samples=tuple(samples), per_image=data.per_image()
         )

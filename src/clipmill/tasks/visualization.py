@@ -83,6 +83,8 @@ def draw_detections(
     shown = np.flatnonzero(prediction["scores"] >= SCORE_THRESHOLD)
     shown = shown[np.argsort(prediction["scores"][shown], kind="stable")]
     for n in shown:
+        if "masks" not in prediction:
+            break
         mask_HW = prediction["masks"][n] > 0
         color = colors[object_color_index(prediction["labels"][n])]
         blended_HW3[mask_HW] = (1 - _MASK_OPACITY) * blended_HW3[mask_HW] + _MASK_OPACITY * color

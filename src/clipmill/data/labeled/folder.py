@@ -1,9 +1,12 @@
-"""Folders of labeled data: fetched from their URI, and read in ImageNet's layout.
+"""Folders of labeled data: fetched from their URI, identified by content; classes of images.
 
-That layout is a folder of images by class, ``SPLIT/CLASS/*``. Shapes: H image height, W image
-width.
+Shapes: H image height, W image width.
 """
 
+import csv
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +15,35 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.config import digest_json
+from clipmill.config import digest_json, sha256_bytes, sha256_file
 from clipmill.data.dataset import cache_folder
+from clipmill.data.labeled.options import (
+    IMAGE_SUFFIXES,
+    ClassificationOptions,
+    ClassList,
+    MissingSplitError,
+    is_hidden,
+    list_files,
+    read_options,
+    renumber,
+    split_names,
+)
 from clipmill.errors import SourceError
 from clipmill.images import read_rgb
 from clipmill.lineage import Parent
-from clipmill.storage import read_bytes, unpack_dir
+from clipmill.storage import atomic_write, read_bytes, unpack_dir
+
+_DIGEST_THREADS = 8
+_PATH_COLUMNS = ("file_name", "filename", "image", "path", "filepath", "file", "image_path", "img")
+_LABEL_COLUMNS = ("label", "class", "category", "class_name", "label_name", "target", "labels")
+_TABLE_SUFFIXES = (".csv", ".jsonl")
 
 
 def fetch_folder(uri: str, role: str) -> tuple[Path, Parent]:
     """A local path of the folder at ``uri``, and what it is in a lineage.
 
-    ``uri`` is a folder, or a ``.tar`` made by ``pack_dir``. A folder's digest covers its files'
-    names and sizes; a tar's covers all bytes.
+    ``uri`` is a folder, or a ``.tar`` made by ``pack_dir``. The digest covers the files' names and
+    bytes, hidden files left out. A file is read again only if its inode, size or times changed.
     """
     if uri.endswith(".tar"):
         digest = read_bytes(f"{uri}.sha256").decode().strip()
@@ -36,13 +55,32 @@ def fetch_folder(uri: str, role: str) -> tuple[Path, Parent]:
             expected="a folder on this machine, or the URI of a .tar",
             action="check the path",
         )
-    listing = sorted(
-        [str(p.relative_to(folder)), p.stat().st_size] for p in folder.rglob("*") if p.is_file()
-    )
-    return folder, Parent(role=role, uri=str(folder), digest=digest_json(listing))
+    return folder, Parent(role=role, uri=str(folder), digest=_content_digest(folder))
 
 
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
+def _content_digest(folder: Path) -> str:
+    index = cache_folder() / "digests" / f"{sha256_bytes(str(folder).encode())[:32]}.json"
+    try:
+        known = json.loads(index.read_bytes())
+    except (OSError, ValueError):
+        known = {}
+
+    def entry(path: Path) -> tuple[str, list[Any]]:
+        name, stat = path.relative_to(folder).as_posix(), path.stat()
+        state = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        stored = known.get(name)
+        digest = stored[-1] if stored and stored[:-1] == state else sha256_file(path)
+        return name, [*state, digest]
+
+    with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
+        entries = dict(pool.map(entry, list_files(folder)))
+    if entries != known:
+        try:
+            with atomic_write(index) as path:
+                path.write_text(json.dumps(entries))
+        except OSError:  # a cache that can't be written only costs time
+            pass
+    return digest_json([[name, entries[name][-1]] for name in sorted(entries)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +90,9 @@ class ImageFolder:
     images: tuple[Path, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
-    """Names of the classes, sorted."""
+    """Names of the classes by number."""
+    passed_over: tuple[Path, ...] = ()
+    """Files among the images that are none that can be read."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -66,21 +106,176 @@ class ImageFolder:
         return np.asarray(self.image(index))
 
     @classmethod
-    def open(cls, folder: Path, split: str) -> "ImageFolder":
-        """The images of a split, such as ``train``; SourceError if there are none."""
-        root = folder / split
-        names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        samples = [
-            (path, label)
-            for label, name in enumerate(names)
-            for path in sorted((root / name).iterdir())
-            if path.suffix.lower() in _SUFFIXES
-        ]
+    def open(cls, folder: Path, split: str, classes: Sequence[str] | None = None) -> "ImageFolder":
+        """The images of a split, such as ``train``, in folders of classes or listed by a table.
+
+        They are numbered by ``classes``; by the options' list of classes, or the split's own
+        names, sorted, where it isn't given.
+
+        Raises:
+            SourceError: there are no images, or one's class isn't in the list.
+        """
+        options = read_options(folder, "classification", ClassificationOptions)
+        listed = ClassList.read(folder, options.classes) if options.classes else None
+        names = split_names(split, options.splits)
+        tables = _tables(folder, names, options)
+        table = next((path for path in tables if path.is_file()), None)
+        root = next((folder / name for name in names if (folder / name).is_dir()), None)
+        has_folders = root is not None and bool(_class_folders(root))
+        uses_table = options.layout == "table" or (
+            options.layout == "auto" and table is not None and not has_folders
+        )
+        passed_over: list[Path] = []
+        if uses_table:
+            if table is None:
+                raise MissingSplitError(
+                    f"{folder} has no table of {split}: none of "
+                    + ", ".join(str(path.relative_to(folder)) for path in tables),
+                    expected="CSV or JSON lines with the path and the class of each image",
+                    action="write the table, or name it by the option `table` in "
+                    "classification.json",
+                )
+            samples = _read_table(folder, table, split, options, listed)
+            own = tuple(sorted({name for _, name in samples}, key=_numeric_first))
+        else:
+            folders = _class_folders(root) if root is not None else []
+            samples, passed_over = _read_folders(folders)
+            # A class without an image is one too.
+            own = tuple(path.name for path in folders)
         if not samples:
-            raise SourceError(
+            raise MissingSplitError(
                 f"{folder} has no {split}/CLASS/*.jpg",
-                expected="a folder of images for each class, below the split's folder",
+                expected="a folder of images for each class, below the split's folder, or a table",
                 action="check the folder and the split's name",
             )
-        images, labels = zip(*samples, strict=True)
-        return cls(images=images, labels=labels, classes=tuple(names))
+        own = listed.names if listed else own
+        where = f"{folder}, {split}"
+        numbers = dict(
+            zip(own, renumber(own, own if classes is None else classes, where), strict=True)
+        )
+        unknown = next((name for _, name in samples if name not in numbers), None)
+        if unknown is not None:
+            raise SourceError(
+                f"{where} has the class {unknown!r}, which the list of classes lacks",
+                expected=f"one of {len(own)} listed classes",
+                action="complete the list, or correct the label",
+            )
+        return cls(
+            images=tuple(path for path, _ in samples),
+            labels=tuple(numbers[name] for _, name in samples),
+            classes=own if classes is None else tuple(classes),
+            passed_over=tuple(passed_over),
+        )
+
+
+def _class_folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(Path(p.name)))
+
+
+def _numeric_first(name: str) -> tuple[bool, int, str]:
+    """Sort whole numbers by value, before other names."""
+    return (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+
+
+def _read_folders(folders: Sequence[Path]) -> tuple[list[tuple[Path, str]], list[Path]]:
+    samples, passed_over = [], []
+    for folder in folders:
+        for path in list_files(folder):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                samples.append((path, folder.name))
+            else:
+                passed_over.append(path)
+    return samples, passed_over
+
+
+def _tables(folder: Path, names: Sequence[str], options: ClassificationOptions) -> list[Path]:
+    if options.table:
+        return [folder / options.table.format(split=name) for name in names]
+    each = [
+        folder / place
+        for name in names
+        for suffix in _TABLE_SUFFIXES
+        for place in (f"{name}{suffix}", f"{name}/metadata{suffix}")
+    ]
+    return [*each, *(folder / f"{n}{s}" for n in ("metadata", "labels") for s in _TABLE_SUFFIXES)]
+
+
+def _read_table(
+    folder: Path,
+    table: Path,
+    split: str,
+    options: ClassificationOptions,
+    listed: ClassList | None,
+) -> list[tuple[Path, str]]:
+    rows = _rows(table)
+    columns = list(rows[0]) if rows else []
+    image = _column(table, columns, options.image_column, _PATH_COLUMNS, "image_column")
+    label = _column(table, columns, options.label_column, _LABEL_COLUMNS, "label_column")
+    names = split_names(split, options.splits)
+    if "split" in columns:
+        rows = [row for row in rows if str(row["split"]) in names]
+    elif table.stem in {"metadata", "labels"} and table.parent == folder:
+        raise SourceError(
+            f"{table} has no column `split`",
+            expected=f"a column `split` with {split!r}, or a table for each split",
+            action="add the column, or split the table into train.csv and val.csv",
+        )
+    root = folder / options.images.format(split=names[0]) if options.images else table.parent
+    samples = []
+    for number, row in enumerate(rows, start=1):
+        if row.get(image) in {None, ""} or row.get(label) in {None, ""}:
+            raise SourceError(
+                f"{table}: entry {number} lacks {image} or {label}",
+                expected="a path and a class in each entry",
+                action="complete the entry, or take it out",
+            )
+        path, value = root / str(row[image]), row[label]
+        if not path.is_file():
+            raise SourceError(
+                f"{path} is missing",
+                expected=f"every image that {table} lists",
+                action="restore the file, or take it out of the table",
+            )
+        samples.append((path, _class_name(value, listed)))
+    return samples
+
+
+def _class_name(value: Any, listed: ClassList | None) -> str:
+    """Return a label's class; whole numbers are places in the list of classes, if there is one."""
+    text = str(value).strip() if isinstance(value, str) else str(value)
+    if listed and text not in listed.names and text.isdigit():
+        ids = {
+            place if entry.id is None else entry.id: entry.name
+            for place, entry in enumerate(listed.entries)
+        }
+        return ids.get(int(text), text)
+    return text
+
+
+def _rows(table: Path) -> list[dict[str, Any]]:
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+        if table.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+    except (ValueError, csv.Error) as error:
+        raise SourceError(
+            f"{table} can't be read: {error}",
+            expected="CSV with a header, or JSON lines, in UTF-8",
+            action="correct the file",
+        ) from error
+
+
+def _column(
+    table: Path, columns: Sequence[str], given: str, usual: Sequence[str], option: str
+) -> str:
+    if given in columns:
+        return given
+    name = next((c for c in usual if c in columns), None)
+    if given or name is None:
+        raise SourceError(
+            f"{table} has the columns {', '.join(columns) or 'none'}",
+            expected=f"{given!r}" if given else f"one of {', '.join(usual)}",
+            action=f"set the option {option} in classification.json to one of its columns",
+        )
+    return name

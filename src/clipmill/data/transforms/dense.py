@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+_CROP_ATTEMPTS = 10
+
 
 def resize_pair(
     image_HW3: NDArray[Any], label_HW: NDArray[Any], factor: float
@@ -19,6 +21,11 @@ def resize_pair(
     image = Image.fromarray(image_HW3).resize(size, Image.Resampling.BILINEAR)
     label = Image.fromarray(label_HW).resize(size, Image.Resampling.NEAREST)
     return np.asarray(image), np.asarray(label)
+
+
+def test_factor(shape: tuple[int, ...], side: int) -> float:
+    """Return the factor that resizes an image (H, W) as at test: its shorter side to ``side``."""
+    return side / min(shape)
 
 
 def center_crop_pair(
@@ -38,18 +45,34 @@ def crop_pair(
     generator: np.random.Generator,
     *,
     fill: float,
+    cat_max_ratio: float = 1.0,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A random square of side ``size``; beyond the edge, black and label ``fill``."""
+    """A random square of side ``size``; beyond the edge, black and label ``fill``.
+
+    With ``cat_max_ratio`` below 1 it is drawn up to ten times more, until it holds two labels
+    other than ``fill``, none of them on a larger share of their pixels (mmseg's RandomCrop).
+    """
     missing = [max(0, size - side) for side in label_HW.shape]
     if any(missing):
         below, right = missing
         image_HW3 = np.pad(image_HW3, ((0, below), (0, right), (0, 0)))
         label_HW = np.pad(label_HW, ((0, below), (0, right)), constant_values=fill)
-    height, width = label_HW.shape
-    top = int(generator.integers(0, height - size + 1))
-    left = int(generator.integers(0, width - size + 1))
-    window = (slice(top, top + size), slice(left, left + size))
+    window = _random_window(label_HW.shape, size, generator)
+    if cat_max_ratio < 1:
+        for _ in range(_CROP_ATTEMPTS):
+            values, counts = np.unique(label_HW[window], return_counts=True)
+            counts = counts[values != fill]
+            if len(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio:
+                break
+            window = _random_window(label_HW.shape, size, generator)
     return image_HW3[window], label_HW[window]
+
+
+def _random_window(
+    shape: tuple[int, ...], size: int, generator: np.random.Generator
+) -> tuple[slice, slice]:
+    top, left = (int(generator.integers(0, side - size + 1)) for side in shape)
+    return slice(top, top + size), slice(left, left + size)
 
 
 def flip_pair(
@@ -118,14 +141,16 @@ def photometric_distortion(
 def large_scale_jitter(
     image_HW3: NDArray[Any],
     masks_MHW: NDArray[np.uint8],
+    boxes_M4: NDArray[Any],
     size: int,
     scale: tuple[float, float],
     generator: np.random.Generator,
-) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Image (S, S, 3) and masks (M, S, S), resized by the same factor and cut at the same place.
+) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.float32]]:
+    """Image (S, S, 3), masks (M, S, S) and boxes (M, 4), resized and cut in the same way.
 
-    ``scale`` is the lowest and highest factor, of the image that just fits the canvas; what the
-    image doesn't cover, right and below, is black and holds nothing.
+    A box is x1 y1 x2 y2, cut at the canvas; all 0 where nothing of it is left. ``scale`` is the
+    lowest and highest factor, of the image that just fits the canvas; what the image doesn't
+    cover, right and below, is black and holds nothing.
     """
     height, width = image_HW3.shape[:2]
     factor = size / max(height, width) * generator.uniform(*scale)
@@ -144,7 +169,13 @@ def large_scale_jitter(
         mask_SS[: visible[1], : visible[0]] = _resized(
             mask_HW, visible, window, Image.Resampling.NEAREST, is_mirrored
         )
-    return canvas_SS3, masks_MSS
+    ratios = np.array([scaled[0] / width, scaled[1] / height] * 2)
+    moved_M4 = np.asarray(boxes_M4, np.float64).reshape(-1, 4) * ratios - [left, top, left, top]
+    moved_M4 = moved_M4.clip(0, [*visible, *visible])
+    if is_mirrored:
+        moved_M4[:, [0, 2]] = visible[0] - moved_M4[:, [2, 0]]
+    moved_M4[(moved_M4[:, 2] <= moved_M4[:, 0]) | (moved_M4[:, 3] <= moved_M4[:, 1])] = 0
+    return canvas_SS3, masks_MSS, moved_M4.astype(np.float32)
 
 
 def boxes_of(masks_MHW: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -25,11 +25,13 @@ class ClassificationTraining(ClassificationTask, TrainingTask[ClassificationConf
     """Labeled image folders, the objective and top-k accuracy."""
 
     def classes(self, folder: Path) -> tuple[str, ...]:
-        """Return the names of ``train``'s folders, or of ``val``'s where there is no ``train``."""
+        """Return the options' classes, or ``train``'s; ``val``'s where there is no ``train``."""
         from clipmill.data.labeled.folder import ImageFolder
 
-        split = "train" if (folder / "train").is_dir() else "val"
-        return ImageFolder.open(folder, split).classes
+        try:
+            return ImageFolder.open(folder, "train").classes
+        except SourceError:
+            return ImageFolder.open(folder, "val").classes
 
     def input_sizes(self, config: ClassificationConfig) -> tuple[int, ...]:
         """Return the sides of the training crop and of the test image."""
@@ -75,19 +77,25 @@ class ClassificationTraining(ClassificationTask, TrainingTask[ClassificationConf
         """Return the key unchanged: training and inference share the network."""
         return training_key
 
-    def test_split(self, config: ClassificationConfig, folder: Path) -> "ClassificationTestSplit":
-        """Open the ``val`` split."""
+    def test_split(
+        self,
+        config: ClassificationConfig,
+        folder: Path,
+        classes: tuple[str, ...] = (),
+        split: str = "",
+    ) -> "ClassificationTestSplit":
+        """Open the ``val`` split, or the one that ``split`` names."""
         del config
-        return ClassificationTestSplit(folder)
+        return ClassificationTestSplit(folder, classes or self.classes(folder), split or "val")
 
 
 class ClassificationTestSplit(TestSplit):
-    """Images of the ``val`` split with ``top1`` and ``top5`` accuracy, percent."""
+    """Images of a split with ``top1`` and ``top5`` accuracy, percent."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, classes: tuple[str, ...], split: str) -> None:
         from clipmill.data.labeled.folder import ImageFolder
 
-        self._data = ImageFolder.open(folder, "val")
+        self._data = ImageFolder.open(folder, split, classes)
         self._metrics = TopKAccuracy((1, 5))
 
     def __len__(self) -> int:

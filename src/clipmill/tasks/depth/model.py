@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from clipmill.models.encoders import DenseEncoder
 from clipmill.models.execution import resize_and_run, shifted_window_inference
 from clipmill.models.heads import DepthDecoder, LinearHead
-from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig
+from clipmill.tasks.config import DepthConfig
 
 
 class LinearDepthHead(nn.Module):
@@ -44,14 +44,14 @@ class DepthNetwork(nn.Module):
         self.decoder: DepthDecoder | LinearDepthHead
         if config.head == "linear":
             self.decoder = LinearDepthHead(
-                encoder, MAX_DEPTH_METRES, position_side=config.position_side
+                encoder, config.max_depth_metres, position_side=config.position_side
             )
         else:
             self.decoder = DepthDecoder(
                 encoder.channels[-1],
                 config.head_channels or encoder.channels[-1],
                 encoder.strides[-1],
-                MAX_DEPTH_METRES,
+                config.max_depth_metres,
                 init_std=config.init_std,
             )
         self._short_side = config.crop_size

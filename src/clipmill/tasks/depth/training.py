@@ -1,4 +1,4 @@
-"""Training and evaluation of depth on NYUv2's layout, with the metrics of Eigen et al. 2014.
+"""Training and evaluation of depth, with the metrics of Eigen et al. 2014.
 
 Shapes: B batch, H W image. Depth is along the optical axis, in metres.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clipmill.errors import SourceError
 from clipmill.models.config import EncoderConfig
 from clipmill.tasks.base import Prediction
-from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig
+from clipmill.tasks.config import DepthConfig
 from clipmill.tasks.depth.task import DepthTask
 from clipmill.tasks.training import Images, Predict, TestSplit, TrainingSamples, TrainingTask
 
@@ -27,7 +27,9 @@ NYUv2 within them whatever its options say, and Xie et al. 2023 took its evaluat
 
 
 class DepthTraining(DepthTask, TrainingTask[DepthConfig]):
-    """NYUv2's layout, Xie et al.'s loss and augmentation, the usual nine metrics."""
+    """Depth maps, Xie et al.'s loss and augmentation, the usual nine metrics."""
+
+    test_split_name = "test"
 
     def classes(self, folder: Path) -> tuple[str, ...]:
         """Return no names: depth has no classes."""
@@ -53,25 +55,25 @@ class DepthTraining(DepthTask, TrainingTask[DepthConfig]):
         ``keys`` if cached.
         """
         from clipmill.data.labeled.dataloader import cached_in_memory
-        from clipmill.data.labeled.dense import NyuFolder
+        from clipmill.data.labeled.dense import DepthFolder
         from clipmill.data.transforms import dense
 
-        samples = NyuFolder.open(folder, "train")
+        samples = DepthFolder.open(folder, "train")
 
         photometric = asdict(config.photometric)
 
         @cached_in_memory
         def resized(index: int) -> dict[str, NDArray[Any]]:
-            pair = samples.image_HW3(index), samples.depth_HW(index)
-            image, depth = dense.center_crop_pair(*pair, config.crop_size)
+            image, depth = dense.center_crop_pair(*samples.pair(index), config.crop_size)
             return {"images": image, "depth": depth}
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
             if config.cache_features:
                 return resized(index) | {"keys": np.asarray(index)}
-            image, depth = samples.image_HW3(index), samples.depth_HW(index)
+            image, depth = samples.pair(index)
+            depth = np.where(depth <= config.max_depth_metres, depth, 0)
             if generator.integers(config.cutdepth_period) == 0:
-                image = dense.cutdepth(image, depth, MAX_DEPTH_METRES, generator)
+                image = dense.cutdepth(image, depth, config.max_depth_metres, generator)
             image, depth = dense.flip_pair(image, depth, generator)
             image, depth = dense.crop_pair(image, depth, config.crop_size, generator, fill=0)
             image = dense.photometric_distortion(image, generator, **photometric)
@@ -81,17 +83,25 @@ class DepthTraining(DepthTask, TrainingTask[DepthConfig]):
 
     def training_images(self, folder: Path) -> Images:
         """Return the training split's images."""
-        from clipmill.data.labeled.dense import NyuFolder
+        from clipmill.data.labeled.dense import DepthFolder
 
-        return NyuFolder.open(folder, "train")
+        return DepthFolder.open(folder, "train")
 
     def inference_key(self, training_key: str) -> str | None:
         """Return the key unchanged: training and inference share the network."""
         return training_key
 
-    def test_split(self, config: DepthConfig, folder: Path) -> "DepthTestSplit":
-        """Open the test list."""
-        return DepthTestSplit(folder, eigen_crop=config.eigen_crop)
+    def test_split(
+        self, config: DepthConfig, folder: Path, classes: tuple[str, ...] = (), split: str = ""
+    ) -> "DepthTestSplit":
+        """Open the test list, or the split that ``split`` names."""
+        del classes
+        return DepthTestSplit(
+            folder,
+            split or self.test_split_name,
+            eigen_crop=config.eigen_crop,
+            max_depth_metres=config.max_depth_metres,
+        )
 
     def metric_from_rows(self, per_image: Mapping[str, NDArray[Any]]) -> float:
         """Compute the mean of the images' RMSE."""
@@ -101,9 +111,9 @@ class DepthTraining(DepthTask, TrainingTask[DepthConfig]):
         """Return ``chance`` (another image's depth), ``constant`` (mean) and ``mean map``."""
         from PIL import Image
 
-        from clipmill.data.labeled.dense import NyuFolder
+        from clipmill.data.labeled.dense import DepthFolder
 
-        train = NyuFolder.open(folder, "train")
+        train = DepthFolder.open(folder, "train")
         height, width = train.depth_HW(0).shape
         generator = np.random.default_rng(0)
 
@@ -139,11 +149,13 @@ class DepthTestSplit(TestSplit):
     Metrics include ``num_eigen_cropped``, the images evaluated within Eigen et al.'s crop.
     """
 
-    def __init__(self, folder: Path, *, eigen_crop: bool) -> None:
-        from clipmill.data.labeled.dense import NyuFolder
+    def __init__(
+        self, folder: Path, split: str, *, eigen_crop: bool, max_depth_metres: float
+    ) -> None:
+        from clipmill.data.labeled.dense import DepthFolder
 
-        self._data = NyuFolder.open(folder, "test")
-        self._metrics = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES, eigen_crop=eigen_crop)
+        self._data = DepthFolder.open(folder, split)
+        self._metrics = DepthMetrics(max_depth_metres=max_depth_metres, eigen_crop=eigen_crop)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -154,7 +166,7 @@ class DepthTestSplit(TestSplit):
 
     def truth(self, index: int) -> Prediction:
         """Return an image's depth, metres."""
-        return {"depth_metres": self._data.depth_HW(index)}
+        return {"depth_metres": self._data.pair(index)[1]}
 
     def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
         """Add an image's errors."""
@@ -236,7 +248,8 @@ class DepthMetrics:
             raise SourceError(
                 "no test image has a pixel of known depth",
                 expected=f"depths above {_MIN_DEPTH_METRES} and below {self._max} metres",
-                action="check the unit of the depth files: NYU's PNGs hold millimetres",
+                action="check the unit of the depth files (NYU's PNGs hold millimetres; the option "
+                "values_per_metre in depth.json), and model.max_depth_metres",
             )
         names = self._images[0]
         return {name: float(np.mean([image[name] for image in self._images])) for name in names}

@@ -30,9 +30,11 @@ class DetectionNetwork(nn.Module):
                     num_classes,
                     num_stages=config.num_stages,
                     strides=strides,
+                    has_masks=config.mask_head,
                 ),
             }
         )
+        self._has_masks = config.mask_head
         self._long_side = config.image_size
         # The pyramid's coarsest map halves a plain encoder's.
         self._multiple = 2 * max(self.encoder.strides)
@@ -43,7 +45,8 @@ class DetectionNetwork(nn.Module):
     def forward(self, images_B3HW: Tensor) -> list[dict[str, Tensor]]:
         """Return ``boxes`` (N, 4), ``scores``, ``labels``, ``masks`` (N, H, W) of each image.
 
-        The best come first. The longer side is resized to the training canvas's, as in ViTDet.
+        Without a mask head there are no masks. The best come first. The longer side is resized to
+        the training canvas's, as in ViTDet.
         """
         height, width = images_B3HW.shape[-2:]
         factor = self._long_side / max(height, width)
@@ -57,8 +60,11 @@ class DetectionNetwork(nn.Module):
             for detections, masks in self.detect(images_B3HW)
         ]
 
-    def detect(self, images_B3HW: Tensor) -> list[tuple[dict[str, Tensor], Tensor]]:
-        """Return detections in pixels of the input, and their masks (N, 28, 28) within boxes."""
+    def detect(self, images_B3HW: Tensor) -> list[tuple[dict[str, Tensor], Tensor | None]]:
+        """Return detections in pixels of the input, and their masks (N, 28, 28) within boxes.
+
+        Masks are None without a mask head.
+        """
         size = (images_B3HW.shape[-2], images_B3HW.shape[-1])
         below, right = (-side % self._multiple for side in size)
         maps = self.neck(self.encoder(F.pad(images_B3HW, (0, right, 0, below))))
@@ -66,12 +72,14 @@ class DetectionNetwork(nn.Module):
         roi_heads = self.heads["roi_head"]
         assert isinstance(roi_heads, RoIHeads)
         detections = roi_heads.boxes(maps, proposals, size, self._limits)
+        if not self._has_masks:
+            return [(each, None) for each in detections]
         return list(zip(detections, roi_heads.masks(maps, detections), strict=True))
 
     @staticmethod
     def _rescale(
         detections: dict[str, Tensor],
-        masks: Tensor,
+        masks: Tensor | None,
         input_size: tuple[int, int],
         size: tuple[int, int],
     ) -> dict[str, Tensor]:
@@ -79,4 +87,6 @@ class DetectionNetwork(nn.Module):
         scale_x, scale_y = size[1] / input_size[1], size[0] / input_size[0]
         boxes = detections["boxes"]
         boxes = boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        if masks is None:
+            return detections | {"boxes": boxes}
         return detections | {"boxes": boxes, "masks": paste_masks_in_image(masks, boxes, *size)}

@@ -31,6 +31,7 @@ class DetectionObjective(EncoderObjective[DenseEncoder]):
             num_proposals=config.num_proposals,
             rois_per_image=config.rois_per_image,
             init_std=config.init_std,
+            mask_head=config.mask_head,
         )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,7 +45,8 @@ class DetectionObjective(EncoderObjective[DenseEncoder]):
                 maps,
                 boxes_BM4=batch["boxes"],
                 labels_BM=batch["labels"],
-                masks_BMHW=unpack_bits(batch["masks"], size[1]),
+                masks_BMHW=unpack_bits(batch["masks"], size[1]) if "masks" in batch else None,
+                has_mask_BM=batch.get("has_mask"),
                 is_crowd_BM=batch["is_crowd"],
                 size=size,
             )

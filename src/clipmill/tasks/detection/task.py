@@ -30,6 +30,10 @@ class DetectionTask(Task[DetectionConfig]):
     )
     config_type = DetectionConfig
 
+    def outputs_of(self, config: DetectionConfig) -> tuple[OutputSpec, ...]:
+        """Return all arrays, or those without masks for a model without a mask head."""
+        return tuple(o for o in self.outputs if config.mask_head or o.name != "masks")
+
     def build_inference_model(
         self, config: DetectionConfig, encoder: EncoderConfig, classes: tuple[str, ...]
     ) -> "nn.Module":
@@ -41,5 +45,5 @@ class DetectionTask(Task[DetectionConfig]):
     def visualize(
         self, prediction: Prediction, image_HW3: NDArray[Any], classes: tuple[str, ...]
     ) -> NDArray[Any]:
-        """Draw each likely object's mask and box in its class's color, on the image."""
+        """Draw each likely object's box, and its mask if there is one, in its class's color."""
         return draw_detections(prediction, image_HW3, classes)

@@ -1,4 +1,4 @@
-"""Training and evaluation of detection on COCO's layout, with pycocotools' metrics.
+"""Training and evaluation of detection, with pycocotools' metrics.
 
 Trained with mmdet's heads and losses.
 Shapes: B batch, S canvas side, M objects of an image, N detections, H W image.
@@ -7,7 +7,6 @@ Shapes: B batch, S canvas side, M objects of an image, N detections, H W image.
 import contextlib
 import copy
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +29,7 @@ _NAMES: Final = (
 
 
 class DetectionTraining(DetectionTask, TrainingTask[DetectionConfig]):
-    """COCO's layout, mmdet's heads and losses, COCO's metrics."""
+    """Objects of images, mmdet's heads and losses, COCO's metrics."""
 
     def classes(self, folder: Path) -> tuple[str, ...]:
         """Return the categories' names in the order of COCO's ids."""
@@ -53,41 +52,65 @@ class DetectionTraining(DetectionTask, TrainingTask[DetectionConfig]):
     def training_samples(self, config: DetectionConfig, folder: Path) -> TrainingSamples:
         """Return ``images`` (S, S, 3) uint8 and objects, padded to the most that an image has.
 
-        ``boxes`` (M, 4), ``labels`` (M,) with -1 for none, ``is_crowd`` (M,), and ``masks``
-        (M, S, S / 8), packed eight pixels to a byte.
+        ``boxes`` (M, 4), ``labels`` (M,) with -1 for none, ``is_crowd`` (M,); for a mask head also
+        ``has_mask`` (M,) and ``masks`` (M, S, S / 8), packed eight pixels to a byte. As in mmdet,
+        the box of an object with a mask is that of what the crop leaves of the mask.
+
+        Raises:
+            SourceError: there is a mask head, and no object has a mask.
         """
-        from clipmill.data.labeled.coco import CocoFolder, coco_split
+        from clipmill.data.labeled.coco import CocoFolder
         from clipmill.data.transforms.dense import boxes_of, large_scale_jitter
 
-        samples = CocoFolder.open(folder, coco_split(folder, "train"))
+        samples = CocoFolder.open(folder, "train", self.classes(folder))
+        if config.mask_head and samples.num_objects and not samples.num_masks:
+            raise SourceError(
+                f"none of the {samples.num_objects} objects of {samples.annotations} has a mask",
+                expected="masks to train a mask head",
+                action="set model.mask_head=false to train boxes alone",
+            )
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
-            image_HW3, masks_MHW = samples.image_HW3(index), samples.masks_MHW(index)
-            image, masks = large_scale_jitter(
-                image_HW3, masks_MHW, config.image_size, config.scale, generator
+            image_HW3, objects = samples.image_HW3(index), samples.images[index].instances
+            has_mask = np.array([o.segmentation is not None for o in objects], np.bool_)
+            masks_MHW = np.zeros((0, *image_HW3.shape[:2]), np.uint8)
+            if config.mask_head:
+                masks_MHW = samples.masks_MHW(index)
+            image, masks, boxes = large_scale_jitter(
+                image_HW3,
+                masks_MHW,
+                np.array([o.box for o in objects]),
+                config.image_size,
+                config.scale,
+                generator,
             )
-            visible = np.flatnonzero(masks.any(axis=(1, 2)))
-            objects = [samples.images[index].instances[n] for n in visible]
-            return {
+            if config.mask_head:
+                boxes[has_mask] = boxes_of(masks[has_mask])
+            visible = np.flatnonzero(boxes.any(axis=1))
+            sample = {
                 "images": image,
-                "boxes": boxes_of(masks[visible]),
-                "labels": np.array([o.label for o in objects], np.int64),
-                "is_crowd": np.array([o.is_crowd for o in objects], np.bool_),
-                "masks": np.packbits(masks[visible], axis=-1),
+                "boxes": boxes[visible],
+                "labels": np.array([objects[n].label for n in visible], np.int64),
+                "is_crowd": np.array([objects[n].is_crowd for n in visible], np.bool_),
             }
+            if config.mask_head:
+                sample["has_mask"] = has_mask[visible]
+                sample["masks"] = np.packbits(masks[visible], axis=-1)
+            return sample
 
+        fills = {"boxes": 0.0, "labels": -1.0, "is_crowd": 0.0}
         return TrainingSamples(
             load=load,
             num_samples=len(samples),
             num_workers=config.num_workers,
-            fills={"boxes": 0, "labels": -1, "is_crowd": 0, "masks": 0},
+            fills=fills | ({"has_mask": 0.0, "masks": 0.0} if config.mask_head else {}),
         )
 
     def training_images(self, folder: Path) -> Images:
         """Return the training split's images."""
-        from clipmill.data.labeled.coco import CocoFolder, coco_split
+        from clipmill.data.labeled.coco import CocoFolder
 
-        return CocoFolder.open(folder, coco_split(folder, "train"))
+        return CocoFolder.open(folder, "train")
 
     def inference_key(self, training_key: str) -> str | None:
         """Add the stage's number, which mmdet leaves out where there is one stage."""
@@ -96,20 +119,30 @@ class DetectionTraining(DetectionTask, TrainingTask[DetectionConfig]):
             return f"heads.roi_head.{head}.0{dot}{rest}"
         return training_key
 
-    def test_split(self, config: DetectionConfig, folder: Path) -> "DetectionTestSplit":
-        """Open the validation split."""
-        del config
-        return DetectionTestSplit(folder)
+    def test_split(
+        self,
+        config: DetectionConfig,
+        folder: Path,
+        classes: tuple[str, ...] = (),
+        split: str = "",
+    ) -> "DetectionTestSplit":
+        """Open the validation split, or the one that ``split`` names."""
+        return DetectionTestSplit(
+            folder, classes or self.classes(folder), split or "val", has_masks=config.mask_head
+        )
 
 
 class DetectionTestSplit(TestSplit):
     """Validation images with COCO's twelve metrics of boxes and of masks, percent."""
 
-    def __init__(self, folder: Path) -> None:
-        from clipmill.data.labeled.coco import CocoFolder, coco_split
+    def __init__(
+        self, folder: Path, classes: tuple[str, ...], split: str, *, has_masks: bool
+    ) -> None:
+        from clipmill.data.labeled.coco import CocoFolder
 
-        self._data = CocoFolder.open(folder, coco_split(folder, "val"))
-        self._metrics = CocoMetrics(self._data)
+        self._data = CocoFolder.open(folder, split, classes)
+        self._metrics = CocoMetrics(self._data, has_masks=has_masks)
+        self._has_masks = has_masks
 
     def __len__(self) -> int:
         return len(self._data)
@@ -121,12 +154,12 @@ class DetectionTestSplit(TestSplit):
     def truth(self, index: int) -> Prediction:
         """Return an image's objects, with scores of 1."""
         objects = self._data.images[index].instances
-        return {
+        truth = {
             "boxes": np.array([o.box for o in objects], np.float32).reshape(-1, 4),
             "scores": np.ones(len(objects), np.float32),
             "labels": np.array([o.label for o in objects], np.int64),
-            "masks": self._data.masks_MHW(index),
         }
+        return truth | ({"masks": self._data.masks_MHW(index)} if self._has_masks else {})
 
     def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
         """Add an image's detections."""
@@ -139,29 +172,33 @@ class DetectionTestSplit(TestSplit):
 
 
 class CocoMetrics:
-    """Box and mask metrics of the detections of all images."""
+    """Box and mask metrics of the detections of all images.
 
-    def __init__(self, truth: CocoFolder) -> None:
+    All boxes count for box metrics, and objects with a mask for mask metrics.
+    """
+
+    def __init__(self, truth: CocoFolder, *, has_masks: bool = True) -> None:
         self._truth = truth
+        self._has_masks = has_masks
         self._detections: list[dict[str, Any]] = []
 
     def update(self, image_id: int, prediction: Prediction) -> None:
         """Add the detections of an image, in its own pixels."""
         from pycocotools import mask as coco_mask
 
-        for box, score, label, mask_HW in zip(
-            *(prediction[name] for name in ("boxes", "scores", "labels", "masks")), strict=True
-        ):
+        arrays = (prediction[name] for name in ("boxes", "scores", "labels"))
+        for number, (box, score, label) in enumerate(zip(*arrays, strict=True)):
             x1, y1, x2, y2 = (float(v) for v in box)
-            self._detections.append(
-                {
-                    "image_id": image_id,
-                    "category_id": self._truth.category_ids[int(label)],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": float(score),
-                    "segmentation": coco_mask.encode(np.asfortranarray(mask_HW, np.uint8)),
-                }
-            )
+            detection = {
+                "image_id": image_id,
+                "category_id": self._truth.category_ids[int(label)],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(score),
+            }
+            if self._has_masks:
+                mask_HW = np.asfortranarray(prediction["masks"][number], np.uint8)
+                detection["segmentation"] = coco_mask.encode(mask_HW)
+            self._detections.append(detection)
 
     def result(self) -> dict[str, float]:
         """Return ``box_mAP``, ``mask_mAP`` and the rest, percent.
@@ -173,8 +210,9 @@ class CocoMetrics:
         """
         metrics = {}
         with contextlib.redirect_stdout(io.StringIO()):
-            truth = self._ground_truth()
-            for kind, prefix in (("bbox", "box"), ("segm", "mask")):
+            kinds = (("bbox", "box"), ("segm", "mask"))[: 1 + self._has_masks]
+            for kind, prefix in kinds:
+                truth = self._ground_truth(masks_only=kind == "segm")
                 for name, value in zip(_NAMES, self._run_cocoeval(truth, kind), strict=True):
                     if value >= 0:
                         metrics[f"{prefix}_{name}"] = 100 * float(value)
@@ -186,14 +224,17 @@ class CocoMetrics:
             )
         return metrics
 
-    def _ground_truth(self) -> Any:
+    def _ground_truth(self, *, masks_only: bool) -> Any:
         from pycocotools.coco import COCO
 
-        content = json.loads(self._truth.annotations.read_bytes())
-        for annotation in content["annotations"]:
-            annotation.setdefault("iscrowd", 0)
-            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        content["annotations"] = [a for a in content["annotations"] if a.get("segmentation")]
+        truth = self._truth
+        annotations = [dict(a) for a in truth.truth if a["segmentation"] or not masks_only]
+        names = zip(truth.category_ids, truth.classes, strict=True)
+        content = {
+            "images": [{"id": i.id, "height": i.height, "width": i.width} for i in truth.images],
+            "categories": [{"id": number, "name": name} for number, name in names],
+            "annotations": annotations,
+        }
         return _indexed(COCO(), content)
 
     def _run_cocoeval(self, truth: Any, kind: str) -> Any:

@@ -42,7 +42,8 @@ class SegmentationNetwork(nn.Module):
         self._num_classes = num_classes
         self._test_mode = config.test_mode
         self._stride = config.test_stride
-        self._short_side = config.crop_size
+        self._short_side = config.test_side
+        self._window = config.crop_size
         # A pyramid's coarsest map halves a plain encoder's.
         halved = 2 if isinstance(self.pyramid, PyramidNeck) else 1
         self._multiple = halved * max(self.encoder.strides)
@@ -67,9 +68,12 @@ class SegmentationNetwork(nn.Module):
 
     def _sliding_window(self, images_B3HW: Tensor) -> Tensor:
         """Return logits averaged over windows of the crop's size, at the image's size."""
-        return sliding_window_inference(
-            images_B3HW, self._short_side, self._stride, self._whole_image
-        )
+        return sliding_window_inference(images_B3HW, self._window, self._stride, self._padded)
+
+    def _padded(self, images_B3HW: Tensor) -> Tensor:
+        """Return logits of a window at its own size, padded to the encoder's stride."""
+        side = min(images_B3HW.shape[-2:])
+        return resize_and_run(images_B3HW, side, self._multiple, self._logits)
 
     def _logits(self, images_B3HW: Tensor) -> Tensor:
         coarse_BChw = self.head(self.pyramid(self.encoder(images_B3HW)))

@@ -1,4 +1,4 @@
-"""Training and evaluation of segmentation on ADE20K's layout.
+"""Training and evaluation of segmentation on masks of classes.
 
 Trained with mmseg's heads and losses. Shapes: B batch, H W image, C classes.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.errors import SourceError
 from clipmill.models.config import EncoderConfig
 from clipmill.tasks.base import Prediction
 from clipmill.tasks.config import SegmentationConfig
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class SegmentationTraining(SegmentationTask, TrainingTask[SegmentationConfig]):
-    """ADE20K's layout, mmseg's heads and losses, mean IoU."""
+    """Masks of classes, mmseg's heads and losses, mean IoU."""
 
     def classes(self, folder: Path) -> tuple[str, ...]:
         """Return the names of the folder's classes."""
-        from clipmill.data.labeled.dense import ade20k_classes
+        from clipmill.data.labeled.dense import segmentation_classes
 
-        return ade20k_classes(folder)
+        return segmentation_classes(folder)
 
     def input_sizes(self, config: SegmentationConfig) -> tuple[int, ...]:
-        """Return the crop's side."""
-        return (config.crop_size,)
+        """Return the sides of the crop and of the shorter side at test."""
+        return tuple({config.crop_size, config.test_side})
 
     def build_objective(
         self, config: SegmentationConfig, encoder: EncoderConfig, classes: tuple[str, ...]
@@ -46,25 +47,33 @@ class SegmentationTraining(SegmentationTask, TrainingTask[SegmentationConfig]):
     def training_samples(self, config: SegmentationConfig, folder: Path) -> TrainingSamples:
         """Return ``images`` (H, W, 3) uint8 and ``labels`` (H, W) uint8; ``keys`` if cached."""
         from clipmill.data.labeled.dataloader import cached_in_memory
-        from clipmill.data.labeled.dense import IGNORED, Ade20kFolder
+        from clipmill.data.labeled.dense import IGNORED, SegmentationFolder
         from clipmill.data.transforms import dense
 
-        samples = Ade20kFolder.open(folder, "training")
-
+        samples = SegmentationFolder.open(folder, "train")
         photometric = asdict(config.photometric)
 
         @cached_in_memory
         def resized(index: int) -> dict[str, NDArray[Any]]:
-            pair = samples.image_HW3(index), samples.classes_HW(index)
-            image, label = dense.center_crop_pair(*pair, config.crop_size)
+            image, label = dense.center_crop_pair(*samples.pair(index), config.crop_size)
             return {"images": image, "labels": label}
 
         def load(index: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
             if config.cache_features:
                 return resized(index) | {"keys": np.asarray(index)}
-            image, label = samples.image_HW3(index), samples.classes_HW(index)
-            image, label = dense.resize_pair(image, label, generator.uniform(*config.scale))
-            image, label = dense.crop_pair(image, label, config.crop_size, generator, fill=IGNORED)
+            image, label = samples.pair(index)
+            factor = generator.uniform(*config.scale)
+            if config.scale_of == "test":
+                factor *= dense.test_factor(label.shape, config.test_side)
+            image, label = dense.resize_pair(image, label, factor)
+            image, label = dense.crop_pair(
+                image,
+                label,
+                config.crop_size,
+                generator,
+                fill=IGNORED,
+                cat_max_ratio=config.cat_max_ratio,
+            )
             image, label = dense.flip_pair(image, label, generator)
             image = dense.photometric_distortion(image, generator, **photometric)
             return {"images": image, "labels": label}
@@ -73,9 +82,9 @@ class SegmentationTraining(SegmentationTask, TrainingTask[SegmentationConfig]):
 
     def training_images(self, folder: Path) -> Images:
         """Return the training split's images."""
-        from clipmill.data.labeled.dense import Ade20kFolder
+        from clipmill.data.labeled.dense import SegmentationFolder
 
-        return Ade20kFolder.open(folder, "training")
+        return SegmentationFolder.open(folder, "train")
 
     def inference_key(self, training_key: str) -> str | None:
         """Map mmseg's neck and decode head to the head; drop the auxiliary head.
@@ -93,10 +102,16 @@ class SegmentationTraining(SegmentationTask, TrainingTask[SegmentationConfig]):
         }
         return keys[module]
 
-    def test_split(self, config: SegmentationConfig, folder: Path) -> "SegmentationTestSplit":
-        """Open the validation split."""
+    def test_split(
+        self,
+        config: SegmentationConfig,
+        folder: Path,
+        classes: tuple[str, ...] = (),
+        split: str = "",
+    ) -> "SegmentationTestSplit":
+        """Open the validation split, or the one that ``split`` names."""
         del config
-        return SegmentationTestSplit(folder, self.classes(folder))
+        return SegmentationTestSplit(folder, classes or self.classes(folder), split or "val")
 
     def metric_from_rows(self, per_image: Mapping[str, NDArray[Any]]) -> float:
         """Compute mIoU of summed intersections and unions (images, classes), as mmseg does."""
@@ -106,10 +121,10 @@ class SegmentationTraining(SegmentationTask, TrainingTask[SegmentationConfig]):
 
     def trivial_predictors(self, folder: Path) -> Mapping[str, Predict]:
         """Return ``chance``, a random class for each pixel, and ``constant``, the commonest."""
-        from clipmill.data.labeled.dense import Ade20kFolder
+        from clipmill.data.labeled.dense import SegmentationFolder
 
         num_classes = len(self.classes(folder))
-        labels = Ade20kFolder.open(folder, "training")
+        labels = SegmentationFolder.open(folder, "train")
         counts = sum(
             np.bincount(labels.classes_HW(index).reshape(-1), minlength=256)
             for index in range(len(labels))
@@ -132,11 +147,11 @@ class SegmentationTestSplit(TestSplit):
     Metrics include ``IoU.CLASS`` and ``Acc.CLASS`` for each class in the ground truth.
     """
 
-    def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
-        from clipmill.data.labeled.dense import Ade20kFolder
+    def __init__(self, folder: Path, classes: tuple[str, ...], split: str) -> None:
+        from clipmill.data.labeled.dense import SegmentationFolder
         from clipmill.openmmlab.segmentation import MeanIoU
 
-        self._data = Ade20kFolder.open(folder, "validation")
+        self._data = SegmentationFolder.open(folder, split, classes)
         self._classes = classes
         self._mean_iou = MeanIoU(num_classes=len(classes))
         self._areas: list[Any] = []
@@ -149,8 +164,8 @@ class SegmentationTestSplit(TestSplit):
         return self._data.image_HW3(index)
 
     def truth(self, index: int) -> Prediction:
-        """Return an image's class map."""
-        return {"classes": self._data.classes_HW(index)}
+        """Return an image's class map, of the image's size."""
+        return {"classes": self._data.pair(index)[1]}
 
     def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
         """Add an image's areas of intersection and union."""
@@ -158,8 +173,18 @@ class SegmentationTestSplit(TestSplit):
         self._areas.append(self._mean_iou.update(prediction["classes"], truth["classes"]))
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics over all images."""
+        """Return the metrics over all images.
+
+        Raises:
+            SourceError: no pixel of any mask has a class.
+        """
         metrics: dict[str, float] = self._mean_iou.result()
+        if math.isnan(metrics["aAcc"]):
+            raise SourceError(
+                "no pixel of the masks has a class: all are ignored",
+                expected="masks with at least one pixel of a class",
+                action="correct the masks, or their numbering in segmentation.json",
+            )
         return metrics | self._metrics_by_class()
 
     def per_image(self) -> dict[str, NDArray[Any]]:
