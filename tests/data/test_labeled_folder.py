@@ -1,5 +1,7 @@
 """Folders of data, here and in a store."""
 
+import os
+
 import pytest
 
 from clipmill.data.labeled.folder import fetch_folder
@@ -39,17 +41,42 @@ def test_a_packed_folder_comes_back(folder, tmp_path, place, request):
     assert (parent.role, parent.uri, parent.digest) == ("source", uri, digest)
 
 
-@pytest.mark.parametrize("change", ["rename", "grow", "add"])
-def test_digest_changes_with_names_and_sizes(folder, change):
+@pytest.mark.parametrize("change", ["rename", "grow", "add", "edit", "replace"])
+def test_digest_changes_with_names_and_contents(folder, change):
     _, before = fetch_folder(str(folder), "data")
     if change == "rename":
         (folder / "a.txt").rename(folder / "c.txt")
     elif change == "grow":
         (folder / "a.txt").write_text("alphabet")
+    elif change == "edit":
+        (folder / "a.txt").write_text("ALPHA")
+    elif change == "replace":  # with the times of the old file
+        stat = (folder / "a.txt").stat()
+        (folder / "new").write_text("ALPHA")
+        os.utime(folder / "new", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        (folder / "new").rename(folder / "a.txt")
     else:
         (folder / "c.txt").write_text("")
     _, after = fetch_folder(str(folder), "data")
     assert after.digest != before.digest
+
+
+def test_hidden_files_do_not_count(folder):
+    _, before = fetch_folder(str(folder), "data")
+    (folder / ".DS_Store").write_text("x")
+    (folder / "sub" / "Thumbs.db").write_text("x")
+    (folder / "sub" / ".ipynb_checkpoints").mkdir()
+    (folder / "sub" / ".ipynb_checkpoints" / "b.txt").write_text("x")
+    assert fetch_folder(str(folder), "data")[1].digest == before.digest
+
+
+def test_a_file_is_read_once(folder, monkeypatch):
+    _, before = fetch_folder(str(folder), "data")
+    monkeypatch.setattr("clipmill.data.labeled.folder.sha256_file", lambda path: 1 / 0)
+    assert fetch_folder(str(folder), "data")[1].digest == before.digest
+    (folder / "a.txt").write_text("alpha")
+    with pytest.raises(ZeroDivisionError):
+        fetch_folder(str(folder), "data")
 
 
 def test_digest_is_the_same_elsewhere(folder, tmp_path):

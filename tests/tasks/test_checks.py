@@ -160,7 +160,7 @@ def test_detection(coco):
     assert by_reason["box_out_of_image"].count == 1
     assert by_reason["image_without_annotation"].examples == (f"{lonely:012d}.jpg",)
     path.write_text("[]")
-    assert "not_coco" in found("detection", coco)[1]
+    assert "can't be read" in found("detection", coco)[1]["layout"].examples[0]
 
 
 def test_classification(classes):
@@ -237,7 +237,8 @@ def test_a_model_for_another_list_of_classes(ade20k):
     check, by_reason = found("segmentation", ade20k, model=uri)
     assert faults(check) == {"another_class_list": 1}
     assert (
-        "2 classes and the data 14; class 1 is 'sky'" in by_reason["another_class_list"].examples[0]
+        "class 'wall' (1), which the model's list of 2"
+        in by_reason["another_class_list"].examples[0]
     )
 
 

@@ -211,6 +211,78 @@ def linear_segmentation_tiny() -> FinetuneConfig:
     return replace(full, train=_probe_tiny(full.train)).override(_SMALL_AND_CACHED)
 
 
+def linear_segmentation_dinov3() -> FinetuneConfig:
+    """DINOv3's linear segmentation on ADE20K: one number for a frozen encoder, beside others'.
+
+    Source: DINOv3 (Siméoni et al. 2025), whose repository has the settings in
+    eval/segmentation/configs/config-ade20k-linear-training.yaml: batch norm and a linear layer on
+    the last map, dropout 0.1 in eval/segmentation/models/heads/linear_head.py. There the batch norm
+    has weights of its own, which the linear layer here makes up for.
+    Command: ``clipmill finetune --recipe linear-segmentation-dinov3 --encoder URI --data ADE20K``
+    Hardware and hours: not run.
+    """
+    full = linear_segmentation_vit_b16()
+    return replace(
+        full,
+        model=SegmentationConfig(
+            head="linear",
+            freeze_encoder=True,
+            drop_path=0.0,
+            linear_dropout=0.1,
+            linear_loss="image",
+            photometric=_AS_THEY_ARE,
+            cat_max_ratio=1.0,
+            test_mode="slide",
+        ),
+        train=replace(
+            full.train,
+            steps=40_000,
+            batch_size=16,
+            schedule=ScheduleConfig(name="cosine", lr=1e-3, min_lr=0.0, warmup_steps=1_500),
+            optimizer=AdamWConfig(betas=(0.9, 0.999), epsilon=1e-8, weight_decay=1e-3),
+            precision="fp32",
+        ),
+    )
+
+
+def linear_depth_dinov3() -> FinetuneConfig:
+    """DINOv3's linear depth on NYUv2: one number for a frozen encoder, beside others'.
+
+    Source: DINOv3 (Siméoni et al. 2025), whose repository has the settings in
+    eval/depth/configs/config-nyu.yaml: 256 bins of 1 mm to 10 m, batch norm and a linear layer on
+    the last map, SigLoss (variance plus 0.15 times the squared mean), Eigen's crop, averaged with
+    the mirrored image. Training crops are squares of 480 here (416 x 544 there), not rotated.
+    Command: ``clipmill finetune --recipe linear-depth-dinov3 --encoder URI --data nyu_depth_v2``
+    Hardware and hours: not run.
+    """
+    full = linear_depth_vit_b16()
+    return replace(
+        full,
+        model=DepthConfig(
+            head="linear",
+            freeze_encoder=True,
+            drop_path=0.0,
+            position_side=0,
+            num_bins=256,
+            linear_dropout=0.1,
+            linear_loss="image",
+            silog_lambda=0.85,
+            cutdepth_period=0,
+            num_test_windows=1,
+        ),
+        train=replace(
+            full.train,
+            steps=38_400,
+            batch_size=16,
+            schedule=ScheduleConfig(name="cosine", lr=3e-4, min_lr=0.0, warmup_steps=12_800),
+            optimizer=AdamWConfig(
+                betas=(0.9, 0.99), epsilon=1e-8, weight_decay=1e-4, clip_norm=35.0
+            ),
+            precision="fp32",
+        ),
+    )
+
+
 def linear_depth_vit_b16() -> FinetuneConfig:
     """A linear probe of frozen features on NYUv2, with a bias by position.
 

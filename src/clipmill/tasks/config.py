@@ -68,6 +68,11 @@ class SegmentationConfig(Config):
     crop's size without augmentation."""
     drop_path: float = 0.1
     """Stochastic depth at the encoder's top (swept 0.0 to 0.2; CLIP-QC, Table 14)."""
+    linear_dropout: float = 0.0
+    """Probability that the linear head's training drops a channel of an image's maps."""
+    linear_loss: Literal["map", "image"] = "map"
+    """Where the linear head's loss is computed: at the feature map's resolution, or at the image's
+    after upsampling."""
     pyramid_channels: int = 256
     """Width of the simple feature pyramid's maps (ViTDet), and of SemanticFPN's."""
     head_channels: int = 512
@@ -88,6 +93,7 @@ class SegmentationConfig(Config):
         """Refuse values out of range, and cached features of a trained encoder (ConfigError)."""
         _validate_fraction("drop_path", self.drop_path)
         _validate_factors("scale", self.scale)
+        _validate_fraction("linear_dropout", self.linear_dropout)
         _validate_sides(crop_size=self.crop_size)
         _validate_cache(cache_features=self.cache_features, freeze_encoder=self.freeze_encoder)
 
@@ -113,7 +119,15 @@ class DepthConfig(Config):
     """Xie et al.'s decoder of the last feature map; ``linear`` is a probe of all of the encoder's
     maps (:mod:`clipmill.models.heads`)."""
     position_side: int = 16
-    """Grid positions along each side of the linear head's bias by position."""
+    """Grid positions along each side of the linear head's bias by position; 0 for no bias."""
+    num_bins: int = 1
+    """Outputs of the linear head: 1 for a sigmoid of the range, more for the mean of as many evenly
+    spaced depths, weighted by the outputs (AdaBins, in DINOv2's form)."""
+    linear_dropout: float = 0.0
+    """Probability that the linear head's training drops a channel of an image's maps."""
+    linear_loss: Literal["map", "image"] = "map"
+    """Where the linear head's loss is computed: at the feature map's resolution, or at the image's
+    after upsampling."""
     crop_size: int = 480
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 15)."""
     photometric: PhotometricConfig = PhotometricConfig()
@@ -133,7 +147,7 @@ class DepthConfig(Config):
     silog_lambda: float = 0.5
     """Weight of the squared mean in the SiLog loss (Xie et al. 2023)."""
     cutdepth_period: int = 4
-    """Apply CutDepth to one sample in this many (Xie et al. 2023)."""
+    """Apply CutDepth to one sample in this many (Xie et al. 2023); 0 for none."""
     max_depth_metres: float = MAX_DEPTH_METRES
     """Farthest depth that is predicted and evaluated: 10 for NYUv2, 80 for KITTI."""
     flip_augment_test: bool = True
@@ -149,7 +163,8 @@ class DepthConfig(Config):
     def __post_init__(self) -> None:
         """Refuse values out of range, and cached features of a trained encoder (ConfigError)."""
         _validate_fraction("drop_path", self.drop_path)
-        _validate_sides(crop_size=self.crop_size)
+        _validate_fraction("linear_dropout", self.linear_dropout)
+        _validate_sides(crop_size=self.crop_size, num_bins=self.num_bins)
         if not self.max_depth_metres > 0:
             raise ConfigError(
                 f"max_depth_metres was {self.max_depth_metres}",
@@ -278,6 +293,6 @@ def _validate_sides(**sides: int) -> None:
         if side < 1:
             raise ConfigError(
                 f"{name} was {side}",
-                expected="a side of at least 1 pixel",
-                action=f"set model.{name} to the side that the encoder was trained at",
+                expected="a number of at least 1",
+                action=f"set model.{name} to such a number, or leave it at its default",
             )

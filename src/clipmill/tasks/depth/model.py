@@ -12,15 +12,30 @@ from clipmill.models.execution import resize_and_run, shifted_window_inference
 from clipmill.models.heads import DepthDecoder, LinearHead
 from clipmill.tasks.config import DepthConfig
 
+_MIN_DEPTH_METRES = 1e-3
+_BIN_OFFSET = 0.1
+
 
 class LinearDepthHead(nn.Module):
-    """A linear probe of all maps, with a bias by position, to depth at the image's size."""
+    """A linear probe of all maps, with a bias by position, to depth at the image's size.
+
+    With ``num_bins`` above 1, depth is the mean of evenly spaced depths, weighted by the outputs'
+    positive part plus 0.1, as DINOv2's and DINOv3's depth heads have it.
+    """
 
     def __init__(
-        self, encoder: DenseEncoder, max_depth_metres: float, *, position_side: int
+        self,
+        encoder: DenseEncoder,
+        max_depth_metres: float,
+        *,
+        position_side: int,
+        num_bins: int = 1,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.head = LinearHead(encoder.channels, 1, position_side=position_side)
+        self.head = LinearHead(encoder.channels, num_bins, position_side=position_side)
+        self._dropout = nn.Dropout2d(dropout)
+        self._num_bins = num_bins
         self._factor = encoder.strides[0]
         self._max_depth_metres = max_depth_metres
 
@@ -32,7 +47,15 @@ class LinearDepthHead(nn.Module):
 
     def coarse(self, maps: list[Tensor]) -> Tensor:
         """Return depth (B, 1, h, w), metres, at the finest map's resolution."""
-        return torch.sigmoid(self.head(maps)) * self._max_depth_metres
+        outputs_BKhw = self.head([self._dropout(each) for each in maps])
+        if self._num_bins == 1:
+            return torch.sigmoid(outputs_BKhw) * self._max_depth_metres
+        weights_BKhw = outputs_BKhw.relu() + _BIN_OFFSET
+        bins_K11 = torch.linspace(
+            _MIN_DEPTH_METRES, self._max_depth_metres, self._num_bins, device=weights_BKhw.device
+        ).view(-1, 1, 1)
+        weighted_B1hw = (weights_BKhw * bins_K11).sum(dim=1, keepdim=True)
+        return weighted_B1hw / weights_BKhw.sum(dim=1, keepdim=True)
 
 
 class DepthNetwork(nn.Module):
@@ -44,7 +67,11 @@ class DepthNetwork(nn.Module):
         self.decoder: DepthDecoder | LinearDepthHead
         if config.head == "linear":
             self.decoder = LinearDepthHead(
-                encoder, config.max_depth_metres, position_side=config.position_side
+                encoder,
+                config.max_depth_metres,
+                position_side=config.position_side,
+                num_bins=config.num_bins,
+                dropout=config.linear_dropout,
             )
         else:
             self.decoder = DepthDecoder(

@@ -24,19 +24,21 @@ class DepthObjective(DenseObjective):
         self.encoder = network.encoder
         self.decoder = network.decoder
         self._lambda = config.silog_lambda
+        self._loss_at_map = config.linear_loss == "map"
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss ``silog``."""
         maps = self.feature_maps(batch)
         truth_BHW = batch["depth"]
-        if isinstance(self.decoder, LinearDepthHead):
+        if isinstance(self.decoder, LinearDepthHead) and self._loss_at_map:
             # At the feature map's resolution, as segmentation's linear head.
             depth_B1HW = self.decoder.coarse(maps)
             truth_BHW = F.interpolate(
                 truth_BHW[:, None], depth_B1HW.shape[-2:], mode="nearest-exact"
             )[:, 0]
         else:
-            depth_B1HW = self.decoder(maps[-1])
+            is_linear = isinstance(self.decoder, LinearDepthHead)
+            depth_B1HW = self.decoder(maps if is_linear else maps[-1])
         return {"silog": silog(depth_B1HW[:, 0].float(), truth_BHW, self._lambda)}
 
 

@@ -72,7 +72,7 @@ class DepthTraining(DepthTask, TrainingTask[DepthConfig]):
                 return resized(index) | {"keys": np.asarray(index)}
             image, depth = samples.pair(index)
             depth = np.where(depth <= config.max_depth_metres, depth, 0)
-            if generator.integers(config.cutdepth_period) == 0:
+            if config.cutdepth_period and generator.integers(config.cutdepth_period) == 0:
                 image = dense.cutdepth(image, depth, config.max_depth_metres, generator)
             image, depth = dense.flip_pair(image, depth, generator)
             image, depth = dense.crop_pair(image, depth, config.crop_size, generator, fill=0)

@@ -29,7 +29,12 @@ class SegmentationObjective(DenseObjective):
         self.heads: UperNetTraining | SemanticFpnTraining | LinearTraining
         if config.head == "linear":
             self.pyramid: nn.Module = nn.Identity()
-            self.heads = LinearTraining(self.encoder.channels, num_classes)
+            self.heads = LinearTraining(
+                self.encoder.channels,
+                num_classes,
+                dropout=config.linear_dropout,
+                loss_at_image=config.linear_loss == "image",
+            )
             return
         self.pyramid = build_neck(self.encoder, config.pyramid_channels)
         if config.head == "upernet":
@@ -60,17 +65,31 @@ class SegmentationObjective(DenseObjective):
 class LinearTraining(nn.Module):
     """Linear head with its cross-entropy; ``decode_head`` is the part used for inference."""
 
-    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+        loss_at_image: bool = False,
+    ) -> None:
         super().__init__()
         self.decode_head = LinearHead(channels, num_classes)
+        self._dropout = nn.Dropout2d(dropout)
+        self._loss_at_image = loss_at_image
 
     def loss(self, maps: list[Tensor], labels_BHW: Tensor) -> dict[str, Tensor]:
-        """Return the loss ``decode`` at the feature map's resolution.
+        """Return the loss ``decode`` at the feature map's resolution, or at the image's.
 
         Labels are int64, 255 where unknown. A linear head can't tell the pixels between two
-        positions apart, so they are left out.
+        positions apart, so they may be left out.
         """
-        logits_BChw = self.decode_head(maps)
+        logits_BChw = self.decode_head([self._dropout(each) for each in maps])
+        if self._loss_at_image:
+            logits_BCHW = F.interpolate(
+                logits_BChw, labels_BHW.shape[-2:], mode="bilinear", align_corners=False
+            )
+            return {"decode": F.cross_entropy(logits_BCHW, labels_BHW, ignore_index=IGNORED)}
         labels_B1hw = F.interpolate(
             labels_BHW[:, None].float(), logits_BChw.shape[-2:], mode="nearest-exact"
         )
