@@ -18,7 +18,9 @@ from clipmill.data.captioners.config import ChatClientConfig, RewriteConfig, Vlm
 from clipmill.errors import BudgetError, ConfigError, ServerError
 from helpers.chat_server import ChatServer, image_of, text_of
 
-QUICK = ChatClientConfig(backoff_seconds=0.001, max_attempts=3, timeout_seconds=5, concurrency=4)
+QUICK = ChatClientConfig(
+    backoff_seconds=0.001, max_attempts=3, timeout_seconds=5, concurrency=4, max_outage_seconds=0
+)
 ASK = RewriteConfig(model="m", prompt="{caption}")
 KEY = "sk-Very_Secret-123"
 
@@ -459,3 +461,70 @@ def test_settings_that_mean_nothing(wrong):
 )
 def test_tidy(text, expected):
     assert clean_caption(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>A cat?\nYes.</think>\n\nA cat asleep.", "A cat asleep."),
+        ("<think>It never ends", ""),
+        ("Sure! Here is a caption: **A cat asleep.**", "A cat asleep."),
+        ('Here\'s a one-sentence description of the image:\n\n"A cat."', "A cat."),
+        ("Caption: a cat", "a cat"),
+        ("A sign: here is a caption", "A sign: here is a caption"),
+        ("Here is a cat", "Here is a cat"),
+        ("a\0cat", "acat"),
+    ],
+)
+def test_what_models_add_to_a_caption_is_cut(text, expected):
+    assert clean_caption(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sorry, I cannot describe people.",
+        "I apologize, but no.",
+        "Unfortunately, I can't see it.",
+        "I\N{RIGHT SINGLE QUOTATION MARK}m unable to view images.",
+    ],
+)
+def test_usual_refusals_are_no_captions(text):
+    with ChatServer(answer=lambda *_: text) as server:
+        (output,) = run(server, samples(1))
+    assert output == CaptionOutput(reason="refused")
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf")])
+def test_a_score_that_is_not_finite_is_unknown(logprob):
+    with ChatServer(logprob=logprob) as server:
+        (output,) = run(server, samples(1))
+    assert output.texts
+    assert output.scores == (None,)
+
+
+def test_parameters_are_renamed_and_omitted():
+    endpoint = QUICK.override(
+        [
+            'renamed_parameters={"max_tokens": "max_completion_tokens"}',
+            'omitted_parameters=["n", "temperature", "seed"]',
+        ]
+    )
+    with ChatServer() as server:
+        run(server, samples(1), endpoint=endpoint)
+        (body,) = server.bodies
+    assert body["max_completion_tokens"] == ASK.max_tokens
+    assert not {"max_tokens", "n", "temperature", "seed"} & body.keys()
+    with pytest.raises(ConfigError, match="messages was renamed or omitted"):
+        QUICK.override(['omitted_parameters=["messages"]'])
+
+
+def test_an_endpoint_that_restarts_costs_nothing():
+    endpoint = QUICK.override(["max_outage_seconds=60", "max_attempts=1", "concurrency=1"])
+    with ChatServer(["ok", (503, {}), (502, {})]) as server:
+        outputs = run(server, samples(3), endpoint=endpoint)
+    assert all(output.texts for output in outputs)
+    # One that never answered isn't waited for.
+    with ChatServer(always=(503, {})) as server:
+        (output,) = run(server, samples(1), endpoint=endpoint)
+    assert output == CaptionOutput(reason="unavailable")

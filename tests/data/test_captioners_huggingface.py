@@ -314,3 +314,16 @@ def test_no_folder_of_a_model(tmp_path):
 def test_settings_that_mean_nothing(wrong):
     with pytest.raises(ConfigError, match=" was "):
         HuggingFaceConfig(**wrong)
+
+
+def test_a_folder_that_lacks_a_tensor_is_refused(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in sorted(tensors) if name.endswith("weight"))
+    del tensors[name]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ArtifactError, match=f"lacks 1 tensors of its model, such as .*{name}"):
+        outputs(HuggingFaceCaptioner(str(copy), CONFIG), inputs())

@@ -321,6 +321,7 @@ def test_a_model_that_fails_on_everything_is_no_samples_fault(make_dataset, capt
 
 KEY = "sk-Very_Secret-123"
 ENDPOINT = ChatClientConfig(
+    max_outage_seconds=0,
     backoff_seconds=0.001,
     max_attempts=2,
     timeout_seconds=5,
@@ -435,3 +436,29 @@ def test_the_key_lies_in_no_file_and_no_message(
     assert KEY not in repr(rows_of(dataset, layer, tmp_path))
     out, err = capfd.readouterr()
     assert KEY not in caplog.text + out + err + "".join(messages)
+
+
+def test_failed_samples_are_retried_into_another_layer(make_dataset, tmp_path, no_proxy):
+    dataset = make_dataset(count=12, samples_per_shard=4)
+    with ChatServer(["ok", (500, {}), (500, {}), "ok", (400, {})]) as server:
+        config = rewriting(max_attempts=1, concurrency=1)
+        uri = f"rewrite:{server.url}"
+        first = recaption(config, dataset.uri, uri, report=silent)
+        before = rows_of(dataset, first, tmp_path)
+        assert sorted(row["reason"] for row in before if row["reason"]) == [
+            *("refused", "unavailable", "unavailable")
+        ]
+        files = layer_files(dataset, first)
+        num_requests = len(server.bodies)
+        second = recaption(config, dataset.uri, uri, report=silent, retry=True)
+        assert second == f"{first}-retry1"
+        assert len(server.bodies) == num_requests + 2
+        assert layer_files(dataset, first) == files
+        after = rows_of(dataset, second, tmp_path)
+        for old, new in zip(before, after, strict=True):
+            if old["reason"] == "unavailable":
+                assert not new["fallback"]
+            else:
+                assert new == old
+        # Nothing is left to retry.
+        assert recaption(config, dataset.uri, uri, report=fail, retry=True) == second

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.result import TrainResult, read_log, result_uri, save_run
-from clipmill.errors import NotFoundError
+from clipmill.errors import ArtifactError, NotFoundError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import load_checkpoint, read_embedding
 from clipmill.models.embedding_stats import EmbeddingStatistics
@@ -92,3 +93,30 @@ def test_only_the_first_rank_writes(tmp_path):
         embed=lambda metadata: pytest.fail("another rank embeds"),
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_is_saved_though_its_embeddings_cannot_be_computed(tmp_path, caplog):
+    def embed(metadata):
+        assert load_checkpoint(str(tmp_path))[0] == metadata
+        raise ArtifactError("00001.tar is damaged", expected="", action="")
+
+    uri = save_run(
+        str(tmp_path),
+        TrainResult(tensors={"w": torch.arange(3.0)}, log=({"step": 1, "loss": 0.5},)),
+        kind="clip",
+        architecture={},
+        config=CONFIG,
+        parents=(),
+        summary={},
+        tensors={"w": torch.arange(3.0)},
+        embed=embed,
+    )
+    metadata, tensors = load_checkpoint(uri)
+    assert torch.equal(tensors["w"], torch.arange(3.0))
+    assert read_embedding(metadata) is None
+    assert "00001.tar is damaged" in caplog.text
+
+
+def test_workers_leave_the_address_alone():
+    configs = [DataLoaderConfig(num_workers=k, prefetch_batches=1 + k) for k in (0, 2)]
+    assert configs[0].digest == configs[1].digest != DataLoaderConfig(shuffle_shards=1).digest

@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def completion(self, body):
         server = self.server
-        count = min(body["n"], server.choices or body["n"])
+        count = min(body.get("n", 1), server.choices or body.get("n", 1))
         choices = []
         for k in range(count):
             message = {"role": "assistant", "content": server.answer(body, k)}

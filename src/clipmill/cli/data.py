@@ -28,7 +28,7 @@ from clipmill.cli.options import (
     toy_recipe_option,
 )
 from clipmill.cli.output import print_next, print_uri
-from clipmill.errors import SourceError
+from clipmill.errors import ConfigError, SourceError
 
 EXIT_DAMAGED = 1
 _SOURCE_HELP = (
@@ -200,6 +200,14 @@ def data_recaption(
     ] = "recaption-tiny",
     start: FirstShard = 0,
     stop: StopShard = None,
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry",
+            help="Caption samples again that failed as unavailable, malformed or failed; a "
+            "committed layer is kept, and the result is another.",
+        ),
+    ] = False,
     sets: Set = None,
     executor: ExecutorOption = Executor.LOCAL,
     workflow: Workflow = None,
@@ -209,6 +217,12 @@ def data_recaption(
     """Write synthetic captions as a layer of a dataset; prints the layer's name."""
     if should_submit(executor, workflow, dry_run):
         reject_range_options(start=start, stop=stop)
+        if retry:
+            raise ConfigError(
+                "--retry was given with --on",
+                expected="a local run: few samples are captioned again",
+                action="leave out --on",
+            )
         options = {"--captioner": captioner, "--recipe": recipe}
         submit_stage(
             "recaption", dataset, options, sets, workflow=workflow, dry_run=dry_run, as_json=as_json
@@ -216,7 +230,9 @@ def data_recaption(
         return
     from clipmill import stages
 
-    layer = stages.recaption(recipe, sets or [], dataset, captioner, "", start=start, stop=stop)
+    layer = stages.recaption(
+        recipe, sets or [], dataset, captioner, "", start=start, stop=stop, retry=retry
+    )
     _print_layer(dataset, layer, as_json)
     training = ("--captions", "both", "--caption-layer", layer, "--store", "STORE")
     print_next("pretrain", "clip", dataset, *training)

@@ -60,17 +60,25 @@ def recaption(
     report: ProgressCallback,
     start: int = 0,
     stop: int | None = None,
+    retry: bool = False,
 ) -> str:
     """Caption the samples of shards ``start`` to ``stop`` (exclusive); return the layer's name.
 
     ``captioner`` is an address (see :mod:`clipmill.data.captioners`). Complete shards are skipped.
     The layer is committed once all of its shards are captioned, by any worker. A sample that the
-    captioner can't caption keeps its real caption, with the reason. Raises ConfigError for an
+    captioner can't caption keeps its real caption, with the reason.
+
+    With ``retry`` the samples with a reason among RETRIED are captioned again: in the same layer
+    while it isn't committed, and else in a new one, ``captions/NAME-retryN``, which has the other
+    rows of the last. Raises ConfigError for an
     invalid range, BudgetError and ServerError if an endpoint fails: run it again to resume.
     """
     opened = Dataset.open(dataset)
     kind, model = open_captioner(captioner, config)
     layer = f"captions/{kind}-{model.identity[:8]}"
+    previous = ""
+    if retry:
+        layer, previous = _retry_layer(opened, layer)
     if layer in opened.layers:
         return layer
     shards = opened.shard_range(start, stop)
@@ -78,9 +86,10 @@ def recaption(
     report(done, total, "loading the captioner")
     counts: Counter[str] = Counter()
     with closing(model), ThreadPoolExecutor(_NUM_DECODERS) as decoders:
-        worker = _ShardCaptioner(opened, layer, model, config.batch_size, decoders)
+        worker = _ShardCaptioner(opened, layer, model, config.batch_size, decoders, previous)
         for index in shards:
-            if not has_layer_shard(opened, layer, index):
+            is_complete = has_layer_shard(opened, layer, index)
+            if not is_complete or (retry and not previous and _num_failed(opened, layer, index)):
                 counts.update(worker.caption_shard(index))
             done += opened.shards[index].num_samples
             failed = sum(count for reason, count in counts.items() if reason)
@@ -90,6 +99,50 @@ def recaption(
         detail = {**model.detail, "left as they were": _failures(opened, layer)}
         commit_layer(opened, layer, parents=model.parents, detail=detail)
     return layer
+
+
+RETRIED = frozenset(
+    {BadSampleReason.UNAVAILABLE, BadSampleReason.MALFORMED, BadSampleReason.FAILED}
+)
+"""Reasons that may pass: those of the endpoint or the machine rather than of the sample."""
+
+
+def _retry_layer(dataset: Dataset, layer: str) -> tuple[str, str]:
+    """Return the layer that a retry writes, and the committed one whose rows it keeps, if any."""
+    last, number = "", 0
+    name = layer
+    while name in dataset.layers:
+        last, number = name, number + 1
+        name = f"{layer}-retry{number}"
+    if last and not any(_num_failed(dataset, last, index) for index in range(len(dataset.shards))):
+        return last, ""
+    return name, last
+
+
+def _num_failed(dataset: Dataset, layer: str, index: int) -> int:
+    """Return the number of a complete shard's rows that a retry captions."""
+    table = _read_rows(dataset, layer, index, ["reason"])
+    return sum(reason in RETRIED for reason in table["reason"].to_pylist())
+
+
+def _kept_outputs(dataset: Dataset, layer: str, index: int) -> dict[str, CaptionOutput]:
+    """Return the rows of a complete shard that a retry keeps, by uid."""
+    outputs = {}
+    for row in _read_rows(dataset, layer, index, SCHEMA.names).to_pylist():
+        if row["reason"] in RETRIED:
+            continue
+        has_texts = not row["fallback"]
+        outputs[row["uid"]] = CaptionOutput(
+            texts=tuple(row["captions"]) if has_texts else (),
+            scores=tuple(row["scores"]) if has_texts else (),
+            reason=row["reason"],
+        )
+    return outputs
+
+
+def _read_rows(dataset: Dataset, layer: str, index: int, columns: list[str]) -> pa.Table:
+    data = open_store(dataset.layer_uri(layer)).get(f"{index:05d}.parquet")
+    return pq.read_table(io.BytesIO(data), columns=columns, use_threads=False)
 
 
 class _ShardCaptioner:
@@ -102,7 +155,10 @@ class _ShardCaptioner:
         model: Captioner,
         batch_size: int,
         decoders: ThreadPoolExecutor,
+        previous: str = "",
     ) -> None:
+        """``previous``: the layer whose rows are kept, if their captioner didn't fail."""
+        self._previous = previous
         self._dataset = dataset
         self._layer = layer
         self._model = model
@@ -117,6 +173,9 @@ class _ShardCaptioner:
         self._outputs = (
             read_partial_outputs(dataset, layer, index) if self._model.checkpoint_outputs else {}
         )
+        kept = self._previous or (layer if has_layer_shard(dataset, layer, index) else "")
+        if kept:
+            self._outputs = _kept_outputs(dataset, kept, index) | self._outputs
         with read_shard(dataset, index, cache_folder()) as reader:
             missing = [r for r, uid in enumerate(reader.uids) if uid not in self._outputs]
             for batch in self._batches(reader, missing):
@@ -127,7 +186,7 @@ class _ShardCaptioner:
                         save_partial_outputs(dataset, layer, index, self._outputs)
             table, counts = self._table(reader)
         # Another worker may have written it meanwhile, with other captions where seeds don't help.
-        if not has_layer_shard(dataset, layer, index):
+        if kept == layer or not has_layer_shard(dataset, layer, index):
             write_layer_shard(dataset, layer, index, table)
         if self._model.checkpoint_outputs:
             delete_partial_outputs(dataset, layer, index)

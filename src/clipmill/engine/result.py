@@ -1,18 +1,22 @@
 """Results of training runs: their address, made of config and parents, and their files."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipmill.config import Config, digest_json
+from clipmill.errors import ClipmillError
 from clipmill.lineage import Parent
-from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint, save_embedding
 from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.storage import join, open_store, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_LOG = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
 """A run's records; of an unfinished one, in its folder ``state``."""
@@ -72,9 +76,30 @@ def save_run(
         summary=summary,
     )
     write_bytes(join(uri, LOG_FILE), log_lines(result.log))
-    save_checkpoint(uri, metadata, tensors, embed(metadata) if embed else None)
+    saved = save_checkpoint(uri, metadata, tensors)
+    if embed:
+        _save_embedding(uri, saved, embed)
     delete_state(state_uri(uri))
     return uri
+
+
+def _save_embedding(
+    uri: str,
+    metadata: CheckpointMetadata,
+    embed: "Callable[[CheckpointMetadata], EmbeddingStatistics | None]",
+) -> None:
+    """Save the statistics of a saved model; a run that is finished never fails for them."""
+    try:
+        embedding = embed(metadata)
+        if embedding is not None:
+            save_embedding(uri, metadata, embedding)
+    except (ClipmillError, OSError) as error:
+        _LOG.warning(
+            "%s is saved without statistics of its embeddings, so a shift of the images that it "
+            "serves isn't measured: %s",
+            uri,
+            error,
+        )
 
 
 def delete_state(uri: str) -> None:

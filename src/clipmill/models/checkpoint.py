@@ -81,10 +81,15 @@ def save_checkpoint(
     )
     write_bytes(join(uri, _TENSORS), data)
     if embedding is not None:
-        of_model = {"tensors_sha256": metadata.tensors_sha256}
-        write_json(join(uri, _EMBEDDING), of_model | asdict(embedding))
+        save_embedding(uri, metadata, embedding)
     write_json(join(uri, _METADATA), _to_json(metadata))
     return metadata
+
+
+def save_embedding(uri: str, metadata: CheckpointMetadata, embedding: EmbeddingStatistics) -> None:
+    """Write the statistics of a checkpoint's embeddings beside it."""
+    of_model = {"tensors_sha256": metadata.tensors_sha256}
+    write_json(join(uri, _EMBEDDING), of_model | asdict(embedding))
 
 
 def has_checkpoint(uri: str) -> bool:

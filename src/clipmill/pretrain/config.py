@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipmill.config import Config
+from clipmill.config import Config, runtime_field
 from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.view import ViewConfig
 from clipmill.data.transforms.augmentation import RandomResizedCropConfig, StoredAugmentationConfig
@@ -191,7 +191,7 @@ class SupervisedConfig(Config):
     """Probability that is spread over all classes."""
     drop_path: float = 0.0
     """Highest rate of stochastic depth."""
-    num_workers: int = 8
+    num_workers: int = runtime_field(8)
     """Processes of a rank that decode; 0 decodes in the training process."""
     train: TrainConfig
     """Length, rate, precision."""

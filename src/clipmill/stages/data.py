@@ -125,6 +125,7 @@ def recaption(
     *,
     start: int = 0,
     stop: int | None = None,
+    retry: bool = False,
 ) -> str:
     """Caption the images of shards ``start`` to ``stop`` of a dataset; return the layer's name."""
     from clipmill.data import recaption
@@ -133,7 +134,7 @@ def recaption(
     config = get_recipe(recipe, CaptionersConfig, overrides)
     with Stage("recaption", store=store, run=run, target=dataset) as stage:
         layer = recaption.recaption(
-            config, dataset, captioner, report=stage.report, start=start, stop=stop
+            config, dataset, captioner, report=stage.report, start=start, stop=stop, retry=retry
         )
         stage.set_output(join(dataset, "layers", layer))
         return layer

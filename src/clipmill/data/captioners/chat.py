@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
@@ -126,7 +127,7 @@ class ChatCaptioner:
                     "seed": (sample_seed(config.seed, sample.uid) + len(texts)) % 2**31,
                     "stream": False,
                 } | ({"logprobs": True} if config.logprobs else {})
-                completion = client.complete(body, stop)
+                completion = client.complete(self._parameters(body), stop)
                 texts += completion.texts
                 scores += completion.scores
         except BadSampleError as error:
@@ -139,14 +140,56 @@ class ChatCaptioner:
             return CaptionOutput(reason=BadSampleReason.REFUSED)
         return output
 
+    def _parameters(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the request's parameters as the endpoint takes them."""
+        client = self._client_config
+        return {
+            client.renamed_parameters.get(name, name): value
+            for name, value in body.items()
+            if name not in client.omitted_parameters
+        }
+
     def _is_refusal(self, text: str) -> bool:
         plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-        return plain.startswith(self._config.refusal_prefixes)
+        return plain.startswith((*self._config.refusal_prefixes, *_REFUSAL_PREFIXES))
+
+
+# What models say in place of a caption, beside the prefixes that the config lists.
+_REFUSAL_PREFIXES = (
+    "sorry,",
+    "sorry, but",
+    "i apologize",
+    "my apologies",
+    "unfortunately, i",
+    "i'm unable",
+    "i am unable",
+    "i'm not able",
+    "i am not able",
+    "i won't",
+)
+
+_REASONING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+
+_PREAMBLE = re.compile(
+    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok)\b[!,.]?\s*)?"
+    r"(?:here(?:'s|\u2019s| is| are)\b[^:]{0,80}|(?:image )?caption|description|"
+    r"rewritten caption):\s*",
+    re.IGNORECASE,
+)
+
+_BOLD = re.compile(r"\*\*([^*]+)\*\*")
 
 
 def clean_caption(text: str) -> str:
-    """Return ``text`` on one line, without enclosing quotation marks."""
-    plain = " ".join(text.split())
+    """Return ``text`` on one line, without what isn't the caption.
+
+    That is reasoning (``<think>...</think>``; all of the text if it never ends), NUL, a preamble
+    ("Sure! Here is a caption:"), marks of bold text, and enclosing quotation marks.
+    """
+    text = _REASONING.sub("", text.replace("\0", ""))
+    plain = _PREAMBLE.sub("", " ".join(text.split()), count=1)
+    if bold := _BOLD.fullmatch(plain):
+        plain = bold[1]
     if len(plain) > 2 and _QUOTES.get(plain[0]) == plain[-1]:
         inner = plain[1:-1]
         if plain[0] not in inner and plain[-1] not in inner:

@@ -10,6 +10,7 @@ the rate limit would count its attempts, and has no deadline for a whole respons
 
 import json
 import logging
+import math
 import os
 import random
 import time
@@ -27,7 +28,17 @@ from clipmill.data.captioners.config import ChatClientConfig
 from clipmill.errors import BadSampleError, BadSampleReason, BudgetError, ConfigError, ServerError
 from clipmill.telemetry import RequestOutcome, ResponseFault, caption_metrics
 
+_LOG = logging.getLogger(__name__)
+
 _MAX_RESPONSE_BYTES = 8 * 2**20
+
+# No caption, whatever the endpoint makes of its limit of tokens; reasoning may precede one.
+_MAX_TEXT_CHARACTERS = 100_000
+
+# A server that starts again, or a proxy before it.
+_DOWN_STATUSES = frozenset({502, 503, 504})
+
+_MAX_OUTAGE_WAIT_SECONDS = 15.0
 
 # Too early, too slow, too many: worth a retry, as is any 5xx.
 _RETRYABLE_STATUSES = frozenset({408, 425, 429})
@@ -46,6 +57,10 @@ class MalformedResponseError(Exception):
 
 class _IncompleteResponseError(Exception):
     """An attempt that ended without a complete response."""
+
+
+class _NotListeningError(_IncompleteResponseError):
+    """An attempt that found nothing listening at the address."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +98,8 @@ class ChatClient:
         self._rate_limiter = RateLimiter(config.requests_per_minute)
         self._budget = Budget(config.max_requests, config.max_total_tokens)
         self._circuit_breaker = CircuitBreaker(config.max_consecutive_failures)
+        self._has_answered = False
+        self._is_warned = False
 
     def complete(self, body: Mapping[str, Any], stop: Event) -> ChatCompletion:
         """Return the completion of a request; waits end early once ``stop`` is set.
@@ -98,7 +115,9 @@ class ChatClient:
         except BadSampleError as error:
             if self._circuit_breaker.record_failure():
                 limit = self._config.max_consecutive_failures
-                self._raise_permanent_failure(f"{limit} samples in a row: {error}")
+                self._raise_permanent_failure(
+                    f"{limit} samples in a row (endpoint.max_consecutive_failures): {error}"
+                )
             raise
         self._circuit_breaker.record_success()
         return completion
@@ -110,34 +129,32 @@ class ChatClient:
     def _post_with_retries(self, body: Mapping[str, Any], stop: Event) -> ChatCompletion:
         failure = BadSampleError(BadSampleReason.UNAVAILABLE, "no attempt was made")
         min_wait = 0.0
-        for attempt in range(self._config.max_attempts):
+        outage = _Outage(self._config.max_outage_seconds if self._has_answered else 0.0)
+        attempt = -1
+        while outage.is_waiting or attempt + 1 < self._config.max_attempts:
+            if outage.is_waiting:
+                _wait(outage.wait_seconds(), stop)
+            else:
+                attempt += 1
             is_last = attempt + 1 == self._config.max_attempts
             failed = RequestOutcome.FAILURE if is_last else RequestOutcome.RETRY
-            if attempt:
+            if attempt and not outage.is_waiting:
                 ceiling = self._config.backoff_seconds * 2 ** (attempt - 1)
                 # Full jitter: requests that failed together aren't retried together.
                 wait = min_wait + random.uniform(0, ceiling)  # noqa: S311
                 _wait(min(wait, self._config.max_wait_seconds), stop)
             _wait(self._rate_limiter.acquire(), stop)
             with self._budget.request() as usage:
-                try:
-                    status, headers, text = self._post(body)
-                    if status == 200:
-                        completion = parse_completion(text)
-                        usage.num_tokens = completion.num_tokens
-                        _count_request(RequestOutcome.SUCCESS, status)
-                        caption_metrics().tokens.inc(completion.num_tokens)
-                        return completion
-                except MalformedResponseError as error:
-                    failure, min_wait = BadSampleError(BadSampleReason.MALFORMED, str(error)), 0.0
-                    _count_request(failed, ResponseFault.MALFORMED)
-                    continue
-                except _IncompleteResponseError as error:
-                    failure, min_wait = BadSampleError(BadSampleReason.UNAVAILABLE, str(error)), 0.0
-                    _count_request(failed, ResponseFault.INCOMPLETE)
-                    continue
+                result = self._attempt(body, usage, failed, outage)
+            if isinstance(result, ChatCompletion):
+                return result
+            if isinstance(result, BadSampleError):
+                failure, min_wait = result, 0.0
+                continue
+            status, headers, text = result
             message = f"status {status}: {' '.join(text.split())[:200]}"
             min_wait = _retry_after(headers.get("retry-after", ""))
+            outage.update(self.url, is_down=status in _DOWN_STATUSES and not min_wait)
             is_retryable = status in _RETRYABLE_STATUSES or status >= 500
             is_too_late = min_wait > self._config.max_wait_seconds
             if not is_retryable or is_too_late:
@@ -153,6 +170,47 @@ class ChatClient:
             if min_wait:
                 self._rate_limiter.back_off(min_wait)
         raise failure
+
+    def _attempt(
+        self,
+        body: Mapping[str, Any],
+        usage: "RequestUsage",
+        failed: RequestOutcome,
+        outage: "_Outage",
+    ) -> ChatCompletion | BadSampleError | tuple[int, Mapping[str, str], str]:
+        """Return a completion, why there is none, or another response than status 200."""
+        try:
+            status, headers, text = self._post(body)
+            if status != 200:
+                return status, headers, text
+            completion = parse_completion(text)
+        except _NotListeningError as error:
+            outage.update(self.url, is_down=True)
+            _count_request(failed, ResponseFault.INCOMPLETE)
+            return BadSampleError(BadSampleReason.UNAVAILABLE, str(error))
+        except MalformedResponseError as error:
+            outage.update(self.url, is_down=False)
+            _count_request(failed, ResponseFault.MALFORMED)
+            return BadSampleError(BadSampleReason.MALFORMED, str(error))
+        except _IncompleteResponseError as error:
+            outage.update(self.url, is_down=False)
+            _count_request(failed, ResponseFault.INCOMPLETE)
+            return BadSampleError(BadSampleReason.UNAVAILABLE, str(error))
+        self._has_answered = True
+        self._warn_without_usage(completion)
+        usage.num_tokens = completion.num_tokens
+        _count_request(RequestOutcome.SUCCESS, status)
+        caption_metrics().tokens.inc(completion.num_tokens)
+        return completion
+
+    def _warn_without_usage(self, completion: ChatCompletion) -> None:
+        if self._config.max_total_tokens and not completion.num_tokens and not self._is_warned:
+            self._is_warned = True
+            _LOG.warning(
+                "the endpoint %s doesn't count tokens, so endpoint.max_total_tokens has no effect: "
+                "set endpoint.max_requests instead",
+                self.url,
+            )
 
     def _post(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
         """Return status, headers and text of one attempt; an echoed key is redacted."""
@@ -171,6 +229,8 @@ class ChatClient:
                         raise _IncompleteResponseError("the response took too long")
         except httpx.DecodingError as error:
             raise MalformedResponseError("the response's compression is broken") from error
+        except httpx.ConnectError as error:
+            raise _NotListeningError(f"{type(error).__name__}: {error}") from error
         except httpx.HTTPError as error:
             raise _IncompleteResponseError(f"{type(error).__name__}: {error}") from error
         text = received.decode(errors="replace")
@@ -180,9 +240,42 @@ class ChatClient:
         raise ServerError(
             f"the endpoint {self.url} failed permanently: {reason}",
             expected="responses to POST /chat/completions, for this key and model",
-            action="fix the endpoint, the key or the model's name, and run again: completed "
-            "captions are kept",
+            action="fix the endpoint, the key or the model's name; where it refuses a parameter, "
+            "set endpoint.renamed_parameters or endpoint.omitted_parameters; "
+            "and run again: completed captions are kept",
         )
+
+
+class _Outage:
+    """Time for which nothing answers an endpoint that did before."""
+
+    def __init__(self, max_seconds: float) -> None:
+        self._max_seconds = max_seconds
+        self._started: float | None = None
+        self._wait_seconds = 1.0
+        self.is_waiting = False
+
+    def update(self, url: str, *, is_down: bool) -> None:
+        """Note an attempt: whether it met nothing that answers."""
+        if not is_down:
+            self._started, self.is_waiting, self._wait_seconds = None, False, 1.0
+            return
+        now = time.monotonic()
+        if self._started is None:
+            self._started = now
+            if self._max_seconds:
+                _LOG.warning(
+                    "the endpoint %s is down: waiting up to %.0f s for it", url, self._max_seconds
+                )
+        self.is_waiting = now - self._started < self._max_seconds
+
+    def wait_seconds(self) -> float:
+        """Return the wait before the next attempt, which doubles."""
+        wait, self._wait_seconds = (
+            self._wait_seconds,
+            min(2 * self._wait_seconds, _MAX_OUTAGE_WAIT_SECONDS),
+        )
+        return wait
 
 
 def _count_request(outcome: RequestOutcome, status: int | ResponseFault) -> None:
@@ -259,8 +352,12 @@ def _text(choice: dict[str, Any]) -> str:
     content = choice["message"]["content"]
     if content is None:
         return ""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type") == "text")
     if not isinstance(content, str):
         raise TypeError(f"content is of type {type(content).__name__}")
+    if len(content) > _MAX_TEXT_CHARACTERS:
+        raise ValueError(f"a text of {len(content)} characters")
     # Half a surrogate pair is JSON, but no text that can be stored.
     return content.encode(errors="replace").decode()
 
@@ -273,7 +370,9 @@ def _score(choice: dict[str, Any]) -> float | None:
     tokens = (choice.get("logprobs") or {}).get("content")
     if not tokens:
         return None
-    return sum(float(token["logprob"]) for token in tokens) / len(tokens)
+    score = sum(float(token["logprob"]) for token in tokens) / len(tokens)
+    # Some servers give NaN or -Infinity, which JSON can't store.
+    return score if math.isfinite(score) else None
 
 
 class RateLimiter:

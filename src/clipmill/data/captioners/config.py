@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from clipmill.config import Config
@@ -141,6 +141,14 @@ class ChatClientConfig(Config):
     """Tokens of prompts and completions per run; 0 for no limit."""
     max_consecutive_failures: int = 20
     """Consecutive samples that may fail before the run ends."""
+    max_outage_seconds: float = 600.0
+    """Longest wait for an endpoint that has answered before and is down (refused connections, 502,
+    503, 504), such as during a restart."""
+    renamed_parameters: dict[str, str] = field(default_factory=dict)
+    """Names of request parameters that the endpoint spells otherwise, such as
+    ``{"max_tokens": "max_completion_tokens"}``."""
+    omitted_parameters: tuple[str, ...] = ()
+    """Request parameters that the endpoint refuses, such as ``["n", "seed", "logprobs"]``."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and two sources of the key (ConfigError)."""
@@ -164,6 +172,7 @@ class ChatClientConfig(Config):
             ("requests_per_minute", 0),
             ("backoff_seconds", 0),
             ("max_wait_seconds", 0),
+            ("max_outage_seconds", 0),
             ("max_requests", 0),
             ("max_total_tokens", 0),
         ):
@@ -173,6 +182,13 @@ class ChatClientConfig(Config):
                     expected=f"at least {least}",
                     action=f"set {name} to such a value",
                 )
+        required = {"model", "messages"} & {*self.renamed_parameters, *self.omitted_parameters}
+        if required:
+            raise ConfigError(
+                f"{', '.join(sorted(required))} was renamed or omitted",
+                expected="parameters that a chat completion doesn't need",
+                action="leave model and messages as they are",
+            )
         if self.timeout_seconds <= 0:
             raise ConfigError(
                 f"timeout_seconds was {self.timeout_seconds}",

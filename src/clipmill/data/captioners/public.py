@@ -8,6 +8,7 @@ is one that transformers' ``save_pretrained`` wrote (BLIP, GIT, ...).
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -298,8 +299,12 @@ class _Model:
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._images, self._tokenizer = _processors(auto, folder, local)
-            self._model = auto.AutoModelForImageTextToText.from_pretrained(
-                folder, use_safetensors=True, torch_dtype=self._dtype, **local
+            self._model, loading = auto.AutoModelForImageTextToText.from_pretrained(
+                folder,
+                use_safetensors=True,
+                torch_dtype=self._dtype,
+                output_loading_info=True,
+                **local,
             )
         except Exception as error:  # a foreign folder makes transformers raise anything
             raise ArtifactError(
@@ -307,6 +312,14 @@ class _Model:
                 expected="an image-to-text model with its processor, saved by save_pretrained",
                 action="pass the complete folder of such a model",
             ) from error
+        if missing := sorted(loading["missing_keys"]):
+            # transformers fills them with random numbers and only warns.
+            raise ArtifactError(
+                f"{folder} lacks {len(missing)} tensors of its model, such as {missing[0]}",
+                expected=f"all weights under the names of transformers {_transformers_version()}",
+                action="save the model with that version of transformers, or another model's "
+                "complete folder: later versions leave out tensors that this one needs",
+            )
         if config.prompt and not hasattr(self._images, "tokenizer"):
             raise ConfigError(
                 f"prompt was {config.prompt!r}, and the model in {folder} takes none",
@@ -388,6 +401,10 @@ def _processors(auto: Any, folder: Path, local: Mapping[str, Any]) -> tuple[Any,
         return processor, processor.tokenizer
     images = auto.AutoImageProcessor.from_pretrained(folder, **local)
     return images, auto.AutoTokenizer.from_pretrained(folder, **local)
+
+
+def _transformers_version() -> str:
+    return version("transformers")
 
 
 def _model_type(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from clipmill.config import Config
+from clipmill.config import Config, runtime_field
 from clipmill.errors import ConfigError
 
 
@@ -10,9 +10,9 @@ from clipmill.errors import ConfigError
 class DataLoaderConfig(Config):
     """Reading and decoding of samples; batch size and seed are the training's."""
 
-    num_workers: int = 8
+    num_workers: int = runtime_field(8)
     """Decoding processes per rank; 0 decodes in the training process."""
-    prefetch_batches: int = 2
+    prefetch_batches: int = runtime_field(2)
     """Batches that each worker prepares ahead."""
     shuffle_shards: int = 32
     """Shards whose samples are shuffled together, and so are on the local disk together."""

@@ -197,6 +197,15 @@ class PairDataLoader:
                 expected="real, synthetic or both: teachers don't embed selected captions",
                 action="choose other captions, or train without a teacher",
             )
+        num_samples = sum(view.shard_sizes(cache))
+        if 0 < num_samples < batch_size and rank == 0:
+            _log.warning(
+                "the dataset has %d samples and a batch %d: an image meets itself as a negative; "
+                "set train.batch_size to at most %d",
+                num_samples,
+                batch_size,
+                num_samples,
+            )
         self.config = config
         self.start_step = start_step
         self.skipped: Counter[str] = Counter()
