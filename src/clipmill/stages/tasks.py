@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipmill.config import Config
+from clipmill.errors import ConfigError
 from clipmill.recipes.registry import get_recipe, recipe_type
 from clipmill.stage_records import Stage
 from clipmill.stages.pretrain import CAPTION_LABELS, caption_label
@@ -58,10 +59,21 @@ def check_data(
     from clipmill.tasks import checks
 
     config = get_recipe(recipe, FinetuneConfig, overrides) if recipe else None
+    if config is not None and config.task != task:
+        raise ConfigError(
+            f"the recipe is for {config.task}",
+            expected=f"a recipe for {task}",
+            action="give another recipe",
+        )
     with Stage("check", label=task) as stage:
         folder, _ = fetch_folder(data, "data")
         return checks.check_data(
-            task, folder, encoder=encoder, config=config, model=model, report=stage.report
+            task,
+            folder,
+            encoder=encoder,
+            config=config and config.model,
+            model=model,
+            report=stage.report,
         )
 
 

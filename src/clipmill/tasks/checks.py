@@ -32,7 +32,6 @@ from clipmill.models.embedding_stats import evenly_spaced_indices
 from clipmill.models.pretrained import open_encoder
 from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig, DetectionConfig
-from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.training_registry import get_training_task
 
 MAX_EXAMPLES = 5
@@ -204,17 +203,17 @@ def check_data(
     folder: Path,
     *,
     encoder: str = "",
-    config: FinetuneConfig | None = None,
+    config: Config | None = None,
     model: str = "",
     report: ProgressCallback,
 ) -> DataReport:
     """Check a folder in a task's layout.
 
-    With ``encoder`` and the ``config`` of a fine-tuning, also check that they fit each other; with
-    a task model's URI, that it was trained for the folder's classes.
+    With ``encoder`` and the ``config`` of the task's model, also check that they fit each other;
+    with a task model's URI, that it was trained for the folder's classes.
 
     Raises:
-        ConfigError: there is no such task, or the config is another task's.
+        ConfigError: there is no such task.
     """
     if task not in CHECKS:
         raise ConfigError(
@@ -222,32 +221,28 @@ def check_data(
             expected=f"one of {', '.join(CHECKS)}",
             action="give the name of a task",
         )
-    if config is not None and config.task != task:
-        raise ConfigError(
-            f"the recipe is for {config.task}",
-            expected=f"a recipe for {task}",
-            action="give another recipe",
-        )
     issues = IssueCounter()
-    scope = EVERYTHING if config is None else CheckScope(config=config.model)
+    scope = EVERYTHING if config is None else CheckScope(config=config)
     CHECKS[task](folder, issues, report, scope)
     if encoder and config is not None:
-        check_encoder(config, encoder, folder, issues)
+        check_encoder(task, config, encoder, folder, issues)
     if model:
         check_model(model, folder, issues)
     return issues.result(task)
 
 
-def check_encoder(config: FinetuneConfig, encoder: str, folder: Path, issues: IssueCounter) -> None:
-    """Run the recipe's encoder on an image, on the meta device."""
+def check_encoder(
+    task_name: str, config: Config, encoder: str, folder: Path, issues: IssueCounter
+) -> None:
+    """Run the encoder in the task's model on an image, on the meta device."""
     import torch
 
-    task = get_training_task(config.task)
+    task = get_training_task(task_name)
     try:
         source = open_encoder(encoder)
         with torch.device("meta"):
-            objective = task.build_objective(config.model, source.config, task.classes(folder))
-        for side in task.input_sizes(config.model):
+            objective = task.build_objective(config, source.config, task.classes(folder))
+        for side in task.input_sizes(config):
             objective.encoder.validate_image_size(side)
             objective.encoder.eval()(torch.empty(1, 3, side, side, device="meta"))
     except ClipmillError as error:
@@ -321,9 +316,11 @@ def _check_depth_pair(data: DepthFolder, index: int, issues: IssueCounter, farth
     image = issues.catch(BadSampleReason.UNREADABLE_IMAGE, lambda: data.image_HW3(index))
     if depth is None or image is None:
         return
-    if depth.shape != image.shape[:2] and issues.catch(
-        "depth_of_another_size", lambda: data.pair(index)
-    ):
+    has_image_size = depth.shape == image.shape[:2]
+    pair = (
+        None if has_image_size else issues.catch("depth_of_another_size", lambda: data.pair(index))
+    )
+    if pair is not None:
         issues.warn("depth_resized", f"{name}: {depth.shape}, image {image.shape[:2]}")
     if not (depth > 0).any():
         issues.warn("no_depth_known", name)

@@ -201,7 +201,8 @@ class SegmentationFolder(LabeledFolder):
 
     def _classes_of(self, values_HW: NDArray[Any]) -> NDArray[np.int16]:
         if not self.has_colors:
-            return self._table[values_HW]
+            numbers_HW: NDArray[np.int16] = self._table[values_HW]
+            return numbers_HW
         keys = np.array(sorted(self.values), np.int64)
         places = np.searchsorted(keys[:, 0], values_HW).clip(max=len(keys) - 1)
         return np.where(keys[places, 0] == values_HW, keys[places, 1], _UNKNOWN).astype(np.int16)

@@ -154,12 +154,14 @@ class DetectionTestSplit(TestSplit):
     def truth(self, index: int) -> Prediction:
         """Return an image's objects, with scores of 1."""
         objects = self._data.images[index].instances
-        truth = {
+        truth: dict[str, NDArray[Any]] = {
             "boxes": np.array([o.box for o in objects], np.float32).reshape(-1, 4),
             "scores": np.ones(len(objects), np.float32),
             "labels": np.array([o.label for o in objects], np.int64),
         }
-        return truth | ({"masks": self._data.masks_MHW(index)} if self._has_masks else {})
+        if self._has_masks:
+            truth["masks"] = self._data.masks_MHW(index)
+        return truth
 
     def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
         """Add an image's detections."""
