@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from clipmill import stages
 from clipmill.cli import app
 from clipmill.engine.config import TrainConfig
 from clipmill.errors import ConfigError
@@ -198,7 +199,7 @@ def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
     for side, is_usable in ((48, True), (40, False)):
         sides = [f"{other}=48" for other in SIDES[task]] + [f"{field}={side}"]
         config = FinetuneConfig(task=task, model=model.override(sides), train=TRAIN)
-        check, by_reason = found(task, folder, encoder=encoder, config=config)
+        check, by_reason = found(task, folder, encoder=encoder, config=config.model)
         assert faults(check) == ({} if is_usable else {"encoder": 1})
     assert "images of 40 pixels a side, on an encoder of stride 16" in str(by_reason)
     with pytest.raises(ConfigError, match="of 40 pixels a side, on an encoder of stride 16"):
@@ -215,16 +216,14 @@ def test_an_encoder_whose_stride_does_not_fit(task, field, request, tmp_path):
     ],
 )
 def test_encoders_of_other_families(encoder, words, nyu):
-    config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
-    check, by_reason = found("depth", nyu, encoder=encoder, config=config)
+    check, by_reason = found("depth", nyu, encoder=encoder, config=DEPTH)
     assert check.is_usable == (not words)
     assert words in str(by_reason)
 
 
 def test_a_recipe_of_another_task(ade20k):
-    config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
     with pytest.raises(ConfigError, match="the recipe is for depth"):
-        found("segmentation", ade20k, encoder="random:timm/test_resnet", config=config)
+        stages.check_data("segmentation", str(ade20k), recipe="linear-depth-tiny")
 
 
 def test_a_model_for_another_list_of_classes(ade20k):

@@ -54,8 +54,9 @@ class LinearDepthHead(nn.Module):
         bins_K11 = torch.linspace(
             _MIN_DEPTH_METRES, self._max_depth_metres, self._num_bins, device=weights_BKhw.device
         ).view(-1, 1, 1)
-        weighted_B1hw: torch.Tensor = (weights_BKhw * bins_K11).sum(dim=1, keepdim=True)
-        return weighted_B1hw / weights_BKhw.sum(dim=1, keepdim=True)
+        weighted_B1hw: Tensor = (weights_BKhw * bins_K11).sum(dim=1, keepdim=True)
+        total_B1hw: Tensor = weights_BKhw.sum(dim=1, keepdim=True)
+        return weighted_B1hw / total_B1hw
 
 
 class DepthNetwork(nn.Module):
