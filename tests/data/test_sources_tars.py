@@ -126,7 +126,7 @@ def test_caption_in_json(tmp_path: Path) -> None:
     record = json.dumps({"caption": "a dog", "url": "x"}).encode()
     write_tar(tmp_path / "a.tar", [("0.png", jpeg(0)), ("0.json", record)])
     (entry,) = read_all(open_source(str(tmp_path / "a.tar")))
-    assert entry.load() == RawPair(jpeg(0), ".png", "a dog")
+    assert entry.load() == RawPair(jpeg(0), ".png", "a dog", metadata={"url": "x"})
 
 
 def test_damaged_samples_by_their_reasons(tmp_path: Path) -> None:

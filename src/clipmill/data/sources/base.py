@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, Literal
 
@@ -150,10 +151,9 @@ def sample_metadata(values: Mapping[str, Any]) -> dict[str, str | int]:
         if isinstance(value, bytes):
             value = value.decode("utf-8", "backslashreplace")
         if name.startswith("original_"):
-            try:
-                kept[name] = int(value or 0)
-            except (TypeError, ValueError, OverflowError):
-                continue
+            with suppress(TypeError, ValueError, OverflowError):
+                if (pixels := int(value)) > 0:  # type: ignore[arg-type]  # None is a TypeError
+                    kept[name] = pixels
         elif isinstance(value, str | int) and value != "" and not isinstance(value, bool):
             kept[name] = str(value)
     return kept
