@@ -95,6 +95,9 @@ def test_a_failure_after_inference_is_counted_as_one() -> None:
         pass
 
     class Context:
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
         async def abort(self, code: grpc.StatusCode, message: str) -> None:
             raise AbortedError(code, message)
 
