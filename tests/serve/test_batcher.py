@@ -228,10 +228,10 @@ def test_it_counts_batches_and_waiting_images() -> None:
             await until_started(recorder)
             second = asyncio.create_task(ask(batcher, [3]))
             await asyncio.sleep(0)
-            assert value("queue_depth") == 1
+            assert batcher.depth == 1
             recorder.gate.set()
             await asyncio.gather(first, second)
-            assert value("queue_depth") == 0
+            assert batcher.depth == 0
 
     asyncio.run(run())
     assert (value("batch_size_count"), value("batch_size_sum")) == (2, 3)
