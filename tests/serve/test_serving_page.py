@@ -18,7 +18,7 @@ from helpers.small_models import save_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
 (PYTHON,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-BLOCKS = [block for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "curl" in block]
+BLOCKS = [block for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "curl --" in block]
 
 
 @pytest.fixture(scope="module")

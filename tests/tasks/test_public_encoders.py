@@ -78,6 +78,7 @@ def batch_of(task, side):
         "boxes": torch.tensor([[[8.0, 8.0, 40.0, 32.0]]] * 2),
         "labels": torch.tensor([[1], [2]]),
         "masks": torch.from_numpy(np.packbits(masks, axis=-1)),
+        "has_mask": torch.ones(2, 1, dtype=torch.bool),
         "is_crowd": torch.zeros(2, 1, dtype=torch.bool),
     }
 

@@ -46,7 +46,7 @@ class DetectionObjective(EncoderObjective[DenseEncoder]):
                 boxes_BM4=batch["boxes"],
                 labels_BM=batch["labels"],
                 masks_BMHW=unpack_bits(batch["masks"], size[1]) if "masks" in batch else None,
-                has_mask_BM=batch.get("has_mask"),
+                has_mask_BM=batch["has_mask"] if "masks" in batch else None,
                 is_crowd_BM=batch["is_crowd"],
                 size=size,
             )
