@@ -54,6 +54,8 @@ def test_extras_keep_apart(extra, brings, leaves_out):
 
 MODULES = {
     "coremltools": "coremltools",
+    "grpcio-health-checking": "grpc_health",
+    "grpcio-reflection": "grpc_reflection",
     "hera": "hera",
     "kfp": "kfp",
     "kfp-kubernetes": None,  # within kfp

@@ -9,7 +9,7 @@ from clipmill.errors import MissingExtraError
 
 _MODEL: Final = ("torch", "torchvision", "open_clip", "timm", "transformers")
 _TRAIN: Final = (*_MODEL, "mmcv", "mmdet", "mmengine", "mmseg", "pycocotools")
-_SERVE: Final = (*_MODEL, "kserve", "psutil")
+_SERVE: Final = (*_MODEL, "grpc_health", "grpc_reflection", "kserve", "psutil")
 _CLUSTER: Final = ("hera", "kubernetes", "torchx", "yaml")
 _PIPELINES: Final = (*_CLUSTER, "kfp")
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
