@@ -172,12 +172,12 @@ def test_a_compressed_body_is_read(
     ("encoding", "body", "status"),
     [
         ("br", b"x", 415),
-        ("gzip, gzip", gzip.compress(b"x"), 415),
+        ("gzip, gzip", gzip.compress(b"x", mtime=0), 415),
         ("gzip", b"no gzip", 400),
-        ("gzip", gzip.compress(b"{}" * 100)[:-9], 400),
-        ("gzip", gzip.compress(b"{}") + b"x", 400),
+        ("gzip", gzip.compress(b"{}" * 100, mtime=0)[:-9], 400),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"x", 400),
         ("deflate", b"", 400),
-        ("gzip", gzip.compress(bytes(100_000_000)), 413),
+        ("gzip", gzip.compress(bytes(100_000_000), mtime=0), 413),
     ],
 )
 def test_other_encodings_are_refused(
