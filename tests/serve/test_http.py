@@ -179,6 +179,7 @@ def test_a_compressed_body_is_read(
         ("deflate", b"", 400),
         ("gzip", gzip.compress(bytes(100_000_000), mtime=0), 413),
     ],
+    ids=["unknown", "twice", "no gzip", "cut off", "trailing", "empty", "bomb"],
 )
 def test_other_encodings_are_refused(
     server: ServerProcess, encoding: str, body: bytes, status: int
