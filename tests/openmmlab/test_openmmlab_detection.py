@@ -119,6 +119,7 @@ def truth():
         ),
         "labels_BM": torch.tensor([[0, 3], [2, -1]]),
         "masks_BMHW": torch.ones(2, 2, 64, 96, dtype=torch.uint8),
+        "has_mask_BM": torch.ones(2, 2, dtype=torch.bool),
         "is_crowd_BM": torch.zeros(2, 2, dtype=torch.bool),
         "size": (64, 96),
     }
