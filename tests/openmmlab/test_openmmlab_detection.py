@@ -179,6 +179,7 @@ def test_losses_equal_those_of_mmdets_detector():
             bboxes=batch["boxes_BM4"][image][real],
             labels=batch["labels_BM"][image][real],
             masks=BitmapMasks(masks, *masks.shape[1:]),
+            has_mask=real[real],
         )
         sample.ignored_instances = InstanceData(
             bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)
