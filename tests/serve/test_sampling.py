@@ -112,6 +112,21 @@ def test_redaction(tmp_path, redaction):
     assert b"Jane" not in path.read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("redaction", ["none", "metadata"])
+def test_each_format_that_a_server_answers_is_sampled(tmp_path, kind, redaction):
+    file, image = io.BytesIO(), Image.new("RGB", (24, 16), "red")
+    image.save(file, kind)
+    config = SamplingConfig(rate=1, store=str(tmp_path), redaction=redaction)
+    sampler = PayloadSampler(config)
+    offer(sampler, file.getvalue(), model=f"{kind}-{redaction}")
+    sampler.close()
+    (path,) = (p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".json")
+    assert path.suffix == (f".{kind.lower()}" if redaction == "none" else ".jpg")
+    with Image.open(path) as sample:
+        assert sample.size == (24, 16)
+
+
 def test_pixels_are_sampled_as_a_file(tmp_path):
     sampler = PayloadSampler(SamplingConfig(rate=1, store=str(tmp_path), redaction="none"))
     offer(sampler, np.full((8, 9, 3), 200, np.uint8), model="pixels")

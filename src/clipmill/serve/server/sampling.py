@@ -23,9 +23,8 @@ import numpy as np
 from PIL import Image
 
 from clipmill.errors import ClipmillError, ConfigError
-from clipmill.images import decode_rgb
-from clipmill.serve.config import SamplingConfig
-from clipmill.serve.protocol.images import Source
+from clipmill.serve.config import SamplingConfig, ServingConfig
+from clipmill.serve.protocol.images import Source, decode_image, image_format
 from clipmill.storage import open_store, require_writable
 from clipmill.telemetry import SampleOutcome, serving_metrics
 
@@ -33,7 +32,10 @@ _NICENESS: Final = 19
 _JPEG_QUALITY: Final = 95
 _CLOSE_SECONDS: Final = 5.0
 _WARNING_SECONDS: Final = 60.0
-_SUFFIXES: Final = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
+# Images come from answered requests, so they are within the server's limits.
+_NO_LIMITS: Final = ServingConfig(
+    max_image_bytes=2**40, max_pixels=2**40, max_network_pixels=2**40, max_aspect_ratio=1e9
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -135,14 +137,14 @@ class PayloadSampler:
     def _encode(self, source: Source) -> tuple[bytes, str]:
         """Return an image file as the redaction leaves it, and its suffix."""
         if isinstance(source, bytes) and self._config.redaction == "none":
-            return source, _SUFFIXES.get(source[:2], ".jpg")
-        image = decode_rgb(source) if isinstance(source, bytes) else Image.fromarray(source)
+            return source, f".{image_format(source) or 'JPEG'}".lower().replace("jpeg", "jpg")
+        image = Image.fromarray(decode_image(source, _NO_LIMITS).pixels_HW3)
         if self._config.redaction == "downscale":
             side = self._config.max_side
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         # A new file of the pixels alone: no EXIF, location, thumbnail or comment.
-        Image.fromarray(np.asarray(image)).save(file, "JPEG", quality=_JPEG_QUALITY)
+        image.save(file, "JPEG", quality=_JPEG_QUALITY)
         return file.getvalue(), ".jpg"
 
     def _warn(self, error: Exception) -> None:
