@@ -460,3 +460,20 @@ def test_save_to_disk_with_named_splits(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no split val") as caught:
         open_source(f"{tmp_path / 'd'}?split=val")
     assert "test, train" in str(caught.value)
+
+
+def test_json_lines_whose_first_line_is_damaged(tmp_path: Path) -> None:
+    """It is counted as one bad row; columns are those of the first object."""
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    rows = ["{", json.dumps({"path": "a.jpg", "caption": "a cat"})]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    pairs, reasons = outcome(str(tmp_path / "t.jsonl"))
+    assert pairs == [(jpeg(0), "a cat")]
+    assert reasons == {"damaged_record": 1}
+
+
+def test_lists_of_captions_in_any_json_lines_file_are_a_layer(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    for name, caption in (("a.jsonl", ["a cat", "a pet"]), ("b.jsonl", "a dog")):
+        (tmp_path / name).write_text(json.dumps({"path": "a.jpg", "caption": caption}))
+    assert open_source(f"jsonl:{tmp_path}").layers == ("captions/source",)

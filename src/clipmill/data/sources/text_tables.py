@@ -291,7 +291,7 @@ class DelimitedSource(TextTableSource):
                 f"{name}: the row that begins at byte {first} can't be read: {error}",
                 expected=f"rows in which each quote {self._quote} is closed, and doubled within "
                 "quotes",
-                action=f"mend the row, or read quotes as text: {self._kind}:PATH?quote=none",
+                action=f"correct the row, or read quotes as text: {self._kind}:PATH?quote=none",
             ) from error
 
     def _values(self, row: Any, name: str) -> Mapping[str, Any]:
@@ -322,8 +322,12 @@ class JsonLinesSource(TextTableSource):
     def _header(self, path: Path) -> tuple[list[str], int]:
         with path.open("rb") as file:
             for line, _ in self._rows(file, 0, path.name):
-                values = self._values(line, path.name)
-                self._lists = [name for name, value in values.items() if isinstance(value, list)]
+                try:
+                    values = self._values(line, path.name)
+                except BadSampleError:
+                    continue  # counted with the rows
+                lists = (name for name, value in values.items() if isinstance(value, list))
+                self._lists = (*self._lists, *lists)
                 return list(values), 0
         return [], 0
 
