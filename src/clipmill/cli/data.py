@@ -219,9 +219,9 @@ def data_recaption(
         reject_range_options(start=start, stop=stop)
         if retry:
             raise ConfigError(
-                "--retry was given with --on",
+                "--retry was given with --executor",
                 expected="a local run: few samples are captioned again",
-                action="leave out --on",
+                action="leave out --executor",
             )
         options = {"--captioner": captioner, "--recipe": recipe}
         submit_stage(
