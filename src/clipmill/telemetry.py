@@ -150,7 +150,7 @@ class ServingMetrics:
     """Metrics of a server. Each but those of the models file has the label ``model``."""
 
     request_seconds: Histogram
-    """Time from a request's head until its response is sent, for those not rejected."""
+    """Time from a request's head until its response is encoded, for those not rejected."""
     queue_depth: Gauge
     """Images that wait for a batch."""
     queue_wait_seconds: Histogram

@@ -87,7 +87,7 @@ def save_checkpoint(
 
 
 def save_embedding(uri: str, metadata: CheckpointMetadata, embedding: EmbeddingStatistics) -> None:
-    """Write the statistics of a checkpoint's embeddings beside it."""
+    """Write the statistics of a checkpoint's embeddings into its folder."""
     of_model = {"tensors_sha256": metadata.tensors_sha256}
     write_json(join(uri, _EMBEDDING), of_model | asdict(embedding))
 

@@ -20,7 +20,7 @@ from clipmill.errors import ConfigError, MissingExtraError
 TOLERANCE: Final = 1e-3
 """Largest difference from PyTorch, as a fraction of the largest absolute output."""
 _ATTRIBUTES: Final = ("stride", "strides", "channels", "width")
-"""What heads read of an encoder."""
+"""Attributes of an encoder that heads read."""
 _OPSET: Final = 18
 _ESCAPES: Final = re.compile(r"\x1b\[\d+m")
 _NUM_EXAMPLES: Final = 2  # an exporter takes a size of 1 for a constant

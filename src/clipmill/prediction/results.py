@@ -113,7 +113,7 @@ class DetectionResults(ShardResults):
         arrays = (boxes_N4, prediction["scores"], prediction["labels"])
         for number, (box, score, label) in enumerate(zip(*arrays, strict=True)):
             x1, y1, x2, y2 = box.tolist()
-            found = {
+            result = {
                 "image_id": row,
                 "category_id": int(label) + 1,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
@@ -121,8 +121,8 @@ class DetectionResults(ShardResults):
             }
             if "masks" in prediction:
                 mask_HW = scale_to(prediction["masks"][number], image.size)
-                found["segmentation"] = encode_rle(mask_HW)
-            objects.append(found)
+                result["segmentation"] = encode_rle(mask_HW)
+            objects.append(result)
         self._predictions[row] = (*image.size, objects)
 
     def write(self) -> str:

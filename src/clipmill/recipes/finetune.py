@@ -212,7 +212,7 @@ def linear_segmentation_tiny() -> FinetuneConfig:
 
 
 def linear_segmentation_dinov3() -> FinetuneConfig:
-    """DINOv3's linear segmentation on ADE20K: one number for a frozen encoder, beside others'.
+    """DINOv3's linear segmentation on ADE20K: one number by which frozen encoders are compared.
 
     Source: DINOv3 (Siméoni et al. 2025), whose repository has the settings in
     eval/segmentation/configs/config-ade20k-linear-training.yaml: batch norm and a linear layer on
@@ -246,7 +246,7 @@ def linear_segmentation_dinov3() -> FinetuneConfig:
 
 
 def linear_depth_dinov3() -> FinetuneConfig:
-    """DINOv3's linear depth on NYUv2: one number for a frozen encoder, beside others'.
+    """DINOv3's linear depth on NYUv2: one number by which frozen encoders are compared.
 
     Source: DINOv3 (Siméoni et al. 2025), whose repository has the settings in
     eval/depth/configs/config-nyu.yaml: 256 bins of 1 mm to 10 m, batch norm and a linear layer on

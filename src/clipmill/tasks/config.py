@@ -54,8 +54,8 @@ class SegmentationConfig(Config):
     scale: tuple[float, float] = (0.5, 2.0)
     """Random resize before the crop, lowest and highest factor (mmseg's ADE20K pipeline)."""
     scale_of: Literal["test", "image"] = "test"
-    """What the factor multiplies: the image as it is resized at test (mmseg's RandomResize), or as
-    it is stored."""
+    """Image that the factor resizes: as it is resized at test (mmseg's RandomResize), or as it is
+    stored."""
     cat_max_ratio: float = 0.75
     """Largest share of a crop's labeled pixels in one class; up to ten crops are drawn for less
     (mmseg). 1 takes the first."""
@@ -71,8 +71,7 @@ class SegmentationConfig(Config):
     linear_dropout: float = 0.0
     """Probability that the linear head's training drops a channel of an image's maps."""
     linear_loss: Literal["map", "image"] = "map"
-    """Where the linear head's loss is computed: at the feature map's resolution, or at the image's
-    after upsampling."""
+    """Resolution of the linear head's loss: the feature map's, or the image's after upsampling."""
     pyramid_channels: int = 256
     """Width of the simple feature pyramid's maps (ViTDet), and of SemanticFPN's."""
     head_channels: int = 512
@@ -126,8 +125,7 @@ class DepthConfig(Config):
     linear_dropout: float = 0.0
     """Probability that the linear head's training drops a channel of an image's maps."""
     linear_loss: Literal["map", "image"] = "map"
-    """Where the linear head's loss is computed: at the feature map's resolution, or at the image's
-    after upsampling."""
+    """Resolution of the linear head's loss: the feature map's, or the image's after upsampling."""
     crop_size: int = 480
     """Side of the training crop, and the shorter side at test, pixels (CLIP-QC, Table 15)."""
     photometric: PhotometricConfig = PhotometricConfig()

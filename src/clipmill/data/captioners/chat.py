@@ -154,7 +154,7 @@ class ChatCaptioner:
         return plain.startswith((*self._config.refusal_prefixes, *_REFUSAL_PREFIXES))
 
 
-# What models say in place of a caption, beside the prefixes that the config lists.
+# Refusals by models, in addition to the prefixes that the config lists.
 _REFUSAL_PREFIXES = (
     "sorry,",
     "sorry, but",

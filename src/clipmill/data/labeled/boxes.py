@@ -78,15 +78,15 @@ def read_voc(
                 "height": height,
             }
         )
-        for found in tree.iter("object"):
-            class_name = (found.findtext("name") or "").strip()
+        for element in tree.iter("object"):
+            class_name = (element.findtext("name") or "").strip()
             if class_name not in ids:
                 raise SourceError(
                     f"{root / name}.xml has an object of the class {class_name!r}",
                     expected=f"one of the {len(ids)} classes listed",
                     action="complete the list of classes, or correct the name",
                 )
-            box = found.find("bndbox")
+            box = element.find("bndbox")
             corners = [
                 _number(box.findtext(corner)) if box is not None else math.nan
                 for corner in ("xmin", "ymin", "xmax", "ymax")
@@ -98,7 +98,7 @@ def read_voc(
                     "image_id": number,
                     "category_id": ids[class_name],
                     "bbox": [x1, y1, corners[2] - x1, corners[3] - y1],
-                    "iscrowd": int((found.findtext("difficult") or "0").strip() == "1"),
+                    "iscrowd": int((element.findtext("difficult") or "0").strip() == "1"),
                 }
             )
     content["categories"] = [{"id": number, "name": name} for name, number in ids.items()]
@@ -265,8 +265,7 @@ def _no_list_error(folder: Path, names: Sequence[str], place: str) -> SourceErro
 
 def _parsed(path: Path) -> ET.Element:
     try:
-        # Entities can't be expanded without bounds: expat 2.4.1 and later limit it.
-        return ET.parse(path).getroot()  # noqa: S314
+        return ET.parse(path).getroot()  # noqa: S314  # expat 2.4.1 and later bound entities
     except (OSError, ET.ParseError) as error:
         raise SourceError(
             f"{path} can't be read: {error}",

@@ -156,7 +156,7 @@ class CocoFolder:
                 raise SourceError(
                     f"{path} has the image id {image['id']!r} twice",
                     expected="an id of its own for each image",
-                    action="number the images anew",
+                    action="give each image an id of its own",
                 )
             file = image_root / str(image["file_name"])
             size = (image.get("width"), image.get("height"))

@@ -58,7 +58,7 @@ _CITYSCAPES_VOID = (*range(7), 9, 10, 14, 15, 16, 18, 29, 30)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Layout:
-    """Where a layout of segmentation has its files, and what its values mean."""
+    """Folders of a layout of segmentation, and the meaning of its values."""
 
     images: tuple[str, ...]
     """Folders of images, the first that exists, with ``{split}``."""
@@ -113,7 +113,7 @@ class LabeledFolder:
     images: tuple[Path, ...]
     labels: tuple[Path, ...]
     apply_exif: bool = True
-    """Whether labels belong to upright images, or to the stored pixels."""
+    """True if labels belong to upright images, false if to the stored pixels."""
     passed_over: tuple[Path, ...] = ()
     """Files in the folders of images and labels that belong to no pair."""
 
@@ -181,7 +181,7 @@ class SegmentationFolder(LabeledFolder):
             raise SourceError(
                 f"{path} has {shown}",
                 expected=self._expected_values(),
-                action="mend the annotation, list all of its classes, or add the value to the "
+                action="correct the annotation, list all of its classes, or add the value to the "
                 f"option {'ignored_colors' if self.has_colors else 'ignored'} in segmentation.json",
             )
         return classes_HW.astype(np.uint8)
@@ -494,7 +494,7 @@ def _paired(
     if not is_split_by_folder:
         keys = _of_split(folder, keys, names, lists, val_fraction)
     stored, foreign = _keyed(label_root, label_suffixes, ()) if label_root.is_dir() else ({}, [])
-    # Cityscapes has other files beside the masks that are read.
+    # Cityscapes has other files in the folders of the masks that are read.
     others = [] if image_suffix else [*strangers, *foreign]
     if is_split_by_folder:
         others += [path for key, path in stored.items() if key not in keys]
@@ -588,7 +588,7 @@ def _listed_depth(folder: Path, listed: Path, split: str) -> tuple[list[Path], l
             raise SourceError(
                 f"{listed} names no depth in entry {number}: {row[0]!r}",
                 expected="lines of `image depth`, and perhaps a focal length",
-                action="mend the list",
+                action="correct the list",
             )
     official = folder / "official_splits" / "test"
     root = official if split != "train" and official.is_dir() else folder
@@ -629,7 +629,7 @@ def _ids_HW(path: Path) -> NDArray[np.uint16]:
         raise SourceError(
             f"{path} has values of {values_HW.min()} to {values_HW.max()}",
             expected=f"0 to {_NUM_VALUES - 1}",
-            action="mend the annotation",
+            action="correct the annotation",
         )
     return values_HW.astype(np.uint16)
 

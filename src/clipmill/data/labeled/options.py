@@ -38,7 +38,7 @@ Exif = Literal["apply", "ignore"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentationOptions(Config):
-    """How masks are laid out and numbered: ``segmentation.json``."""
+    """Layout and numbering of masks: ``segmentation.json``."""
 
     layout: Literal["auto", "ade20k", "folders", "mmseg", "voc", "cityscapes"] = "auto"
     """Layout of the folders; ``auto`` recognizes it."""
@@ -69,12 +69,12 @@ class SegmentationOptions(Config):
     ignored_colors: tuple[tuple[int, int, int], ...] = ()
     """Colors that are neither trained nor evaluated."""
     exif: Exif = "apply"
-    """Whether masks were drawn on upright images (``apply``) or on the stored pixels."""
+    """``apply`` if masks were drawn on upright images, ``ignore`` if on the stored pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectionOptions(Config):
-    """How boxes and masks of objects are laid out: ``detection.json``."""
+    """Layout of boxes and masks of objects: ``detection.json``."""
 
     layout: Literal["auto", "coco", "voc", "yolo"] = "auto"
     """Layout of the folders; ``auto`` recognizes it."""
@@ -94,7 +94,7 @@ class DetectionOptions(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DepthOptions(Config):
-    """How depth maps are laid out and scaled: ``depth.json``."""
+    """Layout and scale of depth maps: ``depth.json``."""
 
     layout: Literal["auto", "nyu", "folders"] = "auto"
     """Lists of pairs (``nyu``), or folders; ``auto`` recognizes it."""
@@ -117,12 +117,12 @@ class DepthOptions(Config):
     check_unit: bool = True
     """Refuse a map whose median no room has, 0.3 to 20 m at the default range of 10 m."""
     exif: Exif = "apply"
-    """Whether depth belongs to upright images (``apply``) or to the stored pixels."""
+    """``apply`` if depth belongs to upright images, ``ignore`` if to the stored pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassificationOptions(Config):
-    """How images and classes are listed: ``classification.json``."""
+    """List of images and classes: ``classification.json``."""
 
     layout: Literal["auto", "folders", "table"] = "auto"
     """Folders of classes, or a table of images; ``auto`` recognizes it."""

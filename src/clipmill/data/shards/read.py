@@ -127,7 +127,7 @@ class SampleRecord:
     image_bytes: int
     """Bytes of the image file."""
     metadata: Mapping[str, str | int] = field(default_factory=dict)
-    """What the source knows of the image: see ``METADATA_NAMES``."""
+    """Facts from the source: see ``METADATA_NAMES``."""
 
 
 def original_size(metadata: Mapping[str, str | int]) -> tuple[int, int] | None:

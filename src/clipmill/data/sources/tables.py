@@ -129,7 +129,7 @@ class RowColumns:
         *,
         image: str = "",
         caption: str = "",
-        id: str = "",  # noqa: A002
+        id: str = "",  # noqa: A002  # the option's name in a source spec
     ) -> None:
         """Raises SourceError where the columns can't be told or have another type."""
         paths = [f.name for f in schema if _is_text(f.type)]
@@ -318,7 +318,7 @@ def hugging_face_source(
     *,
     image: str = "",
     caption: str = "",
-    id: str = "",  # noqa: A002
+    id: str = "",  # noqa: A002  # the option's name in a source spec
     split: str = "",
 ) -> Source:
     """The dataset in a folder, whichever of its formats it has; ``split``: only that one."""

@@ -23,7 +23,7 @@ def resize_pair(
     return np.asarray(image), np.asarray(label)
 
 
-def test_factor(shape: tuple[int, ...], side: int) -> float:
+def factor_at_test(shape: tuple[int, ...], side: int) -> float:
     """Return the factor that resizes an image (H, W) as at test: its shorter side to ``side``."""
     return side / min(shape)
 

@@ -193,7 +193,7 @@ class InferenceServicer:
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # has no types
-    """``grpc.health.v1``, computed when asked for.
+    """``grpc.health.v1``, computed at each request.
 
     The service ``""`` and the protocol's are the server; ``NAME`` and ``NAME@VERSION`` are models.
     """

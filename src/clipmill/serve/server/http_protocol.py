@@ -1,9 +1,9 @@
-"""uvicorn's HTTP/1.1 protocol with limits of headers and of writing, and deaf to upgrades.
+"""uvicorn's HTTP/1.1 protocol with limits of headers and of writing, and without upgrades.
 
 uvicorn bounds neither the size of headers (with httptools) nor the time in which they come, and
 keeps a response in memory for as long as its client reads nothing. Its parser stops at the headers
 of a request to upgrade to HTTP/2, which Java's HttpClient and ``curl --http2`` send first; a server
-may ignore such a wish (RFC 9110, section 7.8).
+may ignore that (RFC 9110, section 7.8).
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_header_timer()
 
     def on_headers_complete(self) -> None:
-        """Start to answer, unless an upgrade is wished for: then the parser begins anew."""
+        """Start to answer; a request to upgrade is parsed again without the upgrade first."""
         self._is_reading_headers = False
         if self._header_timer is not None:
             self._header_timer.cancel()
@@ -126,7 +126,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _start_header_timer(self) -> None:
         def refuse() -> None:
             if not self._has_begun:
-                self.transport.close()  # it never asked for anything
+                self.transport.close()  # no request was begun
                 return
             self._refuse(
                 HTTPStatus.REQUEST_TIMEOUT,
@@ -137,7 +137,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._header_timer = self.loop.call_later(self._limits.read_timeout_seconds, refuse)
 
     def _continue_without_upgrade(self, rest: bytes) -> None:
-        """Parse the request anew as if it wished for no upgrade, then the rest of what came."""
+        """Parse the request again without its upgrade, then the rest of what came."""
         method = self.parser.get_method()
         if method == b"CONNECT":
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "this server is no proxy")

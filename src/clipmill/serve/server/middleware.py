@@ -1,4 +1,4 @@
-"""What every route has: a path prefix, HEAD, OPTIONS, and CORS where it is configured."""
+"""Middleware of every route: a path prefix, HEAD, OPTIONS, and CORS where it is configured."""
 
 from http import HTTPStatus
 

@@ -69,10 +69,10 @@ def _load_exporter(name: str) -> Any:
             or "http/protobuf"
         )
         name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
-    found = list(entry_points(group="opentelemetry_traces_exporter", name=name))
-    if not found:
+    exporters = list(entry_points(group="opentelemetry_traces_exporter", name=name))
+    if not exporters:
         raise ModuleNotFoundError(f"there is no exporter {name!r}")
-    return found[0].load()()
+    return exporters[0].load()()
 
 
 def flush_traces() -> None:

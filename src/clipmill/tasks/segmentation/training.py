@@ -64,7 +64,7 @@ class SegmentationTraining(SegmentationTask, TrainingTask[SegmentationConfig]):
             image, label = samples.pair(index)
             factor = generator.uniform(*config.scale)
             if config.scale_of == "test":
-                factor *= dense.test_factor(label.shape, config.test_side)
+                factor *= dense.factor_at_test(label.shape, config.test_side)
             image, label = dense.resize_pair(image, label, factor)
             image, label = dense.crop_pair(
                 image,
