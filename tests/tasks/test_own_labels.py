@@ -254,9 +254,9 @@ def test_objects_with_and_without_masks_train(tmp_path, num_stages):
 def test_boxes_only(tmp_path):
     """Without a mask head boxes train, evaluate and are drawn; with one, training refuses."""
     for split in ("train", "val", "test"):
-        coco(tmp_path, split, {0: "a", 1: "b"}, with_masks=0)
+        coco(tmp_path / "data", split, {0: "a", 1: "b"}, with_masks=0)
     store = str(tmp_path / "store")
-    encoder, folder = "random:timm/test_resnet", str(tmp_path)
+    encoder, folder = "random:timm/test_resnet", str(tmp_path / "data")
     with pytest.raises(SourceError, match=r"model\.mask_head=false"):
         finetune(config_of("detection", DETECTION), encoder, folder, store, report=silent)
     boxes = DETECTION.override(["mask_head=false"])
@@ -272,6 +272,7 @@ def test_boxes_only(tmp_path):
     assert not any(name.startswith("mask") for name in found.metrics)
     test = evaluate(model, folder, store, split="test", report=silent)
     assert test != found.uri
+    assert evaluate(model, folder, store, split="val", report=silent) == found.uri
 
 
 def segmentation_folder(root, classes=("a", "b", "c")):

@@ -86,17 +86,22 @@ def evaluate(
         >>> clipmill.read_evaluation(evaluation).metrics
         {...'mIoU': ...}
     """
+    from clipmill.tasks.training_registry import get_training_task
+
     metadata = read_metadata(model)
     folder, data_parent = fetch_folder(data, "data")
     parents = [metadata.as_parent("model"), data_parent]
     identity = [[p.role, p.digest] for p in parents]
-    digest = digest_json([*identity, ["split", split]] if split else identity)
+    is_task = metadata.kind == "task"
+    usual = get_training_task(metadata.architecture["task"]).test_split_name if is_task else ""
+    if split not in {"", usual}:
+        identity.append(["split", split])
+    digest = digest_json(identity)
     uri = join(store, "evaluations", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
     from clipmill.tasks.checks import check_before
     from clipmill.tasks.predictor import Predictor
-    from clipmill.tasks.training_registry import get_training_task
 
     predictor = Predictor.open(model, num_threads=metadata.recipe["train"]["num_threads"])
     task = get_training_task(predictor.task.name)
