@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
-from clipmill.storage import exists, join, open_store, read_json
+from clipmill.storage import absolute_uri, exists, join, open_store, read_json
 
 _ARTICLES: Final = {
     "dataset.json": "a dataset",
@@ -54,9 +54,13 @@ class Parent:
     role: str
     """Its role: ``dataset``, ``encoder``, ``layer`` ..."""
     uri: str
-    """Its URI at that time."""
+    """Its URI at that time; a local path is absolute."""
     digest: str
     """Its digest at that time."""
+
+    def __post_init__(self) -> None:
+        """Make a relative path absolute: lineage is read from other folders."""
+        object.__setattr__(self, "uri", absolute_uri(self.uri))
 
     def to_json(self) -> dict[str, str]:
         """Return the object that goes into an artifact's ``parents``."""

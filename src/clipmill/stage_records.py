@@ -151,7 +151,7 @@ class Stage:
         name = f"{self.name} {self.label}".strip()
         if event["event"] == "progress":
             left = event["remaining_seconds"]
-            words = event["words"] if left is None else f"{event['words']}, {left:.0f} s left"
+            words = event["words"] if not left else f"{event['words']}, {left:.0f} s left"
             print(f"{name}: {event['done']}/{event['total']} {words}", file=sys.stderr)
         elif event["event"] == "end":
             state = "reused" if event["reused"] else "done"

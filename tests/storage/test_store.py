@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from clipmill.errors import NotFoundError, StorageError
 from clipmill.storage import (
     Store,
+    absolute_uri,
+    artifact_uri,
     exists,
     join,
     open_store,
@@ -267,3 +269,36 @@ def test_a_bucket_alone_is_no_object(s3: dict[str, str]) -> None:
 def test_names_that_no_bucket_has_are_refused(s3: dict[str, str], bucket: str) -> None:
     with pytest.raises(StorageError, match="isn't the name of an S3 bucket"):
         open_store(f"s3://{bucket}/prefix")
+
+
+@pytest.mark.parametrize(
+    ("uri", "absolute"),
+    [
+        ("out", "/base/out"),
+        ("./out/", "/base/out"),
+        ("../x/a:b", "/x/a:b"),
+        ("file:w.pt#open_clip/ViT-B-16", "file:/base/w.pt#open_clip/ViT-B-16"),
+        *(
+            (uri, uri)
+            for uri in (
+                *("", "/x", "~/x", "s3://b/x", "file:///x", "file:/w.pt", "https://host/x"),
+                *("csv:/a.csv?image=x", "timm:resnet18", "hf:org/name", "open_clip:ViT-B-16/tag"),
+                *("random:timm/test_resnet", "vlm:http://localhost:8000/v1"),
+            )
+        ),
+    ],
+)
+def test_absolute_uris(
+    uri: str, absolute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path / "base")
+    assert absolute_uri(uri) == (
+        absolute if absolute == uri else absolute.replace("/", f"{tmp_path}/", 1)
+    )
+
+
+def test_artifacts_uris_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert artifact_uri("out/", "models", "x") == f"{tmp_path}/out/models/x"
+    assert artifact_uri("s3://b/out", "models", "x") == "s3://b/out/models/x"

@@ -1,9 +1,21 @@
 """Promotion: who may serve, who replaces whom."""
 
-import pytest
+import json
+import os
 
+import pytest
+from typer.testing import CliRunner
+
+from clipmill.cli import app
+from clipmill.cli.evaluate import EXIT_NOT_PROMOTED
 from clipmill.errors import ConfigError, GateError
 from clipmill.lineage import lineage
+from clipmill.models.checkpoint import (
+    CheckpointMetadata,
+    load_checkpoint,
+    read_metadata,
+    save_checkpoint,
+)
 from clipmill.storage import exists, join, read_json, write_json
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.promotion import PromotionConfig, promote, read_promotion
@@ -125,3 +137,60 @@ def test_its_lineage(store, judged):
 def test_a_task_that_there_is_none_of(store):
     with pytest.raises(ConfigError, match=r"one of .*depth"):
         promote(PromotionConfig(task="saliency", threshold=1), [], store)
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (1.5, "the best rmse is 1.5, required is at most 1 m"),
+        (0.6, "its rmse of 0.6 m is no better than 0.5 of the promoted model"),
+        (0.5, "its rmse of 0.5 m is no better than 0.5 of the promoted model"),
+    ],
+)
+def test_a_refusal_while_another_model_serves_is_seen(store, judged, figure, said):
+    promote(DEPTH, [judged("a", 0.5)], store)
+    arguments = ["promote", "depth", judged("b", figure), "--min-metric", "1", "--store", store]
+    answer = CliRunner().invoke(app, [*arguments, "--json"])
+    assert answer.exit_code == EXIT_NOT_PROMOTED == 3
+    assert f"not promoted: {said}; /models/a is kept\n" in answer.stderr
+    value = json.loads(answer.stdout)
+    assert (value["uri"], value["is_promoted"]) == ("/models/a", False)
+
+
+def test_promoting_again_what_serves_is_no_refusal(store, judged):
+    for _ in range(2):
+        uri = judged("a", 0.5)
+        answer = CliRunner().invoke(
+            app, ["promote", "depth", uri, "--min-metric", "1", "--store", store, "--json"]
+        )
+        assert (answer.exit_code, json.loads(answer.stdout)["is_promoted"]) == (0, True)
+
+
+def test_a_relative_store_is_read_from_any_folder(tmp_path, judged, monkeypatch):
+    judged("a", 0.5)
+    monkeypatch.chdir(tmp_path.parent)
+    store = tmp_path.name
+    assert not os.path.isabs(store)  # noqa: PTH117 - the premise
+    uri = promote(DEPTH, [f"{store}/evaluations/a"], store).uri
+    monkeypatch.chdir("/")
+    record = read_json(join(uri, "promotion.json"))
+    uris = [record["evaluation"], *(parent["uri"] for parent in record["parents"])]
+    assert all(one.startswith("/") for one in uris)
+    assert read_promotion(uri).evaluation.metrics == {"rmse": 0.5}
+    evaluation = lineage(uri).parents[1]
+    assert (evaluation.kind, evaluation.detail) == ("evaluation", {})
+
+
+def test_a_promotion_stands_for_its_model(tmp_path, store, judged):
+    import torch
+
+    model = str(tmp_path / "models" / "a")
+    metadata = CheckpointMetadata(kind="task", architecture={"task": "depth"}, recipe={})
+    saved = save_checkpoint(model, metadata, {"w": torch.ones(2)})
+    path = tmp_path / "evaluations" / "a" / "evaluation.json"
+    uri = judged("a", 0.5)
+    path.write_text(path.read_text().replace('"/models/a"', json.dumps(model)))
+    promotion = promote(DEPTH, [uri], store).uri
+    assert read_metadata(promotion) == read_metadata(model)
+    assert read_metadata(promotion).digest == saved.digest
+    assert load_checkpoint(promotion)[1]["w"].tolist() == [1, 1]

@@ -27,7 +27,7 @@ from clipmill.tasks.zero_shot import (
     ZeroShotConfig,
     accuracies,
     class_embeddings,
-    class_names,
+    class_prompts,
     open_labeled_images,
     prompt_templates,
     retrieve,
@@ -194,20 +194,114 @@ def test_a_label_that_is_no_class(model, tmp_path):
         zero_shot(config(model), str(tmp_path), str(tmp_path), report=silent)
 
 
+def numbers(classes, own, labels=None, **options):
+    prompts = class_prompts(str(classes), own, **options)
+    return prompts.words, [prompts.number(label) for label in labels or own]
+
+
 def test_names_of_classes(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("n2\tthe dog\nn1\tthe cat\n")
-    assert class_names(str(names), ("n1", "n2")) == ("the cat", "the dog")
+    assert numbers(names, ("n1", "n2")) == (("the cat", "the dog"), [0, 1])
+    assert numbers(names, (), ("n1", "n2")) == (("the dog", "the cat"), [1, 0])
     with pytest.raises(SourceError, match="names no class 'n3'"):
-        class_names(str(names), ("n1", "n3"))
+        class_prompts(str(names), ("n1", "n3"))
     names.write_text("cat\ndog\n")
-    assert class_names(str(names), ("n1", "n2")) == ("cat", "dog")
+    assert numbers(names, ("n1", "n2")) == (("cat", "dog"), [0, 1])
     with pytest.raises(SourceError, match="has 2 names, and the data has 3 classes"):
-        class_names(str(names), ("n1", "n2", "n3"))
+        class_prompts(str(names), ("n1", "n2", "n3"))
     with pytest.raises(SourceError, match="is not a file"):
-        class_names("nowhere.txt", ())
-    assert class_names("", ("green_hill",)) == ("green hill",)
-    assert class_names("imagenet", ()) == tuple(open_clip.IMAGENET_CLASSNAMES)
+        class_prompts("nowhere.txt", ())
+    assert numbers("", ("green_hill",)) == (("green hill",), [0])
+
+
+@pytest.mark.parametrize(
+    ("lines", "own", "labels", "expected"),
+    [
+        (("zero", "one", "two"), ("one", "two"), None, [1, 2]),
+        (("Two", "green hill", "one"), ("green_hill", "one", "two"), None, [1, 2, 0]),
+        (("cat", "dog"), (), ("1", "cat", "dog"), [1, 0, 1]),  # tars without names of their own
+    ],
+)
+def test_a_list_is_matched_by_name(tmp_path, lines, own, labels, expected):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(lines))
+    assert numbers(names, own, labels) == (lines, expected)
+
+
+@pytest.mark.parametrize("lines", [("zero", "one", "two"), ("one", "two", "one", "four")])
+def test_a_longer_list_of_other_names_is_refused(tmp_path, lines):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(lines))
+    with pytest.raises(SourceError, match=r"the data has 2 classes, of which '(three|one)'"):
+        class_prompts(str(names), ("one", "three"))
+
+
+def test_a_number_that_is_another_classs_name(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("1\n2\n3\n")
+    assert numbers(names, (), ("0", "3")) == (("1", "2", "3"), [0, 2])
+    with pytest.raises(SourceError, match="the label '1' is the name of class 0"):
+        class_prompts(str(names), ()).number("1")
+
+
+# Lines of open_clip's list, which is in the order of the wnids.
+FLAMINGO, TENCH, GOLDFISH = ("n02007558", 130), ("n01440764", 0), ("n01443537", 1)
+
+
+def test_subsets_of_imagenet_are_known_by_their_wnids():
+    own = tuple(sorted(wnid for wnid, _ in (FLAMINGO, GOLDFISH)))
+    assert numbers("imagenet", own) == (("goldfish", "flamingo"), [0, 1])
+    words, found = numbers("imagenet", (), [wnid for wnid, _ in (FLAMINGO, TENCH, GOLDFISH)])
+    assert (words, found) == (tuple(open_clip.IMAGENET_CLASSNAMES), [130, 0, 1])
+    assert numbers("imagenet", (), ("130", "flamingo"))[1] == [130, 130]
+    assert numbers("imagenet", ("flamingo", "goldfish"))[1] == [130, 1]
+    whole = [f"{i:04d}" for i in range(1000)]  # folders in ImageNet's order, by other names
+    assert numbers("imagenet", whole)[1] == list(range(1000))
+    with pytest.raises(SourceError, match="of which 'n99999999' isn't in"):
+        class_prompts("imagenet", ("n01440764", "n99999999"))
+
+
+@pytest.mark.parametrize(
+    ("folders", "lines"),
+    [
+        (("one", "two"), ("a", "one", "two")),
+        (tuple(map(str, range(1, 11))), None),  # sorted as 1, 10, 2 ...
+        (("n01440764", "n02007558"), "imagenet"),
+    ],
+)
+def test_labels_of_folders_equal_an_own_computation(model, tmp_path, folders, lines):
+    """Each image is scored with the words of its own class, whatever the order."""
+    for number, name in enumerate(folders):
+        for i in range(3):
+            path = tmp_path / "data" / "val" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg((number, i)))
+    (tmp_path / "data" / "val" / ".ipynb_checkpoints").mkdir()
+    classes, words = "", sorted(folders)
+    if lines == "imagenet":
+        classes, words = "imagenet", ["tench", "flamingo"]
+    elif lines:
+        classes, words = str(tmp_path / "names.txt"), list(lines)
+        (tmp_path / "names.txt").write_text("\n".join(lines))
+    found = read_evaluation(
+        zero_shot(
+            config(model, classes=classes, prompts="plain"),
+            str(tmp_path / "data"),
+            str(tmp_path / "store"),
+            report=silent,
+        )
+    )
+    towers = ClipTowers(ClipScoreConfig(model=model))
+    classes_CD = class_embeddings(towers, words, prompt_templates("plain", ()))
+    hits = []
+    for folder in folders:
+        own = dict(n01440764="tench", n02007558="flamingo").get(folder, folder)
+        for path in sorted((tmp_path / "data" / "val" / folder).iterdir()):
+            image_D = towers.encode_images([decode_rgb(path.read_bytes())])[0]
+            hits.append(words[int((classes_CD @ image_D).argmax())] == own)
+    assert found.metrics["top1"] == pytest.approx(100 * np.mean(hits), abs=1e-6)
+    assert sum(hits) > 0
 
 
 def test_templates():

@@ -1,8 +1,9 @@
 """Commands that evaluate: ``clipmill eval``, ``report`` and ``promote``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -19,6 +20,12 @@ from clipmill.cli.options import (
     require_output,
 )
 from clipmill.cli.output import format_table, print_next, print_uri
+
+if TYPE_CHECKING:
+    from clipmill.tasks.evaluation import EvaluationResult
+
+EXIT_NOT_PROMOTED: Final = 3
+"""Exit code where an earlier model stays promoted."""
 
 ClipModel = Annotated[
     str,
@@ -68,7 +75,8 @@ def zero_shot(
         str,
         typer.Option(
             metavar="FILE",
-            help="Text file of class names, or imagenet. The data's own names if left out.",
+            help="Text file of class names, or imagenet, which knows wnids. The data's own names if "
+            "left out.",
         ),
     ] = "",
     recipe: Annotated[str, recipe_option("zero-shot")] = "zero-shot",
@@ -157,16 +165,30 @@ def promote(
     store: Store,
     as_json: Json = False,
 ) -> None:
-    """Promote the best model if it reaches --min-metric; prints the promoted model's URI."""
+    """Promote the best model if it reaches --min-metric; prints the promoted model's URI.
+
+    Exit code 3 if the promoted model is an earlier one, which no EVALUATION reaches or beats; 2 if
+    there is none.
+    """
     from clipmill import stages
     from clipmill.tasks.promotion import read_promotion
 
     uri = stages.promote(task, min_metric, evaluations, store)
     evaluation = read_promotion(uri).evaluation
     model = evaluation.model.uri
+    is_promoted = is_evaluated_by(evaluation, evaluations)
     fields = {"task": task, "promotion": uri, "evaluation": evaluation.uri}
-    print_uri(model, as_json=as_json, **fields, metrics=evaluation.metrics)
+    print_uri(model, as_json=as_json, **fields, metrics=evaluation.metrics, is_promoted=is_promoted)
+    if not is_promoted:
+        raise typer.Exit(EXIT_NOT_PROMOTED)
     print_next("serve", f"{task}={model}")
+
+
+def is_evaluated_by(promoted: "EvaluationResult", evaluations: Sequence[str]) -> bool:
+    """Return whether the promoted model is that of one of the evaluations."""
+    from clipmill.tasks.evaluation import read_evaluation
+
+    return promoted.digest in {read_evaluation(uri).digest for uri in evaluations}
 
 
 def report(

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from clipmill.cli.evaluate import EXIT_NOT_PROMOTED, is_evaluated_by
 from clipmill.cli.extras import needs
 from clipmill.cli.options import (
     MIN_METRIC_HELP,
@@ -122,10 +123,13 @@ def sweep(
 ) -> None:
     """Fine-tune at each point of a recipe's grid; prints the sweep's URI and the best model's.
 
-    The same command resumes an interrupted sweep.
+    The same command resumes an interrupted sweep. Exit code 3 if --min-metric is given and an
+    earlier model stays promoted.
     """
     from clipmill import stages
+    from clipmill.storage import join
     from clipmill.tasks.evaluation import read_evaluation
+    from clipmill.tasks.promotion import read_promotion
     from clipmill.tasks.registry import get_task
     from clipmill.tasks.sweep import read_sweep
 
@@ -171,6 +175,9 @@ def sweep(
         best = result.best.evaluation
         print_next("promote", result.task, best, "--min-metric", "VALUE", "--store", store)
     else:
+        promoted = read_promotion(join(store, "serving", result.task)).evaluation
+        if not is_evaluated_by(promoted, [result.best.evaluation]):
+            raise typer.Exit(EXIT_NOT_PROMOTED)
         print_next("serve", f"{result.task}={model}")
 
 

@@ -11,7 +11,7 @@ from clipmill.errors import ClipmillError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint, save_embedding
 from clipmill.models.embedding_stats import EmbeddingStatistics
-from clipmill.storage import join, open_store, read_bytes, write_bytes
+from clipmill.storage import artifact_uri, join, open_store, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ class TrainResult:
 def result_uri(store: str, kind: str, name: str, config: Config, parents: Sequence[Parent]) -> str:
     """Return ``store/kind/name-key``; the same config and parents always have the same key."""
     key = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
-    return join(store, kind, f"{name}-{key[:12]}")
+    return artifact_uri(store, kind, f"{name}-{key[:12]}")
 
 
 def state_uri(uri: str) -> str:

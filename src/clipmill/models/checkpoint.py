@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.config import digest_json, sha256_bytes
 from clipmill.errors import ArtifactError
-from clipmill.lineage import Parent, read_artifact_file
+from clipmill.lineage import Parent, read_artifact, read_artifact_file
 from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.storage import exists, join, read_bytes, read_json, write_bytes, write_json
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 _TENSORS = "model.safetensors"
 _METADATA = "model.json"
+_PROMOTION = "promotion.json"
 _EMBEDDING = "embedding.json"
 
 
@@ -98,15 +99,21 @@ def has_checkpoint(uri: str) -> bool:
 
 
 def read_metadata(uri: str) -> CheckpointMetadata:
-    """Read the metadata only.
+    """Read the metadata only; at a promotion's URI that of the promoted model.
 
     Raises:
         NotFoundError: nothing lies there.
         ArtifactError: another artifact does, or the JSON is foreign, or of another format.
     """
-    value = read_artifact_file(
-        uri, _METADATA, "clipmill pretrain, finetune or data train-captioner"
-    )
+    try:
+        value = read_artifact_file(
+            uri, _METADATA, "clipmill pretrain, finetune or data train-captioner"
+        )
+    except ArtifactError:
+        if not exists(join(uri, _PROMOTION)):
+            raise
+        parents = [Parent.from_json(parent) for parent in read_artifact(uri)["parents"]]
+        return read_metadata(next(parent.uri for parent in parents if parent.role == "model"))
     try:
         if value["format"] != FORMAT:
             raise ArtifactError(
@@ -151,11 +158,11 @@ def load_checkpoint(uri: str) -> tuple[CheckpointMetadata, dict[str, "Tensor"]]:
     from safetensors.torch import load
 
     metadata = read_metadata(uri)
-    data = read_bytes(join(uri, _TENSORS))
+    data = read_bytes(join(metadata.uri, _TENSORS))
     digest = sha256_bytes(data)
     if digest != metadata.tensors_sha256:
         raise ArtifactError(
-            f"{uri}/{_TENSORS} has SHA-256 {digest[:12]}",
+            f"{metadata.uri}/{_TENSORS} has SHA-256 {digest[:12]}",
             expected=f"{metadata.tensors_sha256[:12]}, as {_METADATA} says",
             action="restore the checkpoint or make it again",
         )

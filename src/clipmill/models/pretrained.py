@@ -21,7 +21,7 @@ from clipmill.models.weights.addresses import parse_address
 from clipmill.models.weights.files import check_fit
 from clipmill.models.weights.public import PublicWeights, find_weights
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import join
+from clipmill.storage import artifact_uri, join
 from clipmill.version import clipmill_version
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def import_weights(address: str, store: str, *, report: ProgressCallback) -> str
         )
     weights = find_weights(address)
     name = address.partition("#")[0].rstrip("/").replace(":", "/").rpartition("/")[2]
-    uri = join(store, "encoders", f"{name}-{digest_json([address, weights.digest])[:12]}")
+    uri = artifact_uri(store, "encoders", f"{name}-{digest_json([address, weights.digest])[:12]}")
     if has_checkpoint(uri):
         return uri
     report(0, 1, f"reading {weights.path}")

@@ -43,7 +43,7 @@ from clipmill.pretrain.init_weights import InitWeights, load_init_weights, resol
 from clipmill.pretrain.teacher import teacher_parent
 from clipmill.pretrain.validation import build_validators
 from clipmill.stage_records import ProgressCallback, no_progress
-from clipmill.storage import join
+from clipmill.storage import artifact_uri
 
 _LOG = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def random_encoder(config: PretrainConfig, store: str) -> str:
     The weights follow from ``train.seed``; the metadata says that they are random.
     """
     recipe = {"model": config.model.to_json(), "seed": config.train.seed}
-    uri = join(store, "encoders", f"random-{digest_json(recipe)[:12]}")
+    uri = artifact_uri(store, "encoders", f"random-{digest_json(recipe)[:12]}")
     if has_checkpoint(uri):
         return uri
     with torch.random.fork_rng(devices=[]):

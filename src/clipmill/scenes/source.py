@@ -25,7 +25,7 @@ from clipmill.scenes.formats import (
 )
 from clipmill.scenes.geometry import CLASSES, SceneConfig
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import exists, join, pack_dir, write_json
+from clipmill.storage import artifact_uri, exists, join, pack_dir, write_json
 
 _RESULT = "source.json"
 
@@ -105,7 +105,7 @@ def draw_source(config: ScenesSourceConfig, store: str, *, report: ProgressCallb
 
     The sets draw on disjoint scenes, but for the labelled ones of dense tasks, which show the same.
     """
-    uri = join(store, "sources", f"scenes-{config.digest[:12]}")
+    uri = artifact_uri(store, "sources", f"scenes-{config.digest[:12]}")
     if exists(join(uri, _RESULT)):
         return uri
     scene = config.scene

@@ -16,7 +16,7 @@ from clipmill.lineage import Parent, read_artifact_file
 from clipmill.serve.client import binary_request, curl_command, query
 from clipmill.serve.launch import ServerProcess
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import exists, join, write_bytes, write_json
+from clipmill.storage import artifact_uri, exists, join, write_bytes, write_json
 from clipmill.tasks.registry import get_task
 from clipmill.tasks.visualization import encode_png
 
@@ -52,7 +52,7 @@ def run_smoke_test(
     """
     parents = [m.model for m in models]
     digest = digest_json([[p.digest for p in parents], encode_png(image_HW3).hex()])
-    uri = join(store, "smoke_tests", digest[:12])
+    uri = artifact_uri(store, "smoke_tests", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
     report(0, len(models), "starting")

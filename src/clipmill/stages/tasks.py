@@ -9,7 +9,7 @@ from clipmill.errors import ConfigError
 from clipmill.recipes.registry import get_recipe, recipe_type
 from clipmill.stage_records import Stage
 from clipmill.stages.pretrain import CAPTION_LABELS, caption_label
-from clipmill.storage import exists, join, read_json, write_json
+from clipmill.storage import artifact_uri, exists, join, read_json, write_json
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.sweep import Point, SweepConfig
 
@@ -209,7 +209,7 @@ def random_weights(
     digest = digest_json(
         [[c.model.digest, c.train.seed, f.digest, digests[d]] for c, f, d in trials]
     )
-    record = join(store, "baselines", f"{digest[:12]}.json")
+    record = artifact_uri(store, "baselines", f"{digest[:12]}.json")
     with Stage("random weights", store=store, run=run) as stage:
         if exists(record):
             evaluations = [str(uri) for uri in read_json(record)]
@@ -266,14 +266,18 @@ def promote(
 ) -> str:
     """Promote the best evaluated model of a task if its metric reaches ``threshold``.
 
-    Returns the URI of the promotion in effect.
+    Returns the URI of the promotion in effect, which is an earlier one if the model was refused.
     """
     from clipmill.tasks import promotion
 
     with Stage("promote", store=store, run=run, label=task) as stage:
         stage.report(0, 1, "comparing")
         config = promotion.PromotionConfig(task=task, threshold=threshold)
-        return stage.set_output(promotion.promote(config, evaluations, store).uri)
+        result = promotion.promote(config, evaluations, store)
+        if result.refusal:
+            kept = result.evaluation.model.uri
+            stage.report(1, 1, f"not promoted: {result.refusal}; {kept} is kept")
+        return stage.set_output(result.uri)
 
 
 def promote_compared(task: str, comparison: str, store: str, run: str = "") -> str:

@@ -5,6 +5,8 @@ from clipmill.storage.local import atomic_write
 from clipmill.storage.seaweed import SeaweedServer
 from clipmill.storage.store import Store
 from clipmill.storage.uri import (
+    absolute_uri,
+    artifact_uri,
     exists,
     join,
     open_store,
@@ -19,6 +21,8 @@ from clipmill.storage.uri import (
 __all__ = [
     "SeaweedServer",
     "Store",
+    "absolute_uri",
+    "artifact_uri",
     "atomic_write",
     "exists",
     "fetch",

@@ -5,6 +5,8 @@ A URI is a folder or file (``/data/x``, ``data/x``, ``file:///data/x``) or an ob
 """
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -12,6 +14,9 @@ from urllib.parse import unquote, urlsplit
 from clipmill.errors import StorageError
 from clipmill.storage.local import LocalStore
 from clipmill.storage.store import Store, check_key
+
+# `s3://`, `csv:/a.csv`, `hf:ORG/NAME`. `file:w.pt` names a path without a root.
+_SCHEME = re.compile(r"(?!file:(?!/))[\w+.-]+:")
 
 
 def open_store(uri: str) -> Store:
@@ -105,3 +110,16 @@ def require_writable(uri: str) -> None:
 def join(uri: str, *parts: str) -> str:
     """Return the URI of something within ``uri``: ``join("s3://b/", "x", "y.json")``."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def absolute_uri(uri: str) -> str:
+    """Return a URI or address that means the same from any folder: local paths are absolute."""
+    scheme, path = ("file:", uri[5:]) if uri.startswith("file:") else ("", uri)
+    if not path or path.startswith(("/", "~")) or _SCHEME.match(uri):
+        return uri
+    return f"{scheme}{os.path.abspath(path)}"  # noqa: PTH100 - links keep their names
+
+
+def artifact_uri(store: str, *parts: str) -> str:
+    """Return the URI of an artifact in a store; absolute, since other artifacts will name it."""
+    return absolute_uri(join(store, *parts))

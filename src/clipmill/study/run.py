@@ -39,7 +39,7 @@ from clipmill.report.attention import attention_json, measure_attention
 from clipmill.report.sections.provenance import environment
 from clipmill.scenes.source import CAPTIONING, LABELS, PAIRS, draw_source
 from clipmill.stage_records import ProgressCallback, no_progress
-from clipmill.storage import exists, join, read_json, write_json
+from clipmill.storage import artifact_uri, exists, join, read_json, write_json
 from clipmill.study.config import (
     COCA,
     ConditionConfig,
@@ -391,7 +391,7 @@ def run_study(
     ``workers`` processes train in parallel. Existing artifacts are reused. ``command`` is recorded
     in the result.
     """
-    uri = join(store, "studies", f"captions-{config.digest[:12]}")
+    uri = artifact_uri(store, "studies", f"captions-{config.digest[:12]}")
     if exists(join(uri, RESULT)):
         return uri
     _check_workers(workers)

@@ -20,7 +20,7 @@ from clipmill.errors import ConfigError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import exists, join, read_json, write_json
+from clipmill.storage import artifact_uri, exists, join, read_json, write_json
 from clipmill.tasks.base import Metric
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import TASKS, get_task
@@ -200,7 +200,7 @@ def compare_encoders(
     parents = [metadata.as_parent(f"encoder {label}") for label, metadata in cards.items()]
     parents += [Parent(role="evaluation", uri=e.uri, digest=e.digest) for e in (*trained, *random)]
     digest = digest_json([config.digest, [[p.role, p.digest] for p in parents]])
-    uri = join(store, "comparisons", digest[:12])
+    uri = artifact_uri(store, "comparisons", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
     names = [name for name in TASKS if any(e.task == name for e in trained)]

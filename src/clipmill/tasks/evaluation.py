@@ -13,7 +13,15 @@ from clipmill.errors import BadSampleReason
 from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.checkpoint import read_metadata
 from clipmill.stage_records import ProgressCallback, no_progress
-from clipmill.storage import exists, join, read_bytes, write_bytes, write_json
+from clipmill.storage import (
+    absolute_uri,
+    artifact_uri,
+    exists,
+    join,
+    read_bytes,
+    write_bytes,
+    write_json,
+)
 from clipmill.tasks.visualization import encode_png
 
 _RESULT = "evaluation.json"
@@ -97,7 +105,7 @@ def evaluate(
     if split not in {"", usual}:
         identity.append(["split", split])
     digest = digest_json(identity)
-    uri = join(store, "evaluations", digest[:12])
+    uri = artifact_uri(store, "evaluations", digest[:12])
     if exists(join(uri, _RESULT)):
         return uri
     from clipmill.tasks.checks import check_before
@@ -215,7 +223,7 @@ def read_evaluation(uri: str) -> EvaluationResult:
     value = read_artifact_file(uri, _RESULT, "clipmill eval task")
     model, data = (Parent.from_json(p) for p in value["parents"])
     return EvaluationResult(
-        uri=uri,
+        uri=absolute_uri(uri),
         digest=value["digest"],
         task=value["task"],
         model=model,

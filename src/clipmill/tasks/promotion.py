@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from clipmill.config import Config, digest_json
 from clipmill.errors import ConfigError, GateError
 from clipmill.lineage import read_artifact_file
-from clipmill.storage import exists, join, write_json
+from clipmill.storage import artifact_uri, exists, join, write_json
 from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.registry import get_task
 
@@ -33,6 +33,8 @@ class Promotion:
     """Evaluation of the promoted model."""
     replaced: bool
     """True if this call replaced the promoted model, or promoted the first."""
+    refusal: str = ""
+    """Reason why the best candidate wasn't promoted; empty where it is the promoted model."""
 
 
 def promote(config: PromotionConfig, evaluations: Sequence[str], store: str) -> Promotion:
@@ -61,22 +63,30 @@ def promote(config: PromotionConfig, evaluations: Sequence[str], store: str) -> 
         key=lambda r: metric.improvement(r.metrics[metric.name], config.threshold),
         default=None,
     )
-    uri = join(store, "serving", config.task)
+    uri = artifact_uri(store, "serving", config.task)
     current = read_promotion(uri).evaluation if exists(join(uri, _RECORD)) else None
     if best is None or metric.improvement(best.metrics[metric.name], config.threshold) < 0:
-        if current is not None:
-            return Promotion(uri=uri, evaluation=current, replaced=False)
         value = "none was evaluated" if best is None else f"{best.metrics[metric.name]:.4g}"
         bound = "at least" if metric.higher_is_better else "at most"
+        required = f"{bound} {config.threshold:.4g} {metric.unit}"
+        if current is not None:
+            refusal = f"the best {metric.name} is {value}, required is {required}"
+            return Promotion(uri=uri, evaluation=current, replaced=False, refusal=refusal)
         raise GateError(
             f"no {config.task} model may serve: the best {metric.name} is {value}",
-            expected=f"{bound} {config.threshold:.4g} {metric.unit}",
+            expected=required,
             action="train longer or on better data, or lower the gate",
         )
     if current is not None and current.data.digest == best.data.digest:
-        baseline = current.metrics[metric.name]
-        if metric.improvement(best.metrics[metric.name], baseline) <= 0:
-            return Promotion(uri=uri, evaluation=current, replaced=False)
+        own, baseline = best.metrics[metric.name], current.metrics[metric.name]
+        if metric.improvement(own, baseline) <= 0:
+            refusal = (
+                ""
+                if best.digest == current.digest
+                else f"its {metric.name} of {own:.4g} {metric.unit} is no better than "
+                f"{baseline:.4g} of the promoted model"
+            )
+            return Promotion(uri=uri, evaluation=current, replaced=False, refusal=refusal)
     parents = [
         best.model.to_json() | {"role": "model"},
         {"role": "evaluation", "uri": best.uri, "digest": best.digest},

@@ -18,7 +18,7 @@ from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.pretrained import open_encoder
 from clipmill.processes import process_pool
 from clipmill.stage_records import ProgressCallback, no_progress
-from clipmill.storage import exists, join, write_json
+from clipmill.storage import artifact_uri, exists, join, write_json
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.registry import get_task
@@ -184,7 +184,7 @@ def sweep(
     source = open_encoder(encoder)
     parents = (source.parent, fetch_folder(data, "data")[1])
     digest = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
-    uri = join(store, "sweeps", f"{config.finetune.task}-{digest[:12]}")
+    uri = artifact_uri(store, "sweeps", f"{config.finetune.task}-{digest[:12]}")
     if exists(join(uri, _RESULT)):
         return uri
     points = list(config.points())

@@ -7,7 +7,7 @@ captioned images for retrieval. Shapes: B images, C classes, D embedding width.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -20,6 +20,7 @@ from clipmill.config import Config, digest_json, sha256_bytes
 from clipmill.data.captioned_images import iter_captioned_images, open_captioned_images
 from clipmill.data.dataset import Dataset
 from clipmill.data.labeled.folder import fetch_folder
+from clipmill.data.labeled.options import is_hidden, list_files
 from clipmill.data.loading.view import in_subset
 from clipmill.data.scoring.scorers import ClipScoreConfig, ClipTowers, scoring_clip_parent
 from clipmill.data.sources.base import IMAGE_SUFFIXES
@@ -30,7 +31,7 @@ from clipmill.images import decode_rgb
 from clipmill.lineage import Parent
 from clipmill.models.retrieval import ranks, recall_of_ranks
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import join, read_json, write_json
+from clipmill.storage import artifact_uri, join, read_json, write_json
 from clipmill.tasks.evaluation import ResultLocation
 
 _BATCH = 64
@@ -40,7 +41,7 @@ LABEL_KEY = "cls"
 
 
 IMAGENET = "imagenet"
-"""In place of a file of class names: OpenAI's names of ImageNet's classes, in wnid order."""
+"""In place of a file of class names: OpenAI's names of ImageNet's classes, by wnid."""
 
 
 PromptSet = Literal["openai-80", "openai-7", "plain", "given"]
@@ -67,7 +68,8 @@ class ZeroShotConfig(ClipEvaluationConfig):
     templates: tuple[str, ...] = ()
     """Sentences for ``prompts=given``, each with ``{}`` for the class's name."""
     classes: str = ""
-    """Text file of class names, ``imagenet``, or empty for the data's own."""
+    """Text file of class names, ``imagenet``, or empty for the data's own; see
+    :func:`class_prompts`."""
     split: str = "val"
     """Subfolder of the split; empty where the classes' folders are at the top."""
 
@@ -83,13 +85,51 @@ class LabeledImage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClassPrompts:
+    """Candidate classes, and the labels that mean them."""
+
+    words: tuple[str, ...]
+    """Words of each class, which go into the prompts."""
+    numbers: Mapping[str, int]
+    """Number in ``words`` by a label's name."""
+    has_ids: bool
+    """True if a label of digits may be a class's number."""
+
+    def number(self, label: str) -> int:
+        """Return a label's class.
+
+        Raises:
+            SourceError: it is no class, or is one class's name and another's number.
+        """
+        named = self.numbers.get(label)
+        is_id = self.has_ids and label.isascii() and label.isdigit()
+        numbered = int(label) if is_id and int(label) < len(self.words) else None
+        if named is not None and numbered is not None and named != numbered:
+            raise SourceError(
+                f"the label {label!r} is the name of class {named} and the number of "
+                f"{self.words[numbered]!r}",
+                expected="names of classes that aren't numbers of others",
+                action="order the list of classes so that number and name agree",
+            )
+        number = numbered if named is None else named
+        if number is None:
+            ids = f"a number from 0 to {len(self.words) - 1}, or " if self.has_ids else ""
+            raise SourceError(
+                f"an image has the class {label!r}",
+                expected=f"{ids}one of the classes' names",
+                action="give the list of classes that the data was labelled with",
+            )
+        return number
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LabeledImages:
     """Labeled images in files or tars, read on iteration."""
 
     classes: tuple[str, ...]
-    """Names of the classes, in the order of their ids; empty where only numbers are known."""
-    files: tuple[tuple[Path, int], ...] = ()
-    """Image files of a folder, each with its class id."""
+    """Names of the classes, in the order of their ids; empty where only labels are known."""
+    files: tuple[tuple[Path, str], ...] = ()
+    """Image files of a folder, each with the name of its class."""
     tars: tuple[Path, ...] = ()
     """Tars of images, where the data isn't a folder."""
     parent: Parent
@@ -98,7 +138,7 @@ class LabeledImages:
     def __iter__(self) -> Iterator[LabeledImage | BadSampleError]:
         """Yield every image, or the error of an unusable sample, in order."""
         for path, label in self.files:
-            yield LabeledImage(data=path.read_bytes(), label=str(label))
+            yield LabeledImage(data=path.read_bytes(), label=label)
         for tar in self.tars:
             yield from _samples(tar)
 
@@ -119,8 +159,8 @@ def zero_shot(config: ZeroShotConfig, data: str, store: str, *, report: Progress
     location = result_location(store, "zero-shot", config, parents, config.classes)
     if location.result_exists:
         return location.uri
-    names = class_names(config.classes, images.classes)
-    if not names:
+    prompts = class_prompts(config.classes, images.classes, has_ids=not images.files)
+    if not prompts.words:
         raise SourceError(
             f"{data} names no classes",
             expected="classnames.txt next to the tars, or a list of classes",
@@ -128,11 +168,12 @@ def zero_shot(config: ZeroShotConfig, data: str, store: str, *, report: Progress
         )
     towers = ClipTowers(config.clip)
     templates = prompt_templates(config.prompts, config.templates)
-    classes_CD = class_embeddings(towers, names, templates)
-    scores_BC, labels_B, skipped = _scores(towers, classes_CD, images, names, report)
+    classes_CD = class_embeddings(towers, prompts.words, templates)
+    scores_BC, labels_B, skipped = _scores(towers, classes_CD, images, prompts, report)
     metrics = {k: 100 * v for k, v in accuracies(scores_BC, labels_B).items()}
     metrics |= {f"skipped.{reason}": float(count) for reason, count in sorted(skipped.items())}
-    return location.write_result(metrics, {"top1": f"{metrics['top1']:.2f} %"})
+    summary = {"top1": f"{metrics['top1']:.2f} %", "classes": str(len(prompts.words))}
+    return location.write_result(metrics, summary)
 
 
 def class_embeddings(
@@ -170,11 +211,10 @@ def _scores(
     towers: ClipTowers,
     classes_CD: NDArray[np.float32],
     images: LabeledImages,
-    names: Sequence[str],
+    prompts: ClassPrompts,
     report: ProgressCallback,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], Counter[str]]:
     """Return similarities (B, C), labels (B,), and counts of skipped images by reason."""
-    numbers = {name: i for i, name in enumerate(images.classes or names)}
     total = len(images.files)
     scores: list[NDArray[np.float32]] = []
     labels: list[int] = []
@@ -190,7 +230,7 @@ def _scores(
         if isinstance(sample, BadSampleError):
             skipped[sample.reason] += 1
             continue
-        label = _class_id(sample.label, numbers, len(names))
+        label = prompts.number(sample.label)
         try:
             batch.append(decode_rgb(sample.data))
         except BadSampleError as error:
@@ -208,17 +248,6 @@ def _scores(
             action=f"fix the data; skipped were {dict(skipped)}",
         )
     return np.concatenate(scores), np.array(labels, np.int64), skipped
-
-
-def _class_id(label: str, numbers: dict[str, int], num_classes: int) -> int:
-    number = numbers.get(label, int(label) if label.isascii() and label.isdigit() else -1)
-    if not 0 <= number < num_classes:
-        raise SourceError(
-            f"an image has the class {label!r}",
-            expected=f"a number from 0 to {num_classes - 1}, or one of the classes' names",
-            action="give the list of classes that the data was labelled with",
-        )
-    return number
 
 
 def prompt_templates(prompts: PromptSet, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -247,21 +276,35 @@ def prompt_templates(prompts: PromptSet, given: tuple[str, ...]) -> tuple[str, .
     return given
 
 
-def class_names(classes: str, folders: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a name for each of the data's classes, in their order.
+def class_prompts(classes: str, own: Sequence[str], *, has_ids: bool = True) -> ClassPrompts:
+    """Return the candidate classes of data whose own classes are ``own``, by number.
 
-    ``classes`` is empty for the data's own names, ``imagenet``, or a text file: a line a class, in
-    order of class ids, or ``OWN NAME<tab>WORDS`` in any order.
+    ``classes`` is one of:
+
+    - Empty: the data's own names, with spaces for underscores.
+    - ``imagenet``: the words of the data's wnids, such as ``n02007558``. Only the data's classes
+      are candidates, as subsets of ImageNet are evaluated.
+    - A text file with lines ``OWN NAME<tab>WORDS`` in any order: likewise.
+    - A text file with a line a class: all of its classes are candidates. The data's classes are
+      matched by name if all are in it. Otherwise there must be as many lines as classes, which are
+      then in the order of the data's ids.
 
     Raises:
         SourceError: there is no such file, or it doesn't fit the data's classes.
     """
     if not classes:
-        return tuple(name.replace("_", " ") for name in folders)
+        return _prompts_in_order([name.replace("_", " ") for name in own], own, has_ids)
+    by_name: dict[str, str] = {}
     if classes == IMAGENET:
-        import open_clip
-
-        lines = list(open_clip.IMAGENET_CLASSNAMES)
+        lines, wnids = _imagenet_classes()
+        by_name = dict(zip(wnids, lines, strict=True))
+        if not own:
+            # Two names stand for two classes each.
+            numbers = {name: i for i, name in enumerate(lines) if lines.count(name) == 1}
+            numbers |= {wnid: i for i, wnid in enumerate(wnids)}
+            return ClassPrompts(words=tuple(lines), numbers=numbers, has_ids=has_ids)
+        if all(name in by_name for name in own):
+            return _prompts_in_order([by_name[name] for name in own], own, has_ids)
     else:
         path = Path(classes)
         if not path.is_file():
@@ -270,24 +313,53 @@ def class_names(classes: str, folders: tuple[str, ...]) -> tuple[str, ...]:
                 expected=f"a text file with a line a class, or {IMAGENET!r}",
                 action="correct the path",
             )
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        text = path.read_text("utf-8-sig")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and all("\t" in line for line in lines):
         named = dict(line.split("\t", 1) for line in lines)
-        missing = [name for name in folders if name not in named]
+        missing = [name for name in own if name not in named]
         if missing:
             raise SourceError(
                 f"{classes} names no class {missing[0]!r}",
-                expected=f"a line for each of the data's {len(folders)} classes",
+                expected=f"a line for each of the data's {len(own)} classes",
                 action="add the line",
             )
-        return tuple(named[name].strip() for name in folders)
-    if len(lines) < len(folders):
-        raise SourceError(
-            f"{classes} has {len(lines)} names, and the data has {len(folders)} classes",
-            expected="a name for each class",
-            action="give another list of classes",
-        )
-    return tuple(lines)
+        order = own or list(named)
+        return _prompts_in_order([named[name].strip() for name in order], order, has_ids)
+    plain = [_plain(line) for line in lines]
+    matched = [name for name in own if plain.count(_plain(name)) == 1]
+    if len(matched) == len(own):
+        numbers = {name: plain.index(_plain(name)) for name in own or lines}
+        # Where the data has an order of its own, a number is a place in that.
+        is_same = not own or list(numbers.values()) == list(range(len(lines)))
+        return ClassPrompts(words=tuple(lines), numbers=numbers, has_ids=has_ids and is_same)
+    if len(lines) == len(own):
+        return _prompts_in_order(lines, own, has_ids)
+    lacking = next(name for name in own if name not in matched and name not in by_name)
+    raise SourceError(
+        f"{classes} has {len(lines)} names, and the data has {len(own)} classes, of which "
+        f"{lacking!r} isn't in the list exactly once",
+        expected="as many names as the data has classes, in their order, or a list that has "
+        "each of them by name" + (" or wnid" if classes == IMAGENET else ""),
+        action="give a file with lines of a class's own name, a tab, and its words",
+    )
+
+
+def _prompts_in_order(words: Sequence[str], own: Sequence[str], has_ids: bool) -> ClassPrompts:
+    numbers = {name: number for number, name in enumerate(own)}
+    return ClassPrompts(words=tuple(words), numbers=numbers, has_ids=has_ids)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
+def _imagenet_classes() -> tuple[list[str], list[str]]:
+    """Return OpenAI's names and the wnids of ImageNet's classes, in the order of the wnids."""
+    import open_clip
+    from timm.data import ImageNetInfo
+
+    return list(open_clip.IMAGENET_CLASSNAMES), ImageNetInfo("imagenet-1k").label_names()
 
 
 def open_labeled_images(uri: str, split: str) -> LabeledImages:
@@ -313,12 +385,13 @@ def open_labeled_images(uri: str, split: str) -> LabeledImages:
         )
     folder, parent = fetch_folder(uri, "data")
     root = folder / split
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    folders = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+    classes = sorted(p.name for p in folders if not is_hidden(Path(p.name)))
     image_files = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES or file.suffix == ".JPEG"
+        (file, name)
+        for name in classes
+        for file in list_files(root / name)
+        if file.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not image_files:
         raise SourceError(
@@ -380,7 +453,7 @@ def result_location(
     content = sha256_bytes(Path(file).read_bytes()) if file and Path(file).is_file() else ""
     digest = digest_json([task, settings, content, sorted([p.role, p.digest] for p in parents)])
     return ResultLocation(
-        uri=join(store, "evaluations", digest[:12]),
+        uri=artifact_uri(store, "evaluations", digest[:12]),
         digest=digest,
         task=task,
         recipe=config.to_json(),
