@@ -45,6 +45,7 @@ PUBLIC_SCHEMES: Final = {
 """Kind of a parent in no store, by the scheme before its URI's colon."""
 
 _SPEC = re.compile(r"\w+:(/(?!/).*)")
+_PACKED = re.compile(r"(?:\w+:(?!//))?(.+?\.tar)(?:[/?].*)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,9 +233,12 @@ def parse_artifact(data: bytes, uri: str) -> dict[str, Any]:
 def _location(uri: str) -> str:
     """Return the location in a URI, without its kind and options.
 
-    A source of pairs has its kind and options, ``csv:/a.csv?image=x``, and a file of weights its
-    architecture, ``file:/a.pt#open_clip/ViT-B-16``.
+    A source of pairs has its kind and options, ``csv:/a.csv?image=x``, perhaps in a packed folder,
+    ``csv:s3://b/a.tar/a.csv``, and a file of weights its architecture,
+    ``file:/a.pt#open_clip/ViT-B-16``.
     """
+    if packed := _PACKED.fullmatch(uri):
+        return packed[1]
     if uri.startswith("file:") and not uri.startswith("file://"):
         return uri.removeprefix("file:").partition("#")[0]
     spec = _SPEC.fullmatch(uri)

@@ -70,6 +70,26 @@ def test_hidden_files_do_not_count(folder):
     assert fetch_folder(str(folder), "data")[1].digest == before.digest
 
 
+@pytest.mark.parametrize("store", ["out", "a/b", "."])
+def test_a_store_within_the_folder_does_not_count(folder, store):
+    digest = fetch_folder(str(folder), "data")[1].digest
+    for name in (
+        "models/depth-0123456789ab/state/step.pt",  # a run that hasn't ended
+        "evaluations/0123456789ab/evaluation.json",
+        "serving/depth/promotion.json",
+        "runs/a/finetune.json",
+        "baselines/0123456789ab.json",
+    ):
+        path = folder / store / name
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+        # `serving` and `runs` belong to a store where there are artifacts.
+        assert fetch_folder(str(folder), "data")[1].digest == digest
+    (folder / "models" / "t-shirt").mkdir(parents=True)  # a class of images
+    (folder / "models" / "t-shirt" / "1.txt").write_text("x")
+    assert fetch_folder(str(folder), "data")[1].digest != digest
+
+
 def test_a_file_is_read_once(folder, monkeypatch):
     _, before = fetch_folder(str(folder), "data")
     monkeypatch.setattr("clipmill.data.labeled.folder.sha256_file", lambda path: 1 / 0)

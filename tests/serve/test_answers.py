@@ -17,8 +17,11 @@ from clipmill.models.encoders import Normalize
 from clipmill.models.preprocess import center_crop_resize
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import build_clip
-from clipmill.serve.client import Client
+from clipmill.serve.client import Client, _from_png
 from clipmill.serve.launch import ServerProcess
+from clipmill.serve.protocol.png import encode_output_png
+from clipmill.tasks.config import DepthConfig
+from clipmill.tasks.depth.task import DepthTask
 from clipmill.tasks.predictor import Predictor
 from clipmill.tasks.visualization import class_palette, encode_png
 
@@ -156,8 +159,22 @@ def test_depth_as_png_is_in_millimetres(
     expected = predictors["depth"].predict([picture])[0]["depth_metres"]
     with Image.open(io.BytesIO(data)) as image:
         found = np.asarray(image)
+        assert image.info["values_per_metre"] == "1000"
     assert found.max() > 255
     np.testing.assert_allclose(found, expected * 1000, atol=0.5001)
+
+
+@pytest.mark.parametrize(
+    ("range_metres", "scale"), [(10, 1000), (65.5, 1000), (80, 256), (300, 100), (5000, 10)]
+)
+def test_depth_beyond_65_metres_as_png(range_metres: float, scale: int) -> None:
+    (output,) = DepthTask().outputs_of(DepthConfig(max_depth_metres=range_metres))
+    assert output.png_scale == scale
+    depth_HW = np.linspace(0, range_metres, 12, dtype=np.float32).reshape(3, 4)
+    data = encode_output_png(depth_HW, scale)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.info["values_per_metre"] == str(scale)
+    np.testing.assert_allclose(_from_png(data), depth_HW, atol=0.5001 / scale)
 
 
 def test_depth_at_half_the_size(

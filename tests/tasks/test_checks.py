@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from clipmill import stages
 from clipmill.cli import app
 from clipmill.engine.config import TrainConfig
-from clipmill.errors import ConfigError
+from clipmill.errors import ConfigError, SourceError
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.scenes import SceneConfig, write_ade20k, write_coco, write_nyu
 from clipmill.tasks.checks import check_data
@@ -127,10 +127,77 @@ def test_depth(nyu):
     Image.fromarray(np.zeros((32, 32), np.uint16)).save(maps[1])
     Image.fromarray(np.full((32, 32), 12_000, np.uint16)).save(maps[2])
     check, by_reason = found("depth", nyu)
-    assert faults(check) == {"depth": 1}
+    assert faults(check) == {"depth": 1, "depth_unit": 1}
     assert "median depth of 0.002 m" in by_reason["depth"].examples[0]
     assert by_reason["no_depth_known"].examples == (str(maps[1]),)
     assert by_reason["mostly_out_of_range"].count == 1
+
+
+def depth_maps(folder, metres, unit, **options):
+    """Maps of a declared unit, 6 a split, as 16-bit PNGs in folders."""
+    for split in ("train", "test"):
+        for number, metres_HW in enumerate(metres):
+            for name, pixels in (
+                ("images", np.zeros((*metres_HW.shape, 3), np.uint8)),
+                ("depth", np.rint(metres_HW * unit).astype(np.uint16)),
+            ):
+                path = folder / name / split / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    if options:
+        (folder / "depth.json").write_text(json.dumps(options))
+    return folder
+
+
+def street():
+    """Sparse depth of a street as a laser measures it: half below 12 m, some to 80 m."""
+    rng = np.random.default_rng(0)
+    maps = (4 + rng.exponential(12, (6, 20, 60))).clip(max=80)
+    maps[rng.random(maps.shape) < 0.7] = 0
+    return maps
+
+
+def room(farthest=6.0):
+    return np.random.default_rng(0).uniform(0.8, farthest, (6, 20, 30))
+
+
+@pytest.mark.parametrize(
+    ("metres", "unit", "expected"),
+    [
+        (street(), 256, "error"),  # KITTI
+        (room(), 5000, "error"),  # TUM
+        (room(), 100, "error"),  # centimetres: a median of 0.34 m
+        (room(9.0), 256, "warning"),
+        (room(), 1000, ""),
+        (room(9.9), 1000, ""),
+    ],
+)
+def test_depth_of_another_unit_than_the_millimetre(tmp_path, metres, unit, expected):
+    """As one's own and without the option it's noticed, and each of the units is shown."""
+    _, by_reason = found("depth", depth_maps(tmp_path, metres, unit))
+    issue = by_reason.get("depth_unit")
+    assert (issue and ("error" if issue.is_error else "warning")) == (expected or None)
+    if issue:
+        known = metres[metres > 0]
+        median = float(np.median([np.median(one[one > 0]) for one in metres]))
+        words = f"median {median:.3g} m, up to {known.max():.3g} m"
+        units = issue.examples[0].rpartition("By unit: ")[2].split("; ")
+        shown = dict(text.split(" (") for text in units)
+        assert shown[str(unit)].partition("): ")[2] == words
+        assert "Set values_per_metre in depth.json" in issue.examples[0]
+    declared, _ = found("depth", depth_maps(tmp_path, metres, unit, values_per_metre=unit))
+    assert declared.is_usable
+    assert "depth_unit" not in {one.reason for one in declared.issues}
+
+
+def test_training_names_the_doubtful_unit(tmp_path, caplog):
+    store, encoder = str(tmp_path / "s"), "random:timm/test_resnet"
+    config = FinetuneConfig(task="depth", model=DEPTH, train=TRAIN)
+    kitti = str(depth_maps(tmp_path / "a", street(), 256))
+    with pytest.raises(SourceError, match="256 \\(KITTI\\): median"):
+        finetune(config, encoder, kitti, store, report=silent)
+    finetune(config, encoder, str(depth_maps(tmp_path / "b", room(9), 256)), store, report=silent)
+    assert "256 (KITTI): median" in caplog.text
 
 
 def test_detection(coco):

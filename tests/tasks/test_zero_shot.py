@@ -296,7 +296,7 @@ def test_labels_of_folders_equal_an_own_computation(model, tmp_path, folders, li
     classes_CD = class_embeddings(towers, words, prompt_templates("plain", ()))
     hits = []
     for folder in folders:
-        own = dict(n01440764="tench", n02007558="flamingo").get(folder, folder)
+        own = {"n01440764": "tench", "n02007558": "flamingo"}.get(folder, folder)
         for path in sorted((tmp_path / "data" / "val" / folder).iterdir()):
             image_D = towers.encode_images([decode_rgb(path.read_bytes())])[0]
             hits.append(words[int((classes_CD @ image_D).argmax())] == own)

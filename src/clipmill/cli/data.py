@@ -62,6 +62,31 @@ def data_generate_scenes(
     print_next("data", "shard", f"{uri}/pairs.tar", "--store", store)
 
 
+@data.command("pack")
+def data_pack(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder of labeled data or pairs, or another tool's .tar, .tar.gz or .zip of one.",
+        ),
+    ],
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="URI of the tar, such as s3://bucket/ade20k.tar.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Pack a folder as a tar with its digest, for --data or SOURCE on a cluster; prints its URI.
+
+    Without hidden files. The same command uploads nothing if the folder hasn't changed.
+    """
+    from clipmill import stages
+
+    uri = stages.pack(source, uri)
+    print_uri(uri, as_json=as_json)
+    print_next("data", "validate", "TASK", uri)
+
+
 @data.command("plan")
 def data_plan(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)],

@@ -75,8 +75,8 @@ def zero_shot(
         str,
         typer.Option(
             metavar="FILE",
-            help="Text file of class names, or imagenet, which knows wnids. The data's own names if "
-            "left out.",
+            help="Text file of class names, or imagenet (by wnid). The data's own names if left "
+            "out.",
         ),
     ] = "",
     recipe: Annotated[str, recipe_option("zero-shot")] = "zero-shot",

@@ -21,7 +21,7 @@ from clipmill.models.weights.addresses import parse_address
 from clipmill.models.weights.files import check_fit
 from clipmill.models.weights.public import PublicWeights, find_weights
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import artifact_uri, join
+from clipmill.storage import artifact_uri
 from clipmill.version import clipmill_version
 
 if TYPE_CHECKING:

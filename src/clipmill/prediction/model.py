@@ -39,6 +39,8 @@ class PredictionModel:
         """Class names by id."""
         self.embedding_width = 0
         """Width of a CLIP's embeddings; 0 of a task model."""
+        self.png_scale = 1000
+        """Values of a depth map's PNG in a metre."""
         self._embedder: ClipEmbedder | None = None
         self._predictor: Predictor | None = None
         backend = plan.config.serving.backend
@@ -49,6 +51,7 @@ class PredictionModel:
         else:
             self._predictor = Predictor(metadata, tensors, backend=backend)
             self.classes = self._predictor.classes
+            self.png_scale = self._predictor.outputs[0].png_scale
         default = 32 if torch.cuda.is_available() else 1
         self.batch_size = plan.config.batch_size or default
         """Images in a forward pass."""

@@ -48,12 +48,14 @@ class ShardResults(ABC):
         names: Sequence[str],
         classes: tuple[str, ...],
         embedding_width: int,
+        png_scale: int,
     ) -> None:
         self._store = store
         self.index = index
         self._names = names
         self._classes = classes
         self._embedding_width = embedding_width
+        self._png_scale = png_scale
         self._predictions: list[Any] = [None] * len(names)
         self._reasons = [""] * len(names)
         self._digests = [b""] * len(names)
@@ -88,12 +90,12 @@ def table_key(index: int) -> str:
 
 
 class DenseResults(ShardResults):
-    """A PNG for each image: class ids with their palette, or millimetres as 16 bits."""
+    """A PNG for each image: class ids with their palette, or depth as 16 bits."""
 
     def add(self, row: int, prediction: Prediction, image: PreparedImage) -> None:
         """Write the PNG."""
         (output_HW,) = prediction.values()
-        data = encode_output_png(scale_to(output_HW, image.size))
+        data = encode_output_png(scale_to(output_HW, image.size), self._png_scale)
         key = _png_key(self._names[row])
         self._store.put(key, data)
         self._predictions[row] = key

@@ -115,8 +115,14 @@ class _Worker:
     def predict_shard(self, index: int, done: int, total: int, report: ProgressCallback) -> None:
         """Write the results of a shard, then its record."""
         with closing(self._plan.open_shard(index)) as shard:
+            model = self._model
             results = results_type(self._plan.task)(
-                self._store, index, shard.names, self._model.classes, self._model.embedding_width
+                self._store,
+                index,
+                shard.names,
+                model.classes,
+                model.embedding_width,
+                model.png_scale,
             )
             reasons: Counter[str] = Counter()
 

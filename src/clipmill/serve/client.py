@@ -25,6 +25,7 @@ from PIL import Image
 
 from clipmill.errors import ConfigError, ServerError
 from clipmill.images import upright
+from clipmill.serve.protocol.png import VALUES_PER_METRE
 from clipmill.serve.protocol.rle import decode_rle
 from clipmill.tasks.visualization import (
     SCORE_THRESHOLD,
@@ -237,10 +238,11 @@ def _byte_strings(data: bytes) -> Iterator[bytes]:
 
 
 def _from_png(data: bytes) -> NDArray[Any]:
-    """Return class ids, or metres from millimetres."""
+    """Return class ids, or metres."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         values_HW = np.asarray(image)
-    return values_HW if image.mode == "P" else values_HW.astype(np.float32) / 1000
+        scale = float(image.info.get(VALUES_PER_METRE, 1000))
+    return values_HW if image.mode == "P" else values_HW.astype(np.float32) / scale
 
 
 def _from_rle(files: NDArray[Any]) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import Stage
-from clipmill.storage import join
+from clipmill.storage import absolute_uri, join
 
 if TYPE_CHECKING:
     from clipmill.data.stats import DatasetStats
@@ -21,6 +21,14 @@ def scenes(recipe: str, overrides: Sequence[str], store: str, run: str = "") -> 
     config = get_recipe(recipe, source.ScenesSourceConfig, overrides)
     with Stage("scenes", store=store, run=run) as stage:
         return stage.set_output(source.draw_source(config, store, report=stage.report))
+
+
+def pack(source: str, uri: str) -> str:
+    """Pack a folder of labeled data or pairs, or an archive of one, as a tar; return its URI."""
+    from clipmill.data import pack
+
+    with Stage("pack", target=uri.rpartition("/")[0]) as stage:
+        return stage.set_output(pack.pack(source, absolute_uri(uri), report=stage.report))
 
 
 def shard(

@@ -1,6 +1,6 @@
 """Bytes at a URI: a local folder or S3, folders packed into tars, and an embedded S3 server."""
 
-from clipmill.storage.archive import fetch, pack_dir, unpack_dir
+from clipmill.storage.archive import fetch, pack_dir, read_digest, unpack_archive, unpack_dir
 from clipmill.storage.local import atomic_write
 from clipmill.storage.seaweed import SeaweedServer
 from clipmill.storage.store import Store
@@ -30,9 +30,11 @@ __all__ = [
     "open_store",
     "pack_dir",
     "read_bytes",
+    "read_digest",
     "read_json",
     "require_writable",
     "split_uri",
+    "unpack_archive",
     "unpack_dir",
     "write_bytes",
     "write_json",

@@ -5,7 +5,11 @@ import re
 import shutil
 import tarfile
 import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from clipmill.config import sha256_bytes, sha256_file
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
@@ -14,12 +18,13 @@ from clipmill.storage.store import TEMPORARY_PREFIX
 from clipmill.storage.uri import split_uri
 
 
-def pack_dir(folder: Path, uri: str) -> str:
+def pack_dir(folder: Path, uri: str, *, leave_out: Callable[[Path], bool] | None = None) -> str:
     """Pack ``folder`` into a tar at ``uri`` and return the tar's SHA-256 as hex digits.
 
     Equal trees give equal bytes: names are sorted; times, owners and all of the modes but the
     executable bit are left out; links to files are packed as those files. The digest is kept
     beside the tar, at ``uri`` + ``.sha256``: a second call for the same tree uploads nothing.
+    ``leave_out`` takes paths relative to ``folder``.
 
     Raises ArtifactError for anything but files and folders, or another ending than ``.tar``.
     """
@@ -33,7 +38,7 @@ def pack_dir(folder: Path, uri: str) -> str:
     with tempfile.TemporaryDirectory(prefix="clipmill-pack-") as scratch:
         tar = Path(scratch) / "tree.tar"
         try:
-            _pack(folder, tar)
+            _pack(folder, tar, leave_out)
         except OSError as error:
             raise StorageError(
                 f"can't pack {folder}: {error}",
@@ -52,6 +57,29 @@ def pack_dir(folder: Path, uri: str) -> str:
     return sha256
 
 
+def read_digest(uri: str) -> str:
+    """Return the SHA-256 that ``pack_dir`` kept beside its tar.
+
+    Raises NotFoundError without one, StorageError; ArtifactError where it's no digest.
+    """
+    store, key = split_uri(uri)
+    try:
+        data = store.get(f"{key}.sha256")
+    except NotFoundError:
+        if not store.exists(key):
+            raise NotFoundError(
+                f"there is no file {uri}",
+                expected="a tar that `clipmill data pack` wrote",
+                action=f"check the URI, or pack your folder: clipmill data pack FOLDER {uri}",
+            ) from None
+        raise NotFoundError(
+            f"{uri} has no digest beside it: there is no {uri}.sha256",
+            expected="a tar that `clipmill data pack` wrote, rather than `tar`",
+            action=f"write its digest: clipmill data pack {uri} {uri}",
+        ) from None
+    return _check_hex(data.decode("ascii", "replace").strip(), uri)
+
+
 def unpack_dir(uri: str, cache: Path) -> Path:
     """Return a folder under ``cache`` with what ``pack_dir`` packed at ``uri``.
 
@@ -59,8 +87,7 @@ def unpack_dir(uri: str, cache: Path) -> Path:
     it. Raises NotFoundError, StorageError; ArtifactError where the tar isn't the one that its
     digest speaks of, or would unpack outside its folder.
     """
-    store, key = split_uri(uri)
-    sha256 = _check_hex(store.get(f"{key}.sha256").decode("ascii", "replace").strip(), uri)
+    sha256 = read_digest(uri)
     folder = cache / f"{sha256_bytes(uri.encode())[:16]}-{sha256}"
     if folder.is_dir():
         return folder
@@ -128,7 +155,7 @@ def _check_digest(path: Path, sha256: str, uri: str) -> None:
         )
 
 
-def _pack(folder: Path, tar: Path) -> None:
+def _pack(folder: Path, tar: Path, leave_out: Callable[[Path], bool] | None) -> None:
     if not folder.is_dir():
         raise NotFoundError(
             f"there is no folder {folder}",
@@ -137,6 +164,8 @@ def _pack(folder: Path, tar: Path) -> None:
         )
     with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
         for path in sorted(folder.rglob("*")):
+            if leave_out and leave_out(path.relative_to(folder)):
+                continue
             info = tarfile.TarInfo(path.relative_to(folder).as_posix())
             if path.is_dir() and not path.is_symlink():
                 info.type, info.mode = tarfile.DIRTYPE, 0o755
@@ -154,12 +183,25 @@ def _pack(folder: Path, tar: Path) -> None:
                 )
 
 
-def _unpack(tar: Path, folder: Path, uri: str) -> None:
+def unpack_archive(path: Path, folder: Path) -> None:
+    """Unpack another tool's archive, ``.tar``, compressed or not, or ``.zip``, into a folder.
+
+    Raises ArtifactError if it's damaged, or holds anything but files and folders below one root.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                archive.extract(member, folder)  # leaves out roots and `..` of names
+        return
+    _unpack(path, folder, str(path), mode="r:*")
+
+
+def _unpack(tar: Path, folder: Path, uri: str, *, mode: Literal["r:", "r:*"] = "r:") -> None:
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with tarfile.open(tar, mode) as archive:
             for member in archive:
                 _extract(archive, member, folder)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ArtifactError(
             f"{uri} can't be unpacked: {error}",
             expected="a tar of files and folders below one root",

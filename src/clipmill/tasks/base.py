@@ -52,6 +52,8 @@ class OutputSpec:
     shape: tuple[str | int, ...] = ("H", "W")
     """Axes: ``H`` and ``W`` are the image's, ``C`` the number of classes, a number is itself. Any
     other letter (``N``) is a length that differs by image and is the same in all outputs."""
+    png_scale: int = 1000
+    """Values of a 16-bit PNG in a unit, of floating-point maps (H, W)."""
 
 
 class Task(ABC, Generic[TaskConfigT]):

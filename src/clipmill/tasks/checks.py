@@ -3,8 +3,9 @@
 A check reads every file of a folder and reports all issues, rather than the first.
 """
 
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from clipmill.images import image_size
 from clipmill.models.checkpoint import read_metadata
 from clipmill.models.embedding_stats import evenly_spaced_indices
 from clipmill.models.pretrained import open_encoder
+from clipmill.processes import local_rank
 from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig, DetectionConfig
 from clipmill.tasks.training_registry import get_training_task
@@ -39,6 +41,10 @@ MIN_CLASSES = 2
 """Classes of a data set that a classifier, of images or of pixels, can tell apart."""
 _NUM_QUICK_FILES = 32
 _HEADER_BYTES = 1 << 20
+# Depth cameras see up to 10 m. Maps of rooms that end before 3 m are rare, before 1.2 m more so.
+_FAR_SHARE, _NEAR_METRES, _ROOM_METRES = 0.005, 1.2, 3.0
+_DEPTH_UNITS = {100: "centimetres", 256: "KITTI", 1000: "millimetres", 5000: "TUM"}
+_logger = logging.getLogger(__name__)
 ValueT = TypeVar("ValueT")
 
 
@@ -177,7 +183,7 @@ def check_before(
 ) -> None:
     """Run the cheap part of a check: layout, lists and annotations, and a few files of each split.
 
-    A split that isn't there is passed over, but for the first.
+    A split that isn't there is passed over, but for the first. Warnings are logged.
 
     Raises:
         SourceError: the check finds an error; the first one, with the number of others.
@@ -187,8 +193,11 @@ def check_before(
     issues = IssueCounter(missing_splits_are_errors=False)
     scope = CheckScope(splits=splits, limit=_NUM_QUICK_FILES, classes=classes, config=config)
     CHECKS[task](folder, issues, no_progress, scope)
-    errors = [issue for issue in issues.result(task).issues if issue.is_error]
+    result = issues.result(task).issues
+    errors = [issue for issue in result if issue.is_error]
     if not errors:
+        for issue in result if local_rank() == 0 else ():
+            _logger.warning("%s (%d): %s", issue.reason, issue.count, issue.examples[0])
         return
     more = sum(issue.count for issue in errors) - 1
     raise SourceError(
@@ -305,14 +314,68 @@ def check_depth(
             continue
         issues.num_samples[split] = len(data)
         _warn_passed_over(data, issues)
+        assumed: list[_DepthValues] = []
         for i in scope.indices(len(data)):
-            _check_depth_pair(data, i, issues, farthest)
+            _check_depth_pair(data, i, issues, farthest, assumed)
             report(i + 1, len(data), f"{split} checked")
+        if assumed:
+            _check_assumed_unit(folder, split, assumed, issues)
 
 
-def _check_depth_pair(data: DepthFolder, index: int, issues: IssueCounter, farthest: float) -> None:
+@dataclass(frozen=True, slots=True)
+class _DepthValues:
+    """Depth of a map whose unit isn't stated, in metres if it's the millimetre."""
+
+    far_share: float
+    """Share beyond the range of cameras for rooms."""
+    median: float
+    highest: float
+
+    @classmethod
+    def of(cls, known_metres: NDArray[Any]) -> "_DepthValues":
+        return cls(
+            far_share=float((known_metres > MAX_DEPTH_METRES).mean()),
+            median=float(np.median(known_metres)),
+            highest=float(known_metres.max()),
+        )
+
+
+def _check_assumed_unit(
+    folder: Path, split: str, maps: Sequence[_DepthValues], issues: IssueCounter
+) -> None:
+    """Compare a split's values with rooms: single maps of another unit look like some of them."""
+    far = float(np.median([m.far_share for m in maps]))
+    median, highest = float(np.median([m.median for m in maps])), max(m.highest for m in maps)
+    if far <= _FAR_SHARE and highest >= _ROOM_METRES:
+        return
+    units = "; ".join(
+        f"{scale} ({name}): median {median * 1000 / scale:.3g} m, up to "
+        f"{highest * 1000 / scale:.3g} m"
+        for scale, name in _DEPTH_UNITS.items()
+    )
+    text = (
+        f"{folder}, {split}: as millimetres the maps have a median of {median:.3g} m, up to "
+        f"{highest:.3g} m, and {100 * far:.2g} % is beyond {MAX_DEPTH_METRES:g} m, unlike rooms. "
+        f"Set values_per_metre in depth.json, even if it's 1000. By unit: {units}"
+    )
+    if far > _FAR_SHARE or highest < _NEAR_METRES:
+        issues.error("depth_unit", text)
+    else:
+        issues.warn("depth_unit", text)
+
+
+def _check_depth_pair(
+    data: DepthFolder,
+    index: int,
+    issues: IssueCounter,
+    farthest: float,
+    assumed: list[_DepthValues],
+) -> None:
     name = str(data.labels[index])
-    depth = issues.catch("depth", lambda: data.depth_HW(index))
+    read = issues.catch("depth", lambda: data.depth_map(index))
+    depth, is_assumed = (None, False) if read is None else read
+    if depth is not None and is_assumed and (known := depth[depth > 0]).size:
+        assumed.append(_DepthValues.of(known))
     image = issues.catch(BadSampleReason.UNREADABLE_IMAGE, lambda: data.image_HW3(index))
     if depth is None or image is None:
         return

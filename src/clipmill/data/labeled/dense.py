@@ -285,6 +285,10 @@ class DepthFolder(LabeledFolder):
         Raises:
             SourceError: the file isn't a depth map, or its values can't be in the unit.
         """
+        return self.depth_map(index)[0]
+
+    def depth_map(self, index: int) -> tuple[NDArray[Any], bool]:
+        """The same, and whether millimetres were assumed for its whole numbers."""
         path = self.labels[index]
         values_HW = _depth_values(path)
         if values_HW.ndim != 2 or values_HW.dtype.kind not in "iuf":
@@ -309,7 +313,7 @@ class DepthFolder(LabeledFolder):
                     action="set the option values_per_metre in depth.json (256 for KITTI, 100 for "
                     "centimetres)",
                 )
-        return depth_HW
+        return depth_HW, self.check_unit and not is_float
 
     def pair(self, index: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Image and depth at the image's size: depth of another resolution by nearest pixels.

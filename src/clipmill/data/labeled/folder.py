@@ -5,9 +5,11 @@ Shapes: H image height, W image width.
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +33,33 @@ from clipmill.data.labeled.options import (
 from clipmill.errors import SourceError
 from clipmill.images import read_rgb
 from clipmill.lineage import Parent
-from clipmill.storage import atomic_write, read_bytes, unpack_dir
+from clipmill.storage import atomic_write, read_digest, unpack_dir
 
 _DIGEST_THREADS = 8
 _PATH_COLUMNS = ("file_name", "filename", "image", "path", "filepath", "file", "image_path", "img")
 _LABEL_COLUMNS = ("label", "class", "category", "class_name", "label_name", "target", "labels")
+# Folders of a store with artifacts, whose names end in a part of their digest, and with records.
+_STORE_FOLDERS = frozenset(
+    (
+        *("baselines", "captioners", "comparisons", "datasets", "encoders", "evaluations"),
+        *("exports", "models", "predictions", "reports", "smoke_tests", "sources"),
+        *("studies", "sweeps"),
+    )
+)
+_STORE_RECORDS = frozenset({"runs", "serving"})
+_ARTIFACT = re.compile(r"(?:.+-)?[0-9a-f]{12,16}(?:\.json)?")
 _TABLE_SUFFIXES = (".csv", ".jsonl")
 
 
 def fetch_folder(uri: str, role: str) -> tuple[Path, Parent]:
     """A local path of the folder at ``uri``, and what it is in a lineage.
 
-    ``uri`` is a folder, or a ``.tar`` made by ``pack_dir``. The digest covers the files' names and
-    bytes, hidden files left out. A file is read again only if its inode, size or times changed.
+    ``uri`` is a folder, or a ``.tar`` that ``clipmill data pack`` made. The digest covers the names
+    and bytes of the files, without hidden ones and artifacts of a store within the folder. A file
+    is read again only if its inode, size or times changed.
     """
     if uri.endswith(".tar"):
-        digest = read_bytes(f"{uri}.sha256").decode().strip()
+        digest = read_digest(uri)
         return unpack_dir(uri, cache_folder()), Parent(role=role, uri=uri, digest=digest)
     folder = Path(uri).absolute()
     if not folder.is_dir():
@@ -73,7 +86,7 @@ def _content_digest(folder: Path) -> str:
         return name, [*state, digest]
 
     with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
-        entries = dict(pool.map(entry, list_files(folder)))
+        entries = dict(pool.map(entry, _without_artifacts(folder, list_files(folder))))
     if entries != known:
         try:
             with atomic_write(index) as path:
@@ -81,6 +94,22 @@ def _content_digest(folder: Path) -> str:
         except OSError:  # a cache that can't be written only costs time
             pass
     return digest_json([[name, entries[name][-1]] for name in sorted(entries)])
+
+
+def _without_artifacts(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Return the files without those of stores within the folder, which grow as it is used."""
+    names = {path: path.relative_to(folder).parts for path in files}
+    stores: set[tuple[str, ...]] = set()
+    artifacts: set[Path] = set()
+    for path, parts in names.items():
+        for i, (kind, name) in enumerate(pairwise(parts)):
+            if kind in _STORE_FOLDERS and _ARTIFACT.fullmatch(name):
+                stores.add(parts[:i])
+                artifacts.add(path)
+    for path, parts in names.items():
+        if any(parts[:i] in stores and kind in _STORE_RECORDS for i, kind in enumerate(parts[:-1])):
+            artifacts.add(path)
+    return [path for path in files if path not in artifacts]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -115,7 +115,8 @@ class DepthOptions(Config):
     invalid: tuple[float, ...] = (0.0,)
     """Stored values that stand for unknown depth; negative, infinite and NaN ones always do."""
     check_unit: bool = True
-    """Refuse a map whose median no room has, 0.3 to 20 m at the default range of 10 m."""
+    """Refuse maps whose medians (outside 0.3 to 20 m) or ranges no room has, where
+    ``values_per_metre`` isn't set."""
     exif: Exif = "apply"
     """``apply`` if depth belongs to upright images, ``ignore`` if to the stored pixels."""
 

@@ -6,6 +6,7 @@ A source is named by a spec: ``KIND:PATH?OPTION=VALUE&...``, or a path whose kin
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +30,7 @@ from clipmill.data.sources.tables import ParquetSource, hugging_face_source
 from clipmill.data.sources.text_tables import DelimitedSource, ImageFolderSource, JsonLinesSource
 from clipmill.data.sources.webdataset import WebDatasetSource
 from clipmill.errors import SourceError
-from clipmill.storage import exists, unpack_dir
+from clipmill.storage import absolute_uri, exists, unpack_dir
 
 __all__ = [
     "REASONS",
@@ -46,6 +47,8 @@ __all__ = [
 
 # Files looked at to tell what a folder holds: all of a mixed one, the first of a vast one.
 _MAX_INSPECTED_FILES = 10_000
+
+_TAR = re.compile(r"(.+?\.tar)((?:[/?].*)?)$")
 
 _BY_SUFFIX = {
     ".csv": "csv",
@@ -104,20 +107,28 @@ SOURCES: Mapping[str, SourceKind] = {
 
 
 def open_source(spec: str) -> Source:
-    """The source that ``spec`` names, or the folder packed at a ``.tar`` by ``pack_dir``.
+    """The source that ``spec`` names, perhaps in a folder packed by ``clipmill data pack``.
+
+    A path in such a folder follows the tar's: ``csv:s3://bucket/pairs.tar/pairs.csv?image=file``.
 
     Raises SourceError where there is none, its kind can't be told, or an option is unknown.
     """
-    if spec.endswith(".tar") and _is_packed(spec):
-        return FolderSource(unpack_dir(spec, cache_folder()), spec)
-    parsed = parse_spec(spec, SOURCES)
-    if "://" in parsed.path:
+    if packed := _packed(spec):
+        kind, tar, rest = packed
+        folder = unpack_dir(tar, cache_folder())
+        source = open_source(f"{kind}{folder}{rest}")
+        # The cache is another folder on each machine.
+        source.uri = f"{kind}{absolute_uri(tar)}{rest}"
+        return source
+    location = _split_kind(spec)[1].partition("?")[0]
+    if "://" in location:
         raise SourceError(
-            f"{parsed.path} is neither a local path nor a folder packed as .tar",
+            f"{location} is neither a local path nor a folder packed as .tar",
             expected="a local path (of a table, its images may lie at s3://), or the URI of a "
-            ".tar that pack_dir made",
-            action="pack the folder with pack_dir, copy it here, or mount the bucket",
+            ".tar that `clipmill data pack` made",
+            action=_packing(location),
         )
+    parsed = parse_spec(spec, SOURCES)
     kind = SOURCES[parsed.kind]
     unknown = parsed.options.keys() - set(kind.options)
     if unknown:
@@ -129,8 +140,30 @@ def open_source(spec: str) -> Source:
     return kind.open(parsed.path, **parsed.options)
 
 
-def _is_packed(uri: str) -> bool:
-    return not any(uri.startswith(f"{kind}:") for kind in SOURCES) and exists(f"{uri}.sha256")
+def _packed(spec: str) -> tuple[str, str, str] | None:
+    """Return the kind with its colon, the packed tar, and the rest of a spec that has one."""
+    kind, location = _split_kind(spec)
+    found = _TAR.match(location)
+    is_elsewhere = "://" in location and not location.startswith(("s3://", "file://"))
+    if found is None or is_elsewhere or not exists(f"{found[1]}.sha256"):
+        return None
+    if kind == "webdataset:" and not found[2].startswith("/"):
+        return None  # the tar is one of samples, and packed too
+    return kind, found[1], found[2]
+
+
+def _split_kind(spec: str) -> tuple[str, str]:
+    """Return a spec's kind with its colon, empty if it has none, and the rest."""
+    kind, _, rest = spec.partition(":")
+    return (f"{kind}:", rest) if kind in SOURCES and not rest.startswith("//") else ("", spec)
+
+
+def _packing(uri: str) -> str:
+    """Return the command that makes a source at a URI usable."""
+    if uri.lower().endswith((".tar", ".tar.gz", ".tgz", ".zip")):
+        target = f"{uri.removesuffix('.tar')}-packed.tar" if uri.endswith(".tar") else "URI.tar"
+        return f"pack it, or the folder it's from: clipmill data pack {uri} {target}"
+    return f"pack the folder, clipmill data pack FOLDER {uri.rstrip('/')}.tar, or mount the bucket"
 
 
 def parse_spec(text: str, kinds: Iterable[str]) -> SourceSpec:

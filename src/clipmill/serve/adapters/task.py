@@ -60,8 +60,11 @@ class DenseAdapter(ModelAdapter):
     def describe(self) -> dict[str, Any]:
         """Return class names and their colors, or the unit of depth."""
         classes = list(self.predictor.classes)
+        output: dict[str, Any] = {"name": self._output.name, "unit": self._output.unit}
+        if not self._is_classes:
+            output["values_per_metre"] = self._output.png_scale
         return {
-            "outputs": [{"name": self._output.name, "unit": self._output.unit}],
+            "outputs": [output],
             "codings": ["raw", "png"] if self._is_classes else ["raw", "float16", "png"],
             "classes": classes,
             "palette": class_palette(len(classes)).tolist() if classes else [],
@@ -104,7 +107,7 @@ class DenseAdapter(ModelAdapter):
         results = [scale_to(*pair) for pair in zip(results, inputs.sizes, strict=True)]
         if parameters.output == "png":
             files = np.empty(len(results), object)
-            files[:] = [encode_output_png(output_HW) for output_HW in results]
+            files[:] = [encode_output_png(output, self._output.png_scale) for output in results]
             return {name: files, **sizes}
         dtype = np.float16 if parameters.output == "float16" else np.dtype(self._output.dtype)
         arrays = [output_HW.astype(dtype, copy=False) for output_HW in results]

@@ -1,4 +1,4 @@
-"""PNG files of dense outputs: class ids with their palette, or depth in millimetres.
+"""PNG files of dense outputs: class ids with their palette, or depth as whole numbers.
 
 Shapes: H W an image's height and width.
 """
@@ -9,21 +9,29 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from clipmill.tasks.visualization import class_palette
 
-_MAX_MILLIMETRES: Final = 65535
+VALUES_PER_METRE: Final = "values_per_metre"
+"""Text chunk of a depth map's PNG."""
+_MAX_VALUE: Final = 65535
 
 
-def encode_output_png(output_HW: NDArray[Any]) -> bytes:
-    """Return class ids (uint8) as an indexed PNG, or metres as 16-bit millimetres."""
+def encode_output_png(output_HW: NDArray[Any], scale: int = 1000) -> bytes:
+    """Return class ids (uint8) as an indexed PNG, or metres times ``scale`` as 16 bits.
+
+    The scale is in the file, as the text ``values_per_metre``.
+    """
+    text = PngInfo()
     if output_HW.dtype == np.uint8:
         height, width = output_HW.shape
         image = Image.frombytes("P", (width, height), output_HW.tobytes())
         image.putpalette(class_palette().tobytes())
     else:
-        millimetres_HW = np.clip(np.rint(output_HW * 1000), 0, _MAX_MILLIMETRES)
-        image = Image.fromarray(millimetres_HW.astype(np.uint16))
+        values_HW = np.clip(np.rint(output_HW * scale), 0, _MAX_VALUE)
+        image = Image.fromarray(values_HW.astype(np.uint16))
+        text.add_text(VALUES_PER_METRE, str(scale))
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1, pnginfo=text)
     return file.getvalue()

@@ -4,8 +4,10 @@ Recipes, servers and reports import this half of the task. Its data and objectiv
 :mod:`clipmill.tasks.depth.training`.
 """
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.models.config import EncoderConfig
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_PNG_SCALES: Final = (1000, 256, 100, 10)
+"""Values of a PNG in a metre, the finest first: millimetres, KITTI's unit, centimetres."""
+
+
 class DepthTask(Task[DepthConfig]):
     """Predict depth in metres from NYUv2's layout; ranked by RMSE."""
 
@@ -24,6 +30,12 @@ class DepthTask(Task[DepthConfig]):
     metric = Metric(name="rmse", unit="m", higher_is_better=False)
     outputs = (OutputSpec(name="depth_metres", dtype="float32", unit="metres"),)
     config_type = DepthConfig
+
+    def outputs_of(self, config: DepthConfig) -> tuple[OutputSpec, ...]:
+        """Return the output, whose PNGs hold millimetres if 16 bits suffice for the range."""
+        largest = np.iinfo(np.uint16).max
+        scale = next((s for s in _PNG_SCALES if config.max_depth_metres * s <= largest), 1)
+        return tuple(replace(output, png_scale=scale) for output in self.outputs)
 
     def build_inference_model(
         self, config: DepthConfig, encoder: EncoderConfig, classes: tuple[str, ...]
