@@ -103,6 +103,12 @@ def process_pool(num_processes: int = 0) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown()
 
 
+def lower_thread_priority(niceness: int = 5) -> None:
+    """Let the process's other threads, such as an event loop that answers probes, run first."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+
+
 def tune_malloc() -> None:
     """Let freed memory stay with the process, for its next allocations.
 

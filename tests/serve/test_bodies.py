@@ -4,6 +4,7 @@ from collections import Counter
 from contextlib import suppress
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from clipmill.serve.kserve_compat import (
 from clipmill.serve.protocol.bodies import (
     HEADER_LENGTH,
     RequestBody,
+    encode_json,
     encode_v2,
     parse_request,
     parse_v2,
@@ -155,3 +157,15 @@ def test_parts_of_large_responses_leave_the_event_loop_to_others():
     # At most a part of each response starts, or follows another, in one turn.
     assert max(Counter(seen).values()) <= 5
     assert seen[-1] - seen[0] >= 24
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("highest", [1, 9, 10])
+@pytest.mark.parametrize("shape", [(100_003,), (300, 333), (2, 300, 333), (40_000, 3)])
+def test_large_arrays_are_written_as_orjson_writes_them(
+    shape: tuple[int, ...], highest: int, dtype: type
+) -> None:
+    array = np.random.default_rng(0).integers(0, highest + 1, shape).astype(dtype)
+    for values in (array, -array if dtype is np.int64 else array[::-1].copy()):
+        expected = orjson.dumps({"data": values}, option=orjson.OPT_SERIALIZE_NUMPY)
+        assert encode_json({"data": values}, len(expected)) == expected

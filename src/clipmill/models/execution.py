@@ -16,19 +16,16 @@ computed as one of stride 1 on those pixels, which is exact.
 Shapes: B batch, C output channels, H W image.
 """
 
-import os
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipmill.processes import available_cpus
+from clipmill.processes import available_cpus, lower_thread_priority
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Item = TypeVar("Item")
@@ -101,10 +98,6 @@ def _subsample(
     return (images_BCHW[..., :: stride[0], :: stride[1]],)
 
 
-# The event loop of the same process, which answers probes and rejects overload, has priority.
-_NICENESS: Final = 5
-
-
 def set_num_threads(number: int = 0) -> None:
     """Set PyTorch's number of threads; 0 takes its default, within the container's CPU limit."""
     torch.set_num_threads(number or min(torch.get_num_threads(), available_cpus()))
@@ -140,8 +133,7 @@ class InferenceThreadPool:
 
 def _start_worker(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    lower_thread_priority()
 
 
 def resize_and_run(

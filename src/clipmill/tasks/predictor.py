@@ -150,7 +150,10 @@ class Predictor:
             (spec,) = self.outputs
             outputs = [{spec.name: tensor} for tensor in outputs.cpu()]
         return [
-            {o.name: tensors[o.name].cpu().numpy().astype(o.dtype) for o in self.outputs}
+            {
+                o.name: tensors[o.name].cpu().numpy().astype(o.dtype, copy=False)
+                for o in self.outputs
+            }
             for tensors in outputs
         ]
 

@@ -5,6 +5,7 @@ Shapes: H W image, N detections, C classes.
 
 import colorsys
 import io
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,9 @@ _FIRST_COLORS = (
 )
 
 
+@cache
 def class_palette(num_classes: int = 256) -> NDArray[Any]:
-    """Return colors (C, 3) uint8: fixed ones, then hues a golden ratio apart; 255 is ignored."""
+    """Return colors (C, 3) uint8, read-only; 255 is ignored, others lie a golden ratio apart."""
     fixed = [tuple(bytes.fromhex(color)) for color in _FIRST_COLORS.split()]
     generated = [
         tuple(int(255 * c) for c in colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.5, 0.75)[i % 2], 0.85))
@@ -52,6 +54,7 @@ def class_palette(num_classes: int = 256) -> NDArray[Any]:
     ]
     colors_C3 = np.array([*fixed, *generated], dtype=np.uint8)
     colors_C3[255] = IGNORED_COLOR
+    colors_C3.setflags(write=False)
     return colors_C3[:num_classes]
 
 

@@ -297,10 +297,10 @@ class InstanceAdapter(ModelAdapter):
         """
         if not self._has(_SCORES):
             return dict(prediction)
-        selected = np.flatnonzero(prediction[_SCORES] >= parameters.threshold)
-        selected = selected[: parameters.top_k or None]
+        count = int(np.count_nonzero(prediction[_SCORES] >= parameters.threshold))
+        count = min(count, parameters.top_k or count)
         return {
-            name: array[selected]
+            name: array[:count]
             for name, array in prediction.items()
             if name == _SCORES or parameters.is_wanted(name)
         }

@@ -11,6 +11,7 @@ the browser: ``POST /v2/models/NAME/infer?output=png`` returns a PNG. A form wit
 import base64
 import re
 import struct
+import threading
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -45,7 +46,8 @@ _MAX_INPUTS: Final = 3
 ENCODINGS: Final = ("gzip", "deflate")
 """Values of Content-Encoding that are read."""
 _ZLIB_OR_GZIP: Final = 32 + zlib.MAX_WBITS
-_JSON_PIECE: Final = 2**16  # elements that are written as JSON at once
+_JSON_PIECE: Final = 2**15  # elements that are written as JSON at once
+_JSON_TURN: Final = threading.Lock()
 _MIN_JSON_BYTES: Final = 2  # of an element: a digit and a comma
 
 
@@ -256,8 +258,9 @@ def encode_v1(response: dict[str, Any], max_bytes: int) -> ResponseBody:
 def encode_json(value: object, max_bytes: int) -> bytes:
     """Return the JSON text of a value with arrays; BadRequestError if it is too large.
 
-    Large arrays are written piece by piece: orjson holds the interpreter's lock meanwhile, for
-    which health probes wait.
+    Large arrays are written piece by piece, by one thread at a time: orjson holds the interpreter's
+    lock meanwhile, for which health probes wait. Masks and maps of less than eleven classes, the
+    largest of all, are written by NumPy, which doesn't hold it.
     """
     pieces, num_bytes = [], 0
     for piece in _json_pieces(value):
@@ -281,7 +284,9 @@ def _json_pieces(value: object) -> Iterator[bytes]:
             if num_rows == 1 and value.ndim > 1:
                 yield from _json_pieces(value[start])
             else:
-                yield _dump(value[start : start + num_rows])[1:-1]
+                with _JSON_TURN:
+                    piece = _dump_piece(value[start : start + num_rows])
+                yield piece[1:-1]
         yield b"]"
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for index, item in enumerate(value):
@@ -290,6 +295,22 @@ def _json_pieces(value: object) -> Iterator[bytes]:
         yield b"]"
     else:
         yield _dump(value)
+
+
+def _dump_piece(array: NDArray[Any]) -> bytes:
+    """Return the JSON of an array (..., W) of numbers, as nested lists without spaces."""
+    if array.dtype.kind not in "ui" or array.min() < 0 or array.max() > 9:
+        return _dump(array)
+    text = np.add(array, ord("0"), dtype=np.uint8, casting="unsafe")[..., np.newaxis]
+    for _ in range(array.ndim):
+        *outer, count, width = text.shape
+        joined = np.empty((*outer, count * (width + 1) + 1), np.uint8)
+        items = joined[..., :-1].reshape(*outer, count, width + 1)  # a view
+        items[..., 0] = ord(",")
+        items[..., 1:] = text
+        joined[..., 0], joined[..., -1] = ord("["), ord("]")
+        text = joined
+    return text.tobytes()
 
 
 def _request_from_form(body: RequestBody, model: str) -> InferRequest:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from clipmill.processes import lower_thread_priority
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import BadRequestError, OverloadedError, RejectReason
 from clipmill.serve.server.tracing import add_step
@@ -62,7 +63,9 @@ class DynamicBatcher:
         self._is_closing = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"predict-{model}")
+        self._executor = ThreadPoolExecutor(
+            1, thread_name_prefix=f"predict-{model}", initializer=lower_thread_priority
+        )
         self._task: asyncio.Task[None] | None = None
         metrics = serving_metrics()
         self._wait_seconds = metrics.queue_wait_seconds.labels(model)
@@ -158,9 +161,8 @@ class DynamicBatcher:
 
     async def _batch_loop(self) -> None:
         while True:
-            batch = await self._next_batch()
-            if batch:
-                await self._run_batch(batch)
+            # Not kept in a variable: outputs would stay in memory until the next batch.
+            await self._run_batch(await self._next_batch())
 
     async def _next_batch(self) -> list[_QueuedItem]:
         """Return the oldest item and others of its key; empty where all were canceled meanwhile."""
@@ -210,6 +212,8 @@ class DynamicBatcher:
         return sum(queued_item.batch_key == batch_key for queued_item in self._queue)
 
     async def _run_batch(self, batch: Sequence[_QueuedItem]) -> None:
+        if not batch:
+            return
         loop = asyncio.get_running_loop()
         started = loop.time()
         for queued_item in batch:

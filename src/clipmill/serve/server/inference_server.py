@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from clipmill.processes import url_host
+from clipmill.processes import lower_thread_priority, url_host
 from clipmill.serve.config import ModelSpec, ServingConfig
 from clipmill.serve.errors import UnsupportedError
 from clipmill.serve.kserve_compat import (
@@ -98,7 +98,11 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
         configure_tracing()
         self._config = config
         self._sampler = PayloadSampler.open(config.sampling)
-        self._codec = ThreadPoolExecutor(config.num_codec_threads, thread_name_prefix="codec")
+        self._codec = ThreadPoolExecutor(
+            config.num_codec_threads,
+            thread_name_prefix="codec",
+            initializer=lower_thread_priority,
+        )
         loaded = [self._load(spec) for spec in models]
         require_distinct(loaded)
         self._registry = ModelRegistry(loaded)

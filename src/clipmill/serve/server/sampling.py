@@ -7,10 +7,8 @@ them. What the queue can't hold, or the store refuses, is counted and dropped.
 import io
 import json
 import logging
-import os
 import queue
 import random
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from clipmill.errors import ClipmillError, ConfigError
+from clipmill.processes import lower_thread_priority
 from clipmill.serve.config import SamplingConfig, ServingConfig
 from clipmill.serve.protocol.images import Source, decode_image, image_format
 from clipmill.storage import open_store, require_writable
@@ -108,8 +107,7 @@ class PayloadSampler:
         self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        lower_thread_priority(_NICENESS)
         while (sample := self._queue.get()) is not None:
             try:
                 self._write(sample)
