@@ -170,6 +170,10 @@ def test_whole_configs_and_tuples_of_them_are_set_as_json():
     assert found.override(["spare.rate=3", "spare=null"]).spare is None
 
 
+def test_a_field_of_what_is_null_turns_it_on():
+    assert Everything().override(["spare.rate=1"]).spare == Inner(rate=1.0)
+
+
 @pytest.mark.parametrize("word", ["null", "none", "None"])
 def test_nothing_where_it_is_allowed(word):
     assert Everything(limit=1.0, word="a").override([f"limit={word}", f"word={word}"]) == (
@@ -198,7 +202,8 @@ def test_nothing_where_it_is_allowed(word):
         f"rate=1{'0' * 400}",
         f"count=1{'0' * 5000}",
         "rate=[",
-        "spare.rate=1",
+        "limit.rate=1",
+        "spare.rat=1",
         "inner.rate.more=1",
         ".rate=1",
         "inner.=1",

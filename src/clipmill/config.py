@@ -141,7 +141,8 @@ class Config:
         """Return a copy with each ``path.to.field=value`` applied, left to right.
 
         A value is read as JSON where the field isn't a string (``1e-3``, ``true``, ``[1, 2]``,
-        ``null``); for a string field it is taken as it stands.
+        ``null``); for a string field it is taken as it stands. A field of a nested config that is
+        null turns it on, with its defaults.
         """
         config = self
         for assignment in assignments:
@@ -179,6 +180,8 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
         _require_sign(changed, name, full_name)
         return changed
     child = getattr(config, name)
+    if child is None:
+        child = _optional_default(hints[name])
     if isinstance(child, dict):
         key, *below = rest
         entry_name = _dotted(full_name, key)
@@ -196,6 +199,15 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
             action=f"set {full_name}=VALUE",
         )
     return dataclasses.replace(config, **{name: _set(child, rest, text, full_name)})
+
+
+def _optional_default(hint: Any) -> Config | None:
+    """Return the default of a nested config that may be null; None if it has required fields."""
+    kinds = [kind for kind in _alternatives(hint) if isinstance(kind, type)]
+    kind = next((kind for kind in kinds if issubclass(kind, Config)), None)
+    if kind is None or any(_is_required(field) for field in dataclasses.fields(kind)):
+        return None
+    return kind()
 
 
 def _require_sign(config: Config, name: str, path: str) -> None:

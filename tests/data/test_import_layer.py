@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from clipmill.data import import_layer as module
 from clipmill.data.dataset import Dataset
 from clipmill.data.import_layer import ImportConfig, import_layer
+from clipmill.data.join import JoinCounts
 from clipmill.data.layers import read_layer
 from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError, SourceError
@@ -62,13 +63,17 @@ def test_rows_find_their_samples(tmp_path_factory, sizes, suffix, seed, num_file
     random = np.random.default_rng(seed)
     dataset = bare_dataset(folder / "d", sizes)
     given_ = random.permutation(sum(sizes) + 3)
+    # Of a table that begins with unknown uids, the source's are read, which this dataset lacks.
+    given_ = np.roll(given_, -int(np.argmin(given_)))
     values = random.random(len(given_)).round(3)
     parts = np.array_split(np.arange(len(given_)), num_files)
     files = []
     for number, part in enumerate(parts):
         table = pa.table({"uid": [f"u{n}" for n in given_[part]], "aesthetic": values[part]})
         files.append(write(folder / f"{number}{suffix}", table))
-    layer = import_layer(ImportConfig(), dataset.uri, "score/other", files, report=silent)
+    layer = "score/other"
+    counts = import_layer(ImportConfig(), dataset.uri, layer, files, report=silent)
+    assert counts == JoinCounts(matched=sum(sizes), missing=0, unknown=3, duplicate=0)
     expected = [
         {"uid": f"u{n}", "aesthetic": values[list(given_).index(n)]} for n in range(sum(sizes))
     ]
@@ -158,13 +163,10 @@ def test_a_remote_table(s3, tmp_path):
 
 def tables(tmp_path):
     """Names of tables, each wrong in its way."""
-    good = pa.table({"uid": ["u0", "u1"], "x": [0, 1]})
     (tmp_path / "text.parquet").write_text("no parquet")
     (tmp_path / "table.xls").write_text("x")
     return {
-        "twice": write(tmp_path / "twice.parquet", pa.concat_tables([good, good])),
         "number": write(tmp_path / "n.parquet", pa.table({"uid": [0, 1], "x": [0, 1]})),
-        "null": write(tmp_path / "null.parquet", pa.table({"uid": ["u0", None], "x": [0, 1]})),
         "other": write(tmp_path / "other.parquet", pa.table({"key": ["u0"]})),
         "text": str(tmp_path / "text.parquet"),
         "kind": str(tmp_path / "table.xls"),
@@ -175,9 +177,7 @@ def tables(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("twice", "uid u0 is in the table twice"),
         ("number", "has type int64"),
-        ("null", "rows without a uid"),
         ("other", "has no column uid"),
         ("text", "can't be read"),
         ("kind", "is a table of unknown kind"),
@@ -188,6 +188,15 @@ def test_tables_that_are_no_good(tmp_path, name, words):
     dataset = bare_dataset(tmp_path / "d", (2,))
     with pytest.raises(SourceError, match=words):
         import_layer(FILL, dataset.uri, "score/x", [tables(tmp_path)[name]], report=silent)
+
+
+def test_first_row_of_a_sample_counts(tmp_path):
+    dataset = bare_dataset(tmp_path / "d", (2,))
+    table = pa.table({"uid": ["u1", None, "u1", "u0", "u2"], "x": [1, 2, 3, 4, 5]})
+    files = [write(tmp_path / "a.parquet", table), write(tmp_path / "b.parquet", table)]
+    counts = import_layer(ImportConfig(), dataset.uri, "score/x", files, report=silent)
+    assert counts == JoinCounts(matched=2, missing=0, unknown=4, duplicate=4)
+    assert [row["x"] for row in rows_of(dataset, "score/x", tmp_path)] == [4, 1]
 
 
 def test_tables_that_do_not_fit_together(tmp_path):

@@ -162,7 +162,7 @@ def test_layers_come_along(tmp_path: Path, source: str, duplicates: str) -> None
                     assert found["captions"]["captions"] == ["picture 6"]
                     assert found["captions"]["fallback"]
                     assert found["teacher"]["image"] is None
-                    assert found["teacher"]["augmentation"] is None
+                    assert found["teacher"]["torchvision_augmentation"] is None
                 else:
                     synthetic = json.loads(extra[f"{number:05d}.syn.json"])["syn_text"]
                     assert found["captions"]["captions"] == synthetic

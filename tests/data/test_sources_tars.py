@@ -23,6 +23,17 @@ def reason(entry: Entry) -> str:
     return caught.value.reason
 
 
+def npz(num_images: int, num_texts: int, width: int = 8, value: float = 0) -> bytes:
+    """Embeddings, all numbers the same."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        image_emb=np.full((num_images, width), value),
+        text_emb=np.full((num_texts, width), value),
+    )
+    return buffer.getvalue()
+
+
 def by_origin(source: Source) -> dict[str, Entry]:
     return {entry.origin: entry for entry in read_all(source, 3)}
 
@@ -213,7 +224,7 @@ def test_reinforced_samples_bring_layers(tmp_path: Path) -> None:
     }
     teacher = raw.rows["teacher/datacompdr"]
     assert [teacher[kind].shape for kind in ("image", "text")] == [(2, 8), (4, 8)]
-    assert teacher["augmentation"] == [[1, k, 9, 9, 1, 0.5] for k in range(2)]
+    assert teacher["torchvision_augmentation"] == [[1, k, 8, 9, 1, 0.5] for k in range(2)]
 
 
 def test_embeddings_stay_with_their_captions(tmp_path: Path) -> None:
@@ -240,8 +251,31 @@ def test_embeddings_stay_with_their_captions(tmp_path: Path) -> None:
         ("syn.json", b'{"other": 1}'),
         ("npz", b"PK\x03\x04 cut"),
         ("npz", b"not a zip"),
+        ("npz", npz(2, 4, value=np.nan)),
+        ("npz", npz(2, 4, value=1e6)),
+        ("npz", npz(2, 4, width=9)),
+        ("npz", npz(0, 4)),
         ("paug.json", b"[]"),
+        ("paug.json", b"[" * 100_000),
         ("paug.json", b'{"param_aug": [[[1, 1, 2, 2], []]]}'),
+        *(
+            ("paug.json", json.dumps({"param_aug": [augmentation] * 2}).encode())
+            for augmentation in (
+                [[1, 1, 2], None],
+                [[1, 1, 0, 2], None],
+                [[1, 1, 2.5, 2], None],
+                [[-1, 1, 2, 2], None],
+                [[1, 1, 2, 24], None],
+                [[1, 1, 16, 2], None],
+                [[1, 1, 2, 2], [[14, 0.5]]],
+                [[1, 1, 2, 2], [[-1, 0.5]]],
+                [[1, 1, 2, 2], [[1, float("nan")]]],
+                [[1, 1, 2, 2], [[1]]],
+                None,
+            )
+        ),
+        ("syn.json", b'{"syn_text": "abc"}'),
+        ("syn.json", b'{"syn_text": [null, "a", "b"]}'),
         ("syn.json", b'{"syn_text": ["one of four"]}'),
     ],
 )
@@ -259,13 +293,6 @@ def test_layers_may_be_left_out_or_named(tmp_path: Path) -> None:
     named = open_source(f"webdataset:{tmp_path}/a.tar?layers=dfndr")
     assert "captions/dfndr" in named.layers
     assert open_source(named.uri).uri == named.uri
-
-
-def test_pickled_embeddings_are_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", [*plain_samples(0, 1), ("00000.pth.gz", b"x")])
-    with pytest.raises(SourceError, match="pickled"):
-        open_source(f"webdataset:{tmp_path}")
-    assert len(read_all(open_source(f"webdataset:{tmp_path}?layers="))) == 1
 
 
 def test_digest_follows_the_bytes(tmp_path: Path) -> None:

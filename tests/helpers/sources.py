@@ -54,7 +54,7 @@ def reinforced_sample(i: int, num_augmentations: int = 2, num_synthetic: int = 3
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     synthetic = [f"synthetic {i} {k}" for k in range(num_synthetic)]
-    augmentations = [[[i, k, 9, 9], [[1, 0.5]]] for k in range(num_augmentations)]
+    augmentations = [[[i % 8, k, 8, 9], [[1, 0.5]]] for k in range(num_augmentations)]
     return [
         (f"{i:05d}.jpg", jpeg(i)),
         (f"{i:05d}.txt", f"picture {i}".encode()),

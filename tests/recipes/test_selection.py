@@ -41,16 +41,15 @@ def journey(tmp_path_factory):
         captions = [f"a scene with number {n}" for n in range(len(uids))]
         table = pa.table({"uid": uids[::-1], "text": captions})
         pq.write_table(table, folder / "captions.parquet")
-        layer = stages.import_layer(
-            dataset, "captions/x", [str(folder / "captions.parquet")], columns=["captions=text"]
-        )
+        tables = [str(folder / "captions.parquet")]
+        stages.import_layer(dataset, "captions/x", tables, columns=["captions=text"])
         torch.manual_seed(0)
         metadata = CheckpointMetadata(kind="clip", architecture=CLIP.to_json(), recipe={})
         judge = save_checkpoint(str(folder / "judge"), metadata, build_clip(CLIP).state_dict()).uri
         (folder / "concepts").write_text("red\nblue\nsphere\na\n")
         concepts = f"concepts.concepts={folder / 'concepts'}"
         layers = [
-            layer,
+            "captions/x",
             *stages.score("score-basic", [], dataset, ""),
             *stages.score("score-clip", [], dataset, "", model=judge),
             *stages.score("score-concepts", [concepts], dataset, ""),

@@ -1,6 +1,7 @@
 """``clipmill data``: from image-text pairs to a captioned dataset."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from clipmill.cli.options import (
     submit_stage,
     toy_recipe_option,
 )
-from clipmill.cli.output import print_next, print_uri
+from clipmill.cli.output import print_hint, print_next, print_uri
 from clipmill.errors import ConfigError, SourceError
 
 EXIT_DAMAGED = 1
@@ -326,11 +327,25 @@ def data_import_layer(
     ],
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE", help="URIs of .parquet, .csv or .tsv tables."),
+        typer.Argument(
+            metavar="FILE", help="URIs of .parquet, .csv, .tsv or .jsonl tables, plain or .gz."
+        ),
     ],
-    uid_column: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Column of uids in the tables.")
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="uid|key|url",
+            help="Identifier in the tables: clipmill's or the source's uid, or the source's key "
+            "or url.",
+            autocompletion=one_of("uid", "key", "url"),
+        ),
     ] = "uid",
+    uid_column: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN", help="Column of identifiers; the one named as --by if left out."
+        ),
+    ] = "",
     column: Annotated[
         list[str] | None,
         typer.Option(
@@ -349,14 +364,56 @@ def data_import_layer(
     ] = "error",
     as_json: Json = False,
 ) -> None:
-    """Join other tools' tables to a dataset by uid, as a layer; prints its URI."""
+    """Join other tools' tables to a dataset by uid, key or url, as a layer; prints its name."""
     from clipmill import stages
 
-    uri = stages.import_layer(
-        dataset, layer, files, uid_column=uid_column, columns=column or [], missing=missing
+    counts = stages.import_layer(
+        dataset, layer, files, by=by, uid_column=uid_column, columns=column or [], missing=missing
     )
-    print_uri(uri, as_json=as_json, dataset=dataset, layer=layer)
+    print_uri(layer, as_json=as_json, dataset=dataset, layer=layer, **asdict(counts))
+    print_hint(str(counts))
     print_next("data", "stats", dataset)
+
+
+@data.command("import-reinforcements")
+def data_import_reinforcements(
+    dataset: DatasetUri,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARS", help="Tars of DataCompDR: a file, a folder, or a pattern like {00..41}."
+        ),
+    ],
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="key|uid|url",
+            help="Identifier in the tars: key of the members, uid in json, or url in url.txt.",
+            autocompletion=one_of("key", "uid", "url"),
+        ),
+    ] = "key",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the layers; datacompdr if left out.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Join DataCompDR's synthetic captions and embeddings to a dataset; prints the layers."""
+    from clipmill import stages
+
+    imported = stages.import_reinforcements(dataset, source, by=by, name=name)
+    value = {"dataset": dataset, "layers": imported.layers, **asdict(imported.counts)}
+    value["damaged"] = imported.damaged
+    typer.echo(json.dumps(value, indent=2) if as_json else "\n".join(imported.layers))
+    print_hint(f"{imported.counts}, {imported.damaged:,} damaged")
+    training = ["--recipe", "clip-mci0-12m", "--store", "STORE"]
+    for layer in imported.layers:
+        kind = layer.partition("/")[0]
+        training += {
+            "captions": ["--captions", "both", "--caption-layer", layer],
+            "select": ["--select", layer],
+            "teacher": ["--set", f"distillation.layer={layer}"],
+        }[kind]
+    print_next("pretrain", "clip", dataset, *training)
 
 
 @data.command("stats")

@@ -1,13 +1,13 @@
-"""Import a layer from another tool's table: Parquet, CSV or TSV rows with uids, in any order.
+"""Import a layer from another tool's table: rows that name their samples, in any order.
 
 Rows are spilled to disk by the range of shards that they belong to, then written range by range:
-memory holds the dataset's uids (about 40 bytes each) and one range's rows.
+memory holds the hashes of the dataset's identifiers (about 40 bytes each) and one range's rows.
 """
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,22 +15,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipmill.config import Config, sha256_file
 from clipmill.data.dataset import Dataset, cache_folder
+from clipmill.data.join import Identifier, JoinCounts, SampleIndex, other_identifiers
 from clipmill.data.layers import commit_layer, write_layer_shard
 from clipmill.data.shards.read import read_shard
-from clipmill.errors import ArtifactError, SourceError
+from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.lineage import Parent
 from clipmill.stage_records import ProgressCallback
 from clipmill.storage import split_uri
 
 _MAX_RANGES = 64
 
-# Columns added to the imported ones: the target of each row.
-_SHARD, _ROW = "clipmill shard", "clipmill row"
+# A layer's uids are clipmill's, so that column of a table gets another name.
+_SOURCE_UID = "source_uid"
+
+# Columns added to the imported ones: the identifier and the target of each row.
+_IDENTIFIER, _SHARD, _ROW = "clipmill identifier", "clipmill shard", "clipmill row"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +46,25 @@ class ImportConfig(Config):
         "missing": "on_missing",
     }
 
-    uid_column: str = "uid"
-    """The table's column with the samples' uids."""
+    by: Identifier = "uid"
+    """What names a sample: a uid (clipmill's or the source's), or the source's key or url."""
+    uid_column: str = ""
+    """The table's column of these identifiers; empty for one of that name."""
     columns: dict[str, str] = field(default_factory=dict)
-    """The table's column for each column of the layer; empty for all under their own names."""
+    """The table's column for each column of the layer; empty for all under their own names, and
+    ``uid`` as ``source_uid``."""
     on_missing: Literal["error", "fill"] = "error"
     """Samples missing in the table raise an error, or are filled with null; captions are filled
     with the real one, and ``fallback`` is set."""
+
+    def __post_init__(self) -> None:
+        """Refuse a column that each layer has (ConfigError)."""
+        if "uid" in self.columns:
+            raise ConfigError(
+                f"columns was {self.columns}",
+                expected="names other than uid, which holds clipmill's uids in a layer",
+                action=f"name it otherwise, such as {_SOURCE_UID}={self.columns['uid']}",
+            )
 
 
 def import_layer(
@@ -57,96 +74,60 @@ def import_layer(
     files: Sequence[str],
     *,
     report: ProgressCallback,
-) -> str:
-    """Join the tables at these URIs to the dataset's samples by uid, as a layer of that name.
+) -> JoinCounts:
+    """Join the tables at these URIs to the dataset's samples, as a layer of that name.
 
-    Rows with unknown uids are skipped; the layer's lineage counts them and the samples that were
-    filled. Raises SourceError if a table can't be read, or names a uid
-    twice; ArtifactError if samples are missing, or the rows aren't what the layer's kind holds.
+    Rows of unknown samples are skipped, and so are further rows of a sample; the result and the
+    layer's lineage count them, and the samples that were filled. Raises SourceError if a table
+    can't be read; ConfigError if no sample has such an identifier; ArtifactError if samples are
+    missing, or the rows aren't what the layer's kind holds.
     """
     opened = Dataset.open(dataset)
     total = opened.num_samples
     report(0, total, "reading")
-    uid_index = _UidIndex(opened)
+    sample_index = SampleIndex(opened, config.by)
     with (
         tempfile.TemporaryDirectory(prefix="clipmill-import-") as folder,
         closing(_SpillFiles(Path(folder), opened)) as spill,
     ):
         parents = []
-        num_unknown = 0
         for number, uri in enumerate(files):
             path = download_table(uri, Path(folder) / str(number))
             absolute = uri if "://" in uri else str(path.absolute())
             parents.append(Parent(role="import", uri=absolute, digest=sha256_file(path)))
-            for batch in read_table(path, uri, config.uid_column, config.columns):
-                known = uid_index.locate(batch, uri)
-                num_unknown += len(batch) - len(known)
-                spill.add(known, uri)
-        num_missing = uid_index.num_missing
-        if num_missing and config.on_missing == "error":
+            for batch in read_table(path, uri, config.uid_column or config.by, config.columns):
+                spill.add(_matched(sample_index, batch), uri)
+        counts = sample_index.counts
+        if not counts.matched or (counts.missing and config.on_missing == "error"):
             raise ArtifactError(
-                f"{num_missing} of {total} samples aren't in the table, "
-                f"such as {uid_index.missing}",
-                expected="a row for each sample",
-                action="complete the table, or fill with --missing fill",
+                f"{counts.missing} of {total} samples aren't in the table, such as "
+                f"{sample_index.missing}; {counts.unknown} of its rows are unknown",
+                expected="a row for each sample" if counts.matched else "a row for a sample",
+                action="complete the table, or fill with --missing fill"
+                if counts.matched
+                else f"name samples otherwise: {other_identifiers(config.by)}, or --uid-column",
             )
         done = 0
         for index, table in spill.tables():
             write_layer_shard(opened, layer, index, _complete(opened, layer, index, table))
             done += opened.shards[index].num_samples
             report(min(done, total - 1), total, "written")
-    detail = {"missing": str(num_missing), "unknown": str(num_unknown)}
+    detail = {name: str(count) for name, count in asdict(counts).items()}
     commit_layer(opened, layer, parents=tuple(parents), detail=detail)
     report(total, total, "imported")
-    return layer
+    return counts
 
 
-class _UidIndex:
-    """Shard and row of each uid of the dataset, and whether a table has had it."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        parts = [np.array(dataset.uids(i), dtype=bytes) for i in range(len(dataset.shards))]
-        uids = np.concatenate([part for part in parts if len(part)])
-        sizes = [shard.num_samples for shard in dataset.shards]
-        self._order = np.argsort(uids, kind="stable")
-        self._uids = uids[self._order]
-        self._shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[self._order]
-        self._row = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[self._order]
-        self._is_found = np.zeros(len(uids), bool)
-
-    @property
-    def num_missing(self) -> int:
-        """Number of uids that no table has had."""
-        return int((~self._is_found).sum())
-
-    @property
-    def missing(self) -> str:
-        """The first of them, as text."""
-        return ", ".join(uid.decode() for uid in self._uids[~self._is_found][:3])
-
-    def locate(self, batch: pa.Table, uri: str) -> pa.Table:
-        """Return the rows whose uids are known, with their shard and row."""
-        uids = np.array([uid.encode() for uid in batch["uid"].to_pylist()], dtype=bytes)
-        index = np.minimum(np.searchsorted(self._uids, uids), len(self._uids) - 1)
-        known = np.flatnonzero(self._uids[index] == uids)
-        index = index[known]
-        _, first = np.unique(index, return_index=True)
-        is_duplicate = self._is_found[index]
-        is_duplicate[np.setdiff1d(np.arange(len(index)), first)] = True
-        if is_duplicate.any():
-            uid = self._uids[index[is_duplicate][0]].decode()
-            raise SourceError(
-                f"uid {uid} is in the table twice, the second time in {uri}",
-                expected="one row a sample",
-                action="drop one of the rows",
-            )
-        self._is_found[index] = True
-        return (
-            batch.take(pa.array(known))
-            .drop_columns("uid")
-            .append_column(_SHARD, pa.array(self._shard[index]))
-            .append_column(_ROW, pa.array(self._row[index]))
-        )
+def _matched(index: SampleIndex, batch: pa.Table) -> pa.Table:
+    """Return the rows whose samples are known, with their shard and row."""
+    rows, positions = index.match(batch[_IDENTIFIER].to_pylist())
+    shards, places = index.locate(positions)
+    return (
+        batch.take(pa.array(rows))
+        .drop_columns(_IDENTIFIER)
+        .append_column(_SHARD, pa.array(shards))
+        .append_column(_ROW, pa.array(places))
+    )
 
 
 class _SpillFiles:
@@ -232,7 +213,8 @@ def _with_captions(dataset: Dataset, index: int, table: pa.Table) -> pa.Table:
     return table.set_column(position, "fallback", either)
 
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_KINDS = ("parquet", "csv", "tsv", "jsonl", "ndjson")
+_EXPECTED = "a table in Parquet (.parquet), CSV (.csv), TSV (.tsv) or JSON Lines (.jsonl)"
 
 _BATCH_ROWS = 65_536
 
@@ -245,80 +227,83 @@ def download_table(uri: str, path: Path) -> Path:
     if "://" not in uri:
         if not Path(uri).is_file():
             raise SourceError(
-                f"there is no file at {uri}",
-                expected="a table in Parquet, CSV (.csv) or TSV (.tsv)",
-                action="correct its path",
+                f"there is no file at {uri}", expected=_EXPECTED, action="correct its path"
             )
         return Path(uri)
     store, key = split_uri(uri)
-    copy = path.with_suffix(Path(key).suffix)
+    copy = path.with_name(path.name + "".join(Path(key).suffixes[-2:]))
     store.get_file(key, copy)
     return copy
 
 
 def read_table(
-    path: Path, uri: str, uid_column: str, columns: Mapping[str, str]
+    path: Path, uri: str, id_column: str, columns: Mapping[str, str]
 ) -> Iterator[pa.Table]:
-    """Yield the table at ``path`` in batches: ``uid``, and the columns mapped by ``columns``.
+    """Yield the table at ``path`` in batches: identifiers, and the columns mapped by ``columns``.
 
     Without ``columns`` all columns keep their names. Errors name the table ``uri``. Raises
-    SourceError if it can't be read, a column is missing, or uids are no strings.
+    SourceError if it can't be read, a column is missing, or identifiers are no strings.
     """
     try:
-        for batch in _read(path, uri, uid_column):
-            yield _renamed(batch, uri, uid_column, columns)
+        for batch in _read(path, uri, id_column):
+            yield _renamed(batch, uri, id_column, columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise SourceError(
             f"{uri} can't be read: {error}",
-            expected="a table in Parquet, CSV (.csv) or TSV (.tsv)",
+            expected=_EXPECTED,
             action="correct the path, or write the table again",
         ) from error
 
 
-def _read(path: Path, uri: str, uid_column: str) -> Iterator[pa.RecordBatch]:
-    if path.suffix == ".parquet":
+def _read(path: Path, uri: str, id_column: str) -> Iterator[pa.RecordBatch]:
+    kind = next((kind for kind in _KINDS if f".{kind}" in path.suffixes[-2:]), "")
+    if kind == "parquet":
         yield from pq.ParquetFile(path).iter_batches(_BATCH_ROWS)
-    elif path.suffix in _DELIMITERS:
+    elif kind in {"csv", "tsv"}:
         yield from pa_csv.open_csv(
             path,
             parse_options=pa_csv.ParseOptions(
-                delimiter=_DELIMITERS[path.suffix], newlines_in_values=True
+                delimiter="," if kind == "csv" else "\t", newlines_in_values=True
             ),
-            # Digits alone are a uid as well.
-            convert_options=pa_csv.ConvertOptions(column_types={uid_column: pa.string()}),
+            # Digits alone are an identifier as well.
+            convert_options=pa_csv.ConvertOptions(column_types={id_column: pa.string()}),
         )
+    elif kind:
+        with pa.input_stream(str(path)) as lines:  # which reads gzip too
+            yield from pa_json.open_json(lines)
     else:
         raise SourceError(
             f"{uri} is a table of unknown kind",
-            expected="a name that ends in .parquet, .csv or .tsv",
+            expected="a name that ends in .parquet, .csv, .tsv or .jsonl, or one of these and .gz",
             action="convert or rename the table",
         )
 
 
 def _renamed(
-    batch: pa.RecordBatch, uri: str, uid_column: str, columns: Mapping[str, str]
+    batch: pa.RecordBatch, uri: str, id_column: str, columns: Mapping[str, str]
 ) -> pa.Table:
     names = batch.schema.names
-    mapping = dict(columns) or {name: name for name in names if name != uid_column}
-    mapping = {"uid": uid_column, **mapping}
+    mapping = dict(columns) or {
+        _SOURCE_UID if name == "uid" else name: name for name in names if name != id_column
+    }
+    mapping = {_IDENTIFIER: id_column, **mapping}
     for name in mapping.values():
         if name not in names:
             raise SourceError(
                 f"{uri} has no column {name}",
                 expected=f"one of its columns: {', '.join(names)}",
-                action="correct the name of the column",
+                action="name the column of identifiers with --uid-column, others with --column",
             )
-    uids = batch[uid_column]
-    if not (pa.types.is_string(uids.type) or pa.types.is_large_string(uids.type)):
+    kind = batch[id_column].type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not any(is_text(kind) for is_text in _TEXT):
         raise SourceError(
-            f"column {uid_column} of {uri} has type {uids.type}",
-            expected="strings, as the dataset's uids are",
-            action="name the column of uids with --uid-column",
-        )
-    if uids.null_count:
-        raise SourceError(
-            f"column {uid_column} of {uri} has rows without a uid",
-            expected="a uid in each row",
-            action="drop these rows",
+            f"column {id_column} of {uri} has type {kind}",
+            expected="strings, as the dataset's identifiers are",
+            action="name another column with --uid-column, or write it as strings",
         )
     return pa.table({target: batch[name] for target, name in mapping.items()})
+
+
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)

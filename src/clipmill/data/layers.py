@@ -39,6 +39,7 @@ from clipmill.data.dataset import (
     inconsistent_artifact_error,
     layer_list,
 )
+from clipmill.data.transforms.torchvision_replay import COLUMN
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
 from clipmill.storage import atomic_write, exists, join, open_store, read_json, write_json
@@ -155,6 +156,16 @@ def commit_layer(
     return _list_layers(dataset)
 
 
+def embedded_captions(dataset: Dataset, layer: str) -> tuple[Parent, ...]:
+    """Return the captions layer that a source provides beside a teacher layer, as its parent."""
+    kind, _, name = layer.partition("/")
+    captions = f"captions/{name}"
+    if kind != "teacher" or captions not in dataset.layers:
+        return ()
+    digest = dataset.layers[captions].digest
+    return (Parent(role="captions", uri=dataset.layer_uri(captions), digest=digest),)
+
+
 def read_layer(
     dataset: Dataset,
     layer: str,
@@ -201,8 +212,11 @@ def mmap_layer(dataset: Dataset, layer: str, shard_index: int, cache: Path) -> p
 
 def layer_schema(dataset: Dataset, layer: str, cache: Path) -> pa.Schema:
     """Return the schema of a committed layer; raises ArtifactError as :func:`read_layer` does."""
-    uri = join(dataset.layer_uri(layer), f"{0:05d}.parquet")
-    with open_copy(uri, _files(dataset, layer)[0].sha256, cache) as file:
+    files = _files(dataset, layer)
+    # A shard without samples doesn't know the width of its embeddings.
+    index = next((i for i, shard in enumerate(dataset.shards) if shard.num_samples), 0)
+    uri = join(dataset.layer_uri(layer), f"{index:05d}.parquet")
+    with open_copy(uri, files[index].sha256, cache) as file:
         return pq.read_schema(file)
 
 
@@ -249,7 +263,7 @@ def layer_table(
     """Build the table of a layer that a source provides, for the samples of a shard.
 
     A sample without a synthetic caption gets its real one (``captions``), and ``fallback`` is
-    set. Embeddings are lists of fixed-size lists of halffloat.
+    set. Embeddings are lists of fixed-size lists of halffloat; null for no rows.
     """
     columns: dict[str, pa.Array] = {"uid": pa.array(uids, pa.string())}
     if layer.startswith("captions/"):
@@ -260,7 +274,7 @@ def layer_table(
         assert layer.startswith("teacher/"), layer
         for name in ("image", "text"):
             columns[name] = _embeddings([row[name] for row in rows])
-        columns["augmentation"] = pa.array([row["augmentation"] for row in rows], _NUMBERS)
+        columns[COLUMN] = pa.array([row[COLUMN] for row in rows], _NUMBERS)
     return pa.table(columns)
 
 
@@ -445,12 +459,10 @@ _COMMANDS = {"captions": "recaption", "score": "score", "select": "select"}
 _NUMBERS = pa.list_(pa.list_(pa.float32()))
 
 
-def _embeddings(values: Sequence[NDArray[np.float16] | None]) -> pa.Array:
+def _embeddings(values: Sequence[NDArray[np.float16]]) -> pa.Array:
     """Build a list column from arrays: converting number by number takes minutes."""
-    present = [value for value in values if value is not None]
-    flat = np.concatenate(present) if present else np.empty((0, 1), np.float16)
+    flat = np.concatenate(values) if values else np.empty((0, 1), np.float16)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
-    lengths = [0 if value is None else len(value) for value in values]
-    offsets = np.cumsum([0, *lengths], dtype=np.int32)
-    absent = pa.array([value is None for value in values], pa.bool_())
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    absent = pa.array([not len(value) for value in values], pa.bool_())
     return pa.ListArray.from_arrays(pa.array(offsets), vectors, mask=absent)

@@ -18,7 +18,7 @@ from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.loading.dataloader import PairBatch, PairDataLoader, TeacherLayer
 from clipmill.data.loading.view import View
 from clipmill.data.shards.read import read_shard
-from clipmill.data.transforms.augmentation import CropTransform, ReplayTransform
+from clipmill.data.transforms.augmentation import CropTransform
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Forward, Objective, no_sync_except_last
 from clipmill.engine.result import result_uri, save_run, state_uri, under_prefix
@@ -40,7 +40,7 @@ from clipmill.models.towers import MAX_LOGIT_SCALE, build_clip
 from clipmill.pretrain.config import DistillationConfig, PretrainConfig
 from clipmill.pretrain.contrastive import ContrastiveLoss
 from clipmill.pretrain.init_weights import InitWeights, load_init_weights, resolve_init
-from clipmill.pretrain.teacher import teacher_parent
+from clipmill.pretrain.teacher import replay_transform, teacher_parent
 from clipmill.pretrain.validation import build_validators
 from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.storage import artifact_uri
@@ -168,7 +168,8 @@ def clip_dataloader(
     size = config.model.vision.image_size
     teacher = None
     if config.distillation is not None:
-        teacher = TeacherLayer(config.distillation.layer, ReplayTransform(size))
+        layer = config.distillation.layer
+        teacher = TeacherLayer(layer, replay_transform(view.dataset, layer, size))
     return iter(
         PairDataLoader(
             view,

@@ -2,7 +2,8 @@
 
 Row of the layer: ``image``, an embedding for each stored augmentation; ``text``, one for the real
 caption, then one for each synthetic caption of a layer; ``augmentation``, the numbers that replay
-each (:mod:`clipmill.data.transforms.augmentation`). An embedding holds the teachers' unit
+each (:mod:`clipmill.data.transforms.augmentation`; those of DataCompDR's release are replayed by
+:mod:`clipmill.data.transforms.torchvision_replay`). An embedding holds the teachers' unit
 embeddings concatenated, in fp16 (MobileCLIP, CVPR 2024).
 """
 
@@ -24,15 +25,19 @@ from clipmill.data.layers import (
     LAYER_MANIFEST,
     commit_layer,
     has_layer_shard,
+    layer_schema,
     read_layer,
     write_layer_shard,
 )
+from clipmill.data.loading.dataloader import Replay, augmentation_column
 from clipmill.data.loading.view import View
 from clipmill.data.shards.read import read_shard
 from clipmill.data.transforms.augmentation import (
+    ReplayTransform,
     replay,
     sample_augmentation,
 )
+from clipmill.data.transforms.torchvision_replay import COLUMN, TorchvisionReplay
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
 from clipmill.lineage import Parent
@@ -41,6 +46,9 @@ from clipmill.models.encoders import Normalize
 from clipmill.pretrain.config import DistillationConfig, TeacherConfig
 from clipmill.stage_records import ProgressCallback
 from clipmill.storage import join, read_json
+
+# Of DataCompDR's teachers.
+_VIT_L_14_WIDTH = 768
 
 
 def embed_with_teachers(
@@ -222,6 +230,12 @@ def load_teacher(address: str) -> Teacher:
     )
 
 
+def replay_transform(dataset: Dataset, layer: str, size: int) -> Replay:
+    """Return the replay of a teacher layer's stored augmentations, at (size, size)."""
+    column = augmentation_column(layer_schema(dataset, layer, cache_folder()).names)
+    return TorchvisionReplay(size) if column == COLUMN else ReplayTransform(size)
+
+
 def teacher_parent(view: View, distillation: DistillationConfig) -> Parent:
     """Return the teacher layer as a run's parent.
 
@@ -237,13 +251,7 @@ def teacher_parent(view: View, distillation: DistillationConfig) -> Parent:
             action="name such a layer, or compute one with `clipmill data embed-teacher`",
         )
     manifest = read_json(join(dataset.layer_uri(layer), LAYER_MANIFEST))
-    widths = tuple(int(w) for w in manifest["summary"]["widths"].split(","))
-    if widths != distillation.teacher_widths:
-        raise ConfigError(
-            f"distillation.teacher_widths was {distillation.teacher_widths}",
-            expected=f"{widths}, as in {layer}",
-            action=f"set distillation.teacher_widths={list(widths)}",
-        )
+    _check_widths(dataset, distillation, manifest["summary"].get("widths", ""))
     embedded = [p["digest"] for p in manifest["parents"] if p["role"] == "captions"]
     if view.config.layer and dataset.layers[view.config.layer].digest not in embedded:
         raise ConfigError(
@@ -253,3 +261,23 @@ def teacher_parent(view: View, distillation: DistillationConfig) -> Parent:
         )
     digest = dataset.layers[layer].digest
     return Parent(role="teacher", uri=dataset.layer_uri(layer), digest=digest)
+
+
+def _check_widths(dataset: Dataset, distillation: DistillationConfig, stated: str) -> None:
+    """Refuse widths other than the layer's; one of another tool states their sum alone."""
+    layer, widths = distillation.layer, distillation.teacher_widths
+    if stated:
+        known = tuple(int(width) for width in stated.split(","))
+        is_right, expected = widths == known, f"{known}, as in {layer}"
+        action = f"set distillation.teacher_widths={list(known)}"
+    else:
+        kind = layer_schema(dataset, layer, cache_folder()).field("image").type
+        total = (kind.value_type if pa.types.is_list(kind) else kind).list_size
+        is_right, expected = sum(widths) == total, f"widths of the teachers, {total} together"
+        number, rest = divmod(total, _VIT_L_14_WIDTH)
+        likely = [total] if rest else [_VIT_L_14_WIDTH] * number
+        action = f"set distillation.teacher_widths={likely}, or the width of each teacher"
+    if not is_right:
+        raise ConfigError(
+            f"distillation.teacher_widths was {widths}", expected=expected, action=action
+        )

@@ -10,6 +10,8 @@ from clipmill.stage_records import Stage
 from clipmill.storage import absolute_uri, join
 
 if TYPE_CHECKING:
+    from clipmill.data.import_reinforcements import ImportedReinforcements
+    from clipmill.data.join import JoinCounts
     from clipmill.data.stats import DatasetStats
     from clipmill.data.verify import Verification
 
@@ -217,22 +219,44 @@ def import_layer(
     layer: str,
     files: Sequence[str],
     *,
-    uid_column: str = "uid",
+    by: str = "uid",
+    uid_column: str = "",
     columns: Sequence[str] = (),
     missing: str = "error",
-) -> str:
-    """Join other tools' tables to a dataset as a layer; ``columns`` are ``OURS=THEIRS``."""
+) -> "JoinCounts":
+    """Join other tools' tables to a dataset as a layer; return what was matched.
+
+    ``by`` is ``uid``, ``key`` or ``url``, in the column ``uid_column`` of the tables, by default
+    the one of that name; ``columns`` are ``OURS=THEIRS``.
+    """
     from clipmill.data import import_layer
 
     named = {ours: theirs for ours, _, theirs in (c.partition("=") for c in columns)}
     renamed = {ours: theirs or ours for ours, theirs in named.items()}
     config = import_layer.ImportConfig.from_json(
-        {"uid_column": uid_column, "columns": renamed, "on_missing": missing}
+        {"by": by, "uid_column": uid_column, "columns": renamed, "on_missing": missing}
     )
     with Stage("import", target=dataset) as stage:
-        return stage.set_output(
-            import_layer.import_layer(config, dataset, layer, files, report=stage.report)
+        counts = import_layer.import_layer(config, dataset, layer, files, report=stage.report)
+        stage.set_output(join(dataset, "layers", layer))
+        return counts
+
+
+def import_reinforcements(
+    dataset: str, source: str, *, by: str = "key", name: str = ""
+) -> "ImportedReinforcements":
+    """Join DataCompDR's tars without images to a dataset, as layers; return their names."""
+    from clipmill.data import import_reinforcements
+
+    config = import_reinforcements.ReinforcementConfig.from_json(
+        {"by": by} | ({"name": name} if name else {})
+    )
+    with Stage("import", target=dataset) as stage:
+        imported = import_reinforcements.import_reinforcements(
+            config, dataset, source, report=stage.report
         )
+        stage.set_output(join(dataset, "layers", imported.layers[-1]))
+        return imported
 
 
 def stats(dataset: str, *, max_shards: int = 0) -> "DatasetStats":

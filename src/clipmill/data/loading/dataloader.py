@@ -3,8 +3,8 @@
 A layer ``teacher/<ensemble>`` has in each row ``image``, an embedding for each stored
 augmentation; ``text``, one for the real caption and then one for each synthetic caption; and
 ``augmentation``, the numbers of each stored augmentation (lists of float32), unless the teachers
-saw the plain image. An embedding holds those of all teachers side by side, as a fixed-size list
-of halffloat.
+saw the plain image; or ``torchvision_augmentation``, if torchvision drew them. An embedding holds
+those of all teachers side by side, as a fixed-size list of halffloat.
 
 Shapes: E the teachers' widths together, K numbers of an augmentation.
 """
@@ -30,6 +30,7 @@ from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.sampler import EpochShuffle, StepSampler, validate_world_size
 from clipmill.data.loading.view import ShardView, View
 from clipmill.data.shards.read import ShardReader, read_shard
+from clipmill.data.transforms.torchvision_replay import COLUMN
 from clipmill.errors import (
     ArtifactError,
     BadSampleError,
@@ -80,14 +81,20 @@ def sample_teacher_targets(
         )
     index = int(generator.integers(len(images)))
     numbers = None
-    if "augmentation" in teacher.column_names:
-        numbers = _numbers(teacher["augmentation"][row].values[index], np.float32)
+    column = augmentation_column(teacher.column_names)
+    if column:
+        numbers = _numbers(teacher[column][row].values[index], np.float32)
     return TeacherTargets(
         _embedding(images[index]),
         _embedding(texts[0]),
         None if caption is None else _embedding(texts[caption + 1]),
         numbers,
     )
+
+
+def augmentation_column(names: Iterable[str]) -> str:
+    """Return the column of stored augmentations among these; empty for none."""
+    return next((name for name in names if name in {"augmentation", COLUMN}), "")
 
 
 def _embedding(vector: pa.Scalar) -> Tensor:

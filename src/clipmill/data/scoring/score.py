@@ -36,7 +36,8 @@ from clipmill.data.scoring.scorers import (
     TextScoreConfig,
     TextScorer,
 )
-from clipmill.data.shards.read import ShardReader, original_size, read_records, read_shard
+from clipmill.data.shards.read import ShardReader, read_records, read_shard
+from clipmill.data.sources.base import original_size
 from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.stage_records import ProgressCallback

@@ -32,7 +32,12 @@ from clipmill.data.dataset import (
     read_sidecar,
     sidecar_uri,
 )
-from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
+from clipmill.data.layers import (
+    commit_layer,
+    embedded_captions,
+    has_layer_shard,
+    write_layer_shard,
+)
 from clipmill.data.shards.plan import (
     ShardPlan,
     delete_original,
@@ -94,7 +99,8 @@ def finalize_dataset(plan: ShardPlan, *, source_parents: tuple[Parent, ...] = ()
                 _write_staged_rows(plan, dataset, layer)
             else:
                 _drop_rows(dataset, layer)
-            dataset = commit_layer(dataset, layer, parents=(source,), detail={"from": "source"})
+            parents = (source, *embedded_captions(dataset, layer))
+            dataset = commit_layer(dataset, layer, parents=parents, detail={"from": "source"})
     if is_staged:
         _delete_temporaries(plan, dataset)
     return dataset

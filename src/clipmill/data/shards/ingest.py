@@ -14,8 +14,10 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 from clipmill.data.sources.base import Entry
+from clipmill.data.sources.reinforcement import resized_rows
+from clipmill.data.transforms.torchvision_replay import COLUMN
 from clipmill.errors import BadSampleError, BadSampleReason
-from clipmill.images import decode_rgb, image_size
+from clipmill.images import decode_rgb, exif_orientation, image_size
 
 UID_LENGTH = 20
 
@@ -98,12 +100,20 @@ class IngestConfig:
         fingerprint = b"".join(halves)
         content.update(b"\0" + origin)
         uid = content.hexdigest()[:UID_LENGTH]
-        suffix = actual_suffix(raw.suffix, data)
+        suffix, rows = actual_suffix(raw.suffix, data), raw.rows
         is_large = min(width, height) > self.resize_shorter_side
         if self.jpeg_quality and (not self.resize_shorter_side or is_large):
+            if any(row.get(COLUMN) for row in rows.values()) and _is_turned(data):
+                raise BadSampleError(
+                    BadSampleReason.DAMAGED_RECORD,
+                    "its augmentations are of the image before its EXIF turn, and it is encoded "
+                    "again upright",
+                )
+            before = image_size(data)
             data, width, height = reencode(
                 data, shorter_side=self.resize_shorter_side, jpeg_quality=self.jpeg_quality
             )
+            rows = resized_rows(rows, before, (width, height))
             suffix = ".jpg"
         return PreparedPair(
             uid,
@@ -114,7 +124,7 @@ class IngestConfig:
             height,
             entry.origin,
             fingerprint,
-            raw.rows,
+            rows,
             raw.metadata,
         )
 
@@ -196,6 +206,11 @@ def _is_rotated_90(data: bytes) -> bool:
             return image.getexif().get(ExifTags.Base.Orientation) in _ROTATED_90
     except Exception as error:  # decoders raise whatever a broken file provokes
         raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, str(error)) from error
+
+
+def _is_turned(data: bytes) -> bool:
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+        return exif_orientation(image) != 1
 
 
 def reencode(data: bytes, *, shorter_side: int, jpeg_quality: int) -> tuple[bytes, int, int]:

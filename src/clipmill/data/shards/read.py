@@ -130,14 +130,6 @@ class SampleRecord:
     """Facts from the source: see ``METADATA_NAMES``."""
 
 
-def original_size(metadata: Mapping[str, str | int]) -> tuple[int, int] | None:
-    """Return an image's width and height before its source resized it, if that names them."""
-    width, height = metadata.get("original_width"), metadata.get("original_height")
-    if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
-        return width, height
-    return None
-
-
 def read_records(dataset: Dataset, index: int, cache: Path) -> Iterator[SampleRecord]:
     """Yield the records of shard ``index``, in order; images are passed over unread.
 

@@ -159,6 +159,14 @@ def sample_metadata(values: Mapping[str, Any]) -> dict[str, str | int]:
     return kept
 
 
+def original_size(metadata: Mapping[str, str | int]) -> tuple[int, int] | None:
+    """Return an image's width and height before its source resized it, if that names them."""
+    width, height = metadata.get("original_width"), metadata.get("original_height")
+    if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
+        return width, height
+    return None
+
+
 def caption_row(texts: Iterable[str]) -> dict[str, Any]:
     """Return a sample's row in the layer LAYER."""
     captions = [text for text in texts if text.strip()]

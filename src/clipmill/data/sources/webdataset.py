@@ -5,26 +5,18 @@ begins another sample, and members whose names have no stem or no suffix (``READ
 ``._0001.jpg`` of a Mac) are passed over. Unlike them, a run without an image of a plain suffix is
 split at the last dot, so that ``v1.0001.jpg`` and ``v1.0002.jpg`` are two samples.
 
-Beside an image and a caption (``txt``, or ``caption`` in ``json``), the keys of DataCompDR's
-release are read as rows of layers. Keys as in the dataset cards of apple/DataCompDR-12M and -1B:
-``syn.json`` (``syn_text``: synthetic captions), ``paug.json`` (``param_aug``: parameters of stored
-augmentations), ``npz`` (``image_emb``: a row per augmentation; ``text_emb``: a row per caption, the
-real ones first).
+Beside an image and a caption (``txt``, or ``caption`` in ``json``), the members of DataCompDR's
+release are read as rows of layers (:mod:`clipmill.data.sources.reinforcement`).
 """
 
-import io
 import json
-import zipfile
-import zlib
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
 
 from clipmill.data.sources.base import (
     IMAGE_SUFFIXES,
@@ -44,118 +36,16 @@ from clipmill.data.sources.files import (
     relative_names,
     uncompressed_file,
 )
-from clipmill.errors import BadSampleError, BadSampleReason, SourceError
-
-# What readers of JSON and npz raise for files that are neither.
-_BROKEN = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OSError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
+from clipmill.data.sources.reinforcement import (
+    DEFAULT_NAME,
+    MEMBERS,
+    ReinforcedLayers,
+    drawn_size,
+    inspect_samples,
+    layer_rows,
 )
-_LAYERS = {"syn.json": "captions", "npz": "teacher"}
-
-
-@dataclass(frozen=True, slots=True)
-class DataCompDRLayers:
-    """Return the layers that a source's samples bring, as its first sample shows."""
-
-    name: str
-    """The part of the layers' names after their kind."""
-    layers: tuple[str, ...]
-    width: int
-    """Length of an embedding; 0 without a teacher layer."""
-
-
-def detect_reinforcement(
-    keys: Container[str], read: Callable[[str], bytes], name: str
-) -> DataCompDRLayers:
-    """See what a sample with these keys brings; raises SourceError for what can't be read."""
-    if "pth.gz" in keys:
-        raise SourceError(
-            "the tars hold embeddings as pth.gz, which is pickled Python",
-            expected="embeddings as npz, or none",
-            action="convert them to npz, or leave all such keys out with `?layers=`",
-        )
-    layers = tuple(sorted(f"{kind}/{name}" for key, kind in _LAYERS.items() if key in keys))
-    width = 0
-    if "npz" in keys:
-        try:
-            width = _embeddings(read("npz"))[0].shape[1]
-        except _BROKEN as error:
-            raise SourceError(
-                f"the first sample's embeddings can't be read: {error}",
-                expected="npz with image_emb and text_emb, a row an embedding",
-                action="mend the first tar, or leave all such keys out with `?layers=`",
-            ) from error
-    return DataCompDRLayers(name, layers, width)
-
-
-def layer_rows(
-    kind: DataCompDRLayers,
-    keys: Container[str],
-    read: Callable[[str], bytes],
-    num_real: int,
-) -> Mapping[str, Mapping[str, Any]]:
-    """A sample's row in each of the layers; ``num_real`` of its embeddings are of real captions.
-
-    Captions: ``captions``, ``fallback`` (whether the real caption is to stand in for none).
-    Teacher: ``image``, an embedding an augmentation; ``text``, one for the real caption and one
-    for each of ``captions``; ``augmentation``, the release's own numbers of each: top, left,
-    height and width of the crop in pixels, then number and strength of each operation. All three
-    are null where the sample lacks one. Raises BadSampleError (``damaged_record``) where a value
-    isn't of this shape.
-    """
-    rows: dict[str, Mapping[str, Any]] = {}
-    try:
-        texts = json.loads(read("syn.json"))["syn_text"] if "syn.json" in keys else []
-        kept = [i for i, text in enumerate(texts) if text.encode().strip()]
-        if f"captions/{kind.name}" in kind.layers:
-            rows[f"captions/{kind.name}"] = {
-                "captions": [texts[i] for i in kept],
-                "fallback": not kept,
-            }
-        if f"teacher/{kind.name}" in kind.layers:
-            row: Mapping[str, Any] = {"image": None, "text": None, "augmentation": None}
-            if "npz" in keys and "paug.json" in keys:
-                of_captions = [num_real + i for i in kept] or [0]
-                row = _teacher(read, num_real + len(texts), [0, *of_captions], kind.width)
-            rows[f"teacher/{kind.name}"] = row
-    except _BROKEN as error:
-        raise BadSampleError(
-            BadSampleReason.DAMAGED_RECORD, f"{type(error).__name__}: {error}"
-        ) from error
-    return rows
-
-
-def _teacher(
-    read: Callable[[str], bytes], num_texts: int, chosen: list[int], width: int
-) -> Mapping[str, Any]:
-    image_AE, text_CE = _embeddings(read("npz"))
-    parameters = json.loads(read("paug.json"))["param_aug"]
-    if isinstance(parameters, str):  # as the release has it: JSON within JSON
-        parameters = json.loads(parameters)
-    numbers = [
-        [float(number) for part in (crop, *operations) for number in part]
-        for crop, operations in parameters
-    ]
-    shapes = image_AE.shape, text_CE.shape
-    if shapes != ((len(numbers), width), (num_texts, width)):
-        raise ValueError(f"embeddings of shapes {shapes} for {len(numbers)} augmentations")
-    return {"image": image_AE, "text": text_CE[chosen], "augmentation": numbers}
-
-
-def _embeddings(data: bytes) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        image_AE, text_CE = (arrays[key].astype(np.float16) for key in ("image_emb", "text_emb"))
-    if image_AE.ndim != 2 or text_CE.ndim != 2:
-        raise ValueError(f"embeddings of shapes {image_AE.shape} and {text_CE.shape}")
-    return image_AE, text_CE
-
+from clipmill.errors import BadSampleError, BadSampleReason
+from clipmill.images import image_size
 
 # Members of a sample that a record of its loss names.
 _MAX_NAMED = 4
@@ -195,7 +85,7 @@ class TruncatedTarError(Exception):
 class WebDatasetSource(Source):
     """The samples of one tar or many, in the order of the tars' names and of their members."""
 
-    def __init__(self, path: str, *, layers: str = "datacompdr") -> None:
+    def __init__(self, path: str, *, layers: str = DEFAULT_NAME) -> None:
         """``path`` as for ``matching_files``.
 
         ``layers`` names the layers that DataCompDR's keys become; none are made if it's empty.
@@ -205,7 +95,7 @@ class WebDatasetSource(Source):
         self._tars = {name: uncompressed_file(file) for name, file in self._files.items()}
         self.uri = f"webdataset:{Path(path).absolute()}?layers={layers}"
         self._name = layers
-        self._layers = self._inspect_first_sample() if layers else None
+        self._layers = self._inspect() if layers else None
         self.layers = self._layers.layers if self._layers else ()
 
     def digest(self, mode: FingerprintMode) -> str:
@@ -221,7 +111,7 @@ class WebDatasetSource(Source):
         """The samples of a range of one tar; where the tar is cut, one entry says so."""
         file = PreadFile(self._tars[split.piece])
         try:
-            for key, parts in _samples(file, split.start, split.stop):
+            for key, parts in samples(file, split.start, split.stop):
                 yield Entry(f"{split.piece}/{key}", partial(self._load, file, parts))
         except TruncatedTarError as error:
             yield Entry(
@@ -233,7 +123,7 @@ class WebDatasetSource(Source):
         file = PreadFile(self._tars[name])
         start = stop = count = 0
         try:
-            for _, parts in _samples(file, 0, file.size):
+            for _, parts in samples(file, 0, file.size):
                 if count == size:
                     stop = parts[0][1].header
                     yield Split(name, start, stop, count)
@@ -246,7 +136,7 @@ class WebDatasetSource(Source):
 
     def _load(self, file: PreadFile, parts: list[tuple[str, Member]]) -> RawPair:
         by_kind = dict(parts)
-        read = partial(_read, file, by_kind)
+        read = partial(read_member, file, by_kind)
         image = next((kind for kind in by_kind if f".{kind}" in IMAGE_SUFFIXES), None)
         if image is None:
             image = next((kind for kind in by_kind if f".{kind}" in OTHER_IMAGE_SUFFIXES), None)
@@ -254,33 +144,60 @@ class WebDatasetSource(Source):
         if image is None:
             raise BadSampleError(
                 BadSampleReason.CAPTION_WITHOUT_IMAGE,
-                f"no image among {_names(parts)}; {_RULE}",
+                f"{_names(parts)} are reinforcements without an image: shard the images, then run "
+                "`clipmill data import-reinforcements`"
+                if MEMBERS & by_kind.keys()
+                else f"no image among {_names(parts)}; {_RULE}",
             )
         if not texts:
             raise BadSampleError(
                 BadSampleReason.MISSING_CAPTION,
                 f"neither a txt member nor a caption in json among {_names(parts)}; {_RULE}",
             )
-        rows = layer_rows(self._layers, by_kind, read, len(texts)) if self._layers else {}
         caption = next((text for text in texts if text.strip()), texts[0])
         metadata = sample_metadata(_record(read)) if "json" in by_kind else {}
-        return RawPair(read(image), f".{image}", caption, rows, metadata)
+        data = read(image)
+        rows: Mapping[str, Mapping[str, Any]] = {}
+        if self._layers and self._layers.layers:
+            stored = image_size(data)
+            rows = layer_rows(
+                self._layers,
+                by_kind,
+                read,
+                num_real=len(texts),
+                drawn_on=drawn_size(metadata, stored),
+                stored=stored,
+            )
+        return RawPair(data, f".{image}", caption, rows, metadata)
 
-    def _inspect_first_sample(self) -> DataCompDRLayers | None:
-        """Return the layers that the first sample provides."""
+    def _inspect(self) -> ReinforcedLayers | None:
+        """Return the layers that the first samples provide."""
         for path in self._tars.values():
-            file = PreadFile(path)
-            try:
-                for _, parts in _samples(file, 0, file.size):
-                    by_kind = dict(parts)
-                    read = partial(_read, file, by_kind)
-                    return detect_reinforcement(by_kind, read, self._name)
-            except TruncatedTarError:
-                continue
+            layers = inspect_tar(PreadFile(path), self._name)
+            if layers is not None:
+                return layers
         return None
 
 
-def _read(file: PreadFile, members: dict[str, Member], kind: str) -> bytes:
+def inspect_tar(file: PreadFile, name: str) -> ReinforcedLayers | None:
+    """Return the layers that a tar's first samples bring, None if it has no sample."""
+    return inspect_samples(
+        (
+            (by_kind := dict(parts), partial(read_member, file, by_kind))
+            for _, parts in complete_samples(file)
+        ),
+        name,
+    )
+
+
+def complete_samples(file: PreadFile) -> Iterator[Sample]:
+    """Yield a tar's samples up to its end, or to where it's damaged."""
+    with suppress(TruncatedTarError):
+        yield from samples(file, 0, file.size)
+
+
+def read_member(file: PreadFile, members: dict[str, Member], kind: str) -> bytes:
+    """Return a member of a sample by what follows the key in its name; raises BadSampleError."""
     member = members[kind]
     data = file.read(member.offset, member.size)
     if len(data) < member.size:
@@ -324,7 +241,7 @@ def _names(parts: list[tuple[str, Member]]) -> str:
     return ", ".join([*names, "..."] if len(parts) > _MAX_NAMED else names)
 
 
-def _samples(file: PreadFile, start: int, stop: int) -> Iterator[Sample]:
+def samples(file: PreadFile, start: int, stop: int) -> Iterator[Sample]:
     """Yield the samples of a range; raises TruncatedTarError after the last complete one."""
     run: list[Member] = []
     kinds: set[str] = set()
