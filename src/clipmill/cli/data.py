@@ -34,7 +34,8 @@ from clipmill.errors import ConfigError, SourceError
 EXIT_DAMAGED = 1
 _SOURCE_HELP = (
     "Source of pairs: a folder of images with .txt files, a .csv, .tsv, .jsonl or .parquet table, "
-    "a COCO captions .json, WebDataset .tar files, an img2dataset or Hugging Face folder; or "
+    "a COCO captions .json, WebDataset .tar files, an img2dataset or Hugging Face folder, a table "
+    "of image URLs as urls:PATH; or "
     "KIND:PATH?OPTION=VALUE."
 )
 # One placeholder of `next:`, as `data recaption --captioner` takes it.

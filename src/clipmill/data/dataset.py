@@ -22,6 +22,10 @@ DEDUP = "-dedup"
 """In the names of shards from which duplicates of earlier samples were dropped. They have a name of
 their own so that a late worker, which writes the original shard, changes nothing. Datasets of
 clipmill 0.1 have ``-unique`` instead."""
+RETRY_LIST = "retry.jsonl"
+"""Rows of a table of URLs whose images couldn't be fetched, as a table of the same columns."""
+RETRY_ROW = "row"
+"""Key of such a row in a shard's list of rejected items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,7 @@ def read_sidecar(uri: str, index: int, suffix: str = "") -> dict[str, Any]:
     return {**sidecar, "quarantined": parse_quarantined(sidecar.get("quarantined", ()))}
 
 
-def parse_quarantined(items: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+def parse_quarantined(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return rejected items as they are listed, with reasons as they are written now."""
     return [{**item, "reason": BadSampleReason.parse(item["reason"])} for item in items]
 

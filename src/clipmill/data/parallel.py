@@ -70,12 +70,16 @@ def executor_map(
     """Yield ``function(item)`` for each; a worker takes ``size`` at once, and few lie ready."""
     iterator = iter(items)
     pending: deque[Future[list[R]]] = deque()
-    while batch := list(itertools.islice(iterator, size)):
-        pending.append(pool.submit(_apply, function, batch))
-        if len(pending) == _AHEAD * num_workers:
+    try:
+        while batch := list(itertools.islice(iterator, size)):
+            pending.append(pool.submit(_apply, function, batch))
+            if len(pending) == _AHEAD * num_workers:
+                yield from pending.popleft().result()
+        while pending:
             yield from pending.popleft().result()
-    for future in pending:
-        yield from future.result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 def _apply(function: Callable[[T], R], batch: list[T]) -> list[R]:

@@ -1,8 +1,8 @@
 """Stages of the data plane, from a source of pairs to a captioned, scored dataset."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from clipmill.recipes.registry import get_recipe
@@ -12,6 +12,7 @@ from clipmill.storage import absolute_uri, join
 if TYPE_CHECKING:
     from clipmill.data.import_reinforcements import ImportedReinforcements
     from clipmill.data.join import JoinCounts
+    from clipmill.data.shards.write import Progress
     from clipmill.data.stats import DatasetStats
     from clipmill.data.verify import Verification
 
@@ -42,10 +43,26 @@ def shard(
 
     config = get_recipe(recipe, ShardConfig, overrides)
     with Stage("shard", store=store, run=run, label=label) as stage:
-        progress = partial(stage.report, words="samples")
+        progress = _with_rate(stage)
         return stage.set_output(
             write_dataset(config, source, store, progress=progress, num_processes=0)
         )
+
+
+def _with_rate(stage: Stage) -> "Progress":
+    """Return a callback that reports samples done, and how many a second."""
+    first: list[tuple[int, float]] = []
+
+    def progress(done: int, total: int) -> None:
+        now = time.monotonic()
+        # The first report may count shards of an earlier run.
+        if not first:
+            first.append((done, now))
+        before, since = first[0]
+        rate = (done - before) / (now - since) if now > since else 0.0
+        stage.report(done, total, f"samples, {rate:.0f}/s" if rate else "samples")
+
+    return progress
 
 
 def hold_out(
@@ -99,7 +116,7 @@ def shard_part(dataset: str, *, worker: str = "", start: int = 0, stop: int | No
         start, stop = worker_range(shard_plan.num_shards, *parse_worker_slice(worker))
     stop = shard_plan.num_shards if stop is None else min(stop, shard_plan.num_shards)
     with Stage("shard", label=f"{start}-{stop}", target=dataset) as stage:
-        progress = partial(stage.report, words="samples")
+        progress = _with_rate(stage)
         write_shards(shard_plan, start, stop, progress=progress, num_processes=0)
         return stage.set_output(shard_plan.uri)
 

@@ -17,14 +17,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from clipmill.data.captioners.config import ChatClientConfig
+from clipmill.data.http import retry_after_seconds
 from clipmill.errors import BadSampleError, BadSampleReason, BudgetError, ConfigError, ServerError
 from clipmill.telemetry import RequestOutcome, ResponseFault, caption_metrics
 
@@ -153,7 +152,7 @@ class ChatClient:
                 continue
             status, headers, text = result
             message = f"status {status}: {' '.join(text.split())[:200]}"
-            min_wait = _retry_after(headers.get("retry-after", ""))
+            min_wait = retry_after_seconds(headers.get("retry-after", ""))
             outage.update(self.url, is_down=status in _DOWN_STATUSES and not min_wait)
             is_retryable = status in _RETRYABLE_STATUSES or status >= 500
             is_too_late = min_wait > self._config.max_wait_seconds
@@ -285,19 +284,6 @@ def _count_request(outcome: RequestOutcome, status: int | ResponseFault) -> None
 def _wait(seconds: float, stop: Event) -> None:
     if stop.wait(seconds) if seconds > 0 else stop.is_set():
         raise CancelledBatchError
-
-
-def _retry_after(value: str) -> float:
-    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3): a number or a date; else 0."""
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 def check_url(url: str) -> str:

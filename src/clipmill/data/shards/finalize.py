@@ -8,6 +8,8 @@ when.
 
 import base64
 import io
+import json
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,6 +28,8 @@ from clipmill.data.dataset import (
     DEDUP,
     FORMAT,
     MANIFEST,
+    RETRY_LIST,
+    RETRY_ROW,
     Dataset,
     ShardInfo,
     dedup_suffix,
@@ -49,9 +53,13 @@ from clipmill.data.shards.plan import (
     tar_key,
 )
 from clipmill.data.shards.tar import TarWriter, read_members
+from clipmill.data.sources.base import RETRYABLE
+from clipmill.data.sources.urls import retry_spec
 from clipmill.errors import BadSampleReason, NotFoundError, SourceError
 from clipmill.lineage import Parent
 from clipmill.storage import exists, join, open_store, write_json
+
+_LOG = logging.getLogger(__name__)
 
 # Quarantined items and duplicates listed in dataset.json; sidecars list all quarantined items.
 MAX_LISTED = 1000
@@ -116,6 +124,7 @@ def _write_manifest(plan: ShardPlan, parents: tuple[Parent, ...]) -> None:
         if len(same_uids.positions):
             shards.drop_duplicates(same_uids)
     infos, counts = shards.infos, shards.quarantine
+    retry = _write_retry_list(plan, infos) if RETRYABLE & counts.keys() else ""
     if not any(info.num_samples for info in infos):
         raise SourceError(
             f"none of the {plan.num_items} items in {plan.source} can be used: "
@@ -124,7 +133,8 @@ def _write_manifest(plan: ShardPlan, parents: tuple[Parent, ...]) -> None:
                 f"; the first, {bad['origin']}: {bad['detail']}" for bad in shards.quarantined[:1]
             ),
             expected="images that decode, each with a UTF-8 caption",
-            action="correct the source, or widen the limits of the configuration",
+            action="correct the source, or widen the limits of the configuration"
+            + (f"; to fetch what failed again, shard {retry!r}" if retry else ""),
         )
     dataset = Dataset(
         uri=plan.uri, shards=tuple(infos), layers={}, quarantine=counts, parents=parents
@@ -151,6 +161,31 @@ def _write_manifest(plan: ShardPlan, parents: tuple[Parent, ...]) -> None:
             "summary": summary(infos, counts),
         },
     )
+
+
+def _write_retry_list(plan: ShardPlan, infos: list[ShardInfo]) -> str:
+    """Write the rows that a later run may fetch; return the source spec that does, or ``""``."""
+    store = open_store(plan.uri)
+    num_rows = 0
+    with tempfile.TemporaryDirectory(prefix="clipmill-retry-") as folder:
+        path = Path(folder) / RETRY_LIST
+        with path.open("w", encoding="utf-8") as file:
+            for index, info in enumerate(infos):
+                sidecar = read_sidecar(plan.uri, index, dedup_suffix(info.name))
+                for bad in sidecar["quarantined"]:
+                    if RETRY_ROW in bad:
+                        file.write(json.dumps(bad[RETRY_ROW], ensure_ascii=False) + "\n")
+                        num_rows += 1
+        if not num_rows:
+            return ""
+        store.put_file(RETRY_LIST, path)
+    spec = retry_spec(plan.source, join(plan.uri, RETRY_LIST))
+    _LOG.warning(
+        "%d rows couldn't be fetched, and may be later: run clipmill data shard '%s'",
+        num_rows,
+        spec,
+    )
+    return spec
 
 
 def _write_staged_rows(plan: ShardPlan, dataset: Dataset, layer: str) -> None:
@@ -257,7 +292,10 @@ class ShardManifest:
     def _record(self, index: int, suffix: str, sidecar: dict[str, Any]) -> None:
         self.infos.append(shard_info(index, sidecar, suffix))
         self.quarantine.update(bad["reason"] for bad in sidecar["quarantined"])
-        self.quarantined += sidecar["quarantined"][: MAX_LISTED - len(self.quarantined)]
+        self.quarantined += [
+            {name: value for name, value in bad.items() if name != RETRY_ROW}
+            for bad in sidecar["quarantined"][: MAX_LISTED - len(self.quarantined)]
+        ]
 
     def _write_deduplicated(self, index: int, duplicates: Duplicates, rows: range) -> None:
         start = int(self._starts[index])

@@ -69,7 +69,7 @@ class PreparedPair:
     rows: Mapping[str, Mapping[str, Any]]
     """See ``RawPair.rows``."""
     metadata: Mapping[str, str | int] = field(default_factory=dict)
-    """See ``RawPair.metadata``."""
+    """See ``RawPair.metadata``; with the size before resizing, unless the source has another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class IngestConfig:
         raw = entry.load()
         caption = self._caption(raw.caption)
         data = raw.image_bytes
-        width, height = check_image(data, self.constraints)
+        width, height = original = check_image(data, self.constraints)
         origin = entry.identity or entry.origin.encode()
         content = hashlib.sha256(data)
         halves = (
@@ -115,6 +115,10 @@ class IngestConfig:
             )
             rows = resized_rows(rows, before, (width, height))
             suffix = ".jpg"
+        metadata = raw.metadata
+        if (width, height) != original:
+            sizes = {"original_height": original[1], "original_width": original[0]}
+            metadata = dict(sorted({**sizes, **metadata}.items()))
         return PreparedPair(
             uid,
             data,
@@ -125,7 +129,7 @@ class IngestConfig:
             entry.origin,
             fingerprint,
             rows,
-            raw.metadata,
+            metadata,
         )
 
     def _caption(self, raw: bytes | str) -> str:

@@ -7,9 +7,9 @@ any time, even twice; workers share nothing but the store, and skip shards that 
 import base64
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -19,6 +19,7 @@ from clipmill.data.dataset import (
     DEDUP,
     FORMAT,
     MANIFEST,
+    RETRY_ROW,
     Dataset,
     ShardInfo,
     read_sidecar,
@@ -49,7 +50,9 @@ from clipmill.data.shards.plan import (
     write_staged_rows,
 )
 from clipmill.data.shards.tar import TarWriter
-from clipmill.data.sources import Entry, open_source
+from clipmill.data.sources import Entry, Source, open_source
+from clipmill.data.sources.base import RETRYABLE
+from clipmill.data.sources.urls import retry_row
 from clipmill.errors import BadSampleError, BadSampleReason
 from clipmill.lineage import Parent
 from clipmill.processes import available_cpus, process_pool
@@ -63,6 +66,9 @@ ReadEntry = Callable[[Entry], PreparedPair]
 
 _MIN_ITEMS_FOR_PROCESSES: Final = 10_000
 """From this many items, starting processes costs less than sharing one interpreter."""
+
+_ITEMS_PER_REPORT: Final = 16
+"""Items of a shard between two reports of progress."""
 
 _SHARDS_PER_TASK: Final = 4
 """Shards per task of a process: one is uploaded while the next is written."""
@@ -172,43 +178,82 @@ def _write_shards(
     if exists(join(plan.uri, MANIFEST)):
         return  # a late worker: all shards are complete
     total = sum(split.num_items for split in plan.splits(start, stop))
+    done = 0
+
+    def advance(num_items: int) -> None:
+        nonlocal done
+        done += num_items
+        if progress and num_items:
+            progress(done, total)
+
     if workers.num_processes == 1 or stop - start == 1 or total < _MIN_ITEMS_FOR_PROCESSES:
-        shards = _write_range(plan, start, stop, workers.num_threads)
+        shards = _write_range(plan, start, stop, workers.num_threads, advance)
     else:
         shards = _write_in_processes(plan, start, stop, workers)
-    done = 0
     metrics = data_metrics()
+    finished = 0
     for num_items, result in shards:
         if result is not None:
             metrics.samples_processed.inc(result.num_samples)
             for reason, count in result.quarantined.items():
                 metrics.samples_rejected.labels(reason).inc(count)
-        done += num_items
-        if progress:
-            progress(done, total)
+        finished += num_items
+        advance(max(finished - done, 0))
 
 
 def _write_range(
-    plan: ShardPlan, start: int, stop: int, num_threads: int
+    plan: ShardPlan,
+    start: int,
+    stop: int,
+    num_threads: int,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[int, ShardResult | None]]:
     """Yield each shard's number of items and its result; None if it was complete already.
 
-    A shard is written while the one before is uploaded.
+    A shard is written while the one before is uploaded. ``advance`` is called with the items read
+    since its last call.
     """
     source = open_source(plan.source)
-    read, listing = plan.config.ingest.read, plan.read_listing
+    read = plan.config.ingest.read
     uploads: deque[tuple[int, Future[ShardResult] | None]] = deque()
-    with ordered_map(num_threads) as mapped, ThreadPoolExecutor(1) as uploader:
-        for index, split in enumerate(plan.splits(start, stop), start):
+    with (
+        ordered_map(num_threads) as mapped,
+        ThreadPoolExecutor(1) as uploader,
+        closing(source),
+    ):
+        for index, num_items, entries in _open_ahead(plan, source, start, stop):
             upload = None
-            if not is_complete(plan, index):
-                entries = source.entries(split, listing)
-                upload = uploader.submit(write_shard(plan, index, entries, read, mapped))
-            uploads.append((split.num_items, upload))
+            if entries is None:
+                advance(num_items)
+            else:
+                counted = _count(entries, advance)
+                upload = uploader.submit(write_shard(plan, index, counted, read, mapped))
+            uploads.append((num_items, upload))
             if len(uploads) > 1:
                 yield _wait_for_upload(*uploads.popleft())
         for num_items, upload in uploads:
             yield _wait_for_upload(num_items, upload)
+
+
+def _open_ahead(
+    plan: ShardPlan, source: Source, start: int, stop: int
+) -> Iterator[tuple[int, int, Iterator[Entry] | None]]:
+    """Yield each shard's index, its number of items, and its entries; None if it is complete."""
+    listing = plan.read_listing
+    opened: deque[tuple[int, int, Iterator[Entry] | None]] = deque()
+    for index, split in enumerate(plan.splits(start, stop), start):
+        entries = None if is_complete(plan, index) else source.entries(split, listing)
+        opened.append((index, split.num_items, entries))
+        if len(opened) > source.num_splits_ahead:
+            yield opened.popleft()
+    yield from opened
+
+
+def _count(entries: Iterator[Entry], advance: Callable[[int], None]) -> Iterator[Entry]:
+    for number, entry in enumerate(entries, 1):
+        yield entry
+        if number % _ITEMS_PER_REPORT == 0:
+            advance(_ITEMS_PER_REPORT)
 
 
 def _wait_for_upload(
@@ -253,7 +298,7 @@ def write_shard(
     one also SourceError.
     """
     store = open_store(plan.uri)
-    quarantined: list[dict[str, str]] = []
+    quarantined: list[dict[str, Any]] = []
     uids: dict[str, None] = {}
     fingerprints: list[bytes] = []
     rows: list[Any] = []
@@ -261,11 +306,17 @@ def write_shard(
         path = stack.enter_context(staged_file(store, tar_key(index)))
         with path.open("wb") as file:
             tar = TarWriter(file)
-            for origin, pair in mapped(partial(_read_entry, read), entries):
+            for origin, row, pair in mapped(partial(_read_entry, read), entries):
                 if not isinstance(pair, BadSampleError):
                     pair = _reject_duplicate_uid(pair, uids)  # noqa: PLW2901
                 if isinstance(pair, BadSampleError):
-                    bad = {"origin": origin, "reason": pair.reason, "detail": pair.detail}
+                    bad: dict[str, Any] = {
+                        "origin": origin,
+                        "reason": pair.reason,
+                        "detail": pair.detail,
+                    }
+                    if row is not None and pair.reason in RETRYABLE:
+                        bad[RETRY_ROW] = retry_row(row)
                     quarantined.append(bad)
                     continue
                 tar.add(pair)
@@ -345,9 +396,14 @@ def _single_shard_dataset(plan: ShardPlan, index: int, info: ShardInfo) -> Datas
     return Dataset(uri=plan.uri, shards=shards, layers={}, quarantine={}, parents=())
 
 
-def _read_entry(read: ReadEntry, entry: Entry) -> tuple[str, PreparedPair | BadSampleError]:
-    """Return the entry's origin and its pair or error: one bad sample must not end its shard."""
+def _read_entry(
+    read: ReadEntry, entry: Entry
+) -> tuple[str, Mapping[str, Any] | None, PreparedPair | BadSampleError]:
+    """Return the entry's origin, its row, and its pair or error.
+
+    One bad sample must not end its shard.
+    """
     try:
-        return entry.origin, read(entry)
+        return entry.origin, entry.row, read(entry)
     except BadSampleError as bad:
-        return entry.origin, bad
+        return entry.origin, entry.row, bad

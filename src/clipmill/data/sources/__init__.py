@@ -28,6 +28,7 @@ from clipmill.data.sources.folder import FolderSource
 from clipmill.data.sources.img2dataset import Img2datasetSource
 from clipmill.data.sources.tables import ParquetSource, hugging_face_source
 from clipmill.data.sources.text_tables import DelimitedSource, ImageFolderSource, JsonLinesSource
+from clipmill.data.sources.urls import URL_OPTIONS, UrlSource
 from clipmill.data.sources.webdataset import WebDatasetSource
 from clipmill.errors import SourceError
 from clipmill.storage import absolute_uri, exists, unpack_dir
@@ -103,6 +104,7 @@ SOURCES: Mapping[str, SourceKind] = {
     "webdataset": SourceKind(WebDatasetSource, ("layers",)),
     "img2dataset": SourceKind(Img2datasetSource),
     "hf": SourceKind(hugging_face_source, (*_COLUMNS, "split")),
+    "urls": SourceKind(UrlSource, URL_OPTIONS),
 }
 
 
@@ -120,8 +122,9 @@ def open_source(spec: str) -> Source:
         # The cache is another folder on each machine.
         source.uri = f"{kind}{absolute_uri(tar)}{rest}"
         return source
-    location = _split_kind(spec)[1].partition("?")[0]
-    if "://" in location:
+    kind_name, path = _split_kind(spec)
+    location = path.partition("?")[0]
+    if "://" in location and kind_name != "urls:":
         raise SourceError(
             f"{location} is neither a local path nor a folder packed as .tar",
             expected="a local path (of a table, its images may lie at s3://), or the URI of a "

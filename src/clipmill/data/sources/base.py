@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, BinaryIO, Final, Literal, Protocol
 
 from clipmill.data.parallel import OrderedMap
 from clipmill.errors import BadSampleReason, SourceError
@@ -25,6 +25,15 @@ REASONS: Mapping[str, str] = {
     BadSampleReason.EMPTY_FILE: "the image file has no bytes",
     BadSampleReason.MISSING_IMAGE: "no file lies where the table says that the image is",
     BadSampleReason.NOT_DOWNLOADED: "img2dataset's record says that the image couldn't be had",
+    BadSampleReason.INVALID_URL: "the URL isn't one of http or https, or holds a password",
+    BadSampleReason.PRIVATE_ADDRESS: "the URL's host has no public address",
+    BadSampleReason.DISALLOWED_BY_ROBOTS: "the host's robots.txt disallows the URL",
+    BadSampleReason.OPTED_OUT: "the response's X-Robots-Tag opts out of use for training",
+    BadSampleReason.TOO_MANY_REDIRECTS: "the URL redirects more often than the limit",
+    BadSampleReason.BODY_TOO_LARGE: "the response has more bytes than the limit",
+    BadSampleReason.HTTP_ERROR: "the server answers with another status than 200",
+    BadSampleReason.TIMED_OUT: "the response takes longer than the limit",
+    BadSampleReason.UNREACHABLE: "the host has no address, or the connection fails",
     BadSampleReason.DAMAGED_RECORD: "the sample's record or embeddings can't be read",
     BadSampleReason.TRUNCATED_TAR: "the tar ends, or stops being one, before its end",
     BadSampleReason.UNREADABLE_IMAGE: "the image is cut, broken, or neither JPEG, PNG nor WebP",
@@ -34,6 +43,11 @@ REASONS: Mapping[str, str] = {
     BadSampleReason.DUPLICATE_IMAGE: "another sample's image has the same bytes",
 }
 """Reasons for which a source's item is rejected, with their meaning."""
+
+RETRYABLE: Final = frozenset(
+    {BadSampleReason.HTTP_ERROR, BadSampleReason.TIMED_OUT, BadSampleReason.UNREACHABLE}
+)
+"""Reasons for which a row is written to the dataset's retry list."""
 
 # Common names of these columns, the most likely first.
 IMAGE_NAMES: Final = (
@@ -46,6 +60,8 @@ IMAGE_NAMES: Final = (
     "image",
     "image_name",
 )
+
+URL_NAMES: Final = ("url", "image_url", "img_url", "link", "uri")
 
 BYTES_NAMES: Final = ("image", "jpg", "jpeg", "png", "webp", "img")
 
@@ -86,6 +102,32 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageColumn:
+    """Column of a table that names the images."""
+
+    names: tuple[str, ...]
+    """Its usual names, the most likely first."""
+    role: str
+    """Its content, for messages."""
+    option: str
+    """Option of a source spec that names it."""
+    keeps_rows: bool = False
+    """Whether entries have all columns of their row, see ``Entry.row``."""
+
+
+PATHS: Final = ImageColumn(IMAGE_NAMES, "image's path", "image")
+
+URLS: Final = ImageColumn(URL_NAMES, "image's URL", "url", keeps_rows=True)
+
+
+class ImageReader(Protocol):
+    """Reader of the images that a table names."""
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of an image; raises BadSampleError where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class RawPair:
     """An image-text pair as its source holds it, not validated."""
 
@@ -111,6 +153,8 @@ class Entry:
     failure of the machine rather than the sample."""
     identity: bytes = b""
     """Tells it from other items of the same origin; empty where the origin does."""
+    row: Mapping[str, Any] | None = None
+    """Its row in a table by column, with which a retry list is written (see RETRYABLE)."""
 
 
 class Source(ABC):
@@ -120,6 +164,11 @@ class Source(ABC):
     """A source spec with an absolute path: opens the same source in any folder."""
     layers: tuple[str, ...] = ()
     """Names of the layers that it provides (see ``RawPair.rows``)."""
+    num_splits_ahead: int = 0
+    """Splits whose entries are worth opening before they are read, since opening starts work."""
+
+    def close(self) -> None:  # noqa: B027  # most sources have nothing to end
+        """End what opened entries have started; none of them can be read any more."""
 
     @abstractmethod
     def digest(self, mode: FingerprintMode) -> str:

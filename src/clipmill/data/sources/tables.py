@@ -18,11 +18,13 @@ from clipmill.data.parallel import OrderedMap, default_threads, ordered_map
 from clipmill.data.sources.base import (
     BYTES_NAMES,
     CAPTION_NAMES,
-    IMAGE_NAMES,
     LAYER,
     METADATA_NAMES,
+    PATHS,
     Entry,
     FingerprintMode,
+    ImageColumn,
+    ImageReader,
     RawPair,
     ReadListing,
     Source,
@@ -62,6 +64,7 @@ class ParquetSource(Source):
         images: str = "",
         split: str = "",
         kind: str = "parquet",
+        column: ImageColumn = PATHS,
     ) -> None:
         """``image``, ``caption``, ``id``: names of columns; ``images``: see ``ImageFiles``.
 
@@ -71,11 +74,12 @@ class ParquetSource(Source):
         files = _split_files(base, files, split)
         self._files = relative_names(base, files)
         self._columns = {
-            name: _file_columns(file, image=image, caption=caption, id=id)
+            name: _file_columns(file, image=image, caption=caption, id=id, column=column)
             for name, file in self._files.items()
         }
         self.layers = layers_of(self._columns.values())
         self._images = ImageFiles(images or str(base))
+        self.reader: ImageReader = self._images
         options = {"image": image, "caption": caption, "id": id, "images": images, "split": split}
         self._salt = repr(sorted(options.items()))
         text = "&".join(f"{key}={value}" for key, value in options.items() if value)
@@ -91,6 +95,14 @@ class ParquetSource(Source):
         tables = files_digest(self._files.items(), mode, self._salt)
         images = images_digest(self._image_names(), self._images, mapped, mode)
         return digest_json([tables, images])
+
+    def tables_digest(self, mode: FingerprintMode) -> str:
+        """Return the SHA-256 (hex) over the tables alone."""
+        return files_digest(self._files.items(), mode)
+
+    def image_column(self, name: str) -> str:
+        """Return the column of a file that holds or names the images."""
+        return self._columns[name].image
 
     def _image_names(self) -> Iterator[str]:
         for name, columns in self._columns.items():
@@ -117,7 +129,7 @@ class ParquetSource(Source):
             _BATCH_ROWS, row_groups=groups, columns=columns.names, use_threads=False
         )
         for row, values in rows_between(batches, first, split.start, split.stop, split.piece):
-            yield columns.entry(f"{split.piece}#{row}", values, self._images)
+            yield columns.entry(f"{split.piece}#{row}", values, self.reader)
 
 
 class RowColumns:
@@ -130,8 +142,10 @@ class RowColumns:
         image: str = "",
         caption: str = "",
         id: str = "",  # noqa: A002  # the option's name in a source spec
+        column: ImageColumn = PATHS,
     ) -> None:
         """Raises SourceError where the columns can't be told or have another type."""
+        self._column = column
         paths = [f.name for f in schema if _is_text(f.type)]
         blobs = [f.name for f in schema if _is_binary(f.type) or _is_image_struct(f.type)]
         texts = [f.name for f in schema if _is_text(f.type) or _is_texts(f.type)]
@@ -140,9 +154,11 @@ class RowColumns:
         self.caption = resolve_column([*texts, *raw], caption, CAPTION_NAMES, "caption", "caption")
         self.has_lists = _is_texts(schema.field(self.caption).type)
         blobs = [name for name in blobs if name != self.caption]
-        if image or not blobs:
+        if column is not PATHS:
+            self.image = resolve_column(paths, image, column.names, column.role, column.option)
+        elif image or not blobs:
             self.image = resolve_column(
-                [*blobs, *paths], image, (*BYTES_NAMES, *IMAGE_NAMES), "image", "image"
+                [*blobs, *paths], image, (*BYTES_NAMES, *column.names), "image", "image"
             )
         else:
             self.image = (
@@ -154,9 +170,9 @@ class RowColumns:
         self.is_path = self.image in paths
         self._metadata = [name for name in schema.names if name in METADATA_NAMES]
         names = {self.image, self.caption, *self._metadata, *([self.id] if self.id else [])}
-        self.names = sorted(names)
+        self.names = sorted(schema.names if column.keeps_rows else names)
 
-    def entry(self, position: str, values: dict[str, Any], images: ImageFiles) -> Entry:
+    def entry(self, position: str, values: dict[str, Any], images: ImageReader) -> Entry:
         """Return the row at ``position``, which is its id if it has no other."""
         image, caption = values[self.image], values[self.caption]
         path = image.get("path") if isinstance(image, dict) else image if self.is_path else None
@@ -165,22 +181,24 @@ class RowColumns:
         origin = position if name in (None, b"") else _escape_name(name)
         # Rows of one image are several samples, unless they have ids.
         identity = b"" if self.id or not self.is_path else f"{origin}\0{caption}".encode()
-        return Entry(origin, partial(self._load, path, data, values, images), identity)
+        row = values if self._column.keeps_rows else None
+        return Entry(origin, partial(self._load, path, data, values, images), identity, row)
 
     def _load(
-        self, path: bytes | None, data: bytes | None, values: dict[str, Any], images: ImageFiles
+        self, path: bytes | None, data: bytes | None, values: dict[str, Any], images: ImageReader
     ) -> RawPair:
         name = os.fsdecode(path or b"")
-        if data is None:
-            if not name:
-                raise BadSampleError(BadSampleReason.MISSING_IMAGE, "the row has no image")
-            data = images.read(name)
+        if data is None and not name:
+            raise BadSampleError(
+                BadSampleReason.MISSING_IMAGE, f"the row has no {self._column.role}"
+            )
         caption = values[self.caption]
         texts = [text for text in (caption if self.has_lists else [caption]) or [] if text]
         if not texts:
             if caption is None or caption in ([], [None]):
                 raise BadSampleError(BadSampleReason.MISSING_CAPTION, "the row's caption is null")
             raise BadSampleError(BadSampleReason.EMPTY_CAPTION, "the row's caption is empty")
+        data = images.read(name) if data is None else data
         rows = {}
         if self.has_lists:
             try:
@@ -197,7 +215,7 @@ def layers_of(columns: Iterable[RowColumns]) -> tuple[str, ...]:
     return (LAYER,) if any(each.has_lists for each in columns) else ()
 
 
-def _file_columns(path: Path, **options: str) -> RowColumns:
+def _file_columns(path: Path, **options: Any) -> RowColumns:
     """Return the columns of a Parquet file; files of one source may differ in them."""
     try:
         return RowColumns(read_schema(path), **options)
@@ -322,7 +340,7 @@ def hugging_face_source(
     split: str = "",
 ) -> Source:
     """The dataset in a folder, whichever of its formats it has; ``split``: only that one."""
-    options = {"image": image, "caption": caption, "id": id}
+    options: dict[str, Any] = {"image": image, "caption": caption, "id": id}
     if any(Path(path).rglob("*.arrow")):
         return ArrowSource(path, **options, split=split)
     return ParquetSource(path, **options, split=split, kind="hf")

@@ -19,13 +19,15 @@ from clipmill.config import digest_json
 from clipmill.data.parallel import OrderedMap, default_threads, ordered_map
 from clipmill.data.sources.base import (
     CAPTION_NAMES,
-    IMAGE_NAMES,
     IMAGE_SUFFIXES,
     LAYER,
     METADATA_NAMES,
     OTHER_IMAGE_SUFFIXES,
+    PATHS,
     Entry,
     FingerprintMode,
+    ImageColumn,
+    ImageReader,
     RawPair,
     ReadListing,
     Source,
@@ -73,13 +75,16 @@ class TextTableSource(Source):
         caption: str = "",
         id: str = "",  # noqa: A002  # the option's name in a source spec
         images: str = "",
+        column: ImageColumn = PATHS,
         **options: str,
     ) -> None:
         """``image``, ``caption``, ``id``: names of columns; ``images``: see ``ImageFiles``."""
         base, files = matching_files(path, self._suffixes)
+        self._column = column
         self._files = relative_names(base, files)
         self._texts = {name: uncompressed_file(file) for name, file in self._files.items()}
         self._images = ImageFiles(images or str(base))
+        self.reader: ImageReader = self._images
         named = {"image": image, "caption": caption, "id": id, "images": self._images.base}
         named |= options
         self._salt = repr(sorted(named.items()))
@@ -96,7 +101,7 @@ class TextTableSource(Source):
                     action="check the path of the source",
                 )
             try:
-                image_name = resolve_column(header, image, IMAGE_NAMES, "image's path", "image")
+                image_name = resolve_column(header, image, column.names, column.role, column.option)
                 self._columns[name] = (
                     image_name,
                     resolve_column(header, caption, CAPTION_NAMES, "caption", "caption"),
@@ -153,6 +158,14 @@ class TextTableSource(Source):
             yield self._entry(row, split.piece, position)
             position = following
 
+    def tables_digest(self, mode: FingerprintMode) -> str:
+        """Return the SHA-256 (hex) over the tables alone."""
+        return files_digest(self._files.items(), mode)
+
+    def image_column(self, name: str) -> str:
+        """Return the column of a file that names the images."""
+        return self._columns[name][0]
+
     def image_names(self) -> Iterator[str]:
         """Yield the path of each row's image, as written."""
         return self._image_names()
@@ -187,11 +200,14 @@ class TextTableSource(Source):
             if id_name != image_name
             else f"{origin}\0{captions}".encode("utf-8", "surrogatepass")
         )
-        return Entry(origin, partial(self._load, image, captions, values), identity)
+        row = values if self._column.keeps_rows else None
+        return Entry(origin, partial(self._load, image, captions, values), identity, row)
 
     def _load(self, image: Any, captions: Any, values: Mapping[str, Any]) -> RawPair:
         if not isinstance(image, str) or not image:
-            raise BadSampleError(BadSampleReason.MISSING_IMAGE, "the row names no image")
+            raise BadSampleError(
+                BadSampleReason.MISSING_IMAGE, f"the row has no {self._column.role}"
+            )
         texts = captions if isinstance(captions, list) else [captions]
         texts = [text for text in texts if isinstance(text, str)]
         if not texts:
@@ -202,7 +218,7 @@ class TextTableSource(Source):
                 else f"the caption is {captions!r:.100}, not text",
             )
         caption = next((text for text in texts if text.strip()), texts[0])
-        data = self._images.read(image)
+        data = self.reader.read(image)
         rows = {LAYER: caption_row(texts)} if self.layers else {}
         metadata = sample_metadata(values)
         return RawPair(data, image_suffix(image, data), _bytes(caption), rows, metadata)
@@ -227,6 +243,7 @@ class DelimitedSource(TextTableSource):
         delimiter: str = "",
         quote: str = "",
         kind: str = "csv",
+        column: ImageColumn = PATHS,
     ) -> None:
         """``delimiter``: a character or its name; ``quote``: likewise, or ``none``.
 
@@ -248,13 +265,15 @@ class DelimitedSource(TextTableSource):
                 )
         self._headers: dict[Path, list[str]] = {}
         options = {"delimiter": _option(delimiter), "quote": _option(quote)}
-        super().__init__(path, image=image, caption=caption, id=id, images=images, **options)
+        super().__init__(
+            path, image=image, caption=caption, id=id, images=images, column=column, **options
+        )
         wanted = {column for columns in self._columns.values() for column in columns}
         self._cells = {
             name: {
                 column: header.index(column)
                 for column in header
-                if column in wanted or column in METADATA_NAMES
+                if self._column.keeps_rows or column in wanted or column in METADATA_NAMES
             }
             for name, header in ((n, self._headers[path]) for n, path in self._texts.items())
         }
@@ -313,7 +332,7 @@ class JsonLinesSource(TextTableSource):
     _suffixes = (".jsonl", ".ndjson", ".jsonl.gz")
     _lists: Sequence[str] = ()
 
-    def __init__(self, path: str, **options: str) -> None:
+    def __init__(self, path: str, **options: Any) -> None:
         """Options as for tables; where the first row's caption is a list, all are a layer."""
         super().__init__(path, **options)
         if any(caption in self._lists for _, caption, _ in self._columns.values()):
@@ -359,7 +378,7 @@ class ImageFolderSource(Source):
         """``image``, ``caption``, ``id``: names of columns."""
         self._root = Path(path).absolute()
         _, files = matching_files(path, _METADATA_FILES)
-        options = {"image": image, "caption": caption, "id": id}
+        options: dict[str, Any] = {"image": image, "caption": caption, "id": id}
         self._tables: dict[str, TextTableSource] = {}
         for name, file in relative_names(self._root, [file.absolute() for file in files]).items():
             opener = DelimitedSource if file.suffix == ".csv" else JsonLinesSource
