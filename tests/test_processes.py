@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from clipmill import processes
-from clipmill.errors import ServerError, StorageError
+from clipmill.errors import LostWorkerError, ServerError, StorageError
 from clipmill.processes import (
     BackgroundProcess,
     available_cpus,
     free_ports,
     port_owner,
+    process_pool,
     record_processes,
     require_free,
     running_processes,
@@ -45,6 +46,14 @@ def is_running(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_killed_worker_is_an_error_that_says_what_to_do():
+    with (
+        pytest.raises(LostWorkerError, match="run the same command again"),
+        process_pool(1) as pool,
+    ):
+        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL).result()
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):

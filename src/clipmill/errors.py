@@ -13,6 +13,7 @@ ClipmillError
 │   ├── ClusterError        a Kubernetes API that isn't there, or refuses us
 │   ├── MissingExtraError   an optional dependency that isn't installed
 │   ├── BudgetError         a limit on cost that was reached
+│   ├── LostWorkerError     a worker process was killed, and a rerun resumes: exit code 1
 │   └── TrainingError       a run that can't go on
 │       └── LostRankError   another rank is gone, and a restart resumes: exit code 1
 ├── StoppedError            a run that was told to stop, and did, its state saved: exit code 75
@@ -94,6 +95,10 @@ class MissingExtraError(UserError):
 
 class BudgetError(UserError):
     """A limit on cost that was reached; what was paid for is kept."""
+
+
+class LostWorkerError(UserError):
+    """A worker process that was killed; the same command resumes."""
 
 
 class BadSampleReason(StrEnum):

@@ -15,13 +15,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from clipmill.errors import ServerError, StorageError
+from clipmill.errors import LostWorkerError, ServerError, StorageError
 
 if TYPE_CHECKING:
     import psutil
@@ -89,6 +90,9 @@ def process_pool(num_processes: int = 0) -> Iterator[ProcessPoolExecutor]:
 
     Pending work is canceled where the block raises. Forked processes, Linux's default, may hang
     where torch has started threads before.
+
+    Raises:
+        LostWorkerError: a process was killed.
     """
     pool = ProcessPoolExecutor(
         num_processes or available_cpus(),
@@ -97,9 +101,15 @@ def process_pool(num_processes: int = 0) -> Iterator[ProcessPoolExecutor]:
     )
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         pool.shutdown(cancel_futures=True)
-        raise
+        if not isinstance(error, BrokenProcessPool):
+            raise
+        raise LostWorkerError(
+            "a worker process was killed, as the kernel does where memory is short",
+            expected="workers that run to their end",
+            action="run the same command again, which resumes; with fewer --workers if it recurs",
+        ) from error
     pool.shutdown()
 
 

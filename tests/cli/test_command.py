@@ -7,7 +7,13 @@ import pytest
 import typer
 
 from clipmill.cli import entry
-from clipmill.errors import ConfigError, LostRankError, StorageError, StoreUnavailableError
+from clipmill.errors import (
+    ConfigError,
+    LostRankError,
+    LostWorkerError,
+    StorageError,
+    StoreUnavailableError,
+)
 
 # As torchrun -m clipmill starts it.
 RUN = [sys.executable, "-m", "clipmill"]
@@ -56,7 +62,8 @@ def test_a_mistake_is_one_message_and_code_2(arguments, said, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [(StorageError, 2), (StoreUnavailableError, 1), (LostRankError, 1)]
+    ("kind", "code"),
+    [(StorageError, 2), (StoreUnavailableError, 1), (LostRankError, 1), (LostWorkerError, 1)],
 )
 def test_an_error_that_may_pass_has_a_code_that_is_retried(kind, code):
     app = typer.Typer()

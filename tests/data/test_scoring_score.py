@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clipmill import stages
 from clipmill.config import sha256_bytes
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer
@@ -377,3 +378,8 @@ def test_weights_apart_from_the_model_are_refused_with_the_new_form():
 def test_values_out_of_range(name):
     with pytest.raises(ConfigError, match=name):
         ScoreConfig(**{name: 0})
+
+
+def test_a_model_for_a_recipe_that_scores_by_none():
+    with pytest.raises(ConfigError, match="add --recipe score-clip"):
+        stages.score("score-basic", [], "dataset", "", model="open_clip:ViT-B-32/openai")

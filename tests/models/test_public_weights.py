@@ -458,6 +458,7 @@ def test_preprocessing_of_an_architecture_named_alone(tmp_path):
         ("open_clip:local-dir:/x/y", "write file:/x/y"),
         ("timm:local-dir:/x/y", "write file:/x/y"),
         ("hf:name", "hf:ORG/NAME"),
+        ("hf:/x/y", "write file:/x/y"),
         ("random:ViT-B-16", "timm/NAME or open_clip/NAME"),
         ("opnclip:ViT-B-16/openai", "did you mean 'open_clip'"),
         ("weights.pt", "file:weights.pt"),
@@ -470,6 +471,12 @@ def test_addresses_that_mean_nothing(address, words):
     with pytest.raises(ConfigError) as caught:
         open_encoder(address)
     assert words in str(caught.value)
+
+
+def test_a_folder_of_another_library_without_a_scheme(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=f"expected: file:{tmp_path}\n"):
+        open_encoder(str(tmp_path))
 
 
 def test_files_that_hold_nothing_or_something_else(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 from clipmill.errors import SourceError
 from clipmill.models.checkpoint import load_checkpoint, read_embedding
 from clipmill.recipes.registry import get_recipe
+from clipmill.storage import read_bytes
 from clipmill.tasks.classification.training import (
     ClassificationConfig,
     ClassificationTraining,
@@ -159,6 +160,8 @@ def test_from_an_encoder_to_a_judged_model(name, folder, tmp_path):
     found = read_evaluation(evaluate(model, str(folder), str(tmp_path), report=silent))
     assert found.metrics["top1"] > 60
     assert found.metrics["top5"] == 100
+    table = read_bytes(f"{found.uri}/confusion_matrix.csv").decode().splitlines()
+    assert table[0] == ",".join(["true class", *CLASSES])
     metadata, tensors = load_checkpoint(model)
     assert metadata.architecture["classes"] == list(CLASSES)
     assert tensors["head.weight"].shape[0] == 3

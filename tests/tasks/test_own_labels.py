@@ -1,6 +1,7 @@
 """Own labels from training to metrics: equal to the references, matched by name, never silent."""
 
 import contextlib
+import csv
 import io
 import json
 
@@ -132,7 +133,23 @@ def test_detection_equals_pycocotools(tmp_path):
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        stats = dict(zip(("mAP", "AP50", "AP75"), evaluation.stats, strict=False))
+        sizes = ("small", "medium", "large")
+        names = (
+            *("mAP", "AP50", "AP75", *(f"mAP_{size}" for size in sizes)),
+            *("AR1", "AR10", "AR100", *(f"AR_{size}" for size in sizes)),
+        )
+        stats = {n: v for n, v in zip(names, evaluation.stats, strict=True) if v >= 0}
+        # Each class alone, by name.
+        for name, key in ids.items():
+            evaluation.params.catIds = [key]
+            with contextlib.redirect_stdout(io.StringIO()):
+                evaluation.evaluate()
+                evaluation.accumulate()
+                evaluation.summarize()
+            if evaluation.stats[0] >= 0:
+                stats[f"AP.{name}"] = evaluation.stats[0]
+        assert len([name for name in stats if name.startswith("AP.")]) > 1
+        assert {n for n in metrics if n.startswith(prefix)} == {f"{prefix}_{n}" for n in stats}
         for name, value in stats.items():
             assert metrics[f"{prefix}_{name}"] == pytest.approx(100 * value, abs=1e-6)
         assert 5 < metrics[f"{prefix}_mAP"] < 95
@@ -171,11 +188,13 @@ def test_segmentation_equals_mmsegs_iou_metric(tmp_path, layout):
         split.update(index, split.truth(index), {"classes": predicted})
         pair = (torch.from_numpy(predicted).long(), torch.from_numpy(mask).long())
         rows.append(IoUMetric.intersect_and_union(*pair, 3, 255))
-    areas = [torch.stack(column).sum(0) for column in zip(*rows, strict=True)]
-    expected = IoUMetric.total_area_to_metrics(*areas, ["mIoU"])
-    metrics = split.compute()
-    assert metrics["mIoU"] == pytest.approx(100 * np.mean(expected["IoU"]), abs=1e-5)
-    assert metrics["aAcc"] == pytest.approx(100 * float(expected["aAcc"]), abs=1e-5)
+    areas = [torch.stack(column).sum(0).double() for column in zip(*rows, strict=True)]
+    found = IoUMetric.total_area_to_metrics(*areas, ["mIoU"])
+    expected = {"mIoU": np.mean(found["IoU"]), "mAcc": np.mean(found["Acc"]), "aAcc": found["aAcc"]}
+    for kind in ("IoU", "Acc"):
+        expected |= {f"{kind}.{n}": v for n, v in zip(names, found[kind], strict=True)}
+    percent = {name: 100 * float(value) for name, value in expected.items()}
+    assert split.compute() == pytest.approx(percent, abs=1e-6)
 
 
 def test_depth_of_kitti_equals_a_script_of_its_own(tmp_path):
@@ -189,19 +208,61 @@ def test_depth_of_kitti_equals_a_script_of_its_own(tmp_path):
     options(tmp_path, "depth", values_per_metre=256)
     config = DepthConfig(max_depth_metres=80.0)
     split = DepthTraining().test_split(config, tmp_path)
-    rmse, abs_rel, d1 = [], [], []
+    rows = []
     for index, values in enumerate(stored):
         predicted = RNG.uniform(1, 90, values.shape).astype(np.float32)
         split.update(index, split.truth(index), {"depth_metres": predicted})
         truth = values / 256
         valid = (truth > 1e-3) & (truth < 80)
         t, p = truth[valid], np.minimum(predicted[valid].astype(np.float64), 80)
-        rmse.append(np.sqrt(np.mean((t - p) ** 2)))
-        abs_rel.append(np.mean(np.abs(t - p) / t))
-        d1.append(np.mean(np.maximum(t / p, p / t) < 1.25))
-    metrics = split.compute()
-    for name, values in (("rmse", rmse), ("abs_rel", abs_rel), ("d1", d1)):
-        assert metrics[name] == pytest.approx(np.mean(values), abs=1e-6)
+        worst, log = np.maximum(t / p, p / t), np.log(p) - np.log(t)
+        rows.append(
+            {
+                **{f"d{n}": np.mean(worst < 1.25**n) for n in (1, 2, 3)},
+                "abs_rel": np.mean(np.abs(t - p) / t),
+                "sq_rel": np.mean((t - p) ** 2 / t),
+                "rmse": np.sqrt(np.mean((t - p) ** 2)),
+                "rmse_log": np.sqrt(np.mean(log**2)),
+                "log10": np.mean(np.abs(np.log10(t) - np.log10(p))),
+                "silog": np.sqrt(np.mean(log**2) - 0.5 * np.mean(log) ** 2),
+            }
+        )
+    expected = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+    assert split.compute() == pytest.approx(expected | {"num_eigen_cropped": 0}, abs=1e-6)
+
+
+def test_classification_equals_a_script_of_its_own(tmp_path):
+    """top_k_accuracy_score, recall_score and confusion_matrix as scikit-learn defines them."""
+    names = ("10", "9", "b, c", "d", "e", "f", "g")  # the last has no image
+    for split in ("train", "val"):
+        for place, name in enumerate(names[: 6 if split == "val" else 7]):
+            for number in range(2 + place):
+                image(tmp_path / split / name / f"{number}.png")
+    task = ClassificationTraining()
+    classes = tuple(reversed(task.classes(tmp_path)))  # a model's own order
+    split = task.test_split(ClassificationConfig(), tmp_path, classes)
+    scores_BC, labels_B = RNG.random((len(split), len(names))), []
+    for index, scores_C in enumerate(scores_BC):
+        truth = split.truth(index)
+        labels_B.append(int(truth["probabilities"].argmax()))
+        split.update(index, truth, {"probabilities": scores_C.astype(np.float32)})
+    labels_B = np.array(labels_B)
+    better_B = (scores_BC > scores_BC[np.arange(len(labels_B)), labels_B][:, None]).sum(1)
+    predicted_B = scores_BC.argmax(1)
+    expected = {f"top{k}": 100 * np.mean(better_B < k) for k in (1, 5)}
+    confusion_CC = np.array(
+        [[np.sum((labels_B == t) & (predicted_B == p)) for p in range(7)] for t in range(7)]
+    )
+    for number, name in enumerate(classes):
+        if confusion_CC[number].any():
+            recall = confusion_CC[number, number] / confusion_CC[number].sum()
+            expected[f"Acc.{name}"] = 100 * recall
+    assert split.compute() == pytest.approx(expected, abs=1e-6)
+    assert len(expected) == 8
+    rows = list(csv.reader(io.StringIO(split.tables()["confusion_matrix.csv"])))
+    assert rows[0] == ["true class", *classes]
+    assert [row[0] for row in rows[1:]] == list(classes)
+    assert np.array_equal(np.array([row[1:] for row in rows[1:]], int), confusion_CC)
 
 
 @pytest.mark.parametrize("present", [("a", "b", "c"), ("b", "c"), ("c",)])
@@ -218,6 +279,23 @@ def test_a_class_without_validation_images_moves_no_other(tmp_path, present):
         assert np.array_equal(truth["probabilities"], perfect)
         split.update(index, truth, {"probabilities": perfect})
     assert split.compute()["top1"] == 100
+
+
+def test_samples_are_spread_over_the_split(tmp_path):
+    for split in ("train", "val"):
+        for number in range(11):
+            image(tmp_path / split / ("a", "b")[number % 2] / f"{number:02d}.png")
+    task = ClassificationTraining()
+    output = task.evaluate(
+        lambda image_HW3: {"probabilities": np.array([1, 0], np.float32)},
+        ClassificationConfig(),
+        tmp_path,
+        num_samples=3,
+        report=silent,
+    )
+    data = task.test_split(ClassificationConfig(), tmp_path)
+    for sample, index in zip(output.samples, (0, 5, 10), strict=True):
+        assert np.array_equal(sample.image_HW3, data.image_HW3(index))
 
 
 DETECTION = DetectionConfig(

@@ -23,6 +23,7 @@ from clipmill.errors import (
     ClipmillError,
     ConfigError,
     LostRankError,
+    LostWorkerError,
     StoppedError,
     StorageError,
     StoreUnavailableError,
@@ -131,7 +132,7 @@ def _print_error(error: Exception) -> int:
         _report_to_kubernetes(str(known))
         if isinstance(known, StoppedError):
             return EXIT_PREEMPTED
-        may_pass = isinstance(known, LostRankError | StoreUnavailableError)
+        may_pass = isinstance(known, LostRankError | LostWorkerError | StoreUnavailableError)
         is_final = isinstance(known, UserError) and not may_pass
         return EXIT_USER_ERROR if is_final else EXIT_FAILURE
     last = traceback.extract_tb(error.__traceback__)[-1]

@@ -19,7 +19,7 @@ from clipmill.cli.options import (
     recipe_option,
     require_output,
 )
-from clipmill.cli.output import format_table, print_next, print_uri
+from clipmill.cli.output import format_table, print_hint, print_next, print_uri
 
 if TYPE_CHECKING:
     from clipmill.tasks.evaluation import EvaluationResult
@@ -229,14 +229,21 @@ def report(
 
 
 def _print_metrics(uri: str, as_json: bool, *, decimals: int) -> str:
-    """Print an evaluation; return its task."""
+    """Print an evaluation, without the figures of each class; return its task."""
     from clipmill.tasks.evaluation import read_evaluation
 
     result = read_evaluation(uri)
     if as_json:
         print_uri(result.uri, as_json=True, task=result.task, metrics=result.metrics)
     else:
-        rows = [[f"  {name}", f"{value:.{decimals}f}"] for name, value in result.metrics.items()]
+        shown = {
+            name: value
+            for name, value in result.metrics.items()
+            if "." not in name or name.startswith("skipped.")
+        }
+        rows = [[f"  {name}", f"{value:.{decimals}f}"] for name, value in shown.items()]
         typer.echo(result.uri)
         typer.echo(format_table(rows[0], rows[1:], right=" r"))
+        if len(shown) < len(result.metrics):
+            print_hint(f"figures of each class: clipmill show {result.uri} --json")
     return result.task

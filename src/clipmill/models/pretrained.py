@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from clipmill.config import digest_json
-from clipmill.errors import ArtifactError, ConfigError
+from clipmill.errors import ArtifactError, ConfigError, NotFoundError
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import (
     CheckpointMetadata,
@@ -21,7 +21,7 @@ from clipmill.models.weights.addresses import parse_address
 from clipmill.models.weights.files import check_fit
 from clipmill.models.weights.public import PublicWeights, find_weights
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import artifact_uri
+from clipmill.storage import artifact_uri, exists, join
 from clipmill.version import clipmill_version
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ENCODER_KINDS = ("clip", "mae", "supervised", "image")
 """Kinds of checkpoints that hold an image tower, under ``visual.``; ``image`` is an imported tower
 alone."""
+_LIBRARY_FILES = ("config.json", "open_clip_config.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +115,16 @@ def read_encoder_metadata(uri: str, kinds: Sequence[str] = ENCODER_KINDS) -> Che
         NotFoundError: nothing lies there.
         ArtifactError: something else lies there.
     """
-    metadata = read_metadata(uri)
+    try:
+        metadata = read_metadata(uri)
+    except NotFoundError as error:
+        if any(exists(join(uri, name)) for name in _LIBRARY_FILES):
+            raise ArtifactError(
+                f"{uri} is a model of another library, without a scheme",
+                expected=f"file:{uri}",
+                action="put file: before the path",
+            ) from error
+        raise
     if metadata.kind not in kinds:
         raise ArtifactError(
             f"{uri} is a checkpoint of kind {metadata.kind!r}",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from clipmill.errors import ConfigError
 from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import Stage
 from clipmill.storage import absolute_uri, join
@@ -181,9 +182,18 @@ def score(
     """Score shards ``start`` to ``stop`` of a dataset; return the names of the layers.
 
     ``model`` replaces the recipe's CLIP.
+
+    Raises:
+        ConfigError: the recipe has none.
     """
     from clipmill.data.scoring import score
 
+    if model and get_recipe(recipe, score.ScoreConfig).clip is None:
+        raise ConfigError(
+            f"--model was {model}, and the recipe {recipe} scores nothing by a CLIP",
+            expected="a recipe that does",
+            action="add --recipe score-clip, or leave out --model",
+        )
     own = [f"clip.model={model}"] if model else []
     config = get_recipe(recipe, score.ScoreConfig, [*own, *overrides])
     label = recipe.removeprefix("score-")

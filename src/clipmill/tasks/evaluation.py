@@ -141,6 +141,8 @@ def evaluate(
     if output.per_image:
         # Rows are paired by their number: models that are compared see the same images.
         write_bytes(join(uri, _PER_IMAGE), save(dict(output.per_image)))
+    for name, text in output.tables.items():
+        write_bytes(join(uri, name), text.encode())
     value = output.metrics[task.metric.name]
     write_json(
         join(uri, _RESULT),

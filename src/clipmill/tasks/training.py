@@ -4,7 +4,8 @@ Serving imports none of it. Shapes: B batch, H W image height and width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.models.embedding_stats import evenly_spaced_indices
 from clipmill.stage_records import ProgressCallback
 from clipmill.tasks.base import Prediction, Task, TaskConfigT
 
@@ -44,10 +46,12 @@ class EvaluationOutput:
     metrics: dict[str, float]
     """Metric values by name."""
     samples: tuple[EvaluatedSample, ...]
-    """First samples of the split, for the report."""
+    """Samples of the split, evenly spaced, for the report."""
     per_image: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Statistics that :meth:`TrainingTask.metric_from_rows` aggregates, one row an image; empty
     for a task whose metric doesn't decompose."""
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """CSV files by name, such as a confusion matrix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +79,12 @@ class Images(Protocol):
         Raises:
             SourceError: the file can't be decoded.
         """
+
+
+def class_labels(classes: Sequence[str]) -> list[str]:
+    """Return names of classes for metrics, repeated ones with their numbers."""
+    counts = Counter(classes)
+    return [f"{c} ({i})" if counts[c] > 1 else c for i, c in enumerate(classes)]
 
 
 class TestSplit(ABC):
@@ -107,6 +117,10 @@ class TestSplit(ABC):
 
     def per_image(self) -> Mapping[str, NDArray[Any]]:
         """Return the rows of :attr:`EvaluationOutput.per_image` after the last update."""
+        return {}
+
+    def tables(self) -> Mapping[str, str]:
+        """Return :attr:`EvaluationOutput.tables` after the last update."""
         return {}
 
 
@@ -208,17 +222,21 @@ class TrainingTask(Task[TaskConfigT]):
         classes: tuple[str, ...] = (),
         split: str = "",
     ) -> EvaluationOutput:
-        """Evaluate ``predict`` on a split (:meth:`test_split`), and keep its first samples."""
+        """Evaluate ``predict`` on a split (:meth:`test_split`), and keep a few samples."""
         data, samples = self.test_split(config, folder, classes, split), []
+        kept = set(evenly_spaced_indices(len(data), num_samples))
         for index in range(len(data)):
             image_HW3, truth = data.image_HW3(index), data.truth(index)
             prediction = predict(image_HW3)
             data.update(index, truth, prediction)
-            if index < num_samples:
+            if index in kept:
                 samples.append(
                     EvaluatedSample(image_HW3=image_HW3, truth=truth, prediction=prediction)
                 )
             report(index + 1, len(data), "evaluated")
         return EvaluationOutput(
-            metrics=data.compute(), samples=tuple(samples), per_image=data.per_image()
+            metrics=data.compute(),
+            samples=tuple(samples),
+            per_image=data.per_image(),
+            tables=data.tables(),
         )

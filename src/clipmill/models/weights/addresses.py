@@ -77,6 +77,12 @@ def parse_address(text: str) -> Address:
         return Address(text=text, scheme="timm", name=_nonempty(text, name), tag=tag)
     if scheme == "hf":
         name, _, revision = rest.partition("@")
+        if rest.startswith((".", "/", "~")):
+            raise ConfigError(
+                f"{text!r} is a path, and no repository of the Hugging Face hub",
+                expected="hf:ORG/NAME[@REVISION], or file:PATH",
+                action=f"write file:{rest}",
+            )
         if len(name.split("/")) != 2 or not all(name.split("/")):
             raise _address_error(text, "hf:ORG/NAME[@REVISION]")
         return Address(text=text, scheme="hf", name=name, tag=revision)

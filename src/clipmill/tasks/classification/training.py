@@ -3,6 +3,8 @@
 Shapes: B batch, S image side, C classes.
 """
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,13 @@ from clipmill.models.config import EncoderConfig
 from clipmill.tasks.base import Prediction
 from clipmill.tasks.classification.task import ClassificationTask
 from clipmill.tasks.config import ClassificationConfig
-from clipmill.tasks.training import Images, TestSplit, TrainingSamples, TrainingTask
+from clipmill.tasks.training import (
+    Images,
+    TestSplit,
+    TrainingSamples,
+    TrainingTask,
+    class_labels,
+)
 
 if TYPE_CHECKING:
     from clipmill.tasks.classification.objective import ClassificationObjective
@@ -97,6 +105,8 @@ class ClassificationTestSplit(TestSplit):
 
         self._data = ImageFolder.open(folder, split, classes)
         self._metrics = TopKAccuracy((1, 5))
+        number = len(self._data.classes)
+        self._confusion_CC = np.zeros((number, number), np.int64)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -113,11 +123,28 @@ class ClassificationTestSplit(TestSplit):
     def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
         """Add an image's rank of the true class."""
         del truth
-        self._metrics.update(prediction["probabilities"], self._data.labels[index])
+        label = self._data.labels[index]
+        self._metrics.update(prediction["probabilities"], label)
+        self._confusion_CC[label, int(prediction["probabilities"].argmax())] += 1
 
     def compute(self) -> dict[str, float]:
-        """Return the accuracies."""
-        return self._metrics.compute()
+        """Return the accuracies, and those of each class that occurs."""
+        metrics = self._metrics.compute()
+        totals_C = self._confusion_CC.sum(axis=1)
+        for number, name in enumerate(class_labels(self._data.classes)):
+            if totals_C[number]:
+                hits = self._confusion_CC[number, number]
+                metrics[f"Acc.{name}"] = float(100 * hits / totals_C[number])
+        return metrics
+
+    def tables(self) -> dict[str, str]:
+        """Return the confusion matrix: a row for each true class, a column for each predicted."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["true class", *self._data.classes])
+        for name, row_C in zip(self._data.classes, self._confusion_CC.tolist(), strict=True):
+            writer.writerow([name, *row_C])
+        return {"confusion_matrix.csv": file.getvalue()}
 
 
 class TopKAccuracy:

@@ -19,7 +19,13 @@ from clipmill.models.config import EncoderConfig
 from clipmill.tasks.base import Prediction
 from clipmill.tasks.config import DetectionConfig
 from clipmill.tasks.detection.task import DetectionTask
-from clipmill.tasks.training import Images, TestSplit, TrainingSamples, TrainingTask
+from clipmill.tasks.training import (
+    Images,
+    TestSplit,
+    TrainingSamples,
+    TrainingTask,
+    class_labels,
+)
 
 _NAMES: Final = (
     "mAP", "AP50", "AP75", "mAP_small", "mAP_medium", "mAP_large",
@@ -203,28 +209,38 @@ class CocoMetrics:
             self._detections.append(detection)
 
     def result(self) -> dict[str, float]:
-        """Return ``box_mAP``, ``mask_mAP`` and the rest, percent.
+        """Return ``box_mAP``, ``mask_mAP`` and the rest, and ``box_AP.CLASS``, percent.
 
         A metric without objects to compute it from (there is no large one, say) is left out.
 
         Raises:
             SourceError: no image holds an object that counts.
         """
-        metrics = {}
+        metrics: dict[str, float] = {}
+        by_class: dict[str, float] = {}
         with contextlib.redirect_stdout(io.StringIO()):
             kinds = (("bbox", "box"), ("segm", "mask"))[: 1 + self._has_masks]
             for kind, prefix in kinds:
                 truth = self._ground_truth(masks_only=kind == "segm")
-                for name, value in zip(_NAMES, self._run_cocoeval(truth, kind), strict=True):
+                evaluation = self._run_cocoeval(truth, kind)
+                for name, value in zip(_NAMES, evaluation.stats, strict=True):
                     if value >= 0:
                         metrics[f"{prefix}_{name}"] = 100 * float(value)
+                # Thresholds, recalls, classes, areas (0: all), numbers of detections (last: most).
+                precision_TRC = evaluation.eval["precision"][..., 0, -1]
+                order = list(evaluation.params.catIds)
+                labels = class_labels(self._truth.classes)
+                for category, name in zip(self._truth.category_ids, labels, strict=True):
+                    value = precision_TRC[..., order.index(category)].mean()
+                    if value >= 0:  # -1 where the truth has none
+                        by_class[f"{prefix}_AP.{name}"] = 100 * float(value)
         if "box_mAP" not in metrics:
             raise SourceError(
                 f"{self._truth.annotations} holds no object that counts",
                 expected="objects that aren't crowds, in images to evaluate a model on",
                 action="give data with annotations",
             )
-        return metrics
+        return metrics | by_class
 
     def _ground_truth(self, *, masks_only: bool) -> Any:
         from pycocotools.coco import COCO
@@ -255,7 +271,7 @@ class CocoMetrics:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-        return evaluation.stats
+        return evaluation
 
 
 def _indexed(coco: Any, content: dict[str, Any]) -> Any:

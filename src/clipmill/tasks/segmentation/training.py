@@ -17,7 +17,14 @@ from clipmill.models.config import EncoderConfig
 from clipmill.tasks.base import Prediction
 from clipmill.tasks.config import SegmentationConfig
 from clipmill.tasks.segmentation.task import SegmentationTask
-from clipmill.tasks.training import Images, Predict, TestSplit, TrainingSamples, TrainingTask
+from clipmill.tasks.training import (
+    Images,
+    Predict,
+    TestSplit,
+    TrainingSamples,
+    TrainingTask,
+    class_labels,
+)
 
 if TYPE_CHECKING:
     from clipmill.tasks.objective import DenseObjective
@@ -194,10 +201,9 @@ class SegmentationTestSplit(TestSplit):
 
     def _metrics_by_class(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
+        labels = class_labels(self._classes)
         for number, (iou, accuracy) in self._mean_iou.per_class().items():
-            name = self._classes[number]
-            if self._classes.count(name) > 1:
-                name = f"{name} ({number})"
+            name = labels[number]
             # A class that isn't in the truth has no accuracy, and its IoU means nothing.
             if not math.isnan(accuracy):
                 metrics |= {f"IoU.{name}": iou, f"Acc.{name}": accuracy}
