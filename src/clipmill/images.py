@@ -131,8 +131,11 @@ def read_rgb(path: Path, *, apply_exif: bool = True) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return 8-bit RGB: transparent pixels over white, 16-bit gray scaled down."""
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.uint32) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.uint32)
+        grey = (values >> 8).astype(np.uint8)
+        # Of these modes Pillow converts no transparency: one value of a PNG (its tRNS chunk).
+        grey[values == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         ground = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

@@ -1,5 +1,9 @@
-"""Tables of other tools, joined by uid."""
+"""Tables of other tools, joined by uid, key or url."""
 
+import csv
+import gzip
+import io
+import json
 import os
 
 import numpy as np
@@ -13,13 +17,16 @@ from hypothesis import strategies as st
 from clipmill.data import import_layer as module
 from clipmill.data.dataset import Dataset
 from clipmill.data.import_layer import ImportConfig, import_layer
-from clipmill.data.join import JoinCounts
+from clipmill.data.join import JoinCounts, SampleIndex
 from clipmill.data.layers import read_layer
+from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
+from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.lineage import lineage
 from clipmill.storage import open_store
 from helpers.bare_dataset import add_layer, bare_dataset
+from helpers.sources import jpeg, write_tar
 
 FILL = ImportConfig(on_missing="fill")
 
@@ -232,3 +239,134 @@ def test_a_score_from_elsewhere_can_be_selected_by(tmp_path):
     layer = select(rule, dataset.uri, report=silent)
     keep = [row["keep"] for row in rows_of(dataset, layer, tmp_path)]
     assert keep == [False, True, True, False]
+
+
+@pytest.fixture
+def downloaded(tmp_path):
+    """Seven pairs as img2dataset writes DataComp's; two have the same url, one no record."""
+    members = []
+    for number in range(7):
+        key = f"{number:09d}"
+        record = {
+            "uid": f"{number:032x}",
+            "key": key,
+            "url": f"https://example.com/{max(number, 1)}.jpg",
+            "caption": f"picture {number}",
+        }
+        members += [(f"{key}.jpg", jpeg(number)), (f"{key}.txt", f"picture {number}".encode())]
+        members += [] if number == 6 else [(f"{key}.json", json.dumps(record).encode())]
+    write_tar(tmp_path / "images/00000.tar", members)
+    config = ShardConfig(samples_per_shard=4)
+    uri = write_dataset(config, str(tmp_path / "images"), str(tmp_path / "store"))
+    return Dataset.open(uri)
+
+
+def datacomp(numbers):
+    """DataComp's metadata of these samples."""
+    return pa.table(
+        {
+            "uid": [f"{n:032x}" for n in numbers],
+            "url": [f"https://example.com/{n}.jpg" for n in numbers],
+            "text": [f'a "quoted",\ttext {n}' for n in numbers],
+            "original_width": [100 + n for n in numbers],
+            "original_height": [50 + n for n in numbers],
+            "clip_l14_similarity_score": np.array(numbers, np.float32) / 10,
+            "sha256": ["0" * 64] * len(numbers),
+        }
+    )
+
+
+def test_datacomps_metadata_by_its_uid(downloaded, tmp_path):
+    file = write(tmp_path / "metadata.parquet", datacomp([8, 3, 0, 5, 5, 9, 4, 2, 1]))
+    counts = import_layer(FILL, downloaded.uri, "score/datacomp", [file], report=silent)
+    assert counts == JoinCounts(matched=6, missing=1, unknown=2, duplicate=1)
+    rows = rows_of(downloaded, "score/datacomp", tmp_path)
+    assert [row["original_width"] for row in rows] == [100, 101, 102, 103, 104, 105, None]
+    assert rows[2]["text"] == 'a "quoted",\ttext 2'
+    assert [row["uid"] for row in rows] == [
+        uid for index in range(2) for uid in downloaded.uids(index)
+    ]
+
+
+def test_datacomps_metadata_by_url(downloaded, tmp_path):
+    """Its uid comes along; two samples of one url both get its row."""
+    file = write(tmp_path / "metadata.parquet", datacomp([4, 0, 1, 2]))
+    config = ImportConfig(by="url", on_missing="fill")
+    counts = import_layer(config, downloaded.uri, "score/datacomp", [file], report=silent)
+    assert counts == JoinCounts(matched=4, missing=3, unknown=1, duplicate=0)
+    uids = [row["source_uid"] for row in rows_of(downloaded, "score/datacomp", tmp_path)]
+    numbers = [1, 1, 2, None, 4, None, None]
+    assert uids == [None if n is None else f"{n:032x}" for n in numbers]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv.gz", "tsv.gz", "ndjson"])
+def test_text_tables_by_key(downloaded, tmp_path, kind):
+    rows = [{"name": f"{n:09d}", "captions": f'text, "{n}"'} for n in (6, 4, 3, 2, 1, 0, 5)]
+    text = io.StringIO()
+    if "json" in kind:
+        text.write("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        delimiter = "," if kind == "csv.gz" else "\t"
+        table = csv.DictWriter(text, ["name", "captions"], delimiter=delimiter)
+        table.writeheader()
+        table.writerows(rows)
+    data = text.getvalue().encode()
+    file = tmp_path / f"captions.v1.{kind}"
+    file.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    config = ImportConfig(by="key", uid_column="name")
+    counts = import_layer(config, downloaded.uri, "captions/x", [str(file)], report=silent)
+    assert counts == JoinCounts(matched=7, missing=0, unknown=0, duplicate=0)
+    found = [row["captions"] for row in rows_of(downloaded, "captions/x", tmp_path)]
+    assert found == [[f'text, "{n}"'] for n in range(7)]
+
+
+def test_identifiers_of_any_text_type(downloaded, tmp_path):
+    keys = pa.array([f"{n:09d}" for n in range(7)])
+    kinds = (pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()))
+    for number, kind in enumerate(kinds):
+        file = write(tmp_path / "t.parquet", pa.table({"key": keys.cast(kind), "x": range(7)}))
+        layer = f"score/x{number}"
+        import_layer(ImportConfig(by="key"), downloaded.uri, layer, [file], report=silent)
+        assert [row["x"] for row in rows_of(downloaded, layer, tmp_path)] == list(range(7))
+
+
+def test_joins_that_match_nothing(downloaded, tmp_path):
+    file = write(tmp_path / "t.parquet", pa.table({"uid": ["1", "2"], "x": [1, 2]}))
+    with pytest.raises(ArtifactError, match=r"7 of 7 samples.*2 of its rows are unknown") as caught:
+        import_layer(FILL, downloaded.uri, "score/x", [file], report=silent)
+    assert "--by key or --by url" in caught.value.action
+    with pytest.raises(ConfigError, match="columns was"):
+        ImportConfig(columns={"uid": "uid"})
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=8),
+    st.lists(st.lists(st.none() | st.integers(0, 7), max_size=6), max_size=4),
+)
+def test_matches_are_those_of_plain_dictionaries(tmp_path_factory, samples, batches):
+    """Samples share urls, rows repeat them: the first row of a sample counts."""
+    folder = tmp_path_factory.mktemp("index")
+    members = []
+    for number, url in enumerate(samples):
+        record = json.dumps({"url": f"u{url}"}).encode()
+        members += [(f"{number}.jpg", jpeg(number)), (f"{number}.txt", b"x")]
+        members += [(f"{number}.json", record)]
+    config = ShardConfig(samples_per_shard=3)
+    source = str(write_tar(folder / "a.tar", members))
+    index = SampleIndex(Dataset.open(write_dataset(config, source, str(folder / "s"))), "url")
+    seen: set[int] = set()
+    unknown = duplicate = 0
+    for batch in batches:
+        rows, positions = index.match([None if n is None else f"u{n}" for n in batch])
+        expected = []
+        for row, value in enumerate(batch):
+            known = [i for i, url in enumerate(samples) if url == value]
+            expected += [(row, i) for i in known if i not in seen]
+            unknown += not known
+            duplicate += bool(known) and set(known) <= seen
+            seen |= set(known)
+        assert sorted(zip(rows.tolist(), positions.tolist(), strict=True)) == expected
+    assert index.counts == JoinCounts(
+        matched=len(seen), missing=len(samples) - len(seen), unknown=unknown, duplicate=duplicate
+    )

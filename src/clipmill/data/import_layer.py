@@ -294,16 +294,20 @@ def _renamed(
                 expected=f"one of its columns: {', '.join(names)}",
                 action="name the column of identifiers with --uid-column, others with --column",
             )
-    kind = batch[id_column].type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not any(is_text(kind) for is_text in _TEXT):
+    table = pa.table({target: _plain(batch[name]) for target, name in mapping.items()})
+    kind = table.schema.field(_IDENTIFIER).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise SourceError(
             f"column {id_column} of {uri} has type {kind}",
             expected="strings, as the dataset's identifiers are",
             action="name another column with --uid-column, or write it as strings",
         )
-    return pa.table({target: batch[name] for target, name in mapping.items()})
+    return table
 
 
-_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+def _plain(column: pa.Array) -> pa.Array:
+    """Return text without dictionary or views, from which Arrow doesn't take rows."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.dictionary_decode(), kind.value_type
+    return column.cast(pa.string()) if pa.types.is_string_view(kind) else column
