@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
+import struct
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,9 @@ from clipmill.processes import free_port
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.kserve_compat import InferInput, InferRequest, InferResponse
 from clipmill.serve.launch import ServerProcess
+from clipmill.serve.protocol.bodies import length_prefixed
 from clipmill.serve.protocol.grpc_messages import message_type
+from clipmill.serve.server.app import BufferLimit
 from clipmill.serve.server.grpc_server import InferenceServicer
 from clipmill.serve.smoke_test import scrape_metrics
 from clipmill.tasks.visualization import encode_png
@@ -102,9 +106,10 @@ def test_a_failure_after_inference_is_counted_as_one() -> None:
             raise AbortedError(code, message)
 
     registry: Any = SimpleNamespace(get=lambda _name, _version: Model())
-    handler = InferenceServicer(None, registry).handler()
+    dataplane: Any = None
+    handler = InferenceServicer(dataplane, registry, BufferLimit(ServingConfig())).handler()
     details = SimpleNamespace(method="/inference.GRPCInferenceService/ModelInfer")
-    answer = handler.service(details).unary_unary
+    answer = handler.service(details).unary_stream
     with pytest.raises(AbortedError) as aborted:
         asyncio.run(answer(message_type("ModelInferRequest")(model_name="broken"), Context()))
     assert aborted.value.args[0] is grpc.StatusCode.INTERNAL
@@ -146,3 +151,74 @@ def test_health_of_server_and_models_until_it_stops(models: dict[str, str], tmp_
         assert [answer.status for answer in watches[0]] == [statuses.NOT_SERVING]
         assert list(watches[1]) == []
         assert time.monotonic() - stopping < config.shutdown_timeout_seconds / 2
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of HTTP/2 (RFC 9113, section 4.1)."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def stalled_call(port: int, message: bytes) -> socket.socket:
+    """Send a request to infer over a connection that takes no byte of its response."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/inference.GRPCInferenceService/ModelInfer",
+        ":authority": "test",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    block = b"".join(  # literals without Huffman coding (RFC 7541, section 6.2.2)
+        bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    body = b"\0" + struct.pack(">I", len(message)) + message
+    assert len(body) < 2**14, "beyond the first frame"
+    connection = socket.create_connection(("127.0.0.1", port))
+    no_window = struct.pack(">HI", 4, 0)
+    connection.sendall(
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + frame(4, 0, 0, no_window)
+        + frame(1, 4, 1, block)
+        + frame(0, 1, 1, body)
+    )
+    return connection
+
+
+def test_a_client_that_takes_nothing_holds_memory_for_a_limited_time(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    request = message_type("ModelInferRequest")(model_name="seg")
+    tensor = request.inputs.add(name="image", datatype="BYTES")
+    tensor.shape.append(1)
+    request.raw_input_contents.append(
+        length_prefixed(encode_png(np.zeros((600, 600, 3), np.uint8)))
+    )
+    message = request.SerializeToString()
+    port = free_port("127.0.0.1")
+    config = ServingConfig(write_timeout_seconds=6, max_buffered_bytes=300_000)
+    with (
+        ServerProcess(models, log_path=tmp_path / "log", grpc_port=port, config=config),
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        assert len(infer(message)) > config.max_buffered_bytes, "one of them fills the buffer"
+        with stalled_call(port, message):
+            wait_for_status(infer, message, grpc.StatusCode.UNAVAILABLE)
+            live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            assert live(b"")
+            wait_for_status(infer, message, grpc.StatusCode.OK)
+
+
+def wait_for_status(call: Any, message: bytes, status: grpc.StatusCode) -> None:
+    code = None
+    for _ in range(200):
+        try:
+            call(message)
+            code = grpc.StatusCode.OK
+        except grpc.RpcError as error:
+            code = error.code()
+        if code is status:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still {code}, not {status}")

@@ -75,6 +75,9 @@ class ServingConfig(Config):
     """Longest time in which a request's headers, and then its body, must arrive, seconds."""
     write_timeout_seconds: float = 30.0
     """Longest time for which a client may read nothing of its response, seconds."""
+    max_connection_seconds: float = 300.0
+    """Age of a gRPC connection at which it is closed once its requests are answered, seconds.
+    Clients open another. It bounds how long one that reads nothing can hold memory."""
     max_image_bytes: int = 32 * 2**20
     """Largest encoded image, bytes."""
     max_pixels: int = 64_000_000

@@ -50,6 +50,34 @@ class _PredictRoute(NamedTuple):
     version: str
 
 
+class BufferLimit:
+    """Counts the bytes of requests and responses in memory, of all models and protocols."""
+
+    def __init__(self, config: ServingConfig) -> None:
+        self.num_bytes = 0
+        self._config = config
+
+    def require_room(self) -> None:
+        """Raise OverloadedError while the bytes fill the memory that they may take."""
+        limit = self._config.max_buffered_bytes
+        if self.num_bytes >= limit:
+            raise OverloadedError(
+                RejectReason.QUEUE_FULL,
+                f"{limit} bytes of requests and responses are in memory (max_buffered_bytes); "
+                "try again later",
+                retry_after_seconds=self._config.retry_after_seconds,
+            )
+
+    @contextmanager
+    def hold(self, num_bytes: int) -> Iterator[None]:
+        """Count bytes that are in memory meanwhile."""
+        self.num_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self.num_bytes -= num_bytes
+
+
 class Routes:
     """Reads bodies within limits, has the models answer, and counts the responses."""
 
@@ -59,7 +87,7 @@ class Routes:
         self._registry = registry
         self._config = config
         self._is_stopping = is_stopping
-        self._num_buffered_bytes = 0
+        self.buffer = BufferLimit(config)
         self._drainer = RequestDrainer()
         self._part_turn = asyncio.Lock()
 
@@ -89,7 +117,7 @@ class Routes:
             if response.status_code == HTTPStatus.OK:
                 seconds = time.perf_counter() - started
                 serving_metrics().request_seconds.labels(route.model).observe(seconds)
-            with self._buffering(len(response.body)):
+            with self.buffer.hold(len(response.body)):
                 await response(scope, receive, _send_in_parts(send, self._part_turn))
 
         return middleware
@@ -194,7 +222,7 @@ class Routes:
             text = "the model failed on this request; the server's log says why"
             response = JSONResponse({"error": text}, status_code=500)
         finally:
-            self._num_buffered_bytes -= len(received)
+            self.buffer.num_bytes -= len(received)
         self._count(response, label, label_version)
         return response
 
@@ -212,27 +240,7 @@ class Routes:
         """Raise OverloadedError for a request for which there is no room now."""
         with suppress(ModelNotFoundError):
             self._registry.get(route.model, route.version).require_room()
-        self._require_memory()
-
-    def _require_memory(self) -> None:
-        """Raise OverloadedError while bodies and responses fill the memory that they may take."""
-        limit = self._config.max_buffered_bytes
-        if self._num_buffered_bytes >= limit:
-            raise OverloadedError(
-                RejectReason.QUEUE_FULL,
-                f"{limit} bytes of requests and responses are in memory (max_buffered_bytes); "
-                "try again later",
-                retry_after_seconds=self._config.retry_after_seconds,
-            )
-
-    @contextmanager
-    def _buffering(self, num_bytes: int) -> Iterator[None]:
-        """Count bytes that are in memory."""
-        self._num_buffered_bytes += num_bytes
-        try:
-            yield
-        finally:
-            self._num_buffered_bytes -= num_bytes
+        self.buffer.require_room()
 
     async def _read(self, request: Request, received: bytearray) -> None:
         """Read the body into ``received``, bounded in size and in the time of its arrival."""
@@ -241,13 +249,13 @@ class Routes:
             async with asyncio.timeout(config.read_timeout_seconds):
                 async for part in request.stream():
                     received += part
-                    self._num_buffered_bytes += len(part)
+                    self.buffer.num_bytes += len(part)
                     if len(received) > config.max_request_bytes:
                         raise PayloadTooLargeError(
                             f"the request has more than {config.max_request_bytes} bytes "
                             "(max_request_bytes)"
                         )
-                    self._require_memory()
+                    self.buffer.require_room()
         except TimeoutError:
             raise BadRequestError(
                 RejectReason.SLOW,

@@ -24,7 +24,7 @@ from clipmill.serve.errors import (
 )
 from clipmill.serve.kserve_compat import DataPlane
 from clipmill.serve.protocol.grpc_messages import POOL, SERVICE, GrpcBody, message_type
-from clipmill.serve.server.app import model_metadata
+from clipmill.serve.server.app import BufferLimit, model_metadata
 from clipmill.serve.server.registry import ModelRegistry
 from clipmill.serve.server.tracing import trace_request
 from clipmill.telemetry import serving_metrics
@@ -52,10 +52,15 @@ class GrpcServer:
     """A gRPC server for KServe's ``ModelServer``, whose own binds to all interfaces."""
 
     def __init__(
-        self, address: str, dataplane: DataPlane, registry: ModelRegistry, config: ServingConfig
+        self,
+        address: str,
+        dataplane: DataPlane,
+        registry: ModelRegistry,
+        buffer: BufferLimit,
+        config: ServingConfig,
     ) -> None:
         self._address = address
-        self._servicer = InferenceServicer(dataplane, registry)
+        self._servicer = InferenceServicer(dataplane, registry, buffer)
         self._health = HealthServicer(dataplane, registry)
         self._config = config
         num_models = len(list(registry))
@@ -64,11 +69,20 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Serve until stopped."""
+        ping_milliseconds = int(1000 * self._config.write_timeout_seconds / 2)
+        grace_seconds = self._config.max_request_seconds + self._config.write_timeout_seconds
         self._server = server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._config.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail
+                # A client that hangs answers no pings either.
+                ("grpc.keepalive_time_ms", ping_milliseconds),
+                ("grpc.http2.ping_timeout_ms", ping_milliseconds),
+                ("grpc.http2.max_pings_without_data", 0),
+                # One that answers them and reads nothing can only be cut off with its connection.
+                ("grpc.max_connection_age_ms", int(1000 * self._config.max_connection_seconds)),
+                ("grpc.max_connection_age_grace_ms", int(1000 * grace_seconds)),
             ],
             maximum_concurrent_rpcs=self._max_calls,
         )
@@ -98,9 +112,15 @@ class GrpcServer:
 class InferenceServicer:
     """``inference.GRPCInferenceService``: errors become statuses, and requests are counted."""
 
-    def __init__(self, dataplane: DataPlane, registry: ModelRegistry) -> None:
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        registry: ModelRegistry,
+        buffer: BufferLimit,
+    ) -> None:
         self._dataplane = dataplane
         self._registry = registry
+        self._buffer = buffer
 
     def handler(self) -> Any:
         """Return the handler of the service's calls."""
@@ -117,13 +137,37 @@ class InferenceServicer:
         return grpc.method_handlers_generic_handler(
             SERVICE.full_name,
             {
-                method.name: grpc.unary_unary_rpc_method_handler(
-                    _with_status(calls[method.name]),
+                # A stream of one response is the same on the wire, and its end can be awaited.
+                method.name: grpc.unary_stream_rpc_method_handler(
+                    self._with_status(calls[method.name]),
                     request_deserializer=message_type(method.input_type.name).FromString,
                 )
                 for method in SERVICE.methods
             },
         )
+
+    def _with_status(self, call: _Call) -> Callable[[Any, Any], Awaitable[None]]:
+        """Return the call with a serialized response, which counts as buffered until it's sent.
+
+        An error becomes a status.
+        """
+
+        async def answer(request: Any, context: Any) -> None:
+            try:
+                response = await call(request, context)
+            except RequestError as error:
+                await context.abort(_status_code(error), error.message)
+            except Exception:
+                _logger.exception("a gRPC request failed")
+                await context.abort(
+                    grpc.StatusCode.INTERNAL,
+                    "the model failed on this request; the server's log says why",
+                )
+            data = response if isinstance(response, bytes) else response.SerializeToString()
+            with self._buffer.hold(len(data)):
+                await context.write(data)
+
+        return answer
 
     async def _server_live(self, _request: Any, _context: Any) -> Any:
         return message_type("ServerLiveResponse")(live=True)
@@ -170,7 +214,8 @@ class InferenceServicer:
         try:
             model = self._registry.get(request.model_name, request.model_version)
             name, version = model.name, model.version
-            with model.in_flight():
+            self._buffer.require_room()
+            with model.in_flight(), self._buffer.hold(request.ByteSize()):
                 response = await model.predict(GrpcBody(request))
             code = "200"
         except asyncio.CancelledError:
@@ -234,26 +279,6 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # h
                 return int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
         statuses = health_pb2.HealthCheckResponse
         return int(statuses.SERVING if is_ready else statuses.NOT_SERVING)
-
-
-def _with_status(call: _Call) -> _Call:
-    """Return the call with a serialized response; an error becomes a status."""
-
-    async def answer(request: Any, context: Any) -> bytes:
-        try:
-            response = await call(request, context)
-        except RequestError as error:
-            await context.abort(_status_code(error), error.message)
-        except Exception:
-            _logger.exception("a gRPC request failed")
-            await context.abort(
-                grpc.StatusCode.INTERNAL,
-                "the model failed on this request; the server's log says why",
-            )
-        data: bytes = response if isinstance(response, bytes) else response.SerializeToString()
-        return data
-
-    return answer
 
 
 def _status_code(error: RequestError) -> grpc.StatusCode:

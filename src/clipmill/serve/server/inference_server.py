@@ -124,11 +124,6 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
         )
         self.model_repository_extension = _ReadOnlyRepository(self.registered_models)
         self._host = host
-        self._grpc = (
-            GrpcServer(f"{url_host(host)}:{grpc_port}", self.dataplane, self._registry, config)
-            if grpc_port is not None
-            else None
-        )
         # A wrong path is a 404, not a redirection to wherever the Host header says.
         app.router.redirect_slashes = False
         app.openapi = partial(describe_routes, app, config.root_path)
@@ -136,6 +131,17 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
         logging.getLogger("kserve").addFilter(_is_unexpected)
         self._routes = Routes(self._registry, config, lambda: self._is_stopping)
         self._routes.add_to(app)
+        self._grpc = (
+            GrpcServer(
+                f"{url_host(host)}:{grpc_port}",
+                self.dataplane,
+                self._registry,
+                self._routes.buffer,
+                config,
+            )
+            if grpc_port is not None
+            else None
+        )
         Playground().add_to(app)
 
     def run(self) -> None:
