@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,14 @@ from clipmill.data.dataset import Dataset
 from clipmill.data.import_layer import ImportConfig, import_layer
 from clipmill.data.join import JoinCounts, SampleIndex
 from clipmill.data.layers import read_layer
+from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.read import read_shard
 from clipmill.data.shards.write import write_dataset
 from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.lineage import lineage
+from clipmill.pretrain.config import DistillationConfig
+from clipmill.pretrain.teacher import teacher_parent
 from clipmill.storage import open_store
 from helpers.bare_dataset import add_layer, bare_dataset
 from helpers.sources import jpeg, write_tar
@@ -370,3 +374,34 @@ def test_matches_are_those_of_plain_dictionaries(tmp_path_factory, samples, batc
     assert index.counts == JoinCounts(
         matched=len(seen), missing=len(samples) - len(seen), unknown=unknown, duplicate=duplicate
     )
+
+
+def test_embeddings_of_another_tool(downloaded, tmp_path):
+    """Lists of doubles become a teacher layer, of the captions of the same name."""
+    keys = [f"{n:09d}" for n in range(7)]
+    captions = write(tmp_path / "c.parquet", pa.table({"key": keys, "captions": [["a", "b"]] * 7}))
+    vectors = [[[n / 8, 0.5, k] for k in range(3)] for n in range(7)]
+    image = [[[1.0, 2.0, 3.0]], None, *[[[4.0, 5.0, 6.0]] * 2] * 5]
+    table = pa.table({"key": keys, "image": image, "text": vectors})
+    teacher = write(tmp_path / "t.parquet", table)
+    by_key = ImportConfig(by="key")
+    import_layer(by_key, downloaded.uri, "captions/x", [captions], report=silent)
+    import_layer(by_key, downloaded.uri, "teacher/x", [teacher], report=silent)
+    rows = rows_of(downloaded, "teacher/x", tmp_path)
+    assert [row["image"] for row in rows] == image
+    assert [row["text"] for row in rows] == vectors
+    view = View(Dataset.open(downloaded.uri), ViewConfig(captions="both", layer="captions/x"))
+    distillation = DistillationConfig(layer="teacher/x", teacher_widths=(1, 2))
+    assert teacher_parent(view, distillation).role == "teacher"
+    with pytest.raises(ConfigError, match=r"teacher_widths was \(768, 768\)"):
+        teacher_parent(view, DistillationConfig(layer="teacher/x"))
+    # No sample of the first shard has a row.
+    config = ImportConfig(by="key", on_missing="fill")
+    file = write(tmp_path / "p.parquet", table.slice(4))
+    import_layer(config, downloaded.uri, "teacher/part", [file], report=silent)
+    view = View(Dataset.open(downloaded.uri), ViewConfig())
+    assert teacher_parent(view, replace(distillation, layer="teacher/part"))
+    uneven = pa.table({"key": keys, "image": [[[1.0], [1.0, 2.0]]] * 7, "text": vectors})
+    file = write(tmp_path / "u.parquet", uneven)
+    with pytest.raises(ArtifactError, match="doesn't hold embeddings"):
+        import_layer(by_key, downloaded.uri, "teacher/u", [file], report=silent)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from clipmill.config import Config, sha256_file
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.join import Identifier, JoinCounts, SampleIndex, other_identifiers
-from clipmill.data.layers import commit_layer, write_layer_shard
+from clipmill.data.layers import commit_layer, embedded_captions, write_layer_shard
 from clipmill.data.shards.read import read_shard
 from clipmill.errors import ArtifactError, ConfigError, SourceError
 from clipmill.lineage import Parent
@@ -96,7 +96,8 @@ def import_layer(
             absolute = uri if "://" in uri else str(path.absolute())
             parents.append(Parent(role="import", uri=absolute, digest=sha256_file(path)))
             for batch in read_table(path, uri, config.uid_column or config.by, config.columns):
-                spill.add(_matched(sample_index, batch), uri)
+                typed = _with_embeddings(layer, batch) if layer.startswith("teacher/") else batch
+                spill.add(_matched(sample_index, typed), uri)
         counts = sample_index.counts
         if not counts.matched or (counts.missing and config.on_missing == "error"):
             raise ArtifactError(
@@ -113,6 +114,7 @@ def import_layer(
             done += opened.shards[index].num_samples
             report(min(done, total - 1), total, "written")
     detail = {name: str(count) for name, count in asdict(counts).items()}
+    parents += embedded_captions(opened, layer)
     commit_layer(opened, layer, parents=tuple(parents), detail=detail)
     report(total, total, "imported")
     return counts
@@ -195,6 +197,28 @@ def _complete(dataset: Dataset, layer: str, index: int, table: pa.Table) -> pa.T
     return table.add_column(0, "uid", pa.array(dataset.uids(index), pa.string()))
 
 
+def _with_embeddings(layer: str, table: pa.Table) -> pa.Table:
+    """Return embeddings in the type of a teacher layer: lists of any numbers become it."""
+    for position, name in enumerate(table.column_names):
+        column = table[name].combine_chunks()
+        is_nested = pa.types.is_list(column.type)
+        if name not in {"image", "text"} or not is_nested:
+            continue
+        vectors = column.flatten() if pa.types.is_list(column.type.value_type) else column
+        width = pc.max(pc.list_value_length(vectors)).as_py() or 1
+        kind = pa.list_(pa.float16(), width)
+        try:
+            converted = column.cast(kind if vectors is column else pa.list_(kind))
+        except pa.ArrowInvalid as error:
+            raise ArtifactError(
+                f"column {name} of layer {layer} doesn't hold embeddings: {error}",
+                expected="lists of numbers, or lists of these, all of one length",
+                action="write the table with such a column",
+            ) from error
+        table = table.set_column(position, name, converted)
+    return table
+
+
 def _with_captions(dataset: Dataset, index: int, table: pa.Table) -> pa.Table:
     column = table["captions"].combine_chunks()
     is_missing: NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False)
@@ -216,7 +240,8 @@ def _with_captions(dataset: Dataset, index: int, table: pa.Table) -> pa.Table:
 _KINDS = ("parquet", "csv", "tsv", "jsonl", "ndjson")
 _EXPECTED = "a table in Parquet (.parquet), CSV (.csv), TSV (.tsv) or JSON Lines (.jsonl)"
 
-_BATCH_ROWS = 65_536
+# Rows of a teacher layer take 200 kB.
+_BATCH_ROWS = 4_096
 
 
 def download_table(uri: str, path: Path) -> Path:

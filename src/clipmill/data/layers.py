@@ -39,7 +39,7 @@ from clipmill.data.dataset import (
     inconsistent_artifact_error,
     layer_list,
 )
-from clipmill.data.transforms.torchvision_replay import COLUMN
+from clipmill.data.transforms.torchvision_replay import TORCHVISION_AUGMENTATION
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import Parent
 from clipmill.storage import atomic_write, exists, join, open_store, read_json, write_json
@@ -80,7 +80,7 @@ def write_layer_shard(dataset: Dataset, layer: str, shard_index: int, table: pa.
             action="compute the table from read_shard(dataset, index, cache), row by row",
         )
     validate_layer_table(layer, shard_index, table)
-    data = _to_parquet(table)
+    data = _to_parquet(layer, table)
     record = {
         "num_rows": len(table),
         "num_bytes": len(data),
@@ -157,7 +157,7 @@ def commit_layer(
 
 
 def embedded_captions(dataset: Dataset, layer: str) -> tuple[Parent, ...]:
-    """Return the captions layer that a source provides beside a teacher layer, as its parent."""
+    """Return the captions layer of a teacher layer from elsewhere: the one of the same name."""
     kind, _, name = layer.partition("/")
     captions = f"captions/{name}"
     if kind != "teacher" or captions not in dataset.layers:
@@ -274,7 +274,9 @@ def layer_table(
         assert layer.startswith("teacher/"), layer
         for name in ("image", "text"):
             columns[name] = _embeddings([row[name] for row in rows])
-        columns[COLUMN] = pa.array([row[COLUMN] for row in rows], _NUMBERS)
+        columns[TORCHVISION_AUGMENTATION] = pa.array(
+            [row[TORCHVISION_AUGMENTATION] for row in rows], _NUMBERS
+        )
     return pa.table(columns)
 
 
@@ -352,12 +354,24 @@ def _read_record(folder: str, shard_index: int) -> dict[str, Any]:
     return record
 
 
-def _to_parquet(table: pa.Table) -> bytes:
+def _to_parquet(layer: str, table: pa.Table) -> bytes:
     """Return Parquet bytes that depend on rows and types alone, not on chunks or metadata."""
     plain = pa.schema([field.remove_metadata() for field in table.schema])
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(table.columns, schema=plain), buffer, compression="zstd")
+    pq.write_table(
+        pa.Table.from_arrays(table.columns, schema=plain), buffer, **parquet_options(layer)
+    )
     return buffer.getvalue()
+
+
+def parquet_options(layer: str) -> Mapping[str, Any]:
+    """Return how a layer's rows are written: embeddings repeat no number, nor are they ordered."""
+    has_repetition = not layer.startswith("teacher/")
+    return {
+        "compression": "zstd",
+        "use_dictionary": has_repetition,
+        "write_statistics": has_repetition,
+    }
 
 
 def _check_name(layer: str) -> str:

@@ -37,7 +37,7 @@ from clipmill.data.transforms.augmentation import (
     replay,
     sample_augmentation,
 )
-from clipmill.data.transforms.torchvision_replay import COLUMN, TorchvisionReplay
+from clipmill.data.transforms.torchvision_replay import TORCHVISION_AUGMENTATION, TorchvisionReplay
 from clipmill.errors import ConfigError
 from clipmill.images import decode_rgb
 from clipmill.lineage import Parent
@@ -233,7 +233,7 @@ def load_teacher(address: str) -> Teacher:
 def replay_transform(dataset: Dataset, layer: str, size: int) -> Replay:
     """Return the replay of a teacher layer's stored augmentations, at (size, size)."""
     column = augmentation_column(layer_schema(dataset, layer, cache_folder()).names)
-    return TorchvisionReplay(size) if column == COLUMN else ReplayTransform(size)
+    return TorchvisionReplay(size) if column == TORCHVISION_AUGMENTATION else ReplayTransform(size)
 
 
 def teacher_parent(view: View, distillation: DistillationConfig) -> Parent:

@@ -30,7 +30,7 @@ from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.sampler import EpochShuffle, StepSampler, validate_world_size
 from clipmill.data.loading.view import ShardView, View
 from clipmill.data.shards.read import ShardReader, read_shard
-from clipmill.data.transforms.torchvision_replay import COLUMN
+from clipmill.data.transforms.torchvision_replay import TORCHVISION_AUGMENTATION
 from clipmill.errors import (
     ArtifactError,
     BadSampleError,
@@ -94,7 +94,7 @@ def sample_teacher_targets(
 
 def augmentation_column(names: Iterable[str]) -> str:
     """Return the column of stored augmentations among these; empty for none."""
-    return next((name for name in names if name in {"augmentation", COLUMN}), "")
+    return next((name for name in names if name in {"augmentation", TORCHVISION_AUGMENTATION}), "")
 
 
 def _embedding(vector: pa.Scalar) -> Tensor:

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 from clipmill.data.sources.base import Entry
 from clipmill.data.sources.reinforcement import resized_rows
-from clipmill.data.transforms.torchvision_replay import COLUMN
+from clipmill.data.transforms.torchvision_replay import TORCHVISION_AUGMENTATION
 from clipmill.errors import BadSampleError, BadSampleReason
 from clipmill.images import decode_rgb, exif_orientation, image_size
 
@@ -103,7 +103,7 @@ class IngestConfig:
         suffix, rows = actual_suffix(raw.suffix, data), raw.rows
         is_large = min(width, height) > self.resize_shorter_side
         if self.jpeg_quality and (not self.resize_shorter_side or is_large):
-            if any(row.get(COLUMN) for row in rows.values()) and _is_turned(data):
+            if any(row.get(TORCHVISION_AUGMENTATION) for row in rows.values()) and _is_turned(data):
                 raise BadSampleError(
                     BadSampleReason.DAMAGED_RECORD,
                     "its augmentations are of the image before its EXIF turn, and it is encoded "

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from clipmill.config import Config, canonical_json, digest_json
 from clipmill.data.dataset import DEDUP, FORMAT, ShardInfo, check_kind
+from clipmill.data.layers import parquet_options
 from clipmill.data.shards.ingest import ImageConstraints, IngestConfig
 from clipmill.data.sources import FingerprintMode, Source, Split, open_source
 from clipmill.data.sources.base import ReadListing
@@ -314,7 +315,7 @@ def staged_rows_key(layer: str, index: int) -> str:
 def write_staged_rows(plan: ShardPlan, layer: str, index: int, table: pa.Table) -> None:
     """Write a layer's rows, to wait for duplicates to be dropped."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, **parquet_options(layer))
     open_store(plan.uri).put(staged_rows_key(layer, index), buffer.getvalue())
 
 

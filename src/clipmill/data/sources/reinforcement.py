@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from clipmill.data.sources.base import original_size
 from clipmill.data.transforms.torchvision_replay import (
-    COLUMN,
     CROP_NUMBERS,
     OPERATIONS,
+    TORCHVISION_AUGMENTATION,
     Size,
     fit_crop,
 )
@@ -35,8 +35,8 @@ from clipmill.errors import BadSampleError, BadSampleReason, MissingExtraError, 
 DEFAULT_NAME: Final = "datacompdr"
 """The part of the layers' names after their kind."""
 
-MEMBERS: Final = frozenset({"syn.json", "paug.json", "npz", "pth.gz"})
-"""What follows the key in the names of a reinforcement's members."""
+MAX_INSPECTED: Final = 100
+"""Samples that are looked at to see what a source brings: the first ones may lack a member."""
 
 # What readers of JSON, npz and pth raise for files that are neither.
 _BROKEN = (
@@ -54,9 +54,6 @@ _BROKEN = (
     zlib.error,
     pickle.UnpicklingError,
 )
-
-# Samples that are looked at to see what a source brings: the first ones may lack a member.
-_MAX_INSPECTED = 100
 
 # 30 augmentations of 1,536 values in bfloat16 are 92 kB; more is an attempt to exhaust memory.
 _MAX_PTH_BYTES = 1 << 26
@@ -86,7 +83,7 @@ def inspect_samples(
     """
     kinds: set[str] = set()
     width, error, is_empty = 0, None, True
-    for keys, read in itertools.islice(samples, _MAX_INSPECTED):
+    for keys, read in itertools.islice(samples, MAX_INSPECTED):
         is_empty = False
         if "syn.json" in keys:
             kinds.add("captions")
@@ -130,8 +127,8 @@ def layer_rows(
 
     Captions: ``captions``, ``fallback`` (whether the real caption is to stand in for none).
     Teacher: ``image``, an embedding an augmentation; ``text``, one for the real caption and one
-    for each of ``captions``; COLUMN, the numbers of each augmentation. Embeddings of a sample
-    without reinforcement have no rows.
+    for each of ``captions``; TORCHVISION_AUGMENTATION, the numbers of each augmentation. Embeddings
+    of a sample without reinforcement have no rows.
 
     Args:
         layers: The layers.
@@ -156,7 +153,7 @@ def layer_rows(
             }
         if f"teacher/{layers.name}" in layers.layers:
             none = np.empty((0, layers.width), np.float16)
-            row: Mapping[str, Any] = {"image": none, "text": none, COLUMN: None}
+            row: Mapping[str, Any] = {"image": none, "text": none, TORCHVISION_AUGMENTATION: None}
             if _has_embeddings(keys) and "paug.json" in keys:
                 image_AE, text_CE = _embeddings(keys, read)
                 augmentations = [
@@ -171,7 +168,11 @@ def layer_rows(
                         "synthetic captions"
                     )
                 chosen = [0, *([real + i for i in kept] or [0])]
-                row = {"image": image_AE, "text": text_CE[chosen], COLUMN: augmentations}
+                row = {
+                    "image": image_AE,
+                    "text": text_CE[chosen],
+                    TORCHVISION_AUGMENTATION: augmentations,
+                }
             rows[f"teacher/{layers.name}"] = row
     except _BROKEN as error:
         raise BadSampleError(
@@ -187,15 +188,15 @@ def resized_rows(
 
     Raises BadSampleError (``damaged_record``) if the image has another aspect.
     """
+    resized = dict(rows)
     try:
-        return {
-            layer: {**row, COLUMN: [fit_crop(numbers, before, after) for numbers in row[COLUMN]]}
-            if row.get(COLUMN)
-            else row
-            for layer, row in rows.items()
-        }
+        for layer, row in rows.items():
+            if row.get(TORCHVISION_AUGMENTATION):
+                fitted = [fit_crop(n, before, after) for n in row[TORCHVISION_AUGMENTATION]]
+                resized[layer] = {**row, TORCHVISION_AUGMENTATION: fitted}
     except ValueError as error:
         raise BadSampleError(BadSampleReason.DAMAGED_RECORD, str(error)) from error
+    return resized
 
 
 def _has_embeddings(keys: Container[str]) -> bool:

@@ -9,6 +9,7 @@ Beside an image and a caption (``txt``, or ``caption`` in ``json``), the members
 release are read as rows of layers (:mod:`clipmill.data.sources.reinforcement`).
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -38,13 +39,13 @@ from clipmill.data.sources.files import (
 )
 from clipmill.data.sources.reinforcement import (
     DEFAULT_NAME,
-    MEMBERS,
+    MAX_INSPECTED,
     ReinforcedLayers,
     drawn_size,
     inspect_samples,
     layer_rows,
 )
-from clipmill.errors import BadSampleError, BadSampleReason
+from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 from clipmill.images import image_size
 
 # Members of a sample that a record of its loss names.
@@ -144,10 +145,7 @@ class WebDatasetSource(Source):
         if image is None:
             raise BadSampleError(
                 BadSampleReason.CAPTION_WITHOUT_IMAGE,
-                f"{_names(parts)} are reinforcements without an image: shard the images, then run "
-                "`clipmill data import-reinforcements`"
-                if MEMBERS & by_kind.keys()
-                else f"no image among {_names(parts)}; {_RULE}",
+                f"no image among {_names(parts)}; {_RULE}",
             )
         if not texts:
             raise BadSampleError(
@@ -173,7 +171,10 @@ class WebDatasetSource(Source):
     def _inspect(self) -> ReinforcedLayers | None:
         """Return the layers that the first samples provide."""
         for path in self._tars.values():
-            layers = inspect_tar(PreadFile(path), self._name)
+            file = PreadFile(path)
+            layers = inspect_tar(file, self._name)
+            if layers is not None and layers.layers:
+                _check_images(path, file)
             if layers is not None:
                 return layers
         return None
@@ -188,6 +189,22 @@ def inspect_tar(file: PreadFile, name: str) -> ReinforcedLayers | None:
         ),
         name,
     )
+
+
+def _check_images(path: Path, file: PreadFile) -> None:
+    """Refuse a tar whose first samples have a reinforcement and no image, as it is published."""
+    kinds = {
+        f".{kind}"
+        for _, parts in itertools.islice(complete_samples(file), MAX_INSPECTED)
+        for kind, _ in parts
+    }
+    if kinds.isdisjoint(IMAGE_SUFFIXES + OTHER_IMAGE_SUFFIXES):
+        raise SourceError(
+            f"{path} holds reinforcements without images",
+            expected="tars with an image and a caption a sample",
+            action="shard the images that the reinforcements are of, then run "
+            "`clipmill data import-reinforcements DATASET TARS`",
+        )
 
 
 def complete_samples(file: PreadFile) -> Iterator[Sample]:

@@ -21,7 +21,7 @@ from clipmill.images import decode_rgb
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLUMN: Final = "torchvision_augmentation"
+TORCHVISION_AUGMENTATION: Final = "torchvision_augmentation"
 """A teacher layer's column of such augmentations."""
 
 OPERATIONS: Final = (
