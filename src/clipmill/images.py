@@ -7,7 +7,9 @@ place of a width keep it busy for more than 15 s.
 """
 
 import io
+import re
 import struct
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +31,23 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_OTHER_FORMATS = {
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-}
-_ISO_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
+_BY_START = (
+    (re.compile(rb"\xff\xd8\xff"), "JPEG"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WEBP"),
+    (re.compile(rb"GIF8[79]a"), "GIF"),
+    (re.compile(rb"BM.{4}\0{4}", re.DOTALL), "BMP"),
+    (re.compile(rb"II\*\0|MM\0\*"), "TIFF"),
+    (re.compile(rb"....ftyp(avif|avis)", re.DOTALL), "AVIF"),
+    (re.compile(rb"....ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL), "HEIC"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "JPEG XL"),
+    (re.compile(rb"\x00\x00\x01\x00"), "ICO"),
+    (re.compile(rb"8BPS"), "PSD"),
+    (re.compile(rb"%PDF"), "PDF"),
+    (re.compile(rb"\s*(<\?xml[^>]*>\s*)?<svg\b"), "SVG"),
+)
+_SNIFFED_BYTES = 1024
 # Start-of-frame markers of JPEG (ITU-T T.81, table B.1): C0..CF without DHT, JPG and DAC.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers that stand alone, without a length (T.81, B.1.1.3): TEM, RST0..7, SOI.
@@ -62,16 +71,31 @@ def image_size(data: bytes) -> tuple[int, int]:
         raise BadSampleError(
             BadSampleReason.UNREADABLE_IMAGE, "the file ends within its header"
         ) from error
-    name = _other_format(data)
+    name = image_format(data)
     detail = f"{name}, which isn't read: convert it to JPEG, PNG or WebP" if name else ""
     raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, detail or "neither JPEG, PNG nor WebP")
 
 
-def _other_format(data: bytes) -> str:
-    """Return the name of a known image format that isn't read, or ``""``."""
-    if data[4:8] == b"ftyp":  # ISO base media; the brand names the codec
-        return _ISO_BRANDS.get(data[8:12], "")
-    return next((name for magic, name in _OTHER_FORMATS.items() if data.startswith(magic)), "")
+def image_format(data: bytes) -> str | None:
+    """Return the name of an image file's format by its first bytes; None for anything else."""
+    start = data[:_SNIFFED_BYTES]
+    return next((name for pattern, name in _BY_START if pattern.match(start)), None)
+
+
+@cache
+def has_heic() -> bool:
+    """Return whether HEIC is decoded: by Pillow's plugin of the extra ``heic``."""
+    try:
+        import pi_heif  # type: ignore[import-untyped]
+    except ImportError:
+        return False
+    pi_heif.register_heif_opener()
+    return True
+
+
+def open_image(data: bytes, name: str) -> Image.Image:
+    """Open an image file, not yet decoded, as the format that ``image_format`` returned."""
+    return Image.open(io.BytesIO(data), formats=["HEIF" if name == "HEIC" else name])
 
 
 def decode_rgb(data: bytes, *, apply_exif: bool = True) -> Image.Image:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools.coco import COCO
 
 from clipmill.data.dataset import Dataset
@@ -32,6 +32,8 @@ from clipmill.data.shards.write import write_dataset
 from clipmill.data.sources import open_source
 from clipmill.data.verify import verify
 from clipmill.errors import BadSampleError, SourceError
+from clipmill.images import decode_rgb
+from helpers.heic import HEIC
 from helpers.sources import jpeg, read_all, write_tar
 
 JPEGS = [jpeg(i) for i in range(6)]
@@ -399,24 +401,54 @@ def test_a_mended_image_changes_the_digest(tmp_path: Path, kind: str, mode: Any)
     assert open_source(spec).digest(mode) == digests[-1]
 
 
-def test_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
+def test_formats_that_shards_do_not_hold_are_converted(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for suffix in ("gif", "bmp", "tiff", "avif"):
-        Image.new("RGB", (16, 16)).save(folder / f"{suffix}.{suffix}")
-        (folder / f"{suffix}.txt").write_text("a square")
-    (folder / "heic.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    (folder / "heic.txt").write_text("a square")
+    photo = Image.new("RGB", (48, 32), (201, 40, 30))
+    photo.paste((21, 60, 201), (0, 0, 24, 32))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for suffix, options in (("gif", {}), ("bmp", {}), ("tif", {}), ("avif", {"exif": turned})):
+        photo.save(folder / f"{suffix}.{suffix}", **options)
+    (folder / "heic.HEIC").write_bytes(HEIC)
+    Image.new("RGB", (9_500, 9_500)).save(folder / "large.gif")
+    for path in list(folder.iterdir()):
+        path.with_suffix(".txt").write_text(path.stem)
+    dataset = Dataset.open(write_dataset(ShardConfig(), str(folder), str(tmp_path / "store")))
+    assert dataset.quarantine == {"image_too_large": 1}
+    records = read_records(dataset, 0, tmp_path / "cache")
+    kinds = {"avif": ".jpg", "heic": ".jpg", "gif": ".png", "bmp": ".png", "tif": ".png"}
+    assert {record.caption: record.suffix for record in records} == kinds
+    for record in records:
+        image = decode_rgb(record.image_bytes)
+        is_turned = record.caption in {"avif", "heic"}
+        assert image.size == (record.width, record.height) == ((32, 48) if is_turned else (48, 32))
+        for position, color in (((5, 5), (21, 60, 201)), ((26, 42), (201, 40, 30))):
+            x, y = position if is_turned else position[::-1]
+            assert image.getpixel((x, y)) == pytest.approx(color, abs=16)
+
+
+def test_formats_that_are_not_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipmill.data.shards.ingest.has_heic", lambda: False)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "heic.heic").write_bytes(HEIC)
+    (folder / "cut.avif").write_bytes(b"\0\0\0\x18ftypavif" + bytes(40))
+    (folder / "xl.jxl").write_bytes(b"\xff\x0a" + bytes(40))
+    for path in list(folder.iterdir()):
+        path.with_suffix(".txt").write_text("a square")
     Image.new("RGB", (16, 16)).save(folder / "a.jpg", "WEBP")
     (folder / "a.txt").write_text("named .jpg")
     uri = write_dataset(ShardConfig(), str(folder), str(tmp_path / "store"))
     dataset = Dataset.open(uri)
-    assert dataset.quarantine == {"unreadable_image": 5}
+    assert dataset.quarantine == {"unreadable_image": 3}
     (record,) = read_records(dataset, 0, tmp_path / "cache")
     assert record.suffix == ".webp"
     rejected = json.loads((Path(uri) / "dataset.json").read_text())["quarantined"]
     details = [item["detail"].split(",")[0] for item in rejected]
-    assert details == ["AVIF", "BMP", "GIF", "HEIC", "TIFF"]
+    assert details == ["no whole AVIF", "HEIC", "JPEG XL"]
 
 
 def test_metadata_is_kept(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from clipmill.images import decode_rgb
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import BadRequestError
 from clipmill.serve.protocol.images import decode_image, images_from_tensor
+from helpers.heic import HEIC
 
 CONFIG = ServingConfig(max_pixels=10_000, max_image_bytes=100_000)
 RGB = np.random.default_rng(1).integers(0, 256, (24, 40, 3), np.uint8)
@@ -92,10 +93,18 @@ def test_formats_that_training_doesnt_read_are_decoded_too(kind: str) -> None:
         np.testing.assert_array_equal(found, RGB)
 
 
+def test_heic_is_decoded_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = decode_image(HEIC, CONFIG)
+    assert image.size == (48, 32)
+    assert image.pixels_HW3[5, 5].tolist() == pytest.approx([21, 60, 201], abs=8)
+    monkeypatch.setattr("clipmill.serve.protocol.images.has_heic", lambda: False)
+    with pytest.raises(BadRequestError, match=r"an image is HEIC; .* with the extra 'heic'"):
+        decode_image(HEIC, CONFIG)
+
+
 @pytest.mark.parametrize(
     ("start", "name"),
     [
-        (b"\0\0\0\x18ftypheic", "HEIC"),
         (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"),
         (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
         (b'<?xml version="1.0"?>\n<svg xmlns="x">', "SVG"),

@@ -17,7 +17,16 @@ from clipmill.data.sources.base import Entry
 from clipmill.data.sources.reinforcement import resized_rows
 from clipmill.data.transforms.torchvision_replay import TORCHVISION_AUGMENTATION
 from clipmill.errors import BadSampleError, BadSampleReason
-from clipmill.images import decode_rgb, exif_orientation, image_size
+from clipmill.images import (
+    decode_rgb,
+    exif_orientation,
+    has_heic,
+    image_format,
+    image_size,
+    open_image,
+    to_rgb,
+    upright,
+)
 
 UID_LENGTH = 20
 
@@ -27,6 +36,10 @@ FINGERPRINT_BYTES = 16
 _JPEG_REDUCTION = 8
 
 _JPEG = b"\xff\xd8"
+
+# Formats that shards don't hold, which few tools decode, and what they become.
+_CONVERTED = {"AVIF": "JPEG", "HEIC": "JPEG", "GIF": "PNG", "BMP": "PNG", "TIFF": "PNG"}
+_CONVERTED_QUALITY = 95
 
 # Markers of ITU-T T.81, table B.1.
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
@@ -90,10 +103,10 @@ class IngestConfig:
         """
         raw = entry.load()
         caption = self._caption(raw.caption)
-        data = raw.image_bytes
+        data = convert(raw.image_bytes, self.constraints)
         width, height = original = check_image(data, self.constraints)
         origin = entry.identity or entry.origin.encode()
-        content = hashlib.sha256(data)
+        content = hashlib.sha256(raw.image_bytes)
         halves = (
             hashed.digest()[:FINGERPRINT_BYTES] for hashed in (hashlib.sha256(origin), content)
         )
@@ -155,6 +168,36 @@ def actual_suffix(suffix: str, data: bytes) -> str:
     return ".png" if data.startswith(b"\x89PNG") else ".webp"
 
 
+def convert(data: bytes, constraints: ImageConstraints) -> bytes:
+    """Return a JPEG, PNG or WebP as it is, and an image of another format as JPEG or PNG, upright.
+
+    AVIF and HEIC become JPEG of quality 95, the others PNG; of animations the first frame is kept.
+    Raises BadSampleError: ``unreadable_image``, ``image_too_large``.
+    """
+    name = image_format(data)
+    if name == "HEIC" and not has_heic():
+        raise BadSampleError(
+            BadSampleReason.UNREADABLE_IMAGE,
+            "HEIC, which is read with the extra 'heic': pip install 'clipmill[heic]'",
+        )
+    kind = _CONVERTED.get(name or "")
+    if name is None or kind is None:
+        return data
+    file = io.BytesIO()
+    try:
+        with open_image(data, name) as image:
+            if image.width * image.height <= constraints.max_pixels:
+                converted = to_rgb(upright(image))
+                converted.save(file, kind, quality=_CONVERTED_QUALITY, subsampling="4:4:4")
+                return file.getvalue()
+            size = f"{image.width} x {image.height} pixels"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadSampleError(BadSampleReason.IMAGE_TOO_LARGE, "beyond what Pillow opens") from error
+    except Exception as error:  # decoders raise whatever a broken file provokes
+        raise BadSampleError(BadSampleReason.UNREADABLE_IMAGE, f"no whole {name}") from error
+    raise BadSampleError(BadSampleReason.IMAGE_TOO_LARGE, size)
+
+
 def check_image(data: bytes, constraints: ImageConstraints) -> tuple[int, int]:
     """Decode an image to its end, and return width and height (pixels) of the upright image.
 
@@ -171,8 +214,8 @@ def check_image(data: bytes, constraints: ImageConstraints) -> tuple[int, int]:
     if data.startswith(_JPEG) and _jpeg_decodes(data):
         return (height, width) if _is_rotated_90(data) else (width, height)
     # Not a JPEG, or one that libjpeg warns about: Pillow decides.
-    upright = decode_rgb(data)
-    return upright.width, upright.height
+    image = decode_rgb(data)
+    return image.width, image.height
 
 
 def _jpeg_decodes(data: bytes) -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from clipmill.images import image_format
 from clipmill.serve.errors import (
     BadRequestError,
     PayloadTooLargeError,
@@ -30,7 +31,6 @@ from clipmill.serve.errors import (
     UnsupportedEncodingError,
 )
 from clipmill.serve.kserve_compat import InferInput, InferRequest, InferResponse, RequestedOutput
-from clipmill.serve.protocol.images import image_format
 from clipmill.serve.protocol.request import parse_text_value
 
 Payload: TypeAlias = InferRequest | dict[str, Any]

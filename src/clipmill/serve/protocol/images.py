@@ -5,7 +5,6 @@ Shapes: n images in a request, H W an image's height and width.
 
 import base64
 import binascii
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from clipmill.errors import BadSampleError
-from clipmill.images import exif_orientation, image_size, to_rgb, upright
+from clipmill.images import (
+    exif_orientation,
+    has_heic,
+    image_format,
+    image_size,
+    open_image,
+    to_rgb,
+    upright,
+)
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.errors import BadRequestError, RejectReason
 
@@ -33,25 +40,8 @@ DATATYPES: Final = {
 """Open Inference Protocol's name of each NumPy type that an output may have."""
 
 
-_BY_START: Final = (
-    (re.compile(rb"\xff\xd8\xff"), "JPEG"),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WEBP"),
-    (re.compile(rb"GIF8[79]a"), "GIF"),
-    (re.compile(rb"BM.{4}\0{4}", re.DOTALL), "BMP"),
-    (re.compile(rb"II\*\0|MM\0\*"), "TIFF"),
-    (re.compile(rb"....ftyp(avif|avis)", re.DOTALL), "AVIF"),
-    (re.compile(rb"....ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL), "HEIC"),
-    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
-    (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "JPEG XL"),
-    (re.compile(rb"\x00\x00\x01\x00"), "ICO"),
-    (re.compile(rb"8BPS"), "PSD"),
-    (re.compile(rb"%PDF"), "PDF"),
-    (re.compile(rb"\s*(<\?xml[^>]*>\s*)?<svg\b"), "SVG"),
-)
 _DECODED: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _DECODED_NAMES: Final = "JPEG, PNG, WebP, AVIF, GIF, TIFF and BMP"
-_SNIFFED_BYTES: Final = 1024
 _DATA_URI: Final = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _SPACE: Final = re.compile(r"\s+")
 _URL_SAFE: Final = str.maketrans("-_", "+/")
@@ -64,12 +54,6 @@ class DecodedImage(NamedTuple):
     """RGB, upright; scaled down where it was larger than ``max_network_pixels``."""
     size: tuple[int, int]
     """Height and width before scaling, upright."""
-
-
-def image_format(data: bytes) -> str | None:
-    """Return the name of an image file's format by its first bytes; None for anything else."""
-    start = data[:_SNIFFED_BYTES]
-    return next((name for pattern, name in _BY_START if pattern.match(start)), None)
 
 
 def images_from_tensor(datatype: str, shape: Sequence[int], values: NDArray[Any]) -> list[Source]:
@@ -154,15 +138,16 @@ def decode_image(source: Source, config: ServingConfig) -> DecodedImage:
             "(max_image_bytes)",
         )
     name = image_format(source)
-    if name not in _DECODED:
+    if name is None or not (name in _DECODED or (name == "HEIC" and has_heic())):
+        hint = " (HEIC too, with the extra 'heic')" if name == "HEIC" else ""
         raise BadRequestError(
             RejectReason.IMAGE_UNREADABLE,
-            f"an image is {name or 'of an unknown format'}; {_DECODED_NAMES} are read",
+            f"an image is {name or 'of an unknown format'}; {_DECODED_NAMES} are read{hint}",
         )
     try:
         if name in {"JPEG", "PNG", "WEBP"}:  # whose decoders may allocate on opening
             _check_size(*image_size(source), config)
-        with Image.open(io.BytesIO(source), formats=[name]) as image:
+        with open_image(source, name) as image:
             return _decode(image, config)
     except BadRequestError:
         raise

@@ -21,9 +21,10 @@ import numpy as np
 from PIL import Image
 
 from clipmill.errors import ClipmillError, ConfigError
+from clipmill.images import image_format
 from clipmill.processes import lower_thread_priority
 from clipmill.serve.config import SamplingConfig, ServingConfig
-from clipmill.serve.protocol.images import Source, decode_image, image_format
+from clipmill.serve.protocol.images import Source, decode_image
 from clipmill.storage import open_store, require_writable
 from clipmill.telemetry import SampleOutcome, serving_metrics
 
