@@ -315,9 +315,12 @@ def check_depth(
         issues.num_samples[split] = len(data)
         _warn_passed_over(data, issues)
         assumed: list[_DepthValues] = []
+        num_unknown = 0
         for i in scope.indices(len(data)):
-            _check_depth_pair(data, i, issues, farthest, assumed)
+            num_unknown += _check_depth_pair(data, i, issues, farthest, assumed)
             report(i + 1, len(data), f"{split} checked")
+        if num_unknown == len(scope.indices(len(data))):
+            issues.error("no_depth_known", f"{folder}, {split}: no map has a pixel of known depth")
         if assumed:
             _check_assumed_unit(folder, split, assumed, issues)
 
@@ -370,7 +373,8 @@ def _check_depth_pair(
     issues: IssueCounter,
     farthest: float,
     assumed: list[_DepthValues],
-) -> None:
+) -> bool:
+    """Check a map and its image; return whether no depth is known."""
     name = str(data.labels[index])
     read = issues.catch("depth", lambda: data.depth_map(index))
     depth, is_assumed = (None, False) if read is None else read
@@ -378,7 +382,7 @@ def _check_depth_pair(
         assumed.append(_DepthValues.of(known))
     image = issues.catch(BadSampleReason.UNREADABLE_IMAGE, lambda: data.image_HW3(index))
     if depth is None or image is None:
-        return
+        return False
     has_image_size = depth.shape == image.shape[:2]
     pair = (
         None if has_image_size else issues.catch("depth_of_another_size", lambda: data.pair(index))
@@ -387,8 +391,10 @@ def _check_depth_pair(
         issues.warn("depth_resized", f"{name}: {depth.shape}, image {image.shape[:2]}")
     if not (depth > 0).any():
         issues.warn("no_depth_known", name)
-    elif (depth > farthest).mean() > 0.5:
+        return True
+    if (depth > farthest).mean() > 0.5:
         issues.warn("mostly_out_of_range", f"{name}: most is farther than {farthest} m")
+    return False
 
 
 def check_detection(
@@ -519,9 +525,16 @@ def check_segmentation(
             continue
         issues.num_samples[split] = len(data)
         _warn_passed_over(data, issues)
+        num_empty = 0
         for i in scope.indices(len(data)):
-            _check_segmentation_pair(data, i, issues, pixels if split == "train" else None)
+            num_empty += _check_segmentation_pair(
+                data, i, issues, pixels if split == "train" else None
+            )
             report(i + 1, len(data), f"{split} checked")
+        if num_empty == len(scope.indices(len(data))):
+            issues.error(
+                "nothing_labeled", f"{folder}, {split}: all pixels are ignored"
+            )
     if issues.num_samples.get("train") and scope.limit is None:
         for number, name in enumerate(classes):
             if not pixels[number]:
@@ -530,18 +543,21 @@ def check_segmentation(
 
 def _check_segmentation_pair(
     data: SegmentationFolder, index: int, issues: IssueCounter, pixels: NDArray[np.int64] | None
-) -> None:
+) -> bool:
+    """Check a mask and its image; return whether no pixel has a class."""
     name = str(data.labels[index])
     labels = issues.catch("mask", lambda: data.classes_HW(index))
     image = issues.catch(BadSampleReason.UNREADABLE_IMAGE, lambda: data.image_HW3(index))
     if labels is None or image is None:
-        return
+        return False
     if labels.shape != image.shape[:2]:
         issues.catch("mask_of_another_size", lambda: data.pair(index))
-    if (labels == IGNORED).all():
+    is_empty = bool((labels == IGNORED).all())
+    if is_empty:
         issues.warn("nothing_labeled", name)
     if pixels is not None:
         pixels += np.bincount(labels.ravel(), minlength=256)
+    return is_empty
 
 
 def _warn_passed_over(data: LabeledFolder, issues: IssueCounter) -> None:

@@ -43,8 +43,13 @@ class DepthObjective(DenseObjective):
 
 
 def silog(prediction_BHW: Tensor, truth_BHW: Tensor, weight: float) -> Tensor:
-    """Compute sqrt(mean(d^2) - weight mean(d)^2), d = log truth - log prediction (Eigen 2014)."""
+    """Compute sqrt(mean(d^2) - weight mean(d)^2), d = log truth - log prediction (Eigen 2014).
+
+    The loss of a batch without a known depth is 0.
+    """
     known = truth_BHW > 0
+    if not known.any():
+        return prediction_BHW.sum() * 0
     difference = torch.log(truth_BHW[known]) - torch.log(prediction_BHW[known] + 1e-7)
     loss: Tensor = torch.sqrt((difference**2).mean() - weight * difference.mean() ** 2)
     return loss

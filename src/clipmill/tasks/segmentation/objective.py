@@ -89,10 +89,14 @@ class LinearTraining(nn.Module):
             logits_BCHW = F.interpolate(
                 logits_BChw, labels_BHW.shape[-2:], mode="bilinear", align_corners=False
             )
-            return {"decode": F.cross_entropy(logits_BCHW, labels_BHW, ignore_index=IGNORED)}
+            return {"decode": _cross_entropy(logits_BCHW, labels_BHW)}
         labels_B1hw = F.interpolate(
             labels_BHW[:, None].float(), logits_BChw.shape[-2:], mode="nearest-exact"
         )
-        return {
-            "decode": F.cross_entropy(logits_BChw, labels_B1hw[:, 0].long(), ignore_index=IGNORED)
-        }
+        return {"decode": _cross_entropy(logits_BChw, labels_B1hw[:, 0].long())}
+
+
+def _cross_entropy(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
+    """Return the mean over labeled pixels; 0 of a batch without one."""
+    total = F.cross_entropy(logits_BCHW, labels_BHW, ignore_index=IGNORED, reduction="sum")
+    return total / (labels_BHW != IGNORED).sum().clamp(min=1)
