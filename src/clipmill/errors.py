@@ -136,6 +136,7 @@ class BadSampleReason(StrEnum):
     FAILED = "failed"
     MALFORMED = "malformed"
     REFUSED = "refused"
+    TRUNCATED = "truncated"
     UNAVAILABLE = "unavailable"
 
     @classmethod

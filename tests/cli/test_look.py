@@ -1,5 +1,6 @@
 """``clipmill data stats, preview, verify, export`` as a person meets them."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from clipmill.cli import stats_tables
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
+from clipmill.data.stats import Distribution
 
 RUN = [sys.executable, "-W", "error", "-c", "from clipmill.cli import main; main()"]
 
@@ -101,3 +105,27 @@ def test_export(folder: Path, uri: str) -> None:
         assert len(tar.getnames()) == 3
     refused = clipmill(folder, "export", uri, "--store", "out", "--captions", "synthetic")
     assert refused.returncode == 2
+
+
+def test_names_have_room_beside_large_numbers_and_missing_ones() -> None:
+    many = Distribution(
+        count=1234567,
+        missing=1234,
+        mean=123456.7,
+        low=1,
+        high=123456,
+        quantiles=(1, 2, 3, 4, 5),
+        bins=(1,) * 24,
+    )
+    none = Distribution(count=0, missing=1234567)
+    console = Console(width=80, file=io.StringIO())
+    few = Distribution(count=9, mean=1, low=1, high=2, quantiles=(1, 1, 1, 1, 1), bins=(1,) * 24)
+    console.print(stats_tables._distributions("Scores", "kind", {"real": few}, (0.5,)))
+    assert "█" * 24 in console.file.getvalue()
+    rows = {"score/clip-laion-2b-0123abcd: real": many, "score/text: words": none}
+    console.print(stats_tables._distributions("Scores", "layer: column", rows, (0.5,)))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "score/text: words" in text
+    assert "1,234,567 missing" in text
+    assert max(map(len, text.splitlines())) <= 80

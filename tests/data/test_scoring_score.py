@@ -18,6 +18,7 @@ from clipmill.data.layers import read_layer
 from clipmill.data.scoring import score as score_module
 from clipmill.data.scoring.score import ScoreConfig, score
 from clipmill.data.scoring.scorers import (
+    LANGUAGES,
     ClipScoreConfig,
     ConceptScoreConfig,
     ImageScoreConfig,
@@ -383,3 +384,120 @@ def test_values_out_of_range(name):
 def test_a_model_for_a_recipe_that_scores_by_none():
     with pytest.raises(ConfigError, match="add --recipe score-clip"):
         stages.score("score-basic", [], "dataset", "", model="open_clip:ViT-B-32/openai")
+
+
+# Alt-texts written for this test, for the rates that TextScoreConfig.languages states.
+ENGLISH = """\
+a dog on the beach
+golden retriever puppy
+map of Europe 1914
+Nike Air Force 1 low white
+red vintage car parked outside
+Modern kitchen with white cabinets
+Man riding a bicycle in the rain
+wedding cake with flowers
+Sunset over the mountains
+Black leather handbag
+iPhone 13 Pro case, blue
+Children playing football in the park
+The Eiffel Tower at night
+Chocolate chip cookies recipe
+vector illustration of a cat
+Portrait of a young woman smiling
+old wooden door
+Women's running shoes size 8
+Living room interior design ideas
+Free printable calendar 2021
+Two people sitting at a table
+New York City skyline
+How to draw a horse step by step
+Fresh strawberries in a bowl
+snow covered trees in winter
+Logo design for coffee shop
+Blue butterfly on a flower
+Vintage poster, 1950s
+cat sleeping on sofa
+Toyota Corolla 2015 front view
+Hand drawn Christmas card
+Business team shaking hands
+Green tea cup
+Abstract background with lines
+Boys t-shirt, navy
+A bowl of noodle soup
+Large garden with pond
+Silver necklace with heart pendant
+Students in a classroom
+White house with a red roof
+grilled salmon with lemon
+Stock photo of an airplane
+Best hiking boots for men
+The bride and groom dancing
+Yellow taxi
+Kids bedroom furniture set
+Rocky coast of Maine
+Happy birthday card
+Samsung 55 inch TV
+church of St Mary"""
+OTHER = """\
+ein Hund am Strand
+Landkarte von Europa 1914
+rotes altes Auto vor dem Haus
+moderne Küche mit weißen Schränken
+Mann auf dem Fahrrad im Regen
+Hochzeitstorte mit Blumen
+coucher de soleil sur les montagnes
+sac à main en cuir noir
+enfants jouant au football dans le parc
+la tour Eiffel la nuit
+recette de biscuits au chocolat
+portrait d'une jeune femme souriante
+vieille porte en bois
+zapatos para correr de mujer talla 38
+ideas para decorar la sala de estar
+calendario gratis para imprimir 2021
+dos personas sentadas en una mesa
+fresas frescas en un plato
+gato durmiendo en el sofá
+logotipo para cafetería
+farfalla blu su un fiore
+tazza di tè verde
+squadra di lavoro in ufficio
+casa bianca con tetto rosso
+studenti in aula
+um cachorro na praia
+sopa de macarrão em uma tigela
+colar de prata com pingente
+melhores botas para caminhada
+een hond op het strand
+oude houten deur
+bruidstaart met bloemen
+pies na plaży
+stara drewniana brama
+czerwony samochód przed domem
+собака на пляже
+старая деревянная дверь
+красный автомобиль перед домом
+海滩上的狗
+红色老爷车
+赤い古い車
+海辺の犬
+해변의 개
+كلب على الشاطئ
+बीच पर कुत्ता
+σκύλος στην παραλία
+kumsalda bir köpek
+eski ahşap ev
+en hund på stranden
+pes na pláži
+anjing di pantai
+con chó trên bãi biển"""
+
+
+def test_languages_of_short_captions() -> None:
+    english, other = ENGLISH.splitlines(), OTHER.splitlines()
+    for languages, expected in ((LANGUAGES, 45), ((), 39)):
+        kept = [text for text in english if detect_language(text, languages)[0] == "en"]
+        assert (len(kept), len(english)) == (expected, 50)
+        assert not [text for text in other if detect_language(text, languages)[0] == "en"]
+    with pytest.raises(ConfigError, match="xx"):
+        detect_language("a dog", ("en", "xx"))

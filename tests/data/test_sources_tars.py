@@ -2,17 +2,21 @@
 
 import io
 import json
+import subprocess
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from clipmill.data.dataset import Dataset
+from clipmill.data.layers import read_layer
 from clipmill.data.shards.plan import ShardConfig
+from clipmill.data.shards.write import write_dataset
 from clipmill.data.sources import RawPair, Source, open_source
 from clipmill.data.sources.base import Entry
 from clipmill.data.sources.files import PreadFile, expand_braces
-from clipmill.data.sources.webdataset import TruncatedTarError, members
+from clipmill.data.sources.webdataset import TruncatedTarError, WebDatasetSource, members
 from clipmill.errors import BadSampleError, SourceError
 from helpers.sources import jpeg, plain_samples, plan, read_all, reinforced_sample, write_tar
 
@@ -326,3 +330,40 @@ def test_flipped_bytes_spoil_samples_and_nothing_else(tmp_path: Path) -> None:
             except BadSampleError as bad:
                 reasons.add(bad.reason)
     assert {"truncated_tar", "unreadable_image", "damaged_record"} <= reasons
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--format=gnu"], ["--format=pax"], ["--format=pax", "--sparse-version=0.1"]],
+)
+def test_sparse_members_are_counted_and_named(tmp_path: Path, options: list[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+        with (folder / f"{i}.jpg").open("wb") as file:
+            file.write(jpeg(i))
+            for hole in range(1, 12 if i == 1 else 1):  # more than a header lists
+                file.seek(hole << 17)
+                file.write(b"x" * 4096)
+    names = sorted(path.name for path in folder.iterdir())
+    command = ["tar", "-S", *options, "-cf", tmp_path / "t.tar", "-C", folder, *names]
+    subprocess.run(command, check=True)
+    first, sparse, last = read_all(WebDatasetSource(str(tmp_path / "t.tar")))
+    assert [first.load().image_bytes, last.load().image_bytes] == [jpeg(0), jpeg(2)]
+    with pytest.raises(BadSampleError, match=r"damaged_record: 1\.jpg is a sparse member"):
+        sparse.load()
+
+
+@pytest.mark.parametrize("member", ["json", "txt"])
+def test_a_list_of_captions_is_a_layer(tmp_path: Path, member: str) -> None:
+    several = ["", "first", "second"]
+    data = json.dumps({"caption": several} if member == "json" else several).encode()
+    one = json.dumps({"caption": "only"}).encode() if member == "json" else b"only"
+    members = [("0.jpg", jpeg(0)), (f"0.{member}", one), ("1.jpg", jpeg(1)), (f"1.{member}", data)]
+    path = write_tar(tmp_path / "t.tar", members)
+    uri = write_dataset(ShardConfig(), str(path), str(tmp_path / "out"))
+    dataset = Dataset.open(uri)
+    assert list(dataset.layers) == ["captions/source"]
+    captions = read_layer(dataset, "captions/source", 0, tmp_path / "cache")["captions"].to_pylist()
+    assert captions == [["only"], ["first", "second"]]

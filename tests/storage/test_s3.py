@@ -19,7 +19,7 @@ import pytest
 from minio.error import S3Error
 
 from clipmill.errors import NotFoundError, StorageError, StoreUnavailableError
-from clipmill.storage import open_store, read_bytes, write_bytes
+from clipmill.storage import open_store, read_bytes, require_writable, write_bytes
 from clipmill.storage.s3 import RetryPolicy, S3Settings, S3Store, client_for
 
 QUICK = RetryPolicy(attempts=4, base_seconds=0.01, max_seconds=0.05)
@@ -390,3 +390,23 @@ def test_a_killed_upload_leaves_the_object_absent(
     assert key not in list(store.list())
     store.put_file(key, tmp_path / "file")
     assert store.size(key) == num_bytes
+
+
+def test_a_missing_bucket_is_warned_of_before_the_first_write(
+    s3: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    require_writable("s3://a-mistyped-bucket/x")
+    assert "the bucket a-mistyped-bucket doesn't exist" in caplog.text
+    caplog.clear()
+    write_bytes("s3://a-mistyped-bucket/y", b"1")
+    require_writable("s3://a-mistyped-bucket/x")
+    assert not caplog.text
+
+
+def test_a_wrong_clock_is_told_from_a_wrong_key(
+    serve: Callable[..., ScriptedServer],
+) -> None:
+    body = b"<Error><Code>RequestTimeTooSkewed</Code><Message>too large</Message></Error>"
+    server = serve((403, {"Content-Type": "application/xml"}, body))
+    with pytest.raises(StorageError, match="set this machine's clock"):
+        S3Store("bucket", "", server.settings, QUICK).put("a", b"1")

@@ -10,11 +10,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from clipmill.data.stats import QUANTILES, DatasetStats, Distribution
+from clipmill.data.stats import NUM_BINS, QUANTILES, DatasetStats, Distribution
 
 _BARS = " ▁▂▃▄▅▆▇█"
 # Columns of text; a narrower terminal gets the median alone.
 _MIN_WIDTH_FOR_QUANTILES = 120
+
+_MIN_NAME_WIDTH = 12
+
+# Columns that numbers may take beside names and histograms on a narrow terminal.
+_MAX_NUMBERS_WIDTH = 80 - _MIN_NAME_WIDTH - NUM_BINS - 4
 
 
 def stats_tables(stats: DatasetStats, width: int) -> Group:
@@ -76,19 +81,35 @@ def _table(title: str, *columns: str) -> Table:
 def _distributions(
     title: str, first: str, rows: Mapping[str, Distribution], quantiles: tuple[float, ...]
 ) -> Table:
-    """Return a table with a row for each distribution; a narrow terminal wraps names only."""
+    """Return a table with a row for each distribution; a narrow terminal wraps names only.
+
+    Histograms are left out where the numbers take their place.
+    """
+    is_narrow = len(quantiles) < len(QUANTILES)
+    names = ("number", "mean", "least", *(f"{q:.0%}" for q in quantiles), "most")
+    cells = [_cells(d, quantiles, is_narrow) for d in rows.values()]
+    columns = zip(names, *(row for row in cells if len(row) == len(names)), strict=True)
+    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    has_bins = not is_narrow or sum(widths) + 2 * len(widths) <= _MAX_NUMBERS_WIDTH
     table = _table(title)
-    table.add_column(first, overflow="fold")
-    for name in ("number", "mean", "least", *(f"{q:.0%}" for q in quantiles), "most"):
+    table.add_column(first, overflow="fold", min_width=_MIN_NAME_WIDTH)
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("least to most", no_wrap=True)
-    for name, d in rows.items():
-        number = f"{d.count:,}" + (f" ({d.missing:,} missing)" if d.missing else "")
-        at = dict(zip(QUANTILES, d.quantiles, strict=False))
-        values = (d.mean, d.low, *(at[q] for q in quantiles), d.high) if d.count else ()
-        histogram = [sparkline(d.bins)] if d.count else []
-        table.add_row(name, number, *map(short, values), *histogram)
+    if has_bins:
+        table.add_column("least to most", no_wrap=True)
+    for (name, d), row in zip(rows.items(), cells, strict=True):
+        table.add_row(name, *row, *([sparkline(d.bins)] if d.count and has_bins else []))
     return table
+
+
+def _cells(d: Distribution, quantiles: tuple[float, ...], is_narrow: bool) -> list[str]:
+    missing = f"{d.missing:,} missing" if d.missing else ""
+    number = f"{d.count:,}"
+    if missing:
+        number += f"\n{missing}" if is_narrow else f" ({missing})"
+    at = dict(zip(QUANTILES, d.quantiles, strict=False))
+    values = (d.mean, d.low, *(at[q] for q in quantiles), d.high) if d.count else ()
+    return [number, *map(short, values)]
 
 
 def short(value: float) -> str:

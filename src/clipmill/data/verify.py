@@ -132,7 +132,7 @@ class _Verifier:
             num_files=self._num_files,
             num_bytes=self._num_bytes,
             faults=tuple(self._faults),
-            notes=(*self._unlisted_files(), *unlisted_layers(dataset)),
+            notes=(*self._unlisted_files(), *unlisted_layers(dataset), *self._unfinished()),
         )
 
     def _count(self, num_files: int, num_bytes: int, faults: list[Fault]) -> None:
@@ -209,6 +209,15 @@ class _Verifier:
     def _read_uids(self, index: int) -> list[str]:
         uids: list[str] = read_json(self._dataset.sidecar_uri(index))["uids"]
         return uids
+
+    def _unfinished(self) -> Iterator[str]:
+        store = open_store(self._dataset.uri)
+        if isinstance(store, LocalStore):
+            for path in store.unfinished():
+                yield (
+                    f"{path} is an unfinished write: `clipmill data finalize` removes it once its "
+                    "process is gone"
+                )
 
     def _unlisted_files(self) -> Iterator[str]:
         shards = self._dataset.shards

@@ -4,25 +4,58 @@ An atomic write goes to a temporary file in the target's folder, which then take
 reader sees the old bytes or the new, never a part.
 """
 
+import hashlib
 import os
 import shutil
+import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from clipmill.errors import NotFoundError, StorageError
 from clipmill.storage.store import TEMPORARY_PREFIX, Store, StoreEntry, check_key
 
+# Since its last write a temporary file of another machine is taken for one of a killed process.
+_ABANDONED_SECONDS = 3600.0
+
 # How the system says that a path isn't there, is a folder, or leads through a file.
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def temporary_path(path: Path) -> Path:
-    """Return an unused temporary name in the folder of ``path``."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    """Return an unused temporary name in the folder of ``path``, which names this process."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{_host()}-{os.getpid()}-{uuid.uuid4().hex}")
+
+
+@cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Return whether the process that writes a temporary file is gone.
+
+    Of a process on another machine that is so an hour after its last write.
+    """
+    host, _, rest = path.name.removeprefix(TEMPORARY_PREFIX).partition("-")
+    process = rest.partition("-")[0]
+    if host == _host() and process.isdecimal():
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -142,6 +175,18 @@ class LocalStore(Store):
             except OSError as error:
                 raise _storage_error("read", self.folder / key, error) from error
             yield StoreEntry(key=key, size=status.st_size, modified=status.st_mtime)
+
+    def unfinished(self) -> Iterator[Path]:
+        """Yield the temporary files under the folder, of writes that go on or were killed."""
+        for parent, _, names in os.walk(self.folder, onerror=_raise_unless_absent):
+            yield from (Path(parent) / name for name in names if name.startswith(TEMPORARY_PREFIX))
+
+    def remove_abandoned(self) -> None:
+        """Remove the temporary files under the folder whose process is gone."""
+        for path in self.unfinished():
+            if _is_abandoned(path):
+                with suppress(OSError):  # another process does the same
+                    path.unlink()
 
     def require_writable(self) -> None:
         """Raise StorageError unless files can be written under the folder; leaves none."""

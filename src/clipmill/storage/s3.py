@@ -9,10 +9,11 @@ it renews.
 """
 
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -231,6 +232,8 @@ def _client(settings: S3Settings, policy: RetryPolicy, process_id: int) -> Minio
         ) from error
 
 
+_LOG = logging.getLogger(__name__)
+
 # Raised by minio's parser for a response that is cut.
 _CORRUPT_RESPONSE_ERRORS: Final = (ParseError, UnicodeDecodeError)
 # Codes for an upload of which the server and the client know different parts: a response was lost
@@ -263,6 +266,12 @@ def _storage_error(
                 f"there is no object {uri} at {settings.endpoint}",
                 expected="an object that was written before",
                 action="check the URI, and that the step which writes it has run",
+            )
+        if error.code == "RequestTimeTooSkewed":
+            return StorageError(
+                f"{settings.endpoint} refuses {uri}: {error.code}: {error.message}",
+                expected="a clock within 15 minutes of the server's",
+                action="set this machine's clock, for example by NTP",
             )
         if status in (401, 403):
             return StorageError(
@@ -405,6 +414,20 @@ class S3Store(Store):
             return
         # Not every server lists by code point: SeaweedFS goes folder by folder.
         yield from sorted(entries, key=lambda entry: entry.key)
+
+    def require_writable(self) -> None:
+        """Warn that the first write makes the bucket, if there is none: it may be mistyped.
+
+        Whether writes are allowed only a write shows.
+        """
+        with suppress(*_S3_ERRORS):  # not everyone may ask
+            if not client_for(self.settings, self.policy).bucket_exists(self.bucket):
+                _LOG.warning(
+                    "the bucket %s doesn't exist at %s and is made now: check its name if you "
+                    "didn't expect that",
+                    self.bucket,
+                    self.settings.endpoint,
+                )
 
     def _listed(self, client: Minio, start: str) -> Sequence[StoreEntry]:
         return [

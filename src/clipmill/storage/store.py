@@ -75,6 +75,13 @@ class Store(ABC):
         """Remove an object; that it's absent already is fine."""
 
     @abstractmethod
+    def require_writable(self) -> None:
+        """Raise StorageError where it is known that nothing can be written."""
+
+    def remove_abandoned(self) -> None:  # noqa: B027  # of local folders alone
+        """Remove what killed processes left of unfinished writes."""
+
+    @abstractmethod
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield, sorted by code point, every key that starts with ``prefix``."""
 

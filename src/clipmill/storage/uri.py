@@ -19,6 +19,10 @@ from clipmill.storage.store import Store, check_key
 _SCHEME = re.compile(r"(?!file:(?!/))[\w+.-]+:")
 
 
+# An S3 URI without its slashes would be a local folder.
+_MISTYPED = re.compile(r"(s3|gs|https?):(?!//)", re.IGNORECASE)
+
+
 def open_store(uri: str) -> Store:
     """Return the store whose root is ``uri``; nothing is read or made yet.
 
@@ -26,6 +30,13 @@ def open_store(uri: str) -> Store:
     when the environment lacks the settings (see ``S3Settings``).
     """
     scheme, separator, rest = uri.partition("://")
+    if mistyped := _MISTYPED.match(uri):
+        raise StorageError(
+            f"{uri!r} has a scheme without its two slashes",
+            expected="a folder, file:///folder or s3://bucket/prefix",
+            action=f"write {mistyped[1]}://{uri[mistyped.end() :].lstrip('/')}, or ./{uri} for a "
+            "folder of that name",
+        )
     if not separator and uri:
         return LocalStore(Path(uri))
     if scheme == "file" and urlsplit(uri).netloc in ("", "localhost") and urlsplit(uri).path:
@@ -100,11 +111,9 @@ def exists(uri: str) -> bool:
 def require_writable(uri: str) -> None:
     """Raise StorageError if ``uri`` is a local folder, existing or not, that can't be written.
 
-    S3 isn't checked: only a write shows whether it is allowed.
+    Of S3 only a missing bucket is warned of: a write shows whether it is allowed.
     """
-    store = open_store(uri)
-    if isinstance(store, LocalStore):
-        store.require_writable()
+    open_store(uri).require_writable()
 
 
 def join(uri: str, *parts: str) -> str:

@@ -532,9 +532,7 @@ def check_segmentation(
             )
             report(i + 1, len(data), f"{split} checked")
         if num_empty == len(scope.indices(len(data))):
-            issues.error(
-                "nothing_labeled", f"{folder}, {split}: all pixels are ignored"
-            )
+            issues.error("nothing_labeled", f"{folder}, {split}: all pixels are ignored")
     if issues.num_samples.get("train") and scope.limit is None:
         for number, name in enumerate(classes):
             if not pixels[number]:

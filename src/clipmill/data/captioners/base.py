@@ -15,6 +15,7 @@ REASONS: Mapping[str, str] = {
     BadSampleReason.EMPTY: "the captioner returned no text",
     BadSampleReason.FAILED: "the model raised an error on this sample alone",
     BadSampleReason.REFUSED: "the endpoint or its model declines this sample",
+    BadSampleReason.TRUNCATED: "the answer was cut at max_tokens before its first sentence ended",
     BadSampleReason.MALFORMED: "no attempt got a chat completion from the endpoint",
     BadSampleReason.UNAVAILABLE: "the endpoint failed, timed out or didn't respond at each attempt",
     BadSampleReason.MISSING_LABEL: "the labels have no entry for this sample",

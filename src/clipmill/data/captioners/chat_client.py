@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,12 @@ _MAX_RESPONSE_BYTES = 8 * 2**20
 
 # No caption, whatever the endpoint makes of its limit of tokens; reasoning may precede one.
 _MAX_TEXT_CHARACTERS = 100_000
+
+# All complete sentences of a text: up to the last mark that white space or the end follows, or
+# one of those that need none.
+_SENTENCES = re.compile(
+    r".*(?:[.!?\u2026][\"'\u201d\u2019)\]]*(?=\s|$)|[\u3002\uff01\uff1f\u0964])", re.DOTALL
+)
 
 # A server that starts again, or a proxy before it.
 _DOWN_STATUSES = frozenset({502, 503, 504})
@@ -308,8 +315,9 @@ def check_url(url: str) -> str:
 def parse_completion(text: str) -> ChatCompletion:
     """Parse the body of a response.
 
-    Raises MalformedResponseError; BadSampleError (``refused``) if the endpoint's filter or the
-    model itself refused all texts.
+    A text that the limit of tokens cut (``finish_reason: length``) ends with its last complete
+    sentence. Raises MalformedResponseError; BadSampleError (``refused``) if the endpoint's filter
+    or the model itself refused all texts, ``truncated`` if none has a complete sentence.
     """
     try:
         value = json.loads(text)
@@ -318,6 +326,7 @@ def parse_completion(text: str) -> ChatCompletion:
         scores = tuple(_score(choice) for choice in choices)
         num_tokens = int((value.get("usage") or {}).get("total_tokens") or 0)
         refused = [c for c in choices if _is_refused(c)]
+        is_cut = [_is_cut(c) and not text for c, text in zip(choices, texts, strict=True)]
     except (
         AttributeError,
         KeyError,
@@ -331,6 +340,10 @@ def parse_completion(text: str) -> ChatCompletion:
         raise MalformedResponseError("there is no choice")
     if len(refused) == len(texts):
         raise BadSampleError(BadSampleReason.REFUSED, "the model or its filter declined")
+    if all(is_cut):
+        raise BadSampleError(
+            BadSampleReason.TRUNCATED, "no sentence ended within the parameter max_tokens"
+        )
     return ChatCompletion(texts=texts, scores=scores, num_tokens=max(0, num_tokens))
 
 
@@ -344,8 +357,15 @@ def _text(choice: dict[str, Any]) -> str:
         raise TypeError(f"content is of type {type(content).__name__}")
     if len(content) > _MAX_TEXT_CHARACTERS:
         raise ValueError(f"a text of {len(content)} characters")
+    if _is_cut(choice):
+        sentences = _SENTENCES.match(content)
+        content = sentences[0] if sentences else ""
     # Half a surrogate pair is JSON, but no text that can be stored.
     return content.encode(errors="replace").decode()
+
+
+def _is_cut(choice: dict[str, Any]) -> bool:
+    return choice.get("finish_reason") == "length"
 
 
 def _is_refused(choice: dict[str, Any]) -> bool:

@@ -111,6 +111,7 @@ def finalize_dataset(plan: ShardPlan, *, source_parents: tuple[Parent, ...] = ()
             dataset = commit_layer(dataset, layer, parents=parents, detail={"from": "source"})
     if is_staged:
         _delete_temporaries(plan, dataset)
+    open_store(plan.uri).remove_abandoned()
     return dataset
 
 

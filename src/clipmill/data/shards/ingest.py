@@ -13,7 +13,7 @@ from typing import Any
 import simplejpeg
 from PIL import ExifTags, Image
 
-from clipmill.data.sources.base import Entry
+from clipmill.data.sources.base import Entry, has_text
 from clipmill.data.sources.reinforcement import resized_rows
 from clipmill.data.transforms.torchvision_replay import TORCHVISION_AUGMENTATION
 from clipmill.errors import BadSampleError, BadSampleReason
@@ -151,8 +151,8 @@ class IngestConfig:
             text = data.decode("utf-8-sig").strip()
         except UnicodeError as error:
             raise BadSampleError(BadSampleReason.CAPTION_NOT_UTF8, str(error)) from error
-        if not text:
-            raise BadSampleError(BadSampleReason.EMPTY_CAPTION, "nothing but white space")
+        if not has_text(text):
+            raise BadSampleError(BadSampleReason.EMPTY_CAPTION, "no character that shows")
         if len(data) > self.max_caption_bytes:
             raise BadSampleError(BadSampleReason.CAPTION_TOO_LONG, f"{len(data)} bytes")
         return text

@@ -177,6 +177,7 @@ def _write_shards(
 ) -> None:
     if exists(join(plan.uri, MANIFEST)):
         return  # a late worker: all shards are complete
+    open_store(plan.uri).remove_abandoned()
     total = sum(split.num_items for split in plan.splits(start, stop))
     done = 0
 

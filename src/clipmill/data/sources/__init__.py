@@ -116,11 +116,11 @@ def open_source(spec: str) -> Source:
     Raises SourceError where there is none, its kind can't be told, or an option is unknown.
     """
     if packed := _packed(spec):
-        kind, tar, rest = packed
+        prefix, tar, rest = packed
         folder = unpack_dir(tar, cache_folder())
-        source = open_source(f"{kind}{folder}{rest}")
+        source = open_source(f"{prefix}{folder}{rest}")
         # The cache is another folder on each machine.
-        source.uri = f"{kind}{absolute_uri(tar)}{rest}"
+        source.uri = f"{prefix}{absolute_uri(tar)}{rest}"
         return source
     kind_name, path = _split_kind(spec)
     location = path.partition("?")[0]

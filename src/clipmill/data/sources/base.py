@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, Literal, Protocol
+from unicodedata import category
 
 from clipmill.data.parallel import OrderedMap
 from clipmill.errors import BadSampleReason, SourceError
@@ -19,7 +20,7 @@ CAPTION_SUFFIX = ".txt"
 REASONS: Mapping[str, str] = {
     BadSampleReason.MISSING_CAPTION: "an image without a caption",
     BadSampleReason.CAPTION_WITHOUT_IMAGE: "a caption without an image",
-    BadSampleReason.EMPTY_CAPTION: "the caption is nothing but white space",
+    BadSampleReason.EMPTY_CAPTION: "the caption has no character that shows",
     BadSampleReason.CAPTION_NOT_UTF8: "the caption isn't UTF-8",
     BadSampleReason.CAPTION_TOO_LONG: "the caption has more bytes than the limit",
     BadSampleReason.EMPTY_FILE: "the image file has no bytes",
@@ -48,6 +49,9 @@ RETRYABLE: Final = frozenset(
     {BadSampleReason.HTTP_ERROR, BadSampleReason.TIMED_OUT, BadSampleReason.UNREACHABLE}
 )
 """Reasons for which a row is written to the dataset's retry list."""
+
+# Unicode's control and format characters, lone surrogates, and white space.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 
 # Common names of these columns, the most likely first.
 IMAGE_NAMES: Final = (
@@ -216,9 +220,20 @@ def original_size(metadata: Mapping[str, str | int]) -> tuple[int, int] | None:
     return None
 
 
+def has_text(text: str | bytes) -> bool:
+    """Return whether a caption has a character that shows.
+
+    White space, control and format characters (NUL, U+200B) don't, nor does U+FFFD, which stands
+    for a character that couldn't be read.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return any(category(c) not in _INVISIBLE and c != "\ufffd" for c in text)
+
+
 def caption_row(texts: Iterable[str]) -> dict[str, Any]:
     """Return a sample's row in the layer LAYER."""
-    captions = [text for text in texts if text.strip()]
+    captions = [text for text in texts if has_text(text)]
     return {"captions": captions, "fallback": not captions}
 
 

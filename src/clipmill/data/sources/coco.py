@@ -16,6 +16,7 @@ from clipmill.data.sources.base import (
     ReadListing,
     Source,
     Split,
+    has_text,
 )
 from clipmill.data.sources.files import (
     ImageFiles,
@@ -78,9 +79,9 @@ class CocoSource(Source):
             raise BadSampleError(
                 BadSampleReason.MISSING_CAPTION, f"the caption is {captions[0]!r}, not text"
             )
-        texts = [text for text in captions if isinstance(text, str) and text.strip()]
+        texts = [text for text in captions if isinstance(text, str) and has_text(text)]
         if not texts:
-            raise BadSampleError(BadSampleReason.EMPTY_CAPTION, "nothing but white space")
+            raise BadSampleError(BadSampleReason.EMPTY_CAPTION, "no character that shows")
         data = self._images.read(name)
         if any(escape_name(text) != text for text in texts):
             raise BadSampleError(

@@ -30,6 +30,7 @@ from clipmill.data.sources.base import (
     Source,
     Split,
     caption_row,
+    has_text,
     resolve_column,
     sample_metadata,
 )
@@ -205,7 +206,7 @@ class RowColumns:
                 rows = {LAYER: caption_row(text.decode() for text in texts)}
             except UnicodeDecodeError as error:
                 raise BadSampleError(BadSampleReason.CAPTION_NOT_UTF8, str(error)) from error
-            texts = [text for text in texts if text.strip()] or texts
+            texts = [text for text in texts if has_text(text)] or texts
         metadata = sample_metadata({name: values[name] for name in self._metadata})
         return RawPair(data, image_suffix(name, data), texts[0], rows, metadata)
 

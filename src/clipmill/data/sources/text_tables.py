@@ -33,6 +33,7 @@ from clipmill.data.sources.base import (
     Source,
     Split,
     caption_row,
+    has_text,
     resolve_column,
     sample_metadata,
 )
@@ -217,7 +218,7 @@ class TextTableSource(Source):
                 if captions is None or captions == []
                 else f"the caption is {captions!r:.100}, not text",
             )
-        caption = next((text for text in texts if text.strip()), texts[0])
+        caption = next((text for text in texts if has_text(text)), texts[0])
         data = self.reader.read(image)
         rows = {LAYER: caption_row(texts)} if self.layers else {}
         metadata = sample_metadata(values)

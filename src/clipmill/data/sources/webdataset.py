@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from clipmill.data.sources.base import (
     IMAGE_SUFFIXES,
+    LAYER,
     OTHER_IMAGE_SUFFIXES,
     Entry,
     FingerprintMode,
@@ -28,6 +29,8 @@ from clipmill.data.sources.base import (
     ReadListing,
     Source,
     Split,
+    caption_row,
+    has_text,
     sample_metadata,
 )
 from clipmill.data.sources.files import (
@@ -48,6 +51,9 @@ from clipmill.data.sources.reinforcement import (
 from clipmill.errors import BadSampleError, BadSampleReason, SourceError
 from clipmill.images import image_size
 
+# Samples of each tar that are read to see whether they have several captions.
+_NUM_INSPECTED = 20
+
 # Members of a sample that a record of its loss names.
 _MAX_NAMED = 4
 
@@ -57,6 +63,8 @@ _RULE = (
 )
 
 _BLOCK = 512
+
+_SPARSE = "GNU.sparse"
 
 # Extended headers hold a name or a few records; more is an attempt to exhaust memory.
 _MAX_EXTENSION_BYTES = 1 << 20
@@ -73,6 +81,8 @@ class Member:
     """Offset of its content, bytes."""
     size: int
     """Bytes of its content."""
+    is_sparse: bool = False
+    """Whether the content is stored without its runs of zeros, which isn't read."""
 
 
 Sample = tuple[str, list[tuple[str, Member]]]
@@ -97,7 +107,11 @@ class WebDatasetSource(Source):
         self.uri = f"webdataset:{Path(path).absolute()}?layers={layers}"
         self._name = layers
         self._layers = self._inspect() if layers else None
+        # Several captions of a sample are a layer, unless reinforcements have a layer of them.
         self.layers = self._layers.layers if self._layers else ()
+        self._has_lists = not self.layers and self._lists_captions()
+        if self._has_lists:
+            self.layers = (LAYER,)
 
     def digest(self, mode: FingerprintMode) -> str:
         """SHA-256 (hex) over the tars."""
@@ -152,7 +166,7 @@ class WebDatasetSource(Source):
                 BadSampleReason.MISSING_CAPTION,
                 f"neither a txt member nor a caption in json among {_names(parts)}; {_RULE}",
             )
-        caption = next((text for text in texts if text.strip()), texts[0])
+        caption = next((text for text in texts if has_text(text)), texts[0])
         metadata = sample_metadata(_record(read)) if "json" in by_kind else {}
         data = read(image)
         rows: Mapping[str, Mapping[str, Any]] = {}
@@ -166,7 +180,20 @@ class WebDatasetSource(Source):
                 drawn_on=drawn_size(metadata, stored),
                 stored=stored,
             )
+        if self._has_lists:
+            rows = {LAYER: caption_row(_decode(texts))}
         return RawPair(data, f".{image}", caption, rows, metadata)
+
+    def _lists_captions(self) -> bool:
+        """Return whether one of the first samples has several captions."""
+        for path in self._tars.values():
+            file = PreadFile(path)
+            for _, parts in islice(complete_samples(file), _NUM_INSPECTED):
+                by_kind = dict(parts)
+                with suppress(BadSampleError):
+                    if len(_captions(by_kind, partial(read_member, file, by_kind))) > 1:
+                        return True
+        return False
 
     def _inspect(self) -> ReinforcedLayers | None:
         """Return the layers that the first samples provide."""
@@ -216,6 +243,11 @@ def complete_samples(file: PreadFile) -> Iterator[Sample]:
 def read_member(file: PreadFile, members: dict[str, Member], kind: str) -> bytes:
     """Return a member of a sample by what follows the key in its name; raises BadSampleError."""
     member = members[kind]
+    if member.is_sparse:
+        raise BadSampleError(
+            BadSampleReason.DAMAGED_RECORD,
+            f"{member.name} is a sparse member, which isn't read: write the tar without --sparse",
+        )
     data = file.read(member.offset, member.size)
     if len(data) < member.size:
         raise BadSampleError(BadSampleReason.TRUNCATED_TAR, f"{member.name} ends early")
@@ -242,6 +274,13 @@ def _captions(members: dict[str, Member], read: Callable[[str], bytes]) -> list[
         texts = caption if isinstance(caption, list) else [caption]
         return [text for text in texts if isinstance(text, str)]
     return []
+
+
+def _decode(texts: list[bytes | str]) -> list[str]:
+    try:
+        return [text.decode() if isinstance(text, bytes) else text for text in texts]
+    except UnicodeDecodeError as error:
+        raise BadSampleError(BadSampleReason.CAPTION_NOT_UTF8, str(error)) from error
 
 
 def _record(read: Callable[[str], bytes]) -> dict[str, Any]:
@@ -322,6 +361,7 @@ def members(file: PreadFile, start: int, stop: int) -> Iterator[Member]:
             raise TruncatedTarError(f"no whole header at byte {position}")
         kind, size = _check(block, position)
         offset = position + _BLOCK
+        offset += _sparse_map_bytes(file, block, offset) if kind == b"S" else 0
         following = offset + -(-size // _BLOCK) * _BLOCK
         if kind in b"LxgK":
             if size > _MAX_EXTENSION_BYTES:
@@ -340,12 +380,23 @@ def members(file: PreadFile, start: int, stop: int) -> Iterator[Member]:
             following = offset + -(-size // _BLOCK) * _BLOCK
         if offset + size > end:
             raise TruncatedTarError(f"ends within the member at byte {position}")
-        if kind in b"0\0":
-            yield Member(extension.get("path") or _name(block), header, offset, size)
+        if kind in b"0S\0":
+            is_sparse = kind == b"S" or _SPARSE in extension
+            name = extension.get("path") or _name(block)
+            yield Member(name, header, offset, size, is_sparse)
         extension = {}
         position = header = following
     if extension:
         raise TruncatedTarError(f"a name without its member at byte {header}")
+
+
+def _sparse_map_bytes(file: PreadFile, block: bytes, offset: int) -> int:
+    """Return the bytes of a sparse member's map that follow its header (GNU's old format)."""
+    start, is_extended = offset, block[482:483]
+    while is_extended not in (b"", b"\0"):
+        is_extended = file.read(offset + 504, 1)
+        offset += _BLOCK
+    return offset - start
 
 
 def _check(block: bytes, position: int) -> tuple[bytes, int]:
@@ -370,8 +421,8 @@ def _name(block: bytes) -> str:
 
 
 def _pax(content: bytes, position: int) -> dict[str, str]:
-    """The path and size of PAX records, each ``length key=value newline``."""
-    records = {}
+    """The path, size and sparseness of PAX records, each ``length key=value newline``."""
+    records: dict[str, str] = {}
     while content:
         length, _, rest = content.partition(b" ")
         size = _number(_text(length), position)
@@ -380,7 +431,11 @@ def _pax(content: bytes, position: int) -> dict[str, str]:
             raise TruncatedTarError(f"broken records in the header at byte {position}")
         key, _, value = record.partition(b"=")
         if key in (b"path", b"size"):
-            records[key.decode()] = _text(value)
+            records.setdefault(key.decode(), _text(value))
+        elif key.startswith(b"GNU.sparse."):
+            records[_SPARSE] = "1"
+            if key == b"GNU.sparse.name":  # the path is that of a stand-in
+                records["path"] = _text(value)
         content = content[size:]
     return records
 
