@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clipmill.data import import_reinforcements as module
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.import_reinforcements import ReinforcementConfig, import_reinforcements
 from clipmill.data.layers import read_layer
@@ -261,6 +262,15 @@ def test_tars_without_images_are_joined(images, tmp_path, by):
     )
     assert sum(view.shard_sizes()) == 6
     assert join(images, tmp_path / "dr", by) == imported
+
+
+def test_processes_write_the_same_layers(images, tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "dr.tar", joined(reinforced(n) for n in range(6)))
+    alone = join(images, path)
+    monkeypatch.setattr(module, "_MIN_SAMPLES_FOR_PROCESSES", 1)
+    monkeypatch.setattr(module, "available_cpus", lambda: 2)
+    # A committed layer takes equal rows alone.
+    assert join(images, path) == alone
 
 
 def test_damaged_reinforcements_are_counted(images, tmp_path):

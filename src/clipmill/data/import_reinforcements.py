@@ -1,16 +1,17 @@
 """Join DataCompDR's tars without images to a dataset of the same samples, as layers.
 
 The tars are listed once by the headers of their members; then each shard's reinforcements are read
-at their offsets, so that nothing is copied, and memory holds about 60 bytes a sample and one
-shard's rows.
+at their offsets, so that nothing is copied, and memory holds about 60 bytes a sample and the rows
+of a shard in each process.
 """
 
 import itertools
 import json
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,8 @@ from clipmill.data.layers import (
     layer_table,
     write_layer_shard,
 )
-from clipmill.data.shards.read import read_records, read_shard
+from clipmill.data.parallel import OrderedMap, executor_map
+from clipmill.data.shards.read import SampleRecord, ShardReader, read_records, read_shard
 from clipmill.data.sources.files import (
     PreadFile,
     files_digest,
@@ -38,7 +40,6 @@ from clipmill.data.sources.files import (
 )
 from clipmill.data.sources.reinforcement import (
     DEFAULT_NAME,
-    Read,
     ReinforcedLayers,
     drawn_size,
     layer_rows,
@@ -53,6 +54,7 @@ from clipmill.data.sources.webdataset import (
 from clipmill.errors import ArtifactError, BadSampleError, SourceError
 from clipmill.images import image_size
 from clipmill.lineage import Parent
+from clipmill.processes import available_cpus, process_pool
 from clipmill.stage_records import ProgressCallback
 
 _LOG = logging.getLogger(__name__)
@@ -64,6 +66,9 @@ MISSING_REINFORCEMENT: Final = "missing_reinforcement"
 _BATCH: Final = 4096
 
 _MAX_LOGGED: Final = 3
+
+# Below, starting processes costs more than it saves.
+_MIN_SAMPLES_FOR_PROCESSES: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,31 +109,31 @@ def import_reinforcements(
     opened = Dataset.open(dataset)
     total = opened.num_samples
     base, paths = matching_files(source, (".tar", ".tar.gz", ".tgz"))
-    files = [PreadFile(uncompressed_file(path)) for path in paths]
+    files = [uncompressed_file(path) for path in paths]
     layers = _inspect(files, config.name, source)
     report(0, total, "reading")
-    reinforcements = _Reinforcements(opened, config.by, files)
-    if not reinforcements.index.counts.matched:
-        raise _unmatched_error(config, dataset, source, str(reinforcements.index.counts))
+    index, ranges = _locate(opened, config.by, files)
+    if not index.counts.matched:
+        raise _unmatched_error(config, dataset, source, str(index.counts))
     num_damaged = done = 0
     kept: list[NDArray[np.bool_]] = []
-    for index, shard in enumerate(opened.shards):
-        tables, keep, damaged = _read_shard(opened, index, layers, reinforcements)
-        for layer, table in tables.items():
-            write_layer_shard(opened, layer, index, table)
-        kept.append(keep)
-        num_damaged += damaged
-        done += shard.num_samples
-        report(min(done, total - 1), total, "written")
+    with _mapped(total) as mapped:
+        for keep, damaged in mapped(partial(_write_shard, dataset, layers, files), ranges):
+            for reason in damaged[: max(0, _MAX_LOGGED - num_damaged)]:
+                _LOG.warning("reinforcement of %s", reason)
+            kept.append(keep)
+            num_damaged += len(damaged)
+            done += len(keep)
+            report(min(done, total - 1), total, "written")
     matched = sum(int(keep.sum()) for keep in kept)
-    counts = replace(reinforcements.index.counts, matched=matched, missing=total - matched)
+    counts = replace(index.counts, matched=matched, missing=total - matched)
     if not matched:
         raise _unmatched_error(config, dataset, source, f"{counts}, {num_damaged:,} damaged")
     names = layers.layers
     if matched < total:
         names += (f"select/{config.name}",)
-        for index, keep in enumerate(kept):
-            write_layer_shard(opened, names[-1], index, _selection(opened.uids(index), keep))
+        for shard, keep in enumerate(kept):
+            write_layer_shard(opened, names[-1], shard, _selection(opened.uids(shard), keep))
     parent = Parent(
         role="import",
         uri=str(Path(source).absolute()),
@@ -154,10 +159,10 @@ def _unmatched_error(
     )
 
 
-def _inspect(files: Sequence[PreadFile], name: str, source: str) -> ReinforcedLayers:
+def _inspect(files: Sequence[Path], name: str, source: str) -> ReinforcedLayers:
     """Return the layers that the tars bring; raises SourceError for none."""
     for file in files:
-        layers = inspect_tar(file, name)
+        layers = inspect_tar(PreadFile(file), name)
         if layers is not None and layers.layers:
             return layers
     raise SourceError(
@@ -167,33 +172,46 @@ def _inspect(files: Sequence[PreadFile], name: str, source: str) -> ReinforcedLa
     )
 
 
-class _Reinforcements:
-    """The reinforcements of a dataset's samples, by their offsets in the tars."""
+@dataclass(frozen=True, slots=True)
+class _ShardRanges:
+    """Where the reinforcements of a shard's samples lie."""
 
-    def __init__(self, dataset: Dataset, by: Identifier, files: Sequence[PreadFile]) -> None:
-        self.index = SampleIndex(dataset, by)
-        self._files = files
-        self._starts = np.cumsum([0, *(shard.num_samples for shard in dataset.shards)])
-        self._number = np.full(dataset.num_samples, -1, np.int32)
-        self._range = np.zeros((dataset.num_samples, 2), np.int64)
-        for number, file in enumerate(files):
-            listed = complete_samples(file)
-            while batch := list(itertools.islice(listed, _BATCH)):
-                rows, positions = self.index.match([_identifier(file, each, by) for each in batch])
-                # A range holds the members whose headers begin in it.
-                ranges = [(parts[0][1].header, parts[-1][1].header + 1) for _, parts in batch]
-                self._number[positions] = number
-                self._range[positions] = np.array(ranges, np.int64)[rows]
+    shard: int
+    number_N: NDArray[np.int32]
+    """Index of the tar for each sample, -1 for none."""
+    range_N2: NDArray[np.int64]
+    """Offsets in the tar between which the headers of its members begin."""
 
-    def open(self, shard: int, row: int) -> tuple[Container[str], Read] | None:
-        """Return the members of a sample's reinforcement and their reader, None if it has none."""
-        position = int(self._starts[shard]) + row
-        if self._number[position] < 0:
-            return None
-        file = self._files[self._number[position]]
-        _, parts = next(samples(file, *self._range[position].tolist()))
-        members = dict(parts)
-        return members, partial(read_member, file, members)
+
+def _locate(
+    dataset: Dataset, by: Identifier, files: Sequence[Path]
+) -> tuple[SampleIndex, list[_ShardRanges]]:
+    """List the tars' samples; return where those of each shard lie."""
+    index = SampleIndex(dataset, by)
+    number_N = np.full(dataset.num_samples, -1, np.int32)
+    range_N2 = np.zeros((dataset.num_samples, 2), np.int64)
+    for number, path in enumerate(files):
+        file = PreadFile(path)
+        listed = complete_samples(file)
+        while batch := list(itertools.islice(listed, _BATCH)):
+            rows, positions = index.match([_identifier(file, each, by) for each in batch])
+            ranges = [(parts[0][1].header, parts[-1][1].header + 1) for _, parts in batch]
+            number_N[positions] = number
+            range_N2[positions] = np.array(ranges, np.int64)[rows]
+    ends = np.cumsum([shard.num_samples for shard in dataset.shards])[:-1]
+    parts = zip(np.split(number_N, ends), np.split(range_N2, ends), strict=True)
+    return index, [_ShardRanges(shard, *part) for shard, part in enumerate(parts)]
+
+
+@contextmanager
+def _mapped(num_samples: int) -> Iterator[OrderedMap]:
+    """Yield a map over shards, in processes where there is enough to do."""
+    num_processes = available_cpus()
+    if num_processes == 1 or num_samples < _MIN_SAMPLES_FOR_PROCESSES:
+        yield map
+        return
+    with process_pool(num_processes) as pool:
+        yield partial(executor_map, pool, num_processes, 1)
 
 
 def _identifier(file: PreadFile, sample: Sample, by: Identifier) -> str | None:
@@ -212,41 +230,59 @@ def _identifier(file: PreadFile, sample: Sample, by: Identifier) -> str | None:
     return None if by == "url" else key.rpartition("/")[2]
 
 
-def _read_shard(
-    dataset: Dataset, index: int, layers: ReinforcedLayers, reinforcements: _Reinforcements
-) -> tuple[dict[str, pa.Table], NDArray[np.bool_], int]:
-    """Return a shard's rows by layer, which samples have some, and the number of damaged ones."""
+def _write_shard(
+    uri: str, layers: ReinforcedLayers, files: Sequence[Path], ranges: _ShardRanges
+) -> tuple[NDArray[np.bool_], list[str]]:
+    """Write a shard's rows of each layer; return which samples have some, and what is damaged."""
+    dataset, shard = _open_dataset(uri), ranges.shard
     none = layer_rows(layers, (), _no_member, num_real=None, drawn_on=(1, 1), stored=(1, 1))
-    rows, captions, is_kept, num_damaged = [], [], [], 0
-    with read_shard(dataset, index, cache_folder()) as reader:
-        for row, record in enumerate(read_records(dataset, index, cache_folder())):
+    rows, captions, is_kept, damaged = [], [], [], []
+    opened: dict[int, PreadFile] = {}
+    places = zip(ranges.number_N.tolist(), ranges.range_N2.tolist(), strict=True)
+    with read_shard(dataset, shard, cache_folder()) as reader:
+        records = read_records(dataset, shard, cache_folder())
+        for row, (record, (number, place)) in enumerate(zip(records, places, strict=True)):
             values = none
-            reinforcement = reinforcements.open(index, row)
-            if reinforcement is not None:
-                parse = partial(layer_rows, layers, *reinforcement, num_real=None)
-                upright = record.width, record.height
+            if number >= 0:
+                file = opened.get(number) or opened.setdefault(number, PreadFile(files[number]))
                 try:
-                    try:
-                        drawn_on = drawn_size(record.metadata, upright)
-                        values = parse(drawn_on=drawn_on, stored=upright)
-                    except BadSampleError:
-                        # Crops are of the image before its EXIF turn, which a header tells.
-                        stored = image_size(reader.image(row))
-                        if stored == upright:
-                            raise
-                        values = parse(drawn_on=stored, stored=stored)
+                    values = _read_reinforcement(layers, file, place, record, reader, row)
                 except BadSampleError as error:
-                    num_damaged += 1
-                    if num_damaged <= _MAX_LOGGED:
-                        _LOG.warning("reinforcement of %s: %s", record.uid, error)
+                    damaged.append(f"{record.uid}: {error}")
             rows.append(values)
             captions.append(record.caption)
             is_kept.append(_is_complete(layers, values))
-    tables = {
-        layer: layer_table(layer, dataset.uids(index), captions, [values[layer] for values in rows])
-        for layer in layers.layers
-    }
-    return tables, np.array(is_kept, bool), num_damaged
+    uids = dataset.uids(shard)
+    for layer in layers.layers:
+        table = layer_table(layer, uids, captions, [values[layer] for values in rows])
+        write_layer_shard(dataset, layer, shard, table)
+    return np.array(is_kept, bool), damaged
+
+
+_open_dataset = lru_cache(1)(Dataset.open)
+
+
+def _read_reinforcement(
+    layers: ReinforcedLayers,
+    file: PreadFile,
+    place: Sequence[int],
+    record: SampleRecord,
+    reader: ShardReader,
+    row: int,
+) -> Mapping[str, Mapping[str, Any]]:
+    """Return a sample's row in each layer; raises BadSampleError if it's damaged or doesn't fit."""
+    _, parts = next(samples(file, *place))
+    members = dict(parts)
+    parse = partial(layer_rows, layers, members, partial(read_member, file, members), num_real=None)
+    upright = record.width, record.height
+    try:
+        return parse(drawn_on=drawn_size(record.metadata, upright), stored=upright)
+    except BadSampleError:
+        # Crops are of the image before its EXIF turn, which its header tells.
+        stored = image_size(reader.image(row))
+        if stored == upright:
+            raise
+        return parse(drawn_on=stored, stored=stored)
 
 
 def _no_member(name: str) -> bytes:

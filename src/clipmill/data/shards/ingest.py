@@ -122,11 +122,10 @@ class IngestConfig:
                     "its augmentations are of the image before its EXIF turn, and it is encoded "
                     "again upright",
                 )
-            before = image_size(data)
             data, width, height = reencode(
                 data, shorter_side=self.resize_shorter_side, jpeg_quality=self.jpeg_quality
             )
-            rows = resized_rows(rows, before, (width, height))
+            rows = resized_rows(rows, original, (width, height))
             suffix = ".jpg"
         metadata = raw.metadata
         if (width, height) != original:
