@@ -166,6 +166,15 @@ def test_promoting_again_what_serves_is_no_refusal(store, judged):
         assert (answer.exit_code, json.loads(answer.stdout)["is_promoted"]) == (0, True)
 
 
+def test_a_higher_gate_refuses_what_serves(store, judged):
+    uri = judged("a", 0.5)
+    promote(DEPTH, [uri], store)
+    arguments = ["promote", "depth", uri, "--min-metric", "0.4", "--store", store]
+    answer = CliRunner().invoke(app, arguments)
+    assert (answer.exit_code, answer.stdout) == (EXIT_NOT_PROMOTED, "/models/a\n")
+    assert "not promoted: the best rmse is 0.5, required is at most 0.4 m" in answer.stderr
+
+
 def test_a_relative_store_is_read_from_any_folder(tmp_path, judged, monkeypatch):
     judged("a", 0.5)
     monkeypatch.chdir(tmp_path.parent)

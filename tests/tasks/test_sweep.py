@@ -215,11 +215,9 @@ def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
 
     monkeypatch.setitem(RECIPES, "sweep-depth-tiny", recipe)
     store = str(tmp_path / "store")
-    options = ["--set", 'grid={"train.schedule.lr": [1e-3]}', "--min-metric", "100"]
-    answer = CliRunner().invoke(
-        app,
-        ["sweep", "--encoder", ENCODER, "--data", str(nyu_folder), "--store", store, *options],
-    )
+    options = ["--set", 'grid={"train.schedule.lr": [1e-3]}', "--store", store]
+    command = ["sweep", "--encoder", ENCODER, "--data", str(nyu_folder), *options, "--min-metric"]
+    answer = CliRunner().invoke(app, [*command, "100"])
     assert answer.exit_code == 0, answer.output
     uri, *_, model = answer.stdout.split("\n")[:-1]
     assert (Path(uri) / "sweep.html").exists()
@@ -228,6 +226,10 @@ def test_command_promotes_the_best(nyu_folder, tmp_path, monkeypatch):
     from clipmill.lineage import lineage
 
     assert {p.role for p in lineage(uri).parents} == {"encoder", "data", "best"}
+    refused = CliRunner().invoke(app, [*command, "0.001"])
+    assert refused.exit_code == 3
+    assert "not promoted: the best rmse is" in refused.stderr
+    assert read_promotion(serving.uri).evaluation == serving.evaluation
 
 
 TO_20 = (0.0, 0.05, 0.1, 0.15, 0.2)

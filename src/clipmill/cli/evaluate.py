@@ -176,7 +176,7 @@ def promote(
     uri = stages.promote(task, min_metric, evaluations, store)
     evaluation = read_promotion(uri).evaluation
     model = evaluation.model.uri
-    is_promoted = is_evaluated_by(evaluation, evaluations)
+    is_promoted = passes_gate(evaluation, min_metric, evaluations)
     fields = {"task": task, "promotion": uri, "evaluation": evaluation.uri}
     print_uri(model, as_json=as_json, **fields, metrics=evaluation.metrics, is_promoted=is_promoted)
     if not is_promoted:
@@ -184,11 +184,16 @@ def promote(
     print_next("serve", f"{task}={model}")
 
 
-def is_evaluated_by(promoted: "EvaluationResult", evaluations: Sequence[str]) -> bool:
-    """Return whether the promoted model is that of one of the evaluations."""
+def passes_gate(
+    promoted: "EvaluationResult", min_metric: float, evaluations: Sequence[str]
+) -> bool:
+    """Return whether the promoted model is that of an evaluation, and reaches ``min_metric``."""
     from clipmill.tasks.evaluation import read_evaluation
+    from clipmill.tasks.registry import get_task
 
-    return promoted.digest in {read_evaluation(uri).digest for uri in evaluations}
+    metric = get_task(promoted.task).metric
+    is_given = promoted.digest in {read_evaluation(uri).digest for uri in evaluations}
+    return is_given and metric.improvement(promoted.metrics[metric.name], min_metric) >= 0
 
 
 def report(

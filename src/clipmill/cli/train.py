@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from clipmill.cli.evaluate import EXIT_NOT_PROMOTED, is_evaluated_by
+from clipmill.cli.evaluate import EXIT_NOT_PROMOTED, passes_gate
 from clipmill.cli.extras import needs
 from clipmill.cli.options import (
     MIN_METRIC_HELP,
@@ -176,7 +176,7 @@ def sweep(
         print_next("promote", result.task, best, "--min-metric", "VALUE", "--store", store)
     else:
         promoted = read_promotion(join(store, "serving", result.task)).evaluation
-        if not is_evaluated_by(promoted, [result.best.evaluation]):
+        if not passes_gate(promoted, min_metric, [result.best.evaluation]):
             raise typer.Exit(EXIT_NOT_PROMOTED)
         print_next("serve", f"{result.task}={model}")
 

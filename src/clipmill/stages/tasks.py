@@ -66,6 +66,7 @@ def check_data(
             action="give another recipe",
         )
     with Stage("check", label=task) as stage:
+        stage.report(0, 1, "reading")
         folder, _ = fetch_folder(data, "data")
         return checks.check_data(
             task,
