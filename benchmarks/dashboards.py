@@ -75,7 +75,7 @@ class Prometheus:
             "rule_files": ["rules.yaml"],
             "scrape_configs": [{"job_name": "clipmill", "static_configs": targets}],
         }
-        made = rules()
+        made = rules(".*")
         for group in made["groups"]:
             group.pop("interval", None)
         (folder / "rules.yaml").write_text(yaml.safe_dump(made))

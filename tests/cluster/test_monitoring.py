@@ -126,10 +126,26 @@ def test_every_alert_has_a_runbook_of_what_to_do():
     assert names == {alert.name for alert in ALERTS}
 
 
+SELECTOR = re.compile(r"\b([a-z][a-z0-9_]+(?::[a-z0-9_]+)*)\b(?!:)(\{[^}]*\})?")
+
+
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules()))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules("n")))
     return tmp_path
+
+
+def test_every_selector_is_bound_to_the_namespaces():
+    expressions = [r["expr"] for group in rules("a|b")["groups"] for r in group["rules"]]
+    known = all_series() | series.OTHERS | RECORDED
+    seen = set()
+    for expression in expressions:
+        for name, labels in SELECTOR.findall(expression):
+            if name in known:
+                assert re.search(r'namespace=~"a\|b"', labels), expression
+                seen.add(name)
+    assert seen > series.OTHERS
+    assert len(seen) > 20
 
 
 def test_each_alert_fires_when_it_should_and_is_silent_when_it_shouldnt(folder):

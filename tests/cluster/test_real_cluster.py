@@ -25,11 +25,11 @@ from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.training_job import TrainingJobConfig, training_app
 from helpers.helm_chart import PROFILES, profile, render
 from helpers.real_cluster import (
-    NAMESPACED,
+    IMAGE,
     Paths,
     as_user,
     connect,
-    created,
+    install,
     namespace,
     parts,
     require_part,
@@ -40,8 +40,6 @@ pytestmark = [
     # kubernetes reads its configuration file without closing it in some versions.
     pytest.mark.filterwarnings("default::ResourceWarning"),
 ]
-IMAGE = os.environ.get("CLIPMILL_TEST_IMAGE", "busybox:1.37")
-POOLS = {"cpu": {"cpu": "50m", "memoryGibibytes": 2, "sharedMemoryGibibytes": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +51,7 @@ def api():
 def installed(api):
     """A namespace with the chart's accounts, rights, pools and namespaced runtimes."""
     with namespace(api, **{"pod-security.kubernetes.io/enforce": "restricted"}) as name:
-        paths = Paths(api)
-        values = {**profile(""), "pools": {**POOLS, "gpu": None, "gpu-8x": None}}
-        for resource in render(values, namespace=name):
-            is_own = resource["metadata"].get("namespace", name) == name
-            kinds = (*NAMESPACED, "TrainingRuntime")
-            path = paths.of(resource, name)
-            if is_own and resource["kind"] in kinds and path:
-                created(api, path, resource)
+        install(api, name, {})
         yield name
 
 

@@ -3,7 +3,7 @@
 import pytest
 from helpers.helm_chart import ENDPOINT, PROFILES, STORE, chart, deep, kinds, notes, profile, render
 
-from clipmill.cluster.monitoring.rules import ALERTS
+from clipmill.cluster.monitoring.rules import ALERTS, rules
 from clipmill.pipelines.registry import PIPELINES
 from helpers.strict_schemas import findings
 
@@ -222,6 +222,18 @@ def alerts(values: dict) -> set[str]:
     return {
         rule["alert"] for g in found["spec"]["groups"] for rule in g["rules"] if "alert" in rule
     }
+
+
+@pytest.mark.parametrize(
+    ("pipelines", "namespaces"), [(True, "ml|kubeflow"), (False, "ml")], ids=("pipelines", "none")
+)
+def test_rules_see_the_series_of_their_installation_only(pipelines, namespaces):
+    """Else an alert fires once for each installation in the cluster."""
+    sources = {"kubeStateMetrics": True, "argo": True}
+    values = deep(profile(""), "monitoring.alertsFrom", sources)
+    resources = render(deep(values, "pipelines.enabled", pipelines))
+    (resource,) = [r for r in resources if r["kind"] == "PrometheusRule"]
+    assert resource["spec"]["groups"] == rules(namespaces)["groups"]
 
 
 def test_alerts_on_the_metrics_of_others_are_opted_into():

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,24 @@ from clipmill.cluster.api import ClusterApi
 from clipmill.cluster.doctor.checks import Part, examine
 from clipmill.cluster.doctor.snapshot import Snapshot, collect
 from clipmill.errors import ClusterError
+from helpers.helm_chart import profile, render
 
-NAMESPACED = ("ConfigMap", "ServiceAccount", "Role", "RoleBinding", "ServingRuntime")
+IMAGE = os.environ.get("CLIPMILL_TEST_IMAGE", "busybox:1.37")
+"""An image with ``sh``, and ``httpd`` or ``python3``, that the nodes have or can pull."""
+NAMESPACED = (
+    "ConfigMap",
+    "ServiceAccount",
+    "Role",
+    "RoleBinding",
+    "ServingRuntime",
+    "TrainingRuntime",
+)
 """Kinds of the chart that jobs and rights need."""
+POOLS = {
+    "cpu": {"cpu": "50m", "memoryGibibytes": 2, "sharedMemoryGibibytes": 1},
+    "gpu": None,
+    "gpu-8x": None,
+}
 
 
 def connect() -> ClusterApi:
@@ -50,6 +65,21 @@ def namespace(api: ClusterApi, **labels: str) -> Iterator[str]:
         yield name
     finally:
         api.request("DELETE", f"/api/v1/namespaces/{name}")
+
+
+def install(
+    api: ClusterApi, name: str, values: dict[str, Any], kinds: Collection[str] = NAMESPACED
+) -> list[dict[str, Any]]:
+    """Create the chart's objects of these kinds in a namespace, and return them."""
+    paths = Paths(api)
+    installed = []
+    for resource in render({**profile(""), "pools": POOLS, **values}, namespace=name):
+        is_own = resource["metadata"].get("namespace", name) == name
+        path = paths.of(resource, name)
+        if is_own and resource["kind"] in kinds and path:
+            created(api, path, resource)
+            installed.append(resource)
+    return installed
 
 
 def created(api: ClusterApi, path: str, resource: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from clipmill.cluster.kserve import (
     inference_service,
 )
 from clipmill.cluster.monitoring.dashboards import dashboards
-from clipmill.cluster.monitoring.rules import rules
+from clipmill.cluster.monitoring.rules import NAMESPACES, rules
 from clipmill.cluster.pools import default_installation
 from clipmill.cluster.trainer_scheduler import train_job
 from clipmill.cluster.training_job import TrainingJobConfig, training_app
@@ -25,7 +25,7 @@ _STORE = "s3://clipmill/store"
 
 def monitoring_files() -> dict[str, str]:
     """Return the rules and dashboards as text by path under the chart's ``files/``."""
-    texts = {"rules.yaml": yaml_text(rules())}
+    texts = {"rules.yaml": yaml_text(rules(NAMESPACES))}
     for name, dashboard in dashboards().items():
         texts[f"dashboards/{name}.json"] = json.dumps(dashboard, indent=1) + "\n"
     return texts

@@ -3,8 +3,9 @@
 An alert names its labels' values by the constants of the code that emits them.
 """
 
+import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from clipmill.cluster.monitoring import series as e
 from clipmill.cluster.monitoring.series import error_ratio
@@ -17,6 +18,11 @@ BURN_WINDOWS = ("5m", "30m", "1h", "6h")
 """Windows of the error ratio: two pairs, for a fast burn and a slow one."""
 REJECTED_RATIO = "job:clipmill_data_samples_rejected:ratio_rate15m"
 """Recorded share of samples that a data job rejects."""
+NAMESPACES: Final = "NAMESPACES"
+"""Stands in the rules for a regular expression of an installation's namespaces: the chart's."""
+_SERIES = re.compile(
+    r"\b((?:(?:model|job):clipmill_\w+:\w+|(?:clipmill|kube)_\w+)\b)(?!:)(?:\{([^{}]*)\})?"
+)
 _HOUR = "[1h]"
 _DAY_BEFORE = "[1d] offset 1h"
 
@@ -214,6 +220,30 @@ def _checkpoints(outcome: Outcome) -> str:
     return f'{e.CHECKPOINTS}{{outcome="{outcome}"}}'
 
 
+def _workflows_failed() -> str:
+    """Return PromQL for workflows that failed in the namespaces.
+
+    Argo's own label is the workflow's namespace. Prometheus renames it, for that of the
+    controller's pod, unless the monitor honors labels.
+    """
+    failed = 'argo_workflows_total_count{phase=~"Failed|Error",'
+    honored = failed + f'exported_namespace="",namespace=~"{NAMESPACES}"}}'
+    renamed = failed + f'exported_namespace=~"{NAMESPACES}"}}'
+    by_renamed = _increased(renamed, "15m", "exported_namespace, phase")
+    return (
+        f"({_increased(honored, '15m', 'namespace, phase')}) or "
+        f'label_replace({by_renamed}, "namespace", "$1", "exported_namespace", "(.+)")'
+    )
+
+
+def _workflows(phase: str, workflow_namespace: str, namespace: str = "argo") -> str:
+    """Return the count of a namespace's workflows, from a controller in another one."""
+    return (
+        f'argo_workflows_total_count{{phase="{phase}",exported_namespace="{workflow_namespace}",'
+        f'namespace="{namespace}"}}'
+    )
+
+
 def _train(name: str, **labels: str) -> str:
     """Return a series with the labels that the chart's monitors give to a job's pods."""
     job = {"clipmill_io_job": "j", "container": "node", "job": "j", "namespace": "n"}
@@ -225,6 +255,11 @@ def _neighbors(series: dict[str, str]) -> dict[str, str]:
     """Return the same series of another job, or endpoint, of the same namespace."""
     others = {s.replace('"j"', '"k"').replace('"depth"', '"other"'): v for s, v in series.items()}
     return {name: values for name, values in others.items() if name not in series}
+
+
+def _elsewhere(series: dict[str, str]) -> dict[str, str]:
+    """Return the same series of another namespace."""
+    return {s.replace('namespace="n"', 'namespace="other"'): v for s, v in series.items()}
 
 
 ALERTS: tuple[Alert, ...] = (
@@ -411,15 +446,18 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         name="PipelineFailed",
-        expression=_increased(
-            'argo_workflows_total_count{phase=~"Failed|Error"}', "15m", "namespace, phase"
-        ),
+        expression=_workflows_failed(),
         for_="0m",
         severity="ticket",
-        summary="a pipeline run or data workflow ended as {{ $labels.phase }}",
+        summary="a pipeline run or data workflow in {{ $labels.namespace }} ended as "
+        "{{ $labels.phase }}",
         source="argo",
-        firing_series={'argo_workflows_total_count{phase="Failed"}': "_x20 1x20"},
-        quiet_series={'argo_workflows_total_count{phase="Succeeded"}': "0+1x40"},
+        firing_series={_workflows("Failed", "n"): "_x20 1x20"},
+        quiet_series={
+            _workflows("Succeeded", "n"): "0+1x40",
+            # The controller's namespace is this installation's, the workflow's isn't.
+            _workflows("Failed", "else", namespace="n"): "_x20 1x20",
+        },
     ),
     Alert(
         name="EndpointRestarts",
@@ -430,34 +468,47 @@ ALERTS: tuple[Alert, ...] = (
         summary="{{ $labels.pod }} keeps restarting",
         source="kube-state-metrics",
         firing_series={
-            'kube_pod_container_status_restarts_total{container="kserve-container",pod="p"}': (
-                "0x5 1x5 2x5 4x30"
-            )
+            'kube_pod_container_status_restarts_total{container="kserve-container",namespace="n",'
+            'pod="p"}': "0x5 1x5 2x5 4x30"
         },
         quiet_series={
-            'kube_pod_container_status_restarts_total{container="kserve-container",pod="p"}': (
-                "3x40"
-            )
+            'kube_pod_container_status_restarts_total{container="kserve-container",namespace="n",'
+            'pod="p"}': "3x40"
         },
     ),
 )
 
 
-def rules() -> dict[str, Any]:
-    """Return the rule groups as Prometheus reads them, alerts by the source of their metrics."""
-    recorded = [{"record": r.name, "expr": r.expression} for r in RECORDINGS]
+def rules(namespaces: str) -> dict[str, Any]:
+    """Return the rule groups as Prometheus reads them, alerts by the source of their metrics.
+
+    They see the series of these namespaces only, a regular expression: each installation in a
+    cluster has rules of its own.
+    """
+    recorded = [{"record": r.name, "expr": _bind(r.expression, namespaces)} for r in RECORDINGS]
     groups = [{"name": "clipmill-recording", "interval": "30s", "rules": recorded}]
     for source in dict.fromkeys(alert.source for alert in ALERTS):
         name = f"clipmill-alerts-{source}".removesuffix("-")
-        alerts = [_rule(alert) for alert in ALERTS if alert.source == source]
+        alerts = [_rule(alert, namespaces) for alert in ALERTS if alert.source == source]
         groups.append({"name": name, "rules": alerts})
     return {"groups": groups}
 
 
-def rule_tests(rule_file: str) -> dict[str, Any]:
-    """Return promtool's tests: each alert fires on one input and is silent on the other.
+def _bind(expression: str, namespaces: str) -> str:
+    """Return the expression with each of its selectors bound to the namespaces."""
 
-    Another job or endpoint of the namespace is well: it must not hide the alert.
+    def bound(match: re.Match[str]) -> str:
+        labels = ",".join(filter(None, (match[2], f'namespace=~"{NAMESPACES}"')))
+        return f"{match[1]}{{{labels}}}"
+
+    return _SERIES.sub(bound, expression).replace(NAMESPACES, namespaces)
+
+
+def rule_tests(rule_file: str) -> dict[str, Any]:
+    """Return promtool's tests of the rules of namespace ``n``.
+
+    Each alert fires on one input and is silent on the other. Another job or endpoint of the
+    namespace is well: it must not hide the alert. Another installation's must not fire it.
     """
     return {
         "rule_files": [rule_file],
@@ -471,7 +522,7 @@ def rule_tests(rule_file: str) -> dict[str, Any]:
                     for series, values in (
                         alert.firing_series | _neighbors(alert.quiet_series)
                         if firing
-                        else alert.quiet_series
+                        else alert.quiet_series | _elsewhere(alert.firing_series)
                     ).items()
                 ],
                 "promql_expr_test": [
@@ -492,10 +543,10 @@ def _firing(alert: Alert) -> str:
     return f'ALERTS{{alertname="{alert.name}",alertstate="firing"}}'
 
 
-def _rule(alert: Alert) -> dict[str, Any]:
+def _rule(alert: Alert, namespaces: str) -> dict[str, Any]:
     return {
         "alert": alert.name,
-        "expr": alert.expression,
+        "expr": _bind(alert.expression, namespaces),
         "for": alert.for_,
         "labels": {"severity": alert.severity},
         "annotations": {
