@@ -509,3 +509,190 @@ def test_lists_of_captions_in_any_json_lines_file_are_a_layer(tmp_path: Path) ->
     for name, caption in (("a.jsonl", ["a cat", "a pet"]), ("b.jsonl", "a dog")):
         (tmp_path / name).write_text(json.dumps({"path": "a.jpg", "caption": caption}))
     assert open_source(f"jsonl:{tmp_path}").layers == ("captions/source",)
+
+
+FILE_NAMES = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "sub/", "a.b/"]),
+    st.sampled_from(["0", "1", "A", "v1.0", "é", ".hidden"]),
+    st.sampled_from([".jpg", ".JPG", ".jpeg", ".png", ".txt", ".TXT", ".json", ".gif", ""]),
+)
+
+
+@EXAMPLES
+@given(st.sets(FILE_NAMES, min_size=1, max_size=20), st.integers(1, 5))
+def test_a_folder_as_a_listing_of_it(names: set[str], size: int) -> None:
+    names = {name for name in names if not name.endswith("/")}
+    with tempfile.TemporaryDirectory() as root:
+        for i, name in enumerate(sorted(names)):
+            path = Path(root) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(
+                f"text {i}".encode() if path.suffix.lower() == ".txt" else JPEGS[i % 6]
+            )
+        visible = [path for path in Path(root).rglob("*") if path.is_file() and path.name[0] != "."]
+        images = [p for p in visible if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".gif")]
+        texts = [p for p in visible if p.suffix.lower() == ".txt"]
+        captioned = {p.with_suffix("") for p in texts}
+        pairs = sum(p.with_suffix("") in captioned for p in images)
+        # 0.txt and 0.TXT are one caption.
+        alone = len(captioned - {p.with_suffix("") for p in images})
+        if not images:
+            with pytest.raises(SourceError, match="holds no image"):
+                outcome(f"folder:{root}", size)
+            return
+        found, reasons = outcome(f"folder:{root}", size)
+        assert len(found) == pairs
+        lost = {"missing_caption": len(images) - pairs, "caption_without_image": alone}
+        assert reasons == +Counter(lost)
+
+
+STATUSES = st.sampled_from(["success", "failed_to_download", "failed_to_resize"])
+
+
+@EXAMPLES
+@given(
+    st.lists(st.lists(STATUSES, min_size=1, max_size=6), min_size=1, max_size=3),
+    st.sampled_from(["webdataset", "parquet", "files"]),
+    st.integers(1, 5),
+)
+def test_img2dataset_as_webdataset_and_its_records_have_it(
+    shards: list[list[str]], output: str, size: int
+) -> None:
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
+        for number, statuses in enumerate(shards):
+            write_img2dataset_shard(folder, number, statuses, output)
+        found, reasons = outcome(f"img2dataset:{folder}", size)
+        records = pd.concat(pd.read_parquet(path) for path in folder.glob("*.parquet"))
+        if output == "webdataset":
+            expected = []
+            for path in sorted(folder.glob("*.tar")):
+                with path.open("rb") as file:
+                    expected += [
+                        (sample["jpg"], sample["txt"].decode())
+                        for sample in group_by_keys(
+                            tar_file_expander([{"url": str(path), "stream": file}])
+                        )
+                    ]
+        elif output == "parquet":
+            with_image = records[records["jpg"].notna()]
+            expected = list(zip(with_image["jpg"], with_image["caption"], strict=True))
+        else:
+            paths = sorted(folder.rglob("*.jpg"))
+            expected = [(p.read_bytes(), p.with_suffix(".txt").read_text()) for p in paths]
+        assert sorted(found) == sorted(expected)
+        lost = "missing_image" if output == "parquet" else "not_downloaded"
+        assert reasons == +Counter({lost: int((records["status"] != "success").sum())})
+
+
+def write_img2dataset_shard(folder: Path, number: int, statuses: list[str], output: str) -> None:
+    """A shard as img2dataset 1.47 writes it."""
+    name = f"{number:05d}"
+    keys = [f"{name}{i:04d}" for i in range(len(statuses))]
+    images = [JPEGS[i % 6] if status == "success" else None for i, status in enumerate(statuses)]
+    table: dict[str, Any] = {
+        "key": keys,
+        "url": [f"http://x/{key}" for key in keys],
+        "caption": [f"picture {key}" for key in keys],
+        "status": statuses,
+        "error_message": [None if status == "success" else "error" for status in statuses],
+    }
+    if output == "parquet":
+        table["jpg"] = pa.array(images, pa.binary())
+    pq.write_table(pa.table(table), folder / f"{name}.parquet")
+    stats = {"count": len(statuses), "successes": statuses.count("success")}
+    (folder / f"{name}_stats.json").write_text(json.dumps(stats))
+    members = []
+    for key, data in zip(keys, images, strict=True):
+        if data is not None:
+            members += [(f"{key}.jpg", data), (f"{key}.json", json.dumps({"key": key}).encode())]
+            members.append((f"{key}.txt", f"picture {key}".encode()))
+    if output == "webdataset":
+        write_tar(folder / f"{name}.tar", members)
+    elif output == "files":
+        (folder / name).mkdir()
+        for member, data in members:
+            (folder / name / member).write_bytes(data)
+
+
+HF_ROWS = st.lists(st.tuples(st.integers(0, 7), st.none() | TEXT), min_size=1, max_size=9)
+
+
+@EXAMPLES
+@given(HF_ROWS, st.integers(1, 3), st.sampled_from(["stream", "file", "parquet"]))
+def test_datasets_folders_as_pyarrow_reads_them(
+    rows: list[tuple[int, str | None]], num_files: int, layout: str
+) -> None:
+    """``save_to_disk`` (a stream) and its cache, and Parquet of the hub, as datasets 5 writes."""
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
+        for number in range(num_files):
+            part = rows[number::num_files]
+            images = [
+                {"bytes": JPEGS[i] if i < len(JPEGS) else None, "path": None} for i, _ in part
+            ]
+            image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+            table = pa.table(
+                {
+                    "image": pa.array(images, image_type),
+                    "text": pa.array([text for _, text in part], pa.string()),
+                }
+            )
+            name = f"{folder}/data-{number:05d}-of-{num_files:05d}"
+            if layout == "parquet":
+                pq.write_table(table, f"{name}.parquet")
+                continue
+            writer = pa.ipc.new_stream if layout == "stream" else pa.ipc.new_file
+            with writer(f"{name}.arrow", table.schema) as file:
+                file.write_table(table, max_chunksize=2)
+        expected_pairs, expected = [], Counter[str]()
+        for path in sorted(folder.glob("data-*")):
+            for row in read_arrow(path, layout).to_pylist():
+                if row["image"]["bytes"] is None:
+                    expected["missing_image"] += 1
+                elif row["text"] is None:
+                    expected["missing_caption"] += 1
+                elif not row["text"]:
+                    expected["empty_caption"] += 1
+                else:
+                    expected_pairs.append((row["image"]["bytes"], row["text"]))
+        assert outcome(f"hf:{folder}") == (expected_pairs, expected)
+
+
+def read_arrow(path: Path, layout: str) -> pa.Table:
+    if layout == "parquet":
+        return pq.read_table(path)
+    reader = pa.ipc.open_stream if layout == "stream" else pa.ipc.open_file
+    return reader(pa.memory_map(str(path))).read_all()
+
+
+@EXAMPLES
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.none() | TEXT), min_size=1, max_size=9),
+    st.booleans(),
+)
+def test_imagefolder_as_pandas_reads_its_metadata(
+    rows: list[tuple[int, str | None]], is_csv: bool
+) -> None:
+    with image_folder() as folder:
+        rows = [(i, text or "" if is_csv else text) for i, text in rows]
+        frame = pd.DataFrame(
+            {"file_name": [f"{i}.jpg" for i, _ in rows], "text": [t for _, t in rows]}
+        )
+        if is_csv:
+            path = folder / "metadata.csv"
+            frame.to_csv(path, index=False, quoting=csv.QUOTE_ALL)
+            read = pd.read_csv(path, keep_default_na=False, dtype=str)
+        else:
+            path = folder / "metadata.jsonl"
+            frame.to_json(path, orient="records", lines=True)
+            read = pd.read_json(path, lines=True, dtype=False)
+        pairs, expected = wanted(
+            list(read[["file_name", "text"]].itertuples(index=False, name=None))
+        )
+        named = {name for name, _ in zip(read["file_name"], read["text"], strict=True)}
+        expected["missing_caption"] += sum(f"{i}.jpg" not in named for i in range(len(JPEGS)))
+        assert outcome(str(folder)) == (pairs, +expected)

@@ -90,7 +90,8 @@ class FolderSource(Source):
                 yield list(item)
 
         yield from write_listing(items(), size, listing)
-        if not has_image:
+        # Beside records of losses a folder without an image is one of which all were lost.
+        if not has_image and not self._has_records:
             raise SourceError(
                 f"{self.folder} holds no image",
                 expected=f"files ending in {', '.join(IMAGE_SUFFIXES)}, in any subfolder",
