@@ -154,7 +154,15 @@ LIGHT = {
     *("cluster plan-capacity", "lineage", "ls", "predict", "promote", "recipes list"),
     *("recipes show", "report", "runs", "show", "study compare"),
     *("data export", "data finalize", "data generate-scenes", "data import-layer", "data plan"),
-    *("data preview", "data recaption", "data score", "data select", "data shard"),
+    *(
+        "data import-reinforcements",
+        "data pack",
+        "data preview",
+        "data recaption",
+        "data score",
+        "data select",
+        "data shard",
+    ),
     *("data stats", "data validate", "data verify"),
 }
 """Commands that need no extra, or one that depends on what they are given."""
