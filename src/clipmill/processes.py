@@ -35,6 +35,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, or the only one; torchrun sets ranks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _V1_FILES = ("quota", "period")
 # glibc's malloc.h.

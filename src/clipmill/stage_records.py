@@ -19,9 +19,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from clipmill.errors import ConfigError, UserError
+from clipmill.lineage import artifact_at, read_artifact
 from clipmill.processes import local_rank
 from clipmill.storage import join, open_store, read_json, require_writable, write_json
 from clipmill.telemetry import serve_metrics_once
+from clipmill.tracking import check_tracking, is_tracked, track_artifact
 
 ProgressCallback = Callable[[int, int, str], None]
 """Callback with the amount done, the total, and a short message."""
@@ -80,6 +82,7 @@ class Stage:
         """Begin; raises ConfigError or ServerError where metrics can't be served as asked."""
         if address := os.environ.get(METRICS_VARIABLE):
             _serve_metrics(address)
+        check_tracking()
         self._started = time.time()
         self._write_event({"event": "start"})
         return self
@@ -139,7 +142,20 @@ class Stage:
             }
             name = f"{self.name}-{self.label}.json" if self.label else f"{self.name}.json"
             write_json(join(self._folder, name), value)
+        self._track(seconds)
         self._write_event({"event": "end", "seconds": seconds, "reused": not self._worked})
+
+    def _track(self, seconds: float) -> None:
+        """Send the stage's artifact to the tracker, if one is configured."""
+        if not (self._output and is_tracked() and artifact_at(self._output)):
+            return
+        name = f"{self.name} {self.label}".strip()
+        track_artifact(
+            self._output,
+            read_artifact(self._output),
+            stage=name,
+            seconds=seconds if self._worked else None,
+        )
 
     def _write_event(self, event: dict[str, Any]) -> None:
         event = {"stage": self.name, "label": self.label, "time": time.time(), **event}

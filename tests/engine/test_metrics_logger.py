@@ -12,12 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from torch import nn
 
 from clipmill import telemetry
-from clipmill.engine import metrics
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.metrics import forward_flops, peak_flops
 from clipmill.engine.objective import Validator
 from clipmill.engine.trainer import train
-from clipmill.errors import ConfigError, TrainingError
+from clipmill.errors import TrainingError
 from helpers.regression import Regression, regression_batches
 
 CONFIG = TrainConfig(
@@ -141,13 +140,6 @@ def test_evaluations_see_the_average_and_leave_training_alone(tmp_path):
     assert torch.equal(seen[-1], evaluated.tensors["network.0.weight"])
     assert {r["step"] for r in evaluated.log} == {2, 3, 4, 6}
     assert [r["step"] for r in evaluated.log if "weight/norm" in r] == [3, 6]
-
-
-def test_tensorboard_that_is_not_there_is_said_before_the_first_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
-    config = CONFIG.override([f"runtime.tensorboard={tmp_path}"])
-    with pytest.raises(ConfigError, match="tensorboard isn't installed"):
-        run(tmp_path, config, objective=lambda: pytest.fail("too late"))
 
 
 def test_a_store_that_takes_no_log_does_not_end_the_run(tmp_path, caplog):

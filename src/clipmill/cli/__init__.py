@@ -10,7 +10,7 @@ from clipmill.cli.cluster import cluster
 from clipmill.cli.data import data
 from clipmill.cli.entry import CommandGroup
 from clipmill.cli.extras import needs
-from clipmill.cli.options import Json
+from clipmill.cli.options import Json, tracked
 from clipmill.cli.recipes import recipes
 from clipmill.cli.study import study
 from clipmill.serve.config import DEFAULT_PORT
@@ -63,6 +63,7 @@ def _root(
 
 @app.command(rich_help_panel=_START)
 @needs("demo")
+@tracked
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for artifacts, logs and the page.")] = Path(
         ".clipmill"

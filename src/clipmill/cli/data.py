@@ -27,6 +27,7 @@ from clipmill.cli.options import (
     should_submit,
     submit_stage,
     toy_recipe_option,
+    tracked,
 )
 from clipmill.cli.output import print_hint, print_next, print_uri
 from clipmill.errors import ConfigError, SourceError
@@ -173,6 +174,7 @@ def data_finalize(
 
 @data.command("train-captioner")
 @needs("model")
+@tracked
 def data_train_captioner(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="URI of a dataset with good captions.")

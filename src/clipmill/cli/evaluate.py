@@ -18,6 +18,7 @@ from clipmill.cli.options import (
     Task,
     recipe_option,
     require_output,
+    tracked,
 )
 from clipmill.cli.output import format_table, print_hint, print_next, print_uri
 
@@ -40,6 +41,7 @@ evaluate = typer.Typer(help="Evaluate task models, CLIPs and encoders.", no_args
 
 @evaluate.command("task")
 @needs("train")
+@tracked
 def evaluate_task(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="URI of a task model.")],
     data_uri: LabeledData,
@@ -62,6 +64,7 @@ def evaluate_task(
 
 @evaluate.command("zero-shot")
 @needs("model")
+@tracked
 def zero_shot(
     model: ClipModel,
     data_uri: Annotated[
@@ -93,6 +96,7 @@ def zero_shot(
 
 @evaluate.command("retrieval")
 @needs("model")
+@tracked
 def retrieval(
     model: ClipModel,
     data_uri: Annotated[
@@ -116,6 +120,7 @@ def retrieval(
 
 @evaluate.command("attention")
 @needs("model")
+@tracked
 def attention(
     encoders: Annotated[
         list[str], typer.Argument(metavar="ENCODER", help="Addresses of ViTs (docs/weights.md).")
@@ -156,6 +161,7 @@ def attention(
         typer.echo(str(page))
 
 
+@tracked
 def promote(
     task: Task,
     evaluations: Annotated[

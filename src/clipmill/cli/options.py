@@ -1,19 +1,53 @@
 """Options that several commands share."""
 
+import functools
+import inspect
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
 from clipmill.cli.extras import require
 from clipmill.cli.output import print_hint, print_next
 from clipmill.errors import StorageError
+from clipmill.tracking import TRACKING_VARIABLE, check_tracking
 
 TASKS: Final = ("classification", "detection", "segmentation", "depth")
 _TOY: Final = "a toy that takes minutes on a CPU"
+R = TypeVar("R")
+Tracking = Annotated[
+    str,
+    typer.Option(
+        "--tracking",
+        metavar="TRACKER",
+        help="Experiment tracker: mlflow:URI, tensorboard:FOLDER or wandb:PROJECT "
+        f"(default: ${TRACKING_VARIABLE}).",
+    ),
+]
+
+
+def tracked(command: Callable[..., R]) -> Callable[..., R]:
+    """Add ``--tracking`` to a command whose stages a tracker records."""
+
+    @functools.wraps(command)
+    def with_tracking(*args: Any, tracking: str = "", **kwargs: Any) -> R:
+        if tracking:
+            os.environ[TRACKING_VARIABLE] = tracking  # for processes that it starts, too
+        check_tracking()
+        return command(*args, **kwargs)
+
+    signature = inspect.signature(command)
+    option = inspect.Parameter(
+        "tracking", inspect.Parameter.KEYWORD_ONLY, default="", annotation=Tracking
+    )
+    parameters = [*signature.parameters.values(), option]
+    with_tracking.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_tracking.__annotations__ = {**command.__annotations__, "tracking": Tracking}
+    return with_tracking
 
 
 def one_of(*values: str) -> Callable[[], Iterable[str]]:

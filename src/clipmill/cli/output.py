@@ -1,12 +1,13 @@
 """Output of the commands: results on standard output, hints on standard error."""
 
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import typer
+
+from clipmill.processes import is_first_rank
 
 
 def print_uri(uri: str, *, as_json: bool, **fields: Any) -> None:
@@ -16,7 +17,7 @@ def print_uri(uri: str, *, as_json: bool, **fields: Any) -> None:
 
 def print_hint(text: str) -> None:
     """Print a line on standard error; under torchrun, by the first rank only."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         typer.echo(text, err=True)
 
 

@@ -18,6 +18,7 @@ from clipmill.cli.options import (
     one_of,
     recipe_option,
     require_output,
+    tracked,
 )
 from clipmill.cli.output import print_next
 from clipmill.errors import ConfigError
@@ -37,6 +38,7 @@ study = typer.Typer(
 
 @study.command("captions")
 @needs("train")
+@tracked
 def captions(
     store: Store,
     recipe: Annotated[str, recipe_option("study", "a night on two CPU cores")] = "study-captions",

@@ -18,6 +18,7 @@ from clipmill.cli.options import (
     Workers,
     one_of,
     toy_recipe_option,
+    tracked,
 )
 from clipmill.cli.output import format_table, print_next, print_uri
 
@@ -26,6 +27,7 @@ pretrain = typer.Typer(help="Pretrain an encoder by one of three methods.", no_a
 
 @pretrain.command("clip")
 @needs("model")
+@tracked
 def pretrain_clip(
     dataset: DatasetUri,
     store: Store,
@@ -63,6 +65,7 @@ def pretrain_clip(
 
 @pretrain.command("mae")
 @needs("model")
+@tracked
 def pretrain_mae(
     dataset: DatasetUri,
     store: Store,
@@ -78,6 +81,7 @@ def pretrain_mae(
 
 @pretrain.command("supervised")
 @needs("model")
+@tracked
 def pretrain_supervised(
     data_uri: LabeledData,
     store: Store,
@@ -92,6 +96,7 @@ def pretrain_supervised(
 
 
 @needs("train")
+@tracked
 def finetune(
     encoder: Encoder,
     data_uri: LabeledData,
@@ -109,6 +114,7 @@ def finetune(
 
 
 @needs("train")
+@tracked
 def sweep(
     encoder: Encoder,
     data_uri: LabeledData,

@@ -140,8 +140,6 @@ class RuntimeConfig(Config):
     """Port of ``/metrics``, plus the rank's number on its machine; null for none."""
     metrics_host: str = "127.0.0.1"
     """Address that ``/metrics`` listens on; ``0.0.0.0`` in a pod."""
-    tensorboard: str = ""
-    """Local folder of TensorBoard's event files; empty for none."""
     peak_flops: float | None = None
     """FLOP/s of a rank's device, for the utilization; null looks known GPUs up."""
 

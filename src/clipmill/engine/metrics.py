@@ -1,10 +1,9 @@
-"""Metrics of a run: the log in the store, Prometheus, TensorBoard, throughput and FLOPs."""
+"""Metrics of a run: the log in the store, Prometheus, the tracker, throughput and FLOPs."""
 
 import logging
 import math
 import time
-from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,10 +11,11 @@ from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Objective
 from clipmill.engine.result import LOG_FILE, RUN_FILE, log_lines
-from clipmill.errors import ConfigError, StorageError
+from clipmill.errors import StorageError
 from clipmill.processes import local_rank
 from clipmill.storage import join, write_bytes, write_json
 from clipmill.telemetry import TOTAL_LOSS, serve_metrics_once, train_metrics
+from clipmill.tracking import close_run, flatten, open_run
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class MetricsLogger:
     """Sink of rank 0's records. The copy in the store is what ``clipmill runs`` reads.
 
     Raises:
-        ConfigError: TensorBoard is configured and isn't installed.
+        ConfigError: the tracker is unknown, or isn't installed.
         ServerError: the metrics port is taken.
     """
 
@@ -45,7 +45,10 @@ class MetricsLogger:
             port = runtime.metrics_port + (local_rank() if runtime.metrics_port else 0)
             serve_metrics_once(port, runtime.metrics_host)
         self._is_first = dist.rank == 0
-        self._tensorboard = _tensorboard_writer(runtime.tensorboard) if self._is_first else None
+        self._result_uri = uri.removesuffix("/state")
+        self._tracked = open_run(self._result_uri, name) if self._is_first else None
+        if self._tracked is not None:
+            self._tracked.log_params(flatten(config.to_json(), "train."))
         self._name = name
         self._config = config
         self._world_size = dist.world_size
@@ -57,23 +60,25 @@ class MetricsLogger:
     def resume(self, log: tuple[dict[str, float], ...]) -> None:
         """Continue after the records of a checkpoint."""
         self.log = list(log)
+        if self._tracked is not None:
+            self._tracked.log_metrics(self.log)
         self.upload("running")
 
     def write(self, record: dict[str, float]) -> None:
         """Add a record."""
         self.log.append(record)
         self._update_prometheus(record)
-        if self._tensorboard is not None:
-            for key, value in record.items():
-                if key != "step":
-                    self._tensorboard.add_scalar(key, value, int(record["step"]))
+        if self._tracked is not None:
+            self._tracked.log_metrics([record])
         if time.monotonic() - self._uploaded > self._config.runtime.log_upload_interval_seconds:
             self.upload("running")
 
-    def upload(self, status: str, message: str = "") -> None:
+    def upload(self, status: Literal["running", "stopped", "failed"], message: str = "") -> None:
         """Write the log and the run's status to the store; a failure is only a warning."""
         if not self._is_first:
             return
+        if status != "running":
+            close_run(self._result_uri, status)
         self._uploaded = time.monotonic()
         run = {
             "name": self._name,
@@ -90,11 +95,6 @@ class MetricsLogger:
             write_json(join(self._uri, RUN_FILE), run)
         except StorageError as error:
             _LOG.warning("the log of this run can't be written now: %s", error.what)
-
-    def close(self) -> None:
-        """Flush TensorBoard's files."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
     def _update_prometheus(self, record: dict[str, float]) -> None:
         metrics = self._metrics
@@ -118,21 +118,6 @@ class MetricsLogger:
         if "loss" in record and not any(key.startswith("loss/") for key in record):
             # A single term is the total, under its own name as well.
             metrics.loss.labels(model=self._name, term=TOTAL_LOSS).set(record["loss"])
-
-
-def _tensorboard_writer(folder: str) -> Any:
-    if not folder:
-        return None
-    if find_spec("tensorboard") is None:
-        raise ConfigError(
-            f"runtime.tensorboard was {folder!r}, but tensorboard isn't installed",
-            expected="the Python package tensorboard",
-            action="pip install tensorboard, or leave runtime.tensorboard empty: the log is in "
-            "the store in any case",
-        )
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(folder)
 
 
 class ThroughputMeter:

@@ -80,20 +80,20 @@ def train(
         if config.runtime.deterministic:
             _use_deterministic_kernels()
         torch.manual_seed(config.seed)
-        with contextlib.closing(MetricsLogger(name, config, dist, checkpoint_uri)) as logger:
-            objective = build_objective(dist).to(dist.device)
-            objective.train()
-            trainer = Trainer(
-                objective,
-                config,
-                dist,
-                logger=logger,
-                checkpoint_uri=checkpoint_uri,
-                sigterm=sigterm,
-                report=report,
-                validators=validators,
-            )
-            tensors = trainer.run(build_dataloader)
+        logger = MetricsLogger(name, config, dist, checkpoint_uri)
+        objective = build_objective(dist).to(dist.device)
+        objective.train()
+        trainer = Trainer(
+            objective,
+            config,
+            dist,
+            logger=logger,
+            checkpoint_uri=checkpoint_uri,
+            sigterm=sigterm,
+            report=report,
+            validators=validators,
+        )
+        tensors = trainer.run(build_dataloader)
         return TrainResult(tensors=tensors, log=tuple(logger.log), rank=dist.rank)
 
 
@@ -159,8 +159,11 @@ class Trainer:
             # The checkpoint being written may be the one that the run resumes from.
             with contextlib.suppress(Exception):
                 self._checkpointer.finish(must_succeed=False)
-            status = "stopped" if isinstance(error, StoppedError) else "failed"
-            self._logger.upload(status, str(error).splitlines()[0] if str(error) else "")
+            is_stopped = isinstance(error, StoppedError)
+            self._logger.upload(
+                "stopped" if is_stopped else "failed",
+                str(error).splitlines()[0] if str(error) else "",
+            )
             raise
         return {k: v.detach() for k, v in tensors.items()}
 
