@@ -28,6 +28,8 @@ from clipmill.cluster.constants import (
     POOL_LABEL,
     STORE_SECRET,
     STORE_VARIABLES,
+    TRACKING_SECRET,
+    TRACKING_VARIABLES,
 )
 from clipmill.cluster.pools import get_pool, load_pools
 from clipmill.stage_records import METRICS_VARIABLE, RUN_VARIABLE
@@ -65,9 +67,8 @@ def on_pool(
         medium="Memory",
         size_limit=f"{nodes.shared_memory_gibibytes}Gi",
     )
-    kubernetes.use_secret_as_env(
-        task, STORE_SECRET, {name: name for name in STORE_VARIABLES}, optional=True
-    )
+    for secret, names in ((STORE_SECRET, STORE_VARIABLES), (TRACKING_SECRET, TRACKING_VARIABLES)):
+        kubernetes.use_secret_as_env(task, secret, {name: name for name in names}, optional=True)
     kubernetes.add_pod_label(task, METRICS_LABEL, "pipeline")
     # As an annotation, which only a cluster has: tasks on one machine would share the port.
     address = f"{DOMAIN}/metrics-address"

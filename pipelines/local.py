@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmill.cluster.constants import NON_ROOT, STORE_VARIABLES
+from clipmill.cluster.constants import NON_ROOT, STORE_VARIABLES, TRACKING_VARIABLES
 from clipmill.stage_records import RUN_VARIABLE
 
 _EXECUTOR = "-m kfp.dsl.executor_main"
@@ -83,7 +83,7 @@ def run_local(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str
     if image:
         for executor in pipeline.pipeline_spec.deployment_spec["executors"].values():
             executor["container"]["image"] = image
-        passed = (*STORE_VARIABLES, RUN_VARIABLE)
+        passed = (*STORE_VARIABLES, *TRACKING_VARIABLES, RUN_VARIABLE)
         environment = {name: os.environ[name] for name in passed if name in os.environ}
         runner = local.DockerRunner(
             network_mode="host", entrypoint=["env"], environment=environment, **_RESTRICTED

@@ -118,13 +118,17 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_weights_and_biases_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.sdk.internal.datastore import DataStore
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv(tracking.TRACKING_VARIABLE, "wandb:captions")
     uri = tmp_path / "store" / "encoders" / "real-0123456789ab"
     run_stage(uri)
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    content = file.read_bytes()
+    store = DataStore()
+    store.open_for_scan(str(file))
+    content = b"".join(iter(store.scan_data, None))
     assert uri.name.encode() in content
     assert b"train.schedule.lr" in content
     assert content.count(b"gradient_norm") >= CONFIG.steps

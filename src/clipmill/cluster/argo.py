@@ -23,6 +23,7 @@ from clipmill.cluster.constants import (
     METRICS_PORT,
     POD_SECURITY,
     STORE_SECRET,
+    TRACKING_SECRET,
 )
 from clipmill.cluster.pools import (
     Installation,
@@ -358,7 +359,10 @@ def _container(
         inputs=[Parameter(name=p) for p in parameters],
         env=[m.EnvVar(name=METRICS_VARIABLE, value=f"0.0.0.0:{METRICS_PORT}")],
         ports=[m.ContainerPort(name="metrics", container_port=METRICS_PORT)],
-        env_from=[m.EnvFromSource(secret_ref=m.SecretEnvSource(name=STORE_SECRET, optional=True))],
+        env_from=[
+            m.EnvFromSource(secret_ref=m.SecretEnvSource(name=secret, optional=True))
+            for secret in (STORE_SECRET, TRACKING_SECRET)
+        ],
         resources=m.ResourceRequirements(**container_resources(pool)),
         security_context=m.SecurityContext.model_validate(CONTAINER_SECURITY),
         volume_mounts=[m.VolumeMount(name="tmp", mount_path="/tmp")],  # noqa: S108  # the pod's own

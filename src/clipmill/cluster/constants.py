@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from clipmill.tracking import TRACKING_VARIABLE
 from clipmill.version import clipmill_version
 
 DOMAIN: Final = "clipmill.io"
@@ -26,6 +27,18 @@ STORE_VARIABLES: Final = (
     "AWS_REGION",
 )
 """Keys of that secret, which are the variables that clipmill reads."""
+
+TRACKING_SECRET: Final = "clipmill-tracking"  # noqa: S105  # as above
+"""Optional secret that names the experiment tracker."""
+TRACKING_VARIABLES: Final = (
+    TRACKING_VARIABLE,
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "WANDB_API_KEY",
+)
+"""Keys that it may have."""
 
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL: Final = "kueue.x-k8s.io/priority-class"

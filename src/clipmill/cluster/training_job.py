@@ -16,6 +16,7 @@ from clipmill.cluster.constants import (
     METRICS_PORT,
     POD_SECURITY,
     STORE_SECRET,
+    TRACKING_SECRET,
 )
 from clipmill.cluster.pools import PoolConfig, fabric_environment, network_devices
 from clipmill.config import Config
@@ -242,7 +243,10 @@ def _pod_patch(job: TrainingJobConfig, pool: PoolConfig, image: str) -> dict[str
         # Containers are named by replica, but all have the job's image.
         "image": image,
         "securityContext": CONTAINER_SECURITY,
-        "envFrom": [{"secretRef": {"name": STORE_SECRET, "optional": True}}],
+        "envFrom": [
+            {"secretRef": {"name": name, "optional": True}}
+            for name in (STORE_SECRET, TRACKING_SECRET)
+        ],
         # TorchX's own mount again: a list inside a joined item takes the other's place.
         "volumeMounts": [
             {"name": _SHARED_MEMORY, "mountPath": "/dev/shm"},  # noqa: S108  # the pod's own
