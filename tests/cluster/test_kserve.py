@@ -188,7 +188,15 @@ def test_a_namespace_without_the_runtime_is_refused(cluster):
         predictor_settings(gpu, cluster.api())
 
 
-@pytest.mark.parametrize("wrong", [{"name": "My.Depth"}, {"min_replicas": 0}, {"max_replicas": 0}])
-def test_an_endpoint_that_makes_no_sense_is_refused(wrong):
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"name": "My.Depth"}, "can't name an endpoint"),
+        ({"min_replicas": 0}, "without a pod serves no metrics"),
+        ({"min_replicas": -1}, "replicas were -1 to 4"),
+        ({"max_replicas": 0}, "replicas were 1 to 0"),
+    ],
+)
+def test_an_endpoint_that_makes_no_sense_is_refused(wrong, words):
+    with pytest.raises(ConfigError, match=words):
         InferenceServiceConfig(**{"name": "a", **wrong})

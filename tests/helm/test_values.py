@@ -9,7 +9,7 @@ WRONG = {
     "unknown key within": ("training.graceSecond", 30, "graceSecond"),
     "bucket without scheme": ("objectStore.uri", "bucket/prefix", "/objectStore/uri"),
     "endpoint without scheme": ("objectStore.endpoint", "minio:9000", "/objectStore/endpoint"),
-    "zero replicas": ("serving.endpoints", [{**ENDPOINT, "minReplicas": 0}], "minReplicas"),
+    "negative replicas": ("serving.endpoints", [{**ENDPOINT, "minReplicas": -1}], "minReplicas"),
     "model without scheme": ("serving.endpoints", [{**ENDPOINT, "modelUri": "m"}], "modelUri"),
     "endpoint's name": ("serving.endpoints", [{**ENDPOINT, "name": "My_Model"}], "name"),
     "endpoint's runtime": ("serving.endpoints", [{**ENDPOINT, "runtime": "tpu"}], "runtime"),
@@ -55,6 +55,10 @@ IMPOSSIBLE = {
     "replicas": (
         deep({}, "serving.endpoints", [{**ENDPOINT, "minReplicas": 5}]),
         'endpoint "depth": minReplicas 5 is above maxReplicas 3',
+    ),
+    "zero replicas": (
+        deep({}, "serving.endpoints", [{**ENDPOINT, "minReplicas": 0}]),
+        'endpoint "depth": minReplicas is 0, but an endpoint without a pod serves no metrics',
     ),
     "secret without keys": (
         deep({}, "objectStore", {**STORE, "secretKey": ""}),

@@ -100,6 +100,14 @@ class InferenceServiceConfig(Config):
                 expected="at most 32 of a-z, 0-9 and '-', a letter first and no '-' last",
                 action="choose another name, such as depth",
             )
+        if self.min_replicas == 0:
+            raise ConfigError(
+                "min_replicas was 0: an endpoint without a pod serves no metrics, so nothing would "
+                "start one",
+                expected="at least 1",
+                action="set min_replicas to 1, or scale to zero with KEDA's HTTP add-on, "
+                "docs/endpoints.md",
+            )
         if not 1 <= self.min_replicas <= self.max_replicas:
             raise ConfigError(
                 f"replicas were {self.min_replicas} to {self.max_replicas}",
