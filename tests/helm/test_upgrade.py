@@ -209,15 +209,19 @@ def test_uninstall_leaves_what_endpoints_need_and_any_release_adopts_it():
         assert endpoint["model"]["runtime"] in server.of("ServingRuntime")
         assert {endpoint["serviceAccountName"]} == server.of("ServiceAccount").keys()
         assert {"clipmill-store", "clipmill-store-grpc"} == server.of("Secret").keys()
-        selectors = [
-            json.dumps(server.of(k)["clipmill-store"]["spec"]["selector"])
-            for k in ("StatefulSet", "Service")
-        ]
+        store = server.of("StatefulSet")["clipmill-store"]["spec"]
+        service = server.of("Service")["clipmill-store"]["spec"]
         adopt(server, "other")
         helm.install(str(CHART), "other", VALUES)
         assert server.kept.keys() >= before.keys() - {p for p in before if "pipelineversion" in p}
         assert keys(server) == first
-        assert selectors == [
-            json.dumps(server.of(k)["clipmill-store"]["spec"]["selector"])
-            for k in ("StatefulSet", "Service")
-        ]
+        # The store's pod isn't restarted: its template is the same, whatever the release's name.
+        assert server.of("StatefulSet")["clipmill-store"]["spec"] == store
+        assert server.of("Service")["clipmill-store"]["spec"] == service
+
+
+def test_another_version_of_the_chart_doesnt_restart_the_store():
+    (store,) = [r for r in render(NO_ENDPOINTS) if r["kind"] == "StatefulSet"]
+    labels = store["spec"]["template"]["metadata"]["labels"]
+    assert not labels.keys() & {"helm.sh/chart", "app.kubernetes.io/version"}
+    assert labels == store["spec"]["selector"]["matchLabels"]
