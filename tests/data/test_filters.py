@@ -249,7 +249,10 @@ def test_distance_out_of_range(distance):
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_filter_says_what_it_needs(name):
-    settings = {"threshold": 0.3} if name == "clip-score" else {}
-    required = FILTERS[name].from_json(settings).required_columns
+    settings = {
+        "clip-score": {"threshold": 0.3},
+        "score-range": {"layer": "score/nsfw", "max_score": 0.5},
+    }
+    required = FILTERS[name].from_json(settings.get(name, {})).required_columns
     assert required
     assert all(layer.startswith("score/") and columns for layer, columns in required.items())

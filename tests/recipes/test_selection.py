@@ -48,11 +48,17 @@ def journey(tmp_path_factory):
         judge = save_checkpoint(str(folder / "judge"), metadata, build_clip(CLIP).state_dict()).uri
         (folder / "concepts").write_text("red\nblue\nsphere\na\n")
         concepts = f"concepts.concepts={folder / 'concepts'}"
+        torch.save(torch.nn.Linear(CLIP.embed_dim, 1).state_dict(), folder / "head.pth")
+        head = f"head.file={folder / 'head.pth'}"
         layers = [
             "captions/x",
             *stages.score("score-basic", [], dataset, ""),
             *stages.score("score-clip", [], dataset, "", model=judge),
             *stages.score("score-concepts", [concepts], dataset, ""),
+            *stages.score("score-embedding", [], dataset, "", model=judge),
+            *stages.score("score-nsfw", [head], dataset, ""),
+            *stages.score("score-aesthetic", [head], dataset, ""),
+            *stages.score("score-watermark", [head], dataset, ""),
         ]
         yield folder, dataset, layers
 
@@ -77,8 +83,10 @@ def test_every_rule_runs(journey, name):
     kept = np.array(table["keep"].to_pylist())
     if name == "select-clip-top30":
         assert kept.sum() == 13  # the place int(40 * 0.3), counted from 0, is in
-    if name in {"select-datacomp-basic", "select-deduplicated"}:
+    if name in {"select-curated", "select-datacomp-basic", "select-deduplicated"}:
         assert not kept.any()  # scenes of 32 pixels
+    if name == "select-semdedup":
+        assert 1 <= kept.sum() < 40  # random weights embed scenes alike
     if name == "select-best-captions":
         assert set(table["caption"].to_pylist()) == {"real", "captions/x"}
 

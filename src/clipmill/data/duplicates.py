@@ -113,7 +113,7 @@ class _DuplicateState(FilterState):
         if hashes.dtype == object:  # of fixed-size bytes
             hashes = np.array(hashes.tolist(), dtype=f"V{column.type.byte_width}")
         uids = block.read_uids()
-        ties = np.array([_tie_breaker(uids[row]) for row in rows], np.uint64)
+        ties = np.array([tie_breaker(uids[row]) for row in rows], np.uint64)
         self._parts.append((hashes, self._preference(block)[rows], ties, rows + block.start))
 
     def finish_pass(self) -> None:
@@ -135,7 +135,8 @@ class _DuplicateState(FilterState):
         return np.nan_to_num(values, nan=-np.inf)
 
 
-def _tie_breaker(uid: str) -> int:
+def tie_breaker(uid: str) -> int:
+    """Return 64 bits of a uid's digest, which order rows whatever their order in the dataset."""
     return int.from_bytes(hashlib.sha256(f"tie:{uid}".encode()).digest()[:8], "big")
 
 

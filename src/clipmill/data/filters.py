@@ -27,6 +27,9 @@ from clipmill.errors import ConfigError
 CaptionOf = Literal["real", "selected"]
 """Caption of a sample that a filter reads: the real one, or the one selected for it."""
 
+NO_LIMIT = float(np.finfo(np.float32).max)
+"""A limit that every score keeps; a config can't hold infinity."""
+
 CAPTION_KINDS = "*"
 """In ``required_columns``, stands for the columns of all caption kinds to select from."""
 
@@ -84,12 +87,17 @@ class Block:
         """Return :meth:`captions` as float64; NaN for null."""
         return _numbers(self.captions(layer, of))
 
+    def scores(self, layer: str, column: str, of: CaptionOf) -> NDArray[np.float64]:
+        """Return a column's numbers, or those of each row's caption if ``column`` is empty."""
+        return self.numbers(layer, column) if column else self.caption_numbers(layer, of)
+
 
 class FilterState(ABC):
     """Progress of one filter over a dataset."""
 
     num_passes: int = 0
-    """Passes over all remaining rows before :meth:`keep_mask` may be called."""
+    """Passes over all remaining rows before :meth:`keep_mask` may be called; :meth:`finish_pass`
+    may raise it."""
 
     def observe(self, block: Block, remaining: NDArray[np.bool_]) -> None:
         """Read a block's remaining rows, during a pass."""
@@ -279,6 +287,46 @@ class ClipScoreFilter(RowFilter):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRangeFilter(RowFilter):
+    """Keeps samples whose score lies in a range: of a head, a judge, or an imported table."""
+
+    layer: str
+    """The layer of scores, such as ``score/aesthetic``."""
+    column: str = ""
+    """Column of the layer; empty for the scores of ``captions``."""
+    min_score: float = -NO_LIMIT
+    """Lowest score that is kept."""
+    max_score: float = NO_LIMIT
+    """Highest score that is kept."""
+    captions: CaptionOf = "real"
+    """Caption whose score is read where no column is named."""
+
+    def __post_init__(self) -> None:
+        """Refuse a range without limits, or an empty one (ConfigError)."""
+        has_limit = self.min_score > -NO_LIMIT or self.max_score < NO_LIMIT
+        if not has_limit or self.min_score > self.max_score:
+            raise ConfigError(
+                f"min_score was {self.min_score} and max_score {self.max_score}",
+                expected="at least one limit, and min_score at most max_score",
+                action="set min_score, max_score or both",
+            )
+
+    @property
+    def required_columns(self) -> Mapping[str, tuple[str, ...]]:
+        """The scores."""
+        return {self.layer: score_columns(self.column, self.captions)}
+
+    def keep_mask(self, block: Block) -> NDArray[np.bool_]:
+        """Return which scores lie in the range, limits included."""
+        # All in fp32, as ClipScoreFilter compares.
+        scores = block.scores(self.layer, self.column, self.captions).astype(np.float32)
+        keep: NDArray[np.bool_] = (scores >= np.float32(self.min_score)) & (
+            scores <= np.float32(self.max_score)
+        )
+        return keep
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClipTopFractionFilter(FilterConfig):
     """Keeps the highest CLIP scores among the remaining rows (DataComp: top 30 % by ViT-L/14)."""
 
@@ -426,6 +474,11 @@ def check_fraction(fraction: float) -> None:
 def caption_columns(of: CaptionOf) -> tuple[str, ...]:
     """Return the columns that :meth:`Block.captions` reads."""
     return (REAL,) if of == "real" else (CAPTION_KINDS,)
+
+
+def score_columns(column: str, of: CaptionOf) -> tuple[str, ...]:
+    """Return the columns that :meth:`Block.scores` reads."""
+    return (column,) if column else caption_columns(of)
 
 
 def _numbers(column: pa.Array) -> NDArray[np.float64]:

@@ -366,7 +366,7 @@ def _to_parquet(layer: str, table: pa.Table) -> bytes:
 
 def parquet_options(layer: str) -> Mapping[str, Any]:
     """Return how a layer's rows are written: embeddings repeat no number, nor are they ordered."""
-    has_repetition = not layer.startswith("teacher/")
+    has_repetition = not layer.startswith(("teacher/", "score/embedding"))
     return {
         "compression": "zstd",
         "use_dictionary": has_repetition,

@@ -31,6 +31,7 @@ from clipmill.data.filters import (
     FilterState,
     ImageSizeFilter,
     LanguageFilter,
+    ScoreRangeFilter,
     TopFractionThreshold,
     check_fraction,
 )
@@ -44,6 +45,7 @@ from clipmill.data.layers import (
     resolve_layer,
     write_layer_shard,
 )
+from clipmill.data.semantic_duplicates import SemanticDuplicateFilter
 from clipmill.errors import ConfigError
 from clipmill.lineage import Parent
 from clipmill.stage_records import ProgressCallback
@@ -66,6 +68,8 @@ FILTERS: Mapping[str, type[FilterConfig]] = {
     "image-size": ImageSizeFilter,
     "language": LanguageFilter,
     "near-duplicate": NearDuplicateFilter,
+    "score-range": ScoreRangeFilter,
+    "semantic-duplicate": SemanticDuplicateFilter,
 }
 
 
@@ -339,11 +343,15 @@ class _SelectionState:
 def _run(selection: ResolvedSelection, dataset: Dataset, state: _SelectionState) -> None:
     """Apply each step to the rows that earlier ones kept, in as few readings as possible."""
     filters = [step.create_state(len(state.rejected)) for step in selection.steps]
-    passes_left = [filter_state.num_passes for filter_state in filters]
+    num_passes_done = [0] * len(filters)
+
+    def needs_pass(number: int) -> bool:
+        return num_passes_done[number] < filters[number].num_passes
+
     first = 0
     while first < len(filters):
         # Apply filters up to the first that needs a pass over all rows; that one observes them.
-        last = next((i for i in range(first, len(filters)) if passes_left[i]), len(filters))
+        last = next(filter(needs_pass, range(first, len(filters))), len(filters))
         for index, block in enumerate(_blocks(selection, dataset, state, range(first, last + 1))):
             rejected = state.rejected[state.rows(index)]
             for number in range(first, last):
@@ -352,7 +360,7 @@ def _run(selection: ResolvedSelection, dataset: Dataset, state: _SelectionState)
                 filters[last].observe(block, rejected == 0)
         if last < len(filters):
             filters[last].finish_pass()
-            passes_left[last] -= 1
+            num_passes_done[last] += 1
         first = last
 
 

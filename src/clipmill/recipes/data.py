@@ -20,8 +20,10 @@ from clipmill.data.filters import (
     ConceptBalanceFilter,
     ImageSizeFilter,
     LanguageFilter,
+    ScoreRangeFilter,
 )
 from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.scoring.embeddings import HeadScoreConfig
 from clipmill.data.scoring.score import ScoreConfig
 from clipmill.data.scoring.scorers import (
     ClipScoreConfig,
@@ -30,6 +32,7 @@ from clipmill.data.scoring.scorers import (
     TextScoreConfig,
 )
 from clipmill.data.select import CaptionSelectionConfig, SelectConfig, filter_steps
+from clipmill.data.semantic_duplicates import SemanticDuplicateFilter
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.transforms.augmentation import RandomResizedCropConfig
 from clipmill.engine.config import AdamWConfig, ScheduleConfig, TrainConfig
@@ -137,6 +140,45 @@ def score_concepts() -> ScoreConfig:
     return ScoreConfig(captions=("real",), concepts=ConceptScoreConfig())
 
 
+def score_embedding() -> ScoreConfig:
+    """Embeddings of the images by a CLIP, for heads and semantic deduplication.
+
+    Source: ours. LAION's heads read those of OpenAI's ViT-L/14.
+    Command: ``clipmill data score DATASET --recipe score-embedding --model ADDRESS``
+    """
+    return ScoreConfig(embedding=ClipScoreConfig())
+
+
+def score_aesthetic() -> ScoreConfig:
+    """Aesthetic score of the images, about 1 to 10, by a head of LAION.
+
+    Source: LAION-Aesthetics predictor V2 (improved-aesthetic-predictor), or V1's linear head.
+    Command: ``clipmill data score DATASET --recipe score-aesthetic --set head.file=URI``
+    Hardware and hours: not run with the public weights.
+    """
+    return ScoreConfig(head=HeadScoreConfig(name="aesthetic"))
+
+
+def score_nsfw() -> ScoreConfig:
+    """Probability that an image isn't safe for work, by a head of LAION.
+
+    Source: LAION's CLIP-based-NSFW-Detector, as PyTorch weights.
+    Command: ``clipmill data score DATASET --recipe score-nsfw --set head.file=URI``
+    Hardware and hours: not run with the public weights.
+    """
+    return ScoreConfig(head=HeadScoreConfig(name="nsfw"))
+
+
+def score_watermark() -> ScoreConfig:
+    """Probability of a watermark, by a head that you trained on embeddings.
+
+    Source: ours, for linear heads and stacks of linear layers.
+    Command: ``clipmill data score DATASET --recipe score-watermark --set head.file=URI``
+    Hardware and hours: not run.
+    """
+    return ScoreConfig(head=HeadScoreConfig(name="watermark", output="sigmoid"))
+
+
 def select_datacomp_basic() -> SelectConfig:
     """English, over two words and five characters, 200 pixels or more, aspect 3 or less.
 
@@ -230,6 +272,40 @@ def select_deduplicated() -> SelectConfig:
         select_datacomp_basic(),
         name="deduplicated",
         filters=filter_steps(*_BASIC, ExactDuplicateFilter(), NearDuplicateFilter()),
+    )
+
+
+def select_semdedup() -> SelectConfig:
+    """One of the images that a CLIP embeds nearly alike.
+
+    Source: SemDeDup (Abbas et al. 2023); epsilon is ours.
+    Command: ``clipmill data select DATASET --recipe select-semdedup``
+    """
+    return SelectConfig(
+        name="semdedup",
+        filters=filter_steps(ExactDuplicateFilter(), SemanticDuplicateFilter(epsilon=0.05)),
+    )
+
+
+def select_curated() -> SelectConfig:
+    """DataComp's basic filtering, safe and pleasing images, and one of those nearly alike.
+
+    Source: ours, derived from :func:`select_datacomp_basic`; 5 is the threshold of
+    LAION-Aesthetics, 0.5 that of LAION's NSFW detector.
+    Command: ``clipmill data select DATASET --recipe select-curated``
+    Hardware and hours: not run.
+    """
+    return SelectConfig(
+        name="curated",
+        filters=filter_steps(
+            *_BASIC,
+            ScoreRangeFilter(layer="score/nsfw", column="nsfw", max_score=0.5),
+            ScoreRangeFilter(layer="score/aesthetic", column="aesthetic", min_score=5.0),
+            ExactDuplicateFilter(),
+            SemanticDuplicateFilter(
+                epsilon=0.05, keep_best_by="score", scores="score/aesthetic", column="aesthetic"
+            ),
+        ),
     )
 
 

@@ -188,13 +188,18 @@ def score(
     """
     from clipmill.data.scoring import score
 
-    if model and get_recipe(recipe, score.ScoreConfig).clip is None:
+    defaults = get_recipe(recipe, score.ScoreConfig)
+    own = [
+        f"{name}.model={model}"
+        for name in ("clip", "embedding")
+        if model and getattr(defaults, name) is not None
+    ]
+    if model and not own:
         raise ConfigError(
             f"--model was {model}, and the recipe {recipe} scores nothing by a CLIP",
             expected="a recipe that does",
-            action="add --recipe score-clip, or leave out --model",
+            action="add --recipe score-clip or score-embedding, or leave out --model",
         )
-    own = [f"clip.model={model}"] if model else []
     config = get_recipe(recipe, score.ScoreConfig, [*own, *overrides])
     label = recipe.removeprefix("score-")
     with Stage("score", store=store, run=run, label=label, target=dataset) as stage:

@@ -6,6 +6,7 @@ dataset, be killed, and be run again.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from clipmill.data.layers import (
     resolve_layer,
     write_layer_shard,
 )
+from clipmill.data.scoring.embeddings import EmbeddingScorer, HeadScoreConfig, HeadScorer
 from clipmill.data.scoring.scorers import (
     Captions,
     ClipScoreConfig,
@@ -43,13 +45,16 @@ from clipmill.images import decode_rgb
 from clipmill.stage_records import ProgressCallback
 from clipmill.telemetry import data_metrics
 
-SCORERS: Mapping[str, Callable[[Any], Scorer]] = {
-    "image": ImageScorer,
-    "text": TextScorer,
-    "concepts": ConceptScorer,
-    "clip": ClipScorer,
+SCORERS: Mapping[str, Callable[[Any, Dataset], Scorer]] = {
+    "image": lambda config, _: ImageScorer(config),
+    "text": lambda config, _: TextScorer(config),
+    "concepts": lambda config, _: ConceptScorer(config),
+    "clip": lambda config, _: ClipScorer(config),
+    "embedding": lambda config, _: EmbeddingScorer(config),
+    "head": HeadScorer,
 }
-"""By the field of ScoreConfig that asks for it; its layer is ``score/<field>-<digest>``."""
+"""By the field of ScoreConfig that asks for it; its layer is ``score/<field>-<digest>``, for a head
+``score/<its name>-<digest>``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +71,10 @@ class ScoreConfig(Config):
     """Concepts of a list that the captions name."""
     clip: ClipScoreConfig | None = None
     """Similarity of image and captions."""
+    embedding: ClipScoreConfig | None = None
+    """Embeddings of the images, for heads and semantic deduplication."""
+    head: HeadScoreConfig | None = None
+    """A public head on the embeddings: aesthetic, NSFW, watermark."""
     batch_size: int = 256
     """RowBatch read together."""
     num_threads: int = 4
@@ -100,7 +109,7 @@ def score(
     """
     opened = Dataset.open(dataset)
     kinds = _caption_kinds(config, opened)
-    scorers = {_layer(opened, n, config, s, kinds): s for n, s in _scorers(config).items()}
+    scorers = {_layer(opened, n, config, s, kinds): s for n, s in _scorers(config, opened).items()}
     missing = {name: s for name, s in scorers.items() if name not in opened.layers}
     part = opened.shard_range(start, stop)
     if missing:
@@ -125,9 +134,9 @@ def score(
     return tuple(scorers)
 
 
-def _scorers(config: ScoreConfig) -> dict[str, Scorer]:
+def _scorers(config: ScoreConfig, dataset: Dataset) -> dict[str, Scorer]:
     configs = {name: getattr(config, name) for name in SCORERS}
-    scorers = {name: SCORERS[name](c) for name, c in configs.items() if c is not None}
+    scorers = {name: SCORERS[name](c, dataset) for name, c in configs.items() if c is not None}
     if not scorers:
         raise ConfigError(
             "the recipe asks for no score",
@@ -149,17 +158,20 @@ def _layer(
     dataset: Dataset, name: str, config: ScoreConfig, scorer: Scorer, kinds: Sequence[str]
 ) -> str:
     """The layer's name: what it depends on gives its digest."""
-    captions = [] if name == "image" else [[k, _digest(dataset, k)] for k in kinds]
+    captions = [[k, _digest(dataset, k)] for k in kinds] if scorer.needs_captions else []
     parents = [parent.digest for parent in scorer.parents]
     settings = _settings(name, getattr(config, name))
-    return f"score/{name}-{digest_json([settings, captions, parents])[:8]}"
+    label = config.head.name if name == "head" and config.head else name
+    return f"score/{label}-{digest_json([settings, captions, parents])[:8]}"
 
 
 def _settings(name: str, config: Config) -> dict[str, Any]:
     """The config's fields that change what is measured, those that name a place left out."""
     irrelevant = {
         "clip": {"model", "weights", "seed", "batch_size", "num_threads"},
+        "embedding": {"model", "weights", "seed", "batch_size", "num_threads"},
         "concepts": {"concepts"},
+        "head": {"file", "embeddings"},
     }
     value = config.to_json()
     return {k: v for k, v in value.items() if k not in irrelevant.get(name, set())}
@@ -179,15 +191,37 @@ def _score_shard(
 ) -> None:
     parts: dict[str, list[dict[str, pa.Array]]] = {name: [] for name in scorers}
     needs_images = any(scorer.needs_images for scorer in scorers.values())
+    needs_captions = any(scorer.needs_captions for scorer in scorers.values())
     records = read_records(dataset, index, cache_folder()) if needs_images else ()
     sizes = [original_size(record.metadata) for record in records]
-    with read_shard(dataset, index, cache_folder()) as reader:
-        uids = reader.uids
-        captions = {kind: _captions(dataset, index, kind, reader) for kind in kinds}
+    layers = {
+        layer: read_layer(dataset, layer, index, cache_folder())
+        for scorer in scorers.values()
+        for layer in scorer.layers
+    }
+    with ExitStack() as stack:
+        uids = dataset.uids(index)
+        reader, captions = None, {}
+        if needs_images or needs_captions:
+            reader = stack.enter_context(read_shard(dataset, index, cache_folder()))
+            read_kinds = kinds if needs_captions else ()
+            captions = {kind: _captions(dataset, index, kind, reader) for kind in read_kinds}
         # An empty shard is scored as well: its file needs the columns.
         for start in range(0, len(uids) or 1, config.batch_size):
             span = range(start, min(start + config.batch_size, len(uids)))
-            rows = _read(reader, span, captions, pool, sizes, needs_images=needs_images)
+            data = images = None
+            if needs_images:
+                assert reader is not None
+                data = [reader.image(row) for row in span]
+                images = list(pool.map(_decode, data))
+            rows = RowBatch(
+                num_rows=len(span),
+                data=data,
+                images=images,
+                captions={kind: c.slice(span.start, span.stop) for kind, c in captions.items()},
+                original_sizes=sizes[span.start : span.stop],
+                layers={name: table.slice(start, len(span)) for name, table in layers.items()},
+            )
             for name, scorer in scorers.items():
                 parts[name].append(scorer.score(rows))
     for name, batches in parts.items():
@@ -202,23 +236,6 @@ def _captions(dataset: Dataset, index: int, kind: str, reader: ShardReader) -> C
     column = read_layer(dataset, kind, index, cache_folder(), columns=["captions"])["captions"]
     lists = column.to_pylist()
     return Captions([text for texts in lists for text in texts], [len(texts) for texts in lists])
-
-
-def _read(
-    reader: ShardReader,
-    rows: range,
-    captions: Mapping[str, Captions],
-    pool: Executor,
-    sizes: Sequence[tuple[int, int] | None],
-    *,
-    needs_images: bool,
-) -> RowBatch:
-    data = images = None
-    if needs_images:
-        data = [reader.image(row) for row in rows]
-        images = list(pool.map(_decode, data))
-    part = {kind: c.slice(rows.start, rows.stop) for kind, c in captions.items()}
-    return RowBatch(len(rows), data, images, part, sizes[rows.start : rows.stop])
 
 
 def _decode(data: bytes) -> Image.Image | None:

@@ -14,8 +14,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -73,6 +73,8 @@ class RowBatch:
     """By caption kind, those that are asked for."""
     original_sizes: Sequence[tuple[int, int] | None] | None = None
     """Width and height before the source resized the image, pixels; None where it names none."""
+    layers: Mapping[str, pa.Table] = field(default_factory=dict)
+    """Rows of the layers that scorers ask for, by the layer's name."""
 
 
 class Scorer(Protocol):
@@ -80,6 +82,10 @@ class Scorer(Protocol):
 
     needs_images: bool
     """True if it needs images."""
+    needs_captions: bool
+    """True if it has a column per caption kind."""
+    layers: tuple[str, ...]
+    """Full names of the layers that it reads."""
     parents: tuple[Parent, ...]
     """Models and lists that it measures with, as the layer's parents."""
     detail: dict[str, str]
@@ -109,6 +115,8 @@ class ImageScorer:
     """  # noqa: D205  # a list of columns has no shorter form
 
     needs_images = True
+    needs_captions = False
+    layers: tuple[str, ...] = ()
     parents: tuple[Parent, ...] = ()
 
     def __init__(self, config: ImageScoreConfig) -> None:
@@ -218,6 +226,8 @@ class TextScorer:
     """  # noqa: D205  # a list of columns has no shorter form
 
     needs_images = False
+    needs_captions = True
+    layers: tuple[str, ...] = ()
     parents: tuple[Parent, ...] = ()
 
     def __init__(self, config: TextScoreConfig) -> None:
@@ -294,6 +304,8 @@ class ConceptScorer:
     """
 
     needs_images = False
+    needs_captions = True
+    layers: tuple[str, ...] = ()
 
     def __init__(self, config: ConceptScoreConfig) -> None:
         if not config.concepts:
@@ -406,6 +418,8 @@ class ClipScorer:
     """A column a caption kind of float32; null where the image doesn't decode."""
 
     needs_images = True
+    needs_captions = True
+    layers: tuple[str, ...] = ()
 
     def __init__(self, config: ClipScoreConfig) -> None:
         self._config = config
@@ -418,12 +432,7 @@ class ClipScorer:
         assert rows.images is not None
         if self._towers is None:
             self._towers = ClipTowers(self._config)
-        has_image = np.array([image is not None for image in rows.images])
-        images_BD = np.zeros((rows.num_rows, 1), np.float32)
-        if has_image.any():
-            embeddings = self._towers.encode_images([image for image in rows.images if image])
-            images_BD = np.zeros((rows.num_rows, embeddings.shape[1]), np.float32)
-            images_BD[has_image] = embeddings
+        images_BD, has_image = self._towers.embed_rows(rows.images)
         return {
             kind: captions.column(self._similarity(images_BD, has_image, captions))
             for kind, captions in rows.captions.items()
@@ -475,6 +484,21 @@ class ClipTowers:
         pixels_B3HW = torch.from_numpy(np.stack(resized)).to(self._device).permute(0, 3, 1, 2)
         return self._encode(self._model.encode_image, self._normalize(pixels_B3HW.float() / 255))
 
+    @cached_property
+    def embed_dim(self) -> int:
+        """Width of the embeddings."""
+        return self.encode_images([Image.new("RGB", (8, 8))]).shape[1]
+
+    def embed_rows(
+        self, images: Sequence[Image.Image | None]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Embeddings (B, D), 0 where there is no image, and where there is one."""
+        has_image = np.array([image is not None for image in images], bool)
+        images_BD = np.zeros((len(images), self.embed_dim), np.float32)
+        if has_image.any():
+            images_BD[has_image] = self.encode_images([image for image in images if image])
+        return images_BD, has_image
+
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Embeddings (C, D)."""
         return self._encode(self._model.encode_text, self._tokenize(texts))
@@ -496,16 +520,16 @@ class ClipTowers:
         return unit
 
 
-def scoring_clip_parent(config: ClipScoreConfig, role: str) -> Parent:
-    """The CLIP that judges, by digest.
+def scoring_clip_parent(config: ClipScoreConfig, role: str, name: str = "clip") -> Parent:
+    """The CLIP that judges, by digest; ``name`` is that of the config.
 
     Raises:
         ConfigError, NotFoundError, ArtifactError: there is no such CLIP.
     """
     if not config.model:
         raise ConfigError(
-            "clip.model was empty",
+            f"{name}.model was empty",
             expected=f"the address of a CLIP: {FORMS}",
-            action="give it with --model, or --set clip.model=open_clip:ViT-L-14/openai",
+            action=f"give it with --model, or --set {name}.model=open_clip:ViT-L-14/openai",
         )
     return clip_parent(config.model, role, seed=config.seed)
