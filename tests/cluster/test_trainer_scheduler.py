@@ -255,6 +255,27 @@ def test_a_job_without_pods_is_explained_by_its_events(cluster, torchx):
     assert found.msg == f"TrainJobResourcesCreationFailed: {message}"
 
 
+def test_a_node_that_cant_be_replaced_is_explained_by_its_jobs_events(cluster, torchx):
+    """The chart was uninstalled: the pods' service account is gone."""
+    handle = submit_job(cluster, torchx)
+    (resource,) = cluster.resources.values()
+    name = resource["metadata"]["name"]
+    stopped = {"exitCode": 143, "message": "stopped after step 9"}
+    ended = pod(
+        job=name, created=2, phase="Failed", containerStatuses=container(terminated=stopped)
+    )
+    message = 'Error creating: pods "p" is forbidden: serviceaccount "clipmill-train" not found'
+    event = {"type": "Warning", "reason": "FailedCreate", "message": message, "metadata": {}}
+    cluster.pods = [ended]
+    cluster.events = [{**event, "lastTimestamp": "2026-01-01T09:00:00Z"}]
+    # A refusal of before this pod was created is over.
+    assert submit.status(handle, torchx=torchx).msg == "exit code 143: stopped after step 9"
+    cluster.events = [{**event, "lastTimestamp": "2026-01-02T09:00:00Z"}]
+    found = submit.status(handle, torchx=torchx)
+    assert found.state == AppState.PENDING
+    assert found.msg == f"exit code 143: stopped after step 9; FailedCreate: {message}"
+
+
 def submitted(min_nodes=1, **fields):
     annotations = {"clipmill.io/min-nodes": str(min_nodes)}
     return {

@@ -6,11 +6,10 @@ from clipmill.cluster.api import HTTP_ROUTE, INFERENCE_SERVICE, SERVICE, Cluster
 from clipmill.cluster.constants import HTTP_PORT, TRACK_LABEL
 from clipmill.cluster.kserve import CONTAINER, ENDPOINT_LABEL, InferenceServiceConfig
 from clipmill.cluster.kserve import model_annotation as annotation_of
-from clipmill.cluster.pod_status import containers, is_ready, is_started, pod_problem
+from clipmill.cluster.pod_status import containers, is_ended, is_ready, is_started, pod_problem
 
 _MAX_RESTARTS: Final = 3
 """Restarts of a container after which it isn't waited for any longer."""
-_ENDED: Final = ("Failed", "Succeeded")
 
 
 def live_pods(
@@ -26,7 +25,7 @@ def live_pods(
         pod
         for pod in api.pods(endpoint.namespace, selector)
         if not pod["metadata"].get("deletionTimestamp")
-        and (pod.get("status") or {}).get("phase") not in _ENDED
+        and not is_ended(pod)
     ]
 
 

@@ -19,7 +19,7 @@ _OUT_OF_MEMORY = (
 
 def newest(pods: Iterable[Resource]) -> Resource | None:
     """Return the pod that was created last; None of no pods."""
-    return max(pods, key=_created, default=None)
+    return max(pods, key=created, default=None)
 
 
 def containers(pod: Resource) -> list[Resource]:
@@ -32,6 +32,11 @@ def is_started(pod: Resource) -> bool:
     """Return whether all containers run or have run, so that there are logs."""
     statuses = pod.get("status", {}).get("containerStatuses", [])
     return bool(statuses) and all("waiting" not in s.get("state", {}) for s in statuses)
+
+
+def is_ended(pod: Resource) -> bool:
+    """Return whether all of the pod's containers have ended for good."""
+    return pod.get("status", {}).get("phase") in {"Failed", "Succeeded"}
 
 
 def is_ready(pod: Resource) -> bool:
@@ -80,9 +85,9 @@ def summarize_problems(pods: Sequence[Resource]) -> str:
     return problem if len(pods) == 1 else f"{count} of {len(pods)} nodes: {problem}"
 
 
-def newest_warning(events: Iterable[Resource]) -> str:
-    """Return reason and message of the newest warning; empty if there is none."""
-    warnings = [e for e in events if e.get("type") == "Warning"]
+def newest_warning(events: Iterable[Resource], since: str = "") -> str:
+    """Return reason and message of the newest warning after a time; empty if there is none."""
+    warnings = [e for e in events if e.get("type") == "Warning" and _event_time(e) > since]
     if not warnings:
         return ""
     event = max(warnings, key=_event_time)
@@ -105,7 +110,8 @@ def _sentence(reason: str, message: str) -> str:
     return f"{reason}: {text}" if text else reason
 
 
-def _created(pod: Resource) -> str:
+def created(pod: Resource) -> str:
+    """Return the time at which a pod was created, as Kubernetes writes it."""
     return str(pod["metadata"].get("creationTimestamp", ""))
 
 

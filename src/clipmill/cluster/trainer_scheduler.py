@@ -35,6 +35,8 @@ from clipmill.cluster.api import TRAIN_JOB, WORKLOAD, ClusterApi
 from clipmill.cluster.constants import DOMAIN, PRIORITY_LABEL, QUEUE_LABEL
 from clipmill.cluster.pod_status import (
     Resource,
+    created,
+    is_ended,
     is_ready,
     is_started,
     newest,
@@ -139,6 +141,9 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
         state, message = job_state(resource, pods)
         if state == AppState.PENDING and not message:
             message = self._missing_pods(namespace, name, pods)
+        elif state == AppState.PENDING and any(map(is_ended, pods)):
+            refusal = self._refused_pods(namespace, name, pods)
+            message = "; ".join(filter(None, (message, refusal)))
         elif state == AppState.SUBMITTED:
             message = self._queued(namespace, resource) or message
         trainer = resource["spec"].get("trainer", {})
@@ -188,6 +193,11 @@ class TrainerScheduler(Scheduler[TrainerOptions]):  # type: ignore[misc]  # as a
             "its pods start" if pods else "no pods yet; Kubeflow Trainer and JobSet create them"
         )
         return newest_warning(events) or waiting
+
+    def _refused_pods(self, namespace: str, name: str, pods: Sequence[Resource]) -> str:
+        """Return why nodes that ended aren't replaced; empty where nothing refuses their pods."""
+        events = self.api.warnings(namespace, f"{name}-{ROLE}-0")
+        return newest_warning(events, since=max(map(created, pods)))
 
     def _queued(self, namespace: str, resource: Resource) -> str:
         """Return why Kueue hasn't admitted the job; empty where its Workload can't be read."""
