@@ -3,6 +3,7 @@
 import pytest
 from helpers.helm_chart import ENDPOINT, PROFILES, STORE, chart, deep, kinds, notes, profile, render
 
+from clipmill.cluster.constants import TRACKING_SECRET, TRACKING_VARIABLES
 from clipmill.cluster.monitoring.rules import ALERTS, rules
 from clipmill.pipelines.registry import PIPELINES
 from helpers.strict_schemas import findings
@@ -406,3 +407,16 @@ def chart_path():
 
     assert chart().name == "clipmill"
     return CHART
+
+
+def test_the_tracker_reaches_tasks_by_a_secret():
+    """In the chart's namespace, and in the pipelines'; jobs and workflows read it too."""
+    uri = "mlflow:http://mlflow.mlflow:5000"
+    token = {"MLFLOW_TRACKING_TOKEN": "secret"}
+    values = deep(profile(""), "tracking", {"uri": uri, "environment": token})
+    secrets = [r for r in render(values) if r["metadata"]["name"] == TRACKING_SECRET]
+    assert {r["metadata"]["namespace"] for r in secrets} == {"ml", "kubeflow"}
+    for secret in secrets:
+        assert secret["stringData"] == {"CLIPMILL_TRACKING": uri, **token}
+        assert secret["stringData"].keys() <= set(TRACKING_VARIABLES)
+    assert TRACKING_SECRET not in {r["metadata"]["name"] for r in render(profile(""))}

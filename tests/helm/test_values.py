@@ -88,6 +88,10 @@ IMPOSSIBLE = {
         deep({}, "serving.endpoints", [{**ENDPOINT, "name": "demo"}]),
         'serving.endpoints has the name "demo", which is the chart\'s own',
     ),
+    "variables of no tracker": (
+        deep({}, "tracking.environment", {"WANDB_API_KEY": "x"}),
+        "tracking.environment is set, but tracking.uri is empty",
+    ),
     "endpoint with a service's name": (
         deep({}, "serving.endpoints", [{**ENDPOINT, "name": "clipmill-store"}]),
         'serving.endpoints has the name "clipmill-store", which is the chart\'s own',

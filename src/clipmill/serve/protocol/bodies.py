@@ -310,7 +310,8 @@ def _dump_piece(array: NDArray[Any]) -> bytes:
         items[..., 1:] = text
         joined[..., 0], joined[..., -1] = ord("["), ord("]")
         text = joined
-    return text.tobytes()
+    data: bytes = text.tobytes()
+    return data
 
 
 def _request_from_form(body: RequestBody, model: str) -> InferRequest:
