@@ -24,8 +24,7 @@ def live_pods(
     return [
         pod
         for pod in api.pods(endpoint.namespace, selector)
-        if not pod["metadata"].get("deletionTimestamp")
-        and not is_ended(pod)
+        if not pod["metadata"].get("deletionTimestamp") and not is_ended(pod)
     ]
 
 
