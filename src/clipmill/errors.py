@@ -138,6 +138,8 @@ class BadSampleReason(StrEnum):
     REFUSED = "refused"
     TRUNCATED = "truncated"
     UNAVAILABLE = "unavailable"
+    # Of judges.
+    NO_SCORE = "no_score"
 
     @classmethod
     def parse(cls, text: str) -> str:

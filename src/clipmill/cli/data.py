@@ -212,6 +212,15 @@ def data_embed_teacher(
     print_next("pretrain", "clip", dataset, *teaching)
 
 
+def _reject_retry(*, retry: bool) -> None:
+    if retry:
+        raise ConfigError(
+            "--retry was given with --executor",
+            expected="a local run: few samples are left to retry",
+            action="leave out --executor",
+        )
+
+
 @data.command("recaption")
 def data_recaption(
     dataset: DatasetUri,
@@ -246,12 +255,7 @@ def data_recaption(
     """Write synthetic captions as a layer of a dataset; prints the layer's name."""
     if should_submit(executor, workflow, dry_run):
         reject_range_options(start=start, stop=stop)
-        if retry:
-            raise ConfigError(
-                "--retry was given with --executor",
-                expected="a local run: few samples are captioned again",
-                action="leave out --executor",
-            )
+        _reject_retry(retry=retry)
         options = {"--captioner": captioner, "--recipe": recipe}
         submit_stage(
             "recaption", dataset, options, sets, workflow=workflow, dry_run=dry_run, as_json=as_json
@@ -277,6 +281,14 @@ def data_score(
     start: FirstShard = 0,
     stop: StopShard = None,
     recipe: Annotated[str, recipe_option("score")] = "score-basic",
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry",
+            help="Judge samples again whose relevance has no score; a committed layer is kept, "
+            "and the result is another.",
+        ),
+    ] = False,
     sets: Set = None,
     executor: ExecutorOption = Executor.LOCAL,
     workflow: Workflow = None,
@@ -286,6 +298,7 @@ def data_score(
     """Score images and captions as layers; prints their names."""
     if should_submit(executor, workflow, dry_run):
         reject_range_options(start=start, stop=stop)
+        _reject_retry(retry=retry)
         options = {"--model": model, "--recipe": recipe}
         submit_stage(
             "score", dataset, options, sets, workflow=workflow, dry_run=dry_run, as_json=as_json
@@ -293,7 +306,9 @@ def data_score(
         return
     from clipmill import stages
 
-    layers = stages.score(recipe, sets or [], dataset, "", model=model, start=start, stop=stop)
+    layers = stages.score(
+        recipe, sets or [], dataset, "", model=model, start=start, stop=stop, retry=retry
+    )
     value = {"dataset": dataset, "layers": layers}
     typer.echo(json.dumps(value, indent=2) if as_json else "\n".join(layers))
     print_next("data", "select", dataset)
@@ -318,6 +333,7 @@ def data_select(
 
     layer = stages.select(recipe, sets or [], dataset, store="", layers=prefer_layer or [])
     _print_layer(dataset, layer, as_json)
+    print_next("data", "selection-report", dataset, layer)
     print_next("pretrain", "clip", dataset, "--select", layer, "--store", "STORE")
 
 
@@ -470,6 +486,34 @@ def data_preview(
     from clipmill import stages
 
     page = stages.view(dataset, uids=uid or [], top=top, bottom=bottom, count=count, seed=seed)
+    output.write_text(page, encoding="utf-8")
+    typer.echo(json.dumps({"page": str(output)}) if as_json else str(output))
+
+
+@data.command("selection-report")
+def data_selection_report(
+    dataset: DatasetUri,
+    layer: Annotated[
+        str,
+        typer.Argument(
+            metavar="LAYER", help="Select layer, in full or by its beginning: select/semdedup."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("curation.html"),
+    count: Annotated[
+        int, typer.Option(min=1, help="Samples of those kept, and of those that each filter drops.")
+    ] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the random choice.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write an HTML page about a selection: counts per filter, scores and samples kept and dropped.
+
+    Images that semantic-duplicate drops are shown beside the most similar kept ones.
+    """
+    require_output(output)
+    from clipmill import stages
+
+    page = stages.curation_report(dataset, layer, count=count, seed=seed)
     output.write_text(page, encoding="utf-8")
     typer.echo(json.dumps({"page": str(output)}) if as_json else str(output))
 

@@ -78,7 +78,7 @@ def recaption(
     layer = f"captions/{kind}-{model.identity[:8]}"
     previous = ""
     if retry:
-        layer, previous = _retry_layer(opened, layer)
+        layer, previous = retry_layer(opened, layer)
     if layer in opened.layers:
         return layer
     shards = opened.shard_range(start, stop)
@@ -89,46 +89,51 @@ def recaption(
         worker = _ShardCaptioner(opened, layer, model, config.batch_size, decoders, previous)
         for index in shards:
             is_complete = has_layer_shard(opened, layer, index)
-            if not is_complete or (retry and not previous and _num_failed(opened, layer, index)):
+            if not is_complete or (retry and not previous and num_failed(opened, layer, index)):
                 counts.update(worker.caption_shard(index))
             done += opened.shards[index].num_samples
             failed = sum(count for reason, count in counts.items() if reason)
             report(done, total, f"captioned, {failed} left as they were" if failed else "captioned")
     others = (index for index in range(len(opened.shards)) if index not in shards)
     if all(has_layer_shard(opened, layer, index) for index in others):
-        detail = {**model.detail, "left as they were": _failures(opened, layer)}
+        detail = {**model.detail, "left as they were": describe_failures(opened, layer)}
         commit_layer(opened, layer, parents=model.parents, detail=detail)
     return layer
 
 
 RETRIED = frozenset(
-    {BadSampleReason.UNAVAILABLE, BadSampleReason.MALFORMED, BadSampleReason.FAILED}
+    {
+        BadSampleReason.UNAVAILABLE,
+        BadSampleReason.MALFORMED,
+        BadSampleReason.FAILED,
+        BadSampleReason.NO_SCORE,
+    }
 )
 """Reasons that may pass: those of the endpoint or the machine rather than of the sample."""
 
 
-def _retry_layer(dataset: Dataset, layer: str) -> tuple[str, str]:
+def retry_layer(dataset: Dataset, layer: str) -> tuple[str, str]:
     """Return the layer that a retry writes, and the committed one whose rows it keeps, if any."""
     last, number = "", 0
     name = layer
     while name in dataset.layers:
         last, number = name, number + 1
         name = f"{layer}-retry{number}"
-    if last and not any(_num_failed(dataset, last, index) for index in range(len(dataset.shards))):
+    if last and not any(num_failed(dataset, last, index) for index in range(len(dataset.shards))):
         return last, ""
     return name, last
 
 
-def _num_failed(dataset: Dataset, layer: str, index: int) -> int:
+def num_failed(dataset: Dataset, layer: str, index: int) -> int:
     """Return the number of a complete shard's rows that a retry captions."""
-    table = _read_rows(dataset, layer, index, ["reason"])
+    table = read_rows(dataset, layer, index, ["reason"])
     return sum(reason in RETRIED for reason in table["reason"].to_pylist())
 
 
 def _kept_outputs(dataset: Dataset, layer: str, index: int) -> dict[str, CaptionOutput]:
     """Return the rows of a complete shard that a retry keeps, by uid."""
     outputs = {}
-    for row in _read_rows(dataset, layer, index, SCHEMA.names).to_pylist():
+    for row in read_rows(dataset, layer, index, SCHEMA.names).to_pylist():
         if row["reason"] in RETRIED:
             continue
         has_texts = not row["fallback"]
@@ -140,7 +145,10 @@ def _kept_outputs(dataset: Dataset, layer: str, index: int) -> dict[str, Caption
     return outputs
 
 
-def _read_rows(dataset: Dataset, layer: str, index: int, columns: list[str]) -> pa.Table:
+def read_rows(
+    dataset: Dataset, layer: str, index: int, columns: list[str] | None = None
+) -> pa.Table:
+    """Read a complete shard of a layer, which needn't be committed."""
     data = open_store(dataset.layer_uri(layer)).get(f"{index:05d}.parquet")
     return pq.read_table(io.BytesIO(data), columns=columns, use_threads=False)
 
@@ -254,8 +262,8 @@ class _ShardCaptioner:
         return pa.table(columns, SCHEMA), Counter(out.reason for out in outputs)
 
 
-def _failures(dataset: Dataset, layer: str) -> str:
-    """Describe how many samples keep their real caption, by reason, over the whole layer."""
+def describe_failures(dataset: Dataset, layer: str) -> str:
+    """Describe how many samples of a layer failed, by reason."""
     store = open_store(dataset.layer_uri(layer))
 
     def reasons(index: int) -> Counter[str]:
@@ -280,7 +288,7 @@ def save_partial_outputs(
         for uid, out in outputs.items()
         if out.texts
     }
-    write_json(join(dataset.layer_uri(layer), _partial_name(shard_index)), captions)
+    write_json(join(dataset.layer_uri(layer), partial_name(shard_index)), captions)
 
 
 def read_partial_outputs(
@@ -288,7 +296,7 @@ def read_partial_outputs(
 ) -> dict[str, CaptionOutput]:
     """The outputs that an earlier run kept, by uid."""
     try:
-        said = read_json(join(dataset.layer_uri(layer), _partial_name(shard_index)))
+        said = read_json(join(dataset.layer_uri(layer), partial_name(shard_index)))
     except NotFoundError:
         return {}
     return {
@@ -299,8 +307,9 @@ def read_partial_outputs(
 
 def delete_partial_outputs(dataset: Dataset, layer: str, shard_index: int) -> None:
     """Forget what was kept of a shard that is whole."""
-    open_store(dataset.layer_uri(layer)).delete(_partial_name(shard_index))
+    open_store(dataset.layer_uri(layer)).delete(partial_name(shard_index))
 
 
-def _partial_name(shard_index: int) -> str:
+def partial_name(shard_index: int) -> str:
+    """Return the file name of a shard's partial outputs."""
     return f"{shard_index:05d}.part.json"

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.config import Config, digest_json
+from clipmill.config import Config, canonical_json, digest_json
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.duplicates import ExactDuplicateFilter, NearDuplicateFilter
 from clipmill.data.filters import (
@@ -55,6 +55,9 @@ _NUM_THREADS = 8
 
 CAPTION_SELECTION = "caption-choice"
 """Reject reason of the caption selection, as stored in select layers."""
+
+FILTERS_DETAIL = "filters"
+"""Entry of a select layer's lineage: its filters with their settings, as JSON."""
 
 _MAX_FILTERS = 254
 
@@ -172,14 +175,19 @@ class SelectConfig(Config):
     @property
     def reject_reasons(self) -> tuple[str, ...]:
         """Reject reason of each step, the caption selection first."""
-        names = [step.filter for step in self.filters]
-        return (
-            CAPTION_SELECTION,
-            *(
-                name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}"
-                for index, name in enumerate(names)
-            ),
-        )
+        return reject_reasons(self.filters)
+
+
+def reject_reasons(filters: Sequence[FilterStep]) -> tuple[str, ...]:
+    """Return the reject reason of the caption selection, then of each filter."""
+    names = [step.filter for step in filters]
+    return (
+        CAPTION_SELECTION,
+        *(
+            name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}"
+            for index, name in enumerate(names)
+        ),
+    )
 
 
 Step = CaptionSelectionConfig | FilterConfig
@@ -305,6 +313,8 @@ def select(
     detail = {"kept": str(counts[0]), "of": str(total)} | {
         f"refused by {reason}": str(count) for reason, count in num_rejected.items() if count
     }
+    if config.filters:
+        detail[FILTERS_DETAIL] = canonical_json([step.to_json() for step in config.filters])
     commit_layer(opened, selection.layer, parents=selection.parents(opened), detail=detail)
     report(total, total, f"kept {counts[0]}")
     return selection.layer

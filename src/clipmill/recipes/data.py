@@ -24,6 +24,7 @@ from clipmill.data.filters import (
 )
 from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.scoring.embeddings import HeadScoreConfig
+from clipmill.data.scoring.relevance import RelevanceScoreConfig
 from clipmill.data.scoring.score import ScoreConfig
 from clipmill.data.scoring.scorers import (
     ClipScoreConfig,
@@ -147,6 +148,17 @@ def score_embedding() -> ScoreConfig:
     Command: ``clipmill data score DATASET --recipe score-embedding --model ADDRESS``
     """
     return ScoreConfig(embedding=ClipScoreConfig())
+
+
+def score_relevance() -> ScoreConfig:
+    """Relevance of each caption to its image, by a vision-language model at a chat endpoint.
+
+    Source: ours, in the manner of judges that answer with a number.
+    Command: ``clipmill data score DATASET --recipe score-relevance
+    --set relevance.url=http://HOST:8000/v1 --set relevance.vlm.model=NAME``
+    Hardware and hours: not run with a public model.
+    """
+    return ScoreConfig(relevance=RelevanceScoreConfig())
 
 
 def score_aesthetic() -> ScoreConfig:

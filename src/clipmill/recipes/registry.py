@@ -77,6 +77,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "score-concepts": data.score_concepts,
     "score-embedding": data.score_embedding,
     "score-nsfw": data.score_nsfw,
+    "score-relevance": data.score_relevance,
     "score-watermark": data.score_watermark,
     "select-best-captions": data.select_best_captions,
     "select-clip-top30": data.select_clip_top30,

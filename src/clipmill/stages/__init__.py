@@ -27,7 +27,7 @@ from clipmill.stages.data import (
 from clipmill.stages.evaluate import attention, retrieval, study, zero_shot
 from clipmill.stages.predict import plan_predict, predict, predict_part
 from clipmill.stages.pretrain import import_weights, pretrain, pretrain_mae, pretrain_supervised
-from clipmill.stages.report import report, report_photos, report_tasks, view
+from clipmill.stages.report import curation_report, report, report_photos, report_tasks, view
 from clipmill.stages.tasks import (
     TaskSpec,
     best_of_sweep,
@@ -50,6 +50,7 @@ __all__ = [
     "best_of_sweep",
     "check_data",
     "compare",
+    "curation_report",
     "evaluate",
     "evaluate_features",
     "export",

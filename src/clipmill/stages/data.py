@@ -178,10 +178,11 @@ def score(
     model: str = "",
     start: int = 0,
     stop: int | None = None,
+    retry: bool = False,
 ) -> list[str]:
     """Score shards ``start`` to ``stop`` of a dataset; return the names of the layers.
 
-    ``model`` replaces the recipe's CLIP.
+    ``model`` replaces the recipe's CLIP; ``retry`` judges samples again whose judgment failed.
 
     Raises:
         ConfigError: the recipe has none.
@@ -203,7 +204,9 @@ def score(
     config = get_recipe(recipe, score.ScoreConfig, [*own, *overrides])
     label = recipe.removeprefix("score-")
     with Stage("score", store=store, run=run, label=label, target=dataset) as stage:
-        layers = score.score(config, dataset, report=stage.report, start=start, stop=stop)
+        layers = score.score(
+            config, dataset, report=stage.report, start=start, stop=stop, retry=retry
+        )
         stage.set_output(join(dataset, "layers", layers[-1]))
         return list(layers)
 

@@ -29,6 +29,18 @@ def view(
         )
 
 
+def curation_report(dataset: str, layer: str, *, count: int = 12, seed: int = 0) -> str:
+    """Return an HTML page about a select layer: what it dropped, and scores before and after."""
+    from clipmill.data.dataset import Dataset, cache_folder
+    from clipmill.report import curation
+
+    config = curation.CurationReportConfig(num_samples=count, seed=seed)
+    with Stage("curation-report", target=dataset) as stage:
+        return curation.curation_page(
+            Dataset.open(dataset), layer, config, cache_folder(), report=stage.report
+        )
+
+
 def report(
     dataset: str,
     layer: str,

@@ -24,7 +24,22 @@ from clipmill.data.layers import (
     resolve_layer,
     write_layer_shard,
 )
+from clipmill.data.recaption import (
+    RETRIED,
+    delete_partial_outputs,
+    describe_failures,
+    num_failed,
+    partial_name,
+    read_rows,
+    retry_layer,
+)
 from clipmill.data.scoring.embeddings import EmbeddingScorer, HeadScoreConfig, HeadScorer
+from clipmill.data.scoring.relevance import (
+    REASON_COLUMN,
+    Judgment,
+    RelevanceScoreConfig,
+    RelevanceScorer,
+)
 from clipmill.data.scoring.scorers import (
     Captions,
     ClipScoreConfig,
@@ -40,9 +55,10 @@ from clipmill.data.scoring.scorers import (
 )
 from clipmill.data.shards.read import ShardReader, read_records, read_shard
 from clipmill.data.sources.base import original_size
-from clipmill.errors import BadSampleError, ConfigError
+from clipmill.errors import BadSampleError, ConfigError, NotFoundError
 from clipmill.images import decode_rgb
 from clipmill.stage_records import ProgressCallback
+from clipmill.storage import join, read_json, write_json
 from clipmill.telemetry import data_metrics
 
 SCORERS: Mapping[str, Callable[[Any, Dataset], Scorer]] = {
@@ -52,6 +68,7 @@ SCORERS: Mapping[str, Callable[[Any, Dataset], Scorer]] = {
     "clip": lambda config, _: ClipScorer(config),
     "embedding": lambda config, _: EmbeddingScorer(config),
     "head": HeadScorer,
+    "relevance": lambda config, _: RelevanceScorer(config),
 }
 """By the field of ScoreConfig that asks for it; its layer is ``score/<field>-<digest>``, for a head
 ``score/<its name>-<digest>``."""
@@ -75,6 +92,8 @@ class ScoreConfig(Config):
     """Embeddings of the images, for heads and semantic deduplication."""
     head: HeadScoreConfig | None = None
     """A public head on the embeddings: aesthetic, NSFW, watermark."""
+    relevance: RelevanceScoreConfig | None = None
+    """Relevance of captions by a vision-language model."""
     batch_size: int = 256
     """RowBatch read together."""
     num_threads: int = 4
@@ -100,38 +119,78 @@ def score(
     report: ProgressCallback,
     start: int = 0,
     stop: int | None = None,
+    retry: bool = False,
 ) -> tuple[str, ...]:
     """Measure shards ``start`` to ``stop`` (exclusive) of the dataset at that URI.
 
     The names of the layers, in the order of SCORERS. A layer is part of the dataset once all of
-    its shards are scored, whoever did that. Raises ConfigError if nothing is asked for, a caption
-    kind isn't known, or the range isn't one.
+    its shards are scored, whoever did that. With ``retry``, samples whose judgment failed are
+    judged again, as :func:`clipmill.data.recaption.recaption` captions them. Raises ConfigError if
+    nothing is asked for, a caption kind isn't known, or the range isn't one; BudgetError and
+    ServerError if an endpoint fails: run it again to resume.
     """
     opened = Dataset.open(dataset)
     kinds = _caption_kinds(config, opened)
     scorers = {_layer(opened, n, config, s, kinds): s for n, s in _scorers(config, opened).items()}
+    previous: dict[str, str] = {}
+    if retry:
+        scorers, previous = _retried(opened, scorers)
     missing = {name: s for name, s in scorers.items() if name not in opened.layers}
     part = opened.shard_range(start, stop)
     if missing:
         total = sum(opened.shards[index].num_samples for index in part)
         report(0, total, "scoring")
-        done = 0
-        with ThreadPoolExecutor(config.num_threads) as pool:
+        done = num_failed_rows = 0
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(config.num_threads))
+            for judge in _judges(missing).values():
+                stack.callback(judge.close)
             for index in part:
                 pending = {
-                    n: s for n, s in missing.items() if not has_layer_shard(opened, n, index)
+                    name: scorer
+                    for name, scorer in missing.items()
+                    if not has_layer_shard(opened, name, index)
+                    or (retry and not previous[name] and num_failed(opened, name, index))
                 }
                 if pending:
-                    _score_shard(config, opened, index, pending, kinds, pool)
+                    _score_shard(config, opened, index, pending, kinds, pool, previous)
                     if is_remote(opened.uri):
                         evict_lru(cache_folder(), config.cache_bytes)
+                for judge in _judges(pending).values():
+                    num_failed_rows += sum(bool(j.reason) for j in judge.judgments.values())
                 done += opened.shards[index].num_samples
-                report(done, total, "scored")
+                words = f"scored, {num_failed_rows} failed" if num_failed_rows else "scored"
+                report(done, total, words)
     others = [index for index in range(len(opened.shards)) if index not in part]
     for name, scorer in missing.items():
         if all(has_layer_shard(opened, name, index) for index in others):
-            commit_layer(opened, name, parents=scorer.parents, detail=scorer.detail)
+            detail = scorer.detail
+            if name in _judges(missing):
+                detail = {**detail, "failed": describe_failures(opened, name)}
+            commit_layer(opened, name, parents=scorer.parents, detail=detail)
     return tuple(scorers)
+
+
+def _judges(scorers: Mapping[str, Scorer]) -> dict[str, RelevanceScorer]:
+    return {n: scorer for n, scorer in scorers.items() if isinstance(scorer, RelevanceScorer)}
+
+
+def _retried(
+    dataset: Dataset, scorers: Mapping[str, Scorer]
+) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """Return the judges by the layers that a retry writes, and the layers whose rows it keeps."""
+    judges = _judges(scorers)
+    if not judges:
+        raise ConfigError(
+            "--retry was given, and the recipe asks no endpoint",
+            expected="scores that may fail: relevance",
+            action="leave out --retry, or add --recipe score-relevance",
+        )
+    layers = {name: retry_layer(dataset, name) for name in judges}
+    return (
+        {layers[name][0]: judge for name, judge in judges.items()},
+        dict(layers.values()),
+    )
 
 
 def _scorers(config: ScoreConfig, dataset: Dataset) -> dict[str, Scorer]:
@@ -172,6 +231,7 @@ def _settings(name: str, config: Config) -> dict[str, Any]:
         "embedding": {"model", "weights", "seed", "batch_size", "num_threads"},
         "concepts": {"concepts"},
         "head": {"file", "embeddings"},
+        "relevance": {"url", "endpoint"},
     }
     value = config.to_json()
     return {k: v for k, v in value.items() if k not in irrelevant.get(name, set())}
@@ -188,7 +248,11 @@ def _score_shard(
     scorers: Mapping[str, Scorer],
     kinds: Sequence[str],
     pool: Executor,
+    previous: Mapping[str, str],
 ) -> None:
+    judges = _judges(scorers)
+    for name, judge in judges.items():
+        judge.judgments = _read_judgments(dataset, name, index, previous.get(name, ""))
     parts: dict[str, list[dict[str, pa.Array]]] = {name: [] for name in scorers}
     needs_images = any(scorer.needs_images for scorer in scorers.values())
     needs_captions = any(scorer.needs_captions for scorer in scorers.values())
@@ -220,14 +284,46 @@ def _score_shard(
                 images=images,
                 captions={kind: c.slice(span.start, span.stop) for kind, c in captions.items()},
                 original_sizes=sizes[span.start : span.stop],
+                uids=uids[span.start : span.stop],
                 layers={name: table.slice(start, len(span)) for name, table in layers.items()},
             )
-            for name, scorer in scorers.items():
-                parts[name].append(scorer.score(rows))
+            try:
+                for name, scorer in scorers.items():
+                    parts[name].append(scorer.score(rows))
+            finally:
+                for name, judge in judges.items():
+                    _save_judgments(dataset, name, index, judge.judgments)
     for name, batches in parts.items():
         columns = {c: pa.chunked_array([batch[c] for batch in batches]) for c in batches[0]}
         table = pa.table({"uid": pa.array(uids, pa.string()), **columns})
         write_layer_shard(dataset, name, index, table)
+    for name in judges:
+        delete_partial_outputs(dataset, name, index)
+
+
+def _read_judgments(dataset: Dataset, layer: str, index: int, previous: str) -> dict[str, Judgment]:
+    """Return what needn't be judged again: of an unfinished run, or of a layer that is retried."""
+    judgments = {}
+    kept = previous or (layer if has_layer_shard(dataset, layer, index) else "")
+    if kept:
+        for row in read_rows(dataset, kept, index).to_pylist():
+            uid, reason = row.pop("uid"), row.pop(REASON_COLUMN)
+            if reason not in RETRIED:
+                scores = {k: v if isinstance(v, list) else [v] for k, v in row.items()}
+                judgments[uid] = Judgment(scores, reason)
+    try:
+        stored = read_json(join(dataset.layer_uri(layer), partial_name(index)))
+    except NotFoundError:
+        return judgments
+    return judgments | {uid: Judgment(scores) for uid, scores in stored.items()}
+
+
+def _save_judgments(
+    dataset: Dataset, layer: str, index: int, judgments: Mapping[str, Judgment]
+) -> None:
+    """Save the judgments of a shard that isn't complete; failed ones are judged again."""
+    stored = {uid: dict(j.scores) for uid, j in judgments.items() if not j.reason}
+    write_json(join(dataset.layer_uri(layer), partial_name(index)), stored)
 
 
 def _captions(dataset: Dataset, index: int, kind: str, reader: ShardReader) -> Captions:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -51,6 +52,13 @@ class Captions:
         offsets = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), values)
 
+    def lists(self) -> list[Sequence[str]]:
+        """Return the captions of each row."""
+        if self.counts is None:
+            return [[text] for text in self.texts]
+        ends = np.cumsum([0, *self.counts]).tolist()
+        return [self.texts[start:end] for start, end in pairwise(ends)]
+
     def slice(self, start: int, stop: int) -> "Captions":
         """The captions of rows ``start`` to ``stop`` (exclusive)."""
         if self.counts is None:
@@ -73,6 +81,7 @@ class RowBatch:
     """By caption kind, those that are asked for."""
     original_sizes: Sequence[tuple[int, int] | None] | None = None
     """Width and height before the source resized the image, pixels; None where it names none."""
+    uids: Sequence[str] = ()
     layers: Mapping[str, pa.Table] = field(default_factory=dict)
     """Rows of the layers that scorers ask for, by the layer's name."""
 

@@ -355,6 +355,46 @@ def histogram(title: str, distribution: Distribution, color: str) -> Html:
     return tag("figure", caption, chart, class_="histogram", style=f"color: {color}")
 
 
+def before_after_histogram(title: str, before: Distribution, after: Distribution) -> Html:
+    """Draw two histograms of a score over the same bins: all samples behind those kept."""
+    step, most = _HISTOGRAM_WIDTH / len(before.bins), max(before.bins)
+    marks = []
+    for class_, distribution in (("before", before), ("after", after)):
+        for i, count in enumerate(distribution.bins):
+            height = max(1.0, (_HISTOGRAM_BASE - 4) * count / most) if count else 0.0
+            marks.append(
+                tag(
+                    "rect",
+                    x=f"{i * step + 0.75:.1f}",
+                    y=f"{_HISTOGRAM_BASE - height:.1f}",
+                    width=f"{step - 1.5:.1f}",
+                    height=f"{height:.1f}",
+                    rx=1,
+                    class_=class_,
+                )
+            )
+    low, high = (format_number(value) for value in (before.low, before.high))
+    base = _HISTOGRAM_BASE + 0.5
+    marks += [
+        tag("line", x1=0, x2=_HISTOGRAM_WIDTH, y1=base, y2=base, class_="grid"),
+        tag("text", low, x=0, y=_HISTOGRAM_HEIGHT - 2),
+        tag("text", high, x=_HISTOGRAM_WIDTH, y=_HISTOGRAM_HEIGHT - 2, text_anchor="end"),
+    ]
+    medians = [format_number(d.quantiles[_MEDIAN]) if d.count else "none" for d in (before, after)]
+    note = f"median {medians[0]} → {medians[1]}"
+    if before.missing:
+        note += f", {before.missing:,} missing"
+    chart = tag(
+        "svg",
+        marks,
+        viewBox=f"0 0 {_HISTOGRAM_WIDTH} {_HISTOGRAM_HEIGHT}",
+        role="img",
+        aria_label=f"{title}: from {low} to {high}, {note}",
+    )
+    caption = tag("figcaption", tag("span", title), tag("small", note))
+    return tag("figure", caption, chart, class_="histogram")
+
+
 def normalized_position(value: float, distribution: Distribution) -> float:
     """Return a value's position between the lowest and the highest, 0 to 1."""
     low, high = distribution.low, distribution.high

@@ -107,9 +107,9 @@ def details(summary: str, *children: Child) -> Html:
     return tag("details", tag("summary", summary), *children)
 
 
-def paragraph(*children: Child, class_: str = "") -> Html:
-    """Build a paragraph."""
-    return tag("p", *children, class_=class_)
+def paragraph(*children: Child, class_: str = "", dir_: str = "") -> Html:
+    """Build a paragraph; ``dir_="auto"`` for text of any direction."""
+    return tag("p", *children, class_=class_, dir=dir_)
 
 
 def empty_section(reason: str) -> Html:
