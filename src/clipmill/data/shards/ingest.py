@@ -104,7 +104,7 @@ class IngestConfig:
         raw = entry.load()
         caption = self._caption(raw.caption)
         data = convert(raw.image_bytes, self.constraints)
-        width, height = original = check_image(data, self.constraints)
+        header_size = check_size(data, self.constraints)
         origin = entry.identity or entry.origin.encode()
         content = hashlib.sha256(raw.image_bytes)
         halves = (
@@ -114,7 +114,7 @@ class IngestConfig:
         content.update(b"\0" + origin)
         uid = content.hexdigest()[:UID_LENGTH]
         suffix, rows = actual_suffix(raw.suffix, data), raw.rows
-        is_large = min(width, height) > self.resize_shorter_side
+        is_large = min(header_size) > self.resize_shorter_side
         if self.jpeg_quality and (not self.resize_shorter_side or is_large):
             if any(row.get(TORCHVISION_AUGMENTATION) for row in rows.values()) and _is_turned(data):
                 raise BadSampleError(
@@ -122,11 +122,15 @@ class IngestConfig:
                     "its augmentations are of the image before its EXIF turn, and it is encoded "
                     "again upright",
                 )
+            image = decode_rgb(data)
+            original = image.size
             data, width, height = reencode(
-                data, shorter_side=self.resize_shorter_side, jpeg_quality=self.jpeg_quality
+                image, shorter_side=self.resize_shorter_side, jpeg_quality=self.jpeg_quality
             )
             rows = resized_rows(rows, original, (width, height))
             suffix = ".jpg"
+        else:
+            width, height = original = check_image(data, self.constraints)
         metadata = raw.metadata
         if (width, height) != original:
             sizes = {"original_height": original[1], "original_width": original[0]}
@@ -197,8 +201,8 @@ def convert(data: bytes, constraints: ImageConstraints) -> bytes:
     raise BadSampleError(BadSampleReason.IMAGE_TOO_LARGE, size)
 
 
-def check_image(data: bytes, constraints: ImageConstraints) -> tuple[int, int]:
-    """Decode an image to its end, and return width and height (pixels) of the upright image.
+def check_size(data: bytes, constraints: ImageConstraints) -> tuple[int, int]:
+    """Return width and height (pixels) from an image's header, before any turn.
 
     Raises BadSampleError: ``empty_file``, ``unreadable_image``, ``image_too_large``,
     ``image_too_small``.
@@ -210,6 +214,15 @@ def check_image(data: bytes, constraints: ImageConstraints) -> tuple[int, int]:
         raise BadSampleError(BadSampleReason.IMAGE_TOO_LARGE, f"{width} x {height} pixels")
     if min(width, height) < constraints.min_side:
         raise BadSampleError(BadSampleReason.IMAGE_TOO_SMALL, f"{width} x {height} pixels")
+    return width, height
+
+
+def check_image(data: bytes, constraints: ImageConstraints) -> tuple[int, int]:
+    """Decode an image to its end, and return width and height (pixels) of the upright image.
+
+    Raises BadSampleError, as ``check_size`` too.
+    """
+    width, height = check_size(data, constraints)
     if data.startswith(_JPEG) and _jpeg_decodes(data):
         return (height, width) if _is_rotated_90(data) else (width, height)
     # Not a JPEG, or one that libjpeg warns about: Pillow decides.
@@ -259,12 +272,13 @@ def _is_turned(data: bytes) -> bool:
         return exif_orientation(image) != 1
 
 
-def reencode(data: bytes, *, shorter_side: int, jpeg_quality: int) -> tuple[bytes, int, int]:
-    """Return the upright image as JPEG bytes, and its width and height (pixels).
+def reencode(
+    image: Image.Image, *, shorter_side: int, jpeg_quality: int
+) -> tuple[bytes, int, int]:
+    """Return an image as JPEG bytes, and its width and height (pixels).
 
-    ``shorter_side`` bounds the shorter side (0: no resizing). Raises BadSampleError.
+    ``shorter_side`` bounds the shorter side (0: no resizing).
     """
-    image = decode_rgb(data)
     shorter = min(image.size)
     if shorter_side and shorter > shorter_side:
         scale = shorter_side / shorter
