@@ -272,9 +272,7 @@ def _is_turned(data: bytes) -> bool:
         return exif_orientation(image) != 1
 
 
-def reencode(
-    image: Image.Image, *, shorter_side: int, jpeg_quality: int
-) -> tuple[bytes, int, int]:
+def reencode(image: Image.Image, *, shorter_side: int, jpeg_quality: int) -> tuple[bytes, int, int]:
     """Return an image as JPEG bytes, and its width and height (pixels).
 
     ``shorter_side`` bounds the shorter side (0: no resizing).
