@@ -170,10 +170,14 @@ def open_run(uri: str, name: str) -> TrackedRun | None:
     if not is_tracked():
         return None
     kind, address = _parse(os.environ[TRACKING_VARIABLE])
-    opener = {"mlflow": MlflowTracker, "tensorboard": TensorBoardTracker, "wandb": WandbTracker}
+    openers: dict[str, Callable[[str, str], Tracker]] = {
+        "mlflow": MlflowTracker.open,
+        "tensorboard": TensorBoardTracker.open,
+        "wandb": WandbTracker.open,
+    }
     uri = absolute_uri(uri)
     if uri not in _open_runs:
-        run = TrackedRun(name, _PACKAGES[kind], lambda: opener[kind].open(address, uri))
+        run = TrackedRun(name, _PACKAGES[kind], lambda: openers[kind](address, uri))
         run.set_tags({"clipmill.uri": uri, "clipmill.run": os.environ.get("CLIPMILL_RUN", "")})
         _open_runs[uri] = run
     return _open_runs[uri]
