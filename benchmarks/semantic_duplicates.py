@@ -72,6 +72,15 @@ def main(model: str, count: int) -> None:
                 f"{recall:.4f} ({shares}); ours {ours:.2f} s, NumPy {peer:.2f} s, ratio "
                 f"{peer / ours:.2f}, {(keep != theirs).sum()} rows differ"
             )
+            probing = replace(rule, num_probes=2)
+            selected = select(
+                SelectConfig(name="semdedup", filters=filter_steps(probing)),
+                uri,
+                report=lambda *_: None,
+            )
+            keep = kept(Dataset.open(uri), selected)
+            precision, recall, _ = quality(names, keep)
+            print(f"  with 2 probes: precision {precision:.4f}, recall {recall:.4f}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory of all: {peak:,.0f} MiB")
 

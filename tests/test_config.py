@@ -297,6 +297,30 @@ def test_overrides_put_values_into_dicts():
         found.override(["sizes.depth=many"])
 
 
+def test_overrides_name_entries_of_lists_by_index():
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Step(Config):
+        name: str = ""
+        settings: dict[str, bool | int | float | str] = field(default_factory=dict)
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Steps(Config):
+        steps: tuple[Step, ...] = (Step(name="a"), Step(name="b", settings={"x": 1, "y": "z"}))
+        sizes: tuple[int, ...] = (1, 2)
+
+    sets = ["steps.1.settings.x=0.5", "steps.1.settings.y=text", "steps.1.settings.w=true"]
+    changed = Steps().override([*sets, "steps.0.name=5"])
+    assert changed.steps == (
+        Step(name="5"),
+        Step(name="b", settings={"x": 0.5, "y": "text", "w": True}),
+    )
+    for path in ("steps.2.name", "steps.-1.name", "steps.1", "steps.x.name", "sizes.1"):
+        with pytest.raises(ConfigError, match="has no fields"):
+            Steps().override([f"{path}=3"])
+    with pytest.raises(ConfigError, match=r"steps\.1\.nom is not a field"):
+        Steps().override(["steps.1.nom=3"])
+
+
 def test_a_former_name_of_a_field_is_answered_with_the_new_one():
     from clipmill.engine.config import TrainConfig
 

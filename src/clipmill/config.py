@@ -142,7 +142,8 @@ class Config:
 
         A value is read as JSON where the field isn't a string (``1e-3``, ``true``, ``[1, 2]``,
         ``null``); for a string field it is taken as it stands. A field of a nested config that is
-        null turns it on, with its defaults.
+        null turns it on, with its defaults. An entry of a list of configs is named by its index,
+        from 0 on: ``filters.1.settings.epsilon=0.03``.
         """
         config = self
         for assignment in assignments:
@@ -192,6 +193,11 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
         if isinstance(child.get(key), Config):
             changed = _set(child[key], below, text, entry_name)
             return dataclasses.replace(config, **{name: {**child, key: changed}})
+    if isinstance(child, tuple) and _names_entry(child, rest):
+        index = int(rest[0])
+        changed = _set(child[index], rest[1:], text, _dotted(full_name, rest[0]))
+        entries = (*child[:index], changed, *child[index + 1 :])
+        return dataclasses.replace(config, **{name: entries})
     if not isinstance(child, Config):
         raise ConfigError(
             f"{full_name} has no fields, so {'.'.join([full_name, *rest])} can't be set",
@@ -199,6 +205,13 @@ def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
             action=f"set {full_name}=VALUE",
         )
     return dataclasses.replace(config, **{name: _set(child, rest, text, full_name)})
+
+
+def _names_entry(entries: tuple[object, ...], path: Sequence[str]) -> bool:
+    """Return whether ``path`` is a field of one of the configs of a list: its index comes first."""
+    index, *field = path
+    is_index = index.isascii() and index.isdigit() and int(index) < len(entries)
+    return is_index and bool(field) and isinstance(entries[int(index)], Config)
 
 
 def _optional_default(hint: Any) -> Config | None:
@@ -225,7 +238,8 @@ def _read(text: str, hint: Any) -> object:
     kinds = _alternatives(hint)
     if type(None) in kinds and text in {"null", "none", "None"}:
         return None
-    if str in kinds or any(get_origin(kind) is Literal for kind in kinds):
+    may_be_other = any(kind in kinds for kind in (bool, int, float))
+    if (str in kinds and not may_be_other) or any(get_origin(kind) is Literal for kind in kinds):
         return text
     try:
         return json.loads(text)

@@ -80,7 +80,8 @@ def clusters_of(rows, num_clusters):
     ties = np.array([tie_breaker(f"u{row}") for row in range(len(rows))], np.uint64)
     training = rows[np.argsort(ties)][: 128 * num_clusters]
     centroids = spherical_kmeans(training, num_clusters, 20)
-    return nearest_centroids(rows, centroids)
+    cluster, similarity = nearest_centroids(rows, centroids)
+    return cluster[:, 0], similarity
 
 
 @pytest.mark.parametrize("num_clusters", [1, 7])
@@ -131,6 +132,27 @@ def test_little_memory_takes_more_passes_and_gives_the_same(tmp_path):
     assert (little == again).all()
     assert more_training.sum() < NUM_ROWS
     assert little.sum() < NUM_ROWS
+
+
+def test_a_second_probe_finds_pairs_across_borders(tmp_path):
+    """Points on a circle, so close that each is a duplicate of its neighbors."""
+    angles = np.linspace(0, 2 * np.pi, NUM_ROWS, endpoint=False)
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float16)
+    image = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 2)
+    dataset = bare_dataset(tmp_path / "d", SIZES)
+    dataset = add_layer(dataset, "score/embedding-1", {"image": image})
+    rule = SemanticDuplicateFilter(epsilon=0.001, num_clusters=4)
+    parted = keep_of(dataset, rule)
+    # Around the circle each arc keeps the two ends, or one where they meet.
+    both = keep_of(dataset, replace(rule, num_probes=2))
+    more_passes = replace(rule, num_probes=2, memory_bytes=2 * 2 * NUM_ROWS)
+    assert both.sum() < parted.sum()
+    assert not (both & ~parted).any()
+    assert (keep_of(dataset, more_passes) == both).all()
+    # More probes than clusters are all clusters: what one cluster would give, by this preference.
+    everywhere = keep_of(dataset, replace(rule, num_probes=9))
+    cluster, similarity = clusters_of(rows, 4)
+    assert (everywhere == expected_keep(rows, 0 * cluster, -similarity, 0.001)).all()
 
 
 def test_the_order_of_rows_in_shards_is_irrelevant(tmp_path):
@@ -202,7 +224,13 @@ def test_no_row_left(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epsilon", 0.0), ("epsilon", 1.0), ("num_clusters", -1), ("iterations", 0)],
+    [
+        ("epsilon", 0.0),
+        ("epsilon", 1.0),
+        ("num_clusters", -1),
+        ("num_probes", 0),
+        ("iterations", 0),
+    ],
 )
 def test_values_out_of_range(name, value):
     with pytest.raises(ConfigError, match=f"{name} was"):

@@ -91,6 +91,15 @@ def test_every_rule_runs(journey, name):
         assert set(table["caption"].to_pylist()) == {"real", "captions/x"}
 
 
+def test_settings_of_a_filter_are_overridden(journey):
+    folder, dataset, _ = journey
+    sets = ["filters.1.settings.epsilon=0.9999", "filters.1.settings.num_clusters=1"]
+    layer = stages.select("select-semdedup", sets, dataset, "")
+    assert sum(rows_of(dataset, layer, folder)["keep"].to_pylist()) == 1
+    with pytest.raises(ConfigError, match="epsilon was 2"):
+        stages.select("select-semdedup", ["filters.1.settings.epsilon=2"], dataset, "")
+
+
 def test_an_encoder_trains_on_what_was_chosen(journey):
     folder, dataset, _ = journey
     layer = stages.select("select-mixed-captions", [], dataset, "")

@@ -7,9 +7,9 @@ similar to its cluster's centroid.
 
 The layer is read once to draw the rows that k-means learns from, once to assign all rows to
 clusters, and once for each group of clusters whose embeddings fit into ``memory_bytes``. Beside
-those, memory is 20 bytes per row.
+those, memory is 20 bytes per row, and 4 for each further probe.
 
-Shapes: N rows, K clusters, D embedding width.
+Shapes: N rows, K clusters, P probes, D embedding width.
 """
 
 import math
@@ -49,6 +49,9 @@ class SemanticDuplicateFilter(FilterConfig):
     """Images whose cosine similarity is above 1 - epsilon are duplicates."""
     num_clusters: int = 0
     """Clusters of k-means; 0 for the square root of the number of rows."""
+    num_probes: int = 1
+    """Clusters in which an image is compared, the nearest ones: 1 as in the paper. With 2, pairs
+    that lie on both sides of a border are found as well."""
     iterations: int = 20
     """Most iterations of k-means."""
     keep_best_by: Literal["centroid", "score"] = "centroid"
@@ -70,6 +73,7 @@ class SemanticDuplicateFilter(FilterConfig):
         limits = {
             "epsilon": (0 < self.epsilon < 1, "above 0 and below 1", "0.05"),
             "num_clusters": (self.num_clusters >= 0, "at least 0", "0"),
+            "num_probes": (self.num_probes >= 1, "at least 1", "1"),
             "iterations": (self.iterations >= 1, "at least 1", "20"),
             "memory_bytes": (self.memory_bytes >= 1, "at least 1", "4000000000"),
         }
@@ -103,7 +107,7 @@ class _SemanticState(FilterState):
         self._training: _TrainingRows | None = None
         self._num_rows = num_rows
         self._centroids_KD: Tensor | None = None
-        self._cluster = np.full(num_rows, -1, np.int32)
+        self._cluster_NP = np.full((num_rows, config.num_probes), -1, np.int32)
         self._preference = np.zeros(num_rows, np.float32)
         self._ties = np.zeros(num_rows, np.uint64)
         self._is_duplicate = np.zeros(num_rows, bool)
@@ -115,8 +119,8 @@ class _SemanticState(FilterState):
         is_valid = remaining & column.is_valid().to_numpy(zero_copy_only=False)
         if self._pass >= 2:
             first, last = self._groups[self._pass - 2]
-            cluster = self._cluster[block.rows]
-            is_valid &= (cluster >= first) & (cluster < last)
+            cluster_NP = self._cluster_NP[block.rows]
+            is_valid &= ((cluster_NP >= first) & (cluster_NP < last)).any(axis=1)
         rows = np.flatnonzero(is_valid)
         if not len(rows):
             return
@@ -157,8 +161,10 @@ class _SemanticState(FilterState):
     ) -> None:
         config = self._config
         assert self._centroids_KD is not None
-        cluster, similarity = nearest_centroids(embeddings_ND, self._centroids_KD)
-        self._cluster[rows + block.start] = cluster
+        cluster_NP, similarity = nearest_centroids(
+            embeddings_ND, self._centroids_KD, config.num_probes
+        )
+        self._cluster_NP[rows + block.start, : cluster_NP.shape[1]] = cluster_NP
         if config.keep_best_by == "centroid":
             preference = -similarity
         else:
@@ -168,7 +174,7 @@ class _SemanticState(FilterState):
 
     def _cluster_groups(self, row_bytes: int) -> list[tuple[int, int]]:
         """Return ranges of clusters, each of which fits into the memory."""
-        counts = np.bincount(self._cluster[self._cluster >= 0])
+        counts = np.bincount(self._cluster_NP[self._cluster_NP >= 0])
         max_rows = self._config.memory_bytes // row_bytes
         if counts.max() > max_rows:
             needed = int(counts.max()) * row_bytes
@@ -192,10 +198,14 @@ class _SemanticState(FilterState):
         embeddings_ND, rows = map(np.concatenate, zip(*self._parts, strict=True))
         self._parts = []
         rank = preference_ranks(self._preference[rows].astype(np.float64), self._ties[rows])
-        cluster = self._cluster[rows]
-        order = np.lexsort((rank, cluster))
+        first, last = self._groups[self._pass - 2]
+        cluster_NP = self._cluster_NP[rows]
+        member, probe = np.nonzero((cluster_NP >= first) & (cluster_NP < last))
+        cluster = cluster_NP[member, probe]
+        order = np.lexsort((rank[member], cluster))
+        member = member[order]
         bounds = np.flatnonzero(np.diff(cluster[order])) + 1
-        for members in np.split(order, bounds):
+        for members in np.split(member, bounds):
             is_duplicate = semantic_duplicates(embeddings_ND[members], 1 - self._config.epsilon)
             self._is_duplicate[rows[members[is_duplicate]]] = True
 
@@ -263,7 +273,8 @@ def spherical_kmeans(
     centroids_KD = _unit(embeddings_ND[:num_clusters], "cpu")
     previous: NDArray[np.int64] | None = None
     for _ in range(iterations):
-        cluster, similarity = nearest_centroids(embeddings_ND, centroids_KD)
+        cluster_NP, similarity = nearest_centroids(embeddings_ND, centroids_KD)
+        cluster = cluster_NP[:, 0]
         if previous is not None and (cluster == previous).all():
             break
         previous = cluster
@@ -283,24 +294,24 @@ def spherical_kmeans(
 
 
 def nearest_centroids(
-    embeddings_ND: NDArray[np.float16], centroids_KD: "Tensor"
+    embeddings_ND: NDArray[np.float16], centroids_KD: "Tensor", num_probes: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return each row's centroid and their cosine similarity, rounded."""
+    """Return each row's centroids (N, P), and the cosine similarity (N) to the first, rounded."""
     device = _device()
     transposed_DK = centroids_KD.T.to(device)
-    cluster = np.zeros(len(embeddings_ND), np.int64)
+    cluster_NP = np.zeros((len(embeddings_ND), min(num_probes, len(centroids_KD))), np.int64)
     similarity = np.zeros(len(embeddings_ND), np.float32)
     step = _block_rows(len(centroids_KD))
     for start in range(0, len(embeddings_ND), step):
         rows = slice(start, start + step)
         unit_BD = _unit(embeddings_ND[rows], device)
-        index_B = (unit_BD @ transposed_DK).argmax(dim=1)
+        index_BP = (unit_BD @ transposed_DK).topk(cluster_NP.shape[1], dim=1).indices
         # In fp64, unlike the product above, so that it's the same for any number of rows.
-        nearest_BD = transposed_DK.T[index_B].double()
+        nearest_BD = transposed_DK.T[index_BP[:, 0]].double()
         exact_B = (unit_BD.double() * nearest_BD).sum(dim=1)
         similarity[rows] = exact_B.round(decimals=_DECIMALS).cpu().numpy()
-        cluster[rows] = index_B.cpu().numpy()
-    return cluster, similarity
+        cluster_NP[rows] = index_BP.cpu().numpy()
+    return cluster_NP, similarity
 
 
 def semantic_duplicates(embeddings_ND: NDArray[np.float16], threshold: float) -> NDArray[np.bool_]:
