@@ -103,6 +103,35 @@ def test_a_command_that_is_repeated_sends_what_a_tracker_has_missed(
     assert "clipmill.seconds" not in run.data.tags
 
 
+def test_a_promotion_is_a_version_of_a_registered_model(tmp_path: Path, mlflow_store: Any) -> None:
+    def promote(digit: str) -> None:
+        with Stage("promote") as stage:
+            model = {"role": "model", "uri": f"s3://b/models/{digit}", "digest": digit * 64}
+            evaluation = {"role": "evaluation", "uri": "s3://b/evaluations/a", "digest": "a" * 64}
+            promotion = {
+                "kind": "promotion",
+                "digest": digit * 64,
+                "gate": {"task": "depth", "threshold": 1.0},
+                "parents": [model, evaluation],
+                "summary": {"RMSE": "0.5 m"},
+            }
+            folder = tmp_path / "serving" / "depth"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "promotion.json").write_text(json.dumps(promotion))
+            stage.set_output(str(folder))
+
+    for digit in "1221":
+        promote(digit)
+        version = mlflow_store.get_model_version_by_alias("clipmill-depth", "promoted")
+        assert version.tags["clipmill.digest"] == digit * 64
+        assert version.source == f"s3://b/models/{digit}"
+        assert version.tags["clipmill.RMSE"] == "0.5 m"
+        run = mlflow_store.get_run(version.run_id)
+        assert run.data.tags["clipmill.uri"] == version.source
+    versions = mlflow_store.search_model_versions("name = 'clipmill-depth'")
+    assert sorted(int(v.version) for v in versions) == [1, 2]
+
+
 def test_tensorboard_shows_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

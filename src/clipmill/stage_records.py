@@ -23,7 +23,7 @@ from clipmill.lineage import artifact_at, read_artifact
 from clipmill.processes import local_rank
 from clipmill.storage import join, open_store, read_json, require_writable, write_json
 from clipmill.telemetry import serve_metrics_once
-from clipmill.tracking import check_tracking, is_tracked, track_artifact
+from clipmill.tracking import check_tracking, is_tracked, register_promotion, track_artifact
 
 ProgressCallback = Callable[[int, int, str], None]
 """Callback with the amount done, the total, and a short message."""
@@ -149,13 +149,13 @@ class Stage:
         """Send the stage's artifact to the tracker, if one is configured."""
         if not (self._output and is_tracked() and artifact_at(self._output)):
             return
+        artifact = read_artifact(self._output)
+        if artifact["kind"] == "promotion":
+            register_promotion(artifact)
+            return
         name = f"{self.name} {self.label}".strip()
-        track_artifact(
-            self._output,
-            read_artifact(self._output),
-            stage=name,
-            seconds=seconds if self._worked else None,
-        )
+        spent = seconds if self._worked else None
+        track_artifact(self._output, artifact, stage=name, seconds=spent)
 
     def _write_event(self, event: dict[str, Any]) -> None:
         event = {"stage": self.name, "label": self.label, "time": time.time(), **event}

@@ -63,6 +63,9 @@ class Tracker(ABC):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record URIs, digests and lineage."""
 
+    def register(self, name: str, tags: Mapping[str, str]) -> None:  # noqa: B027  # optional
+        """Make the run's artifact the promoted version of a registered model, if it has any."""
+
     @abstractmethod
     def set_status(self, status: Status) -> None:
         """Record how the run ended; no further call comes."""
@@ -102,6 +105,11 @@ class TrackedRun:
         """Record URIs, digests and lineage."""
         texts = dict(tags)
         self._calls.put(lambda tracker: tracker.set_tags(texts))
+
+    def register(self, name: str, tags: Mapping[str, str]) -> None:
+        """Make the run's artifact the promoted version of a registered model."""
+        texts = dict(tags)
+        self._calls.put(lambda tracker: tracker.register(name, texts))
 
     def close(self, status: Status) -> None:
         """Record the run's state, and wait until all is sent, for a limited time."""
@@ -232,6 +240,23 @@ def track_artifact(
     close_run(uri, "finished")
 
 
+def register_promotion(artifact: Mapping[str, Any]) -> None:
+    """Register a promotion's model, as a version of the model ``clipmill-TASK``."""
+    parents = {parent["role"]: parent for parent in artifact["parents"]}
+    model, task = parents["model"], str(artifact["gate"]["task"])
+    run = open_run(model["uri"], f"promote {task}")
+    if run is None:
+        return
+    tags = {
+        "clipmill.uri": model["uri"],
+        "clipmill.digest": model["digest"],
+        "clipmill.evaluation": parents["evaluation"]["uri"],
+        **{f"clipmill.{name}": str(text) for name, text in artifact["summary"].items()},
+    }
+    run.register(f"clipmill-{task}", tags)
+    close_run(model["uri"], "finished")
+
+
 class MlflowTracker(Tracker):
     """A run in MLflow, of the experiment ``MLFLOW_EXPERIMENT_NAME`` (default: ``clipmill``)."""
 
@@ -301,6 +326,22 @@ class MlflowTracker(Tracker):
 
         values = [RunTag(key, value) for key, value in tags.items() if value]
         self._client.log_batch(self._run_id, tags=values)
+
+    def register(self, name: str, tags: Mapping[str, str]) -> None:
+        """Create the model's version, known by its digest; the alias ``promoted`` points to it."""
+        if not self._client.search_registered_models(f"name = '{name}'"):
+            self._client.create_registered_model(name)
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        digest = tags["clipmill.digest"]
+        version = next((v for v in versions if v.tags.get("clipmill.digest") == digest), None)
+        if version is None:
+            uri = tags["clipmill.uri"]
+            # A server takes no path of a client's machine.
+            source = uri if "://" in uri else f"runs:/{self._run_id}/model"
+            version = self._client.create_model_version(
+                name, source, run_id=self._run_id, tags=dict(tags)
+            )
+        self._client.set_registered_model_alias(name, "promoted", version.version)
 
     def set_status(self, status: Status) -> None:
         """Record the run's state."""
