@@ -152,8 +152,8 @@ def by_numpy(dataset: Dataset, layer: str, epsilon: float) -> NDArray[np.bool_]:
         label = (training_ND @ centroids_KD.T).argmax(1)
         sums_KD = np.stack([training_ND[label == k].sum(0) for k in range(num_clusters)])
         centroids_KD = sums_KD / np.linalg.norm(sums_KD, axis=1, keepdims=True)
-    similarity_NK = unit_ND @ centroids_KD.T
-    cluster, nearest = similarity_NK.argmax(1), similarity_NK.max(1).round(5)
+    cluster = (unit_ND @ centroids_KD.T).argmax(1)
+    nearest = (unit_ND.astype(np.float64) * centroids_KD[cluster]).sum(1).round(6)
     keep = np.ones(len(unit_ND), bool)
     place = np.argsort(order)
     for number in range(num_clusters):

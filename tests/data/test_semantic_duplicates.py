@@ -113,7 +113,7 @@ def test_little_memory_takes_more_passes_and_gives_the_same(tmp_path):
     dataset, _, _ = embedded(tmp_path / "d")
     rule = SemanticDuplicateFilter(epsilon=0.01, num_clusters=20)
     # k-means learns from 40 rows either way, once its rows are few.
-    needed = 2 * WIDTH * NUM_ROWS
+    needed = 10 * WIDTH * NUM_ROWS
     states = []
     original = SemanticDuplicateFilter.create_state
 
@@ -145,7 +145,7 @@ def test_a_second_probe_finds_pairs_across_borders(tmp_path):
     parted = keep_of(dataset, rule)
     # Around the circle each arc keeps the two ends, or one where they meet.
     both = keep_of(dataset, replace(rule, num_probes=2))
-    more_passes = replace(rule, num_probes=2, memory_bytes=2 * 2 * NUM_ROWS)
+    more_passes = replace(rule, num_probes=2, memory_bytes=10 * 2 * NUM_ROWS)
     assert both.sum() < parted.sum()
     assert not (both & ~parted).any()
     assert (keep_of(dataset, more_passes) == both).all()
@@ -204,7 +204,7 @@ def test_an_empty_cluster_moves_to_a_far_row():
 
 def test_a_cluster_beyond_memory_is_an_error(tmp_path):
     dataset, _, _ = embedded(tmp_path / "d")
-    rule = SemanticDuplicateFilter(num_clusters=1, memory_bytes=2 * WIDTH * 150)
+    rule = SemanticDuplicateFilter(num_clusters=1, memory_bytes=10 * WIDTH * 150)
     with pytest.raises(ConfigError, match="the largest of 1 clusters has 200 rows"):
         keep_of(dataset, rule)
 

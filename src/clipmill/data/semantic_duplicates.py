@@ -34,6 +34,13 @@ EMBEDDING_COLUMN = "image"
 # Rows per cluster that k-means learns from: faiss takes 39 at least and 256 at most.
 _ROWS_PER_CLUSTER = 128
 
+# Bytes per number of an embedding: as it is collected, and with the others of its group, as fp16;
+# and with the others of its cluster, as fp16 and fp32.
+_BYTES_PER_NUMBER = 2 + 2 + 2 + 4
+
+# The same of rows that k-means learns from: as they are, and while rows are added.
+_TRAINING_BYTES_PER_NUMBER = 2 + 2
+
 # Similarities that are computed together: 64 MB.
 _NUM_SIMILARITIES = 1 << 24
 
@@ -146,7 +153,7 @@ class _SemanticState(FilterState):
         elif self._pass == 1:
             if self._centroids_KD is not None:
                 width = self._centroids_KD.shape[1]
-                self._groups = self._cluster_groups(2 * width)
+                self._groups = self._cluster_groups(_BYTES_PER_NUMBER * width)
                 self._centroids_KD = None
             self.num_passes = 2 + len(self._groups)
         else:
@@ -216,7 +223,7 @@ class _TrainingRows:
     def __init__(self, config: SemanticDuplicateFilter, num_rows: int, width: int) -> None:
         self._config = config
         self._num_observed = 0
-        limit = config.memory_bytes // (2 * width)
+        limit = config.memory_bytes // (_TRAINING_BYTES_PER_NUMBER * width)
         self._max_rows = max(
             1, min(limit, _ROWS_PER_CLUSTER * _num_clusters(config, num_rows), num_rows)
         )
@@ -270,21 +277,24 @@ def spherical_kmeans(
     import torch
     from torch.nn import functional as F
 
+    device = _device()
     centroids_KD = _unit(embeddings_ND[:num_clusters], "cpu")
-    previous: NDArray[np.int64] | None = None
+    cluster = np.full(len(embeddings_ND), -1, np.int64)
+    similarity = np.zeros(len(embeddings_ND), np.float32)
+    step = _block_rows(max(num_clusters, embeddings_ND.shape[1]))
     for _ in range(iterations):
-        cluster_NP, similarity = nearest_centroids(embeddings_ND, centroids_KD)
-        cluster = cluster_NP[:, 0]
-        if previous is not None and (cluster == previous).all():
-            break
-        previous = cluster
+        previous = cluster.copy()
+        transposed_DK = centroids_KD.T.to(device)
         # On the CPU, where sums have one order.
         sums_KD = torch.zeros_like(centroids_KD)
-        step = _block_rows(embeddings_ND.shape[1])
         for start in range(0, len(embeddings_ND), step):
             rows = slice(start, start + step)
-            labels = torch.from_numpy(cluster[rows])
-            sums_KD.index_add_(0, labels, _unit(embeddings_ND[rows], "cpu"))
+            unit_BD = _unit(embeddings_ND[rows], device)
+            best_B, index_B = (unit_BD @ transposed_DK).max(dim=1)
+            sums_KD.index_add_(0, index_B.cpu(), unit_BD.cpu())
+            cluster[rows], similarity[rows] = index_B.cpu().numpy(), best_B.cpu().numpy()
+        if (cluster == previous).all():
+            break
         empty = np.flatnonzero(np.bincount(cluster, minlength=num_clusters) == 0)
         if len(empty):
             farthest = np.argsort(similarity, kind="stable")[: len(empty)]
@@ -301,7 +311,7 @@ def nearest_centroids(
     transposed_DK = centroids_KD.T.to(device)
     cluster_NP = np.zeros((len(embeddings_ND), min(num_probes, len(centroids_KD))), np.int64)
     similarity = np.zeros(len(embeddings_ND), np.float32)
-    step = _block_rows(len(centroids_KD))
+    step = _block_rows(max(centroids_KD.shape))
     for start in range(0, len(embeddings_ND), step):
         rows = slice(start, start + step)
         unit_BD = _unit(embeddings_ND[rows], device)
