@@ -1,10 +1,13 @@
 """States of an endpoint and what a rollout makes of each: the table of docs/endpoints.md."""
 
+import copy
 import os
 import signal
+import threading
 
 import pytest
 
+from clipmill.cluster import rollout as rollout_module
 from clipmill.cluster.kserve import (
     MODEL_ANNOTATION,
     InferenceServiceConfig,
@@ -71,6 +74,36 @@ def serves(kserve):
     ]
     assert not kserve.was_down
     return model
+
+
+def test_a_stopping_pod_of_the_model_before_doesnt_answer_for_the_new_one(cluster, serving_old):
+    """It is no pod of the Service any more, but nodes take a second to know."""
+    stopping = copy.deepcopy(cluster.pods[0])
+    stopping["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+    def reconcile(resource):
+        serving_old._reconcile(resource)
+        if served_model(serving_old.endpoint()["spec"]["predictor"]) == NEW:
+            cluster.pods.append(stopping)
+            threading.Timer(0.3, cluster.pods.remove, (stopping,)).start()
+
+    cluster.on_change = reconcile
+    asked = []
+    go(cluster, NEW, check=lambda url: asked.append((url, stopping in cluster.pods)) or "fine")
+    assert asked == [(CANARY_URL, False), (URL, False)]
+
+
+def test_a_pod_that_never_stops_is_waited_for_no_longer(cluster, serving_old, monkeypatch):
+    monkeypatch.setattr(rollout_module, "_STOP_SECONDS", 0.1)
+    lost = copy.deepcopy(cluster.pods[0])
+    lost["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+    def reconcile(resource):
+        serving_old._reconcile(resource)
+        cluster.pods.append(lost)
+
+    cluster.on_change = reconcile
+    assert go(cluster, NEW).changed
 
 
 def shares(cluster):

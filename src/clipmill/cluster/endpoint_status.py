@@ -20,12 +20,20 @@ def live_pods(
     Raises:
         ClusterError: the cluster can't be reached or refuses.
     """
-    selector = f"{ENDPOINT_LABEL}={endpoint.name},{TRACK_LABEL}={track}"
-    return [
-        pod
-        for pod in api.pods(endpoint.namespace, selector)
-        if not pod["metadata"].get("deletionTimestamp") and not is_ended(pod)
-    ]
+    pods = _running_pods(api, endpoint, track)
+    return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+
+
+def stopping_pods(
+    api: ClusterApi, endpoint: InferenceServiceConfig, track: str
+) -> list[dict[str, Any]]:
+    """Return the pods of a track that are stopping, which may still answer requests.
+
+    Raises:
+        ClusterError: the cluster can't be reached or refuses.
+    """
+    pods = _running_pods(api, endpoint, track)
+    return [pod for pod in pods if pod["metadata"].get("deletionTimestamp")]
 
 
 def are_serving(pods: list[dict[str, Any]], model_annotation: str) -> bool:
@@ -106,6 +114,13 @@ def traffic_percent(route: dict[str, Any], service: str) -> int:
         total = sum(backends.values())
         shares.append(round(100 * backends.get(service, 0) / total) if total else 0)
     return min(shares, default=0)
+
+
+def _running_pods(
+    api: ClusterApi, endpoint: InferenceServiceConfig, track: str
+) -> list[dict[str, Any]]:
+    selector = f"{ENDPOINT_LABEL}={endpoint.name},{TRACK_LABEL}={track}"
+    return [pod for pod in api.pods(endpoint.namespace, selector) if not is_ended(pod)]
 
 
 def _waiting_for(pod: dict[str, Any]) -> str:

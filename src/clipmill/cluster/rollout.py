@@ -16,6 +16,7 @@ from clipmill.cluster.endpoint_status import (
     live_pods,
     logs_command,
     predictor_url,
+    stopping_pods,
     traffic_percent,
 )
 from clipmill.cluster.kserve import (
@@ -55,6 +56,9 @@ _UNDO_SECONDS: Final = 10.0
 """Longest pause between two attempts to take a canary back, seconds."""
 _DRAIN_SECONDS: Final = 15.0
 """Longest wait for a gateway to send a canary nothing more, seconds."""
+_STOP_SECONDS: Final = 90.0
+"""Longest wait for the pods that a promotion replaces, seconds: more than the chart's grace. One on
+a lost node never ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -332,6 +336,10 @@ class _Rollout:
 
     def _check_stable(self, current: dict[str, Any]) -> str:
         self._wait_until_serving(STABLE, model_annotation(current["spec"]["predictor"]))
+        # A pod of the model before would answer for this one.
+        end = time.monotonic() + _STOP_SECONDS
+        while stopping_pods(self.api, self.endpoint, STABLE) and time.monotonic() < end:
+            time.sleep(self.config.poll_interval_seconds)
         return f"{self.endpoint.url}: {self.check_answers(self.endpoint.url)}"
 
     def _describe_way_in(self) -> str:
