@@ -15,7 +15,8 @@ from clipmill.data.loading.view import ViewConfig
 from clipmill.data.scoring.score import ScoreConfig
 from clipmill.data.select import SelectConfig
 from clipmill.data.shards.plan import ShardConfig, ShardPlan
-from clipmill.errors import ArtifactError
+from clipmill.engine.config import RuntimeConfig, TrainConfig
+from clipmill.errors import ArtifactError, ConfigError
 from clipmill.pretrain.config import (
     CocaTrainConfig,
     MaePretrainConfig,
@@ -69,9 +70,10 @@ RENAMED_CHOICES = {
 
 
 def leaves(value):
-    """All values in plain JSON, without their names."""
+    """All values in plain JSON, without their names and the fields that are no more."""
     if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in leaves(item)]
+        kept = [item for name, item in value.items() if name not in RuntimeConfig.REMOVED_FIELDS]
+        return [leaf for item in kept for leaf in leaves(item)]
     if isinstance(value, list):
         return [leaf for item in value for leaf in leaves(item)]
     return [RENAMED_CHOICES.get(value, value)]
@@ -84,6 +86,13 @@ def test_every_value_is_read(name):
     # The config may have fields that 0.1 lacked.
     assert Counter(map(repr, leaves(stored))) <= Counter(map(repr, leaves(config.to_json())))
     assert type(config).from_json(config.to_json()) == config
+
+
+def test_a_field_that_is_no_more_says_what_replaces_it():
+    config = TrainConfig(steps=1, batch_size=1)
+    with pytest.raises(ConfigError, match="tensorboard is not a field") as caught:
+        config.override(["runtime.tensorboard=board"])
+    assert caught.value.action == "use --tracking tensorboard:FOLDER instead, since clipmill 0.2"
 
 
 def test_every_kind_is_covered():

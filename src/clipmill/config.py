@@ -80,6 +80,8 @@ class Config:
 
     RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {}
     """Fields' names in JSON that clipmill 0.1 stored, and their names now."""
+    REMOVED_FIELDS: ClassVar[Mapping[str, str]] = {}
+    """Fields that clipmill 0.1 stored, which had no effect on a result, and what replaces them."""
     RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """By field (its name now), choices' names that clipmill 0.1 stored, and their names now."""
 
@@ -95,6 +97,7 @@ class Config:
         hints = get_type_hints(cls)
         fields = {f.name: f for f in dataclasses.fields(cls)}
         value = {cls.RENAMED_FIELDS.get(name, name): item for name, item in value.items()}
+        value = {name: item for name, item in value.items() if name not in cls.REMOVED_FIELDS}
         for name, choices in cls.RENAMED_VALUES.items():
             if isinstance(value.get(name), str):
                 value[name] = choices.get(value[name], value[name])
@@ -366,13 +369,18 @@ def _describe_type(hint: Any) -> str:
 def _unknown_field_error(path: str, cls: type[Config]) -> ConfigError:
     parent = path.rpartition(".")[0]
     names = [_dotted(parent, f.name) for f in dataclasses.fields(cls)]
-    renamed = cls.RENAMED_FIELDS.get(path.rpartition(".")[2])
+    last = path.rpartition(".")[2]
+    renamed = cls.RENAMED_FIELDS.get(last)
+    if instead := cls.REMOVED_FIELDS.get(last):
+        action = f"use {instead} instead, since clipmill 0.2"
+    elif renamed:
+        action = f"use {_dotted(parent, renamed)}, its name since clipmill 0.2"
+    else:
+        action = suggestion(path, names, otherwise=f"use one of these instead of {path}")
     return ConfigError(
         f"{path} is not a field of {cls.__name__}",
         expected=f"one of {', '.join(names)}" if names else "no field at all",
-        action=f"use {_dotted(parent, renamed)}, its name since clipmill 0.2"
-        if renamed
-        else suggestion(path, names, otherwise=f"use one of these instead of {path}"),
+        action=action,
     )
 
 

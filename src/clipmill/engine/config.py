@@ -119,6 +119,9 @@ class RuntimeConfig(Config):
         "heartbeat_seconds": "heartbeat_interval_seconds",
         "publish_seconds": "log_upload_interval_seconds",
     }
+    REMOVED_FIELDS: ClassVar[Mapping[str, str]] = {
+        "tensorboard": "--tracking tensorboard:FOLDER",
+    }
 
     parallelism: Literal["ddp", "fsdp"] = "ddp"
     """``ddp`` has all weights on each rank; ``fsdp`` shards them (FSDP2), for large towers."""
