@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from clipmill.cli.evaluate import EXIT_NOT_PROMOTED
 from clipmill.demo import DemoOptions, program, show_demo
 from clipmill.errors import ConfigError, SourceError, StorageError
 from clipmill.processes import free_port, port_owner
@@ -155,7 +156,8 @@ def test_scenes_leave_artifacts_and_commands_that_work(tmp_path):
         task = json.loads((evaluation / "evaluation.json").read_text())["task"]
         lenient = {"segmentation": "0", "depth": "99"}[task]
         words = ["promote", task, str(evaluation), "--min-metric", lenient, "--store", str(store)]
-        shell(shlex.join([*program(), *words]))
+        promoted = subprocess.run([*program(), *words], check=False)
+        assert promoted.returncode in {0, EXIT_NOT_PROMOTED}, "a better one may serve already"
 
     second = shown(start(folder, OVERRIDES, keep=True, port=port))
     lines = [line for line in second.splitlines() if line.startswith("✓")]

@@ -163,7 +163,7 @@ LIGHT = {
         "data select",
         "data shard",
     ),
-    *("data stats", "data validate", "data verify"),
+    *("data selection-report", "data stats", "data validate", "data verify"),
 }
 """Commands that need no extra, or one that depends on what they are given."""
 

@@ -82,9 +82,9 @@ def web_page(folder: Path) -> str:
     return "a.jpg"
 
 
-def gif_in_disguise(folder: Path) -> str:
-    save(folder / "a.gif", format="GIF")
-    (folder / "a.gif").rename(folder / "a.jpg")
+def icon_in_disguise(folder: Path) -> str:
+    save(folder / "a.ico", format="ICO")
+    (folder / "a.ico").rename(folder / "a.jpg")
     (folder / "a.txt").write_text("a cat")
     return "a.jpg"
 
@@ -123,7 +123,7 @@ BAD: list[tuple[str, Callable[[Path], str]]] = [
     ("empty_file", empty_file),
     ("unreadable_image", truncated_jpeg),
     ("unreadable_image", web_page),
-    ("unreadable_image", gif_in_disguise),
+    ("unreadable_image", icon_in_disguise),
     ("image_too_large", bomb),
     ("image_too_large", just_too_large),
     ("image_too_small", too_small),

@@ -263,7 +263,9 @@ def test_text_that_is_not_utf8(tmp_path: Path, images: Path) -> None:
 
 def test_half_a_character_in_json(tmp_path: Path, images: Path) -> None:
     path = write_coco(tmp_path / "annotations")
-    path.write_text(path.read_text().replace("later", "\\ud83d").replace("8.jpg", "\\ud83d.jpg"))
+    path.write_text(
+        path.read_text().replace("later", "later \\ud83d").replace("8.jpg", "\\ud83d.jpg")
+    )
     entries = {entry.origin: entry for entry in read_all(open_source(str(path)))}
     assert reason(entries["9.jpg"]) == "caption_not_utf8"
     assert reason(entries["\\ud83d.jpg"]) == "missing_caption"
