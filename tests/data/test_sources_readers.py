@@ -231,7 +231,7 @@ def test_parquet_as_pyarrow_reads_it(
 
 
 def shows(text: str) -> bool:
-    """Whether a character of it shows."""
+    """True if a character of it shows."""
     return any(unicodedata.category(c)[0] in "LMNPS" and c != "\ufffd" for c in text)
 
 

@@ -47,7 +47,7 @@ class ImportConfig(Config):
     }
 
     by: Identifier = "uid"
-    """What names a sample: a uid (clipmill's or the source's), or the source's key or url."""
+    """Name of a sample: a uid (clipmill's or the source's), or the source's key or url."""
     uid_column: str = ""
     """The table's column of these identifiers; empty for one of that name."""
     columns: dict[str, str] = field(default_factory=dict)

@@ -76,7 +76,7 @@ class ReinforcementConfig(Config):
     """Join of reinforcements to samples."""
 
     by: Identifier = "key"
-    """What a tar's sample and one of the dataset have in common."""
+    """Field that a tar's sample and one of the dataset have in common."""
     name: str = DEFAULT_NAME
     """The part of the layers' names after their kind."""
 
@@ -174,7 +174,7 @@ def _inspect(files: Sequence[Path], name: str, source: str) -> ReinforcedLayers:
 
 @dataclass(frozen=True, slots=True)
 class _ShardRanges:
-    """Where the reinforcements of a shard's samples lie."""
+    """Places of the reinforcements of a shard's samples."""
 
     shard: int
     number_N: NDArray[np.int32]

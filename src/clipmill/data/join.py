@@ -79,7 +79,7 @@ class SampleIndex:
 
     @property
     def counts(self) -> JoinCounts:
-        """What was matched so far."""
+        """Counts of matches so far."""
         matched = int(self._is_matched.sum())
         return JoinCounts(
             matched=matched,

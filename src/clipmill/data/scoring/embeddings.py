@@ -84,7 +84,7 @@ class HeadScoreConfig(Config):
     """A head on image embeddings, and how its file is read."""
 
     name: str = ""
-    """What it scores, such as ``aesthetic``: its layer is ``score/<name>-<digest>``, and its
+    """Name of its score, such as ``aesthetic``: its layer is ``score/<name>-<digest>``, and its
     column has that name."""
     file: str = ""
     """URI of its weights: a PyTorch state dict (.pth, .pt) or .safetensors."""
@@ -154,13 +154,13 @@ class Head:
     weights: "tuple[tuple[Tensor, Tensor], ...]"
     """Weight and bias of each layer."""
     has_relu: tuple[bool, ...]
-    """Whether ReLU follows each layer."""
+    """True if ReLU follows each layer."""
     mean_D: "Tensor | None"
     """Mean that is subtracted from the embedding, and ..."""
     variance_D: "Tensor | None"
     """... the variance whose root divides it."""
     is_probability: bool
-    """Whether a sigmoid ends it."""
+    """True if a sigmoid ends it."""
 
     @property
     def width(self) -> int:

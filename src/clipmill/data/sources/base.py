@@ -116,7 +116,7 @@ class ImageColumn:
     option: str
     """Option of a source spec that names it."""
     keeps_rows: bool = False
-    """Whether entries have all columns of their row, see ``Entry.row``."""
+    """True if entries have all columns of their row, see ``Entry.row``."""
 
 
 PATHS: Final = ImageColumn(IMAGE_NAMES, "image's path", "image")

@@ -31,12 +31,12 @@ class FetchConfig(Config):
     max_redirects: int = 5
     """Redirects that are followed."""
     respect_robots: bool = True
-    """Whether robots.txt is read, and its rules kept."""
+    """Read robots.txt, and keep its rules."""
     respect_opt_out: bool = True
-    """Whether images with ``X-Robots-Tag: noai``, ``noimageai``, ``noindex`` or ``noimageindex``
-    are left out."""
+    """Leave out images with ``X-Robots-Tag: noai``, ``noimageai``, ``noindex`` or
+    ``noimageindex``."""
     allow_private: bool = False
-    """Whether hosts of this machine and of private networks are fetched from."""
+    """Fetch from hosts of this machine and of private networks too."""
     user_agent: str = ""
     """``User-Agent`` header; the part before its first slash is the name in robots.txt. Empty for
     clipmill's own."""

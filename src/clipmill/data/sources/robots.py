@@ -30,7 +30,7 @@ class _Rule:
     parts: tuple[str, ...]
     """The pattern between its wildcards."""
     is_anchored: bool
-    """Whether the pattern ends where the path does."""
+    """True if the pattern ends where the path does."""
 
     def matches(self, target: str) -> bool:
         """Return whether a path and query match, in linear time."""

@@ -82,7 +82,7 @@ class Member:
     size: int
     """Bytes of its content."""
     is_sparse: bool = False
-    """Whether the content is stored without its runs of zeros, which isn't read."""
+    """True if the content is stored without its runs of zeros, which isn't read."""
 
 
 Sample = tuple[str, list[tuple[str, Member]]]
