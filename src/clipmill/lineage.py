@@ -33,6 +33,10 @@ _ARTICLES: Final = {
 }
 ARTIFACT_FILES: Final = tuple(_ARTICLES)
 
+LOG_FILE: Final = "log.jsonl"
+"""A training's records, next to the artifact that it wrote; of an unfinished one, in its folder
+``state``."""
+
 _FILES_0_1: Final = {"smoke_test.json": "probe.json"}
 """Names of artifact files in stores of clipmill 0.1."""
 

@@ -23,7 +23,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+from clipmill.config import flatten
 from clipmill.errors import ConfigError, StorageError
+from clipmill.lineage import LOG_FILE
 from clipmill.processes import is_first_rank
 from clipmill.storage import absolute_uri, exists, join, read_bytes
 
@@ -469,17 +471,6 @@ def _mlflow_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in name)[:250]
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by their dotted names, as ``--set`` has them."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
-
-
 def _numbered(parents: Sequence[Mapping[str, str]]) -> list[tuple[int, Mapping[str, str]]]:
     """Return each parent with the number of those of its role before it."""
     roles = [parent["role"] for parent in parents]
@@ -488,7 +479,7 @@ def _numbered(parents: Sequence[Mapping[str, str]]) -> list[tuple[int, Mapping[s
 
 def _training_log(uri: str) -> list[dict[str, float]]:
     try:
-        path = join(uri, "log.jsonl")
+        path = join(uri, LOG_FILE)
         if exists(path):
             return [json.loads(line) for line in read_bytes(path).decode().splitlines()]
     except StorageError:

@@ -18,8 +18,8 @@ from clipmill.data.layers import commit_layer, write_layer_shard
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
-from clipmill.engine.result import LOG_FILE, log_lines
-from clipmill.lineage import Parent
+from clipmill.engine.result import log_lines
+from clipmill.lineage import LOG_FILE, Parent
 from clipmill.models.checkpoint import CheckpointMetadata, read_metadata, save_checkpoint
 from clipmill.recipes.data import coca_tiny
 from clipmill.recipes.finetune import depth_tiny, upernet_tiny

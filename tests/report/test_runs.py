@@ -9,7 +9,8 @@ import pytest
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.metrics import MetricsLogger
-from clipmill.engine.result import LOG_FILE, log_lines
+from clipmill.engine.result import log_lines
+from clipmill.lineage import LOG_FILE
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.report.runs import list_runs, runs_page, varying_settings
 from clipmill.storage import join, write_bytes, write_json

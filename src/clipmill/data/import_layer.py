@@ -93,8 +93,7 @@ def import_layer(
         parents = []
         for number, uri in enumerate(files):
             path = download_table(uri, Path(folder) / str(number))
-            absolute = uri if "://" in uri else str(path.absolute())
-            parents.append(Parent(role="import", uri=absolute, digest=sha256_file(path)))
+            parents.append(Parent(role="import", uri=uri, digest=sha256_file(path)))
             for batch in read_table(path, uri, config.uid_column or config.by, config.columns):
                 typed = _with_embeddings(layer, batch) if layer.startswith("teacher/") else batch
                 spill.add(_matched(sample_index, typed), uri)

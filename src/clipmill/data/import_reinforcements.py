@@ -136,7 +136,7 @@ def import_reinforcements(
             write_layer_shard(opened, names[-1], shard, _selection(opened.uids(shard), keep))
     parent = Parent(
         role="import",
-        uri=str(Path(source).absolute()),
+        uri=source,
         digest=files_digest(relative_names(base, paths).items(), "metadata"),
     )
     detail = {key: str(count) for key, count in asdict(counts).items()}

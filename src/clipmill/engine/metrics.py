@@ -7,15 +7,17 @@ from typing import Any, Literal
 
 import torch
 
+from clipmill.config import flatten
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Objective
-from clipmill.engine.result import LOG_FILE, RUN_FILE, log_lines
+from clipmill.engine.result import RUN_FILE, finished_uri, log_lines
 from clipmill.errors import StorageError
+from clipmill.lineage import LOG_FILE
 from clipmill.processes import local_rank
 from clipmill.storage import join, write_bytes, write_json
 from clipmill.telemetry import TOTAL_LOSS, serve_metrics_once, train_metrics
-from clipmill.tracking import close_run, flatten, open_run
+from clipmill.tracking import close_run, open_run
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,10 +47,10 @@ class MetricsLogger:
             port = runtime.metrics_port + (local_rank() if runtime.metrics_port else 0)
             serve_metrics_once(port, runtime.metrics_host)
         self._is_first = dist.rank == 0
-        self._result_uri = uri.removesuffix("/state")
+        self._result_uri = finished_uri(uri)
         self._tracked = open_run(self._result_uri, name) if self._is_first else None
         if self._tracked is not None:
-            self._tracked.log_params(flatten(config.to_json(), "train."))
+            self._tracked.log_params(flatten(config.to_json(), "train"))
         self._name = name
         self._config = config
         self._world_size = dist.world_size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.config import Config, digest_json
 from clipmill.errors import ClipmillError
-from clipmill.lineage import Parent
+from clipmill.lineage import LOG_FILE, Parent
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint, save_embedding
 from clipmill.models.embedding_stats import EmbeddingStatistics
 from clipmill.storage import artifact_uri, join, open_store, read_bytes, write_bytes
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-LOG_FILE = "log.jsonl"
-"""A run's records; of an unfinished one, in its folder ``state``."""
+STATE_FOLDER = "state"
+"""Folder of an unfinished run, in that of its result."""
 RUN_FILE = "run.json"
-"""Status of an unfinished run, in the same folder."""
+"""Status of an unfinished run, in that folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,12 @@ def result_uri(store: str, kind: str, name: str, config: Config, parents: Sequen
 
 def state_uri(uri: str) -> str:
     """Return the folder of an unfinished run's training checkpoints."""
-    return join(uri, "state")
+    return join(uri, STATE_FOLDER)
+
+
+def finished_uri(state: str) -> str:
+    """Return the address of the result whose unfinished run lies in a folder of ``state_uri``."""
+    return state.removesuffix(f"/{STATE_FOLDER}")
 
 
 def save_run(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipmill.config import flatten
-from clipmill.engine.result import LOG_FILE, RUN_FILE, read_log
+from clipmill.engine.result import RUN_FILE, STATE_FOLDER, read_log
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
+from clipmill.lineage import LOG_FILE
 from clipmill.models.checkpoint import read_metadata
 from clipmill.report.html.charts import Line, line_chart
 from clipmill.report.html.page import (
@@ -24,7 +25,6 @@ from clipmill.report.html.page import (
 from clipmill.storage import join, open_store, read_bytes, read_json
 
 _CARD = "model.json"
-_STATE = "state"
 _NONE = "\u2013"
 # Curves of a page, in this order, then whatever else the logs hold.
 _CURVES = {
@@ -90,7 +90,7 @@ def list_runs(store: str) -> list[TrainingRun]:
         try:
             if file == _CARD:
                 runs.append(_finished(store, folder))
-            elif file == RUN_FILE and folder.rpartition("/")[2] == _STATE:
+            elif file == RUN_FILE and folder.rpartition("/")[2] == STATE_FOLDER:
                 runs.append(_unfinished(store, folder.rpartition("/")[0]))
         except (ArtifactError, StorageError, KeyError):
             # Not a run of training, or one that is being written.
@@ -137,8 +137,8 @@ def _finished(store: str, name: str) -> TrainingRun:
 
 def _unfinished(store: str, name: str) -> TrainingRun:
     uri = join(store, name)
-    run = read_json(join(uri, _STATE, RUN_FILE))
-    lines = read_bytes(join(uri, _STATE, LOG_FILE)).decode().splitlines()
+    run = read_json(join(uri, STATE_FOLDER, RUN_FILE))
+    lines = read_bytes(join(uri, STATE_FOLDER, LOG_FILE)).decode().splitlines()
     return TrainingRun(
         name=name,
         uri=uri,

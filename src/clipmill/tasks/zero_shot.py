@@ -381,7 +381,7 @@ def open_labeled_images(uri: str, split: str) -> LabeledImages:
         return LabeledImages(
             classes=tuple(name.strip() for name in classes if name.strip()),
             tars=tuple(tars.values()),
-            parent=Parent(role="data", uri=str(path.absolute()), digest=digest),
+            parent=Parent(role="data", uri=str(path), digest=digest),
         )
     folder, parent = fetch_folder(uri, "data")
     root = folder / split

@@ -28,7 +28,7 @@ from clipmill.data.sources.files import escape_name, matching_files
 from clipmill.data.sources.tables import ParquetSource
 from clipmill.data.sources.text_tables import DelimitedSource, JsonLinesSource
 from clipmill.errors import NotFoundError, SourceError
-from clipmill.storage import atomic_write, split_uri
+from clipmill.storage import absolute_uri, atomic_write, split_uri
 
 if TYPE_CHECKING:
     from clipmill.data.sources.fetch import Fetcher
@@ -76,8 +76,7 @@ class UrlSource(Source):
         self._table = _open_table(local, columns)
         self.layers = self._table.layers
         text = urlencode(given, quote_via=quote)
-        absolute = path if is_remote else str(Path(path).absolute())
-        self.uri = f"urls:{absolute}" + (f"?{text}" if text else "")
+        self.uri = f"urls:{absolute_uri(path)}" + (f"?{text}" if text else "")
         self._salt = [columns, self._config.digest]
         self._fetcher: Fetcher | None = None
         self._queue: FetchQueue | None = None
