@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.config import Config
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import read_layer, resolve_layer
 from clipmill.data.select import CAPTION_SELECTION, FILTERS_DETAIL, FilterStep, reject_reasons
@@ -39,7 +38,7 @@ from clipmill.report.html.page import (
     section,
     tag,
 )
-from clipmill.report.preview import MAX_SAMPLES, Position, SampleDetails, read_details
+from clipmill.report.preview import Position, SampleDetails, SamplesConfig, read_details
 from clipmill.stage_records import ProgressCallback
 
 KEPT = ""
@@ -53,22 +52,10 @@ _UNMEASURED = ("score/concepts",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CurationReportConfig(Config):
-    """Samples of a report."""
+class CurationReportConfig(SamplesConfig):
+    """Samples of a report: of those kept, and of those that each filter dropped."""
 
     num_samples: int = 12
-    """Samples that are shown of those kept, and of those that each filter dropped."""
-    seed: int = 0
-    """Seed of the random choice."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range (ConfigError)."""
-        if not 1 <= self.num_samples <= MAX_SAMPLES:
-            raise ConfigError(
-                f"num_samples was {self.num_samples}",
-                expected=f"1 to {MAX_SAMPLES}",
-                action="set num_samples=12, say",
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

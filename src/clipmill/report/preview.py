@@ -57,17 +57,11 @@ Position = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PreviewConfig(Config):
-    """Samples of a page; random ones unless uids or scores are given."""
+class SamplesConfig(Config):
+    """Number and random choice of a page's samples."""
 
-    uids: tuple[str, ...] = ()
-    """Uids of samples, or their beginnings."""
-    highest_by: str = ""
-    """``LAYER:COLUMN`` of the score whose ``num_samples`` highest are shown; empty for none."""
-    lowest_by: str = ""
-    """``LAYER:COLUMN`` of the score whose ``num_samples`` lowest are shown; empty for none."""
     num_samples: int = 24
-    """Samples of each choice: random ones, highest, lowest."""
+    """Samples of each choice."""
     seed: int = 0
     """Seed of the random choice."""
 
@@ -79,6 +73,18 @@ class PreviewConfig(Config):
                 expected=f"1 to {MAX_SAMPLES}",
                 action="set num_samples=24, say, and write several pages for more",
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewConfig(SamplesConfig):
+    """Samples of a page: random ones, highest or lowest; random ones unless others are given."""
+
+    uids: tuple[str, ...] = ()
+    """Uids of samples, or their beginnings."""
+    highest_by: str = ""
+    """``LAYER:COLUMN`` of the score whose ``num_samples`` highest are shown; empty for none."""
+    lowest_by: str = ""
+    """``LAYER:COLUMN`` of the score whose ``num_samples`` lowest are shown; empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

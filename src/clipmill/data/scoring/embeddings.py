@@ -35,12 +35,7 @@ from numpy.typing import NDArray
 from clipmill.config import Config, sha256_bytes
 from clipmill.data.dataset import Dataset
 from clipmill.data.layers import resolve_layer
-from clipmill.data.scoring.scorers import (
-    ClipScoreConfig,
-    ClipTowers,
-    RowBatch,
-    scoring_clip_parent,
-)
+from clipmill.data.scoring.scorers import ClipImageScorer, ClipScoreConfig, RowBatch
 from clipmill.data.semantic_duplicates import EMBEDDING_COLUMN, read_embeddings
 from clipmill.errors import ConfigError
 from clipmill.lineage import Parent
@@ -51,24 +46,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class EmbeddingScorer:
+class EmbeddingScorer(ClipImageScorer):
     """A column ``image`` of unit embeddings, in fp16; null where the image doesn't decode."""
 
-    needs_images = True
     needs_captions = False
-    layers: tuple[str, ...] = ()
 
     def __init__(self, config: ClipScoreConfig) -> None:
-        self._config = config
-        self.parents: tuple[Parent, ...] = (scoring_clip_parent(config, "model", "embedding"),)
-        self.detail = {"model": config.model, "precision": config.precision}
-        self._towers: ClipTowers | None = None
+        super().__init__(config, "model", "embedding")
 
     def score(self, rows: RowBatch) -> dict[str, pa.Array]:
         """The column above."""
         assert rows.images is not None
-        if self._towers is None:
-            self._towers = ClipTowers(self._config)
         images_BD, has_image = self._towers.embed_rows(rows.images)
         values = pa.array(images_BD.astype(np.float16).ravel())
         width = images_BD.shape[1]

@@ -423,24 +423,34 @@ class ClipScoreConfig(Config):
             )
 
 
-class ClipScorer:
-    """A column a caption kind of float32; null where the image doesn't decode."""
+class ClipImageScorer:
+    """Base of scorers that embed images by a CLIP, which is loaded for the first of them."""
 
     needs_images = True
-    needs_captions = True
     layers: tuple[str, ...] = ()
 
-    def __init__(self, config: ClipScoreConfig) -> None:
-        self._config = config
-        self.parents: tuple[Parent, ...] = (scoring_clip_parent(config, "judge"),)
+    def __init__(self, config: ClipScoreConfig, role: str, name: str = "clip") -> None:
+        """``role`` is the CLIP's among the layer's parents, ``name`` that of the config."""
+        self.parents: tuple[Parent, ...] = (scoring_clip_parent(config, role, name),)
         self.detail = {"model": config.model, "precision": config.precision}
-        self._towers: ClipTowers | None = None
+        self._config = config
+
+    @cached_property
+    def _towers(self) -> "ClipTowers":
+        return ClipTowers(self._config)
+
+
+class ClipScorer(ClipImageScorer):
+    """A column a caption kind of float32; null where the image doesn't decode."""
+
+    needs_captions = True
+
+    def __init__(self, config: ClipScoreConfig) -> None:
+        super().__init__(config, "judge")
 
     def score(self, rows: RowBatch) -> dict[str, pa.Array]:
         """The columns above."""
         assert rows.images is not None
-        if self._towers is None:
-            self._towers = ClipTowers(self._config)
         images_BD, has_image = self._towers.embed_rows(rows.images)
         return {
             kind: captions.column(self._similarity(images_BD, has_image, captions))
@@ -450,7 +460,6 @@ class ClipScorer:
     def _similarity(
         self, images_BD: NDArray[np.float32], has_image: NDArray[np.bool_], captions: Captions
     ) -> pa.Array:
-        assert self._towers is not None
         counts = 1 if captions.counts is None else np.array(captions.counts, np.int64)
         row_C = np.repeat(np.arange(len(images_BD)), counts)
         valid_C = np.flatnonzero(has_image[row_C])

@@ -305,20 +305,7 @@ def histogram(title: str, distribution: Distribution, color: str) -> Html:
     """Draw the histogram of a score in a CSS color; the distribution isn't empty."""
     d = distribution
     median = d.quantiles[_MEDIAN]
-    step, most = _HISTOGRAM_WIDTH / len(d.bins), max(d.bins)
-    bars = []
-    for i, count in enumerate(d.bins):
-        height = max(1.5, (_HISTOGRAM_BASE - 4) * count / most) if count else 0.0
-        bars.append(
-            tag(
-                "rect",
-                x=f"{i * step + 0.75:.1f}",
-                y=f"{_HISTOGRAM_BASE - height:.1f}",
-                width=f"{step - 1.5:.1f}",
-                height=f"{height:.1f}",
-                rx=1,
-            )
-        )
+    bars = _bars(d, max(d.bins))
     at = _HISTOGRAM_WIDTH * normalized_position(median, d)
     marks = [
         tag(
@@ -357,22 +344,8 @@ def histogram(title: str, distribution: Distribution, color: str) -> Html:
 
 def before_after_histogram(title: str, before: Distribution, after: Distribution) -> Html:
     """Draw two histograms of a score over the same bins: all samples behind those kept."""
-    step, most = _HISTOGRAM_WIDTH / len(before.bins), max(before.bins)
-    marks = []
-    for class_, distribution in (("before", before), ("after", after)):
-        for i, count in enumerate(distribution.bins):
-            height = max(1.0, (_HISTOGRAM_BASE - 4) * count / most) if count else 0.0
-            marks.append(
-                tag(
-                    "rect",
-                    x=f"{i * step + 0.75:.1f}",
-                    y=f"{_HISTOGRAM_BASE - height:.1f}",
-                    width=f"{step - 1.5:.1f}",
-                    height=f"{height:.1f}",
-                    rx=1,
-                    class_=class_,
-                )
-            )
+    most = max(before.bins)
+    marks = [*_bars(before, most, class_="before"), *_bars(after, most, class_="after")]
     low, high = (format_number(value) for value in (before.low, before.high))
     base = _HISTOGRAM_BASE + 0.5
     marks += [
@@ -393,6 +366,26 @@ def before_after_histogram(title: str, before: Distribution, after: Distribution
     )
     caption = tag("figcaption", tag("span", title), tag("small", note))
     return tag("figure", caption, chart, class_="histogram")
+
+
+def _bars(distribution: Distribution, most: int, **attributes: str) -> list[Html]:
+    """Draw a histogram's bars; one of ``most`` samples is as high as the chart."""
+    step = _HISTOGRAM_WIDTH / len(distribution.bins)
+    bars = []
+    for i, count in enumerate(distribution.bins):
+        height = max(1.5, (_HISTOGRAM_BASE - 4) * count / most) if count else 0.0
+        bars.append(
+            tag(
+                "rect",
+                x=f"{i * step + 0.75:.1f}",
+                y=f"{_HISTOGRAM_BASE - height:.1f}",
+                width=f"{step - 1.5:.1f}",
+                height=f"{height:.1f}",
+                rx=1,
+                **attributes,
+            )
+        )
+    return bars
 
 
 def normalized_position(value: float, distribution: Distribution) -> float:
