@@ -516,6 +516,7 @@ def data_selection_report(
     page = stages.curation_report(dataset, layer, count=count, seed=seed)
     output.write_text(page, encoding="utf-8")
     typer.echo(json.dumps({"page": str(output)}) if as_json else str(output))
+    print_next("pretrain", "clip", dataset, "--select", layer, "--store", "STORE")
 
 
 @data.command("verify")

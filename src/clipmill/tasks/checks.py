@@ -31,7 +31,7 @@ from clipmill.images import image_size
 from clipmill.models.checkpoint import read_metadata
 from clipmill.models.embedding_stats import evenly_spaced_indices
 from clipmill.models.pretrained import open_encoder
-from clipmill.processes import local_rank
+from clipmill.processes import is_first_rank
 from clipmill.stage_records import ProgressCallback, no_progress
 from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig, DetectionConfig
 from clipmill.tasks.training_registry import get_training_task
@@ -196,7 +196,7 @@ def check_before(
     result = issues.result(task).issues
     errors = [issue for issue in result if issue.is_error]
     if not errors:
-        for issue in result if local_rank() == 0 else ():
+        for issue in result if is_first_rank() else ():
             _logger.warning("%s (%d): %s", issue.reason, issue.count, issue.examples[0])
         return
     more = sum(issue.count for issue in errors) - 1
