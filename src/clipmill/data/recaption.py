@@ -5,7 +5,6 @@ missing commits the layer. Progress is saved per shard, and per batch for expens
 their outputs are stored next to the layer's shards until their shard is complete.
 """
 
-import io
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clipmill.data.captioners import (
     Captioner,
@@ -24,11 +22,20 @@ from clipmill.data.captioners import (
 )
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.layers import commit_layer, has_layer_shard, write_layer_shard
+from clipmill.data.retries import (
+    RETRIED,
+    delete_partial,
+    describe_failures,
+    num_failed,
+    read_partial,
+    read_rows,
+    retry_layer,
+    save_partial,
+)
 from clipmill.data.shards.read import ShardReader, read_shard
-from clipmill.errors import BadSampleError, BadSampleReason, ClipmillError, NotFoundError
+from clipmill.errors import BadSampleError, BadSampleReason, ClipmillError
 from clipmill.images import decode_rgb
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import join, open_store, read_json, write_json
 from clipmill.telemetry import CAPTIONED, caption_metrics
 
 _log = logging.getLogger(__name__)
@@ -47,9 +54,6 @@ real caption is used as a fallback, and the reason among ``captioners.REASONS``,
 
 # Decoding runs concurrently with the captioner, which uses other cores or waits for the network.
 _NUM_DECODERS = 4
-
-# Files are small and may be far away, so waiting for several at once is what counts.
-_NUM_READERS = 16
 
 
 def recaption(
@@ -101,35 +105,6 @@ def recaption(
     return layer
 
 
-RETRIED = frozenset(
-    {
-        BadSampleReason.UNAVAILABLE,
-        BadSampleReason.MALFORMED,
-        BadSampleReason.FAILED,
-        BadSampleReason.NO_SCORE,
-    }
-)
-"""Reasons that may pass: those of the endpoint or the machine rather than of the sample."""
-
-
-def retry_layer(dataset: Dataset, layer: str) -> tuple[str, str]:
-    """Return the layer that a retry writes, and the committed one whose rows it keeps, if any."""
-    last, number = "", 0
-    name = layer
-    while name in dataset.layers:
-        last, number = name, number + 1
-        name = f"{layer}-retry{number}"
-    if last and not any(num_failed(dataset, last, index) for index in range(len(dataset.shards))):
-        return last, ""
-    return name, last
-
-
-def num_failed(dataset: Dataset, layer: str, index: int) -> int:
-    """Return the number of a complete shard's rows that a retry captions."""
-    table = read_rows(dataset, layer, index, ["reason"])
-    return sum(reason in RETRIED for reason in table["reason"].to_pylist())
-
-
 def _kept_outputs(dataset: Dataset, layer: str, index: int) -> dict[str, CaptionOutput]:
     """Return the rows of a complete shard that a retry keeps, by uid."""
     outputs = {}
@@ -143,14 +118,6 @@ def _kept_outputs(dataset: Dataset, layer: str, index: int) -> dict[str, Caption
             reason=row["reason"],
         )
     return outputs
-
-
-def read_rows(
-    dataset: Dataset, layer: str, index: int, columns: list[str] | None = None
-) -> pa.Table:
-    """Read a complete shard of a layer, which needn't be committed."""
-    data = open_store(dataset.layer_uri(layer)).get(f"{index:05d}.parquet")
-    return pq.read_table(io.BytesIO(data), columns=columns, use_threads=False)
 
 
 class _ShardCaptioner:
@@ -179,7 +146,7 @@ class _ShardCaptioner:
         """Write the shard's rows; return the number of samples by reason, "" for captioned."""
         dataset, layer = self._dataset, self._layer
         self._outputs = (
-            read_partial_outputs(dataset, layer, index) if self._model.checkpoint_outputs else {}
+            _read_outputs(dataset, layer, index) if self._model.checkpoint_outputs else {}
         )
         kept = self._previous or (layer if has_layer_shard(dataset, layer, index) else "")
         if kept:
@@ -191,13 +158,13 @@ class _ShardCaptioner:
                     self._caption(batch)
                 finally:
                     if self._model.checkpoint_outputs:
-                        save_partial_outputs(dataset, layer, index, self._outputs)
+                        _save_outputs(dataset, layer, index, self._outputs)
             table, counts = self._table(reader)
         # Another worker may have written it meanwhile, with other captions where seeds don't help.
         if kept == layer or not has_layer_shard(dataset, layer, index):
             write_layer_shard(dataset, layer, index, table)
         if self._model.checkpoint_outputs:
-            delete_partial_outputs(dataset, layer, index)
+            delete_partial(dataset, layer, index)
         for reason, count in counts.items():
             caption_metrics().samples.labels(reason or CAPTIONED).inc(count)
         return counts
@@ -262,25 +229,8 @@ class _ShardCaptioner:
         return pa.table(columns, SCHEMA), Counter(out.reason for out in outputs)
 
 
-def describe_failures(dataset: Dataset, layer: str) -> str:
-    """Describe how many samples of a layer failed, by reason."""
-    store = open_store(dataset.layer_uri(layer))
-
-    def reasons(index: int) -> Counter[str]:
-        data = io.BytesIO(store.get(f"{index:05d}.parquet"))
-        column = pq.read_table(data, columns=["reason"])["reason"]
-        return Counter(map(BadSampleReason.parse, column.to_pylist()))
-
-    counts: Counter[str] = Counter()
-    with ThreadPoolExecutor(_NUM_READERS) as readers:
-        for shard_counts in readers.map(reasons, range(len(dataset.shards))):
-            counts.update(shard_counts)
-    del counts[""]
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
-
-
-def save_partial_outputs(
-    dataset: Dataset, layer: str, shard_index: int, outputs: Mapping[str, CaptionOutput]
+def _save_outputs(
+    dataset: Dataset, layer: str, index: int, outputs: Mapping[str, CaptionOutput]
 ) -> None:
     """Save the outputs of a shard that isn't complete; failed ones are retried by the next run."""
     captions = {
@@ -288,28 +238,12 @@ def save_partial_outputs(
         for uid, out in outputs.items()
         if out.texts
     }
-    write_json(join(dataset.layer_uri(layer), partial_name(shard_index)), captions)
+    save_partial(dataset, layer, index, captions)
 
 
-def read_partial_outputs(
-    dataset: Dataset, layer: str, shard_index: int
-) -> dict[str, CaptionOutput]:
-    """The outputs that an earlier run kept, by uid."""
-    try:
-        said = read_json(join(dataset.layer_uri(layer), partial_name(shard_index)))
-    except NotFoundError:
-        return {}
+def _read_outputs(dataset: Dataset, layer: str, index: int) -> dict[str, CaptionOutput]:
+    """Return the outputs that an earlier run saved, by uid."""
     return {
         uid: CaptionOutput(texts=tuple(out["texts"]), scores=tuple(out["scores"]))
-        for uid, out in said.items()
+        for uid, out in read_partial(dataset, layer, index).items()
     }
-
-
-def delete_partial_outputs(dataset: Dataset, layer: str, shard_index: int) -> None:
-    """Forget what was kept of a shard that is whole."""
-    open_store(dataset.layer_uri(layer)).delete(partial_name(shard_index))
-
-
-def partial_name(shard_index: int) -> str:
-    """Return the file name of a shard's partial outputs."""
-    return f"{shard_index:05d}.part.json"

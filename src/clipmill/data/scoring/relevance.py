@@ -24,11 +24,10 @@ from clipmill.config import Config
 from clipmill.data.captioners.base import CaptionInput
 from clipmill.data.captioners.chat import VlmCaptioner
 from clipmill.data.captioners.config import ChatClientConfig, VlmConfig
+from clipmill.data.retries import REASON_COLUMN
 from clipmill.data.scoring.scorers import RowBatch
 from clipmill.errors import BadSampleReason, ConfigError
 from clipmill.lineage import Parent
-
-REASON_COLUMN = "reason"
 
 _PROMPT = (
     "How well does the text below describe this image? Answer with one whole number from 0 to "

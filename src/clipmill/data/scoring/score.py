@@ -24,18 +24,19 @@ from clipmill.data.layers import (
     resolve_layer,
     write_layer_shard,
 )
-from clipmill.data.recaption import (
+from clipmill.data.retries import (
+    REASON_COLUMN,
     RETRIED,
-    delete_partial_outputs,
+    delete_partial,
     describe_failures,
     num_failed,
-    partial_name,
+    read_partial,
     read_rows,
     retry_layer,
+    save_partial,
 )
 from clipmill.data.scoring.embeddings import EmbeddingScorer, HeadScoreConfig, HeadScorer
 from clipmill.data.scoring.relevance import (
-    REASON_COLUMN,
     Judgment,
     RelevanceScoreConfig,
     RelevanceScorer,
@@ -55,10 +56,9 @@ from clipmill.data.scoring.scorers import (
 )
 from clipmill.data.shards.read import ShardReader, read_records, read_shard
 from clipmill.data.sources.base import original_size
-from clipmill.errors import BadSampleError, ConfigError, NotFoundError
+from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.stage_records import ProgressCallback
-from clipmill.storage import join, read_json, write_json
 from clipmill.telemetry import data_metrics
 
 SCORERS: Mapping[str, Callable[[Any, Dataset], Scorer]] = {
@@ -298,7 +298,7 @@ def _score_shard(
         table = pa.table({"uid": pa.array(uids, pa.string()), **columns})
         write_layer_shard(dataset, name, index, table)
     for name in judges:
-        delete_partial_outputs(dataset, name, index)
+        delete_partial(dataset, name, index)
 
 
 def _read_judgments(dataset: Dataset, layer: str, index: int, previous: str) -> dict[str, Judgment]:
@@ -311,10 +311,7 @@ def _read_judgments(dataset: Dataset, layer: str, index: int, previous: str) -> 
             if reason not in RETRIED:
                 scores = {k: v if isinstance(v, list) else [v] for k, v in row.items()}
                 judgments[uid] = Judgment(scores, reason)
-    try:
-        stored = read_json(join(dataset.layer_uri(layer), partial_name(index)))
-    except NotFoundError:
-        return judgments
+    stored = read_partial(dataset, layer, index)
     return judgments | {uid: Judgment(scores) for uid, scores in stored.items()}
 
 
@@ -323,7 +320,7 @@ def _save_judgments(
 ) -> None:
     """Save the judgments of a shard that isn't complete; failed ones are judged again."""
     stored = {uid: dict(j.scores) for uid, j in judgments.items() if not j.reason}
-    write_json(join(dataset.layer_uri(layer), partial_name(index)), stored)
+    save_partial(dataset, layer, index, stored)
 
 
 def _captions(dataset: Dataset, index: int, kind: str, reader: ShardReader) -> Captions:
