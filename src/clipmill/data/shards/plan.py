@@ -79,20 +79,20 @@ class ShardConfig(Config):
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        for name, low, high in (
-            ("samples_per_shard", 1, None),
-            ("max_pixels", 1, MAX_PIXELS),
-            ("min_side", 1, None),
-            ("max_caption_bytes", 1, None),
-            ("resize_shorter_side", 0, None),
-            ("jpeg_quality", 1 if self.resize_shorter_side else 0, 100),
+        for name, low, high, example in (
+            ("samples_per_shard", 1, None, 10_000),
+            ("max_pixels", 1, MAX_PIXELS, MAX_PIXELS),
+            ("min_side", 1, None, 1),
+            ("max_caption_bytes", 1, None, 10_000),
+            ("resize_shorter_side", 0, None, 512),
+            ("jpeg_quality", 1 if self.resize_shorter_side else 0, 100, 95),
         ):
             value = getattr(self, name)
             if value < low or (high and value > high):
                 raise ConfigError(
                     f"{name} was {value}",
                     expected=f"at least {low}" + (f" and at most {high}" if high else ""),
-                    action=f"set {name} in that range, e.g. `--set {name}={max(low, 1)}`",
+                    action=f"set {name} in that range, e.g. `--set {name}={example}`",
                 )
 
     @property
