@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmill.config import Config, runtime_field
+from clipmill.data.shards.plan import ShardConfig
 from clipmill.errors import ConfigError
 
 
@@ -229,6 +230,22 @@ def test_later_overrides_win_and_equals_signs_are_kept():
     found = Everything().override(["count=1", "count=2", "text=a=b=c", "text= x "])
     assert (found.count, found.text) == (2, " x ")
     assert Everything().override(["text=a=b"]).text == "a=b"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_fields_that_depend_on_one_another_may_be_set_in_any_order(turned):
+    assignments = ["resize_shorter_side=512", "jpeg_quality=95"]
+    config = ShardConfig().override(assignments[::-1] if turned else assignments)
+    assert (config.resize_shorter_side, config.jpeg_quality) == (512, 95)
+    with pytest.raises(ConfigError, match="jpeg_quality"):
+        ShardConfig().override(assignments[:1])
+
+
+def test_edits_of_one_field_are_applied_in_their_order():
+    assert Everything().override(["spare.rate=3", "spare=null", "spare.mode=b"]).spare == (
+        Inner(mode="b")
+    )
+    assert Everything().override(["spare.rate=3", "spare=null"]).spare is None
 
 
 def test_ints_become_the_floats_that_they_are_set_for():

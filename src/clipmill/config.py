@@ -12,6 +12,7 @@ result, and is left out of the digest.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 import types
@@ -22,6 +23,7 @@ from typing import (
     ClassVar,
     Literal,
     Self,
+    TypeAlias,
     TypeVar,
     Union,
     get_args,
@@ -141,14 +143,17 @@ class Config:
         return digest_json(_identity(self))
 
     def override(self, assignments: Sequence[str]) -> Self:
-        """Return a copy with each ``path.to.field=value`` applied, left to right.
+        """Return a copy with each ``path.to.field=value`` applied, and then validated.
+
+        So fields that depend on one another may be set in any order; of two values of a field the
+        last counts.
 
         A value is read as JSON where the field isn't a string (``1e-3``, ``true``, ``[1, 2]``,
         ``null``); for a string field it is taken as it stands. A field of a nested config that is
         null turns it on, with its defaults. An entry of a list of configs is named by its index,
         from 0 on: ``filters.1.settings.epsilon=0.03``.
         """
-        config = self
+        edits = []
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
             if not equals or not path:
@@ -157,8 +162,8 @@ class Config:
                     expected="path.to.field=value",
                     action="write it as --set path.to.field=value",
                 )
-            config = _set(config, path.strip().split("."), text, "")
-        return config
+            edits.append((path.strip().split("."), text))
+        return _edit(self, edits, "")
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -172,42 +177,76 @@ def current_path(config: Config, path: str) -> str:
     return f"{name}.{current_path(child, rest) if isinstance(child, Config) else rest}".rstrip(".")
 
 
-def _set(config: ConfigT, path: list[str], text: str, done: str) -> ConfigT:
-    name, *rest = path
-    full_name = _dotted(done, name)
+_Edit: TypeAlias = tuple[Sequence[str], str]
+"""A path below a config or value, empty for itself, and the text that it is set to."""
+
+
+def _edit(config: ConfigT, edits: Sequence[_Edit], done: str) -> ConfigT:
+    """Apply edits to a config, and validate it once; ``done`` is its own path."""
+    if not edits:
+        return config
     hints = get_type_hints(type(config))
-    if name not in hints:
-        raise _unknown_field_error(full_name, type(config))
-    if not rest:
-        value = _parse(_read(text, hints[name]), hints[name], full_name)
-        changed = dataclasses.replace(config, **{name: value})
-        _require_sign(changed, name, full_name)
-        return changed
-    child = getattr(config, name)
-    if child is None:
-        child = _optional_default(hints[name])
-    if isinstance(child, dict):
-        key, *below = rest
-        entry_name = _dotted(full_name, key)
-        if not below:
-            _, kind = get_args(hints[name])
-            entry = _parse(_read(text, kind), kind, entry_name)
-            return dataclasses.replace(config, **{name: {**child, key: entry}})
-        if isinstance(child.get(key), Config):
-            changed = _set(child[key], below, text, entry_name)
-            return dataclasses.replace(config, **{name: {**child, key: changed}})
-    if isinstance(child, tuple) and _names_entry(child, rest):
-        index = int(rest[0])
-        changed = _set(child[index], rest[1:], text, _dotted(full_name, rest[0]))
-        entries = (*child[:index], changed, *child[index + 1 :])
-        return dataclasses.replace(config, **{name: entries})
-    if not isinstance(child, Config):
-        raise ConfigError(
-            f"{full_name} has no fields, so {'.'.join([full_name, *rest])} can't be set",
-            expected=f"{_describe_type(hints[name])} for {full_name}",
-            action=f"set {full_name}=VALUE",
-        )
-    return dataclasses.replace(config, **{name: _set(child, rest, text, full_name)})
+    changes = {}
+    for name, below in _by_first_name(edits).items():
+        path = _dotted(done, name)
+        if name not in hints:
+            raise _unknown_field_error(path, type(config))
+        changes[name] = _edit_value(getattr(config, name), hints[name], below, path)
+    changed = dataclasses.replace(config, **changes)
+    for name in changes:
+        _require_sign(changed, name, _dotted(done, name))
+    return changed
+
+
+def _edit_value(value: Any, hint: Any, edits: Sequence[_Edit], path: str) -> Any:
+    """Apply edits to a field's value, in their order: of the whole value, or of fields below it."""
+    for is_below, group in itertools.groupby(edits, key=lambda edit: bool(edit[0])):
+        if is_below:
+            value = _edit_below(value, hint, list(group), path)
+            continue
+        for _, text in group:
+            value = _parse(_read(text, hint), hint, path)
+    return value
+
+
+def _edit_below(value: Any, hint: Any, edits: Sequence[_Edit], path: str) -> Any:
+    """Apply edits to fields of a config, or to entries of a mapping or of a list of configs."""
+    if value is None:
+        value = _optional_default(hint)
+    if isinstance(value, Config):
+        return _edit(value, edits, path)
+    if isinstance(value, dict):
+        _, kind = get_args(hint)
+        entries = dict(value)
+        for key, below in _by_first_name(edits).items():
+            if below[0][0] and not isinstance(entries.get(key), Config):
+                raise _no_fields_error(path, [key, *below[0][0]], hint)
+            entries[key] = _edit_value(entries.get(key), kind, below, _dotted(path, key))
+        return entries
+    if isinstance(value, tuple):
+        items = list(value)
+        for key, below in _by_first_name(edits).items():
+            for rest, _ in below:
+                if not _names_entry(value, [key, *rest]):
+                    raise _no_fields_error(path, [key, *rest], hint)
+            items[int(key)] = _edit(items[int(key)], below, _dotted(path, key))
+        return tuple(items)
+    raise _no_fields_error(path, edits[0][0], hint)
+
+
+def _by_first_name(edits: Sequence[_Edit]) -> dict[str, list[_Edit]]:
+    grouped: dict[str, list[_Edit]] = {}
+    for (name, *rest), text in edits:
+        grouped.setdefault(name, []).append((rest, text))
+    return grouped
+
+
+def _no_fields_error(path: str, rest: Sequence[str], hint: Any) -> ConfigError:
+    return ConfigError(
+        f"{path} has no fields, so {'.'.join([path, *rest])} can't be set",
+        expected=f"{_describe_type(hint)} for {path}",
+        action=f"set {path}=VALUE",
+    )
 
 
 def _names_entry(entries: tuple[object, ...], path: Sequence[str]) -> bool:

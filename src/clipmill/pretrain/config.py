@@ -121,7 +121,7 @@ class PretrainConfig(Config):
             raise ConfigError(
                 "range_augment was given, with distillation",
                 expected="null: teacher embeddings were computed for the stored augmentation",
-                action="set range_augment=null before distillation, or distillation=null",
+                action="set range_augment=null or distillation=null",
             )
 
 
