@@ -1,4 +1,4 @@
-"""A Grafana dashboard's panels as a picture, as Grafana would show them: its colours and units."""
+"""A Grafana dashboard's panels as a picture, as Grafana would show them: its colors and units."""
 
 import textwrap
 from pathlib import Path
@@ -22,14 +22,14 @@ _LEGEND_LETTERS = 26
 _WIDTH, _HEIGHT, _HEAD, _TITLE, _LEGEND_ROW = 5.2, 1.8, 0.4, 0.65, 0.15
 """Inches: of a panel, of its chart, of the head, of room for a title and for a row of a legend."""
 _PAGE, _PANEL, _GRID, _TEXT, _FAINT = "#111217", "#181b1f", "#2c3038", "#d5d5df", "#8e8e9a"
-_COLOURS = (
+_COLORS = (
     *("#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2"),
     *("#b877d9", "#96d98d", "#ffcb7d", "#37872d", "#e0b400", "#c0d8ff"),
 )
 _STYLE = {
     "axes.edgecolor": _GRID,
     "axes.facecolor": _PANEL,
-    "axes.prop_cycle": plt.cycler(color=_COLOURS),
+    "axes.prop_cycle": plt.cycler(color=_COLORS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.facecolor": _PAGE,
@@ -96,7 +96,7 @@ def draw(board: dict[str, Any], answers: list[list[Line]], start: float, file: P
         figure.savefig(file, dpi=100)
         plt.close(figure)
     with Image.open(file) as picture:
-        method = Image.Quantize.MAXCOVERAGE  # the others merge the lines' colours
+        method = Image.Quantize.MAXCOVERAGE  # the others merge the lines' colors
         small = picture.convert("RGB").quantize(128, method=method, kmeans=1)
     small.save(file, optimize=True)
 

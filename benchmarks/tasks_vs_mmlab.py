@@ -27,7 +27,7 @@ with importing_openmmlab():
     from mmengine.registry import MODELS
     from mmengine.runner import Runner
 
-# Our encoders take pixels in 0..1, and normalise them themselves.
+# Our encoders take pixels in 0..1, and normalize them themselves.
 _PIXELS = {"mean": [0.0] * 3, "std": [255.0] * 3, "bgr_to_rgb": True}
 
 

@@ -2,8 +2,8 @@
 
 ``train`` of clipmill.engine and ``train_one_epoch`` of open_clip_train, whole, each in processes of
 its own that take turns, so that both meet the same machine and each has a peak of memory. open_clip
-gets its images normalised already and its texts padded to the context, as its loader makes them;
-we normalise in the step, and our texts are as long as the batch's longest. Prints medians, and the
+gets its images normalized already and its texts padded to the context, as its loader makes them;
+we normalize in the step, and our texts are as long as the batch's longest. Prints medians, and the
 ratios of speed and memory: ``python benchmarks/train_step.py``. Where other work shares the
 machine, processor time is what can be compared. On a GPU steps are timed by its own events, and
 memory is the GPU's: ``python benchmarks/train_step.py --model base --batch 512 --precision bf16``.

@@ -78,7 +78,7 @@ def shown(process):
     """What it printed, once it has ended well."""
     output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, output + errors
-    assert "\x1b" not in output, "no terminal, no colours"
+    assert "\x1b" not in output, "no terminal, no colors"
     return output
 
 

@@ -26,7 +26,7 @@ def encode(mode: str = "RGB", **options: object) -> bytes:
 FILES = {
     "jpeg": encode(format="JPEG"),
     "jpeg progressive": encode(format="JPEG", progressive=True),
-    "jpeg grey": encode("L", format="JPEG"),
+    "jpeg gray": encode("L", format="JPEG"),
     "jpeg cmyk": encode("CMYK", format="JPEG"),
     "jpeg with exif": encode(format="JPEG", exif=Image.Exif()),
     "png": encode(format="PNG"),
@@ -65,7 +65,7 @@ def test_transparent_pixels_become_white(mode: str) -> None:
     assert decode_rgb(buffer.getvalue()).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_sixteen_bit_grey_is_scaled() -> None:
+def test_sixteen_bit_gray_is_scaled() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.array([[0, 0x8000, 0xFFFF]], np.uint16)).save(buffer, "PNG")
     assert np.asarray(decode_rgb(buffer.getvalue()))[0, :, 0].tolist() == [0, 128, 255]

@@ -101,7 +101,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
 def decode_rgb(data: bytes, *, apply_exif: bool = True) -> Image.Image:
     """Return the decoded image in mode RGB, upright unless ``apply_exif`` is false.
 
-    Transparent pixels are laid over white, and 16-bit grey is scaled to 8 bits. Raises
+    Transparent pixels are laid over white, and 16-bit gray is scaled to 8 bits. Raises
     BadSampleError (``unreadable_image``) if any part of the file can't be decoded, or the decoder
     sees another size than ``image_size``.
     """
@@ -156,10 +156,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Return 8-bit RGB: transparent pixels over white, 16-bit gray scaled down."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.uint32)
-        grey = (values >> 8).astype(np.uint8)
+        gray = (values >> 8).astype(np.uint8)
         # Of these modes Pillow converts no transparency: one value of a PNG (its tRNS chunk).
-        grey[values == image.info.get("transparency", -1)] = 255
-        return Image.fromarray(grey).convert("RGB")
+        gray[values == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(gray).convert("RGB")
     if image.has_transparency_data:
         ground = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

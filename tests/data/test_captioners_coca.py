@@ -46,7 +46,7 @@ from helpers.open_clip_captions import (
 TOKENIZER = Tokenizer.from_config(COCA.clip.text)
 OPEN_CLIPS = json.loads(FILE.read_text())
 TEXTS = {(255, 0, 0): "a red cube on the floor", (0, 0, 255): "two blue balls near a wall"}
-PICTURES = [Image.new("RGB", (20, 16), colour) for colour in TEXTS]
+PICTURES = [Image.new("RGB", (20, 16), color) for color in TEXTS]
 GREEDY = GenerateConfig(method="top_k", top_k=1, max_tokens=19)
 NUCLEUS = GenerateConfig(method="top_p", top_p=0.9, num_captions=3, max_tokens=12)
 

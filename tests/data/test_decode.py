@@ -32,7 +32,7 @@ def turned(orientation):
 REDUCIBLE = {
     "baseline": encode(),
     "progressive": encode(progressive=True),
-    "grey": encode("L"),
+    "gray": encode("L"),
     "4:4:4": encode(subsampling=0),
     "4:2:2": encode(subsampling=1),
     "exif, upright": turned(1),

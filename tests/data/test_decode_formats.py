@@ -17,7 +17,7 @@ from clipmill.data.transforms.augmentation import EncodedImage
 from clipmill.serve.config import ServingConfig
 from clipmill.serve.protocol.images import decode_image
 
-GREY, RGB, PALETTE, GREY_ALPHA = 0, 2, 3, 4
+GRAY, RGB, PALETTE, GRAY_ALPHA = 0, 2, 3, 4
 
 
 def png(samples_HWC, depth, color, **chunks):
@@ -42,7 +42,7 @@ def over_white(color_HW3, alpha_HW):
     return np.rint(color_HW3 * alpha + 255 * (1 - alpha))
 
 
-def grey(values_HW):
+def gray(values_HW):
     return np.repeat(values_HW[..., None], 3, axis=2)
 
 
@@ -57,30 +57,30 @@ def png_files():
     alpha_HW, hole_HW = 255 - steps[..., 0], np.where(ramp[..., 0] == 0x1234, 0, 255)
     palette = colors.astype("u1").tobytes()
     return {
-        "16-bit grey": (png(ramp, 16, GREY), grey(ramp[..., 0] >> 8)),
-        "16-bit grey, one transparent": (
-            png(ramp, 16, GREY, tRNS=struct.pack(">H", 0x1234)),
-            over_white(grey(ramp[..., 0] >> 8), hole_HW),
+        "16-bit gray": (png(ramp, 16, GRAY), gray(ramp[..., 0] >> 8)),
+        "16-bit gray, one transparent": (
+            png(ramp, 16, GRAY, tRNS=struct.pack(">H", 0x1234)),
+            over_white(gray(ramp[..., 0] >> 8), hole_HW),
         ),
         "16-bit RGB": (png(color, 16, RGB), color >> 8),
         "16-bit LA": (
-            png(np.concatenate([ramp, 65_535 - ramp], axis=2), 16, GREY_ALPHA),
-            over_white(grey(ramp[..., 0] >> 8), (65_535 - ramp[..., 0]) >> 8),
+            png(np.concatenate([ramp, 65_535 - ramp], axis=2), 16, GRAY_ALPHA),
+            over_white(gray(ramp[..., 0] >> 8), (65_535 - ramp[..., 0]) >> 8),
         ),
         "LA": (
-            png(np.concatenate([steps, alpha_HW[..., None]], axis=2), 8, GREY_ALPHA),
-            over_white(grey(steps[..., 0]), alpha_HW),
+            png(np.concatenate([steps, alpha_HW[..., None]], axis=2), 8, GRAY_ALPHA),
+            over_white(gray(steps[..., 0]), alpha_HW),
         ),
-        "grey, one transparent": (
-            png(steps, 8, GREY, tRNS=struct.pack(">H", 7)),
-            grey(np.where(steps == 7, 255, steps)[..., 0]),
+        "gray, one transparent": (
+            png(steps, 8, GRAY, tRNS=struct.pack(">H", 7)),
+            gray(np.where(steps == 7, 255, steps)[..., 0]),
         ),
-        "1-bit": (png(bits, 1, GREY), grey(255 * bits[..., 0])),
+        "1-bit": (png(bits, 1, GRAY), gray(255 * bits[..., 0])),
         "palette, alphas": (
             png(steps, 8, PALETTE, PLTE=palette, tRNS=alphas.astype("u1").tobytes()),
             over_white(colors[steps[..., 0]], alphas[steps[..., 0]]),
         ),
-        "gamma": (png(steps, 8, GREY, gAMA=struct.pack(">I", 100_000)), grey(steps[..., 0])),
+        "gamma": (png(steps, 8, GRAY, gAMA=struct.pack(">I", 100_000)), gray(steps[..., 0])),
     }
 
 

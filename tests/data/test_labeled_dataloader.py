@@ -1,4 +1,4 @@
-"""Batches of labelled samples: batch k is the same whoever reads it, and wherever they begin."""
+"""Batches of labeled samples: batch k is the same whoever reads it, and wherever they begin."""
 
 import itertools
 from collections import Counter

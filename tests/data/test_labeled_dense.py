@@ -1,4 +1,4 @@
-"""Labelled folders: real scenes read back, and the layouts that are refused."""
+"""Labeled folders: real scenes read back, and the layouts that are refused."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_ade20k(ade20k, split, first, count):
         assert abs(difference).mean() < 4  # a JPEG's loss
 
 
-def test_unlabelled_is_ignored(ade20k):
+def test_unlabeled_is_ignored(ade20k):
     (path, _) = sorted((ade20k / "annotations" / "training").iterdir())
     Image.fromarray(np.array([[0, 1], [14, 2]], np.uint8)).save(path)
     found = SegmentationFolder.open(ade20k, "training").classes_HW(0)
@@ -55,7 +55,7 @@ def test_an_id_outside_of_the_list(ade20k):
         SegmentationFolder.open(ade20k, "training").classes_HW(0)
 
 
-def test_a_mask_of_colours_or_16_bits(ade20k):
+def test_a_mask_of_colors_or_16_bits(ade20k):
     (path, _) = sorted((ade20k / "annotations" / "training").iterdir())
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(path)
     with pytest.raises(SourceError, match="is no map of class ids"):
@@ -78,12 +78,12 @@ def test_a_palettes_indices_are_ids(ade20k):
 
 
 @pytest.mark.parametrize(
-    ("per_metre", "is_right"), [(1, False), (100, False), (1000, True), (10_000, False)]
+    ("per_meter", "is_right"), [(1, False), (100, False), (1000, True), (10_000, False)]
 )
-def test_the_unit_of_depth(nyu, per_metre, is_right):
-    """Metres, centimetres and tenths of millimetres are told from millimetres."""
+def test_the_unit_of_depth(nyu, per_meter, is_right):
+    """Meters, centimeters and tenths of millimeters are told from millimeters."""
     data = DepthFolder.open(nyu, "train")
-    Image.fromarray(np.full((4, 4), 2.5 * per_metre).astype(np.uint16)).save(data.labels[0])
+    Image.fromarray(np.full((4, 4), 2.5 * per_meter).astype(np.uint16)).save(data.labels[0])
     if is_right:
         assert (data.depth_HW(0) == 2.5).all()
     else:

@@ -245,25 +245,25 @@ def depth_folder(root, suffix, values, **fields):
     return DepthFolder.open(root, "test")
 
 
-METRES = np.array([[1.5, 2, 4], [0, 3, 2.5]], np.float32)
+METERS = np.array([[1.5, 2, 4], [0, 3, 2.5]], np.float32)
 
 
 @pytest.mark.parametrize(
     ("suffix", "values", "fields"),
     [
-        (".png", METRES * 1000, {}),
-        (".png", METRES * 256, {"values_per_metre": 256}),
-        (".png", METRES * 100, {"values_per_metre": 100}),
-        (".tiff", METRES, {}),
-        (".npy", METRES, {}),
-        (".npy", METRES[None], {}),
-        (".npy", METRES * 1000, {"values_per_metre": 1000}),
+        (".png", METERS * 1000, {}),
+        (".png", METERS * 256, {"values_per_meter": 256}),
+        (".png", METERS * 100, {"values_per_meter": 100}),
+        (".tiff", METERS, {}),
+        (".npy", METERS, {}),
+        (".npy", METERS[None], {}),
+        (".npy", METERS * 1000, {"values_per_meter": 1000}),
     ],
 )
 def test_units_of_depth(tmp_path, suffix, values, fields):
     values = values.astype(np.uint16) if suffix == ".png" else values
     data = depth_folder(tmp_path, suffix, values, **fields)
-    np.testing.assert_array_equal(data.depth_HW(0), METRES)
+    np.testing.assert_array_equal(data.depth_HW(0), METERS)
 
 
 def test_invalid_depth(tmp_path):
@@ -273,25 +273,25 @@ def test_invalid_depth(tmp_path):
 
 
 def test_depth_of_another_resolution(tmp_path):
-    data = depth_folder(tmp_path, ".npy", METRES.repeat(2, 0).repeat(2, 1))
-    np.testing.assert_array_equal(data.pair(0)[1], METRES)
-    other = depth_folder(tmp_path, ".npy", METRES[:, :2])
+    data = depth_folder(tmp_path, ".npy", METERS.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(data.pair(0)[1], METERS)
+    other = depth_folder(tmp_path, ".npy", METERS[:, :2])
     with pytest.raises(SourceError, match="is 2 x 2 pixels"):
         other.pair(0)
 
 
 def test_kittis_units_without_the_option(tmp_path):
-    data = depth_folder(tmp_path, ".png", (METRES * 100 / 10).astype(np.uint16))
-    with pytest.raises(SourceError, match=r"median depth of 0\.025 m.*\n.*\n.*values_per_metre"):
+    data = depth_folder(tmp_path, ".png", (METERS * 100 / 10).astype(np.uint16))
+    with pytest.raises(SourceError, match=r"median depth of 0\.025 m.*\n.*\n.*values_per_meter"):
         data.depth_HW(0)
 
 
 def test_a_csv_list_with_spaces_in_names(tmp_path):
     image(tmp_path / "my photos" / "a.png")
-    Image.fromarray((METRES * 1000).astype(np.uint16)).save(tmp_path / "my photos" / "d 1.png")
+    Image.fromarray((METERS * 1000).astype(np.uint16)).save(tmp_path / "my photos" / "d 1.png")
     (tmp_path / "train.csv").write_text("image,depth\nmy photos/a.png,my photos/d 1.png\n")
     data = DepthFolder.open(tmp_path, "train")
-    np.testing.assert_array_equal(data.depth_HW(0), METRES)
+    np.testing.assert_array_equal(data.depth_HW(0), METERS)
 
 
 @pytest.mark.parametrize("form", ["train.csv", "metadata.jsonl", "metadata.csv", "split"])

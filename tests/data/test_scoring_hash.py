@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.fft import dct
 
-from clipmill.data.scoring.scorers import perceptual_hashes, small_grey
+from clipmill.data.scoring.scorers import perceptual_hashes, small_gray
 
 
 def picture(seed, size=(160, 120)):
@@ -17,7 +17,7 @@ def picture(seed, size=(160, 120)):
 
 
 def hash_of(*images):
-    return perceptual_hashes([small_grey(image) for image in images])
+    return perceptual_hashes([small_gray(image) for image in images])
 
 
 def test_it_is_the_published_one():
@@ -63,7 +63,7 @@ def test_other_pictures_move_many():
     assert 28 < np.mean(apart) < 36
 
 
-def test_flat_pictures_agree_whatever_their_grey():
+def test_flat_pictures_agree_whatever_their_gray():
     flat = [Image.new("RGB", (50 + g, 40), (g, g, g)) for g in (1, 100, 255)]
     assert len(set(hash_of(*flat).tolist())) == 1
 

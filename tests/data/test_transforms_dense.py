@@ -116,7 +116,7 @@ def test_cut_depth_shows_depth_in_one_band_of_columns():
     assert (image == 7).all()  # the original is left alone
 
 
-def test_without_chance_colours_stay():
+def test_without_chance_colors_stay():
     image, _ = pair()
     config = asdict(PhotometricConfig(probability=0.0))
     assert np.array_equal(photometric_distortion(image, np.random.default_rng(0), **config), image)
@@ -131,22 +131,22 @@ def only(**changes):
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_gamma(gamma):
-    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, -1)
-    found = photometric_distortion(grey, np.random.default_rng(0), **only(gamma=(gamma, gamma)))
+    gray = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, -1)
+    found = photometric_distortion(gray, np.random.default_rng(0), **only(gamma=(gamma, gamma)))
     expected = 255 * (np.arange(256) / 255) ** gamma
     assert abs(found[0, :, 0] - expected).max() <= 1.01
 
 
 def test_brightness_and_contrast_are_one_line():
-    grey = np.repeat(np.arange(60, 190, dtype=np.uint8)[None, :, None], 3, -1)
+    gray = np.repeat(np.arange(60, 190, dtype=np.uint8)[None, :, None], 3, -1)
     slopes, shifts = [], []
     for seed in range(60):
         config = only(brightness_contrast=0.2)
-        found = photometric_distortion(grey, np.random.default_rng(seed), **config)[0, :, 0].astype(
+        found = photometric_distortion(gray, np.random.default_rng(seed), **config)[0, :, 0].astype(
             float
         )
         inside = (found > 2) & (found < 253)
-        x, y = grey[0, inside, 0] / 255, found[inside] / 255
+        x, y = gray[0, inside, 0] / 255, found[inside] / 255
         slope, shift = np.polyfit(x, y, 1)
         assert abs(y - (slope * x + shift)).max() < 0.01
         slopes.append(slope)
@@ -156,10 +156,10 @@ def test_brightness_and_contrast_are_one_line():
         assert middle + 0.1 < max(values) < middle + 0.21
 
 
-def test_grey_has_no_hue_to_turn():
-    grey = np.full((4, 4, 3), 90, np.uint8)
-    found = photometric_distortion(grey, np.random.default_rng(0), **only(hue=0.4))
-    assert np.array_equal(found, grey)
+def test_gray_has_no_hue_to_turn():
+    gray = np.full((4, 4, 3), 90, np.uint8)
+    found = photometric_distortion(gray, np.random.default_rng(0), **only(hue=0.4))
+    assert np.array_equal(found, gray)
 
 
 def test_hue_turns_within_its_limit_and_round_the_circle():

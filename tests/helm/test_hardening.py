@@ -108,7 +108,7 @@ def test_selectors_find_the_pods_that_they_are_for():
     assert services["clipmill-demo"]["spec"]["selector"].items() <= labels
 
 
-def test_names_are_unique_and_every_resource_is_labelled():
+def test_names_are_unique_and_every_resource_is_labeled():
     rendered = resources("gpu")
     keys = [(r["kind"], r["metadata"].get("namespace"), r["metadata"]["name"]) for r in rendered]
     assert len(keys) == len(set(keys))

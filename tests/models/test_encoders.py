@@ -164,7 +164,7 @@ def test_drop_path_keeps_the_expectation_and_skips_whole_updates():
     encoder = build_dense(config, drop_path=0.5)
     image = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        encoder.norm = torch.nn.Identity()  # a mean of normalised tokens would be another
+        encoder.norm = torch.nn.Identity()  # a mean of normalized tokens would be another
         (kept_once,) = encoder.eval()(image)
         encoder.train()
         (many,) = encoder(image.expand(4000, -1, -1, -1))

@@ -1,4 +1,4 @@
-"""Normalisation, against torchvision's."""
+"""Normalization, against torchvision's."""
 
 import torch
 from torchvision.transforms import functional

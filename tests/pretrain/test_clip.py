@@ -51,7 +51,7 @@ def assert_pieces_are_the_whole(made, batch, num_pieces):
 
 @pytest.mark.parametrize("kinds", [G, S, G_S])
 def test_loss_is_open_clips(kinds):
-    """Of CLIP's own forward on normalised images; both kinds of caption are added."""
+    """Of CLIP's own forward on normalized images; both kinds of caption are added."""
     made, batch = objective(), pair_batch(kinds)
     found = made(batch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))

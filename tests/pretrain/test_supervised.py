@@ -1,4 +1,4 @@
-"""A supervised run on labelled pictures, and what starts from it."""
+"""A supervised run on labeled pictures, and what starts from it."""
 
 from dataclasses import replace
 

@@ -42,9 +42,9 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
     uids = [uid for index in range(len(dataset.shards)) for uid in dataset.uids(index)]
     held_out = sum(not in_subset(uid, 0.5) for uid in uids)
     assert 0 < held_out < 12
-    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+    for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         (tmp_path / "classes" / name).mkdir(parents=True)
-        Image.new("RGB", (20, 16), colour).save(tmp_path / "classes" / name / "1.png")
+        Image.new("RGB", (20, 16), color).save(tmp_path / "classes" / name / "1.png")
     config = ValidationConfig(
         every=2, zero_shot_dataset=str(tmp_path / "classes"), templates=("a {}", "{} things")
     )
@@ -119,12 +119,12 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
         assert found["image_to_text_r1"] == (share == 1)
 
 
-def test_a_colour_that_the_model_knows_is_named(tmp_path):
+def test_a_color_that_the_model_knows_is_named(tmp_path):
     """A model whose embeddings are told what to be."""
-    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+    for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         (tmp_path / name).mkdir()
         for number in range(3):
-            Image.new("RGB", (16, 16), colour).save(tmp_path / name / f"{number}.png")
+            Image.new("RGB", (16, 16), color).save(tmp_path / name / f"{number}.png")
 
     class Knowing(torch.nn.Module):
         clip = normalize = property(lambda self: self)

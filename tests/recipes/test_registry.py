@@ -109,7 +109,7 @@ def test_tiny_clip_can_learn_a_batch():
     optimizer = torch.optim.AdamW(objective.parameters(), config.train.schedule.lr)
     from clipmill.data.loading.dataloader import PairBatch
 
-    texts = [f"a {colour} thing" for colour in ("red", "blue", "green", "grey")]
+    texts = [f"a {color} thing" for color in ("red", "blue", "green", "gray")]
     batch = PairBatch(
         images_B3HW=torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8),
         real_BT=Tokenizer.from_config(config.model.text)(texts),

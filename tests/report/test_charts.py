@@ -56,7 +56,7 @@ def test_labels_at_line_ends_keep_apart() -> None:
     assert set(labels) == {"a 1", "b 1", "c 1", "d 1"}
     places = sorted(labels.values())
     assert min(b - a for a, b in itertools.pairwise(places)) >= 12
-    # Higher values are labelled higher.
+    # Higher values are labeled higher.
     assert labels["d 1"] < labels["a 1"]
 
 

@@ -59,7 +59,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    """Eleven pictures, each of one colour; sample i has the score i, but the third has none."""
+    """Eleven pictures, each of one color; sample i has the score i, but the third has none."""
     source = tmp_path / "source"
     source.mkdir()
     for i in range(11):
@@ -96,7 +96,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 @pytest.fixture
 def uid(dataset: Dataset, cache: Path) -> Callable[[int], str]:
-    """The uid of sample i, by its colour."""
+    """The uid of sample i, by its color."""
     found = {}
     for index in range(3):
         with read_shard(dataset, index, cache) as reader:

@@ -43,7 +43,7 @@ def test_bars_lie_where_their_stages_do() -> None:
     found = re.findall(r'<i style="left: ([\d.]+)%; width: ([\d.]+)%([^"]*)"([^>]*)>', body)
     places = [(float(left), float(width)) for left, width, _, _ in found]
     assert places == [(0, 0.1), (10, 60), (20, 80)]
-    assert [colour for _, _, colour, _ in found] == [
+    assert [color for _, _, color, _ in found] == [
         "",
         "; color: var(--series-0)",
         "; color: var(--series-1)",

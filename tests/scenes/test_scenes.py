@@ -80,7 +80,7 @@ def test_seeds_give_other_scenes() -> None:
 @pytest.mark.parametrize("index", range(4))
 def test_another_size_shows_the_same_picture(index: int) -> None:
     small = draw(CROWDED, index)
-    # At three times the size, every third pixel's centre is a pixel's centre of the small one.
+    # At three times the size, every third pixel's center is a pixel's center of the small one.
     large = draw(dataclasses.replace(CROWDED, size=192), index)
     assert np.mean(large.classes_HW[1::3, 1::3] == small.classes_HW) > 0.999
     same = np.isclose(large.depth_HW[1::3, 1::3], small.depth_HW, atol=1e-4)
@@ -99,7 +99,7 @@ def test_sizes(size: int) -> None:
     assert scene.depth_HW.dtype == np.float32
 
 
-def test_labels_are_those_of_pixel_centres_at_any_supersampling() -> None:
+def test_labels_are_those_of_pixel_centers_at_any_supersampling() -> None:
     plain = draw(dataclasses.replace(CROWDED, supersample=1), 1)
     for supersample in (2, 4):
         smooth = draw(dataclasses.replace(CROWDED, supersample=supersample), 1)
@@ -163,7 +163,7 @@ def test_a_room_that_is_full_stays_with_fewer_objects() -> None:
 
 
 def rays_of(world: SceneGeometry, size: int) -> np.ndarray:
-    """Directions (H, W, 3) through the pixels' centres, of length 1 along the optical axis."""
+    """Directions (H, W, 3) through the pixels' centers, of length 1 along the optical axis."""
     ticks = ((np.arange(size) + 0.5) / size * 2 - 1) * world.camera.tan_half
     u, v = np.meshgrid(ticks, -ticks)
     s, c = np.sin(world.camera.pitch), np.cos(world.camera.pitch)
@@ -199,7 +199,7 @@ def test_depth_of_floor_and_spheres_is_that_of_geometry() -> None:
             # At the rim, where the ray is tangent, depth is ill-conditioned.
             np.testing.assert_allclose(depth, (-b - root) / a, atol=3e-3)
             ahead = np.array([0, -np.sin(world.camera.pitch), np.cos(world.camera.pitch)])
-            assert scene.objects[k - 1].distance_metres == pytest.approx(-(away @ ahead))
+            assert scene.objects[k - 1].distance_meters == pytest.approx(-(away @ ahead))
     assert spheres > 5
 
 
@@ -215,13 +215,13 @@ def test_a_sphere_throws_a_shadow_away_from_the_sun() -> None:
         bare = render(dataclasses.replace(world, objects=(away,)), 96, 2)
         picture = render(world, 96, 2)
         point = bare.depth_HW[..., None] * rays_of(world, 96) + (0, world.camera.height, 0)
-        to_centre = np.array([placed.x, placed.size / 2, placed.z]) - point
-        along = to_centre @ np.array(world.sun)
-        miss = np.sqrt((to_centre**2).sum(-1) - along**2)
+        to_center = np.array([placed.x, placed.size / 2, placed.z]) - point
+        along = to_center @ np.array(world.sun)
+        miss = np.sqrt((to_center**2).sum(-1) - along**2)
         floor = picture.floor_HW & (picture.object_HW == 0)
         umbra = floor & (along > 0) & (miss < 0.7 * placed.size / 2)
         # Far from the sphere, where it doesn't hide the sky either.
-        far = np.hypot(to_centre[..., 0], to_centre[..., 2]) > 3 * placed.size
+        far = np.hypot(to_center[..., 0], to_center[..., 2]) > 3 * placed.size
         clear = floor & far & ((miss > 1.3 * placed.size) | (along < 0))
         ratio = picture.image_HW3.mean(-1) / bare.image_HW3.mean(-1)
         assert ratio[clear].min() > 0.95
@@ -295,11 +295,11 @@ def test_rays_enter_solids_where_they_first_get_inside(
     assert np.all((normal * direction[enters]).sum(1) < 1e-3)
 
 
-def spoken_of(scene: Scene, colour: str, name: str) -> tuple[SceneObject, np.ndarray]:
+def spoken_of(scene: Scene, color: str, name: str) -> tuple[SceneObject, np.ndarray]:
     (k,) = (
         k
         for k, found in enumerate(scene.objects, start=1)
-        if (found.color, found.name) == (colour, name)
+        if (found.color, found.name) == (color, name)
     )
     return scene.objects[k - 1], scene.instances_HW == k
 
@@ -340,9 +340,9 @@ def test_rich_captions_tell_the_truth() -> None:
             assert match is not None
             found, mask = spoken_of(scene, match[2], match[3])
             assert found.material == match[1]
-            metres, nearest = int(match[match.lastindex]), scene.depth_HW[mask].min()
+            meters, nearest = int(match[match.lastindex]), scene.depth_HW[mask].min()
             # The distance is that of the middle, which lies behind the nearest point.
-            assert nearest - 0.5 < metres < nearest + 1.3 + 0.5
+            assert nearest - 0.5 < meters < nearest + 1.3 + 0.5
         for match in clauses[1:]:
             assert match is not None
             _, mask = spoken_of(scene, match[2], match[3])
@@ -370,19 +370,19 @@ def test_rich_captions_tell_the_truth() -> None:
 
 def test_half_of_all_alt_texts_say_nothing_true() -> None:
     subjects = [
-        Subject(name=name, color=colour, material="matte", distance=3, left=0.1, right=0.4)
-        for name, colour in (("cube", "red"), ("mug", "black"))
+        Subject(name=name, color=color, material="matte", distance=3, left=0.1, right=0.4)
+        for name, color in (("cube", "red"), ("mug", "black"))
     ]
     rng = np.random.default_rng(0)
     texts = [alt_text(subjects, rng.random(4).tolist()) for _ in range(4000)]
     about_a_class = [re.search(r"\b(cube|mug)\b", text) is not None for text in texts]
     assert np.mean(about_a_class) == pytest.approx(0.45, abs=0.03)
-    other_colours = "|".join(COLORS)
+    other_colors = "|".join(COLORS)
     wholly_true = [
-        about and not re.search(rf"\b({other_colours})\b(?<!red)(?<!black)", text)
+        about and not re.search(rf"\b({other_colors})\b(?<!red)(?<!black)", text)
         for about, text in zip(about_a_class, texts, strict=True)
     ]
-    # Wrongly coloured texts may use the other object's colour: at most 2 of 14 wrong ones.
+    # Wrongly colored texts may use the other object's color: at most 2 of 14 wrong ones.
     assert 0.27 < np.mean(wholly_true) < 0.36
 
 
@@ -454,9 +454,9 @@ def test_nyu_reads_back(tmp_path: Path, split: str, root: str) -> None:
         scene = crowded(index)
         image, depth, focal = line.split()
         assert_shows(tmp_path / root / image.lstrip("/"), scene)
-        millimetres = open_array(tmp_path / root / depth.lstrip("/"))
-        assert millimetres.dtype == np.uint16
-        np.testing.assert_allclose(millimetres / 1000, scene.depth_HW, atol=5.1e-4)
+        millimeters = open_array(tmp_path / root / depth.lstrip("/"))
+        assert millimeters.dtype == np.uint16
+        np.testing.assert_allclose(millimeters / 1000, scene.depth_HW, atol=5.1e-4)
         half = CROWDED.size / 2
         assert float(focal) == pytest.approx(
             half / sample_geometry(CROWDED, index).camera.tan_half, abs=1e-3

@@ -37,7 +37,7 @@ def source(tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     told = []
     uri = draw_source(CONFIG, str(store), report=lambda done, total, _: told.append((done, total)))
-    assert told[-1] == (19, 19)  # 5 + 4 + 3 + 2, and the labelled ones twice
+    assert told[-1] == (19, 19)  # 5 + 4 + 3 + 2, and the labeled ones twice
     return uri
 
 

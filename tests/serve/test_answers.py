@@ -148,41 +148,41 @@ def test_classes_as_png_have_their_palette(
         np.testing.assert_array_equal(
             np.asarray(image), predictors["seg"].predict([picture])[0]["classes"]
         )
-        colours = class_palette()[np.asarray(image)]
-        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colours)
+        colors = class_palette()[np.asarray(image)]
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colors)
 
 
-def test_depth_as_png_is_in_millimetres(
+def test_depth_as_png_is_in_millimeters(
     server: ServerProcess, picture: np.ndarray, predictors: dict[str, Predictor]
 ) -> None:
-    (data,) = Client(server.url).infer("depth", images=[picture], output="png")["depth_metres"]
-    expected = predictors["depth"].predict([picture])[0]["depth_metres"]
+    (data,) = Client(server.url).infer("depth", images=[picture], output="png")["depth_meters"]
+    expected = predictors["depth"].predict([picture])[0]["depth_meters"]
     with Image.open(io.BytesIO(data)) as image:
         found = np.asarray(image)
-        assert image.info["values_per_metre"] == "1000"
+        assert image.info["values_per_meter"] == "1000"
     assert found.max() > 255
     np.testing.assert_allclose(found, expected * 1000, atol=0.5001)
 
 
 @pytest.mark.parametrize(
-    ("range_metres", "scale"), [(10, 1000), (65.5, 1000), (80, 256), (300, 100), (5000, 10)]
+    ("range_meters", "scale"), [(10, 1000), (65.5, 1000), (80, 256), (300, 100), (5000, 10)]
 )
-def test_depth_beyond_65_metres_as_png(range_metres: float, scale: int) -> None:
-    (output,) = DepthTask().outputs_of(DepthConfig(max_depth_metres=range_metres))
+def test_depth_beyond_65_meters_as_png(range_meters: float, scale: int) -> None:
+    (output,) = DepthTask().outputs_of(DepthConfig(max_depth_meters=range_meters))
     assert output.png_scale == scale
-    depth_HW = np.linspace(0, range_metres, 12, dtype=np.float32).reshape(3, 4)
+    depth_HW = np.linspace(0, range_meters, 12, dtype=np.float32).reshape(3, 4)
     data = encode_output_png(depth_HW, scale)
     with Image.open(io.BytesIO(data)) as image:
-        assert image.info["values_per_metre"] == str(scale)
+        assert image.info["values_per_meter"] == str(scale)
     np.testing.assert_allclose(_from_png(data), depth_HW, atol=0.5001 / scale)
 
 
 def test_depth_at_half_the_size(
     server: ServerProcess, picture: np.ndarray, predictors: dict[str, Predictor]
 ) -> None:
-    found = Client(server.url).infer("depth", images=[picture], output="float16")["depth_metres"]
+    found = Client(server.url).infer("depth", images=[picture], output="float16")["depth_meters"]
     assert found.dtype == np.float16
-    expected = predictors["depth"].predict([picture])[0]["depth_metres"]
+    expected = predictors["depth"].predict([picture])[0]["depth_meters"]
     np.testing.assert_array_equal(found[0], expected.astype(np.float16))
 
 
@@ -246,7 +246,7 @@ def test_metadata_says_what_an_answer_means(server: ServerProcess, models: dict[
     seg = client.metadata("seg")["parameters"]
     assert seg["classes"] == ["ground", "cube", "ball"]
     assert seg["palette"] == class_palette(3).tolist()
-    assert client.metadata("depth")["parameters"]["outputs"][0]["unit"] == "metres"
+    assert client.metadata("depth")["parameters"]["outputs"][0]["unit"] == "meters"
     with urllib.request.urlopen(f"{server.url}/v2/models/seg/lineage", timeout=30) as response:
         lineage = json.loads(response.read())
     assert lineage["ancestry"]["digest"] == seg["digest"]

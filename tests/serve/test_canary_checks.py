@@ -65,7 +65,7 @@ def other_than(prediction: Mapping[str, Any]) -> dict[str, Any]:
         return {"probabilities": np.eye(len(probabilities))[probabilities.argmin()]}
     if "classes" in prediction:
         return {"classes": (prediction["classes"] + 1) % 3}
-    return {"depth_metres": 10.0 - prediction["depth_metres"]}
+    return {"depth_meters": 10.0 - prediction["depth_meters"]}
 
 
 def check(url: str, result: EvaluationResult) -> str:

@@ -33,7 +33,7 @@ def jpeg(picture: np.ndarray) -> bytes:
 @pytest.fixture
 def expected(jpeg: bytes, predictors: dict[str, Predictor]) -> np.ndarray:
     decoded = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
-    return predictors["depth"].predict([decoded])[0]["depth_metres"]
+    return predictors["depth"].predict([decoded])[0]["depth_meters"]
 
 
 def run(command: str) -> str:
@@ -80,7 +80,7 @@ def test_curl_with_plain_json(
     )
     assert "200" in run(command).splitlines()[0]
     (prediction,) = json.loads(output_path.read_text())["predictions"]
-    np.testing.assert_array_equal(np.array(prediction["depth_metres"], np.float32), expected)
+    np.testing.assert_array_equal(np.array(prediction["depth_meters"], np.float32), expected)
 
 
 def test_a_refusal_names_its_reason(server: ServerProcess) -> None:

@@ -54,7 +54,7 @@ def expected_for(served: Any, task: str, large: np.ndarray) -> Any:
 
 
 @pytest.mark.parametrize("output", ["raw", "png"])
-@pytest.mark.parametrize(("task", "name"), [("segmentation", "classes"), ("depth", "depth_metres")])
+@pytest.mark.parametrize(("task", "name"), [("segmentation", "classes"), ("depth", "depth_meters")])
 def test_dense_outputs_have_the_images_size(
     served: Any, large: np.ndarray, task: str, name: str, output: str
 ) -> None:

@@ -148,8 +148,8 @@ def test_drop_an_image_see_the_mask_then_the_depth(
     browser.wait_for(f'{_RESPONDED} && !document.getElementById("scale").hidden')
     press(browser, "ArrowRight")
     reading = browser.wait_for('document.getElementById("reading").textContent')
-    metres = predictors["depth"].predict([picture])[0]["depth_metres"][24, 32]
-    assert reading == f"{np.float16(metres):.2f} metres at 32, 24"
+    meters = predictors["depth"].predict([picture])[0]["depth_meters"][24, 32]
+    assert reading == f"{np.float16(meters):.2f} meters at 32, 24"
 
     assert browser.requested
     assert all(url.startswith((server.url, "data:", "blob:")) for url in browser.requested)

@@ -26,7 +26,7 @@ def test_the_answer_is_drawn_over_the_picture(
     assert answer.lines[0] == f"{counts.max() / classes_HW.size:7.1%}  {top_k_labels}"
 
 
-def test_depth_is_told_in_metres(
+def test_depth_is_told_in_meters(
     server: ServerProcess, picture: np.ndarray, predictors: dict[str, Predictor], tmp_path
 ) -> None:
     (tmp_path / "in.png").write_bytes(encode_png(picture))
@@ -34,7 +34,7 @@ def test_depth_is_told_in_metres(
     command = ["predict", server.url, str(tmp_path / "in.png"), "--model", "depth"]
     done = CliRunner().invoke(app, [*command, "--output", str(output)], catch_exceptions=False)
     assert done.exit_code == 0
-    depth_HW = predictors["depth"].predict([picture])[0]["depth_metres"]
+    depth_HW = predictors["depth"].predict([picture])[0]["depth_meters"]
     assert f"nearest  {depth_HW.min():.2f} m" in done.stdout
     with Image.open(output) as drawn:
         assert drawn.size == (64, 48)

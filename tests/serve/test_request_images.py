@@ -56,7 +56,7 @@ FILES = {
     "webp": file_of(PICTURE, "WEBP", quality=80),
     "webp lossless": file_of(PICTURE, "WEBP", lossless=True),
     "webp with alpha": file_of(PICTURE.convert("RGBA"), "WEBP", exact=True),
-    "grey": file_of(PICTURE.convert("L"), "JPEG"),
+    "gray": file_of(PICTURE.convert("L"), "JPEG"),
     "cmyk": file_of(PICTURE.convert("CMYK"), "JPEG"),
     "palette": file_of(PICTURE.convert("P"), "PNG", transparency=3),
     "alpha": file_of(Image.fromarray(np.concatenate([RGB, RGB[..., :1]], axis=-1), "RGBA"), "PNG"),

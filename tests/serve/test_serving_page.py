@@ -69,7 +69,7 @@ def test_lines_run_as_pasted(page_server: ServerProcess, tmp_path: Path) -> None
 
     run(v1, page_server, tmp_path)
     (prediction,) = json.loads((tmp_path / "answer.json").read_text())["predictions"]
-    with Image.open(io.BytesIO(base64.b64decode(prediction["depth_metres"]["b64"]))) as image:
+    with Image.open(io.BytesIO(base64.b64decode(prediction["depth_meters"]["b64"]))) as image:
         assert image.size == (60, 40)
 
 

@@ -62,7 +62,7 @@ def test_two_ranks_carry_out_what_the_paper_asks_on_given_data(data, tmp_path):
     assert result.attention.keys() == {"G", "G+S"}
     assert {cost.captioning for cost in result.costs.values()} == {0.0}
     page = study_page(result)
-    assert "45.5" in page  # of the paper, in grey
+    assert "45.5" in page  # of the paper, in gray
     # One process finds all of it made.
     made = sorted(p.stat().st_mtime_ns for p in store.rglob("model.json"))
     (found / "study.json").unlink()

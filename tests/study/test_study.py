@@ -371,9 +371,9 @@ def test_a_layer_that_nobody_makes_is_refused():
         study_of(ConditionConfig(name="x", baseline="y"))
     with pytest.raises(ConfigError, match="takes the encoder 'nothing'"):
         study_of(ConditionConfig(name="x", encoder="nothing"))
-    unlabelled = replace(tiny().synthetic_data, scenes=replace(SCENES, tasks=("segmentation",)))
+    unlabeled = replace(tiny().synthetic_data, scenes=replace(SCENES, tasks=("segmentation",)))
     with pytest.raises(ConfigError, match="no labels are generated for depth"):
-        replace(tiny(), synthetic_data=unlabelled)
+        replace(tiny(), synthetic_data=unlabeled)
     with pytest.raises(ConfigError, match="conditions was"):
         study_of()
     with pytest.raises(ConfigError, match="one source of data"):

@@ -123,7 +123,7 @@ def test_segmentation(ade20k):
 
 def test_depth(nyu):
     maps = sorted((nyu / "scenes_0000").glob("*.png"))
-    Image.fromarray(np.full((32, 32), 2, np.uint16)).save(maps[0])  # metres
+    Image.fromarray(np.full((32, 32), 2, np.uint16)).save(maps[0])  # meters
     Image.fromarray(np.zeros((32, 32), np.uint16)).save(maps[1])
     Image.fromarray(np.full((32, 32), 12_000, np.uint16)).save(maps[2])
     check, by_reason = found("depth", nyu)
@@ -133,13 +133,13 @@ def test_depth(nyu):
     assert by_reason["mostly_out_of_range"].count == 1
 
 
-def depth_maps(folder, metres, unit, **options):
+def depth_maps(folder, meters, unit, **options):
     """Maps of a declared unit, 6 a split, as 16-bit PNGs in folders."""
     for split in ("train", "test"):
-        for number, metres_HW in enumerate(metres):
+        for number, meters_HW in enumerate(meters):
             for name, pixels in (
-                ("images", np.zeros((*metres_HW.shape, 3), np.uint8)),
-                ("depth", np.rint(metres_HW * unit).astype(np.uint16)),
+                ("images", np.zeros((*meters_HW.shape, 3), np.uint8)),
+                ("depth", np.rint(meters_HW * unit).astype(np.uint16)),
             ):
                 path = folder / name / split / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,30 +162,30 @@ def room(farthest=6.0):
 
 
 @pytest.mark.parametrize(
-    ("metres", "unit", "expected"),
+    ("meters", "unit", "expected"),
     [
         (street(), 256, "error"),  # KITTI
         (room(), 5000, "error"),  # TUM
-        (room(), 100, "error"),  # centimetres: a median of 0.34 m
+        (room(), 100, "error"),  # centimeters: a median of 0.34 m
         (room(9.0), 256, "warning"),
         (room(), 1000, ""),
         (room(9.9), 1000, ""),
     ],
 )
-def test_depth_of_another_unit_than_the_millimetre(tmp_path, metres, unit, expected):
+def test_depth_of_another_unit_than_the_millimeter(tmp_path, meters, unit, expected):
     """As one's own and without the option it's noticed, and each of the units is shown."""
-    _, by_reason = found("depth", depth_maps(tmp_path, metres, unit))
+    _, by_reason = found("depth", depth_maps(tmp_path, meters, unit))
     issue = by_reason.get("depth_unit")
     assert (issue and ("error" if issue.is_error else "warning")) == (expected or None)
     if issue:
-        known = metres[metres > 0]
-        median = float(np.median([np.median(one[one > 0]) for one in metres]))
+        known = meters[meters > 0]
+        median = float(np.median([np.median(one[one > 0]) for one in meters]))
         words = f"median {median:.3g} m, up to {known.max():.3g} m"
         units = issue.examples[0].rpartition("By unit: ")[2].split("; ")
         shown = dict(text.split(" (") for text in units)
         assert shown[str(unit)].partition("): ")[2] == words
-        assert "Set values_per_metre in depth.json" in issue.examples[0]
-    declared, _ = found("depth", depth_maps(tmp_path, metres, unit, values_per_metre=unit))
+        assert "Set values_per_meter in depth.json" in issue.examples[0]
+    declared, _ = found("depth", depth_maps(tmp_path, meters, unit, values_per_meter=unit))
     assert declared.is_usable
     assert "depth_unit" not in {one.reason for one in declared.issues}
 

@@ -33,8 +33,8 @@ def silent(done, total, words):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of one colour a class, with a little noise."""
-    root = tmp_path_factory.mktemp("colours")
+    """Pictures of one color a class, with a little noise."""
+    root = tmp_path_factory.mktemp("colors")
     random = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
         for channel, name in enumerate(("red", "green", "blue")):
@@ -86,8 +86,8 @@ def test_batches(folder):
     )
     assert found[0]["images"].shape == (9, 32, 32, 3)
     for batch in found:
-        colours = batch["images"].float().mean((1, 2)).argmax(1)
-        assert (colours == 2 - batch["labels"]).all()
+        colors = batch["images"].float().mean((1, 2)).argmax(1)
+        assert (colors == 2 - batch["labels"]).all()
     (again,) = itertools.islice(TASK.train_dataloader(CONFIG, folder, start_step=1, **options), 1)
     assert torch.equal(again["images"], found[1]["images"])
 
@@ -107,7 +107,7 @@ def test_probabilities_at_any_size(encoder):
 
 
 @torch.no_grad()
-def test_the_centre_is_seen():
+def test_the_center_is_seen():
     network = TASK.build_inference_model(CONFIG, VIT, CLASSES).eval()
     images = torch.rand(1, 3, 32, 64)
     changed = images.clone()

@@ -197,7 +197,7 @@ def predictions(folder, task):
     def predict(image_HW3):
         side = image_HW3.shape[:2]
         if task is MEASURE:
-            return {"depth_metres": generator.uniform(0.5, 6, side).astype(np.float32)}
+            return {"depth_meters": generator.uniform(0.5, 6, side).astype(np.float32)}
         return {"classes": generator.integers(0, 4, side, dtype=np.uint8)}
 
     config = DEPTH if task is MEASURE else SEGMENTATION

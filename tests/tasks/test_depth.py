@@ -10,7 +10,7 @@ import torch
 
 from clipmill.data.labeled.dense import DepthFolder
 from clipmill.models.encoders import build_dense
-from clipmill.tasks.config import MAX_DEPTH_METRES
+from clipmill.tasks.config import MAX_DEPTH_METERS
 from clipmill.tasks.depth.model import DepthNetwork
 from clipmill.tasks.depth.training import DepthMetrics, DepthTraining
 from helpers.tiny_tasks import CONV, DEPTH, VIT
@@ -40,13 +40,13 @@ def batches(folder, config=DEPTH, **changes):
 
 @torch.no_grad()
 @pytest.mark.parametrize("encoder", [VIT, CONV])
-def test_network_gives_metres_at_the_images_size(encoder):
+def test_network_gives_meters_at_the_images_size(encoder):
     made = network(encoder)
     for size in ((32, 32), (33, 50), (16, 20), (64, 40)):
         depth = made(torch.rand(2, 3, *size))
         assert depth.shape == (2, *size)
         assert depth.dtype == torch.float32
-        assert 0 <= depth.min() < depth.max() <= MAX_DEPTH_METRES
+        assert 0 <= depth.min() < depth.max() <= MAX_DEPTH_METERS
 
 
 @torch.no_grad()
@@ -109,13 +109,13 @@ def test_evaluation_by_a_prediction_that_is_right_but_for_a_factor(nyu_folder):
     data = DepthFolder.open(nyu_folder, "test")
     truths = {data.image_HW3(i).tobytes(): data.depth_HW(i) for i in range(len(data))}
     found = TASK.evaluate(
-        lambda image: {"depth_metres": truths[image.tobytes()] * 1.1},
+        lambda image: {"depth_meters": truths[image.tobytes()] * 1.1},
         DEPTH,
         nyu_folder,
         num_samples=1,
         report=silent,
     )
-    expected = DepthMetrics(max_depth_metres=MAX_DEPTH_METRES)
+    expected = DepthMetrics(max_depth_meters=MAX_DEPTH_METERS)
     for truth in truths.values():
         expected.update(truth * 1.1, truth)
     assert found.metrics == expected.result() | {"num_eigen_cropped": 0}
@@ -124,14 +124,14 @@ def test_evaluation_by_a_prediction_that_is_right_but_for_a_factor(nyu_folder):
     assert found.metrics["abs_rel"] == pytest.approx(0.1, abs=0.01)
     assert found.metrics["log10"] == pytest.approx(math.log10(1.1), abs=0.005)
     (sample,) = found.samples
-    assert np.array_equal(sample.truth["depth_metres"], data.depth_HW(0))
+    assert np.array_equal(sample.truth["depth_meters"], data.depth_HW(0))
     assert np.array_equal(sample.image_HW3, data.image_HW3(0))
 
 
 def test_evaluation_reports_each_picture(nyu_folder):
     told = []
     TASK.evaluate(
-        lambda image: {"depth_metres": np.ones(image.shape[:2], np.float32)},
+        lambda image: {"depth_meters": np.ones(image.shape[:2], np.float32)},
         DEPTH,
         nyu_folder,
         num_samples=9,

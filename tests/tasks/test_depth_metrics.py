@@ -11,8 +11,8 @@ from clipmill.errors import SourceError
 from clipmill.tasks.depth.training import DepthMetrics
 
 
-def figures(*pairs, max_depth_metres=10.0):
-    metrics = DepthMetrics(max_depth_metres=max_depth_metres)
+def figures(*pairs, max_depth_meters=10.0):
+    metrics = DepthMetrics(max_depth_meters=max_depth_meters)
     for prediction, truth in pairs:
         metrics.update(np.array(prediction, np.float32), np.array(truth, np.float32))
     return metrics.result()
@@ -100,7 +100,7 @@ def test_equals_the_reference(seed, max_depth):
     truth[random.random((7, 5)) < 0.3] = 0
     truth[0, 0] = 1
     prediction = random.uniform(-1, 14, (7, 5)).astype(np.float32)
-    found = figures((prediction, truth), max_depth_metres=max_depth)
+    found = figures((prediction, truth), max_depth_meters=max_depth)
     assert found == pytest.approx(reference(prediction, truth, max_depth), rel=1e-5, abs=1e-7)
 
 
@@ -109,12 +109,12 @@ def test_eigens_crop_by_hand():
     truth = np.full((480, 640), 2.0, np.float32)
     prediction = np.full((480, 640), 9.0, np.float32)
     prediction[45:471, 41:601] = 3.0
-    cropped = DepthMetrics(max_depth_metres=10, eigen_crop=True)
+    cropped = DepthMetrics(max_depth_meters=10, eigen_crop=True)
     cropped.update(prediction, truth)
     assert cropped.result()["rmse"] == 1.0
     assert cropped.num_cropped == 1
     for size in ((479, 640), (480, 641)):
-        whole = DepthMetrics(max_depth_metres=10, eigen_crop=True)
+        whole = DepthMetrics(max_depth_meters=10, eigen_crop=True)
         whole.update(np.resize(prediction, size), np.full(size, 2.0, np.float32))
         assert whole.num_cropped == 0
         assert whole.result()["rmse"] > 1.0
@@ -122,7 +122,7 @@ def test_eigens_crop_by_hand():
     for row, column, counts in ((45, 41, 1), (470, 600, 1), (44, 41, 0), (470, 601, 0)):
         truth = np.zeros((480, 640), np.float32)
         truth[row, column] = 1
-        metrics = DepthMetrics(max_depth_metres=10, eigen_crop=True)
+        metrics = DepthMetrics(max_depth_meters=10, eigen_crop=True)
         metrics.update(np.ones_like(truth), truth)
         assert metrics.num_cropped == counts
 

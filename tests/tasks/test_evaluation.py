@@ -48,10 +48,10 @@ def test_figures_are_those_of_the_models_predictions(model, nyu_folder, tmp_path
     uri = evaluate(model.uri, str(nyu_folder), str(tmp_path), report=silent)
     found = read_evaluation(uri)
     predictor, data = Predictor.open(model.uri), DepthFolder.open(nyu_folder, "test")
-    expected = DepthMetrics(max_depth_metres=10.0)
+    expected = DepthMetrics(max_depth_meters=10.0)
     for index in range(len(data)):
         (prediction,) = predictor.predict([data.image_HW3(index)])
-        expected.update(prediction["depth_metres"], data.depth_HW(index))
+        expected.update(prediction["depth_meters"], data.depth_HW(index))
     assert found.metrics == pytest.approx(expected.result() | {"num_eigen_cropped": 0})
     assert found.task == "depth"
     assert found.model == model.as_parent("model")
@@ -71,7 +71,7 @@ def test_pictures_are_kept(model, nyu_folder, tmp_path):
         assert np.array_equal(shown["image"], data.image_HW3(index))
         assert np.array_equal(
             shown["truth"],
-            task.visualize({"depth_metres": data.depth_HW(index)}, shown["image"], ()),
+            task.visualize({"depth_meters": data.depth_HW(index)}, shown["image"], ()),
         )
         (prediction,) = Predictor.open(model.uri).predict([data.image_HW3(index)])
         difference = shown["prediction"].astype(int) - task.visualize(

@@ -113,7 +113,7 @@ def test_a_prediction_has_its_images_size(nyu, tmp_path):
     config = get_recipe("depth-tiny", FinetuneConfig, TINY)
     model = finetune(config, "random:timm/test_resnet", nyu, str(tmp_path), report=quiet)
     images = [torch.randint(0, 255, size, dtype=torch.uint8).numpy() for size in SIZES]
-    found = [p["depth_metres"] for p in Predictor.open(model).predict(images)]
+    found = [p["depth_meters"] for p in Predictor.open(model).predict(images)]
     assert [f.shape for f in found] == [size[:2] for size in SIZES]
     assert all((f > 0).all() and (f < 10).all() for f in found)
 

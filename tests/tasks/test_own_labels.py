@@ -198,20 +198,20 @@ def test_segmentation_equals_mmsegs_iou_metric(tmp_path, layout):
 
 
 def test_depth_of_kitti_equals_a_script_of_its_own(tmp_path):
-    """16-bit PNGs of 256 values a metre, 0 unknown, evaluated up to 80 m."""
+    """16-bit PNGs of 256 values a meter, 0 unknown, evaluated up to 80 m."""
     stored = RNG.integers(0, 100 * 256, (2, 10, 14)).astype(np.uint16)
     stored[stored < 2000] = 0
     for number, values in enumerate(stored):
         image(tmp_path / "images" / "test" / f"{number}.png", (14, 10))
         (tmp_path / "depth" / "test").mkdir(parents=True, exist_ok=True)
         Image.fromarray(values).save(tmp_path / "depth" / "test" / f"{number}.png")
-    options(tmp_path, "depth", values_per_metre=256)
-    config = DepthConfig(max_depth_metres=80.0)
+    options(tmp_path, "depth", values_per_meter=256)
+    config = DepthConfig(max_depth_meters=80.0)
     split = DepthTraining().test_split(config, tmp_path)
     rows = []
     for index, values in enumerate(stored):
         predicted = RNG.uniform(1, 90, values.shape).astype(np.float32)
-        split.update(index, split.truth(index), {"depth_metres": predicted})
+        split.update(index, split.truth(index), {"depth_meters": predicted})
         truth = values / 256
         valid = (truth > 1e-3) & (truth < 80)
         t, p = truth[valid], np.minimum(predicted[valid].astype(np.float64), 80)

@@ -138,8 +138,8 @@ def test_branches_of_a_mobile_encoder_are_fused(tmp_path):
     with torch.no_grad():
         expected_1HW = network.eval()(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
     (found,) = predictor.predict([image])
-    np.testing.assert_allclose(found["depth_metres"], expected_1HW[0], rtol=1e-4, atol=1e-4)
-    assert np.ptp(found["depth_metres"]) > 0.01
+    np.testing.assert_allclose(found["depth_meters"], expected_1HW[0], rtol=1e-4, atol=1e-4)
+    assert np.ptp(found["depth_meters"]) > 0.01
 
 
 def test_says_what_it_is(saved):

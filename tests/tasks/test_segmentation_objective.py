@@ -30,7 +30,7 @@ def test_losses_and_their_gradients(encoder):
     assert [n for n, p in objective.named_parameters() if p.grad is None] == []
 
 
-def test_images_are_normalised_once():
+def test_images_are_normalized_once():
     """The encoder sees 0..1: a white picture's pixels, less the mean, over the deviation."""
     objective = SegmentationObjective(SEGMENTATION, VIT, len(CLASSES))
     seen = []

@@ -1,4 +1,4 @@
-"""Colours that can be told apart, and PNGs that hold them."""
+"""Colors that can be told apart, and PNGs that hold them."""
 
 import io
 
@@ -15,11 +15,11 @@ from clipmill.tasks.visualization import (
 )
 
 
-def test_classes_have_colours_of_their_own():
+def test_classes_have_colors_of_their_own():
     palette = class_palette().astype(int)
     assert palette.shape == (256, 3)
     # ADE20K's 150: no two alike, and the first dozens far apart.
-    assert len({tuple(colour) for colour in palette[:150]}) == 150
+    assert len({tuple(color) for color in palette[:150]}) == 150
     apart = abs(palette[:14, None] - palette[None, :14]).sum(-1)
     assert apart[~np.eye(14, dtype=bool)].min() > 30
 

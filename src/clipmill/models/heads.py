@@ -151,21 +151,21 @@ INIT_STD = 0.001
 
 
 class DepthDecoder(nn.Module):
-    """A map (B, D, H / stride, W / stride) to depth in metres (B, 1, H, W)."""
+    """A map (B, D, H / stride, W / stride) to depth in meters (B, 1, H, W)."""
 
     def __init__(
         self,
         in_channels: int,
         channels: int,
         stride: int,
-        max_depth_metres: float,
+        max_depth_meters: float,
         *,
         init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
         num_deconvs = min(_NUM_DECONVS, int(math.log2(stride)))
         self._factor = stride / 2**num_deconvs
-        self._max_depth_metres = max_depth_metres
+        self._max_depth_meters = max_depth_meters
         layers: list[nn.Module] = []
         width = in_channels
         for _ in range(num_deconvs):
@@ -193,7 +193,7 @@ class DepthDecoder(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, map_BDhw: Tensor) -> Tensor:
-        """Depth in metres, between 0 and the largest."""
+        """Depth in meters, between 0 and the largest."""
         map_BChw = self.up(map_BDhw)
         elements = round(math.prod(map_BChw.shape[1:]) * self._factor**2)
         return run_in_chunks(self._depth, map_BChw, elements)
@@ -202,7 +202,7 @@ class DepthDecoder(nn.Module):
         if self._factor > 1:
             size = [round(side * self._factor) for side in map_BChw.shape[-2:]]
             map_BChw = F.interpolate(map_BChw, size, mode="bilinear", align_corners=False)
-        return torch.sigmoid(self.head(map_BChw)) * self._max_depth_metres
+        return torch.sigmoid(self.head(map_BChw)) * self._max_depth_meters
 
 
 class LinearHead(nn.Module):

@@ -40,7 +40,7 @@ class PredictionModel:
         self.embedding_width = 0
         """Width of a CLIP's embeddings; 0 of a task model."""
         self.png_scale = 1000
-        """Values of a depth map's PNG in a metre."""
+        """Values of a depth map's PNG in a meter."""
         self._embedder: ClipEmbedder | None = None
         self._predictor: Predictor | None = None
         backend = plan.config.serving.backend

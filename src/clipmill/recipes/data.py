@@ -368,7 +368,7 @@ def coca_tiny() -> CocaTrainConfig:
                 text=TextConfig(context_length=18, vocab_size=2048, width=128, heads=4, layers=1),
             ),
             decoder_layers=1,
-            # Deep features: those of a finer map tell colours well and shapes hardly.
+            # Deep features: those of a finer map tell colors well and shapes hardly.
             token_stride=32,
         ),
         random_resized_crop=RandomResizedCropConfig(scale=(0.9, 1.0), ratio=(0.9, 1.1)),

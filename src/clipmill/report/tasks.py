@@ -127,7 +127,7 @@ def _heat_map(result: SweepResult, metric: Metric) -> list[Section]:
     body = [[f"{r:g}", *(_cell(reached[r, c], result, metric) for c in columns)] for r in rows]
     note = (
         "A figure is of the longest training that the point came to, given below it as a share of "
-        "the whole; colours compare points of one length. Framed: the best."
+        "the whole; colors compare points of one length. Framed: the best."
     )
     head = [f"{_name(row_path)} \\ {_name(column_path)}", *(f"{c:g}" for c in columns)]
     caption = f"{metric.name} {metric.unit}".strip()

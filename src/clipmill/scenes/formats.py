@@ -3,7 +3,7 @@
 Each file is written under a temporary name and moved into place, so that a run that was killed can
 be run again; every file is written again, none is skipped. ``progress`` is called after each scene
 with the number of scenes written so far. Images are JPEG, so they equal ``draw()`` up to its loss;
-masks and COCO's run lengths are exact; depth is rounded to a millimetre. StorageError where a
+masks and COCO's run lengths are exact; depth is rounded to a millimeter. StorageError where a
 folder refuses the write.
 """
 
@@ -76,7 +76,7 @@ def write_ade20k(
     """The layout of ADEChallengeData2016.
 
     ``images/<split>/ADE_train_00000123.jpg`` (``ADE_val_`` in validation) and
-    ``annotations/<split>/*.png``, where value k is ``CLASSES[k - 1]`` and 0 is unlabelled; the
+    ``annotations/<split>/*.png``, where value k is ``CLASSES[k - 1]`` and 0 is unlabeled; the
     classes' names in ``objectInfo150.txt``, the name that readers of ADE20K look for.
     """
     rows = [f"{k}\t{name}" for k, name in enumerate(CLASSES, start=1)]
@@ -103,15 +103,15 @@ def write_nyu(
     ``folder`` stands for ``nyu_depth_v2``: ``train_list.txt`` names files below it,
     ``test_list.txt`` files below ``official_splits/test``. A line is ``/scenes_0000/rgb_00123.jpg
     /scenes_0000/sync_depth_00123.png 518.8579``: image, depth, focal length in pixels. Depth is
-    uint16 PNG in millimetres along the optical axis. A list holds the scenes of its last run, or
+    uint16 PNG in millimeters along the optical axis. A list holds the scenes of its last run, or
     those of ``listed``, where several runs write them.
     """
     indices = list(indices)
     root = folder if split == "train" else folder / "official_splits" / "test"
     for index, scene in _drawn(config, indices, progress):
         image, depth = _nyu_names(index)
-        millimetres = np.rint(scene.depth_HW * 1000).astype(np.uint16)
-        _write(root / depth, _png(millimetres))
+        millimeters = np.rint(scene.depth_HW * 1000).astype(np.uint16)
+        _write(root / depth, _png(millimeters))
         _write(root / image, _jpeg(scene, jpeg_quality))
     lines = []
     for index in indices if listed is None else listed:

@@ -59,7 +59,7 @@ FLOORS: dict[str, RGB] = {
 
 MAX_OBJECTS = 8
 
-_LARGEST_METRES = 1.25
+_LARGEST_METERS = 1.25
 
 _ATTEMPTS = 30
 
@@ -122,8 +122,8 @@ class SceneConfig(Config):
         _check(
             "min_object_size_m",
             self.min_object_size_m,
-            0.3 <= self.min_object_size_m <= _LARGEST_METRES,
-            f"0.3 to {_LARGEST_METRES}",
+            0.3 <= self.min_object_size_m <= _LARGEST_METERS,
+            f"0.3 to {_LARGEST_METERS}",
         )
         _check(
             "supersample", self.supersample, self.supersample in {1, 2, 4, 6, 8}, "1, 2, 4, 6, 8"
@@ -140,7 +140,7 @@ class Camera:
     """A pinhole camera above the origin."""
 
     height: float
-    """Metres above the floor."""
+    """Meters above the floor."""
     pitch: float
     """Radians below the horizon."""
     tan_half: float
@@ -152,7 +152,7 @@ class Camera:
         return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
 
     def depth(self, y: float, z: float) -> float:
-        """Distance (metres) along the optical axis of any point (x, y, z)."""
+        """Distance (meters) along the optical axis of any point (x, y, z)."""
         return (self.height - y) * math.sin(self.pitch) + z * math.cos(self.pitch)
 
 
@@ -163,7 +163,7 @@ class Room:
     yaw: float
     """Radians by which the room is turned about the vertical against the camera."""
     distances: tuple[float, float, float]
-    """Metres from the origin to the back, right and left wall."""
+    """Meters from the origin to the back, right and left wall."""
     wall: str
     """Key of WALLS."""
     floor: str
@@ -182,9 +182,9 @@ class Part:
     solid: str
     """Key of ``solids.INTERSECT``."""
     size: Sizes
-    """Sizes of the solid, metres; see solids.py."""
+    """Sizes of the solid, meters; see solids.py."""
     center: tuple[float, float, float]
-    """Of the solid, metres, in the object's frame."""
+    """Of the solid, meters, in the object's frame."""
     axis: Axis = "y"
     """Direction, in the object's frame, of the solid's own y axis."""
     paint: tuple[float, float, float] | None = None
@@ -198,9 +198,9 @@ class Shape:
     parts: tuple[Part, ...]
     """Drawn in any order: the nearest surface wins."""
     height: float
-    """Metres."""
+    """Meters."""
     reach: float
-    """Metres: radius of the vertical cylinder about the origin that holds every part."""
+    """Meters: radius of the vertical cylinder about the origin that holds every part."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,11 +216,11 @@ class PlacedObject:
     shape: Shape
     """Its solids."""
     size: float
-    """Metres, as the shape's builder took it."""
+    """Meters, as the shape's builder took it."""
     x: float
-    """Metres to the right."""
+    """Meters to the right."""
     z: float
-    """Metres ahead."""
+    """Meters ahead."""
     yaw: float
     """Radians about the vertical."""
 
@@ -305,7 +305,7 @@ def _find_place(
         u = rng.random(5).tolist()
         z = _between(1.9, min(config.max_distance_m, room.distances[0] - 0.7), u[0])
         # Not so small that far objects vanish from a 64-pixel image.
-        drawn = _between(config.min_object_size_m, _LARGEST_METRES, u[1])
+        drawn = _between(config.min_object_size_m, _LARGEST_METERS, u[1])
         size = max(drawn, 0.38 * z * camera.tan_half) * shrink
         placed = PlacedObject(
             name=name,
@@ -329,7 +329,7 @@ def _fits(
     for (nx, nz), distance in zip(room.wall_normals(), room.distances, strict=True):
         if nx * new.x + nz * new.z + reach > distance - 0.08:
             return False
-    # The whole height must lie in the frame, and the nearest side beyond half a metre.
+    # The whole height must lie in the frame, and the nearest side beyond half a meter.
     top = new.shape.height
     depth = camera.depth(top, new.z)
     sine, cosine = math.sin(camera.pitch), math.cos(camera.pitch)
@@ -490,9 +490,9 @@ SHAPES: dict[str, Callable[[float, float], Shape]] = {
     "lamp": _lamp,
     "mushroom": _mushroom,
 }
-"""Builder by class name: ``SHAPES[name](size_metres, pick)``."""
+"""Builder by class name: ``SHAPES[name](size_meters, pick)``."""
 
 OBJECTS = tuple(SHAPES)
 
 CLASSES = ("floor", "wall", *OBJECTS)
-"""Semantic classes: value k of a class mask is ``CLASSES[k - 1]``, 0 is unlabelled (unused)."""
+"""Semantic classes: value k of a class mask is ``CLASSES[k - 1]``, 0 is unlabeled (unused)."""

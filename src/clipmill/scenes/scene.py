@@ -35,7 +35,7 @@ class Subject:
     material: str
     """One of MATERIALS."""
     distance: float
-    """Metres along the optical axis."""
+    """Meters along the optical axis."""
     left: float
     """Left edge of its box, as a share of the picture's width."""
     right: float
@@ -72,7 +72,7 @@ _REMARKS = (
 
 
 # What a viewer sees at a glance: a difference in depth, and one in place as a share of the width.
-_PLAIN_METRES, _PLAIN_SHIFT = 0.6, 0.08
+_PLAIN_METERS, _PLAIN_SHIFT = 0.6, 0.08
 
 
 def alt_text(subjects: list[Subject], u: list[float]) -> str:
@@ -143,7 +143,7 @@ def spatial_relations(subject: Subject, other: Subject) -> list[str]:
         relations.append("left of" if shift < 0 else "right of")
     gap = subject.distance - other.distance
     overlap = subject.left < other.right and other.left < subject.right
-    if abs(gap) > _PLAIN_METRES:
+    if abs(gap) > _PLAIN_METERS:
         if overlap:
             relations.append("in front of" if gap < 0 else "behind")
         else:
@@ -160,8 +160,8 @@ def _describe(subject: Subject) -> str:
 
 
 def _far(subject: Subject) -> str:
-    metres = round(subject.distance)
-    return f"about {metres} metre{'s' if metres != 1 else ''} away"
+    meters = round(subject.distance)
+    return f"about {meters} metre{'s' if meters != 1 else ''} away"
 
 
 def _with_article(noun: str) -> str:
@@ -200,7 +200,7 @@ class SceneObject:
     """One of COLORS."""
     material: str
     """One of MATERIALS."""
-    distance_metres: float
+    distance_meters: float
     """Depth of its middle along the optical axis, as in ``Scene.depth_HW``."""
     box: tuple[int, int, int, int]
     """x0, y0, x1, y1 in pixels round its visible part; x1 and y1 are past the last pixel."""
@@ -219,7 +219,7 @@ class Scene:
     instances_HW: NDArray[np.uint8]
     """0 background, k for ``objects[k - 1]``."""
     depth_HW: NDArray[np.float32]
-    """Metres along the optical axis (not along the ray), between 0.5 and 10 everywhere."""
+    """Meters along the optical axis (not along the ray), between 0.5 and 10 everywhere."""
     objects: tuple[SceneObject, ...]
     """Visible objects."""
     captions: dict[str, str]
@@ -237,7 +237,7 @@ class RenderedImage:
     floor_HW: NDArray[np.bool_]
     """Mask of the room's floor behind each pixel; the rest is wall."""
     depth_HW: Floats
-    """Metres along the optical axis."""
+    """Meters along the optical axis."""
 
 
 def draw(config: SceneConfig, index: int) -> Scene:
@@ -293,7 +293,7 @@ def _visible_object(geometry: SceneGeometry, rendered: RenderedImage, k: int) ->
         name=placed.name,
         color=placed.color,
         material=placed.material,
-        distance_metres=geometry.camera.depth(placed.shape.height / 2, placed.z),
+        distance_meters=geometry.camera.depth(placed.shape.height / 2, placed.z),
         box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1),
         visible_pixels=int(np.count_nonzero(mask)),
     )
@@ -306,7 +306,7 @@ def _subjects(objects: tuple[SceneObject, ...], size: int) -> list[Subject]:
             name=obj.name,
             color=obj.color,
             material=obj.material,
-            distance=obj.distance_metres,
+            distance=obj.distance_meters,
             left=obj.box[0] / size,
             right=obj.box[2] / size,
         )

@@ -25,7 +25,7 @@ _PLANES = 4
 # Tangent of half the angle that the sun spans: how soft shadows are.
 _SUN_SPREAD = 0.05
 
-# Metres off the surface where a ray starts, or rounding would let it shade itself.
+# Meters off the surface where a ray starts, or rounding would let it shade itself.
 _OFFSET = 0.004
 
 _CONVEX = {"ball", "box", "frustum", "pyramid", "capsule"}
@@ -56,15 +56,15 @@ class _Surfaces:
     """Samples in order of surface."""
 
     p: Floats
-    """(3, N) metres."""
+    """(3, N) meters."""
     depth: Floats
-    """(N,) metres."""
+    """(N,) meters."""
     corner: Floats
     """(N,) as in Hits."""
     edges: list[int]
     """Index of each surface's first sample, then N."""
     spread: float
-    """Width (metres) of a sample at depth 1."""
+    """Width (meters) of a sample at depth 1."""
 
     def span(self, surface: int) -> slice:
         """The samples of a surface: 0 floor, 1 to 3 walls, 4 and on solids."""
@@ -119,7 +119,7 @@ def shade(
 
 
 def _positions(render_scene: RenderScene, hits: Hits) -> Floats:
-    """SceneGeometry position (3, N), metres."""
+    """SceneGeometry position (3, N), meters."""
     r = render_scene.rotation
     # The camera's right is the world's, so x needs no v, and y and z need no u.
     p = np.empty((3, *hits.depth.shape), np.float32)
@@ -356,7 +356,7 @@ def _seam(x: Floats, width: float, spread: Floats) -> Floats:
 
 
 def floor_tone(kind: str, x: Floats, z: Floats, spread: Floats) -> Floats:
-    """Grey factor of the floor at (x, z) metres; ``kind`` is a key of FLOORS."""
+    """Gray factor of the floor at (x, z) meters; ``kind`` is a key of FLOORS."""
     tone: Floats
     match kind:
         case "wooden":
@@ -395,7 +395,7 @@ def _square(x: Floats, blur: Floats) -> Floats:
 
 
 def wall_tone(kind: str, along: Floats, y: Floats, spread: Floats) -> Floats:
-    """Grey factor of a wall, metres along it and above the floor; ``kind`` is a key of WALLS."""
+    """Gray factor of a wall, meters along it and above the floor; ``kind`` is a key of WALLS."""
     tone: Floats
     if kind == "brick":
         course = y * np.float32(1 / 0.13)

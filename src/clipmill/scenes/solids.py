@@ -1,12 +1,12 @@
 """Where rays meet solids, and which way the surface faces there.
 
-Each solid is centred at its own origin with its axis along y. A ray is ``origin + t * direction``;
+Each solid is centered at its own origin with its axis along y. A ray is ``origin + t * direction``;
 both are triples whose entries are scalars or arrays that broadcast together, so one call serves
 the eye (one origin, many directions) and the light (many origins). Intersections give the t at
 which a ray enters the solid from outside, infinity where it misses. Normals take points on the
 surface (3, P) and give outward unit vectors (3, P).
 
-Sizes (metres): ball (rx, ry, rz); box (hx, hy, hz) half edges; frustum (bottom radius, top radius,
+Sizes (meters): ball (rx, ry, rz); box (hx, hy, hz) half edges; frustum (bottom radius, top radius,
 half height); pyramid (half base edge, half height); capsule (radius, half length between the
 caps' centers); torus (ring radius, tube radius).
 """
@@ -276,7 +276,7 @@ NORMAL: dict[str, Callable[[Floats, Sizes], Floats]] = {
 
 
 def half_extents(solid: str, size: Sizes) -> tuple[float, float, float]:
-    """Half edges (metres) of the solid's bounding box in its own frame."""
+    """Half edges (meters) of the solid's bounding box in its own frame."""
     match solid:
         case "ball" | "box":
             return size[0], size[1], size[2]

@@ -103,7 +103,7 @@ LABELS = {
 def draw_source(config: ScenesSourceConfig, store: str, *, report: ProgressCallback) -> str:
     """Draw all sets and pack each as a tar; the folder's URI, under ``store``.
 
-    The sets draw on disjoint scenes, but for the labelled ones of dense tasks, which show the same.
+    The sets draw on disjoint scenes, but for the labeled ones of dense tasks, which show the same.
     """
     uri = artifact_uri(store, "sources", f"scenes-{config.digest[:12]}")
     if exists(join(uri, _RESULT)):

@@ -1,7 +1,7 @@
 """Ray tracing: the nearest surface at each sample, and its depth.
 
 R, G rows and columns of samples; S solids. A ray's direction has length 1 along the optical axis,
-so its parameter t is depth in metres. u runs right and v up over the image plane at depth 1.
+so its parameter t is depth in meters. u runs right and v up over the image plane at depth 1.
 """
 
 import math
@@ -30,7 +30,7 @@ class Solid:
     owner: int
     """Index of its object."""
     center: Floats
-    """(3,) in the world, metres."""
+    """(3,) in the world, meters."""
     turn: Floats
     """(3, 3) world from solid."""
     eye: Floats
@@ -54,9 +54,9 @@ class RenderScene:
     solids: tuple[Solid, ...]
     """Every part of every object."""
     centers: Floats
-    """(objects, 3) middle of each object, metres."""
+    """(objects, 3) middle of each object, meters."""
     reaches: tuple[float, ...]
-    """Radius (metres) of the ball about that middle that holds the object."""
+    """Radius (meters) of the ball about that middle that holds the object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,7 @@ class Hits:
     v: Floats
     """(R,) rows."""
     depth: Floats
-    """(R, G) metres."""
+    """(R, G) meters."""
     solid: NDArray[np.int16]
     """(R, G) index of the solid, -1 for the room."""
     plane: NDArray[np.uint8]

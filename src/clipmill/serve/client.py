@@ -25,7 +25,7 @@ from PIL import Image
 
 from clipmill.errors import ConfigError, ServerError
 from clipmill.images import upright
-from clipmill.serve.protocol.png import VALUES_PER_METRE
+from clipmill.serve.protocol.png import VALUES_PER_METER
 from clipmill.serve.protocol.rle import decode_rle
 from clipmill.tasks.visualization import (
     SCORE_THRESHOLD,
@@ -99,7 +99,7 @@ class Client:
     def dense(
         self, model: str, images: Images, *, output: str = "raw", version: str = ""
     ) -> list[NDArray[Any]]:
-        """Return an output (H, W) per image, in metres or class ids; errors as :meth:`infer`'s."""
+        """Return an output (H, W) per image, in meters or class ids; errors as :meth:`infer`'s."""
         outputs = self.infer(model, images=images, output=output, version=version)
         (name,) = outputs.keys() - {"sizes"}
         if output == "png":
@@ -238,10 +238,10 @@ def _byte_strings(data: bytes) -> Iterator[bytes]:
 
 
 def _from_png(data: bytes) -> NDArray[Any]:
-    """Return class ids, or metres."""
+    """Return class ids, or meters."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         values_HW = np.asarray(image)
-        scale = float(image.info.get(VALUES_PER_METRE, 1000))
+        scale = float(image.info.get(VALUES_PER_METER, 1000))
     return values_HW if image.mode == "P" else values_HW.astype(np.float32) / scale
 
 

@@ -105,7 +105,7 @@ def _chart_sections(result: StudyResult) -> list[Section]:
     sources = result.config.conditions_of("sources")
     if len([c for c in sources if quality_of(result, c) is not None]) > 1:
         note = (
-            "Of the colours and objects in a picture, the share that captions name; of captions of "
+            "Of the colors and objects in a picture, the share that captions name; of captions of "
             "both kinds, the mean."
         )
         charts = quality_charts(result)
@@ -167,7 +167,7 @@ def _quality(result: StudyResult) -> Section:
         *("CLIP score", "Words", "Different captions"),
     ]
     note = (
-        "Of colours and objects: the share of those in the picture that its caption names, and of "
+        "Of colors and objects: the share of those in the picture that its caption names, and of "
         "those that it names, which are in the picture. A caption is wholly true that names some "
         "and none that isn't there. CLIP score: 100 times the cosine of picture and caption"
         + (

@@ -286,7 +286,7 @@ class PaperRow:
     name: str
     """Data and captions, or method and budget."""
     values: dict[str, float]
-    """Metric by task, in its unit: box mAP of detection, mIoU, RMSE in metres, top-1."""
+    """Metric by task, in its unit: box mAP of detection, mIoU, RMSE in meters, top-1."""
 
 
 def _dense(box: float, miou: float, rmse: float | None = None) -> dict[str, float]:
@@ -413,7 +413,7 @@ def format_header(results: ResultsTable, transfer: str) -> str:
 
 
 def format_value(value: float, metric: Metric) -> str:
-    """Format a value without its unit: percents to a tenth, metres to a millimetre."""
+    """Format a value without its unit: percents to a tenth, meters to a millimeter."""
     return f"{value:.1f}" if metric.unit == "%" else f"{value:.3f}"
 
 
@@ -436,13 +436,13 @@ def _comparison(
         note = (
             f"{kind} Mean over {seeds} seeds; below it, {better}, paired by seed, and at the end "
             "the mean's own bounds (95 % bootstrap intervals); p is a sign-flip test's, which "
-            f"{seeds} pairs can't bring below {2 / 2**seeds:.3g}. Coloured where the interval "
+            f"{seeds} pairs can't bring below {2 / 2**seeds:.3g}. Colored where the interval "
             "leaves 0 out."
         )
     tasks = {results.transfers[t].task for t in transfers}
     gray = [_paper_row(results, transfers, row) for row in paper if tasks & row.values.keys()]
     if gray:
-        note += " In grey, the paper's encoders, on photographs."
+        note += " In gray, the paper's encoders, on photographs."
     head = ["Encoder from", *(format_header(results, t) for t in transfers)]
     return table(note, head, [*body, *gray])
 

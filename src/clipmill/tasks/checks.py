@@ -33,7 +33,7 @@ from clipmill.models.embedding_stats import evenly_spaced_indices
 from clipmill.models.pretrained import open_encoder
 from clipmill.processes import is_first_rank
 from clipmill.stage_records import ProgressCallback, no_progress
-from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig, DetectionConfig
+from clipmill.tasks.config import MAX_DEPTH_METERS, DepthConfig, DetectionConfig
 from clipmill.tasks.training_registry import get_training_task
 
 MAX_EXAMPLES = 5
@@ -42,8 +42,8 @@ MIN_CLASSES = 2
 _NUM_QUICK_FILES = 32
 _HEADER_BYTES = 1 << 20
 # Depth cameras see up to 10 m. Maps of rooms that end before 3 m are rare, before 1.2 m more so.
-_FAR_SHARE, _NEAR_METRES, _ROOM_METRES = 0.005, 1.2, 3.0
-_DEPTH_UNITS = {100: "centimetres", 256: "KITTI", 1000: "millimetres", 5000: "TUM"}
+_FAR_SHARE, _NEAR_METERS, _ROOM_METERS = 0.005, 1.2, 3.0
+_DEPTH_UNITS = {100: "centimeters", 256: "KITTI", 1000: "millimeters", 5000: "TUM"}
 _logger = logging.getLogger(__name__)
 ValueT = TypeVar("ValueT")
 
@@ -307,7 +307,7 @@ def check_depth(
 ) -> None:
     """Check every image and depth map of both splits."""
     config = scope.config
-    farthest = config.max_depth_metres if isinstance(config, DepthConfig) else MAX_DEPTH_METRES
+    farthest = config.max_depth_meters if isinstance(config, DepthConfig) else MAX_DEPTH_METERS
     for split in scope.splits or ("train", "test"):
         data = issues.catch("layout", partial(DepthFolder.open, folder, split))
         if data is None:
@@ -327,7 +327,7 @@ def check_depth(
 
 @dataclass(frozen=True, slots=True)
 class _DepthValues:
-    """Depth of a map whose unit isn't stated, in metres if it's the millimetre."""
+    """Depth of a map whose unit isn't stated, in meters if it's the millimeter."""
 
     far_share: float
     """Share beyond the range of cameras for rooms."""
@@ -335,11 +335,11 @@ class _DepthValues:
     highest: float
 
     @classmethod
-    def of(cls, known_metres: NDArray[Any]) -> "_DepthValues":
+    def of(cls, known_meters: NDArray[Any]) -> "_DepthValues":
         return cls(
-            far_share=float((known_metres > MAX_DEPTH_METRES).mean()),
-            median=float(np.median(known_metres)),
-            highest=float(known_metres.max()),
+            far_share=float((known_meters > MAX_DEPTH_METERS).mean()),
+            median=float(np.median(known_meters)),
+            highest=float(known_meters.max()),
         )
 
 
@@ -349,7 +349,7 @@ def _check_assumed_unit(
     """Compare a split's values with rooms: single maps of another unit look like some of them."""
     far = float(np.median([m.far_share for m in maps]))
     median, highest = float(np.median([m.median for m in maps])), max(m.highest for m in maps)
-    if far <= _FAR_SHARE and highest >= _ROOM_METRES:
+    if far <= _FAR_SHARE and highest >= _ROOM_METERS:
         return
     units = "; ".join(
         f"{scale} ({name}): median {median * 1000 / scale:.3g} m, up to "
@@ -357,11 +357,11 @@ def _check_assumed_unit(
         for scale, name in _DEPTH_UNITS.items()
     )
     text = (
-        f"{folder}, {split}: as millimetres the maps have a median of {median:.3g} m, up to "
-        f"{highest:.3g} m, and {100 * far:.2g} % is beyond {MAX_DEPTH_METRES:g} m, unlike rooms. "
-        f"Set values_per_metre in depth.json, even if it's 1000. By unit: {units}"
+        f"{folder}, {split}: as millimeters the maps have a median of {median:.3g} m, up to "
+        f"{highest:.3g} m, and {100 * far:.2g} % is beyond {MAX_DEPTH_METERS:g} m, unlike rooms. "
+        f"Set values_per_meter in depth.json, even if it's 1000. By unit: {units}"
     )
-    if far > _FAR_SHARE or highest < _NEAR_METRES:
+    if far > _FAR_SHARE or highest < _NEAR_METERS:
         issues.error("depth_unit", text)
     else:
         issues.warn("depth_unit", text)

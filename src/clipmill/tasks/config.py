@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from clipmill.config import Config
 from clipmill.errors import ConfigError
 
-MAX_DEPTH_METRES = 10.0
+MAX_DEPTH_METERS = 10.0
 """NYUv2's range, and the sigmoid's."""
 
 
@@ -112,6 +112,7 @@ class DepthConfig(Config):
         "cut_depth_every": "cutdepth_period",
         "flip_test": "flip_augment_test",
         "num_windows": "num_test_windows",
+        "max_depth_metres": "max_depth_meters",
     }
 
     head: Literal["deconvolution", "linear"] = "deconvolution"
@@ -146,7 +147,7 @@ class DepthConfig(Config):
     """Weight of the squared mean in the SiLog loss (Xie et al. 2023)."""
     cutdepth_period: int = 4
     """Apply CutDepth to one sample in this many (Xie et al. 2023); 0 for none."""
-    max_depth_metres: float = MAX_DEPTH_METRES
+    max_depth_meters: float = MAX_DEPTH_METERS
     """Farthest depth that is predicted and evaluated: 10 for NYUv2, 80 for KITTI."""
     flip_augment_test: bool = True
     """Average with the mirrored image's prediction at test (Xie et al. 2023)."""
@@ -163,11 +164,11 @@ class DepthConfig(Config):
         _validate_fraction("drop_path", self.drop_path)
         _validate_fraction("linear_dropout", self.linear_dropout)
         _validate_sides(crop_size=self.crop_size, num_bins=self.num_bins)
-        if not self.max_depth_metres > 0:
+        if not self.max_depth_meters > 0:
             raise ConfigError(
-                f"max_depth_metres was {self.max_depth_metres}",
+                f"max_depth_meters was {self.max_depth_meters}",
                 expected="a number above 0",
-                action="set model.max_depth_metres to the farthest depth, such as 10 or 80",
+                action="set model.max_depth_meters to the farthest depth, such as 10 or 80",
             )
         _validate_cache(cache_features=self.cache_features, freeze_encoder=self.freeze_encoder)
 

@@ -64,9 +64,9 @@ def class_colors(classes_HW: NDArray[Any]) -> NDArray[Any]:
     return colors_HW3
 
 
-def depth_colors(depth_HW: NDArray[Any], max_depth_metres: float) -> NDArray[Any]:
-    """Color depth in metres, as RGB (H, W, 3) uint8: near bright, far dark, 0 (unknown) gray."""
-    position = np.clip(depth_HW / max_depth_metres, 0, 1) * (len(_DEPTH_RAMP) - 1)
+def depth_colors(depth_HW: NDArray[Any], max_depth_meters: float) -> NDArray[Any]:
+    """Color depth in meters, as RGB (H, W, 3) uint8: near bright, far dark, 0 (unknown) gray."""
+    position = np.clip(depth_HW / max_depth_meters, 0, 1) * (len(_DEPTH_RAMP) - 1)
     steps = np.arange(len(_DEPTH_RAMP))
     channels = [np.interp(position, steps, _DEPTH_RAMP[:, c]) for c in range(3)]
     colors_HW3 = (np.stack(channels, axis=-1) * 255).astype(np.uint8)

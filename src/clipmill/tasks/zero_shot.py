@@ -117,7 +117,7 @@ class ClassPrompts:
             raise SourceError(
                 f"an image has the class {label!r}",
                 expected=f"{ids}one of the classes' names",
-                action="give the list of classes that the data was labelled with",
+                action="give the list of classes that the data was labeled with",
             )
         return number
 

@@ -37,9 +37,9 @@ _NUM_VALUES = 1 << 16
 _UNKNOWN = -1
 _MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 _DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
-# Medians that no image of a room has: depth in metres or centimetres is nearer, in tenths of
-# millimetres farther.
-_NEAREST_METRES, _FARTHEST_METRES = 0.3, 20.0
+# Medians that no image of a room has: depth in meters or centimeters is nearer, in tenths of
+# millimeters farther.
+_NEAREST_METERS, _FARTHEST_METERS = 0.3, 20.0
 _MAX_ASPECT_CHANGE = 0.02
 
 # devkit_semantics/README of VOC2012, and cityscapesscripts.helpers.labels.
@@ -233,8 +233,8 @@ class DepthFolder(LabeledFolder):
     ``official_splits/test`` if it exists, as MIM-Depth-Estimation has them.
     """
 
-    values_per_metre: float | None = None
-    """Stored values in a metre; None for 1000 of integers and 1 of floats."""
+    values_per_meter: float | None = None
+    """Stored values in a meter; None for 1000 of integers and 1 of floats."""
     invalid: tuple[float, ...] = (0.0,)
     """Stored values of unknown depth."""
     check_unit: bool = True
@@ -274,13 +274,13 @@ class DepthFolder(LabeledFolder):
             **_checked(folder, looked_for, images, labels),
             apply_exif=options.exif == "apply",
             passed_over=tuple(passed_over),
-            values_per_metre=options.values_per_metre,
+            values_per_meter=options.values_per_meter,
             invalid=options.invalid,
-            check_unit=options.check_unit and options.values_per_metre is None,
+            check_unit=options.check_unit and options.values_per_meter is None,
         )
 
     def depth_HW(self, index: int) -> NDArray[Any]:
-        """Depth in metres, float32; 0 where it isn't known.
+        """Depth in meters, float32; 0 where it isn't known.
 
         Raises:
             SourceError: the file isn't a depth map, or its values can't be in the unit.
@@ -288,7 +288,7 @@ class DepthFolder(LabeledFolder):
         return self.depth_map(index)[0]
 
     def depth_map(self, index: int) -> tuple[NDArray[Any], bool]:
-        """The same, and whether millimetres were assumed for its whole numbers."""
+        """The same, and whether millimeters were assumed for its whole numbers."""
         path = self.labels[index]
         values_HW = _depth_values(path)
         if values_HW.ndim != 2 or values_HW.dtype.kind not in "iuf":
@@ -298,20 +298,20 @@ class DepthFolder(LabeledFolder):
                 action="convert it",
             )
         is_float = values_HW.dtype.kind == "f"
-        unit = self.values_per_metre or (1 if is_float else 1000)
+        unit = self.values_per_meter or (1 if is_float else 1000)
         known = np.isfinite(values_HW) & (values_HW > 0)
         for value in self.invalid:
             known &= values_HW != value
         depth_HW = np.where(known, values_HW, 0).astype(np.float32) / np.float32(unit)
         if known.any() and self.check_unit:
             median = float(np.median(depth_HW[known]))
-            if not _NEAREST_METRES <= median <= _FARTHEST_METRES:
-                name = "metre" if is_float else "millimetre"
+            if not _NEAREST_METERS <= median <= _FARTHEST_METERS:
+                name = "meter" if is_float else "millimeter"
                 raise SourceError(
                     f"{path} has a median depth of {median:.3g} m, if its unit is the {name}",
-                    expected=f"{name}s: a median of {_NEAREST_METRES} to {_FARTHEST_METRES} m",
-                    action="set the option values_per_metre in depth.json (256 for KITTI, 100 for "
-                    "centimetres)",
+                    expected=f"{name}s: a median of {_NEAREST_METERS} to {_FARTHEST_METERS} m",
+                    action="set the option values_per_meter in depth.json (256 for KITTI, 100 for "
+                    "centimeters)",
                 )
         return depth_HW, self.check_unit and not is_float
 

@@ -109,14 +109,14 @@ class DepthOptions(Config):
     """End of the depth maps' names in its place; empty for PNG, TIFF or NPY."""
     splits: dict[str, str] = field(default_factory=dict)
     """Names of the splits ``train`` and ``test`` in folders and lists."""
-    values_per_metre: float | None = None
-    """Stored values in a metre: 1000 for integers and 1 for floats by default, 256 for KITTI, 5000
-    for TUM, 100 for centimetres."""
+    values_per_meter: float | None = None
+    """Stored values in a meter: 1000 for integers and 1 for floats by default, 256 for KITTI, 5000
+    for TUM, 100 for centimeters."""
     invalid: tuple[float, ...] = (0.0,)
     """Stored values that stand for unknown depth; negative, infinite and NaN ones always do."""
     check_unit: bool = True
     """Refuse maps whose medians (outside 0.3 to 20 m) or ranges no room has, where
-    ``values_per_metre`` isn't set."""
+    ``values_per_meter`` isn't set."""
     exif: Exif = "apply"
     """``apply`` if depth belongs to upright images, ``ignore`` if to the stored pixels."""
 

@@ -146,7 +146,7 @@ class ImageScorer:
         with np.errstate(invalid="ignore"):
             aspect = (np.maximum(width, height) / np.minimum(width, height)).astype(np.float32)
         hashes = np.zeros(len(sizes), np.uint64)
-        small = [small_grey(image) for image in rows.images if image]
+        small = [small_gray(image) for image in rows.images if image]
         if small:
             hashes[~is_missing] = perceptual_hashes(small)
         content = [hashlib.sha256(data).digest()[:CONTENT_BYTES] for data in rows.data]
@@ -165,13 +165,13 @@ SIDE, LOW = 32, 8
 _DECIMALS = 6
 
 
-def small_grey(image: Image.Image) -> NDArray[np.uint8]:
-    """The image as (S, S) grey values, shrunk by Lanczos."""
+def small_gray(image: Image.Image) -> NDArray[np.uint8]:
+    """The image as (S, S) gray values, shrunk by Lanczos."""
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
 def perceptual_hashes(small_BSS: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint64]:
-    """Hashes (B,) of small grey images: which low frequencies lie above their median.
+    """Hashes (B,) of small gray images: which low frequencies lie above their median.
 
     The first bit is the most significant one, and rows come before columns, as in ImageHash.
     """
@@ -186,7 +186,7 @@ def perceptual_hashes(small_BSS: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint
 
 @cache
 def _dct_basis() -> NDArray[np.float64]:
-    """The first L rows of the unnormalised DCT-II of length S."""
+    """The first L rows of the unnormalized DCT-II of length S."""
     frequency_L1 = np.arange(LOW)[:, None]
     place_S = np.arange(SIDE)
     basis_LS: NDArray[np.float64] = 2 * np.cos(

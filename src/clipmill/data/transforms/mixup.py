@@ -40,7 +40,7 @@ def mix(
 
 
 def erase(images_B3HW: Tensor, probability: float) -> Tensor:
-    """Fill a rectangle of this share of (normalised) images with noise (Zhong et al. 2020)."""
+    """Fill a rectangle of this share of (normalized) images with noise (Zhong et al. 2020)."""
     images_B3HW = images_B3HW.clone()
     height, width = images_B3HW.shape[-2:]
     low, high = torch.tensor(_ERASED_RATIO).log()
@@ -60,5 +60,5 @@ def erase(images_B3HW: Tensor, probability: float) -> Tensor:
 def _window(length: int, share: float) -> slice:
     """A window of this share around a random center, cut where it leaves the image."""
     half = int(length * share) // 2
-    centre = int(torch.randint(length, ()))
-    return slice(max(0, centre - half), min(length, centre + half))
+    center = int(torch.randint(length, ()))
+    return slice(max(0, center - half), min(length, center + half))

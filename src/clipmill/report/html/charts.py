@@ -260,7 +260,7 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """A centred moving average, over fewer values towards the ends."""
+    """A centered moving average, over fewer values towards the ends."""
     reach = max(1, len(values) // 24)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(len(values))

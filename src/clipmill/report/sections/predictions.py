@@ -17,7 +17,7 @@ from clipmill.report.html.page import (
     section,
     tag,
 )
-from clipmill.tasks.config import MAX_DEPTH_METRES
+from clipmill.tasks.config import MAX_DEPTH_METERS
 from clipmill.tasks.evaluation import EvaluationResult
 from clipmill.tasks.visualization import class_palette, depth_colors
 
@@ -80,7 +80,7 @@ def _strip(group: Mapping[str, EvaluationResult], index: int) -> Html:
 
 
 def _depth_bar() -> Html:
-    stops = depth_colors(np.linspace(0, MAX_DEPTH_METRES, 13), MAX_DEPTH_METRES)
+    stops = depth_colors(np.linspace(0, MAX_DEPTH_METERS, 13), MAX_DEPTH_METERS)
     gradient = ", ".join(_css(color) for color in stops)
     return tag(
         "div",
@@ -88,13 +88,13 @@ def _depth_bar() -> Html:
         tag(
             "span",
             (
-                tag("span", f"{metres:g} m")
-                for metres in np.linspace(0, MAX_DEPTH_METRES, 6).tolist()
+                tag("span", f"{meters:g} m")
+                for meters in np.linspace(0, MAX_DEPTH_METERS, 6).tolist()
             ),
         ),
         class_="bar",
         role="img",
-        aria_label=f"Colors of depth, from 0 to {MAX_DEPTH_METRES:g} metres",
+        aria_label=f"Colors of depth, from 0 to {MAX_DEPTH_METERS:g} meters",
     )
 
 

@@ -36,7 +36,7 @@ _SIZES: Final = "sizes"
 
 
 class DenseAdapter(ModelAdapter):
-    """Class ids (uint8) or metres (float32) for every pixel."""
+    """Class ids (uint8) or meters (float32) for every pixel."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -62,7 +62,7 @@ class DenseAdapter(ModelAdapter):
         classes = list(self.predictor.classes)
         output: dict[str, Any] = {"name": self._output.name, "unit": self._output.unit}
         if not self._is_classes:
-            output["values_per_metre"] = self._output.png_scale
+            output["values_per_meter"] = self._output.png_scale
         return {
             "outputs": [output],
             "codings": ["raw", "png"] if self._is_classes else ["raw", "float16", "png"],

@@ -149,19 +149,19 @@ function show(model, answer, bytes) {
   const [, height, width] = tensor.shape;
   const values = tensor.datatype === "UINT8" ? new Uint8Array(bytes) : halves(new Uint16Array(bytes));
   found = { isClasses: tensor.datatype === "UINT8", width, height, values, classes };
-  const colours = found.isClasses ? (value) => palette[value] ?? [128, 128, 128] : depthColours(values);
-  draw(colours);
+  const colors = found.isClasses ? (value) => palette[value] ?? [128, 128, 128] : depthColors(values);
+  draw(colors);
   if (found.isClasses) showClasses(palette);
   read();
 }
 
-function draw(colourOf) {
+function draw(colorOf) {
   const canvas = at("answer");
   canvas.width = found.width;
   canvas.height = found.height;
   const image = new ImageData(found.width, found.height);
   found.values.forEach((value, index) => {
-    const [red, green, blue, opacity = 255] = colourOf(value);
+    const [red, green, blue, opacity = 255] = colorOf(value);
     image.data.set([red, green, blue, opacity], index * 4);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
@@ -236,10 +236,10 @@ function showLabels(answer) {
   });
 }
 
-function depthColours(values) {
+function depthColors(values) {
   let near = Infinity, far = 0;
   for (const value of values) if (value > 0) { near = Math.min(near, value); far = Math.max(far, value); }
-  const colourOf = (value) => {
+  const colorOf = (value) => {
     if (!(value > 0)) return [128, 128, 128];
     const place = ((value - near) / Math.max(far - near, 1e-6)) * (RAMP.length - 1);
     const step = Math.min(Math.floor(place), RAMP.length - 2);
@@ -250,10 +250,10 @@ function depthColours(values) {
   at("far").textContent = `${far.toFixed(2)} m`;
   const context = at("ramp").getContext("2d");
   for (let x = 0; x < 256; x++) {
-    context.fillStyle = `rgb(${colourOf(near + ((far - near) * x) / 255).join(" ")})`;
+    context.fillStyle = `rgb(${colorOf(near + ((far - near) * x) / 255).join(" ")})`;
     context.fillRect(x, 0, 1, 1);
   }
-  return colourOf;
+  return colorOf;
 }
 
 function halves(words) { // IEEE 754 binary16
@@ -282,7 +282,7 @@ function read() {
   if (marker.hidden) return void (at("reading").textContent = "");
   const [x, y] = point = [Math.max(0, Math.min(found.width - 1, point[0])), Math.max(0, Math.min(found.height - 1, point[1]))];
   const value = found.values[y * found.width + x];
-  at("reading").textContent = `${found.isClasses ? (found.classes[value] ?? `class ${value}`) : value > 0 ? `${value.toFixed(2)} metres` : "unknown"} at ${x}, ${y}`;
+  at("reading").textContent = `${found.isClasses ? (found.classes[value] ?? `class ${value}`) : value > 0 ? `${value.toFixed(2)} meters` : "unknown"} at ${x}, ${y}`;
   if (found.isClasses) document.querySelector(`#legend li[data-value="${value}"]`)?.classList.add("here");
   const place = placeOf(), stage = at("stage").getBoundingClientRect();
   marker.style.left = `${place.left - stage.left + (x + 0.5) * place.scale}px`;

@@ -64,7 +64,7 @@ class InferenceParameters:
 
     output: OutputFormat = "raw"
     """``raw`` numbers; ``float16`` for floating-point numbers at half the size; ``png``: class ids
-    with their palette, or depth in millimetres as 16 bits; ``rle``: masks of objects in COCO's
+    with their palette, or depth in millimeters as 16 bits; ``rle``: masks of objects in COCO's
     form."""
     top_k: int = 0
     """Number of the most probable labels, classes or objects to return; 0 returns all."""

@@ -12,7 +12,7 @@ from clipmill.models.execution import resize_and_run, shifted_window_inference
 from clipmill.models.heads import DepthDecoder, LinearHead
 from clipmill.tasks.config import DepthConfig
 
-_MIN_DEPTH_METRES = 1e-3
+_MIN_DEPTH_METERS = 1e-3
 _BIN_OFFSET = 0.1
 
 
@@ -26,7 +26,7 @@ class LinearDepthHead(nn.Module):
     def __init__(
         self,
         encoder: DenseEncoder,
-        max_depth_metres: float,
+        max_depth_meters: float,
         *,
         position_side: int,
         num_bins: int = 1,
@@ -37,22 +37,22 @@ class LinearDepthHead(nn.Module):
         self._dropout = nn.Dropout2d(dropout)
         self._num_bins = num_bins
         self._factor = encoder.strides[0]
-        self._max_depth_metres = max_depth_metres
+        self._max_depth_meters = max_depth_meters
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Return depth (B, 1, H, W), metres."""
+        """Return depth (B, 1, H, W), meters."""
         return F.interpolate(
             self.coarse(maps), scale_factor=self._factor, mode="bilinear", align_corners=False
         )
 
     def coarse(self, maps: list[Tensor]) -> Tensor:
-        """Return depth (B, 1, h, w), metres, at the finest map's resolution."""
+        """Return depth (B, 1, h, w), meters, at the finest map's resolution."""
         outputs_BKhw = self.head([self._dropout(each) for each in maps])
         if self._num_bins == 1:
-            return torch.sigmoid(outputs_BKhw) * self._max_depth_metres
+            return torch.sigmoid(outputs_BKhw) * self._max_depth_meters
         weights_BKhw = outputs_BKhw.relu() + _BIN_OFFSET
         bins_K11 = torch.linspace(
-            _MIN_DEPTH_METRES, self._max_depth_metres, self._num_bins, device=weights_BKhw.device
+            _MIN_DEPTH_METERS, self._max_depth_meters, self._num_bins, device=weights_BKhw.device
         ).view(-1, 1, 1)
         weighted_B1hw: Tensor = (weights_BKhw * bins_K11).sum(dim=1, keepdim=True)
         total_B1hw: Tensor = weights_BKhw.sum(dim=1, keepdim=True)
@@ -60,7 +60,7 @@ class LinearDepthHead(nn.Module):
 
 
 class DepthNetwork(nn.Module):
-    """Encoder and decoder: images (B, 3, H, W) in 0..1 to metres (B, H, W)."""
+    """Encoder and decoder: images (B, 3, H, W) in 0..1 to meters (B, H, W)."""
 
     def __init__(self, config: DepthConfig, encoder: DenseEncoder) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class DepthNetwork(nn.Module):
         if config.head == "linear":
             self.decoder = LinearDepthHead(
                 encoder,
-                config.max_depth_metres,
+                config.max_depth_meters,
                 position_side=config.position_side,
                 num_bins=config.num_bins,
                 dropout=config.linear_dropout,
@@ -79,7 +79,7 @@ class DepthNetwork(nn.Module):
                 encoder.channels[-1],
                 config.head_channels or encoder.channels[-1],
                 encoder.strides[-1],
-                config.max_depth_metres,
+                config.max_depth_meters,
                 init_std=config.init_std,
             )
         self._short_side = config.crop_size

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clipmill.models.config import EncoderConfig
 from clipmill.tasks.base import Metric, OutputSpec, Prediction, Task
-from clipmill.tasks.config import MAX_DEPTH_METRES, DepthConfig
+from clipmill.tasks.config import MAX_DEPTH_METERS, DepthConfig
 from clipmill.tasks.visualization import depth_colors
 
 if TYPE_CHECKING:
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 _PNG_SCALES: Final = (1000, 256, 100, 10)
-"""Values of a PNG in a metre, the finest first: millimetres, KITTI's unit, centimetres."""
+"""Values of a PNG in a meter, the finest first: millimeters, KITTI's unit, centimeters."""
 
 
 class DepthTask(Task[DepthConfig]):
-    """Predict depth in metres from NYUv2's layout; ranked by RMSE."""
+    """Predict depth in meters from NYUv2's layout; ranked by RMSE."""
 
     name = "depth"
     metric = Metric(name="rmse", unit="m", higher_is_better=False)
-    outputs = (OutputSpec(name="depth_metres", dtype="float32", unit="metres"),)
+    outputs = (OutputSpec(name="depth_meters", dtype="float32", unit="meters"),)
     config_type = DepthConfig
 
     def outputs_of(self, config: DepthConfig) -> tuple[OutputSpec, ...]:
-        """Return the output, whose PNGs hold millimetres if 16 bits suffice for the range."""
+        """Return the output, whose PNGs hold millimeters if 16 bits suffice for the range."""
         largest = np.iinfo(np.uint16).max
-        scale = next((s for s in _PNG_SCALES if config.max_depth_metres * s <= largest), 1)
+        scale = next((s for s in _PNG_SCALES if config.max_depth_meters * s <= largest), 1)
         return tuple(replace(output, png_scale=scale) for output in self.outputs)
 
     def build_inference_model(
@@ -52,4 +52,4 @@ class DepthTask(Task[DepthConfig]):
     ) -> NDArray[Any]:
         """Draw near as bright, far as dark, and unknown as gray."""
         del image_HW3, classes
-        return depth_colors(prediction["depth_metres"], MAX_DEPTH_METRES)
+        return depth_colors(prediction["depth_meters"], MAX_DEPTH_METERS)

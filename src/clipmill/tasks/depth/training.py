@@ -1,6 +1,6 @@
 """Training and evaluation of depth, with the metrics of Eigen et al. 2014.
 
-Shapes: B batch, H W image. Depth is along the optical axis, in metres.
+Shapes: B batch, H W image. Depth is along the optical axis, in meters.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from clipmill.tasks.config import DepthConfig
 from clipmill.tasks.depth.task import DepthTask
 from clipmill.tasks.training import Images, Predict, TestSplit, TrainingSamples, TrainingTask
 
-_MIN_DEPTH_METRES = 1e-3
+_MIN_DEPTH_METERS = 1e-3
 
 EIGEN_SIZE = (480, 640)
 EIGEN_CROP = (slice(45, 471), slice(41, 601))
@@ -71,9 +71,9 @@ class DepthTraining(DepthTask, TrainingTask[DepthConfig]):
             if config.cache_features:
                 return resized(index) | {"keys": np.asarray(index)}
             image, depth = samples.pair(index)
-            depth = np.where(depth <= config.max_depth_metres, depth, 0)
+            depth = np.where(depth <= config.max_depth_meters, depth, 0)
             if config.cutdepth_period and generator.integers(config.cutdepth_period) == 0:
-                image = dense.cutdepth(image, depth, config.max_depth_metres, generator)
+                image = dense.cutdepth(image, depth, config.max_depth_meters, generator)
             image, depth = dense.flip_pair(image, depth, generator)
             image, depth = dense.crop_pair(image, depth, config.crop_size, generator, fill=0)
             image = dense.photometric_distortion(image, generator, **photometric)
@@ -100,7 +100,7 @@ class DepthTraining(DepthTask, TrainingTask[DepthConfig]):
             folder,
             split or self.test_split_name,
             eigen_crop=config.eigen_crop,
-            max_depth_metres=config.max_depth_metres,
+            max_depth_meters=config.max_depth_meters,
         )
 
     def metric_from_rows(self, per_image: Mapping[str, NDArray[Any]]) -> float:
@@ -132,14 +132,14 @@ class DepthTraining(DepthTask, TrainingTask[DepthConfig]):
         def chance(image_HW3: NDArray[Any]) -> Prediction:
             depth_HW = train.depth_HW(int(generator.integers(len(train))))
             filled_HW = np.where(depth_HW > 0, depth_HW, mean)
-            return {"depth_metres": resized(filled_HW, image_HW3.shape)}
+            return {"depth_meters": resized(filled_HW, image_HW3.shape)}
 
         return {
             "chance": chance,
             "constant": lambda image_HW3: {
-                "depth_metres": np.full(image_HW3.shape[:2], mean, np.float32)
+                "depth_meters": np.full(image_HW3.shape[:2], mean, np.float32)
             },
-            "mean map": lambda image_HW3: {"depth_metres": resized(mean_HW, image_HW3.shape)},
+            "mean map": lambda image_HW3: {"depth_meters": resized(mean_HW, image_HW3.shape)},
         }
 
 
@@ -150,12 +150,12 @@ class DepthTestSplit(TestSplit):
     """
 
     def __init__(
-        self, folder: Path, split: str, *, eigen_crop: bool, max_depth_metres: float
+        self, folder: Path, split: str, *, eigen_crop: bool, max_depth_meters: float
     ) -> None:
         from clipmill.data.labeled.dense import DepthFolder
 
         self._data = DepthFolder.open(folder, split)
-        self._metrics = DepthMetrics(max_depth_metres=max_depth_metres, eigen_crop=eigen_crop)
+        self._metrics = DepthMetrics(max_depth_meters=max_depth_meters, eigen_crop=eigen_crop)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -165,13 +165,13 @@ class DepthTestSplit(TestSplit):
         return self._data.image_HW3(index)
 
     def truth(self, index: int) -> Prediction:
-        """Return an image's depth, metres."""
-        return {"depth_metres": self._data.pair(index)[1]}
+        """Return an image's depth, meters."""
+        return {"depth_meters": self._data.pair(index)[1]}
 
     def update(self, index: int, truth: Prediction, prediction: Prediction) -> None:
         """Add an image's errors."""
         del index
-        self._metrics.update(prediction["depth_metres"], truth["depth_metres"])
+        self._metrics.update(prediction["depth_meters"], truth["depth_meters"])
 
     def compute(self) -> dict[str, float]:
         """Return the means over images."""
@@ -179,7 +179,7 @@ class DepthTestSplit(TestSplit):
         return self._metrics.result() | cropped
 
     def per_image(self) -> dict[str, NDArray[Any]]:
-        """Return ``rmse`` (images,), metres."""
+        """Return ``rmse`` (images,), meters."""
         return {"rmse": self._metrics.per_image["rmse"]}
 
 
@@ -190,8 +190,8 @@ class DepthMetrics:
     defined for that size alone; all of any other image is evaluated.
     """
 
-    def __init__(self, *, max_depth_metres: float, eigen_crop: bool = False) -> None:
-        self._max = max_depth_metres
+    def __init__(self, *, max_depth_meters: float, eigen_crop: bool = False) -> None:
+        self._max = max_depth_meters
         self._eigen_crop = eigen_crop
         self._images: list[dict[str, float]] = []
         self.num_cropped = 0
@@ -203,16 +203,16 @@ class DepthMetrics:
         is_cropped = self._eigen_crop and truth_HW.shape == EIGEN_SIZE
         if is_cropped:
             prediction_HW, truth_HW = prediction_HW[EIGEN_CROP], truth_HW[EIGEN_CROP]
-        valid = (truth_HW > _MIN_DEPTH_METRES) & (truth_HW < self._max)
+        valid = (truth_HW > _MIN_DEPTH_METERS) & (truth_HW < self._max)
         if not valid.any():
             return
         self.num_cropped += is_cropped
         truth = truth_HW[valid].astype(np.float64)
         # As in GLPDepth: NaN is nearest, infinity is farthest.
         predicted = np.nan_to_num(
-            prediction_HW[valid].astype(np.float64), nan=_MIN_DEPTH_METRES, posinf=self._max
+            prediction_HW[valid].astype(np.float64), nan=_MIN_DEPTH_METERS, posinf=self._max
         )
-        predicted = np.clip(predicted, _MIN_DEPTH_METRES, self._max)
+        predicted = np.clip(predicted, _MIN_DEPTH_METERS, self._max)
         ratio = np.maximum(truth / predicted, predicted / truth)
         log_difference = np.log(predicted) - np.log(truth)
         difference = predicted - truth
@@ -239,7 +239,7 @@ class DepthMetrics:
         return {name: np.array([image[name] for image in self._images]) for name in names}
 
     def result(self) -> dict[str, float]:
-        """Return each metric's mean over images: d1, d2, d3 are fractions, rmse is in metres.
+        """Return each metric's mean over images: d1, d2, d3 are fractions, rmse is in meters.
 
         Raises:
             SourceError: no image has a valid pixel.
@@ -247,9 +247,9 @@ class DepthMetrics:
         if not self._images:
             raise SourceError(
                 "no test image has a pixel of known depth",
-                expected=f"depths above {_MIN_DEPTH_METRES} and below {self._max} metres",
-                action="check the unit of the depth files (NYU's PNGs hold millimetres; the option "
-                "values_per_metre in depth.json), and model.max_depth_metres",
+                expected=f"depths above {_MIN_DEPTH_METERS} and below {self._max} meters",
+                action="check the unit of the depth files (NYU's PNGs hold millimeters; the option "
+                "values_per_meter in depth.json), and model.max_depth_meters",
             )
         names = self._images[0]
         return {name: float(np.mean([image[name] for image in self._images])) for name in names}
