@@ -102,7 +102,7 @@ def test_every_kind_is_covered():
 def test_paths_in_a_sweep_are_todays():
     config = SweepConfig.from_json(STORED["sweep-upernet-miniature"][1])
     assert set(config.grid) == {"model.drop_path", "train.schedule.lr"}
-    assert config.config_for_rung(next(config.points()), 0).train.schedule.lr
+    assert config.config_for_rung(next(config.grid_points()), 0).train.schedule.lr
     assert current_path(config.finetune, "train.micro_batches") == "train.grad_accum_steps"
     assert current_path(config.finetune, "no.such.field") == "no.such.field"
 

@@ -15,5 +15,6 @@ def list_sweep_points(task_spec: dict) -> list:
         Values by path, for each point.
     """
     from clipmill import stages
+    from clipmill.tasks.sweep import next_wave
 
-    return list(stages.TaskSpec.from_json(task_spec).sweep.points())
+    return next_wave(stages.TaskSpec.from_json(task_spec).sweep, [])[1]

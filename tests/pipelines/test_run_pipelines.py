@@ -95,7 +95,7 @@ def prepare(store, source, tasks):
         select=[kept],
     )
     for wanted in map(stages.TaskSpec.from_json, tasks):
-        for point in wanted.sweep.points():
+        for point in wanted.sweep.grid_points():
             assert stages.sweep_point(wanted, point, encoder, store)
     return encoder
 

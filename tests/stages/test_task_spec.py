@@ -18,7 +18,7 @@ def test_a_sweeps_recipe_is_the_sweep():
 def test_a_plain_recipe_is_one_point_and_the_same_fine_tuning():
     overrides = ("train.steps=7",)
     sweep = TaskSpec(recipe="upernet-tiny", data="d", min_metric=1.0, overrides=overrides).sweep
-    (point,) = sweep.points()
+    (point,) = sweep.grid_points()
     plain = get_recipe("upernet-tiny", FinetuneConfig, overrides)
     # Its model is found where `clipmill finetune` has put it.
     assert sweep.config_for_rung(point, 0) == plain

@@ -8,19 +8,29 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from typer.testing import CliRunner
 
 from clipmill.cli import app
 from clipmill.engine.config import ScheduleConfig, TrainConfig
-from clipmill.errors import ConfigError, TrainingError
+from clipmill.errors import ConfigError, NotFoundError, TrainingError
 from clipmill.recipes.registry import RECIPES, get_recipe
 from clipmill.report.tasks import sweep_page
 from clipmill.tasks.evaluation import read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig
 from clipmill.tasks.promotion import read_promotion
-from clipmill.tasks.sweep import SweepConfig, SweepResult, Trial, read_sweep, sweep
+from clipmill.tasks.sweep import (
+    SweepConfig,
+    SweepResult,
+    Trial,
+    read_sweep,
+    read_wave,
+    run_trial,
+    sweep,
+    sweep_uri,
+)
 from helpers import program_environment
 from helpers.tiny_tasks import DEPTH
 
@@ -65,7 +75,7 @@ def figures(result):
 def test_the_better_half_goes_on(whole):
     first = [t for t in whole.trials if t.rung == 0]
     last = [t for t in whole.trials if t.rung == 1]
-    assert [t.point for t in first] == list(CONFIG.points())
+    assert [t.point for t in first] == list(CONFIG.grid_points())
     assert len(last) == 2
     by_figure = sorted(first, key=lambda t: t.value)  # RMSE: less is better
     assert [t.point for t in last] == [t.point for t in by_figure[:2]]
@@ -142,6 +152,73 @@ def test_killed_and_resumed_by_two_workers(whole, nyu_folder, tmp_path):
     assert done.items() <= after.items()
 
 
+TPE = CONFIG.override(
+    [
+        "sampler=tpe",
+        'grid={"model.drop_path": [0.0, 0.2]}',
+        'ranges={"train.schedule.lr": {"low": 1e-4, "high": 1e-1, "log": true}}',
+        "num_points=3",
+        "points_per_round=2",
+        "num_repeats=2",
+    ]
+)
+
+
+def test_tpe_is_resumed_with_the_same_points(nyu_folder, tmp_path):
+    """Stopped before the second round; the whole is that of a sweep left alone."""
+    data, stops = str(nyu_folder), []
+
+    def stop(done, total, words):
+        if words.startswith("points tried") and (stops.append(words) or len(stops) == 2):
+            raise KeyboardInterrupt
+
+    store, other = str(tmp_path / "store"), str(tmp_path / "other")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(TPE, ENCODER, data, store, report=stop)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("model.json")}
+    assert len(before) == 2
+    uri = sweep_uri(TPE, ENCODER, data, store)
+    assert sweep(TPE, ENCODER, data, store, report=silent) == uri
+    result = read_sweep(uri)
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.rglob("model.json")}.items()
+    alone = replace(TPE, num_repeats=0)
+    assert figures(result) == figures(read_sweep(sweep(alone, ENCODER, data, other, report=silent)))
+
+    # The recipe's own values first; then what the results of the rounds before suggest.
+    assert len(result.points) == 3
+    assert result.points[0] == {"model.drop_path": DEPTH.drop_path, "train.schedule.lr": 1e-3}
+    waves = [read_wave(TPE, wave, ENCODER, data, store) for wave in range(TPE.num_waves)]
+    assert waves[0] == (0, result.points[:2])
+    assert waves[1] == (0, result.points[2:])
+    assert waves[2] == (1, [t.point for t in result.trials if t.rung == 1])
+    assert waves[3] == (2, [t.point for t in result.repeats])
+    assert {t.point["train.seed"] for t in result.repeats} == {1.0, 2.0}
+    assert read_wave(TPE, TPE.num_waves, ENCODER, data, store) == (2, [])
+    with pytest.raises(NotFoundError, match="has no result"):
+        read_wave(TPE, 1, ENCODER, data, str(tmp_path / "empty"))
+
+    page = sweep_page(result)
+    assert "by tpe" in page
+    assert "further seeds" in page
+    best = result.best.point
+    assert f"{fmean(result.repeat_values(best)):.3f}" in page
+
+
+def test_a_training_that_diverged_is_not_repeated(nyu_folder, tmp_path):
+    diverging = replace(
+        CONFIG.finetune, train=replace(TRAIN, steps=60, schedule=ScheduleConfig(lr=1e30))
+    )
+    arguments = (diverging, ENCODER, str(nyu_folder), str(tmp_path))
+    assert run_trial(*arguments, silent) == ""
+    assert run_trial(*arguments, fail) == ""
+
+
+def test_whole_numbers_can_be_swept():
+    config = CONFIG.override(['grid={"train.batch_size": [2, 4]}'])
+    sizes = [config.config_for_rung(p, 0).train.batch_size for p in config.grid_points()]
+    assert sizes == [2, 4]
+
+
 def test_points_are_the_recipe_with_their_values():
     point = {"model.drop_path": 0.2, "train.schedule.lr": 3e-2}
     short, full = CONFIG.config_for_rung(point, 0), CONFIG.config_for_rung(point, 1)
@@ -165,6 +242,11 @@ def test_points_are_the_recipe_with_their_values():
         ("reduction_fraction=1.0", "reduction_fraction was"),
         ("grid={}", "grid was"),
         ('grid={"model.drop_path": []}', "grid was"),
+        ("num_points=4", "sampler was grid, and num_points was set"),
+        ('ranges={"model.head_dropout": {"low": 0, "high": 1}}', "and ranges was set"),
+        ('ranges={"model.drop_path": {"low": 0, "high": 1}}', "both have model.drop_path"),
+        ("sampler=tpe", "num_points was None"),
+        ("sampler=genetic", "sampler was 'genetic'"),
     ],
 )
 def test_sweeps_that_make_no_sense(change, message):
@@ -175,13 +257,13 @@ def test_sweeps_that_make_no_sense(change, message):
 def test_the_grid_goes_through_json():
     assert SweepConfig.from_json(CONFIG.to_json()) == CONFIG
     changed = CONFIG.override(['grid={"train.optimizer.layer_decay": [0.7, 1]}'])
-    assert [p["train.optimizer.layer_decay"] for p in changed.points()] == [0.7, 1.0]
+    assert [p["train.optimizer.layer_decay"] for p in changed.grid_points()] == [0.7, 1.0]
 
 
 def result(*values):
     trials = tuple(
         Trial(point=point, rung=0, evaluation="e" if value is not None else "", value=value)
-        for point, value in zip(CONFIG.points(), values, strict=True)
+        for point, value in zip(CONFIG.grid_points(), values, strict=True)
     )
     return SweepResult(
         uri="store/sweeps/x", task="depth", config=replace(CONFIG, rungs=(1.0,)), trials=trials
@@ -200,12 +282,15 @@ def test_the_page(whole):
     assert len(cells) == 4
     expected = sorted(
         (f"{t.value:.3f} m", f"{CONFIG.rungs[t.rung]:.0%}")
-        for t in (whole.last_trial(point) for point in CONFIG.points())
+        for t in (whole.last_trial(point) for point in CONFIG.grid_points())
     )
     assert sorted(cells) == expected
     (framed,) = re.findall(r'<td class="best"[^>]*>([^<]+)', page)
     assert framed == f"{whole.best.value:.3f} m"
-    assert page.count("<tr>") == (1 + 2) + (1 + 4)  # both tables: a head and their rows
+    # The tables: a head and their rows.
+    assert page.count("<tr>") == (1 + 2) + (1 + 2) + (1 + 4)
+    assert "The noise isn&#x27;t known" in page
+    assert page.count("<circle") == len(whole.trials)
     assert "diverged" in sweep_page(result(0.4, None, 0.3, 0.2))
 
 
@@ -252,7 +337,7 @@ def test_the_papers_grids(name, drop_paths, rates):
     assert config.grid == {"model.drop_path": drop_paths, "train.schedule.lr": rates}
     last = len(config.rungs) - 1
     assert config.rungs[last] == 1
-    found = [config.config_for_rung(point, last) for point in config.points()]
+    found = [config.config_for_rung(point, last) for point in config.grid_points()]
     assert {(c.model.drop_path, c.train.schedule.lr) for c in found} == {
         (drop, rate) for drop in drop_paths for rate in rates
     }

@@ -127,7 +127,7 @@ def sweep(
     sets: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune at each point of a recipe's grid; prints the sweep's URI and the best model's.
+    """Fine-tune at each point of a recipe's sweep; prints the sweep's URI and the best model's.
 
     The same command resumes an interrupted sweep. Exit code 3 if --min-metric is given and an
     earlier model stays promoted.
@@ -155,11 +155,16 @@ def sweep(
             }
             for trial in result.trials
         ]
+        repeats = [
+            {"point": trial.point, "evaluation": trial.evaluation, metric.name: trial.value}
+            for trial in result.repeats
+        ]
         print_uri(
             uri,
             as_json=True,
             task=result.task,
             trials=trials,
+            repeats=repeats,
             model=model,
             evaluation=result.best.evaluation,
         )

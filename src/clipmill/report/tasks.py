@@ -1,12 +1,16 @@
 """HTML pages of fine-tuning: a task's evaluation, and a sweep's grid with all its points."""
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from statistics import fmean, stdev, variance
 
 from clipmill.config import digest_json
 from clipmill.lineage import Parent
 from clipmill.models.checkpoint import read_metadata
 from clipmill.report.comparison import TaskComparison, compare
+from clipmill.report.html.charts import Line, Reference, dot_chart, line_chart
 from clipmill.report.html.page import (
     Html,
     Section,
@@ -23,6 +27,7 @@ from clipmill.storage import join, open_store, write_bytes, write_json
 from clipmill.tasks.base import Metric
 from clipmill.tasks.promotion import read_promotion
 from clipmill.tasks.registry import get_task
+from clipmill.tasks.search_space import Point
 from clipmill.tasks.sweep import SweepResult, Trial
 
 _LABEL = "this encoder"
@@ -101,24 +106,85 @@ def sweep_page(result: SweepResult) -> str:
     """Return a self-contained HTML page."""
     metric = get_task(result.task).metric
     best = result.best
-    settings = ", ".join(f"{_name(path)} {value:g}" for path, value in best.point.items())
     header = concat(
         paragraph("clipmill sweep", class_="kicker"),
         tag("h1", f"Sweep of {result.task}"),
-        paragraph(f"Best: {settings}, {_value(best, metric)}"),
+        paragraph(f"Best: {_settings(best.point)}, {_value(best, metric)}"),
         paragraph(tag("code", result.uri), class_="caveat"),
     )
     return document(
         f"Sweep of {result.task}",
         header,
-        [*_heat_map(result, metric), _table(result, metric)],
+        [
+            _comparison(result, metric),
+            *_heat_map(result, metric),
+            _charts(result, metric),
+            _table(result, metric),
+        ],
         stylesheets=["sweep"],
     )
 
 
+def _comparison(result: SweepResult, metric: Metric) -> Section:
+    """Compare the best point with the recipe's own values, and say how large the noise is."""
+    best, own = result.best.point, result.config.baseline_point()
+    points = {"best": best}
+    if own is not None and own != best:
+        points["recipe"] = own
+    rows = []
+    for name, point in points.items():
+        values = result.repeat_values(point)
+        last = result.last_trial(point) if point in result.points else None
+        rows.append(
+            [
+                name if own != best else "best, and the recipe's own",
+                _settings(point),
+                "not a point" if last is None else _value(last, metric),
+                "" if last is None else f"{result.config.rungs[last.rung]:.0%}",
+                f"{fmean(values):.3f}" if values else "—",
+                f"{stdev(values):.3f}" if len(values) > 1 else "—",
+                str(len(values)),
+            ]
+        )
+    head = ["", "values", metric.name, "trained", "mean of repeats", "std", "repeats"]
+    return section(
+        "comparison",
+        "Best and baseline",
+        paragraph(_verdict(result, metric, points)),
+        table("The best point, and the recipe as it is", head, rows),
+    )
+
+
+def _verdict(result: SweepResult, metric: Metric, points: Mapping[str, Point]) -> str:
+    repeats = [result.repeat_values(point) for point in points.values()]
+    num_points = len(result.points)
+    if min(map(len, repeats)) < 2:
+        return (
+            f"The noise isn't known: each point was trained with one seed. The best of {num_points}"
+            " is chosen by that seed, so its value is optimistic. num_repeats=3 trains it, and the "
+            "recipe's own values, with 3 other seeds."
+        )
+    if len(repeats) == 1:
+        return f"The repeats use other seeds than the one by which the best of {num_points} won."
+    better, own = repeats
+    gain = metric.improvement(fmean(better), fmean(own))
+    error = math.sqrt(variance(better) / len(better) + variance(own) / len(own))
+    comparison = "above" if abs(gain) > 2 * error else "within"
+    return (
+        f"Over {len(better)} and {len(own)} further seeds, the best is better by {gain:.3f} ± "
+        f"{error:.3f} {metric.unit}".rstrip()
+        + f" (standard error): {comparison} twice the noise. Seeds by which the best was chosen "
+        "aren't among them."
+    )
+
+
+def _settings(point: Point) -> str:
+    return ", ".join(f"{_name(path)} {value:g}" for path, value in point.items())
+
+
 def _heat_map(result: SweepResult, metric: Metric) -> list[Section]:
     """Return the heat map of a grid of two fields, by each point's last trial."""
-    if len(result.config.grid) != 2:
+    if len(result.config.grid) != 2 or result.config.sampler != "grid":
         return []
     (row_path, rows), (column_path, columns) = result.config.grid.items()
     reached = {
@@ -147,10 +213,10 @@ def _cell(trial: Trial, result: SweepResult, metric: Metric) -> Html:
     peers = [
         metric.improvement(t.value, 0.0)
         for t in result.trials
-        if t.rung == trial.rung and t.value is not None
+        if t.rung == trial.rung and t.value is not None and not t.has_diverged
     ]
     strength = 0.0
-    if trial.value is not None:
+    if trial.value is not None and not trial.has_diverged:
         spread = max(peers) - min(peers)
         position = (metric.improvement(trial.value, 0.0) - min(peers)) / spread if spread else 1.0
         strength = _FAINTEST + position * (_STRONGEST - _FAINTEST)
@@ -163,9 +229,46 @@ def _cell(trial: Trial, result: SweepResult, metric: Metric) -> Html:
     )
 
 
+def _charts(result: SweepResult, metric: Metric) -> Section:
+    """Plot the points of each rung, and what a sampler found over time."""
+    title = f"{metric.name} {metric.unit}".strip()
+    better = "higher" if metric.higher_is_better else "lower"
+    converged = [t for t in result.trials if not t.has_diverged]
+    columns = [
+        [t.value or 0.0 for t in converged if t.rung == rung]
+        for rung in range(len(result.config.rungs))
+    ]
+    values = [value for column in columns for value in column]
+    charts = [
+        dot_chart(
+            title,
+            f"each point by rung; {better} is better",
+            columns,
+            x_name="rung",
+            limits=(min(values), max(values)),
+            series=0,
+        )
+    ]
+    own = result.config.baseline_point()
+    first = [t for t in converged if t.rung == 0]
+    if result.config.sampler != "grid" and len(first) > 1:
+        choose = max if metric.higher_is_better else min
+        tried = [result.points.index(t.point) + 1.0 for t in first]
+        best = list(itertools.accumulate((t.value or 0.0 for t in first), choose))
+        lines = [
+            Line(label="tried", x=tuple(tried), y=tuple(t.value or 0.0 for t in first), series=1),
+            Line(label="best", x=tuple(tried), y=tuple(best), series=0),
+        ]
+        baseline = next((t.value for t in first if t.point == own), None)
+        reference = None if baseline is None else Reference(label="recipe", y=baseline)
+        note = f"points of the first rung in their order, by {result.config.sampler}"
+        charts.append(line_chart(title, note, lines, x_name="points tried", reference=reference))
+    return section("rungs", "Rungs", tag("div", *charts, class_="charts"))
+
+
 def _table(result: SweepResult, metric: Metric) -> Section:
     """Return a table of all points, by the last rung, then by value."""
-    reached = [result.last_trial(point) for point in result.config.points()]
+    reached = [result.last_trial(point) for point in result.points]
     reached.sort(
         key=lambda t: (t.rung, t.value is not None, metric.improvement(t.value or 0.0, 0.0)),
         reverse=True,
@@ -182,11 +285,15 @@ def _table(result: SweepResult, metric: Metric) -> Section:
         for rank, trial in enumerate(reached, start=1)
     ]
     head = ["place", *map(_name, paths), metric.name, "trained", "evaluation"]
-    return section("points", "Points", table("Every point of the grid", head, rows))
+    return section(
+        "points",
+        "Points",
+        table("Every point, by the longest training that it came to", head, rows),
+    )
 
 
 def _value(trial: Trial, metric: Metric) -> str:
-    return "diverged" if trial.value is None else f"{trial.value:.3f} {metric.unit}".strip()
+    return "diverged" if trial.has_diverged else f"{trial.value:.3f} {metric.unit}".strip()
 
 
 def _name(path: str) -> str:

@@ -11,7 +11,8 @@ from clipmill.stage_records import Stage
 from clipmill.stages.pretrain import CAPTION_LABELS, caption_label
 from clipmill.storage import artifact_uri, exists, join, read_json, write_json
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.sweep import Point, SweepConfig
+from clipmill.tasks.search_space import Point
+from clipmill.tasks.sweep import SweepConfig
 
 if TYPE_CHECKING:
     from clipmill.tasks.checks import DataReport

@@ -1,41 +1,55 @@
-"""Hyperparameter sweeps over a grid, with successive halving, in processes of this machine.
+"""Hyperparameter sweeps by grid, random search or TPE, with successive halving.
 
-A trial's model and evaluation are artifacts at the addresses of ``clipmill finetune`` and
-``evaluate``, so an interrupted sweep resumes, and a trial that was run before isn't repeated.
+A sweep is a sequence of waves: the trials of a wave are independent of each other, and
+:func:`next_wave` derives them from the results of the waves before. They run in processes of this
+machine, or in pods of a pipeline. A trial's model and evaluation are artifacts at the addresses of
+``clipmill finetune`` and ``evaluate``, so an interrupted sweep resumes, and a trial that was run
+before isn't repeated.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
-from clipmill.config import Config, current_path, digest_json
+from clipmill.config import Config, current_path, digest_json, flatten
 from clipmill.data.labeled.folder import fetch_folder
-from clipmill.errors import ConfigError, TrainingError
+from clipmill.engine.result import result_uri
+from clipmill.errors import ConfigError, LostRankError, NotFoundError, TrainingError
 from clipmill.lineage import Parent, read_artifact_file
 from clipmill.models.pretrained import open_encoder
 from clipmill.processes import process_pool
 from clipmill.stage_records import ProgressCallback, no_progress
-from clipmill.storage import artifact_uri, exists, join, write_json
+from clipmill.storage import artifact_uri, exists, join, read_json, write_json
 from clipmill.tasks.evaluation import evaluate, read_evaluation
 from clipmill.tasks.finetune import FinetuneConfig, finetune
 from clipmill.tasks.registry import get_task
+from clipmill.tasks.search_space import (
+    Point,
+    RangeConfig,
+    SearchSpace,
+    is_in_space,
+    propose_points,
+)
 
 _RESULT = "sweep.json"
-
-Point = dict[str, float]
-"""Value of each swept field by its path."""
+_TRIAL = "trial.json"
+_POINTS_PER_ROUND = 4
+_SEED = "train.seed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepConfig(Config):
-    """Grid over a fine-tuning, with successive halving (Jamieson and Talwalkar 2016).
+    """Search over fields of a fine-tuning, with successive halving (Jamieson and Talwalkar 2016).
 
     A rung trains its points to the end of their own short schedules, and the best are promoted to
     the next rung, which trains longer from the start. Training isn't continued from rung to rung: a
     truncated schedule ranks points by how high their learning rate still is.
+
+    A sampler proposes the points of the first rung, and learns from the results of that rung alone.
+    Its first point is the recipe's own values, where they lie in the search space.
     """
 
     RENAMED_FIELDS: ClassVar[Mapping[str, str]] = {
@@ -44,13 +58,28 @@ class SweepConfig(Config):
 
     finetune: FinetuneConfig
     """Fine-tuning whose fields are swept."""
-    grid: dict[str, tuple[float, ...]]
-    """Values by path of a field, such as ``model.drop_path``; all combinations are points."""
+    grid: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Values by path of a field, such as ``model.drop_path``. All combinations are points; for
+    another sampler than ``grid`` these are the field's choices."""
+    ranges: dict[str, RangeConfig] = field(default_factory=dict)
+    """Range of values by path of a field, for the samplers ``random`` and ``tpe``."""
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """``grid``: all combinations; ``random``: uniform samples; ``tpe``: Optuna's tree-structured
+    Parzen estimator."""
+    num_points: int | None = None
+    """Points that ``random`` or ``tpe`` samples; null for the grid."""
+    points_per_round: int = _POINTS_PER_ROUND
+    """Points that ``tpe`` proposes at once, before it knows their results."""
+    seed: int = 0
+    """Seed of the sampler."""
     rungs: tuple[float, ...] = (1 / 9, 1 / 3, 1.0)
     """Length of each rung's training, as a fraction of the full one; the last is 1. ``[1.0]`` is a
     full grid search, as in the paper."""
     reduction_fraction: float = 1 / 3
     """Fraction of a rung's points that is promoted to the next; one point at least."""
+    num_repeats: int = 0
+    """Further full trainings, with other seeds, of the best point and of the recipe's own values.
+    Their spread is the noise that differences between points are to be compared with."""
 
     @classmethod
     def from_json(cls, value: object, path: str = "") -> Self:
@@ -61,7 +90,7 @@ class SweepConfig(Config):
         return replace(config, grid=grid)
 
     def __post_init__(self) -> None:
-        """Validate rungs, fraction and grid (ConfigError)."""
+        """Validate rungs, fraction, space and sampler (ConfigError)."""
         rising = all(a < b for a, b in itertools.pairwise(self.rungs))
         if not self.rungs or not rising or self.rungs[0] <= 0 or self.rungs[-1] != 1:
             raise ConfigError(
@@ -75,26 +104,86 @@ class SweepConfig(Config):
                 expected="a fraction above 0 and below 1",
                 action="set reduction_fraction=0.33, say",
             )
-        if not self.grid or not all(self.grid.values()):
+        if not self.space or not all(self.grid.values()):
             raise ConfigError(
-                f"grid was {self.grid}",
+                f"grid was {self.grid}" + (f", ranges {self.ranges}" if self.ranges else ""),
                 expected="values for at least one field",
                 action="give the paths of fields and their values",
             )
+        self._validate_sampler()
 
-    def points(self) -> Iterator[Point]:
-        """Yield all combinations, in the order of the grid."""
+    def _validate_sampler(self) -> None:
+        if twice := sorted(set(self.grid) & set(self.ranges)):
+            raise ConfigError(
+                f"grid and ranges both have {twice[0]}",
+                expected="each field in one of them",
+                action=f"remove {twice[0]} from one of them",
+            )
+        if self.sampler == "grid":
+            if self.ranges or self.num_points is not None:
+                name = "ranges" if self.ranges else "num_points"
+                raise ConfigError(
+                    f"sampler was grid, and {name} was set",
+                    expected="all combinations of the grid's values",
+                    action=f"set sampler=tpe or random, or leave {name} out",
+                )
+            return
+        most = None if self.ranges else math.prod(len(set(v)) for v in self.grid.values())
+        if self.num_points is None or self.num_points < 1 or (most and self.num_points > most):
+            raise ConfigError(
+                f"num_points was {self.num_points}",
+                expected=f"1 to {most}, the combinations" if most else "1 or more",
+                action=f"set num_points={min(16, most or 16)}, say",
+            )
+        if self.points_per_round < 1:
+            raise ConfigError(
+                f"points_per_round was {self.points_per_round}",
+                expected="1 or more",
+                action=f"set points_per_round={_POINTS_PER_ROUND}, say",
+            )
+
+    @property
+    def space(self) -> SearchSpace:
+        """Choices or range of each field."""
+        return {**self.grid, **self.ranges}
+
+    @property
+    def num_waves(self) -> int:
+        """Waves of trials, at most: rounds of the sampler, further rungs, and repeats."""
+        rounds = 1
+        if self.sampler == "tpe" and self.num_points is not None:
+            rounds = math.ceil(self.num_points / self.points_per_round)
+        return rounds + len(self.rungs) - 1 + bool(self.num_repeats)
+
+    def grid_points(self) -> Iterator[Point]:
+        """Yield all combinations of the grid, in its order."""
         for values in itertools.product(*self.grid.values()):
             yield dict(zip(self.grid, values, strict=True))
+
+    def baseline_point(self) -> Point | None:
+        """Return the recipe's own values of the swept fields; None where one isn't a number."""
+        own = flatten(self.finetune.to_json())
+        values = {path: own.get(path) for path in self.space}
+        point = {path: float(v) for path, v in values.items() if isinstance(v, int | float)}
+        return point if len(point) == len(values) else None
+
+    def repeated(self, point: Point) -> list[Point]:
+        """Return a point once for each seed of a further training."""
+        seed = self.finetune.train.seed
+        return [{**point, _SEED: float(seed + i)} for i in range(1, self.num_repeats + 1)]
 
     def config_for_rung(self, point: Point, rung: int) -> FinetuneConfig:
         """Return a point's fine-tuning at a rung, with steps and warm-up shortened.
 
+        The index after the last rung is that of repeats, which train in full.
+
         Raises:
-            ConfigError: the grid names an unknown field.
+            ConfigError: the search space names an unknown field.
         """
-        fraction = self.rungs[rung]
-        full = self.finetune.override([f"{path}={value}" for path, value in point.items()])
+        fraction = (*self.rungs, 1.0)[rung]
+        # A field of whole numbers takes no 16.0.
+        values = {p: int(v) if v.is_integer() else v for p, v in point.items()}
+        full = self.finetune.override([f"{path}={value}" for path, value in values.items()])
         if fraction == 1:
             return full
         train = full.train
@@ -112,17 +201,33 @@ class SweepConfig(Config):
 def run_trial(
     config: FinetuneConfig, encoder: str, data: str, store: str, report: ProgressCallback
 ) -> str:
-    """Fine-tune and evaluate a point; return the evaluation's URI, ``""`` where it diverged."""
+    """Fine-tune and evaluate a point; return the evaluation's URI, ``""`` where it diverged.
+
+    The store remembers the outcome, so a training that diverged isn't repeated.
+    """
+    record = join(_trial_uri(config, encoder, data, store), _TRIAL)
+    if exists(record):
+        return str(read_json(record)["evaluation"])
     try:
         model = finetune(config, encoder, data, store, report=report)
+    except LostRankError:
+        raise
     except TrainingError:
-        return ""
-    return evaluate(model, data, store, report=report)
+        evaluation = ""
+    else:
+        evaluation = evaluate(model, data, store, report=report)
+    write_json(record, {"format": 1, "evaluation": evaluation})
+    return evaluation
 
 
 def run_trial_in_subprocess(value: object, encoder: str, data: str, store: str) -> str:
     """Run a trial with the config as JSON, which any process can unpickle, without progress."""
     return run_trial(FinetuneConfig.from_json(value), encoder, data, store, no_progress)
+
+
+def _trial_uri(config: FinetuneConfig, encoder: str, data: str, store: str) -> str:
+    parents = (open_encoder(encoder).parent, fetch_folder(data, "data")[1])
+    return result_uri(store, "trials", config.task, config, parents)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +243,11 @@ class Trial:
     value: float | None
     """The task's metric, in its unit; None where training diverged."""
 
+    @property
+    def has_diverged(self) -> bool:
+        """Whether it has no value to compare."""
+        return self.value is None or math.isnan(self.value)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepResult:
@@ -151,12 +261,24 @@ class SweepResult:
     """The sweep's configuration."""
     trials: tuple[Trial, ...]
     """Trials of every point, rung by rung."""
+    repeats: tuple[Trial, ...] = ()
+    """Full trainings of the best point and of the recipe's own values with other seeds."""
 
     @property
     def best(self) -> Trial:
         """Best trial of the last rung."""
-        last = [t for t in self.trials if t.rung == len(self.config.rungs) - 1]
-        return _ranked(last, self.task)[0]
+        return _best(self.config, self.trials)
+
+    @property
+    def points(self) -> list[Point]:
+        """Points in the order in which they were proposed."""
+        return [t.point for t in self.trials if t.rung == 0]
+
+    def repeat_values(self, point: Point) -> list[float]:
+        """Return the values of a point's repeats that converged."""
+        seeds = self.config.repeated(point)
+        trials = [t for t in self.repeats if t.point in seeds and not t.has_diverged]
+        return [t.value for t in trials if t.value is not None]
 
     def last_trial(self, point: Point) -> Trial:
         """Return a point's trial at the highest rung that it reached."""
@@ -172,33 +294,93 @@ def sweep(
     workers: int = 1,
     report: ProgressCallback,
 ) -> str:
-    """Run the trials of a grid; return the URI of the result, under ``store``.
+    """Run the trials of a sweep; return the URI of the result, under ``store``.
 
     ``workers`` processes run trials in parallel (1: all in this process); their number doesn't
     change the result. An existing result is returned at once.
 
     Raises:
         TrainingError: every point of a rung diverged.
-        ConfigError: the grid names an unknown field.
+        ConfigError: the search space names an unknown field.
+        MissingExtraError: the sampler needs Optuna, which isn't installed.
     """
-    source = open_encoder(encoder)
-    parents = (source.parent, fetch_folder(data, "data")[1])
-    digest = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
-    uri = artifact_uri(store, "sweeps", f"{config.finetune.task}-{digest[:12]}")
+    uri, digest, parents = _identity(config, encoder, data, store)
     if exists(join(uri, _RESULT)):
         return uri
-    points = list(config.points())
-    if source.notice:
-        report(0, len(points), source.notice)
+    inputs = (encoder, data, store)
+    if notice := open_encoder(encoder).notice:
+        report(0, config.num_waves, notice)
     trials: list[Trial] = []
-    for rung in range(len(config.rungs)):
-        finished = _run_rung(config, points, rung, (encoder, data, store), workers, report)
-        trials += finished
-        ranked = _ranked(finished, config.finetune.task)
-        points = [trial.point for trial in ranked[: config.num_promoted(len(finished))]]
-    result = SweepResult(uri=uri, task=config.finetune.task, config=config, trials=tuple(trials))
+    while True:
+        rung, points = next_wave(config, trials)
+        if not points:
+            break
+        evaluations = _run_wave(config, points, rung, inputs, workers, report)
+        trials += [
+            _trial(config, point, rung, evaluation)
+            for point, evaluation in zip(points, evaluations, strict=True)
+        ]
+    num_rungs = len(config.rungs)
+    result = SweepResult(
+        uri=uri,
+        task=config.finetune.task,
+        config=config,
+        trials=tuple(t for t in trials if t.rung < num_rungs),
+        repeats=tuple(t for t in trials if t.rung == num_rungs),
+    )
     write_json(join(uri, _RESULT), _to_json(result, digest, parents))
     return uri
+
+
+def next_wave(config: SweepConfig, trials: Sequence[Trial]) -> tuple[int, list[Point]]:
+    """Return the rung and the points of the wave after ``trials``; no points after the last.
+
+    It depends on nothing but its arguments. Repeats follow the last rung, as one more.
+
+    Raises:
+        TrainingError: every point of the last rung so far diverged.
+        MissingExtraError: the sampler needs Optuna, which isn't installed.
+    """
+    rung = trials[-1].rung if trials else 0
+    of_rung = [t for t in trials if t.rung == rung]
+    if rung == 0 and (points := _propose(config, of_rung)):
+        return 0, points
+    if rung + 1 == len(config.rungs):
+        return rung + 1, _repeats(config, trials)
+    if rung == len(config.rungs):
+        return rung, []
+    ranked = _ranked(of_rung, config.finetune.task)
+    return rung + 1, [trial.point for trial in ranked[: config.num_promoted(len(of_rung))]]
+
+
+def read_wave(
+    config: SweepConfig, wave: int, encoder: str, data: str, store: str
+) -> tuple[int, list[Point]]:
+    """Return the rung and the points of a wave, by number from 0, after those in ``store``.
+
+    Raises:
+        NotFoundError: a trial of an earlier wave isn't finished.
+        TrainingError, MissingExtraError: as :func:`next_wave` does.
+    """
+    trials: list[Trial] = []
+    for _ in range(wave):
+        rung, points = next_wave(config, trials)
+        for point in points:
+            finetuning = config.config_for_rung(point, rung)
+            record = join(_trial_uri(finetuning, encoder, data, store), _TRIAL)
+            if not exists(record):
+                raise NotFoundError(
+                    f"{point} at rung {rung + 1} has no result in {store}",
+                    expected="results of all trials of the waves before",
+                    action="run the sweep again, which resumes",
+                )
+            trials.append(_trial(config, point, rung, str(read_json(record)["evaluation"])))
+    return next_wave(config, trials)
+
+
+def sweep_uri(config: SweepConfig, encoder: str, data: str, store: str) -> str:
+    """Return the address of a sweep's result, which needn't exist yet."""
+    return _identity(config, encoder, data, store)[0]
 
 
 def read_sweep(uri: str) -> SweepResult:
@@ -214,29 +396,66 @@ def read_sweep(uri: str) -> SweepResult:
         uri=uri,
         task=value["task"],
         config=config,
-        trials=tuple(
-            Trial(
-                point={current_path(config.finetune, p): v for p, v in t["point"].items()},
-                rung=t["rung"],
-                evaluation=t["evaluation"],
-                value=t["figure"],
-            )
-            for t in value["trials"]
-        ),
+        trials=tuple(_trial_from_json(config, t) for t in value["trials"]),
+        repeats=tuple(_trial_from_json(config, t) for t in value.get("repeats", ())),
     )
 
 
-def _run_rung(
+def _identity(
+    config: SweepConfig, encoder: str, data: str, store: str
+) -> tuple[str, str, tuple[Parent, ...]]:
+    """Return a sweep's URI, digest and parents."""
+    parents = (open_encoder(encoder).parent, fetch_folder(data, "data")[1])
+    digest = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
+    uri = artifact_uri(store, "sweeps", f"{config.finetune.task}-{digest[:12]}")
+    return uri, digest, parents
+
+
+def _repeats(config: SweepConfig, trials: Sequence[Trial]) -> list[Point]:
+    """Return the points that other seeds train again, in full."""
+    best, baseline = _best(config, trials).point, config.baseline_point()
+    is_other = baseline is not None and baseline != best
+    return config.repeated(best) + (config.repeated(baseline) if baseline and is_other else [])
+
+
+def _propose(config: SweepConfig, finished: Sequence[Trial]) -> list[Point]:
+    """Return the next points of the first rung; none if it has all."""
+    if config.sampler == "grid" or config.num_points is None:
+        return [] if finished else list(config.grid_points())
+    metric = get_task(config.finetune.task).metric
+    left = config.num_points - len(finished)
+    count = min(left, config.points_per_round) if config.sampler == "tpe" else left
+    baseline = None if finished else config.baseline_point()
+    is_first = baseline is not None and is_in_space(config.space, baseline)
+    first = [baseline] if baseline is not None and is_first else []
+    results = [
+        (t.point, None if t.has_diverged else -metric.improvement(t.value or 0.0, 0.0))
+        for t in finished
+    ]
+    # Told without a result, the baseline isn't proposed again.
+    proposed = propose_points(
+        config.space,
+        config.sampler,
+        [*results, *((point, None) for point in first)],
+        count=count - len(first),
+        num_points=config.num_points,
+        seed=config.seed,
+    )
+    return [*first, *proposed]
+
+
+def _run_wave(
     config: SweepConfig,
     points: list[Point],
     rung: int,
     inputs: tuple[str, str, str],
     workers: int,
     report: ProgressCallback,
-) -> list[Trial]:
-    """Run every point at a rung; return the trials in the points' order."""
+) -> list[str]:
+    """Run every point at a rung; return the evaluations in the points' order."""
     configs = [config.config_for_rung(point, rung) for point in points]
-    message = f"points tried, rung {rung + 1} of {len(config.rungs)}"
+    num_rungs = len(config.rungs)
+    message = f"points tried, rung {rung + 1} of {num_rungs}" if rung < num_rungs else "repeated"
     evaluations: dict[int, str] = {}
     if workers == 1:
         for i, point in enumerate(configs):
@@ -251,27 +470,29 @@ def _run_rung(
             for done, future in enumerate(as_completed(running), start=1):
                 evaluations[running[future]] = future.result()
                 report(done, len(points), message)
+    return [evaluations[i] for i in range(len(points))]
+
+
+def _trial(config: SweepConfig, point: Point, rung: int, evaluation: str) -> Trial:
     metric = get_task(config.finetune.task).metric.name
-    return [
-        Trial(
-            point=point,
-            rung=rung,
-            evaluation=evaluations[i],
-            value=read_evaluation(evaluations[i]).metrics[metric] if evaluations[i] else None,
-        )
-        for i, point in enumerate(points)
-    ]
+    value = read_evaluation(evaluation).metrics[metric] if evaluation else None
+    return Trial(point=point, rung=rung, evaluation=evaluation, value=value)
 
 
-def _ranked(trials: list[Trial], task: str) -> list[Trial]:
-    """Sort the trials that converged, the best first; of equals the first of the grid."""
+def _best(config: SweepConfig, trials: Sequence[Trial]) -> Trial:
+    last = len(config.rungs) - 1
+    return _ranked([t for t in trials if t.rung == last], config.finetune.task)[0]
+
+
+def _ranked(trials: Sequence[Trial], task: str) -> list[Trial]:
+    """Sort the trials that converged, the best first; of equals the first proposed."""
     metric = get_task(task).metric
-    converged = [t for t in trials if t.value is not None and not math.isnan(t.value)]
+    converged = [t for t in trials if not t.has_diverged]
     if not converged:
         raise TrainingError(
             f"all {len(trials)} points of the sweep diverged",
             expected="at least one that converges",
-            action="lower the rates of the grid",
+            action="lower the learning rates",
         )
     return sorted(converged, key=lambda t: -metric.improvement(t.value or 0.0, 0.0))
 
@@ -287,10 +508,26 @@ def _to_json(result: SweepResult, digest: str, parents: tuple[Parent, ...]) -> d
         "digest": digest,
         "task": result.task,
         "config": result.config.to_json(),
-        "trials": [
-            {"point": t.point, "rung": t.rung, "evaluation": t.evaluation, "figure": t.value}
-            for t in result.trials
-        ],
+        "trials": [_trial_to_json(t) for t in result.trials],
+        "repeats": [_trial_to_json(t) for t in result.repeats],
         "parents": [p.to_json() for p in (*parents, best_parent)],
         "summary": {metric.name: f"{best.value:.3f} {metric.unit}"},
     }
+
+
+def _trial_to_json(trial: Trial) -> dict[str, object]:
+    return {
+        "point": trial.point,
+        "rung": trial.rung,
+        "evaluation": trial.evaluation,
+        "figure": trial.value,
+    }
+
+
+def _trial_from_json(config: SweepConfig, value: Mapping[str, Any]) -> Trial:
+    return Trial(
+        point={current_path(config.finetune, p): v for p, v in value["point"].items()},
+        rung=value["rung"],
+        evaluation=value["evaluation"],
+        value=value["figure"],
+    )

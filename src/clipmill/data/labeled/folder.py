@@ -43,7 +43,7 @@ _STORE_FOLDERS = frozenset(
     (
         *("baselines", "captioners", "comparisons", "datasets", "encoders", "evaluations"),
         *("exports", "models", "predictions", "reports", "smoke_tests", "sources"),
-        *("studies", "sweeps"),
+        *("studies", "sweeps", "trials"),
     )
 )
 _STORE_RECORDS = frozenset({"runs", "serving"})
