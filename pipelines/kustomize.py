@@ -17,7 +17,7 @@ from clipmill.cluster.manifests import yaml_text
 from clipmill.errors import ClipmillError, ClusterError
 
 CHART = Path(__file__).resolve().parent.parent / "helm" / "clipmill"
-OVERLAYS = ("gpu", "laptop")
+OVERLAYS = ("gpu", "kind")
 
 Resource = dict[str, Any]
 _Key = tuple[str, str, str]

@@ -22,7 +22,7 @@ PORTS = ("-s3.port", "-master.port", "-volume.port", "-filer.port")
 
 
 def rendered():
-    resources = render(profile("laptop"))
+    resources = render(profile("kind"))
     (store,) = [r for r in resources if r["kind"] == "StatefulSet"]
     secrets = {r["metadata"]["name"]: r["stringData"] for r in resources if r["kind"] == "Secret"}
     return store["spec"]["template"]["spec"]["containers"][0], secrets

@@ -65,7 +65,7 @@ def test_containers_are_restricted_and_bounded(name):
 
 
 def test_whatever_serves_is_probed():
-    rendered = resources("laptop")
+    rendered = resources("kind")
     servers = [c for who, c in containers(rendered) if re.search("store|cpu|demo", who)]
     servers = [c for c in servers if c["name"] in {"seaweedfs", "kserve-container", "serve"}]
     assert len(servers) == 3
@@ -96,7 +96,7 @@ def test_pods_use_service_accounts_that_the_chart_makes():
 
 
 def test_selectors_find_the_pods_that_they_are_for():
-    rendered = resources("laptop")
+    rendered = resources("kind")
     (store,) = [r for r in rendered if r["kind"] == "StatefulSet"]
     labels = store["spec"]["template"]["metadata"]["labels"].items()
     assert store["spec"]["selector"]["matchLabels"].items() <= labels

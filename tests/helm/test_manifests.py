@@ -50,7 +50,7 @@ def test_kustomize_builds_what_helm_renders(name, folder):
     # Keys are random.
     same = [key for key in wanted if key[0] != "Secret"]
     assert [key for key in same if built[key] != wanted[key]] == []
-    assert ("Secret" in {key[0] for key in built}) == (name == "laptop")
+    assert ("Secret" in {key[0] for key in built}) == (name == "kind")
 
 
 def test_the_registry_reaches_the_images_of_pipelines(folder):

@@ -2,7 +2,7 @@
 
 import pytest
 from helm_python.errors import HelmError
-from helpers.helm_chart import ENDPOINT, STORE, chart, deep, profile, render
+from helpers.helm_chart import ENDPOINT, PROFILES, STORE, chart, deep, profile, render
 
 WRONG = {
     "unknown key": ("servng", {}, "servng"),
@@ -49,7 +49,7 @@ IMPOSSIBLE = {
         'kueue.nodeQuota needs the pool "tpu", which isn\'t in pools; there are: cpu, gpu, gpu-8x',
     ),
     "endpoint on GPUs that aren't there": (
-        deep(profile("laptop"), "serving.endpoints", [{**ENDPOINT, "runtime": "gpu"}]),
+        deep(profile("kind"), "serving.endpoints", [{**ENDPOINT, "runtime": "gpu"}]),
         'endpoint "depth" wants a GPU, but pools has no pool gpu',
     ),
     "replicas": (
@@ -150,7 +150,7 @@ IMPOSSIBLE = {
         "a toleration of pools.cpu has operator Exists and a value",
     ),
     "embedded store that nobody uses": (
-        deep(profile("laptop"), "objectStore.endpoint", "http://minio:9000"),
+        deep(profile("kind"), "objectStore.endpoint", "http://minio:9000"),
         "objectStore.embedded is on, but objectStore.endpoint is http://minio:9000",
     ),
     "keys that are ignored": (
@@ -191,7 +191,7 @@ ALLOWED = {
         for text in ("", "localhost:5000", "ghcr.io/team", "r.example.com:5000/a/b-c_d")
     ],
     "an embedded store's full name": [
-        deep(profile("laptop"), "objectStore.endpoint", "http://clipmill-store.ml:8333")
+        deep(profile("kind"), "objectStore.endpoint", "http://clipmill-store.ml:8333")
     ],
     "requests without a limit, in other units": [
         deep(
@@ -252,5 +252,5 @@ def test_the_way_to_treat_crds_has_new_words():
 
 
 def test_the_profiles_are_valid():
-    for name in ("laptop", "gpu", "openshift"):
+    for name in PROFILES[1:]:
         chart().validate_schema(chart().merge_values(profile(name)))

@@ -8,7 +8,7 @@ from helm_python import Chart
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "helm" / "clipmill"
-PROFILES = ("", "laptop", "gpu", "openshift")
+PROFILES = ("", "kind", "gpu", "gke", "eks", "openshift")
 ENDPOINT = {"name": "depth", "modelUri": "s3://bucket/models/depth-1", "maxReplicas": 3}
 STORE = {"createSecret": True, "accessKey": "key", "secretKey": "secret"}
 

@@ -21,7 +21,6 @@ from clipmill.cluster.constants import (
     CONTAINER_SECURITY,
     DOMAIN,
     METRICS_PORT,
-    POD_SECURITY,
     STORE_SECRET,
     TRACKING_SECRET,
 )
@@ -184,7 +183,7 @@ def data_workflow(
         _container(_PROCESS, config, pool, part, inputs=names),
         _container(_FINALIZE, config, pool, after),
     ]
-    return _workflow(config, pool, containers, items)
+    return _workflow(config, pool, installation.pod_security, containers, items)
 
 
 def submit_data_workflow(config: DataWorkflowConfig, num_shards: int, *, api: ClusterApi) -> str:
@@ -382,6 +381,7 @@ def _container(
 def _workflow(
     config: DataWorkflowConfig,
     pool: PoolConfig,
+    pod_security: Mapping[str, Any],
     containers: Sequence["Container"],
     items: Sequence[dict[str, str]],
 ) -> dict[str, Any]:
@@ -418,7 +418,7 @@ def _workflow(
         service_account_name=config.service_account,
         node_selector=dict(pool.node_selector) or None,
         tolerations=[m.Toleration.model_validate(t) for t in pool.tolerations] or None,
-        security_context=m.PodSecurityContext.model_validate(POD_SECURITY),
+        security_context=m.PodSecurityContext.model_validate(pod_security),
         volumes=[m.Volume(name="tmp", empty_dir=m.EmptyDirVolumeSource())],
         pod_gc=m.PodGC(strategy="OnPodSuccess"),
         ttl_strategy=m.TTLStrategy(seconds_after_completion=_WEEK_SECONDS),

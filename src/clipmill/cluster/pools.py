@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipmill.cluster.api import ClusterApi
-from clipmill.cluster.constants import VERSION
+from clipmill.cluster.constants import POD_SECURITY, VERSION
 from clipmill.config import Config
 from clipmill.errors import ClusterError, ConfigError
 
@@ -93,6 +93,8 @@ class Installation:
     """Pools by name."""
     images: Mapping[str, str] = field(default_factory=dict)
     """Full names of the images ``data``, ``train`` and ``serve``; empty for the released ones."""
+    pod_security: Mapping[str, Any] = field(default_factory=lambda: POD_SECURITY)
+    """Security context of every pod; OpenShift's has no user of its own."""
 
     def pool(self, name: str) -> PoolConfig:
         """Return the pool of that name; ConfigError, with the known names, where there is none."""
@@ -156,16 +158,24 @@ def _parse_table(text: str, source: str) -> Installation:
     try:
         table = json.loads(text)
         pools, images = table["pools"], table.get("images", {})
+        pod_security = table.get("podSecurity", POD_SECURITY)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _table_error(source, error) from error
-    return Installation(pools=parse_pools(pools), images=images)
+    return Installation(pools=parse_pools(pools), images=images, pod_security=pod_security)
 
 
 def parse_pools(pools: Mapping[str, Mapping[str, Any]]) -> dict[str, PoolConfig]:
-    """Return the pools of the chart's values, whose keys are in camel case."""
+    """Return the pools of the chart's values, whose keys are in camel case; nulls remove keys."""
     return {
         name: PoolConfig.from_json({_snake(k): v for k, v in value.items()}, f"pools.{name}")
-        for name, value in pools.items()
+        for name, value in _without_nulls(pools).items()
+    }
+
+
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_nulls(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
         if value is not None
     }
 

@@ -288,7 +288,13 @@ def _request(
     if isinstance(train, TrainConfig):
         check_batch(job, pool, train)
     image = installation.image("train")
-    app = training_app(job, pool, image, is_local=scheduler == "local_cwd")
+    app = training_app(
+        job,
+        pool,
+        image,
+        is_local=scheduler == "local_cwd",
+        pod_security=installation.pod_security,
+    )
     if scheduler == "kubeflow_trainer":
         settings = {"job": json.dumps(job.to_json()), "pool": json.dumps(pool.to_json())}
         return app, {"namespace": namespace, **settings}

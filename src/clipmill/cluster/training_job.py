@@ -8,6 +8,7 @@ TorchX fills in.
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -158,11 +159,17 @@ def check_batch(job: TrainingJobConfig, pool: PoolConfig, train: TrainConfig) ->
 
 
 def training_app(
-    job: TrainingJobConfig, pool: PoolConfig, image: str, *, is_local: bool = False
+    job: TrainingJobConfig,
+    pool: PoolConfig,
+    image: str,
+    *,
+    is_local: bool = False,
+    pod_security: Mapping[str, Any] = POD_SECURITY,
 ) -> "AppDef":
     """Return the job's AppDef, for any scheduler; ``image`` is the one to use if the job has none.
 
-    A local job serves no metrics: several would share the port.
+    A local job serves no metrics: several would share the port. ``pod_security`` is the security
+    context of Volcano's pods.
     """
     from torchx.specs import AppDef, Resource, Role
     from torchx.specs.overlays import set_overlay
@@ -184,7 +191,7 @@ def training_app(
         port_map={"metrics": METRICS_PORT},
     )
     # Only Volcano's scheduler reads this; Kubeflow's runtimes of the chart say the same.
-    set_overlay(role, "kubernetes", "V1Pod", _pod_patch(job, pool, role.image))
+    set_overlay(role, "kubernetes", "V1Pod", _pod_patch(job, pool, role.image, pod_security))
     return AppDef(name=job.name, roles=[role])
 
 
@@ -232,7 +239,9 @@ def _environment(job: TrainingJobConfig, pool: PoolConfig, *, is_local: bool) ->
     }
 
 
-def _pod_patch(job: TrainingJobConfig, pool: PoolConfig, image: str) -> dict[str, Any]:
+def _pod_patch(
+    job: TrainingJobConfig, pool: PoolConfig, image: str, pod_security: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return fields to merge into the pod that TorchX's ``kubernetes`` scheduler makes of a node.
 
     TorchX's pods lack security settings, the pool, the store's secret, and time to stop.
@@ -258,7 +267,7 @@ def _pod_patch(job: TrainingJobConfig, pool: PoolConfig, image: str) -> dict[str
         "spec": {
             "automountServiceAccountToken": False,
             "nodeSelector": dict(pool.node_selector),
-            "securityContext": POD_SECURITY,
+            "securityContext": dict(pod_security),
             "terminationGracePeriodSeconds": job.grace_seconds,
             "tolerations": [dict(toleration) for toleration in pool.tolerations],
             JOIN("volumes", on="name"): [

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from clipmill.cluster.api import ClusterApi
 from clipmill.cluster.argo import DataWorkflowConfig, data_workflow
-from clipmill.cluster.constants import CONTAINER_SECURITY, DOMAIN, POD_SECURITY
+from clipmill.cluster.constants import CONTAINER_SECURITY, DOMAIN
 from clipmill.cluster.doctor.snapshot import Snapshot
 from clipmill.cluster.kserve import InferenceServiceConfig, PromotedModel, inference_service
 from clipmill.cluster.pod_status import pod_problem
@@ -219,7 +219,7 @@ def _pod(target: str, installation: Installation, namespace: str) -> dict[str, A
             "restartPolicy": "Never",
             "serviceAccountName": f"clipmill-{target}",
             "automountServiceAccountToken": False,
-            "securityContext": POD_SECURITY,
+            "securityContext": installation.pod_security,
             "containers": [
                 {
                     "name": "self-test",
