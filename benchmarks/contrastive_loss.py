@@ -24,7 +24,7 @@ from clipmill.pretrain.contrastive import ContrastiveLoss
 def ours(images_BD: Tensor, texts_BD: Tensor, scale: Tensor) -> Tensor:
     """The loss, by way of pieces of the similarity matrix."""
     losses = ContrastiveLoss("softmax", DistributedContext())
-    return losses({"image": images_BD, "real": texts_BD}, scale, None, {})["real"]
+    return losses({"image": images_BD, "real": texts_BD}, scale, None, {}).losses["real"]
 
 
 def theirs(images_BD: Tensor, texts_BD: Tensor, scale: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ the same 512 px JPEG files, crop and resize alike and tokenize captions. Each co
 process of its own, one after another, several rounds: the table holds medians.
 
 The peers hand out normalized floats; ours hands out bytes, since a GPU normalizes for nothing.
-The row "ours, normalized" does that in this process too.
+The row "ours, normalized" does that in this process too; "ours, mixture" reads the same files as
+two datasets of a mixture, with weights 0.7 and 0.3.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from rich.table import Table
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.dataloader import PairBatch, PairDataLoader
+from clipmill.data.loading.mixture import Mixture, MixtureSource
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.shards.plan import ShardConfig
 from clipmill.data.shards.write import write_dataset
@@ -42,7 +44,7 @@ from clipmill.storage import SeaweedServer
 
 _DRAWN, _PICTURE_SIZE, _QUALITY = 192, 512, 90
 _SHARD_SAMPLES = 256
-OURS = ("ours", "ours, normalized", "ours, S3")
+OURS = ("ours", "ours, normalized", "ours, mixture", "ours, S3")
 PEERS = ("open_clip", "streaming", "litdata")
 
 
@@ -63,8 +65,15 @@ def write_source(folder: Path, count: int) -> None:
 
 def our_batches(uri: str, options: argparse.Namespace) -> Iterator[PairBatch]:
     """The loader as training sets it up."""
+    if options.contender == "ours, mixture":
+        weights = zip(options.halves, (0.7, 0.3), ("first", "second"), strict=True)
+        view = Mixture.open(
+            [MixtureSource(dataset=u, weight=w, name=name) for u, w, name in weights], ViewConfig()
+        )
+    else:
+        view = Mixture.of_view(View(Dataset.open(uri), ViewConfig()))
     loader = PairDataLoader(
-        View(Dataset.open(uri), ViewConfig()),
+        view,
         DataLoaderConfig(num_workers=options.workers),
         batch_size=options.batch_size,
         transform=CropTransform(options.size, RandomResizedCropConfig()),
@@ -100,6 +109,7 @@ def run(contender: str, options: argparse.Namespace) -> dict[str, float]:
     else:
         command = [sys.executable, __file__, "--contender", contender, *numbers]
         command += ["--folder", str(options.folder), "--local", options.local, "--s3", options.s3]
+        command += ["--halves", *options.halves]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -119,6 +129,13 @@ def compare(options: argparse.Namespace) -> None:
     config = ShardConfig(samples_per_shard=_SHARD_SAMPLES)
     options.local = write_dataset(config, str(source), str(options.folder / "store"))
     options.s3 = write_dataset(config, str(source), options.s3) if options.s3 else ""
+    for half in range(2):
+        folder = options.folder / f"half{half}"
+        folder.mkdir()
+        for path in sorted(source.iterdir()):
+            if int(path.stem) % 2 == half:
+                (folder / path.name).hardlink_to(path)
+        options.halves.append(write_dataset(config, str(folder), str(options.folder / "store")))
     contenders = [c for c in OURS if options.s3 or c != "ours, S3"]
     contenders += PEERS if options.peers else ()
     for contender in PEERS if options.peers else ():
@@ -162,6 +179,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local", default="", help=argparse.SUPPRESS)
     parser.add_argument("--s3", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--halves", nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
         torch.set_num_threads(1)

@@ -5,8 +5,8 @@ Each name is imported when it is first used, so that ``import clipmill`` takes n
 * data: :class:`Dataset`, :func:`read_sample`, :class:`PairDataset`, :class:`ViewConfig`,
   :func:`write_dataset`, :class:`ShardConfig`
 * weights: :func:`load_encoder`, :func:`load_clip`
-* training: :func:`pretrain_clip`, :class:`PretrainConfig`, :func:`finetune`,
-  :class:`FinetuneConfig`, :func:`get_recipe`, :func:`list_recipes`
+* training: :func:`pretrain_clip`, :class:`PretrainConfig`, :class:`MixtureSource`,
+  :func:`finetune`, :class:`FinetuneConfig`, :func:`get_recipe`, :func:`list_recipes`
 * results: :func:`evaluate`, :func:`read_evaluation`, :class:`Predictor`
 * serving: :class:`ServerProcess`, :class:`Client`
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clipmill.data.captioned_images import read_sample
     from clipmill.data.dataset import Dataset
+    from clipmill.data.loading.mixture import MixtureSource
     from clipmill.data.loading.pair_dataset import PairDataset
     from clipmill.data.loading.view import ViewConfig
     from clipmill.data.shards.plan import ShardConfig
@@ -41,6 +42,7 @@ __all__ = [
     "Client",
     "Dataset",
     "FinetuneConfig",
+    "MixtureSource",
     "PairDataset",
     "Predictor",
     "PretrainConfig",
@@ -63,6 +65,7 @@ _MODULES = {
     "Client": "serve.client",
     "Dataset": "data.dataset",
     "FinetuneConfig": "tasks.finetune",
+    "MixtureSource": "data.loading.mixture",
     "PairDataset": "data.loading.pair_dataset",
     "Predictor": "tasks.predictor",
     "PretrainConfig": "pretrain.config",

@@ -7,7 +7,8 @@ parser is ours.
 Every config derives from :class:`Config`. Field types are those that JSON can hold: ``bool``,
 ``int``, ``float``, ``str``, ``Literal``, ``tuple[T, ...]``, ``dict[str, T]``, another Config,
 and any of these ``| None``. A field of :func:`runtime_field` affects how work is done, not its
-result, and is left out of the digest.
+result, and is left out of the digest. One of :func:`added_field` is left out of JSON and digest
+while it has its default.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from clipmill.errors import ArtifactError, ConfigError, suggestion
 from clipmill.version import clipmill_version
 
 _RUNTIME = "runtime"
+_ADDED = "added"
 
 ValueT = TypeVar("ValueT")
 
@@ -76,6 +78,15 @@ def runtime_field(default: ValueT) -> ValueT:
     return field
 
 
+def added_field(default: ValueT) -> ValueT:
+    """Return a field that JSON and digest leave out where it has its default.
+
+    Configs without it so keep their digests, which are parts of artifacts' addresses.
+    """
+    field: ValueT = dataclasses.field(default=default, metadata={_ADDED: True})
+    return field
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """Base of every config."""
@@ -89,7 +100,7 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, nested configs included."""
-        return {f.name: _to_plain_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {f.name: _to_plain_json(getattr(self, f.name)) for f in _stored_fields(self)}
 
     @classmethod
     def from_json(cls, value: object, path: str = "") -> Self:
@@ -341,6 +352,15 @@ def _parse_tuple(value: object, items: tuple[Any, ...], path: str) -> tuple[bool
     )
 
 
+def _stored_fields(config: Config) -> "list[dataclasses.Field[Any]]":
+    """Return the fields without those of :func:`added_field` that have their default."""
+    return [
+        f
+        for f in dataclasses.fields(config)
+        if _ADDED not in f.metadata or getattr(config, f.name) != f.default
+    ]
+
+
 def _to_plain_json(value: object) -> object:
     if isinstance(value, Config):
         return value.to_json()
@@ -354,7 +374,7 @@ def _to_plain_json(value: object) -> object:
 def _identity(value: object) -> object:
     """Return what ``_to_plain_json`` does, without runtime fields."""
     if isinstance(value, Config):
-        fields = (f for f in dataclasses.fields(value) if _RUNTIME not in f.metadata)
+        fields = (f for f in _stored_fields(value) if _RUNTIME not in f.metadata)
         return {f.name: _identity(getattr(value, f.name)) for f in fields}
     if isinstance(value, tuple | list):
         return [_identity(v) for v in value]

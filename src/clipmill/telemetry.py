@@ -118,6 +118,15 @@ class TrainMetrics:
     """Steps that exceeded the timeout, or ranks without heartbeat."""
     validation_metric: Gauge
     """Last value of a validation during training; labels ``validator`` and ``metric``."""
+    source_loss: Gauge
+    """Mean loss of a mixture's source since the last record; label ``source``, a name of one of
+    the mixture's sources, as in the following three."""
+    source_accuracy: Gauge
+    """Share of a source's images whose own caption is the most similar of the batch."""
+    source_samples: Gauge
+    """Samples that a source has given, of the whole run."""
+    source_epochs: Gauge
+    """The same, over the source's samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +245,20 @@ def train_metrics() -> TrainMetrics:
             "clipmill_train_validation_metric",
             "Last value of a validation during training",
             ["validator", "metric"],
+        ),
+        source_loss=Gauge(
+            "clipmill_train_source_loss", "Mean loss of a source of a mixture", ["source"]
+        ),
+        source_accuracy=Gauge(
+            "clipmill_train_source_accuracy_ratio",
+            "Share of a source's images whose own caption is the most similar of the batch",
+            ["source"],
+        ),
+        source_samples=Gauge(
+            "clipmill_train_source_samples", "Samples that a source of a mixture gave", ["source"]
+        ),
+        source_epochs=Gauge(
+            "clipmill_train_source_epochs", "Epochs of a source of a mixture", ["source"]
         ),
     )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipmill.engine.distributed import DistributedContext, init_distributed
+from clipmill.pretrain.clip import SourceMetrics
 from clipmill.pretrain.config import DistillationConfig
 from clipmill.pretrain.contrastive import ContrastiveLoss
 
@@ -34,12 +35,17 @@ def computed(case: str, dist: DistributedContext) -> dict[str, Tensor]:
         distillation = DistillationConfig(
             contrastive_weight=0.25, weight=0.75, teacher_widths=(6, 4), teacher_scale=10.0
         )
-    losses = ContrastiveLoss("sigmoid" if case == "sigmoid" else "softmax", dist, distillation)
-    found = losses(features, scale, bias, teachers if distillation else {})
+    kind = "sigmoid" if case == "sigmoid" else "softmax"
+    loss = ContrastiveLoss(kind, dist, distillation, with_accuracy=True)
+    output = loss(features, scale, bias, teachers if distillation else {})
+    found = output.losses
     leaves = features | {"scale": scale} | ({} if bias is None else {"bias": bias})
     gradients = torch.autograd.grad(sum(found.values()), list(leaves.values()))
     named = {f"gradient of {k}": g for k, g in zip(leaves, gradients, strict=True)}
-    return {k: v.detach() for k, v in found.items()} | named
+    sources = SourceMetrics(("first", "second"), dist)
+    # Ranks have them in different numbers, and the last one none of the second.
+    sources.add(torch.tensor([0, 1, 1] + [0] * (SAMPLES - 3))[own], output)
+    return {k: v.detach() for k, v in found.items()} | named | sources.read()
 
 
 def main(folder: Path) -> None:

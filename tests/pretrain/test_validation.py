@@ -7,6 +7,7 @@ from PIL import Image
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.dataloader import PairDataLoader
+from clipmill.data.loading.mixture import Mixture
 from clipmill.data.loading.view import View, ViewConfig, in_subset
 from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
 from clipmill.engine.config import TrainConfig
@@ -49,7 +50,7 @@ def test_pairs_that_training_does_not_see_are_judged(dataset_uri, tmp_path):
         every=2, zero_shot_dataset=str(tmp_path / "classes"), templates=("a {}", "{} things")
     )
     tokenizer = Tokenizer.from_config(CLIP.text)
-    evaluations = build_validators(config, view, tokenizer, CLIP.vision)
+    evaluations = build_validators(config, Mixture.of_view(view), tokenizer, CLIP.vision)
     config_of_run = TrainConfig(steps=4, batch_size=4, log_every=4)
     trained = train(
         lambda dist: ClipObjective(CLIP, dist),
@@ -105,7 +106,7 @@ def test_held_out_pairs_that_the_model_knows_and_that_it_does_not(dataset_uri):
             return self.text
 
     (validator,) = build_validators(
-        ValidationConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision
+        ValidationConfig(), Mixture.of_view(view), Tokenizer.from_config(CLIP.text), CLIP.vision
     )
     texts = {
         1.0: torch.eye(number),
@@ -139,22 +140,28 @@ def test_a_color_that_the_model_knows_is_named(tmp_path):
             return torch.tensor([[0.0, 0, 1], [1, 0, 0]])  # classes in the order of their names
 
     config = ValidationConfig(num_pairs=0, zero_shot_dataset=str(tmp_path))
-    (validator,) = build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
+    (validator,) = build_validators(
+        config, Mixture(()), Tokenizer.from_config(CLIP.text), CLIP.vision
+    )
     assert validator.compute(Knowing(), DistributedContext()) == {"top1": 1.0}
 
 
 def test_a_view_that_holds_nothing_out(dataset_uri):
     view = View(Dataset.open(dataset_uri), ViewConfig())
     with pytest.raises(ConfigError, match="no pair is held out"):
-        build_validators(ValidationConfig(), view, Tokenizer.from_config(CLIP.text), CLIP.vision)
+        build_validators(
+            ValidationConfig(), Mixture.of_view(view), Tokenizer.from_config(CLIP.text), CLIP.vision
+        )
 
 
 def test_a_folder_without_pictures(tmp_path):
     config = ValidationConfig(num_pairs=0, zero_shot_dataset=str(tmp_path))
     with pytest.raises(ConfigError, match="has no image"):
-        build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision)
+        build_validators(config, Mixture(()), Tokenizer.from_config(CLIP.text), CLIP.vision)
 
 
 def test_none_are_wanted():
     config = ValidationConfig(every=0)
-    assert build_validators(config, None, Tokenizer.from_config(CLIP.text), CLIP.vision) == ()
+    assert (
+        build_validators(config, Mixture(()), Tokenizer.from_config(CLIP.text), CLIP.vision) == ()
+    )

@@ -206,7 +206,7 @@ def _runs_table(runs: "list[TrainingRun]") -> str:
 
     known = {*_PLAIN_METRICS, *_TRAINING_RECORDS}
     names = dict.fromkeys(name for run in runs for name in run.last if name not in known)
-    metrics = [name for name in names if not name.startswith("loss")][:_MAX_METRICS]
+    metrics = [n for n in names if not n.startswith(("loss", "source/"))][:_MAX_METRICS]
     header = ["RUN", "STATUS", "STEP", "OF", "LOSS", "SAMPLES/S", *(m.upper() for m in metrics)]
     rows = [
         [

@@ -29,8 +29,18 @@ pretrain = typer.Typer(help="Pretrain an encoder by one of three methods.", no_a
 @needs("model")
 @tracked
 def pretrain_clip(
-    dataset: DatasetUri,
     store: Store,
+    dataset: Annotated[
+        str, typer.Argument(metavar="[DATASET]", help="URI of the dataset, without --mixture.")
+    ] = "",
+    mixture: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]URI=WEIGHT",
+            help="Dataset with its share of the samples, relative to the others' weights, "
+            "or a JSON file with a list of them; repeatable.",
+        ),
+    ] = None,
     captions: Annotated[
         str,
         typer.Option(
@@ -48,7 +58,7 @@ def pretrain_clip(
     sets: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Pretrain a CLIP on image-caption pairs; prints the encoder's URI."""
+    """Pretrain a CLIP on image-caption pairs of a dataset, or of several; prints its URI."""
     from clipmill import stages
 
     uri = stages.pretrain(
@@ -59,6 +69,7 @@ def pretrain_clip(
         captions=captions,
         layer=caption_layer,
         select=select or [],
+        mixture=mixture or [],
     )
     _print_encoder(uri, store, as_json)
 

@@ -110,10 +110,19 @@ class MetricsLogger:
         }
         for key, gauge in gauges.items():
             gauge.set(record.get(key, math.nan))  # a 0 would be a claim
+        sources = {
+            "loss": metrics.source_loss,
+            "accuracy": metrics.source_accuracy,
+            "samples": metrics.source_samples,
+            "epochs": metrics.source_epochs,
+        }
         for key, value in record.items():
             if key == "loss" or key.startswith("loss/"):
                 term = TOTAL_LOSS if key == "loss" else key.removeprefix("loss/")
                 metrics.loss.labels(model=self._name, term=term).set(value)
+            elif key.startswith("source/"):
+                _, source, metric = key.split("/")
+                sources[metric].labels(source=source).set(value)
             elif "/" in key:
                 validator, _, metric = key.partition("/")
                 metrics.validation_metric.labels(validator=validator, metric=metric).set(value)

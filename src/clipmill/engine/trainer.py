@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ BuildObjective = Callable[[DistributedContext], Objective]
 """Builds the objective, on the CPU."""
 BuildDataloader = Callable[[int, DistributedContext], Iterator[Any]]
 """Builds the iterator over this rank's batches, from the given step on."""
+ProgressMetrics = Callable[[int], Mapping[str, float]]
+"""Returns metrics to log that follow from the number of updates alone."""
 
 
 def train(
@@ -61,6 +63,7 @@ def train(
     checkpoint_uri: str,
     report: ProgressCallback,
     validators: Sequence[Validator] = (),
+    progress_metrics: ProgressMetrics | None = None,
 ) -> TrainResult:
     """Train to the last step, from the last complete checkpoint under ``checkpoint_uri`` if any.
 
@@ -92,6 +95,7 @@ def train(
             sigterm=sigterm,
             report=report,
             validators=validators,
+            progress_metrics=progress_metrics,
         )
         tensors = trainer.run(build_dataloader)
         return TrainResult(tensors=tensors, log=tuple(logger.log), rank=dist.rank)
@@ -111,6 +115,7 @@ class Trainer:
         sigterm: SigtermHandler,
         report: ProgressCallback,
         validators: Sequence[Validator],
+        progress_metrics: ProgressMetrics | None,
     ) -> None:
         runtime = config.runtime
         self._objective = objective
@@ -120,6 +125,7 @@ class Trainer:
         self._sigterm = sigterm
         self._report = report
         self._validators = validators
+        self._progress_metrics = progress_metrics
         self._train_step = TrainStep(objective, config, dist)
         self._checkpointer = Checkpointer(
             checkpoint_uri, self._train_step.state, dist, keep_last=runtime.keep_last_checkpoints
@@ -186,6 +192,8 @@ class Trainer:
         due = [v for v in self._validators if v.is_due(done, config.steps)]
         if due or done % config.log_every == 0 or done == config.steps:
             record = output.log_record(done, self._objective.extra_metrics(), self._dist)
+            if self._progress_metrics is not None:
+                record |= self._progress_metrics(done)
             record |= self._throughput.read(self._train_step.flops, self._train_step.peak_flops)
             record |= self._validate(due)
             self._logger.write(record)

@@ -6,6 +6,7 @@ Shapes: B batch, D embedding width.
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 from clipmill.config import digest_json
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.loading.dataloader import PairBatch, PairDataLoader, TeacherLayer
+from clipmill.data.loading.mixture import BLOCK, Mixture, MixtureOrder
 from clipmill.data.loading.view import View
 from clipmill.data.shards.read import read_shard
 from clipmill.data.transforms.augmentation import CropTransform
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Forward, Objective, no_sync_except_last
 from clipmill.engine.result import result_uri, save_run, state_uri, under_prefix
-from clipmill.engine.trainer import train
-from clipmill.errors import BadSampleError
+from clipmill.engine.trainer import ProgressMetrics, train
+from clipmill.errors import BadSampleError, ConfigError
 from clipmill.images import decode_rgb
 from clipmill.models.checkpoint import CheckpointMetadata, has_checkpoint, save_checkpoint
 from clipmill.models.clip import ClipEmbedder
@@ -38,7 +40,7 @@ from clipmill.models.range_augment import RangeAugment
 from clipmill.models.tokenizer import Tokenizer
 from clipmill.models.towers import MAX_LOGIT_SCALE, build_clip
 from clipmill.pretrain.config import DistillationConfig, PretrainConfig
-from clipmill.pretrain.contrastive import ContrastiveLoss
+from clipmill.pretrain.contrastive import ContrastiveLoss, ContrastiveOutput
 from clipmill.pretrain.init_weights import InitWeights, load_init_weights, resolve_init
 from clipmill.pretrain.teacher import replay_transform, teacher_parent
 from clipmill.pretrain.validation import build_validators
@@ -55,23 +57,24 @@ _EMBEDDING_BATCH_SIZE = 32
 
 def pretrain_clip(
     config: PretrainConfig,
-    dataset: str,
+    dataset: str = "",
     store: str = "out",
     *,
     report: ProgressCallback = no_progress,
 ) -> str:
-    """Pretrain CLIP on a dataset; return the URI of the encoder.
+    """Pretrain CLIP on a dataset or a mixture of several; return the URI of the encoder.
 
     An existing checkpoint is returned at once; an unfinished run is resumed.
 
     Args:
         config: The run, such as a recipe's; ``config.view`` says which captions it uses.
-        dataset: URI that ``write_dataset`` returned.
+        dataset: URI that ``write_dataset`` returned; empty with ``config.mixture``.
         store: Folder or ``s3://`` URI for checkpoints.
         report: Called with the steps done, their total, and a message.
 
     Raises:
-        ConfigError: the view names a layer that the dataset doesn't have.
+        ConfigError: the view names a layer that the dataset doesn't have, or there is neither a
+            dataset nor a mixture, or both.
         StoppedError, TrainingError, StorageError: as the training loop does.
 
     Example:
@@ -82,26 +85,27 @@ def pretrain_clip(
         >>> clipmill.load_encoder(encoder).width
         256
     """
-    view = View(Dataset.open(dataset), config.view)
+    mixture = open_mixture(config, dataset)
+    config = replace(config, mixture=mixture.resolve())
     init = resolve_init(config.init)
-    parents = view.parents
+    parents = mixture.parents
     if init is not None:
         parents += (init.parent,)
     if config.distillation is not None:
-        parents += (teacher_parent(view, config.distillation),)
-    uri = result_uri(store, "encoders", config.view.captions, config, parents)
+        parents += tuple(teacher_parent(s.view, config.distillation) for s in mixture.sources)
+    uri = result_uri(store, "encoders", mixture.captions, config, parents)
     if has_checkpoint(uri):
         return uri
+    tokenizer = Tokenizer.from_config(config.model.text)
     result = train(
-        partial(clip_objective, config, init),
-        partial(clip_dataloader, config, view),
+        partial(clip_objective, config, init, sources=mixture.names),
+        partial(clip_dataloader, config, mixture),
         config.train,
         name="clip",
         checkpoint_uri=state_uri(uri),
         report=report,
-        validators=build_validators(
-            config.validation, view, Tokenizer.from_config(config.model.text), config.model.vision
-        ),
+        validators=build_validators(config.validation, mixture, tokenizer, config.model.vision),
+        progress_metrics=source_progress(config, mixture) if mixture.names else None,
     )
     tensors = under_prefix(result.tensors, "clip.")
     return save_run(
@@ -112,13 +116,46 @@ def pretrain_clip(
         config=config,
         parents=parents,
         summary={
-            "captions": config.view.captions,
+            "captions": mixture.captions,
+            **({"mixture": mixture.describe()} if mixture.names else {}),
             "seen samples": f"{config.train.num_seen_samples:,}",
             "seed": str(config.train.seed),
         },
         tensors=tensors,
-        embed=lambda _: training_embedding_stats(config.model, tensors, view),
+        embed=lambda _: training_embedding_stats(config.model, tensors, mixture),
     )
+
+
+def open_mixture(config: PretrainConfig, dataset: str) -> Mixture:
+    """Open the datasets of a run: the mixture's, or the one at the URI ``dataset``.
+
+    Raises:
+        ConfigError: there is neither, or both; or a view isn't possible.
+        ArtifactError: there is no dataset.
+    """
+    if bool(dataset) == bool(config.mixture):
+        raise ConfigError(
+            f"the dataset was {dataset!r}, and the mixture had {len(config.mixture)} sources",
+            expected="a dataset, or a mixture of several",
+            action="give DATASET, or --mixture URI=WEIGHT for each dataset",
+        )
+    if dataset:
+        return Mixture.of_view(View(Dataset.open(dataset), config.view))
+    return Mixture.open(config.mixture, config.view)
+
+
+def source_progress(config: PretrainConfig, mixture: Mixture) -> ProgressMetrics:
+    """Return a function from updates to each source's samples seen, and its epochs."""
+    order = MixtureOrder(mixture.quotas, config.train.seed)
+    sizes = [sum(source.view.shard_sizes()) for source in mixture.sources]
+
+    def metrics(step: int) -> dict[str, float]:
+        seen = order.num_seen(step * config.train.batch_size)
+        by_source = list(zip(mixture.names, seen, sizes, strict=True))
+        samples = {f"source/{name}/samples": float(count) for name, count, _ in by_source}
+        return samples | {f"source/{name}/epochs": count / size for name, count, size in by_source}
+
+    return metrics
 
 
 def random_encoder(config: PretrainConfig, store: str) -> str:
@@ -146,15 +183,23 @@ def random_encoder(config: PretrainConfig, store: str) -> str:
 
 
 def clip_objective(
-    config: PretrainConfig, init: InitWeights | None, dist: DistributedContext
+    config: PretrainConfig,
+    init: InitWeights | None,
+    dist: DistributedContext,
+    *,
+    sources: Sequence[str] = (),
 ) -> "ClipObjective":
-    """Build the objective, with the initial weights if there are any, else random ones."""
+    """Build the objective, with the initial weights if there are any, else random ones.
+
+    ``sources`` are the names of a mixture's sources.
+    """
     objective = ClipObjective(
         config.model,
         dist,
         options=config.tower_options,
         range_augment=config.range_augment,
         distillation=config.distillation,
+        sources=sources,
     )
     if init is not None:
         load_init_weights(init, objective.clip, config.model)
@@ -162,23 +207,26 @@ def clip_objective(
 
 
 def clip_dataloader(
-    config: PretrainConfig, view: View, start_step: int, dist: DistributedContext
+    config: PretrainConfig, mixture: Mixture, start_step: int, dist: DistributedContext
 ) -> Iterator[PairBatch]:
     """Build the iterator over this rank's batches from ``start_step`` on."""
     size = config.model.vision.image_size
-    teacher = None
+    teachers = None
     if config.distillation is not None:
         layer = config.distillation.layer
-        teacher = TeacherLayer(layer, replay_transform(view.dataset, layer, size))
+        teachers = [
+            TeacherLayer(layer, replay_transform(source.view.dataset, layer, size))
+            for source in mixture.sources
+        ]
     return iter(
         PairDataLoader(
-            view,
+            mixture,
             config.dataloader,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
             transform=CropTransform(size, config.random_resized_crop),
             tokenize=Tokenizer.from_config(config.model.text),
-            teacher=teacher,
+            teacher=teachers,
             start_step=start_step,
             rank=dist.rank,
             world_size=dist.world_size,
@@ -201,13 +249,15 @@ class ClipObjective(Objective):
         options: TowerOptions = TowerOptions(),  # noqa: B008  # frozen
         range_augment: RangeAugmentConfig | None = None,
         distillation: DistillationConfig | None = None,
+        sources: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.range_augment = None if range_augment is None else RangeAugment(range_augment)
         self.normalize = Normalize(config.vision.mean, config.vision.std)
         self.clip = build_clip(config, options)
         self._is_distilled = distillation is not None
-        self._loss = ContrastiveLoss(config.loss, dist, distillation)
+        self._loss = ContrastiveLoss(config.loss, dist, distillation, with_accuracy=bool(sources))
+        self._sources = SourceMetrics(sources, dist) if sources else None
 
     def forward(
         self,
@@ -230,10 +280,8 @@ class ClipObjective(Objective):
             values = features | self._logit_scale_and_bias() | augmentation_loss
             parts = [(values[name] * gradient).sum() for name, gradient in gradients.items()]
             return {"replay": torch.stack(parts).sum()}
-        teachers = self._teacher_targets([batch])
-        return self._compute_losses(features, self._logit_scale_and_bias(), teachers) | (
-            augmentation_loss
-        )
+        losses = self._compute_losses(features, self._logit_scale_and_bias(), [batch])
+        return losses | augmentation_loss
 
     def features(self, batch: PairBatch) -> dict[str, Tensor]:
         """Return unit embeddings (B, D): ``image``, and one for each kind of caption."""
@@ -274,7 +322,7 @@ class ClipObjective(Objective):
         augmentation = [o.pop(_AUGMENTATION_LOSS) for o in outputs if _AUGMENTATION_LOSS in o]
         features = {k: torch.cat([o[k] for o in outputs]).requires_grad_() for k in outputs[0]}
         scale = {k: v.detach().requires_grad_() for k, v in self._logit_scale_and_bias().items()}
-        losses = self._compute_losses(features, scale, self._teacher_targets(micro_batches))
+        losses = self._compute_losses(features, scale, micro_batches)
         leaves = features | scale
         loss = torch.stack(list(losses.values())).sum()
         gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -311,19 +359,76 @@ class ClipObjective(Objective):
             values["bias"] = self.clip.logit_bias
         return values
 
+    def extra_metrics(self) -> dict[str, Tensor]:
+        """Return the logit scale, and of each source the means since the last call.
+
+        A collective where there are sources, called on all ranks together.
+        """
+        metrics = super().extra_metrics()
+        return metrics if self._sources is None else metrics | self._sources.read()
+
     def _compute_losses(
         self,
         features: dict[str, Tensor],
         logits: dict[str, Tensor],
-        teachers: dict[str, Tensor],
+        batches: Sequence[PairBatch],
     ) -> dict[str, Tensor]:
-        return self._loss(features, logits["scale"], logits.get("bias"), teachers)
+        teachers = self._teacher_targets(batches)
+        output = self._loss(features, logits["scale"], logits.get("bias"), teachers)
+        sources = [batch.source_B for batch in batches if batch.source_B is not None]
+        # Without gradients it is no update, but a count of FLOPs.
+        if self._sources is not None and sources and torch.is_grad_enabled():
+            self._sources.add(torch.cat(sources), output)
+        return output.losses
 
     def _teacher_targets(self, batches: Sequence[PairBatch]) -> dict[str, Tensor]:
         if not self._is_distilled:
             return {}
         targets = [_teacher_embeddings(batch) for batch in batches]
         return {name: torch.cat([t[name] for t in targets]).float() for name in targets[0]}
+
+
+class SourceMetrics:
+    """Means over the samples of each source of a mixture, of all ranks, between two readings.
+
+    A sample's loss is its own term of the batch's mean: an InfoNCE loss has its row and its column
+    (halved), SigLIP its row. So the batch's loss is the mean of the sources' losses, weighted by
+    their samples. The accuracy is the share of images whose own caption is the most similar of all
+    ranks' in the batch.
+    """
+
+    def __init__(self, names: Sequence[str], dist: DistributedContext) -> None:
+        self._names = names
+        self._dist = dist
+        # Rows: number of samples, sums of losses and of accuracies.
+        self._sums_3S = torch.zeros(3, len(names), dtype=torch.float64, device=dist.device)
+
+    @torch.no_grad()
+    def add(self, source_B: Tensor, output: ContrastiveOutput) -> None:
+        """Add this rank's part of a batch, without losses that aren't finite."""
+        assert output.accuracy_b is not None
+        finite_B = output.sample_losses_b.isfinite()
+        values_3B = torch.stack(
+            [
+                finite_B.double(),
+                output.sample_losses_b.double().where(finite_B, 0),
+                output.accuracy_b.double().where(finite_B, 0),
+            ]
+        )
+        # A product, since an indexed sum has no fixed order on a GPU.
+        one_hot_BS = torch.nn.functional.one_hot(source_B, len(self._names)).double()
+        self._sums_3S += values_3B @ one_hot_BS
+
+    def read(self) -> dict[str, Tensor]:
+        """Return ``source/NAME/loss`` and ``accuracy``, and begin anew; NaN without samples."""
+        counts_S, losses_S, accuracies_S = self._dist.all_reduce_sum(self._sums_3S.clone())
+        self._sums_3S.zero_()
+        means = {"loss": losses_S / counts_S, "accuracy": accuracies_S / counts_S}
+        return {
+            f"source/{name}/{metric}": value
+            for metric, values_S in means.items()
+            for name, value in zip(self._names, values_S, strict=True)
+        }
 
 
 def _teacher_embeddings(batch: PairBatch) -> dict[str, Tensor]:
@@ -373,14 +478,19 @@ def _set_rng_state(state: list[Tensor], device: torch.device) -> None:
 
 
 def training_embedding_stats(
-    config: ClipConfig, tensors: Mapping[str, Tensor], view: View
+    config: ClipConfig, tensors: Mapping[str, Tensor], mixture: Mixture
 ) -> EmbeddingStatistics | None:
     """Return statistics of a few hundred training images' embeddings, computed as when served.
 
-    None where the view has too few.
+    None where the views have too few.
     """
     embedder = ClipEmbedder(config, tensors)
-    prepared = [embedder.prepare(image) for image in _sample_images(view)]
+    images = (
+        image
+        for source in mixture.sources
+        for image in _sample_images(source.view, round(_NUM_EMBEDDED_IMAGES * source.quota / BLOCK))
+    )
+    prepared = [embedder.prepare(image) for image in images]
     embeddings = [
         embedder.encode_images(prepared[start : start + _EMBEDDING_BATCH_SIZE])
         for start in range(0, len(prepared), _EMBEDDING_BATCH_SIZE)
@@ -388,10 +498,10 @@ def training_embedding_stats(
     return statistics_of(np.concatenate(embeddings)) if embeddings else None
 
 
-def _sample_images(view: View) -> Iterator[Image.Image]:
+def _sample_images(view: View, num_images: int) -> Iterator[Image.Image]:
     """Sample images from all over the view, but from few shards, which are large and remote."""
     indices = evenly_spaced_indices(len(view.dataset.shards), _NUM_EMBEDDED_SHARDS)
-    images_per_shard = -(-_NUM_EMBEDDED_IMAGES // len(indices)) if indices else 0
+    images_per_shard = -(-num_images // len(indices)) if indices else 0
     for index in indices:
         with read_shard(view.dataset, index, cache_folder()) as reader:
             rows = view.open_shard(index, reader.uids, cache_folder()).rows.tolist()

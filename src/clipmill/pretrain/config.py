@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipmill.config import Config, runtime_field
+from clipmill.config import Config, added_field, runtime_field
 from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.mixture import MixtureSource
 from clipmill.data.loading.view import ViewConfig
 from clipmill.data.transforms.augmentation import RandomResizedCropConfig, StoredAugmentationConfig
 from clipmill.engine.config import TrainConfig
@@ -98,6 +99,8 @@ class PretrainConfig(Config):
     """Distillation from a teacher layer; null to learn from captions alone."""
     view: ViewConfig = ViewConfig()
     """Captions and samples."""
+    mixture: tuple[MixtureSource, ...] = added_field(())
+    """Datasets with weights, instead of one dataset."""
     random_resized_crop: RandomResizedCropConfig = RandomResizedCropConfig()
     """Augmentation; with distillation the layer's own is replayed instead."""
     range_augment: RangeAugmentConfig | None = None

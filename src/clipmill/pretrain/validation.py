@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipmill.data.dataset import cache_folder
+from clipmill.data.loading.mixture import Mixture
 from clipmill.data.loading.view import View, in_subset
 from clipmill.data.shards.read import read_shard
 from clipmill.engine.distributed import DistributedContext
@@ -28,12 +29,13 @@ _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 def build_validators(
-    config: ValidationConfig, view: View, tokenizer: Tokenizer, vision: VisionConfig
+    config: ValidationConfig, mixture: Mixture, tokenizer: Tokenizer, vision: VisionConfig
 ) -> tuple[Validator, ...]:
     """Build the validators of an objective whose module ``clip`` has both encoders.
 
-    Retrieval takes real captions of the dataset's samples outside of the view's fraction, which
-    training doesn't see.
+    Retrieval takes real captions of a dataset's samples outside of its view's fraction, which
+    training doesn't see. Of a mixture each source with such samples has its own validator,
+    ``retrieval_NAME``.
 
     Raises:
         ConfigError: nothing is held out, or the folder has no class.
@@ -42,15 +44,13 @@ def build_validators(
         return ()
     validators: list[Validator] = []
     if config.num_pairs:
-        images, captions = _validation_pairs(view, config.num_pairs, vision)
-        tokens_BT = tokenizer(captions)
-
-        def retrieval(objective: Objective, dist: DistributedContext) -> Mapping[str, float]:
-            image_BD = _embed(images, objective, dist, config.batch_size, _encode_image)
-            text_BD = _embed(tokens_BT, objective, dist, config.batch_size, _encode_text)
-            return recall(image_BD, text_BD) | pair_accuracy(image_BD, text_BD)
-
-        validators.append(Validator(name="retrieval", every=config.every, compute=retrieval))
+        views = {source.name: source.view for source in mixture.sources}
+        held_out = {name: v for name, v in views.items() if v.config.subset_fraction < 1} or views
+        for source, view in held_out.items():
+            images, captions = _validation_pairs(view, config.num_pairs, vision)
+            compute = _retrieval(images, tokenizer(captions), config.batch_size)
+            name = f"retrieval_{source}" if source else "retrieval"
+            validators.append(Validator(name=name, every=config.every, compute=compute))
     if config.zero_shot_dataset:
         class_images, labels, names = _labeled_images(Path(config.zero_shot_dataset), vision)
         prompts = tokenizer([t.format(name) for name in names for t in config.templates])
@@ -64,6 +64,19 @@ def build_validators(
 
         validators.append(Validator(name="zero_shot", every=config.every, compute=zero_shot))
     return tuple(validators)
+
+
+def _retrieval(
+    images: Tensor, tokens_BT: Tensor, batch_size: int
+) -> Callable[[Objective, DistributedContext], Mapping[str, float]]:
+    """Return the retrieval among pairs of uint8 images and captions."""
+
+    def retrieval(objective: Objective, dist: DistributedContext) -> Mapping[str, float]:
+        image_BD = _embed(images, objective, dist, batch_size, _encode_image)
+        text_BD = _embed(tokens_BT, objective, dist, batch_size, _encode_text)
+        return recall(image_BD, text_BD) | pair_accuracy(image_BD, text_BD)
+
+    return retrieval
 
 
 def _encode_image(objective: Any, images_B3HW: Tensor) -> Tensor:

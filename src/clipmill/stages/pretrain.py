@@ -44,8 +44,13 @@ def pretrain(
     captions: str = "real",
     layer: str = "",
     select: Sequence[str] = (),
+    mixture: Sequence[str] = (),
 ) -> str:
-    """Pretrain CLIP on real, synthetic, both or selected captions; return the encoder's URI."""
+    """Pretrain CLIP on real, synthetic, both or selected captions; return the encoder's URI.
+
+    ``mixture`` lists datasets as ``URI=WEIGHT``, or JSON files of such, instead of ``dataset``.
+    """
+    from clipmill.data.loading.mixture import parse_mixture
     from clipmill.data.loading.view import ViewConfig
     from clipmill.pretrain import clip
     from clipmill.pretrain.config import PretrainConfig
@@ -58,6 +63,8 @@ def pretrain(
     }
     view = ViewConfig.from_json(base.view.to_json() | fields)
     config = replace(base, view=view).override(overrides)
+    if mixture:
+        config = replace(config, mixture=parse_mixture(mixture))
     with Stage("pretrain", store=store, run=run, label=CAPTION_LABELS[captions]) as stage:
         return stage.set_output(clip.pretrain_clip(config, dataset, store, report=stage.report))
 

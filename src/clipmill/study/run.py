@@ -21,6 +21,7 @@ from clipmill.data.captioners import CaptionInput, open_captioner
 from clipmill.data.dataset import Dataset, cache_folder
 from clipmill.data.labeled.folder import fetch_folder
 from clipmill.data.layers import read_layer
+from clipmill.data.loading.mixture import Mixture
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.recaption import recaption
 from clipmill.data.shards.read import iter_samples, read_shard
@@ -269,7 +270,9 @@ def _flops_per_sample(config: PretrainConfig, dataset: Dataset) -> float:
         dataloader=replace(config.dataloader, num_workers=0),
         train=replace(config.train, batch_size=size, grad_accum_steps=1),
     )
-    batch = next(clip_dataloader(small, View(dataset, small.view), 0, DistributedContext()))
+    batch = next(
+        clip_dataloader(small, Mixture.of_view(View(dataset, small.view)), 0, DistributedContext())
+    )
     return 3 * forward_flops(clip_objective(small, None, DistributedContext()), batch) / size
 
 

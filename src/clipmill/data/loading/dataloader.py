@@ -12,7 +12,7 @@ Shapes: E the teachers' widths together, K numbers of an augmentation.
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from clipmill.data.cache import evict_lru, is_remote
 from clipmill.data.dataset import cache_folder
 from clipmill.data.layers import mmap_layer
 from clipmill.data.loading.config import DataLoaderConfig
+from clipmill.data.loading.mixture import BLOCK, Mixture, MixtureOrder, PairSource
 from clipmill.data.loading.sampler import EpochShuffle, StepSampler, validate_world_size
 from clipmill.data.loading.view import ShardView, View
 from clipmill.data.shards.read import ShardReader, read_shard
@@ -139,6 +140,8 @@ class PairBatch:
     """Those of the real captions, if the batch has them."""
     teacher_synthetic_BE: Tensor | None = None
     """Those of the synthetic captions that were drawn, if the batch has them."""
+    source_B: Tensor | None = None
+    """Index of each sample's source in the mixture; None without one."""
 
     def pin_memory(self) -> "PairBatch":
         """Move the tensors to page-locked memory; the DataLoader calls this."""
@@ -165,14 +168,14 @@ class PairDataLoader:
 
     def __init__(
         self,
-        view: View,
+        view: View | Mixture,
         config: DataLoaderConfig,
         *,
         batch_size: int,
         seed: int = 0,
         transform: Transform,
         tokenize: Tokenize,
-        teacher: TeacherLayer | None = None,
+        teacher: TeacherLayer | Sequence[TeacherLayer] | None = None,
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
@@ -183,44 +186,32 @@ class PairDataLoader:
 
         ``batch_size`` counts all ranks. ``transform`` turns an image file into a 3HW tensor, with
         a random generator of its own, ``tokenize`` B texts into a BT tensor; both run in the
-        workers. With ``teacher``, batches hold stored augmentations and the teachers' embeddings
-        of them. ``cache`` holds local copies of remote shards (default: ``cache_folder()``), at
-        most ``cache_bytes``. Raises ConfigError if the batch can't be divided evenly among the
-        ranks, the view is empty, the teacher layer is missing, or the shards that are needed at
-        once don't fit in ``cache_bytes``.
+        workers. With ``teacher``, one for each source of a mixture, batches hold stored
+        augmentations and the teachers' embeddings of them. ``cache`` holds local copies of remote
+        shards (default: ``cache_folder()``), at most ``cache_bytes``. Raises ConfigError if the
+        batch can't be divided evenly among the ranks, a view is empty, a teacher layer is missing,
+        or the shards that are needed at once don't fit in ``cache_bytes``.
         """
         validate_world_size(batch_size, world_size)
-        _check_cache(view, config.shuffle_shards, cache_bytes)
-        if teacher and teacher.layer not in view.dataset.layers:
-            names = sorted(name for name in view.dataset.layers if name.startswith("teacher/"))
-            raise ConfigError(
-                f"the teacher layer was {teacher.layer!r}",
-                expected=f"one of {', '.join(names)}" if names else "a layer, but there is none",
-                action="name such a layer, or compute one first",
-            )
-        if teacher and view.config.captions == "selected":
-            raise ConfigError(
-                f"captions was 'selected', with the teacher layer {teacher.layer!r}",
-                expected="real, synthetic or both: teachers don't embed selected captions",
-                action="choose other captions, or train without a teacher",
-            )
-        num_samples = sum(view.shard_sizes(cache))
-        if 0 < num_samples < batch_size and rank == 0:
-            _log.warning(
-                "the dataset has %d samples and a batch %d: an image meets itself as a negative; "
-                "set train.batch_size to at most %d",
-                num_samples,
-                batch_size,
-                num_samples,
-            )
+        mixture = Mixture.of_view(view) if isinstance(view, View) else view
+        _check_cache(mixture, config.shuffle_shards, cache_bytes)
+        if teacher is None:
+            teachers: list[TeacherLayer | None] = [None] * len(mixture.sources)
+        else:
+            teachers = [teacher] if isinstance(teacher, TeacherLayer) else list(teacher)
+        for source, layer in zip(mixture.sources, teachers, strict=True):
+            _check_teacher(source.view, layer)
+        shard_sizes = [source.view.shard_sizes(cache) for source in mixture.sources]
+        if rank == 0:
+            _warn_of_repeats(mixture, shard_sizes, batch_size)
         self.config = config
         self.start_step = start_step
         self.skipped: Counter[str] = Counter()
         """Rejected samples that this rank has replaced, by reason."""
         self._logged: set[tuple[str, str]] = set()
         self._batches = BatchDataset(
-            view=view,
-            shard_sizes=view.shard_sizes(cache),
+            mixture=mixture,
+            shard_sizes=shard_sizes,
             part_size=batch_size // world_size,
             rank=rank,
             world_size=world_size,
@@ -228,15 +219,15 @@ class PairDataLoader:
             shuffle_shards=config.shuffle_shards,
             transform=transform,
             tokenize=tokenize,
-            teacher=teacher,
+            teachers=teachers,
             cache=cache or cache_folder(),
             cache_bytes=cache_bytes,
         )
 
     @property
     def num_samples(self) -> int:
-        """Samples in an epoch."""
-        return sum(self._batches.shard_sizes)
+        """Samples in an epoch, of all sources."""
+        return self._batches.num_samples
 
     def __iter__(self) -> Iterator[PairBatch]:
         """Yield the batches of steps ``start_step``, ``start_step + 1`` and so on, without end."""
@@ -279,17 +270,57 @@ class PairDataLoader:
                 )
 
 
-def _check_cache(view: View, shuffle_shards: int, cache_bytes: int) -> None:
+def _check_cache(mixture: Mixture, shuffle_shards: int, cache_bytes: int) -> None:
     """Refuse a cache that would evict shards before they are read."""
-    sizes = sorted((shard.num_bytes for shard in view.dataset.shards), reverse=True)
-    # The current block, and the next one, which is prefetched.
-    needed = sum(sizes[: 2 * shuffle_shards])
-    if is_remote(view.dataset.uri) and needed > cache_bytes:
+    needed = 0
+    for source in mixture.sources:
+        dataset = source.view.dataset
+        if is_remote(dataset.uri):
+            sizes = sorted((shard.num_bytes for shard in dataset.shards), reverse=True)
+            # The current block, and the next one, which is prefetched.
+            needed += sum(sizes[: 2 * shuffle_shards])
+    if needed > cache_bytes:
+        each = " of each source" if mixture.names else ""
         raise ConfigError(
             f"cache_bytes was {cache_bytes}",
-            expected=f"at least {needed}: two blocks of {shuffle_shards} shards",
+            expected=f"at least {needed}: two blocks of {shuffle_shards} shards{each}",
             action="raise cache_bytes, or lower shuffle_shards",
         )
+
+
+def _check_teacher(view: View, teacher: TeacherLayer | None) -> None:
+    if teacher is None:
+        return
+    if teacher.layer not in view.dataset.layers:
+        names = sorted(name for name in view.dataset.layers if name.startswith("teacher/"))
+        raise ConfigError(
+            f"the teacher layer was {teacher.layer!r}",
+            expected=f"one of {', '.join(names)}" if names else "a layer, but there is none",
+            action="name such a layer, or compute one first",
+        )
+    if view.config.captions == "selected":
+        raise ConfigError(
+            f"captions was 'selected', with the teacher layer {teacher.layer!r}",
+            expected="real, synthetic or both: teachers don't embed selected captions",
+            action="choose other captions, or train without a teacher",
+        )
+
+
+def _warn_of_repeats(
+    mixture: Mixture, shard_sizes: Sequence[Sequence[int]], batch_size: int
+) -> None:
+    """Warn of a source of which a batch takes more samples than it has."""
+    for source, sizes in zip(mixture.sources, shard_sizes, strict=True):
+        num_samples, num_taken = sum(sizes), batch_size * source.quota / BLOCK
+        if 0 < num_samples < num_taken:
+            _log.warning(
+                "the dataset%s has %d samples and a batch takes %.0f: an image meets itself as a "
+                "negative; set train.batch_size to at most %d",
+                f" {source.name}" if source.name else "",
+                num_samples,
+                num_taken,
+                num_samples * BLOCK // source.quota,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +336,9 @@ class _Sample:
 class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]] | ClipmillError]):
     """Dataset that maps a global step to this rank's part of its batch; each worker has a copy."""
 
-    view: View
-    shard_sizes: list[int]
-    """Number of each shard's samples that belong to the view."""
+    mixture: Mixture
+    shard_sizes: Sequence[Sequence[int]]
+    """Of each source: number of each shard's samples that belong to the view."""
     part_size: int
     """Samples per batch of this rank."""
     rank: int
@@ -316,28 +347,33 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]
     shuffle_shards: int
     transform: Transform
     tokenize: Tokenize
-    teacher: TeacherLayer | None
+    teachers: Sequence[TeacherLayer | None]
+    """Of each source."""
     cache: Path
     cache_bytes: int
 
     def __post_init__(self) -> None:
-        self._num_samples = sum(self.shard_sizes)
-        if not self._num_samples:
-            raise ConfigError(
-                f"the view of {self.view.dataset.uri} has no sample",
-                expected="at least one",
-                action=f"raise subset_fraction, which was {self.view.config.subset_fraction}",
+        self._order = MixtureOrder(self.mixture.quotas, self.seed)
+        self._readers = [
+            SampleReader(
+                source,
+                sizes,
+                seed=source.seed(self.seed),
+                shuffle_shards=self.shuffle_shards,
+                transform=self.transform,
+                teacher=teacher,
+                cache=self.cache,
+                cache_bytes=self.cache_bytes,
             )
-        self._orders: OrderedDict[int, EpochShuffle] = OrderedDict()
-        self._shards = ShardCache(
-            self.view,
-            teacher_layer=self.teacher.layer if self.teacher else "",
-            cache=self.cache,
-            cache_bytes=self.cache_bytes,
-            # A batch may straddle two blocks.
-            capacity=2 * self.shuffle_shards,
-        )
-        self._block = (-1, -1)
+            for source, sizes, teacher in zip(
+                self.mixture.sources, self.shard_sizes, self.teachers, strict=True
+            )
+        ]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all sources that belong to their views."""
+        return sum(sum(sizes) for sizes in self.shard_sizes)
 
     def __getitem__(self, step: int) -> tuple[PairBatch, list[SkippedSample]] | ClipmillError:
         """Return the batch, or the error: raised in a worker, it would lose its type."""
@@ -348,15 +384,15 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]
 
     def close(self) -> None:
         """Close the shards that this process has open."""
-        self._shards.close()
+        for reader in self._readers:
+            reader.close()
 
     def _batch(self, step: int) -> tuple[PairBatch, list[SkippedSample]]:
         start = (step * self.world_size + self.rank) * self.part_size
         skipped: list[SkippedSample] = []
-        samples = [
-            self._sample(position, skipped) for position in range(start, start + self.part_size)
-        ]
-        kind = self.view.config.captions
+        located = [self._order.locate(p) for p in range(start, start + self.part_size)]
+        samples = [self._readers[source].sample(p, skipped) for source, p in located]
+        kind = self.mixture.captions
         batch = PairBatch(
             images_B3HW=_collate_images([sample.image_3HW for sample in samples]),
             real_BT=None if kind == "synthetic" else self.tokenize([s.real for s in samples]),
@@ -365,6 +401,8 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]
             else None,
             uids=tuple(sample.uid for sample in samples),
         )
+        if self.mixture.names:
+            batch.source_B = torch.tensor([source for source, _ in located])
         targets = [sample.targets for sample in samples if sample.targets]
         if targets:
             batch.teacher_image_BE = torch.stack([target.image_E for target in targets])
@@ -375,7 +413,53 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]
                 batch.teacher_synthetic_BE = torch.stack(synthetic)
         return batch, skipped
 
-    def _sample(self, position: int, skipped: list[SkippedSample]) -> _Sample:
+
+class SampleReader:
+    """The samples of a source, in the endless sequence of its epochs."""
+
+    def __init__(
+        self,
+        source: PairSource,
+        shard_sizes: Sequence[int],
+        *,
+        seed: int,
+        shuffle_shards: int,
+        transform: Transform,
+        teacher: TeacherLayer | None,
+        cache: Path,
+        cache_bytes: int,
+    ) -> None:
+        """Prepare to read; ConfigError if no sample belongs to the view."""
+        self._name = source.name
+        self._view = source.view
+        self._shard_sizes = shard_sizes
+        self._seed = seed
+        self._shuffle_shards = shuffle_shards
+        self._transform = transform
+        self._teacher = teacher
+        self._num_samples = sum(shard_sizes)
+        if not self._num_samples:
+            raise ConfigError(
+                f"the view of {self._view.dataset.uri} has no sample",
+                expected="at least one",
+                action=f"raise subset_fraction, which was {self._view.config.subset_fraction}",
+            )
+        self._orders: OrderedDict[int, EpochShuffle] = OrderedDict()
+        self._shards = ShardCache(
+            self._view,
+            teacher_layer=teacher.layer if teacher else "",
+            cache=cache,
+            cache_bytes=cache_bytes,
+            # A batch may straddle two blocks.
+            capacity=2 * shuffle_shards,
+        )
+        self._block = (-1, -1)
+
+    def close(self) -> None:
+        """Close the shards that this process has open."""
+        self._shards.close()
+
+    def sample(self, position: int, skipped: list[SkippedSample]) -> _Sample:
         """Read the sample at a position of the endless sequence of epochs, or its replacement.
 
         The replacement depends on the position and on which samples are bad, not on the reader.
@@ -384,11 +468,12 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]
             try:
                 return self._read(position, shard, row)
             except BadSampleError as bad:
-                name = self.view.dataset.shards[shard].name
+                name = self._view.dataset.shards[shard].name
+                name = f"{self._name}/{name}" if self._name else name
                 skipped.append(SkippedSample(name, row, bad.reason, bad.detail))
         last = skipped[-1]
         raise ArtifactError(
-            f"{1 + _TRIES_IN_BLOCK + _TRIES_IN_EPOCH} samples drawn from {self.view.dataset.uri} "
+            f"{1 + _TRIES_IN_BLOCK + _TRIES_IN_EPOCH} samples drawn from {self._view.dataset.uri} "
             f"are bad, the last in shard {last.shard}: {last.reason}: {last.detail}",
             expected="a dataset of which most samples are as they were written",
             action="run `clipmill data verify`, and write the shards that it names again",
@@ -422,22 +507,25 @@ class BatchDataset(torch.utils.data.Dataset[tuple[PairBatch, list[SkippedSample]
         if shard.teacher is not None:
             targets = sample_teacher_targets(shard.teacher, row, caption, generator)
         data = shard.reader.image(row)
-        if self.teacher and targets and targets.augmentation_K is not None:
-            image_3HW = self.teacher.replay(data, targets.augmentation_K)
+        if self._teacher and targets and targets.augmentation_K is not None:
+            image_3HW = self._teacher.replay(data, targets.augmentation_K)
         else:
-            image_3HW = self.transform(data, generator)
+            image_3HW = self._transform(data, generator)
         selected = shard.view.selected[row] if shard.view.selected else None
         real = shard.reader.caption(row) if selected is None else selected
         uid = shard.reader.uid(row)
         return _Sample(image_3HW, real, synthetic, uid, targets)
 
     def _random(self, position: int, label: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, position, label))
+        return np.random.default_rng((self._seed, position, label))
 
     def _order(self, epoch: int) -> EpochShuffle:
         if epoch not in self._orders:
             self._orders[epoch] = EpochShuffle(
-                self.shard_sizes, seed=self.seed, epoch=epoch, shuffle_shards=self.shuffle_shards
+                self._shard_sizes,
+                seed=self._seed,
+                epoch=epoch,
+                shuffle_shards=self._shuffle_shards,
             )
             if len(self._orders) > 2:
                 self._orders.popitem(last=False)

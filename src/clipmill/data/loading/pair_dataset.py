@@ -18,6 +18,7 @@ from clipmill.data.loading.dataloader import (
     PairBatch,
     Tokenize,
 )
+from clipmill.data.loading.mixture import Mixture
 from clipmill.data.loading.sampler import validate_world_size
 from clipmill.data.loading.view import View, ViewConfig
 from clipmill.data.transforms.augmentation import CropTransform, RandomResizedCropConfig
@@ -84,8 +85,8 @@ class PairDataset(torch.utils.data.Dataset[PairBatch]):
         chosen = View(opened, view)
         self._batch_size = batch_size
         self._batches = BatchDataset(
-            view=chosen,
-            shard_sizes=chosen.shard_sizes(cache),
+            mixture=Mixture.of_view(chosen),
+            shard_sizes=[chosen.shard_sizes(cache)],
             part_size=batch_size // world_size,
             rank=rank,
             world_size=world_size,
@@ -93,7 +94,7 @@ class PairDataset(torch.utils.data.Dataset[PairBatch]):
             shuffle_shards=shuffle_shards,
             transform=CropTransform(image_size, random_resized_crop),
             tokenize=tokenize or Tokenizer.from_config(TextConfig()),
-            teacher=None,
+            teachers=[None],
             cache=cache or cache_folder(),
             cache_bytes=DEFAULT_CACHE_BYTES,
         )
@@ -105,7 +106,7 @@ class PairDataset(torch.utils.data.Dataset[PairBatch]):
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, at least 1."""
-        return max(sum(self._batches.shard_sizes) // self._batch_size, 1)
+        return max(self._batches.num_samples // self._batch_size, 1)
 
     def __getitem__(self, step: int) -> PairBatch:
         """Return this rank's part of the batch of a global step, from 0 on without end."""

@@ -27,6 +27,7 @@ from clipmill.report.html.page import (
     table,
     tag,
 )
+from clipmill.report.runs import source_charts
 from clipmill.stage_records import StageRecord
 from clipmill.storage import join, read_json
 
@@ -143,6 +144,7 @@ def losses_section(
     """Return the section ``Losses``: contrastive by caption source, totals, the captioner's."""
     logs = {label: _log(metadata) for label, metadata in encoders.items()}
     charts = _encoder_charts(encoders, {label: log for label, log in logs.items() if log})
+    charts += [chart for label, log in logs.items() for chart in source_charts(log, label)]
     if captioner is not None and (log := _log(captioner)):
         charts.append(_captioner_chart(log))
     absent = [label for label, log in logs.items() if not log]
