@@ -54,7 +54,7 @@ def index():
             """Nothing: tests print what matters."""
 
     server = HTTPServer(("127.0.0.1", 0), Index)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/cpu", pages
     server.shutdown()

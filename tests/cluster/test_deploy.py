@@ -123,7 +123,7 @@ def describing(port, *, after_seconds=0.0, status=200):
 
     def serve():
         servers.append(HTTPServer(("127.0.0.1", port), Describing))
-        servers[0].serve_forever()
+        servers[0].serve_forever(0.01)
 
     timer = Timer(after_seconds, serve)
     timer.daemon = True

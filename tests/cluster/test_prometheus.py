@@ -30,7 +30,7 @@ def asked():
             self.wfile.write(answers[0].encode())
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", queries, answers
     server.shutdown()
     server.server_close()

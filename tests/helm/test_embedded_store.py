@@ -10,7 +10,7 @@ import grpc
 import psutil
 import pytest
 import urllib3
-from helpers.helm_chart import profile, render
+from helpers.helm_chart import lean, render
 from minio import Minio
 from minio.error import S3Error
 
@@ -22,7 +22,7 @@ PORTS = ("-s3.port", "-master.port", "-volume.port", "-filer.port")
 
 
 def rendered():
-    resources = render(profile("kind"))
+    resources = render(lean("kind"))
     (store,) = [r for r in resources if r["kind"] == "StatefulSet"]
     secrets = {r["metadata"]["name"]: r["stringData"] for r in resources if r["kind"] == "Secret"}
     return store["spec"]["template"]["spec"]["containers"][0], secrets

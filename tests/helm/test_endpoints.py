@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers.helm_chart import ENDPOINT, PROFILES, deep, profile, render
+from helpers.helm_chart import ENDPOINT, PROFILES, deep, lean, render
 from helpers.kserve_cluster import refusal
 
 from clipmill.cluster.kserve import (
@@ -16,7 +16,7 @@ from clipmill.cluster.kserve import (
     served_model,
 )
 
-AUTOSCALED = deep(profile(""), "autoscaling", {"enabled": True})
+AUTOSCALED = deep(lean(""), "autoscaling", {"enabled": True})
 
 
 def rendered(values, kind, name="depth"):
@@ -24,7 +24,7 @@ def rendered(values, kind, name="depth"):
     return next(r for r in resources if (r["kind"], r["metadata"]["name"]) == (kind, name))
 
 
-@pytest.mark.parametrize("values", [profile(""), AUTOSCALED], ids=["fixed", "autoscaled"])
+@pytest.mark.parametrize("values", [lean(""), AUTOSCALED], ids=["fixed", "autoscaled"])
 def test_the_chart_and_a_rollout_make_the_same_objects(values):
     config = InferenceServiceConfig(name="depth", namespace="ml", max_replicas=3)
     model = PromotedModel(uri=ENDPOINT["modelUri"])
@@ -47,18 +47,18 @@ def test_the_chart_and_a_rollout_make_the_same_objects(values):
 
 
 def test_settings_of_a_rollout_without_the_charts_are_the_charts_defaults():
-    runtime = rendered(profile(""), "ServingRuntime", "clipmill-cpu")
+    runtime = rendered(lean(""), "ServingRuntime", "clipmill-cpu")
     annotation = runtime["metadata"]["annotations"][PREDICTOR_ANNOTATION]
     assert json.loads(annotation) == PREDICTOR_SETTINGS
 
 
-@pytest.mark.parametrize("values", [*map(profile, PROFILES), AUTOSCALED])
+@pytest.mark.parametrize("values", [*map(lean, PROFILES), AUTOSCALED])
 def test_kserve_accepts_the_charts_endpoints(values):
     assert refusal(rendered(values, "InferenceService"), None) == ""
 
 
 def test_an_endpoint_that_doesnt_scale_has_no_autoscaler_of_kserves():
-    annotations = rendered(profile(""), "InferenceService")["metadata"]["annotations"]
+    annotations = rendered(lean(""), "InferenceService")["metadata"]["annotations"]
     assert annotations["serving.kserve.io/autoscalerClass"] == "none"
     annotations = rendered(AUTOSCALED, "InferenceService")["metadata"]["annotations"]
     assert annotations["serving.kserve.io/autoscalerClass"] == "keda"
@@ -66,7 +66,7 @@ def test_an_endpoint_that_doesnt_scale_has_no_autoscaler_of_kserves():
 
 @pytest.mark.parametrize("seconds", [60, 300])
 def test_a_servers_limits_fit_into_its_pods_grace(seconds):
-    values = deep(profile(""), "serving.graceSeconds", seconds)
+    values = deep(lean(""), "serving.graceSeconds", seconds)
     (container,) = rendered(values, "ServingRuntime", "clipmill-cpu")["spec"]["containers"]
     limits = dict(a.removeprefix("--set=").split("=") for a in container["args"] if "--set" in a)
     needed = sum(map(float, limits.values()))
@@ -81,10 +81,10 @@ def test_a_servers_limits_fit_into_its_pods_grace(seconds):
 
 
 def test_servers_read_the_store_themselves_and_say_why_they_fail():
-    runtime = rendered(profile(""), "ServingRuntime", "clipmill-cpu")
+    runtime = rendered(lean(""), "ServingRuntime", "clipmill-cpu")
     (container,) = runtime["spec"]["containers"]
     # Without storageUri KServe adds no initializer, which namespaces that are restricted refuse.
-    assert "storageUri" not in json.dumps(rendered(profile(""), "InferenceService"))
+    assert "storageUri" not in json.dumps(rendered(lean(""), "InferenceService"))
     assert "{{.Name}}=$(MODEL_URI)" in container["args"]
     assert container["envFrom"] == [{"secretRef": {"name": "clipmill-store", "optional": True}}]
     assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
@@ -94,7 +94,7 @@ def test_servers_read_the_store_themselves_and_say_why_they_fail():
 
 
 def test_the_role_that_deploys_may_do_what_a_rollout_does():
-    role = rendered(profile(""), "Role", "clipmill-submitter")
+    role = rendered(lean(""), "Role", "clipmill-submitter")
     allowed = {
         (group, resource, verb)
         for rule in role["rules"]
@@ -113,7 +113,7 @@ def test_the_role_that_deploys_may_do_what_a_rollout_does():
 
 
 def test_the_installations_test_asks_the_address_that_stays():
-    pod = rendered(profile(""), "Pod", "mill-ask")
+    pod = rendered(lean(""), "Pod", "mill-ask")
     (container,) = pod["spec"]["containers"]
     script, *names = container["args"]
     assert names == ["depth"]

@@ -1,7 +1,7 @@
 """Every rendered resource is what its schema allows, in all profiles, each option on and off."""
 
 import pytest
-from helpers.helm_chart import ENDPOINT, PROFILES, STORE, chart, deep, kinds, notes, profile, render
+from helpers.helm_chart import ENDPOINT, PROFILES, STORE, chart, deep, kinds, lean, notes, profile, render
 
 from clipmill.cluster.constants import TRACKING_SECRET, TRACKING_VARIABLES
 from clipmill.cluster.monitoring.rules import ALERTS, rules
@@ -50,8 +50,7 @@ NEEDED = {
 }
 """Values that an option rules out."""
 
-LEAN = {**profile(""), "pipelines": {"enabled": False}}
-"""Without pipelines, which take most of the time."""
+LEAN = lean("")
 
 
 def checked(values: dict) -> list[dict]:
@@ -75,7 +74,7 @@ def test_each_profile_with_all_parts(name):
     ("path", "value"), [(path, value) for path, values in OPTIONS.items() for value in values]
 )
 def test_each_option(path, value):
-    values = deep(profile("gpu"), "serving.endpoints", [ENDPOINT])
+    values = deep(lean("gpu"), "serving.endpoints", [ENDPOINT])
     values = deep(values, "objectStore", {**STORE, "embedded": {"enabled": True}})
     if isinstance(value, bool) and (path, value) in NEEDED:
         values = deep(values, *NEEDED[path, value])
@@ -122,7 +121,7 @@ def test_a_serving_runtime_requests_what_the_values_say(gpu_name):
         }
         for i, kind in enumerate(("cpu", "gpu"))
     }
-    values = deep(profile(""), "serving.resources", amounts)
+    values = deep(LEAN, "serving.resources", amounts)
     resources = render(deep(values, "pools.gpu.gpuResource", gpu_name))
     runtimes = {
         r["metadata"]["name"]: r["spec"]["containers"][0]["resources"]

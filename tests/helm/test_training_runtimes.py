@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers.helm_chart import deep, notes, profile, render
+from helpers.helm_chart import deep, notes, lean, render
 
 from clipmill.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
 from helpers.strict_schemas import findings
@@ -19,7 +19,7 @@ def job_spec(values: dict, name: str = "clipmill-cpu") -> dict:
 
 
 def test_a_users_mistake_fails_the_job_and_a_lost_node_does_not_count():
-    spec = job_spec(deep(profile(""), "training.maxNodeRestarts", 5))
+    spec = job_spec(deep(lean(""), "training.maxNodeRestarts", 5))
     assert spec["backoffLimitPerIndex"] == 5
     assert spec["maxFailedIndexes"] == 0
     mistake, disrupted, stopped = spec["podFailurePolicy"]["rules"]
@@ -39,30 +39,30 @@ def test_a_users_mistake_fails_the_job_and_a_lost_node_does_not_count():
 
 
 def test_a_runtime_belongs_to_its_installation():
-    assert {r["metadata"]["namespace"] for r in runtimes(profile("")).values()} == {"ml"}
+    assert {r["metadata"]["namespace"] for r in runtimes(lean("")).values()} == {"ml"}
 
 
 @pytest.mark.parametrize("has_role", [True, False])
 def test_a_missing_secret_keeps_a_pod_from_starting_unless_a_role_replaces_it(has_role):
-    values = deep(profile(""), "objectStore.useWorkloadIdentity", has_role)
+    values = deep(lean(""), "objectStore.useWorkloadIdentity", has_role)
     (container,) = job_spec(values)["template"]["spec"]["containers"]
     assert container["envFrom"] == [{"secretRef": {"name": "clipmill-store", "optional": has_role}}]
 
 
 @pytest.mark.parametrize("gang", ["volcano", "coscheduling"])
 def test_gang_scheduling_needs_its_crd(gang):
-    values = deep(profile(""), "training.gangScheduler", gang)
+    values = deep(lean(""), "training.gangScheduler", gang)
     for runtime in runtimes(values).values():
         assert list(runtime["spec"]["podGroupPolicy"]) == [gang]
         assert findings(runtime) == []
     assert f"training.gangScheduler: {gang} (needs scheduling." in notes({**values, "crds": "auto"})
-    assert all("podGroupPolicy" not in r["spec"] for r in runtimes(profile("")).values())
+    assert all("podGroupPolicy" not in r["spec"] for r in runtimes(lean("")).values())
 
 
 @pytest.mark.parametrize(("cpu", "quota"), [(0.5, "1"), ("250m", "500m"), (4, "8")])
 def test_a_pool_may_have_a_part_of_a_core(cpu, quota):
     pool = {"cpu": cpu, "memoryGibibytes": 2, "sharedMemoryGibibytes": 1}
-    values = {**profile(""), "pools": {"cpu": pool}}
+    values = {**lean(""), "pools": {"cpu": pool}}
     values["kueue"] = {"enabled": True, "nodeQuota": {"cpu": 2, "gpu": None, "gpu-8x": None}}
     (container,) = job_spec(values)["template"]["spec"]["containers"]
     assert container["resources"]["requests"]["cpu"] == str(cpu)
@@ -73,7 +73,7 @@ def test_a_pool_may_have_a_part_of_a_core(cpu, quota):
 
 
 def test_the_table_has_the_images_that_the_chart_installs():
-    values = deep(profile(""), "images.registry", "registry.example.com/ml")
+    values = deep(lean(""), "images.registry", "registry.example.com/ml")
     values = deep(values, "images.train", {"repository": "mine/train", "tag": "7"})
     (config_map,) = [r for r in render(values) if r["metadata"]["name"] == "clipmill-pools"]
     table = json.loads(config_map["data"]["pools.json"])

@@ -6,26 +6,27 @@ from base64 import b64decode
 import pytest
 from helm_python.errors import HelmError
 from helpers.helm_api import cluster
-from helpers.helm_chart import CHART, ENDPOINT, deep, profile, render
+from helpers.helm_chart import CHART, ENDPOINT, deep, lean, render
 
 from clipmill.cluster.kserve import PromotedModel, promoted_fields, served_model
 
 VALUES = deep(
-    deep(profile(""), "objectStore", {"createSecret": True, "embedded": {"enabled": True}}),
+    deep(lean(""), "objectStore", {"createSecret": True, "embedded": {"enabled": True}}),
     "serving.endpoints",
     [ENDPOINT],
 )
 
-NO_ENDPOINTS = deep(deep(VALUES, "serving.endpoints", []), "pipelines.enabled", False)
+NO_ENDPOINTS = deep(VALUES, "serving.endpoints", [])
 
 
 def test_an_upgrade_keeps_generated_keys():
-    with cluster(render(VALUES)) as (server, helm):
+    values = deep(VALUES, "pipelines.enabled", True)
+    with cluster(render(values)) as (server, helm):
 
         def upgraded(path, value):
-            helm.upgrade(str(CHART), "mill", deep(VALUES, path, value))
+            helm.upgrade(str(CHART), "mill", deep(values, path, value))
 
-        helm.install(str(CHART), "mill", VALUES)
+        helm.install(str(CHART), "mill", values)
         keys = server.of("Secret")["clipmill-store"]["data"]
         assert keys["AWS_SECRET_ACCESS_KEY"]
         versions = server.of("PipelineVersion").keys()
@@ -199,8 +200,9 @@ def adopt(server, name):
 
 
 def test_uninstall_leaves_what_endpoints_need_and_any_release_adopts_it():
-    with cluster(render(VALUES)) as (server, helm):
-        helm.install(str(CHART), "mill", VALUES)
+    values = deep(VALUES, "pipelines.enabled", True)
+    with cluster(render(values)) as (server, helm):
+        helm.install(str(CHART), "mill", values)
         before, first = dict(server.kept), keys(server)
         helm.uninstall("mill")
         left = {r["kind"] for r in server.kept.values()} - {"PipelineVersion"}
@@ -212,7 +214,7 @@ def test_uninstall_leaves_what_endpoints_need_and_any_release_adopts_it():
         store = server.of("StatefulSet")["clipmill-store"]["spec"]
         service = server.of("Service")["clipmill-store"]["spec"]
         adopt(server, "other")
-        helm.install(str(CHART), "other", VALUES)
+        helm.install(str(CHART), "other", values)
         assert server.kept.keys() >= before.keys() - {p for p in before if "pipelineversion" in p}
         assert keys(server) == first
         # The store's pod isn't restarted: its template is the same, whatever the release's name.

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def running(*command, **options):
-    """A started program, ended with the block."""
+    """A started program, killed with the block."""
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
     )
     try:
         yield process
     finally:
-        process.terminate()
+        process.kill()
         process.wait()

@@ -34,7 +34,7 @@ def plural(kind: str) -> str:
 def cluster(resources: list[dict]):
     """A server that knows the resources' kinds, and Helm's connection to it."""
     with _Server(resources) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         with Config(
             kubeconfig_content=_kubeconfig(url), namespace="ml", storage_driver="memory"
@@ -133,6 +133,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *args) -> None:
         """Be quiet."""

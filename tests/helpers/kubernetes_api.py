@@ -39,7 +39,7 @@ class ApiServer(ThreadingHTTPServer):
         self.interfere: Callable[[str, str], tuple[int, str] | None] = lambda method, path: None
 
     def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *error) -> None:

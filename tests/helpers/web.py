@@ -39,6 +39,7 @@ def serve(host: str = "127.0.0.1") -> Iterator[Web]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             nonlocal at_once

@@ -85,7 +85,7 @@ def without_a_store(monkeypatch):
 @contextmanager
 def serving(**options):
     with Server([{"pipeline_id": "p1", "display_name": "refresh"}], **options) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
