@@ -329,7 +329,7 @@ def test_with_a_role_there_are_no_keys():
 
 
 def test_an_embedded_store_draws_its_keys():
-    first, second = secret(profile("kind")), secret(profile("laptop"))
+    first, second = secret(profile("kind")), secret(profile("kind"))
     assert len(first["AWS_SECRET_ACCESS_KEY"]) == 40
     assert first["AWS_SECRET_ACCESS_KEY"] != second["AWS_SECRET_ACCESS_KEY"]
 
