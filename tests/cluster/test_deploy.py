@@ -66,6 +66,19 @@ def test_the_model_is_created_with_its_lineage_and_asked(cluster, promotion):
     assert model.metrics == {"rmse": 0.4}
 
 
+def test_an_image_of_the_model_is_served_in_the_stores_place(cluster, promotion):
+    KServe(cluster)
+    image = "oci+native://registry.example.com/depth:1"
+    with pytest.raises(ServerError, match=r"depth-endpoint\.ml"):
+        deploy_promotion(promotion, ENDPOINT, QUICK, image=image, api=cluster.api())
+    model = served_model(cluster.resources[ISVC + "depth"]["spec"]["predictor"])
+    assert (model.uri, model.metrics) == (image, {"rmse": 0.4})
+    with pytest.raises(ConfigError, match="the image was"):
+        deploy_promotion(
+            promotion, ENDPOINT, QUICK, image="registry.example.com/depth:1", api=cluster.api()
+        )
+
+
 def test_the_task_of_a_chart_endpoint_is_read_from_its_model(cluster, promotion, tmp_path):
     kserve = KServe(cluster)
     with pytest.raises(ServerError):

@@ -200,3 +200,38 @@ def test_a_namespace_without_the_runtime_is_refused(cluster):
 def test_an_endpoint_that_makes_no_sense_is_refused(wrong, words):
     with pytest.raises(ConfigError, match=words):
         InferenceServiceConfig(**{"name": "a", **wrong})
+
+
+IMAGE = PromotedModel(
+    uri="oci+native://registry.example.com/depth:1", digest=NEW.digest, task="depth"
+)
+
+
+def test_kserve_mounts_an_image_and_takes_it_away_again():
+    made = inference_service(ENDPOINT, IMAGE)
+    stable = made["spec"]["predictor"]
+    assert stable["model"]["storageUri"] == IMAGE.uri
+    assert stable["model"]["env"] == [{"name": "MODEL_URI", "value": "/mnt/models"}]
+    assert served_model(stable) == IMAGE
+    with_canary = merged(made, {"spec": {"canary": [canary(stable, OLD, 10)]}})
+    back = merged(made, {"spec": {"canary": [], "predictor": promoted_fields(stable, OLD)}})
+    again = merged(back, {"spec": {"predictor": promoted_fields(back["spec"]["predictor"], IMAGE)}})
+    for step in (made, with_canary, back, again):
+        assert refusal(step, None) == ""
+        assert findings(step) == []
+    (entry,) = with_canary["spec"]["canary"]
+    assert served_model(entry["predictor"]) == OLD
+    assert served_model(back["spec"]["predictor"]) == OLD
+    assert "storageUri" not in back["spec"]["predictor"]["model"]
+    assert again == made | {"spec": {**made["spec"], "canary": []}}
+
+
+def test_a_checkpoint_and_its_image_are_two_models():
+    assert not IMAGE.is_same_as(NEW)
+    assert IMAGE.is_same_as(replace(IMAGE, metrics={"rmse": 1.0}))
+
+
+def test_an_image_with_a_storage_is_what_kserve_refuses():
+    made = inference_service(ENDPOINT, IMAGE)
+    made["spec"]["predictor"]["model"]["storage"] = {}
+    assert "storageUri" in refusal(made, None)

@@ -300,6 +300,18 @@ def test_rolling_back_is_a_rollout_of_the_model_before(cluster, serving_old):
     assert serves(serving_old) == OLD
 
 
+def test_an_image_that_fails_leaves_the_checkpoint_that_served(cluster, serving_old):
+    image = PromotedModel(uri="oci://registry.example.com/depth:1", digest="2" * 64, task="depth")
+    with pytest.raises(GateError):
+        go(cluster, image, check=failing_once_stable)
+    assert serves(serving_old) == OLD
+    assert go(cluster, image).changed
+    assert serves(serving_old) == image
+    with pytest.raises(GateError):
+        go(cluster, NEW, check=failing_once_stable)
+    assert serves(serving_old) == image
+
+
 # Refusals.
 
 

@@ -46,6 +46,18 @@ def test_the_chart_and_a_rollout_make_the_same_objects(values):
     assert wanted["metadata"]["labels"].items() <= service["metadata"]["labels"].items()
 
 
+@pytest.mark.parametrize("scheme", ["oci", "oci+native"])
+def test_the_chart_and_a_rollout_mount_the_same_image(scheme):
+    uri = f"{scheme}://registry.example.com:5000/vision/depth:1"
+    config = InferenceServiceConfig(name="depth", namespace="ml", max_replicas=3)
+    made = inference_service(config, PromotedModel(uri=uri))
+    values = deep(profile(""), "serving.endpoints", [{**ENDPOINT, "modelUri": uri}])
+    resources = render({**values, "pipelines": {"enabled": False}})
+    (chart,) = [r for r in resources if r["kind"] == "InferenceService"]
+    assert chart["spec"]["predictor"]["model"] == made["spec"]["predictor"]["model"]
+    assert refusal(chart, None) == ""
+
+
 def test_settings_of_a_rollout_without_the_charts_are_the_charts_defaults():
     runtime = rendered(lean(""), "ServingRuntime", "clipmill-cpu")
     annotation = runtime["metadata"]["annotations"][PREDICTOR_ANNOTATION]

@@ -11,6 +11,16 @@ WRONG = {
     "endpoint without scheme": ("objectStore.endpoint", "minio:9000", "/objectStore/endpoint"),
     "negative replicas": ("serving.endpoints", [{**ENDPOINT, "minReplicas": -1}], "minReplicas"),
     "model without scheme": ("serving.endpoints", [{**ENDPOINT, "modelUri": "m"}], "modelUri"),
+    "image without a registry": (
+        "serving.endpoints",
+        [{**ENDPOINT, "modelUri": "oci://depth"}],
+        "modelUri",
+    ),
+    "image of another scheme": (
+        "serving.endpoints",
+        [{**ENDPOINT, "modelUri": "docker://r.example.com/depth:1"}],
+        "modelUri",
+    ),
     "endpoint's name": ("serving.endpoints", [{**ENDPOINT, "name": "My_Model"}], "name"),
     "endpoint's runtime": ("serving.endpoints", [{**ENDPOINT, "runtime": "tpu"}], "runtime"),
     "pool without memory": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 0}, "memoryGibibytes"),

@@ -33,6 +33,13 @@ def name_changes_with_the_model(new: dict, old: dict | None) -> str:
     return ""
 
 
+def storage_of_an_image_is_its_uri(new: dict, old: dict | None) -> str:
+    model = new["spec"]["predictor"].get("model", {})
+    if "storage" in model and model.get("storageUri", "s3://").startswith("oci"):
+        return f"storage, must be one of: [s3://, ...]. storageUri [{model['storageUri']}]"
+    return ""
+
+
 def keda_metrics_have_a_value(new: dict, old: dict | None) -> str:
     if new["metadata"]["annotations"].get("serving.kserve.io/autoscalerClass") != "keda":
         return ""
@@ -77,6 +84,7 @@ def canaries_are_small_and_named(new: dict, old: dict | None) -> str:
 RULES: tuple[Callable[[dict, dict | None], str], ...] = (
     predictor_has_no_container_name,
     name_changes_with_the_model,
+    storage_of_an_image_is_its_uri,
     keda_metrics_have_a_value,
     canaries_are_small_and_named,
 )

@@ -145,16 +145,25 @@ def export(
         typer.Option(
             metavar="FORMAT",
             help="Format: open_clip, timm, transformers or coreml for an encoder; "
-            "onnx for a task model.",
-            autocompletion=one_of("open_clip", "timm", "transformers", "coreml", "onnx"),
+            "onnx for a task model; oci-layout, a container image, for either.",
+            autocompletion=one_of(
+                "open_clip", "timm", "transformers", "coreml", "onnx", "oci-layout"
+            ),
         ),
     ] = "open_clip",
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="Image layout with a shell under the model's, for KServe's modelcar (oci://).",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export a model to another library, with a model card; prints the name that loads it."""
     from clipmill.tasks import export
 
-    result = export.export(model, output, to)
+    result = export.export(model, output, to, base=base)
     if as_json:
         value = {"name": result.name, "folder": str(output), "notes": list(result.notes)}
         typer.echo(json.dumps(value, indent=2))

@@ -298,6 +298,13 @@ def cluster_deploy(
         str,
         typer.Option(metavar="URL", help="Prometheus URL used to monitor the canary's error rate."),
     ] = "",
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="URI",
+            help="Container image of the model, oci+native:// or oci://, instead of the store.",
+        ),
+    ] = "",
     sets: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -307,7 +314,8 @@ def cluster_deploy(
 
     settings = {"name": endpoint, "namespace": namespace, "runtime": runtime}
     service = InferenceServiceConfig.from_json({**settings, "prometheus": prometheus})
-    rollout = deploy_promotion(promotion, service, RolloutConfig().override(sets or []))
+    config = RolloutConfig().override(sets or [])
+    rollout = deploy_promotion(promotion, service, config, image=image)
     value = {**dataclasses.asdict(rollout), "namespace": namespace}
     typer.echo(json.dumps(value) if as_json else rollout.digest)
     if not as_json:

@@ -33,6 +33,10 @@ PREDICTOR_ANNOTATION: Final = f"{DOMAIN}/predictor"
 """JSON of a predictor's settings on a ServingRuntime, with ``ENDPOINT`` for the endpoint's name."""
 MODEL_VARIABLE: Final = "MODEL_URI"
 """Variable of the server's container, which the runtime puts into its arguments."""
+IMAGE_SCHEMES: Final = ("oci://", "oci+native://")
+"""Schemes of URIs of container images, which KServe mounts into the server's container."""
+MODEL_MOUNT: Final = "/mnt/models"
+"""Folder of the container where the files of such an image are."""
 AUTOSCALER_ANNOTATION: Final = "serving.kserve.io/autoscalerClass"
 
 PREDICTOR_SETTINGS: Final[Mapping[str, Any]] = {
@@ -54,7 +58,7 @@ class PromotedModel(Config):
     """A model to serve, and its lineage."""
 
     uri: str
-    """URI of its checkpoint."""
+    """URI of its checkpoint, or of the container image that holds it."""
     digest: str = ""
     """Its digest; empty where only the values of the chart named the model."""
     task: str = ""
@@ -69,10 +73,18 @@ class PromotedModel(Config):
         return json.dumps(self.to_json(), sort_keys=True)
 
     def is_same_as(self, other: Self) -> bool:
-        """Return whether both are one model: by digest where both have one, else by URI."""
-        if self.digest and other.digest:
+        """Return whether both are one model: by digest where both have one, else by URI.
+
+        A checkpoint and its image are two.
+        """
+        if self.digest and other.digest and self.is_image == other.is_image:
             return self.digest == other.digest
         return self.uri == other.uri
+
+    @property
+    def is_image(self) -> bool:
+        """Whether its URI is that of a container image."""
+        return self.uri.startswith(IMAGE_SCHEMES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,10 +191,7 @@ def inference_service(
                     "modelFormat": {"name": MODEL_FORMAT},
                     "runtime": RUNTIMES[endpoint.runtime],
                     "protocolVersion": "v2",
-                    "env": [{"name": MODEL_VARIABLE, "value": model.uri}],
-                    # The server reads the store itself. Without this KServe takes the endpoint for
-                    # one of several models, and adds its agent to the pods.
-                    "storage": {},
+                    **_without_nulls(model_fields({}, model)),
                 },
             }
         },
@@ -201,7 +210,8 @@ def canary(stable: dict[str, Any], model: PromotedModel, traffic_percent: int) -
         # KServe would make a KEDA object without any metric, which KEDA refuses.
         AUTOSCALER_ANNOTATION: "none",
     }
-    predictor["model"] = {**predictor["model"], "name": CONTAINER, "env": model_env(stable, model)}
+    fields = {**predictor["model"], "name": CONTAINER, **model_fields(stable, model)}
+    predictor["model"] = _without_nulls(fields)
     return {"trafficPercent": traffic_percent, "predictor": predictor}
 
 
@@ -218,14 +228,25 @@ def promoted_fields(stable: dict[str, Any], model: PromotedModel) -> dict[str, A
     """Return the fields of the stable predictor that name its model, with this one."""
     return {
         "annotations": {MODEL_ANNOTATION: model.annotation()},
-        "model": {"env": model_env(stable, model)},
+        "model": model_fields(stable, model),
     }
 
 
-def model_env(predictor: dict[str, Any], model: PromotedModel) -> list[dict[str, Any]]:
-    """Return the predictor's variables with this model's URI."""
-    others = [v for v in predictor["model"].get("env", []) if v["name"] != MODEL_VARIABLE]
-    return [*others, {"name": MODEL_VARIABLE, "value": model.uri}]
+def model_fields(predictor: dict[str, Any], model: PromotedModel) -> dict[str, Any]:
+    """Return the fields of a predictor's ``model`` that name it; null removes one."""
+    others = [v for v in predictor.get("model", {}).get("env", []) if v["name"] != MODEL_VARIABLE]
+    place = MODEL_MOUNT if model.is_image else model.uri
+    return {
+        "env": [*others, {"name": MODEL_VARIABLE, "value": place}],
+        "storageUri": model.uri if model.is_image else None,
+        # The server reads the store itself. Without this KServe takes the endpoint for one of
+        # several models, and adds its agent to the pods.
+        "storage": None if model.is_image else {},
+    }
+
+
+def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def served_model(predictor: dict[str, Any]) -> PromotedModel | None:
@@ -235,6 +256,8 @@ def served_model(predictor: dict[str, Any]) -> PromotedModel | None:
     """
     variables = {v["name"]: v.get("value", "") for v in predictor.get("model", {}).get("env", [])}
     uri = variables.get(MODEL_VARIABLE)
+    if uri == MODEL_MOUNT:
+        uri = predictor["model"].get("storageUri")
     if not uri:
         return None
     try:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from clipmill.cluster.api import INFERENCE_SERVICE, SERVICE, ClusterApi
@@ -120,25 +120,35 @@ def deploy_promotion(
     endpoint: InferenceServiceConfig,
     config: RolloutConfig,
     *,
+    image: str = "",
     api: ClusterApi | None = None,
 ) -> Rollout:
-    """Roll out a promoted model.
+    """Roll out a promoted model, or the container ``image`` of it, a URI.
 
     It is judged by its answers to the evaluation's images, and, with a Prometheus and a gateway
     that splits traffic, by the share of its requests that fail.
 
     Raises:
         NotFoundError: nothing was promoted there.
-        ConfigError: the endpoint serves another task, or isn't clipmill's.
+        ConfigError: the endpoint serves another task, or isn't clipmill's; ``image`` is no image.
         GateError: the model failed; the model before keeps serving.
         ClusterError: the cluster or Prometheus can't be reached.
     """
     from clipmill.cluster.canary_checks import Prometheus, check_answers
 
     result = read_promotion(promotion).evaluation
+    model = promoted_model(result)
+    if image:
+        model = replace(model, uri=image)
+        if not model.is_image:
+            raise ConfigError(
+                f"the image was {image!r}",
+                expected="oci+native://REGISTRY/NAME:TAG, or oci://... with KServe's modelcars",
+                action="push what `clipmill export --to oci-layout` writes, and give its address",
+            )
     done = rollout(
         endpoint,
-        promoted_model(result),
+        model,
         api=api or ClusterApi(),
         check_answers=lambda url: check_answers(
             url,
@@ -460,7 +470,8 @@ class _Rollout:
 
 def _model_fields(predictor: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that a promotion changes, as a merge patch would restore them."""
+    model = predictor.get("model", {})
     return {
         "annotations": {MODEL_ANNOTATION: model_annotation(predictor) or None},
-        "model": {"env": predictor.get("model", {}).get("env")},
+        "model": {key: model.get(key) for key in ("env", "storageUri", "storage")},
     }

@@ -158,6 +158,25 @@ def load_checkpoint(uri: str) -> tuple[CheckpointMetadata, dict[str, "Tensor"]]:
     from safetensors.torch import load
 
     metadata = read_metadata(uri)
+    return metadata, load(_read_tensors(metadata))
+
+
+def read_files(metadata: CheckpointMetadata) -> dict[str, bytes]:
+    """Return the content of all of a checkpoint's files by name, verified as the model's.
+
+    Raises:
+        ArtifactError: a file is foreign, cut or changed.
+    """
+    files = {
+        _TENSORS: _read_tensors(metadata),
+        _METADATA: read_bytes(join(metadata.uri, _METADATA)),
+    }
+    if read_embedding(metadata) is not None:
+        files[_EMBEDDING] = read_bytes(join(metadata.uri, _EMBEDDING))
+    return files
+
+
+def _read_tensors(metadata: CheckpointMetadata) -> bytes:
     data = read_bytes(join(metadata.uri, _TENSORS))
     digest = sha256_bytes(data)
     if digest != metadata.tensors_sha256:
@@ -166,7 +185,7 @@ def load_checkpoint(uri: str) -> tuple[CheckpointMetadata, dict[str, "Tensor"]]:
             expected=f"{metadata.tensors_sha256[:12]}, as {_METADATA} says",
             action="restore the checkpoint or make it again",
         )
-    return metadata, load(data)
+    return data
 
 
 def read_embedding(metadata: CheckpointMetadata) -> EmbeddingStatistics | None:

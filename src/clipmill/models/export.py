@@ -30,11 +30,13 @@ class ExportResult:
     name: str
     """Name or path that the other library loads."""
     usage: str
-    """Python code that loads it."""
+    """Code that loads it."""
     library: str
     """Name of the library, as the Hugging Face hub spells it."""
     preprocessing: Mapping[str, Any]
     """Preprocessing of its images, by aspect."""
+    language: str = "python"
+    """Language of the code."""
     notes: tuple[str, ...] = ()
     """Limitations of the format."""
 
@@ -105,7 +107,7 @@ def render_model_card(metadata: CheckpointMetadata, result: ExportResult) -> str
             f"- {name}: {text}"
             for name, text in {**metadata.summary, "digest": metadata.digest}.items()
         ),
-        "How to load it": f"```python\n{result.usage}\n```\n" + "\n".join(result.notes),
+        "How to load it": f"```{result.language}\n{result.usage}\n```\n" + "\n".join(result.notes),
         "Preprocessing": "\n".join(
             f"- {name}: {text}" for name, text in result.preprocessing.items()
         ),

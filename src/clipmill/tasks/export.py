@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipmill.errors import ArtifactError, ConfigError
 from clipmill.lineage import read_artifact
-from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint
+from clipmill.models.checkpoint import CheckpointMetadata, load_checkpoint, read_metadata
 from clipmill.models.config import ClipConfig, EncoderConfig
 from clipmill.models.export import (
     ENCODER_FORMATS,
@@ -16,6 +16,7 @@ from clipmill.models.export import (
     origin,
     render_model_card,
 )
+from clipmill.models.oci_layout import export_oci_layout
 from clipmill.storage import atomic_write
 from clipmill.tasks.config import ClassificationConfig
 from clipmill.tasks.registry import get_task
@@ -27,12 +28,19 @@ if TYPE_CHECKING:
 _ONNX_FILE = "model.onnx"
 _ONNX_OPSET = 18
 _KIND_NAMES: Final = {"clip": "an encoder", "task": "a task model"}
-FORMATS: Final = {**dict.fromkeys(ENCODER_FORMATS, "clip"), "onnx": "task"}
-"""Export formats, with the kind of checkpoint that each takes."""
+_IMAGE: Final = "oci-layout"
+FORMATS: Final = {
+    **dict.fromkeys(ENCODER_FORMATS, ("clip",)),
+    "onnx": ("task",),
+    _IMAGE: ("clip", "task"),
+}
+"""Export formats, with the kinds of checkpoint that each takes."""
 
 
-def export(uri: str, folder: Path, target: str) -> ExportResult:
+def export(uri: str, folder: Path, target: str, *, base: Path | None = None) -> ExportResult:
     """Write the model at ``uri`` into ``folder`` for the library ``target``.
+
+    ``base`` is the image layout under an image of the model.
 
     Raises:
         ConfigError: there is no such format, its library isn't installed, or the task has none.
@@ -44,6 +52,12 @@ def export(uri: str, folder: Path, target: str) -> ExportResult:
             expected=f"one of {', '.join(sorted(FORMATS))}",
             action="choose one with --to",
         )
+    if base is not None and target != _IMAGE:
+        raise ConfigError(
+            f"--base was {base}, and the format is {target}",
+            expected=f"--base with --to {_IMAGE} only",
+            action="leave --base out",
+        )
     kind = str(read_artifact(uri)["kind"])
     if kind not in _KIND_NAMES:
         raise ArtifactError(
@@ -51,19 +65,23 @@ def export(uri: str, folder: Path, target: str) -> ExportResult:
             expected="a CLIP encoder of clipmill pretrain, or a task model of clipmill finetune",
             action="give the URI of one; `clipmill ls STORE` lists them",
         )
-    if kind != FORMATS[target]:
-        fitting = [name for name, needed in FORMATS.items() if needed == kind]
+    if kind not in FORMATS[target]:
+        fitting = [name for name, kinds in FORMATS.items() if kind in kinds]
         raise ArtifactError(
-            f"{uri} is {_KIND_NAMES[kind]}, and {target} takes {_KIND_NAMES[FORMATS[target]]}",
+            f"{uri} is {_KIND_NAMES[kind]}, and {target} takes {_KIND_NAMES[FORMATS[target][0]]}",
             expected=f"--to {' or '.join(fitting)}",
             action="choose another format, or another model",
         )
-    metadata, tensors = load_checkpoint(uri)
-    if kind == "clip":
-        config = ClipConfig.from_json(metadata.architecture)
-        result = ENCODER_FORMATS[target](metadata, config, tensors, folder)
+    if target == _IMAGE:
+        metadata = read_metadata(uri)
+        result = export_oci_layout(metadata, folder, base)
     else:
-        result = export_onnx(metadata, tensors, folder)
+        metadata, tensors = load_checkpoint(uri)
+        if kind == "clip":
+            config = ClipConfig.from_json(metadata.architecture)
+            result = ENCODER_FORMATS[target](metadata, config, tensors, folder)
+        else:
+            result = export_onnx(metadata, tensors, folder)
     with atomic_write(folder / "README.md") as path:
         path.write_text(render_model_card(metadata, result), "utf-8")
     return result

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +46,17 @@ from clipmill.serve.server.tracing import configure_tracing, flush_traces
 _EXPECTED_ERRORS: Final = (
     InvalidInput, ModelNotFound, ModelNotReady, NotImplementedError, ServerNotReady,
 )  # fmt: skip
+_MOUNT_SECONDS: Final = 60.0
 _logger = logging.getLogger(__name__)
+
+
+def _wait_for_mount(uri: str) -> None:
+    """Wait for a model's folder where KServe says that its modelcar makes it meanwhile."""
+    if os.environ.get("MODEL_INIT_MODE") != "async" or "://" in uri:
+        return
+    end = time.monotonic() + _MOUNT_SECONDS
+    while not Path(uri).exists() and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 class RegistryDataPlane(DataPlane):  # type: ignore[misc]  # KServe has no types
@@ -103,6 +115,8 @@ class InferenceServer(ModelServer):  # type: ignore[misc]  # KServe has no types
             thread_name_prefix="codec",
             initializer=lower_thread_priority,
         )
+        for spec in models:
+            _wait_for_mount(spec.uri)
         loaded = [self._load(spec) for spec in models]
         require_distinct(loaded)
         self._registry = ModelRegistry(loaded)
