@@ -29,6 +29,7 @@ from clipmill.data.sources.fetch import Fetcher
 from clipmill.data.sources.fetch_config import FetchConfig
 from clipmill.data.sources.network import is_public
 from clipmill.data.sources.robots import RobotsRules, opt_out
+from clipmill.data.verify import verify
 from clipmill.errors import BadSampleError, ConfigError, SourceError
 from helpers.sources import jpeg, read_all
 from helpers.web import Web, serve
@@ -110,6 +111,7 @@ def test_every_row_is_a_sample_or_counted_and_the_retry_list_has_the_others(
     }
     listed = json.loads((Path(dataset.uri) / "dataset.json").read_text())["quarantined"]
     assert all(set(bad) == {"origin", "reason", "detail"} for bad in listed)
+    assert verify(dataset.uri).faults == ()
 
     retry = Path(dataset.uri) / RETRY_LIST
     text = [row for i, row in enumerate(rows) if i in (3, 5)]

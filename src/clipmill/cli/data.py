@@ -538,7 +538,7 @@ def data_verify(
             typer.echo(f"damaged: {fault}")
         for note in report.notes:
             typer.echo(f"note: {note}")
-        verdict = f"{len(report.faults)} faults" if report.faults else "whole"
+        verdict = "whole" if report.is_ok else f"faults: {len(report.faults)}"
         read = f"{report.num_files:,} files, {report.num_bytes / 1e6:,.1f} MB read"
         typer.echo(f"{report.uri}: {verdict} ({read})")
     if not report.is_ok:

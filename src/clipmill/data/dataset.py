@@ -178,8 +178,17 @@ def read_sidecar(uri: str, index: int, suffix: str = "") -> dict[str, Any]:
 
 
 def parse_quarantined(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return rejected items as they are listed, with reasons as they are written now."""
-    return [{**item, "reason": BadSampleReason.parse(item["reason"])} for item in items]
+    """Return rejected items as ``dataset.json`` lists them, with reasons as they are written now.
+
+    The row that a retry reads is in the sidecars alone.
+    """
+    return [
+        {
+            **{name: value for name, value in item.items() if name != RETRY_ROW},
+            "reason": BadSampleReason.parse(item["reason"]),
+        }
+        for item in items
+    ]
 
 
 def layer_list(layers: Iterable[LayerInfo]) -> dict[str, Any]:

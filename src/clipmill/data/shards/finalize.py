@@ -33,6 +33,7 @@ from clipmill.data.dataset import (
     Dataset,
     ShardInfo,
     dedup_suffix,
+    parse_quarantined,
     read_sidecar,
     sidecar_uri,
 )
@@ -293,10 +294,9 @@ class ShardManifest:
     def _record(self, index: int, suffix: str, sidecar: dict[str, Any]) -> None:
         self.infos.append(shard_info(index, sidecar, suffix))
         self.quarantine.update(bad["reason"] for bad in sidecar["quarantined"])
-        self.quarantined += [
-            {name: value for name, value in bad.items() if name != RETRY_ROW}
-            for bad in sidecar["quarantined"][: MAX_LISTED - len(self.quarantined)]
-        ]
+        self.quarantined += parse_quarantined(
+            sidecar["quarantined"][: MAX_LISTED - len(self.quarantined)]
+        )
 
     def _write_deduplicated(self, index: int, duplicates: Duplicates, rows: range) -> None:
         start = int(self._starts[index])
