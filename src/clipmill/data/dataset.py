@@ -178,17 +178,13 @@ def read_sidecar(uri: str, index: int, suffix: str = "") -> dict[str, Any]:
 
 
 def parse_quarantined(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return rejected items as ``dataset.json`` lists them, with reasons as they are written now.
+    """Return rejected items with reasons as they are written now."""
+    return [{**item, "reason": BadSampleReason.parse(item["reason"])} for item in items]
 
-    The row that a retry reads is in the sidecars alone.
-    """
-    return [
-        {
-            **{name: value for name, value in item.items() if name != RETRY_ROW},
-            "reason": BadSampleReason.parse(item["reason"]),
-        }
-        for item in items
-    ]
+
+def listed_quarantined(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rejected items of sidecars as ``dataset.json`` lists them: without a retry's rows."""
+    return [{name: item[name] for name in item if name != RETRY_ROW} for item in items]
 
 
 def layer_list(layers: Iterable[LayerInfo]) -> dict[str, Any]:

@@ -19,7 +19,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipmill.config import digest_json, sha256_bytes, sha256_file
-from clipmill.data.dataset import MANIFEST, Dataset, check_kind, parse_quarantined
+from clipmill.data.dataset import (
+    MANIFEST,
+    Dataset,
+    check_kind,
+    listed_quarantined,
+    parse_quarantined,
+)
 from clipmill.data.layers import LAYER_MANIFEST
 from clipmill.data.shards.tar import index_tar
 from clipmill.errors import ArtifactError, BadSampleError, NotFoundError
@@ -198,7 +204,7 @@ class _Verifier:
         if counts != self._dataset.quarantine:
             listed = dict(self._dataset.quarantine)
             yield Fault(uri, f"counts {listed} left out, and the sidecars {counts}")
-        elif shown != self._quarantined[: len(shown)]:
+        elif shown != listed_quarantined(self._quarantined[: len(shown)]):
             yield Fault(uri, "names other items left out than the sidecars")
 
     def _duplicate_uid_faults(self) -> Iterator[Fault]:

@@ -33,7 +33,7 @@ from clipmill.data.dataset import (
     Dataset,
     ShardInfo,
     dedup_suffix,
-    parse_quarantined,
+    listed_quarantined,
     read_sidecar,
     sidecar_uri,
 )
@@ -294,7 +294,7 @@ class ShardManifest:
     def _record(self, index: int, suffix: str, sidecar: dict[str, Any]) -> None:
         self.infos.append(shard_info(index, sidecar, suffix))
         self.quarantine.update(bad["reason"] for bad in sidecar["quarantined"])
-        self.quarantined += parse_quarantined(
+        self.quarantined += listed_quarantined(
             sidecar["quarantined"][: MAX_LISTED - len(self.quarantined)]
         )
 
