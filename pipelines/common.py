@@ -32,6 +32,7 @@ from clipmill.cluster.constants import (
     TRACKING_VARIABLES,
 )
 from clipmill.cluster.pools import get_pool, load_pools
+from clipmill.cost import PRICE_VARIABLE
 from clipmill.stage_records import METRICS_VARIABLE, RUN_VARIABLE
 
 PoolName = Literal["cpu", "gpu"]
@@ -69,6 +70,8 @@ def on_pool(
     )
     for secret, names in ((STORE_SECRET, STORE_VARIABLES), (TRACKING_SECRET, TRACKING_VARIABLES)):
         kubernetes.use_secret_as_env(task, secret, {name: name for name in names}, optional=True)
+    if nodes.device_price:
+        task.set_env_variable(PRICE_VARIABLE, nodes.device_price)
     kubernetes.add_pod_label(task, METRICS_LABEL, "pipeline")
     # As an annotation, which only a cluster has: tasks on one machine would share the port.
     address = f"{DOMAIN}/metrics-address"

@@ -4,6 +4,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import platform
 import random
 import shlex
 import signal
@@ -67,6 +68,16 @@ def available_cpus(cgroups: Path = _CGROUPS, memberships: str | None = None) -> 
             memberships = Path("/proc/self/cgroup").read_text("ascii")
     limits = _limits(cgroups, memberships or "")
     return max(1, int(min([len(os.sched_getaffinity(0)), *limits])))
+
+
+def cpu_model() -> str:
+    """Return the name of this machine's CPUs, or their architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 def _limits(cgroups: Path, memberships: str) -> Iterator[float]:

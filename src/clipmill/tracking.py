@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from clipmill.config import flatten
-from clipmill.errors import ConfigError, StorageError
+from clipmill.cost import read_cost
+from clipmill.errors import ArtifactError, ConfigError, StorageError
 from clipmill.lineage import LOG_FILE
 from clipmill.processes import is_first_rank
 from clipmill.storage import absolute_uri, exists, join, read_bytes
@@ -229,6 +230,7 @@ def track_artifact(
             "clipmill.kind": str(artifact.get("kind", "")),
             "clipmill.digest": str(artifact.get("digest", "")),
             "clipmill.seconds": "" if seconds is None else f"{seconds:.1f}",
+            **_cost_tags(uri),
             **summary,
             **parents,
         }
@@ -485,6 +487,19 @@ def _training_log(uri: str) -> list[dict[str, float]]:
     except StorageError:
         pass
     return []
+
+
+def _cost_tags(uri: str) -> dict[str, str]:
+    """Return what a training cost in all, and its devices; nothing of other artifacts."""
+    try:
+        cost = read_cost(uri)
+    except (ArtifactError, StorageError):
+        return {}
+    if cost is None:
+        return {}
+    texts = {name: f"{value:.6g}" for name, value in cost.to_metrics().items()}
+    texts["cost/device"] = ", ".join(cost.device_hours)
+    return {f"clipmill.{name.replace('/', '.')}": text for name, text in texts.items()}
 
 
 def _first_line(error: Exception) -> str:

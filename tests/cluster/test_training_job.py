@@ -1,6 +1,7 @@
 """The AppDef: run here by two processes, and the same as a TrainJob and as a Volcano job."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 from torchx.schedulers.kubernetes_scheduler import app_to_resource, sanitize_for_serialization
@@ -54,6 +55,15 @@ def test_one_node_needs_no_other():
     assert "--nnodes=1 --nproc-per-node=1 --rdzv-endpoint=localhost:0" in role.args[1]
     assert role.min_replicas is None
     assert role.resource.gpu == 1
+
+
+def test_a_pools_price_is_the_jobs():
+    pool = replace(POOLS["gpu"], device_price="2.50 USD")
+    env = training_app(JOB, pool, "train:1").roles[0].env
+    assert env["CLIPMILL_DEVICE_PRICE"] == "2.50 USD"
+    assert "CLIPMILL_DEVICE_PRICE" not in training_app(JOB, POOLS["gpu"], "t:1").roles[0].env
+    with pytest.raises(ConfigError, match=r"2\.50 USD"):
+        replace(POOLS["gpu"], device_price="cheap")
 
 
 def test_a_checkpoint_has_the_grace_of_the_pod_less_ten_seconds():

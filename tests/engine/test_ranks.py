@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 
+from clipmill.cost import read_sessions
 from clipmill.engine.checkpoint import latest_checkpoint
 from clipmill.engine.distributed import DistributedContext
 from clipmill.errors import ConfigError
@@ -72,6 +73,14 @@ def test_two_ranks_train_as_one_process(ranks, tmp_path):
     for rank in range(2):
         assert_close(weights(folder, "straight", rank), one.tensors)
     assert_equal(weights(folder, "straight", 0), weights(folder, "straight", 1))
+
+
+def test_the_devices_of_both_ranks_are_counted(ranks):
+    folder, _ = ranks
+    (session,) = read_sessions(str(folder / "straight"))
+    assert (session.num_devices, session.last_step) == (2, CONFIG.steps)
+    stopped, resumed = read_sessions(str(folder / "stopped"))
+    assert (stopped.lost_steps, stopped.last_step, resumed.first_step) == (0, 5, 5)
 
 
 def test_ranks_told_at_different_steps_stop_after_the_same(ranks):

@@ -10,7 +10,9 @@ from clipmill.engine.watchdog import Heartbeat, Watchdog, _slowest_ranks, is_los
 
 
 def beat(step, phase):
-    return Heartbeat(number=1, step=step, phase=phase, seconds=61.0, data_seconds=0.0)
+    return Heartbeat(
+        number=1, step=step, phase=phase, seconds=61.0, data_seconds=0.0, energy_joules=None
+    )
 
 
 def test_a_step_that_takes_too_long_is_told_once():

@@ -25,6 +25,7 @@ WRONG = {
     "endpoint's runtime": ("serving.endpoints", [{**ENDPOINT, "runtime": "tpu"}], "runtime"),
     "pool without memory": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 0}, "memoryGibibytes"),
     "pool's fabric": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 1, "fabric": "roce"}, "fabric"),
+    "price without a currency": ("pools.cpu.devicePrice", "2.50", "devicePrice"),
     "negative GPUs": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 1, "gpus": -1}, "gpus"),
     "no time to stop": ("training.graceSeconds", 5, "graceSeconds"),
     "scheduler": ("training.gangScheduler", "yunikorn", "gang"),

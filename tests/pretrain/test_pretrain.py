@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from clipmill.cost import read_cost
 from clipmill.data.dataset import Dataset
 from clipmill.data.loading.config import DataLoaderConfig
 from clipmill.data.loading.view import ViewConfig, in_subset
@@ -63,6 +64,9 @@ def test_a_run(dataset_uri, tmp_path):
     assert {"loss/real", "loss/synthetic"} <= log[0].keys()
     assert metadata.metrics["loss"] == log[-1]["loss"]
     assert not list(tmp_path.glob("encoders/*/state/*"))
+    cost = read_cost(uri)
+    assert (cost.num_restarts, cost.sessions[0].last_step) == (0, 4)
+    assert sum(cost.device_hours.values()) > 0
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
@@ -82,6 +86,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(dataset_uri, tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     losses = [[record["loss"] for record in read_log(uri)] for uri in (straight, resumed)]
     assert losses[0] == losses[1]
+    cost = read_cost(resumed)
+    assert (cost.num_restarts, cost.lost_steps) == (1, 1)
     embeddings = [read_embedding(load_checkpoint(uri)[0]) for uri in (straight, resumed)]
     assert embeddings[0] == embeddings[1]
 

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
+from clipmill.cost import CostSession, cost_json
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.metrics import MetricsLogger
 from clipmill.engine.result import log_lines
 from clipmill.lineage import LOG_FILE
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.report.runs import list_runs, runs_page, varying_settings
+from clipmill.report.runs import list_runs, runs_page, source_charts, varying_settings
 from clipmill.storage import join, write_bytes, write_json
 
 TRAIN = TrainConfig(steps=100, batch_size=8)
@@ -20,6 +21,22 @@ RECORDS = [
     {"step": 50, "loss": 2.0, "samples_per_second": 1234.5, "gradient_norm": 0.5},
     {"step": 100, "loss": 1.25, "samples_per_second": 1200.0, "retrieval/recall@1": 0.5},
 ]
+
+
+COST = cost_json(
+    [
+        CostSession(
+            started=0.0,
+            seconds=1800.0,
+            device="NVIDIA H200",
+            num_devices=8,
+            first_step=0,
+            last_step=100,
+            price=2.5,
+            currency="USD",
+        )
+    ]
+)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -31,6 +48,7 @@ def store(request, tmp_path):
     metadata = CheckpointMetadata(kind="clip", architecture={}, recipe={"train": TRAIN.to_json()})
     save_checkpoint(join(uri, "encoders", "real-1"), metadata, {})
     write_bytes(join(uri, "encoders", "real-1", LOG_FILE), log_lines(RECORDS))
+    write_json(join(uri, "encoders", "real-1", "cost.json"), COST)
     other = TRAIN.override(["schedule.lr=0.5"])
     logger = MetricsLogger(
         "clip", other, DistributedContext(), join(uri, "encoders", "both-2", "state")
@@ -59,7 +77,23 @@ def test_a_page_shows_curves_and_what_sets_runs_apart(store):
     assert "train.schedule.lr" in page
     assert page.count("<svg") == 4
     assert "Gradient norm" in page
+    assert "4.000 of NVIDIA H200" in page
+    assert "10.00 USD" in page
+    assert "not readable" in page
     assert "retrieval/recall@1" in page
+
+
+def test_sources_of_a_mixture_share_a_chart():
+    log = [
+        {"step": step, "source/a/loss": 1.0, "source/b/loss": 2.0, "source/a/epochs": 0.5}
+        for step in (1, 2)
+    ]
+    loss, epochs = source_charts(log, "real-1")
+    assert "Loss by source" in loss
+    assert ">a " in loss
+    assert ">b " in loss
+    assert "Epochs by source" in epochs
+    assert source_charts(RECORDS, "real-1") == []
 
 
 def test_a_store_without_runs(tmp_path):
@@ -91,4 +125,18 @@ def test_the_command(tmp_path):
     assert line.split() == ["encoders/real-1", "finished", "100", "100", "1.250", "1,200", "0.500"]
     assert (tmp_path / "runs.html").read_text().startswith("<!DOCTYPE html>")
     (run,) = json.loads(said("--json"))
-    assert (run["status"], run["last"]["loss"]) == ("finished", 1.25)
+    assert (run["status"], run["last"]["loss"], run["cost"]) == ("finished", 1.25, None)
+    write_json(str(tmp_path / "encoders" / "real-1" / "cost.json"), COST)
+    head, line = said().splitlines()[-2:]
+    assert "DEVICE HOURS" in head
+    assert all(text in line for text in ("4.000 of NVIDIA H200", "10.00 USD", "not readable"))
+    (run,) = json.loads(said("--json"))
+    assert run["cost"] == {
+        "device_hours": {"NVIDIA H200": 4.0},
+        "wall_hours": 0.5,
+        "energy_kwh": None,
+        "price": {"USD": 10.0},
+        "restarts": 0,
+        "lost_steps": 0,
+        "lost_seconds": 0.0,
+    }

@@ -95,7 +95,7 @@ def runs(
     page: Annotated[Path | None, typer.Option(help="HTML page with curves to write.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List a store's training runs, finished or not, with their metrics and settings."""
+    """List a store's training runs, finished or not: metrics, cost and settings."""
     require_output(page)
     from clipmill.report.runs import list_runs, runs_page, varying_settings
 
@@ -109,6 +109,8 @@ def runs(
         return
     if training_runs:
         typer.echo(_runs_table(training_runs))
+        if any(run.cost for run in training_runs):
+            typer.echo(f"\n{_cost_table(training_runs)}")
     settings = varying_settings(training_runs)
     if settings and len(training_runs) <= _MAX_COMPARED:
         rows = [[path, *map(str, values)] for path, values in settings.items()]
@@ -232,6 +234,13 @@ def _runs_table(runs: "list[TrainingRun]") -> str:
     lines = [format_table(header, rows, right="  " + "r" * (len(header) - 2))]
     lines += [f"{run.name}: {run.reason}" for run in runs if run.reason]
     return "\n".join(lines)
+
+
+def _cost_table(runs: "list[TrainingRun]") -> str:
+    from clipmill.report.sections.cost import HEADER, cost_cells
+
+    header = ["RUN", *(name.upper() for name in HEADER)]
+    return format_table(header, [[run.name, *cost_cells(run.cost)] for run in runs])
 
 
 def _format_bytes(count: float) -> str:

@@ -20,6 +20,7 @@ from clipmill.cli.options import (
     Task,
     Workflow,
     one_of,
+    priced,
     recipe_option,
     recipes_of,
     reject_range_options,
@@ -175,6 +176,7 @@ def data_finalize(
 @data.command("train-captioner")
 @needs("model")
 @tracked
+@priced
 def data_train_captioner(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="URI of a dataset with good captions.")

@@ -13,6 +13,7 @@ import typer
 
 from clipmill.cli.extras import require
 from clipmill.cli.output import print_hint, print_next
+from clipmill.cost import PRICE_VARIABLE, DevicePrice
 from clipmill.errors import StorageError
 from clipmill.tracking import TRACKING_VARIABLE, check_tracking
 
@@ -30,24 +31,46 @@ Tracking = Annotated[
 ]
 
 
+DevicePriceOption = Annotated[
+    str,
+    typer.Option(
+        "--device-price",
+        metavar="PRICE",
+        help=f"Price of a device hour, such as '2.50 USD' (default: ${PRICE_VARIABLE}).",
+    ),
+]
+
+
 def tracked(command: Callable[..., R]) -> Callable[..., R]:
     """Add ``--tracking`` to a command whose stages a tracker records."""
+    return _with_variable(command, "tracking", Tracking, TRACKING_VARIABLE, check_tracking)
+
+
+def priced(command: Callable[..., R]) -> Callable[..., R]:
+    """Add ``--device-price`` to a command that trains."""
+    check = DevicePrice.from_environment
+    return _with_variable(command, "device_price", DevicePriceOption, PRICE_VARIABLE, check)
+
+
+def _with_variable(
+    command: Callable[..., R], name: str, kind: Any, variable: str, check: Callable[[], object]
+) -> Callable[..., R]:
+    """Add an option that sets an environment variable, which ``check`` refuses if it is wrong."""
 
     @functools.wraps(command)
-    def with_tracking(*args: Any, tracking: str = "", **kwargs: Any) -> R:
-        if tracking:
-            os.environ[TRACKING_VARIABLE] = tracking  # for processes that it starts, too
-        check_tracking()
+    def with_option(*args: Any, **kwargs: Any) -> R:
+        value = kwargs.pop(name, "")
+        if value:
+            os.environ[variable] = value  # for processes that it starts, too
+        check()
         return command(*args, **kwargs)
 
     signature = inspect.signature(command)
-    option = inspect.Parameter(
-        "tracking", inspect.Parameter.KEYWORD_ONLY, default="", annotation=Tracking
-    )
+    option = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default="", annotation=kind)
     parameters = [*signature.parameters.values(), option]
-    with_tracking.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    with_tracking.__annotations__ = {**command.__annotations__, "tracking": Tracking}
-    return with_tracking
+    with_option.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_option.__annotations__ = {**command.__annotations__, name: kind}
+    return with_option
 
 
 def one_of(*values: str) -> Callable[[], Iterable[str]]:

@@ -17,6 +17,7 @@ from clipmill.cli.options import (
     Store,
     Workers,
     one_of,
+    priced,
     toy_recipe_option,
     tracked,
 )
@@ -28,6 +29,7 @@ pretrain = typer.Typer(help="Pretrain an encoder by one of three methods.", no_a
 @pretrain.command("clip")
 @needs("model")
 @tracked
+@priced
 def pretrain_clip(
     store: Store,
     dataset: Annotated[
@@ -77,6 +79,7 @@ def pretrain_clip(
 @pretrain.command("mae")
 @needs("model")
 @tracked
+@priced
 def pretrain_mae(
     dataset: DatasetUri,
     store: Store,
@@ -93,6 +96,7 @@ def pretrain_mae(
 @pretrain.command("supervised")
 @needs("model")
 @tracked
+@priced
 def pretrain_supervised(
     data_uri: LabeledData,
     store: Store,
@@ -108,6 +112,7 @@ def pretrain_supervised(
 
 @needs("train")
 @tracked
+@priced
 def finetune(
     encoder: Encoder,
     data_uri: LabeledData,
@@ -126,6 +131,7 @@ def finetune(
 
 @needs("train")
 @tracked
+@priced
 def sweep(
     encoder: Encoder,
     data_uri: LabeledData,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from clipmill.cluster.api import ClusterApi
 from clipmill.cluster.constants import POD_SECURITY, VERSION
 from clipmill.config import Config
+from clipmill.cost import DevicePrice
 from clipmill.errors import ClusterError, ConfigError
 
 POOLS_VARIABLE = "CLIPMILL_POOLS"
@@ -49,6 +50,9 @@ class PoolConfig(Config):
     """Network between the nodes in addition to the ordinary one."""
     fabric_devices: int = 0
     """Fabric devices of a node that a job uses."""
+    device_price: str = ""
+    """Price of a GPU's hour, of a core's in a pool without GPUs, such as ``2.50 USD``; empty for
+    none."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -63,6 +67,8 @@ class PoolConfig(Config):
             raise _cpu_error(self.cpu)
         if not self.num_cores > 0:
             raise _cpu_error(self.cpu)
+        if self.device_price:
+            DevicePrice.parse(self.device_price, "devicePrice of the pool")
 
     @property
     def num_cores(self) -> float:

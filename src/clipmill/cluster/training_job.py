@@ -21,6 +21,7 @@ from clipmill.cluster.constants import (
 )
 from clipmill.cluster.pools import PoolConfig, fabric_environment, network_devices
 from clipmill.config import Config
+from clipmill.cost import PRICE_VARIABLE
 from clipmill.engine.config import TrainConfig
 from clipmill.errors import ConfigError
 from clipmill.stage_records import METRICS_VARIABLE
@@ -235,6 +236,7 @@ def _environment(job: TrainingJobConfig, pool: PoolConfig, *, is_local: bool) ->
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         **metrics,
         **fabric_environment(pool),
+        **({PRICE_VARIABLE: pool.device_price} if pool.device_price else {}),
         **job.environment,
     }
 

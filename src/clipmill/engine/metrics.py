@@ -9,6 +9,7 @@ import torch
 
 from clipmill.config import flatten
 from clipmill.engine.config import TrainConfig
+from clipmill.engine.cost_meter import CostMeter
 from clipmill.engine.distributed import DistributedContext
 from clipmill.engine.objective import Objective
 from clipmill.engine.result import RUN_FILE, finished_uri, log_lines
@@ -66,12 +67,13 @@ class MetricsLogger:
             self._tracked.log_metrics(self.log)
         self.upload("running")
 
-    def write(self, record: dict[str, float]) -> None:
-        """Add a record."""
+    def write(self, record: dict[str, float], cost: CostMeter | None = None) -> None:
+        """Add a record; the tracker gets the cost so far with it."""
         self.log.append(record)
         self._update_prometheus(record)
         if self._tracked is not None:
-            self._tracked.log_metrics([record])
+            metrics = cost.cost.to_metrics() if cost is not None else {}
+            self._tracked.log_metrics([record | metrics])
         if time.monotonic() - self._uploaded > self._config.runtime.log_upload_interval_seconds:
             self.upload("running")
 

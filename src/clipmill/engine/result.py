@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipmill.config import Config, digest_json
-from clipmill.errors import ClipmillError
+from clipmill.cost import COST_FILE, cost_json, read_sessions
+from clipmill.errors import ArtifactError, ClipmillError
 from clipmill.lineage import LOG_FILE, Parent
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint, save_embedding
 from clipmill.models.embedding_stats import EmbeddingStatistics
-from clipmill.storage import artifact_uri, join, open_store, read_bytes, write_bytes
+from clipmill.storage import artifact_uri, join, open_store, read_bytes, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,11 +82,20 @@ def save_run(
         summary=summary,
     )
     write_bytes(join(uri, LOG_FILE), log_lines(result.log))
+    _keep_cost(uri)
     saved = save_checkpoint(uri, metadata, tensors)
     if embed:
         _save_embedding(uri, saved, embed)
     delete_state(state_uri(uri))
     return uri
+
+
+def _keep_cost(uri: str) -> None:
+    """Copy what the run has cost from the folder of its state, which is deleted."""
+    try:
+        write_json(join(uri, COST_FILE), cost_json(read_sessions(state_uri(uri))))
+    except ArtifactError as error:
+        _LOG.warning("the cost of this run isn't known: %s", error.what)
 
 
 def _save_embedding(

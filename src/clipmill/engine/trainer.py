@@ -20,6 +20,7 @@ from torch import Tensor
 from clipmill.engine.batch_norm import sync_batch_norms
 from clipmill.engine.checkpoint import Checkpointer, TrainProgress, TrainState
 from clipmill.engine.config import TrainConfig
+from clipmill.engine.cost_meter import CostMeter, open_energy_counter
 from clipmill.engine.distributed import (
     DistributedContext,
     all_reduce_scalar_grads,
@@ -134,6 +135,13 @@ class Trainer:
             dist,
             step_timeout_seconds=runtime.step_timeout_seconds,
             heartbeat_interval_seconds=runtime.heartbeat_interval_seconds,
+            read_energy=open_energy_counter(dist),
+        )
+        self._cost = CostMeter(
+            checkpoint_uri,
+            dist,
+            interval_seconds=runtime.log_upload_interval_seconds,
+            read_energy=self._watchdog.total_energy,
         )
         self._metrics = train_metrics()
         self._throughput = ThroughputMeter()
@@ -144,11 +152,12 @@ class Trainer:
         progress = self._checkpointer.restore()
         self._step = progress.step
         self._logger.resume(progress.log)
+        self._cost.start(progress.step)
         if self._dist.world_size > 1:
             begins = f"resumes from step {self._step}" if self._step else "begins"
             sys.stderr.write(f"rank {self._dist.rank} of {self._dist.world_size} {begins}\n")
         try:
-            with self._watchdog:
+            with self._watchdog, self._cost:
                 batches = build_dataloader(progress.step, self._dist)
                 while self._step < self._config.steps:
                     try:
@@ -183,6 +192,7 @@ class Trainer:
         self._watchdog.set_phase(self._step, "compute")
         output = self._train_step(self._step, batch, stopping=self._sigterm.requested)
         self._step = done = self._step + 1
+        self._cost.set_step(done)
         self._metrics.samples.inc(output.num_samples)
         self._metrics.step_seconds.observe(time.perf_counter() - started)
         self._metrics.data_wait_seconds.labels(rank=str(self._dist.rank)).inc(data_seconds)
@@ -196,7 +206,7 @@ class Trainer:
                 record |= self._progress_metrics(done)
             record |= self._throughput.read(self._train_step.flops, self._train_step.peak_flops)
             record |= self._validate(due)
-            self._logger.write(record)
+            self._logger.write(record, self._cost)
             self._report(done, config.steps, _progress_message(record))
         if done == config.steps:
             return
@@ -255,6 +265,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._watchdog.set_phase(self._step, "checkpoint")
+        self._cost.mark_checkpoint(self._step)
         self._checkpointer.save(TrainProgress(step=self._step, log=tuple(self._logger.log)))
 
     def _save_and_stop(self) -> None:

@@ -72,6 +72,8 @@ class Heartbeat:
     """Time in that phase."""
     data_seconds: float
     """Total time spent waiting for data."""
+    energy_joules: float | None
+    """Energy of the rank's device so far; None where it can't be read."""
 
     def describe(self, rank: int) -> str:
         """Return ``rank 1 at step 12, waiting for data for 61 s``."""
@@ -91,6 +93,7 @@ class Watchdog:
         *,
         step_timeout_seconds: float,
         heartbeat_interval_seconds: float,
+        read_energy: Callable[[], float | None] = lambda: None,
         log: Callable[[str], None] = _LOG.error,
     ) -> None:
         self._dist = dist
@@ -98,6 +101,8 @@ class Watchdog:
         self._step_timeout_seconds = step_timeout_seconds
         self._heartbeat_interval_seconds = heartbeat_interval_seconds
         self._log = log
+        self._read_energy = read_energy
+        self._energy_lock = threading.Lock()
         self._reported: tuple[int, ...] = ()
         self._position = (0, "compute", time.monotonic())
         self._data_seconds = 0.0
@@ -140,6 +145,16 @@ class Watchdog:
         silent = [r for r, beat in after.items() if beat == before.get(r) and r != self._dist.rank]
         return ", ".join(after[r].describe(r) for r in silent) or "no rank without a heartbeat"
 
+    def total_energy(self) -> float | None:
+        """Return the energy of all ranks' devices so far, J; None if one can't be read.
+
+        That of other ranks is from their last heartbeat. For rank 0.
+        """
+        beats = [beat for r, (beat, _) in list(self._received.items()) if r != self._dist.rank]
+        joules = [self._own_energy(), *(beat.energy_joules for beat in beats)]
+        known = [value for value in joules if value is not None]
+        return sum(known) if len(known) == self._dist.world_size else None
+
     def _watch(self) -> None:
         while not self._end.wait(self._heartbeat_interval_seconds):
             # The store ends with the process that holds it; the training thread reports that.
@@ -163,7 +178,12 @@ class Watchdog:
             phase=phase,
             seconds=time.monotonic() - since,
             data_seconds=self._data_seconds,
+            energy_joules=self._own_energy(),
         )
+
+    def _own_energy(self) -> float | None:
+        with self._energy_lock:  # a counter of a CPU isn't safe to read from two threads
+            return self._read_energy()
 
     def _heartbeats(self) -> dict[int, Heartbeat]:
         if self._store is None:

@@ -28,6 +28,7 @@ from clipmill.report.html.page import (
     table,
     tag,
 )
+from clipmill.report.sections.cost import cost_section, stored_cost
 from clipmill.report.sections.predictions import predictions_section
 from clipmill.report.sections.provenance import environment, provenance_section
 from clipmill.report.sections.results import (
@@ -394,6 +395,7 @@ def _page(data: _ReportData, known: Mapping[str, str], date: str) -> str:
         endpoint_section(data.smoke_test, data.promoted),
         quarantine_section(data.dataset),
         timing_section(data.stages, tuple(data.encoders)),
+        cost_section({label: stored_cost(m.uri) for label, m in data.encoders.items()}),
         provenance_section(artifacts, data.store, known, date),
     ]
     return document(f"{data.summary.headline} · clipmill report", header, sections)

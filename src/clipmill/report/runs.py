@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipmill.config import flatten
+from clipmill.cost import RunCost, read_cost
 from clipmill.engine.result import RUN_FILE, STATE_FOLDER, read_log
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
 from clipmill.lineage import LOG_FILE
@@ -22,6 +23,7 @@ from clipmill.report.html.page import (
     table,
     tag,
 )
+from clipmill.report.sections.cost import cost_section
 from clipmill.storage import join, open_store, read_bytes, read_json
 
 _CARD = "model.json"
@@ -64,6 +66,8 @@ class TrainingRun:
     """Config values by dotted path."""
     log: tuple[dict[str, float], ...]
     """Log records."""
+    cost: RunCost | None
+    """Its cost so far; None of a run of clipmill 0.1."""
 
     @property
     def last(self) -> dict[str, float]:
@@ -74,7 +78,8 @@ class TrainingRun:
         """Return plain JSON values, with the last record of the log."""
         names = ("name", "uri", "status", "step", "steps")
         own = {name: getattr(self, name) for name in names} | {"words": self.reason}
-        return own | {"settings": dict(self.settings), "last": self.last}
+        cost = None if self.cost is None else self.cost.to_json()
+        return own | {"settings": dict(self.settings), "last": self.last, "cost": cost}
 
 
 def list_runs(store: str) -> list[TrainingRun]:
@@ -118,7 +123,8 @@ def runs_page(store: str, runs: Sequence[TrainingRun]) -> str:
     header = tag(
         "header", tag("h1", "Training runs"), tag("p", f"{len(runs)} under {store}", class_="lead")
     )
-    return document("Training runs", header, [_table(runs), _curves(runs), _settings(runs)])
+    costs = cost_section({run.name: run.cost for run in runs})
+    return document("Training runs", header, [_table(runs), costs, _curves(runs), _settings(runs)])
 
 
 def _finished(store: str, name: str) -> TrainingRun:
@@ -138,6 +144,7 @@ def _finished(store: str, name: str) -> TrainingRun:
         steps=steps,
         settings=flatten(metadata.recipe),
         log=log,
+        cost=read_cost(uri),
     )
 
 
@@ -154,6 +161,7 @@ def _unfinished(store: str, name: str) -> TrainingRun:
         steps=int(run["steps"]),
         settings=flatten({"train": run["train"]}),
         log=tuple(json.loads(line) for line in lines),
+        cost=read_cost(join(uri, STATE_FOLDER)),
     )
 
 

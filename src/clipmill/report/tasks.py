@@ -21,6 +21,7 @@ from clipmill.report.html.page import (
     table,
     tag,
 )
+from clipmill.report.sections.cost import cost_section, stored_cost
 from clipmill.report.sections.predictions import predictions_section
 from clipmill.report.sections.provenance import environment, provenance_section
 from clipmill.storage import join, open_store, write_bytes, write_json
@@ -72,6 +73,7 @@ def tasks_report(
     sections = [
         section("results", "Results", table("Each task's metric on its test data.", head, rows)),
         predictions_section(tasks, models),
+        cost_section({e.task: stored_cost(e.model.uri) for e in results}),
         provenance_section(
             [(f"Model for {e.task}", e.model.uri) for e in results], store, environment(), date
         ),

@@ -3,10 +3,9 @@
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from clipmill.lineage import Node, lineage
-from clipmill.processes import available_cpus
+from clipmill.processes import available_cpus, cpu_model
 from clipmill.report.html.page import Html, Section, paragraph, section, tag
 
 _PACKAGES = (
@@ -30,7 +29,7 @@ def environment() -> dict[str, str]:
             continue
     cores = available_cpus()
     facts["Python"] = platform.python_version()
-    facts["CPU"] = f"{_cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
+    facts["CPU"] = f"{cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
     return facts
 
 
@@ -83,12 +82,3 @@ def _detail(node: Node) -> Html:
         tag("span", text, class_="soft") if text else "",
         tag("span", f" · {problem}", class_="worse") if problem else "",
     )
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
