@@ -13,7 +13,8 @@ from clipmill.engine.metrics import MetricsLogger
 from clipmill.engine.result import log_lines
 from clipmill.lineage import LOG_FILE
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
-from clipmill.report.runs import list_runs, runs_page, source_charts, varying_settings
+from clipmill.report.runs import list_runs, runs_page, varying_settings
+from clipmill.report.sections.sources import source_charts
 from clipmill.storage import join, write_bytes, write_json
 
 TRAIN = TrainConfig(steps=100, batch_size=8)

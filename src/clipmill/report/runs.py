@@ -24,16 +24,11 @@ from clipmill.report.html.page import (
     tag,
 )
 from clipmill.report.sections.cost import cost_section
+from clipmill.report.sections.sources import source_charts
 from clipmill.storage import join, open_store, read_bytes, read_json
 
 _CARD = "model.json"
 _NONE = "\u2013"
-# Curves of the sources of a mixture, a line for each.
-_SOURCE_CURVES = {
-    "loss": ("Loss by source", "mean over the source's samples"),
-    "accuracy": ("Accuracy by source", "images whose own caption is the batch's most similar"),
-    "epochs": ("Epochs by source", "samples seen, over those of the source"),
-}
 # Curves of a page, in this order, then whatever else the logs hold.
 _CURVES = {
     "loss": ("Loss", "the sum of the terms"),
@@ -213,25 +208,6 @@ def _curve(name: str, runs: Sequence[TrainingRun]) -> Html | None:
             lines.append(Line(label=run.name.rpartition("/")[2], x=x, y=y, series=series))
     title, note = _CURVES.get(name, (name, ""))
     return line_chart(title, note, lines, x_name="updates") if lines else None
-
-
-def source_charts(log: Sequence[Mapping[str, float]], run: str) -> list[Html]:
-    """Return charts of the sources of a run's mixture, by metric; none without a mixture."""
-    names = dict.fromkeys(
-        key.split("/")[1] for record in log for key in record if key.startswith("source/")
-    )
-    charts = []
-    for metric, (title, note) in _SOURCE_CURVES.items():
-        lines = []
-        for series, name in enumerate(names):
-            key = f"source/{name}/{metric}"
-            records = [record for record in log if key in record]
-            if records:
-                x, y = (tuple(record[k] for record in records) for k in ("step", key))
-                lines.append(Line(label=name, x=x, y=y, series=series))
-        if lines:
-            charts.append(line_chart(title, f"{run}: {note}", lines, x_name="updates"))
-    return charts
 
 
 def format_cell(value: float | None, decimals: int) -> str:

@@ -27,7 +27,7 @@ from clipmill.report.html.page import (
     table,
     tag,
 )
-from clipmill.report.runs import source_charts
+from clipmill.report.sections.sources import source_charts
 from clipmill.stage_records import StageRecord
 from clipmill.storage import join, read_json
 
